@@ -1,0 +1,308 @@
+"""One table of settings.
+
+Precedence, for each setting by itself: argument, then environment (variables in the order listed), then default.
+`Settings()` reads the environment when it is constructed and is immutable from then on.
+"""
+
+import dataclasses
+import ipaddress
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+from urllib.parse import urlsplit
+
+import platformdirs
+
+from tensormeter.errors import SettingsError
+
+__all__ = ["Settings", "describe_settings"]
+
+Mode = Literal["online", "offline", "disabled"]
+AgentKind = Literal["process", "thread", "off"]
+
+DEFAULT_PORT: Final = 4320
+IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+_TOKEN: Final = re.compile(r"[!-~]+")
+
+_Parse = Callable[[str], Any]
+
+
+def default_endpoint() -> str:
+    """Where the experiment server listens unless told otherwise."""
+    return f"http://127.0.0.1:{DEFAULT_PORT}"
+
+
+def _parse_bool(text: str) -> bool:
+    lowered = text.strip().lower()
+    if lowered in ("1", "true", "yes", "on"):
+        return True
+    if lowered in ("0", "false", "no", "off", ""):
+        return False
+    raise ValueError(f"expected true or false, got {text!r}")
+
+
+def _parse_names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _parse_disabled(text: str) -> Mode:
+    return "disabled" if _parse_bool(text) else "online"
+
+
+def _parse_milliseconds(text: str) -> float:
+    return float(text) / 1000
+
+
+def _default_directory() -> Path:
+    return platformdirs.user_state_path("tensormeter")
+
+
+def _default_buffer_directory() -> Path | None:
+    shared_memory = Path("/dev/shm")  # noqa: S108 - the ring belongs in shared memory; its folder is private (0700)
+    return shared_memory if os.access(shared_memory, os.W_OK) else None
+
+
+def _setting(
+    default: Any,
+    *variables: str | tuple[str, _Parse],
+    parse: _Parse = str,
+    help: str,
+    shown: str | None = None,
+    secret: bool = False,
+) -> Any:
+    """One row of the table: a dataclass field whose default is the environment's value, or else `default`.
+
+    `shown` is the default in words, where it depends on the machine.
+    """
+    sources = tuple((item, parse) if isinstance(item, str) else item for item in variables)
+
+    def resolve() -> Any:
+        for variable, parse_variable in sources:
+            text = os.environ.get(variable)
+            if text:
+                try:
+                    return parse_variable(text)
+                except ValueError as error:
+                    shown = "***" if secret else repr(text)
+                    raise SettingsError(f"environment variable {variable}={shown}: {error}") from None
+        return default() if callable(default) else default
+
+    words = shown or (
+        "none" if default is None else f"`{','.join(default) if isinstance(default, tuple) else default}`"
+    )
+    metadata = {"variables": tuple(name for name, _ in sources), "default": words, "help": help}
+    return dataclasses.field(default_factory=resolve, repr=not secret, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All settings of a run. Each row says what it is for; the README's table is tested against this one.
+
+    Raises:
+        SettingsError: An argument or environment variable is out of range; the message names it.
+    """
+
+    project: str = _setting(
+        "default",
+        "TENSORMETER_PROJECT",
+        "OTEL_SERVICE_NAME",
+        help="Project that the run belongs to; `service.name` of the resource.",
+    )
+    run_id: str | None = _setting(
+        None,
+        "TENSORMETER_RUN_ID",
+        shown="random",
+        help="Id of the run; the same on every rank.",
+    )
+    name: str | None = _setting(None, "TENSORMETER_NAME", shown="the id", help="Name of the run, for people.")
+    mode: Mode = _setting(
+        "online",
+        "TENSORMETER_MODE",
+        ("OTEL_SDK_DISABLED", _parse_disabled),
+        help="`online` delivers; `offline` only spools, for `tensormeter sync`; `disabled` does nothing at all.",
+    )
+    endpoint: str = _setting(
+        default_endpoint,
+        "TENSORMETER_ENDPOINT",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        shown=f"`{default_endpoint()}`",
+        help="Base URL that OTLP goes to: the experiment server, or an OTLP/HTTP Collector.",
+    )
+    token: str | None = _setting(
+        None, "TENSORMETER_TOKEN", parse=str.strip, help="Bearer token for the endpoint.", secret=True
+    )
+    exporters: tuple[str, ...] = _setting(
+        ("experiment",),
+        "TENSORMETER_EXPORTERS",
+        parse=_parse_names,
+        help="Destinations, by entry-point name, separated by commas.",
+    )
+    agent: AgentKind = _setting(
+        "process",
+        "TENSORMETER_AGENT",
+        help="`process` delivers from a process of its own; `thread` from a thread of this one; "
+        "`off` records only, until `tensormeter sync`.",
+    )
+    directory: Path = _setting(
+        _default_directory,
+        "TENSORMETER_DIR",
+        parse=Path,
+        shown="`tensormeter` in the user's state directory",
+        help="Where runs keep their spools until everything is delivered.",
+    )
+    buffer_directory: Path | None = _setting(
+        _default_buffer_directory,
+        "TENSORMETER_BUFFER_DIR",
+        parse=Path,
+        shown="`/dev/shm`",
+        help="Where rings are mapped: shared memory where there is one, else beside the spool.",
+    )
+    buffer_bytes: int = _setting(
+        16 << 20,
+        "TENSORMETER_BUFFER_BYTES",
+        parse=int,
+        help="Size of a process's ring in bytes, reserved at start. When it is full, the newest rows are dropped "
+        "and counted.",
+    )
+    schedule_delay: float = _setting(
+        1.0,
+        "TENSORMETER_SCHEDULE_DELAY",
+        ("OTEL_METRIC_EXPORT_INTERVAL", _parse_milliseconds),
+        parse=float,
+        help="Seconds between two batches.",
+    )
+    max_export_batch_size: int = _setting(
+        50_000,
+        "TENSORMETER_MAX_EXPORT_BATCH_SIZE",
+        parse=int,
+        help="Data points in one request, at most (one row is never split).",
+    )
+    export_timeout: float = _setting(
+        10.0,
+        "TENSORMETER_EXPORT_TIMEOUT",
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", _parse_milliseconds),
+        parse=float,
+        help="Seconds that sending one request may take, in all.",
+    )
+    finish_timeout: float = _setting(
+        60.0,
+        "TENSORMETER_FINISH_TIMEOUT",
+        parse=float,
+        help="Seconds that `finish` waits for delivery, at most. What is left goes on in the agent.",
+    )
+    linger_timeout: float = _setting(
+        300.0,
+        "TENSORMETER_LINGER_TIMEOUT",
+        parse=float,
+        help="Seconds that the agent goes on trying after the last trainer is gone. What is left stays in the spool.",
+    )
+
+    def __post_init__(self) -> None:
+        _check_identifier("project", self.project)
+        if self.run_id is not None:
+            _check_identifier("run_id", self.run_id)
+        _check_choice("mode", self.mode, get_args(Mode))
+        _check_choice("agent", self.agent, get_args(AgentKind))
+        _check_endpoint(self.endpoint)
+        _check_names("exporters", self.exporters)
+        object.__setattr__(self, "exporters", tuple(self.exporters))
+        if self.token is not None and not _TOKEN.fullmatch(self.token):
+            raise SettingsError("token: expected printable ASCII characters without spaces or line ends")
+        object.__setattr__(self, "directory", Path(self.directory).expanduser().absolute())
+        if self.buffer_directory is not None:
+            object.__setattr__(self, "buffer_directory", Path(self.buffer_directory).expanduser().absolute())
+        _check_integer("buffer_bytes", self.buffer_bytes, 1 << 16, 1 << 40)
+        _check_range("schedule_delay", self.schedule_delay, 0.01, 3600)
+        _check_integer("max_export_batch_size", self.max_export_batch_size, 1, 2_000_000)
+        _check_range("export_timeout", self.export_timeout, 0.1, 3600)
+        _check_range("finish_timeout", self.finish_timeout, 0, 86400)
+        _check_range("linger_timeout", self.linger_timeout, 0, 7 * 86400)
+
+    @classmethod
+    def names(cls) -> frozenset[str]:
+        """The names of all settings."""
+        return frozenset(field.name for field in dataclasses.fields(cls))
+
+    def replace(self, **changes: Any) -> "Settings":
+        """A copy with some settings changed.
+
+        Raises:
+            SettingsError: A value cannot be used.
+        """
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but secrets, as JSON values: what a ring file carries, so that anyone can deliver it later."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.repr}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Settings":
+        """The inverse of `to_json`; secrets come from this process's environment. Unknown names are ignored."""
+        return cls(**{name: value for name, value in values.items() if name in cls.names()})
+
+
+def _check_identifier(name: str, value: object) -> None:
+    if not isinstance(value, str) or not IDENTIFIER.fullmatch(value):
+        raise SettingsError(
+            f"{name}: expected 1 to 128 letters, digits, '.', '_' or '-', beginning with a letter or digit, "
+            f"got {value!r}",
+        )
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise SettingsError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+
+
+def _check_names(name: str, value: object) -> None:
+    names = value if isinstance(value, list | tuple) else ()
+    if not names or not all(isinstance(item, str) for item in names) or len(set(names)) < len(names):
+        raise SettingsError(f"{name}: expected a list of different names, got {value!r}")
+
+
+def _check_integer(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise SettingsError(f"{name}: expected an integer from {low} to {high}, got {value!r}")
+
+
+def _check_range(name: str, value: object, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise SettingsError(f"{name}: expected a number from {low} to {high}, got {value!r}")
+
+
+def _check_endpoint(value: object) -> None:
+    if isinstance(value, str):
+        try:
+            parts = urlsplit(value)
+            port = parts.port  # raises if it is not a number
+            if parts.scheme in ("http", "https") and parts.hostname and port != 0:
+                if parts.username or parts.password:
+                    raise SettingsError("endpoint: credentials in the URL are not accepted; set TENSORMETER_TOKEN")
+                return
+        except SettingsError:
+            raise
+        except ValueError:
+            pass
+    raise SettingsError(f"endpoint: expected a URL such as {default_endpoint()}, got {value!r}")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address can only be reached from this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def describe_settings() -> list[tuple[str, tuple[str, ...], str, str]]:
+    """The table: (name, environment variables, default in words, help) for each setting, in order."""
+    return [
+        (field.name, field.metadata["variables"], field.metadata["default"], field.metadata["help"])
+        for field in dataclasses.fields(Settings)
+    ]

@@ -1,0 +1,83 @@
+"""The settings table: precedence, validation, secrets."""
+
+from pathlib import Path
+
+import pytest
+
+from tensormeter import Settings, SettingsError, TensormeterError
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch):
+    for name in Settings.names():
+        monkeypatch.delenv(f"TENSORMETER_{name.upper()}", raising=False)
+
+
+def test_argument_before_environment_before_default(monkeypatch):
+    assert Settings().finish_timeout == 60
+    monkeypatch.setenv("TENSORMETER_FINISH_TIMEOUT", "7.5")
+    assert Settings().finish_timeout == 7.5
+    assert Settings(finish_timeout=3).finish_timeout == 3
+
+
+def test_own_variables_before_opentelemetrys(monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318")
+    monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "2500")
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    settings = Settings()
+    assert (settings.endpoint, settings.schedule_delay, settings.mode) == ("http://collector:4318", 2.5, "disabled")
+    monkeypatch.setenv("TENSORMETER_ENDPOINT", "http://server:4320")
+    monkeypatch.setenv("TENSORMETER_MODE", "offline")
+    assert (Settings().endpoint, Settings().mode) == ("http://server:4320", "offline")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("mode", "dry", "mode: expected one of online, offline, disabled, got 'dry'"),
+        ("agent", "gone", "agent: expected one of process, thread, off, got 'gone'"),
+        ("project", "a/b", "project: expected 1 to 128 letters"),
+        ("project", "", "project: expected 1 to 128 letters"),
+        ("run_id", "../x", "run_id: expected 1 to 128 letters"),
+        ("run_id", "x" * 129, "run_id: expected 1 to 128 letters"),
+        ("endpoint", "server:4320", "endpoint: expected a URL"),
+        ("endpoint", "ftp://server", "endpoint: expected a URL"),
+        ("endpoint", "http://server:port", "endpoint: expected a URL"),
+        ("endpoint", "http://me:secret@server", "endpoint: credentials in the URL"),
+        ("buffer_bytes", 100, "buffer_bytes: expected an integer from 65536"),
+        ("buffer_bytes", "16", "buffer_bytes: expected an integer from 65536"),
+        ("schedule_delay", float("nan"), "schedule_delay: expected a number from 0.01"),
+        ("exporters", "experiment", "exporters: expected a list of different names"),
+        ("exporters", [], "exporters: expected a list of different names"),
+        ("max_export_batch_size", True, "max_export_batch_size: expected an integer from 1"),
+    ],
+)
+def test_a_bad_argument_is_named(field, value, words):
+    with pytest.raises(SettingsError) as caught:
+        Settings(**{field: value})
+    assert words in str(caught.value)
+    assert isinstance(caught.value, ValueError)
+    assert isinstance(caught.value, TensormeterError)
+
+
+def test_a_bad_variable_is_named(monkeypatch):
+    monkeypatch.setenv("TENSORMETER_BUFFER_BYTES", "lots")
+    with pytest.raises(SettingsError, match="TENSORMETER_BUFFER_BYTES='lots'"):
+        Settings()
+
+
+def test_secrets_stay_secret(monkeypatch):
+    settings = Settings(token="hunter2")
+    assert "hunter2" not in repr(settings)
+    assert "hunter2" not in str(settings.to_json())
+    for wrong in ({"endpoint": "http://me:hunter2@server"}, {"token": "hunter2 \n"}):
+        with pytest.raises(SettingsError) as caught:
+            Settings(**wrong)
+        assert "hunter2" not in str(caught.value)
+
+
+def test_json_round_trip(monkeypatch):
+    settings = Settings(project="p", exporters=["a", "b"], directory="~/runs", buffer_directory=None)
+    assert settings.directory == Path.home() / "runs"
+    monkeypatch.setenv("TENSORMETER_PROJECT", "another")
+    assert Settings.from_json(settings.to_json() | {"of the future": 1}) == settings
