@@ -1,0 +1,236 @@
+"""The agent: one for each run and node, in a process of its own (or, for notebooks and tests, on a thread).
+
+It finds the run's rings, drains them into the spool, delivers the spool, and ends when the last process of the run is gone
+and everything is delivered, or has lingered long enough; what is left then stays in the spool for `tensormeter sync`.
+It holds the run's agent lock from its start to its end.
+
+Signals, as a process: SIGTERM and SIGINT make it put what the rings hold into the spool and end; SIGUSR1 makes it try
+delivery again at once.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from tensormeter.errors import RingError, TensormeterError
+from tensormeter.pipeline.delivery import Delivery
+from tensormeter.pipeline.directory import RunDirectory, runs_locked
+from tensormeter.pipeline.drain import Drain
+from tensormeter.pipeline.spool import Spool
+from tensormeter.ring import HeaderWord, RingFile
+from tensormeter.settings import Settings
+
+__all__ = ["Agent"]
+
+logger: Final = logging.getLogger("tensormeter.agent")
+
+_POLL: Final = 0.05
+"""Seconds between two looks at the rings: a lane of 8 MiB takes 140 ms to fill at a million rows a second."""
+
+_STATUS_INTERVAL: Final = 0.25
+_STOP_DELIVERY: Final = 15.0
+_GIVE_UP_AFTER: Final = 3
+"""Failed attempts in a row after which a one-shot agent (`tensormeter sync`) leaves the rest in the spool."""
+
+
+class Agent:
+    """Drains and delivers one run. `run` does it all, on the calling thread and one for each destination."""
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        settings: Settings,
+        lock: int,
+        *,
+        one_shot: bool = False,
+        on_status: Callable[[int], None] | None = None,
+    ) -> None:
+        """
+        Args:
+            directory: The run's directory.
+            settings: The run's settings.
+            lock: Descriptor that holds the agent's lock; closed when `run` ends.
+            one_shot: Do not wait for processes that still run, nor for a receiver that keeps failing.
+            on_status: Called now and then with the number of items that are not delivered yet.
+        """
+        self._directory = directory
+        self._settings = settings
+        self._lock = lock
+        self._one_shot = one_shot
+        self._on_status = on_status
+        self._wake = threading.Event()
+        self._stopping = False
+        self._drains: dict[Path, Drain] = {}
+        self._unreadable: set[Path] = set()
+        self._deliveries: list[Delivery] = []
+        self._left_at = time.monotonic()
+        self._status_at = 0.0
+        self.error = ""
+        """Why something is still not delivered, after `run`."""
+
+    @property
+    def lock_held(self) -> bool:
+        return self._lock >= 0
+
+    def stop(self) -> None:
+        """Put what the rings hold into the spool, and end. Any thread, and signal handlers."""
+        self._stopping = True
+        self._wake.set()
+
+    def retry_now(self) -> None:
+        """Try delivery again without waiting for the backoff. Any thread, and signal handlers."""
+        for delivery in self._deliveries:
+            delivery.wake()
+
+    def run(self) -> bool:
+        """Work until there is nothing left to do.
+
+        Returns:
+            Whether everything was delivered. If not, `error` says why.
+        """
+        try:
+            spool = Spool(self._directory.spool)
+            try:
+                return self._work(spool)
+            finally:
+                spool.close()
+        except TensormeterError as error:
+            self.error = str(error)
+            logger.error("%s", error)
+            return False
+        except Exception as error:  # the log is all that anybody will ever see of it
+            self.error = f"{type(error).__name__}: {error}"
+            logger.exception("the agent failed")
+            return False
+        finally:
+            self._release_lock()
+
+    def _work(self, spool: Spool) -> bool:
+        settings = self._settings
+        if settings.mode == "online":
+            self._deliveries = [
+                Delivery(name, self._directory.spool, settings, self._wake.set) for name in settings.exporters
+            ]
+            for delivery in self._deliveries:
+                delivery.start()
+        try:
+            while True:
+                self._discover(spool)
+                self._drain()
+                self._report(spool)
+                if not self._nothing_left(spool):
+                    self._wake.wait(_POLL)
+                    self._wake.clear()
+                    continue
+                delivered = self._leave(spool)
+                if delivered is not None:
+                    return delivered
+        finally:
+            for delivery in self._deliveries:
+                delivery.stop(_STOP_DELIVERY)
+
+    def _discover(self, spool: Spool) -> None:
+        for path in self._directory.ring_files():
+            if path in self._drains or path in self._unreadable:
+                continue
+            try:
+                ring = RingFile.open(path)
+            except RingError as error:
+                self._unreadable.add(path)
+                logger.error("%s", error)
+                continue
+            self._drains[path] = Drain(ring, spool, self._settings.exporters, self._settings)
+            ring.words[HeaderWord.AGENT_PID] = os.getpid()
+
+    def _drain(self) -> None:
+        fresh = False
+        for path, drain in list(self._drains.items()):
+            if drain.advance(flush=self._stopping or self._one_shot):
+                drain.ring.remove()
+                del self._drains[path]
+                self._left_at = time.monotonic()
+            fresh = drain.take_fresh() or fresh
+        for delivery in self._deliveries:
+            if fresh and not delivery.failures:
+                delivery.wake()
+
+    def _report(self, spool: Spool) -> None:
+        pending = spool.pending()
+        rejected = spool.quarantined_items()  # read after `pending`, published before: nobody sees 0 pending without it
+        failures = max((delivery.failures for delivery in self._deliveries), default=0)
+        for drain in self._drains.values():
+            drain.ring.words[HeaderWord.QUARANTINED_ITEMS] = rejected
+            drain.ring.words[HeaderWord.FAILURES] = failures
+            drain.ring.words[HeaderWord.PENDING_REQUESTS] = pending
+        now = time.monotonic()
+        if self._on_status and now - self._status_at >= _STATUS_INTERVAL:
+            self._status_at = now
+            self._on_status(spool.pending_items())
+
+    def _nothing_left(self, spool: Spool) -> bool:
+        """Whether there is no reason to go on."""
+        if self._stopping:
+            return True
+        if self._drains and not self._one_shot:
+            return False
+        if self._settings.mode == "offline" or spool.pending() == 0:
+            return True
+        if self._one_shot:
+            return all(delivery.failures >= _GIVE_UP_AFTER for delivery in self._deliveries)
+        return time.monotonic() - self._left_at > self._settings.linger_timeout
+
+    def _leave(self, spool: Spool) -> bool | None:
+        """End, unless a new process of the run has just come: `init` and we look at each other under the same lock.
+
+        Returns:
+            Whether everything was delivered; None to stay.
+        """
+        with runs_locked(self._settings.directory):
+            rings = [path for path in self._directory.ring_files() if path not in self._unreadable]
+            if rings and not self._stopping and not self._one_shot:
+                return None
+            delivered = spool.pending() == 0
+            if not delivered:
+                self.error = "; ".join(delivery.error for delivery in self._deliveries if delivery.error)
+            if delivered and not rings and not self._unreadable and spool.quarantined_items() == 0:
+                for delivery in self._deliveries:
+                    delivery.stop(_STOP_DELIVERY)
+                spool.close()
+                self._directory.remove()
+            self._release_lock()
+            return delivered
+
+    def _release_lock(self) -> None:
+        if self._lock >= 0:
+            os.ftruncate(self._lock, 0)
+            os.close(self._lock)
+            self._lock = -1
+
+
+def main(arguments: list[str]) -> int:
+    """``python -m tensormeter.pipeline.agent RUN_DIRECTORY LOCK_DESCRIPTOR``"""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    path, lock = Path(arguments[0]), int(arguments[1])
+    os.set_inheritable(lock, False)
+    directory = RunDirectory.open(path)
+    agent = Agent(directory, directory.settings(), lock)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: agent.stop())
+    signal.signal(signal.SIGUSR1, lambda *_: agent.retry_now())
+    # Only a process that handles these signals may be sent them.
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    with contextlib.suppress(OSError):
+        os.nice(5)  # the training process comes first
+    return 0 if agent.run() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,211 @@
+"""Run directories: where a run keeps, on one node, what is not delivered yet.
+
+::
+
+    <settings.directory>/runs/
+        .lock                     held for moments, while runs come and go
+        <run id>@<host>/
+            run.json              what the run is called, where its rings are, where it wants to be delivered
+            agent.lock            held by the agent for as long as it lives; holds its process id
+            agent.log
+            spool.sqlite
+
+Rings lie in `settings.buffer_directory` (shared memory), or in the run directory where there is none.
+The directory is private (mode 0700) and is deleted when everything in it has been delivered.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from threading import Event
+from typing import Any, Final
+
+from tensormeter.errors import SpoolError
+from tensormeter.settings import Settings
+
+__all__ = ["RunDirectory", "list_runs", "runs_locked"]
+
+_LOCK_DEADLINE: Final = 5.0
+_LOCK_INTERVAL: Final = 0.01
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """One run's directory on this node.
+
+    Attributes:
+        path: The directory.
+        rings: Where the ring files are.
+        run: The contents of `run.json`: run_id, name, host, created (nanoseconds), and the settings of the process that
+            came last, without secrets.
+    """
+
+    path: Path
+    rings: Path
+    run: dict[str, Any]
+
+    @classmethod
+    def create(cls, settings: Settings, run_id: str, name: str) -> "RunDirectory":
+        """Make the directories, or find those that another rank made. Call it while holding `runs_locked`.
+
+        Raises:
+            OSError: They cannot be made.
+        """
+        host = socket.gethostname()
+        path = settings.directory / "runs" / f"{run_id}@{host}"
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        run = {
+            "version": 1,
+            "run_id": run_id,
+            "name": name,
+            "host": host,
+            "created": time.time_ns(),
+            "rings": str(_ring_directory(settings, path)),
+            "settings": settings.to_json(),
+        }
+        temporary = path / "run.json.new"
+        temporary.write_text(json.dumps(run, indent=1))
+        temporary.rename(path / "run.json")
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "RunDirectory":
+        """Read an existing directory.
+
+        Raises:
+            SpoolError: Not a run directory.
+        """
+        try:
+            run = json.loads((path / "run.json").read_text())
+            return cls(path, Path(run["rings"]), dict(run))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SpoolError(f"{path} is not a run directory: {error}") from error
+
+    def settings(self) -> Settings:
+        """The run's settings, with secrets from this process's environment.
+
+        Raises:
+            SettingsError: They were written by a version with other rules.
+        """
+        return Settings.from_json(self.run["settings"])
+
+    @property
+    def spool(self) -> Path:
+        return self.path / "spool.sqlite"
+
+    @property
+    def agent_log(self) -> Path:
+        return self.path / "agent.log"
+
+    def ring_files(self) -> list[Path]:
+        """The rings that are there now, whole ones only."""
+        return sorted({*self.rings.glob("*.ring"), *self.rings_on_disk.glob("*.ring")})
+
+    def make_ring_directory(self) -> None:
+        """Make the place in shared memory.
+
+        Raises:
+            OSError: It cannot be made, or somebody else has made it.
+        """
+        _make_private(self.rings.parent)
+        self.rings.mkdir(exist_ok=True, mode=0o700)
+
+    @property
+    def rings_on_disk(self) -> Path:
+        """Where rings go that do not fit `rings`."""
+        return self.path / "rings"
+
+    def try_agent_lock(self) -> int | None:
+        """Take the agent's lock if nobody holds it.
+
+        Returns:
+            A descriptor whose open file description holds the lock, also over exec in a child that inherits it; or None.
+        """
+        descriptor = os.open(self.path / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except OSError:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def agent_pid(self) -> int | None:
+        """Process id of the agent that holds the lock; None if it is a thread of another process, or just starting."""
+        try:
+            return int((self.path / "agent.lock").read_text())
+        except (OSError, ValueError):
+            return None
+
+    def remove(self) -> None:
+        """Delete everything. Call it while holding `runs_locked` and the agent's lock."""
+        if self.path not in self.rings.parents and self.rings.exists():
+            shutil.rmtree(self.rings)
+        shutil.rmtree(self.path)
+
+
+def list_runs(directory: Path) -> list[RunDirectory]:
+    """Every run directory below `settings.directory`, the oldest first; what is not one is left out."""
+    found = []
+    for file in (directory / "runs").glob("*/run.json"):
+        try:
+            found.append(RunDirectory.open(file.parent))
+        except SpoolError:
+            continue
+    return sorted(found, key=lambda run: run.run.get("created", 0))
+
+
+@contextmanager
+def runs_locked(directory: Path) -> Iterator[None]:
+    """Keep runs from coming or going on this node meanwhile. After 5 s without the lock it goes on without.
+
+    The holder does nothing slow, so the deadline is only met when a holder is stopped (SIGSTOP, a frozen disk), and then
+    the worst that happens is a second agent, which finds the first one's lock and leaves.
+
+    Raises:
+        OSError: The directory cannot be made.
+    """
+    runs = directory / "runs"
+    runs.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(runs / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        deadline = time.monotonic() + _LOCK_DEADLINE
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                Event().wait(_LOCK_INTERVAL)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _make_private(path: Path) -> None:
+    """Make a directory, or see that nobody else has made it: its name in shared memory can be foreseen.
+
+    Raises:
+        OSError: It belongs to someone else, or others may write to it.
+    """
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise PermissionError(f"{path} is not a directory that only this user can write to; remove it")
+
+
+def _ring_directory(settings: Settings, path: Path) -> Path:
+    if settings.buffer_directory is None:
+        return path / "rings"
+    digest = sha256(os.fsencode(path)).hexdigest()[:12]
+    return settings.buffer_directory / f"tensormeter-{os.getuid()}" / f"{path.name}-{digest}"

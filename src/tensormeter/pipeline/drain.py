@@ -1,0 +1,142 @@
+"""Draining one process: from its ring into the spool, from its first row to the news of its end."""
+
+import gzip
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, cast
+
+from tensormeter.errors import SpoolError
+from tensormeter.otlp.batch import Attribute, Event
+from tensormeter.otlp.encode import encode_events, encode_metrics
+from tensormeter.pipeline.processor import BatchMeasurementProcessor
+from tensormeter.pipeline.spool import Encoded, Spool
+from tensormeter.ring import HeaderWord, RingFile, State
+from tensormeter.settings import Settings
+
+__all__ = ["Drain"]
+
+logger: Final = logging.getLogger("tensormeter.agent")
+
+_GZIP_LEVEL: Final = 1
+"""Times and doubles compress little; level 6 costs four times the processor time for 3 % fewer bytes."""
+
+_SPOOL_TROUBLE_DELAY: Final = 1.0
+
+_MOST_BATCHES: Final = 16
+"""Batches of one process before the others have their turn."""
+
+
+class Drain:
+    """One ring on its way into the spool. Used by the agent's main thread; blocks for the disk only."""
+
+    def __init__(self, ring: RingFile, spool: Spool, destinations: Sequence[str], settings: Settings) -> None:
+        self.ring = ring
+        self._spool = spool
+        self._destinations = destinations
+        self._processor = BatchMeasurementProcessor(
+            ring,
+            {lane: spool.cursor(ring.process, lane) for lane in range(len(ring.lanes))},
+            schedule_delay=settings.schedule_delay,
+            max_export_batch_size=settings.max_export_batch_size,
+        )
+        metadata = self._processor.metadata
+        self._resource = cast("Mapping[str, Attribute]", metadata.get("resource", {}))
+        self._config = cast("dict[str, Any]", metadata.get("config", {}))
+        self._started, self._ended = spool.life(ring.process)
+        self._retry_at = 0.0
+        self._fresh = False
+        ring.words[HeaderWord.PENDING_REQUESTS] = spool.pending()
+        ring.words[HeaderWord.ENDED] = self._ended
+
+    def advance(self, *, flush: bool) -> bool:
+        """Move what is there towards the spool.
+
+        Args:
+            flush: Do not wait until a batch is due.
+
+        Returns:
+            Whether the process is gone and everything of it is in the spool, so that the ring may be removed.
+        """
+        if time.monotonic() < self._retry_at:
+            return False
+        # Looked at before reading: whatever a dead writer wrote is there to be read.
+        alive = self.ring.writer_alive()
+        over = not alive or self.ring.state is not State.OPEN
+        try:
+            if not self._started:
+                self._put([self._start_event()], started=True)
+            for _ in range(_MOST_BATCHES):
+                more = self._processor.poll(abandon_pending=not alive)
+                if not (over or flush or self._processor.due()):
+                    break
+                self._flush()
+                if not more:
+                    if over and not self._ended and (not alive or self._read_everything()):
+                        self._put([self._end_event()], started=True, ended=True)
+                    break
+        except SpoolError as error:
+            if not self._retry_at:
+                logger.error("%s; rows stay in the ring until this is mended", error)
+            self._retry_at = time.monotonic() + _SPOOL_TROUBLE_DELAY
+            return False
+        self._retry_at = 0.0
+        return self._ended and not alive
+
+    def take_fresh(self) -> bool:
+        """Whether something has come into the spool since the last call."""
+        fresh, self._fresh = self._fresh, False
+        return fresh
+
+    def _flush(self) -> None:
+        """Put the held rows into the spool, then free their space."""
+        found = self._processor.batch(self._resource)
+        if found is None:
+            return
+        batch, cursors = found
+        body = gzip.compress(encode_metrics([batch]), _GZIP_LEVEL, mtime=0)
+        self._spool.put(
+            [Encoded("metrics", body, batch.points)],
+            self._destinations,
+            self.ring.process,
+            cursors,
+            started=self._started,
+            ended=self._ended,
+        )
+        # Before the space is freed: who sees everything read must also see what is not delivered.
+        self._publish()
+        self._processor.release()
+
+    def _put(self, events: Sequence[Event], *, started: bool, ended: bool = False) -> None:
+        body = gzip.compress(encode_events(self._resource, events), _GZIP_LEVEL, mtime=0)
+        encoded = Encoded("logs", body, len(events))
+        self._spool.put([encoded], self._destinations, self.ring.process, {}, started=started, ended=ended)
+        self._started, self._ended = started, ended
+        self._publish()
+
+    def _publish(self) -> None:
+        """Something has come into the spool. Tell the writer, which may be waiting in `finish`."""
+        self._fresh = True
+        self.ring.words[HeaderWord.PENDING_REQUESTS] = self._spool.pending()
+        self.ring.words[HeaderWord.ENDED] = self._ended
+
+    def _read_everything(self) -> bool:
+        """Whether all rows of a writer that has finished, but still runs, are read."""
+        return all(
+            cursor.position >= head for cursor, head in zip(self._processor.cursors(), self.ring.heads(), strict=True)
+        )
+
+    def _start_event(self) -> Event:
+        return Event("tensormeter.run.start", self.ring.words[HeaderWord.CREATED], {"config": self._config})
+
+    def _end_event(self) -> Event:
+        state = self.ring.state
+        dropped = self.ring.drops()
+        if self._processor.lost:
+            dropped["device_unfinished"] = dropped.get("device_unfinished", 0) + self._processor.lost
+        body = {
+            "state": "crashed" if state is State.OPEN else state.name.lower(),
+            "message": "the process ended without finishing the run" if state is State.OPEN else "",
+            "dropped": dropped,
+        }
+        return Event("tensormeter.run.end", time.time_ns(), body)

@@ -1,0 +1,83 @@
+"""Starting the agent, from the training process."""
+
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Final
+
+from tensormeter.pipeline.directory import RunDirectory
+from tensormeter.settings import Settings
+
+__all__ = ["ensure_agent", "reap_agents"]
+
+_INHERITED_LOCK: Final = 3
+_children: set[int] = set()
+
+
+def ensure_agent(directory: RunDirectory, settings: Settings) -> bool:
+    """Start an agent for the run unless one holds the lock.
+
+    The lock is taken here and handed to the new process, so that no two agents are ever started at once.
+    The agent gets its own session (Ctrl-C in the trainer's terminal does not reach it) and a fresh interpreter; nothing of
+    the trainer's memory, threads or CUDA context goes with it. Takes a few milliseconds; does not wait for the agent.
+
+    Returns:
+        Whether one was started.
+
+    Raises:
+        OSError: It could not be started.
+    """
+    lock = directory.try_agent_lock()
+    if lock is None:
+        return False
+    try:
+        if settings.agent == "thread":
+            _start_thread(directory, settings, os.dup(lock))
+        else:
+            _children.add(_spawn(directory, settings, lock))
+    finally:
+        os.close(lock)
+    return True
+
+
+def reap_agents() -> None:
+    """Collect the exit status of agents that have ended, so that they do not stay zombies."""
+    for pid in list(_children):
+        try:
+            ended, _ = os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            ended = pid
+        if ended:
+            _children.discard(pid)
+
+
+def _spawn(directory: RunDirectory, settings: Settings, lock: int) -> int:
+    environment = dict(os.environ)
+    environment.pop("TENSORMETER_TOKEN", None)
+    if settings.token:
+        environment["TENSORMETER_TOKEN"] = settings.token  # through the environment: arguments can be seen by everyone
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        environment[variable] = "1"
+    null, log = os.fspath(Path(os.devnull)), os.fspath(directory.agent_log)
+    append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    return os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-P", "-m", "tensormeter.pipeline.agent", os.fspath(directory.path), str(_INHERITED_LOCK)],
+        environment,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, null, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, log, append, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+            (os.POSIX_SPAWN_DUP2, lock, _INHERITED_LOCK),
+        ],
+        setsid=True,
+    )
+
+
+def _start_thread(directory: RunDirectory, settings: Settings, lock: int) -> None:
+    from tensormeter.pipeline.agent import Agent  # NumPy, SQLite and HTTP: only where the thread is wanted
+
+    agent = Agent(directory, settings, lock)
+    threading.Thread(target=agent.run, name="tensormeter-agent", daemon=True).start()
+    os.register_at_fork(after_in_child=lambda: os.close(lock) if agent.lock_held else None)

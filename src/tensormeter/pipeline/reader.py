@@ -1,0 +1,206 @@
+"""Reading rows out of a ring's lane.
+
+Rows of one layout that follow each other are found and copied by NumPy, a stretch at a time.
+The reader works on the file alone, so it makes no difference whether the writer lives.
+"""
+
+import platform
+from dataclasses import dataclass, field
+from threading import Event
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tensormeter.pipeline.spool import Cursor
+from tensormeter.ring import (
+    LANE_HEADER_BYTES,
+    LAYOUT_BITS,
+    LOST,
+    MAX_LANES,
+    PENDING,
+    POSITION_SHIFT,
+    SKIP,
+    WRAP,
+    EntryKind,
+    LaneWord,
+    Layout,
+    RingFile,
+)
+
+__all__ = ["LaneReader", "Layouts", "Rows"]
+
+_STORES_IN_ORDER: Final = platform.machine() in ("x86_64", "AMD64", "i686")
+_SETTLE: Final = 0.002
+"""Seconds after which another core's stores are visible for certain; they take well under a microsecond."""
+
+_LAYOUT_MASK: Final = (1 << LAYOUT_BITS) - 1
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Consecutive rows of one layout.
+
+    Attributes:
+        layout: Their layout.
+        times: uint64, shape (n,); unique in the process: a multiple of 64 ns plus the lane's index.
+        steps: int64, shape (n,).
+        columns: One array of shape (n,), float64 or int64, for each of the layout's names.
+        lost: For each name the boolean mask of values that their device never finished, or None.
+    """
+
+    layout: Layout
+    times: NDArray[np.uint64]
+    steps: NDArray[np.int64]
+    columns: list[NDArray[np.float64] | NDArray[np.int64]]
+    lost: list[NDArray[np.bool_] | None]
+
+
+@dataclass
+class Layouts:
+    """The layouts that a ring has published so far."""
+
+    ring: RingFile
+    metadata: dict[str, object] = field(default_factory=dict)
+    _known: dict[int, tuple[Layout, np.dtype[np.void]]] = field(default_factory=dict)
+
+    def refresh(self) -> None:
+        """Read the entries that are new."""
+        for kind, entry in self.ring.entries():
+            if kind is EntryKind.METADATA:
+                self.metadata = entry
+            elif kind is EntryKind.LAYOUT:
+                layout = Layout(entry["id"], tuple(entry["names"]), entry["codes"])
+                fields = [("mark", "<i8"), ("time", "<i8"), ("step", "<i8")]
+                fields += [(f"v{i}", "<i8" if code == "q" else "<f8") for i, code in enumerate(layout.codes)]
+                self._known[layout.id] = (layout, np.dtype([*fields, ("end", "<i8")]))
+
+    def find(self, number: int) -> tuple[Layout, np.dtype[np.void]] | None:
+        """A layout by its id; None if the ring has published none such."""
+        if number not in self._known:
+            self.refresh()
+        return self._known.get(number)
+
+
+class LaneReader:
+    """Reads one lane from a cursor on."""
+
+    def __init__(self, layouts: Layouts, index: int, cursor: Cursor) -> None:
+        ring = layouts.ring
+        header, self._size = ring.lanes[index]
+        self._start = header + LANE_HEADER_BYTES
+        self._tail_word = (header >> 3) + LaneWord.TAIL
+        self._index = index
+        self._layouts = layouts
+        self._buffer = ring.buffer
+        self._words = ring.words
+        # Past the cursor there may be space that was given back because no row was in it.
+        self.cursor = Cursor(max(cursor.position, self._words[self._tail_word]), cursor.last_time)
+
+    def read(self, most: int, *, abandon_pending: bool) -> list[Rows]:
+        """Copy out whole rows, up to about `most` values, and move the cursor past them.
+
+        Their space is not free until `release`.
+
+        Args:
+            most: Values to read before stopping at the next row.
+            abandon_pending: Take rows with values that a device has not finished, because it never will.
+        """
+        found: list[Rows] = []
+        position, values = self.cursor.position, 0
+        while values < most:
+            offset = self._start + position % self._size
+            mark = self._words[offset >> 3]
+            number = mark & _LAYOUT_MASK
+            if mark >> LAYOUT_BITS != position >> 3:
+                break
+            if number == WRAP:
+                position += self._size - position % self._size
+                continue
+            if number == SKIP:
+                position += self._words[(offset >> 3) + 1]
+                continue
+            entry = self._layouts.find(number)
+            if entry is None:
+                break
+            layout, dtype = entry
+            per_row = len(layout.names) + 1
+            rows = self._stretch(position, offset, layout, dtype, max(1, (most - values) // per_row))
+            if "D" in layout.codes and not abandon_pending:
+                rows = rows[: _finished(rows, layout)]
+            if len(rows) == 0:
+                break
+            found.append(self._unpack(rows, layout))
+            position += len(rows) * layout.row_bytes
+            values += len(rows) * per_row
+        self.cursor = Cursor(position, self.cursor.last_time)
+        return found
+
+    def release(self) -> None:
+        """Give the space of everything read so far back to the writer. Call it once the rows are in the spool."""
+        self._words[self._tail_word] = self.cursor.position
+
+    @property
+    def unreleased(self) -> float:
+        """Share of the lane that has been read but not released, from 0 to 1."""
+        return (self.cursor.position - self._words[self._tail_word]) / self._size
+
+    def _stretch(
+        self, position: int, offset: int, layout: Layout, dtype: np.dtype[np.void], most: int
+    ) -> NDArray[np.void]:
+        """A copy of the whole rows of one layout at a position. Looks further and further, so that a mixture of layouts
+        costs little and a long stretch is found in few steps.
+        """
+        size = layout.row_bytes
+        room = min(most, (self._start + self._size - offset) // size)
+        count, look = 0, 16
+        base = position << POSITION_SHIFT | layout.id
+        while count < room:
+            look = min(look, room - count)
+            rows = np.frombuffer(self._buffer, dtype, look, offset + count * size)
+            expected = base + (np.arange(count, count + look, dtype=np.int64) * (size << POSITION_SHIFT))
+            whole = (rows["mark"] == expected) & (rows["end"] == expected)
+            if not whole.all():
+                count += int(whole.argmin())
+                break
+            count += look
+            look *= 4
+        if count and not _STORES_IN_ORDER:
+            Event().wait(_SETTLE)
+        return np.frombuffer(self._buffer, dtype, count, offset).copy()
+
+    def _unpack(self, rows: NDArray[np.void], layout: Layout) -> Rows:
+        times = _unique_times(rows["time"], self.cursor.last_time, self._index)
+        self.cursor = Cursor(self.cursor.position, int(times[-1]))
+        columns: list[NDArray[np.float64] | NDArray[np.int64]] = []
+        lost: list[NDArray[np.bool_] | None] = []
+        for i, code in enumerate(layout.codes):
+            column = np.ascontiguousarray(rows[f"v{i}"])
+            columns.append(column)
+            if code == "D":
+                words = column.view(np.int64)
+                missing = (words == PENDING) | (words == LOST)
+                lost.append(missing if missing.any() else None)
+            else:
+                lost.append(None)
+        return Rows(layout, times, np.ascontiguousarray(rows["step"]), columns, lost)
+
+
+def _finished(rows: NDArray[np.void], layout: Layout) -> int:
+    """How many of the first rows have all their device values."""
+    waiting = np.zeros(len(rows), np.bool_)
+    for i, code in enumerate(layout.codes):
+        if code == "D":
+            waiting |= np.ascontiguousarray(rows[f"v{i}"]).view(np.int64) == PENDING
+    return int(waiting.argmax()) if waiting.any() else len(rows)
+
+
+def _unique_times(times: NDArray[np.int64], last: int, lane: int) -> NDArray[np.uint64]:
+    """Make times unique in the process: ticks of 64 ns, strictly increasing in a lane, with the lane's index in the low bits.
+
+    A clock that was set back makes them advance by one tick a row until it has caught up.
+    """
+    ticks = times // MAX_LANES
+    index = np.arange(len(ticks), dtype=np.int64)
+    ticks = np.maximum.accumulate(np.maximum(ticks, last // MAX_LANES + 1) - index) + index
+    return (ticks * MAX_LANES + lane).astype(np.uint64)

@@ -1,0 +1,248 @@
+"""One thread's part of the ring, and the writers that fill it.
+
+A writer is a function ``write(values, step)`` generated for one set of keys and types, because this is the one place where
+nanoseconds count: names and offsets are constants in its code, and a row costs one `struct` call.
+Whatever a writer does not expect (other keys, other types, no room, another thread) it hands to `fallback`.
+
+A lane belongs to one thread (but for the last, see `Recorder`), so nothing here takes a lock.
+It can be re-entered, by a signal handler that logs: the space of a row is claimed before it is written, and between the
+claim and the end of the write CPython runs no handler, because there is no call and no backward jump on that path before
+the C function that does the write. `Lane.make_room` keeps the same discipline.
+"""
+
+import struct
+import threading
+from collections.abc import Callable, Mapping
+from time import time_ns
+from typing import Any, Final, Protocol
+
+from tensormeter.ring import (
+    LANE_HEADER_BYTES,
+    LAYOUT_BITS,
+    PENDING,
+    POSITION_SHIFT,
+    SKIP,
+    WRAP,
+    Drop,
+    LaneWord,
+    Layout,
+    RingFile,
+)
+
+__all__ = ["ABANDONED", "EXACT_INT", "Lane", "Writer"]
+
+EXACT_INT: Final = 1 << 53
+"""Integers up to this magnitude are exact as float64."""
+
+ABANDONED: Final = -1
+"""A lane's limit when its writers must not write any more: in a forked child, and after `finish`."""
+
+_STRIDE: Final = 1 << 16
+"""Bytes between two looks at the reader's position."""
+
+
+class Writer(Protocol):
+    """Writes one row. Never blocks, never raises for what is in `values`."""
+
+    def __call__(self, values: Mapping[str, Any], step: int | None = None) -> None: ...
+
+
+class Lane:
+    """The writing end of a lane.
+
+    Attributes:
+        cursor: ``[offset, limit, mark]``: where in the file the next row goes, up to where rows may go without asking
+            `make_room`, and the mark of the next row less its layout. Shared with the generated writers.
+        size: Bytes for rows. A row of up to half of them always fits once everything has been read.
+    """
+
+    def __init__(self, ring: RingFile, index: int, owner: int | None, on_stride: Callable[[], None]) -> None:
+        """
+        Args:
+            ring: Created by this process.
+            index: Which of its lanes.
+            owner: Identifier of the only thread that may write, or None if the caller keeps writers apart by a lock.
+            on_stride: Called every 64 KiB of rows.
+        """
+        header, self.size = ring.lanes[index]
+        self._start = header + LANE_HEADER_BYTES
+        self._end = self._start + self.size
+        self._header = header >> 3
+        self._tail = self._header + LaneWord.TAIL
+        self._buffer = ring.buffer
+        self._words = ring.words
+        self._on_stride = on_stride
+        self._lap = 0  # position of the lane's start in this lap
+        self.cursor = [self._start, self._start, 0]
+        self.owner = owner
+        self.writers: dict[tuple[tuple[str, ...], str], Writer] = {}
+
+    def lend(self, owner: int) -> None:
+        """Give the lane of a thread that has ended to another."""
+        self.owner = owner
+        self.writers.clear()  # they check for the thread that they were generated for
+
+    @property
+    def position(self) -> int:
+        """Bytes written to the lane so far, over all laps."""
+        return self._lap + self.cursor[0] - self._start
+
+    def make_room(self, size: int) -> bool:
+        """Let the cursor's limit cover a row of `size` bytes. False: the reader is a whole lane behind."""
+        if not self._extend(size):
+            return False
+        self._on_stride()
+        return True
+
+    def _extend(self, size: int) -> bool:
+        # No call and no loop in here: a signal handler (which may log, or raise) runs before all of it or after.
+        cursor, words = self.cursor, self._words
+        if cursor[1] == ABANDONED:
+            return False
+        offset = cursor[0]
+        free = self.size - (self._lap + offset - self._start - words[self._tail])
+        room = self._end - offset
+        if room < size <= self.size and room <= free:  # though the row may not fit there before more has been read
+            if room:
+                words[offset >> 3] = cursor[2] | WRAP
+            self._lap += self.size
+            cursor[0] = offset = self._start
+            cursor[2] += room << POSITION_SHIFT
+            free -= room
+            room = self.size
+        if size > room or size > free:
+            cursor[1] = offset
+            return False
+        stride = size if size > _STRIDE else _STRIDE  # noqa: FURB136 - no call, see above
+        room = room if room < free else free  # noqa: FURB136
+        cursor[1] = offset + (room if room < stride else stride)  # noqa: FURB136
+        return True
+
+    def count(self, reason: Drop, number: int = 1) -> None:
+        """Count something that could not be recorded."""
+        self._words[self._header + LaneWord.DROPS + reason] += number
+
+    def close(self) -> None:
+        """Write no more rows, and say where the last one ended."""
+        self.cursor[1] = ABANDONED
+        self._words[self._header + LaneWord.HEAD] = self.position
+
+    def abandon(self) -> None:
+        """In a forked child: the lane is the parent's. Make every writer that anyone kept fall back."""
+        self.cursor[1] = ABANDONED
+
+    def write_pending(self, layout: Layout, values: list[float], step: int) -> int | None:
+        """Write a row whose `D` columns, which must be the last, are PENDING.
+
+        Returns:
+            The word index of the first of them, or None when there was no room.
+        """
+        size = layout.row_bytes
+        row = struct.Struct(f"<qqq{layout.codes.replace('D', 'q')}q")
+        pending = [PENDING] * (len(layout.names) - len(values))
+        now = time_ns()
+        while (offset := self.cursor[0]) + size > self.cursor[1]:
+            if not self.make_room(size):
+                return None
+        mark = self.cursor[2] | layout.id
+        self.cursor[0] = offset + size
+        self.cursor[2] += size << POSITION_SHIFT
+        try:
+            row.pack_into(self._buffer, offset, mark, now, step, *values, *pending, mark)
+        except BaseException:
+            self._cover(offset, size, mark)  # even if the row is whole: nobody would ever resolve it
+            raise
+        return (offset >> 3) + 3 + len(values)
+
+    def generate_writer(self, layout: Layout, kinds: str, fallback: Writer, last_step: list[int]) -> Writer:
+        """The function that writes rows of `layout` whose values are of `kinds`.
+
+        Args:
+            layout: Without `D` columns.
+            kinds: For each column `d` (a float), `i` (an int that is exact as float64) or `q` (an int of 64 bits).
+            fallback: Called with the same arguments for every row that is not exactly so.
+            last_step: One-element list that keeps the step of the last row.
+        """
+        names = [f"v{i}" for i in range(len(layout.names))]
+        fetch = "; ".join(f"{name} = values[{key!r}]" for name, key in zip(names, layout.names, strict=True)) or "pass"
+        check = " or ".join(_CHECKS[kind].format(name) for name, kind in zip(names, kinds, strict=True)) or "False"
+        source = _WRITER.format(
+            count=len(names),
+            wrong_thread="" if self.owner is None else " or get_ident() != owner",
+            fetch=fetch,
+            check=check,
+            values="".join(f"{name}, " for name in names),
+        )
+        scope = {
+            "buffer": self._buffer,
+            "cursor": self.cursor,
+            "fallback": fallback,
+            "get_ident": threading.get_ident,
+            "last_step": last_step,
+            "layout_id": layout.id,
+            "owner": self.owner,
+            "pack_into": struct.Struct(f"<qqq{layout.codes}q").pack_into,
+            "StructError": struct.error,
+            "size": layout.row_bytes,
+            "advance": layout.row_bytes << POSITION_SHIFT,
+            "skip": self._skip,
+            "time_ns": time_ns,
+        }
+        arguments = ", ".join(scope)
+        body = "".join(f"    {line}\n" for line in source.splitlines())
+        namespace: dict[str, Any] = {}
+        exec(f"def bind({arguments}):\n{body}    return log\n", namespace)  # noqa: S102 - keys enter by repr() only
+        writer: Writer = namespace["bind"](**scope)
+        return writer
+
+    def _skip(self, offset: int, size: int, mark: int) -> None:
+        """Cover a claimed row whose writing failed, unless it had ended before the failure."""
+        if self._words[(offset + size >> 3) - 1] != mark:
+            self._cover(offset, size, mark)
+
+    def _cover(self, offset: int, size: int, mark: int) -> None:
+        self._words[(offset >> 3) + 1] = size
+        self._words[offset >> 3] = mark >> LAYOUT_BITS << LAYOUT_BITS | SKIP  # last, because it publishes
+
+
+_CHECKS: Final = {
+    "d": "{0}.__class__ is not float",
+    "i": f"{{0}}.__class__ is not int or not -{EXACT_INT} <= {{0}} <= {EXACT_INT}",
+    "q": "{0}.__class__ is not int or not -9223372036854775808 <= {0} <= 9223372036854775807",
+}
+
+# One row. Order matters: time first, then claim, then write; see the module's text on signal handlers.
+# Of mappings only a plain dict: `values[key]` of a defaultdict would make up a value.
+_WRITER: Final = """\
+def log(values, step=None):
+    if values.__class__ is not dict or len(values) != {count}{wrong_thread}:
+        return fallback(values, step)
+    if step.__class__ is not int:
+        if step is not None:
+            return fallback(values, step)
+        step = last_step[0] + 1
+    try:
+        {fetch}
+    except KeyError:
+        return fallback(values, step)
+    if {check}:
+        return fallback(values, step)
+    now = time_ns()
+    offset = cursor[0]
+    end = offset + size
+    if end > cursor[1]:
+        return fallback(values, step)
+    base = cursor[2]
+    mark = base | layout_id
+    cursor[0] = end
+    cursor[2] = base + advance
+    try:
+        pack_into(buffer, offset, mark, now, step, {values}mark)
+    except StructError:  # the step does not fit
+        skip(offset, size, mark)
+        return fallback(values, step)
+    except BaseException:
+        skip(offset, size, mark)
+        raise
+    last_step[0] = step
+"""

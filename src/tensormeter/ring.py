@@ -1,0 +1,390 @@
+"""The ring file: a process's rows in shared memory, and all that is needed to deliver them.
+
+A training process writes it, the agent reads it, and neither waits for the other.
+The file outlives its writer: after SIGKILL every row whose write had ended can be read by anyone who opens the file.
+
+Layout (little-endian words of 8 bytes; offsets in bytes from the start of the file)::
+
+    0      header       4096 bytes, the words named in `HeaderWord`; the table of lanes begins at word 64
+    4096   dictionary   append-only entries: length | kind | JSON, padded to 8
+    ...    lanes        one for each writing thread: 128 bytes of the words named in `LaneWord`, then the rows
+
+A dictionary entry is published by writing its length last.
+Entry 1 is the metadata (resource, settings, run); the others describe row layouts.
+
+A row is ``mark | time | step | value ... | mark``.
+The mark is ``position << 13 | layout``: the row's position (bytes written to the lane before it, over all laps, a multiple
+of 8, up to 2**50) and, in the low 16 bits, the id of its layout.
+The last word of a row is stored last, so a row is there when both marks are right, and a writer killed at any instant
+leaves whole rows followed by something that is not one.
+Rows never straddle the end of a lane: a mark with the layout `WRAP` sends the reader back to its start, and one with
+`SKIP`, followed by a size, covers a row whose writing failed.
+On machines that reorder stores (arm64), a reader must let the writer's stores settle between seeing the marks and reading
+the values: see `tensormeter.pipeline.reader`.
+
+Values are float64 (`d`), int64 (`q`) or float64 stored by a device (`D`).
+A device's word holds `PENDING` until the device has stored its value over it; `LOST` says that it never will.
+Both are NaNs that arithmetic does not produce.
+
+The writer holds a POSIX record lock on the file's `.lock` companion for as long as it lives.
+Such a lock is not inherited over fork, so children that outlive the writer do not look like it.
+"""
+
+import enum
+import fcntl
+import json
+import mmap
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tensormeter.errors import RingError
+
+__all__ = [
+    "LOST",
+    "PENDING",
+    "SKIP",
+    "WRAP",
+    "Drop",
+    "EntryKind",
+    "HeaderWord",
+    "LaneWord",
+    "Layout",
+    "RingFile",
+    "State",
+    "row_bytes",
+]
+
+MAGIC: Final = 0x474E_4952_5445_4D54  # "TMETRING" in the file
+VERSION: Final = 1
+
+HEADER_BYTES: Final = 4096
+LANE_TABLE: Final = 64
+LANE_HEADER_BYTES: Final = 128
+MAX_LANES: Final = 64
+
+LAYOUT_BITS: Final = 16
+POSITION_SHIFT: Final = 13
+"""A mark is ``position << 13 | layout``: positions are multiples of 8, so the low 16 bits are free for the layout."""
+WRAP: Final = 0xFFFF
+SKIP: Final = 0xFFFE
+MAX_LAYOUT: Final = 0xFFFD
+
+PENDING: Final = 0x7FF7_A5C3_5A3C_C3A5
+LOST: Final = 0x7FF7_A5C3_5A3C_105D
+
+
+class HeaderWord(enum.IntEnum):
+    """Word indices in the file's header. Those from AGENT_PID on are written by the agent, the others by the writer."""
+
+    MAGIC = 0
+    VERSION = 1
+    FILE_BYTES = 2
+    DICTIONARY_BYTES = 3
+    LANES = 4
+    WRITER_PID = 5
+    CREATED = 6
+    STATE = 7
+    AGENT_PID = 16
+    PENDING_REQUESTS = 17
+    """Requests spooled for an online destination and neither accepted nor rejected yet."""
+    FAILURES = 18
+    """Consecutive failed attempts at delivery, over the destinations the highest."""
+    QUARANTINED_ITEMS = 20
+    """Points and events that a receiver has rejected for good."""
+    ENDED = 19
+    """1 once everything that the writer left, and the news of its end, is in the spool."""
+
+
+class LaneWord(enum.IntEnum):
+    """Word indices in a lane's header. TAIL is written by the agent, the others by the writer."""
+
+    TAIL = 0
+    """Position up to which rows are in the spool and their space is free."""
+    HEAD = 1
+    """Position after the last row; written when the writer finishes, to know when everything has been read."""
+    DROPS = 2
+    """The first of the counters, one for each `Drop`."""
+
+
+class Drop(enum.IntEnum):
+    """Why something that was logged could not be recorded. Rows are counted for RING_FULL, values for the others."""
+
+    RING_FULL = 0
+    UNSUPPORTED_VALUE = 1
+    TOO_MANY_LAYOUTS = 2
+    DEVICE_UNFINISHED = 3
+
+
+class State(enum.IntEnum):
+    """What the writer says of itself. A dead writer whose state is still OPEN has crashed."""
+
+    OPEN = 0
+    FINISHED = 1
+    FAILED = 2
+
+
+class EntryKind(enum.IntEnum):
+    """Kinds of dictionary entries."""
+
+    METADATA = 1
+    LAYOUT = 2
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the words of a row mean.
+
+    Attributes:
+        id: 1 to MAX_LAYOUT; the low 16 bits of the mark.
+        names: Metric names.
+        codes: One of `d`, `q`, `D` for each name.
+    """
+
+    id: int
+    names: tuple[str, ...]
+    codes: str
+
+    @property
+    def row_bytes(self) -> int:
+        return row_bytes(len(self.names))
+
+
+def row_bytes(values: int) -> int:
+    """Bytes of a row of so many values."""
+    return 8 * (values + 4)
+
+
+class RingFile:
+    """A mapped ring file.
+
+    Constructed by `create` (in the writer) or `open` (in a reader).
+    Every method is safe on any thread; none is meant for the hot path, which uses `buffer` and `words` directly.
+    """
+
+    def __init__(self, path: Path, mapping: mmap.mmap) -> None:
+        self.path = path
+        self.buffer = mapping
+        self.words = memoryview(mapping).cast("q")
+        lanes = self.words[HeaderWord.LANES]
+        self.lanes = [
+            (self.words[LANE_TABLE + 2 * i], self.words[LANE_TABLE + 2 * i + 1]) for i in range(lanes)
+        ]  # (offset of the lane's header, bytes for rows)
+        self._dictionary_end = HEADER_BYTES + self.words[HeaderWord.DICTIONARY_BYTES]
+        self._next_entry = HEADER_BYTES
+        self._append = threading.RLock()  # re-entered by a signal handler that logs
+        self._lock_file: int | None = None
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        metadata: dict[str, Any],
+        *,
+        buffer_bytes: int,
+        lanes: int = 8,
+        dictionary_bytes: int = 1 << 20,
+    ) -> "RingFile":
+        """Make, reserve and lock a ring file; it appears under `path` when it is whole.
+
+        The first lane, the one of the thread that logs first, gets half of `buffer_bytes`; the others share the rest.
+
+        Raises:
+            RingError: The file system refuses, for example because it is full.
+        """
+        payload = json.dumps(metadata).encode()
+        dictionary = _align(dictionary_bytes + len(payload), mmap.PAGESIZE)
+        first = _align(buffer_bytes // 2, mmap.PAGESIZE) if lanes > 1 else _align(buffer_bytes, mmap.PAGESIZE)
+        other = _align((buffer_bytes - first) // (lanes - 1), mmap.PAGESIZE) if lanes > 1 else 0
+        table, offset = [], HEADER_BYTES + dictionary
+        for i in range(lanes):
+            size = max(first if i == 0 else other, mmap.PAGESIZE)
+            table.append((offset, size - LANE_HEADER_BYTES))
+            offset += size
+        temporary = path.with_suffix(".new")
+        lock_file = _lock(path.with_suffix(".lock"))
+        try:
+            mapping = _map_new(temporary, offset)
+            words = memoryview(mapping).cast("q")
+            words[HeaderWord.VERSION] = VERSION
+            words[HeaderWord.FILE_BYTES] = offset
+            words[HeaderWord.DICTIONARY_BYTES] = dictionary
+            words[HeaderWord.LANES] = lanes
+            words[HeaderWord.WRITER_PID] = os.getpid()
+            words[HeaderWord.CREATED] = time.time_ns()
+            for i, (start, size) in enumerate(table):
+                words[LANE_TABLE + 2 * i] = start
+                words[LANE_TABLE + 2 * i + 1] = size
+            ring = cls(path, mapping)
+            ring._lock_file = lock_file
+            if not ring._append_entry(EntryKind.METADATA, payload):
+                raise RingError(f"ring file {path}: the run's metadata of {len(payload)} bytes does not fit")
+            words[HeaderWord.MAGIC] = MAGIC
+            temporary.rename(path)
+        except BaseException as error:
+            os.close(lock_file)
+            path.with_suffix(".lock").unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise RingError(f"cannot reserve {offset} bytes for the ring file {path}: {error.strerror}") from error
+            raise
+        _owned.add(path)
+        return ring
+
+    @classmethod
+    def open(cls, path: Path) -> "RingFile":
+        """Map an existing ring file, for reading rows and for writing the agent's words.
+
+        Raises:
+            RingError: Not a ring file, or one of another version.
+        """
+        try:
+            with path.open("r+b") as file:
+                mapping = mmap.mmap(file.fileno(), 0)
+        except (OSError, ValueError) as error:
+            raise RingError(f"cannot map the ring file {path}: {error}") from error
+        head = memoryview(mapping)[:HEADER_BYTES].cast("q") if len(mapping) >= HEADER_BYTES else None
+        if (
+            head is None
+            or head[HeaderWord.MAGIC] != MAGIC
+            or head[HeaderWord.FILE_BYTES] != len(mapping)
+            or not 0 < head[HeaderWord.LANES] <= MAX_LANES
+        ):
+            raise RingError(f"{path} is not a ring file; move it out of the way")
+        if head[HeaderWord.VERSION] != VERSION:
+            raise RingError(
+                f"{path} has ring version {head[HeaderWord.VERSION]}, this tensormeter reads {VERSION}; "
+                "deliver it with the version that wrote it",
+            )
+        ring = cls(path, mapping)
+        ends = [ring._dictionary_end, *(start + size + LANE_HEADER_BYTES for start, size in ring.lanes)]
+        if max(ends) > len(mapping):
+            raise RingError(f"{path} is not a whole ring file; move it out of the way")
+        return ring
+
+    @property
+    def process(self) -> str:
+        """Unique id of the writing process: the file's name."""
+        return self.path.stem
+
+    @property
+    def state(self) -> State:
+        return State(self.words[HeaderWord.STATE])
+
+    def writer_alive(self) -> bool:
+        """Whether the process that created the file still runs and has not released it."""
+        if self.path in _owned:
+            return True
+        lock_path = self.path.with_suffix(".lock")
+        try:
+            descriptor = os.open(lock_path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return True
+        else:
+            return False
+        finally:
+            os.close(descriptor)
+
+    def add_layout(self, layout: Layout) -> bool:
+        """Publish a layout, which must happen before its first row. False: the dictionary is full."""
+        payload = json.dumps({"id": layout.id, "names": layout.names, "codes": layout.codes}).encode()
+        return self._append_entry(EntryKind.LAYOUT, payload)
+
+    def entries(self) -> Iterator[tuple[EntryKind, dict[str, Any]]]:
+        """The dictionary entries that were published since the last call."""
+        while self._next_entry + 16 <= self._dictionary_end:
+            index = self._next_entry >> 3
+            length = self.words[index]
+            if length == 0:
+                return
+            start = self._next_entry + 16
+            payload = json.loads(self.buffer[start : start + length])
+            self._next_entry = start + _align(length, 8)
+            yield EntryKind(self.words[index + 1]), payload
+
+    def drops(self) -> dict[str, int]:
+        """What could not be recorded, by reason, over all lanes; reasons that never occurred are left out."""
+        counts = {
+            reason.name.lower(): sum(self.words[(start >> 3) + LaneWord.DROPS + reason] for start, _ in self.lanes)
+            for reason in Drop
+        }
+        return {reason: count for reason, count in counts.items() if count}
+
+    def heads(self) -> list[int]:
+        """For each lane the position after its last row. Only meaningful once the writer has finished."""
+        return [self.words[(start >> 3) + LaneWord.HEAD] for start, _ in self.lanes]
+
+    def release(self) -> None:
+        """Give up the writer's lock: from now on the writer counts as gone. The mapping stays valid."""
+        if self._lock_file is not None:
+            _owned.discard(self.path)
+            os.close(self._lock_file)
+            self._lock_file = None
+
+    def remove(self) -> None:
+        """Delete the file and its lock. Mappings stay valid until their processes end."""
+        self.path.unlink(missing_ok=True)
+        self.path.with_suffix(".lock").unlink(missing_ok=True)
+
+    def _append_entry(self, kind: EntryKind, payload: bytes) -> bool:
+        with self._append:
+            length = len(payload)
+            size = 16 + _align(length, 8)
+            start = self._next_entry
+            if start + size + 8 > self._dictionary_end:
+                return False
+            self._next_entry = start + size  # no call since it was looked at: a signal handler gets another place
+            self.buffer[start + 16 : start + 16 + length] = payload
+            self.words[(start >> 3) + 1] = kind
+            self.words[start >> 3] = length
+            return True
+
+
+_owned: set[Path] = set()
+"""Ring files of this very process. A POSIX lock cannot be tested from the process that holds it, and closing any
+descriptor of the lock file would release it; an agent thread in the trainer therefore looks here first."""
+
+
+def disown_after_fork() -> None:
+    """In a forked child: the parent's ring files are not ours. The locks themselves stayed with the parent."""
+    _owned.clear()
+
+
+os.register_at_fork(after_in_child=disown_after_fork)
+
+
+def _align(size: int, unit: int) -> int:
+    return -(-size // unit) * unit
+
+
+def _lock(path: Path) -> int:
+    descriptor = -1
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if descriptor >= 0:
+            os.close(descriptor)
+        raise RingError(f"cannot lock {path}: {error.strerror}") from error
+    return descriptor
+
+
+def _map_new(path: Path, size: int) -> mmap.mmap:
+    """A new, reserved, prefaulted shared mapping: a full file system is an error here, not a SIGBUS in `log`."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, size)
+        else:  # macOS
+            os.ftruncate(descriptor, size)
+        return mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,98 @@
+"""Real ring files: a recorder at one end, a reader of the file at the other."""
+
+import logging
+import os
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tensormeter.pipeline.reader import LaneReader, Layouts
+from tensormeter.pipeline.spool import Cursor
+from tensormeter.record.recorder import Recorder
+from tensormeter.ring import RingFile
+
+
+class Row(NamedTuple):
+    lane: int
+    time: int
+    step: int
+    values: dict[str, float | int | None]
+    """By name; None where a device never finished."""
+
+
+class Reader:
+    """Reads a ring file as the agent does."""
+
+    def __init__(self, path: Path) -> None:
+        self.ring = RingFile.open(path)
+        layouts = Layouts(self.ring)
+        self.lanes = [LaneReader(layouts, index, Cursor()) for index in range(len(self.ring.lanes))]
+
+    def read(self, most: int = 1 << 40, *, abandon: bool = False) -> list[Row]:
+        """The rows that are new, lane by lane."""
+        found = []
+        for index, lane in enumerate(self.lanes):
+            for rows in lane.read(most, abandon_pending=abandon):
+                masks = [[False] * len(rows.times) if mask is None else mask.tolist() for mask in rows.lost]
+                columns = [column.tolist() for column in rows.columns]
+                for i, (time, step) in enumerate(zip(rows.times.tolist(), rows.steps.tolist(), strict=True)):
+                    cells = [None if mask[i] else column[i] for mask, column in zip(masks, columns, strict=True)]
+                    found.append(Row(index, time, step, dict(zip(rows.layout.names, cells, strict=True))))
+        return found
+
+    def release(self) -> None:
+        for lane in self.lanes:
+            lane.release()
+
+
+class Recording:
+    """A recorder, called as a run calls it: through the writer for the keys in use."""
+
+    def __init__(self, path: Path, **options: Any) -> None:
+        self.ring = RingFile.create(path, {}, **options)
+        self.log: Callable[..., None]
+        self.recorder = Recorder(self.ring, on_writer=lambda writer: setattr(self, "log", writer))
+        self.log = self.recorder.log
+        self.reader = Reader(path)
+
+    def rows(self, **options: Any) -> list[Row]:
+        """What was logged since the last call; its space is given back."""
+        found = self.reader.read(**options)
+        self.reader.release()
+        return found
+
+    def values(self) -> list[dict[str, float | int | None]]:
+        return [row.values for row in self.rows()]
+
+    def dropped(self, reason: str) -> int:
+        return self.ring.drops().get(reason, 0)
+
+
+@pytest.fixture(scope="session")
+def new_recording(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Recording]:
+    """Makes recordings, in a folder; the options are those of `RingFile.create`. Usable under hypothesis."""
+    folder = tmp_path_factory.mktemp("rings")
+    numbers = count()
+
+    def create(folder: Path = folder, **options: Any) -> Recording:
+        path = folder / f"tensormeter-test-{os.getpid()}-{next(numbers)}.ring"
+        recording = Recording(path, **{"buffer_bytes": 1 << 20, "dictionary_bytes": 1 << 16, **options})
+        recording.ring.remove()  # the mappings stay
+        return recording
+
+    return create
+
+
+@pytest.fixture
+def recording(new_recording: Callable[..., Recording]) -> Recording:
+    return new_recording()
+
+
+@pytest.fixture
+def warnings_logged(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """What the logger `tensormeter` has said."""
+    caplog.set_level(logging.DEBUG, "tensormeter")
+    return lambda: [record.getMessage() for record in caplog.records if record.name == "tensormeter"]

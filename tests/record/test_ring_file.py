@@ -1,0 +1,193 @@
+"""The ring file: making it, opening it, refusing what is none, and knowing whether its writer lives."""
+
+import os
+import resource
+import signal
+import struct
+
+import pytest
+
+from tensormeter.errors import RingError
+from tensormeter.ring import Drop, EntryKind, HeaderWord, LaneWord, Layout, RingFile, State
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "process.ring"
+
+
+@pytest.fixture
+def small(path):
+    ring = RingFile.create(path, {"resource": {"a": 1}}, buffer_bytes=1 << 16, lanes=3, dictionary_bytes=4096)
+    yield ring
+    ring.release()
+
+
+def test_what_was_created_can_be_opened(small, path):
+    opened = RingFile.open(path)
+    assert list(opened.entries()) == [(EntryKind.METADATA, {"resource": {"a": 1}})]
+    assert opened.process == "process"
+    assert opened.state is State.OPEN
+    assert opened.words[HeaderWord.WRITER_PID] == os.getpid()
+    assert opened.lanes == small.lanes
+    assert opened.drops() == {}
+    assert opened.heads() == [0, 0, 0]
+
+
+def test_lanes_and_dictionary_do_not_overlap(small):
+    end = 4096 + small.words[HeaderWord.DICTIONARY_BYTES]
+    for start, size in small.lanes:
+        assert start == end
+        end = start + 128 + size
+    assert end == len(small.buffer)
+    assert small.lanes[0][1] > small.lanes[1][1] == small.lanes[2][1]
+
+
+def test_the_file_is_private_and_reserved(small, path):
+    status = path.stat()
+    assert status.st_mode & 0o777 == 0o600
+    assert status.st_blocks * 512 >= status.st_size
+    assert sorted(file.name for file in path.parent.iterdir()) == ["process.lock", "process.ring"]
+
+
+def test_entries_come_once_and_in_order(small, path):
+    opened = RingFile.open(path)
+    assert len(list(opened.entries())) == 1
+    layouts = [Layout(i, (f"name{i}",), "d") for i in range(1, 4)]
+    assert all(small.add_layout(layout) for layout in layouts[:2])
+    assert [entry["id"] for _, entry in opened.entries()] == [1, 2]
+    assert small.add_layout(layouts[2])
+    assert [entry["names"] for _, entry in opened.entries()] == [["name3"]]
+    assert list(opened.entries()) == []
+
+
+def test_a_full_dictionary_takes_no_more(small, path):
+    number = 0
+    while small.add_layout(Layout(number + 1, ("x" * 50,), "d")):
+        number += 1
+    assert number > 10
+    assert not small.add_layout(Layout(number + 1, ("x" * 50,), "d"))
+    assert len(list(RingFile.open(path).entries())) == number + 1
+
+
+def test_drops_are_summed_over_the_lanes(small):
+    for start, _ in small.lanes:
+        small.words[(start >> 3) + LaneWord.DROPS + Drop.UNSUPPORTED_VALUE] += 2
+    assert small.drops() == {"unsupported_value": 6}
+
+
+def test_truncated_files_are_refused(small, path, tmp_path):
+    whole = path.read_bytes()
+    for length in [*range(80), *range(80, len(whole), 1021), len(whole) - 1]:
+        broken = tmp_path / "broken.ring"
+        broken.write_bytes(whole[:length])
+        with pytest.raises(RingError, match="ring file"):
+            RingFile.open(broken)
+
+
+@pytest.mark.parametrize(
+    ("word", "value", "message"),
+    [
+        (HeaderWord.MAGIC, 0, "not a ring file"),
+        (HeaderWord.MAGIC, 0x474E4952, "not a ring file"),
+        (HeaderWord.VERSION, 2, "has ring version 2, this tensormeter reads 1"),
+        (HeaderWord.VERSION, 0, "ring version 0"),
+        (HeaderWord.FILE_BYTES, 4096, "not a ring file"),
+        (HeaderWord.LANES, 0, "not a ring file"),
+        (HeaderWord.LANES, 1 << 40, "not a ring file"),
+        (HeaderWord.DICTIONARY_BYTES, 1 << 40, "not a whole ring file"),
+        (64, 1 << 40, "not a whole ring file"),
+    ],
+)
+def test_other_headers_are_refused(small, path, tmp_path, word, value, message):
+    contents = bytearray(path.read_bytes())
+    struct.pack_into("<q", contents, 8 * word, value)
+    broken = tmp_path / "broken.ring"
+    broken.write_bytes(contents)
+    with pytest.raises(RingError, match=message):
+        RingFile.open(broken)
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    for path in (tmp_path, tmp_path / "missing.ring"):
+        with pytest.raises(RingError, match="cannot map"):
+            RingFile.open(path)
+
+
+def test_a_full_file_system_is_an_error_at_the_start(path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(RingError, match=r"cannot reserve \d+ bytes"):
+            RingFile.create(path, {}, buffer_bytes=2 << 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(path.parent.iterdir()) == []
+
+
+def test_metadata_that_does_not_fit_is_an_error_at_the_start(path):
+    with pytest.raises(RingError, match="metadata of 4090 bytes does not fit"):
+        RingFile.create(path, {"k": "x" * (4090 - 9)}, buffer_bytes=1 << 16, dictionary_bytes=0)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_directory_that_cannot_be_written_is_a_ring_error(tmp_path):
+    with pytest.raises(RingError, match="cannot lock"):
+        RingFile.create(tmp_path / "missing" / "a.ring", {}, buffer_bytes=1 << 16)
+
+
+def test_the_writer_counts_as_alive_until_it_releases(small, path):
+    opened = RingFile.open(path)
+    assert opened.writer_alive()
+    small.release()
+    assert not opened.writer_alive()
+    small.release()
+    small.remove()
+    assert not opened.writer_alive()
+    assert list(path.parent.iterdir()) == []
+
+
+def _write_and_wait(path, pipe):
+    """Create a ring, leave a child behind that outlives us, and wait to be killed."""
+    RingFile.create(path, {}, buffer_bytes=1 << 16)
+    grandchild = os.fork()
+    if grandchild:
+        os.write(pipe, b"%d\n" % grandchild)
+    signal.pause()
+    os._exit(0)
+
+
+def test_a_killed_writer_is_seen_even_while_its_children_live(path):
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _write_and_wait(path, writing)
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        grandchild = int(answer.readline())
+    try:
+        ring = RingFile.open(path)
+        assert ring.writer_alive()
+        with pytest.raises(RingError, match="cannot lock"):
+            RingFile.create(path, {}, buffer_bytes=1 << 16)
+        assert ring.writer_alive()
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.kill(grandchild, 0)  # lives
+        assert not ring.writer_alive()
+        assert ring.state is State.OPEN
+    finally:
+        os.kill(grandchild, signal.SIGKILL)
+
+
+def test_a_forked_child_does_not_own_its_parents_ring(small, path):
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writing, b"%d" % RingFile.open(path).writer_alive())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as answer:
+        assert answer.read() == b"1"  # the parent, seen from outside: it holds the lock
+    assert RingFile.open(path).writer_alive()
