@@ -1,0 +1,28 @@
+"""Training telemetry on OpenTelemetry that never stalls the GPU and loses nothing."""
+
+from tensormeter.errors import (
+    EncodingError,
+    RingError,
+    SettingsError,
+    SpoolError,
+    StoreError,
+    TensormeterError,
+    UsageError,
+)
+from tensormeter.run import Run, finish, init, log
+from tensormeter.settings import Settings
+
+__all__ = [
+    "EncodingError",
+    "RingError",
+    "Run",
+    "Settings",
+    "SettingsError",
+    "SpoolError",
+    "StoreError",
+    "TensormeterError",
+    "UsageError",
+    "finish",
+    "init",
+    "log",
+]

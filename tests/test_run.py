@@ -1,0 +1,215 @@
+"""What a script holds: init, log, finish, and what happens when the machine does not play along."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tensormeter
+from tensormeter import Settings, SettingsError, UsageError
+from tensormeter.pipeline.directory import list_runs
+from tensormeter.pipeline.spool import Spool
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings(
+        directory=tmp_path / "runs",
+        buffer_directory=tmp_path / "rings",
+        buffer_bytes=1 << 18,
+        mode="offline",
+        agent="thread",
+        schedule_delay=0.05,
+        finish_timeout=30,
+    )
+
+
+def items(settings) -> int:
+    """Points and events that the only run has left on disk."""
+    (run,) = list_runs(settings.directory)
+    spool = Spool(run.spool)
+    try:
+        return spool.pending_items()
+    finally:
+        spool.close()
+
+
+def test_module_level_functions_need_a_run():
+    with pytest.raises(UsageError, match=r"call tensormeter\.init\(\) first"):
+        tensormeter.log({"loss": 1.0})
+    tensormeter.finish()
+
+
+def test_module_level_functions_go_to_the_last_run(settings):
+    run = tensormeter.init(settings=settings)
+    tensormeter.log({"loss": 1.0})
+    tensormeter.finish()
+    assert items(settings) == 2 + 2  # a value and its step, the start and the end
+    run.finish()  # twice is once
+    with pytest.raises(UsageError):
+        tensormeter.log({"loss": 1.0})
+
+
+def test_with_block_says_how_it_ended(settings):
+    with tensormeter.init(settings=settings) as run:
+        run.log({"loss": 1.0}, step=0)
+        assert run._ring is not None
+        ring = run._ring
+    assert ring.state.name == "FINISHED"
+    with pytest.raises(ZeroDivisionError), tensormeter.init(settings=settings) as run:  # noqa: PT012
+        ring = run._ring
+        1 / 0  # noqa: B018
+    assert ring.state.name == "FAILED"
+    with pytest.raises(UsageError, match="expected the state"):
+        run.finish("crashed")
+
+
+def test_log_after_finish_warns_once(settings, caplog):
+    run = tensormeter.init(settings=settings)
+    kept = run.log
+    run.log({"loss": 1.0}, step=0)
+    faster = run.log
+    run.finish()
+    with caplog.at_level(logging.WARNING, "tensormeter"):
+        for log in (kept, faster, run.log):
+            log({"loss": 2.0}, step=1)
+    assert [record.message for record in caplog.records].count(
+        "log() after the run was finished, or in a forked child: nothing is recorded",
+    ) == 1
+    assert items(settings) == 4
+
+
+def test_arguments_before_settings(settings):
+    with tensormeter.init("chosen", "named", id="abc", settings=settings) as run:
+        assert (run.project, run.name, run.id) == ("chosen", "named", "abc")
+    with tensormeter.init(settings={"directory": settings.directory, "mode": "disabled", "project": "mapped"}) as run:
+        assert run.project == "mapped"
+        assert run.name == run.id
+
+
+def test_unknown_settings_are_named():
+    with pytest.raises(SettingsError, match="settings: 'buffer' is not one of"):
+        tensormeter.init(settings={"buffer": 1})
+    with pytest.raises(SettingsError, match="mode: expected one of"):
+        tensormeter.init(mode="sometimes")
+
+
+def test_configuration_becomes_json(settings):
+    with tensormeter.init(config={"lr": 1e-3, "path": Path("data"), 3: [1, (2,)]}, settings=settings) as run:
+        assert run.config == {"lr": 1e-3, "path": "data", "3": [1, [2]]}
+    endless: dict = {}
+    endless["self"] = endless
+    with pytest.raises(SettingsError, match="config: cannot be written as JSON"):
+        tensormeter.init(config=endless, settings=settings)
+    with pytest.raises(SettingsError, match="config: expected a mapping, got list"):
+        tensormeter.init(config=[1], settings=settings)
+
+
+def test_disabled_touches_nothing(settings):
+    with tensormeter.init(mode="disabled", settings=settings) as run:
+        run.log({"loss": object()}, step="nonsense")
+    assert not settings.directory.exists()
+    assert not settings.buffer_directory.exists()
+
+
+def test_a_directory_that_cannot_be_made_does_not_stop_training(settings, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    with (
+        caplog.at_level(logging.WARNING, "tensormeter"),
+        tensormeter.init(settings=settings.replace(directory=tmp_path / "file" / "runs")) as run,
+    ):
+        run.log({"loss": 1.0}, step=0)
+    assert any("records nothing" in record.message for record in caplog.records)
+
+
+def test_without_shared_memory_the_ring_is_on_disk(settings, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    with (
+        caplog.at_level(logging.WARNING, "tensormeter"),
+        tensormeter.init(settings=settings.replace(buffer_directory=tmp_path / "file" / "rings")) as run,
+    ):
+        run.log({"loss": 1.0}, step=0)
+    assert any("the ring is on disk instead" in record.message for record in caplog.records)
+    assert items(settings) == 4
+
+
+def test_a_ring_that_does_not_fit_shared_memory_goes_to_disk(settings, caplog):
+    """As in a container whose /dev/shm has 64 MiB and that runs eight ranks."""
+    settings.buffer_directory.mkdir(parents=True)
+    small = settings.buffer_directory / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(small)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small tmpfs needs privileges")
+    try:
+        with (
+            caplog.at_level(logging.WARNING, "tensormeter"),
+            tensormeter.init(settings=settings.replace(buffer_directory=small)) as run,
+        ):
+            run.log({"loss": 1.0}, step=0)
+        assert any("the ring is on disk instead" in record.message for record in caplog.records)
+        assert items(settings) == 4
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_shared_memory_that_someone_else_prepared_is_refused(settings, caplog):
+    trap = settings.buffer_directory / f"tensormeter-{os.getuid()}"
+    trap.mkdir(parents=True)
+    trap.chmod(0o777)
+    with caplog.at_level(logging.WARNING, "tensormeter"), tensormeter.init(settings=settings) as run:
+        run.log({"loss": 1.0}, step=0)
+    assert any("only this user can write to" in record.message for record in caplog.records)
+    assert not list(trap.iterdir())
+    assert items(settings) == 4
+
+
+def test_what_was_dropped_is_said_at_the_end(settings, caplog):
+    with (
+        caplog.at_level(logging.WARNING, "tensormeter"),
+        tensormeter.init(settings=settings.replace(agent="off")) as run,
+    ):
+        for step in range(20_000):  # more than the ring of 256 KiB holds, and nobody reads it
+            run.log({"loss": 1.0, "text": "refused"} if step == 0 else {"loss": 1.0}, step)
+    assert any("'text' is not recorded: cannot record a str" in record.message for record in caplog.records)
+    assert any("is full, rows are dropped" in record.message for record in caplog.records)
+    (losses,) = [record.message for record in caplog.records if "not recorded: ring_full" in record.message]
+    assert "unsupported_value 1" in losses
+
+
+SCRIPT = """
+import json, sys, tensormeter
+run = tensormeter.init(settings=json.loads(sys.argv[1]))
+run.log({"loss": 1.0}, 0)
+print(run._ring.path)
+exec(sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize(
+    ("ending", "state"),
+    [
+        ("pass", "finished"),
+        ("sys.exit(0)", "finished"),
+        ("1 / 0", "failed"),
+        ("raise KeyboardInterrupt", "failed"),
+        ("import os; os._exit(0)", "crashed"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", "crashed"),
+    ],
+)
+def test_every_way_to_end_keeps_the_row_and_the_state(settings, ending, state):
+    given = json.dumps(settings.replace(agent="off").to_json())
+    subprocess.run([sys.executable, "-c", SCRIPT, given, ending], capture_output=True, timeout=60, check=False)
+    (run,) = list_runs(settings.directory)
+    from tensormeter.ring import RingFile
+
+    (path,) = run.ring_files()
+    ring = RingFile.open(path)
+    assert not ring.writer_alive()
+    assert ring.state.name == {"crashed": "OPEN"}.get(state, state.upper())
