@@ -1,0 +1,105 @@
+"""The application: routes, errors, and the guard around them."""
+
+from importlib.metadata import version
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from tensormeter.errors import EncodingError, StoreError
+from tensormeter.server.api import Api
+from tensormeter.server.config import ServerConfig
+from tensormeter.server.guard import Guard
+from tensormeter.server.receiver import Receiver
+from tensormeter.server.status import error_response
+from tensormeter.server.store import (
+    AmbiguousRunError,
+    BatchConflictError,
+    NotFoundError,
+    Store,
+    StoreUnavailableError,
+    TooManyPointsError,
+)
+
+__all__ = ["create_app"]
+
+_CODES = {
+    400: "bad_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "timeout",
+    413: "too_large",
+    415: "unsupported_media_type",
+    503: "unavailable",
+}
+
+
+def create_app(store: Store, config: ServerConfig) -> ASGIApp:
+    """The ASGI application over `store`. Whoever opened the store closes it, after the server has stopped."""
+
+    async def index(_: Request) -> Response:
+        links = {"projects": "/api/v1/projects", "runs": "/api/v1/runs", "metrics": "/v1/metrics", "logs": "/v1/logs"}
+        return JSONResponse({"name": "tensormeter", "version": version("tensormeter"), "links": links})
+
+    async def health(request: Request) -> Response:
+        problem = store.problem()
+        if problem is not None:
+            return error_response(request.url.path, 503, "unhealthy", problem)
+        return JSONResponse({"status": "ok"})
+
+    app = Starlette(
+        routes=[
+            Route("/", index),
+            Route("/healthz", health),
+            *Receiver(store, config.max_body_bytes).routes(),
+            *Api(store).routes(),
+        ],
+        exception_handlers={
+            HTTPException: _on_http_exception,
+            ClientDisconnect: _on_disconnect,
+            EncodingError: _on_encoding_error,
+            StoreError: _on_store_error,
+            Exception: _on_bug,
+        },
+    )
+    app.router.redirect_slashes = False
+    return Guard(app, config)
+
+
+def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = _CODES.get(error.status_code, "error")
+    return error_response(request.url.path, error.status_code, code, error.detail, error.headers)
+
+
+def _on_disconnect(request: Request, _: Exception) -> Response:
+    return error_response(request.url.path, 400, "bad_request", "the client went away")
+
+
+def _on_encoding_error(request: Request, error: Exception) -> Response:
+    return error_response(request.url.path, 400, "bad_request", str(error))
+
+
+def _on_store_error(request: Request, error: Exception) -> Response:
+    match error:
+        case NotFoundError():
+            status, code, headers = 404, "not_found", None
+        case AmbiguousRunError():
+            status, code, headers = 409, "ambiguous", None
+        case BatchConflictError():
+            status, code, headers = 409, "conflict", None
+        case TooManyPointsError():
+            status, code, headers = 413, "too_many_points", None
+        case StoreUnavailableError():
+            status, code, headers = 503, "unavailable", {"Retry-After": "5"}
+        case _:
+            status, code, headers = 500, "store_damaged", None
+    return error_response(request.url.path, status, code, str(error), headers)
+
+
+def _on_bug(request: Request, _: Exception) -> Response:
+    # Starlette raises the exception again after this answer, and uvicorn logs it with its traceback.
+    return error_response(request.url.path, 500, "internal", "the server failed; its log says why")

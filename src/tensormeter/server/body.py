@@ -1,0 +1,93 @@
+"""Request bodies: read and decompressed within limits of size, time and memory."""
+
+import zlib
+from typing import Final
+
+import anyio
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+__all__ = ["BodyReader", "decompress"]
+
+READ_TIMEOUT: Final = 60.0
+"""Seconds that sending one body may take, in all: a client that trickles bytes holds a connection no longer."""
+
+
+class BodyReader:
+    """Reads bodies; all that are being read at one time share a bound. For one event loop."""
+
+    def __init__(self, max_bytes: int) -> None:
+        """Create a reader.
+
+        Args:
+            max_bytes: Limit for one body as sent. All bodies being read or stored share four times as much.
+        """
+        self._max_bytes = max_bytes
+        self._budget = 4 * max_bytes
+        self._held = 0
+
+    async def read(self, request: Request) -> bytes:
+        """The body as sent. It counts as held until `release`.
+
+        Raises:
+            HTTPException: 413 too large, 408 too slow, 503 too much at once. Nothing is held then.
+            ClientDisconnect: The client went away. Nothing is held then.
+        """
+        declared = request.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > self._max_bytes:
+            raise too_large(self._max_bytes)
+        parts: list[bytes] = []
+        size = 0
+        complete = False
+        try:
+            with anyio.fail_after(READ_TIMEOUT):
+                async for part in request.stream():
+                    size += len(part)
+                    self._held += len(part)
+                    parts.append(part)
+                    if size > self._max_bytes:
+                        raise too_large(self._max_bytes)
+                    if self._held > self._budget:
+                        raise HTTPException(503, "too many large requests at once; send it again", {"Retry-After": "1"})
+            complete = True
+            return b"".join(parts)
+        except TimeoutError:
+            message = f"the body took longer than {READ_TIMEOUT:g} s; send smaller requests"
+            raise HTTPException(408, message) from None
+        finally:
+            if not complete:
+                self._held -= size
+
+    def release(self, body: bytes) -> None:
+        """The body that `read` returned is not needed any more."""
+        self._held -= len(body)
+
+
+def too_large(max_bytes: int) -> HTTPException:
+    """413, with what to do."""
+    return HTTPException(413, f"the body is larger than {max_bytes} bytes after decompression; send smaller batches")
+
+
+def decompress(body: bytes, max_bytes: int) -> bytes:
+    """Undo gzip, one or more members, never producing more than `max_bytes`.
+
+    Raises:
+        HTTPException: 413 more than `max_bytes`; 400 not gzip, or cut off.
+    """
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        member = zlib.decompressobj(wbits=31)
+        try:
+            part = member.decompress(body, max_bytes - size + 1)
+        except zlib.error as error:
+            raise HTTPException(400, f"the body is not gzip: {error}") from None
+        size += len(part)
+        if size > max_bytes:
+            raise too_large(max_bytes)
+        parts.append(part)
+        if not member.eof:
+            raise HTTPException(400, "the gzip body is cut off")
+        body = member.unused_data
+        if not body:
+            return b"".join(parts)

@@ -1,0 +1,66 @@
+"""What a server is started with."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import platformdirs
+
+from tensormeter.errors import SettingsError
+from tensormeter.settings import DEFAULT_PORT, is_loopback
+
+__all__ = ["MAX_BODY_BYTES", "ServerConfig"]
+
+MAX_BODY_BYTES: Final = 64 << 20
+"""OTLP's own limit for a request."""
+
+
+def _default_directory() -> Path:
+    folder = os.environ.get("TENSORMETER_SERVER_DIR")
+    return Path(folder) if folder else platformdirs.user_data_path("tensormeter") / "server"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """Settings of a server.
+
+    Attributes:
+        host: Address to bind: a name or an IP address.
+        port: Port to bind; 0 takes any free one.
+        directory: Where the store is; by default `TENSORMETER_SERVER_DIR`, else the user's data folder.
+        token: Bearer token that every request must carry, or None. Needed for anything but a loopback host.
+        allowed_hosts: Further names, without port, by which clients may call this server.
+        max_body_bytes: Limit on the body of a request, before and after decompression.
+
+    Raises:
+        SettingsError: A value cannot be used; the message says what to do.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    directory: Path = field(default_factory=_default_directory)
+    token: str | None = field(default=None, repr=False)
+    allowed_hosts: Iterable[str] = ()
+    max_body_bytes: int = MAX_BODY_BYTES
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "directory", Path(self.directory).expanduser().absolute())
+        object.__setattr__(self, "allowed_hosts", frozenset(host.lower() for host in self.allowed_hosts))
+        if not self.host:
+            raise SettingsError("host: expected a name or an IP address, got ''")
+        if not 0 <= self.port <= 65535:
+            raise SettingsError(f"port: expected 0 to 65535, got {self.port}")
+        if self.max_body_bytes < 1:
+            raise SettingsError(f"max_body_bytes: expected 1 or more, got {self.max_body_bytes}")
+        # Not shown: it is a secret, even when it is wrong.
+        if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.split()):
+            raise SettingsError("token: expected printable ASCII characters; generate one with `openssl rand -hex 32`")
+        if self.token is not None and " " in self.token:
+            raise SettingsError("token: expected no spaces inside; generate one with `openssl rand -hex 32`")
+        if self.token is None and not is_loopback(self.host):
+            raise SettingsError(
+                f"host: {self.host!r} can be reached from other machines, so a token is needed; "
+                "set TENSORMETER_TOKEN or give --token-file, or bind 127.0.0.1",
+            )

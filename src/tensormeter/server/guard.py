@@ -1,0 +1,107 @@
+"""Who may talk to the server, decided on the headers alone, before any body is read.
+
+- `Host` must be a name of this server. Without that, a web page whose name is rebound to 127.0.0.1 could read it.
+- `Origin`, if a browser sends one, must be this server: no page of another site may read or write.
+- The bearer token, if there is one, for everything but `/` and `/healthz`, which show no data.
+"""
+
+import hmac
+import ipaddress
+from typing import Final
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tensormeter.server.config import ServerConfig
+from tensormeter.server.status import error_response
+from tensormeter.settings import is_loopback
+
+__all__ = ["Guard"]
+
+_PUBLIC: Final = frozenset({"/", "/healthz"})
+
+_HEADERS: Final = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class Guard:
+    """ASGI middleware around the whole application; also puts the security headers on every answer."""
+
+    def __init__(self, app: ASGIApp, config: ServerConfig) -> None:
+        self._app = app
+        self._token = config.token.encode() if config.token else None
+        self._hosts = frozenset({*config.allowed_hosts, config.host.lower()})
+        self._local = is_loopback(config.host)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        refusal = self._refusal(scope["path"], Headers(scope=scope))
+        await (refusal or self._app)(scope, receive, send_with_headers)
+
+    def _refusal(self, path: str, headers: Headers) -> Response | None:
+        host = headers.get("host", "")
+        if not self._is_ours(_hostname(host)):
+            message = f"this server is not {host!r}; if it should be, start it with --allowed-host"
+            return error_response(path, 421, "unknown_host", message)
+        origin = headers.get("origin")
+        if origin is not None and _origin_host(origin) != host.lower():
+            return error_response(path, 403, "cross_origin", "requests from pages of other sites are refused")
+        if self._token is not None and path not in _PUBLIC:
+            scheme, _, token = headers.get("authorization", "").partition(" ")
+            given = token.strip().encode()
+            if scheme.lower() != "bearer" or not hmac.compare_digest(given, self._token):
+                message = "a valid bearer token is needed; set TENSORMETER_TOKEN to that of the server"
+                return error_response(path, 401, "unauthorized", message, {"WWW-Authenticate": "Bearer"})
+        return None
+
+    def _is_ours(self, host: str | None) -> bool:
+        if host is None:
+            return False
+        if is_loopback(host) or host in self._hosts:
+            return True
+        # A page can rebind a name, never an address; and off the loopback there is always a token.
+        return not self._local and _is_address(host)
+
+
+def _hostname(host: str) -> str | None:
+    """The name in a `Host` header, lowercase, without port and brackets; None if it is not one."""
+    try:
+        parts = urlsplit(f"//{host}")
+        parts.port  # noqa: B018 - raises if it is not a number
+    except ValueError:
+        return None
+    return parts.hostname if parts.netloc == host and parts.username is None and parts.password is None else None
+
+
+def _origin_host(origin: str) -> str | None:
+    """The host and port in an `Origin` header, lowercase; None for "null" and anything odd."""
+    try:
+        return urlsplit(origin).netloc.lower() or None
+    except ValueError:
+        return None
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,102 @@
+"""Running the application with uvicorn, from binding the port to the last fold of the store."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import uvicorn
+
+from tensormeter.errors import SettingsError
+from tensormeter.server.app import create_app
+from tensormeter.server.config import ServerConfig
+from tensormeter.server.store.sqlite import SqliteStore
+
+__all__ = ["serve"]
+
+_SHUTDOWN_SECONDS: Final = 5
+
+
+def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM, then finish requests under way, close the store and return. Main thread only.
+
+    Args:
+        config: Where and how.
+        on_ready: Called once with the base URL when connections are accepted, on the thread of the event loop. It must
+            return at once; work that takes long, or that calls the server, belongs on a thread of its own.
+
+    Raises:
+        SettingsError: The address cannot be bound.
+        StoreError: The store cannot be opened; another server has the folder, for instance.
+    """
+    listener = _bind(config)
+    with listener:
+        store = SqliteStore(config.directory)
+        try:
+            url = _url(config.host, listener.getsockname()[1])
+            uvicorn_config = uvicorn.Config(
+                create_app(store, config),
+                http="h11",
+                ws="none",
+                lifespan="off",
+                access_log=False,
+                log_level="warning",
+                proxy_headers=False,
+                server_header=False,
+                timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
+            )
+            asyncio.run(_Server(uvicorn_config, lambda: on_ready(url)).serve(sockets=[listener]))
+        finally:
+            store.close()
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_started()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn does it, but the signal is not raised again at the end: a stop that was asked for is a success."""
+        previous = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def _bind(config: ServerConfig) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            config.host,
+            config.port,
+            type=socket.SOCK_STREAM,
+            flags=socket.AI_PASSIVE,
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            # Listening now and not only in uvicorn: on Linux two sockets may bind, but only one may listen.
+            listener.listen(2048)
+        except BaseException:
+            listener.close()
+            raise
+    except OSError as error:
+        raise SettingsError(
+            f"cannot listen on {config.host} port {config.port}: {error.strerror}; "
+            "stop what uses it, or choose another with --port",
+        ) from error
+    return listener
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,60 @@
+"""Errors as the protocols want them: `google.rpc.Status` under /v1/, one JSON shape everywhere else."""
+
+import json
+from collections.abc import Mapping
+from typing import Final
+
+from starlette.responses import Response
+
+__all__ = ["PROTOBUF", "error_response"]
+
+PROTOBUF: Final = "application/x-protobuf"
+
+# Codes of google.rpc.Code by HTTP status; anything else is UNKNOWN (2).
+_RPC_CODES: Final = {
+    400: 3,  # INVALID_ARGUMENT
+    401: 16,  # UNAUTHENTICATED
+    403: 7,  # PERMISSION_DENIED
+    404: 5,  # NOT_FOUND
+    405: 12,  # UNIMPLEMENTED
+    408: 4,  # DEADLINE_EXCEEDED
+    409: 6,  # ALREADY_EXISTS
+    413: 3,
+    415: 3,
+    421: 3,
+    500: 13,  # INTERNAL
+    503: 14,  # UNAVAILABLE
+}
+
+
+def error_response(
+    path: str,
+    status: int,
+    code: str,
+    message: str,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """An error answer to a request for `path`.
+
+    Args:
+        path: Decides the shape.
+        status: HTTP status.
+        code: For programs, such as "not_found".
+        message: For people.
+        headers: Further headers.
+    """
+    if path.startswith("/v1/"):
+        return Response(_rpc_status(status, message), status, headers, PROTOBUF)
+    body = json.dumps({"error": {"code": code, "message": message}}, ensure_ascii=False)
+    return Response(body, status, headers, "application/json")
+
+
+def _rpc_status(status: int, message: str) -> bytes:
+    """A `google.rpc.Status`: int32 code = 1, string message = 2 (no dependency has the class)."""
+    text = message.encode()[:4096].decode(errors="ignore").encode()
+    code = bytes((1 << 3, _RPC_CODES.get(status, 2)))
+    return code + bytes((2 << 3 | 2,)) + _varint(len(text)) + text
+
+
+def _varint(number: int) -> bytes:
+    return bytes((number,)) if number < 0x80 else bytes((number & 0x7F | 0x80,)) + _varint(number >> 7)

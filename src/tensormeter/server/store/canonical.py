@@ -1,0 +1,29 @@
+"""Anything OTLP can carry as JSON that is always valid, and equal for equal values."""
+
+import base64
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["canonical_json", "json_value"]
+
+
+def json_value(value: Any) -> Any:
+    """An OTLP value as JSON values: bytes in base64, and the numbers that JSON lacks as protobuf's JSON writes them."""
+    match value:
+        case float() if not math.isfinite(value):
+            return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+        case bytes():
+            return base64.b64encode(value).decode()
+        case Mapping():
+            return {str(key): json_value(item) for key, item in value.items()}
+        case list() | tuple():
+            return [json_value(item) for item in value]
+        case _:
+            return value
+
+
+def canonical_json(value: Any) -> str:
+    """One text for one value: sorted keys, no spaces."""
+    return json.dumps(json_value(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True)

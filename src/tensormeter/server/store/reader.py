@@ -1,0 +1,116 @@
+"""Reading points: chunks from the file, heads from memory, joined into one series."""
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tensormeter.server.store.chunks import Chunk, decode_chunk
+from tensormeter.server.store.heads import Layer
+from tensormeter.server.store.points import Points
+
+__all__ = ["chunks", "count_points", "read_at", "read_points", "steps_at"]
+
+_COLUMNS: Final = "n, t_min, t_max, kind, times, words, integers"
+_FIRST_TIME: Final = 0
+_AFTER_LAST_TIME: Final = (1 << 63) - 1
+
+
+def chunks(connection: sqlite3.Connection, series: int, start: int | None, stop: int | None) -> Iterator[Chunk]:
+    """The chunks of a series that may hold points with start <= time < stop, in order of arrival."""
+    for row in connection.execute(
+        f"SELECT {_COLUMNS} FROM chunk WHERE series = ? AND t_max >= ? AND t_min < ? ORDER BY seq",
+        (series, *_bounds(start, stop)),
+    ):
+        yield Chunk(*row)
+
+
+def read_points(
+    connection: sqlite3.Connection,
+    layers: Sequence[Layer],
+    series: int,
+    start: int | None = None,
+    stop: int | None = None,
+) -> Points:
+    """The points of a series with start <= time < stop, by time, each time once."""
+    parts = [decode_chunk(chunk) for chunk in chunks(connection, series, start, stop)]
+    for layer in layers:
+        if series in layer.series:
+            parts.extend(layer.series[series].parts)
+    points = Points.concat(parts).distinct()
+    if start is None and stop is None:
+        return points
+    first, last = np.searchsorted(points.times, _bounds(start, stop))
+    return points[first:last]
+
+
+def count_points(
+    connection: sqlite3.Connection,
+    layers: Sequence[Layer],
+    series: int,
+    start: int | None = None,
+    stop: int | None = None,
+) -> int:
+    """How many points `read_points` has to look at: no fewer than it returns."""
+    stored = connection.execute(
+        "SELECT ifnull(sum(n), 0) FROM chunk WHERE series = ? AND t_max >= ? AND t_min < ?",
+        (series, *_bounds(start, stop)),
+    ).fetchone()[0]
+    return int(stored) + sum(layer.series[series].n for layer in layers if series in layer.series)
+
+
+def read_at(
+    connection: sqlite3.Connection,
+    layers: Sequence[Layer],
+    series: int,
+    times: NDArray[np.int64],
+) -> Points:
+    """Points of a series, by time, that include all of those at `times` (ascending); decodes no chunk without one."""
+    spans = connection.execute(
+        "SELECT seq, t_min, t_max FROM chunk WHERE series = ? ORDER BY seq", (series,)
+    ).fetchall()
+    parts: list[Points] = []
+    for seq, t_min, t_max in spans:
+        index = int(np.searchsorted(times, t_min))
+        if index < len(times) and times[index] <= t_max:
+            row = connection.execute(
+                f"SELECT {_COLUMNS} FROM chunk WHERE series = ? AND seq = ?",
+                (series, seq),
+            ).fetchone()
+            parts.append(decode_chunk(Chunk(*row)))
+    for layer in layers:
+        if series in layer.series:
+            parts.extend(layer.series[series].parts)
+    return Points.concat(parts).distinct()
+
+
+def steps_at(steps: Points, times: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The steps logged at exactly these times: (step or 0, whether there is one), shapes (n,).
+
+    Args:
+        steps: Points of `tensormeter.step`, by distinct ascending time. One that is not a whole number says nothing.
+        times: int64, shape (n,).
+    """
+    words, known = steps.words, steps.integers
+    if not known.all():
+        with np.errstate(invalid="ignore"):
+            floats = steps.words.view(np.float64)
+            whole = ~known & (floats == np.floor(floats)) & (np.abs(floats) < 2.0**63)
+            words = np.where(whole, np.where(whole, floats, 0.0).astype(np.int64), words)
+            known = known | whole
+    if not len(words):
+        return np.zeros(len(times), np.int64), np.zeros(len(times), np.bool_)
+    if np.array_equal(steps.times, times):  # a metric of every row: the usual case, and four times as fast
+        return np.where(known, words, 0), known
+    index = np.minimum(np.searchsorted(steps.times, times), len(words) - 1)
+    stepped = (steps.times[index] == times) & known[index]
+    return np.where(stepped, words[index], 0), stepped
+
+
+def _bounds(start: int | None, stop: int | None) -> tuple[int, int]:
+    """A range of times that SQLite's integers can hold; every stored time is inside the default."""
+    low = _FIRST_TIME if start is None else min(max(start, _FIRST_TIME), _AFTER_LAST_TIME)
+    high = _AFTER_LAST_TIME if stop is None else min(max(stop, _FIRST_TIME), _AFTER_LAST_TIME)
+    return low, high

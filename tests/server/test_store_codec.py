@@ -1,0 +1,106 @@
+"""Chunks and points."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tensormeter.errors import StoreError
+from tensormeter.server.store.chunks import CHUNK_POINTS, Chunk, decode_chunk, encode_chunk
+from tensormeter.server.store.points import Points
+from tensormeter.server.store.reader import steps_at
+
+INT64 = st.integers(-(1 << 63), (1 << 63) - 1)
+TIME = st.integers(1, (1 << 63) - 2)
+
+
+@st.composite
+def points(draw):
+    times = sorted(draw(st.sets(TIME, min_size=1, max_size=40)))
+    n = len(times)
+    words = draw(st.lists(INT64, min_size=n, max_size=n))
+    integers = draw(
+        st.one_of(st.just([True] * n), st.just([False] * n), st.lists(st.booleans(), min_size=n, max_size=n))
+    )
+    return Points(np.array(times), np.array(words), np.array(integers))
+
+
+def same(left, right):
+    return all(
+        getattr(left, name).dtype == getattr(right, name).dtype
+        and np.array_equal(getattr(left, name), getattr(right, name))
+        for name in ("times", "words", "integers")
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(points())
+def test_a_chunk_comes_back_bit_for_bit(original):
+    chunk = encode_chunk(original)
+    assert (chunk.n, chunk.t_min, chunk.t_max) == (len(original), original.times[0], original.times[-1])
+    assert same(decode_chunk(chunk), original)
+
+
+def test_a_full_chunk_is_small():
+    n = CHUNK_POINTS
+    rng = np.random.default_rng(0)
+    times = 1_750_000_000_000_000_000 + np.cumsum(rng.integers(900_000, 1_100_000, n))
+    values = (np.exp(-np.arange(n) / 2e4) + 0.05 * rng.standard_normal(n)).astype(np.float32).astype(np.float64)
+    chunk = encode_chunk(Points.of(times, values))
+    assert same(decode_chunk(chunk), Points.of(times, values))
+    assert len(chunk.times) + len(chunk.words) < 6 * n
+    steps = encode_chunk(Points.of(times, np.arange(n)))
+    assert len(steps.words) < n / 10
+
+
+@settings(max_examples=200, deadline=None)
+@given(points(), st.data())
+def test_damage_is_an_error_or_other_points_but_never_worse(original, data):
+    chunk = encode_chunk(original)
+    name = data.draw(st.sampled_from(["times", "words", "integers"]))
+    blob = bytearray(getattr(chunk, name))
+    if blob:
+        blob[data.draw(st.integers(0, len(blob) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    fields = {field: getattr(chunk, field) for field in Chunk.__dataclass_fields__} | {name: bytes(blob)}
+    try:
+        found = decode_chunk(Chunk(**fields))
+    except StoreError:
+        return
+    assert len(found) == len(original)
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), INT64), max_size=30))
+def test_distinct_keeps_the_first_of_each_time(rows):
+    times = np.array([time for time, _ in rows], np.int64)
+    words = np.array([word for _, word in rows], np.int64)
+    distinct = Points.of(times, words).distinct()
+    first = {}
+    for time, word in rows:
+        first.setdefault(time, word)
+    assert dict(zip(distinct.times.tolist(), distinct.values(), strict=True)) == first
+    assert distinct.times.tolist() == sorted(first)
+
+
+def test_concat_of_nothing_is_empty():
+    assert len(Points.concat([]).distinct()) == 0
+    assert Points.concat([]).values() == []
+
+
+def test_steps_are_joined_by_time():
+    steps = Points(
+        np.array([1, 2, 3, 4, 5]),
+        np.array(
+            [10, np.float64(2.0).view(np.int64), np.float64(2.5).view(np.int64), np.float64(np.nan).view(np.int64), -1]
+        ),
+        np.array([True, False, False, False, True]),
+    )
+    found, stepped = steps_at(steps, np.array([0, 1, 2, 3, 4, 5, 6]))
+    assert found.tolist() == [0, 10, 2, 0, 0, -1, 0]
+    assert stepped.tolist() == [False, True, True, False, False, True, False]
+    assert steps_at(Points.concat([]), np.array([1]))[1].tolist() == [False]
+
+
+@pytest.mark.parametrize("size", [1, CHUNK_POINTS])
+def test_sizes_of_chunks(size):
+    original = Points.of(np.arange(1, size + 1), np.arange(size) / 3)
+    assert same(decode_chunk(encode_chunk(original)), original)

@@ -1,0 +1,327 @@
+"""The SQLite store by itself: folding, merging, replaying, refusing."""
+
+import random
+import sqlite3
+import threading
+from contextlib import closing
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tensormeter.errors import StoreError
+from tensormeter.otlp.batch import STEP_METRIC, Batch, Gauge
+from tensormeter.otlp.decode import decode_metrics
+from tensormeter.otlp.encode import encode_metrics
+from tensormeter.server.store import BatchConflictError, NotFoundError, StoreUnavailableError, TooManyPointsError
+from tensormeter.server.store.chunks import CHUNK_POINTS
+from tensormeter.server.store.sqlite import SqliteStore
+
+
+@pytest.fixture
+def open_store(tmp_path):
+    """Opens stores that fold only when told to, and closes them."""
+    opened = []
+
+    def open_store(folder="store", **options):
+        opened.append(SqliteStore(tmp_path / folder, **{"fold_points": 1 << 60, "fold_interval": 3600} | options))
+        return opened[-1]
+
+    yield open_store
+    for store in opened:
+        store.close()
+
+
+def append(store, times, values, name="v", batch_id=None, run="r"):
+    column = np.asarray(values)
+    gauge = Gauge(name, np.asarray(times).astype(np.uint64), column)
+    payload = encode_metrics([Batch({"tensormeter.run.id": run, "service.instance.id": "p"}, [gauge])])
+    return store.append_metrics(decode_metrics(payload).batches, payload=payload, batch_id=batch_id)
+
+
+def read(store, name="v", **query):
+    found = store.series("r", name, **{"x": "time"} | query)
+    assert len(found) <= 1
+    return [(int(time), value) for s in found for time, value in zip(s.points.times, s.points.values(), strict=True)]
+
+
+@pytest.fixture
+def query(tmp_path):
+    def query(sql, folder="store"):
+        with closing(sqlite3.connect(tmp_path / folder / "tensormeter.db")) as connection:
+            return connection.execute(sql).fetchall()
+
+    return query
+
+
+def test_folding_moves_points_from_the_journal_to_chunks(open_store, query):
+    store = open_store()
+    append(store, [1, 2], [1.0, 2.0])
+    append(store, [3], [3.0])
+    assert query("SELECT count(*) FROM journal") == [(2,)]
+    before = (read(store), store.run("r").points, store.metrics("r"))
+    store.fold()
+    assert query("SELECT count(*) FROM journal") == [(0,)]
+    assert query("SELECT n, t_min, t_max FROM chunk") == [(3, 1, 3)]
+    assert (read(store), store.run("r").points, store.metrics("r")) == before
+    store.fold()
+    assert query("SELECT count(*) FROM chunk") == [(1,)]
+
+
+def test_replay_after_closing_without_a_fold(open_store, query, monkeypatch):
+    store = open_store()
+    append(store, [1, 2], [1.0, 2.0])
+    store.fold()
+    append(store, [3], [3], batch_id="three")
+    monkeypatch.setattr(SqliteStore, "fold", lambda _: None)
+    store.close()
+    monkeypatch.undo()
+    assert query("SELECT count(*) FROM journal") == [(1,)]
+    store = open_store()
+    assert read(store) == [(1, 1.0), (2, 2.0), (3, 3)]
+    assert store.run("r").points == 3
+    assert append(store, [3], [3], batch_id="three").duplicate
+    store.close()
+    assert query("SELECT count(*) FROM journal") == [(0,)]
+    assert read(open_store()) == [(1, 1.0), (2, 2.0), (3, 3)]
+
+
+def test_small_chunks_are_merged_and_full_ones_left_alone(open_store, query):
+    store = open_store()
+    for i in range(100):
+        append(store, [i + 1], [float(i)])
+        store.fold()
+    sizes = [n for (n,) in query("SELECT n FROM chunk ORDER BY seq")]
+    assert sum(sizes) == 100
+    assert sizes == [64, 32, 4]  # as the digits of a binary counter
+    n = 2 * CHUNK_POINTS + 10
+    append(store, np.arange(101, 101 + n), np.arange(n) / 2)
+    store.fold()
+    sizes = [n for (n,) in query("SELECT n FROM chunk ORDER BY seq")]
+    assert sizes == [CHUNK_POINTS, CHUNK_POINTS, 110]
+    assert read(store)[100:] == [(101 + i, i / 2) for i in range(n)]
+    assert [value for _, value in read(store, start=50, stop=103)] == [*map(float, range(49, 100)), 0.0, 0.5]
+
+
+def test_the_first_of_equal_times_wins_wherever_it_is(open_store, query):
+    store = open_store()
+    append(store, [1, 2, 3], [1.0, 1.0, 1.0])
+    store.fold()
+    append(store, [3, 2, 4, 4], [2.0, 2.0, 2.0, 9.0])
+    append(store, [4, 5], [3, 3])
+    expected = [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 3)]
+    assert read(store) == expected
+    store.fold()
+    assert read(store) == expected
+    assert store.run("r").points == 5
+    assert query("SELECT sum(n) FROM chunk") == [(5,)]
+    append(store, [1, 5], [7.0, 7.0])
+    store.fold()
+    assert read(store) == expected
+    assert store.metrics("r")[0].last.value == 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.lists(
+                st.tuples(st.integers(1, 30), st.one_of(st.integers(-5, 5), st.floats(-5, 5))), min_size=1, max_size=8
+            ),
+            st.sampled_from(["fold", "reopen"]),
+        ),
+        max_size=25,
+    ),
+)
+def test_any_history_reads_like_a_dictionary(tmp_path_factory, history):
+    folder = tmp_path_factory.mktemp("history")
+    options = {"fold_points": 1 << 60, "fold_interval": 3600}
+    store = SqliteStore(folder, **options)
+    model = {}
+    for action in history:
+        if action == "fold":
+            store.fold()
+        elif action == "reopen":
+            store.close()
+            store = SqliteStore(folder, **options)
+        else:
+            for time, value in action:
+                append(store, [time], [value])
+                model.setdefault(time, value)
+        if model:
+            found = read(store)
+            assert found == sorted(model.items())
+            assert [type(value) for _, value in found] == [type(model[time]) for time, _ in found]
+            assert store.metrics("r")[0].last.value == model[max(model)]
+    store.close()
+
+
+def test_readers_see_every_point_once_while_it_is_folded(open_store):
+    store = open_store(fold_points=1, fold_interval=0.001)
+    append(store, [1], [1.0])
+    stop = threading.Event()
+    failures = []
+
+    def watch():
+        last = 0
+        while not stop.is_set():
+            times = [time for time, _ in read(store)]
+            points = store.run("r").points
+            counted = store.metrics("r")[0].points
+            if times != list(range(1, len(times) + 1)) or not last <= len(times) <= points <= counted:
+                failures.append((last, len(times), points, counted))
+            last = len(times)
+
+    watchers = [threading.Thread(target=watch) for _ in range(2)]
+    for watcher in watchers:
+        watcher.start()
+    for i in range(2, 400):
+        append(store, [i], [float(i)])
+    stop.set()
+    for watcher in watchers:
+        watcher.join()
+    assert failures == []
+    assert len(read(store)) == 399
+
+
+def test_steps_of_last_values_come_from_chunks_and_memory(open_store):
+    store = open_store()
+    append(store, np.arange(1, 1001), np.arange(1000), name=STEP_METRIC)
+    append(store, [17], [0.5], name="early")
+    append(store, [1000], [0.5], name="late")
+    append(store, [1001], [0.5], name="never")
+    for _ in range(2):
+        steps = {metric.metric: metric.last.step for metric in store.metrics("r")}
+        assert steps == {STEP_METRIC: 999, "early": 16, "late": 999, "never": None}
+        store.fold()
+
+
+def test_batches(open_store):
+    store = open_store()
+    assert not append(store, [1], [1.0], batch_id="a").duplicate
+    assert append(store, [1], [1.0], batch_id="a").duplicate
+    with pytest.raises(BatchConflictError, match="'a'"):
+        append(store, [1], [2.0], batch_id="a")
+    assert read(store) == [(1, 1.0)]
+
+
+def test_limits(open_store, monkeypatch):
+    store = open_store(max_series_points=10, max_pending_points=40)
+    append(store, np.arange(1, 12), np.zeros(11))
+    with pytest.raises(TooManyPointsError, match="x=time"):
+        read(store)
+    with pytest.raises(TooManyPointsError):
+        read(store, start=1)
+    assert len(read(store, start=5)) == 7
+    append(store, np.arange(12, 41), np.zeros(29))
+    with pytest.raises(StoreUnavailableError, match="40 points wait"):
+        append(store, [41], [0.0])
+    assert read(store, start=41) == []
+    store.fold()
+    append(store, [41], [0.0])
+    monkeypatch.setattr("tensormeter.server.store.catalog.MAX_SERIES_PER_RUN", 2)
+    assert append(store, [1], [1.0], name="second").rejected == 0
+    receipt = append(store, [1, 2], [1.0, 1.0], name="third", batch_id="full")
+    assert (receipt.rejected, "series" in receipt.message) == (2, True)
+    assert append(store, [1, 2], [1.0, 1.0], name="third", batch_id="full").rejected == 2
+    assert append(store, [2], [1.0], name="second").rejected == 0
+    assert append(store, [2], [1.0], name="third", run="another").rejected == 0
+
+
+def test_a_fold_that_fails_loses_nothing_and_is_reported(open_store, monkeypatch, eventually, caplog):
+    store = open_store(fold_points=1, fold_interval=0.01)
+    failing = threading.Event()
+    failing.set()
+    from tensormeter.server.store import sqlite
+
+    apply_folds = sqlite.apply_folds
+
+    def maybe(connection, folds, upto):
+        apply_folds(connection, folds, upto)
+        if failing.is_set():
+            raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(sqlite, "apply_folds", maybe)
+    append(store, [1], [1.0])
+    eventually(store.problem)
+    assert "disk is full" in store.problem()
+    append(store, [2], [2.0])
+    assert read(store) == [(1, 1.0), (2, 2.0)]
+    assert store.run("r").points == 2
+    failing.clear()
+    eventually(lambda: store.problem() is None)
+    assert read(store) == [(1, 1.0), (2, 2.0)]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_a_transaction_that_fails_leaves_no_trace(open_store, monkeypatch):
+    from tensormeter.server.store import journal
+
+    store = open_store()
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "append", lambda *_: (_ for _ in ()).throw(sqlite3.OperationalError("disk I/O error")))
+        with pytest.raises(StoreUnavailableError, match="disk I/O error"):
+            append(store, [1], [1.0], batch_id="a")
+    with pytest.raises(NotFoundError):
+        read(store)
+    assert not append(store, [1], [1.0], batch_id="a").duplicate
+    assert read(store) == [(1, 1.0)]
+
+
+def test_one_store_on_a_folder(open_store, tmp_path):
+    store = open_store()
+    with pytest.raises(StoreError, match="in use by process"):
+        open_store()
+    store.close()
+    store.close()
+    open_store()
+    with pytest.raises(StoreUnavailableError, match="closed"):
+        store.projects()
+    with pytest.raises(StoreUnavailableError, match="closed"):
+        append(store, [1], [1.0])
+
+
+def test_files_that_are_not_ours(open_store, tmp_path, query):
+    open_store().close()
+    query("PRAGMA user_version = 99")
+    with pytest.raises(StoreError, match="newer tensormeter"):
+        open_store()
+    (tmp_path / "other").mkdir()
+    query("CREATE TABLE t (x)", "other")
+    with pytest.raises(StoreError, match="not a tensormeter store"):
+        open_store("other")
+    (tmp_path / "junk").mkdir()
+    (tmp_path / "junk" / "tensormeter.db").write_bytes(b"not a database, but long enough to be read as one" * 100)
+    with pytest.raises(StoreError, match="file is not a database"):
+        open_store("junk")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="choose another"):
+        open_store("file")
+
+
+def test_damage_is_named(open_store, query, tmp_path):
+    store = open_store()
+    append(store, [1], [1.0])
+    store.fold()
+    with closing(sqlite3.connect(tmp_path / "store" / "tensormeter.db", isolation_level=None)) as connection:
+        connection.execute("UPDATE chunk SET words = x'00'")
+    with pytest.raises(StoreError, match="damaged"):
+        read(store)
+    store.close()
+
+
+def test_shuffled_and_split_batches_give_the_same_series(open_store):
+    store = open_store()
+    chaos = random.Random(5)
+    order = list(range(1, 2001))
+    chaos.shuffle(order)
+    while order:
+        part, order = order[: chaos.randrange(1, 200)], order[chaos.randrange(1, 100) :]
+        append(store, part, [time / 7 for time in part])
+        if chaos.random() < 0.4:
+            store.fold()
+    append(store, range(1, 2001), [time / 7 for time in range(1, 2001)])
+    assert read(store) == [(time, time / 7) for time in range(1, 2001)]
+    store.fold()
+    assert store.run("r").points == 2000
