@@ -1,0 +1,5 @@
+"""`python -m tensormeter`."""
+
+from tensormeter.cli import main
+
+main()

@@ -1,0 +1,75 @@
+"""Line charts in a terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import plotext
+from numpy.typing import NDArray
+
+from tensormeter.cli.terminal import plain
+
+__all__ = ["draw_chart"]
+
+HEIGHT: Final = 14
+MAX_WIDTH: Final = 100
+
+
+def draw_chart(metric: str, series: Sequence[Mapping[str, Any]], width: int, *, color: bool) -> str:
+    """Every series of a metric over its steps, or over seconds since its first point where there are no steps.
+
+    Args:
+        metric: Title.
+        series: As the API returns them for x=step; what is not finite leaves no mark.
+        width: Of the terminal, in columns.
+        color: Whether to use ANSI colors.
+
+    Returns:
+        Lines of text, with ANSI sequences only if `color`.
+    """
+    width = min(width, MAX_WIDTH)
+    stepped = any(step is not None for one in series for step in one["step"])
+    origin = min((time for one in series for time in one["time"]), default=0)
+    figure = plotext.figure.clear()
+    figure.theme("simple")
+    figure.plot_size(width, HEIGHT)
+    figure.title(plain(metric))
+    figure.label("step" if stepped else "seconds", "x")
+    drawn = 0
+    for one in series:
+        xs, values = _finite(one["step"] if stepped else [(time - origin) / 1e9 for time in one["time"]], one["value"])
+        if len(xs):
+            # Two points a column is finer than what a terminal shows.
+            xs, values = _thin(xs, values, 2 * width)
+            signal = figure.signal(xs.tolist(), values.tolist())
+            signal.lines()
+            figure.draw(signal)
+            drawn += 1
+    if not drawn:
+        return f"{plain(metric)}: no finite values to draw"
+    return str(figure.build().string(colorless=not color)).rstrip("\n")
+
+
+def _finite(
+    xs: Sequence[float | None],
+    values: Sequence[float | str],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Points that can be drawn, by x."""
+    columns = np.array([xs, values], np.float64)  # None becomes NaN, and so does "NaN"; "Infinity" an infinity
+    columns = columns[:, np.isfinite(columns).all(axis=0)]
+    columns = columns[:, np.argsort(columns[0], kind="stable")]
+    return columns[0], columns[1]
+
+
+def _thin(
+    xs: NDArray[np.float64],
+    values: NDArray[np.float64],
+    buckets: int,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The lowest and the highest point of each of `buckets` runs of points, in order."""
+    if len(xs) <= 2 * buckets:
+        return xs, values
+    kept: list[int] = []
+    for bucket in np.array_split(np.arange(len(xs)), buckets):
+        kept += sorted({int(bucket[values[bucket].argmin()]), int(bucket[values[bucket].argmax()])})
+    return xs[kept], values[kept]

@@ -1,0 +1,26 @@
+"""What `tensormeter serve` does beside serving: it takes in what earlier runs on this machine have left for it."""
+
+import threading
+
+import click
+
+from tensormeter.settings import Settings
+
+__all__ = ["deliver_waiting_runs"]
+
+
+def deliver_waiting_runs(url: str, token: str | None) -> None:
+    """Start delivering, to the server that has just come up at `url`, the runs that want to go there. Returns at once.
+
+    The work is done on a daemon thread; whatever it has not done when the server stops stays in the spools.
+    """
+    threading.Thread(target=_deliver, args=(url, token), name="tensormeter-sync", daemon=True).start()
+
+
+def _deliver(url: str, token: str | None) -> None:
+    from tensormeter.pipeline.sync import belongs_to, sync_runs
+
+    results = sync_runs(Settings().directory, endpoint=url, token=token, choose=lambda run: belongs_to(run, url))
+    for result in results:
+        outcome = "delivered" if result.delivered else f"not delivered, {result.message}"
+        click.echo(f"tensormeter: an earlier run, {result.run.path.name}: {outcome}")

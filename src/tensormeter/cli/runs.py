@@ -1,0 +1,39 @@
+"""`tensormeter runs`."""
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tensormeter.cli.client import ApiClient, endpoint_option
+from tensormeter.cli.terminal import local_time, plain
+
+__all__ = ["runs"]
+
+
+@click.command()
+@click.option("--project", help="Only runs of this project.")
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 1000), help="How many, newest first.")
+@endpoint_option
+def runs(project: str | None, limit: int, endpoint: str | None) -> None:
+    """List runs, newest first."""
+    document = ApiClient(endpoint).get("runs", project=project, limit=limit)
+    listed = document["runs"]
+    if not listed:
+        where = "" if project is None else f" in project {plain(project)}"
+        click.echo(f"no runs{where} yet")
+        return
+    table = Table("project", "run", "name", "state", box=None, header_style="bold", pad_edge=False)
+    table.add_column("points", justify="right")
+    table.add_column("created")
+    table.add_column("updated")
+    for run in listed:
+        table.add_row(
+            *(Text(plain(run[key])) for key in ("project", "run_id", "name", "state")),
+            f"{run['points']:,}",
+            local_time(run["created"]),
+            local_time(run["updated"]),
+        )
+    Console().print(table)
+    if document["total"] > len(listed):
+        click.echo(f"{len(listed)} of {document['total']} runs; see more with --limit")

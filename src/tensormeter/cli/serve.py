@@ -1,0 +1,74 @@
+"""`tensormeter serve`."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tensormeter.cli.deliver import deliver_waiting_runs
+from tensormeter.errors import SettingsError, UsageError
+from tensormeter.settings import DEFAULT_PORT
+
+if TYPE_CHECKING:
+    from tensormeter.server import ServerConfig
+
+__all__ = ["serve"]
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind; others need a token.")
+@click.option("--port", default=DEFAULT_PORT, show_default=True, help="Port to bind; 0 takes any free one.")
+@click.option(
+    "--data",
+    "directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the store.  [default: $TENSORMETER_SERVER_DIR, or the user's data folder]",
+)
+@click.option(
+    "--token-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File with the bearer token that clients must send.  [default: $TENSORMETER_TOKEN, or none]",
+)
+@click.option(
+    "--allowed-host",
+    "allowed_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Name by which clients call this server; may be repeated.",
+)
+def serve(
+    host: str,
+    port: int,
+    directory: Path | None,
+    token_file: Path | None,
+    allowed_hosts: tuple[str, ...],
+) -> None:
+    """Start an experiment server; it runs until Ctrl-C or SIGTERM.
+
+    It also takes in what earlier runs on this machine have left in their spools for it.
+    """
+    try:
+        from tensormeter import server
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("tensormeter"):
+            raise
+        raise UsageError(f"serve needs the package {error.name!r}; pip install 'tensormeter[server]'") from None
+    given: dict[str, Any] = {} if directory is None else {"directory": directory}
+    token = _read_token(token_file)
+    config = server.ServerConfig(host=host, port=port, token=token, allowed_hosts=allowed_hosts, **given)
+    server.serve(config, lambda url: _on_ready(url, config))
+
+
+def _on_ready(url: str, config: "ServerConfig") -> None:
+    click.echo(f"tensormeter: serving on {url} (data in {config.directory})")
+    deliver_waiting_runs(url, config.token)
+
+
+def _read_token(file: Path | None) -> str | None:
+    if file is None:
+        return os.environ.get("TENSORMETER_TOKEN") or None
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--token-file {file}: cannot be read ({error})") from None

@@ -1,0 +1,146 @@
+"""What the commands print."""
+
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import closing
+
+import pytest
+
+
+def failed(done):
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("tensormeter: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_help_imports_no_command(run_cli):
+    done = run_cli("--help")
+    assert done.returncode == 0
+    for command in ("runs", "serve", "show", "sync"):
+        assert f"  {command} " in done.stdout
+    probe = (
+        "import sys, tensormeter.cli as cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'numpy', 'rich', 'starlette', 'urllib3', 'plotext', 'google.protobuf', 'torch'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", probe], stdout=subprocess.DEVNULL, timeout=60, check=False).returncode
+        == 0
+    )
+
+
+def test_version(run_cli):
+    assert run_cli("--version").stdout.startswith("tensormeter, version ")
+
+
+def test_unknown_command(run_cli):
+    done = run_cli("nothing")
+    assert done.returncode == 2
+    assert "No such command 'nothing'" in done.stderr
+
+
+def test_runs(run_cli):
+    done = run_cli("runs")
+    assert (done.returncode, done.stderr) == (0, "")
+    header, *lines = done.stdout.splitlines()
+    assert header.split() == ["project", "run", "name", "state", "points", "created", "updated"]
+    assert len(lines) == 2
+    (line,) = [line for line in lines if line.startswith("demo")]
+    assert line.split()[1:6] == ["abc123", "first", "failed", "1,500", "2025-06-15"]
+    assert "15:06:40" in line
+    assert "\x1b" not in done.stdout
+    assert "\u202e" not in done.stdout
+    assert "loss�[2J[bold red]�" in done.stdout
+
+
+def test_runs_of_a_project(run_cli):
+    assert len(run_cli("runs", "--project", "demo").stdout.splitlines()) == 2
+    assert run_cli("runs", "--project", "none").stdout == "no runs in project none yet\n"
+    assert "1 of 2 runs" in run_cli("runs", "--limit", "1").stdout
+
+
+@pytest.mark.parametrize("selector", ["abc123", "abc", "first"])
+def test_show(run_cli, selector):
+    done = run_cli("show", selector)
+    assert (done.returncode, done.stderr) == (0, "")
+    out = done.stdout
+    assert out.startswith("demo / first\n")
+    lines: dict[str, list[str]] = {}
+    for line in out.splitlines():
+        if line.strip():
+            lines.setdefault(line.split()[0], line.split())  # the first: the chart repeats the name
+    assert lines["state"] == ["state", "failed"]
+    assert lines["config.lr"] == ["config.lr", "0.001"]
+    assert lines["config.name"] == ["config.name", "[red]x�[0m"]
+    assert lines["train/loss"] == ["train/loss", "split=train", "Infinity", "499", "500"]
+    assert lines["acc"] == ["acc", "split=train", "0.25", "499", "500"]
+    assert "tensormeter.step" not in out
+    assert "┤" in out
+    assert "\x1b" not in out
+    assert "step" in out.splitlines()[-1]
+
+
+def test_show_chosen_metrics(run_cli):
+    out = run_cli("show", "abc123", "--metric", "acc", "--metric", "train/*").stdout
+    assert out.count("┌") == 2
+    assert "no metric matches" in run_cli("show", "abc123", "--metric", "zzz*").stdout
+
+
+def test_show_hostile_names(run_cli):
+    done = run_cli("show", "abd456")
+    assert done.returncode == 0
+    assert "\x1b" not in done.stdout
+    assert "loss�[2J[bold red]�" in done.stdout
+    assert "seconds" in done.stdout  # no steps were logged
+
+
+def test_which_run(run_cli):
+    assert "there is no run 'zzz'; see `tensormeter runs`" in failed(run_cli("show", "zzz"))
+    assert "2 runs match 'ab' (" in failed(run_cli("show", "ab"))
+    assert run_cli("show", "ab", "--project", "demo").returncode == 0
+
+
+def test_servers_that_do_not_answer(run_cli, url):
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        port = listener.getsockname()[1]
+    nobody = failed(run_cli("runs", "--endpoint", f"http://127.0.0.1:{port}"))
+    assert f"no server at http://127.0.0.1:{port}; start one with `tensormeter serve`" in nobody
+    assert "token" in failed(run_cli("runs", TENSORMETER_TOKEN="wrong"))
+    assert "endpoint: expected a URL" in failed(run_cli("runs", "--endpoint", "ftp://x"))
+
+
+def test_a_server_of_another_kind(run_cli):
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+
+        def answer():
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        message = failed(run_cli("runs", "--endpoint", f"http://127.0.0.1:{listener.getsockname()[1]}"))
+        thread.join()
+    assert "is not a tensormeter server" in message
+
+
+@pytest.mark.parametrize("package", ["starlette", "uvicorn", "zstandard"])
+def test_serve_without_the_extra(run_cli, tmp_path, package):
+    (tmp_path / "blocked").mkdir()
+    (tmp_path / "blocked" / "sitecustomize.py").write_text(f"import sys; sys.modules[{package!r}] = None")
+    message = failed(run_cli("serve", PYTHONPATH=str(tmp_path / "blocked")))
+    assert "pip install 'tensormeter[server]'" in message
+
+
+@pytest.mark.parametrize("content", [None, b"\xff", b"", b"two words"])
+def test_token_files_that_cannot_be_used(run_cli, tmp_path, content):
+    if content is not None:
+        (tmp_path / "token").write_bytes(content)
+    assert "token" in failed(run_cli("serve", "--port", "0", "--token-file", str(tmp_path / "token")))
