@@ -1,0 +1,78 @@
+"""The demo: start the experiment server, train, show what came out of it."""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parent
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--once", action="store_true", help="stop the server at the end instead of leaving it up")
+    parser.add_argument("--folder", type=Path, default=Path(".demo"), help="where the demo keeps its data")
+    parser.add_argument("--port", type=int, default=4320, help="0 for any free one")
+    parser.add_argument("training", nargs="*", help="arguments for examples/digits.py, after --")
+    arguments = parser.parse_args()
+    folder = arguments.folder.absolute()
+    environment = dict(os.environ, TENSORMETER_DIR=str(folder / "runs"))
+    server = start_server(folder, arguments.port, environment)
+    if server is None:
+        return 1
+    process, url = server
+    try:
+        environment["TENSORMETER_ENDPOINT"] = url
+        print(f"The experiment server is up at {url}. Training on handwritten digits ...", flush=True)
+        run_id = train(environment, arguments.training)
+        if run_id is None:
+            return 1
+        print(flush=True)
+        show = [sys.executable, "-m", "tensormeter", "show", run_id, "--endpoint", url]
+        subprocess.run([*show, "--metric", "train/loss"], env=environment, check=True)
+        print(f"\nThe run is at {url}/api/v1/runs/{run_id}", flush=True)
+        print(f"Look again with: tensormeter show {run_id} --endpoint {url}", flush=True)
+        if not arguments.once:
+            print("The server stays up until Ctrl-C.", flush=True)
+            process.wait()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+    return 0
+
+
+def start_server(
+    folder: Path,
+    port: int,
+    environment: dict[str, str],
+) -> tuple[subprocess.Popen[str], str] | None:
+    """The server's process and address, once it is ready; None, after its own message, if it cannot start."""
+    command = [sys.executable, "-m", "tensormeter", "serve", "--port", str(port), "--data", str(folder / "server")]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, process_group=0)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if " on http" not in line:
+        process.wait()
+        return None
+    return process, line.partition(" on ")[2].split()[0]
+
+
+def train(environment: dict[str, str], arguments: list[str]) -> str | None:
+    """Run the training script, pass on what it prints, and find out its run's id; None if it failed."""
+    command = [sys.executable, str(EXAMPLES / "digits.py"), *arguments]
+    run_id = None
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("run "):
+                run_id = line.split()[1]
+            print(line, end="", flush=True)
+    return run_id if process.returncode == 0 else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""Train a small convolutional network on scikit-learn's handwritten digits, and log all of it with tensormeter.
+
+Real data, a real model, and everything that real training logs: tensors and floats at every step, evaluations now and then,
+results that arrive late for earlier steps, an infinity and a NaN.
+"""
+
+import argparse
+import contextlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from sklearn.datasets import load_digits
+from torch import nn
+
+import tensormeter
+
+EVALUATE_EVERY = 50
+LATE_BY = 20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--epochs", type=int, default=300)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--name", help="name of the run")
+    parser.add_argument("--record", type=Path, help="also write every value here, to compare: metric, step, float64")
+    arguments = parser.parse_args()
+    torch.manual_seed(arguments.seed)
+    config = {key: value for key, value in vars(arguments).items() if key not in ("name", "record")}
+    with (
+        _open(arguments.record) as record,
+        tensormeter.init(project="digits", name=arguments.name, config=config) as run,
+        Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()) as progress,
+    ):
+        print(f"run {run.id}", flush=True)
+        train(run, record, progress, arguments)
+
+
+def train(run: tensormeter.Run, record: TextIO | None, progress: Progress, arguments: argparse.Namespace) -> None:
+    """The training loop."""
+
+    def log(values: dict[str, Any], step: int) -> None:
+        run.log(values, step)
+        if record is not None:
+            # Kept apart from tensormeter, as exact hexadecimal floats.
+            for name, value in values.items():
+                number = value.item() if isinstance(value, torch.Tensor) else float(value)
+                record.write(f"{name}\t{step}\t{number.hex()}\n")
+
+    (images, labels), (test_images, test_labels) = load_data()
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, padding=1, stride=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * 4 * 4, 10),
+    )
+    averaged = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.learning_rate)
+    steps = arguments.epochs * math.ceil(len(images) / arguments.batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, arguments.learning_rate, total_steps=steps)
+    task = progress.add_task("loss   -  ", total=steps)
+    best = math.inf
+    previous = torch.zeros(sum(parameter.numel() for parameter in model.parameters()))
+    step = 0
+    for epoch in range(arguments.epochs):
+        for indices in torch.randperm(len(images)).split(arguments.batch_size):
+            logits = model(images[indices])
+            loss = nn.functional.cross_entropy(logits, labels[indices])
+            optimizer.zero_grad()
+            loss.backward()
+            gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])  # type: ignore[union-attr]
+            optimizer.step()
+            log(
+                {
+                    "train/loss": loss,
+                    "train/accuracy": (logits.argmax(1) == labels[indices]).float().mean(),
+                    "train/gradient_norm": gradient.norm(),
+                    # 0/0 at the first step, where there is no previous gradient: a NaN that should be seen.
+                    "train/gradient_cosine": gradient @ previous / (gradient.norm() * previous.norm()),
+                    "train/learning_rate": schedule.get_last_lr()[0],
+                    "train/epoch": epoch,
+                },
+                step,
+            )
+            previous = gradient
+            schedule.step()
+            averaged.update_parameters(model)
+            if step % EVALUATE_EVERY == 0:
+                # The best loss so far, before this evaluation: infinite at first.
+                log({"eval/best_loss": best}, step)
+                test_loss, test_accuracy = evaluate(model, test_images, test_labels)
+                log({"eval/loss": test_loss, "eval/accuracy": test_accuracy}, step)
+                best = min(best, test_loss)
+            if step % EVALUATE_EVERY == LATE_BY:
+                # A result that arrives late, for a step that has long passed.
+                log({"eval/averaged_accuracy": evaluate(averaged, test_images, test_labels)[1]}, step - LATE_BY)
+            progress.update(task, advance=1, description=f"loss {loss.item():.4f}")
+            step += 1
+
+
+def load_data() -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """(images, labels) to train and to test with: 8 x 8 pixels from 0 to 1, 1,437 and 360 of them."""
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
+    labels = torch.tensor(digits.target)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    cut = len(images) * 4 // 5
+    return (images[order[:cut]], labels[order[:cut]]), (images[order[cut:]], labels[order[cut:]])
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
+    """(loss, accuracy)."""
+    logits = model(images)
+    return nn.functional.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).float().mean().item()
+
+
+@contextlib.contextmanager
+def _open(path: Path | None) -> Iterator[TextIO | None]:
+    if path is None:
+        yield None
+    else:
+        with path.open("w") as file:
+            yield file
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""SIGKILL at a random instant loses no row whose `log` call had returned."""
+
+import random
+import struct
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+from harness import Server, wait_for
+
+KILLS = 10
+SCRIPT = Path(__file__).with_name("rows_until_killed.py")
+
+
+def test_every_row_arrives(tmp_path: Path, server: Server, environment: dict[str, str]) -> None:
+    server.start()
+    instants = random.Random()
+    seed = instants.randrange(1 << 32)
+    instants.seed(seed)
+    for kill in range(KILLS):
+        run_id = f"killed-{kill}"
+        returned = kill_after(tmp_path / run_id, run_id, instants.randrange(1, 30_000), environment)
+        wait_for(lambda run_id=run_id: server.state(run_id) == "crashed", "the run is known to have crashed")
+        found = server.points(run_id)
+        # The row of the call that was interrupted may be there as well.
+        rows = max(step for _, step, _ in found) + 1
+        assert returned <= rows <= returned + 1, f"seed {seed}, kill {kill}"
+        assert found == expected(rows), f"seed {seed}, kill {kill}"
+
+
+def kill_after(counter: Path, run_id: str, rows: int, environment: dict[str, str]) -> int:
+    """Kill a trainer once it has logged so many rows, and say how many calls had returned."""
+    counter.write_bytes(bytes(8))
+    trainer = subprocess.Popen([sys.executable, str(SCRIPT), str(counter), run_id], env=environment)
+    try:
+        wait_for(lambda: calls(counter) >= rows or trainer.poll() is not None, "rows are logged")
+        assert trainer.poll() is None
+    finally:
+        trainer.kill()
+        trainer.wait()
+    return calls(counter)
+
+
+def calls(counter: Path) -> int:
+    return int(struct.unpack("<q", counter.read_bytes())[0])
+
+
+def expected(rows: int) -> Counter[tuple[str, int, str]]:
+    return Counter(
+        (metric, step, float(value).hex())
+        for step in range(rows)
+        for metric, value in (("loss", step * 0.5), ("negative", -float(step)), ("count", step))
+    )

@@ -1,0 +1,110 @@
+"""The main job: every value that real training logs comes out of the server, once, unchanged."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from harness import ROOT, Server, free_port, recorded, wait_for
+
+EPOCHS = "20"
+STEPS = 240
+
+
+def start_training(environment: dict[str, str], record: Path, epochs: str = EPOCHS) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "examples/digits.py"), "--epochs", epochs, "--record", str(record)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def run_id_of(training: subprocess.Popen[str]) -> str:
+    assert training.stdout is not None
+    return training.stdout.readline().split()[1]
+
+
+def finish(training: subprocess.Popen[str]) -> None:
+    _, _ = training.communicate(timeout=240)
+    assert training.returncode == 0
+
+
+def assert_unchanged(server: Server, run_id: str, record: Path) -> None:
+    expected = recorded(record)
+    # What the script is there to show: every step, an infinity, a NaN, a metric of some steps only, steps out of order.
+    assert sum(1 for metric, _, _ in expected if metric == "train/loss") >= STEPS
+    assert ("eval/best_loss", 0, "inf") in expected
+    assert ("train/gradient_cosine", 0, "nan") in expected
+    assert 0 < sum(1 for metric, _, _ in expected if metric == "eval/averaged_accuracy") < STEPS / 10
+    found = server.points(run_id)
+    assert found == expected
+    assert set(found.values()) == {1}
+
+
+def test_demo(tmp_path: Path, environment: dict[str, str]) -> None:
+    record = tmp_path / "record"
+    port = free_port()
+    demo = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "examples/demo.py"),
+            "--once",
+            "--folder",
+            str(tmp_path),
+            "--port",
+            str(port),
+            "--",
+            "--epochs",
+            EPOCHS,
+            "--record",
+            str(record),
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=True,
+    )
+    assert f"http://127.0.0.1:{port}" in demo.stdout
+    assert "train/loss" in demo.stdout
+    run_id = next(line.split()[1] for line in demo.stdout.splitlines() if line.startswith("run "))
+    # The demo has stopped its server; what it stored must be there for the next one.
+    server = Server(tmp_path, environment, port)
+    server.start()
+    try:
+        assert server.state(run_id) == "finished"
+        assert_unchanged(server, run_id, record)
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_server_started_after_training(tmp_path: Path, server: Server, environment: dict[str, str], mode: str) -> None:
+    record = tmp_path / "record"
+    environment |= {"TENSORMETER_MODE": mode, "TENSORMETER_FINISH_TIMEOUT": "5"}
+    if mode == "offline":
+        del environment["TENSORMETER_ENDPOINT"]  # nobody has chosen one, so the server that starts here takes the run
+    training = start_training(environment, record)
+    run_id = run_id_of(training)
+    finish(training)
+    server.start()
+    wait_for(lambda: server.state(run_id) == "finished", "the run is delivered to a server that came later")
+    assert_unchanged(server, run_id, record)
+    wait_for(lambda: not list((tmp_path / "runs" / "runs").glob(f"{run_id}@*")), "nothing is left behind")
+
+
+def test_server_killed_in_the_middle(tmp_path: Path, server: Server, environment: dict[str, str]) -> None:
+    record = tmp_path / "record"
+    server.start()
+    training = start_training(environment, record, epochs="60")
+    run_id = run_id_of(training)
+
+    def points() -> int:
+        return int(server.get(f"/runs/{run_id}").get("points", 0))
+
+    for _ in range(3):
+        before = points()
+        wait_for(lambda before=before: points() > before, "points arrive")
+        assert training.poll() is None, "training ended before the server was killed: make it longer"
+        server.kill()
+        server.start()
+    finish(training)
+    wait_for(lambda: server.state(run_id) == "finished", "the run is delivered")
+    assert_unchanged(server, run_id, record)
