@@ -1,0 +1,253 @@
+"""A receiver that fails on demand, and rings and spools to feed it from."""
+
+import contextlib
+import gzip
+import itertools
+import os
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
+
+from tensormeter.otlp.batch import STEP_METRIC
+from tensormeter.otlp.decode import decode_events, decode_metrics
+from tensormeter.record.recorder import Recorder
+from tensormeter.ring import RingFile
+
+Behaviour = Callable[[BaseHTTPRequestHandler], bool]
+"""Answers a request. Returns whether it was accepted."""
+
+
+@dataclass(frozen=True)
+class Received:
+    path: str
+    headers: dict[str, str]
+    body: bytes
+    accepted: bool
+
+    @property
+    def id(self) -> str:
+        return self.headers["tensormeter-batch-id"]
+
+
+def answer(status: int, body: bytes = b"", content_type: str = "application/x-protobuf", **headers: str) -> Behaviour:
+    """The behaviour that gives one answer."""
+
+    def behave(handler: BaseHTTPRequestHandler) -> bool:
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.send_header("Content-Type", content_type)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+        return status == 200 and content_type == "application/x-protobuf"
+
+    return behave
+
+
+def reset(handler: BaseHTTPRequestHandler) -> bool:
+    """Close with RST, no answer."""
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handler.connection.close()
+    handler.close_connection = True
+    return False
+
+
+def drip(handler: BaseHTTPRequestHandler) -> bool:
+    """Begin an answer and never end it: a byte now and then, until the other side leaves."""
+    handler.send_response(200)
+    handler.send_header("Content-Type", "application/x-protobuf")
+    handler.send_header("Content-Length", "100000")
+    handler.end_headers()
+    with contextlib.suppress(OSError):
+        while True:
+            handler.wfile.write(b"x")
+            threading.Event().wait(0.02)
+    handler.close_connection = True
+    return False
+
+
+def partial(handler: BaseHTTPRequestHandler) -> bool:
+    response = ExportMetricsServiceResponse()
+    response.partial_success.rejected_data_points = 3
+    response.partial_success.error_message = "three were bad"
+    return answer(200, response.SerializeToString())(handler)
+
+
+ok = answer(200)
+BEHAVIOURS = {"ok": ok, "reset": reset, "drip": drip, "partial": partial}
+
+
+class Receiver:
+    """An OTLP receiver on a port of its own, which can go away and come back."""
+
+    def __init__(self) -> None:
+        self.received: list[Received] = []
+        self.connections = 0
+        self._script: list[Behaviour] = []
+        self._server: ThreadingHTTPServer | None = None
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self._port}"
+
+    def script(self, *behaviours: Behaviour | str) -> None:
+        """What to do with the next requests; after those, all are accepted."""
+        self._script += [BEHAVIOURS[item] if isinstance(item, str) else item for item in behaviours]
+
+    def start(self) -> "Receiver":
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                receiver.connections += 1
+                super().setup()
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                behave = receiver._script.pop(0) if receiver._script else ok
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                accepted = behave(self)
+                receiver.received.append(Received(self.path, headers, body, accepted))
+
+            def do_GET(self) -> None:
+                receiver.received.append(Received(self.path, dict(self.headers.items()), b"", accepted=False))
+                answer(200)(self)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            allow_reuse_address = True
+            daemon_threads = True
+
+            def handle_error(self, *_: object) -> None:
+                pass  # the other side has left
+
+        self._server = Server(("127.0.0.1", self._port), Handler)
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+    def accepted(self) -> dict[str, Received]:
+        """By batch id, as the experiment server keeps them."""
+        return {request.id: request for request in self.received if request.accepted}
+
+    def points(self) -> Counter[tuple[str, str, int, int | float]]:
+        """(process, metric, time, value) of every accepted point."""
+        found: Counter[tuple[str, str, int, int | float]] = Counter()
+        for request in self.accepted().values():
+            if request.path == "/v1/metrics":
+                for batch in decode_metrics(gzip.decompress(request.body)).batches:
+                    process = str(batch.resource["service.instance.id"])
+                    for gauge in batch.gauges:
+                        pairs = zip(gauge.times.tolist(), gauge.values.tolist(), strict=True)
+                        found.update((process, gauge.name, at, value) for at, value in pairs)
+        return found
+
+    def rows(self) -> Counter[tuple[int, tuple[tuple[str, float], ...]]]:
+        """(step, sorted values) of every accepted row, put together again by process and time."""
+        rows: dict[tuple[str, int], dict[str, float]] = {}
+        for (process, name, at, value), number in self.points().items():
+            assert number == 1, f"{name} of {process} at {at} came {number} times"
+            rows.setdefault((process, at), {})[name] = value
+        return Counter((int(row.pop(STEP_METRIC)), tuple(sorted(row.items()))) for row in rows.values())
+
+    def events(self) -> list[tuple[str, dict]]:
+        """(name, body) of every accepted event."""
+        return [
+            (event.name, event.body)  # type: ignore[misc]
+            for request in self.accepted().values()
+            if request.path == "/v1/logs"
+            for _, events in decode_events(gzip.decompress(request.body))
+            for event in events
+        ]
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """A receiver that is up."""
+    receiver = Receiver().start()
+    yield receiver
+    receiver.stop()
+
+
+@pytest.fixture
+def another_receiver() -> Iterator[Receiver]:
+    receiver = Receiver().start()
+    yield receiver
+    receiver.stop()
+
+
+@pytest.fixture
+def answering() -> Callable[..., Behaviour]:
+    return answer
+
+
+@pytest.fixture
+def wait_for() -> Callable[..., None]:
+    """Waits until a condition holds, and fails with its name if it never does."""
+
+    def wait(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+            threading.Event().wait(0.01)
+
+    return wait
+
+
+@dataclass
+class Source:
+    """A ring of this process, with its recorder."""
+
+    ring: RingFile
+    recorder: Recorder
+    log: Callable[..., None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.log = self.recorder.log
+
+    @property
+    def path(self) -> Path:
+        return self.ring.path
+
+
+@pytest.fixture
+def new_source(tmp_path: Path) -> Iterator[Callable[..., Source]]:
+    """Makes rings with recorders; the options are those of `RingFile.create`."""
+    numbers = itertools.count()
+    sources: list[Source] = []
+    folder = tmp_path / "sources"
+    folder.mkdir()
+
+    def create(metadata: dict | None = None, **options: int) -> Source:
+        path = folder / f"{os.getpid()}-{next(numbers)}.ring"
+        ring = RingFile.create(path, metadata or {}, **{"buffer_bytes": 1 << 20, **options})
+        sources.append(Source(ring, Recorder(ring, on_writer=lambda writer: None)))
+        return sources[-1]
+
+    yield create
+    for source in sources:
+        source.ring.release()
+
+
+@pytest.fixture
+def source(new_source: Callable[..., Source]) -> Source:
+    return new_source()

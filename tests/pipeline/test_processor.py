@@ -1,0 +1,180 @@
+"""The batching processor: when a batch is due, what is in it, and when the ring gets its space back."""
+
+import math
+import threading
+
+import pytest
+
+import tensormeter.pipeline.processor as processor_module
+from tensormeter.otlp.batch import STEP_METRIC
+from tensormeter.pipeline.processor import BatchMeasurementProcessor
+from tensormeter.ring import LANE_TABLE, PENDING, RingFile
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(processor_module, "time", clock)
+    return clock
+
+
+def process(source, cursors=None, size=1000, delay=1.0):
+    ring = RingFile.open(source.path)
+    return BatchMeasurementProcessor(ring, cursors or {}, schedule_delay=delay, max_export_batch_size=size)
+
+
+def rows_of(batch):
+    """(step, values) of each row, put together by time."""
+    rows = {}
+    for gauge in batch.gauges:
+        assert gauge.times.tolist() == sorted(gauge.times.tolist())
+        for time, value in zip(gauge.times.tolist(), gauge.values.tolist(), strict=True):
+            row = rows.setdefault(time, {})
+            assert gauge.name not in row
+            row[gauge.name] = value
+    return [(row.pop(STEP_METRIC), row) for _, row in sorted(rows.items())]
+
+
+def test_a_batch_is_due_by_time(source, clock):
+    processor = process(source)
+    assert not processor.poll(abandon_pending=False)
+    clock.now += 5
+    assert not processor.due()
+    source.log({"a": 1.0}, 3)
+    assert processor.poll(abandon_pending=False)
+    assert not processor.due()
+    clock.now += 0.99
+    source.log({"a": 2.0}, 4)
+    assert processor.poll(abandon_pending=False)
+    assert not processor.due()
+    clock.now += 0.02  # the delay counts from the first row
+    assert not processor.poll(abandon_pending=False)
+    assert processor.due()
+    batch, _ = processor.batch({"k": "v"})
+    assert rows_of(batch) == [(3, {"a": 1.0}), (4, {"a": 2.0})]
+    assert batch.resource == {"k": "v"}
+    processor.release()
+    assert not processor.due()
+    assert processor.batch({}) is None
+
+
+@pytest.mark.parametrize("size", [1, 10, 99, 100])
+def test_a_batch_is_due_by_size_and_rows_are_never_split(source, clock, size):
+    for step in range(100):
+        source.log({"a": float(step), "b": -float(step), "c": 0.5}, step)
+    processor = process(source, size=size)
+    found = []
+    while processor.poll(abandon_pending=False):
+        if not processor.due():
+            break
+        batch, _ = processor.batch({})
+        assert size <= batch.points < size + 4
+        found += rows_of(batch)
+        processor.release()
+    if processor.batch({}) is not None:
+        found += rows_of(processor.batch({})[0])
+    assert found == [(step, {"a": float(step), "b": -float(step), "c": 0.5}) for step in range(100)]
+
+
+def test_a_full_batch_says_that_there_may_be_more(source, clock):
+    """Else rows would be taken for the last ones when a batch could not be spooled at once."""
+    for step in range(100):
+        source.log({"a": 1.0}, step)
+    processor = process(source, size=10)
+    assert processor.poll(abandon_pending=False)
+    assert processor.poll(abandon_pending=False)
+    assert processor.batch({})[0].points == 10
+
+
+def test_a_batch_is_due_when_the_ring_needs_the_space(new_source, clock):
+    source = new_source(lanes=1, buffer_bytes=1 << 14)
+    processor = process(source, size=1_000_000, delay=3600)
+    for step in range(30):
+        source.log({"a": 1.0}, step)
+    assert processor.poll(abandon_pending=False)
+    assert not processor.due()
+    for step in range(30):
+        source.log({"a": 1.0}, step)
+    assert processor.poll(abandon_pending=False)
+    assert processor.due()
+
+
+def test_each_row_has_its_step_beside_it(source, clock):
+    source.log({"a": 1.0, "b": 2.0}, 7)
+    source.log({"a": 3.0}, 7)
+    source.log({"b": 4.0}, -(1 << 63))
+    processor = process(source)
+    processor.poll(abandon_pending=False)
+    batch, _ = processor.batch({})
+    assert rows_of(batch) == [(7, {"a": 1.0, "b": 2.0}), (7, {"a": 3.0}), (-(1 << 63), {"b": 4.0})]
+    assert [gauge.name for gauge in batch.gauges].count(STEP_METRIC) == 1
+    assert all(not gauge.attributes for gauge in batch.gauges)
+
+
+def test_a_metric_of_both_kinds_of_number_keeps_them_apart(source, clock):
+    source.log({"a": 1.5}, 0)
+    source.log({"a": (1 << 53) + 1}, 1)
+    source.log({"a": math.nan}, 2)
+    processor = process(source)
+    processor.poll(abandon_pending=False)
+    batch, _ = processor.batch({})
+    kinds = [(gauge.name, gauge.values.dtype.kind, len(gauge.times)) for gauge in batch.gauges]
+    assert kinds == [(STEP_METRIC, "i", 3), ("a", "f", 2), ("a", "i", 1)]
+
+
+def test_lanes_are_merged_in_order_of_time(source, clock):
+    for number in range(5):
+        source.log({"a": float(number)}, number)
+        thread = threading.Thread(target=source.log, args=({"a": number + 0.5}, number))
+        thread.start()
+        thread.join(30)
+    processor = process(source)
+    processor.poll(abandon_pending=False)
+    batch, cursors = processor.batch({})
+    assert [row["a"] for _, row in rows_of(batch)] == [n + half for n in range(5) for half in (0.0, 0.5)]
+    assert len(cursors) == len(source.ring.lanes)
+    assert cursors[0].position > 0 < cursors[1].position
+    assert cursors[2].position == 0
+
+
+def test_held_rows_keep_their_space_and_survive_the_agent(source, clock):
+    for step in range(10):
+        source.log({"a": 1.0}, step)
+    killed = process(source)
+    killed.poll(abandon_pending=False)
+    killed.batch({})
+    after = process(source)
+    after.poll(abandon_pending=False)
+    batch, cursors = after.batch({})
+    assert len(rows_of(batch)) == 10
+    after.release()
+    third = process(source, cursors)
+    assert not third.poll(abandon_pending=False)
+    source.log({"a": 1.0}, 10)
+    assert third.poll(abandon_pending=False)
+    assert [step for step, _ in rows_of(third.batch({})[0])] == [10]
+
+
+def test_what_a_device_never_finished_is_counted_and_left_out(source, clock):
+    lane = source.recorder._lane()
+    layout = source.recorder._layout(lane, ("host", "x", "y"), "dDD")
+    word = lane.write_pending(layout, [1.0], 5)
+    source.ring.words[word + 1] = 0
+    assert source.ring.words[word] == PENDING
+    assert source.ring.words[LANE_TABLE] > 0
+    processor = process(source)
+    assert not processor.poll(abandon_pending=False)
+    assert processor.poll(abandon_pending=True)
+    batch, _ = processor.batch({})
+    assert rows_of(batch) == [(5, {"host": 1.0, "y": 0.0})]
+    assert processor.lost == 0
+    processor.release()
+    assert processor.lost == 1

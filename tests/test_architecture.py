@@ -1,0 +1,43 @@
+"""The house keeps its shape."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tensormeter
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted([*(ROOT / "src").rglob("*.py"), *(ROOT / "exporters").rglob("*.py")])
+
+
+def test_layers() -> None:
+    lint = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_public_names_are_sorted_and_real() -> None:
+    names = tensormeter.__all__
+    assert names == sorted(names, key=lambda name: (name[0].islower(), name))
+    public = {
+        name for name, value in vars(tensormeter).items() if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert public == set(names)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_module_says_what_it_is(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text()))
+    assert path.stem not in ("utils", "helpers", "common", "misc")
+
+
+def test_importing_loads_no_heavy_library() -> None:
+    """Training processes pay for what they import, and must not load torch unless they use it."""
+    code = "import sys, tensormeter; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    heavy = {"torch", "numpy", "pandas", "google", "sqlite3", "urllib3", "rich", "click", "starlette", "uvicorn"}
+    assert heavy.isdisjoint(loaded)
