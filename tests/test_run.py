@@ -57,11 +57,11 @@ def test_module_level_functions_go_to_the_last_run(settings):
 def test_with_block_says_how_it_ended(settings):
     with tensormeter.init(settings=settings) as run:
         run.log({"loss": 1.0}, step=0)
-        assert run._ring is not None
-        ring = run._ring
+        assert run._process is not None
+        ring = run._process.ring
     assert ring.state.name == "FINISHED"
     with pytest.raises(ZeroDivisionError), tensormeter.init(settings=settings) as run:  # noqa: PT012
-        ring = run._ring
+        ring = run._process.ring
         1 / 0  # noqa: B018
     assert ring.state.name == "FAILED"
     with pytest.raises(UsageError, match="expected the state"):
@@ -78,7 +78,7 @@ def test_log_after_finish_warns_once(settings, caplog):
         for log in (kept, faster, run.log):
             log({"loss": 2.0}, step=1)
     assert [record.message for record in caplog.records].count(
-        "log() after the run was finished, or in a forked child: nothing is recorded",
+        "log() after the run was finished: nothing is recorded",
     ) == 1
     assert items(settings) == 4
 
@@ -187,7 +187,7 @@ SCRIPT = """
 import json, sys, tensormeter
 run = tensormeter.init(settings=json.loads(sys.argv[1]))
 run.log({"loss": 1.0}, 0)
-print(run._ring.path)
+print(run._process.ring.path)
 exec(sys.argv[2])
 """
 

@@ -37,7 +37,7 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -183,7 +183,7 @@ class RingFile:
     def create(
         cls,
         path: Path,
-        metadata: dict[str, Any],
+        metadata: Mapping[str, Any],
         *,
         buffer_bytes: int,
         lanes: int = 8,

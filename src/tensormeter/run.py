@@ -13,19 +13,14 @@ import secrets
 import string
 import sys
 import threading
-import time
-import uuid
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Final, Self
 
 from tensormeter.errors import RingError, SettingsError, UsageError
-from tensormeter.pipeline.directory import RunDirectory, runs_locked
-from tensormeter.pipeline.launch import ensure_agent, reap_agents
+from tensormeter.process import RunIdentity, RunProcess
 from tensormeter.record.lane import Writer
-from tensormeter.record.recorder import Recorder
-from tensormeter.resource import describe_process
-from tensormeter.ring import HeaderWord, RingFile, State
+from tensormeter.ring import State
 from tensormeter.settings import Settings
 
 __all__ = ["Run", "finish", "init", "log"]
@@ -33,17 +28,16 @@ __all__ = ["Run", "finish", "init", "log"]
 logger: Final = logging.getLogger("tensormeter")
 
 _ID_LETTERS: Final = string.ascii_lowercase + string.digits
-_WAIT: Final = 0.01
-_AGENT_CHECK: Final = 1.0
-_UNREACHABLE: Final = 3
-"""Failed attempts in a row after which `finish` leaves the rest to the agent."""
 
 
 class Run:
     """A run in progress, as made by `init`.
 
     Every method can be called from any thread. `log` can also be called from a signal handler.
-    In a forked child the run records nothing, and says so once.
+
+    A child process that logs becomes a process of its own within the run: a forked one (a DataLoader worker, say) by its
+    first call of `log`, a spawned one by being sent the run, which can be pickled. Settings' `after_fork` can switch the
+    former off. Only the process that called `init` decides how the run ends.
 
     Attributes:
         id: Unique in its project; the same on every rank.
@@ -53,19 +47,18 @@ class Run:
         settings: In force for this run.
     """
 
-    def __init__(self, settings: Settings, run_id: str, name: str, config: Mapping[str, Any]) -> None:
-        self.id = run_id
-        self.name = name
-        self.project = settings.project
-        self.config = dict(config)
-        self.settings = settings
-        self._pid = os.getpid()
-        self._finish_lock = threading.RLock()  # a signal handler may finish the run while `finish` runs
+    def __init__(self, identity: RunIdentity, *, parent: str | None = None) -> None:
+        """Use `init`."""
+        self.id = identity.id
+        self.name = identity.name
+        self.project = identity.settings.project
+        self.config = dict(identity.config)
+        self.settings = identity.settings
+        self._identity = identity
+        self._parent = parent
+        self._process: RunProcess | None = None
         self._finished = False
-        self._ring: RingFile | None = None
-        self._recorder: Recorder | None = None
-        self._directory: RunDirectory | None = None
-        self._agent_checked = time.monotonic()
+        self._lock = threading.RLock()  # re-entered by a signal handler that finishes the run
 
     def log(self, values: Mapping[str, Any], step: int | None = None) -> None:
         """Record one row.
@@ -81,14 +74,15 @@ class Run:
             step: Any integer of 64 bits, in any order. One more than the last row's if None.
         """
         # Instances carry a `log` of their own, generated for the keys in use, which shadows this one: see `_use_writer`.
-        if self._recorder is not None:
-            self._recorder.log(values, step)
+        if self._process is not None:
+            self._process.recorder.log(values, step)
 
     def finish(self, state: str = "finished") -> None:
         """End the run and wait for delivery, for `finish_timeout` seconds at most.
 
         Returns as soon as everything is delivered, or is on disk and the receiver cannot be reached; the agent then goes
-        on by itself. Safe to call twice. Ctrl-C leaves at once, and loses nothing.
+        on by itself. Safe to call twice. Ctrl-C leaves at once, and loses nothing. In a child process it ends that
+        process's part only, and waits for nothing.
 
         Args:
             state: `finished` or `failed`.
@@ -98,21 +92,14 @@ class Run:
         """
         if state not in ("finished", "failed"):
             raise UsageError(f"finish: expected the state 'finished' or 'failed', got {state!r}")
-        with self._finish_lock:
-            if self._finished or self._pid != os.getpid():
+        with self._lock:
+            if self._finished:
                 return
             self._finished = True
         _forget(self)
-        if self._ring is None or self._recorder is None:
-            return
-        self._recorder.close(State[state.upper()])
         self.__dict__.pop("log", None)
-        try:
-            self._wait_for_delivery(self._ring.words)
-            self._report_losses(self._ring)
-        finally:
-            self._ring.release()
-            reap_agents()
+        if self._process is not None and self._process.is_this:
+            self._process.finish(State[state.upper()])
 
     def __enter__(self) -> Self:
         return self
@@ -125,105 +112,50 @@ class Run:
     ) -> None:
         self.finish("finished" if kind is None else "failed")
 
+    def __reduce__(self) -> tuple[Callable[..., "Run"], tuple[Any, ...]]:
+        """Sent to another process, a run becomes a process of its own there. Secrets are not sent."""
+        identity = self._identity
+        parent = self._parent or (self._process.id if self._process is not None else None)
+        return _join, (identity.id, identity.name, identity.config, identity.settings.to_json(), parent)
+
     def __repr__(self) -> str:
         return f"<tensormeter.Run {self.project}/{self.id} {self.name!r}>"
 
     def _begin(self) -> None:
-        """Make the ring and see that there is an agent.
-
-        Raises:
-            OSError, RingError: The machine refuses.
-        """
-        settings = self.settings
-        process = uuid.uuid4().hex
-        metadata = {
-            "resource": describe_process(settings.project, self.id, self.name, process),
-            "config": self.config,
-        }
-        with runs_locked(settings.directory):
-            directory = RunDirectory.create(settings, self.id, self.name)
-            self._directory = directory
-            self._ring = self._create_ring(directory, process, metadata)
-            self._recorder = Recorder(self._ring, on_writer=self._use_writer, on_stride=self._check_agent)
-            self._start_agent(directory)
-
-    def _create_ring(self, directory: RunDirectory, process: str, metadata: dict[str, Any]) -> RingFile:
-        """In shared memory, or else on disk."""
-        size = self.settings.buffer_bytes
+        """Take part from now on; or, if the machine refuses, warn."""
+        if self.settings.mode == "disabled":
+            return
         try:
-            directory.make_ring_directory()
-            return RingFile.create(directory.rings / f"{process}.ring", metadata, buffer_bytes=size)
-        except (OSError, RingError) as error:
-            if directory.rings == directory.rings_on_disk:
-                raise
-            logger.warning("%s; the ring is on disk instead, where log calls can wait for it", error)
-        directory.rings_on_disk.mkdir(exist_ok=True)
-        return RingFile.create(directory.rings_on_disk / f"{process}.ring", metadata, buffer_bytes=size)
-
-    def _start_agent(self, directory: RunDirectory) -> bool:
-        """See that there is an agent. Returns whether one had to be started."""
-        if self.settings.agent == "off":
-            return False
-        try:
-            return ensure_agent(directory, self.settings)
-        except OSError as error:
-            logger.warning(
-                "no agent for run %s can be started (%s); `tensormeter sync` delivers the run", self.id, error
+            self._process = RunProcess(
+                self._identity,
+                parent=self._parent,
+                on_writer=self._use_writer,
+                on_fork=self._log_after_fork,
             )
-            return False
+        except (OSError, RingError) as error:
+            logger.warning("run %s records nothing: %s", self.id, error)
 
     def _use_writer(self, writer: Writer) -> None:
         # An attribute of the instance, because the extra call of a method that forwards would cost a fifth of the time.
         self.__dict__["log"] = writer
 
-    def _check_agent(self) -> None:
-        """See, once a second at most, whether an agent lives, and start another if not."""
-        now = time.monotonic()
-        if now - self._agent_checked < _AGENT_CHECK or self._directory is None:
-            return
-        self._agent_checked = now
-        reap_agents()
-        if self._start_agent(self._directory):
-            logger.warning("the agent of run %s had ended; started another, which goes on where it was", self.id)
+    def _after_fork(self) -> None:
+        """In a forked child, before anything else runs there: locks may be held by threads that are not here."""
+        self.__dict__.pop("log", None)
+        self._lock = threading.RLock()
 
-    def _wait_for_delivery(self, words: memoryview) -> None:
-        settings = self.settings
-        if settings.agent == "off":
-            logger.warning("run %s is recorded; deliver it with `tensormeter sync`", self.id)
-            return
-        wait = threading.Event().wait
-        deadline = time.monotonic() + settings.finish_timeout
-        while time.monotonic() < deadline:
-            if words[HeaderWord.ENDED] and (settings.mode == "offline" or words[HeaderWord.PENDING_REQUESTS] == 0):
-                if settings.mode == "offline":
-                    logger.warning("run %s is on disk; deliver it with `tensormeter sync`", self.id)
-                return
-            if words[HeaderWord.ENDED] and words[HeaderWord.FAILURES] >= _UNREACHABLE:
-                break
-            self._check_agent()
-            wait(_WAIT)
-        logger.warning(
-            "run %s is not delivered to %s yet; the agent goes on trying for %.0f s, then `tensormeter sync` delivers the "
-            "rest",
-            self.id,
-            settings.endpoint,
-            settings.linger_timeout,
-        )
-
-    def _report_losses(self, ring: RingFile) -> None:
-        """Say what will never arrive."""
-        drops = ring.drops()
-        if drops:
-            counts = ", ".join(f"{reason} {count}" for reason, count in drops.items())
-            logger.warning("run %s: not recorded: %s", self.id, counts)
-        rejected = ring.words[HeaderWord.QUARANTINED_ITEMS]
-        if rejected and self._directory is not None:
-            logger.warning(
-                "run %s: %d items were rejected by their receiver and set aside in %s; its agent.log says why",
-                self.id,
-                rejected,
-                self._directory.path,
-            )
+    def _log_after_fork(self, values: Mapping[str, Any], step: int | None) -> None:
+        """The first call of `log` in a forked child."""
+        with self._lock:
+            before = self._process
+            if before is not None and not before.is_this and not self._finished:
+                self._process = None
+                if self.settings.after_fork == "ignore":
+                    logger.warning("run %s: a forked child logs, which after_fork='ignore' says to ignore", self.id)
+                else:
+                    self._parent = self._parent or before.id
+                    self._begin()
+        self.log(values, step)
 
 
 def init(
@@ -254,12 +186,8 @@ def init(
     given = {"project": project, "name": name, "run_id": id, "mode": mode}
     resolved = _resolve(settings, {key: value for key, value in given.items() if value is not None})
     run_id = resolved.run_id or "".join(secrets.choice(_ID_LETTERS) for _ in range(8))
-    run = Run(resolved, run_id, resolved.name or run_id, _as_json(config or {}))
-    if resolved.mode != "disabled":
-        try:
-            run._begin()
-        except (OSError, RingError) as error:
-            logger.warning("run %s records nothing: %s", run_id, error)
+    run = Run(RunIdentity(run_id, resolved.name or run_id, _as_json(config or {}), resolved))
+    run._begin()
     _remember(run)
     return run
 
@@ -285,6 +213,25 @@ _runs: list[Run] = []
 """Runs that are not finished, in the order in which they were begun."""
 
 _failed = False
+
+
+def _join(run_id: str, name: str, config: Mapping[str, Any], settings: Mapping[str, Any], parent: str | None) -> Run:
+    """A run that has arrived here from another process; the same object however often it comes."""
+    for run in _runs:
+        if run.id == run_id:
+            return run
+    run = Run(RunIdentity(run_id, name, config, Settings.from_json(settings)), parent=parent)
+    run._begin()
+    _remember(run)
+    return run
+
+
+def _after_fork() -> None:
+    for run in _runs:
+        run._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _remember(run: Run) -> None:

@@ -21,6 +21,7 @@ __all__ = ["Settings", "describe_settings"]
 
 Mode = Literal["online", "offline", "disabled"]
 AgentKind = Literal["process", "thread", "off"]
+AfterFork = Literal["record", "ignore"]
 
 DEFAULT_PORT: Final = 4320
 IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -167,6 +168,11 @@ class Settings:
         help="Size of a process's ring in bytes, reserved at start. When it is full, the newest rows are dropped "
         "and counted.",
     )
+    after_fork: AfterFork = _setting(
+        "record",
+        "TENSORMETER_AFTER_FORK",
+        help="What a forked child's `log` does: `record` as a process of its own, or `ignore`, with one warning.",
+    )
     schedule_delay: float = _setting(
         1.0,
         "TENSORMETER_SCHEDULE_DELAY",
@@ -206,6 +212,7 @@ class Settings:
             _check_identifier("run_id", self.run_id)
         _check_choice("mode", self.mode, get_args(Mode))
         _check_choice("agent", self.agent, get_args(AgentKind))
+        _check_choice("after_fork", self.after_fork, get_args(AfterFork))
         _check_endpoint(self.endpoint)
         _check_names("exporters", self.exporters)
         object.__setattr__(self, "exporters", tuple(self.exporters))

@@ -43,6 +43,7 @@ class Drain:
         metadata = self._processor.metadata
         self._resource = cast("Mapping[str, Attribute]", metadata.get("resource", {}))
         self._config = cast("dict[str, Any]", metadata.get("config", {}))
+        self._child = metadata.get("parent") is not None
         self._started, self._ended = spool.life(ring.process)
         self._retry_at = 0.0
         self._fresh = False
@@ -65,7 +66,7 @@ class Drain:
         over = not alive or self.ring.state is not State.OPEN
         try:
             if not self._started:
-                self._put([self._start_event()], started=True)
+                self._put(self._start_events(), started=True)
             for _ in range(_MOST_BATCHES):
                 more = self._processor.poll(abandon_pending=not alive)
                 if not (over or flush or self._processor.due()):
@@ -73,7 +74,7 @@ class Drain:
                 self._flush()
                 if not more:
                     if over and not self._ended and (not alive or self._read_everything()):
-                        self._put([self._end_event()], started=True, ended=True)
+                        self._put(self._end_events(), started=True, ended=True)
                     break
         except SpoolError as error:
             if not self._retry_at:
@@ -109,8 +110,8 @@ class Drain:
 
     def _put(self, events: Sequence[Event], *, started: bool, ended: bool = False) -> None:
         body = gzip.compress(encode_events(self._resource, events), _GZIP_LEVEL, mtime=0)
-        encoded = Encoded("logs", body, len(events))
-        self._spool.put([encoded], self._destinations, self.ring.process, {}, started=started, ended=ended)
+        encoded = [Encoded("logs", body, len(events))] if events else []
+        self._spool.put(encoded, self._destinations, self.ring.process, {}, started=started, ended=ended)
         self._started, self._ended = started, ended
         self._publish()
 
@@ -126,17 +127,22 @@ class Drain:
             cursor.position >= head for cursor, head in zip(self._processor.cursors(), self.ring.heads(), strict=True)
         )
 
-    def _start_event(self) -> Event:
-        return Event("tensormeter.run.start", self.ring.words[HeaderWord.CREATED], {"config": self._config})
+    def _start_events(self) -> list[Event]:
+        """A child process neither begins nor ends the run."""
+        if self._child:
+            return []
+        return [Event("tensormeter.run.start", self.ring.words[HeaderWord.CREATED], {"config": self._config})]
 
-    def _end_event(self) -> Event:
+    def _end_events(self) -> list[Event]:
         state = self.ring.state
         dropped = self.ring.drops()
         if self._processor.lost:
             dropped["device_unfinished"] = dropped.get("device_unfinished", 0) + self._processor.lost
+        if self._child:
+            return [Event("tensormeter.process.end", time.time_ns(), {"dropped": dropped})] if dropped else []
         body = {
             "state": "crashed" if state is State.OPEN else state.name.lower(),
             "message": "the process ended without finishing the run" if state is State.OPEN else "",
             "dropped": dropped,
         }
-        return Event("tensormeter.run.end", time.time_ns(), body)
+        return [Event("tensormeter.run.end", time.time_ns(), body)]

@@ -2,7 +2,7 @@
 
 Threads: any thread may log; each gets a lane of the ring of its own, and threads beyond the number of lanes share the
 last one under a lock that is held for a row's write only.
-Fork: in a child the recorder records nothing, and says so once; the parent's ring is never touched from there.
+Fork: in a child the recorder records nothing and calls `on_fork`; the parent's ring is never touched from there.
 Signals: a handler may log.
 Nothing here waits for the agent, a disk, a network or a device, and nothing raises for what is logged: a value that
 cannot be recorded is counted, and the first of each key is warned about on the logger `tensormeter`.
@@ -47,16 +47,19 @@ class Recorder:
         *,
         on_writer: Callable[[Writer], None],
         on_stride: Callable[[], None] = lambda: None,
+        on_fork: Callable[[Mapping[str, Any], int | None], None] = lambda values, step: None,
     ) -> None:
         """
         Args:
             ring: Created by this process.
             on_writer: Given the writer to call next time, by the thread that owns the first lane, whenever that changes.
             on_stride: Called now and then (every 64 KiB of rows), for slow checks. Must not block.
+            on_fork: Called instead of recording, in a forked child, with the arguments of `log`.
         """
         self._ring = ring
         self._on_writer = on_writer
         self._on_stride = on_stride
+        self._on_fork = on_fork
         self._local = threading.local()
         # The first lane is for the thread that makes the recorder and never changes hands, because `on_writer` gives its
         # writers away; the last is for all threads beyond the number of lanes; the others are lent while a thread lives.
@@ -89,8 +92,11 @@ class Recorder:
             values: Numbers, or one-element tensors and arrays, by metric name.
             step: Any integer of 64 bits, in any order; one after the last row's if None.
         """
-        if self._closed or self._pid != os.getpid():
-            self._warn_once(Drop, "log() after the run was finished, or in a forked child: nothing is recorded")
+        if self._pid != os.getpid():
+            self._on_fork(values, step)
+            return
+        if self._closed:
+            self._warn_once(Drop, "log() after the run was finished: nothing is recorded")
             return
         lane = self._lane()
         if lane.owner is None:

@@ -1,0 +1,194 @@
+"""One process's part in a run: its ring, its recorder, and the care for an agent."""
+
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tensormeter.errors import RingError
+from tensormeter.pipeline.directory import RunDirectory, runs_locked
+from tensormeter.pipeline.launch import ensure_agent, reap_agents
+from tensormeter.record.lane import Writer
+from tensormeter.record.recorder import Recorder
+from tensormeter.resource import describe_process
+from tensormeter.ring import HeaderWord, RingFile, State
+from tensormeter.settings import Settings
+
+__all__ = ["RunIdentity", "RunProcess"]
+
+logger: Final = logging.getLogger("tensormeter")
+
+_WAIT: Final = 0.01
+_AGENT_CHECK: Final = 1.0
+_UNREACHABLE: Final = 3
+"""Failed attempts in a row after which `wait_for_delivery` leaves the rest to the agent."""
+
+_CHILD_BUFFER_BYTES: Final = 1 << 20
+"""Ring of a child process, at most: there may be many, and they log little."""
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """What all processes of a run have in common.
+
+    Attributes:
+        id: Unique in its project.
+        name: For people.
+        config: JSON values.
+        settings: In force for the run.
+    """
+
+    id: str
+    name: str
+    config: Mapping[str, Any]
+    settings: Settings
+
+
+class RunProcess:
+    """This process in a run, from construction until `finish`.
+
+    Attributes:
+        id: Unique in the world; `service.instance.id` of the resource.
+        parent: The process that this one was started from, if that one began the run. A child has no say in whether the
+            run has ended, and waits for no delivery.
+        ring: Its ring.
+        recorder: Writes into it.
+    """
+
+    def __init__(
+        self,
+        run: RunIdentity,
+        *,
+        parent: str | None,
+        on_writer: Callable[[Writer], None],
+        on_fork: Callable[[Mapping[str, Any], int | None], None],
+    ) -> None:
+        """Make the ring and see that there is an agent.
+
+        Args:
+            run: Which run.
+            parent: See the attribute.
+            on_writer: As for `Recorder`.
+            on_fork: As for `Recorder`.
+
+        Raises:
+            OSError, RingError: The machine refuses.
+        """
+        self.id = uuid.uuid4().hex
+        self.parent = parent
+        self._run = run
+        self._pid = os.getpid()
+        self._agent_checked = time.monotonic()
+        settings = run.settings
+        metadata = {
+            "resource": describe_process(settings.project, run.id, run.name, self.id),
+            "config": run.config,
+            "parent": parent,
+        }
+        with runs_locked(settings.directory):
+            self._directory = RunDirectory.create(settings, run.id, run.name)
+            self.ring = self._create_ring(metadata)
+            self.recorder = Recorder(
+                self.ring,
+                on_writer=on_writer,
+                on_stride=self._check_agent,
+                on_fork=on_fork,
+            )
+            self._start_agent()
+
+    @property
+    def is_this(self) -> bool:
+        """False in a forked copy."""
+        return self._pid == os.getpid()
+
+    def finish(self, state: State) -> None:
+        """Record no more, and wait for delivery as `Run.finish` says. Ctrl-C leaves at once."""
+        self.recorder.close(state)
+        try:
+            if self.parent is None:
+                self._wait_for_delivery()
+            self._report_losses()
+        finally:
+            self.ring.release()
+            reap_agents()
+
+    def _create_ring(self, metadata: Mapping[str, Any]) -> RingFile:
+        """In shared memory, or else on disk."""
+        directory, size = self._directory, self._run.settings.buffer_bytes
+        if self.parent is not None:
+            size = min(size, _CHILD_BUFFER_BYTES)
+        try:
+            directory.make_ring_directory()
+            return RingFile.create(directory.rings / f"{self.id}.ring", metadata, buffer_bytes=size)
+        except (OSError, RingError) as error:
+            if directory.rings == directory.rings_on_disk:
+                raise
+            logger.warning("%s; the ring is on disk instead, where log calls can wait for it", error)
+        directory.rings_on_disk.mkdir(exist_ok=True)
+        return RingFile.create(directory.rings_on_disk / f"{self.id}.ring", metadata, buffer_bytes=size)
+
+    def _start_agent(self) -> bool:
+        """See that there is an agent. Returns whether one had to be started."""
+        run = self._run
+        if run.settings.agent == "off":
+            return False
+        try:
+            return ensure_agent(self._directory, run.settings)
+        except OSError as error:
+            logger.warning(
+                "no agent for run %s can be started (%s); `tensormeter sync` delivers the run", run.id, error
+            )
+            return False
+
+    def _check_agent(self) -> None:
+        """See, once a second at most, whether an agent lives, and start another if not."""
+        now = time.monotonic()
+        if now - self._agent_checked < _AGENT_CHECK:
+            return
+        self._agent_checked = now
+        reap_agents()
+        if self._start_agent():
+            logger.warning("the agent of run %s had ended; started another, which goes on where it was", self._run.id)
+
+    def _wait_for_delivery(self) -> None:
+        run, settings, words = self._run, self._run.settings, self.ring.words
+        if settings.agent == "off":
+            logger.warning("run %s is recorded; deliver it with `tensormeter sync`", run.id)
+            return
+        wait = threading.Event().wait
+        deadline = time.monotonic() + settings.finish_timeout
+        while time.monotonic() < deadline:
+            if words[HeaderWord.ENDED] and (settings.mode == "offline" or words[HeaderWord.PENDING_REQUESTS] == 0):
+                if settings.mode == "offline":
+                    logger.warning("run %s is on disk; deliver it with `tensormeter sync`", run.id)
+                return
+            if words[HeaderWord.ENDED] and words[HeaderWord.FAILURES] >= _UNREACHABLE:
+                break
+            self._check_agent()
+            wait(_WAIT)
+        logger.warning(
+            "run %s is not delivered to %s yet; the agent goes on trying for %.0f s, then `tensormeter sync` delivers the "
+            "rest",
+            run.id,
+            settings.endpoint,
+            settings.linger_timeout,
+        )
+
+    def _report_losses(self) -> None:
+        """Say what will never arrive."""
+        drops = self.ring.drops()
+        if drops:
+            counts = ", ".join(f"{reason} {count}" for reason, count in drops.items())
+            logger.warning("run %s: not recorded: %s", self._run.id, counts)
+        rejected = self.ring.words[HeaderWord.QUARANTINED_ITEMS]
+        if rejected:
+            logger.warning(
+                "run %s: %d items were rejected by their receiver and set aside in %s; its agent.log says why",
+                self._run.id,
+                rejected,
+                self._directory.path,
+            )

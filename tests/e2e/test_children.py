@@ -1,0 +1,45 @@
+"""Child processes and hooks log into the run that their parent began."""
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from harness import Points, Server, wait_for
+
+SCRIPT = Path(__file__).with_name("children.py")
+
+
+def expected(*, forked: bool) -> Points:
+    rows = [("parent", 0, 0.0), ("hook", 3, 6.0), ("parent", 4, 4.0), ("spawned", 0, 0.0), ("spawned", 1, 0.5)]
+    rows += [("loader/spawn", index, float(index * index)) for index in range(20)]
+    if forked:
+        rows += [("loader/fork", index, float(index * index)) for index in range(20)]
+        rows += [("parent", 1, 1.0), ("forked", 2, 2.0)]
+    return Counter((metric, step, value.hex()) for metric, step, value in rows)
+
+
+@pytest.mark.parametrize("after_fork", ["record", "ignore"])
+def test_children(server: Server, environment: dict[str, str], after_fork: str) -> None:
+    server.start()
+    script = subprocess.run(
+        [sys.executable, str(SCRIPT), "family"],
+        env=environment | {"TENSORMETER_AFTER_FORK": after_fork},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert script.returncode == 0, script.stderr
+    warned = "a forked child logs, which after_fork='ignore' says to ignore"
+    assert (warned in script.stderr) == (after_fork == "ignore")
+    wanted = expected(forked=after_fork == "record")
+    wait_for(lambda: server.points("family").total() >= wanted.total(), "the children's rows arrive")
+    assert server.points("family") == wanted
+    run = server.get("/runs/family")
+    assert run["state"] == "finished"
+    # Two loaders with two workers each, two spawned ranks, one fork, and the parent, which alone says how the run ends.
+    assert len(run["processes"]) == (8 if after_fork == "record" else 5)
+    assert [process["state"] for process in run["processes"]].count("finished") == 1
+    assert [process["state"] for process in run["processes"]].count(None) == len(run["processes"]) - 1
