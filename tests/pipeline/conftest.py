@@ -22,8 +22,8 @@ from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.record.recorder import Recorder
 from tensormeter.ring import RingFile
 
-Behaviour = Callable[[BaseHTTPRequestHandler], bool]
-"""Answers a request. Returns whether it was accepted."""
+Behaviour = Callable[[BaseHTTPRequestHandler], None]
+"""Answers a request. It accepts it if it has an attribute `accepts` that is true."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Received:
 def answer(status: int, body: bytes = b"", content_type: str = "application/x-protobuf", **headers: str) -> Behaviour:
     """The behaviour that gives one answer."""
 
-    def behave(handler: BaseHTTPRequestHandler) -> bool:
+    def behave(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(status)
         for name, value in headers.items():
             handler.send_header(name.replace("_", "-"), value)
@@ -49,20 +49,19 @@ def answer(status: int, body: bytes = b"", content_type: str = "application/x-pr
         handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
         handler.wfile.write(body)
-        return status == 200 and content_type == "application/x-protobuf"
 
+    behave.accepts = status == 200 and content_type == "application/x-protobuf"  # type: ignore[attr-defined]
     return behave
 
 
-def reset(handler: BaseHTTPRequestHandler) -> bool:
+def reset(handler: BaseHTTPRequestHandler) -> None:
     """Close with RST, no answer."""
     handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     handler.connection.close()
     handler.close_connection = True
-    return False
 
 
-def drip(handler: BaseHTTPRequestHandler) -> bool:
+def drip(handler: BaseHTTPRequestHandler) -> None:
     """Begin an answer and never end it: a byte now and then, until the other side leaves."""
     handler.send_response(200)
     handler.send_header("Content-Type", "application/x-protobuf")
@@ -73,18 +72,17 @@ def drip(handler: BaseHTTPRequestHandler) -> bool:
             handler.wfile.write(b"x")
             threading.Event().wait(0.02)
     handler.close_connection = True
-    return False
 
 
-def partial(handler: BaseHTTPRequestHandler) -> bool:
+def partial_success() -> bytes:
     response = ExportMetricsServiceResponse()
     response.partial_success.rejected_data_points = 3
     response.partial_success.error_message = "three were bad"
-    return answer(200, response.SerializeToString())(handler)
+    return response.SerializeToString()
 
 
 ok = answer(200)
-BEHAVIOURS = {"ok": ok, "reset": reset, "drip": drip, "partial": partial}
+BEHAVIOURS = {"ok": ok, "reset": reset, "drip": drip, "partial": answer(200, partial_success())}
 
 
 class Receiver:
@@ -118,8 +116,9 @@ class Receiver:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 behave = receiver._script.pop(0) if receiver._script else ok
                 headers = {name.lower(): value for name, value in self.headers.items()}
-                accepted = behave(self)
-                receiver.received.append(Received(self.path, headers, body, accepted))
+                accepted = getattr(behave, "accepts", False)
+                receiver.received.append(Received(self.path, headers, body, accepted))  # before anybody can know
+                behave(self)
 
             def do_GET(self) -> None:
                 receiver.received.append(Received(self.path, dict(self.headers.items()), b"", accepted=False))

@@ -45,6 +45,7 @@ class Drain:
         self._config = cast("dict[str, Any]", metadata.get("config", {}))
         self._child = metadata.get("parent") is not None
         self._started, self._ended = spool.life(ring.process)
+        self._whole_ring = _MOST_BATCHES + len(ring.words) // settings.max_export_batch_size
         self._retry_at = 0.0
         self._fresh = False
         ring.words[HeaderWord.PENDING_REQUESTS] = spool.pending()
@@ -54,7 +55,7 @@ class Drain:
         """Move what is there towards the spool.
 
         Args:
-            flush: Do not wait until a batch is due.
+            flush: Do not wait until a batch is due, and move all that is there now.
 
         Returns:
             Whether the process is gone and everything of it is in the spool, so that the ring may be removed.
@@ -67,7 +68,7 @@ class Drain:
         try:
             if not self._started:
                 self._put(self._start_events(), started=True)
-            for _ in range(_MOST_BATCHES):
+            for _ in range(self._whole_ring if flush else _MOST_BATCHES):
                 more = self._processor.poll(abandon_pending=not alive)
                 if not (over or flush or self._processor.due()):
                     break

@@ -1,0 +1,398 @@
+"""The agent as it is used: a training process, its agent, and a receiver, any of which may die or be away."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tensormeter.pipeline.directory import list_runs
+from tensormeter.pipeline.sync import sync_runs
+
+
+class Trainer:
+    """The process of `driven_trainer.py`."""
+
+    def __init__(self, environment):
+        script = Path(__file__).with_name("driven_trainer.py")
+        self._process = subprocess.Popen(
+            [sys.executable, script],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._expect()
+
+    def _expect(self):
+        assert self._process.stdout.readline() == "ok\n", self._process.stderr.read()
+
+    def tell(self, command):
+        self.begin(command)
+        self._expect()
+
+    def begin(self, command):
+        self._process.stdin.write(command + "\n")
+        self._process.stdin.flush()
+
+    def end(self):
+        """End the script regularly. Returns what it said."""
+        try:
+            _, said = self._process.communicate(timeout=60)
+        finally:
+            self.kill()
+        return said
+
+    def kill(self):
+        self._process.kill()
+        self._process.wait(30)
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            pipe.close()
+
+
+@pytest.fixture
+def state(tmp_path):
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def environment(tmp_path, state, receiver):
+    """Nothing of the user's own."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("TENSORMETER_", "OTEL_"))}
+    return inherited | {
+        "TENSORMETER_DIR": str(state),
+        "TENSORMETER_BUFFER_DIR": str(tmp_path / "rings"),
+        "TENSORMETER_BUFFER_BYTES": str(1 << 20),
+        "TENSORMETER_ENDPOINT": receiver.url,
+        "TENSORMETER_SCHEDULE_DELAY": "0.05",
+        "TENSORMETER_RUN_ID": "driven",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+@pytest.fixture
+def start(environment, state):
+    """Starts trainers; whatever is left of them and of their agents at the end is killed."""
+    trainers = []
+
+    def start(**settings):
+        trainers.append(
+            Trainer(environment | {f"TENSORMETER_{name.upper()}": str(value) for name, value in settings.items()})
+        )
+        return trainers[-1]
+
+    yield start
+    for trainer in trainers:
+        trainer.kill()
+    for run in list_runs(state):
+        if run.try_agent_lock() is None and run.agent_pid() not in (None, os.getpid()):
+            os.kill(run.agent_pid(), signal.SIGKILL)
+
+
+@pytest.fixture
+def agent(state, wait_for):
+    """Gives the process id of the only run's agent, once it has one."""
+
+    def agent(other_than=None):
+        def pid():
+            return next((run.agent_pid() for run in list_runs(state)), None)
+
+        wait_for(lambda: pid() not in (None, other_than), "an agent that handles signals")
+        return pid()
+
+    return agent
+
+
+@pytest.fixture
+def gone(state, tmp_path, wait_for):
+    """Waits until the run directory and its rings are gone."""
+
+    def gone():
+        wait_for(lambda: not [*(state / "runs").glob("*@*")], "the run directory is gone")
+        assert not list((tmp_path / "rings").rglob("*.ring"))
+        assert not list((tmp_path / "rings").rglob("*.lock"))
+
+    return gone
+
+
+def expected(*ranges):
+    """Every row once."""
+    return Counter((step, (("loss", step / 7), ("n", float(step)))) for steps in ranges for step in steps)
+
+
+def test_everything_arrives_once_and_nothing_stays(start, receiver, gone):
+    trainer = start()
+    trainer.tell("log 0 3000")
+    trainer.tell("finish")
+    assert receiver.rows() == expected(range(3000))
+    assert trainer.end() == ""
+    gone()
+    assert receiver.events() == [
+        ("tensormeter.run.start", {"config": {"lr": 0.1, "path": "a?"}}),
+        ("tensormeter.run.end", {"state": "finished", "message": "", "dropped": {}}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("command", "state_told"), [("finish failed", "failed"), ("raise", "failed"), ("log 5 6", "finished")]
+)
+def test_how_a_run_ended(start, receiver, gone, command, state_told):
+    trainer = start()
+    trainer.tell("log 0 5")
+    trainer.begin(command)
+    trainer.end()
+    gone()
+    assert receiver.events()[-1][1]["state"] == state_told
+    assert set(receiver.rows()) >= set(expected(range(5)))
+
+
+def test_a_killed_trainer_has_crashed_and_lost_nothing(start, receiver, gone):
+    trainer = start()
+    trainer.tell("log 0 4000")
+    trainer.kill()
+    gone()
+    assert receiver.rows() == expected(range(4000))
+    assert receiver.events()[-1][1]["state"] == "crashed"
+
+
+def test_a_killed_agent_is_followed_by_another_which_goes_on(start, receiver, agent, gone, wait_for):
+    trainer = start(buffer_bytes=16 << 20)
+    steps, pid = 0, agent()
+
+    def log_until_there_is_another():
+        nonlocal steps
+        trainer.tell(f"log {steps} {steps + 300}")
+        steps += 300
+        return agent() != pid
+
+    for _ in range(3):
+        os.kill(pid, signal.SIGKILL)
+        wait_for(log_until_there_is_another, "a log call starts another agent")
+        pid = agent()
+    os.kill(pid, signal.SIGKILL)
+    trainer.tell("finish")
+    said = trainer.end()
+    gone()
+    assert said.count("started another") == 4
+    assert receiver.rows() == expected(range(steps))
+    assert [name for name, _ in receiver.events()] == ["tensormeter.run.start", "tensormeter.run.end"]
+
+
+def test_a_trainer_that_finishes_while_the_server_is_down(start, receiver, agent, gone, wait_for):
+    receiver.stop()
+    trainer = start(finish_timeout=0.2)
+    trainer.tell("log 0 500")
+    pid = agent()
+    trainer.tell("finish")
+    assert "the agent goes on trying" in trainer.end()
+    assert receiver.received == []
+    receiver.start()
+    os.kill(pid, signal.SIGUSR1)  # now, instead of after the backoff
+    gone()
+    assert receiver.rows() == expected(range(500))
+
+
+def test_an_agent_that_has_lingered_leaves_the_rest_to_sync(start, state, receiver, gone, wait_for):
+    receiver.stop()
+    trainer = start(finish_timeout=0, linger_timeout=0)
+    trainer.tell("log 0 500")
+    trainer.tell("finish")
+    trainer.end()
+    (run,) = list_runs(state)
+    wait_for(lambda: not agent_lives(run), "the agent gives up")
+    (failed,) = sync_runs(state)
+    assert (failed.delivered, "refused" in failed.message) == (False, True)
+    receiver.start()
+    (result,) = sync_runs(state)
+    assert result.delivered, result.message
+    gone()
+    assert receiver.rows() == expected(range(500))
+
+
+def agent_lives(run):
+    lock = run.try_agent_lock()
+    if lock is not None:
+        os.close(lock)
+    return lock is None
+
+
+def test_requests_that_are_lost_on_the_way_back_are_sent_again_as_the_same(
+    start, receiver, answering, agent, gone, wait_for
+):
+    receiver.script("reset", answering(503), "drip", answering(500))
+    trainer = start(export_timeout=0.2)
+    trainer.tell("log 0 500")
+    pid = agent()
+    trainer.begin("finish")
+
+    def poked():
+        os.kill(pid, signal.SIGUSR1)
+        return len(receiver.received) > 4
+
+    wait_for(poked, "the fifth attempt")
+    trainer.end()
+    gone()
+    assert receiver.rows() == expected(range(500))
+    attempts = Counter(request.id for request in receiver.received)
+    assert max(attempts.values()) == 5
+    assert len({(request.id, request.body) for request in receiver.received}) == len(attempts)
+
+
+def test_an_agent_on_a_thread(start, receiver):
+    trainer = start(agent="thread")
+    trainer.tell("log 0 3000")
+    trainer.tell("finish")
+    assert receiver.rows() == expected(range(3000))
+    assert trainer.end() == ""
+    assert receiver.events()[-1][1]["state"] == "finished"
+
+
+@pytest.mark.parametrize("settings", [{"agent": "off"}, {"mode": "offline"}])
+def test_sync_delivers_what_was_only_recorded(start, state, receiver, gone, wait_for, settings):
+    trainer = start(**settings)
+    trainer.tell("log 0 3000")
+    trainer.tell("finish")
+    assert "tensormeter sync" in trainer.end()
+    assert receiver.received == []
+    (run,) = list_runs(state)
+    wait_for(lambda: not agent_lives(run), "the agent, if there was one, has ended")
+    seen = []
+    (result,) = sync_runs(state, on_status=lambda run, items: seen.append(items))
+    assert result.delivered, result.message
+    gone()
+    assert receiver.rows() == expected(range(3000))
+    assert [name for name, _ in receiver.events()] == ["tensormeter.run.start", "tensormeter.run.end"]
+    assert list(sync_runs(state)) == []
+
+
+def test_sync_of_a_run_that_is_still_being_recorded(start, state, receiver, gone):
+    trainer = start(agent="off")
+    trainer.tell("log 0 1000")
+    (result,) = sync_runs(state)
+    assert result.delivered
+    assert receiver.rows() == expected(range(1000))
+    trainer.tell("log 1000 2000")
+    trainer.tell("finish")
+    trainer.end()
+    (result,) = sync_runs(state)
+    assert result.delivered
+    gone()
+    assert receiver.rows() == expected(range(2000))
+
+
+def test_sync_leaves_a_run_to_its_agent_and_wakes_it(start, state, receiver, agent, gone):
+    receiver.stop()
+    trainer = start(finish_timeout=0)
+    trainer.tell("log 0 10")
+    pid = agent()
+    trainer.tell("finish")
+    trainer.end()
+    receiver.start()
+    (result,) = sync_runs(state)
+    assert not result.delivered
+    assert f"process {pid}" in result.message
+    gone()
+    assert receiver.rows() == expected(range(10))
+
+
+def test_processes_of_one_run_share_an_agent(start, state, receiver, agent, gone):
+    first = start()
+    pid = agent()
+    second, third = start(), start()
+    assert agent() == pid
+    assert len(list_runs(state)) == 1
+    for trainer, steps in ((first, "0 1000"), (second, "1000 2000"), (third, "2000 3000")):
+        trainer.tell(f"log {steps}")
+    assert processes_with(str(list_runs(state)[0].path)) == [pid]
+    first.tell("finish")
+    second.tell("finish")
+    third.kill()
+    gone()
+    assert receiver.rows() == expected(range(3000))
+    assert len({process for process, *_ in receiver.points()}) == 3
+    states = sorted(body["state"] for name, body in receiver.events() if name == "tensormeter.run.end")
+    assert states == ["crashed", "finished", "finished"]
+
+
+def processes_with(argument):
+    """Ids of the processes whose command line has this argument."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if argument.encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_an_agent_that_is_told_to_stop_spools_first(start, state, receiver, agent, gone, wait_for):
+    receiver.stop()
+    trainer = start(schedule_delay=3600)
+    trainer.tell("log 0 5000")
+    (run,) = list_runs(state)
+    os.kill(agent(), signal.SIGTERM)
+    wait_for(lambda: not agent_lives(run), "the agent ends")
+    trainer.kill()
+    for path in run.ring_files():
+        path.unlink()  # a reboot: shared memory is gone
+    receiver.start()
+    (result,) = sync_runs(state)
+    assert result.delivered, result.message
+    gone()
+    assert receiver.rows() == expected(range(5000))
+
+
+def test_a_run_that_a_receiver_rejects_is_kept_for_people(start, state, receiver, answering, wait_for):
+    receiver.script(*[answering(400)] * 100)
+    trainer = start()
+    trainer.tell("log 0 10")
+    trainer.tell("finish")
+    assert "rejected by their receiver" in trainer.end()
+    (run,) = list_runs(state)
+    wait_for(lambda: not agent_lives(run), "the agent ends")
+    assert "set aside" in run.agent_log.read_text()
+    assert run.spool.exists()
+
+
+def test_the_token_reaches_the_receiver_and_nothing_else(start, state, receiver, agent, gone):
+    trainer = start(token="t0p-secret")
+    trainer.tell("log 0 10")
+    (run,) = list_runs(state)
+    command_line = Path(f"/proc/{agent()}/cmdline").read_text()
+    texts = [path.read_bytes() for path in run.path.iterdir() if path.is_file()]
+    texts += [path.read_bytes() for path in run.ring_files()]
+    trainer.tell("finish")
+    trainer.end()
+    gone()
+    assert {request.headers["authorization"] for request in receiver.received} == {"Bearer t0p-secret"}
+    assert "t0p-secret" not in command_line
+    assert not any(b"t0p-secret" in text for text in texts)
+
+
+def test_a_forked_child_of_the_trainer_is_a_process_of_its_own(environment, receiver, gone):
+    """By whatever reference it logs: none may write to its parent's ring. And it ends."""
+    script = """
+import os, sys, tensormeter
+run = tensormeter.init("forks")
+before = run.log
+run.log({"loss": 0.0, "n": 0}, 0)
+kept = run.log
+child = os.fork()
+for step in range(100, 500) if child == 0 else range(1, 100):
+    (before, kept, run.log, tensormeter.log)[step % 4]({"loss": step / 7, "n": step}, step)
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+sys.exit(0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, stderr=subprocess.PIPE, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    gone()
+    assert receiver.rows() == expected(range(500))
+    assert len({process for process, *_ in receiver.points()}) == 2

@@ -1,0 +1,124 @@
+"""Draining a ring into a spool: from the first row to the news of the end, also when the disk is full meanwhile."""
+
+import gzip
+
+import pytest
+
+from tensormeter.otlp.decode import decode_events, decode_metrics
+from tensormeter.pipeline.drain import Drain
+from tensormeter.pipeline.spool import Spool
+from tensormeter.ring import HeaderWord, RingFile, State
+from tensormeter.settings import Settings
+
+
+@pytest.fixture
+def spool(tmp_path):
+    spool = Spool(tmp_path / "spool.sqlite")
+    yield spool
+    spool.close()
+
+
+@pytest.fixture
+def open_drain(spool):
+    def open_drain(source, **settings):
+        resolved = Settings(**{"schedule_delay": 3600, **settings})
+        return Drain(RingFile.open(source.path), spool, ("a",), resolved)
+
+    return open_drain
+
+
+def take(spool):
+    """Take everything out of the spool: (steps of the rows, names and bodies of the events)."""
+    steps, events = [], []
+    while found := spool.next("a"):
+        sequence, request = found
+        body = gzip.decompress(request.body)
+        if request.signal == "logs":
+            events += [(event.name, event.body) for _, some in decode_events(body) for event in some]
+        else:
+            gauges = decode_metrics(body).batches[0].gauges
+            steps += next(gauge.values.tolist() for gauge in gauges if gauge.name == "tensormeter.step")
+            assert request.items == sum(len(gauge.times) for gauge in gauges)
+        spool.done("a", sequence)
+    return steps, events
+
+
+def test_rows_wait_until_they_are_due_or_wanted(source, spool, open_drain):
+    drain = open_drain(source)
+    source.log({"a": 1.0}, 7)
+    assert not drain.advance(flush=False)
+    steps, events = take(spool)
+    assert steps == []
+    assert [name for name, _ in events] == ["tensormeter.run.start"]
+    assert not drain.advance(flush=True)
+    assert take(spool) == ([7], [])
+    assert drain.take_fresh()
+    assert not drain.take_fresh()
+
+
+def test_a_writer_that_finishes_and_then_leaves(source, spool, open_drain):
+    drain = open_drain(source)
+    for step in range(10):
+        source.log({"a": 1.0, "bad": None}, step)
+    source.recorder.close(State.FINISHED)
+    assert not drain.advance(flush=False)
+    assert source.ring.words[HeaderWord.ENDED] == 1
+    assert source.ring.words[HeaderWord.PENDING_REQUESTS] == 3
+    steps, events = take(spool)
+    assert steps == list(range(10))
+    assert events[-1] == (
+        "tensormeter.run.end",
+        {"state": "finished", "message": "", "dropped": {"unsupported_value": 10}},
+    )
+    source.ring.release()
+    assert drain.advance(flush=False)
+    assert take(spool) == ([], [])
+
+
+def test_a_writer_that_vanishes_has_crashed(source, spool, open_drain):
+    source.log({"a": 1.0}, 3)
+    source.ring.release()
+    assert open_drain(source).advance(flush=False)
+    steps, events = take(spool)
+    assert steps == [3]
+    assert events[-1][1]["state"] == "crashed"
+
+
+def test_another_drain_goes_on_and_says_nothing_twice(source, spool, open_drain):
+    source.log({"a": 1.0}, 0)
+    open_drain(source).advance(flush=True)
+    source.log({"a": 1.0}, 1)
+    source.recorder.close(State.FINISHED)
+    open_drain(source).advance(flush=True)
+    source.ring.release()
+    assert open_drain(source).advance(flush=False)
+    steps, events = take(spool)
+    assert steps == [0, 1]
+    assert [name for name, _ in events] == ["tensormeter.run.start", "tensormeter.run.end"]
+
+
+def test_a_flush_takes_everything_however_small_the_batches(source, spool, open_drain):
+    """An agent that is told to stop has one go at it: the machine may be about to reboot."""
+    for step in range(2000):
+        source.log({"a": 1.0}, step)
+    open_drain(source, max_export_batch_size=10).advance(flush=True)
+    assert take(spool)[0] == list(range(2000))
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_full_disk_loses_nothing(source, spool, open_drain, wait_for, alive):
+    for step in range(3000):
+        source.log({"a": step / 7}, step)
+    source.recorder.close(State.FINISHED)
+    if not alive:
+        source.ring.release()
+    drain = open_drain(source, max_export_batch_size=1000)
+    (pages,) = spool._database.execute("PRAGMA page_count").fetchone()
+    spool._database.execute(f"PRAGMA max_page_count = {pages + 3}")
+    assert not drain.advance(flush=False)
+    assert source.ring.words[HeaderWord.ENDED] == 0
+    spool._database.execute("PRAGMA max_page_count = 1000000")
+    wait_for(lambda: drain.advance(flush=False) or source.ring.words[HeaderWord.ENDED], "the end is in the spool")
+    steps, events = take(spool)
+    assert steps == list(range(3000))
+    assert [name for name, _ in events] == ["tensormeter.run.start", "tensormeter.run.end"]

@@ -1,0 +1,166 @@
+"""The experiment exporter against a real server that misbehaves: what each answer means."""
+
+import gzip
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+
+from tensormeter.exporter import Accepted, ExporterConfig, Rejected, Request, Retry
+from tensormeter_exporters.experiment import ExperimentExporter
+
+REQUEST = Request("spool-1", "metrics", gzip.compress(b""), 7)
+
+
+@pytest.fixture
+def new_exporter():
+    exporters = []
+
+    def create(url, token=None, timeout=10.0):
+        exporters.append(ExperimentExporter(ExporterConfig(endpoint=url, token=token, timeout=timeout)))
+        return exporters[-1]
+
+    yield create
+    for exporter in exporters:
+        exporter.shutdown()
+
+
+@pytest.fixture
+def exporter(new_exporter, receiver):
+    return new_exporter(receiver.url + "/", token="secret")
+
+
+def test_an_accepted_request(exporter, receiver):
+    assert exporter.export(REQUEST) == Accepted()
+    assert exporter.export(Request("spool-2", "logs", REQUEST.body, 1)) == Accepted()
+    first, second = receiver.received
+    assert (first.path, second.path) == ("/v1/metrics", "/v1/logs")
+    assert first.body == REQUEST.body
+    assert first.headers["content-encoding"] == "gzip"
+    assert first.headers["content-type"] == "application/x-protobuf"
+    assert first.headers["authorization"] == "Bearer secret"
+    assert (first.id, second.id) == ("spool-1", "spool-2")
+    assert receiver.connections == 1  # kept open
+
+
+def test_partial_success_is_surfaced(exporter, receiver):
+    receiver.script("partial")
+    assert exporter.export(REQUEST) == Accepted(3, "three were bad")
+
+
+@pytest.mark.parametrize("status", [400, 409, 413, 415, 422])
+def test_answers_that_will_not_change(exporter, receiver, answering, status):
+    receiver.script(answering(status, b"why", "text/plain"))
+    outcome = exporter.export(REQUEST)
+    assert isinstance(outcome, Rejected)
+    assert f"answered {status}" in outcome.reason
+    assert exporter.export(REQUEST) == Accepted()
+
+
+@pytest.mark.parametrize("status", [404, 408, 429, 500, 502, 503, 504])
+def test_answers_that_may_change(exporter, receiver, answering, status):
+    receiver.script(answering(status))
+    outcome = exporter.export(REQUEST)
+    assert isinstance(outcome, Retry)
+    assert f"answered {status}" in outcome.reason
+    assert outcome.after is None
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_token_is_a_long_wait(exporter, receiver, answering, status):
+    receiver.script(answering(status))
+    outcome = exporter.export(REQUEST)
+    assert isinstance(outcome, Retry)
+    assert outcome.after == 60
+    assert "TENSORMETER_TOKEN" in outcome.reason
+    assert "secret" not in outcome.reason
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("0", 0.0),
+        ("17", 17.0),
+        ("-5", 0.0),
+        ("soon", None),
+        ("", None),
+        ("1.5", None),
+        ("9" * 400, None),
+        ("9" * 5000, None),
+        ("Wed, 99 Foo 2020 00:00:00 GMT", None),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
+    ],
+)
+def test_retry_after(exporter, receiver, answering, value, seconds):
+    receiver.script(answering(503, Retry_After=value))
+    outcome = exporter.export(REQUEST)
+    assert isinstance(outcome, Retry)
+    assert outcome.after == seconds
+
+
+def test_retry_after_a_date(exporter, receiver, answering):
+    at = datetime.now(UTC) + timedelta(seconds=1000)
+    receiver.script(answering(503, Retry_After=format_datetime(at, usegmt=True)))
+    outcome = exporter.export(REQUEST)
+    assert at.timestamp() - time.time() - 1 <= outcome.after <= 1000
+
+
+def test_a_login_page_is_not_an_acceptance(exporter, receiver, answering):
+    receiver.script(
+        answering(200, b"<html>", "text/html; charset=utf-8"), answering(200, b"<html>\xff"), answering(202)
+    )
+    first, second, third = (exporter.export(REQUEST) for _ in range(3))
+    assert "text/html" in first.reason
+    assert "not OTLP" in second.reason
+    assert all(isinstance(outcome, Retry) for outcome in (first, second, third))
+    assert receiver.accepted().keys() <= {"spool-1"}
+
+
+def test_redirects_are_not_followed(exporter, receiver, another_receiver, answering):
+    for status in (301, 302, 307, 308):
+        receiver.script(answering(status, Location=another_receiver.url + "/v1/metrics"))
+        assert isinstance(exporter.export(REQUEST), Retry)
+    assert len(receiver.received) == 4
+    assert another_receiver.received == []
+
+
+def test_a_connection_that_is_reset(exporter, receiver, wait_for):
+    receiver.script("reset")
+    outcome = exporter.export(REQUEST)
+    assert isinstance(outcome, Retry)
+    assert receiver.url in outcome.reason
+    assert "0x" not in outcome.reason
+    assert exporter.export(REQUEST) == Accepted()
+
+
+def test_an_answer_that_does_not_end(new_exporter, receiver):
+    exporter = new_exporter(receiver.url, timeout=0.5)
+    receiver.script("drip")
+    outcome = exporter.export(REQUEST)
+    assert outcome == Retry(f"{receiver.url}: the answer did not end in time")
+    assert exporter.export(REQUEST) == Accepted()  # on another connection
+
+
+def test_an_answer_that_is_too_long(exporter, receiver, answering):
+    receiver.script(answering(200, b"x" * 1_000_000))
+    outcome = exporter.export(REQUEST)
+    assert isinstance(outcome, Retry)
+    assert "longer than" in outcome.reason
+    assert exporter.export(REQUEST) == Accepted()
+
+
+def test_nobody_listens(new_exporter, receiver):
+    exporter = new_exporter(receiver.url)
+    receiver.stop()
+    outcome = exporter.export(REQUEST)
+    assert isinstance(outcome, Retry)
+    assert "refused" in outcome.reason
+    receiver.start()
+    assert exporter.export(REQUEST) == Accepted()
+
+
+def test_a_token_is_never_shown():
+    config = ExporterConfig(endpoint="http://x", token="secret", timeout=1)
+    assert "secret" not in repr(config)
+    assert "***" in repr(config)
