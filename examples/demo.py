@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -26,8 +27,8 @@ def main() -> int:
     try:
         environment["TENSORMETER_ENDPOINT"] = url
         print(f"The experiment server is up at {url}. Training on handwritten digits ...", flush=True)
-        run_id = train(environment, arguments.training)
-        if run_id is None:
+        run_id = environment["TENSORMETER_RUN_ID"] = f"digits-{secrets.token_hex(3)}"
+        if not train(environment, arguments.training):
             return 1
         print(flush=True)
         show = [sys.executable, "-m", "tensormeter", "show", run_id, "--endpoint", url]
@@ -61,17 +62,10 @@ def start_server(
     return process, line.partition(" on ")[2].split()[0]
 
 
-def train(environment: dict[str, str], arguments: list[str]) -> str | None:
-    """Run the training script, pass on what it prints, and find out its run's id; None if it failed."""
+def train(environment: dict[str, str], arguments: list[str]) -> bool:
+    """Run the training script on this terminal, so that its progress is seen. False if it failed."""
     command = [sys.executable, str(EXAMPLES / "digits.py"), *arguments]
-    run_id = None
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("run "):
-                run_id = line.split()[1]
-            print(line, end="", flush=True)
-    return run_id if process.returncode == 0 else None
+    return subprocess.run(command, env=environment, check=False).returncode == 0
 
 
 if __name__ == "__main__":
