@@ -98,6 +98,12 @@ def test_unknown_settings_are_named():
         tensormeter.init(mode="sometimes")
 
 
+def test_unknown_exporters_are_named_at_once(settings):
+    with pytest.raises(SettingsError, match="exporters: expected some of experiment, got 'expriment'"):
+        tensormeter.init(settings=settings.replace(exporters=["expriment"]))
+    assert not settings.directory.exists()
+
+
 def test_configuration_becomes_json(settings):
     with tensormeter.init(config={"lr": 1e-3, "path": Path("data"), 3: [1, (2,)]}, settings=settings) as run:
         assert run.config == {"lr": 1e-3, "path": "data", "3": [1, [2]]}
@@ -105,6 +111,11 @@ def test_configuration_becomes_json(settings):
     endless["self"] = endless
     with pytest.raises(SettingsError, match="config: cannot be written as JSON"):
         tensormeter.init(config=endless, settings=settings)
+    deep: dict = {}
+    for _ in range(30):
+        deep = {"deeper": deep}
+    with pytest.raises(SettingsError, match="config: nested deeper than 24 levels"):
+        tensormeter.init(config=deep, settings=settings)
     with pytest.raises(SettingsError, match="config: expected a mapping, got list"):
         tensormeter.init(config=[1], settings=settings)
 

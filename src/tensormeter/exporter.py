@@ -11,10 +11,26 @@ Outcomes are values, not exceptions.
 An exception that escapes from `export` is treated as `Retry`.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from importlib.metadata import entry_points
+from typing import Final, Literal, Protocol
 
-__all__ = ["Accepted", "Exporter", "ExporterConfig", "Outcome", "Rejected", "Request", "Retry"]
+from tensormeter.errors import SettingsError
+
+__all__ = [
+    "Accepted",
+    "Exporter",
+    "ExporterConfig",
+    "Outcome",
+    "Rejected",
+    "Request",
+    "Retry",
+    "check_exporters",
+    "load_exporter",
+]
+
+_GROUP: Final = "tensormeter_exporter"
 
 Signal = Literal["metrics", "logs"]
 
@@ -110,3 +126,26 @@ class Exporter(Protocol):
     def shutdown(self) -> None:
         """Release connections. Called once; must not block."""
         ...
+
+
+def load_exporter(name: str) -> type[Exporter]:
+    """Find an exporter by its entry-point name, and import it.
+
+    Raises:
+        SettingsError: There is none; the message lists those there are.
+    """
+    check_exporters([name])
+    (entry,) = entry_points(group=_GROUP, name=name)
+    return entry.load()  # type: ignore[no-any-return]
+
+
+def check_exporters(names: Iterable[str]) -> None:
+    """See that there are exporters of these names, without importing them.
+
+    Raises:
+        SettingsError: There is one without; the message lists those there are.
+    """
+    known = entry_points(group=_GROUP).names
+    for name in names:
+        if name not in known:
+            raise SettingsError(f"exporters: expected some of {', '.join(sorted(known))}, got {name!r}")

@@ -24,8 +24,7 @@ logger: Final = logging.getLogger("tensormeter")
 
 _WAIT: Final = 0.01
 _AGENT_CHECK: Final = 1.0
-_UNREACHABLE: Final = 3
-"""Failed attempts in a row after which `wait_for_delivery` leaves the rest to the agent."""
+_LONGEST_AGENT_CHECK: Final = 60.0
 
 _CHILD_BUFFER_BYTES: Final = 1 << 20
 """Ring of a child process, at most: there may be many, and they log little."""
@@ -83,6 +82,7 @@ class RunProcess:
         self._run = run
         self._pid = os.getpid()
         self._agent_checked = time.monotonic()
+        self._agent_check = _AGENT_CHECK
         settings = run.settings
         metadata = {
             "resource": describe_process(settings.project, run.id, run.name, self.id),
@@ -138,20 +138,21 @@ class RunProcess:
             return False
         try:
             return ensure_agent(self._directory, run.settings)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
             logger.warning(
                 "no agent for run %s can be started (%s); `tensormeter sync` delivers the run", run.id, error
             )
             return False
 
     def _check_agent(self) -> None:
-        """See, once a second at most, whether an agent lives, and start another if not."""
+        """See, once a second at most, whether an agent lives, and start another if not; less often if none stays."""
         now = time.monotonic()
-        if now - self._agent_checked < _AGENT_CHECK:
+        if now - self._agent_checked < self._agent_check:
             return
         self._agent_checked = now
         reap_agents()
         if self._start_agent():
+            self._agent_check = min(2 * self._agent_check, _LONGEST_AGENT_CHECK)
             logger.warning("the agent of run %s had ended; started another, which goes on where it was", self._run.id)
 
     def _wait_for_delivery(self) -> None:
@@ -166,15 +167,16 @@ class RunProcess:
                 if settings.mode == "offline":
                     logger.warning("run %s is on disk; deliver it with `tensormeter sync`", run.id)
                 return
-            if words[HeaderWord.ENDED] and words[HeaderWord.FAILURES] >= _UNREACHABLE:
+            if words[HeaderWord.ENDED] and words[HeaderWord.STALLED]:
                 break
             self._check_agent()
             wait(_WAIT)
         logger.warning(
-            "run %s is not delivered to %s yet; the agent goes on trying for %.0f s, then `tensormeter sync` delivers the "
+            "run %s is not delivered to %s yet%s; the agent goes on trying for %.0f s, then `tensormeter sync` delivers the "
             "rest",
             run.id,
             settings.endpoint,
+            f" ({self.ring.trouble})" if self.ring.trouble else "",
             settings.linger_timeout,
         )
 

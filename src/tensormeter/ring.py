@@ -5,7 +5,8 @@ The file outlives its writer: after SIGKILL every row whose write had ended can 
 
 Layout (little-endian words of 8 bytes; offsets in bytes from the start of the file)::
 
-    0      header       4096 bytes, the words named in `HeaderWord`; the table of lanes begins at word 64
+    0      header       4096 bytes, the words named in `HeaderWord`; the table of lanes begins at word 64, the agent's
+                        words on a failing delivery at byte 2048
     4096   dictionary   append-only entries: length | kind | JSON, padded to 8
     ...    lanes        one for each writing thread: 128 bytes of the words named in `LaneWord`, then the rows
 
@@ -64,6 +65,9 @@ VERSION: Final = 1
 
 HEADER_BYTES: Final = 4096
 LANE_TABLE: Final = 64
+TROUBLE: Final = 2048
+"""Offset of the agent's words on a failing delivery: their length, then at most TROUBLE_BYTES of UTF-8."""
+TROUBLE_BYTES: Final = 1024
 LANE_HEADER_BYTES: Final = 128
 MAX_LANES: Final = 64
 
@@ -92,8 +96,8 @@ class HeaderWord(enum.IntEnum):
     AGENT_PID = 16
     PENDING_REQUESTS = 17
     """Requests spooled for an online destination and neither accepted nor rejected yet."""
-    FAILURES = 18
-    """Consecutive failed attempts at delivery, over the destinations the highest."""
+    STALLED = 18
+    """1 while a destination cannot be reached, and it makes no sense to wait for it. `RingFile.trouble` says why."""
     QUARANTINED_ITEMS = 20
     """Points and events that a receiver has rejected for good."""
     ENDED = 19
@@ -317,6 +321,19 @@ class RingFile:
             for reason in Drop
         }
         return {reason: count for reason, count in counts.items() if count}
+
+    @property
+    def trouble(self) -> str:
+        """The agent's last words on a delivery that fails; "" if none does."""
+        length = self.words[TROUBLE >> 3]
+        return self.buffer[TROUBLE + 8 : TROUBLE + 8 + min(max(length, 0), TROUBLE_BYTES)].decode(errors="replace")
+
+    @trouble.setter
+    def trouble(self, text: str) -> None:
+        encoded = text.encode(errors="replace")[:TROUBLE_BYTES]
+        self.words[TROUBLE >> 3] = 0
+        self.buffer[TROUBLE + 8 : TROUBLE + 8 + len(encoded)] = encoded
+        self.words[TROUBLE >> 3] = len(encoded)
 
     def heads(self) -> list[int]:
         """For each lane the position after its last row. Only meaningful once the writer has finished."""

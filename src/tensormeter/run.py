@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from tensormeter.errors import RingError, SettingsError, UsageError
+from tensormeter.exporter import check_exporters
 from tensormeter.process import RunIdentity, RunProcess
 from tensormeter.record.lane import Writer
 from tensormeter.ring import State
@@ -26,6 +27,9 @@ from tensormeter.settings import Settings
 __all__ = ["Run", "finish", "init", "log"]
 
 logger: Final = logging.getLogger("tensormeter")
+
+_MAX_DEPTH: Final = 24
+"""Levels of a configuration: protobuf's decoders refuse messages nested a hundred deep, and OTLP takes three a level."""
 
 _ID_LETTERS: Final = string.ascii_lowercase + string.digits
 
@@ -185,6 +189,7 @@ def init(
     """
     given = {"project": project, "name": name, "run_id": id, "mode": mode}
     resolved = _resolve(settings, {key: value for key, value in given.items() if value is not None})
+    check_exporters(resolved.exporters)
     run_id = resolved.run_id or "".join(secrets.choice(_ID_LETTERS) for _ in range(8))
     run = Run(RunIdentity(run_id, resolved.name or run_id, _as_json(config or {}), resolved))
     run._begin()
@@ -281,6 +286,14 @@ def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(config, Mapping):
         raise SettingsError(f"config: expected a mapping, got {type(config).__name__}")
     try:
-        return dict(json.loads(json.dumps({str(key): value for key, value in config.items()}, default=str)))
+        values = dict(json.loads(json.dumps({str(key): value for key, value in config.items()}, default=str)))
     except (ValueError, TypeError, RecursionError) as error:
         raise SettingsError(f"config: cannot be written as JSON ({error})") from None
+    if _depth(values) > _MAX_DEPTH:
+        raise SettingsError(f"config: nested deeper than {_MAX_DEPTH} levels; flatten it")
+    return values
+
+
+def _depth(value: object) -> int:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if items is None else 1 + max(map(_depth, items), default=0)

@@ -7,8 +7,8 @@ import pytest
 
 import tensormeter.pipeline.delivery as delivery_module
 from tensormeter.errors import SettingsError
-from tensormeter.exporter import Accepted
-from tensormeter.pipeline.delivery import Delivery, load_exporter
+from tensormeter.exporter import Accepted, load_exporter
+from tensormeter.pipeline.delivery import Delivery
 from tensormeter.pipeline.spool import Encoded, Spool
 from tensormeter.settings import Settings
 from tensormeter_exporters.experiment import ExperimentExporter

@@ -253,4 +253,18 @@ def test_on_stride_is_called_now_and_then(tmp_path):
     for number in range(10_000):
         recorder.log({"a": float(number)})
     ring.release()
-    assert 400_000 // 65536 <= len(calls) <= 400_000 // 65536 + 2
+    assert 400_000 // 4096 <= len(calls) <= 400_000 // 4096 + 3
+
+
+def test_on_stride_is_called_for_every_row_that_finds_no_room(tmp_path):
+    """For the lane may be full because the agent is dead, and then this is what starts another."""
+    calls = []
+    ring = RingFile.create(tmp_path / "a.ring", {}, buffer_bytes=1 << 16, lanes=1)
+    recorder = Recorder(ring, on_writer=lambda writer: None, on_stride=lambda: calls.append(1))
+    while not ring.drops():
+        recorder.log({"a": 1.0})
+    calls.clear()
+    for _ in range(5):
+        recorder.log({"a": 1.0})
+    ring.release()
+    assert len(calls) == 5

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from tensormeter.errors import RingError, TensormeterError
+from tensormeter.errors import RingError, SpoolError, TensormeterError
 from tensormeter.pipeline.delivery import Delivery
 from tensormeter.pipeline.directory import RunDirectory, runs_locked
 from tensormeter.pipeline.drain import Drain
@@ -36,8 +36,9 @@ _POLL: Final = 0.05
 
 _STATUS_INTERVAL: Final = 0.25
 _STOP_DELIVERY: Final = 15.0
-_GIVE_UP_AFTER: Final = 3
-"""Failed attempts in a row after which a one-shot agent (`tensormeter sync`) leaves the rest in the spool."""
+_TROUBLE_DELAY: Final = 1.0
+_TROUBLE_LIMIT: Final = 300.0
+"""Seconds for which the spool may refuse before the agent gives up; the next one may find a mended disk."""
 
 
 class Agent:
@@ -75,9 +76,11 @@ class Agent:
         self.error = ""
         """Why something is still not delivered, after `run`."""
 
-    @property
-    def lock_held(self) -> bool:
-        return self._lock >= 0
+    def close_lock_after_fork(self) -> None:
+        """In a forked child of a process that runs the agent as a thread: the lock is the parent's alone."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def stop(self) -> None:
         """Put what the rings hold into the spool, and end. Any thread, and signal handlers."""
@@ -121,20 +124,33 @@ class Agent:
             for delivery in self._deliveries:
                 delivery.start()
         try:
+            trouble_since: float | None = None
             while True:
-                self._discover(spool)
-                self._drain()
-                self._report(spool)
-                if not self._nothing_left(spool):
-                    self._wake.wait(_POLL)
-                    self._wake.clear()
+                try:
+                    delivered = self._look(spool)
+                    trouble_since = None
+                except SpoolError as error:
+                    if trouble_since is None:
+                        trouble_since = time.monotonic()
+                        logger.error("%s", error)
+                    if self._one_shot or self._stopping or time.monotonic() - trouble_since > _TROUBLE_LIMIT:
+                        raise
+                    self._wake.wait(_TROUBLE_DELAY)
                     continue
-                delivered = self._leave(spool)
                 if delivered is not None:
                     return delivered
+                self._wake.wait(_POLL)
+                self._wake.clear()
         finally:
             for delivery in self._deliveries:
                 delivery.stop(_STOP_DELIVERY)
+
+    def _look(self, spool: Spool) -> bool | None:
+        """One round. None to go on, else whether everything was delivered."""
+        self._discover(spool)
+        self._drain()
+        self._report(spool)
+        return self._leave(spool) if self._nothing_left(spool) else None
 
     def _discover(self, spool: Spool) -> None:
         for path in self._directory.ring_files():
@@ -142,17 +158,24 @@ class Agent:
                 continue
             try:
                 ring = RingFile.open(path)
-            except RingError as error:
-                self._unreadable.add(path)
-                logger.error("%s", error)
+                self._drains[path] = Drain(ring, spool, self._settings.exporters, self._settings)
+            except SpoolError:
+                raise
+            except Exception as error:  # of whatever kind, it must not keep the other processes from being delivered
+                self._set_aside(path, error)
                 continue
-            self._drains[path] = Drain(ring, spool, self._settings.exporters, self._settings)
             ring.words[HeaderWord.AGENT_PID] = os.getpid()
 
     def _drain(self) -> None:
         fresh = False
         for path, drain in list(self._drains.items()):
-            if drain.advance(flush=self._stopping or self._one_shot):
+            try:
+                gone = drain.advance(flush=self._stopping or self._one_shot)
+            except Exception as error:
+                del self._drains[path]
+                self._set_aside(path, error)
+                continue
+            if gone:
                 drain.ring.remove()
                 del self._drains[path]
                 self._left_at = time.monotonic()
@@ -161,13 +184,24 @@ class Agent:
             if fresh and not delivery.failures:
                 delivery.wake()
 
+    def _set_aside(self, path: Path, error: Exception) -> None:
+        """Leave a ring that cannot be drained to the next agent."""
+        self._unreadable.add(path)
+        if isinstance(error, RingError):
+            logger.error("%s", error)
+        else:
+            logger.error("the ring %s cannot be drained", path, exc_info=error)
+
     def _report(self, spool: Spool) -> None:
         pending = spool.pending()
         rejected = spool.quarantined_items()  # read after `pending`, published before: nobody sees 0 pending without it
-        failures = max((delivery.failures for delivery in self._deliveries), default=0)
+        stalled = any(delivery.stalled for delivery in self._deliveries)
+        trouble = "; ".join(delivery.error for delivery in self._deliveries if delivery.error)
         for drain in self._drains.values():
             drain.ring.words[HeaderWord.QUARANTINED_ITEMS] = rejected
-            drain.ring.words[HeaderWord.FAILURES] = failures
+            if drain.ring.trouble != trouble:
+                drain.ring.trouble = trouble
+            drain.ring.words[HeaderWord.STALLED] = stalled
             drain.ring.words[HeaderWord.PENDING_REQUESTS] = pending
         now = time.monotonic()
         if self._on_status and now - self._status_at >= _STATUS_INTERVAL:
@@ -183,7 +217,7 @@ class Agent:
         if self._settings.mode == "offline" or spool.pending() == 0:
             return True
         if self._one_shot:
-            return all(delivery.failures >= _GIVE_UP_AFTER for delivery in self._deliveries)
+            return all(delivery.stalled for delivery in self._deliveries)
         return time.monotonic() - self._left_at > self._settings.linger_timeout
 
     def _leave(self, spool: Spool) -> bool | None:

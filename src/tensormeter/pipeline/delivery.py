@@ -11,36 +11,23 @@ import logging
 import threading
 from collections.abc import Callable, Generator
 from contextlib import closing
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Final
 
 import backoff
 
-from tensormeter.errors import SettingsError
-from tensormeter.exporter import Accepted, Exporter, ExporterConfig, Outcome, Rejected, Request, Retry
+from tensormeter.exporter import Accepted, Exporter, ExporterConfig, Outcome, Rejected, Request, Retry, load_exporter
 from tensormeter.pipeline.spool import Spool
 from tensormeter.settings import Settings
 
-__all__ = ["Delivery", "load_exporter"]
+__all__ = ["Delivery"]
 
 logger: Final = logging.getLogger("tensormeter.agent")
 
 _LONGEST_RETRY_AFTER: Final = 3600.0
 _TROUBLE_DELAY: Final = 1.0
-
-
-def load_exporter(name: str) -> type[Exporter]:
-    """Find an exporter by its entry-point name.
-
-    Raises:
-        SettingsError: There is none; the message lists those there are.
-    """
-    found = entry_points(group="tensormeter_exporter")
-    for entry in found:
-        if entry.name == name:
-            return entry.load()  # type: ignore[no-any-return]
-    raise SettingsError(f"exporters: expected some of {', '.join(sorted(found.names))}, got {name!r}")
+_STALLED_FAILURES: Final = 3
+_STALLED_DELAY: Final = 10.0
 
 
 class Delivery:
@@ -49,6 +36,8 @@ class Delivery:
     Attributes:
         failures: Attempts that have failed since the last success.
         error: What the last of them said.
+        stalled: Whether it makes no sense to wait for this destination: several attempts have failed, or the next one is
+            far away.
     """
 
     def __init__(
@@ -85,6 +74,7 @@ class Delivery:
         self._thread = threading.Thread(target=self._run, name=f"tensormeter-deliver-{destination}", daemon=True)
         self.failures = 0
         self.error = ""
+        self.stalled = False
 
     def start(self) -> None:
         self._thread.start()
@@ -111,8 +101,7 @@ class Delivery:
             except Exception as error:  # an exporter that cannot be constructed, or a disk that refuses
                 if not self.failures:
                     logger.exception("delivery to %s failed", self._destination)
-                self.failures += 1
-                self.error = f"{type(error).__name__}: {error}"
+                self._failed(f"{type(error).__name__}: {error}", _TROUBLE_DELAY)
                 self._on_progress()
                 self._stop.wait(_TROUBLE_DELAY)
 
@@ -146,15 +135,20 @@ class Delivery:
                 spool.quarantine(self._destination, sequence, reason)
                 logger.error("%s rejected %r, which is set aside in the spool: %s", self._destination, request, reason)
             case Retry(reason, after):
-                self.failures += 1
-                self.error = reason
                 delay = max(self._jitter(next(delays)), min(after or 0.0, _LONGEST_RETRY_AFTER), 0.001)
+                self._failed(reason, delay)
                 logger.warning("%s: %s; attempt %d in %.1f s", self._destination, reason, self.failures + 1, delay)
                 return delay
         self.failures = 0
         self.error = ""
+        self.stalled = False
         self._on_progress()
         return None
+
+    def _failed(self, reason: str, delay: float) -> None:
+        self.failures += 1
+        self.error = reason
+        self.stalled = self.failures >= _STALLED_FAILURES or delay >= _STALLED_DELAY
 
     def _export(self, exporter: Exporter, request: Request) -> Outcome:
         try:

@@ -36,6 +36,7 @@ __all__ = ["RunDirectory", "list_runs", "runs_locked"]
 
 _LOCK_DEADLINE: Final = 5.0
 _LOCK_INTERVAL: Final = 0.01
+_REMOVED: Final = ".removed-"
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class RunDirectory:
         host = socket.gethostname()
         path = settings.directory / "runs" / f"{run_id}@{host}"
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for removed in path.parent.glob(f"{_REMOVED}*"):
+            shutil.rmtree(removed, ignore_errors=True)
         run = {
             "version": 1,
             "run_id": run_id,
@@ -152,13 +155,16 @@ class RunDirectory:
         """Delete everything. Call it while holding `runs_locked` and the agent's lock."""
         if self.path not in self.rings.parents and self.rings.exists():
             shutil.rmtree(self.rings)
-        shutil.rmtree(self.path)
+        # Renamed first, so that a folder half deleted is never taken for a run; `create` clears away what was left of it.
+        removed = self.path.with_name(f"{_REMOVED}{self.path.name}-{time.time_ns()}")
+        self.path.rename(removed)
+        shutil.rmtree(removed)
 
 
 def list_runs(directory: Path) -> list[RunDirectory]:
     """Every run directory below `settings.directory`, the oldest first; what is not one is left out."""
     found = []
-    for file in (directory / "runs").glob("*/run.json"):
+    for file in (directory / "runs").glob("[!.]*/run.json"):
         try:
             found.append(RunDirectory.open(file.parent))
         except SpoolError:

@@ -3,16 +3,21 @@
 import os
 import sys
 import threading
+import weakref
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tensormeter.pipeline.directory import RunDirectory
 from tensormeter.settings import Settings
+
+if TYPE_CHECKING:
+    from tensormeter.pipeline.agent import Agent
 
 __all__ = ["ensure_agent", "reap_agents"]
 
 _INHERITED_LOCK: Final = 3
 _children: set[int] = set()
+_thread_agents: "weakref.WeakSet[Agent]" = weakref.WeakSet()
 
 
 def ensure_agent(directory: RunDirectory, settings: Settings) -> bool:
@@ -79,5 +84,15 @@ def _start_thread(directory: RunDirectory, settings: Settings, lock: int) -> Non
     from tensormeter.pipeline.agent import Agent  # NumPy, SQLite and HTTP: only where the thread is wanted
 
     agent = Agent(directory, settings, lock)
+    _thread_agents.add(agent)
     threading.Thread(target=agent.run, name="tensormeter-agent", daemon=True).start()
-    os.register_at_fork(after_in_child=lambda: os.close(lock) if agent.lock_held else None)
+
+
+def _after_fork() -> None:
+    _children.clear()
+    for agent in _thread_agents:
+        agent.close_lock_after_fork()
+    _thread_agents.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -5,6 +5,7 @@ space. They keep their space in the ring until the caller says that they are in 
 """
 
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -43,6 +44,7 @@ class BatchMeasurementProcessor:
         self._layouts = Layouts(ring)
         self._layouts.refresh()
         self._lanes = [LaneReader(self._layouts, i, cursors.get(i, Cursor())) for i in range(len(ring.lanes))]
+        self._lanes_in_turn = deque(self._lanes)
         self._delay = schedule_delay
         self._most = max_export_batch_size
         self._rows: list[Rows] = []
@@ -63,7 +65,8 @@ class BatchMeasurementProcessor:
             Whether there may be more.
         """
         before = self._points
-        for lane in self._lanes:
+        self._lanes_in_turn.rotate(1)  # so that a busy lane that fills every batch does not keep out the others
+        for lane in self._lanes_in_turn:
             if self._points >= self._most:
                 break
             for rows in lane.read(self._most - self._points, abandon_pending=abandon_pending):

@@ -37,8 +37,8 @@ EXACT_INT: Final = 1 << 53
 ABANDONED: Final = -1
 """A lane's limit when its writers must not write any more: in a forked child, and after `finish`."""
 
-_STRIDE: Final = 1 << 16
-"""Bytes between two looks at the reader's position."""
+_STRIDE: Final = 1 << 12
+"""Bytes between two looks at the reader's position, and at whether there is a reader: some seventy rows of four floats."""
 
 
 class Writer(Protocol):
@@ -62,7 +62,7 @@ class Lane:
             ring: Created by this process.
             index: Which of its lanes.
             owner: Identifier of the only thread that may write, or None if the caller keeps writers apart by a lock.
-            on_stride: Called every 64 KiB of rows.
+            on_stride: Called every 4 KiB of rows.
         """
         header, self.size = ring.lanes[index]
         self._start = header + LANE_HEADER_BYTES
@@ -89,10 +89,9 @@ class Lane:
 
     def make_room(self, size: int) -> bool:
         """Let the cursor's limit cover a row of `size` bytes. False: the reader is a whole lane behind."""
-        if not self._extend(size):
-            return False
-        self._on_stride()
-        return True
+        extended = self._extend(size)
+        self._on_stride()  # also when the lane is full: that may be because there is no reader
+        return extended
 
     def _extend(self, size: int) -> bool:
         # No call and no loop in here: a signal handler (which may log, or raise) runs before all of it or after.

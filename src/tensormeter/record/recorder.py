@@ -53,7 +53,7 @@ class Recorder:
         Args:
             ring: Created by this process.
             on_writer: Given the writer to call next time, by the thread that owns the first lane, whenever that changes.
-            on_stride: Called now and then (every 64 KiB of rows), for slow checks. Must not block.
+            on_stride: Called now and then (every 4 KiB of rows), for slow checks. Must not block.
             on_fork: Called instead of recording, in a forked child, with the arguments of `log`.
         """
         self._ring = ring
