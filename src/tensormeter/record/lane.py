@@ -178,6 +178,7 @@ class Lane:
             "fallback": fallback,
             "get_ident": threading.get_ident,
             "last_step": last_step,
+            "make_room": self.make_room,
             "layout_id": layout.id,
             "owner": self.owner,
             "pack_into": struct.Struct(f"<qqq{layout.codes}q").pack_into,
@@ -210,7 +211,8 @@ _CHECKS: Final = {
     "q": "{0}.__class__ is not int or not -9223372036854775808 <= {0} <= 9223372036854775807",
 }
 
-# One row. Order matters: time first, then claim, then write; see the module's text on signal handlers.
+# One row. Order matters: time first, then claim, then write; see the module's text on signal handlers. (Leaving the loop is
+# no backward jump.)
 # Of mappings only a plain dict: `values[key]` of a defaultdict would make up a value.
 _WRITER: Final = """\
 def log(values, step=None):
@@ -229,8 +231,11 @@ def log(values, step=None):
     now = time_ns()
     offset = cursor[0]
     end = offset + size
-    if end > cursor[1]:
-        return fallback(values, step)
+    while end > cursor[1]:
+        if not make_room(size):
+            return fallback(values, step)
+        offset = cursor[0]
+        end = offset + size
     base = cursor[2]
     mark = base | layout_id
     cursor[0] = end
