@@ -23,8 +23,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-SLICE = 200
-SLICES = 50
+SLICE = 1000
+SLICES = 20
 ROWS = [{"loss": 1.0 / (i + 1), "accuracy": i / 100, "lr": 1e-3, "grad_norm": float(i)} for i in range(64)]
 
 Log = Callable[[dict[str, float], int], object]
