@@ -19,7 +19,8 @@ check: $(VENV)/ready
 	$(VENV)/bin/lint-imports
 
 bench: $(VENV)/bench
-	$(RUN) benchmarks/log_call.py $(ARGS)
+	$(RUN) benchmarks/log_call.py
+	$(RUN) benchmarks/training_step.py
 
 clean:
 	rm -rf $(VENV) .demo

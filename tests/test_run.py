@@ -24,7 +24,7 @@ def settings(tmp_path):
         mode="offline",
         agent="thread",
         schedule_delay=0.05,
-        finish_timeout=30,
+        finish_timeout=300,
     )
 
 
@@ -216,7 +216,7 @@ exec(sys.argv[2])
 )
 def test_every_way_to_end_keeps_the_row_and_the_state(settings, ending, state):
     given = json.dumps(settings.replace(agent="off").to_json())
-    subprocess.run([sys.executable, "-c", SCRIPT, given, ending], capture_output=True, timeout=60, check=False)
+    subprocess.run([sys.executable, "-c", SCRIPT, given, ending], capture_output=True, timeout=300, check=False)
     (run,) = list_runs(settings.directory)
     from tensormeter.ring import RingFile
 

@@ -76,6 +76,13 @@ def test_secrets_stay_secret(monkeypatch):
         assert "hunter2" not in str(caught.value)
 
 
+def test_small(monkeypatch):
+    monkeypatch.setenv("TENSORMETER_FINISH_TIMEOUT", "5")
+    small = Settings.small(project="p")
+    assert (small.buffer_bytes, small.project, small.finish_timeout) == (1 << 20, "p", 5)
+    assert Settings.small(buffer_bytes=1 << 18).buffer_bytes == 1 << 18
+
+
 def test_json_round_trip(monkeypatch):
     settings = Settings(project="p", exporters=["a", "b"], directory="~/runs", buffer_directory=None)
     assert settings.directory == Path.home() / "runs"

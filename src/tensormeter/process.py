@@ -64,7 +64,7 @@ class RunProcess:
         *,
         parent: str | None,
         on_writer: Callable[[Writer], None],
-        on_fork: Callable[[Mapping[str, Any], int | None], None],
+        on_fork: Writer,
     ) -> None:
         """Make the ring and see that there is an agent.
 

@@ -15,12 +15,14 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 from tensormeter.errors import RingError, SettingsError, UsageError
 from tensormeter.exporter import check_exporters
 from tensormeter.process import RunIdentity, RunProcess
+from tensormeter.record.compilation import break_graph
 from tensormeter.record.lane import Writer
+from tensormeter.record.reduction import Reduce, Rule
 from tensormeter.ring import State
 from tensormeter.settings import Settings
 
@@ -62,9 +64,17 @@ class Run:
         self._parent = parent
         self._process: RunProcess | None = None
         self._finished = False
+        self._definitions: list[tuple[str, Rule]] = []
         self._lock = threading.RLock()  # re-entered by a signal handler that finishes the run
 
-    def log(self, values: Mapping[str, Any], step: int | None = None) -> None:
+    def log(
+        self,
+        values: Mapping[str, Any],
+        step: int | None = None,
+        *,
+        every: int | None = None,
+        reduce: str | None = None,
+    ) -> None:
         """Record one row.
 
         Returns at once: no lock that is held over I/O, no network, no encoding, no synchronization with a device.
@@ -76,10 +86,31 @@ class Run:
                 now; or CUDA tensors with one element, whose value is taken in stream order, without waiting for it.
                 NaN and infinities are values. Integers are exact up to 64 bits.
             step: Any integer of 64 bits, in any order. One more than the last row's if None.
+            every: Make one value of so many: a metric's values are reduced, on the device if that is where they are, and
+                recorded with every `every`-th call that has it; the rest when the run finishes. See `define_metric`.
+            reduce: `mean` (if None), `min`, `max`, `sum` or `last`. NaN makes them NaN, `last` aside.
         """
         # Instances carry a `log` of their own, generated for the keys in use, which shadows this one: see `_use_writer`.
         if self._process is not None:
-            self._process.recorder.log(values, step)
+            self._process.recorder.log(values, step, every=every, reduce=reduce)
+
+    def define_metric(self, name: str, *, every: int, reduce: str = "mean") -> None:
+        """Reduce the values of metrics over steps, wherever they are logged without an `every` of their own.
+
+        Threads, and child processes, reduce apart. A forked child knows the definitions, a spawned one makes its own.
+
+        Args:
+            name: Of the metrics; `*`, `?` and `[...]` stand for other characters, as in `train/*`.
+            every: Make one value of so many.
+            reduce: `mean`, `min`, `max`, `sum` or `last`.
+
+        Raises:
+            UsageError: Such a metric has been logged before, or `every` or `reduce` cannot be used.
+        """
+        rule = Rule(every, cast("Reduce", reduce))
+        if self._process is not None:
+            self._process.recorder.define(name, rule)
+        self._definitions.append((name, rule))
 
     def finish(self, state: str = "finished") -> None:
         """End the run and wait for delivery, for `finish_timeout` seconds at most.
@@ -136,6 +167,8 @@ class Run:
                 on_writer=self._use_writer,
                 on_fork=self._log_after_fork,
             )
+            for name, rule in self._definitions:
+                self._process.recorder.define(name, rule)
         except (OSError, RingError) as error:
             logger.warning("run %s records nothing: %s", self.id, error)
 
@@ -148,7 +181,14 @@ class Run:
         self.__dict__.pop("log", None)
         self._lock = threading.RLock()
 
-    def _log_after_fork(self, values: Mapping[str, Any], step: int | None) -> None:
+    def _log_after_fork(
+        self,
+        values: Mapping[str, Any],
+        step: int | None = None,
+        *,
+        every: int | None = None,
+        reduce: str | None = None,
+    ) -> None:
         """The first call of `log` in a forked child."""
         with self._lock:
             before = self._process
@@ -159,7 +199,10 @@ class Run:
                 else:
                     self._parent = self._parent or before.id
                     self._begin()
-        self.log(values, step)
+        self.log(values, step, every=every, reduce=reduce)
+
+
+break_graph(Run.log)
 
 
 def init(
@@ -197,7 +240,13 @@ def init(
     return run
 
 
-def log(values: Mapping[str, Any], step: int | None = None) -> None:
+def log(
+    values: Mapping[str, Any],
+    step: int | None = None,
+    *,
+    every: int | None = None,
+    reduce: str | None = None,
+) -> None:
     """`Run.log` of the run that was begun last.
 
     Raises:
@@ -205,7 +254,7 @@ def log(values: Mapping[str, Any], step: int | None = None) -> None:
     """
     if not _runs:
         raise UsageError("tensormeter.log: there is no run; call tensormeter.init() first")
-    _runs[-1].log(values, step)
+    _runs[-1].log(values, step, every=every, reduce=reduce)
 
 
 def finish() -> None:

@@ -229,6 +229,18 @@ class Settings:
         _check_range("linger_timeout", self.linger_timeout, 0, 7 * 86400)
 
     @classmethod
+    def small(cls, **changes: Any) -> "Settings":
+        """For machines with little memory: a ring of 1 MiB, and batches of at most 10,000 points.
+
+        Args:
+            changes: Further settings; they take precedence.
+
+        Raises:
+            SettingsError: A value cannot be used.
+        """
+        return cls(**{"buffer_bytes": 1 << 20, "max_export_batch_size": 10_000, **changes})
+
+    @classmethod
     def names(cls) -> frozenset[str]:
         """The names of all settings."""
         return frozenset(field.name for field in dataclasses.fields(cls))

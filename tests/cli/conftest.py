@@ -47,7 +47,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             assert http.request("POST", f"{url}{path}", body=body, headers=headers).status == 200
     yield url
     process.terminate()
-    assert process.wait(30) == 0
+    assert process.wait(300) == 0
     assert process.stdout.read() == ""
     process.stdout.close()
 
@@ -84,7 +84,7 @@ def run_cli(url: str, tmp_path: Path) -> Callable[..., subprocess.CompletedProce
             [sys.executable, "-m", "tensormeter", *arguments],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
             cwd=tmp_path,
             env=environment(**{"TENSORMETER_ENDPOINT": url, "TENSORMETER_TOKEN": TOKEN} | variables),

@@ -19,7 +19,7 @@ Points = Counter[tuple[str, int, str]]
 """How often each (metric, step, value) is there. Values as hexadecimal floats, so that equal means every bit."""
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 300) -> None:
     """Wait until a condition holds, and fail with its name if it never does."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -41,7 +41,7 @@ class Server:
         self._port = port or free_port()
         self._environment = environment
         self._process: subprocess.Popen[str] | None = None
-        self._pool = urllib3.PoolManager(retries=False, timeout=30)
+        self._pool = urllib3.PoolManager(retries=False, timeout=300)
         self.url = f"http://127.0.0.1:{self._port}"
 
     def start(self) -> None:
@@ -62,7 +62,7 @@ class Server:
 
     def _end(self) -> None:
         assert self._process is not None
-        self._process.wait(30)
+        self._process.wait(300)
         assert self._process.stdout is not None
         self._process.stdout.close()
         self._process = None

@@ -22,7 +22,7 @@ def run_id_of(training: subprocess.Popen[str]) -> str:
 
 
 def finish(training: subprocess.Popen[str]) -> None:
-    _, _ = training.communicate(timeout=240)
+    _, _ = training.communicate(timeout=900)
     assert training.returncode == 0
 
 
@@ -59,7 +59,7 @@ def test_demo(tmp_path: Path, environment: dict[str, str]) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
         check=True,
     )
     assert f"http://127.0.0.1:{port}" in demo.stdout
@@ -69,7 +69,7 @@ def test_demo(tmp_path: Path, environment: dict[str, str]) -> None:
     server = Server(tmp_path, environment, port)
     server.start()
     try:
-        assert server.state(run_id) == "finished"
+        wait_for(lambda: server.state(run_id) == "finished", "the run is delivered")
         assert_unchanged(server, run_id, record)
     finally:
         server.stop()

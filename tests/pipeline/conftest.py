@@ -203,7 +203,7 @@ def answering() -> Callable[..., Behaviour]:
 def wait_for() -> Callable[..., None]:
     """Waits until a condition holds, and fails with its name if it never does."""
 
-    def wait(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
+    def wait(condition: Callable[[], object], what: str, seconds: float = 300) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, f"not within {seconds} s: {what}"

@@ -42,14 +42,14 @@ class Trainer:
     def end(self):
         """End the script regularly. Returns what it said."""
         try:
-            _, said = self._process.communicate(timeout=60)
+            _, said = self._process.communicate(timeout=300)
         finally:
             self.kill()
         return said
 
     def kill(self):
         self._process.kill()
-        self._process.wait(30)
+        self._process.wait(300)
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             pipe.close()
 
@@ -160,13 +160,13 @@ def test_a_killed_trainer_has_crashed_and_lost_nothing(start, receiver, gone):
 
 
 def test_a_killed_agent_is_followed_by_another_which_goes_on(start, receiver, agent, gone, wait_for):
-    trainer = start(buffer_bytes=16 << 20)
+    trainer = start(buffer_bytes=256 << 20)  # room for all that is logged until another agent is there, however slow
     steps, pid = 0, agent()
 
     def log_until_there_is_another():
         nonlocal steps
-        trainer.tell(f"log {steps} {steps + 300}")
-        steps += 300
+        trainer.tell(f"log {steps} {steps + 100}")  # more than the 4 KiB of rows between two looks
+        steps += 100
         return agent() != pid
 
     for _ in range(3):
@@ -390,7 +390,7 @@ if child:
 sys.exit(0)
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, stderr=subprocess.PIPE, timeout=60, check=False
+        [sys.executable, "-c", script], env=environment, stderr=subprocess.PIPE, timeout=300, check=False
     )
     assert (done.returncode, done.stderr) == (0, b"")
     gone()

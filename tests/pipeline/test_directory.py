@@ -142,7 +142,7 @@ def test_a_killed_holder_frees_both_locks(directory, settings):
         assert directory.try_agent_lock() is None
     finally:
         process.send_signal(signal.SIGKILL)
-        process.wait(30)
+        process.wait(300)
         process.stdout.close()
     lock = directory.try_agent_lock()
     assert lock is not None

@@ -135,7 +135,7 @@ def test_lanes_are_merged_in_order_of_time(source, clock):
         source.log({"a": float(number)}, number)
         thread = threading.Thread(target=source.log, args=({"a": number + 0.5}, number))
         thread.start()
-        thread.join(30)
+        thread.join(300)
     processor = process(source)
     processor.poll(abandon_pending=False)
     batch, cursors = processor.batch({})

@@ -170,7 +170,7 @@ def test_a_process_killed_in_the_middle_of_puts_leaves_no_gap_and_no_duplicate(p
         os.kill(process.pid, signal.SIGKILL)
         lines += process.stdout.readlines()
         process.stdout.close()
-        assert process.wait(30) == -signal.SIGKILL
+        assert process.wait(300) == -signal.SIGKILL
         done += [int(line) for line in lines if line.strip().isdigit()]
     database = sqlite3.connect(path)
     assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)

@@ -48,7 +48,7 @@ def alarm():
             yield
         finally:
             over.set()
-            bell.join(30)
+            bell.join(300)
             sys.setswitchinterval(switch)
             signal.signal(signal.SIGUSR2, previous)
 
@@ -153,7 +153,7 @@ def test_threads_beyond_the_number_of_lanes(new_recording):
 
     def work(who):
         recording.log({f"thread{who}": 0.0, "n": 0}, 0)  # takes a lane, before any thread gives one back
-        start.wait(30)
+        start.wait(300)
         for number in range(1, 400):
             recording.log({f"thread{who}": float(number), "n": number}, number)
 
@@ -163,11 +163,11 @@ def test_threads_beyond_the_number_of_lanes(new_recording):
         threads = [threading.Thread(target=work, args=(who,)) for who in range(10)]
         for thread in threads:
             thread.start()
-        start.wait(30)
+        start.wait(300)
         for number in range(400):
             recording.log({"main": float(number)}, number)
         for thread in threads:
-            thread.join(60)
+            thread.join(300)
     finally:
         sys.setswitchinterval(interval)
     rows = recording.rows()
@@ -185,7 +185,7 @@ def test_short_lived_threads_lend_each_other_lanes(new_recording):
     for who in range(40):
         thread = threading.Thread(target=recording.log, args=({"thread": float(who)}, who))
         thread.start()
-        thread.join(30)
+        thread.join(300)
     rows = recording.rows()
     assert [row.step for row in rows if "thread" in row.values] == list(range(40))
     assert {row.lane for row in rows if "thread" in row.values} == {1}
@@ -199,7 +199,7 @@ def test_a_writer_kept_from_another_thread_does_not_write_to_that_threads_lane(n
     assert kept != recording.recorder.log
     thread = threading.Thread(target=kept, args=({"a": 2.0}, 2))
     thread.start()
-    thread.join(30)
+    thread.join(300)
     assert {row.step: row.lane for row in recording.rows()} == {1: 0, 2: 1}
 
 
@@ -210,7 +210,7 @@ def test_a_ring_with_one_lane_serves_all_threads(new_recording):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(300)
     assert sorted(row.step for row in recording.rows()) == list(range(6))
 
 
@@ -222,7 +222,7 @@ def test_finishing_while_threads_log(new_recording):
     started, over = threading.Barrier(4), threading.Event()
 
     def work(who):
-        started.wait(30)
+        started.wait(300)
         for number in itertools.count():
             recording.log({f"thread{who}": float(number)}, number)
             if over.is_set():
@@ -231,12 +231,12 @@ def test_finishing_while_threads_log(new_recording):
     threads = [threading.Thread(target=work, args=(who,)) for who in range(3)]
     for thread in threads:
         thread.start()
-    started.wait(30)
+    started.wait(300)
     recording.log({"main": 1.0}, 1)
     recording.recorder.close(State.FINISHED)
     over.set()
     for thread in threads:
-        thread.join(30)
+        thread.join(300)
     rows = recording.rows()
     for who in range(3):
         steps = [row.step for row in rows if f"thread{who}" in row.values]

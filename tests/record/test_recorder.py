@@ -143,7 +143,7 @@ def test_a_forked_child_records_nothing_here_and_hands_its_rows_on(recording, wa
 
     def child():
         handed_on = []
-        recording.recorder._on_fork = lambda values, step: handed_on.append((values, step))
+        recording.recorder._on_fork = lambda values, step=None, **rule: handed_on.append((values, step))
         kept({"a": 2.0}, 2)
         recording.recorder.log({"b": 2.0}, 3)
         recording.log({"a": 2.0, "c": 1.0})

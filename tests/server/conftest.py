@@ -42,7 +42,7 @@ class Server:
         self.line = self.process.stdout.readline()
         assert self.line.startswith("tensormeter: serving on http://"), (self.line, self.stderr)
         self.url = self.line.split()[3]
-        self.http = urllib3.PoolManager(retries=False, timeout=60, maxsize=16)
+        self.http = urllib3.PoolManager(retries=False, timeout=300, maxsize=16)
 
     @property
     def stderr(self) -> str:
@@ -81,7 +81,7 @@ class Server:
         return self.process.returncode
 
     def _reap(self) -> None:
-        self.process.wait(30)
+        self.process.wait(300)
         assert self.process.stdout is not None
         self.process.stdout.close()
         self.http.clear()
@@ -154,7 +154,7 @@ class Make:
 def eventually() -> Callable[[Callable[[], object]], None]:
     """Waits until a condition holds."""
 
-    def eventually(condition: Callable[[], object], seconds: float = 20) -> None:
+    def eventually(condition: Callable[[], object], seconds: float = 300) -> None:
         deadline = time.monotonic() + seconds
         pause = threading.Event()
         while not condition():

@@ -84,7 +84,7 @@ def test_kill_between_commit_and_answer(start, make, eventually):
     parts = urlsplit(server.url)
     with (
         closing(sqlite3.connect(server.folder / "tensormeter.db")) as database,
-        socket.create_connection((parts.hostname, parts.port), timeout=30) as connection,
+        socket.create_connection((parts.hostname, parts.port), timeout=300) as connection,
     ):
         connection.sendall(head.encode() + body)
         eventually(lambda: database.execute("SELECT 1 FROM batch WHERE id = 'between'").fetchone())
@@ -146,7 +146,7 @@ def test_kill_in_mid_fold(tmp_path):
 def test_second_server_on_one_folder(start):
     first = start()
     command = [sys.executable, "-m", "tensormeter", "serve", "--port", "0", "--data", str(first.folder)]
-    second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    second = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert (second.returncode, second.stdout) == (1, "")
     assert f"in use by process {first.process.pid};" in second.stderr
     assert second.stderr.count("\n") == 1
@@ -158,7 +158,7 @@ def test_second_server_on_one_folder(start):
 def test_port_in_use(start, tmp_path):
     port = start().url.rpartition(":")[2]
     command = [sys.executable, "-m", "tensormeter", "serve", "--port", port, "--data", str(tmp_path / "other")]
-    second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    second = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert (second.returncode, second.stdout) == (1, "")
     assert second.stderr.startswith(f"tensormeter: cannot listen on 127.0.0.1 port {port}:")
     assert second.stderr.count("\n") == 1
@@ -167,7 +167,7 @@ def test_port_in_use(start, tmp_path):
 def test_interrupt_stops_with_success(start):
     server = start()
     server.process.send_signal(signal.SIGINT)
-    assert server.process.wait(30) == 0
+    assert server.process.wait(300) == 0
     server.stop()
     assert server.stderr == ""
 

@@ -44,7 +44,7 @@ def test_the_right_token(guarded):
 
 def test_unauthorized_before_the_body_is_read(guarded):
     parts = urlsplit(guarded.url)
-    with socket.create_connection((parts.hostname, parts.port), timeout=30) as connection:
+    with socket.create_connection((parts.hostname, parts.port), timeout=300) as connection:
         connection.sendall(b"POST /v1/metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 401 ")
 
@@ -136,7 +136,7 @@ def test_an_open_port_with_a_token_takes_addresses_but_no_names(start):
 def test_serve_refuses_in_one_line(tmp_path):
     command = [sys.executable, "-m", "tensormeter", "serve", "--data", str(tmp_path / "x"), "--host", "0.0.0.0"]
     environment = {key: value for key, value in os.environ.items() if key != "TENSORMETER_TOKEN"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("tensormeter: host: '0.0.0.0'")
     assert done.stderr.count("\n") == 1

@@ -233,6 +233,8 @@ class Agent:
             delivered = spool.pending() == 0
             if not delivered:
                 self.error = "; ".join(delivery.error for delivery in self._deliveries if delivery.error)
+            if not rings:
+                self._directory.remove_ring_directory()
             if delivered and not rings and not self._unreadable and spool.quarantined_items() == 0:
                 for delivery in self._deliveries:
                     delivery.stop(_STOP_DELIVERY)

@@ -14,6 +14,7 @@ Rings lie in `settings.buffer_directory` (shared memory), or in the run director
 The directory is private (mode 0700) and is deleted when everything in it has been delivered.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -22,7 +23,6 @@ import socket
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -122,6 +122,11 @@ class RunDirectory:
         _make_private(self.rings.parent)
         self.rings.mkdir(exist_ok=True, mode=0o700)
 
+    def remove_ring_directory(self) -> None:
+        """Delete the place in shared memory if no ring is in it. Call it while holding `runs_locked`."""
+        with contextlib.suppress(OSError):
+            self.rings.rmdir()
+
     @property
     def rings_on_disk(self) -> Path:
         """Where rings go that do not fit `rings`."""
@@ -152,7 +157,7 @@ class RunDirectory:
             return None
 
     def remove(self) -> None:
-        """Delete everything. Call it while holding `runs_locked` and the agent's lock."""
+        """Delete the directory. Call it while holding `runs_locked` and the agent's lock, when there are no rings."""
         if self.path not in self.rings.parents and self.rings.exists():
             shutil.rmtree(self.rings)
         # Renamed first, so that a folder half deleted is never taken for a run; `create` clears away what was left of it.
@@ -172,7 +177,7 @@ def list_runs(directory: Path) -> list[RunDirectory]:
     return sorted(found, key=lambda run: run.run.get("created", 0))
 
 
-@contextmanager
+@contextlib.contextmanager
 def runs_locked(directory: Path) -> Iterator[None]:
     """Keep runs from coming or going on this node meanwhile. After 5 s without the lock it goes on without.
 

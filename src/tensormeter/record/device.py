@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tensormeter.record.values import Refused
+from tensormeter.record.values import Refused, scalar
 from tensormeter.ring import LOST, RingFile
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class DeviceCopies:
             start = 0
             for device, count in _runs(tensors):
                 gathered = torch.empty(count, dtype=torch.float64, device=device)
-                sources = [_scalar(tensor) for tensor in tensors[start : start + count]]
+                sources = [scalar(tensor) for tensor in tensors[start : start + count]]
                 torch._foreach_copy_(list(gathered.unbind()), sources)
                 self._host[word + start : word + start + count].copy_(gathered, non_blocking=True)
                 start += count
@@ -139,12 +139,6 @@ def _runs(tensors: Sequence["torch.Tensor"]) -> list[tuple["torch.device", int]]
         else:
             runs.append((tensor.device, 1))
     return runs
-
-
-def _scalar(tensor: "torch.Tensor") -> "torch.Tensor":
-    flat = tensor.detach().reshape(())
-    # There is no foreach kernel that reads 8-bit floats.
-    return flat.float() if flat.dtype.itemsize == 1 and flat.dtype.is_floating_point else flat
 
 
 def _clear_cuda_error() -> None:

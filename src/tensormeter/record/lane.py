@@ -16,6 +16,9 @@ from collections.abc import Callable, Mapping
 from time import time_ns
 from typing import Any, Final, Protocol
 
+from tensormeter.record.compilation import break_graph
+from tensormeter.record.reduction import Reductions
+from tensormeter.record.values import EXACT_INT
 from tensormeter.ring import (
     LANE_HEADER_BYTES,
     LAYOUT_BITS,
@@ -29,10 +32,7 @@ from tensormeter.ring import (
     RingFile,
 )
 
-__all__ = ["ABANDONED", "EXACT_INT", "Lane", "Writer"]
-
-EXACT_INT: Final = 1 << 53
-"""Integers up to this magnitude are exact as float64."""
+__all__ = ["ABANDONED", "Lane", "Writer"]
 
 ABANDONED: Final = -1
 """A lane's limit when its writers must not write any more: in a forked child, and after `finish`."""
@@ -44,7 +44,14 @@ _STRIDE: Final = 1 << 12
 class Writer(Protocol):
     """Writes one row. Never blocks, never raises for what is in `values`."""
 
-    def __call__(self, values: Mapping[str, Any], step: int | None = None) -> None: ...
+    def __call__(
+        self,
+        values: Mapping[str, Any],
+        step: int | None = None,
+        *,
+        every: int | None = None,
+        reduce: str | None = None,
+    ) -> None: ...
 
 
 class Lane:
@@ -76,6 +83,7 @@ class Lane:
         self.cursor = [self._start, self._start, 0]
         self.owner = owner
         self.writers: dict[tuple[tuple[str, ...], str], Writer] = {}
+        self.reductions = Reductions()
 
     def lend(self, owner: int) -> None:
         """Give the lane of a thread that has ended to another."""
@@ -191,8 +199,10 @@ class Lane:
         arguments = ", ".join(scope)
         body = "".join(f"    {line}\n" for line in source.splitlines())
         namespace: dict[str, Any] = {}
-        exec(f"def bind({arguments}):\n{body}    return log\n", namespace)  # noqa: S102 - keys enter by repr() only
+        code = compile(f"def bind({arguments}):\n{body}    return log\n", __file__, "exec")
+        exec(code, namespace)  # noqa: S102 - keys enter by repr() only
         writer: Writer = namespace["bind"](**scope)
+        break_graph(writer)
         return writer
 
     def _skip(self, offset: int, size: int, mark: int) -> None:
@@ -215,9 +225,9 @@ _CHECKS: Final = {
 # no backward jump.)
 # Of mappings only a plain dict: `values[key]` of a defaultdict would make up a value.
 _WRITER: Final = """\
-def log(values, step=None):
-    if values.__class__ is not dict or len(values) != {count}{wrong_thread}:
-        return fallback(values, step)
+def log(values, step=None, *, every=None, reduce=None):
+    if values.__class__ is not dict or len(values) != {count} or every is not None{wrong_thread}:
+        return fallback(values, step, every=every, reduce=reduce)
     if step.__class__ is not int:
         if step is not None:
             return fallback(values, step)

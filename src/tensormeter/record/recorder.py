@@ -14,11 +14,15 @@ import operator
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any, Final, cast
 
+from tensormeter.errors import UsageError
+from tensormeter.record.compilation import break_graph, skip_own_files
 from tensormeter.record.device import DeviceCopies
 from tensormeter.record.lane import Lane, Writer
+from tensormeter.record.reduction import Reduce, Rule
 from tensormeter.record.values import DeviceValue, Refused, classify, kind_of
 from tensormeter.ring import MAX_LAYOUT, Drop, HeaderWord, Layout, RingFile, State, row_bytes
 
@@ -47,7 +51,7 @@ class Recorder:
         *,
         on_writer: Callable[[Writer], None],
         on_stride: Callable[[], None] = lambda: None,
-        on_fork: Callable[[Mapping[str, Any], int | None], None] = lambda values, step: None,
+        on_fork: Writer = lambda values, step=None, *, every=None, reduce=None: None,
     ) -> None:
         """
         Args:
@@ -72,11 +76,14 @@ class Recorder:
         self._layouts: dict[tuple[tuple[str, ...], str], Layout] = {}
         self._last_step = [-1]
         self._device = DeviceCopies(ring)
+        self._rules: list[tuple[str, Rule]] = []
+        self._rule_of: dict[str, Rule | None] = {}
         self._warned: set[object] = set()
         self._claims = threading.RLock()  # re-entered by a signal handler that logs
         self._shared = threading.RLock()
         self._pid = os.getpid()
         self._closed = False
+        self._out_of_graphs = skip_own_files()
         self._local.lease = _Lease(self._lanes[0], None)
         _recorders.add(self)
 
@@ -85,34 +92,72 @@ class Recorder:
         """The step of the next row that names none: one after the last row's, if there is such an integer."""
         return min(self._last_step[0] + 1, _LAST_STEP)
 
-    def log(self, values: Mapping[str, Any], step: int | None = None) -> None:
+    def define(self, pattern: str, rule: Rule) -> None:
+        """Reduce the values of metrics from now on.
+
+        Args:
+            pattern: Name of the metrics; `*`, `?` and `[...]` as in `fnmatch`. The pattern defined last is the one that holds.
+            rule: How.
+
+        Raises:
+            UsageError: Such a metric has been logged already, perhaps by a writer that someone has kept.
+        """
+        for names, _ in self._layouts:
+            for name in names:
+                if fnmatchcase(name, pattern):
+                    raise UsageError(f"define_metric({pattern!r}): {name!r} has been logged already; define it before")
+        self._rules.insert(0, (pattern, rule))
+        self._rule_of.clear()
+
+    def log(
+        self,
+        values: Mapping[str, Any],
+        step: int | None = None,
+        *,
+        every: int | None = None,
+        reduce: str | None = None,
+    ) -> None:
         """Record one row. Never blocks, never raises for what is in `values`.
 
         Args:
             values: Numbers, or one-element tensors and arrays, by metric name.
             step: Any integer of 64 bits, in any order; one after the last row's if None.
+            every: Reduce the values of so many calls to one. None: as `define` says, or not at all.
+            reduce: How.
         """
         if self._pid != os.getpid():
-            self._on_fork(values, step)
+            self._on_fork(values, step, every=every, reduce=reduce)
             return
         if self._closed:
             self._warn_once(Drop, "log() after the run was finished: nothing is recorded")
             return
         lane = self._lane()
+        if not self._out_of_graphs:
+            self._out_of_graphs = skip_own_files()
+        rule = None if every is None else self._call_rule(lane, every, reduce)
         if lane.owner is None:
             with self._shared:
-                self._route(lane, values, step)
+                self._route(lane, values, step, rule)
         else:
-            self._route(lane, values, step)
+            self._route(lane, values, step, rule)
 
     def close(self, state: State) -> None:
         """Record no more, and tell the reader where each lane ends. Idempotent; rows logged meanwhile may be lost."""
         if self._closed or self._pid != os.getpid():
             return
+        self._flush_reductions()
         self._closed = True
         for lane in self._lanes:
             lane.close()
         self._ring.words[HeaderWord.STATE] = state
+
+    def _flush_reductions(self) -> None:
+        """Write what is not complete, of all threads, from this one."""
+        own = self._lane()
+        with self._shared:
+            for lane in self._lanes:
+                for step, numbers, devices in lane.reductions.flush():
+                    self._write_row(own, numbers, devices, step, publish=False)
 
     def abandon_after_fork(self) -> None:
         """In a forked child: make every writer that anyone kept fall back to `log`, which then refuses."""
@@ -135,7 +180,28 @@ class Recorder:
         lane.lend(threading.get_ident())
         return _Lease(lane, self._free_lanes)
 
-    def _route(self, lane: Lane, values: Mapping[str, Any], step: int | None) -> None:
+    def _call_rule(self, lane: Lane, every: int, reduce: str | None) -> Rule | None:
+        try:
+            return Rule(every, cast("Reduce", reduce or "mean"))
+        except UsageError as error:
+            lane.count(Drop.UNSUPPORTED_VALUE)
+            self._warn_once(Rule, "log() does not reduce: %s", error)
+            return None
+
+    def _rules_for(self, names: Iterable[str], rule: Rule | None) -> Mapping[str, Rule]:
+        """The rules for those of a row's metrics that have one."""
+        if rule is not None:
+            return dict.fromkeys(names, rule)
+        found = {}
+        for name in names:
+            if name not in self._rule_of:
+                self._rule_of[name] = next((rule for pattern, rule in self._rules if fnmatchcase(name, pattern)), None)
+            defined = self._rule_of[name]
+            if defined is not None:
+                found[name] = defined
+        return found
+
+    def _route(self, lane: Lane, values: Mapping[str, Any], step: int | None, rule: Rule | None) -> None:
         if not isinstance(cast("object", values), Mapping):
             lane.count(Drop.UNSUPPORTED_VALUE)
             self._warn_once(Mapping, "log() expects a mapping of names to values, got %s", type(values).__name__)
@@ -154,10 +220,44 @@ class Recorder:
                 devices[key] = number
             else:
                 numbers[key] = number
+        if rule is None and not self._rules:
+            self._write_row(lane, numbers, devices, step, publish=lane is self._lanes[0])
+        else:
+            # No writer for such a row may be given away: it would write the next one without reducing it.
+            self._write_row(lane, *self._reduce(lane, rule, numbers, devices, step), step, publish=False)
+
+    def _reduce(
+        self,
+        lane: Lane,
+        rule: Rule | None,
+        numbers: dict[str, float | int],
+        devices: dict[str, DeviceValue],
+        step: int,
+    ) -> tuple[dict[str, float | int], dict[str, DeviceValue]]:
+        """What of a row is to be written now: what has no rule, and what is complete."""
+        rules = self._rules_for((*numbers, *devices), rule)
+        self._last_step[0] = step
+        ready_numbers, ready_devices = lane.reductions.add(
+            rules,
+            {name: numbers.pop(name) for name in rules if name in numbers},
+            {name: devices.pop(name) for name in rules if name in devices},
+            step,
+        )
+        return numbers | ready_numbers, devices | ready_devices
+
+    def _write_row(
+        self,
+        lane: Lane,
+        numbers: dict[str, float | int],
+        devices: dict[str, DeviceValue],
+        step: int,
+        *,
+        publish: bool,
+    ) -> None:
         if devices:
             self._write_devices(lane, numbers, devices, step)
         elif numbers:
-            self._write(lane, numbers, step)
+            self._write(lane, numbers, step, publish=publish)
 
     def _classify(self, key: object, value: Any) -> float | int | DeviceValue:
         if type(key) is not str:
@@ -194,28 +294,28 @@ class Recorder:
             return self.next_step
         return int(step)
 
-    def _write(self, lane: Lane, numbers: dict[str, float | int], step: int) -> None:
+    def _write(self, lane: Lane, numbers: dict[str, float | int], step: int, *, publish: bool) -> None:
         names = tuple(numbers)
         kinds = "".join(map(kind_of, numbers.values()))
         writer = lane.writers.get((names, kinds))
         if writer is None:
             writer = self._new_writer(lane, names, kinds)
             if writer is None:
-                self._write_apart(lane, numbers, step)
+                self._write_apart(lane, numbers, step, publish=publish)
                 return
         size = row_bytes(len(names))
         if lane.cursor[0] + size > lane.cursor[1] and not lane.make_room(size):
             self._full(lane)
             return
         writer(numbers, step)
-        if lane is self._lanes[0] and not self._closed:
+        if publish and not self._closed:
             self._on_writer(writer)
 
-    def _write_apart(self, lane: Lane, numbers: dict[str, float | int], step: int) -> None:
+    def _write_apart(self, lane: Lane, numbers: dict[str, float | int], step: int, *, publish: bool) -> None:
         """One row a value: for rows larger than their lane, and key sets beyond the number that is kept."""
         if len(numbers) > 1:
             for name, number in numbers.items():
-                self._write(lane, {name: number}, step)
+                self._write(lane, {name: number}, step, publish=publish)
             return
         self._too_many(lane, next(iter(numbers)))
 
@@ -293,6 +393,9 @@ class Recorder:
         if about not in self._warned and len(self._warned) < _MAX_WARNINGS:
             self._warned.add(about)
             logger.warning(message, *arguments)
+
+
+break_graph(Recorder.log)
 
 
 class _Lease:

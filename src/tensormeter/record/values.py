@@ -8,12 +8,13 @@ import sys
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
-from tensormeter.record.lane import EXACT_INT
-
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DeviceValue", "Refused", "classify"]
+__all__ = ["EXACT_INT", "DeviceValue", "Refused", "classify", "kind_of", "scalar"]
+
+EXACT_INT: Final = 1 << 53
+"""Integers up to this magnitude are exact as float64."""
 
 _INT64: Final = 1 << 63
 
@@ -105,6 +106,13 @@ def _tensor(value: "torch.Tensor") -> float | int | DeviceValue:
         return DeviceValue(value)
     item = value.item()
     return _integer(item) if type(item) is int else float(item)
+
+
+def scalar(tensor: "torch.Tensor") -> "torch.Tensor":
+    """A one-element tensor as one of shape () that foreach kernels can read, without its autograd history."""
+    flat = tensor.detach().reshape(())
+    # There is no foreach kernel that reads 8-bit floats.
+    return flat.float() if flat.dtype.itemsize == 1 and flat.dtype.is_floating_point else flat
 
 
 def kind_of(value: float) -> str:
