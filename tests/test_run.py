@@ -83,6 +83,23 @@ def test_log_after_finish_warns_once(settings, caplog):
     assert items(settings) == 4
 
 
+def test_a_child_forked_after_finish_records_nothing(settings):
+    run = tensormeter.init(settings=settings)
+    run.log({"loss": 1.0}, step=0)
+    kept = run.log
+    run.finish()
+    child = os.fork()
+    if child == 0:
+        try:
+            for log in (kept, run.log):
+                log({"loss": 2.0}, step=1)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert items(settings) == 4
+
+
 def test_arguments_before_settings(settings):
     with tensormeter.init("chosen", "named", id="abc", settings=settings) as run:
         assert (run.project, run.name, run.id) == ("chosen", "named", "abc")

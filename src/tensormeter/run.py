@@ -189,10 +189,12 @@ class Run:
         every: int | None = None,
         reduce: str | None = None,
     ) -> None:
-        """The first call of `log` in a forked child."""
+        """The first call of `log` in a forked child; there is nothing to record if the run was finished before the fork."""
         with self._lock:
             before = self._process
-            if before is not None and not before.is_this and not self._finished:
+            if before is not None and not before.is_this and self._finished:
+                return
+            if before is not None and not before.is_this:
                 self._process = None
                 if self.settings.after_fork == "ignore":
                     logger.warning("run %s: a forked child logs, which after_fork='ignore' says to ignore", self.id)
