@@ -177,7 +177,7 @@ def test_a_full_ring_drops_device_rows(new_recording):
 
 
 def test_devices_that_cannot_be_read_without_waiting_are_refused(recording, warnings_logged):
-    with pytest.raises(Refused, match="only CUDA devices"):
+    with pytest.raises(Refused, match="only CUDA, MPS and XPU devices"):
         recording.recorder._device.prepare(torch.tensor(1.0))
     assert warnings_logged() == []
 

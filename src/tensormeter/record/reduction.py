@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from tensormeter.errors import UsageError
-from tensormeter.record.values import DeviceValue, scalar
+from tensormeter.record.gather import accumulator_dtype, dtype_order, gather
+from tensormeter.record.outcomes import DeviceValue
 
 if TYPE_CHECKING:
     import torch
@@ -90,6 +91,7 @@ class Reductions:
             # What is made inside inference mode could not be added to outside of it.
             with torch.inference_mode(mode=False):
                 for (device, rule), names in groups.items():
+                    names.sort(key=lambda name: dtype_order(devices[name].tensor))
                     tensors = _gather([devices[name].tensor for name in names], device)
                     ready.update(self._fold(names, tensors, rule, step))
         finally:
@@ -150,7 +152,7 @@ class _HostValues:
 
 
 class _DeviceValues:
-    """A float64 tensor of shape (), and the stream whose order it is in."""
+    """A tensor of shape (), float64 where the device has it, and the stream whose order it is in."""
 
     __slots__ = ("count", "step", "stream", "tensor")
 
@@ -174,12 +176,12 @@ class _DeviceValues:
 
 
 def _gather(tensors: Sequence["torch.Tensor"], device: "torch.device") -> list["torch.Tensor"]:
-    """Snapshots as float64, of shape (): one kernel for each dtype."""
+    """Snapshots as floats of shape (): see `gather`. The tensors are sorted by dtype."""
     import torch
 
-    gathered = list(torch.empty(len(tensors), dtype=torch.float64, device=device).unbind())
-    torch._foreach_copy_(gathered, [scalar(tensor) for tensor in tensors])
-    return gathered
+    gathered = torch.empty(len(tensors), dtype=accumulator_dtype(device), device=device)
+    gather(tensors, gathered)
+    return list(gathered.unbind())
 
 
 def _results(values: Sequence[_DeviceValues], reduce: Reduce) -> list["torch.Tensor"]:
