@@ -284,14 +284,13 @@ class Recorder:
                 del devices[name]
             elif value is not None:
                 self._warn_once((name, Rule), "%r is recorded each time: a value that comes later is not reduced", name)
+        host = {name: numbers.pop(name) for name in rules if name in numbers}
+        ready_numbers, ready_devices = lane.reductions.add(rules, host, {}, step)
         try:
-            ready_numbers, ready_devices = lane.reductions.add(
-                rules, {name: numbers.pop(name) for name in rules if name in numbers}, reduced, step
-            )
+            ready_devices = lane.reductions.add(rules, {}, reduced, step)[1]
         except Exception as error:  # of a device: the program will meet it again in its own calls
             lane.count(Drop.DEVICE_UNFINISHED, len(reduced))
             self._warn_once(Rule, "device values are lost: %s", error)
-            return numbers, devices
         return numbers | ready_numbers, devices | ready_devices
 
     def _write_row(
