@@ -63,12 +63,10 @@ def device_path_report(directory: Path | None = None, timeout: float = 10.0) -> 
         try:
             ring = RingFile.create(Path(folder) / "doctor.ring", {}, buffer_bytes=1 << 16, lanes=1)
         except TensormeterError as error:
-            return [_failed(torch.device("cuda", index), str(error)) for index in range(torch.cuda.device_count())]
+            return [_failed(_device(index), str(error)) for index in range(torch.cuda.device_count())]
         copies = DeviceCopies(ring)
         try:
-            return [
-                _try(copies, ring, torch.device("cuda", index), timeout) for index in range(torch.cuda.device_count())
-            ]
+            return [_try(copies, ring, _device(index), timeout) for index in range(torch.cuda.device_count())]
         finally:
             ring.release()  # the mapping stays, and stays page-locked, until the process ends
 
@@ -126,6 +124,12 @@ def _wait(condition: Callable[[], bool], timeout: float) -> bool:
             return False
         pause.wait(0.001)
     return True
+
+
+def _device(index: int) -> "torch.device":
+    import torch
+
+    return torch.device("cuda", index)
 
 
 def _failed(device: "torch.device", why: str) -> DevicePath:
