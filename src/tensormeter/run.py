@@ -27,8 +27,6 @@ from tensormeter.ring import State
 from tensormeter.settings import Settings
 
 if TYPE_CHECKING:
-    import torch
-
     from tensormeter.record.deferred import DeferredLog
 
 __all__ = ["Run", "deferred_log", "finish", "init", "log"]
@@ -275,7 +273,7 @@ def deferred_log(
     names: Sequence[str],
     *,
     capacity: int = 1024,
-    device: "torch.device | str | None" = None,
+    device: Any = None,
     first_step: int = 0,
 ) -> "DeferredLog":
     """Record from inside functions compiled by `torch.compile`, also with `fullgraph=True`, and from inside CUDA graphs.
@@ -292,7 +290,7 @@ def deferred_log(
         run: From `init`, in this process.
         names: Of the metrics of a row.
         capacity: Rows that are kept on the device, which takes 8 bytes a value there, and as many on the host.
-        device: Where the values are; the current CUDA device if None and there is one, else the CPU.
+        device: Where the values are, as torch names it; the current CUDA device if None and there is one, else the CPU.
         first_step: Step of the first row written; each further one is one more.
 
     Raises:
