@@ -86,8 +86,10 @@ class Run:
 
         Args:
             values: By metric name: numbers, NumPy scalars, arrays and CPU tensors with one element, whose value is taken
-                now; or CUDA tensors with one element, whose value is taken in stream order, without waiting for it.
-                NaN and infinities are values. Integers are exact up to 64 bits.
+                now; or tensors on a device and JAX arrays with one element, whose value is taken in stream order, without
+                waiting for it; or objects with a method `__tensormeter_snapshot__()`, which returns one of these, or a
+                callable that returns the number later, and None until then.
+                NaN and infinities are values. Integers are exact up to 64 bits, on a device up to 2**53.
             step: Any integer of 64 bits, in any order. One more than the last row's if None.
             every: Make one value of so many: a metric's values are reduced, on the device if that is where they are, and
                 recorded with every `every`-th call that has it; the rest when the run finishes. See `define_metric`.

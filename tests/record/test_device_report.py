@@ -52,7 +52,7 @@ def test_a_device_that_cannot_store_into_the_ring(disguised, tmp_path, monkeypat
 
 
 def test_a_device_whose_values_do_not_come(disguised, tmp_path, monkeypatch):
-    monkeypatch.setattr(device, "gather", lambda sources, words: words.fill_(0.0))
+    monkeypatch.setattr(device, "gather", lambda sources, words, start=0: words.fill_(0.0))
     monkeypatch.setattr(device.DeviceCopies, "copy", lambda self, word, values: None)
     (path,) = device_path_report(tmp_path, timeout=0.0)
     assert not path.works
@@ -60,7 +60,7 @@ def test_a_device_whose_values_do_not_come(disguised, tmp_path, monkeypatch):
 
 
 def test_a_device_whose_values_are_wrong(disguised, tmp_path, monkeypatch):
-    monkeypatch.setattr(device, "gather", lambda sources, words: words.fill_(0.0))
+    monkeypatch.setattr(device, "gather", lambda sources, words, start=0: words.fill_(0.0))
     (path,) = device_path_report(tmp_path)
     assert not path.works
     assert path.path.startswith("expected [")

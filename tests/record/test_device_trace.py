@@ -30,6 +30,7 @@ LAUNCHES = {
 }
 FREE = {  # no kernel: views, attributes, memory from the allocator's cache
     "aten.detach.default",
+    "aten.select.int",
     "aten.empty.memory_format",
     "aten.slice.Tensor",
     "aten.unbind.int",
@@ -93,7 +94,10 @@ class Trace(TorchDispatchMode):
 @pytest.fixture
 def pretended(recording, monkeypatch):
     """(the copies of a recorder with a pretended ring, a function that traces)."""
-    # The method asks a real device for a guard before it comes to the operation.
+    # The methods ask a real device for a guard before they come to the operation.
+    monkeypatch.setattr(
+        torch.Tensor, "__getitem__", lambda of, index: torch.ops.aten.slice(of, 0, index.start, index.stop)
+    )
     monkeypatch.setattr(
         torch.Tensor, "copy_", lambda to, source, non_blocking=False: torch.ops.aten.copy_(to, source, non_blocking)
     )

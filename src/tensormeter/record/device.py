@@ -3,7 +3,7 @@
 The ring's pages are registered with CUDA once, so that a device can store into them while the processor goes on.
 Logging values of one CUDA device then takes, on the caller's current stream,
 
-- one kernel for each dtype (and 64 values) that gathers them as float64 *straight into the row*, where a trial at the
+- one kernel for each dtype (and 64 values, see `gather`) that gathers them as float64 *straight into the row*, where a trial at the
   device's first use has shown that this works (see `MappedRing`); or else
 - the same into memory of the device, and one copy from there into the row.
 
@@ -21,7 +21,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
 from tensormeter.record.event_copies import EventCopies
-from tensormeter.record.gather import dtype_order, gather
+from tensormeter.record.gather import NoGradients, dtype_order, gather
 from tensormeter.record.mapped import MappedRing
 from tensormeter.record.outcomes import Deferred, DeviceValue, Refused
 from tensormeter.record.page_locking import is_in_memory, page_lock
@@ -36,9 +36,11 @@ __all__ = ["DeviceCopies", "place"]
 _EVENT_DEVICES: Final = ("mps", "xpu")
 
 
-def place(value: DeviceValue | Deferred) -> tuple[str, str]:
+def place(value: DeviceValue | Deferred) -> tuple[int, int]:
     """The key by which a row's values are sorted for `DeviceCopies.copy`: by device, then by dtype."""
-    return ("", "") if isinstance(value, Deferred) else (str(value.tensor.device), dtype_order(value.tensor))
+    if isinstance(value, Deferred):
+        return -2, 0
+    return value.tensor.get_device(), dtype_order(value.tensor)  # a process has devices of one kind
 
 
 class DeviceCopies:
@@ -84,9 +86,9 @@ class DeviceCopies:
         import torch
 
         device = tensor.device
-        if device.type in _EVENT_DEVICES:
-            return
-        if device.type != "cuda":
+        if not tensor.is_cuda:
+            if device.type in _EVENT_DEVICES:
+                return
             raise Refused(f"a tensor on {device}; only CUDA, MPS and XPU devices are read without waiting: log .item()")
         if torch.cuda.is_current_stream_capturing():
             raise Refused(
@@ -109,19 +111,12 @@ class DeviceCopies:
         Raises:
             Exception: Whatever CUDA says; then call `give_up`.
         """
-        import torch
-
-        # Grad mode is switched by hand: `no_grad()` costs 2 us, this 0.4. A loss that requires grad must not put the ring
-        # into the autograd graph.
-        grad = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(False)
-        try:
+        # A loss that requires grad must not put the ring into its graph.
+        with NoGradients():
             for device, group in groupby(values, key=_device):
                 members = list(group)
                 self._copy(word, device, members)
                 word += len(members)
-        finally:
-            torch._C._set_grad_enabled(grad)
 
     def give_up(self, word: int, number: int) -> None:
         """Say that values that `copy` was to fill in, and that have not come, will not."""
@@ -138,19 +133,19 @@ class DeviceCopies:
                     self.pending.add(index, 1, _one(value.poll))
             return
         tensors = [value.tensor for value in values if isinstance(value, DeviceValue)]
-        if device.type in _EVENT_DEVICES:
+        mapped = self._mapped.get(device)
+        if mapped is None and device.type in _EVENT_DEVICES:
             self._events.copy(word, tensors)
             return
-        mapped = self._mapped.get(device)
         if mapped is not None:
             mapped.look()
             if mapped.view is not None:
-                gather(tensors, mapped.view.narrow(0, word, len(tensors)))
+                gather(tensors, mapped.view, word)
                 return
         assert self._host is not None
         gathered = torch.empty(len(tensors), dtype=torch.float64, device=device)
         gather(tensors, gathered)
-        self._host.narrow(0, word, len(tensors)).copy_(gathered, non_blocking=True)
+        self._host[word : word + len(tensors)].copy_(gathered, non_blocking=True)
 
     def _begin(self, device: "torch.device") -> None:
         """Page-lock the ring at the first use of any CUDA device, and begin the trial of this one."""

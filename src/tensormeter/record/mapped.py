@@ -8,7 +8,7 @@ is the ring written to in that way.
 import mmap
 from typing import TYPE_CHECKING, Final
 
-from tensormeter.record.gather import gather
+from tensormeter.record.gather import NoGradients, gather
 from tensormeter.record.outcomes import Refused
 from tensormeter.record.page_locking import page_lock, view_on_device
 from tensormeter.ring import PENDING
@@ -85,4 +85,5 @@ class MappedRing:
             torch.full((), value, dtype=getattr(torch, name), device=device)  # a kernel, no copy from the host
             for name, value in _TRIAL.items()
         ]
-        gather(sources, trial.narrow(0, 0, len(sources)))
+        with NoGradients():
+            gather(sources, trial)

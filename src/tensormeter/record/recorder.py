@@ -260,7 +260,7 @@ class Recorder:
             else:
                 numbers[key] = number
         if rule is None and not self._rules:
-            self._write_row(lane, numbers, devices, step, publish=lane is self._lanes[0] and not self._chores)
+            self._write_row(lane, numbers, devices, step, publish=lane is self._lanes[0])
         else:
             # No writer for such a row may be given away: it would write the next one without reducing it.
             self._write_row(lane, *self._reduce(lane, rule, numbers, devices, step), step, publish=False)
@@ -356,7 +356,7 @@ class Recorder:
             self._full(lane)
             return
         writer(numbers, step)
-        if publish and not self._closed:
+        if publish and not self._closed and not self._chores:
             self._on_writer(writer)
 
     def _write_apart(self, lane: Lane, numbers: dict[str, float | int], step: int, *, publish: bool) -> None:

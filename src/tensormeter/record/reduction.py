@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from tensormeter.errors import UsageError
-from tensormeter.record.gather import accumulator_dtype, dtype_order, gather
+from tensormeter.record.gather import NoGradients, accumulator_dtype, dtype_order, gather
 from tensormeter.record.outcomes import DeviceValue
 
 if TYPE_CHECKING:
@@ -85,17 +85,12 @@ class Reductions:
         groups: dict[tuple[torch.device, Rule], list[str]] = {}
         for name, value in devices.items():
             groups.setdefault((value.tensor.device, rules[name]), []).append(name)
-        grad = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(False)
-        try:
-            # What is made inside inference mode could not be added to outside of it.
-            with torch.inference_mode(mode=False):
-                for (device, rule), names in groups.items():
-                    names.sort(key=lambda name: dtype_order(devices[name].tensor))
-                    tensors = _gather([devices[name].tensor for name in names], device)
-                    ready.update(self._fold(names, tensors, rule, step))
-        finally:
-            torch._C._set_grad_enabled(grad)
+        # What is made inside inference mode could not be added to outside of it.
+        with torch.inference_mode(mode=False), NoGradients():
+            for (device, rule), names in groups.items():
+                names.sort(key=lambda name: dtype_order(devices[name].tensor))
+                tensors = _gather([devices[name].tensor for name in names], device)
+                ready.update(self._fold(names, tensors, rule, step))
         return ready
 
     def _fold(self, names: Sequence[str], tensors: Sequence["torch.Tensor"], rule: Rule, step: int) -> Devices:
