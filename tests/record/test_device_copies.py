@@ -6,11 +6,13 @@ Each test of what is recorded runs on CPU tensors that are taken for a device's,
 import math
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tensormeter.pipeline.reader import LaneReader
+from tensormeter.record import device as device_copies
 from tensormeter.record import mapped
 from tensormeter.record.device import DeviceCopies
 from tensormeter.record.mapped import MappedRing
@@ -342,6 +344,45 @@ def test_a_full_ring_drops_device_rows(new_recording):
     assert len(rows) + recording.dropped("ring_full") == 200
     recording.recorder.close(State.FINISHED)
     assert isinstance(recording.reader.lanes[0], LaneReader)
+
+
+def test_refused_while_a_graph_is_captured(recording, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    on_a_gpu = SimpleNamespace(device=torch.device("cuda:0"), is_cuda=True)
+    with pytest.raises(Refused, match=r"log after the replay, or inside the graph by tensormeter\.deferred_log"):
+        recording.recorder._device.prepare(on_a_gpu)
+    assert recording.recorder.device_paths == {}
+
+
+def test_the_ring_is_page_locked_once_and_each_device_tried_once(recording, monkeypatch):
+    locked, tried = [], []
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(device_copies, "is_in_memory", lambda path: True)
+    monkeypatch.setattr(device_copies, "page_lock", locked.append)
+    monkeypatch.setattr(device_copies, "MappedRing", lambda ring, device: tried.append(device) or Proven(None))
+    for index in (0, 1, 0, 1):
+        recording.recorder._device.prepare(SimpleNamespace(device=torch.device("cuda", index), is_cuda=True))
+    assert [memory.numel() for memory in locked] == [len(recording.ring.buffer) // 8]
+    assert tried == [torch.device("cuda", 0), torch.device("cuda", 1)]
+    assert recording.recorder.device_paths == dict.fromkeys(("cuda:0", "cuda:1"), "two launches (trial: passed)")
+
+
+@pytest.mark.parametrize("trouble", ["disk", "limit"])
+def test_a_ring_that_cannot_be_page_locked_is_tried_once(recording, monkeypatch, trouble):
+    tries = []
+
+    def refuse(memory):
+        tries.append(memory)
+        raise Refused("memory could not be page-locked (cudaHostRegister: error 2)")
+
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(device_copies, "is_in_memory", lambda path: trouble != "disk")
+    monkeypatch.setattr(device_copies, "page_lock", refuse)
+    for _ in range(2):
+        with pytest.raises(Refused, match="TENSORMETER_BUFFER_DIR") as refusal:
+            recording.recorder._device.prepare(SimpleNamespace(device=torch.device("cuda:0"), is_cuda=True))
+    assert ("is on a disk" if trouble == "disk" else "ulimit -l") in str(refusal.value)
+    assert len(tries) == (trouble == "limit")
 
 
 def test_devices_that_cannot_be_read_without_waiting_are_refused(recording, warnings_logged):

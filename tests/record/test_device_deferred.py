@@ -1,5 +1,6 @@
 """Rows written from inside compiled functions: here on CPU tensors, which take the same operations as a GPU's."""
 
+import os
 import subprocess
 import sys
 
@@ -131,6 +132,19 @@ def test_what_is_overwritten_is_counted(recording, log, warnings_logged):
     assert recording.dropped("ring_full") == 24
     (message,) = warnings_logged()
     assert "raise its capacity" in message
+
+
+def test_a_forked_child_leaves_the_counts_of_its_parent_alone(recording, log):
+    child = os.fork()
+    if child == 0:
+        for number in range(20):
+            run(step_of(log), number)
+        log.flush()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    log.flush()
+    assert rows(recording) == []
+    assert recording.ring.drops() == {}
 
 
 def test_log_calls_fetch_what_has_been_written(recording, log, monkeypatch):

@@ -120,8 +120,9 @@ class Recorder:
         self._on_writer(self.log)  # no writer generated for the keys in use may be called in its place
 
     def count_lost(self, reason: Drop, number: int, message: str, *arguments: object) -> None:
-        """Count what could not be recorded, and warn once for each message."""
-        self._lane().count(reason, number)
+        """Count what could not be recorded, and warn once for each message. In a forked child it only warns."""
+        if self._pid == os.getpid():
+            self._lane().count(reason, number)
         self._warn_once(message, message, *arguments)
 
     def define(self, pattern: str, rule: Rule) -> None:
