@@ -373,7 +373,7 @@ class Recorder:
                 number = next(self._layout_numbers)
                 if number > MAX_LAYOUT:
                     return None
-                layout = Layout(number, names, codes)
+                layout = Layout.of_gauges(number, names, codes)
                 if not self._ring.add_layout(layout):
                     return None
                 self._layouts[names, codes] = layout
