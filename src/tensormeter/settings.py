@@ -206,6 +206,19 @@ class Settings:
         help="Seconds that the agent goes on trying after the last trainer is gone. What is left stays in the spool.",
     )
 
+    sample_interval: float = _setting(
+        10.0,
+        "TENSORMETER_SAMPLE_INTERVAL",
+        parse=float,
+        help="Seconds between two samples of the statistics of GPUs, host and processes; from 0.1, or 0 for none.",
+    )
+    record_command: bool = _setting(
+        True,
+        "TENSORMETER_RECORD_COMMAND",
+        parse=_parse_bool,
+        help="Whether the command line becomes part of the resource; what looks like a secret is masked.",
+    )
+
     def __post_init__(self) -> None:
         _check_identifier("project", self.project)
         if self.run_id is not None:
@@ -227,6 +240,9 @@ class Settings:
         _check_range("export_timeout", self.export_timeout, 0.1, 3600)
         _check_range("finish_timeout", self.finish_timeout, 0, 86400)
         _check_range("linger_timeout", self.linger_timeout, 0, 7 * 86400)
+        if self.sample_interval != 0:
+            _check_range("sample_interval", self.sample_interval, 0.1, 3600)
+        _check_bool("record_command", self.record_command)
 
     @classmethod
     def small(cls, **changes: Any) -> "Settings":
@@ -275,6 +291,11 @@ def _check_identifier(name: str, value: object) -> None:
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise SettingsError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+
+
+def _check_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise SettingsError(f"{name}: expected True or False, got {value!r}")
 
 
 def _check_names(name: str, value: object) -> None:

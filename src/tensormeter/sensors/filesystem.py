@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import psutil
 
@@ -25,7 +25,11 @@ _USAGE: Final = Instrument(
 )
 _LIMIT: Final = Instrument("system.filesystem.limit", "updowncounter", "By", "Size of the file system.", _WHERE)
 _UTILIZATION: Final = Instrument(
-    "system.filesystem.utilization", "gauge", "1", "Share of the space that is used.", (*_WHERE, "system.filesystem.state")
+    "system.filesystem.utilization",
+    "gauge",
+    "1",
+    "Share of the space that is used.",
+    (*_WHERE, "system.filesystem.state"),
 )
 
 
@@ -53,7 +57,7 @@ class FilesystemSensor:
     def close(self) -> None:
         pass
 
-    def _space(self, part: "psutil._common.sdiskpart") -> Iterable[Observed]:
+    def _space(self, part: Any) -> Iterable[Observed]:
         usage = psutil.disk_usage(part.mountpoint)
         where = dict(zip(_WHERE, (part.mountpoint, part.fstype, part.device), strict=True))
         reserved = usage.total - usage.used - usage.free

@@ -30,12 +30,20 @@ MEMORY_LIMIT: Final = _gpu(
 MEMORY_UTILIZATION: Final = _gpu("hw.gpu.memory.utilization", "gauge", "1", "Share of the memory that is in use.")
 IO: Final = _gpu("hw.gpu.io", "counter", "By", "Bytes over PCIe.", "network.io.direction")
 ERRORS: Final = _gpu(
-    "hw.errors", "counter", "{error}", "ECC errors since the driver was loaded: `corrected`, `uncorrected`.", "error.type"
+    "hw.errors",
+    "counter",
+    "{error}",
+    "ECC errors since the driver was loaded: `corrected`, `uncorrected`.",
+    "error.type",
 )
 POWER: Final = _gpu("hw.power", "gauge", "W", "Power drawn.")
 ENERGY: Final = _gpu("hw.energy", "counter", "J", "Energy used since the driver was loaded.")
 TEMPERATURE: Final = _gpu(
-    "hw.temperature", "gauge", "Cel", "Temperature, of the chip (`gpu`) and of its memory (`memory`).", "hw.sensor_location"
+    "hw.temperature",
+    "gauge",
+    "Cel",
+    "Temperature, of the chip (`gpu`) and of its memory (`memory`).",
+    "hw.sensor_location",
 )
 FAN_SPEED: Final = _gpu(
     "hw.fan.speed_ratio", "gauge", "1", "Speed of a fan, as a share of its highest.", "hw.sensor_location"
@@ -95,7 +103,10 @@ PROCESS_MEMORY: Final = _gpu(
     "tensormeter.process.role",
 )
 VISIBLE: Final = _gpu(
-    "tensormeter.gpu.visible", "gauge", "1", "1 if a process of the run may use the GPU (`CUDA_VISIBLE_DEVICES`), else 0."
+    "tensormeter.gpu.visible",
+    "gauge",
+    "1",
+    "1 if a process of the run may use the GPU (`CUDA_VISIBLE_DEVICES`), else 0.",
 )
 
 GPU_INSTRUMENTS: Final = (

@@ -45,15 +45,17 @@ class AbsentError(Exception):
 
 
 class Sensor(Protocol):
-    """One part of the machine. Constructed, used and closed by one thread, which it may block; never shared.
+    """One part of the machine. Constructed, used and closed by one thread, which it may block; never shared."""
 
-    Attributes:
-        name: A word, such as `gpu`.
-        instruments: All that its readings can give values for.
-    """
+    @property
+    def name(self) -> str:
+        """A word, such as `host`."""
+        ...
 
-    name: str
-    instruments: tuple[Instrument, ...]
+    @property
+    def instruments(self) -> tuple[Instrument, ...]:
+        """All that its readings can give values for; empty if there is nothing to read on this machine."""
+        ...
 
     def readings(self) -> Iterable[Reading]:
         """What to read for one sample. Each fails by itself."""

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -17,8 +17,6 @@ _LONGEST_WAIT: Final = 30.0
 
 _FIRST_WAIT: Final = 2.0
 """Seconds to wait for the first sample of every sensor: a driver may need long to start."""
-
-_STOP_TIMEOUT: Final = 0.5
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Watch:
 
 
 class Node:
-    """Samples everything until it is stopped. Used by one thread, which it never blocks for longer than half a second."""
+    """Samples everything until it is stopped. Used by one thread, which it does not block."""
 
     def __init__(self, resource: Mapping[str, Attribute], watch: Watch, *, interval: float, delay: float) -> None:
         """Start sampling.
@@ -103,9 +101,13 @@ class Node:
         series = [series for sampler in self._samplers for series in sampler.columns.take()]
         return Batch(self._resource, series) if series else None
 
-    def stop(self) -> None:
-        """Take no further samples; what is there can still be taken."""
-        deadline = time.monotonic() + _STOP_TIMEOUT
+    def stop(self, timeout: float = 0.0) -> None:
+        """Take no further samples; what is there can still be taken.
+
+        Args:
+            timeout: Seconds to wait for those that are being taken, all together.
+        """
+        deadline = time.monotonic() + timeout
         for sampler in self._samplers:
             sampler.stop(0)
         for sampler in self._samplers:

@@ -181,9 +181,9 @@ class _Gpu(_Device):
             ("corrected", nvml.NVML_MEMORY_ERROR_TYPE_CORRECTED),
             ("uncorrected", nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED),
         ):
-            arguments = (kind, nvml.NVML_VOLATILE_ECC)
+            ecc = (kind, nvml.NVML_VOLATILE_ECC)
             attributes = {"error__type": error}
-            scalars.append((gpu.ERRORS, f"{error} errors", 1, "nvmlDeviceGetTotalEccErrors", arguments, attributes))
+            scalars.append((gpu.ERRORS, f"{error} errors", 1, "nvmlDeviceGetTotalEccErrors", ecc, attributes))
         for instrument, what, scale, function, arguments, attributes in scalars:
             self.add(what, partial(self._scalar, instrument, scale, function, arguments, attributes))
         self.add("utilization", self._utilization)
@@ -202,7 +202,12 @@ class _Gpu(_Device):
         self.add("profile", partial(_profiled, self, profile))
 
     def _scalar(
-        self, instrument: Instrument, scale: float, function: str, arguments: tuple[int, ...], attributes: dict[str, str]
+        self,
+        instrument: Instrument,
+        scale: float,
+        function: str,
+        arguments: tuple[int, ...],
+        attributes: dict[str, str],
     ) -> Iterable[Observed]:
         reading = getattr(self.nvml, function)(self.handle, *arguments)
         yield self.value(instrument, reading if scale == 1 else reading * scale, **attributes)
@@ -239,7 +244,10 @@ class _Gpu(_Device):
 
     def _pcie_throughput(self) -> Iterable[Observed]:
         nvml = self.nvml
-        for direction, counter in (("transmit", nvml.NVML_PCIE_UTIL_TX_BYTES), ("receive", nvml.NVML_PCIE_UTIL_RX_BYTES)):
+        for direction, counter in (
+            ("transmit", nvml.NVML_PCIE_UTIL_TX_BYTES),
+            ("receive", nvml.NVML_PCIE_UTIL_RX_BYTES),
+        ):
             kilobytes = nvml.nvmlDeviceGetPcieThroughput(self.handle, counter)
             yield self.value(gpu.PCIE_THROUGHPUT, kilobytes * 1000, network__io__direction=direction)
 
@@ -287,7 +295,9 @@ class _Gpu(_Device):
     def _totals(self, *fields: Any) -> list[int]:
         readings = self._fields(*fields)
         keys = [field[0] if isinstance(field, tuple) else field for field in fields]
-        return [self._counts.setdefault(key, gpu.Monotonic()).add(int(n)) for key, n in zip(keys, readings, strict=True)]
+        return [
+            self._counts.setdefault(key, gpu.Monotonic()).add(int(n)) for key, n in zip(keys, readings, strict=True)
+        ]
 
     def _fields(self, *fields: Any) -> list[float]:
         """Values of NVML's numbered fields. Raises the first's error, if one cannot be read."""

@@ -89,7 +89,9 @@ class Sampler:
         elif not self._reported and time.monotonic() - since > max(_STUCK_AFTER, 3 * self._interval):
             self._reported = True
             self._failures["stuck"] = self._failures.get("stuck", 0) + 1
-            logger.warning("sensor %s has not answered for %.0f s; the others go on", self.name, time.monotonic() - since)
+            logger.warning(
+                "sensor %s has not answered for %.0f s; the others go on", self.name, time.monotonic() - since
+            )
 
     def _run(self) -> None:
         try:
