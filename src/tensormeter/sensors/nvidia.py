@@ -164,14 +164,6 @@ class _Gpu(_Device):
             (gpu.POWER, "power", 1e-3, "nvmlDeviceGetPowerUsage", (), {}),
             (gpu.POWER_LIMIT, "power limit", 1e-3, "nvmlDeviceGetEnforcedPowerLimit", (), {}),
             (gpu.ENERGY, "energy", 1e-3, "nvmlDeviceGetTotalEnergyConsumption", (), {}),
-            (
-                gpu.TEMPERATURE,
-                "temperature",
-                1,
-                "nvmlDeviceGetTemperature",
-                (nvml.NVML_TEMPERATURE_GPU,),
-                {"hw__sensor_location": "gpu"},
-            ),
         ]
         for clock in ("graphics", "sm", "memory", "video"):
             domain = getattr(nvml, f"NVML_CLOCK_{'MEM' if clock == 'memory' else clock.upper()}")
@@ -190,6 +182,7 @@ class _Gpu(_Device):
         self.add("encoder", partial(self._codec, "encoder"))
         self.add("decoder", partial(self._codec, "decoder"))
         self.add("memory", self.memory)
+        self.add("temperature", self._temperature)
         self.add("memory temperature", self._memory_temperature)
         self.add("fans", self._fans)
         self.add("PCIe", self._pcie)
@@ -220,6 +213,14 @@ class _Gpu(_Device):
     def _codec(self, task: str) -> Iterable[Observed]:
         percent, _ = getattr(self.nvml, f"nvmlDeviceGet{task.capitalize()}Utilization")(self.handle)
         yield self.value(gpu.UTILIZATION, percent / 100, hw__gpu__task=task)
+
+    def _temperature(self) -> Iterable[Observed]:
+        nvml = self.nvml
+        try:
+            degrees = nvml.nvmlDeviceGetTemperatureV(self.handle, nvml.NVML_TEMPERATURE_GPU)
+        except (AttributeError, nvml.NVMLError_FunctionNotFound):  # before 570
+            degrees = nvml.nvmlDeviceGetTemperature(self.handle, nvml.NVML_TEMPERATURE_GPU)
+        yield self.value(gpu.TEMPERATURE, degrees, hw__sensor_location="gpu")
 
     def _memory_temperature(self) -> Iterable[Observed]:
         (degrees,) = self._fields(self.nvml.NVML_FI_DEV_MEMORY_TEMP)
