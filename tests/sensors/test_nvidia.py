@@ -219,7 +219,11 @@ def test_a_real_gpu_agrees_with_nvidia_smi():
     try:
         query = "--query-gpu=uuid,memory.total,power.limit,name"
         said = subprocess.run(
-            ["nvidia-smi", query, "--format=csv,noheader,nounits"], capture_output=True, text=True, check=True, timeout=120
+            ["nvidia-smi", query, "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
         ).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"no NVIDIA GPU: {error}")

@@ -71,7 +71,7 @@ class _Gpu:
             "power": self._power,
             "power limit": self._power_limit,
             "energy": self._energy,
-            "temperature": partial(self._temperature, "gpu", smi.AmdSmiTemperatureType.EDGE),
+            "temperature": partial(self._temperature, "gpu", smi.AmdSmiTemperatureType.HOTSPOT),
             "memory temperature": partial(self._temperature, "memory", smi.AmdSmiTemperatureType.VRAM),
             "graphics clock": partial(self._clock, "graphics", smi.AmdSmiClkType.GFX),
             "memory clock": partial(self._clock, "memory", smi.AmdSmiClkType.MEM),

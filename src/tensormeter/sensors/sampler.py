@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -16,7 +17,7 @@ from opentelemetry.sdk.resources import Resource
 from tensormeter.sensors.columns import Columns
 from tensormeter.sensors.instrument import Instrument, Observed, Sensor, observe
 
-__all__ = ["SAMPLER_INSTRUMENTS", "SCOPE", "Sampler"]
+__all__ = ["SAMPLER_INSTRUMENTS", "SCOPE", "Sampler", "next_due"]
 
 logger: Final = logging.getLogger("tensormeter.agent")
 
@@ -132,8 +133,7 @@ class Sampler:
                 self.columns.add(data)
             self.samples += 1
             self._busy_since = None
-            # Late samples are skipped, not made up for: a slow driver must not be asked all the time.
-            due += self._interval * max(1, -(-(time.monotonic() - due) // self._interval))
+            due = next_due(due, time.monotonic(), self._interval)
             self._stop.wait(max(0.0, due - time.monotonic()))
         provider.shutdown()
 
@@ -158,3 +158,11 @@ class Sampler:
         self._observed[_FAILURES.name] = [
             (_FAILURES, count, {**sensor, "error.type": kind}) for kind, count in self._failures.items()
         ]
+
+
+def next_due(due: float, now: float, interval: float) -> float:
+    """When to take the sample after the one that was due at `due`.
+
+    Late samples are skipped, not made up for: a slow driver must not be asked all the time.
+    """
+    return due + interval * max(1, math.ceil((now - due) / interval))
