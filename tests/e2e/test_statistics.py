@@ -22,7 +22,11 @@ BEAT = "tensormeter.sensor.sample.duration"
 class Trainer:
     def __init__(self, environment: dict[str, str]) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), RUN], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, str(SCRIPT), RUN],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert self.process.stdout is not None
         self.pid = int(self.process.stdout.readline())
@@ -112,7 +116,7 @@ def test_the_demo_shows_statistics(tmp_path: Path, environment: dict[str, str]) 
     environment["TENSORMETER_SAMPLE_INTERVAL"] = "0.1"
     server = Server(tmp_path, environment, port=free_port())
     demo = [sys.executable, str(ROOT / "examples/demo.py"), "--once", "--folder", str(tmp_path)]
-    subprocess.run(
+    done = subprocess.run(
         [*demo, "--port", str(free_port()), "--", "--epochs", "2"],
         env=environment,
         capture_output=True,
@@ -120,9 +124,14 @@ def test_the_demo_shows_statistics(tmp_path: Path, environment: dict[str, str]) 
         check=True,
         timeout=900,
     )
+    # They do not crowd out what was logged.
+    assert " statistics of 1 node; " in done.stdout
+    assert "system.cpu.utilization" not in done.stdout
     server.start()  # on the data that the demo has left
     (run,) = server.get("/runs", project="digits")["runs"]
     metrics = server.get(f"/runs/{run['run_id']}/metrics")["metrics"]
     names = {metric["metric"] for metric in metrics}
     server.stop()
-    assert {"train/loss", "system.cpu.utilization", "system.memory.utilization", BEAT} <= names, json.dumps(sorted(names))
+    assert {"train/loss", "system.cpu.utilization", "system.memory.utilization", BEAT} <= names, json.dumps(
+        sorted(names)
+    )

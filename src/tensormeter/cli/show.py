@@ -41,8 +41,14 @@ def show(run: str, project: str | None, patterns: tuple[str, ...], endpoint: str
     metrics = client.get("runs", found["run_id"], "metrics", project=found["project"])["metrics"]
     console = Console()
     _print_header(console, found)
-    _print_values(console, [metric for metric in metrics if metric["metric"] != STEP_METRIC])
-    names = list(dict.fromkeys(metric["metric"] for metric in metrics))
+    nodes = _nodes(found)
+    logged = [metric for metric in metrics if metric["metric"] != STEP_METRIC and metric["process"] not in nodes]
+    _print_values(console, logged)
+    statistics = sum(metric["process"] in nodes for metric in metrics)
+    if statistics:
+        text = f"{statistics} statistics of {len(nodes)} node{'s' * (len(nodes) > 1)}; draw some with --metric 'system.cpu.*'"
+        console.print(Text(text))
+    names = list(dict.fromkeys(metric["metric"] for metric in (metrics if patterns else logged)))
     chosen = _choose(names, patterns)
     for name in chosen[:MAX_CHARTS]:
         document = client.get("runs", found["run_id"], "series", project=found["project"], metric=name, x="step")
@@ -54,6 +60,15 @@ def show(run: str, project: str | None, patterns: tuple[str, ...], endpoint: str
         console.print(Text("no metric matches --metric"))
 
 
+def _nodes(run: dict[str, Any]) -> set[str]:
+    """Those of the run's processes that are nodes: they have many metrics, which nobody logged."""
+    return {
+        process["process"]
+        for process in run["processes"]
+        if process["resource"].get("tensormeter.process.kind") == "node"
+    }
+
+
 def _print_header(console: Console, run: dict[str, Any]) -> None:
     console.print(Text(plain(f"{run['project']} / {run['name']}"), style="bold"))
     grid = Table.grid(padding=(0, 2))
@@ -61,7 +76,7 @@ def _print_header(console: Console, run: dict[str, Any]) -> None:
     grid.add_row("state", Text(plain(run["state"])))
     grid.add_row("created", local_time(run["created"]))
     grid.add_row("updated", local_time(run["updated"]))
-    grid.add_row("processes", str(len(run["processes"])))
+    grid.add_row("processes", str(len(run["processes"]) - len(_nodes(run))))
     grid.add_row("points", f"{run['points']:,}")
     for key, value in sorted(run["config"].items()):
         shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

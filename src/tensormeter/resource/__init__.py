@@ -24,8 +24,13 @@ __all__ = ["describe_node", "describe_process"]
 
 _NODE_NAMESPACE: Final = uuid.UUID("6f0d5c1e-6a0c-5d0f-9a51-2f5c3f0e7a4d")
 
-_OF_THE_NODE: Final = ("host.", "os.", "service.", "telemetry.", "tensormeter.run.", "tensormeter.slurm.job.", "k8s.")
-_OF_ITS_HARDWARE: Final = ("tensormeter.gpu.models", "tensormeter.gpu.driver_version")
+_OF_THE_NODE: Final = ("host.", "os.", "service.", "telemetry.", "tensormeter.slurm.job.", "k8s.")
+_ALSO_OF_THE_NODE: Final = (
+    "tensormeter.run.id",
+    "tensormeter.run.name",
+    "tensormeter.gpu.models",
+    "tensormeter.gpu.driver_version",
+)
 
 _PACKAGES: Final = ("torch", "lightning", "transformers", "jax")
 _PROC_NVIDIA: Final = Path("/proc/driver/nvidia")
@@ -36,6 +41,7 @@ def describe_process(
     run_id: str,
     run_name: str,
     process: str,
+    attempt: int = 1,
     *,
     command: bool = True,
 ) -> Mapping[str, Any]:
@@ -48,6 +54,7 @@ def describe_process(
         run_id: Becomes `tensormeter.run.id`.
         run_name: Becomes `tensormeter.run.name`.
         process: Becomes `service.instance.id`; unique in the world.
+        attempt: Becomes `tensormeter.run.attempt`.
         command: Whether to tell the command line, with what looks like a secret masked.
     """
     return {
@@ -67,6 +74,7 @@ def describe_process(
         "tensormeter.process.kind": "training",
         "tensormeter.run.id": run_id,
         "tensormeter.run.name": run_name,
+        "tensormeter.run.attempt": attempt,
     }
 
 
@@ -81,7 +89,7 @@ def describe_node(process: Mapping[str, Any]) -> dict[str, Any]:
         project, run and host name, so that an agent that was started again goes on with the same series.
     """
     common = {
-        name: value for name, value in process.items() if name.startswith(_OF_THE_NODE) or name in _OF_ITS_HARDWARE
+        name: value for name, value in process.items() if name.startswith(_OF_THE_NODE) or name in _ALSO_OF_THE_NODE
     }
     identity = "/".join(str(process.get(name, "")) for name in ("service.name", "tensormeter.run.id", "host.name"))
     return {
