@@ -41,8 +41,9 @@ def describe_process(
     run_id: str,
     run_name: str,
     process: str,
-    attempt: int = 1,
     *,
+    attempt: int = 1,
+    given: Mapping[str, Any] | None = None,
     command: bool = True,
 ) -> Mapping[str, Any]:
     """The resource of this process.
@@ -55,6 +56,7 @@ def describe_process(
         run_name: Becomes `tensormeter.run.name`.
         process: Becomes `service.instance.id`; unique in the world.
         attempt: Becomes `tensormeter.run.attempt`.
+        given: Further attributes. They too cannot change what identifies the run.
         command: Whether to tell the command line, with what looks like a secret masked.
     """
     return {
@@ -66,6 +68,7 @@ def describe_process(
         **describe_rank(os.environ),
         **({"process.command_args": mask_secrets(_command_line(), os.environ)} if command else {}),
         **OTELResourceDetector().detect().attributes,
+        **(given or {}),
         "service.name": project,
         "service.instance.id": process,
         "telemetry.sdk.name": "tensormeter",
