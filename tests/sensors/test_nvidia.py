@@ -5,6 +5,7 @@ import sys
 
 import pynvml
 import pytest
+from record_nvml import record
 
 from tensormeter.sensors.gpu import GPU_INSTRUMENTS, Monotonic, visible_to
 from tensormeter.sensors.instrument import observe
@@ -149,6 +150,19 @@ def test_a_gpu_that_comes_back_is_read(sample, nvml):
     sample()
     nvml.devices["2"] = {**nvml.devices["0"], "nvmlDeviceGetUUID": "GPU-back"}
     assert "GPU-back" in sample()[0]
+
+
+def test_what_is_replayed_can_be_recorded(nvml):
+    """The recorder, for a machine with a GPU, on top of the stand-in: it notes what that was told to say."""
+    nvml.events.append(("0", 31))
+    recorded = record()
+    assert recorded["devices"].keys() == nvml.devices.keys()
+    for device, answers in nvml.devices.items():
+        noted = recorded["devices"][device]
+        assert {key: noted.get(key) for key in answers} == answers
+        # Beyond that: what the GPU does not have.
+        assert all("error" in noted[key] for key in noted.keys() - answers.keys() if key != "fields")
+    assert recorded["system"].items() >= nvml.system.items()
 
 
 def test_xid_errors_are_counted_by_number(sample, nvml):

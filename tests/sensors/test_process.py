@@ -109,6 +109,20 @@ def test_a_trainer_and_its_children(trainer, watch):
     }
 
 
+def test_children_of_several_trainers_are_told_apart(trainer):
+    """The trainers have one parent, this test, as ranks have their launcher."""
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'print(1, flush=True); input()'])"
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    other.stdout.readline()
+    watch = Watch(processes=tuple(TrainingProcess(str(p.pid), p.pid, time.time()) for p in (trainer, other)))
+    try:
+        observed = observe(ProcessSensor(watch), {})
+        children = {item[2]["process.pid"]: item[1] for item in observed["tensormeter.process.children"]}
+        assert children == {trainer.pid: 2, other.pid: 1}
+    finally:
+        other.communicate()
+
+
 def test_the_agent_says_what_it_costs_itself():
     observed = observe(ProcessSensor(Watch()), {})
     found = figures(observed, "agent")

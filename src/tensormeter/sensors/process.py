@@ -1,5 +1,6 @@
 """The training processes, and their children (DataLoader workers), and the agent itself. `process.*`, read by psutil."""
 
+import contextlib
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -95,6 +96,8 @@ class ProcessSensor:
         self._known: dict[int, psutil.Process] = {}
         self._cpu_before: dict[tuple[object, ...], tuple[float, float]] = {}
         self._children_cpu: dict[str, _ChildrenTime] = {}
+        self._family: dict[int, list[psutil.Process]] | None = None
+        """Descendants of the trainers by their parent, as of this sample; None before they are looked for."""
 
     def readings(self) -> Iterable[Reading]:
         processes = self._watch.processes
@@ -103,6 +106,7 @@ class ProcessSensor:
         self._children_cpu = {
             process.id: self._children_cpu.get(process.id) or _ChildrenTime() for process in processes
         }
+        self._family = None
         if os.getpid() not in {process.pid for process in processes}:  # else the agent is a thread of the trainer
             yield "agent", self._agent
         for process in processes:
@@ -124,9 +128,7 @@ class ProcessSensor:
         who = _who(trainer, "children")
         cpu: dict[_Child, tuple[float, float]] = {}
         number = memory = threads = files = 0
-        for child in process.children(recursive=True):
-            if child.pid == os.getpid():
-                continue  # the agent, which this trainer has started
+        for child in self._descendants(process.pid):
             try:
                 with child.oneshot():
                     times = child.cpu_times()
@@ -172,6 +174,35 @@ class ProcessSensor:
             self._cpu_before[key] = (now, seconds)
             if before is not None and now > before[0]:
                 yield _CPU_UTILIZATION, max(0.0, seconds - before[1]) / (now - before[0]) / processors, attributes
+
+    def _descendants(self, pid: int) -> list[psutil.Process]:
+        """Children and theirs, without the agent, which the first trainer has started."""
+        if self._family is None:
+            self._family = self._look_for_descendants()
+        found = []
+        generation = [pid]
+        while generation:
+            children = [
+                child for parent in generation for child in self._family.get(parent, ()) if child.pid != os.getpid()
+            ]
+            found += children
+            generation = [child.pid for child in children]
+        return found
+
+    def _look_for_descendants(self) -> dict[int, list[psutil.Process]]:
+        roots = []
+        for trainer in self._watch.processes:
+            with contextlib.suppress(AbsentError):
+                roots.append(self._find_trainer(trainer))
+        parents = {root.ppid() for root in roots}
+        if len(roots) > 1 and len(parents) == 1 and not parents & {0, 1}:
+            # Each question for children looks at all processes of the machine: ask their launcher once, not all ranks.
+            roots = [psutil.Process(parents.pop())]
+        family: dict[int, list[psutil.Process]] = {}
+        for child in {child.pid: child for root in roots for child in root.children(recursive=True)}.values():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                family.setdefault(child.ppid(), []).append(child)
+        return family
 
     def _find(self, pid: int) -> psutil.Process:
         process = self._known.get(pid)
