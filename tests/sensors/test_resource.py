@@ -76,8 +76,13 @@ def test_a_node_is_the_same_for_all_its_processes(monkeypatch):
     assert (node["service.name"], node["tensormeter.run.id"], node["tensormeter.run.name"]) == ("p", "r", "n")
     assert node["host.name"] == first["host.name"]
     assert not [name for name in node if name.startswith("process.") or "rank" in name]
-    others = [describe(run_id="s"), describe(project="q"), {**first, "host.name": "elsewhere"}]
-    assert len({describe_node(item)["service.instance.id"] for item in [first, *others]}) == 4
+    others = [
+        describe(run_id="s"),
+        describe(project="q"),
+        {**first, "host.name": "elsewhere"},
+        {**first, "host.id": "other"},
+    ]
+    assert len({describe_node(item)["service.instance.id"] for item in [first, *others]}) == 5
 
 
 @pytest.mark.parametrize(

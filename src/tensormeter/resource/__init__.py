@@ -32,6 +32,9 @@ _ALSO_OF_THE_NODE: Final = (
     "tensormeter.gpu.driver_version",
 )
 
+_IDENTITY: Final = ("service.name", "tensormeter.run.id", "host.name", "host.id")
+"""Of a node. Containers may share `host.id`, machines without a network their `host.name`."""
+
 _PACKAGES: Final = ("torch", "lightning", "transformers", "jax")
 _PROC_NVIDIA: Final = Path("/proc/driver/nvidia")
 
@@ -89,12 +92,12 @@ def describe_node(process: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         What all processes of the run on this node have in common. `service.instance.id` is the same each time for the same
-        project, run and host name, so that an agent that was started again goes on with the same series.
+        project, run and host, so that an agent that was started again goes on with the same series.
     """
     common = {
         name: value for name, value in process.items() if name.startswith(_OF_THE_NODE) or name in _ALSO_OF_THE_NODE
     }
-    identity = "/".join(str(process.get(name, "")) for name in ("service.name", "tensormeter.run.id", "host.name"))
+    identity = "/".join(str(process.get(name, "")) for name in _IDENTITY)
     return {
         **common,
         "service.instance.id": uuid.uuid5(_NODE_NAMESPACE, identity).hex,

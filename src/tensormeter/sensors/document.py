@@ -62,7 +62,7 @@ need not even run: a stopped or hung trainer still has statistics. `sample_inter
 off. Several samples travel in one request.
 
 Statistics belong to a process of the run with `tensormeter.process.kind=node`, whose `service.instance.id` is the same for the
-same project, run and host name. Names, units and attributes are OpenTelemetry's semantic conventions' where they have any;
+same project, run and host. Names, units and attributes are OpenTelemetry's semantic conventions' where they have any;
 everything else begins with `tensormeter.`. Counters and up-down counters are cumulative sums. A reading that fails is left out
 and counted in `tensormeter.sensor.failures`; a sensor that hangs stops only itself. Apple's GPUs are left out: no well-kept
 library reads them without root.
