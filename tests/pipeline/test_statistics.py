@@ -12,7 +12,7 @@ from tensormeter.pipeline.drain import Drain
 from tensormeter.pipeline.spool import Spool
 from tensormeter.pipeline.statistics import Statistics
 from tensormeter.resource import describe_node, describe_process
-from tensormeter.ring import State
+from tensormeter.ring import RingFile, State
 from tensormeter.settings import Settings
 
 
@@ -42,7 +42,7 @@ def begin(new_source, spool, settings):
     def make(name="p", parent=None):
         resource = describe_process("project", "run", "run", name)
         source = new_source({"resource": resource, "config": {}, "parent": parent})
-        return source, Drain(source.ring, spool, settings.exporters, settings)
+        return source, Drain(RingFile.open(source.path), spool, settings.exporters, settings)
 
     return make
 
@@ -71,6 +71,7 @@ def test_one_set_for_all_processes_of_the_run(statistics, begin, spool, wait_for
     assert len(found) == 2
     for batch in found:
         assert batch.resource == describe_node(first[1].resource) == describe_node(second[1].resource)
+        assert batch.resource["tensormeter.run.id"] == "run"
     trainers = {
         series.attributes["tensormeter.process.id"]
         for batch in found
