@@ -18,6 +18,8 @@ from tensormeter.otlp.batch import STEP_METRIC
 __all__ = ["show"]
 
 MAX_CHARTS: Final = 8
+STATISTICS: Final = ("system.", "process.", "hw.", "container.", "tensormeter.")
+"""Beginnings of the names of what nobody logged: there is too much of it for a list."""
 
 
 @click.command()
@@ -41,13 +43,10 @@ def show(run: str, project: str | None, patterns: tuple[str, ...], endpoint: str
     metrics = client.get("runs", found["run_id"], "metrics", project=found["project"])["metrics"]
     console = Console()
     _print_header(console, found)
-    nodes = _nodes(found)
-    logged = [metric for metric in metrics if metric["metric"] != STEP_METRIC and metric["process"] not in nodes]
+    logged = [metric for metric in metrics if not metric["metric"].startswith(STATISTICS)]
     _print_values(console, logged)
-    statistics = sum(metric["process"] in nodes for metric in metrics)
-    if statistics:
-        text = f"{statistics} statistics of {len(nodes)} node{'s' * (len(nodes) > 1)}; draw some with --metric 'system.cpu.*'"
-        console.print(Text(text))
+    if any(metric["metric"] != STEP_METRIC and metric not in logged for metric in metrics):
+        console.print(Text("and statistics of GPUs, host and processes: draw some with --metric 'system.cpu.*'"))
     names = list(dict.fromkeys(metric["metric"] for metric in (metrics if patterns else logged)))
     chosen = _choose(names, patterns)
     for name in chosen[:MAX_CHARTS]:
@@ -60,15 +59,6 @@ def show(run: str, project: str | None, patterns: tuple[str, ...], endpoint: str
         console.print(Text("no metric matches --metric"))
 
 
-def _nodes(run: dict[str, Any]) -> set[str]:
-    """Those of the run's processes that are nodes: they have many metrics, which nobody logged."""
-    return {
-        process["process"]
-        for process in run["processes"]
-        if process["resource"].get("tensormeter.process.kind") == "node"
-    }
-
-
 def _print_header(console: Console, run: dict[str, Any]) -> None:
     console.print(Text(plain(f"{run['project']} / {run['name']}"), style="bold"))
     grid = Table.grid(padding=(0, 2))
@@ -76,7 +66,7 @@ def _print_header(console: Console, run: dict[str, Any]) -> None:
     grid.add_row("state", Text(plain(run["state"])))
     grid.add_row("created", local_time(run["created"]))
     grid.add_row("updated", local_time(run["updated"]))
-    grid.add_row("processes", str(len(run["processes"]) - len(_nodes(run))))
+    grid.add_row("processes", str(len(run["processes"])))
     grid.add_row("points", f"{run['points']:,}")
     for key, value in sorted(run["config"].items()):
         shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -114,5 +104,4 @@ def _print_values(console: Console, metrics: list[dict[str, Any]]) -> None:
 def _choose(names: list[str], patterns: tuple[str, ...]) -> list[str]:
     if patterns:
         return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
-    logged = [name for name in names if name != STEP_METRIC]
-    return ([name for name in logged if "loss" in name.lower()] or logged)[:1]
+    return ([name for name in names if "loss" in name.lower()] or names)[:1]
