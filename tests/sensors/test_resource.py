@@ -62,6 +62,28 @@ def test_versions_of_torch_without_importing_it():
     assert describe().get("tensormeter.torch.cuda.version") == torch.version.cuda
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.90.07  Fri May 31 09:35:42 UTC 2024\nGCC version: 12\n",
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  550.90.07  Release Build  (dvs-builder)\n",
+    ],
+)
+def test_gpus_from_the_files_of_the_driver(monkeypatch, tmp_path, line):
+    monkeypatch.setattr("tensormeter.resource._PROC_NVIDIA", tmp_path)
+    (tmp_path / "version").write_text(line)
+    for bus in ("0000:01:00.0", "0000:02:00.0"):
+        folder = tmp_path / "gpus" / bus
+        folder.mkdir(parents=True)
+        (folder / "information").write_text(
+            f"Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   \t\t 1\nBus Location: \t {bus}\n"
+        )
+    found = describe()
+    assert found["tensormeter.gpu.models"] == ["NVIDIA H100 80GB HBM3"] * 2
+    assert found["tensormeter.gpu.driver_version"] == "550.90.07"
+    assert describe_node(found)["tensormeter.gpu.models"] == ["NVIDIA H100 80GB HBM3"] * 2
+
+
 def test_a_node_is_the_same_for_all_its_processes(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     first = describe(process="a")
@@ -151,6 +173,7 @@ def test_job(tmp_path):
         ),
         (["s3://me:pw@host/bucket"], ["s3://***@host/bucket"]),
         (["--note=see hf_abcdefghijklmnopqrstuv"], ["--note=see ***"]),
+        (["--header", "Authorization: Bearer abc.def"], ["--header", "Authorization: Bearer ***"]),
         (["--url", "https://host/?k=the-value-of-it"], ["--url", "https://host/?k=***"]),
         (["-c", "x" * 300], ["-c", "x" * 256 + "..."]),
         (["a"] * 65, ["a"] * 64 + ["..."]),
