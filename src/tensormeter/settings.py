@@ -173,6 +173,18 @@ class Settings:
         "TENSORMETER_AFTER_FORK",
         help="What a forked child's `log` does: `record` as a process of its own, or `ignore`, with one warning.",
     )
+    sample_interval: float = _setting(
+        10.0,
+        "TENSORMETER_SAMPLE_INTERVAL",
+        parse=float,
+        help="Seconds between two samples of the statistics of GPUs, host and processes; from 0.1, or 0 for none.",
+    )
+    record_command: bool = _setting(
+        True,
+        "TENSORMETER_RECORD_COMMAND",
+        parse=_parse_bool,
+        help="Whether the command line becomes part of the resource; what looks like a secret is masked.",
+    )
     schedule_delay: float = _setting(
         1.0,
         "TENSORMETER_SCHEDULE_DELAY",
@@ -206,19 +218,6 @@ class Settings:
         help="Seconds that the agent goes on trying after the last trainer is gone. What is left stays in the spool.",
     )
 
-    sample_interval: float = _setting(
-        10.0,
-        "TENSORMETER_SAMPLE_INTERVAL",
-        parse=float,
-        help="Seconds between two samples of the statistics of GPUs, host and processes; from 0.1, or 0 for none.",
-    )
-    record_command: bool = _setting(
-        True,
-        "TENSORMETER_RECORD_COMMAND",
-        parse=_parse_bool,
-        help="Whether the command line becomes part of the resource; what looks like a secret is masked.",
-    )
-
     def __post_init__(self) -> None:
         _check_identifier("project", self.project)
         if self.run_id is not None:
@@ -226,6 +225,9 @@ class Settings:
         _check_choice("mode", self.mode, get_args(Mode))
         _check_choice("agent", self.agent, get_args(AgentKind))
         _check_choice("after_fork", self.after_fork, get_args(AfterFork))
+        if self.sample_interval != 0:
+            _check_range("sample_interval", self.sample_interval, 0.1, 3600)
+        _check_bool("record_command", self.record_command)
         _check_endpoint(self.endpoint)
         _check_names("exporters", self.exporters)
         object.__setattr__(self, "exporters", tuple(self.exporters))
@@ -240,9 +242,6 @@ class Settings:
         _check_range("export_timeout", self.export_timeout, 0.1, 3600)
         _check_range("finish_timeout", self.finish_timeout, 0, 86400)
         _check_range("linger_timeout", self.linger_timeout, 0, 7 * 86400)
-        if self.sample_interval != 0:
-            _check_range("sample_interval", self.sample_interval, 0.1, 3600)
-        _check_bool("record_command", self.record_command)
 
     @classmethod
     def small(cls, **changes: Any) -> "Settings":
