@@ -4,12 +4,13 @@ Each value is a reading of its own: what one model, driver or MIG device does no
 for again.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from tensormeter.sensors import gpu
-from tensormeter.sensors.instrument import AbsentError, Instrument, Observed, Reading
+from tensormeter.sensors.instrument import Instrument, Observed, Reading
+from tensormeter.sensors.nvidia_device import Device
 from tensormeter.sensors.nvidia_profile import Profile
 
 if TYPE_CHECKING:
@@ -81,69 +82,7 @@ def _fail(error: Exception) -> Iterable[Observed]:
     raise error
 
 
-class _Device:
-    """A GPU or a MIG device: its handle, and readings of which each is given up when the device does not have it."""
-
-    def __init__(self, nvml: Any, handle: Any, name: str, attributes: dict[str, str]) -> None:
-        self.nvml = nvml
-        self.handle = handle
-        self.name = name
-        self.uuid: str = nvml.nvmlDeviceGetUUID(handle)
-        self.attributes = {"hw.id": self.uuid, "hw.name": name, "hw.type": "gpu", **attributes}
-        self._table: dict[str, Callable[[], Iterable[Observed]]] = {}
-        self._absences = (
-            nvml.NVMLError_NotSupported,
-            nvml.NVMLError_FunctionNotFound,
-            nvml.NVMLError_InvalidArgument,
-            nvml.NVMLError_NoPermission,
-        )
-
-    def add(self, what: str, read: Callable[[], Iterable[Observed]]) -> None:
-        self._table[what] = read
-
-    def readings(self) -> Iterable[Reading]:
-        return [(f"{what} of {self.name}", partial(self._read, what)) for what in self._table]
-
-    def _read(self, what: str) -> Iterable[Observed]:
-        try:
-            yield from self._table[what]()
-        except (AbsentError, *self._absences):
-            del self._table[what]
-            raise AbsentError from None
-
-    def value(self, instrument: Instrument, value: float, **attributes: str | int) -> Observed:
-        """An observation of this device. Keywords are attribute names with `__` for `.`."""
-        more = {name.replace("__", "."): value for name, value in attributes.items()}
-        return instrument, value, {**self.attributes, **more}
-
-    def memory(self) -> Iterable[Observed]:
-        nvml = self.nvml
-        try:
-            # Version 2 does not count what the driver keeps for itself as used.
-            info = nvml.nvmlDeviceGetMemoryInfo(self.handle, version=nvml.nvmlMemory_v2)
-        except nvml.NVMLError_FunctionNotFound:
-            info = nvml.nvmlDeviceGetMemoryInfo(self.handle)
-        yield self.value(gpu.MEMORY_USAGE, info.used)
-        if info.total:
-            yield self.value(gpu.MEMORY_UTILIZATION, info.used / info.total)
-        yield self.value(
-            gpu.MEMORY_LIMIT,
-            info.total,
-            hw__model=nvml.nvmlDeviceGetName(self.handle),
-            hw__vendor="NVIDIA",
-            hw__driver_version=nvml.nvmlSystemGetDriverVersion(),
-        )
-
-    def processes(self, watch: "Watch") -> Iterable[Observed]:
-        own = {process.pid for process in watch.processes}
-        for process in self.nvml.nvmlDeviceGetComputeRunningProcesses(self.handle):
-            if process.usedGpuMemory is not None:
-                role = "trainer" if process.pid in own else "other"
-                attributes = {**self.attributes, "process.pid": process.pid, "tensormeter.process.role": role}
-                yield gpu.PROCESS_MEMORY, process.usedGpuMemory, attributes
-
-
-class _Gpu(_Device):
+class _Gpu(Device):
     def __init__(self, nvml: Any, number: int, watch: "Watch") -> None:
         super().__init__(nvml, nvml.nvmlDeviceGetHandleByIndex(number), f"GPU {number}", {})
         self._number = number
@@ -192,7 +131,7 @@ class _Gpu(_Device):
         self.add("processes", partial(self.processes, self._watch))
         self.add("visibility", self._visibility)
         profile = Profile(nvml, lambda sample: nvml.nvmlGpmSampleGet(handle, sample), handle)
-        self.add("profile", partial(_profiled, self, profile))
+        self.add("profile", partial(self.profile, profile))
 
     def _scalar(
         self,
@@ -235,7 +174,7 @@ class _Gpu(_Device):
         nvml = self.nvml
         try:
             sent, received = self._totals(nvml.NVML_FI_DEV_PCIE_COUNT_TX_BYTES, nvml.NVML_FI_DEV_PCIE_COUNT_RX_BYTES)
-        except self._absences:
+        except self.absences:
             # Asking this way takes 20 ms for each direction.
             self.add("PCIe", self._pcie_throughput)
             yield from self._pcie_throughput()
@@ -309,14 +248,14 @@ class _Gpu(_Device):
             found.append(getattr(item.value, _VALUE_MEMBERS[item.valueType]))
         return found
 
-    def _mig_devices(self) -> "list[_Device]":
+    def _mig_devices(self) -> "list[Device]":
         nvml = self.nvml
         try:
             enabled, _ = nvml.nvmlDeviceGetMigMode(self.handle)
             if enabled != nvml.NVML_DEVICE_MIG_ENABLE:
                 return []
             count = nvml.nvmlDeviceGetMaxMigDeviceCount(self.handle)
-        except self._absences:
+        except self.absences:
             return []
         parts = []
         for index in range(count):
@@ -324,19 +263,14 @@ class _Gpu(_Device):
                 handle = nvml.nvmlDeviceGetMigDeviceHandleByIndex(self.handle, index)
             except nvml.NVMLError_NotFound:
                 continue  # a place that is not taken
-            part = _Device(nvml, handle, f"{self.name} MIG {index}", {"hw.parent": self.uuid})
+            part = Device(nvml, handle, f"{self.name} MIG {index}", {"hw.parent": self.uuid})
             part.add("memory", part.memory)
             part.add("processes", partial(part.processes, self._watch))
             instance = nvml.nvmlDeviceGetGpuInstanceId(handle)
             profile = Profile(nvml, partial(self._mig_sample, instance), self.handle)
-            part.add("profile", partial(_profiled, part, profile))
+            part.add("profile", partial(part.profile, profile))
             parts.append(part)
         return parts
 
     def _mig_sample(self, instance: int, sample: Any) -> Any:
         return self.nvml.nvmlGpmMigSampleGet(self.handle, instance, sample)
-
-
-def _profiled(device: _Device, profile: Profile) -> Iterable[Observed]:
-    for instrument, share in profile.read():
-        yield device.value(instrument, share)
