@@ -198,6 +198,13 @@ class Settings:
         parse=int,
         help="Data points in one request, at most (one row is never split).",
     )
+    self_metrics_interval: float = _setting(
+        10.0,
+        "TENSORMETER_SELF_METRICS_INTERVAL",
+        parse=float,
+        help="Seconds between two reports of what logging costs, what was dropped and how far the agent is behind, "
+        "as metrics of the run; 0 for none.",
+    )
     export_timeout: float = _setting(
         10.0,
         "TENSORMETER_EXPORT_TIMEOUT",
@@ -239,6 +246,7 @@ class Settings:
         _check_integer("buffer_bytes", self.buffer_bytes, 1 << 16, 1 << 40)
         _check_range("schedule_delay", self.schedule_delay, 0.01, 3600)
         _check_integer("max_export_batch_size", self.max_export_batch_size, 1, 2_000_000)
+        _check_range("self_metrics_interval", self.self_metrics_interval, 0, 86400)
         _check_range("export_timeout", self.export_timeout, 0.1, 3600)
         _check_range("finish_timeout", self.finish_timeout, 0, 86400)
         _check_range("linger_timeout", self.linger_timeout, 0, 7 * 86400)

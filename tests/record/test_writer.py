@@ -29,6 +29,7 @@ class Words:
             "advance": (len(names) + 4) * 8 << 13,
             "owner": owner,
             "make_room": room,
+            "durations": limit - 27 * 8,
             "fallback": lambda *args, **kwargs: self.handed_on.append((args, kwargs)),
         }
         self.write = _writer.Writer(**self.arguments)
@@ -107,6 +108,17 @@ def test_the_step_after_the_last_one_does_not_wrap():
     assert words.handed_on == [(({"a": 1.0, "b": 1},), {})]
 
 
+def test_one_call_in_64_is_timed():
+    words = Words()
+    for step in range(640):
+        words.write({"a": 1.0, "b": 1}, step)
+    total, *counts = words.ring[-27:]
+    assert sum(counts) == 10
+    # Each bucket holds durations of up to its bound, and of more than half of that.
+    assert sum(count << index + 6 for index, count in enumerate(counts)) >= total
+    assert total > 0
+
+
 def test_another_thread_is_handed_on():
     words = Words(owner=threading.get_ident())
     thread = threading.Thread(target=words.write, args=({"a": 1.0, "b": 1},))
@@ -171,6 +183,9 @@ def test_an_interrupt_while_room_is_made_leaves_no_row():
         ({"codes": b"dD"}, ValueError),
         ({"keys": ("a", 1)}, ValueError),
         ({"keys": ["a", "b"]}, TypeError),
+        ({"durations": -8}, ValueError),
+        ({"durations": 4}, ValueError),
+        ({"durations": 1 << 16}, ValueError),
         ({"owner": -1}, OverflowError),
         ({"owner": "me"}, TypeError),
     ],

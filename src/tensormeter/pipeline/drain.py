@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
 from tensormeter.errors import SpoolError
-from tensormeter.otlp.batch import Attribute, Event
+from tensormeter.otlp.batch import Attribute, Batch, Event
 from tensormeter.otlp.encode import encode_events, encode_metrics
+from tensormeter.pipeline.health import Health
 from tensormeter.pipeline.processor import BatchMeasurementProcessor
 from tensormeter.pipeline.spool import Encoded, Spool
 from tensormeter.ring import HeaderWord, RingFile, State
@@ -43,6 +44,7 @@ class Drain:
         metadata = self._processor.metadata
         self.resource = cast("Mapping[str, Attribute]", metadata.get("resource", {}))
         self._config = cast("dict[str, Any]", metadata.get("config", {}))
+        self._health = Health(ring, self._processor, settings.self_metrics_interval)
         self.child = metadata.get("parent") is not None
         self._started, self._ended = spool.life(ring.process)
         self._whole_ring = _MOST_BATCHES + len(ring.words) // settings.max_export_batch_size
@@ -75,8 +77,11 @@ class Drain:
                 self._flush()
                 if not more:
                     if over and not self._ended and (not alive or self._read_everything()):
+                        self._report_health()
                         self._put(self._end_events(), started=True, ended=True)
                     break
+            if self._health.due() and not self._ended:
+                self._report_health()
         except SpoolError as error:
             if not self._retry_at:
                 logger.error("%s; rows stay in the ring until this is mended", error)
@@ -108,6 +113,22 @@ class Drain:
         # Before the space is freed: who sees everything read must also see what is not delivered.
         self._publish()
         self._processor.release()
+
+    def _report_health(self) -> None:
+        series = self._health.report(self._spool.pending())
+        if not series:
+            return
+        batch = Batch(self.resource, series)
+        body = gzip.compress(encode_metrics([batch]), _GZIP_LEVEL, mtime=0)
+        self._spool.put(
+            [Encoded("metrics", body, batch.points)],
+            self._destinations,
+            self.ring.process,
+            {},
+            started=self._started,
+            ended=self._ended,
+        )
+        self._publish()
 
     def _put(self, events: Sequence[Event], *, started: bool, ended: bool = False) -> None:
         body = gzip.compress(encode_events(self.resource, events), _GZIP_LEVEL, mtime=0)

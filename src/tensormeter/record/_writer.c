@@ -19,6 +19,9 @@
 #define EXACT_INT (INT64_C(1) << 53)  // up to here every integer is a float64
 #define LOCAL_WORDS 64
 #define HEAD_WORDS 3                  // mark, time, step
+#define TIMED_CALLS 64                // one call in so many is timed
+#define SHORTEST_DURATION_BITS 6      // as in ring.py
+#define DURATION_BUCKETS 26
 
 typedef struct {
     PyObject_HEAD
@@ -37,6 +40,8 @@ typedef struct {
     int64_t advance;        // what a row adds to the mark
     unsigned long owner;    // the only thread that may write
     int shared;             // or any may, one at a time
+    Py_ssize_t durations;   // where in the ring the durations of calls are counted
+    unsigned calls;
 } Writer;
 
 static PyObject *step_name;  // "step", interned
@@ -100,6 +105,27 @@ gather(const Writer *self, PyObject *values, int64_t *words)
     return 1;
 }
 
+static inline int64_t
+nanoseconds(clockid_t clock)
+{
+    struct timespec now;
+    clock_gettime(clock, &now);
+    return (int64_t)now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}
+
+static void
+count_duration(const Writer *self, int64_t duration)
+{
+    int64_t *words = (int64_t *)((char *)self->ring.buf + self->durations);
+    const int bits = duration > 1 ? 64 - __builtin_clzll((unsigned long long)duration - 1) : 0;
+    int bucket = bits < SHORTEST_DURATION_BITS ? 0 : bits - SHORTEST_DURATION_BITS;
+    if (bucket >= DURATION_BUCKETS) {
+        bucket = DURATION_BUCKETS - 1;
+    }
+    words[0] += duration;
+    words[1 + bucket]++;
+}
+
 // Make sure that there is room. 1 if there is, 0 if not, -1 with an exception. May run any Python code.
 static int
 ensure_room(const Writer *self)
@@ -125,11 +151,9 @@ write_row(Writer *self, int64_t step, const int64_t *words)
     int64_t *cursor = self->cursor.buf;
     const Py_ssize_t count = self->codes.len;
     const int64_t offset = cursor[0], mark = cursor[2] | self->layout;
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME, &now);
     int64_t *row = (int64_t *)((char *)self->ring.buf + offset);
     row[0] = mark;
-    row[1] = (int64_t)now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+    row[1] = nanoseconds(CLOCK_REALTIME);
     row[2] = step;
     memcpy(row + HEAD_WORDS, words, (size_t)count * sizeof *words);
     __atomic_store_n(row + HEAD_WORDS + count, mark, __ATOMIC_RELEASE);
@@ -147,6 +171,8 @@ Writer_vectorcall(PyObject *object, PyObject *const *args, size_t nargsf, PyObje
     int64_t local[LOCAL_WORDS], *words = local, step = 0;
     PyObject *given = NULL;
     int done = 0;
+    const int timed = ++self->calls % TIMED_CALLS == 0;
+    const int64_t start = timed ? nanoseconds(CLOCK_MONOTONIC) : 0;
 
     if (nargs == 2 && kwnames == NULL) {
         given = args[1];
@@ -183,6 +209,9 @@ Writer_vectorcall(PyObject *object, PyObject *const *args, size_t nargsf, PyObje
     }
     if (done == 1) {
         write_row(self, step, words);
+        if (timed) {
+            count_duration(self, nanoseconds(CLOCK_MONOTONIC) - start);
+        }
     }
     if (words != local) {
         PyMem_Free(words);
@@ -214,11 +243,13 @@ static PyObject *
 Writer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"ring", "cursor", "last_step", "keys", "codes", "layout", "advance", "owner",
-                            "make_room", "fallback", NULL};
+                            "make_room", "fallback", "durations", NULL};
     PyObject *ring, *cursor, *last_step, *keys, *codes, *owner, *make_room, *fallback;
     long long layout, advance;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OOOO!SLLOOO", names, &ring, &cursor, &last_step, &PyTuple_Type,
-                                     &keys, &codes, &layout, &advance, &owner, &make_room, &fallback)) {
+    Py_ssize_t durations;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OOOO!SLLOOOn", names, &ring, &cursor, &last_step, &PyTuple_Type,
+                                     &keys, &codes, &layout, &advance, &owner, &make_room, &fallback,
+                                     &durations)) {
         return NULL;
     }
     Writer *self = (Writer *)type->tp_alloc(type, 0);
@@ -231,6 +262,12 @@ Writer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         || PyObject_GetBuffer(codes, &self->codes, PyBUF_SIMPLE) < 0) {
         goto fail;
     }
+    if (durations < 0 || durations % (Py_ssize_t)sizeof(int64_t)
+        || durations > self->ring.len - (1 + DURATION_BUCKETS) * (Py_ssize_t)sizeof(int64_t)) {
+        PyErr_Format(PyExc_ValueError, "durations: %zd is no place in the ring", durations);
+        goto fail;
+    }
+    self->durations = durations;
     if (PyTuple_GET_SIZE(keys) != self->codes.len) {
         PyErr_Format(PyExc_ValueError, "codes: expected one for each of %zd keys", PyTuple_GET_SIZE(keys));
         goto fail;

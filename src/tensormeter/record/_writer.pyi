@@ -17,6 +17,7 @@ class Writer:
         owner: int | None,
         make_room: Callable[[int], bool],
         fallback: Callable[..., None],
+        durations: int,
     ) -> None: ...
     def __call__(
         self,

@@ -32,6 +32,7 @@ from tensormeter.ring import (
     Drop,
     LaneWord,
     Layout,
+    LogPath,
     RingFile,
 )
 
@@ -86,6 +87,7 @@ class Lane:
         self._tail = self._header + LaneWord.TAIL
         self._buffer = ring.buffer
         self._words = ring.words
+        self._durations = ring.log_durations_offset(LogPath.DIRECT)
         self._on_stride = on_stride
         self._lap = 0  # position of the lane's start in this lap
         self.cursor = array("q", [self._start, self._start, 0])
@@ -191,6 +193,7 @@ class Lane:
             owner=self.owner,
             make_room=self.make_room,
             fallback=fallback,
+            durations=self._durations,
         )
         break_graph(writer)
         return writer

@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol, cast
 
 from tensormeter.errors import UsageError
 from tensormeter.record.compilation import break_graph, skip_own_files
+from tensormeter.record.cost import LogCost, Stopwatch
 from tensormeter.record.device import DeviceCopies, place
 from tensormeter.record.lane import Lane, Writer
 from tensormeter.record.reduction import Reduce, Rule
@@ -36,6 +37,8 @@ _MAX_KEY_SETS: Final = 4096
 
 _MAX_WARNINGS: Final = 1000
 """Keys warned about; beyond that, drops are only counted."""
+
+_NAMES_SHOWN: Final = 5
 
 _LAST_STEP: Final = (1 << 63) - 1
 
@@ -88,6 +91,7 @@ class Recorder:
         self._device = DeviceCopies(ring, self._warn_of_lost_value)
         self._chores: list[Chore] = []
         self._last_chores: list[Chore] = []
+        self._cost = LogCost(ring)
         self._rules: list[tuple[str, Rule]] = []
         self._rule_of: dict[str, Rule | None] = {}
         self._warned: set[object] = set()
@@ -162,6 +166,14 @@ class Recorder:
         if self._pid != os.getpid():
             self._on_fork(values, step, every=every, reduce=reduce)
             return
+        watch, layouts = Stopwatch(), len(self._layouts)
+        self._log(values, step, every, reduce)
+        watch.stop()
+        self._cost.add(watch.duration)
+        if watch.slow and len(self._layouts) == layouts and isinstance(cast("object", values), Mapping):
+            self._warn_slow(values, watch)
+
+    def _log(self, values: Mapping[str, Any], step: int | None, every: int | None, reduce: str | None) -> None:
         if self._closed:
             self._warn_once(Drop, "log() after the run was finished: nothing is recorded")
             return
@@ -444,6 +456,18 @@ class Recorder:
             Drop.RING_FULL,
             "the ring of %d bytes is full, rows are dropped: raise TENSORMETER_BUFFER_BYTES, or see whether the agent runs",
             len(self._ring.buffer),
+        )
+
+    def _warn_slow(self, values: Mapping[str, Any], watch: Stopwatch) -> None:
+        """Once for each reason: a log call that was not the first of its kind took long."""
+        if watch.waited:
+            reason = "its thread was kept waiting, by other Python threads or for a processor"
+        else:
+            reason = "it had much to look at; log fewer values at once, or numbers instead of arrays"
+        names = ", ".join(map(repr, itertools.islice(values, _NAMES_SHOWN)))
+        more = f" and {len(values) - _NAMES_SHOWN} more" if len(values) > _NAMES_SHOWN else ""
+        self._warn_once(
+            (Stopwatch, reason), "log() of %s%s took %.1f ms: %s", names, more, watch.duration / 1e6, reason
         )
 
     def _warn_once(self, about: object, message: str, *arguments: object) -> None:
