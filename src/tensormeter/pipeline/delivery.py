@@ -50,7 +50,7 @@ class Delivery:
     ) -> None:
         """
         Args:
-            destination: Entry-point name of the exporter.
+            destination: Entry-point name of the exporter, and behind a colon what tells it from others of its kind.
             spool: Path of the spool.
             settings: Of the run.
             on_progress: Called on this thread after each attempt. Must not block.
@@ -65,6 +65,9 @@ class Delivery:
             endpoint=settings.endpoint,
             token=settings.token,
             timeout=settings.export_timeout,
+            destination=destination,
+            options=settings.options_of(destination),
+            state=spool.with_name("exporters") / destination,
         )
         self._exporter_type = load_exporter(destination)
         self._on_progress = on_progress
