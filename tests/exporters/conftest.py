@@ -137,10 +137,10 @@ def make() -> type[Make]:
 def config(tmp_path: Path) -> Callable[..., ExporterConfig]:
     """What delivery gives an exporter."""
 
-    def config(destination: str = "test", *, endpoint: str = "http://127.0.0.1:1", **options: str) -> ExporterConfig:
+    def config(destination: str = "test", **options: str) -> ExporterConfig:
         return ExporterConfig(
-            endpoint=endpoint,
-            token=None,
+            endpoint="http://127.0.0.1:1",  # the experiment server's; no other destination may use it
+            token="of the experiment server",
             timeout=60.0,
             destination=destination,
             options=options,
