@@ -11,7 +11,7 @@ RUN useradd --uid 10001 --create-home --home-dir /home/tensormeter tensormeter \
 FROM base AS build
 WORKDIR /src
 RUN python -m venv /opt/tensormeter
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY src src
 COPY exporters exporters
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.plugin_event_accumulator import TENSORS, EventAccumulator
 
 ROOT = Path(__file__).parents[2]
 
@@ -217,6 +218,36 @@ def test_several_destinations_and_one_of_them_broken(environment, experiment_ser
     assert "not delivered" in done.stderr
     assert renamed(normalized(experiment_server.everything("several")), "several") == direct
     assert list(tmp_path.glob("metrics-*.jsonl"))
+
+
+def test_all_at_once(environment, experiment_server, direct, free_port, tmp_path):
+    """Every destination that needs no server of its own, in one agent; when it ends, nothing is left to deliver."""
+    options = {
+        "jsonl.directory": tmp_path / "otlp",
+        "otlp.endpoint": experiment_server.url,
+        "prometheus.port": free_port(),
+        "tensorboard.directory": tmp_path / "tb",
+        "wandb.directory": tmp_path / "wb",
+    }
+    train(
+        environment,
+        "all",
+        TENSORMETER_DIR=str(tmp_path / "runs"),
+        TENSORMETER_ENDPOINT=experiment_server.url,
+        TENSORMETER_EXPORTERS="console,experiment,jsonl,otel:console,otlp,prometheus,tensorboard,wandb",
+        TENSORMETER_EXPORTER_OPTIONS=",".join(f"{name}={value}" for name, value in options.items()),
+    )
+    # The server gets it twice, once without batch ids; every point is there once. (Its counts of points count arrivals.)
+    found = renamed(normalized(experiment_server.everything("all")), "all")["same-run"]
+    assert found["series"] == direct["same-run"]["series"]
+    assert found["about"]["config"] == direct["same-run"]["about"]["config"]
+    (events,) = (tmp_path / "tb/all/same-run").glob("*/events.out.tfevents.*")
+    loaded = EventAccumulator(str(events.parent), {TENSORS: 0})
+    loaded.Reload()
+    assert [event.step for event in loaded.Tensors("train/loss")] == list(range(300))
+    assert list((tmp_path / "wb").rglob("*.wandb"))
+    assert list((tmp_path / "otlp").glob("metrics-*.jsonl"))
+    assert "all" not in os.listdir(tmp_path / "runs" / "runs")
 
 
 def test_no_route_makes_attributes_of_steps(direct, experiment_server):
