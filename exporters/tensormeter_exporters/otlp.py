@@ -3,6 +3,7 @@
 The bytes go out as they lie in the spool. What comes twice is for the receiver to tell: OTLP has no id for a request.
 """
 
+from tensormeter.errors import SettingsError
 from tensormeter.exporter import Exporter, ExporterConfig, Outcome, Request, Signal
 from tensormeter_exporters.otlp_environment import OtlpTarget, read_targets
 from tensormeter_exporters.otlp_http import OtlpHttpSender
@@ -35,6 +36,8 @@ class OtlpExporter:
 def _sender(target: OtlpTarget, timeout: float) -> "Exporter | OtlpHttpSender":
     if target.protocol == "http/protobuf":
         return OtlpHttpSender(target, timeout)
-    from tensormeter_exporters.otlp_grpc import OtlpGrpcSender  # gRPC only where it is wanted
-
+    try:
+        from tensormeter_exporters.otlp_grpc import OtlpGrpcSender  # gRPC only where it is wanted
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"otlp needs the package {error.name!r}; pip install 'tensormeter[grpc]'") from None
     return OtlpGrpcSender(target, timeout)

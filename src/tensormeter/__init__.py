@@ -9,7 +9,7 @@ from tensormeter.errors import (
     TensormeterError,
     UsageError,
 )
-from tensormeter.run import Run, finish, init, log
+from tensormeter.run import Run, deferred_log, finish, init, log
 from tensormeter.settings import Settings
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "StoreError",
     "TensormeterError",
     "UsageError",
+    "deferred_log",
     "finish",
     "init",
     "log",

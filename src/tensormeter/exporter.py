@@ -188,12 +188,34 @@ class Exporter(Protocol):
 def load_exporter(destination: str) -> type[Exporter]:
     """Find the exporter of a destination by its entry-point name (what stands before a colon), and import it.
 
+    If a package that it needs is not installed, its constructor says so.
+
     Raises:
         SettingsError: There is none; the message lists those there are.
     """
     check_exporters([destination])
-    (entry,) = entry_points(group=_GROUP, name=destination.partition(":")[0])
-    return entry.load()  # type: ignore[no-any-return]
+    kind = destination.partition(":")[0]
+    (entry,) = entry_points(group=_GROUP, name=kind)
+    try:
+        return entry.load()  # type: ignore[no-any-return]
+    except ModuleNotFoundError as error:
+        return _unavailable(f"{kind} needs the package {error.name!r}; pip install 'tensormeter[{kind}]'")
+
+
+def _unavailable(reason: str) -> type[Exporter]:
+    """Fails when it is constructed, which holds up this destination and no other."""
+
+    class Unavailable:
+        def __init__(self, config: ExporterConfig) -> None:
+            raise SettingsError(reason)
+
+        def export(self, request: Request) -> Outcome:
+            raise NotImplementedError
+
+        def shutdown(self) -> None:
+            raise NotImplementedError
+
+    return Unavailable
 
 
 def check_exporters(destinations: Iterable[str]) -> None:

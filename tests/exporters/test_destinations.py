@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -87,3 +88,20 @@ def test_a_configuration_shows_no_token():
     config = ExporterConfig(endpoint="http://x", token="secret", timeout=1.0, options={"a": "b"})
     assert "secret" not in repr(config)
     assert "'b'" in repr(config)
+
+
+@pytest.mark.parametrize(
+    ("kind", "package", "module", "options"),
+    [
+        ("prometheus", "prometheus_client", "tensormeter_exporters.prometheus", {}),
+        ("mlflow", "mlflow", "tensormeter_exporters.mlflow", {}),
+        ("otlp", "grpc", "tensormeter_exporters.otlp_grpc", {"protocol": "grpc"}),
+    ],
+)
+def test_a_package_that_is_not_installed_is_named_by_its_own_destination(monkeypatch, kind, package, module, options):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    exporter = load_exporter(kind)  # the agent goes on with the others
+    extra = {"otlp": "grpc"}.get(kind, kind)
+    with pytest.raises(SettingsError, match=rf"{kind} needs the package '{package}'.*tensormeter\[{extra}\]"):
+        exporter(ExporterConfig(endpoint="", token=None, timeout=1.0, destination=kind, options=options))
