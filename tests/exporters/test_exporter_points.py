@@ -1,13 +1,9 @@
 """Steps are found by time, and distributions become numbers and buckets."""
 
-import gzip
-
 import numpy as np
 import pytest
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
-from tensormeter.exporter import Request
-from tensormeter.otlp.batch import STEP_METRIC, Batch, Event
+from tensormeter.otlp.batch import Batch, Event
 from tensormeter.otlp.media import Alert, Image, Table, Text
 from tensormeter_exporters.points import bucket_edges, flatten, read_events, read_metrics, scalars
 
@@ -86,31 +82,3 @@ def test_media_are_bounded():
 
 def test_configurations_are_flattened():
     assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {"a.b": 1, "a.c.d": [2], "e": None}
-
-
-def steps_in_attributes(request: Request) -> list[str]:
-    """Every attribute of a metric, of any kind, that speaks of a step."""
-    message = ExportMetricsServiceRequest.FromString(gzip.decompress(request.body))
-    return [
-        attribute.key
-        for resource in message.resource_metrics
-        for holder in [
-            resource.resource,
-            *(scope.scope for scope in resource.scope_metrics),
-            *(
-                point
-                for scope in resource.scope_metrics
-                for metric in scope.metrics
-                for point in getattr(metric, metric.WhichOneof("data")).data_points
-            ),
-        ]
-        for attribute in holder.attributes
-        if "step" in attribute.key
-    ]
-
-
-def test_the_detector_of_steps_in_attributes_detects(make):
-    planted = make.gauge("loss", [make.T0], [1.0], step="3")
-    assert steps_in_attributes(make.logged(1, [planted])) == ["step"]
-    assert steps_in_attributes(make.logged(1, [*make.rows({3: {"loss": 1.0}}), make.histogram("h", make.T0)])) == []
-    assert STEP_METRIC == "tensormeter.step"
