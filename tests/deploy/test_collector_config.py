@@ -16,7 +16,7 @@ FOLDER = ROOT / "collector-config"
 FILES = sorted(FOLDER.glob("*.yaml"))
 COLLECTOR = os.environ.get("OTELCOL") or shutil.which("otelcol-contrib") or shutil.which("otelcol")
 
-# Of the distribution `contrib`, by the names that current versions want.
+# Of the distribution `contrib`, 0.159.
 KNOWN = {
     "extensions": {"file_storage", "health_check", "bearertokenauth"},
     "receivers": {"otlp"},
