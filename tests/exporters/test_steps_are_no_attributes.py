@@ -53,7 +53,12 @@ def spooled(tmp_path_factory, clean_environment):
     buffers = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else folder
     subprocess.run(
         [sys.executable, "-c", OFFLINE, *map(str, STEPS)],
-        env=clean_environment | {"TENSORMETER_DIR": str(folder), "TENSORMETER_BUFFER_DIR": str(buffers)},
+        env=clean_environment
+        | {
+            "TENSORMETER_DIR": str(folder),
+            "TENSORMETER_BUFFER_DIR": str(buffers),
+            "TENSORMETER_SAMPLE_INTERVAL": "0",
+        },
         check=True,
         timeout=300,
         capture_output=True,
