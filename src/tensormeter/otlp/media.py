@@ -5,8 +5,8 @@ A log record is not a time series, so here the step may be an attribute; on a me
 | event name | body | attributes |
 |---|---|---|
 | `tensormeter.table` | `columns`: names; `rows`: lists of scalars | `tensormeter.key`, `tensormeter.step` |
-| `tensormeter.image` | `data`: bytes; `media_type`; `width`, `height` in pixels; `caption` | the same |
-| `tensormeter.text` | `text`; `media_type` | the same |
+| `tensormeter.image` | `data`: bytes; `content_type`; `width`, `height` in pixels; `caption` | the same |
+| `tensormeter.text` | `text`; `content_type` | the same |
 | `tensormeter.alert` | `title`; `text`; `level`: `INFO`, `WARN` or `ERROR` | `tensormeter.step` |
 
 `tensormeter.run.start` (`config`) and `tensormeter.run.end` (`state`) travel in the same way.
@@ -89,15 +89,17 @@ class Image(_Media):
     EVENT: ClassVar = "tensormeter.image"
     key: str
     data: bytes
-    media_type: str
+    content_type: str
     width: int
     height: int
     caption: str = ""
 
     def __post_init__(self) -> None:
         _check_size(f"image {self.key!r}", len(self.data))
-        if not self.media_type.startswith("image/"):
-            raise EncodingError(f"image {self.key!r}: expected a media type such as image/png, got {self.media_type!r}")
+        if not self.content_type.startswith("image/"):
+            raise EncodingError(
+                f"image {self.key!r}: expected a media type such as image/png, got {self.content_type!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Text(_Media):
     EVENT: ClassVar = "tensormeter.text"
     key: str
     text: str
-    media_type: str = "text/plain"
+    content_type: str = "text/plain"
 
     def __post_init__(self) -> None:
         _check_size(f"text {self.key!r}", len(self.text))
