@@ -11,7 +11,13 @@ from opentelemetry.sdk.resources import OTELResourceDetector
 __all__ = ["describe_process"]
 
 
-def describe_process(project: str, run_id: str, run_name: str, process: str) -> Mapping[str, Any]:
+def describe_process(
+    project: str,
+    run_id: str,
+    run_name: str,
+    process: str,
+    given: Mapping[str, Any] | None = None,
+) -> Mapping[str, Any]:
     """Resource attributes, with the semantic conventions' names where there are any.
 
     `OTEL_RESOURCE_ATTRIBUTES` adds to them and cannot change what identifies the run.
@@ -21,11 +27,13 @@ def describe_process(project: str, run_id: str, run_name: str, process: str) -> 
         run_id: Becomes `tensormeter.run.id`.
         run_name: Becomes `tensormeter.run.name`.
         process: Becomes `service.instance.id`; unique in the world.
+        given: Further attributes. They too cannot change what identifies the run.
     """
     return {
         "host.name": socket.gethostname(),
         "process.pid": os.getpid(),
         **OTELResourceDetector().detect().attributes,
+        **(given or {}),
         "service.name": project,
         "service.instance.id": process,
         "telemetry.sdk.name": "tensormeter",

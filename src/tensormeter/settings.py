@@ -22,6 +22,7 @@ __all__ = ["Settings", "describe_settings"]
 Mode = Literal["online", "offline", "disabled"]
 AgentKind = Literal["process", "thread", "off"]
 AfterFork = Literal["record", "ignore"]
+TemporalityPreference = Literal["cumulative", "delta", "lowmemory"]
 
 DEFAULT_PORT: Final = 4320
 IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -51,6 +52,10 @@ def _parse_names(text: str) -> tuple[str, ...]:
 
 def _parse_disabled(text: str) -> Mode:
     return "disabled" if _parse_bool(text) else "online"
+
+
+def _parse_lower(text: str) -> str:
+    return text.strip().lower()
 
 
 def _parse_milliseconds(text: str) -> float:
@@ -186,6 +191,26 @@ class Settings:
         parse=int,
         help="Data points in one request, at most (one row is never split).",
     )
+    temporality: TemporalityPreference = _setting(
+        "cumulative",
+        "TENSORMETER_TEMPORALITY",
+        "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE",
+        parse=_parse_lower,
+        help="Of sums and histograms of OpenTelemetry instruments: `cumulative`, `delta` or `lowmemory`.",
+    )
+    observe_interval: float = _setting(
+        10.0,
+        "TENSORMETER_OBSERVE_INTERVAL",
+        ("OTEL_METRIC_EXPORT_INTERVAL", _parse_milliseconds),
+        parse=float,
+        help="Seconds between two calls of the callbacks of observable instruments.",
+    )
+    cardinality_limit: int = _setting(
+        2000,
+        "TENSORMETER_CARDINALITY_LIMIT",
+        parse=int,
+        help="Attribute sets of one instrument, at most; what is beyond is recorded as `otel.metric.overflow`.",
+    )
     export_timeout: float = _setting(
         10.0,
         "TENSORMETER_EXPORT_TIMEOUT",
@@ -224,6 +249,9 @@ class Settings:
         _check_integer("buffer_bytes", self.buffer_bytes, 1 << 16, 1 << 40)
         _check_range("schedule_delay", self.schedule_delay, 0.01, 3600)
         _check_integer("max_export_batch_size", self.max_export_batch_size, 1, 2_000_000)
+        _check_choice("temporality", self.temporality, get_args(TemporalityPreference))
+        _check_range("observe_interval", self.observe_interval, 0.01, 86400)
+        _check_integer("cardinality_limit", self.cardinality_limit, 1, 60_000)
         _check_range("export_timeout", self.export_timeout, 0.1, 3600)
         _check_range("finish_timeout", self.finish_timeout, 0, 86400)
         _check_range("linger_timeout", self.linger_timeout, 0, 7 * 86400)

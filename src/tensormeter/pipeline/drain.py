@@ -37,11 +37,12 @@ class Drain:
         self._processor = BatchMeasurementProcessor(
             ring,
             {lane: spool.cursor(ring.process, lane) for lane in range(len(ring.lanes))},
+            spool.aggregates(ring.process),
+            temporality=settings.temporality,
             schedule_delay=settings.schedule_delay,
             max_export_batch_size=settings.max_export_batch_size,
         )
         metadata = self._processor.metadata
-        self._resource = cast("Mapping[str, Attribute]", metadata.get("resource", {}))
         self._config = cast("dict[str, Any]", metadata.get("config", {}))
         self._child = metadata.get("parent") is not None
         self._started, self._ended = spool.life(ring.process)
@@ -50,6 +51,10 @@ class Drain:
         self._fresh = False
         ring.words[HeaderWord.PENDING_REQUESTS] = spool.pending()
         ring.words[HeaderWord.ENDED] = self._ended
+
+    @property
+    def _resource(self) -> Mapping[str, Attribute]:
+        return cast("Mapping[str, Attribute]", self._processor.metadata.get("resource", {}))
 
     def advance(self, *, flush: bool) -> bool:
         """Move what is there towards the spool.
@@ -96,14 +101,18 @@ class Drain:
         if found is None:
             return
         batch, cursors = found
-        body = gzip.compress(encode_metrics([batch]), _GZIP_LEVEL, mtime=0)
+        requests = []
+        if batch.points:
+            body = gzip.compress(encode_metrics([batch]), _GZIP_LEVEL, mtime=0)
+            requests.append(Encoded("metrics", body, batch.points))
         self._spool.put(
-            [Encoded("metrics", body, batch.points)],
+            requests,
             self._destinations,
             self.ring.process,
             cursors,
             started=self._started,
             ended=self._ended,
+            aggregates=self._processor.aggregates,
         )
         # Before the space is freed: who sees everything read must also see what is not delivered.
         self._publish()
@@ -139,6 +148,8 @@ class Drain:
         dropped = self.ring.drops()
         if self._processor.lost:
             dropped["device_unfinished"] = dropped.get("device_unfinished", 0) + self._processor.lost
+        if self._processor.refused:
+            dropped["unsupported_value"] = dropped.get("unsupported_value", 0) + self._processor.refused
         if self._child:
             return [Event("tensormeter.process.end", time.time_ns(), {"dropped": dropped})] if dropped else []
         body = {

@@ -82,7 +82,7 @@ class Lane:
         self._lap = 0  # position of the lane's start in this lap
         self.cursor = [self._start, self._start, 0]
         self.owner = owner
-        self.writers: dict[tuple[tuple[str, ...], str], Writer] = {}
+        self.writers: dict[tuple[object, str], Writer] = {}
         self.reductions = Reductions()
 
     def lend(self, owner: int) -> None:

@@ -16,15 +16,19 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from tensormeter.errors import UsageError
 from tensormeter.record.compilation import break_graph, skip_own_files
 from tensormeter.record.device import DeviceCopies
 from tensormeter.record.lane import Lane, Writer
+from tensormeter.record.measurement import StreamWriter
 from tensormeter.record.reduction import Reduce, Rule
 from tensormeter.record.values import DeviceValue, Refused, classify, kind_of
-from tensormeter.ring import MAX_LAYOUT, Drop, HeaderWord, Layout, RingFile, State, row_bytes
+from tensormeter.ring import MAX_LAYOUT, Column, Drop, HeaderWord, Layout, RingFile, State, Stream, row_bytes
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Recorder"]
 
@@ -74,6 +78,7 @@ class Recorder:
         self._free_lanes = self._lanes[last - 1 : 0 : -1]
         self._layout_numbers = itertools.count(1)
         self._layouts: dict[tuple[tuple[str, ...], str], Layout] = {}
+        self._stream_layouts: dict[tuple[StreamWriter, str], Layout] = {}
         self._last_step = [-1]
         self._device = DeviceCopies(ring)
         self._rules: list[tuple[str, Rule]] = []
@@ -140,6 +145,27 @@ class Recorder:
                 self._route(lane, values, step, rule)
         else:
             self._route(lane, values, step, rule)
+
+    def record(self, stream: StreamWriter, value: Any) -> int | None:
+        """Record one measurement of an instrument, as a row of its own. Never blocks, never raises for the value.
+
+        Nothing is recorded in a forked child, nor after `close`: the stream finds the recorder to use.
+
+        Returns:
+            The word of the ring that a device will store the value in; None if it is no device's value, or not recorded.
+        """
+        if self._closed or self._pid != os.getpid():
+            return None
+        lane = self._lane()
+        if lane.owner is None:
+            with self._shared:
+                return self._measure(lane, stream, value)
+        return self._measure(lane, stream, value)
+
+    @property
+    def positions(self) -> list[int]:
+        """How far each lane has been written, in bytes over all laps: what a reader's TAIL words reach."""
+        return [lane.position for lane in self._lanes]
 
     def close(self, state: State) -> None:
         """Record no more, and tell the reader where each lane ends. Idempotent; rows logged meanwhile may be lost."""
@@ -333,10 +359,22 @@ class Recorder:
         if layout is None:
             self._too_many(lane, ordered[0][0], len(codes))
             return
-        word = lane.write_pending(layout, list(numbers.values()), step)
+        if self._write_copies(lane, layout, list(numbers.values()), tensors, step) is not None:
+            self._last_step[0] = step
+
+    def _write_copies(
+        self,
+        lane: Lane,
+        layout: Layout,
+        values: list[float],
+        tensors: "list[torch.Tensor]",
+        step: int,
+    ) -> int | None:
+        """Write a row whose last values come from devices; returns the word of the first of those."""
+        word = lane.write_pending(layout, values, step)
         if word is None:
             self._full(lane)
-            return
+            return None
         try:
             self._device.copy(word, tensors)
         except BaseException as error:
@@ -345,7 +383,47 @@ class Recorder:
                 raise
             # CUDA's own errors: the program will meet them again in its own calls.
             self._warn_once(DeviceCopies, "device values are lost: %s", error)
-        self._last_step[0] = step
+        return word
+
+    def _measure(self, lane: Lane, stream: StreamWriter, value: Any) -> int | None:
+        try:
+            number = self._classify(stream.name, value)
+            if not isinstance(number, DeviceValue):
+                stream.check(number)
+        except Refused as refusal:
+            lane.count(Drop.UNSUPPORTED_VALUE)
+            self._warn_once((stream.name,), "%r is not recorded: %s", stream.name, refusal)
+            return None
+        code = "D" if isinstance(number, DeviceValue) else "d" if type(number) is float else "q"
+        layout = self._stream_layout(stream, code)
+        if layout is None:
+            self._too_many(lane, stream.name)
+        elif isinstance(number, DeviceValue):
+            return self._write_copies(lane, layout, [], [number.tensor], 0)
+        else:
+            self._write_measurement(lane, stream, layout, number)
+        return None
+
+    def _write_measurement(self, lane: Lane, stream: StreamWriter, layout: Layout, number: float) -> None:
+        code = layout.codes
+        writer = lane.writers.get((stream, code))
+        if writer is None:
+            writer = lane.writers[stream, code] = lane.generate_writer(layout, code, stream.fall_back, [0])
+        size = layout.row_bytes
+        if lane.cursor[0] + size > lane.cursor[1] and not lane.make_room(size):
+            self._full(lane)
+            return
+        writer({stream.name: number}, 0)
+        if lane is self._lanes[0] and not self._closed:
+            stream.use(code, writer)
+
+    def _stream_layout(self, stream: StreamWriter, code: str) -> Layout | None:
+        layout = self._stream_layouts.get((stream, code))
+        if layout is None:
+            layout = self._add_layout((Column(stream.stream, code),), stepped=False)
+            if layout is not None:
+                self._stream_layouts[stream, code] = layout
+        return layout
 
     def _too_many(self, lane: Lane, name: str, number: int = 1) -> None:
         lane.count(Drop.TOO_MANY_LAYOUTS, number)
@@ -370,14 +448,19 @@ class Recorder:
             with self._claims:
                 if len(names) > 1 and len(self._layouts) >= _MAX_KEY_SETS:
                     return None
-                number = next(self._layout_numbers)
-                if number > MAX_LAYOUT:
-                    return None
-                layout = Layout.of_gauges(number, names, codes)
-                if not self._ring.add_layout(layout):
-                    return None
-                self._layouts[names, codes] = layout
+                columns = tuple(Column(Stream(name), code) for name, code in zip(names, codes, strict=True))
+                layout = self._add_layout(columns, stepped=True)
+                if layout is not None:
+                    self._layouts[names, codes] = layout
         return layout
+
+    def _add_layout(self, columns: tuple[Column, ...], *, stepped: bool) -> Layout | None:
+        with self._claims:
+            number = next(self._layout_numbers)
+            if number > MAX_LAYOUT:
+                return None
+            layout = Layout(number, columns, stepped)
+            return layout if self._ring.add_layout(layout) else None
 
     def _full(self, lane: Lane) -> None:
         if self._closed:  # meanwhile, by another thread or a signal handler
