@@ -18,7 +18,7 @@ from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.util.types import Attributes
 
 from tensormeter.instruments.registry import LOCK, warn_once
-from tensormeter.instruments.views import InstrumentIdentity
+from tensormeter.instruments.views import InstrumentIdentity, create_sdk_instrument, measuring_method
 from tensormeter.record.recorder import Recorder
 from tensormeter.record.values import DeviceValue, Refused, classify
 from tensormeter.ring import LOST, PENDING
@@ -70,14 +70,11 @@ class Forwarding:
             description="Device values that other metric readers did not get",
         )
 
-    def synchronous(self, instrument: InstrumentIdentity) -> Forward:
-        """What passes the measurements of an instrument on."""
-        create = self._create(instrument)
-        if instrument.kind == "histogram":
-            measure = create(explicit_bucket_boundaries_advisory=instrument.bounds).record
-        else:
-            made = create()
-            measure = made.set if instrument.kind == "gauge" else made.add
+    def synchronous(self, instrument: InstrumentIdentity) -> Forward | None:
+        """What passes the measurements of an instrument on; None if the SDK does not take the instrument."""
+        measure = measuring_method(instrument, self._create(instrument))
+        if measure is None:
+            return None
 
         def forward(
             amount: Any,
@@ -120,7 +117,7 @@ class Forwarding:
                 else:
                     yield Observation(number, observation.attributes, observation.context)
 
-        self._create(instrument)(callbacks=[callback])
+        self._create(instrument, callback)
 
     def force_flush(self, timeout: float) -> bool:
         """Let the readers collect and export. Blocks for `timeout` seconds at most, if the readers keep to it."""
@@ -142,15 +139,14 @@ class Forwarding:
         self._waiting.clear()
         self._delivering = threading.Lock()
 
-    def _create(self, instrument: InstrumentIdentity) -> Callable[..., Any]:
-        scope = instrument.scope
-        meter = self._provider.get_meter(scope.name, scope.version, scope.schema_url, dict(scope.attributes))
-        create = getattr(meter, f"create_{instrument.kind}")
-
-        def create_here(**more: Any) -> Any:
-            return create(instrument.name, unit=instrument.unit, description=instrument.description, **more)
-
-        return create_here
+    def _create(
+        self, instrument: InstrumentIdentity, *callbacks: Callable[[CallbackOptions], Iterable[Observation]]
+    ) -> Any:
+        try:
+            return create_sdk_instrument(self._provider, instrument, callbacks)
+        except Exception as error:  # such as a unit that the SDK refuses
+            warn_once((Forwarding, instrument), "metric readers do not get %r: %s", instrument.name, error)
+            return None
 
     def _wait(self, waiting: _Waiting) -> None:
         self._waiting.append(waiting)

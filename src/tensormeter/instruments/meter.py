@@ -45,6 +45,7 @@ class Meter(metrics.Meter):
         self._streams = streams
         self._observer = observer
         self._forwarding = forwarding
+        self._names: dict[str, str] = {}
         self._instruments: dict[tuple[str, str, str, str], tuple[InstrumentIdentity, Any]] = {}
 
     def create_counter(self, name: str, unit: str = "", description: str = "") -> metrics.Counter:
@@ -101,6 +102,11 @@ class Meter(metrics.Meter):
         return self._observable(ObservableGauge, metrics.NoOpObservableGauge, wanted, callbacks)
 
     def _identity(self, kind: str, name: Any, unit: Any, description: Any) -> InstrumentIdentity:
+        if isinstance(name, str):
+            first = self._names.setdefault(name.lower(), name)
+            if name != first:
+                warn_once((Meter, self._scope, name), "the instrument %r is called %r, as it was at first", name, first)
+            name = first
         return InstrumentIdentity(kind, name, _text(unit), _text(description), self._scope)
 
     def _synchronous(self, made: type[_S], no_op: Callable[..., _N], wanted: InstrumentIdentity) -> _S | _N:
@@ -143,18 +149,17 @@ class Meter(metrics.Meter):
         found = self._instruments.get(_key(wanted))
         if found is None:
             for other, _ in self._instruments.values():
-                if other.name.lower() == wanted.name.lower():
+                if other.name == wanted.name and self._streams.views.conflict(other, wanted):
                     warn_once(
                         (Meter, wanted),
-                        "the %s %r (unit %r, description %r) of the meter %r has the name of its %s %r (unit %r, description "
-                        "%r): receivers will see a conflict; use one kind, unit and description, or a View",
+                        "the %s %r (unit %r, description %r) of the meter %r has the name of its %s (unit %r, description %r), "
+                        "and receivers will see a conflict: use one kind, unit and description, or rename one by a "
+                        "View(instrument_name=%r, instrument_type=..., instrument_unit=..., name=...)",
                         wanted.kind, wanted.name, wanted.unit, wanted.description, self._scope.name,
-                        other.kind, other.name, other.unit, other.description,
+                        other.kind, other.unit, other.description, wanted.name,
                     )  # fmt: skip
             return None
         identity, instrument = found
-        if wanted.name != identity.name:
-            warn_once((Meter, wanted), "the instrument %r is already named %r", wanted.name, identity.name)
         if wanted.bounds != identity.bounds:
             warn_once(
                 (Meter, wanted),
@@ -167,8 +172,8 @@ class Meter(metrics.Meter):
 
 
 def _key(identity: InstrumentIdentity) -> tuple[str, str, str, str]:
-    """What the specification calls identical, whatever the case of the name."""
-    return identity.kind, identity.name.lower(), identity.unit, identity.description
+    """What the specification calls the identifying fields."""
+    return identity.kind, identity.name, identity.unit, identity.description
 
 
 def _no_op_gauge(name: str, unit: str, description: str) -> metrics._Gauge:
