@@ -66,7 +66,6 @@ class Run:
         self._process: RunProcess | None = None
         self._finished = False
         self._definitions: list[tuple[str, Rule]] = []
-        self._before_finish: list[Callable[[], None]] = []
         self._lock = threading.RLock()  # re-entered by a signal handler that finishes the run
 
     def log(
@@ -130,12 +129,13 @@ class Run:
         """
         if state not in ("finished", "failed"):
             raise UsageError(f"finish: expected the state 'finished' or 'failed', got {state!r}")
+        if not self._finished:
+            for prepare in before_finish:
+                prepare(self)
         with self._lock:
             if self._finished:
                 return
             self._finished = True
-        for prepare in self._before_finish:  # instruments, which have something to record yet
-            prepare()
         _forget(self)
         self.__dict__.pop("log", None)
         if self._process is not None and self._process.is_this:
@@ -294,6 +294,9 @@ def latest_run() -> Run | None:
     """The run that was begun last, of those that are not finished."""
     return _runs[-1] if _runs else None
 
+
+before_finish: Final[list[Callable[[Run], None]]] = []
+"""Called when a run is about to finish: instruments have something to record yet."""
 
 _runs: list[Run] = []
 """Runs that are not finished, in the order in which they were begun."""

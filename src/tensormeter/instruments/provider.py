@@ -1,6 +1,5 @@
 """The meter provider: what a program installs once, and the run that its measurements go to."""
 
-import contextlib
 import os
 import time
 import weakref
@@ -19,7 +18,7 @@ from tensormeter.instruments.registry import LOCK, warn_once
 from tensormeter.instruments.streams import Streams
 from tensormeter.instruments.views import ScopeIdentity, Views
 from tensormeter.record.recorder import Recorder
-from tensormeter.run import Run, init, latest_run
+from tensormeter.run import Run, before_finish, init, latest_run
 from tensormeter.settings import Settings
 
 if TYPE_CHECKING:
@@ -32,6 +31,8 @@ __all__ = ["MeterProvider", "configure"]
 
 _CARDINALITY_LIMIT: Final = 2000
 _OBSERVE_INTERVAL: Final = 10.0
+_LAST_OBSERVATION: Final = 5.0
+"""Seconds that the end of a run waits for the callbacks."""
 
 
 class MeterProvider(metrics.MeterProvider):
@@ -147,9 +148,6 @@ class MeterProvider(metrics.MeterProvider):
         self._streams.reset()
         if self._began is not None:
             self._began.finish(timeout=deadline.left)
-        if self._run is not None:
-            with contextlib.suppress(ValueError):
-                self._run._before_finish.remove(self._before_run_ends)
         if self._forwarding is not None:
             self._forwarding.shutdown(deadline.left)
         return delivered
@@ -181,7 +179,6 @@ class MeterProvider(metrics.MeterProvider):
             if run is not self._run:
                 self._run = run
                 run._describe(self._resource)
-                run._before_finish.append(self._before_run_ends)
             return run
 
     def _begin(self) -> Run | None:
@@ -195,10 +192,17 @@ class MeterProvider(metrics.MeterProvider):
             )
         return self._began
 
-    def _before_run_ends(self) -> None:
-        run = self._run
-        if run is not None and run._process is not None and run._process.is_this and not self._ended:
-            self._observer.flush(run.settings.observe_interval)
+    def _before_finish(self, run: Run) -> None:
+        """Observe a last time what goes to a run that is about to finish."""
+        goes_to = self._run or self._given or latest_run()
+        if (
+            run is goes_to
+            and run._process is not None
+            and run._process.is_this
+            and not self._ended
+            and not self._observer.flush(_LAST_OBSERVATION)
+        ):
+            warn_once((MeterProvider, "late", id(self)), "a callback takes long, and the run ends without a last observation")
 
     def _cardinality_limit(self) -> int:
         run = self._current_run()  # before the first measurement is recorded, so that its settings hold for it
@@ -263,4 +267,10 @@ def _after_fork() -> None:
         provider._forget_after_fork()
 
 
+def _before_finish(run: Run) -> None:
+    for provider in list(_providers):
+        provider._before_finish(run)
+
+
 os.register_at_fork(after_in_child=_after_fork)
+before_finish.append(_before_finish)
