@@ -202,7 +202,9 @@ class MeterProvider(metrics.MeterProvider):
             and not self._ended
             and not self._observer.flush(_LAST_OBSERVATION)
         ):
-            warn_once((MeterProvider, "late", id(self)), "a callback takes long, and the run ends without a last observation")
+            warn_once(
+                (MeterProvider, "late", id(self)), "a callback takes long, and the run ends without a last observation"
+            )
 
     def _cardinality_limit(self) -> int:
         run = self._current_run()  # before the first measurement is recorded, so that its settings hold for it
