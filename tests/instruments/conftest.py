@@ -42,7 +42,8 @@ class Measured:
 
     def series(self, *, spooled: bool = True) -> list[Series]:
         """What a batch would bring now. With `spooled=False` the agent is killed before it is in the spool."""
-        while self._processor.poll(abandon_pending=False):
+        processor = self._processor
+        while processor.poll(abandon_pending=False) and processor._points < processor._most:
             pass
         found = self._processor.batch(self._processor.metadata["resource"])  # type: ignore[arg-type]
         if found is None:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -238,3 +239,48 @@ def test_rows_of_instruments_have_no_step(measured):
     found = {series.name: series for series in batch.series}
     assert found["tensormeter.step"].values.tolist() == [41, 42]
     assert found["tensormeter.step"].times.tolist() == found["loss"].times.tolist()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_value_of_a_mixture_arrives_once_and_in_order(new_measured, seed):
+    """Over many laps of a small ring, read a few at a time."""
+    measured = new_measured({"buffer_bytes": 1 << 16})
+    measured._processor._most = 150
+    random = np.random.default_rng(seed)
+    gauges = [measured.meter.create_gauge(f"g{i}") for i in range(5)]
+    counter = measured.meter.create_counter("count")
+    sent, received, count, last = {}, {}, 0, 0
+
+    def collect():
+        nonlocal last
+        for _ in range(1000):
+            found = measured.series()
+            if not found:
+                return
+            for series in found:
+                if series.name == "count":
+                    last = int(series.values[-1])
+                    continue
+                pairs = zip(series.times.tolist(), series.values.tolist(), strict=True)
+                received.setdefault(series.name, []).extend(pairs)
+
+    for i in range(6000):
+        which = int(random.integers(0, 8))
+        if which < 5:
+            value = i if random.random() < 0.3 else i + 0.5
+            gauges[which].set(value)
+            sent.setdefault(f"g{which}", []).append(value)
+        elif which < 7:
+            counter.add(1)
+            count += 1
+        else:
+            measured.run.log({"loss": float(i)}, i)
+            sent.setdefault("loss", []).append(float(i))
+        if random.random() < 0.02:
+            collect()
+    collect()
+    assert measured.run._process.ring.drops() == {}
+    assert {name: [value for _, value in sorted(pairs)] for name, pairs in received.items()} == sent
+    times = [time for pairs in received.values() for time, _ in pairs]
+    assert len(set(times)) == len(times)
+    assert last == count

@@ -8,6 +8,7 @@ from typing import Any, Final
 from tensormeter.instruments.attributes import OVERFLOW, AttributeSet, clean_attributes
 from tensormeter.instruments.registry import LOCK, warn_once
 from tensormeter.instruments.views import InstrumentIdentity, Template, Views
+from tensormeter.record.compilation import break_graph, skip_own_files
 from tensormeter.record.measurement import StreamWriter
 from tensormeter.record.recorder import Recorder
 from tensormeter.ring import Stream
@@ -112,12 +113,15 @@ class Binder:
     def __init__(self, instrument: InstrumentIdentity, streams: Streams) -> None:
         self.instrument = instrument
         self._streams = streams
+        self._out_of_graphs = skip_own_files()
         self.exact: dict[tuple[tuple[str, Any], ...], Bound] = {}
         self._typed: dict[tuple[tuple[tuple[str, Any], ...], tuple[type, ...]], Bound] = {}
         self._templates: dict[frozenset[str], list[tuple[Template, frozenset[str]]]] = {}
 
     def bind(self, attributes: Any) -> Bound:
         """The streams of an attribute set. Never raises."""
+        if not self._out_of_graphs:
+            self._out_of_graphs = skip_own_files()
         try:
             items = tuple(attributes.items()) if attributes else ()
             types = tuple(type(value) for _, value in items)
@@ -151,3 +155,6 @@ class Binder:
                 for template, kept in templates
             )
         return found[0] if len(found) == 1 else StreamGroup(found)
+
+
+break_graph(Binder.bind)

@@ -29,7 +29,7 @@ from tensormeter.otlp.batch import (
 from tensormeter.pipeline import exponential
 from tensormeter.ring import Stream
 
-__all__ = ["Aggregator", "Piece", "describe"]
+__all__ = ["AGGREGATED", "Aggregator", "Piece", "describe"]
 
 logger: Final = logging.getLogger("tensormeter.agent")
 
@@ -75,7 +75,7 @@ class Aggregator:
 
         Args:
             key: The stream's JSON.
-            stream: Whose kind is not `gauge`.
+            stream: Of one of the kinds in `AGGREGATED`.
             pieces: In any order.
 
         Returns:
@@ -307,6 +307,10 @@ _CLASSES: Final[Mapping[str, type[Aggregate]]] = {
     "histogram": Explicit,
     "exponential": Exponential,
 }
+
+
+AGGREGATED: Final = frozenset(_CLASSES)
+"""The kinds of streams whose values are aggregated here."""
 
 
 class _Columns(TypedDict):

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from tensormeter.otlp.batch import STEP_METRIC, Attribute, Batch, Gauge, Series
-from tensormeter.pipeline.aggregation import Aggregator, Piece, describe
+from tensormeter.pipeline.aggregation import AGGREGATED, Aggregator, Piece, describe
 from tensormeter.pipeline.reader import LaneReader, Layouts, Rows
 from tensormeter.pipeline.spool import Cursor
 from tensormeter.ring import Layout, RingFile, Stream
@@ -114,9 +114,9 @@ class BatchMeasurementProcessor:
             for column, key, values, missing in columns:
                 stream = column.stream
                 _, pieces = (
-                    gauges.setdefault((key, values.dtype.kind), (stream, []))
-                    if stream.kind == "gauge"
-                    else aggregated.setdefault(key, (stream, []))
+                    aggregated.setdefault(key, (stream, []))
+                    if stream.kind in AGGREGATED
+                    else gauges.setdefault((key, values.dtype.kind), (stream, []))
                 )
                 pieces.append((rows.times, values) if missing is None else (rows.times[~missing], values[~missing]))
         found: list[Series | None] = [_gauge(stream, pieces) for stream, pieces in gauges.values()]

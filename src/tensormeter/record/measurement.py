@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from tensormeter.record.compilation import break_graph
 from tensormeter.record.values import Refused
 from tensormeter.ring import Stream
 
@@ -96,3 +97,7 @@ class StreamWriter:
     ) -> None:
         """What the writers call for what they do not expect."""
         self.record(values[self.name])
+
+
+break_graph(StreamWriter.record)
+break_graph(StreamWriter.fall_back)

@@ -157,6 +157,8 @@ class Recorder:
         if self._closed or self._pid != os.getpid():
             return None
         lane = self._lane()
+        if not self._out_of_graphs:
+            self._out_of_graphs = skip_own_files()
         if lane.owner is None:
             with self._shared:
                 return self._measure(lane, stream, value)
@@ -479,6 +481,7 @@ class Recorder:
 
 
 break_graph(Recorder.log)
+break_graph(Recorder.record)
 
 
 class _Lease:
