@@ -22,6 +22,7 @@ __all__ = ["Settings", "describe_settings"]
 Mode = Literal["online", "offline", "disabled"]
 AgentKind = Literal["process", "thread", "off"]
 AfterFork = Literal["record", "ignore"]
+HistogramAggregation = Literal["explicit_bucket_histogram", "base2_exponential_bucket_histogram"]
 TemporalityPreference = Literal["cumulative", "delta", "lowmemory"]
 
 DEFAULT_PORT: Final = 4320
@@ -198,6 +199,13 @@ class Settings:
         parse=_parse_lower,
         help="Of sums and histograms of OpenTelemetry instruments: `cumulative`, `delta` or `lowmemory`.",
     )
+    histogram_aggregation: HistogramAggregation = _setting(
+        "explicit_bucket_histogram",
+        "TENSORMETER_HISTOGRAM_AGGREGATION",
+        "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION",
+        parse=_parse_lower,
+        help="Of histogram instruments: `explicit_bucket_histogram` or `base2_exponential_bucket_histogram`.",
+    )
     observe_interval: float = _setting(
         10.0,
         "TENSORMETER_OBSERVE_INTERVAL",
@@ -250,6 +258,7 @@ class Settings:
         _check_range("schedule_delay", self.schedule_delay, 0.01, 3600)
         _check_integer("max_export_batch_size", self.max_export_batch_size, 1, 2_000_000)
         _check_choice("temporality", self.temporality, get_args(TemporalityPreference))
+        _check_choice("histogram_aggregation", self.histogram_aggregation, get_args(HistogramAggregation))
         _check_range("observe_interval", self.observe_interval, 0.01, 86400)
         _check_integer("cardinality_limit", self.cardinality_limit, 1, 60_000)
         _check_range("export_timeout", self.export_timeout, 0.1, 3600)

@@ -78,6 +78,7 @@ def test_a_run_of_its_own(delivering, monkeypatch):
         monkeypatch.setenv(name, value)
     provider = MeterProvider()
     counter = provider.get_meter("m").create_counter("a")
+    provider.get_meter("m").create_histogram("a")  # a conflict, at which settings are looked at
     assert tensormeter.run.latest_run() is None  # type: ignore[attr-defined]
     counter.add(1)
     assert provider._began.project == "by-environment"

@@ -83,8 +83,8 @@ def test_size_and_scale_of_exponential_histograms(new_measured, size, scale):
     aggregation = ExponentialBucketHistogramAggregation(max_size=size, max_scale=scale)
     measured = new_measured(views=[View(instrument_type=Histogram, aggregation=aggregation)])
     measured.meter.create_histogram("a").record(1.5)
-    (layout,) = measured._processor._layouts._known.values() or [None] if measured.series() else [None]
-    assert layout[0].columns[0].stream.bounds == (min(size, 160), scale)
+    assert isinstance(measured.one("a"), otlp.ExponentialHistogram)
+    assert measured._processor._layouts._known[1][0].columns[0].stream.bounds == (min(size, 160), scale)
 
 
 def test_dropped_by_a_view(new_measured):
@@ -182,3 +182,11 @@ def test_a_view_cannot_make_an_observable_a_histogram(new_measured):
     assert isinstance(instrument, metrics.ObservableCounter)
     measured.provider._observer.flush(300)
     assert measured.one("a").values.tolist() == [3]
+
+
+@pytest.mark.parametrize("views", [[], [View(instrument_name="other", name="new")]])
+def test_exponential_buckets_by_default(new_measured, views):
+    measured = new_measured({"histogram_aggregation": "base2_exponential_bucket_histogram"}, views=views)
+    measured.meter.create_histogram("a", explicit_bucket_boundaries_advisory=[1]).record(1.5)
+    assert isinstance(measured.one("a"), otlp.ExponentialHistogram)
+    assert measured._processor._layouts._known[1][0].columns[0].stream.bounds == (160, 20)

@@ -78,7 +78,7 @@ class MeterProvider(metrics.MeterProvider):
         self._resource = dict(clean_attributes(resource.attributes)) if resource is not None else {}
         self._ended = False
         self._meters: dict[str, Meter] = {}
-        self._streams = Streams(Views(tuple(views)), self._recorder, self._cardinality_limit)
+        self._streams = Streams(Views(tuple(views), self._exponential), self._recorder, self._cardinality_limit)
         self._observer = Observer(self._observe_interval)
         self._forwarding = Forwarding(metric_readers, views, resource) if metric_readers else None
         _providers.add(self)
@@ -210,14 +210,23 @@ class MeterProvider(metrics.MeterProvider):
         run = self._current_run()  # before the first measurement is recorded, so that its settings hold for it
         return run.settings.cardinality_limit if run is not None else _CARDINALITY_LIMIT
 
+    def _exponential(self) -> bool:
+        settings = self._settings()
+        return settings is not None and settings.histogram_aggregation == "base2_exponential_bucket_histogram"
+
     def _observe_interval(self) -> float:
+        settings = self._settings()
+        return _OBSERVE_INTERVAL if settings is None else settings.observe_interval
+
+    def _settings(self) -> Settings | None:
+        """The run's, or if there is none yet, those that it will begin with."""
         run = self._run or self._given or latest_run()
         if run is not None:
-            return run.settings.observe_interval
+            return run.settings
         try:
-            return Settings().observe_interval
+            return Settings()
         except TensormeterError:  # beginning the run will say so
-            return _OBSERVE_INTERVAL
+            return None
 
     def _forget_after_fork(self) -> None:
         self._observer.forget_after_fork()

@@ -144,11 +144,12 @@ class Binder:
 
     def _bind(self, attributes: AttributeSet) -> Bound:
         with LOCK:
+            limit = self._streams.limit()  # which begins a run if there is none
             keys = frozenset(key for key, _ in attributes)
             templates = self._templates.get(keys)
             if templates is None:
                 templates = self._streams.views.resolve(self.instrument, keys)
-                if len(self._templates) < self._streams.limit():
+                if len(self._templates) < limit:
                     self._templates[keys] = templates
             found = tuple(
                 self._streams.writer(self.instrument, template, tuple(pair for pair in attributes if pair[0] in kept))

@@ -35,6 +35,9 @@ _NAMELESS: Final = "unnamed"
 _MOST_BUCKETS: Final = 160
 """The specification's default for each side of an exponential histogram, and ours at most."""
 
+_HIGHEST_SCALE: Final = 20
+"""The specification's default."""
+
 
 @dataclass(frozen=True)
 class ScopeIdentity:
@@ -90,15 +93,22 @@ class Template:
 class Views:
     """The user's views. Any thread."""
 
-    def __init__(self, views: Sequence["View"]) -> None:
+    def __init__(self, views: Sequence["View"], exponential: Callable[[], bool] = lambda: False) -> None:
+        """
+        Args:
+            views: The user's.
+            exponential: Tells whether histograms have exponential buckets unless a view says otherwise.
+        """
         self._views = views
+        self._exponential = exponential
 
     def resolve(self, instrument: InstrumentIdentity, keys: frozenset[str]) -> list[tuple[Template, frozenset[str]]]:
         """The streams of an instrument's measurements with attributes of these keys, and which keys each keeps."""
+        exponential = self._exponential()
         if not self._views:
-            return [(_default(instrument), keys)]
+            return [(_default(instrument, exponential=exponential), keys)]
         try:
-            trial = _Trial(self._views, instrument)
+            trial = _Trial(self._views, instrument, exponential=exponential)
             return [
                 (_template(instrument, metric, trial), frozenset(metric.data.data_points[0].attributes or {}))
                 for metric in trial.collect(dict.fromkeys(keys, ""), 1)
@@ -111,7 +121,7 @@ class Views:
                 error,
                 error=error,
             )
-            return [(_default(instrument), keys)]
+            return [(_default(instrument, exponential=exponential), keys)]
 
     def conflict(self, one: InstrumentIdentity, other: InstrumentIdentity) -> bool:
         """Whether two instruments have streams of the same name that differ otherwise."""
@@ -122,9 +132,10 @@ class Views:
 class _Trial:
     """An SDK provider with one instrument."""
 
-    def __init__(self, views: Sequence["View"], instrument: InstrumentIdentity) -> None:
+    def __init__(self, views: Sequence["View"], instrument: InstrumentIdentity, *, exponential: bool) -> None:
         import opentelemetry.sdk.metrics as sdk
         from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
+        from opentelemetry.sdk.metrics.view import ExponentialBucketHistogramAggregation
         from opentelemetry.sdk.resources import Resource
 
         kinds = (
@@ -132,7 +143,10 @@ class _Trial:
             sdk.ObservableGauge, sdk._Gauge,
         )  # fmt: skip
         # So that each collection tells of the last measurements only.
-        self._reader = InMemoryMetricReader(dict.fromkeys(kinds, AggregationTemporality.DELTA))
+        self._reader = InMemoryMetricReader(
+            dict.fromkeys(kinds, AggregationTemporality.DELTA),
+            {sdk.Histogram: ExponentialBucketHistogramAggregation()} if exponential else None,
+        )
         provider = sdk.MeterProvider([self._reader], Resource.get_empty(), shutdown_on_exit=False, views=views)
         self._observations: list[Observation] = []
         instrument_made = create_sdk_instrument(provider, instrument, [lambda options: self._observations])
@@ -221,9 +235,11 @@ def _template(instrument: InstrumentIdentity, metric: "Metric", trial: _Trial) -
     return Template(name, kind, metric.unit or "", metric.description or "", bounds)
 
 
-def _default(instrument: InstrumentIdentity) -> Template:
+def _default(instrument: InstrumentIdentity, *, exponential: bool) -> Template:
     kind = "gauge" if instrument.kind == "observable_gauge" else instrument.kind
     bounds: tuple[float, ...] = ()
-    if kind == "histogram":
+    if kind == "histogram" and exponential:
+        kind, bounds = "exponential", (_MOST_BUCKETS, _HIGHEST_SCALE)
+    elif kind == "histogram":
         bounds = tuple(map(float, _DEFAULT_BOUNDS)) if instrument.bounds is None else instrument.bounds
     return Template(instrument.name, kind, instrument.unit, instrument.description, bounds)
