@@ -21,6 +21,7 @@ check: $(VENV)/ready
 bench: $(VENV)/bench
 	$(RUN) benchmarks/log_call.py
 	$(RUN) benchmarks/training_step.py
+	$(RUN) benchmarks/instruments.py
 
 clean:
 	rm -rf $(VENV) .demo
