@@ -14,7 +14,7 @@ import string
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import TracebackType
 from typing import Any, Final, Self, cast
 
@@ -156,8 +156,8 @@ class Run:
         """Sent to another process, a run becomes a process of its own there. Secrets are not sent."""
         identity = self._identity
         parent = self._parent or (self._process.id if self._process is not None else None)
-        settings = identity.settings.to_json()
-        return _join, (identity.id, identity.name, identity.config, settings, parent, dict(identity.resource))
+        sent = {item.name: getattr(identity, item.name) for item in fields(identity)}
+        return _join, (sent | {"settings": identity.settings.to_json()}, parent)
 
     def __repr__(self) -> str:
         return f"<tensormeter.Run {self.project}/{self.id} {self.name!r}>"
@@ -304,19 +304,13 @@ _runs: list[Run] = []
 _failed = False
 
 
-def _join(
-    run_id: str,
-    name: str,
-    config: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    parent: str | None,
-    *resource: Mapping[str, Any],
-) -> Run:
+def _join(identity: Mapping[str, Any], parent: str | None) -> Run:
     """A run that has arrived here from another process; the same object however often it comes."""
     for run in _runs:
-        if run.id == run_id:
+        if run.id == identity["id"]:
             return run
-    run = Run(RunIdentity(run_id, name, config, Settings.from_json(settings), *resource), parent=parent)
+    settings = Settings.from_json(identity["settings"])
+    run = Run(RunIdentity(**{**identity, "settings": settings}), parent=parent)
     run._begin()
     _remember(run)
     return run

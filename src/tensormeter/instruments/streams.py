@@ -18,6 +18,8 @@ __all__ = ["Binder", "Bound", "StreamGroup", "Streams"]
 _CACHED: Final = 4
 """Attribute sets remembered as they were given, as a multiple of the cardinality limit."""
 
+_SCALARS: Final = frozenset({str, bool, int, float})
+
 _EXACT: Final = frozenset({str})
 """Types whose values equal no value of another type (True equals 1 equals 1.0, as keys)."""
 
@@ -120,17 +122,17 @@ class Binder:
 
     def bind(self, attributes: Any) -> Bound:
         """The streams of an attribute set. Never raises."""
-        if not self._out_of_graphs:
-            self._out_of_graphs = skip_own_files()
         try:
             items = tuple(attributes.items()) if attributes else ()
-            types = tuple(type(value) for _, value in items)
+            types = tuple(map(type, attributes.values())) if attributes else ()
             bound = self._typed.get((items, types))
-            cachable = all(kind in (str, bool, int, float) for kind in types)
+            if bound is not None:
+                return bound
+            cachable = _SCALARS.issuperset(types)
         except Exception:  # no mapping, or values without a hash, or whatever they raise
-            bound, cachable = None, False
-        if bound is not None:
-            return bound
+            cachable = False
+        if not self._out_of_graphs:
+            self._out_of_graphs = skip_own_files()
         try:
             bound = self._bind(clean_attributes(attributes))
         except Exception as error:  # a mapping's own code
