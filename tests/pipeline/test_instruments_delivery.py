@@ -12,11 +12,11 @@ import pytest
 
 from tensormeter.instruments.streams import Streams
 from tensormeter.instruments.views import InstrumentIdentity, ScopeIdentity, Template, Views
-from tensormeter.otlp.decode import decode_metrics
+from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.pipeline.directory import list_runs
 from tensormeter.pipeline.drain import Drain
 from tensormeter.pipeline.spool import Spool
-from tensormeter.ring import RingFile
+from tensormeter.ring import RingFile, State
 from tensormeter.settings import Settings
 
 
@@ -61,6 +61,13 @@ def trainer(environment, tmp_path):
             os.kill(run.agent_pid(), signal.SIGKILL)
 
 
+def dead(run):
+    lock = run.try_agent_lock()
+    if lock is not None:
+        os.close(lock)
+    return lock is not None
+
+
 def arrived(receiver):
     """Every series of every accepted request, in order of the requests, by metric."""
     found = {}
@@ -81,7 +88,7 @@ def test_it_arrives_through_agents_that_are_killed(trainer, receiver, tmp_path, 
         if begin < 3000:
             killed.add(run.agent_pid())
             os.kill(run.agent_pid(), signal.SIGKILL)
-            wait_for(lambda run=run: os.close(lock) or True if (lock := run.try_agent_lock()) else False, "it is dead")
+            wait_for(lambda run=run: dead(run), "the agent is dead")
             trainer.tell("flush")  # which starts another
     trainer.stdin.close()
     trainer.wait(300)
@@ -150,4 +157,9 @@ def test_a_batch_of_refused_values_moves_on_and_sends_nothing(source, tmp_path):
     assert spool.pending() == 1
     again = Drain(RingFile.open(source.path), spool, ("d",), Settings(schedule_delay=3600))
     assert again._processor.refused == 1
+    spool.done("d", spool.next("d")[0])
+    source.recorder.close(State.FINISHED)
+    again.advance(flush=True)
+    ((_, (event,)),) = decode_events(gzip.decompress(spool.next("d")[1].body))
+    assert event.body["dropped"] == {"unsupported_value": 1}
     spool.close()

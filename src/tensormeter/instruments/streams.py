@@ -124,7 +124,8 @@ class Binder:
         """The streams of an attribute set. Never raises."""
         try:
             items = tuple(attributes.items()) if attributes else ()
-            types = tuple(map(type, attributes.values())) if attributes else ()
+            # By way of a list: a tuple made of an iterator grows, and the garbage collector counts it as one more object.
+            types = tuple([type(value) for value in attributes.values()]) if attributes else ()
             bound = self._typed.get((items, types))
             if bound is not None:
                 return bound
