@@ -389,6 +389,11 @@ class RingFile:
         payload = json.dumps(layout.to_json(), separators=(",", ":")).encode()
         return self._append_entry(EntryKind.LAYOUT, payload)
 
+    @property
+    def dictionary_left(self) -> float:
+        """Share of the dictionary that is free, from 0 to 1. Meaningful in the writer."""
+        return (self._dictionary_end - self._next_entry) / self.words[HeaderWord.DICTIONARY_BYTES]
+
     def add_metadata(self, metadata: Mapping[str, Any]) -> bool:
         """Publish metadata that replaces what was there. False: the dictionary is full."""
         return self._append_entry(EntryKind.METADATA, json.dumps(metadata).encode())

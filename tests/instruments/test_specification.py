@@ -284,6 +284,22 @@ def test_attribute_sets_beyond_the_limit_overflow(new_measured, warnings_logged)
     assert len(warnings_logged()) == 1
 
 
+def test_however_many_attribute_sets_there_are_rows_can_be_logged(measured, warnings_logged):
+    """The ring's dictionary is bounded, and what instruments may take of it as well."""
+    for i in range(5):
+        counter = measured.meter.create_counter(f"a{i}", description="d" * 200)
+        for k in range(1000):
+            counter.add(1, {"k": k})
+    dropped = measured.run._process.ring.drops()["too_many_layouts"]
+    assert 0 < dropped < 5000
+    for i in range(100):
+        measured.run.log({f"loss{i}": 1.0}, i)
+    found = measured.series()
+    assert sum(int(series.values[0]) for series in found if series.name.startswith("a")) == 5000 - dropped
+    assert len([series for series in found if series.name.startswith("loss")]) == 100
+    assert len(warnings_logged()) == 1
+
+
 def test_equal_values_of_different_types_are_different_attributes(measured):
     gauge = measured.meter.create_gauge("g")
     for value in (True, 1, 1.0, "1", (1,), (True,)):

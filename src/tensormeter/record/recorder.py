@@ -40,6 +40,9 @@ _MAX_KEY_SETS: Final = 4096
 _MAX_WARNINGS: Final = 1000
 """Keys warned about; beyond that, drops are only counted."""
 
+_NOT_FOR_STREAMS: Final = 1 / 4
+"""Share of the ring's dictionary that streams of instruments leave to rows."""
+
 _LAST_STEP: Final = (1 << 63) - 1
 
 _STEP_NAME: Final = "tensormeter.step"
@@ -421,7 +424,7 @@ class Recorder:
 
     def _stream_layout(self, stream: StreamWriter, code: str) -> Layout | None:
         layout = self._stream_layouts.get((stream, code))
-        if layout is None:
+        if layout is None and self._ring.dictionary_left > _NOT_FOR_STREAMS:
             layout = self._add_layout((Column(stream.stream, code),), stepped=False)
             if layout is not None:
                 self._stream_layouts[stream, code] = layout
