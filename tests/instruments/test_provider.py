@@ -1,12 +1,18 @@
 """Which run measurements go to, the resource, flushing, forks, and installing the provider."""
 
 import gzip
+import math
 import os
 import subprocess
 import sys
 
 import pytest
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.metrics.export import (
+    InMemoryMetricReader,
+    MetricExporter,
+    MetricExportResult,
+    PeriodicExportingMetricReader,
+)
 from opentelemetry.sdk.resources import Resource
 
 import tensormeter
@@ -203,6 +209,39 @@ def test_readers_get_everything_as_well(new_measured):
     assert points["histogram"].bucket_counts == (1, 0)
     assert len(measured.series()) == 4
     assert measured.provider.force_flush() is False  # there is no agent, and the reader is flushed all the same
+
+
+class Exported(MetricExporter):
+    """Keeps what a periodic reader exports."""
+
+    def __init__(self):
+        super().__init__()
+        self.values = []
+        self.over = False
+
+    def export(self, metrics_data, timeout_millis=10_000, **kwargs):
+        for scope in metrics_data.resource_metrics[0].scope_metrics:
+            self.values += [(metric.name, metric.data.data_points[0].value) for metric in scope.metrics]
+        return MetricExportResult.SUCCESS
+
+    def force_flush(self, timeout_millis=10_000):
+        return True
+
+    def shutdown(self, timeout_millis=30_000, **kwargs):
+        self.over = True
+
+
+def test_a_periodic_reader_is_flushed_and_shut_down_with_the_provider(new_measured):
+    exported = Exported()
+    measured = new_measured(metric_readers=[PeriodicExportingMetricReader(exported, math.inf)])
+    counter = measured.meter.create_counter("a")
+    counter.add(1)
+    measured.provider.force_flush(timeout_millis=1000)
+    assert exported.values == [("a", 1)]
+    counter.add(2)
+    measured.provider.shutdown(timeout_millis=60_000)
+    assert exported.values[-1] == ("a", 3)
+    assert exported.over
 
 
 def test_a_unit_that_the_sdk_refuses_is_kept_from_the_readers_only(new_measured, warnings_logged):

@@ -76,6 +76,7 @@ class MeterProvider(metrics.MeterProvider):
         self._run: Run | None = None
         self._began: Run | None = None
         self._resource = dict(clean_attributes(resource.attributes)) if resource is not None else {}
+        self._ending = False
         self._ended = False
         self._meters: dict[str, Meter] = {}
         self._streams = Streams(Views(tuple(views), self._exponential), self._recorder, self._cardinality_limit)
@@ -135,12 +136,13 @@ class MeterProvider(metrics.MeterProvider):
             Whether everything is delivered. If not, the agent goes on trying.
         """
         with LOCK:
-            if self._ended:
+            if self._ending:
                 warn_once((MeterProvider, "shutdown", id(self)), "shutdown() can be called once only")
                 return False
             if self._observer.is_current_thread:
                 warn_once((MeterProvider, "callback", id(self)), "shutdown() in a callback is ignored")
                 return False
+            self._ending = True
         deadline = _Deadline(timeout_millis)
         delivered = self.force_flush(timeout_millis)
         self._ended = True

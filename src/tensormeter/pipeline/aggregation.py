@@ -9,7 +9,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, Self, TypedDict
 
 import numpy as np
@@ -139,7 +139,7 @@ class Aggregate:
         raise NotImplementedError
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return dict(vars(self))
 
     @classmethod
     def from_json(cls, state: Mapping[str, Any]) -> Self:
@@ -288,6 +288,9 @@ class Exponential(Distribution):
             **describe(stream),
         )
         return after, series
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "buckets": vars(self.buckets) if self.buckets else None}
 
     @classmethod
     def from_json(cls, state: Mapping[str, Any]) -> Self:
