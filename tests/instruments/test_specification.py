@@ -1,5 +1,6 @@
 """What OpenTelemetry's metrics API and SDK specifications say of providers, meters and instruments (1.50), by section."""
 
+import signal
 import threading
 
 import pytest
@@ -346,3 +347,31 @@ def test_the_end_of_the_run_ends_measurements(measured, warnings_logged):
         counter.add(1)
     assert len([line for line in warnings_logged() if "after the run was finished" in line]) == 1
     assert measured.one("a").values.tolist() == [1]
+
+
+def test_a_signal_handler_may_measure(new_measured):
+    """Also new attribute sets, in the middle of another measurement."""
+    measured = new_measured({"buffer_bytes": 1 << 24})
+    counter = measured.meter.create_counter("a")
+    handled = 0
+
+    def handle(number, frame):
+        nonlocal handled
+        counter.add(1, {"k": str(handled % 50)})
+        handled += 1
+
+    before = signal.signal(signal.SIGALRM, handle)
+    added = 0
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+        while handled < 200:
+            counter.add(2, {"k": str(added % 70)})
+            added += 1
+            if added % 5000 == 0:
+                measured.series()  # makes room
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    for k in range(70):  # so that each stream is in the last batch
+        counter.add(0, {"k": str(k)})
+    assert sum(int(series.values[0]) for series in measured.series()) == 2 * added + handled
