@@ -27,6 +27,7 @@ bench: $(VENV)/bench
 tools:
 	command -v prometheus || { apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus; } \
 	|| echo "prometheus is not installed: its tests will be skipped"
+	$(RUN) benchmarks/instruments.py
 
 clean:
 	rm -rf $(VENV) .demo

@@ -9,11 +9,13 @@ from tensormeter.errors import (
     TensormeterError,
     UsageError,
 )
+from tensormeter.instruments import MeterProvider, configure
 from tensormeter.run import Run, deferred_log, finish, init, log
 from tensormeter.settings import Settings
 
 __all__ = [
     "EncodingError",
+    "MeterProvider",
     "RingError",
     "Run",
     "Settings",
@@ -22,6 +24,7 @@ __all__ = [
     "StoreError",
     "TensormeterError",
     "UsageError",
+    "configure",
     "deferred_log",
     "finish",
     "init",

@@ -6,7 +6,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tensormeter.errors import RingError
@@ -39,12 +39,14 @@ class RunIdentity:
         name: For people.
         config: JSON values.
         settings: In force for the run.
+        resource: Attributes that an OpenTelemetry program adds to those of `describe_process`.
     """
 
     id: str
     name: str
     config: Mapping[str, Any]
     settings: Settings
+    resource: Mapping[str, Any] = field(default_factory=dict)
 
 
 class RunProcess:
@@ -84,11 +86,7 @@ class RunProcess:
         self._agent_checked = time.monotonic()
         self._agent_check = _AGENT_CHECK
         settings = run.settings
-        metadata = {
-            "resource": describe_process(settings.project, run.id, run.name, self.id, command=settings.record_command),
-            "config": run.config,
-            "parent": parent,
-        }
+        metadata = self._metadata()
         with runs_locked(settings.directory):
             self._directory = RunDirectory.create(settings, run.id, run.name)
             self.ring = self._create_ring(metadata)
@@ -105,16 +103,50 @@ class RunProcess:
         """False in a forked copy."""
         return self._pid == os.getpid()
 
-    def finish(self, state: State) -> None:
+    def describe(self, run: RunIdentity) -> None:
+        """Let the resource of what is recorded from now on be this one's."""
+        self._run = run
+        if not self.ring.add_metadata(self._metadata()):
+            logger.warning("run %s: resource attributes are not recorded: too many different names were logged", run.id)
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until everything recorded so far is delivered, or, in an offline run, on disk.
+
+        Returns:
+            Whether it is. False at once if there is no agent that could, or the receiver cannot be reached.
+        """
+        settings, words = self._run.settings, self.ring.words
+        positions = self.recorder.positions
+        wait = threading.Event().wait
+        deadline = time.monotonic() + timeout
+        while settings.agent != "off":
+            spooled = all(tail >= position for tail, position in zip(self.ring.tails(), positions, strict=True))
+            if spooled and (settings.mode == "offline" or words[HeaderWord.PENDING_REQUESTS] == 0):
+                return True
+            if (spooled and words[HeaderWord.STALLED]) or time.monotonic() >= deadline:
+                break
+            self._check_agent()
+            wait(_WAIT)
+        return False
+
+    def finish(self, state: State, *, timeout: float | None = None) -> None:
         """Record no more, and wait for delivery as `Run.finish` says. Ctrl-C leaves at once."""
         self.recorder.close(state)
         try:
             if self.parent is None:
-                self._wait_for_delivery()
+                self._wait_for_delivery(self._run.settings.finish_timeout if timeout is None else timeout)
             self._report_losses()
         finally:
             self.ring.release()
             reap_agents()
+
+    def _metadata(self) -> dict[str, Any]:
+        run = self._run
+        settings = run.settings
+        resource = describe_process(
+            settings.project, run.id, run.name, self.id, given=run.resource, command=settings.record_command
+        )
+        return {"resource": resource, "config": run.config, "parent": self.parent}
 
     def _create_ring(self, metadata: Mapping[str, Any]) -> RingFile:
         """In shared memory, or else on disk."""
@@ -155,13 +187,13 @@ class RunProcess:
             self._agent_check = min(2 * self._agent_check, _LONGEST_AGENT_CHECK)
             logger.warning("the agent of run %s had ended; started another, which goes on where it was", self._run.id)
 
-    def _wait_for_delivery(self) -> None:
+    def _wait_for_delivery(self, timeout: float) -> None:
         run, settings, words = self._run, self._run.settings, self.ring.words
         if settings.agent == "off":
             logger.warning("run %s is recorded; deliver it with `tensormeter sync`", run.id)
             return
         wait = threading.Event().wait
-        deadline = time.monotonic() + settings.finish_timeout
+        deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             if words[HeaderWord.ENDED] and (settings.mode == "offline" or words[HeaderWord.PENDING_REQUESTS] == 0):
                 if settings.mode == "offline":

@@ -162,12 +162,14 @@ class Stream:
 
     Attributes:
         name: The metric's name.
-        kind: `gauge`, or the name of another kind of instrument, whose values the agent aggregates.
+        kind: `gauge`: each value is a point. The values of the others are aggregated by the agent: `counter`,
+            `up_down_counter`, `histogram`, `exponential`; and, as they are totals already, `observable_counter` and
+            `observable_up_down_counter`.
         unit: UCUM unit, or "".
         description: For people, or "".
         attributes: (key, value) pairs; JSON values.
         scope: The instrumentation scope as (name, version, schema URL, attributes as pairs), or () for tensormeter's own.
-        bounds: Of the buckets of an explicit-bucket histogram.
+        bounds: Of the buckets of a `histogram`; or (most buckets of a side, highest scale) of an `exponential` one.
     """
 
     name: str
@@ -402,6 +404,15 @@ class RingFile:
         payload = json.dumps(layout.to_json(), separators=(",", ":")).encode()
         return self._append_entry(EntryKind.LAYOUT, payload)
 
+    @property
+    def dictionary_left(self) -> float:
+        """Share of the dictionary that is free, from 0 to 1. Meaningful in the writer."""
+        return (self._dictionary_end - self._next_entry) / self.words[HeaderWord.DICTIONARY_BYTES]
+
+    def add_metadata(self, metadata: Mapping[str, Any]) -> bool:
+        """Publish metadata that replaces what was there. False: the dictionary is full."""
+        return self._append_entry(EntryKind.METADATA, json.dumps(metadata).encode())
+
     def entries(self) -> Iterator[tuple[EntryKind, dict[str, Any]]]:
         """The dictionary entries that were published since the last call."""
         while self._next_entry + 16 <= self._dictionary_end:
@@ -450,6 +461,10 @@ class RingFile:
     def heads(self) -> list[int]:
         """For each lane the position after its last row. Only meaningful once the writer has finished."""
         return [self.words[(start >> 3) + LaneWord.HEAD] for start, _ in self.lanes]
+
+    def tails(self) -> list[int]:
+        """For each lane the position up to which its rows are in the spool."""
+        return [self.words[(start >> 3) + LaneWord.TAIL] for start, _ in self.lanes]
 
     def release(self) -> None:
         """Give up the writer's lock: from now on the writer counts as gone. The mapping stays valid."""

@@ -14,6 +14,7 @@ import string
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from tensormeter.record.deferred import DeferredLog
 
 __all__ = ["Run", "deferred_log", "finish", "init", "log"]
+__all__ = ["Run", "finish", "init", "latest_run", "log"]
 
 logger: Final = logging.getLogger("tensormeter")
 
@@ -117,7 +119,7 @@ class Run:
             self._process.recorder.define(name, rule)
         self._definitions.append((name, rule))
 
-    def finish(self, state: str = "finished") -> None:
+    def finish(self, state: str = "finished", *, timeout: float | None = None) -> None:
         """End the run and wait for delivery, for `finish_timeout` seconds at most.
 
         Returns as soon as everything is delivered, or is on disk and the receiver cannot be reached; the agent then goes
@@ -126,12 +128,16 @@ class Run:
 
         Args:
             state: `finished` or `failed`.
+            timeout: Seconds to wait at most, instead of `finish_timeout`.
 
         Raises:
             UsageError: Another state.
         """
         if state not in ("finished", "failed"):
             raise UsageError(f"finish: expected the state 'finished' or 'failed', got {state!r}")
+        if not self._finished:
+            for prepare in before_finish:
+                prepare(self)
         with self._lock:
             if self._finished:
                 return
@@ -139,7 +145,7 @@ class Run:
         _forget(self)
         self.__dict__.pop("log", None)
         if self._process is not None and self._process.is_this:
-            self._process.finish(State[state.upper()])
+            self._process.finish(State[state.upper()], timeout=timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -156,7 +162,8 @@ class Run:
         """Sent to another process, a run becomes a process of its own there. Secrets are not sent."""
         identity = self._identity
         parent = self._parent or (self._process.id if self._process is not None else None)
-        return _join, (identity.id, identity.name, identity.config, identity.settings.to_json(), parent)
+        sent = {item.name: getattr(identity, item.name) for item in fields(identity)}
+        return _join, (sent | {"settings": identity.settings.to_json()}, parent)
 
     def __repr__(self) -> str:
         return f"<tensormeter.Run {self.project}/{self.id} {self.name!r}>"
@@ -177,6 +184,21 @@ class Run:
         except (OSError, RingError) as error:
             logger.warning("run %s records nothing: %s", self.id, error)
 
+    def _here(self) -> RunProcess | None:
+        """This process's part in the run; None if nothing is recorded. A forked child takes part from its first call on."""
+        if self._process is not None and not self._process.is_this:
+            self._take_part_after_fork()
+        return self._process if self._process is not None and self._process.is_this else None
+
+    def _describe(self, resource: Mapping[str, Any]) -> None:
+        """Add to the resource attributes of what is recorded from now on."""
+        merged = {**self._identity.resource, **resource}
+        if merged == self._identity.resource:
+            return
+        self._identity = replace(self._identity, resource=merged)
+        if self._process is not None and self._process.is_this:
+            self._process.describe(self._identity)
+
     def _use_writer(self, writer: Writer) -> None:
         # An attribute of the instance, because the extra call of a method that forwards would cost a fifth of the time.
         self.__dict__["log"] = writer
@@ -195,6 +217,11 @@ class Run:
         reduce: str | None = None,
     ) -> None:
         """The first call of `log` in a forked child; there is nothing to record if the run was finished before the fork."""
+        self._take_part_after_fork()
+        if self._process is None or self._process.is_this:
+            self.log(values, step, every=every, reduce=reduce)
+
+    def _take_part_after_fork(self) -> None:
         with self._lock:
             before = self._process
             if before is not None and not before.is_this and self._finished:
@@ -206,7 +233,6 @@ class Run:
                 else:
                     self._parent = self._parent or before.id
                     self._begin()
-        self.log(values, step, every=every, reduce=reduce)
 
 
 break_graph(Run.log)
@@ -309,18 +335,27 @@ def deferred_log(
     )
 
 
+def latest_run() -> Run | None:
+    """The run that was begun last, of those that are not finished."""
+    return _runs[-1] if _runs else None
+
+
+before_finish: Final[list[Callable[[Run], None]]] = []
+"""Called when a run is about to finish: instruments have something to record yet."""
+
 _runs: list[Run] = []
 """Runs that are not finished, in the order in which they were begun."""
 
 _failed = False
 
 
-def _join(run_id: str, name: str, config: Mapping[str, Any], settings: Mapping[str, Any], parent: str | None) -> Run:
+def _join(identity: Mapping[str, Any], parent: str | None) -> Run:
     """A run that has arrived here from another process; the same object however often it comes."""
     for run in _runs:
-        if run.id == run_id:
+        if run.id == identity["id"]:
             return run
-    run = Run(RunIdentity(run_id, name, config, Settings.from_json(settings)), parent=parent)
+    settings = Settings.from_json(identity["settings"])
+    run = Run(RunIdentity(**{**identity, "settings": settings}), parent=parent)
     run._begin()
     _remember(run)
     return run

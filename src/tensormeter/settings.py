@@ -22,6 +22,8 @@ __all__ = ["Settings", "describe_settings"]
 Mode = Literal["online", "offline", "disabled"]
 AgentKind = Literal["process", "thread", "off"]
 AfterFork = Literal["record", "ignore"]
+HistogramAggregation = Literal["explicit_bucket_histogram", "base2_exponential_bucket_histogram"]
+TemporalityPreference = Literal["cumulative", "delta", "lowmemory"]
 
 DEFAULT_PORT: Final = 4320
 IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -62,6 +64,10 @@ def _parse_options(text: str) -> dict[str, str]:
 
 def _parse_disabled(text: str) -> Mode:
     return "disabled" if _parse_bool(text) else "online"
+
+
+def _parse_lower(text: str) -> str:
+    return text.strip().lower()
 
 
 def _parse_milliseconds(text: str) -> float:
@@ -224,6 +230,33 @@ class Settings:
         help="Seconds between two reports of what logging costs, what was dropped and how far the agent is behind, "
         "as metrics of the run; 0 for none.",
     )
+    temporality: TemporalityPreference = _setting(
+        "cumulative",
+        "TENSORMETER_TEMPORALITY",
+        "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE",
+        parse=_parse_lower,
+        help="Of sums and histograms of OpenTelemetry instruments: `cumulative`, `delta` or `lowmemory`.",
+    )
+    histogram_aggregation: HistogramAggregation = _setting(
+        "explicit_bucket_histogram",
+        "TENSORMETER_HISTOGRAM_AGGREGATION",
+        "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION",
+        parse=_parse_lower,
+        help="Of histogram instruments: `explicit_bucket_histogram` or `base2_exponential_bucket_histogram`.",
+    )
+    observe_interval: float = _setting(
+        10.0,
+        "TENSORMETER_OBSERVE_INTERVAL",
+        ("OTEL_METRIC_EXPORT_INTERVAL", _parse_milliseconds),
+        parse=float,
+        help="Seconds between two calls of the callbacks of observable instruments.",
+    )
+    cardinality_limit: int = _setting(
+        2000,
+        "TENSORMETER_CARDINALITY_LIMIT",
+        parse=int,
+        help="Attribute sets of one instrument, at most; what is beyond is recorded as `otel.metric.overflow`.",
+    )
     export_timeout: float = _setting(
         10.0,
         "TENSORMETER_EXPORT_TIMEOUT",
@@ -268,6 +301,10 @@ class Settings:
         _check_range("schedule_delay", self.schedule_delay, 0.01, 3600)
         _check_integer("max_export_batch_size", self.max_export_batch_size, 1, 2_000_000)
         _check_range("self_metrics_interval", self.self_metrics_interval, 0, 86400)
+        _check_choice("temporality", self.temporality, get_args(TemporalityPreference))
+        _check_choice("histogram_aggregation", self.histogram_aggregation, get_args(HistogramAggregation))
+        _check_range("observe_interval", self.observe_interval, 0.01, 86400)
+        _check_integer("cardinality_limit", self.cardinality_limit, 1, 60_000)
         _check_range("export_timeout", self.export_timeout, 0.1, 3600)
         _check_range("finish_timeout", self.finish_timeout, 0, 86400)
         _check_range("linger_timeout", self.linger_timeout, 0, 7 * 86400)

@@ -121,9 +121,9 @@ def test_a_put_that_fails_stores_nothing(spool):
 
 def test_other_versions_and_other_files_are_refused(spool, path, tmp_path):
     database = sqlite3.connect(path)
-    database.execute("PRAGMA user_version = 2")
+    database.execute("PRAGMA user_version = 3")
     database.close()
-    with pytest.raises(SpoolError, match="has spool version 2, this tensormeter reads 1"):
+    with pytest.raises(SpoolError, match="has spool version 3, this tensormeter reads 2"):
         Spool(path)
     text = tmp_path / "text"
     text.write_text("not a database, but long enough to be taken for one" * 20)

@@ -27,6 +27,7 @@ def slow_value(monkeypatch):
     """Makes values that take 10 ms to look at, for so much of which the thread runs."""
     clock = Clock()
     monkeypatch.setattr(cost_module, "time", clock)
+    monkeypatch.setattr(cost_module, "_SLOW", 1_000_000)
 
     def make(running):
         class Slow(Fraction):

@@ -38,11 +38,12 @@ class Drain:
         self._processor = BatchMeasurementProcessor(
             ring,
             {lane: spool.cursor(ring.process, lane) for lane in range(len(ring.lanes))},
+            spool.aggregates(ring.process),
+            temporality=settings.temporality,
             schedule_delay=settings.schedule_delay,
             max_export_batch_size=settings.max_export_batch_size,
         )
         metadata = self._processor.metadata
-        self.resource = cast("Mapping[str, Attribute]", metadata.get("resource", {}))
         self._config = cast("dict[str, Any]", metadata.get("config", {}))
         self._health = Health(ring, self._processor, settings.self_metrics_interval)
         self.child = metadata.get("parent") is not None
@@ -52,6 +53,11 @@ class Drain:
         self._fresh = False
         ring.words[HeaderWord.PENDING_REQUESTS] = spool.pending()
         ring.words[HeaderWord.ENDED] = self._ended
+
+    @property
+    def resource(self) -> Mapping[str, Attribute]:
+        """Who speaks; an OpenTelemetry program may add to it later."""
+        return cast("Mapping[str, Attribute]", self._processor.metadata.get("resource", {}))
 
     def advance(self, *, flush: bool) -> bool:
         """Move what is there towards the spool.
@@ -101,14 +107,18 @@ class Drain:
         if found is None:
             return
         batch, cursors = found
-        body = gzip.compress(encode_metrics([batch]), _GZIP_LEVEL, mtime=0)
+        requests = []
+        if batch.points:
+            body = gzip.compress(encode_metrics([batch]), _GZIP_LEVEL, mtime=0)
+            requests.append(Encoded("metrics", body, batch.points))
         self._spool.put(
-            [Encoded("metrics", body, batch.points)],
+            requests,
             self._destinations,
             self.ring.process,
             cursors,
             started=self._started,
             ended=self._ended,
+            aggregates=self._processor.aggregates,
         )
         # Before the space is freed: who sees everything read must also see what is not delivered.
         self._publish()
@@ -160,6 +170,8 @@ class Drain:
         dropped = self.ring.drops()
         if self._processor.lost:
             dropped["device_unfinished"] = dropped.get("device_unfinished", 0) + self._processor.lost
+        if self._processor.refused:
+            dropped["unsupported_value"] = dropped.get("unsupported_value", 0) + self._processor.refused
         if self.child:
             return [Event("tensormeter.process.end", time.time_ns(), {"dropped": dropped})] if dropped else []
         body = {

@@ -4,22 +4,25 @@ Rows are read as they come and held until there are enough of them, until the de
 space. They keep their space in the ring until the caller says that they are in the spool, so a killed agent loses none.
 """
 
+import json
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tensormeter.otlp.batch import SCOPE, STEP_METRIC, Attribute, Batch, Gauge, Scope
+from tensormeter.otlp.batch import STEP_METRIC, Attribute, Batch, Gauge, Series
+from tensormeter.pipeline.aggregation import AGGREGATED, Aggregator, Piece, describe
 from tensormeter.pipeline.reader import LaneReader, Layouts, Rows
 from tensormeter.pipeline.spool import Cursor
-from tensormeter.ring import RingFile, Stream
+from tensormeter.ring import Layout, RingFile, Stream
 
 __all__ = ["BatchMeasurementProcessor"]
 
 _STEPS: Final = Stream(STEP_METRIC)
+_STEPS_KEY: Final = json.dumps(_STEPS.to_json())
 
 _FULL_ENOUGH: Final = 1 / 8
 """Share of a lane that may be held before a batch is due, whatever the delay."""
@@ -32,7 +35,9 @@ class BatchMeasurementProcessor:
         self,
         ring: RingFile,
         cursors: Mapping[int, Cursor],
+        aggregates: Mapping[str, str] = MappingProxyType({}),
         *,
+        temporality: str = "cumulative",
         schedule_delay: float,
         max_export_batch_size: int,
     ) -> None:
@@ -40,6 +45,8 @@ class BatchMeasurementProcessor:
         Args:
             ring: The ring to read.
             cursors: How far each lane has been read before, by lane.
+            aggregates: The states of the aggregated streams at these cursors.
+            temporality: As for `Aggregator`.
             schedule_delay: Seconds after its first row when a batch is due.
             max_export_batch_size: Points of a batch at most (a row is never split, so one row may exceed it).
         """
@@ -49,6 +56,8 @@ class BatchMeasurementProcessor:
         self._lanes_in_turn = deque(self._lanes)
         self._delay = schedule_delay
         self._most = max_export_batch_size
+        self._aggregator = Aggregator(aggregates, temporality)
+        self._keys: dict[int, list[str]] = {}
         self._rows: list[Rows] = []
         self._points = 0
         self._since = 0.0
@@ -102,18 +111,41 @@ class BatchMeasurementProcessor:
         return time.monotonic() - self._since if self._points else 0.0
 
     def batch(self, resource: Mapping[str, Attribute]) -> tuple[Batch, dict[int, Cursor]] | None:
-        """The held rows as columns, and the cursors after them. They stay held until `release`."""
+        """The held rows as columns, and the cursors after them. They stay held until `release`.
+
+        Into the spool belongs, with both, what `aggregates` is then.
+        """
         if not self._rows:
             return None
-        columns: dict[tuple[Stream, str], list[tuple[NDArray[np.uint64], NDArray[np.float64] | NDArray[np.int64]]]] = {}
+        self._aggregator.discard()
+        gauges: dict[tuple[str, str], tuple[Stream, list[Piece]]] = {}
+        aggregated: dict[str, tuple[Stream, list[Piece]]] = {}
         for rows in self._rows:
             if rows.layout.stepped:
-                columns.setdefault((_STEPS, "i"), []).append((rows.times, rows.steps))
-            for column, values, missing in zip(rows.layout.columns, rows.columns, rows.lost, strict=True):
-                pieces = columns.setdefault((column.stream, values.dtype.kind), [])
+                gauges.setdefault((_STEPS_KEY, "i"), (_STEPS, []))[1].append((rows.times, rows.steps))
+            columns = zip(rows.layout.columns, self._stream_keys(rows.layout), rows.columns, rows.lost, strict=True)
+            for column, key, values, missing in columns:
+                stream = column.stream
+                _, pieces = (
+                    aggregated.setdefault(key, (stream, []))
+                    if stream.kind in AGGREGATED
+                    else gauges.setdefault((key, values.dtype.kind), (stream, []))
+                )
                 pieces.append((rows.times, values) if missing is None else (rows.times[~missing], values[~missing]))
-        gauges = [_gauge(stream, pieces) for (stream, _), pieces in columns.items()]
-        return Batch(resource, [gauge for gauge in gauges if len(gauge.times)]), dict(enumerate(self.cursors()))
+        found: list[Series | None] = [_gauge(stream, pieces) for stream, pieces in gauges.values()]
+        found += [self._aggregator.fold(key, stream, pieces) for key, (stream, pieces) in aggregated.items()]
+        series = [item for item in found if item is not None and len(item.times)]
+        return Batch(resource, _neighbours(series)), dict(enumerate(self.cursors()))
+
+    @property
+    def aggregates(self) -> dict[str, str]:
+        """The states of the aggregated streams that the last `batch` has changed."""
+        return self._aggregator.states
+
+    @property
+    def refused(self) -> int:
+        """Values of instruments that could not be aggregated."""
+        return self._aggregator.refused
 
     def cursors(self) -> Iterable[Cursor]:
         """How far each lane has been read."""
@@ -122,16 +154,30 @@ class BatchMeasurementProcessor:
     def release(self) -> None:
         """The held rows are in the spool: forget them, and give their space back."""
         self.lost += sum(int(missing.sum()) for rows in self._rows for missing in rows.lost if missing is not None)
+        self._aggregator.commit()
         self._rows.clear()
         self._points = 0
         for lane in self._lanes:
             lane.release()
 
+    def _stream_keys(self, layout: Layout) -> list[str]:
+        """The JSON of a layout's streams. (Streams themselves are no keys: True equals 1.)"""
+        if layout.id not in self._keys:
+            self._keys[layout.id] = [json.dumps(column.stream.to_json()) for column in layout.columns]
+        return self._keys[layout.id]
 
-def _gauge(
-    stream: Stream,
-    pieces: list[tuple[NDArray[np.uint64], NDArray[np.float64] | NDArray[np.int64]]],
-) -> Gauge:
+
+def _neighbours(series: list[Series]) -> list[Series]:
+    """Series of one scope, and in it of one metric, next to each other, so that they share a message."""
+    order: dict[tuple[str, str], tuple[int, int]] = {}
+    scopes: dict[str, int] = {}
+    keys = [(repr(item.scope), item.name) for item in series]
+    for scope, name in keys:
+        order.setdefault((scope, name), (scopes.setdefault(scope, len(scopes)), len(order)))
+    return [item for _, item in sorted(zip(keys, series, strict=True), key=lambda pair: order[pair[0]])]
+
+
+def _gauge(stream: Stream, pieces: list[Piece]) -> Gauge:
     """One column, in order of time: some receivers (Prometheus remote write) refuse points that go back."""
     times = np.concatenate([piece for piece, _ in pieces])
     values = np.concatenate([piece for _, piece in pieces])
@@ -142,15 +188,5 @@ def _gauge(
         stream.name,
         times,
         values,
-        unit=stream.unit,
-        description=stream.description,
-        attributes=dict(stream.attributes),
-        scope=_scope(stream),
+        **describe(stream),
     )
-
-
-def _scope(stream: Stream) -> Scope:
-    if not stream.scope:
-        return SCOPE
-    name, version, schema_url, attributes = stream.scope
-    return Scope(name, version, schema_url, dict(attributes))

@@ -1,6 +1,7 @@
 """Reading rows out of a ring's lane.
 
-Rows of one layout that follow each other are found and copied by NumPy, a stretch at a time.
+Rows of one layout that follow each other are found and copied by NumPy, a stretch at a time; so are measurements of
+instruments, whose rows are all of one size, in whatever order the instruments have come.
 The reader works on the file alone, so it makes no difference whether the writer lives.
 """
 
@@ -26,6 +27,7 @@ from tensormeter.ring import (
     LaneWord,
     Layout,
     RingFile,
+    row_bytes,
 )
 
 __all__ = ["LaneReader", "Layouts", "Rows"]
@@ -33,6 +35,8 @@ __all__ = ["LaneReader", "Layouts", "Rows"]
 _STORES_IN_ORDER: Final = platform.machine() in ("x86_64", "AMD64", "i686")
 _SETTLE: Final = 0.002
 """Seconds after which another core's stores are visible for certain; they take well under a microsecond."""
+
+_MEASUREMENT_BYTES: Final = row_bytes(1)
 
 _LAYOUT_MASK: Final = (1 << LAYOUT_BITS) - 1
 
@@ -62,6 +66,10 @@ class Layouts:
 
     ring: RingFile
     metadata: dict[str, object] = field(default_factory=dict)
+    measurements: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1 << LAYOUT_BITS, np.bool_))
+    """By layout id whether its rows are measurements of instruments: one value of one word, without a step."""
+    deferred: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1 << LAYOUT_BITS, np.bool_))
+    """By layout id whether they are those of a device."""
     _known: dict[int, tuple[Layout, np.dtype[np.void]]] = field(default_factory=dict)
 
     def refresh(self) -> None:
@@ -76,6 +84,9 @@ class Layouts:
                     (f"v{i}", "<i8" if column.code == "q" else "<f8", () if column.words == 1 else (column.words,))
                     for i, column in enumerate(layout.columns)
                 ]
+                if not layout.stepped and layout.row_bytes == _MEASUREMENT_BYTES:
+                    self.measurements[layout.id] = True
+                    self.deferred[layout.id] = layout.codes == "D"
                 self._known[layout.id] = (layout, np.dtype([*fields, ("end", "<i8")]))
 
     def find(self, number: int) -> tuple[Layout, np.dtype[np.void]] | None:
@@ -127,6 +138,15 @@ class LaneReader:
             if entry is None:
                 break
             layout, dtype = entry
+            if self._layouts.measurements[number]:
+                measured = self._measurements(position, offset, max(1, (most - values) // 2), abandon_pending)
+                if not measured:
+                    break
+                found += measured
+                count = sum(len(rows.times) for rows in measured)
+                position += count * _MEASUREMENT_BYTES
+                values += 2 * count
+                continue
             per_row = len(layout.columns) + 1
             rows = self._stretch(position, offset, layout, dtype, max(1, (most - values) // per_row))
             if "D" in layout.codes and not abandon_pending:
@@ -171,6 +191,54 @@ class LaneReader:
         if count and not _STORES_IN_ORDER:
             Event().wait(_SETTLE)
         return np.frombuffer(self._buffer, dtype, count, offset).copy()
+
+    def _measurements(self, position: int, offset: int, most: int, abandon_pending: bool) -> list[Rows]:
+        """The whole measurements at a position, by layout. Looks further and further, as `_stretch` does."""
+        room = min(most, (self._start + self._size - offset) // _MEASUREMENT_BYTES)
+        count, look = 0, 16
+        while count < room:
+            look = min(look, room - count)
+            rows = self._words_of(offset + count * _MEASUREMENT_BYTES, look)
+            marks, ends = rows[:, 0], rows[:, -1]
+            expected = (position + np.arange(count, count + look) * _MEASUREMENT_BYTES) >> 3
+            whole = (
+                (marks >> LAYOUT_BITS == expected) & (marks == ends) & self._layouts.measurements[marks & _LAYOUT_MASK]
+            )
+            if not whole.all():
+                count += int(whole.argmin())
+                break
+            count += look
+            look *= 4
+        if count and not _STORES_IN_ORDER:
+            Event().wait(_SETTLE)
+        rows = self._words_of(offset, count).copy()
+        numbers, values = rows[:, 0] & _LAYOUT_MASK, np.ascontiguousarray(rows[:, 3])
+        if not abandon_pending:
+            waiting = self._layouts.deferred[numbers] & (values == PENDING)
+            if waiting.any():
+                rows = rows[: waiting.argmax()]
+                numbers, values = numbers[: len(rows)], values[: len(rows)]
+        if len(rows) == 0:
+            return []
+        times = _unique_times(rows[:, 1], self.cursor.last_time, self._index)
+        self.cursor = Cursor(self.cursor.position, int(times[-1]))
+        order = np.argsort(numbers, kind="stable")
+        firsts = np.flatnonzero(np.diff(numbers[order], prepend=-1))
+        found = []
+        for group in np.split(order, firsts[1:]):
+            entry = self._layouts.find(int(numbers[group[0]]))
+            assert entry is not None
+            layout, words = entry[0], values[group]
+            missing = (words == PENDING) | (words == LOST) if layout.codes == "D" else None
+            column = words if layout.codes == "q" else words.view(np.float64)
+            lost = missing if missing is not None and missing.any() else None
+            found.append(Rows(layout, times[group], rows[group, 2], [column], [lost]))
+        return found
+
+    def _words_of(self, offset: int, count: int) -> NDArray[np.int64]:
+        """So many measurements as words, one a line."""
+        line = _MEASUREMENT_BYTES >> 3
+        return np.frombuffer(self._buffer, np.int64, count * line, offset).reshape(count, line)
 
     def _unpack(self, rows: NDArray[np.void], layout: Layout) -> Rows:
         times = _unique_times(rows["time"], self.cursor.last_time, self._index)

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from tensormeter.errors import SpoolError
@@ -23,7 +24,7 @@ from tensormeter.exporter import Request, Signal
 
 __all__ = ["Cursor", "Encoded", "Spool"]
 
-VERSION: Final = 1
+VERSION: Final = 2
 
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -53,6 +54,12 @@ CREATE TABLE cursor (
     position INTEGER NOT NULL,
     last_time INTEGER NOT NULL,
     PRIMARY KEY (process, lane)
+) WITHOUT ROWID;
+CREATE TABLE aggregate (
+    process TEXT NOT NULL,
+    stream TEXT NOT NULL,
+    state TEXT NOT NULL,
+    PRIMARY KEY (process, stream)
 ) WITHOUT ROWID;
 CREATE TABLE process (
     process TEXT PRIMARY KEY,
@@ -125,6 +132,10 @@ class Spool:
         row = self._fetch("SELECT started, ended FROM process WHERE process = ?", process)
         return (bool(row[0]), bool(row[1])) if row else (False, False)
 
+    def aggregates(self, process: str) -> dict[str, str]:
+        """The states of a process's aggregated streams, as `put` was given them."""
+        return dict(self._fetch_all("SELECT stream, state FROM aggregate WHERE process = ?", process))
+
     def put(
         self,
         requests: Sequence[Encoded],
@@ -134,8 +145,11 @@ class Spool:
         *,
         started: bool,
         ended: bool,
+        aggregates: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Store requests of one process for every destination, and how far its lanes and its life have come, atomically.
+
+        `aggregates` are the states of those aggregated streams that have changed.
 
         Raises:
             SpoolError: The disk refuses; then nothing of it is stored.
@@ -153,6 +167,10 @@ class Spool:
             self._database.executemany(
                 "INSERT OR REPLACE INTO cursor VALUES (?, ?, ?, ?)",
                 [(process, lane, cursor.position, cursor.last_time) for lane, cursor in cursors.items()],
+            )
+            self._database.executemany(
+                "INSERT OR REPLACE INTO aggregate VALUES (?, ?, ?)",
+                [(process, stream, state) for stream, state in aggregates.items()],
             )
             self._database.execute("INSERT OR REPLACE INTO process VALUES (?, ?, ?)", (process, started, ended))
 
@@ -202,9 +220,13 @@ class Spool:
         )
 
     def _fetch(self, query: str, *arguments: str | int) -> tuple[Any, ...] | None:
+        rows = self._fetch_all(query, *arguments)
+        return rows[0] if rows else None
+
+    def _fetch_all(self, query: str, *arguments: str | int) -> list[tuple[Any, ...]]:
         try:
             with closing(self._database.execute(query, arguments)) as result:
-                return result.fetchone()  # type: ignore[no-any-return]
+                return result.fetchall()
         except sqlite3.Error as error:
             raise SpoolError(f"cannot read the spool {self._path}: {error}") from error
 

@@ -16,7 +16,9 @@ import sys
 import threading
 from array import array
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from time import time_ns
+from types import CodeType
 from typing import Any, Final, Protocol
 
 from tensormeter.record.compilation import break_graph
@@ -92,7 +94,7 @@ class Lane:
         self._lap = 0  # position of the lane's start in this lap
         self.cursor = array("q", [self._start, self._start, 0])
         self.owner = owner
-        self.writers: dict[tuple[tuple[str, ...], str], Writer] = {}
+        self.writers: dict[tuple[object, str], Writer] = {}
         self.reductions = Reductions()
 
     def lend(self, owner: int) -> None:
@@ -228,8 +230,7 @@ class Lane:
         arguments = ", ".join(scope)
         body = "".join(f"    {line}\n" for line in source.splitlines())
         namespace: dict[str, Any] = {}
-        code = compile(f"def bind({arguments}):\n{body}    return log\n", __file__, "exec")
-        exec(code, namespace)  # noqa: S102 - keys enter by repr() only
+        exec(_compiled(f"def bind({arguments}):\n{body}    return log\n"), namespace)  # noqa: S102 - keys enter by repr() only
         writer: Writer = namespace["bind"](**scope)
         break_graph(writer)
         return writer
@@ -247,6 +248,12 @@ class Lane:
 def native_writers() -> bool:
     """Whether writers come from C: it was compiled, and the machine's words are those of the ring."""
     return _writer is not None and sys.byteorder == "little"
+
+
+@lru_cache(maxsize=1024)
+def _compiled(source: str) -> CodeType:
+    """Compiling takes half a millisecond; attribute sets of one instrument, and lanes, have the same source."""
+    return compile(source, __file__, "exec")
 
 
 _CHECKS: Final = {

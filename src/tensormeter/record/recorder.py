@@ -15,7 +15,7 @@ import os
 import threading
 import weakref
 from array import array
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Final, Protocol, cast
 
@@ -24,9 +24,10 @@ from tensormeter.record.compilation import break_graph, skip_own_files
 from tensormeter.record.cost import LogCost, Stopwatch
 from tensormeter.record.device import DeviceCopies, place
 from tensormeter.record.lane import Lane, Writer
+from tensormeter.record.measurement import StreamWriter
 from tensormeter.record.reduction import Reduce, Rule
 from tensormeter.record.values import Deferred, DeviceValue, Refused, classify, kind_of
-from tensormeter.ring import MAX_LAYOUT, Drop, HeaderWord, Layout, RingFile, State, row_bytes
+from tensormeter.ring import MAX_LAYOUT, Column, Drop, HeaderWord, Layout, RingFile, State, Stream, row_bytes
 
 __all__ = ["Chore", "Recorder"]
 
@@ -39,6 +40,9 @@ _MAX_WARNINGS: Final = 1000
 """Keys warned about; beyond that, drops are only counted."""
 
 _NAMES_SHOWN: Final = 5
+
+_NOT_FOR_STREAMS: Final = 1 / 4
+"""Share of the ring's dictionary that streams of instruments leave to rows."""
 
 _LAST_STEP: Final = (1 << 63) - 1
 
@@ -92,6 +96,7 @@ class Recorder:
         self._chores: list[Chore] = []
         self._last_chores: list[Chore] = []
         self._cost = LogCost(ring)
+        self._stream_layouts: dict[tuple[StreamWriter, str], Layout] = {}
         self._rules: list[tuple[str, Rule]] = []
         self._rule_of: dict[str, Rule | None] = {}
         self._warned: set[object] = set()
@@ -188,6 +193,29 @@ class Recorder:
                 self._route(lane, values, step, rule)
         else:
             self._route(lane, values, step, rule)
+
+    def record(self, stream: StreamWriter, value: Any) -> int | None:
+        """Record one measurement of an instrument, as a row of its own. Never blocks, never raises for the value.
+
+        Nothing is recorded in a forked child, nor after `close`: the stream finds the recorder to use.
+
+        Returns:
+            The word of the ring that a device will store the value in; None if it is no device's value, or not recorded.
+        """
+        if self._closed or self._pid != os.getpid():
+            return None
+        lane = self._lane()
+        if not self._out_of_graphs:
+            self._out_of_graphs = skip_own_files()
+        if lane.owner is None:
+            with self._shared:
+                return self._measure(lane, stream, value)
+        return self._measure(lane, stream, value)
+
+    @property
+    def positions(self) -> list[int]:
+        """How far each lane has been written, in bytes over all laps: what a reader's TAIL words reach."""
+        return [lane.position for lane in self._lanes]
 
     def close(self, state: State) -> None:
         """Record no more, and tell the reader where each lane ends. Idempotent; rows logged meanwhile may be lost."""
@@ -394,21 +422,73 @@ class Recorder:
         if layout is None:
             self._too_many(lane, ordered[0][0], len(codes))
             return
-        word = lane.write_pending(layout, list(numbers.values()), step)
+        if self._write_copies(lane, layout, list(numbers.values()), [value for _, value in ordered], step) is not None:
+            self._last_step[0] = step
+
+    def _write_copies(
+        self,
+        lane: Lane,
+        layout: Layout,
+        values: list[float],
+        devices: Sequence[DeviceValue | Deferred],
+        step: int,
+    ) -> int | None:
+        """Write a row whose last values come from devices; returns the word of the first of those."""
+        word = lane.write_pending(layout, values, step)
         if word is None:
             self._full(lane)
-            return
+            return None
         try:
-            self._device.copy(word, [value for _, value in ordered])
+            self._device.copy(word, devices)
             if len(self._device.pending) and self._device.pending.look not in self._chores:
                 self.attend(self._device.pending.look, at_close=self._settle)
         except BaseException as error:
-            self._device.give_up(word, len(ordered))
+            self._device.give_up(word, len(devices))
             if not isinstance(error, Exception):
                 raise
             # CUDA's own errors: the program will meet them again in its own calls.
             self._warn_once(DeviceCopies, "device values are lost: %s", error)
-        self._last_step[0] = step
+        return word
+
+    def _measure(self, lane: Lane, stream: StreamWriter, value: Any) -> int | None:
+        try:
+            number = self._classify(stream.name, value)
+            if not isinstance(number, (DeviceValue, Deferred)):
+                stream.check(number)
+        except Refused as refusal:
+            lane.count(Drop.UNSUPPORTED_VALUE)
+            self._warn_once((stream.name,), "%r is not recorded: %s", stream.name, refusal)
+            return None
+        code = "D" if isinstance(number, (DeviceValue, Deferred)) else "d" if type(number) is float else "q"
+        layout = self._stream_layout(stream, code)
+        if layout is None:
+            self._too_many(lane, stream.name)
+        elif isinstance(number, (DeviceValue, Deferred)):
+            return self._write_copies(lane, layout, [], [number], 0)
+        else:
+            self._write_measurement(lane, stream, layout, number)
+        return None
+
+    def _write_measurement(self, lane: Lane, stream: StreamWriter, layout: Layout, number: float) -> None:
+        code = layout.codes
+        writer = lane.writers.get((stream, code))
+        if writer is None:
+            writer = lane.writers[stream, code] = lane.make_writer(layout, code, stream.fall_back, array("q", [0]))
+        size = layout.row_bytes
+        if lane.cursor[0] + size > lane.cursor[1] and not lane.make_room(size):
+            self._full(lane)
+            return
+        writer({stream.name: number}, 0)
+        if lane is self._lanes[0] and not self._closed:
+            stream.use(code, writer)
+
+    def _stream_layout(self, stream: StreamWriter, code: str) -> Layout | None:
+        layout = self._stream_layouts.get((stream, code))
+        if layout is None and self._ring.dictionary_left > _NOT_FOR_STREAMS:
+            layout = self._add_layout((Column(stream.stream, code),), stepped=False)
+            if layout is not None:
+                self._stream_layouts[stream, code] = layout
+        return layout
 
     def _settle(self) -> None:
         self._device.pending.settle(_SETTLE_TIMEOUT)
@@ -439,14 +519,19 @@ class Recorder:
             with self._claims:
                 if len(names) > 1 and len(self._layouts) >= _MAX_KEY_SETS:
                     return None
-                number = next(self._layout_numbers)
-                if number > MAX_LAYOUT:
-                    return None
-                layout = Layout.of_gauges(number, names, codes)
-                if not self._ring.add_layout(layout):
-                    return None
-                self._layouts[names, codes] = layout
+                columns = tuple(Column(Stream(name), code) for name, code in zip(names, codes, strict=True))
+                layout = self._add_layout(columns, stepped=True)
+                if layout is not None:
+                    self._layouts[names, codes] = layout
         return layout
+
+    def _add_layout(self, columns: tuple[Column, ...], *, stepped: bool) -> Layout | None:
+        with self._claims:
+            number = next(self._layout_numbers)
+            if number > MAX_LAYOUT:
+                return None
+            layout = Layout(number, columns, stepped)
+            return layout if self._ring.add_layout(layout) else None
 
     def _full(self, lane: Lane) -> None:
         if self._closed:  # meanwhile, by another thread or a signal handler
@@ -477,6 +562,7 @@ class Recorder:
 
 
 break_graph(Recorder.log)
+break_graph(Recorder.record)
 
 
 class _Lease:

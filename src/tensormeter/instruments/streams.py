@@ -1,0 +1,164 @@
+"""From an instrument and an attribute set to the streams that a measurement goes into. Interned; bounded in number."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from tensormeter.instruments.attributes import OVERFLOW, AttributeSet, clean_attributes
+from tensormeter.instruments.registry import LOCK, warn_once
+from tensormeter.instruments.views import InstrumentIdentity, Template, Views
+from tensormeter.record.compilation import break_graph, skip_own_files
+from tensormeter.record.measurement import StreamWriter
+from tensormeter.record.recorder import Recorder
+from tensormeter.ring import Stream
+
+__all__ = ["Binder", "Bound", "StreamGroup", "Streams"]
+
+_CACHED: Final = 4
+"""Attribute sets remembered as they were given, as a multiple of the cardinality limit."""
+
+_SCALARS: Final = frozenset({str, bool, int, float})
+
+_EXACT: Final = frozenset({str})
+"""Types whose values equal no value of another type (True equals 1 equals 1.0, as keys)."""
+
+
+class StreamGroup:
+    """The streams of several views, or of none, of one attribute set. Called like a `StreamWriter`."""
+
+    __slots__ = ("name", "streams")
+
+    def __init__(self, streams: tuple[StreamWriter, ...]) -> None:
+        self.name = ""
+        self.streams = streams
+
+    def write_float(self, values: Mapping[str, float], step: int) -> None:
+        for value in values.values():
+            for stream in self.streams:
+                stream.write_float({stream.name: value}, step)
+
+    def write_int(self, values: Mapping[str, int], step: int) -> None:
+        for value in values.values():
+            for stream in self.streams:
+                stream.write_int({stream.name: value}, step)
+
+    def record(self, value: Any) -> tuple[Recorder, int] | None:
+        place = None
+        for stream in self.streams:
+            place = stream.record(value) or place
+        return place
+
+
+Bound = StreamWriter | StreamGroup
+
+
+class Streams:
+    """All streams of one provider."""
+
+    def __init__(self, views: Views, find: Callable[[], Recorder | None], limit: Callable[[], int]) -> None:
+        """
+        Args:
+            views: The user's.
+            find: Finds this process's recorder.
+            limit: Tells how many attribute sets one instrument's stream may have.
+        """
+        self.views = views
+        self.find = find
+        self.limit = limit
+        self._writers: dict[tuple[InstrumentIdentity, Template], dict[str, StreamWriter]] = {}
+
+    def writer(self, instrument: InstrumentIdentity, template: Template, attributes: AttributeSet) -> StreamWriter:
+        """The stream of an attribute set, or the one of all attribute sets beyond the limit. Under the lock."""
+        writers = self._writers.setdefault((instrument, template), {})
+        key = json.dumps(attributes)
+        if key not in writers and len(writers) >= self.limit():
+            warn_once(
+                (Streams, instrument),
+                "%r has more than %d attribute sets; further ones are recorded as otel.metric.overflow "
+                "(TENSORMETER_CARDINALITY_LIMIT)",
+                instrument.name,
+                self.limit(),
+            )
+            attributes = OVERFLOW
+            key = json.dumps(attributes)
+        if key not in writers:
+            scope = instrument.scope
+            stream = Stream(
+                template.name,
+                template.kind,
+                template.unit,
+                template.description,
+                attributes,
+                (scope.name, scope.version, scope.schema_url, scope.attributes),
+                template.bounds,
+            )
+            least = 0.0 if instrument.kind == "counter" else -math.inf
+            writers[key] = StreamWriter(stream, self.find, finite=template.kind != "gauge", minimum=least)
+        return writers[key]
+
+    def reset(self) -> None:
+        """Make every stream look for the recorder again."""
+        with LOCK:
+            for writers in self._writers.values():
+                for writer in writers.values():
+                    writer.reset()
+
+
+class Binder:
+    """Finds the streams of one instrument's measurements by their attributes.
+
+    Attributes:
+        exact: By the items of attributes all of whose values are `str`: for the fast path.
+    """
+
+    def __init__(self, instrument: InstrumentIdentity, streams: Streams) -> None:
+        self.instrument = instrument
+        self._streams = streams
+        self._out_of_graphs = skip_own_files()
+        self.exact: dict[tuple[tuple[str, Any], ...], Bound] = {}
+        self._typed: dict[tuple[tuple[tuple[str, Any], ...], tuple[type, ...]], Bound] = {}
+        self._templates: dict[frozenset[str], list[tuple[Template, frozenset[str]]]] = {}
+
+    def bind(self, attributes: Any) -> Bound:
+        """The streams of an attribute set. Never raises."""
+        try:
+            items = tuple(attributes.items()) if attributes else ()
+            # By way of a list: a tuple made of an iterator grows, and the garbage collector counts it as one more object.
+            types = tuple([type(value) for value in attributes.values()]) if attributes else ()
+            bound = self._typed.get((items, types))
+            if bound is not None:
+                return bound
+            cachable = _SCALARS.issuperset(types)
+        except Exception:  # no mapping, or values without a hash, or whatever they raise
+            cachable = False
+        if not self._out_of_graphs:
+            self._out_of_graphs = skip_own_files()
+        try:
+            bound = self._bind(clean_attributes(attributes))
+        except Exception as error:  # a mapping's own code
+            warn_once((Binder, self.instrument), "attributes of %r: %s", self.instrument.name, error, error=error)
+            bound = self._bind(())
+        if cachable and len(self._typed) < _CACHED * self._streams.limit():
+            self._typed[items, types] = bound
+            if _EXACT.issuperset(types):
+                self.exact[items] = bound
+        return bound
+
+    def _bind(self, attributes: AttributeSet) -> Bound:
+        with LOCK:
+            limit = self._streams.limit()  # which begins a run if there is none
+            keys = frozenset(key for key, _ in attributes)
+            templates = self._templates.get(keys)
+            if templates is None:
+                templates = self._streams.views.resolve(self.instrument, keys)
+                if len(self._templates) < limit:
+                    self._templates[keys] = templates
+            found = tuple(
+                self._streams.writer(self.instrument, template, tuple(pair for pair in attributes if pair[0] in kept))
+                for template, kept in templates
+            )
+        return found[0] if len(found) == 1 else StreamGroup(found)
+
+
+break_graph(Binder.bind)

@@ -1,0 +1,192 @@
+"""Views of the SDK, given to our provider."""
+
+import pytest
+from opentelemetry import metrics
+from opentelemetry.metrics import Observation
+from opentelemetry.sdk.metrics import Counter, Histogram
+from opentelemetry.sdk.metrics.view import (
+    DropAggregation,
+    ExplicitBucketHistogramAggregation,
+    ExponentialBucketHistogramAggregation,
+    LastValueAggregation,
+    SumAggregation,
+    View,
+)
+
+from tensormeter.otlp import batch as otlp
+
+
+def test_name_description_and_attributes(new_measured):
+    view = View(instrument_name="requests", name="Requests.v2", description="by us", attribute_keys={"keep"})
+    measured = new_measured(views=[view])
+    counter = measured.meter.create_counter("requests", unit="1", description="theirs")
+    counter.add(1, {"keep": "a", "drop": "x"})
+    counter.add(2, {"keep": "a", "drop": "y"})
+    counter.add(4, {"drop": "y"})
+    found = measured.by_attributes()
+    assert {key: series.values.tolist() for key, series in found.items()} == {(("keep", "a"),): [3], (): [4]}
+    for series in found.values():
+        assert (series.name, series.unit, series.description) == ("Requests.v2", "1", "by us")
+
+
+def test_an_instrument_that_no_view_matches_is_as_it_is(new_measured):
+    measured = new_measured(views=[View(instrument_name="other", name="Other")])
+    measured.meter.create_counter("mixedCase", description="d").add(1, {"k": "v"})
+    series = measured.one("mixedCase")
+    assert (series.description, series.attributes) == ("d", {"k": "v"})
+
+
+def test_what_is_filtered_does_not_count_towards_the_limit(new_measured, warnings_logged):
+    measured = new_measured({"cardinality_limit": 2}, views=[View(instrument_name="*", attribute_keys={"keep"})])
+    counter = measured.meter.create_counter("a")
+    for i in range(50):
+        counter.add(1, {"keep": str(i % 2), "drop": str(i)})
+    assert {key: series.values.tolist() for key, series in measured.by_attributes().items()} == {
+        (("keep", "0"),): [25],
+        (("keep", "1"),): [25],
+    }
+    assert warnings_logged() == []
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "kind"),
+    [
+        (SumAggregation(), otlp.Sum),
+        (LastValueAggregation(), otlp.Gauge),
+        (ExplicitBucketHistogramAggregation([1.0, 2.0]), otlp.Histogram),
+        (ExponentialBucketHistogramAggregation(), otlp.ExponentialHistogram),
+    ],
+)
+@pytest.mark.parametrize("instrument", ["counter", "up_down_counter", "gauge", "histogram"])
+def test_every_aggregation_of_every_instrument(new_measured, aggregation, kind, instrument):
+    measured = new_measured(views=[View(instrument_name="a", aggregation=aggregation)])
+    made = getattr(measured.meter, f"create_{instrument}")("a")
+    method = getattr(made, {"gauge": "set", "histogram": "record"}.get(instrument, "add"))
+    for value in (0.5, 1.5, 7):
+        method(value)
+    found = measured.series()
+    assert {type(series) for series in found} == {kind}
+    if kind is otlp.Sum:
+        assert found[0].values.tolist() == [9.0]
+        assert found[0].monotonic is (instrument == "counter")
+    elif kind is otlp.Gauge:
+        assert sorted(value for series in found for value in series.values.tolist()) == [0.5, 1.5, 7]
+    elif kind is otlp.Histogram:
+        assert found[0].bounds.tolist() == [1.0, 2.0]
+        assert found[0].buckets.tolist() == [[1, 1, 1]]
+    else:
+        assert found[0].counts.tolist() == [3]
+
+
+@pytest.mark.parametrize(("size", "scale"), [(160, 20), (2, 20), (7, 3), (100, 1), (160, 0), (300, 20)])
+def test_size_and_scale_of_exponential_histograms(new_measured, size, scale):
+    aggregation = ExponentialBucketHistogramAggregation(max_size=size, max_scale=scale)
+    measured = new_measured(views=[View(instrument_type=Histogram, aggregation=aggregation)])
+    measured.meter.create_histogram("a").record(1.5)
+    assert isinstance(measured.one("a"), otlp.ExponentialHistogram)
+    assert measured._processor._layouts._known[1][0].columns[0].stream.bounds == (min(size, 160), scale)
+
+
+def test_dropped_by_a_view(new_measured):
+    measured = new_measured(
+        views=[View(instrument_name="*", aggregation=DropAggregation()), View(instrument_name="kept")]
+    )
+    measured.meter.create_counter("dropped").add(1)
+    measured.meter.create_counter("kept").add(1)
+    measured.meter.create_gauge("dropped_too").set(1.0, {"k": 1})
+    assert [series.name for series in measured.series()] == ["kept"]
+
+
+def test_several_views_make_several_streams(new_measured):
+    measured = new_measured(
+        views=[
+            View(instrument_name="a", name="all"),
+            View(instrument_name="a", name="by_k", attribute_keys={"k"}),
+            View(instrument_name="a", name="buckets", aggregation=ExplicitBucketHistogramAggregation([1])),
+        ]
+    )
+    counter = measured.meter.create_counter("a")
+    for value in (1, 2.5):
+        counter.add(value, {"k": "v", "l": "w"})
+    found = {series.name: series for series in measured.series()}
+    assert found["all"].attributes == {"k": "v", "l": "w"}
+    assert found["by_k"].attributes == {"k": "v"}
+    assert found["by_k"].values.tolist() == [3.5]
+    assert found["buckets"].buckets.tolist() == [[1, 1]]
+
+
+def test_two_instruments_become_one_stream(new_measured):
+    measured = new_measured(views=[View(instrument_type=Counter, name="all", description="")])
+    measured.meter.create_counter("a").add(1)
+    measured.meter.create_counter("b").add(2)
+    assert measured.one("all").values.tolist() == [3]
+
+
+def test_selection_by_meter(new_measured):
+    measured = new_measured(views=[View(meter_name="lib", meter_version="2", name="renamed", instrument_name="a")])
+    for version in ("1", "2"):
+        measured.provider.get_meter("lib", version).create_counter("a").add(1)
+    assert {series.scope.version: series.name for series in measured.series()} == {"1": "a", "2": "renamed"}
+
+
+def test_advice_yields_to_a_view(new_measured):
+    view = View(instrument_name="viewed", aggregation=ExplicitBucketHistogramAggregation([5]))
+    measured = new_measured(views=[view, View(instrument_name="renamed", name="new")])
+    for name in ("viewed", "renamed"):
+        measured.meter.create_histogram(name, explicit_bucket_boundaries_advisory=[1, 2]).record(1)
+    found = {series.name: series.bounds.tolist() for series in measured.series()}
+    assert found == {"viewed": [5.0], "new": [1.0, 2.0]}
+
+
+def test_a_view_that_resolves_a_conflict_ends_the_warning(new_measured, warnings_logged):
+    measured = new_measured(views=[View(instrument_name="a", description="one for both")])
+    measured.meter.create_counter("a", description="x").add(1)
+    measured.meter.create_counter("a", description="y").add(1)
+    assert warnings_logged() == []
+    assert measured.one("a").values.tolist() == [2]
+
+
+def test_observables(new_measured):
+    measured = new_measured(
+        views=[View(instrument_name="*", attribute_keys={"k"}), View(instrument_name="b", name="c")]
+    )
+
+    def observe(options):
+        return [Observation(1, {"k": "x", "cpu": i}) for i in range(4)] + [Observation(7, {"k": "y"})]
+
+    measured.meter.create_observable_counter("total", [observe])
+    measured.meter.create_observable_gauge("value", [observe])
+    measured.meter.create_observable_up_down_counter("b", [observe])
+    measured.provider._observer.flush(300)
+    found = {
+        (series.name, tuple(sorted(series.attributes.items()))): series.values.tolist() for series in measured.series()
+    }
+    assert found["total", (("k", "x"),)] == [4]  # added up over what is left out
+    assert found["value", (("k", "x"),)] == [1]
+    assert found["total", (("k", "y"),)] == [7]
+    assert len([key for key in found if key[0] == "c"]) == 5
+
+
+def test_a_meter_without_a_name_and_a_unit_that_the_sdk_refuses(new_measured, warnings_logged):
+    measured = new_measured(views=[View(instrument_name="a", name="b")])
+    measured.provider.get_meter("").create_counter("a").add(1)
+    measured.meter.create_counter("a", unit="µs").add(2)
+    assert {series.name: series.values.tolist() for series in measured.series()} == {"b": [1], "a": [2]}
+    assert any("views are not applied" in line for line in warnings_logged())
+
+
+def test_a_view_cannot_make_an_observable_a_histogram(new_measured):
+    view = View(instrument_name="a", aggregation=ExplicitBucketHistogramAggregation())
+    measured = new_measured(views=[view])
+    instrument = measured.meter.create_observable_counter("a", [lambda options: [Observation(3)]])
+    assert isinstance(instrument, metrics.ObservableCounter)
+    measured.provider._observer.flush(300)
+    assert measured.one("a").values.tolist() == [3]
+
+
+@pytest.mark.parametrize("views", [[], [View(instrument_name="other", name="new")]])
+def test_exponential_buckets_by_default(new_measured, views):
+    measured = new_measured({"histogram_aggregation": "base2_exponential_bucket_histogram"}, views=views)
+    measured.meter.create_histogram("a", explicit_bucket_boundaries_advisory=[1]).record(1.5)
+    assert isinstance(measured.one("a"), otlp.ExponentialHistogram)
+    assert measured._processor._layouts._known[1][0].columns[0].stream.bounds == (160, 20)
