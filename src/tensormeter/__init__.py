@@ -9,11 +9,13 @@ from tensormeter.errors import (
     TensormeterError,
     UsageError,
 )
+from tensormeter.record.histogram import Histogram
 from tensormeter.run import Run, finish, init, log
 from tensormeter.settings import Settings
 
 __all__ = [
     "EncodingError",
+    "Histogram",
     "RingError",
     "Run",
     "Settings",

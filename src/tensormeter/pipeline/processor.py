@@ -12,7 +12,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tensormeter.distribution import KIND
 from tensormeter.otlp.batch import SCOPE, STEP_METRIC, Attribute, Batch, Gauge, Scope
+from tensormeter.pipeline.distributions import distribution_series
 from tensormeter.pipeline.reader import LaneReader, Layouts, Rows
 from tensormeter.pipeline.spool import Cursor
 from tensormeter.ring import RingFile, Stream
@@ -97,10 +99,13 @@ class BatchMeasurementProcessor:
             if rows.layout.stepped:
                 columns.setdefault((_STEPS, "i"), []).append((rows.times, rows.steps))
             for column, values, missing in zip(rows.layout.columns, rows.columns, rows.lost, strict=True):
+                if column.stream.kind == KIND:
+                    continue
                 pieces = columns.setdefault((column.stream, values.dtype.kind), [])
                 pieces.append((rows.times, values) if missing is None else (rows.times[~missing], values[~missing]))
         gauges = [_gauge(stream, pieces) for (stream, _), pieces in columns.items()]
-        return Batch(resource, [gauge for gauge in gauges if len(gauge.times)]), dict(enumerate(self.cursors()))
+        series = [*(gauge for gauge in gauges if len(gauge.times)), *distribution_series(self._rows)]
+        return Batch(resource, series), dict(enumerate(self.cursors()))
 
     def cursors(self) -> Iterable[Cursor]:
         """How far each lane has been read."""

@@ -14,17 +14,19 @@ import operator
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Final, cast
 
 from tensormeter.errors import UsageError
 from tensormeter.record.compilation import break_graph, skip_own_files
 from tensormeter.record.device import DeviceCopies
+from tensormeter.record.histogram import DeviceDistribution, Histogram, HostDistribution
 from tensormeter.record.lane import Lane, Writer
 from tensormeter.record.reduction import Reduce, Rule
 from tensormeter.record.values import DeviceValue, Refused, classify, kind_of
-from tensormeter.ring import MAX_LAYOUT, Drop, HeaderWord, Layout, RingFile, State, row_bytes
+from tensormeter.record.wide import Distributions, WideRows
+from tensormeter.ring import MAX_LAYOUT, Column, Drop, HeaderWord, Layout, RingFile, State, Stream, row_bytes
 
 __all__ = ["Recorder"]
 
@@ -74,8 +76,10 @@ class Recorder:
         self._free_lanes = self._lanes[last - 1 : 0 : -1]
         self._layout_numbers = itertools.count(1)
         self._layouts: dict[tuple[tuple[str, ...], str], Layout] = {}
+        self._wide_layouts: dict[tuple[Column, ...], Layout] = {}
         self._last_step = [-1]
         self._device = DeviceCopies(ring)
+        self._wide = WideRows(self._device, self._wide_layout, self._lose)
         self._rules: list[tuple[str, Rule]] = []
         self._rule_of: dict[str, Rule | None] = {}
         self._warned: set[object] = set()
@@ -140,6 +144,24 @@ class Recorder:
                 self._route(lane, values, step, rule)
         else:
             self._route(lane, values, step, rule)
+
+    def log_beside(self, values: Mapping[str, Any]) -> None:
+        """`log` at the next row's step, and leave that step to the next row."""
+        last = self._last_step[0]
+        self.log(values)
+        self._last_step[0] = last
+
+    def log_streams(self, values: Mapping[Stream, float], step: int) -> None:
+        """Record one row of gauges with attributes and units. Blocks and raises as little as `log`."""
+        if self._pid != os.getpid() or self._closed or not values:
+            return
+        lane = self._lane()
+        if lane.owner is None:
+            with self._shared:
+                written = self._wide.write_streams(lane, values, step)
+        else:
+            written = self._wide.write_streams(lane, values, step)
+        self._account(lane, next(iter(values)).name, len(values), written)
 
     def close(self, state: State) -> None:
         """Record no more, and tell the reader where each lane ends. Idempotent; rows logged meanwhile may be lost."""
@@ -209,18 +231,25 @@ class Recorder:
         step = self._step(lane, step)
         numbers: dict[str, float | int] = {}
         devices: dict[str, DeviceValue] = {}
+        distributions: dict[str, HostDistribution | DeviceDistribution] = {}
         for key, value in values.items():
             try:
-                number = self._classify(key, value)
+                number = self._classify(key, value, rule)
             except Refused as refusal:
                 lane.count(Drop.UNSUPPORTED_VALUE)
                 self._warn_once((key,), "%r is not recorded: %s", key, refusal)
                 continue
             if isinstance(number, DeviceValue):
                 devices[key] = number
+            elif isinstance(number, HostDistribution | DeviceDistribution):
+                distributions[key] = number
             else:
                 numbers[key] = number
-        if rule is None and not self._rules:
+        if distributions:
+            if rule is not None or self._rules:
+                numbers, devices = self._reduce(lane, rule, numbers, devices, step)
+            self._write_distributions(lane, numbers, devices, distributions, step)
+        elif rule is None and not self._rules:
             self._write_row(lane, numbers, devices, step, publish=lane is self._lanes[0])
         else:
             # No writer for such a row may be given away: it would write the next one without reducing it.
@@ -259,12 +288,43 @@ class Recorder:
         elif numbers:
             self._write(lane, numbers, step, publish=publish)
 
-    def _classify(self, key: object, value: Any) -> float | int | DeviceValue:
+    def _write_distributions(
+        self,
+        lane: Lane,
+        numbers: Mapping[str, float | int],
+        devices: Mapping[str, DeviceValue],
+        distributions: Distributions,
+        step: int,
+    ) -> None:
+        """One row, or as many as the lane's size asks for; the first holds what is no distribution."""
+        for group in self._wide.split(lane, len(numbers) + len(devices), distributions):
+            written = self._wide.write(lane, numbers, devices, group, step)
+            self._account(lane, next(iter(group)), len(group) + len(numbers) + len(devices), written)
+            numbers, devices = {}, {}
+        self._last_step[0] = step
+
+    def _account(self, lane: Lane, name: str, values: int, written: bool | None) -> None:
+        """Count a row that could not be written."""
+        if written is None:
+            self._too_many(lane, name, values)
+        elif not written:
+            self._full(lane)
+
+    def _classify(
+        self, key: object, value: Any, rule: Rule | None
+    ) -> float | int | DeviceValue | HostDistribution | DeviceDistribution:
         if type(key) is not str:
             raise Refused(f"the key is a {type(key).__name__}; use a str")
         if key == _STEP_NAME:
             raise Refused("the name is that of the row's step; use the argument `step`")
         try:
+            if isinstance(value, Histogram):
+                if self._rules_for((key,), rule):
+                    raise Refused("a Histogram is not reduced over steps; log it without `every`")
+                distribution = value.reduce()
+                if isinstance(distribution, DeviceDistribution):
+                    self._device.prepare(distribution.tensor)
+                return distribution
             number = classify(value)
             if isinstance(number, DeviceValue):
                 self._device.prepare(number.tensor)
@@ -343,8 +403,7 @@ class Recorder:
             self._device.give_up(word, len(tensors))
             if not isinstance(error, Exception):
                 raise
-            # CUDA's own errors: the program will meet them again in its own calls.
-            self._warn_once(DeviceCopies, "device values are lost: %s", error)
+            self._lose(error, 0)  # the reader counts them
         self._last_step[0] = step
 
     def _too_many(self, lane: Lane, name: str, number: int = 1) -> None:
@@ -370,14 +429,32 @@ class Recorder:
             with self._claims:
                 if len(names) > 1 and len(self._layouts) >= _MAX_KEY_SETS:
                     return None
-                number = next(self._layout_numbers)
-                if number > MAX_LAYOUT:
-                    return None
-                layout = Layout.of_gauges(number, names, codes)
-                if not self._ring.add_layout(layout):
-                    return None
-                self._layouts[names, codes] = layout
+                layout = self._publish(Layout.of_gauges(next(self._layout_numbers), names, codes))
+                if layout is not None:
+                    self._layouts[names, codes] = layout
         return layout
+
+    def _wide_layout(self, columns: Sequence[Column]) -> Layout | None:
+        """The same for columns of any kind."""
+        key = tuple(columns)
+        layout = self._wide_layouts.get(key)
+        if layout is None:
+            with self._claims:
+                if len(self._wide_layouts) >= _MAX_KEY_SETS:
+                    return None
+                layout = self._publish(Layout(next(self._layout_numbers), key))
+                if layout is not None:
+                    self._wide_layouts[key] = layout
+        return layout
+
+    def _publish(self, layout: Layout) -> Layout | None:
+        return layout if layout.id <= MAX_LAYOUT and self._ring.add_layout(layout) else None
+
+    def _lose(self, error: Exception, number: int) -> None:
+        """A device's own errors: the program will meet them again in its own calls."""
+        if number:
+            self._lane().count(Drop.DEVICE_UNFINISHED, number)
+        self._warn_once(DeviceCopies, "device values are lost: %s", error)
 
     def _full(self, lane: Lane) -> None:
         if self._closed:  # meanwhile, by another thread or a signal handler

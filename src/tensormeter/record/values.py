@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["EXACT_INT", "DeviceValue", "Refused", "classify", "kind_of", "scalar"]
+__all__ = ["EXACT_INT", "DeviceValue", "Refused", "check_plain", "classify", "kind_of", "scalar"]
 
 EXACT_INT: Final = 1 << 53
 """Integers up to this magnitude are exact as float64."""
@@ -57,7 +57,9 @@ def classify(value: Any) -> float | int | DeviceValue:
         return _array(value)
     if isinstance(value, (numbers.Real, Decimal)):  # float subclasses, Fraction, ...
         return _real(value)
-    raise Refused(f"cannot record a {_name(value)}; log a number or a tensor with one element")
+    raise Refused(
+        f"cannot record a {_name(value)}; log a number, a tensor with one element, or a tensormeter.Histogram"
+    )
 
 
 def _integer(value: int) -> float | int:
@@ -79,7 +81,7 @@ def _real(value: Any) -> float | int:
 def _array(value: Any) -> float | int:
     """NumPy scalars, and arrays with one element."""
     if value.size != 1:
-        raise Refused(f"an array of shape {value.shape}; log one element, or its mean")
+        raise Refused(f"an array of shape {value.shape}; log one element, its mean, or a tensormeter.Histogram of it")
     if value.dtype.kind not in "fiub":
         raise Refused(f"an array of dtype {value.dtype}; log a real number")
     if getattr(value, "mask", None) is not None and value.mask.any():
@@ -90,6 +92,23 @@ def _array(value: Any) -> float | int:
 
 def _tensor(value: "torch.Tensor") -> float | int | DeviceValue:
     """Tensors by value if they are on the CPU, else to be copied in stream order."""
+    check_plain(value)
+    if value.numel() != 1:
+        raise Refused(
+            f"a tensor of shape {tuple(value.shape)}; log one element, its mean, or a tensormeter.Histogram of it"
+        )
+    if value.device.type != "cpu":
+        return DeviceValue(value)
+    item = value.item()
+    return _integer(item) if type(item) is int else float(item)
+
+
+def check_plain(value: "torch.Tensor") -> None:
+    """Look at whether a tensor is one whose elements are real numbers that are where it says.
+
+    Raises:
+        Refused: It is not.
+    """
     import torch
 
     if type(value) not in (torch.Tensor, torch.nn.Parameter):
@@ -98,14 +117,8 @@ def _tensor(value: "torch.Tensor") -> float | int | DeviceValue:
         raise Refused("a tensor inside a function transform (vmap, grad, ...); log outside of it")
     if value.layout is not torch.strided or value.is_meta:
         raise Refused("a sparse or meta tensor has no single value; log a dense one")
-    if value.numel() != 1:
-        raise Refused(f"a tensor of shape {tuple(value.shape)}; log one element, or its mean")
     if value.is_complex():
         raise Refused("a complex tensor; log its .real, .imag or .abs()")
-    if value.device.type != "cpu":
-        return DeviceValue(value)
-    item = value.item()
-    return _integer(item) if type(item) is int else float(item)
 
 
 def scalar(tensor: "torch.Tensor") -> "torch.Tensor":
