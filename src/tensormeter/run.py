@@ -23,6 +23,7 @@ from tensormeter.process import RunIdentity, RunProcess
 from tensormeter.record.compilation import break_graph
 from tensormeter.record.lane import Writer
 from tensormeter.record.reduction import Reduce, Rule
+from tensormeter.record.watch import Watch, Watched
 from tensormeter.ring import State
 from tensormeter.settings import Settings
 
@@ -65,6 +66,7 @@ class Run:
         self._process: RunProcess | None = None
         self._finished = False
         self._definitions: list[tuple[str, Rule]] = []
+        self._watches: list[Watch] = []
         self._lock = threading.RLock()  # re-entered by a signal handler that finishes the run
 
     def log(
@@ -112,6 +114,52 @@ class Run:
             self._process.recorder.define(name, rule)
         self._definitions.append((name, rule))
 
+    def watch(
+        self,
+        model: Any,
+        log: Watched = "gradients",
+        *,
+        every: int = 100,
+        norms: bool = True,
+        histograms: bool = True,
+    ) -> Watch:
+        """Log norms and distributions of a model's gradients or parameters, every so many steps of its optimizer.
+
+        They are computed where they are, just before the optimizer's step, without waiting for a device. The names are
+        `gradient_norm`, `gradient_norm/PARAMETER` and `gradients/PARAMETER`, and the same with `parameter`. Rows have the step
+        of the next row that is logged without one. Parameters without a gradient are left out; of parameters that are sharded
+        over ranks each rank logs its part. Gradients are as the optimizer gets them: accumulated, clipped, unscaled (but by a
+        fused optimizer under a `GradScaler`, which unscales them itself).
+
+        The model is not changed, and not kept alive. It is watched until `unwatch`, or until the run finishes.
+
+        Args:
+            model: A `torch.nn.Module`, compiled or wrapped or not. It is watched anew if it is watched already.
+            log: `gradients`, `parameters` or `all`.
+            every: Steps from one row to the next; the first step has one.
+            norms: Whether to log Euclidean norms, of the whole and by parameter.
+            histograms: Whether to log distributions, by parameter.
+
+        Returns:
+            The watch. If no `torch.optim.Optimizer` makes the steps, call its `log` instead.
+
+        Raises:
+            UsageError: An argument cannot be used.
+        """
+        watch = Watch(model, self._log_beside, log=log, every=every, norms=norms, histograms=histograms)
+        self.unwatch(model)
+        if not self._finished and self._process is not None:
+            watch.start()
+            self._watches.append(watch)
+        return watch
+
+    def unwatch(self, model: Any = None) -> None:
+        """Watch a model no more; all of them if None."""
+        for watch in self._watches.copy():
+            if model is None or watch.is_of(model):
+                self._watches.remove(watch)
+                watch.stop()
+
     def finish(self, state: str = "finished") -> None:
         """End the run and wait for delivery, for `finish_timeout` seconds at most.
 
@@ -132,6 +180,7 @@ class Run:
                 return
             self._finished = True
         _forget(self)
+        self.unwatch()
         self.__dict__.pop("log", None)
         if self._process is not None and self._process.is_this:
             self._process.finish(State[state.upper()])
@@ -175,6 +224,11 @@ class Run:
     def _use_writer(self, writer: Writer) -> None:
         # An attribute of the instance, because the extra call of a method that forwards would cost a fifth of the time.
         self.__dict__["log"] = writer
+
+    def _log_beside(self, values: Mapping[str, Any]) -> None:
+        """Record a row that leaves its step to the next one."""
+        if self._process is not None:
+            self._process.recorder.log_beside(values)
 
     def _after_fork(self) -> None:
         """In a forked child, before anything else runs there: locks may be held by threads that are not here."""

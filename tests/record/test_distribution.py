@@ -15,7 +15,6 @@ from torch._subclasses.fake_tensor import (
 
 from tensormeter.distribution import DOUBLE, SINGLE
 from tensormeter.record.distribution import (
-    _FEW,
     DeviceTables,
     _bounds,
     array_pieces,
@@ -92,13 +91,15 @@ def test_exact_beside_rational_arithmetic(table):
 
 
 @TABLES
-def test_many_values_are_counted_as_few_are(table):
-    values = awkward_values(table)
-    assert len(values) > _FEW
-    many = counts(count_on_host([values], table))
-    few = counts(count_on_host(np.array_split(values, 10 + len(values) // _FEW), table))
-    assert np.array_equal(many, few)
-    assert np.array_equal(many, np.bincount(bins_of(values, table), minlength=table.bins))
+def test_the_faster_search_on_the_host(table):
+    """Beside the binary search: on every cell's first and last numbers, and on awkward ones."""
+    bits = table.fraction_bits // 23 * 32
+    words = np.arange(1 << 16, dtype=f"u{bits // 8}") << (bits - 16)
+    ends = np.concatenate([words, words | ((1 << (bits - 16)) - 1)]).view(DTYPES[table])
+    for values in (awkward_values(table), ends):
+        want = np.bincount(bins_of(values, table), minlength=table.bins)
+        assert np.array_equal(counts(count_on_host([values], table)), want)
+        assert np.array_equal(counts(count_on_host(np.array_split(values, 7), table)), want)
 
 
 @TABLES

@@ -27,9 +27,6 @@ _DEVICE_PIECE: Final = 1 << 23
 _HOST_PIECE: Final = 1 << 17
 """Elements counted at a time: they stay in the cache."""
 
-_FEW: Final = 1 << 13
-"""Elements up to which a binary search for each is faster than cells, whose tables have 65,536 entries."""
-
 
 class Counted(NamedTuple):
     """A distribution counted on the host.
@@ -52,21 +49,15 @@ def count_on_host(pieces: Iterable["NDArray[Any]"], table: Table) -> Counted:
     """
     import numpy as np
 
-    cells, bounds = _cells(table), _bounds(table)
-    by_cell = np.zeros(2 * len(cells.split), np.int64)
+    cells = _cells(table)
     counts = np.zeros(table.bins, np.int64)
     total, low, high = 0.0, np.inf, -np.inf
     with np.errstate(all="ignore"):  # NaN and infinities are values
         for piece in pieces:
             total += float(piece.sum(dtype=np.float64))
             low, high = np.minimum(low, piece.min()), np.maximum(high, piece.max())
-            if len(piece) <= _FEW:
-                counts += np.bincount(np.searchsorted(bounds, piece), minlength=table.bins)
-                continue
             for start in range(0, len(piece), _HOST_PIECE):
-                by_cell += cells.count(piece[start : start + _HOST_PIECE])
-    if by_cell.any():
-        counts += cells.into_bins(by_cell)
+                counts += np.bincount(cells.bins_of(piece[start : start + _HOST_PIECE]), minlength=table.bins)
     nothing_else = counts[0] + counts[-1] + counts[-2] == 0
     statistics = (total, float(low), float(high)) if nothing_else and counts.any() else (total, np.nan, np.nan)
     return Counted(counts.astype(np.int32).tobytes(), statistics if nothing_else else (np.nan, np.nan, np.nan))
@@ -192,8 +183,7 @@ class _Cells:
 
     Attributes:
         split: For each cell the bound in it, or any number if there is none.
-        below: Bin of the cell's numbers up to the bound.
-        above: Bin of the others.
+        bins: For each cell, in turn, the bin of its numbers above the bound, and of those up to it.
     """
 
     def __init__(self, table: Table) -> None:
@@ -203,28 +193,19 @@ class _Cells:
         bounds = _bounds(table)
         first = np.arange(1 << 16, dtype=f"u{bits // 8}") << (bits - 16)
         last = first | ((1 << (bits - 16)) - 1)
-        ends = [np.searchsorted(bounds, words.view(bounds.dtype)) for words in (first, last)]
-        self.below = np.minimum(*ends)
-        self.above = np.maximum(*ends)
-        self.split = bounds[np.minimum(self.below, len(bounds) - 1)]
+        ends = np.stack([np.searchsorted(bounds, words.view(bounds.dtype)) for words in (first, last)])
+        self.split = bounds[np.minimum(ends.min(axis=0), len(bounds) - 1)]
+        self.bins = np.stack([ends.max(axis=0), ends.min(axis=0)], axis=1).ravel()
         self._halves = bits // 16
-        self._bins = table.bins
 
-    def count(self, values: "NDArray[Any]") -> "NDArray[np.int64]":
-        """Counts of shape (2 * cells,): above and up to each cell's bound, in turn."""
+    def bins_of(self, values: "NDArray[Any]") -> "NDArray[np.intp]":
         import numpy as np
 
         keys = values.view(np.uint16)[self._halves - 1 :: self._halves].astype(np.intp)
         up_to = values <= self.split.take(keys)
         keys += keys
         keys += up_to
-        return np.bincount(keys, minlength=2 * len(self.split))
-
-    def into_bins(self, by_cell: "NDArray[np.int64]") -> "NDArray[np.int64]":
-        import numpy as np
-
-        counts = np.bincount(self.above, by_cell[0::2], self._bins) + np.bincount(self.below, by_cell[1::2], self._bins)
-        return counts.astype(np.int64)
+        return self.bins.take(keys)
 
 
 @cache
