@@ -158,8 +158,11 @@ class Watch:
             yield from self._describe("parameter", {name: _local(p) for name, p in parameters.items()})
 
     def _describe(self, what: str, tensors: Mapping[str, "torch.Tensor"]) -> Iterator[tuple[str, Any]]:
-        if self._norms and tensors:
-            total, norms = _euclidean_norms(tensors)
+        import torch
+
+        if self._norms:
+            plain = (torch.Tensor, torch.nn.Parameter)
+            total, norms = _euclidean_norms({name: tensor for name, tensor in tensors.items() if type(tensor) in plain})
             if total is not None:
                 yield f"{what}_norm", total
             for name, norm in norms.items():
@@ -185,11 +188,7 @@ def _euclidean_norms(
 
     groups: dict[tuple[torch.device, torch.dtype], dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
-        if (
-            tensor.layout is torch.strided
-            and tensor.is_floating_point()
-            and type(tensor) in (torch.Tensor, torch.nn.Parameter)
-        ):
+        if tensor.layout is torch.strided and tensor.is_floating_point():
             groups.setdefault((tensor.device, tensor.dtype), {})[name] = tensor
     found: dict[str, torch.Tensor] = {}
     squares = []
