@@ -12,6 +12,7 @@ import itertools
 import logging
 import operator
 import os
+import struct
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -151,17 +152,28 @@ class Recorder:
         self.log(values)
         self._last_step[0] = last
 
-    def log_streams(self, values: Mapping[Stream, float], step: int) -> None:
-        """Record one row of gauges with attributes and units. Blocks and raises as little as `log`."""
-        if self._pid != os.getpid() or self._closed or not values:
+    def gauge_row(self, streams: Sequence[Stream]) -> Layout | None:
+        """The layout of a row of gauges with attributes and units; None if there can be no more, which is counted."""
+        if self._pid != os.getpid() or self._closed:
+            return None
+        layout = self._wide_layout([Column(stream, "d") for stream in streams])
+        if layout is None:
+            self._too_many(self._lane(), streams[0].name, len(streams))
+        return layout
+
+    def write_gauges(self, layout: Layout, values: Sequence[float], step: int) -> None:
+        """Record a row of floats; it does not count for the steps of rows that name none. As silent as `log`."""
+        if self._pid != os.getpid() or self._closed:
             return
         lane = self._lane()
+        words = struct.pack(f"<{len(values)}d", *values)
         if lane.owner is None:
             with self._shared:
-                written = self._wide.write_streams(lane, values, step)
+                written = lane.write_words(layout, words, step)
         else:
-            written = self._wide.write_streams(lane, values, step)
-        self._account(lane, next(iter(values)).name, len(values), written)
+            written = lane.write_words(layout, words, step)
+        if written is None:
+            self._full(lane)
 
     def close(self, state: State) -> None:
         """Record no more, and tell the reader where each lane ends. Idempotent; rows logged meanwhile may be lost."""

@@ -1,4 +1,4 @@
-"""Rows with more in them than plain numbers: distributions, and streams with attributes.
+"""Rows with distributions in them, beside plain numbers.
 
 They are rare and large, so they take the slow path: what the row holds is put together first, then written by one call.
 
@@ -136,13 +136,6 @@ class WideRows:
                 raise
             self._lose(error, 0)  # the reader counts them
         return True
-
-    def write_streams(self, lane: Lane, values: Mapping[Stream, float], step: int) -> bool | None:
-        """Write one row of numbers of any streams. Returns as `write`."""
-        layout = self._find_layout([Column(stream, "d") for stream in values])
-        if layout is None or layout.row_bytes > lane.size:
-            return None
-        return lane.write_words(layout, struct.pack(f"<{len(values)}d", *values.values()), step) is not None
 
     def _copy(self, word: int, blocks: Sequence["torch.Tensor"]) -> None:
         for block in blocks:
