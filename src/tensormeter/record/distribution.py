@@ -87,7 +87,7 @@ class DeviceTables:
     """
 
     def __init__(self) -> None:
-        self._bounds: dict[tuple[torch.device, Table], torch.Tensor] = {}
+        self._bounds: dict[tuple[torch.device, Table], _Bounds] = {}
 
     def count(self, tensors: Sequence["torch.Tensor"], table: Table) -> tuple["torch.Tensor", "torch.Tensor"]:
         """Launch the counting on the current stream. Never waits.
@@ -119,10 +119,33 @@ class DeviceTables:
             torch._C._set_grad_enabled(grad)
 
     def _bounds_on(self, device: "torch.device", table: Table) -> "torch.Tensor":
-        bounds = self._bounds.get((device, table))
-        if bounds is None:
-            bounds = self._bounds[device, table] = bounds_on_device(device, table)
-        return bounds
+        import torch
+
+        found = self._bounds.get((device, table))
+        if found is None:
+            tensor = bounds_on_device(device, table)
+            # In a trace without a device there is no stream.
+            stream = torch.cuda.current_stream(device) if device.type == "cuda" and _has_cuda() else None
+            found = self._bounds[device, table] = _Bounds(tensor, stream, stream and stream.record_event())
+        elif found.stream is not None:
+            current = torch.cuda.current_stream(device)
+            if current != found.stream:  # on the device, not here
+                current.wait_event(found.ready)
+        return found.tensor
+
+
+class _Bounds(NamedTuple):
+    """Bounds on a device, the stream that computes them, and the event behind that."""
+
+    tensor: "torch.Tensor"
+    stream: "torch.cuda.Stream | None"
+    ready: Any
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 def bounds_on_device(device: "torch.device", table: Table) -> "torch.Tensor":

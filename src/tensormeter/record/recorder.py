@@ -36,6 +36,10 @@ logger: Final = logging.getLogger("tensormeter")
 _MAX_KEY_SETS: Final = 4096
 """Beyond so many sets of keys, a row of a new set is written as one row a key, so that key sets need not be bounded."""
 
+_MAX_WIDE_SETS: Final = 64
+"""The same for rows with distributions, whose layouts take hundreds of bytes for each: of a model with experts, say, every
+row may have gradients of others."""
+
 _MAX_WARNINGS: Final = 1000
 """Keys warned about; beyond that, drops are only counted."""
 
@@ -80,7 +84,7 @@ class Recorder:
         self._wide_layouts: dict[tuple[Column, ...], Layout] = {}
         self._last_step = [-1]
         self._device = DeviceCopies(ring)
-        self._wide = WideRows(self._device, self._wide_layout, self._lose)
+        self._wide = WideRows(self._device, self._distribution_layout, self._lose)
         self._rules: list[tuple[str, Rule]] = []
         self._rule_of: dict[str, Rule | None] = {}
         self._warned: set[object] = set()
@@ -311,16 +315,23 @@ class Recorder:
         """One row, or as many as the lane's size asks for; the first holds what is no distribution."""
         for group in self._wide.split(lane, len(numbers) + len(devices), distributions):
             written = self._wide.write(lane, numbers, devices, group, step)
-            self._account(lane, next(iter(group)), len(group) + len(numbers) + len(devices), written)
+            if written is None and (len(group) > 1 or numbers or devices):
+                self._write_row(lane, dict(numbers), dict(devices), step, publish=False)
+                for name, distribution in group.items():
+                    self._write_distributions(lane, {}, {}, {name: distribution}, step)
+            elif written is None:
+                lane.count(Drop.TOO_MANY_LAYOUTS)
+                self._warn_once(
+                    WideRows,
+                    "%r is not recorded: the ring of %d bytes is too small for such a distribution, or for so many different "
+                    "names: raise TENSORMETER_BUFFER_BYTES",
+                    next(iter(group)),
+                    len(self._ring.buffer),
+                )
+            elif not written:
+                self._full(lane)
             numbers, devices = {}, {}
         self._last_step[0] = step
-
-    def _account(self, lane: Lane, name: str, values: int, written: bool | None) -> None:
-        """Count a row that could not be written."""
-        if written is None:
-            self._too_many(lane, name, values)
-        elif not written:
-            self._full(lane)
 
     def _classify(
         self, key: object, value: Any, rule: Rule | None
@@ -445,6 +456,12 @@ class Recorder:
                 if layout is not None:
                     self._layouts[names, codes] = layout
         return layout
+
+    def _distribution_layout(self, columns: Sequence[Column]) -> Layout | None:
+        """The same for a row with distributions; one alone has two columns."""
+        if len(columns) > 2 and len(self._wide_layouts) >= _MAX_WIDE_SETS and tuple(columns) not in self._wide_layouts:
+            return None
+        return self._wide_layout(columns)
 
     def _wide_layout(self, columns: Sequence[Column]) -> Layout | None:
         """The same for columns of any kind."""
