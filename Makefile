@@ -21,6 +21,8 @@ check: $(VENV)/ready
 bench: $(VENV)/bench
 	$(RUN) benchmarks/log_call.py
 	$(RUN) benchmarks/training_step.py
+	$(RUN) benchmarks/histogram.py
+	$(RUN) benchmarks/phases.py
 
 clean:
 	rm -rf $(VENV) .demo

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 import tensormeter
-import tensormeter.record.phases as phases_module
+import tensormeter.record.timeline as timeline_module
 from tensormeter import UsageError
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.pipeline.processor import BatchMeasurementProcessor
-from tensormeter.record.phases import _MOST_EVENTS, _MOST_WAITING, DATA_LOADING, CudaEvents, Phases
+from tensormeter.record.phases import _MOST_EVENTS, _MOST_WAITING, DATA_LOADING, Phases
+from tensormeter.record.timeline import CudaEvents
 from tensormeter.ring import RingFile
 
 
@@ -102,7 +103,7 @@ class Rig:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(phases_module, "perf_counter_ns", clock)
+    monkeypatch.setattr(timeline_module, "perf_counter_ns", clock)
     return clock
 
 

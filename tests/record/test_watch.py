@@ -17,6 +17,7 @@ import tensormeter
 from tensormeter import Histogram, UsageError
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.pipeline.processor import BatchMeasurementProcessor
+from tensormeter.record.values import Refused
 from tensormeter.record.watch import Watch, _euclidean_norms
 from tensormeter.ring import RingFile
 
@@ -248,6 +249,33 @@ def test_norms_do_not_lose_what_the_dtype_cannot_hold(dtype):
     assert norms["b"].item() == pytest.approx(45**0.5)
     assert total.item() == pytest.approx((norms["a"].item() ** 2 + 45) ** 0.5)
     assert "c" not in norms
+
+
+def test_of_sharded_parameters_the_part_that_is_here(watching):
+    dist = pytest.importorskip("torch.distributed")
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        model = nn.Linear(4, 4)
+        weight = model.weight.detach().clone()
+        model.weight = nn.Parameter(distribute_tensor(model.weight.data, mesh, [Shard(0)]))
+        model.bias = nn.Parameter(distribute_tensor(model.bias.data, mesh, [Replicate()]))
+        watch = watching(model, log="parameters")
+        watch.log()
+        (row,) = watching.rows
+        assert row["parameter_norm/weight"].item() == pytest.approx(weight.norm().item())
+        assert row["parameters/bias"].reduce().code == "E"
+        model.bias.grad = torch.distributed.tensor.DTensor.from_local(torch.ones(4), mesh, [Partial()])
+        watch._log = "gradients"
+        watch.log()
+        assert set(watching.rows[1]) == {"gradients/bias"}
+        with pytest.raises(Refused, match="local part"):
+            watching.rows[1]["gradients/bias"].reduce()
+    finally:
+        dist.destroy_process_group()
 
 
 def test_norms_of_nothing():

@@ -3,26 +3,21 @@
 At the ends of a phase the host's clock is read and, if the process uses CUDA, a timing event is recorded on the current
 stream. Events are looked at when two more steps have ended, on the thread that recorded them, and only if they are over by
 then: nothing waits. No event is recorded or looked at while the thread captures a CUDA graph.
-
-Device times come from differences of consecutive events, added up in float64, because CUDA gives them as float32
-milliseconds. They have no origin in common with the host's clock. So the lag of a launch is what the device is behind the
-host, less the smallest such distance seen: an estimate, which is right if the device has been idle once.
 """
 
 import logging
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from time import perf_counter_ns
 from types import TracebackType
-from typing import Any, Final, Protocol
+from typing import Final
 
 from tensormeter.errors import UsageError
 from tensormeter.record.compilation import break_graph
+from tensormeter.record.timeline import CudaEvents, Events, Mark, Timeline
 from tensormeter.ring import Layout, Stream
 
-__all__ = ["DATA_LOADING", "CudaEvents", "Events", "Phase", "Phases", "Step"]
+__all__ = ["DATA_LOADING", "Phase", "Phases", "Step"]
 
 logger: Final = logging.getLogger("tensormeter")
 
@@ -39,9 +34,6 @@ _MOST_WAITING: Final = 64
 _MOST_EVENTS: Final = 1000
 """Of one step; what comes after has host times only. Also the number of phases outside of steps for one row."""
 
-_DRIFT: Final = 20e-6
-"""Seconds a second by which the clocks of host and device may drift apart."""
-
 _PHASE: Final = "tensormeter.phase.duration"
 _STEP: Final = "tensormeter.step.duration"
 _THROUGHPUT: Final = "tensormeter.step.throughput"
@@ -52,70 +44,10 @@ _Key = tuple[str, str, str]
 """Metric, phase, clock; the latter two "" if it has none."""
 
 
-class Events(Protocol):
-    """A thread's timing events. Called by that thread only."""
-
-    def record(self) -> Any:
-        """A new event at the current place of the current stream, or None if there can be none."""
-
-    def are_over(self, events: Sequence[Any]) -> bool:
-        """Whether all have been reached. Must not wait; False if it cannot be asked now."""
-
-    def seconds(self, first: Any, second: Any) -> float:
-        """From one event that is over to another."""
-
-    def free(self, event: Any) -> None:
-        """The event will not be used any more."""
-
-
-class CudaEvents:
-    """Pooled events of the device that is current when the first is recorded."""
-
-    def __init__(self) -> None:
-        self._pool: list[Any] = []
-        self._device: int | None = None
-
-    def record(self) -> Any:
-        torch = sys.modules.get("torch")
-        if torch is None or not torch.cuda.is_initialized() or torch.cuda.is_current_stream_capturing():
-            return None
-        device = torch.cuda.current_device()
-        if self._device is None:
-            self._device = device
-        if device != self._device:
-            return None
-        event = self._pool.pop() if self._pool else torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def are_over(self, events: Sequence[Any]) -> bool:
-        # A query during a capture on this thread would invalidate it.
-        import torch
-
-        return not torch.cuda.is_current_stream_capturing() and all(event.query() for event in reversed(events))
-
-    def seconds(self, first: Any, second: Any) -> float:
-        return float(first.elapsed_time(second)) / 1e3
-
-    def free(self, event: Any) -> None:
-        self._pool.append(event)
-
-
-class _Mark:
-    """A moment: on the host in nanoseconds, and on the device, in seconds, once that is known."""
-
-    __slots__ = ("device", "event", "host")
-
-    def __init__(self, event: Any) -> None:
-        self.host = perf_counter_ns()
-        self.event = event
-        self.device: float | None = None
-
-
 class _Span:
     __slots__ = ("end", "name", "start")
 
-    def __init__(self, name: str, start: _Mark, end: _Mark) -> None:
+    def __init__(self, name: str, start: Mark, end: Mark) -> None:
         self.name = name
         self.start = start
         self.end = end
@@ -131,7 +63,7 @@ class _Period:
     __slots__ = ("index", "marks", "spans", "step", "values")
 
     def __init__(
-        self, index: int, spans: list[_Span], marks: list[_Mark], step: _Span | None, values: dict[_Key, float]
+        self, index: int, spans: list[_Span], marks: list[Mark], step: _Span | None, values: dict[_Key, float]
     ) -> None:
         self.index = index
         self.spans = spans
@@ -146,7 +78,7 @@ class _Thread:
     def __init__(self, events: Events) -> None:
         self.thread = threading.current_thread()
         self.events = events
-        self.timeline = _Timeline(events)
+        self.timeline = Timeline(events)
         self.on_device = True
         self.waiting: deque[_Period] = deque()
         self.step: Step | None = None
@@ -158,9 +90,9 @@ class _Thread:
         self.elsewhere = 0.0
         """Seconds in other phases outside of steps since the last one ended."""
         self.spans: list[_Span] = []
-        self.marks: list[_Mark] = []
+        self.marks: list[Mark] = []
 
-    def mark(self) -> _Mark:
+    def mark(self) -> Mark:
         event = None
         if self.on_device and len(self.marks) < _MOST_EVENTS:
             try:
@@ -168,7 +100,7 @@ class _Thread:
             except Exception as error:  # of CUDA; the program will meet it again in its own calls
                 self.on_device = False
                 logger.warning("phases have host times only from now on: %s", error)
-        mark = _Mark(event)
+        mark = Mark(event)
         if event is not None:
             self.marks.append(mark)
         return mark
@@ -177,39 +109,6 @@ class _Thread:
         period = _Period(index, self.spans, self.marks, step, values)
         self.spans, self.marks = [], []
         return period
-
-
-class _Timeline:
-    """The device's time of marks, and the smallest distance between the two clocks."""
-
-    def __init__(self, events: Events) -> None:
-        self._events = events
-        self._last: _Mark | None = None
-        self._floor = 0.0
-
-    def place(self, marks: Sequence[_Mark]) -> None:
-        """Give marks, whose events are over, their device's time; their events but the last are free then."""
-        for mark in marks:
-            host, last = mark.host / 1e9, self._last
-            if last is None or last.device is None:
-                mark.device = host + self._floor
-            else:
-                mark.device = last.device + self._events.seconds(last.event, mark.event)
-                self._events.free(last.event)
-                self._floor += _DRIFT * (host - last.host / 1e9)
-            self._floor = min(self._floor, mark.device - host)
-            self._last = mark
-
-    def lag(self, mark: _Mark) -> float:
-        """Seconds from the host's call to the device's coming there."""
-        assert mark.device is not None
-        return max(0.0, mark.device - mark.host / 1e9 - self._floor)
-
-    def interrupt(self, marks: Sequence[_Mark]) -> None:
-        """Give up marks that cannot be placed; the next one begins anew."""
-        for mark in marks if self._last is None else (self._last, *marks):
-            self._events.free(mark.event)
-        self._last = None
 
 
 class Phase:
@@ -330,7 +229,7 @@ class Phases:
             self._threads.append(thread)
         return thread
 
-    def end_phase(self, thread: _Thread, name: str, start: _Mark) -> None:
+    def end_phase(self, thread: _Thread, name: str, start: Mark) -> None:
         span = _Span(name, start, thread.mark())
         thread.depth -= 1
         thread.spans.append(span)
@@ -398,7 +297,7 @@ class Phases:
                     self._warn("a device is more than %d steps behind: phases have host times only", _MOST_WAITING)
             self._record(period, timeline if placed else None)
 
-    def _record(self, period: _Period, timeline: _Timeline | None) -> None:
+    def _record(self, period: _Period, timeline: Timeline | None) -> None:
         values = dict(period.values)
         if period.step is not None:
             _add(values, _STEP, "", period.step, timeline)
@@ -419,7 +318,7 @@ class Phases:
             logger.warning(message, *arguments)
 
 
-def _add(values: dict[_Key, float], metric: str, phase: str, span: _Span, timeline: _Timeline | None) -> None:
+def _add(values: dict[_Key, float], metric: str, phase: str, span: _Span, timeline: Timeline | None) -> None:
     """A phase that comes several times in a step has the sum of its durations, and the largest lag."""
     key = (metric, phase, "host")
     values[key] = values.get(key, 0.0) + span.host
