@@ -1,6 +1,7 @@
 """Histograms from a log call to OpenTelemetry's columns."""
 
 import collections
+import gzip
 import math
 import os
 import random
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import tensormeter
 from tensormeter import Histogram, UsageError
 from tensormeter.distribution import DOUBLE, MAX_BUCKETS, SINGLE, STATISTICS_WORDS
 from tensormeter.otlp.batch import STEP_METRIC, ExponentialHistogram, Gauge, Temporality
@@ -436,6 +438,38 @@ def test_a_distribution_that_no_lane_can_hold_is_counted(new_source, caplog):
     assert source.ring.drops() == {"too_many_layouts": 1}
     assert "too small" in caplog.text
     assert Reading(source).series("loss")[0].values.tolist() == [1.0]
+
+
+def test_through_an_agent_to_a_receiver(tmp_path, receiver):
+    settings = {
+        "directory": tmp_path / "runs",
+        "buffer_directory": tmp_path / "rings",
+        "agent": "thread",
+        "endpoint": receiver.url,
+        "finish_timeout": 300,
+    }
+    counts, edges = np.histogram([1.0, 2.0, 4.0], 3)
+    model = torch.nn.Linear(4, 2)
+    sgd = torch.optim.SGD(model.parameters(), 0.1)
+    with tensormeter.init(settings=settings) as run:
+        run.watch(model, every=1)
+        for step in range(3):
+            with run.step(items=5):
+                model(torch.ones(1, 4)).sum().backward()
+                sgd.step()
+                pair = Histogram(np_histogram=(counts, edges))
+                run.log({"x": Histogram(torch.full((step + 1,), 3.0)), "made": pair}, step)
+    found = collections.defaultdict(list)
+    for request in receiver.accepted().values():
+        if request.path == "/v1/metrics":
+            for batch in decode_metrics(gzip.decompress(request.body)):
+                for series in batch.series:
+                    found[series.name].append(series)
+    assert sorted(np.concatenate([series.sums for series in found["x"]])) == [3.0, 6.0, 9.0]
+    assert found["made"][0].bounds.tolist() == edges.tolist()
+    assert sum(len(series.times) for series in found["gradients/weight"]) == 3
+    assert {int(count) for series in found["gradients/bias"] for count in series.counts} == {2}
+    assert sum(len(series.times) for series in found["tensormeter.step.throughput"]) == 3
 
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

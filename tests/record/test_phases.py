@@ -545,7 +545,7 @@ def test_a_run_that_records_nothing():
         assert run._phases is None
 
 
-@pytest.mark.filterwarnings("default")  # torch's own, of compiling
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # within torch
 def test_in_a_compiled_function(run, caplog):
     caplog.set_level(logging.WARNING)
     torch._dynamo.reset()

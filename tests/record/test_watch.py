@@ -224,7 +224,7 @@ def test_without_an_optimizer_and_on_another_thread(watching):
     assert watching.warnings() == []
 
 
-@pytest.mark.filterwarnings("default")  # torch's own, of compiling
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # within torch
 def test_compiled_models_and_steps(watching):
     torch._dynamo.reset()
     model = Net()
