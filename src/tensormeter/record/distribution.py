@@ -2,7 +2,7 @@
 
 On a device everything has a static shape and nothing is asked for, so nothing synchronizes: no `bincount`, no boolean index,
 no `.item()`, not even an upload of the bounds, which the device computes itself.
-On the host NumPy counts, in the calling thread: 10 million float32 take less than `np.histogram` takes.
+On the host NumPy counts, in the calling thread; a large array takes less time than `np.histogram` takes for it.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
