@@ -23,11 +23,12 @@ bench: $(VENV)/bench
 	$(RUN) benchmarks/training_step.py
 	$(RUN) benchmarks/histogram.py
 	$(RUN) benchmarks/phases.py
+	$(RUN) benchmarks/sensors.py
 
 clean:
 	rm -rf $(VENV) .demo
 
-$(VENV)/ready: pyproject.toml constraints.txt
+$(VENV)/ready: pyproject.toml constraints.txt hatch_build.py src/tensormeter/record/_writer.c
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@

@@ -47,6 +47,10 @@ def test_own_variables_before_opentelemetrys(monkeypatch):
         ("buffer_bytes", 100, "buffer_bytes: expected an integer from 65536"),
         ("buffer_bytes", "16", "buffer_bytes: expected an integer from 65536"),
         ("schedule_delay", float("nan"), "schedule_delay: expected a number from 0.01"),
+        ("sample_interval", 0.05, "sample_interval: expected a number from 0.1"),
+        ("sample_interval", -1, "sample_interval: expected a number from 0.1"),
+        ("sample_interval", "often", "sample_interval: expected a number from 0.1"),
+        ("record_command", "no", "record_command: expected True or False, got 'no'"),
         ("exporters", "experiment", "exporters: expected a list of different names"),
         ("exporters", [], "exporters: expected a list of different names"),
         ("max_export_batch_size", True, "max_export_batch_size: expected an integer from 1"),
@@ -64,6 +68,14 @@ def test_a_bad_variable_is_named(monkeypatch):
     monkeypatch.setenv("TENSORMETER_BUFFER_BYTES", "lots")
     with pytest.raises(SettingsError, match="TENSORMETER_BUFFER_BYTES='lots'"):
         Settings()
+
+
+def test_statistics_are_on_and_can_be_turned_off(monkeypatch):
+    assert Settings().sample_interval == 10
+    assert Settings(sample_interval=0).sample_interval == 0
+    monkeypatch.setenv("TENSORMETER_SAMPLE_INTERVAL", "0.1")
+    monkeypatch.setenv("TENSORMETER_RECORD_COMMAND", "false")
+    assert (Settings().sample_interval, Settings().record_command) == (0.1, False)
 
 
 def test_secrets_stay_secret(monkeypatch):

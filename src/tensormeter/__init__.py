@@ -10,7 +10,7 @@ from tensormeter.errors import (
     UsageError,
 )
 from tensormeter.record.histogram import Histogram
-from tensormeter.run import Run, finish, init, log
+from tensormeter.run import Run, deferred_log, finish, init, log
 from tensormeter.settings import Settings
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "StoreError",
     "TensormeterError",
     "UsageError",
+    "deferred_log",
     "finish",
     "init",
     "log",

@@ -85,7 +85,7 @@ class RunProcess:
         self._agent_check = _AGENT_CHECK
         settings = run.settings
         metadata = {
-            "resource": describe_process(settings.project, run.id, run.name, self.id),
+            "resource": describe_process(settings.project, run.id, run.name, self.id, command=settings.record_command),
             "config": run.config,
             "parent": parent,
         }

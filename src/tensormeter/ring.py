@@ -6,7 +6,7 @@ The file outlives its writer: after SIGKILL every row whose write had ended can 
 Layout (little-endian words of 8 bytes; offsets in bytes from the start of the file)::
 
     0      header       4096 bytes, the words named in `HeaderWord`; the table of lanes begins at word 64, the agent's
-                        words on a failing delivery at byte 2048
+                        words on a failing delivery at byte 2048, how long log calls took at byte 3200
     4096   dictionary   append-only entries: length | kind | JSON, padded to 8
     ...    lanes        one for each writing thread: 128 bytes of the words named in `LaneWord`, then the rows
 
@@ -57,6 +57,7 @@ __all__ = [
     "HeaderWord",
     "LaneWord",
     "Layout",
+    "LogPath",
     "RingFile",
     "State",
     "Stream",
@@ -71,6 +72,11 @@ LANE_TABLE: Final = 64
 TROUBLE: Final = 2048
 """Offset of the agent's words on a failing delivery: their length, then at most TROUBLE_BYTES of UTF-8."""
 TROUBLE_BYTES: Final = 1024
+LOG_DURATIONS: Final = 3200
+"""Offset of how long log calls took, for each `LogPath`: the sum in nanoseconds, then the counts of DURATION_BUCKETS buckets."""
+SHORTEST_DURATION_BITS: Final = 6
+DURATION_BUCKETS: Final = 26
+"""Bucket i counts durations of more than ``2 ** (i + 5)`` and up to ``2 ** (i + 6)`` ns; the first and the last are open."""
 LANE_HEADER_BYTES: Final = 128
 MAX_LANES: Final = 64
 
@@ -133,6 +139,15 @@ class State(enum.IntEnum):
     OPEN = 0
     FINISHED = 1
     FAILED = 2
+
+
+class LogPath(enum.IntEnum):
+    """Which way a log call went."""
+
+    DIRECT = 0
+    """One C call, for a known row of plain numbers. One call in 64 is timed."""
+    GENERAL = 1
+    """Through `Recorder.log`. Every call is timed."""
 
 
 class EntryKind(enum.IntEnum):
@@ -420,6 +435,18 @@ class RingFile:
         self.words[TROUBLE >> 3] = 0
         self.buffer[TROUBLE + 8 : TROUBLE + 8 + len(encoded)] = encoded
         self.words[TROUBLE >> 3] = len(encoded)
+
+    def log_durations_offset(self, path: LogPath) -> int:
+        """Byte offset of the words that tell how long the log calls of a path took."""
+        return LOG_DURATIONS + path * (1 + DURATION_BUCKETS) * 8
+
+    def log_durations(self, path: LogPath) -> tuple[int, list[int]]:
+        """How long the log calls of a path took: (sum in nanoseconds, counts by bucket). Written without a lock: a count
+        can be missing where several threads log.
+        """
+        start = self.log_durations_offset(path) >> 3
+        total, *counts = self.words[start : start + 1 + DURATION_BUCKETS]
+        return total, counts
 
     def heads(self) -> list[int]:
         """For each lane the position after its last row. Only meaningful once the writer has finished."""

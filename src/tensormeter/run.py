@@ -13,10 +13,10 @@ import secrets
 import string
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
-from typing import Any, Final, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from tensormeter.errors import RingError, SettingsError, UsageError
 from tensormeter.exporter import check_exporters
@@ -29,7 +29,10 @@ from tensormeter.record.watch import Watch, Watched
 from tensormeter.ring import State
 from tensormeter.settings import Settings
 
-__all__ = ["Run", "finish", "init", "log"]
+if TYPE_CHECKING:
+    from tensormeter.record.deferred import DeferredLog
+
+__all__ = ["Run", "deferred_log", "finish", "init", "log"]
 
 logger: Final = logging.getLogger("tensormeter")
 
@@ -88,8 +91,10 @@ class Run:
 
         Args:
             values: By metric name: numbers, NumPy scalars, arrays and CPU tensors with one element, whose value is taken
-                now; or CUDA tensors with one element, whose value is taken in stream order, without waiting for it.
-                NaN and infinities are values. Integers are exact up to 64 bits.
+                now; or tensors on a device and JAX arrays with one element, whose value is taken in stream order, without
+                waiting for it; or objects with a method `__tensormeter_snapshot__()`, which returns one of these, or a
+                callable that returns the number later, and None until then.
+                NaN and infinities are values. Integers are exact up to 64 bits, on a device up to 2**53.
             step: Any integer of 64 bits, in any order. One more than the last row's if None.
             every: Make one value of so many: a metric's values are reduced, on the device if that is where they are, and
                 recorded with every `every`-th call that has it; the rest when the run finishes. See `define_metric`.
@@ -361,6 +366,45 @@ def finish() -> None:
     """`Run.finish` of the run that was begun last; does nothing if there is none."""
     if _runs:
         _runs[-1].finish()
+
+
+def deferred_log(
+    run: Run,
+    names: Sequence[str],
+    *,
+    capacity: int = 1024,
+    device: Any = None,
+    first_step: int = 0,
+) -> "DeferredLog":
+    """Record from inside functions compiled by `torch.compile`, also with `fullgraph=True`, and from inside CUDA graphs.
+
+    The result's `write({name: tensor})` belongs into the graph, and is a few tensor operations there: no graph break, and
+    each replay of a CUDA graph writes a row. Rows are fetched by later `run.log` calls of this thread (four times a second),
+    by `flush()`, and by `run.finish`, without waiting for the device. They are recorded in the order of the writes, with the
+    time at which they are fetched. If more than `capacity` are written in between, the oldest are lost, and counted.
+
+    Every execution of the write is a row, those of warm-ups and of activation checkpointing's recomputation included.
+    Integers are exact up to 2**53. While there is such an object, each `run.log` takes a few microseconds.
+
+    Args:
+        run: From `init`, in this process.
+        names: Of the metrics of a row.
+        capacity: Rows that are kept on the device, which takes 8 bytes a value there, and as many on the host.
+        device: Where the values are, as torch names it; the current CUDA device if None and there is one, else the CPU.
+        first_step: Step of the first row written; each further one is one more.
+
+    Raises:
+        UsageError: An argument cannot be used, or memory for the copies cannot be page-locked.
+    """
+    from tensormeter.record.deferred import DeferredLog
+
+    return DeferredLog(
+        run._process.recorder if run._process is not None else None,
+        names,
+        capacity=capacity,
+        device=device,
+        first_step=first_step,
+    )
 
 
 _runs: list[Run] = []

@@ -173,6 +173,18 @@ class Settings:
         "TENSORMETER_AFTER_FORK",
         help="What a forked child's `log` does: `record` as a process of its own, or `ignore`, with one warning.",
     )
+    sample_interval: float = _setting(
+        10.0,
+        "TENSORMETER_SAMPLE_INTERVAL",
+        parse=float,
+        help="Seconds between two samples of the statistics of GPUs, host and processes; from 0.1, or 0 for none.",
+    )
+    record_command: bool = _setting(
+        True,
+        "TENSORMETER_RECORD_COMMAND",
+        parse=_parse_bool,
+        help="Whether the command line becomes part of the resource; what looks like a secret is masked.",
+    )
     schedule_delay: float = _setting(
         1.0,
         "TENSORMETER_SCHEDULE_DELAY",
@@ -185,6 +197,13 @@ class Settings:
         "TENSORMETER_MAX_EXPORT_BATCH_SIZE",
         parse=int,
         help="Data points in one request, at most (one row is never split).",
+    )
+    self_metrics_interval: float = _setting(
+        10.0,
+        "TENSORMETER_SELF_METRICS_INTERVAL",
+        parse=float,
+        help="Seconds between two reports of what logging costs, what was dropped and how far the agent is behind, "
+        "as metrics of the run; 0 for none.",
     )
     export_timeout: float = _setting(
         10.0,
@@ -213,6 +232,9 @@ class Settings:
         _check_choice("mode", self.mode, get_args(Mode))
         _check_choice("agent", self.agent, get_args(AgentKind))
         _check_choice("after_fork", self.after_fork, get_args(AfterFork))
+        if self.sample_interval != 0:
+            _check_range("sample_interval", self.sample_interval, 0.1, 3600)
+        _check_bool("record_command", self.record_command)
         _check_endpoint(self.endpoint)
         _check_names("exporters", self.exporters)
         object.__setattr__(self, "exporters", tuple(self.exporters))
@@ -224,6 +246,7 @@ class Settings:
         _check_integer("buffer_bytes", self.buffer_bytes, 1 << 16, 1 << 40)
         _check_range("schedule_delay", self.schedule_delay, 0.01, 3600)
         _check_integer("max_export_batch_size", self.max_export_batch_size, 1, 2_000_000)
+        _check_range("self_metrics_interval", self.self_metrics_interval, 0, 86400)
         _check_range("export_timeout", self.export_timeout, 0.1, 3600)
         _check_range("finish_timeout", self.finish_timeout, 0, 86400)
         _check_range("linger_timeout", self.linger_timeout, 0, 7 * 86400)
@@ -275,6 +298,11 @@ def _check_identifier(name: str, value: object) -> None:
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise SettingsError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+
+
+def _check_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise SettingsError(f"{name}: expected True or False, got {value!r}")
 
 
 def _check_names(name: str, value: object) -> None:

@@ -19,6 +19,8 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
         "TENSORMETER_DIR": str(tmp_path / "runs"),
         "TENSORMETER_BUFFER_DIR": str(folder),
         "TENSORMETER_SCHEDULE_DELAY": "0.2",
+        "TENSORMETER_SAMPLE_INTERVAL": "0",
+        "TENSORMETER_SELF_METRICS_INTERVAL": "0",
         "OMP_NUM_THREADS": "1",
     }
     for path in sorted(folder.rglob("*"), reverse=True):

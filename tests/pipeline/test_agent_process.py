@@ -69,6 +69,8 @@ def environment(tmp_path, state, receiver):
         "TENSORMETER_BUFFER_BYTES": str(1 << 20),
         "TENSORMETER_ENDPOINT": receiver.url,
         "TENSORMETER_SCHEDULE_DELAY": "0.05",
+        "TENSORMETER_SAMPLE_INTERVAL": "0",
+        "TENSORMETER_SELF_METRICS_INTERVAL": "0",
         "TENSORMETER_RUN_ID": "driven",
         "OMP_NUM_THREADS": "1",
     }

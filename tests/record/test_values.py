@@ -188,6 +188,7 @@ REFUSED = {
     "fake": fake,
     "subclass": lambda: torch.tensor(1.0).as_subclass(type("Mine", (torch.Tensor,), {})),
     "uninitialized": torch.nn.UninitializedParameter,
+    "bits": lambda: torch.zeros((), dtype=torch.uint8).view(torch.bits8),
     "function": lambda: print,
 }
 
@@ -257,6 +258,33 @@ def test_tensors_inside_vmap_are_refused(recording, warnings_logged):
     assert recording.values() == [{"b": 1.0}, {"b": 1.0}]
     (message,) = warnings_logged()
     assert "function transform" in message
+
+
+@pytest.fixture
+def mesh():
+    """Of one process, which is all that placements need."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield torch.distributed.init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+def test_distributed_tensors(recording, warnings_logged, mesh):
+    """Of which every process has the value, or none may be asked for it."""
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+
+    local = torch.tensor([2.5], requires_grad=True)
+    tensors = {
+        "replicated": DTensor.from_local(local, mesh, [Replicate()]),
+        "partial": DTensor.from_local(local, mesh, [Partial()]),
+        "sharded": DTensor.from_local(local, mesh, [Shard(0)]),
+    }
+    for _ in range(2):
+        recording.log(tensors)
+    assert recording.values() == [{"replicated": 2.5}] * 2
+    assert recording.ring.drops() == {"unsupported_value": 4}
+    partial, sharded = warnings_logged()
+    assert "'partial' is not recorded: a DTensor with placements (Partial(sum),)" in partial
+    assert "to_local()" in sharded
 
 
 def test_real_tensors_in_fake_mode_do_not_stop_the_program(recording, warnings_logged):

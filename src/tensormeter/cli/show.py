@@ -18,6 +18,8 @@ from tensormeter.otlp.batch import STEP_METRIC
 __all__ = ["show"]
 
 MAX_CHARTS: Final = 8
+STATISTICS: Final = ("system.", "process.", "hw.", "container.", "tensormeter.")
+"""Beginnings of the names of what nobody logged: there is too much of it for a list."""
 
 
 @click.command()
@@ -41,8 +43,11 @@ def show(run: str, project: str | None, patterns: tuple[str, ...], endpoint: str
     metrics = client.get("runs", found["run_id"], "metrics", project=found["project"])["metrics"]
     console = Console()
     _print_header(console, found)
-    _print_values(console, [metric for metric in metrics if metric["metric"] != STEP_METRIC])
-    names = list(dict.fromkeys(metric["metric"] for metric in metrics))
+    logged = [metric for metric in metrics if not metric["metric"].startswith(STATISTICS)]
+    _print_values(console, logged)
+    if any(metric["metric"] != STEP_METRIC and metric not in logged for metric in metrics):
+        console.print(Text("and statistics of GPUs, host and processes: draw some with --metric 'system.cpu.*'"))
+    names = list(dict.fromkeys(metric["metric"] for metric in (metrics if patterns else logged)))
     chosen = _choose(names, patterns)
     for name in chosen[:MAX_CHARTS]:
         document = client.get("runs", found["run_id"], "series", project=found["project"], metric=name, x="step")
@@ -99,5 +104,4 @@ def _print_values(console: Console, metrics: list[dict[str, Any]]) -> None:
 def _choose(names: list[str], patterns: tuple[str, ...]) -> list[str]:
     if patterns:
         return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
-    logged = [name for name in names if name != STEP_METRIC]
-    return ([name for name in logged if "loss" in name.lower()] or logged)[:1]
+    return ([name for name in names if "loss" in name.lower()] or names)[:1]

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tensormeter.errors import RingError, SpoolError, TensormeterError
 from tensormeter.pipeline.delivery import Delivery
@@ -26,6 +26,9 @@ from tensormeter.pipeline.drain import Drain
 from tensormeter.pipeline.spool import Spool
 from tensormeter.ring import HeaderWord, RingFile
 from tensormeter.settings import Settings
+
+if TYPE_CHECKING:
+    from tensormeter.pipeline.statistics import Statistics
 
 __all__ = ["Agent"]
 
@@ -71,6 +74,7 @@ class Agent:
         self._drains: dict[Path, Drain] = {}
         self._unreadable: set[Path] = set()
         self._deliveries: list[Delivery] = []
+        self._statistics: Statistics | None = None
         self._left_at = time.monotonic()
         self._status_at = 0.0
         self.error = ""
@@ -123,6 +127,10 @@ class Agent:
             ]
             for delivery in self._deliveries:
                 delivery.start()
+        if settings.sample_interval and not self._one_shot:
+            from tensormeter.pipeline.statistics import Statistics
+
+            self._statistics = Statistics(spool, settings)
         try:
             trouble_since: float | None = None
             while True:
@@ -142,6 +150,8 @@ class Agent:
                 self._wake.wait(_POLL)
                 self._wake.clear()
         finally:
+            if self._statistics:
+                self._statistics.stop()
             for delivery in self._deliveries:
                 delivery.stop(_STOP_DELIVERY)
 
@@ -167,7 +177,7 @@ class Agent:
             ring.words[HeaderWord.AGENT_PID] = os.getpid()
 
     def _drain(self) -> None:
-        fresh = False
+        fresh = self._statistics is not None and self._statistics.advance(self._drains.values(), flush=self._stopping)
         for path, drain in list(self._drains.items()):
             try:
                 gone = drain.advance(flush=self._stopping or self._one_shot)

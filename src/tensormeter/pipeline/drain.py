@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
 from tensormeter.errors import SpoolError
-from tensormeter.otlp.batch import Attribute, Event
+from tensormeter.otlp.batch import Attribute, Batch, Event
 from tensormeter.otlp.encode import encode_events, encode_metrics
+from tensormeter.pipeline.health import Health
 from tensormeter.pipeline.processor import BatchMeasurementProcessor
 from tensormeter.pipeline.spool import Encoded, Spool
 from tensormeter.ring import HeaderWord, RingFile, State
@@ -41,9 +42,10 @@ class Drain:
             max_export_batch_size=settings.max_export_batch_size,
         )
         metadata = self._processor.metadata
-        self._resource = cast("Mapping[str, Attribute]", metadata.get("resource", {}))
+        self.resource = cast("Mapping[str, Attribute]", metadata.get("resource", {}))
         self._config = cast("dict[str, Any]", metadata.get("config", {}))
-        self._child = metadata.get("parent") is not None
+        self._health = Health(ring, self._processor, settings.self_metrics_interval)
+        self.child = metadata.get("parent") is not None
         self._started, self._ended = spool.life(ring.process)
         self._whole_ring = _MOST_BATCHES + len(ring.words) // settings.max_export_batch_size
         self._retry_at = 0.0
@@ -75,8 +77,11 @@ class Drain:
                 self._flush()
                 if not more:
                     if over and not self._ended and (not alive or self._read_everything()):
+                        self._report_health()
                         self._put(self._end_events(), started=True, ended=True)
                     break
+            if self._health.due() and not self._ended:
+                self._report_health()
         except SpoolError as error:
             if not self._retry_at:
                 logger.error("%s; rows stay in the ring until this is mended", error)
@@ -92,7 +97,7 @@ class Drain:
 
     def _flush(self) -> None:
         """Put the held rows into the spool, then free their space."""
-        found = self._processor.batch(self._resource)
+        found = self._processor.batch(self.resource)
         if found is None:
             return
         batch, cursors = found
@@ -109,8 +114,24 @@ class Drain:
         self._publish()
         self._processor.release()
 
+    def _report_health(self) -> None:
+        series = self._health.report(self._spool.pending())
+        if not series:
+            return
+        batch = Batch(self.resource, series)
+        body = gzip.compress(encode_metrics([batch]), _GZIP_LEVEL, mtime=0)
+        self._spool.put(
+            [Encoded("metrics", body, batch.points)],
+            self._destinations,
+            self.ring.process,
+            {},
+            started=self._started,
+            ended=self._ended,
+        )
+        self._publish()
+
     def _put(self, events: Sequence[Event], *, started: bool, ended: bool = False) -> None:
-        body = gzip.compress(encode_events(self._resource, events), _GZIP_LEVEL, mtime=0)
+        body = gzip.compress(encode_events(self.resource, events), _GZIP_LEVEL, mtime=0)
         encoded = [Encoded("logs", body, len(events))] if events else []
         self._spool.put(encoded, self._destinations, self.ring.process, {}, started=started, ended=ended)
         self._started, self._ended = started, ended
@@ -130,7 +151,7 @@ class Drain:
 
     def _start_events(self) -> list[Event]:
         """A child process neither begins nor ends the run."""
-        if self._child:
+        if self.child:
             return []
         return [Event("tensormeter.run.start", self.ring.words[HeaderWord.CREATED], {"config": self._config})]
 
@@ -139,7 +160,7 @@ class Drain:
         dropped = self.ring.drops()
         if self._processor.lost:
             dropped["device_unfinished"] = dropped.get("device_unfinished", 0) + self._processor.lost
-        if self._child:
+        if self.child:
             return [Event("tensormeter.process.end", time.time_ns(), {"dropped": dropped})] if dropped else []
         body = {
             "state": "crashed" if state is State.OPEN else state.name.lower(),

@@ -54,6 +54,8 @@ class BatchMeasurementProcessor:
         self._rows: list[Rows] = []
         self._points = 0
         self._since = 0.0
+        self.rows = 0
+        """Rows read so far."""
         self.lost = 0
         """Device values given up so far because their process died before the device had finished them."""
 
@@ -75,6 +77,7 @@ class BatchMeasurementProcessor:
                 break
             for rows in lane.read(self._most - self._points, abandon_pending=abandon_pending):
                 self._rows.append(rows)
+                self.rows += len(rows.times)
                 self._points += len(rows.times) * (len(rows.columns) + 1)
         if self._points == 0:
             self.release()  # what was read had no row in it: laps, and rows whose writing failed
@@ -87,8 +90,18 @@ class BatchMeasurementProcessor:
         return self._points > 0 and (
             self._points >= self._most
             or time.monotonic() - self._since >= self._delay
-            or any(lane.unreleased > _FULL_ENOUGH for lane in self._lanes)
+            or self.utilization > _FULL_ENOUGH
         )
+
+    @property
+    def utilization(self) -> float:
+        """Largest share of a lane that is held, from 0 to 1."""
+        return max(lane.unreleased for lane in self._lanes)
+
+    @property
+    def lag(self) -> float:
+        """Seconds since the oldest of the held rows was read; 0 if none is held."""
+        return time.monotonic() - self._since if self._points else 0.0
 
     def batch(self, resource: Mapping[str, Attribute]) -> tuple[Batch, dict[int, Cursor]] | None:
         """The held rows as columns, and the cursors after them. They stay held until `release`."""

@@ -7,9 +7,10 @@ begins after it. Left to itself, dynamo would look into the call instead, break 
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Final
 
-__all__ = ["break_graph", "skip_own_files"]
+__all__ = ["break_graph", "skip_own_files", "trace_into"]
 
 _PACKAGE: Final = str(Path(__file__).parents[1])
 
@@ -17,6 +18,12 @@ _PACKAGE: Final = str(Path(__file__).parents[1])
 def break_graph(function: Callable[..., Any]) -> None:
     """Mark a function as one that dynamo does not look into: what `torch.compiler.disable` does, without its wrapper."""
     function._torchdynamo_disable = True  # type: ignore[attr-defined]
+
+
+def trace_into(function: Callable[..., Any]) -> None:
+    """Let dynamo look into a function of this package: it goes by the name of the file."""
+    assert isinstance(function, FunctionType)
+    function.__code__ = function.__code__.replace(co_filename=f"<{function.__module__}>")
 
 
 def skip_own_files() -> bool:

@@ -1,46 +1,81 @@
 """Device values: asynchronous copies, in stream order, into the page-locked ring.
 
 The ring's pages are registered with CUDA once, so that a device can store into them while the processor goes on.
-Logging K values of one device then takes two asynchronous operations on the caller's current stream: one kernel that
-gathers the values as float64 (`torch._foreach_copy_`; one for each dtype), and one copy into the row.
+Logging values of one CUDA device then takes, on the caller's current stream,
+
+- one kernel for each dtype (and 64 values, see `gather`) that gathers them as float64 *straight into the row*, where a trial at the
+  device's first use has shown that this works (see `MappedRing`); or else
+- the same into memory of the device, and one copy from there into the row.
+
 The stream's order makes it a snapshot: what the program does to the tensors afterwards happens after the copy.
 Completion is seen in memory, by whoever reads the row: the words hold `PENDING` until the device has stored over them.
 No event is recorded or polled, and nothing waits.
+
+Apple's and Intel's devices are read by way of events (`EventCopies`); values that come from elsewhere, later, are polled
+(`PendingValues`).
 """
 
-import ctypes
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+import threading
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Final
 
-from tensormeter.record.values import Refused, scalar
-from tensormeter.ring import LOST, RingFile
+from tensormeter.record.event_copies import EventCopies
+from tensormeter.record.gather import NoGradients, dtype_order, gather
+from tensormeter.record.mapped import MappedRing
+from tensormeter.record.outcomes import Deferred, DeviceValue, Refused
+from tensormeter.record.page_locking import is_in_memory, page_lock
+from tensormeter.record.pending import PendingValues
+from tensormeter.ring import LOST, PENDING, RingFile
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DeviceCopies"]
+__all__ = ["DeviceCopies", "place"]
 
-_HOST_REGISTER_PORTABLE: Final = 1
-"""cudaHostRegisterPortable: page-locked for every CUDA context, hence for every GPU of the process."""
+_EVENT_DEVICES: Final = ("mps", "xpu")
 
-_ALREADY_REGISTERED: Final = 712
-"""cudaErrorHostMemoryAlreadyRegistered."""
+
+def place(value: DeviceValue | Deferred) -> tuple[int, int]:
+    """The key by which a row's values are sorted for `DeviceCopies.copy`: by device, then by dtype."""
+    if isinstance(value, Deferred):
+        return -2, 0
+    return value.tensor.get_device(), dtype_order(value.tensor)  # a process has devices of one kind
 
 
 class DeviceCopies:
-    """Copies of device values into one ring. Constructed when the first device value is logged.
+    """Copies of device values into one ring.
 
     Thread-safe as far as the ring's lanes are: each call touches its own row only.
     After a fork it must not be used in the child; CUDA cannot be either.
+
+    Attributes:
+        pending: What log calls have to look at, because no device stores it by itself.
     """
 
-    def __init__(self, ring: RingFile) -> None:
+    def __init__(self, ring: RingFile, on_failure: Callable[[Exception], None] = lambda error: None) -> None:
+        """
+        Args:
+            ring: Created by this process.
+            on_failure: Told of a value that was to be polled and will never come.
+        """
+        self.pending = PendingValues(ring, on_failure)
+        self._events = EventCopies(self.pending)
         self._path = ring.path
         self._words = ring.words
         self._buffer = ring.buffer
         self._host: torch.Tensor | None = None
         self._failure: str | None = None
+        self._mapped: dict[torch.device, MappedRing] = {}
+        self._preparing = threading.RLock()
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """How values of each device in use reach the ring: `one launch` or `two launches`, and why not one."""
+        return {
+            str(device): "one launch" if mapped.view is not None else f"two launches (trial: {mapped.verdict})"
+            for device, mapped in self._mapped.copy().items()
+        }
 
     def prepare(self, tensor: "torch.Tensor") -> None:
         """Make sure that a tensor's value can be copied.
@@ -50,46 +85,38 @@ class DeviceCopies:
         """
         import torch
 
-        if tensor.device.type != "cuda":
-            raise Refused(
-                f"a tensor on {tensor.device}; only CUDA devices are read without waiting: log .item() instead"
-            )
+        device = tensor.device
+        if not tensor.is_cuda:
+            if device.type in _EVENT_DEVICES:
+                return
+            raise Refused(f"a tensor on {device}; only CUDA, MPS and XPU devices are read without waiting: log .item()")
         if torch.cuda.is_current_stream_capturing():
             raise Refused(
-                "a CUDA graph is being captured, and its replays would overwrite this row; log after the replay"
+                "a CUDA graph is being captured, and its replays would overwrite this row; "
+                "log after the replay, or inside the graph by tensormeter.deferred_log"
             )
-        if self._host is None and self._failure is None:
-            self._register()
+        if device not in self._mapped:
+            with self._preparing:
+                self._begin(device)
         if self._failure is not None:
             raise Refused(self._failure)
 
-    def copy(self, word: int, tensors: Sequence["torch.Tensor"]) -> None:
-        """Launch the copies of one-element tensors into consecutive words of the ring. Never waits.
+    def copy(self, word: int, values: Sequence[DeviceValue | Deferred]) -> None:
+        """Launch the copies of values into consecutive words of the ring. Never waits.
 
         Args:
             word: Index of the first word, which holds PENDING, as do the following.
-            tensors: Of any devices that were prepared; equal devices must be neighbours.
+            values: Tensors of devices that were prepared, and deferred values; sorted by `place`.
 
         Raises:
             Exception: Whatever CUDA says; then call `give_up`.
         """
-        import torch
-
-        assert self._host is not None
-        # Grad mode is switched by hand: `no_grad()` costs 2 us, this 0.4. A loss that requires grad must not put the ring
-        # into the autograd graph.
-        grad = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(False)
-        try:
-            start = 0
-            for device, count in _runs(tensors):
-                gathered = torch.empty(count, dtype=torch.float64, device=device)
-                sources = [scalar(tensor) for tensor in tensors[start : start + count]]
-                torch._foreach_copy_(list(gathered.unbind()), sources)
-                self._host[word + start : word + start + count].copy_(gathered, non_blocking=True)
-                start += count
-        finally:
-            torch._C._set_grad_enabled(grad)
+        # A loss that requires grad must not put the ring into its graph.
+        with NoGradients():
+            for device, group in groupby(values, key=_device):
+                members = list(group)
+                self._copy(word, device, members)
+                word += len(members)
 
     def copy_words(self, word: int, words: "torch.Tensor") -> None:
         """Launch the copy of a whole tensor on the current stream. Never waits.
@@ -108,60 +135,66 @@ class DeviceCopies:
         self._host[word : word + len(flat)].copy_(flat, non_blocking=True)
 
     def give_up(self, word: int, number: int) -> None:
-        """Say that the values of words that `copy` was to fill will not come."""
+        """Say that values that `copy` was to fill in, and that have not come, will not."""
         for index in range(word, word + number):
-            self._words[index] = LOST
+            if self._words[index] == PENDING:
+                self._words[index] = LOST
 
-    def _register(self) -> None:
-        """Page-lock the whole ring once; it stays so until the process ends."""
+    def _copy(self, word: int, device: "torch.device | None", values: Sequence[DeviceValue | Deferred]) -> None:
         import torch
 
-        if not _in_memory(self._path):  # registering pages of ext4 or xfs corrupts them under writeback
-            self._failure = (
-                f"the ring {self._path} is on a disk; put TENSORMETER_BUFFER_DIR on a tmpfs such as /dev/shm"
-            )
+        if device is None:
+            for index, value in enumerate(values, word):
+                if isinstance(value, Deferred):
+                    self.pending.add(index, 1, _one(value.poll))
+            return
+        tensors = [value.tensor for value in values if isinstance(value, DeviceValue)]
+        mapped = self._mapped.get(device)
+        if mapped is None and device.type in _EVENT_DEVICES:
+            self._events.copy(word, tensors)
+            return
+        if mapped is not None:
+            mapped.look()
+            if mapped.view is not None:
+                gather(tensors, mapped.view, word)
+                return
+        assert self._host is not None
+        gathered = torch.empty(len(tensors), dtype=torch.float64, device=device)
+        gather(tensors, gathered)
+        self._host[word : word + len(tensors)].copy_(gathered, non_blocking=True)
+
+    def _begin(self, device: "torch.device") -> None:
+        """Page-lock the ring at the first use of any CUDA device, and begin the trial of this one."""
+        if self._host is None and self._failure is None:
+            self._page_lock()
+        if self._host is not None and device not in self._mapped:
+            self._mapped[device] = MappedRing(self._host, device)
+
+    def _page_lock(self) -> None:
+        """Page-lock the whole ring; it stays so until the process ends."""
+        import torch
+
+        remedy = "put TENSORMETER_BUFFER_DIR on a tmpfs such as /dev/shm"
+        if not is_in_memory(self._path):
+            self._failure = f"the ring {self._path} is on a disk; {remedy}"
             return
         with torch.inference_mode(mode=False):  # an inference tensor could not be written to later
             host = torch.frombuffer(self._buffer, dtype=torch.float64)
-        runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-        code = int(runtime.cudaHostRegister(host.data_ptr(), len(self._buffer), _HOST_REGISTER_PORTABLE))
-        if code == 0:
-            self._host = host
-            return
-        _clear_cuda_error()
-        if code == _ALREADY_REGISTERED:  # by another thread that logged its first device value just now
-            self._host = host
-            return
-        self._failure = (
-            f"the ring could not be page-locked (cudaHostRegister: error {code}); "
-            "put TENSORMETER_BUFFER_DIR on a tmpfs such as /dev/shm and raise `ulimit -l`"
-        )
-
-
-def _in_memory(path: Path) -> bool:
-    """Whether a file is on a file system that lives in memory."""
-    import psutil
-
-    mounts = {part.mountpoint: part.fstype for part in psutil.disk_partitions(all=True)}
-    nearest = next((str(parent) for parent in path.resolve().parents if str(parent) in mounts), "")
-    return mounts.get(nearest) in ("tmpfs", "ramfs", "hugetlbfs")
-
-
-def _runs(tensors: Sequence["torch.Tensor"]) -> list[tuple["torch.device", int]]:
-    runs: list[tuple[torch.device, int]] = []
-    for tensor in tensors:
-        if runs and runs[-1][0] == tensor.device:
-            runs[-1] = (tensor.device, runs[-1][1] + 1)
-        else:
-            runs.append((tensor.device, 1))
-    return runs
-
-
-def _clear_cuda_error() -> None:
-    """A failed registration leaves an error behind that the next unrelated CUDA call would report as its own."""
-    for library in ("libcudart.so.13", "libcudart.so.12", "libcudart.so"):
         try:
-            ctypes.CDLL(library).cudaGetLastError()
-        except (OSError, AttributeError):
-            continue
-        return
+            page_lock(host)
+        except Refused as refusal:
+            self._failure = f"the ring's {refusal}; {remedy}, and raise `ulimit -l`"
+            return
+        self._host = host
+
+
+def _device(value: DeviceValue | Deferred) -> "torch.device | None":
+    return value.tensor.device if isinstance(value, DeviceValue) else None
+
+
+def _one(poll: Callable[[], float | None]) -> Callable[[], Sequence[float] | None]:
+    def polled() -> Sequence[float] | None:
+        value = poll()
+        return None if value is None else (value,)
+
+    return polled

@@ -101,16 +101,18 @@ def _tensor(tensor: "torch.Tensor") -> HostDistribution | DeviceDistribution:
     import torch
 
     check_plain(tensor)
-    if tensor.is_quantized:
-        raise Refused("a quantized tensor; log its .dequantize()")
     wide = (torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64)
     table = DOUBLE if tensor.dtype in wide else SINGLE
     if tensor.numel() == 0:
         return _exponential(Counted(bytes(4 * table.bins), (0.0, float("nan"), float("nan"))), table)
     if tensor.numel() > MOST_ON_DEVICE:
         raise Refused(f"a tensor of {tensor.numel():,} elements; log parts of at most {MOST_ON_DEVICE:,}")
-    if tensor.device.type != "cpu":
+    if tensor.is_cuda:
         return DeviceDistribution(tensor, table)
+    if tensor.device.type != "cpu":
+        raise Refused(
+            f"a Histogram of a tensor on {tensor.device}; only CUDA devices count without waiting: give it .cpu()"
+        )
     return _exponential(count_on_host(tensor_pieces(tensor, table), table), table)
 
 

@@ -15,21 +15,23 @@ import os
 import struct
 import threading
 import weakref
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 from tensormeter.errors import UsageError
 from tensormeter.record.compilation import break_graph, skip_own_files
-from tensormeter.record.device import DeviceCopies
+from tensormeter.record.cost import LogCost, Stopwatch
+from tensormeter.record.device import DeviceCopies, place
 from tensormeter.record.histogram import DeviceDistribution, Histogram, HostDistribution
 from tensormeter.record.lane import Lane, Writer
 from tensormeter.record.reduction import Reduce, Rule
-from tensormeter.record.values import DeviceValue, Refused, classify, kind_of
+from tensormeter.record.values import Deferred, DeviceValue, Refused, classify, kind_of
 from tensormeter.record.wide import Distributions, WideRows
 from tensormeter.ring import MAX_LAYOUT, Column, Drop, HeaderWord, Layout, RingFile, State, Stream, row_bytes
 
-__all__ = ["Recorder"]
+__all__ = ["Chore", "Recorder"]
 
 logger: Final = logging.getLogger("tensormeter")
 
@@ -43,10 +45,21 @@ row may have gradients of others."""
 _MAX_WARNINGS: Final = 1000
 """Keys warned about; beyond that, drops are only counted."""
 
+_NAMES_SHOWN: Final = 5
+
 _LAST_STEP: Final = (1 << 63) - 1
+
+_SETTLE_TIMEOUT: Final = 5.0
+"""Seconds that `close` waits for values which this process has to fill in itself."""
 
 _STEP_NAME: Final = "tensormeter.step"
 """Taken: the pipeline sends each row's step under this name."""
+
+
+class Chore(Protocol):
+    """Something small that log calls do beside their own row. Called on every thread that logs; never blocks or raises."""
+
+    def __call__(self) -> None: ...
 
 
 class Recorder:
@@ -82,8 +95,11 @@ class Recorder:
         self._layout_numbers = itertools.count(1)
         self._layouts: dict[tuple[tuple[str, ...], str], Layout] = {}
         self._wide_layouts: dict[tuple[Column, ...], Layout] = {}
-        self._last_step = [-1]
-        self._device = DeviceCopies(ring)
+        self._last_step = array("q", [-1])
+        self._device = DeviceCopies(ring, self._warn_of_lost_value)
+        self._chores: list[Chore] = []
+        self._last_chores: list[Chore] = []
+        self._cost = LogCost(ring)
         self._wide = WideRows(self._device, self._distribution_layout, self._lose)
         self._rules: list[tuple[str, Rule]] = []
         self._rule_of: dict[str, Rule | None] = {}
@@ -100,6 +116,28 @@ class Recorder:
     def next_step(self) -> int:
         """The step of the next row that names none: one after the last row's, if there is such an integer."""
         return min(self._last_step[0] + 1, _LAST_STEP)
+
+    @property
+    def device_paths(self) -> dict[str, str]:
+        """How values of each CUDA device in use reach the ring: see `DeviceCopies.paths`."""
+        return self._device.paths
+
+    def attend(self, chore: Chore, *, at_close: Chore) -> None:
+        """Do something in every log call from now on. Log calls then cost a few microseconds instead of less than one.
+
+        Args:
+            chore: Called by each `log`, on its thread, before its row.
+            at_close: Called once by `close`, before the lanes are closed. May wait for seconds, no longer.
+        """
+        self._last_chores.append(at_close)
+        self._chores.append(chore)
+        self._on_writer(self.log)  # no writer generated for the keys in use may be called in its place
+
+    def count_lost(self, reason: Drop, number: int, message: str, *arguments: object) -> None:
+        """Count what could not be recorded, and warn once for each message. In a forked child it only warns."""
+        if self._pid == os.getpid():
+            self._lane().count(reason, number)
+        self._warn_once(message, message, *arguments)
 
     def define(self, pattern: str, rule: Rule) -> None:
         """Reduce the values of metrics from now on.
@@ -137,12 +175,22 @@ class Recorder:
         if self._pid != os.getpid():
             self._on_fork(values, step, every=every, reduce=reduce)
             return
+        watch, layouts = Stopwatch(), len(self._layouts)
+        self._log(values, step, every, reduce)
+        watch.stop()
+        self._cost.add(watch.duration)
+        if watch.slow and len(self._layouts) == layouts and isinstance(cast("object", values), Mapping):
+            self._warn_slow(values, watch)
+
+    def _log(self, values: Mapping[str, Any], step: int | None, every: int | None, reduce: str | None) -> None:
         if self._closed:
             self._warn_once(Drop, "log() after the run was finished: nothing is recorded")
             return
         lane = self._lane()
         if not self._out_of_graphs:
             self._out_of_graphs = skip_own_files()
+        for chore in self._chores:
+            chore()
         rule = None if every is None else self._call_rule(lane, every, reduce)
         if lane.owner is None:
             with self._shared:
@@ -183,7 +231,12 @@ class Recorder:
         """Record no more, and tell the reader where each lane ends. Idempotent; rows logged meanwhile may be lost."""
         if self._closed or self._pid != os.getpid():
             return
-        self._flush_reductions()
+        try:
+            self._flush_reductions()
+            for chore in self._last_chores:
+                chore()
+        except Exception as error:  # of a device; the rows before it are safe, and the run ends all the same
+            self._warn_once(DeviceCopies, "device values are lost: %s", error)
         self._closed = True
         for lane in self._lanes:
             lane.close()
@@ -246,7 +299,7 @@ class Recorder:
             return
         step = self._step(lane, step)
         numbers: dict[str, float | int] = {}
-        devices: dict[str, DeviceValue] = {}
+        devices: dict[str, DeviceValue | Deferred] = {}
         distributions: dict[str, HostDistribution | DeviceDistribution] = {}
         for key, value in values.items():
             try:
@@ -255,7 +308,7 @@ class Recorder:
                 lane.count(Drop.UNSUPPORTED_VALUE)
                 self._warn_once((key,), "%r is not recorded: %s", key, refusal)
                 continue
-            if isinstance(number, DeviceValue):
+            if isinstance(number, (DeviceValue, Deferred)):
                 devices[key] = number
             elif isinstance(number, HostDistribution | DeviceDistribution):
                 distributions[key] = number
@@ -276,25 +329,34 @@ class Recorder:
         lane: Lane,
         rule: Rule | None,
         numbers: dict[str, float | int],
-        devices: dict[str, DeviceValue],
+        devices: dict[str, DeviceValue | Deferred],
         step: int,
-    ) -> tuple[dict[str, float | int], dict[str, DeviceValue]]:
+    ) -> tuple[dict[str, float | int], dict[str, DeviceValue | Deferred]]:
         """What of a row is to be written now: what has no rule, and what is complete."""
         rules = self._rules_for((*numbers, *devices), rule)
         self._last_step[0] = step
-        ready_numbers, ready_devices = lane.reductions.add(
-            rules,
-            {name: numbers.pop(name) for name in rules if name in numbers},
-            {name: devices.pop(name) for name in rules if name in devices},
-            step,
-        )
+        reduced: dict[str, DeviceValue] = {}
+        for name in rules:
+            value = devices.get(name)
+            if isinstance(value, DeviceValue):
+                reduced[name] = value
+                del devices[name]
+            elif value is not None:
+                self._warn_once((name, Rule), "%r is recorded each time: a value that comes later is not reduced", name)
+        host = {name: numbers.pop(name) for name in rules if name in numbers}
+        ready_numbers, ready_devices = lane.reductions.add(rules, host, {}, step)
+        try:
+            ready_devices = lane.reductions.add(rules, {}, reduced, step)[1]
+        except Exception as error:  # of a device: the program will meet it again in its own calls
+            lane.count(Drop.DEVICE_UNFINISHED, len(reduced))
+            self._warn_once(Rule, "device values are lost: %s", error)
         return numbers | ready_numbers, devices | ready_devices
 
     def _write_row(
         self,
         lane: Lane,
         numbers: dict[str, float | int],
-        devices: dict[str, DeviceValue],
+        devices: Mapping[str, DeviceValue | Deferred],
         step: int,
         *,
         publish: bool,
@@ -308,7 +370,7 @@ class Recorder:
         self,
         lane: Lane,
         numbers: Mapping[str, float | int],
-        devices: Mapping[str, DeviceValue],
+        devices: Mapping[str, DeviceValue | Deferred],
         distributions: Distributions,
         step: int,
     ) -> None:
@@ -330,12 +392,14 @@ class Recorder:
                 )
             elif not written:
                 self._full(lane)
+            elif devices:
+                self._attend_pending()
             numbers, devices = {}, {}
         self._last_step[0] = step
 
     def _classify(
         self, key: object, value: Any, rule: Rule | None
-    ) -> float | int | DeviceValue | HostDistribution | DeviceDistribution:
+    ) -> float | int | DeviceValue | Deferred | HostDistribution | DeviceDistribution:
         if type(key) is not str:
             raise Refused(f"the key is a {type(key).__name__}; use a str")
         if key == _STEP_NAME:
@@ -366,8 +430,8 @@ class Recorder:
                 number = classify(step)
                 if type(number) is float and number.is_integer():
                     number = int(number)
-                if isinstance(number, DeviceValue):
-                    raise Refused("the step is a tensor on a device; keep the step as an int")
+                if isinstance(number, (DeviceValue, Deferred)):
+                    raise Refused("the step is still being computed by a device; keep the step as an int")
                 step = operator.index(cast("int", number))
             if not -(1 << 63) <= step < 1 << 63:
                 raise Refused("the step does not fit 64 bits")
@@ -391,7 +455,7 @@ class Recorder:
             self._full(lane)
             return
         writer(numbers, step)
-        if publish and not self._closed:
+        if publish and not self._closed and not self._chores:
             self._on_writer(writer)
 
     def _write_apart(self, lane: Lane, numbers: dict[str, float | int], step: int, *, publish: bool) -> None:
@@ -406,11 +470,10 @@ class Recorder:
         self,
         lane: Lane,
         numbers: dict[str, float | int],
-        devices: dict[str, DeviceValue],
+        devices: Mapping[str, DeviceValue | Deferred],
         step: int,
     ) -> None:
-        ordered = sorted(devices.items(), key=lambda item: str(item[1].tensor.device))  # stable: neighbours by device
-        tensors = [value.tensor for _, value in ordered]
+        ordered = sorted(devices.items(), key=lambda item: place(item[1]))
         codes = "".join("q" if kind_of(number) == "q" else "d" for number in numbers.values()) + "D" * len(ordered)
         layout = self._layout(lane, (*numbers, *(name for name, _ in ordered)), codes)
         if layout is None:
@@ -421,13 +484,24 @@ class Recorder:
             self._full(lane)
             return
         try:
-            self._device.copy(word, tensors)
+            self._device.copy(word, [value for _, value in ordered])
+            self._attend_pending()
         except BaseException as error:
-            self._device.give_up(word, len(tensors))
+            self._device.give_up(word, len(ordered))
             if not isinstance(error, Exception):
                 raise
             self._lose(error, 0)  # the reader counts them
         self._last_step[0] = step
+
+    def _attend_pending(self) -> None:
+        if len(self._device.pending) and self._device.pending.look not in self._chores:
+            self.attend(self._device.pending.look, at_close=self._settle)
+
+    def _settle(self) -> None:
+        self._device.pending.settle(_SETTLE_TIMEOUT)
+
+    def _warn_of_lost_value(self, error: Exception) -> None:
+        self._warn_once(DeviceCopies, "device values are lost: %s", error)
 
     def _too_many(self, lane: Lane, name: str, number: int = 1) -> None:
         lane.count(Drop.TOO_MANY_LAYOUTS, number)
@@ -439,7 +513,7 @@ class Recorder:
         layout = self._layout(lane, names, kinds.replace("i", "d"))
         if layout is None:
             return None
-        writer = lane.generate_writer(layout, kinds, self.log, self._last_step)
+        writer = lane.make_writer(layout, kinds, self.log, self._last_step)
         lane.writers[names, kinds] = writer
         return writer
 
@@ -483,7 +557,7 @@ class Recorder:
         """A device's own errors: the program will meet them again in its own calls."""
         if number:
             self._lane().count(Drop.DEVICE_UNFINISHED, number)
-        self._warn_once(DeviceCopies, "device values are lost: %s", error)
+        self._warn_of_lost_value(error)
 
     def _full(self, lane: Lane) -> None:
         if self._closed:  # meanwhile, by another thread or a signal handler
@@ -493,6 +567,18 @@ class Recorder:
             Drop.RING_FULL,
             "the ring of %d bytes is full, rows are dropped: raise TENSORMETER_BUFFER_BYTES, or see whether the agent runs",
             len(self._ring.buffer),
+        )
+
+    def _warn_slow(self, values: Mapping[str, Any], watch: Stopwatch) -> None:
+        """Once for each reason: a log call that was not the first of its kind took long."""
+        if watch.waited:
+            reason = "its thread was kept waiting, by other Python threads or for a processor"
+        else:
+            reason = "it had much to look at; log fewer values at once, or numbers instead of arrays"
+        names = ", ".join(map(repr, itertools.islice(values, _NAMES_SHOWN)))
+        more = f" and {len(values) - _NAMES_SHOWN} more" if len(values) > _NAMES_SHOWN else ""
+        self._warn_once(
+            (Stopwatch, reason), "log() of %s%s took %.1f ms: %s", names, more, watch.duration / 1e6, reason
         )
 
     def _warn_once(self, about: object, message: str, *arguments: object) -> None:

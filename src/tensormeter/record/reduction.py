@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from tensormeter.errors import UsageError
-from tensormeter.record.values import DeviceValue, scalar
+from tensormeter.record.gather import NoGradients, accumulator_dtype, dtype_order, gather
+from tensormeter.record.outcomes import DeviceValue
 
 if TYPE_CHECKING:
     import torch
@@ -84,16 +85,12 @@ class Reductions:
         groups: dict[tuple[torch.device, Rule], list[str]] = {}
         for name, value in devices.items():
             groups.setdefault((value.tensor.device, rules[name]), []).append(name)
-        grad = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(False)
-        try:
-            # What is made inside inference mode could not be added to outside of it.
-            with torch.inference_mode(mode=False):
-                for (device, rule), names in groups.items():
-                    tensors = _gather([devices[name].tensor for name in names], device)
-                    ready.update(self._fold(names, tensors, rule, step))
-        finally:
-            torch._C._set_grad_enabled(grad)
+        # What is made inside inference mode could not be added to outside of it.
+        with torch.inference_mode(mode=False), NoGradients():
+            for (device, rule), names in groups.items():
+                names.sort(key=lambda name: dtype_order(devices[name].tensor))
+                tensors = _gather([devices[name].tensor for name in names], device)
+                ready.update(self._fold(names, tensors, rule, step))
         return ready
 
     def _fold(self, names: Sequence[str], tensors: Sequence["torch.Tensor"], rule: Rule, step: int) -> Devices:
@@ -150,7 +147,7 @@ class _HostValues:
 
 
 class _DeviceValues:
-    """A float64 tensor of shape (), and the stream whose order it is in."""
+    """A tensor of shape (), float64 where the device has it, and the stream whose order it is in."""
 
     __slots__ = ("count", "step", "stream", "tensor")
 
@@ -174,12 +171,12 @@ class _DeviceValues:
 
 
 def _gather(tensors: Sequence["torch.Tensor"], device: "torch.device") -> list["torch.Tensor"]:
-    """Snapshots as float64, of shape (): one kernel for each dtype."""
+    """Snapshots as floats of shape (): see `gather`. The tensors are sorted by dtype."""
     import torch
 
-    gathered = list(torch.empty(len(tensors), dtype=torch.float64, device=device).unbind())
-    torch._foreach_copy_(gathered, [scalar(tensor) for tensor in tensors])
-    return gathered
+    gathered = torch.empty(len(tensors), dtype=accumulator_dtype(device), device=device)
+    gather(tensors, gathered)
+    return list(gathered.unbind())
 
 
 def _results(values: Sequence[_DeviceValues], reduce: Reduce) -> list["torch.Tensor"]:

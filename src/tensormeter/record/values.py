@@ -5,37 +5,32 @@ Nothing here ever synchronizes with a device: a tensor's type and place are look
 
 import numbers
 import sys
+from collections.abc import Callable
 from decimal import Decimal
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
+
+from tensormeter.record.jax_arrays import classify_jax
+from tensormeter.record.outcomes import Deferred, DeviceValue, Refused
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["EXACT_INT", "DeviceValue", "Refused", "check_plain", "classify", "kind_of", "scalar"]
+__all__ = ["EXACT_INT", "Deferred", "DeviceValue", "Refused", "check_plain", "classify", "kind_of"]
 
 EXACT_INT: Final = 1 << 53
 """Integers up to this magnitude are exact as float64."""
 
 _INT64: Final = 1 << 63
 
-
-class Refused(Exception):  # noqa: N818 - an outcome of `classify`, not an error that leaves this package
-    """The value cannot be recorded; the message says why and what to do."""
+_PROTOCOL: Final = "__tensormeter_snapshot__"
 
 
-class DeviceValue:
-    """A one-element tensor whose value is still being computed by its device."""
-
-    __slots__ = ("tensor",)
-
-    def __init__(self, tensor: "torch.Tensor") -> None:
-        self.tensor = tensor
-
-
-def classify(value: Any) -> float | int | DeviceValue:
-    """Turn a logged value into a float, an int of 64 bits, or a device value. Never blocks.
+def classify(value: Any) -> float | int | DeviceValue | Deferred:
+    """Turn a logged value into a float, an int of 64 bits, a device value or one that comes later. Never blocks.
 
     Integers whose magnitude exceeds 2**63 become the nearest float64. Booleans become 0.0 or 1.0.
+    Objects of other types are asked for `__tensormeter_snapshot__()`: see `_snapshot`.
 
     Raises:
         Refused: Anything else.
@@ -55,6 +50,12 @@ def classify(value: Any) -> float | int | DeviceValue:
     array_type = getattr(numpy, "ndarray", None)
     if array_type is not None and isinstance(value, (array_type, numpy.generic)):  # type: ignore[union-attr]
         return _array(value)
+    jax = sys.modules.get("jax")
+    array_type = getattr(jax, "Array", None)
+    if jax is not None and array_type is not None and isinstance(value, array_type):
+        return classify_jax(value, jax)
+    if hasattr(kind, _PROTOCOL):
+        return _snapshot(value)
     if isinstance(value, (numbers.Real, Decimal)):  # float subclasses, Fraction, ...
         return _real(value)
     raise Refused(
@@ -90,8 +91,30 @@ def _array(value: Any) -> float | int:
     return _integer(item) if type(item) is int else _real(item)
 
 
-def _tensor(value: "torch.Tensor") -> float | int | DeviceValue:
+def _snapshot(value: Any) -> float | int | DeviceValue | Deferred:
+    """What an object says about itself.
+
+    Its method `__tensormeter_snapshot__()` takes no argument and returns, without waiting, either
+
+    - a number, or an array or tensor with one element, which is then recorded like one that is logged; or
+    - a callable without arguments, which log calls and `finish` call, on their threads, until it returns the number.
+      It returns None as long as there is none, never waits, and raises if there will never be one.
+    """
+    answer = value.__tensormeter_snapshot__()
+    if hasattr(type(answer), _PROTOCOL):
+        raise Refused(f"the snapshot of a {_name(value)} is an object of the same kind; return a number or a callable")
+    if callable(answer) and not isinstance(answer, numbers.Number):
+        poll: Callable[[], float | None] = answer
+        return Deferred(poll)
+    return classify(answer)
+
+
+def _tensor(value: "torch.Tensor") -> float | int | DeviceValue | Deferred:
     """Tensors by value if they are on the CPU, else to be copied in stream order."""
+    import torch
+
+    if type(value) not in (torch.Tensor, torch.nn.Parameter):
+        return _tensor_of_other_type(value)
     check_plain(value)
     if value.numel() != 1:
         raise Refused(
@@ -119,17 +142,43 @@ def check_plain(value: "torch.Tensor") -> None:
         raise Refused("a sparse or meta tensor has no single value; log a dense one")
     if value.is_complex():
         raise Refused("a complex tensor; log its .real, .imag or .abs()")
+    if value.dtype not in _numeric_dtypes():
+        raise Refused(f"a tensor of dtype {value.dtype}; log a real number")
 
 
-def scalar(tensor: "torch.Tensor") -> "torch.Tensor":
-    """A one-element tensor as one of shape () that foreach kernels can read, without its autograd history."""
-    flat = tensor.detach().reshape(())
-    # There is no foreach kernel that reads 8-bit floats.
-    return flat.float() if flat.dtype.itemsize == 1 and flat.dtype.is_floating_point else flat
+def _tensor_of_other_type(value: "torch.Tensor") -> float | int | DeviceValue | Deferred:
+    """Subclasses: what they say of themselves, and DTensors of which every rank has the value."""
+    distributed = sys.modules.get("torch.distributed.tensor")
+    if distributed is not None and isinstance(value, distributed.DTensor):
+        import torch
+
+        if all(placement.is_replicate() for placement in value.placements):
+            with torch.no_grad():  # to_local() does not communicate, and without a gradient is just an attribute
+                return classify(value.to_local())
+        # full_tensor() is a collective: it would hang where only one rank logs. item() would give the local part as if it
+        # were the value.
+        raise Refused(
+            f"a DTensor with placements {tuple(value.placements)}, whose value is spread over ranks; "
+            "log .full_tensor() on every rank, or .to_local() for the local part"
+        )
+    if hasattr(type(value), _PROTOCOL):
+        return _snapshot(value)
+    raise Refused(f"a tensor of type {_name(value)}; log a plain tensor, such as its local part")
+
+
+@cache
+def _numeric_dtypes() -> "frozenset[torch.dtype]":
+    """Dtypes whose elements are real numbers: no quantized ones, bits, or packed pairs."""
+    import torch
+
+    names = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz",
+             "float8_e5m2fnuz", "float8_e8m0fnu", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8",
+             "bool")  # fmt: skip
+    return frozenset(getattr(torch, name) for name in names if hasattr(torch, name))
 
 
 def kind_of(value: float) -> str:
-    """The writer's kind of a classified host value: see `Lane.generate_writer`."""
+    """The writer's kind of a classified host value: see `Lane.make_writer`."""
     if type(value) is float:
         return "d"
     return "i" if -EXACT_INT <= value <= EXACT_INT else "q"

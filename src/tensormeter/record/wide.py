@@ -15,11 +15,11 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
 from tensormeter.distribution import EXPLICIT, KIND, STATISTICS_WORDS, Table
-from tensormeter.record.device import DeviceCopies
+from tensormeter.record.device import DeviceCopies, place
 from tensormeter.record.distribution import DeviceTables
 from tensormeter.record.histogram import DeviceDistribution, HostDistribution
 from tensormeter.record.lane import Lane
-from tensormeter.record.values import DeviceValue, kind_of
+from tensormeter.record.values import Deferred, DeviceValue, kind_of
 from tensormeter.ring import PENDING, Column, Layout, Stream, row_bytes
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class WideRows:
         self,
         lane: Lane,
         numbers: Mapping[str, float | int],
-        devices: Mapping[str, DeviceValue],
+        devices: Mapping[str, DeviceValue | Deferred],
         distributions: Distributions,
         step: int,
     ) -> bool | None:
@@ -108,7 +108,7 @@ class WideRows:
             columns += [Column(Stream(name, KIND), "D", STATISTICS_WORDS) for name in run]
             words += _PENDING * STATISTICS_WORDS * len(run)
         scalars_at = len(words) // 8
-        ordered = sorted(devices.items(), key=lambda item: str(item[1].tensor.device))
+        ordered = sorted(devices.items(), key=lambda item: place(item[1]))
         columns += [Column(Stream(name), "D") for name, _ in ordered]
         words += _PENDING * len(ordered)
         if row_bytes(len(words) // 8) > lane.size:
@@ -129,7 +129,7 @@ class WideRows:
             self._copy(word + counts_at, [counts for _, counts, _ in counted])
             self._copy(word + statistics_at, [statistics for _, _, statistics in counted])
             if ordered:
-                self._device.copy(word + scalars_at, [value.tensor for _, value in ordered])
+                self._device.copy(word + scalars_at, [value for _, value in ordered])
         except BaseException as error:
             self._device.give_up(word + statistics_at, len(words) // 8 - statistics_at)
             if not isinstance(error, Exception):

@@ -1,0 +1,79 @@
+"""Copies from devices whose stores into host memory can only be seen by an event: Apple's (mps) and Intel's (xpu).
+
+Two launches for each dtype: `torch.stack`, and a copy to the host that does not block. Then an event is recorded, and the
+log calls that follow ask it whether it has happened. Until the next log call, or `finish`, the row is not delivered.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Protocol
+
+from tensormeter.record.gather import scalar
+from tensormeter.record.pending import PendingValues
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Event", "EventCopies", "copy_to_host", "record_event"]
+
+
+class Event(Protocol):
+    """A point in a device's stream."""
+
+    def query(self) -> bool:
+        """Whether the device has got there. Does not wait."""
+        ...
+
+
+def record_event(device: "torch.device") -> Event:
+    """An event at the end of a device's current stream."""
+    import torch
+
+    if device.type == "xpu":
+        event: Event = torch.xpu.current_stream(device).record_event()
+        return event
+    generic = torch.Event(device)
+    generic.record()
+    return generic
+
+
+def copy_to_host(tensor: "torch.Tensor") -> "torch.Tensor":
+    """Launch the copy of a tensor to the host. What is returned holds it once an event after the copy has happened."""
+    import torch
+
+    # Only a copy to page-locked memory is asynchronous on Intel's devices; Apple's share theirs with the host.
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.device.type == "xpu")
+    return host.copy_(tensor, non_blocking=True)
+
+
+class EventCopies:
+    """Copies of values into words of the ring, by way of host tensors. Any thread may call."""
+
+    def __init__(self, pending: PendingValues, record: Callable[["torch.device"], Event] = record_event) -> None:
+        """
+        Args:
+            pending: Polls the events.
+            record: Makes an event after a batch of copies.
+        """
+        self._pending = pending
+        self._record = record
+
+    def copy(self, word: int, tensors: Sequence["torch.Tensor"]) -> None:
+        """Launch the copies of one-element tensors of one device. Never waits. Call it with grad mode off.
+
+        Args:
+            word: Index of the first word, which holds PENDING, as do the following.
+            tensors: Equal dtypes are neighbours.
+        """
+        import torch
+
+        device = tensors[0].device
+        copies: list[torch.Tensor] = []
+        for _, group in groupby(tensors, key=lambda tensor: tensor.dtype):
+            copies.append(copy_to_host(torch.stack([scalar(tensor) for tensor in group])))
+        event = self._record(device)
+
+        def poll() -> list[float] | None:
+            return [value for host in copies for value in host.double().tolist()] if event.query() else None
+
+        self._pending.add(word, len(tensors), poll)

@@ -1,0 +1,35 @@
+"""What a logged value can turn out to be, other than a number."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Deferred", "DeviceValue", "Refused"]
+
+
+class Refused(Exception):  # noqa: N818 - an outcome of `classify`, not an error that leaves this package
+    """The value cannot be recorded; the message says why and what to do."""
+
+
+class DeviceValue:
+    """A one-element tensor whose value is still being computed by its device."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor: "torch.Tensor") -> None:
+        self.tensor = tensor
+
+
+class Deferred:
+    """A value that somebody will know later.
+
+    Attributes:
+        poll: Returns the value, or None as long as it is not there. Never blocks. Raises if it will never be there.
+    """
+
+    __slots__ = ("poll",)
+
+    def __init__(self, poll: Callable[[], float | None]) -> None:
+        self.poll = poll

@@ -1,0 +1,67 @@
+"""Where a process stands in its job: rank and world size, and what the scheduler calls the job."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+__all__ = ["describe_cluster", "describe_rank"]
+
+_RANK: Final = {
+    "tensormeter.rank": ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"),
+    "tensormeter.local_rank": ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"),
+    "tensormeter.world_size": ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"),
+    "tensormeter.local_world_size": ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"),
+}
+"""torchrun's names (which torch.distributed also reads), Open MPI's, MPICH's, Slurm's; the first that is set holds."""
+
+_TEXTS: Final = {
+    "tensormeter.torchrun.run_id": ("TORCHELASTIC_RUN_ID",),
+    "tensormeter.torchrun.restart_count": ("TORCHELASTIC_RESTART_COUNT",),
+    "tensormeter.slurm.job.id": ("SLURM_JOB_ID",),
+    "tensormeter.slurm.job.name": ("SLURM_JOB_NAME",),
+    "tensormeter.slurm.job.partition": ("SLURM_JOB_PARTITION",),
+    "tensormeter.slurm.job.array.id": ("SLURM_ARRAY_JOB_ID",),
+    "tensormeter.slurm.job.array.task": ("SLURM_ARRAY_TASK_ID",),
+    "tensormeter.slurm.job.restart_count": ("SLURM_RESTART_COUNT",),
+    "tensormeter.slurm.step.id": ("SLURM_STEP_ID",),
+    "tensormeter.slurm.node.name": ("SLURMD_NODENAME",),
+}
+
+_KUBERNETES: Final = {
+    "k8s.pod.name": ("K8S_POD_NAME", "POD_NAME", "HOSTNAME"),
+    "k8s.pod.uid": ("K8S_POD_UID", "POD_UID"),
+    "k8s.namespace.name": ("K8S_NAMESPACE_NAME", "POD_NAMESPACE"),
+    "k8s.node.name": ("K8S_NODE_NAME", "NODE_NAME"),
+    "k8s.container.name": ("K8S_CONTAINER_NAME", "CONTAINER_NAME"),
+    "k8s.job.name": ("JOB_NAME",),
+}
+"""Names by which pods are usually told who they are (the downward API); only a pod's host name is always there."""
+
+_NAMESPACE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+
+def describe_rank(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Rank and world size, over all and on the node; what is not set, or is no number, is left out."""
+    found = _lookup(environment, _RANK)
+    return {name: int(text) for name, text in found.items() if text.isdecimal()}
+
+
+def describe_cluster(environment: Mapping[str, str], namespace: Path = _NAMESPACE) -> dict[str, Any]:
+    """The job, as torchrun, Slurm and Kubernetes name it.
+
+    Args:
+        environment: Of the process.
+        namespace: The file in which Kubernetes tells pods their namespace.
+    """
+    attributes: dict[str, Any] = _lookup(environment, _TEXTS)
+    if "KUBERNETES_SERVICE_HOST" in environment:
+        if os.access(namespace, os.R_OK):
+            attributes["k8s.namespace.name"] = namespace.read_text().strip()
+        attributes |= _lookup(environment, _KUBERNETES)
+    return attributes
+
+
+def _lookup(environment: Mapping[str, str], table: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    found = {name: next(filter(None, map(environment.get, variables)), None) for name, variables in table.items()}
+    return {name: text for name, text in found.items() if text}

@@ -1,0 +1,77 @@
+"""Which commit runs: read from git's files, because `git` may not be there, is slow to start, and refuses folders of others."""
+
+import configparser
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+__all__ = ["describe_revision"]
+
+_REVISION: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_CREDENTIALS: Final = re.compile(r"(?<=://)[^/@\s]+@")
+
+
+def describe_revision(folder: Path | None = None) -> dict[str, Any]:
+    """Commit, branch and remote of the repository that the running script is in, else of the working folder's.
+
+    Args:
+        folder: Look here only.
+
+    Returns:
+        Attributes; empty if there is no repository, or none that can be read.
+    """
+    try:
+        for start in [folder] if folder else _starts():
+            for place in (start, *start.parents):
+                if (place / ".git").exists():
+                    return _describe(place / ".git")
+    except (OSError, UnicodeDecodeError, RuntimeError):
+        pass
+    return {}
+
+
+def _starts() -> list[Path]:
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    return [*([Path(script).resolve().parent] if script else []), Path(os.getcwd())]
+
+
+def _describe(entry: Path) -> dict[str, Any]:
+    folder = entry
+    if entry.is_file():  # a worktree or a submodule: `gitdir: PATH`
+        folder = (entry.parent / entry.read_text().partition(":")[2].strip()).resolve()
+    common = folder
+    if (folder / "commondir").exists():
+        common = (folder / (folder / "commondir").read_text().strip()).resolve()
+    head = (folder / "HEAD").read_text().strip()
+    attributes: dict[str, Any] = {}
+    if head.startswith("ref:"):
+        reference = head.removeprefix("ref:").strip()
+        attributes["vcs.ref.head.name"] = reference.removeprefix("refs/heads/")
+        head = _resolve(folder, common, reference)
+    if _REVISION.fullmatch(head):
+        attributes["vcs.ref.head.revision"] = head
+    url = _remote(common / "config")
+    if url:
+        attributes["vcs.repository.url.full"] = url
+    return attributes
+
+
+def _resolve(folder: Path, common: Path, reference: str) -> str:
+    for place in (folder, common):
+        if (place / reference).is_file():
+            return (place / reference).read_text().strip()
+    packed = common / "packed-refs"
+    lines = packed.read_text().splitlines() if packed.is_file() else []
+    return next((line.split()[0] for line in lines if line.endswith(f" {reference}")), "")
+
+
+def _remote(config: Path) -> str:
+    """The address of `origin`, without user and password."""
+    parser = configparser.RawConfigParser(strict=False, allow_no_value=True)
+    try:
+        parser.read_string("\n".join(line.strip() for line in config.read_text().splitlines()))
+        return _CREDENTIALS.sub("", parser.get('remote "origin"', "url", fallback="") or "")
+    except (OSError, configparser.Error):
+        return ""

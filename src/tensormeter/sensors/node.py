@@ -1,0 +1,114 @@
+"""All sensors of a node, and what they know of the run on it."""
+
+import functools
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from tensormeter.otlp.batch import Attribute, Batch
+from tensormeter.sensors.sampler import Sampler
+
+__all__ = ["Node", "TrainingProcess", "Watch"]
+
+_SAMPLES_A_REQUEST: Final = 10
+_LONGEST_WAIT: Final = 30.0
+"""Seconds that points wait for others to share a request with, at most."""
+
+_FIRST_WAIT: Final = 2.0
+"""Seconds to wait for the first sample of every sensor: a driver may need long to start."""
+
+
+@dataclass(frozen=True)
+class TrainingProcess:
+    """A process of the run on this node.
+
+    Attributes:
+        id: Its `service.instance.id`.
+        pid: Its process id, as this process sees it.
+        began: Unix time when it was certainly running already, to tell it from a later process with the same id.
+        visible_gpus: Its `CUDA_VISIBLE_DEVICES` (or AMD's equivalent), or None where it has none.
+    """
+
+    id: str
+    pid: int
+    began: float
+    visible_gpus: str | None = None
+
+
+@dataclass
+class Watch:
+    """What the agent tells the sensors. It replaces the tuples, they read them: no lock.
+
+    Attributes:
+        processes: The training processes that run now.
+        folders: Where the run writes; the space on their file systems is watched.
+    """
+
+    processes: tuple[TrainingProcess, ...] = ()
+    folders: tuple[str, ...] = field(default=())
+
+
+class Node:
+    """Samples everything until it is stopped. Used by one thread, which it does not block."""
+
+    def __init__(self, resource: Mapping[str, Attribute], watch: Watch, *, interval: float, delay: float) -> None:
+        """Start sampling.
+
+        Args:
+            resource: Of the node.
+            watch: Kept up to date by the caller.
+            interval: Seconds between two samples.
+            delay: Seconds between two batches, at least.
+        """
+        from tensormeter.sensors.amd import AmdSensor
+        from tensormeter.sensors.container import ContainerSensor
+        from tensormeter.sensors.filesystem import FilesystemSensor
+        from tensormeter.sensors.host import HostSensor
+        from tensormeter.sensors.nvidia import NvidiaSensor
+        from tensormeter.sensors.process import ProcessSensor
+
+        self.watch = watch
+        self._resource = resource
+        self._delay = max(delay, min(_SAMPLES_A_REQUEST * interval, _LONGEST_WAIT))
+        self._first = True
+        self._due = time.monotonic() + _FIRST_WAIT
+        self._samplers = [
+            Sampler("host", HostSensor, interval),
+            Sampler("filesystem", functools.partial(FilesystemSensor, watch), interval),
+            Sampler("container", ContainerSensor, interval),
+            Sampler("process", functools.partial(ProcessSensor, watch), interval),
+            Sampler("nvidia", functools.partial(NvidiaSensor, watch), interval),
+            Sampler("amd", functools.partial(AmdSensor, watch), interval),
+        ]
+
+    def take(self, *, flush: bool, most_points: int) -> Batch | None:
+        """The points that have come together, if it is time for them.
+
+        Args:
+            flush: It is.
+            most_points: So many points do not wait.
+        """
+        for sampler in self._samplers:
+            sampler.report_if_stuck()
+        now = time.monotonic()
+        points = sum(sampler.columns.points for sampler in self._samplers)
+        ready = self._first and all(sampler.samples or sampler.over for sampler in self._samplers)
+        if not (flush or ready or now >= self._due or points >= most_points):
+            return None
+        self._first = False
+        self._due = now + self._delay
+        series = [series for sampler in self._samplers for series in sampler.columns.take()]
+        return Batch(self._resource, series) if series else None
+
+    def stop(self, timeout: float = 0.0) -> None:
+        """Take no further samples; what is there can still be taken.
+
+        Args:
+            timeout: Seconds to wait for those that are being taken, all together.
+        """
+        deadline = time.monotonic() + timeout
+        for sampler in self._samplers:
+            sampler.stop(0)
+        for sampler in self._samplers:
+            sampler.stop(max(0.0, deadline - time.monotonic()))

@@ -1,0 +1,80 @@
+"""What a GPU and a part of one (MIG) have in common: a handle of NVML's, and readings that are given up where they are absent."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from tensormeter.sensors import gpu
+from tensormeter.sensors.instrument import AbsentError, Instrument, Observed, Reading
+from tensormeter.sensors.nvidia_profile import Profile
+
+if TYPE_CHECKING:
+    from tensormeter.sensors.node import Watch
+
+__all__ = ["Device"]
+
+
+class Device:
+    """A GPU or a MIG device: its handle, and readings of which each is given up when the device does not have it."""
+
+    def __init__(self, nvml: Any, handle: Any, name: str, attributes: dict[str, str]) -> None:
+        self.nvml = nvml
+        self.handle = handle
+        self.name = name
+        self.uuid: str = nvml.nvmlDeviceGetUUID(handle)
+        self.attributes = {"hw.id": self.uuid, "hw.name": name, "hw.type": "gpu", **attributes}
+        self._table: dict[str, Callable[[], Iterable[Observed]]] = {}
+        self.absences = (
+            nvml.NVMLError_NotSupported,
+            nvml.NVMLError_FunctionNotFound,
+            nvml.NVMLError_InvalidArgument,
+            nvml.NVMLError_NoPermission,
+        )
+
+    def add(self, what: str, read: Callable[[], Iterable[Observed]]) -> None:
+        self._table[what] = read
+
+    def readings(self) -> Iterable[Reading]:
+        return [(f"{what} of {self.name}", partial(self._read, what)) for what in self._table]
+
+    def _read(self, what: str) -> Iterable[Observed]:
+        try:
+            yield from self._table[what]()
+        except (AbsentError, *self.absences):
+            del self._table[what]
+            raise AbsentError from None
+
+    def value(self, instrument: Instrument, value: float, **attributes: str | int) -> Observed:
+        """An observation of this device. Keywords are attribute names with `__` for `.`."""
+        more = {name.replace("__", "."): value for name, value in attributes.items()}
+        return instrument, value, {**self.attributes, **more}
+
+    def memory(self) -> Iterable[Observed]:
+        nvml = self.nvml
+        try:
+            # Version 2 does not count what the driver keeps for itself as used.
+            info = nvml.nvmlDeviceGetMemoryInfo(self.handle, version=nvml.nvmlMemory_v2)
+        except nvml.NVMLError_FunctionNotFound:
+            info = nvml.nvmlDeviceGetMemoryInfo(self.handle)
+        yield self.value(gpu.MEMORY_USAGE, info.used)
+        if info.total:
+            yield self.value(gpu.MEMORY_UTILIZATION, info.used / info.total)
+        yield self.value(
+            gpu.MEMORY_LIMIT,
+            info.total,
+            hw__model=nvml.nvmlDeviceGetName(self.handle),
+            hw__vendor="NVIDIA",
+            hw__driver_version=nvml.nvmlSystemGetDriverVersion(),
+        )
+
+    def processes(self, watch: "Watch") -> Iterable[Observed]:
+        own = {process.pid for process in watch.processes}
+        for process in self.nvml.nvmlDeviceGetComputeRunningProcesses(self.handle):
+            if process.usedGpuMemory is not None:
+                role = "trainer" if process.pid in own else "other"
+                attributes = {**self.attributes, "process.pid": process.pid, "tensormeter.process.role": role}
+                yield gpu.PROCESS_MEMORY, process.usedGpuMemory, attributes
+
+    def profile(self, profile: Profile) -> Iterable[Observed]:
+        for instrument, share in profile.read():
+            yield self.value(instrument, share)

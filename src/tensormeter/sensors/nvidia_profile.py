@@ -1,0 +1,63 @@
+"""What the multiprocessors did between two samples: NVML's GPU performance monitoring (GPM; Hopper and later)."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from tensormeter.sensors import gpu
+from tensormeter.sensors.instrument import AbsentError, Instrument
+
+__all__ = ["Profile"]
+
+_METRICS: Final = {
+    "NVML_GPM_METRIC_SM_UTIL": gpu.SM_ACTIVITY,
+    "NVML_GPM_METRIC_SM_OCCUPANCY": gpu.SM_OCCUPANCY,
+    "NVML_GPM_METRIC_ANY_TENSOR_UTIL": gpu.TENSOR_ACTIVITY,
+    "NVML_GPM_METRIC_DRAM_BW_UTIL": gpu.DRAM_ACTIVITY,
+}
+
+
+class Profile:
+    """Keeps the last sample of a device, to compare the next one with."""
+
+    def __init__(self, nvml: Any, take: Callable[[Any], Any], handle: Any) -> None:
+        """
+        Args:
+            nvml: The module.
+            take: Fills an allocated sample.
+            handle: The GPU (for a MIG device: of which it is a part).
+        """
+        self._nvml = nvml
+        self._take = take
+        self._handle = handle
+        self._samples: list[Any] = []
+        self._begun = False
+
+    def read(self) -> Iterable[tuple[Instrument, float]]:
+        """Averages since the last call; nothing the first time.
+
+        Raises:
+            AbsentError: The device does not have it.
+            NVMLError: It failed.
+        """
+        nvml = self._nvml
+        if not self._samples:
+            if not nvml.nvmlGpmQueryDeviceSupport(self._handle).isSupportedDevice:
+                raise AbsentError
+            # Allocated once: the library has no finalizer for them.
+            self._samples = [nvml.nvmlGpmSampleAlloc(), nvml.nvmlGpmSampleAlloc()]
+        before, now = self._samples
+        self._take(now)
+        self._samples.reverse()
+        if not self._begun:
+            self._begun = True
+            return
+        request = nvml.c_nvmlGpmMetricsGet_t()
+        request.version = nvml.NVML_GPM_METRICS_GET_VERSION
+        request.numMetrics = len(_METRICS)
+        request.sample1, request.sample2 = before, now
+        for place, name in enumerate(_METRICS):
+            request.metrics[place].metricId = getattr(nvml, name)
+        nvml.nvmlGpmMetricsGet(request)
+        for place, instrument in enumerate(_METRICS.values()):
+            if request.metrics[place].nvmlReturn == nvml.NVML_SUCCESS:
+                yield instrument, request.metrics[place].value / 100

@@ -1,0 +1,244 @@
+"""The training processes, and their children (DataLoader workers), and the agent itself. `process.*`, read by psutil."""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import psutil
+
+from tensormeter.sensors.instrument import AbsentError, Instrument, Observed, Reading
+
+if TYPE_CHECKING:
+    from tensormeter.sensors.node import TrainingProcess, Watch
+
+__all__ = ["ProcessSensor"]
+
+_WHO: Final = ("process.pid", "tensormeter.process.id", "tensormeter.process.role")
+"""The pid; the process's `service.instance.id`; `trainer`, `children` (all of a trainer's, added up), or `agent`."""
+
+_CPU_TIME: Final = Instrument(
+    "process.cpu.time", "counter", "s", "Processor time, in user and system mode.", (*_WHO, "cpu.mode")
+)
+_CPU_UTILIZATION: Final = Instrument(
+    "process.cpu.utilization",
+    "gauge",
+    "1",
+    "Processor time since the last sample, as a share of all processors' time.",
+    (*_WHO, "cpu.mode"),
+)
+_MEMORY: Final = Instrument(
+    "process.memory.usage",
+    "updowncounter",
+    "By",
+    "Resident memory. Of children, pages that they share are counted for each.",
+    _WHO,
+)
+_VIRTUAL: Final = Instrument("process.memory.virtual", "updowncounter", "By", "Virtual memory.", _WHO)
+_THREADS: Final = Instrument("process.thread.count", "updowncounter", "{thread}", "Threads.", _WHO)
+_FILES: Final = Instrument(
+    "process.unix.file_descriptor.count", "updowncounter", "{file_descriptor}", "Open file descriptors.", _WHO
+)
+_DISK_IO: Final = Instrument(
+    "process.disk.io",
+    "counter",
+    "By",
+    "Bytes that went to and came from disks (Linux).",
+    (*_WHO, "disk.io.direction"),
+)
+_SWITCHES: Final = Instrument(
+    "process.context_switches",
+    "counter",
+    "{context_switch}",
+    "Context switches.",
+    (*_WHO, "process.context_switch.type"),
+)
+_CHILDREN: Final = Instrument(
+    "tensormeter.process.children",
+    "updowncounter",
+    "{process}",
+    "Living children of a trainer, and theirs.",
+    _WHO,
+)
+
+_LATE: Final = 1.0
+"""Seconds by which the start of a process may seem to lie after it began its run: clock ticks."""
+
+
+_Child = tuple[int, float]
+"""A pid and when its process began, which together name a process."""
+
+
+class ProcessSensor:
+    """See the module's text.
+
+    Children come and go, so their figures are added up for each trainer: a series for every worker of every epoch would never
+    end. What the dead ones have used stays in the sums of time, as far as it was seen.
+    """
+
+    name = "process"
+    instruments = (
+        _CPU_TIME,
+        _CPU_UTILIZATION,
+        _MEMORY,
+        _VIRTUAL,
+        _THREADS,
+        _FILES,
+        _DISK_IO,
+        _SWITCHES,
+        _CHILDREN,
+    )
+
+    def __init__(self, watch: "Watch") -> None:
+        self._watch = watch
+        self._known: dict[int, psutil.Process] = {}
+        self._cpu_before: dict[tuple[object, ...], tuple[float, float]] = {}
+        self._children_cpu: dict[str, _ChildrenTime] = {}
+        self._family: dict[int, list[psutil.Process]] | None = None
+        """Descendants of the trainers by their parent, as of this sample; None before they are looked for."""
+
+    def readings(self) -> Iterable[Reading]:
+        processes = self._watch.processes
+        pids = {process.pid for process in processes} | {os.getpid()}
+        self._known = {pid: process for pid, process in self._known.items() if pid in pids}
+        self._children_cpu = {
+            process.id: self._children_cpu.get(process.id) or _ChildrenTime() for process in processes
+        }
+        self._family = None
+        if os.getpid() not in {process.pid for process in processes}:  # else the agent is a thread of the trainer
+            yield "agent", self._agent
+        for process in processes:
+            yield f"process {process.pid}", partial(self._trainer, process)
+            yield f"children of {process.pid}", partial(self._children, process)
+
+    def close(self) -> None:
+        pass
+
+    def _agent(self) -> Iterable[Observed]:
+        who = {"process.pid": os.getpid(), "tensormeter.process.role": "agent"}
+        yield from self._process(self._find(os.getpid()), who)
+
+    def _trainer(self, trainer: "TrainingProcess") -> Iterable[Observed]:
+        yield from self._process(self._find_trainer(trainer), _who(trainer, "trainer"))
+
+    def _children(self, trainer: "TrainingProcess") -> Iterable[Observed]:
+        process = self._find_trainer(trainer)
+        who = _who(trainer, "children")
+        cpu: dict[_Child, tuple[float, float]] = {}
+        number = memory = threads = files = 0
+        for child in self._descendants(process.pid):
+            try:
+                with child.oneshot():
+                    times = child.cpu_times()
+                    cpu[child.pid, child.create_time()] = (times.user, times.system)
+                    memory += child.memory_info().rss
+                    threads += child.num_threads()
+                    files += child.num_fds()
+                    number += 1
+            except psutil.NoSuchProcess:
+                continue
+        yield _CHILDREN, number, who
+        user, system = self._children_cpu[trainer.id].add(cpu)
+        if number or user or system:
+            yield from self._cpu(who, user, system)
+            yield _MEMORY, memory, who
+            yield _THREADS, threads, who
+            yield _FILES, files, who
+
+    def _process(self, process: psutil.Process, who: Mapping[str, Any]) -> Iterable[Observed]:
+        with process.oneshot():
+            times, memory = process.cpu_times(), process.memory_info()
+            switches = process.num_ctx_switches()
+            yield from self._cpu(who, times.user, times.system)
+            yield _MEMORY, memory.rss, who
+            yield _VIRTUAL, memory.vms, who
+            yield _THREADS, process.num_threads(), who
+            yield _SWITCHES, switches.voluntary, {**who, "process.context_switch.type": "voluntary"}
+            yield _SWITCHES, switches.involuntary, {**who, "process.context_switch.type": "involuntary"}
+            yield _FILES, process.num_fds(), who
+            if hasattr(process, "io_counters"):
+                counters = process.io_counters()
+                yield _DISK_IO, counters.read_bytes, {**who, "disk.io.direction": "read"}
+                yield _DISK_IO, counters.write_bytes, {**who, "disk.io.direction": "write"}
+
+    def _cpu(self, who: Mapping[str, Any], user: float, system: float) -> Iterable[Observed]:
+        now = time.monotonic()
+        processors = psutil.cpu_count() or 1
+        for mode, seconds in (("user", user), ("system", system)):
+            attributes = {**who, "cpu.mode": mode}
+            yield _CPU_TIME, seconds, attributes
+            key = tuple(attributes.values())
+            before = self._cpu_before.get(key)
+            self._cpu_before[key] = (now, seconds)
+            if before is not None and now > before[0]:
+                yield _CPU_UTILIZATION, max(0.0, seconds - before[1]) / (now - before[0]) / processors, attributes
+
+    def _descendants(self, pid: int) -> list[psutil.Process]:
+        """Children and theirs, without the agent, which the first trainer has started."""
+        if self._family is None:
+            self._family = self._look_for_descendants()
+        found = []
+        generation = [pid]
+        while generation:
+            children = [
+                child for parent in generation for child in self._family.get(parent, ()) if child.pid != os.getpid()
+            ]
+            found += children
+            generation = [child.pid for child in children]
+        return found
+
+    def _look_for_descendants(self) -> dict[int, list[psutil.Process]]:
+        roots = []
+        for trainer in self._watch.processes:
+            with contextlib.suppress(AbsentError):
+                roots.append(self._find_trainer(trainer))
+        parents = {root.ppid() for root in roots}
+        if len(roots) > 1 and len(parents) == 1 and not parents & {0, 1}:
+            # Each question for children looks at all processes of the machine: ask their launcher once, not all ranks.
+            roots = [psutil.Process(parents.pop())]
+        family: dict[int, list[psutil.Process]] = {}
+        for child in {child.pid: child for root in roots for child in root.children(recursive=True)}.values():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                family.setdefault(child.ppid(), []).append(child)
+        return family
+
+    def _find(self, pid: int) -> psutil.Process:
+        process = self._known.get(pid)
+        if process is None or not process.is_running():
+            process = self._known[pid] = psutil.Process(pid)
+        return process
+
+    def _find_trainer(self, trainer: "TrainingProcess") -> psutil.Process:
+        """Absent: it is gone, or it is in another container, where its pid means another process."""
+        try:
+            process = self._find(trainer.pid)
+            if process.create_time() <= trainer.began + _LATE:
+                return process
+        except psutil.NoSuchProcess:
+            pass
+        raise AbsentError
+
+
+class _ChildrenTime:
+    """Processor time of all children that a trainer ever had, as far as they were seen."""
+
+    def __init__(self) -> None:
+        self._living: dict[_Child, tuple[float, float]] = {}
+        self._dead = (0.0, 0.0)
+
+    def add(self, living: dict[_Child, tuple[float, float]]) -> tuple[float, float]:
+        """Take note of the living, and give the sum over all, in user and in system mode."""
+        dead = [times for child, times in self._living.items() if child not in living]
+        self._dead = _total([self._dead, *dead])
+        self._living = living
+        return _total([self._dead, *living.values()])
+
+
+def _total(times: list[tuple[float, float]]) -> tuple[float, float]:
+    return sum(user for user, _ in times), sum(system for _, system in times)
+
+
+def _who(trainer: "TrainingProcess", role: str) -> dict[str, Any]:
+    return {"process.pid": trainer.pid, "tensormeter.process.id": trainer.id, "tensormeter.process.role": role}

@@ -1,0 +1,168 @@
+"""A sensor on a thread of its own, sampled at an interval through an OpenTelemetry MeterProvider."""
+
+import functools
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from typing import Final
+
+from opentelemetry.metrics import CallbackOptions, Meter, Observation
+from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.resources import Resource
+
+from tensormeter.sensors.columns import Columns
+from tensormeter.sensors.instrument import Instrument, Observed, Sensor, observe
+
+__all__ = ["SAMPLER_INSTRUMENTS", "SCOPE", "Sampler", "next_due"]
+
+logger: Final = logging.getLogger("tensormeter.agent")
+
+SCOPE: Final = "tensormeter.sensors"
+"""Name of the instrumentation scope."""
+
+_STUCK_AFTER: Final = 30.0
+"""Seconds after which a sample that is still being taken is reported."""
+
+_DURATION: Final = Instrument(
+    "tensormeter.sensor.sample.duration",
+    "gauge",
+    "s",
+    "How long it took to read a sensor once.",
+    ("tensormeter.sensor",),
+)
+_FAILURES: Final = Instrument(
+    "tensormeter.sensor.failures",
+    "counter",
+    "{failure}",
+    "Readings that failed and were left out (`error.type` names the exception; `stuck`: the sensor hung; `overflow`: points "
+    "that nobody took in time).",
+    ("tensormeter.sensor", "error.type"),
+)
+SAMPLER_INSTRUMENTS: Final = (_DURATION, _FAILURES)
+
+
+class Sampler:
+    """Samples one sensor until it is stopped. The thread is a daemon: one that hangs in a driver is left behind.
+
+    Attributes:
+        columns: Where the points go, to be taken by any other thread.
+    """
+
+    def __init__(self, name: str, make: Callable[[], Sensor], interval: float) -> None:
+        """Start the thread.
+
+        Args:
+            name: The sensor's.
+            make: Constructs the sensor, on the thread.
+            interval: Seconds between two samples.
+        """
+        self.name = name
+        self.columns = Columns()
+        self.samples = 0
+        """Samples taken so far."""
+        self.over = False
+        """Whether the thread has ended: it was stopped, or the sensor has nothing to read on this machine."""
+        self._make = make
+        self._interval = interval
+        self._stop = threading.Event()
+        self._failures: dict[str, int] = {}
+        self._duration = 0.0
+        self._observed: dict[str, list[Observed]] = {}
+        self._busy_since: float | None = time.monotonic()
+        self._reported = False
+        self._thread = threading.Thread(target=self._run, name=f"tensormeter-sensor-{name}", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """Take no further sample. Waits for the one that is being taken, but no longer than `timeout` seconds."""
+        self._stop.set()
+        self._thread.join(timeout)
+
+    def report_if_stuck(self) -> None:
+        """Say it in the log, once, and count it, if a reading has not come back for long."""
+        since = self._busy_since
+        if since is None:
+            self._reported = False
+        elif not self._reported and time.monotonic() - since > max(_STUCK_AFTER, 3 * self._interval):
+            self._reported = True
+            self._failures["stuck"] = self._failures.get("stuck", 0) + 1
+            logger.warning(
+                "sensor %s has not answered for %.0f s; the others go on", self.name, time.monotonic() - since
+            )
+
+    def _run(self) -> None:
+        try:
+            sensor = self._make()
+        except Exception as error:  # as for readings: the sensor is left out, the others go on
+            logger.warning("sensor %s cannot be used (%s: %s)", self.name, type(error).__name__, error)
+            self.over = True
+            return
+        try:
+            if sensor.instruments:
+                self._sample_until_stopped(sensor)
+            sensor.close()
+        except Exception:
+            logger.exception("sensor %s failed; it is left out from now on", self.name)
+        finally:
+            self._busy_since = None
+            self.over = True
+
+    def _sample_until_stopped(self, sensor: Sensor) -> None:
+        reader = InMemoryMetricReader()
+        provider = MeterProvider(
+            [reader],
+            Resource.get_empty(),
+            exemplar_filter=AlwaysOffExemplarFilter(),
+            shutdown_on_exit=False,
+        )
+        meter = provider.get_meter(SCOPE, version("tensormeter"))
+        for instrument in (*sensor.instruments, *SAMPLER_INSTRUMENTS):
+            self._create(meter, instrument)
+        due = time.monotonic()
+        while not self._stop.is_set():
+            self._busy_since = began = time.monotonic()
+            self._observed = observe(sensor, self._failures)
+            self._duration = time.monotonic() - began
+            self._observe_self()
+            data = reader.get_metrics_data()
+            if data is not None:
+                self.columns.add(data)
+            self.samples += 1
+            self._busy_since = None
+            due = next_due(due, time.monotonic(), self._interval)
+            self._stop.wait(max(0.0, due - time.monotonic()))
+        provider.shutdown()
+
+    def _create(self, meter: Meter, instrument: Instrument) -> None:
+        create = {
+            "gauge": meter.create_observable_gauge,
+            "counter": meter.create_observable_counter,
+            "updowncounter": meter.create_observable_up_down_counter,
+        }[instrument.kind]
+        # The value was read before: one reading serves several instruments.
+        callback = functools.partial(self._hand_over, instrument.name)
+        create(instrument.name, [callback], instrument.unit, instrument.description)
+
+    def _hand_over(self, name: str, options: CallbackOptions) -> Iterable[Observation]:
+        return [Observation(value, attributes) for _, value, attributes in self._observed.get(name, ())]
+
+    def _observe_self(self) -> None:
+        sensor = {"tensormeter.sensor": self.name}
+        if self.columns.dropped:
+            self._failures["overflow"] = self.columns.dropped
+        self._observed[_DURATION.name] = [(_DURATION, self._duration, sensor)]
+        self._observed[_FAILURES.name] = [
+            (_FAILURES, count, {**sensor, "error.type": kind}) for kind, count in self._failures.items()
+        ]
+
+
+def next_due(due: float, now: float, interval: float) -> float:
+    """When to take the sample after the one that was due at `due`.
+
+    Late samples are skipped, not made up for: a slow driver must not be asked all the time.
+    """
+    return due + interval * max(1, math.ceil((now - due) / interval))

@@ -1,0 +1,137 @@
+"""Statistics of the node, from the machine to the server's API, while trainers run, hang, and end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from harness import ROOT, Server, free_port, wait_for
+
+SCRIPT = Path(__file__).with_name("trainers.py")
+RUN = "watched"
+
+# A gauge, because a sum would be as good, but gauges are the simplest of all metrics for a server.
+BEAT = "tensormeter.sensor.sample.duration"
+
+
+class Trainer:
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(SCRIPT), RUN],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.pid = int(self.process.stdout.readline())
+
+    def end(self) -> None:
+        self.process.communicate(timeout=300)
+        assert self.process.returncode == 0
+
+
+@pytest.fixture
+def start(environment: dict[str, str], server: Server) -> Iterator[Callable[[], Trainer]]:
+    """Starts trainers of one run, with a server and quick samples."""
+    environment["TENSORMETER_SAMPLE_INTERVAL"] = "0.1"
+    server.start()
+    trainers: list[Trainer] = []
+
+    def begin() -> Trainer:
+        trainers.append(Trainer(environment))
+        return trainers[-1]
+
+    yield begin
+    for trainer in trainers:
+        if trainer.process.poll() is None:
+            trainer.process.kill()
+        trainer.process.communicate()
+
+
+def series(server: Server, metric: str) -> list[dict]:
+    return server.get(f"/runs/{RUN}/series", metric=metric, x="time").get("series", [])
+
+
+def beats(server: Server) -> int:
+    """Samples of the host that the server has."""
+    found = [item for item in series(server, BEAT) if item["attributes"]["tensormeter.sensor"] == "host"]
+    assert len(found) <= 1
+    return sum(len(item["value"]) for item in found)
+
+
+def of_trainers(server: Server) -> set[int]:
+    """The pids of which there is processor utilization as trainers."""
+    return {
+        item["attributes"]["process.pid"]
+        for item in series(server, "process.cpu.utilization")
+        if item["attributes"]["tensormeter.process.role"] == "trainer"
+    }
+
+
+def test_two_trainers_of_a_node_have_one_set_of_statistics(start: Callable[[], Trainer], server: Server) -> None:
+    first, second = start(), start()
+    wait_for(lambda: of_trainers(server) == {first.pid, second.pid}, "statistics of both trainers are there")
+    before = beats(server)
+    wait_for(lambda: beats(server) > before, "they go on")
+    memory = series(server, "system.memory.utilization")
+    assert len({item["process"] for item in memory}) == 1
+    assert len({tuple(item["attributes"].items()) for item in memory}) == len(memory)
+    (used,) = [item for item in memory if item["attributes"] == {"system.memory.state": "used"}]
+    total = psutil.virtual_memory().total
+    assert 0 < used["value"][-1] < 1
+    assert abs(used["value"][-1] - psutil.virtual_memory().used / total) < 0.2
+    assert used["time"] == sorted(set(used["time"]))
+    # One trainer less changes nothing for the other.
+    first.end()
+    before = beats(server)
+    wait_for(lambda: beats(server) > before + 1, "statistics go on with the second trainer")
+    second.end()
+    wait_for(lambda: server.state(RUN) == "finished", "the run is over")
+    processes = {item["process"] for item in series(server, BEAT)}
+    assert processes == {used["process"]}
+
+
+def test_a_stopped_trainer_still_has_statistics(start: Callable[[], Trainer], server: Server) -> None:
+    trainer = start()
+    wait_for(lambda: of_trainers(server) == {trainer.pid}, "statistics of the trainer are there")
+    os.kill(trainer.pid, signal.SIGSTOP)
+    try:
+        wait_for(lambda: psutil.Process(trainer.pid).status() == psutil.STATUS_STOPPED, "the trainer is stopped")
+        before, utilization = beats(server), len(series(server, "process.cpu.utilization")[0]["value"])
+        wait_for(lambda: beats(server) >= before + 20, "statistics of the host go on")
+        assert len(series(server, "process.cpu.utilization")[0]["value"]) > utilization
+    finally:
+        os.kill(trainer.pid, signal.SIGCONT)
+    trainer.end()
+
+
+def test_the_demo_shows_statistics(tmp_path: Path, environment: dict[str, str]) -> None:
+    """Those of the demo's own run, through the API of its server."""
+    environment["TENSORMETER_SAMPLE_INTERVAL"] = "0.1"
+    server = Server(tmp_path, environment, port=free_port())
+    demo = [sys.executable, str(ROOT / "examples/demo.py"), "--once", "--folder", str(tmp_path)]
+    done = subprocess.run(
+        [*demo, "--port", str(free_port()), "--", "--epochs", "2"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=900,
+    )
+    # They do not crowd out what was logged.
+    assert "and statistics of GPUs, host and processes" in done.stdout
+    assert "system.cpu.utilization" not in done.stdout
+    server.start()  # on the data that the demo has left
+    (run,) = server.get("/runs", project="digits")["runs"]
+    metrics = server.get(f"/runs/{run['run_id']}/metrics")["metrics"]
+    names = {metric["metric"] for metric in metrics}
+    server.stop()
+    assert {"train/loss", "system.cpu.utilization", "system.memory.utilization", BEAT} <= names, json.dumps(
+        sorted(names)
+    )

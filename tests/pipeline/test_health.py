@@ -1,0 +1,98 @@
+"""Self-metrics: what the agent says of the process and of itself is what happened."""
+
+import gzip
+
+import numpy as np
+import pytest
+
+from tensormeter.otlp.batch import Temporality
+from tensormeter.otlp.decode import decode_metrics
+from tensormeter.pipeline.drain import Drain
+from tensormeter.pipeline.health import Health
+from tensormeter.pipeline.processor import BatchMeasurementProcessor
+from tensormeter.pipeline.spool import Spool
+from tensormeter.ring import Drop, HeaderWord, LaneWord, LogPath, RingFile, State
+from tensormeter.settings import Settings
+
+
+@pytest.fixture
+def health(source):
+    ring = RingFile.open(source.path)
+    processor = BatchMeasurementProcessor(ring, {}, schedule_delay=3600, max_export_batch_size=1000)
+    return Health(ring, processor, 10.0), processor, ring
+
+
+def by_name(series):
+    return {(one.name, *one.attributes.values()): one for one in series}
+
+
+def test_what_a_report_says(source, health):
+    health, processor, ring = health
+    for number in range(200):
+        source.recorder.log({"a": float(number)}, number)
+    processor.poll(abandon_pending=False)
+    ring.words[(ring.lanes[0][0] >> 3) + LaneWord.DROPS + Drop.RING_FULL] += 3
+    processor.lost = 2
+    found = by_name(health.report(7))
+    general = found["tensormeter.log.duration", "general"]
+    total, counts = ring.log_durations(LogPath.GENERAL)
+    assert general.counts.tolist() == [sum(counts)]
+    assert general.counts[0] >= 1
+    assert general.buckets.tolist() == [counts]
+    assert general.sums[0] == pytest.approx(total / 1e9)
+    assert general.bounds.tolist() == [2**power / 1e9 for power in range(6, 31)]
+    assert general.unit == "s"
+    assert general.temporality is Temporality.CUMULATIVE
+    assert found["tensormeter.rows",].values.tolist() == [200]
+    assert found["tensormeter.dropped", "ring_full"].values.tolist() == [3]
+    assert found["tensormeter.dropped", "device_unfinished"].values.tolist() == [2]
+    assert found["tensormeter.spool.requests",].values.tolist() == [7]
+    assert 0 < found["tensormeter.ring.utilization",].values[0] < 1
+    assert found["tensormeter.agent.lag",].values[0] > 0
+    created = ring.words[HeaderWord.CREATED]
+    assert {int(one.start_times[0]) for one in found.values() if one.name == "tensormeter.dropped"} == {created}
+    assert all(one.times[0] > created for one in found.values())
+    processor.batch({})
+    processor.release()
+    assert by_name(health.report(0))["tensormeter.agent.lag",].values.tolist() == [0.0]
+
+
+def test_reports_come_at_their_interval_and_at_the_end(source, tmp_path, monkeypatch):
+    spool = Spool(tmp_path / "spool.sqlite")
+    drain = Drain(RingFile.open(source.path), spool, ("a",), Settings(schedule_delay=3600, self_metrics_interval=100))
+
+    def reports():
+        """How many rows each report that is new in the spool tells of."""
+        told = []
+        while found := spool.next("a"):
+            sequence, request = found
+            if request.signal == "metrics":
+                series = decode_metrics(gzip.decompress(request.body))[0].series
+                told += [int(one.values[0]) for one in series if one.name == "tensormeter.rows"]
+            spool.done("a", sequence)
+        return told
+
+    now = np.float64(0)
+    monkeypatch.setattr("tensormeter.pipeline.health.time.monotonic", lambda: float(now))
+    source.recorder.log({"a": 1.0}, 0)
+    now += 1e9
+    drain.advance(flush=False)
+    drain.advance(flush=False)
+    assert reports() == [1]
+    now += 100
+    drain.advance(flush=False)
+    assert reports() == [1]
+    source.recorder.log({"a": 1.0}, 1)
+    source.recorder.close(State.FINISHED)
+    drain.advance(flush=False)
+    now += 100
+    drain.advance(flush=False)
+    assert reports() == [2]
+    spool.close()
+
+
+def test_no_reports(source, health):
+    _, processor, ring = health
+    silent = Health(ring, processor, 0)
+    assert not silent.due()
+    assert silent.report(0) == []

@@ -1,0 +1,76 @@
+"""What log calls cost is counted, and a slow one is said to be slow, once for each reason, with its keys."""
+
+from fractions import Fraction
+
+import pytest
+
+import tensormeter.record.cost as cost_module
+from tensormeter.record.cost import LogCost
+from tensormeter.ring import LogPath
+
+
+class Clock:
+    """Stands in for the module `time`: it only advances when a value says so."""
+
+    def __init__(self):
+        self.wall = self.cpu = 0
+
+    def perf_counter_ns(self):
+        return self.wall
+
+    def thread_time_ns(self):
+        return self.cpu
+
+
+@pytest.fixture
+def slow_value(monkeypatch):
+    """Makes values that take 10 ms to look at, for so much of which the thread runs."""
+    clock = Clock()
+    monkeypatch.setattr(cost_module, "time", clock)
+
+    def make(running):
+        class Slow(Fraction):
+            def __float__(self):
+                clock.wall += 10_000_000
+                clock.cpu += running
+                return 1.0
+
+        return Slow(1)
+
+    return make
+
+
+@pytest.mark.parametrize(("running", "reason"), [(1_000_000, "kept waiting"), (9_000_000, "much to look at")])
+def test_a_slow_call_is_warned_about_once(recording, warnings_logged, slow_value, running, reason):
+    row = {"loss": slow_value(running), **{f"n{i}": i for i in range(7)}}
+    for _ in range(3):
+        recording.log(row)
+    (warning,) = warnings_logged()
+    assert warning.startswith("log() of 'loss', 'n0', 'n1', 'n2', 'n3' and 3 more took 10.0 ms: ")
+    assert reason in warning
+    total, counts = recording.ring.log_durations(LogPath.GENERAL)
+    assert (total, sum(counts)) == (30_000_000, 3)
+
+
+def test_what_comes_first_may_take_its_time(recording, warnings_logged, slow_value):
+    recording.log({"loss": slow_value(0)})
+    assert warnings_logged() == []
+
+
+def test_quick_calls_are_only_counted(recording, warnings_logged, slow_value):
+    for number in range(10):
+        recording.log({"loss": Fraction(number)})
+    _, counts = recording.ring.log_durations(LogPath.GENERAL)
+    assert sum(counts) == 10
+    recording.log([])
+    assert [text for text in warnings_logged() if "took" in text] == []
+
+
+@pytest.mark.parametrize(
+    ("duration", "bucket"), [(0, 0), (1, 0), (64, 0), (65, 1), (128, 1), (129, 2), (1 << 30, 24), (1 << 40, 25)]
+)
+def test_buckets_are_powers_of_two(recording, duration, bucket):
+    LogCost(recording.ring).add(duration)
+    total, counts = recording.ring.log_durations(LogPath.GENERAL)
+    assert total == duration
+    assert [index for index, count in enumerate(counts) if count] == [bucket]

@@ -1,0 +1,282 @@
+"""What only a GPU can show: that nothing waits, what is launched, streams, graphs, several devices."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tensormeter.record.deferred import DeferredLog
+from tensormeter.record.device_report import device_path_report
+from tensormeter.ring import PENDING, State
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "Pageable", "cuStreamSynchronize")
+
+
+@pytest.fixture(params=["one launch", "two launches"])
+def recording(request, new_recording):
+    """With its ring in shared memory, page-locked, the kernels loaded, and the trial over."""
+    recording = new_recording(folder=Path("/dev/shm"))
+    for _ in range(2):
+        recording.log({"warm": torch.tensor(1.0, device="cuda")})
+        torch.cuda.synchronize()
+    assert recording.values() == [{"warm": 1.0}] * 2
+    if request.param == "two launches":
+        for mapped in recording.recorder._device._mapped.values():
+            mapped.view = None
+    (path,) = recording.recorder.device_paths.values()
+    assert path.startswith(request.param)
+    yield recording
+    torch.cuda.synchronize()
+
+
+def settle(recording):
+    torch.cuda.synchronize()
+    return recording.values()
+
+
+def mixture():
+    tensors = {
+        "f32": torch.tensor(1.5, device="cuda"),
+        "bf16": torch.tensor([2.5], device="cuda", dtype=torch.bfloat16),
+        "fp8": torch.tensor(0.5, device="cuda").to(torch.float8_e4m3fn),
+        "u16": torch.tensor(9, device="cuda").to(torch.uint16),
+        "i64": torch.tensor(7, device="cuda"),
+        "bool": torch.tensor(True, device="cuda"),
+        "loss": torch.tensor(3.5, device="cuda", requires_grad=True),
+    }
+    expected = {name: tensor.double().item() for name, tensor in tensors.items()}
+    torch.cuda.synchronize()
+    return tensors, expected
+
+
+def test_no_call_synchronizes(recording):
+    tensors, expected = mixture()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            recording.log({**tensors, "host": 9.0})
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert settle(recording) == [{"host": 9.0, **expected}] * 3
+
+
+def test_the_first_call_of_all_does_not_synchronize_either(new_recording):
+    recording = new_recording(folder=Path("/dev/shm"))
+    tensor = torch.tensor(2.0, device="cuda")
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        recording.log({"a": tensor})
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert settle(recording) == [{"a": 2.0}]
+
+
+def calls(action):
+    """Names of the CUDA runtime's calls, and of copies, during an action, as the profiler sees them."""
+    from torch.profiler import ProfilerActivity, profile, record_function
+
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        with record_function("observed"):
+            action()
+        torch.cuda.synchronize()
+    events = list(profiler.events())
+    (span,) = [event for event in events if event.name == "observed" and "CPU" in str(event.device_type)]
+    start, end = span.time_range.start, span.time_range.end
+    inside = [event.name for event in events if start <= event.time_range.start <= end]
+    copies = [event.name for event in events if event.name.startswith("Memcpy")]
+    return [name for name in inside if name.startswith("cu")], copies
+
+
+@pytest.mark.parametrize("number", [1, 10, 64, 65, 150, 500])
+def test_what_a_call_launches(recording, number):
+    pairs = 448 if int((torch.version.cuda or "0").partition(".")[0]) >= 13 else 64
+    tensors = {str(i): torch.tensor(float(i), device="cuda") for i in range(number)}
+    recording.log(tensors)
+    names, copies = calls(lambda: recording.log(tensors))
+    assert not [name for name in (*names, *copies) if any(wait in name for wait in WAITS)]
+    assert len([name for name in names if "LaunchKernel" in name]) == -(-number // pairs)
+    one_launch = set(recording.recorder.device_paths.values()) == {"one launch"}
+    assert len([name for name in names if "MemcpyAsync" in name]) == (0 if one_launch else 1)
+    assert settle(recording) == [{str(i): float(i) for i in range(number)}] * 2
+
+
+def test_a_mixture_of_dtypes_launches_at_most_two_each(recording):
+    tensors, expected = mixture()
+    recording.log(tensors)
+    names, copies = calls(lambda: recording.log(tensors))
+    assert not [name for name in (*names, *copies) if any(wait in name for wait in WAITS)]
+    launches = [name for name in names if "LaunchKernel" in name or "MemcpyAsync" in name]
+    assert len(launches) <= 2 * len({tensor.dtype for tensor in tensors.values()})
+    assert settle(recording) == [expected] * 2
+
+
+def test_snapshots_while_the_device_is_far_behind(recording):
+    tensor = torch.tensor(1.0, device="cuda")
+    torch.cuda._sleep(200_000_000)
+    for step in range(3):
+        recording.log({"a": tensor}, step)
+        tensor += 1
+    tensor.zero_()
+    lane = recording.recorder._lanes[0]
+    assert recording.ring.words[(lane.cursor[0] >> 3) - 2] == PENDING
+    assert recording.rows() == []  # nothing waited, and nothing is torn
+    assert settle(recording) == [{"a": 1.0}, {"a": 2.0}, {"a": 3.0}]
+
+
+def test_memory_that_is_freed_at_once(recording):
+    """The caching allocator gives the memory to the next tensor of the stream, which is written later."""
+    torch.cuda._sleep(100_000_000)
+    for step in range(50):
+        recording.log({"a": torch.full((), float(step), device="cuda")}, step)
+        torch.full((), -1.0, device="cuda")
+    assert settle(recording) == [{"a": float(step)} for step in range(50)]
+
+
+def test_other_streams(recording):
+    stream = torch.cuda.Stream()
+    tensor = torch.tensor(4.0, device="cuda")
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        recording.log({"a": tensor})
+        tensor.fill_(5.0)
+    recording.log({"b": torch.tensor(6.0, device="cuda")})
+    assert settle(recording) == [{"a": 4.0}, {"b": 6.0}]
+
+
+def test_backward_hooks(recording):
+    weight = torch.tensor([2.0, 3.0], device="cuda", requires_grad=True)
+    weight.register_hook(lambda gradient: recording.recorder.log({"norm": gradient.norm()}))
+    for _ in range(3):
+        (weight * weight).sum().backward()
+    torch.cuda.synchronize()
+    assert [row.values["norm"] for row in recording.rows()] == pytest.approx([52**0.5] * 3)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_several_devices_in_one_row(recording):
+    first, second = (torch.tensor(float(index + 1), device=f"cuda:{index}") for index in range(2))
+    for _ in range(3):
+        recording.log({"b": second, "a": first, "host": 3.0})
+        first += 1
+        torch.cuda.synchronize(0)
+        torch.cuda.synchronize(1)
+    rows = settle(recording)
+    assert rows == [{"host": 3.0, "a": 1.0 + step, "b": 2.0} for step in range(3)]
+    assert set(recording.recorder.device_paths) == {"cuda:0", "cuda:1"}
+
+
+def test_refused_while_a_graph_is_captured(recording, warnings_logged):
+    tensor = torch.tensor(1.0, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        tensor.add_(1)
+        recording.log({"a": tensor, "host": 1.0})
+    graph.replay()
+    recording.log({"a": tensor})
+    assert settle(recording) == [{"host": 1.0}, {"a": 2.0}]
+    (message,) = warnings_logged()
+    assert "being captured" in message
+    assert "deferred_log" in message
+
+
+def test_what_a_graph_computes_is_logged_after_each_replay(recording):
+    tensor = torch.zeros((), device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        tensor.add_(1)
+    for step in range(5):
+        graph.replay()
+        recording.log({"a": tensor}, step)
+    assert settle(recording) == [{"a": float(step + 1)} for step in range(5)]
+
+
+def collected(recording, log):
+    """What a deferred log has, after the device is done: a flush begins the copy, two more find it and take it."""
+    for _ in range(3):
+        log.flush()
+        torch.cuda.synchronize()
+    return [(row.step, row.values) for row in recording.rows()]
+
+
+def test_each_replay_writes_a_row(recording):
+    log = DeferredLog(recording.recorder, ["a", "twice"], capacity=64, device="cuda", first_step=0)
+    tensor = torch.zeros((), device="cuda")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # the warm-up that captures need; a row as well
+        log.write({"a": tensor, "twice": tensor * 2})
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        tensor.add_(1)
+        log.write({"a": tensor, "twice": tensor * 2})
+        recording.log({"host": 1.0})  # whose look at the ring must not disturb the capture
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(5):
+            graph.replay()
+        log.flush()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    rows = [row for row in collected(recording, log) if "host" not in row[1]]
+    assert rows == [(step, {"a": float(step), "twice": 2.0 * step}) for step in range(6)]
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_writes_in_a_compiled_function(recording, mode):
+    log = DeferredLog(recording.recorder, ["loss"], capacity=64, device="cuda", first_step=0)
+
+    def step(x):
+        loss = (x * x).sum()
+        log.write({"loss": loss})
+        return loss
+
+    compiled = torch.compile(step, fullgraph=True, mode=mode)
+    for number in range(6):
+        compiled(torch.full((3,), float(number), device="cuda"))
+    assert collected(recording, log) == [(number, {"loss": 3.0 * number * number}) for number in range(6)]
+    torch._dynamo.reset()
+
+
+def test_the_end_of_the_run_fetches_the_rest(recording):
+    log = DeferredLog(recording.recorder, ["a"], capacity=4, device="cuda", first_step=10)
+    for number in range(6):
+        log.write({"a": torch.tensor(float(number), device="cuda")})
+    recording.recorder.close(State.FINISHED)
+    assert [(row.step, row.values["a"]) for row in recording.rows()] == [(10 + n, float(n)) for n in range(2, 6)]
+    assert recording.dropped("ring_full") == 2
+
+
+def test_a_failed_registration_is_tried_once(recording, warnings_logged):
+    device = recording.recorder._device
+    device._host, device._failure = None, "no"
+    for _ in range(2):
+        recording.log({"a": torch.tensor(1.0, device="cuda"), "b": 2.0})
+    assert device._host is None
+    assert settle(recording) == [{"b": 2.0}] * 2
+    assert len(warnings_logged()) == 1
+
+
+def test_a_ring_on_a_disk_is_refused(new_recording, tmp_path, warnings_logged):
+    from tensormeter.record.page_locking import is_in_memory
+
+    if is_in_memory(tmp_path / "ring"):
+        pytest.skip("the folder for temporary files is in memory")
+    recording = new_recording(folder=tmp_path)
+    recording.log({"a": torch.tensor(1.0, device="cuda"), "b": 2.0})
+    assert recording.values() == [{"b": 2.0}]
+    (message,) = warnings_logged()
+    assert "is on a disk" in message
+
+
+def test_the_report_of_a_healthy_machine():
+    for path in device_path_report():
+        assert path.works, path
+        assert path.synchronizes is False
+        assert path.path == "one launch"

@@ -1,0 +1,151 @@
+"""Page-locking, with a double for the CUDA runtime: what is asked of it, and what becomes of its refusals."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tensormeter.record import page_locking
+from tensormeter.record.outcomes import Refused
+from tensormeter.record.page_locking import is_in_memory, page_lock, view_on_device
+
+
+class Runtime:
+    """Records what it is asked. `answers`: return codes by name, 0 if there is none."""
+
+    def __init__(self):
+        self.answers = {}
+        self.asked = []
+        self.mode = 0
+        self.pointers_work = 1
+        self.pointer = None
+
+    def answer(self, name):
+        self.asked.append(name)
+        return self.answers.get(name, 0)
+
+    def cudaHostRegister(self, pointer, size, flags):
+        assert self.mode == 2  # else a capture in another thread would be invalidated
+        assert flags == 3
+        self.pointer = self.pointer or pointer
+        return self.answer("register")
+
+    def cudaThreadExchangeStreamCaptureMode(self, mode):
+        mode._obj.value, self.mode = self.mode, mode._obj.value
+        return self.answer("mode")
+
+    def cudaGetLastError(self):
+        return self.answer("clear")
+
+    def cudaDeviceGetAttribute(self, value, attribute, device):
+        assert attribute == 91
+        value._obj.value = self.pointers_work
+        return self.answer("attribute")
+
+    def cudaHostGetDevicePointer(self, seen, pointer, flags):
+        seen._obj.value = self.pointer
+        return self.answer("pointer")
+
+
+class NoDevice:
+    def __init__(self, device):
+        pass
+
+    def __enter__(self):
+        pass
+
+    def __exit__(self, *_):
+        pass
+
+
+@pytest.fixture
+def runtime(monkeypatch):
+    runtime = Runtime()
+    monkeypatch.setattr(page_locking, "_runtime", lambda: runtime)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch.cuda, "device", NoDevice)
+    return runtime
+
+
+@pytest.fixture
+def memory():
+    return torch.zeros(8, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("code", "cleared"), [(0, False), (712, True)])
+def test_registered_once_or_by_another_thread(runtime, memory, code, cleared):
+    runtime.answers["register"] = code
+    page_lock(memory)
+    assert ("clear" in runtime.asked) is cleared
+    assert runtime.mode == 0
+    assert runtime.pointer == memory.data_ptr()
+
+
+def test_a_refused_registration_leaves_no_error_behind(runtime, memory):
+    runtime.answers["register"] = 2
+    with pytest.raises(Refused, match="error 2"):
+        page_lock(memory)
+    assert runtime.asked[-1] == "clear"
+    assert runtime.mode == 0
+
+
+def test_a_failing_call_leaves_the_capture_mode_as_it_was(runtime, memory, monkeypatch):
+    monkeypatch.setattr(runtime, "cudaHostRegister", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        page_lock(memory)
+    assert runtime.mode == 0
+
+
+DEVICE = torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize("wrong", ["attribute", "pointer", "pointers do not work", "another address", "no runtime"])
+def test_memory_that_a_device_does_not_reach_is_never_viewed(runtime, memory, monkeypatch, wrong):
+    """A kernel that stored to a wrong address would end the training process."""
+    monkeypatch.setattr(torch, "as_tensor", lambda *_, **__: pytest.fail("viewed"))
+    runtime.pointer = memory.data_ptr()
+    if wrong in ("attribute", "pointer"):
+        runtime.answers[wrong] = 1
+    elif wrong == "pointers do not work":
+        runtime.pointers_work = 0
+    elif wrong == "another address":
+        runtime.pointer += 4096
+    else:
+        monkeypatch.setattr(page_locking, "_runtime", lambda: None)
+    with pytest.raises(Refused):
+        view_on_device(memory, DEVICE)
+    assert ("clear" in runtime.asked) is (wrong in ("attribute", "pointer"))
+
+
+def test_a_copy_is_not_taken_for_a_view(runtime, memory, monkeypatch):
+    runtime.pointer = memory.data_ptr()
+    monkeypatch.setattr(torch, "as_tensor", lambda array, device: torch.zeros(8, dtype=torch.float64))
+    with pytest.raises(Refused, match="a copy on cpu"):
+        view_on_device(memory, DEVICE)
+
+
+def test_the_view_is_described_as_the_interface_wants_it(runtime, memory, monkeypatch):
+    runtime.pointer = memory.data_ptr()
+    seen = {}
+
+    def as_tensor(array, device):
+        seen.update(array.__cuda_array_interface__)
+        return SimpleNamespace(device=device, data_ptr=memory.data_ptr)
+
+    monkeypatch.setattr(torch, "as_tensor", as_tensor)
+    view = view_on_device(memory, DEVICE)
+    assert view.device == DEVICE
+    assert seen == {"shape": (8,), "typestr": "<f8", "data": (memory.data_ptr(), False), "version": 2}
+
+
+def test_folders_in_memory(tmp_path):
+    with open("/proc/mounts") as mounts:
+        kinds = {line.split()[1]: line.split()[2] for line in mounts}
+    if kinds.get("/dev/shm") == "tmpfs":
+        assert is_in_memory(page_locking.Path("/dev/shm/tensormeter-ring"))
+    assert not is_in_memory(page_locking.Path("/proc/ring"))
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="torch has a CUDA runtime")
+def test_no_runtime_where_torch_has_none():
+    assert page_locking._runtime() is None

@@ -1,0 +1,73 @@
+"""The check of the devices' way: here of one that is a CPU in disguise; the real one is among the GPU tests."""
+
+import pytest
+import torch
+
+from tensormeter.record import device, device_report, mapped
+from tensormeter.record.device_report import device_path_report
+
+
+@pytest.fixture
+def disguised(monkeypatch):
+    """A "CUDA device" made of CPU tensors."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A GPU in a dream")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
+    monkeypatch.setattr(device_report, "_device", lambda index: torch.device("cpu"))
+    for module in (device, mapped):
+        monkeypatch.setattr(module, "page_lock", lambda memory: None)
+    monkeypatch.setattr(mapped, "view_on_device", lambda memory, device: memory)
+
+    def prepare(self, tensor):
+        self._begin(tensor.device)
+        if self._failure is not None:
+            raise RuntimeError(self._failure)
+
+    monkeypatch.setattr(device.DeviceCopies, "prepare", prepare)
+    monkeypatch.setattr(device, "is_in_memory", lambda path: True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_no_device_no_finding():
+    assert device_path_report() == []
+
+
+def test_a_device_that_works(disguised, tmp_path):
+    (path,) = device_path_report(tmp_path)
+    assert (path.name, path.path, path.works, path.synchronizes) == ("A GPU in a dream", "one launch", True, False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_device_that_cannot_store_into_the_ring(disguised, tmp_path, monkeypatch):
+    def refuse(memory, device):
+        raise mapped.Refused("the device reaches host memory under other addresses only")
+
+    monkeypatch.setattr(mapped, "view_on_device", refuse)
+    (path,) = device_path_report(tmp_path)
+    assert path.works
+    assert path.path == "two launches (trial: the device reaches host memory under other addresses only)"
+
+
+def test_a_device_whose_values_do_not_come(disguised, tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "gather", lambda sources, words, start=0: words.fill_(0.0))
+    monkeypatch.setattr(device.DeviceCopies, "copy", lambda self, word, values: None)
+    (path,) = device_path_report(tmp_path, timeout=0.0)
+    assert not path.works
+    assert path.path == "no value arrived within 0 s"
+
+
+def test_a_device_whose_values_are_wrong(disguised, tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "gather", lambda sources, words, start=0: words.fill_(0.0))
+    (path,) = device_path_report(tmp_path)
+    assert not path.works
+    assert path.path.startswith("expected [")
+
+
+def test_a_ring_that_cannot_be_page_locked(disguised, tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "is_in_memory", lambda path: False)
+    (path,) = device_path_report(tmp_path)
+    assert not path.works
+    assert "is on a disk" in path.path
