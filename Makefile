@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench clean tools
 
 demo: $(VENV)/ready
 	$(RUN) examples/demo.py $(if $(ONCE),--once) $(ARGS)
@@ -24,6 +24,11 @@ bench: $(VENV)/bench
 	$(RUN) benchmarks/histogram.py
 	$(RUN) benchmarks/phases.py
 	$(RUN) benchmarks/sensors.py
+
+# Debian's Prometheus, which some tests scrape with; where it cannot be installed they are skipped and say so.
+tools:
+	command -v prometheus || { apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus; } \
+	|| echo "prometheus is not installed: its tests will be skipped"
 
 clean:
 	rm -rf $(VENV) .demo

@@ -11,9 +11,11 @@ Outcomes are values, not exceptions.
 An exception that escapes from `export` is treated as `Retry`.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Final, Literal, Protocol
 
 from tensormeter.errors import SettingsError
@@ -26,11 +28,14 @@ __all__ = [
     "Rejected",
     "Request",
     "Retry",
+    "TooLarge",
+    "Unauthorized",
     "check_exporters",
     "load_exporter",
 ]
 
 _GROUP: Final = "tensormeter_exporter"
+_DESTINATION: Final = re.compile(r"[\w-]+(:[\w-]+)?")
 
 Signal = Literal["metrics", "logs"]
 
@@ -43,15 +48,42 @@ class ExporterConfig:
         endpoint: Base URL of the destination, without the signal's path.
         token: Bearer token, or None. Never shown in a `repr`.
         timeout: Seconds that one `export` may take, in all.
+        destination: As the settings name it: the entry point, and behind a colon what tells it from others of its kind.
+        options: The options that the settings give for this destination.
+        state: A folder for what the exporter must remember as long as requests may come again, or None. It goes when the
+            run is delivered. It need not exist yet.
     """
 
     endpoint: str
     token: str | None
     timeout: float
+    destination: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
+    state: Path | None = None
 
     def __repr__(self) -> str:
         token = "'***'" if self.token else None
-        return f"ExporterConfig(endpoint={self.endpoint!r}, token={token}, timeout={self.timeout!r})"
+        return (
+            f"ExporterConfig(endpoint={self.endpoint!r}, token={token}, timeout={self.timeout!r}, "
+            f"destination={self.destination!r}, options={dict(self.options)!r}, state={self.state!r})"
+        )
+
+    @property
+    def label(self) -> str:
+        """What stands behind the colon in the destination's name, or ""."""
+        return self.destination.partition(":")[2]
+
+    def options_or(self, **defaults: str) -> dict[str, str]:
+        """Every option of an exporter, with the given value or its default.
+
+        Raises:
+            SettingsError: An option is given that the exporter does not have.
+        """
+        unknown = sorted(self.options.keys() - defaults.keys())
+        if unknown:
+            known = ", ".join(defaults) or "none"
+            raise SettingsError(f"{self.destination}: expected options {known}, got {', '.join(unknown)}")
+        return defaults | dict(self.options)
 
 
 @dataclass(frozen=True)
@@ -111,7 +143,32 @@ class Rejected:
     reason: str
 
 
-Outcome = Accepted | Retry | Rejected
+@dataclass(frozen=True)
+class TooLarge:
+    """Not in one piece: the receiver may take it in two.
+
+    Delivery sends the halves, under ids of their own that are the same at every attempt. A single point that is too large
+    is treated as `Rejected`.
+
+    Attributes:
+        reason: For people.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Unauthorized:
+    """Not with this token. Delivery is parked until there is another one.
+
+    Attributes:
+        reason: For people.
+    """
+
+    reason: str
+
+
+Outcome = Accepted | Retry | Rejected | TooLarge | Unauthorized
 
 
 class Exporter(Protocol):
@@ -128,24 +185,46 @@ class Exporter(Protocol):
         ...
 
 
-def load_exporter(name: str) -> type[Exporter]:
-    """Find an exporter by its entry-point name, and import it.
+def load_exporter(destination: str) -> type[Exporter]:
+    """Find the exporter of a destination by its entry-point name (what stands before a colon), and import it.
+
+    If a package that it needs is not installed, its constructor says so.
 
     Raises:
         SettingsError: There is none; the message lists those there are.
     """
-    check_exporters([name])
-    (entry,) = entry_points(group=_GROUP, name=name)
-    return entry.load()  # type: ignore[no-any-return]
+    check_exporters([destination])
+    kind = destination.partition(":")[0]
+    (entry,) = entry_points(group=_GROUP, name=kind)
+    try:
+        return entry.load()  # type: ignore[no-any-return]
+    except ModuleNotFoundError as error:
+        return _unavailable(f"{kind} needs the package {error.name!r}; pip install 'tensormeter[{kind}]'")
 
 
-def check_exporters(names: Iterable[str]) -> None:
-    """See that there are exporters of these names, without importing them.
+def _unavailable(reason: str) -> type[Exporter]:
+    """Fails when it is constructed, which holds up this destination and no other."""
+
+    class Unavailable:
+        def __init__(self, config: ExporterConfig) -> None:
+            raise SettingsError(reason)
+
+        def export(self, request: Request) -> Outcome:
+            raise NotImplementedError
+
+        def shutdown(self) -> None:
+            raise NotImplementedError
+
+    return Unavailable
+
+
+def check_exporters(destinations: Iterable[str]) -> None:
+    """See that there are exporters for these destinations, without importing them.
 
     Raises:
         SettingsError: There is one without; the message lists those there are.
     """
     known = entry_points(group=_GROUP).names
-    for name in names:
-        if name not in known:
-            raise SettingsError(f"exporters: expected some of {', '.join(sorted(known))}, got {name!r}")
+    for destination in destinations:
+        if not _DESTINATION.fullmatch(destination) or destination.partition(":")[0] not in known:
+            raise SettingsError(f"exporters: expected some of {', '.join(sorted(known))}, got {destination!r}")

@@ -337,7 +337,7 @@ def init(
     """
     given = {"project": project, "name": name, "run_id": id, "mode": mode}
     resolved = _resolve(settings, {key: value for key, value in given.items() if value is not None})
-    check_exporters(resolved.exporters)
+    check_exporters([*resolved.exporters, *(option.partition(".")[0] for option in resolved.exporter_options)])
     run_id = resolved.run_id or "".join(secrets.choice(_ID_LETTERS) for _ in range(8))
     run = Run(RunIdentity(run_id, resolved.name or run_id, _as_json(config or {}), resolved))
     run._begin()

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import platformdirs
 
@@ -26,6 +26,7 @@ AfterFork = Literal["record", "ignore"]
 DEFAULT_PORT: Final = 4320
 IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
+_OPTION: Final = re.compile(r"[^.=,]+\.[a-z_]+")
 _TOKEN: Final = re.compile(r"[!-~]+")
 
 _Parse = Callable[[str], Any]
@@ -47,6 +48,16 @@ def _parse_bool(text: str) -> bool:
 
 def _parse_names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _parse_options(text: str) -> dict[str, str]:
+    options = {}
+    for item in filter(None, (item.strip() for item in text.split(","))):
+        key, found, value = item.partition("=")
+        if not found:
+            raise ValueError(f"expected DESTINATION.OPTION=VALUE, got {item!r}")
+        options[key.strip()] = unquote(value.strip())
+    return options
 
 
 def _parse_disabled(text: str) -> Mode:
@@ -139,7 +150,15 @@ class Settings:
         ("experiment",),
         "TENSORMETER_EXPORTERS",
         parse=_parse_names,
-        help="Destinations, by entry-point name, separated by commas.",
+        help="Destinations, by entry-point name, separated by commas; `NAME:LABEL` where there are several of a kind.",
+    )
+    exporter_options: Mapping[str, str] = _setting(
+        dict,
+        "TENSORMETER_EXPORTER_OPTIONS",
+        parse=_parse_options,
+        shown="none",
+        help="Options of destinations, as `DESTINATION.OPTION=VALUE`, separated by commas (`%2C` for a comma in a value). "
+        "Kept with the run, so no secrets.",
     )
     agent: AgentKind = _setting(
         "process",
@@ -238,6 +257,8 @@ class Settings:
         _check_endpoint(self.endpoint)
         _check_names("exporters", self.exporters)
         object.__setattr__(self, "exporters", tuple(self.exporters))
+        _check_options("exporter_options", self.exporter_options)
+        object.__setattr__(self, "exporter_options", dict(self.exporter_options))
         if self.token is not None and not _TOKEN.fullmatch(self.token):
             raise SettingsError("token: expected printable ASCII characters without spaces or line ends")
         object.__setattr__(self, "directory", Path(self.directory).expanduser().absolute())
@@ -276,6 +297,13 @@ class Settings:
         """
         return dataclasses.replace(self, **changes)
 
+    def options_of(self, destination: str) -> dict[str, str]:
+        """The options of one destination."""
+        prefix = f"{destination}."
+        return {
+            name.removeprefix(prefix): value for name, value in self.exporter_options.items() if name.startswith(prefix)
+        }
+
     def to_json(self) -> dict[str, Any]:
         """Everything but secrets, as JSON values: what a ring file carries, so that anyone can deliver it later."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.repr}
@@ -309,6 +337,13 @@ def _check_names(name: str, value: object) -> None:
     names = value if isinstance(value, list | tuple) else ()
     if not names or not all(isinstance(item, str) for item in names) or len(set(names)) < len(names):
         raise SettingsError(f"{name}: expected a list of different names, got {value!r}")
+
+
+def _check_options(name: str, value: object) -> None:
+    if not isinstance(value, Mapping) or not all(
+        isinstance(key, str) and isinstance(text, str) and _OPTION.fullmatch(key) for key, text in value.items()
+    ):
+        raise SettingsError(f"{name}: expected texts by DESTINATION.OPTION, got {value!r}")
 
 
 def _check_integer(name: str, value: object, low: int, high: int) -> None:

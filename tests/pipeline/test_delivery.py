@@ -211,6 +211,6 @@ def test_a_stopped_delivery_leaves_the_rest_in_the_spool(deliver, put, spool, re
 
 def test_exporters_are_found_by_name():
     assert load_exporter("experiment") is ExperimentExporter
-    with pytest.raises(SettingsError, match="expected some of experiment, got 'nobody'"):
+    with pytest.raises(SettingsError, match=r"expected some of .*experiment.*, got 'nobody'"):
         load_exporter("nobody")
     assert Accepted() == Accepted(0, "")

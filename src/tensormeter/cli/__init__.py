@@ -12,12 +12,13 @@ from tensormeter.errors import TensormeterError
 __all__ = ["main"]
 
 _COMMANDS: Final = {
+    "import": ("tensormeter.cli.import_", "Send OTLP files to a server."),
     "runs": ("tensormeter.cli.runs", "List runs."),
     "serve": ("tensormeter.cli.serve", "Start an experiment server."),
     "show": ("tensormeter.cli.show", "Show a run: its configuration, last values and charts."),
     "sync": ("tensormeter.cli.sync", "Deliver what runs have left on this machine."),
 }
-"""Module and one-line help of each command; the module has the command under the same name."""
+"""Module and one-line help of each command; the module has the command under its own last name."""
 
 
 class _LazyGroup(click.Group):
@@ -28,7 +29,7 @@ class _LazyGroup(click.Group):
         if name not in _COMMANDS:
             return None
         module, _help = _COMMANDS[name]
-        command = getattr(importlib.import_module(module), name)
+        command = getattr(importlib.import_module(module), module.rpartition(".")[2])
         assert isinstance(command, click.Command)
         return command
 

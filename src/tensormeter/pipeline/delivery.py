@@ -16,7 +16,18 @@ from typing import Final
 
 import backoff
 
-from tensormeter.exporter import Accepted, Exporter, ExporterConfig, Outcome, Rejected, Request, Retry, load_exporter
+from tensormeter.exporter import (
+    Accepted,
+    Exporter,
+    ExporterConfig,
+    Outcome,
+    Rejected,
+    Request,
+    Retry,
+    TooLarge,
+    Unauthorized,
+    load_exporter,
+)
 from tensormeter.pipeline.spool import Spool
 from tensormeter.settings import Settings
 
@@ -28,6 +39,7 @@ _LONGEST_RETRY_AFTER: Final = 3600.0
 _TROUBLE_DELAY: Final = 1.0
 _STALLED_FAILURES: Final = 3
 _STALLED_DELAY: Final = 10.0
+_UNAUTHORIZED_DELAY: Final = 60.0
 
 
 class Delivery:
@@ -50,7 +62,7 @@ class Delivery:
     ) -> None:
         """
         Args:
-            destination: Entry-point name of the exporter.
+            destination: Entry-point name of the exporter, and behind a colon what tells it from others of its kind.
             spool: Path of the spool.
             settings: Of the run.
             on_progress: Called on this thread after each attempt. Must not block.
@@ -65,6 +77,9 @@ class Delivery:
             endpoint=settings.endpoint,
             token=settings.token,
             timeout=settings.export_timeout,
+            destination=destination,
+            options=settings.options_of(destination),
+            state=spool.with_name("exporters") / destination,
         )
         self._exporter_type = load_exporter(destination)
         self._on_progress = on_progress
@@ -126,12 +141,15 @@ class Delivery:
         if found is None:
             return 0.0
         sequence, request = found
-        match self._export(exporter, request):
+        outcome = self._export(exporter, request)
+        if isinstance(outcome, Unauthorized):
+            outcome = Retry(outcome.reason, _UNAUTHORIZED_DELAY)
+        match outcome:
             case Accepted(rejected, message):
                 spool.done(self._destination, sequence)
                 if rejected:
                     logger.error("%s refused %d items of %r: %s", self._destination, rejected, request, message)
-            case Rejected(reason):
+            case Rejected(reason) | TooLarge(reason):
                 spool.quarantine(self._destination, sequence, reason)
                 logger.error("%s rejected %r, which is set aside in the spool: %s", self._destination, request, reason)
             case Retry(reason, after):

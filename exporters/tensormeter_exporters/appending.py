@@ -1,0 +1,80 @@
+"""Files that grow by one request at a time, each of them once.
+
+Before anything is written, a small state file says which request it is, how long each file was, and how long it will be.
+So a request that comes again (its writer was killed before delivery knew) first undoes what is there of it, and half a
+request at a file's end is seen and cut off.
+A killed process loses nothing; a power failure can lose the last requests.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+__all__ = ["AppendOnce"]
+
+_STATE: Final = "appended.json"
+
+
+class AppendOnce:
+    """Appends to files. Used by one thread of one process; blocks for the disk."""
+
+    def __init__(self, state: Path | None) -> None:
+        """
+        Args:
+            state: Folder for the state file; without one, a request that comes again is appended again.
+        """
+        self._state = None if state is None else state / _STATE
+        self._id = ""
+        self._files: dict[Path, tuple[int, int]] = {}
+        if self._state is not None:
+            self._load(self._state)
+
+    def append(self, request_id: str, pieces: Mapping[Path, bytes]) -> None:
+        """Append to each file what belongs there. Makes files and folders.
+
+        Raises:
+            OSError: The disk refuses. Then the same request may be appended again.
+        """
+        self._undo(whole=request_id == self._id)
+        self._id = request_id
+        self._files = {}
+        for path, data in pieces.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            before = path.stat().st_size if path.exists() else 0
+            self._files[path] = before, before + len(data)
+        self._save()
+        for path, data in pieces.items():
+            with path.open("ab") as file:
+                file.write(data)
+
+    def size(self, request_id: str, path: Path) -> int:
+        """The length of a file, without what is there of this request."""
+        if request_id == self._id and path in self._files:
+            return self._files[path][0]
+        return path.stat().st_size if path.exists() else 0
+
+    def _undo(self, *, whole: bool) -> None:
+        """Take back the last request: all of it, or what is only half there."""
+        for path, (before, after) in self._files.items():
+            size = path.stat().st_size if path.exists() else 0
+            if before < size and (whole or size < after):
+                os.truncate(path, before)
+
+    def _load(self, state: Path) -> None:
+        try:
+            document = json.loads(state.read_text(encoding="utf-8"))
+            self._files = {Path(path): (int(before), int(after)) for path, before, after in document["files"]}
+            self._id = str(document["id"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            self._files = {}
+
+    def _save(self) -> None:
+        if self._state is None:
+            return
+        self._state.parent.mkdir(parents=True, exist_ok=True)
+        files = [[os.fspath(path), before, after] for path, (before, after) in self._files.items()]
+        temporary = self._state.with_suffix(".new")
+        temporary.write_text(json.dumps({"id": self._id, "files": files}), encoding="utf-8")
+        temporary.replace(self._state)

@@ -1,0 +1,69 @@
+"""One line for each series of a request, on standard output.
+
+With `agent="thread"` that is the script's own terminal; an agent that is a process writes to the run's `agent.log`.
+A request that comes again is shown again.
+"""
+
+import sys
+
+from tensormeter.errors import EncodingError
+from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Request
+from tensormeter.otlp.media import Alert
+from tensormeter_exporters.points import Speaker, Spoken, read_events, read_metrics, scalars
+
+__all__ = ["ConsoleExporter"]
+
+
+class ConsoleExporter:
+    """See `tensormeter.exporter.Exporter` for the contract. It has no options."""
+
+    def __init__(self, config: ExporterConfig) -> None:
+        config.options_or()
+
+    def export(self, request: Request) -> Outcome:
+        try:
+            lines = self._metrics(request) if request.signal == "metrics" else self._events(request)
+        except (EncodingError, EOFError, OSError) as error:
+            return Rejected(str(error))
+        sys.stdout.write("".join(f"{_plain(line)}\n" for line in lines))
+        sys.stdout.flush()
+        return Accepted()
+
+    def shutdown(self) -> None:
+        pass
+
+    @staticmethod
+    def _metrics(request: Request) -> list[str]:
+        return [
+            f"{_who(stepped.speaker)} {f'step {stepped.steps[-1]}' if stepped.stepped[-1] else '-'} "
+            f"{numbers.name} = {numbers.values[-1]:.6g} {stepped.series.unit}".rstrip()
+            + (f" (last of {len(numbers.values)})" if len(numbers.values) > 1 else "")
+            for stepped in read_metrics(request)
+            if len(stepped.steps)
+            for numbers in scalars(stepped)
+        ]
+
+    @staticmethod
+    def _events(request: Request) -> list[str]:
+        return [f"{_who(spoken.speaker)} {_said(spoken)}" for spoken in read_events(request)]
+
+
+def _said(spoken: Spoken) -> str:
+    if spoken.error:
+        return spoken.error
+    match spoken.media:
+        case None:
+            return f"{spoken.event.name} {spoken.event.body}"
+        case Alert(title, text, level):
+            return f"{level} {title}: {text}"
+        case media:
+            return f"{'-' if spoken.step is None else f'step {spoken.step}'} {spoken.event.name} {media.key}"
+
+
+def _who(speaker: Speaker) -> str:
+    return f"{speaker.project}/{speaker.run}"
+
+
+def _plain(line: str) -> str:
+    """Names and texts must not move the terminal's cursor, nor fill it."""
+    return "".join(char if char.isprintable() else "�" for char in line[:1000])

@@ -1,0 +1,76 @@
+"""Files in the OTLP file format: JSON lines, one signal a file.
+
+The Collector's `otlp_json_file` receiver reads them, and so does `tensormeter import`.
+A request that comes again is in the file once: see `appending`.
+"""
+
+import gzip
+import re
+from pathlib import Path
+from typing import Final
+
+import platformdirs
+
+from tensormeter.errors import EncodingError, SettingsError
+from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Request, Retry
+from tensormeter.otlp.json_lines import encode_line
+from tensormeter_exporters.appending import AppendOnce
+
+__all__ = ["JsonLinesExporter"]
+
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]")
+
+
+class JsonLinesExporter:
+    """See `tensormeter.exporter.Exporter` for the contract.
+
+    Options:
+        directory: Where the files go; by default `otlp` in the user's data directory.
+        max_bytes: Length after which a file is followed by the next one.
+    """
+
+    def __init__(self, config: ExporterConfig) -> None:
+        options = config.options_or(
+            directory=str(platformdirs.user_data_path("tensormeter") / "otlp"),
+            max_bytes=str(64 << 20),
+        )
+        self._directory = Path(options["directory"]).expanduser().absolute()
+        if not options["max_bytes"].isdecimal():
+            raise SettingsError(f"{config.destination}.max_bytes: expected a number, got {options['max_bytes']!r}")
+        self._max_bytes = int(options["max_bytes"])
+        self._files = AppendOnce(config.state)
+        self._numbers: dict[str, int] = {}
+
+    def export(self, request: Request) -> Outcome:
+        try:
+            line = encode_line(request.signal, gzip.decompress(request.body))
+        except (EncodingError, EOFError, gzip.BadGzipFile) as error:
+            return Rejected(str(error))
+        try:
+            self._files.append(request.id, {self._path(request, len(line)): line})
+        except OSError as error:
+            return Retry(f"{self._directory}: {error.strerror or error}")
+        return Accepted()
+
+    def shutdown(self) -> None:
+        pass
+
+    def _path(self, request: Request, length: int) -> Path:
+        """The newest file of the signal and of the spool that the request is from, or the next one if that is full.
+
+        No two spools share a file, so no two agents do.
+        """
+        spool = _UNSAFE.sub("_", request.id.partition("-")[0])[:32]
+        stem = f"{request.signal}-{spool}"
+        number = self._numbers.get(stem) or max(
+            (int(path.stem.rpartition("-")[2]) for path in self._directory.glob(f"{stem}-[0-9]*.jsonl")),
+            default=1,
+        )
+        size = self._files.size(request.id, self._file(stem, number))
+        if size and size + length > self._max_bytes:
+            number += 1
+        self._numbers[stem] = number
+        return self._file(stem, number)
+
+    def _file(self, stem: str, number: int) -> Path:
+        return self._directory / f"{stem}-{number:04}.jsonl"

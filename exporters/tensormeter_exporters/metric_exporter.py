@@ -1,0 +1,93 @@
+"""The experiment server as an exporter of the OpenTelemetry SDK: `OTEL_METRICS_EXPORTER=tensormeter`.
+
+For programs that use OpenTelemetry's own instruments and not `tensormeter.init`.
+The SDK's periodic reader neither retries nor keeps anything on disk; so attempts are repeated here, with backoff, within
+the time that the reader gives, and what is not delivered then is lost, with an error in the log.
+Every attempt carries the same id, so the server stores once what arrives twice.
+"""
+
+import gzip
+import logging
+import threading
+import time
+import uuid
+from typing import Any, Final
+
+import backoff
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
+
+from tensormeter.exporter import Accepted, ExporterConfig, Request, Retry
+from tensormeter.settings import Settings
+from tensormeter_exporters.experiment import ExperimentExporter
+
+__all__ = ["TensormeterMetricExporter"]
+
+logger: Final = logging.getLogger("tensormeter")
+
+_LONGEST_DELAY: Final = 8
+
+
+class TensormeterMetricExporter(MetricExporter):
+    """Sends to `TENSORMETER_ENDPOINT` (or `OTEL_EXPORTER_OTLP_ENDPOINT`) with `TENSORMETER_TOKEN`.
+
+    `export` blocks until the server has answered or the time is over; `shutdown` ends a wait between two attempts.
+
+    Raises:
+        SettingsError: An environment variable cannot be used.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        settings = Settings()
+        config = ExporterConfig(
+            endpoint=settings.endpoint,
+            token=settings.token,
+            timeout=settings.export_timeout,
+        )
+        self._exporter = ExperimentExporter(config)
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+
+    def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **_: Any) -> MetricExportResult:
+        body = gzip.compress(encode_metrics(metrics_data).SerializeToString(), 1)
+        points = sum(
+            len(metric.data.data_points)
+            for resource in metrics_data.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+        )
+        if not points:
+            return MetricExportResult.SUCCESS
+        request = Request(uuid.uuid4().hex, "metrics", body, points)
+        deadline = time.monotonic() + timeout_millis / 1000
+        with self._lock:
+            return self._send(request, deadline)
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        """Nothing is kept back."""
+        return True
+
+    def shutdown(self, timeout_millis: float = 30_000, **_: Any) -> None:
+        self._stopped.set()
+        with self._lock:
+            self._exporter.shutdown()
+
+    def _send(self, request: Request, deadline: float) -> MetricExportResult:
+        delays = backoff.expo(base=2, factor=0.5, max_value=_LONGEST_DELAY)
+        next(delays)  # the library's generators give their first value at the second call
+        while True:
+            outcome = self._exporter.export(request)
+            match outcome:
+                case Accepted(rejected, message):
+                    if rejected:
+                        logger.error("the server refused %d points of %d: %s", rejected, request.items, message)
+                    return MetricExportResult.SUCCESS
+                case Retry(reason, after):
+                    delay = max(backoff.full_jitter(next(delays)), after or 0.0)
+                    if time.monotonic() + delay < deadline and not self._stopped.wait(delay):
+                        continue
+                case _:
+                    reason = outcome.reason
+            logger.error("%d points are lost: %s", request.items, reason)
+            return MetricExportResult.FAILURE

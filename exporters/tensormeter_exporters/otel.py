@@ -1,0 +1,168 @@
+"""Any OpenTelemetry metric exporter as a destination: `otel:NAME`, with the name that `OTEL_METRICS_EXPORTER` would have.
+
+The exporter is constructed without arguments and configured by its own environment variables.
+It gets every point, steps as the gauge `tensormeter.step`; events are no metrics and go to the other destinations.
+What comes twice is for its receiver to tell. OpenTelemetry's exporters do not say why they failed, so a failure is
+always tried again.
+"""
+
+import gzip
+import logging
+from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import Any, Final, cast
+
+import numpy as np
+from opentelemetry.sdk.metrics.export import (
+    AggregationTemporality,
+    Buckets,
+    ExponentialHistogram,
+    ExponentialHistogramDataPoint,
+    Gauge,
+    Histogram,
+    HistogramDataPoint,
+    Metric,
+    MetricExporter,
+    MetricExportResult,
+    MetricsData,
+    NumberDataPoint,
+    ResourceMetrics,
+    ScopeMetrics,
+    Sum,
+)
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+from tensormeter.errors import EncodingError, SettingsError
+from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Request, Retry
+from tensormeter.otlp import batch as columns
+from tensormeter.otlp.decode import decode_metrics
+
+__all__ = ["OTelExporter", "metrics_data"]
+
+logger: Final = logging.getLogger("tensormeter.agent")
+
+_GROUP: Final = "opentelemetry_metrics_exporter"
+
+
+class OTelExporter:
+    """See `tensormeter.exporter.Exporter` for the contract. It has no options of its own."""
+
+    def __init__(self, config: ExporterConfig) -> None:
+        config.options_or()
+        found = entry_points(group=_GROUP, name=config.label)
+        if not found:
+            known = ", ".join(sorted(entry_points(group=_GROUP).names))
+            raise SettingsError(f"exporters: expected otel:NAME with a name of {known}, got {config.destination!r}")
+        (entry,) = found
+        exporter = entry.load()()
+        if not isinstance(exporter, MetricExporter):
+            raise SettingsError(f"{config.destination}: {entry.value} is not a metric exporter")
+        self._exporter = exporter
+        self._destination = config.destination
+        self._timeout = config.timeout
+        self._said = False
+
+    def export(self, request: Request) -> Outcome:
+        if request.signal == "logs":
+            if not self._said:
+                self._said = True
+                logger.info("%s takes metrics only: configuration, state and media do not go there", self._destination)
+            return Accepted()
+        try:
+            data, left_out = metrics_data(decode_metrics(gzip.decompress(request.body)))
+        except (EncodingError, EOFError, OSError) as error:
+            return Rejected(str(error))
+        result = self._exporter.export(data, timeout_millis=self._timeout * 1000)
+        if result is not MetricExportResult.SUCCESS:
+            return Retry(f"{type(self._exporter).__name__} failed; its own log says why")
+        return Accepted(left_out, "the SDK has no summaries" if left_out else "")
+
+    def shutdown(self) -> None:
+        self._exporter.shutdown(timeout_millis=self._timeout * 1000)
+
+
+def metrics_data(batches: Sequence[columns.Batch]) -> tuple[MetricsData, int]:
+    """Columns as the SDK's objects, and the number of points that it has no objects for (those of summaries)."""
+    left_out = 0
+    resources = []
+    for batch in batches:
+        scopes: dict[int, tuple[columns.Scope, list[Metric]]] = {}
+        for series in batch.series:
+            data = _data(series)
+            if data is None:
+                left_out += len(series.times)
+                continue
+            _, metrics = scopes.setdefault(id(series.scope), (series.scope, []))
+            metrics.append(Metric(series.name, series.description, series.unit, data))
+        resources.append(
+            ResourceMetrics(
+                Resource(_sdk(batch.resource)),
+                [ScopeMetrics(_scope(scope), metrics, scope.schema_url) for scope, metrics in scopes.values()],
+                "",
+            ),
+        )
+    return MetricsData(resources), left_out
+
+
+def _data(series: columns.Series) -> Gauge | Sum | Histogram | ExponentialHistogram | None:
+    attributes = _sdk(series.attributes)
+    times = series.times.tolist()
+    if isinstance(series, columns.Gauge):
+        pairs = zip(times, series.values.tolist(), strict=True)
+        return Gauge([NumberDataPoint(attributes, 0, at, value) for at, value in pairs])
+    if isinstance(series, columns.Sum):
+        rows = zip(series.start_times.tolist(), times, series.values.tolist(), strict=True)
+        points = [NumberDataPoint(attributes, start, at, value) for start, at, value in rows]
+        return Sum(points, AggregationTemporality(series.temporality), series.monotonic)
+    if isinstance(series, columns.Histogram):
+        bounds = series.bounds.tolist()
+        return Histogram(
+            [
+                HistogramDataPoint(attributes, **_statistics(series, at), bucket_counts=counts, explicit_bounds=bounds)
+                for at, counts in enumerate(series.buckets.tolist())
+            ],
+            AggregationTemporality(series.temporality),
+        )
+    if isinstance(series, columns.ExponentialHistogram):
+        return ExponentialHistogram(
+            [
+                ExponentialHistogramDataPoint(
+                    attributes,
+                    **_statistics(series, at),
+                    scale=int(series.scales[at]),
+                    zero_count=int(series.zero_counts[at]),
+                    positive=_buckets(series.positive, at),
+                    negative=_buckets(series.negative, at),
+                    flags=0,
+                )
+                for at in range(len(times))
+            ],
+            AggregationTemporality(series.temporality),
+        )
+    return None
+
+
+def _statistics(series: columns.Distribution, at: int) -> dict[str, Any]:
+    """What both kinds of histogram have; the SDK's own values stand for no minimum and no maximum."""
+    low, high, total = float(series.minima[at]), float(series.maxima[at]), float(series.sums[at])
+    return {
+        "start_time_unix_nano": int(series.start_times[at]),
+        "time_unix_nano": int(series.times[at]),
+        "count": int(series.counts[at]),
+        "sum": 0.0 if np.isnan(total) else total,
+        "min": np.inf if np.isnan(low) else low,
+        "max": -np.inf if np.isnan(high) else high,
+    }
+
+
+def _buckets(side: columns.Buckets, at: int) -> Buckets:
+    return Buckets(int(side.offsets[at]), side.counts[at].tolist())
+
+
+def _scope(scope: columns.Scope) -> InstrumentationScope:
+    return InstrumentationScope(scope.name, scope.version, scope.schema_url, _sdk(scope.attributes))
+
+
+def _sdk(attributes: Mapping[str, columns.Attribute]) -> Any:
+    return cast("Any", dict(attributes))

@@ -1,0 +1,130 @@
+"""OTLP over gRPC: unary calls with the encoded bytes, without generated stubs."""
+
+import gzip
+from pathlib import Path
+from typing import Final
+
+import grpc
+from google.protobuf.any_pb2 import Any as ProtobufAny
+from google.protobuf.message import DecodeError
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
+
+from tensormeter.errors import SettingsError
+from tensormeter.exporter import Accepted, Outcome, Rejected, Request, Retry, TooLarge, Unauthorized
+from tensormeter_exporters.otlp_environment import OtlpTarget
+
+__all__ = ["OtlpGrpcSender"]
+
+_METHODS: Final = {
+    "metrics": "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
+    "logs": "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
+}
+_RETRYABLE: Final = frozenset(
+    {
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.OUT_OF_RANGE,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DATA_LOSS,
+    },
+)
+"""The protocol's own list; RESOURCE_EXHAUSTED belongs to it only with a RetryInfo."""
+
+_TOO_LARGE: Final = ("larger than max", "length too large", "message too large")
+"""Words of grpc-go, tonic and grpc-java; gRPC has no status of its own for this."""
+
+_LARGEST_ANSWER: Final = 1 << 16
+
+
+class OtlpGrpcSender:
+    """Sends requests over one channel, which connects when it is needed, and again when it breaks."""
+
+    def __init__(self, target: OtlpTarget, timeout: float) -> None:
+        """
+        Raises:
+            SettingsError: A certificate or key cannot be read.
+        """
+        self._target = target
+        self._timeout = timeout
+        self._metadata = tuple(target.headers.items())
+        compression = grpc.Compression.Gzip if target.gzip else grpc.Compression.NoCompression
+        options = [("grpc.max_receive_message_length", _LARGEST_ANSWER), ("grpc.enable_retries", 0)]
+        if target.secure:
+            credentials = _credentials(target)
+            self._channel = grpc.secure_channel(target.endpoint, credentials, options, compression)
+        else:
+            self._channel = grpc.insecure_channel(target.endpoint, options, compression)
+        self._calls: dict[str, grpc.UnaryUnaryMultiCallable[bytes, bytes]] = {
+            signal: self._channel.unary_unary(method, request_serializer=None, response_deserializer=None)
+            for signal, method in _METHODS.items()
+        }
+
+    def export(self, request: Request) -> Outcome:
+        try:
+            answer = self._calls[request.signal](
+                gzip.decompress(request.body),
+                timeout=self._timeout,
+                metadata=self._metadata,
+            )
+        except grpc.RpcError as error:
+            return self._outcome(error)
+        try:
+            if request.signal == "metrics":
+                metrics = ExportMetricsServiceResponse.FromString(answer).partial_success
+                return Accepted(metrics.rejected_data_points, metrics.error_message)
+            logs = ExportLogsServiceResponse.FromString(answer).partial_success
+            return Accepted(logs.rejected_log_records, logs.error_message)
+        except DecodeError:
+            return Retry(f"{self._target.endpoint} gave an answer that is not OTLP; is the endpoint right?")
+
+    def shutdown(self) -> None:
+        self._channel.close()
+
+    def _outcome(self, error: grpc.RpcError) -> Outcome:
+        code, details = error.code(), error.details() or ""
+        reason = f"{self._target.endpoint}: {code.name} {details}".rstrip()
+        if code in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.OUT_OF_RANGE) and any(
+            words in details for words in _TOO_LARGE
+        ):
+            return TooLarge(reason)
+        if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+            return Unauthorized(f"{reason}; set OTEL_EXPORTER_OTLP_HEADERS to what it wants")
+        after = _retry_delay(error)
+        if code in _RETRYABLE or (code is grpc.StatusCode.RESOURCE_EXHAUSTED and after is not None):
+            return Retry(reason, after)
+        if code is grpc.StatusCode.UNIMPLEMENTED:
+            return Retry(f"{reason}; is the endpoint right?")  # a wrong address is mended by a person
+        return Rejected(reason)
+
+
+def _retry_delay(error: grpc.RpcError) -> float | None:
+    """Seconds from a `google.rpc.RetryInfo` in the call's trailing metadata."""
+    for entry in error.trailing_metadata() or ():
+        if entry.key == "grpc-status-details-bin":
+            try:
+                details: list[ProtobufAny] = list(Status.FromString(entry.value).details)
+            except DecodeError:
+                return None
+            for detail in details:
+                info = RetryInfo()
+                if detail.Unpack(info):
+                    return float(max(0.0, info.retry_delay.seconds + info.retry_delay.nanos / 1e9))
+    return None
+
+
+def _credentials(target: OtlpTarget) -> grpc.ChannelCredentials:
+    def read(path: str) -> bytes | None:
+        try:
+            return Path(path).read_bytes() if path else None
+        except OSError as error:
+            raise SettingsError(f"{target.endpoint}: its certificates cannot be read: {error}") from None
+
+    return grpc.ssl_channel_credentials(
+        root_certificates=read(target.certificate),
+        private_key=read(target.client_key),
+        certificate_chain=read(target.client_certificate),
+    )

@@ -1,0 +1,306 @@
+"""Requests for destinations that are not OTLP: series with their steps, and events.
+
+The step of a value is that of the gauge `tensormeter.step` of the same process at the same time: a join, as in the server.
+A row is never split over two requests, so it is always in the same one.
+"""
+
+import gzip
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tensormeter.errors import EncodingError
+from tensormeter.exporter import Accepted, Request
+from tensormeter.otlp.batch import (
+    STEP_METRIC,
+    Attribute,
+    Batch,
+    Distribution,
+    Event,
+    ExponentialHistogram,
+    Gauge,
+    Histogram,
+    Series,
+    Sum,
+    Summary,
+    Value,
+)
+from tensormeter.otlp.decode import decode_events, decode_metrics
+from tensormeter.otlp.media import Media, media_of
+
+__all__ = [
+    "RUN_END",
+    "RUN_START",
+    "Scalars",
+    "Speaker",
+    "Spoken",
+    "SteppedSeries",
+    "accepted",
+    "bucket_edges",
+    "flatten",
+    "read_events",
+    "read_metrics",
+    "scalars",
+]
+
+RUN_START: Final = "tensormeter.run.start"
+RUN_END: Final = "tensormeter.run.end"
+
+_NANOSECONDS: Final = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """The process of a run that says something.
+
+    Attributes:
+        project: `service.name`.
+        run: Id of the run.
+        name: Of the run, for people.
+        process: `service.instance.id`.
+    """
+
+    project: str
+    run: str
+    name: str
+    process: str
+
+    @classmethod
+    def of(cls, resource: Mapping[str, Attribute]) -> "Speaker":
+        """From the resource; what is not tensormeter's own is a run by its instance."""
+        process = str(resource.get("service.instance.id") or "unknown")
+        run = str(resource.get("tensormeter.run.id") or process)
+        return cls(
+            project=str(resource.get("service.name") or "default"),
+            run=run,
+            name=str(resource.get("tensormeter.run.name") or run),
+            process=process,
+        )
+
+
+@dataclass(frozen=True)
+class SteppedSeries:
+    """A series and where its points stand on the axis of steps.
+
+    Attributes:
+        speaker: Whose it is.
+        series: The points.
+        steps: int64, shape (n,). Where a point has none (a sensor's), the Unix time in seconds, which needs no memory and
+            is the same when a request comes again.
+        stepped: Whether each point has one, bool, shape (n,).
+    """
+
+    speaker: Speaker
+    series: Series
+    steps: NDArray[np.int64]
+    stepped: NDArray[np.bool_]
+
+    @property
+    def name(self) -> str:
+        """The metric's name, and its attributes if it has any: `hw.power{hw.id=GPU-0}`."""
+        attributes = self.series.attributes
+        listed = ",".join(f"{key}={attributes[key]}" for key in sorted(attributes))
+        return f"{self.series.name}{{{listed}}}" if listed else self.series.name
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """An event of a process.
+
+    Attributes:
+        speaker: Whose it is.
+        event: The event.
+        media: What it carries, if it is a table, an image, a text or an alert.
+        step: Of what it carries.
+        error: What is wrong with it, if it should carry something and does not.
+    """
+
+    speaker: Speaker
+    event: Event
+    media: Media | None = None
+    step: int | None = None
+    error: str = ""
+
+    @property
+    def axis_step(self) -> int:
+        """The step, or as for a point that has none."""
+        return self.event.time // _NANOSECONDS if self.step is None else self.step
+
+    @property
+    def body(self) -> Mapping[str, Value]:
+        """The event's body, if it is a mapping; else nothing."""
+        return self.event.body if isinstance(self.event.body, Mapping) else {}
+
+
+@dataclass(frozen=True)
+class Scalars:
+    """Plain numbers made from a series.
+
+    Attributes:
+        name: The series' name, or with `/mean` and the like behind it, for what is not a number.
+        values: float64 or int64, shape (n,).
+        statistic: Whether a NaN stands for no value; else it is one.
+    """
+
+    name: str
+    values: NDArray[np.float64] | NDArray[np.int64]
+    statistic: bool = False
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """Where there is a value, shape (n,)."""
+        return ~np.isnan(self.values) if self.statistic else np.ones(len(self.values), np.bool_)
+
+
+def read_metrics(request: Request) -> list[SteppedSeries]:
+    """Every series of a metrics request but the steps themselves.
+
+    Raises:
+        EncodingError, OSError: The body is not what it claims to be.
+    """
+    batches = decode_metrics(gzip.decompress(request.body))
+    steps = _steps(batches)
+    return [
+        SteppedSeries(speaker, series, *_join(series.times, steps.get(speaker.process)))
+        for batch in batches
+        for speaker in [Speaker.of(batch.resource)]
+        for series in batch.series
+        if series.name != STEP_METRIC
+    ]
+
+
+def read_events(request: Request) -> list[Spoken]:
+    """Every event of a logs request.
+
+    Raises:
+        EncodingError, OSError: The body is not what it claims to be.
+    """
+    found = []
+    for resource, events in decode_events(gzip.decompress(request.body)):
+        speaker = Speaker.of(resource)
+        for event in events:
+            try:
+                media, step = media_of(event) or (None, None)
+                found.append(Spoken(speaker, event, media, step))
+            except EncodingError as error:
+                found.append(Spoken(speaker, event, error=str(error)))
+    return found
+
+
+def accepted(events: Sequence[Spoken]) -> Accepted:
+    """The outcome of a logs request of which everything was taken that could be."""
+    errors = [spoken.error for spoken in events if spoken.error]
+    return Accepted(len(errors), errors[0] if errors else "")
+
+
+def scalars(stepped: SteppedSeries) -> Iterator[Scalars]:
+    """A series as plain numbers: itself, or the statistics of what is not one number a point."""
+    series, name = stepped.series, stepped.name
+    if isinstance(series, Gauge | Sum):
+        yield Scalars(name, series.values)
+    elif isinstance(series, Distribution):
+        yield Scalars(f"{name}/count", series.counts.astype(np.int64))
+        with np.errstate(all="ignore"):
+            yield Scalars(f"{name}/mean", series.sums / series.counts, statistic=True)
+        yield Scalars(f"{name}/min", series.minima, statistic=True)
+        yield Scalars(f"{name}/max", series.maxima, statistic=True)
+    elif isinstance(series, Summary):
+        yield Scalars(f"{name}/count", series.counts.astype(np.int64))
+        for quantile, values in zip(series.quantiles.tolist(), series.values.T, strict=True):
+            yield Scalars(f"{name}/p{quantile * 100:g}", values)
+
+
+def bucket_edges(series: Distribution, index: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """One distribution as (edges, counts), with finite increasing edges, shape (k + 1,) and (k,).
+
+    Open ends reach to the minimum and maximum, or where they are unknown as far as the bucket beside them is wide.
+    The bounds of exponential buckets are those of `ExponentialHistogram`.
+    """
+    if isinstance(series, Histogram):
+        edges, counts = _explicit(series, index)
+    elif isinstance(series, ExponentialHistogram):
+        edges, counts = _exponential(series, index)
+    else:
+        raise TypeError(f"not a histogram: {type(series).__name__}")
+    if not len(counts):
+        center = float(np.nan_to_num(series.sums[index] / max(int(series.counts[index]), 1)))
+        return np.array([center, np.nextafter(center, np.inf)]), series.counts[index : index + 1].astype(np.float64)
+    return edges, counts
+
+
+def flatten(config: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested mappings as one, with keys joined by dots."""
+    flat: dict[str, object] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _steps(batches: Sequence[Batch]) -> dict[str, tuple[NDArray[np.uint64], NDArray[np.int64]]]:
+    """Times and steps of each process's rows, in order of time."""
+    pieces: dict[str, list[Gauge]] = {}
+    for batch in batches:
+        process = Speaker.of(batch.resource).process
+        pieces.setdefault(process, []).extend(gauge for gauge in batch.gauges if gauge.name == STEP_METRIC)
+    found = {}
+    for process, gauges in pieces.items():
+        if gauges:
+            times = np.concatenate([gauge.times for gauge in gauges])
+            values = np.concatenate([gauge.values for gauge in gauges]).astype(np.int64)
+            order = np.argsort(times, kind="stable")
+            found[process] = times[order], values[order]
+    return found
+
+
+def _join(
+    times: NDArray[np.uint64],
+    rows: tuple[NDArray[np.uint64], NDArray[np.int64]] | None,
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    seconds = (times // np.uint64(_NANOSECONDS)).astype(np.int64)
+    if rows is None:
+        return seconds, np.zeros(len(times), np.bool_)
+    row_times, row_steps = rows
+    at = np.minimum(np.searchsorted(row_times, times), len(row_times) - 1)
+    stepped = row_times[at] == times
+    return np.where(stepped, row_steps[at], seconds), stepped
+
+
+def _explicit(series: Histogram, index: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    bounds, counts = series.bounds, series.buckets[index].astype(np.float64)
+    if not len(counts):
+        return np.empty(0), counts
+    low, high = float(series.minima[index]), float(series.maxima[index])
+    if not len(bounds):
+        low, high = (low, high) if low < high else (-1.0, 1.0)
+        return np.array([low, high]), counts
+    width = float(bounds[-1] - bounds[0]) / len(bounds) or 1.0
+    first = low if low < bounds[0] else float(bounds[0]) - width
+    last = high if high > bounds[-1] else float(bounds[-1]) + width
+    return np.concatenate([[first], bounds, [last]]), counts
+
+
+def _exponential(series: ExponentialHistogram, index: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    growth = 2.0 ** -float(series.scales[index])
+    sides = []
+    for side in (series.negative, series.positive):
+        counts = side.counts[index].astype(np.float64)
+        first = int(side.offsets[index])
+        with np.errstate(over="ignore"):
+            edges = np.exp2(np.arange(first, first + len(counts) + 1) * growth)
+        sides.append((np.minimum(edges, np.finfo(np.float64).max), counts))
+    (down, down_counts), (up, up_counts) = sides
+    edges = np.concatenate([-down[::-1] if len(down_counts) else [], up if len(up_counts) else []])
+    zero = np.array([float(series.zero_counts[index])])
+    if len(down_counts) and len(up_counts):
+        return edges, np.concatenate([down_counts[::-1], zero, up_counts])
+    if len(up_counts):
+        return np.concatenate([[0.0], edges]), np.concatenate([zero, up_counts])
+    if len(down_counts):
+        return np.concatenate([edges, [0.0]]), np.concatenate([down_counts[::-1], zero])
+    return np.empty(0), np.empty(0)

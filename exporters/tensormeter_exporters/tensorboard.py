@@ -1,0 +1,177 @@
+"""TensorBoard event files: scalars, histograms, images, texts.
+
+One folder, which TensorBoard shows as one run, for each process: DIRECTORY/PROJECT/RUN/PROCESS.
+Written through TensorBoard's own record writer and messages, without TensorFlow or torch.
+Scalars are single precision there. A request that comes again is in the file once: see `appending`.
+"""
+
+import gzip
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.proto.types_pb2 import DT_STRING
+from tensorboard.plugins.text.metadata import create_summary_metadata
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from tensormeter.errors import EncodingError
+from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Request, Retry
+from tensormeter.otlp.batch import Distribution
+from tensormeter.otlp.media import Alert, Image, Table, Text
+from tensormeter_exporters.appending import AppendOnce
+from tensormeter_exporters.points import (
+    RUN_END,
+    RUN_START,
+    Speaker,
+    Spoken,
+    SteppedSeries,
+    accepted,
+    bucket_edges,
+    flatten,
+    read_events,
+    read_metrics,
+    scalars,
+)
+
+__all__ = ["TensorBoardExporter"]
+
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]")
+_FILE_VERSION: Final = "brain.Event:2"
+_MAX_ROWS: Final = 1000
+"""Rows of a table that are shown: TensorBoard renders the text in the browser."""
+
+
+class TensorBoardExporter:
+    """See `tensormeter.exporter.Exporter` for the contract.
+
+    Options:
+        directory: What `tensorboard --logdir` is given; by default `runs`, as with torch's writer.
+    """
+
+    def __init__(self, config: ExporterConfig) -> None:
+        self._directory = Path(config.options_or(directory="runs")["directory"]).expanduser().absolute()
+        self._files = AppendOnce(config.state)
+
+    def export(self, request: Request) -> Outcome:
+        outcome = Accepted()
+        found: dict[Speaker, list[Event]] = {}
+        try:
+            if request.signal == "metrics":
+                for stepped in read_metrics(request):
+                    found.setdefault(stepped.speaker, []).extend(_series_events(stepped))
+            else:
+                events = read_events(request)
+                outcome = accepted(events)
+                for spoken in events:
+                    found.setdefault(spoken.speaker, []).extend(_spoken_events(spoken))
+        except (EncodingError, EOFError, gzip.BadGzipFile) as error:
+            return Rejected(str(error))
+        try:
+            self._files.append(
+                request.id,
+                {
+                    path: self._records(request, path, events)
+                    for speaker, events in found.items()
+                    for path in [self._path(request, speaker)]
+                },
+            )
+        except OSError as error:
+            return Retry(f"{self._directory}: {error.strerror or error}")
+        return outcome
+
+    def shutdown(self) -> None:
+        pass
+
+    def _path(self, request: Request, speaker: Speaker) -> Path:
+        parts = [_UNSAFE.sub("_", part)[:128] or "_" for part in (speaker.project, speaker.run, speaker.process[:8])]
+        spool = _UNSAFE.sub("_", request.id.partition("-")[0])[:32]
+        return self._directory.joinpath(*(f"_{part}" if part.startswith(".") else part for part in parts)) / (
+            f"events.out.tfevents.{spool}"
+        )
+
+    def _records(self, request: Request, path: Path, events: Iterable[Event]) -> bytes:
+        out = io.BytesIO()
+        writer = RecordWriter(out)
+        events = list(events)
+        if events and not self._files.size(request.id, path):
+            first = Event(wall_time=min(event.wall_time for event in events), file_version=_FILE_VERSION)
+            writer.write(first.SerializeToString())
+        for event in events:
+            writer.write(event.SerializeToString())
+        return out.getvalue()
+
+
+def _series_events(stepped: SteppedSeries) -> Iterator[Event]:
+    series = stepped.series
+    times = (series.times / 1e9).tolist()
+    steps = stepped.steps.tolist()
+    for numbers in scalars(stepped):
+        values, present = numbers.values.astype(np.float32).tolist(), numbers.present.tolist()
+        for at, step, value, there in zip(times, steps, values, present, strict=True):
+            if there:
+                yield _event(at, step, Summary.Value(tag=numbers.name, simple_value=value))
+    if isinstance(series, Distribution):
+        for index, (at, step) in enumerate(zip(times, steps, strict=True)):
+            edges, counts = bucket_edges(series, index)
+            histogram = HistogramProto(
+                min=edges[0],
+                max=edges[-1],
+                num=float(counts.sum()),
+                sum=float(np.nan_to_num(series.sums[index])),
+                bucket_limit=[edges[0], *edges[1:]],
+                bucket=[0.0, *counts],
+            )
+            yield _event(at, step, Summary.Value(tag=stepped.name, histo=histogram))
+
+
+def _spoken_events(spoken: Spoken) -> Iterator[Event]:
+    at, step = spoken.event.time / 1e9, spoken.axis_step
+    match spoken.media:
+        case Image(key, data, _, width, height):
+            image = Summary.Image(encoded_image_string=data, width=width, height=height, colorspace=3)
+            yield _event(at, step, Summary.Value(tag=key, image=image))
+        case Text(key, text):
+            yield _event(at, step, _text(key, text))
+        case Table(key, columns, rows):
+            yield _event(at, step, _text(key, _markdown(columns, rows)))
+        case Alert(title, text, level):
+            yield _event(at, step, _text("alerts", f"**{level}: {title}**\n\n{text}"))
+        case None if spoken.event.name == RUN_START:
+            config = spoken.body.get("config")
+            if isinstance(config, dict) and config:
+                shown = [
+                    [key, json.dumps(value, ensure_ascii=False, default=str)] for key, value in flatten(config).items()
+                ]
+                yield _event(at, 0, _text("config", _markdown(["name", "value"], shown)))
+        case None if spoken.event.name == RUN_END:
+            yield _event(at, step, _text("state", str(spoken.body.get("state", "finished"))))
+
+
+def _event(at: float, step: int, value: Summary.Value) -> Event:
+    return Event(wall_time=at, step=step, summary=Summary(value=[value]))
+
+
+def _text(tag: str, text: str) -> Summary.Value:
+    tensor = TensorProto(
+        dtype=DT_STRING,
+        tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)]),
+        string_val=[text.encode(errors="replace")],
+    )
+    return Summary.Value(tag=tag, metadata=create_summary_metadata(tag, ""), tensor=tensor)
+
+
+def _markdown(columns: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    def line(cells: Iterable[object]) -> str:
+        return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    columns, rows = list(columns), list(rows)
+    shown = [line(columns), line("---" for _ in columns), *(line(row) for row in rows[:_MAX_ROWS])]
+    return "\n".join([*shown, *([f"\n{len(rows) - _MAX_ROWS} more rows"] if len(rows) > _MAX_ROWS else [])])

@@ -1,0 +1,97 @@
+"""`tensormeter import`: files in the OTLP file format, to a server."""
+
+import gzip
+import hashlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Final
+
+import backoff
+import click
+from rich.console import Console
+from rich.markup import escape
+
+from tensormeter.cli.client import endpoint_option
+from tensormeter.errors import EncodingError, TensormeterError
+from tensormeter.exporter import Accepted, Exporter, ExporterConfig, Request, Retry, load_exporter
+from tensormeter.otlp.json_lines import decode_line
+from tensormeter.settings import Settings
+
+__all__ = ["import_"]
+
+_LONGEST_LINE: Final = 256 << 20
+_ATTEMPTS: Final = 6
+_LONGEST_RETRY_AFTER: Final = 60.0
+
+
+@click.command("import")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@endpoint_option
+def import_(files: tuple[Path, ...], endpoint: str | None) -> None:
+    """Send FILES to a server: JSON lines, as the exporter `jsonl` and a Collector's `file` exporter write them.
+
+    A file may be sent again: the server knows each line by its contents. A line that is not OTLP is named and left out.
+    The exit status is 1 if something was left out.
+    """
+    settings = Settings() if endpoint is None else Settings(endpoint=endpoint)
+    exporter = load_exporter("experiment")(
+        ExporterConfig(
+            endpoint=settings.endpoint,
+            token=settings.token,
+            timeout=settings.export_timeout,
+            destination="experiment",
+        ),
+    )
+    console = Console(highlight=False)
+    left_out = 0
+    try:
+        for path in files:
+            items = 0
+            with path.open("rb") as file, console.status(escape(str(path))) as status:
+                for number, line in _lines(file):
+                    try:
+                        items += _send(exporter, line)
+                    except EncodingError as error:
+                        left_out += 1
+                        console.print(f"{escape(str(path))}:{number}: left out, {escape(str(error))}")
+                    status.update(f"{escape(str(path))}: {items:,} items")
+            console.print(f"{escape(str(path))}: {items:,} items")
+    finally:
+        exporter.shutdown()
+    if left_out:
+        raise SystemExit(1)
+
+
+def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    number = 0
+    while line := file.readline(_LONGEST_LINE):
+        number += 1
+        if line.strip():
+            yield number, line
+
+
+def _send(exporter: Exporter, line: bytes) -> int:
+    """Send one line, with some patience. Returns the items that the server has taken.
+
+    Raises:
+        EncodingError: It is not OTLP.
+        TensormeterError: The server refuses it, or gives no answer.
+    """
+    signal, body, items = decode_line(line)
+    digest = hashlib.sha256(signal.encode() + body).hexdigest()[:32]
+    request = Request(f"import-{digest}", signal, gzip.compress(body, 1), items)
+    delays = backoff.expo(base=2, factor=0.5, max_value=_LONGEST_RETRY_AFTER)
+    next(delays)  # the library's generators give their first value at the second call
+    for attempt in range(_ATTEMPTS):
+        match exporter.export(request):
+            case Accepted(rejected, message):
+                if rejected:
+                    raise EncodingError(f"the server refused {rejected} of {items} items: {message}")
+                return items
+            case Retry(after=after) if attempt + 1 < _ATTEMPTS:
+                wait = max(backoff.full_jitter(next(delays)), min(after or 0.0, _LONGEST_RETRY_AFTER))
+                threading.Event().wait(wait)
+            case outcome:
+                raise TensormeterError(outcome.reason)
+    raise AssertionError("unreachable")

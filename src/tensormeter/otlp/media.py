@@ -1,0 +1,171 @@
+"""Tables, images, texts and alerts: what travels as OTLP log records beside the metrics.
+
+A log record is not a time series, so here the step may be an attribute; on a metric it never is.
+
+| event name | body | attributes |
+|---|---|---|
+| `tensormeter.table` | `columns`: names; `rows`: lists of scalars | `tensormeter.key`, `tensormeter.step` |
+| `tensormeter.image` | `data`: bytes; `content_type`; `width`, `height` in pixels; `caption` | the same |
+| `tensormeter.text` | `text`; `content_type` | the same |
+| `tensormeter.alert` | `title`; `text`; `level`: `INFO`, `WARN` or `ERROR` | `tensormeter.step` |
+
+`tensormeter.run.start` (`config`) and `tensormeter.run.end` (`state`) travel in the same way.
+One record is at most `MAX_BYTES`, which leaves room below the 20 MiB that a Collector takes in one request.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Final, Literal, cast
+
+from tensormeter.errors import EncodingError
+from tensormeter.otlp.batch import STEP_METRIC, Attribute, Event, Value
+
+__all__ = ["ALERT_LEVELS", "KEY", "MAX_BYTES", "MAX_CELLS", "Alert", "Image", "Media", "Table", "Text", "media_of"]
+
+KEY: Final = "tensormeter.key"
+"""Attribute with the name under which something was logged."""
+
+MAX_BYTES: Final = 16 << 20
+MAX_CELLS: Final = 1_000_000
+ALERT_LEVELS: Final = ("INFO", "WARN", "ERROR")
+
+Scalar = None | bool | int | float | str
+
+
+@dataclass(frozen=True)
+class _Media:
+    """What all four have in common: fields are the keys of the body, but for `key`."""
+
+    EVENT: ClassVar[str]
+
+    def event(self, time: int, step: int | None) -> Event:
+        """The log record.
+
+        Args:
+            time: Nanoseconds since the Unix epoch.
+            step: Of the training loop, if there is one.
+        """
+        body: dict[str, Value] = {field.name: getattr(self, field.name) for field in fields(self)}
+        attributes: dict[str, Attribute] = {} if step is None else {STEP_METRIC: step}
+        if "key" in body:
+            attributes[KEY] = cast("str", body.pop("key"))
+        return Event(self.EVENT, time, body, attributes)
+
+
+@dataclass(frozen=True)
+class Table(_Media):
+    """Rows under named columns.
+
+    Raises:
+        EncodingError: A row is of another length than the header, or there are more than `MAX_CELLS` cells.
+    """
+
+    EVENT: ClassVar = "tensormeter.table"
+    key: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Scalar]]
+
+    def __post_init__(self) -> None:
+        for number, row in enumerate(self.rows):
+            if len(row) != len(self.columns):
+                raise EncodingError(
+                    f"table {self.key!r}: expected {len(self.columns)} cells in each row, got {len(row)} in row {number}",
+                )
+        if len(self.rows) * len(self.columns) > MAX_CELLS:
+            raise EncodingError(
+                f"table {self.key!r}: expected at most {MAX_CELLS} cells, got {len(self.rows)} rows of "
+                f"{len(self.columns)}; log it in parts",
+            )
+
+
+@dataclass(frozen=True)
+class Image(_Media):
+    """A picture in an encoded form, such as PNG.
+
+    Raises:
+        EncodingError: It is larger than `MAX_BYTES`, or of no type of image.
+    """
+
+    EVENT: ClassVar = "tensormeter.image"
+    key: str
+    data: bytes
+    content_type: str
+    width: int
+    height: int
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        _check_size(f"image {self.key!r}", len(self.data))
+        if not self.content_type.startswith("image/"):
+            raise EncodingError(
+                f"image {self.key!r}: expected a media type such as image/png, got {self.content_type!r}"
+            )
+
+
+@dataclass(frozen=True)
+class Text(_Media):
+    """A text, plain or in Markdown.
+
+    Raises:
+        EncodingError: It is larger than `MAX_BYTES`.
+    """
+
+    EVENT: ClassVar = "tensormeter.text"
+    key: str
+    text: str
+    content_type: str = "text/plain"
+
+    def __post_init__(self) -> None:
+        _check_size(f"text {self.key!r}", len(self.text))
+
+
+@dataclass(frozen=True)
+class Alert(_Media):
+    """Something a person should look at.
+
+    Raises:
+        EncodingError: The level is unknown, or the text larger than `MAX_BYTES`.
+    """
+
+    EVENT: ClassVar = "tensormeter.alert"
+    title: str
+    text: str = ""
+    level: Literal["INFO", "WARN", "ERROR"] = "INFO"
+
+    def __post_init__(self) -> None:
+        _check_size(f"alert {self.title!r}", len(self.text))
+        if self.level not in ALERT_LEVELS:
+            raise EncodingError(
+                f"alert {self.title!r}: expected a level of {', '.join(ALERT_LEVELS)}, got {self.level!r}"
+            )
+
+
+Media = Table | Image | Text | Alert
+
+_KINDS: Final[dict[str, type[Media]]] = {kind.EVENT: kind for kind in (Table, Image, Text, Alert)}
+
+
+def media_of(event: Event) -> tuple[Media, int | None] | None:
+    """What an event carries, and its step; None if it is another event.
+
+    Raises:
+        EncodingError: It has such a name, and another shape.
+    """
+    kind = _KINDS.get(event.name)
+    if kind is None:
+        return None
+    body: dict[str, Any] = dict(cast("dict[str, Any]", event.body)) if isinstance(event.body, dict) else {}
+    known = {field.name for field in fields(kind)}
+    if KEY in event.attributes and "key" in known:
+        body["key"] = event.attributes[KEY]
+    step = event.attributes.get(STEP_METRIC)
+    try:
+        media = kind(**{name: value for name, value in body.items() if name in known})
+    except (TypeError, AttributeError) as error:
+        raise EncodingError(f"{event.name}: {error}") from None
+    return media, step if isinstance(step, int) else None
+
+
+def _check_size(what: str, size: int) -> None:
+    if size > MAX_BYTES:
+        raise EncodingError(f"{what}: expected at most {MAX_BYTES} bytes, got {size}")

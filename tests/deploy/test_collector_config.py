@@ -1,0 +1,180 @@
+"""The Collector's configurations: whole, explained, without secrets; and run on a real Collector where there is one."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import urllib3
+import yaml
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "collector-config"
+FILES = sorted(FOLDER.glob("*.yaml"))
+COLLECTOR = os.environ.get("OTELCOL") or shutil.which("otelcol-contrib") or shutil.which("otelcol")
+
+# Of the distribution `contrib`, 0.159.
+KNOWN = {
+    "extensions": {"file_storage", "health_check", "bearertokenauth"},
+    "receivers": {"otlp"},
+    "processors": {"memory_limiter"},
+    "exporters": {"otlp_http", "prometheusremotewrite", "clickhouse", "debug"},
+}
+
+
+def load(path):
+    return yaml.safe_load(path.read_text())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_everything_is_defined_and_used(path):
+    config = load(path)
+    pipelines = config["service"]["pipelines"]
+    assert set(pipelines) == {"metrics", "logs"}
+    used = {"extensions": set(config["service"]["extensions"])}
+    for kind in ("receivers", "processors", "exporters"):
+        used[kind] = {name for pipeline in pipelines.values() for name in pipeline[kind]}
+    for kind, known in KNOWN.items():
+        assert set(config[kind]) == used[kind], kind
+        assert {name.partition("/")[0] for name in config[kind]} <= known
+    for pipeline in pipelines.values():
+        assert pipeline["processors"][0] == "memory_limiter"
+        assert "batch" not in pipeline["processors"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_what_was_accepted_survives(path):
+    """Every destination tries for ever, and every queue that can be is on disk and lets its sender wait."""
+    exporters = load(path)["exporters"]
+    for name, exporter in exporters.items():
+        if name == "debug":
+            continue
+        if "retry_on_failure" in exporter:
+            assert exporter["retry_on_failure"]["max_elapsed_time"] == "0s"
+        if name != "prometheusremotewrite":
+            assert exporter["sending_queue"]["storage"] == "file_storage"
+            assert exporter["sending_queue"]["block_on_overflow"] is True
+            assert "batch" in exporter["sending_queue"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_variables_are_explained_and_no_secret_is_written(path):
+    text = path.read_text()
+    header = text[: text.index("\nextensions:")]
+    for variable in re.findall(r"\$\{env:(\w+)", text):
+        assert variable in header, variable
+    config = text[text.index("\nextensions:") :]
+    for line in config.splitlines():
+        if re.search(r"(token|password|authorization):", line):
+            assert "${env:" in line
+
+
+def test_only_the_gateway_listens_for_other_machines_and_it_wants_a_token():
+    for protocol in load(FOLDER / "agent.yaml")["receivers"]["otlp"]["protocols"].values():
+        assert protocol["endpoint"].startswith("127.0.0.1:")
+    for protocol in load(FOLDER / "dev.yaml")["receivers"]["otlp"]["protocols"].values():
+        assert protocol["endpoint"].startswith("${env:OTELCOL_HOST:-127.0.0.1}:")
+    for protocol in load(FOLDER / "gateway.yaml")["receivers"]["otlp"]["protocols"].values():
+        assert protocol["auth"] == {"authenticator": "bearertokenauth"}
+        assert protocol["tls"]["key_file"]
+
+
+def test_the_queue_of_the_readme_is_the_queue_of_the_file():
+    readme = (FOLDER / "README.md").read_text()
+    size = load(FOLDER / "agent.yaml")["exporters"]["otlp_http"]["sending_queue"]["queue_size"]
+    assert f"is {size >> 30} GiB" in readme
+    assert all(path.name in readme for path in FILES)
+    rows = re.findall(
+        r"^\| (\d+) ranks, (\d+) metrics a step, (\d+) steps a second \| ([\d,]+) \| ([\d.]+) (MB|GB)",
+        readme,
+        re.MULTILINE,
+    )
+    assert len(rows) == 3
+    for ranks, metrics, steps, points, amount, unit in rows:
+        expected = int(ranks) * int(steps) * (int(metrics) + 1)
+        assert int(points.replace(",", "")) == expected
+        size = float(amount) * {"MB": 1e6, "GB": 1e9}[unit]
+        assert size == pytest.approx(expected * 20 * 3600, rel=0.03)
+
+
+def test_clickhouse_keeps_nanoseconds():
+    sql = re.sub(r"--.*", "", (FOLDER / "clickhouse.sql").read_text())
+    tables = re.findall(r"CREATE TABLE IF NOT EXISTS (\S+)", sql)
+    database = load(FOLDER / "gateway.yaml")["exporters"]["clickhouse"]["database"]
+    assert {table.partition(".")[0] for table in tables} == {database}
+    assert {table.partition(".")[2] for table in tables} == {
+        "otel_logs", "otel_metrics_gauge", "otel_metrics_sum", "otel_metrics_histogram", "otel_metrics_exp_histogram",
+        "otel_metrics_summary",
+    }  # fmt: skip
+    for kind in re.findall(r"(?:TimeUnix|Timestamp) (DateTime\S*)", sql):
+        assert kind.startswith("DateTime64(9)")
+    assert sql.count("ENGINE = ReplacingMergeTree") == len(tables)
+
+
+needs_collector = pytest.mark.skipif(COLLECTOR is None, reason="no otelcol or otelcol-contrib on PATH, nor OTELCOL")
+
+TRAINER = """
+import tensormeter
+with tensormeter.init(project="collected", id="r", config={"lr": 1}) as run:
+    for step in range(100):
+        run.log({"loss": 1 / (step + 1)}, step)
+"""
+
+
+@needs_collector
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_a_real_collector_accepts_it(path, tmp_path, clean_environment):
+    assert COLLECTOR is not None
+    names = re.findall(r"\$\{env:(\w+)", path.read_text())
+    values = dict.fromkeys(names, "http://127.0.0.1:1") | {
+        "OTELCOL_HOST": "127.0.0.1",
+        "OTELCOL_STORAGE": str(tmp_path),
+    }
+    values |= {"CLICKHOUSE_ENDPOINT": "tcp://127.0.0.1:9000"} if "CLICKHOUSE_ENDPOINT" in names else {}
+    command = [COLLECTOR, "validate", "--config", str(path)]
+    done = subprocess.run(command, env=clean_environment | values, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@needs_collector
+@pytest.mark.parametrize("name", ["agent.yaml", "dev.yaml"])
+def test_a_run_through_a_real_collector(name, tmp_path, start, answers, free_port, clean_environment):
+    assert COLLECTOR is not None
+    server_port = free_port()
+    environment = clean_environment | {"TENSORMETER_DIR": str(tmp_path / "none")}
+    server = start(
+        [sys.executable, "-m", "tensormeter", "serve", "--port", str(server_port), "--data", str(tmp_path / "data")],
+        environment,
+    )
+    url = f"http://127.0.0.1:{server_port}"
+    answers(server, f"{url}/api/v1/projects")
+    text = (FOLDER / name).read_text()
+    ports = {port: free_port() for port in ("4317", "4318", "13133")}
+    for port, free in ports.items():
+        text = text.replace(f":{port}", f":{free}")
+    (tmp_path / name).write_text(text)
+    collector = start(
+        [COLLECTOR, "--config", str(tmp_path / name)],
+        clean_environment
+        | {
+            "OTELCOL_STORAGE": str(tmp_path / "queue"),
+            "TENSORMETER_GATEWAY": url,
+            "TENSORMETER_ENDPOINT": url,
+            "TENSORMETER_TOKEN": "none",
+            "PROMETHEUS_REMOTE_WRITE": "http://127.0.0.1:1",
+        },
+    )
+    answers(collector, f"http://127.0.0.1:{ports['13133']}/")
+    subprocess.run(
+        [sys.executable, "-c", TRAINER],
+        env=clean_environment
+        | {"TENSORMETER_DIR": str(tmp_path / "runs"), "TENSORMETER_ENDPOINT": f"http://127.0.0.1:{ports['4318']}"},
+        check=True,
+        timeout=300,
+    )
+    answers(collector, f"{url}/api/v1/runs/r")
+    series = urllib3.request("GET", f"{url}/api/v1/runs/r/series?metric=loss").json()["series"]
+    assert series[0]["value"] == [1 / (step + 1) for step in range(100)]

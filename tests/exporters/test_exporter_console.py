@@ -1,0 +1,18 @@
+"""One line for each series, that cannot move a terminal's cursor."""
+
+from tensormeter.exporter import Accepted
+from tensormeter.otlp.media import Alert, Text
+from tensormeter_exporters.console import ConsoleExporter
+
+
+def test_lines(make, config, capsys):
+    exporter = ConsoleExporter(config())
+    assert exporter.export(make.logged(1, make.rows({3: {"loss\x1b[2J": 0.5}, 4: {"loss\x1b[2J": 0.25}}))) == Accepted()
+    events = [make.start({"lr": 1}), Alert("spike", "up", "WARN").event(make.T0, 1), Text("n", "x").event(make.T0, 2)]
+    assert exporter.export(make.logs(2, *events)) == Accepted()
+    assert capsys.readouterr().out.splitlines() == [
+        "demo/run1 step 4 loss�[2J = 0.25 (last of 2)",
+        "demo/run1 tensormeter.run.start {'config': {'lr': 1}}",
+        "demo/run1 WARN spike: up",
+        "demo/run1 step 2 tensormeter.text n",
+    ]

@@ -1,0 +1,122 @@
+"""Files in the OTLP file format: what is written can be read, once, whatever is killed."""
+
+import gzip
+import json
+import math
+
+import pytest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+
+from tensormeter.errors import EncodingError
+from tensormeter.exporter import Accepted, Rejected, Request, Retry
+from tensormeter.otlp.json_lines import decode_line, encode_line
+from tensormeter_exporters.jsonl import JsonLinesExporter
+
+
+def lines(folder, signal):
+    return [line for path in sorted(folder.glob(f"{signal}-*.jsonl")) for line in path.read_bytes().splitlines()]
+
+
+def test_lines_are_otlp_json_and_lossless(make, config, tmp_path):
+    values = [0.1, math.nan, math.inf, -math.inf, -0.0]
+    series = [
+        *make.rows({2**53 + index: {"loss": value} for index, value in enumerate(values)}),
+        make.gauge("big", [make.T0], [2**63 - 1]),
+        make.histogram("h", make.T0),
+        make.exponential_histogram("e", make.T0),
+        make.counter("tokens", [make.T0], [3.0]),
+    ]
+    metrics, logs = make.logged(1, series), make.logs(2, make.start({"lr": 1e-3, "name": "ü\n"}))
+    exporter = JsonLinesExporter(config(directory=str(tmp_path / "out")))
+    assert exporter.export(metrics) == Accepted()
+    assert exporter.export(logs) == Accepted()
+    (metric_line,), (log_line,) = lines(tmp_path / "out", "metrics"), lines(tmp_path / "out", "logs")
+    for line, request in ((metric_line, metrics), (log_line, logs)):
+        assert decode_line(line) == (request.signal, gzip.decompress(request.body), request.items)
+    document = json.loads(metric_line)
+    (scope,) = document["resourceMetrics"][0]["scopeMetrics"]
+    loss = next(metric for metric in scope["metrics"] if metric["name"] == "loss")
+    assert [point["asDouble"] for point in loss["gauge"]["dataPoints"]] == [0.1, "NaN", "Infinity", "-Infinity", -0.0]
+    histogram = next(metric for metric in scope["metrics"] if metric["name"] == "h")
+    assert histogram["histogram"]["aggregationTemporality"] == 1
+
+
+def test_ids_are_hexadecimal():
+    message = ExportLogsServiceRequest()
+    record = message.resource_logs.add().scope_logs.add().log_records.add()
+    record.trace_id, record.span_id = bytes(range(16)), bytes(range(8))
+    record.attributes.add(key="traceId").value.string_value = "not an id"
+    line = encode_line("logs", message.SerializeToString())
+    shown = json.loads(line)["resourceLogs"][0]["scopeLogs"][0]["logRecords"][0]
+    assert shown["traceId"] == bytes(range(16)).hex()
+    assert shown["spanId"] == bytes(range(8)).hex()
+    assert decode_line(line)[1] == message.SerializeToString()
+
+
+def test_what_other_senders_write_is_read():
+    line = b"""{"resourceMetrics":[{"scopeMetrics":[{"metrics":[{"name":"m","sum":{"aggregationTemporality":2,
+        "isMonotonic":true,"dataPoints":[{"timeUnixNano":1544712660300000000,"asInt":"7","newField":1}]}}]}]}]}"""
+    signal, body, items = decode_line(line.replace(b"\n", b""))
+    metric = ExportMetricsServiceRequest.FromString(body).resource_metrics[0].scope_metrics[0].metrics[0]
+    assert (signal, items) == ("metrics", 1)
+    assert metric.sum.data_points[0].as_int == 7
+    assert metric.sum.is_monotonic
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"", b"[]", b"{}", b"nonsense", b'{"resourceSpans":[]}', b'{"resourceMetrics":7}', b'{"resourceLogs":[{"scopeLogs":3}]}',
+     b'{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"traceId":"xyz"}]}]}]}', b"[" * 100_000],
+)  # fmt: skip
+def test_what_is_not_otlp_is_refused(line):
+    with pytest.raises(EncodingError):
+        decode_line(line)
+
+
+def test_files_are_rotated(make, config, tmp_path):
+    exporter = JsonLinesExporter(config(directory=str(tmp_path), max_bytes="3000"))
+    for number in range(1, 21):
+        exporter.export(make.logged(number, make.rows({number: {"loss": 1.0}})))
+    files = sorted(tmp_path.glob("metrics-*.jsonl"))
+    assert len(files) > 2
+    assert all(path.stat().st_size <= 3000 for path in files)
+    assert len(lines(tmp_path, "metrics")) == 20
+
+
+def test_a_request_that_comes_again_is_there_once(make, config, tmp_path):
+    requests = [make.logged(number, make.rows({number: {"loss": 1.0}})) for number in (1, 2, 3)]
+    exporter = JsonLinesExporter(config(directory=str(tmp_path)))
+    for request in requests[:2]:
+        exporter.export(request)
+    again = JsonLinesExporter(config(directory=str(tmp_path)))  # killed before delivery knew
+    again.export(requests[1])
+    again.export(requests[2])
+    assert [decode_line(line)[1] for line in lines(tmp_path, "metrics")] == [
+        gzip.decompress(item.body) for item in requests
+    ]
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_half_a_line_is_cut_off(make, config, tmp_path, same):
+    first, second, third = (make.logged(number, make.rows({number: {"loss": 1.0}})) for number in (1, 2, 3))
+    exporter = JsonLinesExporter(config(directory=str(tmp_path)))
+    exporter.export(first)
+    exporter.export(second)
+    (path,) = tmp_path.glob("metrics-*.jsonl")
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 30)  # killed while it wrote the second
+    following = second if same else third
+    JsonLinesExporter(config(directory=str(tmp_path))).export(following)
+    expected = [gzip.decompress(request.body) for request in (first, following)]
+    assert [decode_line(line)[1] for line in lines(tmp_path, "metrics")] == expected
+
+
+def test_troubles_are_outcomes(make, config, tmp_path):
+    request = make.logged(1, make.rows({1: {"loss": 1.0}}))
+    (tmp_path / "file").write_text("")
+    assert isinstance(JsonLinesExporter(config(directory=str(tmp_path / "file"))).export(request), Retry)
+    broken = Request("spool0-1", "metrics", gzip.compress(b"\xff\xff"), 1)
+    assert isinstance(JsonLinesExporter(config(directory=str(tmp_path / "out"))).export(broken), Rejected)
+    with pytest.raises(ValueError, match="expected options directory, max_bytes, got folder"):
+        JsonLinesExporter(config(folder="x"))

@@ -1,0 +1,138 @@
+"""Both ways into plain OpenTelemetry: its exporters as destinations of ours, and ours as one of its exporters."""
+
+import gzip
+import subprocess
+import sys
+from importlib.metadata import entry_points
+
+import pytest
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics as sdk_encode
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult
+
+from tensormeter.errors import SettingsError
+from tensormeter.exporter import Accepted, Retry, load_exporter
+from tensormeter.otlp.batch import Batch
+from tensormeter.otlp.decode import decode_metrics
+from tensormeter_exporters.otel import OTelExporter, metrics_data
+
+RECORDER = """
+from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult
+class Recorder(MetricExporter):
+    seen = []
+    result = MetricExportResult.SUCCESS
+    def export(self, metrics_data, timeout_millis=10_000, **kwargs):
+        self.seen.append(metrics_data)
+        return self.result
+    def force_flush(self, timeout_millis=10_000):
+        return True
+    def shutdown(self, timeout_millis=30_000, **kwargs):
+        self.seen.append("shut down")
+"""
+
+
+@pytest.fixture
+def recorder(tmp_path, monkeypatch):
+    """Somebody's package with a metric exporter in it, as pip would leave it."""
+    (tmp_path / "somebodys.py").write_text(RECORDER)
+    about = tmp_path / "somebodys-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: somebodys\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[opentelemetry_metrics_exporter]\nsomebodys = somebodys:Recorder\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import somebodys
+
+    yield somebodys.Recorder
+    sys.modules.pop("somebodys", None)
+
+
+def test_any_metric_exporter_is_a_destination(make, config, recorder):
+    exporter = load_exporter("otel:somebodys")(config("otel:somebodys"))
+    request = make.logged(1, [*make.rows({5: {"loss": 1.0}, 4: {"loss": 2}}), make.histogram("h", make.T0)])
+    assert exporter.export(request) == Accepted()
+    assert exporter.export(make.logs(2, make.start({}))) == Accepted()
+    recorder.result = MetricExportResult.FAILURE
+    assert isinstance(exporter.export(request), Retry)
+    exporter.shutdown()
+    first, _, end = recorder.seen
+    assert end == "shut down"
+    (resource,) = first.resource_metrics
+    assert resource.resource.attributes["service.name"] == "demo"
+    names = [metric.name for metric in resource.scope_metrics[0].metrics]
+    assert names == ["tensormeter.step", "loss", "h"] or sorted(names) == ["h", "loss", "loss", "tensormeter.step"]
+
+
+def test_the_sdks_own_encoder_makes_the_same_of_it(make):
+    """Every kind, by way of the SDK's objects, decodes to what it was."""
+    series = [
+        make.gauge("g", [make.T0, make.T0 + 1], [1.5, -0.5], kind="a"),
+        make.counter("c", [make.T0], [3.0]),
+        make.histogram("h", make.T0),
+        make.exponential_histogram("e", make.T0),
+    ]
+    request = make.metrics(1, Batch(make.resource(), series))
+    ours = gzip.decompress(request.body)
+    data, left_out = metrics_data(decode_metrics(ours))
+    assert left_out == 0
+    theirs = ExportMetricsServiceRequest.FromString(sdk_encode(data).SerializeToString())
+    expected = ExportMetricsServiceRequest.FromString(ours)
+    points = [metric for scope in theirs.resource_metrics[0].scope_metrics for metric in scope.metrics]
+    wanted = [metric for scope in expected.resource_metrics[0].scope_metrics for metric in scope.metrics]
+    assert [metric.name for metric in points] == ["g", "c", "h", "e"]
+    for found, original in zip(points, wanted, strict=True):
+        kind = found.WhichOneof("data")
+        assert kind == original.WhichOneof("data")
+        for one, other in zip(getattr(found, kind).data_points, getattr(original, kind).data_points, strict=True):
+            for field in other.DESCRIPTOR.fields:
+                if field.name not in ("exemplars", "flags", "zero_threshold"):  # the SDK's encoder has none of them
+                    assert getattr(one, field.name) == getattr(other, field.name), (found.name, field.name)
+
+
+def test_unknown_names_are_said(config):
+    with pytest.raises(SettingsError, match=r"expected otel:NAME with a name of .*console.*, got 'otel:nobodys'"):
+        OTelExporter(config("otel:nobodys"))
+
+
+def test_ours_is_a_metric_exporter():
+    (entry,) = entry_points(group="opentelemetry_metrics_exporter", name="tensormeter")
+    assert issubclass(entry.load(), MetricExporter)
+
+
+PLAIN = """
+import os
+from importlib.metadata import entry_points
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import Resource
+(entry,) = entry_points(group="opentelemetry_metrics_exporter", name="tensormeter")
+reader = PeriodicExportingMetricReader(entry.load()(), export_interval_millis=3_600_000)
+resource = Resource.create({"service.name": "plain-sdk", "service.instance.id": "plain-1"})
+provider = MeterProvider([reader], resource)
+provider.get_meter("m").create_gauge("queue", unit="{item}").set(5, {"q": "a"})
+provider.get_meter("m").create_gauge("temperature").set(21.5)
+provider.shutdown(timeout_millis=float(os.environ["TIMEOUT"]))
+"""
+
+
+def run_plain(environment, endpoint, timeout="120000"):
+    return subprocess.run(
+        [sys.executable, "-c", PLAIN],
+        env=environment | {"TENSORMETER_ENDPOINT": endpoint, "TIMEOUT": timeout},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+
+
+def test_a_program_of_the_plain_sdk(experiment_server, clean_environment):
+    assert run_plain(clean_environment, experiment_server.url).stderr == ""
+    (run,) = experiment_server.everything("plain-sdk").values()
+    assert run["series"]["temperature"][0]["value"] == [21.5]
+    assert run["series"]["queue"][0]["attributes"] == {"q": "a"}
+
+
+def test_the_plain_sdk_hears_of_what_is_lost(clean_environment, free_port):
+    done = run_plain(clean_environment, f"http://127.0.0.1:{free_port()}", timeout="1000")
+    assert "2 points are lost" in done.stderr
+    assert "Traceback" not in done.stderr

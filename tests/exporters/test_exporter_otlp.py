@@ -1,0 +1,340 @@
+"""Any OTLP endpoint: the standard variables, HTTP and gRPC, TLS, and what each answer means. Real sockets."""
+
+import contextlib
+import gzip
+import ssl
+import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import grpc
+import pytest
+from google.protobuf.any_pb2 import Any as ProtobufAny
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+    ExportMetricsServiceResponse,
+)
+
+from tensormeter.errors import SettingsError
+from tensormeter.exporter import Accepted, Rejected, Retry, TooLarge, Unauthorized
+from tensormeter_exporters.otlp import OtlpExporter
+from tensormeter_exporters.otlp_environment import read_targets
+
+PARTIAL = ExportMetricsServiceResponse(
+    partial_success={"rejected_data_points": 2, "error_message": "two were bad"},
+).SerializeToString()
+
+
+@pytest.fixture(autouse=True)
+def nothing_of_the_users(monkeypatch, clean_environment):
+    import os
+
+    for variable in set(os.environ) - set(clean_environment):
+        monkeypatch.delenv(variable)
+
+
+class Http:
+    def __init__(self, context=None):
+        self.received = []
+        self.answers = []
+        http = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                http.received.append((self.path, {key.lower(): value for key, value in self.headers.items()}, body))
+                status, headers, answer = http.answers.pop(0) if http.answers else (200, {}, b"")
+                self.send_response(status)
+                for key, value in ({"Content-Type": "application/x-protobuf"} | headers).items():
+                    self.send_header(key, value)
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, *_):
+                pass
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, *_):
+                pass
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        if context is not None:
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self.port = self._server.server_port
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def stop(self):
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def http():
+    server = Http()
+    yield server
+    server.stop()
+
+
+class Grpc:
+    """A metrics service that answers as it is told."""
+
+    def __init__(self, credentials=None):
+        self.received = []
+        self.fail = None
+        self.answer = b""
+
+        def export(body, context):
+            self.received.append((body, dict(context.invocation_metadata())))
+            if self.fail is not None:
+                code, details, metadata = self.fail
+                context.set_trailing_metadata(metadata)
+                context.abort(code, details)
+            return self.answer
+
+        self._pool = ThreadPoolExecutor(2)
+        self._server = grpc.server(self._pool, options=[("grpc.max_receive_message_length", 100_000)])
+        handler = grpc.unary_unary_rpc_method_handler(export)
+        service = "opentelemetry.proto.collector.metrics.v1.MetricsService"
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {"Export": handler}),))
+        address = "127.0.0.1:0"
+        if credentials is None:
+            self.port = self._server.add_insecure_port(address)
+        else:
+            self.port = self._server.add_secure_port(address, credentials)
+        self._server.start()
+
+    def stop(self):
+        self._server.stop(None).wait(60)
+        self._pool.shutdown()
+
+
+@pytest.fixture
+def rpc():
+    server = Grpc()
+    yield server
+    server.stop()
+
+
+@contextlib.contextmanager
+def exporting(config):
+    exporter = OtlpExporter(config)
+    try:
+        yield exporter
+    finally:
+        exporter.shutdown()
+
+
+def test_defaults_are_the_standards(config):
+    targets = read_targets(config())
+    assert targets["metrics"].endpoint == "http://localhost:4318/v1/metrics"
+    assert targets["logs"].endpoint == "http://localhost:4318/v1/logs"
+    assert targets["metrics"].gzip
+    assert read_targets(config(protocol="grpc"))["logs"].endpoint == "localhost:4317"
+
+
+def test_options_before_signals_before_the_general(config, monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "https://general:1/base/")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "https://metrics:2/as/it/is")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "Api-Key=a%20b, x=1")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_LOGS_HEADERS", "only=logs")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "none")
+    targets = read_targets(config())
+    assert targets["metrics"].endpoint == "https://metrics:2/as/it/is"
+    assert targets["logs"].endpoint == "https://general:1/base/v1/logs"
+    assert targets["metrics"].secure
+    assert not targets["metrics"].gzip
+    assert targets["metrics"].headers == {"api-key": "a b", "x": "1"}
+    assert targets["logs"].headers == {"only": "logs"}
+    assert "a b" not in repr(targets["metrics"])
+    monkeypatch.setenv("OTHERS", "k=v")
+    given = read_targets(config(endpoint="http://mine", compression="gzip", headers_variable="OTHERS"))["metrics"]
+    assert (given.endpoint, given.gzip, given.headers) == ("http://mine/v1/metrics", True, {"k": "v"})
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "insecure", "expected"),
+    [
+        ("collector:4317", "true", ("collector:4317", False)),
+        ("collector:4317", "", ("collector:4317", True)),
+        ("http://collector", "", ("collector:4317", False)),
+        ("https://collector:443", "true", ("collector:443", True)),
+    ],
+)
+def test_grpc_endpoints(config, endpoint, insecure, expected):
+    target = read_targets(config(protocol="grpc", endpoint=endpoint, insecure=insecure))["metrics"]
+    assert (target.endpoint, target.secure) == expected
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("PROTOCOL", "http/json", "expected a protocol of grpc, http/protobuf"),
+        ("COMPRESSION", "zstd", "expected a compression of gzip, none"),
+        ("ENDPOINT", "ftp://x", "expected an endpoint such as"),
+        ("ENDPOINT", "http://user:secret@x", "expected an endpoint such as"),
+        ("HEADERS", "secret", "expected headers as NAME=VALUE"),
+    ],
+)
+def test_what_cannot_be_used_is_said(config, monkeypatch, variable, value, message):
+    monkeypatch.setenv(f"OTEL_EXPORTER_OTLP_{variable}", value)
+    with pytest.raises(SettingsError, match=message):
+        read_targets(config())
+
+
+@pytest.mark.parametrize("compression", ["gzip", "none"])
+def test_http_sends_the_bytes_of_the_spool(make, config, http, monkeypatch, compression):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "api-key=k")
+    request = make.logged(1, make.rows({1: {"loss": 1.0}}))
+    with exporting(config(endpoint=f"http://127.0.0.1:{http.port}", compression=compression)) as exporter:
+        assert exporter.export(request) == Accepted()
+        assert exporter.export(make.logs(2, make.start({}))) == Accepted()
+    (path, headers, body), (logs_path, _, _) = http.received
+    assert (path, logs_path) == ("/v1/metrics", "/v1/logs")
+    assert headers["api-key"] == "k"
+    assert headers.get("content-encoding") == ("gzip" if compression == "gzip" else None)
+    assert (gzip.decompress(body) if compression == "gzip" else body) == gzip.decompress(request.body)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ((200, {}, PARTIAL), Accepted(2, "two were bad")),
+        ((429, {"Retry-After": "7"}, b""), Retry),
+        ((503, {}, b""), Retry),
+        ((500, {}, b""), Rejected),
+        ((400, {}, b""), Rejected),
+        ((404, {}, b""), Retry),
+        ((302, {"Location": "http://127.0.0.1:1/"}, b""), Retry),
+        ((401, {}, b""), Unauthorized),
+        ((413, {}, b""), TooLarge),
+        ((200, {"Content-Type": "text/html"}, b"<html>"), Retry),
+    ],
+)
+def test_http_answers(make, config, http, answer, expected):
+    http.answers.append(answer)
+    with exporting(config(endpoint=f"http://127.0.0.1:{http.port}")) as exporter:
+        outcome = exporter.export(make.logged(1, make.rows({1: {"loss": 1.0}})))
+    assert outcome == expected if isinstance(expected, Accepted) else isinstance(outcome, expected)
+    if answer[0] == 429:
+        assert outcome.after == 7
+    assert len(http.received) == 1  # a redirect is not followed
+
+
+def test_nobody_there(make, config, free_port):
+    request = make.logged(1, make.rows({1: {"loss": 1.0}}))
+    for protocol in ("http/protobuf", "grpc"):
+        with exporting(config(endpoint=f"http://127.0.0.1:{free_port()}", protocol=protocol)) as exporter:
+            assert isinstance(exporter.export(request), Retry)
+
+
+def test_grpc_sends_the_same_message(make, config, rpc, monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "Api-Key=k")
+    request = make.logged(1, make.rows({1: {"loss": 1.0}}))
+    rpc.answer = PARTIAL
+    with exporting(config(endpoint=f"http://127.0.0.1:{rpc.port}", protocol="grpc")) as exporter:
+        assert exporter.export(request) == Accepted(2, "two were bad")
+        assert isinstance(exporter.export(make.logs(2, make.start({}))), Retry)  # it has no logs service
+    ((body, metadata),) = rpc.received
+    assert body == gzip.decompress(request.body)
+    assert metadata["api-key"] == "k"
+
+
+def retry_info(seconds):
+    detail = ProtobufAny()
+    detail.Pack(RetryInfo(retry_delay={"seconds": seconds}))
+    return (("grpc-status-details-bin", Status(code=8, details=[detail]).SerializeToString()),)
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "metadata", "expected"),
+    [
+        ("UNAVAILABLE", "", (), Retry),
+        ("UNAVAILABLE", "", retry_info(9), Retry),
+        ("RESOURCE_EXHAUSTED", "quota", (), Rejected),
+        ("RESOURCE_EXHAUSTED", "quota", retry_info(9), Retry),
+        ("RESOURCE_EXHAUSTED", "grpc: received message larger than max (9 vs. 4)", (), TooLarge),
+        ("OUT_OF_RANGE", "Error, decoded message length too large: found 9 bytes", (), TooLarge),
+        ("INVALID_ARGUMENT", "", (), Rejected),
+        ("UNAUTHENTICATED", "", (), Unauthorized),
+        ("PERMISSION_DENIED", "", (), Unauthorized),
+        ("DATA_LOSS", "", (), Retry),
+    ],
+)
+def test_grpc_answers(make, config, rpc, code, details, metadata, expected):
+    rpc.fail = (getattr(grpc.StatusCode, code), details, metadata)
+    with exporting(config(endpoint=f"http://127.0.0.1:{rpc.port}", protocol="grpc")) as exporter:
+        outcome = exporter.export(make.logged(1, make.rows({1: {"loss": 1.0}})))
+    assert isinstance(outcome, expected)
+    if metadata:
+        assert outcome.after == 9
+
+
+def test_a_message_that_grpc_itself_finds_too_large(make, config, rpc):
+    with exporting(config(endpoint=f"http://127.0.0.1:{rpc.port}", protocol="grpc")) as exporter:
+        large = make.logged(1, make.rows({step: {"loss": 1.0} for step in range(5000)}))
+        assert isinstance(exporter.export(large), TooLarge)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    """An authority, a server's certificate for 127.0.0.1 and a client's, by OpenSSL's own tool."""
+    folder = tmp_path_factory.mktemp("certificates")
+
+    def openssl(*arguments):
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=authority", "-days", "30")
+    (folder / "names").write_text("subjectAltName=IP:127.0.0.1\n")
+    for name in ("server", "client"):
+        openssl("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
+                "-out", f"{name}.pem", "-days", "30", "-extfile", "names")  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_mutual_tls(make, config, certificates, monkeypatch, protocol):
+    if protocol == "grpc":
+        pair = ((certificates / "server.key").read_bytes(), (certificates / "server.pem").read_bytes())
+        authority = (certificates / "ca.pem").read_bytes()
+        server = Grpc(grpc.ssl_server_credentials([pair], authority, require_client_auth=True))
+    else:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=certificates / "ca.pem")
+        context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
+        context.verify_mode = ssl.CERT_REQUIRED
+        server = Http(context)
+    request = make.logged(1, make.rows({1: {"loss": 1.0}}))
+    target = {"endpoint": f"https://127.0.0.1:{server.port}", "protocol": protocol}
+    try:
+        with exporting(config(**target)) as exporter:
+            assert isinstance(exporter.export(request), Retry)  # an authority that nobody knows
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(certificates / "ca.pem"))
+        with exporting(config(**target)) as exporter:
+            assert isinstance(exporter.export(request), Retry)  # the server wants to know who we are
+        assert not server.received
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", str(certificates / "client.pem"))
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_CLIENT_KEY", str(certificates / "client.key"))
+        with exporting(config(**target)) as exporter:
+            assert exporter.export(request) == Accepted()
+        assert len(server.received) == 1
+    finally:
+        server.stop()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(certificates / "none.pem"))
+    with pytest.raises(SettingsError, match="cannot be read"):
+        OtlpExporter(config(**target))
+
+
+def test_the_message_is_what_it_claims(make):
+    """What the servers above compare with is a message with a step beside the value."""
+    body = gzip.decompress(make.logged(1, make.rows({1: {"loss": 1.0}})).body)
+    (scope,) = ExportMetricsServiceRequest.FromString(body).resource_metrics[0].scope_metrics
+    assert [metric.name for metric in scope.metrics] == ["tensormeter.step", "loss"]

@@ -1,0 +1,121 @@
+"""W&B's offline files, read with W&B's own messages.
+
+wandb reads these files in Go only, so the test undoes LevelDB's log format itself (blocks of 32 KiB; chunks with a header
+of 7 bytes).
+"""
+
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BLOCK = 32768
+
+LOGGING = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from conftest import Make as make
+from tensormeter.exporter import Accepted, ExporterConfig
+from tensormeter.otlp.media import Alert, Table, Text
+from tensormeter_exporters.wandb import WandbExporter
+folder = Path(sys.argv[2])
+def exporter():
+    return WandbExporter(ExporterConfig(endpoint="", token=None, timeout=60, destination="wandb",
+                                        options={"directory": str(folder)}, state=folder / "state"))
+first = exporter()
+assert first.export(make.logs(1, make.start({"lr": 0.5, "net": {"depth": 2}}))) == Accepted()
+rows = make.logged(2, [*make.rows({30: {"train/loss": 0.5}, 10: {"train/loss": 0.25, "acc": 1}}),
+                       make.histogram("grad", make.T0)])
+assert first.export(rows) == Accepted()
+assert first.export(rows) == Accepted()      # again, to the same agent
+assert exporter().export(rows) == Accepted() # and to the next one
+media = [Table("t", ["x"], [[1]]).event(make.T0, 4), Text("note", "hi").event(make.T0, 5), Alert("spike").event(make.T0, 6)]
+assert first.export(make.logs(3, *media)) == Accepted()
+assert first.export(make.logs(4, make.end("failed"))) == Accepted()
+first.shutdown()
+"""
+
+
+def records(path):
+    from wandb.proto import wandb_internal_pb2
+
+    data = path.read_bytes()
+    at, part = 7, b""  # after the file's own header
+    while at + 7 <= len(data):
+        if BLOCK - at % BLOCK < 7:
+            at += BLOCK - at % BLOCK
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, at)
+        part += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last piece
+            yield wandb_internal_pb2.Record.FromString(part)
+            part = b""
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory, clean_environment):
+    folder = tmp_path_factory.mktemp("wandb")
+    done = subprocess.run(
+        [sys.executable, "-c", LOGGING, str(Path(__file__).parent), str(folder)],
+        env=clean_environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    (path,) = (folder / "wandb").glob("offline-run-*/*.wandb")
+    return list(records(path))
+
+
+def nested(items):
+    """W&B takes mappings apart: every leaf is an item with the path to it."""
+    found = {}
+    for item in items:
+        *path, last = list(item.nested_key) or [item.key]
+        place = found
+        for key in path:
+            place = place.setdefault(key, {})
+        place[last] = json.loads(item.value_json)
+    return found
+
+
+def rows(logged):
+    return [nested(record.history.item) for record in logged if record.WhichOneof("record_type") == "history"]
+
+
+def test_rows_have_their_steps_once(logged):
+    history = rows(logged)
+    numbers = [row for row in history if "train/loss" in row]
+    assert [(row["tensormeter/step"], row["train/loss"]) for row in numbers] == [(30, 0.5), (10, 0.25)]
+    assert numbers[1]["acc"] == 1
+    assert numbers[1]["_timestamp"] == 1_790_000_001
+    (histogram,) = [row["grad"] for row in history if "grad" in row]
+    assert histogram["values"] == [1, 1, 2, 1]
+    assert histogram["bins"] == [-1, 0, 1, 2, 30]
+
+
+def test_the_run_is_described(logged):
+    kinds = {record.WhichOneof("record_type") for record in logged}
+    run = next(record.run for record in logged if record.WhichOneof("record_type") == "run")
+    assert (run.run_id, run.run_group, run.project, run.display_name) == (
+        "run1-p0123456",
+        "run1",
+        "demo",
+        "name of run1",
+    )
+    updates = [record.config.update for record in logged if record.WhichOneof("record_type") == "config"]
+    config = nested([item for update in updates for item in update])
+    assert config["lr"] == 0.5
+    assert config["net"] == {"depth": 2}
+    assert next(record.exit.exit_code for record in logged if record.WhichOneof("record_type") == "exit") == 1
+    assert next(record.alert.title for record in logged if record.WhichOneof("record_type") == "alert") == "spike"
+    assert "stats" not in kinds
+    assert any("note" in row for row in rows(logged))
+    assert any("t" in row for row in rows(logged))

@@ -1,0 +1,277 @@
+"""One training run, over every route that ends in the experiment server, leaves the same there."""
+
+import copy
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.plugin_event_accumulator import TENSORS, EventAccumulator
+
+ROOT = Path(__file__).parents[2]
+
+TRAINER = """
+import math, sys
+import numpy, tensormeter
+project, options = sys.argv[1], dict(item.split("=", 1) for item in sys.argv[2:])
+config = {"lr": 1e-3, "layers": [64, 10], "optimizer": {"name": "adam"}}
+with tensormeter.init(project, name="the same", config=config, id="same-run") as run:
+    for step in range(300):
+        run.log({"train/loss": 1 / (step + 1), "train/tokens": 2**60 + step}, step)
+        if step % 50 == 0:
+            run.log({"eval/accuracy": numpy.float32(step / 300), "eval/nan": math.nan}, step)
+    run.log({"late": math.inf}, 7)
+"""
+
+
+def train(environment, project, **variables):
+    done = subprocess.run(
+        [sys.executable, "-c", TRAINER, project],
+        env=environment | {"TENSORMETER_FINISH_TIMEOUT": "300"} | variables,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "not delivered" not in done.stderr
+    assert "rejected" not in done.stderr
+
+
+def normalized(runs):
+    """A run as the server tells of it, but for what is different in two runs of one script: ids and clocks.
+
+    Times become their place among all times of the run, so their order and equality stay.
+    """
+    runs = copy.deepcopy(runs)
+    times = sorted(
+        {at for run in runs.values() for found in run["series"].values() for series in found for at in series["time"]},
+    )
+    place = {at: index for index, at in enumerate(times)}
+    processes = sorted({process["process"] if isinstance(process, dict) else process
+                        for run in runs.values() for process in run["about"]["processes"]})  # fmt: skip
+    for run in runs.values():
+        for found in run["series"].values():
+            for series in found:
+                series["time"] = [place[at] for at in series["time"]]
+    text = json.dumps(runs, sort_keys=True)
+    for index, process in enumerate(processes):
+        text = text.replace(process, f"process-{index}")
+    document = json.loads(text)
+    for run in document.values():
+        _without_clocks(run["about"])
+        for metric in run["metrics"]:
+            _without_clocks(metric)
+    return document
+
+
+def _without_clocks(document):
+    """Takes out, in place, when and where this very process ran."""
+    if isinstance(document, dict):
+        for key in list(document):
+            if key in ("time", "first", "started", "ended", "process.pid", "created", "updated") or "time" in key:
+                del document[key]
+            else:
+                _without_clocks(document[key])
+    elif isinstance(document, list):
+        for item in document:
+            _without_clocks(item)
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory, clean_environment):
+    folder = tmp_path_factory.mktemp("routes")
+    buffers = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else folder
+    buffer = buffers / f"tensormeter-routes-{os.getpid()}"
+    buffer.mkdir()
+    yield clean_environment | {
+        "TENSORMETER_DIR": str(folder / "runs"),
+        "TENSORMETER_BUFFER_DIR": str(buffer),
+        "TENSORMETER_SCHEDULE_DELAY": "0.1",
+        "TENSORMETER_SAMPLE_INTERVAL": "0",  # what sensors see is never the same twice
+    }
+    shutil.rmtree(buffer)
+
+
+@pytest.fixture(scope="module")
+def direct(environment, experiment_server):
+    """What the run leaves when it is sent straight to the server."""
+    train(environment, "direct", TENSORMETER_ENDPOINT=experiment_server.url)
+    found = experiment_server.everything("direct")
+    run = found["same-run"]
+    assert run["about"]["state"] == "finished"
+    assert run["about"]["config"]["optimizer"] == {"name": "adam"}
+    (loss,) = run["series"]["train/loss"]
+    assert loss["step"] == list(range(300))
+    assert loss["value"] == [1 / (step + 1) for step in range(300)]
+    assert run["series"]["train/tokens"][0]["value"] == [2**60 + step for step in range(300)]
+    assert run["series"]["late"][0]["value"] == ["Infinity"]
+    return normalized(found)
+
+
+@pytest.fixture(scope="module")
+def collector(experiment_server, free_port, tmp_path_factory, wait_for):
+    """rotel, a Collector in a process of its own: OTLP in by gRPC and HTTP, OTLP out by HTTP to the server."""
+    package = importlib.util.find_spec("rotel")
+    assert package is not None
+    assert package.origin is not None
+    grpc, http = free_port(), free_port()
+    folder = tmp_path_factory.mktemp("collector")
+    log = (folder / "log").open("wb")
+    process = subprocess.Popen(
+        [
+            str(Path(package.origin).with_name("rotel-agent")), "start",
+            "--otlp-grpc-endpoint", f"127.0.0.1:{grpc}",
+            "--otlp-http-endpoint", f"127.0.0.1:{http}",
+            "--exporter", "otlp",
+            "--otlp-exporter-protocol", "http",
+            "--otlp-exporter-endpoint", experiment_server.url,
+            "--batch-timeout", "100ms",
+        ],
+        stdout=log,
+        stderr=log,
+        cwd=folder,
+    )  # fmt: skip
+
+    def listens():
+        assert process.poll() is None, (folder / "log").read_text()
+        for port in (grpc, http):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)):
+                    return False
+        return True
+
+    wait_for(listens, "the collector listens")
+    yield {"grpc": f"http://127.0.0.1:{grpc}", "http/protobuf": f"http://127.0.0.1:{http}"}
+    process.terminate()
+    process.wait(300)
+    log.close()
+
+
+def arrived(server, project, expected):
+    """Whether as much is there as was sent; a Collector answers before it has delivered."""
+    run = server.everything(project).get("same-run")
+    return (
+        run is not None
+        and run["about"]["state"] == "finished"
+        and run["about"]["points"] == expected["same-run"]["about"]["points"]
+    )
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_through_a_collector(environment, experiment_server, direct, collector, wait_for, protocol):
+    project = f"collector-{protocol[:4]}"
+    train(
+        environment,
+        project,
+        TENSORMETER_EXPORTERS="otlp",
+        OTEL_EXPORTER_OTLP_PROTOCOL=protocol,
+        OTEL_EXPORTER_OTLP_ENDPOINT=collector[protocol],
+    )
+    wait_for(lambda: arrived(experiment_server, project, direct), f"all is there through {protocol}")
+    assert renamed(normalized(experiment_server.everything(project)), project) == direct
+
+
+def test_a_collector_is_an_endpoint_like_the_server(environment, experiment_server, direct, collector, wait_for):
+    train(environment, "as-endpoint", TENSORMETER_ENDPOINT=collector["http/protobuf"])
+    wait_for(lambda: arrived(experiment_server, "as-endpoint", direct), "all is there")
+    assert renamed(normalized(experiment_server.everything("as-endpoint")), "as-endpoint") == direct
+
+
+def test_through_a_file(environment, experiment_server, direct, tmp_path):
+    train(
+        environment,
+        "file",
+        TENSORMETER_EXPORTERS="jsonl",
+        TENSORMETER_EXPORTER_OPTIONS=f"jsonl.directory={tmp_path / 'otlp'},jsonl.max_bytes=20000",
+    )
+    files = sorted(str(path) for path in (tmp_path / "otlp").glob("*.jsonl"))
+    assert len(files) >= 2
+    command = [sys.executable, "-m", "tensormeter", "import", "--endpoint", experiment_server.url, *files]
+    for _ in range(2):  # the second time changes nothing
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert renamed(normalized(experiment_server.everything("file")), "file") == direct
+
+
+def test_several_destinations_and_one_of_them_broken(environment, experiment_server, direct, free_port, tmp_path):
+    """The broken one holds up nobody: the others have everything while it still fails."""
+    done = subprocess.run(
+        [sys.executable, "-c", TRAINER, "several"],
+        env=environment
+        | {
+            "TENSORMETER_DIR": str(tmp_path / "runs"),
+            "TENSORMETER_LINGER_TIMEOUT": "0",
+            "TENSORMETER_ENDPOINT": experiment_server.url,
+            "TENSORMETER_EXPORTERS": "otlp:broken,jsonl,experiment",
+            "TENSORMETER_EXPORTER_OPTIONS": f"jsonl.directory={tmp_path},otlp:broken.endpoint=http://127.0.0.1:{free_port()}",
+        },
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=True,
+    )
+    assert "not delivered" in done.stderr
+    assert renamed(normalized(experiment_server.everything("several")), "several") == direct
+    assert list(tmp_path.glob("metrics-*.jsonl"))
+
+
+def test_all_at_once(environment, experiment_server, direct, free_port, tmp_path):
+    """Every destination that needs no server of its own, in one agent; when it ends, nothing is left to deliver."""
+    options = {
+        "jsonl.directory": tmp_path / "otlp",
+        "otlp.endpoint": experiment_server.url,
+        "prometheus.port": free_port(),
+        "tensorboard.directory": tmp_path / "tb",
+        "wandb.directory": tmp_path / "wb",
+    }
+    train(
+        environment,
+        "all",
+        TENSORMETER_DIR=str(tmp_path / "runs"),
+        TENSORMETER_ENDPOINT=experiment_server.url,
+        TENSORMETER_EXPORTERS="console,experiment,jsonl,otel:console,otlp,prometheus,tensorboard,wandb",
+        TENSORMETER_EXPORTER_OPTIONS=",".join(f"{name}={value}" for name, value in options.items()),
+    )
+    # The server gets it twice, once without batch ids; every point is there once. (Its counts of points count arrivals.)
+    found = renamed(normalized(experiment_server.everything("all")), "all")["same-run"]
+    assert found["series"] == direct["same-run"]["series"]
+    assert found["about"]["config"] == direct["same-run"]["about"]["config"]
+    (events,) = (tmp_path / "tb/all/same-run").glob("*/events.out.tfevents.*")
+    loaded = EventAccumulator(str(events.parent), {TENSORS: 0})
+    loaded.Reload()
+    assert [event.step for event in loaded.Tensors("train/loss")] == list(range(300))
+    assert list((tmp_path / "wb").rglob("*.wandb"))
+    assert list((tmp_path / "otlp").glob("metrics-*.jsonl"))
+    assert "all" not in os.listdir(tmp_path / "runs" / "runs")
+
+
+def test_no_route_makes_attributes_of_steps(direct, experiment_server):
+    for metric in experiment_server.get("/runs/same-run/metrics", project="direct")["metrics"]:
+        assert metric["attributes"] == {}
+    assert {metric["metric"] for metric in direct["same-run"]["metrics"]} >= {"train/loss", "tensormeter.step"}
+
+
+def test_import_names_what_it_leaves_out(environment, experiment_server, tmp_path):
+    file = tmp_path / "mixed.jsonl"
+    file.write_text('{"resourceLogs":[]}\n\nnonsense\n{"resourceSpans":[]}\n')
+    command = [sys.executable, "-m", "tensormeter", "import", "--endpoint", experiment_server.url, str(file)]
+    done = subprocess.run(command, env=environment | {"COLUMNS": "200"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "mixed.jsonl:3: left out, not JSON" in done.stdout
+    assert "mixed.jsonl:4: left out, expected an object with one of resourceMetrics, resourceLogs" in done.stdout
+
+
+def renamed(document, project):
+    return json.loads(json.dumps(document).replace(f'"{project}"', '"direct"'))
+
+
+def test_the_comparison_sees_differences(direct):
+    changed = copy.deepcopy(direct)
+    changed["same-run"]["series"]["train/loss"][0]["value"][17] += 1e-9
+    assert changed != direct
