@@ -2,6 +2,7 @@
 
 import collections
 import gzip
+import logging
 import math
 import os
 import random
@@ -207,8 +208,8 @@ def test_what_cannot_be_counted_is_refused(source, caplog, values, reason):
     for step in range(2):
         source.log({"g": Histogram(values), "loss": 1.0}, step)
     assert source.ring.drops() == {"unsupported_value": 2}
-    (message,) = [record.getMessage() for record in caplog.records if record.name == "tensormeter"]
-    assert message.startswith("'g' is not recorded")
+    (message,) = [text for text in map(logging.LogRecord.getMessage, caplog.records) if "is not recorded" in text]
+    assert message.startswith("'g'")
     assert reason in message
     (loss,) = Reading(source).series("loss")
     assert loss.values.tolist() == [1.0, 1.0]
