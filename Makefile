@@ -21,6 +21,8 @@ check: $(VENV)/ready
 bench: $(VENV)/bench
 	$(RUN) benchmarks/log_call.py
 	$(RUN) benchmarks/training_step.py
+	$(RUN) benchmarks/histogram.py
+	$(RUN) benchmarks/phases.py
 	$(RUN) benchmarks/sensors.py
 
 # Debian's Prometheus, which some tests scrape with; where it cannot be installed they are skipped and say so.

@@ -10,11 +10,13 @@ from tensormeter.errors import (
     UsageError,
 )
 from tensormeter.instruments import MeterProvider, configure
+from tensormeter.record.histogram import Histogram
 from tensormeter.run import Run, deferred_log, finish, init, log
 from tensormeter.settings import Settings
 
 __all__ = [
     "EncodingError",
+    "Histogram",
     "MeterProvider",
     "RingError",
     "Run",

@@ -23,7 +23,8 @@ Rows never straddle the end of a lane: a mark with the layout `WRAP` sends the r
 On machines that reorder stores (arm64), a reader must let the writer's stores settle between seeing the marks and reading
 the values: see `tensormeter.pipeline.reader`.
 
-Values are float64 (`d`), int64 (`q`) or float64 stored by a device (`D`).
+Values are float64 (`d`), int64 (`q`), float64 stored by a device (`D`), or one of the columns of distributions
+(see `tensormeter.distribution`).
 A device's word holds `PENDING` until the device has stored its value over it; `LOST` says that it never will.
 Both are NaNs that arithmetic does not produce.
 
@@ -198,7 +199,7 @@ class Column:
 
     Attributes:
         stream: What it is a value of.
-        code: How it is stored: `d`, `q` or `D`.
+        code: How it is stored.
         words: How many words it takes.
     """
 

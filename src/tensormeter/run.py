@@ -14,6 +14,7 @@ import string
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, cast
@@ -23,7 +24,9 @@ from tensormeter.exporter import check_exporters
 from tensormeter.process import RunIdentity, RunProcess
 from tensormeter.record.compilation import break_graph
 from tensormeter.record.lane import Writer
+from tensormeter.record.phases import Phases
 from tensormeter.record.reduction import Reduce, Rule
+from tensormeter.record.watch import Watch, Watched
 from tensormeter.ring import State
 from tensormeter.settings import Settings
 
@@ -70,6 +73,8 @@ class Run:
         self._process: RunProcess | None = None
         self._finished = False
         self._definitions: list[tuple[str, Rule]] = []
+        self._watches: list[Watch] = []
+        self._phases: Phases | None = None
         self._lock = threading.RLock()  # re-entered by a signal handler that finishes the run
 
     def log(
@@ -119,6 +124,87 @@ class Run:
             self._process.recorder.define(name, rule)
         self._definitions.append((name, rule))
 
+    def watch(
+        self,
+        model: Any,
+        log: Watched = "gradients",
+        *,
+        every: int = 100,
+        norms: bool = True,
+        histograms: bool = True,
+    ) -> Watch:
+        """Log norms and distributions of a model's gradients or parameters, every so many steps of its optimizer.
+
+        They are computed where they are, just before the optimizer's step, without waiting for a device. The names are
+        `gradient_norm`, `gradient_norm/PARAMETER` and `gradients/PARAMETER`, and the same with `parameter`. Rows have the step
+        of the next row that is logged without one. Parameters without a gradient are left out; of parameters that are sharded
+        over ranks each rank logs its part. Gradients are as the optimizer gets them: accumulated, clipped, unscaled (but by a
+        fused optimizer under a `GradScaler`, which unscales them itself).
+
+        The model is not changed, and not kept alive. It is watched until `unwatch`, or until the run finishes.
+
+        Args:
+            model: A `torch.nn.Module`, compiled or wrapped or not. It is watched anew if it is watched already.
+            log: `gradients`, `parameters` or `all`.
+            every: Steps from one row to the next; the first step has one.
+            norms: Whether to log Euclidean norms, of the whole and by parameter.
+            histograms: Whether to log distributions, by parameter.
+
+        Returns:
+            The watch. If no `torch.optim.Optimizer` makes the steps, call its `log` instead.
+
+        Raises:
+            UsageError: An argument cannot be used.
+        """
+        watch = Watch(model, self._log_beside, log=log, every=every, norms=norms, histograms=histograms)
+        self.unwatch(model)
+        if not self._finished and self._process is not None:
+            watch.start()
+            self._watches.append(watch)
+        return watch
+
+    def unwatch(self, model: Any = None) -> None:
+        """Watch a model no more; all of them if None."""
+        for watch in self._watches.copy():
+            if model is None or watch.is_of(model):
+                self._watches.remove(watch)
+                watch.stop()
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """A part of a training step, as a context manager: ``with run.phase("model_forward"): ...``.
+
+        Its durations become the gauge `tensormeter.phase.duration`, in seconds, with the attributes `tensormeter.phase` and
+        `tensormeter.clock`: `host`, and if the process uses CUDA `device`, between two events on the streams that are current
+        at its ends, and `lag`, what the device was behind the host at its beginning (estimated). Nothing waits: device times
+        are recorded when two more steps have ended. Phases may nest; each thread has its own. A forked child has some from its
+        first call of `log` on.
+
+        Args:
+            name: Such as `data_loading`, which counts as waiting for data, `model_forward`, `model_backward`,
+                `optimizer_update`, `checkpoint_save`. Names should be few: each is a time series.
+
+        Raises:
+            UsageError: No name.
+        """
+        return self._phases.phase(name) if self._phases is not None else nullcontext()
+
+    def step(self, step: int | None = None, *, items: float | None = None) -> AbstractContextManager[None]:
+        """A training step, as a context manager: ``with run.step(items=len(batch)): ...``.
+
+        When it ends, it is recorded in one row with its phases: `tensormeter.step.duration` in seconds (with the attribute
+        `tensormeter.clock` as in `phase`), `tensormeter.step.throughput` in items a second, and
+        `tensormeter.step.data_loading.share`, from 0 to 1. The latter two are about the step and the time since the one
+        before. That time counts as waiting for data, as do phases named `data_loading`; other phases between steps do not.
+
+        Args:
+            step: Of the row. If None, that of the last row logged meanwhile, or else the next one.
+            items: What was processed, such as the size of the batch.
+
+        Raises:
+            UsageError: An argument cannot be used; or, on entering, a step has not ended on this thread.
+        """
+        return self._phases.step(step, items) if self._phases is not None else nullcontext()
+
     def finish(self, state: str = "finished", *, timeout: float | None = None) -> None:
         """End the run and wait for delivery, for `finish_timeout` seconds at most.
 
@@ -143,6 +229,10 @@ class Run:
                 return
             self._finished = True
         _forget(self)
+        self.unwatch()
+        if self._phases is not None:
+            self._phases.flush()
+            self._phases = None
         self.__dict__.pop("log", None)
         if self._process is not None and self._process.is_this:
             self._process.finish(State[state.upper()], timeout=timeout)
@@ -179,8 +269,10 @@ class Run:
                 on_writer=self._use_writer,
                 on_fork=self._log_after_fork,
             )
+            recorder = self._process.recorder
             for name, rule in self._definitions:
-                self._process.recorder.define(name, rule)
+                recorder.define(name, rule)
+            self._phases = Phases(recorder.gauge_row, recorder.write_gauges, lambda: recorder.next_step)
         except (OSError, RingError) as error:
             logger.warning("run %s records nothing: %s", self.id, error)
 
@@ -203,9 +295,15 @@ class Run:
         # An attribute of the instance, because the extra call of a method that forwards would cost a fifth of the time.
         self.__dict__["log"] = writer
 
+    def _log_beside(self, values: Mapping[str, Any]) -> None:
+        """Record a row that leaves its step to the next one."""
+        if self._process is not None:
+            self._process.recorder.log_beside(values)
+
     def _after_fork(self) -> None:
         """In a forked child, before anything else runs there: locks may be held by threads that are not here."""
         self.__dict__.pop("log", None)
+        self._phases = None  # they would write to the parent's ring; the first call of `log` makes others
         self._lock = threading.RLock()
 
     def _log_after_fork(

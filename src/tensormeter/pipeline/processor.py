@@ -13,8 +13,10 @@ from typing import Final
 
 import numpy as np
 
+from tensormeter.distribution import KIND
 from tensormeter.otlp.batch import STEP_METRIC, Attribute, Batch, Gauge, Series
 from tensormeter.pipeline.aggregation import AGGREGATED, Aggregator, Piece, describe
+from tensormeter.pipeline.distributions import distribution_series
 from tensormeter.pipeline.reader import LaneReader, Layouts, Rows
 from tensormeter.pipeline.spool import Cursor
 from tensormeter.ring import Layout, RingFile, Stream
@@ -126,6 +128,8 @@ class BatchMeasurementProcessor:
             columns = zip(rows.layout.columns, self._stream_keys(rows.layout), rows.columns, rows.lost, strict=True)
             for column, key, values, missing in columns:
                 stream = column.stream
+                if stream.kind == KIND:
+                    continue
                 _, pieces = (
                     aggregated.setdefault(key, (stream, []))
                     if stream.kind in AGGREGATED
@@ -134,6 +138,7 @@ class BatchMeasurementProcessor:
                 pieces.append((rows.times, values) if missing is None else (rows.times[~missing], values[~missing]))
         found: list[Series | None] = [_gauge(stream, pieces) for stream, pieces in gauges.values()]
         found += [self._aggregator.fold(key, stream, pieces) for key, (stream, pieces) in aggregated.items()]
+        found += distribution_series(self._rows)
         series = [item for item in found if item is not None and len(item.times)]
         return Batch(resource, _neighbours(series)), dict(enumerate(self.cursors()))
 

@@ -50,6 +50,7 @@ class Rows:
         times: uint64, shape (n,); unique in the process: a multiple of 64 ns plus the lane's index.
         steps: int64, shape (n,).
         columns: One array for each of the layout's columns: float64 or int64, of shape (n,), or (n, words) if wider.
+            Those of distributions are int64 whatever is in their words.
         lost: For each column the boolean mask of values that their device never finished, or None.
     """
 
@@ -81,7 +82,7 @@ class Layouts:
                 layout = Layout.from_json(entry)
                 fields: list[Any] = [("mark", "<i8"), ("time", "<i8"), ("step", "<i8")]
                 fields += [
-                    (f"v{i}", "<i8" if column.code == "q" else "<f8", () if column.words == 1 else (column.words,))
+                    (f"v{i}", "<f8" if column.code in "dD" else "<i8", () if column.words == 1 else (column.words,))
                     for i, column in enumerate(layout.columns)
                 ]
                 if not layout.stepped and layout.row_bytes == _MEASUREMENT_BYTES:
@@ -250,7 +251,7 @@ class LaneReader:
             columns.append(column)
             if code == "D":
                 words = column.view(np.int64)
-                missing = (words == PENDING) | (words == LOST)
+                missing = _in_any_word((words == PENDING) | (words == LOST))
                 lost.append(missing if missing.any() else None)
             else:
                 lost.append(None)
@@ -262,8 +263,14 @@ def _finished(rows: NDArray[np.void], layout: Layout) -> int:
     waiting = np.zeros(len(rows), np.bool_)
     for i, code in enumerate(layout.codes):
         if code == "D":
-            waiting |= np.ascontiguousarray(rows[f"v{i}"]).view(np.int64) == PENDING
+            waiting |= _in_any_word(np.ascontiguousarray(rows[f"v{i}"]).view(np.int64) == PENDING)
     return int(waiting.argmax()) if waiting.any() else len(rows)
+
+
+def _in_any_word(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """From shape (n,) or (n, words) to (n,)."""
+    whole: NDArray[np.bool_] = mask if mask.ndim == 1 else np.logical_or.reduce(mask, axis=1)
+    return whole
 
 
 def _unique_times(times: NDArray[np.int64], last: int, lane: int) -> NDArray[np.uint64]:

@@ -118,6 +118,22 @@ class DeviceCopies:
                 self._copy(word, device, members)
                 word += len(members)
 
+    def copy_words(self, word: int, words: "torch.Tensor") -> None:
+        """Launch the copy of a whole tensor on the current stream. Never waits.
+
+        Args:
+            word: Index of the first word.
+            words: On a device that was prepared; contiguous, its elements of 8 bytes.
+
+        Raises:
+            Exception: Whatever CUDA says.
+        """
+        import torch
+
+        assert self._host is not None
+        flat = words.view(-1).view(torch.float64)
+        self._host[word : word + len(flat)].copy_(flat, non_blocking=True)
+
     def give_up(self, word: int, number: int) -> None:
         """Say that values that `copy` was to fill in, and that have not come, will not."""
         for index in range(word, word + number):

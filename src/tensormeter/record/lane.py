@@ -156,9 +156,19 @@ class Lane:
         Returns:
             The word index of the first of them, or None when there was no room.
         """
-        size = layout.row_bytes
-        row = struct.Struct(f"<qqq{layout.codes.replace('D', 'q')}q")
         pending = [PENDING] * (len(layout.names) - len(values))
+        words = struct.pack(f"<{layout.codes.replace('D', 'q')}", *values, *pending)
+        word = self.write_words(layout, words, step)
+        return None if word is None else word + len(values)
+
+    def write_words(self, layout: Layout, words: bytes, step: int) -> int | None:
+        """Write a row whose values are given as the bytes of its words.
+
+        Returns:
+            The word index of the first value, or None when there was no room.
+        """
+        size = layout.row_bytes
+        row = struct.Struct(f"<qqq{len(words)}sq")
         now = time_ns()
         while (offset := self.cursor[0]) + size > self.cursor[1]:
             if not self.make_room(size):
@@ -167,11 +177,11 @@ class Lane:
         self.cursor[0] = offset + size
         self.cursor[2] += size << POSITION_SHIFT
         try:
-            row.pack_into(self._buffer, offset, mark, now, step, *values, *pending, mark)
+            row.pack_into(self._buffer, offset, mark, now, step, words, mark)
         except BaseException:
             self._cover(offset, size, mark)  # even if the row is whole: nobody would ever resolve it
             raise
-        return (offset >> 3) + 3 + len(values)
+        return (offset >> 3) + 3
 
     def make_writer(self, layout: Layout, kinds: str, fallback: Writer, last_step: "array[int]") -> Writer:
         """The function that writes rows of `layout` whose values are of `kinds`.

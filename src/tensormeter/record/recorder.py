@@ -12,6 +12,7 @@ import itertools
 import logging
 import operator
 import os
+import struct
 import threading
 import weakref
 from array import array
@@ -23,10 +24,12 @@ from tensormeter.errors import UsageError
 from tensormeter.record.compilation import break_graph, skip_own_files
 from tensormeter.record.cost import LogCost, Stopwatch
 from tensormeter.record.device import DeviceCopies, place
+from tensormeter.record.histogram import DeviceDistribution, Histogram, HostDistribution
 from tensormeter.record.lane import Lane, Writer
 from tensormeter.record.measurement import StreamWriter
 from tensormeter.record.reduction import Reduce, Rule
 from tensormeter.record.values import Deferred, DeviceValue, Refused, classify, kind_of
+from tensormeter.record.wide import Distributions, WideRows
 from tensormeter.ring import MAX_LAYOUT, Column, Drop, HeaderWord, Layout, RingFile, State, Stream, row_bytes
 
 __all__ = ["Chore", "Recorder"]
@@ -35,6 +38,10 @@ logger: Final = logging.getLogger("tensormeter")
 
 _MAX_KEY_SETS: Final = 4096
 """Beyond so many sets of keys, a row of a new set is written as one row a key, so that key sets need not be bounded."""
+
+_MAX_WIDE_SETS: Final = 64
+"""The same for rows with distributions, whose layouts take hundreds of bytes for each: of a model with experts, say, every
+row may have gradients of others."""
 
 _MAX_WARNINGS: Final = 1000
 """Keys warned about; beyond that, drops are only counted."""
@@ -91,12 +98,14 @@ class Recorder:
         self._free_lanes = self._lanes[last - 1 : 0 : -1]
         self._layout_numbers = itertools.count(1)
         self._layouts: dict[tuple[tuple[str, ...], str], Layout] = {}
+        self._wide_layouts: dict[tuple[Column, ...], Layout] = {}
         self._last_step = array("q", [-1])
         self._device = DeviceCopies(ring, self._warn_of_lost_value)
         self._chores: list[Chore] = []
         self._last_chores: list[Chore] = []
         self._cost = LogCost(ring)
         self._stream_layouts: dict[tuple[StreamWriter, str], Layout] = {}
+        self._wide = WideRows(self._device, self._distribution_layout, self._lose)
         self._rules: list[tuple[str, Rule]] = []
         self._rule_of: dict[str, Rule | None] = {}
         self._warned: set[object] = set()
@@ -217,6 +226,35 @@ class Recorder:
         """How far each lane has been written, in bytes over all laps: what a reader's TAIL words reach."""
         return [lane.position for lane in self._lanes]
 
+    def log_beside(self, values: Mapping[str, Any]) -> None:
+        """`log` at the next row's step, and leave that step to the next row."""
+        last = self._last_step[0]
+        self.log(values)
+        self._last_step[0] = last
+
+    def gauge_row(self, streams: Sequence[Stream]) -> Layout | None:
+        """The layout of a row of gauges with attributes and units; None if there can be no more, which is counted."""
+        if self._pid != os.getpid() or self._closed:
+            return None
+        layout = self._wide_layout([Column(stream, "d") for stream in streams])
+        if layout is None:
+            self._too_many(self._lane(), streams[0].name, len(streams))
+        return layout
+
+    def write_gauges(self, layout: Layout, values: Sequence[float], step: int) -> None:
+        """Record a row of floats; it does not count for the steps of rows that name none. As silent as `log`."""
+        if self._pid != os.getpid() or self._closed:
+            return
+        lane = self._lane()
+        words = struct.pack(f"<{len(values)}d", *values)
+        if lane.owner is None:
+            with self._shared:
+                written = lane.write_words(layout, words, step)
+        else:
+            written = lane.write_words(layout, words, step)
+        if written is None:
+            self._full(lane)
+
     def close(self, state: State) -> None:
         """Record no more, and tell the reader where each lane ends. Idempotent; rows logged meanwhile may be lost."""
         if self._closed or self._pid != os.getpid():
@@ -290,18 +328,25 @@ class Recorder:
         step = self._step(lane, step)
         numbers: dict[str, float | int] = {}
         devices: dict[str, DeviceValue | Deferred] = {}
+        distributions: dict[str, HostDistribution | DeviceDistribution] = {}
         for key, value in values.items():
             try:
-                number = self._classify(key, value)
+                number = self._classify(key, value, rule)
             except Refused as refusal:
                 lane.count(Drop.UNSUPPORTED_VALUE)
                 self._warn_once((key,), "%r is not recorded: %s", key, refusal)
                 continue
             if isinstance(number, (DeviceValue, Deferred)):
                 devices[key] = number
+            elif isinstance(number, HostDistribution | DeviceDistribution):
+                distributions[key] = number
             else:
                 numbers[key] = number
-        if rule is None and not self._rules:
+        if distributions:
+            if rule is not None or self._rules:
+                numbers, devices = self._reduce(lane, rule, numbers, devices, step)
+            self._write_distributions(lane, numbers, devices, distributions, step)
+        elif rule is None and not self._rules:
             self._write_row(lane, numbers, devices, step, publish=lane is self._lanes[0])
         else:
             # No writer for such a row may be given away: it would write the next one without reducing it.
@@ -349,12 +394,52 @@ class Recorder:
         elif numbers:
             self._write(lane, numbers, step, publish=publish)
 
-    def _classify(self, key: object, value: Any) -> float | int | DeviceValue | Deferred:
+    def _write_distributions(
+        self,
+        lane: Lane,
+        numbers: Mapping[str, float | int],
+        devices: Mapping[str, DeviceValue | Deferred],
+        distributions: Distributions,
+        step: int,
+    ) -> None:
+        """One row, or as many as the lane's size asks for; the first holds what is no distribution."""
+        for group in self._wide.split(lane, len(numbers) + len(devices), distributions):
+            written = self._wide.write(lane, numbers, devices, group, step)
+            if written is None and (len(group) > 1 or numbers or devices):
+                self._write_row(lane, dict(numbers), dict(devices), step, publish=False)
+                for name, distribution in group.items():
+                    self._write_distributions(lane, {}, {}, {name: distribution}, step)
+            elif written is None:
+                lane.count(Drop.TOO_MANY_LAYOUTS)
+                self._warn_once(
+                    WideRows,
+                    "%r is not recorded: the ring of %d bytes is too small for such a distribution, or for so many different "
+                    "names: raise TENSORMETER_BUFFER_BYTES",
+                    next(iter(group)),
+                    len(self._ring.buffer),
+                )
+            elif not written:
+                self._full(lane)
+            elif devices:
+                self._attend_pending()
+            numbers, devices = {}, {}
+        self._last_step[0] = step
+
+    def _classify(
+        self, key: object, value: Any, rule: Rule | None
+    ) -> float | int | DeviceValue | Deferred | HostDistribution | DeviceDistribution:
         if type(key) is not str:
             raise Refused(f"the key is a {type(key).__name__}; use a str")
         if key == _STEP_NAME:
             raise Refused("the name is that of the row's step; use the argument `step`")
         try:
+            if isinstance(value, Histogram):
+                if self._rules_for((key,), rule):
+                    raise Refused("a Histogram is not reduced over steps; log it without `every`")
+                distribution = value.reduce()
+                if isinstance(distribution, DeviceDistribution):
+                    self._device.prepare(distribution.tensor)
+                return distribution
             number = classify(value)
             if isinstance(number, DeviceValue):
                 self._device.prepare(number.tensor)
@@ -440,19 +525,19 @@ class Recorder:
             return None
         try:
             self._device.copy(word, devices)
-            if len(self._device.pending) and self._device.pending.look not in self._chores:
-                self.attend(self._device.pending.look, at_close=self._settle)
+            self._attend_pending()
         except BaseException as error:
             self._device.give_up(word, len(devices))
             if not isinstance(error, Exception):
                 raise
-            # CUDA's own errors: the program will meet them again in its own calls.
-            self._warn_once(DeviceCopies, "device values are lost: %s", error)
+            self._lose(error, 0)  # the reader counts them
         return word
 
     def _measure(self, lane: Lane, stream: StreamWriter, value: Any) -> int | None:
         try:
-            number = self._classify(stream.name, value)
+            number = self._classify(stream.name, value, None)
+            if isinstance(number, (DeviceDistribution, HostDistribution)):
+                raise Refused("an instrument takes one value at a time; log a Histogram with `run.log`")
             if not isinstance(number, (DeviceValue, Deferred)):
                 stream.check(number)
         except Refused as refusal:
@@ -489,6 +574,10 @@ class Recorder:
             if layout is not None:
                 self._stream_layouts[stream, code] = layout
         return layout
+
+    def _attend_pending(self) -> None:
+        if len(self._device.pending) and self._device.pending.look not in self._chores:
+            self.attend(self._device.pending.look, at_close=self._settle)
 
     def _settle(self) -> None:
         self._device.pending.settle(_SETTLE_TIMEOUT)
@@ -532,6 +621,31 @@ class Recorder:
                 return None
             layout = Layout(number, columns, stepped)
             return layout if self._ring.add_layout(layout) else None
+
+    def _distribution_layout(self, columns: Sequence[Column]) -> Layout | None:
+        """The same for a row with distributions; one alone has two columns."""
+        if len(columns) > 2 and len(self._wide_layouts) >= _MAX_WIDE_SETS and tuple(columns) not in self._wide_layouts:
+            return None
+        return self._wide_layout(columns)
+
+    def _wide_layout(self, columns: Sequence[Column]) -> Layout | None:
+        """The same for columns of any kind."""
+        key = tuple(columns)
+        layout = self._wide_layouts.get(key)
+        if layout is None:
+            with self._claims:
+                if len(self._wide_layouts) >= _MAX_KEY_SETS:
+                    return None
+                layout = self._add_layout(key, stepped=True)
+                if layout is not None:
+                    self._wide_layouts[key] = layout
+        return layout
+
+    def _lose(self, error: Exception, number: int) -> None:
+        """A device's own errors: the program will meet them again in its own calls."""
+        if number:
+            self._lane().count(Drop.DEVICE_UNFINISHED, number)
+        self._warn_of_lost_value(error)
 
     def _full(self, lane: Lane) -> None:
         if self._closed:  # meanwhile, by another thread or a signal handler

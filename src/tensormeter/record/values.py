@@ -16,7 +16,7 @@ from tensormeter.record.outcomes import Deferred, DeviceValue, Refused
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["EXACT_INT", "Deferred", "DeviceValue", "Refused", "classify", "kind_of"]
+__all__ = ["EXACT_INT", "Deferred", "DeviceValue", "Refused", "check_plain", "classify", "kind_of"]
 
 EXACT_INT: Final = 1 << 53
 """Integers up to this magnitude are exact as float64."""
@@ -58,7 +58,9 @@ def classify(value: Any) -> float | int | DeviceValue | Deferred:
         return _snapshot(value)
     if isinstance(value, (numbers.Real, Decimal)):  # float subclasses, Fraction, ...
         return _real(value)
-    raise Refused(f"cannot record a {_name(value)}; log a number or a tensor with one element")
+    raise Refused(
+        f"cannot record a {_name(value)}; log a number, a tensor with one element, or a tensormeter.Histogram"
+    )
 
 
 def _integer(value: int) -> float | int:
@@ -80,7 +82,7 @@ def _real(value: Any) -> float | int:
 def _array(value: Any) -> float | int:
     """NumPy scalars, and arrays with one element."""
     if value.size != 1:
-        raise Refused(f"an array of shape {value.shape}; log one element, or its mean")
+        raise Refused(f"an array of shape {value.shape}; log one element, its mean, or a tensormeter.Histogram of it")
     if value.dtype.kind not in "fiub":
         raise Refused(f"an array of dtype {value.dtype}; log a real number")
     if getattr(value, "mask", None) is not None and value.mask.any():
@@ -113,20 +115,35 @@ def _tensor(value: "torch.Tensor") -> float | int | DeviceValue | Deferred:
 
     if type(value) not in (torch.Tensor, torch.nn.Parameter):
         return _tensor_of_other_type(value)
-    if torch._C._functorch.is_functorch_wrapped_tensor(value):
-        raise Refused("a tensor inside a function transform (vmap, grad, ...); log outside of it")
-    if value.layout is not torch.strided or value.is_meta:
-        raise Refused("a sparse or meta tensor has no single value; log a dense one")
+    check_plain(value)
     if value.numel() != 1:
-        raise Refused(f"a tensor of shape {tuple(value.shape)}; log one element, or its mean")
-    if value.is_complex():
-        raise Refused("a complex tensor; log its .real, .imag or .abs()")
-    if value.dtype not in _numeric_dtypes():
-        raise Refused(f"a tensor of dtype {value.dtype}; log a real number")
+        raise Refused(
+            f"a tensor of shape {tuple(value.shape)}; log one element, its mean, or a tensormeter.Histogram of it"
+        )
     if value.device.type != "cpu":
         return DeviceValue(value)
     item = value.item()
     return _integer(item) if type(item) is int else float(item)
+
+
+def check_plain(value: "torch.Tensor") -> None:
+    """Look at whether a tensor is one whose elements are real numbers that are where it says.
+
+    Raises:
+        Refused: It is not.
+    """
+    import torch
+
+    if type(value) not in (torch.Tensor, torch.nn.Parameter):
+        raise Refused(f"a tensor of type {_name(value)}; log a plain tensor, such as its local part")
+    if torch._C._functorch.is_functorch_wrapped_tensor(value):
+        raise Refused("a tensor inside a function transform (vmap, grad, ...); log outside of it")
+    if value.layout is not torch.strided or value.is_meta:
+        raise Refused("a sparse or meta tensor has no single value; log a dense one")
+    if value.is_complex():
+        raise Refused("a complex tensor; log its .real, .imag or .abs()")
+    if value.dtype not in _numeric_dtypes():
+        raise Refused(f"a tensor of dtype {value.dtype}; log a real number")
 
 
 def _tensor_of_other_type(value: "torch.Tensor") -> float | int | DeviceValue | Deferred:

@@ -1,0 +1,63 @@
+"""What the histogram of many values on the CPU costs the training loop, beside what people would use instead.
+
+Contenders take turns in one process, each on one thread. Ours keeps buckets fine enough for any range, where the others
+make 64 of equal width.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from report import print_table
+
+import tensormeter
+
+ROUNDS = 15
+SIZES = (10_000, 1_000_000, 10_000_000)
+
+
+def contenders(run: tensormeter.Run) -> dict[str, Callable[[np.ndarray], object]]:
+    found: dict[str, Callable[[np.ndarray], object]] = {
+        "tensormeter": lambda values: run.log({"values": tensormeter.Histogram(values)}),
+        "np.histogram": lambda values: np.histogram(values, 64),
+    }
+    try:
+        import wandb
+
+        found["wandb.Histogram"] = wandb.Histogram
+    except ImportError as error:
+        print(f"wandb is left out: {error}", file=sys.stderr)
+    try:
+        import torch
+
+        torch.set_num_threads(1)
+        found["torch.histogram"] = lambda values: torch.histogram(torch.from_numpy(values), 64)
+    except ImportError as error:
+        print(f"torch is left out: {error}", file=sys.stderr)
+    return found
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as name:
+        settings = {"directory": Path(name), "mode": "offline", "schedule_delay": 0.1}
+        with tensormeter.init("bench", settings=settings) as run:
+            calls = contenders(run)
+            for size in SIZES:
+                values = (1e-3 * np.random.default_rng(0).standard_normal(size)).astype(np.float32)
+                taken: dict[str, list[float]] = {name: [] for name in calls}
+                for turn in range(ROUNDS + 1):  # the first does not count
+                    for contender, call in calls.items():
+                        start = time.perf_counter()
+                        call(values)
+                        if turn:
+                            taken[contender].append((time.perf_counter() - start) * 1e3)
+                title = f"A histogram of {size:,} float32 on the CPU, {ROUNDS} calls each, milliseconds"
+                print_table(title, {key: np.array(times) for key, times in taken.items()}, beside="tensormeter")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,208 @@
+"""Counting into buckets: exact beside the SDK's mapping and beside rational arithmetic, the same on host and device."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from opentelemetry.sdk.metrics._internal.exponential_histogram.mapping.logarithm_mapping import LogarithmMapping
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+
+from tensormeter.distribution import DOUBLE, SINGLE
+from tensormeter.record.distribution import (
+    DeviceTables,
+    _bounds,
+    array_pieces,
+    bounds_on_device,
+    count_on_host,
+    tensor_pieces,
+)
+
+TABLES = pytest.mark.parametrize("table", [SINGLE, DOUBLE], ids=["single", "double"])
+DTYPES = {SINGLE: np.float32, DOUBLE: np.float64}
+
+
+def awkward_values(table, seed=0):
+    """Every bound and its neighbours, random patterns of bits, many magnitudes, zeros and what is not finite."""
+    random, dtype = np.random.default_rng(seed), DTYPES[table]
+    bounds = _bounds(table)
+    with np.errstate(over="ignore"):
+        near = [bounds, np.nextafter(bounds, dtype(np.inf)), np.nextafter(bounds, dtype(-np.inf))]
+    bits = random.integers(0, 1 << 63, 20_000).view(dtype)
+    spread = (random.choice([-1.0, 1.0], 20_000) * np.exp2(random.uniform(-70, 40, 20_000))).astype(dtype)
+    special = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, np.finfo(dtype).tiny / 2], dtype)
+    return np.concatenate([*near, bits, spread, special])
+
+
+def bins_of(values, table):
+    """The bin of each value, as the search that is used for few values says."""
+    return np.searchsorted(_bounds(table), values)
+
+
+def exact_index(value, table):
+    """Bucket of a positive number by OpenTelemetry's definition, in rational arithmetic."""
+    parts, number = 1 << table.scale, Fraction(value)
+    index = math.frexp(value)[1] * parts
+    while Fraction(2) ** index >= number**parts:
+        index -= 1
+    return index
+
+
+def expected_bin(value, table, index_of):
+    if math.isnan(value):
+        return table.bins - 1
+    if math.isinf(value):
+        return table.bins - 2 if value > 0 else 0
+    if abs(value) <= 2.0**table.lowest:
+        return table.buckets + 1
+    position = index_of(abs(value)) - table.first_index
+    return table.buckets + 2 + position if value > 0 else table.buckets - position
+
+
+def counts(counted):
+    return np.frombuffer(counted.counts, np.int32)
+
+
+def test_float32_is_exact_beside_the_sdk():
+    mapping = LogarithmMapping(SINGLE.scale)
+    values = awkward_values(SINGLE)
+    wrong = [
+        value
+        for value, found in zip(values.tolist(), bins_of(values, SINGLE).tolist(), strict=True)
+        if found != expected_bin(value, SINGLE, mapping.map_to_index)
+    ]
+    assert wrong == []
+
+
+@TABLES
+def test_exact_beside_rational_arithmetic(table):
+    values = awkward_values(table)[::5]
+    wrong = [
+        value
+        for value, found in zip(values.tolist(), bins_of(values, table).tolist(), strict=True)
+        if found != expected_bin(value, table, lambda value: exact_index(value, table))
+    ]
+    assert wrong == []
+
+
+@TABLES
+def test_the_faster_search_on_the_host(table):
+    """Beside the binary search: on every cell's first and last numbers, and on awkward ones."""
+    bits = table.fraction_bits // 23 * 32
+    words = np.arange(1 << 16, dtype=f"u{bits // 8}") << (bits - 16)
+    ends = np.concatenate([words, words | ((1 << (bits - 16)) - 1)]).view(DTYPES[table])
+    for values in (awkward_values(table), ends):
+        want = np.bincount(bins_of(values, table), minlength=table.bins)
+        assert np.array_equal(counts(count_on_host([values], table)), want)
+        assert np.array_equal(counts(count_on_host(np.array_split(values, 7), table)), want)
+
+
+@TABLES
+def test_the_device_has_the_same_bounds_and_counts(table):
+    values = awkward_values(table)
+    device = torch.device("cpu")
+    assert np.array_equal(bounds_on_device(device, table).numpy(), _bounds(table))
+    finite = values[np.isfinite(values)]
+    found, statistics = DeviceTables().count([torch.from_numpy(values), torch.from_numpy(finite)], table)
+    assert found.dtype == torch.int32
+    first, second = found.numpy().reshape(2, -1)
+    assert np.array_equal(first, counts(count_on_host([values], table)))
+    host = count_on_host([finite], table)
+    assert np.array_equal(second, counts(host))
+    assert math.isnan(statistics[0, 1])
+    assert statistics[1, 1:].tolist() == list(host.statistics[1:])
+
+
+def test_large_tensors_are_counted_in_pieces(monkeypatch):
+    monkeypatch.setattr("tensormeter.record.distribution._DEVICE_PIECE", 1000)
+    values = torch.randn(12_345, generator=torch.Generator().manual_seed(1))
+    found, statistics = DeviceTables().count([values], SINGLE)
+    host = count_on_host(tensor_pieces(values, SINGLE), SINGLE)
+    assert np.array_equal(found.numpy(), counts(host))
+    assert found.sum() == 12_345
+    assert statistics[0].tolist() == pytest.approx(host.statistics)
+    assert statistics[0].tolist() == pytest.approx(
+        [values.double().sum().item(), values.min().item(), values.max().item()]
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "table"),
+    [
+        (torch.randn(999).bfloat16(), SINGLE),
+        (torch.randn(999).half(), SINGLE),
+        (torch.randn(999).to(torch.float8_e5m2), SINGLE),
+        (torch.randint(-128, 128, (30, 30), dtype=torch.int8), SINGLE),
+        (torch.randn(999) > 0, SINGLE),
+        (torch.randint(-(1 << 53), 1 << 53, (999,)), DOUBLE),
+        (torch.randn(30, 40).t(), SINGLE),
+        (torch.randn(1, 40).expand(30, 40), SINGLE),
+        (torch.nn.Parameter(torch.randn(7)), SINGLE),
+    ],
+    ids=["bf16", "f16", "fp8", "int8", "bool", "int64", "transposed", "expanded", "parameter"],
+)
+def test_dtypes_and_shapes(values, table):
+    exact = values.detach().double().reshape(-1)
+    want = count_on_host([exact.numpy()], DOUBLE)
+    host = count_on_host(tensor_pieces(values, table), table)
+    device, statistics = DeviceTables().count([values], table)
+    assert np.array_equal(counts(host), device.numpy())
+    assert counts(host).sum() == values.numel()
+    assert host.statistics == pytest.approx(want.statistics)
+    assert statistics[0].tolist() == pytest.approx(want.statistics)
+    if table is SINGLE:
+        assert np.array_equal(bins_of(exact.float().numpy(), SINGLE), bins_of(exact.numpy().astype(np.float32), SINGLE))
+
+
+@pytest.mark.parametrize("byte_order", ["<", ">"])
+def test_arrays_of_any_byte_order_and_stride(byte_order):
+    values = np.arange(-50, 50, dtype=f"{byte_order}f4").reshape(10, 10)[::2, 1:]
+    found = count_on_host(array_pieces(values, SINGLE), SINGLE)
+    assert found.statistics == (values.sum(), values.min(), values.max())
+    assert counts(found).sum() == values.size
+
+
+class TestNothingSynchronizes:
+    """Fake tensors know shapes only, so whatever needs a value, hence a device's answer, is an error."""
+
+    @pytest.mark.parametrize(
+        "synchronizing",
+        [
+            lambda x: x.sum().item(),
+            lambda x: bool(x.any()),
+            lambda x: x.masked_select(x > 0),
+            lambda x: x.int().bincount(),
+            lambda x: x.unique(),
+        ],
+        ids=["item", "bool", "mask", "bincount", "unique"],
+    )
+    def test_the_check_can_fail(self, synchronizing):
+        with FakeTensorMode(), pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
+            synchronizing(torch.empty(1000, device="cuda"))
+
+    @TABLES
+    @pytest.mark.parametrize("size", [1, 5000, 20_000_000])
+    def test_counting(self, table, size):
+        wide = table is DOUBLE
+        dtypes = [torch.float64, torch.int64] if wide else [torch.float32, torch.bfloat16, torch.float16, torch.bool]
+        with FakeTensorMode():
+            tensors = [torch.empty(size, device="cuda", dtype=dtype) for dtype in dtypes]
+            found, statistics = DeviceTables().count(tensors, table)
+        assert found.device.type == statistics.device.type == "cuda"
+        assert found.shape == (len(dtypes) * table.bins,)
+        assert statistics.shape == (len(dtypes), 3)
+
+    def test_grad_mode_and_inference_mode(self):
+        tables = DeviceTables()
+        with torch.inference_mode():
+            tables.count([torch.ones(3)], SINGLE)
+        weight = torch.ones(3, requires_grad=True)
+        _, statistics = tables.count([weight * 2], SINGLE)
+        assert not statistics.requires_grad
+        assert torch.is_grad_enabled()
+        assert statistics[0].tolist() == [6.0, 2.0, 2.0]
