@@ -35,8 +35,12 @@ def _transcode(body: bytes, request: ExportMetricsServiceRequest | ExportLogsSer
     name = type(request).__name__
     try:
         document = json.loads(body, object_hook=_without_ids) if body.strip() else {}
+        if not isinstance(document, dict):
+            raise EncodingError(f"not a JSON {name}: expected an object")
         json_format.ParseDict(document, request, ignore_unknown_fields=True)
         return request.SerializeToString()
+    except EncodingError:
+        raise
     except json_format.ParseError as error:
         raise EncodingError(f"not a JSON {name}: {str(error)[:500]}") from None
     # Whatever else a parser can trip over in what is only text: half surrogates, wrong types, depth.
