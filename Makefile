@@ -1,5 +1,5 @@
 # demo: train a small model and see its run    test: everything that must hold
-# check: style, types, layers                  bench: what a log call costs, beside the alternatives
+# check: style, types, layers                  bench: what a log call costs, beside the alternatives, and what the server takes
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -21,6 +21,7 @@ check: $(VENV)/ready
 bench: $(VENV)/bench
 	$(RUN) benchmarks/log_call.py
 	$(RUN) benchmarks/training_step.py
+	$(RUN) benchmarks/server.py
 
 clean:
 	rm -rf $(VENV) .demo
