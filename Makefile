@@ -1,10 +1,11 @@
 # demo: train a small model and see its run    test: everything that must hold
-# check: style, types, layers                  bench: what a log call costs, beside the alternatives, and what the server takes
+# check: style, types, layers                  bench: what a log call costs beside the alternatives, and what the server takes
+# chaos: hundreds of kills of the server
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench chaos clean
 
 demo: $(VENV)/ready
 	$(RUN) examples/demo.py $(if $(ONCE),--once) $(ARGS)
@@ -22,6 +23,9 @@ bench: $(VENV)/bench
 	$(RUN) benchmarks/log_call.py
 	$(RUN) benchmarks/training_step.py
 	$(RUN) benchmarks/server.py
+
+chaos: $(VENV)/ready
+	TENSORMETER_TEST_KILLS=500 $(RUN) -m pytest --timeout 36000 tests/server/test_server_crash.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) .demo
