@@ -1,10 +1,11 @@
 # demo: train a small model and see its run    test: everything that must hold
-# check: style, types, layers                  bench: what a log call costs, beside the alternatives
+# check: style, types, layers                  bench: what a log call costs beside the alternatives, and what the server takes
+# chaos: hundreds of kills of the server
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test check bench clean tools
+.PHONY: demo test check bench chaos clean tools
 
 demo: $(VENV)/ready
 	$(RUN) examples/demo.py $(if $(ONCE),--once) $(ARGS)
@@ -21,15 +22,19 @@ check: $(VENV)/ready
 bench: $(VENV)/bench
 	$(RUN) benchmarks/log_call.py
 	$(RUN) benchmarks/training_step.py
+	$(RUN) benchmarks/instruments.py
 	$(RUN) benchmarks/histogram.py
 	$(RUN) benchmarks/phases.py
 	$(RUN) benchmarks/sensors.py
+	$(RUN) benchmarks/server.py
+
+chaos: $(VENV)/ready
+	TENSORMETER_TEST_KILLS=500 $(RUN) -m pytest --timeout 36000 tests/server/test_server_crash.py $(ARGS)
 
 # Debian's Prometheus, which some tests scrape with; where it cannot be installed they are skipped and say so.
 tools:
 	command -v prometheus || { apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus; } \
 	|| echo "prometheus is not installed: its tests will be skipped"
-	$(RUN) benchmarks/instruments.py
 
 clean:
 	rm -rf $(VENV) .demo

@@ -129,9 +129,14 @@ def test_the_demo_shows_statistics(tmp_path: Path, environment: dict[str, str]) 
     assert "system.cpu.utilization" not in done.stdout
     server.start()  # on the data that the demo has left
     (run,) = server.get("/runs", project="digits")["runs"]
-    metrics = server.get(f"/runs/{run['run_id']}/metrics")["metrics"]
-    names = {metric["metric"] for metric in metrics}
+    metrics = server.get(f"/runs/{run['id']}/metrics")["metrics"]
+    names = {metric["name"] for metric in metrics}
     server.stop()
-    assert {"train/loss", "system.cpu.utilization", "system.memory.utilization", BEAT} <= names, json.dumps(
-        sorted(names)
-    )
+    assert {
+        "train/loss",
+        "system.cpu.utilization",
+        "system.memory.utilization",
+        "system.memory.usage",
+        "process.cpu.time",
+        BEAT,
+    } <= names, json.dumps(sorted(names))

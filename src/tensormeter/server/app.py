@@ -9,8 +9,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from tensormeter.errors import EncodingError, StoreError
-from tensormeter.server.api import Api
+from tensormeter.errors import EncodingError, StoreError, UsageError
+from tensormeter.server.api import Shutdown, api_routes
 from tensormeter.server.config import ServerConfig
 from tensormeter.server.guard import Guard
 from tensormeter.server.receiver import Receiver
@@ -37,8 +37,14 @@ _CODES = {
 }
 
 
-def create_app(store: Store, config: ServerConfig) -> ASGIApp:
-    """The ASGI application over `store`. Whoever opened the store closes it, after the server has stopped."""
+def create_app(store: Store, config: ServerConfig, shutdown: Shutdown | None = None) -> ASGIApp:
+    """The ASGI application over `store`. Whoever opened the store closes it, after the server has stopped.
+
+    Args:
+        store: What it reads and writes.
+        config: Limits, and who may talk to it.
+        shutdown: Tells streams that never end by themselves when to.
+    """
 
     async def index(_: Request) -> Response:
         links = {"projects": "/api/v1/projects", "runs": "/api/v1/runs", "metrics": "/v1/metrics", "logs": "/v1/logs"}
@@ -47,7 +53,7 @@ def create_app(store: Store, config: ServerConfig) -> ASGIApp:
     async def health(request: Request) -> Response:
         problem = store.problem()
         if problem is not None:
-            return error_response(request.url.path, 503, "unhealthy", problem)
+            return error_response(request.scope, 503, "unhealthy", problem)
         return JSONResponse({"status": "ok"})
 
     app = Starlette(
@@ -55,12 +61,13 @@ def create_app(store: Store, config: ServerConfig) -> ASGIApp:
             Route("/", index),
             Route("/healthz", health),
             *Receiver(store, config.max_body_bytes).routes(),
-            *Api(store).routes(),
+            *api_routes(store, shutdown or Shutdown()),
         ],
         exception_handlers={
             HTTPException: _on_http_exception,
             ClientDisconnect: _on_disconnect,
-            EncodingError: _on_encoding_error,
+            EncodingError: _on_bad_request,
+            UsageError: _on_bad_request,
             StoreError: _on_store_error,
             Exception: _on_bug,
         },
@@ -72,15 +79,15 @@ def create_app(store: Store, config: ServerConfig) -> ASGIApp:
 def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = _CODES.get(error.status_code, "error")
-    return error_response(request.url.path, error.status_code, code, error.detail, error.headers)
+    return error_response(request.scope, error.status_code, code, error.detail, error.headers)
 
 
 def _on_disconnect(request: Request, _: Exception) -> Response:
-    return error_response(request.url.path, 400, "bad_request", "the client went away")
+    return error_response(request.scope, 400, "bad_request", "the client went away")
 
 
-def _on_encoding_error(request: Request, error: Exception) -> Response:
-    return error_response(request.url.path, 400, "bad_request", str(error))
+def _on_bad_request(request: Request, error: Exception) -> Response:
+    return error_response(request.scope, 400, "bad_request", str(error))
 
 
 def _on_store_error(request: Request, error: Exception) -> Response:
@@ -97,9 +104,9 @@ def _on_store_error(request: Request, error: Exception) -> Response:
             status, code, headers = 503, "unavailable", {"Retry-After": "5"}
         case _:
             status, code, headers = 500, "store_damaged", None
-    return error_response(request.url.path, status, code, str(error), headers)
+    return error_response(request.scope, status, code, str(error), headers)
 
 
 def _on_bug(request: Request, _: Exception) -> Response:
     # Starlette raises the exception again after this answer, and uvicorn logs it with its traceback.
-    return error_response(request.url.path, 500, "internal", "the server failed; its log says why")
+    return error_response(request.scope, 500, "internal", "the server failed; its log says why")
