@@ -26,6 +26,8 @@ __all__ = [
     "Rejected",
     "Request",
     "Retry",
+    "TooLarge",
+    "Unauthorized",
     "check_exporters",
     "load_exporter",
 ]
@@ -111,7 +113,32 @@ class Rejected:
     reason: str
 
 
-Outcome = Accepted | Retry | Rejected
+@dataclass(frozen=True)
+class TooLarge:
+    """Not in one piece: the receiver may take it in two.
+
+    Delivery sends the halves, under ids of their own that are the same at every attempt. A single point that is too large
+    is treated as `Rejected`.
+
+    Attributes:
+        reason: For people.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Unauthorized:
+    """Not with this token. Delivery is parked until there is another one.
+
+    Attributes:
+        reason: For people.
+    """
+
+    reason: str
+
+
+Outcome = Accepted | Retry | Rejected | TooLarge | Unauthorized
 
 
 class Exporter(Protocol):

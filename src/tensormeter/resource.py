@@ -11,7 +11,7 @@ from opentelemetry.sdk.resources import OTELResourceDetector
 __all__ = ["describe_process"]
 
 
-def describe_process(project: str, run_id: str, run_name: str, process: str) -> Mapping[str, Any]:
+def describe_process(project: str, run_id: str, run_name: str, process: str, attempt: int = 1) -> Mapping[str, Any]:
     """Resource attributes, with the semantic conventions' names where there are any.
 
     `OTEL_RESOURCE_ATTRIBUTES` adds to them and cannot change what identifies the run.
@@ -21,6 +21,7 @@ def describe_process(project: str, run_id: str, run_name: str, process: str) -> 
         run_id: Becomes `tensormeter.run.id`.
         run_name: Becomes `tensormeter.run.name`.
         process: Becomes `service.instance.id`; unique in the world.
+        attempt: Becomes `tensormeter.run.attempt`.
     """
     return {
         "host.name": socket.gethostname(),
@@ -33,4 +34,5 @@ def describe_process(project: str, run_id: str, run_name: str, process: str) -> 
         "telemetry.sdk.version": version("tensormeter"),
         "tensormeter.run.id": run_id,
         "tensormeter.run.name": run_name,
+        "tensormeter.run.attempt": attempt,
     }

@@ -21,10 +21,11 @@ from typing import Final
 
 from tensormeter.errors import RingError, SpoolError, TensormeterError
 from tensormeter.pipeline.delivery import Delivery
-from tensormeter.pipeline.directory import RunDirectory, runs_locked
+from tensormeter.pipeline.directory import RunDirectory
 from tensormeter.pipeline.drain import Drain
-from tensormeter.pipeline.spool import Spool
-from tensormeter.ring import HeaderWord, RingFile
+from tensormeter.pipeline.repair import open_repaired
+from tensormeter.pipeline.spool import Spool, SpoolDamagedError
+from tensormeter.ring import HeaderWord, RingFile, SpoolLoss
 from tensormeter.settings import Settings
 
 __all__ = ["Agent"]
@@ -37,6 +38,7 @@ _POLL: Final = 0.05
 _STATUS_INTERVAL: Final = 0.25
 _STOP_DELIVERY: Final = 15.0
 _TROUBLE_DELAY: Final = 1.0
+_MOST_REPAIRS: Final = 3
 _TROUBLE_LIMIT: Final = 300.0
 """Seconds for which the spool may refuse before the agent gives up; the next one may find a mended disk."""
 
@@ -99,11 +101,17 @@ class Agent:
             Whether everything was delivered. If not, `error` says why.
         """
         try:
-            spool = Spool(self._directory.spool)
-            try:
-                return self._work(spool)
-            finally:
-                spool.close()
+            for repairs in range(_MOST_REPAIRS + 1):
+                spool = self._open_spool()
+                try:
+                    return self._work(spool)
+                except SpoolDamagedError:
+                    if repairs == _MOST_REPAIRS:
+                        raise
+                    self._drains.clear()  # the next ones ask the repaired spool where to go on
+                finally:
+                    spool.close()
+            raise AssertionError("the last repair returns or raises")
         except TensormeterError as error:
             self.error = str(error)
             logger.error("%s", error)
@@ -114,6 +122,15 @@ class Agent:
             return False
         finally:
             self._release_lock()
+
+    def _open_spool(self) -> Spool:
+        settings = self._settings
+        return open_repaired(
+            self._directory.spool,
+            settings.exporters,
+            durability=settings.durability,
+            max_bytes=settings.spool_max_bytes,
+        )
 
     def _work(self, spool: Spool) -> bool:
         settings = self._settings
@@ -129,6 +146,8 @@ class Agent:
                 try:
                     delivered = self._look(spool)
                     trouble_since = None
+                except SpoolDamagedError:
+                    raise
                 except SpoolError as error:
                     if trouble_since is None:
                         trouble_since = time.monotonic()
@@ -147,6 +166,9 @@ class Agent:
 
     def _look(self, spool: Spool) -> bool | None:
         """One round. None to go on, else whether everything was delivered."""
+        for delivery in self._deliveries:
+            if delivery.damaged:
+                raise SpoolDamagedError(delivery.error)
         self._discover(spool)
         self._drain()
         self._report(spool)
@@ -171,6 +193,8 @@ class Agent:
         for path, drain in list(self._drains.items()):
             try:
                 gone = drain.advance(flush=self._stopping or self._one_shot)
+            except SpoolDamagedError:
+                raise
             except Exception as error:
                 del self._drains[path]
                 self._set_aside(path, error)
@@ -179,6 +203,8 @@ class Agent:
                 drain.ring.remove()
                 del self._drains[path]
                 self._left_at = time.monotonic()
+            elif self._deliveries and not any(delivery.failures for delivery in self._deliveries):
+                drain.beat()
             fresh = drain.take_fresh() or fresh
         for delivery in self._deliveries:
             if fresh and not delivery.failures:
@@ -195,10 +221,13 @@ class Agent:
     def _report(self, spool: Spool) -> None:
         pending = spool.pending()
         rejected = spool.quarantined_items()  # read after `pending`, published before: nobody sees 0 pending without it
+        losses = spool.losses()
         stalled = any(delivery.stalled for delivery in self._deliveries)
         trouble = "; ".join(delivery.error for delivery in self._deliveries if delivery.error)
         for drain in self._drains.values():
             drain.ring.words[HeaderWord.QUARANTINED_ITEMS] = rejected
+            for reason in SpoolLoss:
+                drain.ring.words[HeaderWord.SPOOL_LOSSES + reason] = losses.get(reason.name.lower(), 0)
             if drain.ring.trouble != trouble:
                 drain.ring.trouble = trouble
             drain.ring.words[HeaderWord.STALLED] = stalled
@@ -218,6 +247,8 @@ class Agent:
             return True
         if self._one_shot:
             return all(delivery.stalled for delivery in self._deliveries)
+        if all(delivery.parked for delivery in self._deliveries) and self._settings.token_file is None:
+            return True  # this process will not see another token, and the next agent may have one
         return time.monotonic() - self._left_at > self._settings.linger_timeout
 
     def _leave(self, spool: Spool) -> bool | None:
@@ -226,7 +257,7 @@ class Agent:
         Returns:
             Whether everything was delivered; None to stay.
         """
-        with runs_locked(self._settings.directory):
+        with self._directory.siblings_locked():
             rings = [path for path in self._directory.ring_files() if path not in self._unreadable]
             if rings and not self._stopping and not self._one_shot:
                 return None
