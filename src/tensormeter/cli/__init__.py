@@ -12,9 +12,11 @@ from tensormeter.errors import TensormeterError
 __all__ = ["main"]
 
 _COMMANDS: Final = {
+    "doctor": ("tensormeter.cli.doctor", "Check what a run on this machine needs."),
     "runs": ("tensormeter.cli.runs", "List runs."),
     "serve": ("tensormeter.cli.serve", "Start an experiment server."),
     "show": ("tensormeter.cli.show", "Show a run: its configuration, last values and charts."),
+    "spool": ("tensormeter.cli.spool", "Look at what runs have left on this machine, and delete it."),
     "sync": ("tensormeter.cli.sync", "Deliver what runs have left on this machine."),
 }
 """Module and one-line help of each command; the module has the command under the same name."""

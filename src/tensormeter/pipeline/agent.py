@@ -24,7 +24,7 @@ from tensormeter.pipeline.delivery import Delivery
 from tensormeter.pipeline.directory import RunDirectory
 from tensormeter.pipeline.drain import Drain
 from tensormeter.pipeline.repair import open_repaired
-from tensormeter.pipeline.spool import Spool, SpoolDamagedError
+from tensormeter.pipeline.spool import Spool, SpoolDamagedError, SpoolVersionError
 from tensormeter.ring import HeaderWord, RingFile, SpoolLoss
 from tensormeter.settings import Settings
 
@@ -124,13 +124,26 @@ class Agent:
             self._release_lock()
 
     def _open_spool(self) -> Spool:
+        """Waits for a disk that refuses, as long as that may make sense."""
         settings = self._settings
-        return open_repaired(
-            self._directory.spool,
-            settings.exporters,
-            durability=settings.durability,
-            max_bytes=settings.spool_max_bytes,
-        )
+        began = time.monotonic()
+        while True:
+            try:
+                return open_repaired(
+                    self._directory.spool,
+                    settings.exporters,
+                    durability=settings.durability,
+                    max_bytes=settings.spool_max_bytes,
+                )
+            except (SpoolDamagedError, SpoolVersionError):
+                raise
+            except SpoolError as error:
+                if self._one_shot or self._stopping or time.monotonic() - began > _TROUBLE_LIMIT:
+                    raise
+                if str(error) != self.error:
+                    logger.error("%s", error)
+                    self.error = str(error)
+                self._wake.wait(_TROUBLE_DELAY)
 
     def _work(self, spool: Spool) -> bool:
         settings = self._settings

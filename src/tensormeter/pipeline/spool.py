@@ -30,7 +30,7 @@ from tensormeter.exporter import Request, Signal
 from tensormeter.pipeline.filesystem import network_filesystem
 from tensormeter.settings import Durability
 
-__all__ = ["Cursor", "Encoded", "Priority", "Spool", "SpoolDamagedError", "checksum"]
+__all__ = ["Cursor", "Encoded", "Priority", "Spool", "SpoolDamagedError", "SpoolVersionError", "checksum"]
 
 VERSION: Final = 2
 
@@ -82,6 +82,10 @@ _SYNCHRONOUS: Final[Mapping[Durability, str]] = {"none": "OFF", "flush": "NORMAL
 
 class SpoolDamagedError(SpoolError):
     """The spool's file is damaged, and can be repaired by `open_repaired`."""
+
+
+class SpoolVersionError(SpoolError):
+    """The spool is of another version of tensormeter."""
 
 
 class Priority(enum.IntEnum):
@@ -164,7 +168,7 @@ class Spool:
                         self._database.execute(statement)
                     self._database.execute(f"PRAGMA user_version = {VERSION}")
                 elif version != VERSION:
-                    raise SpoolError(
+                    raise SpoolVersionError(
                         f"{path} has spool version {version}, this tensormeter reads {VERSION}; "
                         "deliver it with the version that wrote it"
                     )
@@ -271,13 +275,10 @@ class Spool:
 
     def losses(self) -> dict[str, int]:
         """Items that will never arrive, by reason, without those in quarantine."""
-        try:
-            self._changed()
-            if self._losses is None:
-                self._losses = dict(self._database.execute("SELECT reason, items FROM loss ORDER BY reason"))
-            return self._losses
-        except sqlite3.Error as error:
-            raise _named(error, f"cannot read the spool {self.path}") from error
+        self._changed()
+        if self._losses is None:
+            self._losses = dict(self._rows("SELECT reason, items FROM loss ORDER BY reason"))
+        return self._losses
 
     def pending(self) -> int:
         """Requests that some destination has neither accepted nor rejected, counted once for each."""
@@ -290,6 +291,23 @@ class Spool:
     def quarantined_items(self) -> int:
         """Data points and log records that a destination has rejected."""
         return self._count("SELECT coalesce(sum(items), 0) FROM quarantine")
+
+    def contents(self) -> list[tuple[str, str, int, int, int]]:
+        """What waits, for people: (destination, priority, requests, items, bytes)."""
+        rows = self._rows(
+            "SELECT destination, priority, count(*), sum(items), sum(length(body)) "
+            "FROM pending JOIN request USING (sequence) GROUP BY destination, priority ORDER BY destination, priority"
+        )
+        return [(row[0], Priority(row[1]).name.lower(), *row[2:]) for row in rows]
+
+    def rejections(self) -> list[tuple[str, str, int]]:
+        """What was rejected: (destination, reason, items)."""
+        return self._rows("SELECT destination, reason, sum(items) FROM quarantine GROUP BY destination, reason")
+
+    def forget_rejections(self) -> None:
+        """Delete what was rejected."""
+        with self.transaction():
+            self._database.execute("DELETE FROM quarantine")
 
     def used_bytes(self) -> int:
         """What the requests and all that belongs to them take of the file."""
@@ -372,6 +390,12 @@ class Spool:
         self._counts.clear()
         self._losses = None
         return True
+
+    def _rows(self, query: str) -> list[tuple[Any, ...]]:
+        try:
+            return self._database.execute(query).fetchall()
+        except sqlite3.Error as error:
+            raise _named(error, f"cannot read the spool {self.path}") from error
 
     def _fetch(self, query: str, *arguments: str | int) -> tuple[Any, ...] | None:
         try:
