@@ -184,6 +184,9 @@ class RunProcess:
         if self._settings.agent == "off":
             return False
         try:
+            if not self._directory.path.exists():  # deleted by somebody, and there is no agent to put it back
+                with runs_locked(self._settings.directory):
+                    self._directory.restore()
             return ensure_agent(self._directory, self._settings)
         except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
             if str(error) not in self._said:

@@ -17,11 +17,11 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from tensormeter.errors import RingError, SpoolError, TensormeterError
 from tensormeter.pipeline.delivery import Delivery
-from tensormeter.pipeline.directory import RunDirectory
+from tensormeter.pipeline.directory import RunDirectory, runs_locked
 from tensormeter.pipeline.drain import Drain
 from tensormeter.pipeline.repair import open_repaired
 from tensormeter.pipeline.spool import Spool, SpoolDamagedError, SpoolVersionError
@@ -105,9 +105,10 @@ class Agent:
                 spool = self._open_spool()
                 try:
                     return self._work(spool)
-                except SpoolDamagedError:
+                except SpoolDamagedError as error:
                     if repairs == _MOST_REPAIRS:
                         raise
+                    logger.error("%s", error)
                     self._drains.clear()  # the next ones ask the repaired spool where to go on
                 finally:
                     spool.close()
@@ -182,10 +183,33 @@ class Agent:
         for delivery in self._deliveries:
             if delivery.damaged:
                 raise SpoolDamagedError(delivery.error)
+        if not self._directory.path.exists():
+            self._restore(spool)
         self._discover(spool)
         self._drain()
         self._report(spool)
         return self._leave(spool) if self._nothing_left(spool) else None
+
+    def _restore(self, spool: Spool) -> NoReturn:
+        """Somebody has deleted the run's directory. What was in it is still open here: put it back.
+
+        Raises:
+            SpoolDamagedError: So that it is opened again from where it is now.
+            SpoolError: There is no way to put it back.
+        """
+        try:
+            with runs_locked(self._directory.path.parents[1]):
+                self._directory.restore()
+                lock = self._directory.try_agent_lock()
+                if lock is None:
+                    raise SpoolError(f"{self._directory.path} was deleted, and has another agent now")
+                os.pwrite(lock, os.pread(self._lock, 32, 0), 0)
+                os.close(self._lock)
+                self._lock = lock
+                spool.save_to(self._directory.spool)
+        except OSError as error:
+            raise SpoolError(f"{self._directory.path} was deleted, and cannot be made again: {error}") from error
+        raise SpoolDamagedError(f"{self._directory.path} was deleted; it is there again, with what was in the spool")
 
     def _discover(self, spool: Spool) -> None:
         for path in self._directory.ring_files():

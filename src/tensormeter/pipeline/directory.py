@@ -65,10 +65,10 @@ class RunDirectory:
         """
         host = socket.gethostname()
         path = settings.directory / "runs" / f"{run_id}@{host}"
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         for removed in path.parent.glob(f"{_REMOVED}*"):
             shutil.rmtree(removed, ignore_errors=True)
-        run = {
+        run: dict[str, Any] = {
             "version": 1,
             "run_id": run_id,
             "name": name,
@@ -77,10 +77,9 @@ class RunDirectory:
             "rings": str(_ring_directory(settings, path)),
             "settings": settings.to_json(),
         }
-        temporary = path / "run.json.new"
-        temporary.write_text(json.dumps(run, indent=1))
-        temporary.rename(path / "run.json")
-        return cls.open(path)
+        directory = cls(path, Path(str(run["rings"])), run)
+        directory.restore()
+        return directory
 
     @classmethod
     def open(cls, path: Path) -> "RunDirectory":
@@ -94,6 +93,17 @@ class RunDirectory:
             return cls(path, Path(run["rings"]), dict(run))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SpoolError(f"{path} is not a run directory: {error}") from error
+
+    def restore(self) -> None:
+        """Make the directory, and its description, if they are not there. Call it while holding `runs_locked`.
+
+        Raises:
+            OSError: They cannot be made.
+        """
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        temporary = self.path / "run.json.new"
+        temporary.write_text(json.dumps(self.run, indent=1))
+        temporary.rename(self.path / "run.json")
 
     def settings(self) -> Settings:
         """The run's settings, with secrets from this process's environment, and `directory` as it is now: the run may have

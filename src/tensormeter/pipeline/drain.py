@@ -44,9 +44,9 @@ class Drain:
             max_export_batch_size=settings.max_export_batch_size,
         )
         metadata = self._processor.metadata
-        self._resource = cast("Mapping[str, Attribute]", metadata.get("resource", {}))
+        self.resource = cast("Mapping[str, Attribute]", metadata.get("resource", {}))
         self._config = cast("dict[str, Any]", metadata.get("config", {}))
-        self._child = metadata.get("parent") is not None
+        self.child = metadata.get("parent") is not None
         self._started, self._ended = spool.life(ring.process)
         self._whole_ring = _MOST_BATCHES + len(ring.words) // settings.max_export_batch_size
         self._retry_at = 0.0
@@ -114,7 +114,7 @@ class Drain:
 
     def _flush(self) -> None:
         """Put the held rows into the spool, then free their space."""
-        found = self._processor.batch(self._resource)
+        found = self._processor.batch(self.resource)
         if found is None:
             return
         batch, cursors = found
@@ -139,7 +139,7 @@ class Drain:
         ended: bool = False,
         priority: Priority = Priority.ESSENTIAL,
     ) -> None:
-        body = gzip.compress(encode_events(self._resource, events), _GZIP_LEVEL, mtime=0)
+        body = gzip.compress(encode_events(self.resource, events), _GZIP_LEVEL, mtime=0)
         encoded = [Encoded("logs", body, len(events), priority)] if events else []
         self._spool.put(encoded, self._destinations, self.ring.process, {}, started=started, ended=ended)
         self._started, self._ended = started, ended
@@ -160,7 +160,7 @@ class Drain:
 
     def _start_events(self) -> list[Event]:
         """A child process neither begins nor ends the run."""
-        if self._child:
+        if self.child:
             return []
         return [Event("tensormeter.run.start", self.ring.words[HeaderWord.CREATED], {"config": self._config})]
 
@@ -168,7 +168,7 @@ class Drain:
         dropped = self.ring.drops() | self._spool.losses()
         if self._processor.lost:
             dropped["device_unfinished"] = dropped.get("device_unfinished", 0) + self._processor.lost
-        if self._child:
+        if self.child:
             return [Event("tensormeter.process.end", time.time_ns(), {"dropped": dropped})] if dropped else []
         state, message = self._end()
         body: dict[str, Value] = {"state": state, "message": message, "dropped": dropped}

@@ -317,6 +317,18 @@ class Spool:
         )
         return int((pages - free) * size)
 
+    def save_to(self, path: Path) -> None:
+        """Write a copy, also when the file has been deleted meanwhile.
+
+        Raises:
+            SpoolError: The disk refuses.
+        """
+        try:
+            with closing(sqlite3.connect(path)) as copy:
+                self._database.backup(copy)
+        except sqlite3.Error as error:
+            raise _named(error, f"cannot copy the spool to {path}") from error
+
     def check(self) -> None:
         """Look through the whole file.
 
