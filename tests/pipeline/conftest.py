@@ -185,7 +185,7 @@ class Receiver:
         found: Counter[tuple[str, str, int, int | float]] = Counter()
         for request in self.accepted().values():
             if request.path == "/v1/metrics":
-                for batch in decode_metrics(gzip.decompress(request.body)).batches:
+                for batch in decode_metrics(gzip.decompress(request.body)):
                     process = str(batch.resource["service.instance.id"])
                     for gauge in batch.gauges:
                         pairs = zip(gauge.times.tolist(), gauge.values.tolist(), strict=True)

@@ -36,7 +36,7 @@ def take(spool):
         if request.signal == "logs":
             events += [(event.name, event.body) for _, some in decode_events(body) for event in some]
         else:
-            gauges = decode_metrics(body).batches[0].gauges
+            gauges = decode_metrics(body)[0].gauges
             steps += next(gauge.values.tolist() for gauge in gauges if gauge.name == "tensormeter.step")
             assert request.items == sum(len(gauge.times) for gauge in gauges)
         spool.done("a", sequence)

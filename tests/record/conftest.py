@@ -2,13 +2,14 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
+import tensormeter.record.lane as lane_module
 from tensormeter.pipeline.reader import LaneReader, Layouts
 from tensormeter.pipeline.spool import Cursor
 from tensormeter.record.recorder import Recorder
@@ -84,6 +85,17 @@ def new_recording(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Rec
         return recording
 
     return create
+
+
+@pytest.fixture(scope="module", params=["C", "Python"])
+def writers(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where writers come from. Used by whole modules, so that all of it holds for both."""
+    if request.param == "C" and not lane_module.native_writers():
+        pytest.skip("the C writer could not be compiled")
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "Python":
+            patch.setattr(lane_module, "_writer", None)
+        yield request.param
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ import tensormeter.record.lane as lane_module
 from tensormeter.record.recorder import Recorder
 from tensormeter.ring import RingFile
 
+pytestmark = pytest.mark.usefixtures("writers")
+
 
 @pytest.fixture
 def alarm():

@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from tensormeter.errors import RingError
-from tensormeter.ring import Drop, EntryKind, HeaderWord, LaneWord, Layout, RingFile, State
+from tensormeter.ring import Column, Drop, EntryKind, HeaderWord, LaneWord, Layout, RingFile, State, Stream
 
 
 @pytest.fixture
@@ -53,20 +53,32 @@ def test_the_file_is_private_and_reserved(small, path):
 def test_entries_come_once_and_in_order(small, path):
     opened = RingFile.open(path)
     assert len(list(opened.entries())) == 1
-    layouts = [Layout(i, (f"name{i}",), "d") for i in range(1, 4)]
+    layouts = [Layout.of_gauges(i, (f"name{i}",), "d") for i in range(1, 4)]
     assert all(small.add_layout(layout) for layout in layouts[:2])
     assert [entry["id"] for _, entry in opened.entries()] == [1, 2]
     assert small.add_layout(layouts[2])
-    assert [entry["names"] for _, entry in opened.entries()] == [["name3"]]
+    assert [Layout.from_json(entry) for _, entry in opened.entries()] == [layouts[2]]
     assert list(opened.entries()) == []
+
+
+def test_a_layout_survives_the_dictionary(small, path):
+    stream = Stream(
+        "h", "histogram", "s", "how long", (("a", 1), ("b", (True, False))), ("lib", "1", "", (("k", 0.5),)), (0.1, 2.0)
+    )
+    layout = Layout(7, (Column(stream, "d"), Column(Stream("x"), "X", 12)), stepped=False)
+    assert small.add_layout(layout)
+    *_, (kind, entry) = RingFile.open(path).entries()
+    assert kind is EntryKind.LAYOUT
+    assert Layout.from_json(entry) == layout
+    assert layout.row_bytes == 8 * (4 + 1 + 12)
 
 
 def test_a_full_dictionary_takes_no_more(small, path):
     number = 0
-    while small.add_layout(Layout(number + 1, ("x" * 50,), "d")):
+    while small.add_layout(Layout.of_gauges(number + 1, ("x" * 50,), "d")):
         number += 1
     assert number > 10
-    assert not small.add_layout(Layout(number + 1, ("x" * 50,), "d"))
+    assert not small.add_layout(Layout.of_gauges(number + 1, ("x" * 50,), "d"))
     assert len(list(RingFile.open(path).entries())) == number + 1
 
 
@@ -90,7 +102,7 @@ def test_truncated_files_are_refused(small, path, tmp_path):
     [
         (HeaderWord.MAGIC, 0, "not a ring file"),
         (HeaderWord.MAGIC, 0x474E4952, "not a ring file"),
-        (HeaderWord.VERSION, 2, "has ring version 2, this tensormeter reads 1"),
+        (HeaderWord.VERSION, 1, "has ring version 1, this tensormeter reads 2"),
         (HeaderWord.VERSION, 0, "ring version 0"),
         (HeaderWord.FILE_BYTES, 4096, "not a ring file"),
         (HeaderWord.LANES, 0, "not a ring file"),

@@ -111,7 +111,7 @@ while True:
     times = np.arange(index * 20 + 1, index * 20 + 21)
     gauge = Gauge("v", times.astype(np.uint64), times.astype(np.float64))
     payload = encode_metrics([Batch({"tensormeter.run.id": "r"}, [gauge])])
-    store.append_metrics(decode_metrics(payload).batches, payload=payload, batch_id=str(index))
+    store.append_metrics(decode_metrics(payload), payload=payload, batch_id=str(index))
     print(index, flush=True)
     index += 1
 """

@@ -64,7 +64,11 @@ def test_config_and_times_come_from_the_events(server, make):
 def test_a_sender_that_knows_only_opentelemetry(server):
     def send(resource):
         gauge = Gauge(
-            "temperature", np.array([T0, T0 + 1], np.uint64), np.array([20.5, 21.0]), "Cel", "", {"room": "a"}
+            "temperature",
+            np.array([T0, T0 + 1], np.uint64),
+            np.array([20.5, 21.0]),
+            unit="Cel",
+            attributes={"room": "a"},
         )
         assert server.metrics(Batch(resource, [gauge])).status == 200
 
@@ -108,7 +112,7 @@ def test_the_sdk_itself(server):
     resource = data.resource_metrics[0]
     metric = resource.scope_metrics[0].metrics[0]
     (point,) = metric.data.data_points
-    gauge = Gauge(metric.name, np.array([point.time_unix_nano], np.uint64), np.array([point.value]), metric.unit)
+    gauge = Gauge(metric.name, np.array([point.time_unix_nano], np.uint64), np.array([point.value]), unit=metric.unit)
     assert server.metrics(Batch(dict(resource.resource.attributes), [gauge])).status == 200
     (run,) = server.get("/api/v1/runs", project="sdk")["runs"]
     assert server.get(f"/api/v1/runs/{run['run_id']}")["last"] == {"g": 0.25}

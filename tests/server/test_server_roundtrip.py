@@ -76,7 +76,14 @@ def test_ranges_are_half_open(server, make, query, values):
 
 def test_listing(server, make):
     rows = [(T0 - SECOND, 0, {"loss": 2.0, "acc": 0.1}), (T0, 1, {"loss": math.nan})]
-    gauge = Gauge("gpu", np.array([T0 + 5], np.uint64), np.array([61]), "Cel", "how hot", {"gpu": "0", "ids": [1, 2]})
+    gauge = Gauge(
+        "gpu",
+        np.array([T0 + 5], np.uint64),
+        np.array([61]),
+        unit="Cel",
+        description="how hot",
+        attributes={"gpu": "0", "ids": [1, 2]},
+    )
     resource = make.resource("listed", project="lists", extra="kept")
     server.metrics(make.rows("listed", rows, project="lists"))
     server.metrics(Batch(resource, [gauge]))

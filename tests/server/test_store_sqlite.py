@@ -37,7 +37,7 @@ def append(store, times, values, name="v", batch_id=None, run="r"):
     column = np.asarray(values)
     gauge = Gauge(name, np.asarray(times).astype(np.uint64), column)
     payload = encode_metrics([Batch({"tensormeter.run.id": run, "service.instance.id": "p"}, [gauge])])
-    return store.append_metrics(decode_metrics(payload).batches, payload=payload, batch_id=batch_id)
+    return store.append_metrics(decode_metrics(payload), payload=payload, batch_id=batch_id)
 
 
 def read(store, name="v", **query):

@@ -3,58 +3,67 @@
 Blocks on nothing and keeps no state; safe on any thread.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import cast
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import Literal, Protocol, TypedDict, TypeVar, cast
 
 import numpy as np
 from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
-from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric, NumberDataPoint
+from opentelemetry.proto.metrics.v1.metrics_pb2 import (
+    ExponentialHistogramDataPoint,
+    HistogramDataPoint,
+    Metric,
+    NumberDataPoint,
+    ScopeMetrics,
+    SummaryDataPoint,
+)
 
 from tensormeter.errors import EncodingError
-from tensormeter.otlp.batch import Attribute, Batch, Event, Gauge, Value
+from tensormeter.otlp.batch import (
+    Attribute,
+    Batch,
+    Buckets,
+    Event,
+    ExponentialHistogram,
+    Gauge,
+    Histogram,
+    Scope,
+    Series,
+    Sum,
+    Summary,
+    Temporality,
+    Value,
+)
 
-__all__ = ["DecodedMetrics", "decode_events", "decode_metrics"]
+__all__ = ["decode_events", "decode_metrics"]
 
 
-@dataclass(frozen=True)
-class DecodedMetrics:
-    """A decoded metrics request.
+def decode_metrics(body: bytes) -> list[Batch]:
+    """Decode an `ExportMetricsServiceRequest` into one batch a resource, with all five kinds of metrics.
 
-    Attributes:
-        batches: The gauges, one batch a resource.
-        unsupported: Data points of other kinds by kind (`sum`, `histogram`, ...). They are reported, never dropped
-            silently.
-    """
-
-    batches: list[Batch]
-    unsupported: dict[str, int] = field(default_factory=dict)
-
-
-def decode_metrics(body: bytes) -> DecodedMetrics:
-    """Decode an `ExportMetricsServiceRequest`.
+    Points without a value ("no recorded value") and exemplars are left out.
 
     Raises:
         EncodingError: The bytes are not such a message.
     """
     request = ExportMetricsServiceRequest()
     _parse(request, body)
-    decoded = DecodedMetrics([])
-    for resource_metrics in request.resource_metrics:
-        gauges: list[Gauge] = []
-        for scope_metrics in resource_metrics.scope_metrics:
-            for metric in scope_metrics.metrics:
-                kind = metric.WhichOneof("data")
-                if kind == "gauge":
-                    gauges.extend(_gauges(metric))
-                elif kind is not None:
-                    points = len(getattr(metric, kind).data_points)
-                    decoded.unsupported[kind] = decoded.unsupported.get(kind, 0) + points
-        decoded.batches.append(Batch(attributes(resource_metrics.resource.attributes), gauges))
-    return decoded
+    return [
+        Batch(
+            attributes(resource_metrics.resource.attributes),
+            [
+                series
+                for scope_metrics in resource_metrics.scope_metrics
+                for scope in [_scope(scope_metrics)]
+                for metric in scope_metrics.metrics
+                for series in _series(metric, scope)
+            ],
+        )
+        for resource_metrics in request.resource_metrics
+    ]
 
 
 def decode_events(body: bytes) -> list[tuple[dict[str, Attribute], list[Event]]]:
@@ -110,27 +119,170 @@ def _value(value: AnyValue) -> Value:
             return cast("Value", getattr(value, kind))
 
 
-def _gauges(metric: Metric) -> list[Gauge]:
-    """Points grouped by attribute set and by kind of number, in order of arrival."""
-    groups: dict[tuple[bytes, str], tuple[NumberDataPoint, list[int], list[int | float]]] = {}
-    for point in metric.gauge.data_points:
-        kind = point.WhichOneof("value")
-        if kind is None:  # "no recorded value"
-            continue
-        key = b"".join(sorted(pair.SerializeToString() for pair in point.attributes)) if point.attributes else b""
-        group = groups.get((key, kind))
-        if group is None:
-            group = groups[key, kind] = (point, [], [])
-        group[1].append(point.time_unix_nano)
-        group[2].append(getattr(point, kind))
-    return [
-        Gauge(
-            name=metric.name,
-            times=np.array(times, np.uint64),
-            values=np.array(values, np.int64) if kind == "as_int" else np.array(values, np.float64),
-            unit=metric.unit,
-            description=metric.description,
-            attributes=attributes(first.attributes),
+def _scope(scope_metrics: ScopeMetrics) -> Scope:
+    scope = scope_metrics.scope
+    return Scope(scope.name, scope.version, scope_metrics.schema_url, attributes(scope.attributes))
+
+
+def _series(metric: Metric, scope: Scope) -> Iterator[Series]:
+    about: _About = {
+        "unit": metric.unit,
+        "description": metric.description,
+        "scope": scope,
+    }
+    match metric.WhichOneof("data"):
+        case "gauge":
+            for points, numbers, attributes_ in _number_columns(metric.gauge.data_points):
+                yield Gauge(metric.name, _times(points), numbers, attributes=attributes_, **about)
+        case "sum":
+            for points, numbers, attributes_ in _number_columns(metric.sum.data_points):
+                yield Sum(
+                    metric.name,
+                    _times(points),
+                    numbers,
+                    _start_times(points),
+                    monotonic=metric.sum.is_monotonic,
+                    temporality=_temporality(metric.sum.aggregation_temporality),
+                    attributes=attributes_,
+                    **about,
+                )
+        case "histogram":
+            yield from _histograms(metric, about)
+        case "exponential_histogram":
+            yield from _exponential_histograms(metric, about)
+        case "summary":
+            yield from _summaries(metric, about)
+        case _:
+            return
+
+
+def _histograms(metric: Metric, about: "_About") -> Iterator[Series]:
+    def shape(point: HistogramDataPoint) -> Hashable:
+        return tuple(point.explicit_bounds), len(point.bucket_counts)
+
+    for points in _by_attributes(metric.histogram.data_points, shape):
+        yield Histogram(
+            metric.name,
+            _times(points),
+            _start_times(points),
+            *_distribution(points),
+            bounds=np.array(points[0].explicit_bounds, np.float64),
+            buckets=np.array([point.bucket_counts for point in points], np.uint64),
+            temporality=_temporality(metric.histogram.aggregation_temporality),
+            attributes=attributes(points[0].attributes),
+            **about,
         )
-        for (_, kind), (first, times, values) in groups.items()
-    ]
+
+
+def _exponential_histograms(metric: Metric, about: "_About") -> Iterator[Series]:
+    for points in _by_attributes(metric.exponential_histogram.data_points):
+        yield ExponentialHistogram(
+            metric.name,
+            _times(points),
+            _start_times(points),
+            *_distribution(points),
+            scales=np.array([point.scale for point in points], np.int64),
+            zero_counts=np.array([point.zero_count for point in points], np.uint64),
+            zero_thresholds=np.array([point.zero_threshold for point in points], np.float64),
+            positive=_buckets([point.positive for point in points]),
+            negative=_buckets([point.negative for point in points]),
+            temporality=_temporality(metric.exponential_histogram.aggregation_temporality),
+            attributes=attributes(points[0].attributes),
+            **about,
+        )
+
+
+def _summaries(metric: Metric, about: "_About") -> Iterator[Series]:
+    def shape(point: SummaryDataPoint) -> Hashable:
+        return tuple(value.quantile for value in point.quantile_values)
+
+    for points in _by_attributes(metric.summary.data_points, shape):
+        yield Summary(
+            metric.name,
+            _times(points),
+            _start_times(points),
+            counts=np.array([point.count for point in points], np.uint64),
+            sums=np.array([point.sum for point in points], np.float64),
+            quantiles=np.array([value.quantile for value in points[0].quantile_values], np.float64),
+            values=np.array([[value.value for value in point.quantile_values] for point in points], np.float64),
+            attributes=attributes(points[0].attributes),
+            **about,
+        )
+
+
+class _About(TypedDict):
+    unit: str
+    description: str
+    scope: Scope
+
+
+class _Point(Protocol):
+    time_unix_nano: int
+    start_time_unix_nano: int
+
+    @property
+    def attributes(self) -> Iterable[KeyValue]: ...
+
+
+_AnyPoint = TypeVar("_AnyPoint", bound=_Point)
+
+
+def _by_attributes(
+    points: Iterable[_AnyPoint], shape: Callable[[_AnyPoint], Hashable] = lambda point: None
+) -> Iterable[list[_AnyPoint]]:
+    """Points grouped by attribute set, and by whatever else their columns must agree in, in order of arrival."""
+    groups: dict[Hashable, list[_AnyPoint]] = {}
+    for point in points:
+        key = b"".join(sorted(pair.SerializeToString() for pair in point.attributes)) if point.attributes else b""
+        groups.setdefault((key, shape(point)), []).append(point)
+    return groups.values()
+
+
+def _number_columns(
+    points: Iterable[NumberDataPoint],
+) -> Iterator[tuple[list[NumberDataPoint], NDArray[np.float64] | NDArray[np.int64], dict[str, Attribute]]]:
+    """Points by attribute set and kind of number: (points, values, attributes)."""
+
+    def kind(point: NumberDataPoint) -> str | None:
+        return point.WhichOneof("value")
+
+    for group in _by_attributes(points, kind):
+        found = attributes(group[0].attributes)
+        match kind(group[0]):
+            case "as_int":
+                yield group, np.array([point.as_int for point in group], np.int64), found
+            case "as_double":
+                yield group, np.array([point.as_double for point in group], np.float64), found
+            case _:
+                continue  # "no recorded value"
+
+
+def _times(points: Sequence[_Point]) -> NDArray[np.uint64]:
+    return np.array([point.time_unix_nano for point in points], np.uint64)
+
+
+def _start_times(points: Sequence[_Point]) -> NDArray[np.uint64]:
+    return np.array([point.start_time_unix_nano for point in points], np.uint64)
+
+
+def _distribution(
+    points: Sequence[HistogramDataPoint] | Sequence[ExponentialHistogramDataPoint],
+) -> tuple[NDArray[np.uint64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Counts, sums, minima and maxima."""
+
+    def optional(name: Literal["sum", "min", "max"]) -> NDArray[np.float64]:
+        return np.array([getattr(point, name) if point.HasField(name) else np.nan for point in points], np.float64)
+
+    counts = np.array([point.count for point in points], np.uint64)
+    return counts, optional("sum"), optional("min"), optional("max")
+
+
+def _buckets(sides: Sequence[ExponentialHistogramDataPoint.Buckets]) -> Buckets:
+    return Buckets(
+        np.array([side.offset for side in sides], np.int64),
+        [np.array(side.bucket_counts, np.uint64) for side in sides],
+    )
+
+
+def _temporality(number: int) -> Temporality:
+    return Temporality(number) if number in tuple(Temporality) else Temporality.UNSPECIFIED

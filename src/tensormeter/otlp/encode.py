@@ -1,32 +1,64 @@
 """Columns to OTLP protobuf.
 
-Data points have a fixed layout, so NumPy writes them all at once: 15 ns a point, where message objects take 650 ns.
-Everything around them (resource, scope, metric headers) is small and goes through `opentelemetry-proto`.
+Number data points have a fixed layout, so NumPy writes them all at once: 15 ns a point, where message objects take 650 ns.
+Everything around them (resource, scope, metric headers), and histograms, of which there are few, go through
+`opentelemetry-proto`.
 The bytes are those that protobuf itself would write (protobuf encoding specification, fields in ascending order).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 
 import numpy as np
+from google.protobuf.message import Message
 from numpy.typing import NDArray
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, InstrumentationScope, KeyValue, KeyValueList
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeLogs
-from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric, NumberDataPoint
+from opentelemetry.proto.metrics.v1.metrics_pb2 import (
+    ExponentialHistogramDataPoint,
+    HistogramDataPoint,
+    Metric,
+    NumberDataPoint,
+    ScopeMetrics,
+    SummaryDataPoint,
+)
+from opentelemetry.proto.metrics.v1.metrics_pb2 import Sum as ProtoSum
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
-from tensormeter.otlp.batch import SCOPE, Attribute, Batch, Event, Gauge, Value
+from tensormeter.errors import EncodingError
+from tensormeter.otlp.batch import (
+    SCOPE,
+    Attribute,
+    Batch,
+    Event,
+    ExponentialHistogram,
+    Gauge,
+    Histogram,
+    Scope,
+    Series,
+    Sum,
+    Summary,
+    Temporality,
+    Value,
+)
 
 __all__ = ["encode_events", "encode_metrics"]
 
-# Tags: field number << 3 | wire type (1: 64 bits, 2: length-delimited).
+# Tags: field number << 3 | wire type (0: varint, 1: 64 bits, 2: length-delimited).
 _REQUEST_RESOURCE_METRICS = 1 << 3 | 2
 _RESOURCE_METRICS_RESOURCE = 1 << 3 | 2
 _RESOURCE_METRICS_SCOPE_METRICS = 2 << 3 | 2
 _SCOPE_METRICS_SCOPE = 1 << 3 | 2
 _SCOPE_METRICS_METRICS = 2 << 3 | 2
 _METRIC_GAUGE = 5 << 3 | 2
-_GAUGE_DATA_POINTS = 1 << 3 | 2
+_METRIC_SUM = 7 << 3 | 2
+_METRIC_HISTOGRAM = 9 << 3 | 2
+_METRIC_EXPONENTIAL_HISTOGRAM = 10 << 3 | 2
+_METRIC_SUMMARY = 11 << 3 | 2
+_DATA_POINTS = 1 << 3 | 2  # in all five
+_DATA_TEMPORALITY = 2 << 3
+_POINT_START_TIME = 2 << 3 | 1
 _POINT_TIME = 3 << 3 | 1
 _POINT_AS_DOUBLE = 4 << 3 | 1
 _POINT_AS_INT = 6 << 3 | 1
@@ -35,7 +67,7 @@ _POINT_AS_INT = 6 << 3 | 1
 def encode_metrics(batches: Iterable[Batch]) -> bytes:
     """Encode batches as one `ExportMetricsServiceRequest`.
 
-    Gauges of the same name must stand next to each other to share one metric message; they need not.
+    Series of one scope share a scope message, and those of one metric a metric message, where they are neighbours.
     A time of 0 (1970, unset in OTLP) is not supported.
     """
     return b"".join(_delimited(_REQUEST_RESOURCE_METRICS, _resource_metrics(batch)) for batch in batches)
@@ -53,7 +85,7 @@ def encode_events(resource: Mapping[str, Attribute], events: Sequence[Event]) ->
         )
         for event in events
     ]
-    scope_logs = ScopeLogs(scope=InstrumentationScope(name=SCOPE), log_records=records)
+    scope_logs = ScopeLogs(scope=InstrumentationScope(name=SCOPE.name), log_records=records)
     resource_logs = ResourceLogs(resource=Resource(attributes=_key_values(resource)), scope_logs=[scope_logs])
     return ExportLogsServiceRequest(resource_logs=[resource_logs]).SerializeToString()
 
@@ -92,34 +124,86 @@ def _text(text: str) -> str:
 
 def _resource_metrics(batch: Batch) -> bytes:
     resource = Resource(attributes=_key_values(batch.resource)).SerializeToString()
-    scope = InstrumentationScope(name=SCOPE).SerializeToString()
-    scope_metrics = [_delimited(_SCOPE_METRICS_SCOPE, scope)]
-    scope_metrics += [_delimited(_SCOPE_METRICS_METRICS, _metric(gauge)) for gauge in batch.gauges]
-    return _delimited(_RESOURCE_METRICS_RESOURCE, resource) + _delimited(
-        _RESOURCE_METRICS_SCOPE_METRICS,
-        b"".join(scope_metrics),
+    scopes = [
+        _delimited(_RESOURCE_METRICS_SCOPE_METRICS, _scope_metrics(scope, series))
+        for scope, series in groupby(batch.series, lambda series: series.scope)
+    ]
+    return _delimited(_RESOURCE_METRICS_RESOURCE, resource) + b"".join(scopes)
+
+
+def _scope_metrics(scope: Scope, series: Iterable[Series]) -> bytes:
+    message = InstrumentationScope(
+        name=_text(scope.name),
+        version=_text(scope.version),
+        attributes=_key_values(scope.attributes),
     )
+    metrics = [
+        _delimited(_SCOPE_METRICS_METRICS, header + _delimited(tag, b"".join(map(_points, points)) + tail))
+        for (header, tag, tail), points in groupby(series, _metric)
+    ]
+    schema_url = ScopeMetrics(schema_url=_text(scope.schema_url)).SerializeToString()
+    return _delimited(_SCOPE_METRICS_SCOPE, message.SerializeToString()) + b"".join(metrics) + schema_url
 
 
-def _metric(gauge: Gauge) -> bytes:
-    header = Metric(
-        name=_text(gauge.name),
-        description=_text(gauge.description),
-        unit=_text(gauge.unit),
-    ).SerializeToString()
-    return header + _delimited(_METRIC_GAUGE, _points(gauge))
+def _metric(series: Series) -> tuple[bytes, int, bytes]:
+    """What a metric's message has before its data, the tag of its data, and what follows the data's points."""
+    header = Metric(name=_text(series.name), description=_text(series.description), unit=_text(series.unit))
+    match series:
+        case Gauge():
+            tag, tail = _METRIC_GAUGE, b""
+        case Sum():
+            tag, tail = _METRIC_SUM, _temporality(series.temporality)
+            tail += ProtoSum(is_monotonic=series.monotonic).SerializeToString()
+        case Histogram():
+            tag, tail = _METRIC_HISTOGRAM, _temporality(series.temporality)
+        case ExponentialHistogram():
+            tag, tail = _METRIC_EXPONENTIAL_HISTOGRAM, _temporality(series.temporality)
+        case Summary():
+            tag, tail = _METRIC_SUMMARY, b""
+        case _:
+            raise EncodingError(
+                f"cannot encode a {type(series).__name__}; expected one of OTLP's five kinds of metrics"
+            )
+    return header.SerializeToString(), tag, tail
 
 
-def _points(gauge: Gauge) -> bytes:
-    attributes = NumberDataPoint(attributes=_key_values(gauge.attributes)).SerializeToString()
-    size = _varint(18 + len(attributes))
-    integers = gauge.values.dtype.kind == "i"
+def _temporality(temporality: Temporality) -> bytes:
+    return bytes((_DATA_TEMPORALITY, temporality)) if temporality else b""
+
+
+def _points(series: Series) -> bytes:
+    match series:
+        case Gauge():
+            return _numbers(series, series.values, None)
+        case Sum():
+            return _numbers(series, series.values, series.start_times if series.start_times.any() else None)
+        case Histogram():
+            points: Iterable[Message] = _histogram_points(series)
+        case ExponentialHistogram():
+            points = _exponential_histogram_points(series)
+        case Summary():
+            points = _summary_points(series)
+        case _:
+            raise AssertionError(series)
+    return b"".join(_delimited(_DATA_POINTS, point.SerializeToString()) for point in points)
+
+
+def _numbers(
+    series: Series,
+    values: NDArray[np.float64] | NDArray[np.int64],
+    start_times: NDArray[np.uint64] | None,
+) -> bytes:
+    attributes = NumberDataPoint(attributes=_key_values(series.attributes)).SerializeToString()
+    size = _varint((18 if start_times is None else 27) + len(attributes))
+    integers = values.dtype.kind == "i"
+    start = [] if start_times is None else [("start_tag", "u1"), ("start", "<u8")]
     points: NDArray[np.void] = np.empty(
-        len(gauge.times),
+        len(series.times),
         np.dtype(
             [
                 ("tag", "u1"),
                 ("size", f"V{len(size)}"),
+                *start,
                 ("time_tag", "u1"),
                 ("time", "<u8"),
                 ("value_tag", "u1"),
@@ -128,15 +212,79 @@ def _points(gauge: Gauge) -> bytes:
             ],
         ),
     )
-    points["tag"] = _GAUGE_DATA_POINTS
+    points["tag"] = _DATA_POINTS
     points["size"] = np.void(size)
+    if start_times is not None:
+        points["start_tag"] = _POINT_START_TIME
+        points["start"] = start_times
     points["time_tag"] = _POINT_TIME
-    points["time"] = gauge.times
+    points["time"] = series.times
     points["value_tag"] = _POINT_AS_INT if integers else _POINT_AS_DOUBLE
-    points["value"] = gauge.values
+    points["value"] = values
     if attributes:
         points["attributes"] = np.void(attributes)
     return points.tobytes()
+
+
+def _histogram_points(series: Histogram) -> Iterator[HistogramDataPoint]:
+    attributes, bounds = _key_values(series.attributes), series.bounds.tolist()
+    for i, time in enumerate(series.times.tolist()):
+        buckets = series.buckets[i].tolist()
+        yield HistogramDataPoint(
+            attributes=attributes,
+            start_time_unix_nano=int(series.start_times[i]),
+            time_unix_nano=time,
+            count=int(series.counts[i]),
+            sum=_optional(series.sums[i]),
+            bucket_counts=buckets,
+            explicit_bounds=bounds if buckets else [],
+            min=_optional(series.minima[i]),
+            max=_optional(series.maxima[i]),
+        )
+
+
+def _exponential_histogram_points(series: ExponentialHistogram) -> Iterator[ExponentialHistogramDataPoint]:
+    attributes = _key_values(series.attributes)
+    sides = (series.positive, series.negative)
+    for i, time in enumerate(series.times.tolist()):
+        positive, negative = (
+            ExponentialHistogramDataPoint.Buckets(offset=int(side.offsets[i]), bucket_counts=side.counts[i].tolist())
+            for side in sides
+        )
+        yield ExponentialHistogramDataPoint(
+            attributes=attributes,
+            start_time_unix_nano=int(series.start_times[i]),
+            time_unix_nano=time,
+            count=int(series.counts[i]),
+            sum=_optional(series.sums[i]),
+            scale=int(series.scales[i]),
+            zero_count=int(series.zero_counts[i]),
+            zero_threshold=float(series.zero_thresholds[i]),
+            positive=positive,
+            negative=negative,
+            min=_optional(series.minima[i]),
+            max=_optional(series.maxima[i]),
+        )
+
+
+def _summary_points(series: Summary) -> Iterator[SummaryDataPoint]:
+    attributes, quantiles = _key_values(series.attributes), series.quantiles.tolist()
+    for i, time in enumerate(series.times.tolist()):
+        yield SummaryDataPoint(
+            attributes=attributes,
+            start_time_unix_nano=int(series.start_times[i]),
+            time_unix_nano=time,
+            count=int(series.counts[i]),
+            sum=float(series.sums[i]),
+            quantile_values=[
+                SummaryDataPoint.ValueAtQuantile(quantile=quantile, value=value)
+                for quantile, value in zip(quantiles, series.values[i].tolist(), strict=True)
+            ],
+        )
+
+
+def _optional(value: np.float64) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def _delimited(tag: int, body: bytes) -> bytes:

@@ -12,12 +12,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tensormeter.otlp.batch import STEP_METRIC, Attribute, Batch, Gauge
+from tensormeter.otlp.batch import SCOPE, STEP_METRIC, Attribute, Batch, Gauge, Scope
 from tensormeter.pipeline.reader import LaneReader, Layouts, Rows
 from tensormeter.pipeline.spool import Cursor
-from tensormeter.ring import RingFile
+from tensormeter.ring import RingFile, Stream
 
 __all__ = ["BatchMeasurementProcessor"]
+
+_STEPS: Final = Stream(STEP_METRIC)
 
 _FULL_ENOUGH: Final = 1 / 8
 """Share of a lane that may be held before a batch is due, whatever the delay."""
@@ -90,13 +92,14 @@ class BatchMeasurementProcessor:
         """The held rows as columns, and the cursors after them. They stay held until `release`."""
         if not self._rows:
             return None
-        columns: dict[tuple[str, str], list[tuple[NDArray[np.uint64], NDArray[np.float64] | NDArray[np.int64]]]] = {}
+        columns: dict[tuple[Stream, str], list[tuple[NDArray[np.uint64], NDArray[np.float64] | NDArray[np.int64]]]] = {}
         for rows in self._rows:
-            columns.setdefault((STEP_METRIC, "i"), []).append((rows.times, rows.steps))
-            for name, column, missing in zip(rows.layout.names, rows.columns, rows.lost, strict=True):
-                pieces = columns.setdefault((name, column.dtype.kind), [])
-                pieces.append((rows.times, column) if missing is None else (rows.times[~missing], column[~missing]))
-        gauges = [_gauge(name, pieces) for (name, _), pieces in columns.items()]
+            if rows.layout.stepped:
+                columns.setdefault((_STEPS, "i"), []).append((rows.times, rows.steps))
+            for column, values, missing in zip(rows.layout.columns, rows.columns, rows.lost, strict=True):
+                pieces = columns.setdefault((column.stream, values.dtype.kind), [])
+                pieces.append((rows.times, values) if missing is None else (rows.times[~missing], values[~missing]))
+        gauges = [_gauge(stream, pieces) for (stream, _), pieces in columns.items()]
         return Batch(resource, [gauge for gauge in gauges if len(gauge.times)]), dict(enumerate(self.cursors()))
 
     def cursors(self) -> Iterable[Cursor]:
@@ -113,7 +116,7 @@ class BatchMeasurementProcessor:
 
 
 def _gauge(
-    name: str,
+    stream: Stream,
     pieces: list[tuple[NDArray[np.uint64], NDArray[np.float64] | NDArray[np.int64]]],
 ) -> Gauge:
     """One column, in order of time: some receivers (Prometheus remote write) refuse points that go back."""
@@ -122,4 +125,19 @@ def _gauge(
     if np.any(times[1:] < times[:-1]):
         order = np.argsort(times, kind="stable")
         times, values = times[order], values[order]
-    return Gauge(name, times, values)
+    return Gauge(
+        stream.name,
+        times,
+        values,
+        unit=stream.unit,
+        description=stream.description,
+        attributes=dict(stream.attributes),
+        scope=_scope(stream),
+    )
+
+
+def _scope(stream: Stream) -> Scope:
+    if not stream.scope:
+        return SCOPE
+    name, version, schema_url, attributes = stream.scope
+    return Scope(name, version, schema_url, dict(attributes))

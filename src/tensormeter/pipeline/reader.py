@@ -7,7 +7,7 @@ The reader works on the file alone, so it makes no difference whether the writer
 import platform
 from dataclasses import dataclass, field
 from threading import Event
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,8 +45,8 @@ class Rows:
         layout: Their layout.
         times: uint64, shape (n,); unique in the process: a multiple of 64 ns plus the lane's index.
         steps: int64, shape (n,).
-        columns: One array of shape (n,), float64 or int64, for each of the layout's names.
-        lost: For each name the boolean mask of values that their device never finished, or None.
+        columns: One array for each of the layout's columns: float64 or int64, of shape (n,), or (n, words) if wider.
+        lost: For each column the boolean mask of values that their device never finished, or None.
     """
 
     layout: Layout
@@ -70,9 +70,12 @@ class Layouts:
             if kind is EntryKind.METADATA:
                 self.metadata = entry
             elif kind is EntryKind.LAYOUT:
-                layout = Layout(entry["id"], tuple(entry["names"]), entry["codes"])
-                fields = [("mark", "<i8"), ("time", "<i8"), ("step", "<i8")]
-                fields += [(f"v{i}", "<i8" if code == "q" else "<f8") for i, code in enumerate(layout.codes)]
+                layout = Layout.from_json(entry)
+                fields: list[Any] = [("mark", "<i8"), ("time", "<i8"), ("step", "<i8")]
+                fields += [
+                    (f"v{i}", "<i8" if column.code == "q" else "<f8", () if column.words == 1 else (column.words,))
+                    for i, column in enumerate(layout.columns)
+                ]
                 self._known[layout.id] = (layout, np.dtype([*fields, ("end", "<i8")]))
 
     def find(self, number: int) -> tuple[Layout, np.dtype[np.void]] | None:
@@ -124,7 +127,7 @@ class LaneReader:
             if entry is None:
                 break
             layout, dtype = entry
-            per_row = len(layout.names) + 1
+            per_row = len(layout.columns) + 1
             rows = self._stretch(position, offset, layout, dtype, max(1, (most - values) // per_row))
             if "D" in layout.codes and not abandon_pending:
                 rows = rows[: _finished(rows, layout)]

@@ -1,7 +1,8 @@
 """One thread's part of the ring, and the writers that fill it.
 
-A writer is a function ``write(values, step)`` generated for one set of keys and types, because this is the one place where
-nanoseconds count: names and offsets are constants in its code, and a row costs one `struct` call.
+A writer is a function ``write(values, step)`` made for one set of keys and types, because this is the one place where
+nanoseconds count. It comes from C (`_writer.c`), or, where that could not be compiled, it is generated in Python: names and
+offsets are constants in its code, and a row costs one `struct` call.
 Whatever a writer does not expect (other keys, other types, no room, another thread) it hands to `fallback`.
 
 A lane belongs to one thread (but for the last, see `Recorder`), so nothing here takes a lock.
@@ -11,7 +12,9 @@ the C function that does the write. `Lane.make_room` keeps the same discipline.
 """
 
 import struct
+import sys
 import threading
+from array import array
 from collections.abc import Callable, Mapping
 from time import time_ns
 from typing import Any, Final, Protocol
@@ -32,7 +35,12 @@ from tensormeter.ring import (
     RingFile,
 )
 
-__all__ = ["ABANDONED", "Lane", "Writer"]
+try:
+    from tensormeter.record import _writer
+except ImportError:
+    _writer = None  # type: ignore[assignment]
+
+__all__ = ["ABANDONED", "Lane", "Writer", "native_writers"]
 
 ABANDONED: Final = -1
 """A lane's limit when its writers must not write any more: in a forked child, and after `finish`."""
@@ -59,7 +67,7 @@ class Lane:
 
     Attributes:
         cursor: ``[offset, limit, mark]``: where in the file the next row goes, up to where rows may go without asking
-            `make_room`, and the mark of the next row less its layout. Shared with the generated writers.
+            `make_room`, and the mark of the next row less its layout. Shared with the writers.
         size: Bytes for rows. A row of up to half of them always fits once everything has been read.
     """
 
@@ -80,7 +88,7 @@ class Lane:
         self._words = ring.words
         self._on_stride = on_stride
         self._lap = 0  # position of the lane's start in this lap
-        self.cursor = [self._start, self._start, 0]
+        self.cursor = array("q", [self._start, self._start, 0])
         self.owner = owner
         self.writers: dict[tuple[tuple[str, ...], str], Writer] = {}
         self.reductions = Reductions()
@@ -161,15 +169,33 @@ class Lane:
             raise
         return (offset >> 3) + 3 + len(values)
 
-    def generate_writer(self, layout: Layout, kinds: str, fallback: Writer, last_step: list[int]) -> Writer:
+    def make_writer(self, layout: Layout, kinds: str, fallback: Writer, last_step: "array[int]") -> Writer:
         """The function that writes rows of `layout` whose values are of `kinds`.
 
         Args:
             layout: Without `D` columns.
             kinds: For each column `d` (a float), `i` (an int that is exact as float64) or `q` (an int of 64 bits).
             fallback: Called with the same arguments for every row that is not exactly so.
-            last_step: One-element list that keeps the step of the last row.
+            last_step: One int64, which keeps the step of the last row.
         """
+        if not native_writers():
+            return self._generate_writer(layout, kinds, fallback, last_step)
+        writer: Writer = _writer.Writer(
+            ring=self._buffer,
+            cursor=self.cursor,
+            last_step=last_step,
+            keys=tuple(map(sys.intern, layout.names)),
+            codes=layout.codes.encode(),
+            layout=layout.id,
+            advance=layout.row_bytes << POSITION_SHIFT,
+            owner=self.owner,
+            make_room=self.make_room,
+            fallback=fallback,
+        )
+        break_graph(writer)
+        return writer
+
+    def _generate_writer(self, layout: Layout, kinds: str, fallback: Writer, last_step: "array[int]") -> Writer:
         names = [f"v{i}" for i in range(len(layout.names))]
         fetch = "; ".join(f"{name} = values[{key!r}]" for name, key in zip(names, layout.names, strict=True)) or "pass"
         check = " or ".join(_CHECKS[kind].format(name) for name, kind in zip(names, kinds, strict=True)) or "False"
@@ -213,6 +239,11 @@ class Lane:
     def _cover(self, offset: int, size: int, mark: int) -> None:
         self._words[(offset >> 3) + 1] = size
         self._words[offset >> 3] = mark >> LAYOUT_BITS << LAYOUT_BITS | SKIP  # last, because it publishes
+
+
+def native_writers() -> bool:
+    """Whether writers come from C: it was compiled, and the machine's words are those of the ring."""
+    return _writer is not None and sys.byteorder == "little"
 
 
 _CHECKS: Final = {

@@ -14,6 +14,7 @@ import operator
 import os
 import threading
 import weakref
+from array import array
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Final, cast
@@ -74,7 +75,7 @@ class Recorder:
         self._free_lanes = self._lanes[last - 1 : 0 : -1]
         self._layout_numbers = itertools.count(1)
         self._layouts: dict[tuple[tuple[str, ...], str], Layout] = {}
-        self._last_step = [-1]
+        self._last_step = array("q", [-1])
         self._device = DeviceCopies(ring)
         self._rules: list[tuple[str, Rule]] = []
         self._rule_of: dict[str, Rule | None] = {}
@@ -357,7 +358,7 @@ class Recorder:
         layout = self._layout(lane, names, kinds.replace("i", "d"))
         if layout is None:
             return None
-        writer = lane.generate_writer(layout, kinds, self.log, self._last_step)
+        writer = lane.make_writer(layout, kinds, self.log, self._last_step)
         lane.writers[names, kinds] = writer
         return writer
 
@@ -373,7 +374,7 @@ class Recorder:
                 number = next(self._layout_numbers)
                 if number > MAX_LAYOUT:
                     return None
-                layout = Layout(number, names, codes)
+                layout = Layout.of_gauges(number, names, codes)
                 if not self._ring.add_layout(layout):
                     return None
                 self._layouts[names, codes] = layout

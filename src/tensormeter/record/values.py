@@ -116,7 +116,7 @@ def scalar(tensor: "torch.Tensor") -> "torch.Tensor":
 
 
 def kind_of(value: float) -> str:
-    """The writer's kind of a classified host value: see `Lane.generate_writer`."""
+    """The writer's kind of a classified host value: see `Lane.make_writer`."""
     if type(value) is float:
         return "d"
     return "i" if -EXACT_INT <= value <= EXACT_INT else "q"

@@ -71,20 +71,11 @@ class Receiver:
         return Response(answer, media_type=PROTOBUF)
 
     def _store_metrics(self, payload: bytes, batch_id: str | None) -> bytes:
-        decoded = decode_metrics(payload)
-        receipt = self._store.append_metrics(decoded.batches, payload=payload, batch_id=batch_id)
+        receipt = self._store.append_metrics(decode_metrics(payload), payload=payload, batch_id=batch_id)
         response = ExportMetricsServiceResponse()
-        unsupported = sum(decoded.unsupported.values())
-        if receipt.rejected or unsupported:
-            reasons = [receipt.message] if receipt.message else []
-            if unsupported:
-                kinds = ", ".join(sorted(decoded.unsupported))
-                reasons.append(f"{unsupported} data points of kinds that are not stored yet ({kinds}); send gauges")
+        if receipt.rejected:
             response.partial_success.CopyFrom(
-                ExportMetricsPartialSuccess(
-                    rejected_data_points=receipt.rejected + unsupported,
-                    error_message="; ".join(reasons),
-                ),
+                ExportMetricsPartialSuccess(rejected_data_points=receipt.rejected, error_message=receipt.message),
             )
         return response.SerializeToString()
 

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from tensormeter.otlp.batch import Batch
+from tensormeter.otlp.batch import Batch, Gauge
 from tensormeter.server.store.canonical import canonical_json
 from tensormeter.server.store.points import Points
 from tensormeter.server.store.source import MAX_NAME, Source, identify
@@ -50,7 +50,10 @@ def arrivals_of(batches: Sequence[Batch]) -> tuple[list[Arrival], Rejections]:
             if batch.points:
                 rejections[source] += batch.points
             continue
-        for gauge in batch.gauges:
+        for gauge in batch.series:
+            if not isinstance(gauge, Gauge):
+                rejections[f"a {type(gauge).__name__} is not stored yet; send gauges"] += len(gauge.times)
+                continue
             attributes = canonical_json(gauge.attributes)
             if not gauge.name:
                 rejections["metric has no name"] += len(gauge.times)

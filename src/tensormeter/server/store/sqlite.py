@@ -284,7 +284,7 @@ class SqliteStore:
 
     def _replay(self) -> None:
         for seq, payload in journal.replay(self._folder):
-            arrivals, _ = arrivals_of(decode_metrics(payload).batches)
+            arrivals, _ = arrivals_of(decode_metrics(payload))
             known = self._catalog.known(arrivals)
             self._heads.append(seq, [(run, series, arrival.points) for run, series, arrival in known])
 
