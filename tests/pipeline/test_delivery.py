@@ -189,7 +189,7 @@ def test_a_request_that_is_too_large_is_halved(deliver, put, spool, receiver, an
     assert found == Counter({**dict.fromkeys(range(1, 4), 2), **dict.fromkeys(range(4, 65), 1)})
     # Rows stay together, and the same bytes come under the same id, however often.
     for request in receiver.accepted().values():
-        (batch,) = decode_metrics(gzip.decompress(request.body)).batches
+        (batch,) = decode_metrics(gzip.decompress(request.body))
         assert len({tuple(gauge.times.tolist()) for gauge in batch.gauges}) == 1
     assert len({(request.id, request.body) for request in receiver.received}) == len({r.id for r in receiver.received})
     assert spool.quarantined_items() == 0
@@ -218,7 +218,7 @@ def test_a_point_that_is_too_large_is_set_aside_and_its_neighbours_arrive(
     receiver.limit = 5000
     deliver()
     wait_for(lambda: spool.pending() == 0, "everything is dealt with")
-    decoded = [decode_metrics(gzip.decompress(request.body)).batches for request in receiver.accepted().values()]
+    decoded = [decode_metrics(gzip.decompress(request.body)) for request in receiver.accepted().values()]
     assert [gauge.name for batches in decoded for batch in batches for gauge in batch.gauges] == ["small"]
     assert spool.quarantined_items() == 1
     assert any("to a single item" in message for message in said())
