@@ -136,7 +136,11 @@ class Receiver:
                 super().setup()
 
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
+                length = int(self.headers.get("Content-Length", -1))
+                body = self.rfile.read(length) if length >= 0 else b""
+                if len(body) != length:  # the connection was cut in the middle of the request
+                    self.close_connection = True
+                    return
                 behave = receiver._behaviour(self.headers.get("Authorization"), body)
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 accepted = getattr(behave, "accepts", False)
