@@ -83,11 +83,20 @@ class SecureServer(ThreadingHTTPServer):
 
     def __init__(self, file, key):
         super().__init__(("127.0.0.1", 0), Accepting)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(file, key)
-        self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.load_cert_chain(file, key)
         self.bodies = []
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+
+    def finish_request(self, request, client_address):
+        copy = request.dup()
+        try:
+            wrapped = self.context.wrap_socket(copy, server_side=True)
+        except OSError:
+            copy.close()
+            return
+        with wrapped:
+            super().finish_request(wrapped, client_address)
 
     def handle_error(self, *_):
         pass  # the other side has left
