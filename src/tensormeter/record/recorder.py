@@ -39,6 +39,9 @@ _MAX_WARNINGS: Final = 1000
 
 _LAST_STEP: Final = (1 << 63) - 1
 
+_LONGEST_NAME: Final = 1024
+"""Characters of a metric's name, at most; the server takes no longer ones."""
+
 _STEP_NAME: Final = "tensormeter.step"
 """Taken: the pipeline sends each row's step under this name."""
 
@@ -215,7 +218,8 @@ class Recorder:
                 number = self._classify(key, value)
             except Refused as refusal:
                 lane.count(Drop.UNSUPPORTED_VALUE)
-                self._warn_once((key,), "%r is not recorded: %s", key, refusal)
+                shown = key[:_LONGEST_NAME] if isinstance(key, str) else key
+                self._warn_once((shown,), "%r is not recorded: %s", shown, refusal)
                 continue
             if isinstance(number, DeviceValue):
                 devices[key] = number
@@ -265,6 +269,8 @@ class Recorder:
             raise Refused(f"the key is a {type(key).__name__}; use a str")
         if key == _STEP_NAME:
             raise Refused("the name is that of the row's step; use the argument `step`")
+        if len(key) > _LONGEST_NAME:
+            raise Refused(f"the name has {len(key)} characters; at most {_LONGEST_NAME} are possible")
         try:
             number = classify(value)
             if isinstance(number, DeviceValue):
