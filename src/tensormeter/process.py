@@ -203,7 +203,9 @@ class RunProcess:
             return
         self._agent_checked = now
         reap_agents()
-        if self._start_agent():
+        if not self._start_agent():
+            self._agent_check = max(self._agent_check / 2, _AGENT_CHECK)  # one stays
+        else:
             self._agent_check = min(2 * self._agent_check, _LONGEST_AGENT_CHECK)
             logger.warning("the agent of run %s had ended; started another, which goes on where it was", self._run.id)
 
