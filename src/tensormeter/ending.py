@@ -2,10 +2,11 @@
 
 What is hooked is chained, never replaced: the exception hook, `sys.exit`, and SIGTERM.
 SIGTERM is taken only from its default action or from a handler in Python, only on the main thread, and given back when there
-is no run left. A forked child passes it on at once.
+is no run left. A forked child gets back at once what was there before.
 """
 
 import atexit
+import contextlib
 import os
 import signal
 import sys
@@ -98,6 +99,15 @@ def _handle(number: int, frame: FrameType | None) -> None:
         else:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+
+
+def _after_fork() -> None:
+    """A worker that is told to end ends as it would without us, also while it hangs in native code."""
+    with contextlib.suppress(ValueError):
+        give_sigterm_back()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _note_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
