@@ -101,13 +101,31 @@ def _handle(number: int, frame: FrameType | None) -> None:
             os.kill(os.getpid(), number)
 
 
-def _after_fork() -> None:
+def _before_fork() -> None:
+    """A SIGTERM that comes to the child before it has its own action back must wait, not be noted by ours and forgotten."""
+    if _previous:
+        _masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}))
+
+
+def _after_fork_in_parent() -> None:
+    if _masks:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop())
+
+
+def _after_fork_in_child() -> None:
     """A worker that is told to end ends as it would without us, also while it hangs in native code."""
     with contextlib.suppress(ValueError):
         give_sigterm_back()
+    _after_fork_in_parent()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+_masks: list[set[int | signal.Signals]] = []
+
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)
 
 
 def _note_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
