@@ -1,6 +1,6 @@
 # demo: train a small model and see its run    test: everything that must hold
-# check: style, types, layers                  bench: what a log call costs beside the alternatives, and what the server takes
-# chaos: hundreds of kills of the server
+# check: style, types, layers                  bench: what it costs, beside the alternatives
+# chaos: the tests of faults, with 500 kills each, every byte and ten times the flipped bits
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -26,10 +26,11 @@ bench: $(VENV)/bench
 	$(RUN) benchmarks/histogram.py
 	$(RUN) benchmarks/phases.py
 	$(RUN) benchmarks/sensors.py
+	$(RUN) benchmarks/delivery.py
 	$(RUN) benchmarks/server.py
 
 chaos: $(VENV)/ready
-	TENSORMETER_TEST_KILLS=500 $(RUN) -m pytest --timeout 36000 tests/server/test_server_crash.py $(ARGS)
+	CHAOS_KILLS=500 TENSORMETER_TEST_KILLS=500 $(RUN) -m pytest --timeout 36000 tests/faults tests/server/test_server_crash.py $(ARGS)
 
 # Debian's Prometheus, which some tests scrape with; where it cannot be installed they are skipped and say so.
 tools:

@@ -146,9 +146,10 @@ def test_disabled_touches_nothing(settings):
 
 def test_a_directory_that_cannot_be_made_does_not_stop_training(settings, tmp_path, caplog):
     (tmp_path / "file").write_text("")
+    nowhere = {"directory": tmp_path / "file" / "runs", "buffer_directory": tmp_path / "file" / "rings"}
     with (
         caplog.at_level(logging.WARNING, "tensormeter"),
-        tensormeter.init(settings=settings.replace(directory=tmp_path / "file" / "runs")) as run,
+        tensormeter.init(settings=settings.replace(**nowhere)) as run,
     ):
         run.log({"loss": 1.0}, step=0)
     assert any("records nothing" in record.message for record in caplog.records)
@@ -228,7 +229,9 @@ exec(sys.argv[2])
         ("1 / 0", "failed"),
         ("raise KeyboardInterrupt", "failed"),
         ("import os; os._exit(0)", "crashed"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", "crashed"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", "preempted"),
+        ("sys.exit(3)", "failed"),
+        ("sys.exit('no')", "failed"),
     ],
 )
 def test_every_way_to_end_keeps_the_row_and_the_state(settings, ending, state):

@@ -4,7 +4,12 @@ Any OTLP/HTTP receiver understands these requests; the experiment server also un
 `Tensormeter-Batch-Id`, by which it knows a request that it has stored before.
 """
 
+import contextlib
+import socket
+import threading
 import time
+import weakref
+from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from typing import Final
@@ -14,16 +19,81 @@ from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 
-from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Request, Retry
+from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Request, Retry, TooLarge, Unauthorized
 
 __all__ = ["ExperimentExporter"]
 
 _CONTENT_TYPE: Final = "application/x-protobuf"
 _LONGEST_ANSWER: Final = 1 << 16
-_UNAUTHORIZED_DELAY: Final = 60.0
 
 # The request itself is wrong, and will be so the next time.
-_PERMANENT: Final = frozenset({400, 409, 413, 415, 422})
+_PERMANENT: Final = frozenset({400, 409, 415, 422})
+
+
+class _Connections:
+    """The sockets that are open, so that a deadline can end what is going on in one of them.
+
+    A timeout of urllib3 holds for each read of the socket by itself; headers that come a byte a second would take hours.
+    """
+
+    def __init__(self) -> None:
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self.expired = False
+        """Whether the deadline has ended the present call, or the last one."""
+        self._call = 0
+
+    def note(self, opened: socket.socket) -> None:
+        self._sockets.add(opened)
+        if self.expired:
+            self._shut(opened)
+
+    @contextlib.contextmanager
+    def deadline(self, seconds: float) -> Iterator[None]:
+        """Shut every connection that is open, or opened, `seconds` after the block was entered and before it is left."""
+        self.expired = False
+        self._call += 1
+        timer = threading.Timer(seconds, self._expire, (self._call,))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _expire(self, call: int) -> None:
+        if call != self._call:  # it had ended, and another has begun
+            return
+        self.expired = True
+        for opened in list(self._sockets):
+            self._shut(opened)
+
+    @staticmethod
+    def _shut(opened: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            # Of the plain socket also under TLS, whose own shutdown is not safe beside a read.
+            socket.socket.shutdown(opened, socket.SHUT_RDWR)
+
+
+def _pool(connections: _Connections) -> urllib3.PoolManager:
+    class Plain(urllib3.connection.HTTPConnection):
+        def connect(self) -> None:
+            super().connect()
+            connections.note(self.sock)
+
+    class Secure(urllib3.connection.HTTPSConnection):
+        def connect(self) -> None:
+            super().connect()
+            connections.note(self.sock)
+
+    class PlainPool(urllib3.HTTPConnectionPool):
+        ConnectionCls = Plain
+
+    class SecurePool(urllib3.HTTPSConnectionPool):
+        ConnectionCls = Secure
+
+    manager = urllib3.PoolManager(num_pools=1, maxsize=1, retries=False)
+    manager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
+    return manager
 
 
 class ExperimentExporter:
@@ -39,9 +109,14 @@ class ExperimentExporter:
         }
         if config.token:
             self._headers["Authorization"] = f"Bearer {config.token}"
-        self._pool = urllib3.PoolManager(num_pools=1, maxsize=1, retries=False)
+        self._connections = _Connections()
+        self._pool = _pool(self._connections)
 
     def export(self, request: Request) -> Outcome:
+        with self._connections.deadline(self._timeout):
+            return self._export(request)
+
+    def _export(self, request: Request) -> Outcome:
         deadline = time.monotonic() + self._timeout
         try:
             response = self._pool.request(
@@ -60,7 +135,10 @@ class ExperimentExporter:
                 raise
             response.release_conn()
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            return Retry(f"{self._url}: {_describe(error)}")
+            late = self._connections.expired or time.monotonic() >= deadline
+            return Retry(f"{self._url}: {'the answer did not end in time' if late else _describe(error)}")
+        if self._connections.expired or time.monotonic() >= deadline:  # what ended the headers was the deadline
+            return Retry(f"{self._url}: the answer did not end in time")
         return self._outcome(request, response, answer)
 
     def shutdown(self) -> None:
@@ -74,7 +152,9 @@ class ExperimentExporter:
         if status in _PERMANENT:
             return Rejected(reason)
         if status in (401, 403):
-            return Retry(f"{reason}; set TENSORMETER_TOKEN to a token of that server", _UNAUTHORIZED_DELAY)
+            return Unauthorized(f"{reason}; set TENSORMETER_TOKEN to a token of that server")
+        if status == 413:
+            return TooLarge(reason)
         return Retry(reason, _retry_after(response.headers.get("Retry-After")))
 
 

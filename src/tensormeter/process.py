@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tensormeter.errors import RingError
-from tensormeter.pipeline.directory import RunDirectory, runs_locked
+from tensormeter.pipeline.attempts import count_attempt
+from tensormeter.pipeline.directory import RunDirectory, make_memory_directory, memory_directory, runs_locked
 from tensormeter.pipeline.launch import ensure_agent, reap_agents
 from tensormeter.record.lane import Writer
 from tensormeter.record.recorder import Recorder
@@ -25,6 +26,9 @@ logger: Final = logging.getLogger("tensormeter")
 _WAIT: Final = 0.01
 _AGENT_CHECK: Final = 1.0
 _LONGEST_AGENT_CHECK: Final = 60.0
+
+_MEMORY_SPOOL_BYTES: Final = 64 << 20
+"""Size of a spool that is kept in memory, at most."""
 
 _CHILD_BUFFER_BYTES: Final = 1 << 20
 """Ring of a child process, at most: there may be many, and they log little."""
@@ -56,6 +60,7 @@ class RunProcess:
         id: Unique in the world; `service.instance.id` of the resource.
         parent: The process that this one was started from, if that one began the run. A child has no say in whether the
             run has ended, and waits for no delivery.
+        attempt: Which attempt at the run it is part of, from 1.
         ring: Its ring.
         recorder: Writes into it.
     """
@@ -65,6 +70,7 @@ class RunProcess:
         run: RunIdentity,
         *,
         parent: str | None,
+        resume: bool = False,
         on_writer: Callable[[Writer], None],
         on_fork: Writer,
     ) -> None:
@@ -73,6 +79,7 @@ class RunProcess:
         Args:
             run: Which run.
             parent: See the attribute.
+            resume: There was an attempt at the run before, perhaps on another machine.
             on_writer: As for `Recorder`.
             on_fork: As for `Recorder`.
 
@@ -85,11 +92,32 @@ class RunProcess:
         self._pid = os.getpid()
         self._agent_checked = time.monotonic()
         self._agent_check = _AGENT_CHECK
-        settings = run.settings
-        metadata = self._metadata()
+        self._settings = run.settings
+        self._said: set[str] = set()
+        try:
+            self._join(resume, on_writer, on_fork)
+        except OSError as error:
+            if run.settings.directory == memory_directory(run.settings):
+                raise
+            memory = make_memory_directory(run.settings)
+            room = min(run.settings.spool_max_bytes, _MEMORY_SPOOL_BYTES)
+            self._settings = run.settings.replace(directory=memory, spool_max_bytes=room)
+            self._join(resume, on_writer, on_fork)
+            logger.warning(
+                "run %s is kept in memory (%s), because %s cannot be used (%s): it survives its processes, but no reboot",
+                run.id,
+                memory,
+                run.settings.directory,
+                error,
+            )
+
+    def _join(self, resume: bool, on_writer: Callable[[Writer], None], on_fork: Writer) -> None:
+        """Take part in the run as it is found in `self._settings.directory`."""
+        run, settings = self._run, self._settings
         with runs_locked(settings.directory):
             self._directory = RunDirectory.create(settings, run.id, run.name)
-            self.ring = self._create_ring(metadata)
+            self.attempt = self._count_attempt(resume)
+            self.ring = self._create_ring(self._metadata())
             self.recorder = Recorder(
                 self.ring,
                 on_writer=on_writer,
@@ -97,6 +125,13 @@ class RunProcess:
                 on_fork=on_fork,
             )
             self._start_agent()
+
+    def _count_attempt(self, resume: bool) -> int:
+        settings = self._settings
+        if settings.attempt is not None:
+            return settings.attempt
+        # Nobody can come back to a random id.
+        return 1 if settings.run_id is None else count_attempt(self._directory, settings.project, resume=resume)
 
     @property
     def is_this(self) -> bool:
@@ -115,7 +150,7 @@ class RunProcess:
         Returns:
             Whether it is. False at once if there is no agent that could, or the receiver cannot be reached.
         """
-        settings, words = self._run.settings, self.ring.words
+        settings, words = self._settings, self.ring.words
         positions = self.recorder.positions
         wait = threading.Event().wait
         deadline = time.monotonic() + timeout
@@ -129,12 +164,24 @@ class RunProcess:
             wait(_WAIT)
         return False
 
-    def finish(self, state: State, *, timeout: float | None = None) -> None:
-        """Record no more, and wait for delivery as `Run.finish` says. Ctrl-C leaves at once."""
+    def note_sigterm(self) -> None:
+        """The process was told to end: if it just vanishes now, it was preempted and did not crash."""
+        self.ring.words[HeaderWord.SIGTERM] = time.time_ns()
+
+    def finish(self, state: State, message: str, timeout: float) -> None:
+        """Record no more, and wait for delivery as `Run.finish` says. Ctrl-C leaves at once.
+
+        Args:
+            state: How the run ended.
+            message: What ended it, or "".
+            timeout: Seconds to wait, at most.
+        """
+        if message:
+            self.ring.add_metadata(self._metadata() | {"end": message})
         self.recorder.close(state)
         try:
             if self.parent is None:
-                self._wait_for_delivery(self._run.settings.finish_timeout if timeout is None else timeout)
+                self._wait_for_delivery(timeout)
             self._report_losses()
         finally:
             self.ring.release()
@@ -144,13 +191,19 @@ class RunProcess:
         run = self._run
         settings = run.settings
         resource = describe_process(
-            settings.project, run.id, run.name, self.id, given=run.resource, command=settings.record_command
+            settings.project,
+            run.id,
+            run.name,
+            self.id,
+            attempt=self.attempt,
+            given=run.resource,
+            command=settings.record_command,
         )
         return {"resource": resource, "config": run.config, "parent": self.parent}
 
     def _create_ring(self, metadata: Mapping[str, Any]) -> RingFile:
         """In shared memory, or else on disk."""
-        directory, size = self._directory, self._run.settings.buffer_bytes
+        directory, size = self._directory, self._settings.buffer_bytes
         if self.parent is not None:
             size = min(size, _CHILD_BUFFER_BYTES)
         try:
@@ -165,15 +218,19 @@ class RunProcess:
 
     def _start_agent(self) -> bool:
         """See that there is an agent. Returns whether one had to be started."""
-        run = self._run
-        if run.settings.agent == "off":
+        if self._settings.agent == "off":
             return False
         try:
-            return ensure_agent(self._directory, run.settings)
+            if not self._directory.path.exists():  # deleted by somebody, and there is no agent to put it back
+                with runs_locked(self._settings.directory):
+                    self._directory.restore()
+            return ensure_agent(self._directory, self._settings)
         except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
-            logger.warning(
-                "no agent for run %s can be started (%s); `tensormeter sync` delivers the run", run.id, error
-            )
+            if str(error) not in self._said:
+                self._said.add(str(error))
+                logger.warning(
+                    "no agent for run %s can be started (%s); `tensormeter sync` delivers the run", self._run.id, error
+                )
             return False
 
     def _check_agent(self) -> None:
@@ -183,12 +240,14 @@ class RunProcess:
             return
         self._agent_checked = now
         reap_agents()
-        if self._start_agent():
+        if not self._start_agent():
+            self._agent_check = max(self._agent_check / 2, _AGENT_CHECK)  # one stays
+        else:
             self._agent_check = min(2 * self._agent_check, _LONGEST_AGENT_CHECK)
             logger.warning("the agent of run %s had ended; started another, which goes on where it was", self._run.id)
 
     def _wait_for_delivery(self, timeout: float) -> None:
-        run, settings, words = self._run, self._run.settings, self.ring.words
+        run, settings, words = self._run, self._settings, self.ring.words
         if settings.agent == "off":
             logger.warning("run %s is recorded; deliver it with `tensormeter sync`", run.id)
             return
@@ -218,6 +277,10 @@ class RunProcess:
         if drops:
             counts = ", ".join(f"{reason} {count}" for reason, count in drops.items())
             logger.warning("run %s: not recorded: %s", self._run.id, counts)
+        losses = self.ring.spool_losses()
+        if losses:
+            counts = ", ".join(f"{reason} {count}" for reason, count in losses.items())
+            logger.warning("run %s: recorded, but will not arrive: %s", self._run.id, counts)
         rejected = self.ring.words[HeaderWord.QUARANTINED_ITEMS]
         if rejected:
             logger.warning(

@@ -11,7 +11,7 @@ Layout (little-endian words of 8 bytes; offsets in bytes from the start of the f
     ...    lanes        one for each writing thread: 128 bytes of the words named in `LaneWord`, then the rows
 
 A dictionary entry is published by writing its length last.
-Entry 1 is the metadata (resource, settings, run); the others describe row layouts.
+Entry 1 is the metadata (resource, settings, run), which a later entry may replace; the others describe row layouts.
 
 A row is ``mark | time | step | value ... | mark``.
 The mark is ``position << 13 | layout``: the row's position (bytes written to the lane before it, over all laps, a multiple
@@ -59,6 +59,7 @@ __all__ = [
     "Layout",
     "LogPath",
     "RingFile",
+    "SpoolLoss",
     "State",
     "Stream",
     "row_bytes",
@@ -102,6 +103,8 @@ class HeaderWord(enum.IntEnum):
     WRITER_PID = 5
     CREATED = 6
     STATE = 7
+    SIGTERM = 8
+    """Time at which the writer was told to end, or 0."""
     AGENT_PID = 16
     PENDING_REQUESTS = 17
     """Requests spooled for an online destination and neither accepted nor rejected yet."""
@@ -111,6 +114,8 @@ class HeaderWord(enum.IntEnum):
     """Points and events that a receiver has rejected for good."""
     ENDED = 19
     """1 once everything that the writer left, and the news of its end, is in the spool."""
+    SPOOL_LOSSES = 32
+    """The first of the counters of items, one for each `SpoolLoss`."""
 
 
 class LaneWord(enum.IntEnum):
@@ -133,12 +138,27 @@ class Drop(enum.IntEnum):
     DEVICE_UNFINISHED = 3
 
 
+class SpoolLoss(enum.IntEnum):
+    """Why something that was recorded will not arrive. Of all processes of the run on this node together."""
+
+    SPOOL_FULL_SYSTEM = 0
+    SPOOL_FULL_MEDIA = 1
+    SPOOL_FULL_SCALARS = 2
+    DAMAGED = 3
+    """Could not be read from the disk any more."""
+    REFUSED = 4
+    """A receiver took the rest of the request, but not these."""
+
+
 class State(enum.IntEnum):
-    """What the writer says of itself. A dead writer whose state is still OPEN has crashed."""
+    """What the writer says of itself. A dead writer whose state is still OPEN has crashed, or was preempted if it had been
+    told to end.
+    """
 
     OPEN = 0
     FINISHED = 1
     FAILED = 2
+    PREEMPTED = 3
 
 
 class LogPath(enum.IntEnum):
@@ -432,6 +452,11 @@ class RingFile:
             reason.name.lower(): sum(self.words[(start >> 3) + LaneWord.DROPS + reason] for start, _ in self.lanes)
             for reason in Drop
         }
+        return {reason: count for reason, count in counts.items() if count}
+
+    def spool_losses(self) -> dict[str, int]:
+        """What was recorded and will not arrive, by reason; reasons that never occurred are left out."""
+        counts = {reason.name.lower(): self.words[HeaderWord.SPOOL_LOSSES + reason] for reason in SpoolLoss}
         return {reason: count for reason, count in counts.items() if count}
 
     @property

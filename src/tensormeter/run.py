@@ -5,7 +5,7 @@ If the machine does not let a run be recorded (no space for the ring, no directo
 warned and goes on with a run that records nothing.
 """
 
-import atexit
+import dataclasses
 import json
 import logging
 import os
@@ -19,6 +19,7 @@ from dataclasses import fields, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
+from tensormeter import ending
 from tensormeter.errors import RingError, SettingsError, UsageError
 from tensormeter.exporter import check_exporters
 from tensormeter.process import RunIdentity, RunProcess
@@ -61,7 +62,7 @@ class Run:
         settings: In force for this run.
     """
 
-    def __init__(self, identity: RunIdentity, *, parent: str | None = None) -> None:
+    def __init__(self, identity: RunIdentity, *, parent: str | None = None, resume: bool = False) -> None:
         """Use `init`."""
         self.id = identity.id
         self.name = identity.name
@@ -70,6 +71,7 @@ class Run:
         self.settings = identity.settings
         self._identity = identity
         self._parent = parent
+        self._resume = resume
         self._process: RunProcess | None = None
         self._finished = False
         self._definitions: list[tuple[str, Rule]] = []
@@ -123,6 +125,11 @@ class Run:
         if self._process is not None:
             self._process.recorder.define(name, rule)
         self._definitions.append((name, rule))
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt at the run this is, from 1."""
+        return self.settings.attempt or 1
 
     def watch(
         self,
@@ -205,7 +212,7 @@ class Run:
         """
         return self._phases.step(step, items) if self._phases is not None else nullcontext()
 
-    def finish(self, state: str = "finished", *, timeout: float | None = None) -> None:
+    def finish(self, state: str | None = None, *, timeout: float | None = None) -> None:
         """End the run and wait for delivery, for `finish_timeout` seconds at most.
 
         Returns as soon as everything is delivered, or is on disk and the receiver cannot be reached; the agent then goes
@@ -213,14 +220,22 @@ class Run:
         process's part only, and waits for nothing.
 
         Args:
-            state: `finished` or `failed`.
+            state: `finished`, `failed` or `preempted`. If None: preempted if the process was sent SIGTERM, else finished.
             timeout: Seconds to wait at most, instead of `finish_timeout`.
 
         Raises:
             UsageError: Another state.
         """
-        if state not in ("finished", "failed"):
-            raise UsageError(f"finish: expected the state 'finished' or 'failed', got {state!r}")
+        if state not in (None, "finished", "failed", "preempted"):
+            raise UsageError(f"finish: expected the state 'finished', 'failed' or 'preempted', got {state!r}")
+        found, message = ending.outcome()
+        if state is None:
+            state = found if found == "preempted" else "finished"
+        self._finish(
+            state, message if state == found else "", self.settings.finish_timeout if timeout is None else timeout
+        )
+
+    def _finish(self, state: str, message: str, timeout: float) -> None:
         if not self._finished:
             for prepare in before_finish:
                 prepare(self)
@@ -235,7 +250,7 @@ class Run:
             self._phases = None
         self.__dict__.pop("log", None)
         if self._process is not None and self._process.is_this:
-            self._process.finish(State[state.upper()], timeout=timeout)
+            self._process.finish(State[state.upper()], message, timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -246,7 +261,11 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.finish("finished" if kind is None else "failed")
+        failure = "" if kind is None else ending.describe_exception(kind, error)
+        state, message = ending.outcome()
+        if state != "preempted":
+            state, message = ("failed", failure) if failure else ("finished", "")
+        self._finish(state, message, self.settings.finish_timeout)
 
     def __reduce__(self) -> tuple[Callable[..., "Run"], tuple[Any, ...]]:
         """Sent to another process, a run becomes a process of its own there. Secrets are not sent."""
@@ -266,9 +285,13 @@ class Run:
             self._process = RunProcess(
                 self._identity,
                 parent=self._parent,
+                resume=self._resume,
                 on_writer=self._use_writer,
                 on_fork=self._log_after_fork,
             )
+            # Children, and whoever the run is sent to, are part of the same attempt.
+            self.settings = self.settings.replace(attempt=self._process.attempt)
+            self._identity = dataclasses.replace(self._identity, settings=self.settings)
             recorder = self._process.recorder
             for name, rule in self._definitions:
                 recorder.define(name, rule)
@@ -342,19 +365,25 @@ def init(
     config: Mapping[str, Any] | None = None,
     *,
     id: str | None = None,
+    resume: bool = False,
     mode: str | None = None,
     settings: Settings | Mapping[str, Any] | None = None,
 ) -> Run:
     """Begin a run.
 
     Takes some ten milliseconds and talks to no network. The run ends with `Run.finish`, with its `with` block, or when
-    the interpreter exits; it counts as failed if an exception ended it, and as crashed if the process just vanished.
+    the interpreter exits; it counts as failed if an exception or another exit status than 0 ended it, as preempted if SIGTERM
+    did, and as crashed if the process just vanished. In a notebook, it ends when another one begins.
+
+    A run whose `id` comes again after its processes have ended is attempted again: nothing of the earlier attempt is deleted,
+    and the steps that the later one repeats shadow those of the earlier one.
 
     Args:
         project: What the run belongs to.
         name: For people; the id if None.
         config: Hyperparameters and whatever else describes the run. What is not JSON is turned into a `str`.
         id: Of the run; give every rank the same. Random if None.
+        resume: There was an attempt at this run before, on whatever machine. Needs an `id`.
         mode: `online`, `offline` or `disabled`.
         settings: A `Settings`, or a mapping of its fields. The arguments above take precedence over it.
 
@@ -364,8 +393,14 @@ def init(
     given = {"project": project, "name": name, "run_id": id, "mode": mode}
     resolved = _resolve(settings, {key: value for key, value in given.items() if value is not None})
     check_exporters([*resolved.exporters, *(option.partition(".")[0] for option in resolved.exporter_options)])
+    if resume and resolved.run_id is None:
+        raise SettingsError(
+            "resume: expected the id of the run to resume, got none; give id=, or set TENSORMETER_RUN_ID"
+        )
+    if _in_notebook():
+        _finish_all()
     run_id = resolved.run_id or "".join(secrets.choice(_ID_LETTERS) for _ in range(8))
-    run = Run(RunIdentity(run_id, resolved.name or run_id, _as_json(config or {}), resolved))
+    run = Run(RunIdentity(run_id, resolved.name or run_id, _as_json(config or {}), resolved), resume=resume)
     run._begin()
     _remember(run)
     return run
@@ -444,8 +479,6 @@ before_finish: Final[list[Callable[[Run], None]]] = []
 _runs: list[Run] = []
 """Runs that are not finished, in the order in which they were begun."""
 
-_failed = False
-
 
 def _join(identity: Mapping[str, Any], parent: str | None) -> Run:
     """A run that has arrived here from another process; the same object however often it comes."""
@@ -468,31 +501,38 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def _remember(run: Run) -> None:
-    if not _watching:
-        _watching.append(sys.excepthook)
-        sys.excepthook = _note_failure
-        atexit.register(_finish_all)
+    ending.watch(_finish_all)
+    if run.settings.sigterm_timeout and run._process is not None:
+        ending.take_sigterm(_on_sigterm)
     _runs.append(run)
 
 
 def _forget(run: Run) -> None:
     if run in _runs:
         _runs.remove(run)
-
-
-_watching: list[Callable[..., Any]] = []
-"""The exception hook that was there before ours, once ours is installed."""
-
-
-def _note_failure(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    global _failed
-    _failed = True
-    _watching[0](kind, error, trace)
+    if not _runs:
+        ending.give_sigterm_back()
 
 
 def _finish_all() -> None:
+    state, message = ending.outcome()
     for run in reversed(_runs.copy()):  # a copy: a forked child's `finish` leaves its parent's runs where they are
-        run.finish("failed" if _failed else "finished")
+        run._finish(state, message, run.settings.finish_timeout)
+
+
+def _on_sigterm(last: bool) -> None:
+    """Before the default action (`last`) runs are finished; before a handler they are not, because the script goes on."""
+    for run in reversed(_runs.copy()):
+        if run.settings.sigterm_timeout and run._process is not None:
+            run._process.note_sigterm()
+            if last:
+                run._finish("preempted", "SIGTERM", min(run.settings.sigterm_timeout, run.settings.finish_timeout))
+
+
+def _in_notebook() -> bool:
+    """Whether cells are run one after the other, so that a run that is not finished was most likely forgotten."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and ipython.get_ipython() is not None
 
 
 def _resolve(settings: Settings | Mapping[str, Any] | None, given: Mapping[str, Any]) -> Settings:

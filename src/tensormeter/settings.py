@@ -24,6 +24,7 @@ AgentKind = Literal["process", "thread", "off"]
 AfterFork = Literal["record", "ignore"]
 HistogramAggregation = Literal["explicit_bucket_histogram", "base2_exponential_bucket_histogram"]
 TemporalityPreference = Literal["cumulative", "delta", "lowmemory"]
+Durability = Literal["none", "flush", "fsync"]
 
 DEFAULT_PORT: Final = 4320
 IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -68,6 +69,11 @@ def _parse_disabled(text: str) -> Mode:
 
 def _parse_lower(text: str) -> str:
     return text.strip().lower()
+
+
+def _parse_restarts(text: str) -> int:
+    """Schedulers count from 0 how often they have started a job again."""
+    return int(text) + 1
 
 
 def _parse_milliseconds(text: str) -> float:
@@ -135,6 +141,15 @@ class Settings:
         shown="random",
         help="Id of the run; the same on every rank.",
     )
+    attempt: int | None = _setting(
+        None,
+        "TENSORMETER_ATTEMPT",
+        ("TORCHELASTIC_RESTART_COUNT", _parse_restarts),
+        ("SLURM_RESTART_COUNT", _parse_restarts),
+        parse=int,
+        shown="counted on this machine",
+        help="Which attempt at the run this is, from 1: a later one shadows the steps that it repeats.",
+    )
     name: str | None = _setting(None, "TENSORMETER_NAME", shown="the id", help="Name of the run, for people.")
     mode: Mode = _setting(
         "online",
@@ -151,6 +166,12 @@ class Settings:
     )
     token: str | None = _setting(
         None, "TENSORMETER_TOKEN", parse=str.strip, help="Bearer token for the endpoint.", secret=True
+    )
+    token_file: Path | None = _setting(
+        None,
+        "TENSORMETER_TOKEN_FILE",
+        parse=Path,
+        help="File with the bearer token, if `token` is not set; read again when the endpoint refuses the token.",
     )
     exporters: tuple[str, ...] = _setting(
         ("experiment",),
@@ -277,6 +298,33 @@ class Settings:
         help="Seconds that the agent goes on trying after the last trainer is gone. What is left stays in the spool.",
     )
 
+    sigterm_timeout: float = _setting(
+        10.0,
+        "TENSORMETER_SIGTERM_TIMEOUT",
+        parse=float,
+        help="Seconds that a SIGTERM waits for delivery, at most, before it goes to whom it was for. 0: it is not handled, "
+        "and a run that it ends counts as crashed.",
+    )
+    durability: Durability = _setting(
+        "flush",
+        "TENSORMETER_DURABILITY",
+        help="Of the spool, should the power fail: `fsync` each batch, `flush` it to the operating system, or `none`. "
+        "A killed process loses nothing in any case.",
+    )
+    spool_max_bytes: int = _setting(
+        1 << 30,
+        "TENSORMETER_SPOOL_MAX_BYTES",
+        parse=int,
+        help="Size of a run's spool in bytes, at most. When it is full, system metrics go first, then media, then scalars "
+        "are thinned; configuration and last values stay.",
+    )
+    max_upload_bytes_per_second: int | None = _setting(
+        None,
+        "TENSORMETER_MAX_UPLOAD_BYTES_PER_SECOND",
+        parse=int,
+        help="Bytes a second sent to each destination, on average.",
+    )
+
     def __post_init__(self) -> None:
         _check_identifier("project", self.project)
         if self.run_id is not None:
@@ -290,10 +338,8 @@ class Settings:
         _check_endpoint(self.endpoint)
         _check_names("exporters", self.exporters)
         object.__setattr__(self, "exporters", tuple(self.exporters))
-        _check_options("exporter_options", self.exporter_options)
-        object.__setattr__(self, "exporter_options", dict(self.exporter_options))
-        if self.token is not None and not _TOKEN.fullmatch(self.token):
-            raise SettingsError("token: expected printable ASCII characters without spaces or line ends")
+        if self.token is not None:
+            _check_token("token", self.token)
         object.__setattr__(self, "directory", Path(self.directory).expanduser().absolute())
         if self.buffer_directory is not None:
             object.__setattr__(self, "buffer_directory", Path(self.buffer_directory).expanduser().absolute())
@@ -308,6 +354,15 @@ class Settings:
         _check_range("export_timeout", self.export_timeout, 0.1, 3600)
         _check_range("finish_timeout", self.finish_timeout, 0, 86400)
         _check_range("linger_timeout", self.linger_timeout, 0, 7 * 86400)
+        _check_range("sigterm_timeout", self.sigterm_timeout, 0, 3600)
+        _check_choice("durability", self.durability, get_args(Durability))
+        _check_integer("spool_max_bytes", self.spool_max_bytes, 1 << 16, 1 << 50)
+        if self.max_upload_bytes_per_second is not None:
+            _check_integer("max_upload_bytes_per_second", self.max_upload_bytes_per_second, 1, 1 << 40)
+        if self.attempt is not None:
+            _check_integer("attempt", self.attempt, 1, 1 << 31)
+        if self.token_file is not None:
+            object.__setattr__(self, "token_file", Path(self.token_file).expanduser().absolute())
 
     @classmethod
     def small(cls, **changes: Any) -> "Settings":
@@ -341,6 +396,21 @@ class Settings:
             name.removeprefix(prefix): value for name, value in self.exporter_options.items() if name.startswith(prefix)
         }
 
+    def current_token(self) -> str | None:
+        """The token, or what the token file says now.
+
+        Raises:
+            SettingsError: The file cannot be read, or holds no token.
+        """
+        if self.token is not None or self.token_file is None:
+            return self.token
+        try:
+            token = self.token_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"token_file {self.token_file}: cannot be read ({error})") from None
+        _check_token(f"token_file {self.token_file}", token)
+        return token
+
     def to_json(self) -> dict[str, Any]:
         """Everything but secrets, as JSON values: what a ring file carries, so that anyone can deliver it later."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.repr}
@@ -350,6 +420,11 @@ class Settings:
     def from_json(cls, values: Mapping[str, Any]) -> "Settings":
         """The inverse of `to_json`; secrets come from this process's environment. Unknown names are ignored."""
         return cls(**{name: value for name, value in values.items() if name in cls.names()})
+
+
+def _check_token(name: str, value: str) -> None:
+    if not _TOKEN.fullmatch(value):
+        raise SettingsError(f"{name}: expected printable ASCII characters without spaces or line ends")
 
 
 def _check_identifier(name: str, value: object) -> None:

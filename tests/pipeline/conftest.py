@@ -74,6 +74,16 @@ def drip(handler: BaseHTTPRequestHandler) -> None:
     handler.close_connection = True
 
 
+def drip_headers(handler: BaseHTTPRequestHandler) -> None:
+    """A header line that never ends, a byte now and then."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Endless: ")
+    with contextlib.suppress(OSError):
+        while True:
+            handler.wfile.write(b"x")
+            threading.Event().wait(0.02)
+    handler.close_connection = True
+
+
 def partial_success() -> bytes:
     response = ExportMetricsServiceResponse()
     response.partial_success.rejected_data_points = 3
@@ -82,7 +92,13 @@ def partial_success() -> bytes:
 
 
 ok = answer(200)
-BEHAVIOURS = {"ok": ok, "reset": reset, "drip": drip, "partial": answer(200, partial_success())}
+BEHAVIOURS = {
+    "ok": ok,
+    "reset": reset,
+    "drip": drip,
+    "drip_headers": drip_headers,
+    "partial": answer(200, partial_success()),
+}
 
 
 class Receiver:
@@ -91,6 +107,10 @@ class Receiver:
     def __init__(self) -> None:
         self.received: list[Received] = []
         self.connections = 0
+        self.token: str | None = None
+        """The bearer token that is accepted; any if None."""
+        self.limit: int | None = None
+        """Bytes of a decompressed body, at most."""
         self._script: list[Behaviour] = []
         self._server: ThreadingHTTPServer | None = None
         with socket.socket() as probe:
@@ -98,8 +118,11 @@ class Receiver:
             self._port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self._port}"
 
-    def script(self, *behaviours: Behaviour | str) -> None:
-        """What to do with the next requests; after those, all are accepted."""
+    def script(self, *behaviours: Behaviour | str | None) -> None:
+        """What to do with the next requests; after those, all are accepted that fit. None: forget what was said before."""
+        if None in behaviours:
+            self._script.clear()
+            return
         self._script += [BEHAVIOURS[item] if isinstance(item, str) else item for item in behaviours]
 
     def start(self) -> "Receiver":
@@ -113,8 +136,12 @@ class Receiver:
                 super().setup()
 
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                behave = receiver._script.pop(0) if receiver._script else ok
+                length = int(self.headers.get("Content-Length", -1))
+                body = self.rfile.read(length) if length >= 0 else b""
+                if len(body) != length:  # the connection was cut in the middle of the request
+                    self.close_connection = True
+                    return
+                behave = receiver._behaviour(self.headers.get("Authorization"), body)
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 accepted = getattr(behave, "accepts", False)
                 receiver.received.append(Received(self.path, headers, body, accepted))  # before anybody can know
@@ -137,6 +164,15 @@ class Receiver:
         self._server = Server(("127.0.0.1", self._port), Handler)
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
         return self
+
+    def _behaviour(self, authorization: str | None, body: bytes) -> Behaviour:
+        if self._script:
+            return self._script.pop(0)
+        if self.token is not None and authorization != f"Bearer {self.token}":
+            return answer(401)
+        if self.limit is not None and len(gzip.decompress(body)) > self.limit:
+            return answer(413)
+        return ok
 
     def stop(self) -> None:
         if self._server is not None:

@@ -2,12 +2,19 @@
 
 import gzip
 import logging
+import os
+import time
+from collections import Counter
 
+import numpy as np
 import pytest
 
 import tensormeter.pipeline.delivery as delivery_module
 from tensormeter.errors import SettingsError
 from tensormeter.exporter import Accepted, load_exporter
+from tensormeter.otlp.batch import Batch, Gauge
+from tensormeter.otlp.decode import decode_metrics
+from tensormeter.otlp.encode import encode_metrics
 from tensormeter.pipeline.delivery import Delivery
 from tensormeter.pipeline.spool import Encoded, Spool
 from tensormeter.settings import Settings
@@ -129,19 +136,101 @@ def test_a_rejected_request_is_set_aside_and_the_next_ones_flow(
     assert ["set aside" in message and "400" in message for message in said()] == [True]
 
 
-def test_a_refused_token_parks_until_someone_says_otherwise(deliver, put, spool, receiver, answering, said, wait_for):
-    receiver.script(answering(401))
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_token_parks_until_someone_says_otherwise(
+    deliver, put, spool, receiver, answering, said, wait_for, status
+):
+    receiver.script(*[answering(status)] * 3)
     put(b"1")
     delivery = deliver()
-    wait_for(said, "the failure")
+    wait_for(lambda: delivery.parked, "the destination is parked")
     assert "TENSORMETER_TOKEN" in delivery.error
-    assert "in 60.0 s" in said()[0]
-    assert delivery.failures == 1
-    assert spool.pending() == 1
-    delivery.wake()
-    wait_for(lambda: spool.pending() == 0, "the request is delivered")
-    assert [request.headers["authorization"] for request in receiver.received] == ["Bearer secret"] * 2
+    assert delivery.stalled
+
+    def woken():
+        delivery.wake()
+        return spool.pending() == 0
+
+    wait_for(woken, "the request is delivered")
+    assert [request.headers["authorization"] for request in receiver.received] == ["Bearer secret"] * 4
+    assert not delivery.parked
+    assert len(said()) == 1, "one warning"
     assert "secret" not in "".join(said())
+
+
+def test_a_parked_destination_resumes_with_a_new_token(deliver, put, spool, receiver, tmp_path, wait_for):
+    receiver.token = "new"
+    file = tmp_path / "token"
+    file.write_text("old\n")
+    put(b"1", b"2")
+    delivery = deliver(token=None, token_file=file)
+    wait_for(lambda: delivery.parked, "the destination is parked")
+    file.write_text("new\n")
+    wait_for(lambda: spool.pending() == 0, "everything is delivered")
+    assert {request.headers["authorization"] for request in receiver.received if request.accepted} == {"Bearer new"}
+    assert len(receiver.accepted()) == 2
+
+
+def metrics(points):
+    """A request of rows with two values each."""
+    times = np.arange(1, points + 1, dtype=np.uint64)
+    gauges = [Gauge("a", times, times.astype(np.float64)), Gauge("tensormeter.step", times, times.astype(np.int64))]
+    return encode_metrics([Batch({"service.instance.id": "p"}, gauges)])
+
+
+def test_a_request_that_is_too_large_is_halved(deliver, put, spool, receiver, answering, wait_for):
+    put(metrics(64), metrics(3))
+    receiver.limit = 600
+    receiver.script("reset", answering(413), "reset")
+    deliver()
+    wait_for(lambda: spool.pending() == 0, "everything is delivered")
+    assert max(len(gzip.decompress(request.body)) for request in receiver.accepted().values()) <= 600
+    found = Counter(value for (_, name, _, value), n in receiver.points().items() for _ in range(n) if name == "a")
+    assert found == Counter({**dict.fromkeys(range(1, 4), 2), **dict.fromkeys(range(4, 65), 1)})
+    # Rows stay together, and the same bytes come under the same id, however often.
+    for request in receiver.accepted().values():
+        (batch,) = decode_metrics(gzip.decompress(request.body))
+        assert len({tuple(gauge.times.tolist()) for gauge in batch.gauges}) == 1
+    assert len({(request.id, request.body) for request in receiver.received}) == len({r.id for r in receiver.received})
+    assert spool.quarantined_items() == 0
+
+
+def test_another_agent_makes_the_same_halves(deliver, put, spool, receiver, answering, wait_for):
+    put(metrics(64))
+    receiver.limit = 1000
+    receiver.script(answering(413), answering(413), *["ok"] * 2, *[answering(503)] * 1000)
+    first = deliver()
+    wait_for(lambda: first.failures, "half of it is delivered")
+    first.stop(30)
+    receiver.script(None)
+    deliver()
+    wait_for(lambda: spool.pending() == 0, "everything is delivered")
+    assert sorted(value for (_, name, _, value) in receiver.points() if name == "a") == list(range(1, 65))
+    assert set(receiver.points().values()) == {1}
+
+
+def test_a_point_that_is_too_large_is_set_aside_and_its_neighbours_arrive(
+    deliver, put, spool, receiver, said, wait_for
+):
+    times = np.array([7], np.uint64)
+    big = Gauge("big", times, times.astype(np.float64), attributes={"text": "x" * 10_000})
+    put(encode_metrics([Batch({}, [Gauge("small", times, times.astype(np.float64)), big])]), b"")
+    receiver.limit = 5000
+    deliver()
+    wait_for(lambda: spool.pending() == 0, "everything is dealt with")
+    decoded = [decode_metrics(gzip.decompress(request.body)) for request in receiver.accepted().values()]
+    assert [gauge.name for batches in decoded for batch in batches for gauge in batch.gauges] == ["small"]
+    assert spool.quarantined_items() == 1
+    assert any("to a single item" in message for message in said())
+
+
+def test_a_limit_on_bytes_a_second(deliver, put, spool, receiver, wait_for):
+    put(*[os.urandom(2000) for _ in range(3)])
+    begun = time.monotonic()
+    deliver(max_upload_bytes_per_second=4000)
+    wait_for(lambda: spool.pending() == 0, "everything is delivered")
+    assert len(receiver.accepted()) == 3
+    assert time.monotonic() - begun >= 2 * 2000 / 4000  # the first goes at once; a slow machine only adds to it
 
 
 def test_partial_success_is_surfaced_and_not_sent_again(deliver, put, spool, receiver, said, wait_for):
@@ -150,6 +239,7 @@ def test_partial_success_is_surfaced_and_not_sent_again(deliver, put, spool, rec
     deliver()
     wait_for(lambda: spool.pending() == 0, "the request is delivered")
     assert len(receiver.received) == 1
+    assert spool.losses() == {"refused": 3}
     assert ["refused 3 items" in message and "three were bad" in message for message in said()] == [True]
 
 

@@ -7,7 +7,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from tensormeter.exporter import Accepted, ExporterConfig, Rejected, Request, Retry
+from tensormeter.exporter import Accepted, ExporterConfig, Rejected, Request, Retry, TooLarge, Unauthorized
 from tensormeter_exporters.experiment import ExperimentExporter
 
 REQUEST = Request("spool-1", "metrics", gzip.compress(b""), 7)
@@ -49,7 +49,7 @@ def test_partial_success_is_surfaced(exporter, receiver):
     assert exporter.export(REQUEST) == Accepted(3, "three were bad")
 
 
-@pytest.mark.parametrize("status", [400, 409, 413, 415, 422])
+@pytest.mark.parametrize("status", [400, 409, 415, 422])
 def test_answers_that_will_not_change(exporter, receiver, answering, status):
     receiver.script(answering(status, b"why", "text/plain"))
     outcome = exporter.export(REQUEST)
@@ -67,12 +67,18 @@ def test_answers_that_may_change(exporter, receiver, answering, status):
     assert outcome.after is None
 
 
+def test_a_request_that_is_too_large(exporter, receiver, answering):
+    receiver.script(answering(413))
+    outcome = exporter.export(REQUEST)
+    assert isinstance(outcome, TooLarge)
+    assert "answered 413" in outcome.reason
+
+
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_refused_token_is_a_long_wait(exporter, receiver, answering, status):
+def test_a_refused_token_is_said(exporter, receiver, answering, status):
     receiver.script(answering(status))
     outcome = exporter.export(REQUEST)
-    assert isinstance(outcome, Retry)
-    assert outcome.after == 60
+    assert isinstance(outcome, Unauthorized)
     assert "TENSORMETER_TOKEN" in outcome.reason
     assert "secret" not in outcome.reason
 
@@ -140,6 +146,14 @@ def test_an_answer_that_does_not_end(new_exporter, receiver):
     outcome = exporter.export(REQUEST)
     assert outcome == Retry(f"{receiver.url}: the answer did not end in time")
     assert exporter.export(REQUEST) == Accepted()  # on another connection
+
+
+def test_headers_that_do_not_end(new_exporter, receiver):
+    exporter = new_exporter(receiver.url, timeout=0.5)
+    receiver.script("drip_headers")
+    outcome = exporter.export(REQUEST)
+    assert outcome == Retry(f"{receiver.url}: the answer did not end in time")
+    assert exporter.export(REQUEST) == Accepted()
 
 
 def test_an_answer_that_is_too_long(exporter, receiver, answering):

@@ -15,9 +15,11 @@ _COMMANDS: Final = {
     "import": ("tensormeter.cli.import_", "Send OTLP files to a server."),
     "backup": ("tensormeter.cli.maintain", "Copy a server's store while it runs."),
     "compact": ("tensormeter.cli.maintain", "Make a server's store as small as it can be."),
+    "doctor": ("tensormeter.cli.doctor", "Check what a run on this machine needs."),
     "runs": ("tensormeter.cli.runs", "List runs."),
     "serve": ("tensormeter.cli.serve", "Start an experiment server."),
     "show": ("tensormeter.cli.show", "Show a run: its configuration, last values and charts."),
+    "spool": ("tensormeter.cli.spool", "Look at what runs have left on this machine, and delete it."),
     "sync": ("tensormeter.cli.sync", "Deliver what runs have left on this machine."),
 }
 """Module and one-line help of each command; the module has the command under its own last name."""

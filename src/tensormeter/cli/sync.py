@@ -1,12 +1,21 @@
 """`tensormeter sync`: deliver what earlier runs have left on this machine."""
 
+import itertools
+import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from tensormeter.cli.terminal import plain
 from tensormeter.settings import Settings
+
+if TYPE_CHECKING:
+    from tensormeter.pipeline.directory import RunDirectory
+    from tensormeter.pipeline.sync import SyncResult
 
 __all__ = ["sync"]
 
@@ -14,33 +23,81 @@ __all__ = ["sync"]
 @click.command()
 @click.argument("directory", required=False, type=click.Path(path_type=Path, file_okay=False, exists=True))
 @click.option("--endpoint", help="Where to deliver. Default: where each run wanted to go.")
-def sync(directory: Path | None, endpoint: str | None) -> None:
+@click.option("--watch", is_flag=True, help="Go on looking for runs to deliver, until Ctrl-C.")
+@click.option(
+    "--interval", default=10.0, show_default=True, type=click.FloatRange(0.1), help="Seconds between two looks."
+)
+def sync(directory: Path | None, endpoint: str | None, watch: bool, interval: float) -> None:
     """Deliver what earlier runs have left in their spools and rings.
 
-    DIRECTORY holds the runs; the default is TENSORMETER_DIR, or the user's state directory.
-    The exit status is 1 if something is still not delivered.
+    DIRECTORY holds the runs, or is the folder of one; it may come from another machine. The default is TENSORMETER_DIR, or
+    the user's state directory. The exit status is 1 if something is still not delivered.
     """
-    from tensormeter.pipeline.sync import sync_runs
-
     settings = Settings() if endpoint is None else Settings(endpoint=endpoint)
     console = Console(highlight=False)
-    delivered = undelivered = 0
-    with console.status("") as status:
-        results = sync_runs(
-            directory or settings.directory,
-            endpoint=endpoint,
-            token=settings.token,
-            on_status=lambda run, items: status.update(f"{escape(run.path.name)}: {items:,} items to go"),
-        )
-        for result in results:
-            name = escape(f"{result.run.run.get('settings', {}).get('project', '?')}/{result.run.path.name}")
-            if result.delivered:
-                delivered += 1
-                console.print(f"{name}: delivered")
-            else:
-                undelivered += 1
-                console.print(f"{name}: not delivered, {escape(result.message or 'see its agent.log')}")
-        if not delivered + undelivered:
-            console.print("nothing to deliver")
-    if undelivered:
-        raise SystemExit(1)
+    said: dict[Path, str] = {}
+    for look in itertools.count():
+        found, delivered = _sync_once(console, settings, directory, endpoint, said)
+        if not watch:
+            if not found:
+                console.print("nothing to deliver")
+            if delivered < found:
+                raise SystemExit(1)
+            return
+        if look == 0:
+            console.print("watching; Ctrl-C ends it")
+        threading.Event().wait(interval)
+
+
+def _sync_once(
+    console: Console,
+    settings: Settings,
+    directory: Path | None,
+    endpoint: str | None,
+    said: dict[Path, str],
+) -> tuple[int, int]:
+    """Returns how many runs there were, and how many of them are delivered. What was `said` before is not said again."""
+    from tensormeter.pipeline.directory import memory_directory
+    from tensormeter.pipeline.sync import sync_runs
+
+    found = delivered = 0
+    places = [directory] if directory is not None else [settings.directory, memory_directory(settings)]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bars = _Bars(progress)
+        for place in places:
+            for result in sync_runs(place, endpoint=endpoint, token=settings.token, on_status=bars.update):
+                found += 1
+                delivered += result.delivered
+                bars.remove(result.run)
+                outcome = _outcome(result)
+                if said.get(result.run.path) != outcome:
+                    console.print(f"{_name(result.run)}: {outcome}")
+                said[result.run.path] = outcome
+    return found, delivered
+
+
+def _outcome(result: "SyncResult") -> str:
+    return "delivered" if result.delivered else f"not delivered, {escape(plain(result.message) or 'see its agent.log')}"
+
+
+def _name(run: "RunDirectory") -> str:
+    return escape(plain(f"{run.run.get('settings', {}).get('project', '?')}/{run.path.name}"))
+
+
+class _Bars:
+    """A progress bar for each run that is being delivered; its length is the most that was ever left to do."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._bars: dict[Path, tuple[TaskID, int]] = {}
+
+    def update(self, run: "RunDirectory", items: int) -> None:
+        bar, most = self._bars.get(run.path) or (self._progress.add_task(_name(run), total=None), 0)
+        most = max(most, items)
+        self._bars[run.path] = (bar, most)
+        self._progress.update(bar, total=most, completed=most - items)
+
+    def remove(self, run: "RunDirectory") -> None:
+        if run.path in self._bars:
+            self._progress.remove_task(self._bars.pop(run.path)[0])

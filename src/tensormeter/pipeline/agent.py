@@ -17,14 +17,15 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from tensormeter.errors import RingError, SpoolError, TensormeterError
 from tensormeter.pipeline.delivery import Delivery
 from tensormeter.pipeline.directory import RunDirectory, runs_locked
 from tensormeter.pipeline.drain import Drain
-from tensormeter.pipeline.spool import Spool
-from tensormeter.ring import HeaderWord, RingFile
+from tensormeter.pipeline.repair import open_repaired
+from tensormeter.pipeline.spool import Spool, SpoolDamagedError, SpoolVersionError
+from tensormeter.ring import HeaderWord, RingFile, SpoolLoss
 from tensormeter.settings import Settings
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ _POLL: Final = 0.05
 _STATUS_INTERVAL: Final = 0.25
 _STOP_DELIVERY: Final = 15.0
 _TROUBLE_DELAY: Final = 1.0
+_MOST_REPAIRS: Final = 3
 _TROUBLE_LIMIT: Final = 300.0
 """Seconds for which the spool may refuse before the agent gives up; the next one may find a mended disk."""
 
@@ -103,11 +105,18 @@ class Agent:
             Whether everything was delivered. If not, `error` says why.
         """
         try:
-            spool = Spool(self._directory.spool)
-            try:
-                return self._work(spool)
-            finally:
-                spool.close()
+            for repairs in range(_MOST_REPAIRS + 1):
+                spool = self._open_spool()
+                try:
+                    return self._work(spool)
+                except SpoolDamagedError as error:
+                    if repairs == _MOST_REPAIRS:
+                        raise
+                    logger.error("%s", error)
+                    self._drains.clear()  # the next ones ask the repaired spool where to go on
+                finally:
+                    spool.close()
+            raise AssertionError("the last repair returns or raises")
         except TensormeterError as error:
             self.error = str(error)
             logger.error("%s", error)
@@ -118,6 +127,28 @@ class Agent:
             return False
         finally:
             self._release_lock()
+
+    def _open_spool(self) -> Spool:
+        """Waits for a disk that refuses, as long as that may make sense."""
+        settings = self._settings
+        began = time.monotonic()
+        while True:
+            try:
+                return open_repaired(
+                    self._directory.spool,
+                    settings.exporters,
+                    durability=settings.durability,
+                    max_bytes=settings.spool_max_bytes,
+                )
+            except (SpoolDamagedError, SpoolVersionError):
+                raise
+            except SpoolError as error:
+                if self._one_shot or self._stopping or time.monotonic() - began > _TROUBLE_LIMIT:
+                    raise
+                if str(error) != self.error:
+                    logger.error("%s", error)
+                    self.error = str(error)
+                self._wake.wait(_TROUBLE_DELAY)
 
     def _work(self, spool: Spool) -> bool:
         settings = self._settings
@@ -137,6 +168,8 @@ class Agent:
                 try:
                     delivered = self._look(spool)
                     trouble_since = None
+                except SpoolDamagedError:
+                    raise
                 except SpoolError as error:
                     if trouble_since is None:
                         trouble_since = time.monotonic()
@@ -157,10 +190,36 @@ class Agent:
 
     def _look(self, spool: Spool) -> bool | None:
         """One round. None to go on, else whether everything was delivered."""
+        for delivery in self._deliveries:
+            if delivery.damaged:
+                raise SpoolDamagedError(delivery.error)
+        if not self._directory.path.exists():
+            self._restore(spool)
         self._discover(spool)
         self._drain()
         self._report(spool)
         return self._leave(spool) if self._nothing_left(spool) else None
+
+    def _restore(self, spool: Spool) -> NoReturn:
+        """Somebody has deleted the run's directory. What was in it is still open here: put it back.
+
+        Raises:
+            SpoolDamagedError: So that it is opened again from where it is now.
+            SpoolError: There is no way to put it back.
+        """
+        try:
+            with runs_locked(self._directory.path.parents[1]):
+                self._directory.restore()
+                lock = self._directory.try_agent_lock()
+                if lock is None:
+                    raise SpoolError(f"{self._directory.path} was deleted, and has another agent now")
+                os.pwrite(lock, os.pread(self._lock, 32, 0), 0)
+                os.close(self._lock)
+                self._lock = lock
+                spool.save_to(self._directory.spool)
+        except OSError as error:
+            raise SpoolError(f"{self._directory.path} was deleted, and cannot be made again: {error}") from error
+        raise SpoolDamagedError(f"{self._directory.path} was deleted; it is there again, with what was in the spool")
 
     def _discover(self, spool: Spool) -> None:
         for path in self._directory.ring_files():
@@ -181,6 +240,8 @@ class Agent:
         for path, drain in list(self._drains.items()):
             try:
                 gone = drain.advance(flush=self._stopping or self._one_shot)
+            except SpoolDamagedError:
+                raise
             except Exception as error:
                 del self._drains[path]
                 self._set_aside(path, error)
@@ -189,6 +250,8 @@ class Agent:
                 drain.ring.remove()
                 del self._drains[path]
                 self._left_at = time.monotonic()
+            elif self._deliveries and not any(delivery.failures for delivery in self._deliveries):
+                drain.beat()
             fresh = drain.take_fresh() or fresh
         for delivery in self._deliveries:
             if fresh and not delivery.failures:
@@ -205,10 +268,13 @@ class Agent:
     def _report(self, spool: Spool) -> None:
         pending = spool.pending()
         rejected = spool.quarantined_items()  # read after `pending`, published before: nobody sees 0 pending without it
+        losses = spool.losses()
         stalled = any(delivery.stalled for delivery in self._deliveries)
         trouble = "; ".join(delivery.error for delivery in self._deliveries if delivery.error)
         for drain in self._drains.values():
             drain.ring.words[HeaderWord.QUARANTINED_ITEMS] = rejected
+            for reason in SpoolLoss:
+                drain.ring.words[HeaderWord.SPOOL_LOSSES + reason] = losses.get(reason.name.lower(), 0)
             if drain.ring.trouble != trouble:
                 drain.ring.trouble = trouble
             drain.ring.words[HeaderWord.STALLED] = stalled
@@ -228,6 +294,8 @@ class Agent:
             return True
         if self._one_shot:
             return all(delivery.stalled for delivery in self._deliveries)
+        if all(delivery.parked for delivery in self._deliveries) and self._settings.token_file is None:
+            return True  # this process will not see another token, and the next agent may have one
         return time.monotonic() - self._left_at > self._settings.linger_timeout
 
     def _leave(self, spool: Spool) -> bool | None:
@@ -236,7 +304,7 @@ class Agent:
         Returns:
             Whether everything was delivered; None to stay.
         """
-        with runs_locked(self._settings.directory):
+        with self._directory.siblings_locked():
             rings = [path for path in self._directory.ring_files() if path not in self._unreadable]
             if rings and not self._stopping and not self._one_shot:
                 return None

@@ -5,10 +5,16 @@ Requests go out in order, one at a time.
 Waiting between attempts doubles from 1 to 60 seconds with full jitter (`backoff.expo`, `backoff.full_jitter`; see "Exponential
 Backoff And Jitter", AWS Architecture Blog, 2015); a `Retry-After` is a floor under it, up to an hour.
 There is no limit on attempts while the agent lives; what it leaves stays in the spool.
+
+A receiver that refuses the token gets nothing more until there is another token, somebody says to try again, or a quarter of
+an hour is over: the destination is parked.
+A request that is too large is sent in halves, and those in halves again; which ones they are, and their ids, follow from the
+request, so that a new agent sends the same ones.
 """
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
@@ -16,6 +22,7 @@ from typing import Final
 
 import backoff
 
+from tensormeter.errors import SettingsError
 from tensormeter.exporter import (
     Accepted,
     Exporter,
@@ -28,7 +35,7 @@ from tensormeter.exporter import (
     Unauthorized,
     load_exporter,
 )
-from tensormeter.pipeline.spool import Spool
+from tensormeter.pipeline.spool import Spool, SpoolDamagedError
 from tensormeter.settings import Settings
 
 __all__ = ["Delivery"]
@@ -39,7 +46,10 @@ _LONGEST_RETRY_AFTER: Final = 3600.0
 _TROUBLE_DELAY: Final = 1.0
 _STALLED_FAILURES: Final = 3
 _STALLED_DELAY: Final = 10.0
-_UNAUTHORIZED_DELAY: Final = 60.0
+_PARKED: Final = 900.0
+"""Seconds after which a parked destination is tried again: a server's token can change, too."""
+
+_TOKEN_LOOK: Final = 0.5
 
 
 class Delivery:
@@ -50,6 +60,8 @@ class Delivery:
         error: What the last of them said.
         stalled: Whether it makes no sense to wait for this destination: several attempts have failed, or the next one is
             far away.
+        parked: Whether its token was refused, so that it waits for another one.
+        damaged: Whether the spool needs repair, which is the agent's business.
     """
 
     def __init__(
@@ -73,14 +85,7 @@ class Delivery:
         """
         self._destination = destination
         self._spool = spool
-        self._config = ExporterConfig(
-            endpoint=settings.endpoint,
-            token=settings.token,
-            timeout=settings.export_timeout,
-            destination=destination,
-            options=settings.options_of(destination),
-            state=spool.with_name("exporters") / destination,
-        )
+        self._settings = settings
         self._exporter_type = load_exporter(destination)
         self._on_progress = on_progress
         self._jitter = jitter
@@ -90,6 +95,10 @@ class Delivery:
         self.failures = 0
         self.error = ""
         self.stalled = False
+        self.parked = False
+        self.damaged = False
+        self._parts: tuple[str, list[Request]] = ("", [])
+        self._free_at = 0.0
 
     def start(self) -> None:
         self._thread.start()
@@ -107,12 +116,18 @@ class Delivery:
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
-                with closing(Spool(self._spool)) as spool:
-                    exporter = self._exporter_type(self._config)
+                with closing(Spool(self._spool, durability=self._settings.durability)) as spool:
+                    config = self._config()
+                    exporter = self._exporter_type(config)
                     try:
-                        self._deliver(spool, exporter)
+                        self._deliver(spool, exporter, config.token)
                     finally:
                         exporter.shutdown()
+            except SpoolDamagedError as error:
+                self._failed(str(error), _TROUBLE_DELAY)
+                self.damaged = True
+                self._on_progress()
+                return
             except Exception as error:  # an exporter that cannot be constructed, or a disk that refuses
                 if not self.failures:
                     logger.exception("delivery to %s failed", self._destination)
@@ -120,7 +135,19 @@ class Delivery:
                 self._on_progress()
                 self._stop.wait(_TROUBLE_DELAY)
 
-    def _deliver(self, spool: Spool, exporter: Exporter) -> None:
+    def _config(self) -> ExporterConfig:
+        settings = self._settings
+        return ExporterConfig(
+            endpoint=settings.endpoint,
+            token=settings.current_token(),
+            timeout=settings.export_timeout,
+            destination=self._destination,
+            options=settings.options_of(self._destination),
+            state=self._spool.with_name("exporters") / self._destination,
+        )
+
+    def _deliver(self, spool: Spool, exporter: Exporter, token: str | None) -> None:
+        """Deliver until told to stop, or until there is another token to do it with."""
         delays = self._delays()
         while not self._stop.is_set():
             delay = self._deliver_next(spool, exporter, delays)
@@ -128,8 +155,28 @@ class Delivery:
                 delays = self._delays()
                 continue
             self._on_progress()
+            if self.parked:
+                if self._wait_for_token(token):
+                    return
+                continue
             self._wake.wait(delay or None)
             self._wake.clear()
+
+    def _wait_for_token(self, refused: str | None) -> bool:
+        """Wait while parked. Returns whether there is another token."""
+        deadline = time.monotonic() + _PARKED
+        while not self._stop.is_set() and time.monotonic() < deadline:
+            woken = self._wake.wait(_TOKEN_LOOK)
+            self._wake.clear()
+            try:
+                if self._settings.current_token() != refused:
+                    self.parked = False
+                    return True
+            except SettingsError as error:
+                self.error = str(error)
+            if woken:
+                break
+        return False
 
     def _deliver_next(self, spool: Spool, exporter: Exporter, delays: Generator[float, None, None]) -> float | None:
         """Make one attempt.
@@ -140,18 +187,36 @@ class Delivery:
         found = spool.next(self._destination)
         if found is None:
             return 0.0
-        sequence, request = found
-        outcome = self._export(exporter, request)
-        if isinstance(outcome, Unauthorized):
-            outcome = Retry(outcome.reason, _UNAUTHORIZED_DELAY)
-        match outcome:
-            case Accepted(rejected, message):
-                spool.done(self._destination, sequence)
-                if rejected:
-                    logger.error("%s refused %d items of %r: %s", self._destination, rejected, request, message)
-            case Rejected(reason) | TooLarge(reason):
-                spool.quarantine(self._destination, sequence, reason)
-                logger.error("%s rejected %r, which is set aside in the spool: %s", self._destination, request, reason)
+        sequence, whole = found
+        if self._parts[0] != whole.id:
+            self._parts = (whole.id, [whole])
+        parts = self._parts[1]
+        request = parts[0]
+        self._wait_for_rate()
+        if self._stop.is_set():
+            return 0.0
+        self._free_at = time.monotonic() + len(request.body) / (
+            self._settings.max_upload_bytes_per_second or float("inf")
+        )
+        match self._export(exporter, request):
+            case Accepted(refused, message):
+                if refused:
+                    logger.error("%s refused %d items of %r: %s", self._destination, refused, request, message)
+                if len(parts) > 1:
+                    spool.count_loss("refused", refused)
+                    parts.pop(0)
+                else:
+                    spool.done(self._destination, sequence, refused=refused)
+            case Rejected(reason):
+                self._set_aside(spool, sequence, whole, reason)
+            case TooLarge(reason):
+                self._halve(spool, sequence, whole, reason)
+            case Unauthorized(reason):
+                if not self.parked:
+                    logger.warning("%s: %s; nothing is sent until there is another token", self._destination, reason)
+                self._failed(reason, _PARKED)
+                self.parked = True
+                return _PARKED
             case Retry(reason, after):
                 delay = max(self._jitter(next(delays)), min(after or 0.0, _LONGEST_RETRY_AFTER), 0.001)
                 self._failed(reason, delay)
@@ -159,9 +224,41 @@ class Delivery:
                 return delay
         self.failures = 0
         self.error = ""
-        self.stalled = False
+        self.stalled = self.parked = False
         self._on_progress()
         return None
+
+    def _halve(self, spool: Spool, sequence: int, whole: Request, reason: str) -> None:
+        from tensormeter.pipeline.contents import halves  # protobuf's messages: rarely needed
+
+        parts = self._parts[1]
+        try:
+            found = halves(parts[0])
+        except Exception as error:  # whatever is wrong with the body, the next one must go on its way
+            self._set_aside(spool, sequence, whole, f"{reason}; and it cannot be halved ({error})")
+            return
+        if found is None:
+            self._set_aside(spool, sequence, whole, f"{reason}, to a single item")
+            return
+        logger.info("%s: %s; %r is sent in halves", self._destination, reason, parts[0])
+        parts[:1] = found
+
+    def _set_aside(self, spool: Spool, sequence: int, whole: Request, reason: str) -> None:
+        parts = self._parts[1]
+        part = parts[0]
+        logger.error("%s rejected %r, which is set aside in the spool: %s", self._destination, part, reason)
+        if part is whole:
+            spool.quarantine(self._destination, sequence, reason)
+            return
+        spool.quarantine_part(self._destination, part, reason)
+        if len(parts) > 1:
+            parts.pop(0)
+        else:
+            spool.done(self._destination, sequence)
+
+    def _wait_for_rate(self) -> None:
+        """Until what has been sent is within the limit again."""
+        self._stop.wait(max(0.0, self._free_at - time.monotonic()))
 
     def _failed(self, reason: str, delay: float) -> None:
         self.failures += 1

@@ -21,8 +21,10 @@ import os
 import shutil
 import socket
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -32,7 +34,7 @@ from typing import Any, Final
 from tensormeter.errors import SpoolError
 from tensormeter.settings import Settings
 
-__all__ = ["RunDirectory", "list_runs", "runs_locked"]
+__all__ = ["RunDirectory", "list_runs", "make_memory_directory", "memory_directory", "runs_locked"]
 
 _LOCK_DEADLINE: Final = 5.0
 _LOCK_INTERVAL: Final = 0.01
@@ -63,10 +65,10 @@ class RunDirectory:
         """
         host = socket.gethostname()
         path = settings.directory / "runs" / f"{run_id}@{host}"
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         for removed in path.parent.glob(f"{_REMOVED}*"):
             shutil.rmtree(removed, ignore_errors=True)
-        run = {
+        run: dict[str, Any] = {
             "version": 1,
             "run_id": run_id,
             "name": name,
@@ -75,10 +77,9 @@ class RunDirectory:
             "rings": str(_ring_directory(settings, path)),
             "settings": settings.to_json(),
         }
-        temporary = path / "run.json.new"
-        temporary.write_text(json.dumps(run, indent=1))
-        temporary.rename(path / "run.json")
-        return cls.open(path)
+        directory = cls(path, Path(str(run["rings"])), run)
+        directory.restore()
+        return directory
 
     @classmethod
     def open(cls, path: Path) -> "RunDirectory":
@@ -93,13 +94,33 @@ class RunDirectory:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SpoolError(f"{path} is not a run directory: {error}") from error
 
+    def restore(self) -> None:
+        """Make the directory, and its description, if they are not there. Call it while holding `runs_locked`.
+
+        Raises:
+            OSError: They cannot be made.
+        """
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        temporary = self.path / "run.json.new"
+        temporary.write_text(json.dumps(self.run, indent=1))
+        temporary.rename(self.path / "run.json")
+
     def settings(self) -> Settings:
-        """The run's settings, with secrets from this process's environment.
+        """The run's settings, with secrets from this process's environment, and `directory` as it is now: the run may have
+        been moved, or copied from another machine.
 
         Raises:
             SettingsError: They were written by a version with other rules.
         """
-        return Settings.from_json(self.run["settings"])
+        return Settings.from_json(self.run["settings"] | {"directory": os.fspath(self.path.parents[1])})
+
+    def siblings_locked(self) -> AbstractContextManager[None]:
+        """`runs_locked` for the place where this run directory is.
+
+        Raises:
+            OSError: The file of the lock cannot be made.
+        """
+        return _locked(self.path.parent / ".lock")
 
     @property
     def spool(self) -> Path:
@@ -167,9 +188,13 @@ class RunDirectory:
 
 
 def list_runs(directory: Path) -> list[RunDirectory]:
-    """Every run directory below `settings.directory`, the oldest first; what is not one is left out."""
+    """Every run directory below `settings.directory`, the oldest first; what is not one is left out.
+
+    A folder that holds run directories, and a run directory itself, will do as well.
+    """
+    files = [directory / "run.json", *directory.glob("[!.]*/run.json"), *(directory / "runs").glob("[!.]*/run.json")]
     found = []
-    for file in (directory / "runs").glob("[!.]*/run.json"):
+    for file in files:
         try:
             found.append(RunDirectory.open(file.parent))
         except SpoolError:
@@ -177,19 +202,48 @@ def list_runs(directory: Path) -> list[RunDirectory]:
     return sorted(found, key=lambda run: run.run.get("created", 0))
 
 
+def memory_directory(settings: Settings) -> Path:
+    """Where runs are kept when `settings.directory` cannot be used: in shared memory, or among the temporary files."""
+    parent = settings.buffer_directory or Path(tempfile.gettempdir())
+    return parent / f"tensormeter-{os.getuid()}" / "state"
+
+
+def make_memory_directory(settings: Settings) -> Path:
+    """`memory_directory`, made so that nobody else can write to it.
+
+    Raises:
+        OSError: It cannot be made, or somebody else has made it.
+    """
+    path = memory_directory(settings)
+    _make_private(path.parent)
+    path.mkdir(exist_ok=True, mode=0o700)
+    return path
+
+
 @contextlib.contextmanager
 def runs_locked(directory: Path) -> Iterator[None]:
-    """Keep runs from coming or going on this node meanwhile. After 5 s without the lock it goes on without.
-
-    The holder does nothing slow, so the deadline is only met when a holder is stopped (SIGSTOP, a frozen disk), and then
-    the worst that happens is a second agent, which finds the first one's lock and leaves.
+    """Keep runs below a `settings.directory` from coming or going on this node meanwhile.
 
     Raises:
         OSError: The directory cannot be made.
     """
     runs = directory / "runs"
     runs.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(runs / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with _locked(runs / ".lock"):
+        yield
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock. After 5 s without it, go on without.
+
+    The holder does nothing slow, so the deadline is only met when a holder is stopped (SIGSTOP, a frozen disk), and then
+    the worst that happens is a second agent, which finds the first one's lock and leaves.
+
+    Raises:
+        OSError: The file cannot be made.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         deadline = time.monotonic() + _LOCK_DEADLINE
         while time.monotonic() < deadline:

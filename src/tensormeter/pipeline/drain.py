@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
 from tensormeter.errors import SpoolError
-from tensormeter.otlp.batch import Attribute, Batch, Event
+from tensormeter.otlp.batch import Attribute, Batch, Event, Value
 from tensormeter.otlp.encode import encode_events, encode_metrics
 from tensormeter.pipeline.health import Health
 from tensormeter.pipeline.processor import BatchMeasurementProcessor
-from tensormeter.pipeline.spool import Encoded, Spool
+from tensormeter.pipeline.spool import Encoded, Priority, Spool, SpoolDamagedError
 from tensormeter.ring import HeaderWord, RingFile, State
 from tensormeter.settings import Settings
 
@@ -23,6 +23,9 @@ _GZIP_LEVEL: Final = 1
 """Times and doubles compress little; level 6 costs four times the processor time for 3 % fewer bytes."""
 
 _SPOOL_TROUBLE_DELAY: Final = 1.0
+
+_HEARTBEAT: Final = 30.0
+"""Seconds without a row after which a process that lives says so."""
 
 _MOST_BATCHES: Final = 16
 """Batches of one process before the others have their turn."""
@@ -51,6 +54,7 @@ class Drain:
         self._whole_ring = _MOST_BATCHES + len(ring.words) // settings.max_export_batch_size
         self._retry_at = 0.0
         self._fresh = False
+        self._heard_at = time.monotonic()
         ring.words[HeaderWord.PENDING_REQUESTS] = spool.pending()
         ring.words[HeaderWord.ENDED] = self._ended
 
@@ -88,6 +92,8 @@ class Drain:
                     break
             if self._health.due() and not self._ended:
                 self._report_health()
+        except SpoolDamagedError:
+            raise
         except SpoolError as error:
             if not self._retry_at:
                 logger.error("%s; rows stay in the ring until this is mended", error)
@@ -95,6 +101,22 @@ class Drain:
             return False
         self._retry_at = 0.0
         return self._ended and not alive
+
+    def beat(self) -> None:
+        """Tell the receivers that the process lives, if nothing else has for a while.
+
+        Not worth keeping for later: call it only while delivery works.
+        """
+        if self._ended or time.monotonic() - self._heard_at < _HEARTBEAT or not self.ring.writer_alive():
+            return
+        try:
+            self._put(
+                [Event("tensormeter.run.heartbeat", time.time_ns(), {"state": "running"})],
+                started=self._started,
+                priority=Priority.SYSTEM,
+            )
+        except SpoolError as error:
+            logger.warning("no heartbeat: %s", error)
 
     def take_fresh(self) -> bool:
         """Whether something has come into the spool since the last call."""
@@ -131,7 +153,7 @@ class Drain:
         batch = Batch(self.resource, series)
         body = gzip.compress(encode_metrics([batch]), _GZIP_LEVEL, mtime=0)
         self._spool.put(
-            [Encoded("metrics", body, batch.points)],
+            [Encoded("metrics", body, batch.points, Priority.SYSTEM)],
             self._destinations,
             self.ring.process,
             {},
@@ -140,9 +162,16 @@ class Drain:
         )
         self._publish()
 
-    def _put(self, events: Sequence[Event], *, started: bool, ended: bool = False) -> None:
+    def _put(
+        self,
+        events: Sequence[Event],
+        *,
+        started: bool,
+        ended: bool = False,
+        priority: Priority = Priority.ESSENTIAL,
+    ) -> None:
         body = gzip.compress(encode_events(self.resource, events), _GZIP_LEVEL, mtime=0)
-        encoded = [Encoded("logs", body, len(events))] if events else []
+        encoded = [Encoded("logs", body, len(events), priority)] if events else []
         self._spool.put(encoded, self._destinations, self.ring.process, {}, started=started, ended=ended)
         self._started, self._ended = started, ended
         self._publish()
@@ -150,6 +179,7 @@ class Drain:
     def _publish(self) -> None:
         """Something has come into the spool. Tell the writer, which may be waiting in `finish`."""
         self._fresh = True
+        self._heard_at = time.monotonic()
         self.ring.words[HeaderWord.PENDING_REQUESTS] = self._spool.pending()
         self.ring.words[HeaderWord.ENDED] = self._ended
 
@@ -166,17 +196,22 @@ class Drain:
         return [Event("tensormeter.run.start", self.ring.words[HeaderWord.CREATED], {"config": self._config})]
 
     def _end_events(self) -> list[Event]:
-        state = self.ring.state
-        dropped = self.ring.drops()
+        dropped = self.ring.drops() | self._spool.losses()
         if self._processor.lost:
             dropped["device_unfinished"] = dropped.get("device_unfinished", 0) + self._processor.lost
         if self._processor.refused:
             dropped["unsupported_value"] = dropped.get("unsupported_value", 0) + self._processor.refused
         if self.child:
             return [Event("tensormeter.process.end", time.time_ns(), {"dropped": dropped})] if dropped else []
-        body = {
-            "state": "crashed" if state is State.OPEN else state.name.lower(),
-            "message": "the process ended without finishing the run" if state is State.OPEN else "",
-            "dropped": dropped,
-        }
+        state, message = self._end()
+        body: dict[str, Value] = {"state": state, "message": message, "dropped": dropped}
         return [Event("tensormeter.run.end", time.time_ns(), body)]
+
+    def _end(self) -> tuple[str, str]:
+        """How the process ended, and in words what ended it."""
+        if self.ring.state is not State.OPEN:
+            self._processor._layouts.refresh()  # the writer's last entry is about its end
+            return self.ring.state.name.lower(), str(self._processor.metadata.get("end", ""))
+        if self.ring.words[HeaderWord.SIGTERM]:
+            return "preempted", "the process was told to end (SIGTERM) and is gone"
+        return "crashed", "the process ended without finishing the run"

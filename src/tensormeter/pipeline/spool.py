@@ -1,17 +1,24 @@
 """The spool: encoded requests on disk until their receivers have accepted them.
 
-A SQLite database (WAL), one for each run and node.
+A SQLite database, one for each run and node.
 Requests, the position up to which each lane has been read, and what was said about each process's life go into it in one
 transaction, so a row of the ring is in the spool once or not at all, whenever the agent is killed.
 A request is deleted when every destination has accepted or rejected it; what was rejected is kept in `quarantine`.
+Each request has a checksum; one that does not match is skipped and counted.
+The size is bounded: see `tensormeter.pipeline.sacrifice` for what goes first. What is lost is counted by reason in `loss`.
 
-`synchronous=NORMAL`: a killed process loses nothing; a power failure can lose the last transactions.
+Durability: a killed process loses nothing, whichever it is. After a loss of power, `fsync` has everything that was put,
+`flush` may miss the last transactions, and `none` may have to be repaired (`tensormeter.pipeline.repair`).
+The journal is a write-ahead log, which needs memory shared by all who have the file open; on network file systems, where that
+cannot be relied on, it is a rollback journal.
 
 Threads: each opens a `Spool` of its own. Calls block for the disk, and up to 10 s for another thread's transaction.
 """
 
+import enum
 import sqlite3
 import uuid
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,19 +28,25 @@ from typing import Any, Final
 
 from tensormeter.errors import SpoolError
 from tensormeter.exporter import Request, Signal
+from tensormeter.pipeline.filesystem import network_filesystem
+from tensormeter.settings import Durability
 
-__all__ = ["Cursor", "Encoded", "Spool"]
+__all__ = ["Cursor", "Encoded", "Priority", "Spool", "SpoolDamagedError", "SpoolVersionError", "checksum"]
 
 VERSION: Final = 2
 
-_SCHEMA: Final = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+SCHEMA: Final = """
 CREATE TABLE request (
     sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL,
     signal TEXT NOT NULL,
     items INTEGER NOT NULL,
+    priority INTEGER NOT NULL,
+    thinned INTEGER NOT NULL DEFAULT 0,
+    checksum INTEGER NOT NULL,
     body BLOB NOT NULL
 );
+CREATE INDEX request_priority ON request (priority, thinned, sequence);
 CREATE TABLE pending (
     destination TEXT NOT NULL,
     sequence INTEGER NOT NULL REFERENCES request (sequence) ON DELETE CASCADE,
@@ -41,12 +54,14 @@ CREATE TABLE pending (
 ) WITHOUT ROWID;
 CREATE INDEX pending_sequence ON pending (sequence);
 CREATE TABLE quarantine (
+    number INTEGER PRIMARY KEY,
     destination TEXT NOT NULL,
-    sequence INTEGER NOT NULL,
+    id TEXT NOT NULL,
     reason TEXT NOT NULL,
     signal TEXT NOT NULL,
     items INTEGER NOT NULL,
-    body BLOB NOT NULL
+    body BLOB NOT NULL,
+    UNIQUE (destination, id)
 );
 CREATE TABLE cursor (
     process TEXT NOT NULL,
@@ -66,16 +81,45 @@ CREATE TABLE process (
     started INTEGER NOT NULL DEFAULT 0,
     ended INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
+CREATE TABLE loss (reason TEXT PRIMARY KEY, items INTEGER NOT NULL) WITHOUT ROWID;
 """
+
+_SYNCHRONOUS: Final[Mapping[Durability, str]] = {"none": "OFF", "flush": "NORMAL", "fsync": "FULL"}
+
+
+class SpoolDamagedError(SpoolError):
+    """The spool's file is damaged, and can be repaired by `open_repaired`."""
+
+
+class SpoolVersionError(SpoolError):
+    """The spool is of another version of tensormeter."""
+
+
+class Priority(enum.IntEnum):
+    """What a request is worth when there is no room for all. The lowest goes first, ESSENTIAL never."""
+
+    SYSTEM = 0
+    """Statistics of host and GPU, heartbeats."""
+    MEDIA = 1
+    """Images, tables, and the like."""
+    SCALARS = 2
+    """What was logged. It is thinned, and the last value of each series stays."""
+    ESSENTIAL = 3
+    """Configuration, and how a run began and ended."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A request that has no place in the spool yet: see `Request` for the fields."""
+    """A request that has no place in the spool yet: see `Request` for the fields.
+
+    Attributes:
+        priority: SCALARS for metrics and ESSENTIAL for logs, if None.
+    """
 
     signal: Signal
     body: bytes
     items: int
+    priority: Priority | None = None
 
 
 @dataclass(frozen=True)
@@ -91,33 +135,56 @@ class Cursor:
     last_time: int = 0
 
 
+def checksum(batch: str, signal: str, items: int, body: bytes) -> int:
+    """Of everything about a request that its receiver will see."""
+    return zlib.crc32(body, zlib.crc32(f"{batch} {signal} {items}".encode()))
+
+
 class Spool:
     """An open spool. Not thread-safe; see the module's text."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, durability: Durability = "flush", max_bytes: int | None = None) -> None:
         """Open, or make.
 
+        Args:
+            path: The database.
+            durability: See the module's text.
+            max_bytes: Room for everything in it; no limit if None.
+
         Raises:
-            SpoolError: Not a spool, one of a newer version, or the disk refuses.
+            SpoolError: Not a spool, one of another version, or the disk refuses.
         """
-        self._path = path
+        self.path = path
+        self._max_bytes = max_bytes
+        self._changes: tuple[int, int] | None = None
+        self._counts: dict[str, int] = {}
+        self._losses: dict[str, int] | None = None
         try:
             self._database = sqlite3.connect(path, timeout=10, isolation_level=None)
-            self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute("PRAGMA synchronous = NORMAL")
-            self._database.execute("PRAGMA foreign_keys = ON")
-            with self._transaction():
-                version = self._database.execute("PRAGMA user_version").fetchone()[0]
-                if version == 0:
-                    for statement in _SCHEMA.split(";"):
-                        self._database.execute(statement)
-                    self._database.execute("INSERT INTO meta VALUES ('id', ?)", (uuid.uuid4().hex,))
-                    self._database.execute(f"PRAGMA user_version = {VERSION}")
-                elif version != VERSION:
-                    raise SpoolError(f"{path} has spool version {version}, this tensormeter reads {VERSION}")
-            (self._id,) = self._database.execute("SELECT value FROM meta WHERE key = 'id'").fetchone()
         except sqlite3.Error as error:
             raise SpoolError(f"cannot open the spool {path}: {error}") from error
+        try:
+            network = network_filesystem(path.parent)
+            self._database.execute(f"PRAGMA journal_mode = {'TRUNCATE' if network else 'WAL'}")
+            self._database.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[durability]}")
+            self._database.execute("PRAGMA foreign_keys = ON")
+            with self.transaction():
+                version = self._database.execute("PRAGMA user_version").fetchone()[0]
+                if version == 0:
+                    for statement in SCHEMA.split(";"):
+                        self._database.execute(statement)
+                    self._database.execute(f"PRAGMA user_version = {VERSION}")
+                elif version != VERSION:
+                    raise SpoolVersionError(
+                        f"{path} has spool version {version}, this tensormeter reads {VERSION}; "
+                        "deliver it with the version that wrote it"
+                    )
+        except sqlite3.Error as error:
+            self._database.close()
+            raise _named(error, f"cannot open the spool {path}") from error
+        except SpoolError:
+            self._database.close()
+            raise
 
     def close(self) -> None:
         self._database.close()
@@ -154,16 +221,9 @@ class Spool:
         Raises:
             SpoolError: The disk refuses; then nothing of it is stored.
         """
-        with self._transaction():
+        with self.transaction():
             for request in requests:
-                sequence = self._database.execute(
-                    "INSERT INTO request (signal, items, body) VALUES (?, ?, ?)",
-                    (request.signal, request.items, request.body),
-                ).lastrowid
-                self._database.executemany(
-                    "INSERT INTO pending VALUES (?, ?)",
-                    [(destination, sequence) for destination in destinations],
-                )
+                self._insert(request, destinations)
             self._database.executemany(
                 "INSERT OR REPLACE INTO cursor VALUES (?, ?, ?, ?)",
                 [(process, lane, cursor.position, cursor.last_time) for lane, cursor in cursors.items()],
@@ -173,44 +233,169 @@ class Spool:
                 [(process, stream, state) for stream, state in aggregates.items()],
             )
             self._database.execute("INSERT OR REPLACE INTO process VALUES (?, ?, ?)", (process, started, ended))
+        if self._max_bytes is not None and requests:
+            self._make_room(self._max_bytes)
 
     def next(self, destination: str) -> tuple[int, Request] | None:
         """The oldest request that a destination has neither accepted nor rejected, with its sequence number."""
-        row = self._fetch(
-            "SELECT sequence, signal, body, items FROM pending JOIN request USING (sequence) "
-            "WHERE destination = ? ORDER BY sequence LIMIT 1",
-            destination,
-        )
-        if row is None:
-            return None
-        sequence, signal, body, items = row
-        return sequence, Request(f"{self._id}-{sequence}", signal, body, items)
+        while True:
+            row = self._fetch(
+                "SELECT sequence, id, signal, body, items, checksum FROM pending JOIN request USING (sequence) "
+                "WHERE destination = ? ORDER BY sequence LIMIT 1",
+                destination,
+            )
+            if row is None:
+                return None
+            sequence, batch, signal, body, items, expected = row
+            if _intact(batch, signal, items, body, expected):
+                return sequence, Request(batch, signal, body, items)
+            self.discard(sequence, "damaged")
 
-    def done(self, destination: str, sequence: int) -> None:
-        """The destination has accepted the request."""
-        with self._transaction():
+    def done(self, destination: str, sequence: int, *, refused: int = 0) -> None:
+        """The destination has accepted the request, but for `refused` items of it."""
+        with self.transaction():
+            self._count_loss("refused", refused)
             self._retire(destination, sequence)
 
     def quarantine(self, destination: str, sequence: int, reason: str) -> None:
         """The destination will never accept the request: set it aside, for people to look at."""
-        with self._transaction():
+        with self.transaction():
             self._database.execute(
-                "INSERT INTO quarantine SELECT ?, sequence, ?, signal, items, body FROM request WHERE sequence = ?",
+                "INSERT OR IGNORE INTO quarantine (destination, id, reason, signal, items, body) "
+                "SELECT ?, id, ?, signal, items, body FROM request WHERE sequence = ?",
                 (destination, reason, sequence),
             )
             self._retire(destination, sequence)
 
+    def quarantine_part(self, destination: str, part: Request, reason: str) -> None:
+        """The destination will never accept a part of a request: set that part aside."""
+        with self.transaction():
+            self._database.execute(
+                "INSERT OR IGNORE INTO quarantine (destination, id, reason, signal, items, body) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                (destination, part.id, reason, part.signal, part.items, part.body),
+            )
+
+    def discard(self, sequence: int, reason: str) -> None:
+        """Give a request up, for all destinations, and count what was in it."""
+        with self.transaction():
+            found = self._database.execute("SELECT items FROM request WHERE sequence = ?", (sequence,)).fetchone()
+            if found is not None:
+                # A damaged row may say anything about its own size; one is what is known to be lost.
+                items = found[0] if reason != "damaged" and isinstance(found[0], int) else 1
+                self._count_loss(reason, items)
+            self._database.execute("DELETE FROM request WHERE sequence = ?", (sequence,))
+
+    def count_loss(self, reason: str, items: int) -> None:
+        """Remember that so many items were lost for a reason."""
+        with self.transaction():
+            self._count_loss(reason, items)
+
+    def losses(self) -> dict[str, int]:
+        """Items that will never arrive, by reason, without those in quarantine."""
+        self._changed()
+        if self._losses is None:
+            self._losses = dict(self._rows("SELECT reason, items FROM loss ORDER BY reason"))
+        return self._losses
+
     def pending(self) -> int:
         """Requests that some destination has neither accepted nor rejected, counted once for each."""
-        return int(self._fetch("SELECT count(*) FROM pending")[0])  # type: ignore[index]
+        return self._count("SELECT count(*) FROM pending")
 
     def pending_items(self) -> int:
         """Data points and log records in those."""
-        return int(self._fetch("SELECT coalesce(sum(items), 0) FROM pending JOIN request USING (sequence)")[0])  # type: ignore[index]
+        return self._count("SELECT coalesce(sum(items), 0) FROM pending JOIN request USING (sequence)")
 
     def quarantined_items(self) -> int:
         """Data points and log records that a destination has rejected."""
-        return int(self._fetch("SELECT coalesce(sum(items), 0) FROM quarantine")[0])  # type: ignore[index]
+        return self._count("SELECT coalesce(sum(items), 0) FROM quarantine")
+
+    def contents(self) -> list[tuple[str, str, int, int, int]]:
+        """What waits, for people: (destination, priority, requests, items, bytes)."""
+        rows = self._rows(
+            "SELECT destination, priority, count(*), sum(items), sum(length(body)) "
+            "FROM pending JOIN request USING (sequence) GROUP BY destination, priority ORDER BY destination, priority"
+        )
+        return [(row[0], Priority(row[1]).name.lower(), *row[2:]) for row in rows]
+
+    def rejections(self) -> list[tuple[str, str, int]]:
+        """What was rejected: (destination, reason, items)."""
+        return self._rows("SELECT destination, reason, sum(items) FROM quarantine GROUP BY destination, reason")
+
+    def forget_rejections(self) -> None:
+        """Delete what was rejected."""
+        with self.transaction():
+            self._database.execute("DELETE FROM quarantine")
+
+    def used_bytes(self) -> int:
+        """What the requests and all that belongs to them take of the file."""
+        pages, free, size = (
+            self._fetch(f"PRAGMA {name}")[0]  # type: ignore[index]
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+        return int((pages - free) * size)
+
+    def save_to(self, path: Path) -> None:
+        """Write a copy, also when the file has been deleted meanwhile.
+
+        Raises:
+            SpoolError: The disk refuses.
+        """
+        try:
+            with closing(sqlite3.connect(path)) as copy:
+                self._database.backup(copy)
+        except sqlite3.Error as error:
+            raise _named(error, f"cannot copy the spool to {path}") from error
+
+    def check(self) -> None:
+        """Look through the whole file.
+
+        Raises:
+            SpoolDamagedError: It is not as it should be.
+        """
+        found = self._fetch("PRAGMA quick_check(1)")
+        if found != ("ok",):
+            raise SpoolDamagedError(f"the spool {self.path} is damaged: {found and found[0]}")
+
+    def _make_room(self, max_bytes: int) -> None:
+        if self.used_bytes() <= max_bytes:
+            return
+        from tensormeter.pipeline.sacrifice import sacrifice  # decodes requests: rarely needed
+
+        while self.used_bytes() > max_bytes:
+            with self.transaction():
+                given_up = sacrifice(self._database)
+                if given_up is None:
+                    return
+                self._count_loss(*given_up)
+
+    def _insert(self, request: Encoded, destinations: Iterable[str]) -> None:
+        batch = uuid.uuid4().hex
+        priority = request.priority
+        if priority is None:
+            priority = Priority.SCALARS if request.signal == "metrics" else Priority.ESSENTIAL
+        sequence = self._database.execute(
+            "INSERT INTO request (id, signal, items, priority, checksum, body) VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                batch,
+                request.signal,
+                request.items,
+                priority,
+                checksum(batch, request.signal, request.items, request.body),
+                request.body,
+            ),
+        ).lastrowid
+        self._database.executemany(
+            "INSERT INTO pending VALUES (?, ?)",
+            [(destination, sequence) for destination in destinations],
+        )
+
+    def _count_loss(self, reason: str, items: int) -> None:
+        if items:
+            self._database.execute(
+                "INSERT INTO loss VALUES (?1, ?2) ON CONFLICT (reason) DO UPDATE SET items = items + ?2",
+                (reason, items),
+            )
 
     def _retire(self, destination: str, sequence: int) -> None:
         self._database.execute("DELETE FROM pending WHERE destination = ? AND sequence = ?", (destination, sequence))
@@ -218,6 +403,29 @@ class Spool:
             "DELETE FROM request WHERE sequence = ?1 AND NOT EXISTS (SELECT 1 FROM pending WHERE sequence = ?1)",
             (sequence,),
         )
+
+    def _count(self, query: str) -> int:
+        """A count, which is asked for many times a second: counted again only when something has changed."""
+        self._changed()
+        if query not in self._counts:
+            self._counts[query] = int(self._fetch(query)[0])  # type: ignore[index]
+        return self._counts[query]
+
+    def _changed(self) -> bool:
+        """Whether anything has been written by anyone since the last call; then what was counted is forgotten."""
+        changes = (int(self._fetch("PRAGMA data_version")[0]), self._database.total_changes)  # type: ignore[index]
+        if self._changes == changes:
+            return False
+        self._changes = changes
+        self._counts.clear()
+        self._losses = None
+        return True
+
+    def _rows(self, query: str) -> list[tuple[Any, ...]]:
+        try:
+            return self._database.execute(query).fetchall()
+        except sqlite3.Error as error:
+            raise _named(error, f"cannot read the spool {self.path}") from error
 
     def _fetch(self, query: str, *arguments: str | int) -> tuple[Any, ...] | None:
         rows = self._fetch_all(query, *arguments)
@@ -228,10 +436,30 @@ class Spool:
             with closing(self._database.execute(query, arguments)) as result:
                 return result.fetchall()
         except sqlite3.Error as error:
-            raise SpoolError(f"cannot read the spool {self._path}: {error}") from error
+            raise _named(error, f"cannot read the spool {self.path}") from error
 
-    def _transaction(self) -> "_Transaction":
-        return _Transaction(self._database, self._path)
+    def transaction(self) -> "_Transaction":
+        """All statements of the block, or none of them."""
+        return _Transaction(self._database, self.path)
+
+
+def _intact(batch: object, signal: object, items: object, body: object, expected: object) -> bool:
+    """Whether what came out of the database is what was put into it; with flipped bits it may be of another type."""
+    return (
+        isinstance(batch, str)
+        and isinstance(signal, str)
+        and isinstance(items, int)
+        and isinstance(body, bytes)
+        and checksum(batch, signal, items, body) == expected
+    )
+
+
+def _named(error: sqlite3.Error, what: str) -> SpoolError:
+    """SQLite's error as ours."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or isinstance(error, sqlite3.DataError)
+    kind = SpoolDamagedError if damaged else SpoolError
+    return kind(f"{what}: {error}")
 
 
 class _Transaction:
@@ -245,7 +473,7 @@ class _Transaction:
         try:
             self._database.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
-            raise SpoolError(f"cannot write to the spool {self._path}: {error}") from error
+            raise _named(error, f"cannot write to the spool {self._path}") from error
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
@@ -257,4 +485,4 @@ class _Transaction:
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
             if isinstance(error, sqlite3.Error):
-                raise SpoolError(f"cannot write to the spool {self._path}: {error}") from error
+                raise _named(error, f"cannot write to the spool {self._path}") from error

@@ -10,7 +10,7 @@ from tensormeter.errors import SpoolError
 from tensormeter.otlp.batch import Batch
 from tensormeter.otlp.encode import encode_metrics
 from tensormeter.pipeline.drain import Drain
-from tensormeter.pipeline.spool import Encoded, Spool
+from tensormeter.pipeline.spool import Encoded, Priority, Spool, SpoolDamagedError
 from tensormeter.resource import describe_node
 from tensormeter.ring import HeaderWord, State
 from tensormeter.sensors.node import Node, TrainingProcess, Watch
@@ -78,13 +78,15 @@ class Statistics:
     def _encode(self, batch: Batch | None) -> None:
         if batch is not None:
             body = gzip.compress(encode_metrics([batch]), _GZIP_LEVEL, mtime=0)
-            self._waiting = Encoded("metrics", body, batch.points)
+            self._waiting = Encoded("metrics", body, batch.points, Priority.SYSTEM)
 
     def _put(self, encoded: Encoded) -> bool:
         if time.monotonic() < self._retry_at:
             return False
         try:
             self._spool.put([encoded], self._settings.exporters, self._process, {}, started=True, ended=True)
+        except SpoolDamagedError:
+            raise
         except SpoolError as error:
             if not self._retry_at:
                 logger.error("%s; statistics wait until this is mended", error)

@@ -55,6 +55,8 @@ _LAST_STEP: Final = (1 << 63) - 1
 
 _SETTLE_TIMEOUT: Final = 5.0
 """Seconds that `close` waits for values which this process has to fill in itself."""
+_LONGEST_NAME: Final = 1024
+"""Characters of a metric's name, at most; the server takes no longer ones."""
 
 _STEP_NAME: Final = "tensormeter.step"
 """Taken: the pipeline sends each row's step under this name."""
@@ -334,7 +336,8 @@ class Recorder:
                 number = self._classify(key, value, rule)
             except Refused as refusal:
                 lane.count(Drop.UNSUPPORTED_VALUE)
-                self._warn_once((key,), "%r is not recorded: %s", key, refusal)
+                shown = key[:_LONGEST_NAME] if isinstance(key, str) else key
+                self._warn_once((shown,), "%r is not recorded: %s", shown, refusal)
                 continue
             if isinstance(number, (DeviceValue, Deferred)):
                 devices[key] = number
@@ -432,6 +435,8 @@ class Recorder:
             raise Refused(f"the key is a {type(key).__name__}; use a str")
         if key == _STEP_NAME:
             raise Refused("the name is that of the row's step; use the argument `step`")
+        if len(key) > _LONGEST_NAME:
+            raise Refused(f"the name has {len(key)} characters; at most {_LONGEST_NAME} are possible")
         try:
             if isinstance(value, Histogram):
                 if self._rules_for((key,), rule):

@@ -1,0 +1,159 @@
+"""`tensormeter spool`: look at what is not delivered, and delete what never will be."""
+
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tensormeter.cli.terminal import local_time, plain
+from tensormeter.errors import SpoolError, UsageError
+from tensormeter.settings import Settings
+
+if TYPE_CHECKING:
+    from tensormeter.pipeline.directory import RunDirectory
+    from tensormeter.pipeline.spool import Spool
+
+__all__ = ["spool"]
+
+_LAST_LINES = 10
+
+_directory_option = click.option(
+    "--dir",
+    "directory",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Folder that holds the runs.  [default: $TENSORMETER_DIR, or the user's state directory]",
+)
+
+
+@click.group()
+def spool() -> None:
+    """Look at what runs have left on this machine, and delete it."""
+
+
+@spool.command()
+@_directory_option
+def ls(directory: Path | None) -> None:
+    """List the runs that have something left here."""
+    runs = _runs(directory)
+    if not runs:
+        click.echo("nothing is waiting")
+        return
+    table = Table("run", "project", "created", "agent", box=None, header_style="bold", pad_edge=False)
+    for column in ("waiting", "bytes", "rejected", "lost"):
+        table.add_column(column, justify="right")
+    for run in runs:
+        cells = [
+            run.path.name,
+            str(run.run.get("settings", {}).get("project", "?")),
+            local_time(run.run.get("created", 0)),
+        ]
+        cells.append("at work" if _agent_lives(run) else "none")
+        try:
+            with _opened(run) as found:
+                counts = (
+                    found.pending_items(),
+                    found.used_bytes(),
+                    found.quarantined_items(),
+                    sum(found.losses().values()),
+                )
+            cells += [f"{count:,}" for count in counts]
+        except SpoolError as error:
+            cells += [plain(error)]
+        table.add_row(*(Text(plain(cell)) for cell in cells))
+    Console().print(table)
+
+
+@spool.command()
+@click.argument("run")
+@_directory_option
+def show(run: str, directory: Path | None) -> None:
+    """Show what a run has left: RUN is its id, or the name of its folder."""
+    found = _find(run, directory)
+    console = Console(highlight=False)
+    console.print(Text(plain(found.path)), soft_wrap=True)
+    with _opened(found) as opened:
+        contents = Table("destination", "what", box=None, header_style="bold", pad_edge=False)
+        for column in ("requests", "items", "bytes"):
+            contents.add_column(column, justify="right")
+        for destination, what, *counts in opened.contents():
+            contents.add_row(Text(plain(destination)), what, *(f"{count:,}" for count in counts))
+        console.print(contents if contents.row_count else "nothing is waiting")
+        for reason, items in opened.losses().items():
+            console.print(Text(f"lost, {plain(reason)}: {items:,} items"))
+        for destination, reason, items in opened.rejections():
+            console.print(Text(f"rejected by {plain(destination)}: {items:,} items, {plain(reason)}"), soft_wrap=True)
+    if found.agent_log.exists():
+        lines = found.agent_log.read_text(errors="replace").splitlines()[-_LAST_LINES:]
+        for line in lines:
+            console.print(Text(f"agent.log: {plain(line)}"), soft_wrap=True)
+
+
+@spool.command()
+@click.argument("run")
+@click.option("--rejected", is_flag=True, help="Only what a receiver has rejected.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_directory_option
+def purge(run: str, rejected: bool, yes: bool, directory: Path | None) -> None:
+    """Delete what a run has left here, delivered or not. It cannot be brought back."""
+    from tensormeter.ring import RingFile
+
+    found = _find(run, directory)
+    with _opened(found) as opened:
+        items = opened.quarantined_items() if rejected else opened.pending_items() + opened.quarantined_items()
+        what = f"{items:,} items of {found.path.name}"
+        if not yes:
+            click.confirm(f"delete {plain(what)}?", abort=True)
+        if rejected:
+            opened.forget_rejections()
+    if not rejected:
+        lock = found.try_agent_lock()
+        if lock is None:
+            raise UsageError(f"{found.path.name} has an agent at work; end the run first, or stop its agent")
+        try:
+            with found.siblings_locked():
+                if any(RingFile.open(path).writer_alive() for path in found.ring_files()):
+                    raise UsageError(f"{found.path.name} is being recorded; end the run first")
+                found.remove()
+        finally:
+            os.close(lock)
+    click.echo(f"deleted {plain(what)}")
+
+
+def _runs(directory: Path | None) -> "list[RunDirectory]":
+    from tensormeter.pipeline.directory import list_runs, memory_directory
+
+    settings = Settings()
+    if directory is not None:
+        return list_runs(directory)
+    return [*list_runs(settings.directory), *list_runs(memory_directory(settings))]
+
+
+def _find(selector: str, directory: Path | None) -> "RunDirectory":
+    found = [run for run in _runs(directory) if selector in (run.path.name, run.run.get("run_id"))]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise UsageError(f"there is no run {plain(selector)!r} here; see `tensormeter spool ls`")
+    names = ", ".join(plain(run.path.name) for run in found)
+    raise UsageError(f"several runs match {plain(selector)!r} ({names}); give the name of the folder")
+
+
+@contextmanager
+def _opened(run: "RunDirectory") -> "Iterator[Spool]":
+    from tensormeter.pipeline.spool import Spool
+
+    with closing(Spool(run.spool)) as found:
+        yield found
+
+
+def _agent_lives(run: "RunDirectory") -> bool:
+    lock = run.try_agent_lock()
+    if lock is not None:
+        os.close(lock)
+    return lock is None

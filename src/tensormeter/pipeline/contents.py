@@ -1,0 +1,200 @@
+"""What is inside an encoded request, for the rare moments in which less of it must do.
+
+`halves` makes two requests of one that is too large for its receiver; `thinned` and `condensed` make less of what a full
+spool has no room for. All three work on OTLP messages of any kind of point, and give the same bytes for the same input.
+
+A row's points share their time, and stay together.
+"""
+
+import gzip
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality
+
+from tensormeter.exporter import Request
+
+__all__ = ["condensed", "halves", "thinned"]
+
+_GZIP_LEVEL: Final = 1
+_DELTA: Final = AggregationTemporality.AGGREGATION_TEMPORALITY_DELTA
+
+
+def halves(request: Request) -> tuple[Request, Request] | None:
+    """Two requests with what is in one, each under an id made from the first one's; None if there is only one item.
+
+    Raises:
+        DecodeError, OSError: The body is not what it claims to be.
+    """
+    body = gzip.decompress(request.body)
+    split = _halve_logs(body) if request.signal == "logs" else _halve_metrics(body)
+    if split is None:
+        return None
+    first, second = (
+        Request(f"{request.id}.{number}", request.signal, _pack(message), items)
+        for number, (message, items) in enumerate(split)
+    )
+    return first, second
+
+
+def thinned(body: bytes) -> tuple[bytes, int, int]:
+    """Every second row of a metrics request, and the last point of each series.
+
+    Points of delta sums and delta histograms stay, because each is a part of the whole.
+
+    Returns:
+        The smaller body, how many points are in it, and how many are not.
+    """
+    message = _parse_metrics(gzip.decompress(body))
+    times = sorted({point.time_unix_nano for _, points in _series(message) for point in points})
+    kept_times = frozenset(times[1::2])
+    return _keep_last_and(message, lambda point: point.time_unix_nano in kept_times)
+
+
+def condensed(bodies: Sequence[bytes]) -> tuple[bytes, int, int]:
+    """The last point of each series of several metrics requests; what `thinned` keeps is kept here, too.
+
+    Returns:
+        As `thinned`.
+    """
+    # Protobuf: messages one after the other are one message, whose repeated fields have the items of both.
+    message = _parse_metrics(b"".join(map(gzip.decompress, bodies)))
+    _join_resources(message)
+    return _keep_last_and(message, lambda point: False)
+
+
+def _halve_logs(body: bytes) -> list[tuple[Any, int]] | None:
+    first, second = ExportLogsServiceRequest.FromString(body), ExportLogsServiceRequest.FromString(body)
+    total = sum(len(scope.log_records) for resource in first.resource_logs for scope in resource.scope_logs)
+    if total < 2:
+        return None
+    for message, wanted in ((first, range(total // 2)), (second, range(total // 2, total))):
+        number = 0
+        for resource in message.resource_logs:
+            for scope in resource.scope_logs:
+                kept = []
+                for record in scope.log_records:
+                    if number in wanted:
+                        kept.append(record)
+                    number += 1
+                _replace(scope.log_records, kept)
+            _drop_empty(resource.scope_logs, lambda scope: bool(scope.log_records))
+        _drop_empty(message.resource_logs, lambda resource: bool(resource.scope_logs))
+    return [(first, total // 2), (second, total - total // 2)]
+
+
+def _halve_metrics(body: bytes) -> list[tuple[Any, int]] | None:
+    first, second = _parse_metrics(body), _parse_metrics(body)
+    times = sorted({point.time_unix_nano for _, points in _series(first) for point in points})
+    if len(times) > 1:
+        border = times[len(times) // 2]
+        counts = (
+            _keep(first, lambda number, point, _: point.time_unix_nano < border),
+            _keep(second, lambda number, point, _: point.time_unix_nano >= border),
+        )
+    else:  # a single row
+        total = sum(len(points) for _, points in _series(first))
+        if total < 2:
+            return None
+        counts = (
+            _keep(first, lambda number, *_: number < total // 2),
+            _keep(second, lambda number, *_: number >= total // 2),
+        )
+    return [(first, counts[0]), (second, counts[1])]
+
+
+def _keep_last_and(message: Any, wanted: Callable[[Any], bool]) -> tuple[bytes, int, int]:
+    last: dict[tuple[bytes, bytes, bytes], int] = {}
+    total = 0
+    for key, points in _series(message):
+        for point in points:
+            total += 1
+            series = (*key, b"".join(sorted(pair.SerializeToString() for pair in point.attributes)))
+            last[series] = max(last.get(series, 0), point.time_unix_nano)
+    final = frozenset(last.values())
+    # By time and not by series, so that a last value keeps the step that stands beside it.
+    kept = _keep(message, lambda _, point, delta: delta or point.time_unix_nano in final or wanted(point))
+    return _pack(message), kept, total - kept
+
+
+def _keep(message: Any, wanted: Callable[[int, Any, bool], bool]) -> int:
+    """Remove the points that are not wanted, and what is empty then. Returns how many are left.
+
+    `wanted` is given a point's number, the point, and whether it is a delta.
+    """
+    number = kept_points = 0
+    for resource in message.resource_metrics:
+        for scope in resource.scope_metrics:
+            for metric in scope.metrics:
+                data = getattr(metric, metric.WhichOneof("data"))
+                delta = getattr(data, "aggregation_temporality", None) == _DELTA
+                kept = []
+                for point in data.data_points:
+                    if wanted(number, point, delta):
+                        kept.append(point)
+                    number += 1
+                kept_points += len(kept)
+                _replace(data.data_points, kept)
+            _drop_empty(scope.metrics, lambda metric: bool(getattr(metric, metric.WhichOneof("data")).data_points))
+        _drop_empty(resource.scope_metrics, lambda scope: bool(scope.metrics))
+    _drop_empty(message.resource_metrics, lambda resource: bool(resource.scope_metrics))
+    return kept_points
+
+
+def _series(message: Any) -> list[tuple[tuple[bytes, bytes], Any]]:
+    """((resource, metric), points) of every metric."""
+    found = []
+    for resource in message.resource_metrics:
+        who = resource.resource.SerializeToString()
+        for scope in resource.scope_metrics:
+            for metric in scope.metrics:
+                kind = metric.WhichOneof("data")
+                found.append(((who, f"{kind} {metric.name}".encode()), getattr(metric, kind).data_points))
+    return found
+
+
+def _join_resources(message: Any) -> None:
+    """Make the metrics of one resource and one scope stand together once, so that headers are not repeated."""
+    resources: dict[bytes, Any] = {}
+    for resource in list(message.resource_metrics):
+        first = resources.setdefault(resource.resource.SerializeToString(), resource)
+        if first is not resource:
+            first.scope_metrics.extend(resource.scope_metrics)
+    _replace(message.resource_metrics, list(resources.values()))
+    for resource in message.resource_metrics:
+        scopes: dict[bytes, Any] = {}
+        for scope in list(resource.scope_metrics):
+            first = scopes.setdefault(scope.scope.SerializeToString(), scope)
+            if first is not scope:
+                first.metrics.extend(scope.metrics)
+        _replace(resource.scope_metrics, list(scopes.values()))
+
+
+def _parse_metrics(body: bytes) -> Any:
+    message = ExportMetricsServiceRequest.FromString(body)
+    for resource in message.resource_metrics:
+        for scope in resource.scope_metrics:
+            _drop_empty(scope.metrics, lambda metric: metric.WhichOneof("data") is not None)
+    return message
+
+
+def _drop_empty(repeated: Any, full: Callable[[Any], bool]) -> None:
+    if not all(full(item) for item in repeated):
+        _replace(repeated, [item for item in repeated if full(item)])
+
+
+def _replace(repeated: Any, items: list[Any]) -> None:
+    """Protobuf's repeated fields own their items: copy what stays before the field is cleared."""
+    copies = []
+    for item in items:
+        copy = type(item)()
+        copy.CopyFrom(item)
+        copies.append(copy)
+    del repeated[:]
+    repeated.extend(copies)
+
+
+def _pack(message: Any) -> bytes:
+    return gzip.compress(message.SerializeToString(), _GZIP_LEVEL, mtime=0)

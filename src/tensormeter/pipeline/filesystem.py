@@ -1,0 +1,28 @@
+"""What kind of file system a folder is on."""
+
+import os
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+__all__ = ["network_filesystem"]
+
+_NETWORK: Final = frozenset(
+    {"9p", "afs", "beegfs", "ceph", "cifs", "fuse.sshfs", "gpfs", "lustre", "nfs", "nfs4", "smb3", "smbfs", "wekafs"}
+)
+
+
+def network_filesystem(path: Path) -> str | None:
+    """The kind of network file system that a folder is on, such as `nfs4`; None if it is a local one, or cannot be told."""
+    real = os.path.realpath(path)
+    try:
+        mounts = psutil.disk_partitions(all=True)
+    except OSError:
+        return None
+    best, kind = "", ""
+    for mount in mounts:  # of mounts over one another, the last is the one that is seen
+        inside = os.path.commonpath([real, mount.mountpoint]) == mount.mountpoint
+        if inside and len(mount.mountpoint) >= len(best):
+            best, kind = mount.mountpoint, mount.fstype
+    return kind if kind in _NETWORK else None

@@ -1,0 +1,154 @@
+"""`tensormeter spool`, `sync` and `doctor`, on a state directory of their own."""
+
+import gzip
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tensormeter import Settings
+from tensormeter.cli.checks import CHECKS
+from tensormeter.pipeline.directory import RunDirectory, list_runs, runs_locked
+from tensormeter.pipeline.spool import Encoded, Priority, Spool
+
+
+@pytest.fixture
+def state(tmp_path):
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def new_run(state, tmp_path, url):
+    """Makes runs that have left two requests."""
+
+    def create(name):
+        settings = Settings(directory=state, buffer_directory=tmp_path / "rings", project="left", endpoint=url)
+        with runs_locked(state):
+            run = RunDirectory.create(settings, name, name)
+        spool = Spool(run.spool)
+        requests = [Encoded("metrics", gzip.compress(b""), 5), Encoded("logs", gzip.compress(b""), 1, Priority.SYSTEM)]
+        spool.put(requests, ["experiment"], "p", {}, started=True, ended=True)
+        spool.close()
+        return run
+
+    return create
+
+
+@pytest.fixture
+def cli(run_cli, state, tmp_path):
+    state.mkdir()
+    places = {"TENSORMETER_DIR": str(state), "TENSORMETER_BUFFER_DIR": str(tmp_path / "rings")}
+    return lambda *arguments, **variables: run_cli(*arguments, **places | variables)
+
+
+def reject(run):
+    spool = Spool(run.spool)
+    sequence, _ = spool.next("experiment")
+    spool.quarantine("experiment", sequence, "answered 400 \x1b[2J[red]")
+    spool.close()
+
+
+def test_spool_ls_and_show(cli, new_run):
+    assert cli("spool", "ls").stdout == "nothing is waiting\n"
+    run = new_run("first")
+    reject(run)
+    run.agent_log.write_text("a line\n")
+    (line,) = [line for line in cli("spool", "ls").stdout.splitlines() if line.startswith("first@")]
+    assert line.split()[1] == "left"
+    assert [line.split()[-k] for k in (5, 4, 2, 1)] == ["none", "1", "5", "0"]
+    done = cli("spool", "show", "first")
+    assert done.returncode == 0, done.stderr
+    assert "experiment" in done.stdout
+    assert "system" in done.stdout
+    assert "rejected by experiment: 5 items, answered 400 �[2J[red]" in done.stdout
+    assert "agent.log: a line" in done.stdout
+    assert "there is no run 'other' here" in cli("spool", "show", "other").stderr
+
+
+def test_spool_purge(cli, new_run, state):
+    run = new_run("first")
+    reject(run)
+    assert cli("spool", "purge", "first").returncode == 1, "nobody has said yes"
+    assert "5 items" in cli("spool", "purge", "first", "--rejected", "--yes").stdout
+    spool = Spool(run.spool)
+    assert (spool.quarantined_items(), spool.pending_items()) == (0, 1)
+    spool.close()
+    lock = run.try_agent_lock()
+    assert "has an agent at work" in cli("spool", "purge", "first", "--yes").stderr
+    os.close(lock)
+    assert cli("spool", "purge", "first", "--yes").returncode == 0
+    assert list_runs(state) == []
+
+
+def test_sync_of_runs_from_another_machine(cli, new_run, state, tmp_path):
+    """Copied here, with paths in them that are not there, and one of them broken."""
+    for name in ("first", "second", "third"):
+        run = new_run(name)
+        description = json.loads((run.path / "run.json").read_text())
+        description["settings"] |= {"directory": "/nonexistent/there", "buffer_directory": "/nonexistent/shm"}
+        description |= {"rings": "/nonexistent/shm/rings", "created": 1_000_000_000_000_000_000}
+        (run.path / "run.json").write_text(json.dumps(description))
+    copies = tmp_path / "copies"
+    shutil.copytree(state / "runs", copies)
+    (broken,) = copies.glob("second@*")
+    description = json.loads((broken / "run.json").read_text())
+    description["settings"]["exporters"] = ["of_the_future"]
+    (broken / "run.json").write_text(json.dumps(description))
+    done = cli("sync", str(copies))
+    assert done.returncode == 1
+    lines = dict(line.split(": ", 1) for line in done.stdout.splitlines() if "@" in line.partition(":")[0])
+    found = {name.split("/")[1].split("@")[0]: outcome for name, outcome in lines.items()}
+    assert (found["first"], found["third"]) == ("delivered", "delivered")
+    assert "of_the_future" in found["second"]
+    assert [run.run["run_id"] for run in list_runs(copies)] == ["second"]
+    assert "nothing to deliver" in cli("sync", str(tmp_path)).stdout
+    (single,) = (state / "runs").glob("first@*")
+    assert "delivered" in cli("sync", str(single)).stdout
+    assert not single.exists()
+
+
+def test_sync_watches_until_it_is_told_to_stop(new_run, state, url):
+    variables = {key: value for key, value in os.environ.items() if not key.startswith(("TENSORMETER_", "OTEL_"))}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tensormeter", "sync", "--watch", "--interval", "0.1"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=variables
+        | {"TENSORMETER_DIR": str(state), "TENSORMETER_ENDPOINT": url, "TENSORMETER_TOKEN": "token-of-the-test"},
+    )
+    try:
+        assert "watching" in process.stdout.readline()
+        for name in ("first", "second"):
+            new_run(name)
+            line = process.stdout.readline()
+            assert f"left/{name}@" in line
+            assert "delivered" in line
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(300)
+        process.stdout.close()
+    assert list_runs(state) == []
+
+
+def test_doctor_finds_nothing_wrong(cli):
+    done = cli("doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    for check in CHECKS:
+        (line,) = [line for line in lines if line.startswith(check.__name__.replace("_", " ") + " ")]
+        assert " ok " in line or check.__name__ in ("shared_memory", "spool"), line
+
+
+def test_doctor_says_what_to_do(cli, tmp_path):
+    done = cli("doctor", TENSORMETER_ENDPOINT="http://127.0.0.1:1", TENSORMETER_DIR="/proc/nowhere")
+    assert done.returncode == 1
+    assert "Connection refused" in done.stdout
+    assert "tensormeter serve" in done.stdout
+    wrong = cli("doctor", TENSORMETER_TOKEN="wrong")
+    assert wrong.returncode == 1
+    assert "the token is refused" in wrong.stdout
+    assert "wrong" not in wrong.stdout.replace("what is wrong", "")

@@ -1,0 +1,309 @@
+"""Places in which things go wrong: a receiver that fails on demand, a proxy that cuts connections, trainers, and an oracle.
+
+The oracle is arithmetic: the row of a step is known from the step, and how many calls of `log` had returned is counted in
+shared memory. What must have arrived follows from that, and is compared with what the receiver has accepted.
+"""
+
+import importlib.util
+import os
+import random
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tensormeter.pipeline.delivery import Delivery
+from tensormeter.pipeline.directory import list_runs
+from tensormeter.pipeline.spool import Encoded, Spool
+from tensormeter.settings import Settings
+
+
+def _load(name, path):
+    """A module of another suite; suites are not packages."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+_pipeline = _load("pipeline_fixtures", "pipeline/conftest.py")
+_harness = _load("whole_runs", "e2e/harness.py")
+
+receiver = _pipeline.receiver
+another_receiver = _pipeline.another_receiver
+answering = _pipeline.answering
+wait_for = _pipeline.wait_for
+
+PRELUDE = """
+import os, sys, signal, threading, time, mmap, struct
+import tensormeter
+with open(os.environ["RETURNED"], "r+b") as file:
+    _returned = mmap.mmap(file.fileno(), 8)
+def count(rows):
+    struct.pack_into("<q", _returned, 0, rows)
+def log(run, steps):
+    for step in steps:
+        run.log({"loss": step / 7, "n": step}, step)
+        count(step + 1)
+def ready():
+    print("ready", flush=True)
+    return sys.stdin.readline().strip()
+"""
+
+
+class Trainer:
+    """A training process. Its script has `log(run, steps)`, and `ready()`, which waits here for `go`."""
+
+    def __init__(self, script, environment, counter):
+        counter.write_bytes(bytes(8))
+        self._counter = counter
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PRELUDE + script],
+            env=environment | {"RETURNED": str(counter)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    @property
+    def returned(self):
+        """Calls of `log` that have returned."""
+        return struct.unpack("<q", self._counter.read_bytes())[0]
+
+    def ready(self):
+        assert self.process.stdout.readline() == "ready\n", self.process.stderr.read()
+
+    def go(self, word=""):
+        self.process.stdin.write(word + "\n")
+        self.process.stdin.flush()
+
+    def end(self):
+        """Wait for its end. Returns its exit status and what it said."""
+        try:
+            _, said = self.process.communicate(timeout=300)
+        finally:
+            self.kill()
+        return self.process.returncode, said
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait(300)
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            pipe.close()
+
+
+class Oracle:
+    """Knows every row that was logged, and whether what has arrived is that."""
+
+    @staticmethod
+    def rows(steps):
+        return Counter((step, (("loss", step / 7), ("n", float(step)))) for step in steps)
+
+    def agrees(self, receiver, steps):
+        """Every row once, unchanged, and none that was not logged."""
+        assert receiver.rows() == self.rows(steps)
+
+    def agrees_after_kill(self, receiver, returned):
+        """All rows whose calls had returned, and at most the one that was interrupted."""
+        found = receiver.rows()
+        assert returned <= len(found) <= returned + 1
+        assert found == self.rows(range(len(found)))
+
+
+class Proxy:
+    """A TCP proxy. `cut(k)` says, for the k-th connection, what becomes of it: (bytes to pass on, bytes to pass back, or None
+    for all; whether to end with a reset). `heal()` passes everything.
+    """
+
+    def __init__(self, port):
+        self._target = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.cut = lambda number: (None, None, False)
+        self.connections = 0
+        self.on_answer = None
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def heal(self):
+        self.cut = lambda number: (None, None, False)
+
+    def close(self):
+        self._listener.close()
+
+    def _serve(self):
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            plan = self.cut(self.connections)
+            self.connections += 1
+            try:
+                server = socket.create_connection(("127.0.0.1", self._target), 5)
+            except OSError:
+                client.close()
+                continue
+            up, down, reset = plan
+            for source, sink, limit, answer in ((client, server, up, False), (server, client, down, True)):
+                args = (source, sink, limit, reset, answer)
+                threading.Thread(target=self._pump, args=args, daemon=True).start()
+
+    def _pump(self, source, sink, limit, reset, answer):
+        passed = 0
+        try:
+            while data := source.recv(65536):
+                if answer and self.on_answer is not None and self.on_answer(data):
+                    break
+                if limit is not None and passed + len(data) >= limit:
+                    sink.sendall(data[: limit - passed])
+                    break
+                passed += len(data)
+                sink.sendall(data)
+        except OSError:
+            pass
+        for end in (source, sink):
+            try:
+                if reset:
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+            end.close()
+
+
+@pytest.fixture
+def kills():
+    """How many kills a test makes: 20, or what `make chaos` says."""
+    return int(os.environ.get("CHAOS_KILLS", "20"))
+
+
+@pytest.fixture
+def instants():
+    """Random numbers; the seed is shown when the test fails."""
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    return random.Random(seed)
+
+
+@pytest.fixture
+def state(tmp_path):
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def environment(tmp_path, state, receiver):
+    """Nothing of the user's own."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("TENSORMETER_", "OTEL_"))}
+    return inherited | {
+        "TENSORMETER_DIR": str(state),
+        "TENSORMETER_BUFFER_DIR": str(tmp_path / "rings"),
+        "TENSORMETER_BUFFER_BYTES": str(1 << 20),
+        "TENSORMETER_ENDPOINT": receiver.url,
+        "TENSORMETER_SCHEDULE_DELAY": "0.05",
+        "TENSORMETER_SAMPLE_INTERVAL": "0",
+        "TENSORMETER_RUN_ID": "faulty",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+@pytest.fixture
+def train(environment, state, tmp_path):
+    """Starts training scripts; whatever is left of them and of their agents at the end is killed."""
+    trainers = []
+
+    def train(script, **settings):
+        variables = {f"TENSORMETER_{name.upper()}": str(value) for name, value in settings.items()}
+        counter = tmp_path / f"returned-{len(trainers)}"
+        trainers.append(Trainer(script, environment | variables, counter))
+        return trainers[-1]
+
+    yield train
+    for trainer in trainers:
+        trainer.kill()
+    for run in list_runs(state):
+        lock = run.try_agent_lock()
+        if lock is not None:
+            os.close(lock)
+        elif run.agent_pid() not in (None, os.getpid()):
+            os.kill(run.agent_pid(), signal.SIGKILL)
+
+
+@pytest.fixture
+def gone(state, wait_for):
+    """Waits until everything is delivered, and nothing is left."""
+    return lambda: wait_for(lambda: not [*(state / "runs").glob("[!.]*@*")], "the run directory is gone")
+
+
+@pytest.fixture
+def oracle():
+    return Oracle()
+
+
+@pytest.fixture
+def spool(tmp_path):
+    spool = Spool(tmp_path / "spool.sqlite")
+    yield spool
+    spool.close()
+
+
+@pytest.fixture
+def put(spool):
+    """Puts requests with these bodies into the spool."""
+
+    def put(*bodies):
+        spool.put([Encoded("metrics", body, 1) for body in bodies], ["experiment"], "p", {}, started=True, ended=False)
+
+    return put
+
+
+@pytest.fixture
+def deliver(tmp_path, receiver):
+    """Starts deliveries that wait a millisecond where they would wait for long; `delays` are those they would wait."""
+    deliveries = []
+
+    def start(**settings):
+        delays = []
+
+        def note(delay):
+            delays.append(delay)
+            return 0.001
+
+        resolved = Settings(**{"endpoint": receiver.url, "token": "secret", **settings})
+        delivery = Delivery("experiment", tmp_path / "spool.sqlite", resolved, lambda: None, note)
+        delivery.delays = delays
+        deliveries.append(delivery)
+        delivery.start()
+        return delivery
+
+    yield start
+    for delivery in deliveries:
+        delivery.stop(30)
+
+
+@pytest.fixture
+def new_proxy():
+    proxies = []
+
+    def create(url):
+        proxies.append(Proxy(int(url.rpartition(":")[2])))
+        return proxies[-1]
+
+    yield create
+    for proxy in proxies:
+        proxy.close()
+
+
+@pytest.fixture
+def server(tmp_path, environment):
+    """A real experiment server, not started yet."""
+    server = _harness.Server(tmp_path, environment)
+    yield server
+    server.stop()

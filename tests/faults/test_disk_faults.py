@@ -1,0 +1,293 @@
+"""Disks that are full, read-only, cut off or changed: faults 21, 23, 24, 25."""
+
+import gzip
+import os
+import random
+import shutil
+import signal
+import subprocess
+
+import numpy as np
+import pytest
+
+from tensormeter.otlp.batch import Batch, Event, Gauge
+from tensormeter.otlp.decode import decode_events, decode_metrics
+from tensormeter.otlp.encode import encode_events, encode_metrics
+from tensormeter.pipeline.directory import list_runs
+from tensormeter.pipeline.repair import open_repaired
+from tensormeter.pipeline.spool import Cursor, Encoded, Priority, Spool
+from tensormeter.ring import HeaderWord, RingFile
+
+
+def mount(folder, *options):
+    folder.mkdir(exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", ",".join(options), "none", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small tmpfs needs privileges")
+
+
+def test_fault_21_client_disk_full(train, receiver, state, gone, wait_for):
+    """The disk is full while the receiver is away: training goes on, one warning, and what is missing is counted."""
+    mount(state, "size=3m")
+    try:
+        receiver.stop()
+        trainer = train(
+            "run = tensormeter.init('faults')\nready()\nlog(run, range(150_000))\nready()\nrun.finish()\n",
+            finish_timeout=300,
+            durability="none",
+            buffer_bytes=4 << 20,
+        )
+        trainer.ready()
+        (run,) = list_runs(state)
+        ballast = state / "ballast"
+        with ballast.open("wb") as file:  # all that is left, but for a little
+            file.write(bytes(max(0, shutil.disk_usage(state).free - (600 << 10))))
+        trainer.go()
+        trainer.ready()
+        assert trainer.returned == 150_000
+        (ring,) = [RingFile.open(path) for path in run.ring_files()]
+        log = run.agent_log
+        ballast.unlink()
+        receiver.start()
+        wait_for(run.agent_pid, "an agent")
+        trainer.go()
+
+        def woken():
+            if run.agent_pid():
+                os.kill(run.agent_pid(), signal.SIGUSR1)
+            return ring.words[HeaderWord.ENDED] and ring.words[HeaderWord.PENDING_REQUESTS] == 0
+
+        wait_for(woken, "everything is delivered")
+        assert (log.read_text() if log.exists() else "").count("cannot write to the spool") <= 3
+        status, said = trainer.end()
+        assert status == 0, said
+        gone()
+    finally:
+        subprocess.run(["umount", "-l", str(state)], check=True)
+    (end,) = [body for name, body in receiver.events() if name == "tensormeter.run.end"]
+    dropped = end["dropped"]
+    rows, spool_full = dropped.pop("ring_full", 0), dropped.pop("spool_full_scalars", 0)
+    assert dropped == {}
+    assert rows or spool_full, "the disk was not full: make it smaller"
+    assert sum(receiver.points().values()) + spool_full + 3 * rows == 3 * 150_000
+    assert set(receiver.points().values()) == {1}
+    assert any(count in said for count in (f"ring_full {rows}", f"spool_full_scalars {spool_full}"))
+
+
+def metrics(numbers):
+    times = np.array(numbers, np.uint64)
+    return gzip.compress(
+        encode_metrics([Batch({"service.instance.id": "p"}, [Gauge("n", times, times.astype(float))])])
+    )
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A spool's files after each of 12 puts, with the bodies in order: what a disk may have of it."""
+    folder = tmp_path / "written"
+    folder.mkdir()
+    spool = Spool(folder / "spool.sqlite")
+    bodies = [os.urandom(random.Random(k).randrange(10, 6000)) for k in range(12)]
+    for number, body in enumerate(bodies):
+        spool.put([Encoded("metrics", body, 1)], ["a"], "p", {0: Cursor(8 * number + 8, 1)}, started=True, ended=False)
+        if number == 5:
+            spool._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # half is in the database, half in the log
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.endswith("-shm")}
+    spool.close()
+    return files, bodies
+
+
+def recover(folder, files):
+    """Open what is there of a spool. Returns the bodies in it, its cursor, and what it says is lost."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    spool = open_repaired(folder / "spool.sqlite", ["a"])
+    try:
+        found = []
+        while (request := spool.next("a")) is not None:
+            found.append(request[1].body)
+            spool.done("a", request[0])
+        spool.put([Encoded("metrics", b"fresh", 1)], ["a"], "p", {}, started=True, ended=False)
+        assert spool.next("a")[1].body == b"fresh", "it works again"
+        return found, spool.cursor("p", 0).position // 8, spool.losses()
+    finally:
+        spool.close()
+
+
+def places(size, whole):
+    """All of them by command, and some of them else: every byte of the first pages, and then here and there."""
+    step = 1 if os.environ.get("CHAOS_KILLS") else max(1, whole // 150)
+    return sorted({*range(min(size, 40)), *range(0, size, step), size - 1})
+
+
+def test_fault_23_spool_truncated_at_every_byte(written, tmp_path):
+    files, bodies = written
+    log = files["spool.sqlite-wal"]
+    for size in places(len(log), len(log)):
+        found, cursor, lost = recover(tmp_path / "cut", files | {"spool.sqlite-wal": log[:size]})
+        assert found == bodies[: len(found)], f"log cut at {size}: a beginning, nothing else"
+        assert 6 <= len(found) == cursor, f"log cut at {size}: rows and cursor are of one transaction"
+        assert lost == {}
+    main = files["spool.sqlite"]
+    for size in places(len(main), len(main)):
+        found, _, lost = recover(tmp_path / "cut", {"spool.sqlite": main[:size]})
+        assert set(found) <= set(bodies)
+        assert found == sorted(found, key=bodies.index)
+        # Below 100 bytes there is no header, and nothing that says that there ever was something.
+        assert len(found) == 6 or lost or size < 100, f"database cut at {size}: what is lost is counted"
+
+
+def test_fault_24_spool_bit_flips(written, tmp_path, instants):
+    files, bodies = written
+    recovered = 0
+    rounds = 60 * (10 if os.environ.get("CHAOS_KILLS") else 1)
+    for _ in range(rounds):
+        name = instants.choice(sorted(files))
+        content = bytearray(files[name])
+        for _ in range(instants.randrange(1, 4)):
+            content[instants.randrange(len(content))] ^= 1 << instants.randrange(8)
+        found, _, _ = recover(tmp_path / "flipped", files | {name: bytes(content)})
+        assert set(found) <= set(bodies), "what is damaged is never sent"
+        assert len(set(found)) == len(found)
+        recovered += len(found)
+    assert recovered > rounds * 12 / 2, "most of it can be read"
+
+
+def test_fault_24_a_damaged_record_is_skipped_and_counted(tmp_path):
+    spool = Spool(tmp_path / "spool.sqlite")
+    for body in (b"1" * 100, b"2" * 100, b"3" * 100):
+        spool.put([Encoded("metrics", body, 5)], ["a"], "p", {}, started=True, ended=False)
+    spool._database.execute("UPDATE request SET body = ? WHERE sequence = 2", (b"2" * 99 + b"3",))
+    found = []
+    while (request := spool.next("a")) is not None:
+        found.append(request[1].body[:1])
+        spool.done("a", request[0])
+    assert found == [b"1", b"3"]
+    assert spool.losses() == {"damaged": 1}
+    spool.close()
+
+
+def test_fault_24_an_agent_repairs_the_spool_that_it_finds(train, receiver, state, gone, wait_for):
+    receiver.stop()
+    trainer = train("run = tensormeter.init('faults')\nlog(run, range(2000))\nrun.finish()\n", mode="offline")
+    assert trainer.end()[0] == 0
+    (run,) = list_runs(state)
+
+    def agent_has_left():
+        lock = run.try_agent_lock()
+        if lock is not None:
+            os.close(lock)
+        return lock is not None
+
+    wait_for(agent_has_left, "the agent ends")
+    with run.spool.open("r+b") as file:
+        file.write(b"no database")
+    receiver.start()
+    from tensormeter.pipeline.sync import sync_runs
+
+    (result,) = sync_runs(state)
+    assert result.delivered, result.message
+    assert set(receiver.rows().values()) == {1}
+    assert len(receiver.rows()) == 2000
+    gone()
+
+
+@pytest.mark.parametrize("how", ["missing", "read-only"])
+def test_fault_25_a_folder_that_cannot_be_used(train, receiver, state, oracle, tmp_path, wait_for, how):
+    """The run is kept in memory, and delivered."""
+    if how == "missing":
+        (tmp_path / "file").touch()
+        place = tmp_path / "file" / "state"
+    else:
+        place = tmp_path / "readonly"
+        mount(place, "ro")
+    try:
+        trainer = train("run = tensormeter.init('faults')\nlog(run, range(2000))\nrun.finish()\n", dir=place)
+        status, said = trainer.end()
+        assert status == 0
+        assert said.count("is kept in memory") == 1
+        oracle.agrees(receiver, range(2000))
+        runs = tmp_path / "rings" / f"tensormeter-{os.getuid()}" / "state" / "runs"
+        wait_for(lambda: not list(runs.glob("[!.]*@*")), "nothing is left")
+    finally:
+        if how == "read-only":
+            subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_fault_25_a_folder_that_is_deleted_under_a_run(train, receiver, state, oracle, gone, wait_for):
+    receiver.stop()
+    trainer = train(
+        "run = tensormeter.init('faults')\nlog(run, range(1000))\nready()\nlog(run, range(1000, 2000))\nrun.finish()\n",
+        finish_timeout=300,
+    )
+    trainer.ready()
+    (run,) = list_runs(state)
+    spool = Spool(run.spool)
+    wait_for(lambda: spool.cursor(run.ring_files()[0].stem, 0).position > 0, "rows are in the spool")
+    spool.close()
+    wait_for(run.agent_pid, "an agent")
+    shutil.rmtree(state / "runs", ignore_errors=True)
+    wait_for(run.spool.exists, "it is there again")
+    receiver.start()
+    trainer.go()
+    wait_for(run.agent_pid, "an agent")
+    os.kill(run.agent_pid(), signal.SIGUSR1)
+    assert trainer.end()[0] == 0
+    gone()
+    oracle.agrees(receiver, range(2000))
+
+
+def test_a_full_spool_gives_up_what_matters_least(tmp_path):
+    """System metrics, then media, then every second row; configuration and last values never."""
+    spool = Spool(tmp_path / "spool.sqlite", max_bytes=150_000)
+    config = gzip.compress(encode_events({}, [Event("tensormeter.run.start", 1, {"config": {"lr": 0.5}})]))
+    spool.put([Encoded("logs", config, 1)], ["a"], "p", {}, started=True, ended=False)
+    noise = random.Random(1).randbytes
+    spool.put([Encoded("metrics", noise(20_000), 7, Priority.SYSTEM)], ["a"], "p", {}, started=True, ended=False)
+    spool.put([Encoded("logs", noise(50_000), 3, Priority.MEDIA)], ["a"], "p", {}, started=True, ended=False)
+    put = 0
+    stages = []
+    for start in range(1, 60_001, 1000):
+        spool.put(
+            [Encoded("metrics", metrics(range(start, start + 1000)), 1000)], ["a"], "p", {}, started=True, ended=False
+        )
+        put += 1000
+        assert spool.used_bytes() <= 150_000
+        if list(spool.losses()) != stages:
+            stages = list(spool.losses())
+    assert spool.losses()["spool_full_system"] == 7
+    assert spool.losses()["spool_full_media"] == 3
+    left, events = [], []
+    while (request := spool.next("a")) is not None:
+        body = gzip.decompress(request[1].body)
+        if request[1].signal == "logs":
+            events += [event.body for _, some in decode_events(body) for event in some]
+        else:
+            (batch,) = decode_metrics(body)
+            left += [value for gauge in batch.gauges for value in gauge.values.tolist()]
+        spool.done("a", request[0])
+    assert events == [{"config": {"lr": 0.5}}]
+    assert len(left) + spool.losses()["spool_full_scalars"] == put
+    assert len(set(left)) == len(left)
+    assert max(left) == 60_000, "the last value"
+    gaps = np.diff(np.sort(left))
+    assert gaps.max() <= 1000, "the history is thinned, not cut off"
+    spool.close()
+
+
+def test_a_spool_smaller_than_its_final_values_keeps_them(tmp_path):
+    spool = Spool(tmp_path / "spool.sqlite", max_bytes=70_000)
+    for start in range(1, 2001, 20):
+        gauges = [Gauge(f"m{k}", np.array([start + k], np.uint64), np.array([float(start)])) for k in range(400)]
+        body = gzip.compress(encode_metrics([Batch({"service.instance.id": "p"}, gauges)]))
+        spool.put([Encoded("metrics", body, 400)], ["a"], "p", {}, started=True, ended=False)
+    last = {}
+    while (request := spool.next("a")) is not None:
+        for batch in decode_metrics(gzip.decompress(request[1].body)):
+            for gauge in batch.gauges:
+                last[gauge.name] = gauge.values[-1]
+        spool.done("a", request[0])
+    assert last == {f"m{k}": 1981.0 for k in range(400)}
+    spool.close()

@@ -1,0 +1,316 @@
+"""Processes that are killed, forked, told to end, or end in their own way: faults 17, 18, 26, 28, 31 to 35."""
+
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import threading
+
+import pytest
+
+import tensormeter
+from tensormeter import Settings
+from tensormeter.pipeline.directory import list_runs
+
+ENDLESS = """
+run = tensormeter.init("faults")
+step = 0
+while True:
+    log(run, range(step, step + 10))
+    step += 10
+"""
+
+
+def end_event(receiver):
+    (body,) = [body for name, body in receiver.events() if name == "tensormeter.run.end"]
+    return body
+
+
+def test_fault_17_sigkill_of_the_trainer(train, receiver, gone, oracle, kills, instants, wait_for):
+    for kill in range(kills):
+        receiver.received.clear()
+        trainer = train(ENDLESS, run_id=f"killed-{kill}")
+        rows = instants.randrange(1, 5000)
+        wait_for(lambda trainer=trainer, rows=rows: trainer.returned >= rows, "rows are logged")
+        trainer.kill()
+        gone()
+        oracle.agrees_after_kill(receiver, trainer.returned)
+        assert end_event(receiver)["state"] == "crashed"
+
+
+def test_fault_18_sigkill_of_the_agent(receiver, tmp_path, oracle, kills, instants, wait_for, gone):
+    """Killed at random instants of its life, from its start on."""
+    settings = Settings(
+        endpoint=receiver.url,
+        directory=tmp_path / "state",
+        buffer_directory=tmp_path / "rings",
+        schedule_delay=0.01,
+        max_export_batch_size=300,
+        finish_timeout=300,
+    )
+    run = tensormeter.init("faults", settings=settings)
+    (directory,) = list_runs(settings.directory)
+    step, pid = 0, None
+    for _ in range(kills):
+        run._process._start_agent()  # as the next log does, a second later
+        wait_for(lambda pid=pid: directory.agent_pid() not in (None, pid), "an agent")
+        pid = directory.agent_pid()
+        for _ in range(instants.randrange(1, 50)):
+            for _ in range(instants.randrange(1, 30)):
+                run.log({"loss": step / 7, "n": step}, step)
+                step += 1
+            threading.Event().wait(instants.random() / 500)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    run._process._start_agent()
+    run.finish()
+    gone()
+    oracle.agrees(receiver, range(step))
+    assert [name for name, _ in receiver.events()] == ["tensormeter.run.start", "tensormeter.run.end"]
+
+
+def test_fault_26_two_trainers_with_one_run_id(train, receiver, gone):
+    script = "run = tensormeter.init('faults')\nready()\nlog(run, range({0}, {0} + 1000))\nrun.finish()\n"
+    trainers = [train(script.format(start)) for start in (0, 500)]
+    for trainer in trainers:
+        trainer.ready()
+    for trainer in trainers:
+        trainer.go()
+    for trainer in trainers:
+        assert trainer.end()[0] == 0
+    gone()
+    rows = receiver.rows()
+    assert rows.total() == 2000
+    assert len({process for process, *_ in receiver.points()}) == 2
+    assert sorted(rows.values()) == [1] * 1000 + [2] * 500
+
+
+CLOCK = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <semaphore.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <time.h>
+static volatile long long *offset;
+static int (*real)(clockid_t, struct timespec *);
+__attribute__((constructor)) static void begin(void) {
+    real = dlsym(RTLD_NEXT, "clock_gettime");
+    int file = open(getenv("CLOCK_OFFSET"), O_RDONLY);
+    if (file >= 0) offset = mmap(0, 8, PROT_READ, MAP_SHARED, file, 0);
+}
+/* The kernel's clock has not jumped: waits until a time of ours must be told in its time. */
+int sem_timedwait(sem_t *semaphore, const struct timespec *until) {
+    static int (*wait)(sem_t *, const struct timespec *);
+    if (!wait) wait = dlsym(RTLD_NEXT, "sem_timedwait");
+    struct timespec at = *until;
+    if (offset) at.tv_sec -= *offset;
+    return wait(semaphore, &at);
+}
+int clock_gettime(clockid_t clock, struct timespec *at) {
+    if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
+    int result = real(clock, at);
+    if (clock == CLOCK_REALTIME && offset) at->tv_sec += *offset;
+    return result;
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="compiles a clock that jumps")
+def test_fault_28_the_clock_jumps(train, receiver, gone, oracle, tmp_path):
+    """By an hour and by ten years, forwards and back, for the trainer and its agent."""
+    source, library, offset = tmp_path / "clock.c", tmp_path / "clock.so", tmp_path / "offset"
+    source.write_text(CLOCK)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    offset.write_bytes(bytes(8))
+    script = f"""
+import struct
+run = tensormeter.init("faults")
+before = time.time()
+for number, seconds in enumerate((0, 3600, 0, -3600, 315_360_000, 0, -315_360_000, 0)):
+    with open({str(offset)!r}, "r+b") as file:
+        file.write(struct.pack("<q", seconds))
+    assert abs(time.time() - before - seconds) < 300
+    log(run, range(number * 500, number * 500 + 500))
+run.finish()
+"""
+    import sys
+
+    launch = f"import os, sys\nos.environ |= {{'LD_PRELOAD': {str(library)!r}, 'CLOCK_OFFSET': {str(offset)!r}}}\n"
+    launch += f"os.execv({sys.executable!r}, [{sys.executable!r}, '-c', PRELUDE + {script!r}])\n"
+    prelude = "import os\nPRELUDE = open(os.environ['PRELUDE']).read()\n"
+    (tmp_path / "prelude").write_text(sys.modules[type(oracle).__module__].PRELUDE)
+    trainer = train(prelude.replace("os.environ['PRELUDE']", repr(str(tmp_path / "prelude"))) + launch)
+    status, said = trainer.end()
+    assert status == 0, said
+    gone()
+    oracle.agrees(receiver, range(4000))
+    times = {step: at for (_, name, at, step), _ in receiver.points().items() if name == "tensormeter.step"}
+    in_order = [times[step] for step in range(4000)]
+    assert all(earlier < later for earlier, later in itertools.pairwise(in_order))
+
+
+def test_fault_31_daemon_threads_log_at_exit(train, receiver, gone):
+    script = """
+run = tensormeter.init("faults")
+log(run, range(100))
+def forever():
+    step = 0
+    while True:
+        run.log({"other": step}, step)
+        step += 1
+        if step % 100 == 0:
+            time.sleep(0.001)
+for _ in range(3):
+    threading.Thread(target=forever, daemon=True).start()
+while not run._process.ring.words[18] and time.monotonic() % 1 > 0.05:
+    pass
+"""
+    status, said = train(script).end()
+    gone()
+    assert status == 0, said
+    assert "Traceback" not in said
+    assert {step for _, name, _, step in receiver.points() if name == "n"} == set(range(100))
+    assert end_event(receiver)["state"] == "finished"
+
+
+def test_fault_32_os_exit(train, receiver, gone, oracle):
+    status, _ = train("run = tensormeter.init('faults')\nlog(run, range(3000))\nos._exit(7)\n").end()
+    assert status == 7
+    gone()
+    oracle.agrees(receiver, range(3000))
+    assert end_event(receiver)["state"] == "crashed"
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_fault_33_ctrl_c(train, receiver, state, gone, oracle, wait_for, times):
+    """Once: the run fails and is delivered. Twice: the second leaves at once; the agent delivers."""
+    if times == 2:
+        receiver.stop()
+    trainer = train("run = tensormeter.init('faults')\nlog(run, range(3000))\nready()\n", finish_timeout=3000)
+    trainer.ready()
+    trainer.process.send_signal(signal.SIGINT)
+    if times == 2:
+        (run,) = list_runs(state)
+        (ring,) = run.ring_files()
+        from tensormeter.ring import RingFile, State
+
+        opened = RingFile.open(ring)
+        wait_for(lambda: opened.state is State.FAILED, "finish waits")
+
+        def leaves():
+            trainer.process.send_signal(signal.SIGINT)
+            return trainer.process.poll() is not None
+
+        wait_for(leaves, "the second Ctrl-C leaves")
+        receiver.start()
+        wait_for(run.agent_pid, "an agent that handles signals")
+        os.kill(run.agent_pid(), signal.SIGUSR1)
+    status, said = trainer.end()
+    assert status != 0
+    assert "KeyboardInterrupt" in said
+    gone()
+    oracle.agrees(receiver, range(3000))
+    assert (end_event(receiver)["state"], end_event(receiver)["message"]) == ("failed", "KeyboardInterrupt")
+
+
+def test_fault_34_sigterm_by_default(train, receiver, gone, oracle):
+    trainer = train("run = tensormeter.init('faults')\nlog(run, range(3000))\nready()\n")
+    trainer.ready()
+    trainer.process.send_signal(signal.SIGTERM)
+    status, said = trainer.end()
+    assert status == -signal.SIGTERM, said
+    oracle.agrees(receiver, range(3000))  # at once: it waited for delivery before it ended
+    gone()
+    assert (end_event(receiver)["state"], end_event(receiver)["message"]) == ("preempted", "SIGTERM")
+
+
+def test_fault_34_sigterm_with_the_scripts_own_handler(train, receiver, gone, oracle):
+    """It runs as before, may go on logging for its grace, and exits as it likes."""
+    script = """
+told = []
+signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+run = tensormeter.init("faults")
+log(run, range(1000))
+ready()
+while not told:
+    signal.pause()
+log(run, range(1000, 2000))
+sys.exit(5)
+"""
+    trainer = train(script)
+    trainer.ready()
+    while trainer.process.poll() is None:
+        trainer.process.send_signal(signal.SIGTERM)
+        try:
+            trainer.go()
+            break
+        except OSError:
+            continue
+    status, said = trainer.end()
+    assert status == 5, said
+    gone()
+    oracle.agrees(receiver, range(2000))
+    assert end_event(receiver)["state"] == "preempted"
+
+
+def test_fault_34_sigterm_then_sigkill(train, receiver, gone, oracle):
+    """The grace was over before the script was."""
+    script = """
+signal.signal(signal.SIGTERM, lambda number, frame: print("ready", flush=True))
+run = tensormeter.init("faults")
+log(run, range(1000))
+ready()
+while True:
+    signal.pause()
+"""
+    trainer = train(script)
+    trainer.ready()
+    trainer.process.send_signal(signal.SIGTERM)
+    trainer.ready()  # the handler has run
+    trainer.kill()
+    gone()
+    oracle.agrees(receiver, range(1000))
+    assert end_event(receiver)["state"] == "preempted"
+
+
+def test_fault_34_a_forked_worker_ends_by_sigterm_as_ever(train, receiver, gone, oracle):
+    script = """
+run = tensormeter.init("faults")
+log(run, range(10))
+child = os.fork()
+if child == 0:
+    while True:
+        signal.pause()
+os.kill(child, signal.SIGTERM)
+assert os.waitpid(child, 0)[1] == signal.SIGTERM
+log(run, range(10, 20))
+run.finish()
+assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+"""
+    status, said = train(script).end()
+    assert (status, said) == (0, "")
+    gone()
+    oracle.agrees(receiver, range(20))
+    assert end_event(receiver)["state"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("script", "end", "message", "status"),
+    [
+        ("with run: raise ValueError('hidden')", "failed", "ValueError", 1),
+        ("with run: sys.exit(3)", "failed", "exit status 3", 3),
+        ("with run: sys.exit()", "finished", "", 0),
+        ("raise KeyError('hidden')", "failed", "KeyError", 1),
+        ("sys.exit(4)", "failed", "exit status 4", 4),
+        ("pass", "finished", "", 0),
+    ],
+)
+def test_fault_35_an_exception_is_a_failure_and_is_raised_again(train, receiver, gone, script, end, message, status):
+    found, said = train(f"run = tensormeter.init('faults')\nlog(run, range(5))\n{script}\n").end()
+    assert found == status
+    assert ("hidden" in said) == ("hidden" in script)
+    gone()
+    assert (end_event(receiver)["state"], end_event(receiver)["message"]) == (end, message)
