@@ -22,7 +22,7 @@ _COMMANDS: Final = {
     "spool": ("tensormeter.cli.spool", "Look at what runs have left on this machine, and delete it."),
     "sync": ("tensormeter.cli.sync", "Deliver what runs have left on this machine."),
 }
-"""Module and one-line help of each command; the module has the command under its own last name."""
+"""Module and one-line help of each command; the module has the command under its name (`import` cannot be one)."""
 
 
 class _LazyGroup(click.Group):
@@ -33,7 +33,7 @@ class _LazyGroup(click.Group):
         if name not in _COMMANDS:
             return None
         module, _help = _COMMANDS[name]
-        command = getattr(importlib.import_module(module), module.rpartition(".")[2])
+        command = getattr(importlib.import_module(module), "import_" if name == "import" else name)
         assert isinstance(command, click.Command)
         return command
 

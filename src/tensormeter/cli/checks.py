@@ -21,6 +21,8 @@ from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Request, Una
 from tensormeter.pipeline.directory import list_runs, memory_directory
 from tensormeter.pipeline.filesystem import network_filesystem
 from tensormeter.pipeline.spool import Spool
+from tensormeter.record.device_report import device_path_report
+from tensormeter.record.lane import native_writers
 from tensormeter.ring import RingFile
 from tensormeter.settings import Settings, is_loopback
 
@@ -150,7 +152,7 @@ def spool(settings: Settings) -> Finding:
 
 def endpoint(settings: Settings) -> Finding:
     """Whether OTLP is understood at the endpoint."""
-    outcome = _probe(settings)
+    outcome = _probe(settings.endpoint, _token(settings))
     match outcome:
         case Accepted():
             return Finding("ok", f"{settings.endpoint} takes OTLP")
@@ -165,7 +167,7 @@ def endpoint(settings: Settings) -> Finding:
 def token(settings: Settings) -> Finding:
     """Whether the endpoint takes the token, and whether others can read it on its way."""
     given = settings.current_token() is not None
-    outcome = _probe(settings)
+    outcome = _probe(settings.endpoint, _token(settings))
     if isinstance(outcome, Unauthorized):
         what = "the token is refused" if given else "a token is needed"
         return Finding("failed", what, "set TENSORMETER_TOKEN or TENSORMETER_TOKEN_FILE to a token of that server")
@@ -191,7 +193,29 @@ def clock(settings: Settings) -> Finding:
     return Finding("ok", "agrees with the endpoint's")
 
 
-CHECKS: Final[list[Check]] = [shared_memory, ring, agent, spool, endpoint, token, clock]
+def writer(settings: Settings) -> Finding:
+    """Whether rows are written by C."""
+    if native_writers():
+        return Finding("ok", "rows are written in C")
+    return Finding(
+        "warning",
+        "rows are written in Python: a log call takes three to four times as long",
+        "install a C compiler and Python's headers, and tensormeter again",
+    )
+
+
+def gpu(settings: Settings) -> Finding:
+    """Whether values of CUDA devices reach a ring, and on which path."""
+    paths = device_path_report(settings.buffer_directory)
+    if not paths:
+        return Finding("ok", "torch finds no CUDA device")
+    found = "; ".join(f"{path.device} ({path.name}): {path.path}" for path in paths)
+    if all(path.works and not path.synchronizes for path in paths):
+        return Finding("ok", found)
+    return Finding("failed", found, "log .item() of the values of these devices, and tell us what it says here")
+
+
+CHECKS: Final[list[Check]] = [shared_memory, ring, writer, gpu, agent, spool, endpoint, token, clock]
 """In the order in which they are made. Each is called with the settings, may raise what the machine raises, and has the
 name under which its finding is shown."""
 
@@ -204,14 +228,17 @@ def _host(settings: Settings) -> str:
     return urllib3.util.parse_url(settings.endpoint).host or ""
 
 
-@cache
-def _probe(settings: Settings) -> Outcome:
-    """What the endpoint says to a request without anything in it."""
+def _token(settings: Settings) -> str | None:
     try:
-        config = ExporterConfig(endpoint=settings.endpoint, token=settings.current_token(), timeout=_TIMEOUT)
-    except TensormeterError:
-        config = ExporterConfig(endpoint=settings.endpoint, token=None, timeout=_TIMEOUT)
-    exporter = load_exporter("experiment")(config)
+        return settings.current_token()
+    except TensormeterError:  # which the check of the token reports
+        return None
+
+
+@cache
+def _probe(endpoint: str, token: str | None) -> Outcome:
+    """What the endpoint says to a request without anything in it."""
+    exporter = load_exporter("experiment")(ExporterConfig(endpoint=endpoint, token=token, timeout=_TIMEOUT))
     try:
         return exporter.export(Request(f"doctor-{uuid4().hex}", "metrics", gzip.compress(b""), 0))
     finally:
