@@ -43,7 +43,7 @@ from tensormeter.otlp.batch import (
     Value,
 )
 
-__all__ = ["encode_events", "encode_metrics"]
+__all__ = ["encode_events", "encode_metrics", "encode_points"]
 
 # Tags: field number << 3 | wire type (0: varint, 1: 64 bits, 2: length-delimited).
 _REQUEST_RESOURCE_METRICS = 1 << 3 | 2
@@ -88,6 +88,11 @@ def encode_events(resource: Mapping[str, Attribute], events: Sequence[Event]) ->
     scope_logs = ScopeLogs(scope=InstrumentationScope(name=SCOPE.name), log_records=records)
     resource_logs = ResourceLogs(resource=Resource(attributes=_key_values(resource)), scope_logs=[scope_logs])
     return ExportLogsServiceRequest(resource_logs=[resource_logs]).SerializeToString()
+
+
+def encode_points(series: Series) -> list[bytes]:
+    """The data points of histograms or a summary, each as a message of its own: `HistogramDataPoint` and its like."""
+    return [point.SerializeToString() for point in _distribution_points(series)]
 
 
 def any_value(value: Value) -> AnyValue:
@@ -177,15 +182,20 @@ def _points(series: Series) -> bytes:
             return _numbers(series, series.values, None)
         case Sum():
             return _numbers(series, series.values, series.start_times if series.start_times.any() else None)
+        case _:
+            return b"".join(_delimited(_DATA_POINTS, point) for point in encode_points(series))
+
+
+def _distribution_points(series: Series) -> Iterable[Message]:
+    match series:
         case Histogram():
-            points: Iterable[Message] = _histogram_points(series)
+            return _histogram_points(series)
         case ExponentialHistogram():
-            points = _exponential_histogram_points(series)
+            return _exponential_histogram_points(series)
         case Summary():
-            points = _summary_points(series)
+            return _summary_points(series)
         case _:
             raise AssertionError(series)
-    return b"".join(_delimited(_DATA_POINTS, point.SerializeToString()) for point in points)
 
 
 def _numbers(

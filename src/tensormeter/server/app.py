@@ -9,8 +9,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from tensormeter.errors import EncodingError, StoreError
-from tensormeter.server.api import Api
+from tensormeter.errors import EncodingError, StoreError, UsageError
+from tensormeter.server.api import Shutdown, api_routes
 from tensormeter.server.config import ServerConfig
 from tensormeter.server.guard import Guard
 from tensormeter.server.page import Page, wants_page
@@ -38,8 +38,14 @@ _CODES = {
 }
 
 
-def create_app(store: Store, config: ServerConfig) -> ASGIApp:
-    """The ASGI application over `store`. Whoever opened the store closes it, after the server has stopped."""
+def create_app(store: Store, config: ServerConfig, shutdown: Shutdown | None = None) -> ASGIApp:
+    """The ASGI application over `store`. Whoever opened the store closes it, after the server has stopped.
+
+    Args:
+        store: What it reads and writes.
+        config: Limits, and who may talk to it.
+        shutdown: Tells streams that never end by themselves when to.
+    """
     page = Page()
 
     async def index(request: Request) -> Response:
@@ -61,12 +67,13 @@ def create_app(store: Store, config: ServerConfig) -> ASGIApp:
             Route("/healthz", health),
             *page.routes(),
             *Receiver(store, config.max_body_bytes).routes(),
-            *Api(store).routes(),
+            *api_routes(store, shutdown or Shutdown()),
         ],
         exception_handlers={
             HTTPException: _on_http_exception,
             ClientDisconnect: _on_disconnect,
-            EncodingError: _on_encoding_error,
+            EncodingError: _on_bad_request,
+            UsageError: _on_bad_request,
             StoreError: _on_store_error,
             Exception: _on_bug,
         },
@@ -85,7 +92,7 @@ def _on_disconnect(request: Request, _: Exception) -> Response:
     return error_response(request.url.path, 400, "bad_request", "the client went away")
 
 
-def _on_encoding_error(request: Request, error: Exception) -> Response:
+def _on_bad_request(request: Request, error: Exception) -> Response:
     return error_response(request.url.path, 400, "bad_request", str(error))
 
 

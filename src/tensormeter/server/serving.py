@@ -10,6 +10,7 @@ from typing import Final
 import uvicorn
 
 from tensormeter.errors import SettingsError
+from tensormeter.server.api import Shutdown
 from tensormeter.server.app import create_app
 from tensormeter.server.config import ServerConfig
 from tensormeter.server.store.sqlite import SqliteStore
@@ -36,8 +37,9 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
         store = SqliteStore(config.directory)
         try:
             url = _url(config.host, listener.getsockname()[1])
+            shutdown = Shutdown()
             uvicorn_config = uvicorn.Config(
-                create_app(store, config),
+                create_app(store, config, shutdown),
                 http="h11",
                 ws="none",
                 lifespan="off",
@@ -47,20 +49,26 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
                 server_header=False,
                 timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
             )
-            asyncio.run(_Server(uvicorn_config, lambda: on_ready(url)).serve(sockets=[listener]))
+            server = _Server(uvicorn_config, lambda: on_ready(url), shutdown)
+            asyncio.run(server.serve(sockets=[listener]))
         finally:
             store.close()
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None], shutdown: Shutdown) -> None:
         super().__init__(config)
         self._on_started = on_started
+        self._shutdown = shutdown
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self._on_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._shutdown.begun = True
+        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -7,45 +7,57 @@ What every implementation promises:
 
 - A batch is stored whole or not at all, and it is durable against the death of the process when `append_*` returns.
 - A batch id is stored once. The same id with another payload is refused.
-- A point is unique by (project, run, process, metric, attributes, time). Where two batches carry the same point, the
-  one that arrived first wins; that is what makes senders without batch ids safe to retry.
+- A series is (project, run, process, metric, kind, scope, attributes), and a point of it is unique by its time. Where two
+  batches carry the same point, the one that arrived first wins; that is what makes senders without batch ids safe to retry.
 - What `append_*` has accepted is visible to the next read.
+
+What the API makes of points (axes, sampling, statistics over processes) and of lists of runs (filters, order) is none of a
+store's business: it hands out columns.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tensormeter.errors import StoreError
 from tensormeter.otlp.batch import Attribute, Batch, Event
-from tensormeter.server.store.points import Points
+from tensormeter.server.store.kind import Kind
+from tensormeter.server.store.points import Column, Points
 
 __all__ = [
     "AmbiguousRunError",
     "BatchConflictError",
-    "LastValue",
+    "Change",
+    "Changes",
+    "Column",
+    "Kind",
     "MetricSummary",
     "NotFoundError",
+    "Points",
     "ProcessSummary",
     "ProjectSummary",
+    "Reading",
     "Receipt",
+    "RunChanges",
+    "RunRef",
     "RunSummary",
+    "RunTable",
     "Series",
     "State",
     "Store",
     "StoreUnavailableError",
+    "StoredEvent",
+    "Summary",
     "TooManyPointsError",
-    "XAxis",
 ]
 
-State = Literal["running", "finished", "crashed", "failed"]
-XAxis = Literal["step", "time"]
+State = Literal["running", "finished", "failed", "crashed", "preempted", "stalled"]
 
-MAX_SERIES_POINTS: Final = 5_000_000
-"""Points that one `series` read returns, at most."""
+MAX_READ_POINTS: Final = 20_000_000
+"""Points that one read looks at, at most."""
+
+STALL_AFTER: Final = 300.0
+"""Seconds without any sign of life after which a run that has not ended counts as stalled."""
 
 
 class NotFoundError(StoreError):
@@ -93,6 +105,14 @@ class ProjectSummary:
 
 
 @dataclass(frozen=True)
+class RunRef:
+    """A run, by name; `project` may be None where no two projects have a run of this id."""
+
+    run_id: str
+    project: str | None = None
+
+
+@dataclass(frozen=True)
 class ProcessSummary:
     """A process of a run; `state` is None while the process has neither started nor ended by an event of its own."""
 
@@ -102,65 +122,160 @@ class ProcessSummary:
 
 
 @dataclass(frozen=True)
-class RunSummary:
-    """A run.
+class Summary:
+    """The numbers of one metric of a run, over its processes and attribute sets.
 
     Attributes:
-        created: Time of its earliest point or event, nanoseconds since the Unix epoch.
-        updated: When something last arrived for it, by the server's clock, nanoseconds since the Unix epoch.
+        last: The value with the latest time.
+        min: NaN if there are none but NaN; so are `max` and `mean`.
+        count: Points. One that was resent without a batch id counts twice until the store has folded it.
+        last_step: The step logged at the time of `last`, or None.
+        last_time: Nanoseconds since the Unix epoch.
+    """
+
+    last: int | float
+    min: float
+    max: float
+    mean: float
+    count: int
+    last_step: int | None
+    last_time: int
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A run. Times are nanoseconds since the Unix epoch.
+
+    Attributes:
+        name: As a user named it, or else as it was sent.
+        created: Time of its earliest point or event.
+        started: Time of its earliest start, or else `created`.
+        ended: Time of its latest end; None while it goes on.
+        updated: When something last arrived for it, by the server's clock.
+        newest: Time of its latest point; 0 if there is none.
         config: From the latest `tensormeter.run.start` that carries one, as JSON values.
-        points: Stored points of all its series, those of `tensormeter.step` among them. A point that was resent
-            without a batch id counts twice until the store has folded it.
+        points: Stored points of all its series, those of `tensormeter.step` among them; resent ones as for `Summary`.
+        processes: How many.
+        summary: By metric; only what was asked for.
     """
 
     project: str
     run_id: str
     name: str
     state: State
+    attempt: int
     created: int
+    started: int
+    ended: int | None
     updated: int
-    config: Mapping[str, Any]
+    newest: int
+    group: str
+    tags: Sequence[str]
+    notes: str
+    archived: bool
     points: int
-    processes: Sequence[ProcessSummary]
+    processes: int
+    config: Mapping[str, Any]
+    summary: Mapping[str, Summary]
 
 
 @dataclass(frozen=True)
-class LastValue:
-    """The point with the latest time; `step` is None if none was logged at that time."""
+class RunChanges:
+    """What a user changes of a run; None leaves it as it is."""
 
-    time: int
-    step: int | None
-    value: int | float
+    name: str | None = None
+    tags: Sequence[str] | None = None
+    notes: str | None = None
+    group: str | None = None
+    archived: bool | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class RunTable:
+    """Some fields of many runs, in columns of equal length, for filtering and sorting.
+
+    Attributes:
+        runs: The store's own numbers of the runs, for `Store.runs`.
+        columns: By field; None where a run has no such thing.
+    """
+
+    runs: Sequence[int]
+    columns: Mapping[str, Sequence[Any]]
 
 
 @dataclass(frozen=True)
 class MetricSummary:
-    """One series of a run."""
+    """One series of a run; `last*` are None if it has no points, `last` also if they are distributions."""
 
     metric: str
+    kind: Kind
     process: str
     attributes: Mapping[str, Any]
     unit: str
     description: str
     points: int
-    last: LastValue | None
+    last: int | float | None
+    last_time: int | None
+    last_step: int | None
 
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """Points of one series, in the order asked for.
-
-    Attributes:
-        points: n points with distinct times.
-        steps: int64, shape (n,): the step logged at each point's time, where `stepped`; elsewhere 0.
-        stepped: bool, shape (n,).
-    """
+    """Points of one series by ascending, distinct time."""
 
     process: str
+    metric: str
+    kind: Kind
     attributes: Mapping[str, Any]
-    points: Points
-    steps: NDArray[np.int64] = field(repr=False)
-    stepped: NDArray[np.bool_] = field(repr=False)
+    points: Column = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What a read of points found.
+
+    Attributes:
+        series: By metric, process and attributes; none without points.
+        cursor: Names the state that was read, for a later read with `after`. Opaque.
+        complete: False if these are only the points that arrived after a cursor.
+        started: Of the run.
+    """
+
+    series: Sequence[Series]
+    cursor: str
+    complete: bool
+    started: int
+
+
+@dataclass(frozen=True)
+class StoredEvent:
+    """An event; bytes of images are replaced by their digests, see `media`."""
+
+    id: int
+    time: int
+    name: str
+    step: int | None
+    process: str
+    attributes: Mapping[str, Any]
+    body: Any
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is new about a run: the metrics that have grown, its present state, and whether it has new events."""
+
+    run: RunRef
+    metrics: Sequence[str]
+    state: State
+    events: bool
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is new since a cursor, and the cursor to ask with next time."""
+
+    cursor: str
+    changes: Sequence[Change]
 
 
 class Store(Protocol):
@@ -171,6 +286,7 @@ class Store(Protocol):
 
     Raises:
         StoreUnavailableError: From any method: not now; the same call may succeed later.
+        NotFoundError, AmbiguousRunError: From any method that takes a `RunRef`.
         StoreError: From any method: the store is damaged.
     """
 
@@ -201,45 +317,126 @@ class Store(Protocol):
         """All projects, by name."""
         ...
 
-    def runs(self, project: str | None, *, limit: int, offset: int) -> tuple[list[RunSummary], int]:
-        """A page of runs, newest first, and how many there are in all."""
+    def table(self, project: str | None, fields: Sequence[str]) -> RunTable:
+        """Fields of all runs of a project, or of all projects, in no particular order.
+
+        Args:
+            fields: Names of `RunSummary`'s attributes (but `config` and `summary`), `config.KEY` with dots that go into
+                nested objects, and `summary.METRIC.PART` with the parts of `Summary`.
+        """
         ...
 
-    def run(self, run_id: str, project: str | None = None) -> RunSummary:
-        """One run.
+    def runs(self, runs: Sequence[int], metrics: Sequence[str] | None = None) -> list[RunSummary]:
+        """Runs of a `RunTable`, in the order asked for, without those that are gone by now.
+
+        Args:
+            metrics: Whose summaries are wanted; None: all.
+        """
+        ...
+
+    def run(self, ref: RunRef) -> RunSummary:
+        """One run, with all summaries."""
+        ...
+
+    def processes(self, ref: RunRef) -> list[ProcessSummary]:
+        """The processes of a run, in the order in which they were first seen."""
+        ...
+
+    def losses(self, ref: RunRef) -> Mapping[str, int]:
+        """What the processes of a run said they had to drop: counts by reason."""
+        ...
+
+    def update(self, ref: RunRef, changes: RunChanges) -> None:
+        """Change what users say about a run. What is sent for the run later does not overwrite it."""
+        ...
+
+    def delete(self, ref: RunRef) -> None:
+        """Delete a run. It is gone at once; what still arrives for it is refused until it is started anew."""
+        ...
+
+    def metrics(self, ref: RunRef) -> list[MetricSummary]:
+        """Every series of a run, by metric, process and attributes."""
+        ...
+
+    def read(
+        self,
+        ref: RunRef,
+        metrics: Sequence[str],
+        *,
+        process: str | None = None,
+        numeric: bool = True,
+        start: int | None = None,
+        stop: int | None = None,
+        after: str | None = None,
+        limit: int = MAX_READ_POINTS,
+    ) -> Reading:
+        """Points of a run.
+
+        Args:
+            metrics: Names; those that the run does not have are passed over.
+            process: Only of this process.
+            numeric: Numbers (`Points`), or else distributions (`Blobs`).
+            start: Only points with time >= start.
+            stop: Only points with time < stop.
+            after: Only points that arrived after this cursor, if the store still knows which; else all.
+            limit: Points to look at, at most.
+
+        Raises:
+            TooManyPointsError: More than `limit`; the message says how to ask for less.
+        """
+        ...
+
+    def events(
+        self,
+        ref: RunRef,
+        *,
+        name: str | None = None,
+        key: str | None = None,
+        start: int | None = None,
+        stop: int | None = None,
+        limit: int = 1000,
+    ) -> list[StoredEvent]:
+        """Events of a run, the newest first.
+
+        Args:
+            name: Only of this name; a last `*` stands for anything.
+            key: Only those whose attribute `tensormeter.key` is this.
+            start: Only with time >= start.
+            stop: Only with time < stop.
+            limit: How many at most.
+        """
+        ...
+
+    def media(self, ref: RunRef, digest: str) -> tuple[str, bytes]:
+        """Content type and bytes of an image of a run.
 
         Raises:
             NotFoundError: There is none.
-            AmbiguousRunError: `project` is None and several projects have one.
         """
         ...
 
-    def metrics(self, run_id: str, project: str | None = None) -> list[MetricSummary]:
-        """Every series of a run, by metric, process and attributes; errors as for `run`."""
+    def changes(self, after: str | None, runs: Sequence[RunRef] | None = None) -> Changes:
+        """What is new since a cursor, of these runs or of all; runs that do not exist are passed over.
+
+        If the store does not know any more what has changed since, it names every run asked for, or every one that
+        something arrived for lately, with no metrics. Without `after` it only says where it is.
+        """
         ...
 
-    def series(
-        self,
-        run_id: str,
-        metric: str,
-        *,
-        project: str | None = None,
-        process: str | None = None,
-        x: XAxis = "step",
-        start: int | None = None,
-        stop: int | None = None,
-    ) -> list[Series]:
-        """Every point of a metric, one entry a series.
+    def raise_alert(self, run: RunRef, event: Event) -> None:
+        """Store an event that the server itself adds to a run, beside those of the run's first process."""
+        ...
 
-        Args:
-            x: "step" orders by (step, time), points without a step last; "time" orders by time.
-            start: Only points with x >= start.
-            stop: Only points with x < stop. A point without a step is in no range of steps.
+    def mark_stalled(self, run: RunRef, *, stalled: bool) -> None:
+        """Say that a run makes no steps, or does again. Its own start or end takes it back."""
+        ...
 
-        Raises:
-            NotFoundError, AmbiguousRunError: As for `run`. A metric that the run does not have is an empty list.
-            TooManyPointsError: More than the store's limit; the message says how to ask for less.
-        """
+    def alerts(self, after: int, limit: int) -> list[tuple[RunRef, StoredEvent]]:
+        """Alerts (events named `tensormeter.alert`) of all runs with an id greater than `after`, the oldest first."""
+        ...
+
+    def mark(self, name: str, value: int | None = None) -> int:
+        """A number that outlives the process, 0 at first: sets it to `value`, if given, and returns it."""
         ...
 
     def problem(self) -> str | None:

@@ -2,14 +2,16 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 
-from tensormeter.otlp.batch import Batch, Gauge
+from tensormeter.otlp.batch import SCOPE, Batch, Distribution, Gauge, Scope, Series, Sum, Summary
+from tensormeter.otlp.encode import encode_points
 from tensormeter.server.store.canonical import canonical_json
-from tensormeter.server.store.points import Points
+from tensormeter.server.store.kind import kind_of
+from tensormeter.server.store.points import Blobs, Column, Points
 from tensormeter.server.store.source import MAX_NAME, Source, identify
 
 __all__ = ["Arrival", "Rejections", "arrivals_of"]
@@ -17,19 +19,30 @@ __all__ = ["Arrival", "Rejections", "arrivals_of"]
 MAX_ATTRIBUTES_JSON: Final = 16_384
 """Characters in the attributes of one series, as JSON."""
 
+MAX_DISTRIBUTION_BYTES: Final = 65_536
+"""Bytes of one histogram or summary in protobuf, without attributes."""
+
 _LAST_TIME: Final = (1 << 63) - 2  # the year 2262; SQLite and NumPy both end there, and a range needs one past it
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """Points of one series of one source; `attributes` as canonical JSON."""
+    """Points of one series of one source.
+
+    Attributes:
+        kind: As `kind_of` names it.
+        scope: "" for tensormeter's own, else the instrumentation scope as text.
+        attributes: As canonical JSON.
+    """
 
     source: Source
     metric: str
+    kind: str
+    scope: str
     attributes: str
     unit: str
     description: str
-    points: Points
+    points: Column
 
 
 class Rejections(Counter[str]):
@@ -50,29 +63,50 @@ def arrivals_of(batches: Sequence[Batch]) -> tuple[list[Arrival], Rejections]:
             if batch.points:
                 rejections[source] += batch.points
             continue
-        for gauge in batch.series:
-            if not isinstance(gauge, Gauge):
-                rejections[f"a {type(gauge).__name__} is not stored yet; send gauges"] += len(gauge.times)
-                continue
-            attributes = canonical_json(gauge.attributes)
-            if not gauge.name:
-                rejections["metric has no name"] += len(gauge.times)
-                continue
-            if len(gauge.name) > MAX_NAME:
-                rejections[f"metric name is longer than {MAX_NAME} characters"] += len(gauge.times)
-                continue
-            if len(attributes) > MAX_ATTRIBUTES_JSON:
-                rejections[f"attributes are longer than {MAX_ATTRIBUTES_JSON} characters as JSON"] += len(gauge.times)
-                continue
-            points = Points.of(gauge.times.view(np.int64), gauge.values)
-            timed = (points.times > 0) & (points.times <= _LAST_TIME)
-            if not timed.all():
-                rejections[f"time is 0 or above {_LAST_TIME} ns"] += int(len(timed) - timed.sum())
-                points = points[timed]
-            if len(points):
-                arrivals.append(
-                    Arrival(
-                        source, gauge.name, attributes, gauge.unit[:MAX_NAME], gauge.description[:MAX_NAME], points
-                    ),
-                )
+        for series in batch.series:
+            attributes = canonical_json(series.attributes) if series.attributes else "{}"
+            scope = "" if series.scope is SCOPE else _scope(series.scope)
+            if not series.name:
+                rejections["metric has no name"] += len(series.times)
+            elif len(series.name) > MAX_NAME or len(scope) > MAX_NAME:
+                rejections[f"metric name or scope is longer than {MAX_NAME} characters"] += len(series.times)
+            elif len(attributes) > MAX_ATTRIBUTES_JSON:
+                rejections[f"attributes are longer than {MAX_ATTRIBUTES_JSON} characters as JSON"] += len(series.times)
+            else:
+                points = _timed(_column(series, rejections), rejections)
+                if len(points):
+                    unit, description = series.unit[:MAX_NAME], series.description[:MAX_NAME]
+                    about = (series.name, kind_of(series), scope, attributes, unit, description)
+                    arrivals.append(Arrival(source, *about, points))
     return arrivals, rejections
+
+
+def _column(series: Series, rejections: Rejections) -> Column:
+    times = series.times.view(np.int64)
+    match series:
+        case Gauge() | Sum():
+            return Points.of(times, series.values)
+        case Distribution() | Summary():
+            points = Blobs.of(times, encode_points(replace(series, attributes={})))
+            small = np.array([len(blob) <= MAX_DISTRIBUTION_BYTES for blob in points.blobs], np.bool_)
+            if not small.all():
+                rejections[f"distribution is larger than {MAX_DISTRIBUTION_BYTES} bytes"] += int((~small).sum())
+                points = points[small]
+            return points
+        case _:
+            raise AssertionError(series)
+
+
+def _timed(points: Column, rejections: Rejections) -> Column:
+    timed = (points.times > 0) & (points.times <= _LAST_TIME)
+    if timed.all():
+        return points
+    rejections[f"time is 0 or above {_LAST_TIME} ns"] += int(len(timed) - timed.sum())
+    return points[timed]
+
+
+def _scope(scope: Scope) -> str:
+    """What tells the series of two scopes apart: name and attributes. A new version goes on with the old series."""
+    if scope.attributes:
+        return canonical_json([scope.name, dict(scope.attributes)])
+    return "" if scope.name == SCOPE.name else scope.name

@@ -7,14 +7,27 @@ from typing import Final
 
 from tensormeter.server.store import AmbiguousRunError, NotFoundError
 from tensormeter.server.store.arrivals import Arrival
+from tensormeter.server.store.heads import Placed
 from tensormeter.server.store.source import Source
 
-__all__ = ["Catalog", "find_run"]
+__all__ = ["DELETED", "Catalog", "find_run"]
+
+DELETED: Final = "the run was deleted; start it anew, or under another id"
+"""Why something is refused that was sent for a run after somebody had deleted it."""
 
 MAX_SERIES_PER_RUN: Final = 100_000
 """Past this, new series of a run are refused: somebody put an id or a step into a name or an attribute."""
 
 _CACHED: Final = 200_000
+
+
+@dataclass(slots=True)
+class _Tombstone:
+    """When a run was deleted, the last journal row before that, and whether it has been started anew."""
+
+    time: int
+    journal: int
+    revived: bool
 
 
 @dataclass(slots=True)
@@ -34,21 +47,38 @@ class Catalog:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._processes: dict[tuple[str, str, str], _Process] = {}
-        self._series: dict[tuple[int, str, str], int] = {}
+        self._series: dict[tuple[int, str, str, str, str], int] = {}
+        self._tombstones: dict[tuple[str, str], _Tombstone] = {}
+        self.forget()
 
     def forget(self) -> None:
         """Drop what is remembered: rows may be gone again."""
         self._processes.clear()
         self._series.clear()
+        rows = self._connection.execute("SELECT project, run_id, time, journal, revived FROM tombstone")
+        self._tombstones = {(row[0], row[1]): _Tombstone(row[2], row[3], bool(row[4])) for row in rows}
 
-    def process(self, source: Source, time: int, received: int) -> tuple[int, int]:
-        """The rows (run, process) of a source that has just sent something.
+    def process(
+        self,
+        source: Source,
+        times: tuple[int, int],
+        received: int,
+        *,
+        starts: bool = False,
+        points: bool = True,
+    ) -> tuple[int, int] | None:
+        """The rows (run, process) of a source that has just sent something; None if its run was deleted.
 
         Args:
             source: Who sent; the last name and resource sent stay.
-            time: Earliest time in what it sent.
+            times: The earliest and the latest time in what it sent.
             received: Now.
+            starts: Whether it says that the run starts, which brings a deleted one back.
+            points: Whether it sent points.
         """
+        if self._is_dead(source, times[0], starts=starts):
+            return None
+        time, newest = times
         key = (source.project, source.run_id, source.process)
         known = self._processes.get(key)
         if known is None or known.name != source.name:
@@ -60,14 +90,14 @@ class Catalog:
         else:
             run = known.run
         self._connection.execute(
-            "UPDATE run SET created = min(created, ?), updated = max(updated, ?) WHERE id = ?",
-            (time, received, run),
+            "UPDATE run SET created = min(created, ?), updated = max(updated, ?), newest = max(newest, ?) WHERE id = ?",
+            (time, received, newest if points else 0, run),
         )
         if known is None or known.resource != source.resource:
             process = self._connection.execute(
-                "INSERT INTO process (run, process, resource) VALUES (?, ?, ?)"
-                " ON CONFLICT DO UPDATE SET resource = excluded.resource RETURNING id",
-                (run, source.process, source.resource),
+                "INSERT INTO process (run, process, resource, attempt) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT DO UPDATE SET resource = excluded.resource, attempt = excluded.attempt RETURNING id",
+                (run, source.process, source.resource, source.attempt),
             ).fetchone()[0]
         else:
             process = known.process
@@ -88,16 +118,19 @@ class Catalog:
         if not counted.rowcount:
             return None
         created = self._connection.execute(
-            "INSERT INTO series (process, metric, attributes, unit, description) VALUES (?, ?, ?, ?, ?)",
-            (process, arrival.metric, arrival.attributes, arrival.unit, arrival.description),
+            "INSERT INTO series (process, metric, kind, scope, attributes, unit, description) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (*_key(process, arrival), arrival.unit, arrival.description),
         ).lastrowid
         assert created is not None
         return self._remember_series(process, arrival, created)
 
-    def known(self, arrivals: Iterable[Arrival]) -> Iterable[tuple[int, int, Arrival]]:
-        """The rows (run, series) of arrivals, without those that have none: what a replay needs."""
+    def place(self, seq: int, arrivals: Iterable[Arrival]) -> Iterable[Placed]:
+        """Arrivals of journal row `seq` at their rows, without those that have none: what a replay needs."""
         for arrival in arrivals:
             source = arrival.source
+            tombstone = self._tombstones.get((source.project, source.run_id))
+            if tombstone is not None and seq <= tombstone.journal:
+                continue
             key = (source.project, source.run_id, source.process)
             if key not in self._processes:
                 row = self._connection.execute(
@@ -112,23 +145,51 @@ class Catalog:
             known = self._processes[key]
             series = self._find_series(known.process, arrival)
             if series is not None:
-                yield known.run, series, arrival
+                yield Placed(known.run, known.process, series, arrival.metric, arrival.points)
+
+    def delete(self, run: int, received: int, journal: int) -> None:
+        """Make a run unknown from now on; what it has is for others to remove."""
+        self._connection.execute(
+            "INSERT INTO tombstone (project, run_id, time, journal) SELECT project, run_id, ?, ? FROM run WHERE id = ?"
+            " ON CONFLICT DO UPDATE SET time = excluded.time, journal = excluded.journal, revived = 0",
+            (received, journal, run),
+        )
+        # Its id is free again; nobody can send this one, which is not an identifier.
+        self._connection.execute("UPDATE run SET deleted = ?, run_id = '/' || id WHERE id = ?", (received, run))
+        self.forget()
+
+    def _is_dead(self, source: Source, time: int, *, starts: bool) -> bool:
+        tombstone = self._tombstones.get((source.project, source.run_id))
+        if tombstone is None or tombstone.revived:
+            return False
+        # Who knows nothing of tensormeter never says that a run starts.
+        if time <= tombstone.time or not (starts or source.derived):
+            return True
+        tombstone.revived = True
+        self._connection.execute(
+            "UPDATE tombstone SET revived = 1 WHERE project = ? AND run_id = ?", (source.project, source.run_id)
+        )
+        return False
 
     def _find_series(self, process: int, arrival: Arrival) -> int | None:
-        cached = self._series.get((process, arrival.metric, arrival.attributes))
+        key = _key(process, arrival)
+        cached = self._series.get(key)
         if cached is not None:
             return cached
         row = self._connection.execute(
-            "SELECT id FROM series WHERE process = ? AND metric = ? AND attributes = ?",
-            (process, arrival.metric, arrival.attributes),
+            "SELECT id FROM series WHERE process = ? AND metric = ? AND kind = ? AND scope = ? AND attributes = ?", key
         ).fetchone()
         return None if row is None else self._remember_series(process, arrival, row[0])
 
     def _remember_series(self, process: int, arrival: Arrival, series: int) -> int:
         if len(self._series) >= _CACHED:
             self._series.clear()
-        self._series[process, arrival.metric, arrival.attributes] = series
+        self._series[_key(process, arrival)] = series
         return series
+
+
+def _key(process: int, arrival: Arrival) -> tuple[int, str, str, str, str]:
+    return process, arrival.metric, arrival.kind, arrival.scope, arrival.attributes
 
 
 def find_run(connection: sqlite3.Connection, run_id: str, project: str | None) -> int:
@@ -139,7 +200,7 @@ def find_run(connection: sqlite3.Connection, run_id: str, project: str | None) -
         AmbiguousRunError: `project` is None and several projects have one.
     """
     rows = connection.execute(
-        "SELECT id, project FROM run WHERE run_id = ? AND project = ifnull(?, project) ORDER BY project",
+        "SELECT id, project FROM run WHERE run_id = ? AND project = ifnull(?, project) AND NOT deleted ORDER BY project",
         (run_id, project),
     ).fetchall()
     if len(rows) == 1:

@@ -13,15 +13,20 @@ import zstandard
 from numpy.typing import NDArray
 
 from tensormeter.errors import StoreError
-from tensormeter.server.store.points import Points
+from tensormeter.server.store.points import Blobs, Column, Points
 
-__all__ = ["CHUNK_POINTS", "Chunk", "decode_chunk", "encode_chunk"]
+__all__ = ["CHUNK_POINTS", "Chunk", "decode_blobs", "decode_chunk", "encode_chunk", "full_chunk"]
 
 CHUNK_POINTS: Final = 65_536
 """Points in one chunk, at most: half a MiB of words, decoded in about a millisecond."""
 
-_FLOATS, _INTEGERS, _MIXED = 0, 1, 2
+CHUNK_BLOBS: Final = 1024
+"""Distributions in one chunk, at most: some hundred bytes each."""
+
+_FLOATS, _INTEGERS, _MIXED, _BLOBS = 0, 1, 2, 3
 _LEVEL: Final = 1
+_BLOB_LEVEL: Final = 3
+_MAX_BLOBS: Final = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -32,9 +37,9 @@ class Chunk:
         n: Points inside.
         t_min: Earliest time, nanoseconds since the Unix epoch.
         t_max: Latest time.
-        kind: 0 all float64, 1 all int64, 2 mixed.
+        kind: 0 all float64, 1 all int64, 2 mixed, 3 distributions.
         times: Compressed.
-        words: Compressed.
+        words: Compressed; of distributions the length of each as uint32, then all of them.
         integers: Compressed bit mask of which words are int64, or empty unless mixed.
     """
 
@@ -47,34 +52,63 @@ class Chunk:
     integers: bytes
 
 
-def encode_chunk(points: Points) -> Chunk:
-    """Encode 1 to `CHUNK_POINTS` points, which must be by ascending time."""
-    kind = _INTEGERS if points.integers.all() else _MIXED if points.integers.any() else _FLOATS
+def full_chunk(points: Column) -> int:
+    """How many points of this kind a chunk takes."""
+    return CHUNK_BLOBS if isinstance(points, Blobs) else CHUNK_POINTS
+
+
+def encode_chunk(points: Column) -> Chunk:
+    """Encode 1 to `full_chunk` points, which must be by ascending time."""
+    kind, words, integers = _BLOBS, b"", b""
+    if isinstance(points, Blobs):
+        lengths = np.array([len(blob) for blob in points.blobs], "<u4")
+        words = zstandard.compress(lengths.tobytes() + b"".join(points.blobs), _BLOB_LEVEL)
+    else:
+        assert isinstance(points, Points)
+        kind = _INTEGERS if points.integers.all() else _MIXED if points.integers.any() else _FLOATS
+        words = _compress(points.words)
+        if kind == _MIXED:
+            integers = zstandard.compress(np.packbits(points.integers).tobytes(), _LEVEL)
     return Chunk(
         n=len(points),
         t_min=int(points.times[0]),
         t_max=int(points.times[-1]),
         kind=kind,
         times=_compress(np.diff(points.times, prepend=points.times[:1])),
-        words=_compress(points.words),
-        integers=zstandard.compress(np.packbits(points.integers).tobytes(), _LEVEL) if kind == _MIXED else b"",
+        words=words,
+        integers=integers,
     )
 
 
 def decode_chunk(chunk: Chunk) -> Points:
-    """The points of a chunk, bit for bit.
+    """The numbers of a chunk, bit for bit.
 
     Raises:
-        StoreError: The bytes are not a chunk.
+        StoreError: The bytes are not such a chunk.
     """
-    times = np.cumsum(_decompress(chunk.times, chunk.n)) + chunk.t_min
     words = _decompress(chunk.words, chunk.n)
     if chunk.kind == _MIXED:
         packed = np.frombuffer(_inflate(chunk.integers, (chunk.n + 7) // 8), np.uint8)
         integers = np.unpackbits(packed, count=chunk.n).view(np.bool_)
     else:
         integers = np.full(chunk.n, chunk.kind == _INTEGERS)
-    return Points(times, words, integers)
+    return Points(_times(chunk), words, integers)
+
+
+def decode_blobs(chunk: Chunk) -> Blobs:
+    """The distributions of a chunk; errors as for `decode_chunk`."""
+    packed = _inflate(chunk.words, None)
+    lengths = np.frombuffer(packed[: 4 * chunk.n], "<u4")
+    ends = np.cumsum(lengths, dtype=np.int64) + 4 * chunk.n
+    if len(lengths) != chunk.n or ends[-1] != len(packed):
+        raise StoreError("a chunk of the store is damaged: lengths; restore the data folder from a backup")
+    starts = ends - lengths
+    pairs = zip(starts.tolist(), ends.tolist(), strict=True)
+    return Blobs.of(_times(chunk), [packed[start:end] for start, end in pairs])
+
+
+def _times(chunk: Chunk) -> NDArray[np.int64]:
+    return np.cumsum(_decompress(chunk.times, chunk.n)) + chunk.t_min
 
 
 def _compress(column: NDArray[np.int64]) -> bytes:
@@ -87,10 +121,11 @@ def _decompress(blob: bytes, n: int) -> NDArray[np.int64]:
     return np.ascontiguousarray(planes.T).view("<i8").reshape(n).astype(np.int64, copy=False)
 
 
-def _inflate(blob: bytes, size: int) -> bytes:
+def _inflate(blob: bytes, size: int | None) -> bytes:
     """Decompress to exactly `size` bytes. The claimed size is checked first: damage must not allocate gigabytes."""
     try:
-        if zstandard.frame_content_size(blob) == size:
+        claimed = zstandard.frame_content_size(blob)
+        if claimed == size or (size is None and 0 <= claimed <= _MAX_BLOBS):
             return zstandard.decompress(blob)
     except zstandard.ZstdError as error:
         raise StoreError(f"a chunk of the store is damaged: {error}; restore the data folder from a backup") from None

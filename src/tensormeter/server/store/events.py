@@ -1,58 +1,115 @@
-"""Events: stored as they come, and what the lifecycle ones say about a run."""
+"""Events: stored as they come, without the images in them, which have a table of their own."""
 
 import hashlib
+import json
 import sqlite3
-from collections.abc import Iterable, Mapping
-from typing import Final, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from tensormeter.otlp.batch import Event
-from tensormeter.server.store import State
+from tensormeter.server.store import RunRef, StoredEvent
 from tensormeter.server.store.canonical import canonical_json
+from tensormeter.server.store.lifecycle import HEARTBEAT, apply_event
+from tensormeter.server.store.media import MediaError, take_media
 
-__all__ = ["RUN_END", "RUN_START", "insert_event", "process_state", "run_state"]
+__all__ = ["ALERT", "MAX_EVENT_JSON", "insert_event", "last_event", "read_alerts", "read_events", "read_media"]
 
-RUN_START: Final = "tensormeter.run.start"
-RUN_END: Final = "tensormeter.run.end"
+ALERT: Final = "tensormeter.alert"
 
-_PRECEDENCE: Final[tuple[State, ...]] = ("failed", "crashed", "running", "finished")
+MAX_EVENT_JSON: Final = 1 << 20
+"""Characters in the body and the attributes of one event, as JSON, without images."""
 
 
-def insert_event(connection: sqlite3.Connection, run: int, process: int, event: Event, time: int) -> None:
-    """Store one event, unless the process has exactly this one already."""
-    body, attributes = canonical_json(event.body), canonical_json(event.attributes)
+def insert_event(connection: sqlite3.Connection, run: int, process: int, event: Event, time: int) -> str | None:
+    """Store one event, unless the process has exactly this one already; returns why it is refused, or None.
+
+    A heartbeat leaves no trace but that something has arrived for the run.
+    """
+    try:
+        kept, images = take_media(event.body)
+    except MediaError as error:
+        return str(error)
+    body, attributes = canonical_json(kept), canonical_json(event.attributes)
+    if len(body) + len(attributes) > MAX_EVENT_JSON:
+        return f"event is larger than {MAX_EVENT_JSON} characters as JSON"
+    apply_event(connection, run, process, event, time)
+    if event.name == HEARTBEAT:
+        return None
     digest = hashlib.sha256(f"{body}\0{attributes}".encode()).digest()
     connection.execute(
-        "INSERT OR IGNORE INTO event (process, time, name, digest, body, attributes) VALUES (?, ?, ?, ?, ?, ?)",
-        (process, time, event.name, digest, body, attributes),
+        "INSERT OR IGNORE INTO event (run, process, time, name, key, step, digest, body, attributes)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (run, process, time, event.name, *_key_and_step(event.attributes), digest, body, attributes),
     )
-    details = event.body if isinstance(event.body, Mapping) else {}
-    if event.name == RUN_START:
-        connection.execute("UPDATE process SET started = max(ifnull(started, 0), ?) WHERE id = ?", (time, process))
-        config = details.get("config")
-        if isinstance(config, Mapping) and config:
-            connection.execute(
-                "UPDATE run SET config = ?, config_time = ? WHERE id = ? AND config_time <= ?",
-                (canonical_json(config), time, run, time),
-            )
-    elif event.name == RUN_END:
-        state = details.get("state", "finished")
-        connection.execute(
-            "UPDATE process SET ended = ?, end_state = ? WHERE id = ? AND ifnull(ended, 0) <= ?",
-            (time, state if state in ("finished", "crashed") else "failed", process, time),
-        )
+    connection.executemany(
+        "INSERT OR IGNORE INTO media (run, digest, content_type, data) VALUES (?, ?, ?, ?)",
+        [(run, image.digest, image.content_type, image.data) for image in images],
+    )
+    return None
 
 
-def process_state(started: int | None, ended: int | None, end_state: str | None) -> State | None:
-    """The state of a process from the times of its latest start and end; None if it had neither."""
-    if ended is not None and ended >= (started or 0):
-        return cast("State", end_state)
-    return None if started is None else "running"
+def read_events(
+    connection: sqlite3.Connection,
+    run: int,
+    *,
+    name: str | None,
+    key: str | None,
+    start: int | None,
+    stop: int | None,
+    limit: int,
+) -> list[StoredEvent]:
+    """Events of a run, the newest first; `name` may end in `*`."""
+    condition = "event.run = ?"
+    parameters: list[Any] = [run]
+    if name is not None and name.endswith("*"):
+        condition += " AND substr(name, 1, ?) = ?"
+        parameters += [len(name) - 1, name[:-1]]
+    elif name is not None:
+        condition += " AND name = ?"
+        parameters.append(name)
+    for column, operator, value in (("key", "=", key), ("time", ">=", start), ("time", "<", stop)):
+        if value is not None:
+            condition += f" AND {column} {operator} ?"
+            parameters.append(value)
+    rows = connection.execute(
+        "SELECT event.id, time, name, step, process.process, attributes, body"
+        f" FROM event JOIN process ON process.id = event.process WHERE {condition}"
+        " ORDER BY time DESC, event.id DESC LIMIT ?",
+        (*parameters, limit),
+    )
+    return [_event(row) for row in rows]
 
 
-def run_state(states: Iterable[State | None]) -> State:
-    """The state of a run from those of its processes; a process without any says nothing."""
-    known = {state for state in states if state is not None}
-    for state in _PRECEDENCE:
-        if state in known:
-            return state
-    return "running"
+def read_alerts(connection: sqlite3.Connection, after: int, limit: int) -> list[tuple[RunRef, StoredEvent]]:
+    """Alerts of all runs with greater ids, the oldest first."""
+    rows = connection.execute(
+        "SELECT run_id, project, event.id, time, event.name, step, process.process, attributes, body FROM event"
+        " JOIN run ON run.id = event.run JOIN process ON process.id = event.process"
+        " WHERE event.id > ? AND event.name = ? AND NOT deleted ORDER BY event.id LIMIT ?",
+        (after, ALERT, limit),
+    )
+    return [(RunRef(row[0], row[1]), _event(row[2:])) for row in rows]
+
+
+def read_media(connection: sqlite3.Connection, run: int, digest: str) -> tuple[str, bytes] | None:
+    """Type and bytes of an image of a run."""
+    row = connection.execute(
+        "SELECT content_type, data FROM media WHERE run = ? AND digest = ?", (run, digest)
+    ).fetchone()
+    return None if row is None else (row[0], row[1])
+
+
+def last_event(connection: sqlite3.Connection) -> int:
+    """The highest id of an event."""
+    row = connection.execute("SELECT ifnull(max(id), 0) FROM event").fetchone()
+    return int(row[0])
+
+
+def _event(row: Sequence[Any]) -> StoredEvent:
+    number, time, name, step, process, attributes, body = row
+    return StoredEvent(number, time, name, step, process, json.loads(attributes), json.loads(body))
+
+
+def _key_and_step(attributes: Mapping[str, Any]) -> Sequence[str | int | None]:
+    key, step = attributes.get("tensormeter.key"), attributes.get("tensormeter.step")
+    return key if isinstance(key, str) else None, step if isinstance(step, int) else None

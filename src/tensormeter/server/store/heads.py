@@ -8,25 +8,41 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from tensormeter.server.store.points import Points
+from tensormeter.server.store.points import Column, Points
 
-__all__ = ["HeadView", "Heads", "Layer", "newest"]
+__all__ = ["HeadView", "Heads", "Layer", "Newest", "Placed", "newest"]
 
 Newest = tuple[int, int, bool]
 """A point in scalars: (time, word, whether the word is an integer)."""
 
 
-def newest(points: Points) -> Newest:
+def newest(points: Column) -> Newest:
     """The point with the latest time; of several, the first. `points` must not be empty."""
     index = int(points.times.argmax())
-    return int(points.times[index]), int(points.words[index]), bool(points.integers[index])
+    if isinstance(points, Points):
+        return int(points.times[index]), int(points.words[index]), bool(points.integers[index])
+    return int(points.times[index]), 0, True
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Points, and the rows of the catalog that they belong to. `points` is not empty."""
+
+    run: int
+    process: int
+    series: int
+    metric: str
+    points: Column
 
 
 @dataclass(slots=True)
 class _Head:
-    """Points of one series, in order of arrival."""
+    """Points of one series, in order of arrival; `seqs` are the journal rows that they came in."""
 
-    parts: list[Points]
+    process: int
+    metric: str
+    parts: list[Column]
+    seqs: list[int]
     n: int
     newest: Newest
 
@@ -45,7 +61,9 @@ class HeadView:
     """What a head held at one moment."""
 
     run: int
-    parts: tuple[Points, ...]
+    process: int
+    metric: str
+    parts: tuple[Column, ...]
     n: int
     newest: Newest
 
@@ -68,6 +86,8 @@ class Layer:
 class Heads:
     """Two tables: the active one, which grows, and at times a frozen one, which is being folded.
 
+    What was folded last is kept for those who ask for what has arrived since they last asked.
+
     Every method takes one short lock and may be called on any thread, except that `append` and `freeze` must be called
     in the order of the journal, that is, by whoever holds the lock on writing.
     """
@@ -76,21 +96,31 @@ class Heads:
         self._lock = threading.Lock()
         self._active = _Table()
         self._frozen: _Table | None = None
+        self._folded = _Table()
+        self._floor = 0
+        self._last = 0
 
-    def append(self, seq: int, arrivals: Iterable[tuple[int, int, Points]]) -> None:
-        """Add what journal row `seq` holds: (run, series, points), none of them empty."""
+    def begin(self, seq: int) -> None:
+        """Say that everything up to journal row `seq` is in chunks already. Before anything else."""
+        with self._lock:
+            self._floor = self._last = seq
+
+    def append(self, seq: int, arrivals: Iterable[Placed]) -> None:
+        """Add what journal row `seq` holds."""
         with self._lock:
             table = self._active
-            table.upto = seq
-            for run, series, points in arrivals:
-                table.points[run] += len(points)
-                heads = table.runs.setdefault(run, {})
-                head = heads.get(series)
+            table.upto = self._last = seq
+            for placed in arrivals:
+                points = placed.points
+                table.points[placed.run] += len(points)
+                heads = table.runs.setdefault(placed.run, {})
+                head = heads.get(placed.series)
                 last = newest(points)
                 if head is None:
-                    heads[series] = _Head([points], len(points), last)
+                    heads[placed.series] = _Head(placed.process, placed.metric, [points], [seq], len(points), last)
                     continue
                 head.parts.append(points)
+                head.seqs.append(seq)
                 head.n += len(points)
                 if last[0] > head.newest[0]:
                     head.newest = last
@@ -102,37 +132,87 @@ class Heads:
                 self._frozen, self._active = self._active, _Table()
             if self._frozen is None:
                 return None
-            return _view(self._frozen, self._frozen.runs, None)
+            return _view(self._frozen, self._frozen.runs)
 
     def discard(self) -> None:
         """Forget the frozen table: it is in chunks now."""
         with self._lock:
-            self._frozen = None
+            if self._frozen is not None:
+                self._floor = max(self._floor, self._folded.upto)
+                self._folded, self._frozen = self._frozen, None
 
-    def layers(self, run: int | None = None, series: Collection[int] | None = None) -> list[Layer]:
-        """What is in memory now, oldest first: the heads of `run` (only `series`, if given), and counts of all runs.
+    def layers(
+        self,
+        runs: Collection[int] | None = (),
+        series: Collection[int] | None = None,
+        metrics: Collection[str] | None = None,
+    ) -> list[Layer]:
+        """What is in memory now, oldest first: heads of `runs` (None: all), and counts of all runs.
+
+        Only of these `series` and `metrics`, if given.
 
         Take this before the snapshot of the database: what moves to chunks in between is then seen twice, which `upto`
         tells, and never not at all.
         """
         with self._lock:
             return [
-                _view(table, () if run is None else (run,), series)
+                _view(table, table.runs if runs is None else runs, series, metrics)
                 for table in (self._frozen, self._active)
                 if table is not None and table.upto
             ]
 
+    def last(self) -> int:
+        """The last journal row that went in."""
+        return self._last
+
+    def since(
+        self, run: int, after: int, series: Collection[int] | None = None
+    ) -> dict[int, tuple[Column, ...]] | None:
+        """What arrived for a run in journal rows greater than `after`, by series; None if that is not known any more."""
+        with self._lock:
+            if not self._floor <= after <= self._last:
+                return None
+            found: dict[int, tuple[Column, ...]] = {}
+            for table in self._tables(after):
+                for row, head in table.runs.get(run, {}).items():
+                    if head.seqs[-1] > after and (series is None or row in series):
+                        new = tuple(part for part, seq in zip(head.parts, head.seqs, strict=True) if seq > after)
+                        found[row] = found.get(row, ()) + new
+            return found
+
+    def grown(self, after: int, runs: Collection[int] | None = None) -> dict[int, set[str]] | None:
+        """Which metrics of which runs have grown since journal row `after`; None if that is not known any more."""
+        with self._lock:
+            if not self._floor <= after <= self._last:
+                return None
+            found: dict[int, set[str]] = {}
+            for table in self._tables(after):
+                for run in table.runs if runs is None else runs:
+                    names = {head.metric for head in table.runs.get(run, {}).values() if head.seqs[-1] > after}
+                    if names:
+                        found.setdefault(run, set()).update(names)
+            return found
+
     def pending(self) -> int:
-        """Points in memory."""
+        """Points in memory that wait to be folded."""
         with self._lock:
             return self._active.points.total() + (self._frozen.points.total() if self._frozen else 0)
 
+    def _tables(self, after: int) -> list[_Table]:
+        tables = (self._folded, self._frozen, self._active)
+        return [table for table in tables if table is not None and table.upto > after]
 
-def _view(table: _Table, runs: Iterable[int], wanted: Collection[int] | None) -> Layer:
+
+def _view(
+    table: _Table,
+    runs: Iterable[int],
+    wanted: Collection[int] | None = None,
+    metrics: Collection[str] | None = None,
+) -> Layer:
     heads = {
-        series: HeadView(run, tuple(head.parts), head.n, head.newest)
+        series: HeadView(run, head.process, head.metric, tuple(head.parts), head.n, head.newest)
         for run in runs
         for series, head in table.runs.get(run, {}).items()
-        if wanted is None or series in wanted
+        if (wanted is None or series in wanted) and (metrics is None or head.metric in metrics)
     }
     return Layer(table.upto, heads, dict(table.points))

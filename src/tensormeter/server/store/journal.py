@@ -13,7 +13,17 @@ import zstandard
 from tensormeter.errors import StoreError
 from tensormeter.server.store import BatchConflictError, Receipt
 
-__all__ = ["append", "compress", "digest", "find_batch", "is_folded", "record_batch", "replay", "retire"]
+__all__ = [
+    "append",
+    "compress",
+    "digest",
+    "find_batch",
+    "folded",
+    "is_folded",
+    "record_batch",
+    "replay",
+    "retire",
+]
 
 
 def digest(signal: str, payload: bytes) -> bytes:
@@ -66,6 +76,15 @@ def is_folded(connection: sqlite3.Connection, upto: int) -> bool:
     """Whether every payload up to this number has been retired."""
     row = connection.execute("SELECT EXISTS (SELECT 1 FROM journal WHERE seq <= ?)", (upto,)).fetchone()
     return not row[0]
+
+
+def folded(connection: sqlite3.Connection) -> int:
+    """The last number of a payload before the first that is in no chunk yet."""
+    first = connection.execute("SELECT min(seq) FROM journal").fetchone()[0]
+    if first is not None:
+        return int(first) - 1
+    last = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'journal'").fetchone()
+    return 0 if last is None else int(last[0])
 
 
 def replay(connection: sqlite3.Connection) -> Iterator[tuple[int, bytes]]:

@@ -1,4 +1,4 @@
-"""Lists of projects, runs and metrics: rows of the catalog plus what is still in memory."""
+"""Lists of projects, processes and metrics: rows of the catalog plus what is still in memory."""
 
 import json
 import sqlite3
@@ -7,134 +7,78 @@ from typing import Any
 
 import numpy as np
 
-from tensormeter.otlp.batch import STEP_METRIC
-from tensormeter.server.store import LastValue, MetricSummary, ProcessSummary, ProjectSummary, RunSummary
-from tensormeter.server.store.events import process_state, run_state
+from tensormeter.server.store import MetricSummary, ProcessSummary, ProjectSummary
 from tensormeter.server.store.heads import Layer, Newest
-from tensormeter.server.store.points import Points
-from tensormeter.server.store.reader import read_at, steps_at
+from tensormeter.server.store.kind import parse_kind
+from tensormeter.server.store.lifecycle import process_state
+from tensormeter.server.store.steps import StepFinder
 
-__all__ = ["count_runs", "list_metrics", "list_projects", "list_runs", "load_run"]
-
-_RUN_COLUMNS = "id, project, run_id, name, config, created, updated, points"
+__all__ = ["list_losses", "list_metrics", "list_processes", "list_projects"]
 
 
 def list_projects(connection: sqlite3.Connection) -> list[ProjectSummary]:
     """All projects, by name."""
-    rows = connection.execute("SELECT project, count(*), max(updated) FROM run GROUP BY project ORDER BY project")
+    rows = connection.execute(
+        "SELECT project, count(*), max(updated) FROM run WHERE NOT deleted GROUP BY project ORDER BY project"
+    )
     return [ProjectSummary(*row) for row in rows]
 
 
-def count_runs(connection: sqlite3.Connection, project: str | None) -> int:
-    """How many runs a project has, or all projects."""
-    row = connection.execute("SELECT count(*) FROM run WHERE project = ifnull(?, project)", (project,)).fetchone()
-    return int(row[0])
-
-
-def list_runs(
-    connection: sqlite3.Connection,
-    layers: Sequence[Layer],
-    project: str | None,
-    limit: int,
-    offset: int,
-) -> list[RunSummary]:
-    """A page of runs, newest first."""
+def list_processes(connection: sqlite3.Connection, run: int) -> list[ProcessSummary]:
+    """The processes of a run, in the order in which they were first seen."""
     rows = connection.execute(
-        f"SELECT {_RUN_COLUMNS} FROM run WHERE project = ifnull(?, project)"
-        " ORDER BY created DESC, id DESC LIMIT ? OFFSET ?",
-        (project, limit, offset),
+        "SELECT process, resource, started, ended, end_state FROM process WHERE run = ? ORDER BY id", (run,)
     )
-    return [_run(connection, layers, row) for row in rows.fetchall()]
+    return [ProcessSummary(row[0], json.loads(row[1]), process_state(*row[2:])) for row in rows]
 
 
-def load_run(connection: sqlite3.Connection, layers: Sequence[Layer], run: int) -> RunSummary:
-    """One run, by row id."""
-    row = connection.execute(f"SELECT {_RUN_COLUMNS} FROM run WHERE id = ?", (run,)).fetchone()
-    return _run(connection, layers, row)
-
-
-def _run(connection: sqlite3.Connection, layers: Sequence[Layer], row: Sequence[Any]) -> RunSummary:
-    run, project, run_id, name, config, created, updated, points = row
-    processes = [
-        ProcessSummary(process, json.loads(resource), process_state(started, ended, end_state))
-        for process, resource, started, ended, end_state in connection.execute(
-            "SELECT process, resource, started, ended, end_state FROM process WHERE run = ? ORDER BY id",
-            (run,),
-        )
-    ]
-    return RunSummary(
-        project=project,
-        run_id=run_id,
-        name=name,
-        state=run_state(process.state for process in processes),
-        created=created,
-        updated=updated,
-        config=json.loads(config),
-        points=points + sum(layer.points.get(run, 0) for layer in layers),
-        processes=processes,
-    )
+def list_losses(connection: sqlite3.Connection, run: int) -> dict[str, int]:
+    """Counts of what the processes of a run had to drop, by reason."""
+    losses: dict[str, int] = {}
+    for (text,) in connection.execute("SELECT losses FROM process WHERE run = ?", (run,)):
+        for reason, count in json.loads(text).items():
+            losses[reason] = losses.get(reason, 0) + count
+    return losses
 
 
 def list_metrics(connection: sqlite3.Connection, layers: Sequence[Layer], run: int) -> list[MetricSummary]:
     """Every series of a run, by metric, process and attributes."""
     rows = connection.execute(
-        "SELECT series.id, process.id, metric, process.process, attributes, unit, description, series.points,"
-        " last_time, last_word, last_integer"
+        "SELECT series.id, process.id, metric, kind, process.process, attributes, unit, description, series.points,"
+        " last_time, last_word, last_integer, last_step"
         " FROM process JOIN series ON series.process = process.id WHERE run = ?"
-        " ORDER BY metric, process.process, attributes",
+        " ORDER BY metric, process.process, attributes, kind",
         (run,),
     ).fetchall()
-    last = {row[0]: _newest(row[0], row[8:], layers) for row in rows}
-    steps = _last_steps(connection, layers, rows, last)
-    return [
-        MetricSummary(
-            metric=metric,
-            process=name,
-            attributes=json.loads(attributes),
-            unit=unit,
-            description=description,
-            points=points + sum(layer.series[series].n for layer in layers if series in layer.series),
-            last=_last_value(last[series], steps.get(process, {})),
-        )
-        for series, process, metric, name, attributes, unit, description, points, *_ in rows
-    ]
+    steps = StepFinder(connection, layers)
+    return [_metric(row, layers, steps) for row in rows]
 
 
-def _newest(series: int, stored: Sequence[Any], layers: Sequence[Layer]) -> Newest | None:
-    """The latest point of a series; of several at one time, the one that arrived first."""
-    newest = None if stored[0] is None else (stored[0], stored[1], bool(stored[2]))
+def _metric(row: Sequence[Any], layers: Sequence[Layer], steps: StepFinder) -> MetricSummary:
+    series, process, metric, kind_text, name, attributes, unit, description, points, *last = row
+    newest: Newest | None = None if last[0] is None else (last[0], last[1], bool(last[2]))
+    step = last[3]
     for layer in layers:
         head = layer.series.get(series)
-        if head is not None and (newest is None or head.newest[0] > newest[0]):
-            newest = head.newest
-    return newest
+        if head is not None:
+            points += head.n
+            if newest is None or head.newest[0] > newest[0]:  # of several at one time, the one that arrived first
+                newest = head.newest
+                step = steps.at(process, newest[0])
+    kind = parse_kind(kind_text)
+    return MetricSummary(
+        metric=metric,
+        kind=kind,
+        process=name,
+        attributes=json.loads(attributes),
+        unit=unit,
+        description=description,
+        points=points,
+        last=None if newest is None or not kind.numeric else _number(newest),
+        last_time=None if newest is None else newest[0],
+        last_step=step,
+    )
 
 
-def _last_steps(
-    connection: sqlite3.Connection,
-    layers: Sequence[Layer],
-    rows: Sequence[Sequence[Any]],
-    last: dict[int, Newest | None],
-) -> dict[int, dict[int, int]]:
-    """For each process row the step at each time that is the last of one of its series."""
-    times: dict[int, set[int]] = {}
-    for series, process, *_ in rows:
-        newest = last[series]
-        if newest is not None:
-            times.setdefault(process, set()).add(newest[0])
-    steps: dict[int, dict[int, int]] = {}
-    for series, process, metric, *_ in rows:
-        if metric == STEP_METRIC and process in times:
-            wanted = np.array(sorted(times[process]), np.int64)
-            found, stepped = steps_at(read_at(connection, layers, series, wanted), wanted)
-            pairs = zip(wanted[stepped].tolist(), found[stepped].tolist(), strict=True)
-            steps.setdefault(process, {}).update(pairs)
-    return steps
-
-
-def _last_value(newest: Newest | None, steps: dict[int, int]) -> LastValue | None:
-    if newest is None:
-        return None
-    time, word, integer = newest
-    value = word if integer else Points.of(np.array([time]), np.array([word]).view(np.float64)).values()[0]
-    return LastValue(time, steps.get(time), value)
+def _number(newest: Newest) -> int | float:
+    return newest[1] if newest[2] else float(np.int64(newest[1]).view(np.float64))

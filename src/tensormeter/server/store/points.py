@@ -1,27 +1,70 @@
-"""Points in columns, as the store holds them: times, and values that are floats or integers, point by point."""
+"""Points in columns, as the store holds them: numbers that are floats or integers, or whole distributions."""
 
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Points"]
+__all__ = ["Blobs", "Column", "Points"]
+
+_Index = slice | NDArray[np.bool_] | NDArray[np.intp]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Points:
+@dataclass(frozen=True, eq=False)
+class Column(ABC):
     """n points of one series. The arrays are never written to after construction, so they may be shared by threads.
-
-    Values are kept as their 64 bits, so that a NaN keeps its payload, -0.0 its sign, and an int64 all its digits.
 
     Attributes:
         times: int64, shape (n,): nanoseconds since the Unix epoch, greater than 0.
+    """
+
+    times: NDArray[np.int64]
+
+    @abstractmethod
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """All arrays, each of length n, in the order of the constructor's arguments."""
+
+    @classmethod
+    @abstractmethod
+    def empty(cls) -> Self:
+        """No points."""
+
+    @classmethod
+    def concat(cls, parts: Iterable[Self]) -> Self:
+        """All points of the parts, in their order."""
+        listed = list(parts)
+        if len(listed) == 1:
+            return listed[0]
+        if not listed:
+            return cls.empty()
+        return cls(*map(np.concatenate, zip(*(part.arrays() for part in listed), strict=True)))
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def __getitem__(self, index: _Index) -> Self:
+        return type(self)(*(array[index] for array in self.arrays()))
+
+    def distinct(self) -> Self:
+        """The points by ascending time; of points with the same time, the first."""
+        if np.all(self.times[1:] > self.times[:-1]):
+            return self
+        ordered = self[np.argsort(self.times, kind="stable")]
+        return ordered[np.concatenate(([True], ordered.times[1:] != ordered.times[:-1]))]
+
+
+@dataclass(frozen=True, eq=False)
+class Points(Column):
+    """Numbers. They are kept as their 64 bits, so that a NaN keeps its payload, -0.0 its sign, and an int64 all its digits.
+
+    Attributes:
         words: int64, shape (n,): the bits of a float64, or an int64.
         integers: bool, shape (n,): which of the words are int64.
     """
 
-    times: NDArray[np.int64]
     words: NDArray[np.int64]
     integers: NDArray[np.bool_]
 
@@ -31,31 +74,19 @@ class Points:
         return cls(times, values.view(np.int64), np.full(len(times), values.dtype.kind == "i"))
 
     @classmethod
-    def concat(cls, parts: Iterable["Points"]) -> "Points":
-        """All points of the parts, in their order."""
-        listed = list(parts)
-        if len(listed) == 1:
-            return listed[0]
-        if not listed:
-            return cls(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.bool_))
-        return cls(
-            np.concatenate([part.times for part in listed]),
-            np.concatenate([part.words for part in listed]),
-            np.concatenate([part.integers for part in listed]),
-        )
+    def empty(cls) -> "Points":
+        """No points."""
+        return cls(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.bool_))
 
-    def __len__(self) -> int:
-        return len(self.times)
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """Times, words, integers."""
+        return self.times, self.words, self.integers
 
-    def __getitem__(self, index: "slice | NDArray[np.bool_] | NDArray[np.intp]") -> "Points":
-        return Points(self.times[index], self.words[index], self.integers[index])
-
-    def distinct(self) -> "Points":
-        """The points by ascending time; of points with the same time, the first."""
-        if np.all(self.times[1:] > self.times[:-1]):
-            return self
-        ordered = self[np.argsort(self.times, kind="stable")]
-        return ordered[np.concatenate(([True], ordered.times[1:] != ordered.times[:-1]))]
+    def floats(self) -> NDArray[np.float64]:
+        """The values as float64: integers outside 53 bits are rounded."""
+        if not self.integers.any():
+            return self.words.view(np.float64)
+        return np.where(self.integers, self.words.astype(np.float64), self.words.view(np.float64))
 
     def values(self) -> list[int | float]:
         """The values as Python numbers, each of its own kind."""
@@ -67,3 +98,30 @@ class Points:
         for index in np.flatnonzero(self.integers).tolist():
             numbers[index] = int(self.words[index])
         return numbers
+
+
+@dataclass(frozen=True, eq=False)
+class Blobs(Column):
+    """Distributions, each as the bytes of its OTLP data point without attributes.
+
+    Attributes:
+        blobs: bytes, shape (n,).
+    """
+
+    blobs: NDArray[np.object_]
+
+    @classmethod
+    def of(cls, times: NDArray[np.int64], blobs: Sequence[bytes]) -> "Blobs":
+        """Points from a list."""
+        column = np.empty(len(blobs), np.object_)
+        column[:] = blobs
+        return cls(times, column)
+
+    @classmethod
+    def empty(cls) -> "Blobs":
+        """No points."""
+        return cls(np.empty(0, np.int64), np.empty(0, np.object_))
+
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """Times, blobs."""
+        return self.times, self.blobs

@@ -7,13 +7,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tensormeter.server.store.chunks import Chunk, decode_chunk
+from tensormeter.server.store.chunks import Chunk, decode_blobs, decode_chunk
 from tensormeter.server.store.heads import Layer
-from tensormeter.server.store.points import Points
+from tensormeter.server.store.points import Blobs, Column, Points
 
-__all__ = ["chunks", "count_points", "read_at", "read_points", "steps_at"]
+__all__ = ["chunk_points", "chunks", "count_points", "read_at", "read_points", "steps_at"]
 
 _COLUMNS: Final = "n, t_min, t_max, kind, times, words, integers"
+_BLOBS: Final = 3
 _FIRST_TIME: Final = 0
 _AFTER_LAST_TIME: Final = (1 << 63) - 1
 
@@ -27,19 +28,27 @@ def chunks(connection: sqlite3.Connection, series: int, start: int | None, stop:
         yield Chunk(*row)
 
 
+def chunk_points(chunk: Chunk) -> Column:
+    """The points of a chunk of any kind; errors as for `decode_chunk`."""
+    return decode_blobs(chunk) if chunk.kind == _BLOBS else decode_chunk(chunk)
+
+
 def read_points(
     connection: sqlite3.Connection,
     layers: Sequence[Layer],
     series: int,
     start: int | None = None,
     stop: int | None = None,
-) -> Points:
+    *,
+    numeric: bool = True,
+) -> Column:
     """The points of a series with start <= time < stop, by time, each time once."""
-    parts = [decode_chunk(chunk) for chunk in chunks(connection, series, start, stop)]
+    parts = [chunk_points(chunk) for chunk in chunks(connection, series, start, stop)]
     for layer in layers:
         if series in layer.series:
             parts.extend(layer.series[series].parts)
-    points = Points.concat(parts).distinct()
+    points: Column = Points.concat(parts) if numeric else Blobs.concat(parts)  # type: ignore[arg-type]
+    points = points.distinct()
     if start is None and stop is None:
         return points
     first, last = np.searchsorted(points.times, _bounds(start, stop))
@@ -67,7 +76,7 @@ def read_at(
     series: int,
     times: NDArray[np.int64],
 ) -> Points:
-    """Points of a series, by time, that include all of those at `times` (ascending); decodes no chunk without one."""
+    """Points of a series of numbers, by time, that include all of those at `times` (ascending); decodes no chunk without one."""
     spans = connection.execute(
         "SELECT seq, t_min, t_max FROM chunk WHERE series = ? ORDER BY seq", (series,)
     ).fetchall()
@@ -82,7 +91,7 @@ def read_at(
             parts.append(decode_chunk(Chunk(*row)))
     for layer in layers:
         if series in layer.series:
-            parts.extend(layer.series[series].parts)
+            parts.extend(part for part in layer.series[series].parts if isinstance(part, Points))
     return Points.concat(parts).distinct()
 
 

@@ -9,22 +9,35 @@ from pathlib import Path
 from typing import Final
 
 from tensormeter.errors import StoreError
+from tensormeter.server.store.migration import migrate
 
 __all__ = ["SCHEMA_VERSION", "connect", "prepare"]
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 _APPLICATION_ID: Final = 0x746D7472  # "tmtr"
 
 _SCHEMA: Final = """
 CREATE TABLE run (
-    id INTEGER PRIMARY KEY,
+    id INTEGER PRIMARY KEY AUTOINCREMENT,   -- never used twice: what is in memory may outlive the row
     project TEXT NOT NULL,
     run_id TEXT NOT NULL,
-    name TEXT NOT NULL,
+    name TEXT NOT NULL,                     -- the latest that was sent
+    title TEXT,                             -- the name that a user gave; NULL: none
     config TEXT NOT NULL DEFAULT '{}',      -- JSON object
     config_time INTEGER NOT NULL DEFAULT 0, -- time of the event that config is from
-    created INTEGER NOT NULL,
-    updated INTEGER NOT NULL,
+    state TEXT NOT NULL DEFAULT 'running',  -- from lifecycle events
+    attempt INTEGER NOT NULL DEFAULT 1,
+    created INTEGER NOT NULL,               -- time of the earliest point or event
+    started INTEGER,                        -- time of the earliest start
+    ended INTEGER,                          -- time of the latest end, if the run has ended
+    updated INTEGER NOT NULL,               -- when something last arrived
+    newest INTEGER NOT NULL DEFAULT 0,      -- time of the latest point
+    stalled INTEGER NOT NULL DEFAULT 0,     -- whether the alert for it is on
+    tags TEXT,                              -- JSON array; NULL: none given yet
+    notes TEXT,
+    grp TEXT,
+    archived INTEGER NOT NULL DEFAULT 0,
+    deleted INTEGER NOT NULL DEFAULT 0,     -- when it was deleted; what it has is removed bit by bit
     series INTEGER NOT NULL DEFAULT 0,      -- rows in series
     points INTEGER NOT NULL DEFAULT 0,      -- points in chunks
     UNIQUE (project, run_id)
@@ -32,21 +45,34 @@ CREATE TABLE run (
 CREATE INDEX run_by_run_id ON run (run_id);
 CREATE INDEX run_by_created ON run (created);
 
+CREATE TABLE tombstone (                    -- runs that were deleted, and may be sent again by those who do not know
+    project TEXT NOT NULL,
+    run_id TEXT NOT NULL,
+    time INTEGER NOT NULL,
+    journal INTEGER NOT NULL,               -- last journal row before the deletion
+    revived INTEGER NOT NULL DEFAULT 0,     -- whether it has been started anew
+    PRIMARY KEY (project, run_id)
+) WITHOUT ROWID;
+
 CREATE TABLE process (
     id INTEGER PRIMARY KEY,
     run INTEGER NOT NULL REFERENCES run,
     process TEXT NOT NULL,
     resource TEXT NOT NULL,                 -- JSON object
+    attempt INTEGER NOT NULL DEFAULT 1,
     started INTEGER,                        -- time of the latest run.start
     ended INTEGER,                          -- time of the latest run.end
     end_state TEXT,
+    losses TEXT NOT NULL DEFAULT '{}',      -- JSON object: counts of what the sender had to drop, by reason
     UNIQUE (run, process)
 );
 
 CREATE TABLE series (
-    id INTEGER PRIMARY KEY,
+    id INTEGER PRIMARY KEY AUTOINCREMENT,   -- as above
     process INTEGER NOT NULL REFERENCES process,
     metric TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    scope TEXT NOT NULL,
     attributes TEXT NOT NULL,               -- canonical JSON object
     unit TEXT NOT NULL,
     description TEXT NOT NULL,
@@ -54,8 +80,25 @@ CREATE TABLE series (
     last_time INTEGER,                      -- latest point in chunks
     last_word INTEGER,
     last_integer INTEGER,
-    UNIQUE (process, metric, attributes)
+    last_step INTEGER,
+    UNIQUE (process, metric, kind, scope, attributes)
 );
+
+CREATE TABLE summary (                      -- of the numbers of a metric in chunks, over processes and attributes
+    run INTEGER NOT NULL REFERENCES run,
+    metric TEXT NOT NULL,
+    count INTEGER NOT NULL,                 -- points
+    numbers INTEGER NOT NULL,               -- points that are not NaN; the next three are about them
+    total REAL,
+    minimum REAL,
+    maximum REAL,
+    last_time INTEGER NOT NULL,
+    last_word INTEGER NOT NULL,
+    last_integer INTEGER NOT NULL,
+    last_step INTEGER,
+    PRIMARY KEY (run, metric)
+) WITHOUT ROWID;
+CREATE INDEX summary_by_metric ON summary (metric);
 
 CREATE TABLE chunk (
     id INTEGER PRIMARY KEY,
@@ -72,14 +115,26 @@ CREATE TABLE chunk (
 CREATE UNIQUE INDEX chunk_by_series ON chunk (series, seq, n, t_min, t_max);
 
 CREATE TABLE event (
-    id INTEGER PRIMARY KEY,
+    id INTEGER PRIMARY KEY AUTOINCREMENT,   -- never used twice: readers ask for those after the last they saw
+    run INTEGER NOT NULL REFERENCES run,
     process INTEGER NOT NULL REFERENCES process,
     time INTEGER NOT NULL,
     name TEXT NOT NULL,
+    key TEXT,
+    step INTEGER,
     digest BLOB NOT NULL,                   -- SHA-256 of body and attributes
     body TEXT NOT NULL,                     -- JSON
     attributes TEXT NOT NULL,               -- JSON object
     UNIQUE (process, time, name, digest)
+);
+CREATE INDEX event_by_run ON event (run, time);
+
+CREATE TABLE media (
+    run INTEGER NOT NULL REFERENCES run,
+    digest TEXT NOT NULL,                   -- SHA-256 of data, in hex
+    content_type TEXT NOT NULL,
+    data BLOB NOT NULL,
+    PRIMARY KEY (run, digest)
 );
 
 CREATE TABLE batch (                        -- requests with an id that were stored
@@ -94,11 +149,16 @@ CREATE TABLE journal (                      -- requests with points that are in 
     seq INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used twice: readers compare it across deletions
     payload BLOB NOT NULL                   -- ExportMetricsServiceRequest, zstd
 );
+
+CREATE TABLE mark (                         -- how far somebody has come
+    name TEXT PRIMARY KEY,
+    value INTEGER NOT NULL
+) WITHOUT ROWID;
 """
 
 
 def prepare(file: Path) -> None:
-    """Create the file, or check that it is one that this version can read and write.
+    """Create the file, or bring one that an older version wrote up to date, or refuse.
 
     Raises:
         StoreError: It is not, or the folder cannot be written to.
@@ -119,6 +179,8 @@ def prepare(file: Path) -> None:
                 )
                 return
             application = connection.execute("PRAGMA application_id").fetchone()[0]
+            if application == _APPLICATION_ID and version < SCHEMA_VERSION:
+                migrate(connection, version, _SCHEMA, SCHEMA_VERSION)
         finally:
             connection.close()
     except sqlite3.Error as error:

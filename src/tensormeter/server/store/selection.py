@@ -1,85 +1,76 @@
-"""Selecting a metric's points: joining them with their steps, cutting a range of x, and putting them in order."""
+"""Reading the points of some metrics of a run, within a bound."""
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-import numpy as np
-
-from tensormeter.otlp.batch import STEP_METRIC
-from tensormeter.server.store import Series, TooManyPointsError, XAxis
+from tensormeter.server.store import Series, TooManyPointsError
 from tensormeter.server.store.heads import Layer
-from tensormeter.server.store.points import Points
-from tensormeter.server.store.reader import count_points, read_points, steps_at
+from tensormeter.server.store.kind import parse_kind
+from tensormeter.server.store.points import Blobs, Column, Points
+from tensormeter.server.store.reader import count_points, read_points
 
-__all__ = ["read_series"]
+__all__ = ["SeriesRow", "find_series", "new_series", "read_series"]
+
+SeriesRow = tuple[int, str, str, str, str]
+"""Row id, process, metric, kind, attributes."""
+
+
+def find_series(
+    connection: sqlite3.Connection,
+    run: int,
+    metrics: Sequence[str],
+    process: str | None,
+    *,
+    numeric: bool,
+) -> list[SeriesRow]:
+    """The series of some metrics of a run, by metric, process and attributes."""
+    rows = connection.execute(
+        "SELECT series.id, process.process, metric, kind, attributes"
+        " FROM process JOIN series ON series.process = process.id"
+        f" WHERE run = ? AND metric IN ({', '.join('?' * len(metrics))}) AND process.process = ifnull(?, process.process)"
+        " ORDER BY metric, process.process, attributes, kind, scope",
+        (run, *metrics, process),
+    )
+    return [row for row in rows.fetchall() if parse_kind(row[3]).numeric == numeric]
 
 
 def read_series(
     connection: sqlite3.Connection,
     layers: Sequence[Layer],
-    run: int,
-    metric: str,
+    rows: Sequence[SeriesRow],
     *,
-    process: str | None,
-    x: XAxis,
+    numeric: bool,
     start: int | None,
     stop: int | None,
     limit: int,
 ) -> list[Series]:
-    """What `Store.series` returns, for a run by row id.
+    """All points with start <= time < stop.
 
     Raises:
-        TooManyPointsError: More than `limit` points would be returned, or looked at in one series for a range of steps.
+        TooManyPointsError: More than `limit` would be looked at.
     """
-    times = (start, stop) if x == "time" else (None, None)
-    rows = connection.execute(
-        "SELECT series.id, process.id, process.process, attributes"
-        " FROM process JOIN series ON series.process = process.id"
-        " WHERE run = ? AND metric = ? AND process.process = ifnull(?, process.process)"
-        " ORDER BY process.process, attributes",
-        (run, metric, process),
-    ).fetchall()
-    counts = [count_points(connection, layers, row[0], *times) for row in rows]
-    ranged = start is not None or stop is not None
-    # A range of steps is known only after reading; so that must have a bound too.
-    if max(counts, default=0) > 4 * limit or (not ranged and sum(counts) > limit):
-        raise _too_many(metric, sum(counts), limit)
-    found: list[Series] = []
-    for series, process_row, name, attributes in rows:
-        points = read_points(connection, layers, series, *times)
-        if not len(points):
-            continue
-        steps, stepped = steps_at(_steps(connection, layers, process_row, points), points.times)
-        if x == "step":
-            if ranged:
-                inside = stepped.copy()
-                if start is not None:
-                    inside &= steps >= start
-                if stop is not None:
-                    inside &= steps < stop
-                points, steps, stepped = points[inside], steps[inside], stepped[inside]
-            if not stepped.all() or np.any(steps[1:] < steps[:-1]):
-                order = np.lexsort((points.times, steps, ~stepped))
-                points, steps, stepped = points[order], steps[order], stepped[order]
-        found.append(Series(name, json.loads(attributes), points, steps, stepped))
-        total = sum(len(series.points) for series in found)
-        if total > limit:
-            raise _too_many(metric, total, limit)
-    return found
+    total = sum(count_points(connection, layers, row[0], start, stop) for row in rows)
+    if total > limit:
+        names = sorted({row[2] for row in rows})
+        raise TooManyPointsError(
+            f"{', '.join(map(repr, names[:3]))}{', ...' if len(names) > 3 else ''}: {total} points here, more than the "
+            f"limit of {limit} for one request; ask for fewer metrics, for one process with `process`, "
+            "or for a range of time with `start` and `stop`",
+        )
+    found = (_series(row, read_points(connection, layers, row[0], start, stop, numeric=numeric)) for row in rows)
+    return [series for series in found if len(series.points)]
 
 
-def _steps(connection: sqlite3.Connection, layers: Sequence[Layer], process: int, points: Points) -> Points:
-    """The steps of a process over the time that `points` (by time, not empty) span."""
-    rows = connection.execute(
-        "SELECT id FROM series WHERE process = ? AND metric = ?", (process, STEP_METRIC)
-    ).fetchall()
-    start, stop = int(points.times[0]), int(points.times[-1]) + 1
-    return Points.concat(read_points(connection, layers, row[0], start, stop) for row in rows).distinct()
+def new_series(rows: Sequence[SeriesRow], parts: Mapping[int, Sequence[Column]], *, numeric: bool) -> list[Series]:
+    """Series from points that have just arrived."""
+    column = Points if numeric else Blobs
+    return [
+        _series(row, column.concat(parts[row[0]]).distinct())  # type: ignore[arg-type]
+        for row in rows
+        if row[0] in parts
+    ]
 
 
-def _too_many(metric: str, points: int, limit: int) -> TooManyPointsError:
-    return TooManyPointsError(
-        f"metric {metric!r} has {points} points here, more than the limit of {limit} for one answer; "
-        "ask for one process with `process`, or for a range with `x=time` and `start` and `stop`",
-    )
+def _series(row: SeriesRow, points: Column) -> Series:
+    return Series(row[1], row[2], parse_kind(row[3]), json.loads(row[4]), points)

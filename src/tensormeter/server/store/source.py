@@ -20,13 +20,18 @@ MAX_RESOURCE_JSON: Final = 65_536
 
 @dataclass(frozen=True)
 class Source:
-    """One process of one run; `resource` is all of its attributes, as canonical JSON."""
+    """One process of one run; `resource` is all of its attributes, as canonical JSON.
+
+    `derived` says that the sender named no run, and the id was made from its resource.
+    """
 
     project: str
     run_id: str
     name: str
     process: str
     resource: str
+    attempt: int = 1
+    derived: bool = False
 
 
 def identify(attributes: Mapping[str, Attribute]) -> Source | str:
@@ -41,7 +46,8 @@ def identify(attributes: Mapping[str, Attribute]) -> Source | str:
     project = service or "default"
     run_id = _text(attributes, "tensormeter.run.id")
     name = _text(attributes, "tensormeter.run.name") or run_id or project
-    if not run_id:
+    derived = not run_id
+    if derived:
         identity = canonical_json([service, instance]) if instance else resource
         run_id = hashlib.sha256(identity.encode()).hexdigest()[:16]
     if not IDENTIFIER.fullmatch(run_id):
@@ -50,7 +56,9 @@ def identify(attributes: Mapping[str, Attribute]) -> Source | str:
         return f"service.name, service.instance.id or tensormeter.run.name is longer than {MAX_NAME} characters"
     if len(resource) > MAX_RESOURCE_JSON:
         return f"resource attributes are longer than {MAX_RESOURCE_JSON} characters as JSON"
-    return Source(project, run_id, name, instance, resource)
+    attempt = attributes.get("tensormeter.run.attempt")
+    known = attempt if isinstance(attempt, int) and 1 <= attempt < 1 << 31 else 1
+    return Source(project, run_id, name, instance, resource, known, derived)
 
 
 def _text(attributes: Mapping[str, Attribute], key: str) -> str:

@@ -1,0 +1,250 @@
+"""Points: sampled for charts, in full, over processes, and distributions."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from tensormeter.server.api.columns import COLUMNS, encode_columns
+from tensormeter.server.api.request import (
+    ApiThreads,
+    encode,
+    integer,
+    json_response,
+    number,
+    optional_integer,
+    parameters,
+    parse_ref,
+    read_json,
+    run_ref,
+    strings,
+)
+from tensormeter.server.query.axis import Axis, Placed, read_along
+from tensormeter.server.query.full import FullSeries, read_full
+from tensormeter.server.query.histograms import decode_distribution
+from tensormeter.server.query.points import PointsQuery, PointsResult, query_points
+from tensormeter.server.query.ranks import rank_statistics
+from tensormeter.server.query.sampling import choose_evenly
+from tensormeter.server.store import Store
+from tensormeter.server.store.canonical import json_value
+from tensormeter.server.store.points import Blobs
+
+__all__ = ["PointsApi"]
+
+MAX_RUNS: Final = 200
+MAX_METRICS: Final = 200
+MAX_POINTS: Final = 100_000
+
+_SLICE: Final = 16_384
+"""Numbers that are encoded at once: the encoder holds the interpreter, and ingest must not wait for long."""
+
+_RUN: Final = "/api/v1/runs/{run_id}"
+
+
+class PointsApi:
+    """Handlers that return points."""
+
+    def __init__(self, store: Store, threads: ApiThreads) -> None:
+        self._store = store
+        self._threads = threads
+
+    def routes(self) -> list[Route]:
+        """Where the handlers go."""
+        return [
+            Route("/api/v1/query", self.query, methods=["POST"]),
+            Route(f"{_RUN}/series", self.series),
+            Route(f"{_RUN}/ranks", self.ranks),
+            Route(f"{_RUN}/histograms", self.histograms),
+        ]
+
+    async def query(self, request: Request) -> Response:
+        """Sampled points of many series of many runs."""
+        query = _query(await read_json(request))
+        binary = COLUMNS in request.headers.get("accept", "")
+
+        def work() -> Response:
+            result = query_points(self._store, query)
+            reset = query.after is not None and result.complete
+            if binary:
+                return Response(encode_columns(result, reset=reset), media_type=COLUMNS)
+            return StreamingResponse(_encode_result(result, reset=reset), media_type="application/json")
+
+        return await self._threads.run(work)
+
+    async def series(self, request: Request) -> Response:
+        """Every point of a metric."""
+        ref, query = run_ref(request), parameters(request)
+        metric, x = query.get("metric"), query.get("x", "step")
+        if not metric:
+            raise HTTPException(400, "metric: expected the name of a metric; /metrics lists them")
+        if x not in ("step", "time"):
+            raise HTTPException(400, f"x: expected step or time, got {x[:40]!r}")
+        start, stop = optional_integer(query, "start"), optional_integer(query, "stop")
+
+        def work() -> list[FullSeries]:
+            process = query.get("process")
+            return read_full(self._store, ref, metric, by_step=x == "step", process=process, start=start, stop=stop)
+
+        found = await self._threads.run(work)
+        return StreamingResponse(_encode_full(metric, x, found), media_type="application/json")
+
+    async def ranks(self, request: Request) -> Response:
+        """Statistics of a metric over the processes of a run."""
+        ref, query = run_ref(request), parameters(request)
+        metric, axis = _metric(query), Axis.parse(query.get("x", "step"))
+        most = integer(query, "max_points", 500, 1, MAX_POINTS)
+        start, stop = number(query, "start"), number(query, "stop")
+
+        def work() -> bytes:
+            placed, _, _ = read_along(self._store, ref, [metric], axis, start=start, stop=stop)
+            found = rank_statistics(placed, most)
+            return encode(
+                {
+                    "x": _numbers(found.x),
+                    "min": _numbers(found.minimum),
+                    "median": _numbers(found.median),
+                    "max": _numbers(found.maximum),
+                    "lowest": found.lowest,
+                    "highest": found.highest,
+                    "processes": found.processes,
+                }
+            )
+
+        return json_response(await self._threads.run(work))
+
+    async def histograms(self, request: Request) -> Response:
+        """Distributions of a metric over time."""
+        ref, query = run_ref(request), parameters(request)
+        metric, axis = _metric(query), Axis.parse(query.get("x", "step"))
+        most = integer(query, "max_points", 200, 2, 2000)
+        start, stop = number(query, "start"), number(query, "stop")
+        attributes = _attributes(query.get("attributes"))
+
+        def placed() -> list[Placed]:
+            process = query.get("process")
+            return read_along(self._store, ref, [metric], axis, process=process, numeric=False, start=start, stop=stop)[
+                0
+            ]
+
+        def work() -> bytes:
+            return encode(_histograms(placed(), attributes, most))
+
+        return json_response(await self._threads.run(work))
+
+
+def _query(document: Mapping[str, Any]) -> PointsQuery:
+    project = document.get("project")
+    most = document.get("max_points", 1000)
+    if isinstance(most, bool) or not isinstance(most, int) or not (most == 0 or 4 <= most <= MAX_POINTS):
+        raise HTTPException(400, f"max_points: expected 0 (all) or 4 to {MAX_POINTS}, got {str(most)[:40]}")
+    process, after, attributes = document.get("process"), document.get("after"), document.get("attributes")
+    x = document.get("x", "step")
+    for name, value in (("process", process), ("after", after), ("x", x), ("project", project)):
+        if value is not None and not isinstance(value, str):
+            raise HTTPException(400, f"{name}: expected a text, got {str(value)[:40]!r}")
+    if attributes is not None and not isinstance(attributes, dict):
+        raise HTTPException(400, "attributes: expected an object")
+    return PointsQuery(
+        [parse_ref(text, project) for text in strings(document, "runs", MAX_RUNS)],
+        strings(document, "metrics", MAX_METRICS),
+        Axis.parse(x or "step"),
+        number(document, "start"),
+        number(document, "stop"),
+        most,
+        None if process == "all" else process,
+        attributes,
+        after or None,
+    )
+
+
+def _histograms(placed: Sequence[Placed], attributes: Mapping[str, Any] | None, most: int) -> dict[str, Any]:
+    chosen = next(
+        (one for one in placed if attributes is None or attributes.items() <= dict(one.series.attributes).items()),
+        None,
+    )
+    if chosen is None:
+        return {"points": [], "total": 0}
+    series = chosen.series
+    assert isinstance(series.points, Blobs)
+    points = []
+    for index in choose_evenly(len(chosen.x), most).tolist():
+        found = decode_distribution(series.kind, series.points.blobs[index])
+        point = {
+            "x": json_value(float(chosen.x[index])),
+            "count": found.count,
+            "sum": json_value(found.sum),
+            "min": json_value(found.min),
+            "max": json_value(found.max),
+            "bounds": json_value(found.bounds),
+            "counts": found.counts,
+        }
+        points.append(point | ({"quantiles": json_value(found.quantiles)} if found.quantiles else {}))
+    about = {"process": series.process, "kind": series.kind.name, "attributes": series.attributes}
+    return {"points": points, "total": len(chosen.x)} | about
+
+
+def _metric(query: Mapping[str, str]) -> str:
+    metric = query.get("metric")
+    if not metric:
+        raise HTTPException(400, "metric: expected the name of a metric; /metrics lists them")
+    return metric
+
+
+def _attributes(text: str | None) -> Mapping[str, Any] | None:
+    if not text:
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise HTTPException(400, f"attributes: expected a JSON object, got {text[:40]!r}")
+    return found
+
+
+def _numbers(values: NDArray[np.float64]) -> list[Any]:
+    numbers: list[Any] = values.tolist()
+    for index in np.flatnonzero(~np.isfinite(values)).tolist():
+        numbers[index] = json_value(numbers[index])
+    return numbers
+
+
+def _encode_result(result: PointsResult, *, reset: bool) -> Iterator[bytes]:
+    yield b'{"series":['
+    for position, one in enumerate(result.series):
+        about = {"run": one.run, "process": one.process, "metric": one.metric, "kind": one.kind}
+        rest = {"attributes": one.attributes, "total": one.total}
+        arrays = b',"x":' + encode(_numbers(one.x)) + b',"y":' + encode(_numbers(one.y)) + b"}"
+        yield (b"," if position else b"") + encode(about | rest)[:-1] + arrays
+    yield b"]," + encode({"cursor": result.cursor, "reset": reset})[1:]
+
+
+def _encode_full(metric: str, x: str, found: Sequence[FullSeries]) -> Iterator[bytes]:
+    """The document piece by piece; Starlette draws each piece on a worker thread."""
+    yield encode({"metric": metric, "x": x})[:-1] + b',"series":['
+    for position, series in enumerate(found):
+        head = encode({"process": series.process, "attributes": series.attributes})[:-1]
+        yield (b"," if position else b"") + head
+        for name in ("time", "step", "value"):
+            yield f',"{name}":['.encode()
+            for first in range(0, len(series.points), _SLICE):
+                numbers = _column(series, name, slice(first, first + _SLICE))
+                yield (b"," if first else b"") + encode(numbers)[1:-1]
+            yield b"]"
+        yield b"}"
+    yield b"]}"
+
+
+def _column(series: FullSeries, name: str, part: slice) -> list[Any]:
+    if name == "time":
+        return list(series.points.times[part].tolist())
+    if name == "step":
+        pairs = zip(series.steps[part].tolist(), series.stepped[part].tolist(), strict=True)
+        return [step if stepped else None for step, stepped in pairs]
+    return [json_value(value) for value in series.points[part].values()]

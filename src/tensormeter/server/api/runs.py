@@ -1,0 +1,186 @@
+"""Projects, runs, metrics, events and media."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tensormeter.server.api.request import (
+    ApiThreads,
+    encode,
+    integer,
+    json_response,
+    optional_integer,
+    parameters,
+    read_json,
+    run_ref,
+)
+from tensormeter.server.api.shapes import event_json, metrics_json, process_json, run_json, trim_config
+from tensormeter.server.query.runs import find_runs
+from tensormeter.server.store import RunChanges, Store
+
+__all__ = ["RunsApi"]
+
+MAX_PAGE: Final = 1000
+MAX_EVENTS: Final = 10_000
+MAX_TEXT: Final = 65_536
+MAX_TAGS: Final = 100
+
+_RUN: Final = "/api/v1/runs/{run_id}"
+
+_MEDIA_HEADERS: Final = {
+    "Cache-Control": "private, max-age=31536000, immutable",
+    "Content-Disposition": "inline",
+    "Content-Security-Policy": "default-src 'none'; sandbox; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class RunsApi:
+    """Handlers about runs and what belongs to them, but for points."""
+
+    def __init__(self, store: Store, threads: ApiThreads) -> None:
+        self._store = store
+        self._threads = threads
+
+    def routes(self) -> list[Route]:
+        """Where the handlers go."""
+        return [
+            Route("/api/v1/projects", self.projects),
+            Route("/api/v1/runs", self.runs),
+            Route(_RUN, self.run, methods=["GET"]),
+            Route(_RUN, self.update, methods=["PATCH"]),
+            Route(_RUN, self.delete, methods=["DELETE"]),
+            Route(f"{_RUN}/metrics", self.metrics),
+            Route(f"{_RUN}/events", self.events),
+            Route(f"{_RUN}/media/{{digest}}", self.media),
+        ]
+
+    async def projects(self, _: Request) -> Response:
+        """Every project."""
+        projects = await self._threads.run(self._store.projects)
+        listed = [{"name": one.project, "runs": one.runs, "last_time": str(one.updated)} for one in projects]
+        return json_response(encode({"projects": listed}))
+
+    async def runs(self, request: Request) -> Response:
+        """A page of runs."""
+        query = parameters(request)
+        limit = integer(query, "limit", 100, 1, MAX_PAGE)
+        offset = integer(query, "offset", 0, 0, 1 << 62)
+        named = None if "fields" not in query else [name for name in query["fields"].split(",") if name]
+        metrics = None if named is None else _under("summary.", named)
+        keys = None if named is None else _under("config.", named)
+
+        def work() -> bytes:
+            runs, total = find_runs(
+                self._store,
+                query.get("project") or None,
+                filter_text=query.get("filter", ""),
+                sort=query.get("sort", ""),
+                limit=limit,
+                offset=offset,
+                metrics=metrics,
+            )
+            listed = [run_json(run, None if keys is None else trim_config(run.config, keys)) for run in runs]
+            return encode({"runs": listed, "total": total})
+
+        return json_response(await self._threads.run(work))
+
+    async def run(self, request: Request) -> Response:
+        """One run."""
+        ref = run_ref(request)
+
+        def work() -> bytes:
+            run = self._store.run(ref)
+            processes = self._store.processes(ref)
+            details = {
+                "processes": [process_json(process) for process in processes],
+                "environment": processes[0].resource if processes else {},
+                "losses": self._store.losses(ref),
+                "lag": (run.updated - run.newest) / 1e9 if run.newest else None,
+            }
+            return encode(run_json(run) | details)
+
+        return json_response(await self._threads.run(work))
+
+    async def update(self, request: Request) -> Response:
+        """Change name, tags, notes, group, archived."""
+        ref = run_ref(request)
+        changes = _changes(await read_json(request))
+
+        def work() -> bytes:
+            self._store.update(ref, changes)
+            return encode(run_json(self._store.run(ref)))
+
+        return json_response(await self._threads.run(work))
+
+    async def delete(self, request: Request) -> Response:
+        """Delete a run."""
+        ref = run_ref(request)
+        await self._threads.run(lambda: self._store.delete(ref))
+        return Response(status_code=204)
+
+    async def metrics(self, request: Request) -> Response:
+        """Every metric of a run."""
+        ref = run_ref(request)
+        found = await self._threads.run(lambda: encode({"metrics": metrics_json(self._store.metrics(ref))}))
+        return json_response(found)
+
+    async def events(self, request: Request) -> Response:
+        """Events of a run, the newest first."""
+        ref, query = run_ref(request), parameters(request)
+        limit = integer(query, "limit", 1000, 1, MAX_EVENTS)
+        start, stop = optional_integer(query, "start"), optional_integer(query, "stop")
+
+        def work() -> bytes:
+            name, key = query.get("name") or None, query.get("key") or None
+            events = self._store.events(ref, name=name, key=key, start=start, stop=stop, limit=limit)
+            return encode({"events": [event_json(event) for event in events]})
+
+        return json_response(await self._threads.run(work))
+
+    async def media(self, request: Request) -> Response:
+        """An image."""
+        ref = run_ref(request)
+        digest = request.path_params["digest"]
+        content_type, data = await self._threads.run(lambda: self._store.media(ref, digest))
+        return Response(data, headers=_MEDIA_HEADERS, media_type=content_type)
+
+
+def _under(prefix: str, names: list[str]) -> list[str]:
+    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+
+
+def _changes(document: Mapping[str, Any]) -> RunChanges:
+    for name in ("name", "notes", "group"):
+        value = document.get(name)
+        if value is not None and (not isinstance(value, str) or len(value) > MAX_TEXT):
+            raise HTTPException(400, f"{name}: expected a text of at most {MAX_TEXT} characters")
+    if document.get("name") == "" or len(document.get("name") or "") > 1024:
+        raise HTTPException(400, "name: expected 1 to 1024 characters")
+    tags = document.get("tags")
+    if tags is not None and (
+        not isinstance(tags, list)
+        or len(tags) > MAX_TAGS
+        or not all(isinstance(tag, str) and 0 < len(tag) <= 128 for tag in tags)
+    ):
+        raise HTTPException(400, f"tags: expected a list of at most {MAX_TAGS} texts of 1 to 128 characters")
+    archived = document.get("archived")
+    if archived is not None and not isinstance(archived, bool):
+        raise HTTPException(400, f"archived: expected true or false, got {str(archived)[:40]!r}")
+    for text in (document.get("name"), document.get("notes"), document.get("group"), *(tags or ())):
+        if text is not None and not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise HTTPException(400, "expected Unicode text, got half of a surrogate pair") from None
+    return RunChanges(
+        name=document.get("name"),
+        tags=None if tags is None else list(dict.fromkeys(tags)),
+        notes=document.get("notes"),
+        group=document.get("group"),
+        archived=archived,
+    )

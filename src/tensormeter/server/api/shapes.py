@@ -1,0 +1,123 @@
+"""The JSON shapes of runs, metrics and events."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tensormeter.server.store import MetricSummary, ProcessSummary, RunSummary, StoredEvent
+from tensormeter.server.store.canonical import json_value
+
+__all__ = ["event_json", "metrics_json", "process_json", "run_json", "trim_config"]
+
+
+def run_json(run: RunSummary, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A RUN; with a trimmed `config`, if given."""
+    return {
+        "id": run.run_id,
+        "project": run.project,
+        "name": run.name,
+        "state": run.state,
+        "attempt": run.attempt,
+        "started": str(run.started),
+        "ended": None if run.ended is None else str(run.ended),
+        "last_time": str(run.updated),
+        "group": run.group,
+        "tags": list(run.tags),
+        "notes": run.notes,
+        "archived": run.archived,
+        "processes": run.processes,
+        "points": run.points,
+        "config": run.config if config is None else config,
+        "summary": {
+            metric: {
+                "last": json_value(one.last),
+                "min": _known(one.min),
+                "max": _known(one.max),
+                "mean": _known(one.mean),
+                "count": one.count,
+                "last_step": one.last_step,
+                "last_time": str(one.last_time),
+            }
+            for metric, one in run.summary.items()
+        },
+    }
+
+
+def process_json(process: ProcessSummary) -> dict[str, Any]:
+    """A process of a run."""
+    return {
+        "id": process.process,
+        "rank": process.resource.get("tensormeter.rank"),
+        "host": process.resource.get("host.name"),
+        "state": process.state,
+        "resource": process.resource,
+    }
+
+
+def metrics_json(series: Sequence[MetricSummary]) -> list[dict[str, Any]]:
+    """One entry for each name and kind of metric, of its series."""
+    groups: dict[tuple[str, str], list[MetricSummary]] = {}
+    for one in series:
+        groups.setdefault((one.metric, one.kind.name), []).append(one)
+    return [_metric(group) for group in groups.values()]
+
+
+def event_json(event: StoredEvent) -> dict[str, Any]:
+    """An event."""
+    return {
+        "id": event.id,
+        "time": str(event.time),
+        "name": event.name,
+        "step": event.step,
+        "process": event.process,
+        "attributes": event.attributes,
+        "body": event.body,
+    }
+
+
+def trim_config(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """The part of a configuration that is named; dots go into nested objects."""
+    trimmed: dict[str, Any] = {}
+    for key in keys:
+        if key in config:
+            trimmed[key] = config[key]
+            continue
+        value: Any = config
+        parts = key.split(".")
+        for part in parts:
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value is not None:
+            inside = trimmed
+            for part in parts[:-1]:
+                inside = inside.setdefault(part, {})
+            inside[parts[-1]] = value
+    return trimmed
+
+
+def _metric(group: Sequence[MetricSummary]) -> dict[str, Any]:
+    last = max(group, key=lambda one: one.last_time or 0)
+    attributes: list[Mapping[str, Any]] = []
+    seen = set()
+    for one in group:
+        key = repr(one.attributes)
+        if key not in seen:
+            seen.add(key)
+            attributes.append(one.attributes)
+    return {
+        "name": last.metric,
+        "kind": last.kind.name,
+        "unit": last.unit,
+        "description": last.description,
+        "temporality": last.kind.temporality,
+        "monotonic": last.kind.monotonic,
+        "attributes": attributes,
+        "points": sum(one.points for one in group),
+        "processes": len({one.process for one in group}),
+        "last": json_value(last.last),
+        "last_step": last.last_step,
+        "last_time": None if last.last_time is None else str(last.last_time),
+    }
+
+
+def _known(value: float) -> Any:
+    return None if math.isnan(value) else json_value(value)

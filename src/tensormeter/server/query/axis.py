@@ -1,0 +1,157 @@
+"""The x of points: their step, their time, or another metric's value at the same time in the same process."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tensormeter.errors import UsageError
+from tensormeter.otlp.batch import STEP_METRIC
+from tensormeter.server.store import MAX_READ_POINTS, Points, RunRef, Series, Store
+from tensormeter.server.store.points import Column
+
+__all__ = ["Axis", "Placed", "read_along"]
+
+_METRIC: Final = "metric:"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An x axis.
+
+    Attributes:
+        metric: Whose values are x; None: time is.
+        relative: Whether time counts from the run's start.
+    """
+
+    metric: str | None
+    relative: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> "Axis":
+        """`step`, `time`, `relative` or `metric:NAME`.
+
+        Raises:
+            UsageError: It is none of these.
+        """
+        if text in ("time", "relative"):
+            return cls(None, relative=text == "relative")
+        if text == "step":
+            return cls(STEP_METRIC)
+        if text.startswith(_METRIC) and len(text) > len(_METRIC):
+            return cls(text.removeprefix(_METRIC))
+        raise UsageError(f"x: expected step, time, relative or metric:NAME, got {text[:80]!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """A series and its x: float64, shape (n,), ascending."""
+
+    series: Series
+    x: NDArray[np.float64]
+
+
+def read_along(
+    store: Store,
+    ref: RunRef,
+    metrics: Sequence[str],
+    axis: Axis,
+    *,
+    process: str | None = None,
+    numeric: bool = True,
+    start: float | None = None,
+    stop: float | None = None,
+    after: str | None = None,
+    limit: int = MAX_READ_POINTS,
+) -> tuple[list[Placed], str, bool]:
+    """Points of a run with start <= x < stop, by x.
+
+    Args:
+        start: In units of x: steps, or seconds (since the epoch, or since the run's start).
+        limit: Points to look at, at most, those of x among them.
+
+    Returns:
+        Series that have points, the cursor, and whether they are all that there is (see `Reading`).
+
+    Raises:
+        StoreError: As `Store.read`.
+    """
+    wanted = [*dict.fromkeys([*metrics, *([axis.metric] if axis.metric is not None and numeric else [])])]
+    origin = 0.0
+    first, last = None, None
+    if axis.metric is None:
+        origin = store.run(ref).started / 1e9 if axis.relative else 0.0
+        first, last = _nanoseconds(start, origin), _nanoseconds(stop, origin)
+    reading = store.read(
+        ref, wanted, process=process, numeric=numeric, start=first, stop=last, after=after, limit=limit
+    )
+    series = [one for one in reading.series if one.metric in metrics]
+    along: Sequence[Series] = []
+    if axis.metric is not None:
+        if numeric and reading.complete:
+            along = [one for one in reading.series if one.metric == axis.metric]
+        elif series:
+            # Their x may have come before them.
+            first = min(int(one.points.times[0]) for one in series)
+            last = max(int(one.points.times[-1]) for one in series) + 1
+            along = store.read(ref, [axis.metric], process=process, start=first, stop=last, limit=limit).series
+    placed = []
+    for one in series:
+        if axis.metric is None:
+            x = _seconds(one.points.times, origin)
+            found = Placed(one, x)
+            if after is not None:
+                found = _cut(found, start, stop)
+        else:
+            found = _cut(_join(one, along), start, stop)
+        if len(found.x):
+            placed.append(found)
+    return placed, reading.cursor, reading.complete
+
+
+def _nanoseconds(x: float | None, origin: float) -> int | None:
+    if x is None:
+        return None
+    return int(min(max((x + origin) * 1e9, 0.0), 2.0**63 - 1024))
+
+
+def _seconds(times: NDArray[np.int64], origin: float) -> NDArray[np.float64]:
+    whole = int(origin)  # apart, so that the differences keep their digits
+    return (times - whole * 10**9) / 1e9 - (origin - whole)
+
+
+def _join(series: Series, along: Sequence[Series]) -> Placed:
+    """Points whose x is known, by x; points of equal x by time."""
+    candidates = [one for one in along if one.process == series.process]
+    if len(candidates) > 1:
+        equal = [one for one in candidates if one.attributes == series.attributes]
+        candidates = equal or candidates
+    points: Column = series.points
+    x = np.full(len(points), np.nan)
+    for one in candidates:
+        assert isinstance(one.points, Points)
+        if np.array_equal(one.points.times, points.times):
+            x = one.points.floats()
+            break
+        index = np.minimum(np.searchsorted(one.points.times, points.times), len(one.points) - 1)
+        found = one.points.times[index] == points.times
+        x = np.where(found & np.isnan(x), one.points.floats()[index], x)
+    known = ~np.isnan(x)
+    if not known.all():
+        points, x = points[known], x[known]
+    if np.any(x[1:] < x[:-1]):
+        order = np.argsort(x, kind="stable")
+        points, x = points[order], x[order]
+    return Placed(Series(series.process, series.metric, series.kind, series.attributes, points), x)
+
+
+def _cut(placed: Placed, start: float | None, stop: float | None) -> Placed:
+    first = 0 if start is None else int(np.searchsorted(placed.x, start))
+    last = len(placed.x) if stop is None else int(np.searchsorted(placed.x, stop))
+    if first == 0 and last == len(placed.x):
+        return placed
+    one = placed.series
+    cut = Series(one.process, one.metric, one.kind, one.attributes, one.points[first : max(first, last)])
+    return Placed(cut, placed.x[first : max(first, last)])

@@ -1,0 +1,71 @@
+"""Fields of runs as users name them in filters and sort orders."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tensormeter.errors import UsageError
+
+__all__ = ["Field", "find_field"]
+
+_PARTS: Final = ("last", "min", "max", "mean", "count", "last_step", "last_time")
+_TIMES: Final = ("started", "ended", "last_time", "created")
+_STORED: Final = {"last_time": "updated"} | {
+    name: name
+    for name in (
+        *("id", "project", "name", "state", "attempt", "started", "ended", "created"),
+        *("group", "tags", "notes", "archived", "processes", "points"),
+    )
+}
+
+Columns = Mapping[str, Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field.
+
+    Attributes:
+        name: As the user wrote it.
+        stored: The columns of `Store.table` that it is made of.
+        column: Its values, from those columns; None where a run has none.
+        is_time: Whether it is nanoseconds since the Unix epoch.
+    """
+
+    name: str
+    stored: Sequence[str]
+    column: Callable[[Columns], Sequence[Any]]
+    is_time: bool = False
+
+
+def find_field(name: str) -> Field:
+    """The field of a name.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if name == "duration":
+        return Field(name, ("started", "ended", "updated"), _durations)
+    stored = _STORED.get(name)
+    group, _, rest = name.partition(".")
+    if stored is None and rest and group == "config":
+        stored = name
+    if stored is None and rest and group == "summary":
+        metric, _, part = rest.rpartition(".")
+        stored = name if metric and part in _PARTS else f"{name}.last"
+        return Field(name, (stored,), lambda columns: [_known(value) for value in columns[stored]])
+    if stored is None:
+        raise UsageError(
+            f"there is no field {name[:80]!r}; known are {', '.join(sorted(_STORED))}, config.*, summary.*"
+        )
+    return Field(name, (stored,), lambda columns: columns[stored], is_time=name in _TIMES)
+
+
+def _durations(columns: Columns) -> Sequence[Any]:
+    triples = zip(columns["started"], columns["ended"], columns["updated"], strict=True)
+    return [((updated if ended is None else ended) - started) / 1e9 for started, ended, updated in triples]
+
+
+def _known(value: Any) -> Any:
+    """NaN counts as missing: it has no place in an order."""
+    return None if value != value else value  # noqa: PLR0124

@@ -1,0 +1,294 @@
+"""The filter language: `state = "running" and config.lr > 1e-4 and not tags has "base"`.
+
+It is parsed by recursive descent into functions over columns; nothing of it reaches a database. Regular expressions are
+RE2's, which take linear time, whatever the pattern.
+"""
+
+import json
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import re2
+
+from tensormeter.errors import UsageError
+from tensormeter.server.query.fields import Columns, Field, find_field
+
+__all__ = ["Filter", "parse_filter"]
+
+MAX_LENGTH: Final = 8192
+MAX_DEPTH: Final = 50
+
+Predicate = Callable[[int], bool]
+_Bind = Callable[[Columns], Predicate]
+
+_TOKEN: Final = re.compile(
+    r"""\s*(?:
+        (?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w.])) |
+        (?P<text>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*') |
+        (?P<operator><=|>=|!=|=|<|>|~|\(|\)|,) |
+        (?P<quoted>`[^`]*`) |
+        (?P<word>[A-Za-z_][\w./:@-]*) |
+        (?P<end>$)
+    )""",
+    re.VERBOSE,
+)
+_KEYWORDS: Final = frozenset({"and", "or", "not", "in", "has", "true", "false", "null"})
+_CONSTANTS: Final = {"true": True, "false": False, "null": None}
+_ORDERS: Final = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A condition on runs.
+
+    Attributes:
+        fields: What it looks at.
+        bind: Given the columns of all that `fields` are made of, says of each row whether it fulfils the condition.
+    """
+
+    fields: Mapping[str, Field]
+    bind: _Bind
+
+
+def parse_filter(text: str) -> Filter:
+    """Parse a filter; an empty one takes everything.
+
+    Raises:
+        UsageError: It is not one; the message names the position.
+    """
+    if len(text) > MAX_LENGTH:
+        raise UsageError(f"filter: expected at most {MAX_LENGTH} characters, got {len(text)}")
+    if not text.strip():
+        return Filter({}, lambda _: lambda _: True)
+    parser = _Parser(text)
+    bind = parser.disjunction(0)
+    parser.expect("end", "and, or, or the end")
+    return Filter(parser.fields, bind)
+
+
+@dataclass(frozen=True)
+class _Token:
+    kind: str
+    text: str
+    position: int
+
+
+class _Parser:
+    def __init__(self, text: str) -> None:
+        self.fields: dict[str, Field] = {}
+        self._tokens = _tokenize(text)
+        self._index = 0
+
+    @property
+    def _next(self) -> _Token:
+        return self._tokens[self._index]
+
+    def disjunction(self, depth: int) -> _Bind:
+        parts = [self._conjunction(depth)]
+        while self._take("or"):
+            parts.append(self._conjunction(depth))
+        return parts[0] if len(parts) == 1 else _any_of(parts)
+
+    def expect(self, kind: str, wanted: str) -> _Token:
+        token = self._next
+        if kind not in (token.kind, token.text if token.kind in ("operator", "keyword") else None):
+            found = "the end" if token.kind == "end" else repr(token.text[:40])
+            raise UsageError(f"filter: expected {wanted} at {token.position}, got {found}")
+        self._index += 1
+        return token
+
+    def _conjunction(self, depth: int) -> _Bind:
+        parts = [self._condition(depth)]
+        while self._take("and"):
+            parts.append(self._condition(depth))
+        return parts[0] if len(parts) == 1 else _all_of(parts)
+
+    def _condition(self, depth: int) -> _Bind:
+        if depth > MAX_DEPTH:
+            raise UsageError(f"filter: more than {MAX_DEPTH} nested conditions at {self._next.position}")
+        if self._take("not"):
+            inner = self._condition(depth + 1)
+            return _negated(inner)
+        if self._take("("):
+            inner = self.disjunction(depth + 1)
+            self.expect(")", "a closing parenthesis")
+            return inner
+        return self._comparison()
+
+    def _comparison(self) -> _Bind:
+        token = self.expect("field", "a field, not or (")
+        try:
+            field = self.fields.setdefault(token.text, find_field(token.text))
+        except UsageError as error:
+            raise UsageError(f"filter: at {token.position}: {error}") from None
+        sign = self._next
+        for name in ("=", "!=", *_ORDERS):
+            if self._take(name):
+                return _over(field, _comparator(name, self._literal(field)))
+        if self._take("in"):
+            self.expect("(", "an opening parenthesis")
+            values = [self._literal(field)]
+            while self._take(","):
+                values.append(self._literal(field))
+            self.expect(")", "a comma or a closing parenthesis")
+            return _over(field, lambda value: any(_equal(value, one) for one in values))
+        if self._take("~"):
+            pattern = self._pattern()
+            return _over(field, lambda value: value is not None and pattern.search(_text(value)) is not None)
+        if self._take("has"):
+            wanted = self._literal(field)
+            return _over(field, lambda value: _has(value, wanted))
+        raise UsageError(
+            f"filter: expected one of = != < <= > >= ~ in has at {sign.position}, got "
+            + ("the end" if sign.kind == "end" else repr(sign.text[:40]))
+        )
+
+    def _literal(self, field: Field) -> Any:
+        token = self._next
+        if token.kind == "number":
+            self._index += 1
+            return float(token.text) if re.search(r"[.eE]", token.text) else int(token.text[:400])
+        if token.kind == "keyword" and token.text in _CONSTANTS:
+            self._index += 1
+            return _CONSTANTS[token.text]
+        text = _unquote(self.expect("text", "a value"))
+        return _moment(text, token.position) if field.is_time else text
+
+    def _pattern(self) -> Any:
+        token = self.expect("text", "a regular expression in quotes")
+        options = re2.Options()
+        options.log_errors = False
+        options.max_mem = 1 << 20
+        try:
+            return re2.compile(_unquote(token), options)
+        except re2.error as error:
+            reason = (
+                error.args[0].decode(errors="replace") if error.args and isinstance(error.args[0], bytes) else error
+            )
+            raise UsageError(f"filter: not a regular expression at {token.position}: {reason}") from None
+
+    def _take(self, text: str) -> bool:
+        if self._next.kind in ("operator", "keyword") and self._next.text == text:
+            self._index += 1
+            return True
+        return False
+
+
+def _tokenize(text: str) -> Sequence[_Token]:
+    tokens: list[_Token] = []
+    position = 0
+    while not tokens or tokens[-1].kind != "end":
+        match = _TOKEN.match(text, position)
+        if match is None:
+            start = position + len(text[position:]) - len(text[position:].lstrip())
+            raise UsageError(f"filter: cannot read {text[start : start + 20]!r} at {start}")
+        kind = match.lastgroup or "end"
+        found = match.group(kind)
+        start = match.start(kind)
+        position = match.end()
+        if kind == "word":
+            kind = "keyword" if found in _KEYWORDS else "field"
+        elif kind == "quoted":
+            kind, found = "field", found[1:-1]
+        tokens.append(_Token(kind, found, start))
+    return tokens
+
+
+def _unquote(token: _Token) -> str:
+    inner = token.text[1:-1]
+    if token.text[0] == "'":
+        inner = inner.replace("\\'", "'").replace('"', '\\"')
+    # A backslash that begins no escape of JSON stands for itself, so that patterns need no doubling.
+    inner = re.sub(r'\\(?!["\\/bfnrtu])', r"\\\\", inner)
+    try:
+        return str(json.loads(f'"{inner}"', strict=False))
+    except ValueError:
+        raise UsageError(f"filter: not a text at {token.position}: {token.text[:40]}") from None
+
+
+def _moment(text: str, position: int) -> int:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(
+            f"filter: expected a time such as 2026-11-22T10:00:00Z at {position}, got {text[:40]!r}"
+        ) from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    since = moment - datetime(1970, 1, 1, tzinfo=UTC)
+    return (since.days * 86400 + since.seconds) * 10**9 + since.microseconds * 1000
+
+
+def _over(field: Field, test: Callable[[Any], bool]) -> _Bind:
+    def bind(columns: Columns) -> Predicate:
+        column = field.column(columns)
+        return lambda row: test(column[row])
+
+    return bind
+
+
+def _any_of(parts: Sequence[_Bind]) -> _Bind:
+    def bind(columns: Columns) -> Predicate:
+        bound = [part(columns) for part in parts]
+        return lambda row: any(part(row) for part in bound)
+
+    return bind
+
+
+def _all_of(parts: Sequence[_Bind]) -> _Bind:
+    def bind(columns: Columns) -> Predicate:
+        bound = [part(columns) for part in parts]
+        return lambda row: all(part(row) for part in bound)
+
+    return bind
+
+
+def _negated(part: _Bind) -> _Bind:
+    def bind(columns: Columns) -> Predicate:
+        bound = part(columns)
+        return lambda row: not bound(row)
+
+    return bind
+
+
+def _comparator(sign: str, literal: Any) -> Callable[[Any], bool]:
+    if sign == "=":
+        return lambda value: _equal(value, literal)
+    if sign == "!=":
+        return lambda value: not _equal(value, literal)
+    order = _ORDERS[sign]
+    if isinstance(literal, str):
+        return lambda value: isinstance(value, str) and order(value, literal)
+    if literal is None:
+        return lambda _: False
+    return lambda value: isinstance(value, int | float) and order(value, literal)
+
+
+def _equal(value: Any, literal: Any) -> bool:
+    if isinstance(value, float) and isinstance(literal, float) and math.isnan(value):
+        return False
+    if isinstance(literal, str):
+        return isinstance(value, str) and value == literal
+    return bool(value == literal)
+
+
+def _has(value: Any, wanted: Any) -> bool:
+    match value:
+        case str():
+            return isinstance(wanted, str) and wanted in value
+        case Mapping():
+            return wanted in value
+        case list() | tuple():
+            return any(_equal(one, wanted) for one in value)
+        case _:
+            return False
+
+
+def _text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text.encode(errors="replace").decode()

@@ -1,0 +1,79 @@
+"""Statistics of a metric over the processes of a run, which need no communication between them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tensormeter.server.query.axis import Placed
+from tensormeter.server.store import Points
+
+__all__ = ["RankStatistics", "rank_statistics"]
+
+
+@dataclass(frozen=True, eq=False)
+class RankStatistics:
+    """At each x the lowest, the median and the highest value over processes, and which they are; arrays of shape (n,).
+
+    NaN counts as no value; where no process has one, statistics are NaN and the process is "".
+    """
+
+    x: NDArray[np.float64]
+    minimum: NDArray[np.float64]
+    median: NDArray[np.float64]
+    maximum: NDArray[np.float64]
+    lowest: Sequence[str]
+    highest: Sequence[str]
+    processes: int
+
+
+def rank_statistics(placed: Sequence[Placed], max_points: int) -> RankStatistics:
+    """Compute them at every x that any process has.
+
+    If there are more than `max_points`, neighbouring x are taken together: the lowest and highest value of all of them, and
+    the median of the processes' means.
+    """
+    processes = sorted({one.series.process for one in placed})
+    if not placed:
+        empty = np.empty(0)
+        return RankStatistics(empty, empty, empty, empty, [], [], 0)
+    x = placed[0].x[:1]
+    for one in placed:
+        if not np.array_equal(one.x, x):
+            x = np.union1d(x, one.x)
+    buckets = min(len(x), max_points) if max_points else len(x)
+    size = -(-len(x) // buckets)
+    edges = x[::size]
+    shape = len(processes), len(edges)
+    low, high = np.full(shape, np.inf), np.full(shape, -np.inf)
+    total, count = np.zeros(shape), np.zeros(shape)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for one in placed:
+            assert isinstance(one.series.points, Points)
+            row, values = processes.index(one.series.process), one.series.points.floats()
+            present = ~np.isnan(values)
+            column = np.searchsorted(edges, one.x[present], side="right") - 1
+            values = values[present]
+            # x ascend, so columns do: each bucket's points are neighbours.
+            columns, first = np.unique(column, return_index=True)
+            if len(columns):
+                low[row, columns] = np.minimum(low[row, columns], np.minimum.reduceat(values, first))
+                high[row, columns] = np.maximum(high[row, columns], np.maximum.reduceat(values, first))
+                total[row, columns] += np.add.reduceat(values, first)
+                count[row, columns] += np.diff(np.append(first, len(values)))
+        means = np.where(count > 0, total / count, np.nan)
+        known: NDArray[np.bool_] = np.asarray(count.any(axis=0))
+        lowest, highest = low.argmin(axis=0), high.argmax(axis=0)
+        median = np.full(len(edges), np.nan)
+        if known.any():
+            median[known] = np.nanmedian(means[:, known], axis=0)
+    return RankStatistics(
+        edges,
+        np.where(known, low.min(axis=0), np.nan),
+        median,
+        np.where(known, high.max(axis=0), np.nan),
+        [processes[i] if there else "" for i, there in zip(lowest.tolist(), known.tolist(), strict=True)],
+        [processes[i] if there else "" for i, there in zip(highest.tolist(), known.tolist(), strict=True)],
+        len(processes),
+    )

@@ -1,0 +1,72 @@
+"""Images in the bodies of events: taken out, checked, and stored by the hash of their bytes."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+__all__ = ["MAX_MEDIA_BYTES", "Media", "MediaError", "take_media"]
+
+MAX_MEDIA_BYTES: Final = 16 << 20
+"""Bytes of one image."""
+
+_MAX_IMAGES: Final = 256
+
+_SIGNATURES: Final = {
+    "image/png": lambda data: data.startswith(b"\x89PNG\r\n\x1a\n"),
+    "image/jpeg": lambda data: data.startswith(b"\xff\xd8\xff"),
+    "image/gif": lambda data: data.startswith((b"GIF87a", b"GIF89a")),
+    "image/webp": lambda data: data.startswith(b"RIFF") and data[8:12] == b"WEBP",
+}
+"""The types that are stored, and how their bytes begin. No SVG: it can carry scripts."""
+
+
+class MediaError(ValueError):
+    """An image that is not stored; the message says why."""
+
+
+@dataclass(frozen=True)
+class Media:
+    """Bytes to be shown by a browser; `digest` is their SHA-256 in hex."""
+
+    digest: str
+    content_type: str
+    data: bytes
+
+
+def take_media(body: Any) -> tuple[Any, list[Media]]:
+    """The body with a reference in place of each image, and the images.
+
+    An image is a mapping with bytes under "data" and their type under "content_type".
+
+    Raises:
+        MediaError: One is too large, or not of a type that is stored.
+    """
+    found: list[Media] = []
+    return _take(body, found), found
+
+
+def _take(value: Any, found: list[Media]) -> Any:
+    if isinstance(value, Mapping):
+        data, content_type = value.get("data"), value.get("content_type")
+        if isinstance(data, bytes) and content_type is not None:
+            media = _check(data, content_type)
+            found.append(media)
+            if len(found) > _MAX_IMAGES:
+                raise MediaError(f"more than {_MAX_IMAGES} images in one event")
+            rest = {key: _take(item, found) for key, item in value.items() if key != "data"}
+            return rest | {"digest": media.digest, "size": len(data)}
+        return {key: _take(item, found) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_take(item, found) for item in value]
+    return value
+
+
+def _check(data: bytes, content_type: object) -> Media:
+    matches = _SIGNATURES.get(content_type) if isinstance(content_type, str) else None
+    if matches is None or not matches(data):
+        raise MediaError(f"media is none of {', '.join(_SIGNATURES)}")
+    if len(data) > MAX_MEDIA_BYTES:
+        raise MediaError(f"media is larger than {MAX_MEDIA_BYTES} bytes")
+    assert isinstance(content_type, str)
+    return Media(hashlib.sha256(data).hexdigest(), content_type, data)

@@ -1,0 +1,104 @@
+"""Bringing files of older versions up to date: new tables beside the old ones, rows copied over, in one transaction."""
+
+import logging
+import sqlite3
+from typing import Final
+
+from tensormeter.server.store.chunks import Chunk, decode_chunk
+from tensormeter.server.store.summary import Totals, add_totals
+
+__all__ = ["migrate"]
+
+_log = logging.getLogger(__name__)
+
+_TABLES_1: Final = ("run", "process", "series", "chunk", "event", "batch", "journal")
+
+
+def migrate(connection: sqlite3.Connection, version: int, schema: str, target: int) -> None:
+    """Migrate a store of an older version; afterwards it cannot be read by that version any more.
+
+    A kill at any instant leaves the old or the new version, never something in between.
+
+    Args:
+        connection: In autocommit mode.
+        version: Of the file, at least 1.
+        schema: Statements that create the tables of the present version.
+        target: The present version.
+    """
+    _log.warning("tensormeter: bringing the store from version %d to %d; this can take a while", version, target)
+    connection.execute("PRAGMA foreign_keys = OFF")
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        _from_1(connection, schema)
+        connection.execute(f"PRAGMA user_version = {target}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _from_1(connection: sqlite3.Connection, schema: str) -> None:
+    """Version 1 had gauges only, and no summaries, tags or media."""
+    for index in ("run_by_run_id", "run_by_created", "chunk_by_series"):
+        connection.execute(f"DROP INDEX {index}")
+    connection.execute("PRAGMA legacy_alter_table = ON")  # leaves the references of other tables as they are
+    for table in _TABLES_1:
+        connection.execute(f"ALTER TABLE {table} RENAME TO old_{table}")
+    for statement in _statements(schema):
+        connection.execute(statement)
+    connection.execute("PRAGMA legacy_alter_table = OFF")
+    common = "id, project, run_id, name, config, config_time, created, updated, series, points"
+    connection.execute(f"INSERT INTO run ({common}) SELECT {common} FROM old_run")
+    common = "id, run, process, resource, started, ended, end_state"
+    connection.execute(f"INSERT INTO process ({common}) SELECT {common} FROM old_process")
+    common = "id, process, metric, attributes, unit, description, points, last_time, last_word, last_integer"
+    connection.execute(
+        f"INSERT INTO series ({common}, kind, scope) SELECT {common}, 'gauge', '' FROM old_series",
+    )
+    connection.execute("INSERT INTO chunk SELECT * FROM old_chunk")
+    connection.execute(
+        "INSERT INTO event (id, run, process, time, name, digest, body, attributes)"
+        " SELECT old_event.id, run, process.id, time, name, digest, body, attributes"
+        " FROM old_event JOIN process ON process.id = old_event.process",
+    )
+    connection.execute("INSERT INTO batch SELECT * FROM old_batch")
+    # A number must never be used twice, also where the last one is not in the table any more.
+    connection.execute("INSERT INTO journal SELECT * FROM old_journal")
+    last = connection.execute("SELECT seq FROM sqlite_sequence WHERE name IN ('journal', 'old_journal')").fetchall()
+    for table in _TABLES_1:
+        connection.execute(f"DROP TABLE old_{table}")
+    connection.execute("DELETE FROM sqlite_sequence WHERE name = 'journal'")
+    top = max((row[0] or 0 for row in last), default=0)
+    connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('journal', ?)", (top,))
+    _states(connection)
+    _summaries(connection)
+
+
+def _states(connection: sqlite3.Connection) -> None:
+    from tensormeter.server.store.lifecycle import refresh_run
+
+    for (run,) in connection.execute("SELECT id FROM run").fetchall():
+        refresh_run(connection, run)
+
+
+def _summaries(connection: sqlite3.Connection) -> None:
+    rows = connection.execute(
+        "SELECT run, metric, series.id FROM series JOIN process ON process.id = series.process",
+    ).fetchall()
+    for run, metric, series in rows:
+        chunks = connection.execute(
+            "SELECT n, t_min, t_max, kind, times, words, integers FROM chunk WHERE series = ? ORDER BY seq", (series,)
+        )
+        totals = [Totals.of(decode_chunk(Chunk(*row))) for row in chunks]
+        if totals:
+            add_totals(connection, run, metric, Totals.merge(totals))
+    connection.execute(
+        "UPDATE run SET newest = ifnull((SELECT max(last_time) FROM summary WHERE summary.run = run.id), 0)"
+    )
+
+
+def _statements(schema: str) -> list[str]:
+    """The statements of a script: `executescript` would commit."""
+    lines = [line.partition("--")[0] for line in schema.splitlines()]
+    return [statement for statement in "\n".join(lines).split(";") if statement.strip()]

@@ -1,0 +1,255 @@
+"""Rows of runs: single ones with their summaries, and columns of many for filters and sorting."""
+
+import json
+import sqlite3
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Final
+
+from tensormeter.otlp.batch import STEP_METRIC
+from tensormeter.server.store import RunSummary, RunTable, State, Summary
+from tensormeter.server.store.heads import Layer
+from tensormeter.server.store.points import Points
+from tensormeter.server.store.steps import StepFinder
+from tensormeter.server.store.summary import Totals
+
+__all__ = ["RUN_FIELDS", "load_runs", "load_states", "load_table", "metrics_needed"]
+
+_SUMMARY_COLUMNS: Final = "count, numbers, total, minimum, maximum, last_time, last_word, last_integer, last_step"
+
+_BASE: Final = {
+    "id": "run_id",
+    "run_id": "run_id",
+    "project": "project",
+    "name": "ifnull(title, name)",
+    "attempt": "attempt",
+    "created": "created",
+    "started": "ifnull(started, created)",
+    "ended": "ended",
+    "updated": "updated",
+    "group": "ifnull(grp, '')",
+    "tags": "ifnull(tags, '[]')",
+    "notes": "ifnull(notes, '')",
+    "archived": "archived",
+    "processes": "(SELECT count(*) FROM process WHERE process.run = run.id)",
+}
+
+RUN_FIELDS: Final = frozenset({*_BASE, "state", "points"})
+"""Fields of a run itself."""
+
+
+def load_runs(
+    connection: sqlite3.Connection,
+    layers: Sequence[Layer],
+    runs: Sequence[int],
+    metrics: Collection[str] | None,
+    stall_after: float,
+) -> list[RunSummary]:
+    """Runs by row id, in that order, without those that are gone; with the summaries of `metrics`, or all."""
+    steps = StepFinder(connection, layers)
+    memory: dict[int, dict[str, list[Totals]]] = defaultdict(lambda: defaultdict(list))
+    if metrics is None or metrics:
+        for run, metric, totals in _in_memory(layers, steps, metrics):
+            memory[run][metric].append(totals)
+    now = time.time_ns()
+    found: list[RunSummary] = []
+    for run in runs:
+        row = connection.execute(
+            "SELECT project, run_id, ifnull(title, name), state, attempt, created, ifnull(started, created), ended,"
+            " updated, newest, stalled, ifnull(grp, ''), ifnull(tags, '[]'), ifnull(notes, ''), archived, config, points,"
+            " (SELECT count(*) FROM process WHERE process.run = run.id) FROM run WHERE id = ? AND NOT deleted",
+            (run,),
+        ).fetchone()
+        if row is not None:
+            stored = {} if metrics is not None and not metrics else _stored(connection, run, metrics)
+            for metric, parts in memory.get(run, {}).items():
+                stored[metric] = Totals.merge([*([stored[metric]] if metric in stored else []), *parts])
+            found.append(
+                RunSummary(
+                    project=row[0],
+                    run_id=row[1],
+                    name=row[2],
+                    state=_state(row[3], row[8], row[10], now, stall_after),
+                    attempt=row[4],
+                    created=row[5],
+                    started=row[6],
+                    ended=row[7],
+                    updated=row[8],
+                    newest=row[9],
+                    group=row[11],
+                    tags=json.loads(row[12]),
+                    notes=row[13],
+                    archived=bool(row[14]),
+                    config=json.loads(row[15]),
+                    points=row[16] + sum(layer.points.get(run, 0) for layer in layers),
+                    processes=row[17],
+                    summary={metric: _summary(stored[metric]) for metric in sorted(stored)},
+                )
+            )
+    return found
+
+
+def load_states(connection: sqlite3.Connection, runs: Collection[int], stall_after: float) -> dict[int, State]:
+    """The present states of runs."""
+    now = time.time_ns()
+    rows = connection.execute(
+        f"SELECT id, state, updated, stalled FROM run WHERE NOT deleted AND id IN ({', '.join(map(str, runs))})"
+    )
+    return {row[0]: _state(row[1], row[2], row[3], now, stall_after) for row in rows}
+
+
+def load_table(
+    connection: sqlite3.Connection,
+    layers: Sequence[Layer],
+    project: str | None,
+    fields: Sequence[str],
+    stall_after: float,
+) -> RunTable:
+    """What `Store.table` returns."""
+    chosen = [name for name in fields if name in _BASE]
+    rows = connection.execute(
+        f"SELECT id, state, updated, stalled, points{''.join(f', {_BASE[name]}' for name in chosen)} FROM run"
+        " WHERE project = ifnull(?, project) AND NOT deleted",
+        (project,),
+    ).fetchall()
+    runs = [row[0] for row in rows]
+    columns: dict[str, Sequence[Any]] = {}
+    converters: dict[str, Callable[[Any], Any]] = {"tags": json.loads, "archived": bool}
+    for index, name in enumerate(chosen, 5):
+        convert = converters.get(name)
+        columns[name] = [convert(row[index]) if convert else row[index] for row in rows]
+    for name in fields:
+        group, _, rest = name.partition(".")
+        if name == "state":
+            now = time.time_ns()
+            columns[name] = [_state(row[1], row[2], row[3], now, stall_after) for row in rows]
+        elif name == "points":
+            columns[name] = [row[4] + sum(layer.points.get(row[0], 0) for layer in layers) for row in rows]
+        elif group == "config" and rest:
+            columns[name] = _config_column(connection, project, rest, runs)
+    for metric, parts in _summary_fields(fields).items():
+        summaries = _summary_column(connection, layers, metric, stepped="last_step" in parts)
+        for part in parts:
+            columns[f"summary.{metric}.{part}"] = [
+                getattr(summaries[run], part, None) if run in summaries else None for run in runs
+            ]
+    return RunTable(runs, columns)
+
+
+def metrics_needed(fields: Sequence[str]) -> set[str]:
+    """The metrics whose heads `load_table` has to see."""
+    wanted = _summary_fields(fields)
+    stepped = any("last_step" in parts for parts in wanted.values())
+    return {*wanted, STEP_METRIC} if stepped else {*wanted}
+
+
+def _summary_fields(fields: Sequence[str]) -> dict[str, list[str]]:
+    """Parts by metric."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in fields:
+        if name.startswith("summary."):
+            metric, _, part = name.removeprefix("summary.").rpartition(".")
+            found[metric].append(part)
+    return found
+
+
+def _state(state: State, updated: int, stalled: int, now: int, stall_after: float) -> State:
+    if state == "running" and (stalled or now - updated > stall_after * 1e9):
+        return "stalled"
+    return state
+
+
+def _config_column(connection: sqlite3.Connection, project: str | None, key: str, runs: Sequence[int]) -> list[Any]:
+    """Values under a key with dots in it, or along a path; None where there are none."""
+    if '"' in key:
+        rows = connection.execute(
+            "SELECT id, config FROM run WHERE project = ifnull(?, project) AND NOT deleted", (project,)
+        )
+        found = {run: _dig(json.loads(config), key) for run, config in rows}
+    else:
+        paths = ('$."' + key + '"', "$" + "".join(f'."{part}"' for part in key.split(".")))
+        texts = connection.execute(
+            "SELECT id, json_quote(ifnull(json_extract(config, ?), json_extract(config, ?))) FROM run"
+            " WHERE project = ifnull(?, project) AND NOT deleted",
+            (*paths, project),
+        )
+        # SQLite says 1 for true, which is as good in every comparison.
+        found = {run: None if text == "null" else json.loads(text) for run, text in texts}
+    return [found.get(run) for run in runs]
+
+
+def _dig(config: Any, key: str) -> Any:
+    if isinstance(config, Mapping) and key in config:
+        return config[key]
+    for part in key.split("."):
+        if not isinstance(config, Mapping):
+            return None
+        config = config.get(part)
+    return config
+
+
+def _summary_column(
+    connection: sqlite3.Connection,
+    layers: Sequence[Layer],
+    metric: str,
+    *,
+    stepped: bool,
+) -> dict[int, Summary]:
+    rows = connection.execute(f"SELECT run, {_SUMMARY_COLUMNS} FROM summary WHERE metric = ?", (metric,))
+    stored = {row[0]: _totals(row[1:]) for row in rows}
+    for run, _, totals in _in_memory(layers, StepFinder(connection, layers) if stepped else None, (metric,)):
+        stored[run] = Totals.merge([stored[run], totals]) if run in stored else totals
+    return {run: _summary(totals) for run, totals in stored.items()}
+
+
+def _stored(connection: sqlite3.Connection, run: int, metrics: Collection[str] | None) -> dict[str, Totals]:
+    query = f"SELECT metric, {_SUMMARY_COLUMNS} FROM summary WHERE run = ?"
+    if metrics is None:
+        return {row[0]: _totals(row[1:]) for row in connection.execute(query, (run,))}
+    rows = (connection.execute(f"{query} AND metric = ?", (run, metric)).fetchone() for metric in metrics)
+    return {row[0]: _totals(row[1:]) for row in rows if row is not None}
+
+
+def _in_memory(
+    layers: Sequence[Layer],
+    steps: StepFinder | None,
+    metrics: Collection[str] | None,
+) -> list[tuple[int, str, Totals]]:
+    """(run, metric, totals) of heads, one entry a series."""
+    found = []
+    for layer in layers:
+        for head in layer.series.values():
+            if (metrics is None or head.metric in metrics) and isinstance(head.parts[0], Points):
+                points = Points.concat(part for part in head.parts if isinstance(part, Points))
+                step = steps.at(head.process, head.newest[0]) if steps is not None else None
+                found.append((head.run, head.metric, Totals.of(points, step)))
+    return found
+
+
+def _totals(row: Sequence[Any]) -> Totals:
+    count, numbers, total, minimum, maximum, last_time, word, integer, step = row
+    nan = float("nan")
+    return Totals(
+        count,
+        numbers,
+        nan if total is None else total,
+        nan if minimum is None else minimum,
+        nan if maximum is None else maximum,
+        last_time,
+        word,
+        bool(integer),
+        step,
+    )
+
+
+def _summary(totals: Totals) -> Summary:
+    return Summary(
+        last=totals.last,
+        min=totals.minimum,
+        max=totals.maximum,
+        mean=totals.mean,
+        count=totals.count,
+        last_step=totals.last_step,
+        last_time=totals.last_time,
+    )
