@@ -74,11 +74,11 @@ export function epoch(time: string | number | null | undefined): number {
   return time === null || time === undefined ? Number.NaN : Number(time) / 1e9;
 }
 
-/** How long ago, for people. */
+/** How long ago, for people, in one unit. */
 export function ago(time: number): string {
   const passed = Date.now() / 1000 - time;
   if (!Number.isFinite(passed)) return "–";
-  return passed < 2 ? "now" : `${duration(passed)} ago`;
+  return passed < 2 ? "now" : `${duration(passed).split(" ")[0]} ago`;
 }
 
 export function moment(time: number): string {

@@ -31,6 +31,7 @@ export class Card {
   readonly element: HTMLElement;
   private readonly area: HTMLElement;
   private readonly legend: HTMLElement;
+  private readonly last = h("span", { class: "last" });
   private readonly remark: HTMLElement;
   private readonly status: HTMLElement;
   private plot: Plot | null = null;
@@ -56,7 +57,7 @@ export class Card {
     this.element = h(
       "section",
       { class: tall ? "card tall" : "card", "aria-label": source.title },
-      h("header", {}, h("h3", { title: source.description || source.title }, source.title), tools),
+      h("header", {}, h("h3", { title: source.description || source.title }, source.title), this.last, tools),
       h("div", { class: "stage" }, this.area, this.status),
       this.remark,
       this.legend,
@@ -114,8 +115,14 @@ export class Card {
   private afterDraw(): void {
     if (!this.view || !this.plot) return;
     const { marked, outside } = this.plot;
+    const [only] = this.view.traces;
+    const value = this.view.traces.length === 1 && only ? only.y[only.y.length - 1] : undefined;
+    this.last.textContent = value === undefined ? "" : format.withUnit(value, this.view.unit);
+    this.last.classList.toggle("bad", value !== undefined && !Number.isFinite(value));
+    const said = this.source.remark?.() ?? "";
+    this.remark.classList.toggle("warn", said !== "" || marked > 0);
     const words = [
-      this.source.remark?.() ?? "",
+      said,
       marked ? `${format.count(marked)} not finite (✕ NaN, ▲ ∞)` : "",
       outside ? `${format.count(outside)} outliers outside` : "",
     ];

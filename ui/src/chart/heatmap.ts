@@ -7,6 +7,9 @@ import { color, isDark } from "../theme";
 const LEFT = 64;
 const BOTTOM = 24;
 const TOP = 8;
+const ROWS = 64;
+/** Share of the values that lie where the axis is linear. */
+const SMALL_SHARE = 0.1;
 
 /** Near zero linear, further out logarithmic, on both sides. */
 export interface Symlog {
@@ -50,16 +53,25 @@ function outward(edge: number, neighbour: number | undefined, sign: number): num
 
 /** Where linear turns to logarithmic: below nearly all magnitudes that occur. */
 export function threshold(points: HistogramPoint[]): number {
-  const sizes: number[] = [];
+  const sizes: [number, number][] = [];
+  let values = 0;
   for (const point of points) {
     for (const { low, high, count } of buckets(point)) {
       const size = Math.max(Math.abs(low), Math.abs(high));
-      if (count && size > 0) sizes.push(size);
+      if (size > 0) {
+        sizes.push([size, count]);
+        values += count;
+      }
     }
   }
-  sizes.sort((a, b) => a - b);
-  const largest = sizes[sizes.length - 1] ?? 1;
-  return Math.max(sizes[Math.floor(sizes.length * 0.05)] ?? 1, largest * 1e-6);
+  sizes.sort(([a], [b]) => a - b);
+  const largest = sizes[sizes.length - 1]?.[0] ?? 1;
+  let below = 0;
+  for (const [size, count] of sizes) {
+    below += count;
+    if (below >= values * SMALL_SHARE) return Math.max(size, largest * 1e-6);
+  }
+  return largest;
 }
 
 export interface Frame {
@@ -75,37 +87,34 @@ export function drawHeatmap(canvas: HTMLCanvasElement, points: HistogramPoint[],
   const scale = symlog(threshold(points));
   let low = Number.POSITIVE_INFINITY;
   let high = Number.NEGATIVE_INFINITY;
-  let densest = 0;
   const columns = points.map((point) => {
-    const found = buckets(point).map(({ low: from, high: to, count }) => {
-      const [a, b] = [scale.to(from), scale.to(to)];
+    const found = buckets(point).map((bucket) => ({ a: scale.to(bucket.low), b: scale.to(bucket.high), count: bucket.count }));
+    for (const { a, b } of found) {
       low = Math.min(low, a);
       high = Math.max(high, b);
-      const density = count / Math.max(b - a, 1e-9) / Math.max(point.count, 1);
-      if (b - a > 1e-6) densest = Math.max(densest, density);
-      return { a, b, density };
-    });
-    return { x: point.x, found };
+    }
+    return { x: point.x, total: Math.max(point.count, 1), found };
   });
-  if (!(low < high)) {
-    if (!(low <= high)) return null;
-    low -= 0.5;
-    high += 0.5;
-  }
+  if (!(low <= high)) return null;
+  if (low === high) [low, high] = [low - 0.5, high + 0.5];
+  const shares = columns.map(({ found, total }) => rows(found, low, high).map((count) => count / total));
+  const densest = Math.max(...shares.map((column) => Math.max(...column)));
   const first = points[0]?.x ?? 0;
   const last = points[points.length - 1]?.x ?? 1;
   const span = width - LEFT - 8;
   const at = (x: number) => LEFT + (span * (x - first)) / (last - first || 1);
   const up = (position: number) => height - BOTTOM - ((height - BOTTOM - TOP) * (position - low)) / (high - low);
-  for (const [i, { x, found }] of columns.entries()) {
+  const tall = (height - BOTTOM - TOP) / ROWS;
+  for (const [i, { x }] of columns.entries()) {
     const from = i === 0 ? LEFT : (at(columns[i - 1]?.x as number) + at(x)) / 2;
     const to = i === columns.length - 1 ? width - 8 : (at(x) + at(columns[i + 1]?.x as number)) / 2;
-    for (const { a, b, density } of found) {
-      context.fillStyle = shade(densest ? density / densest : 1);
-      context.fillRect(from, up(b) - 0.25, to - from + 0.5, Math.max(up(a) - up(b), 1) + 0.5);
+    for (const [row, share] of (shares[i] as number[]).entries()) {
+      if (share === 0) continue;
+      context.fillStyle = shade(share / densest);
+      context.fillRect(from, height - BOTTOM - (row + 1) * tall, to - from + 0.5, tall + 0.5);
     }
   }
-  axisUp(context, scale, low, high, up, width, unit);
+  axisUp(context, scale, low, high, up, unit);
   context.fillStyle = color("muted");
   context.textBaseline = "alphabetic";
   const steps = Math.max(2, Math.min(7, Math.floor(span / 90)));
@@ -156,6 +165,21 @@ export function drawSingle(canvas: HTMLCanvasElement, point: HistogramPoint, fra
   }
 }
 
+/** Counts in equal parts of the axis; a bucket's count is spread over the parts that it covers. */
+function rows(found: { a: number; b: number; count: number }[], low: number, high: number): number[] {
+  const counts = new Array<number>(ROWS).fill(0);
+  const unit = (high - low) / ROWS;
+  for (const { a, b, count } of found) {
+    const from = (a - low) / unit;
+    const to = Math.max((b - low) / unit, from + 1e-9);
+    for (let row = Math.floor(from); row < to && row < ROWS; row++) {
+      const covered = Math.min(to, row + 1) - Math.max(from, row);
+      counts[row] = (counts[row] as number) + (count * covered) / (to - from);
+    }
+  }
+  return counts;
+}
+
 /** Powers of ten on both sides, and zero. */
 function ticks(scale: Symlog, low: number, high: number): number[] {
   const found: number[] = [];
@@ -168,28 +192,18 @@ function ticks(scale: Symlog, low: number, high: number): number[] {
   return [...found, 0].filter((value) => scale.to(value) >= low && scale.to(value) <= high).sort((a, b) => a - b);
 }
 
-function axisUp(context: CanvasRenderingContext2D, scale: Symlog, low: number, high: number, up: (position: number) => number, width: number, unit: string): void {
+function axisUp(context: CanvasRenderingContext2D, scale: Symlog, low: number, high: number, up: (position: number) => number, unit: string): void {
   context.textAlign = "right";
   context.textBaseline = "middle";
-  let previous = Number.POSITIVE_INFINITY;
-  const marks = ticks(scale, low, high);
-  // Zero first, so that it is never the one left out.
-  for (const value of [0, ...marks.filter((mark) => mark !== 0)]) {
-    if (scale.to(value) < low || scale.to(value) > high) continue;
+  context.fillStyle = color("muted");
+  const taken: number[] = [];
+  // Zero and what is far out first: what is near zero gives way.
+  for (const value of ticks(scale, low, high).sort((a, b) => Number(b === 0) - Number(a === 0) || Math.abs(b) - Math.abs(a))) {
     const y = up(scale.to(value));
-    if (value !== 0 && Math.abs(y - previous) < 16) continue;
-    if (value !== 0) previous = y;
-    else if (marks.length > 1 && low < 0) previous = y;
-    context.fillStyle = color("muted");
-    context.fillText(format.withUnit(value, unit).replace(/\.0+e/, "e"), LEFT - 6, y);
-    context.strokeStyle = color("grid");
-    context.lineWidth = 1;
-    context.globalAlpha = 0.6;
-    context.beginPath();
-    context.moveTo(LEFT, Math.round(y) + 0.5);
-    context.lineTo(width - 8, Math.round(y) + 0.5);
-    context.stroke();
-    context.globalAlpha = 1;
+    if (taken.some((other) => Math.abs(other - y) < 16)) continue;
+    taken.push(y);
+    context.fillText(format.withUnit(value, unit), LEFT - 8, y);
+    context.fillRect(LEFT - 4, Math.round(y), 4, 1);
   }
 }
 

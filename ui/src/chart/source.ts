@@ -186,7 +186,7 @@ function outlier(ranks: api.Ranks, name: (process: string) => string): string {
       distance += Math.abs(api.num(values[i]) - median) || 0;
       spread += Math.abs(api.num(ranks.max[i]) - api.num(ranks.min[i])) || 0;
     }
-    if (share > 0.6 && distance > spread * 0.6) found.push(`${name(top)} is ${words} in ${Math.round(share * 100)} % of it`);
+    if (share > 0.6 && distance > spread * 0.6) found.push(`${name(top)} is the ${words} ${Math.round(share * 100)} % of the time`);
   }
   return found.join("; ");
 }

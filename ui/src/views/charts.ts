@@ -11,7 +11,7 @@ export interface Section {
   sources: Source[];
 }
 
-/** Names as paths: everything before the last slash is the section. */
+/** Names as paths: what stands before the first slash is the section. */
 export function sections(metrics: Metric[], toSource: (metric: Metric) => Source): Section[] {
   const found = new Map<string, Source[]>();
   for (const metric of metrics) {
@@ -20,6 +20,12 @@ export function sections(metrics: Metric[], toSource: (metric: Metric) => Source
     const sources = found.get(section) ?? [];
     sources.push(toSource(metric));
     found.set(section, sources);
+  }
+  // A section for a single chart is mostly empty space.
+  const lonely = [...found].filter(([name, sources]) => name && sources.length === 1);
+  if (lonely.length > 1) {
+    for (const [name] of lonely) found.delete(name);
+    found.set("", [...(found.get("") ?? []), ...lonely.flatMap(([, sources]) => sources)]);
   }
   return [...found].map(([name, sources]) => ({ name, sources })).sort((a, b) => order(a.name) - order(b.name) || (a.name < b.name ? -1 : 1));
 }

@@ -83,6 +83,11 @@ export class Controls {
     }
   }
 
+  /** For panes that show each process anyway. */
+  hideRanks(): void {
+    this.ranksLabel.hidden = true;
+  }
+
   private smooth(): void {
     const weight = Number(this.smoothing.value);
     route.change({ s: weight > 0 ? String(weight) : null });

@@ -71,14 +71,16 @@ export class Health {
     const step = Math.max(...metrics.map(({ last_step }) => last_step ?? -1));
     const started = format.epoch(single.started);
     const end = single.ended ? format.epoch(single.ended) : run.state === "running" ? Date.now() / 1000 : format.epoch(single.last_time);
-    const ranks = single.processes.filter(({ rank }) => rank !== null).length;
+    const ranked = single.processes.filter(({ rank }) => rank !== null);
+    const ranks = ranked.length ? ranked : single.processes;
+    const alive = ranks.filter(({ state }) => state === "running" || state === null).length;
     const rate = step > 0 && end > started ? step / (end - started) : Number.NaN;
     const facts: [string, string, string?][] = [
       ["last heard", format.ago(format.epoch(run.last_time)), format.moment(format.epoch(run.last_time))],
       ["step", step >= 0 ? step.toLocaleString("en").replaceAll(",", "\u2009") : "–"],
       ["steps/s", Number.isFinite(rate) ? format.number(rate) : "–", "over the whole run"],
-      ["running for", format.duration(end - started), `since ${format.moment(started)}`],
-      ["ranks", String(ranks || single.processes.length)],
+      [single.ended ? "took" : "running for", format.duration(end - started), `since ${format.moment(started)}`],
+      ["ranks", run.state === "running" && alive < ranks.length ? `${alive} of ${ranks.length}` : String(ranks.length)],
     ];
     if (single.attempt > 1) facts.push(["attempt", String(single.attempt), "it was resumed"]);
     const text = JSON.stringify(facts);

@@ -145,7 +145,7 @@ class MediaCard {
     const words = [step, format.moment(format.epoch(event.time))];
     if (this.kind === "image") {
       words.push(String(body.caption ?? ""), body.width ? `${body.width} × ${body.height}` : "");
-      const digest = (body.data as { digest?: string } | undefined)?.digest;
+      const digest = (body.digest ?? (body.data as { digest?: unknown } | null)?.digest) as string | undefined;
       try {
         const image = h("img", { alt: String(body.caption || this.element.getAttribute("aria-label") || "image") });
         if (digest) image.src = await this.address(digest);

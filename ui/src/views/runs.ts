@@ -115,7 +115,7 @@ export class RunsView implements View {
   /** Learn from the newest runs which fields there are. */
   private async begin(): Promise<void> {
     try {
-      const { runs, total } = await api.runs({ project: this.project, limit: 20 });
+      const { runs, total } = await api.runs({ project: this.project, limit: 5 });
       this.sample = runs;
       const found = new Set<string>();
       for (const run of runs) {

@@ -54,6 +54,7 @@ export class SystemPane implements Pane {
     const look = this.look();
     this.session.feed.want({ x: look.x, window: look.window });
     this.controls.update(withAxis(params, look.x));
+    this.controls.hideRanks();
     this.draw();
     this.grid.refresh();
   }
