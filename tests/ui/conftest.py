@@ -9,7 +9,7 @@ from live_server import CHROMIUM, FLAGS, LiveServer, sample_server
 from playwright.sync_api import Browser, BrowserContext, Page, Request, expect, sync_playwright
 from sample_runs import send_gallery, send_hostile, send_wide
 
-SECONDS = 120
+SECONDS = 12
 """Machines that run many tests at once can be very slow."""
 
 expect.set_options(timeout=SECONDS * 1000)
@@ -66,7 +66,7 @@ class Tab:
         self.page.set_default_timeout(SECONDS * 1000)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
-        self.page.on("request", self.requests.append)
+        self.page.on("request", lambda request: self.requests.append(request))
 
     @classmethod
     def opened(cls, browser: Browser, url: str) -> "Tab":
