@@ -93,6 +93,7 @@ class Tab:
     def card(self, title: str) -> Any:
         """The frame of a chart, once it is drawn."""
         card = self.page.locator(f'.card[aria-label="{title}"]')
+        card.scroll_into_view_if_needed()
         expect(card).to_have_attribute("data-drawn", re.compile(r"\d+"))
         return card
 

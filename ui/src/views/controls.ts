@@ -17,17 +17,18 @@ export class Controls {
     class: "search",
     on: { input: () => route.change({ q: this.search.value }) },
   });
-  private readonly axis = h("select", { on: { change: () => route.change({ x: this.axis.value === "step" ? null : this.axis.value, from: null, to: null }) } });
+  private readonly axis = h("select", { "aria-label": "x axis", on: { change: () => route.change({ x: this.axis.value === "step" ? null : this.axis.value, from: null, to: null }) } });
   private readonly smoothing = h("input", {
     type: "range",
+    "aria-label": "Smoothing",
     min: 0,
     max: 0.999,
     step: 0.001,
     on: { input: () => this.smooth() },
   });
   private readonly weight = h("output", {});
-  private readonly group = h("select", { on: { change: () => route.change({ group: this.group.value }) } });
-  private readonly ranks = h("select", { on: { change: () => route.change({ ranks: this.ranks.value === "range" ? null : this.ranks.value }) } });
+  private readonly group = h("select", { "aria-label": "Group by", on: { change: () => route.change({ group: this.group.value }) } });
+  private readonly ranks = h("select", { "aria-label": "Ranks", on: { change: () => route.change({ ranks: this.ranks.value === "range" ? null : this.ranks.value }) } });
   private readonly out = button("", () => route.change({ from: null, to: null }), { class: "chip" });
   private readonly toggles: [string, HTMLInputElement][];
   private readonly groupLabel: HTMLElement;
