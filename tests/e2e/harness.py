@@ -78,7 +78,7 @@ class Server:
     def points(self, run_id: str) -> Points:
         """Everything that the API returns of a run, but for the steps themselves."""
         found: Points = Counter()
-        metrics = {metric["metric"] for metric in self.get(f"/runs/{run_id}/metrics").get("metrics", [])}
+        metrics = {metric["name"] for metric in self.get(f"/runs/{run_id}/metrics").get("metrics", [])}
         for metric in metrics - {"tensormeter.step"}:
             for series in self.get(f"/runs/{run_id}/series", metric=metric, x="step")["series"]:
                 found.update(

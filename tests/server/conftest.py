@@ -70,6 +70,15 @@ class Server:
         answer = self.http.request("GET", url, headers=headers)
         return answer.status, json.loads(answer.data, parse_constant=pytest.fail)
 
+    def query(self, *runs: str, **query: object) -> Any:
+        status, document = self.send("POST", "/api/v1/query", {"runs": runs} | query)
+        assert status == 200, document
+        return document
+
+    def send(self, method: str, path: str, document: object = None) -> tuple[int, Any]:
+        answer = self.http.request(method, f"{self.url}{path}", body=json.dumps(document).encode())
+        return answer.status, json.loads(answer.data, parse_constant=pytest.fail) if answer.data else None
+
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
         self._reap()

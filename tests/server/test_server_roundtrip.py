@@ -88,30 +88,47 @@ def test_listing(server, make):
     server.metrics(make.rows("listed", rows, project="lists"))
     server.metrics(Batch(resource, [gauge]))
 
-    assert server.get("/api/v1/projects")["projects"][-1]["project"] == "lists"
+    projects = {project["name"]: project for project in server.get("/api/v1/projects")["projects"]}
+    assert projects["lists"]["runs"] == 1
     listed = server.get("/api/v1/runs", project="lists")
     assert listed["total"] == 1
     (run,) = listed["runs"]
-    assert run["created"] == T0 - SECOND
-    assert run["updated"] > T0
-    assert (run["run_id"], run["name"], run["state"], run["points"]) == ("listed", "name of listed", "running", 6)
-    assert run["processes"] == [{"process": "p0", "resource": resource, "state": None}]
-
-    assert server.get("/api/v1/runs/listed") == run | {
-        "last": {"loss": "NaN", "acc": 0.1, "gpu": 61, "tensormeter.step": 1},
+    assert run["started"] == str(T0 - SECOND)
+    assert int(run["last_time"]) > T0
+    assert (run["id"], run["name"], run["state"], run["points"]) == ("listed", "name of listed", "running", 6)
+    assert run["processes"] == 1
+    assert run["summary"]["acc"] == {
+        "last": 0.1,
+        "min": 0.1,
+        "max": 0.1,
+        "mean": 0.1,
+        "count": 1,
+        "last_step": 0,
+        "last_time": str(T0 - SECOND),
     }
-    metrics = {metric["metric"]: metric for metric in server.get("/api/v1/runs/listed/metrics")["metrics"]}
+    loss = run["summary"]["loss"]
+    assert [loss[key] for key in ("last", "min", "max", "mean", "count", "last_step")] == ["NaN", 2.0, 2.0, 2.0, 2, 1]
+
+    details = server.get("/api/v1/runs/listed")
+    process = {"id": "p0", "rank": None, "host": None, "state": None, "resource": resource}
+    assert details == run | {"processes": [process], "environment": resource, "losses": {}, "lag": details["lag"]}
+    assert details["lag"] > 0
+    metrics = {metric["name"]: metric for metric in server.get("/api/v1/runs/listed/metrics")["metrics"]}
     assert list(metrics) == ["acc", "gpu", "loss", "tensormeter.step"]
-    assert metrics["loss"]["last"] == {"time": T0, "step": 1, "value": "NaN"}
-    assert metrics["acc"]["last"] == {"time": T0 - SECOND, "step": 0, "value": 0.1}
+    assert [metrics["loss"][key] for key in ("last", "last_step", "last_time")] == ["NaN", 1, str(T0)]
     assert metrics["gpu"] == {
-        "metric": "gpu",
-        "process": "p0",
-        "attributes": {"gpu": "0", "ids": [1, 2]},
+        "name": "gpu",
+        "kind": "gauge",
         "unit": "Cel",
         "description": "how hot",
+        "temporality": None,
+        "monotonic": None,
+        "attributes": [{"gpu": "0", "ids": [1, 2]}],
         "points": 1,
-        "last": {"time": T0 + 5, "step": None, "value": 61},
+        "processes": 1,
+        "last": 61,
+        "last_step": None,
+        "last_time": str(T0 + 5),
     }
 
 
@@ -120,7 +137,7 @@ def test_pages_newest_first(server, make):
         server.metrics(make.rows(f"page-{i}", [(T0 + i, 0, {"v": 1.0})], project="pages"))
     page = server.get("/api/v1/runs", project="pages", limit=2, offset=1)
     assert page["total"] == 5
-    assert [run["run_id"] for run in page["runs"]] == ["page-3", "page-2"]
+    assert [run["id"] for run in page["runs"]] == ["page-3", "page-2"]
 
 
 def test_one_run_id_in_two_projects_and_two_processes_of_one_run(server, make):

@@ -14,7 +14,13 @@ from tensormeter.errors import StoreError
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Gauge
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.encode import encode_metrics
-from tensormeter.server.store import BatchConflictError, NotFoundError, StoreUnavailableError, TooManyPointsError
+from tensormeter.server.store import (
+    BatchConflictError,
+    NotFoundError,
+    RunRef,
+    StoreUnavailableError,
+    TooManyPointsError,
+)
 from tensormeter.server.store.chunks import CHUNK_POINTS
 from tensormeter.server.store.sqlite import SqliteStore
 
@@ -41,7 +47,7 @@ def append(store, times, values, name="v", batch_id=None, run="r"):
 
 
 def read(store, name="v", **query):
-    found = store.series("r", name, **{"x": "time"} | query)
+    found = store.read(RunRef("r"), [name], **query).series
     assert len(found) <= 1
     return [(int(time), value) for s in found for time, value in zip(s.points.times, s.points.values(), strict=True)]
 
@@ -60,11 +66,11 @@ def test_folding_moves_points_from_the_journal_to_chunks(open_store, query):
     append(store, [1, 2], [1.0, 2.0])
     append(store, [3], [3.0])
     assert query("SELECT count(*) FROM journal") == [(2,)]
-    before = (read(store), store.run("r").points, store.metrics("r"))
+    before = (read(store), store.run(RunRef("r")).points, store.metrics(RunRef("r")))
     store.fold()
     assert query("SELECT count(*) FROM journal") == [(0,)]
     assert query("SELECT n, t_min, t_max FROM chunk") == [(3, 1, 3)]
-    assert (read(store), store.run("r").points, store.metrics("r")) == before
+    assert (read(store), store.run(RunRef("r")).points, store.metrics(RunRef("r"))) == before
     store.fold()
     assert query("SELECT count(*) FROM chunk") == [(1,)]
 
@@ -80,7 +86,7 @@ def test_replay_after_closing_without_a_fold(open_store, query, monkeypatch):
     assert query("SELECT count(*) FROM journal") == [(1,)]
     store = open_store()
     assert read(store) == [(1, 1.0), (2, 2.0), (3, 3)]
-    assert store.run("r").points == 3
+    assert store.run(RunRef("r")).points == 3
     assert append(store, [3], [3], batch_id="three").duplicate
     store.close()
     assert query("SELECT count(*) FROM journal") == [(0,)]
@@ -114,12 +120,12 @@ def test_the_first_of_equal_times_wins_wherever_it_is(open_store, query):
     assert read(store) == expected
     store.fold()
     assert read(store) == expected
-    assert store.run("r").points == 5
+    assert store.run(RunRef("r")).points == 5
     assert query("SELECT sum(n) FROM chunk") == [(5,)]
     append(store, [1, 5], [7.0, 7.0])
     store.fold()
     assert read(store) == expected
-    assert store.metrics("r")[0].last.value == 3
+    assert store.metrics(RunRef("r"))[0].last == 3
 
 
 @settings(max_examples=60, deadline=None)
@@ -153,7 +159,7 @@ def test_any_history_reads_like_a_dictionary(tmp_path_factory, history):
             found = read(store)
             assert found == sorted(model.items())
             assert [type(value) for _, value in found] == [type(model[time]) for time, _ in found]
-            assert store.metrics("r")[0].last.value == model[max(model)]
+            assert store.metrics(RunRef("r"))[0].last == model[max(model)]
     store.close()
 
 
@@ -167,8 +173,8 @@ def test_readers_see_every_point_once_while_it_is_folded(open_store):
         last = 0
         while not stop.is_set():
             times = [time for time, _ in read(store)]
-            points = store.run("r").points
-            counted = store.metrics("r")[0].points
+            points = store.run(RunRef("r")).points
+            counted = store.metrics(RunRef("r"))[0].points
             if times != list(range(1, len(times) + 1)) or not last <= len(times) <= points <= counted:
                 failures.append((last, len(times), points, counted))
             last = len(times)
@@ -192,7 +198,7 @@ def test_steps_of_last_values_come_from_chunks_and_memory(open_store):
     append(store, [1000], [0.5], name="late")
     append(store, [1001], [0.5], name="never")
     for _ in range(2):
-        steps = {metric.metric: metric.last.step for metric in store.metrics("r")}
+        steps = {metric.metric: metric.last_step for metric in store.metrics(RunRef("r"))}
         assert steps == {STEP_METRIC: 999, "early": 16, "late": 999, "never": None}
         store.fold()
 
@@ -207,13 +213,11 @@ def test_batches(open_store):
 
 
 def test_limits(open_store, monkeypatch):
-    store = open_store(max_series_points=10, max_pending_points=40)
+    store = open_store(max_pending_points=40)
     append(store, np.arange(1, 12), np.zeros(11))
-    with pytest.raises(TooManyPointsError, match="x=time"):
-        read(store)
-    with pytest.raises(TooManyPointsError):
-        read(store, start=1)
-    assert len(read(store, start=5)) == 7
+    with pytest.raises(TooManyPointsError, match="11 points here"):
+        read(store, limit=10)
+    assert len(read(store, start=5, limit=11)) == 7
     append(store, np.arange(12, 41), np.zeros(29))
     with pytest.raises(StoreUnavailableError, match="40 points wait"):
         append(store, [41], [0.0])
@@ -248,7 +252,7 @@ def test_a_fold_that_fails_loses_nothing_and_is_reported(open_store, monkeypatch
     assert "disk is full" in store.problem()
     append(store, [2], [2.0])
     assert read(store) == [(1, 1.0), (2, 2.0)]
-    assert store.run("r").points == 2
+    assert store.run(RunRef("r")).points == 2
     failing.clear()
     eventually(lambda: store.problem() is None)
     assert read(store) == [(1, 1.0), (2, 2.0)]
@@ -324,4 +328,4 @@ def test_shuffled_and_split_batches_give_the_same_series(open_store):
     append(store, range(1, 2001), [time / 7 for time in range(1, 2001)])
     assert read(store) == [(time, time / 7) for time in range(1, 2001)]
     store.fold()
-    assert store.run("r").points == 2000
+    assert store.run(RunRef("r")).points == 2000

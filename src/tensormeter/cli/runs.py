@@ -17,7 +17,7 @@ __all__ = ["runs"]
 @endpoint_option
 def runs(project: str | None, limit: int, endpoint: str | None) -> None:
     """List runs, newest first."""
-    document = ApiClient(endpoint).get("runs", project=project, limit=limit)
+    document = ApiClient(endpoint).get("runs", project=project, limit=limit, fields="")
     listed = document["runs"]
     if not listed:
         where = "" if project is None else f" in project {plain(project)}"
@@ -25,14 +25,14 @@ def runs(project: str | None, limit: int, endpoint: str | None) -> None:
         return
     table = Table("project", "run", "name", "state", box=None, header_style="bold", pad_edge=False)
     table.add_column("points", justify="right")
-    table.add_column("created")
-    table.add_column("updated")
+    table.add_column("started")
+    table.add_column("last heard of")
     for run in listed:
         table.add_row(
-            *(Text(plain(run[key])) for key in ("project", "run_id", "name", "state")),
+            *(Text(plain(run[key])) for key in ("project", "id", "name", "state")),
             f"{run['points']:,}",
-            local_time(run["created"]),
-            local_time(run["updated"]),
+            local_time(int(run["started"])),
+            local_time(int(run["last_time"])),
         )
     Console().print(table)
     if document["total"] > len(listed):

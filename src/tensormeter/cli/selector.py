@@ -25,15 +25,15 @@ def find_run(client: ApiClient, selector: str, project: str | None) -> dict[str,
     found: list[dict[str, Any]] = []
     offset, total = 0, 1
     while offset < total:
-        page = client.get("runs", project=project, limit=_PAGE, offset=offset)
-        found += [run for run in page["runs"] if run["name"] == selector or run["run_id"].startswith(selector)]
+        page = client.get("runs", project=project, limit=_PAGE, offset=offset, fields="")
+        found += [run for run in page["runs"] if run["name"] == selector or run["id"].startswith(selector)]
         offset, total = offset + _PAGE, page["total"]
     named = [run for run in found if run["name"] == selector] or found
     if len(named) == 1:
-        return client.get("runs", named[0]["run_id"], project=named[0]["project"])
+        return client.get("runs", named[0]["id"], project=named[0]["project"])
     if not named:
         raise UsageError(f"there is no run {plain(selector)!r}; see `tensormeter runs`")
-    ids = ", ".join(plain(f"{run['project']}/{run['run_id']}") for run in named[:5])
+    ids = ", ".join(plain(f"{run['project']}/{run['id']}") for run in named[:5])
     raise UsageError(
         f"{len(named)} runs match {plain(selector)!r} ({ids}{', ...' if len(named) > 5 else ''}); give an id"
     )

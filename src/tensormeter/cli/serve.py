@@ -37,12 +37,27 @@ __all__ = ["serve"]
     metavar="NAME",
     help="Name by which clients call this server; may be repeated.",
 )
+@click.option(
+    "--stall-after",
+    default=300.0,
+    show_default=True,
+    type=click.FloatRange(min=0.1),
+    help="Seconds of silence after which a run that has not ended counts as stalled.",
+)
+@click.option(
+    "--retention-days", type=click.FloatRange(min=0, min_open=True), help="Delete what is older.  [default: never]"
+)
+@click.option(
+    "--retention-bytes",
+    type=click.IntRange(min=1 << 20),
+    help="Delete the oldest ended runs when the store is larger.  [default: never]",
+)
 def serve(
     host: str,
     port: int,
     directory: Path | None,
     token_file: Path | None,
-    allowed_hosts: tuple[str, ...],
+    **limits: Any,
 ) -> None:
     """Start an experiment server; it runs until Ctrl-C or SIGTERM.
 
@@ -56,7 +71,7 @@ def serve(
         raise UsageError(f"serve needs the package {error.name!r}; pip install 'tensormeter[server]'") from None
     given: dict[str, Any] = {} if directory is None else {"directory": directory}
     token = _read_token(token_file)
-    config = server.ServerConfig(host=host, port=port, token=token, allowed_hosts=allowed_hosts, **given)
+    config = server.ServerConfig(host=host, port=port, token=token, **given, **limits)
     server.serve(config, lambda url: _on_ready(url, config))
 
 

@@ -38,14 +38,14 @@ def show(run: str, project: str | None, patterns: tuple[str, ...], endpoint: str
     """
     client = ApiClient(endpoint)
     found = find_run(client, run, project)
-    metrics = client.get("runs", found["run_id"], "metrics", project=found["project"])["metrics"]
+    metrics = client.get("runs", found["id"], "metrics", project=found["project"])["metrics"]
     console = Console()
     _print_header(console, found)
-    _print_values(console, [metric for metric in metrics if metric["metric"] != STEP_METRIC])
-    names = list(dict.fromkeys(metric["metric"] for metric in metrics))
+    _print_values(console, [metric for metric in metrics if metric["name"] != STEP_METRIC])
+    names = list(dict.fromkeys(metric["name"] for metric in metrics))
     chosen = _choose(names, patterns)
     for name in chosen[:MAX_CHARTS]:
-        document = client.get("runs", found["run_id"], "series", project=found["project"], metric=name, x="step")
+        document = client.get("runs", found["id"], "series", project=found["project"], metric=name, x="step")
         console.print()
         console.print(Text.from_ansi(draw_chart(name, document["series"], console.width, color=console.is_terminal)))
     if len(chosen) > MAX_CHARTS:
@@ -57,10 +57,10 @@ def show(run: str, project: str | None, patterns: tuple[str, ...], endpoint: str
 def _print_header(console: Console, run: dict[str, Any]) -> None:
     console.print(Text(plain(f"{run['project']} / {run['name']}"), style="bold"))
     grid = Table.grid(padding=(0, 2))
-    grid.add_row("run", Text(plain(run["run_id"])))
+    grid.add_row("run", Text(plain(run["id"])))
     grid.add_row("state", Text(plain(run["state"])))
-    grid.add_row("created", local_time(run["created"]))
-    grid.add_row("updated", local_time(run["updated"]))
+    grid.add_row("started", local_time(int(run["started"])))
+    grid.add_row("last heard of", local_time(int(run["last_time"])))
     grid.add_row("processes", str(len(run["processes"])))
     grid.add_row("points", f"{run['points']:,}")
     for key, value in sorted(run["config"].items()):
@@ -73,23 +73,26 @@ def _print_values(console: Console, metrics: list[dict[str, Any]]) -> None:
     if not metrics:
         console.print("no metrics yet")
         return
-    several = len({metric["process"] for metric in metrics}) > 1
+    several = any(metric["processes"] > 1 for metric in metrics)
     table = Table("metric", box=None, header_style="bold", pad_edge=False)
     if several:
-        table.add_column("process")
+        table.add_column("processes", justify="right")
     table.add_column("last", justify="right")
     table.add_column("unit")
     table.add_column("step", justify="right")
     table.add_column("points", justify="right")
     for metric in metrics:
-        last = metric["last"] or {"value": "", "step": None}
-        attributes = "".join(f" {key}={value}" for key, value in sorted(metric["attributes"].items()))
+        sets = metric["attributes"]
+        attributes = "".join(f" {key}={value}" for key, value in sorted(sets[0].items()))
+        if len(sets) > 1:
+            attributes = f" ({len(sets)} attribute sets)"
+        last = metric["kind"].replace("_", " ") if metric["last"] is None else metric["last"]
         table.add_row(
-            Text(plain(metric["metric"] + attributes)),
-            *([Text(plain(metric["process"]))] if several else []),
-            Text(number(last["value"])),
+            Text(plain(metric["name"] + attributes)),
+            *([str(metric["processes"])] if several else []),
+            Text(number(last)),
             Text(plain(metric["unit"])),
-            "" if last["step"] is None else f"{last['step']:,}",
+            "" if metric["last_step"] is None else f"{metric['last_step']:,}",
             f"{metric['points']:,}",
         )
     console.print()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Literal, Protocol, TypedDict, TypeVar, cast
 
 import numpy as np
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
@@ -17,9 +17,11 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
     HistogramDataPoint,
     Metric,
     NumberDataPoint,
+    ResourceMetrics,
     ScopeMetrics,
     SummaryDataPoint,
 )
+from opentelemetry.proto.metrics.v1.metrics_pb2 import Sum as ProtoSum
 
 from tensormeter.errors import EncodingError
 from tensormeter.otlp.batch import (
@@ -37,33 +39,148 @@ from tensormeter.otlp.batch import (
     Temporality,
     Value,
 )
+from tensormeter.otlp.fixed import Field, iterate_fields, read_fixed_points
 
 __all__ = ["decode_events", "decode_metrics"]
+
+# Field numbers, and tags: number << 3 | wire type (0: varint, 2: length-delimited).
+_LEN = 2
+_RESOURCE_METRICS = 1
+_SCOPE_METRICS = 2
+_METRICS = 2
+_GAUGE = 5
+_SUM = 7
+_DATA = (5, 7, 9, 10, 11)
+_POINT_TAG = 1 << 3 | 2
+_FEW = 100
+"""Bytes of a metric that can hold so few points that protobuf is as quick."""
+_SUM_TEMPORALITY = 2 << 3
+_SUM_MONOTONIC = 3 << 3
+
+_Shell = TypeVar("_Shell", ResourceMetrics, ScopeMetrics)
 
 
 def decode_metrics(body: bytes) -> list[Batch]:
     """Decode an `ExportMetricsServiceRequest` into one batch a resource, with all five kinds of metrics.
 
     Points without a value ("no recorded value") and exemplars are left out.
+    Gauges and sums whose points all have one layout are read by NumPy, everything else by protobuf.
 
     Raises:
         EncodingError: The bytes are not such a message.
     """
-    request = ExportMetricsServiceRequest()
-    _parse(request, body)
-    return [
-        Batch(
-            attributes(resource_metrics.resource.attributes),
-            [
-                series
-                for scope_metrics in resource_metrics.scope_metrics
-                for scope in [_scope(scope_metrics)]
-                for metric in scope_metrics.metrics
-                for series in _series(metric, scope)
-            ],
-        )
-        for resource_metrics in request.resource_metrics
-    ]
+    view = memoryview(body)
+    fields = iterate_fields(view, 0, len(view))
+    if fields is None:
+        _parse(ExportMetricsServiceRequest(), body)  # says what is wrong with it
+        raise EncodingError("not a protobuf ExportMetricsServiceRequest: its fields cannot be told apart")
+    return [_resource_metrics(view, field) for field in fields if _is(field, _RESOURCE_METRICS)]
+
+
+def _resource_metrics(body: memoryview, message: Field) -> Batch:
+    shell, scopes = _split(body, message, ResourceMetrics(), _SCOPE_METRICS)
+    return Batch(
+        attributes(shell.resource.attributes),
+        [series for scope_metrics in scopes for series in _scope_metrics(body, scope_metrics)],
+    )
+
+
+def _scope_metrics(body: memoryview, message: Field) -> Iterator[Series]:
+    shell, metrics = _split(body, message, ScopeMetrics(), _METRICS)
+    scope = _scope(shell)
+    for field in metrics:
+        small = field.end - field.content < _FEW
+        yield from (not small and _fixed_series(body, field, scope)) or _series(_metric(body, field), scope)
+
+
+def _split(body: memoryview, message: Field, shell: _Shell, number: int) -> tuple[_Shell, list[Field]]:
+    """A message without its fields of one number, and those fields."""
+    fields = _fields(body, message)
+    parts = [field for field in fields if _is(field, number)]
+    _parse(shell, b"".join(body[field.begin : field.end] for field in fields if not _is(field, number)))
+    return shell, parts
+
+
+def _fields(body: memoryview, message: Field) -> list[Field]:
+    fields = iterate_fields(body, message.content, message.end)
+    if fields is None:
+        raise EncodingError("not a protobuf ExportMetricsServiceRequest: a message in it is cut off")
+    return fields
+
+
+def _is(field: Field, number: int) -> bool:
+    return field.number == number and field.wire == _LEN
+
+
+def _metric(body: memoryview, field: Field) -> Metric:
+    metric = Metric()
+    _parse(metric, bytes(body[field.content : field.end]))
+    return metric
+
+
+def _fixed_series(body: memoryview, message: Field, scope: Scope) -> list[Series]:
+    """A gauge or a sum whose points have one layout; empty if it is anything else."""
+    fields = _fields(body, message)
+    data = [field for field in fields if field.number in _DATA]
+    if len(data) != 1 or data[0].number not in (_GAUGE, _SUM) or data[0].wire != _LEN:
+        return []
+    inner = data[0]
+    first = inner.content
+    if first >= inner.end:
+        return []
+    # Points come first, and what tells of all of them after that.
+    end = inner.end
+    rest = b""
+    if inner.number == _SUM:
+        end = _end_of_points(body, inner)
+        rest = bytes(body[end : inner.end])
+    points = read_fixed_points(body, first, end, _POINT_TAG)
+    if points is None:
+        return []
+    shell, template = Metric(), NumberDataPoint()
+    _parse(shell, b"".join(body[field.begin : field.end] for field in fields if field is not inner))
+    _parse(template, points.first)
+    about: _About = {"unit": shell.unit, "description": shell.description, "scope": scope}
+    found = attributes(template.attributes)
+    total = ProtoSum()
+    _parse(total, rest)
+    if total.data_points:
+        return []
+    series: list[Series] = []
+    for integers in (False, True):
+        chosen = points.integers == integers
+        if chosen.all():
+            times, start_times, words = points.times, points.start_times, points.words
+        elif chosen.any():
+            times, start_times, words = points.times[chosen], points.start_times[chosen], points.words[chosen]
+        else:
+            continue
+        values = words if integers else words.view(np.float64)
+        if inner.number == _GAUGE:
+            series.append(Gauge(shell.name, times, values, attributes=found, **about))
+        else:
+            series.append(
+                Sum(
+                    shell.name,
+                    times,
+                    values,
+                    start_times,
+                    monotonic=total.is_monotonic,
+                    temporality=_temporality(total.aggregation_temporality),
+                    attributes=found,
+                    **about,
+                )
+            )
+    return series
+
+
+def _end_of_points(body: memoryview, data: Field) -> int:
+    """Where a sum's points end: temporality and monotonicity follow them in two bytes each, if they are not zero."""
+    end = data.end
+    for _ in range(2):
+        if end - 2 >= data.content and body[end - 2] in (_SUM_TEMPORALITY, _SUM_MONOTONIC) and body[end - 1] < 0x80:
+            end -= 2
+    return end
 
 
 def decode_events(body: bytes) -> list[tuple[dict[str, Attribute], list[Event]]]:
@@ -100,11 +217,11 @@ def attributes(pairs: Iterable[KeyValue]) -> dict[str, Attribute]:
     return found
 
 
-def _parse(request: ExportMetricsServiceRequest | ExportLogsServiceRequest, body: bytes) -> None:
+def _parse(message: Message, body: bytes) -> None:
     try:
-        request.ParseFromString(body)
+        message.ParseFromString(body)
     except DecodeError as error:
-        raise EncodingError(f"not a protobuf {type(request).__name__}: {error}") from None
+        raise EncodingError(f"not a protobuf {type(message).__name__}: {error}") from None
 
 
 def _value(value: AnyValue) -> Value:

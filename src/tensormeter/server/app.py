@@ -58,7 +58,7 @@ def create_app(store: Store, config: ServerConfig, shutdown: Shutdown | None = N
     async def health(request: Request) -> Response:
         problem = store.problem()
         if problem is not None:
-            return error_response(request.url.path, 503, "unhealthy", problem)
+            return error_response(request.scope, 503, "unhealthy", problem)
         return JSONResponse({"status": "ok"})
 
     app = Starlette(
@@ -85,15 +85,15 @@ def create_app(store: Store, config: ServerConfig, shutdown: Shutdown | None = N
 def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = _CODES.get(error.status_code, "error")
-    return error_response(request.url.path, error.status_code, code, error.detail, error.headers)
+    return error_response(request.scope, error.status_code, code, error.detail, error.headers)
 
 
 def _on_disconnect(request: Request, _: Exception) -> Response:
-    return error_response(request.url.path, 400, "bad_request", "the client went away")
+    return error_response(request.scope, 400, "bad_request", "the client went away")
 
 
 def _on_bad_request(request: Request, error: Exception) -> Response:
-    return error_response(request.url.path, 400, "bad_request", str(error))
+    return error_response(request.scope, 400, "bad_request", str(error))
 
 
 def _on_store_error(request: Request, error: Exception) -> Response:
@@ -110,9 +110,9 @@ def _on_store_error(request: Request, error: Exception) -> Response:
             status, code, headers = 503, "unavailable", {"Retry-After": "5"}
         case _:
             status, code, headers = 500, "store_damaged", None
-    return error_response(request.url.path, status, code, str(error), headers)
+    return error_response(request.scope, status, code, str(error), headers)
 
 
 def _on_bug(request: Request, _: Exception) -> Response:
     # Starlette raises the exception again after this answer, and uvicorn logs it with its traceback.
-    return error_response(request.url.path, 500, "internal", "the server failed; its log says why")
+    return error_response(request.scope, 500, "internal", "the server failed; its log says why")

@@ -4,10 +4,13 @@ import zlib
 from typing import Final
 
 import anyio
+import zstandard
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 __all__ = ["BodyReader", "decompress"]
+
+_ZSTD_WINDOW: Final = 8 << 20
 
 READ_TIMEOUT: Final = 60.0
 """Seconds that sending one body may take, in all: a client that trickles bytes holds a connection no longer."""
@@ -68,12 +71,27 @@ def too_large(max_bytes: int) -> HTTPException:
     return HTTPException(413, f"the body is larger than {max_bytes} bytes after decompression; send smaller batches")
 
 
-def decompress(body: bytes, max_bytes: int) -> bytes:
-    """Undo gzip, one or more members, never producing more than `max_bytes`.
+def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
+    """Undo a content encoding, never producing more than `max_bytes`.
+
+    Args:
+        body: As sent.
+        encoding: "gzip" or "zstd", one or more members or frames; "": nothing is undone.
+        max_bytes: Limit.
 
     Raises:
-        HTTPException: 413 more than `max_bytes`; 400 not gzip, or cut off.
+        HTTPException: 413 more than `max_bytes`; 400 not what it says it is, or cut off.
     """
+    match encoding:
+        case "gzip":
+            return _gunzip(body, max_bytes)
+        case "zstd":
+            return _unzstd(body, max_bytes)
+        case _:
+            return body
+
+
+def _gunzip(body: bytes, max_bytes: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     while True:
@@ -91,3 +109,27 @@ def decompress(body: bytes, max_bytes: int) -> bytes:
         body = member.unused_data
         if not body:
             return b"".join(parts)
+
+
+def _unzstd(body: bytes, max_bytes: int) -> bytes:
+    # 8 MiB of window is what RFC 9659 lets a sender of HTTP content use.
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
+    try:
+        # First only to see how much comes out, in bounded memory: a frame need not say it, and can lie.
+        with decompressor.stream_reader(body, read_across_frames=True) as reader:
+            size = 0
+            while part := reader.read(1 << 20):
+                size += len(part)
+                if size > max_bytes:
+                    raise too_large(max_bytes)
+        parts: list[bytes] = []
+        while True:
+            frame = decompressor.decompressobj()
+            parts.append(frame.decompress(body))
+            if not frame.eof:
+                raise HTTPException(400, "the zstd body is cut off")
+            body = frame.unused_data
+            if not body:
+                return b"".join(parts)
+    except zstandard.ZstdError as error:
+        raise HTTPException(400, f"the body is not zstd: {error}") from None

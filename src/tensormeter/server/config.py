@@ -33,6 +33,9 @@ class ServerConfig:
         token: Bearer token that every request must carry, or None. Needed for anything but a loopback host.
         allowed_hosts: Further names, without port, by which clients may call this server.
         max_body_bytes: Limit on the body of a request, before and after decompression.
+        stall_after: Seconds of silence after which a run that has not ended counts as stalled.
+        retention_days: Age at which points, and runs that nothing was heard of, are deleted; None: never.
+        retention_bytes: Size of the store above which the oldest ended runs are deleted; None: never.
 
     Raises:
         SettingsError: A value cannot be used; the message says what to do.
@@ -44,6 +47,9 @@ class ServerConfig:
     token: str | None = field(default=None, repr=False)
     allowed_hosts: Iterable[str] = ()
     max_body_bytes: int = MAX_BODY_BYTES
+    stall_after: float = 300.0
+    retention_days: float | None = None
+    retention_bytes: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "directory", Path(self.directory).expanduser().absolute())

@@ -54,23 +54,24 @@ class Guard:
                     headers.setdefault(name, value)
             await send(message)
 
-        refusal = self._refusal(scope["path"], Headers(scope=scope))
+        refusal = self._refusal(scope)
         await (refusal or self._app)(scope, receive, send_with_headers)
 
-    def _refusal(self, path: str, headers: Headers) -> Response | None:
+    def _refusal(self, scope: Scope) -> Response | None:
+        path, headers = scope["path"], Headers(scope=scope)
         host = headers.get("host", "")
         if not self._is_ours(_hostname(host)):
             message = f"this server is not {host!r}; if it should be, start it with --allowed-host"
-            return error_response(path, 421, "unknown_host", message)
+            return error_response(scope, 421, "unknown_host", message)
         origin = headers.get("origin")
         if origin is not None and _origin_host(origin) != host.lower():
-            return error_response(path, 403, "cross_origin", "requests from pages of other sites are refused")
+            return error_response(scope, 403, "cross_origin", "requests from pages of other sites are refused")
         if self._token is not None and path not in _PUBLIC and not path.startswith(STATIC_PREFIX):
             scheme, _, token = headers.get("authorization", "").partition(" ")
             given = token.strip().encode()
             if scheme.lower() != "bearer" or not hmac.compare_digest(given, self._token):
                 message = "a valid bearer token is needed; set TENSORMETER_TOKEN to that of the server"
-                return error_response(path, 401, "unauthorized", message, {"WWW-Authenticate": "Bearer"})
+                return error_response(scope, 401, "unauthorized", message, {"WWW-Authenticate": "Bearer"})
         return None
 
     def _is_ours(self, host: str | None) -> bool:

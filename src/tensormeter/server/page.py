@@ -75,7 +75,7 @@ class Page:
         """A script, a style sheet or a drawing."""
         file = self._files.get(request.path_params["name"])
         if file is None:
-            return error_response(request.url.path, 404, "not_found", "the page has no such file")
+            return error_response(request.scope, 404, "not_found", "the page has no such file")
         return _answer(request, file)
 
 

@@ -1,10 +1,13 @@
-"""The OTLP/HTTP receiver: POST /v1/metrics and POST /v1/logs (OTLP specification 1.x, OTLP/HTTP, binary protobuf)."""
+"""The OTLP/HTTP receiver: POST /v1/metrics and POST /v1/logs, protobuf and JSON (OTLP specification 1.x, OTLP/HTTP)."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 import anyio
 import anyio.to_thread
+from google.protobuf import json_format
+from google.protobuf.message import Message
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsPartialSuccess, ExportLogsServiceResponse
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsPartialSuccess,
@@ -16,8 +19,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tensormeter.otlp.decode import decode_events, decode_metrics
+from tensormeter.otlp.json import events_from_json, metrics_from_json
 from tensormeter.server.body import BodyReader, decompress
-from tensormeter.server.status import PROTOBUF
+from tensormeter.server.status import JSON, PROTOBUF
 from tensormeter.server.store import Store
 
 __all__ = ["Receiver"]
@@ -27,6 +31,17 @@ MAX_BATCH_ID: Final = 200
 
 _THREADS: Final = 4
 """Requests that are decoded at once: each may take several times the size limit in memory."""
+
+
+_Signal = Callable[[bytes], bytes]
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How a body is written: its media type, and its content encoding, "" for none."""
+
+    media_type: str
+    encoding: str
 
 
 class Receiver:
@@ -48,58 +63,63 @@ class Receiver:
 
     async def metrics(self, request: Request) -> Response:
         """Store an `ExportMetricsServiceRequest`."""
-        return await self._receive(request, self._store_metrics)
+        return await self._receive(request, self._store_metrics, metrics_from_json)
 
     async def logs(self, request: Request) -> Response:
         """Store an `ExportLogsServiceRequest`."""
-        return await self._receive(request, self._store_logs)
+        return await self._receive(request, self._store_logs, events_from_json)
 
-    async def _receive(self, request: Request, store: Callable[[bytes, str | None], bytes]) -> Response:
-        gzipped = _check_headers(request)
+    async def _receive(
+        self, request: Request, store: Callable[[bytes, str | None], Message], signal: _Signal
+    ) -> Response:
+        form = _check_headers(request)
         batch_id = request.headers.get(BATCH_ID_HEADER) or None
         if batch_id is not None and len(batch_id) > MAX_BATCH_ID:
             raise HTTPException(400, f"{BATCH_ID_HEADER} is longer than {MAX_BATCH_ID} characters")
         body = await self._bodies.read(request)
 
         def work() -> bytes:
-            return store(decompress(body, self._max_body_bytes) if gzipped else body, batch_id)
+            payload = decompress(body, form.encoding, self._max_body_bytes)
+            answer = store(signal(payload) if form.media_type == JSON else payload, batch_id)
+            if form.media_type == JSON:
+                return json_format.MessageToJson(answer, indent=None).encode()
+            return answer.SerializeToString()
 
         try:
             answer = await anyio.to_thread.run_sync(work, limiter=self._threads)
         finally:
             self._bodies.release(body)
-        return Response(answer, media_type=PROTOBUF)
+        return Response(answer, media_type=form.media_type)
 
-    def _store_metrics(self, payload: bytes, batch_id: str | None) -> bytes:
+    def _store_metrics(self, payload: bytes, batch_id: str | None) -> Message:
         receipt = self._store.append_metrics(decode_metrics(payload), payload=payload, batch_id=batch_id)
         response = ExportMetricsServiceResponse()
         if receipt.rejected:
             response.partial_success.CopyFrom(
                 ExportMetricsPartialSuccess(rejected_data_points=receipt.rejected, error_message=receipt.message),
             )
-        return response.SerializeToString()
+        return response
 
-    def _store_logs(self, payload: bytes, batch_id: str | None) -> bytes:
+    def _store_logs(self, payload: bytes, batch_id: str | None) -> Message:
         receipt = self._store.append_events(decode_events(payload), payload=payload, batch_id=batch_id)
         response = ExportLogsServiceResponse()
         if receipt.rejected:
             response.partial_success.CopyFrom(
                 ExportLogsPartialSuccess(rejected_log_records=receipt.rejected, error_message=receipt.message),
             )
-        return response.SerializeToString()
+        return response
 
 
-def _check_headers(request: Request) -> bool:
-    """Whether the body is gzip.
+def _check_headers(request: Request) -> _Form:
+    """How the body is written.
 
     Raises:
         HTTPException: 415 the type or encoding is not one that is understood.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != PROTOBUF:
-        hint = "JSON is not supported yet, " if media_type == "application/json" else ""
-        raise HTTPException(415, f"{hint}expected Content-Type {PROTOBUF}, got {media_type!r}")
+    if media_type not in (PROTOBUF, JSON):
+        raise HTTPException(415, f"expected Content-Type {PROTOBUF} or {JSON}, got {media_type!r}")
     encoding = ", ".join(request.headers.getlist("content-encoding")).strip().lower()
-    if encoding not in ("", "identity", "gzip"):
-        raise HTTPException(415, f"expected Content-Encoding gzip or identity, got {encoding!r}")
-    return encoding == "gzip"
+    if encoding not in ("", "identity", "gzip", "zstd"):
+        raise HTTPException(415, f"expected Content-Encoding gzip, zstd or identity, got {encoding!r}")
+    return _Form(media_type, "" if encoding == "identity" else encoding)

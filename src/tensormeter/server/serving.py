@@ -13,6 +13,7 @@ from tensormeter.errors import SettingsError
 from tensormeter.server.api import Shutdown
 from tensormeter.server.app import create_app
 from tensormeter.server.config import ServerConfig
+from tensormeter.server.store.removal import Retention
 from tensormeter.server.store.sqlite import SqliteStore
 
 __all__ = ["serve"]
@@ -34,7 +35,7 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
     """
     listener = _bind(config)
     with listener:
-        store = SqliteStore(config.directory)
+        store = _open(config)
         try:
             url = _url(config.host, listener.getsockname()[1])
             shutdown = Shutdown()
@@ -53,6 +54,12 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
             asyncio.run(server.serve(sockets=[listener]))
         finally:
             store.close()
+
+
+def _open(config: ServerConfig) -> SqliteStore:
+    days = config.retention_days
+    retention = Retention(None if days is None else days * 86400, config.retention_bytes)
+    return SqliteStore(config.directory, stall_after=config.stall_after, retention=retention)
 
 
 class _Server(uvicorn.Server):

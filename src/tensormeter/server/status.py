@@ -4,9 +4,13 @@ import json
 from collections.abc import Mapping
 from typing import Final
 
+from starlette.datastructures import Headers
 from starlette.responses import Response
+from starlette.types import Scope
 
-__all__ = ["PROTOBUF", "error_response"]
+__all__ = ["JSON", "PROTOBUF", "error_response"]
+
+JSON: Final = "application/json"
 
 PROTOBUF: Final = "application/x-protobuf"
 
@@ -28,22 +32,25 @@ _RPC_CODES: Final = {
 
 
 def error_response(
-    path: str,
+    scope: Scope,
     status: int,
     code: str,
     message: str,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """An error answer to a request for `path`.
+    """An error answer to a request.
 
     Args:
-        path: Decides the shape.
+        scope: Of the request: its path and content type decide the shape.
         status: HTTP status.
         code: For programs, such as "not_found".
         message: For people.
         headers: Further headers.
     """
-    if path.startswith("/v1/"):
+    if scope["path"].startswith("/v1/"):
+        if Headers(scope=scope).get("content-type", "").lower().startswith(JSON):
+            document = {"code": _RPC_CODES.get(status, 2), "message": message}
+            return Response(json.dumps(document), status, headers, JSON)
         return Response(_rpc_status(status, message), status, headers, PROTOBUF)
     body = json.dumps({"error": {"code": code, "message": message}}, ensure_ascii=False)
     return Response(body, status, headers, "application/json")

@@ -84,25 +84,23 @@ def _explicit(point: ExponentialHistogramDataPoint) -> tuple[list[float], list[i
     while sum(len(counts) for _, counts in sides) > MAX_BUCKETS:
         sides, scale = [_halve(*side) for side in sides], scale - 1
     (positive_offset, positive), (negative_offset, negative) = sides
-    zero = [point.zero_count] if point.zero_count or len(positive) or len(negative) else []
+    if not (point.zero_count or len(positive) or len(negative)):
+        return [], []
     bounds: list[float] = []
     counts: list[int] = [0]
     if len(negative):
         edges = _edges(negative_offset, len(negative), scale)
         bounds += (-edges[::-1]).tolist()
         counts += negative[::-1].tolist()
-    if zero:
-        lower, upper = -point.zero_threshold, point.zero_threshold
-        # Between the negative and the positive buckets lies everything that is called zero.
-        if not len(negative):
-            bounds.append(lower)
-        counts += zero
-        if len(positive):
-            edges = _edges(positive_offset, len(positive), scale)
-            bounds += edges.tolist()
-            counts += positive.tolist()
-        else:
-            bounds.append(upper)
+    else:
+        bounds.append(-point.zero_threshold)
+    # Between the negative and the positive buckets lies everything that counts as zero.
+    counts.append(point.zero_count)
+    if len(positive):
+        bounds += _edges(positive_offset, len(positive), scale).tolist()
+        counts += positive.tolist()
+    else:
+        bounds.append(point.zero_threshold)
     return _increasing(bounds, [*counts, 0])
 
 

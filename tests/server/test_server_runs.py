@@ -1,0 +1,311 @@
+"""Runs: filters, order, changes, deletion, attempts, events, images."""
+
+import base64
+import math
+import zlib
+
+import pytest
+
+from tensormeter.otlp.batch import Event
+from tensormeter.otlp.encode import encode_events
+
+T0 = 1_750_000_000_000_000_000
+SECOND = 10**9
+
+
+def begin(time=0, **body):
+    return Event("tensormeter.run.start", T0 + time, body)
+
+
+def end(time, state="finished", **body):
+    return Event("tensormeter.run.end", T0 + time, {"state": state, "message": "", **body})
+
+
+@pytest.fixture(scope="module")
+def sweep(server, make):
+    """Six runs of a sweep."""
+    for i in range(6):
+        resource = make.resource(f"s{i}", project="sweep")
+        config = {"lr": 10.0**-i, "opt": {"name": "adam" if i % 2 else "sgd"}, "a.b": i, "on": i > 2, "layers": [1, i]}
+        server.events(resource, begin(i * SECOND, config=config, tags=["base"] if i < 2 else ["wide", f"t{i}"]))
+        losses = [(T0 + i * SECOND + k, k, {"train/loss": 10.0 - i - k / 10}) for k in range(1, 11)]
+        if i != 4:
+            server.metrics(make.rows(f"s{i}", losses, project="sweep"))
+    server.events(make.resource("s0", project="sweep"), end(9 * SECOND))
+    server.events(make.resource("s1", project="sweep"), end(9 * SECOND, "preempted"))
+    server.metrics(make.rows("s5", [(T0 + 60 * SECOND, 99, {"train/loss": math.nan})], project="sweep"))
+    return server
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", "012345"),
+        ('state = "finished"', "0"),
+        ('state != "running"', "01"),
+        ('state in ("finished", "preempted")', "01"),
+        ("config.lr > 1e-3", "012"),
+        ("config.lr <= 1e-3 and config.lr >= 0.0001", "34"),
+        ('config.opt.name = "adam" or config.lr = 1', "0135"),
+        ("config.a.b = 3", "3"),
+        ("config.on = true", "345"),
+        ("not config.on = true", "012"),
+        ("config.layers has 4", "4"),
+        ("config.opt has 'name'", "012345"),
+        ("config.missing = null", "012345"),
+        ("config.missing != 3", "012345"),
+        ("config.missing < 3", ""),
+        ("summary.train/loss.min < 6", "5"),
+        ("summary.train/loss.last < 7.5", "23"),
+        ("summary.train/loss = null", "45"),
+        ("summary.train/loss.count >= 11", "5"),
+        ("summary.train/loss.last_step = 10", "0123"),
+        ("summary.train/loss.mean < 8 and summary.train/loss.max > 0", "235"),
+        ('tags has "base"', "01"),
+        ('not (tags has "base" or tags has "t3")', "245"),
+        ('id ~ "s[0-2]"', "012"),
+        (r"""id ~ "^s\d$" and id ~ '5'""", "5"),
+        ('name ~ "(?i)NAME OF S1"', "1"),
+        ("`config.opt.name` = 'sgd'", "024"),
+        ("started >= '2025-06-15T15:06:42Z'", "2345"),
+        (f"started = {T0}", "0"),
+        ("ended != null", "01"),
+        ("duration = 9", "0"),
+        ("processes = 1 and attempt = 1 and archived = false", "012345"),
+        ("points > 20", "5"),
+        ('config.lr = "1"', ""),
+        ('id = "\'; DROP TABLE run; --"', ""),
+    ],
+)
+def test_filter(sweep, text, found):
+    listed = sweep.get("/api/v1/runs", project="sweep", filter=text, sort="id", fields="")
+    assert "".join(run["id"][1] for run in listed["runs"]) == found
+    assert listed["total"] == len(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("state", "expected one of = != < <= > >= ~ in has at 5, got the end"),
+        ("state =", "expected a value at 7, got the end"),
+        ("state = and", "expected a value at 8, got 'and'"),
+        ('state = "a" state', "expected and, or, or the end at 12, got 'state'"),
+        ("(state = 1", "closing parenthesis at 10"),
+        ("nothing = 1", "at 0: there is no field 'nothing'"),
+        ("id ~ '('", "not a regular expression at 5"),
+        ("id = %", "cannot read '%' at 5"),
+        ("started > 'yesterday'", "expected a time such as"),
+        ("not " * 60 + "id = 1", "nested"),
+        ("(" * 60, "nested"),
+        ("id = 1 and " * 1000, "8192"),
+        ("id = '", "cannot read"),
+    ],
+)
+def test_a_filter_that_is_none(sweep, text, words):
+    status, document = sweep.ask("/api/v1/runs", filter=text)
+    assert (status, document["error"]["code"]) == (400, "bad_request")
+    assert words in document["error"]["message"]
+
+
+def test_a_pattern_that_would_take_for_ever_elsewhere(sweep, make):
+    sweep.metrics(make.rows("a" * 100 + "b", [(T0, 0, {"v": 1.0})], project="redos"))
+    assert sweep.get("/api/v1/runs", project="redos", filter='id ~ "^(a+)+$"')["total"] == 0
+
+
+@pytest.mark.parametrize(
+    ("sort", "order"),
+    [
+        ("", "543210"),
+        ("started", "012345"),
+        ("-summary.train/loss.last", "012354"),  # of two without a number the newest first
+        ("summary.train/loss.min,id", "532104"),
+        ("config.opt.name,-config.lr", "135024"),
+        ("-state,id", "234510"),
+        ("config.missing,-id", "543210"),
+    ],
+)
+def test_sort(sweep, sort, order):
+    listed = sweep.get("/api/v1/runs", project="sweep", sort=sort)
+    assert "".join(run["id"][1] for run in listed["runs"]) == order
+
+
+def test_sort_and_fields(sweep):
+    status, document = sweep.ask("/api/v1/runs", sort="started,,id")
+    assert (status, "between commas" in document["error"]["message"]) == (400, True)
+    status, document = sweep.ask("/api/v1/runs", sort="nothing")
+    assert (status, "'nothing'" in document["error"]["message"]) == (400, True)
+    fields = "config.lr,config.opt.name,config.a.b,summary.train/loss"
+    (run,) = sweep.get("/api/v1/runs", project="sweep", filter='id = "s3"', fields=fields)["runs"]
+    assert run["config"] == {"lr": 1e-3, "opt": {"name": "adam"}, "a.b": 3}
+    assert list(run["summary"]) == ["train/loss"]
+    assert run["summary"]["train/loss"]["last_step"] == 10
+
+
+def test_changes_stay_whatever_is_sent(server, make):
+    resource = make.resource("patched", project="patch")
+    server.events(resource, begin(config={"a": 1}, tags=["sent"], group="g1", notes="n1"))
+    run = server.get("/api/v1/runs/patched")
+    assert (run["tags"], run["group"], run["notes"], run["archived"]) == (["sent"], "g1", "n1", False)
+    change = {"name": "mine", "tags": ["x", "y", "x"], "notes": "<b>", "group": "", "archived": True, "unknown": 1}
+    status, run = server.send("PATCH", "/api/v1/runs/patched", change)
+    assert status == 200
+    server.events(resource, begin(1, config={"a": 2}, tags=["sent"], group="g2", notes="n2"))
+    again = server.get("/api/v1/runs/patched")
+    for found in (run, again):
+        shown = [found[key] for key in ("name", "tags", "notes", "group", "archived")]
+        assert shown == ["mine", ["x", "y"], "<b>", "", True]
+    assert again["config"] == {"a": 2}
+    assert server.get("/api/v1/runs", project="patch")["total"] == 0
+    assert server.get("/api/v1/runs", project="patch", filter="archived = true")["total"] == 1
+    for bad in ({"name": ""}, {"tags": "x"}, {"tags": [1]}, {"archived": 1}, {"notes": 5}, {"name": "\ud800"}, [1]):
+        assert server.send("PATCH", "/api/v1/runs/patched", bad)[0] == 400
+    assert server.send("PATCH", "/api/v1/runs/nothing", {})[0] == 404
+
+
+def test_a_deleted_run_is_gone_until_it_is_started_anew(start, make):
+    server = start()
+    resource = make.resource("gone")
+    rows = [(T0 + i, i, {"v": float(i)}) for i in range(10)]
+    server.events(resource, begin(config={"first": 1}))
+    server.metrics(make.rows("gone", rows))
+    server.metrics(make.rows("stays", rows))
+    assert server.send("DELETE", "/api/v1/runs/gone") == (204, None)
+    assert server.send("DELETE", "/api/v1/runs/gone")[0] == 404
+    assert [run["id"] for run in server.get("/api/v1/runs")["runs"]] == ["stays"]
+    # A trainer that does not know: refused, and told so in a way that it does not try again.
+    answer = server.metrics(make.rows("gone", rows), batch_id="late")
+    assert (answer.status, b"deleted" in answer.data) == (200, True)
+    assert b"deleted" in server.post("/v1/logs", encode_events(resource, [end(5)])).data
+    assert server.ask("/api/v1/runs/gone")[0] == 404
+    server.kill()
+    server = start()  # the journal still has its points
+    assert server.ask("/api/v1/runs/gone")[0] == 404
+    far = 4_000_000_000 * SECOND - T0
+    server.events(resource, begin(far, config={"second": 2}))
+    assert server.metrics(make.rows("gone", rows[:3])).data == b""
+    server.kill()
+    server = start()  # replay must not bring back the first life's points
+    run = server.get("/api/v1/runs/gone")
+    assert (run["config"], run["points"]) == ({"second": 2}, 6)
+    assert server.stop() == 0
+    server = start()
+    (series,) = server.get("/api/v1/runs/gone/series", metric="v")["series"]
+    assert series["value"] == [0.0, 1.0, 2.0]
+    (series,) = server.get("/api/v1/runs/stays/series", metric="v")["series"]
+    assert len(series["value"]) == 10
+
+
+def test_attempts(server, make):
+    def process(name, attempt):
+        return make.resource("resumed", name) | {"tensormeter.run.attempt": attempt}
+
+    def shown():
+        run = server.get("/api/v1/runs/resumed")
+        return run["attempt"], run["state"], run["started"], run["ended"]
+
+    server.events(process("a0", 1), begin(0), end(10, "crashed"))
+    assert shown() == (1, "crashed", str(T0), str(T0 + 10))
+    server.events(process("b0", 2), begin(20))
+    assert shown() == (2, "running", str(T0), None)
+    server.events(process("b0", 2), end(30))
+    assert shown() == (2, "finished", str(T0), str(T0 + 30))
+    # Senders that do not number them: a new attempt begins when all that were there have ended.
+    server.events(make.resource("again", "a"), begin(0), end(10, "failed"))
+    server.events(make.resource("again", "b"), begin(11))
+    server.events(make.resource("again", "c"), begin(12))
+    run = server.get("/api/v1/runs/again")
+    assert (run["attempt"], run["state"]) == (2, "running")
+
+
+def test_losses_and_heartbeats(server, make):
+    server.events(make.resource("lossy", "a"), begin(), end(9, dropped={"ring_full": 3, "odd": "x"}))
+    server.events(make.resource("lossy", "b"), Event("tensormeter.process.end", T0 + 9, {"dropped": {"ring_full": 4}}))
+    before = int(server.get("/api/v1/runs/lossy")["last_time"])
+    server.events(make.resource("lossy", "a"), Event("tensormeter.run.heartbeat", T0 + 10, {"state": "running"}))
+    run = server.get("/api/v1/runs/lossy")
+    assert run["losses"] == {"ring_full": 7}
+    assert int(run["last_time"]) > before
+    names = [event["name"] for event in server.get("/api/v1/runs/lossy/events")["events"]]
+    assert sorted(names) == ["tensormeter.process.end", "tensormeter.run.end", "tensormeter.run.start"]
+
+
+def test_a_run_that_nothing_is_heard_of_is_stalled(start, make):
+    server = start("--stall-after", "0.2")
+    server.events(make.resource("quiet"), Event("tensormeter.run.start", T0, {}))
+    server.events(make.resource("done"), Event("tensormeter.run.start", T0, {}), end(1))
+
+    def states():
+        return {run["id"]: run["state"] for run in server.get("/api/v1/runs")["runs"]}
+
+    while states()["quiet"] != "stalled":
+        assert states()["quiet"] in ("running", "stalled")
+    assert states() == {"quiet": "stalled", "done": "finished"}
+    assert server.get("/api/v1/runs", filter='state = "stalled"')["total"] == 1
+
+
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+
+def test_images(server, make):
+    def image(data, content_type, key="sample", step=3):
+        body = {"data": data, "content_type": content_type, "caption": "<script>"}
+        return Event("tensormeter.image", T0 + step, body, {"tensormeter.key": key, "tensormeter.step": step})
+
+    resource = make.resource("images")
+    server.events(resource, image(PNG, "image/png"), image(PNG, "image/png", step=4))
+    events = server.get("/api/v1/runs/images/events", name="tensormeter.image", key="sample")["events"]
+    assert [event["step"] for event in events] == [4, 3]
+    body = events[0]["body"]
+    assert (body["content_type"], body["size"], body["caption"]) == ("image/png", len(PNG), "<script>")
+    answer = server.http.request("GET", f"{server.url}/api/v1/runs/images/media/{body['digest']}")
+    assert (answer.status, answer.data, answer.headers["Content-Type"]) == (200, PNG, "image/png")
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert "sandbox" in answer.headers["Content-Security-Policy"]
+    assert server.ask("/api/v1/runs/images/media/" + "0" * 64)[0] == 404
+    other = server.ask(f"/api/v1/runs/nothing/media/{body['digest']}")
+    assert other[0] == 404
+
+    svg = b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>"
+    for data, content_type in ((svg, "image/svg+xml"), (svg, "image/png"), (PNG, "text/html"), (PNG, "image/jpeg")):
+        answer = server.post("/v1/logs", encode_events(resource, [image(data, content_type)]))
+        assert (answer.status, b"media is none of" in answer.data) == (200, True)
+    big = PNG + bytes(17 << 20)
+    packed = zlib.compress(encode_events(resource, [image(big, "image/png")]), 1, wbits=31)
+    assert b"larger than" in server.post("/v1/logs", packed, Content_Encoding="gzip").data
+    assert len(server.get("/api/v1/runs/images/events", name="tensormeter.im*")["events"]) == 2
+
+
+def test_events(server, make):
+    resource = make.resource("eventful")
+    columns = {"columns": ["a", "b"], "rows": [[1, "x"], [math.nan, None]]}
+    table = Event("tensormeter.table", T0 + 5, columns, {"tensormeter.key": "t", "tensormeter.step": 7})
+    text = Event("tensormeter.text", T0 + 6, "hello <b>", {"tensormeter.key": "u"})
+    server.events(resource, table, text, table)
+
+    def names(**query):
+        return [event["name"] for event in server.get("/api/v1/runs/eventful/events", **query)["events"]]
+
+    assert names() == ["tensormeter.text", "tensormeter.table"]
+    assert names(key="t") == ["tensormeter.table"]
+    assert names(name="tensormeter.te*") == ["tensormeter.text"]
+    assert names(name="tensormeter.te%") == []
+    assert names(start=T0 + 6) == ["tensormeter.text"]
+    assert names(stop=T0 + 6) == ["tensormeter.table"]
+    assert names(limit=1) == ["tensormeter.text"]
+    (event,) = server.get("/api/v1/runs/eventful/events", key="t")["events"]
+    assert event["body"] == {"columns": ["a", "b"], "rows": [[1, "x"], ["NaN", None]]}
+    assert (event["step"], event["process"], event["time"]) == (7, "p0", str(T0 + 5))
+    large = Event("tensormeter.text", T0, "x" * (1 << 20))
+    assert b"larger than" in server.post("/v1/logs", encode_events(resource, [large])).data
+
+
+def test_one_id_in_two_projects_can_be_named(server, make):
+    for project in ("left", "right"):
+        server.metrics(make.rows("both", [(T0, 0, {"v": 1.0 if project == "left" else 2.0})], project=project))
+    status, document = server.send("POST", "/api/v1/query", {"runs": ["both"], "metrics": ["v"]})
+    assert (status, document["error"]["code"]) == (409, "ambiguous")
+    found = server.query("left/both", "right/both", metrics=["v"])["series"]
+    assert [series["y"] for series in found] == [[1.0], [2.0]]
+    assert server.query("both", metrics=["v"], project="right")["series"][0]["y"] == [2.0]
