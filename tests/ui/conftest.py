@@ -9,7 +9,7 @@ from live_server import CHROMIUM, FLAGS, LiveServer, sample_server
 from playwright.sync_api import Browser, BrowserContext, Page, Request, expect, sync_playwright
 from sample_runs import send_gallery, send_hostile, send_wide
 
-SECONDS = 12
+SECONDS = 120
 """Machines that run many tests at once can be very slow."""
 
 expect.set_options(timeout=SECONDS * 1000)

@@ -25,7 +25,7 @@ def test_distributions_over_steps_and_at_one(tab: Any) -> None:
     assert painted(card.locator("canvas.heat")) > 20
     expect(card.locator(".remark")).to_contain_text(re.compile(r"step 2950 · 400 values · mean .* from −.* to "))
     before = card.locator("canvas.single").evaluate("(canvas) => canvas.toDataURL()")
-    card.get_by_label("Step").fill("0")
+    card.get_by_role("slider").fill("0")
     expect(card.locator(".remark")).to_contain_text("step 0 · 400 values")
     assert card.locator("canvas.single").evaluate("(canvas) => canvas.toDataURL()") != before
     card.locator("canvas.heat").click(position={"x": 300, "y": 60})
@@ -75,7 +75,7 @@ def test_images_by_step(tab: Any) -> None:
     image = card.locator("img")
     image.evaluate("(image) => image.decode()")
     assert image.evaluate("(image) => image.naturalWidth") == 64
-    card.get_by_label("Step").fill("0")
+    card.get_by_role("slider").fill("0")
     expect(card.locator(".remark")).to_contain_text("step 500")
 
 
