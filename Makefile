@@ -1,10 +1,11 @@
 # demo: train a small model and see its run    test: everything that must hold
-# check: style, types, layers                  bench: what a log call costs, beside the alternatives
+# check: style, types, layers                  bench: what a log call costs, and the page, beside the alternatives
+# screenshots: pictures of every view of the web page, in screenshots/
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench screenshots clean
 
 demo: $(VENV)/ready
 	$(RUN) examples/demo.py $(if $(ONCE),--once) $(ARGS)
@@ -17,17 +18,25 @@ check: $(VENV)/ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+	@if [ -d ui/node_modules ]; then cd ui && npm run --silent check; else echo "check: the page's types need Node; left out"; fi
 
 bench: $(VENV)/bench
 	$(RUN) benchmarks/log_call.py
 	$(RUN) benchmarks/training_step.py
 
-clean:
-	rm -rf $(VENV) .demo
+screenshots: $(VENV)/ready
+	$(RUN) tests/ui/screenshots.py $(ARGS)
 
+clean:
+	rm -rf $(VENV) .demo screenshots ui/node_modules src/tensormeter/server/static
+
+# Chromium is for the tests of the page, which skip without it.
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	  apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core >/dev/null; } || \
+	  echo "no Chromium, and it cannot be installed here: the tests of the page will be skipped"
 	touch $@
 
 $(VENV)/bench: $(VENV)/ready

@@ -11,7 +11,7 @@ import urllib3
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 # Tests run as root in containers, where Chromium's sandbox cannot start and /dev/shm may be small.
-FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--force-color-profile=srgb", "--hide-scrollbars"]
+FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--force-color-profile=srgb", "--hide-scrollbars", "--disable-gpu"]
 
 
 class LiveServer:

@@ -24,7 +24,7 @@ export interface CardEvents {
   hover?: (readings: Reading[]) => void;
 }
 
-const HEIGHT = 220;
+const HEIGHT = 234;
 const FRESH_MS = 250;
 
 export class Card {

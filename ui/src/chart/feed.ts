@@ -20,7 +20,7 @@ interface Waiting {
   reject: (error: unknown) => void;
 }
 
-const BATCH_POINTS = 150_000;
+const BATCH_POINTS = 50_000;
 const MAX_REQUESTS = 3;
 
 export class Feed {

@@ -35,7 +35,7 @@ const BASIC: Record<string, [string, number]> = {
   points: ["points", 90],
   processes: ["ranks", 76],
   started: ["started", 170],
-  state: ["state", 110],
+  state: ["state", 122],
   tags: ["tags", 180],
 };
 

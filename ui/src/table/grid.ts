@@ -110,7 +110,8 @@ export class Grid<Row> {
   }
 
   private render(): void {
-    const { scrollTop, clientHeight } = this.element;
+    const { scrollTop, scrollLeft, clientHeight } = this.element;
+    this.element.classList.toggle("moved", scrollLeft > 0);
     const first = Math.max(0, Math.floor(scrollTop / ROW) - SPARE);
     const last = Math.min(this.count, Math.ceil((scrollTop + clientHeight) / ROW) + SPARE);
     for (const [index, row] of this.live) {

@@ -54,7 +54,12 @@ export class ChartGrid {
   private cells = new Map<Element, Card>();
   private shape = "";
   private readonly observer = new IntersectionObserver((entries) => this.onSight(entries), { rootMargin: NEAR });
-  private readonly resized = new ResizeObserver(() => this.redraw());
+  private width = 0;
+  private readonly resized = new ResizeObserver(() => {
+    // The height changes with every word below a chart.
+    if (this.width && this.width !== this.element.clientWidth) this.redraw();
+    this.width = this.element.clientWidth;
+  });
 
   constructor(
     private readonly events: CardEvents,

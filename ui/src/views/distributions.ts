@@ -30,7 +30,10 @@ export class DistributionsPane implements Pane {
     },
     { rootMargin: "200px" },
   );
+  private width = 0;
   private readonly resized = new ResizeObserver(() => {
+    if (this.width === this.grid.clientWidth) return;
+    this.width = this.grid.clientWidth;
     for (const card of this.cards.values()) card.draw();
   });
   private params = new URLSearchParams();

@@ -43,7 +43,7 @@ export class RunList {
         on: { change: (event) => this.recolor(params, run.id, (event.target as HTMLInputElement).value) },
       });
       const name = h("a", { href: route.address(["p", this.session.project, "runs", run.id]), title: run.group ?? run.name }, run.name);
-      return h("li", { class: hidden.has(run.id) ? "hidden" : "" }, show, color, name, h("span", { class: `dot ${states[position]}`, title: states[position] }), value);
+      return h("li", { class: hidden.has(run.id) ? "hidden" : "" }, show, color, h("span", { class: `dot ${states[position]}`, title: states[position], role: "img", "aria-label": states[position] }), name, value);
     });
     const all = hidden.size === 0;
     const toggle = h(

@@ -124,12 +124,12 @@ export class RunsView implements View {
       }
       this.fields = [...found].sort();
       fill(this.empty, total === 0 ? firstVisit(this.project) : null);
-      this.grid.element.hidden = total === 0;
+      this.element.classList.toggle("nothing", total === 0);
       this.apply(route.current().params);
       this.schedule(total === 0);
     } catch (error) {
       fill(this.empty, this.context.onError(error, () => void this.begin()));
-      this.grid.element.hidden = true;
+      this.element.classList.add("nothing");
     }
   }
 

@@ -8,7 +8,9 @@ import * as route from "../route";
 import { lineColor } from "../theme";
 
 const DETAILED = 16;
-const AT_ONCE = 4;
+const AT_ONCE = 2;
+/** After which the first picture is there, mostly. */
+const LATER_MS = 600;
 
 export class Session {
   runs: api.Run[] = [];
@@ -51,7 +53,8 @@ export class Session {
   /** The rest, which a first picture does not wait for. */
   async loadMore(onMore: () => void): Promise<void> {
     if (this.ids.length === 1) return;
-    const waiting = this.runs.slice(0, DETAILED).map(({ id }) => id);
+    // Only who has several processes needs their names.
+    const waiting = this.runs.filter(({ processes }) => processes > 1).slice(0, DETAILED).map(({ id }) => id);
     const others = this.runs.slice(1).map(({ id }) => id);
     const work = async () => {
       for (let id = others.shift(); id !== undefined; id = others.shift()) this.merge(await api.metrics(id, this.project));
@@ -60,6 +63,7 @@ export class Session {
       }
     };
     const before = this.metrics.length;
+    await new Promise((resolve) => setTimeout(resolve, LATER_MS));
     await Promise.allSettled(Array.from({ length: AT_ONCE }, work));
     if (this.metrics.length !== before || this.details.size > 0) onMore();
   }
