@@ -23,6 +23,7 @@ check: $(VENV)/ready
 bench: $(VENV)/bench
 	$(RUN) benchmarks/log_call.py
 	$(RUN) benchmarks/training_step.py
+	$(RUN) benchmarks/page.py
 
 screenshots: $(VENV)/ready
 	$(RUN) tests/ui/screenshots.py $(ARGS)

@@ -30,8 +30,8 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "ui"))
 
-from live_server import CHROMIUM, FLAGS, LiveServer  # noqa: E402
-from sample_runs import SECOND, Sender  # noqa: E402
+from live_server import CHROMIUM, FLAGS, LiveServer
+from sample_runs import SECOND, Sender
 
 VIEWPORT = {"width": 1600, "height": 900}
 PATIENCE_MS = 180_000
@@ -303,7 +303,9 @@ def main() -> int:
     parser.add_argument("--shape", type=int, nargs=3, action="append", metavar=("METRICS", "RUNS", "POINTS"))
     parser.add_argument("--table", type=int, default=10_000, help="runs in the table that is scrolled; 0: none")
     arguments = parser.parse_args()
-    shapes = [Shape(runs, metrics, points) for metrics, runs, points in arguments.shape or [(50, 10, 1000), (300, 100, 100)]]
+    shapes = [
+        Shape(runs, metrics, points) for metrics, runs, points in arguments.shape or [(50, 10, 1000), (300, 100, 100)]
+    ]
     console = Console(width=120)
     if CHROMIUM is None:
         print("page: needs Chromium: apt-get install chromium", file=sys.stderr)
@@ -325,11 +327,15 @@ def main() -> int:
                 for contender in contenders:
                     if isinstance(contender, Tensormeter):
                         size, cost = live_update(browser, contender, shape)
-                        console.print(f"live update of tensormeter: {size / 1024:.0f} KiB, {cost:.0f} ms of the main thread")
+                        console.print(
+                            f"live update of tensormeter: {size / 1024:.0f} KiB, {cost:.0f} ms of the main thread"
+                        )
                     contender.close()
             if arguments.table:
                 median, worst = scroll_runs(browser, folder / "table", arguments.table)
-                console.print(f"a table of {arguments.table:,} runs scrolled: {median:.1f} ms a frame, p99 {worst:.1f} ms")
+                console.print(
+                    f"a table of {arguments.table:,} runs scrolled: {median:.1f} ms a frame, p99 {worst:.1f} ms"
+                )
             browser.close()
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -34,10 +34,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
 
 
 @pytest.fixture
-def tab(browser: Browser, site: LiveServer) -> Iterator["Tab"]:
+def tab(open_tab: Callable[..., "Tab"], site: LiveServer) -> "Tab":
     """A fresh page at the server; at the end nothing may have gone wrong in it."""
-    with Tab.opened(browser, site.url) as tab:
-        yield tab
+    return open_tab(site.url)
 
 
 @pytest.fixture
@@ -66,24 +65,16 @@ class Tab:
         self.page.set_default_timeout(SECONDS * 1000)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
-        self.page.on("request", lambda request: self.requests.append(request))
+        # Playwright leaves a mark on its handlers, which a built-in method does not take.
+        self.page.on("request", lambda request: self.requests.append(request))  # noqa: PLW0108
 
-    @classmethod
-    def opened(cls, browser: Browser, url: str) -> "Tab":
-        return cls(browser.new_context(viewport={"width": 1280, "height": 800}), url)
-
-    def __enter__(self) -> "Tab":
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self.close(check=kind is None)
-
-    def close(self, check: bool = True) -> None:
+    def close(self) -> None:
+        """Close the page, and fail if anything went wrong in it."""
         errors, requests = list(self.errors), list(self.requests)
         self.context.close()
-        if check:
-            assert errors == []
-            assert {request.url for request in requests if not request.url.startswith((self.url, "blob:", "data:"))} == set()
+        assert errors == []
+        elsewhere = {request.url for request in requests if not request.url.startswith((self.url, "blob:", "data:"))}
+        assert elsewhere == set()
 
     def go(self, address: str) -> Page:
         """Show an address of the page, from its `#` on."""

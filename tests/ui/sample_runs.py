@@ -34,7 +34,9 @@ class Sender:
     def series(self, *series: Series) -> None:
         self._post("/v1/metrics", encode_metrics([Batch(self._resource, list(series))]))
 
-    def rows(self, times: NDArray[np.int64], steps: NDArray[np.int64], columns: Mapping[str, Any], **attributes: str) -> None:
+    def rows(
+        self, times: NDArray[np.int64], steps: NDArray[np.int64], columns: Mapping[str, Any], **attributes: str
+    ) -> None:
         """Rows as `run.log` makes them: each value at the time of its row's step."""
         at = times.astype(np.uint64)
         gauges = [Gauge(STEP_METRIC, at, steps)]
@@ -86,7 +88,9 @@ def send_hostile(post: Post) -> None:
         sender.rows(times, steps, {HOSTILE: steps * 1.0, f"section/{HOSTILE}": steps * 2.0}, split=HOSTILE)
         sender.series(
             histogram(HOSTILE, times, [np.linspace(-1, 1, 50)] * 10, HOSTILE),
-            Gauge("hw.gpu.utilization", times.astype(np.uint64), steps / 10, attributes={"hw.id": HOSTILE}, unit=HOSTILE),
+            Gauge(
+                "hw.gpu.utilization", times.astype(np.uint64), steps / 10, attributes={"hw.id": HOSTILE}, unit=HOSTILE
+            ),
         )
         sender.event("alert", now, {"title": HOSTILE, "text": HOSTILE, "level": "ERROR"})
         sender.event("table", now, {"columns": [HOSTILE], "rows": [[HOSTILE]]}, tensormeter__key=HOSTILE)
@@ -175,7 +179,9 @@ def _vision(post: Post, index: int, now: int, rng: np.random.Generator) -> None:
         "seed": index,
     }
     tags = [["baseline"], [], ["ablation", "lr"]][index % 3]
-    sender.event("run.start", began, {"config": config, "tags": tags, "notes": "warmup 500 steps" if index == 1 else ""})
+    sender.event(
+        "run.start", began, {"config": config, "tags": tags, "notes": "warmup 500 steps" if index == 1 else ""}
+    )
     decay = np.exp(-steps / 600 * speed)
     noise = rng.standard_normal(n)
     loss = 0.35 + 2.1 * decay + 0.12 * noise * (0.3 + decay)
@@ -208,7 +214,10 @@ def _vision(post: Post, index: int, now: int, rng: np.random.Generator) -> None:
             tensormeter__step=2940,
         )
     if state != "running":
-        end = {"failed": {"message": "ValueError: loss is not finite", "exit_code": 1}, "crashed": {"signal": "SIGKILL"}}
+        end = {
+            "failed": {"message": "ValueError: loss is not finite", "exit_code": 1},
+            "crashed": {"signal": "SIGKILL"},
+        }
         dropped = {"dropped": {"buffer_full": 1280}} if index == 5 else {}
         sender.event("run.end", int(times[-1]) + SECOND, {"state": state} | end.get(state, {}) | dropped)
     else:
@@ -239,7 +248,8 @@ def _extras(sender: Sender, times: NDArray[np.int64], steps: NDArray[np.int64], 
     gauges = [
         gauge(
             "tensormeter.phase.duration",
-            mean * (1 + 0.08 * rng.standard_normal(n)) + (0.2 * (np.arange(n) % 25 == 24) if phase == "data_loading" else 0),
+            mean * (1 + 0.08 * rng.standard_normal(n))
+            + (0.2 * (np.arange(n) % 25 == 24) if phase == "data_loading" else 0),
             "s",
             tensormeter__phase=phase,
         )

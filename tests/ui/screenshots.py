@@ -9,6 +9,7 @@ from live_server import CHROMIUM, FLAGS, sample_server
 from playwright.sync_api import Browser, Page, sync_playwright
 from sample_runs import send_gallery, send_wide
 
+IMAGES = Path(__file__).parents[2] / "docs" / "images"
 MANY = ",".join(f"vis{index:02}" for index in range(6))
 WIDE = ",".join(f"wide{index:03}" for index in range(100))
 VIEWS = {
@@ -29,12 +30,15 @@ VIEWS = {
     "configuration": "#/p/vision/runs/vis00,vis01,vis03/difference",
     "first-visit": "#/p/brand-new",
 }
+README = {"compare": "light", "system": "dark"}
+"""What the README shows, and how: into docs/images/ by `--readme`."""
 POINTED = {"compare": (760, 330), "ranks": (300, 420)}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("screenshots"))
+    parser.add_argument("--readme", action="store_true", help="only the README's pictures, where it wants them")
     parser.add_argument("names", nargs="*", help="only these views")
     arguments = parser.parse_args()
     if CHROMIUM is None:
@@ -44,7 +48,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         server = sample_server(Path(folder), send_gallery, lambda post: send_wide(post, metrics=60))
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        for name, address in VIEWS.items():
+        for name, scheme in README.items() if arguments.readme else ():
+            IMAGES.mkdir(parents=True, exist_ok=True)
+            take(browser, f"{server.url}/{VIEWS[name]}", IMAGES / f"{name}.png", scheme, 1280)
+        for name, address in () if arguments.readme else VIEWS.items():
             if not arguments.names or name in arguments.names:
                 for scheme in ("light", "dark"):
                     take(browser, f"{server.url}/{address}", arguments.folder / f"{name}-{scheme}.png", scheme, 1360)
@@ -56,12 +63,12 @@ def main() -> int:
 
 
 def take(browser: Browser, url: str, path: Path, scheme: str, width: int) -> None:
-    size = {"width": width, "height": 850}
+    size = {"width": width, "height": 720 if path.parent == IMAGES else 850}
     context = browser.new_context(viewport=size, color_scheme=scheme)  # type: ignore[arg-type]
     page = context.new_page()
     page.goto(url)
     settle(page)
-    place = POINTED.get(path.stem.rpartition("-")[0])
+    place = POINTED.get(path.stem.removesuffix(f"-{scheme}"))
     if place and width > 1000:
         page.mouse.move(place[0] - 5, place[1])
         page.mouse.move(*place)

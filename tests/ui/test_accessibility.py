@@ -85,7 +85,9 @@ def test_everything_that_can_be_used_has_a_name_and_a_key(tab: Any, address: str
     )
     assert nameless == []
     assert page.locator("h1, h2").count() > 0
-    assert page.evaluate("() => new Set([...document.querySelectorAll('[id]')].map((e) => e.id)).size === document.querySelectorAll('[id]').length")
+    assert page.evaluate(
+        "() => new Set([...document.querySelectorAll('[id]')].map((e) => e.id)).size === document.querySelectorAll('[id]').length"
+    )
 
 
 @pytest.mark.parametrize("address", VIEWS)
@@ -103,8 +105,20 @@ def test_the_keyboard_reaches_everything(tab: Any) -> None:
     reached = []
     for _ in range(40):
         page.keyboard.press("Tab")
-        reached.append(page.evaluate("() => document.activeElement.getAttribute('aria-label') ?? document.activeElement.textContent.trim()"))
-    for name in ("Skip to the content", "tensormeter", "vision", "Light or dark", "System", "Smoothing", "Save eval/loss"):
+        reached.append(
+            page.evaluate(
+                "() => document.activeElement.getAttribute('aria-label') ?? document.activeElement.textContent.trim()"
+            )
+        )
+    for name in (
+        "Skip to the content",
+        "tensormeter",
+        "vision",
+        "Light or dark",
+        "System",
+        "Smoothing",
+        "Save eval/loss",
+    ):
         assert name in reached
     assert "Show eval/loss full screen" in reached
 

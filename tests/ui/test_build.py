@@ -62,5 +62,7 @@ def test_a_source_distribution_without_sources_needs_nothing(tmp_path: Path) -> 
 def test_the_sources_are_typed() -> None:
     if not (ROOT / "ui" / "node_modules").exists():
         pytest.skip("needs what `npm ci` installs in ui/")
-    done = subprocess.run(["npm", "run", "--silent", "check"], cwd=ROOT / "ui", capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["npm", "run", "--silent", "check"], cwd=ROOT / "ui", capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout

@@ -23,7 +23,7 @@ def test_distributions_over_steps_and_at_one(tab: Any) -> None:
     card = tab.card("gradients · conv1")
     assert page.locator(".card").count() == 4
     assert painted(card.locator("canvas.heat")) > 20
-    expect(card.locator(".remark")).to_contain_text(re.compile(r"step 2950 · 400 values · mean .* from −.* to "))
+    expect(card.locator(".remark")).to_contain_text(re.compile(r"step 2950 · 400 values · mean .* from −.* to "))  # noqa: RUF001
     before = card.locator("canvas.single").evaluate("(canvas) => canvas.toDataURL()")
     card.get_by_role("slider").fill("0")
     expect(card.locator(".remark")).to_contain_text("step 0 · 400 values")
@@ -44,9 +44,17 @@ def test_system_by_node_and_kind(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis00/system")
     expect(page.locator(".fleet h2")).to_contain_text("8 on 1 node, 1 idle")
     expect(page.locator(".fleet .gpu")).to_have_count(8)
-    expect(page.locator(".fleet .gpu.idle")).to_have_attribute("title", re.compile(r"H100.* GPU-0006: 2 % busy, 77 % of memory"))
+    expect(page.locator(".fleet .gpu.idle")).to_have_attribute(
+        "title", re.compile(r"H100.* GPU-0006: 2 % busy, 77 % of memory")
+    )
     headings = page.locator(".section h2 button").all_text_contents()
-    assert [re.sub(r"\d+$", "", text) for text in headings] == ["Phases of a step", "GPU", "Process", "Host", "Logging itself"]
+    assert [re.sub(r"\d+$", "", text) for text in headings] == [
+        "Phases of a step",
+        "GPU",
+        "Process",
+        "Host",
+        "Logging itself",
+    ]
 
 
 def test_phases_are_stacked_in_the_order_of_a_step(tab: Any) -> None:
@@ -71,7 +79,7 @@ def test_the_cost_of_logging_has_units(tab: Any) -> None:
 def test_images_by_step(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis00/media")
     card = page.locator('.card[aria-label="filters"]')
-    expect(card.locator(".remark")).to_contain_text("filters after 2000 steps · 64 × 64")
+    expect(card.locator(".remark")).to_contain_text("filters after 2000 steps · 64 × 64")  # noqa: RUF001
     image = card.locator("img")
     image.evaluate("(image) => image.decode()")
     assert image.evaluate("(image) => image.naturalWidth") == 64

@@ -73,7 +73,9 @@ def test_sort_by_the_header(tab: Any) -> None:
     page.get_by_role("button", name="seed", exact=True).click()
     page.get_by_role("menuitem", name="Sort ascending").click()
     expect(page.get_by_role("columnheader", name="seed")).to_have_attribute("aria-sort", "ascending")
-    page.wait_for_function("() => document.querySelector('.rows .row[data-index=\"11\"] a')?.textContent.endsWith('11')")
+    page.wait_for_function(
+        "() => document.querySelector('.rows .row[data-index=\"11\"] a')?.textContent.endsWith('11')"
+    )
     assert [name[-2:] for name in names(page)] == [f"{index:02}" for index in range(12)]
     page.get_by_role("button", name="eval/loss", exact=True).click()
     page.get_by_role("menuitem", name="Sort descending").click()
@@ -155,7 +157,9 @@ def test_pinned_runs_stay_on_top(tab: Any) -> None:
 
 
 def test_a_link_shows_the_same(tab: Any, open_tab: Callable[..., Any]) -> None:
-    page = tab.go("#/p/vision?columns=state,config.seed&sort=-config.seed&filter=state+%3D+%22finished%22&selected=vis10")
+    page = tab.go(
+        "#/p/vision?columns=state,config.seed&sort=-config.seed&filter=state+%3D+%22finished%22&selected=vis10"
+    )
     expect(page.get_by_text("8 runs match")).to_be_visible()
     other = open_tab(tab.url)
     copy = other.go("#" + page.url.partition("#")[2])

@@ -45,6 +45,8 @@ def test_odd_addresses_break_nothing(tab: Any, address: str) -> None:
 def test_markup_made_of_strings_is_refused_by_the_browser(tab: Any) -> None:
     page = tab.go("")
     expect(page.get_by_role("heading", name="Projects")).to_be_visible()
-    refused = page.evaluate("() => { try { document.body.innerHTML = '<b>x</b>'; return false; } catch { return true; } }")
+    refused = page.evaluate(
+        "() => { try { document.body.innerHTML = '<b>x</b>'; return false; } catch { return true; } }"
+    )
     assert refused
     tab.errors.clear()  # the browser reports it, as it should

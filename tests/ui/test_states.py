@@ -21,7 +21,9 @@ def empty(tmp_path: Path) -> Iterator[LiveServer]:
     server.stop()
 
 
-def test_the_ten_lines_of_a_first_visit_make_data(empty: LiveServer, open_tab: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_ten_lines_of_a_first_visit_make_data(
+    empty: LiveServer, open_tab: Callable[..., Any], tmp_path: Path
+) -> None:
     tab = open_tab(empty.url)
     page = tab.go("")
     expect(page.get_by_role("heading", name="Nothing here yet")).to_be_visible()

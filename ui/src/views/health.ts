@@ -105,10 +105,12 @@ export class Health {
     if (single?.lag !== null && single?.lag !== undefined && single.lag > LATE_SECONDS && state === "running") {
       found.push(["warn", "Late", `Points arrive ${format.duration(single.lag)} after they were logged. They are kept where the trainer runs.`]);
     }
-    const alert = this.alerts.map(({ body, step }) => ({ ...(body as Record<string, unknown>), step })).find(({ level }: Record<string, unknown>) => LEVELS.has(String(level)));
-    if (alert) {
-      const { title, text, level, step } = alert as Record<string, unknown>;
-      found.push([level === "ERROR" ? "bad" : "warn", String(title), `${text ?? ""}${step === null || step === undefined ? "" : ` (step ${step})`}`]);
+    const serious = this.alerts.filter(({ body }) => LEVELS.has(String((body as { level?: unknown } | null)?.level)));
+    if (serious[0]) {
+      const { title, text, level } = serious[0].body as Record<string, unknown>;
+      const { step } = serious[0];
+      const words = [text, step === null ? "" : `(step ${step})`, serious.length > 1 ? `and ${serious.length - 1} more, on the overview` : ""];
+      found.push([level === "ERROR" ? "bad" : "warn", String(title), words.filter(Boolean).join(" ")]);
     }
     const shown = JSON.stringify(found);
     if (this.banners.dataset.text === shown) return;
