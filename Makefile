@@ -1,11 +1,11 @@
 # demo: train a small model and see its run    test: everything that must hold
-# check: style, types, layers                  bench: what a log call costs, and the page, beside the alternatives
-# screenshots: pictures of every view of the web page, in screenshots/
+# check: style, types, layers                  bench: what a log call costs, what the server takes, how quick the page is
+# chaos: hundreds of kills of the server       screenshots: pictures of every view of the web page, in screenshots/
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test check bench screenshots clean
+.PHONY: demo test check bench chaos screenshots clean
 
 demo: $(VENV)/ready
 	$(RUN) examples/demo.py $(if $(ONCE),--once) $(ARGS)
@@ -23,7 +23,11 @@ check: $(VENV)/ready
 bench: $(VENV)/bench
 	$(RUN) benchmarks/log_call.py
 	$(RUN) benchmarks/training_step.py
+	$(RUN) benchmarks/server.py
 	$(RUN) benchmarks/page.py
+
+chaos: $(VENV)/ready
+	TENSORMETER_TEST_KILLS=500 $(RUN) -m pytest --timeout 36000 tests/server/test_server_crash.py $(ARGS)
 
 screenshots: $(VENV)/ready
 	$(RUN) tests/ui/screenshots.py $(ARGS)

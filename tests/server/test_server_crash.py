@@ -1,6 +1,7 @@
 """SIGKILL at any instant: what was answered 200 is there, and there once."""
 
 import concurrent.futures
+import os
 import random
 import resource
 import signal
@@ -12,18 +13,43 @@ import threading
 from contextlib import closing
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 import urllib3
 
+from tensormeter.otlp.batch import Batch, Histogram, Sum
 from tensormeter.otlp.encode import encode_metrics
 
 T0 = 1_750_000_000_000_000_000
 ROWS = 20
 
 
+KILLS = int(os.environ.get("TENSORMETER_TEST_KILLS", "8"))  # `make chaos` asks for many more
+
+
 def batch(make, index):
     rows = [(T0 + index * ROWS + i, index * ROWS + i, {"v": float(index * ROWS + i)}) for i in range(ROWS)]
     return make.rows("crash", rows)
+
+
+def batch_of_kinds(make, index):
+    """The same, and a counter and a histogram."""
+    times = np.arange(T0 + index * ROWS, T0 + (index + 1) * ROWS).astype(np.uint64)
+    starts, ones = np.full(ROWS, T0, np.uint64), np.ones(ROWS)
+    counts = np.ones(ROWS, np.uint64)
+    histogram = Histogram(
+        "h",
+        times,
+        starts,
+        counts,
+        ones,
+        ones,
+        ones,
+        bounds=np.array([1.0]),
+        buckets=np.array([[1, 0]] * ROWS, np.uint64),
+    )
+    whole = batch(make, index)
+    return Batch(whole.resource, [*whole.series, Sum("s", times, np.arange(ROWS), starts), histogram])
 
 
 def test_kill_in_mid_ingest(start, make, eventually):
@@ -33,7 +59,7 @@ def test_kill_in_mid_ingest(start, make, eventually):
     lock = threading.Lock()
     retry: list[int] = []
     last = -1
-    for _ in range(6):
+    for _ in range(KILLS):
         server = start()
         stop = threading.Event()
 
@@ -42,7 +68,7 @@ def test_kill_in_mid_ingest(start, make, eventually):
                 with lock:
                     index = retry.pop() if retry else next(sent)
                 try:
-                    answer = server.metrics(batch(make, index), batch_id=f"crash-{index}")
+                    answer = server.metrics(batch_of_kinds(make, index), batch_id=f"crash-{index}")
                 except (urllib3.exceptions.HTTPError, OSError):
                     with lock:
                         retry.append(index)
@@ -65,11 +91,14 @@ def test_kill_in_mid_ingest(start, make, eventually):
         assert found == sorted(set(found))
         assert set(found) >= {index * ROWS + i for index in acknowledged for i in range(ROWS)}
         assert series["value"] == [float(step) for step in found]
+        points = {metric["name"]: metric["points"] for metric in server.get("/api/v1/runs/crash/metrics")["metrics"]}
+        assert points == dict.fromkeys(("tensormeter.step", "v", "s", "h"), len(found))
+        assert server.get("/api/v1/runs/crash/histograms", metric="h")["total"] == len(found)
         last = server
         assert last.stop() == 0  # folds; the next one starts from chunks
     server = start()
     for index in [*retry, *acknowledged]:
-        assert server.metrics(batch(make, index), batch_id=f"crash-{index}").status == 200
+        assert server.metrics(batch_of_kinds(make, index), batch_id=f"crash-{index}").status == 200
     (series,) = server.get("/api/v1/runs/crash/series", metric="v")["series"]
     assert series["step"] == [index * ROWS + i for index in sorted({*retry, *acknowledged}) for i in range(ROWS)]
 
@@ -102,6 +131,7 @@ from pathlib import Path
 import numpy as np
 from tensormeter.otlp.batch import Batch, Gauge
 from tensormeter.otlp.decode import decode_metrics
+from tensormeter.otlp.batch import Batch, Histogram, Sum
 from tensormeter.otlp.encode import encode_metrics
 from tensormeter.server.store.sqlite import SqliteStore
 

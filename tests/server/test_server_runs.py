@@ -5,9 +5,13 @@ import math
 import zlib
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from tensormeter.errors import UsageError
 from tensormeter.otlp.batch import Event
 from tensormeter.otlp.encode import encode_events
+from tensormeter.server.query.filter import parse_filter
 
 T0 = 1_750_000_000_000_000_000
 SECOND = 10**9
@@ -105,6 +109,59 @@ def test_a_filter_that_is_none(sweep, text, words):
     status, document = sweep.ask("/api/v1/runs", filter=text)
     assert (status, document["error"]["code"]) == (400, "bad_request")
     assert words in document["error"]["message"]
+
+
+VALUES = [None, 1, 2.5, math.nan, "text", True, ["a", 1], {"k": 1}]
+WORDS = [
+    *(
+        "id",
+        "tags",
+        "config.a",
+        "summary.m.min",
+        "started",
+        "`x y`",
+        "and",
+        "or",
+        "not",
+        "(",
+        ")",
+        "in",
+        "has",
+        "~",
+        ",",
+    ),
+    *(
+        "=",
+        "!=",
+        "<",
+        "<=",
+        ">",
+        ">=",
+        "1",
+        "-2.5e3",
+        '"text"',
+        "'a'",
+        "true",
+        "null",
+        "'2026-01-01'",
+        "'('",
+        "%",
+        "\\",
+    ),
+]
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.one_of(st.text(max_size=60), st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join)))
+def test_any_text_is_a_filter_or_an_error_of_one_line(text):
+    try:
+        condition = parse_filter(text)
+    except UsageError as error:
+        assert "filter: " in str(error)  # noqa: PT017
+        return
+    columns = {name: VALUES for field in condition.fields.values() for name in field.stored}
+    predicate = condition.bind(columns)
+    assert {type(predicate(row)) for row in range(len(VALUES))} == {bool}
 
 
 def test_a_pattern_that_would_take_for_ever_elsewhere(sweep, make):

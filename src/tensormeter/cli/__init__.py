@@ -12,6 +12,8 @@ from tensormeter.errors import TensormeterError
 __all__ = ["main"]
 
 _COMMANDS: Final = {
+    "backup": ("tensormeter.cli.maintain", "Copy a server's store while it runs."),
+    "compact": ("tensormeter.cli.maintain", "Make a server's store as small as it can be."),
     "runs": ("tensormeter.cli.runs", "List runs."),
     "serve": ("tensormeter.cli.serve", "Start an experiment server."),
     "show": ("tensormeter.cli.show", "Show a run: its configuration, last values and charts."),

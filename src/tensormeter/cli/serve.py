@@ -52,11 +52,19 @@ __all__ = ["serve"]
     type=click.IntRange(min=1 << 20),
     help="Delete the oldest ended runs when the store is larger.  [default: never]",
 )
+@click.option(
+    "--alerts",
+    "alerts_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="TOML file with rules and webhooks.  [default: some rules, no webhook]",
+)
+@click.option("--alert-interval", default=5.0, show_default=True, type=click.FloatRange(min=0.05), hidden=True)
 def serve(
     host: str,
     port: int,
     directory: Path | None,
     token_file: Path | None,
+    alerts_file: Path | None,
     **limits: Any,
 ) -> None:
     """Start an experiment server; it runs until Ctrl-C or SIGTERM.
@@ -70,6 +78,8 @@ def serve(
             raise
         raise UsageError(f"serve needs the package {error.name!r}; pip install 'tensormeter[server]'") from None
     given: dict[str, Any] = {} if directory is None else {"directory": directory}
+    if alerts_file is not None:
+        given["alerts"] = server.load_alert_config(alerts_file)
     token = _read_token(token_file)
     config = server.ServerConfig(host=host, port=port, token=token, **given, **limits)
     server.serve(config, lambda url: _on_ready(url, config))

@@ -3,7 +3,8 @@
 Needs the extra `server` (starlette, uvicorn, zstandard).
 """
 
+from tensormeter.server.alerts import AlertConfig, load_alert_config
 from tensormeter.server.config import ServerConfig
 from tensormeter.server.serving import serve
 
-__all__ = ["ServerConfig", "serve"]
+__all__ = ["AlertConfig", "ServerConfig", "load_alert_config", "serve"]

@@ -9,6 +9,7 @@ from typing import Final
 import platformdirs
 
 from tensormeter.errors import SettingsError
+from tensormeter.server.alerts import AlertConfig
 from tensormeter.settings import DEFAULT_PORT, is_loopback
 
 __all__ = ["MAX_BODY_BYTES", "ServerConfig"]
@@ -36,6 +37,8 @@ class ServerConfig:
         stall_after: Seconds of silence after which a run that has not ended counts as stalled.
         retention_days: Age at which points, and runs that nothing was heard of, are deleted; None: never.
         retention_bytes: Size of the store above which the oldest ended runs are deleted; None: never.
+        alerts: What to look for in what arrives, and whom to tell.
+        alert_interval: Seconds between two looks.
 
     Raises:
         SettingsError: A value cannot be used; the message says what to do.
@@ -50,6 +53,8 @@ class ServerConfig:
     stall_after: float = 300.0
     retention_days: float | None = None
     retention_bytes: int | None = None
+    alerts: AlertConfig = field(default_factory=AlertConfig)
+    alert_interval: float = 5.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "directory", Path(self.directory).expanduser().absolute())

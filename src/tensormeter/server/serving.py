@@ -10,6 +10,7 @@ from typing import Final
 import uvicorn
 
 from tensormeter.errors import SettingsError
+from tensormeter.server.alerts import AlertService
 from tensormeter.server.api import Shutdown
 from tensormeter.server.app import create_app
 from tensormeter.server.config import ServerConfig
@@ -36,6 +37,7 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
     listener = _bind(config)
     with listener:
         store = _open(config)
+        alerts = AlertService(store, config.alerts, config.alert_interval)
         try:
             url = _url(config.host, listener.getsockname()[1])
             shutdown = Shutdown()
@@ -53,6 +55,7 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
             server = _Server(uvicorn_config, lambda: on_ready(url), shutdown)
             asyncio.run(server.serve(sockets=[listener]))
         finally:
+            alerts.stop()
             store.close()
 
 

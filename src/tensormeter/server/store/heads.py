@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from tensormeter.server.store.points import Column, Points
+from tensormeter.server.store.summary import Totals
 
 __all__ = ["HeadView", "Heads", "Layer", "Newest", "Placed", "newest"]
 
@@ -35,6 +36,15 @@ class Placed:
     points: Column
 
 
+class Memo:
+    """What a reader has worked out about a head, for the next one: `value`, of the first `parts` of its parts."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value: tuple[int, Totals] | None = None  # replaced as a whole, so that threads need no lock
+
+
 @dataclass(slots=True)
 class _Head:
     """Points of one series, in order of arrival; `seqs` are the journal rows that they came in."""
@@ -45,13 +55,15 @@ class _Head:
     seqs: list[int]
     n: int
     newest: Newest
+    memo: Memo = field(default_factory=Memo)
 
 
 @dataclass(slots=True)
 class _Table:
-    """Heads by run and series, and the last journal row that went into them."""
+    """Heads by run and series, and by metric, and the last journal row that went into them."""
 
     runs: dict[int, dict[int, _Head]] = field(default_factory=dict)
+    metrics: dict[str, dict[int, tuple[int, _Head]]] = field(default_factory=dict)
     points: Counter[int] = field(default_factory=Counter)
     upto: int = 0
 
@@ -66,6 +78,19 @@ class HeadView:
     parts: tuple[Column, ...]
     n: int
     newest: Newest
+    memo: Memo
+
+    def totals(self) -> Totals | None:
+        """Of all parts; None if they are no numbers."""
+        done, known = self.memo.value or (0, None)
+        if done < len(self.parts):
+            fresh = [part for part in self.parts[done:] if isinstance(part, Points)]
+            if not fresh:
+                return None
+            added = Totals.of(Points.concat(fresh))
+            known = added if known is None else Totals.merge((known, added))
+            self.memo.value = len(self.parts), known
+        return known
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +142,9 @@ class Heads:
                 head = heads.get(placed.series)
                 last = newest(points)
                 if head is None:
-                    heads[placed.series] = _Head(placed.process, placed.metric, [points], [seq], len(points), last)
+                    head = _Head(placed.process, placed.metric, [points], [seq], len(points), last)
+                    heads[placed.series] = head
+                    table.metrics.setdefault(placed.metric, {})[placed.series] = placed.run, head
                     continue
                 head.parts.append(points)
                 head.seqs.append(seq)
@@ -132,7 +159,7 @@ class Heads:
                 self._frozen, self._active = self._active, _Table()
             if self._frozen is None:
                 return None
-            return _view(self._frozen, self._frozen.runs)
+            return _view(self._frozen, None, None)
 
     def discard(self) -> None:
         """Forget the frozen table: it is in chunks now."""
@@ -149,14 +176,14 @@ class Heads:
     ) -> list[Layer]:
         """What is in memory now, oldest first: heads of `runs` (None: all), and counts of all runs.
 
-        Only of these `series` and `metrics`, if given.
+        Only of these `series`, if given; or, of all runs, only of these `metrics`.
 
         Take this before the snapshot of the database: what moves to chunks in between is then seen twice, which `upto`
         tells, and never not at all.
         """
         with self._lock:
             return [
-                _view(table, table.runs if runs is None else runs, series, metrics)
+                _view(table, runs, series) if metrics is None else _view_metrics(table, metrics)
                 for table in (self._frozen, self._active)
                 if table is not None and table.upto
             ]
@@ -203,16 +230,24 @@ class Heads:
         return [table for table in tables if table is not None and table.upto > after]
 
 
-def _view(
-    table: _Table,
-    runs: Iterable[int],
-    wanted: Collection[int] | None = None,
-    metrics: Collection[str] | None = None,
-) -> Layer:
+def _view(table: _Table, runs: Iterable[int] | None, wanted: Collection[int] | None) -> Layer:
     heads = {
-        series: HeadView(run, head.process, head.metric, tuple(head.parts), head.n, head.newest)
-        for run in runs
+        series: _view_head(run, head)
+        for run in (table.runs if runs is None else runs)
         for series, head in table.runs.get(run, {}).items()
-        if (wanted is None or series in wanted) and (metrics is None or head.metric in metrics)
+        if wanted is None or series in wanted
     }
     return Layer(table.upto, heads, dict(table.points))
+
+
+def _view_metrics(table: _Table, metrics: Iterable[str]) -> Layer:
+    heads = {
+        series: _view_head(run, head)
+        for metric in metrics
+        for series, (run, head) in table.metrics.get(metric, {}).items()
+    }
+    return Layer(table.upto, heads, dict(table.points))
+
+
+def _view_head(run: int, head: _Head) -> HeadView:
+    return HeadView(run, head.process, head.metric, tuple(head.parts), head.n, head.newest, head.memo)

@@ -86,6 +86,8 @@ class Points(Column):
         """The values as float64: integers outside 53 bits are rounded."""
         if not self.integers.any():
             return self.words.view(np.float64)
+        if self.integers.all():
+            return self.words.astype(np.float64)
         return np.where(self.integers, self.words.astype(np.float64), self.words.view(np.float64))
 
     def values(self) -> list[int | float]:

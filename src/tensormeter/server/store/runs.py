@@ -5,12 +5,14 @@ import sqlite3
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
+
+import numpy as np
 
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.server.store import RunSummary, RunTable, State, Summary
 from tensormeter.server.store.heads import Layer
-from tensormeter.server.store.points import Points
 from tensormeter.server.store.steps import StepFinder
 from tensormeter.server.store.summary import Totals
 
@@ -129,11 +131,9 @@ def load_table(
         elif group == "config" and rest:
             columns[name] = _config_column(connection, project, rest, runs)
     for metric, parts in _summary_fields(fields).items():
-        summaries = _summary_column(connection, layers, metric, stepped="last_step" in parts)
+        found = _summary_parts(connection, layers, metric, parts)
         for part in parts:
-            columns[f"summary.{metric}.{part}"] = [
-                getattr(summaries[run], part, None) if run in summaries else None for run in runs
-            ]
+            columns[f"summary.{metric}.{part}"] = [*map(found[part].get, runs)]
     return RunTable(runs, columns)
 
 
@@ -189,18 +189,43 @@ def _dig(config: Any, key: str) -> Any:
     return config
 
 
-def _summary_column(
+def _summary_parts(
     connection: sqlite3.Connection,
     layers: Sequence[Layer],
     metric: str,
-    *,
-    stepped: bool,
-) -> dict[int, Summary]:
-    rows = connection.execute(f"SELECT run, {_SUMMARY_COLUMNS} FROM summary WHERE metric = ?", (metric,))
-    stored = {row[0]: _totals(row[1:]) for row in rows}
-    for run, _, totals in _in_memory(layers, StepFinder(connection, layers) if stepped else None, (metric,)):
-        stored[run] = Totals.merge([stored[run], totals]) if run in stored else totals
-    return {run: _summary(totals) for run, totals in stored.items()}
+    parts: Sequence[str],
+) -> dict[str, dict[int, Any]]:
+    """Parts of the summaries of one metric, by part and run: column by column, for there may be many runs."""
+    rows = connection.execute(f"SELECT run, {_SUMMARY_COLUMNS} FROM summary WHERE metric = ?", (metric,)).fetchall()
+    columns = dict(zip(("run", *_SUMMARY_COLUMNS.split(", ")), zip(*rows, strict=True), strict=True)) if rows else {}
+    found = {part: dict(zip(columns["run"], _part(columns, part), strict=True)) if rows else {} for part in parts}
+    steps = StepFinder(connection, layers) if "last_step" in parts else None
+    fresh: dict[int, list[Totals]] = defaultdict(list)
+    for run, _, totals in _in_memory(layers, steps, (metric,)):
+        fresh[run].append(totals)
+    index = {run: number for number, run in enumerate(columns.get("run", ()))} if fresh else {}
+    for run, totals_of_run in fresh.items():
+        stored = [_totals(rows[index[run]][1:])] if run in index else []
+        summary = _summary(Totals.merge([*stored, *totals_of_run]))
+        for part in parts:
+            found[part][run] = getattr(summary, part)
+    return found
+
+
+def _part(columns: Mapping[str, Sequence[Any]], part: str) -> Sequence[Any]:
+    match part:
+        case "last":
+            words = columns["last_word"]
+            floats = np.array(words, np.int64).view(np.float64).tolist()
+            integers = columns["last_integer"]
+            return [word if whole else number for word, whole, number in zip(words, integers, floats, strict=True)]
+        case "mean":
+            pairs = zip(columns["total"], columns["numbers"], strict=True)
+            return [None if total is None or not n else total / n for total, n in pairs]
+        case "min" | "max":
+            return columns[{"min": "minimum", "max": "maximum"}[part]]
+        case _:
+            return columns[part]
 
 
 def _stored(connection: sqlite3.Connection, run: int, metrics: Collection[str] | None) -> dict[str, Totals]:
@@ -220,10 +245,11 @@ def _in_memory(
     found = []
     for layer in layers:
         for head in layer.series.values():
-            if (metrics is None or head.metric in metrics) and isinstance(head.parts[0], Points):
-                points = Points.concat(part for part in head.parts if isinstance(part, Points))
-                step = steps.at(head.process, head.newest[0]) if steps is not None else None
-                found.append((head.run, head.metric, Totals.of(points, step)))
+            totals = head.totals() if metrics is None or head.metric in metrics else None
+            if totals is not None:
+                if steps is not None:
+                    totals = replace(totals, last_step=steps.at(head.process, totals.last_time))
+                found.append((head.run, head.metric, totals))
     return found
 
 

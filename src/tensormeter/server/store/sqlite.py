@@ -102,6 +102,7 @@ class SqliteStore:
         self._writing = threading.Lock()
         self._heads = Heads()
         self._problem: str | None = None
+        self._damage: str | None = None
         self._closed = False
         self._lock = FolderLock(folder)
         try:
@@ -383,8 +384,8 @@ class SqliteStore:
             return 0 if row is None else int(row[0])
 
     def problem(self) -> str | None:
-        """See `Store`."""
-        return self._problem
+        """See `Store`. Damage that a read has come upon is said until the store is opened anew."""
+        return self._damage or self._problem
 
     def fold(self) -> None:
         """Fold now what is in memory, and remove what is to be removed.
@@ -489,6 +490,10 @@ class SqliteStore:
         connection = self._readers.get()
         try:
             yield connection
+        except StoreError as error:
+            if type(error) is StoreError:  # damage, not a wish that cannot be fulfilled
+                self._damage = str(error)
+            raise
         finally:
             self._readers.put(connection)
 

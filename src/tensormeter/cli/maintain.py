@@ -1,0 +1,56 @@
+"""`tensormeter compact` and `tensormeter backup`."""
+
+from pathlib import Path
+
+import click
+
+from tensormeter.errors import UsageError
+
+__all__ = ["backup", "compact"]
+
+_data_option = click.option(
+    "--data",
+    "directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the store.  [default: $TENSORMETER_SERVER_DIR, or the user's data folder]",
+)
+
+
+@click.command()
+@_data_option
+def compact(directory: Path | None) -> None:
+    """Make a server's store as small as it can be. The server must be stopped."""
+    _need_server()
+    from tensormeter.server.store.maintenance import compact as compact_store
+
+    done = compact_store(_folder(directory))
+    click.echo(
+        f"{done.chunks_before:,} chunks are {done.chunks_after:,} now, "
+        f"{done.bytes_before:,} bytes are {done.bytes_after:,}"
+    )
+
+
+@click.command()
+@click.argument("target", type=click.Path(dir_okay=False, path_type=Path))
+@_data_option
+def backup(target: Path, directory: Path | None) -> None:
+    """Copy a server's store to the file TARGET, also while the server runs."""
+    _need_server()
+    from tensormeter.server.store.maintenance import back_up
+
+    click.echo(f"{back_up(_folder(directory), target):,} bytes in {target}")
+
+
+def _folder(directory: Path | None) -> Path:
+    from tensormeter.server import ServerConfig
+
+    return ServerConfig().directory if directory is None else directory.expanduser().absolute()
+
+
+def _need_server() -> None:
+    try:
+        import tensormeter.server  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("tensormeter"):
+            raise
+        raise UsageError(f"this needs the package {error.name!r}; pip install 'tensormeter[server]'") from None

@@ -1,0 +1,135 @@
+"""Rules and webhooks, from a TOML file of the server's owner. Nothing that is sent to the server can add to them."""
+
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+from urllib.parse import urlsplit
+
+from tensormeter.errors import SettingsError
+
+__all__ = ["AlertConfig", "Rule", "load_alert_config"]
+
+Kind = Literal["nan", "spike", "stall", "threshold"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """When to raise an alert.
+
+    Attributes:
+        kind: `nan`: a value that is NaN or infinite. `spike`: a value far above those before it. `stall`: no step for long.
+            `threshold`: a value above or below a bound.
+        project: Pattern of projects, as in file names.
+        metric: Pattern of metrics; means nothing for `stall`.
+        above: For `threshold`.
+        below: For `threshold`.
+        score: For `spike`: how many robust standard deviations (1.4826 times the median absolute deviation) above the median
+            of the values before.
+        window: For `spike`: how many values before.
+        factor: For `stall`: how many median step times without a step.
+        seconds: For `stall`: but at least so long.
+
+    Raises:
+        SettingsError: A value cannot be used.
+    """
+
+    kind: Kind
+    project: str = "*"
+    metric: str = "*"
+    above: float | None = None
+    below: float | None = None
+    score: float = 8.0
+    window: int = 100
+    factor: float = 10.0
+    seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise SettingsError(f"kind: expected one of {', '.join(get_args(Kind))}, got {self.kind!r}")
+        for name in ("project", "metric"):
+            if not isinstance(getattr(self, name), str):
+                raise SettingsError(f"{name}: expected a text, got {getattr(self, name)!r}")
+        for name in ("above", "below", "score", "factor", "seconds"):
+            value = getattr(self, name)
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value)
+            ):
+                raise SettingsError(f"{name}: expected a number, got {value!r}")
+        if isinstance(self.window, bool) or not isinstance(self.window, int) or not 20 <= self.window <= 10_000:
+            raise SettingsError(f"window: expected an integer from 20 to 10000, got {self.window!r}")
+        if self.kind == "threshold" and self.above is None and self.below is None:
+            raise SettingsError("threshold: expected above, or below, or both")
+
+    def applies(self, project: str, metric: str | None = None) -> bool:
+        """Whether the rule is about this project, and this metric."""
+        return fnmatchcase(project, self.project) and (metric is None or fnmatchcase(metric, self.metric))
+
+
+_DEFAULTS: Final = (
+    Rule(kind="nan", metric="*loss*"),
+    Rule(kind="nan", metric="*grad*"),
+    Rule(kind="spike", metric="*loss*"),
+    Rule(kind="stall"),
+)
+
+
+@dataclass(frozen=True)
+class AlertConfig:
+    """What to look for, and whom to tell. Addresses of webhooks are secrets."""
+
+    rules: Sequence[Rule] = _DEFAULTS
+    webhooks: Sequence[str] = field(default=(), repr=False)
+
+
+def load_alert_config(file: Path) -> AlertConfig:
+    """Read a file: `defaults = false`, `[[rule]]` with the attributes of `Rule`, `[[webhook]]` with `url`.
+
+    Raises:
+        SettingsError: It cannot be read, or says something that cannot be used; the message says where.
+    """
+    try:
+        document = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"alerts {file}: cannot be read ({error})") from None
+    unknown = document.keys() - {"defaults", "rule", "webhook"}
+    if unknown:
+        raise SettingsError(f"alerts {file}: expected defaults, rule and webhook, got {sorted(unknown)}")
+    rules: list[Rule] = list(_DEFAULTS) if document.get("defaults", True) else []
+    for number, entry in enumerate(_tables(document, "rule", file), 1):
+        try:
+            rules.append(_rule(entry))
+        except SettingsError as error:
+            raise SettingsError(f"alerts {file}: rule {number}: {error}") from None
+    webhooks = []
+    for number, entry in enumerate(_tables(document, "webhook", file), 1):
+        url = entry.get("url")
+        if not isinstance(url, str) or not _is_url(url):
+            raise SettingsError(f"alerts {file}: webhook {number}: expected url = 'https://...'")  # it is a secret
+        webhooks.append(url)
+    return AlertConfig(tuple(rules), tuple(dict.fromkeys(webhooks)))
+
+
+def _tables(document: Mapping[str, Any], name: str, file: Path) -> Sequence[Mapping[str, Any]]:
+    tables = document.get(name, [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise SettingsError(f"alerts {file}: expected [[{name}]] tables")
+    return tables
+
+
+def _rule(entry: Mapping[str, Any]) -> Rule:
+    known = {one.name for one in fields(Rule)}
+    if not entry.keys() <= known or "kind" not in entry:
+        raise SettingsError(f"expected kind and some of {', '.join(sorted(known - {'kind'}))}, got {sorted(entry)}")
+    return Rule(**entry)
+
+
+def _is_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False

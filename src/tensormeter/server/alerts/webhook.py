@@ -1,0 +1,130 @@
+"""Telling a webhook about alerts: each at least once, in order, also after a restart."""
+
+import hashlib
+import json
+import logging
+import threading
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import backoff
+import urllib3
+
+from tensormeter.errors import StoreError
+from tensormeter.server.store import RunRef, Store, StoredEvent
+
+__all__ = ["Webhook"]
+
+_TIMEOUT: Final = urllib3.Timeout(connect=5, read=10, total=15)
+_POLL: Final = 2.0
+_MAX_DELAY: Final = 60
+_MAX_RETRY_AFTER: Final = 3600.0
+_RETRIED: Final = frozenset({408, 425, 429})
+
+_log = logging.getLogger(__name__)
+
+
+class Webhook:
+    """Sends alerts to one address, on a daemon thread of its own, from construction until `stop`.
+
+    How far it has come is kept in the store. Redirects are not followed, and the address, which is a secret, is not logged.
+    """
+
+    def __init__(self, store: Store, url: str) -> None:
+        """Start the thread."""
+        self._store = store
+        self._url = url
+        self._host = urlsplit(url).hostname or ""
+        self._mark = f"webhook:{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+        self._pool = urllib3.PoolManager(retries=False, timeout=_TIMEOUT)
+        self._stopping = threading.Event()
+        self._begin()
+        self._thread = threading.Thread(target=self._loop, name="tensormeter-webhook", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Return when the thread has ended: a request under way is waited for, for 15 s at most."""
+        self._stopping.set()
+        self._thread.join()
+        self._pool.clear()
+
+    def _loop(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._deliver()
+            except StoreError as error:
+                _log.warning("tensormeter: webhook %s: %s; it goes on later", self._host, error)
+            self._stopping.wait(_POLL)
+
+    def _deliver(self) -> None:
+        next_id = self._store.mark(self._mark)
+        for ref, event in self._store.alerts(next_id - 1, 100):
+            if not self._send(ref, event):
+                return
+            self._store.mark(self._mark, event.id + 1)
+
+    def _begin(self) -> None:
+        """An address that is new is told of what comes, not of what was."""
+        if self._store.mark(self._mark) == 0:
+            last = 0
+            while page := self._store.alerts(last, 1000):
+                last = page[-1][1].id
+            self._store.mark(self._mark, last + 1)
+
+    def _send(self, ref: RunRef, event: StoredEvent) -> bool:
+        """Send one alert until it is taken or refused for good; False if the server stops first."""
+        body = json.dumps(_document(ref, event), ensure_ascii=False).encode(errors="replace")
+        waits = backoff.expo(base=2, factor=1, max_value=_MAX_DELAY)
+        next(waits)  # the generator's first value is for its caller
+        while not self._stopping.is_set():
+            floor = 0.0
+            try:
+                answer = self._pool.request(
+                    "POST", self._url, body=body, headers={"Content-Type": "application/json"}, redirect=False
+                )
+            except urllib3.exceptions.HTTPError as error:
+                problem = type(error).__name__
+            else:
+                if 200 <= answer.status < 300:
+                    return True
+                problem = f"status {answer.status}"
+                if answer.status < 500 and answer.status not in _RETRIED:
+                    _log.warning("tensormeter: webhook %s refused alert %d: %s", self._host, event.id, problem)
+                    return True
+                floor = _retry_after(answer.headers.get("Retry-After"))
+            delay = max(floor, backoff.full_jitter(next(waits)))
+            _log.info("tensormeter: webhook %s: %s; again in %.1f s", self._host, problem, delay)
+            self._stopping.wait(delay)
+        return False
+
+
+def _document(ref: RunRef, event: StoredEvent) -> Mapping[str, Any]:
+    body = event.body if isinstance(event.body, Mapping) else {"message": event.body}
+    message = str(body.get("message") or body.get("text") or body.get("title") or event.name)[:2000]
+    return {
+        "text": f"{ref.project}/{ref.run_id}: {message}",  # what chat services show
+        "project": ref.project,
+        "run": ref.run_id,
+        "process": event.process,
+        "time": str(event.time),
+        "step": event.step,
+        "attributes": event.attributes,
+        "alert": body,
+    }
+
+
+def _retry_after(text: str | None) -> float:
+    """Seconds, from a number of them or a date (RFC 9110); 0 if it says nothing that can be understood."""
+    if not text:
+        return 0.0
+    if text.strip().isascii() and text.strip().isdecimal() and len(text) < 12:
+        return min(float(text), _MAX_RETRY_AFTER)
+    try:
+        moment = parsedate_to_datetime(text)
+    except ValueError:
+        return 0.0
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return min(max((moment - datetime.now(UTC)).total_seconds(), 0.0), _MAX_RETRY_AFTER)

@@ -1,0 +1,134 @@
+"""What is done to a store's folder from outside: compacting it, and copying it while a server uses it."""
+
+import os
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tensormeter.errors import StoreError
+from tensormeter.server.store.chunks import Chunk, encode_chunk, full_chunk
+from tensormeter.server.store.points import Column
+from tensormeter.server.store.reader import chunk_points
+from tensormeter.server.store.schema import connect
+from tensormeter.server.store.sqlite import SqliteStore
+from tensormeter.server.store.transaction import mapped_errors, writing
+
+__all__ = ["Compaction", "back_up", "compact"]
+
+_FILE: Final = "tensormeter.db"
+_PAGES: Final = 1024
+"""Pages of 4 KiB that a backup copies before it lets others have the file."""
+
+
+@dataclass(frozen=True)
+class Compaction:
+    """What compacting did: chunks and bytes of the file before and after."""
+
+    chunks_before: int
+    chunks_after: int
+    bytes_before: int
+    bytes_after: int
+
+
+def compact(folder: Path) -> Compaction:
+    """Fold what is in the journal, merge the chunks of each series into as few as can be, and give free space back.
+
+    No server may use the folder. The file is written anew, so there must be room for a second one. A kill at any instant loses
+    nothing.
+
+    Raises:
+        StoreError: The folder is in use, there is no store in it, or it cannot be written to.
+    """
+    file = _existing(folder)
+    store = SqliteStore(folder, fold_interval=3600)
+    try:
+        store.fold()
+        before = file.stat().st_size
+        connection = connect(file)
+        try:
+            with mapped_errors("compact"):
+                chunks = _count(connection)
+                for (series,) in connection.execute("SELECT DISTINCT series FROM chunk").fetchall():
+                    _merge(connection, series)
+                after = _count(connection)
+                connection.execute("VACUUM")
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        finally:
+            connection.close()
+    finally:
+        store.close()
+    return Compaction(chunks, after, before, file.stat().st_size)
+
+
+def back_up(folder: Path, target: Path) -> int:
+    """Copy the store in a folder to a new file, also while a server uses it; returns the copy's size in bytes.
+
+    The copy is the state of one moment, journal included. To use it, put it into a folder of its own as `tensormeter.db`.
+
+    Raises:
+        StoreError: There is no store in the folder, there is a file at `target`, or it cannot be written.
+    """
+    file = _existing(folder)
+    try:
+        # Exclusively, and for the user only: what runs log is theirs.
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except OSError as error:
+        raise StoreError(f"cannot create {target}: {error.strerror}; give a file that is not there yet") from None
+    try:
+        source = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
+        copy = sqlite3.connect(target)
+        try:
+            with mapped_errors("copy"):
+                source.execute(
+                    "BEGIN"
+                )  # one snapshot: a busy server would otherwise make the copy begin again and again
+                source.execute("SELECT count(*) FROM run").fetchall()
+                source.backup(copy, pages=_PAGES)
+                problems = copy.execute("PRAGMA quick_check(1)").fetchone()[0]
+        finally:
+            copy.close()
+            source.close()
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+    if problems != "ok":
+        target.unlink(missing_ok=True)
+        raise StoreError(f"the copy of {file} is damaged ({problems}), so the store is; restore it from a backup")
+    return target.stat().st_size
+
+
+def _merge(connection: sqlite3.Connection, series: int) -> None:
+    rows = connection.execute(
+        "SELECT seq, n, t_min, t_max, kind, times, words, integers FROM chunk WHERE series = ? ORDER BY seq", (series,)
+    ).fetchall()
+    # What is full already, at the beginning, stays as it is.
+    while rows and rows[0][1] == full_chunk(chunk_points(Chunk(*rows[0][1:]))):
+        rows.pop(0)
+    if len(rows) < 2:
+        return
+    parts: list[Column] = [chunk_points(Chunk(*row[1:])) for row in rows]
+    points = type(parts[0]).concat(parts).distinct()
+    full = full_chunk(points)
+    merged = [encode_chunk(points[i : i + full]) for i in range(0, len(points), full)]
+    with writing(connection):
+        connection.execute("DELETE FROM chunk WHERE series = ? AND seq >= ?", (series, rows[0][0]))
+        connection.executemany(
+            "INSERT INTO chunk (series, seq, n, t_min, t_max, kind, times, words, integers)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                (series, rows[0][0] + i, c.n, c.t_min, c.t_max, c.kind, c.times, c.words, c.integers)
+                for i, c in enumerate(merged)
+            ],
+        )
+
+
+def _count(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("SELECT count(*) FROM chunk").fetchone()[0])
+
+
+def _existing(folder: Path) -> Path:
+    file = folder / _FILE
+    if not file.is_file():
+        raise StoreError(f"there is no store in {folder}; give the server's data folder with --data")
+    return file

@@ -1,0 +1,236 @@
+"""Alerts: detectors, what the watcher makes of a store, and webhooks that fail and come back."""
+
+import http.server
+import json
+import math
+import random
+import threading
+
+import numpy as np
+import pytest
+
+from tensormeter.errors import SettingsError
+from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge
+from tensormeter.otlp.decode import decode_metrics
+from tensormeter.otlp.encode import encode_metrics
+from tensormeter.server.alerts.config import AlertConfig, Rule, load_alert_config
+from tensormeter.server.alerts.detectors import make_detector
+from tensormeter.server.alerts.watcher import Watcher
+from tensormeter.server.store import RunRef
+from tensormeter.server.store.sqlite import SqliteStore
+
+T0 = 1_750_000_000_000_000_000
+SECOND = 10**9
+
+
+def said(rule, values):
+    detector = make_detector(rule)
+    return [index for index, value in enumerate(values) if detector(value) is not None]
+
+
+def test_nan_is_said_once_until_it_is_calm_again():
+    rule = Rule(kind="nan")
+    assert said(rule, [1.0, math.nan, math.nan, 1.0, math.inf]) == [1]
+    assert said(rule, [math.nan, *[1.0] * 20, -math.inf]) == [0, 21]
+
+
+def test_spikes_of_a_noisy_falling_loss():
+    chaos = random.Random(1)
+    values = [math.exp(-i / 300) + chaos.gauss(0, 0.05) for i in range(1000)]
+    assert said(Rule(kind="spike"), values) == []
+    values[500] += 3
+    values[501] += 3
+    assert said(Rule(kind="spike"), values) == [500]
+    assert said(Rule(kind="spike"), [1.0] * 50 + [1.01] + [1.0] * 50) == []
+    assert said(Rule(kind="spike"), [1.0] * 50 + [2.0]) == [50]
+    assert said(Rule(kind="spike"), [1.0, 100.0]) == []  # too little is known yet
+
+
+def test_thresholds_speak_when_they_are_crossed():
+    rule = Rule(kind="threshold", above=2.0, below=-1.0)
+    assert said(rule, [0, 3, 4, 0, 3, math.nan, -2]) == [1, 4, 6]
+
+
+@pytest.fixture
+def watched(tmp_path):
+    """A store, a clock, and a watcher of it."""
+
+    class Watched:
+        now = 0.0
+        store = SqliteStore(tmp_path / "store", fold_points=1 << 60, fold_interval=3600)
+
+        def rows(self, first, losses, process="p", run="r"):
+            steps = np.arange(first, first + len(losses))
+            times = (T0 + steps * SECOND).astype(np.uint64)
+            gauges = [Gauge(STEP_METRIC, times, steps), Gauge("train/loss", times, np.array(losses))]
+            resource = {"service.name": "demo", "tensormeter.run.id": run, "service.instance.id": process}
+            payload = encode_metrics([Batch(resource, gauges)])
+            self.store.append_metrics(decode_metrics(payload), payload=payload)
+
+        def alerts(self, run="r"):
+            events = self.store.events(RunRef(run), name="tensormeter.alert")
+            return [(event.attributes["tensormeter.alert.kind"], event.step) for event in reversed(events)]
+
+    watched = Watched()
+    watched.rows(-1, [0.5])
+    watched.watcher = Watcher(watched.store, AlertConfig().rules, clock=lambda: watched.now)
+    yield watched
+    watched.store.close()
+
+
+def test_the_watcher_raises_alerts_once(watched):
+    watched.rows(0, [1.0] * 30)
+    watched.watcher.look()
+    assert watched.alerts() == []
+    watched.rows(30, [9.0, 1.0, math.nan])
+    watched.rows(30, [9.0, 1.0, math.nan], process="another rank, the same trouble")
+    for _ in range(2):
+        watched.watcher.look()
+        assert watched.alerts() == [("spike", 30), ("nan", 32)]
+    (nan, spike) = watched.store.events(RunRef("r"), name="tensormeter.alert")
+    assert nan.body["message"] == "train/loss: the value is nan"
+    assert (spike.body["value"], spike.body["process"], spike.time) == (9.0, "p", T0 + 30 * SECOND)
+    watched.now += 61
+    watched.store.fold()
+    watched.rows(33, [1.0] * 30 + [math.nan])
+    watched.watcher.look()
+    assert watched.alerts() == [("spike", 30), ("nan", 32), ("nan", 63)]
+
+
+def test_a_run_without_steps_is_stalled_until_it_goes_on(watched):
+    watched.rows(0, [1.0] * 30)  # a step a second
+    watched.watcher.look()
+    watched.now += 59
+    watched.watcher.look()
+    assert watched.alerts() == []
+    watched.now += 2
+    for _ in range(2):
+        watched.watcher.look()
+        assert watched.alerts() == [("stall", None)]
+        assert watched.store.run(RunRef("r")).state == "stalled"
+    watched.rows(30, [1.0])
+    watched.watcher.look()
+    assert watched.store.run(RunRef("r")).state == "running"
+    watched.now += 61
+    watched.watcher.look()
+    assert len(watched.alerts()) == 2
+
+
+def test_what_is_gone_is_not_watched(watched):
+    watched.rows(0, [1.0] * 30)
+    watched.watcher.look()
+    watched.store.delete(RunRef("r"))
+    watched.now += 1000
+    watched.watcher.look()
+    watched.watcher.look()
+
+
+class Receiver:
+    """A webhook's other end: fails as told, and remembers."""
+
+    def __init__(self, answers):
+        receiver = self
+        self.answers = list(answers)
+        self.taken = []
+        self.requests = 0
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                receiver.requests += 1
+                status, headers = receiver.answers.pop(0) if receiver.answers else (200, {})
+                if status == 200:
+                    receiver.taken.append(body)
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/secret-path"
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,))
+        self.thread.start()
+
+    def close(self):
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+def test_a_webhook_is_told_again_until_it_listens(start, make, tmp_path, eventually):
+    elsewhere = Receiver([])
+    receiver = Receiver([(503, {"Retry-After": "0"}), (429, {})])
+    file = tmp_path / "alerts.toml"
+    file.write_text(
+        f"""
+        defaults = false
+        [[rule]]
+        kind = "threshold"
+        metric = "eval/*"
+        above = 10
+        [[webhook]]
+        url = "{receiver.url}"
+        """
+    )
+    try:
+        server = start("--alerts", str(file), "--alert-interval", "0.05")
+        rows = [(T0 + i, i, {"eval/ppl": 20.0 if i == 5 else 1.0, "other": 99.0}) for i in range(10)]
+        server.metrics(make.rows("hooked", rows))
+        eventually(lambda: receiver.taken)
+        (told,) = receiver.taken
+        assert (told["run"], told["project"], told["step"]) == ("hooked", "demo", 5)
+        assert told["text"] == "demo/hooked: eval/ppl: 20 is above 10"
+        (event,) = server.get("/api/v1/runs/hooked/events", name="tensormeter.alert")["events"]
+        assert event["attributes"]["tensormeter.key"] == "eval/ppl"
+        assert (event["step"], event["body"]["kind"]) == (5, "threshold")
+        # What a trainer alerts goes the same way; a redirect is refused, and what is refused is not tried again.
+        receiver.answers = [(302, {"Location": elsewhere.url})]
+        alert = Event("tensormeter.alert", T0, {"title": "mine", "webhook": elsewhere.url}, {})
+        server.events(make.resource("hooked"), alert)
+        eventually(lambda: receiver.requests == 4)
+        assert server.stop() == 0
+        server = start("--alerts", str(file), "--alert-interval", "0.05")
+        server.events(make.resource("hooked"), Event("tensormeter.alert", T0, {"title": "again"}, {}))
+        eventually(lambda: len(receiver.taken) == 2)
+        assert receiver.taken[1]["text"] == "demo/hooked: again"
+        assert server.stop() == 0
+        assert "secret-path" not in server.stderr
+        assert elsewhere.requests == 0
+    finally:
+        receiver.close()
+        elsewhere.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x = ", "cannot be read"),
+        ("unknown = 1", "unknown"),
+        ("[[rule]]\nmetric = 'x'", "rule 1: expected kind"),
+        ("[[rule]]\nkind = 'x'", "rule 1: kind"),
+        ("[[rule]]\nkind = 'threshold'", "above"),
+        ("[[rule]]\nkind = 'spike'\nwindow = 5", "window"),
+        ("[[rule]]\nkind = 'spike'\nscore = 'x'", "score"),
+        ("[[webhook]]\nurl = 'ftp://x'", "webhook 1"),
+        ("rule = 3", "[[rule]]"),
+    ],
+)
+def test_files_that_cannot_be_used(tmp_path, text, words):
+    file = tmp_path / "alerts.toml"
+    file.write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        load_alert_config(file)
+    assert words in str(caught.value)
+
+
+def test_a_file_adds_to_the_defaults(tmp_path):
+    file = tmp_path / "alerts.toml"
+    file.write_text("[[rule]]\nkind = 'threshold'\nbelow = 0\n[[webhook]]\nurl = 'https://x.example/secret'")
+    config = load_alert_config(file)
+    assert len(config.rules) == len(AlertConfig().rules) + 1
+    assert config.webhooks == ("https://x.example/secret",)
+    assert "secret" not in repr(config)

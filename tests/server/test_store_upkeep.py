@@ -1,0 +1,280 @@
+"""Upkeep of the SQLite store: older versions, retention, deletion, compacting, backups."""
+
+import re
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+from tensormeter.errors import StoreError
+from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge
+from tensormeter.otlp.decode import decode_events, decode_metrics
+from tensormeter.otlp.encode import encode_events, encode_metrics
+from tensormeter.server.store import NotFoundError, RunChanges, RunRef, removal
+from tensormeter.server.store.chunks import encode_chunk
+from tensormeter.server.store.maintenance import back_up, compact
+from tensormeter.server.store.points import Points
+from tensormeter.server.store.removal import Retention
+from tensormeter.server.store.sqlite import SqliteStore
+
+VERSION_1 = """
+CREATE TABLE run (
+    id INTEGER PRIMARY KEY, project TEXT NOT NULL, run_id TEXT NOT NULL, name TEXT NOT NULL,
+    config TEXT NOT NULL DEFAULT '{}', config_time INTEGER NOT NULL DEFAULT 0,
+    created INTEGER NOT NULL, updated INTEGER NOT NULL,
+    series INTEGER NOT NULL DEFAULT 0, points INTEGER NOT NULL DEFAULT 0, UNIQUE (project, run_id)
+);
+CREATE INDEX run_by_run_id ON run (run_id);
+CREATE INDEX run_by_created ON run (created);
+CREATE TABLE process (
+    id INTEGER PRIMARY KEY, run INTEGER NOT NULL REFERENCES run, process TEXT NOT NULL, resource TEXT NOT NULL,
+    started INTEGER, ended INTEGER, end_state TEXT, UNIQUE (run, process)
+);
+CREATE TABLE series (
+    id INTEGER PRIMARY KEY, process INTEGER NOT NULL REFERENCES process, metric TEXT NOT NULL,
+    attributes TEXT NOT NULL, unit TEXT NOT NULL, description TEXT NOT NULL,
+    points INTEGER NOT NULL DEFAULT 0, last_time INTEGER, last_word INTEGER, last_integer INTEGER,
+    UNIQUE (process, metric, attributes)
+);
+CREATE TABLE chunk (
+    id INTEGER PRIMARY KEY, series INTEGER NOT NULL REFERENCES series, seq INTEGER NOT NULL, n INTEGER NOT NULL,
+    t_min INTEGER NOT NULL, t_max INTEGER NOT NULL, kind INTEGER NOT NULL,
+    times BLOB NOT NULL, words BLOB NOT NULL, integers BLOB NOT NULL
+);
+CREATE UNIQUE INDEX chunk_by_series ON chunk (series, seq, n, t_min, t_max);
+CREATE TABLE event (
+    id INTEGER PRIMARY KEY, process INTEGER NOT NULL REFERENCES process, time INTEGER NOT NULL, name TEXT NOT NULL,
+    digest BLOB NOT NULL, body TEXT NOT NULL, attributes TEXT NOT NULL, UNIQUE (process, time, name, digest)
+);
+CREATE TABLE batch (
+    id TEXT PRIMARY KEY, digest BLOB NOT NULL, received INTEGER NOT NULL, rejected INTEGER NOT NULL, message TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE journal (seq INTEGER PRIMARY KEY AUTOINCREMENT, payload BLOB NOT NULL);
+PRAGMA application_id = 1953330290;
+PRAGMA user_version = 1;
+"""
+
+
+def payload_of(times, values, run="r", name="v"):
+    gauge = Gauge(name, np.asarray(times, np.uint64), np.asarray(values, np.float64))
+    return encode_metrics([Batch({"tensormeter.run.id": run, "service.instance.id": "p"}, [gauge])])
+
+
+def append(store, *args, batch_id=None, **more):
+    payload = payload_of(*args, **more)
+    return store.append_metrics(decode_metrics(payload), payload=payload, batch_id=batch_id)
+
+
+def events(store, *listed, run="r"):
+    payload = encode_events({"tensormeter.run.id": run, "service.instance.id": "p"}, listed)
+    return store.append_events(decode_events(payload), payload=payload)
+
+
+def values(store, run="r", name="v"):
+    return [v for series in store.read(RunRef(run), [name]).series for v in series.points.values()]
+
+
+@pytest.fixture
+def open_store(tmp_path):
+    opened = []
+
+    def open_store(**options):
+        opened.append(SqliteStore(tmp_path / "store", **{"fold_points": 1 << 60, "fold_interval": 3600} | options))
+        return opened[-1]
+
+    yield open_store
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def query(tmp_path):
+    def query(sql, *values):
+        with closing(sqlite3.connect(tmp_path / "store" / "tensormeter.db")) as connection:
+            return connection.execute(sql, values).fetchall()
+
+    return query
+
+
+def write_version_1(file):
+    import zstandard
+
+    from tensormeter.server.store.journal import digest
+
+    file.parent.mkdir()
+    with closing(sqlite3.connect(file, isolation_level=None)) as old:
+        old.execute("PRAGMA journal_mode = WAL")
+        old.executescript(VERSION_1)
+        old.execute(
+            "INSERT INTO run VALUES (7, 'default', 'r', 'a run', '{\"lr\":1}', 5, 5, 99, 2, 8)",
+        )
+        old.execute("INSERT INTO process VALUES (3, 7, 'p', '{\"host.name\":\"h\"}', 5, 50, 'crashed')")
+        steps = encode_chunk(Points.of(np.arange(10, 14), np.arange(4)))
+        numbers = encode_chunk(Points.of(np.arange(10, 14), np.array([4.0, np.nan, 1.0, 2.0])))
+        last = np.array([2.0]).view(np.int64)[0]
+        for series, metric, chunk, word, integer in ((1, STEP_METRIC, steps, 3, 1), (2, "v", numbers, int(last), 0)):
+            old.execute(
+                "INSERT INTO series VALUES (?, 3, ?, '{}', '1', 'd', 4, 13, ?, ?)", (series, metric, word, integer)
+            )
+            row = (chunk.n, chunk.t_min, chunk.t_max, chunk.kind, chunk.times, chunk.words, chunk.integers)
+            old.execute("INSERT INTO chunk VALUES (?, ?, 0, ?, ?, ?, ?, ?, ?, ?)", (series, series, *row))
+        old.execute("INSERT INTO event VALUES (4, 3, 5, 'tensormeter.run.start', x'00', '{\"config\":{}}', '{}')")
+        waiting = payload_of([14], [9.0])
+        old.execute("INSERT INTO journal VALUES (40, ?)", (zstandard.compress(waiting),))
+        old.execute("INSERT INTO batch VALUES ('b', ?, 1, 0, '')", (digest("metrics", waiting),))
+
+
+def test_a_store_of_version_1_is_brought_up_to_date(tmp_path, open_store, query, caplog):
+    write_version_1(tmp_path / "store" / "tensormeter.db")
+    store = open_store()
+    assert "from version 1 to" in caplog.text
+    run = store.run(RunRef("r"))
+    assert (run.name, run.state, run.config, run.started, run.ended) == ("a run", "crashed", {"lr": 1}, 5, 50)
+    summary = run.summary["v"]
+    assert (summary.last, summary.min, summary.max, summary.count) == (9.0, 1.0, 9.0, 5)
+    assert summary.mean == (4 + 1 + 2 + 9) / 4
+    assert [value for value in values(store) if value == value] == [4.0, 1.0, 2.0, 9.0]
+    assert [event.name for event in store.events(RunRef("r"))] == ["tensormeter.run.start"]
+    assert append(store, [14], [9.0], batch_id="b").duplicate
+    append(store, [15], [10.0])
+    assert query("SELECT max(seq) FROM journal") == [(41,)]
+    store.fold()
+    assert store.run(RunRef("r")).summary["v"].count == 6
+    assert query("PRAGMA foreign_key_check") == []
+    assert query("PRAGMA integrity_check") == [("ok",)]
+    store.close()
+    fresh = tmp_path / "fresh"
+    SqliteStore(fresh).close()
+    with closing(sqlite3.connect(fresh / "tensormeter.db")) as connection:
+        tables = connection.execute("SELECT type, name, sql FROM sqlite_master ORDER BY name").fetchall()
+
+    def normal(rows):
+        return [(kind, name, " ".join(re.sub(r"--.*", "", sql or "").split())) for kind, name, sql in rows]
+
+    assert normal(query("SELECT type, name, sql FROM sqlite_master ORDER BY name")) == normal(tables)
+
+
+def test_a_migration_that_fails_leaves_the_old_store(tmp_path, open_store, query, monkeypatch):
+    from tensormeter.server.store import migration
+
+    write_version_1(tmp_path / "store" / "tensormeter.db")
+    before = query("SELECT name FROM sqlite_master ORDER BY name")
+    with monkeypatch.context() as patch:
+        patch.setattr(migration, "_summaries", lambda _: (_ for _ in ()).throw(sqlite3.OperationalError("disk full")))
+        with pytest.raises(StoreError, match="disk full"):
+            open_store()
+    assert query("PRAGMA user_version") == [(1,)]
+    assert query("SELECT name FROM sqlite_master ORDER BY name") == before
+    assert 9.0 in values(open_store())
+
+
+def test_retention_by_age(open_store, query, monkeypatch):
+    store = open_store()
+    append(store, [1, 2], [1.0, 2.0], run="old")
+    append(store, [1, 2], [1.0, 2.0], run="kept")
+    store.update(RunRef("kept"), RunChanges(tags=["keep"]))
+    append(store, [1, 2], [1.0, 2.0], run="live")
+    store.close()
+    query("SELECT 1")
+    store = open_store(retention=Retention(max_age=3600))
+    with closing(sqlite3.connect(store_file(store))) as connection:
+        connection.execute("UPDATE run SET updated = 1 WHERE run_id IN ('old', 'kept')")
+        connection.commit()
+    append(store, [2**62], [3.0], run="live")
+    store.fold()
+    store._work_in_background()
+    with pytest.raises(NotFoundError):
+        store.run(RunRef("old"))
+    assert values(store, "kept") == [1.0, 2.0]
+    assert 3.0 in values(store, "live")
+    assert query("SELECT count(*) FROM run WHERE deleted") == [(0,)]
+    assert query("SELECT count(*) FROM series") == [(2,)]
+
+
+def store_file(store):
+    return store._writer.execute("PRAGMA database_list").fetchone()[2]
+
+
+def test_retention_by_size_takes_the_oldest_that_ended(open_store):
+    store = open_store(retention=Retention(max_bytes=1))
+    for index, run in enumerate(("first", "second", "running")):
+        append(store, [1], [1.0], run=run)
+        if run != "running":
+            events(store, Event("tensormeter.run.end", 10 + index, {"state": "finished"}), run=run)
+    store._work_in_background()
+    runs = [store.runs(store.table(None, ["id"]).runs)]
+    assert [run.run_id for run in runs[0]] == ["second", "running"]
+    store._work_in_background()
+    store._work_in_background()
+    assert [run.run_id for run in store.runs(store.table(None, ["id"]).runs)] == ["running"]
+
+
+def test_deleting_while_points_are_in_memory_and_in_chunks(open_store, query, monkeypatch):
+    monkeypatch.setattr(removal, "_CHUNKS", 1)
+    store = open_store()
+    for i in range(1, 6):
+        append(store, [i], [float(i)], name=f"m{i}")
+        store.fold()
+    append(store, [9], [9.0])
+    events(store, Event("x", 5, {"a": 1}))
+    store.delete(RunRef("r"))
+    assert append(store, [10], [10.0]).rejected == 1
+    append(store, [1], [1.0], run="other")
+    store.fold()
+    for table in ("chunk", "series", "process", "summary", "run"):
+        assert query(f"SELECT count(*) FROM {table}")[0][0] == (1 if table != "event" else 0)
+    assert query("SELECT count(*) FROM event") == [(0,)]
+    assert values(store, "other") == [1.0]
+
+
+def test_compacting_and_backing_up(open_store, query, tmp_path):
+    store = open_store()
+    for i in range(1, 40):
+        append(store, [i], [float(i)])
+        store.fold()
+        append(store, [i], [float(i)], name=f"m{i}", run="big")
+    store.delete(RunRef("big"))
+    store.fold()
+    append(store, [100], [100.0])
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    size = back_up(tmp_path / "store", copy / "tensormeter.db")  # with the store open, and one point in its journal
+    assert size == (copy / "tensormeter.db").stat().st_size
+    append(store, [101], [101.0])
+    with pytest.raises(StoreError, match="in use by process"):
+        compact(tmp_path / "store")
+    store.close()
+    expected = [*map(float, range(1, 40)), 100.0, 101.0]
+    done = compact(tmp_path / "store")
+    assert done.chunks_after == 1 < done.chunks_before
+    assert done.bytes_after <= done.bytes_before
+    assert query("SELECT n FROM chunk") == [(41,)]
+    assert values(open_store()) == expected
+    restored = SqliteStore(copy)
+    assert values(restored) == expected[:-1]
+    restored.close()
+    with pytest.raises(StoreError, match="not there yet"):
+        back_up(tmp_path / "store", copy / "tensormeter.db")
+    with pytest.raises(StoreError, match="no store"):
+        compact(tmp_path / "nothing")
+
+
+def test_the_commands(open_store, tmp_path):
+    store = open_store()
+    append(store, [1], [1.0])
+    command = [sys.executable, "-m", "tensormeter"]
+    data = ["--data", str(tmp_path / "store")]
+    done = subprocess.run(
+        [*command, "backup", str(tmp_path / "b.db"), *data], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert oct((tmp_path / "b.db").stat().st_mode & 0o777) == "0o600"
+    done = subprocess.run([*command, "compact", *data], capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, "in use by process" in done.stderr) == (1, True)
+    store.close()
+    done = subprocess.run([*command, "compact", *data], capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "chunks" in done.stdout
