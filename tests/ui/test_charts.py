@@ -235,7 +235,7 @@ def test_full_screen_and_back(tab: Any) -> None:
     assert "full=train%2Floss" in page.url
     page.keyboard.press("Escape")
     expect(dialog).to_be_hidden()
-    assert "full=" not in page.url
+    page.wait_for_function("() => !location.hash.includes('full=')")
 
 
 def test_saved_as_picture_and_drawing(tab: Any) -> None:

@@ -55,6 +55,15 @@ def test_filter_by_text_and_by_click(tab: Any) -> None:
     expect(page.get_by_text("12 runs", exact=True)).to_be_visible()
 
 
+def test_fields_are_offered_while_a_filter_is_typed(tab: Any) -> None:
+    page = tab.go("#/p/vision")
+    expect(page.get_by_text("12 runs", exact=True)).to_be_visible()
+    page.get_by_label("Filter runs").fill('state = "failed" and config.mo')
+    options = page.locator("datalist option")
+    expect(options).to_have_count(2)
+    assert options.nth(0).get_attribute("value") == 'state = "failed" and config.model.depth'
+
+
 def test_a_wrong_filter_names_the_position(tab: Any) -> None:
     page = tab.go("#/p/vision?filter=config.lr+%3E+and")
     expect(page.locator(".problem")).to_contain_text(re.compile(r"filter: .* at \d+"))

@@ -12,6 +12,7 @@ import { firstVisit } from "./welcome";
 import type { Context, View } from "./view";
 
 const REFRESH_MS = 5000;
+const COMPLETIONS = 20;
 const STATES: api.State[] = ["running", "stalled", "failed", "crashed", "preempted", "finished"];
 
 export class RunsView implements View {
@@ -27,8 +28,10 @@ export class RunsView implements View {
     "aria-label": "Filter runs",
     autocomplete: "off",
     spellcheck: "false",
-    on: { change: () => route.change({ filter: this.filter.value.trim() }) },
+    list: "fields",
+    on: { change: () => route.change({ filter: this.filter.value.trim() }), input: () => this.complete() },
   });
+  private readonly completions = h("datalist", { id: "fields" });
   private readonly problem = h("p", { class: "problem", role: "alert" });
   private readonly chips = h("div", { class: "chips" });
   private readonly status = h("p", { class: "muted", role: "status" }, "Loading …");
@@ -65,7 +68,7 @@ export class RunsView implements View {
     choose.append("Columns");
     choose.classList.add("wide");
     this.element.append(
-      h("div", { class: "controls" }, this.filter, choose, this.actions),
+      h("div", { class: "controls" }, this.filter, this.completions, choose, this.actions),
       this.problem,
       this.chips,
       this.empty,
@@ -342,6 +345,16 @@ export class RunsView implements View {
     this.menu.style.left = `${Math.min(place.left, innerWidth - this.menu.offsetWidth - 8)}px`;
     this.menu.style.top = `${place.bottom + 2}px`;
     this.menu.querySelector("button")?.focus();
+  }
+
+  /** Offer the fields that go on as the last word begins. */
+  private complete(): void {
+    const text = this.filter.value;
+    const [word = ""] = /[\w./-]*$/.exec(text) ?? [];
+    const before = text.slice(0, text.length - word.length);
+    const inText = (before.match(/"/g)?.length ?? 0) % 2 === 1;
+    const found = word && !inText ? [...BASIC_KEYS, "name", ...this.fields].filter((key) => key.startsWith(word) && key !== word) : [];
+    fill(this.completions, ...found.slice(0, COMPLETIONS).map((key) => h("option", { value: before + quoted(key) })));
   }
 
   private startFilter(key: string): void {
