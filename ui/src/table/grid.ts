@@ -88,7 +88,6 @@ export class Grid<Row> {
     this.active = Math.min(this.active, Math.max(0, count - 1));
     this.element.setAttribute("aria-rowcount", String(count + 1));
     this.body.style.height = `${count * ROW}px`;
-    this.drawn = new WeakMap();
     this.schedule();
   }
 

@@ -59,8 +59,8 @@ export class RunsView implements View {
     this.grid = new Grid<Item>(`Runs of ${project}`, {
       need: (first, last) => this.rows.need(first, last),
       header: (one, anchor) => this.openMenu(one, anchor),
-      open: (row) => (isHeading(row) ? this.rows.fold(row) : route.go(["p", project, "runs", row.id])),
-      select: (row) => (isHeading(row) ? this.rows.fold(row) : this.toggle(row)),
+      open: (row) => (isHeading(row) ? this.fold(row) : route.go(["p", project, "runs", row.id])),
+      select: (row) => (isHeading(row) ? this.fold(row) : this.toggle(row)),
       isSelected: (row) => !isHeading(row) && this.selected().includes(row.id),
       heading: (row) => (isHeading(row) ? this.heading(row) : null),
     });
@@ -295,6 +295,11 @@ export class RunsView implements View {
     route.change({ pinned: route.joined(pinned) });
   }
 
+  private fold(row: Heading): void {
+    this.rows.fold(row);
+    this.grid.refresh();
+  }
+
   private heading(row: Heading): HTMLElement {
     const group = this.params.get("group") ?? "";
     const means = this.columns
@@ -306,7 +311,7 @@ export class RunsView implements View {
         const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
         return values.length ? `${shortLabel(key)} ${format.number(mean)} on average` : "";
       });
-    const toggle = button(`${row.open ? "▾" : "▸"} ${shortLabel(group)} = ${row.heading}`, () => this.rows.fold(row), {
+    const toggle = button(`${row.open ? "▾" : "▸"} ${shortLabel(group)} = ${row.heading}`, () => this.fold(row), {
       "aria-expanded": String(row.open),
       tabindex: -1,
     });
