@@ -20,6 +20,9 @@ __all__ = ["RUN_FIELDS", "load_runs", "load_states", "load_table", "metrics_need
 
 _SUMMARY_COLUMNS: Final = "count, numbers, total, minimum, maximum, last_time, last_word, last_integer, last_step"
 
+_ATTRIBUTES: Final = {"min": "minimum", "max": "maximum"}
+"""Parts of a summary that are called otherwise in `Totals`."""
+
 _BASE: Final = {
     "id": "run_id",
     "run_id": "run_id",
@@ -205,10 +208,11 @@ def _summary_parts(
         fresh[run].append(totals)
     index = {run: number for number, run in enumerate(columns.get("run", ()))} if fresh else {}
     for run, totals_of_run in fresh.items():
-        stored = [_totals(rows[index[run]][1:])] if run in index else []
-        summary = _summary(Totals.merge([*stored, *totals_of_run]))
+        if run in index:
+            totals_of_run.insert(0, _totals(rows[index[run]][1:]))
+        merged = Totals.merge(totals_of_run)
         for part in parts:
-            found[part][run] = getattr(summary, part)
+            found[part][run] = getattr(merged, _ATTRIBUTES.get(part, part))
     return found
 
 
@@ -223,7 +227,7 @@ def _part(columns: Mapping[str, Sequence[Any]], part: str) -> Sequence[Any]:
             pairs = zip(columns["total"], columns["numbers"], strict=True)
             return [None if total is None or not n else total / n for total, n in pairs]
         case "min" | "max":
-            return columns[{"min": "minimum", "max": "maximum"}[part]]
+            return columns[_ATTRIBUTES[part]]
         case _:
             return columns[part]
 
