@@ -12,6 +12,8 @@ FROM base AS build
 WORKDIR /src
 RUN python -m venv /opt/tensormeter
 COPY pyproject.toml hatch_build.py README.md LICENSE ./
+COPY build_hooks build_hooks
+COPY ui ui
 COPY src src
 COPY exporters exporters
 

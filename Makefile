@@ -1,16 +1,17 @@
 # demo: train a small model and see its run    test: everything that must hold
 # check: style, types, layers                  bench: what it costs, beside the alternatives
 # chaos: the tests of faults, with 500 kills each, every byte and ten times the flipped bits
+# screenshots: pictures of every view of the web page, in screenshots/
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test check bench chaos clean tools
+.PHONY: demo test check bench chaos screenshots clean tools
 
 demo: $(VENV)/ready
 	$(RUN) examples/demo.py $(if $(ONCE),--once) $(ARGS)
 
-test: $(VENV)/ready
+test: $(VENV)/ready tools
 	$(RUN) -m pytest $(ARGS)
 
 check: $(VENV)/ready
@@ -18,6 +19,7 @@ check: $(VENV)/ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+	@if [ -d ui/node_modules ]; then cd ui && npm run --silent check; else echo "check: the page's types need Node; left out"; fi
 
 bench: $(VENV)/bench
 	$(RUN) benchmarks/log_call.py
@@ -28,19 +30,22 @@ bench: $(VENV)/bench
 	$(RUN) benchmarks/sensors.py
 	$(RUN) benchmarks/delivery.py
 	$(RUN) benchmarks/server.py
+	$(RUN) benchmarks/page.py
 
 chaos: $(VENV)/ready
 	CHAOS_KILLS=500 TENSORMETER_TEST_KILLS=500 $(RUN) -m pytest --timeout 36000 tests/faults tests/server/test_server_crash.py $(ARGS)
 
-# Debian's Prometheus, which some tests scrape with; where it cannot be installed they are skipped and say so.
+# Debian's Chromium and Prometheus: the tests of the page and of scraping need them, and skip where they cannot be had.
 tools:
-	command -v prometheus || { apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus; } \
-	|| echo "prometheus is not installed: its tests will be skipped"
+	@command -v chromium >/dev/null && command -v prometheus >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	  apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core prometheus >/dev/null; } || \
+	  echo "Chromium and Prometheus cannot be installed here: their tests will be skipped"
 
-clean:
-	rm -rf $(VENV) .demo
+screenshots: $(VENV)/ready
+	$(RUN) tests/ui/screenshots.py $(ARGS)
 
-$(VENV)/ready: pyproject.toml constraints.txt hatch_build.py src/tensormeter/record/_writer.c
+$(VENV)/ready: pyproject.toml constraints.txt hatch_build.py build_hooks/page.py build_hooks/writer.py \
+  src/tensormeter/record/_writer.c $(wildcard ui/*.json ui/*.mjs ui/src/*.* ui/src/*/*.*)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
@@ -48,3 +53,6 @@ $(VENV)/ready: pyproject.toml constraints.txt hatch_build.py src/tensormeter/rec
 $(VENV)/bench: $(VENV)/ready
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	touch $@
+
+clean:
+	rm -rf $(VENV) .demo screenshots ui/node_modules src/tensormeter/server/static

@@ -60,5 +60,5 @@ def test_commands_exist() -> None:
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"`make (\w+)`", README))
-    assert targets == {"bench", "check", "demo", "test"}
+    assert targets == {"bench", "check", "demo", "screenshots", "test"}
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)

@@ -203,18 +203,18 @@ class ExperimentServer:
         found = {}
         listed = self.get("/runs", project=project)
         for run in listed["runs"] if listed else []:
-            where = f"/runs/{run['run_id']}"
+            where = f"/runs/{run['id']}"
             metrics = self.get(f"{where}/metrics", project=project)["metrics"]
             series = {
                 name: sorted(
                     self.get(f"{where}/series", project=project, metric=name, x="step")["series"],
                     key=lambda series: json.dumps([series["process"], series["attributes"]], sort_keys=True),
                 )
-                for name in sorted({metric["metric"] for metric in metrics})
+                for name in sorted({metric["name"] for metric in metrics})
             }
             about = self.get(where, project=project)
             changing = {"created", "updated", "project"}
-            found[run["run_id"]] = {
+            found[run["id"]] = {
                 "about": {key: value for key, value in about.items() if key not in changing},
                 "metrics": sorted(metrics, key=lambda metric: json.dumps(metric, sort_keys=True)),
                 "series": series,

@@ -254,7 +254,7 @@ def test_all_at_once(environment, experiment_server, direct, free_port, tmp_path
 def test_no_route_makes_attributes_of_steps(direct, experiment_server):
     for metric in experiment_server.get("/runs/same-run/metrics", project="direct")["metrics"]:
         assert metric["attributes"] == {}
-    assert {metric["metric"] for metric in direct["same-run"]["metrics"]} >= {"train/loss", "tensormeter.step"}
+    assert {metric["name"] for metric in direct["same-run"]["metrics"]} >= {"train/loss", "tensormeter.step"}
 
 
 def test_import_names_what_it_leaves_out(environment, experiment_server, tmp_path):

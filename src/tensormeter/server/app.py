@@ -13,6 +13,7 @@ from tensormeter.errors import EncodingError, StoreError, UsageError
 from tensormeter.server.api import Shutdown, api_routes
 from tensormeter.server.config import ServerConfig
 from tensormeter.server.guard import Guard
+from tensormeter.server.page import Page, wants_page
 from tensormeter.server.receiver import Receiver
 from tensormeter.server.status import error_response
 from tensormeter.server.store import (
@@ -45,10 +46,14 @@ def create_app(store: Store, config: ServerConfig, shutdown: Shutdown | None = N
         config: Limits, and who may talk to it.
         shutdown: Tells streams that never end by themselves when to.
     """
+    page = Page()
 
-    async def index(_: Request) -> Response:
+    async def index(request: Request) -> Response:
+        if wants_page(request):
+            return page.index(request)
         links = {"projects": "/api/v1/projects", "runs": "/api/v1/runs", "metrics": "/v1/metrics", "logs": "/v1/logs"}
-        return JSONResponse({"name": "tensormeter", "version": version("tensormeter"), "links": links})
+        document = {"name": "tensormeter", "version": version("tensormeter"), "links": links}
+        return JSONResponse(document, headers={"Vary": "Accept, Accept-Encoding"})
 
     async def health(request: Request) -> Response:
         problem = store.problem()
@@ -60,6 +65,7 @@ def create_app(store: Store, config: ServerConfig, shutdown: Shutdown | None = N
         routes=[
             Route("/", index),
             Route("/healthz", health),
+            *page.routes(),
             *Receiver(store, config.max_body_bytes).routes(),
             *api_routes(store, shutdown or Shutdown()),
         ],

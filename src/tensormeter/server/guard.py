@@ -2,7 +2,7 @@
 
 - `Host` must be a name of this server. Without that, a web page whose name is rebound to 127.0.0.1 could read it.
 - `Origin`, if a browser sends one, must be this server: no page of another site may read or write.
-- The bearer token, if there is one, for everything but `/` and `/healthz`, which show no data.
+- The bearer token, if there is one, for everything but `/`, `/healthz` and the web page's files, which show no data.
 """
 
 import hmac
@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tensormeter.server.config import ServerConfig
+from tensormeter.server.page import STATIC_PREFIX
 from tensormeter.server.status import error_response
 from tensormeter.settings import is_loopback
 
@@ -65,7 +66,7 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and _origin_host(origin) != host.lower():
             return error_response(scope, 403, "cross_origin", "requests from pages of other sites are refused")
-        if self._token is not None and path not in _PUBLIC:
+        if self._token is not None and path not in _PUBLIC and not path.startswith(STATIC_PREFIX):
             scheme, _, token = headers.get("authorization", "").partition(" ")
             given = token.strip().encode()
             if scheme.lower() != "bearer" or not hmac.compare_digest(given, self._token):

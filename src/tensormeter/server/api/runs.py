@@ -72,7 +72,7 @@ class RunsApi:
         offset = integer(query, "offset", 0, 0, 1 << 62)
         named = None if "fields" not in query else [name for name in query["fields"].split(",") if name]
         metrics = None if named is None else _under("summary.", named)
-        keys = None if named is None else _under("config.", named)
+        keys = None if named is None or "config" in named else _under("config.", named)
 
         def work() -> bytes:
             runs, total = find_runs(

@@ -1,0 +1,1 @@
+"""Parts of a build, each in a module of its own; hatch_build.py runs them."""

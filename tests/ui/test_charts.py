@@ -1,0 +1,284 @@
+"""Charts: found, drawn when in sight, looked at in every way, saved, and kept up to date."""
+
+import json
+import re
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from playwright.sync_api import Page, expect
+from sample_runs import SECOND, Sender
+
+LOSS = "train/loss"
+
+
+def hover(page: Page, card: Any, share: float = 0.5) -> Any:
+    """Put the pointer on a chart, at a share of its width; the box with the values."""
+    card.scroll_into_view_if_needed()
+    box = card.locator(".u-over").bounding_box()
+    page.mouse.move(box["x"] + box["width"] * share - 3, box["y"] + 40)
+    page.mouse.move(box["x"] + box["width"] * share, box["y"] + 40)
+    tooltip = page.locator(".tooltip")
+    expect(tooltip).to_be_visible()
+    return tooltip
+
+
+def drag(page: Page, card: Any, start: float, stop: float) -> None:
+    card.scroll_into_view_if_needed()
+    box = card.locator(".u-over").bounding_box()
+    page.mouse.move(box["x"] + box["width"] * start, box["y"] + 60)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * (start + stop) / 2, box["y"] + 60)
+    page.mouse.move(box["x"] + box["width"] * stop, box["y"] + 60)
+    page.mouse.up()
+
+
+def queries(tab: Any) -> list[dict[str, Any]]:
+    return [json.loads(request.post_data) for request in tab.asked("/api/v1/query")]
+
+
+def test_sections_by_prefix_fold(tab: Any) -> None:
+    page = tab.go("#/p/vision/runs/vis00")
+    tab.card("eval/loss")
+    assert page.locator(".section h2 button").all_text_contents() == ["eval2", "train5", "throughput1"]
+    page.get_by_role("button", name="eval 2").click()
+    expect(page.locator('.card[aria-label="eval/loss"]')).to_have_count(0)
+    assert "closed=eval" in page.url
+
+
+def test_search_by_regular_expression(tab: Any) -> None:
+    page = tab.go("#/p/vision/runs/vis00")
+    tab.card("eval/loss")
+    page.get_by_label("Search charts").fill("^(train|eval)/l.ss$")
+    expect(page.locator(".card")).to_have_count(2)
+    page.get_by_label("Search charts").fill("(")
+    expect(page.get_by_text("No chart has such a name")).to_be_visible()
+    page.get_by_role("button", name="Show all").click()
+    expect(page.locator(".card")).to_have_count(8)
+
+
+def test_drawn_when_in_sight(tab: Any) -> None:
+    page = tab.go("#/p/wide/runs/wide000")
+    tab.card("block00/weight00/norm")
+    assert page.locator(".card").count() == 300
+    assert page.locator(".card canvas").count() < 60
+    asked = {metric for query in queries(tab) for metric in query["metrics"]}
+    assert "block14/weight19/norm" not in asked
+    page.locator('.card[aria-label="block14/weight19/norm"]').scroll_into_view_if_needed()
+    tab.card("block14/weight19/norm")
+    page.wait_for_function("() => document.querySelectorAll('.card canvas').length < 60")
+
+
+def test_points_come_in_binary(tab: Any) -> None:
+    tab.go("#/p/vision/runs/vis00")
+    tab.card(LOSS)
+    answer = tab.asked("/api/v1/query")[0].response()
+    assert answer.headers["content-type"].startswith("application/vnd.tensormeter.columns")
+
+
+def test_hover_shows_all_values_highest_first(tab: Any) -> None:
+    page = tab.go("#/p/vision/runs/vis00,vis01,vis02,vis04")
+    tooltip = hover(page, tab.card(LOSS))
+    expect(tooltip.locator(".reading")).to_have_count(4)
+    values = [float(text) for text in tooltip.locator(".reading .value").all_inner_texts()]
+    assert values == sorted(values, reverse=True)
+    beside = [float(text) for text in page.locator(".runlist .value").all_inner_texts()]
+    assert sorted(beside, reverse=True) == values
+
+
+def test_the_spike_stays_in_sight(tab: Any) -> None:
+    page = tab.go("#/p/vision/runs/vis00")
+    card = tab.card(LOSS)
+    # One sample in 3000, of which 1000 came.
+    with page.expect_download() as download:
+        save(page, card, "CSV")
+    rows = Path(download.value.path()).read_text().splitlines()
+    assert max(float(row.split(",")[2]) for row in rows[1:] if row.split(",")[2] != "NaN") == 4.9
+
+
+def save(page: Page, card: Any, kind: str) -> None:
+    card.locator("summary").click()
+    card.get_by_role("menuitem", name=kind).click()
+
+
+def test_zoom_reads_again_at_full_detail_in_all_charts(tab: Any) -> None:
+    page = tab.go("#/p/vision/runs/vis00?q=train/(loss%7Caccuracy)$")
+    card = tab.card(LOSS)
+    tab.card("train/accuracy")
+    before = len(queries(tab))
+    drawn = card.get_attribute("data-drawn")
+    with page.expect_response("**/api/v1/query"):
+        drag(page, card, 0.4, 0.6)
+    expect(card).not_to_have_attribute("data-drawn", drawn)
+    asked = queries(tab)[before:]
+    assert {metric for query in asked for metric in query["metrics"]} == {LOSS, "train/accuracy"}
+    assert all(1150 < query["start"] < 1250 and 1750 < query["stop"] < 1850 for query in asked)
+    answer = tab.asked("/api/v1/query")[-1].response().body()
+    header = json.loads(answer[4 : 4 + struct.unpack("<I", answer[:4])[0]])
+    assert all(series["x"]["length"] == series["total"] for series in header["series"])
+    assert "from=" in page.url
+    expect(page.get_by_role("button", name="Zoom out")).to_be_visible()
+    page.keyboard.press("0")
+    expect(page.get_by_role("button", name="Zoom out")).to_be_hidden()
+
+
+def test_smoothing_keeps_the_raw_curve(tab: Any) -> None:
+    page = tab.go("#/p/vision/runs/vis00?s=0.99")
+    card = tab.card(LOSS)
+    expect(hover(page, card)).to_contain_text("raw ")
+    asked = len(queries(tab))
+    page.get_by_label("Smoothing").fill("0.5")
+    page.wait_for_function("() => location.hash.includes('s=0.5')")
+    assert len(queries(tab)) == asked  # from memory
+
+
+def test_smoothing_is_debiased(tab: Any) -> None:
+    page = tab.go("#/p/vision/runs/vis00?s=0.99&q=train/loss$")
+    with page.expect_download() as download:
+        save(page, tab.card(LOSS), "CSV")
+    rows = [row.split(",") for row in Path(download.value.path()).read_text().splitlines()]
+    assert rows[0] == ["step", "series", "value", "smoothed"]
+    assert float(rows[1][3]) == float(rows[1][2])
+
+
+def test_axes(tab: Any) -> None:
+    page = tab.go("#/p/vision/runs/vis00?q=train/loss$")
+    card = tab.card(LOSS)
+    for axis, words in (("relative", "relative "), ("time", "20"), ("metric:train/epoch", "train/epoch ")):
+        drawn = card.get_attribute("data-drawn")
+        page.get_by_label("x axis").select_option(axis)
+        expect(card).not_to_have_attribute("data-drawn", drawn)
+        expect(hover(page, card)).to_contain_text(words)
+    page.get_by_label("log y").check()
+    page.get_by_label("log x").check()
+    page.wait_for_function("() => location.hash.includes('ylog=1') && location.hash.includes('xlog=1')")
+    expect(hover(page, card)).to_be_visible()
+
+
+def test_what_is_not_finite_is_marked(tab: Any) -> None:
+    page = tab.go("#/p/vision/runs/vis03?q=gradient")
+    card = tab.card("train/gradient_norm")
+    expect(card.locator(".remark")).to_contain_text(re.compile(r"not finite \(✕ NaN, ▲ ∞\)"))
+    expect(card.locator(".last")).to_have_text("NaN")
+    assert red_pixels(page, card) > 20
+
+
+def red_pixels(page: Page, card: Any) -> int:
+    return int(
+        card.locator("canvas").evaluate(
+            """(canvas) => {
+                const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+                let found = 0;
+                for (let i = 0; i < data.length; i += 4) if (data[i] > 150 && data[i + 1] < 60 && data[i + 2] < 60) found++;
+                return found;
+            }"""
+        )
+    )
+
+
+def test_outliers_can_be_left_out(tab: Any) -> None:
+    page = tab.go("#/p/vision/runs/vis00?q=train/loss$")
+    card = tab.card(LOSS)
+    page.get_by_label("ignore outliers").check()
+    expect(card.locator(".remark")).to_contain_text("outliers outside")
+
+
+def test_groups_have_mean_and_range(tab: Any) -> None:
+    ids = ",".join(f"vis{index:02}" for index in range(6))
+    page = tab.go(f"#/p/vision/runs/{ids}?q=train/loss$")
+    tab.card(LOSS)
+    page.get_by_label("Group by").select_option("config.optimizer")
+    card = tab.card(LOSS)
+    page.wait_for_function("() => location.hash.includes('group=')")
+    readings = hover(page, card).locator(".reading")
+    expect(readings).to_have_count(2)
+    expect(readings.first).to_contain_text(re.compile(r"optimizer = (adamw|sgd).* to .*mean of 3"))
+
+
+def test_ranks_name_the_straggler(tab: Any) -> None:
+    page = tab.go("#/p/language/runs/llm1")
+    card = tab.card("time_metrics/end_to_end(s)")
+    expect(card.locator(".remark")).to_contain_text("rank 5 (node-1) is the highest 100 % of the time")
+    expect(hover(page, card)).to_contain_text(re.compile(r"median of 8 ranks.* to .*highest rank 5 \(node-1\)"))
+    expect(tab.card("loss_metrics/global_avg_loss").locator(".remark")).not_to_contain_text("rank 5")
+    page.get_by_label("Ranks").select_option("each")
+    expect(card.locator(".legend button")).to_have_count(8)
+    page.get_by_label("Ranks").select_option("first")
+    expect(card.locator(".legend button")).to_have_count(0)
+
+
+def test_legend_hides_and_shows(tab: Any) -> None:
+    page = tab.go("#/p/language/runs/llm1?ranks=each")
+    card = tab.card("throughput(tps)")
+    card.get_by_role("button", name="rank 5 (node-1)").click()
+    expect(card.get_by_role("button", name="rank 5 (node-1)")).to_have_attribute("aria-pressed", "false")
+    expect(hover(page, card).locator(".reading")).to_have_count(7)
+
+
+def test_runs_are_hidden_by_the_list(tab: Any) -> None:
+    page = tab.go("#/p/vision/runs/vis00,vis01,vis02?q=train/loss$")
+    card = tab.card(LOSS)
+    page.get_by_label("Show resnet34-brisk-01").uncheck()
+    page.wait_for_function("() => location.hash.includes('hide=vis01')")
+    expect(hover(page, card).locator(".reading")).to_have_count(2)
+
+
+def test_full_screen_and_back(tab: Any) -> None:
+    page = tab.go("#/p/vision/runs/vis00")
+    tab.card(LOSS).get_by_role("button", name=f"Show {LOSS} full screen").click()
+    dialog = page.locator("dialog.full")
+    expect(dialog.locator("canvas")).to_be_visible()
+    assert dialog.locator("canvas").bounding_box()["width"] > 1000
+    assert "full=train%2Floss" in page.url
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    page.wait_for_function("() => !location.hash.includes('full=')")
+
+
+def test_saved_as_picture_and_drawing(tab: Any) -> None:
+    page = tab.go("#/p/vision/runs/vis00,vis01?q=train/loss$&s=0.9")
+    card = tab.card(LOSS)
+    with page.expect_download() as download:
+        save(page, card, "PNG")
+    assert download.value.suggested_filename == "train_loss.png"
+    assert Path(download.value.path()).read_bytes().startswith(b"\x89PNG")
+    with page.expect_download() as download:
+        save(page, card, "SVG")
+    drawing = Path(download.value.path()).read_text()
+    assert drawing.startswith("<svg")
+    assert drawing.count("<path") == 4
+    assert "resnet34-brisk-01" in drawing
+
+
+def test_many_runs_of_many_metrics(tab: Any) -> None:
+    ids = ",".join(f"wide{run:03}" for run in range(100))
+    page = tab.go(f"#/p/wide/runs/{ids}")
+    card = tab.card("block00/weight00/norm")
+    expect(hover(page, card)).to_contain_text("and 76 more, in the list of runs")
+    assert len([text for text in page.locator(".runlist .value").all_inner_texts() if text]) == 100
+
+
+def test_live_without_reading_the_past_again(open_tab: Callable[..., Any], site: Any) -> None:
+    sender = Sender(site.post, "live", "live1", "a run under way")
+    began = time.time_ns()
+    sender.event("run.start", began, {"config": {}})
+    steps = np.arange(1000, dtype=np.int64)
+    sender.rows(began + steps, steps, {"loss": 1 / (1 + steps)})
+    tab = open_tab(site.url)
+    page = tab.go("#/p/live/runs/live1")
+    card = tab.card("loss")
+    expect(card.locator(".last")).to_have_text("0.001")
+    more = np.arange(1000, 1010, dtype=np.int64)
+    sender.rows(began + more + SECOND, more, {"loss": more * 0 + 0.5})
+    expect(card.locator(".last")).to_have_text("0.5")
+    last = tab.asked("/api/v1/query")[-1]
+    assert json.loads(last.post_data)["after"]
+    assert len(last.response().body()) < 1000
+    expect(hover(page, card, 0.999)).to_contain_text("0.5")
+    sender.rows(began + more + 2 * SECOND, more + 10, {"fresh/metric": more * 1.0})
+    tab.card("fresh/metric")
+    sender.event("run.end", began + 3 * SECOND, {"state": "failed"})
+    expect(page.locator(".health .badge")).to_have_text("failed")

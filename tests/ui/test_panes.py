@@ -1,0 +1,159 @@
+"""What stands beside the charts: distributions, system, media, overview, configurations."""
+
+import re
+from typing import Any
+
+from playwright.sync_api import expect
+
+
+def painted(canvas: Any) -> int:
+    """How many different colours a canvas shows."""
+    return int(
+        canvas.evaluate(
+            """(canvas) => {
+                const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+                return new Set(new Uint32Array(data.buffer)).size;
+            }"""
+        )
+    )
+
+
+def test_distributions_over_steps_and_at_one(tab: Any) -> None:
+    page = tab.go("#/p/vision/runs/vis00/distributions")
+    card = tab.card("gradients · conv1")
+    assert page.locator(".card").count() == 4
+    assert painted(card.locator("canvas.heat")) > 20
+    expect(card.locator(".remark")).to_contain_text(re.compile(r"step 2950 · 400 values · mean .* from −.* to "))  # noqa: RUF001
+    before = card.locator("canvas.single").evaluate("(canvas) => canvas.toDataURL()")
+    card.get_by_role("slider").fill("0")
+    expect(card.locator(".remark")).to_contain_text("step 0 · 400 values")
+    assert card.locator("canvas.single").evaluate("(canvas) => canvas.toDataURL()") != before
+    card.locator("canvas.heat").click(position={"x": 300, "y": 60})
+    expect(card.locator(".remark")).not_to_contain_text("step 0 ·")
+    page.get_by_label("Search distributions").fill("nothing")
+    expect(page.get_by_text("No distribution has such a name")).to_be_visible()
+
+
+def test_no_distributions_say_how_to_make_some(tab: Any) -> None:
+    page = tab.go("#/p/vision/runs/vis02/distributions")
+    expect(page.get_by_text("No distributions yet")).to_be_visible()
+    expect(page.get_by_text("run.watch(model)")).to_be_visible()
+
+
+def test_system_by_node_and_kind(tab: Any) -> None:
+    page = tab.go("#/p/vision/runs/vis00/system")
+    expect(page.locator(".fleet h2")).to_contain_text("8 on 1 node, 1 idle")
+    expect(page.locator(".fleet .gpu")).to_have_count(8)
+    expect(page.locator(".fleet .gpu.idle")).to_have_attribute(
+        "title", re.compile(r"H100.* GPU-0006: 2 % busy, 77 % of memory")
+    )
+    headings = page.locator(".section h2 button").all_text_contents()
+    assert [re.sub(r"\d+$", "", text) for text in headings] == [
+        "Phases of a step",
+        "GPU",
+        "Process",
+        "Host",
+        "Logging itself",
+    ]
+
+
+def test_phases_are_stacked_in_the_order_of_a_step(tab: Any) -> None:
+    page = tab.go("#/p/vision/runs/vis00/system")
+    card = tab.card("phases, stacked")
+    assert card.locator(".legend button").all_text_contents() == ["data_loading", "forward", "backward", "optimizer"]
+    box = card.locator(".u-over").bounding_box()
+    page.mouse.move(box["x"] + 97, box["y"] + 30)
+    page.mouse.move(box["x"] + 100, box["y"] + 30)
+    expect(page.locator(".tooltip")).to_be_visible()
+    names = page.locator(".tooltip .reading .name").all_text_contents()
+    assert names == ["optimizer", "backward", "forward", "data_loading"]
+    expect(page.locator(".tooltip")).to_contain_text("ms of it")
+
+
+def test_the_cost_of_logging_has_units(tab: Any) -> None:
+    tab.go("#/p/vision/runs/vis00/system")
+    expect(tab.card("tensormeter.log.duration").locator(".last")).to_have_text(re.compile(r"\d ns"))
+    expect(tab.card("process.memory.usage").locator(".last")).to_have_text(re.compile(r"\d GiB"))
+
+
+def test_images_by_step(tab: Any) -> None:
+    page = tab.go("#/p/vision/runs/vis00/media")
+    card = page.locator('.card[aria-label="filters"]')
+    expect(card.locator(".remark")).to_contain_text("filters after 2000 steps · 64 × 64")  # noqa: RUF001
+    image = card.locator("img")
+    image.evaluate("(image) => image.decode()")
+    assert image.evaluate("(image) => image.naturalWidth") == 64
+    card.get_by_role("slider").fill("0")
+    expect(card.locator(".remark")).to_contain_text("step 500")
+
+
+def test_tables_sort_filter_and_hold_images(tab: Any) -> None:
+    page = tab.go("#/p/vision/runs/vis00/media")
+    card = page.locator('.card[aria-label="confusions"]')
+    expect(card.locator("tbody img")).to_have_count(4)
+    card.locator("tbody img").first.evaluate("(image) => image.decode()")
+    column = card.locator("tbody td:nth-child(3)")
+    card.get_by_role("button", name="confidence").click()
+    assert column.all_text_contents() == ["0.869", "0.906", "0.943", "0.98"]
+    card.get_by_role("button", name="confidence").click()
+    assert column.all_text_contents() == ["0.98", "0.943", "0.906", "0.869"]
+    card.get_by_label("Filter rows").fill("owl")
+    expect(card.locator("tbody tr")).to_have_count(1)
+    expect(card).to_contain_text("1 of 4 rows")
+
+
+def test_texts(tab: Any) -> None:
+    page = tab.go("#/p/vision/runs/vis00/media")
+    expect(page.locator('.card[aria-label="captions"]')).to_contain_text("A photo of an owl.")
+
+
+def test_overview_tells_how_it_ended(tab: Any) -> None:
+    page = tab.go("#/p/vision/runs/vis03/overview")
+    run = page.get_by_role("region", name="Run", exact=True)
+    expect(run).to_contain_text("failed, exit code 1, ValueError: loss is not finite")
+    expect(run).to_contain_text("4f1c2d9a7be0")
+    expect(run).to_contain_text("python train.py --config")
+    expect(page.get_by_role("region", name="Alerts")).to_contain_text("ERROR NaN train/loss is NaN since step 2940")
+    expect(page.get_by_role("region", name="Configuration")).to_contain_text("model.depth")
+    expect(page.get_by_role("region", name="Environment")).to_contain_text("gpu-node-1")
+
+
+def test_losses_and_failures_are_banners_on_every_pane(tab: Any) -> None:
+    page = tab.go("#/p/vision/runs/vis05/media")
+    banners = page.get_by_role("alert")
+    expect(banners.filter(has_text="The process is gone without saying goodbye.")).to_be_visible()
+    expect(banners.filter(has_text="1.28k buffer full")).to_be_visible()
+    page.get_by_role("link", name="Charts").click()
+    expect(banners.filter(has_text="1.28k buffer full")).to_be_visible()
+    tab.go("#/p/vision/runs/vis03")
+    expect(page.get_by_role("alert").filter(has_text="train/loss is NaN since step 2940")).to_be_visible()
+
+
+def test_archive_and_bring_back(tab: Any) -> None:
+    page = tab.go("#/p/vision/runs/vis07/overview")
+    page.get_by_role("button", name="Archive").click()
+    expect(page.get_by_role("button", name="Bring back from the archive")).to_be_visible()
+    tab.go("#/p/vision")
+    expect(page.get_by_text("11 runs", exact=True)).to_be_visible()
+    tab.go("#/p/vision/runs/vis07/overview")
+    page.get_by_role("button", name="Bring back from the archive").click()
+    expect(page.get_by_role("button", name="Archive")).to_be_visible()
+
+
+def test_deleting_asks_first(tab: Any) -> None:
+    page = tab.go("#/p/language/runs/llm2/overview")
+    page.get_by_role("button", name="Delete …").click()
+    page.get_by_role("button", name="Keep it").click()
+    expect(page.get_by_role("heading", name="llama-7b-llm2", exact=True)).to_be_visible()
+    assert not [request for request in tab.requests if request.method == "DELETE"]
+
+
+def test_configurations_beside_each_other(tab: Any) -> None:
+    page = tab.go("#/p/vision/runs/vis00,vis01,vis06/difference")
+    table = page.locator("table.difference")
+    expect(table.locator("tbody th").filter(has_text="optimizer")).to_be_visible()
+    expect(table.locator("tbody th").filter(has_text="model.width")).to_have_count(0)
+    page.get_by_label("show what is equal too").check()
+    expect(table.locator("tbody th").filter(has_text="model.width")).to_be_visible()
+    row = table.locator("tr", has=page.locator("th", has_text="optimizer"))
+    assert row.locator("td").all_text_contents() == ['"adamw"', '"sgd"', '"adamw"']

@@ -1,0 +1,214 @@
+"""The table of runs: what is in it, how it is arranged, and that the address holds all of it."""
+
+import json
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import unquote
+
+from playwright.sync_api import Page, expect
+from sample_runs import Sender
+
+
+def names(page: Page) -> list[str]:
+    """The names of the runs in sight, from top to bottom."""
+    rows = page.locator(".rows .row:not([hidden]):not(.waiting)")
+    expect(rows.first).to_be_visible()
+    found = page.evaluate(
+        """() => [...document.querySelectorAll('.rows .row:not([hidden]):not(.group)')]
+            .sort((a, b) => a.dataset.index - b.dataset.index)
+            .map((row) => row.querySelector('a')?.textContent).filter(Boolean)"""
+    )
+    return list(found)
+
+
+def test_projects_lead_to_runs(tab: Any) -> None:
+    page = tab.go("")
+    expect(page.locator(".attention")).to_contain_text("crashed")
+    page.get_by_role("link", name="vision 12 runs").click()
+    expect(page.get_by_text("12 runs", exact=True)).to_be_visible()
+    assert len(names(page)) == 12
+    assert page.title() == "vision · tensormeter"
+
+
+def test_states_are_words_with_a_heartbeat(tab: Any, site: Any) -> None:
+    # Without this, the run stalls while other tests run.
+    Sender(site.post, "vision", "vis00", "resnet18-calm-00").event("run.heartbeat", time.time_ns())
+    page = tab.go("#/p/vision")
+    states = page.locator(".rows .badge")
+    for state in ("running", "failed", "crashed", "preempted", "finished"):
+        expect(states.filter(has_text=state).first).to_be_visible()
+    expect(states.filter(has_text="running").first).to_have_attribute("title", re.compile(r"last heard .* ago|now"))
+
+
+def test_filter_by_text_and_by_click(tab: Any) -> None:
+    page = tab.go("#/p/vision")
+    expect(page.get_by_text("12 runs", exact=True)).to_be_visible()
+    page.keyboard.press("/")
+    page.keyboard.type('config.optimizer = "adamw" and config.batch_size > 300')
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("3 runs match")).to_be_visible()
+    assert [name[-2:] for name in names(page)] == ["02", "06", "10"]
+    page.get_by_label("Filter runs").fill("")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="crashed").click()
+    expect(page.get_by_text("1 run match")).to_be_visible()
+    assert 'state = "crashed"' in unquote(page.url.replace("+", " "))
+    page.get_by_role("button", name="crashed", pressed=True).click()
+    expect(page.get_by_text("12 runs", exact=True)).to_be_visible()
+
+
+def test_fields_are_offered_while_a_filter_is_typed(tab: Any) -> None:
+    page = tab.go("#/p/vision")
+    expect(page.get_by_text("12 runs", exact=True)).to_be_visible()
+    page.get_by_label("Filter runs").fill('state = "failed" and config.mo')
+    options = page.locator("datalist option")
+    expect(options).to_have_count(2)
+    assert options.nth(0).get_attribute("value") == 'state = "failed" and config.model.depth'
+
+
+def test_a_wrong_filter_names_the_position(tab: Any) -> None:
+    page = tab.go("#/p/vision?filter=config.lr+%3E+and")
+    expect(page.locator(".problem")).to_contain_text(re.compile(r"filter: .* at \d+"))
+    assert [error for error in tab.errors if "400" not in error] == []
+    tab.errors.clear()  # the browser itself reports the 400
+
+
+def test_no_match_offers_the_way_back(tab: Any) -> None:
+    page = tab.go("#/p/vision?filter=name+%3D+%22nobody%22")
+    page.get_by_role("button", name="Clear the filter").click()
+    expect(page.get_by_text("12 runs", exact=True)).to_be_visible()
+
+
+def test_sort_by_the_header(tab: Any) -> None:
+    page = tab.go("#/p/vision?columns=summary.eval%2Floss,config.seed")
+    page.get_by_role("button", name="seed", exact=True).click()
+    page.get_by_role("menuitem", name="Sort ascending").click()
+    expect(page.get_by_role("columnheader", name="seed")).to_have_attribute("aria-sort", "ascending")
+    page.wait_for_function(
+        "() => document.querySelector('.rows .row[data-index=\"11\"] a')?.textContent.endsWith('11')"
+    )
+    assert [name[-2:] for name in names(page)] == [f"{index:02}" for index in range(12)]
+    page.get_by_role("button", name="eval/loss", exact=True).click()
+    page.get_by_role("menuitem", name="Sort descending").click()
+    expect(page.get_by_role("columnheader", name="eval/loss")).to_have_attribute("aria-sort", "descending")
+    assert "sort=-summary.eval%2Floss.last" in page.url
+
+
+def test_group_and_fold(tab: Any) -> None:
+    page = tab.go("#/p/vision?columns=config.optimizer,summary.eval%2Floss")
+    page.get_by_role("button", name="optimizer", exact=True).click()
+    page.get_by_role("menuitem", name="Group by this").click()
+    heading = page.locator(".row.group .heading", has_text="optimizer = adamw")
+    expect(heading).to_contain_text("6 runs · eval/loss")
+    assert len(names(page)) == 12
+    heading.get_by_role("button").click()
+    page.wait_for_function("() => document.querySelectorAll('.rows .row:not([hidden]):not(.group) a').length === 6")
+
+
+def test_choose_pin_and_hide_columns(tab: Any) -> None:
+    page = tab.go("#/p/vision?columns=state,config.seed")
+    page.get_by_role("button", name="Choose columns").click()
+    page.get_by_label("Search fields").fill("train/loss")
+    page.get_by_label(re.compile(r"^train/loss min")).check()
+    page.get_by_role("button", name="Done").click()
+    expect(page.get_by_role("columnheader", name="train/loss min")).to_be_visible()
+    page.get_by_role("button", name="train/loss min").click()
+    page.get_by_role("menuitem", name="Pin to the left").click()
+    expect(page.get_by_role("columnheader").nth(2)).to_have_text("train/loss min")
+    assert page.get_by_role("columnheader").nth(2).evaluate("(cell) => getComputedStyle(cell).position") == "sticky"
+    page.get_by_role("button", name="seed", exact=True).click()
+    page.get_by_role("menuitem", name="Hide").click()
+    expect(page.get_by_role("columnheader", name="seed")).to_have_count(0)
+
+
+def test_a_sparkline_shows_the_course(tab: Any) -> None:
+    page = tab.go("#/p/vision?columns=spark.train%2Floss")
+    expect(page.locator(".row:not([hidden]) .spark path").first).to_have_attribute("d", re.compile(r"^M.*L.*L"))
+    assert len(tab.asked("/api/v1/query")) == 1
+
+
+def test_tags_and_notes_in_place(tab: Any, site: Any) -> None:
+    page = tab.go("#/p/vision?columns=tags,notes&sort=-config.seed")
+    row = page.locator('.row[data-index="0"]')
+    row.get_by_role("button", name=re.compile("Edit tags")).click()
+    page.get_by_label("Tags, separated by commas").fill("golden, <b>bold</b>")
+    page.keyboard.press("Enter")
+    expect(row.locator(".tag").nth(1)).to_have_text("<b>bold</b>")
+    row.get_by_role("button", name=re.compile("Edit notes")).click()
+    page.get_by_label("Text").fill("the best one so far")
+    page.keyboard.press("Enter")
+    expect(row).to_contain_text("the best one so far")
+    page.wait_for_function(
+        """async () => {
+            const run = await (await fetch('/api/v1/runs/vis11')).json();
+            return run.notes === 'the best one so far' && run.tags.join() === 'golden,<b>bold</b>';
+        }"""
+    )
+    row.locator(".tag").first.click()
+    expect(page.get_by_text("1 run match")).to_be_visible()
+
+
+def test_select_compare_and_colour(tab: Any) -> None:
+    page = tab.go("#/p/vision?columns=state&sort=config.seed")
+    for index in (1, 4):
+        page.locator(f'.row[data-index="{index}"]').get_by_role("checkbox").check()
+    page.get_by_role("button", name="Compare 2").click()
+    page.wait_for_url("**/runs/vis01%2Cvis04**")
+    colors = page.locator(".runlist input.color")
+    expect(colors).to_have_count(2)
+    colors.first.evaluate("(input) => { input.value = '#123456'; input.dispatchEvent(new Event('change')); }")
+    page.wait_for_function("() => location.hash.includes('colors=vis01')")
+    expect(page.locator(".runlist input.color").first).to_have_value("#123456")
+
+
+def test_pinned_runs_stay_on_top(tab: Any) -> None:
+    page = tab.go("#/p/vision?sort=config.seed&selected=vis09")
+    page.get_by_role("button", name="Pin", exact=True).click()
+    page.wait_for_function("() => document.querySelector('.rows .row[data-index=\"0\"] a')?.textContent.endsWith('09')")
+
+
+def test_a_link_shows_the_same(tab: Any, open_tab: Callable[..., Any]) -> None:
+    page = tab.go(
+        "#/p/vision?columns=state,config.seed&sort=-config.seed&filter=state+%3D+%22finished%22&selected=vis10"
+    )
+    expect(page.get_by_text("8 runs match")).to_be_visible()
+    other = open_tab(tab.url)
+    copy = other.go("#" + page.url.partition("#")[2])
+    expect(copy.get_by_text("8 runs match")).to_be_visible()
+    assert names(copy) == names(page)
+    expect(copy.get_by_role("button", name="Compare 1")).to_be_visible()
+
+
+def test_keys_move_select_and_open(tab: Any) -> None:
+    page = tab.go("#/p/vision?sort=config.seed&columns=state")
+    expect(page.get_by_text("12 runs", exact=True)).to_be_visible()
+    page.get_by_role("grid").focus()
+    for key in ("ArrowDown", "ArrowDown", "Space", "ArrowUp", "Space"):
+        page.keyboard.press(key)
+    expect(page.get_by_role("button", name="Compare 2")).to_be_visible()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/runs/vis01")
+
+
+def test_only_rows_in_sight_exist(tab: Any) -> None:
+    page = tab.go("#/p/wide?columns=config.seed&sort=config.seed")
+    expect(page.get_by_text("100 runs", exact=True)).to_be_visible()
+    assert page.locator(".rows .row").count() < 50
+    page.get_by_role("grid").evaluate("(grid) => { grid.scrollTop = grid.scrollHeight; }")
+    expect(page.locator('.rows .row[data-index="99"]')).to_contain_text("sweep 099")
+    assert page.locator(".rows .row").count() < 60
+
+
+def test_the_table_asks_only_for_what_it_shows(tab: Any) -> None:
+    page = tab.go("#/p/wide?columns=config.seed")
+    expect(page.get_by_text("100 runs", exact=True)).to_be_visible()
+    page.wait_for_load_state("networkidle")
+    sizes = [
+        len(request.response().body()) for request in tab.asked("/api/v1/runs?") if "fields=config.seed" in request.url
+    ]
+    assert sizes
+    assert max(sizes) < 100_000
+    document = json.loads(tab.asked("fields=config.seed")[0].response().text())
+    assert all(run["summary"] == {} for run in document["runs"])

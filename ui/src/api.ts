@@ -1,0 +1,294 @@
+// The server's query API: types, requests, and arrays in binary.
+
+export type State = "running" | "finished" | "failed" | "crashed" | "preempted" | "stalled";
+export type Number_ = number | "NaN" | "Infinity" | "-Infinity";
+
+export interface Project {
+  name: string;
+  runs: number;
+  last_time: string | null;
+}
+
+export interface Summary {
+  last: Number_;
+  min: Number_ | null;
+  max: Number_ | null;
+  mean: Number_ | null;
+  count: number;
+  last_step: number | null;
+}
+
+export interface Run {
+  id: string;
+  project: string;
+  name: string;
+  state: State;
+  attempt: number;
+  started: string;
+  ended: string | null;
+  last_time: string;
+  group: string;
+  tags: string[];
+  notes: string;
+  archived: boolean;
+  processes: number;
+  points: number;
+  config: Record<string, unknown>;
+  summary: Record<string, Summary>;
+}
+
+export interface Process {
+  id: string;
+  rank: number | null;
+  host: string | null;
+  state: State | null;
+  resource: Record<string, unknown>;
+}
+
+export interface RunDetail extends Omit<Run, "processes"> {
+  processes: Process[];
+  environment: Record<string, unknown>;
+  losses: Record<string, number>;
+  lag: number | null;
+}
+
+export interface Metric {
+  name: string;
+  kind: "gauge" | "sum" | "histogram" | "exponential_histogram" | "summary";
+  unit: string;
+  description: string;
+  temporality?: "delta" | "cumulative" | null;
+  monotonic?: boolean | null;
+  attributes: Record<string, unknown>[];
+  points: number;
+  processes: number;
+  last: Number_ | null;
+  last_step: number | null;
+  last_time: string | null;
+}
+
+export interface Line {
+  run: string;
+  process: string;
+  metric: string;
+  attributes: Record<string, unknown>;
+  x: Float64Array;
+  y: Float64Array;
+  /** Points that the range holds; more than x has, where the server left some out. */
+  total: number;
+}
+
+export interface Query {
+  runs: string[];
+  metrics: string[];
+  x: string;
+  start?: number;
+  stop?: number;
+  max_points?: number;
+  process?: string;
+  after?: string;
+  attributes?: Record<string, unknown>;
+}
+
+export interface Ranks {
+  x: Number_[];
+  min: Number_[];
+  median: Number_[];
+  max: Number_[];
+  processes: number;
+  lowest: string[];
+  highest: string[];
+}
+
+export interface HistogramPoint {
+  x: number;
+  count: number;
+  sum: Number_ | null;
+  min: Number_ | null;
+  max: Number_ | null;
+  bounds: number[];
+  counts: number[];
+  quantiles?: [number, number][];
+}
+
+export interface TelemetryEvent {
+  time: string;
+  name: string;
+  step: number | null;
+  process: string;
+  attributes: Record<string, unknown>;
+  body: unknown;
+}
+
+export class ApiError extends Error {
+  constructor(
+    readonly status: number,
+    readonly code: string,
+    message: string,
+    readonly details: Record<string, unknown> = {},
+  ) {
+    super(message);
+  }
+}
+
+const BASE = "/api/v1";
+const COLUMNS = "application/vnd.tensormeter.columns";
+const TOKEN = "tensormeter.token";
+
+let token = sessionStorage.getItem(TOKEN);
+
+export function useToken(given: string): void {
+  token = given;
+  sessionStorage.setItem(TOKEN, given);
+}
+
+export async function request(path: string, options: RequestInit = {}): Promise<Response> {
+  const headers = new Headers(options.headers);
+  if (token) headers.set("Authorization", `Bearer ${token}`);
+  let response: Response;
+  try {
+    response = await fetch(BASE + path, { ...options, headers });
+  } catch (error) {
+    if (options.signal?.aborted) throw error;
+    throw new ApiError(0, "unreachable", "The server does not answer.");
+  }
+  if (!response.ok) throw await failure(response);
+  return response;
+}
+
+async function failure(response: Response): Promise<ApiError> {
+  try {
+    const { error } = (await response.json()) as { error: { code: string; message: string } };
+    const { code, message, ...details } = error;
+    return new ApiError(response.status, code, message, details);
+  } catch {
+    return new ApiError(response.status, "error", `The server answered ${response.status}.`);
+  }
+}
+
+async function json<T>(path: string, options: RequestInit = {}): Promise<T> {
+  return (await (await request(path, options)).json()) as T;
+}
+
+function query(parameters: Record<string, string | number | undefined | null>): string {
+  const search = new URLSearchParams();
+  for (const [name, value] of Object.entries(parameters)) {
+    // An empty list of fields means none of them; of all others, empty means not given.
+    if (value !== undefined && value !== null && (value !== "" || name === "fields")) search.set(name, String(value));
+  }
+  const text = search.toString();
+  return text ? `?${text}` : "";
+}
+
+const runPath = (id: string) => `/runs/${encodeURIComponent(id)}`;
+
+export async function projects(): Promise<Project[]> {
+  return (await json<{ projects: Project[] }>("/projects")).projects;
+}
+
+export interface RunsRequest {
+  project?: string;
+  filter?: string;
+  sort?: string;
+  limit?: number;
+  offset?: number;
+  fields?: string;
+}
+
+export async function runs(wanted: RunsRequest, signal?: AbortSignal): Promise<{ runs: Run[]; total: number }> {
+  return json(`/runs${query({ ...wanted })}`, signal ? { signal } : {});
+}
+
+export async function run(id: string, project: string): Promise<RunDetail> {
+  return json(`${runPath(id)}${query({ project })}`);
+}
+
+export type RunChange = Partial<Pick<Run, "name" | "tags" | "notes" | "group" | "archived">>;
+
+export async function changeRun(id: string, project: string, change: RunChange): Promise<void> {
+  await request(`${runPath(id)}${query({ project })}`, {
+    method: "PATCH",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(change),
+  });
+}
+
+export async function deleteRun(id: string, project: string): Promise<void> {
+  await request(`${runPath(id)}${query({ project })}`, { method: "DELETE" });
+}
+
+export async function metrics(id: string, project: string): Promise<Metric[]> {
+  return (await json<{ metrics: Metric[] }>(`${runPath(id)}/metrics${query({ project })}`)).metrics;
+}
+
+export async function ranks(
+  id: string,
+  parameters: { project: string; metric: string; x: string; start?: number; stop?: number; max_points?: number },
+): Promise<Ranks> {
+  return json(`${runPath(id)}/ranks${query(parameters)}`);
+}
+
+export async function histograms(
+  id: string,
+  parameters: { project: string; metric: string; process?: string; attributes?: string; x?: string; max_points?: number },
+): Promise<HistogramPoint[]> {
+  return (await json<{ points: HistogramPoint[] }>(`${runPath(id)}/histograms${query(parameters)}`)).points;
+}
+
+export async function events(
+  id: string,
+  parameters: { project: string; name?: string; key?: string; limit?: number },
+): Promise<TelemetryEvent[]> {
+  return (await json<{ events: TelemetryEvent[] }>(`${runPath(id)}/events${query(parameters)}`)).events;
+}
+
+/** An image as an address for `img`. It goes through fetch because `img` cannot send a token. */
+export async function media(id: string, digest: string, project: string): Promise<string> {
+  const response = await request(`${runPath(id)}/media/${encodeURIComponent(digest)}${query({ project })}`);
+  return URL.createObjectURL(await response.blob());
+}
+
+export interface Answer {
+  series: Line[];
+  cursor: string;
+  /** The server forgot what came after the cursor; `series` holds everything. */
+  reset: boolean;
+}
+
+/** A run in a list of runs: ids may repeat over projects. */
+export const reference = (project: string, id: string) => `${project}/${id}`;
+
+const bare = (run: string) => run.slice(run.lastIndexOf("/") + 1);
+
+export async function series(wanted: Query, signal?: AbortSignal): Promise<Answer> {
+  const response = await request("/query", {
+    method: "POST",
+    headers: { "Content-Type": "application/json", Accept: COLUMNS },
+    body: JSON.stringify(wanted),
+    ...(signal ? { signal } : {}),
+  });
+  return decodeColumns(await response.arrayBuffer());
+}
+
+interface Column {
+  offset: number;
+  length: number;
+}
+
+/** u32 length of a JSON header, the header, then its arrays of float64, aligned to 8 bytes, little-endian. */
+export function decodeColumns(buffer: ArrayBuffer): Answer {
+  const length = new DataView(buffer).getUint32(0, true);
+  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length))) as {
+    series: (Omit<Line, "x" | "y"> & { x: Column; y: Column })[];
+    cursor: string;
+    reset?: boolean;
+  };
+  const column = ({ offset, length: n }: Column) => new Float64Array(buffer, offset, n);
+  const lines = header.series.map((line) => ({ ...line, run: bare(line.run), x: column(line.x), y: column(line.y) }));
+  return { cursor: header.cursor, reset: header.reset === true, series: lines };
+}
+
+/** A number of the API; NaN and the infinities travel as strings. */
+export function num(value: Number_ | null | undefined): number {
+  return value === null || value === undefined ? Number.NaN : Number(value);
+}

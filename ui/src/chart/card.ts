@@ -1,0 +1,217 @@
+// A chart in its frame: title, tools, plot, legend. It reads its points when it comes into sight.
+
+import { button, drawing, fill, h, iconButton } from "../dom";
+import * as format from "../format";
+import { Plot, type Reading, type Trace, type View } from "./plot";
+import * as save from "./save";
+import * as tooltip from "./tooltip";
+
+export interface Source {
+  title: string;
+  unit: string;
+  description?: string;
+  /** What to draw now; called again whenever the source says that it changed. */
+  read: () => Promise<View>;
+  /** Calls back when there is more; returns how to stop that. */
+  on?: (listener: () => void) => () => void;
+  /** One line below the plot, such as which rank is the slowest. */
+  remark?: () => string;
+}
+
+export interface CardEvents {
+  zoom: (window: [number, number] | null) => void;
+  full?: (title: string) => void;
+  hover?: (readings: Reading[]) => void;
+}
+
+const HEIGHT = 234;
+const FRESH_MS = 250;
+
+export class Card {
+  readonly element: HTMLElement;
+  private readonly area: HTMLElement;
+  private readonly legend: HTMLElement;
+  private readonly last = h("span", { class: "last" });
+  private readonly remark: HTMLElement;
+  private readonly status: HTMLElement;
+  private plot: Plot | null = null;
+  private view: View | null = null;
+  private hidden = new Set<string>();
+  private awake = false;
+  private off: (() => void) | null = null;
+  private request = 0;
+  private timer = 0;
+
+  constructor(
+    readonly source: Source,
+    private readonly events: CardEvents,
+    private readonly tall = false,
+    private readonly listed = true,
+  ) {
+    this.area = h("div", { class: "plot" });
+    this.legend = h("div", { class: "legend" });
+    this.remark = h("p", { class: "remark" });
+    this.status = h("p", { class: "status", role: "status" }, "Loading …");
+    const tools = h("div", { class: "tools" }, this.saveMenu());
+    if (events.full) tools.append(iconButton("expand", `Show ${source.title} full screen`, () => events.full?.(source.title)));
+    this.element = h(
+      "section",
+      { class: tall ? "card tall" : "card", "aria-label": source.title },
+      h("header", {}, h("h3", { title: source.description || source.title }, source.title), this.last, tools),
+      h("div", { class: "stage" }, this.area, this.status),
+      this.remark,
+      this.legend,
+    );
+  }
+
+  /** Comes into sight. */
+  wake(): void {
+    if (this.awake) return;
+    this.awake = true;
+    this.off = this.source.on?.(() => this.soon()) ?? null;
+    void this.refresh();
+  }
+
+  /** Goes out of sight: canvases are large, so they go. */
+  sleep(): void {
+    if (!this.awake) return;
+    this.awake = false;
+    this.off?.();
+    clearTimeout(this.timer);
+    this.timer = 0;
+    this.plot?.destroy();
+    this.plot = null;
+  }
+
+  async refresh(): Promise<void> {
+    if (!this.awake) return;
+    const request = ++this.request;
+    try {
+      const view = await this.source.read();
+      if (request !== this.request || !this.awake) return;
+      this.view = view;
+      this.draw();
+    } catch (error) {
+      if (request !== this.request || !this.awake) return;
+      this.say(error instanceof Error ? error.message : String(error), true);
+    }
+  }
+
+  draw(): void {
+    if (!this.view || !this.awake) return;
+    const shown = { ...this.view, traces: this.view.traces.filter(({ label }) => !this.hidden.has(label)) };
+    const empty = this.view.traces.every(({ x }) => x.length === 0);
+    this.area.style.visibility = empty ? "hidden" : "";
+    this.say(empty ? (this.view.window ? "Nothing in this range. Double-click any chart to zoom out." : "No points yet.") : "");
+    this.plot ??= new Plot(this.area, shown, {
+      zoom: this.events.zoom,
+      hover: (at, readings, place) => this.hover(at, readings, place),
+    });
+    const height = this.tall ? Math.max(280, innerHeight - 220) : HEIGHT;
+    this.plot.update(shown, this.area.clientWidth || 400, height);
+    requestAnimationFrame(() => this.afterDraw());
+  }
+
+  private afterDraw(): void {
+    if (!this.view || !this.plot) return;
+    const { marked, outside } = this.plot;
+    const [only] = this.view.traces;
+    const value = this.view.traces.length === 1 && only ? only.y[only.y.length - 1] : undefined;
+    this.last.textContent = value === undefined ? "" : format.withUnit(value, this.view.unit);
+    this.last.classList.toggle("bad", value !== undefined && !Number.isFinite(value));
+    const said = this.source.remark?.() ?? "";
+    this.remark.classList.toggle("warn", said !== "" || marked > 0);
+    const words = [
+      said,
+      marked ? `${format.count(marked)} not finite (✕ NaN, ▲ ∞)` : "",
+      outside ? `${format.count(outside)} outliers outside` : "",
+    ];
+    this.remark.textContent = words.filter(Boolean).join(" · ");
+    this.element.dataset.drawn = String((Number(this.element.dataset.drawn) || 0) + 1);
+    if (this.listed) this.drawLegend(this.view.traces);
+  }
+
+  private drawLegend(traces: Trace[]): void {
+    if (traces.length < 2 || traces.length > 24) {
+      this.legend.textContent = "";
+      return;
+    }
+    const labels = traces.map(({ label, color }) => `${label}${color}`).join("\n") + [...this.hidden].join("\n");
+    if (this.legend.dataset.labels === labels) return;
+    this.legend.dataset.labels = labels;
+    fill(
+      this.legend,
+      ...traces.map(({ label, color }) => {
+        const swatch = h("i", { class: "swatch" });
+        swatch.style.background = color;
+        const entry = button("", (event) => this.toggle(label, event.altKey || event.shiftKey), {
+          "aria-pressed": String(!this.hidden.has(label)),
+          title: "Click to hide or show; with Shift to show it alone",
+        });
+        entry.append(swatch, label);
+        return entry;
+      }),
+    );
+  }
+
+  private toggle(label: string, alone: boolean): void {
+    const labels = this.view?.traces.map((trace) => trace.label) ?? [];
+    if (alone) this.hidden = new Set(labels.filter((other) => other !== label));
+    else if (!this.hidden.delete(label)) this.hidden.add(label);
+    this.draw();
+  }
+
+  private hover(at: number | null, readings: Reading[], place: { left: number; top: number }): void {
+    if (at === null || !this.view) {
+      tooltip.hide();
+      this.events.hover?.([]);
+      return;
+    }
+    const { xKind, xLabel, unit } = this.view;
+    const title = xKind === "time" ? format.moment(at) : `${xLabel} ${format.number(xLabel === "step" ? Math.round(at) : at)}`;
+    tooltip.show(title, readings, unit, place);
+    this.events.hover?.(readings);
+  }
+
+  /** Many updates in a short time are one. */
+  private soon(): void {
+    if (this.timer) return;
+    this.timer = window.setTimeout(() => {
+      this.timer = 0;
+      void this.refresh();
+    }, FRESH_MS);
+  }
+
+  private say(text: string, bad = false): void {
+    this.status.textContent = text;
+    this.status.hidden = text === "";
+    this.status.classList.toggle("bad", bad);
+  }
+
+  private saveMenu(): HTMLElement {
+    const menu = h("div", { class: "menu", role: "menu" });
+    const { title } = this.source;
+    const items: [string, () => Promise<Blob | null> | Blob | null][] = [
+      ["PNG", () => (this.plot && this.view ? save.png(title, this.plot, this.view.traces) : null)],
+      ["SVG", () => (this.plot && this.view ? save.drawing(title, this.view, this.plot) : null)],
+      ["CSV", () => (this.view ? save.csv(this.view) : null)],
+    ];
+    for (const [kind, make] of items) {
+      menu.append(
+        button(
+          kind,
+          async () => {
+            details.open = false;
+            const blob = await make();
+            if (blob) save.download(`${title}.${kind.toLowerCase()}`, blob);
+          },
+          { role: "menuitem" },
+        ),
+      );
+    }
+    const summary = h("summary", { class: "icon", title: `Save ${title}`, "aria-label": `Save ${title}` });
+    summary.append(drawing("save"));
+    const details = h("details", { class: "dropdown" }, summary, menu);
+    return details;
+  }
+}

@@ -1,0 +1,184 @@
+// Mathematics on curves: smoothing, means over runs, ranges. No drawing here.
+
+export interface Curve {
+  x: Float64Array;
+  y: Float64Array;
+}
+
+export interface Band {
+  x: Float64Array;
+  low: Float64Array;
+  middle: Float64Array;
+  high: Float64Array;
+}
+
+/**
+ * Exponential moving average, debiased, so that it starts at the first value and not near zero.
+ *
+ * The weight applies to a thousandth of the range and is raised to the distance of two points, so the shape does not
+ * depend on how many points the server left out. NaN and infinities are passed over.
+ */
+export function smooth({ x, y }: Curve, weight: number): Float64Array {
+  const result = new Float64Array(y.length);
+  const first = x[0] ?? 0;
+  const unit = ((x[x.length - 1] ?? 0) - first) / 1000 || 1;
+  let mean = 0;
+  let mass = 0;
+  let previous = first;
+  for (let i = 0; i < y.length; i++) {
+    const value = y[i] as number;
+    if (!Number.isFinite(value)) {
+      result[i] = Number.NaN;
+      continue;
+    }
+    const at = x[i] as number;
+    const kept = weight ** Math.max((at - previous) / unit, 1e-3);
+    // A later point counts with what time has left of the earlier ones.
+    mean = mean * kept + value * (1 - kept);
+    mass = mass * kept + (1 - kept);
+    previous = at;
+    result[i] = mass > 0 ? mean / mass : value;
+  }
+  return result;
+}
+
+/** Mean, lowest and highest of several curves on common positions, between which each is a straight line. */
+export function aggregate(curves: Curve[], positions = 400): Band {
+  let start = Number.POSITIVE_INFINITY;
+  let stop = Number.NEGATIVE_INFINITY;
+  for (const { x } of curves) {
+    if (x.length === 0) continue;
+    start = Math.min(start, x[0] as number);
+    stop = Math.max(stop, x[x.length - 1] as number);
+  }
+  const shared = sharedPositions(curves);
+  const n = shared ? shared.length : Number.isFinite(start) ? (stop > start ? positions : 1) : 0;
+  const x = shared ?? Float64Array.from({ length: n }, (_, i) => start + ((stop - start) * i) / Math.max(n - 1, 1));
+  const low = new Float64Array(n).fill(Number.POSITIVE_INFINITY);
+  const high = new Float64Array(n).fill(Number.NEGATIVE_INFINITY);
+  const middle = new Float64Array(n);
+  const seen = new Float64Array(n);
+  for (const curve of curves) {
+    let j = 0;
+    const end = curve.x.length - 1;
+    for (let i = 0; i < n; i++) {
+      const at = x[i] as number;
+      if (end < 0 || at < (curve.x[0] as number) || at > (curve.x[end] as number)) continue;
+      while (j < end && (curve.x[j + 1] as number) <= at) j++;
+      const value = between(curve, j, at);
+      if (!Number.isFinite(value)) continue;
+      low[i] = Math.min(low[i] as number, value);
+      high[i] = Math.max(high[i] as number, value);
+      middle[i] = (middle[i] as number) + value;
+      seen[i] = (seen[i] as number) + 1;
+    }
+  }
+  for (let i = 0; i < n; i++) {
+    const many = seen[i] as number;
+    middle[i] = many ? (middle[i] as number) / many : Number.NaN;
+    if (!many) low[i] = high[i] = Number.NaN;
+  }
+  return { x, low, middle, high };
+}
+
+function sharedPositions(curves: Curve[]): Float64Array | null {
+  const first = curves[0]?.x;
+  if (!first || first.length > 4000) return null;
+  for (const { x } of curves) {
+    if (x.length !== first.length) return null;
+    for (let i = 0; i < x.length; i++) if (x[i] !== first[i]) return null;
+  }
+  return first;
+}
+
+function between({ x, y }: Curve, j: number, at: number): number {
+  const left = y[j] as number;
+  if (x[j] === at || j + 1 >= x.length) return left;
+  const share = (at - (x[j] as number)) / ((x[j + 1] as number) - (x[j] as number));
+  return left + ((y[j + 1] as number) - left) * share;
+}
+
+/** Index of the point nearest to `at`; -1 if there is none. */
+export function nearest(x: Float64Array, at: number): number {
+  if (x.length === 0) return -1;
+  const right = lowerBound(x, at);
+  if (right === 0) return 0;
+  if (right === x.length) return x.length - 1;
+  return at - (x[right - 1] as number) <= (x[right] as number) - at ? right - 1 : right;
+}
+
+/** Index of the first point that is not below `at`. */
+export function lowerBound(x: Float64Array, at: number): number {
+  let low = 0;
+  let high = x.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if ((x[middle] as number) < at) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
+export interface Range {
+  min: number;
+  max: number;
+}
+
+/** The finite values of arrays within positions [from, to]; on a logarithmic axis the positive ones. */
+export function extent(curves: Curve[], from: number, to: number, positive: boolean): Range | null {
+  let min = Number.POSITIVE_INFINITY;
+  let max = Number.NEGATIVE_INFINITY;
+  for (const { x, y } of curves) {
+    for (let i = lowerBound(x, from); i < x.length && (x[i] as number) <= to; i++) {
+      const value = y[i] as number;
+      if (!Number.isFinite(value) || (positive && value <= 0)) continue;
+      if (value < min) min = value;
+      if (value > max) max = value;
+    }
+  }
+  return min <= max ? { min, max } : null;
+}
+
+/** The range that holds all but the most extreme hundredth of the values on each side. */
+export function central(curves: Curve[], from: number, to: number, positive: boolean): Range | null {
+  const values: number[] = [];
+  for (const { x, y } of curves) {
+    for (let i = lowerBound(x, from); i < x.length && (x[i] as number) <= to; i++) {
+      const value = y[i] as number;
+      if (Number.isFinite(value) && (!positive || value > 0)) values.push(value);
+    }
+  }
+  if (values.length === 0) return null;
+  const sorted = Float64Array.from(values).sort();
+  const at = (share: number) => sorted[Math.round((sorted.length - 1) * share)] as number;
+  return { min: at(0.01), max: at(0.99) };
+}
+
+/** A little room around a range, and some where it is a single value. */
+export function padded({ min, max }: Range, log: boolean): [number, number] {
+  if (log) {
+    const room = max > min ? (max / min) ** 0.05 : 2;
+    return [min / room, max * room];
+  }
+  const room = max > min ? (max - min) * 0.06 : Math.abs(max) * 0.1 || 1;
+  return [min - room, max + room];
+}
+
+export function join(left: Curve, right: Curve): Curve {
+  if (right.x.length === 0) return left;
+  const n = left.x.length + right.x.length;
+  const x = new Float64Array(n);
+  const y = new Float64Array(n);
+  x.set(left.x);
+  x.set(right.x, left.x.length);
+  y.set(left.y);
+  y.set(right.y, left.y.length);
+  const ordered = left.x.length === 0 || (right.x[0] as number) >= (left.x[left.x.length - 1] as number);
+  return ordered ? { x, y } : sorted(x, y);
+}
+
+/** Rows may arrive late and for earlier steps. */
+function sorted(x: Float64Array, y: Float64Array): Curve {
+  const order = Uint32Array.from(x, (_, i) => i).sort((a, b) => (x[a] as number) - (x[b] as number) || a - b);
+  return { x: Float64Array.from(order, (i) => x[i] as number), y: Float64Array.from(order, (i) => y[i] as number) };
+}

@@ -1,0 +1,173 @@
+// The points of a selection of runs: asked for in batches, kept, and grown by what is new.
+
+import * as api from "../api";
+import { follow, type Update } from "../live";
+import { join } from "./curve";
+
+export interface Wanted {
+  x: string;
+  window: [number, number] | null;
+}
+
+interface Entry {
+  lines: api.Line[];
+  cursor: string;
+}
+
+interface Waiting {
+  metric: string;
+  resolve: (lines: api.Line[]) => void;
+  reject: (error: unknown) => void;
+}
+
+const BATCH_POINTS = 50_000;
+const MAX_REQUESTS = 3;
+
+export class Feed {
+  /** Bytes and requests, for those who measure. */
+  connected = true;
+  private entries = new Map<string, Entry>();
+  private waiting: Waiting[] = [];
+  private dirty = new Set<string>();
+  private listeners = new Map<string, Set<() => void>>();
+  private running = 0;
+  private generation = 0;
+  private abort = new AbortController();
+  private stop: (() => void) | null = null;
+  private scheduled = false;
+
+  constructor(
+    readonly project: string,
+    readonly runs: string[],
+    private wanted: Wanted,
+  ) {}
+
+  /** Begin to follow; `onUpdate` hears of states and events too. */
+  follow(onUpdate: (update: Update) => void, onConnection: (connected: boolean) => void): void {
+    this.stop = follow(
+      this.runs,
+      this.project,
+      (update) => {
+        for (const metric of update.metrics ?? []) {
+          this.dirty.add(metric);
+          for (const listener of this.listeners.get(metric) ?? []) listener();
+        }
+        onUpdate(update);
+      },
+      (connected) => {
+        this.connected = connected;
+        onConnection(connected);
+      },
+    );
+  }
+
+  close(): void {
+    this.stop?.();
+    this.abort.abort();
+  }
+
+  /** Look at the runs in another way; what was read for the former one is dropped. */
+  want(wanted: Wanted): void {
+    if (JSON.stringify(wanted) === JSON.stringify(this.wanted)) return;
+    this.wanted = wanted;
+    this.abort.abort();
+    this.abort = new AbortController();
+    this.generation++;
+    this.entries.clear();
+    this.waiting = [];
+    this.running = 0;
+  }
+
+  /** Hear when a metric has grown. */
+  on(metric: string, listener: () => void): () => void {
+    const set = this.listeners.get(metric) ?? new Set();
+    this.listeners.set(metric, set.add(listener));
+    return () => set.delete(listener);
+  }
+
+  /** The lines of a metric: at once if they are there and nothing is new, else after a request. */
+  load(metric: string): Promise<api.Line[]> {
+    const entry = this.entries.get(metric);
+    if (entry && !this.dirty.has(metric)) return Promise.resolve(entry.lines);
+    return new Promise((resolve, reject) => {
+      this.waiting.push({ metric, resolve, reject });
+      if (!this.scheduled) {
+        this.scheduled = true;
+        queueMicrotask(() => {
+          this.scheduled = false;
+          this.pump();
+        });
+      }
+    });
+  }
+
+  /** Points for each line; fewer where there are many lines, because then they are thin and near each other. */
+  get maxPoints(): number {
+    return this.runs.length > 40 ? 240 : this.runs.length > 12 ? 500 : 1000;
+  }
+
+  private pump(): void {
+    while (this.running < MAX_REQUESTS && this.waiting.length) {
+      const size = Math.max(1, Math.min(100, Math.floor(BATCH_POINTS / this.maxPoints / this.runs.length)));
+      // Those that have been read go together by the cursor they were read at, the others without one.
+      const cursor = this.cursorOf(this.waiting[0] as Waiting);
+      const batch = this.waiting.filter((one) => this.cursorOf(one) === cursor).slice(0, size);
+      this.waiting = this.waiting.filter((one) => !batch.includes(one));
+      this.running++;
+      void this.read(batch, cursor);
+    }
+  }
+
+  private cursorOf({ metric }: Waiting): string {
+    return this.entries.get(metric)?.cursor ?? "";
+  }
+
+  private async read(batch: Waiting[], cursor: string): Promise<void> {
+    const generation = this.generation;
+    const names = [...new Set(batch.map(({ metric }) => metric))];
+    for (const name of names) this.dirty.delete(name);
+    try {
+      const { x, window } = this.wanted;
+      const answer = await api.series(
+        {
+          runs: this.runs.map((id) => api.reference(this.project, id)),
+          metrics: names,
+          x,
+          max_points: this.maxPoints,
+          ...(window ? { start: window[0], stop: window[1] } : {}),
+          ...(cursor ? { after: cursor } : {}),
+        },
+        this.abort.signal,
+      );
+      if (generation !== this.generation) return;
+      for (const name of names) {
+        const fresh = answer.series.filter(({ metric }) => metric === name);
+        const before = cursor && !answer.reset ? (this.entries.get(name)?.lines ?? []) : [];
+        this.entries.set(name, { cursor: answer.cursor, lines: merge(before, fresh) });
+      }
+      for (const { metric, resolve } of batch) resolve(this.entries.get(metric)?.lines ?? []);
+    } catch (error) {
+      if (generation !== this.generation) return;
+      for (const name of names) this.dirty.add(name);
+      for (const { reject } of batch) reject(error);
+    } finally {
+      if (generation === this.generation) {
+        this.running--;
+        this.pump();
+      }
+    }
+  }
+}
+
+function key(line: api.Line): string {
+  return JSON.stringify([line.run, line.process, line.attributes]);
+}
+
+function merge(before: api.Line[], fresh: api.Line[]): api.Line[] {
+  const lines = new Map(before.map((line) => [key(line), line]));
+  for (const line of fresh) {
+    const old = lines.get(key(line));
+    lines.set(key(line), old ? { ...old, ...join(old, line), total: old.total + line.total } : line);
+  }
+  return [...lines.values()];
+}

@@ -1,0 +1,159 @@
+// Drawing curves on the canvas that uPlot made: lines, bands, and marks where a value is no number.
+
+import type { Band, Curve } from "./curve";
+
+/** From values to pixels, along one axis. */
+export type Scale = (value: number) => number;
+
+export function scale(min: number, max: number, from: number, to: number, log: boolean): Scale {
+  if (log) {
+    const low = Math.log10(min);
+    const factor = (to - from) / (Math.log10(max) - low);
+    return (value) => from + (Math.log10(value) - low) * factor;
+  }
+  const factor = (to - from) / (max - min);
+  return (value) => from + (value - min) * factor;
+}
+
+export interface Stroke {
+  color: string;
+  width: number;
+  alpha: number;
+  dash?: number[];
+}
+
+/** A line with gaps where a value cannot be drawn. A single point between gaps becomes a dot. */
+export function line(context: CanvasRenderingContext2D, { x, y }: Curve, sx: Scale, sy: Scale, stroke: Stroke): void {
+  context.save();
+  context.globalAlpha = stroke.alpha;
+  context.strokeStyle = context.fillStyle = stroke.color;
+  context.lineWidth = stroke.width;
+  context.lineJoin = "round";
+  if (stroke.dash) context.setLineDash(stroke.dash);
+  context.beginPath();
+  let length = 0;
+  const dots: number[] = [];
+  let px = 0;
+  let py = 0;
+  for (let i = 0; i < x.length; i++) {
+    const value = y[i] as number;
+    const next = sy(value);
+    if (!Number.isFinite(value) || !Number.isFinite(next)) {
+      if (length === 1) dots.push(px, py);
+      length = 0;
+      continue;
+    }
+    px = sx(x[i] as number);
+    py = next;
+    if (length === 0) context.moveTo(px, py);
+    else context.lineTo(px, py);
+    length++;
+  }
+  if (length === 1) dots.push(px, py);
+  context.stroke();
+  context.beginPath();
+  for (let i = 0; i < dots.length; i += 2) {
+    const at = dots[i] as number;
+    context.moveTo(at, dots[i + 1] as number);
+    context.arc(at, dots[i + 1] as number, stroke.width * 1.6, 0, 7);
+  }
+  context.fill();
+  context.restore();
+}
+
+/** What lies between the lowest and the highest samples of each two pixels, where there are more than one. */
+export function envelope(context: CanvasRenderingContext2D, { x, y }: Curve, sx: Scale, sy: Scale, color: string): void {
+  const columns: [number, number, number][] = [];
+  let column = Number.NaN;
+  for (let i = 0; i < x.length; i++) {
+    const value = sy(y[i] as number);
+    if (!Number.isFinite(value)) continue;
+    const at = Math.round(sx(x[i] as number) / 3) * 3;
+    const last = columns[columns.length - 1];
+    if (at === column && last) {
+      if (value < last[1]) last[1] = value;
+      if (value > last[2]) last[2] = value;
+    } else columns.push([(column = at), value, value]);
+  }
+  if (x.length < columns.length * 1.5) return;
+  context.save();
+  context.globalAlpha = 0.16;
+  context.fillStyle = color;
+  context.beginPath();
+  for (const [at, low] of columns) context.lineTo(at, low);
+  for (const [at, , high] of columns.reverse()) context.lineTo(at, high);
+  context.fill();
+  context.restore();
+}
+
+export function band(context: CanvasRenderingContext2D, { x, low, high }: Band, sx: Scale, sy: Scale, color: string): void {
+  context.save();
+  context.globalAlpha = 0.18;
+  context.fillStyle = color;
+  let from = 0;
+  while (from < x.length) {
+    while (from < x.length && !drawable(low, high, from, sy)) from++;
+    let to = from;
+    context.beginPath();
+    while (to < x.length && drawable(low, high, to, sy)) context.lineTo(sx(x[to] as number), sy(high[to++] as number));
+    for (let i = to - 1; i >= from; i--) context.lineTo(sx(x[i] as number), sy(low[i] as number));
+    context.fill();
+    from = to;
+  }
+  context.restore();
+}
+
+function drawable(low: Float64Array, high: Float64Array, i: number, sy: Scale): boolean {
+  return Number.isFinite(sy(low[i] as number)) && Number.isFinite(sy(high[i] as number));
+}
+
+export interface Box {
+  left: number;
+  top: number;
+  width: number;
+  height: number;
+}
+
+/** A cross at the lower edge for NaN, a triangle at the edge that an infinity lies beyond. Returns how many. */
+export function marks(
+  context: CanvasRenderingContext2D,
+  { x, y }: Curve,
+  sx: Scale,
+  box: Box,
+  color: string,
+  ratio: number,
+): number {
+  const size = 4 * ratio;
+  let found = 0;
+  let previous = Number.NEGATIVE_INFINITY;
+  context.save();
+  context.strokeStyle = context.fillStyle = color;
+  context.lineWidth = 1.8 * ratio;
+  for (let i = 0; i < x.length; i++) {
+    const value = y[i] as number;
+    if (Number.isFinite(value)) continue;
+    found++;
+    const px = sx(x[i] as number);
+    if (Math.abs(px - previous) < size || px < box.left || px > box.left + box.width) continue;
+    previous = px;
+    context.beginPath();
+    if (Number.isNaN(value)) {
+      const py = box.top + box.height - size * 1.5;
+      context.moveTo(px - size, py - size);
+      context.lineTo(px + size, py + size);
+      context.moveTo(px + size, py - size);
+      context.lineTo(px - size, py + size);
+      context.stroke();
+    } else {
+      const up = value > 0;
+      const tip = up ? box.top + 1 : box.top + box.height - 1;
+      const base = up ? tip + size * 1.8 : tip - size * 1.8;
+      context.moveTo(px, tip);
+      context.lineTo(px - size, base);
+      context.lineTo(px + size, base);
+      context.fill();
+    }
+  }
+  context.restore();
+  return found;
+}

@@ -1,0 +1,270 @@
+// One plot: uPlot makes axes, grid, cursor and selection; the curves are drawn here, each with its own positions.
+
+import uPlot from "uplot";
+import * as format from "../format";
+import { color } from "../theme";
+import { type Band, type Curve, type Range, central, extent, nearest, padded } from "./curve";
+import * as paint from "./paint";
+
+export interface Trace extends Curve {
+  label: string;
+  color: string;
+  /** The curve before it was smoothed. */
+  raw?: Curve;
+  band?: Band;
+  /** Further words for the value at an index, such as which rank it is from. */
+  note?: (index: number) => string;
+  thin?: boolean;
+  stack?: boolean;
+}
+
+export interface View {
+  traces: Trace[];
+  xKind: "number" | "time";
+  xLabel: string;
+  xLog: boolean;
+  yLog: boolean;
+  unit: string;
+  /** Zoomed to; null shows everything. */
+  window: [number, number] | null;
+  /** Leave the most extreme values out of the y range. */
+  clip: boolean;
+}
+
+export interface Reading {
+  label: string;
+  color: string;
+  y: number;
+  x: number;
+  note: string;
+  low?: number;
+  high?: number;
+}
+
+export interface PlotEvents {
+  zoom: (window: [number, number] | null) => void;
+  hover: (at: number | null, readings: Reading[], place: { left: number; top: number }) => void;
+}
+
+/** Moves the cursors of all plots together. */
+const cursors = uPlot.sync("tensormeter");
+
+export class Plot {
+  /** Values that are NaN or infinite, and samples out of sight, in what is shown. */
+  marked = 0;
+  outside = 0;
+  private plot: uPlot | null = null;
+  private shape = "";
+  private x: Range = { min: 0, max: 1 };
+  private y: [number, number] = [0, 1];
+
+  constructor(
+    private readonly parent: HTMLElement,
+    private view: View,
+    private readonly events: PlotEvents,
+  ) {}
+
+  update(view: View, width: number, height: number): void {
+    this.view = view;
+    this.measure();
+    const shape = [view.xKind, view.xLog, view.yLog, view.unit, view.xLabel].join();
+    const data: uPlot.AlignedData = [
+      [this.x.min, this.x.max],
+      [null, null],
+    ];
+    if (this.plot && shape === this.shape) {
+      if (this.plot.width !== width || this.plot.height !== height) this.plot.setSize({ width, height });
+      this.plot.setData(data);
+      return;
+    }
+    this.destroy();
+    this.shape = shape;
+    this.plot = new uPlot(this.options(width, height), data, this.parent);
+    cursors.sub(this.plot);
+  }
+
+  destroy(): void {
+    if (!this.plot) return;
+    cursors.unsub(this.plot);
+    this.plot.destroy();
+    this.plot = null;
+  }
+
+  get canvas(): HTMLCanvasElement | null {
+    return this.plot?.ctx.canvas ?? null;
+  }
+
+  get ranges(): { x: Range; y: Range; box: paint.Box } {
+    const ratio = devicePixelRatio || 1;
+    const box = this.plot?.bbox ?? { left: 0, top: 0, width: 1, height: 1 };
+    return {
+      x: this.x,
+      y: { min: this.y[0], max: this.y[1] },
+      box: { left: box.left / ratio, top: box.top / ratio, width: box.width / ratio, height: box.height / ratio },
+    };
+  }
+
+  private measure(): void {
+    const { traces, window, xLog, yLog, clip } = this.view;
+    let min = Number.POSITIVE_INFINITY;
+    let max = Number.NEGATIVE_INFINITY;
+    for (const { x } of traces) {
+      let first = 0;
+      while (xLog && first < x.length && (x[first] as number) <= 0) first++;
+      if (first >= x.length) continue;
+      min = Math.min(min, x[first] as number);
+      max = Math.max(max, x[x.length - 1] as number);
+    }
+    if (window) [min, max] = [xLog ? Math.max(window[0], Number.MIN_VALUE) : window[0], window[1]];
+    if (!(min <= max)) [min, max] = xLog ? [1, 10] : [0, 1];
+    if (min === max) [min, max] = xLog ? [min / 2, max * 2] : [min - 0.5, max + 0.5];
+    this.x = { min, max };
+    const shown = traces.flatMap((trace): Curve[] => [
+      trace.raw ?? trace,
+      ...(trace.band ? [{ x: trace.band.x, y: trace.band.low }, { x: trace.band.x, y: trace.band.high }] : []),
+    ]);
+    if (traces.some((trace) => trace.stack)) shown.push({ x: new Float64Array([min]), y: new Float64Array([0]) });
+    const all = extent(shown, min, max, yLog);
+    const range = clip ? central(shown, min, max, yLog) : all;
+    this.y = range ? padded(range, yLog) : yLog ? [0.1, 10] : [0, 1];
+    this.outside = 0;
+    if (clip && range && all) {
+      for (const { x, y } of shown) {
+        for (let i = 0; i < y.length; i++) {
+          const at = x[i] as number;
+          const value = y[i] as number;
+          if (at >= min && at <= max && (value < this.y[0] || value > this.y[1])) this.outside++;
+        }
+      }
+    }
+  }
+
+  private options(width: number, height: number): uPlot.Options {
+    const { xKind, xLog, yLog, unit } = this.view;
+    const axis = {
+      stroke: () => color("muted"),
+      font: "11px system-ui, sans-serif",
+      grid: { stroke: () => color("grid"), width: 1 },
+      ticks: { show: false },
+    };
+    const values = (_: uPlot, splits: number[]) =>
+      splits.map((split) => (split === null ? "" : axisLabel(split, unit)));
+    const xValues = (_: uPlot, splits: number[]) => splits.map((split) => (split === null ? "" : compact(split)));
+    return {
+      width,
+      height,
+      padding: [10, 10, 0, 0],
+      legend: { show: false },
+      cursor: {
+        y: false,
+        points: { show: false },
+        drag: { x: true, y: false, setScale: false, dist: 4 },
+        sync: { key: cursors.key, scales: ["x", null] },
+      },
+      select: { show: true, left: 0, top: 0, width: 0, height: 0 },
+      scales: {
+        x: { time: xKind === "time", distr: xLog ? 3 : 1, range: () => [this.x.min, this.x.max] },
+        y: { distr: yLog ? 3 : 1, range: () => this.y },
+      },
+      series: [{}, { scale: "y", paths: () => null, points: { show: false } }],
+      axes: [
+        xKind === "time" ? { ...axis, size: 34 } : { ...axis, size: 26, values: xValues },
+        { ...axis, size: (_, labels) => 14 + 6.6 * Math.max(3, ...(labels ?? []).map((label) => label.length)), values },
+      ],
+      hooks: {
+        draw: [(plot) => this.draw(plot)],
+        setCursor: [(plot) => this.hover(plot)],
+        setSelect: [
+          (plot) => {
+            if (plot.select.width < 4) return;
+            const from = plot.posToVal(plot.select.left, "x");
+            const to = plot.posToVal(plot.select.left + plot.select.width, "x");
+            plot.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
+            this.events.zoom([from, to]);
+          },
+        ],
+        init: [
+          (plot) => {
+            plot.over.addEventListener("dblclick", () => this.events.zoom(null));
+          },
+        ],
+      },
+    };
+  }
+
+  private draw(plot: uPlot): void {
+    const context = plot.ctx;
+    const box = plot.bbox;
+    const ratio = devicePixelRatio || 1;
+    const { xLog, yLog, traces } = this.view;
+    const sx = paint.scale(this.x.min, this.x.max, box.left, box.left + box.width, xLog);
+    const sy = paint.scale(this.y[0], this.y[1], box.top + box.height, box.top, yLog);
+    context.save();
+    context.beginPath();
+    context.rect(box.left, box.top, box.width, box.height);
+    context.clip();
+    this.marked = 0;
+    const many = traces.length > 12;
+    for (const trace of traces) {
+      if (trace.band) paint.band(context, trace.band, sx, sy, trace.color);
+      const raw = trace.raw;
+      if (raw) paint.line(context, raw, sx, sy, { color: trace.color, width: ratio, alpha: many ? 0.12 : 0.28 });
+      else if (!trace.band && !many) paint.envelope(context, trace, sx, sy, trace.color);
+    }
+    for (const trace of traces) {
+      const width = (trace.thin || many ? 1 : 1.6) * ratio;
+      paint.line(context, trace, sx, sy, { color: trace.color, width, alpha: trace.thin ? 0.5 : many ? 0.8 : 1 });
+    }
+    for (const trace of traces) this.marked += paint.marks(context, trace.raw ?? trace, sx, box, color("bad"), ratio);
+    context.restore();
+  }
+
+  private hover(plot: uPlot): void {
+    const { left, top } = plot.cursor;
+    if (left === undefined || top === undefined || left < 0) {
+      this.events.hover(null, [], { left: 0, top: 0 });
+      return;
+    }
+    const at = plot.posToVal(left, "x");
+    const readings = this.readings(at);
+    // Other plots move along but only the one under the pointer speaks.
+    if ((plot.cursor as { event?: unknown }).event) {
+      const place = plot.over.getBoundingClientRect();
+      this.events.hover(at, readings, { left: place.left + left, top: place.top + top });
+    }
+  }
+
+  readings(at: number): Reading[] {
+    const found: Reading[] = [];
+    for (const trace of this.view.traces) {
+      const index = nearest(trace.x, at);
+      if (index < 0) continue;
+      const raw = trace.raw?.y[index];
+      const reading: Reading = {
+        label: trace.label,
+        color: trace.color,
+        x: trace.x[index] as number,
+        y: trace.y[index] as number,
+        note: [raw === undefined ? "" : `raw ${format.number(raw)}`, trace.note?.(index) ?? ""].filter(Boolean).join(" · "),
+      };
+      if (trace.band) {
+        const inside = nearest(trace.band.x, at);
+        reading.low = trace.band.low[inside] as number;
+        reading.high = trace.band.high[inside] as number;
+      }
+      found.push(reading);
+    }
+    return found;
+  }
+}
+
+function axisLabel(split: number, unit: string): string {
+  return unit === "By" ? format.bytes(split) : compact(split);
+}
+
+function compact(split: number): string {
+  const size = Math.abs(split);
+  if (size >= 10000) return size >= 1e15 ? split.toExponential(0).replace("e+", "e") : format.count(Number(split.toPrecision(6)));
+  if (size !== 0 && size < 1e-3) return split.toExponential(Math.abs(split).toPrecision(3).includes(".") ? 1 : 0).replace(".0e", "e");
+  return String(Number(split.toPrecision(6)));
+}

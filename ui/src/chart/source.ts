@@ -1,0 +1,192 @@
+// What a metric of the selected runs looks like: lines, means of groups, or statistics over ranks.
+
+import * as api from "../api";
+import { type Band, aggregate, smooth } from "./curve";
+import type { Feed } from "./feed";
+import type { Trace, View } from "./plot";
+
+export interface Look {
+  x: string;
+  window: [number, number] | null;
+  xLog: boolean;
+  yLog: boolean;
+  smoothing: number;
+  clip: boolean;
+  /** Across processes: their median and range, each of them, or the first alone. */
+  ranks: "range" | "each" | "first";
+  /** Runs that are not shown. */
+  hidden: Set<string>;
+}
+
+export interface Selected {
+  id: string;
+  name: string;
+  color: string;
+  /** Runs of one group are drawn as their mean and range; null draws the run itself. */
+  group: string | null;
+  processes: number;
+  /** Names of processes, such as "rank 3 on node1". */
+  processName: (process: string) => string;
+  firstProcess: () => string | null;
+}
+
+export class MetricSource {
+  remarkText = "";
+
+  constructor(
+    private readonly feed: Feed,
+    readonly metric: api.Metric,
+    private readonly look: () => Look,
+    private readonly selected: () => Selected[],
+  ) {}
+
+  get title(): string {
+    return this.metric.name;
+  }
+
+  get unit(): string {
+    return this.metric.unit;
+  }
+
+  get description(): string {
+    const { name, kind, unit, description } = this.metric;
+    return [name, description, `${kind}${unit ? `, ${unit}` : ""}`].filter(Boolean).join("\n");
+  }
+
+  on(listener: () => void): () => void {
+    return this.feed.on(this.metric.name, listener);
+  }
+
+  remark(): string {
+    return this.remarkText;
+  }
+
+  async read(): Promise<View> {
+    const look = this.look();
+    const runs = this.selected().filter(({ id }) => !look.hidden.has(id));
+    this.remarkText = "";
+    const parallel = this.metric.processes > 1 && look.ranks === "range" && !look.x.startsWith("metric:");
+    const traces = parallel ? await this.overRanks(runs, look) : await this.lines(runs, look);
+    return {
+      traces,
+      xKind: look.x === "time" ? "time" : "number",
+      xLabel: look.x.replace(/^metric:/, ""),
+      xLog: look.xLog && look.x !== "time",
+      yLog: look.yLog,
+      unit: this.metric.unit,
+      window: look.window,
+      clip: look.clip,
+    };
+  }
+
+  private async lines(runs: Selected[], look: Look): Promise<Trace[]> {
+    const lines = await this.feed.load(this.metric.name);
+    const groups = new Map<string, { color: string; lines: api.Line[] }>();
+    const traces: Trace[] = [];
+    for (const run of runs) {
+      let own = lines.filter((line) => line.run === run.id);
+      const first = look.ranks === "first" && own.length > 1 ? run.firstProcess() : null;
+      if (first !== null) own = own.filter((line) => line.process === first);
+      if (run.group !== null) {
+        const group = groups.get(run.group) ?? { color: run.color, lines: [] };
+        group.lines.push(...own);
+        groups.set(run.group, group);
+        continue;
+      }
+      const several = own.length > 1;
+      for (const line of own) {
+        const words = [
+          runs.length > 1 ? run.name : "",
+          several && run.processes > 1 ? run.processName(line.process) : "",
+          ...Object.values(line.attributes).map(String),
+        ];
+        const alone = runs.length === 1 && several;
+        traces.push({
+          ...curves(line, look.smoothing),
+          label: words.filter(Boolean).join(" · ") || run.name,
+          color: alone ? seriesColor(traces.length) : run.color,
+          thin: several && !alone,
+        });
+      }
+    }
+    for (const [name, group] of groups) {
+      const band = aggregate(group.lines);
+      const note = `mean of ${group.lines.length}`;
+      traces.push({ ...curves({ x: band.x, y: band.middle }, look.smoothing), label: name, color: group.color, band, note: () => note });
+    }
+    return traces;
+  }
+
+  private async overRanks(runs: Selected[], look: Look): Promise<Trace[]> {
+    const { project } = this.feed;
+    const window = look.window ? { start: look.window[0], stop: look.window[1] } : {};
+    const answers = await Promise.all(
+      runs.map((run) =>
+        api.ranks(run.id, { project, metric: this.metric.name, x: look.x, max_points: 400, ...rounded(window, look.x) }),
+      ),
+    );
+    const traces: Trace[] = [];
+    for (const [position, run] of runs.entries()) {
+      const ranks = answers[position] as api.Ranks;
+      const column = (values: api.Number_[]) => Float64Array.from(values, api.num);
+      const band: Band = { x: column(ranks.x), low: column(ranks.min), middle: column(ranks.median), high: column(ranks.max) };
+      if (band.x.length === 0) continue;
+      const name = (process: string | undefined) => (process === undefined ? "?" : run.processName(process));
+      traces.push({
+        ...curves({ x: band.x, y: band.middle }, look.smoothing),
+        label: runs.length > 1 ? run.name : `median of ${ranks.processes} ranks`,
+        color: run.color,
+        band,
+        note: (i) => `highest ${name(ranks.highest[i])}, lowest ${name(ranks.lowest[i])}`,
+      });
+      if (runs.length === 1) this.remarkText = outlier(ranks, name);
+    }
+    return traces;
+  }
+}
+
+function curves(curve: { x: Float64Array; y: Float64Array }, smoothing: number): Pick<Trace, "x" | "y" | "raw"> {
+  if (smoothing <= 0) return { x: curve.x, y: curve.y };
+  return { x: curve.x, y: smooth(curve, smoothing), raw: { x: curve.x, y: curve.y } };
+}
+
+let palette: (index: number) => string = () => "currentColor";
+
+/** Colours of lines that are not runs. */
+export function usePalette(colors: (index: number) => string): void {
+  palette = colors;
+}
+
+function seriesColor(index: number): string {
+  return palette(index);
+}
+
+function rounded(window: { start?: number; stop?: number }, x: string): { start?: number; stop?: number } {
+  if (x !== "step" || window.start === undefined || window.stop === undefined) return window;
+  return { start: Math.floor(window.start), stop: Math.ceil(window.stop) };
+}
+
+/** The rank that stands apart: highest or lowest nearly always, and far from the median. */
+function outlier(ranks: api.Ranks, name: (process: string) => string): string {
+  const n = ranks.x.length;
+  if (n < 4 || ranks.processes < 3) return "";
+  const found: string[] = [];
+  for (const [words, extreme, values] of [
+    ["highest", ranks.highest, ranks.max],
+    ["lowest", ranks.lowest, ranks.min],
+  ] as const) {
+    const tally = new Map<string, number>();
+    for (const process of extreme.slice(-200)) tally.set(process, (tally.get(process) ?? 0) + 1);
+    const [top, times] = [...tally].sort((a, b) => b[1] - a[1])[0] ?? ["", 0];
+    const share = times / Math.min(n, 200);
+    let distance = 0;
+    let spread = 0;
+    for (let i = Math.max(0, n - 200); i < n; i++) {
+      const median = api.num(ranks.median[i]);
+      distance += Math.abs(api.num(values[i]) - median) || 0;
+      spread += Math.abs(api.num(ranks.max[i]) - api.num(ranks.min[i])) || 0;
+    }
+    if (share > 0.6 && distance > spread * 0.6) found.push(`${name(top)} is the ${words} ${Math.round(share * 100)} % of the time`);
+  }
+  return found.join("; ");
+}

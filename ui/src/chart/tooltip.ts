@@ -1,0 +1,49 @@
+// What the pointer is at: every curve's value, highest first, the nearest one marked.
+
+import { fill, h } from "../dom";
+import * as format from "../format";
+import type { Reading } from "./plot";
+
+const SHOWN = 24;
+let box: HTMLElement | null = null;
+
+export function show(title: string, readings: Reading[], unit: string, place: { left: number; top: number }): void {
+  box ??= document.body.appendChild(h("div", { class: "tooltip", role: "status", "aria-live": "off" }));
+  const ordered = [...readings].sort((a, b) => rank(b.y) - rank(a.y));
+  const rows = ordered.slice(0, SHOWN).map((reading) => {
+    const swatch = h("i", { class: "swatch" });
+    swatch.style.background = reading.color;
+    const spread =
+      reading.low === undefined || reading.high === undefined
+        ? ""
+        : `${format.number(reading.low)} to ${format.number(reading.high)}`;
+    const bad = Number.isFinite(reading.y) ? "" : " bad";
+    return h(
+      "div",
+      { class: "reading" },
+      swatch,
+      h("span", { class: "name" }, reading.label),
+      h("span", { class: `value${bad}` }, format.withUnit(reading.y, unit)),
+      h("span", { class: "note" }, [spread, reading.note].filter(Boolean).join(" · ")),
+    );
+  });
+  fill(
+    box,
+    h("div", { class: "at" }, title),
+    ...rows,
+    ordered.length > SHOWN && h("div", { class: "note" }, `and ${ordered.length - SHOWN} more, in the list of runs`),
+  );
+  box.hidden = false;
+  const { width, height } = box.getBoundingClientRect();
+  const left = place.left + 18 + width > innerWidth ? place.left - width - 18 : place.left + 18;
+  box.style.left = `${Math.max(4, left)}px`;
+  box.style.top = `${Math.max(4, Math.min(place.top + 12, innerHeight - height - 4))}px`;
+}
+
+export function hide(): void {
+  if (box) box.hidden = true;
+}
+
+function rank(value: number): number {
+  return Number.isNaN(value) ? Number.NEGATIVE_INFINITY : value;
+}

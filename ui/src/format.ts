@@ -1,0 +1,103 @@
+// Numbers, times and other values as people read them.
+
+const SI = ["", "k", "M", "G", "T", "P", "E"];
+
+/** A measured value: four significant digits, scientific where that is shorter. */
+export function number(value: number): string {
+  if (Number.isNaN(value)) return "NaN";
+  if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  if (Number.isInteger(value) && size < 1e7) return String(value).replace("-", "−");
+  if (size >= 1e7 || size < 1e-3) return value.toExponential(3).replace(/\.?0+e/, "e").replace("e+", "e").replaceAll("-", "−");
+  return String(Number(value.toPrecision(4))).replace("-", "−");
+}
+
+/** A count: 1.2k, 3.4M. */
+export function count(value: number): string {
+  let scale = 0;
+  while (Math.abs(value) >= 999.5 && scale < SI.length - 1) {
+    value /= 1000;
+    scale += 1;
+  }
+  return `${scale === 0 ? value : Number(value.toPrecision(3))}${SI[scale]}`;
+}
+
+/** Bytes in binary units. */
+export function bytes(value: number): string {
+  let scale = 0;
+  while (Math.abs(value) >= 1024 && scale < SI.length - 1) {
+    value /= 1024;
+    scale += 1;
+  }
+  return `${Number(value.toPrecision(3))} ${scale === 0 ? "B" : `${(SI[scale] ?? "").toUpperCase()}iB`}`;
+}
+
+/** A value with its UCUM unit. */
+export function withUnit(value: number, unit: string): string {
+  if (unit === "By") return bytes(value);
+  if (unit === "1" || unit === "") return number(value);
+  if (unit === "s") return seconds(value);
+  return `${number(value)} ${unit.replace(/[{}]/g, "")}`;
+}
+
+function seconds(value: number): string {
+  const size = Math.abs(value);
+  if (!Number.isFinite(value) || value === 0) return number(value);
+  if (size < 1e-6) return `${number(value * 1e9)} ns`;
+  if (size < 1e-3) return `${number(value * 1e6)} µs`;
+  if (size < 1) return `${number(value * 1e3)} ms`;
+  return size < 120 ? `${number(value)} s` : duration(value);
+}
+
+/** Seconds as 3d 4h, 2h 5m, 4m 10s. */
+export function duration(total: number): string {
+  if (!Number.isFinite(total) || total < 0) return "–";
+  const units: [number, string][] = [
+    [86400, "d"],
+    [3600, "h"],
+    [60, "m"],
+    [1, "s"],
+  ];
+  for (const [position, [size, name]] of units.entries()) {
+    if (total < size && size > 1) continue;
+    const next = units[position + 1];
+    const rest = next ? Math.floor((total % size) / next[0]) : 0;
+    const first = Math.floor(total / size);
+    return next && rest ? `${first}${name} ${rest}${next[1]}` : `${first}${name}`;
+  }
+  return "0s";
+}
+
+/** Nanoseconds since the epoch, as the API sends them, in seconds. */
+export function epoch(time: string | number | null | undefined): number {
+  return time === null || time === undefined ? Number.NaN : Number(time) / 1e9;
+}
+
+/** How long ago, for people, in one unit. */
+export function ago(time: number): string {
+  const passed = Date.now() / 1000 - time;
+  if (!Number.isFinite(passed)) return "–";
+  return passed < 2 ? "now" : `${duration(passed).split(" ")[0]} ago`;
+}
+
+export function moment(time: number): string {
+  if (!Number.isFinite(time)) return "–";
+  return new Date(time * 1000).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
+}
+
+/** Anything that JSON can hold, in one line. */
+export function value(content: unknown): string {
+  if (content === null || content === undefined) return "–";
+  if (typeof content === "number") return number(content);
+  if (typeof content === "string") return content;
+  return JSON.stringify(content);
+}
+
+/** Nested objects as paths with dots: {a: {b: 1}} is {"a.b": 1}. */
+export function flatten(content: unknown, prefix = "", into: Map<string, unknown> = new Map()): Map<string, unknown> {
+  if (content !== null && typeof content === "object" && !Array.isArray(content)) {
+    for (const [key, inner] of Object.entries(content)) flatten(inner, prefix ? `${prefix}.${key}` : key, into);
+  } else if (prefix) into.set(prefix, content);
+  return into;
+}

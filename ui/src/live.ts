@@ -1,0 +1,84 @@
+// Live updates: server-sent events, read with fetch because EventSource cannot send a token.
+
+import { type State, reference, request } from "./api";
+
+export interface Update {
+  run: string;
+  metrics?: string[];
+  state?: State;
+  events?: boolean;
+}
+
+const RETRY_MS = [1000, 2000, 5000, 15000];
+
+/** Follow runs until the returned function is called. Goes on by itself when the server comes back. */
+export function follow(
+  runs: string[],
+  project: string,
+  onUpdate: (update: Update) => void,
+  onState: (connected: boolean) => void,
+): () => void {
+  const abort = new AbortController();
+  let cursor = "";
+  let failures = 0;
+
+  async function read(): Promise<void> {
+    const search = new URLSearchParams({ runs: runs.map((id) => reference(project, id)).join(",") });
+    if (cursor) search.set("after", cursor);
+    const response = await request(`/stream?${search}`, { signal: abort.signal, headers: { Accept: "text/event-stream" } });
+    if (!response.body) return;
+    failures = 0;
+    onState(true);
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    let waiting = "";
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      waiting += value.replaceAll("\r", "");
+      const blocks = waiting.split("\n\n");
+      waiting = blocks.pop() ?? "";
+      for (const block of blocks) take(block);
+    }
+  }
+
+  function take(block: string): void {
+    let type = "message";
+    const data: string[] = [];
+    for (const line of block.split("\n")) {
+      const [field = "", ...rest] = line.split(":");
+      const value = rest.join(":").replace(/^ /, "");
+      if (field === "event") type = value;
+      else if (field === "data") data.push(value);
+      else if (field === "id") cursor = value;
+    }
+    if (type === "cursor") cursor = (JSON.parse(data.join("\n")) as { cursor: string }).cursor;
+    else if (type === "update") {
+      const update = JSON.parse(data.join("\n")) as Update;
+      onUpdate({ ...update, run: update.run.slice(update.run.lastIndexOf("/") + 1) });
+    }
+  }
+
+  void (async () => {
+    while (!abort.signal.aborted) {
+      try {
+        await read();
+      } catch {
+        // Told below; the server may be restarting.
+      }
+      if (abort.signal.aborted) return;
+      onState(false);
+      await pause(RETRY_MS[Math.min(failures++, RETRY_MS.length - 1)] ?? 15000, abort.signal);
+    }
+  })();
+  return () => abort.abort();
+}
+
+function pause(milliseconds: number, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, milliseconds);
+    signal.addEventListener("abort", () => {
+      clearTimeout(timer);
+      resolve();
+    });
+  });
+}

@@ -1,0 +1,58 @@
+// The address: everything a view shows is in it, so a link shows the same. It stays behind the `#` and so in the browser.
+
+export interface Route {
+  path: string[];
+  params: URLSearchParams;
+}
+
+const listeners = new Set<() => void>();
+
+export function current(): Route {
+  const [path = "", query = ""] = location.hash.slice(1).split("?", 2);
+  return { path: path.split("/").filter(Boolean).map(decode), params: new URLSearchParams(query) };
+}
+
+export function address(path: string[], params: Record<string, string> | URLSearchParams = {}): string {
+  const query = new URLSearchParams(params).toString();
+  return `#/${path.map(encodeURIComponent).join("/")}${query ? `?${query}` : ""}`;
+}
+
+export function go(path: string[], params: Record<string, string> | URLSearchParams = {}): void {
+  location.hash = address(path, params);
+}
+
+/** Change parts of the view without a new entry in the history; an empty value drops the part. */
+export function change(parts: Record<string, string | null>): void {
+  const { path, params } = current();
+  for (const [name, value] of Object.entries(parts)) {
+    if (value === null || value === "") params.delete(name);
+    else params.set(name, value);
+  }
+  const next = address(path, params);
+  if (next === location.hash) return;
+  history.replaceState(null, "", next);
+  for (const listener of listeners) listener();
+}
+
+export function onChange(listener: () => void): void {
+  listeners.add(listener);
+  addEventListener("hashchange", listener);
+}
+
+/** A list within one parameter; its items may hold anything. */
+export function list(params: URLSearchParams, name: string): string[] {
+  const text = params.get(name);
+  return text ? text.split(",").map(decode) : [];
+}
+
+export function joined(items: Iterable<string>): string {
+  return [...items].map((item) => item.replace(/[%,]/g, encodeURIComponent)).join(",");
+}
+
+function decode(text: string): string {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}

@@ -1,0 +1,177 @@
+// The rows of the runs table: pages of a long list read as they come into sight, or all of them, in groups.
+
+import * as api from "../api";
+import { fieldText } from "../views/session";
+
+export interface Heading {
+  heading: string;
+  runs: api.Run[];
+  open: boolean;
+}
+
+export type Item = api.Run | Heading;
+
+export interface Request {
+  project: string;
+  filter: string;
+  sort: string;
+  fields: string;
+  group: string;
+  pinned: string[];
+}
+
+const PAGE = 200;
+const WHOLE_PAGE = 1000;
+const MOST_GROUPED = 10_000;
+
+export function isHeading(item: Item): item is Heading {
+  return "heading" in item;
+}
+
+export class Rows {
+  total = 0;
+  /** Runs that the filter finds; headings and pinned ones are not counted. */
+  found = 0;
+  private request: Request | null = null;
+  private pages = new Map<number, api.Run[]>();
+  private asked = new Set<number>();
+  private items: Item[] | null = null;
+  private pinned: api.Run[] = [];
+  private folded = new Set<string>();
+  private abort = new AbortController();
+
+  constructor(
+    private readonly onChange: () => void,
+    private readonly onError: (error: unknown) => void,
+  ) {}
+
+  at(index: number): Item | undefined {
+    if (this.items) return this.items[index];
+    if (index < this.pinned.length) return this.pinned[index];
+    const rest = index - this.pinned.length;
+    return this.pages.get(Math.floor(rest / PAGE))?.[rest % PAGE];
+  }
+
+  /** All that is in memory. */
+  *known(): Iterable<api.Run> {
+    yield* this.pinned;
+    for (const page of this.pages.values()) yield* page;
+    for (const item of this.items ?? []) if (isHeading(item)) yield* item.runs;
+  }
+
+  /** Begin anew; what is shown stays until the answer is there. */
+  async load(request: Request): Promise<void> {
+    this.request = request;
+    this.abort.abort();
+    this.abort = new AbortController();
+    const { signal } = this.abort;
+    try {
+      const pinned = await this.readPinned(request);
+      if (request.group) await this.loadGroups(request, pinned, signal);
+      else {
+        const { runs, total } = await this.page(request, 0, PAGE, signal);
+        this.items = null;
+        this.pinned = pinned;
+        this.pages = new Map([[0, runs]]);
+        this.asked = new Set([0]);
+        this.found = total;
+        this.total = total + pinned.length;
+      }
+      this.onChange();
+    } catch (error) {
+      if (!signal.aborted) this.onError(error);
+    }
+  }
+
+  /** Look again at the pages in sight, quietly: for what is under way. */
+  async refresh(first: number, last: number): Promise<void> {
+    const request = this.request;
+    if (!request || this.items) return;
+    const { signal } = this.abort;
+    const from = Math.max(0, Math.floor((first - this.pinned.length) / PAGE));
+    const to = Math.max(0, Math.floor((last - this.pinned.length) / PAGE));
+    try {
+      for (let number = from; number <= to; number++) {
+        if (!this.pages.has(number)) continue;
+        const { runs, total } = await this.page(request, number * PAGE, PAGE, signal);
+        this.pages.set(number, runs);
+        this.found = total;
+        this.total = total + this.pinned.length;
+      }
+      this.onChange();
+    } catch {
+      // The next look will tell.
+    }
+  }
+
+  need(first: number, last: number): void {
+    const request = this.request;
+    if (!request || this.items) return;
+    const from = Math.max(0, Math.floor((first - this.pinned.length) / PAGE));
+    const to = Math.floor(Math.max(0, last - 1 - this.pinned.length) / PAGE);
+    const { signal } = this.abort;
+    for (let number = from; number <= to; number++) {
+      if (this.asked.has(number)) continue;
+      this.asked.add(number);
+      this.page(request, number * PAGE, PAGE, signal).then(
+        ({ runs }) => {
+          this.pages.set(number, runs);
+          this.onChange();
+        },
+        (error) => {
+          this.asked.delete(number);
+          if (!signal.aborted) this.onError(error);
+        },
+      );
+    }
+  }
+
+  fold(heading: Heading): void {
+    if (!this.folded.delete(heading.heading)) this.folded.add(heading.heading);
+    heading.open = !heading.open;
+    const headings = (this.items ?? []).filter(isHeading);
+    this.arrange(headings);
+    this.onChange();
+  }
+
+  close(): void {
+    this.abort.abort();
+  }
+
+  private async page(request: Request, offset: number, limit: number, signal: AbortSignal) {
+    const { project, filter, sort, fields } = request;
+    return api.runs({ project, filter, sort, fields, limit, offset }, signal);
+  }
+
+  private async readPinned({ project, pinned, fields }: Request): Promise<api.Run[]> {
+    if (pinned.length === 0) return [];
+    const filter = `id in (${pinned.map((id) => JSON.stringify(id)).join(", ")}) and archived in (true, false)`;
+    const { runs } = await api.runs({ project, filter, fields, limit: 1000 });
+    return runs;
+  }
+
+  private async loadGroups(request: Request, pinned: api.Run[], signal: AbortSignal): Promise<void> {
+    const runs: api.Run[] = [];
+    let total = 1;
+    while (runs.length < Math.min(total, MOST_GROUPED)) {
+      const page = await this.page(request, runs.length, WHOLE_PAGE, signal);
+      total = page.total;
+      runs.push(...page.runs);
+      if (page.runs.length === 0) break;
+    }
+    const groups = new Map<string, api.Run[]>();
+    for (const run of runs) {
+      const name = fieldText(run, request.group);
+      groups.set(name, [...(groups.get(name) ?? []), run]);
+    }
+    this.pinned = pinned;
+    this.pages.clear();
+    this.found = runs.length;
+    this.arrange([...groups].map(([heading, members]) => ({ heading, runs: members, open: !this.folded.has(heading) })));
+  }
+
+  private arrange(headings: Heading[]): void {
+    this.items = [...this.pinned, ...headings.flatMap((heading): Item[] => [heading, ...(heading.open ? heading.runs : [])])];
+    this.total = this.items.length;
+  }
+}

@@ -1,0 +1,167 @@
+// The charts of a selection of runs, and the list of the runs beside them.
+
+import type { Metric } from "../api";
+import { Card, type CardEvents } from "../chart/card";
+import type { Reading } from "../chart/plot";
+import { type Look, MetricSource } from "../chart/source";
+import { button, fill, h } from "../dom";
+import * as route from "../route";
+import { ChartGrid, matcher, sections } from "./charts";
+import { Controls } from "./controls";
+import { RunList } from "./runlist";
+import type { Session } from "./session";
+import type { Pane } from "./workspace";
+
+const MACHINE = /^(system|process|hw|container|k8s|tensormeter|phase|cpython|gc)\./;
+const DISTRIBUTION = new Set(["histogram", "exponential_histogram", "summary"]);
+
+/** What the script logged; what the machine did is on the system pane. */
+export function isTraining({ name, kind }: Metric): boolean {
+  return !MACHINE.test(name) && !DISTRIBUTION.has(kind);
+}
+
+export function isMachine({ name, kind }: Metric): boolean {
+  return MACHINE.test(name) && !DISTRIBUTION.has(kind) && name !== "tensormeter.step";
+}
+
+export class ChartsPane implements Pane {
+  readonly element: HTMLElement;
+  private params = new URLSearchParams();
+  private readonly controls: Controls;
+  private readonly grid: ChartGrid;
+  private readonly list: RunList | null;
+  private readonly empty = h("div", { class: "state" });
+  private readonly full = h("dialog", { class: "full" });
+  private fullCard: Card | null = null;
+  private readonly sources = new Map<string, MetricSource>();
+  private drawn = "";
+
+  constructor(private readonly session: Session) {
+    const many = session.ids.length > 1;
+    const events: CardEvents = {
+      zoom: (window) => zoom(window),
+      full: (title) => route.change({ full: title }),
+      hover: (readings) => this.list?.show(readings),
+    };
+    this.grid = new ChartGrid(events, (closed) => route.change({ closed: route.joined(closed) }), !many);
+    this.list = many ? new RunList(session) : null;
+    this.controls = new Controls(session);
+    this.full.addEventListener("close", () => route.change({ full: null }));
+    const charts = h("div", { class: "content" }, this.controls.element, this.empty, this.grid.element);
+    this.element = h("div", { class: many ? "pane beside" : "pane" }, this.list?.element, charts, this.full);
+  }
+
+  apply(params: URLSearchParams): void {
+    this.params = params;
+    const { x, window } = this.look();
+    this.session.feed.want({ x, window });
+    this.controls.update(params);
+    this.list?.update(params);
+    this.draw();
+    // What decides how it looks, apart from what is shown: then all in sight is read again, from memory if possible.
+    const { hidden, ...look } = this.look();
+    const drawn = JSON.stringify([look, [...hidden], params.get("group"), params.get("colors")]);
+    if (drawn !== this.drawn) this.grid.refresh();
+    else this.grid.redraw();
+    if (drawn !== this.drawn) void this.fullCard?.refresh();
+    this.drawn = drawn;
+    this.showFull(params.get("full"));
+  }
+
+  onMetrics(): void {
+    this.controls.update(this.params);
+    this.draw();
+  }
+
+  onUpdate(): void {
+    this.list?.update(this.params);
+  }
+
+  onKey(event: KeyboardEvent): void {
+    if (event.key === "0") zoom(null);
+  }
+
+  close(): void {
+    this.fullCard?.sleep();
+    this.grid.close();
+  }
+
+  private draw(): void {
+    const matches = matcher(this.params.get("q") ?? "");
+    const all = this.session.metrics.filter(isTraining);
+    const shown = all.filter(({ name }) => matches(name)).sort((a, b) => (a.name < b.name ? -1 : 1));
+    this.empty.hidden = shown.length > 0;
+    if (shown.length === 0) {
+      fill(
+        this.empty,
+        h("h2", {}, all.length ? "No chart has such a name" : "Nothing was logged yet"),
+        all.length
+          ? h("p", {}, `${all.length} charts have other names. `, button("Show all", () => route.change({ q: null })))
+          : h("p", {}, "Charts appear here by themselves as soon as run.log is called."),
+      );
+    }
+    this.grid.update(
+      sections(shown, (metric) => this.source(metric)),
+      route.list(this.params, "closed"),
+    );
+  }
+
+  private source(metric: Metric): MetricSource {
+    const known = this.sources.get(metric.name);
+    if (known) return known;
+    const made = new MetricSource(
+      this.session.feed,
+      metric,
+      () => this.look(),
+      () => this.session.selected(this.params),
+    );
+    this.sources.set(metric.name, made);
+    return made;
+  }
+
+  private look(): Look {
+    return readLook(this.params);
+  }
+
+  private showFull(title: string | null): void {
+    const metric = this.session.metrics.find(({ name }) => name === title);
+    if (this.fullCard?.source.title === title) return;
+    this.fullCard?.sleep();
+    this.fullCard = null;
+    if (!metric) {
+      if (this.full.open) this.full.close();
+      return;
+    }
+    const hover = (readings: Reading[]) => this.list?.show(readings);
+    this.fullCard = new Card(this.source(metric), { zoom, hover }, true);
+    fill(this.full, button("Close", () => this.full.close(), { class: "close" }), this.fullCard.element);
+    if (!this.full.open) this.full.showModal();
+    this.fullCard.wake();
+  }
+}
+
+export function zoom(window: [number, number] | null): void {
+  route.change({ from: window ? short(window[0]) : null, to: window ? short(window[1]) : null });
+}
+
+function short(value: number): string {
+  return String(Number(value.toPrecision(12)));
+}
+
+/** The look of charts that the address asks for. */
+export function readLook(params: URLSearchParams): Look {
+  const from = Number.parseFloat(params.get("from") ?? "");
+  const to = Number.parseFloat(params.get("to") ?? "");
+  const smoothing = Number(params.get("s") ?? 0);
+  const ranks = params.get("ranks");
+  return {
+    x: params.get("x") || "step",
+    window: Number.isFinite(from) && Number.isFinite(to) && from < to ? [from, to] : null,
+    xLog: params.has("xlog"),
+    yLog: params.has("ylog"),
+    smoothing: smoothing > 0 && smoothing < 1 ? smoothing : 0,
+    clip: params.has("clip"),
+    ranks: ranks === "each" || ranks === "first" ? ranks : "range",
+    hidden: new Set(route.list(params, "hide")),
+  };
+}

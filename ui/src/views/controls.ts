@@ -1,0 +1,108 @@
+// How charts look: search, x-axis, smoothing, axes, groups, ranks. All of it is in the address.
+
+import { button, fill, h } from "../dom";
+import * as format from "../format";
+import * as route from "../route";
+import type { Session } from "./session";
+
+const AXES = { step: "step", relative: "relative time", time: "time" };
+
+export class Controls {
+  readonly element = h("div", { class: "controls", role: "search" });
+  private readonly search = h("input", {
+    type: "search",
+    "data-search": true,
+    placeholder: "Search charts, by regular expression",
+    "aria-label": "Search charts, by regular expression",
+    class: "search",
+    on: { input: () => route.change({ q: this.search.value }) },
+  });
+  private readonly axis = h("select", { "aria-label": "x axis", on: { change: () => route.change({ x: this.axis.value === "step" ? null : this.axis.value, from: null, to: null }) } });
+  private readonly smoothing = h("input", {
+    type: "range",
+    "aria-label": "Smoothing",
+    min: 0,
+    max: 0.999,
+    step: 0.001,
+    on: { input: () => this.smooth() },
+  });
+  private readonly weight = h("output", {});
+  private readonly group = h("select", { "aria-label": "Group by", on: { change: () => route.change({ group: this.group.value }) } });
+  private readonly ranks = h("select", { "aria-label": "Ranks", on: { change: () => route.change({ ranks: this.ranks.value === "range" ? null : this.ranks.value }) } });
+  private readonly out = button("", () => route.change({ from: null, to: null }), { class: "chip" });
+  private readonly toggles: [string, HTMLInputElement][];
+  private readonly groupLabel: HTMLElement;
+  private readonly ranksLabel: HTMLElement;
+
+  constructor(private readonly session: Session) {
+    this.toggles = ["xlog", "ylog", "clip"].map((name) => [
+      name,
+      h("input", { type: "checkbox", on: { change: (event) => route.change({ [name]: (event.target as HTMLInputElement).checked ? "1" : null }) } }),
+    ]);
+    const names = ["log x", "log y", "ignore outliers"];
+    fill(
+      this.ranks,
+      ...Object.entries({ range: "median and range", each: "each", first: "first only" }).map(([value, label]) => h("option", { value }, label)),
+    );
+    this.groupLabel = h("label", {}, "group by ", this.group);
+    this.ranksLabel = h("label", {}, "ranks ", this.ranks);
+    this.element.append(
+      this.search,
+      h("label", {}, "x ", this.axis),
+      h("label", { title: "Exponential moving average; the raw curve stays behind it" }, "smooth ", this.smoothing, this.weight),
+      ...this.toggles.map(([, box], position) => h("label", { class: "check" }, box, names[position])),
+      this.groupLabel,
+      this.ranksLabel,
+      this.out,
+    );
+  }
+
+  update(params: URLSearchParams): void {
+    set(this.search, params.get("q") ?? "");
+    const x = params.get("x") || "step";
+    const own = this.session.metrics.filter(({ kind }) => kind === "gauge" || kind === "sum").map(({ name }) => `metric:${name}`);
+    options(this.axis, [
+      ...Object.entries(AXES),
+      ...own.filter((name) => !/^metric:(system|process|hw|container|tensormeter)\./.test(name)).map((name): [string, string] => [name, name.slice(7)]),
+    ]);
+    this.axis.value = x;
+    set(this.smoothing, params.get("s") ?? "0");
+    this.weight.value = Number(params.get("s") ?? 0) ? format.number(Number(params.get("s"))) : "off";
+    for (const [name, box] of this.toggles) box.checked = params.has(name);
+    this.groupLabel.hidden = this.session.ids.length < 2;
+    const fields = new Set<string>(["group", "state"]);
+    for (const run of this.session.runs) for (const key of format.flatten(run.config).keys()) fields.add(`config.${key}`);
+    options(this.group, [["", "none"], ...[...fields].map((name): [string, string] => [name, name.replace(/^config\./, "")])]);
+    this.group.value = params.get("group") ?? "";
+    this.ranksLabel.hidden = this.session.runs.every(({ processes }) => processes < 2);
+    this.ranks.value = params.get("ranks") ?? "range";
+    this.out.hidden = !params.has("from");
+    if (params.has("from")) {
+      const range = ["from", "to"].map((name) => format.number(Number(params.get(name))));
+      fill(this.out, x === "time" ? "zoomed ✕" : `${range.join(" to ")} ✕`);
+      this.out.setAttribute("aria-label", "Zoom out");
+    }
+  }
+
+  /** For panes that show each process anyway. */
+  hideRanks(): void {
+    this.ranksLabel.hidden = true;
+  }
+
+  private smooth(): void {
+    const weight = Number(this.smoothing.value);
+    route.change({ s: weight > 0 ? String(weight) : null });
+  }
+}
+
+/** Not while somebody types there. */
+function set(input: HTMLInputElement, value: string): void {
+  if (document.activeElement !== input || input.type === "range") input.value = value;
+}
+
+function options(select: HTMLSelectElement, wanted: [string, string][]): void {
+  const key = wanted.map(([value]) => value).join("\n");
+  if (select.dataset.key === key) return;
+  select.dataset.key = key;
+  fill(select, ...wanted.map(([value, label]) => h("option", { value }, label)));
+}

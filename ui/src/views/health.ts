@@ -1,0 +1,123 @@
+// The first thing to see: is it alive, is it healthy, was anything lost.
+
+import * as api from "../api";
+import { fill, h } from "../dom";
+import * as format from "../format";
+import { stateBadge, meaning } from "./badge";
+import type { Session } from "./session";
+
+const LATE_SECONDS = 60;
+const TICK_MS = 1000;
+const LEVELS = new Set(["ERROR", "WARN"]);
+
+export class Health {
+  readonly element = h("div", { class: "health" });
+  private readonly heading = h("div", { class: "heading" });
+  private readonly facts = h("dl", { class: "facts" });
+  private readonly banners = h("div", { class: "banners" });
+  private connected = true;
+  private alerts: api.TelemetryEvent[] = [];
+  private asked = 0;
+  private readonly timer = setInterval(() => this.drawFacts(), TICK_MS);
+
+  constructor(private readonly session: Session) {
+    this.element.append(this.heading, this.facts, this.banners);
+  }
+
+  close(): void {
+    clearInterval(this.timer);
+  }
+
+  connection(connected: boolean): void {
+    this.connected = connected;
+    this.drawBanners();
+  }
+
+  update(): void {
+    const { single, runs } = this.session;
+    if (single) {
+      fill(this.heading, h("h1", {}, single.name || single.id), stateBadge(runs[0] ?? single), ...single.tags.map((tag) => h("span", { class: "tag" }, tag)));
+      if (Date.now() - this.asked > 5000) void this.readAlerts(single);
+    } else {
+      const states = new Map<api.State, number>();
+      for (const { state } of runs) states.set(state, (states.get(state) ?? 0) + 1);
+      fill(
+        this.heading,
+        h("h1", {}, `${runs.length} runs`),
+        ...[...states].map(([state, n]) => h("span", { class: `badge ${state}` }, `${n} ${state}`)),
+      );
+    }
+    this.drawFacts();
+    this.drawBanners();
+  }
+
+  private async readAlerts({ id, project }: api.RunDetail): Promise<void> {
+    this.asked = Date.now();
+    try {
+      this.alerts = await api.events(id, { project, name: "tensormeter.alert", limit: 20 });
+      this.drawBanners();
+    } catch {
+      // The overview tells what events there are; a banner that cannot be read is no reason for another one.
+    }
+  }
+
+  private drawFacts(): void {
+    const { single, runs, metrics } = this.session;
+    const run = runs[0];
+    if (!single || !run) {
+      this.facts.hidden = true;
+      return;
+    }
+    const step = Math.max(...metrics.map(({ last_step }) => last_step ?? -1));
+    const started = format.epoch(single.started);
+    const end = single.ended ? format.epoch(single.ended) : run.state === "running" ? Date.now() / 1000 : format.epoch(single.last_time);
+    const ranked = single.processes.filter(({ rank }) => rank !== null);
+    const ranks = ranked.length ? ranked : single.processes;
+    const alive = ranks.filter(({ state }) => state === "running" || state === null).length;
+    const rate = step > 0 && end > started ? step / (end - started) : Number.NaN;
+    const facts: [string, string, string?][] = [
+      ["last heard", format.ago(format.epoch(run.last_time)), format.moment(format.epoch(run.last_time))],
+      ["step", step >= 0 ? step.toLocaleString("en").replaceAll(",", "\u2009") : "–"],
+      ["steps/s", Number.isFinite(rate) ? format.number(rate) : "–", "over the whole run"],
+      [single.ended ? "took" : "running for", format.duration(end - started), `since ${format.moment(started)}`],
+      ["ranks", run.state === "running" && alive < ranks.length ? `${alive} of ${ranks.length}` : String(ranks.length)],
+    ];
+    if (single.attempt > 1) facts.push(["attempt", String(single.attempt), "it was resumed"]);
+    const text = JSON.stringify(facts);
+    if (this.facts.dataset.text === text) return;
+    this.facts.dataset.text = text;
+    fill(this.facts, ...facts.map(([name, value, title]) => h("div", { title }, h("dt", {}, name), h("dd", {}, value))));
+  }
+
+  private drawBanners(): void {
+    const { single, runs } = this.session;
+    const found: [string, string, string][] = [];
+    if (!this.connected) found.push(["warn", "Not live", "The server does not answer; this page tries again by itself. What is shown may be old."]);
+    const state = runs.length === 1 ? runs[0]?.state : undefined;
+    if (state && ["failed", "crashed", "stalled", "preempted"].includes(state)) {
+      found.push([state === "preempted" ? "warn" : "bad", state, meaning(state)]);
+    }
+    const losses = Object.entries(single?.losses ?? {}).filter(([, n]) => n > 0);
+    if (losses.length) {
+      const words = losses.map(([reason, n]) => `${format.count(n)} ${reason.replaceAll("_", " ")}`).join(", ");
+      found.push(["bad", "Points were lost", `${words}. A larger buffer_bytes helps where the buffer was full.`]);
+    }
+    if (single?.lag !== null && single?.lag !== undefined && single.lag > LATE_SECONDS && state === "running") {
+      found.push(["warn", "Late", `Points arrive ${format.duration(single.lag)} after they were logged. They are kept where the trainer runs.`]);
+    }
+    const serious = this.alerts.filter(({ body }) => LEVELS.has(String((body as { level?: unknown } | null)?.level)));
+    if (serious[0]) {
+      const { title, text, level } = serious[0].body as Record<string, unknown>;
+      const { step } = serious[0];
+      const words = [text, step === null ? "" : `(step ${step})`, serious.length > 1 ? `and ${serious.length - 1} more, on the overview` : ""];
+      found.push([level === "ERROR" ? "bad" : "warn", String(title), words.filter(Boolean).join(" ")]);
+    }
+    const shown = JSON.stringify(found);
+    if (this.banners.dataset.text === shown) return;
+    this.banners.dataset.text = shown;
+    fill(
+      this.banners,
+      ...found.map(([kind, title, text]) => h("p", { class: `banner ${kind}`, role: "alert" }, h("strong", {}, title), " ", text)),
+    );
+  }
+}

@@ -1,0 +1,170 @@
+// Images by step, tables, texts.
+
+import * as api from "../api";
+import { fill, h } from "../dom";
+import * as format from "../format";
+import type { Update } from "../live";
+import * as route from "../route";
+import { matcher } from "./charts";
+import type { Session } from "./session";
+import { TableView } from "./tableview";
+import type { Pane } from "./workspace";
+
+type Kind = "image" | "table" | "text";
+
+interface Group {
+  key: string;
+  kind: Kind;
+  /** Oldest first. */
+  events: api.TelemetryEvent[];
+}
+
+export class MediaPane implements Pane {
+  readonly element = h("div", { class: "pane" });
+  private readonly search = h("input", {
+    type: "search",
+    "data-search": true,
+    class: "search",
+    placeholder: "Search media, by regular expression",
+    "aria-label": "Search media, by regular expression",
+    on: { input: () => route.change({ q: this.search.value }) },
+  });
+  private readonly grid = h("div", { class: "charts wide" }, h("p", { class: "state", role: "status" }, "Loading …"));
+  private readonly cards = new Map<string, MediaCard>();
+  private groups: Group[] | null = null;
+  private params = new URLSearchParams();
+
+  constructor(private readonly session: Session) {
+    this.element.append(h("div", { class: "content" }, h("div", { class: "controls", role: "search" }, this.search), this.grid));
+    void this.load();
+  }
+
+  apply(params: URLSearchParams): void {
+    this.params = params;
+    if (document.activeElement !== this.search) this.search.value = params.get("q") ?? "";
+    this.draw();
+  }
+
+  onUpdate(update: Update): void {
+    if (update.events) void this.load();
+  }
+
+  close(): void {
+    for (const card of this.cards.values()) card.close();
+  }
+
+  private async load(): Promise<void> {
+    const [run = ""] = this.session.ids;
+    const { project } = this.session;
+    try {
+      const kinds: Kind[] = ["image", "table", "text"];
+      const answers = await Promise.all(kinds.map((kind) => api.events(run, { project, name: `tensormeter.${kind}`, limit: 500 })));
+      const groups = new Map<string, Group>();
+      for (const [position, events] of answers.entries()) {
+        const kind = kinds[position] as Kind;
+        for (const event of [...events].reverse()) {
+          const key = String(event.attributes["tensormeter.key"] ?? kind);
+          const group = groups.get(`${kind} ${key}`) ?? { key, kind, events: [] };
+          group.events.push(event);
+          groups.set(`${kind} ${key}`, group);
+        }
+      }
+      this.groups = [...groups.values()].sort((a, b) => (a.key < b.key ? -1 : 1));
+      this.draw();
+    } catch (error) {
+      fill(this.grid, h("div", { class: "state", role: "alert" }, h("h2", {}, "Media cannot be read"), h("p", {}, error instanceof Error ? error.message : String(error))));
+    }
+  }
+
+  private draw(): void {
+    if (!this.groups) return;
+    const matches = matcher(this.params.get("q") ?? "");
+    const shown = this.groups.filter(({ key }) => matches(key));
+    const [run = ""] = this.session.ids;
+    const cards = shown.map((group) => {
+      const name = `${group.kind} ${group.key}`;
+      const card = this.cards.get(name) ?? new MediaCard(group.key, group.kind, (digest) => api.media(run, digest, this.session.project));
+      this.cards.set(name, card);
+      card.update(group.events);
+      return card.element;
+    });
+    fill(this.grid, ...cards);
+    if (cards.length === 0) {
+      this.grid.append(
+        h(
+          "div",
+          { class: "state" },
+          h("h2", {}, this.groups.length ? "Nothing has such a name" : "No tables, images or texts yet"),
+          this.groups.length ? null : h("p", {}, "Log them beside your numbers: ", h("code", {}, 'run.log({"samples": tensormeter.Image(array)}, step)'), "."),
+        ),
+      );
+    }
+  }
+}
+
+class MediaCard {
+  readonly element: HTMLElement;
+  private readonly stage = h("div", { class: "stage media" });
+  private readonly slider = h("input", { type: "range", min: 0, value: 0, "aria-label": "Step", on: { input: () => void this.draw() } });
+  private readonly words = h("p", { class: "remark" });
+  private readonly sliderLabel: HTMLElement;
+  private events: api.TelemetryEvent[] = [];
+  private readonly urls = new Map<string, Promise<string>>();
+  private turn = 0;
+
+  constructor(
+    key: string,
+    private readonly kind: Kind,
+    private readonly open: (digest: string) => Promise<string>,
+  ) {
+    this.sliderLabel = h("label", { class: "slider" }, "step ", this.slider);
+    this.element = h("section", { class: `card ${kind}`, "aria-label": key }, h("header", {}, h("h3", { title: key }, key)), this.stage, this.sliderLabel, this.words);
+  }
+
+  update(events: api.TelemetryEvent[]): void {
+    const atEnd = Number(this.slider.value) >= this.events.length - 1;
+    const grown = events.length !== this.events.length;
+    this.events = events;
+    this.slider.max = String(events.length - 1);
+    this.sliderLabel.hidden = events.length < 2;
+    if (atEnd) this.slider.value = this.slider.max;
+    if (grown) void this.draw();
+  }
+
+  close(): void {
+    for (const url of this.urls.values()) url.then(URL.revokeObjectURL, () => {});
+  }
+
+  private async draw(): Promise<void> {
+    const event = this.events[Number(this.slider.value)];
+    if (!event) return;
+    const turn = ++this.turn;
+    const body = (event.body ?? {}) as Record<string, unknown>;
+    const step = event.step === null ? "" : `step ${event.step}`;
+    this.slider.setAttribute("aria-valuetext", step);
+    const words = [step, format.moment(format.epoch(event.time))];
+    if (this.kind === "image") {
+      words.push(String(body.caption ?? ""), body.width ? `${body.width} × ${body.height}` : "");
+      const digest = (body.digest ?? (body.data as { digest?: unknown } | null)?.digest) as string | undefined;
+      try {
+        const image = h("img", { alt: String(body.caption || this.element.getAttribute("aria-label") || "image") });
+        if (digest) image.src = await this.address(digest);
+        if (turn !== this.turn) return;
+        fill(this.stage, digest ? image : h("p", { class: "status" }, "This image is of a kind that is not shown."));
+      } catch (error) {
+        fill(this.stage, h("p", { class: "status bad" }, error instanceof Error ? error.message : String(error)));
+      }
+    } else if (this.kind === "text") {
+      fill(this.stage, h("pre", { class: "text", tabindex: 0 }, String(body.text ?? "")));
+    } else {
+      fill(this.stage, new TableView(body.columns, body.rows, (digest) => this.address(digest)).element);
+    }
+    this.words.textContent = words.filter(Boolean).join(" · ");
+  }
+
+  private address(digest: string): Promise<string> {
+    const known = this.urls.get(digest) ?? this.open(digest);
+    this.urls.set(digest, known);
+    return known;
+  }
+}

@@ -1,0 +1,79 @@
+// The runs beside their charts: colour, name, state, what each has at the pointer; hide and show.
+
+import { fill, h } from "../dom";
+import type { Reading } from "../chart/plot";
+import * as format from "../format";
+import * as route from "../route";
+import type { Session } from "./session";
+
+export class RunList {
+  readonly element = h("aside", { class: "runlist", "aria-label": "Runs" });
+  private readonly values = new Map<string, HTMLElement>();
+  private shape = "";
+
+  constructor(private readonly session: Session) {}
+
+  update(params: URLSearchParams): void {
+    const hidden = new Set(route.list(params, "hide"));
+    const selected = this.session.selected(params);
+    const states = this.session.runs.map(({ state }) => state);
+    const shape = JSON.stringify([selected.map(({ id, name, color, group }) => [id, name, color, group]), [...hidden], states]);
+    if (shape === this.shape) return;
+    this.shape = shape;
+    this.values.clear();
+    const rows = selected.map((run, position) => {
+      const value = h("span", { class: "value" });
+      this.values.set(run.group ?? run.name, value);
+      const show = h("input", {
+        type: "checkbox",
+        checked: !hidden.has(run.id),
+        "aria-label": `Show ${run.name}`,
+        on: {
+          change: () => {
+            if (!hidden.delete(run.id)) hidden.add(run.id);
+            route.change({ hide: route.joined(hidden) });
+          },
+        },
+      });
+      const color = h("input", {
+        type: "color",
+        value: hex(run.color),
+        class: "color",
+        "aria-label": `Colour of ${run.name}`,
+        on: { change: (event) => this.recolor(params, run.id, (event.target as HTMLInputElement).value) },
+      });
+      const name = h("a", { href: route.address(["p", this.session.project, "runs", run.id]), title: run.group ?? run.name }, run.name);
+      return h("li", { class: hidden.has(run.id) ? "hidden" : "" }, show, color, h("span", { class: `dot ${states[position]}`, title: states[position], role: "img", "aria-label": states[position] }), name, value);
+    });
+    const all = hidden.size === 0;
+    const toggle = h(
+      "button",
+      { type: "button", on: { click: () => route.change({ hide: all ? route.joined(this.session.ids) : null }) } },
+      all ? "Hide all" : "Show all",
+    );
+    fill(this.element, h("header", {}, h("h2", {}, `${selected.length} runs`), toggle), h("ul", {}, ...rows));
+  }
+
+  /** What the curves have where the pointer is. */
+  show(readings: Reading[]): void {
+    const found = new Map(readings.map(({ label, y }) => [label, y]));
+    for (const [name, element] of this.values) {
+      const value = found.get(name);
+      const text = value === undefined ? "" : format.number(value);
+      if (element.textContent !== text) element.textContent = text;
+    }
+  }
+
+  private recolor(params: URLSearchParams, id: string, color: string): void {
+    const others = route.list(params, "colors").filter((pair) => !pair.startsWith(`${id}~`));
+    route.change({ colors: route.joined([...others, `${id}~${color.slice(1)}`]) });
+  }
+}
+
+/** Any colour as #rrggbb, which the colour field wants. */
+export function hex(color: string): string {
+  const context = document.createElement("canvas").getContext("2d");
+  if (!context) return "#888888";
+  context.fillStyle = color;
+  return String(context.fillStyle).slice(0, 7);
+}

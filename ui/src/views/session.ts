@@ -1,0 +1,156 @@
+// The runs that a workspace looks at: what they are, which metrics they have, and how their points come.
+
+import * as api from "../api";
+import { Feed } from "../chart/feed";
+import type { Selected } from "../chart/source";
+import * as format from "../format";
+import * as route from "../route";
+import { lineColor } from "../theme";
+
+const DETAILED = 16;
+const AT_ONCE = 2;
+/** After which the first picture is there, mostly. */
+const LATER_MS = 600;
+
+export class Session {
+  runs: api.Run[] = [];
+  details = new Map<string, api.RunDetail>();
+  metrics: api.Metric[] = [];
+  readonly feed: Feed;
+
+  constructor(
+    readonly project: string,
+    readonly ids: string[],
+  ) {
+    this.feed = new Feed(project, ids, { x: "step", window: null });
+  }
+
+  get single(): api.RunDetail | null {
+    return this.ids.length === 1 ? (this.details.get(this.ids[0] as string) ?? null) : null;
+  }
+
+  /** What the first picture needs: the runs, and the metrics of some of them. */
+  async load(): Promise<void> {
+    const [first = ""] = this.ids;
+    if (this.ids.length === 1) {
+      const [detail, metrics] = await Promise.all([api.run(first, this.project), api.metrics(first, this.project)]);
+      this.take(detail);
+      this.metrics = metrics;
+      return;
+    }
+    const listed = this.ids.map((id) => JSON.stringify(id)).join(", ");
+    const filter = `id in (${listed}) and archived in (true, false)`;
+    const [{ runs }, metrics] = await Promise.all([
+      api.runs({ project: this.project, filter, limit: 1000, fields: "config" }),
+      api.metrics(first, this.project).catch(() => []),
+    ]);
+    const found = new Map(runs.map((run) => [run.id, run]));
+    this.runs = this.ids.flatMap((id) => found.get(id) ?? []);
+    if (this.runs.length === 0) throw new api.ApiError(404, "not_found", "None of these runs is in this project.");
+    this.metrics = metrics;
+  }
+
+  /** The rest, which a first picture does not wait for. */
+  async loadMore(onMore: () => void): Promise<void> {
+    if (this.ids.length === 1) return;
+    // Only who has several processes needs their names.
+    const waiting = this.runs.filter(({ processes }) => processes > 1).slice(0, DETAILED).map(({ id }) => id);
+    const others = this.runs.slice(1).map(({ id }) => id);
+    const work = async () => {
+      for (let id = others.shift(); id !== undefined; id = others.shift()) this.merge(await api.metrics(id, this.project));
+      for (let id = waiting.shift(); id !== undefined; id = waiting.shift()) {
+        this.details.set(id, await api.run(id, this.project));
+      }
+    };
+    const before = this.metrics.length;
+    await new Promise((resolve) => setTimeout(resolve, LATER_MS));
+    await Promise.allSettled(Array.from({ length: AT_ONCE }, work));
+    if (this.metrics.length !== before || this.details.size > 0) onMore();
+  }
+
+  /** Look again: states, new metrics. Returns whether there are metrics that were not known. */
+  async reload(): Promise<boolean> {
+    const before = this.metrics.length;
+    const [first = ""] = this.ids;
+    if (this.ids.length === 1) this.take(await api.run(first, this.project));
+    this.merge(await api.metrics(first, this.project));
+    return this.metrics.length !== before;
+  }
+
+  selected(params: URLSearchParams): Selected[] {
+    const colors = chosenColors(params);
+    const groupBy = params.get("group");
+    const groups = new Map<string, number>();
+    return this.runs.map((run, index) => {
+      const group = groupBy && this.runs.length > 1 ? fieldText(run, groupBy) : null;
+      if (group !== null && !groups.has(group)) groups.set(group, groups.size);
+      const own = group === null ? index : (groups.get(group) as number);
+      return {
+        id: run.id,
+        name: run.name || run.id,
+        color: (group === null ? colors.get(run.id) : undefined) ?? lineColor(own),
+        group: group === null ? null : `${groupBy?.replace(/^config\./, "")} = ${group}`,
+        processes: run.processes,
+        processName: (process) => this.processName(run.id, process),
+        firstProcess: () => this.firstProcess(run.id),
+      };
+    });
+  }
+
+  processName(run: string, process: string): string {
+    const found = this.details.get(run)?.processes.find(({ id }) => id === process);
+    if (!found) return process;
+    if (found.rank === null) return found.host ? `${found.host} ${process}` : process;
+    return found.host ? `rank ${found.rank} (${found.host})` : `rank ${found.rank}`;
+  }
+
+  private firstProcess(run: string): string | null {
+    const ranked = this.details.get(run)?.processes.filter(({ rank }) => rank !== null) ?? [];
+    return ranked.sort((a, b) => (a.rank as number) - (b.rank as number))[0]?.id ?? null;
+  }
+
+  private take(detail: api.RunDetail): void {
+    this.details.set(detail.id, detail);
+    this.runs = [{ ...detail, processes: detail.processes.length }];
+  }
+
+  private merge(metrics: api.Metric[]): void {
+    const known = new Map(this.metrics.map((metric) => [`${metric.kind} ${metric.name}`, metric]));
+    for (const metric of metrics) {
+      const old = known.get(`${metric.kind} ${metric.name}`);
+      if (!old) this.metrics.push(metric);
+      else Object.assign(old, metric, { processes: Math.max(metric.processes, this.ids.length > 1 ? old.processes : 0) });
+    }
+  }
+}
+
+/** Colours that somebody has chosen: id~hex, in the address. */
+export function chosenColors(params: URLSearchParams): Map<string, string> {
+  const pairs = route.list(params, "colors").map((pair) => pair.split("~") as [string, string]);
+  return new Map(pairs.filter(([, hex]) => /^[0-9a-f]{6}$/.test(hex ?? "")).map(([id, hex]) => [id, `#${hex}`]));
+}
+
+/** A field of a run by the name that filters use. */
+export function field(run: api.Run, name: string): unknown {
+  if (name.startsWith("config.")) {
+    const key = name.slice("config.".length);
+    return key in run.config ? run.config[key] : format.flatten(run.config).get(key);
+  }
+  if (name.startsWith("summary.")) {
+    const key = name.slice("summary.".length);
+    const cut = key.lastIndexOf(".");
+    const whole = run.summary[key];
+    if (whole) return whole.last;
+    return (run.summary[key.slice(0, cut)] as Record<string, unknown> | undefined)?.[key.slice(cut + 1)];
+  }
+  if (name === "duration") {
+    const end = run.ended ?? (run.state === "running" ? null : run.last_time);
+    return (end === null ? Date.now() / 1000 : format.epoch(end)) - format.epoch(run.started);
+  }
+  return run[name as keyof api.Run];
+}
+
+export function fieldText(run: api.Run, name: string): string {
+  const found = field(run, name);
+  return Array.isArray(found) ? found.join(", ") || "none" : format.value(found);
+}
