@@ -8,6 +8,7 @@ A killed process loses nothing; a power failure can lose the last requests.
 
 import json
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -18,7 +19,11 @@ _STATE: Final = "appended.json"
 
 
 class AppendOnce:
-    """Appends to files. Used by one thread of one process; blocks for the disk."""
+    """Appends to files. Used by one thread of one process; blocks for the disk.
+
+    Attributes:
+        writer: A name that no other spool's files have, kept in the state: files that have it are nobody else's.
+    """
 
     def __init__(self, state: Path | None) -> None:
         """
@@ -27,6 +32,7 @@ class AppendOnce:
         """
         self._state = None if state is None else state / _STATE
         self._id = ""
+        self.writer = uuid.uuid4().hex[:16]
         self._files: dict[Path, tuple[int, int]] = {}
         if self._state is not None:
             self._load(self._state)
@@ -67,6 +73,7 @@ class AppendOnce:
             document = json.loads(state.read_text(encoding="utf-8"))
             self._files = {Path(path): (int(before), int(after)) for path, before, after in document["files"]}
             self._id = str(document["id"])
+            self.writer = str(document["writer"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             self._files = {}
 
@@ -76,5 +83,5 @@ class AppendOnce:
         self._state.parent.mkdir(parents=True, exist_ok=True)
         files = [[os.fspath(path), before, after] for path, (before, after) in self._files.items()]
         temporary = self._state.with_suffix(".new")
-        temporary.write_text(json.dumps({"id": self._id, "files": files}), encoding="utf-8")
+        temporary.write_text(json.dumps({"id": self._id, "writer": self.writer, "files": files}), encoding="utf-8")
         temporary.replace(self._state)

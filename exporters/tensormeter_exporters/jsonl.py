@@ -60,8 +60,7 @@ class JsonLinesExporter:
 
         No two spools share a file, so no two agents do.
         """
-        spool = _UNSAFE.sub("_", request.id.partition("-")[0])[:32]
-        stem = f"{request.signal}-{spool}"
+        stem = f"{request.signal}-{self._files.writer}"
         number = self._numbers.get(stem) or max(
             (int(path.stem.rpartition("-")[2]) for path in self._directory.glob(f"{stem}-[0-9]*.jsonl")),
             default=1,

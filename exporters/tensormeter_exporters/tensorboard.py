@@ -92,9 +92,8 @@ class TensorBoardExporter:
 
     def _path(self, request: Request, speaker: Speaker) -> Path:
         parts = [_UNSAFE.sub("_", part)[:128] or "_" for part in (speaker.project, speaker.run, speaker.process[:8])]
-        spool = _UNSAFE.sub("_", request.id.partition("-")[0])[:32]
         return self._directory.joinpath(*(f"_{part}" if part.startswith(".") else part for part in parts)) / (
-            f"events.out.tfevents.{spool}"
+            f"events.out.tfevents.{self._files.writer}"
         )
 
     def _records(self, request: Request, path: Path, events: Iterable[Event]) -> bytes:

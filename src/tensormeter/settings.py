@@ -338,6 +338,8 @@ class Settings:
         _check_endpoint(self.endpoint)
         _check_names("exporters", self.exporters)
         object.__setattr__(self, "exporters", tuple(self.exporters))
+        _check_options("exporter_options", self.exporter_options)
+        object.__setattr__(self, "exporter_options", dict(self.exporter_options))
         if self.token is not None:
             _check_token("token", self.token)
         object.__setattr__(self, "directory", Path(self.directory).expanduser().absolute())

@@ -209,6 +209,7 @@ def environment(tmp_path, state, receiver):
         "TENSORMETER_ENDPOINT": receiver.url,
         "TENSORMETER_SCHEDULE_DELAY": "0.05",
         "TENSORMETER_SAMPLE_INTERVAL": "0",
+        "TENSORMETER_SELF_METRICS_INTERVAL": "0",
         "TENSORMETER_RUN_ID": "faulty",
         "OMP_NUM_THREADS": "1",
     }

@@ -30,13 +30,14 @@ def end_event(receiver):
 def test_fault_17_sigkill_of_the_trainer(train, receiver, gone, oracle, kills, instants, wait_for):
     for kill in range(kills):
         receiver.received.clear()
-        trainer = train(ENDLESS, run_id=f"killed-{kill}")
+        trainer = train(ENDLESS, run_id=f"killed-{kill}", buffer_bytes=64 << 20)
         rows = instants.randrange(1, 5000)
         wait_for(lambda trainer=trainer, rows=rows: trainer.returned >= rows, "rows are logged")
         trainer.kill()
         gone()
         oracle.agrees_after_kill(receiver, trainer.returned)
         assert end_event(receiver)["state"] == "crashed"
+        assert end_event(receiver)["dropped"] == {}
 
 
 def test_fault_18_sigkill_of_the_agent(receiver, tmp_path, oracle, kills, instants, wait_for, gone):
