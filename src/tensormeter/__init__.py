@@ -11,12 +11,14 @@ from tensormeter.errors import (
 )
 from tensormeter.instruments import MeterProvider, configure
 from tensormeter.record.histogram import Histogram
+from tensormeter.record.media import Image, Table, Text
 from tensormeter.run import Run, deferred_log, finish, init, log
 from tensormeter.settings import Settings
 
 __all__ = [
     "EncodingError",
     "Histogram",
+    "Image",
     "MeterProvider",
     "RingError",
     "Run",
@@ -24,7 +26,9 @@ __all__ = [
     "SettingsError",
     "SpoolError",
     "StoreError",
+    "Table",
     "TensormeterError",
+    "Text",
     "UsageError",
     "configure",
     "deferred_log",

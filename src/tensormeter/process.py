@@ -15,6 +15,7 @@ from tensormeter.pipeline.directory import RunDirectory, make_memory_directory, 
 from tensormeter.pipeline.launch import ensure_agent, reap_agents
 from tensormeter.record.lane import Writer
 from tensormeter.record.recorder import Recorder
+from tensormeter.record.vitals import Vitals
 from tensormeter.resource import describe_process
 from tensormeter.ring import HeaderWord, RingFile, State
 from tensormeter.settings import Settings
@@ -121,9 +122,11 @@ class RunProcess:
             self.recorder = Recorder(
                 self.ring,
                 on_writer=on_writer,
-                on_stride=self._check_agent,
+                on_stride=self._look_around,
+                media_buffer_bytes=settings.media_buffer_bytes,
                 on_fork=on_fork,
             )
+            self._vitals = Vitals(self.recorder, settings.sample_interval)
             self._start_agent()
 
     def _count_attempt(self, resume: bool) -> int:
@@ -178,6 +181,7 @@ class RunProcess:
         """
         if message:
             self.ring.add_metadata(self._metadata() | {"end": message})
+        self._vitals.sample()
         self.recorder.close(state)
         try:
             if self.parent is None:
@@ -232,6 +236,11 @@ class RunProcess:
                     "no agent for run %s can be started (%s); `tensormeter sync` delivers the run", self._run.id, error
                 )
             return False
+
+    def _look_around(self) -> None:
+        """Called now and then by log calls."""
+        self._check_agent()
+        self._vitals.beat()
 
     def _check_agent(self) -> None:
         """See, once a second at most, whether an agent lives, and start another if not; less often if none stays."""

@@ -37,6 +37,7 @@ import fcntl
 import json
 import mmap
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -62,6 +63,7 @@ __all__ = [
     "SpoolLoss",
     "State",
     "Stream",
+    "media_directory",
     "row_bytes",
 ]
 
@@ -136,6 +138,7 @@ class Drop(enum.IntEnum):
     UNSUPPORTED_VALUE = 1
     TOO_MANY_LAYOUTS = 2
     DEVICE_UNFINISHED = 3
+    MEDIA_FULL = 4
 
 
 class SpoolLoss(enum.IntEnum):
@@ -279,6 +282,11 @@ class Layout:
         words = entry.get("words", [1] * len(streams))
         columns = tuple(map(Column, streams, entry["codes"], words))
         return cls(entry["id"], columns, entry.get("stepped", True))
+
+
+def media_directory(ring_path: Path) -> Path:
+    """Where tables, images and texts of a ring's process wait for the agent: files, named by the order of logging."""
+    return ring_path.with_suffix(".media")
 
 
 def row_bytes(words: int) -> int:
@@ -503,6 +511,7 @@ class RingFile:
         """Delete the file and its lock. Mappings stay valid until their processes end."""
         self.path.unlink(missing_ok=True)
         self.path.with_suffix(".lock").unlink(missing_ok=True)
+        shutil.rmtree(media_directory(self.path), ignore_errors=True)
 
     def _append_entry(self, kind: EntryKind, payload: bytes) -> bool:
         with self._append:

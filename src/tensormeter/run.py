@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast
 
 from tensormeter import ending
 from tensormeter.errors import RingError, SettingsError, UsageError
@@ -25,6 +25,7 @@ from tensormeter.exporter import check_exporters
 from tensormeter.process import RunIdentity, RunProcess
 from tensormeter.record.compilation import break_graph
 from tensormeter.record.lane import Writer
+from tensormeter.record.media import Parcel
 from tensormeter.record.phases import Phases
 from tensormeter.record.reduction import Reduce, Rule
 from tensormeter.record.watch import Watch, Watched
@@ -169,6 +170,23 @@ class Run:
             watch.start()
             self._watches.append(watch)
         return watch
+
+    def alert(self, title: str, text: str = "", level: Literal["INFO", "WARN", "ERROR"] = "INFO") -> None:
+        """Tell whoever looks at the run. It arrives as an OTLP log record, at the last row's step. As silent as `log`.
+
+        Args:
+            title: In a few words.
+            text: In more.
+            level: How bad it is.
+
+        Raises:
+            UsageError: Another level.
+        """
+        if level not in ("INFO", "WARN", "ERROR"):
+            raise UsageError(f"alert: expected a level of INFO, WARN, ERROR, got {level!r}")
+        if self._process is not None and self._process.is_this:
+            body = {"title": str(title), "text": str(text), "level": level}
+            self._process.recorder.alert(Parcel("tensormeter.alert", body))
 
     def unwatch(self, model: Any = None) -> None:
         """Watch a model no more; all of them if None."""

@@ -214,6 +214,13 @@ class Settings:
         help="Size of a process's ring in bytes, reserved at start. When it is full, the newest rows are dropped "
         "and counted.",
     )
+    media_buffer_bytes: int = _setting(
+        64 << 20,
+        "TENSORMETER_MEDIA_BUFFER_BYTES",
+        parse=int,
+        help="Bytes of tables, images and texts of a process that may wait for the agent, beside the ring. What is more "
+        "is dropped and counted.",
+    )
     after_fork: AfterFork = _setting(
         "record",
         "TENSORMETER_AFTER_FORK",
@@ -346,6 +353,7 @@ class Settings:
         if self.buffer_directory is not None:
             object.__setattr__(self, "buffer_directory", Path(self.buffer_directory).expanduser().absolute())
         _check_integer("buffer_bytes", self.buffer_bytes, 1 << 16, 1 << 40)
+        _check_integer("media_buffer_bytes", self.media_buffer_bytes, 0, 1 << 40)
         _check_range("schedule_delay", self.schedule_delay, 0.01, 3600)
         _check_integer("max_export_batch_size", self.max_export_batch_size, 1, 2_000_000)
         _check_range("self_metrics_interval", self.self_metrics_interval, 0, 86400)

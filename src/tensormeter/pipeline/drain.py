@@ -6,18 +6,22 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
-from tensormeter.errors import SpoolError
+from tensormeter.errors import EncodingError, SpoolError
 from tensormeter.otlp.batch import Attribute, Batch, Event, Value
 from tensormeter.otlp.encode import encode_events, encode_metrics
 from tensormeter.pipeline.health import Health
+from tensormeter.pipeline.media import Inbox
 from tensormeter.pipeline.processor import BatchMeasurementProcessor
-from tensormeter.pipeline.spool import Encoded, Priority, Spool, SpoolDamagedError
-from tensormeter.ring import HeaderWord, RingFile, State
+from tensormeter.pipeline.spool import Cursor, Encoded, Priority, Spool, SpoolDamagedError
+from tensormeter.ring import MAX_LANES, HeaderWord, RingFile, State
 from tensormeter.settings import Settings
 
 __all__ = ["Drain"]
 
 logger: Final = logging.getLogger("tensormeter.agent")
+
+_MEDIA: Final = MAX_LANES
+"""In place of a lane: how far the files of tables, images and texts have been taken."""
 
 _GZIP_LEVEL: Final = 1
 """Times and doubles compress little; level 6 costs four times the processor time for 3 % fewer bytes."""
@@ -48,6 +52,7 @@ class Drain:
         )
         metadata = self._processor.metadata
         self._config = cast("dict[str, Any]", metadata.get("config", {}))
+        self._inbox = Inbox(ring.path, spool.cursor(ring.process, _MEDIA).position)
         self._health = Health(ring, self._processor, settings.self_metrics_interval)
         self.child = metadata.get("parent") is not None
         self._started, self._ended = spool.life(ring.process)
@@ -87,9 +92,11 @@ class Drain:
                 self._flush()
                 if not more:
                     if over and not self._ended and (not alive or self._read_everything()):
+                        self._take_media()
                         self._report_health()
                         self._put(self._end_events(), started=True, ended=True)
                     break
+            self._take_media()
             if self._health.due() and not self._ended:
                 self._report_health()
         except SpoolDamagedError:
@@ -145,6 +152,29 @@ class Drain:
         # Before the space is freed: who sees everything read must also see what is not delivered.
         self._publish()
         self._processor.release()
+
+    def _take_media(self) -> None:
+        for piece in self._inbox.pieces():
+            encoded = []
+            try:
+                body = gzip.compress(encode_events(self.resource, [piece.event()]), _GZIP_LEVEL, mtime=0)
+                encoded.append(Encoded("logs", body, 1, Priority.MEDIA))
+            except EncodingError as error:
+                logger.error("not delivered: %s", error)
+                self._spool.count_loss("media", 1)
+            # What is in the spool, and how far the files are taken, in one transaction: an agent that is killed before it has
+            # deleted the file leaves that to the next one.
+            cursors = {_MEDIA: Cursor(piece.number)}
+            self._spool.put(
+                encoded,
+                self._destinations,
+                self.ring.process,
+                cursors,
+                started=self._started,
+                ended=self._ended,
+            )
+            piece.path.unlink(missing_ok=True)
+            self._publish()
 
     def _report_health(self) -> None:
         series = self._health.report(self._spool.pending())

@@ -27,6 +27,8 @@ from tensormeter.record.device import DeviceCopies, place
 from tensormeter.record.histogram import DeviceDistribution, Histogram, HostDistribution
 from tensormeter.record.lane import Lane, Writer
 from tensormeter.record.measurement import StreamWriter
+from tensormeter.record.media import Media, Parcel
+from tensormeter.record.outbox import Outbox
 from tensormeter.record.reduction import Reduce, Rule
 from tensormeter.record.values import Deferred, DeviceValue, Refused, classify, kind_of
 from tensormeter.record.wide import Distributions, WideRows
@@ -77,12 +79,14 @@ class Recorder:
         *,
         on_writer: Callable[[Writer], None],
         on_stride: Callable[[], None] = lambda: None,
+        media_buffer_bytes: int = 64 << 20,
         on_fork: Writer = lambda values, step=None, *, every=None, reduce=None: None,
     ) -> None:
         """
         Args:
             ring: Created by this process.
             on_writer: Given the writer to call next time, by the thread that owns the first lane, whenever that changes.
+            media_buffer_bytes: Of tables, images and texts that may wait for the agent.
             on_stride: Called now and then (every 4 KiB of rows), for slow checks. Must not block.
             on_fork: Called instead of recording, in a forked child, with the arguments of `log`.
         """
@@ -106,6 +110,7 @@ class Recorder:
         self._chores: list[Chore] = []
         self._last_chores: list[Chore] = []
         self._cost = LogCost(ring)
+        self._outbox = Outbox(ring, media_buffer_bytes)
         self._stream_layouts: dict[tuple[StreamWriter, str], Layout] = {}
         self._wide = WideRows(self._device, self._distribution_layout, self._lose)
         self._rules: list[tuple[str, Rule]] = []
@@ -332,6 +337,9 @@ class Recorder:
         devices: dict[str, DeviceValue | Deferred] = {}
         distributions: dict[str, HostDistribution | DeviceDistribution] = {}
         for key, value in values.items():
+            if isinstance(value, Media):
+                self._keep(lane, key, value, step)
+                continue
             try:
                 number = self._classify(key, value, rule)
             except Refused as refusal:
@@ -354,6 +362,35 @@ class Recorder:
         else:
             # No writer for such a row may be given away: it would write the next one without reducing it.
             self._write_row(lane, *self._reduce(lane, rule, numbers, devices, step), step, publish=False)
+
+    def alert(self, parcel: Parcel) -> None:
+        """Record an alert at the last row's step. As silent as `log`."""
+        if self._closed or self._pid != os.getpid():
+            return
+        step = self._last_step[0]
+        self._send(self._lane(), parcel, None, step if step >= 0 else None)
+
+    def _keep(self, lane: Lane, key: object, media: Media, step: int) -> None:
+        try:
+            if type(key) is not str:
+                raise Refused(f"the key is a {type(key).__name__}; use a str")
+            parcel = media.pack()
+        except Refused as refusal:
+            lane.count(Drop.UNSUPPORTED_VALUE)
+            self._warn_once((key,), "%r is not recorded: %s", key, refusal)
+            return
+        self._send(lane, parcel, key, step)
+        self._last_step[0] = step
+
+    def _send(self, lane: Lane, parcel: Parcel, key: str | None, step: int | None) -> None:
+        try:
+            if self._outbox.put(parcel, key, step):
+                return
+            reason = "too much waits for the agent already; log less at once, or raise TENSORMETER_MEDIA_BUFFER_BYTES"
+        except OSError as error:
+            reason = f"it cannot be written beside the ring ({error.strerror})"
+        lane.count(Drop.MEDIA_FULL)
+        self._warn_once(Drop.MEDIA_FULL, "%r is not recorded: %s", key or parcel.event, reason)
 
     def _reduce(
         self,

@@ -1,0 +1,111 @@
+"""Media on their way from the files beside a ring to log records."""
+
+import io
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tensormeter.errors import EncodingError
+from tensormeter.otlp.batch import Event
+from tensormeter.otlp.media import Alert, Image, Media, Table, Text
+from tensormeter.ring import media_directory
+
+__all__ = ["Inbox", "Piece"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One file.
+
+    Attributes:
+        number: Its place in the order of logging, from 1.
+        path: The file.
+    """
+
+    number: int
+    path: Path
+
+    def event(self) -> Event:
+        """What is in it, as a log record.
+
+        Raises:
+            EncodingError: It is damaged, or more than a log record may hold.
+        """
+        line, _, data = self.path.read_bytes().partition(b"\n")
+        try:
+            found = json.loads(line)
+            media = _media(found["event"], found["key"] or "", found["body"], data)
+            return media.event(found["time"], found["step"])
+        except (ValueError, KeyError, TypeError, ImportError) as error:
+            raise EncodingError(f"{self.path.name}: {type(error).__name__}: {error}") from None
+
+
+class Inbox:
+    """The files of one process. Used by the agent's main thread."""
+
+    def __init__(self, ring_path: Path, taken: int) -> None:
+        """
+        Args:
+            ring_path: Of the process's ring.
+            taken: Number of the last piece that is in the spool. Files up to there are left over from a killed agent.
+        """
+        self._folder = media_directory(ring_path)
+        for piece in self.pieces():
+            if piece.number <= taken:
+                piece.path.unlink(missing_ok=True)
+
+    def pieces(self) -> Iterator[Piece]:
+        """What waits, in order."""
+        try:
+            names = os.listdir(self._folder)
+        except FileNotFoundError:
+            return
+        for name in sorted(names):
+            if name.isdecimal():
+                yield Piece(int(name), self._folder / name)
+
+
+def _media(event: str, key: str, body: dict[str, Any], data: bytes) -> Media:
+    match event:
+        case Table.EVENT:
+            return Table(key, **body)
+        case Text.EVENT:
+            return Text(key, **body)
+        case Alert.EVENT:
+            return Alert(**body)
+        case Image.EVENT:
+            return _image(key, body, data)
+        case _:
+            raise EncodingError(f"unknown event {event!r}")
+
+
+def _size(data: bytes) -> tuple[int, int]:
+    """Width and height of an encoded image; 0 if they are not known."""
+    try:
+        import PIL.Image
+
+        with PIL.Image.open(io.BytesIO(data)) as image:
+            return image.size
+    except (ImportError, OSError, ValueError):
+        return 0, 0
+
+
+def _image(key: str, body: dict[str, Any], data: bytes) -> Image:
+    """Pixels become PNG; what is encoded already stays as it is."""
+    if "content_type" in body:
+        return Image(key, data, body["content_type"], *_size(data), body["caption"])
+    import PIL.Image
+
+    shape = tuple(body["shape"])
+    pixels = np.frombuffer(data, body["dtype"]).reshape(shape)
+    if pixels.dtype != np.uint8:
+        pixels = (np.clip(np.nan_to_num(pixels.astype(np.float64)), 0, 1) * 255).round().astype(np.uint8)
+    image = PIL.Image.fromarray(pixels[:, :, 0] if shape[2] == 1 else pixels)
+    encoded = io.BytesIO()
+    image.save(encoded, "PNG", compress_level=3)
+    return Image(key, encoded.getvalue(), "image/png", shape[1], shape[0], body["caption"])

@@ -1,0 +1,66 @@
+"""Where media wait for the agent: files beside the ring, one for each piece."""
+
+import itertools
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Final
+
+from tensormeter.record.media import Parcel, to_line
+from tensormeter.ring import RingFile, media_directory
+
+__all__ = ["Outbox"]
+
+_PRIVATE: Final = 0o700
+
+
+class Outbox:
+    """Writes files into the ring's media directory, which is in memory as the ring is.
+
+    Any thread. A file appears under its number when it is whole, so a killed process leaves whole ones.
+    """
+
+    def __init__(self, ring: RingFile, most_bytes: int) -> None:
+        """
+        Args:
+            ring: This process's.
+            most_bytes: That may wait at a time.
+        """
+        self._folder = media_directory(ring.path)
+        self._most = most_bytes
+        self._numbers = itertools.count(1)
+        self._lock = threading.RLock()  # re-entered by a signal handler that logs
+
+    def put(self, parcel: Parcel, key: str | None, step: int | None) -> bool:
+        """Write a piece. Blocks for as long as copying it into memory takes.
+
+        Returns:
+            False: too much waits already.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        line = to_line(parcel, key=key, step=step, time=time.time_ns())
+        with self._lock:
+            self._folder.mkdir(mode=_PRIVATE, exist_ok=True)
+            if self._waiting() + len(line) + len(parcel.data) > self._most:
+                return False
+            number = next(self._numbers)
+            path = self._folder / f"{number:012}"
+            temporary = Path(f"{path}.new")
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(line)
+                file.write(parcel.data)
+            temporary.rename(path)
+        return True
+
+    def _waiting(self) -> int:
+        total = 0
+        for entry in os.scandir(self._folder):
+            try:
+                total += entry.stat().st_size
+            except FileNotFoundError:  # the agent has taken it
+                continue
+        return total

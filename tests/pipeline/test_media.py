@@ -1,0 +1,162 @@
+"""Tables, images, texts and alerts: from `log` to the log records in the spool, whatever is killed in between."""
+
+import gzip
+import io
+import shutil
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+import tensormeter
+from tensormeter import Image, Table, Text, UsageError
+from tensormeter.otlp.decode import decode_events
+from tensormeter.otlp.media import media_of
+from tensormeter.pipeline.drain import Drain
+from tensormeter.pipeline.spool import Spool
+from tensormeter.record.media import Parcel
+from tensormeter.ring import RingFile, State, media_directory
+from tensormeter.settings import Settings
+
+
+@pytest.fixture
+def spool(tmp_path):
+    spool = Spool(tmp_path / "spool.sqlite")
+    yield spool
+    spool.close()
+
+
+def drain_of(source, spool):
+    return Drain(RingFile.open(source.path), spool, ("a",), Settings(schedule_delay=3600, self_metrics_interval=0))
+
+
+def media_in(spool):
+    """(media, step) of everything in the spool, which is emptied."""
+    found = []
+    while item := spool.next("a"):
+        sequence, request = item
+        if request.signal == "logs":
+            for _, events in decode_events(gzip.decompress(request.body)):
+                found += [media for event in events if (media := media_of(event)) is not None]
+        spool.done("a", sequence)
+    return found
+
+
+def pixels(image):
+    return np.asarray(PIL.Image.open(io.BytesIO(image.data)))
+
+
+def test_tables_texts_and_alerts(source, spool):
+    drain = drain_of(source, spool)
+    table = Table(["text", "loss", "ok", "nothing"], [["a", np.float32(0.5), True, None]])
+    table.add("<b>", torch.tensor(2), False, {"x": 1})
+    source.log({"samples": table, "loss": 1.5}, 7)
+    table.add("later", 0, False, None)  # what was logged does not change
+    source.log({"note": Text("# Title", markdown=True)})
+    source.recorder.alert(Parcel("tensormeter.alert", {"title": "NaN", "text": "in layer 3", "level": "WARN"}))
+    drain.advance(flush=True)
+    (logged, step), (note, note_step), (alert, alert_step) = media_in(spool)
+    assert (logged.key, logged.columns) == ("samples", ["text", "loss", "ok", "nothing"])
+    assert logged.rows == [["a", 0.5, True, None], ["<b>", 2, False, "{'x': 1}"]]
+    assert (note.key, note.text, note.content_type) == ("note", "# Title", "text/markdown")
+    assert (alert.title, alert.text, alert.level) == ("NaN", "in layer 3", "WARN")
+    assert (step, note_step, alert_step) == (7, 8, 8)
+    assert not list(media_directory(source.path).iterdir())
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (np.arange(12, dtype=np.uint8).reshape(3, 4), np.arange(12).reshape(3, 4)),
+        (np.full((2, 2, 3), 0.5), np.full((2, 2, 3), 128)),
+        (np.array([[np.nan, 2.0], [-1.0, 1.0]], np.float32), np.array([[0, 255], [0, 255]])),
+        (np.eye(3, dtype=bool), np.eye(3) * 255),
+        (torch.ones(3, 2, 5), np.full((2, 5, 3), 255)),
+        (np.arange(24, dtype=np.uint8).reshape(2, 3, 4)[::-1], np.arange(24).reshape(2, 3, 4)[::-1]),
+        (PIL.Image.new("RGB", (4, 3), (1, 2, 3)), np.tile([1, 2, 3], (3, 4, 1))),
+    ],
+)
+def test_pixels_become_png(source, spool, data, expected):
+    drain = drain_of(source, spool)
+    source.log({"image": Image(data, caption="what it is")}, 3)
+    drain.advance(flush=True)
+    ((image, step),) = media_in(spool)
+    assert (image.key, image.content_type, image.caption, step) == ("image", "image/png", "what it is", 3)
+    assert (image.height, image.width) == expected.shape[:2]
+    assert pixels(image).tolist() == expected.tolist()
+
+
+def test_what_is_encoded_stays_as_it_is(source, spool, tmp_path):
+    file = tmp_path / "picture.jpg"
+    PIL.Image.new("RGB", (5, 6)).save(file)
+    drain = drain_of(source, spool)
+    source.log({"path": Image(file), "bytes": Image(file.read_bytes())})
+    drain.advance(flush=True)
+    for image, _ in media_in(spool):
+        assert (image.data, image.content_type) == (file.read_bytes(), "image/jpeg")
+        assert (image.width, image.height) == (5, 6)
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda: Image(np.zeros((2, 2, 7))), r"expected shape .* got \(2, 2, 7\)"),
+        (lambda: Image(np.zeros((2, 2), np.int64)), "int64"),
+        (lambda: Image(object()), "got object"),
+        (lambda: Image(b"<svg onload=alert(1)>"), "PNG, JPEG, GIF or WebP"),
+        (lambda: Image("/nowhere.png"), "cannot read /nowhere.png"),
+        (lambda: Image(torch.empty(2, 2, device="meta")), r"log image\.cpu\(\)"),
+        (lambda: Table(["a", "b"], [[1]]), r"expected 2 cells \(a, b\), got 1"),
+    ],
+)
+def test_what_is_none_is_refused_at_once(make, complaint):
+    with pytest.raises(UsageError, match=complaint):
+        make()
+
+
+def test_an_agent_killed_before_it_deleted_the_file_delivers_it_once(source, spool, tmp_path):
+    source.log({"note": Text("one")}, 1)
+    folder, kept = media_directory(source.path), tmp_path / "kept"
+    shutil.copytree(folder, kept)
+    drain_of(source, spool).advance(flush=True)
+    shutil.copytree(kept, folder, dirs_exist_ok=True)  # as if it had not come to that
+    source.log({"note": Text("two")}, 2)
+    drain_of(source, spool).advance(flush=True)
+    assert [(media.text, step) for media, step in media_in(spool)] == [("one", 1), ("two", 2)]
+
+
+def test_what_is_damaged_is_counted_and_stops_nothing(source, spool):
+    folder = media_directory(source.path)
+    source.log({"note": Text("one")}, 1)
+    (folder / "000000000002").write_bytes(b"not JSON\n")
+    (folder / "000000000009.new").write_bytes(b"half")
+    drain = drain_of(source, spool)
+    drain.advance(flush=True)
+    assert [media.text for media, _ in media_in(spool)] == ["one"]
+    assert spool.losses() == {"media": 1}
+    source.recorder.close(State.FINISHED)
+    source.ring.release()
+    assert drain.advance(flush=True)
+    drain.ring.remove()
+    assert not folder.exists()
+
+
+def test_too_much_is_dropped_and_counted(new_source, spool, caplog):
+    source = new_source()
+    source.recorder._outbox._most = 1000
+    for _ in range(3):
+        source.log({"note": Text("x" * 600)})
+    assert source.ring.drops() == {"media_full": 2}
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "TENSORMETER_MEDIA_BUFFER_BYTES" in warning
+    drain_of(source, spool).advance(flush=True)
+    assert len(media_in(spool)) == 1
+
+
+def test_an_alert_of_no_level(tmp_path):
+    with (
+        tensormeter.init(settings={"mode": "disabled", "directory": tmp_path}) as run,
+        pytest.raises(UsageError, match="expected a level of INFO, WARN, ERROR, got 'bad'"),
+    ):
+        run.alert("x", level="bad")
