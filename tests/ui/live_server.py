@@ -13,6 +13,16 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 # Tests run as root in containers, where Chromium's sandbox cannot start and /dev/shm may be small.
 FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--force-color-profile=srgb", "--hide-scrollbars", "--disable-gpu"]
 
+ALERTS = """
+defaults = false
+[[rule]]
+kind = "nan"
+metric = "*loss*"
+[[rule]]
+kind = "spike"
+metric = "*loss*"
+"""
+
 
 class LiveServer:
     """`tensormeter serve` in a process of its own, on any free port."""
@@ -22,7 +32,11 @@ class LiveServer:
         environment = inherited | {"TENSORMETER_DIR": str(folder / "runs")}
         if token is not None:
             environment["TENSORMETER_TOKEN"] = token
+        # Sample runs that are under way make no steps, and are not to be told so, however long the tests take.
+        alerts = folder / "alerts.toml"
+        alerts.write_text(ALERTS)
         command = [sys.executable, "-m", "tensormeter", "serve", "--port", "0", "--data", str(folder / "server")]
+        command += ["--alerts", str(alerts)]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
