@@ -194,6 +194,12 @@ def instants():
 
 
 @pytest.fixture
+def prelude():
+    """What every training script begins with."""
+    return PRELUDE
+
+
+@pytest.fixture
 def state(tmp_path):
     return tmp_path / "state"
 

@@ -12,6 +12,7 @@ import itertools
 import logging
 import operator
 import os
+import reprlib
 import struct
 import threading
 import weakref
@@ -49,6 +50,7 @@ _MAX_WARNINGS: Final = 1000
 """Keys warned about; beyond that, drops are only counted."""
 
 _NAMES_SHOWN: Final = 5
+
 
 _NOT_FOR_STREAMS: Final = 1 / 4
 """Share of the ring's dictionary that streams of instruments leave to rows."""
@@ -705,7 +707,7 @@ class Recorder:
             reason = "its thread was kept waiting, by other Python threads or for a processor"
         else:
             reason = "it had much to look at; log fewer values at once, or numbers instead of arrays"
-        names = ", ".join(map(repr, itertools.islice(values, _NAMES_SHOWN)))
+        names = ", ".join(map(reprlib.repr, itertools.islice(values, _NAMES_SHOWN)))
         more = f" and {len(values) - _NAMES_SHOWN} more" if len(values) > _NAMES_SHOWN else ""
         self._warn_once(
             (Stopwatch, reason), "log() of %s%s took %.1f ms: %s", names, more, watch.duration / 1e6, reason
