@@ -24,6 +24,7 @@ check: $(VENV)/ready
 bench: $(VENV)/bench
 	$(RUN) benchmarks/log_call.py
 	$(RUN) benchmarks/training_step.py
+	$(RUN) benchmarks/gpu_step.py
 	$(RUN) benchmarks/instruments.py
 	$(RUN) benchmarks/histogram.py
 	$(RUN) benchmarks/phases.py

@@ -92,6 +92,7 @@ def test_small(monkeypatch):
     monkeypatch.setenv("TENSORMETER_FINISH_TIMEOUT", "5")
     small = Settings.small(project="p")
     assert (small.buffer_bytes, small.project, small.finish_timeout) == (1 << 20, "p", 5)
+    assert (small.sample_interval, small.max_export_batch_size) == (0, 10_000)
     assert Settings.small(buffer_bytes=1 << 18).buffer_bytes == 1 << 18
 
 

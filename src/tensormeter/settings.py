@@ -376,7 +376,7 @@ class Settings:
 
     @classmethod
     def small(cls, **changes: Any) -> "Settings":
-        """For machines with little memory: a ring of 1 MiB, and batches of at most 10,000 points.
+        """For machines with little memory: a ring of 1 MiB, batches of at most 10,000 points, and no statistics.
 
         Args:
             changes: Further settings; they take precedence.
@@ -384,7 +384,8 @@ class Settings:
         Raises:
             SettingsError: A value cannot be used.
         """
-        return cls(**{"buffer_bytes": 1 << 20, "max_export_batch_size": 10_000, **changes})
+        small = {"buffer_bytes": 1 << 20, "max_export_batch_size": 10_000, "sample_interval": 0.0}
+        return cls(**{**small, **changes})
 
     @classmethod
     def names(cls) -> frozenset[str]:

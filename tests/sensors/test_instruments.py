@@ -11,8 +11,8 @@ import opentelemetry.semconv._incubating.metrics as metric_modules
 import opentelemetry.semconv.attributes as stable_attribute_modules
 import pytest
 
+from tensormeter.cli.sensors_page import ALL_INSTRUMENTS, page
 from tensormeter.sensors.container import ContainerSensor
-from tensormeter.sensors.document import ALL_INSTRUMENTS, page
 from tensormeter.sensors.filesystem import FilesystemSensor
 from tensormeter.sensors.host import HostSensor
 from tensormeter.sensors.instrument import observe
@@ -80,7 +80,7 @@ def test_names_are_unique():
 
 
 def test_the_page_is_what_the_code_says():
-    assert (ROOT / "docs/sensors.md").read_text() == page(), "python -m tensormeter.sensors.document > docs/sensors.md"
+    assert (ROOT / "docs/sensors.md").read_text() == page(), "python -m tensormeter.cli.sensors_page > docs/sensors.md"
 
 
 def test_points_have_only_the_attributes_that_are_listed(nvml):

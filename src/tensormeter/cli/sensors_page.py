@@ -1,8 +1,10 @@
-"""The page of all instruments, from the code: ``python -m tensormeter.sensors.document > docs/sensors.md``."""
+"""The page of all instruments, from the code: ``python -m tensormeter.cli.sensors_page > docs/sensors.md``."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
+from tensormeter.record.garbage import GARBAGE
+from tensormeter.record.torch_memory import TORCH_MEMORY
 from tensormeter.sensors.amd import AmdSensor
 from tensormeter.sensors.container import ContainerSensor
 from tensormeter.sensors.filesystem import FilesystemSensor
@@ -67,17 +69,36 @@ everything else begins with `tensormeter.`. Counters and up-down counters are cu
 and counted in `tensormeter.sensor.failures`; a sensor that hangs stops only itself. Apple's GPUs are left out: no well-kept
 library reads them without root.
 
-This page is made from the code: `python -m tensormeter.sensors.document > docs/sensors.md`.
+This page is made from the code: `python -m tensormeter.cli.sensors_page > docs/sensors.md`.
 """
+
+_VITALS: Final = """
+## Training process
+
+What only the training process knows: torch's allocator and Python's garbage collector. It records them itself, as its own
+metrics, when it logs and `sample_interval` is over, and when it finishes. Nothing waits for the GPU.
+
+"""
+
+_TABLE_HEAD: Final = ("| name | kind | unit | attributes | |", "|---|---|---|---|---|")
 
 
 def page() -> str:
     """The page, as Markdown."""
-    return _HEAD + "".join(f"\n## {title}\n\n{text}\n\n{_table(instruments)}" for title, instruments, text in _PARTS)
+    parts = "".join(f"\n## {title}\n\n{text}\n\n{_table(instruments)}" for title, instruments, text in _PARTS)
+    return _HEAD + parts + _VITALS + "\n".join([*_TABLE_HEAD, *_vitals()]) + "\n"
+
+
+def _vitals() -> Iterator[str]:
+    for name, (_, kind, unit, description) in TORCH_MEMORY.items():
+        shown = "gauge" if kind == "gauge" else "counter"
+        yield f"| `{name}` | {shown} | `{unit}` | `tensormeter.torch.device` | {description} |"
+    for name, (_, unit, description) in GARBAGE.items():
+        yield f"| `{name}` | counter | `{unit}` | `cpython.gc.generation` | {description} |"
 
 
 def _table(instruments: Iterable[Instrument]) -> str:
-    rows = ["| name | kind | unit | attributes | |", "|---|---|---|---|---|"]
+    rows = [*_TABLE_HEAD]
     for item in instruments:
         attributes = ", ".join(f"`{name}`" for name in item.attributes)
         rows.append(f"| `{item.name}` | {item.kind} | `{item.unit}` | {attributes} | {item.description} |")
