@@ -16,13 +16,35 @@ store's business: it hands out columns.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal, Protocol
+from typing import Final, Protocol
 
-from tensormeter.errors import StoreError
 from tensormeter.otlp.batch import Attribute, Batch, Event
+from tensormeter.server.store.errors import (
+    AmbiguousRunError,
+    BatchConflictError,
+    NotFoundError,
+    StoreUnavailableError,
+    TooManyPointsError,
+)
 from tensormeter.server.store.kind import Kind
 from tensormeter.server.store.points import Column, Points
+from tensormeter.server.store.values import (
+    Change,
+    Changes,
+    MetricSummary,
+    ProcessSummary,
+    ProjectSummary,
+    Reading,
+    Receipt,
+    RunChanges,
+    RunRef,
+    RunSummary,
+    RunTable,
+    Series,
+    State,
+    StoredEvent,
+    Summary,
+)
 
 __all__ = [
     "AmbiguousRunError",
@@ -51,231 +73,11 @@ __all__ = [
     "TooManyPointsError",
 ]
 
-State = Literal["running", "finished", "failed", "crashed", "preempted", "stalled"]
-
 MAX_READ_POINTS: Final = 20_000_000
 """Points that one read looks at, at most."""
 
 STALL_AFTER: Final = 300.0
 """Seconds without any sign of life after which a run that has not ended counts as stalled."""
-
-
-class NotFoundError(StoreError):
-    """There is no such run."""
-
-
-class AmbiguousRunError(StoreError):
-    """Several projects have a run of this id, and none was named."""
-
-
-class BatchConflictError(StoreError):
-    """A batch id came a second time, with another payload."""
-
-
-class TooManyPointsError(StoreError):
-    """A read would return more points than the store's limit."""
-
-
-class StoreUnavailableError(StoreError):
-    """The store cannot do this now, and may be able to later: disk full, too much waiting to be written, closing."""
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """What became of a batch.
-
-    Attributes:
-        rejected: Points or events in it that the store refused for good; everything else is stored.
-        message: Why, for people; "" if nothing was refused.
-        duplicate: The batch was there already and nothing was stored again; the rest is as it was the first time.
-    """
-
-    rejected: int = 0
-    message: str = ""
-    duplicate: bool = False
-
-
-@dataclass(frozen=True)
-class ProjectSummary:
-    """A project. `updated` is when something last arrived for it, in nanoseconds since the Unix epoch."""
-
-    project: str
-    runs: int
-    updated: int
-
-
-@dataclass(frozen=True)
-class RunRef:
-    """A run, by name; `project` may be None where no two projects have a run of this id."""
-
-    run_id: str
-    project: str | None = None
-
-
-@dataclass(frozen=True)
-class ProcessSummary:
-    """A process of a run; `state` is None while the process has neither started nor ended by an event of its own."""
-
-    process: str
-    resource: Mapping[str, Any]
-    state: State | None
-
-
-@dataclass(frozen=True)
-class Summary:
-    """The numbers of one metric of a run, over its processes and attribute sets.
-
-    Attributes:
-        last: The value with the latest time.
-        min: NaN if there are none but NaN; so are `max` and `mean`.
-        count: Points. One that was resent without a batch id counts twice until the store has folded it.
-        last_step: The step logged at the time of `last`, or None.
-        last_time: Nanoseconds since the Unix epoch.
-    """
-
-    last: int | float
-    min: float
-    max: float
-    mean: float
-    count: int
-    last_step: int | None
-    last_time: int
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """A run. Times are nanoseconds since the Unix epoch.
-
-    Attributes:
-        name: As a user named it, or else as it was sent.
-        created: Time of its earliest point or event.
-        started: Time of its earliest start, or else `created`.
-        ended: Time of its latest end; None while it goes on.
-        updated: When something last arrived for it, by the server's clock.
-        newest: Time of its latest point; 0 if there is none.
-        config: From the latest `tensormeter.run.start` that carries one, as JSON values.
-        points: Stored points of all its series, those of `tensormeter.step` among them; resent ones as for `Summary`.
-        processes: How many.
-        summary: By metric; only what was asked for.
-    """
-
-    project: str
-    run_id: str
-    name: str
-    state: State
-    attempt: int
-    created: int
-    started: int
-    ended: int | None
-    updated: int
-    newest: int
-    group: str
-    tags: Sequence[str]
-    notes: str
-    archived: bool
-    points: int
-    processes: int
-    config: Mapping[str, Any]
-    summary: Mapping[str, Summary]
-
-
-@dataclass(frozen=True)
-class RunChanges:
-    """What a user changes of a run; None leaves it as it is."""
-
-    name: str | None = None
-    tags: Sequence[str] | None = None
-    notes: str | None = None
-    group: str | None = None
-    archived: bool | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class RunTable:
-    """Some fields of many runs, in columns of equal length, for filtering and sorting.
-
-    Attributes:
-        runs: The store's own numbers of the runs, for `Store.runs`.
-        columns: By field; None where a run has no such thing.
-    """
-
-    runs: Sequence[int]
-    columns: Mapping[str, Sequence[Any]]
-
-
-@dataclass(frozen=True)
-class MetricSummary:
-    """One series of a run; `last*` are None if it has no points, `last` also if they are distributions."""
-
-    metric: str
-    kind: Kind
-    process: str
-    attributes: Mapping[str, Any]
-    unit: str
-    description: str
-    points: int
-    last: int | float | None
-    last_time: int | None
-    last_step: int | None
-
-
-@dataclass(frozen=True, eq=False)
-class Series:
-    """Points of one series by ascending, distinct time."""
-
-    process: str
-    metric: str
-    kind: Kind
-    attributes: Mapping[str, Any]
-    points: Column = field(repr=False)
-
-
-@dataclass(frozen=True, eq=False)
-class Reading:
-    """What a read of points found.
-
-    Attributes:
-        series: By metric, process and attributes; none without points.
-        cursor: Names the state that was read, for a later read with `after`. Opaque.
-        complete: False if these are only the points that arrived after a cursor.
-        started: Of the run.
-    """
-
-    series: Sequence[Series]
-    cursor: str
-    complete: bool
-    started: int
-
-
-@dataclass(frozen=True)
-class StoredEvent:
-    """An event; bytes of images are replaced by their digests, see `media`."""
-
-    id: int
-    time: int
-    name: str
-    step: int | None
-    process: str
-    attributes: Mapping[str, Any]
-    body: Any
-
-
-@dataclass(frozen=True)
-class Change:
-    """What is new about a run: the metrics that have grown, its present state, and whether it has new events."""
-
-    run: RunRef
-    metrics: Sequence[str]
-    state: State
-    events: bool
-
-
-@dataclass(frozen=True)
-class Changes:
-    """What is new since a cursor, and the cursor to ask with next time."""
-
-    cursor: str
-    changes: Sequence[Change]
 
 
 class Store(Protocol):

@@ -1,0 +1,72 @@
+"""From what has arrived to rows: sources, series and events of one request, inside its transaction."""
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+
+from tensormeter.otlp.batch import Attribute, Event
+from tensormeter.server.store.arrivals import Arrival, Rejections
+from tensormeter.server.store.catalog import DELETED, MAX_SERIES_PER_RUN, Catalog
+from tensormeter.server.store.events import insert_event
+from tensormeter.server.store.heads import Placed
+from tensormeter.server.store.lifecycle import RUN_START
+from tensormeter.server.store.source import MAX_NAME, Source, identify
+
+__all__ = ["insert_events", "place_arrivals"]
+
+
+def place_arrivals(
+    catalog: Catalog, arrivals: Sequence[Arrival], received: int, rejections: Rejections
+) -> list[Placed]:
+    """Find or create the rows that arrivals belong to; inside a transaction."""
+    spans: dict[Source, tuple[int, int]] = {}
+    for arrival in arrivals:
+        times = arrival.points.times
+        first, last = int(times.min()), int(times.max())
+        known = spans.get(arrival.source)
+        spans[arrival.source] = (first, last) if known is None else (min(known[0], first), max(known[1], last))
+    rows = {source: catalog.process(source, span, received) for source, span in spans.items()}
+    placed: list[Placed] = []
+    for arrival in arrivals:
+        row = rows[arrival.source]
+        if row is None:
+            rejections[DELETED] += len(arrival.points)
+            continue
+        series = catalog.series(*row, arrival)
+        if series is None:
+            rejections[f"run has more than {MAX_SERIES_PER_RUN} series"] += len(arrival.points)
+        else:
+            placed.append(Placed(*row, series, arrival.metric, arrival.points))
+    return placed
+
+
+def insert_events(
+    connection: sqlite3.Connection,
+    catalog: Catalog,
+    resources: Sequence[tuple[Mapping[str, Attribute], Sequence[Event]]],
+    received: int,
+    rejections: Rejections,
+) -> None:
+    """Store what can be stored of some events, and count the rest; inside a transaction."""
+    for attributes, events in resources:
+        source = identify(attributes)
+        if isinstance(source, str):
+            if events:
+                rejections[source] += len(events)
+            continue
+        for event in events:
+            moment = event.time or received  # OTLP: both times of a log record may be unknown
+            reason = _refusal(event, moment)
+            if reason is None:
+                starts = event.name == RUN_START
+                rows = catalog.process(source, (moment, moment), received, starts=starts, points=False)
+                reason = DELETED if rows is None else insert_event(connection, *rows, event, moment)
+            if reason is not None:
+                rejections[reason] += 1
+
+
+def _refusal(event: Event, moment: int) -> str | None:
+    if moment >= 1 << 63:
+        return "time is above 2^63 - 1 ns"
+    if len(event.name) > MAX_NAME:
+        return f"event name is longer than {MAX_NAME} characters"
+    return None

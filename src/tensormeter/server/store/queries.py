@@ -1,0 +1,254 @@
+"""The reading half of the SQLite store: every question of the interface, over heads in memory and a snapshot of the file."""
+
+import queue
+import sqlite3
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from tensormeter.errors import StoreError
+from tensormeter.server.store import (
+    MAX_READ_POINTS,
+    Change,
+    Changes,
+    MetricSummary,
+    NotFoundError,
+    ProcessSummary,
+    ProjectSummary,
+    Reading,
+    RunRef,
+    RunSummary,
+    RunTable,
+    StoredEvent,
+    StoreUnavailableError,
+    journal,
+    listing,
+    runs,
+)
+from tensormeter.server.store.catalog import find_run
+from tensormeter.server.store.cursor import Cursor
+from tensormeter.server.store.events import last_event, read_alerts, read_events, read_media
+from tensormeter.server.store.heads import Heads, Layer
+from tensormeter.server.store.schema import connect
+from tensormeter.server.store.selection import find_series, new_series, read_series
+from tensormeter.server.store.transaction import reading
+
+__all__ = ["READERS", "SqliteQueries"]
+
+READERS: Final = 4
+"""Reads that run at once. A further one waits, so a server should not start more."""
+
+_LATELY: Final = 24 * 3600 * 10**9
+
+
+class SqliteQueries:
+    """What a `SqliteStore` answers. See the interface for threads and errors."""
+
+    def __init__(self, file: Path, heads: Heads, stall_after: float) -> None:
+        """Open connections for reading.
+
+        Args:
+            file: As `prepare` leaves it.
+            heads: What is not in the file's chunks yet.
+            stall_after: Seconds without any sign of life after which a run that has not ended counts as stalled.
+        """
+        self._heads = heads
+        self._stall_after = stall_after
+        self._damage: str | None = None
+        self._closed = False
+        self._readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
+        for _ in range(READERS):
+            self._readers.put(connect(file, read_only=True))
+
+    def projects(self) -> list[ProjectSummary]:
+        """See `Store`."""
+        with self._reader() as connection, reading(connection):
+            return listing.list_projects(connection)
+
+    def table(self, project: str | None, fields: Sequence[str]) -> RunTable:
+        """See `Store`."""
+        with self._reader() as connection:
+            layers = self._heads.layers(None, metrics=runs.metrics_needed(fields))
+            with reading(connection):
+                return runs.load_table(connection, _unfolded(connection, layers), project, fields, self._stall_after)
+
+    def runs(self, runs_: Sequence[int], metrics: Sequence[str] | None = None) -> list[RunSummary]:
+        """See `Store`."""
+        with self._reader() as connection:
+            layers = self._heads.layers(set(runs_))
+            with reading(connection):
+                layers = _unfolded(connection, layers)
+                return runs.load_runs(connection, layers, runs_, metrics, self._stall_after)
+
+    def run(self, ref: RunRef) -> RunSummary:
+        """See `Store`."""
+        with self._snapshot(ref) as (connection, layers, run):
+            found = runs.load_runs(connection, layers, [run], None, self._stall_after)
+        if not found:  # deleted in between
+            raise NotFoundError(f"there is no run {ref.run_id!r}; list the runs to see their ids")
+        return found[0]
+
+    def processes(self, ref: RunRef) -> list[ProcessSummary]:
+        """See `Store`."""
+        with self._reader() as connection, reading(connection):
+            return listing.list_processes(connection, find_run(connection, *_names(ref)))
+
+    def losses(self, ref: RunRef) -> Mapping[str, int]:
+        """See `Store`."""
+        with self._reader() as connection, reading(connection):
+            return listing.list_losses(connection, find_run(connection, *_names(ref)))
+
+    def metrics(self, ref: RunRef) -> list[MetricSummary]:
+        """See `Store`."""
+        with self._snapshot(ref) as (connection, layers, run):
+            return listing.list_metrics(connection, layers, run)
+
+    def read(
+        self,
+        ref: RunRef,
+        metrics: Sequence[str],
+        *,
+        process: str | None = None,
+        numeric: bool = True,
+        start: int | None = None,
+        stop: int | None = None,
+        after: str | None = None,
+        limit: int = MAX_READ_POINTS,
+    ) -> Reading:
+        """See `Store`."""
+        with self._reader() as connection:
+            seq = self._heads.last()  # before anything is read: what comes meanwhile is then seen twice, and not never
+            with reading(connection):
+                run = find_run(connection, *_names(ref))
+                started = int(
+                    connection.execute("SELECT ifnull(started, created) FROM run WHERE id = ?", (run,)).fetchone()[0]
+                )
+                rows = find_series(connection, run, metrics, process, numeric=numeric)
+                cursor = str(Cursor(seq, last_event(connection)))
+            wanted = {row[0] for row in rows}
+            if after is not None:
+                parts = self._heads.since(run, Cursor.parse(after).seq, wanted)
+                if parts is not None:
+                    return Reading(new_series(rows, parts, numeric=numeric), cursor, complete=False, started=started)
+            layers = self._heads.layers({run}, wanted)
+            with reading(connection):
+                layers = _unfolded(connection, layers)
+                found = read_series(connection, layers, rows, numeric=numeric, start=start, stop=stop, limit=limit)
+            return Reading(found, cursor, complete=True, started=started)
+
+    def events(
+        self,
+        ref: RunRef,
+        *,
+        name: str | None = None,
+        key: str | None = None,
+        start: int | None = None,
+        stop: int | None = None,
+        limit: int = 1000,
+    ) -> list[StoredEvent]:
+        """See `Store`."""
+        with self._reader() as connection, reading(connection):
+            run = find_run(connection, *_names(ref))
+            return read_events(connection, run, name=name, key=key, start=start, stop=stop, limit=limit)
+
+    def media(self, ref: RunRef, digest: str) -> tuple[str, bytes]:
+        """See `Store`."""
+        with self._reader() as connection, reading(connection):
+            found = read_media(connection, find_run(connection, *_names(ref)), digest)
+        if found is None:
+            raise NotFoundError(f"run {ref.run_id!r} has no media {digest[:80]!r}; its events name what it has")
+        return found
+
+    def changes(self, after: str | None, refs: Sequence[RunRef] | None = None) -> Changes:
+        """See `Store`."""
+        with self._reader() as connection:
+            seq = self._heads.last()
+            with reading(connection):
+                cursor = str(Cursor(seq, last_event(connection)))
+                if after is None:
+                    return Changes(cursor, [])
+                wanted = None if refs is None else _existing(connection, refs)
+                since = Cursor.parse(after)
+                grown = self._heads.grown(since.seq, wanted)
+                rows = connection.execute("SELECT DISTINCT run FROM event WHERE id > ?", (since.event,))
+                eventful = {row[0] for row in rows}
+                if wanted is None:
+                    wanted = eventful | (grown.keys() if grown is not None else _recent(connection))
+                states = runs.load_states(connection, wanted, self._stall_after)
+                names = _names_of(connection, states)
+            changes = [
+                Change(names[run], sorted((grown or {}).get(run, ())), states[run], grown is None or run in eventful)
+                for run in sorted(states)
+            ]
+            return Changes(cursor, changes)
+
+    def alerts(self, after: int, limit: int) -> list[tuple[RunRef, StoredEvent]]:
+        """See `Store`."""
+        with self._reader() as connection, reading(connection):
+            return read_alerts(connection, after, limit)
+
+    @contextmanager
+    def _reader(self) -> Iterator[sqlite3.Connection]:
+        self._check_open()
+        connection = self._readers.get()
+        try:
+            yield connection
+        except StoreError as error:
+            if type(error) is StoreError:  # damage, not a wish that cannot be fulfilled
+                self._damage = str(error)
+            raise
+        finally:
+            self._readers.put(connection)
+
+    @contextmanager
+    def _snapshot(self, ref: RunRef) -> Iterator[tuple[sqlite3.Connection, list[Layer], int]]:
+        """A run, and one consistent view of it in memory and in the file."""
+        with self._reader() as connection:
+            with reading(connection):
+                run = find_run(connection, *_names(ref))
+            layers = self._heads.layers({run})
+            with reading(connection):
+                yield connection, _unfolded(connection, layers), run
+
+    def _mark(self, name: str) -> int:
+        with self._reader() as connection, reading(connection):
+            row = connection.execute("SELECT value FROM mark WHERE name = ?", (name,)).fetchone()
+            return 0 if row is None else int(row[0])
+
+    def _close_readers(self) -> None:
+        for _ in range(READERS):
+            self._readers.get().close()  # waits for reads under way
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreUnavailableError("the store is closed")
+
+
+def _names(ref: RunRef) -> tuple[str, str | None]:
+    return ref.run_id, ref.project
+
+
+def _unfolded(connection: sqlite3.Connection, layers: Sequence[Layer]) -> list[Layer]:
+    return [layer for layer in layers if not journal.is_folded(connection, layer.upto)]
+
+
+def _existing(connection: sqlite3.Connection, refs: Sequence[RunRef]) -> set[int]:
+    found: set[int] = set()
+    for ref in refs:
+        rows = connection.execute(
+            "SELECT id FROM run WHERE run_id = ? AND project = ifnull(?, project) AND NOT deleted", _names(ref)
+        )
+        found.update(row[0] for row in rows)
+    return found
+
+
+def _recent(connection: sqlite3.Connection) -> set[int]:
+    rows = connection.execute("SELECT id FROM run WHERE updated > ? AND NOT deleted", (time.time_ns() - _LATELY,))
+    return {row[0] for row in rows}
+
+
+def _names_of(connection: sqlite3.Connection, rows: Collection[int]) -> dict[int, RunRef]:
+    found = connection.execute(f"SELECT id, run_id, project FROM run WHERE id IN ({', '.join(map(str, rows))})")
+    return {row[0]: RunRef(row[1], row[2]) for row in found}
