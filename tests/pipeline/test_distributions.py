@@ -83,7 +83,7 @@ def log_on_device(source, step=0, scalars=(), **tensors):
         name: DeviceDistribution(tensor, DOUBLE if tensor.dtype in wide else SINGLE) for name, tensor in tensors.items()
     }
     devices = {name: DeviceValue(tensor) for name, tensor in scalars}
-    source.recorder._write_distributions(source.recorder._lane(), {"host": 1.0}, devices, found, step)
+    source.recorder._rows.write_distributions(source.recorder._lanes.mine(), {"host": 1.0}, devices, found, step)
 
 
 @pytest.mark.parametrize("spread", [0.001, 1.0, 8.0, 30.0])
@@ -256,7 +256,7 @@ class TestExplicit:
     def test_changing_edges_do_not_fill_the_dictionary(self, source):
         for step in range(50):
             source.log({"h": Histogram(np_histogram=np.histogram([step, step + 1.0], 4))}, step)
-        assert len(source.recorder._wide_layouts) == 1
+        assert len(source.recorder._layouts._wide) == 1
         assert len(Reading(source).series("h")) == 50
 
     @pytest.mark.parametrize(
@@ -406,7 +406,7 @@ def test_ever_different_sets_of_distributions_do_not_fill_the_dictionary(new_sou
         found.update({series.name: len(series.times) for series in reading.batch().series})
     del found[STEP_METRIC]
     assert found == expected
-    assert len(source.recorder._wide_layouts) <= 64 + 16
+    assert len(source.recorder._layouts._wide) <= 64 + 16
     assert source.ring.drops() == {}
 
 
@@ -533,7 +533,7 @@ class TestCuda:
 
     def test_other_streams(self, cuda_source):
         source, reading = cuda_source
-        source.recorder._wide._tables._bounds.clear()
+        source.recorder._rows._wide._tables._bounds.clear()
         tensor = torch.ones(1000, device="cuda")
         torch.cuda.synchronize()
         torch.cuda._sleep(50_000_000)

@@ -164,8 +164,8 @@ def test_held_rows_keep_their_space_and_survive_the_agent(source, clock):
 
 
 def test_what_a_device_never_finished_is_counted_and_left_out(source, clock):
-    lane = source.recorder._lane()
-    layout = source.recorder._layout(lane, ("host", "x", "y"), "dDD")
+    lane = source.recorder._lanes.mine()
+    layout = source.recorder._rows.layout(lane, ("host", "x", "y"), "dDD")
     word = lane.write_pending(layout, [1.0], 5)
     source.ring.words[word + 1] = 0
     assert source.ring.words[word] == PENDING

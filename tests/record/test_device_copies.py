@@ -77,7 +77,7 @@ def log_tensors(recording, tensors, numbers=None, step=0):
     """Log CPU tensors as if they were on a device."""
     recorder = recording.recorder
     devices = {name: DeviceValue(tensor) for name, tensor in tensors.items()}
-    recorder._write_devices(recorder._lane(), numbers or {}, devices, step)
+    recorder._rows.write_devices(recorder._lanes.mine(), numbers or {}, devices, step)
 
 
 @pytest.fixture(params=["one launch", "two launches"])
@@ -103,8 +103,8 @@ def host_recording(recording):
 def write_pending(recording, names, numbers, step):
     """A row whose last columns wait for a device. Returns the index of the first of their words."""
     recorder = recording.recorder
-    lane = recorder._lane()
-    layout = recorder._layout(lane, names, "d" * len(numbers) + "D" * (len(names) - len(numbers)))
+    lane = recorder._lanes.mine()
+    layout = recorder._rows.layout(lane, names, "d" * len(numbers) + "D" * (len(names) - len(numbers)))
     return lane.write_pending(layout, numbers, step)
 
 
@@ -327,8 +327,8 @@ def test_an_interrupted_launch_holds_nobody_back(host_recording, monkeypatch):
 
 def test_a_pending_row_whose_writing_fails_is_skipped(recording):
     """No copy will ever be launched for it."""
-    lane = recording.recorder._lanes[0]
-    layout = recording.recorder._layout(lane, ("x",), "D")
+    lane = recording.recorder._lanes.first
+    layout = recording.recorder._rows.layout(lane, ("x",), "D")
     with pytest.raises(struct.error):
         lane.write_pending(layout, [], 1 << 63)
     recording.log({"b": 1.0})

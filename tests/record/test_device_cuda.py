@@ -121,7 +121,7 @@ def test_snapshots_while_the_device_is_far_behind(recording):
         recording.log({"a": tensor}, step)
         tensor += 1
     tensor.zero_()
-    lane = recording.recorder._lanes[0]
+    lane = recording.recorder._lanes.first
     assert recording.ring.words[(lane.cursor[0] >> 3) - 2] == PENDING
     assert recording.rows() == []  # nothing waited, and nothing is torn
     assert settle(recording) == [{"a": 1.0}, {"a": 2.0}, {"a": 3.0}]

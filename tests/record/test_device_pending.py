@@ -180,7 +180,7 @@ class TestEvents:
     def log(recording, tensors, step=0):
         recorder = recording.recorder
         devices = {name: DeviceValue(tensor) for name, tensor in tensors.items()}
-        recorder._write_devices(recorder._lane(), {}, devices, step)
+        recorder._rows.write_devices(recorder._lanes.mine(), {}, devices, step)
 
     def test_one_event_a_row(self, recording, events):
         tensors = {

@@ -142,7 +142,7 @@ def test_a_row_cut_off_at_any_word_is_not_read(new_recording, rows_before):
 
 def test_a_row_of_an_unknown_layout_is_waited_for(recording):
     recording.log({"a": 1.0}, 1)
-    lane = recording.recorder._lanes[0]
+    lane = recording.recorder._lanes.first
     size = 8 * 5
     mark = lane.position << POSITION_SHIFT | 77
     struct.pack_into("<qqqdq", recording.ring.buffer, lane.cursor[0], mark, 1, 2, 3.0, mark)
@@ -155,12 +155,12 @@ def test_a_write_that_fails_leaves_something_that_the_reader_passes(new_recordin
     monkeypatch.setattr(lane_module, "_writer", None)  # in C nothing can fail once space is claimed
     recording = new_recording()
     recording.log({"a": 1.0}, 1)
-    before = recording.recorder._lanes[0].position
+    before = recording.recorder._lanes.first.position
     recording.log({"a": 2.0}, 1 << 63)
     recording.log({"a": 3.0})
     recording.log({"a": 4.0}, -(1 << 63) - 1)
     assert [(row.step, row.values["a"]) for row in recording.rows()] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
-    assert recording.recorder._lanes[0].position == before + 5 * 40  # three rows, and two that failed
+    assert recording.recorder._lanes.first.position == before + 5 * 40  # three rows, and two that failed
     assert recording.dropped("unsupported_value") == 2
     assert len(warnings_logged()) == 1
 

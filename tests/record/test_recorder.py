@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tensormeter.record.lane as lane_module
-import tensormeter.record.recorder as recorder_module
+import tensormeter.record.layouts as layouts_module
 from tensormeter.pipeline.reader import _unique_times
 from tensormeter.ring import State
 
@@ -84,7 +84,7 @@ def test_a_row_of_thousands_of_keys(recording):
 
 
 def test_too_many_key_sets_become_rows_apart(new_recording, monkeypatch):
-    monkeypatch.setattr(recorder_module, "_MAX_KEY_SETS", 5)
+    monkeypatch.setattr(layouts_module, "_MAX_KEY_SETS", 5)
     recording = new_recording()
     for number in range(10):
         recording.log({f"k{number}": 1.0, "common": float(number)}, number)

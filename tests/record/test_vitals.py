@@ -58,7 +58,7 @@ def test_what_fails_fails_once(recording, clock, monkeypatch, warnings_logged):
 def test_a_row_that_asks_for_a_beat_while_one_is_taken(new_recording, clock, monkeypatch):
     recording = new_recording(lanes=1)
     vitals = Vitals(recording.recorder, 10.0)
-    monkeypatch.setattr(recording.recorder._lanes[0], "_on_stride", vitals.beat)
+    monkeypatch.setattr(recording.recorder._lanes.first, "_on_stride", vitals.beat)
     for number in range(500):
         clock[0] += 1
         recording.log({"a": float(number)}, number)

@@ -53,13 +53,19 @@ class DeviceCopies:
         pending: What log calls have to look at, because no device stores it by itself.
     """
 
-    def __init__(self, ring: RingFile, on_failure: Callable[[Exception], None] = lambda error: None) -> None:
+    def __init__(
+        self,
+        ring: RingFile,
+        on_failure: Callable[[Exception], None] = lambda error: None,
+        on_pending: Callable[[], None] = lambda: None,
+    ) -> None:
         """
         Args:
             ring: Created by this process.
             on_failure: Told of a value that was to be polled and will never come.
+            on_pending: Called whenever there is something in `pending` to look at.
         """
-        self.pending = PendingValues(ring, on_failure)
+        self.pending = PendingValues(ring, on_failure, on_pending)
         self._events = EventCopies(self.pending)
         self._path = ring.path
         self._words = ring.words

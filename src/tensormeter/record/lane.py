@@ -107,6 +107,11 @@ class Lane:
         """Bytes written to the lane so far, over all laps."""
         return self._lap + self.cursor[0] - self._start
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether no more rows are written."""
+        return self.cursor[1] == ABANDONED
+
     def make_room(self, size: int) -> bool:
         """Let the cursor's limit cover a row of `size` bytes. False: the reader is a whole lane behind."""
         extended = self._extend(size)

@@ -26,16 +26,20 @@ class _Entry(NamedTuple):
 class PendingValues:
     """Values that are to come, for one ring. Any thread may call; a signal handler may, too."""
 
-    def __init__(self, ring: RingFile, on_failure: Callable[[Exception], None]) -> None:
+    def __init__(
+        self, ring: RingFile, on_failure: Callable[[Exception], None], on_add: Callable[[], None] = lambda: None
+    ) -> None:
         """
         Args:
             ring: Created by this process.
             on_failure: Told of a value that will never come. It has been marked as lost, which the reader counts.
+            on_add: Told of whatever is added: somebody has to `look`.
         """
         self._words = ring.words
         # A store through this view is one store of 8 bytes, which no reader sees half done.
         self._values = memoryview(ring.buffer).cast("d")
         self._on_failure = on_failure
+        self._on_add = on_add
         self._entries: list[_Entry] = []
         self._busy = threading.Lock()
 
@@ -51,6 +55,7 @@ class PendingValues:
             poll: Returns None as long as the values are not there. Never blocks. Raises if they will never be there.
         """
         self._entries.append(_Entry(word, count, poll))
+        self._on_add()
 
     def look(self) -> None:
         """Fill in what has come. Never waits: if another thread is at it, it is left to that one."""

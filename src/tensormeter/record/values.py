@@ -4,11 +4,12 @@ Nothing here ever synchronizes with a device: a tensor's type and place are look
 """
 
 import numbers
+import operator
 import sys
 from collections.abc import Callable
 from decimal import Decimal
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from tensormeter.record.jax_arrays import classify_jax
 from tensormeter.record.outcomes import Deferred, DeviceValue, Refused
@@ -16,14 +17,45 @@ from tensormeter.record.outcomes import Deferred, DeviceValue, Refused
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["EXACT_INT", "Deferred", "DeviceValue", "Refused", "check_plain", "classify", "kind_of"]
+__all__ = [
+    "EXACT_INT",
+    "LONGEST_NAME",
+    "Deferred",
+    "DeviceValue",
+    "Refused",
+    "check_name",
+    "check_plain",
+    "classify",
+    "classify_step",
+    "kind_of",
+]
 
 EXACT_INT: Final = 1 << 53
 """Integers up to this magnitude are exact as float64."""
 
+LONGEST_NAME: Final = 1024
+"""Characters of a metric's name, at most; the server takes no longer ones."""
+
+_STEP_NAME: Final = "tensormeter.step"
+"""Taken: the pipeline sends each row's step under this name."""
+
 _INT64: Final = 1 << 63
 
 _PROTOCOL: Final = "__tensormeter_snapshot__"
+
+
+def check_name(key: object) -> None:
+    """See whether a value can be logged under a name.
+
+    Raises:
+        Refused: It cannot.
+    """
+    if type(key) is not str:
+        raise Refused(f"the key is a {type(key).__name__}; use a str")
+    if key == _STEP_NAME:
+        raise Refused("the name is that of the row's step; use the argument `step`")
+    if len(key) > LONGEST_NAME:
+        raise Refused(f"the name has {len(key)} characters; at most {LONGEST_NAME} are possible")
 
 
 def classify(value: Any) -> float | int | DeviceValue | Deferred:
@@ -61,6 +93,27 @@ def classify(value: Any) -> float | int | DeviceValue | Deferred:
     raise Refused(
         f"cannot record a {_name(value)}; log a number, a tensor with one element, or a tensormeter.Histogram"
     )
+
+
+def classify_step(step: Any) -> int:
+    """Turn a step into an int of 64 bits. Never blocks.
+
+    Raises:
+        Refused: It is no whole number, or one that is not known yet.
+    """
+    if type(step) is not int:
+        number = classify(step)
+        if type(number) is float and number.is_integer():
+            number = int(number)
+        if isinstance(number, (DeviceValue, Deferred)):
+            raise Refused("the step is still being computed by a device; keep the step as an int")
+        try:
+            step = operator.index(cast("int", number))
+        except TypeError as error:
+            raise Refused(str(error)) from None
+    if not -_INT64 <= step < _INT64:
+        raise Refused("the step does not fit 64 bits")
+    return int(step)
 
 
 def _integer(value: int) -> float | int:

@@ -42,13 +42,14 @@ class WideRows:
         self,
         device: DeviceCopies,
         find_layout: Callable[[Sequence[Column]], Layout | None],
-        lose: Callable[[Exception, int], None],
+        lose: Callable[[Lane, Exception, int], None],
     ) -> None:
         """
         Args:
             device: For the copies of device values.
             find_layout: Gives the layout of such columns, or None if there can be no more.
-            lose: Called with what a device says when it refuses, and with the number of values that are not in the row then.
+            lose: Called with the lane, with what a device says when it refuses, and with the number of values that are not in
+                the row then.
         """
         self._device = device
         self._find_layout = find_layout
@@ -120,7 +121,7 @@ class WideRows:
             counted = [(table, *self._tables.count(list(run.values()), table)) for _, table, run in counting]
         except Exception as error:
             rest = {name: d for name, d in distributions.items() if isinstance(d, HostDistribution)}
-            self._lose(error, len(distributions) - len(rest))
+            self._lose(lane, error, len(distributions) - len(rest))
             return self.write(lane, numbers, devices, rest, step) if numbers or devices or rest else True
         word = lane.write_words(layout, bytes(words), step)
         if word is None:
@@ -134,7 +135,7 @@ class WideRows:
             self._device.give_up(word + statistics_at, len(words) // 8 - statistics_at)
             if not isinstance(error, Exception):
                 raise
-            self._lose(error, 0)  # the reader counts them
+            self._lose(lane, error, 0)  # the reader counts them
         return True
 
     def _copy(self, word: int, blocks: Sequence["torch.Tensor"]) -> None:

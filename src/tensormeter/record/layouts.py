@@ -1,0 +1,95 @@
+"""The layouts of the rows that a process has logged: each is made known to the reader once, by the ring's dictionary."""
+
+import itertools
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Final
+
+from tensormeter.ring import MAX_LAYOUT, Column, Layout, RingFile, Stream
+
+if TYPE_CHECKING:
+    from tensormeter.record.measurement import StreamWriter
+
+__all__ = ["Layouts"]
+
+_MAX_KEY_SETS: Final = 4096
+"""Beyond so many sets of keys, a row of a new set is written as one row a key, so that key sets need not be bounded."""
+
+_MAX_WIDE_SETS: Final = 64
+"""The same for rows with distributions, whose layouts take hundreds of bytes for each: of a model with experts, say, every
+row may have gradients of others."""
+
+_NOT_FOR_STREAMS: Final = 1 / 4
+"""Share of the ring's dictionary that streams of instruments leave to rows."""
+
+
+class Layouts:
+    """Layouts by what they hold. Any thread may ask, a signal handler too.
+
+    None as an answer means that there can be no more such layouts: there are too many, or the dictionary is full.
+
+    Attributes:
+        rows: Of rows of plain gauges, by names and codes. To be read only.
+    """
+
+    def __init__(self, ring: RingFile) -> None:
+        self._ring = ring
+        self._numbers = itertools.count(1)
+        self.rows: dict[tuple[tuple[str, ...], str], Layout] = {}
+        self._wide: dict[tuple[Column, ...], Layout] = {}
+        self._streams: dict[tuple[StreamWriter, str], Layout] = {}
+        self._claims = threading.RLock()  # re-entered by a signal handler that logs
+
+    def names(self) -> Iterator[str]:
+        """The names in rows of plain gauges so far."""
+        for names, _ in list(self.rows):
+            yield from names
+
+    def of_row(self, names: tuple[str, ...], codes: str) -> Layout | None:
+        """Of a row of plain gauges."""
+        layout = self.rows.get((names, codes))
+        if layout is None:
+            with self._claims:
+                if len(names) > 1 and len(self.rows) >= _MAX_KEY_SETS:
+                    return None
+                columns = tuple(Column(Stream(name), code) for name, code in zip(names, codes, strict=True))
+                layout = self._add(columns, stepped=True)
+                if layout is not None:
+                    self.rows[names, codes] = layout
+        return layout
+
+    def of_distributions(self, columns: Sequence[Column]) -> Layout | None:
+        """Of a row with distributions; one alone has two columns."""
+        if len(columns) > 2 and len(self._wide) >= _MAX_WIDE_SETS and tuple(columns) not in self._wide:
+            return None
+        return self.of_columns(columns)
+
+    def of_columns(self, columns: Sequence[Column]) -> Layout | None:
+        """Of a row of columns of any kind."""
+        key = tuple(columns)
+        layout = self._wide.get(key)
+        if layout is None:
+            with self._claims:
+                if len(self._wide) >= _MAX_KEY_SETS:
+                    return None
+                layout = self._add(key, stepped=True)
+                if layout is not None:
+                    self._wide[key] = layout
+        return layout
+
+    def of_stream(self, stream: "StreamWriter", code: str) -> Layout | None:
+        """Of a measurement of an instrument, which has no step."""
+        layout = self._streams.get((stream, code))
+        if layout is None and self._ring.dictionary_left > _NOT_FOR_STREAMS:
+            layout = self._add((Column(stream.stream, code),), stepped=False)
+            if layout is not None:
+                self._streams[stream, code] = layout
+        return layout
+
+    def _add(self, columns: tuple[Column, ...], *, stepped: bool) -> Layout | None:
+        with self._claims:
+            number = next(self._numbers)
+            if number > MAX_LAYOUT:
+                return None
+            layout = Layout(number, columns, stepped)
+            return layout if self._ring.add_layout(layout) else None
