@@ -1,6 +1,6 @@
 # demo: train a small model and see its run    test: everything that must hold
 # check: style, types, layers                  bench: what it costs, beside the alternatives
-# chaos: the tests of faults, with 500 kills each, every byte and ten times the flipped bits
+# chaos: the tests of faults, with 500 kills each, every byte, ten times the flipped bits, and a million inputs for the decoders
 # screenshots: pictures of every view of the web page, in screenshots/
 PYTHON ?= python3
 VENV := .venv
@@ -34,7 +34,8 @@ bench: $(VENV)/bench
 	$(RUN) benchmarks/page.py
 
 chaos: $(VENV)/ready
-	CHAOS_KILLS=500 TENSORMETER_TEST_KILLS=500 $(RUN) -m pytest --timeout 36000 tests/faults tests/server/test_server_crash.py $(ARGS)
+	CHAOS_KILLS=500 TENSORMETER_TEST_KILLS=500 TENSORMETER_TEST_FUZZ=1000000 $(RUN) -m pytest --timeout 36000 \
+	  tests/faults tests/server/test_server_crash.py tests/server/test_server_fuzz.py $(ARGS)
 
 # Debian's Chromium and Prometheus: the tests of the page and of scraping need them, and skip where they cannot be had.
 tools:

@@ -4,6 +4,11 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+# Nothing here depends on how fast a machine is.
+settings.register_profile("tensormeter", deadline=None)
+settings.load_profile("tensormeter")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # So it is in whatever a shell runs in the background, and children would inherit it; some tests send them Ctrl-C.

@@ -57,7 +57,7 @@ _FEW = 100
 _SUM_TEMPORALITY = 2 << 3
 _SUM_MONOTONIC = 3 << 3
 
-_Shell = TypeVar("_Shell", ResourceMetrics, ScopeMetrics)
+_Shell = TypeVar("_Shell", ExportMetricsServiceRequest, ResourceMetrics, ScopeMetrics)
 
 
 def decode_metrics(body: bytes) -> list[Batch]:
@@ -70,11 +70,33 @@ def decode_metrics(body: bytes) -> list[Batch]:
         EncodingError: The bytes are not such a message.
     """
     view = memoryview(body)
-    fields = iterate_fields(view, 0, len(view))
-    if fields is None:
-        _parse(ExportMetricsServiceRequest(), body)  # says what is wrong with it
-        raise EncodingError("not a protobuf ExportMetricsServiceRequest: its fields cannot be told apart")
-    return [_resource_metrics(view, field) for field in fields if _is(field, _RESOURCE_METRICS)]
+    whole = Field(0, _LEN, 0, 0, len(view))
+    try:
+        _, resources = _split(view, whole, ExportMetricsServiceRequest(), _RESOURCE_METRICS)
+        return [_resource_metrics(view, field) for field in resources]
+    except _UnusualError:
+        return _by_protobuf(body)
+
+
+class _UnusualError(Exception):
+    """Fields that we cannot tell apart: groups, which nobody sends, or no message at all. protobuf knows which."""
+
+
+def _by_protobuf(body: bytes) -> list[Batch]:
+    request = ExportMetricsServiceRequest()
+    _parse(request, body)
+    return [
+        Batch(
+            attributes(resource_metrics.resource.attributes),
+            [
+                series
+                for scope_metrics in resource_metrics.scope_metrics
+                for metric in scope_metrics.metrics
+                for series in _series(metric, _scope(scope_metrics))
+            ],
+        )
+        for resource_metrics in request.resource_metrics
+    ]
 
 
 def _resource_metrics(body: memoryview, message: Field) -> Batch:
@@ -104,7 +126,7 @@ def _split(body: memoryview, message: Field, shell: _Shell, number: int) -> tupl
 def _fields(body: memoryview, message: Field) -> list[Field]:
     fields = iterate_fields(body, message.content, message.end)
     if fields is None:
-        raise EncodingError("not a protobuf ExportMetricsServiceRequest: a message in it is cut off")
+        raise _UnusualError
     return fields
 
 

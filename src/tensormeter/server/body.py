@@ -12,6 +12,11 @@ __all__ = ["BodyReader", "decompress"]
 
 _ZSTD_WINDOW: Final = 8 << 20
 
+_MAX_MEMBERS: Final = 10_000
+"""Members or frames of a body: each costs some time, and nothing but an attack has as many."""
+
+_SLICE: Final = 1 << 16
+
 READ_TIMEOUT: Final = 60.0
 """Seconds that sending one body may take, in all: a client that trickles bytes holds a connection no longer."""
 
@@ -76,7 +81,7 @@ def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
 
     Args:
         body: As sent.
-        encoding: "gzip" or "zstd", one or more members or frames; "": nothing is undone.
+        encoding: "gzip" or "zstd", one to 10,000 members or frames; "": nothing is undone.
         max_bytes: Limit.
 
     Raises:
@@ -93,22 +98,26 @@ def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
 
 def _gunzip(body: bytes, max_bytes: int) -> bytes:
     parts: list[bytes] = []
-    size = 0
-    while True:
+    size = at = 0
+    for _ in range(_MAX_MEMBERS):
         member = zlib.decompressobj(wbits=31)
-        try:
-            part = member.decompress(body, max_bytes - size + 1)
-        except zlib.error as error:
-            raise HTTPException(400, f"the body is not gzip: {error}") from None
-        size += len(part)
-        if size > max_bytes:
-            raise too_large(max_bytes)
-        parts.append(part)
-        if not member.eof:
-            raise HTTPException(400, "the gzip body is cut off")
-        body = member.unused_data
-        if not body:
+        while not member.eof:
+            # Slice by slice, because what follows a member is copied: with many of them all of it would be, each time.
+            piece = body[at : at + _SLICE]
+            if not piece:
+                raise HTTPException(400, "the gzip body is cut off")
+            try:
+                part = member.decompress(piece, max_bytes - size + 1)
+            except zlib.error as error:
+                raise HTTPException(400, f"the body is not gzip: {error}") from None
+            at += len(piece) - len(member.unused_data) - len(member.unconsumed_tail)
+            size += len(part)
+            if size > max_bytes:
+                raise too_large(max_bytes)
+            parts.append(part)
+        if at == len(body):
             return b"".join(parts)
+    raise HTTPException(400, f"the body has more than {_MAX_MEMBERS} gzip members")
 
 
 def _unzstd(body: bytes, max_bytes: int) -> bytes:
@@ -123,13 +132,17 @@ def _unzstd(body: bytes, max_bytes: int) -> bytes:
                 if size > max_bytes:
                     raise too_large(max_bytes)
         parts: list[bytes] = []
-        while True:
+        at = 0
+        for _ in range(_MAX_MEMBERS):
             frame = decompressor.decompressobj()
-            parts.append(frame.decompress(body))
-            if not frame.eof:
-                raise HTTPException(400, "the zstd body is cut off")
-            body = frame.unused_data
-            if not body:
+            while not frame.eof:
+                piece = body[at : at + _SLICE]
+                if not piece:
+                    raise HTTPException(400, "the zstd body is cut off")
+                parts.append(frame.decompress(piece))
+                at += len(piece) - len(frame.unused_data)
+            if at == len(body):
                 return b"".join(parts)
     except zstandard.ZstdError as error:
         raise HTTPException(400, f"the body is not zstd: {error}") from None
+    raise HTTPException(400, f"the body has more than {_MAX_MEMBERS} zstd frames")

@@ -21,6 +21,8 @@ __all__ = ["Distribution", "decode_distribution"]
 MAX_BUCKETS: Final = 160
 """Buckets of an exponential histogram after the conversion; above it neighbours are merged, which is exact."""
 
+_FAR: Final = 2000
+
 
 @dataclass(frozen=True)
 class Distribution:
@@ -52,7 +54,7 @@ def decode_distribution(kind: Kind, blob: bytes) -> Distribution:
         match kind.name:
             case "histogram":
                 point = HistogramDataPoint.FromString(blob)
-                return _of(point, list(point.explicit_bounds) if point.bucket_counts else [], list(point.bucket_counts))
+                return _of(point, *_ordered(list(point.explicit_bounds), list(point.bucket_counts)))
             case "exponential_histogram":
                 exponential = ExponentialHistogramDataPoint.FromString(blob)
                 return _of(exponential, *_explicit(exponential))
@@ -75,6 +77,11 @@ def _of(
         bounds,
         counts,
     )
+
+
+def _ordered(bounds: list[float], counts: list[int]) -> tuple[list[float], list[int]]:
+    """Bounds and counts as they were sent; nothing if they do not fit each other, which OTLP does not allow."""
+    return _increasing(bounds, counts) if len(counts) == len(bounds) + 1 else ([], [])
 
 
 def _explicit(point: ExponentialHistogramDataPoint) -> tuple[list[float], list[int]]:
@@ -105,8 +112,9 @@ def _explicit(point: ExponentialHistogramDataPoint) -> tuple[list[float], list[i
 
 
 def _edges(offset: int, n: int, scale: int) -> NDArray[np.float64]:
+    exponent = min(max(-scale, -_FAR), _FAR)  # what is further away is zero or infinite anyway
     with np.errstate(over="ignore", under="ignore"):
-        edges: NDArray[np.float64] = np.exp2(np.arange(offset, offset + n + 1) * 2.0**-scale)
+        edges: NDArray[np.float64] = np.exp2(np.ldexp(np.arange(offset, offset + n + 1, dtype=np.float64), exponent))
         return edges
 
 
