@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tensormeter.server.api.columns import COLUMNS
-from tensormeter.server.api.request import encode, json_response
+from tensormeter.server.api.request import MAX_INTEGER, MAX_NUMBER, MIN_INTEGER, encode, json_response
 
 __all__ = ["describe_api", "openapi_document"]
 
@@ -16,7 +16,9 @@ _Schema = Mapping[str, Any]
 
 _TEXT: Final[_Schema] = {"type": "string"}
 _INTEGER: Final[_Schema] = {"type": "integer"}
+_INT64: Final[_Schema] = {"type": "integer", "minimum": MIN_INTEGER, "maximum": MAX_INTEGER}
 _NUMBER: Final[_Schema] = {"type": "number"}
+_COORDINATE: Final[_Schema] = {"type": "number", "exclusiveMinimum": -MAX_NUMBER, "exclusiveMaximum": MAX_NUMBER}
 _OBJECT: Final[_Schema] = {"type": "object"}
 _NANOSECONDS: Final[_Schema] = {
     "type": "string",
@@ -112,9 +114,9 @@ _SCHEMAS: Final[Mapping[str, _Schema]] = {
             "metrics": {**_list(_TEXT), "minItems": 1, "maxItems": 200},
             "project": _nullable(_TEXT),
             "x": {"type": "string", "pattern": "^(step|time|relative|metric:.+)$"},
-            "start": _nullable(_NUMBER),
-            "stop": _nullable(_NUMBER),
-            "max_points": {"type": "integer", "minimum": 0, "maximum": 100_000},
+            "start": _nullable(_COORDINATE),
+            "stop": _nullable(_COORDINATE),
+            "max_points": {"anyOf": [{"const": 0}, {"type": "integer", "minimum": 4, "maximum": 100_000}]},
             "process": _nullable(_TEXT),
             "attributes": _nullable(_OBJECT),
             "after": _nullable(_TEXT),
@@ -156,7 +158,7 @@ def _parameter(name: str, schema: _Schema = _TEXT, *, required: bool = False, wh
 _PROJECT: Final = _parameter("project")
 _RUN_ID: Final = _parameter("run_id", where="path", required=True)
 _PAGE: Final = {"type": "integer", "minimum": 1, "maximum": 1000}
-_RANGE: Final = (_parameter("start", _NUMBER), _parameter("stop", _NUMBER))
+_RANGE: Final = (_parameter("start", _COORDINATE), _parameter("stop", _COORDINATE))
 _ERRORS: Final = {
     "4XX": {"description": "Not that way.", "content": {"application/json": {"schema": _ref("Error")}}},
     "5XX": {"description": "Not now.", "content": {"application/json": {"schema": _ref("Error")}}},
@@ -205,7 +207,7 @@ def openapi_document() -> dict[str, Any]:
                     _PROJECT,
                     *(_parameter(name) for name in ("filter", "sort", "fields")),
                     _parameter("limit", _PAGE),
-                    _parameter("offset", {"type": "integer", "minimum": 0}),
+                    _parameter("offset", {"type": "integer", "minimum": 0, "maximum": 1 << 62}),
                 ],
             )
         },
@@ -223,8 +225,8 @@ def openapi_document() -> dict[str, Any]:
                     *named,
                     _parameter("name"),
                     _parameter("key"),
-                    _parameter("start", _INTEGER),
-                    _parameter("stop", _INTEGER),
+                    _parameter("start", _INT64),
+                    _parameter("stop", _INT64),
                     _parameter("limit", {"type": "integer", "minimum": 1, "maximum": 10_000}),
                 ],
             )
@@ -247,8 +249,8 @@ def openapi_document() -> dict[str, Any]:
                     metric,
                     _parameter("x", {"enum": ["step", "time"]}),
                     _parameter("process"),
-                    _parameter("start", _INTEGER),
-                    _parameter("stop", _INTEGER),
+                    _parameter("start", _INT64),
+                    _parameter("stop", _INT64),
                 ],
             )
         },
@@ -264,7 +266,13 @@ def openapi_document() -> dict[str, Any]:
                     highest=_list(_TEXT),
                     processes=_INTEGER,
                 ),
-                [*named, metric, axis, *_RANGE, _parameter("max_points", {"type": "integer", "minimum": 1})],
+                [
+                    *named,
+                    metric,
+                    axis,
+                    *_RANGE,
+                    _parameter("max_points", {"type": "integer", "minimum": 1, "maximum": 100_000}),
+                ],
             )
         },
         f"{run}/histograms": {
@@ -277,7 +285,7 @@ def openapi_document() -> dict[str, Any]:
                     axis,
                     *_RANGE,
                     _parameter("process"),
-                    _parameter("attributes"),
+                    {"name": "attributes", "in": "query", "content": {"application/json": {"schema": _OBJECT}}},
                     _parameter("max_points", {"type": "integer", "minimum": 2, "maximum": 2000}),
                 ],
             )

@@ -14,6 +14,9 @@ from starlette.responses import Response
 from tensormeter.server.store import RunRef
 
 __all__ = [
+    "MAX_INTEGER",
+    "MAX_NUMBER",
+    "MIN_INTEGER",
     "ApiThreads",
     "encode",
     "integer",
@@ -29,6 +32,12 @@ __all__ = [
 
 MAX_JSON: Final = 1 << 20
 """Bytes of a request's body."""
+
+MIN_INTEGER: Final = -(1 << 63)
+MAX_INTEGER: Final = (1 << 63) - 1
+"""What a store can look for."""
+
+MAX_NUMBER: Final = 1e30
 
 _THREADS: Final = 4
 _INTEGER: Final = re.compile(r"-?\d{1,19}", re.ASCII)
@@ -84,8 +93,8 @@ def optional_integer(query: Mapping[str, str], name: str) -> int | None:
     if text is None:
         return None
     # Nineteen digits are what an int64 has; int() takes long over longer ones, and takes more than digits.
-    if not _INTEGER.fullmatch(text):
-        raise HTTPException(400, f"{name}: expected an integer, got {text[:40]!r}")
+    if not _INTEGER.fullmatch(text) or not MIN_INTEGER <= int(text) <= MAX_INTEGER:
+        raise HTTPException(400, f"{name}: expected an integer of 64 bits, got {text[:40]!r}")
     return int(text)
 
 
@@ -100,7 +109,7 @@ def number(query: Mapping[str, Any], name: str) -> float | None:
         return None
     if isinstance(value, str) and len(value) < 40 and _NUMBER.fullmatch(value):
         value = float(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < MAX_NUMBER:
         raise HTTPException(400, f"{name}: expected a number, got {str(value)[:40]!r}")
     return float(value)
 

@@ -51,9 +51,8 @@ class RunsApi:
         return [
             Route("/api/v1/projects", self.projects),
             Route("/api/v1/runs", self.runs),
-            Route(_RUN, self.run, methods=["GET"]),
-            Route(_RUN, self.update, methods=["PATCH"]),
-            Route(_RUN, self.delete, methods=["DELETE"]),
+            # One route, so that the answer to any other method names all of these.
+            Route(_RUN, self.run, methods=["GET", "PATCH", "DELETE"]),
             Route(f"{_RUN}/metrics", self.metrics),
             Route(f"{_RUN}/events", self.events),
             Route(f"{_RUN}/media/{{digest}}", self.media),
@@ -90,7 +89,16 @@ class RunsApi:
         return json_response(await self._threads.run(work))
 
     async def run(self, request: Request) -> Response:
-        """One run."""
+        """One run: read, changed or deleted."""
+        match request.method:
+            case "PATCH":
+                return await self._update(request)
+            case "DELETE":
+                return await self._delete(request)
+            case _:
+                return await self._show(request)
+
+    async def _show(self, request: Request) -> Response:
         ref = run_ref(request)
 
         def work() -> bytes:
@@ -106,8 +114,7 @@ class RunsApi:
 
         return json_response(await self._threads.run(work))
 
-    async def update(self, request: Request) -> Response:
-        """Change name, tags, notes, group, archived."""
+    async def _update(self, request: Request) -> Response:
         ref = run_ref(request)
         changes = _changes(await read_json(request))
 
@@ -117,8 +124,7 @@ class RunsApi:
 
         return json_response(await self._threads.run(work))
 
-    async def delete(self, request: Request) -> Response:
-        """Delete a run."""
+    async def _delete(self, request: Request) -> Response:
         ref = run_ref(request)
         await self._threads.run(lambda: self._store.delete(ref))
         return Response(status_code=204)
