@@ -169,6 +169,20 @@ def test_fault_24_a_damaged_record_is_skipped_and_counted(tmp_path):
     spool.close()
 
 
+def test_fault_24_an_id_that_is_no_text_is_skipped_and_counted(tmp_path):
+    spool = Spool(tmp_path / "spool.sqlite")
+    for body in (b"1" * 100, b"2" * 100, b"3" * 100):
+        spool.put([Encoded("metrics", body, 5)], ["a"], "p", {}, started=True, ended=False)
+    spool._database.execute("UPDATE request SET id = CAST(x'37ff' AS TEXT) WHERE sequence = 2")
+    found = []
+    while (request := spool.next("a")) is not None:
+        found.append(request[1].body[:1])
+        spool.done("a", request[0])
+    assert found == [b"1", b"3"]
+    assert spool.losses() == {"damaged": 1}
+    spool.close()
+
+
 def test_fault_24_an_agent_repairs_the_spool_that_it_finds(train, receiver, state, gone, wait_for):
     receiver.stop()
     trainer = train("run = tensormeter.init('faults')\nlog(run, range(2000))\nrun.finish()\n", mode="offline")

@@ -1,5 +1,6 @@
 """Samplers and nodes: what is read becomes columns, at an interval, whatever hangs or fails."""
 
+import itertools
 import os
 import threading
 import time
@@ -7,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+import tensormeter.sensors.sampler as sampler_module
 from tensormeter.otlp.batch import Gauge, Sum, Temporality
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.encode import encode_metrics
@@ -84,8 +86,8 @@ def by_name(series):
 
 def test_samples_become_one_series_for_each_attribute_set(start):
     sensor = Fake()
-    sampler = start(sensor)
     began = time.time_ns()
+    sampler = start(sensor)
     until(lambda: sampler.samples >= 5, "five samples")
     sampler.stop(60)
     assert sampler.over
@@ -119,6 +121,25 @@ def test_a_failing_reading_is_counted_and_the_others_go_on(start, caplog):
     assert failures.values.tolist() == list(range(1, sampler.samples + 1))
     assert len(found["level", "a"].values) == sampler.samples
     assert caplog.text.count("the disk is on fire") == 1
+
+
+def test_a_collection_that_fails_is_counted_and_the_next_goes_on(start, monkeypatch):
+    calls = itertools.count()
+    collect = sampler_module.InMemoryMetricReader.get_metrics_data
+
+    def fails_once(reader):
+        if next(calls) == 1:
+            raise TimeoutError("timed out while executing callback")  # as after the clock was set forward
+        return collect(reader)
+
+    monkeypatch.setattr(sampler_module.InMemoryMetricReader, "get_metrics_data", fails_once)
+    sampler = start(Fake())
+    until(lambda: sampler.samples >= 4, "four samples")
+    sampler.stop(60)
+    found = by_name(sampler.columns.take())
+    assert len(found["level", "a"].values) == sampler.samples - 1
+    failures = found["tensormeter.sensor.failures", "fake", "TimeoutError"]
+    assert failures.values.tolist() == [1] * (sampler.samples - 2)
 
 
 def test_an_absent_reading_is_no_failure(start, caplog):

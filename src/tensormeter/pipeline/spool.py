@@ -161,6 +161,8 @@ class Spool:
         self._losses: dict[str, int] | None = None
         try:
             self._database = sqlite3.connect(path, timeout=10, isolation_level=None)
+            # A flipped bit may leave what is no UTF-8: it is read, does not match its checksum, and is counted.
+            self._database.text_factory = _text
         except sqlite3.Error as error:
             raise SpoolError(f"cannot open the spool {path}: {error}") from error
         try:
@@ -441,6 +443,10 @@ class Spool:
     def transaction(self) -> "_Transaction":
         """All statements of the block, or none of them."""
         return _Transaction(self._database, self.path)
+
+
+def _text(content: bytes) -> str:
+    return content.decode(errors="replace")
 
 
 def _intact(batch: object, signal: object, items: object, body: object, expected: object) -> bool:

@@ -128,14 +128,22 @@ class Sampler:
             self._observed = observe(sensor, self._failures)
             self._duration = time.monotonic() - began
             self._observe_self()
-            data = reader.get_metrics_data()
-            if data is not None:
-                self.columns.add(data)
+            self._collect(reader)
             self.samples += 1
             self._busy_since = None
             due = next_due(due, time.monotonic(), self._interval)
             self._stop.wait(max(0.0, due - time.monotonic()))
         provider.shutdown()
+
+    def _collect(self, reader: InMemoryMetricReader) -> None:
+        try:
+            data = reader.get_metrics_data()
+        except Exception as error:  # the SDK gives up when the wall clock was set forward by more than its time limit
+            kind = type(error).__name__
+            self._failures[kind] = self._failures.get(kind, 0) + 1
+            return
+        if data is not None:
+            self.columns.add(data)
 
     def _create(self, meter: Meter, instrument: Instrument) -> None:
         create = {
