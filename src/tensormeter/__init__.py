@@ -1,5 +1,7 @@
 """Training telemetry on OpenTelemetry that never stalls the GPU and loses nothing."""
 
+import typing
+
 from tensormeter.errors import (
     EncodingError,
     RingError,
@@ -15,7 +17,11 @@ from tensormeter.record.media import Image, Table, Text
 from tensormeter.run import Run, deferred_log, finish, init, log
 from tensormeter.settings import Settings
 
+if typing.TYPE_CHECKING:
+    from tensormeter.client import Client
+
 __all__ = [
+    "Client",
     "EncodingError",
     "Histogram",
     "Image",
@@ -36,3 +42,12 @@ __all__ = [
     "init",
     "log",
 ]
+
+
+def __getattr__(name: str) -> typing.Any:
+    # What training does not need is loaded when somebody asks for it.
+    if name == "Client":
+        from tensormeter.client import Client
+
+        return Client
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

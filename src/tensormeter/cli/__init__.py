@@ -16,6 +16,7 @@ _COMMANDS: Final = {
     "backup": ("tensormeter.cli.maintain", "Copy a server's store while it runs."),
     "compact": ("tensormeter.cli.maintain", "Make a server's store as small as it can be."),
     "doctor": ("tensormeter.cli.doctor", "Check what a run on this machine needs."),
+    "export": ("tensormeter.cli.export", "Write every point of a run to a file."),
     "runs": ("tensormeter.cli.runs", "List runs."),
     "serve": ("tensormeter.cli.serve", "Start an experiment server."),
     "show": ("tensormeter.cli.show", "Show a run: its configuration, last values and charts."),

@@ -5,8 +5,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tensormeter.cli.client import ApiClient, endpoint_option
+from tensormeter.cli.endpoint import endpoint_option
 from tensormeter.cli.terminal import local_time, plain
+from tensormeter.client import Connection
 
 __all__ = ["runs"]
 
@@ -17,7 +18,7 @@ __all__ = ["runs"]
 @endpoint_option
 def runs(project: str | None, limit: int, endpoint: str | None) -> None:
     """List runs, newest first."""
-    document = ApiClient(endpoint).get("runs", project=project, limit=limit, fields="")
+    document = Connection(endpoint).get("runs", project=project, limit=limit, fields="")
     listed = document["runs"]
     if not listed:
         where = "" if project is None else f" in project {plain(project)}"

@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tensormeter.cli.chart import draw_chart
-from tensormeter.cli.client import ApiClient, endpoint_option
-from tensormeter.cli.selector import find_run
+from tensormeter.cli.endpoint import endpoint_option
 from tensormeter.cli.terminal import local_time, number, plain
+from tensormeter.client import Connection, find_run
 from tensormeter.otlp.batch import STEP_METRIC
 
 __all__ = ["show"]
@@ -38,7 +38,7 @@ def show(run: str, project: str | None, patterns: tuple[str, ...], endpoint: str
 
     RUN is an id, the beginning of one, or a name that only one run has.
     """
-    client = ApiClient(endpoint)
+    client = Connection(endpoint)
     found = find_run(client, run, project)
     metrics = client.get("runs", found["id"], "metrics", project=found["project"])["metrics"]
     console = Console()

@@ -1,41 +1,80 @@
-"""Series as binary columns: what a browser takes in without parsing numbers.
+"""Series as binary columns: what a browser, or NumPy, takes in without parsing numbers.
 
 A little-endian u32 with the length of the header, the header in JSON, padding to a multiple of 8, then the arrays.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tensormeter.server.api.request import encode
+from tensormeter.server.query.full import FullSeries
 from tensormeter.server.query.points import PointsResult
 
-__all__ = ["COLUMNS", "encode_columns"]
+__all__ = ["COLUMNS", "encode_columns", "encode_full_columns"]
 
 COLUMNS: Final = "application/vnd.tensormeter.columns"
 
+_NAMES: Final = {"f": "f64", "i": "i64", "u": "u8"}
+
+
+class _Arrays:
+    """The arrays that follow a header: each begins at a multiple of 8."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._places: list[dict[str, Any]] = []
+        self._size = 0
+
+    def add(self, array: NDArray[Any]) -> dict[str, Any]:
+        """Where the array will be; to be put into the header."""
+        data = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
+        place = {"offset": self._size, "length": len(array), "type": _NAMES[array.dtype.kind]}
+        padding = -len(data) % 8
+        self._parts += [data, b"\0" * padding]
+        self._places.append(place)
+        self._size += len(data) + padding
+        return place
+
+    def encode(self, document: Any) -> bytes:
+        """The whole answer: offsets count from its start."""
+        # The header's length depends on the digits of the offsets: they are laid out for a start that is large enough.
+        self._move(1 << 40)
+        start = -(-(4 + len(encode(document))) // 8) * 8
+        self._move(start - (1 << 40))
+        header = encode(document)
+        padding = b" " * (start - 4 - len(header))
+        return b"".join([len(header).to_bytes(4, "little"), header, padding, *self._parts])
+
+    def _move(self, by: int) -> None:
+        for place in self._places:
+            place["offset"] += by
+
 
 def encode_columns(result: PointsResult, *, reset: bool) -> bytes:
-    """The document of `/query` with arrays apart: offsets count from the start of the answer."""
-    arrays = [array for one in result.series for array in (one.x, one.y)]
-    # The header's length depends on the digits of the offsets: they are laid out for a start that is large enough.
-    start = _aligned(4 + len(_header(result, reset, 1 << 40)))
-    header = _header(result, reset, start)
-    parts = [len(header).to_bytes(4, "little"), header, b" " * (start - 4 - len(header))]
-    parts += [np.ascontiguousarray(array, "<f8").tobytes() for array in arrays]
-    return b"".join(parts)
-
-
-def _header(result: PointsResult, reset: bool, start: int) -> bytes:
-    series: list[dict[str, Any]] = []
-    offset = start
+    """The document of `/query` with arrays apart."""
+    arrays = _Arrays()
+    series = []
     for one in result.series:
-        x, y = ({"offset": offset + 8 * len(one.x) * i, "length": len(one.x), "type": "f64"} for i in range(2))
-        offset += 16 * len(one.x)
         about = {"run": one.run, "process": one.process, "metric": one.metric, "kind": one.kind}
-        series.append(about | {"attributes": one.attributes, "total": one.total, "x": x, "y": y})
-    return encode({"series": series, "cursor": result.cursor, "reset": reset})
+        rest = {"attributes": one.attributes, "total": one.total}
+        series.append(about | rest | {"x": arrays.add(one.x), "y": arrays.add(one.y)})
+    return arrays.encode({"series": series, "cursor": result.cursor, "reset": reset})
 
 
-def _aligned(offset: int) -> int:
-    return -(-offset // 8) * 8
+def encode_full_columns(metric: str, x: str, found: Sequence[FullSeries]) -> bytes:
+    """The document of `/series` with arrays apart: `value` is the bits of float64, or int64 where `integers` is 1."""
+    arrays = _Arrays()
+    series = []
+    for one in found:
+        points = one.points
+        document = {"process": one.process, "kind": one.kind, "attributes": one.attributes}
+        document |= {"time": arrays.add(points.times), "step": arrays.add(one.steps), "value": arrays.add(points.words)}
+        if not one.stepped.all():
+            document["stepped"] = arrays.add(one.stepped.view(np.uint8))
+        if points.integers.any():
+            document["integers"] = arrays.add(points.integers.view(np.uint8))
+        series.append(document)
+    return arrays.encode({"metric": metric, "x": x, "series": series})

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from tensormeter.server.api.columns import COLUMNS
 from tensormeter.server.api.request import MAX_INTEGER, MAX_NUMBER, MIN_INTEGER, encode, json_response
+from tensormeter.server.store import MAX_READ_POINTS
 
 __all__ = ["describe_api", "openapi_document"]
 
@@ -191,6 +192,20 @@ def openapi_document() -> dict[str, Any]:
     axis = _parameter("x", {"type": "string", "pattern": "^(step|time|relative|metric:.+)$"})
     query: Any = _operation("Sampled points of many series of many runs.", _ref("QueryResult"), body="Query")
     query["responses"]["200"]["content"][COLUMNS] = {"schema": {"type": "string", "format": "binary"}}
+    series: Any = _operation(
+        "Every point of a metric.",
+        _shape(metric=_TEXT, x=_TEXT, series=_list(_OBJECT)),
+        [
+            *named,
+            metric,
+            _parameter("x", {"enum": ["step", "time"]}),
+            _parameter("process"),
+            _parameter("start", _INT64),
+            _parameter("stop", _INT64),
+            _parameter("limit", {"type": "integer", "minimum": 1, "maximum": MAX_READ_POINTS}),
+        ],
+    )
+    series["responses"]["200"]["content"][COLUMNS] = {"schema": {"type": "string", "format": "binary"}}
     paths: dict[str, Any] = {
         "/api/v1/openapi.json": {"get": _operation("This document.", _OBJECT)},
         "/api/v1/projects": {
@@ -240,20 +255,7 @@ def openapi_document() -> dict[str, Any]:
             )
         },
         "/api/v1/query": {"post": query},
-        f"{run}/series": {
-            "get": _operation(
-                "Every point of a metric.",
-                _shape(metric=_TEXT, x=_TEXT, series=_list(_OBJECT)),
-                [
-                    *named,
-                    metric,
-                    _parameter("x", {"enum": ["step", "time"]}),
-                    _parameter("process"),
-                    _parameter("start", _INT64),
-                    _parameter("stop", _INT64),
-                ],
-            )
-        },
+        f"{run}/series": {"get": series},
         f"{run}/ranks": {
             "get": _operation(
                 "Statistics over processes.",

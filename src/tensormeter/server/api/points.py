@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from tensormeter.server.api.columns import COLUMNS, encode_columns
+from tensormeter.server.api.columns import COLUMNS, encode_columns, encode_full_columns
 from tensormeter.server.api.request import (
     ApiThreads,
     encode,
@@ -31,7 +31,7 @@ from tensormeter.server.query.histograms import decode_distribution
 from tensormeter.server.query.points import PointsQuery, PointsResult, query_points
 from tensormeter.server.query.ranks import rank_statistics
 from tensormeter.server.query.sampling import choose_evenly
-from tensormeter.server.store import Store
+from tensormeter.server.store import MAX_READ_POINTS, Store
 from tensormeter.server.store.canonical import json_value
 from tensormeter.server.store.points import Blobs
 
@@ -86,13 +86,19 @@ class PointsApi:
         if x not in ("step", "time"):
             raise HTTPException(400, f"x: expected step or time, got {x[:40]!r}")
         start, stop = optional_integer(query, "start"), optional_integer(query, "stop")
+        limit = integer(query, "limit", MAX_READ_POINTS, 1, MAX_READ_POINTS)
+        process = query.get("process")
+        binary = COLUMNS in request.headers.get("accept", "")
 
-        def work() -> list[FullSeries]:
-            process = query.get("process")
-            return read_full(self._store, ref, metric, by_step=x == "step", process=process, start=start, stop=stop)
+        def work() -> Response:
+            found = read_full(
+                self._store, ref, metric, by_step=x == "step", process=process, start=start, stop=stop, limit=limit
+            )
+            if binary:
+                return Response(encode_full_columns(metric, x, found), media_type=COLUMNS)
+            return StreamingResponse(_encode_full(metric, x, found), media_type="application/json")
 
-        found = await self._threads.run(work)
-        return StreamingResponse(_encode_full(metric, x, found), media_type="application/json")
+        return await self._threads.run(work)
 
     async def ranks(self, request: Request) -> Response:
         """Statistics of a metric over the processes of a run."""
@@ -229,7 +235,7 @@ def _encode_full(metric: str, x: str, found: Sequence[FullSeries]) -> Iterator[b
     """The document piece by piece; Starlette draws each piece on a worker thread."""
     yield encode({"metric": metric, "x": x})[:-1] + b',"series":['
     for position, series in enumerate(found):
-        head = encode({"process": series.process, "attributes": series.attributes})[:-1]
+        head = encode({"process": series.process, "kind": series.kind, "attributes": series.attributes})[:-1]
         yield (b"," if position else b"") + head
         for name in ("time", "step", "value"):
             yield f',"{name}":['.encode()

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.otlp.batch import STEP_METRIC
-from tensormeter.server.store import Points, RunRef, Store
+from tensormeter.server.store import MAX_READ_POINTS, Points, RunRef, Store
 from tensormeter.server.store.reader import steps_at
 
 __all__ = ["FullSeries", "read_full"]
@@ -25,6 +25,7 @@ class FullSeries:
     """
 
     process: str
+    kind: str
     attributes: Mapping[str, Any]
     points: Points
     steps: NDArray[np.int64] = field(repr=False)
@@ -40,6 +41,7 @@ def read_full(
     process: str | None = None,
     start: int | None = None,
     stop: int | None = None,
+    limit: int = MAX_READ_POINTS,
 ) -> list[FullSeries]:
     """Every point of a metric, one entry a series.
 
@@ -47,12 +49,13 @@ def read_full(
         by_step: Order by (step, time), points without a step last; else by time.
         start: Only points with step (or time, in nanoseconds) >= start.
         stop: Only points with step (or time) < stop. A point without a step is in no range of steps.
+        limit: Points to look at, at most, the steps among them.
 
     Raises:
         StoreError: As `Store.read`.
     """
     first, last = (None, None) if by_step else (start, stop)
-    reading = store.read(ref, [metric, STEP_METRIC], process=process, start=first, stop=last)
+    reading = store.read(ref, [metric, STEP_METRIC], process=process, start=first, stop=last, limit=limit)
     steps: dict[str, list[Points]] = {}
     for one in reading.series:
         if one.metric == STEP_METRIC:
@@ -75,5 +78,5 @@ def read_full(
             if not stepped.all() or np.any(column[1:] < column[:-1]):
                 order = np.lexsort((points.times, column, ~stepped))
                 points, column, stepped = points[order], column[order], stepped[order]
-        found.append(FullSeries(one.process, one.attributes, points, column, stepped))
+        found.append(FullSeries(one.process, one.kind.name, one.attributes, points, column, stepped))
     return found

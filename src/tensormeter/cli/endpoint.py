@@ -1,0 +1,11 @@
+"""The option of all commands that talk to a server."""
+
+import click
+
+__all__ = ["endpoint_option"]
+
+endpoint_option = click.option(
+    "--endpoint",
+    metavar="URL",
+    help="Base URL of the server.  [default: $TENSORMETER_ENDPOINT, or this machine's]",
+)

@@ -1,0 +1,31 @@
+"""Reading runs back from the experiment server: lists of runs, points as NumPy arrays or pandas frames, tables, images.
+
+Imported only when `tensormeter.Client` is first used: a training process does not pay for it.
+"""
+
+from tensormeter.client.client import Client
+from tensormeter.client.connection import ApiError, Connection
+from tensormeter.client.histograms import Histograms
+from tensormeter.client.points import PointBlock
+from tensormeter.client.records import Record, RecordedImage, RecordedTable
+from tensormeter.client.run import Metric, Process, StoredRun, Summary
+from tensormeter.client.selector import find_run
+from tensormeter.client.series import Series, SeriesList
+
+__all__ = [
+    "ApiError",
+    "Client",
+    "Connection",
+    "Histograms",
+    "Metric",
+    "PointBlock",
+    "Process",
+    "Record",
+    "RecordedImage",
+    "RecordedTable",
+    "Series",
+    "SeriesList",
+    "StoredRun",
+    "Summary",
+    "find_run",
+]

@@ -1,0 +1,142 @@
+"""`tensormeter export`: every point, in files that are whole."""
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tensormeter.client import Client
+from tensormeter.client.export import COLUMNS, export_run
+from tensormeter.otlp.batch import STEP_METRIC
+
+T0 = 1_750_000_000_000_000_000
+LOSSES = [math.nan, *(1 / (1 + step) for step in range(1, 499)), math.inf]
+
+
+def number(text):
+    return {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}.get(text, text)
+
+
+def rows_of_csv(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS
+    return [{**row, "step": int(row["step"]), "time": int(row["time"]), "value": float(row["value"])} for row in rows]
+
+
+def rows_of_jsonl(path):
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert all(tuple(row) == COLUMNS for row in rows)
+    return [{**row, "value": float(number(row["value"]))} for row in rows]
+
+
+def rows_of_parquet(path):
+    table = pq.read_table(path)
+    assert tuple(table.column_names) == (*COLUMNS, "integer")
+    assert str(table.schema.field("time").type) == "timestamp[ns, tz=UTC]"
+    table = table.set_column(table.column_names.index("time"), "time", table["time"].cast("int64"))
+    return table.to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("format", "read"), [("csv", rows_of_csv), ("jsonl", rows_of_jsonl), ("parquet", rows_of_parquet)]
+)
+def test_every_point_is_there(run_cli, tmp_path, format, read):
+    done = run_cli("export", "first", "--format", format)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"1,500 rows in abc123.{format}\n", "")
+    assert os.listdir(tmp_path) == [f"abc123.{format}"]
+    rows = read(tmp_path / f"abc123.{format}")
+    assert len(rows) == 1500
+    loss = [row for row in rows if row["metric"] == "train/loss"]
+    assert [row["time"] for row in loss] == list(range(T0, T0 + 500))
+    assert [row["step"] for row in loss] == list(range(500))
+    assert np.array([row["value"] for row in loss]).tobytes() == np.array(LOSSES).tobytes()
+    attributes = {"csv": '{"split":"train"}', "jsonl": {"split": "train"}, "parquet": '{"split":"train"}'}[format]
+    rank = "" if format == "csv" else None
+    (about,) = {json.dumps([row[name] for name in ("project", "run", "process", "rank", "attributes")]) for row in loss}
+    assert json.loads(about) == ["demo", "abc123", "abc123-0", rank, attributes]
+    assert {row["metric"] for row in rows} == {"train/loss", "acc", STEP_METRIC}
+
+
+def test_some_metrics_to_standard_output(run_cli, tmp_path):
+    done = run_cli("export", "abc123", "--metric", "acc", "--metric", "zzz*", "-o", "-")
+    assert done.returncode == 0
+    assert done.stderr == "500 rows\n"
+    header, *lines = done.stdout.splitlines()
+    assert header == ",".join(COLUMNS)
+    assert lines[0] == f'demo,abc123,abc123-0,,acc,"{{""split"":""train""}}",0,{T0},0.25'
+    assert len(lines) == 500
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_reader_that_has_seen_enough(url, run_cli, tmp_path):
+    command = [sys.executable, "-m", "tensormeter", "export", "abc123", "--endpoint", url, "-o", "-"]
+    variables = os.environ | {"TENSORMETER_TOKEN": "token-of-the-test"}
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write) as closed:
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, env=variables, timeout=300, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_names_that_are_hostile(run_cli, tmp_path):
+    assert run_cli("export", "abd456", "--format", "jsonl").returncode == 0
+    (row, *_) = rows = rows_of_jsonl(tmp_path / "abd456.jsonl")
+    assert (row["metric"], len(rows), row["step"]) == ("loss\x1b[2J[bold red]\u202e", 2, None)
+
+
+def test_a_file_is_not_replaced_unless_asked(run_cli, tmp_path):
+    (tmp_path / "abc123.csv").write_text("mine")
+    done = run_cli("export", "abc123")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "--force" in done.stderr
+    assert (tmp_path / "abc123.csv").read_text() == "mine"
+    assert run_cli("export", "abc123", "--force", "--metric", "acc").returncode == 0
+    assert len(rows_of_csv(tmp_path / "abc123.csv")) == 500
+
+
+def test_what_cannot_be_written_leaves_nothing(run_cli, tmp_path):
+    done = run_cli("export", "abc123", "-o", str(tmp_path / "no" / "such" / "folder.csv"))
+    assert done.returncode == 1
+    assert "cannot be written (No such file or directory)" in done.stderr
+    assert "there is no run 'zzz'" in run_cli("export", "zzz").stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_parquet_without_pyarrow(run_cli, tmp_path):
+    (tmp_path / "blocked").mkdir()
+    (tmp_path / "blocked" / "sitecustomize.py").write_text("import sys; sys.modules['pyarrow'] = None")
+    done = run_cli("export", "abc123", "--format", "parquet", PYTHONPATH=str(tmp_path / "blocked"))
+    assert done.returncode == 1
+    assert "pip install 'tensormeter[parquet]'" in done.stderr
+    assert os.listdir(tmp_path) == ["blocked"]
+
+
+def test_ctrl_c_in_between_leaves_the_old_file(url, tmp_path):
+    run = Client(url, token="token-of-the-test").run("abc123")
+    target = tmp_path / "out.csv"
+    target.write_text("old")
+
+    def fail(rows):
+        assert rows
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_run(run, target, "csv", on_rows=fail)
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["out.csv"]
+
+
+def test_blocks_of_any_size_give_the_same_file(url, tmp_path):
+    run = Client(url, token="token-of-the-test").run("abc123")
+    whole, pieces = tmp_path / "whole.csv", tmp_path / "pieces.csv"
+    export_run(run, whole, "csv")
+    assert export_run(run, pieces, "csv", block=64).rows == 1500
+    assert whole.read_bytes() == pieces.read_bytes()
+    assert sorted(os.listdir(tmp_path)) == ["pieces.csv", "whole.csv"]
