@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 import platformdirs
 
 from tensormeter.errors import SettingsError
+from tensormeter.pace import PACE_OPTIONS, Pace
 
 __all__ = ["Settings", "describe_settings"]
 
@@ -329,7 +330,8 @@ class Settings:
         None,
         "TENSORMETER_MAX_UPLOAD_BYTES_PER_SECOND",
         parse=int,
-        help="Bytes a second sent to each destination, on average.",
+        help="Bytes a second sent to each destination, on average. Destinations may have their own: `DESTINATION."
+        "max_upload_bytes_per_second` in `exporter_options`; so `max_export_batch_size` and `schedule_delay`.",
     )
 
     def __post_init__(self) -> None:
@@ -369,6 +371,8 @@ class Settings:
         _check_integer("spool_max_bytes", self.spool_max_bytes, 1 << 16, 1 << 50)
         if self.max_upload_bytes_per_second is not None:
             _check_integer("max_upload_bytes_per_second", self.max_upload_bytes_per_second, 1, 1 << 40)
+        for destination in {name.rpartition(".")[0] for name in self.exporter_options}:
+            self.pace_of(destination)
         if self.attempt is not None:
             _check_integer("attempt", self.attempt, 1, 1 << 31)
         if self.token_file is not None:
@@ -401,11 +405,22 @@ class Settings:
         return dataclasses.replace(self, **changes)
 
     def options_of(self, destination: str) -> dict[str, str]:
-        """The options of one destination."""
-        prefix = f"{destination}."
-        return {
-            name.removeprefix(prefix): value for name, value in self.exporter_options.items() if name.startswith(prefix)
-        }
+        """The options of one destination's exporter."""
+        return {name: value for name, value in self._all_options_of(destination).items() if name not in PACE_OPTIONS}
+
+    def pace_of(self, destination: str) -> Pace:
+        """How fast and in what pieces one destination is sent requests.
+
+        Raises:
+            SettingsError: An option of it cannot be used.
+        """
+        return Pace.of(
+            destination,
+            self._all_options_of(destination),
+            max_upload_bytes_per_second=self.max_upload_bytes_per_second,
+            max_export_batch_size=self.max_export_batch_size,
+            schedule_delay=self.schedule_delay,
+        )
 
     def current_token(self) -> str | None:
         """The token, or what the token file says now.
@@ -426,6 +441,12 @@ class Settings:
         """Everything but secrets, as JSON values: what a ring file carries, so that anyone can deliver it later."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.repr}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+    def _all_options_of(self, destination: str) -> dict[str, str]:
+        prefix = f"{destination}."
+        return {
+            name.removeprefix(prefix): value for name, value in self.exporter_options.items() if name.startswith(prefix)
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Settings":

@@ -25,7 +25,7 @@ from tensormeter.pipeline.directory import RunDirectory, runs_locked
 from tensormeter.pipeline.drain import Drain
 from tensormeter.pipeline.repair import open_repaired
 from tensormeter.pipeline.spool import Spool, SpoolDamagedError, SpoolVersionError
-from tensormeter.ring import HeaderWord, RingFile, SpoolLoss
+from tensormeter.ring import HeaderWord, RingFile, SpoolLoss, State
 from tensormeter.settings import Settings
 
 if TYPE_CHECKING:
@@ -253,9 +253,15 @@ class Agent:
             elif self._deliveries and not any(delivery.failures for delivery in self._deliveries):
                 drain.beat()
             fresh = drain.take_fresh() or fresh
+        hurry = self._stopping or self._one_shot or self._somebody_has_finished()
         for delivery in self._deliveries:
+            delivery.hurry(hurry)
             if fresh and not delivery.failures:
                 delivery.wake()
+
+    def _somebody_has_finished(self) -> bool:
+        """Whether a process may be waiting for delivery, or nobody is left who brings more."""
+        return not self._drains or any(drain.ring.state is not State.OPEN for drain in self._drains.values())
 
     def _set_aside(self, path: Path, error: Exception) -> None:
         """Leave a ring that cannot be drained to the next agent."""

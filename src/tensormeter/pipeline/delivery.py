@@ -1,7 +1,7 @@
 """Delivery: one thread for each destination, from the spool to the receiver.
 
 Each destination has its own thread, its own backoff and its own place in the spool, so a bad one holds up nobody else.
-Requests go out in order, one at a time.
+Requests go out in order, one at a time; joined or divided where the destination has a pace of its own (`outgoing`).
 Waiting between attempts doubles from 1 to 60 seconds with full jitter (`backoff.expo`, `backoff.full_jitter`; see "Exponential
 Backoff And Jitter", AWS Architecture Blog, 2015); a `Retry-After` is a floor under it, up to an hour.
 There is no limit on attempts while the agent lives; what it leaves stays in the spool.
@@ -35,6 +35,7 @@ from tensormeter.exporter import (
     Unauthorized,
     load_exporter,
 )
+from tensormeter.pipeline.outgoing import Outgoing
 from tensormeter.pipeline.spool import Spool, SpoolDamagedError
 from tensormeter.settings import Settings
 
@@ -97,7 +98,9 @@ class Delivery:
         self.stalled = False
         self.parked = False
         self.damaged = False
-        self._parts: tuple[str, list[Request]] = ("", [])
+        self._pace = settings.pace_of(destination)
+        self._folder = spool.with_name("exporters") / destination
+        self._outgoing = Outgoing(destination, self._pace, self._folder)
         self._free_at = 0.0
 
     def start(self) -> None:
@@ -106,6 +109,13 @@ class Delivery:
     def wake(self) -> None:
         """There is something new, or a reason to try again at once. Any thread, any number of times."""
         self._wake.set()
+
+    def hurry(self, hurry: bool) -> None:
+        """Whether nothing shall wait in the spool for others to go with it. Any thread."""
+        news = hurry and not self._outgoing.hurry
+        self._outgoing.hurry = hurry
+        if news and not self.failures:
+            self._wake.set()
 
     def stop(self, timeout: float) -> None:
         """End the thread, after the attempt that is under way. Blocks up to `timeout` seconds."""
@@ -143,7 +153,7 @@ class Delivery:
             timeout=settings.export_timeout,
             destination=self._destination,
             options=settings.options_of(self._destination),
-            state=self._spool.with_name("exporters") / self._destination,
+            state=self._folder,
         )
 
     def _deliver(self, spool: Spool, exporter: Exporter, token: str | None) -> None:
@@ -184,33 +194,22 @@ class Delivery:
         Returns:
             None to go on at once, 0 to wait for something new, or the seconds to wait before the next attempt.
         """
-        found = spool.next(self._destination)
-        if found is None:
-            return 0.0
-        sequence, whole = found
-        if self._parts[0] != whole.id:
-            self._parts = (whole.id, [whole])
-        parts = self._parts[1]
-        request = parts[0]
+        request = self._outgoing.next(spool)
+        if request is None:
+            return self._outgoing.due_in
         self._wait_for_rate()
         if self._stop.is_set():
             return 0.0
-        self._free_at = time.monotonic() + len(request.body) / (
-            self._settings.max_upload_bytes_per_second or float("inf")
-        )
+        self._free_at = time.monotonic() + len(request.body) / (self._pace.max_upload_bytes_per_second or float("inf"))
         match self._export(exporter, request):
             case Accepted(refused, message):
                 if refused:
                     logger.error("%s refused %d items of %r: %s", self._destination, refused, request, message)
-                if len(parts) > 1:
-                    spool.count_loss("refused", refused)
-                    parts.pop(0)
-                else:
-                    spool.done(self._destination, sequence, refused=refused)
+                self._outgoing.accepted(spool, refused)
             case Rejected(reason):
-                self._set_aside(spool, sequence, whole, reason)
+                self._outgoing.rejected(spool, reason)
             case TooLarge(reason):
-                self._halve(spool, sequence, whole, reason)
+                self._outgoing.halved(spool, reason)
             case Unauthorized(reason):
                 if not self.parked:
                     logger.warning("%s: %s; nothing is sent until there is another token", self._destination, reason)
@@ -227,34 +226,6 @@ class Delivery:
         self.stalled = self.parked = False
         self._on_progress()
         return None
-
-    def _halve(self, spool: Spool, sequence: int, whole: Request, reason: str) -> None:
-        from tensormeter.pipeline.contents import halves  # protobuf's messages: rarely needed
-
-        parts = self._parts[1]
-        try:
-            found = halves(parts[0])
-        except Exception as error:  # whatever is wrong with the body, the next one must go on its way
-            self._set_aside(spool, sequence, whole, f"{reason}; and it cannot be halved ({error})")
-            return
-        if found is None:
-            self._set_aside(spool, sequence, whole, f"{reason}, to a single item")
-            return
-        logger.info("%s: %s; %r is sent in halves", self._destination, reason, parts[0])
-        parts[:1] = found
-
-    def _set_aside(self, spool: Spool, sequence: int, whole: Request, reason: str) -> None:
-        parts = self._parts[1]
-        part = parts[0]
-        logger.error("%s rejected %r, which is set aside in the spool: %s", self._destination, part, reason)
-        if part is whole:
-            spool.quarantine(self._destination, sequence, reason)
-            return
-        spool.quarantine_part(self._destination, part, reason)
-        if len(parts) > 1:
-            parts.pop(0)
-        else:
-            spool.done(self._destination, sequence)
 
     def _wait_for_rate(self) -> None:
         """Until what has been sent is within the limit again."""

@@ -31,7 +31,7 @@ from tensormeter.exporter import Request, Signal
 from tensormeter.pipeline.filesystem import network_filesystem
 from tensormeter.settings import Durability
 
-__all__ = ["Cursor", "Encoded", "Priority", "Spool", "SpoolDamagedError", "SpoolVersionError", "checksum"]
+__all__ = ["Cursor", "Encoded", "Priority", "Spool", "SpoolDamagedError", "SpoolVersionError", "Waiting", "checksum"]
 
 VERSION: Final = 2
 
@@ -133,6 +133,17 @@ class Cursor:
 
     position: int = 0
     last_time: int = 0
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A request in the spool, as it says of itself: see `Request`. `size` is that of its body, in bytes."""
+
+    sequence: int
+    id: str
+    signal: str
+    items: int
+    size: int
 
 
 def checksum(batch: str, signal: str, items: int, body: bytes) -> int:
@@ -242,22 +253,45 @@ class Spool:
         """The oldest request that a destination has neither accepted nor rejected, with its sequence number."""
         while True:
             row = self._fetch(
-                "SELECT sequence, id, signal, body, items, checksum FROM pending JOIN request USING (sequence) "
-                "WHERE destination = ? ORDER BY sequence LIMIT 1",
+                "SELECT sequence FROM pending WHERE destination = ? ORDER BY sequence LIMIT 1",
                 destination,
             )
             if row is None:
                 return None
-            sequence, batch, signal, body, items, expected = row
-            if _intact(batch, signal, items, body, expected):
-                return sequence, Request(batch, signal, body, items)
-            self.discard(sequence, "damaged")
+            request = self.read(row[0])
+            if request is not None:
+                return row[0], request
 
-    def done(self, destination: str, sequence: int, *, refused: int = 0) -> None:
-        """The destination has accepted the request, but for `refused` items of it."""
+    def waiting(self, destination: str, most: int) -> list[Waiting]:
+        """The oldest requests that a destination has neither accepted nor rejected, without their bodies, unchecked."""
+        rows = self._fetch_all(
+            "SELECT sequence, id, signal, items, length(body) FROM pending JOIN request USING (sequence) "
+            "WHERE destination = ? ORDER BY sequence LIMIT ?",
+            destination,
+            most,
+        )
+        return [
+            Waiting(at, str(batch), str(signal), int(str(items).isdecimal() and items), size)
+            for at, batch, signal, items, size in rows
+        ]
+
+    def read(self, sequence: int) -> Request | None:
+        """One request; None if it is not there, or damaged, which is counted."""
+        row = self._fetch("SELECT id, signal, body, items, checksum FROM request WHERE sequence = ?", sequence)
+        if row is None:
+            return None
+        batch, signal, body, items, expected = row
+        if _intact(batch, signal, items, body, expected):
+            return Request(batch, signal, body, items)
+        self.discard(sequence, "damaged")
+        return None
+
+    def done(self, destination: str, *sequences: int, refused: int = 0) -> None:
+        """The destination has accepted these requests, but for `refused` items of them."""
         with self.transaction():
             self._count_loss("refused", refused)
-            self._retire(destination, sequence)
+            for sequence in sequences:
+                self._retire(destination, sequence)
 
     def quarantine(self, destination: str, sequence: int, reason: str) -> None:
         """The destination will never accept the request: set it aside, for people to look at."""
