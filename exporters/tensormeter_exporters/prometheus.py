@@ -9,15 +9,19 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Literal
 
+import numpy as np
 from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from tensormeter.errors import EncodingError, SettingsError
 from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Request
-from tensormeter.otlp.batch import Sum, Temporality
+from tensormeter.otlp.batch import Distribution, Sum, Temporality
+from tensormeter_exporters.classic_buckets import ClassicBuckets
 from tensormeter_exporters.points import Speaker, SteppedSeries, read_metrics, scalars
 
 __all__ = ["PrometheusExporter"]
@@ -29,6 +33,22 @@ _NAME: Final = re.compile(r"[^a-zA-Z0-9_:]")
 _LABEL: Final = re.compile(r"[^a-zA-Z0-9_]")
 
 _Labels = tuple[tuple[str, str], ...]
+_Kind = Literal["gauge", "counter", "histogram", "gaugehistogram"]
+
+
+@dataclass(frozen=True)
+class _Point:
+    """What one point of a series shows.
+
+    Attributes:
+        kind: Of the family.
+        time: In nanoseconds.
+        samples: What stands behind the name, the upper bound of a bucket or "", and the value.
+    """
+
+    kind: _Kind
+    time: int
+    samples: tuple[tuple[str, str, float], ...]
 
 
 class _LastValues(Collector):
@@ -37,42 +57,38 @@ class _LastValues(Collector):
     def __init__(self, max_series: int) -> None:
         self._max_series = max_series
         self._lock = threading.Lock()
-        self._families: dict[str, tuple[bool, str, dict[_Labels, tuple[int, float]]]] = {}
+        self._families: dict[str, tuple[_Kind, str, dict[_Labels, _Point]]] = {}
         self._series = 0
         self._refused = 0
 
-    def put(self, name: str, *, counter: bool, description: str, labels: _Labels, time: int, value: float) -> bool:
-        """Keep the value unless a later one is there. False if there is no room, or the name is taken by another kind."""
+    def put(self, name: str, labels: _Labels, description: str, point: _Point) -> bool:
+        """Keep the point unless a later one is there. False if there is no room, or the name is taken by another kind."""
         with self._lock:
-            family = self._families.get(name)
-            if family is None:
-                if self._series >= self._max_series:
-                    self._refused += 1
-                    return False
-                family = self._families[name] = (counter, description, {})
-            kept_counter, _, values = family
-            kept = values.get(labels)
-            if kept_counter != counter or (kept is None and self._series >= self._max_series):
+            kind, _, points = self._families.get(name, (point.kind, description, {}))
+            kept = points.get(labels)
+            more = len(point.samples) - (len(kept.samples) if kept else 0)
+            if kind != point.kind or self._series + more > self._max_series:
                 self._refused += 1
                 return False
-            self._series += kept is None
-            if kept is None or kept[0] <= time:
-                values[labels] = time, value
+            if kept is None or kept.time <= point.time:
+                self._families.setdefault(name, (kind, description, points))
+                self._series += more
+                points[labels] = point
             return True
 
     def collect(self) -> Iterator[Metric]:
         with self._lock:
             families = [
-                (name, counter, description, list(values.items()))
-                for name, (counter, description, values) in sorted(self._families.items())
+                (name, kind, description, list(points.items()))
+                for name, (kind, description, points) in sorted(self._families.items())
             ]
             refused = self._refused
-        for name, counter, description, values in families:
-            kind = CounterMetricFamily if counter else GaugeMetricFamily
-            family: Metric = kind(name, description or name)
-            sample = f"{family.name}_total" if counter else name
-            for labels, (_, value) in values:
-                family.add_sample(sample, dict(labels), value)
+        for name, kind, description, points in families:
+            base = name.removesuffix("_total") if kind == "counter" else name
+            family = Metric(base, description or name, kind)
+            for labels, point in points:
+                for suffix, bound, value in point.samples:
+                    family.add_sample(base + suffix, dict(labels) | ({"le": bound} if bound else {}), value)
             yield family
         dropped = CounterMetricFamily("tensormeter_prometheus_refused", "Points of series that there was no room for.")
         dropped.add_metric([], refused)
@@ -86,7 +102,8 @@ class PrometheusExporter:
         host: Address to listen on; loopback unless it says otherwise (`OTEL_EXPORTER_PROMETHEUS_HOST`).
         port: First port to try; each agent on a machine takes the first that is free, of sixteen
             (`OTEL_EXPORTER_PROMETHEUS_PORT`). 0 takes any.
-        max_series: Series that are kept, at most; what is beyond is counted.
+        max_series: Series that are kept, at most; what is beyond is counted. Each bucket of a distribution is one.
+        max_buckets: Buckets of a distribution, at most; from 6.
     """
 
     def __init__(self, config: ExporterConfig) -> None:
@@ -94,10 +111,15 @@ class PrometheusExporter:
             host=os.environ.get("OTEL_EXPORTER_PROMETHEUS_HOST") or "127.0.0.1",
             port=os.environ.get("OTEL_EXPORTER_PROMETHEUS_PORT") or "9464",
             max_series="10000",
+            max_buckets="32",
         )
-        for name in ("port", "max_series"):
-            if not options[name].isdecimal():
-                raise SettingsError(f"{config.destination}.{name}: expected a number, got {options[name]!r}")
+        for name, least in (("port", 0), ("max_series", 0), ("max_buckets", 6)):
+            if not options[name].isdecimal() or int(options[name]) < least:
+                raise SettingsError(
+                    f"{config.destination}.{name}: expected a number from {least}, got {options[name]!r}"
+                )
+        self._max_buckets = int(options["max_buckets"])
+        self._buckets: dict[tuple[str, _Labels], ClassicBuckets] = {}
         self._last = _LastValues(int(options["max_series"]))
         registry = CollectorRegistry()
         registry.register(self._last)
@@ -132,35 +154,49 @@ class PrometheusExporter:
     def _put(self, stepped: SteppedSeries) -> int:
         """Returns the number of points that there was no room for."""
         series = stepped.series
-        counter = isinstance(series, Sum) and series.monotonic and series.temporality is Temporality.CUMULATIVE
         at = int(series.times.argmax())
-        refused = 0
-        suffixes = {numbers.name.removeprefix(stepped.name): numbers.values for numbers in scalars(stepped)}
         labels = _labels(stepped)
         if stepped.stepped[at]:
             self._put_step(stepped, at)
-        for suffix, values in suffixes.items():
-            kept = self._last.put(
-                _metric_name(series.name + suffix),
-                counter=counter,
-                description=series.description,
-                labels=labels,
-                time=int(series.times[at]),
-                value=float(values[at]),
+        counter = isinstance(series, Sum) and series.monotonic and series.temporality is Temporality.CUMULATIVE
+        refused = 0
+        for numbers in scalars(stepped):
+            suffix = numbers.name.removeprefix(stepped.name)
+            if not numbers.present[at] or (isinstance(series, Distribution) and suffix == "/count"):
+                continue
+            value = float(numbers.values[at])
+            point = _Point(
+                "counter" if counter else "gauge", int(series.times[at]), (("_total" if counter else "", "", value),)
             )
-            refused += 0 if kept else len(values)
+            kept = self._last.put(_metric_name(series.name + suffix), labels, series.description, point)
+            refused += 0 if kept else len(numbers.values)
+        if isinstance(series, Distribution):
+            refused += 0 if self._put_distribution(series, at, labels) else len(series.times)
         return refused
+
+    def _put_distribution(self, series: Distribution, at: int, labels: _Labels) -> bool:
+        """What counts since the beginning is a histogram, what was logged at one instant a gauge histogram."""
+        name = _metric_name(series.name)
+        buckets = self._buckets.get((name, labels)) or ClassicBuckets(self._max_buckets)
+        cumulative = series.temporality is Temporality.CUMULATIVE
+        samples = [("_bucket", _number(bound), float(count)) for bound, count in buckets.of(series, at)]
+        samples.append(("_count" if cumulative else "_gcount", "", float(series.counts[at])))
+        if not np.isnan(series.sums[at]):
+            samples.append(("_sum" if cumulative else "_gsum", "", float(series.sums[at])))
+        point = _Point("histogram" if cumulative else "gaugehistogram", int(series.times[at]), tuple(samples))
+        kept = self._last.put(name, labels, series.description, point)
+        if kept:
+            self._buckets[name, labels] = buckets
+        return kept
 
     def _put_step(self, stepped: SteppedSeries, at: int) -> None:
         """The step is a gauge of its own, never a label."""
-        self._last.put(
-            "tensormeter_step",
-            counter=False,
-            description="Step of the training loop.",
-            labels=_identity(stepped.speaker),
-            time=int(stepped.series.times[at]),
-            value=float(stepped.steps[at]),
-        )
+        point = _Point("gauge", int(stepped.series.times[at]), (("", "", float(stepped.steps[at])),))
+        self._last.put("tensormeter_step", _identity(stepped.speaker), "Step of the training loop.", point)
+
+
+def _number(bound: float) -> str:
+    return str(floatToGoString(bound))  # type: ignore[no-untyped-call]
 
 
 def _identity(speaker: Speaker) -> _Labels:

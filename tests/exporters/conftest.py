@@ -180,6 +180,25 @@ def clean_environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith(prefixes)}
 
 
+_DISTRIBUTIONS = ("histogram", "exponential_histogram", "summary")
+
+
+def _event_key(event: Any) -> tuple[int, str]:
+    return int(event["time"]), json.dumps(event, sort_keys=True)
+
+
+def _digests(document: Any) -> Iterator[str]:
+    """Of every image in some events."""
+    if isinstance(document, Mapping):
+        if "digest" in document:
+            yield document["digest"]
+        for item in document.values():
+            yield from _digests(item)
+    elif isinstance(document, list):
+        for item in document:
+            yield from _digests(item)
+
+
 class ExperimentServer:
     """`tensormeter serve` as a process, and what is in it."""
 
@@ -196,6 +215,7 @@ class ExperimentServer:
 
     def get(self, path: str, **query: str) -> Any:
         answer = self._http.request("GET", f"{self.url}/api/v1{path}", fields=query)
+        assert answer.status in (200, 404), answer.data
         return json.loads(answer.data) if answer.status == 200 else None
 
     def everything(self, project: str) -> dict[str, Any]:
@@ -210,14 +230,29 @@ class ExperimentServer:
                     self.get(f"{where}/series", project=project, metric=name, x="step")["series"],
                     key=lambda series: json.dumps([series["process"], series["attributes"]], sort_keys=True),
                 )
-                for name in sorted({metric["name"] for metric in metrics})
+                for name in sorted({metric["name"] for metric in metrics if metric["kind"] not in _DISTRIBUTIONS})
             }
+            histograms = {
+                name: self.get(f"{where}/histograms", project=project, metric=name, max_points="1000")["points"]
+                for name in sorted({metric["name"] for metric in metrics if metric["kind"] in _DISTRIBUTIONS})
+            }
+            events = self.get(f"{where}/events", project=project)["events"]
+            images = {}
+            for digest in sorted(_digests(events)):
+                answer = self._http.request(
+                    "GET", f"{self.url}/api/v1{where}/media/{digest}", fields={"project": project}
+                )
+                assert answer.status == 200, answer.data
+                images[digest] = answer.data.hex()
             about = self.get(where, project=project)
             changing = {"created", "updated", "project"}
             found[run["id"]] = {
                 "about": {key: value for key, value in about.items() if key not in changing},
                 "metrics": sorted(metrics, key=lambda metric: json.dumps(metric, sort_keys=True)),
                 "series": series,
+                "histograms": histograms,
+                "events": sorted(({**event, "id": None} for event in events), key=_event_key),
+                "images": images,
             }
         return found
 

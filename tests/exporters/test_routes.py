@@ -25,7 +25,17 @@ with tensormeter.init(project, name="the same", config=config, id="same-run") as
         run.log({"train/loss": 1 / (step + 1), "train/tokens": 2**60 + step}, step)
         if step % 50 == 0:
             run.log({"eval/accuracy": numpy.float32(step / 300), "eval/nan": math.nan}, step)
+        if step % 100 == 0:
+            pixels = numpy.full((4, 6, 3), step % 256, numpy.uint8)
+            run.log({
+                "samples/table": tensormeter.Table(["prompt", "score", "ok"], [["\u00e4 %d" % step, step / 7, True], ["b", math.nan, None]]),
+                "samples/image": tensormeter.Image(pixels, caption="step %d" % step),
+                "samples/text": tensormeter.Text("line %d\\nline 2" % step),
+                "weights": tensormeter.Histogram(numpy.linspace(-step, 2 * step + 1, 500)),
+                "counted": tensormeter.Histogram(np_histogram=([1, 5, 2], [-1.0, 0.0, 0.5, 9.0])),
+            }, step)
     run.log({"late": math.inf}, 7)
+    run.alert("loss spike", "twice the mean", level="WARN")
 """
 
 
@@ -65,8 +75,8 @@ def normalized(runs):
     document = json.loads(text)
     for run in document.values():
         _without_clocks(run["about"])
-        for metric in run["metrics"]:
-            _without_clocks(metric)
+        _without_clocks(run["metrics"])
+        _without_clocks(run["events"])
     return document
 
 
@@ -115,6 +125,13 @@ def direct(environment, experiment_server):
     assert loss["value"] == [1 / (step + 1) for step in range(300)]
     assert run["series"]["train/tokens"][0]["value"] == [2**60 + step for step in range(300)]
     assert run["series"]["late"][0]["value"] == ["Infinity"]
+    events = [event["name"] for event in run["events"]]
+    assert (events[0], events[-1]) == ("tensormeter.run.start", "tensormeter.run.end")
+    kinds = ("table", "image", "text", "alert")
+    assert [events.count(f"tensormeter.{kind}") for kind in kinds] == [3, 3, 3, 1]
+    assert len(run["images"]) == 3
+    assert [point["x"] for point in run["histograms"]["weights"]] == [0, 100, 200]
+    assert [point["count"] for point in run["histograms"]["counted"]] == [8] * 3
     return normalized(found)
 
 
@@ -164,6 +181,7 @@ def arrived(server, project, expected):
         run is not None
         and run["about"]["state"] == "finished"
         and run["about"]["points"] == expected["same-run"]["about"]["points"]
+        and len(run["events"]) == len(expected["same-run"]["events"])
     )
 
 
@@ -188,14 +206,23 @@ def test_a_collector_is_an_endpoint_like_the_server(environment, experiment_serv
 
 
 def test_through_a_file(environment, experiment_server, direct, tmp_path):
+    """At a pace of its own: rows wait for an hour, or for the end of the run, and go in small requests."""
+    options = {
+        "directory": tmp_path / "otlp",
+        "max_bytes": 20_000,
+        "schedule_delay": 3600,
+        "max_export_batch_size": 60,
+    }
     train(
         environment,
         "file",
         TENSORMETER_EXPORTERS="jsonl",
-        TENSORMETER_EXPORTER_OPTIONS=f"jsonl.directory={tmp_path / 'otlp'},jsonl.max_bytes=20000",
+        TENSORMETER_EXPORTER_OPTIONS=",".join(f"jsonl.{name}={value}" for name, value in options.items()),
     )
     files = sorted(str(path) for path in (tmp_path / "otlp").glob("*.jsonl"))
     assert len(files) >= 2
+    lines = [json.loads(line) for path in files if "metrics-" in path for line in Path(path).read_text().splitlines()]
+    assert max(json.dumps(line).count('"timeUnixNano"') for line in lines) <= 60
     command = [sys.executable, "-m", "tensormeter", "import", "--endpoint", experiment_server.url, *files]
     for _ in range(2):  # the second time changes nothing
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -246,6 +273,8 @@ def test_all_at_once(environment, experiment_server, direct, free_port, tmp_path
     found = renamed(normalized(experiment_server.everything("all")), "all")["same-run"]
     assert found["series"] == direct["same-run"]["series"]
     assert found["about"]["config"] == direct["same-run"]["about"]["config"]
+    for what in ("events", "images", "histograms"):
+        assert found[what] == direct["same-run"][what]
     (events,) = (tmp_path / "tb/all/same-run").glob("*/events.out.tfevents.*")
     loaded = EventAccumulator(str(events.parent), {TENSORS: 0})
     loaded.Reload()
@@ -276,6 +305,20 @@ def renamed(document, project):
 
 
 def test_the_comparison_sees_differences(direct):
-    changed = copy.deepcopy(direct)
-    changed["same-run"]["series"]["train/loss"][0]["value"][17] += 1e-9
-    assert changed != direct
+    def value(run):
+        run["series"]["train/loss"][0]["value"][17] += 1e-9
+
+    def cell(run):
+        next(event for event in run["events"] if event["name"] == "tensormeter.table")["body"]["rows"][0][1] += 1e-9
+
+    def pixel(run):
+        digest = min(run["images"])
+        run["images"][digest] = run["images"][digest][:-1] + "f"
+
+    def bucket(run):
+        run["histograms"]["weights"][1]["counts"][0] += 1
+
+    for change in (value, cell, pixel, bucket):
+        changed = copy.deepcopy(direct)
+        change(changed["same-run"])
+        assert changed != direct

@@ -9,6 +9,7 @@ import pytest
 
 from tensormeter.exporter import Accepted, ExporterConfig, Rejected, Request, Retry, TooLarge, Unauthorized
 from tensormeter_exporters.experiment import ExperimentExporter
+from tensormeter_exporters.otlp import OtlpExporter
 
 REQUEST = Request("spool-1", "metrics", gzip.compress(b""), 7)
 
@@ -17,8 +18,8 @@ REQUEST = Request("spool-1", "metrics", gzip.compress(b""), 7)
 def new_exporter():
     exporters = []
 
-    def create(url, token=None, timeout=10.0):
-        exporters.append(ExperimentExporter(ExporterConfig(endpoint=url, token=token, timeout=timeout)))
+    def create(url, token=None, timeout=10.0, kind=ExperimentExporter):
+        exporters.append(kind(ExporterConfig(endpoint=url, token=token, timeout=timeout)))
         return exporters[-1]
 
     yield create
@@ -140,20 +141,15 @@ def test_a_connection_that_is_reset(exporter, receiver, wait_for):
     assert exporter.export(REQUEST) == Accepted()
 
 
-def test_an_answer_that_does_not_end(new_exporter, receiver):
-    exporter = new_exporter(receiver.url, timeout=0.5)
-    receiver.script("drip")
+@pytest.mark.parametrize("how", ["drip", "drip_headers"])
+@pytest.mark.parametrize("kind", [ExperimentExporter, OtlpExporter])
+def test_an_answer_that_does_not_end(new_exporter, receiver, monkeypatch, kind, how):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
+    exporter = new_exporter(receiver.url, timeout=0.5, kind=kind)
+    receiver.script(how)
     outcome = exporter.export(REQUEST)
-    assert outcome == Retry(f"{receiver.url}: the answer did not end in time")
+    assert outcome == Retry(f"{receiver.url}/v1/metrics: the answer did not end in time")
     assert exporter.export(REQUEST) == Accepted()  # on another connection
-
-
-def test_headers_that_do_not_end(new_exporter, receiver):
-    exporter = new_exporter(receiver.url, timeout=0.5)
-    receiver.script("drip_headers")
-    outcome = exporter.export(REQUEST)
-    assert outcome == Retry(f"{receiver.url}: the answer did not end in time")
-    assert exporter.export(REQUEST) == Accepted()
 
 
 def test_an_answer_that_is_too_long(exporter, receiver, answering):

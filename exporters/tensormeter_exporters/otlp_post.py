@@ -1,0 +1,227 @@
+"""POST requests of OTLP over HTTP: one connection, a deadline for the whole of each request, and what answers mean."""
+
+import contextlib
+import socket
+import ssl
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from importlib.metadata import version
+from typing import Final
+
+import urllib3
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
+
+from tensormeter.exporter import Accepted, Outcome, Retry, Signal
+
+__all__ = ["Answer", "OtlpPost"]
+
+_CONTENT_TYPE: Final = "application/x-protobuf"
+_LONGEST_ANSWER: Final = 1 << 16
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a receiver said.
+
+    Attributes:
+        url: Who said it.
+        status: HTTP's status.
+        reason: In words, for people: who answered what.
+        content_type: Of the body.
+        body: The body.
+        retry_after: Seconds that it asked to wait, or None.
+    """
+
+    url: str
+    status: int
+    reason: str
+    content_type: str
+    body: bytes
+    retry_after: float | None
+
+    def accepted(self, signal: Signal) -> Outcome:
+        """What a 200 means: only OTLP's own answer is an acceptance, a proxy's login page is not."""
+        said = f"{self.url} answered 200"
+        if self.content_type.partition(";")[0].strip().lower() != _CONTENT_TYPE:
+            kind = self.content_type or "no content type"
+            return Retry(f"{said} with {kind} instead of OTLP; is the endpoint right?")
+        try:
+            if signal == "metrics":
+                metrics = ExportMetricsServiceResponse.FromString(self.body).partial_success
+                return Accepted(metrics.rejected_data_points, metrics.error_message)
+            logs = ExportLogsServiceResponse.FromString(self.body).partial_success
+            return Accepted(logs.rejected_log_records, logs.error_message)
+        except DecodeError:
+            return Retry(f"{said} with a body that is not OTLP; is the endpoint right?")
+
+
+class OtlpPost:
+    """Sends to one server. Used by one thread. Redirects are not followed: they would carry the headers elsewhere."""
+
+    def __init__(self, timeout: float, headers: Mapping[str, str], context: ssl.SSLContext | None = None) -> None:
+        """
+        Args:
+            timeout: Seconds that one request may take, in all, until the end of the answer.
+            headers: Of every request, beside those of OTLP. They may hold secrets.
+            context: For TLS; the system's authorities without one.
+        """
+        self._timeout = timeout
+        self._headers = {
+            "Content-Type": _CONTENT_TYPE,
+            "User-Agent": f"tensormeter/{version('tensormeter')}",
+            **headers,
+        }
+        self._connections = _Connections()
+        self._pool = _pool(self._connections, context)
+
+    def send(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answer | Retry:
+        """POST a body. Blocks for the timeout at most.
+
+        Returns:
+            The answer, whatever it is; `Retry` if there was none in time.
+        """
+        deadline = time.monotonic() + self._timeout
+        with self._connections.deadline(self._timeout):
+            try:
+                response = self._pool.request(
+                    "POST",
+                    url,
+                    body=body,
+                    headers={**self._headers, **headers},
+                    timeout=urllib3.Timeout(total=self._timeout),
+                    redirect=False,
+                    preload_content=False,
+                )
+                try:
+                    answer = _read(response, deadline)
+                except BaseException:
+                    response.close()  # with the rest of the answer still to come, the connection is of no use
+                    raise
+                response.release_conn()
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                late = self._connections.expired or time.monotonic() >= deadline
+                return Retry(f"{url}: {'the answer did not end in time' if late else _describe(error)}")
+            if self._connections.expired or time.monotonic() >= deadline:  # what ended the headers was the deadline
+                return Retry(f"{url}: the answer did not end in time")
+        return Answer(
+            url,
+            response.status,
+            f"{url} answered {response.status} {response.reason or ''}".rstrip(),
+            response.headers.get("Content-Type", ""),
+            answer,
+            _retry_after(response.headers.get("Retry-After")),
+        )
+
+    def close(self) -> None:
+        self._pool.clear()
+
+
+class _Connections:
+    """The sockets that are open, so that a deadline can end what is going on in one of them.
+
+    A timeout of urllib3 holds for each read of the socket by itself; headers that come a byte a second would take hours.
+    """
+
+    def __init__(self) -> None:
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self.expired = False
+        """Whether the deadline has ended the present call, or the last one."""
+        self._call = 0
+
+    def note(self, opened: socket.socket) -> None:
+        self._sockets.add(opened)
+        if self.expired:
+            self._shut(opened)
+
+    @contextlib.contextmanager
+    def deadline(self, seconds: float) -> Iterator[None]:
+        """Shut every connection that is open, or opened, `seconds` after the block was entered and before it is left."""
+        self.expired = False
+        self._call += 1
+        timer = threading.Timer(seconds, self._expire, (self._call,))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _expire(self, call: int) -> None:
+        if call != self._call:  # it had ended, and another has begun
+            return
+        self.expired = True
+        for opened in list(self._sockets):
+            self._shut(opened)
+
+    @staticmethod
+    def _shut(opened: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            # Of the plain socket also under TLS, whose own shutdown is not safe beside a read.
+            socket.socket.shutdown(opened, socket.SHUT_RDWR)
+
+
+def _pool(connections: _Connections, context: ssl.SSLContext | None) -> urllib3.PoolManager:
+    class Plain(urllib3.connection.HTTPConnection):
+        def connect(self) -> None:
+            super().connect()
+            connections.note(self.sock)
+
+    class Secure(urllib3.connection.HTTPSConnection):
+        def connect(self) -> None:
+            super().connect()
+            connections.note(self.sock)
+
+    class PlainPool(urllib3.HTTPConnectionPool):
+        ConnectionCls = Plain
+
+    class SecurePool(urllib3.HTTPSConnectionPool):
+        ConnectionCls = Secure
+
+    manager = urllib3.PoolManager(num_pools=1, maxsize=1, retries=False, ssl_context=context)
+    manager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
+    return manager
+
+
+def _read(response: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
+    """The answer's body, within the deadline even when it comes a byte at a time, and not more than could be an answer."""
+    answer = bytearray()
+    while chunk := response.read1(_LONGEST_ANSWER):
+        answer += chunk
+        if len(answer) > _LONGEST_ANSWER:
+            raise urllib3.exceptions.HTTPError(f"the answer is longer than {_LONGEST_ANSWER} bytes")
+        if time.monotonic() > deadline:
+            raise urllib3.exceptions.HTTPError("the answer did not end in time")
+    return bytes(answer)
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds from a `Retry-After` header: a number, or an HTTP date (RFC 9110, 10.2.3); None if it is neither."""
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(int(value)))
+    except OverflowError:
+        return None
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
+
+
+def _describe(error: BaseException) -> str:
+    """The innermost cause, which is what people can act on (`Connection refused`), without the pool's repr."""
+    while True:
+        inner = getattr(error, "reason", None) or error.__cause__
+        if not isinstance(inner, BaseException):
+            break
+        error = inner
+    text = str(error)
+    return text.rpartition(": ")[2] if "object at 0x" in text else text
