@@ -11,6 +11,7 @@ import pytest
 import tensormeter
 from tensormeter.errors import SettingsError
 from tensormeter.exporter import ExporterConfig, check_exporters, load_exporter
+from tensormeter.pace import PACE_OPTIONS
 from tensormeter.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +32,8 @@ def options_of(module):
 
 
 def test_every_destination_is_documented():
-    listed = re.findall(r"^\| `(\w+)(?::NAME)?` \|", DOCUMENT, re.MULTILINE)
+    table = DOCUMENT[DOCUMENT.index("| destination | needs") :].partition("\n\n")[0]
+    listed = re.findall(r"^\| `(\w+)(?::NAME)?` \|", table, re.MULTILINE)
     assert sorted(listed) == sorted(ENTRIES.names)
 
 
@@ -105,3 +107,9 @@ def test_a_package_that_is_not_installed_is_named_by_its_own_destination(monkeyp
     extra = {"otlp": "grpc"}.get(kind, kind)
     with pytest.raises(SettingsError, match=rf"{kind} needs the package '{package}'.*tensormeter\[{extra}\]"):
         exporter(ExporterConfig(endpoint="", token=None, timeout=1.0, destination=kind, options=options))
+
+
+@pytest.mark.parametrize("option", PACE_OPTIONS)
+def test_the_pace_is_documented_and_hidden_from_exporters(option):
+    assert f"\n| `{option}` |" in DOCUMENT
+    assert Settings(exporter_options={f"jsonl.{option}": "1000"}).options_of("jsonl") == {}
