@@ -1,6 +1,7 @@
 """Series as binary columns: what a browser, or NumPy, takes in without parsing numbers.
 
-A little-endian u32 with the length of the header, the header in JSON, padding to a multiple of 8, then the arrays.
+A little-endian u32 with the length of the header, the header in JSON, padding to a multiple of 8, then the arrays; arrays that
+are equal stand there once.
 """
 
 from collections.abc import Sequence
@@ -25,17 +26,21 @@ class _Arrays:
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
+        self._known: dict[bytes, int] = {}
         self._places: list[dict[str, Any]] = []
         self._size = 0
 
     def add(self, array: NDArray[Any]) -> dict[str, Any]:
         """Where the array will be; to be put into the header."""
         data = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
-        place = {"offset": self._size, "length": len(array), "type": _NAMES[array.dtype.kind]}
-        padding = -len(data) % 8
-        self._parts += [data, b"\0" * padding]
+        # Series that were logged together have the same x, which travels once.
+        offset = self._known.setdefault(data, self._size)
+        place = {"offset": offset, "length": len(array), "type": _NAMES[array.dtype.kind]}
         self._places.append(place)
-        self._size += len(data) + padding
+        if offset == self._size and data:
+            padding = -len(data) % 8
+            self._parts += [data, b"\0" * padding]
+            self._size += len(data) + padding
         return place
 
     def encode(self, document: Any) -> bytes:
