@@ -1,11 +1,12 @@
 """One server and one browser for all tests of the page; each test has a page of its own, and no error may occur in it."""
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from live_server import CHROMIUM, FLAGS, LiveServer, sample_server
+from live_server import CHROMIUM, FLAGS, FRAMES, LiveServer, sample_server
 from playwright.sync_api import Browser, BrowserContext, Page, Request, expect, sync_playwright
 from sample_runs import send_gallery, send_hostile, send_wide
 
@@ -61,12 +62,15 @@ class Tab:
         self.context = context
         self.errors: list[str] = []
         self.requests: list[Request] = []
+        self.answered: set[Request] = set()
         self.page: Page = context.new_page()
         self.page.set_default_timeout(SECONDS * 1000)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
         # Playwright leaves a mark on its handlers, which a built-in method does not take.
         self.page.on("request", lambda request: self.requests.append(request))  # noqa: PLW0108
+        self.page.on("requestfinished", lambda request: self.answered.add(request))  # noqa: PLW0108
+        self.page.on("requestfailed", lambda request: self.answered.add(request))  # noqa: PLW0108
 
     def close(self) -> None:
         """Close the page, and fail if anything went wrong in it."""
@@ -80,6 +84,43 @@ class Tab:
         """Show an address of the page, from its `#` on."""
         self.page.goto(f"{self.url}/{address}")
         return self.page
+
+    def settle(self) -> None:
+        """Wait until every answer that was asked for is there and drawn, so that nothing moves any more."""
+        deadline = time.monotonic() + SECONDS
+        while True:
+            self.page.evaluate(FRAMES)
+            pending = [request for request in self.requests if request not in self.answered]
+            if all("/stream" in request.url for request in pending):
+                return
+            assert time.monotonic() < deadline, [request.url for request in pending]
+
+    def hover(self, card: Any, share: float = 0.5) -> Any:
+        """Put the pointer on a chart, at a share of its width; the box with the values.
+
+        The pointer moves until the box is there: a banner or a legend that comes meanwhile moves the chart away from it.
+        """
+        over, tooltip = card.locator(".u-over"), self.page.locator(".tooltip")
+        deadline = time.monotonic() + SECONDS
+        while True:
+            width = over.bounding_box()["width"]
+            for aside in (3, 0):
+                over.hover(position={"x": max(1, width * share - aside), "y": 40})
+            self.page.evaluate(FRAMES)
+            if tooltip.is_visible():
+                return tooltip
+            assert time.monotonic() < deadline, "no box with values at the pointer"
+
+    def drag(self, card: Any, start: float, stop: float) -> None:
+        """Draw the pointer over a part of a chart."""
+        self.settle()
+        over = card.locator(".u-over")
+        width = over.bounding_box()["width"]
+        over.hover(position={"x": width * start, "y": 60})
+        self.page.mouse.down()
+        for share in ((start + stop) / 2, stop):
+            over.hover(position={"x": width * share, "y": 60})
+        self.page.mouse.up()
 
     def card(self, title: str) -> Any:
         """The frame of a chart, once it is drawn."""

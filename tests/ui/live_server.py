@@ -13,15 +13,11 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 # Tests run as root in containers, where Chromium's sandbox cannot start and /dev/shm may be small.
 FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--force-color-profile=srgb", "--hide-scrollbars", "--disable-gpu"]
 
-ALERTS = """
-defaults = false
-[[rule]]
-kind = "nan"
-metric = "*loss*"
-[[rule]]
-kind = "spike"
-metric = "*loss*"
-"""
+FRAMES = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+"""Script: what is to be drawn is drawn."""
+
+ALERTS = "defaults = false"
+"""None but those that samples bring: the server's own would come while a test looks, and move what it points at."""
 
 
 class LiveServer:
@@ -32,7 +28,6 @@ class LiveServer:
         environment = inherited | {"TENSORMETER_DIR": str(folder / "runs")}
         if token is not None:
             environment["TENSORMETER_TOKEN"] = token
-        # Sample runs that are under way make no steps, and are not to be told so, however long the tests take.
         alerts = folder / "alerts.toml"
         alerts.write_text(ALERTS)
         command = [sys.executable, "-m", "tensormeter", "serve", "--port", "0", "--data", str(folder / "server")]

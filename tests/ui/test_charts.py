@@ -15,27 +15,6 @@ from sample_runs import SECOND, Sender
 LOSS = "train/loss"
 
 
-def hover(page: Page, card: Any, share: float = 0.5) -> Any:
-    """Put the pointer on a chart, at a share of its width; the box with the values."""
-    card.scroll_into_view_if_needed()
-    box = card.locator(".u-over").bounding_box()
-    page.mouse.move(box["x"] + box["width"] * share - 3, box["y"] + 40)
-    page.mouse.move(box["x"] + box["width"] * share, box["y"] + 40)
-    tooltip = page.locator(".tooltip")
-    expect(tooltip).to_be_visible()
-    return tooltip
-
-
-def drag(page: Page, card: Any, start: float, stop: float) -> None:
-    card.scroll_into_view_if_needed()
-    box = card.locator(".u-over").bounding_box()
-    page.mouse.move(box["x"] + box["width"] * start, box["y"] + 60)
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] * (start + stop) / 2, box["y"] + 60)
-    page.mouse.move(box["x"] + box["width"] * stop, box["y"] + 60)
-    page.mouse.up()
-
-
 def queries(tab: Any) -> list[dict[str, Any]]:
     return [json.loads(request.post_data) for request in tab.asked("/api/v1/query")]
 
@@ -81,7 +60,7 @@ def test_points_come_in_binary(tab: Any) -> None:
 
 def test_hover_shows_all_values_highest_first(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis00,vis01,vis02,vis04")
-    tooltip = hover(page, tab.card(LOSS))
+    tooltip = tab.hover(tab.card(LOSS))
     expect(tooltip.locator(".reading")).to_have_count(4)
     values = [float(text) for text in tooltip.locator(".reading .value").all_inner_texts()]
     assert values == sorted(values, reverse=True)
@@ -111,7 +90,7 @@ def test_zoom_reads_again_at_full_detail_in_all_charts(tab: Any) -> None:
     before = len(queries(tab))
     drawn = card.get_attribute("data-drawn")
     with page.expect_response("**/api/v1/query"):
-        drag(page, card, 0.4, 0.6)
+        tab.drag(card, 0.4, 0.6)
     expect(card).not_to_have_attribute("data-drawn", drawn)
     asked = queries(tab)[before:]
     assert {metric for query in asked for metric in query["metrics"]} == {LOSS, "train/accuracy"}
@@ -128,7 +107,7 @@ def test_zoom_reads_again_at_full_detail_in_all_charts(tab: Any) -> None:
 def test_smoothing_keeps_the_raw_curve(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis00?s=0.99")
     card = tab.card(LOSS)
-    expect(hover(page, card)).to_contain_text("raw ")
+    expect(tab.hover(card)).to_contain_text("raw ")
     asked = len(queries(tab))
     page.get_by_label("Smoothing").fill("0.5")
     page.wait_for_function("() => location.hash.includes('s=0.5')")
@@ -151,11 +130,11 @@ def test_axes(tab: Any) -> None:
         drawn = card.get_attribute("data-drawn")
         page.get_by_label("x axis").select_option(axis)
         expect(card).not_to_have_attribute("data-drawn", drawn)
-        expect(hover(page, card)).to_contain_text(words)
+        expect(tab.hover(card)).to_contain_text(words)
     page.get_by_label("log y").check()
     page.get_by_label("log x").check()
     page.wait_for_function("() => location.hash.includes('ylog=1') && location.hash.includes('xlog=1')")
-    expect(hover(page, card)).to_be_visible()
+    expect(tab.hover(card)).to_be_visible()
 
 
 def test_what_is_not_finite_is_marked(tab: Any) -> None:
@@ -193,7 +172,7 @@ def test_groups_have_mean_and_range(tab: Any) -> None:
     page.get_by_label("Group by").select_option("config.optimizer")
     card = tab.card(LOSS)
     page.wait_for_function("() => location.hash.includes('group=')")
-    readings = hover(page, card).locator(".reading")
+    readings = tab.hover(card).locator(".reading")
     expect(readings).to_have_count(2)
     expect(readings.first).to_contain_text(re.compile(r"optimizer = (adamw|sgd).* to .*mean of 3"))
 
@@ -202,7 +181,7 @@ def test_ranks_name_the_straggler(tab: Any) -> None:
     page = tab.go("#/p/language/runs/llm1")
     card = tab.card("time_metrics/end_to_end(s)")
     expect(card.locator(".remark")).to_contain_text("rank 5 (node-1) is the highest 100 % of the time")
-    expect(hover(page, card)).to_contain_text(re.compile(r"median of 8 ranks.* to .*highest rank 5 \(node-1\)"))
+    expect(tab.hover(card)).to_contain_text(re.compile(r"median of 8 ranks.* to .*highest rank 5 \(node-1\)"))
     expect(tab.card("loss_metrics/global_avg_loss").locator(".remark")).not_to_contain_text("rank 5")
     page.get_by_label("Ranks").select_option("each")
     expect(card.locator(".legend button")).to_have_count(8)
@@ -211,11 +190,11 @@ def test_ranks_name_the_straggler(tab: Any) -> None:
 
 
 def test_legend_hides_and_shows(tab: Any) -> None:
-    page = tab.go("#/p/language/runs/llm1?ranks=each")
+    tab.go("#/p/language/runs/llm1?ranks=each")
     card = tab.card("throughput(tps)")
     card.get_by_role("button", name="rank 5 (node-1)").click()
     expect(card.get_by_role("button", name="rank 5 (node-1)")).to_have_attribute("aria-pressed", "false")
-    expect(hover(page, card).locator(".reading")).to_have_count(7)
+    expect(tab.hover(card).locator(".reading")).to_have_count(7)
 
 
 def test_runs_are_hidden_by_the_list(tab: Any) -> None:
@@ -223,7 +202,7 @@ def test_runs_are_hidden_by_the_list(tab: Any) -> None:
     card = tab.card(LOSS)
     page.get_by_label("Show resnet34-brisk-01").uncheck()
     page.wait_for_function("() => location.hash.includes('hide=vis01')")
-    expect(hover(page, card).locator(".reading")).to_have_count(2)
+    expect(tab.hover(card).locator(".reading")).to_have_count(2)
 
 
 def test_full_screen_and_back(tab: Any) -> None:
@@ -257,7 +236,7 @@ def test_many_runs_of_many_metrics(tab: Any) -> None:
     ids = ",".join(f"wide{run:03}" for run in range(100))
     page = tab.go(f"#/p/wide/runs/{ids}")
     card = tab.card("block00/weight00/norm")
-    expect(hover(page, card)).to_contain_text("and 76 more, in the list of runs")
+    expect(tab.hover(card)).to_contain_text("and 76 more, in the list of runs")
     assert len([text for text in page.locator(".runlist .value").all_inner_texts() if text]) == 100
 
 
@@ -277,7 +256,7 @@ def test_live_without_reading_the_past_again(open_tab: Callable[..., Any], site:
     last = tab.asked("/api/v1/query")[-1]
     assert json.loads(last.post_data)["after"]
     assert len(last.response().body()) < 1000
-    expect(hover(page, card, 0.999)).to_contain_text("0.5")
+    expect(tab.hover(card, 0.999)).to_contain_text("0.5")
     sender.rows(began + more + 2 * SECOND, more + 10, {"fresh/metric": more * 1.0})
     tab.card("fresh/metric")
     sender.event("run.end", began + 3 * SECOND, {"state": "failed"})

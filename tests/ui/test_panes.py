@@ -61,10 +61,8 @@ def test_phases_are_stacked_in_the_order_of_a_step(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis00/system")
     card = tab.card("phases, stacked")
     assert card.locator(".legend button").all_text_contents() == ["data_loading", "forward", "backward", "optimizer"]
-    box = card.locator(".u-over").bounding_box()
-    page.mouse.move(box["x"] + 97, box["y"] + 30)
-    page.mouse.move(box["x"] + 100, box["y"] + 30)
-    expect(page.locator(".tooltip")).to_be_visible()
+    tab.settle()
+    tab.hover(card, 0.3)
     names = page.locator(".tooltip .reading .name").all_text_contents()
     assert names == ["optimizer", "backward", "forward", "data_loading"]
     expect(page.locator(".tooltip")).to_contain_text("ms of it")
@@ -91,7 +89,8 @@ def test_tables_sort_filter_and_hold_images(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis00/media")
     card = page.locator('.card[aria-label="confusions"]')
     expect(card.locator("tbody img")).to_have_count(4)
-    card.locator("tbody img").first.evaluate("(image) => image.decode()")
+    # An image gets its address once it was read, which can be after its row is there.
+    card.locator("tbody img[src]").first.evaluate("(image) => image.decode()")
     column = card.locator("tbody td:nth-child(3)")
     card.get_by_role("button", name="confidence").click()
     assert column.all_text_contents() == ["0.869", "0.906", "0.943", "0.98"]

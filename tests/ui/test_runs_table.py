@@ -7,14 +7,17 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
 
+from live_server import FRAMES
 from playwright.sync_api import Page, expect
 from sample_runs import Sender
 
 
 def names(page: Page) -> list[str]:
     """The names of the runs in sight, from top to bottom."""
-    rows = page.locator(".rows .row:not([hidden]):not(.waiting)")
-    expect(rows.first).to_be_visible()
+    expect(page.locator(".rows .row:not([hidden]):not(.waiting)").first).to_be_visible()
+    # Rows are drawn in the frame after they have come.
+    page.evaluate(FRAMES)
+    expect(page.locator(".rows .row.waiting:not([hidden])")).to_have_count(0)
     found = page.evaluate(
         """() => [...document.querySelectorAll('.rows .row:not([hidden]):not(.group)')]
             .sort((a, b) => a.dataset.index - b.dataset.index)

@@ -41,6 +41,16 @@ export function fill(parent: Element, ...children: Child[]): void {
   append(parent, children);
 }
 
+/** Show these elements in this order. Those that are there stay, with the focus, the scroll position and a click half done. */
+export function arrange(parent: Element, elements: Element[]): void {
+  const wanted = new Set<Element>(elements);
+  for (const child of [...parent.childNodes]) if (!wanted.has(child as Element)) child.remove();
+  for (const [position, element] of elements.entries()) {
+    const there = parent.childNodes[position];
+    if (there !== element) parent.insertBefore(element, there ?? null);
+  }
+}
+
 export function svg(tag: string, attributes: Record<string, string | number>, ...children: Node[]): SVGElement {
   const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, String(value));

@@ -81,9 +81,11 @@ export function ago(time: number): string {
   return passed < 2 ? "now" : `${duration(passed).split(" ")[0]} ago`;
 }
 
+// Making one takes a hundred times as long as using it.
+const moments = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+
 export function moment(time: number): string {
-  if (!Number.isFinite(time)) return "–";
-  return new Date(time * 1000).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
+  return Number.isFinite(time) ? moments.format(time * 1000) : "–";
 }
 
 /** Anything that JSON can hold, in one line. */

@@ -11,12 +11,16 @@ export interface Update {
 
 const RETRY_MS = [1000, 2000, 5000, 15000];
 
-/** Follow runs until the returned function is called. Goes on by itself when the server comes back. */
+/**
+ * Follow runs until the returned function is called. Goes on by itself when the server comes back. `onBegin` hears from which
+ * cursor on updates come, whenever a connection begins: what was read at another one may be old.
+ */
 export function follow(
   runs: string[],
   project: string,
   onUpdate: (update: Update) => void,
   onState: (connected: boolean) => void,
+  onBegin: (cursor: string) => void = () => {},
 ): () => void {
   const abort = new AbortController();
   let cursor = "";
@@ -31,17 +35,22 @@ export function follow(
     onState(true);
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     let waiting = "";
+    let begun = false;
+    const begin = (from: string) => {
+      if (!begun) onBegin(from);
+      begun = true;
+    };
     for (;;) {
       const { done, value } = await reader.read();
       if (done) return;
       waiting += value.replaceAll("\r", "");
       const blocks = waiting.split("\n\n");
       waiting = blocks.pop() ?? "";
-      for (const block of blocks) take(block);
+      for (const block of blocks) take(block, begin);
     }
   }
 
-  function take(block: string): void {
+  function take(block: string, begin: (from: string) => void): void {
     let type = "message";
     const data: string[] = [];
     for (const line of block.split("\n")) {
@@ -51,7 +60,7 @@ export function follow(
       else if (field === "data") data.push(value);
       else if (field === "id") cursor = value;
     }
-    if (type === "cursor") cursor = (JSON.parse(data.join("\n")) as { cursor: string }).cursor;
+    if (type === "cursor") begin((cursor = (JSON.parse(data.join("\n")) as { cursor: string }).cursor));
     else if (type === "update") {
       const update = JSON.parse(data.join("\n")) as Update;
       onUpdate({ ...update, run: update.run.slice(update.run.lastIndexOf("/") + 1) });

@@ -10,8 +10,6 @@ import { RunsView } from "./views/runs";
 import type { View } from "./views/view";
 import { Workspace } from "./views/workspace";
 
-theme.restore();
-
 const crumbs = h("nav", { class: "crumbs", "aria-label": "Where you are" });
 const main = h("main", { id: "main", tabindex: -1 });
 const skip = h("a", { class: "skip", href: "#main", on: { click: skipToMain } }, "Skip to the content");
@@ -21,6 +19,10 @@ let view: View | null = null;
 let key = "";
 
 function start(): void {
+  // What a view asks for goes out before anything else is done: reading what the browser keeps can take a while.
+  route.onChange(render);
+  render();
+  theme.restore();
   const brand = h("a", { class: "brand", href: "#/", title: "All projects" }, "tensormeter");
   const tools = h(
     "div",
@@ -40,8 +42,6 @@ function start(): void {
   );
   document.body.append(skip, h("header", { class: "bar" }, brand, crumbs, tools), main, help);
   addEventListener("keydown", onKey);
-  route.onChange(render);
-  render();
 }
 
 const KEYS: [string, string][] = [

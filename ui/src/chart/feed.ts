@@ -24,7 +24,6 @@ const BATCH_POINTS = 50_000;
 const MAX_REQUESTS = 3;
 
 export class Feed {
-  /** Bytes and requests, for those who measure. */
   connected = true;
   private entries = new Map<string, Entry>();
   private waiting: Waiting[] = [];
@@ -34,7 +33,10 @@ export class Feed {
   private generation = 0;
   private abort = new AbortController();
   private stop: (() => void) | null = null;
+  /** Where the stream of updates began; "" before. */
+  private began = "";
   private scheduled = false;
+  private idlers: (() => void)[] = [];
 
   constructor(
     readonly project: string,
@@ -48,17 +50,23 @@ export class Feed {
       this.runs,
       this.project,
       (update) => {
-        for (const metric of update.metrics ?? []) {
-          this.dirty.add(metric);
-          for (const listener of this.listeners.get(metric) ?? []) listener();
-        }
+        for (const metric of update.metrics ?? []) this.grow(metric);
         onUpdate(update);
       },
       (connected) => {
         this.connected = connected;
         onConnection(connected);
       },
+      (cursor) => {
+        this.began = cursor;
+        for (const [metric, entry] of this.entries) if (entry.cursor !== cursor) this.grow(metric);
+      },
     );
+  }
+
+  private grow(metric: string): void {
+    this.dirty.add(metric);
+    for (const listener of this.listeners.get(metric) ?? []) listener();
   }
 
   close(): void {
@@ -76,6 +84,12 @@ export class Feed {
     this.entries.clear();
     this.waiting = [];
     this.running = 0;
+    for (const resolve of this.idlers.splice(0)) resolve();
+  }
+
+  /** Resolves when nothing is asked for any more. */
+  async idle(): Promise<void> {
+    while (this.running > 0 || this.waiting.length > 0) await new Promise<void>((resolve) => this.idlers.push(resolve));
   }
 
   /** Hear when a metric has grown. */
@@ -123,7 +137,7 @@ export class Feed {
   }
 
   private async read(batch: Waiting[], cursor: string): Promise<void> {
-    const generation = this.generation;
+    const { generation, began } = this;
     const names = [...new Set(batch.map(({ metric }) => metric))];
     for (const name of names) this.dirty.delete(name);
     try {
@@ -146,6 +160,8 @@ export class Feed {
         this.entries.set(name, { cursor: answer.cursor, lines: merge(before, fresh) });
       }
       for (const { metric, resolve } of batch) resolve(this.entries.get(metric)?.lines ?? []);
+      // The stream began meanwhile: what arrived between the two is in neither.
+      if (began !== this.began && answer.cursor !== this.began) for (const name of names) this.grow(name);
     } catch (error) {
       if (generation !== this.generation) return;
       for (const name of names) this.dirty.add(name);
@@ -154,6 +170,7 @@ export class Feed {
       if (generation === this.generation) {
         this.running--;
         this.pump();
+        if (this.running === 0) for (const resolve of this.idlers.splice(0)) resolve();
       }
     }
   }

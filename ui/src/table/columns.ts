@@ -4,7 +4,7 @@ import * as api from "../api";
 import { fill, h } from "../dom";
 import * as format from "../format";
 import { address } from "../route";
-import { stateBadge } from "../views/badge";
+import { fillBadge } from "../views/badge";
 import { field } from "../views/session";
 import { editTags, editText } from "./edit";
 import type { GridColumn } from "./grid";
@@ -20,9 +20,6 @@ export interface ColumnContext {
   filterBy: (clause: string) => void;
   changed: (run: api.Run, change: api.RunChange) => void;
 }
-
-/** What a table shows when nobody has chosen yet. */
-export const DEFAULT = ["state", "last_time", "duration", "tags", "notes"];
 
 const BASIC: Record<string, [string, number]> = {
   archived: ["archived", 90],
@@ -51,111 +48,157 @@ export function column(key: string, context: ColumnContext): GridColumn<Item> {
     numeric,
     pinned: context.pinned.has(key),
     sort: direction(key, context.sort),
-    draw: (cell, row) => draw(cell, row as api.Run, key, context),
+    create: (cell) => ofRun(runCell(cell, key, context)),
   };
 }
 
 /** Selection, colour and name: always there, always at the left. */
 export function nameColumns(context: ColumnContext): GridColumn<Item>[] {
   return [
-    { key: "select", label: "", width: 40, pinned: true, draw: (cell, row) => drawSelect(cell, row as api.Run, context) },
+    { key: "select", label: "", width: 40, pinned: true, create: (cell) => ofRun(selectCell(cell, context)) },
     {
       key: "name",
       label: "name",
       width: innerWidth < 640 ? 150 : 230,
       pinned: true,
       sort: direction("name", context.sort),
-      draw: (cell, row) => {
-        const run = row as api.Run;
-        fill(cell, h("a", { href: address(["p", context.project, "runs", run.id]), title: run.id, tabindex: -1 }, run.name || run.id));
+      create: (cell) => {
+        const link = h("a", { tabindex: -1 });
+        cell.append(link);
+        return ofRun((run) => {
+          link.href = address(["p", context.project, "runs", run.id]);
+          link.title = run.id;
+          write(link, run.name || run.id);
+        });
       },
     },
   ];
 }
 
-function drawSelect(cell: HTMLElement, run: api.Run, context: ColumnContext): void {
-  const color = context.selectedColor(run.id);
-  let box = cell.firstElementChild as HTMLInputElement | null;
-  if (!box) {
-    box = h("input", { type: "checkbox", tabindex: -1, class: "choose" });
-    fill(cell, box);
-  }
-  box.checked = color !== null;
-  box.setAttribute("aria-label", `Select ${run.name || run.id}`);
-  box.style.accentColor = color ?? "";
-  box.onchange = () => context.toggle(run);
+type Show = (run: api.Run) => void;
+
+/** Headings of groups show no cells. */
+function ofRun(show: Show): (row: Item) => void {
+  return (row) => show(row as api.Run);
 }
 
-function draw(cell: HTMLElement, run: api.Run, key: string, context: ColumnContext): void {
+function selectCell(cell: HTMLElement, context: ColumnContext): Show {
+  let shown: api.Run | null = null;
+  const box = h("input", { type: "checkbox", tabindex: -1, class: "choose", on: { change: () => shown && context.toggle(shown) } });
+  cell.append(box);
+  return (run) => {
+    shown = run;
+    const color = context.selectedColor(run.id);
+    box.checked = color !== null;
+    box.setAttribute("aria-label", `Select ${run.name || run.id}`);
+    box.style.accentColor = color ?? "";
+  };
+}
+
+function runCell(cell: HTMLElement, key: string, context: ColumnContext): Show {
   switch (key) {
-    case "state":
-      fill(cell, stateBadge(run));
-      return;
-    case "last_time": {
-      const heard = format.epoch(run.last_time);
-      cell.textContent = format.ago(heard);
-      cell.title = format.moment(heard);
-      return;
+    case "state": {
+      const badge = h("span", {});
+      cell.append(badge);
+      return (run) => fillBadge(badge, run);
     }
+    case "last_time":
+      return (run) => {
+        const heard = format.epoch(run.last_time);
+        write(cell, format.ago(heard));
+        cell.title = format.moment(heard);
+      };
     case "started":
-      cell.textContent = format.moment(format.epoch(run.started));
-      return;
+      return (run) => write(cell, format.moment(format.epoch(run.started)));
     case "duration":
-      cell.textContent = format.duration(Number(field(run, "duration")));
-      return;
+      return (run) => write(cell, format.duration(Number(field(run, "duration"))));
     case "tags":
-      fill(cell, tagList(run, context));
-      return;
+      return tagsCell(cell, context);
     case "notes":
-      fill(cell, editable(run.notes || "", "notes", (element) => editText(element, run.notes, (notes) => context.changed(run, { notes }))));
-      return;
     case "group":
-      fill(cell, editable(run.group || "", "group", (element) => editText(element, run.group, (group) => context.changed(run, { group }))));
-      return;
+      return textCell(cell, key, context);
     default:
-      if (key.startsWith("spark.")) drawSpark(cell, run, key.slice("spark.".length));
-      else drawValue(cell, field(run, key));
+      if (key.startsWith("spark.")) {
+        const metric = key.slice("spark.".length);
+        return (run) => drawSpark(cell, run, metric);
+      }
+      return (run) => showValue(cell, field(run, key));
   }
 }
 
-function drawValue(cell: HTMLElement, found: unknown): void {
+/** Texts are changed where they stand, and only if they change. */
+function write(element: HTMLElement, text: string): void {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+function showValue(cell: HTMLElement, found: unknown): void {
   const bad = found === "NaN" || found === "Infinity" || found === "-Infinity";
   const text = bad ? format.number(Number(found)) : format.value(found);
-  if (cell.textContent !== text) cell.textContent = text;
+  write(cell, text);
   cell.title = found === undefined || found === null ? "" : String(typeof found === "object" ? text : found);
   cell.classList.toggle("bad", bad);
 }
 
-function tagList(run: api.Run, context: ColumnContext): HTMLElement {
-  const tags = run.tags.map((tag) =>
-    h(
-      "button",
-      { type: "button", class: "tag", tabindex: -1, title: `Show runs with the tag ${tag}`, on: { click: () => context.filterBy(`tags has ${JSON.stringify(tag)}`) } },
-      tag,
-    ),
-  );
-  const box = h("span", { class: "tags" }, ...tags);
-  box.append(
-    h(
-      "button",
-      {
-        type: "button",
-        class: "edit",
-        tabindex: -1,
-        "aria-label": `Edit tags of ${run.name || run.id}`,
-        title: "Edit tags",
-        on: { click: () => editTags(box, run.tags, (changed) => context.changed(run, { tags: changed })) },
+function tagsCell(cell: HTMLElement, context: ColumnContext): Show {
+  let shown: api.Run | null = null;
+  let tags = "";
+  const edit = h(
+    "button",
+    {
+      type: "button",
+      class: "edit",
+      tabindex: -1,
+      title: "Edit tags",
+      on: {
+        click: () => {
+          const run = shown;
+          if (run) editTags(box, run.tags, (changed) => context.changed(run, { tags: changed }));
+        },
       },
-      "+",
-    ),
+    },
+    "+",
   );
-  return box;
+  const box = h("span", { class: "tags" }, edit);
+  cell.append(box);
+  return (run) => {
+    shown = run;
+    edit.setAttribute("aria-label", `Edit tags of ${run.name || run.id}`);
+    const text = run.tags.join("\n");
+    if (text === tags) return;
+    tags = text;
+    const buttons = run.tags.map((tag) =>
+      h(
+        "button",
+        { type: "button", class: "tag", tabindex: -1, title: `Show runs with the tag ${tag}`, on: { click: () => context.filterBy(`tags has ${JSON.stringify(tag)}`) } },
+        tag,
+      ),
+    );
+    fill(box, ...buttons, edit);
+  };
 }
 
-function editable(text: string, what: string, edit: (element: HTMLElement) => void): HTMLElement {
-  const element = h("button", { type: "button", class: `editable${text ? "" : " empty"}`, tabindex: -1, title: text || `Add ${what}`, "aria-label": `Edit ${what}: ${text}` }, text || "+");
-  element.addEventListener("click", () => edit(element));
-  return element;
+function textCell(cell: HTMLElement, key: "notes" | "group", context: ColumnContext): Show {
+  let shown: api.Run | null = null;
+  const element = h("button", {
+    type: "button",
+    class: "editable",
+    tabindex: -1,
+    on: {
+      click: () => {
+        const run = shown;
+        if (run) editText(element, run[key] || "", (text) => context.changed(run, { [key]: text }));
+      },
+    },
+  });
+  cell.append(element);
+  return (run) => {
+    shown = run;
+    const text = run[key] || "";
+    write(element, text || "+");
+    element.title = text || `Add ${key === "notes" ? "notes" : "a group"}`;
+    element.setAttribute("aria-label", `Edit ${key}: ${text}`);
+    element.classList.toggle("empty", text === "");
+  };
 }
 
 export function direction(key: string, sort: string): "ascending" | "descending" | undefined {

@@ -1,4 +1,5 @@
-// A table of any length of which only the rows in sight exist. Rows are reused while it scrolls.
+// A table of any length of which only the rows in sight exist. Rows, and the elements in their cells, are reused while it
+// scrolls: a frame moves a few of them and changes their texts.
 
 import { fill, h } from "../dom";
 
@@ -10,12 +11,22 @@ export interface GridColumn<Row> {
   pinned: boolean;
   numeric?: boolean;
   sort?: "ascending" | "descending" | undefined;
-  /** Fill a cell, which may show another row from before. */
-  draw: (cell: HTMLElement, row: Row) => void;
+  /** Prepare an empty cell. What is returned makes it show a row, and then other rows. */
+  create: (cell: HTMLElement) => (row: Row) => void;
+}
+
+/** What stands in one place of the table. */
+interface Slot<Row> {
+  element: HTMLElement;
+  show: ((row: Row) => void)[];
+  index: number;
+  drawn: Row | undefined;
+  stale: boolean;
+  heading: HTMLElement | null;
 }
 
 export interface GridEvents<Row> {
-  /** Rows that are in sight but not there yet. */
+  /** Rows that are in sight, whether they are there yet or not; called in each frame that moves the table. */
   need: (first: number, last: number) => void;
   header: (column: GridColumn<Row>, anchor: HTMLElement) => void;
   open: (row: Row) => void;
@@ -25,7 +36,8 @@ export interface GridEvents<Row> {
   heading?: (row: Row) => HTMLElement | null;
 }
 
-const ROW = 34;
+/** Pixels of a row, and of the head. */
+export const ROW = 34;
 const SPARE = 6;
 
 export class Grid<Row> {
@@ -36,10 +48,10 @@ export class Grid<Row> {
   private columns: GridColumn<Row>[] = [];
   private count = 0;
   private at: (index: number) => Row | undefined = () => undefined;
-  private readonly live = new Map<number, HTMLElement>();
-  private free: HTMLElement[] = [];
-  private drawn = new WeakMap<HTMLElement, Row | undefined>();
+  private readonly live = new Map<number, Slot<Row>>();
+  private free: Slot<Row>[] = [];
   private frame = 0;
+  private height = 0;
   private readonly resized: ResizeObserver;
 
   constructor(
@@ -49,7 +61,10 @@ export class Grid<Row> {
     this.element = h("div", { class: "grid-table", role: "grid", "aria-label": label, tabindex: 0 }, this.head, this.body);
     this.element.addEventListener("scroll", () => this.schedule(), { passive: true });
     this.element.addEventListener("keydown", (event) => this.onKey(event));
-    this.resized = new ResizeObserver(() => this.schedule());
+    this.resized = new ResizeObserver(() => {
+      this.height = this.element.clientHeight;
+      this.schedule();
+    });
     this.resized.observe(this.element);
   }
 
@@ -76,7 +91,7 @@ export class Grid<Row> {
       return cell;
     });
     fill(this.head, ...heads);
-    for (const row of this.live.values()) row.remove();
+    for (const { element } of [...this.live.values(), ...this.free]) element.remove();
     this.live.clear();
     this.free = [];
     this.schedule();
@@ -86,14 +101,16 @@ export class Grid<Row> {
     this.count = count;
     this.at = at;
     this.active = Math.min(this.active, Math.max(0, count - 1));
-    this.element.setAttribute("aria-rowcount", String(count + 1));
-    this.body.style.height = `${count * ROW}px`;
+    if (this.element.getAttribute("aria-rowcount") !== String(count + 1)) {
+      this.element.setAttribute("aria-rowcount", String(count + 1));
+      this.body.style.height = `${count * ROW}px`;
+    }
     this.schedule();
   }
 
   /** Draw again what is in sight. */
   refresh(): void {
-    this.drawn = new WeakMap();
+    for (const slot of this.live.values()) slot.stale = true;
     this.schedule();
   }
 
@@ -109,73 +126,82 @@ export class Grid<Row> {
   }
 
   private render(): void {
-    const { scrollTop, scrollLeft, clientHeight } = this.element;
+    const { scrollTop, scrollLeft } = this.element;
     this.element.classList.toggle("moved", scrollLeft > 0);
     const first = Math.max(0, Math.floor(scrollTop / ROW) - SPARE);
-    const last = Math.min(this.count, Math.ceil((scrollTop + clientHeight) / ROW) + SPARE);
-    for (const [index, row] of this.live) {
+    const last = Math.min(this.count, Math.ceil((scrollTop + this.height) / ROW) + SPARE);
+    for (const [index, slot] of this.live) {
       if (index >= first && index < last) continue;
+      // Who edits in a row that leaves is done with it.
+      editor(slot.element)?.blur();
       this.live.delete(index);
-      this.free.push(row);
+      this.free.push(slot);
     }
-    let missing = false;
     for (let index = first; index < last; index++) {
-      let row = this.live.get(index);
-      if (!row) {
-        row = this.free.pop() ?? this.makeRow();
-        this.live.set(index, row);
-        row.style.transform = `translateY(${index * ROW}px)`;
-        row.setAttribute("aria-rowindex", String(index + 2));
-        row.dataset.index = String(index);
-        this.drawn.delete(row);
+      let slot = this.live.get(index);
+      if (!slot) {
+        slot = this.free.pop() ?? this.makeSlot();
+        this.live.set(index, slot);
+        this.move(slot, index);
       }
       const content = this.at(index);
-      missing ||= content === undefined;
-      if (!this.drawn.has(row) || this.drawn.get(row) !== content) this.drawRow(row, content);
-      row.classList.toggle("active", index === this.active);
-      if (!row.isConnected) this.body.append(row);
-      row.hidden = false;
+      if ((slot.stale || slot.drawn !== content) && !editor(slot.element)) this.draw(slot, content);
+      slot.element.classList.toggle("active", index === this.active);
     }
-    for (const row of this.free) row.hidden = true;
-    if (missing) this.events.need(first, last);
+    for (const { element } of this.free) if (!element.hidden) element.hidden = true;
+    this.events.need(first, last);
   }
 
-  private makeRow(): HTMLElement {
+  private move(slot: Slot<Row>, index: number): void {
+    const { element } = slot;
+    slot.index = index;
+    slot.stale = true;
+    element.style.transform = `translateY(${index * ROW}px)`;
+    element.setAttribute("aria-rowindex", String(index + 2));
+    element.dataset.index = String(index);
+    if (!element.isConnected) this.body.append(element);
+    element.hidden = false;
+  }
+
+  private makeSlot(): Slot<Row> {
     let left = 0;
+    const show: ((row: Row) => void)[] = [];
     const cells = this.columns.map((column) => {
       const cell = h("div", { class: cellClass(column), role: "gridcell" });
       place(cell, column, left);
       left += column.width;
+      show.push(column.create(cell));
       return cell;
     });
-    const row = h("div", { class: "row", role: "row" }, ...cells);
-    const index = () => Number(row.dataset.index);
-    row.addEventListener("click", (event) => {
-      this.active = index();
+    const element = h("div", { class: "row", role: "row" }, ...cells);
+    const slot: Slot<Row> = { element, show, index: -1, drawn: undefined, stale: true, heading: null };
+    element.addEventListener("click", (event) => {
+      this.active = slot.index;
       const target = event.target as HTMLElement;
       if (!target.closest("a, button, input, label, textarea, .editable")) this.schedule();
     });
-    return row;
+    return slot;
   }
 
-  private drawRow(row: HTMLElement, content: Row | undefined): void {
-    this.drawn.set(row, content);
-    row.querySelector(":scope > .heading")?.remove();
-    const heading = content === undefined ? null : (this.events.heading?.(content) ?? null);
-    row.classList.toggle("group", heading !== null);
-    row.classList.toggle("waiting", content === undefined);
-    row.setAttribute("aria-selected", String(content !== undefined && !heading && this.events.isSelected(content)));
-    for (const [position, column] of this.columns.entries()) {
-      const cell = row.children[position] as HTMLElement;
-      if (content === undefined || heading) cell.textContent = "";
-      else column.draw(cell, content);
-    }
-    if (heading) row.append(heading);
+  private draw(slot: Slot<Row>, content: Row | undefined): void {
+    const { element } = slot;
+    slot.drawn = content;
+    slot.stale = false;
+    slot.heading?.remove();
+    slot.heading = content === undefined ? null : (this.events.heading?.(content) ?? null);
+    // The cells of a heading, and of a row that is not there yet, keep what they had, unseen.
+    element.classList.toggle("group", slot.heading !== null);
+    element.classList.toggle("waiting", content === undefined);
+    element.ariaBusy = String(content === undefined);
+    const selected = String(content !== undefined && !slot.heading && this.events.isSelected(content));
+    if (element.getAttribute("aria-selected") !== selected) element.setAttribute("aria-selected", selected);
+    if (slot.heading) element.append(slot.heading);
+    else if (content !== undefined) for (const show of slot.show) show(content);
   }
 
   private onKey(event: KeyboardEvent): void {
     if (event.target !== this.element) return;
-    const page = Math.max(1, Math.floor(this.element.clientHeight / ROW) - 2);
+    const page = Math.max(1, Math.floor(this.height / ROW) - 2);
     const moves: Record<string, number> = {
       ArrowDown: 1,
       ArrowUp: -1,
@@ -191,10 +217,10 @@ export class Grid<Row> {
     if (move !== undefined) {
       this.active = Math.max(0, Math.min(this.count - 1, this.active + move));
       const top = this.active * ROW;
-      const { scrollTop, clientHeight } = this.element;
-      const headHeight = this.head.offsetHeight;
+      const { scrollTop } = this.element;
+      // The head, which stays on top, is as high as a row.
       if (top < scrollTop) this.element.scrollTop = top;
-      else if (top + ROW + headHeight > scrollTop + clientHeight) this.element.scrollTop = top + ROW + headHeight - clientHeight;
+      else if (top + 2 * ROW > scrollTop + this.height) this.element.scrollTop = top + 2 * ROW - this.height;
       this.schedule();
     } else if (row !== undefined && event.key === "Enter") this.events.open(row);
     else if (row !== undefined && event.key === " ") this.events.select(row, this.active);
@@ -211,4 +237,10 @@ function cellClass<Row>({ pinned, numeric }: GridColumn<Row>): string {
 function place<Row>(cell: HTMLElement, column: GridColumn<Row>, left: number): void {
   cell.style.width = `${column.width}px`;
   if (column.pinned) cell.style.left = `${left}px`;
+}
+
+/** The field in a row in which somebody edits, if there is one. */
+function editor(row: HTMLElement): HTMLElement | null {
+  const focused = document.activeElement as HTMLElement | null;
+  return focused?.matches("input.inline") && row.contains(focused) ? focused : null;
 }

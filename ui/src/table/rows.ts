@@ -21,6 +21,8 @@ export interface Request {
 }
 
 const PAGE = 200;
+/** Rows that are read before they come into sight. */
+const AHEAD = 150;
 const WHOLE_PAGE = 1000;
 const MOST_GROUPED = 10_000;
 
@@ -104,11 +106,13 @@ export class Rows {
     }
   }
 
+  /** Rows that are in sight: their pages are read, and those beside them, so that they are there when they come into sight. */
   need(first: number, last: number): void {
     const request = this.request;
     if (!request || this.items) return;
-    const from = Math.max(0, Math.floor((first - this.pinned.length) / PAGE));
-    const to = Math.floor(Math.max(0, last - 1 - this.pinned.length) / PAGE);
+    const pages = Math.ceil(this.found / PAGE);
+    const from = Math.max(0, Math.floor((first - this.pinned.length - AHEAD) / PAGE));
+    const to = Math.min(pages - 1, Math.floor(Math.max(0, last - 1 - this.pinned.length + AHEAD) / PAGE));
     const { signal } = this.abort;
     for (let number = from; number <= to; number++) {
       if (this.asked.has(number)) continue;

@@ -9,7 +9,14 @@ const HEIGHT = 24;
 const CALM_MS = 120;
 
 const known = new Map<string, api.Line | null>();
-let waiting = new Map<string, { run: api.Run; metric: string; cells: Set<HTMLElement> }>();
+interface Entry {
+  run: api.Run;
+  metric: string;
+  cells: Set<HTMLElement>;
+}
+
+let waiting = new Map<string, Entry>();
+const asked = new Map<string, Entry>();
 let timer = 0;
 
 export function drawSpark(cell: HTMLElement, run: api.Run, metric: string): void {
@@ -21,9 +28,10 @@ export function drawSpark(cell: HTMLElement, run: api.Run, metric: string): void
     return;
   }
   cell.textContent = "";
-  const entry = waiting.get(key) ?? { run, metric, cells: new Set() };
-  waiting.set(key, entry);
+  const entry = asked.get(key) ?? waiting.get(key) ?? { run, metric, cells: new Set() };
   entry.cells.add(cell);
+  if (asked.has(key)) return;
+  waiting.set(key, entry);
   clearTimeout(timer);
   timer = window.setTimeout(() => void read(), CALM_MS);
 }
@@ -37,6 +45,7 @@ async function read(): Promise<void> {
   // Rows that were scrolled past do not ask.
   const wanted = [...waiting].filter(([key, { cells }]) => [...cells].some((cell) => cell.dataset.spark === key && cell.isConnected));
   waiting = new Map();
+  for (const [key, entry] of wanted) asked.set(key, entry);
   const byMetric = new Map<string, typeof wanted>();
   for (const one of wanted) byMetric.set(one[1].metric, [...(byMetric.get(one[1].metric) ?? []), one]);
   for (const [metric, entries] of byMetric) {
@@ -54,6 +63,8 @@ async function read(): Promise<void> {
       }
     } catch {
       // An empty cell says as much as an error in each would.
+    } finally {
+      for (const [key] of entries) asked.delete(key);
     }
   }
 }

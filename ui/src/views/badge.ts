@@ -5,8 +5,18 @@ import { h } from "../dom";
 import * as format from "../format";
 
 export function stateBadge(run: Pick<Run, "state" | "last_time">): HTMLElement {
-  const heard = format.ago(format.epoch(run.last_time));
-  return h("span", { class: `badge ${run.state}`, title: `last heard ${heard}` }, run.state);
+  return fillBadge(h("span", {}), run);
+}
+
+/** Make an element the badge of a run. */
+export function fillBadge(badge: HTMLElement, run: Pick<Run, "state" | "last_time">): HTMLElement {
+  const kind = `badge ${run.state}`;
+  if (badge.className !== kind) {
+    badge.className = kind;
+    badge.textContent = run.state;
+  }
+  badge.title = `last heard ${format.ago(format.epoch(run.last_time))}`;
+  return badge;
 }
 
 /** What the state means, for somebody who has just been woken. */

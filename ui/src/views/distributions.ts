@@ -2,7 +2,7 @@
 
 import * as api from "../api";
 import { drawHeatmap, drawSingle, type Frame } from "../chart/heatmap";
-import { fill, h } from "../dom";
+import { arrange, fill, h } from "../dom";
 import * as format from "../format";
 import type { Update } from "../live";
 import * as route from "../route";
@@ -60,10 +60,11 @@ export class DistributionsPane implements Pane {
         this.observer.observe(card.element);
       }
     }
-    fill(this.grid, ...shown.map(({ element }) => element));
-    if (shown.length === 0) {
+    if (shown.length) arrange(this.grid, shown.map(({ element }) => element));
+    else {
       const any = this.session.metrics.some(({ kind }) => KINDS.has(kind));
-      this.grid.append(
+      fill(
+        this.grid,
         h(
           "div",
           { class: "state" },

@@ -1,7 +1,7 @@
 // Images by step, tables, texts.
 
 import * as api from "../api";
-import { fill, h } from "../dom";
+import { arrange, fill, h } from "../dom";
 import * as format from "../format";
 import type { Update } from "../live";
 import * as route from "../route";
@@ -88,9 +88,10 @@ export class MediaPane implements Pane {
       card.update(group.events);
       return card.element;
     });
-    fill(this.grid, ...cards);
-    if (cards.length === 0) {
-      this.grid.append(
+    if (cards.length) arrange(this.grid, cards);
+    else {
+      fill(
+        this.grid,
         h(
           "div",
           { class: "state" },

@@ -1,11 +1,11 @@
 // What a run is: how it ended, alerts, configuration, environment, processes, what happened.
 
 import * as api from "../api";
-import { button, fill, h, type Child } from "../dom";
+import { arrange, fill, h, type Child } from "../dom";
 import * as format from "../format";
 import type { Update } from "../live";
-import { go } from "../route";
 import { stateBadge, meaning } from "./badge";
+import { RunEditor } from "./runeditor";
 import type { Session } from "./session";
 import type { Pane } from "./workspace";
 
@@ -22,12 +22,19 @@ const FIRST: [string, string][] = [
 const SHOWN_PROCESSES = 600;
 
 export class OverviewPane implements Pane {
-  readonly element = h("div", { class: "pane" });
+  private readonly content = h("div", { class: "content overview" });
+  readonly element = h("div", { class: "pane" }, this.content);
+  private readonly facts = h("dl", { class: "facts long" });
+  private readonly editor: RunEditor;
+  /** Panels by title, and what they were made of. */
+  private readonly panels = new Map<string, { made: string; element: HTMLElement }>();
+  private readonly run: HTMLElement;
   private events: api.TelemetryEvent[] = [];
   private problem = "";
-  private shown = "";
 
   constructor(private readonly session: Session) {
+    this.editor = new RunEditor(session, () => this.draw());
+    this.run = panel("Run", this.facts, this.editor.element);
     void this.load();
   }
 
@@ -59,127 +66,82 @@ export class OverviewPane implements Pane {
   private draw(): void {
     const run = this.session.single;
     if (!run) return;
-    const shown = JSON.stringify([run, this.events, this.problem]);
-    if (shown === this.shown) return;
-    this.shown = shown;
-    const environment = new Map(Object.entries(run.environment ?? {}));
-    const first = FIRST.flatMap(([label, key]): [string, Child][] => {
-      const value = environment.get(key);
-      return value === undefined ? [] : [[label, Array.isArray(value) ? value.join(" ") : format.value(value)]];
-    });
-    const alerts = this.events.filter(({ name }) => name === "tensormeter.alert");
-    const others = this.events.filter(({ name }) => !/^tensormeter\.(alert|table|image|text|run\.heartbeat)$/.test(name));
-    const losses = Object.entries(run.losses ?? {}).filter(([, n]) => n > 0);
-    const notes = h("textarea", { rows: 3, "aria-label": "Notes", placeholder: "Notes", on: { change: () => void this.save(run, { notes: notes.value }) } });
-    notes.value = run.notes;
-    const tags = h("input", { value: run.tags.join(", "), "aria-label": "Tags, separated by commas", placeholder: "tags, separated by commas", on: { change: () => void this.save(run, { tags: tags.value.split(",").map((tag) => tag.trim()).filter(Boolean) }) } });
-    fill(
-      this.element,
-      h(
-        "div",
-        { class: "content overview" },
-        panel(
-          "Run",
-          facts([
-            ["state", h("span", {}, stateBadge(run), " ", h("span", { class: "muted" }, meaning(run.state)))],
-            ["id", run.id],
-            ["started", format.moment(format.epoch(run.started))],
-            ["ended", run.ended ? format.moment(format.epoch(run.ended)) : "not yet"],
-            ["last heard", `${format.moment(format.epoch(run.last_time))} (${format.ago(format.epoch(run.last_time))})`],
-            ["attempt", String(run.attempt)],
-            ["group", run.group || "–"],
-            ["exit", exitWords(this.events)],
-            ["points", run.points === undefined ? "–" : format.count(run.points)],
-            ["lost", losses.length ? losses.map(([reason, n]) => `${format.count(n)} ${reason}`).join(", ") : "nothing"],
-            ...first,
-          ]),
-          h("label", {}, "Tags ", tags),
-          h("label", {}, "Notes ", notes),
-          h(
-            "p",
-            { class: "row-of-buttons" },
-            button(run.archived ? "Bring back from the archive" : "Archive", () => void this.save(run, { archived: !run.archived })),
-            button("Delete …", () => this.remove(run), { class: "danger" }),
-          ),
-        ),
-        panel(
-          "Alerts",
-          this.problem ? h("p", { class: "problem" }, this.problem) : null,
-          alerts.length ? h("ul", { class: "events" }, ...alerts.map(alertItem)) : h("p", { class: "muted" }, "None. A NaN, a spike or a stall would be here."),
-        ),
-        panel("Configuration", table([...format.flatten(run.config)].map(([key, value]) => [key, format.value(value)]), "No configuration was given to init.")),
-        panel("Environment", table([...environment].sort().map(([key, value]) => [key, Array.isArray(value) ? value.join(" ") : format.value(value)]), "The processes said nothing about their environment.")),
-        panel(
-          `Processes (${run.processes.length})`,
-          h(
-            "div",
-            { class: "scroll", tabindex: 0, role: "region", "aria-label": "Processes" },
-            h(
-              "table",
-              { class: "plain" },
-              h("thead", {}, h("tr", {}, ...["rank", "host", "state", "process"].map((name) => h("th", { scope: "col" }, name)))),
-              h(
-                "tbody",
-                {},
-                ...[...run.processes]
-                  .sort((a, b) => (a.rank ?? 1e9) - (b.rank ?? 1e9))
-                  .slice(0, SHOWN_PROCESSES)
-                  .map(({ id, rank, host, state }) => h("tr", {}, h("td", {}, rank ?? "–"), h("td", {}, host ?? "–"), h("td", {}, state ?? "–"), h("td", { class: "mono" }, id))),
-              ),
-            ),
-          ),
-        ),
-        panel(
-          "What happened",
-          others.length ? h("ul", { class: "events" }, ...others.map(eventItem)) : h("p", { class: "muted" }, "No events."),
-        ),
-      ),
-    );
+    fill(this.facts, ...runFacts(run, this.events).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+    this.editor.update();
+    const { events, problem } = this;
+    const alerts = events.filter(({ name }) => name === "tensormeter.alert");
+    const others = events.filter(({ name }) => !/^tensormeter\.(alert|table|image|text|run\.heartbeat)$/.test(name));
+    const config = [...format.flatten(run.config)].map(([key, value]): [string, string] => [key, format.value(value)]);
+    const environment = Object.entries(run.environment ?? {})
+      .sort()
+      .map(([key, value]): [string, string] => [key, words(value)]);
+    arrange(this.content, [
+      this.run,
+      this.panel("Alerts", [alerts, problem], () => [
+        problem ? h("p", { class: "problem" }, problem) : null,
+        alerts.length ? h("ul", { class: "events" }, ...alerts.map(alertItem)) : h("p", { class: "muted" }, "None. A NaN, a spike or a stall would be here."),
+      ]),
+      this.panel("Configuration", config, () => [table(config, "No configuration was given to init.")]),
+      this.panel("Environment", environment, () => [table(environment, "The processes said nothing about their environment.")]),
+      this.panel("Processes", run.processes, () => [processTable(run.processes)]),
+      this.panel("What happened", others, () => [
+        others.length ? h("ul", { class: "events" }, ...others.map(eventItem)) : h("p", { class: "muted" }, "No events."),
+      ]),
+    ]);
   }
 
-  private async save(run: api.RunDetail, change: api.RunChange): Promise<void> {
-    try {
-      await api.changeRun(run.id, run.project, change);
-      Object.assign(run, change);
-    } catch (error) {
-      this.problem = error instanceof Error ? error.message : String(error);
-    }
-    this.draw();
+  /** A panel stays as it is, scrolled and selected, until what it shows is something else. */
+  private panel(title: string, content: unknown, make: () => Child[]): HTMLElement {
+    const made = JSON.stringify(content);
+    const known = this.panels.get(title);
+    if (known?.made === made) return known.element;
+    const element = panel(title, ...make());
+    this.panels.set(title, { made, element });
+    return element;
   }
+}
 
-  private remove(run: api.RunDetail): void {
-    const dialog = h("dialog", { "aria-label": "Delete the run" });
-    dialog.addEventListener("close", () => dialog.remove());
-    fill(
-      dialog,
-      h("h2", {}, `Delete ${run.name || run.id}?`),
-      h("p", {}, "All its points are removed from the server. There is no way back."),
-      h(
-        "p",
-        { class: "row-of-buttons" },
-        button("Delete", async () => {
-          try {
-            await api.deleteRun(run.id, run.project);
-            dialog.close();
-            go(["p", run.project]);
-          } catch (error) {
-            dialog.append(h("p", { class: "problem", role: "alert" }, error instanceof Error ? error.message : String(error)));
-          }
-        }, { class: "danger" }),
-        button("Keep it", () => dialog.close()),
-      ),
-    );
-    this.element.append(dialog);
-    dialog.showModal();
-  }
+function runFacts(run: api.RunDetail, events: api.TelemetryEvent[]): [string, Child][] {
+  const losses = Object.entries(run.losses ?? {}).filter(([, n]) => n > 0);
+  const heard = format.epoch(run.last_time);
+  const environment = new Map(Object.entries(run.environment ?? {}));
+  return [
+    ["state", h("span", {}, stateBadge(run), " ", h("span", { class: "muted" }, meaning(run.state)))],
+    ["id", run.id],
+    ["started", format.moment(format.epoch(run.started))],
+    ["ended", run.ended ? format.moment(format.epoch(run.ended)) : "not yet"],
+    ["last heard", `${format.moment(heard)} (${format.ago(heard)})`],
+    ["attempt", String(run.attempt)],
+    ["group", run.group || "–"],
+    ["exit", exitWords(events)],
+    ["points", run.points === undefined ? "–" : format.count(run.points)],
+    ["lost", losses.length ? losses.map(([reason, n]) => `${format.count(n)} ${reason.replaceAll("_", " ")}`).join(", ") : "nothing"],
+    ...FIRST.flatMap(([label, key]): [string, Child][] => (environment.has(key) ? [[label, words(environment.get(key))]] : [])),
+  ];
+}
+
+function words(value: unknown): string {
+  return Array.isArray(value) ? value.join(" ") : format.value(value);
+}
+
+function processTable(processes: api.Process[]): HTMLElement {
+  const shown = [...processes].sort((a, b) => (a.rank ?? 1e9) - (b.rank ?? 1e9)).slice(0, SHOWN_PROCESSES);
+  const cells = ({ id, rank, host, state }: api.Process) => [h("td", {}, rank ?? "–"), h("td", {}, host ?? "–"), h("td", {}, state ?? "–"), h("td", { class: "mono" }, id)];
+  return h(
+    "div",
+    { class: "scroll", tabindex: 0, role: "region", "aria-label": "Processes" },
+    h(
+      "table",
+      { class: "plain" },
+      h("thead", {}, h("tr", {}, ...["rank", "host", "state", "process"].map((name) => h("th", { scope: "col" }, name)))),
+      h("tbody", {}, ...shown.map((process) => h("tr", {}, ...cells(process)))),
+    ),
+    processes.length > shown.length && h("p", { class: "muted" }, `and ${processes.length - shown.length} more`),
+  );
 }
 
 function panel(title: string, ...content: Child[]): HTMLElement {
   return h("section", { class: "panel", "aria-label": title }, h("h2", {}, title), ...content);
-}
-
-function facts(rows: [string, Child][]): HTMLElement {
-  return h("dl", { class: "facts long" }, ...rows.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
 }
 
 function table(rows: [string, string][], none: string): HTMLElement {

@@ -1,7 +1,7 @@
 // All projects; where there are none, how to make one.
 
 import * as api from "../api";
-import { fill, h } from "../dom";
+import { arrange, fill, h } from "../dom";
 import * as format from "../format";
 import { address } from "../route";
 import { stateBadge } from "./badge";
@@ -12,6 +12,11 @@ const AGAIN_MS = 5000;
 
 export class Projects implements View {
   readonly element = h("div", { class: "projects" }, h("p", { class: "state", role: "status" }, "Loading …"));
+  private readonly title = h("h1", {}, "Projects");
+  private readonly cards = h("div", { class: "grid" });
+  private readonly heading = h("h2", {}, "Under way, or in need of a look");
+  private readonly attention = h("ul", { class: "attention" });
+  private readonly links = new Map<string, HTMLElement>();
   private timer = 0;
   private shown = "";
 
@@ -54,32 +59,32 @@ export class Projects implements View {
       fields: "",
     });
     const ordered = [...projects].sort((a, b) => format.epoch(b.last_time) - format.epoch(a.last_time));
-    const cards = ordered.map((project) =>
-      h(
-        "a",
-        { class: "project", href: address(["p", project.name]) },
-        h("h3", {}, project.name),
-        h("p", {}, `${format.count(project.runs)} ${project.runs === 1 ? "run" : "runs"}`),
-        h("p", { class: "muted" }, `last heard ${format.ago(format.epoch(project.last_time))}`),
-      ),
+    arrange(
+      this.cards,
+      ordered.map((project) => this.card(project)),
     );
-    fill(
-      this.element,
-      h("h1", {}, "Projects"),
-      h("div", { class: "grid" }, ...cards),
-      runs.length > 0 && h("h2", {}, "Under way, or in need of a look"),
-      runs.length > 0 && h("ul", { class: "attention" }, ...runs.map(item)),
-    );
+    arrange(this.attention, runs.map((run) => this.item(run)));
+    const parts = [this.title, this.cards, ...(runs.length ? [this.heading, this.attention] : [])];
+    arrange(this.element, parts);
   }
-}
 
-function item(run: api.Run): HTMLElement {
-  return h(
-    "li",
-    {},
-    stateBadge(run),
-    h("a", { href: address(["p", run.project, "runs", run.id]) }, run.name || run.id),
-    h("span", { class: "muted" }, run.project),
-    h("span", { class: "muted" }, `heard ${format.ago(format.epoch(run.last_time))}`),
-  );
+  /** Elements stay, with the focus on them, while what they say changes. */
+  private card({ name, runs, last_time: heard }: api.Project): HTMLElement {
+    const link = this.links.get(name) ?? h("a", { class: "project", href: address(["p", name]) });
+    this.links.set(name, link);
+    const words = `${format.count(runs)} ${runs === 1 ? "run" : "runs"}`;
+    fill(link, h("h3", {}, name), h("p", {}, words), h("p", { class: "muted" }, `last heard ${format.ago(format.epoch(heard))}`));
+    return link;
+  }
+
+  private item(run: api.Run): HTMLElement {
+    const key = JSON.stringify([run.project, run.id]);
+    const link = this.links.get(key) ?? h("a", { href: address(["p", run.project, "runs", run.id]) });
+    this.links.set(key, link);
+    link.textContent = run.name || run.id;
+    const heard = h("span", { class: "muted" }, `heard ${format.ago(format.epoch(run.last_time))}`);
+    const line = (link.parentElement as HTMLLIElement | null) ?? h("li", {}, link);
+    arrange(line, [stateBadge(run), link, h("span", { class: "muted" }, run.project), heard]);
+    return line;
+  }
 }

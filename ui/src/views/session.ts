@@ -64,6 +64,7 @@ export class Session {
     };
     const before = this.metrics.length;
     await new Promise((resolve) => setTimeout(resolve, LATER_MS));
+    await this.feed.idle();
     await Promise.allSettled(Array.from({ length: AT_ONCE }, work));
     if (this.metrics.length !== before || this.details.size > 0) onMore();
   }

@@ -1,6 +1,6 @@
 // A logged table: sorted by a click on a column, filtered by a text, with images in its cells.
 
-import { fill, h } from "../dom";
+import { button, fill, h } from "../dom";
 import * as format from "../format";
 
 const SHOWN = 200;
@@ -30,6 +30,7 @@ export class TableView {
       this.shown += SHOWN;
       this.draw();
     });
+    fill(this.head, ...this.columns.map((name, position) => h("th", { scope: "col" }, button(name, () => this.sortBy(position)))));
     this.element = h("div", { class: "logged" }, this.search, region, this.words);
     this.draw();
   }
@@ -41,16 +42,10 @@ export class TableView {
       const sign = this.up ? 1 : -1;
       rows = [...rows].sort((a, b) => sign * compare(a[this.sort], b[this.sort]));
     }
-    fill(
-      this.head,
-      ...this.columns.map((name, position) =>
-        h(
-          "th",
-          { scope: "col", "aria-sort": position === this.sort ? (this.up ? "ascending" : "descending") : undefined },
-          h("button", { type: "button", on: { click: () => this.sortBy(position) } }, name),
-        ),
-      ),
-    );
+    for (const [position, cell] of [...this.head.children].entries()) {
+      if (position === this.sort) cell.setAttribute("aria-sort", this.up ? "ascending" : "descending");
+      else cell.removeAttribute("aria-sort");
+    }
     fill(this.body, ...rows.slice(0, this.shown).map((row) => h("tr", {}, ...row.map((cell) => this.cell(cell)))));
     this.words.textContent = rows.length === this.rows.length ? `${rows.length} rows` : `${rows.length} of ${this.rows.length} rows`;
   }

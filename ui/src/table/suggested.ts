@@ -1,0 +1,26 @@
+// What the runs table shows when nobody has chosen yet: how runs are doing, and what they differ in.
+
+import type { Run } from "../api";
+import * as format from "../format";
+
+/** Of the machine, and of tensormeter itself. */
+const MACHINE = /^summary\.(system|process|hw|container|tensormeter)\./;
+
+/** Columns for a table of which `sample` are some runs, and `fields` what they have. */
+export function suggestedColumns(sample: Run[], fields: string[]): string[] {
+  const differing = fields.filter((key) => {
+    if (!key.startsWith("config.")) return false;
+    const values = new Set(sample.map((run) => JSON.stringify(format.flatten(run.config).get(key.slice("config.".length)))));
+    return values.size > 1 || sample.length === 1;
+  });
+  const metrics = fields.filter((key) => key.startsWith("summary.") && !MACHINE.test(key));
+  const telling = [...metrics].sort((a, b) => interest(a) - interest(b)).slice(0, 3);
+  const spark = telling[0] ? [`spark.${telling[0].slice("summary.".length)}`] : [];
+  return ["state", ...spark, ...telling, ...differing.slice(0, 3), "last_time", "duration", "tags", "notes"];
+}
+
+/** Losses and accuracies tell more than learning rates. */
+function interest(key: string): number {
+  const position = [/(eval|val).*loss/, /(eval|val).*acc/, /loss/, /acc/].findIndex((pattern) => pattern.test(key));
+  return position < 0 ? 9 : position;
+}
