@@ -72,9 +72,9 @@ def _parse_lower(text: str) -> str:
     return text.strip().lower()
 
 
-def _parse_restarts(text: str) -> int:
-    """Schedulers count from 0 how often they have started a job again."""
-    return int(text) + 1
+def _parse_restarts(text: str) -> int | None:
+    """Schedulers count how often they have started a job again. Of 0 nothing follows: torchrun begins anew after a requeue."""
+    return int(text) + 1 if int(text) else None
 
 
 def _parse_milliseconds(text: str) -> float:
@@ -109,10 +109,12 @@ def _setting(
             text = os.environ.get(variable)
             if text:
                 try:
-                    return parse_variable(text)
+                    value = parse_variable(text)
                 except ValueError as error:
                     shown = "***" if secret else repr(text)
                     raise SettingsError(f"environment variable {variable}={shown}: {error}") from None
+                if value is not None:
+                    return value
         return default() if callable(default) else default
 
     words = shown or (
@@ -145,8 +147,8 @@ class Settings:
     attempt: int | None = _setting(
         None,
         "TENSORMETER_ATTEMPT",
-        ("TORCHELASTIC_RESTART_COUNT", _parse_restarts),
         ("SLURM_RESTART_COUNT", _parse_restarts),
+        ("TORCHELASTIC_RESTART_COUNT", _parse_restarts),
         parse=int,
         shown="counted on this machine",
         help="Which attempt at the run this is, from 1: a later one shadows the steps that it repeats.",

@@ -48,14 +48,28 @@ def test_attempts_are_counted(settings, receiver):
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "attempt"),
-    [("TENSORMETER_ATTEMPT", "7", 7), ("SLURM_RESTART_COUNT", "3", 4), ("TORCHELASTIC_RESTART_COUNT", "0", 1)],
+    ("environment", "attempt"),
+    [
+        ({"TENSORMETER_ATTEMPT": "7", "SLURM_RESTART_COUNT": "3"}, 7),
+        ({"SLURM_RESTART_COUNT": "3"}, 4),
+        ({"TORCHELASTIC_RESTART_COUNT": "2"}, 3),
+        # A job that was queued again begins a new torchrun, which counts from 0.
+        ({"SLURM_RESTART_COUNT": "1", "TORCHELASTIC_RESTART_COUNT": "0"}, 2),
+    ],
 )
-def test_a_scheduler_knows_better(settings, tmp_path, monkeypatch, variable, value, attempt):
-    monkeypatch.setenv(variable, value)
+def test_a_scheduler_knows_better(settings, tmp_path, monkeypatch, environment, attempt):
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
     given = {"directory": tmp_path / "state", "buffer_directory": tmp_path / "rings", "mode": "offline", "agent": "off"}
     with tensormeter.init(settings=given) as run:
         assert run.attempt == attempt
+
+
+def test_a_scheduler_that_has_restarted_nothing_says_nothing(settings, monkeypatch):
+    """Whoever runs torchrun again by hand, or by Kubernetes, is at a further attempt all the same."""
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    with tensormeter.init(settings=settings, id="elsewhere", resume=True) as run:
+        assert run.attempt == 2
 
 
 def test_resume_needs_an_id(settings):

@@ -90,6 +90,8 @@ def test_a_sender_that_knows_only_opentelemetry(server):
     (series,) = server.get(f"/api/v1/runs/{run_id}/series", metric="temperature")["series"]
     assert series == {
         "process": "i-1",
+        "attempt": 1,
+        "kind": "gauge",
         "attributes": {"room": "a"},
         "time": [T0, T0 + 1],
         "step": [None, None],

@@ -39,6 +39,7 @@ export interface Run {
 
 export interface Process {
   id: string;
+  attempt: number;
   rank: number | null;
   host: string | null;
   state: State | null;

@@ -124,6 +124,7 @@ class BlockReader:
         header, data = self._connection.columns(
             "runs", run_id, "series",
             project=project, metric=self._metric, x="time", process=process, start=start, stop=stop, limit=self._most,
+            attempt="all",
         )  # fmt: skip
         return [_block(self._metric, one, data) for one in header["series"]]
 

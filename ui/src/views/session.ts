@@ -107,7 +107,8 @@ export class Session {
 
   private firstProcess(run: string): string | null {
     const ranked = this.details.get(run)?.processes.filter(({ rank }) => rank !== null) ?? [];
-    return ranked.sort((a, b) => (a.rank as number) - (b.rank as number))[0]?.id ?? null;
+    // Of a run that was resumed, the latest attempt: lines bear its name.
+    return ranked.sort((a, b) => (a.rank as number) - (b.rank as number) || b.attempt - a.attempt)[0]?.id ?? null;
   }
 
   private take(detail: api.RunDetail): void {

@@ -63,8 +63,8 @@ def encode_columns(result: PointsResult, *, reset: bool) -> bytes:
     arrays = _Arrays()
     series = []
     for one in result.series:
-        about = {"run": one.run, "process": one.process, "metric": one.metric, "kind": one.kind}
-        rest = {"attributes": one.attributes, "total": one.total}
+        about = {"run": one.run, "process": one.process, "attempt": one.attempt, "metric": one.metric}
+        rest = {"kind": one.kind, "attributes": one.attributes, "total": one.total}
         series.append(about | rest | {"x": arrays.add(one.x), "y": arrays.add(one.y)})
     return arrays.encode({"series": series, "cursor": result.cursor, "reset": reset})
 
@@ -75,7 +75,8 @@ def encode_full_columns(metric: str, x: str, found: Sequence[FullSeries]) -> byt
     series = []
     for one in found:
         points = one.points
-        document = {"process": one.process, "kind": one.kind, "attributes": one.attributes}
+        document: dict[str, Any] = {"process": one.process, "attempt": one.attempt, "kind": one.kind}
+        document["attributes"] = one.attributes
         document |= {"time": arrays.add(points.times), "step": arrays.add(one.steps), "value": arrays.add(points.words)}
         if not one.stepped.all():
             document["stepped"] = arrays.add(one.stepped.view(np.uint8))

@@ -26,6 +26,7 @@ _NANOSECONDS: Final[_Schema] = {
     "pattern": "^-?[0-9]+$",
     "description": "Nanoseconds since the Unix epoch.",
 }
+_ATTEMPT: Final[_Schema] = {"oneOf": [{"type": "integer", "minimum": 1, "maximum": 999_999_999}, {"enum": ["all"]}]}
 _JSON_NUMBER: Final[_Schema] = {"oneOf": [_NUMBER, {"enum": ["NaN", "Infinity", "-Infinity"]}]}
 
 
@@ -78,7 +79,7 @@ _SCHEMAS: Final[Mapping[str, _Schema]] = {
     "RunDetails": _shape(
         **_RUN_FIELDS,
         processes=_list(
-            _shape(id=_TEXT, rank={}, host={}, state=_nullable(_TEXT), resource=_OBJECT),
+            _shape(id=_TEXT, attempt=_INTEGER, rank={}, host={}, state=_nullable(_TEXT), resource=_OBJECT),
         ),
         environment=_OBJECT,
         losses={"type": "object", "additionalProperties": _INTEGER},
@@ -121,6 +122,7 @@ _SCHEMAS: Final[Mapping[str, _Schema]] = {
             "process": _nullable(_TEXT),
             "attributes": _nullable(_OBJECT),
             "after": _nullable(_TEXT),
+            "attempt": _nullable(_ATTEMPT),
         },
     },
     "QueryResult": _shape(
@@ -128,6 +130,7 @@ _SCHEMAS: Final[Mapping[str, _Schema]] = {
             _shape(
                 run=_TEXT,
                 process=_TEXT,
+                attempt=_INTEGER,
                 metric=_TEXT,
                 kind=_TEXT,
                 attributes=_OBJECT,
@@ -203,6 +206,7 @@ def openapi_document() -> dict[str, Any]:
             _parameter("start", _INT64),
             _parameter("stop", _INT64),
             _parameter("limit", {"type": "integer", "minimum": 1, "maximum": MAX_READ_POINTS}),
+            _parameter("attempt", _ATTEMPT),
         ],
     )
     series["responses"]["200"]["content"][COLUMNS] = {"schema": {"type": "string", "format": "binary"}}
@@ -274,6 +278,7 @@ def openapi_document() -> dict[str, Any]:
                     axis,
                     *_RANGE,
                     _parameter("max_points", {"type": "integer", "minimum": 1, "maximum": 100_000}),
+                    _parameter("attempt", _ATTEMPT),
                 ],
             )
         },
@@ -289,6 +294,7 @@ def openapi_document() -> dict[str, Any]:
                     _parameter("process"),
                     {"name": "attributes", "in": "query", "content": {"application/json": {"schema": _OBJECT}}},
                     _parameter("max_points", {"type": "integer", "minimum": 2, "maximum": 2000}),
+                    _parameter("attempt", _ATTEMPT),
                 ],
             )
         },

@@ -25,6 +25,7 @@ from tensormeter.server.api.request import (
     run_ref,
     strings,
 )
+from tensormeter.server.query.attempts import parse_attempt
 from tensormeter.server.query.axis import Axis, Placed, read_along
 from tensormeter.server.query.full import FullSeries, read_full
 from tensormeter.server.query.histograms import decode_distribution
@@ -88,11 +89,20 @@ class PointsApi:
         start, stop = optional_integer(query, "start"), optional_integer(query, "stop")
         limit = integer(query, "limit", MAX_READ_POINTS, 1, MAX_READ_POINTS)
         process = query.get("process")
+        attempt = parse_attempt(query.get("attempt"))
         binary = COLUMNS in request.headers.get("accept", "")
 
         def work() -> Response:
             found = read_full(
-                self._store, ref, metric, by_step=x == "step", process=process, start=start, stop=stop, limit=limit
+                self._store,
+                ref,
+                metric,
+                by_step=x == "step",
+                process=process,
+                start=start,
+                stop=stop,
+                attempt=attempt,
+                limit=limit,
             )
             if binary:
                 return Response(encode_full_columns(metric, x, found), media_type=COLUMNS)
@@ -105,10 +115,11 @@ class PointsApi:
         ref, query = run_ref(request), parameters(request)
         metric, axis = _metric(query), Axis.parse(query.get("x", "step"))
         most = integer(query, "max_points", 500, 1, MAX_POINTS)
+        attempt = parse_attempt(query.get("attempt"))
         start, stop = number(query, "start"), number(query, "stop")
 
         def work() -> bytes:
-            placed, _, _ = read_along(self._store, ref, [metric], axis, start=start, stop=stop)
+            placed, _, _ = read_along(self._store, ref, [metric], axis, start=start, stop=stop, attempt=attempt)
             found = rank_statistics(placed, most)
             return encode(
                 {
@@ -131,12 +142,21 @@ class PointsApi:
         most = integer(query, "max_points", 200, 2, 2000)
         start, stop = number(query, "start"), number(query, "stop")
         attributes = _attributes(query.get("attributes"))
+        attempt = parse_attempt(query.get("attempt"))
 
         def placed() -> list[Placed]:
-            process = query.get("process")
-            return read_along(self._store, ref, [metric], axis, process=process, numeric=False, start=start, stop=stop)[
-                0
-            ]
+            found, _, _ = read_along(
+                self._store,
+                ref,
+                [metric],
+                axis,
+                process=query.get("process"),
+                numeric=False,
+                start=start,
+                stop=stop,
+                attempt=attempt,
+            )
+            return found
 
         def work() -> bytes:
             return encode(_histograms(placed(), attributes, most))
@@ -166,6 +186,7 @@ def _query(document: Mapping[str, Any]) -> PointsQuery:
         None if process == "all" else process,
         attributes,
         after or None,
+        parse_attempt(document.get("attempt")),
     )
 
 
@@ -224,8 +245,8 @@ def _numbers(values: NDArray[np.float64]) -> list[Any]:
 def _encode_result(result: PointsResult, *, reset: bool) -> Iterator[bytes]:
     yield b'{"series":['
     for position, one in enumerate(result.series):
-        about = {"run": one.run, "process": one.process, "metric": one.metric, "kind": one.kind}
-        rest = {"attributes": one.attributes, "total": one.total}
+        about = {"run": one.run, "process": one.process, "attempt": one.attempt}
+        rest = {"metric": one.metric, "kind": one.kind, "attributes": one.attributes, "total": one.total}
         arrays = b',"x":' + encode(_numbers(one.x)) + b',"y":' + encode(_numbers(one.y)) + b"}"
         yield (b"," if position else b"") + encode(about | rest)[:-1] + arrays
     yield b"]," + encode({"cursor": result.cursor, "reset": reset})[1:]
@@ -235,7 +256,8 @@ def _encode_full(metric: str, x: str, found: Sequence[FullSeries]) -> Iterator[b
     """The document piece by piece; Starlette draws each piece on a worker thread."""
     yield encode({"metric": metric, "x": x})[:-1] + b',"series":['
     for position, series in enumerate(found):
-        head = encode({"process": series.process, "kind": series.kind, "attributes": series.attributes})[:-1]
+        about = {"process": series.process, "attempt": series.attempt, "kind": series.kind}
+        head = encode(about | {"attributes": series.attributes})[:-1]
         yield (b"," if position else b"") + head
         for name in ("time", "step", "value"):
             yield f',"{name}":['.encode()

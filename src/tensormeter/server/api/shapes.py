@@ -47,6 +47,7 @@ def process_json(process: ProcessSummary) -> dict[str, Any]:
     """A process of a run."""
     return {
         "id": process.process,
+        "attempt": process.attempt,
         "rank": process.resource.get("tensormeter.rank"),
         "host": process.resource.get("host.name"),
         "state": process.state,
@@ -97,8 +98,10 @@ def trim_config(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any
 def _metric(group: Sequence[MetricSummary]) -> dict[str, Any]:
     last = max(group, key=lambda one: one.last_time or 0)
     attributes: list[Mapping[str, Any]] = []
+    attempts: dict[int, set[str]] = {}
     seen = set()
     for one in group:
+        attempts.setdefault(one.attempt, set()).add(one.process)
         key = repr(one.attributes)
         if key not in seen:
             seen.add(key)
@@ -112,7 +115,7 @@ def _metric(group: Sequence[MetricSummary]) -> dict[str, Any]:
         "monotonic": last.kind.monotonic,
         "attributes": attributes,
         "points": sum(one.points for one in group),
-        "processes": len({one.process for one in group}),
+        "processes": max(len(processes) for processes in attempts.values()),
         "last": json_value(last.last),
         "last_step": last.last_step,
         "last_time": None if last.last_time is None else str(last.last_time),

@@ -1,7 +1,7 @@
 """The x of points: their step, their time, or another metric's value at the same time in the same process."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from tensormeter.errors import UsageError
 from tensormeter.otlp.batch import STEP_METRIC
+from tensormeter.server.query.attempts import AttemptChoice, Attempts
 from tensormeter.server.store import MAX_READ_POINTS, Points, RunRef, Series, Store
 from tensormeter.server.store.points import Column
 
@@ -47,10 +48,11 @@ class Axis:
 
 @dataclass(frozen=True, eq=False)
 class Placed:
-    """A series and its x: float64, shape (n,), ascending."""
+    """A series, its x (float64, shape (n,), ascending), and the attempt that its process belongs to."""
 
     series: Series
     x: NDArray[np.float64]
+    attempt: int = 1
 
 
 def read_along(
@@ -64,12 +66,14 @@ def read_along(
     start: float | None = None,
     stop: float | None = None,
     after: str | None = None,
+    attempt: AttemptChoice = None,
     limit: int = MAX_READ_POINTS,
 ) -> tuple[list[Placed], str, bool]:
     """Points of a run with start <= x < stop, by x.
 
     Args:
         start: In units of x: steps, or seconds (since the epoch, or since the run's start).
+        attempt: Which attempts. On the effective line, pieces of one line are one series, under the name of the latest.
         limit: Points to look at, at most, those of x among them.
 
     Returns:
@@ -87,28 +91,57 @@ def read_along(
     reading = store.read(
         ref, wanted, process=process, numeric=numeric, start=first, stop=last, after=after, limit=limit
     )
-    series = [one for one in reading.series if one.metric in metrics]
+    attempts = Attempts(reading.attempts, attempt)
+    series = attempts.chosen(one for one in reading.series if one.metric in metrics)
     along: Sequence[Series] = []
     if axis.metric is not None:
         if numeric and reading.complete:
             along = [one for one in reading.series if one.metric == axis.metric]
         elif series:
-            # Their x may have come before them.
-            first = min(int(one.points.times[0]) for one in series)
-            last = max(int(one.points.times[-1]) for one in series) + 1
-            along = store.read(ref, [axis.metric], process=process, start=first, stop=last, limit=limit).series
+            along = _along(
+                store, ref, axis.metric, series, process=process, limit=limit
+            )  # their x may have come before them
+    cut = attempts.shadowed()
+    shadowed = [one for one in series if one.process in cut]
+    if shadowed:
+        steps = along
+        if axis.metric != STEP_METRIC:
+            steps = _along(store, ref, STEP_METRIC, shadowed, process=process, limit=limit)
+        series = attempts.effective(series, steps)
     placed = []
-    for one in series:
-        if axis.metric is None:
-            x = _seconds(one.points.times, origin)
-            found = Placed(one, x)
-            if after is not None:
-                found = _cut(found, start, stop)
-        else:
-            found = _cut(_join(one, along), start, stop)
-        if len(found.x):
-            placed.append(found)
+    for pieces in attempts.lines(series):
+        found = []
+        for one in pieces:
+            if axis.metric is not None:
+                found.append(_cut(_join(one, along), start, stop))
+            else:
+                whole = Placed(one, _seconds(one.points.times, origin))
+                found.append(whole if after is None else _cut(whole, start, stop))
+        line = _line(found)
+        if len(line.x):
+            placed.append(replace(line, attempt=attempts.number(line.series.process)))
     return placed, reading.cursor, reading.complete
+
+
+def _along(
+    store: Store, ref: RunRef, metric: str, series: Sequence[Series], *, process: str | None, limit: int
+) -> Sequence[Series]:
+    """A metric at the times at which these series have points."""
+    first = min(int(one.points.times[0]) for one in series)
+    last = max(int(one.points.times[-1]) for one in series) + 1
+    return store.read(ref, [metric], process=process, start=first, stop=last, limit=limit).series
+
+
+def _line(pieces: Sequence[Placed]) -> Placed:
+    """One line out of its pieces."""
+    if len(pieces) == 1:
+        return pieces[0]
+    x = np.concatenate([piece.x for piece in pieces])
+    points: Column = type(pieces[0].series.points).concat([piece.series.points for piece in pieces])
+    if np.any(x[1:] < x[:-1]):
+        order = np.argsort(x, kind="stable")
+        x, points = x[order], points[order]
+    return Placed(replace(pieces[-1].series, points=points), x)
 
 
 def _nanoseconds(x: float | None, origin: float) -> int | None:

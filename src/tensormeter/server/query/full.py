@@ -1,6 +1,6 @@
 """Every point of a metric, exactly as it was logged, with its step."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.otlp.batch import STEP_METRIC
-from tensormeter.server.store import MAX_READ_POINTS, Points, RunRef, Store
+from tensormeter.server.query.attempts import AttemptChoice, Attempts, kept
+from tensormeter.server.store import MAX_READ_POINTS, Points, RunRef, Series, Store
 from tensormeter.server.store.reader import steps_at
 
 __all__ = ["FullSeries", "read_full"]
@@ -19,12 +20,13 @@ class FullSeries:
     """Points of one series, in the order asked for.
 
     Attributes:
-        points: n points with distinct times.
+        points: n points; of one process, with distinct times.
         steps: int64, shape (n,): the step logged at each point's time, where `stepped`; elsewhere 0.
         stepped: bool, shape (n,).
     """
 
     process: str
+    attempt: int
     kind: str
     attributes: Mapping[str, Any]
     points: Points
@@ -41,6 +43,7 @@ def read_full(
     process: str | None = None,
     start: int | None = None,
     stop: int | None = None,
+    attempt: AttemptChoice = None,
     limit: int = MAX_READ_POINTS,
 ) -> list[FullSeries]:
     """Every point of a metric, one entry a series.
@@ -49,6 +52,7 @@ def read_full(
         by_step: Order by (step, time), points without a step last; else by time.
         start: Only points with step (or time, in nanoseconds) >= start.
         stop: Only points with step (or time) < stop. A point without a step is in no range of steps.
+        attempt: Which attempts. On the effective line, pieces of one line are one series, under the name of the latest.
         limit: Points to look at, at most, the steps among them.
 
     Raises:
@@ -56,17 +60,19 @@ def read_full(
     """
     first, last = (None, None) if by_step else (start, stop)
     reading = store.read(ref, [metric, STEP_METRIC], process=process, start=first, stop=last, limit=limit)
+    attempts = Attempts(reading.attempts, attempt)
+    shadowed = attempts.shadowed()
     steps: dict[str, list[Points]] = {}
     for one in reading.series:
         if one.metric == STEP_METRIC:
             assert isinstance(one.points, Points)
             steps.setdefault(one.process, []).append(one.points)
+    wanted = attempts.chosen(one for one in reading.series if one.metric == metric and isinstance(one.points, Points))
     found: list[FullSeries] = []
-    for one in reading.series:
-        points = one.points
-        if one.metric != metric or not isinstance(points, Points):
-            continue
-        column, stepped = steps_at(Points.concat(steps.get(one.process, ())).distinct(), points.times)
+    for pieces in attempts.lines(wanted):
+        columns = [_stepped(piece, steps.get(piece.process, ()), shadowed.get(piece.process, ())) for piece in pieces]
+        points = Points.concat(one[0] for one in columns)
+        column, stepped = (np.concatenate([one[index] for one in columns]) for index in (1, 2))
         if by_step:
             inside = np.ones(len(points), np.bool_) if start is None and stop is None else stepped.copy()
             if start is not None:
@@ -78,5 +84,20 @@ def read_full(
             if not stepped.all() or np.any(column[1:] < column[:-1]):
                 order = np.lexsort((points.times, column, ~stepped))
                 points, column, stepped = points[order], column[order], stepped[order]
-        found.append(FullSeries(one.process, one.kind.name, one.attributes, points, column, stepped))
+        last_piece = pieces[-1]
+        number, kind = attempts.number(last_piece.process), last_piece.kind.name
+        found.append(FullSeries(last_piece.process, number, kind, last_piece.attributes, points, column, stepped))
     return found
+
+
+def _stepped(
+    series: Series, steps: Sequence[Points], begins: Sequence[tuple[int, int]]
+) -> tuple[Points, NDArray[np.int64], NDArray[np.bool_]]:
+    """Points, the step of each, and whether it has one; without what later attempts shadow."""
+    points = series.points
+    assert isinstance(points, Points)
+    column, stepped = steps_at(Points.concat(steps).distinct(), points.times)
+    if not begins:
+        return points, column, stepped
+    mask = kept(points.times, column, stepped, begins)
+    return points[mask], column[mask], stepped[mask]

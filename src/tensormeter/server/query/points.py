@@ -7,6 +7,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tensormeter.server.query.attempts import AttemptChoice
 from tensormeter.server.query.axis import Axis, Placed, read_along
 from tensormeter.server.query.sampling import sample
 from tensormeter.server.store import MAX_READ_POINTS, Points, RunRef, Store, TooManyPointsError
@@ -29,6 +30,7 @@ class PointsQuery:
     process: str | None = None
     attributes: Mapping[str, Any] | None = None
     after: str | None = None
+    attempt: AttemptChoice = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +39,7 @@ class SampledSeries:
 
     run: str
     process: str
+    attempt: int
     metric: str
     kind: str
     attributes: Mapping[str, Any]
@@ -85,6 +88,7 @@ def _query(store: Store, query: PointsQuery, after: str | None) -> PointsResult 
             start=query.start,
             stop=query.stop,
             after=after,
+            attempt=query.attempt,
             limit=budget,
         )
         if all_there and after is not None:
@@ -110,6 +114,7 @@ def _sampled(ref: RunRef, placed: Sequence[Placed], query: PointsQuery) -> Itera
         yield SampledSeries(
             ref.run_id,
             series.process,
+            one.attempt,
             series.metric,
             series.kind.name,
             series.attributes,

@@ -32,6 +32,7 @@ from tensormeter.server.store.values import (
     Change,
     Changes,
     MetricSummary,
+    ProcessAttempt,
     ProcessSummary,
     ProjectSummary,
     Reading,
@@ -56,6 +57,7 @@ __all__ = [
     "MetricSummary",
     "NotFoundError",
     "Points",
+    "ProcessAttempt",
     "ProcessSummary",
     "ProjectSummary",
     "Reading",
@@ -180,7 +182,8 @@ class Store(Protocol):
             numeric: Numbers (`Points`), or else distributions (`Blobs`).
             start: Only points with time >= start.
             stop: Only points with time < stop.
-            after: Only points that arrived after this cursor, if the store still knows which; else all.
+            after: Only points that arrived after this cursor, if the store still knows which, and no attempt has turned out
+                to begin earlier since; else all.
             limit: Points to look at, at most.
 
         Raises:

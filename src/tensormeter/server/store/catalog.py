@@ -5,9 +5,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.server.store import AmbiguousRunError, NotFoundError
 from tensormeter.server.store.arrivals import Arrival
 from tensormeter.server.store.heads import Placed
+from tensormeter.server.store.points import Points
+from tensormeter.server.store.reader import beginning
 from tensormeter.server.store.source import Source
 
 __all__ = ["DELETED", "Catalog", "find_run"]
@@ -48,6 +51,7 @@ class Catalog:
         self._connection = connection
         self._processes: dict[tuple[str, str, str], _Process] = {}
         self._series: dict[tuple[int, str, str, str, str], int] = {}
+        self._beginnings: dict[tuple[str, str, str], tuple[int, int]] = {}
         self._tombstones: dict[tuple[str, str], _Tombstone] = {}
         self.forget()
 
@@ -55,6 +59,7 @@ class Catalog:
         """Drop what is remembered: rows may be gone again."""
         self._processes.clear()
         self._series.clear()
+        self._beginnings.clear()
         rows = self._connection.execute("SELECT project, run_id, time, journal, revived FROM tombstone")
         self._tombstones = {(row[0], row[1]): _Tombstone(row[2], row[3], bool(row[4])) for row in rows}
 
@@ -105,6 +110,27 @@ class Catalog:
             self._processes.clear()
         self._processes[key] = _Process(run, process, source.name, source.resource)
         return run, process
+
+    def note_beginnings(self, arrivals: Iterable[Arrival], seq: int) -> None:
+        """Remember where processes of later attempts begin, and the journal row that said so."""
+        for arrival in arrivals:
+            source = arrival.source
+            if source.attempt == 1 or arrival.metric != STEP_METRIC or not isinstance(arrival.points, Points):
+                continue
+            found = beginning(arrival.points)
+            if found is None:
+                continue
+            key = (source.project, source.run_id, source.process)
+            known = self._beginnings.get(key)
+            if known is None or found[0] < known[0] or found[1] < known[1]:
+                row = self._connection.execute(
+                    "UPDATE process SET first_step = min(ifnull(first_step, ?1), ?1), began = min(ifnull(began, ?2), ?2),"
+                    " began_seq = iif(first_step <= ?1 AND began <= ?2, began_seq, ?3) WHERE process = ?6"
+                    " AND run = (SELECT id FROM run WHERE project = ?4 AND run_id = ?5) RETURNING first_step, began",
+                    (*found, seq, *key),
+                ).fetchone()
+                if row is not None:
+                    self._beginnings[key] = row
 
     def series(self, run: int, process: int, arrival: Arrival) -> int | None:
         """The row of a series, or None if the run has too many to get another."""

@@ -27,9 +27,9 @@ def list_projects(connection: sqlite3.Connection) -> list[ProjectSummary]:
 def list_processes(connection: sqlite3.Connection, run: int) -> list[ProcessSummary]:
     """The processes of a run, in the order in which they were first seen."""
     rows = connection.execute(
-        "SELECT process, resource, started, ended, end_state FROM process WHERE run = ? ORDER BY id", (run,)
+        "SELECT process, attempt, resource, started, ended, end_state FROM process WHERE run = ? ORDER BY id", (run,)
     )
-    return [ProcessSummary(row[0], json.loads(row[1]), process_state(*row[2:])) for row in rows]
+    return [ProcessSummary(row[0], row[1], json.loads(row[2]), process_state(*row[3:])) for row in rows]
 
 
 def list_losses(connection: sqlite3.Connection, run: int) -> dict[str, int]:
@@ -44,7 +44,7 @@ def list_losses(connection: sqlite3.Connection, run: int) -> dict[str, int]:
 def list_metrics(connection: sqlite3.Connection, layers: Sequence[Layer], run: int) -> list[MetricSummary]:
     """Every series of a run, by metric, process and attributes."""
     rows = connection.execute(
-        "SELECT series.id, process.id, metric, kind, process.process, attributes, unit, description, series.points,"
+        "SELECT series.id, process.id, metric, kind, process.process, attempt, attributes, unit, description, series.points,"
         " last_time, last_word, last_integer, last_step"
         " FROM process JOIN series ON series.process = process.id WHERE run = ?"
         " ORDER BY metric, process.process, attributes, kind",
@@ -55,7 +55,7 @@ def list_metrics(connection: sqlite3.Connection, layers: Sequence[Layer], run: i
 
 
 def _metric(row: Sequence[Any], layers: Sequence[Layer], steps: StepFinder) -> MetricSummary:
-    series, process, metric, kind_text, name, attributes, unit, description, points, *last = row
+    series, process, metric, kind_text, name, attempt, attributes, unit, description, points, *last = row
     newest: Newest | None = None if last[0] is None else (last[0], last[1], bool(last[2]))
     step = last[3]
     for layer in layers:
@@ -70,6 +70,7 @@ def _metric(row: Sequence[Any], layers: Sequence[Layer], steps: StepFinder) -> M
         metric=metric,
         kind=kind,
         process=name,
+        attempt=attempt,
         attributes=json.loads(attributes),
         unit=unit,
         description=description,

@@ -4,10 +4,14 @@ import logging
 import sqlite3
 from typing import Final
 
+from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.server.store.chunks import Chunk, decode_chunk
+from tensormeter.server.store.reader import beginning
 from tensormeter.server.store.summary import Totals, add_totals
 
 __all__ = ["migrate"]
+
+_CHUNK: Final = "n, t_min, t_max, kind, times, words, integers"
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +33,11 @@ def migrate(connection: sqlite3.Connection, version: int, schema: str, target: i
     connection.execute("PRAGMA foreign_keys = OFF")
     connection.execute("BEGIN IMMEDIATE")
     try:
-        _from_1(connection, schema)
+        if version == 1:
+            _from_1(connection, schema)
+        else:
+            _from_2(connection)
+        _beginnings(connection)
         connection.execute(f"PRAGMA user_version = {target}")
         connection.execute("COMMIT")
     except BaseException:
@@ -75,6 +83,31 @@ def _from_1(connection: sqlite3.Connection, schema: str) -> None:
     _summaries(connection)
 
 
+def _from_2(connection: sqlite3.Connection) -> None:
+    """Version 2 did not know where an attempt began."""
+    for column in ("first_step", "began", "began_seq"):
+        connection.execute(f"ALTER TABLE process ADD COLUMN {column} INTEGER")
+
+
+def _beginnings(connection: sqlite3.Connection) -> None:
+    rows = connection.execute(
+        "SELECT process.id, series.id FROM series JOIN process ON process.id = series.process"
+        " WHERE metric = ? AND attempt > 1 AND kind = 'gauge'",
+        (STEP_METRIC,),
+    ).fetchall()
+    for process, series in rows:
+        for row in connection.execute(
+            f"SELECT {_CHUNK} FROM chunk WHERE series = ? ORDER BY seq", (series,)
+        ).fetchall():
+            began = beginning(decode_chunk(Chunk(*row)))
+            if began is not None:
+                connection.execute(
+                    "UPDATE process SET first_step = min(ifnull(first_step, ?1), ?1), began = min(ifnull(began, ?2), ?2)"
+                    " WHERE id = ?3",
+                    (*began, process),
+                )
+
+
 def _states(connection: sqlite3.Connection) -> None:
     from tensormeter.server.store.lifecycle import refresh_run
 
@@ -87,9 +120,7 @@ def _summaries(connection: sqlite3.Connection) -> None:
         "SELECT run, metric, series.id FROM series JOIN process ON process.id = series.process",
     ).fetchall()
     for run, metric, series in rows:
-        chunks = connection.execute(
-            "SELECT n, t_min, t_max, kind, times, words, integers FROM chunk WHERE series = ? ORDER BY seq", (series,)
-        )
+        chunks = connection.execute(f"SELECT {_CHUNK} FROM chunk WHERE series = ? ORDER BY seq", (series,))
         totals = [Totals.of(decode_chunk(Chunk(*row))) for row in chunks]
         if totals:
             add_totals(connection, run, metric, Totals.merge(totals))

@@ -32,7 +32,7 @@ from tensormeter.server.store.cursor import Cursor
 from tensormeter.server.store.events import last_event, read_alerts, read_events, read_media
 from tensormeter.server.store.heads import Heads, Layer
 from tensormeter.server.store.schema import connect
-from tensormeter.server.store.selection import find_series, new_series, read_series
+from tensormeter.server.store.selection import find_attempts, find_series, new_series, read_series
 from tensormeter.server.store.transaction import reading
 
 __all__ = ["READERS", "SqliteQueries"]
@@ -126,17 +126,18 @@ class SqliteQueries:
                     connection.execute("SELECT ifnull(started, created) FROM run WHERE id = ?", (run,)).fetchone()[0]
                 )
                 rows = find_series(connection, run, metrics, process, numeric=numeric)
+                attempts, changed = find_attempts(connection, run)
                 cursor = str(Cursor(seq, last_event(connection)))
             wanted = {row[0] for row in rows}
-            if after is not None:
-                parts = self._heads.since(run, Cursor.parse(after).seq, wanted)
+            if after is not None and changed <= (known := Cursor.parse(after).seq):
+                parts = self._heads.since(run, known, wanted)
                 if parts is not None:
-                    return Reading(new_series(rows, parts, numeric=numeric), cursor, complete=False, started=started)
+                    return Reading(new_series(rows, parts, numeric=numeric), cursor, False, started, attempts)
             layers = self._heads.layers({run}, wanted)
             with reading(connection):
                 layers = _unfolded(connection, layers)
                 found = read_series(connection, layers, rows, numeric=numeric, start=start, stop=stop, limit=limit)
-            return Reading(found, cursor, complete=True, started=started)
+            return Reading(found, cursor, True, started, attempts)
 
     def events(
         self,

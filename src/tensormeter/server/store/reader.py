@@ -11,7 +11,7 @@ from tensormeter.server.store.chunks import Chunk, decode_blobs, decode_chunk
 from tensormeter.server.store.heads import Layer
 from tensormeter.server.store.points import Blobs, Column, Points
 
-__all__ = ["chunk_points", "chunks", "count_points", "read_at", "read_points", "steps_at"]
+__all__ = ["beginning", "chunk_points", "chunks", "count_points", "read_at", "read_points", "steps_at"]
 
 _COLUMNS: Final = "n, t_min, t_max, kind, times, words, integers"
 _BLOBS: Final = 3
@@ -116,6 +116,14 @@ def steps_at(steps: Points, times: NDArray[np.int64]) -> tuple[NDArray[np.int64]
     index = np.minimum(np.searchsorted(steps.times, times), len(words) - 1)
     stepped = (steps.times[index] == times) & known[index]
     return np.where(stepped, words[index], 0), stepped
+
+
+def beginning(steps: Points) -> tuple[int, int] | None:
+    """The lowest step among points of `tensormeter.step`, and the earliest time of any; None if there is no step."""
+    logged, stepped = steps_at(steps, steps.times)
+    if not stepped.any():
+        return None
+    return int(logged[stepped].min()), int(steps.times[stepped].min())
 
 
 def _bounds(start: int | None, stop: int | None) -> tuple[int, int]:

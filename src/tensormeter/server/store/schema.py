@@ -13,7 +13,7 @@ from tensormeter.server.store.migration import migrate
 
 __all__ = ["SCHEMA_VERSION", "connect", "prepare"]
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 _APPLICATION_ID: Final = 0x746D7472  # "tmtr"
 
 _SCHEMA: Final = """
@@ -64,6 +64,9 @@ CREATE TABLE process (
     ended INTEGER,                          -- time of the latest run.end
     end_state TEXT,
     losses TEXT NOT NULL DEFAULT '{}',      -- JSON object: counts of what the sender had to drop, by reason
+    first_step INTEGER,                     -- lowest step, of processes of later attempts than the first
+    began INTEGER,                          -- time of the earliest step of such a process
+    began_seq INTEGER,                      -- journal row that changed one of these
     UNIQUE (run, process)
 );
 

@@ -4,13 +4,13 @@ import json
 import sqlite3
 from collections.abc import Mapping, Sequence
 
-from tensormeter.server.store import Series, TooManyPointsError
+from tensormeter.server.store import ProcessAttempt, Series, TooManyPointsError
 from tensormeter.server.store.heads import Layer
 from tensormeter.server.store.kind import parse_kind
 from tensormeter.server.store.points import Blobs, Column, Points
 from tensormeter.server.store.reader import count_points, read_points
 
-__all__ = ["SeriesRow", "find_series", "new_series", "read_series"]
+__all__ = ["SeriesRow", "find_attempts", "find_series", "new_series", "read_series"]
 
 SeriesRow = tuple[int, str, str, str, str]
 """Row id, process, metric, kind, attributes."""
@@ -33,6 +33,22 @@ def find_series(
         (run, *metrics, process),
     )
     return [row for row in rows.fetchall() if parse_kind(row[3]).numeric == numeric]
+
+
+def find_attempts(connection: sqlite3.Connection, run: int) -> tuple[dict[str, ProcessAttempt], int]:
+    """The attempts of a run's processes, none if all are of attempt 1; and the journal row that last changed where one begins."""
+    if connection.execute("SELECT max(attempt) FROM process WHERE run = ?", (run,)).fetchone()[0] in (None, 1):
+        return {}, 0
+    rows = connection.execute(
+        "SELECT process, attempt, first_step, ifnull(began, 0), ifnull(began_seq, 0), json_extract(resource, '$.\"tensormeter.rank\"')"
+        " FROM process WHERE run = ?",
+        (run,),
+    ).fetchall()
+    attempts = {
+        process: ProcessAttempt(number, first_step, began, rank if isinstance(rank, int) else None)
+        for process, number, first_step, began, _, rank in rows
+    }
+    return attempts, max(row[4] for row in rows)
 
 
 def read_series(

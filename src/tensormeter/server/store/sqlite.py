@@ -116,6 +116,7 @@ class SqliteStore(SqliteQueries):
                 if batch_id is not None:
                     journal.record_batch(self._writer, batch_id, content, receipt)
                 seq = journal.append(self._writer, compressed) if placed else 0
+                self._catalog.note_beginnings(arrivals, seq)
             if placed:
                 self._heads.append(seq, placed)
         if self._heads.pending() >= self._fold_points:

@@ -11,6 +11,7 @@ __all__ = [
     "Change",
     "Changes",
     "MetricSummary",
+    "ProcessAttempt",
     "ProcessSummary",
     "ProjectSummary",
     "Reading",
@@ -65,8 +66,26 @@ class ProcessSummary:
     """A process of a run; `state` is None while the process has neither started nor ended by an event of its own."""
 
     process: str
+    attempt: int
     resource: Mapping[str, Any]
     state: State | None
+
+
+@dataclass(frozen=True)
+class ProcessAttempt:
+    """Where a process stands in a run that was attempted several times.
+
+    Attributes:
+        number: Of the attempt, from 1.
+        first_step: The lowest step that it logged; None if it is of attempt 1, or logged no steps.
+        began: When it logged its earliest step, in nanoseconds since the Unix epoch; 0 where there is no `first_step`.
+        rank: None if it has none.
+    """
+
+    number: int
+    first_step: int | None
+    began: int
+    rank: int | None
 
 
 @dataclass(frozen=True)
@@ -158,6 +177,7 @@ class MetricSummary:
     metric: str
     kind: Kind
     process: str
+    attempt: int
     attributes: Mapping[str, Any]
     unit: str
     description: str
@@ -187,12 +207,14 @@ class Reading:
         cursor: Names the state that was read, for a later read with `after`. Opaque.
         complete: False if these are only the points that arrived after a cursor.
         started: Of the run.
+        attempts: Of the run's processes; empty if all are of attempt 1.
     """
 
     series: Sequence[Series]
     cursor: str
     complete: bool
     started: int
+    attempts: Mapping[str, ProcessAttempt]
 
 
 @dataclass(frozen=True)
