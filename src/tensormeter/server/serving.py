@@ -14,6 +14,7 @@ from tensormeter.server.alerts import AlertService
 from tensormeter.server.api import Shutdown
 from tensormeter.server.app import create_app
 from tensormeter.server.config import ServerConfig
+from tensormeter.server.connection import Connection
 from tensormeter.server.store.removal import Retention
 from tensormeter.server.store.sqlite import SqliteStore
 
@@ -43,7 +44,7 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
             shutdown = Shutdown()
             uvicorn_config = uvicorn.Config(
                 create_app(store, config, shutdown),
-                http="h11",
+                http=Connection,
                 ws="none",
                 lifespan="off",
                 access_log=False,

@@ -1,6 +1,7 @@
 """Rows of runs: single ones with their summaries, and columns of many for filters and sorting."""
 
 import json
+import re
 import sqlite3
 import time
 from collections import defaultdict
@@ -19,6 +20,9 @@ from tensormeter.server.store.summary import Totals
 __all__ = ["RUN_FIELDS", "load_runs", "load_states", "load_table", "metrics_needed"]
 
 _SUMMARY_COLUMNS: Final = "count, numbers, total, minimum, maximum, last_time, last_word, last_integer, last_step"
+
+_PLAIN_KEY: Final = re.compile(r"[\w ./:@-]+")
+"""Keys that stand for themselves in a path of SQLite's JSON functions."""
 
 _ATTRIBUTES: Final = {"min": "minimum", "max": "maximum"}
 """Parts of a summary that are called otherwise in `Totals`."""
@@ -165,7 +169,7 @@ def _state(state: State, updated: int, stalled: int, now: int, stall_after: floa
 
 def _config_column(connection: sqlite3.Connection, project: str | None, key: str, runs: Sequence[int]) -> list[Any]:
     """Values under a key with dots in it, or along a path; None where there are none."""
-    if '"' in key:
+    if not _PLAIN_KEY.fullmatch(key):
         rows = connection.execute(
             "SELECT id, config FROM run WHERE project = ifnull(?, project) AND NOT deleted", (project,)
         )

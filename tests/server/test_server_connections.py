@@ -1,0 +1,209 @@
+"""What clients and networks do to connections, and requests that ask for too much."""
+
+import concurrent.futures
+import re
+import socket
+import sqlite3
+import struct
+import sys
+import threading
+from contextlib import closing
+from urllib.parse import urlsplit
+
+import pytest
+
+from tensormeter.otlp.encode import encode_metrics
+from tensormeter.server.body import BodyReader
+
+T0 = 1_750_000_000_000_000_000
+
+
+def connect(server):
+    parts = urlsplit(server.url)
+    return socket.create_connection((parts.hostname, parts.port), timeout=300)
+
+
+def request_of(body, **headers):
+    named = {"Host": "localhost", "Content_Type": "application/x-protobuf", "Content_Length": len(body)} | headers
+    lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in named.items())
+    return f"POST /v1/metrics HTTP/1.1\r\n{lines}\r\n".encode() + body
+
+
+def read_answer(connection):
+    """All of it, until the server closes."""
+    return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def test_a_client_that_closes_before_the_answer_makes_no_duplicate(start, make):
+    server = start()
+    body = encode_metrics([make.rows("half-closed", [(T0, 0, {"v": 1.0})])])
+    for _ in range(3):
+        with connect(server) as connection:
+            connection.sendall(request_of(body, Tensormeter_Batch_Id="half"))
+            connection.shutdown(socket.SHUT_WR)
+            assert read_answer(connection)[:13] in (b"", b"HTTP/1.1 200 ")
+    assert server.post("/v1/metrics", body, Tensormeter_Batch_Id="half").status == 200
+    assert server.get("/api/v1/runs/half-closed")["points"] == 2
+
+
+def test_a_reset_after_the_commit_makes_no_duplicate(start, make, eventually):
+    server = start()
+    bodies = [encode_metrics([make.rows("reset", [(T0 + i, i, {"v": float(i)})])]) for i in range(5)]
+    with closing(sqlite3.connect(server.folder / "tensormeter.db")) as database:
+        for i, body in enumerate(bodies):
+            with connect(server) as connection:
+                connection.sendall(request_of(body, Tensormeter_Batch_Id=f"reset-{i}"))
+                eventually(lambda i=i: database.execute("SELECT 1 FROM batch WHERE id = ?", (f"reset-{i}",)).fetchone())
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    for i, body in enumerate(bodies):
+        assert server.post("/v1/metrics", body, Tensormeter_Batch_Id=f"reset-{i}").status == 200
+    (series,) = server.get("/api/v1/runs/reset/series", metric="v")["series"]
+    assert series["value"] == [float(i) for i in range(5)]
+    assert server.get("/api/v1/runs/reset")["points"] == 10
+    assert server.stop() == 0
+    assert server.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/metrics/",
+        "/v1/nothing",
+        "/api/v1/runs/",
+        "/api/v1/",
+        "//evil.example/",
+        "/healthz/",
+        "/static",
+        "/static/..%2f..%2fconfig.py",
+        "/static/%00",
+    ],
+)
+@pytest.mark.parametrize("accept", ["text/html", "*/*"])
+def test_nothing_redirects_and_no_error_is_html(server, path, accept):
+    """A proxy's page with status 200 is what a client must not take for an answer; ours never look like it."""
+    for method in ("GET", "POST"):
+        answer = server.http.request(
+            method,
+            f"{server.url}{path}",
+            headers={"Accept": accept},
+            redirect=False,
+            body=b"" if method == "POST" else None,
+        )
+        assert answer.status in (404, 405)
+        assert answer.headers["Content-Type"] in ("application/json", "application/x-protobuf")
+        assert "Location" not in answer.headers
+
+
+def test_more_bodies_at_once_than_memory_says_when_to_come_again(monkeypatch):
+    """503 with a `Retry-After` of whole seconds, which every client understands."""
+    from starlette.exceptions import HTTPException
+
+    bodies = BodyReader(100)
+    bodies._held = 399
+
+    class Request:
+        headers = {}  # noqa: RUF012
+
+        async def stream(self):
+            yield b"xx"
+
+    import anyio
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, pytest.raises(HTTPException) as caught:
+        pool.submit(anyio.run, bodies.read, Request()).result(300)
+    assert caught.value.status_code == 503
+    assert re.fullmatch(r"\d+", caught.value.headers["Retry-After"])
+    assert bodies._held == 399
+
+
+_IMPATIENT = """
+import sys
+import tensormeter.server.connection as connection
+connection.HEAD_TIMEOUT = 5.0
+from tensormeter.cli import main
+main(["serve", *sys.argv[1:]])
+"""
+
+
+def test_a_connection_on_which_no_request_comes_is_closed(tmp_path, server_class, monkeypatch):
+    """Slowloris: each would hold a descriptor for ever."""
+    monkeypatch.setattr(sys, "executable", str(_script(tmp_path)))
+    server = server_class(tmp_path / "data")
+    try:
+        with connect(server) as silent, connect(server) as halting, connect(server) as endless:
+            endless.sendall(request_of(b"", Content_Length=1 << 40))  # answered at once, but the body goes on
+            assert endless.recv(65536).startswith(b"HTTP/1.1 413 ")
+            endless.sendall(b"x")
+            halting.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-")
+            assert [read_answer(connection) for connection in (silent, halting, endless)] == [b"", b"", b""]
+        assert server.get("/healthz") == {"status": "ok"}
+    finally:
+        assert server.stop() == 0
+    assert server.stderr == ""
+
+
+def _script(folder):
+    """A Python that is in a hurry."""
+    script = folder / "python"
+    (folder / "impatient.py").write_text(_IMPATIENT)
+    script.write_text(f'#!/bin/sh\nshift 3\nexec "{sys.executable}" "{folder / "impatient.py"}" "$@"\n')
+    script.chmod(0o755)
+    return script
+
+
+SQL = [
+    "x' OR '1'='1",
+    "'; DROP TABLE run; --",
+    'v"; DELETE FROM chunk; --',
+    "v) UNION SELECT sql FROM sqlite_master --",
+    "%",
+    "_",
+    "\\",
+    "\0",
+]
+
+
+@pytest.mark.parametrize("text", SQL)
+def test_sql_in_names_finds_nothing_and_changes_nothing(server, make, text):
+    assert server.metrics(make.rows("sql", [(T0, 0, {"v": 1.0})]), batch_id="sql").status == 200
+    assert server.get("/api/v1/runs", project=text) == {"runs": [], "total": 0}
+    assert server.ask("/api/v1/runs", filter=text)[0] == 400
+    assert server.ask("/api/v1/runs", sort=text)[0] == 400
+    for sort in (f"config.{text}", f"summary.{text}.last"):
+        assert server.get("/api/v1/runs", sort=f"`{sort}`", filter=f"id = 'sql' and `{sort}` = null")["total"] == 1
+    assert server.get("/api/v1/runs/sql/series", metric=text)["series"] == []
+    assert server.get("/api/v1/runs/sql/series", metric="v", process=text)["series"] == []
+    assert server.get("/api/v1/runs/sql/events", name=text, key=text) == {"events": []}
+    assert server.get("/api/v1/runs/sql/events", name=f"{text}*") == {"events": []}
+    assert server.query("sql", metrics=[text])["series"] == []
+    assert server.query("sql", metrics=["v"], x=f"metric:{text}")["series"] == []
+    assert server.ask("/api/v1/runs/sql", project=text)[0] == 404
+    assert server.get("/api/v1/runs/sql")["points"] == 2
+
+
+def test_ingest_goes_on_beside_queries_that_look_at_everything(start, make):
+    """Queries have threads of their own: more of them than there are threads leave those of ingest alone."""
+    server = start()
+    for i in range(4):
+        rows = [(T0 + j, j, {f"m{k}": float(j) for k in range(10)}) for j in range(i * 2000, (i + 1) * 2000)]
+        assert server.metrics(make.rows("greedy", rows)).status == 200
+    stop = threading.Event()
+
+    def ask():
+        asked = 0
+        while not stop.is_set() or not asked:
+            assert len(server.query("greedy", metrics=[f"m{k}" for k in range(10)], max_points=0)["series"]) == 10
+            asked += 1
+        return asked
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        asking = [pool.submit(ask) for _ in range(8)]
+        try:
+            for i in range(20):
+                assert (
+                    server.metrics(make.rows("fed", [(T0 + i, i, {"v": float(i)})]), batch_id=f"fed-{i}").status == 200
+                )
+        finally:
+            stop.set()
+        assert all(future.result() for future in asking)
+    assert server.get("/api/v1/runs/fed")["points"] == 40
