@@ -51,7 +51,8 @@ def tensormeter() -> Figures:
     import gzip
 
     from tensormeter.otlp.encode import encode_metrics
-    from tensormeter.sensors.node import Node, TrainingProcess, Watch
+    from tensormeter.sensors.node import Node
+    from tensormeter.sensors.watch import TrainingProcess, Watch
 
     me = psutil.Process()
     before = resident(me)

@@ -12,8 +12,8 @@ from typing import Any
 import pynvml
 
 from tensormeter.sensors.instrument import observe
-from tensormeter.sensors.node import TrainingProcess, Watch
 from tensormeter.sensors.nvidia import NvidiaSensor
+from tensormeter.sensors.watch import TrainingProcess, Watch
 
 _HANDLES = ("nvmlDeviceGetHandleByIndex_v2", "nvmlDeviceGetMigDeviceHandleByIndex")
 _NOT_NOTED = ("nvmlInit", "nvmlShutdown", "nvmlErrorString", "nvmlEvent", "nvmlGpm")

@@ -9,7 +9,7 @@ import pytest
 
 from tensormeter.sensors.amd import AmdSensor
 from tensormeter.sensors.instrument import observe
-from tensormeter.sensors.node import TrainingProcess, Watch
+from tensormeter.sensors.watch import TrainingProcess, Watch
 
 NOT_SUPPORTED, IO_ERROR, SUCCESS = 2, 12, 0
 

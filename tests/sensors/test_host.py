@@ -9,7 +9,7 @@ import pytest
 from tensormeter.sensors.filesystem import FilesystemSensor, _mount_point
 from tensormeter.sensors.host import HostSensor
 from tensormeter.sensors.instrument import observe
-from tensormeter.sensors.node import Watch
+from tensormeter.sensors.watch import Watch
 
 pytestmark = pytest.mark.skipif(not Path("/proc/stat").exists(), reason="compares with Linux's /proc")
 

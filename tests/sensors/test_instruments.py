@@ -16,9 +16,9 @@ from tensormeter.sensors.container import ContainerSensor
 from tensormeter.sensors.filesystem import FilesystemSensor
 from tensormeter.sensors.host import HostSensor
 from tensormeter.sensors.instrument import observe
-from tensormeter.sensors.node import TrainingProcess, Watch
 from tensormeter.sensors.nvidia import NvidiaSensor
 from tensormeter.sensors.process import ProcessSensor
+from tensormeter.sensors.watch import TrainingProcess, Watch
 
 ROOT = Path(__file__).parents[2]
 KINDS = {"gauge": "observable_gauge", "counter": "counter", "updowncounter": "up_down_counter"}

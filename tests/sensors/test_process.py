@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tensormeter.sensors.instrument import observe
-from tensormeter.sensors.node import TrainingProcess, Watch
 from tensormeter.sensors.process import ProcessSensor, _ChildrenTime
+from tensormeter.sensors.watch import TrainingProcess, Watch
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="compares with Linux's /proc")
 

@@ -14,8 +14,9 @@ from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.encode import encode_metrics
 from tensormeter.sensors.columns import Columns
 from tensormeter.sensors.instrument import AbsentError, Instrument
-from tensormeter.sensors.node import Node, TrainingProcess, Watch
+from tensormeter.sensors.node import Node
 from tensormeter.sensors.sampler import Sampler, next_due
+from tensormeter.sensors.watch import TrainingProcess, Watch
 
 LEVEL = Instrument("level", "gauge", "1", "A level.", ("place",))
 COUNT = Instrument("count", "counter", "{thing}", "A count.")

@@ -13,7 +13,8 @@ from tensormeter.pipeline.drain import Drain
 from tensormeter.pipeline.spool import Encoded, Priority, Spool, SpoolDamagedError
 from tensormeter.resource import describe_node
 from tensormeter.ring import HeaderWord, State
-from tensormeter.sensors.node import Node, TrainingProcess, Watch
+from tensormeter.sensors.node import Node
+from tensormeter.sensors.watch import TrainingProcess, Watch
 from tensormeter.settings import Settings
 
 __all__ = ["Statistics"]

@@ -6,13 +6,11 @@ Not run on such a GPU yet; tested through amdsmi's own Python code, with the lib
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from tensormeter.sensors import gpu
 from tensormeter.sensors.instrument import AbsentError, Instrument, Observed, Reading
-
-if TYPE_CHECKING:
-    from tensormeter.sensors.node import Watch
+from tensormeter.sensors.watch import Watch
 
 __all__ = ["AmdSensor"]
 

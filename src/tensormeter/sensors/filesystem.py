@@ -4,14 +4,12 @@ import os
 import tempfile
 from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import psutil
 
 from tensormeter.sensors.instrument import Instrument, Observed, Reading
-
-if TYPE_CHECKING:
-    from tensormeter.sensors.node import Watch
+from tensormeter.sensors.watch import Watch
 
 __all__ = ["FilesystemSensor"]
 

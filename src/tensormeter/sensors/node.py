@@ -1,15 +1,21 @@
-"""All sensors of a node, and what they know of the run on it."""
+"""All sensors of a node."""
 
 import functools
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Final
 
 from tensormeter.otlp.batch import Attribute, Batch
+from tensormeter.sensors.amd import AmdSensor
+from tensormeter.sensors.container import ContainerSensor
+from tensormeter.sensors.filesystem import FilesystemSensor
+from tensormeter.sensors.host import HostSensor
+from tensormeter.sensors.nvidia import NvidiaSensor
+from tensormeter.sensors.process import ProcessSensor
 from tensormeter.sensors.sampler import Sampler
+from tensormeter.sensors.watch import Watch
 
-__all__ = ["Node", "TrainingProcess", "Watch"]
+__all__ = ["Node"]
 
 _SAMPLES_A_REQUEST: Final = 10
 _LONGEST_WAIT: Final = 30.0
@@ -17,36 +23,6 @@ _LONGEST_WAIT: Final = 30.0
 
 _FIRST_WAIT: Final = 2.0
 """Seconds to wait for the first sample of every sensor: a driver may need long to start."""
-
-
-@dataclass(frozen=True)
-class TrainingProcess:
-    """A process of the run on this node.
-
-    Attributes:
-        id: Its `service.instance.id`.
-        pid: Its process id, as this process sees it.
-        began: Unix time when it was certainly running already, to tell it from a later process with the same id.
-        visible_gpus: Its `CUDA_VISIBLE_DEVICES` (or AMD's equivalent), or None where it has none.
-    """
-
-    id: str
-    pid: int
-    began: float
-    visible_gpus: str | None = None
-
-
-@dataclass
-class Watch:
-    """What the agent tells the sensors. It replaces the tuples, they read them: no lock.
-
-    Attributes:
-        processes: The training processes that run now.
-        folders: Where the run writes; the space on their file systems is watched.
-    """
-
-    processes: tuple[TrainingProcess, ...] = ()
-    folders: tuple[str, ...] = field(default=())
 
 
 class Node:
@@ -61,13 +37,6 @@ class Node:
             interval: Seconds between two samples.
             delay: Seconds between two batches, at least.
         """
-        from tensormeter.sensors.amd import AmdSensor
-        from tensormeter.sensors.container import ContainerSensor
-        from tensormeter.sensors.filesystem import FilesystemSensor
-        from tensormeter.sensors.host import HostSensor
-        from tensormeter.sensors.nvidia import NvidiaSensor
-        from tensormeter.sensors.process import ProcessSensor
-
         self.watch = watch
         self._resource = resource
         self._delay = max(delay, min(_SAMPLES_A_REQUEST * interval, _LONGEST_WAIT))

@@ -6,15 +6,13 @@ for again.
 
 from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from tensormeter.sensors import gpu
 from tensormeter.sensors.instrument import Instrument, Observed, Reading
 from tensormeter.sensors.nvidia_device import Device
 from tensormeter.sensors.nvidia_profile import Profile
-
-if TYPE_CHECKING:
-    from tensormeter.sensors.node import Watch
+from tensormeter.sensors.watch import Watch
 
 __all__ = ["NvidiaSensor"]
 

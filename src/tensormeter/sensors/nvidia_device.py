@@ -2,14 +2,12 @@
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tensormeter.sensors import gpu
 from tensormeter.sensors.instrument import AbsentError, Instrument, Observed, Reading
 from tensormeter.sensors.nvidia_profile import Profile
-
-if TYPE_CHECKING:
-    from tensormeter.sensors.node import Watch
+from tensormeter.sensors.watch import Watch
 
 __all__ = ["Device"]
 

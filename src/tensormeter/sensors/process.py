@@ -5,14 +5,12 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import psutil
 
 from tensormeter.sensors.instrument import AbsentError, Instrument, Observed, Reading
-
-if TYPE_CHECKING:
-    from tensormeter.sensors.node import TrainingProcess, Watch
+from tensormeter.sensors.watch import TrainingProcess, Watch
 
 __all__ = ["ProcessSensor"]
 
