@@ -22,6 +22,7 @@ _COMMANDS: Final = {
     "show": ("tensormeter.cli.show", "Show a run: its configuration, last values and charts."),
     "spool": ("tensormeter.cli.spool", "Look at what runs have left on this machine, and delete it."),
     "sync": ("tensormeter.cli.sync", "Deliver what runs have left on this machine."),
+    "token": ("tensormeter.cli.token", "Make, list and revoke the tokens of a server."),
 }
 """Module and one-line help of each command; the module has the command under its name (`import` cannot be one)."""
 

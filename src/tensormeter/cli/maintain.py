@@ -6,9 +6,9 @@ import click
 
 from tensormeter.errors import UsageError
 
-__all__ = ["backup", "compact"]
+__all__ = ["backup", "compact", "data_option", "need_server", "store_folder"]
 
-_data_option = click.option(
+data_option = click.option(
     "--data",
     "directory",
     type=click.Path(file_okay=False, path_type=Path),
@@ -17,13 +17,13 @@ _data_option = click.option(
 
 
 @click.command()
-@_data_option
+@data_option
 def compact(directory: Path | None) -> None:
     """Make a server's store as small as it can be. The server must be stopped."""
-    _need_server()
+    need_server()
     from tensormeter.server.store.maintenance import compact as compact_store
 
-    done = compact_store(_folder(directory))
+    done = compact_store(store_folder(directory))
     click.echo(
         f"{done.chunks_before:,} chunks are {done.chunks_after:,} now, "
         f"{done.bytes_before:,} bytes are {done.bytes_after:,}"
@@ -32,22 +32,24 @@ def compact(directory: Path | None) -> None:
 
 @click.command()
 @click.argument("target", type=click.Path(dir_okay=False, path_type=Path))
-@_data_option
+@data_option
 def backup(target: Path, directory: Path | None) -> None:
     """Copy a server's store to the file TARGET, also while the server runs."""
-    _need_server()
+    need_server()
     from tensormeter.server.store.maintenance import back_up
 
-    click.echo(f"{back_up(_folder(directory), target):,} bytes in {target}")
+    click.echo(f"{back_up(store_folder(directory), target):,} bytes in {target}")
 
 
-def _folder(directory: Path | None) -> Path:
+def store_folder(directory: Path | None) -> Path:
+    """The folder that was named, or the usual one."""
     from tensormeter.server import ServerConfig
 
     return ServerConfig().directory if directory is None else directory.expanduser().absolute()
 
 
-def _need_server() -> None:
+def need_server() -> None:
+    """Raises a UsageError that says what to install, if this installation has no server."""
     try:
         import tensormeter.server  # noqa: F401
     except ModuleNotFoundError as error:

@@ -87,7 +87,7 @@ def serve(
 
 def _on_ready(url: str, config: "ServerConfig") -> None:
     click.echo(f"tensormeter: serving on {url} (data in {config.directory})")
-    deliver_waiting_runs(url, config.token)
+    deliver_waiting_runs(url, config.token or config.own_token)
 
 
 def _read_token(file: Path | None) -> str | None:

@@ -15,6 +15,7 @@ from tensormeter.server.config import ServerConfig
 from tensormeter.server.guard import Guard
 from tensormeter.server.page import Page, wants_page
 from tensormeter.server.receiver import Receiver
+from tensormeter.server.scope import ForbiddenError, Stores
 from tensormeter.server.status import error_response
 from tensormeter.server.store import (
     AmbiguousRunError,
@@ -47,6 +48,7 @@ def create_app(store: Store, config: ServerConfig, shutdown: Shutdown | None = N
         shutdown: Tells streams that never end by themselves when to.
     """
     page = Page()
+    stores = Stores(store)
 
     async def index(request: Request) -> Response:
         if wants_page(request):
@@ -66,8 +68,8 @@ def create_app(store: Store, config: ServerConfig, shutdown: Shutdown | None = N
             Route("/", index),
             Route("/healthz", health),
             *page.routes(),
-            *Receiver(store, config.max_body_bytes).routes(),
-            *api_routes(store, shutdown or Shutdown()),
+            *Receiver(stores, config.max_body_bytes).routes(),
+            *api_routes(stores, shutdown or Shutdown()),
         ],
         exception_handlers={
             HTTPException: _on_http_exception,
@@ -104,6 +106,8 @@ def _on_store_error(request: Request, error: Exception) -> Response:
             status, code, headers = 409, "ambiguous", None
         case BatchConflictError():
             status, code, headers = 409, "conflict", None
+        case ForbiddenError():
+            status, code, headers = 403, "forbidden", None
         case TooManyPointsError():
             status, code, headers = 413, "too_many_points", None
         case StoreUnavailableError():

@@ -1,6 +1,7 @@
 """What a server is started with."""
 
 import os
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ import platformdirs
 
 from tensormeter.errors import SettingsError
 from tensormeter.server.alerts import AlertConfig
+from tensormeter.server.tokens import TokenFile
 from tensormeter.settings import DEFAULT_PORT, is_loopback
 
 __all__ = ["MAX_BODY_BYTES", "ServerConfig"]
@@ -31,7 +33,9 @@ class ServerConfig:
         host: Address to bind: a name or an IP address.
         port: Port to bind; 0 takes any free one.
         directory: Where the store is; by default `TENSORMETER_SERVER_DIR`, else the user's data folder.
-        token: Bearer token that every request must carry, or None. Needed for anything but a loopback host.
+        token: Bearer token that may do everything, beside those of the folder's `TokenFile`, or None. Anything but a
+            loopback host needs it, or a token in the file.
+        own_token: Token with which the server's own process may send; made at random.
         allowed_hosts: Further names, without port, by which clients may call this server.
         max_body_bytes: Limit on the body of a request, before and after decompression.
         stall_after: Seconds of silence after which a run that has not ended counts as stalled.
@@ -42,12 +46,14 @@ class ServerConfig:
 
     Raises:
         SettingsError: A value cannot be used; the message says what to do.
+        StoreError: The file of tokens is needed and cannot be read.
     """
 
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
     directory: Path = field(default_factory=_default_directory)
     token: str | None = field(default=None, repr=False)
+    own_token: str = field(default_factory=secrets.token_hex, repr=False)
     allowed_hosts: Iterable[str] = ()
     max_body_bytes: int = MAX_BODY_BYTES
     stall_after: float = 300.0
@@ -70,8 +76,8 @@ class ServerConfig:
             raise SettingsError("token: expected printable ASCII characters; generate one with `openssl rand -hex 32`")
         if self.token is not None and " " in self.token:
             raise SettingsError("token: expected no spaces inside; generate one with `openssl rand -hex 32`")
-        if self.token is None and not is_loopback(self.host):
+        if self.token is None and not is_loopback(self.host) and not TokenFile(self.directory).tokens():
             raise SettingsError(
-                f"host: {self.host!r} can be reached from other machines, so a token is needed; "
-                "set TENSORMETER_TOKEN or give --token-file, or bind 127.0.0.1",
+                f"host: {self.host!r} can be reached from other machines, so a token is needed; make one with "
+                "`tensormeter token create`, set TENSORMETER_TOKEN or give --token-file, or bind 127.0.0.1",
             )

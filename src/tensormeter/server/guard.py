@@ -2,11 +2,11 @@
 
 - `Host` must be a name of this server. Without that, a web page whose name is rebound to 127.0.0.1 could read it.
 - `Origin`, if a browser sends one, must be this server: no page of another site may read or write.
-- The bearer token, if there is one, for everything but `/`, `/healthz` and the web page's files, which show no data.
+- A bearer token that allows it, unless there are none on this machine, for everything but `/`, `/healthz` and the web page's files, which show no data.
 """
 
-import hmac
 import ipaddress
+import logging
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -14,6 +14,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tensormeter.errors import StoreError
+from tensormeter.server.access import Authenticator, needed_permissions
 from tensormeter.server.config import ServerConfig
 from tensormeter.server.page import STATIC_PREFIX
 from tensormeter.server.status import error_response
@@ -22,6 +24,8 @@ from tensormeter.settings import is_loopback
 __all__ = ["Guard"]
 
 _PUBLIC: Final = frozenset({"/", "/healthz"})
+
+_log: Final = logging.getLogger(__name__)
 
 _HEADERS: Final = {
     "Cache-Control": "no-store",
@@ -37,7 +41,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, config: ServerConfig) -> None:
         self._app = app
-        self._token = config.token.encode() if config.token else None
+        self._authenticator = Authenticator(config)
         self._hosts = frozenset({*config.allowed_hosts, config.host.lower()})
         self._local = is_loopback(config.host)
 
@@ -66,12 +70,21 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and _origin_host(origin) != host.lower():
             return error_response(scope, 403, "cross_origin", "requests from pages of other sites are refused")
-        if self._token is not None and path not in _PUBLIC and not path.startswith(STATIC_PREFIX):
-            scheme, _, token = headers.get("authorization", "").partition(" ")
-            given = token.strip().encode()
-            if scheme.lower() != "bearer" or not hmac.compare_digest(given, self._token):
-                message = "a valid bearer token is needed; set TENSORMETER_TOKEN to that of the server"
-                return error_response(scope, 401, "unauthorized", message, {"WWW-Authenticate": "Bearer"})
+        if path in _PUBLIC or path.startswith(STATIC_PREFIX):
+            return None
+        try:
+            access = self._authenticator.access(headers.get("authorization", ""))
+        except StoreError as error:
+            _log.error("tensormeter: %s", error)
+            return error_response(scope, 503, "unavailable", "the tokens cannot be read; the server's log says why")
+        if access is None:
+            message = "a valid bearer token is needed; set TENSORMETER_TOKEN to one of this server"
+            return error_response(scope, 401, "unauthorized", message, {"WWW-Authenticate": "Bearer"})
+        missing = [one for one in needed_permissions(scope["method"], path) if not access.allows(one)]
+        if missing:
+            message = f"the token {access.who!r} may not {' and '.join(missing)}; ask for one that may"
+            return error_response(scope, 403, "forbidden", message)
+        scope.setdefault("state", {})["access"] = access
         return None
 
     def _is_ours(self, host: str | None) -> bool:

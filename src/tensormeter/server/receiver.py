@@ -21,6 +21,7 @@ from starlette.routing import Route
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.json import events_from_json, metrics_from_json
 from tensormeter.server.body import BodyReader, decompress
+from tensormeter.server.scope import Stores
 from tensormeter.server.status import JSON, PROTOBUF
 from tensormeter.server.store import Store
 
@@ -47,8 +48,8 @@ class _Form:
 class Receiver:
     """Handlers of the two signals. Bodies are read on the event loop; everything else happens on worker threads."""
 
-    def __init__(self, store: Store, max_body_bytes: int) -> None:
-        self._store = store
+    def __init__(self, stores: Stores, max_body_bytes: int) -> None:
+        self._stores = stores
         self._max_body_bytes = max_body_bytes
         self._bodies = BodyReader(max_body_bytes)
         # Its own, so that slow queries cannot take every thread.
@@ -63,24 +64,25 @@ class Receiver:
 
     async def metrics(self, request: Request) -> Response:
         """Store an `ExportMetricsServiceRequest`."""
-        return await self._receive(request, self._store_metrics, metrics_from_json)
+        return await self._receive(request, _append_metrics, metrics_from_json)
 
     async def logs(self, request: Request) -> Response:
         """Store an `ExportLogsServiceRequest`."""
-        return await self._receive(request, self._store_logs, events_from_json)
+        return await self._receive(request, _append_logs, events_from_json)
 
     async def _receive(
-        self, request: Request, store: Callable[[bytes, str | None], Message], signal: _Signal
+        self, request: Request, append: Callable[[Store, bytes, str | None], Message], signal: _Signal
     ) -> Response:
         form = _check_headers(request)
         batch_id = request.headers.get(BATCH_ID_HEADER) or None
         if batch_id is not None and len(batch_id) > MAX_BATCH_ID:
             raise HTTPException(400, f"{BATCH_ID_HEADER} is longer than {MAX_BATCH_ID} characters")
         body = await self._bodies.read(request)
+        store = self._stores.of(request)
 
         def work() -> bytes:
             payload = decompress(body, form.encoding, self._max_body_bytes)
-            answer = store(signal(payload) if form.media_type == JSON else payload, batch_id)
+            answer = append(store, signal(payload) if form.media_type == JSON else payload, batch_id)
             if form.media_type == JSON:
                 return json_format.MessageToJson(answer, indent=None).encode()
             return answer.SerializeToString()
@@ -91,23 +93,25 @@ class Receiver:
             self._bodies.release(body)
         return Response(answer, media_type=form.media_type)
 
-    def _store_metrics(self, payload: bytes, batch_id: str | None) -> Message:
-        receipt = self._store.append_metrics(decode_metrics(payload), payload=payload, batch_id=batch_id)
-        response = ExportMetricsServiceResponse()
-        if receipt.rejected:
-            response.partial_success.CopyFrom(
-                ExportMetricsPartialSuccess(rejected_data_points=receipt.rejected, error_message=receipt.message),
-            )
-        return response
 
-    def _store_logs(self, payload: bytes, batch_id: str | None) -> Message:
-        receipt = self._store.append_events(decode_events(payload), payload=payload, batch_id=batch_id)
-        response = ExportLogsServiceResponse()
-        if receipt.rejected:
-            response.partial_success.CopyFrom(
-                ExportLogsPartialSuccess(rejected_log_records=receipt.rejected, error_message=receipt.message),
-            )
-        return response
+def _append_metrics(store: Store, payload: bytes, batch_id: str | None) -> Message:
+    receipt = store.append_metrics(decode_metrics(payload), payload=payload, batch_id=batch_id)
+    response = ExportMetricsServiceResponse()
+    if receipt.rejected:
+        response.partial_success.CopyFrom(
+            ExportMetricsPartialSuccess(rejected_data_points=receipt.rejected, error_message=receipt.message),
+        )
+    return response
+
+
+def _append_logs(store: Store, payload: bytes, batch_id: str | None) -> Message:
+    receipt = store.append_events(decode_events(payload), payload=payload, batch_id=batch_id)
+    response = ExportLogsServiceResponse()
+    if receipt.rejected:
+        response.partial_success.CopyFrom(
+            ExportLogsPartialSuccess(rejected_log_records=receipt.rejected, error_message=receipt.message),
+        )
+    return response
 
 
 def _check_headers(request: Request) -> _Form:

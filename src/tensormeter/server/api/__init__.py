@@ -10,17 +10,17 @@ from tensormeter.server.api.points import PointsApi
 from tensormeter.server.api.request import ApiThreads
 from tensormeter.server.api.runs import RunsApi
 from tensormeter.server.api.stream import Shutdown, StreamApi
-from tensormeter.server.store import Store
+from tensormeter.server.scope import Stores
 
 __all__ = ["Shutdown", "api_routes"]
 
 
-def api_routes(store: Store, shutdown: Shutdown) -> list[Route]:
-    """All routes of the API over a store. All work happens on worker threads of its own."""
+def api_routes(stores: Stores, shutdown: Shutdown) -> list[Route]:
+    """All routes of the API. All work happens on worker threads of its own."""
     threads = ApiThreads()
     return [
         Route("/api/v1/openapi.json", describe_api),
-        *RunsApi(store, threads).routes(),
-        *PointsApi(store, threads).routes(),
-        *StreamApi(store, threads, shutdown).routes(),
+        *RunsApi(stores, threads).routes(),
+        *PointsApi(stores, threads).routes(),
+        *StreamApi(stores, threads, shutdown).routes(),
     ]

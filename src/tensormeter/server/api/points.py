@@ -32,7 +32,8 @@ from tensormeter.server.query.histograms import decode_distribution
 from tensormeter.server.query.points import PointsQuery, PointsResult, query_points
 from tensormeter.server.query.ranks import rank_statistics
 from tensormeter.server.query.sampling import choose_evenly
-from tensormeter.server.store import MAX_READ_POINTS, Store
+from tensormeter.server.scope import Stores
+from tensormeter.server.store import MAX_READ_POINTS
 from tensormeter.server.store.canonical import json_value
 from tensormeter.server.store.points import Blobs
 
@@ -51,8 +52,8 @@ _RUN: Final = "/api/v1/runs/{run_id}"
 class PointsApi:
     """Handlers that return points."""
 
-    def __init__(self, store: Store, threads: ApiThreads) -> None:
-        self._store = store
+    def __init__(self, stores: Stores, threads: ApiThreads) -> None:
+        self._stores = stores
         self._threads = threads
 
     def routes(self) -> list[Route]:
@@ -70,7 +71,7 @@ class PointsApi:
         binary = COLUMNS in request.headers.get("accept", "")
 
         def work() -> Response:
-            result = query_points(self._store, query)
+            result = query_points(self._stores.of(request), query)
             reset = query.after is not None and result.complete
             if binary:
                 return Response(encode_columns(result, reset=reset), media_type=COLUMNS)
@@ -94,7 +95,7 @@ class PointsApi:
 
         def work() -> Response:
             found = read_full(
-                self._store,
+                self._stores.of(request),
                 ref,
                 metric,
                 by_step=x == "step",
@@ -119,7 +120,7 @@ class PointsApi:
         start, stop = number(query, "start"), number(query, "stop")
 
         def work() -> bytes:
-            placed, _, _ = read_along(self._store, ref, [metric], axis, start=start, stop=stop, attempt=attempt)
+            placed, _, _ = read_along(self._stores.of(request), ref, [metric], axis, start=start, stop=stop, attempt=attempt)
             found = rank_statistics(placed, most)
             return encode(
                 {
@@ -146,7 +147,7 @@ class PointsApi:
 
         def placed() -> list[Placed]:
             found, _, _ = read_along(
-                self._store,
+                self._stores.of(request),
                 ref,
                 [metric],
                 axis,

@@ -20,7 +20,8 @@ from tensormeter.server.api.request import (
 )
 from tensormeter.server.api.shapes import event_json, metrics_json, process_json, run_json, trim_config
 from tensormeter.server.query.runs import find_runs
-from tensormeter.server.store import RunChanges, Store
+from tensormeter.server.scope import Stores
+from tensormeter.server.store import RunChanges
 
 __all__ = ["RunsApi"]
 
@@ -42,8 +43,8 @@ _MEDIA_HEADERS: Final = {
 class RunsApi:
     """Handlers about runs and what belongs to them, but for points."""
 
-    def __init__(self, store: Store, threads: ApiThreads) -> None:
-        self._store = store
+    def __init__(self, stores: Stores, threads: ApiThreads) -> None:
+        self._stores = stores
         self._threads = threads
 
     def routes(self) -> list[Route]:
@@ -58,9 +59,9 @@ class RunsApi:
             Route(f"{_RUN}/media/{{digest}}", self.media),
         ]
 
-    async def projects(self, _: Request) -> Response:
+    async def projects(self, request: Request) -> Response:
         """Every project."""
-        projects = await self._threads.run(self._store.projects)
+        projects = await self._threads.run(self._stores.of(request).projects)
         listed = [{"name": one.project, "runs": one.runs, "last_time": str(one.updated)} for one in projects]
         return json_response(encode({"projects": listed}))
 
@@ -75,7 +76,7 @@ class RunsApi:
 
         def work() -> bytes:
             runs, total = find_runs(
-                self._store,
+                self._stores.of(request),
                 query.get("project") or None,
                 filter_text=query.get("filter", ""),
                 sort=query.get("sort", ""),
@@ -102,12 +103,12 @@ class RunsApi:
         ref = run_ref(request)
 
         def work() -> bytes:
-            run = self._store.run(ref)
-            processes = self._store.processes(ref)
+            run = self._stores.of(request).run(ref)
+            processes = self._stores.of(request).processes(ref)
             details = {
                 "processes": [process_json(process) for process in processes],
                 "environment": processes[0].resource if processes else {},
-                "losses": self._store.losses(ref),
+                "losses": self._stores.of(request).losses(ref),
                 "lag": (run.updated - run.newest) / 1e9 if run.newest else None,
             }
             return encode(run_json(run) | details)
@@ -119,20 +120,22 @@ class RunsApi:
         changes = _changes(await read_json(request))
 
         def work() -> bytes:
-            self._store.update(ref, changes)
-            return encode(run_json(self._store.run(ref)))
+            self._stores.of(request).update(ref, changes)
+            return encode(run_json(self._stores.of(request).run(ref)))
 
         return json_response(await self._threads.run(work))
 
     async def _delete(self, request: Request) -> Response:
         ref = run_ref(request)
-        await self._threads.run(lambda: self._store.delete(ref))
+        await self._threads.run(lambda: self._stores.of(request).delete(ref))
         return Response(status_code=204)
 
     async def metrics(self, request: Request) -> Response:
         """Every metric of a run."""
         ref = run_ref(request)
-        found = await self._threads.run(lambda: encode({"metrics": metrics_json(self._store.metrics(ref))}))
+        found = await self._threads.run(
+            lambda: encode({"metrics": metrics_json(self._stores.of(request).metrics(ref))})
+        )
         return json_response(found)
 
     async def events(self, request: Request) -> Response:
@@ -143,7 +146,7 @@ class RunsApi:
 
         def work() -> bytes:
             name, key = query.get("name") or None, query.get("key") or None
-            events = self._store.events(ref, name=name, key=key, start=start, stop=stop, limit=limit)
+            events = self._stores.of(request).events(ref, name=name, key=key, start=start, stop=stop, limit=limit)
             return encode({"events": [event_json(event) for event in events]})
 
         return json_response(await self._threads.run(work))
@@ -152,7 +155,7 @@ class RunsApi:
         """An image."""
         ref = run_ref(request)
         digest = request.path_params["digest"]
-        content_type, data = await self._threads.run(lambda: self._store.media(ref, digest))
+        content_type, data = await self._threads.run(lambda: self._stores.of(request).media(ref, digest))
         return Response(data, headers=_MEDIA_HEADERS, media_type=content_type)
 
 

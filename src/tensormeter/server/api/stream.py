@@ -10,7 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from tensormeter.server.access import Access
 from tensormeter.server.api.request import ApiThreads, encode, parse_ref
+from tensormeter.server.scope import Stores
 from tensormeter.server.store import RunRef, Store, StoreUnavailableError
 
 __all__ = ["Shutdown", "StreamApi"]
@@ -32,8 +34,8 @@ class Shutdown:
 class StreamApi:
     """The handler of `/stream`."""
 
-    def __init__(self, store: Store, threads: ApiThreads, shutdown: Shutdown) -> None:
-        self._store = store
+    def __init__(self, stores: Stores, threads: ApiThreads, shutdown: Shutdown) -> None:
+        self._stores = stores
         self._threads = threads
         self._shutdown = shutdown
         self._open = 0
@@ -52,20 +54,24 @@ class StreamApi:
             raise HTTPException(503, f"more than {MAX_STREAMS} streams are open", {"Retry-After": "30"})
         after = request.headers.get("last-event-id") or query.get("after") or None
         return StreamingResponse(
-            self._events(refs, after), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"}
+            self._events(self._stores.of(request), request.state.access, refs, after),
+            media_type="text/event-stream",
+            headers={"X-Accel-Buffering": "no"},
         )
 
-    async def _events(self, refs: Sequence[RunRef], after: str | None) -> AsyncIterator[bytes]:
+    async def _events(
+        self, store: Store, access: Access, refs: Sequence[RunRef], after: str | None
+    ) -> AsyncIterator[bytes]:
         self._open += 1
         try:
             cursor = after
             states: dict[RunRef, str] = {}
             spoken = time.monotonic()
             yield b"retry: 2000\n\n"
-            while not self._shutdown.begun:
+            while not self._shutdown.begun and access.valid():
                 asked = cursor
                 try:
-                    found = await self._threads.run(lambda asked=asked: self._store.changes(asked, refs))  # type: ignore[misc]
+                    found = await self._threads.run(lambda asked=asked: store.changes(asked, refs))  # type: ignore[misc]
                 except StoreUnavailableError:
                     return
                 lines: list[bytes] = []

@@ -1,0 +1,76 @@
+"""What a request may do: told by its token before anything else is looked at."""
+
+import hmac
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tensormeter.server.config import ServerConfig
+from tensormeter.server.tokens import Permission, Token, TokenFile
+from tensormeter.settings import is_loopback
+
+__all__ = ["Access", "Authenticator", "needed_permissions"]
+
+
+@dataclass(frozen=True)
+class Access:
+    """What the holder of a token may do.
+
+    Attributes:
+        who: For logs: the token's name, "server token", or "anyone" where none is needed.
+        project: The only project there is for the holder; None: all there are.
+        allows: Whether a permission is given.
+        valid: Whether it still is: asked by what goes on for long.
+    """
+
+    who: str
+    project: str | None = None
+    allows: Callable[[Permission], bool] = field(default=lambda _: True, repr=False)
+    valid: Callable[[], bool] = field(default=lambda: True, repr=False)
+
+
+class Authenticator:
+    """Knows the server's token, that of its own process, and the file of tokens, as it is at each request."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._tokens = TokenFile(config.directory)
+        self._server_token = config.token.encode() if config.token else None
+        self._own_token = config.own_token.encode()
+        self._local = is_loopback(config.host)
+
+    def access(self, authorization: str) -> Access | None:
+        """What a request with this `Authorization` header may do; None: nothing.
+
+        Raises:
+            StoreError: The file of tokens cannot be read, so nobody is known.
+        """
+        known = self._tokens.tokens()
+        scheme, _, text = authorization.partition(" ")
+        given = text.strip() if scheme.lower() == "bearer" else ""
+        data = given.encode()
+        if self._server_token is not None and hmac.compare_digest(data, self._server_token):
+            return Access("server token")
+        if hmac.compare_digest(data, self._own_token):
+            return Access("this server", allows=lambda permission: permission == "write")
+        token = self._tokens.find(given) if known is not None else None
+        if token is not None:
+            return Access(token.name, token.project, token.allows, lambda: self._still(given, token))
+        # Where nothing but this machine can ask, and no token was ever made, none is needed.
+        if self._server_token is None and known is None and self._local:
+            return Access("anyone", valid=lambda: self._tokens.tokens() is None)
+        return None
+
+    def _still(self, text: str, token: Token) -> bool:
+        return self._tokens.find(text) == token
+
+
+def needed_permissions(method: str, path: str) -> tuple[Permission, ...]:
+    """What a request must be allowed to do."""
+    if path.startswith("/v1/"):
+        return ("write",)
+    match method:
+        case "GET" | "HEAD" | "POST":  # POST /api/v1/query is a question
+            return ("read",)
+        case "PATCH":
+            return ("read", "write")
+        case _:
+            return ("admin",)

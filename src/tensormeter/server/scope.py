@@ -1,0 +1,186 @@
+"""One project of a store, for requests that may see no other.
+
+Handlers reach a store only through `Stores`, so that none can forget whose request it is.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from starlette.requests import Request
+
+from tensormeter.errors import StoreError
+from tensormeter.otlp.batch import Attribute, Batch, Event
+from tensormeter.server.access import Access
+from tensormeter.server.store import (
+    MAX_READ_POINTS,
+    Changes,
+    MetricSummary,
+    NotFoundError,
+    ProcessSummary,
+    ProjectSummary,
+    Reading,
+    Receipt,
+    RunChanges,
+    RunRef,
+    RunSummary,
+    RunTable,
+    Store,
+    StoredEvent,
+)
+from tensormeter.server.store.source import identify
+
+__all__ = ["ForbiddenError", "ProjectStore", "Stores"]
+
+
+class ForbiddenError(StoreError):
+    """The request's token does not allow this."""
+
+
+class Stores:
+    """Gives each request the store as it may see it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def of(self, request: Request) -> Store:
+        """The whole store, or the project that the request's token is for."""
+        access: Access = request.state.access
+        return self._store if access.project is None else ProjectStore(self._store, access.project)
+
+
+class ProjectStore:
+    """A `Store` in which there is nothing but one project. What is of another is not found; what comes for another is refused."""
+
+    def __init__(self, store: Store, project: str) -> None:
+        """Of `store`, which somebody else opens and closes."""
+        self._store = store
+        self._project = project
+
+    def append_metrics(self, batches: Sequence[Batch], *, payload: bytes, batch_id: str | None = None) -> Receipt:
+        """See `Store`. Raises ForbiddenError, and stores nothing, if anything is of another project."""
+        for batch in batches:
+            self._check(batch.resource)
+        return self._store.append_metrics(batches, payload=payload, batch_id=batch_id)
+
+    def append_events(
+        self,
+        resources: Sequence[tuple[Mapping[str, Attribute], Sequence[Event]]],
+        *,
+        payload: bytes,
+        batch_id: str | None = None,
+    ) -> Receipt:
+        """See `Store`. Raises ForbiddenError, and stores nothing, if anything is of another project."""
+        for attributes, _ in resources:
+            self._check(attributes)
+        return self._store.append_events(resources, payload=payload, batch_id=batch_id)
+
+    def projects(self) -> list[ProjectSummary]:
+        """See `Store`."""
+        return [one for one in self._store.projects() if one.project == self._project]
+
+    def table(self, project: str | None, fields: Sequence[str]) -> RunTable:
+        """See `Store`."""
+        if project not in (None, self._project):
+            return RunTable([], {name: [] for name in fields})
+        return self._store.table(self._project, fields)
+
+    def runs(self, runs: Sequence[int], metrics: Sequence[str] | None = None) -> list[RunSummary]:
+        """See `Store`."""
+        return [run for run in self._store.runs(runs, metrics) if run.project == self._project]
+
+    def run(self, ref: RunRef) -> RunSummary:
+        """See `Store`."""
+        return self._store.run(self._ours(ref))
+
+    def processes(self, ref: RunRef) -> list[ProcessSummary]:
+        """See `Store`."""
+        return self._store.processes(self._ours(ref))
+
+    def losses(self, ref: RunRef) -> Mapping[str, int]:
+        """See `Store`."""
+        return self._store.losses(self._ours(ref))
+
+    def update(self, ref: RunRef, changes: RunChanges) -> None:
+        """See `Store`."""
+        self._store.update(self._ours(ref), changes)
+
+    def delete(self, ref: RunRef) -> None:
+        """See `Store`."""
+        self._store.delete(self._ours(ref))
+
+    def metrics(self, ref: RunRef) -> list[MetricSummary]:
+        """See `Store`."""
+        return self._store.metrics(self._ours(ref))
+
+    def read(
+        self,
+        ref: RunRef,
+        metrics: Sequence[str],
+        *,
+        process: str | None = None,
+        numeric: bool = True,
+        start: int | None = None,
+        stop: int | None = None,
+        after: str | None = None,
+        limit: int = MAX_READ_POINTS,
+    ) -> Reading:
+        """See `Store`."""
+        return self._store.read(
+            self._ours(ref), metrics,
+            process=process, numeric=numeric, start=start, stop=stop, after=after, limit=limit,
+        )  # fmt: skip
+
+    def events(self, ref: RunRef, **options: Any) -> list[StoredEvent]:
+        """See `Store`."""
+        return self._store.events(self._ours(ref), **options)
+
+    def media(self, ref: RunRef, digest: str) -> tuple[str, bytes]:
+        """See `Store`."""
+        return self._store.media(self._ours(ref), digest)
+
+    def changes(self, after: str | None, runs: Sequence[RunRef] | None = None) -> Changes:
+        """See `Store`."""
+        ours = None if runs is None else [RunRef(ref.run_id, self._project) for ref in runs if self._may(ref)]
+        found = self._store.changes(after, ours)
+        return Changes(found.cursor, [change for change in found.changes if change.run.project == self._project])
+
+    def raise_alert(self, run: RunRef, event: Event) -> None:
+        """Not for requests."""
+        raise ForbiddenError("only the server itself raises alerts")
+
+    def mark_stalled(self, run: RunRef, *, stalled: bool) -> None:
+        """Not for requests."""
+        raise ForbiddenError("only the server itself says that a run stalls")
+
+    def alerts(self, after: int, limit: int) -> list[tuple[RunRef, StoredEvent]]:
+        """Not for requests: they ask for the events of a run."""
+        raise ForbiddenError("only the server itself reads the alerts of all runs")
+
+    def mark(self, name: str, value: int | None = None) -> int:
+        """Not for requests."""
+        raise ForbiddenError("only the server itself has marks")
+
+    def problem(self) -> str | None:
+        """See `Store`."""
+        return self._store.problem()
+
+    def close(self) -> None:
+        """Not for requests."""
+        raise ForbiddenError("whoever opened the store closes it")
+
+    def _may(self, ref: RunRef) -> bool:
+        return ref.project in (None, self._project)
+
+    def _ours(self, ref: RunRef) -> RunRef:
+        if not self._may(ref):
+            # As for a run that does not exist: not even that it does is told.
+            raise NotFoundError(f"there is no run {ref.run_id!r} in project {ref.project!r}")
+        return RunRef(ref.run_id, self._project)
+
+    def _check(self, attributes: Mapping[str, Attribute]) -> None:
+        source = identify(attributes)
+        if not isinstance(source, str) and source.project != self._project:
+            raise ForbiddenError(
+                f"the token is for project {self._project!r}, and the request has data of {source.project!r}; "
+                "nothing of it was stored"
+            )
