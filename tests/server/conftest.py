@@ -40,7 +40,10 @@ class Server:
             )
         assert self.process.stdout is not None
         self.line = self.process.stdout.readline()
-        assert self.line.startswith("tensormeter: serving on http://"), (self.line, self.stderr)
+        assert self.line.startswith(("tensormeter: serving on http://", "tensormeter: serving on https://")), (
+            self.line,
+            self.stderr,
+        )
         self.url = self.line.split()[3]
         self.http = urllib3.PoolManager(retries=False, timeout=300, maxsize=16)
 

@@ -5,7 +5,6 @@ import re
 import socket
 import sqlite3
 import struct
-import sys
 import threading
 from contextlib import closing
 from urllib.parse import urlsplit
@@ -116,39 +115,21 @@ def test_more_bodies_at_once_than_memory_says_when_to_come_again(monkeypatch):
     assert bodies._held == 399
 
 
-_IMPATIENT = """
-import sys
-import tensormeter.server.connection as connection
-connection.HEAD_TIMEOUT = 5.0
-from tensormeter.cli import main
-main(["serve", *sys.argv[1:]])
-"""
-
-
-def test_a_connection_on_which_no_request_comes_is_closed(tmp_path, server_class, monkeypatch):
+def test_a_connection_on_which_no_request_comes_is_closed(start):
     """Slowloris: each would hold a descriptor for ever."""
-    monkeypatch.setattr(sys, "executable", str(_script(tmp_path)))
-    server = server_class(tmp_path / "data")
-    try:
-        with connect(server) as silent, connect(server) as halting, connect(server) as endless:
-            endless.sendall(request_of(b"", Content_Length=1 << 40))  # answered at once, but the body goes on
-            assert endless.recv(65536).startswith(b"HTTP/1.1 413 ")
-            endless.sendall(b"x")
-            halting.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-")
-            assert [read_answer(connection) for connection in (silent, halting, endless)] == [b"", b"", b""]
-        assert server.get("/healthz") == {"status": "ok"}
-    finally:
-        assert server.stop() == 0
+    server = start("--header-timeout", "5")
+    with connect(server) as silent, connect(server) as halting, connect(server) as endless:
+        endless.sendall(request_of(b"", Content_Length=1 << 40))  # answered at once, but the body goes on
+        assert endless.recv(65536).startswith(b"HTTP/1.1 413 ")
+        endless.sendall(b"x")
+        halting.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-")
+        assert [read_answer(one).partition(b"\r")[0] for one in (silent, halting)] == [
+            b"HTTP/1.1 408 Request Timeout"
+        ] * 2
+        assert read_answer(endless) == b""
+    assert server.get("/healthz") == {"status": "ok"}
+    assert server.stop() == 0
     assert server.stderr == ""
-
-
-def _script(folder):
-    """A Python that is in a hurry."""
-    script = folder / "python"
-    (folder / "impatient.py").write_text(_IMPATIENT)
-    script.write_text(f'#!/bin/sh\nshift 3\nexec "{sys.executable}" "{folder / "impatient.py"}" "$@"\n')
-    script.chmod(0o755)
-    return script
 
 
 SQL = [

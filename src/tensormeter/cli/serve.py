@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import click
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from tensormeter.server import ServerConfig
 
 __all__ = ["serve"]
+
+_FILE: Final = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command()
@@ -27,7 +29,7 @@ __all__ = ["serve"]
 )
 @click.option(
     "--token-file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=_FILE,
     help="File with the bearer token that clients must send.  [default: $TENSORMETER_TOKEN, or none]",
 )
 @click.option(
@@ -55,16 +57,43 @@ __all__ = ["serve"]
 @click.option(
     "--alerts",
     "alerts_file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=_FILE,
     help="TOML file with rules and webhooks.  [default: some rules, no webhook]",
 )
+@click.option("--tls-cert", type=_FILE, help="Certificate, in PEM, to serve https with.  [default: http]")
+@click.option("--tls-key", type=_FILE, help="Its private key, in PEM, without a passphrase.")
+@click.option(
+    "--forwarded-allow-ips",
+    default="",
+    metavar="ADDRESSES",
+    help="Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, between commas.  [default: none]",
+)
+@click.option(
+    "--max-connections",
+    default=2048,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Connections at once; what is beyond is answered 503.",
+)
+@click.option(
+    "--header-timeout",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(0, 3600, min_open=True, max_open=True),
+    help="Seconds in which the headers of a request must have come.",
+)
+@click.option("--log-format", type=click.Choice(("text", "json")), default="text", show_default=True)
+@click.option("--access-log", is_flag=True, help="Log every request, without what was asked and without tokens.")
 @click.option("--alert-interval", default=5.0, show_default=True, type=click.FloatRange(min=0.05), hidden=True)
 def serve(
+    *,
     host: str,
     port: int,
     directory: Path | None,
     token_file: Path | None,
     alerts_file: Path | None,
+    log_format: Literal["text", "json"],
+    access_log: bool,
     **limits: Any,
 ) -> None:
     """Start an experiment server; it runs until Ctrl-C or SIGTERM.
@@ -81,6 +110,7 @@ def serve(
     if alerts_file is not None:
         given["alerts"] = server.load_alert_config(alerts_file)
     token = _read_token(token_file)
+    server.configure_logs(log_format, access=access_log)
     config = server.ServerConfig(host=host, port=port, token=token, **given, **limits)
     server.serve(config, lambda url: _on_ready(url, config))
 

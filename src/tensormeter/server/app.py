@@ -1,5 +1,6 @@
 """The application: routes, errors, and the guard around them."""
 
+from collections.abc import Callable
 from importlib.metadata import version
 
 from starlette.applications import Starlette
@@ -13,6 +14,7 @@ from tensormeter.errors import EncodingError, StoreError, UsageError
 from tensormeter.server.api import Shutdown, api_routes
 from tensormeter.server.config import ServerConfig
 from tensormeter.server.guard import Guard
+from tensormeter.server.observer import Observed, Observer
 from tensormeter.server.page import Page, wants_page
 from tensormeter.server.receiver import Receiver
 from tensormeter.server.scope import ForbiddenError, Stores
@@ -39,13 +41,19 @@ _CODES = {
 }
 
 
-def create_app(store: Store, config: ServerConfig, shutdown: Shutdown | None = None) -> ASGIApp:
+def create_app(
+    store: Store,
+    config: ServerConfig,
+    shutdown: Shutdown | None = None,
+    tell: Callable[[Observed], None] = lambda _: None,
+) -> ASGIApp:
     """The ASGI application over `store`. Whoever opened the store closes it, after the server has stopped.
 
     Args:
         store: What it reads and writes.
         config: Limits, and who may talk to it.
         shutdown: Tells streams that never end by themselves when to.
+        tell: Told of each request that is over, on the event loop.
     """
     page = Page()
     stores = Stores(store)
@@ -57,6 +65,11 @@ def create_app(store: Store, config: ServerConfig, shutdown: Shutdown | None = N
         document = {"name": "tensormeter", "version": version("tensormeter"), "links": links}
         return JSONResponse(document, headers={"Vary": "Accept, Accept-Encoding"})
 
+    async def ready(request: Request) -> Response:
+        if shutdown is not None and shutdown.begun:
+            return error_response(request.scope, 503, "stopping", "the server is stopping")
+        return await health(request)
+
     async def health(request: Request) -> Response:
         problem = store.problem()
         if problem is not None:
@@ -67,6 +80,7 @@ def create_app(store: Store, config: ServerConfig, shutdown: Shutdown | None = N
         routes=[
             Route("/", index),
             Route("/healthz", health),
+            Route("/readyz", ready),
             *page.routes(),
             *Receiver(stores, config.max_body_bytes).routes(),
             *api_routes(stores, shutdown or Shutdown()),
@@ -81,7 +95,7 @@ def create_app(store: Store, config: ServerConfig, shutdown: Shutdown | None = N
         },
     )
     app.router.redirect_slashes = False
-    return Guard(app, config)
+    return Observer(Guard(app, config), tell)
 
 
 def _on_http_exception(request: Request, error: Exception) -> Response:

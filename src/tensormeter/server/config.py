@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,12 @@ class ServerConfig:
         retention_bytes: Size of the store above which the oldest ended runs are deleted; None: never.
         alerts: What to look for in what arrives, and whom to tell.
         alert_interval: Seconds between two looks.
+        tls_cert: File with the certificate, and those between it and the authority, in PEM; with `tls_key`.
+        tls_key: File with its private key, without a passphrase.
+        forwarded_allow_ips: Addresses and networks, between commas, of proxies whose `X-Forwarded-For` and
+            `X-Forwarded-Proto` are believed; "" for none.
+        max_connections: Open at once; what is beyond is answered 503.
+        header_timeout: Seconds in which the headers of a request must have come.
 
     Raises:
         SettingsError: A value cannot be used; the message says what to do.
@@ -61,6 +68,11 @@ class ServerConfig:
     retention_bytes: int | None = None
     alerts: AlertConfig = field(default_factory=AlertConfig)
     alert_interval: float = 5.0
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    forwarded_allow_ips: str = ""
+    max_connections: int = 2048
+    header_timeout: float = 30.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "directory", Path(self.directory).expanduser().absolute())
@@ -71,6 +83,18 @@ class ServerConfig:
             raise SettingsError(f"port: expected 0 to 65535, got {self.port}")
         if self.max_body_bytes < 1:
             raise SettingsError(f"max_body_bytes: expected 1 or more, got {self.max_body_bytes}")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise SettingsError("tls_cert, tls_key: expected both or none; a certificate is of no use without its key")
+        if self.tls_cert is not None and self.tls_key is not None:
+            _check_tls(self.tls_cert, self.tls_key)
+        if "*" in self.forwarded_allow_ips:
+            raise SettingsError(
+                "forwarded_allow_ips: expected addresses of proxies, got '*': anyone could claim to be one"
+            )
+        if self.max_connections < 1:
+            raise SettingsError(f"max_connections: expected 1 or more, got {self.max_connections}")
+        if not 0 < self.header_timeout < 3600:
+            raise SettingsError(f"header_timeout: expected seconds, up to an hour, got {self.header_timeout}")
         # Not shown: it is a secret, even when it is wrong.
         if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.split()):
             raise SettingsError("token: expected printable ASCII characters; generate one with `openssl rand -hex 32`")
@@ -81,3 +105,17 @@ class ServerConfig:
                 f"host: {self.host!r} can be reached from other machines, so a token is needed; make one with "
                 "`tensormeter token create`, set TENSORMETER_TOKEN or give --token-file, or bind 127.0.0.1",
             )
+
+
+def _check_tls(certificate: Path, key: Path) -> None:
+    def no_passphrase() -> str:
+        raise SettingsError(f"tls_key: {key} has a passphrase, which nobody is there to type; store it without")
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, no_passphrase)
+    except SettingsError:
+        raise
+    except OSError as error:  # ssl.SSLError is one
+        raise SettingsError(
+            f"tls_cert, tls_key: {certificate} and {key} are not a certificate and its key in PEM ({error.strerror or error})"
+        ) from None

@@ -2,7 +2,7 @@
 
 - `Host` must be a name of this server. Without that, a web page whose name is rebound to 127.0.0.1 could read it.
 - `Origin`, if a browser sends one, must be this server: no page of another site may read or write.
-- A bearer token that allows it, unless there are none on this machine, for everything but `/`, `/healthz` and the web page's files, which show no data.
+- A bearer token that allows it, unless there are none on this machine, for everything but `/`, `/healthz`, `/readyz` and the web page's files, which show no data.
 """
 
 import ipaddress
@@ -23,7 +23,7 @@ from tensormeter.settings import is_loopback
 
 __all__ = ["Guard"]
 
-_PUBLIC: Final = frozenset({"/", "/healthz"})
+_PUBLIC: Final = frozenset({"/", "/healthz", "/readyz"})
 
 _log: Final = logging.getLogger(__name__)
 

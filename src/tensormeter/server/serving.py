@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -14,13 +15,14 @@ from tensormeter.server.alerts import AlertService
 from tensormeter.server.api import Shutdown
 from tensormeter.server.app import create_app
 from tensormeter.server.config import ServerConfig
-from tensormeter.server.connection import Connection
+from tensormeter.server.connection import limited_protocol
 from tensormeter.server.store.removal import Retention
 from tensormeter.server.store.sqlite import SqliteStore
 
 __all__ = ["serve"]
 
 _SHUTDOWN_SECONDS: Final = 5
+_OTHER_FILES: Final = 512
 
 
 def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
@@ -36,20 +38,25 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
         StoreError: The store cannot be opened; another server has the folder, for instance.
     """
     listener = _bind(config)
+    _raise_file_limit(config.max_connections)
     with listener:
         store = _open(config)
         alerts = AlertService(store, config.alerts, config.alert_interval)
         try:
-            url = _url(config.host, listener.getsockname()[1])
+            url = _url(config, listener.getsockname()[1])
             shutdown = Shutdown()
             uvicorn_config = uvicorn.Config(
                 create_app(store, config, shutdown),
-                http=Connection,
+                http=limited_protocol(config.max_connections, config.header_timeout),
                 ws="none",
                 lifespan="off",
                 access_log=False,
                 log_level="warning",
-                proxy_headers=False,
+                log_config=None,
+                proxy_headers=bool(config.forwarded_allow_ips),
+                forwarded_allow_ips=config.forwarded_allow_ips,
+                ssl_certfile=config.tls_cert,
+                ssl_keyfile=config.tls_key,
                 server_header=False,
                 timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
             )
@@ -117,5 +124,16 @@ def _bind(config: ServerConfig) -> socket.socket:
     return listener
 
 
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def _raise_file_limit(connections: int) -> None:
+    """Let the process have a descriptor for each connection, as far as it may, and some for the store."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _OTHER_FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _url(config: ServerConfig, port: int) -> str:
+    scheme = "http" if config.tls_cert is None else "https"
+    return f"{scheme}://[{config.host}]:{port}" if ":" in config.host else f"{scheme}://{config.host}:{port}"

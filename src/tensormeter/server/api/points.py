@@ -120,7 +120,9 @@ class PointsApi:
         start, stop = number(query, "start"), number(query, "stop")
 
         def work() -> bytes:
-            placed, _, _ = read_along(self._stores.of(request), ref, [metric], axis, start=start, stop=stop, attempt=attempt)
+            placed, _, _ = read_along(
+                self._stores.of(request), ref, [metric], axis, start=start, stop=stop, attempt=attempt
+            )
             found = rank_statistics(placed, most)
             return encode(
                 {

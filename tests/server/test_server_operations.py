@@ -1,0 +1,223 @@
+"""What operators of a server need: TLS, proxies, limits on connections, logs."""
+
+import contextlib
+import datetime as dt
+import ipaddress
+import json
+import socket
+from urllib.parse import urlsplit
+
+import pytest
+import urllib3
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+import tensormeter
+from tensormeter.errors import SettingsError, TensormeterError
+from tensormeter.server import ServerConfig
+
+TOKEN = "s3cret-token-of-the-test"
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory):
+    """A certificate of its own for this machine: (certificate, key, key with a passphrase)."""
+    folder = tmp_path_factory.mktemp("tls")
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tensormeter test")])
+    now = dt.datetime.now(dt.UTC)
+    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=2))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    for file, encryption in [
+        ("key.pem", serialization.NoEncryption()),
+        ("locked.pem", serialization.BestAvailableEncryption(b"passphrase")),
+    ]:
+        (folder / file).write_bytes(
+            key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+        )
+    return folder / "cert.pem", folder / "key.pem", folder / "locked.pem"
+
+
+def connect(server):
+    parts = urlsplit(server.url)
+    return socket.create_connection((parts.hostname, parts.port), timeout=300)
+
+
+def everything(connection):
+    """What comes until the other side closes."""
+    parts = []
+    while part := connection.recv(65536):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def test_https(start, tls, make, monkeypatch):
+    certificate, key, _ = tls
+    server = start("--tls-cert", str(certificate), "--tls-key", str(key))
+    assert server.url.startswith("https://127.0.0.1:")
+    with pytest.raises(TensormeterError, match="SSLError"):
+        tensormeter.Client(server.url).projects()
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    server.http = urllib3.PoolManager(retries=False, timeout=300)
+    assert server.metrics(make.rows("safe", [(10**18, 0, {"v": 1.0})])).status == 200
+    (one,) = tensormeter.Client(server.url).run("safe").series("v")
+    assert one.y.tolist() == [1.0]
+    with connect(server) as plain:
+        plain.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"200" not in everything(plain)
+    assert server.stop() == 0
+
+
+def test_tls_files_that_cannot_be_used(tls, tmp_path):
+    certificate, key, locked = tls
+    with pytest.raises(SettingsError, match="expected both or none"):
+        ServerConfig(directory=tmp_path, tls_cert=certificate)
+    for pair in [(key, key), (certificate, certificate), (tmp_path / "none", key), (certificate, tmp_path / "none")]:
+        with pytest.raises(SettingsError, match="are not a certificate and its key"):
+            ServerConfig(directory=tmp_path, tls_cert=pair[0], tls_key=pair[1])
+    with pytest.raises(SettingsError, match="has a passphrase"):
+        ServerConfig(directory=tmp_path, tls_cert=certificate, tls_key=locked)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"forwarded_allow_ips": "*"},
+        {"max_connections": 0},
+        {"header_timeout": 0},
+        {"header_timeout": 3600},
+        {"header_timeout": float("nan")},
+    ],
+)
+def test_limits_that_are_none(tmp_path, changes):
+    with pytest.raises(SettingsError, match=next(iter(changes))):
+        ServerConfig(directory=tmp_path, **changes)
+
+
+def test_headers_that_do_not_end(start):
+    server = start("--header-timeout", "0.5")
+    with connect(server) as silent, connect(server) as half:
+        half.sendall(b"GET /healthz HTTP/1.1\r\nHost: local")
+        assert everything(half).startswith(b"HTTP/1.1 408 ")
+        assert everything(silent).startswith(b"HTTP/1.1 408 ")
+    with connect(server) as trickling:
+        trickling.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Long: ")
+        trickling.settimeout(0.05)
+        answer = b""
+        while not answer:
+            try:
+                answer = trickling.recv(65536)
+            except TimeoutError:
+                trickling.sendall(b"x")
+        assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+def test_the_headers_of_a_second_request_do_not_end(start):
+    server = start("--header-timeout", "0.5")
+    with connect(server) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answer = connection.recv(65536)
+        while b'"ok"' not in answer:
+            answer += connection.recv(65536)
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost")
+        assert everything(connection).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_request_may_take_longer_than_its_headers(start, eventually):
+    """The deadline is that of the headers: a stream, and a body that is still coming, go on."""
+    server = start("--header-timeout", "0.5")
+    with connect(server) as stream, connect(server) as silent:
+        stream.sendall(b"GET /api/v1/stream?runs=none HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert stream.recv(65536).startswith(b"HTTP/1.1 200 ")
+        with connect(server) as slow:
+            slow.sendall(
+                b"POST /v1/metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n"
+                b"Content-Type: application/x-protobuf\r\nConnection: close\r\n\r\n"
+            )
+            everything(silent)  # the deadline of all three is over
+            slow.sendall(b"\x00")
+            assert everything(slow).startswith(b"HTTP/1.1 400 ")
+        stream.setblocking(False)  # whatever it has said by now, it goes on
+        with contextlib.suppress(BlockingIOError):
+            assert stream.recv(65536)
+
+
+def test_more_connections_than_allowed(start, eventually):
+    server = start("--max-connections", "3")
+    held = [connect(server) for _ in range(3)]
+    try:
+
+        def refused():
+            with connect(server) as further:
+                return everything(further).startswith(b"HTTP/1.1 503 ")
+
+        eventually(refused)
+        held.pop().close()
+
+        def answered():
+            with connect(server) as further:
+                further.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                return everything(further).startswith(b"HTTP/1.1 200 ")
+
+        eventually(answered)
+    finally:
+        for connection in held:
+            connection.close()
+
+
+def log_of(server):
+    return [json.loads(line) for line in server.stderr.splitlines()]
+
+
+def test_logs_in_json(start, eventually):
+    server = start("--log-format", "json", "--access-log", environment={"TENSORMETER_TOKEN": TOKEN})
+    headers = {"Authorization": f"Bearer {TOKEN}", "X-Forwarded-For": "10.9.8.7"}
+    path = "/api/v1/runs/no%0a%1b[2Jsuch%22run?filter=secret-filter"
+    assert server.http.request("GET", f"{server.url}{path}", headers=headers).status == 404
+    assert server.http.request("GET", f"{server.url}/api/v1/projects").status == 401
+    eventually(lambda: len(log_of(server)) == 2)
+    found, refused = log_of(server)
+    expected = {"level": "INFO", "logger": "tensormeter.server.access", "message": "request", "method": "GET"}
+    assert expected.items() <= found.items()
+    assert (found["path"], found["status"]) == ('/api/v1/runs/no\n\x1b[2Jsuch"run', 404)
+    assert (found["client"], found["token"]) == ("127.0.0.1", "server token")
+    assert (refused["status"], refused["token"]) == (401, None)
+    assert TOKEN not in server.stderr
+    assert "secret-filter" not in server.stderr
+    assert "\x1b" not in server.stderr
+
+
+def test_logs_as_text(start, eventually):
+    server = start("--access-log")
+    assert server.ask("/api/v1/runs/a%20b%1b%0ac")[0] == 404
+    eventually(lambda: server.stderr.count("\n") == 1)
+    assert "INFO request method=GET path=" in server.stderr
+    assert "status=404" in server.stderr
+    assert "\x1b" not in server.stderr
+
+
+def test_a_proxy_that_is_believed(start, eventually):
+    server = start("--log-format", "json", "--access-log", "--forwarded-allow-ips", "127.0.0.1")
+    headers = {"X-Forwarded-For": "10.9.8.7", "X-Forwarded-Proto": "https"}
+    assert server.ask("/healthz", headers)[0] == 200
+    eventually(lambda: len(log_of(server)) == 1)
+    assert log_of(server)[0]["client"] == "10.9.8.7"
+
+
+def test_ready(start):
+    server = start(environment={"TENSORMETER_TOKEN": TOKEN})
+    assert server.ask("/readyz") == (200, {"status": "ok"})
+    assert server.ask("/healthz") == (200, {"status": "ok"})
