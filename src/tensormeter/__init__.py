@@ -2,6 +2,7 @@
 
 import typing
 
+from tensormeter.begin import deferred_log, finish, init, log
 from tensormeter.errors import (
     EncodingError,
     RingError,
@@ -14,7 +15,7 @@ from tensormeter.errors import (
 from tensormeter.instruments import MeterProvider, configure
 from tensormeter.record.histogram import Histogram
 from tensormeter.record.media import Image, Table, Text
-from tensormeter.run import Run, deferred_log, finish, init, log
+from tensormeter.run import Run
 from tensormeter.settings import Settings
 
 if typing.TYPE_CHECKING:

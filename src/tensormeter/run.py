@@ -6,22 +6,17 @@ warned and goes on with a run that records nothing.
 """
 
 import dataclasses
-import json
 import logging
 import os
-import secrets
-import string
-import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast
+from typing import Any, Final, Literal, Self, cast
 
 from tensormeter import ending
-from tensormeter.errors import RingError, SettingsError, UsageError
-from tensormeter.exporter import check_exporters
+from tensormeter.errors import RingError, UsageError
 from tensormeter.process import RunIdentity, RunProcess
 from tensormeter.record.compilation import break_graph
 from tensormeter.record.lane import Writer
@@ -32,18 +27,9 @@ from tensormeter.record.watch import Watch, Watched
 from tensormeter.ring import State
 from tensormeter.settings import Settings
 
-if TYPE_CHECKING:
-    from tensormeter.record.deferred import DeferredLog
-
-__all__ = ["Run", "deferred_log", "finish", "init", "log"]
-__all__ = ["Run", "finish", "init", "latest_run", "log"]
+__all__ = ["Run", "before_finish", "finish_all", "latest_run", "open_runs", "remember"]
 
 logger: Final = logging.getLogger("tensormeter")
-
-_MAX_DEPTH: Final = 24
-"""Levels of a configuration: protobuf's decoders refuse messages nested a hundred deep, and OTLP takes three a level."""
-
-_ID_LETTERS: Final = string.ascii_lowercase + string.digits
 
 
 class Run:
@@ -377,209 +363,64 @@ class Run:
 break_graph(Run.log)
 
 
-def init(
-    project: str | None = None,
-    name: str | None = None,
-    config: Mapping[str, Any] | None = None,
-    *,
-    id: str | None = None,
-    resume: bool = False,
-    mode: str | None = None,
-    settings: Settings | Mapping[str, Any] | None = None,
-) -> Run:
-    """Begin a run.
-
-    Takes some ten milliseconds and talks to no network. The run ends with `Run.finish`, with its `with` block, or when
-    the interpreter exits; it counts as failed if an exception or another exit status than 0 ended it, as preempted if SIGTERM
-    did, and as crashed if the process just vanished. In a notebook, it ends when another one begins.
-
-    A run whose `id` comes again after its processes have ended is attempted again: nothing of the earlier attempt is deleted,
-    and the steps that the later one repeats shadow those of the earlier one.
-
-    Args:
-        project: What the run belongs to.
-        name: For people; the id if None.
-        config: Hyperparameters and whatever else describes the run. What is not JSON is turned into a `str`.
-        id: Of the run; give every rank the same. Random if None.
-        resume: There was an attempt at this run before, on whatever machine. Needs an `id`.
-        mode: `online`, `offline` or `disabled`.
-        settings: A `Settings`, or a mapping of its fields. The arguments above take precedence over it.
-
-    Raises:
-        SettingsError: An argument, a setting or an environment variable cannot be used.
-    """
-    given = {"project": project, "name": name, "run_id": id, "mode": mode}
-    resolved = _resolve(settings, {key: value for key, value in given.items() if value is not None})
-    check_exporters([*resolved.exporters, *(option.partition(".")[0] for option in resolved.exporter_options)])
-    if resume and resolved.run_id is None:
-        raise SettingsError(
-            "resume: expected the id of the run to resume, got none; give id=, or set TENSORMETER_RUN_ID"
-        )
-    if _in_notebook():
-        _finish_all()
-    run_id = resolved.run_id or "".join(secrets.choice(_ID_LETTERS) for _ in range(8))
-    run = Run(RunIdentity(run_id, resolved.name or run_id, _as_json(config or {}), resolved), resume=resume)
-    run._begin()
-    _remember(run)
-    return run
-
-
-def log(
-    values: Mapping[str, Any],
-    step: int | None = None,
-    *,
-    every: int | None = None,
-    reduce: str | None = None,
-) -> None:
-    """`Run.log` of the run that was begun last.
-
-    Raises:
-        UsageError: There is none.
-    """
-    if not _runs:
-        raise UsageError("tensormeter.log: there is no run; call tensormeter.init() first")
-    _runs[-1].log(values, step, every=every, reduce=reduce)
-
-
-def finish() -> None:
-    """`Run.finish` of the run that was begun last; does nothing if there is none."""
-    if _runs:
-        _runs[-1].finish()
-
-
-def deferred_log(
-    run: Run,
-    names: Sequence[str],
-    *,
-    capacity: int = 1024,
-    device: Any = None,
-    first_step: int = 0,
-) -> "DeferredLog":
-    """Record from inside functions compiled by `torch.compile`, also with `fullgraph=True`, and from inside CUDA graphs.
-
-    The result's `write({name: tensor})` belongs into the graph, and is a few tensor operations there: no graph break, and
-    each replay of a CUDA graph writes a row. Rows are fetched by later `run.log` calls of this thread (four times a second),
-    by `flush()`, and by `run.finish`, without waiting for the device. They are recorded in the order of the writes, with the
-    time at which they are fetched. If more than `capacity` are written in between, the oldest are lost, and counted.
-
-    Every execution of the write is a row, those of warm-ups and of activation checkpointing's recomputation included.
-    Integers are exact up to 2**53. While there is such an object, each `run.log` takes a few microseconds.
-
-    Args:
-        run: From `init`, in this process.
-        names: Of the metrics of a row.
-        capacity: Rows that are kept on the device, which takes 8 bytes a value there, and as many on the host.
-        device: Where the values are, as torch names it; the current CUDA device if None and there is one, else the CPU.
-        first_step: Step of the first row written; each further one is one more.
-
-    Raises:
-        UsageError: An argument cannot be used, or memory for the copies cannot be page-locked.
-    """
-    from tensormeter.record.deferred import DeferredLog
-
-    return DeferredLog(
-        run._process.recorder if run._process is not None else None,
-        names,
-        capacity=capacity,
-        device=device,
-        first_step=first_step,
-    )
-
-
 def latest_run() -> Run | None:
     """The run that was begun last, of those that are not finished."""
-    return _runs[-1] if _runs else None
+    return open_runs[-1] if open_runs else None
 
 
 before_finish: Final[list[Callable[[Run], None]]] = []
 """Called when a run is about to finish: instruments have something to record yet."""
 
-_runs: list[Run] = []
+open_runs: list[Run] = []
 """Runs that are not finished, in the order in which they were begun."""
 
 
 def _join(identity: Mapping[str, Any], parent: str | None) -> Run:
     """A run that has arrived here from another process; the same object however often it comes."""
-    for run in _runs:
+    for run in open_runs:
         if run.id == identity["id"]:
             return run
     settings = Settings.from_json(identity["settings"])
     run = Run(RunIdentity(**{**identity, "settings": settings}), parent=parent)
     run._begin()
-    _remember(run)
+    remember(run)
     return run
 
 
 def _after_fork() -> None:
-    for run in _runs:
+    for run in open_runs:
         run._after_fork()
 
 
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def _remember(run: Run) -> None:
-    ending.watch(_finish_all)
+def remember(run: Run) -> None:
+    """A run has begun: finish it when the process ends."""
+    ending.watch(finish_all)
     if run.settings.sigterm_timeout and run._process is not None:
         ending.take_sigterm(_on_sigterm)
-    _runs.append(run)
+    open_runs.append(run)
 
 
 def _forget(run: Run) -> None:
-    if run in _runs:
-        _runs.remove(run)
-    if not _runs:
+    if run in open_runs:
+        open_runs.remove(run)
+    if not open_runs:
         ending.give_sigterm_back()
 
 
-def _finish_all() -> None:
+def finish_all() -> None:
+    """Finish what is not finished, the latest first, in the state in which the process ends."""
     state, message = ending.outcome()
-    for run in reversed(_runs.copy()):  # a copy: a forked child's `finish` leaves its parent's runs where they are
+    for run in reversed(open_runs.copy()):  # a copy: a forked child's `finish` leaves its parent's runs where they are
         run._finish(state, message, run.settings.finish_timeout)
 
 
 def _on_sigterm(last: bool) -> None:
     """Before the default action (`last`) runs are finished; before a handler they are not, because the script goes on."""
-    for run in reversed(_runs.copy()):
+    for run in reversed(open_runs.copy()):
         if run.settings.sigterm_timeout and run._process is not None:
             run._process.note_sigterm()
             if last:
                 run._finish("preempted", "SIGTERM", min(run.settings.sigterm_timeout, run.settings.finish_timeout))
-
-
-def _in_notebook() -> bool:
-    """Whether cells are run one after the other, so that a run that is not finished was most likely forgotten."""
-    ipython = sys.modules.get("IPython")
-    return ipython is not None and ipython.get_ipython() is not None
-
-
-def _resolve(settings: Settings | Mapping[str, Any] | None, given: Mapping[str, Any]) -> Settings:
-    if isinstance(settings, Settings):
-        return settings.replace(**given)
-    fields = dict(settings or {})
-    unknown = sorted(set(fields) - Settings.names())
-    if unknown:
-        raise SettingsError(f"settings: {unknown[0]!r} is not one of {', '.join(sorted(Settings.names()))}")
-    return Settings(**{**fields, **given})
-
-
-def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration as JSON values.
-
-    Raises:
-        SettingsError: Not a mapping, or one that contains itself.
-    """
-    if not isinstance(config, Mapping):
-        raise SettingsError(f"config: expected a mapping, got {type(config).__name__}")
-    try:
-        values = dict(json.loads(json.dumps({str(key): value for key, value in config.items()}, default=str)))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise SettingsError(f"config: cannot be written as JSON ({error})") from None
-    if _depth(values) > _MAX_DEPTH:
-        raise SettingsError(f"config: nested deeper than {_MAX_DEPTH} levels; flatten it")
-    return values
-
-
-def _depth(value: object) -> int:
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
-    return 0 if items is None else 1 + max(map(_depth, items), default=0)

@@ -1,38 +1,5 @@
-"""The ring file: a process's rows in shared memory, and all that is needed to deliver them.
+"""The ring file as its writer and its reader hold it."""
 
-A training process writes it, the agent reads it, and neither waits for the other.
-The file outlives its writer: after SIGKILL every row whose write had ended can be read by anyone who opens the file.
-
-Layout (little-endian words of 8 bytes; offsets in bytes from the start of the file)::
-
-    0      header       4096 bytes, the words named in `HeaderWord`; the table of lanes begins at word 64, the agent's
-                        words on a failing delivery at byte 2048, how long log calls took at byte 3200
-    4096   dictionary   append-only entries: length | kind | JSON, padded to 8
-    ...    lanes        one for each writing thread: 128 bytes of the words named in `LaneWord`, then the rows
-
-A dictionary entry is published by writing its length last.
-Entry 1 is the metadata (resource, settings, run), which a later entry may replace; the others describe row layouts.
-
-A row is ``mark | time | step | value ... | mark``.
-The mark is ``position << 13 | layout``: the row's position (bytes written to the lane before it, over all laps, a multiple
-of 8, up to 2**50) and, in the low 16 bits, the id of its layout.
-The last word of a row is stored last, so a row is there when both marks are right, and a writer killed at any instant
-leaves whole rows followed by something that is not one.
-Rows never straddle the end of a lane: a mark with the layout `WRAP` sends the reader back to its start, and one with
-`SKIP`, followed by a size, covers a row whose writing failed.
-On machines that reorder stores (arm64), a reader must let the writer's stores settle between seeing the marks and reading
-the values: see `tensormeter.pipeline.reader`.
-
-Values are float64 (`d`), int64 (`q`), float64 stored by a device (`D`), or one of the columns of distributions
-(see `tensormeter.distribution`).
-A device's word holds `PENDING` until the device has stored its value over it; `LOST` says that it never will.
-Both are NaNs that arithmetic does not produce.
-
-The writer holds a POSIX record lock on the file's `.lock` companion for as long as it lives.
-Such a lock is not inherited over fork, so children that outlive the writer do not look like it.
-"""
-
-import enum
 import fcntl
 import json
 import mmap
@@ -40,258 +7,38 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from tensormeter.errors import RingError
+from tensormeter.ring.layout import Layout
+from tensormeter.ring.words import (
+    DURATION_BUCKETS,
+    HEADER_BYTES,
+    LANE_HEADER_BYTES,
+    LANE_TABLE,
+    LOG_DURATIONS,
+    MAGIC,
+    MAX_LANES,
+    TROUBLE,
+    TROUBLE_BYTES,
+    VERSION,
+    Drop,
+    EntryKind,
+    HeaderWord,
+    LaneWord,
+    LogPath,
+    SpoolLoss,
+    State,
+)
 
-__all__ = [
-    "LOST",
-    "PENDING",
-    "SKIP",
-    "WRAP",
-    "Column",
-    "Drop",
-    "EntryKind",
-    "HeaderWord",
-    "LaneWord",
-    "Layout",
-    "LogPath",
-    "RingFile",
-    "SpoolLoss",
-    "State",
-    "Stream",
-    "media_directory",
-    "row_bytes",
-]
-
-MAGIC: Final = 0x474E_4952_5445_4D54  # "TMETRING" in the file
-VERSION: Final = 2
-
-HEADER_BYTES: Final = 4096
-LANE_TABLE: Final = 64
-TROUBLE: Final = 2048
-"""Offset of the agent's words on a failing delivery: their length, then at most TROUBLE_BYTES of UTF-8."""
-TROUBLE_BYTES: Final = 1024
-LOG_DURATIONS: Final = 3200
-"""Offset of how long log calls took, for each `LogPath`: the sum in nanoseconds, then the counts of DURATION_BUCKETS buckets."""
-SHORTEST_DURATION_BITS: Final = 6
-DURATION_BUCKETS: Final = 26
-"""Bucket i counts durations of more than ``2 ** (i + 5)`` and up to ``2 ** (i + 6)`` ns; the first and the last are open."""
-LANE_HEADER_BYTES: Final = 128
-MAX_LANES: Final = 64
-
-LAYOUT_BITS: Final = 16
-POSITION_SHIFT: Final = 13
-"""A mark is ``position << 13 | layout``: positions are multiples of 8, so the low 16 bits are free for the layout."""
-WRAP: Final = 0xFFFF
-SKIP: Final = 0xFFFE
-MAX_LAYOUT: Final = 0xFFFD
-
-PENDING: Final = 0x7FF7_A5C3_5A3C_C3A5
-LOST: Final = 0x7FF7_A5C3_5A3C_105D
-
-
-class HeaderWord(enum.IntEnum):
-    """Word indices in the file's header. Those from AGENT_PID on are written by the agent, the others by the writer."""
-
-    MAGIC = 0
-    VERSION = 1
-    FILE_BYTES = 2
-    DICTIONARY_BYTES = 3
-    LANES = 4
-    WRITER_PID = 5
-    CREATED = 6
-    STATE = 7
-    SIGTERM = 8
-    """Time at which the writer was told to end, or 0."""
-    AGENT_PID = 16
-    PENDING_REQUESTS = 17
-    """Requests spooled for an online destination and neither accepted nor rejected yet."""
-    STALLED = 18
-    """1 while a destination cannot be reached, and it makes no sense to wait for it. `RingFile.trouble` says why."""
-    QUARANTINED_ITEMS = 20
-    """Points and events that a receiver has rejected for good."""
-    ENDED = 19
-    """1 once everything that the writer left, and the news of its end, is in the spool."""
-    SPOOL_LOSSES = 32
-    """The first of the counters of items, one for each `SpoolLoss`."""
-
-
-class LaneWord(enum.IntEnum):
-    """Word indices in a lane's header. TAIL is written by the agent, the others by the writer."""
-
-    TAIL = 0
-    """Position up to which rows are in the spool and their space is free."""
-    HEAD = 1
-    """Position after the last row; written when the writer finishes, to know when everything has been read."""
-    DROPS = 2
-    """The first of the counters, one for each `Drop`."""
-
-
-class Drop(enum.IntEnum):
-    """Why something that was logged could not be recorded. Rows are counted for RING_FULL, values for the others."""
-
-    RING_FULL = 0
-    UNSUPPORTED_VALUE = 1
-    TOO_MANY_LAYOUTS = 2
-    DEVICE_UNFINISHED = 3
-    MEDIA_FULL = 4
-
-
-class SpoolLoss(enum.IntEnum):
-    """Why something that was recorded will not arrive. Of all processes of the run on this node together."""
-
-    SPOOL_FULL_SYSTEM = 0
-    SPOOL_FULL_MEDIA = 1
-    SPOOL_FULL_SCALARS = 2
-    DAMAGED = 3
-    """Could not be read from the disk any more."""
-    REFUSED = 4
-    """A receiver took the rest of the request, but not these."""
-
-
-class State(enum.IntEnum):
-    """What the writer says of itself. A dead writer whose state is still OPEN has crashed, or was preempted if it had been
-    told to end.
-    """
-
-    OPEN = 0
-    FINISHED = 1
-    FAILED = 2
-    PREEMPTED = 3
-
-
-class LogPath(enum.IntEnum):
-    """Which way a log call went."""
-
-    DIRECT = 0
-    """One C call, for a known row of plain numbers. One call in 64 is timed."""
-    GENERAL = 1
-    """Through `Recorder.log`. Every call is timed."""
-
-
-class EntryKind(enum.IntEnum):
-    """Kinds of dictionary entries."""
-
-    METADATA = 1
-    LAYOUT = 2
-
-
-@dataclass(frozen=True)
-class Stream:
-    """What values are of: one metric with one attribute set. (OpenTelemetry's data model calls this a metric stream.)
-
-    Attributes:
-        name: The metric's name.
-        kind: `gauge`: each value is a point. The values of the others are aggregated by the agent: `counter`,
-            `up_down_counter`, `histogram`, `exponential`; and, as they are totals already, `observable_counter` and
-            `observable_up_down_counter`.
-        unit: UCUM unit, or "".
-        description: For people, or "".
-        attributes: (key, value) pairs; JSON values.
-        scope: The instrumentation scope as (name, version, schema URL, attributes as pairs), or () for tensormeter's own.
-        bounds: Of the buckets of a `histogram`; or (most buckets of a side, highest scale) of an `exponential` one.
-    """
-
-    name: str
-    kind: str = "gauge"
-    unit: str = ""
-    description: str = ""
-    attributes: tuple[tuple[str, Any], ...] = ()
-    scope: tuple[Any, ...] = ()
-    bounds: tuple[float, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        return {"name": self.name} | {
-            field.name: value
-            for field in fields(self)
-            if field.name != "name" and (value := getattr(self, field.name)) != field.default
-        }
-
-    @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> "Stream":
-        return cls(**{key: _tuples(value) for key, value in entry.items()})
-
-
-@dataclass(frozen=True)
-class Column:
-    """One value of a row.
-
-    Attributes:
-        stream: What it is a value of.
-        code: How it is stored.
-        words: How many words it takes.
-    """
-
-    stream: Stream
-    code: str
-    words: int = 1
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What the words of a row mean.
-
-    Attributes:
-        id: 1 to MAX_LAYOUT; the low 16 bits of the mark.
-        columns: In the order of their words.
-        stepped: Whether the step means anything; not in rows of instruments.
-    """
-
-    id: int
-    columns: tuple[Column, ...]
-    stepped: bool = True
-
-    @classmethod
-    def of_gauges(cls, id: int, names: Iterable[str], codes: str) -> "Layout":
-        """The layout of a row of plain gauges."""
-        return cls(id, tuple(Column(Stream(name), code) for name, code in zip(names, codes, strict=True)))
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(column.stream.name for column in self.columns)
-
-    @property
-    def codes(self) -> str:
-        return "".join(column.code for column in self.columns)
-
-    @property
-    def row_bytes(self) -> int:
-        return row_bytes(sum(column.words for column in self.columns))
-
-    def to_json(self) -> dict[str, Any]:
-        """Compact, because the dictionary's space is bounded: a plain gauge is its name."""
-        streams = [column.stream.to_json() for column in self.columns]
-        entry: dict[str, Any] = {
-            "id": self.id,
-            "codes": self.codes,
-            "streams": [stream["name"] if len(stream) == 1 else stream for stream in streams],
-        }
-        if any(column.words != 1 for column in self.columns):
-            entry["words"] = [column.words for column in self.columns]
-        return entry if self.stepped else entry | {"stepped": False}
-
-    @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> "Layout":
-        streams = [
-            Stream(stream) if isinstance(stream, str) else Stream.from_json(stream) for stream in entry["streams"]
-        ]
-        words = entry.get("words", [1] * len(streams))
-        columns = tuple(map(Column, streams, entry["codes"], words))
-        return cls(entry["id"], columns, entry.get("stepped", True))
+__all__ = ["RingFile", "media_directory"]
 
 
 def media_directory(ring_path: Path) -> Path:
     """Where tables, images and texts of a ring's process wait for the agent: files, named by the order of logging."""
     return ring_path.with_suffix(".media")
-
-
-def row_bytes(words: int) -> int:
-    """Bytes of a row whose values take so many words."""
-    return 8 * (words + 4)
 
 
 class RingFile:
@@ -538,11 +285,6 @@ def disown_after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=disown_after_fork)
-
-
-def _tuples(value: Any) -> Any:
-    """JSON's lists as tuples, all the way down, so that what holds them can be a key."""
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def _align(size: int, unit: int) -> int:

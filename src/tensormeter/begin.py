@@ -1,0 +1,146 @@
+"""Beginning a run, and what is called without naming one: it goes to the run that was begun last."""
+
+import secrets
+import string
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from tensormeter.configuration import as_json
+from tensormeter.errors import SettingsError, UsageError
+from tensormeter.exporter import check_exporters
+from tensormeter.process import RunIdentity
+from tensormeter.run import Run, finish_all, open_runs, remember
+from tensormeter.settings import Settings
+
+if TYPE_CHECKING:
+    from tensormeter.record.deferred import DeferredLog
+
+__all__ = ["deferred_log", "finish", "init", "log"]
+
+_ID_LETTERS: Final = string.ascii_lowercase + string.digits
+
+
+def init(
+    project: str | None = None,
+    name: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    *,
+    id: str | None = None,
+    resume: bool = False,
+    mode: str | None = None,
+    settings: Settings | Mapping[str, Any] | None = None,
+) -> Run:
+    """Begin a run.
+
+    Takes some ten milliseconds and talks to no network. The run ends with `Run.finish`, with its `with` block, or when
+    the interpreter exits; it counts as failed if an exception or another exit status than 0 ended it, as preempted if SIGTERM
+    did, and as crashed if the process just vanished. In a notebook, it ends when another one begins.
+
+    A run whose `id` comes again after its processes have ended is attempted again: nothing of the earlier attempt is deleted,
+    and the steps that the later one repeats shadow those of the earlier one.
+
+    Args:
+        project: What the run belongs to.
+        name: For people; the id if None.
+        config: Hyperparameters and whatever else describes the run. What is not JSON is turned into a `str`.
+        id: Of the run; give every rank the same. Random if None.
+        resume: There was an attempt at this run before, on whatever machine. Needs an `id`.
+        mode: `online`, `offline` or `disabled`.
+        settings: A `Settings`, or a mapping of its fields. The arguments above take precedence over it.
+
+    Raises:
+        SettingsError: An argument, a setting or an environment variable cannot be used.
+    """
+    given = {"project": project, "name": name, "run_id": id, "mode": mode}
+    resolved = _resolve(settings, {key: value for key, value in given.items() if value is not None})
+    check_exporters([*resolved.exporters, *(option.partition(".")[0] for option in resolved.exporter_options)])
+    if resume and resolved.run_id is None:
+        raise SettingsError(
+            "resume: expected the id of the run to resume, got none; give id=, or set TENSORMETER_RUN_ID"
+        )
+    if _in_notebook():
+        finish_all()
+    run_id = resolved.run_id or "".join(secrets.choice(_ID_LETTERS) for _ in range(8))
+    run = Run(RunIdentity(run_id, resolved.name or run_id, as_json(config or {}), resolved), resume=resume)
+    run._begin()
+    remember(run)
+    return run
+
+
+def log(
+    values: Mapping[str, Any],
+    step: int | None = None,
+    *,
+    every: int | None = None,
+    reduce: str | None = None,
+) -> None:
+    """`Run.log` of the run that was begun last.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if not open_runs:
+        raise UsageError("tensormeter.log: there is no run; call tensormeter.init() first")
+    open_runs[-1].log(values, step, every=every, reduce=reduce)
+
+
+def finish() -> None:
+    """`Run.finish` of the run that was begun last; does nothing if there is none."""
+    if open_runs:
+        open_runs[-1].finish()
+
+
+def deferred_log(
+    run: Run,
+    names: Sequence[str],
+    *,
+    capacity: int = 1024,
+    device: Any = None,
+    first_step: int = 0,
+) -> "DeferredLog":
+    """Record from inside functions compiled by `torch.compile`, also with `fullgraph=True`, and from inside CUDA graphs.
+
+    The result's `write({name: tensor})` belongs into the graph, and is a few tensor operations there: no graph break, and
+    each replay of a CUDA graph writes a row. Rows are fetched by later `run.log` calls of this thread (four times a second),
+    by `flush()`, and by `run.finish`, without waiting for the device. They are recorded in the order of the writes, with the
+    time at which they are fetched. If more than `capacity` are written in between, the oldest are lost, and counted.
+
+    Every execution of the write is a row, those of warm-ups and of activation checkpointing's recomputation included.
+    Integers are exact up to 2**53. While there is such an object, each `run.log` takes a few microseconds.
+
+    Args:
+        run: From `init`, in this process.
+        names: Of the metrics of a row.
+        capacity: Rows that are kept on the device, which takes 8 bytes a value there, and as many on the host.
+        device: Where the values are, as torch names it; the current CUDA device if None and there is one, else the CPU.
+        first_step: Step of the first row written; each further one is one more.
+
+    Raises:
+        UsageError: An argument cannot be used, or memory for the copies cannot be page-locked.
+    """
+    from tensormeter.record.deferred import DeferredLog
+
+    return DeferredLog(
+        run._process.recorder if run._process is not None else None,
+        names,
+        capacity=capacity,
+        device=device,
+        first_step=first_step,
+    )
+
+
+def _in_notebook() -> bool:
+    """Whether cells are run one after the other, so that a run that is not finished was most likely forgotten."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and ipython.get_ipython() is not None
+
+
+def _resolve(settings: Settings | Mapping[str, Any] | None, given: Mapping[str, Any]) -> Settings:
+    if isinstance(settings, Settings):
+        return settings.replace(**given)
+    fields = dict(settings or {})
+    unknown = sorted(set(fields) - Settings.names())
+    if unknown:
+        raise SettingsError(f"settings: {unknown[0]!r} is not one of {', '.join(sorted(Settings.names()))}")
+    return Settings(**{**fields, **given})
