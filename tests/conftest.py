@@ -22,3 +22,11 @@ def _no_statistics() -> Iterator[None]:
         patch.setenv("TENSORMETER_SAMPLE_INTERVAL", "0")
         patch.setenv("TENSORMETER_SELF_METRICS_INTERVAL", "0")
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_is_slow() -> Iterator[None]:
+    """On a busy machine any log call can be slow, and would be warned about; `test_cost` has a clock of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tensormeter.record.cost._SLOW", 1 << 62)
+        yield

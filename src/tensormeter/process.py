@@ -124,6 +124,7 @@ class RunProcess:
                 on_writer=on_writer,
                 on_stride=self._look_around,
                 media_buffer_bytes=settings.media_buffer_bytes,
+                one_launch=settings.device_path == "auto",
                 on_fork=on_fork,
             )
             self._vitals = Vitals(self.recorder, settings.sample_interval)

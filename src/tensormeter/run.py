@@ -89,7 +89,8 @@ class Run:
             step: Any integer of 64 bits, in any order. One more than the last row's if None.
             every: Make one value of so many: a metric's values are reduced, on the device if that is where they are, and
                 recorded with every `every`-th call that has it; the rest when the run finishes. See `define_metric`.
-            reduce: `mean` (if None), `min`, `max`, `sum` or `last`. NaN makes them NaN, `last` aside.
+            reduce: `mean` (if None), `min`, `max`, `sum` or `last`. NaN makes them NaN, `last` aside. Of `Histogram`s,
+                `mean` and `sum` make one distribution of all values together, and `min` and `max` are refused.
         """
         # Instances carry a `log` of their own, generated for the keys in use, which shadows this one: see `_use_writer`.
         if self._process is not None:

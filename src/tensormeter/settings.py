@@ -23,6 +23,7 @@ __all__ = ["Settings", "describe_settings"]
 Mode = Literal["online", "offline", "disabled"]
 AgentKind = Literal["process", "thread", "off"]
 AfterFork = Literal["record", "ignore"]
+DevicePath = Literal["auto", "two_launches"]
 HistogramAggregation = Literal["explicit_bucket_histogram", "base2_exponential_bucket_histogram"]
 TemporalityPreference = Literal["cumulative", "delta", "lowmemory"]
 Durability = Literal["none", "flush", "fsync"]
@@ -224,6 +225,12 @@ class Settings:
         help="Bytes of tables, images and texts of a process that may wait for the agent, beside the ring. What is more "
         "is dropped and counted.",
     )
+    device_path: DevicePath = _setting(
+        "auto",
+        "TENSORMETER_DEVICE_PATH",
+        help="How values of CUDA devices reach the ring: `auto` stores them there in one launch where a trial shows that this "
+        "works; `two_launches` makes no trial and copies them.",
+    )
     after_fork: AfterFork = _setting(
         "record",
         "TENSORMETER_AFTER_FORK",
@@ -342,6 +349,7 @@ class Settings:
             _check_identifier("run_id", self.run_id)
         _check_choice("mode", self.mode, get_args(Mode))
         _check_choice("agent", self.agent, get_args(AgentKind))
+        _check_choice("device_path", self.device_path, get_args(DevicePath))
         _check_choice("after_fork", self.after_fork, get_args(AfterFork))
         if self.sample_interval != 0:
             _check_range("sample_interval", self.sample_interval, 0.1, 3600)

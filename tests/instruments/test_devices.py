@@ -1,6 +1,7 @@
 """Tensors as amounts: on the CPU, on a device that has not finished yet, and, where there is a GPU, on a real one."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -183,5 +184,6 @@ class TestOnCuda:
             assert sdk_value(reader, "tensormeter.forward.lost") == []
         finally:
             run.finish()
+            shutil.rmtree(folder)
             for path in folder.rglob("*"):
                 path.is_file() and path.unlink()

@@ -27,7 +27,7 @@ from tensormeter.record.histogram import DeviceDistribution
 from tensormeter.record.recorder import Recorder
 from tensormeter.record.reduction import Rule
 from tensormeter.record.values import DeviceValue
-from tensormeter.ring import PENDING, RingFile
+from tensormeter.ring import PENDING, RingFile, State
 
 
 class Reading:
@@ -221,19 +221,154 @@ def test_a_histogram_of_nothing_or_of_both_is_an_error_at_once(arguments):
         Histogram(**arguments)
 
 
-def test_histograms_are_not_reduced_over_steps(source, caplog):
-    source.recorder.define("g*", Rule(2, "mean"))
-    for step in range(2):
-        source.log({"g": Histogram([1.0]), "g_loss": float(step), "h": Histogram([2.0])}, step)
-    source.log({"h": Histogram([2.0])}, 2, every=2)
+def steps_of(source, *names):
+    """What has arrived since the last call: (step, count, sum, minimum, maximum) of each point, by name."""
     batch = Reading(source).batch()
-    assert {series.name: len(series.times) for series in batch.series} == {
-        "tensormeter.step": 2,
-        "g_loss": 1,
-        "h": 2,
-    }
-    assert source.ring.drops() == {"unsupported_value": 3}
-    assert "without `every`" in caplog.text
+    steps = {series.name: series for series in batch.series if not series.attributes}[STEP_METRIC]
+    step_at = dict(zip(steps.times.tolist(), steps.values.tolist(), strict=True))
+    found = collections.defaultdict(list)
+    for series in batch.series:
+        if series.name in names:
+            rows = zip(series.times, series.counts, series.sums, series.minima, series.maxima, strict=True)
+            found[series.name] += [(step_at[int(time)], *map(float, row)) for time, *row in rows]
+    return dict(found)
+
+
+class TestOverSteps:
+    """With `every` or a definition, many distributions become one."""
+
+    @pytest.mark.parametrize("reduce", ["mean", "sum", None])
+    def test_values_of_all_steps_are_together(self, source, reduce):
+        chance = np.random.default_rng(5)
+        parts = [chance.normal(size=200).astype(np.float32) for _ in range(8)]
+        for step, part in enumerate(parts):
+            source.log({"g": Histogram(part), "loss": float(step)}, step, every=4, reduce=reduce)
+        for step in (3, 7):
+            source.log({"whole": Histogram(np.concatenate(parts[step - 3 : step + 1]))}, step)
+        by_name = {series.name: series for series in Reading(source).batch().series}
+        pooled, whole = by_name["g"], by_name["whole"]
+        for row in range(2):
+            assert side(pooled.positive, row) == side(whole.positive, row)
+            assert side(pooled.negative, row) == side(whole.negative, row)
+        assert pooled.sums == pytest.approx(whole.sums)
+        assert pooled.minima.tolist() == whole.minima.tolist()
+        assert pooled.maxima.tolist() == whole.maxima.tolist()
+        assert len(by_name["loss"].times) == 2
+
+    def test_the_last_one(self, source):
+        for step in range(4):
+            source.log({"g": Histogram([float(step)] * 3)}, step, every=2, reduce="last")
+        assert steps_of(source, "g") == {"g": [(1, 3, 3, 1, 1), (3, 3, 9, 3, 3)]}
+
+    def test_definitions_and_what_is_not_complete(self, source):
+        source.recorder.define("g*", Rule(2, "mean"))
+        for step in range(3):
+            source.log({"g": Histogram([1.0, -2.0]), "g_loss": float(step), "h": Histogram([2.0])}, step)
+        source.recorder.close(State.FINISHED)
+        assert steps_of(source, "g", "h") == {
+            "g": [(1, 4, -2, -2, 1), (2, 2, -1, -2, 1)],
+            "h": [(step, 1, 2, 2, 2) for step in range(3)],
+        }
+        assert source.ring.drops() == {}
+
+    @pytest.mark.parametrize("reduce", ["min", "max"])
+    def test_what_makes_no_sense_is_refused(self, source, reduce, caplog):
+        for step in range(2):
+            source.log({"g": Histogram([1.0]), "loss": 1.0}, step, every=2, reduce=reduce)
+        assert {series.name for series in Reading(source).batch().series} == {"loss", STEP_METRIC}
+        assert source.ring.drops() == {"unsupported_value": 2}
+        assert f"a Histogram is not reduced by {reduce}; use one of mean, sum, last" in caplog.text
+
+    def test_nothing_and_what_is_not_finite(self, source):
+        for step, values in enumerate([[], [1.0, 2.0], [], [5.0], [], [], [1.0], [math.inf]]):
+            source.log({"g": Histogram(np.array(values, np.float32))}, step, every=2)
+        found = [(step, repr(rest)) for step, *rest in sorted(steps_of(source, "g")["g"])]
+        nan = math.nan
+        expected = [(1, 2, 3, 1, 2), (3, 1, 5, 5, 5), (5, 0, 0, nan, nan), (7, 1, nan, nan, nan)]
+        assert found == [(step, repr([*map(float, rest)])) for step, *rest in expected]
+
+    def test_ready_made_ones_as_long_as_the_edges_stay(self, source):
+        for step, last in enumerate([2.0, 2.0, 2.0, 3.0, 3.0]):
+            source.log({"h": Histogram(np_histogram=([1, step], [0.0, 1.0, last]))}, step, every=3)
+        source.log({"h": Histogram(np_histogram=([1], [0.0, 1.0]))}, 5, every=3)  # not complete: 3.0 was twice
+        source.recorder.close(State.FINISHED)
+        found = Reading(source).series("h")
+        rows = [(series.bounds.tolist(), counts.tolist()) for series in found for counts in series.buckets]
+        assert rows == [([0, 1, 2], [0, 3, 3, 0]), ([0, 1, 3], [0, 2, 7, 0]), ([0, 1], [0, 1, 0])]
+
+    def test_a_bin_does_not_overflow(self, source, monkeypatch):
+        monkeypatch.setattr("tensormeter.record.distribution.MOST_ON_DEVICE", 5)
+        for step in range(4):
+            source.log({"g": Histogram([1.0, 1.0])}, step, every=4)
+        source.recorder.close(State.FINISHED)
+        assert steps_of(source, "g") == {"g": [(2, 4, 4, 1, 1), (3, 4, 4, 1, 1)]}
+
+
+class TestOverStepsOnADevice:
+    """The same code, driven with CPU tensors."""
+
+    @staticmethod
+    def log(source, step, rule, **tensors):
+        wide = (torch.float64, torch.int64)
+        found = {
+            name: DeviceDistribution(tensor, DOUBLE if tensor.dtype in wide else SINGLE)
+            for name, tensor in tensors.items()
+        }
+        ready = source.recorder._pool(source.recorder._lanes.first, rule, found, step)
+        source.recorder._write(source.recorder._lanes.first, {}, {}, ready, step)
+
+    def test_as_on_the_host(self, device_source):
+        tensors = {
+            "f32": lambda: torch.randn(100),
+            "f64": lambda: torch.randn(50, dtype=torch.float64),
+            "int": lambda: torch.randint(-9, 9, (30,)),
+            "more": lambda: torch.randn(7, requires_grad=True),
+        }
+        for step in range(4):
+            row = {name: make() for name, make in tensors.items()}
+            with torch.inference_mode(mode=step % 2 == 0):
+                self.log(device_source, step, Rule(2, "mean"), **row)
+            hosts = {f"host {name}": Histogram(tensor) for name, tensor in row.items()}
+            device_source.log(hosts, step, every=2)
+            for tensor in row.values():
+                tensor.detach().zero_()
+        by_name = {series.name: series for series in Reading(device_source).batch().series}
+        for name in tensors:
+            ours, host = by_name[name], by_name[f"host {name}"]
+            assert len(ours.times) == len(host.times) == 2
+            for row in range(2):
+                assert side(ours.positive, row) == side(host.positive, row)
+                assert side(ours.negative, row) == side(host.negative, row)
+            assert ours.zero_counts.tolist() == host.zero_counts.tolist()
+            assert ours.sums == pytest.approx(host.sums)
+            assert ours.minima.tolist() == host.minima.tolist()
+            assert ours.maxima.tolist() == host.maxima.tolist()
+
+    def test_the_last_one_and_what_is_not_complete(self, device_source):
+        for step in range(3):
+            self.log(device_source, step, Rule(2, "last"), last=torch.full((2,), float(step)))
+            self.log(device_source, step, Rule(2, "sum"), sum=torch.full((2,), float(step)))
+        device_source.recorder.close(State.FINISHED)
+        assert steps_of(device_source, "last", "sum") == {
+            "last": [(1, 2, 2, 1, 1), (2, 2, 4, 2, 2)],
+            "sum": [(1, 4, 2, 0, 1), (2, 2, 4, 2, 2)],
+        }
+
+    def test_a_bin_does_not_overflow(self, device_source, monkeypatch):
+        monkeypatch.setattr("tensormeter.record.pooling.MOST_ON_DEVICE", 5)
+        for step in range(4):
+            self.log(device_source, step, Rule(4, "mean"), g=torch.ones(2))
+        device_source.recorder.close(State.FINISHED)
+        assert steps_of(device_source, "g") == {"g": [(2, 4, 4, 1, 1), (3, 4, 4, 1, 1)]}
+
+    def test_a_device_that_refuses_is_counted(self, device_source, monkeypatch, caplog):
+        def fail(self, tensors, table):
+            raise RuntimeError("out of memory")
+
+        monkeypatch.setattr("tensormeter.record.distribution.DeviceTables.count", fail)
+        self.log(device_source, 0, Rule(2, "mean"), g=torch.ones(2), h=torch.ones(2))
+        assert device_source.ring.drops() == {"device_unfinished": 2}
+        assert "out of memory" in caplog.text
 
 
 class TestExplicit:
@@ -523,13 +658,42 @@ class TestCuda:
     def test_a_snapshot_in_stream_order(self, cuda_source):
         source, reading = cuda_source
         tensor = torch.ones(1000, device="cuda")
-        torch.cuda._sleep(100_000_000)
+        source.log({"g": Histogram(tensor)}, 0)  # the first launch of a kernel can wait for the device
+        torch.cuda.synchronize()
+        assert len(reading.series("g")) == 1
+        torch.cuda._sleep(3_000_000_000)
         source.log({"g": Histogram(tensor)}, 1)
         tensor.zero_()
         assert reading.batch() is None  # nothing waited
         torch.cuda.synchronize()
         (series,) = reading.series("g")
         assert series.sums.tolist() == [1000.0]
+
+    def test_over_steps_without_waiting(self, cuda_source):
+        source, reading = cuda_source
+        tensors = {
+            "f32": torch.randn(10_000, device="cuda"),
+            "bf16": torch.randn(300, device="cuda", dtype=torch.bfloat16),
+            "f64": torch.randn(1000, device="cuda", dtype=torch.float64),
+        }
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for step in range(4):
+                source.log({name: Histogram(tensor) for name, tensor in tensors.items()}, step, every=4)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.synchronize()
+        hosts = {name: Histogram(torch.cat([tensor.cpu()] * 4)) for name, tensor in tensors.items()}
+        source.log(hosts, 4)
+        by_name = {series.name: series for series in reading.batch().series if not series.attributes}
+        for name in tensors:
+            series = by_name[name]
+            assert side(series.positive, 0) == side(series.positive, 1)
+            assert side(series.negative, 0) == side(series.negative, 1)
+            assert series.sums[0] == pytest.approx(series.sums[1])
+            assert series.minima[0] == series.minima[1]
+            assert series.maxima[0] == series.maxima[1]
 
     def test_other_streams(self, cuda_source):
         source, reading = cuda_source

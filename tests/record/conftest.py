@@ -108,11 +108,3 @@ def warnings_logged(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]
     """What the logger `tensormeter` has said."""
     caplog.set_level(logging.DEBUG, "tensormeter")
     return lambda: [record.getMessage() for record in caplog.records if record.name == "tensormeter"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _nothing_is_slow() -> Iterator[None]:
-    """On a busy machine any call can be slow, and would be warned about; `test_cost` has a clock of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tensormeter.record.cost._SLOW", 1 << 62)
-        yield

@@ -214,7 +214,7 @@ class TestTrial:
 
     @pytest.fixture
     def memory(self, monkeypatch):
-        monkeypatch.setattr(mapped, "page_lock", lambda memory: None)
+        monkeypatch.setattr(mapped, "page_lock", lambda memory, device: None)
         monkeypatch.setattr(mapped, "view_on_device", lambda memory, device: memory)
         return torch.zeros(8, dtype=torch.float64)
 
@@ -358,12 +358,14 @@ def test_the_ring_is_page_locked_once_and_each_device_tried_once(recording, monk
     locked, tried = [], []
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(device_copies, "is_in_memory", lambda path: True)
-    monkeypatch.setattr(device_copies, "page_lock", locked.append)
-    monkeypatch.setattr(device_copies, "MappedRing", lambda ring, device: tried.append(device) or Proven(None))
-    for index in (0, 1, 0, 1):
+    monkeypatch.setattr(device_copies, "page_lock", lambda memory, device: locked.append((memory, device)))
+    monkeypatch.setattr(device_copies, "MappedRing", lambda ring, device, try_it: tried.append(device) or Proven(None))
+    for index in (1, 0, 1, 0):
         recording.recorder._device.prepare(SimpleNamespace(device=torch.device("cuda", index), is_cuda=True))
-    assert [memory.numel() for memory in locked] == [len(recording.ring.buffer) // 8]
-    assert tried == [torch.device("cuda", 0), torch.device("cuda", 1)]
+    ((memory, device),) = locked
+    assert memory.numel() == len(recording.ring.buffer) // 8
+    assert device == torch.device("cuda", 1)  # not the current one, which the process may not use at all
+    assert tried == [torch.device("cuda", 1), torch.device("cuda", 0)]
     assert recording.recorder.device_paths == dict.fromkeys(("cuda:0", "cuda:1"), "two launches (trial: passed)")
 
 
@@ -371,7 +373,7 @@ def test_the_ring_is_page_locked_once_and_each_device_tried_once(recording, monk
 def test_a_ring_that_cannot_be_page_locked_is_tried_once(recording, monkeypatch, trouble):
     tries = []
 
-    def refuse(memory):
+    def refuse(memory, device):
         tries.append(memory)
         raise Refused("memory could not be page-locked (cudaHostRegister: error 2)")
 

@@ -67,6 +67,9 @@ def runtime(monkeypatch):
     return runtime
 
 
+DEVICE = torch.device("cuda", 0)
+
+
 @pytest.fixture
 def memory():
     return torch.zeros(8, dtype=torch.float64)
@@ -75,7 +78,7 @@ def memory():
 @pytest.mark.parametrize(("code", "cleared"), [(0, False), (712, True)])
 def test_registered_once_or_by_another_thread(runtime, memory, code, cleared):
     runtime.answers["register"] = code
-    page_lock(memory)
+    page_lock(memory, DEVICE)
     assert ("clear" in runtime.asked) is cleared
     assert runtime.mode == 0
     assert runtime.pointer == memory.data_ptr()
@@ -84,7 +87,7 @@ def test_registered_once_or_by_another_thread(runtime, memory, code, cleared):
 def test_a_refused_registration_leaves_no_error_behind(runtime, memory):
     runtime.answers["register"] = 2
     with pytest.raises(Refused, match="error 2"):
-        page_lock(memory)
+        page_lock(memory, DEVICE)
     assert runtime.asked[-1] == "clear"
     assert runtime.mode == 0
 
@@ -92,11 +95,8 @@ def test_a_refused_registration_leaves_no_error_behind(runtime, memory):
 def test_a_failing_call_leaves_the_capture_mode_as_it_was(runtime, memory, monkeypatch):
     monkeypatch.setattr(runtime, "cudaHostRegister", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        page_lock(memory)
+        page_lock(memory, DEVICE)
     assert runtime.mode == 0
-
-
-DEVICE = torch.device("cuda", 0)
 
 
 @pytest.mark.parametrize("wrong", ["attribute", "pointer", "pointers do not work", "another address", "no runtime"])

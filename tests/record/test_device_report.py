@@ -18,7 +18,7 @@ def disguised(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
     monkeypatch.setattr(device_report, "_device", lambda index: torch.device("cpu"))
     for module in (device, mapped):
-        monkeypatch.setattr(module, "page_lock", lambda memory: None)
+        monkeypatch.setattr(module, "page_lock", lambda memory, device: None)
     monkeypatch.setattr(mapped, "view_on_device", lambda memory, device: memory)
 
     def prepare(self, tensor):
@@ -49,6 +49,12 @@ def test_a_device_that_cannot_store_into_the_ring(disguised, tmp_path, monkeypat
     (path,) = device_path_report(tmp_path)
     assert path.works
     assert path.path == "two launches (trial: the device reaches host memory under other addresses only)"
+
+
+def test_the_way_that_the_settings_ask_for(disguised, tmp_path):
+    (path,) = device_path_report(tmp_path, one_launch=False)
+    assert path.works
+    assert path.path == "two launches (trial: none, as device_path says)"
 
 
 def test_a_device_whose_values_do_not_come(disguised, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Reductions over steps: on the host through the recorder, on the device by driving the same code with CPU tensors."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -171,7 +172,7 @@ def test_incomplete_device_values_are_flushed():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_without_waiting(new_recording):
-    recording = new_recording()
+    recording = new_recording(folder=Path("/dev/shm"))
     values = [torch.tensor(value, device="cuda") for value in VALUES * 4]
     recording.log({"warm": values[0]}, -1)
     torch.cuda.synchronize()

@@ -224,7 +224,7 @@ class _Locked:
             self._host_rows = torch.frombuffer(self._memory, dtype=torch.float64, count=rows.numel()).view(rows.shape)
             self._host_count = torch.frombuffer(self._memory, dtype=torch.int64, offset=rows.numel() * 8)
         try:
-            page_lock(torch.frombuffer(self._memory, dtype=torch.uint8))
+            page_lock(torch.frombuffer(self._memory, dtype=torch.uint8), rows.device)
         except Refused as refusal:
             raise UsageError(f"deferred_log: its {refusal}; raise `ulimit -l`, or lower the capacity") from None
         self._words: Any = memoryview(self._memory).cast("q")

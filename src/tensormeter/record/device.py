@@ -58,15 +58,19 @@ class DeviceCopies:
         ring: RingFile,
         on_failure: Callable[[Exception], None] = lambda error: None,
         on_pending: Callable[[], None] = lambda: None,
+        *,
+        one_launch: bool = True,
     ) -> None:
         """
         Args:
             ring: Created by this process.
             on_failure: Told of a value that was to be polled and will never come.
             on_pending: Called whenever there is something in `pending` to look at.
+            one_launch: Whether to store straight into the ring where a trial shows that this works.
         """
         self.pending = PendingValues(ring, on_failure, on_pending)
         self._events = EventCopies(self.pending)
+        self._one_launch = one_launch
         self._path = ring.path
         self._words = ring.words
         self._buffer = ring.buffer
@@ -172,11 +176,11 @@ class DeviceCopies:
     def _begin(self, device: "torch.device") -> None:
         """Page-lock the ring at the first use of any CUDA device, and begin the trial of this one."""
         if self._host is None and self._failure is None:
-            self._page_lock()
+            self._page_lock(device)
         if self._host is not None and device not in self._mapped:
-            self._mapped[device] = MappedRing(self._host, device)
+            self._mapped[device] = MappedRing(self._host, device, try_it=self._one_launch)
 
-    def _page_lock(self) -> None:
+    def _page_lock(self, device: "torch.device") -> None:
         """Page-lock the whole ring; it stays so until the process ends."""
         import torch
 
@@ -187,7 +191,7 @@ class DeviceCopies:
         with torch.inference_mode(mode=False):  # an inference tensor could not be written to later
             host = torch.frombuffer(self._buffer, dtype=torch.float64)
         try:
-            page_lock(host)
+            page_lock(host, device)
         except Refused as refusal:
             self._failure = f"the ring's {refusal}; {remedy}, and raise `ulimit -l`"
             return

@@ -41,12 +41,15 @@ class DevicePath:
     synchronizes: bool | None
 
 
-def device_path_report(directory: Path | None = None, timeout: float = 10.0) -> list[DevicePath]:
+def device_path_report(
+    directory: Path | None = None, timeout: float = 10.0, *, one_launch: bool = True
+) -> list[DevicePath]:
     """Try on each CUDA device whether its values reach a ring, and how. Waits for the devices; not for training loops.
 
     Args:
         directory: Where a ring is made for a moment; `/dev/shm`, if there is one, if None.
         timeout: Seconds to wait for a value.
+        one_launch: As for `DeviceCopies`.
 
     Returns:
         One for each device; none where torch is not installed or finds no device.
@@ -64,7 +67,7 @@ def device_path_report(directory: Path | None = None, timeout: float = 10.0) -> 
             ring = RingFile.create(Path(folder) / "doctor.ring", {}, buffer_bytes=1 << 16, lanes=1)
         except TensormeterError as error:
             return [_failed(_device(index), str(error)) for index in range(torch.cuda.device_count())]
-        copies = DeviceCopies(ring)
+        copies = DeviceCopies(ring, one_launch=one_launch)
         try:
             return [_try(copies, ring, _device(index), timeout) for index in range(torch.cuda.device_count())]
         finally:

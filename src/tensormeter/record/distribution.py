@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-__all__ = ["MOST_ON_DEVICE", "Counted", "DeviceTables", "count_on_host"]
+__all__ = [
+    "MOST_ON_DEVICE",
+    "Counted",
+    "DeviceTables",
+    "add_explicit",
+    "add_exponential",
+    "array_pieces",
+    "count_on_host",
+    "tensor_pieces",
+]
 
 MOST_ON_DEVICE: Final = (1 << 31) - 1
 """Elements of one tensor: a bin's count has 32 bits."""
@@ -61,6 +70,27 @@ def count_on_host(pieces: Iterable["NDArray[Any]"], table: Table) -> Counted:
     nothing_else = counts[0] + counts[-1] + counts[-2] == 0
     statistics = (total, float(low), float(high)) if nothing_else and counts.any() else (total, np.nan, np.nan)
     return Counted(counts.astype(np.int32).tobytes(), statistics if nothing_else else (np.nan, np.nan, np.nan))
+
+
+def add_exponential(first: bytes, second: bytes) -> bytes | None:
+    """The counts of two distributions in one table together; None if a bin would overflow."""
+    import numpy as np
+
+    counts = np.frombuffer(first, np.int32) + np.frombuffer(second, np.int32).astype(np.int64)
+    return None if counts.max() > MOST_ON_DEVICE else counts.astype(np.int32).tobytes()
+
+
+def add_explicit(first: bytes, second: bytes) -> bytes | None:
+    """The words of two ready-made histograms together: edges, then counts; None if the edges differ, or a count is too large."""
+    import numpy as np
+
+    edges = len(first) // 16 * 8 + 8  # bytes: one edge more than there are counts
+    if len(first) != len(second) or first[:edges] != second[:edges]:
+        return None
+    counts, more = np.frombuffer(first, np.int64, offset=edges), np.frombuffer(second, np.int64, offset=edges)
+    if (counts > np.iinfo(np.int64).max - more).any():
+        return None
+    return first[:edges] + (counts + more).tobytes()
 
 
 def array_pieces(array: "NDArray[Any]", table: Table) -> Iterator["NDArray[Any]"]:

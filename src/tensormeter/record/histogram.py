@@ -20,7 +20,7 @@ from tensormeter.record.values import Refused, check_plain
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DeviceDistribution", "Histogram", "HostDistribution"]
+__all__ = ["CountedOnDevice", "DeviceDistribution", "Histogram", "HostDistribution"]
 
 _MOST_BUCKETS: Final = 4096
 """Of ready-made histograms: their bounds are sent with every point."""
@@ -47,6 +47,20 @@ class DeviceDistribution(NamedTuple):
     table: Table
 
 
+class CountedOnDevice(NamedTuple):
+    """What has been counted there.
+
+    Attributes:
+        counts: Of shape (bins,), int32.
+        statistics: Sum, minimum and maximum; float64.
+        table: Of the bins.
+    """
+
+    counts: "torch.Tensor"
+    statistics: "torch.Tensor"
+    table: Table
+
+
 class Histogram:
     """The distribution of many values, to be logged under one name: ``run.log({"gradients": Histogram(tensor)})``.
 
@@ -59,6 +73,9 @@ class Histogram:
     and 64 bits (as the nearest float64), of scale 2 or less. Magnitudes up to 2**-64 (5.4e-20) count as zero. NaN and
     infinities are left out and counted apart, in the gauge `tensormeter.histogram.nonfinite`; sum, minimum and maximum are
     then left out too.
+
+    Over steps (`every=`, `define_metric`), `mean` and `sum` make one distribution of all values together, and `last` keeps the
+    last; `min` and `max` are refused. Ready-made histograms are put together as long as their edges stay the same.
 
     A ready-made pair of counts and edges becomes a histogram with explicit buckets. NumPy's buckets are closed below and
     OpenTelemetry's above, so values exactly on an edge are shown one bucket off; there are no sum, minimum and maximum.
@@ -130,7 +147,7 @@ def _array(values: Any) -> HostDistribution:
         found = np.asarray(values)
     except ValueError as error:
         raise Refused(f"a Histogram of what is no array ({error})") from None
-    if found.size == 0:
+    if found.size == 0 and found.dtype.kind not in "fiub":
         found = found.astype(np.float64)
     if found.dtype.kind not in "fiub" or found.dtype.itemsize > 8:
         raise Refused(f"a Histogram of dtype {found.dtype}; give it real numbers of at most 64 bits")

@@ -22,6 +22,8 @@ from types import CodeType
 from typing import Any, Final, Protocol
 
 from tensormeter.record.compilation import break_graph
+from tensormeter.record.distribution import DeviceTables
+from tensormeter.record.pooling import Pools
 from tensormeter.record.reduction import Reductions
 from tensormeter.record.values import EXACT_INT
 from tensormeter.ring import (
@@ -74,13 +76,16 @@ class Lane:
         size: Bytes for rows. A row of up to half of them always fits once everything has been read.
     """
 
-    def __init__(self, ring: RingFile, index: int, owner: int | None, on_stride: Callable[[], None]) -> None:
+    def __init__(
+        self, ring: RingFile, index: int, owner: int | None, on_stride: Callable[[], None], tables: DeviceTables
+    ) -> None:
         """
         Args:
             ring: Created by this process.
             index: Which of its lanes.
             owner: Identifier of the only thread that may write, or None if the caller keeps writers apart by a lock.
             on_stride: Called every 4 KiB of rows.
+            tables: For distributions of devices that are put together over steps.
         """
         header, self.size = ring.lanes[index]
         self._start = header + LANE_HEADER_BYTES
@@ -96,6 +101,7 @@ class Lane:
         self.owner = owner
         self.writers: dict[tuple[object, str], Writer] = {}
         self.reductions = Reductions()
+        self.pools = Pools(tables)
 
     def lend(self, owner: int) -> None:
         """Give the lane of a thread that has ended to another."""

@@ -7,6 +7,7 @@ last is for all threads beyond the number of lanes, under a lock; the others are
 import threading
 from collections.abc import Callable, Iterator
 
+from tensormeter.record.distribution import DeviceTables
 from tensormeter.record.lane import Lane
 from tensormeter.ring import RingFile
 
@@ -21,15 +22,18 @@ class Lanes:
         shared: To be held while the last lane, which has no owner, is written.
     """
 
-    def __init__(self, ring: RingFile, on_stride: Callable[[], None]) -> None:
+    def __init__(self, ring: RingFile, on_stride: Callable[[], None], tables: DeviceTables) -> None:
         """
         Args:
             ring: Created by this process.
             on_stride: As for `Lane`.
+            tables: As for `Lane`.
         """
         last = len(ring.lanes) - 1
         owner = threading.get_ident()
-        self._lanes = [Lane(ring, index, None if index == last else owner, on_stride) for index in range(last + 1)]
+        self._lanes = [
+            Lane(ring, index, None if index == last else owner, on_stride, tables) for index in range(last + 1)
+        ]
         self._free = self._lanes[last - 1 : 0 : -1]
         self._local = threading.local()
         self.first = self._lanes[0]

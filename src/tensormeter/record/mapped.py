@@ -37,18 +37,21 @@ class MappedRing:
 
     Attributes:
         view: The ring's words as a tensor on the device, once the trial has passed; None before, and if it has failed.
-        verdict: `passed`, `running`, or why the trial has failed.
+        verdict: `passed`, `running`, or why there is none or it has failed.
     """
 
-    def __init__(self, ring: "torch.Tensor", device: "torch.device") -> None:
+    def __init__(self, ring: "torch.Tensor", device: "torch.device", *, try_it: bool = True) -> None:
         """Launch the trial. Never raises, never waits.
 
         Args:
             ring: The ring's words, float64, page-locked.
             device: With its index.
+            try_it: False for no trial: the ring is not to be written to in that way.
         """
         self.view: torch.Tensor | None = None
-        self.verdict = "running"
+        self.verdict = "running" if try_it else "none, as device_path says"
+        if not try_it:
+            return
         # Shared anonymous memory is of the same kind as a file in /dev/shm. It stays mapped while this object lives,
         # which is as long as the recorder does.
         self._page = mmap.mmap(-1, mmap.PAGESIZE)
@@ -78,7 +81,7 @@ class MappedRing:
             self._words[index] = PENDING
         with torch.inference_mode(mode=False):
             page = torch.frombuffer(self._page, dtype=torch.float64)
-        page_lock(page)
+        page_lock(page, device)
         trial = view_on_device(page, device)
         self._ring_view = view_on_device(ring, device)
         sources = [

@@ -35,10 +35,15 @@ _HOST_POINTERS_WORK: Final = 91
 """cudaDevAttrCanUseHostPointerForRegisteredMem."""
 
 
-def page_lock(memory: "torch.Tensor") -> None:
+def page_lock(memory: "torch.Tensor", device: "torch.device") -> None:
     """Register a host tensor's memory, until the process ends. Takes milliseconds for a large one.
 
     Captures of CUDA graphs that are going on in other threads are not disturbed.
+
+    Args:
+        memory: On the host.
+        device: A CUDA device that the process uses: another one would get a context just for this, which takes hundreds of
+            megabytes of its memory. The registration is for all of them.
 
     Raises:
         Refused: CUDA does not let it be.
@@ -47,7 +52,7 @@ def page_lock(memory: "torch.Tensor") -> None:
 
     runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     size = memory.numel() * memory.element_size()
-    with _unseen_by_captures():
+    with torch.cuda.device(device), _unseen_by_captures():
         code = int(runtime.cudaHostRegister(memory.data_ptr(), size, _PORTABLE | _MAPPED))
     if code in (0, _ALREADY_REGISTERED):  # by another thread that logged its first device value just now
         if code:

@@ -19,6 +19,7 @@ from tensormeter.errors import UsageError
 from tensormeter.record.compilation import break_graph, skip_own_files
 from tensormeter.record.cost import LogCost, Stopwatch
 from tensormeter.record.device import DeviceCopies
+from tensormeter.record.distribution import DeviceTables
 from tensormeter.record.histogram import DeviceDistribution, Histogram, HostDistribution
 from tensormeter.record.lane import Lane, Writer
 from tensormeter.record.lanes import Lanes
@@ -27,10 +28,12 @@ from tensormeter.record.measurement import StreamWriter
 from tensormeter.record.media import Media, Parcel
 from tensormeter.record.notices import Notices
 from tensormeter.record.outbox import Outbox
+from tensormeter.record.pooling import POOLED
 from tensormeter.record.reduction import Reduce, Rule
-from tensormeter.record.rows import Rows
+from tensormeter.record.rows import Devices, Numbers, Rows
 from tensormeter.record.rules import Rules
 from tensormeter.record.values import LONGEST_NAME, Deferred, DeviceValue, Refused, check_name, classify, classify_step
+from tensormeter.record.wide import Distributions
 from tensormeter.ring import Column, Drop, HeaderWord, Layout, RingFile, State, Stream
 
 __all__ = ["Chore", "Recorder"]
@@ -57,6 +60,7 @@ class Recorder:
         on_writer: Callable[[Writer], None],
         on_stride: Callable[[], None] = lambda: None,
         media_buffer_bytes: int = 64 << 20,
+        one_launch: bool = True,
         on_fork: Writer = lambda values, step=None, *, every=None, reduce=None: None,
     ) -> None:
         """
@@ -64,22 +68,24 @@ class Recorder:
             ring: Created by this process.
             on_writer: Given the writer to call next time, by the thread that owns the first lane, whenever that changes.
             media_buffer_bytes: Of tables, images and texts that may wait for the agent.
+            one_launch: Whether device values may go straight into the ring: see `DeviceCopies`.
             on_stride: Called now and then (every 4 KiB of rows), for slow checks. Must not block.
             on_fork: Called instead of recording, in a forked child, with the arguments of `log`.
         """
         self._ring = ring
         self._on_writer = on_writer
         self._on_fork = on_fork
-        self._lanes = Lanes(ring, on_stride)
+        tables = DeviceTables()
+        self._lanes = Lanes(ring, on_stride, tables)
         self._layouts = Layouts(ring)
         self._rules = Rules()
         self._notices = Notices()
         self._cost = LogCost(ring)
         self._outbox = Outbox(ring, media_buffer_bytes)
-        self._device = DeviceCopies(ring, self._warn_of_lost_value, self._attend_pending)
+        self._device = DeviceCopies(ring, self._warn_of_lost_value, self._attend_pending, one_launch=one_launch)
         self._last_step = array("q", [-1])
         self._rows = Rows(
-            ring, self._layouts, self._device, self._notices, fallback=self.log, last_step=self._last_step
+            ring, self._layouts, self._device, tables, self._notices, fallback=self.log, last_step=self._last_step
         )
         self._chores: list[Chore] = []
         self._last_chores: list[Chore] = []
@@ -241,6 +247,8 @@ class Recorder:
             for lane in self._lanes:
                 for step, numbers, devices in lane.reductions.flush():
                     self._rows.write(own, numbers, devices, step)
+                for step, distributions in lane.pools.flush():
+                    self._rows.write_distributions(own, {}, {}, distributions, step)
 
     def abandon_after_fork(self) -> None:
         """In a forked child: make every writer that anyone kept fall back to `log`, which then refuses."""
@@ -281,17 +289,26 @@ class Recorder:
                 distributions[key] = number
             else:
                 numbers[key] = number
-        if distributions:
-            if rule is not None or self._rules:
-                numbers, devices = self._reduce(lane, rule, numbers, devices, step)
-            self._rows.write_distributions(lane, numbers, devices, distributions, step)
-        elif rule is None and not self._rules:
+        if rule is not None or self._rules:
+            # No writer for such a row may be given away: it would write the next one without reducing it.
+            self._write(
+                lane,
+                *self._reduce(lane, rule, numbers, devices, step),
+                self._pool(lane, rule, distributions, step),
+                step,
+            )
+        elif distributions:
+            self._write(lane, numbers, devices, distributions, step)
+        else:
             writer = self._rows.write(lane, numbers, devices, step)
             if writer is not None and lane is self._lanes.first and not self._closed and not self._chores:
                 self._on_writer(writer)
+
+    def _write(self, lane: Lane, numbers: Numbers, devices: Devices, distributions: Distributions, step: int) -> None:
+        if distributions:
+            self._rows.write_distributions(lane, numbers, devices, distributions, step)
         else:
-            # No writer for such a row may be given away: it would write the next one without reducing it.
-            self._rows.write(lane, *self._reduce(lane, rule, numbers, devices, step), step)
+            self._rows.write(lane, numbers, devices, step)
 
     def alert(self, parcel: Parcel) -> None:
         """Record an alert at the last row's step. As silent as `log`."""
@@ -352,14 +369,34 @@ class Recorder:
             self._notices.once(Rule, "device values are lost: %s", error)
         return numbers | ready_numbers, devices | ready_devices
 
+    def _pool(
+        self,
+        lane: Lane,
+        rule: Rule | None,
+        distributions: dict[str, HostDistribution | DeviceDistribution],
+        step: int,
+    ) -> Distributions:
+        """The same for distributions."""
+        rules = self._rules.of(distributions, rule)
+        pooled = {name: distributions.pop(name) for name in rules}
+        host = {name: found for name, found in pooled.items() if isinstance(found, HostDistribution)}
+        devices = {name: found for name, found in pooled.items() if isinstance(found, DeviceDistribution)}
+        ready = {**distributions, **lane.pools.add(rules, host, step)}
+        try:
+            ready |= lane.pools.add(rules, devices, step)
+        except Exception as error:
+            self._rows.lose(lane, error, len(devices))
+        return ready
+
     def _classify(
         self, key: object, value: Any, rule: Rule | None
     ) -> float | int | DeviceValue | Deferred | HostDistribution | DeviceDistribution:
         check_name(key)
         try:
             if isinstance(value, Histogram):
-                if self._rules.of((cast("str", key),), rule):
-                    raise Refused("a Histogram is not reduced over steps; log it without `every`")
+                for found in self._rules.of((cast("str", key),), rule).values():
+                    if found.reduce not in POOLED:
+                        raise Refused(f"a Histogram is not reduced by {found.reduce}; use one of {', '.join(POOLED)}")
                 distribution = value.reduce()
                 if isinstance(distribution, DeviceDistribution):
                     self._device.prepare(distribution.tensor)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from tensormeter.record.device import DeviceCopies, place
+from tensormeter.record.distribution import DeviceTables
 from tensormeter.record.lane import Lane, Writer
 from tensormeter.record.layouts import Layouts
 from tensormeter.record.notices import Notices
@@ -36,6 +37,7 @@ class Rows:
         ring: RingFile,
         layouts: Layouts,
         device: DeviceCopies,
+        tables: DeviceTables,
         notices: Notices,
         *,
         fallback: Writer,
@@ -46,6 +48,7 @@ class Rows:
             ring: Created by this process.
             layouts: Of its rows.
             device: For the copies of device values.
+            tables: For counting on devices.
             notices: For what cannot be written.
             fallback: Called by writers for what they do not expect.
             last_step: One int64, which is set to the step of each row.
@@ -56,7 +59,7 @@ class Rows:
         self._notices = notices
         self._fallback = fallback
         self._last_step = last_step
-        self._wide = WideRows(device, layouts.of_distributions, self.lose)
+        self._wide = WideRows(device, tables, layouts.of_distributions, self.lose)
 
     def write(self, lane: Lane, numbers: Numbers, devices: Devices, step: int) -> Writer | None:
         """Write a row, or none if there is nothing for it.

@@ -45,6 +45,8 @@ class CudaEvents:
             return None
         device = torch.cuda.current_device()
         if self._device is None:
+            if not _has_context(device):  # an event would make one, which takes hundreds of megabytes
+                return None
             self._device = device
         if device != self._device:
             return None
@@ -63,6 +65,14 @@ class CudaEvents:
 
     def free(self, event: Any) -> None:
         self._pool.append(event)
+
+
+def _has_context(device: int) -> bool:
+    """Whether the process uses a device, and not only another one; True where torch does not say."""
+    import torch
+
+    asked = getattr(torch._C, "_cuda_hasPrimaryContext", None)
+    return asked is None or bool(asked(device))
 
 
 class Mark:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from tensormeter.distribution import EXPLICIT, KIND, STATISTICS_WORDS, Table
 from tensormeter.record.device import DeviceCopies, place
 from tensormeter.record.distribution import DeviceTables
-from tensormeter.record.histogram import DeviceDistribution, HostDistribution
+from tensormeter.record.histogram import CountedOnDevice, DeviceDistribution, HostDistribution
 from tensormeter.record.lane import Lane
 from tensormeter.record.values import Deferred, DeviceValue, kind_of
 from tensormeter.ring import PENDING, Column, Layout, Stream, row_bytes
@@ -25,9 +25,10 @@ from tensormeter.ring import PENDING, Column, Layout, Stream, row_bytes
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Distributions", "WideRows"]
+__all__ = ["Distribution", "Distributions", "WideRows"]
 
-Distributions = Mapping[str, HostDistribution | DeviceDistribution]
+Distribution = HostDistribution | DeviceDistribution | CountedOnDevice
+Distributions = Mapping[str, Distribution]
 
 _PENDING: Final = struct.pack("<q", PENDING)
 
@@ -41,12 +42,14 @@ class WideRows:
     def __init__(
         self,
         device: DeviceCopies,
+        tables: DeviceTables,
         find_layout: Callable[[Sequence[Column]], Layout | None],
         lose: Callable[[Lane, Exception, int], None],
     ) -> None:
         """
         Args:
             device: For the copies of device values.
+            tables: For counting on devices.
             find_layout: Gives the layout of such columns, or None if there can be no more.
             lose: Called with the lane, with what a device says when it refuses, and with the number of values that are not in
                 the row then.
@@ -54,13 +57,11 @@ class WideRows:
         self._device = device
         self._find_layout = find_layout
         self._lose = lose
-        self._tables = DeviceTables()
+        self._tables = tables
 
-    def split(
-        self, lane: Lane, numbers: int, distributions: Distributions
-    ) -> Iterator[dict[str, HostDistribution | DeviceDistribution]]:
+    def split(self, lane: Lane, numbers: int, distributions: Distributions) -> Iterator[dict[str, Distribution]]:
         """The distributions in groups that each fit a row, if the first also has so many other values."""
-        group: dict[str, HostDistribution | DeviceDistribution] = {}
+        group: dict[str, Distribution] = {}
         words = numbers
         for name, distribution in distributions.items():
             more = _words_of(distribution)
@@ -98,14 +99,14 @@ class WideRows:
                 if distribution.statistics is not None:
                     columns.append(Column(stream, "d", STATISTICS_WORDS))
                     words += struct.pack(f"<{STATISTICS_WORDS}d", *distribution.statistics)
-        counting = _runs({n: d for n, d in distributions.items() if isinstance(d, DeviceDistribution)})
+        counting = _runs({n: d for n, d in distributions.items() if not isinstance(d, HostDistribution)})
         counts_at = len(words) // 8
-        for _, table, run in counting:
+        for table, run in counting:
             for name in run:
                 columns.append(Column(Stream(name, KIND), table.code, table.words))
                 words += bytes(8 * table.words)
         statistics_at = len(words) // 8
-        for _, _, run in counting:
+        for _, run in counting:
             columns += [Column(Stream(name, KIND), "D", STATISTICS_WORDS) for name in run]
             words += _PENDING * STATISTICS_WORDS * len(run)
         scalars_at = len(words) // 8
@@ -118,7 +119,7 @@ class WideRows:
         if layout is None:
             return None
         try:  # before there is a row to fill, for this is what may fail: there may be no memory for it
-            counted = [(table, *self._tables.count(list(run.values()), table)) for _, table, run in counting]
+            counted = [self._counts(run, table) for table, run in counting]
         except Exception as error:
             rest = {name: d for name, d in distributions.items() if isinstance(d, HostDistribution)}
             self._lose(lane, error, len(distributions) - len(rest))
@@ -127,8 +128,8 @@ class WideRows:
         if word is None:
             return False
         try:
-            self._copy(word + counts_at, [counts for _, counts, _ in counted])
-            self._copy(word + statistics_at, [statistics for _, _, statistics in counted])
+            self._copy(word + counts_at, [counts for counts, _ in counted])
+            self._copy(word + statistics_at, [statistics for _, statistics in counted])
             if ordered:
                 self._device.copy(word + scalars_at, [value for _, value in ordered])
         except BaseException as error:
@@ -138,28 +139,42 @@ class WideRows:
             self._lose(lane, error, 0)  # the reader counts them
         return True
 
+    def _counts(self, run: "_Run", table: Table) -> tuple["torch.Tensor", "torch.Tensor"]:
+        """Counts and statistics of a run, one after the other; counted now, unless they were before."""
+        import torch
+
+        tensors = [found.tensor for found in run.values() if isinstance(found, DeviceDistribution)]
+        if tensors:
+            return self._tables.count(tensors, table)
+        before = [found for found in run.values() if isinstance(found, CountedOnDevice)]
+        with torch.inference_mode(mode=False):
+            return torch.cat([found.counts for found in before]), torch.cat([found.statistics for found in before])
+
     def _copy(self, word: int, blocks: Sequence["torch.Tensor"]) -> None:
         for block in blocks:
             self._device.copy_words(word, block)
             word += block.numel() * block.element_size() // 8
 
 
-def _words_of(distribution: HostDistribution | DeviceDistribution) -> int:
-    if isinstance(distribution, DeviceDistribution):
+_Run = Mapping[str, DeviceDistribution | CountedOnDevice]
+"""Distributions of one kind on one device in one table: what is counted and copied together."""
+
+
+def _words_of(distribution: Distribution) -> int:
+    if not isinstance(distribution, HostDistribution):
         return distribution.table.words + STATISTICS_WORDS
     return len(distribution.words) // 8 + (0 if distribution.code == EXPLICIT else STATISTICS_WORDS)
 
 
-def _runs(
-    distributions: Mapping[str, DeviceDistribution],
-) -> list[tuple[str, Table, dict[str, "torch.Tensor"]]]:
-    """(device, table, tensors by name): what is counted and copied together."""
-
-    def key(item: tuple[str, DeviceDistribution]) -> tuple[str, str]:
-        return str(item[1].tensor.device), item[1].table.code
+def _runs(distributions: "_Run") -> list[tuple[Table, "_Run"]]:
+    def key(item: tuple[str, DeviceDistribution | CountedOnDevice]) -> tuple[bool, str, str]:
+        found = item[1]
+        if isinstance(found, DeviceDistribution):
+            return False, str(found.tensor.device), found.table.code
+        return True, str(found.counts.device), found.table.code
 
     return [
-        (device, items[0][1].table, {name: distribution.tensor for name, distribution in items})
-        for (device, _), group in groupby(sorted(distributions.items(), key=key), key)
+        (items[0][1].table, dict(items))
+        for _, group in groupby(sorted(distributions.items(), key=key), key)
         if (items := list(group))
     ]
