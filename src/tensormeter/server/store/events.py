@@ -3,16 +3,28 @@
 import hashlib
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from tensormeter.otlp.batch import Event
 from tensormeter.server.store import RunRef, StoredEvent
 from tensormeter.server.store.canonical import canonical_json
 from tensormeter.server.store.lifecycle import HEARTBEAT, apply_event
-from tensormeter.server.store.media import MediaError, take_media
+from tensormeter.server.store.media import Media, MediaError, take_media
 
-__all__ = ["ALERT", "MAX_EVENT_JSON", "insert_event", "last_event", "read_alerts", "read_events", "read_media"]
+__all__ = [
+    "ALERT",
+    "MAX_EVENT_JSON",
+    "Prepared",
+    "insert_event",
+    "key_and_step",
+    "last_event",
+    "prepare_event",
+    "read_alerts",
+    "read_events",
+    "read_media",
+]
 
 ALERT: Final = "tensormeter.alert"
 
@@ -20,11 +32,18 @@ MAX_EVENT_JSON: Final = 1 << 20
 """Characters in the body and the attributes of one event, as JSON, without images."""
 
 
-def insert_event(connection: sqlite3.Connection, run: int, process: int, event: Event, time: int) -> str | None:
-    """Store one event, unless the process has exactly this one already; returns why it is refused, or None.
+@dataclass(frozen=True)
+class Prepared:
+    """An event as a store keeps it: body and attributes as canonical JSON, their SHA-256, and the images that were in it."""
 
-    A heartbeat leaves no trace but that something has arrived for the run.
-    """
+    body: str
+    attributes: str
+    digest: bytes
+    images: Sequence[Media]
+
+
+def prepare_event(event: Event) -> Prepared | str:
+    """An event as it is stored, or why it is refused."""
     try:
         kept, images = take_media(event.body)
     except MediaError as error:
@@ -32,18 +51,28 @@ def insert_event(connection: sqlite3.Connection, run: int, process: int, event: 
     body, attributes = canonical_json(kept), canonical_json(event.attributes)
     if len(body) + len(attributes) > MAX_EVENT_JSON:
         return f"event is larger than {MAX_EVENT_JSON} characters as JSON"
+    return Prepared(body, attributes, hashlib.sha256(f"{body}\0{attributes}".encode()).digest(), images)
+
+
+def insert_event(connection: sqlite3.Connection, run: int, process: int, event: Event, time: int) -> str | None:
+    """Store one event, unless the process has exactly this one already; returns why it is refused, or None.
+
+    A heartbeat leaves no trace but that something has arrived for the run.
+    """
+    prepared = prepare_event(event)
+    if isinstance(prepared, str):
+        return prepared
     apply_event(connection, run, process, event, time)
     if event.name == HEARTBEAT:
         return None
-    digest = hashlib.sha256(f"{body}\0{attributes}".encode()).digest()
     connection.execute(
         "INSERT OR IGNORE INTO event (run, process, time, name, key, step, digest, body, attributes)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (run, process, time, event.name, *_key_and_step(event.attributes), digest, body, attributes),
+        (run, process, time, event.name, *key_and_step(event), prepared.digest, prepared.body, prepared.attributes),
     )
     connection.executemany(
         "INSERT OR IGNORE INTO media (run, digest, content_type, data) VALUES (?, ?, ?, ?)",
-        [(run, image.digest, image.content_type, image.data) for image in images],
+        [(run, image.digest, image.content_type, image.data) for image in prepared.images],
     )
     return None
 
@@ -110,6 +139,8 @@ def _event(row: Sequence[Any]) -> StoredEvent:
     return StoredEvent(number, time, name, step, process, json.loads(attributes), json.loads(body))
 
 
-def _key_and_step(attributes: Mapping[str, Any]) -> Sequence[str | int | None]:
+def key_and_step(event: Event) -> tuple[str | None, int | None]:
+    """What an event is filtered by."""
+    attributes = event.attributes
     key, step = attributes.get("tensormeter.key"), attributes.get("tensormeter.step")
     return key if isinstance(key, str) else None, step if isinstance(step, int) else None

@@ -11,7 +11,7 @@ from tensormeter.server.store.heads import Placed
 from tensormeter.server.store.lifecycle import RUN_START
 from tensormeter.server.store.source import MAX_NAME, Source, identify
 
-__all__ = ["insert_events", "place_arrivals"]
+__all__ = ["insert_events", "place_arrivals", "refusal"]
 
 
 def place_arrivals(
@@ -55,7 +55,7 @@ def insert_events(
             continue
         for event in events:
             moment = event.time or received  # OTLP: both times of a log record may be unknown
-            reason = _refusal(event, moment)
+            reason = refusal(event, moment)
             if reason is None:
                 starts = event.name == RUN_START
                 rows = catalog.process(source, (moment, moment), received, starts=starts, points=False)
@@ -64,7 +64,8 @@ def insert_events(
                 rejections[reason] += 1
 
 
-def _refusal(event: Event, moment: int) -> str | None:
+def refusal(event: Event, moment: int) -> str | None:
+    """Why an event at this time cannot be stored, whatever it says; None if it can."""
     if moment >= 1 << 63:
         return "time is above 2^63 - 1 ns"
     if len(event.name) > MAX_NAME:

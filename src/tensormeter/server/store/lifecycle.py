@@ -3,13 +3,26 @@
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from tensormeter.otlp.batch import Event
 from tensormeter.server.store import State
 from tensormeter.server.store.canonical import canonical_json
 
-__all__ = ["HEARTBEAT", "PROCESS_END", "RUN_END", "RUN_START", "apply_event", "process_state", "refresh_run"]
+__all__ = [
+    "HEARTBEAT",
+    "PROCESS_END",
+    "RUN_END",
+    "RUN_START",
+    "Life",
+    "News",
+    "apply_event",
+    "news_of",
+    "present_state",
+    "process_state",
+    "refresh_run",
+    "run_life",
+]
 
 RUN_START: Final = "tensormeter.run.start"
 RUN_END: Final = "tensormeter.run.end"
@@ -22,7 +35,9 @@ _MAX_TAGS: Final = 100
 
 
 @dataclass(frozen=True)
-class _Life:
+class Life:
+    """A process's attempt, the times of its latest start and end, and how it ended."""
+
     attempt: int
     started: int | None
     ended: int | None
@@ -30,53 +45,105 @@ class _Life:
 
     @property
     def state(self) -> State | None:
+        """As `process_state`."""
         return process_state(self.started, self.ended, self.end_state)
 
     @property
     def gone(self) -> int | None:
+        """When it ended, if it has not started again."""
         return self.ended if self.ended is not None and self.ended >= (self.started or 0) else None
+
+
+@dataclass(frozen=True)
+class News:
+    """What an event says about its run and process; None where it says nothing. What is JSON is canonical.
+
+    Attributes:
+        losses: JSON object: counts of what the process had to drop, by reason.
+        starts: Whether the run starts.
+        end_state: How it ended, if it did.
+        config: JSON object.
+        tags: JSON array.
+    """
+
+    losses: str | None = None
+    starts: bool = False
+    end_state: str | None = None
+    config: str | None = None
+    tags: str | None = None
+    group: str | None = None
+    notes: str | None = None
+
+
+def news_of(event: Event) -> News:
+    """Read an event."""
+    details = event.body if isinstance(event.body, Mapping) else {}
+    dropped = details.get("dropped")
+    losses = None
+    if isinstance(dropped, Mapping):
+        losses = canonical_json({str(reason): n for reason, n in dropped.items() if isinstance(n, int)})
+    if event.name == RUN_END:
+        state = details.get("state", "finished")
+        return News(losses, end_state=state if state in _END_STATES else "failed")
+    if event.name != RUN_START:
+        return News(losses)
+    config, tags = details.get("config"), details.get("tags")
+    group, notes = details.get("group"), details.get("notes")
+    texts = None
+    if isinstance(tags, Sequence) and not isinstance(tags, str | bytes):
+        texts = canonical_json([tag for tag in tags if isinstance(tag, str)][:_MAX_TAGS])
+    return News(
+        losses,
+        starts=True,
+        config=canonical_json(config) if isinstance(config, Mapping) and config else None,
+        tags=texts,
+        group=group if isinstance(group, str) else None,
+        notes=notes if isinstance(notes, str) else None,
+    )
 
 
 def apply_event(connection: sqlite3.Connection, run: int, process: int, event: Event, time: int) -> None:
     """Write into the rows of run and process what an event says about them; inside the caller's transaction."""
-    details = event.body if isinstance(event.body, Mapping) else {}
-    dropped = details.get("dropped")
-    if isinstance(dropped, Mapping):
-        counts = {str(reason): n for reason, n in dropped.items() if isinstance(n, int)}
-        connection.execute("UPDATE process SET losses = ? WHERE id = ?", (canonical_json(counts), process))
-    if event.name == RUN_START:
+    news = news_of(event)
+    if news.losses is not None:
+        connection.execute("UPDATE process SET losses = ? WHERE id = ?", (news.losses, process))
+    if news.starts:
         connection.execute("UPDATE process SET started = max(ifnull(started, 0), ?) WHERE id = ?", (time, process))
         connection.execute("UPDATE run SET started = min(ifnull(started, ?), ?) WHERE id = ?", (time, time, run))
-        _apply_start(connection, run, details, time)
+        _apply_start(connection, run, news, time)
         refresh_run(connection, run)
-    elif event.name == RUN_END:
-        state = details.get("state", "finished")
+    elif news.end_state is not None:
         connection.execute(
             "UPDATE process SET ended = ?, end_state = ? WHERE id = ? AND ifnull(ended, 0) <= ?",
-            (time, state if state in _END_STATES else "failed", process, time),
+            (time, news.end_state, process, time),
         )
         refresh_run(connection, run)
 
 
 def refresh_run(connection: sqlite3.Connection, run: int) -> None:
     """Bring the run's state, attempt and end up to date with those of its processes."""
-    lives = [
-        _Life(*row)
-        for row in connection.execute("SELECT attempt, started, ended, end_state FROM process WHERE run = ?", (run,))
-    ]
+    rows = connection.execute("SELECT attempt, started, ended, end_state FROM process WHERE run = ?", (run,))
+    lives = [Life(*row) for row in rows]
+    started = min((life.started for life in lives if life.started is not None), default=None)
+    connection.execute(
+        "UPDATE run SET state = ?, attempt = ?, ended = ?, started = ifnull(started, ?), stalled = 0 WHERE id = ?",
+        (*run_life(lives), started, run),
+    )
+
+
+def run_life(lives: Sequence[Life]) -> tuple[State, int, int | None]:
+    """State, attempt and end of a run, from its processes."""
     attempt, members = _latest_attempt(lives)
     gone = [life.gone for life in members if life.state is not None]
     ended = max((time for time in gone if time is not None), default=None) if None not in gone else None
-    connection.execute(
-        "UPDATE run SET state = ?, attempt = ?, ended = ?, started = ifnull(started, ?), stalled = 0 WHERE id = ?",
-        (
-            _run_state(life.state for life in members),
-            attempt,
-            ended,
-            min((life.started for life in lives if life.started is not None), default=None),
-            run,
-        ),
-    )
+    return _run_state(life.state for life in members), attempt, ended
+
+
+def present_state(state: State, updated: int, *, stalled: bool, now: int, stall_after: float) -> State:
+    """The state that is shown: a run that should be running may be silent (times in nanoseconds), or make no steps."""
+    if state == "running" and (stalled or now - updated > stall_after * 1e9):
+        return "stalled"
+    return state
 
 
 def process_state(started: int | None, ended: int | None, end_state: str | None) -> State | None:
@@ -86,25 +153,18 @@ def process_state(started: int | None, ended: int | None, end_state: str | None)
     return None if started is None else "running"
 
 
-def _apply_start(connection: sqlite3.Connection, run: int, details: Mapping[str, Any], time: int) -> None:
-    config = details.get("config")
-    if isinstance(config, Mapping) and config:
+def _apply_start(connection: sqlite3.Connection, run: int, news: News, time: int) -> None:
+    if news.config is not None:
         connection.execute(
             "UPDATE run SET config = ?, config_time = ? WHERE id = ? AND config_time <= ?",
-            (canonical_json(config), time, run, time),
+            (news.config, time, run, time),
         )
-    tags, group, notes = details.get("tags"), details.get("group"), details.get("notes")
-    if isinstance(tags, Sequence) and not isinstance(tags, str | bytes):
-        texts = [tag for tag in tags if isinstance(tag, str)][:_MAX_TAGS]
-        # What a user has changed stays.
-        connection.execute("UPDATE run SET tags = ifnull(tags, ?) WHERE id = ?", (canonical_json(texts), run))
-    if isinstance(group, str):
-        connection.execute("UPDATE run SET grp = ifnull(grp, ?) WHERE id = ?", (group, run))
-    if isinstance(notes, str):
-        connection.execute("UPDATE run SET notes = ifnull(notes, ?) WHERE id = ?", (notes, run))
+    for column, value in (("tags", news.tags), ("grp", news.group), ("notes", news.notes)):
+        if value is not None:  # what a user has changed stays
+            connection.execute(f"UPDATE run SET {column} = ifnull({column}, ?) WHERE id = ?", (value, run))
 
 
-def _latest_attempt(lives: Sequence[_Life]) -> tuple[int, Sequence[_Life]]:
+def _latest_attempt(lives: Sequence[Life]) -> tuple[int, Sequence[Life]]:
     """The number of the latest attempt, and its processes.
 
     Senders that do not number their attempts: one begins with a start after the ends of all that were there before.
@@ -113,7 +173,7 @@ def _latest_attempt(lives: Sequence[_Life]) -> tuple[int, Sequence[_Life]]:
     if attempt > 1:
         return attempt, [life for life in lives if life.attempt == attempt]
     started = sorted((life for life in lives if life.started is not None), key=lambda life: life.started or 0)
-    members: list[_Life] = [life for life in lives if life.started is None]
+    members: list[Life] = [life for life in lives if life.started is None]
     for life in started:
         if members and all(other.gone is not None and other.gone < (life.started or 0) for other in members):
             attempt, members = attempt + 1, []

@@ -14,17 +14,28 @@ import numpy as np
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.server.store import RunSummary, RunTable, State, Summary
 from tensormeter.server.store.heads import Layer
+from tensormeter.server.store.lifecycle import present_state
 from tensormeter.server.store.steps import StepFinder
 from tensormeter.server.store.summary import Totals
 
-__all__ = ["RUN_FIELDS", "load_runs", "load_states", "load_table", "metrics_needed"]
+__all__ = [
+    "PARTS",
+    "RUN_FIELDS",
+    "dig",
+    "load_runs",
+    "load_states",
+    "load_table",
+    "metrics_needed",
+    "summary_fields",
+    "summary_of",
+]
 
 _SUMMARY_COLUMNS: Final = "count, numbers, total, minimum, maximum, last_time, last_word, last_integer, last_step"
 
 _PLAIN_KEY: Final = re.compile(r"[\w ./:@-]+")
 """Keys that stand for themselves in a path of SQLite's JSON functions."""
 
-_ATTRIBUTES: Final = {"min": "minimum", "max": "maximum"}
+PARTS: Final = {"min": "minimum", "max": "maximum"}
 """Parts of a summary that are called otherwise in `Totals`."""
 
 _BASE: Final = {
@@ -79,7 +90,7 @@ def load_runs(
                     project=row[0],
                     run_id=row[1],
                     name=row[2],
-                    state=_state(row[3], row[8], row[10], now, stall_after),
+                    state=present_state(row[3], row[8], stalled=row[10], now=now, stall_after=stall_after),
                     attempt=row[4],
                     created=row[5],
                     started=row[6],
@@ -93,7 +104,7 @@ def load_runs(
                     config=json.loads(row[15]),
                     points=row[16] + sum(layer.points.get(run, 0) for layer in layers),
                     processes=row[17],
-                    summary={metric: _summary(stored[metric]) for metric in sorted(stored)},
+                    summary={metric: summary_of(stored[metric]) for metric in sorted(stored)},
                 )
             )
     return found
@@ -105,7 +116,7 @@ def load_states(connection: sqlite3.Connection, runs: Collection[int], stall_aft
     rows = connection.execute(
         f"SELECT id, state, updated, stalled FROM run WHERE NOT deleted AND id IN ({', '.join(map(str, runs))})"
     )
-    return {row[0]: _state(row[1], row[2], row[3], now, stall_after) for row in rows}
+    return {row[0]: present_state(row[1], row[2], stalled=row[3], now=now, stall_after=stall_after) for row in rows}
 
 
 def load_table(
@@ -132,12 +143,14 @@ def load_table(
         group, _, rest = name.partition(".")
         if name == "state":
             now = time.time_ns()
-            columns[name] = [_state(row[1], row[2], row[3], now, stall_after) for row in rows]
+            columns[name] = [
+                present_state(row[1], row[2], stalled=row[3], now=now, stall_after=stall_after) for row in rows
+            ]
         elif name == "points":
             columns[name] = [row[4] + sum(layer.points.get(row[0], 0) for layer in layers) for row in rows]
         elif group == "config" and rest:
             columns[name] = _config_column(connection, project, rest, runs)
-    for metric, parts in _summary_fields(fields).items():
+    for metric, parts in summary_fields(fields).items():
         found = _summary_parts(connection, layers, metric, parts)
         for part in parts:
             columns[f"summary.{metric}.{part}"] = [*map(found[part].get, runs)]
@@ -146,13 +159,13 @@ def load_table(
 
 def metrics_needed(fields: Sequence[str]) -> set[str]:
     """The metrics whose heads `load_table` has to see."""
-    wanted = _summary_fields(fields)
+    wanted = summary_fields(fields)
     stepped = any("last_step" in parts for parts in wanted.values())
     return {*wanted, STEP_METRIC} if stepped else {*wanted}
 
 
-def _summary_fields(fields: Sequence[str]) -> dict[str, list[str]]:
-    """Parts by metric."""
+def summary_fields(fields: Sequence[str]) -> dict[str, list[str]]:
+    """The parts of summaries that are asked for, by metric."""
     found: dict[str, list[str]] = defaultdict(list)
     for name in fields:
         if name.startswith("summary."):
@@ -161,19 +174,13 @@ def _summary_fields(fields: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def _state(state: State, updated: int, stalled: int, now: int, stall_after: float) -> State:
-    if state == "running" and (stalled or now - updated > stall_after * 1e9):
-        return "stalled"
-    return state
-
-
 def _config_column(connection: sqlite3.Connection, project: str | None, key: str, runs: Sequence[int]) -> list[Any]:
     """Values under a key with dots in it, or along a path; None where there are none."""
     if not _PLAIN_KEY.fullmatch(key):
         rows = connection.execute(
             "SELECT id, config FROM run WHERE project = ifnull(?, project) AND NOT deleted", (project,)
         )
-        found = {run: _dig(json.loads(config), key) for run, config in rows}
+        found = {run: dig(json.loads(config), key) for run, config in rows}
     else:
         paths = ('$."' + key + '"', "$" + "".join(f'."{part}"' for part in key.split(".")))
         texts = connection.execute(
@@ -186,7 +193,8 @@ def _config_column(connection: sqlite3.Connection, project: str | None, key: str
     return [found.get(run) for run in runs]
 
 
-def _dig(config: Any, key: str) -> Any:
+def dig(config: Any, key: str) -> Any:
+    """What a configuration has under a key with dots in it, or else along a path; None if nothing."""
     if isinstance(config, Mapping) and key in config:
         return config[key]
     for part in key.split("."):
@@ -216,7 +224,7 @@ def _summary_parts(
             totals_of_run.insert(0, _totals(rows[index[run]][1:]))
         merged = Totals.merge(totals_of_run)
         for part in parts:
-            found[part][run] = getattr(merged, _ATTRIBUTES.get(part, part))
+            found[part][run] = getattr(merged, PARTS.get(part, part))
     return found
 
 
@@ -231,7 +239,7 @@ def _part(columns: Mapping[str, Sequence[Any]], part: str) -> Sequence[Any]:
             pairs = zip(columns["total"], columns["numbers"], strict=True)
             return [None if total is None or not n else total / n for total, n in pairs]
         case "min" | "max":
-            return columns[_ATTRIBUTES[part]]
+            return columns[PARTS[part]]
         case _:
             return columns[part]
 
@@ -277,7 +285,8 @@ def _totals(row: Sequence[Any]) -> Totals:
     )
 
 
-def _summary(totals: Totals) -> Summary:
+def summary_of(totals: Totals) -> Summary:
+    """As the interface has it."""
     return Summary(
         last=totals.last,
         min=totals.minimum,

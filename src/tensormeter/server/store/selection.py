@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from tensormeter.server.store import ProcessAttempt, Series, TooManyPointsError
 from tensormeter.server.store.heads import Layer
@@ -10,7 +10,7 @@ from tensormeter.server.store.kind import parse_kind
 from tensormeter.server.store.points import Blobs, Column, Points
 from tensormeter.server.store.reader import count_points, read_points
 
-__all__ = ["SeriesRow", "find_attempts", "find_series", "new_series", "read_series"]
+__all__ = ["SeriesRow", "check_limit", "find_attempts", "find_series", "new_series", "read_series"]
 
 SeriesRow = tuple[int, str, str, str, str]
 """Row id, process, metric, kind, attributes."""
@@ -67,15 +67,24 @@ def read_series(
         TooManyPointsError: More than `limit` would be looked at.
     """
     total = sum(count_points(connection, layers, row[0], start, stop) for row in rows)
+    check_limit(total, limit, {row[2] for row in rows})
+    found = (_series(row, read_points(connection, layers, row[0], start, stop, numeric=numeric)) for row in rows)
+    return [series for series in found if len(series.points)]
+
+
+def check_limit(total: int, limit: int, metrics: Collection[str]) -> None:
+    """Refuse a read of more than `limit` points.
+
+    Raises:
+        TooManyPointsError: It is one.
+    """
     if total > limit:
-        names = sorted({row[2] for row in rows})
+        names = sorted(metrics)
         raise TooManyPointsError(
             f"{', '.join(map(repr, names[:3]))}{', ...' if len(names) > 3 else ''}: {total} points here, more than the "
             f"limit of {limit} for one request; ask for fewer metrics, for one process with `process`, "
             "or for a range of time with `start` and `stop`",
         )
-    found = (_series(row, read_points(connection, layers, row[0], start, stop, numeric=numeric)) for row in rows)
-    return [series for series in found if len(series.points)]
 
 
 def new_series(rows: Sequence[SeriesRow], parts: Mapping[int, Sequence[Column]], *, numeric: bool) -> list[Series]:

@@ -1,0 +1,114 @@
+"""Speaking to ClickHouse: rows of JSON for what there is little of, arrays of fixed rows for what there is much of."""
+
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+import clickhouse_connect
+import numpy as np
+from clickhouse_connect.driver.exceptions import ClickHouseError
+from clickhouse_connect.driver.httputil import get_pool_manager
+from numpy.typing import NDArray
+from urllib3.exceptions import HTTPError
+
+from tensormeter.server.store.clickhouse.address import Address
+from tensormeter.server.store.errors import StoreUnavailableError
+
+__all__ = ["Connection"]
+
+_CONNECTIONS: Final = 16
+_MAX_ERROR: Final = 400
+_WHOLE: Final = 1 << 24
+"""Rows of one insert that stay one block, which is there whole or not at all."""
+
+_SETTINGS: Final[Mapping[str, str | int]] = {
+    "max_execution_time": 60,
+    "max_memory_usage": 8 << 30,
+    "max_query_size": 64 << 20,  # statements name series by number, perhaps many
+    "output_format_json_quote_64bit_integers": 0,
+    "max_insert_block_size": _WHOLE,
+    "min_insert_block_size_rows": _WHOLE,
+    "min_insert_block_size_bytes": 1 << 30,
+    "input_format_parallel_parsing": 0,
+    "distributed_foreground_insert": 1,  # otherwise a shard has the rows some time after we have answered
+}
+
+
+class Connection:
+    """A pool of HTTP connections. Any thread may use it; calls block for 60 seconds at most, and longer for large answers.
+
+    Values never stand in a statement but as bound parameters or as plain integers.
+
+    Raises:
+        StoreUnavailableError: From any method: ClickHouse cannot be reached, or refuses. Nothing says here that it always will,
+            so whoever sent something sends it again.
+    """
+
+    def __init__(self, address: Address, database: str | None = None) -> None:
+        """Connect.
+
+        Args:
+            address: Where to.
+            database: Which database unqualified names are in; None: the user's own.
+        """
+        self._where = str(address)
+        try:
+            self._client = clickhouse_connect.get_client(
+                host=address.host,
+                port=address.port,
+                username=address.user,
+                password=address.password,
+                interface="https" if address.secure else "http",
+                database=database or "__default__",
+                settings={**_SETTINGS, **address.settings},
+                autogenerate_session_id=False,  # a session serves one statement at a time
+                pool_mgr=get_pool_manager(maxsize=_CONNECTIONS, num_pools=1),
+                connect_timeout=10,
+                send_receive_timeout=120,
+                client_name="tensormeter",
+            )
+        except (ClickHouseError, HTTPError, OSError) as error:
+            raise self._error(error) from None
+
+    def rows(self, statement: str, **parameters: Any) -> list[list[Any]]:
+        """The rows that a SELECT finds, as JSON values: all integers exact; floats only where none is NaN or infinite."""
+        answer = self._ask(statement, "JSONCompactEachRow", parameters)
+        return [json.loads(line) for line in answer.splitlines()] if answer else []
+
+    def columns(self, statement: str, dtype: np.dtype[Any], **parameters: Any) -> NDArray[Any]:
+        """What a SELECT of columns of fixed size finds: a structured array of `dtype`, which must be packed as they come."""
+        return np.frombuffer(self._ask(statement, "RowBinary", parameters), dtype)
+
+    def raw(self, statement: str, **parameters: Any) -> bytes:
+        """What a SELECT finds, as RowBinary."""
+        return self._ask(statement, "RowBinary", parameters)
+
+    def insert(self, table: str, columns: Iterable[str], rows: bytes) -> None:
+        """Insert rows given as RowBinary: all or none, up to sixteen million."""
+        try:
+            self._client.raw_insert(table, list(columns), rows, fmt="RowBinary")
+        except (ClickHouseError, HTTPError, OSError) as error:
+            raise self._error(error) from None
+
+    def execute(self, statement: str) -> None:
+        """A statement without an answer."""
+        try:
+            self._client.command(statement)
+        except (ClickHouseError, HTTPError, OSError) as error:
+            raise self._error(error) from None
+
+    def close(self) -> None:
+        """Close all connections."""
+        with suppress(ClickHouseError, HTTPError, OSError):
+            self._client.close()
+
+    def _ask(self, statement: str, form: str, parameters: Mapping[str, Any]) -> bytes:
+        try:
+            return self._client.raw_query(statement, parameters=dict(parameters), fmt=form)
+        except (ClickHouseError, HTTPError, OSError) as error:
+            raise self._error(error) from None
+
+    def _error(self, error: Exception) -> StoreUnavailableError:
+        text = " ".join(str(error).split())[:_MAX_ERROR]
+        return StoreUnavailableError(f"{self._where} does not do what the server asks for: {text}")

@@ -1,0 +1,73 @@
+"""Events and images."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+from tensormeter.server.store.clickhouse.connection import Connection
+from tensormeter.server.store.clickhouse.runs import Runs
+from tensormeter.server.store.events import ALERT
+from tensormeter.server.store.values import RunRef, StoredEvent
+
+__all__ = ["EventReader"]
+
+_COLUMNS: Final = "id, time, name, if(has_step, step, NULL), process, attributes, body"
+
+
+class EventReader:
+    """Reads events. For any number of threads."""
+
+    def __init__(self, connection: Connection, runs: Runs) -> None:
+        self._connection = connection
+        self._runs = runs
+
+    def events(
+        self, run: int, *, name: str | None, key: str | None, start: int | None, stop: int | None, limit: int
+    ) -> list[StoredEvent]:
+        """Events of a run, the newest first; `name` may end in `*`."""
+        conditions = [f"run = {run}"]
+        if name is not None:
+            conditions.append("startsWith(name, {name:String})" if name.endswith("*") else "name = {name:String}")
+        if key is not None:
+            conditions.append("has_key AND key = {key:String}")
+        if start is not None:
+            conditions.append(f"time >= {int(start)}")
+        if stop is not None:
+            conditions.append(f"time < {int(stop)}")
+        rows = self._connection.rows(
+            f"SELECT {_COLUMNS} FROM event FINAL WHERE {' AND '.join(conditions)} ORDER BY time DESC, id DESC LIMIT {int(limit)}",
+            name=(name or "").removesuffix("*"),
+            key=key or "",
+        )
+        return [_event(row) for row in rows]
+
+    def alerts(self, after: int, limit: int) -> list[tuple[RunRef, StoredEvent]]:
+        """Alerts of all runs with greater ids, the oldest first."""
+        rows = self._connection.rows(
+            f"SELECT run, {_COLUMNS} FROM event FINAL WHERE name = {{name:String}} AND id > {int(after)}"
+            f" AND run GLOBAL NOT IN (SELECT run FROM deleted) ORDER BY id LIMIT {int(limit)}",
+            name=ALERT,
+        )
+        names = self._runs.names({row[0] for row in rows})
+        return [(names[row[0]], _event(row[1:])) for row in rows if row[0] in names]
+
+    def media(self, run: int, digest: str) -> tuple[str, bytes] | None:
+        """Type and bytes of an image of a run."""
+        where = f"FROM media FINAL WHERE run = {run} AND digest = {{digest:String}} LIMIT 1"
+        if len(digest) != 64 or not digest.isascii():
+            return None
+        rows = self._connection.rows(f"SELECT content_type {where}", digest=digest)
+        if not rows:
+            return None
+        encoded = self._connection.raw(f"SELECT data {where}", digest=digest)
+        size, start = 0, 0
+        while True:
+            size |= (encoded[start] & 0x7F) << 7 * start
+            start += 1
+            if encoded[start - 1] < 0x80:
+                return rows[0][0], encoded[start : start + size]
+
+
+def _event(row: Sequence[Any]) -> StoredEvent:
+    number, time, name, step, process, attributes, body = row
+    return StoredEvent(number, time, name, step, process, json.loads(attributes), json.loads(body))

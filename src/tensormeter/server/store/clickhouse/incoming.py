@@ -1,0 +1,174 @@
+"""Points of one commit, series by series: without those that are there already, and what they add up to."""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from tensormeter.otlp.batch import STEP_METRIC
+from tensormeter.server.store.arrivals import Arrival
+from tensormeter.server.store.clickhouse.connection import Connection
+from tensormeter.server.store.clickhouse.identity import invert, steps_key
+from tensormeter.server.store.clickhouse.request import Request
+from tensormeter.server.store.clickhouse.rowbinary import encode_rows
+from tensormeter.server.store.heads import newest
+from tensormeter.server.store.points import Blobs, Column, Points
+from tensormeter.server.store.reader import steps_at
+from tensormeter.server.store.summary import Totals
+
+__all__ = ["Incoming", "encode_blobs", "encode_points", "known_series", "leave_out_known", "series_rows"]
+
+SERIES_COLUMNS: Final = {
+    "run": "Q",
+    "series": "Q",
+    "metric": "s",
+    "process": "s",
+    "kind": "s",
+    "scope": "s",
+    "attributes": "s",
+    "unit": "s",
+    "description": "s",
+    "count": "Q",
+    "numbers": "Q",
+    "total": "d",
+    "minimum": "d",
+    "maximum": "d",
+    "last": "qqBBqQ",
+}
+_POINT: Final = np.dtype(
+    [
+        ("run", "<u8"),
+        ("series", "<u8"),
+        ("time", "<i8"),
+        ("word", "<i8"),
+        ("integer", "u1"),
+        ("precedence", "<u8"),
+        ("received", "<u4"),
+    ]
+)
+POINT_COLUMNS: Final = tuple(_POINT.names or ())
+BLOB_COLUMNS: Final = {"run": "Q", "series": "Q", "time": "q", "data": "b", "precedence": "Q", "received": "I"}
+_KNOWN: Final = np.dtype([("series", "<u8"), ("time", "<i8")])
+
+
+@dataclass(eq=False)
+class Incoming:
+    """Points of one series.
+
+    Attributes:
+        arrival: The first that had some.
+        requests: Who sent them, and how many.
+        points: Once joined: each time once.
+    """
+
+    run: int
+    key: int
+    arrival: Arrival
+    parts: list[Column] = field(default_factory=list)
+    requests: list[tuple[Request, int]] = field(default_factory=list)
+    points: Column = field(default_factory=Points.empty)
+
+    def join(self) -> None:
+        """Make `points` of the parts."""
+        self.points = type(self.parts[0]).concat(self.parts).distinct()
+
+    @property
+    def numeric(self) -> bool:
+        """Whether they are numbers."""
+        return isinstance(self.points, Points)
+
+
+def known_series(connection: Connection, keys: Collection[tuple[int, int]]) -> dict[int, int]:
+    """Of these (run, series): the time of the newest point of each that exists."""
+    if not keys:
+        return {}
+    rows = connection.rows(
+        f"SELECT series, max(tupleElement(last, 1)) FROM series WHERE run IN ({_numbers({run for run, _ in keys})})"
+        f" AND series IN ({_numbers({key for _, key in keys})}) GROUP BY series"
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+def leave_out_known(connection: Connection, incoming: Iterable[Incoming], newest_known: Mapping[int, int]) -> int:
+    """Take out points that are stored already; returns how many.
+
+    Only series whose points do not all come after what is known are looked up.
+    """
+    late: dict[tuple[int, str], list[Incoming]] = defaultdict(list)
+    for one in incoming:
+        if int(one.points.times[0]) <= newest_known.get(one.key, 0):
+            late[one.run, "points" if one.numeric else "distributions"].append(one)
+    left_out = 0
+    for (run, table), listed in late.items():
+        first = min(int(one.points.times[0]) for one in listed)
+        last = max(min(int(one.points.times[-1]), newest_known[one.key]) for one in listed)
+        found = connection.columns(
+            f"SELECT series, time FROM {table} WHERE run = {run} AND series IN ({_numbers(one.key for one in listed)})"
+            f" AND time BETWEEN fromUnixTimestamp64Nano({first}, 'UTC') AND fromUnixTimestamp64Nano({last}, 'UTC')",
+            _KNOWN,
+        )
+        for one in listed:
+            known = np.isin(one.points.times, found["time"][found["series"] == one.key])
+            left_out += int(known.sum())
+            one.points = one.points[~known]
+    return left_out
+
+
+def encode_points(incoming: Iterable[Incoming], number: int, received: int) -> bytes:
+    """Rows of the table `points`; `received` in seconds."""
+    parts = []
+    for one in incoming:
+        points = one.points
+        if isinstance(points, Points) and len(points):
+            rows = np.empty(len(points), _POINT)
+            rows["run"], rows["series"], rows["time"] = one.run, one.key, points.times
+            rows["word"], rows["integer"] = points.words, points.integers
+            rows["precedence"], rows["received"] = invert(number), received
+            parts.append(rows.tobytes())
+    return b"".join(parts)
+
+
+def encode_blobs(incoming: Iterable[Incoming], number: int, received: int) -> bytes:
+    """Rows of the table `distributions`; `received` in seconds."""
+    rows = (
+        (one.run, one.key, time, blob, invert(number), received)
+        for one in incoming
+        if isinstance(one.points, Blobs)
+        for time, blob in zip(one.points.times.tolist(), one.points.blobs, strict=True)
+    )
+    return encode_rows(BLOB_COLUMNS, rows)
+
+
+def series_rows(incoming: Collection[Incoming]) -> bytes:
+    """Rows of the table `series`: what these points add."""
+    steps: dict[tuple[int, str], list[Points]] = defaultdict(list)
+    for one in incoming:
+        if one.arrival.metric == STEP_METRIC and one.arrival.kind == "gauge":
+            steps[one.run, one.arrival.source.process] += [part for part in one.parts if isinstance(part, Points)]
+    return encode_rows(SERIES_COLUMNS, [_series_row(one, steps) for one in incoming if len(one.points)])
+
+
+def _series_row(one: Incoming, steps: Mapping[tuple[int, str], list[Points]]) -> list[Any]:
+    arrival, process = one.arrival, one.arrival.source.process
+    sums: tuple[int, int, float, float, float] = (len(one.points), 0, 0.0, np.inf, -np.inf)
+    if isinstance(one.points, Points):
+        totals = Totals.of(one.points)
+        if totals.numbers:
+            sums = (totals.count, totals.numbers, totals.total, totals.minimum, totals.maximum)
+    time, word, integer = newest(one.points)
+    step, stepped = 0, False
+    parts = steps.get((one.run, process))
+    if parts:
+        found, has = steps_at(Points.concat(parts).distinct(), np.array([time], np.int64))
+        step, stepped = int(found[0]), bool(has[0])
+    return [
+        *(one.run, one.key, arrival.metric, process, arrival.kind, arrival.scope, arrival.attributes),
+        *(arrival.unit, arrival.description, *sums),
+        *(time, word, integer, stepped, step, steps_key(one.run, process)),
+    ]
+
+
+def _numbers(values: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(values)))

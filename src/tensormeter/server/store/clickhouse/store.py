@@ -1,0 +1,337 @@
+"""The store in ClickHouse: `Store` over writing, reading, and the log of arrivals."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from tensormeter.errors import StoreError
+from tensormeter.otlp.batch import Attribute, Batch, Event
+from tensormeter.server.store import MAX_READ_POINTS, STALL_AFTER, journal
+from tensormeter.server.store.arrivals import arrivals_of
+from tensormeter.server.store.background import Background
+from tensormeter.server.store.clickhouse.address import Address
+from tensormeter.server.store.clickhouse.committer import EVENT_COLUMNS, Committer, event_row
+from tensormeter.server.store.clickhouse.events import EventReader
+from tensormeter.server.store.clickhouse.identity import Numbers
+from tensormeter.server.store.clickhouse.log import Arrived, Log
+from tensormeter.server.store.clickhouse.points import PointReader
+from tensormeter.server.store.clickhouse.request import Request
+from tensormeter.server.store.clickhouse.rowbinary import encode_rows
+from tensormeter.server.store.clickhouse.runs import Runs
+from tensormeter.server.store.clickhouse.schema import TABLES, prepare
+from tensormeter.server.store.errors import NotFoundError, StoreUnavailableError
+from tensormeter.server.store.events import prepare_event
+from tensormeter.server.store.lifecycle import process_state
+from tensormeter.server.store.values import (
+    Change,
+    Changes,
+    MetricSummary,
+    ProcessSummary,
+    ProjectSummary,
+    Reading,
+    Receipt,
+    RunChanges,
+    RunRef,
+    RunSummary,
+    RunTable,
+    StoredEvent,
+)
+
+__all__ = ["ClickHouseStore"]
+
+_LATELY: Final = 24 * 3600 * 10**9
+_LOOK: Final = 10.0
+_DELETED_COLUMNS: Final = {"run": "Q", "project": "s", "run_id": "s", "time": "q"}
+_ANNOTATION_COLUMNS: Final = {"run": "Q", "field": "s", "value": "s", "number": "Q"}
+
+_log = logging.getLogger(__name__)
+
+
+class ClickHouseStore:
+    """A `Store` in a ClickHouse database. See the interface for threads and errors.
+
+    Any number of servers may use one database at once. Their clocks must agree to within some minutes; where two bring different
+    values of one point, the one whose clock says earlier wins.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        commit_interval: float = 0.2,
+        stall_after: float = STALL_AFTER,
+        retention_days: float | None = None,
+    ) -> None:
+        """Connect, and make what tables are not there.
+
+        Args:
+            address: Where the database is.
+            commit_interval: Seconds between two commits, at least; requests that come in between go into the next one together.
+            stall_after: Seconds without any sign of life after which a run that has not ended counts as stalled.
+            retention_days: Age at which points go; it becomes part of tables that this call makes, and of no others.
+
+        Raises:
+            StoreError: ClickHouse cannot be reached, refuses, or has tables of a newer version.
+        """
+        try:
+            self._connection = prepare(address, retention_days)
+        except StoreUnavailableError as error:
+            raise StoreError(f"cannot open the store: {error}") from None
+        self._local = f"{{}}_local ON CLUSTER '{address.cluster}'" if address.cluster else "{}"
+        self._numbers = Numbers()
+        self._log = Log(self._connection)
+        self._runs = Runs(self._connection, stall_after)
+        self._points = PointReader(self._connection, self._runs)
+        self._events = EventReader(self._connection, self._runs)
+        self._committer = Committer(self._connection, self._numbers, self._log, commit_interval)
+        self._problem: str | None = None
+        self._closed = False
+        self._closing = threading.Lock()
+        try:
+            self._log.begin(self._numbers.take())
+        except BaseException:
+            self._connection.close()
+            raise
+        self._background = Background("tensormeter-clickhouse", self._look, _LOOK)
+
+    def append_metrics(self, batches: Sequence[Batch], *, payload: bytes, batch_id: str | None = None) -> Receipt:
+        """See `Store`."""
+        self._check_open()
+        arrivals, rejections = arrivals_of(batches)
+        content = journal.digest("metrics", payload)
+        request = Request(content, batch_id, time.time_ns(), "data point", arrivals=arrivals, rejections=rejections)
+        return self._committer.commit(request)
+
+    def append_events(
+        self,
+        resources: Sequence[tuple[Mapping[str, Attribute], Sequence[Event]]],
+        *,
+        payload: bytes,
+        batch_id: str | None = None,
+    ) -> Receipt:
+        """See `Store`."""
+        self._check_open()
+        content = journal.digest("logs", payload)
+        return self._committer.commit(Request(content, batch_id, time.time_ns(), "log record", resources=resources))
+
+    def projects(self) -> list[ProjectSummary]:
+        """See `Store`."""
+        self._check_open()
+        return self._runs.projects()
+
+    def table(self, project: str | None, fields: Sequence[str]) -> RunTable:
+        """See `Store`."""
+        self._check_open()
+        return self._runs.table(project, fields)
+
+    def runs(self, runs: Sequence[int], metrics: Sequence[str] | None = None) -> list[RunSummary]:
+        """See `Store`."""
+        self._check_open()
+        return self._runs.load(runs, metrics)
+
+    def run(self, ref: RunRef) -> RunSummary:
+        """See `Store`."""
+        found = self._runs.load([self._find(ref)], None)
+        if not found:  # deleted in between
+            raise NotFoundError(f"there is no run {ref.run_id!r}; list the runs to see their ids")
+        return found[0]
+
+    def processes(self, ref: RunRef) -> list[ProcessSummary]:
+        """See `Store`."""
+        rows = self._connection.rows(
+            "SELECT process, tupleElement(max(resource), 3), max(started), tupleElement(max(ended), 1),"
+            f" tupleElement(max(ended), 3) FROM process WHERE run = {self._find(ref)} GROUP BY process"
+            " ORDER BY min(seen), process"
+        )
+        return [
+            ProcessSummary(row[0], json.loads(row[1]), process_state(row[2] or None, row[3] or None, row[4] or None))
+            for row in rows
+        ]
+
+    def losses(self, ref: RunRef) -> Mapping[str, int]:
+        """See `Store`."""
+        rows = self._connection.rows(
+            f"SELECT tupleElement(max(losses), 2) FROM process WHERE run = {self._find(ref)} GROUP BY process"
+        )
+        found: dict[str, int] = {}
+        for (text,) in rows:
+            for reason, count in json.loads(text or "{}").items():
+                found[reason] = found.get(reason, 0) + count
+        return found
+
+    def update(self, ref: RunRef, changes: RunChanges) -> None:
+        """See `Store`."""
+        run = self._find(ref)
+        said = {
+            "name": changes.name,
+            "tags": None if changes.tags is None else list(changes.tags),
+            "notes": changes.notes,
+            "group": changes.group,
+            "archived": changes.archived,
+        }
+        self._annotate(run, {field: value for field, value in said.items() if value is not None})
+
+    def delete(self, ref: RunRef) -> None:
+        """See `Store`. What the run has is removed by ClickHouse in its own time."""
+        run = self._find(ref)
+        names = self._runs.names([run])[run]
+        row = (run, names.project, names.run_id, time.time_ns())
+        self._connection.insert("deleted", _DELETED_COLUMNS, encode_rows(_DELETED_COLUMNS, [row]))
+        for table in TABLES:
+            if table.name not in ("deleted", "batch", "arrival"):
+                name = self._local.format(table.name)
+                try:
+                    self._connection.execute(f"ALTER TABLE {name} DELETE WHERE run = {run} SETTINGS mutations_sync = 0")
+                except StoreUnavailableError as error:
+                    # It cannot be seen any more; its rows take up space until somebody removes them.
+                    _log.warning("tensormeter: rows of a deleted run stay in %s: %s", table.name, error)
+
+    def metrics(self, ref: RunRef) -> list[MetricSummary]:
+        """See `Store`."""
+        return self._points.metrics(self._find(ref))
+
+    def read(
+        self,
+        ref: RunRef,
+        metrics: Sequence[str],
+        *,
+        process: str | None = None,
+        numeric: bool = True,
+        start: int | None = None,
+        stop: int | None = None,
+        after: str | None = None,
+        limit: int = MAX_READ_POINTS,
+    ) -> Reading:
+        """See `Store`."""
+        run = self._find(ref)
+        cursor = self._log.cursor()  # before anything is read: what comes meanwhile is then seen twice, and not never
+        arrived = None if after is None else self._log.since(after, run)
+        started = self._runs.started(run)
+        rows = self._points.series(run, metrics, process, numeric=numeric)
+        if arrived is not None:
+            found = self._points.read_new(run, rows, arrived, numeric=numeric)
+            return Reading(found, cursor, complete=False, started=started)
+        found = self._points.read(run, rows, numeric=numeric, start=start, stop=stop, limit=limit)
+        return Reading(found, cursor, complete=True, started=started)
+
+    def events(
+        self,
+        ref: RunRef,
+        *,
+        name: str | None = None,
+        key: str | None = None,
+        start: int | None = None,
+        stop: int | None = None,
+        limit: int = 1000,
+    ) -> list[StoredEvent]:
+        """See `Store`."""
+        return self._events.events(self._find(ref), name=name, key=key, start=start, stop=stop, limit=limit)
+
+    def media(self, ref: RunRef, digest: str) -> tuple[str, bytes]:
+        """See `Store`."""
+        found = self._events.media(self._find(ref), digest)
+        if found is None:
+            raise NotFoundError(f"run {ref.run_id!r} has no media {digest[:80]!r}; its events name what it has")
+        return found
+
+    def changes(self, after: str | None, runs: Sequence[RunRef] | None = None) -> Changes:
+        """See `Store`."""
+        self._check_open()
+        cursor = self._log.cursor()
+        if after is None:
+            return Changes(cursor, [])
+        arrived = self._log.since(after)
+        wanted = None if runs is None else self._runs.existing(runs)
+        grown: dict[int, set[str]] = {}
+        eventful: set[int] = set()
+        for one in arrived or ():
+            grown.setdefault(one.run, set()).update(one.metrics)
+            if one.events:
+                eventful.add(one.run)
+        if wanted is None:
+            wanted = set(grown) if arrived is not None else self._runs.recent(time.time_ns() - _LATELY)
+        states = self._runs.states(wanted)
+        changes = [
+            Change(names, sorted(grown.get(run, ())), state, arrived is None or run in eventful)
+            for run, (names, state) in sorted(states.items())
+        ]
+        return Changes(cursor, changes)
+
+    def raise_alert(self, run: RunRef, event: Event) -> None:
+        """See `Store`."""
+        key = self._find(run)
+        prepared = prepare_event(event)
+        if isinstance(prepared, str):
+            raise StoreError(f"the alert cannot be stored: {prepared}")
+        process = self._connection.rows(
+            f"SELECT process FROM process WHERE run = {key} GROUP BY process ORDER BY min(seen), process LIMIT 1"
+        )[0][0]
+        number = self._numbers.take()
+        row = event_row(key, process, event, prepared, time=event.time, number=number)
+        self._connection.insert("event", EVENT_COLUMNS, encode_rows(EVENT_COLUMNS, [row]))
+        self._log.write([Arrived(key, number, 0, (), events=True)])
+
+    def mark_stalled(self, run: RunRef, *, stalled: bool) -> None:
+        """See `Store`."""
+        self._annotate(self._find(run), {"stalled": stalled})
+
+    def alerts(self, after: int, limit: int) -> list[tuple[RunRef, StoredEvent]]:
+        """See `Store`."""
+        self._check_open()
+        return self._events.alerts(after, limit)
+
+    def mark(self, name: str, value: int | None = None) -> int:
+        """See `Store`."""
+        self._check_open()
+        if value is not None:
+            self._annotate(0, {f"mark {name}": value})
+            return value
+        rows = self._connection.rows(
+            "SELECT value FROM annotation FINAL WHERE run = 0 AND field = {name:String}", name=f"mark {name}"
+        )
+        return int(json.loads(rows[0][0])) if rows else 0
+
+    def problem(self) -> str | None:
+        """See `Store`."""
+        return self._problem
+
+    def fold(self) -> None:
+        """There is nothing to fold: ClickHouse merges by itself."""
+
+    def close(self) -> None:
+        """See `Store`."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+        self._background.stop()
+        self._connection.close()
+
+    def _look(self) -> None:
+        """See whether ClickHouse is there, and say that this server is."""
+        try:
+            self._connection.rows("SELECT 1")
+            self._log.repeat(self._numbers.take())
+        except StoreUnavailableError as error:
+            if self._problem is None:
+                _log.warning("tensormeter: %s", error)
+            self._problem = str(error)
+        else:
+            self._problem = None
+
+    def _annotate(self, run: int, said: Mapping[str, Any]) -> None:
+        if said:
+            number = self._numbers.take()
+            rows = [(run, field, json.dumps(value), number) for field, value in said.items()]
+            self._connection.insert("annotation", _ANNOTATION_COLUMNS, encode_rows(_ANNOTATION_COLUMNS, rows))
+
+    def _find(self, ref: RunRef) -> int:
+        self._check_open()
+        return self._runs.find(ref)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreUnavailableError("the store is closed")

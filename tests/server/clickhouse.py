@@ -1,0 +1,89 @@
+"""A ClickHouse to talk to over HTTP: chDB, the engine itself, in this process, behind as much of the HTTP interface as clients use.
+
+    python clickhouse.py FOLDER
+
+prints its port. It ends when its standard input does, so it never outlives a test run. One statement at a time.
+"""
+
+import os
+import re
+import sys
+import tempfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qsl, urlsplit
+
+import chdb
+
+_LOCK = threading.Lock()
+_INSERT = re.compile(rb"\s*INSERT\s[^\n]* FORMAT \w+\n")
+_FORMAT = re.compile(r"\bFORMAT\s+(\w+)\s*;?\s*$", re.IGNORECASE)
+_CODE = re.compile(r"Code: (\d+)")
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1  # one packet an answer
+    disable_nagle_algorithm = True
+
+    def do_GET(self):
+        self.answer(200, b"Ok.\n")
+
+    def do_POST(self):
+        query = dict(parse_qsl(urlsplit(self.path).query, keep_blank_values=True))
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        statement = query.get("query", "")
+        try:
+            with _LOCK:
+                import time
+                t=time.time()
+                answer = run(statement, body, query)
+                print(f"   {(time.time()-t)*1e3:.1f} ms", (statement or body[:100])[:100], file=sys.stderr)
+        except Exception as error:
+            code = _CODE.search(str(error))
+            self.answer(500, str(error).encode(), {"X-ClickHouse-Exception-Code": code[1] if code else "0"})
+        else:
+            self.answer(200, *answer)
+
+    def answer(self, status, body, headers=None):
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(body)), "X-ClickHouse-Summary": "{}"} | (headers or {})).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def run(statement, body, query):
+    if "database" in query:
+        connection.query(f"USE {query['database']}")
+    whole = statement.encode() + b"\n" * bool(statement) + body
+    insert = _INSERT.match(whole)
+    if insert is not None:
+        statement, body = insert[0].decode().strip(), whole[insert.end() :]
+        found = _FORMAT.search(statement)
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(body)
+            file.flush()
+            connection.query(f"{statement[: found.start()]} FROM INFILE '{file.name}' FORMAT {found[1]}")
+        return b"", {}
+    text = whole.decode()
+    found = _FORMAT.search(text)
+    form = found[1] if found else query.get("default_format", "TabSeparated")
+    parameters = {name[6:]: value for name, value in query.items() if name.startswith("param_")}
+    quoted = "SET output_format_json_quote_64bit_integers = 0"
+    connection.query(quoted)
+    result = connection.query(text, form, params=parameters) if parameters else connection.query(text, form)
+    return result.bytes() or b"", {"X-ClickHouse-Format": form}
+
+
+if __name__ == "__main__":
+    connection = chdb.connect(sys.argv[1])
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    print(server.server_port, flush=True)
+    sys.stdin.read()
+    os._exit(0)  # chDB may hang or crash at the end of an interpreter
