@@ -1,5 +1,6 @@
 """A real server process, real sockets, real signals."""
 
+import hashlib
 import json
 import math
 import os
@@ -23,12 +24,19 @@ from tensormeter.otlp.encode import encode_events, encode_metrics
 PROTOBUF = "application/x-protobuf"
 
 
+CLICKHOUSE_PORT = 0
+"""Of the ClickHouse that servers of these tests use; 0: none. `TENSORMETER_TEST_STORE=clickhouse` gives them one."""
+
+
 class Server:
     """`tensormeter serve` in a process of its own."""
 
     def __init__(self, folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         self.folder = folder
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("TENSORMETER_")}
+        if CLICKHOUSE_PORT:
+            name = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+            arguments += ("--store", f"clickhouse://127.0.0.1:{CLICKHOUSE_PORT}/test_{name}")
         inherited["TENSORMETER_DIR"] = str(folder.parent / "runs")  # what earlier runs left here is not for a test
         with (folder.parent / f"{folder.name}.stderr").open("ab") as log:
             self.process = subprocess.Popen(
@@ -122,6 +130,27 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield server
     assert server.stop() == 0
     assert server.stderr == ""
+
+
+@pytest.fixture(scope="session")
+def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A ClickHouse of this session's own: its port. Each test takes a database of its own."""
+    pytest.importorskip("chdb", reason="chDB is not installed")
+    command = [sys.executable, str(Path(__file__).with_name("clickhouse.py")), str(tmp_path_factory.mktemp("chdb"))]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    yield int(process.stdout.readline())
+    process.stdin.close()
+    process.wait(300)
+    process.stdout.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def store_of_all_servers(request: pytest.FixtureRequest) -> None:
+    global CLICKHOUSE_PORT
+    if os.environ.get("TENSORMETER_TEST_STORE") == "clickhouse":
+        CLICKHOUSE_PORT = request.getfixturevalue("clickhouse")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """The SQLite store by itself: folding, merging, replaying, refusing."""
 
-import random
 import sqlite3
 import threading
 from contextlib import closing
@@ -15,7 +14,6 @@ from tensormeter.otlp.batch import STEP_METRIC, Batch, Gauge
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.encode import encode_metrics
 from tensormeter.server.store import (
-    BatchConflictError,
     NotFoundError,
     RunRef,
     StoreUnavailableError,
@@ -203,15 +201,6 @@ def test_steps_of_last_values_come_from_chunks_and_memory(open_store):
         store.fold()
 
 
-def test_batches(open_store):
-    store = open_store()
-    assert not append(store, [1], [1.0], batch_id="a").duplicate
-    assert append(store, [1], [1.0], batch_id="a").duplicate
-    with pytest.raises(BatchConflictError, match="'a'"):
-        append(store, [1], [2.0], batch_id="a")
-    assert read(store) == [(1, 1.0)]
-
-
 def test_limits(open_store, monkeypatch):
     store = open_store(max_pending_points=40)
     append(store, np.arange(1, 12), np.zeros(11))
@@ -313,19 +302,3 @@ def test_damage_is_named(open_store, query, tmp_path):
     with pytest.raises(StoreError, match="damaged"):
         read(store)
     store.close()
-
-
-def test_shuffled_and_split_batches_give_the_same_series(open_store):
-    store = open_store()
-    chaos = random.Random(5)
-    order = list(range(1, 2001))
-    chaos.shuffle(order)
-    while order:
-        part, order = order[: chaos.randrange(1, 200)], order[chaos.randrange(1, 100) :]
-        append(store, part, [time / 7 for time in part])
-        if chaos.random() < 0.4:
-            store.fold()
-    append(store, range(1, 2001), [time / 7 for time in range(1, 2001)])
-    assert read(store) == [(time, time / 7) for time in range(1, 2001)]
-    store.fold()
-    assert store.run(RunRef("r")).points == 2000

@@ -12,6 +12,7 @@ from tensormeter.settings import DEFAULT_PORT
 
 if TYPE_CHECKING:
     from tensormeter.server import ServerConfig
+    from tensormeter.server.store.clickhouse import Address
 
 __all__ = ["serve"]
 
@@ -26,6 +27,12 @@ _FILE: Final = click.Path(dir_okay=False, path_type=Path)
     "directory",
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder of the store.  [default: $TENSORMETER_SERVER_DIR, or the user's data folder]",
+)
+@click.option(
+    "--store",
+    metavar="URL",
+    help="Keep everything in ClickHouse: clickhouse://[USER@]HOST[:PORT]/DATABASE; see docs/server.md."
+    "  [default: $TENSORMETER_STORE, or a SQLite file in --data]",
 )
 @click.option(
     "--token-file",
@@ -90,6 +97,7 @@ def serve(
     host: str,
     port: int,
     directory: Path | None,
+    store: str | None,
     token_file: Path | None,
     alerts_file: Path | None,
     log_format: Literal["text", "json"],
@@ -107,6 +115,9 @@ def serve(
             raise
         raise UsageError(f"serve needs the package {error.name!r}; pip install 'tensormeter[server]'") from None
     given: dict[str, Any] = {} if directory is None else {"directory": directory}
+    address = store or os.environ.get("TENSORMETER_STORE")
+    if address:
+        given["clickhouse"] = _parse_store(address)
     if alerts_file is not None:
         given["alerts"] = server.load_alert_config(alerts_file)
     token = _read_token(token_file)
@@ -116,8 +127,16 @@ def serve(
 
 
 def _on_ready(url: str, config: "ServerConfig") -> None:
-    click.echo(f"tensormeter: serving on {url} (data in {config.directory})")
+    click.echo(f"tensormeter: serving on {url} (data in {config.clickhouse or config.directory})")
     deliver_waiting_runs(url, config.token or config.own_token)
+
+
+def _parse_store(text: str) -> "Address":
+    try:
+        from tensormeter.server.store.clickhouse import parse_address
+    except ModuleNotFoundError as error:
+        raise UsageError(f"--store needs the package {error.name!r}; pip install 'tensormeter[clickhouse]'") from None
+    return parse_address(text)
 
 
 def _read_token(file: Path | None) -> str | None:

@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import platformdirs
 
@@ -14,6 +14,9 @@ from tensormeter.errors import SettingsError
 from tensormeter.server.alerts import AlertConfig
 from tensormeter.server.tokens import TokenFile
 from tensormeter.settings import DEFAULT_PORT, is_loopback
+
+if TYPE_CHECKING:
+    from tensormeter.server.store.clickhouse import Address
 
 __all__ = ["MAX_BODY_BYTES", "ServerConfig"]
 
@@ -33,7 +36,9 @@ class ServerConfig:
     Attributes:
         host: Address to bind: a name or an IP address.
         port: Port to bind; 0 takes any free one.
-        directory: Where the store is; by default `TENSORMETER_SERVER_DIR`, else the user's data folder.
+        directory: Where the SQLite store and the file of tokens are; by default `TENSORMETER_SERVER_DIR`, else the user's data
+            folder.
+        clickhouse: Where a store in ClickHouse is, instead of the one in SQLite.
         token: Bearer token that may do everything, beside those of the folder's `TokenFile`, or None. Anything but a
             loopback host needs it, or a token in the file.
         own_token: Token with which the server's own process may send; made at random.
@@ -59,6 +64,7 @@ class ServerConfig:
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
     directory: Path = field(default_factory=_default_directory)
+    clickhouse: "Address | None" = None
     token: str | None = field(default=None, repr=False)
     own_token: str = field(default_factory=secrets.token_hex, repr=False)
     allowed_hosts: Iterable[str] = ()
@@ -77,6 +83,8 @@ class ServerConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "directory", Path(self.directory).expanduser().absolute())
         object.__setattr__(self, "allowed_hosts", frozenset(host.lower() for host in self.allowed_hosts))
+        if self.clickhouse is not None and self.retention_bytes is not None:
+            raise SettingsError("retention_bytes: ClickHouse does not bound a database; use retention_days, or TTLs")
         if not self.host:
             raise SettingsError("host: expected a name or an IP address, got ''")
         if not 0 <= self.port <= 65535:

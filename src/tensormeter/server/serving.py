@@ -16,6 +16,7 @@ from tensormeter.server.api import Shutdown
 from tensormeter.server.app import create_app
 from tensormeter.server.config import ServerConfig
 from tensormeter.server.connection import limited_protocol
+from tensormeter.server.store import Store
 from tensormeter.server.store.removal import Retention
 from tensormeter.server.store.sqlite import SqliteStore
 
@@ -67,8 +68,12 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
             store.close()
 
 
-def _open(config: ServerConfig) -> SqliteStore:
+def _open(config: ServerConfig) -> Store:
     days = config.retention_days
+    if config.clickhouse is not None:
+        from tensormeter.server.store.clickhouse import ClickHouseStore
+
+        return ClickHouseStore(config.clickhouse, stall_after=config.stall_after, retention_days=days)
     retention = Retention(None if days is None else days * 86400, config.retention_bytes)
     return SqliteStore(config.directory, stall_after=config.stall_after, retention=retention)
 

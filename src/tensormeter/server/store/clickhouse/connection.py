@@ -26,6 +26,7 @@ _SETTINGS: Final[Mapping[str, str | int]] = {
     "max_execution_time": 60,
     "max_memory_usage": 8 << 30,
     "max_query_size": 64 << 20,  # statements name series by number, perhaps many
+    "prefer_column_name_to_alias": 1,  # an aggregate may be called as its column
     "output_format_json_quote_64bit_integers": 0,
     "max_insert_block_size": _WHOLE,
     "min_insert_block_size_rows": _WHOLE,

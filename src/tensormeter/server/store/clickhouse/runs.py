@@ -76,8 +76,8 @@ class Runs:
         """The key of a run; errors as for `Store`."""
         only = "" if ref.project is None else " AND project = {project:String}"
         rows = self._connection.rows(
-            "SELECT run, any(project) AS project FROM process WHERE run_id = {run_id:String}"
-            f"{only} AND {_NOT_DELETED} GROUP BY run ORDER BY project",
+            "SELECT run, any(project) AS p FROM process WHERE run_id = {run_id:String}"
+            f"{only} AND {_NOT_DELETED} GROUP BY run ORDER BY p",
             run_id=ref.run_id,
             project=ref.project or "",
         )
@@ -216,7 +216,6 @@ class Runs:
     def _load(
         self, condition: str, runs: Collection[int] | None, *, config: bool = False, **parameters: Any
     ) -> list[_Run]:
-        # Names of aggregates may not be those of the columns that they are of, or ClickHouse takes one for the other.
         inner = _PROCESS.format(condition=f"{condition} AND {_NOT_DELETED}")
         rows = self._connection.rows(
             _RUN.format(inner=inner, config="tupleElement(max(config), 3)" if config else "''"), **parameters
