@@ -1,7 +1,10 @@
 """What holds for all tests."""
 
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -30,3 +33,14 @@ def _nothing_is_slow() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tensormeter.record.cost._SLOW", 1 << 62)
         yield
+
+
+@pytest.fixture(scope="session")
+def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of a ClickHouse of this session. Each test takes a database of its own."""
+    pytest.importorskip("clickhouse_connect")
+    folder = tmp_path_factory.mktemp("chdb")
+    command = [sys.executable, str(Path(__file__).with_name("clickhouse_server.py")), str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield int(process.stdout.readline())

@@ -132,20 +132,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     assert server.stderr == ""
 
 
-@pytest.fixture(scope="session")
-def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """A ClickHouse of this session's own: its port. Each test takes a database of its own."""
-    pytest.importorskip("chdb", reason="chDB is not installed")
-    command = [sys.executable, str(Path(__file__).with_name("clickhouse.py")), str(tmp_path_factory.mktemp("chdb"))]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    yield int(process.stdout.readline())
-    process.stdin.close()
-    process.wait(300)
-    process.stdout.close()
-
-
 @pytest.fixture(scope="session", autouse=True)
 def store_of_all_servers(request: pytest.FixtureRequest) -> None:
     global CLICKHOUSE_PORT

@@ -4,6 +4,8 @@ import logging
 import threading
 from collections.abc import Callable
 
+from tensormeter.server.store.errors import StoreUnavailableError
+
 __all__ = ["Background"]
 
 _log = logging.getLogger(__name__)
@@ -17,7 +19,8 @@ class Background:
 
         Args:
             name: Of the thread.
-            work: What to do. What it raises is logged, and it is called again after the interval.
+            work: What to do. What it raises is logged, and it is called again after the interval. That the store cannot be
+                used now is logged once, in one line, until it can be used again.
             interval: Seconds between two calls if nobody calls `wake`.
         """
         self._work = work
@@ -38,6 +41,7 @@ class Background:
         self._thread.join()
 
     def _loop(self) -> None:
+        unavailable = False
         while True:
             self._wake.wait(self._interval)
             if self._stopping:
@@ -45,5 +49,11 @@ class Background:
             self._wake.clear()
             try:
                 self._work()
+            except StoreUnavailableError as error:
+                if not unavailable:
+                    _log.warning("tensormeter: %s waits: %s", self._thread.name, error)
+                unavailable = True
             except Exception:
                 _log.exception("tensormeter: %s failed; it will be tried again", self._thread.name)
+            else:
+                unavailable = False

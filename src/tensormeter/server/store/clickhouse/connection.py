@@ -1,6 +1,8 @@
 """Speaking to ClickHouse: rows of JSON for what there is little of, arrays of fixed rows for what there is much of."""
 
 import json
+import logging
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Final
@@ -19,6 +21,9 @@ __all__ = ["Connection"]
 
 _CONNECTIONS: Final = 16
 _MAX_ERROR: Final = 400
+_ADDRESS: Final = re.compile(r"/\?\S+")
+"""Where a request went, with everything that it asked for."""
+
 _WHOLE: Final = 1 << 24
 """Rows of one insert that stay one block, which is there whole or not at all."""
 
@@ -34,6 +39,9 @@ _SETTINGS: Final[Mapping[str, str | int]] = {
     "input_format_parallel_parsing": 0,
     "distributed_foreground_insert": 1,  # otherwise a shard has the rows some time after we have answered
 }
+
+# Whatever it logs is in the errors that it raises.
+logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
 
 
 class Connection:
@@ -111,5 +119,5 @@ class Connection:
             raise self._error(error) from None
 
     def _error(self, error: Exception) -> StoreUnavailableError:
-        text = " ".join(str(error).split())[:_MAX_ERROR]
+        text = _ADDRESS.sub("", " ".join(str(error).split()))[:_MAX_ERROR]
         return StoreUnavailableError(f"{self._where} does not do what the server asks for: {text}")

@@ -43,7 +43,7 @@ from tensormeter.server.store.values import (
 __all__ = ["ClickHouseStore"]
 
 _LATELY: Final = 24 * 3600 * 10**9
-_LOOK: Final = 10.0
+_LOOK: Final = 5.0
 _DELETED_COLUMNS: Final = {"run": "Q", "project": "s", "run_id": "s", "time": "q"}
 _ANNOTATION_COLUMNS: Final = {"run": "Q", "field": "s", "value": "s", "number": "Q"}
 
@@ -316,11 +316,9 @@ class ClickHouseStore:
             self._connection.rows("SELECT 1")
             self._log.repeat(self._numbers.take())
         except StoreUnavailableError as error:
-            if self._problem is None:
-                _log.warning("tensormeter: %s", error)
             self._problem = str(error)
-        else:
-            self._problem = None
+            raise
+        self._problem = None
 
     def _annotate(self, run: int, said: Mapping[str, Any]) -> None:
         if said:

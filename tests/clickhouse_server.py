@@ -1,6 +1,6 @@
 """A ClickHouse to talk to over HTTP: chDB, the engine itself, in this process, behind as much of the HTTP interface as clients use.
 
-    python clickhouse.py FOLDER
+    python clickhouse_server.py FOLDER [PORT]
 
 prints its port. It ends when its standard input does, so it never outlives a test run. One statement at a time.
 """
@@ -92,7 +92,7 @@ def run(statement, body, query):
 if __name__ == "__main__":
     connection = chdb.connect(sys.argv[1])
     connection.query("SET max_threads = 1")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[2]) if len(sys.argv) > 2 else 0), Handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(server.server_port, flush=True)

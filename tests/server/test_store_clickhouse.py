@@ -1,0 +1,351 @@
+"""The ClickHouse store by itself: deaths between its inserts, several servers, its tables, its address."""
+
+import concurrent.futures
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import urllib3
+
+from tensormeter.errors import SettingsError, StoreError
+from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge, Histogram
+from tensormeter.otlp.decode import decode_events, decode_metrics
+from tensormeter.otlp.encode import encode_events, encode_metrics
+from tensormeter.server.store import RunRef, StoreUnavailableError
+from tensormeter.server.store.clickhouse import ClickHouseStore, parse_address
+from tensormeter.server.store.clickhouse.connection import Connection
+from tensormeter.server.store.clickhouse.schema import TABLES, statements
+
+T0 = 1_750_000_000_000_000_000
+KILLS = max(2, int(os.environ.get("TENSORMETER_TEST_KILLS", "8")) // 4)  # `make chaos` asks for many more
+ROWS = 20
+
+
+@pytest.fixture(scope="module")
+def address(clickhouse):
+    return parse_address(f"clickhouse://127.0.0.1:{clickhouse}/alone", {})
+
+
+@pytest.fixture
+def open_store(address):
+    opened = []
+
+    def open_store():
+        opened.append(ClickHouseStore(address, commit_interval=0))
+        return opened[-1]
+
+    yield open_store
+    for store in opened:
+        store.close()
+
+
+def request_of_kinds(run):
+    times = np.arange(T0, T0 + 3).astype(np.uint64)
+    ones = np.ones(3)
+    histogram = Histogram(
+        "h", times, times, np.ones(3, np.uint64), ones, ones, ones, np.array([1.0]), np.array([[1, 0]] * 3, np.uint64)
+    )
+    series = [Gauge(STEP_METRIC, times, np.arange(3)), Gauge("v", times, np.array([1.0, 2.0, 6.0])), histogram]
+    return encode_metrics([Batch({"tensormeter.run.id": run, "service.instance.id": "p"}, series)])
+
+
+@pytest.mark.parametrize("survivor", ["the same server", "another server"])
+def test_a_failure_before_any_insert_is_healed_by_sending_again(open_store, monkeypatch, survivor):
+    """Every place at which a server can die, or ClickHouse refuse, between the inserts of a commit."""
+    first, second = open_store(), open_store()
+    other = first if survivor == "the same server" else second
+    insert = Connection.insert
+    kinds = 0
+    for failing in range(20):
+        run = f"broken-{survivor.partition(' ')[0]}-{failing}"
+        ref = RunRef(run)
+        payload = request_of_kinds(run)
+        cursor = second.changes(None).cursor
+        made = []
+
+        def maybe(connection, table, columns, rows, failing=failing, made=made):
+            made.append(table)
+            if len(made) > failing:
+                raise StoreUnavailableError("dead")
+            insert(connection, table, columns, rows)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Connection, "insert", maybe)
+            try:
+                first.append_metrics(decode_metrics(payload), payload=payload, batch_id=run)
+            except StoreUnavailableError:
+                pass
+            else:
+                break
+        kinds += 1
+        assert not other.append_metrics(decode_metrics(payload), payload=payload, batch_id=run).duplicate
+        assert other.append_metrics(decode_metrics(payload), payload=payload, batch_id=run).duplicate
+        found = second.run(ref)
+        assert (found.points, found.processes) == (9, 1)
+        summary = found.summary["v"]
+        assert (summary.count, summary.mean, summary.last, summary.last_step) == (3, 3.0, 6.0, 2)
+        assert {metric.metric: metric.points for metric in second.metrics(ref)} == dict.fromkeys(
+            (STEP_METRIC, "v", "h"), 3
+        )
+        # Who reads on from before sees all of it: as what is new, or because it must read anew.
+        (series,) = second.read(ref, ["v"], after=cursor).series
+        assert series.points.values() == [1.0, 2.0, 6.0]
+        (blobs,) = second.read(ref, ["h"], numeric=False).series
+        assert len(blobs.points) == 3
+        assert run in {change.run.run_id for change in second.changes(cursor).changes}
+    assert kinds == 6
+
+
+def test_events_after_a_failure(open_store, monkeypatch):
+    store = open_store()
+    insert = Connection.insert
+    for failing in range(4):
+        run = f"event-{failing}"
+        event = Event("note", T0, {"image": {"data": b"\xff\xd8\xff", "content_type": "image/jpeg"}})
+        payload = encode_events({"tensormeter.run.id": run}, [event])
+        made = []
+
+        def maybe(connection, table, columns, rows, failing=failing, made=made):
+            made.append(table)
+            if len(made) > failing:
+                raise StoreUnavailableError("dead")
+            insert(connection, table, columns, rows)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Connection, "insert", maybe)
+            with pytest.raises(StoreUnavailableError, match="dead"):
+                store.append_events(decode_events(payload), payload=payload, batch_id=run)
+        store.append_events(decode_events(payload), payload=payload, batch_id=run)
+        (found,) = store.events(RunRef(run))
+        assert store.media(RunRef(run), found.body["image"]["digest"])[1] == b"\xff\xd8\xff"
+
+
+def test_a_program_error_reaches_all_who_wait_and_is_not_hidden(open_store, monkeypatch):
+    store = open_store()
+    payload = request_of_kinds("bug")
+    with monkeypatch.context() as patch:
+        patch.setattr("tensormeter.server.store.clickhouse.committer.encode_points", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            store.append_metrics(decode_metrics(payload), payload=payload)
+    store.append_metrics(decode_metrics(payload), payload=payload)
+    assert store.run(RunRef("bug")).points == 9
+
+
+def test_two_servers_see_each_other_at_once(open_store):
+    one, two = open_store(), open_store()
+    cursor = two.changes(None).cursor
+    payload = request_of_kinds("shared")
+    one.append_metrics(decode_metrics(payload), payload=payload)
+    assert two.run(RunRef("shared")).points == 9
+    (change,) = two.changes(cursor).changes
+    assert (change.run.run_id, change.metrics) == ("shared", ["h", STEP_METRIC, "v"])
+    reading = two.read(RunRef("shared"), ["v"], after=cursor)
+    assert (reading.complete, len(reading.series)) == (False, 1)
+    two.delete(RunRef("shared"))
+    assert one.append_metrics(decode_metrics(payload), payload=payload).rejected == 9
+
+
+def test_two_servers_and_kills(start, make, eventually, clickhouse, tmp_path):
+    """Every batch goes to one of two servers, which are killed again and again, and after a failure to the other."""
+    where = f"clickhouse://127.0.0.1:{clickhouse}/killed"
+    chaos = random.Random(7)
+    acknowledged = set()
+    sent = iter(range(100_000))
+    lock = threading.Lock()
+    retry = []
+
+    def batch(index):
+        rows = [(T0 + index * ROWS + i, index * ROWS + i, {"v": float(index * ROWS + i)}) for i in range(ROWS)]
+        return make.rows("killed", rows)
+
+    def begin(name):
+        return start("--store", where, folder=tmp_path / name)
+
+    servers = [begin("0"), begin("1")]
+    for kill in range(KILLS):
+        stop = threading.Event()
+
+        def send(first, stop=stop):
+            turn = first
+            while not stop.is_set():
+                with lock:
+                    index = retry.pop() if retry else next(sent)
+                try:
+                    answer = servers[turn % 2].metrics(batch(index), batch_id=f"killed-{index}")
+                except (urllib3.exceptions.HTTPError, OSError):
+                    with lock:
+                        retry.append(index)
+                    turn += 1
+                    continue
+                assert answer.status == 200, answer.data
+                with lock:
+                    acknowledged.add(index)
+
+        goal = len(acknowledged) + chaos.randrange(5, 15)
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            sending = [pool.submit(send, turn) for turn in range(4)]
+            try:
+                eventually(lambda goal=goal: len(acknowledged) >= goal)
+                servers[kill % 2].kill()
+                survived = len(acknowledged)
+                eventually(lambda least=survived + 5: len(acknowledged) >= least)
+            finally:
+                stop.set()
+            for future in sending:
+                future.result()
+        servers[kill % 2] = begin(str(kill % 2))
+    for index in [*retry, *sorted(acknowledged)[:10]]:
+        assert servers[0].metrics(batch(index), batch_id=f"killed-{index}").status == 200
+        acknowledged.add(index)
+    (series,) = servers[1].get("/api/v1/runs/killed/series", metric="v")["series"]
+    assert series["step"] == [index * ROWS + i for index in sorted(acknowledged) for i in range(ROWS)]
+    assert series["value"] == [float(step) for step in series["step"]]
+    run = servers[1].get("/api/v1/runs/killed")
+    assert run["points"] == 2 * len(series["step"])
+    assert run["summary"]["v"]["count"] == len(series["step"])
+    assert servers[1].metrics(batch(10**6), batch_id="killed-0").status == 409
+
+
+def test_clickhouse_goes_and_comes_back(start, make, eventually, tmp_path):
+    program = Path(__file__).parent.parent / "clickhouse_server.py"
+
+    def begin(*port):
+        command = [sys.executable, str(program), str(tmp_path / "chdb"), *port]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        line = process.stdout.readline()
+        assert line, "ClickHouse did not start"
+        return process, line.strip()
+
+    def end(process, number):
+        process.send_signal(number)
+        process.wait(300)
+        process.stdin.close()
+        process.stdout.close()
+
+    database, port = begin()
+    try:
+        server = start("--store", f"clickhouse://127.0.0.1:{port}/gone")
+        assert server.metrics(make.rows("r", [(T0, 0, {"v": 1.0})]), batch_id="a").status == 200
+        end(database, signal.SIGKILL)
+        answer = server.metrics(make.rows("r", [(T0 + 1, 1, {"v": 2.0})]), batch_id="b")
+        assert answer.status == 503
+        assert int(answer.headers["Retry-After"]) > 0
+        assert server.ask("/api/v1/runs/r")[0] == 503
+        eventually(lambda: server.ask("/healthz")[0] == 503)
+        database, _ = begin(port)
+        for name, step in (("a", 0), ("b", 1)):
+            assert server.metrics(make.rows("r", [(T0 + step, step, {"v": step + 1.0})]), batch_id=name).status == 200
+        (series,) = server.get("/api/v1/runs/r/series", metric="v")["series"]
+        assert (series["step"], series["value"]) == ([0, 1], [1.0, 2.0])
+        eventually(lambda: server.ask("/healthz")[0] == 200)
+        assert server.stop() == 0
+        # No traceback, and one line of each thread for an outage of any length.
+        lines = server.stderr.splitlines()
+        assert all(line.startswith("tensormeter: ") and "does not do what" in line for line in lines), server.stderr
+        assert len(lines) <= 4, server.stderr
+    finally:
+        if database.returncode is None:
+            end(database, signal.SIGKILL)
+
+
+def test_a_server_without_clickhouse_says_so_in_one_line(tmp_path):
+    command = [sys.executable, "-m", "tensormeter", "serve", "--port", "0", "--data", str(tmp_path)]
+    environment = os.environ | {"TENSORMETER_CLICKHOUSE_PASSWORD": "not to be seen"}
+    for address, words in (
+        ("clickhouse://someone@127.0.0.1:1/db", "cannot open the store: clickhouse://127.0.0.1:1/db"),
+        ("clickhouse://127.0.0.1/a-b", "is no name of a database"),
+        ("clickhouse://u:seen@127.0.0.1/db", "holds a password; leave it out"),
+    ):
+        done = subprocess.run(
+            [*command, "--store", address], env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert (done.returncode, done.stdout) == (1, ""), done.stderr
+        assert words in done.stderr
+        assert "seen" not in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_addresses():
+    address = parse_address(
+        "clickhouse://us%40er@host:9000/db?secure=true&cluster=main&insert_quorum=auto",
+        {"TENSORMETER_CLICKHOUSE_PASSWORD": "hidden"},
+    )
+    assert (address.user, address.host, address.port, address.database) == ("us@er", "host", 9000, "db")
+    assert (address.secure, address.cluster, dict(address.settings)) == (True, "main", {"insert_quorum": "auto"})
+    assert address.password == "hidden"
+    assert "hidden" not in repr(address) + str(address)
+    plain = parse_address("clickhouse://host", {"TENSORMETER_CLICKHOUSE_USER": "u"})
+    assert (plain.user, plain.port, plain.database, plain.password) == ("u", 8123, "tensormeter", "")
+    assert parse_address("clickhouse://h?secure=true", {}).port == 8443
+    for text in ("http://h", "clickhouse://", "clickhouse://h/a.b", "clickhouse://h?secure=1", "clickhouse://h:x",
+                 "clickhouse://h?cluster=a'b", "clickhouse://h?a;b=1"):  # fmt: skip
+        with pytest.raises(SettingsError):
+            parse_address(text, {})
+
+
+def test_the_tables_of_a_cluster(address, open_store):
+    """There is no cluster here: that ClickHouse understands the statements, and that they say what they must."""
+    open_store()
+    connection = Connection(address)
+    made = statements("db", cluster="main", retention_days=30)
+    try:
+        for statement in made:
+            connection.rows("SELECT formatQuery({text:String})", text=statement)
+        with pytest.raises(StoreUnavailableError, match="Syntax error"):
+            connection.rows("SELECT formatQuery({text:String})", text=made[1].replace("ENGINE", "ENGIN"))
+    finally:
+        connection.close()
+    assert len(made) == 1 + 2 * len(TABLES)
+    assert all("ON CLUSTER 'main'" in statement for statement in made)
+    local = [statement for statement in made if "_local ON" in statement]
+    assert len(local) == len(TABLES)
+    for statement in local:
+        name = re.search(r"db\.(\w+) ON", statement)[1]
+        assert re.search(rf"ENGINE = Replicated\w+\('/clickhouse/tables/{{shard}}/db/{name}', '{{replica}}'", statement)
+    assert sum("ENGINE = Distributed('main', 'db'" in statement for statement in made) == len(TABLES)
+    assert sum("TTL received + INTERVAL 2592000 SECOND" in statement for statement in made) == 5
+
+
+def test_points_take_ten_bytes_and_old_ones_go(clickhouse):
+    where = parse_address(f"clickhouse://127.0.0.1:{clickhouse}/lean", {})
+    store = ClickHouseStore(where, commit_interval=0, retention_days=1)
+    connection = Connection(where, "lean")
+    try:
+        n = 200_000
+        noise = np.random.default_rng(0)
+        times = (T0 + np.cumsum(noise.integers(90_000_000, 110_000_000, n))).astype(np.uint64)
+        gauge = Gauge("v", times, noise.normal(size=n).astype(np.float32).astype(np.float64))
+        payload = encode_metrics([Batch({"tensormeter.run.id": "r"}, [gauge])])
+        store.append_metrics(decode_metrics(payload), payload=payload)
+        stored = connection.rows(
+            "SELECT sum(data_compressed_bytes) FROM system.parts WHERE database = 'lean' AND table = 'points' AND active"
+        )[0][0]
+        assert stored / n < 10
+        assert connection.rows("SELECT count(), countIf(isNaN(value)) FROM points WHERE received > now() - 3600")[
+            0
+        ] == [n, 0]
+        (series,) = store.read(RunRef("r"), ["v"]).series
+        assert series.points.words.tobytes() == gauge.values.tobytes()
+        connection.execute("INSERT INTO points (run, series, time, word, integer, received) VALUES (1, 1, 1, 1, 1, 1)")
+        connection.execute("OPTIMIZE TABLE points FINAL")
+        assert connection.rows("SELECT count() FROM points") == [[n]]
+    finally:
+        connection.close()
+        store.close()
+
+
+def test_tables_of_a_newer_version_are_refused(clickhouse):
+    where = parse_address(f"clickhouse://127.0.0.1:{clickhouse}/newer", {})
+    ClickHouseStore(where).close()
+    connection = Connection(where, "newer")
+    connection.execute("INSERT INTO annotation VALUES (0, 'schema', '99', 2)")
+    connection.close()
+    with pytest.raises(StoreError, match="newer tensormeter"):
+        ClickHouseStore(where)
