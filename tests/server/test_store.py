@@ -18,6 +18,7 @@ from tensormeter.otlp.encode import encode_events, encode_metrics
 from tensormeter.server.store import (
     BatchConflictError,
     NotFoundError,
+    ProcessAttempt,
     RunChanges,
     RunRef,
     StoreUnavailableError,
@@ -425,6 +426,26 @@ def test_what_is_new_since_a_cursor(client):
         assert store.read(client.ref, ["v"], after=unknown).complete
         everything = [change for change in store.changes(unknown).changes if change.run == client.ref]
         assert [(change.metrics, change.events) for change in everything] == [([], True)]
+
+
+def test_attempts(client):
+    """A process of a later attempt begins where its lowest step was logged."""
+    numbered = {"tensormeter.run.attempt": 2, "tensormeter.rank": 3}
+    client.append([1, 2, 3], [0, 1, 2], name=STEP_METRIC)
+    client.append([1, 2, 3], [5.0, 6.0, 7.0])
+    cursor = client.store.changes(None).cursor
+    assert client.store.read(client.ref, ["v"]).attempts == {}
+    client.append([11, 12], [2, 3], name=STEP_METRIC, process="q", **numbered)
+    reading = client.store.read(client.ref, ["v"], after=cursor)
+    assert reading.complete  # what was shown may be shadowed now
+    assert reading.attempts == {"p": ProcessAttempt(1, None, 0, None), "q": ProcessAttempt(2, 2, 11, 3)}
+    client.append([13], [4], name=STEP_METRIC, process="q", **numbered)
+    assert not client.store.read(client.ref, ["v"], after=reading.cursor).complete
+    client.append([9], [1], name=STEP_METRIC, process="q", **numbered)
+    reading = client.store.read(client.ref, ["v"], after=reading.cursor)
+    assert (reading.complete, reading.attempts["q"]) == (True, ProcessAttempt(2, 1, 9, 3))
+    assert [(p.process, p.attempt) for p in client.store.processes(client.ref)] == [("p", 1), ("q", 2)]
+    assert {(m.process, m.attempt) for m in client.store.metrics(client.ref)} == {("p", 1), ("q", 2)}
 
 
 def test_deleted_until_it_starts_anew(client):

@@ -4,11 +4,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tensormeter.server.store.lifecycle import News
+from tensormeter.server.store.points import Points
+from tensormeter.server.store.reader import beginning
 from tensormeter.server.store.source import Source
 
-__all__ = ["COLUMNS", "Activity"]
+__all__ = ["COLUMNS", "NEVER", "Activity"]
 
-_NEVER: Final = (1 << 63) - 1
+NEVER: Final = (1 << 63) - 1
+"""Stands for a time or step that there is none of: the least of all with any other is the other."""
+
 _NO_NUMBER: Final = (1 << 64) - 1
 
 COLUMNS: Final = {
@@ -31,6 +35,8 @@ COLUMNS: Final = {
     "tags": "Qs",
     "grp": "Qs",
     "notes": "Qs",
+    "first_step": "q",
+    "began": "q",
 }
 """As `encode_rows` wants them."""
 
@@ -43,9 +49,9 @@ class Activity:
     source: Source
     number: int
     received: int
-    created: int = _NEVER
+    created: int = NEVER
     newest: int = 0
-    first_start: int = _NEVER
+    first_start: int = NEVER
     started: int = 0
     ended: tuple[int, int, str] = (0, 0, "")
     turned: int = 0
@@ -54,11 +60,19 @@ class Activity:
     tags: tuple[int, str] = (_NO_NUMBER, "")
     group: tuple[int, str] = (_NO_NUMBER, "")
     notes: tuple[int, str] = (_NO_NUMBER, "")
+    first_step: int = NEVER
+    began: int = NEVER
 
     def add_times(self, first: int, newest: int) -> None:
         """Points from `first` to `newest`; `newest` is 0 for an event at `first`."""
         self.created = min(self.created, first)
         self.newest = max(self.newest, newest)
+
+    def add_steps(self, steps: Points) -> None:
+        """Steps of a process of a later attempt than the first."""
+        found = beginning(steps)
+        if found is not None:
+            self.first_step, self.began = min(self.first_step, found[0]), min(self.began, found[1])
 
     def add_news(self, news: News, time: int, number: int) -> None:
         """What an event says."""
@@ -88,5 +102,5 @@ class Activity:
         return [
             *(self.run, source.process, source.project, source.run_id, *name, *resource, number, self.created),
             *(self.received, self.newest, self.first_start, self.started, *self.ended, self.turned, *self.losses),
-            *(*self.config, *self.tags, *self.group, *self.notes),
+            *(*self.config, *self.tags, *self.group, *self.notes, self.first_step, self.began),
         ]

@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from tensormeter.otlp.batch import Event
+from tensormeter.otlp.batch import STEP_METRIC, Event
 from tensormeter.server.store import catalog
 from tensormeter.server.store.arrivals import Arrival
 from tensormeter.server.store.clickhouse import activity
-from tensormeter.server.store.clickhouse.activity import Activity
+from tensormeter.server.store.clickhouse.activity import NEVER, Activity
 from tensormeter.server.store.clickhouse.connection import Connection
 from tensormeter.server.store.clickhouse.graves import Graves
 from tensormeter.server.store.clickhouse.identity import Numbers, invert, series_key
@@ -32,6 +32,7 @@ from tensormeter.server.store.errors import BatchConflictError, StoreUnavailable
 from tensormeter.server.store.events import Prepared, key_and_step, prepare_event
 from tensormeter.server.store.ingest import refusal
 from tensormeter.server.store.lifecycle import HEARTBEAT, RUN_START, news_of
+from tensormeter.server.store.points import Points
 from tensormeter.server.store.source import Source, identify
 from tensormeter.server.store.values import Receipt
 
@@ -86,6 +87,7 @@ class Committer:
         self._waiting: list[Request] = []
         self._begun = 0.0
         self._told: dict[tuple[int, str], tuple[str, str]] = {}
+        self._began: dict[tuple[int, str], tuple[int, int]] = {}
         self._series: dict[tuple[int, str, str, str, str, str], int] = {}
 
     def commit(self, request: Request) -> Receipt:
@@ -113,6 +115,7 @@ class Committer:
             again = _Commit(self, requests).run()
         except Exception as error:
             self._told.clear()
+            self._began.clear()
             outcome = error if isinstance(error, StoreUnavailableError) else _failure(error)
             for request in requests:
                 if not request.done.is_set():
@@ -219,7 +222,10 @@ class _Commit:
         if run is None:
             request.rejections[catalog.DELETED] += len(times)
             return
-        self._activity(run, arrival.source).add_times(first, int(times.max()))
+        one = self._activity(run, arrival.source)
+        one.add_times(first, int(times.max()))
+        if arrival.source.attempt > 1 and arrival.metric == STEP_METRIC and isinstance(arrival.points, Points):
+            one.add_steps(arrival.points)
         key = self._key(run, arrival)
         incoming = self._incoming.setdefault(key, Incoming(run, key, arrival))
         incoming.parts.append(arrival.points)
@@ -308,8 +314,12 @@ class _Commit:
             connection.insert("batch", _BATCH_COLUMNS, encode_rows(_BATCH_COLUMNS, batches))
         if len(committer._told) > _CACHED:
             committer._told.clear()
+            committer._began.clear()
         for key, one in self._activities.items():
             committer._told[key] = one.source.name, one.source.resource
+            if one.began != NEVER:
+                known = committer._began.get(key, (NEVER, NEVER))
+                committer._began[key] = min(known[0], one.first_step), min(known[1], one.began)
 
     def _is_news(self, key: tuple[int, str], one: Activity) -> bool:
         return self._committer._told.get(key) != (one.source.name, one.source.resource)
@@ -322,10 +332,18 @@ class _Commit:
                 metrics[one.run].add(one.arrival.metric)
                 earliest = int(one.points.times[0])
                 first[one.run] = min(first.get(one.run, earliest), earliest)
+        anew = {key[0] for key, one in self._activities.items() if self._begins_earlier(key, one)}
         return [
-            Arrived(run, self._number, first.get(run, 0), sorted(metrics.get(run, ())), run in self._eventful)
-            for run in sorted(metrics.keys() | self._eventful)
+            Arrived(
+                run, self._number, first.get(run, 0), sorted(metrics.get(run, ())), run in self._eventful, run in anew
+            )
+            for run in sorted(metrics.keys() | self._eventful | anew)
         ]
+
+    def _begins_earlier(self, key: tuple[int, str], one: Activity) -> bool:
+        """Whether readers cannot know yet where this process of a later attempt begins; also true when this server does not know."""
+        step, began = self._committer._began.get(key, (NEVER, NEVER))
+        return one.first_step < step or one.began < began
 
     def _activity(self, run: int, source: Source) -> Activity:
         one = self._activities.get((run, source.process))

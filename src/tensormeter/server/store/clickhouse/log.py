@@ -31,18 +31,26 @@ _COLUMNS: Final = {
     "first": "q",
     "metrics": "a",
     "events": "B",
+    "anew": "B",
 }
 
 
 @dataclass(frozen=True)
 class Arrived:
-    """What came for a run in one commit: its number, the earliest time of a point, the metrics, whether there were events."""
+    """What came for a run in one commit.
+
+    Attributes:
+        first: The earliest time of a point.
+        events: Whether there were events.
+        anew: Whether an attempt turned out to begin earlier than was known, so that points must be read anew.
+    """
 
     run: int
     number: int
     first: int
     metrics: Sequence[str]
     events: bool
+    anew: bool = False
 
 
 class Log:
@@ -69,7 +77,7 @@ class Log:
         """Add to the log. Whoever calls this does so in the order of numbers."""
         received = int(time.time())
         server = self._server
-        rows = [(received, a.run, server, a.number, a.first, sorted(a.metrics), int(a.events)) for a in arrived]
+        rows = [(received, a.run, server, a.number, a.first, sorted(a.metrics), a.events, a.anew) for a in arrived]
         self._connection.insert("arrival", _COLUMNS, encode_rows(_COLUMNS, rows))
         self._said = time.monotonic()
 
@@ -97,10 +105,10 @@ class Log:
             return []
         only = "run != 0" if run is None else f"run = {run}"
         found = self._connection.rows(
-            f"SELECT run, number, first, metrics, events FROM arrival WHERE received > {_since()} AND {only} AND ({newer})"
+            f"SELECT run, number, first, metrics, events, anew FROM arrival WHERE received > {_since()} AND {only} AND ({newer})"
             " ORDER BY number"
         )
-        return [Arrived(row[0], row[1], row[2], row[3], bool(row[4])) for row in found]
+        return [Arrived(row[0], row[1], row[2], row[3], bool(row[4]), bool(row[5])) for row in found]
 
     def _say(self, number: int) -> None:
         self.write([Arrived(0, number, 0, (), events=False)])

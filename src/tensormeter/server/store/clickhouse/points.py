@@ -1,7 +1,7 @@
 """Series of a run and their points."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -14,7 +14,7 @@ from tensormeter.server.store.clickhouse.runs import Runs, numbers
 from tensormeter.server.store.kind import parse_kind
 from tensormeter.server.store.points import Blobs, Column, Points
 from tensormeter.server.store.selection import check_limit
-from tensormeter.server.store.values import MetricSummary, Series
+from tensormeter.server.store.values import MetricSummary, ProcessAttempt, Series
 
 __all__ = ["PointReader"]
 
@@ -37,7 +37,8 @@ class PointReader:
             " ORDER BY metric, p, a, k"
         )
         steps = self._runs.step_at({(run, row[8][5], row[8][0]) for row in rows if not row[8][3]})
-        return [_metric(row, steps) for row in rows]
+        attempts = self._runs.attempts(run)
+        return [_metric(row, steps, attempts) for row in rows]
 
     def series(self, run: int, metrics: Sequence[str], process: str | None, *, numeric: bool) -> list[Sequence[Any]]:
         """Series of some metrics, by metric, process and attributes: key, process, metric, kind, attributes, points."""
@@ -114,7 +115,9 @@ class PointReader:
         return series
 
 
-def _metric(row: Sequence[Any], steps: dict[tuple[int, int], int]) -> MetricSummary:
+def _metric(
+    row: Sequence[Any], steps: dict[tuple[int, int], int], attempts: Mapping[str, ProcessAttempt]
+) -> MetricSummary:
     _, metric, kind_text, process, attributes, unit, description, points, last = row
     time, word, integer, stepped, step, step_series = last
     kind = parse_kind(kind_text)
@@ -125,6 +128,7 @@ def _metric(row: Sequence[Any], steps: dict[tuple[int, int], int]) -> MetricSumm
         metric=metric,
         kind=kind,
         process=process,
+        attempt=attempts[process].number if attempts else 1,
         attributes=json.loads(attributes),
         unit=unit,
         description=description,

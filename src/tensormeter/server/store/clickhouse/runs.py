@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from tensormeter.server.store.clickhouse.activity import NEVER
 from tensormeter.server.store.clickhouse.connection import Connection
 from tensormeter.server.store.errors import AmbiguousRunError, NotFoundError
 from tensormeter.server.store.lifecycle import Life, present_state, run_life
@@ -16,12 +17,11 @@ from tensormeter.server.store.points import Points
 from tensormeter.server.store.reader import steps_at
 from tensormeter.server.store.runs import PARTS, dig, summary_fields, summary_of
 from tensormeter.server.store.summary import Totals
-from tensormeter.server.store.values import ProjectSummary, RunRef, RunSummary, RunTable, State
+from tensormeter.server.store.values import ProcessAttempt, ProjectSummary, RunRef, RunSummary, RunTable, State
 
 __all__ = ["Runs", "numbers"]
 
 _NOT_DELETED: Final = "run GLOBAL NOT IN (SELECT run FROM deleted)"
-_NEVER: Final = (1 << 63) - 1
 _LOOKED_UP: Final = 10_000
 
 _PROCESS: Final = """
@@ -129,11 +129,31 @@ class Runs:
         )
         return [ProjectSummary(*row) for row in rows]
 
+    def attempts(self, run: int) -> dict[str, ProcessAttempt]:
+        """The attempts of a run's processes; none if all are of attempt 1."""
+        rows = self._connection.rows(
+            "SELECT process, max(resource), min(first_step), min(began) FROM process"
+            f" WHERE run = {run} GROUP BY process"
+        )
+        if all(row[1][1] == 1 for row in rows):
+            return {}
+        found = {}
+        for process, (_, number, resource), first_step, began in rows:
+            rank = json.loads(resource).get("tensormeter.rank")
+            known = first_step != NEVER
+            found[process] = ProcessAttempt(
+                number,
+                first_step if known else None,
+                began if known else 0,
+                rank if isinstance(rank, int) and not isinstance(rank, bool) else None,
+            )
+        return found
+
     def started(self, run: int) -> int:
         """When a run started."""
         rows = self._connection.rows(f"SELECT min(first_start), min(created) FROM process WHERE run = {run}")
         first_start, created = rows[0]
-        return int(created if first_start == _NEVER else first_start)
+        return int(created if first_start == NEVER else first_start)
 
     def load(self, runs: Sequence[int], metrics: Collection[str] | None) -> list[RunSummary]:
         """Runs in that order, without those that are gone, with the summaries of `metrics`, or all."""
@@ -253,7 +273,7 @@ class Runs:
             state=present,
             attempt=attempt,
             created=created,
-            started=created if first_start == _NEVER else first_start,
+            started=created if first_start == NEVER else first_start,
             ended=ended,
             updated=updated,
             newest=newest,

@@ -117,7 +117,9 @@ TABLES: Final = (
     config SimpleAggregateFunction(max, Tuple(Int64, UInt64, String)),       -- time, number, JSON
     tags SimpleAggregateFunction(min, Tuple(UInt64, String)),
     grp SimpleAggregateFunction(min, Tuple(UInt64, String)),
-    notes SimpleAggregateFunction(min, Tuple(UInt64, String))""",
+    notes SimpleAggregateFunction(min, Tuple(UInt64, String)),
+    first_step SimpleAggregateFunction(min, Int64),                          -- of processes of later attempts than the first
+    began SimpleAggregateFunction(min, Int64)""",
         _ADDING,
         "run, process",
         "run",
@@ -184,7 +186,8 @@ TABLES: Final = (
     number UInt64,
     first Int64,                                      -- the earliest time of a point in it
     metrics Array(LowCardinality(String)),
-    events UInt8""",
+    events UInt8,
+    anew UInt8                                        -- whether an attempt turned out to begin earlier than was known""",
         "MergeTree",
         "received, run",
         "run",

@@ -142,13 +142,18 @@ class ClickHouseStore:
     def processes(self, ref: RunRef) -> list[ProcessSummary]:
         """See `Store`."""
         rows = self._connection.rows(
-            "SELECT process, tupleElement(max(resource), 3), max(started), tupleElement(max(ended), 1),"
+            "SELECT process, tupleElement(max(resource), 2), tupleElement(max(resource), 3), max(started), tupleElement(max(ended), 1),"
             f" tupleElement(max(ended), 3) FROM process WHERE run = {self._find(ref)} GROUP BY process"
             " ORDER BY min(seen), process"
         )
         return [
-            ProcessSummary(row[0], json.loads(row[1]), process_state(row[2] or None, row[3] or None, row[4] or None))
-            for row in rows
+            ProcessSummary(
+                process,
+                attempt,
+                json.loads(resource),
+                process_state(started or None, ended or None, end_state or None),
+            )
+            for process, attempt, resource, started, ended, end_state in rows
         ]
 
     def losses(self, ref: RunRef) -> Mapping[str, int]:
@@ -209,13 +214,13 @@ class ClickHouseStore:
         run = self._find(ref)
         cursor = self._log.cursor()  # before anything is read: what comes meanwhile is then seen twice, and not never
         arrived = None if after is None else self._log.since(after, run)
-        started = self._runs.started(run)
+        started, attempts = self._runs.started(run), self._runs.attempts(run)
         rows = self._points.series(run, metrics, process, numeric=numeric)
-        if arrived is not None:
+        if arrived is not None and not any(one.anew for one in arrived):
             found = self._points.read_new(run, rows, arrived, numeric=numeric)
-            return Reading(found, cursor, complete=False, started=started)
+            return Reading(found, cursor, complete=False, started=started, attempts=attempts)
         found = self._points.read(run, rows, numeric=numeric, start=start, stop=stop, limit=limit)
-        return Reading(found, cursor, complete=True, started=started)
+        return Reading(found, cursor, complete=True, started=started, attempts=attempts)
 
     def events(
         self,
