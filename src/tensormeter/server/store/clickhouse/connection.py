@@ -40,8 +40,9 @@ _SETTINGS: Final[Mapping[str, str | int]] = {
     "distributed_foreground_insert": 1,  # otherwise a shard has the rows some time after we have answered
 }
 
-# Whatever it logs is in the errors that it raises.
-logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
+# Whatever they log is in the errors that they raise, and theirs tell all that was asked for.
+for _name in ("clickhouse_connect", "urllib3.connectionpool"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 class Connection:
