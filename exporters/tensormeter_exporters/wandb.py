@@ -2,18 +2,24 @@
 
 One W&B run for each process, grouped by the run. The step is the history's own column `tensormeter/step`, and the default
 x-axis, because W&B's counter takes no steps that go back.
-A request that comes again is left out if it was logged; one in which the agent was killed is logged again: its rows stand
-there twice, at the same steps. (Nothing in W&B's file tells how far a killed process came.)
+
+A request that comes again, and one in which the agent was killed, is logged once: see `wandb_journal`. What a killed agent's
+wandb is still writing is waited for. Only an alert may be told twice.
 """
 
+import contextlib
 import io
-import json
 import os
-from collections.abc import Mapping
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
+import psutil
 import wandb
 from PIL import Image as Picture
 
@@ -33,13 +39,20 @@ from tensormeter_exporters.points import (
     read_metrics,
     scalars,
 )
+from tensormeter_exporters.wandb_file import WandbFile
+from tensormeter_exporters.wandb_journal import Entry, Journal
 
 __all__ = ["WandbExporter"]
 
 STEP: Final = "tensormeter/step"
-_STATE: Final = "logged.json"
+_LOOK: Final = 0.1
+"""Seconds between two looks whether somebody still writes a file."""
+
 _MAX_BINS: Final = 512
 _NANOSECONDS: Final = 1e9
+
+_Row = tuple[Speaker, Callable[[], dict[str, Any]]]
+"""Whose it is, and what makes it when it is logged."""
 
 
 class WandbExporter:
@@ -58,66 +71,87 @@ class WandbExporter:
         self._mode: Literal["offline", "online"] = "online" if options["mode"] == "online" else "offline"
         self._options = options
         self._timeout = config.timeout
-        self._state = None if config.state is None else config.state / _STATE
-        self._last = self._load()
+        self._journal = Journal(config.state)
         self._runs: dict[str, Any] = {}
+        self._files: dict[str, WandbFile] = {}
+        self._logged: dict[str, int] = {}
+        self._look_back()
 
     def export(self, request: Request) -> Outcome:
-        if request.id == self._last:
+        if request.id == self._journal.accepted:
             return Accepted()
         try:
-            if request.signal == "metrics":
-                self._metrics(read_metrics(request))
-                outcome = Accepted()
-            else:
-                events = read_events(request)
-                for spoken in events:
-                    self._said(spoken)
-                outcome = accepted(events)
+            said, rows, counts = _contents(request)
         except (EncodingError, EOFError) as error:
             return Rejected(str(error))
+        try:
+            entry = self._journal.begin(request, counts)
+            finished = self._log(entry, said, rows)
         except wandb.Error as error:
             return Retry(f"wandb: {error}")
-        self._save(request.id)
-        return outcome
+        self._journal.accept(entry)
+        self._forget(finished)
+        return accepted(said)
 
     def shutdown(self) -> None:
         """Runs that have not ended are left open: another agent goes on with them."""
         for run in self._runs.values():
             run.finish(exit_code=0)
+        self._forget(self._runs)
         self._runs.clear()
 
-    def _metrics(self, found: list[SteppedSeries]) -> None:
-        rows: dict[tuple[Speaker, int], dict[str, Any]] = {}
-        for stepped in found:
-            columns = [(numbers.name, numbers.values, numbers.present) for numbers in scalars(stepped)]
-            for index, at in enumerate(stepped.series.times.tolist()):
-                row = rows.setdefault((stepped.speaker, at), {STEP: int(stepped.steps[index])})
-                row |= {name: values[index].item() for name, values, present in columns if present[index]}
-                if isinstance(stepped.series, Distribution):
-                    row[stepped.name] = _histogram(stepped.series, index)
-        for (speaker, at), row in sorted(rows.items(), key=lambda item: item[0][1]):
-            self._run(speaker).log(row | {"_timestamp": at / _NANOSECONDS})
+    def _look_back(self) -> None:
+        """Log what an earlier agent has left and its wandb has not written."""
+        deadline = time.monotonic() + self._timeout
+        processes = {process for entry in self._journal.entries for process in entry.rows}
+        for process in processes & self._journal.files.keys():
+            file = WandbFile(self._journal.files[process])
+            while _is_open(file.path):
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"wandb of an agent that is gone still writes {file.path}")
+                threading.Event().wait(_LOOK)
+            file.read()
+            self._files[process] = file
+        for entry in self._journal.entries:
+            said, rows, _ = _contents(self._journal.request(entry))
+            self._log(entry, said, rows)
 
-    def _said(self, spoken: Spoken) -> None:
-        run = self._run(spoken.speaker)
-        place = {STEP: spoken.axis_step, "_timestamp": spoken.event.time / _NANOSECONDS}
+    def _log(self, entry: Entry, said: list[Spoken], rows: list[_Row]) -> set[str]:
+        """Log what has not been logged yet, each row at its step. Returns the processes that have ended."""
+        steps = dict(entry.first)
+        for speaker, content in rows:
+            step = steps[speaker.process]
+            steps[speaker.process] += 1
+            if step > max(self._logged.get(speaker.process, -1), self._written(speaker.process)):
+                self._run(speaker).log(content(), step=step, commit=True)
+                self._logged[speaker.process] = step
+        return {spoken.speaker.process for spoken in said if self._said(spoken)}
+
+    def _said(self, spoken: Spoken) -> bool:
+        """Whether that was the end of the process."""
         match spoken.media:
-            case Table(key, columns, rows):
-                run.log({key: wandb.Table(columns=list(columns), data=[list(row) for row in rows])} | place)
-            case Image(key, data, _, _, _, caption):
-                run.log({key: wandb.Image(Picture.open(io.BytesIO(data)), caption=caption or None)} | place)
-            case Text(key, text):
-                run.log({key: wandb.Table(columns=["text"], data=[[text]])} | place)
             case Alert(title, text, level):
-                run.alert(title=title, text=text, level=level)
+                self._run(spoken.speaker).alert(title=title, text=text, level=level)
             case None if spoken.event.name == RUN_START:
                 config = spoken.body.get("config")
                 if isinstance(config, Mapping):
-                    run.config.update(dict(config), allow_val_change=True)
+                    self._run(spoken.speaker).config.update(dict(config), allow_val_change=True)
             case None if spoken.event.name == RUN_END:
-                run.finish(exit_code=0 if spoken.body.get("state", "finished") == "finished" else 1)
-                self._runs.pop(spoken.speaker.process, None)
+                state = spoken.body.get("state", "finished")
+                self._run(spoken.speaker).finish(exit_code=0 if state == "finished" else 1)
+                del self._runs[spoken.speaker.process]
+                return True
+        return False
+
+    def _written(self, process: str) -> int:
+        """W&B's last step of a process in its files, as far as they have been read."""
+        file = self._files.get(process)
+        return max(self._journal.written.get(process, -1), -1 if file is None else file.last_step)
+
+    def _forget(self, finished: Iterable[str]) -> None:
+        for file in self._files.values():
+            file.read()
+        self._journal.forget({process: self._written(process) for process in self._files}, finished)
 
     def _run(self, speaker: Speaker) -> Any:
         """The W&B run of a process. wandb must leave the training process's console, signals and machine alone."""
@@ -148,23 +182,65 @@ class WandbExporter:
             )
             run.define_metric(STEP)
             run.define_metric("*", step_metric=STEP)
+            path = Path(run.dir).parent / f"run-{run.id}.wandb"
+            self._journal.open(speaker.process, path, self._written(speaker.process))
+            self._files[speaker.process] = WandbFile(path)
         return self._runs[speaker.process]
 
-    def _load(self) -> str:
-        if self._state is None:
-            return ""
-        try:
-            return str(json.loads(self._state.read_text(encoding="utf-8"))["id"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return ""
 
-    def _save(self, request_id: str) -> None:
-        self._last = request_id
-        if self._state is not None:
-            self._state.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._state.with_suffix(".new")
-            temporary.write_text(json.dumps({"id": request_id}), encoding="utf-8")
-            temporary.replace(self._state)
+def _contents(request: Request) -> tuple[list[Spoken], list[_Row], dict[str, int]]:
+    """The events of a request, its rows, and how many rows each process has that it speaks of.
+
+    Raises:
+        EncodingError, EOFError: The body is not what it claims to be.
+    """
+    said = read_events(request) if request.signal == "logs" else []
+    rows = [*_media(said)] if request.signal == "logs" else _rows(read_metrics(request))
+    counts = Counter(speaker.process for speaker, _ in rows)
+    return said, rows, dict.fromkeys((spoken.speaker.process for spoken in said), 0) | dict(counts)
+
+
+def _rows(found: list[SteppedSeries]) -> list[_Row]:
+    """The rows of a metrics request, in order of time."""
+    rows: dict[tuple[Speaker, int], dict[str, Any]] = {}
+    for stepped in found:
+        columns = [(numbers.name, numbers.values, numbers.present) for numbers in scalars(stepped)]
+        for index, at in enumerate(stepped.series.times.tolist()):
+            row = rows.setdefault((stepped.speaker, at), {STEP: int(stepped.steps[index])})
+            row |= {name: values[index].item() for name, values, present in columns if present[index]}
+            if isinstance(stepped.series, Distribution):
+                row[stepped.name] = _histogram(stepped.series, index)
+            row["_timestamp"] = at / _NANOSECONDS
+    in_order = sorted(rows.items(), key=lambda item: (item[0][1], item[0][0].process))
+    return [(speaker, partial(dict, row)) for (speaker, _), row in in_order]
+
+
+def _media(events: list[Spoken]) -> Iterator[_Row]:
+    """The rows of a logs request: what has a key."""
+    for spoken in events:
+        if isinstance(spoken.media, Table | Image | Text):
+            yield spoken.speaker, partial(_media_row, spoken)
+
+
+def _media_row(spoken: Spoken) -> dict[str, Any]:
+    place = {STEP: spoken.axis_step, "_timestamp": spoken.event.time / _NANOSECONDS}
+    match spoken.media:
+        case Table(key, columns, rows):
+            return {key: wandb.Table(columns=list(columns), data=[list(row) for row in rows])} | place
+        case Image(key, data, _, _, _, caption):
+            return {key: wandb.Image(Picture.open(io.BytesIO(data)), caption=caption or None)} | place
+        case Text(key, text):
+            return {key: wandb.Table(columns=["text"], data=[[text]])} | place
+    raise TypeError(f"no media: {spoken!r}")
+
+
+def _is_open(path: Path) -> bool:
+    """Whether a process that can be seen has this file open."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if any(file.path == os.fspath(path) for file in process.open_files()):
+                return True
+    return False
 
 
 def _histogram(series: Distribution, index: int) -> wandb.Histogram:

@@ -16,13 +16,77 @@ FOLDER = ROOT / "collector-config"
 FILES = sorted(FOLDER.glob("*.yaml"))
 COLLECTOR = os.environ.get("OTELCOL") or shutil.which("otelcol-contrib") or shutil.which("otelcol")
 
-# Of the distribution `contrib`, 0.159.
+TEXT, FLAG, COUNT, DURATION = str, bool, "a number from 0", "a duration"
+SIZER = {"requests", "items", "bytes"}
+TLS = {"cert_file": TEXT, "key_file": TEXT}
+AUTH = {"authenticator": TEXT}
+RETRY = {"enabled": FLAG, "initial_interval": DURATION, "max_interval": DURATION, "max_elapsed_time": DURATION}
+BATCH = {"sizer": SIZER - {"requests"}, "min_size": COUNT, "max_size": COUNT, "flush_timeout": DURATION}
+QUEUE = {
+    "enabled": FLAG, "storage": TEXT, "sizer": SIZER, "queue_size": COUNT, "block_on_overflow": FLAG, "num_consumers": COUNT,
+    "batch": BATCH,
+}  # fmt: skip
+CLIENT = {"endpoint": TEXT, "compression": TEXT, "headers": {"authorization": TEXT}, "timeout": DURATION}
+TABLES = ("gauge", "sum", "summary", "histogram", "exponential_histogram")
+
+# Keys and types of what we use of the distribution `contrib`, 0.159, from the `mapstructure` tags in its sources: the Collector
+# refuses to start with any other key.
 KNOWN = {
-    "extensions": {"file_storage", "health_check", "bearertokenauth"},
-    "receivers": {"otlp"},
-    "processors": {"memory_limiter"},
-    "exporters": {"otlp_http", "prometheusremotewrite", "clickhouse", "debug"},
-}
+    "extensions": {
+        "file_storage": {
+            "directory": TEXT, "create_directory": FLAG, "fsync": FLAG, "timeout": DURATION,
+            "compaction": {"on_start": FLAG, "on_rebound": FLAG, "directory": TEXT},
+        },
+        "health_check": {"endpoint": TEXT},
+        "bearertokenauth": {"token": TEXT},
+    },
+    "receivers": {
+        "otlp": {
+            "protocols": {
+                "grpc": {"endpoint": TEXT, "max_recv_msg_size_mib": COUNT, "auth": AUTH, "tls": TLS},
+                "http": {"endpoint": TEXT, "max_request_body_size": COUNT, "auth": AUTH, "tls": TLS},
+            },
+        },
+    },
+    "processors": {
+        "memory_limiter": {
+            "check_interval": DURATION, "limit_mib": COUNT, "spike_limit_mib": COUNT, "limit_percentage": COUNT,
+            "spike_limit_percentage": COUNT,
+        },
+    },
+    "exporters": {
+        "otlp_http": CLIENT | {"retry_on_failure": RETRY, "sending_queue": QUEUE},
+        "prometheusremotewrite": CLIENT | {
+            "retry_on_failure": RETRY, "add_metric_suffixes": FLAG, "target_info": {"enabled": FLAG},
+            "resource_to_telemetry_conversion": {"enabled": FLAG},
+            "remote_write_queue": {"enabled": FLAG, "queue_size": COUNT, "num_consumers": COUNT},
+        },
+        "clickhouse": {
+            "endpoint": TEXT, "username": TEXT, "password": TEXT, "database": TEXT, "create_schema": FLAG, "async_insert": FLAG,
+            "timeout": DURATION, "retry_on_failure": RETRY, "sending_queue": QUEUE,
+            "metrics_tables": dict.fromkeys(TABLES, {"name": TEXT}),
+        },
+        "debug": {"verbosity": {"basic", "normal", "detailed"}},
+    },
+}  # fmt: skip
+
+
+def check(path, found, known):
+    """Every key is known, and what it holds is of its kind."""
+    if isinstance(known, dict):
+        assert isinstance(found, dict), path
+        for key, value in found.items():
+            assert key in known, f"{path}: no key {key}"
+            check(f"{path}.{key}", value, known[key])
+    elif known == COUNT:
+        assert type(found) is int, f"{path}: {found!r}"
+        assert found >= 0, f"{path}: {found!r}"
+    elif known == DURATION:
+        assert re.fullmatch(r"\d+(ms|s|m|h)", str(found)), f"{path}: {found!r}"
+    elif isinstance(known, set):
+        assert found in known, f"{path}: {found!r}"
+    else:
+        assert type(found) is known, f"{path}: {found!r}"
 
 
 def load(path):
@@ -39,7 +103,8 @@ def test_everything_is_defined_and_used(path):
         used[kind] = {name for pipeline in pipelines.values() for name in pipeline[kind]}
     for kind, known in KNOWN.items():
         assert set(config[kind]) == used[kind], kind
-        assert {name.partition("/")[0] for name in config[kind]} <= known
+        for name, content in config[kind].items():
+            check(f"{kind}.{name}", content, known[name.partition("/")[0]])
     for pipeline in pipelines.values():
         assert pipeline["processors"][0] == "memory_limiter"
         assert "batch" not in pipeline["processors"]
@@ -58,6 +123,35 @@ def test_what_was_accepted_survives(path):
             assert exporter["sending_queue"]["storage"] == "file_storage"
             assert exporter["sending_queue"]["block_on_overflow"] is True
             assert "batch" in exporter["sending_queue"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_the_rules_that_the_collector_checks_at_its_start(path):
+    config = load(path)
+    limiter = config["processors"]["memory_limiter"]
+    assert limiter["check_interval"] != "0s"
+    for unit in ("mib", "percentage"):
+        assert limiter.get(f"spike_limit_{unit}", 0) < limiter.get(f"limit_{unit}", 1)
+    assert ("limit_mib" in limiter) != ("limit_percentage" in limiter)
+    assert set(config["service"]) == {"extensions", "telemetry", "pipelines"}
+    assert config["service"]["telemetry"] == {"metrics": {"level": "none"}}
+    for exporter in config["exporters"].values():
+        queue = exporter.get("sending_queue")
+        if queue is None:
+            continue
+        assert queue["storage"] in config["extensions"]
+        batch = {"sizer": queue.get("sizer", "items"), "min_size": 8192, "max_size": 0} | queue["batch"]
+        assert batch["sizer"] != "requests"
+        assert batch["max_size"] == 0 or batch["min_size"] <= batch["max_size"]
+        if batch["sizer"] == queue.get("sizer", "requests"):
+            assert batch["min_size"] <= queue["queue_size"]
+    storage = config["extensions"]["file_storage"]
+    assert storage["create_directory"]
+    if "compaction" in storage:
+        assert storage["compaction"]["directory"] == storage["directory"]  # which is there by then
+    for protocol in config["receivers"]["otlp"]["protocols"].values():
+        authenticator = protocol.get("auth", {}).get("authenticator")
+        assert authenticator is None or authenticator in config["extensions"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -109,6 +203,10 @@ def test_clickhouse_keeps_nanoseconds():
         "otel_logs", "otel_metrics_gauge", "otel_metrics_sum", "otel_metrics_histogram", "otel_metrics_exp_histogram",
         "otel_metrics_summary",
     }  # fmt: skip
+    named = load(FOLDER / "gateway.yaml")["exporters"]["clickhouse"]["metrics_tables"]
+    for kind in TABLES:
+        table = named.get(kind, {}).get("name", f"otel_metrics_{kind}")
+        assert f"{database}.{table}" in tables
     for kind in re.findall(r"(?:TimeUnix|Timestamp) (DateTime\S*)", sql):
         assert kind.startswith("DateTime64(9)")
     assert sql.count("ENGINE = ReplacingMergeTree") == len(tables)

@@ -31,12 +31,12 @@ assert first.export(make.logs(1, make.start({"lr": 0.5, "net": {"depth": 2}}))) 
 rows = make.logged(2, [*make.rows({30: {"train/loss": 0.5}, 10: {"train/loss": 0.25, "acc": 1}}),
                        make.histogram("grad", make.T0)])
 assert first.export(rows) == Accepted()
-assert first.export(rows) == Accepted()      # again, to the same agent
-assert exporter().export(rows) == Accepted() # and to the next one
+assert first.export(rows) == Accepted()  # again, to the same agent
 media = [Table("t", ["x"], [[1]]).event(make.T0, 4), Text("note", "hi").event(make.T0, 5), Alert("spike").event(make.T0, 6)]
 assert first.export(make.logs(3, *media)) == Accepted()
 assert first.export(make.logs(4, make.end("failed"))) == Accepted()
 first.shutdown()
+assert exporter().export(make.logs(4, make.end("failed"))) == Accepted()  # and to the next one
 """
 
 
@@ -119,3 +119,67 @@ def test_the_run_is_described(logged):
     assert "stats" not in kinds
     assert any("note" in row for row in rows(logged))
     assert any("t" in row for row in rows(logged))
+
+
+AGENT = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import wandb
+from conftest import Make as make
+from tensormeter.exporter import Accepted, ExporterConfig, Retry
+from tensormeter_exporters import wandb as module
+folder, when, rows = Path(sys.argv[2]), sys.argv[3], 300
+die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+if when == "end":
+    module.Journal.accept = lambda self, entry: die()
+elif when.isdecimal():
+    left, log = [int(when)], wandb.Run.log
+    def counted(run, *values, **options):
+        log(run, *values, **options)
+        left[0] -= 1
+        if not left[0]:
+            die()
+    wandb.Run.log = counted
+exporter = module.WandbExporter(ExporterConfig(endpoint="", token=None, timeout=300, destination="wandb",
+                                               options={"directory": str(folder)}, state=folder / "state"))
+def deliver(request):
+    while isinstance(outcome := exporter.export(request), Retry):
+        pass
+    assert outcome == Accepted(), outcome
+def request(number, first, count):
+    values = {step: {"loss": step / 7} for step in range(first, first + count)}
+    return make.logged(number, make.rows(values, start=make.T0 + 10**12 * number))
+if when == "150":
+    deliver(request(1, 0, 10))
+if when != "never":
+    deliver(request(2, 10, rows))
+    deliver(request(3, 10 + rows, 10))
+    die()
+deliver(request(4, 20 + rows, 10))
+exporter.shutdown()
+assert not list((folder / "state").glob("*.request"))
+"""
+
+
+def test_a_request_in_which_agents_are_killed_is_logged_once(tmp_path, clean_environment):
+    """Agents die amid its rows, amid what is left of them, before they note its end, and when all is accepted.
+
+    The last one gets nothing again but the request after it, and still completes the files.
+    """
+    for when, status in (("150", -9), ("60", -9), ("end", -9), ("accepted", -9), ("never", 0)):
+        done = subprocess.run(
+            [sys.executable, "-c", AGENT, str(Path(__file__).parent), str(tmp_path), when],
+            env=clean_environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert done.returncode == status, done.stderr
+    paths = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    assert len(paths) >= 3
+    history = [row for path in paths for row in rows(list(records(path)))]
+    expected = {step: (step, step / 7) for step in range(330)}
+    assert len(history) == len(expected)
+    assert {row["_step"]: (row["tensormeter/step"], row["loss"]) for row in history} == expected
