@@ -25,8 +25,11 @@ class ExperimentExporter:
             headers["Authorization"] = f"Bearer {config.token}"
         self._post = OtlpPost(config.timeout, headers)
 
-    def export(self, request: Request) -> Outcome:
-        answer = self._post.send(f"{self._url}/v1/{request.signal}", request.body, {"Tensormeter-Batch-Id": request.id})
+    def export(self, request: Request, timeout: float | None = None) -> Outcome:
+        """As the contract says; `timeout` makes this attempt shorter than the others."""
+        answer = self._post.send(
+            f"{self._url}/v1/{request.signal}", request.body, {"Tensormeter-Batch-Id": request.id}, timeout=timeout
+        )
         if isinstance(answer, Retry):
             return answer
         if answer.status == 200:
@@ -38,6 +41,10 @@ class ExperimentExporter:
         if answer.status == 413:
             return TooLarge(answer.reason)
         return Retry(answer.reason, answer.retry_after)
+
+    def abort(self) -> None:
+        """End an `export` that is under way on another thread. It returns `Retry`."""
+        self._post.abort()
 
     def shutdown(self) -> None:
         self._post.close()

@@ -8,9 +8,11 @@ Every attempt carries the same id, so the server stores once what arrives twice.
 
 import gzip
 import logging
+import os
 import threading
 import time
 import uuid
+import weakref
 from typing import Any, Final
 
 import backoff
@@ -26,12 +28,14 @@ __all__ = ["TensormeterMetricExporter"]
 logger: Final = logging.getLogger("tensormeter")
 
 _LONGEST_DELAY: Final = 8
+_SHORTEST_ATTEMPT: Final = 0.1
 
 
 class TensormeterMetricExporter(MetricExporter):
     """Sends to `TENSORMETER_ENDPOINT` (or `OTEL_EXPORTER_OTLP_ENDPOINT`) with `TENSORMETER_TOKEN`.
 
-    `export` blocks until the server has answered or the time is over; `shutdown` ends a wait between two attempts.
+    `export` blocks until the server has answered or the time is over; `shutdown` ends it. A forked
+    child sends over a connection of its own.
 
     Raises:
         SettingsError: An environment variable cannot be used.
@@ -40,14 +44,20 @@ class TensormeterMetricExporter(MetricExporter):
     def __init__(self) -> None:
         super().__init__()
         settings = Settings()
-        config = ExporterConfig(
+        self._config = ExporterConfig(
             endpoint=settings.endpoint,
-            token=settings.token,
+            token=settings.current_token(),
             timeout=settings.export_timeout,
         )
-        self._exporter = ExperimentExporter(config)
-        self._lock = threading.Lock()
+        self._open()
         self._stopped = threading.Event()
+        this = weakref.WeakMethod(self._open)
+        os.register_at_fork(after_in_child=lambda: (open_again := this()) and open_again())
+
+    def _open(self) -> None:
+        """Also in a forked child: the connection is its parent's, and so is the lock, which may be held for ever."""
+        self._exporter = ExperimentExporter(self._config)
+        self._lock = threading.Lock()
 
     def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **_: Any) -> MetricExportResult:
         body = gzip.compress(encode_metrics(metrics_data).SerializeToString(), 1)
@@ -70,6 +80,7 @@ class TensormeterMetricExporter(MetricExporter):
 
     def shutdown(self, timeout_millis: float = 30_000, **_: Any) -> None:
         self._stopped.set()
+        self._exporter.abort()
         with self._lock:
             self._exporter.shutdown()
 
@@ -77,7 +88,7 @@ class TensormeterMetricExporter(MetricExporter):
         delays = backoff.expo(base=2, factor=0.5, max_value=_LONGEST_DELAY)
         next(delays)  # the library's generators give their first value at the second call
         while True:
-            outcome = self._exporter.export(request)
+            outcome = self._exporter.export(request, max(deadline - time.monotonic(), _SHORTEST_ATTEMPT))
             match outcome:
                 case Accepted(rejected, message):
                     if rejected:

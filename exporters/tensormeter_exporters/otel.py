@@ -85,24 +85,28 @@ class OTelExporter:
 def metrics_data(batches: Sequence[columns.Batch]) -> tuple[MetricsData, int]:
     """Columns as the SDK's objects, and the number of points that it has no objects for (those of summaries)."""
     left_out = 0
-    resources = []
+    # By what they are: of two equal resources, or scopes, the SDK's encoder for OTLP keeps the last one only.
+    resources: dict[str, tuple[columns.Batch, dict[str, tuple[columns.Scope, list[Metric]]]]] = {}
     for batch in batches:
-        scopes: dict[int, tuple[columns.Scope, list[Metric]]] = {}
+        _, scopes = resources.setdefault(repr(sorted(batch.resource.items())), (batch, {}))
         for series in batch.series:
             data = _data(series)
             if data is None:
                 left_out += len(series.times)
                 continue
-            _, metrics = scopes.setdefault(id(series.scope), (series.scope, []))
+            scope = series.scope
+            key = repr((scope.name, scope.version, scope.schema_url, sorted(scope.attributes.items())))
+            _, metrics = scopes.setdefault(key, (scope, []))
             metrics.append(Metric(series.name, series.description, series.unit, data))
-        resources.append(
-            ResourceMetrics(
-                Resource(_sdk(batch.resource)),
-                [ScopeMetrics(_scope(scope), metrics, scope.schema_url) for scope, metrics in scopes.values()],
-                "",
-            ),
+    found = [
+        ResourceMetrics(
+            Resource(_sdk(batch.resource)),
+            [ScopeMetrics(_scope(scope), metrics, scope.schema_url) for scope, metrics in scopes.values()],
+            "",
         )
-    return MetricsData(resources), left_out
+        for batch, scopes in resources.values()
+    ]
+    return MetricsData(found), left_out
 
 
 def _data(series: columns.Series) -> Gauge | Sum | Histogram | ExponentialHistogram | None:

@@ -80,21 +80,24 @@ class OtlpPost:
         self._connections = _Connections()
         self._pool = _pool(self._connections, context)
 
-    def send(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answer | Retry:
-        """POST a body. Blocks for the timeout at most.
+    def send(
+        self, url: str, body: bytes, headers: Mapping[str, str], *, timeout: float | None = None
+    ) -> Answer | Retry:
+        """POST a body. Blocks for the timeout at most, which may be shorter for this request than for others.
 
         Returns:
             The answer, whatever it is; `Retry` if there was none in time.
         """
-        deadline = time.monotonic() + self._timeout
-        with self._connections.deadline(self._timeout):
+        seconds = self._timeout if timeout is None else min(timeout, self._timeout)
+        deadline = time.monotonic() + seconds
+        with self._connections.deadline(seconds):
             try:
                 response = self._pool.request(
                     "POST",
                     url,
                     body=body,
                     headers={**self._headers, **headers},
-                    timeout=urllib3.Timeout(total=self._timeout),
+                    timeout=urllib3.Timeout(total=seconds),
                     redirect=False,
                     preload_content=False,
                 )
@@ -117,6 +120,10 @@ class OtlpPost:
             answer,
             _retry_after(response.headers.get("Retry-After")),
         )
+
+    def abort(self) -> None:
+        """End the request that is under way, if there is one, as if its time were over. Any thread."""
+        self._connections.expire()
 
     def close(self) -> None:
         self._pool.clear()
@@ -153,8 +160,10 @@ class _Connections:
             timer.cancel()
 
     def _expire(self, call: int) -> None:
-        if call != self._call:  # it had ended, and another has begun
-            return
+        if call == self._call:  # else it had ended, and another has begun
+            self.expire()
+
+    def expire(self) -> None:
         self.expired = True
         for opened in list(self._sockets):
             self._shut(opened)

@@ -64,7 +64,7 @@ KNOWN = {
         "clickhouse": {
             "endpoint": TEXT, "username": TEXT, "password": TEXT, "database": TEXT, "create_schema": FLAG, "async_insert": FLAG,
             "timeout": DURATION, "retry_on_failure": RETRY, "sending_queue": QUEUE,
-            "metrics_tables": dict.fromkeys(TABLES, {"name": TEXT}),
+            "metrics_tables": {kind: {"name": TEXT} for kind in TABLES},
         },
         "debug": {"verbosity": {"basic", "normal", "detailed"}},
     },

@@ -1,6 +1,7 @@
 """Both ways into plain OpenTelemetry: its exporters as destinations of ours, and ours as one of its exporters."""
 
 import gzip
+import socket
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -100,14 +101,10 @@ def test_ours_is_a_metric_exporter():
 
 PLAIN = """
 import os
-from importlib.metadata import entry_points
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
-from opentelemetry.sdk.resources import Resource
-(entry,) = entry_points(group="opentelemetry_metrics_exporter", name="tensormeter")
-reader = PeriodicExportingMetricReader(entry.load()(), export_interval_millis=3_600_000)
-resource = Resource.create({"service.name": "plain-sdk", "service.instance.id": "plain-1"})
-provider = MeterProvider([reader], resource)
+from opentelemetry import metrics
+from opentelemetry.sdk._configuration import _OTelSDKConfigurator
+_OTelSDKConfigurator().configure()  # what opentelemetry-instrument does
+provider = metrics.get_meter_provider()
 provider.get_meter("m").create_gauge("queue", unit="{item}").set(5, {"q": "a"})
 provider.get_meter("m").create_gauge("temperature").set(21.5)
 provider.shutdown(timeout_millis=float(os.environ["TIMEOUT"]))
@@ -117,7 +114,17 @@ provider.shutdown(timeout_millis=float(os.environ["TIMEOUT"]))
 def run_plain(environment, endpoint, timeout="120000"):
     return subprocess.run(
         [sys.executable, "-c", PLAIN],
-        env=environment | {"TENSORMETER_ENDPOINT": endpoint, "TIMEOUT": timeout},
+        env=environment
+        | {
+            "OTEL_METRICS_EXPORTER": "tensormeter",
+            "OTEL_TRACES_EXPORTER": "none",
+            "OTEL_LOGS_EXPORTER": "none",
+            "OTEL_METRIC_EXPORT_INTERVAL": "3600000",
+            "OTEL_RESOURCE_ATTRIBUTES": "service.name=plain-sdk,service.instance.id=plain-1",
+            "TENSORMETER_ENDPOINT": endpoint,
+            "TENSORMETER_EXPORT_TIMEOUT": "3600",
+            "TIMEOUT": timeout,
+        },
         capture_output=True,
         text=True,
         timeout=300,
@@ -136,3 +143,68 @@ def test_the_plain_sdk_hears_of_what_is_lost(clean_environment, free_port):
     done = run_plain(clean_environment, f"http://127.0.0.1:{free_port()}", timeout="1000")
     assert "2 points are lost" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+DIRECT = """
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader, MetricExportResult
+from tensormeter_exporters.metric_exporter import TensormeterMetricExporter
+reader = InMemoryMetricReader()
+MeterProvider([reader]).get_meter("m").create_gauge("g").set(1.0)
+exporter = TensormeterMetricExporter()
+assert exporter.export(reader.get_metrics_data(), timeout_millis=500) is MetricExportResult.FAILURE
+"""
+
+
+def test_the_time_that_the_sdk_gives_is_kept(clean_environment):
+    """A server that takes the connection and says nothing; one attempt might take an hour, and the last export, too."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        done = run_plain(clean_environment, endpoint, timeout="500")
+        assert "2 points are lost" in done.stderr
+        environment = clean_environment | {"TENSORMETER_ENDPOINT": endpoint, "TENSORMETER_EXPORT_TIMEOUT": "3600"}
+        subprocess.run([sys.executable, "-c", DIRECT], env=environment, check=True, timeout=300)
+
+
+FORKING = """
+import os, signal
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader, MetricExportResult
+from opentelemetry.sdk.resources import Resource
+from tensormeter_exporters.metric_exporter import TensormeterMetricExporter
+def data(who):
+    reader = InMemoryMetricReader()
+    resource = Resource.create({"service.name": "forking", "service.instance.id": who})
+    MeterProvider([reader], resource).get_meter("m").create_gauge("g").set(1.0)
+    return reader.get_metrics_data()
+exporter = TensormeterMetricExporter()
+assert exporter.export(data("parent")) is MetricExportResult.SUCCESS
+exporter._lock.acquire()  # as a thread has it that sends while another one forks
+child = os.fork()
+if child == 0:
+    signal.alarm(120)
+    os._exit(0 if exporter.export(data("child")) is MetricExportResult.SUCCESS else 1)
+assert os.waitpid(child, 0)[1] == 0
+exporter._lock.release()
+assert exporter.export(data("parent again")) is MetricExportResult.SUCCESS
+"""
+
+
+def test_a_forked_child_of_the_plain_sdk_sends_for_itself(experiment_server, clean_environment):
+    subprocess.run(
+        [sys.executable, "-c", FORKING],
+        env=clean_environment | {"TENSORMETER_ENDPOINT": experiment_server.url},
+        check=True,
+        timeout=300,
+    )
+    runs = experiment_server.get("/runs", project="forking")["runs"]
+    assert len(runs) == 3
+
+
+def test_equal_resources_and_scopes_stand_together(make):
+    """Of two equal ones the SDK's encoder would keep the last."""
+    batches = [Batch(make.resource(), [make.gauge(name, [make.T0], [1.0])]) for name in ("a", "b")]
+    data, _ = metrics_data([*batches, *decode_metrics(gzip.decompress(make.metrics(1, *batches).body))])
+    (resource,) = ExportMetricsServiceRequest.FromString(sdk_encode(data).SerializeToString()).resource_metrics
+    (scope,) = resource.scope_metrics
+    assert [metric.name for metric in scope.metrics] == ["a", "b", "a", "b"]
