@@ -315,6 +315,13 @@ class Settings:
         help="Seconds that the agent goes on trying after the last trainer is gone. What is left stays in the spool.",
     )
 
+    heartbeat_interval: float = _setting(
+        30.0,
+        "TENSORMETER_HEARTBEAT_INTERVAL",
+        parse=float,
+        help="Seconds without anything new after which a process that lives says so. 0: never; the server then counts a run "
+        "that logs nothing for minutes as stalled.",
+    )
     sigterm_timeout: float = _setting(
         10.0,
         "TENSORMETER_SIGTERM_TIMEOUT",
@@ -376,6 +383,7 @@ class Settings:
         _check_range("export_timeout", self.export_timeout, 0.1, 3600)
         _check_range("finish_timeout", self.finish_timeout, 0, 86400)
         _check_range("linger_timeout", self.linger_timeout, 0, 7 * 86400)
+        _check_range("heartbeat_interval", self.heartbeat_interval, 0, 86400)
         _check_range("sigterm_timeout", self.sigterm_timeout, 0, 3600)
         _check_choice("durability", self.durability, get_args(Durability))
         _check_integer("spool_max_bytes", self.spool_max_bytes, 1 << 16, 1 << 50)

@@ -1,21 +1,24 @@
 """Disks that are full, read-only, cut off or changed: faults 21, 23, 24, 25."""
 
+import contextlib
 import gzip
 import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 
 import numpy as np
 import pytest
 
+from tensormeter.exporter import Request
 from tensormeter.otlp.batch import Batch, Event, Gauge
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.encode import encode_events, encode_metrics
 from tensormeter.pipeline.directory import list_runs
 from tensormeter.pipeline.repair import open_repaired
-from tensormeter.pipeline.spool import Cursor, Encoded, Priority, Spool
+from tensormeter.pipeline.spool import Cursor, Encoded, Priority, Spool, SpoolDamagedError, SpoolVersionError
 from tensormeter.ring import HeaderWord, RingFile
 
 
@@ -72,6 +75,65 @@ def test_fault_21_client_disk_full(train, receiver, state, gone, wait_for):
     assert sum(receiver.points().values()) + spool_full + 3 * rows == 3 * 150_000
     assert set(receiver.points().values()) == {1}
     assert any(count in said for count in (f"ring_full {rows}", f"spool_full_scalars {spool_full}"))
+
+
+def test_fault_21_what_is_delivered_is_marked_on_a_full_disk(train, receiver, state, gone, oracle, wait_for):
+    """Others have filled the disk to the last byte: room that was kept for it takes the news that requests are delivered."""
+    mount(state, "size=6m")
+    try:
+        receiver.stop()
+        trainer = train(
+            "run = tensormeter.init('faults')\nlog(run, range(20_000))\nready()\nrun.finish()\n",
+            finish_timeout=300,
+            max_export_batch_size=2000,
+            buffer_bytes=8 << 20,
+        )
+        trainer.ready()
+        (run,) = list_runs(state)
+        reserve = run.path / "reserve"
+        ring = RingFile.open(run.ring_files()[0])
+        spool = Spool(run.spool)
+        wait_for(lambda: spool.cursor(ring.process, 0).position == ring.heads()[0], "all rows are in the spool")
+        spool.close()
+        wait_for(lambda: reserve.exists() and reserve.stat().st_size, "room is kept")
+        with (state / "ballast").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(1 << 12))
+        receiver.start()
+
+        def woken():
+            os.kill(run.agent_pid(), signal.SIGUSR1)
+            return ring.words[HeaderWord.PENDING_REQUESTS] == 0
+
+        wait_for(woken, "everything is delivered, and known to be")
+        assert len(receiver.received) == len(receiver.accepted()), "nothing was sent twice"
+        (state / "ballast").unlink()
+        wait_for(lambda: reserve.exists() and reserve.stat().st_size, "room is kept again")
+        trainer.go()
+        status, said = trainer.end()
+        assert status == 0, said
+        gone()
+    finally:
+        subprocess.run(["umount", "-l", str(state)], check=True)
+    oracle.agrees(receiver, range(20_000))
+
+
+def test_fault_25_a_spool_that_cannot_be_opened_at_first(train, receiver, state, gone, oracle, wait_for):
+    """Rows wait in the ring until the disk thinks better of it."""
+    run = state / "runs" / f"faulty@{socket.gethostname()}"
+    (run / "spool.sqlite").mkdir(parents=True)  # SQLite cannot open that
+    trainer = train(
+        "run = tensormeter.init('faults')\nlog(run, range(3000))\nready()\nrun.finish()\n", finish_timeout=300
+    )
+    trainer.ready()
+    log = run / "agent.log"
+    wait_for(lambda: log.exists() and "cannot open the spool" in log.read_text(), "the agent has tried")
+    (run / "spool.sqlite").rmdir()
+    trainer.go()
+    status, said = trainer.end()
+    assert status == 0, said
+    gone()
+    oracle.agrees(receiver, range(3000))
 
 
 def metrics(numbers):
@@ -153,6 +215,124 @@ def test_fault_24_spool_bit_flips(written, tmp_path, instants):
         assert len(set(found)) == len(found)
         recovered += len(found)
     assert recovered > rounds * 12 / 2, "most of it can be read"
+
+
+@pytest.fixture
+def full(tmp_path):
+    """A spool with something in every table: its file, and the bodies in it."""
+    path = tmp_path / "full.sqlite"
+    spool = Spool(path)
+    bodies = set()
+    noise = random.Random(1).randbytes
+
+    def put(*requests):
+        bodies.update(request.body for request in requests)
+        states = {"m{}": '{"total": 5}', "n": '{"x": [1, 2]}'}
+        cursors = {0: Cursor(8 * len(bodies), 5)}
+        spool.put(requests, ["a", "b:second"], "p", cursors, started=True, ended=False, aggregates=states)
+
+    for number in range(14):
+        put(Encoded("metrics", metrics(range(1 + 100 * number, 101 + 100 * number)), 100))
+        if number % 3 == 0:
+            put(Encoded("metrics", noise(200 + 50 * number), 7, Priority.SYSTEM))
+        if number % 5 == 0:
+            put(Encoded("logs", noise(6000), 3, Priority.MEDIA), Encoded("logs", noise(50), 1))
+    for sequence in (2, 5, 7):
+        spool.quarantine("a", sequence, "refused")
+    spool.quarantine_part("b:second", Request("part", "metrics", b"part" * 50, 4), "too large")
+    spool.done("a", 1)
+    spool.done("b:second", 1, refused=3)
+    spool.close()
+    return path.read_bytes(), bodies
+
+
+def deliver_all(path, damage, *, room):
+    """What an agent does with a spool, and `tensormeter spool show`. Returns the bodies that were sent."""
+    sent = []
+    spool = open_repaired(path, ["a", "b:second"], max_bytes=room, damage=damage)
+    try:
+        spool.contents(), spool.rejections()
+        assert all(0 <= items < 1 << 40 for items in spool.losses().values())
+        assert all(isinstance(state, str) for state in spool.aggregates("p").values())
+        spool.put([Encoded("metrics", b"fresh", 1)], ["a", "b:second"], "p", {}, started=True, ended=False)
+        for destination in ("a", "b:second"):
+            ids = []
+            while (request := spool.next(destination)) is not None:
+                ids.append(request[1].id)
+                sent.append(request[1].body)
+                spool.done(destination, request[0])
+            assert len(set(ids)) == len(ids), "once"
+        assert spool.pending() == 0 or spool.abandoned(["a", "b:second"]), (
+            "what is left waits for a name that nobody has"
+        )
+    finally:
+        spool.close()
+    return sent
+
+
+def test_fault_24_whatever_flips_the_agent_goes_on(full, tmp_path, instants):
+    """Damage is repaired when it is seen: at once, or by the one who comes upon it."""
+    content, bodies = full
+    path = tmp_path / "flipped.sqlite"
+    for _ in range(2000 if os.environ.get("CHAOS_KILLS") else 40):
+        flipped = bytearray(content)
+        if instants.random() < 0.5:
+            for _ in range(instants.randrange(1, 4)):
+                flipped[instants.randrange(len(flipped))] ^= 1 << instants.randrange(8)
+        else:  # where a page says what is in it, or a whole stretch
+            start = 4096 * instants.randrange(len(flipped) // 4096) + instants.randrange(200)
+            size = instants.choice([1, 4, 100, 4096])
+            flipped[start : start + size] = instants.randbytes(len(flipped[start : start + size]))
+        for beside in tmp_path.glob("flipped.sqlite*"):
+            beside.unlink()
+        path.write_bytes(flipped)
+        room = instants.choice([None, 70_000])
+        damage = ""
+        for _ in range(4):  # as often as an agent repairs
+            try:
+                sent = deliver_all(path, damage, room=room)
+                break
+            except SpoolDamagedError as error:
+                damage = str(error)
+        else:
+            raise AssertionError(f"damaged for good: {damage}")
+        if room is None:
+            assert set(sent) <= bodies | {b"fresh"}, "what is damaged is never sent"
+
+
+@pytest.mark.parametrize(
+    ("offset", "content"),
+    [
+        (18, b"\x0a\x0a"),  # SQLite opens a file of a future format for reading only
+        (60, b"\x00\x65\x00\x02"),  # a version of ours that never was
+        (60, b"\x00\x00\x00\x00"),  # a new database that is not empty
+    ],
+)
+def test_fault_24_a_damaged_header_is_repaired(full, tmp_path, offset, content):
+    whole, bodies = full
+    path = tmp_path / "flipped.sqlite"
+    path.write_bytes(whole[:offset] + content + whole[offset + len(content) :])
+    sent = deliver_all(path, "", room=None)
+    assert len(set(sent)) == len(bodies), "all but the one that was done, and a fresh one"
+
+
+def test_fault_24_damaged_tables_are_repaired(full, tmp_path):
+    """A letter of a table's definition, which SQLite does not look at before it is used."""
+    whole, bodies = full
+    path = tmp_path / "flipped.sqlite"
+    path.write_bytes(whole.replace(b"REFERENCES request (sequence)", b"REFERENCES request (sequencf)"))
+    assert len(set(deliver_all(path, "", room=None))) == len(bodies)
+
+
+def test_fault_24_a_spool_of_another_version_is_left_alone(tmp_path):
+    path = tmp_path / "spool.sqlite"
+    spool = Spool(path)
+    spool._database.execute("PRAGMA user_version = 3")
+    spool._database.execute(f"PRAGMA application_id = {0x746D7303}")
+    spool.close()
+    with pytest.raises(SpoolVersionError, match="version 3"):
+        open_repaired(path, ["a"])
+    assert [file.name for file in tmp_path.iterdir()] == ["spool.sqlite"]
 
 
 def test_fault_24_a_damaged_record_is_skipped_and_counted(tmp_path):

@@ -24,6 +24,7 @@ from tensormeter.pipeline.delivery import Delivery
 from tensormeter.pipeline.directory import RunDirectory, runs_locked
 from tensormeter.pipeline.drain import Drain
 from tensormeter.pipeline.repair import open_repaired
+from tensormeter.pipeline.reserve import Reserve
 from tensormeter.pipeline.spool import Spool, SpoolDamagedError, SpoolVersionError
 from tensormeter.ring import HeaderWord, RingFile, SpoolLoss, State
 from tensormeter.settings import Settings
@@ -42,8 +43,13 @@ _STATUS_INTERVAL: Final = 0.25
 _STOP_DELIVERY: Final = 15.0
 _TROUBLE_DELAY: Final = 1.0
 _MOST_REPAIRS: Final = 3
+_RESERVE_INTERVAL: Final = 5.0
 _TROUBLE_LIMIT: Final = 300.0
 """Seconds for which the spool may refuse before the agent gives up; the next one may find a mended disk."""
+
+
+class _RestoredError(SpoolDamagedError):
+    """The spool was deleted, and is there again."""
 
 
 class Agent:
@@ -79,6 +85,8 @@ class Agent:
         self._statistics: Statistics | None = None
         self._left_at = time.monotonic()
         self._status_at = 0.0
+        self._reserve = Reserve(directory.spool)
+        self._reserve_at = 0.0
         self.error = ""
         """Why something is still not delivered, after `run`."""
 
@@ -105,13 +113,15 @@ class Agent:
             Whether everything was delivered. If not, `error` says why.
         """
         try:
+            damage = ""
             for repairs in range(_MOST_REPAIRS + 1):
-                spool = self._open_spool()
+                spool = self._open_spool(damage)
                 try:
                     return self._work(spool)
                 except SpoolDamagedError as error:
                     if repairs == _MOST_REPAIRS:
                         raise
+                    damage = "" if isinstance(error, _RestoredError) else str(error)
                     logger.error("%s", error)
                     self._drains.clear()  # the next ones ask the repaired spool where to go on
                 finally:
@@ -128,8 +138,8 @@ class Agent:
         finally:
             self._release_lock()
 
-    def _open_spool(self) -> Spool:
-        """Waits for a disk that refuses, as long as that may make sense."""
+    def _open_spool(self, damage: str) -> Spool:
+        """Waits for a disk that refuses, as long as that may make sense. `damage`: as for `open_repaired`."""
         settings = self._settings
         began = time.monotonic()
         while True:
@@ -139,6 +149,7 @@ class Agent:
                     settings.exporters,
                     durability=settings.durability,
                     max_bytes=settings.spool_max_bytes,
+                    damage=damage,
                 )
             except (SpoolDamagedError, SpoolVersionError):
                 raise
@@ -195,6 +206,7 @@ class Agent:
                 raise SpoolDamagedError(delivery.error)
         if not self._directory.path.exists():
             self._restore(spool)
+        self._keep_room()
         self._discover(spool)
         self._drain()
         self._report(spool)
@@ -204,7 +216,7 @@ class Agent:
         """Somebody has deleted the run's directory. What was in it is still open here: put it back.
 
         Raises:
-            SpoolDamagedError: So that it is opened again from where it is now.
+            _RestoredError: So that it is opened again from where it is now.
             SpoolError: There is no way to put it back.
         """
         try:
@@ -219,7 +231,13 @@ class Agent:
                 spool.save_to(self._directory.spool)
         except OSError as error:
             raise SpoolError(f"{self._directory.path} was deleted, and cannot be made again: {error}") from error
-        raise SpoolDamagedError(f"{self._directory.path} was deleted; it is there again, with what was in the spool")
+        raise _RestoredError(f"{self._directory.path} was deleted; it is there again, with what was in the spool")
+
+    def _keep_room(self) -> None:
+        now = time.monotonic()
+        if now >= self._reserve_at:
+            self._reserve_at = now + _RESERVE_INTERVAL
+            self._reserve.keep()
 
     def _discover(self, spool: Spool) -> None:
         for path in self._directory.ring_files():
@@ -250,8 +268,8 @@ class Agent:
                 drain.ring.remove()
                 del self._drains[path]
                 self._left_at = time.monotonic()
-            elif self._deliveries and not any(delivery.failures for delivery in self._deliveries):
-                drain.beat()
+            else:
+                drain.beat([delivery.destination for delivery in self._deliveries if not delivery.failures])
             fresh = drain.take_fresh() or fresh
         hurry = self._stopping or self._one_shot or self._somebody_has_finished()
         for delivery in self._deliveries:
@@ -317,6 +335,10 @@ class Agent:
             delivered = spool.pending() == 0
             if not delivered:
                 self.error = "; ".join(delivery.error for delivery in self._deliveries if delivery.error)
+                if abandoned := spool.abandoned(self._settings.exporters):
+                    names = ", ".join(map(repr, sorted(abandoned)))
+                    told = f"something waits for {names}, no exporter of this run: name it in `exporters`, or purge the spool"
+                    self.error = f"{self.error}; {told}" if self.error else told
             if not rings:
                 self._directory.remove_ring_directory()
             if delivered and not rings and not self._unreadable and spool.quarantined_items() == 0:

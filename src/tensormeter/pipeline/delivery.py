@@ -57,6 +57,7 @@ class Delivery:
     """Delivers the requests of one destination.
 
     Attributes:
+        destination: Its name.
         failures: Attempts that have failed since the last success.
         error: What the last of them said.
         stalled: Whether it makes no sense to wait for this destination: several attempts have failed, or the next one is
@@ -84,7 +85,7 @@ class Delivery:
         Raises:
             SettingsError: There is no such exporter.
         """
-        self._destination = destination
+        self.destination = destination
         self._spool = spool
         self._settings = settings
         self._exporter_type = load_exporter(destination)
@@ -140,7 +141,7 @@ class Delivery:
                 return
             except Exception as error:  # an exporter that cannot be constructed, or a disk that refuses
                 if not self.failures:
-                    logger.exception("delivery to %s failed", self._destination)
+                    logger.exception("delivery to %s failed", self.destination)
                 self._failed(f"{type(error).__name__}: {error}", _TROUBLE_DELAY)
                 self._on_progress()
                 self._stop.wait(_TROUBLE_DELAY)
@@ -151,8 +152,8 @@ class Delivery:
             endpoint=settings.endpoint,
             token=settings.current_token(),
             timeout=settings.export_timeout,
-            destination=self._destination,
-            options=settings.options_of(self._destination),
+            destination=self.destination,
+            options=settings.options_of(self.destination),
             state=self._folder,
         )
 
@@ -204,7 +205,7 @@ class Delivery:
         match self._export(exporter, request):
             case Accepted(refused, message):
                 if refused:
-                    logger.error("%s refused %d items of %r: %s", self._destination, refused, request, message)
+                    logger.error("%s refused %d items of %r: %s", self.destination, refused, request, message)
                 self._outgoing.accepted(spool, refused)
             case Rejected(reason):
                 self._outgoing.rejected(spool, reason)
@@ -212,14 +213,14 @@ class Delivery:
                 self._outgoing.halved(spool, reason)
             case Unauthorized(reason):
                 if not self.parked:
-                    logger.warning("%s: %s; nothing is sent until there is another token", self._destination, reason)
+                    logger.warning("%s: %s; nothing is sent until there is another token", self.destination, reason)
                 self._failed(reason, _PARKED)
                 self.parked = True
                 return _PARKED
             case Retry(reason, after):
                 delay = max(self._jitter(next(delays)), min(after or 0.0, _LONGEST_RETRY_AFTER), 0.001)
                 self._failed(reason, delay)
-                logger.warning("%s: %s; attempt %d in %.1f s", self._destination, reason, self.failures + 1, delay)
+                logger.warning("%s: %s; attempt %d in %.1f s", self.destination, reason, self.failures + 1, delay)
                 return delay
         self.failures = 0
         self.error = ""
@@ -240,7 +241,7 @@ class Delivery:
         try:
             return exporter.export(request)
         except Exception as error:
-            logger.exception("exporter %s failed", self._destination)
+            logger.exception("exporter %s failed", self.destination)
             return Retry(f"{type(error).__name__}: {error}")
 
     @staticmethod

@@ -225,7 +225,7 @@ def runs_locked(directory: Path) -> Iterator[None]:
     """Keep runs below a `settings.directory` from coming or going on this node meanwhile.
 
     Raises:
-        OSError: The directory cannot be made.
+        OSError: The directory cannot be made, or files cannot be locked there.
     """
     runs = directory / "runs"
     runs.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -241,7 +241,7 @@ def _locked(path: Path) -> Iterator[None]:
     the worst that happens is a second agent, which finds the first one's lock and leaves.
 
     Raises:
-        OSError: The file cannot be made.
+        OSError: The file cannot be made, or files cannot be locked there.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -250,7 +250,7 @@ def _locked(path: Path) -> Iterator[None]:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except OSError:
+            except BlockingIOError:
                 Event().wait(_LOCK_INTERVAL)
         yield
     finally:

@@ -28,9 +28,6 @@ _GZIP_LEVEL: Final = 1
 
 _SPOOL_TROUBLE_DELAY: Final = 1.0
 
-_HEARTBEAT: Final = 30.0
-"""Seconds without a row after which a process that lives says so."""
-
 _MOST_BATCHES: Final = 16
 """Batches of one process before the others have their turn."""
 
@@ -60,6 +57,7 @@ class Drain:
         self._retry_at = 0.0
         self._fresh = False
         self._heard_at = time.monotonic()
+        self._heartbeat_interval = settings.heartbeat_interval
         ring.words[HeaderWord.PENDING_REQUESTS] = spool.pending()
         ring.words[HeaderWord.ENDED] = self._ended
 
@@ -109,18 +107,22 @@ class Drain:
         self._retry_at = 0.0
         return self._ended and not alive
 
-    def beat(self) -> None:
-        """Tell the receivers that the process lives, if nothing else has for a while.
+    def beat(self, destinations: Sequence[str]) -> None:
+        """Tell receivers that the process lives, if nothing else has for a while.
 
-        Not worth keeping for later: call it only while delivery works.
+        Not worth keeping for later: `destinations` are those to which delivery works.
         """
-        if self._ended or time.monotonic() - self._heard_at < _HEARTBEAT or not self.ring.writer_alive():
+        waited = time.monotonic() - self._heard_at
+        if not destinations or not self._heartbeat_interval or waited < self._heartbeat_interval:
+            return
+        if self._ended or not self.ring.writer_alive():
             return
         try:
             self._put(
                 [Event("tensormeter.run.heartbeat", time.time_ns(), {"state": "running"})],
                 started=self._started,
                 priority=Priority.SYSTEM,
+                destinations=destinations,
             )
         except SpoolError as error:
             logger.warning("no heartbeat: %s", error)
@@ -199,10 +201,12 @@ class Drain:
         started: bool,
         ended: bool = False,
         priority: Priority = Priority.ESSENTIAL,
+        destinations: Sequence[str] | None = None,
     ) -> None:
         body = gzip.compress(encode_events(self.resource, events), _GZIP_LEVEL, mtime=0)
         encoded = [Encoded("logs", body, len(events), priority)] if events else []
-        self._spool.put(encoded, self._destinations, self.ring.process, {}, started=started, ended=ended)
+        whom = self._destinations if destinations is None else destinations
+        self._spool.put(encoded, whom, self.ring.process, {}, started=started, ended=ended)
         self._started, self._ended = started, ended
         self._publish()
 

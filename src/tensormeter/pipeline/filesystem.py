@@ -9,8 +9,14 @@ import psutil
 __all__ = ["network_filesystem"]
 
 _NETWORK: Final = frozenset(
-    {"9p", "afs", "beegfs", "ceph", "cifs", "fuse.sshfs", "gpfs", "lustre", "nfs", "nfs4", "smb3", "smbfs", "wekafs"}
+    {
+        *("9p", "afs", "beegfs", "ceph", "cifs", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs3", "nfs4"),
+        *("ocfs2", "orangefs", "panfs", "pvfs2", "smb3", "smbfs", "virtiofs", "vboxsf", "wekafs"),
+    }
 )
+
+_LOCAL_FUSE: Final = frozenset({"fuse.fuse-overlayfs", "fuse.lxcfs", "fuse.mergerfs", "fuse.ntfs-3g", "fuse.unionfs"})
+"""Of a file system in user space nobody knows where its files are, but for these."""
 
 
 def network_filesystem(path: Path) -> str | None:
@@ -25,4 +31,4 @@ def network_filesystem(path: Path) -> str | None:
         inside = os.path.commonpath([real, mount.mountpoint]) == mount.mountpoint
         if inside and len(mount.mountpoint) >= len(best):
             best, kind = mount.mountpoint, mount.fstype
-    return kind if kind in _NETWORK else None
+    return kind if kind in _NETWORK or (kind.startswith("fuse.") and kind not in _LOCAL_FUSE) else None

@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
-from tensormeter.pipeline.spool import Spool, SpoolDamagedError, checksum
+from tensormeter.pipeline.spool import ERRORS, Spool, SpoolDamagedError, checksum
 from tensormeter.settings import Durability
 
 __all__ = ["open_repaired"]
@@ -37,6 +37,7 @@ def open_repaired(
     *,
     durability: Durability = "flush",
     max_bytes: int | None = None,
+    damage: str = "",
 ) -> Spool:
     """Open a spool, and repair it first if need be. Nobody else may have it open.
 
@@ -45,19 +46,26 @@ def open_repaired(
         destinations: For whom a request is when that can no longer be read.
         durability: As for `Spool`.
         max_bytes: As for `Spool`.
+        damage: What somebody came upon who worked with it: then it is repaired, whatever a look at it says. Not everything
+            that is wrong with an index is seen before it is used.
 
     Raises:
         SpoolError: The disk refuses, or the spool is of another version.
     """
-    spool: Spool | None = None
-    try:
-        spool = Spool(path, durability=durability, max_bytes=max_bytes)
-        spool.check()
-        return spool
-    except SpoolDamagedError as error:
-        damage = str(error)
-        if spool is not None:
-            spool.close()
+    if not damage:
+        spool: Spool | None = None
+        try:
+            spool = Spool(path, durability=durability, max_bytes=max_bytes)
+            spool.check()
+            return spool
+        except SpoolDamagedError as error:
+            damage = str(error)
+            if spool is not None:
+                spool.close()
+        except BaseException:
+            if spool is not None:
+                spool.close()
+            raise
     aside = _move_aside(path)
     spool = Spool(path, durability=durability, max_bytes=max_bytes)
     with spool.transaction():
@@ -92,6 +100,10 @@ def _salvage(aside: Path, new: sqlite3.Connection, destinations: list[str]) -> t
             if size >= 100:
                 file.seek(offset)
                 file.write(right)
+        if size >= 100:
+            logged = aside.with_name(aside.name + "-wal").exists()
+            file.seek(18)
+            file.write(b"\x02\x02" if logged else b"\x01\x01")
     with closing(sqlite3.connect(aside, isolation_level=None)) as old:
         old.text_factory = lambda text: text.decode(errors="replace")
         try:
@@ -99,7 +111,7 @@ def _salvage(aside: Path, new: sqlite3.Connection, destinations: list[str]) -> t
             old.execute("PRAGMA writable_schema = ON")
             old.execute("PRAGMA cell_size_check = ON")
             list(old.execute("SELECT name FROM sqlite_master"))
-        except sqlite3.Error:
+        except ERRORS:
             return 0, 1
         requests = list(_readable(old, "sequence, id, signal, items, priority, thinned, checksum, body", "request"))
         pending, whole = _rows(old, "SELECT destination, sequence FROM pending")
@@ -107,7 +119,13 @@ def _salvage(aside: Path, new: sqlite3.Connection, destinations: list[str]) -> t
         known = {row[0] for row in good}
         lost = max(len({sequence for _, sequence in pending} - known), len(requests) - len(good), 0 if whole else 1)
         if whole:
-            waiting = [(destination, sequence) for destination, sequence in pending if sequence in known]
+            # A name that nobody has is damaged, or of former settings: rather to all than to nobody.
+            waiting = [
+                (name, sequence)
+                for destination, sequence in pending
+                if sequence in known
+                for name in ([destination] if destination in destinations else destinations)
+            ]
             good = [row for row in good if row[0] in {sequence for _, sequence in waiting}]
         else:
             waiting = [(destination, row[0]) for row in good for destination in destinations]
@@ -144,7 +162,7 @@ def _readable(
             row = database.execute(
                 f"SELECT {columns} FROM {table} WHERE {key} > ? ORDER BY {key} LIMIT 1", (at,)
             ).fetchone()
-        except (sqlite3.Error, OverflowError):
+        except ERRORS:
             failures += 1
             at += 1
             continue
@@ -164,7 +182,7 @@ def _rows(database: sqlite3.Connection, query: str) -> tuple[list[tuple[Any, ...
     rows: list[tuple[Any, ...]] = []
     try:
         rows.extend(database.execute(query))
-    except sqlite3.Error:
+    except ERRORS:
         return rows, False
     return rows, True
 

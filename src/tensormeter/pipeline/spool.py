@@ -19,7 +19,7 @@ import enum
 import sqlite3
 import uuid
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +29,20 @@ from typing import Any, Final
 from tensormeter.errors import SpoolError
 from tensormeter.exporter import Request, Signal
 from tensormeter.pipeline.filesystem import network_filesystem
+from tensormeter.pipeline.reserve import Reserve
 from tensormeter.settings import Durability
 
-__all__ = ["Cursor", "Encoded", "Priority", "Spool", "SpoolDamagedError", "SpoolVersionError", "Waiting", "checksum"]
+__all__ = [
+    "Cursor",
+    "Encoded",
+    "Priority",
+    "Spool",
+    "SpoolDamagedError",
+    "SpoolFullError",
+    "SpoolVersionError",
+    "Waiting",
+    "checksum",
+]
 
 VERSION: Final = 2
 
@@ -84,11 +95,21 @@ CREATE TABLE process (
 CREATE TABLE loss (reason TEXT PRIMARY KEY, items INTEGER NOT NULL) WITHOUT ROWID;
 """
 
+APPLICATION_ID: Final = 0x746D7300 | VERSION
+"""The version once more: a spool whose two numbers differ is damaged, not of another version."""
+
+ERRORS: Final = (sqlite3.Error, UnicodeDecodeError, OverflowError)
+"""What a call of SQLite raises, also when its own message, or a number in the file, is damaged."""
+
 _SYNCHRONOUS: Final[Mapping[Durability, str]] = {"none": "OFF", "flush": "NORMAL", "fsync": "FULL"}
 
 
 class SpoolDamagedError(SpoolError):
     """The spool's file is damaged, and can be repaired by `open_repaired`."""
+
+
+class SpoolFullError(SpoolError):
+    """The disk is full."""
 
 
 class SpoolVersionError(SpoolError):
@@ -170,11 +191,13 @@ class Spool:
         self._changes: tuple[int, int] | None = None
         self._counts: dict[str, int] = {}
         self._losses: dict[str, int] | None = None
+        self._done: tuple[str, tuple[int, ...]] = ("", ())
+        self._reserve = Reserve(path)
         try:
             self._database = sqlite3.connect(path, timeout=10, isolation_level=None)
             # A flipped bit may leave what is no UTF-8: it is read, does not match its checksum, and is counted.
             self._database.text_factory = _text
-        except sqlite3.Error as error:
+        except ERRORS as error:
             raise SpoolError(f"cannot open the spool {path}: {error}") from error
         try:
             network = network_filesystem(path.parent)
@@ -183,16 +206,20 @@ class Spool:
             self._database.execute("PRAGMA foreign_keys = ON")
             with self.transaction():
                 version = self._database.execute("PRAGMA user_version").fetchone()[0]
-                if version == 0:
+                known = self._database.execute("PRAGMA application_id").fetchone()[0]
+                if version == known == 0 and not self._schema():
                     for statement in SCHEMA.split(";"):
                         self._database.execute(statement)
                     self._database.execute(f"PRAGMA user_version = {VERSION}")
+                    self._database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 elif version != VERSION:
+                    if known in (0, APPLICATION_ID):
+                        raise SpoolDamagedError(f"the spool {path} is damaged: version {version}")
                     raise SpoolVersionError(
                         f"{path} has spool version {version}, this tensormeter reads {VERSION}; "
                         "deliver it with the version that wrote it"
                     )
-        except sqlite3.Error as error:
+        except ERRORS as error:
             self._database.close()
             raise _named(error, f"cannot open the spool {path}") from error
         except SpoolError:
@@ -251,6 +278,7 @@ class Spool:
 
     def next(self, destination: str) -> tuple[int, Request] | None:
         """The oldest request that a destination has neither accepted nor rejected, with its sequence number."""
+        seen = None
         while True:
             row = self._fetch(
                 "SELECT sequence FROM pending WHERE destination = ? ORDER BY sequence LIMIT 1",
@@ -258,9 +286,12 @@ class Spool:
             )
             if row is None:
                 return None
-            request = self.read(row[0])
+            if row[0] == seen:
+                raise SpoolDamagedError(f"the spool {self.path} is damaged: request {seen} waits and is not there")
+            seen = row[0]
+            request = self.read(seen)
             if request is not None:
-                return row[0], request
+                return seen, request
 
     def waiting(self, destination: str, most: int) -> list[Waiting]:
         """The oldest requests that a destination has neither accepted nor rejected, without their bodies, unchecked."""
@@ -288,20 +319,30 @@ class Spool:
 
     def done(self, destination: str, *sequences: int, refused: int = 0) -> None:
         """The destination has accepted these requests, but for `refused` items of them."""
-        with self.transaction():
+
+        def write() -> None:
             self._count_loss("refused", refused)
             for sequence in sequences:
                 self._retire(destination, sequence)
 
+        if sequences and (destination, sequences) == self._done:
+            # Never used twice: the database said that they are gone, and shows them again.
+            raise SpoolDamagedError(f"the spool {self.path} is damaged: request {sequences[0]} cannot be taken out")
+        self._mark(write)
+        self._done = destination, sequences
+
     def quarantine(self, destination: str, sequence: int, reason: str) -> None:
         """The destination will never accept the request: set it aside, for people to look at."""
-        with self.transaction():
+
+        def write() -> None:
             self._database.execute(
                 "INSERT OR IGNORE INTO quarantine (destination, id, reason, signal, items, body) "
                 "SELECT ?, id, ?, signal, items, body FROM request WHERE sequence = ?",
                 (destination, reason, sequence),
             )
             self._retire(destination, sequence)
+
+        self._mark(write)
 
     def quarantine_part(self, destination: str, part: Request, reason: str) -> None:
         """The destination will never accept a part of a request: set that part aside."""
@@ -338,6 +379,10 @@ class Spool:
         """Requests that some destination has neither accepted nor rejected, counted once for each."""
         return self._count("SELECT count(*) FROM pending")
 
+    def abandoned(self, destinations: Iterable[str]) -> set[str]:
+        """For whom something waits that is none of these destinations."""
+        return {row[0] for row in self._rows("SELECT DISTINCT destination FROM pending")} - {*destinations}
+
     def pending_items(self) -> int:
         """Data points and log records in those."""
         return self._count("SELECT coalesce(sum(items), 0) FROM pending JOIN request USING (sequence)")
@@ -352,7 +397,8 @@ class Spool:
             "SELECT destination, priority, count(*), sum(items), sum(length(body)) "
             "FROM pending JOIN request USING (sequence) GROUP BY destination, priority ORDER BY destination, priority"
         )
-        return [(row[0], Priority(row[1]).name.lower(), *row[2:]) for row in rows]
+        names = {int(priority): priority.name.lower() for priority in Priority}
+        return [(row[0], names.get(row[1], "damaged"), *row[2:]) for row in rows]
 
     def rejections(self) -> list[tuple[str, str, int]]:
         """What was rejected: (destination, reason, items)."""
@@ -380,7 +426,7 @@ class Spool:
         try:
             with closing(sqlite3.connect(path)) as copy:
                 self._database.backup(copy)
-        except sqlite3.Error as error:
+        except ERRORS as error:
             raise _named(error, f"cannot copy the spool to {path}") from error
 
     def check(self) -> None:
@@ -392,6 +438,29 @@ class Spool:
         found = self._fetch("PRAGMA quick_check(1)")
         if found != ("ok",):
             raise SpoolDamagedError(f"the spool {self.path} is damaged: {found and found[0]}")
+        with closing(sqlite3.connect(":memory:")) as model:
+            model.executescript(SCHEMA)
+            right = model.execute("SELECT name, sql FROM sqlite_master").fetchall()
+        if self._schema() != dict(right):
+            raise SpoolDamagedError(f"the spool {self.path} is damaged: its tables are not those of a spool")
+        with self.path.open("rb") as file:
+            formats = set(file.read(20)[18:])
+        if not formats <= {1, 2}:
+            raise SpoolDamagedError(f"the spool {self.path} is damaged: SQLite takes it for one of a future format")
+
+    def _schema(self) -> dict[str, str]:
+        return dict(self._database.execute("SELECT name, sql FROM sqlite_master").fetchall())
+
+    def _mark(self, write: Callable[[], None]) -> None:
+        """Write what became of a request, if need be into the room that is kept for it."""
+        try:
+            with self.transaction():
+                write()
+        except SpoolFullError:
+            if not self._reserve.give():
+                raise
+            with self.transaction():
+                write()
 
     def _make_room(self, max_bytes: int) -> None:
         if self.used_bytes() <= max_bytes:
@@ -460,7 +529,7 @@ class Spool:
     def _rows(self, query: str) -> list[tuple[Any, ...]]:
         try:
             return self._database.execute(query).fetchall()
-        except sqlite3.Error as error:
+        except ERRORS as error:
             raise _named(error, f"cannot read the spool {self.path}") from error
 
     def _fetch(self, query: str, *arguments: str | int) -> tuple[Any, ...] | None:
@@ -471,7 +540,7 @@ class Spool:
         try:
             with closing(self._database.execute(query, arguments)) as result:
                 return result.fetchall()
-        except sqlite3.Error as error:
+        except ERRORS as error:
             raise _named(error, f"cannot read the spool {self.path}") from error
 
     def transaction(self) -> "_Transaction":
@@ -494,11 +563,12 @@ def _intact(batch: object, signal: object, items: object, body: object, expected
     )
 
 
-def _named(error: sqlite3.Error, what: str) -> SpoolError:
+def _named(error: Exception, what: str) -> SpoolError:
     """SQLite's error as ours."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or isinstance(error, sqlite3.DataError)
-    kind = SpoolDamagedError if damaged else SpoolError
+    damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    damaged = damaged or not isinstance(error, sqlite3.Error) or isinstance(error, sqlite3.DataError)
+    kind = SpoolDamagedError if damaged else SpoolFullError if code == sqlite3.SQLITE_FULL else SpoolError
     return kind(f"{what}: {error}")
 
 
@@ -512,17 +582,17 @@ class _Transaction:
     def __enter__(self) -> None:
         try:
             self._database.execute("BEGIN IMMEDIATE")
-        except sqlite3.Error as error:
+        except ERRORS as error:
             raise _named(error, f"cannot write to the spool {self._path}") from error
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             if error is None:
                 self._database.execute("COMMIT")
-        except sqlite3.Error as failure:
+        except ERRORS as failure:
             error = failure
         if error is not None:
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
-            if isinstance(error, sqlite3.Error):
+            if isinstance(error, ERRORS):
                 raise _named(error, f"cannot write to the spool {self._path}") from error
