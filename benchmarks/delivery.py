@@ -7,7 +7,10 @@ import argparse
 import contextlib
 import gzip
 import importlib
+import importlib.util
+import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import psutil
@@ -123,21 +127,71 @@ def latency(folder: Path, rows: int) -> tuple[float, float]:
     return float(p50), float(p99)
 
 
+class Counter:
+    """A TCP proxy that counts the bytes which a client sends, headers included, and those that it gets."""
+
+    def __init__(self, url: str) -> None:
+        self._target = urlsplit(url)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.sent = self.received = 0
+        port = self._listener.getsockname()[1]
+        self.url = self._target._replace(netloc=f"127.0.0.1:{port}").geturl()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            client, _ = self._listener.accept()
+            server = socket.create_connection((self._target.hostname, self._target.port))
+            threading.Thread(target=self._pass, args=(client, server, True), daemon=True).start()
+            threading.Thread(target=self._pass, args=(server, client, False), daemon=True).start()
+
+    def _pass(self, source: socket.socket, sink: socket.socket, up: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                if up:
+                    self.sent += len(data)
+                else:
+                    self.received += len(data)
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+
+TRACKIO_SERVER = """
+import sys, trackio
+*_, url = trackio.show(open_browser=False, block_thread=False, host="127.0.0.1", share=False)
+print("url", url, flush=True)
+sys.stdin.read()
+"""
+
+TRACKIO_CLIENT = """
+import json, sys, trackio
+run = trackio.init("bench", server_url=sys.argv[1], embed=False, auto_log_gpu=False, auto_log_cpu=False)
+for step, row in enumerate(json.load(open(sys.argv[2]))):
+    trackio.log(row, step=step)
+trackio.finish()
+"""
+
+
 def wire(folder: Path, rows: int) -> dict[str, float]:
-    """Bytes a point of four random values a row."""
+    """Bytes a point of four random values a row: over a socket, HTTP included, where there is a server to send them to."""
     values = np.random.default_rng(0).random((rows, 4))
-    data = [
-        {name: float(x) for name, x in zip(("loss", "accuracy", "lr", "norm"), line, strict=True)} for line in values
-    ]
-    settings = Settings(directory=folder / "wire", mode="offline", agent="thread", finish_timeout=120)
-    run = tensormeter.init("bench", settings=settings)
-    for step, row in enumerate(data):
-        run.log(row, step)
-    run.finish()
-    (directory,) = list_runs(settings.directory)
-    spool = Spool(directory.spool)
-    found = {"tensormeter, requests": sum(size for *_, size in spool.contents()) / (4 * rows)}
-    spool.close()
+    names = ("loss", "accuracy", "lr", "norm")
+    data = [{name: float(x) for name, x in zip(names, line, strict=True)} for line in values]
+    points = 4 * rows
+    found = {}
+    with serving(folder / "wire") as url:
+        counter = Counter(url)
+        settings = Settings(
+            endpoint=counter.url, directory=folder / "wire-state", sample_interval=0, self_metrics_interval=0
+        )
+        run = tensormeter.init("bench", settings=settings)
+        for step, row in enumerate(data):
+            run.log(row, step)
+        run.finish(timeout=120)
+        found["tensormeter, sent"] = counter.sent / points
+        found["tensormeter, answers"] = counter.received / points
+    with contextlib.suppress(ImportError):
+        found |= trackio_wire(folder, data)
     with contextlib.suppress(ImportError):
         wandb = importlib.import_module("wandb")
         os.environ["WANDB_SILENT"] = "true"
@@ -147,23 +201,41 @@ def wire(folder: Path, rows: int) -> dict[str, float]:
         for step, row in enumerate(data):
             run.log(row, step)
         run.finish()
-        files = list((folder / "wandb").rglob("*.wandb"))
-        found["wandb, offline file"] = sum(file.stat().st_size for file in files) / (4 * rows)
-        found["wandb, offline file, gzip"] = sum(len(gzip.compress(file.read_bytes(), 6)) for file in files) / (
-            4 * rows
-        )
-    with contextlib.suppress(ImportError):
-        importlib.import_module("trackio")
-        import json
-
-        # Its client posts JSON: project, run, metrics, step, timestamp and an id for each row.
-        posted = [
-            {"project": "bench", "run": "bench", "metrics": row, "step": k, "timestamp": "2026-01-01T00:00:00+00:00",
-             "log_id": os.urandom(16).hex()}
-            for k, row in enumerate(data)
-        ]  # fmt: skip
-        found["trackio, its JSON rows"] = len(json.dumps(posted)) / (4 * rows)
+        files = [file.read_bytes() for file in (folder / "wandb").rglob("*.wandb")]
+        found["wandb, its file offline"] = sum(map(len, files)) / points
+        found["wandb, that file, gzip"] = sum(len(gzip.compress(file, 6)) for file in files) / points
     return found
+
+
+def trackio_wire(folder: Path, data: list[dict[str, float]]) -> dict[str, float]:
+    """Its client, sending to a server of its own on this machine."""
+    if importlib.util.find_spec("trackio") is None:
+        raise ImportError("trackio")
+    (folder / "rows.json").write_text(json.dumps(data))
+    environment = os.environ | {"TRACKIO_DIR": str(folder / "trackio-server")}
+    server = subprocess.Popen(
+        [sys.executable, "-c", TRACKIO_SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert server.stdout is not None
+    try:
+        url = next(line.split()[1] for line in server.stdout if line.startswith("url "))
+        counter = Counter(url)
+        subprocess.run(
+            [sys.executable, "-c", TRACKIO_CLIENT, counter.url, str(folder / "rows.json")],
+            env=os.environ | {"TRACKIO_DIR": str(folder / "trackio-client")},
+            stdout=subprocess.DEVNULL,
+            check=True,
+            timeout=600,
+        )
+    finally:
+        server.kill()
+        server.communicate()
+    points = 4 * len(data)
+    return {"trackio, sent": counter.sent / points, "trackio, answers": counter.received / points}
 
 
 def main() -> None:

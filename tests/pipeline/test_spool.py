@@ -122,6 +122,7 @@ def test_a_put_that_fails_stores_nothing(spool):
 def test_other_versions_and_other_files_are_refused(spool, path, tmp_path):
     database = sqlite3.connect(path)
     database.execute("PRAGMA user_version = 3")
+    database.execute(f"PRAGMA application_id = {0x746D7300 | 3}")  # with one of them only it is damaged
     database.close()
     with pytest.raises(SpoolError, match="has spool version 3, this tensormeter reads 2"):
         Spool(path)
