@@ -89,6 +89,13 @@ _FILE: Final = click.Path(dir_okay=False, path_type=Path)
     type=click.FloatRange(0, 3600, min_open=True, max_open=True),
     help="Seconds in which the headers of a request must have come.",
 )
+@click.option(
+    "--self-metrics",
+    multiple=True,
+    type=click.Choice(("store", "otlp")),
+    help="Where the server's own metrics go: its store, as a project, or as OpenTelemetry's variables say; may be repeated.  "
+    "[default: nowhere]",
+)
 @click.option("--log-format", type=click.Choice(("text", "json")), default="text", show_default=True)
 @click.option("--access-log", is_flag=True, help="Log every request, without what was asked and without tokens.")
 @click.option("--alert-interval", default=5.0, show_default=True, type=click.FloatRange(min=0.05), hidden=True)

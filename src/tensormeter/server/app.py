@@ -1,6 +1,5 @@
 """The application: routes, errors, and the guard around them."""
 
-from collections.abc import Callable
 from importlib.metadata import version
 
 from starlette.applications import Starlette
@@ -14,7 +13,7 @@ from tensormeter.errors import EncodingError, StoreError, UsageError
 from tensormeter.server.api import Shutdown, api_routes
 from tensormeter.server.config import ServerConfig
 from tensormeter.server.guard import Guard
-from tensormeter.server.observer import Observed, Observer
+from tensormeter.server.observer import Listener, Observer
 from tensormeter.server.page import Page, wants_page
 from tensormeter.server.receiver import Receiver
 from tensormeter.server.scope import ForbiddenError, Stores
@@ -45,7 +44,7 @@ def create_app(
     store: Store,
     config: ServerConfig,
     shutdown: Shutdown | None = None,
-    tell: Callable[[Observed], None] = lambda _: None,
+    listener: Listener | None = None,
 ) -> ASGIApp:
     """The ASGI application over `store`. Whoever opened the store closes it, after the server has stopped.
 
@@ -53,10 +52,11 @@ def create_app(
         store: What it reads and writes.
         config: Limits, and who may talk to it.
         shutdown: Tells streams that never end by themselves when to.
-        tell: Told of each request that is over, on the event loop.
+        listener: Told of what the server does.
     """
     page = Page()
     stores = Stores(store)
+    listener = listener or Listener()
 
     async def index(request: Request) -> Response:
         if wants_page(request):
@@ -82,7 +82,7 @@ def create_app(
             Route("/healthz", health),
             Route("/readyz", ready),
             *page.routes(),
-            *Receiver(stores, config.max_body_bytes).routes(),
+            *Receiver(stores, config.max_body_bytes, listener).routes(),
             *api_routes(stores, shutdown or Shutdown()),
         ],
         exception_handlers={
@@ -95,7 +95,7 @@ def create_app(
         },
     )
     app.router.redirect_slashes = False
-    return Observer(Guard(app, config), tell)
+    return Observer(Guard(app, config), listener)
 
 
 def _on_http_exception(request: Request, error: Exception) -> Response:

@@ -3,10 +3,10 @@
 import os
 import secrets
 import ssl
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import platformdirs
 
@@ -18,7 +18,9 @@ from tensormeter.settings import DEFAULT_PORT, is_loopback
 if TYPE_CHECKING:
     from tensormeter.server.store.clickhouse import Address
 
-__all__ = ["MAX_BODY_BYTES", "ServerConfig"]
+__all__ = ["MAX_BODY_BYTES", "SelfMetrics", "ServerConfig"]
+
+SelfMetrics = Literal["store", "otlp"]
 
 MAX_BODY_BYTES: Final = 64 << 20
 """OTLP's own limit for a request."""
@@ -53,6 +55,8 @@ class ServerConfig:
         tls_key: File with its private key, without a passphrase.
         forwarded_allow_ips: Addresses and networks, between commas, of proxies whose `X-Forwarded-For` and
             `X-Forwarded-Proto` are believed; "" for none.
+        self_metrics: Where metrics of the server itself go: `store`, its own one, as a project; `otlp`, as OpenTelemetry's
+            variables say.
         max_connections: Open at once; what is beyond is answered 503.
         header_timeout: Seconds in which the headers of a request must have come.
 
@@ -77,6 +81,7 @@ class ServerConfig:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     forwarded_allow_ips: str = ""
+    self_metrics: Sequence[SelfMetrics] = ()
     max_connections: int = 2048
     header_timeout: float = 30.0
 

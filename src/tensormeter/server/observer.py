@@ -1,7 +1,6 @@
-"""Each request, seen from outside: how it ended, and how long it took."""
+"""What the server does, seen from outside: how each request ended, how long it took, and what came in."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -9,7 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tensormeter.server.logs import ACCESS
 
-__all__ = ["Observed", "Observer"]
+__all__ = ["Ingested", "Listener", "Observed", "Observer"]
 
 _RUNS: Final = ["", "api", "v1", "runs"]
 
@@ -33,13 +32,41 @@ class Observed:
     sent: int
 
 
-class Observer:
-    """ASGI middleware around everything: logs each request, and tells whoever counts them."""
+@dataclass(frozen=True)
+class Ingested:
+    """A request of OTLP that the store has answered.
 
-    def __init__(self, app: ASGIApp, tell: Callable[[Observed], None] = lambda _: None) -> None:
-        """Wrap `app`; `tell` is called on the event loop and must return at once."""
+    Attributes:
+        signal: "metrics" or "logs".
+        items: Points, or log records.
+        rejected: How many of them were refused for good.
+        duplicate: Whether the store had the request already.
+        received: Bytes of the body as it was sent.
+    """
+
+    signal: str
+    items: int
+    rejected: int
+    duplicate: bool
+    received: int
+
+
+class Listener:
+    """Whoever wants to know what the server does; this one does not."""
+
+    def request(self, observed: Observed) -> None:
+        """A request is over. Called on the event loop: return at once."""
+
+    def ingested(self, ingested: Ingested) -> None:
+        """Something was stored. Called on worker threads."""
+
+
+class Observer:
+    """ASGI middleware around everything: logs each request, and tells a listener."""
+
+    def __init__(self, app: ASGIApp, listener: Listener) -> None:
         self._app = app
-        self._tell = tell
+        self._listener = listener
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on."""
@@ -61,7 +88,7 @@ class Observer:
             await self._app(scope, receive, counting)
         finally:
             observed = Observed(scope["method"], _route(scope), status, time.perf_counter() - begun, sent)
-            self._tell(observed)
+            self._listener.request(observed)
             _log(scope, observed)
 
 

@@ -21,9 +21,10 @@ from starlette.routing import Route
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.json import events_from_json, metrics_from_json
 from tensormeter.server.body import BodyReader, decompress
+from tensormeter.server.observer import Ingested, Listener
 from tensormeter.server.scope import Stores
 from tensormeter.server.status import JSON, PROTOBUF
-from tensormeter.server.store import Store
+from tensormeter.server.store import Receipt, Store
 
 __all__ = ["Receiver"]
 
@@ -35,6 +36,9 @@ _THREADS: Final = 4
 
 
 _Signal = Callable[[bytes], bytes]
+
+_Append = Callable[[Store, bytes, str | None], tuple[Message, Receipt, int]]
+"""Stores a request; returns the answer, what became of it, and how many items it had."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,9 @@ class _Form:
 class Receiver:
     """Handlers of the two signals. Bodies are read on the event loop; everything else happens on worker threads."""
 
-    def __init__(self, stores: Stores, max_body_bytes: int) -> None:
+    def __init__(self, stores: Stores, max_body_bytes: int, listener: Listener) -> None:
         self._stores = stores
+        self._listener = listener
         self._max_body_bytes = max_body_bytes
         self._bodies = BodyReader(max_body_bytes)
         # Its own, so that slow queries cannot take every thread.
@@ -70,9 +75,7 @@ class Receiver:
         """Store an `ExportLogsServiceRequest`."""
         return await self._receive(request, _append_logs, events_from_json)
 
-    async def _receive(
-        self, request: Request, append: Callable[[Store, bytes, str | None], Message], signal: _Signal
-    ) -> Response:
+    async def _receive(self, request: Request, append: _Append, signal: _Signal) -> Response:
         form = _check_headers(request)
         batch_id = request.headers.get(BATCH_ID_HEADER) or None
         if batch_id is not None and len(batch_id) > MAX_BATCH_ID:
@@ -82,7 +85,9 @@ class Receiver:
 
         def work() -> bytes:
             payload = decompress(body, form.encoding, self._max_body_bytes)
-            answer = append(store, signal(payload) if form.media_type == JSON else payload, batch_id)
+            answer, receipt, items = append(store, signal(payload) if form.media_type == JSON else payload, batch_id)
+            about = request.url.path.rpartition("/")[2]
+            self._listener.ingested(Ingested(about, items, receipt.rejected, receipt.duplicate, len(body)))
             if form.media_type == JSON:
                 return json_format.MessageToJson(answer, indent=None).encode()
             return answer.SerializeToString()
@@ -94,24 +99,26 @@ class Receiver:
         return Response(answer, media_type=form.media_type)
 
 
-def _append_metrics(store: Store, payload: bytes, batch_id: str | None) -> Message:
-    receipt = store.append_metrics(decode_metrics(payload), payload=payload, batch_id=batch_id)
+def _append_metrics(store: Store, payload: bytes, batch_id: str | None) -> tuple[Message, Receipt, int]:
+    batches = decode_metrics(payload)
+    receipt = store.append_metrics(batches, payload=payload, batch_id=batch_id)
     response = ExportMetricsServiceResponse()
     if receipt.rejected:
         response.partial_success.CopyFrom(
             ExportMetricsPartialSuccess(rejected_data_points=receipt.rejected, error_message=receipt.message),
         )
-    return response
+    return response, receipt, sum(batch.points for batch in batches)
 
 
-def _append_logs(store: Store, payload: bytes, batch_id: str | None) -> Message:
-    receipt = store.append_events(decode_events(payload), payload=payload, batch_id=batch_id)
+def _append_logs(store: Store, payload: bytes, batch_id: str | None) -> tuple[Message, Receipt, int]:
+    resources = decode_events(payload)
+    receipt = store.append_events(resources, payload=payload, batch_id=batch_id)
     response = ExportLogsServiceResponse()
     if receipt.rejected:
         response.partial_success.CopyFrom(
             ExportLogsPartialSuccess(rejected_log_records=receipt.rejected, error_message=receipt.message),
         )
-    return response
+    return response, receipt, sum(len(events) for _, events in resources)
 
 
 def _check_headers(request: Request) -> _Form:

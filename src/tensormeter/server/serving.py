@@ -6,7 +6,7 @@ import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import uvicorn
 
@@ -19,6 +19,9 @@ from tensormeter.server.connection import limited_protocol
 from tensormeter.server.store import Store
 from tensormeter.server.store.removal import Retention
 from tensormeter.server.store.sqlite import SqliteStore
+
+if TYPE_CHECKING:
+    from tensormeter.server.telemetry import ServerMetrics
 
 __all__ = ["serve"]
 
@@ -43,11 +46,13 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
     with listener:
         store = _open(config)
         alerts = AlertService(store, config.alerts, config.alert_interval)
+        metrics = None
         try:
+            metrics = _metrics(store, config)
             url = _url(config, listener.getsockname()[1])
             shutdown = Shutdown()
             uvicorn_config = uvicorn.Config(
-                create_app(store, config, shutdown),
+                create_app(store, config, shutdown, metrics),
                 http=limited_protocol(config.max_connections, config.header_timeout),
                 ws="none",
                 lifespan="off",
@@ -64,8 +69,18 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
             server = _Server(uvicorn_config, lambda: on_ready(url), shutdown)
             asyncio.run(server.serve(sockets=[listener]))
         finally:
+            if metrics is not None:
+                metrics.stop()
             alerts.stop()
             store.close()
+
+
+def _metrics(store: Store, config: ServerConfig) -> "ServerMetrics | None":
+    if not config.self_metrics:
+        return None
+    from tensormeter.server.telemetry import ServerMetrics
+
+    return ServerMetrics(store, config.directory, config.self_metrics)
 
 
 def _open(config: ServerConfig) -> Store:

@@ -179,6 +179,10 @@ class SqliteStore(SqliteQueries):
             return value
         return self._mark(name)
 
+    def pending_points(self) -> int:
+        """Points in memory and in the journal that are not in chunks yet."""
+        return self._heads.pending()
+
     def problem(self) -> str | None:
         """See `Store`. Damage that a read has come upon is said until the store is opened anew."""
         return self._damage or self._problem

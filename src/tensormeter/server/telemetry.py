@@ -1,0 +1,196 @@
+"""What the server itself does, as metrics of OpenTelemetry's SDK: kept in its own store, or sent to another backend.
+
+Off unless it is asked for. Names are the semantic conventions' where there are any.
+"""
+
+import importlib
+import logging
+import platform
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, Protocol, cast, runtime_checkable
+
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+from opentelemetry.metrics import CallbackOptions, Observation
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import (
+    MetricExporter,
+    MetricExportResult,
+    MetricReader,
+    MetricsData,
+    PeriodicExportingMetricReader,
+)
+from opentelemetry.sdk.resources import Resource
+
+from tensormeter.errors import SettingsError, StoreError
+from tensormeter.otlp.batch import Attribute, Event
+from tensormeter.otlp.decode import decode_metrics
+from tensormeter.otlp.encode import encode_events
+from tensormeter.server.config import SelfMetrics
+from tensormeter.server.observer import Ingested, Listener, Observed
+from tensormeter.server.store import Store
+
+__all__ = ["PROJECT", "ServerMetrics"]
+
+PROJECT: Final = "tensormeter-server"
+"""`service.name` of the server, and so the project in which its own metrics are."""
+
+_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+"""Bounds that the semantic conventions give for http.server.request.duration."""
+
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
+
+_log: Final = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class _Buffering(Protocol):
+    """A store that takes points into memory first."""
+
+    def pending_points(self) -> int: ...
+
+
+class ServerMetrics(Listener):
+    """Counts from construction until `stop`. Threads: any."""
+
+    def __init__(self, store: Store, directory: Path, targets: Sequence[SelfMetrics]) -> None:
+        """Begin; `OTEL_METRIC_EXPORT_INTERVAL` sets how often what was counted is exported, a minute by default.
+
+        Args:
+            store: Of the server; `store` among the targets is this one.
+            directory: Of the server: its metrics are those of one run, over restarts.
+            targets: Where to; with `otlp`, OpenTelemetry's variables say where and how.
+
+        Raises:
+            SettingsError: OpenTelemetry's exporter is not installed.
+        """
+        self._store = store
+        self._directory = directory
+        identity = str(uuid.uuid5(uuid.NAMESPACE_URL, f"tensormeter://{platform.node()}{directory}"))
+        resource = Resource.create(
+            {
+                "service.name": PROJECT,
+                "service.version": version("tensormeter"),
+                "service.instance.id": identity,
+                "host.name": platform.node(),
+                "tensormeter.run.id": f"server-{identity[:8]}",
+                "tensormeter.run.name": f"server on {platform.node()}",
+            }
+        )
+        self._attributes = cast("Mapping[str, Attribute]", resource.attributes)
+        self._stores = "store" in targets
+        readers: list[MetricReader] = []
+        if self._stores:
+            readers.append(PeriodicExportingMetricReader(_StoreExporter(store)))
+            self._say("tensormeter.run.start", {"config": {"version": version("tensormeter")}})
+        if "otlp" in targets:
+            readers.append(PeriodicExportingMetricReader(_otlp_exporter()))
+        self._provider = MeterProvider(readers, resource, shutdown_on_exit=False)
+        meter = self._provider.get_meter("tensormeter.server", version("tensormeter"))
+        self._requests = meter.create_histogram(
+            "http.server.request.duration",
+            "s",
+            "Duration of HTTP server requests.",
+            explicit_bucket_boundaries_advisory=_SECONDS,
+        )
+        self._items = meter.create_counter(
+            "tensormeter.server.ingest.items", "{item}", "Points and log records that came, by what became of them."
+        )
+        self._bytes = meter.create_counter(
+            "tensormeter.server.ingest.io", "By", "Bytes that came, before decompression."
+        )
+        meter.create_observable_gauge(
+            "tensormeter.server.store.size", [self._observe_size], "By", "Size of the files in the server's folder."
+        )
+        if isinstance(store, _Buffering):
+            meter.create_observable_gauge(
+                "tensormeter.server.store.pending",
+                [self._observe_pending],
+                "{point}",
+                "Points in memory and in the journal that wait to be folded into chunks.",
+            )
+
+    def request(self, observed: Observed) -> None:
+        """See `Listener`."""
+        attributes: dict[str, str | int] = {
+            "http.request.method": observed.method if observed.method in _METHODS else "_OTHER",
+            "http.response.status_code": observed.status,
+        }
+        if observed.route:
+            attributes["http.route"] = observed.route
+        self._requests.record(observed.seconds, attributes)
+
+    def ingested(self, ingested: Ingested) -> None:
+        """See `Listener`."""
+        signal = {"tensormeter.signal": ingested.signal}
+        self._bytes.add(ingested.received, signal)
+        if ingested.duplicate:
+            self._items.add(ingested.items, signal | {"tensormeter.outcome": "duplicate"})
+            return
+        self._items.add(max(ingested.items - ingested.rejected, 0), signal | {"tensormeter.outcome": "stored"})
+        if ingested.rejected:
+            self._items.add(ingested.rejected, signal | {"tensormeter.outcome": "rejected"})
+
+    def stop(self) -> None:
+        """Export what was counted, for some seconds at most; before the store is closed."""
+        self._provider.shutdown(timeout_millis=5000)
+        if self._stores:
+            self._say("tensormeter.run.end", {"state": "finished", "message": ""})
+
+    def _observe_size(self, _: CallbackOptions) -> Iterable[Observation]:
+        size = 0
+        # With another store than SQLite's there may be no folder.
+        for path in self._directory.iterdir() if self._directory.is_dir() else ():
+            try:
+                size += path.stat().st_size
+            except FileNotFoundError:  # a temporary file of SQLite's
+                continue
+        return [Observation(size)]
+
+    def _observe_pending(self, _: CallbackOptions) -> Iterable[Observation]:
+        assert isinstance(self._store, _Buffering)
+        return [Observation(self._store.pending_points())]
+
+    def _say(self, name: str, body: dict[str, Any]) -> None:
+        events = [Event(name, time.time_ns(), body)]
+        try:
+            self._store.append_events([(self._attributes, events)], payload=encode_events(self._attributes, events))
+        except StoreError as error:
+            _log.warning("tensormeter: the server's own events are lost: %s", error)
+
+
+class _StoreExporter(MetricExporter):
+    """Into the store, as if it had come over the wire."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__()
+        self._store = store
+
+    def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **_: Any) -> MetricExportResult:
+        payload = encode_metrics(metrics_data).SerializeToString()
+        try:
+            self._store.append_metrics(decode_metrics(payload), payload=payload)
+        except StoreError as error:
+            _log.warning("tensormeter: the server's own metrics are lost: %s", error)
+            return MetricExportResult.FAILURE
+        return MetricExportResult.SUCCESS
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        return True
+
+    def shutdown(self, timeout_millis: float = 30_000, **_: Any) -> None:
+        pass
+
+
+def _otlp_exporter() -> MetricExporter:
+    try:
+        module = importlib.import_module("opentelemetry.exporter.otlp.proto.http.metric_exporter")
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"self_metrics: otlp needs {error.name!r}; pip install opentelemetry-exporter-otlp-proto-http"
+        ) from None
+    exporter: MetricExporter = module.OTLPMetricExporter()
+    return exporter
