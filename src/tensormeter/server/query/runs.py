@@ -1,6 +1,6 @@
 """Finding runs: filter, order, page."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ def find_runs(
     condition = parse_filter(filter_text)
     orders = _parse_sort(sort or "-started")
     shows_archived = any(field.name == "archived" for field in condition.fields.values())
-    fields = [*condition.fields.values(), *(order.field for order in orders), find_field("archived"), find_field("id")]
+    fields = [*condition.fields.values(), *(order.field for order in orders), find_field("archived")]
     table = store.table(project, [*dict.fromkeys(name for field in fields for name in field.stored)])
     predicate = condition.bind(table.columns)
     archived = table.columns["archived"]
@@ -49,7 +49,7 @@ def find_runs(
         column = order.field.column(table.columns)
         present = [row for row in rows if column[row] is not None]
         missing = [row for row in rows if column[row] is None]
-        present.sort(key=lambda row, column=column: _sortable(column[row]), reverse=order.descending)  # type: ignore[misc]
+        present.sort(key=_key(column, present), reverse=order.descending)
         rows = present + missing
     page = rows[offset : offset + limit]
     return store.runs([table.runs[row] for row in page], metrics), len(rows)
@@ -69,6 +69,14 @@ def _parse_sort(text: str) -> Sequence[_Order]:
     if len(orders) > 8:
         raise UsageError(f"sort: expected at most 8 fields, got {len(orders)}")
     return orders
+
+
+def _key(column: Sequence[Any], rows: Sequence[int]) -> Callable[[int], Any]:
+    """The key of a row: the value itself where all are of one sort, as they nearly always are."""
+    types = {type(column[row]) for row in rows}
+    if types <= {int, float, bool} or types == {str}:
+        return column.__getitem__
+    return lambda row: _sortable(column[row])
 
 
 def _sortable(value: Any) -> tuple[int, Any]:

@@ -56,6 +56,7 @@ class _Head:
     n: int
     newest: Newest
     memo: Memo = field(default_factory=Memo)
+    view: "HeadView | None" = None  # of what it holds now, if anybody has asked
 
 
 @dataclass(slots=True)
@@ -149,6 +150,7 @@ class Heads:
                 head.parts.append(points)
                 head.seqs.append(seq)
                 head.n += len(points)
+                head.view = None
                 if last[0] > head.newest[0]:
                     head.newest = last
 
@@ -250,4 +252,6 @@ def _view_metrics(table: _Table, metrics: Iterable[str]) -> Layer:
 
 
 def _view_head(run: int, head: _Head) -> HeadView:
-    return HeadView(run, head.process, head.metric, tuple(head.parts), head.n, head.newest, head.memo)
+    if head.view is None:
+        head.view = HeadView(run, head.process, head.metric, tuple(head.parts), head.n, head.newest, head.memo)
+    return head.view

@@ -38,6 +38,14 @@ _PLAIN_KEY: Final = re.compile(r"[\w ./:@-]+")
 PARTS: Final = {"min": "minimum", "max": "maximum"}
 """Parts of a summary that are called otherwise in `Totals`."""
 
+_SOURCES: Final = {
+    "last": ("last_word", "last_integer"),
+    "mean": ("total", "numbers"),
+    "min": ("minimum",),
+    "max": ("maximum",),
+}
+"""The columns of parts of a summary; the others are called as the part is."""
+
 _BASE: Final = {
     "id": "run_id",
     "run_id": "run_id",
@@ -54,6 +62,12 @@ _BASE: Final = {
     "archived": "archived",
     "processes": "(SELECT count(*) FROM process WHERE process.run = run.id)",
 }
+
+_COLUMNS_OF: Final = {name: (column,) for name, column in _BASE.items()} | {
+    "state": ("state", "updated", "stalled"),
+    "points": ("points",),
+}
+_CONVERTERS: Final[Mapping[str, Callable[[Any], Any]]] = {"tags": json.loads, "archived": bool}
 
 RUN_FIELDS: Final = frozenset({*_BASE, "state", "points"})
 """Fields of a run itself."""
@@ -127,27 +141,33 @@ def load_table(
     stall_after: float,
 ) -> RunTable:
     """What `Store.table` returns."""
-    chosen = [name for name in fields if name in _BASE]
+    # Only what is needed: there may be many runs.
+    needed = [column for name in fields for column in _COLUMNS_OF.get(name, ())]
+    wanted = ["id", *dict.fromkeys(needed)]
     rows = connection.execute(
-        f"SELECT id, state, updated, stalled, points{''.join(f', {_BASE[name]}' for name in chosen)} FROM run"
-        " WHERE project = ifnull(?, project) AND NOT deleted",
-        (project,),
+        f"SELECT {', '.join(wanted)} FROM run WHERE project = ifnull(?, project) AND NOT deleted", (project,)
     ).fetchall()
-    runs = [row[0] for row in rows]
+    stored: Mapping[str, Sequence[Any]] = (
+        dict(zip(wanted, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(wanted, ())
+    )
+    runs = [*stored["id"]]
     columns: dict[str, Sequence[Any]] = {}
-    converters: dict[str, Callable[[Any], Any]] = {"tags": json.loads, "archived": bool}
-    for index, name in enumerate(chosen, 5):
-        convert = converters.get(name)
-        columns[name] = [convert(row[index]) if convert else row[index] for row in rows]
     for name in fields:
         group, _, rest = name.partition(".")
-        if name == "state":
+        if name in _BASE:
+            convert = _CONVERTERS.get(name)
+            column = stored[_BASE[name]]
+            columns[name] = [*column] if convert is None else [*map(convert, column)]
+        elif name == "state":
             now = time.time_ns()
+            triples = zip(stored["state"], stored["updated"], stored["stalled"], strict=True)
             columns[name] = [
-                present_state(row[1], row[2], stalled=row[3], now=now, stall_after=stall_after) for row in rows
+                present_state(state, updated, stalled=stalled, now=now, stall_after=stall_after)
+                for state, updated, stalled in triples
             ]
         elif name == "points":
-            columns[name] = [row[4] + sum(layer.points.get(row[0], 0) for layer in layers) for row in rows]
+            folded = zip(runs, stored["points"], strict=True)
+            columns[name] = [points + sum(layer.points.get(run, 0) for layer in layers) for run, points in folded]
         elif group == "config" and rest:
             columns[name] = _config_column(connection, project, rest, runs)
     for metric, parts in summary_fields(fields).items():
@@ -211,13 +231,18 @@ def _summary_parts(
     parts: Sequence[str],
 ) -> dict[str, dict[int, Any]]:
     """Parts of the summaries of one metric, by part and run: column by column, for there may be many runs."""
-    rows = connection.execute(f"SELECT run, {_SUMMARY_COLUMNS} FROM summary WHERE metric = ?", (metric,)).fetchall()
-    columns = dict(zip(("run", *_SUMMARY_COLUMNS.split(", ")), zip(*rows, strict=True), strict=True)) if rows else {}
-    found = {part: dict(zip(columns["run"], _part(columns, part), strict=True)) if rows else {} for part in parts}
     steps = StepFinder(connection, layers) if "last_step" in parts else None
     fresh: dict[int, list[Totals]] = defaultdict(list)
     for run, _, totals in _in_memory(layers, steps, (metric,)):
         fresh[run].append(totals)
+    # What is in memory is merged with all that is stored; by itself, that can be read in part.
+    needed = (
+        _SUMMARY_COLUMNS.split(", ") if fresh else [column for part in parts for column in _SOURCES.get(part, (part,))]
+    )
+    names = ["run", *dict.fromkeys(needed)]
+    rows = connection.execute(f"SELECT {', '.join(names)} FROM summary WHERE metric = ?", (metric,)).fetchall()
+    columns = dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else {}
+    found = {part: dict(zip(columns["run"], _part(columns, part), strict=True)) if rows else {} for part in parts}
     index = {run: number for number, run in enumerate(columns.get("run", ()))} if fresh else {}
     for run, totals_of_run in fresh.items():
         if run in index:

@@ -2,6 +2,7 @@
 
 import math
 import sqlite3
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ import numpy as np
 from tensormeter.server.store.points import Points
 
 __all__ = ["Totals", "add_totals"]
+
+_WORD, _FLOAT = struct.Struct("q"), struct.Struct("d")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +93,8 @@ class Totals:
         """The latest value."""
         if self.last_integer:
             return self.last_word
-        return float(np.int64(self.last_word).view(np.float64))
+        number: float = _FLOAT.unpack(_WORD.pack(self.last_word))[0]
+        return number
 
 
 _LATER = "excluded.last_time > last_time"
