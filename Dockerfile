@@ -21,6 +21,10 @@ FROM build AS build-server
 RUN /opt/tensormeter/bin/pip install --no-cache-dir '.[server]'
 
 FROM build AS build-trainer
+# Log calls are compiled C where there is a compiler. It stays in this stage.
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends gcc libc6-dev \
+ && rm -rf /var/lib/apt/lists/*
 RUN /opt/tensormeter/bin/pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu '.[torch]' scikit-learn
 
 FROM base AS trainer
