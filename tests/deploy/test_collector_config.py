@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import clickhouse_connect
 import pytest
 import urllib3
 import yaml
@@ -210,6 +211,77 @@ def test_clickhouse_keeps_nanoseconds():
     for kind in re.findall(r"(?:TimeUnix|Timestamp) (DateTime\S*)", sql):
         assert kind.startswith("DateTime64(9)")
     assert sql.count("ENGINE = ReplacingMergeTree") == len(tables)
+
+
+METRIC = (
+    "ResourceAttributes, ResourceSchemaUrl, ScopeName, ScopeVersion, ScopeAttributes, ScopeDroppedAttrCount, ScopeSchemaUrl,"
+    " ServiceName, MetricName, MetricDescription, MetricUnit, Attributes, StartTimeUnix, TimeUnix"
+)
+EXEMPLARS = "Exemplars.FilteredAttributes, Exemplars.TimeUnix, Exemplars.Value, Exemplars.SpanId, Exemplars.TraceId"
+RESOURCE = "map('service.name', 'p', 'tensormeter.run.id', 'r', 'service.instance.id', 'i')"
+POINT = f"{RESOURCE}, '', 'tensormeter', '1', map(), 0, '', 'p', 'loss', '', '1', map('k', 'v'), {{start}}, {{time}}"
+NO_EXEMPLARS = "[], [], [], [], []"
+# What the exporter inserts, by table: columns in its order, and values.
+INSERTS = {
+    "otel_metrics_gauge": (f"{METRIC}, Value, Flags, {EXEMPLARS}", f"{POINT}, 0.5, 0, {NO_EXEMPLARS}"),
+    "otel_metrics_sum": (
+        f"{METRIC}, Value, Flags, {EXEMPLARS}, AggregationTemporality, IsMonotonic",
+        f"{POINT}, 0.5, 0, [map('a', 'b')], [{{time}}], [1.5], ['s'], ['t'], 2, true",
+    ),
+    "otel_metrics_histogram": (
+        f"{METRIC}, Count, Sum, BucketCounts, ExplicitBounds, {EXEMPLARS}, Flags, Min, Max, AggregationTemporality",
+        f"{POINT}, 3, 4.5, [1, 2], [1.0], {NO_EXEMPLARS}, 0, 1.0, 2.0, 1",
+    ),
+    "otel_metrics_exp_histogram": (
+        (
+            f"{METRIC}, Count, Sum, Scale, ZeroCount, PositiveOffset, PositiveBucketCounts, NegativeOffset,"
+            f" NegativeBucketCounts, {EXEMPLARS}, Flags, Min, Max, AggregationTemporality"
+        ),
+        f"{POINT}, 3, 4.5, 3, 0, -1, [1, 2], 0, [], {NO_EXEMPLARS}, 0, 1.0, 2.0, 1",
+    ),
+    "otel_metrics_summary": (
+        f"{METRIC}, Count, Sum, ValueAtQuantiles.Quantile, ValueAtQuantiles.Value, Flags",
+        f"{POINT}, 3, 4.5, [0.5], [1.5], 0",
+    ),
+    "otel_logs": (
+        (
+            "Timestamp, TraceId, SpanId, TraceFlags, SeverityText, SeverityNumber, ServiceName, Body, ResourceSchemaUrl,"
+            " ResourceAttributes, ScopeSchemaUrl, ScopeName, ScopeVersion, ScopeAttributes, LogAttributes, EventName"
+        ),
+        f"{{time}}, '', '', 0, 'INFO', 9, 'p', 'body', '', {RESOURCE}, '', 'tensormeter', '1', map(), map('a', 'b'), 'note'",
+    ),
+}
+
+
+def test_clickhouse_takes_what_the_exporter_inserts(clickhouse):
+    """The statements of the file run on the engine, and rows as the Collector's exporter writes them arrive once, to the nanosecond."""
+    client = clickhouse_connect.get_client(port=clickhouse)
+    try:
+        for statement in re.sub(r"--.*", "", (FOLDER / "clickhouse.sql").read_text()).split(";"):
+            if statement.strip():
+                client.command(statement)
+        time = 1_750_000_000_123_456_789
+        for table, (columns, values) in INSERTS.items():
+            moment = f"fromUnixTimestamp64Nano({time}, 'UTC')"
+            row = values.format(time=moment, start=moment)
+            for _ in range(2):  # a Collector may send twice
+                client.command(f"INSERT INTO tensormeter.{table} ({columns}) VALUES ({row})")
+            column = "Timestamp" if table == "otel_logs" else "TimeUnix"
+            found = client.raw_query(
+                f"SELECT toUnixTimestamp64Nano({column}), ServiceName, RunId, Process FROM tensormeter.{table} FINAL",
+                fmt="TSV",
+            )
+            assert found.decode() == f"{time}\tp\tr\ti\n"
+        (query,) = re.findall(r"SELECT step\.Value.*ORDER BY step", (FOLDER / "clickhouse.sql").read_text(), re.DOTALL)
+        for name, moment, value in (("train/loss", 1, 0.25), ("tensormeter.step", 1, 7), ("train/loss", 2, 0.5)):
+            columns, values = INSERTS["otel_metrics_gauge"]
+            at = f"fromUnixTimestamp64Nano({moment}, 'UTC')"
+            row = values.format(time=at, start=at).replace("'loss'", f"'{name}'").replace("0.5", str(value))
+            row = row.replace("'r'", "'7hd8s2ka'")
+            client.command(f"INSERT INTO tensormeter.otel_metrics_gauge ({columns}) VALUES ({row})")
+        assert client.raw_query(query.replace("\n--", "\n"), fmt="TSV").decode() == "7\t0.25\n"
+    finally:
+        client.close()
 
 
 needs_collector = pytest.mark.skipif(COLLECTOR is None, reason="no otelcol or otelcol-contrib on PATH, nor OTELCOL")
