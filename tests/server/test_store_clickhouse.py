@@ -315,6 +315,15 @@ def test_the_tables_of_a_cluster(address, open_store):
     assert sum("TTL received + INTERVAL 2592000 SECOND" in statement for statement in made) == 5
 
 
+def test_the_statements_can_be_printed():
+    command = [sys.executable, "-m", "tensormeter", "serve", "--print-schema"]
+    address = ["--store", "clickhouse://h/db?cluster=main", "--retention-days", "30"]
+    done = subprocess.run([*command, *address], capture_output=True, text=True, timeout=300, check=True)
+    assert [part.strip() for part in done.stdout.split(";\n")[:-1]] == statements("db", "main", 30)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, "SQLite's tables make themselves" in done.stderr) == (1, True)
+
+
 def test_points_take_ten_bytes_and_old_ones_go(clickhouse):
     where = parse_address(f"clickhouse://127.0.0.1:{clickhouse}/lean", {})
     store = ClickHouseStore(where, commit_interval=0, retention_days=1)

@@ -34,6 +34,7 @@ _FILE: Final = click.Path(dir_okay=False, path_type=Path)
     help="Keep everything in ClickHouse: clickhouse://[USER@]HOST[:PORT]/DATABASE; see docs/server.md."
     "  [default: $TENSORMETER_STORE, or a SQLite file in --data]",
 )
+@click.option("--print-schema", is_flag=True, help="Print the statements that make the tables of --store, and exit.")
 @click.option(
     "--token-file",
     type=_FILE,
@@ -105,6 +106,7 @@ def serve(
     port: int,
     directory: Path | None,
     store: str | None,
+    print_schema: bool,
     token_file: Path | None,
     alerts_file: Path | None,
     log_format: Literal["text", "json"],
@@ -125,6 +127,9 @@ def serve(
     address = store or os.environ.get("TENSORMETER_STORE")
     if address:
         given["clickhouse"] = _parse_store(address)
+    if print_schema:
+        _print_schema(given.get("clickhouse"), limits["retention_days"])
+        return
     if alerts_file is not None:
         given["alerts"] = server.load_alert_config(alerts_file)
     token = _read_token(token_file)
@@ -144,6 +149,15 @@ def _parse_store(text: str) -> "Address":
     except ModuleNotFoundError as error:
         raise UsageError(f"--store needs the package {error.name!r}; pip install 'tensormeter[clickhouse]'") from None
     return parse_address(text)
+
+
+def _print_schema(address: "Address | None", retention_days: float | None) -> None:
+    if address is None:
+        raise UsageError("--print-schema: SQLite's tables make themselves; give --store clickhouse://HOST/DATABASE")
+    from tensormeter.server.store.clickhouse.schema import statements
+
+    for statement in statements(address.database, address.cluster, retention_days):
+        click.echo(f"{statement};\n")
 
 
 def _read_token(file: Path | None) -> str | None:
