@@ -31,6 +31,16 @@ def tensormeter_log(folder: Path) -> Iterator[Log]:
 
 
 @contextlib.contextmanager
+def tensormeter_without_agent(folder: Path) -> Iterator[Log]:
+    """What the calls themselves cost: nobody reads the ring, which has room for all of them."""
+    import tensormeter
+
+    settings = {"directory": folder / "runs", "agent": "off", "buffer_bytes": 64 << 20, "sample_interval": 0.0}
+    with tensormeter.init("bench", settings=settings) as run:
+        yield lambda values, step: run.log(values, step)  # noqa: PLW0108 - `run.log` changes
+
+
+@contextlib.contextmanager
 def otel_sdk(folder: Path) -> Iterator[Log]:
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import InMemoryMetricReader

@@ -1,6 +1,7 @@
 """Tables of what was measured, and on what."""
 
 import contextlib
+import math
 import os
 import platform
 from collections.abc import Mapping
@@ -21,6 +22,39 @@ def print_table(title: str, taken: Mapping[str, np.ndarray], *, beside: str) -> 
     for name, values in taken.items():
         p50, p99, p999 = np.percentile(values, [50, 99, 99.9])
         table.add_row(name, f"{p50:.2f}", f"{p99:.2f}", f"{p999:.1f}", f"{p50 / reference:.2f}x")
+    _print(table)
+
+
+def print_paired_table(
+    title: str,
+    taken: Mapping[str, np.ndarray],
+    ratios: Mapping[str, np.ndarray],
+    processor: Mapping[str, float],
+    *,
+    beside: str,
+) -> None:
+    """Percentiles of each contender's samples, and the median of its paired ratios with a 95 % interval;
+    and the ratio of processor times.
+
+    The interval is that of order statistics: it asks nothing of how the ratios are distributed.
+    """
+    table = Table(title=title)
+    for column in ("", "p50", "p99", "p99.9", f"beside {beside}", "95 %", "processor"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, values in taken.items():
+        p50, p99, p999 = np.percentile(values, [50, 99, 99.9])
+        row = [name, f"{p50:.3f}", f"{p99:.2f}", f"{p999:.1f}"]
+        if name in ratios:
+            ordered = np.sort(ratios[name])
+            away = 0.98 * math.sqrt(len(ordered))  # 1.96 standard deviations of a binomial count
+            low = ordered[max(0, math.floor(len(ordered) / 2 - away))]
+            high = ordered[min(len(ordered) - 1, math.ceil(len(ordered) / 2 + away) - 1)]
+            row += [f"{np.median(ordered):.3f}x", f"{low:.3f} to {high:.3f}", f"{processor[name]:.3f}x"]
+        table.add_row(*row)
+    _print(table)
+
+
+def _print(table: Table) -> None:
     console = Console(width=110)
     console.print(table)
     installed = []

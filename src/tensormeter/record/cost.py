@@ -12,17 +12,19 @@ _SLOW: Final = 1_000_000
 
 
 class LogCost:
-    """Counts the durations of the calls that go through `Recorder.log`. (The C writer counts its own.)
+    """Counts the durations of calls: those that go through `Recorder.log`, and of writers made in Python. (The C writer
+    counts its own.)
 
     Threads may count at the same time; a count can then be missing.
     """
 
-    def __init__(self, ring: RingFile) -> None:
+    def __init__(self, ring: RingFile, path: LogPath = LogPath.GENERAL) -> None:
         self._words = ring.words
-        self._start = ring.log_durations_offset(LogPath.GENERAL) >> 3
+        self._start = ring.log_durations_offset(path) >> 3
 
     def add(self, duration: int) -> None:
-        """Count a call of so many nanoseconds."""
+        """Count a call of so many nanoseconds; none, if the clock was set back meanwhile."""
+        duration = max(duration, 0)
         bucket = max(0, max(duration - 1, 0).bit_length() - SHORTEST_DURATION_BITS)
         self._words[self._start] += duration
         self._words[self._start + 1 + min(bucket, DURATION_BUCKETS - 1)] += 1

@@ -22,6 +22,7 @@ from types import CodeType
 from typing import Any, Final, Protocol
 
 from tensormeter.record.compilation import break_graph
+from tensormeter.record.cost import LogCost
 from tensormeter.record.distribution import DeviceTables
 from tensormeter.record.pooling import Pools
 from tensormeter.record.reduction import Reductions
@@ -95,6 +96,7 @@ class Lane:
         self._buffer = ring.buffer
         self._words = ring.words
         self._durations = ring.log_durations_offset(LogPath.DIRECT)
+        self._cost = LogCost(ring, LogPath.DIRECT)
         self._on_stride = on_stride
         self._lap = 0  # position of the lane's start in this lap
         self.cursor = array("q", [self._start, self._start, 0])
@@ -234,6 +236,7 @@ class Lane:
         )
         scope = {
             "buffer": self._buffer,
+            "count": self._cost.add,
             "cursor": self.cursor,
             "fallback": fallback,
             "get_ident": threading.get_ident,
@@ -285,9 +288,11 @@ _CHECKS: Final = {
 
 # One row. Order matters: time first, then claim, then write; see the module's text on signal handlers. (Leaving the loop is
 # no backward jump.)
+# One call in 64 or so is timed, which the last bits of its time decide; the row is whole by then, so a handler may run.
 # Of mappings only a plain dict: `values[key]` of a defaultdict would make up a value.
 _WRITER: Final = """\
 def log(values, step=None, *, every=None, reduce=None):
+    now = time_ns()
     if values.__class__ is not dict or len(values) != {count} or every is not None{wrong_thread}:
         return fallback(values, step, every=every, reduce=reduce)
     if step.__class__ is not int:
@@ -300,7 +305,6 @@ def log(values, step=None, *, every=None, reduce=None):
         return fallback(values, step)
     if {check}:
         return fallback(values, step)
-    now = time_ns()
     offset = cursor[0]
     end = offset + size
     while end > cursor[1]:
@@ -321,4 +325,6 @@ def log(values, step=None, *, every=None, reduce=None):
         skip(offset, size, mark)
         raise
     last_step[0] = step
+    if not now & 63:
+        count(time_ns() - now)
 """
