@@ -33,8 +33,7 @@ def print_paired_table(
     *,
     beside: str,
 ) -> None:
-    """Percentiles of each contender's samples, and the median of its paired ratios with a 95 % interval;
-    and the ratio of processor times.
+    """Percentiles of each contender's samples, the median of its paired ratios with a 95 % interval, and its processor time.
 
     The interval is that of order statistics: it asks nothing of how the ratios are distributed.
     """

@@ -41,7 +41,7 @@ class MeterProvider(metrics.MeterProvider):
 
     Its instruments take Python and NumPy numbers, and tensors and arrays with one element; a tensor on a device is copied in
     stream order, without waiting for it. Gauges keep every value at its own time; counters and histograms are aggregated by
-    the agent. Every method can be called from any thread; none raises once the provider is made.
+    the agent. Exemplars are not recorded. Every method can be called from any thread; none raises once the provider is made.
 
     Without `run` the measurements go to the run that was begun last; if there is none, the first measurement begins one with
     the settings of the environment, which `shutdown` (or the end of the program) finishes. When a run has ended, they go to

@@ -2,6 +2,9 @@
 
 Thread-safe, usable in signal handlers and after a fork. A measurement of an ordinary number with attributes seen before is
 two dictionary look-ups and one write to memory. A tensor on a device is copied in stream order, without waiting for it.
+
+No exemplars are recorded, as the API allows: to ask for the current span, and whether it is sampled, takes longer than the rest
+of the measurement. `context` goes to further metric readers only, whose SDK makes exemplars by itself.
 """
 
 import sys
