@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 from tensormeter.distribution import DOUBLE, SINGLE
+from tensormeter.record import pooling
 from tensormeter.record.distribution import (
     DeviceTables,
     _bounds,
@@ -22,6 +23,8 @@ from tensormeter.record.distribution import (
     count_on_host,
     tensor_pieces,
 )
+from tensormeter.record.histogram import DeviceDistribution
+from tensormeter.record.reduction import Rule
 
 TABLES = pytest.mark.parametrize("table", [SINGLE, DOUBLE], ids=["single", "double"])
 DTYPES = {SINGLE: np.float32, DOUBLE: np.float64}
@@ -206,3 +209,14 @@ class TestNothingSynchronizes:
         assert not statistics.requires_grad
         assert torch.is_grad_enabled()
         assert statistics[0].tolist() == [6.0, 2.0, 2.0]
+
+    @pytest.mark.parametrize("reduce", ["mean", "last"])
+    def test_neither_does_putting_steps_together(self, reduce, monkeypatch):
+        monkeypatch.setattr(pooling, "_current_stream", lambda tensor: None)
+        pools, rules = pooling.Pools(DeviceTables()), {"a": Rule(2, reduce), "b": Rule(2, reduce)}
+        with FakeTensorMode():
+            for step in range(2):
+                row = {name: DeviceDistribution(torch.empty(50, device="cuda"), SINGLE) for name in rules}
+                ready = pools.add(rules, row, step)
+        assert {name: tuple(found.counts.shape) for name, found in ready.items()} == dict.fromkeys("ab", (SINGLE.bins,))
+        assert {found.counts.device.type for found in ready.values()} == {"cuda"}
