@@ -291,7 +291,7 @@ run.finish()
 assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 """
     status, said = train(script).end()
-    said = [line for line in said.splitlines() if "kept waiting" not in line]  # log calls on a busy machine
+    said = [line for line in said.splitlines() if "log() of" not in line]  # they take long on a busy machine
     assert (status, said) == (0, [])
     gone()
     oracle.agrees(receiver, range(20))
