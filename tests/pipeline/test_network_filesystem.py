@@ -1,5 +1,8 @@
 """Spools on network file systems: seen from the table of mounts, and then without memory that others cannot share."""
 
+import errno
+import fcntl
+import os
 import threading
 
 import psutil
@@ -7,6 +10,7 @@ import pytest
 
 import tensormeter
 from tensormeter import Settings
+from tensormeter.cli.checks import spool as spool_check
 from tensormeter.pipeline.filesystem import network_filesystem
 from tensormeter.pipeline.spool import Encoded, Spool
 
@@ -94,13 +98,11 @@ def test_a_log_of_a_local_disk_is_carried_over(mounted, tmp_path):
     spool.close()
 
 
-def test_where_files_cannot_be_locked_the_run_is_kept_in_memory(tmp_path, receiver, monkeypatch, caplog, wait_for):
-    """The reason is said. Some NFS servers, and Lustre mounted without `flock`, are like this."""
-    import errno
-    import fcntl
-    import os
-
+@pytest.fixture
+def unlockable(tmp_path, monkeypatch):
+    """A folder whose files cannot be locked: some NFS servers, and Lustre mounted without `flock`, are like this."""
     state, real = tmp_path / "state", fcntl.flock
+    state.mkdir()
 
     def flock(file, operation):
         descriptor = file if isinstance(file, int) else file.fileno()
@@ -109,9 +111,21 @@ def test_where_files_cannot_be_locked_the_run_is_kept_in_memory(tmp_path, receiv
         real(file, operation)
 
     monkeypatch.setattr(fcntl, "flock", flock)
+    return state
+
+
+def test_doctor_says_that_files_cannot_be_locked(unlockable):
+    found = spool_check(Settings(directory=unlockable))
+    assert found.state == "warning"
+    assert os.strerror(errno.ENOLCK) in found.found
+    assert "TENSORMETER_DIR" in found.advice
+
+
+def test_where_files_cannot_be_locked_the_run_is_kept_in_memory(unlockable, tmp_path, receiver, caplog):
+    """The reason is said."""
     settings = Settings(
         endpoint=receiver.url,
-        directory=state,
+        directory=unlockable,
         buffer_directory=tmp_path / "rings",
         schedule_delay=0.05,
         run_id="nolocks",

@@ -1,5 +1,6 @@
 """What `tensormeter doctor` looks at: a list of small functions, each of which finds out one thing and says what to do."""
 
+import fcntl
 import gzip
 import os
 import shutil
@@ -131,10 +132,19 @@ def spool(settings: Settings) -> Finding:
             "set TENSORMETER_DIR to a folder that can",
         )
     kind = network_filesystem(existing)
+    try:
+        with tempfile.TemporaryFile(dir=existing) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return Finding(
+            "warning",
+            f"{existing}: files cannot be locked there ({error}): spools are kept in memory, and do not survive a reboot",
+            "set TENSORMETER_DIR to a local disk",
+        )
     if kind is not None:
         return Finding(
             "warning",
-            f"{existing} is on {kind}: slower, and only safe if file locks work there",
+            f"{existing} is on {kind}: slower than a local disk",
             "set TENSORMETER_DIR to a local disk",
         )
     waiting = len([*list_runs(directory), *list_runs(memory_directory(settings))])
