@@ -566,7 +566,8 @@ def _intact(batch: object, signal: object, items: object, body: object, expected
 def _named(error: Exception, what: str) -> SpoolError:
     """SQLite's error as ours."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    # What is written never breaks a constraint, if what is there is what was written before.
+    damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT)
     damaged = damaged or not isinstance(error, sqlite3.Error) or isinstance(error, sqlite3.DataError)
     kind = SpoolDamagedError if damaged else SpoolFullError if code == sqlite3.SQLITE_FULL else SpoolError
     return kind(f"{what}: {error}")
