@@ -59,8 +59,11 @@ def test_every_point_is_there(run_cli, tmp_path, format, read):
     assert np.array([row["value"] for row in loss]).tobytes() == np.array(LOSSES).tobytes()
     attributes = {"csv": '{"split":"train"}', "jsonl": {"split": "train"}, "parquet": '{"split":"train"}'}[format]
     rank = "" if format == "csv" else None
-    (about,) = {json.dumps([row[name] for name in ("project", "run", "process", "rank", "attributes")]) for row in loss}
-    assert json.loads(about) == ["demo", "abc123", "abc123-0", rank, attributes]
+    (about,) = {
+        json.dumps([row[name] for name in ("project", "run", "process", "rank", "attempt", "attributes")])
+        for row in loss
+    }
+    assert json.loads(about) == ["demo", "abc123", "abc123-0", rank, "1" if format == "csv" else 1, attributes]
     assert {row["metric"] for row in rows} == {"train/loss", "acc", STEP_METRIC}
 
 
@@ -70,7 +73,7 @@ def test_some_metrics_to_standard_output(run_cli, tmp_path):
     assert done.stderr == "500 rows\n"
     header, *lines = done.stdout.splitlines()
     assert header == ",".join(COLUMNS)
-    assert lines[0] == f'demo,abc123,abc123-0,,acc,"{{""split"":""train""}}",0,{T0},0.25'
+    assert lines[0] == f'demo,abc123,abc123-0,,1,acc,"{{""split"":""train""}}",0,{T0},0.25'
     assert len(lines) == 500
     assert os.listdir(tmp_path) == []
 

@@ -162,6 +162,27 @@ def test_points_are_exact_whatever_the_blocks(client, block):
     assert list(run.points("nothing", block=block)) == []
 
 
+def test_a_run_that_was_resumed(server, make, client):
+    """Series are what no later attempt has repeated; points, and files, are all there are."""
+    for attempt, steps in [(1, range(5)), (2, range(3, 6))]:
+        rows = [(T0 + 100 * attempt + step, step, {"loss": attempt + step / 10}) for step in steps]
+        more = {"tensormeter.run.attempt": attempt}
+        resource = make.resource("ee01", f"p{attempt}", project="resumed", **more)
+        server.events(resource, Event("tensormeter.run.start", T0 + 100 * attempt, {"config": {}}))
+        batch = make.rows("ee01", rows, process=f"p{attempt}", project="resumed", **more)
+        assert server.metrics(batch).status == 200
+    run = client.run("ee01")
+    assert [process.attempt for process in run.processes()] == [1, 2]
+    assert sorted(x for one in run.series("loss") for x in one.x) == [0, 1, 2, 3, 4, 5]
+    assert sorted(x for one in run.series("loss", attempt="all") for x in one.x) == [0, 1, 2, 3, 3, 4, 4, 5]
+    assert [one.attempt for one in run.series("loss", attempt=1)] == [1]
+    blocks = list(run.points("loss"))
+    assert [(one.process, one.attempt, one.step.tolist()) for one in blocks] == [
+        ("p1", 1, [0, 1, 2, 3, 4]),
+        ("p2", 2, [3, 4, 5]),
+    ]
+
+
 def test_mixed_integers_and_floats(server, make, client):
     for i, value in enumerate([1, 0.5, 2**60 + 1]):
         server.metrics(Batch(make.resource("cc01", project="mixed"), [make.gauge("g", [T0 + i], [value])]))

@@ -44,7 +44,7 @@ def export(
 ) -> None:
     """Write every point of a run to a file: one long table, a row a point.
 
-    RUN is an id, the beginning of one, or a name that only one run has. The columns are project, run, process, rank, metric,
+    RUN is an id, the beginning of one, or a name that only one run has. The columns are project, run, process, rank, attempt, metric,
     attributes (JSON), step, time (nanoseconds since the Unix epoch; a timestamp in Parquet) and value. The file appears when it
     is complete.
     """

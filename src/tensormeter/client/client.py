@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 from tensormeter.client.connection import Connection
 from tensormeter.client.run import StoredRun
@@ -115,6 +115,7 @@ class Client:
         stop: float | None = None,
         max_points: int = 1000,
         process: str | None = None,
+        attempt: int | Literal["all"] | None = None,
         attributes: Mapping[str, Any] | None = None,
     ) -> SeriesList:
         """Series of many runs at once; arguments as for `StoredRun.series`, but sampled unless `max_points` is 0."""
@@ -122,5 +123,6 @@ class Client:
             raise UsageError(f"metrics: expected a list of names, got {metrics!r}")
         return query_series(
             self._connection, [(run.project, run.id) for run in runs], list(dict.fromkeys(metrics)),
-            x=x, start=start, stop=stop, max_points=max_points, process=process, attributes=attributes,
+            x=x, start=start, stop=stop, max_points=max_points, process=process, attempt=attempt,
+            attributes=attributes,
         )  # fmt: skip

@@ -22,7 +22,7 @@ __all__ = ["COLUMNS", "Exported", "Format", "export_points", "export_run"]
 
 Format = Literal["parquet", "csv", "jsonl"]
 
-COLUMNS: Final = ("project", "run", "process", "rank", "metric", "attributes", "step", "time", "value")
+COLUMNS: Final = ("project", "run", "process", "rank", "attempt", "metric", "attributes", "step", "time", "value")
 
 _MISSING: Final = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
@@ -54,7 +54,7 @@ def export_run(
     block: int = BLOCK_POINTS,
     on_rows: Callable[[int], None] = lambda _: None,
 ) -> Exported:
-    """Write the points of a run's gauges and sums to a file, which appears under its name when all is in it.
+    """Write the points of a run's gauges and sums, of all attempts, to a file, which appears under its name when all is in it.
 
     Rows are in order of metric, then of process, then of time (of stretches of time, if a process has several attribute sets).
 
@@ -104,6 +104,7 @@ def export_points(
                 "run": run.id,
                 "process": points.process,
                 "rank": ranks.get(points.process),
+                "attempt": points.attempt,
                 "metric": name,
                 "attributes": _json(points.attributes),
             }
@@ -163,7 +164,7 @@ class _Parquet:
             raise UsageError("parquet needs pyarrow; pip install 'tensormeter[parquet]', or --format csv") from None
         arrow = self._arrow
         text = arrow.dictionary(arrow.int32(), arrow.string())
-        types = {"rank": arrow.int64(), "step": arrow.int64(), "value": arrow.float64()}
+        types = {"rank": arrow.int64(), "attempt": arrow.int64(), "step": arrow.int64(), "value": arrow.float64()}
         types["time"] = arrow.timestamp("ns", "UTC")
         fields = [(name, types.get(name, text)) for name in COLUMNS]
         self._schema = arrow.schema([*fields, ("integer", arrow.int64())])
@@ -173,9 +174,9 @@ class _Parquet:
         arrow, n = self._arrow, len(block)
         columns = []
         for name in about:
-            if name == "rank":
-                rank = about[name] if isinstance(about[name], int) else None
-                columns.append(arrow.array([rank], arrow.int64()).take(arrow.array(np.zeros(n, np.int64))))
+            if name in ("rank", "attempt"):
+                number = about[name] if isinstance(about[name], int) else None
+                columns.append(arrow.array([number], arrow.int64()).take(arrow.array(np.zeros(n, np.int64))))
             else:
                 codes = arrow.array(np.zeros(n, np.int32))
                 columns.append(arrow.DictionaryArray.from_arrays(codes, arrow.array([about[name]], arrow.string())))

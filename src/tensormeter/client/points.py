@@ -30,6 +30,7 @@ class PointBlock:
 
     Attributes:
         process: Id of the process.
+        attempt: Which attempt at the run it belongs to.
         metric: Name.
         kind: "gauge" or "sum".
         attributes: Of the metric.
@@ -42,6 +43,7 @@ class PointBlock:
     """
 
     process: str
+    attempt: int
     metric: str
     kind: str
     attributes: Mapping[str, Any]
@@ -140,5 +142,15 @@ def _block(metric: str, one: Mapping[str, Any], data: memoryview) -> PointBlock:
     step = take(data, one["step"])
     stepped = take(data, one["stepped"]).astype(np.bool_) if "stepped" in one else np.ones(n, np.bool_)
     return PointBlock(
-        one["process"], metric, one["kind"], one["attributes"], time, step, stepped, value, integer, is_integer
+        one["process"],
+        one["attempt"],
+        metric,
+        one["kind"],
+        one["attributes"],
+        time,
+        step,
+        stepped,
+        value,
+        integer,
+        is_integer,
     )

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from tensormeter.client.connection import Connection
 from tensormeter.client.histograms import Histograms
@@ -33,9 +33,13 @@ class Summary:
 
 @dataclass(frozen=True)
 class Process:
-    """A process of a run; `rank` and `host` are None where it did not say, `state` before it has started or ended."""
+    """A process of a run, in one `attempt` at it.
+
+    `rank` and `host` are None where it did not say, `state` before it has started or ended.
+    """
 
     id: str
+    attempt: int
     rank: int | None
     host: str | None
     state: str | None
@@ -155,6 +159,7 @@ class StoredRun:
         stop: float | None = None,
         max_points: int = 0,
         process: str | None = None,
+        attempt: int | Literal["all"] | None = None,
         attributes: Mapping[str, Any] | None = None,
     ) -> SeriesList:
         """Points as arrays of float64, with start <= x < stop.
@@ -166,13 +171,15 @@ class StoredRun:
             stop: In units of x.
             max_points: Of one series; 0: all; from 4: samples, in which lowest and highest points are kept.
             process: Only of this process.
+            attempt: Of a run that was resumed: this attempt, or "all"; by default what no later one has repeated.
             attributes: Only series whose attributes include these.
         """
         if not metrics:
             raise UsageError("series: expected the names of metrics; `metrics()` lists them")
         return query_series(
             self._connection, [(self.project, self.id)], list(dict.fromkeys(metrics)),
-            x=x, start=start, stop=stop, max_points=max_points, process=process, attributes=attributes,
+            x=x, start=start, stop=stop, max_points=max_points, process=process, attempt=attempt,
+            attributes=attributes,
         )  # fmt: skip
 
     def points(
@@ -186,7 +193,8 @@ class StoredRun:
     ) -> Iterator[PointBlock]:
         """Every point of a gauge or sum exactly as it was logged, block by block, in bounded memory.
 
-        A block has points of one series. Processes come one after another, and so do the times of each.
+        Of a run that was resumed, those of all attempts are there. A block has points of one series. Processes come one
+        after another, and so do the times of each.
 
         Args:
             metric: Name.
@@ -214,6 +222,7 @@ class StoredRun:
         stop: float | None = None,
         max_points: int = 200,
         process: str | None = None,
+        attempt: int | Literal["all"] | None = None,
         attributes: Mapping[str, Any] | None = None,
     ) -> Histograms:
         """Distributions of one series of a metric: of its first one, or of the first that fits.
@@ -225,13 +234,14 @@ class StoredRun:
             stop: In units of x.
             max_points: 2 to 2000; if there are more, evenly chosen ones, the first and the last among them.
             process: Only of this process.
+            attempt: Of a run that was resumed: this attempt, or "all"; by default what no later one has repeated.
             attributes: Only with these attributes.
         """
         asked = None if attributes is None else json.dumps(dict(attributes))
         document = self._connection.get(
             "runs", self.id, "histograms",
             project=self.project, metric=metric, x=x, start=start, stop=stop, max_points=max_points, process=process,
-            attributes=asked,
+            attempt=attempt, attributes=asked,
         )  # fmt: skip
         return Histograms.of(document)
 

@@ -28,6 +28,7 @@ class Series:
     Attributes:
         run: Id of the run.
         process: Id of the process.
+        attempt: Which attempt at the run it belongs to; the latest, where it is a line made of several.
         metric: Name.
         kind: "gauge" or "sum".
         attributes: Of the metric.
@@ -38,6 +39,7 @@ class Series:
 
     run: str
     process: str
+    attempt: int
     metric: str
     kind: str
     attributes: Mapping[str, Any]
