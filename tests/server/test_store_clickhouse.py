@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from tensormeter.otlp.encode import encode_events, encode_metrics
 from tensormeter.server.store import RunRef, StoreUnavailableError
 from tensormeter.server.store.clickhouse import ClickHouseStore, parse_address
 from tensormeter.server.store.clickhouse.connection import Connection
+from tensormeter.server.store.clickhouse.log import Log
 from tensormeter.server.store.clickhouse.schema import TABLES, statements
 
 T0 = 1_750_000_000_000_000_000
@@ -136,6 +139,84 @@ def test_a_program_error_reaches_all_who_wait_and_is_not_hidden(open_store, monk
             store.append_metrics(decode_metrics(payload), payload=payload)
     store.append_metrics(decode_metrics(payload), payload=payload)
     assert store.run(RunRef("bug")).points == 9
+
+
+def test_what_is_logged_is_logged_in_order(open_store, monkeypatch):
+    """Or a reader's cursor would pass over what appears behind it."""
+    store = open_store()
+    write, numbers = Log.write, []
+
+    def record(log, arrived):
+        numbers.extend(one.number for one in arrived)
+        write(log, arrived)
+
+    payload = request_of_kinds("ordered")
+    store.append_metrics(decode_metrics(payload), payload=payload)
+    monkeypatch.setattr(Log, "write", record)
+
+    def alerts():
+        for i in range(10):
+            store.raise_alert(RunRef("ordered"), Event("tensormeter.alert", T0 + i, None))
+
+    def points():
+        for i in range(10):
+            gauge = Gauge("w", np.array([i + 1], np.uint64), np.array([1.0]))
+            body = encode_metrics([Batch({"tensormeter.run.id": "ordered", "service.instance.id": "p"}, [gauge])])
+            store.append_metrics(decode_metrics(body), payload=body)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(alerts), pool.submit(points)]:
+            done.result()
+    assert len(numbers) >= 20
+    assert numbers == sorted(numbers)
+
+
+class Breaking(BaseHTTPRequestHandler):
+    """Passes requests on, but hangs up instead of answering where an insert has the marked table, once."""
+
+    protocol_version = "HTTP/1.1"
+    target = ""
+    marked = b"INSERT INTO series "
+    broken = 0
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        answer = urllib3.request(
+            "POST", self.target + self.path, body=body, headers={"Content-Type": "text/plain"}, retries=False
+        )
+        if self.marked in unquote_to_bytes(self.path.replace("+", " ")) + body and not type(self).broken:
+            type(self).broken += 1
+            self.close_connection = True
+            return
+        self.send_response(answer.status)
+        for name in ("X-ClickHouse-Summary", "X-ClickHouse-Format", "X-ClickHouse-Exception-Code"):
+            if name in answer.headers:
+                self.send_header(name, answer.headers[name])
+        self.send_header("Content-Length", str(len(answer.data)))
+        self.end_headers()
+        self.wfile.write(answer.data)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_an_insert_whose_answer_is_lost_is_not_added_twice(clickhouse):
+    Breaking.target = f"http://127.0.0.1:{clickhouse}"
+    with ThreadingHTTPServer(("127.0.0.1", 0), Breaking) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        store = ClickHouseStore(
+            parse_address(f"clickhouse://127.0.0.1:{proxy.server_port}/lost", {}), commit_interval=0
+        )
+        try:
+            payload = request_of_kinds("lost")
+            with pytest.raises(StoreUnavailableError):
+                store.append_metrics(decode_metrics(payload), payload=payload, batch_id="lost")
+            assert Breaking.broken == 1
+            store.append_metrics(decode_metrics(payload), payload=payload, batch_id="lost")
+            assert store.run(RunRef("lost")).summary["v"].count == 3
+        finally:
+            store.close()
+            proxy.shutdown()
 
 
 def test_two_servers_see_each_other_at_once(open_store):

@@ -15,7 +15,7 @@ from tensormeter.server.config import ServerConfig
 from tensormeter.server.guard import Guard
 from tensormeter.server.observer import Listener, Observer
 from tensormeter.server.page import Page, wants_page
-from tensormeter.server.receiver import Receiver
+from tensormeter.server.receiver import THREADS, WAITING_THREADS, Receiver
 from tensormeter.server.scope import ForbiddenError, Stores
 from tensormeter.server.status import error_response
 from tensormeter.server.store import (
@@ -76,13 +76,14 @@ def create_app(
             return error_response(request.scope, 503, "unhealthy", problem)
         return JSONResponse({"status": "ok"})
 
+    threads = THREADS if config.clickhouse is None else WAITING_THREADS
     app = Starlette(
         routes=[
             Route("/", index),
             Route("/healthz", health),
             Route("/readyz", ready),
             *page.routes(),
-            *Receiver(stores, config.max_body_bytes, listener).routes(),
+            *Receiver(stores, config.max_body_bytes, listener, threads).routes(),
             *api_routes(stores, shutdown or Shutdown()),
         ],
         exception_handlers={

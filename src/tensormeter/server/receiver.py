@@ -26,13 +26,16 @@ from tensormeter.server.scope import Stores
 from tensormeter.server.status import JSON, PROTOBUF
 from tensormeter.server.store import Receipt, Store
 
-__all__ = ["Receiver"]
+__all__ = ["THREADS", "WAITING_THREADS", "Receiver"]
 
 BATCH_ID_HEADER: Final = "Tensormeter-Batch-Id"
 MAX_BATCH_ID: Final = 200
 
-_THREADS: Final = 4
+THREADS: Final = 4
 """Requests that are decoded at once: each may take several times the size limit in memory."""
+
+WAITING_THREADS: Final = 16
+"""The same where most of them wait for a store on another machine, which takes them together."""
 
 
 _Signal = Callable[[bytes], bytes]
@@ -52,13 +55,16 @@ class _Form:
 class Receiver:
     """Handlers of the two signals. Bodies are read on the event loop; everything else happens on worker threads."""
 
-    def __init__(self, stores: Stores, max_body_bytes: int, listener: Listener) -> None:
+    def __init__(self, stores: Stores, max_body_bytes: int, listener: Listener, threads: int = THREADS) -> None:
+        """Args:
+        threads: Requests that are decoded and stored at once.
+        """
         self._stores = stores
         self._listener = listener
         self._max_body_bytes = max_body_bytes
         self._bodies = BodyReader(max_body_bytes)
         # Its own, so that slow queries cannot take every thread.
-        self._threads = anyio.CapacityLimiter(_THREADS)
+        self._threads = anyio.CapacityLimiter(threads)
 
     def routes(self) -> list[Route]:
         """Where the handlers go."""

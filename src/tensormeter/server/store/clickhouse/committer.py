@@ -3,7 +3,8 @@
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from tensormeter.otlp.batch import STEP_METRIC, Event
@@ -103,6 +104,12 @@ class Committer:
             while not request.done.is_set():
                 self._commit_waiting()
         return request.answer()
+
+    @contextmanager
+    def alone(self) -> Iterator[int]:
+        """While no commit is under way, with the next number: what is logged must be logged in the order of numbers."""
+        with self._committing:
+            yield self._numbers.take()
 
     def _commit_waiting(self) -> None:
         pause = self._begun + self._interval - time.monotonic()

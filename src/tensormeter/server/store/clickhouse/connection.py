@@ -96,8 +96,10 @@ class Connection:
 
     def insert(self, table: str, columns: Iterable[str], rows: bytes) -> None:
         """Insert rows given as RowBinary: all or none, up to sixteen million."""
+        # Not `raw_insert`, which sends again by itself when a connection breaks: sums would be added twice.
+        statement = f"INSERT INTO {table} ({', '.join(columns)}) FORMAT RowBinary"
         try:
-            self._client.raw_insert(table, list(columns), rows, fmt="RowBinary")
+            self._client.command(statement, data=rows)
         except (ClickHouseError, HTTPError, OSError) as error:
             raise self._error(error) from None
 

@@ -61,7 +61,7 @@ class ClickHouseStore:
         self,
         address: Address,
         *,
-        commit_interval: float = 0.2,
+        commit_interval: float = 0.1,
         stall_after: float = STALL_AFTER,
         retention_days: float | None = None,
     ) -> None:
@@ -274,10 +274,10 @@ class ClickHouseStore:
         process = self._connection.rows(
             f"SELECT process FROM process WHERE run = {key} GROUP BY process ORDER BY min(seen), process LIMIT 1"
         )[0][0]
-        number = self._numbers.take()
-        row = event_row(key, process, event, prepared, time=event.time, number=number)
-        self._connection.insert("event", EVENT_COLUMNS, encode_rows(EVENT_COLUMNS, [row]))
-        self._log.write([Arrived(key, number, 0, (), events=True)])
+        with self._committer.alone() as number:
+            row = event_row(key, process, event, prepared, time=event.time, number=number)
+            self._connection.insert("event", EVENT_COLUMNS, encode_rows(EVENT_COLUMNS, [row]))
+            self._log.write([Arrived(key, number, 0, (), events=True)])
 
     def mark_stalled(self, run: RunRef, *, stalled: bool) -> None:
         """See `Store`."""
@@ -319,7 +319,8 @@ class ClickHouseStore:
         """See whether ClickHouse is there, and say that this server is."""
         try:
             self._connection.rows("SELECT 1")
-            self._log.repeat(self._numbers.take())
+            with self._committer.alone() as number:
+                self._log.repeat(number)
         except StoreUnavailableError as error:
             self._problem = str(error)
             raise
