@@ -107,7 +107,9 @@ class MlflowExporter:
         match spoken.media:
             case Table(key, columns, rows):
                 document = {"columns": list(columns), "data": [list(row) for row in rows]}
-                self._artifact(run, "tables", f"{key}-{spoken.axis_step}.json", json.dumps(document).encode())
+                self._artifact(
+                    run, "tables", f"{key}-{spoken.axis_step}.json", json.dumps(document, default=str).encode()
+                )
             case Image(key, data, media_type):
                 kind = _EXTENSIONS.get(media_type, media_type.partition("/")[2])
                 self._artifact(run, "images", f"{key}-{spoken.axis_step}.{kind}", data)

@@ -226,9 +226,10 @@ def _media_row(spoken: Spoken) -> dict[str, Any]:
     place = {STEP: spoken.axis_step, "_timestamp": spoken.event.time / _NANOSECONDS}
     match spoken.media:
         case Table(key, columns, rows):
-            return {key: wandb.Table(columns=list(columns), data=[list(row) for row in rows])} | place
-        case Image(key, data, _, _, _, caption):
-            return {key: wandb.Image(Picture.open(io.BytesIO(data)), caption=caption or None)} | place
+            cells = [[_picture(cell) if isinstance(cell, Image) else cell for cell in row] for row in rows]
+            return {key: wandb.Table(columns=list(columns), data=cells)} | place
+        case Image(key) as image:
+            return {key: _picture(image)} | place
         case Text(key, text):
             return {key: wandb.Table(columns=["text"], data=[[text]])} | place
     raise TypeError(f"no media: {spoken!r}")
@@ -250,3 +251,7 @@ def _histogram(series: Distribution, index: int) -> wandb.Histogram:
     starts = np.arange(0, len(counts), merge)
     merged = np.add.reduceat(counts, starts), np.append(edges[starts], edges[-1])
     return wandb.Histogram(np_histogram=merged)
+
+
+def _picture(image: Image) -> wandb.Image:
+    return wandb.Image(Picture.open(io.BytesIO(image.data)), caption=image.caption or None)

@@ -65,6 +65,24 @@ def test_tables_texts_and_alerts(source, spool):
     assert not list(media_directory(source.path).iterdir())
 
 
+def test_images_in_the_cells_of_a_table(source, spool):
+    drain = drain_of(source, spool)
+    encoded = io.BytesIO()
+    PIL.Image.new("L", (3, 2), 7).save(encoded, "PNG")
+    rows = [["a", Image(np.eye(4), caption="four")], ["b", None], ["c", Image(encoded.getvalue())]]
+    source.log({"samples": Table(["name", "picture"], rows)}, 7)
+    drain.advance(flush=True)
+    ((table, step),) = media_in(spool)
+    assert (table.columns, step) == (["name", "picture"], 7)
+    assert [row[0] for row in table.rows] == ["a", "b", "c"]
+    first, nothing, last = [row[1] for row in table.rows]
+    assert nothing is None
+    assert (first.caption, str(first), first.content_type) == ("four", "four", "image/png")
+    assert (first.width, first.height, str(last)) == (4, 4, "(image)")
+    assert pixels(first).tolist() == (np.eye(4) * 255).tolist()
+    assert last.data == encoded.getvalue()
+
+
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
@@ -108,6 +126,7 @@ def test_what_is_encoded_stays_as_it_is(source, spool, tmp_path):
         (lambda: Image("/nowhere.png"), "cannot read /nowhere.png"),
         (lambda: Image(torch.empty(2, 2, device="meta")), r"log image\.cpu\(\)"),
         (lambda: Table(["a", "b"], [[1]]), r"expected 2 cells \(a, b\), got 1"),
+        (lambda: Table(["a"], [[Image(np.eye(1))]] * 257), "at most 256 images"),
     ],
 )
 def test_what_is_none_is_refused_at_once(make, complaint):

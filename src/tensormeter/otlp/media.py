@@ -4,7 +4,7 @@ A log record is not a time series, so here the step may be an attribute; on a me
 
 | event name | body | attributes |
 |---|---|---|
-| `tensormeter.table` | `columns`: names; `rows`: lists of scalars | `tensormeter.key`, `tensormeter.step` |
+| `tensormeter.table` | `columns`: names; `rows`: lists of scalars and bodies of images | `tensormeter.key`, `tensormeter.step` |
 | `tensormeter.image` | `data`: bytes; `content_type`; `width`, `height` in pixels; `caption` | the same |
 | `tensormeter.text` | `text`; `content_type` | the same |
 | `tensormeter.alert` | `title`; `text`; `level`: `INFO`, `WARN` or `ERROR` | `tensormeter.step` |
@@ -14,7 +14,7 @@ One record is at most `MAX_BYTES`, which leaves room below the 20 MiB that a Col
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Final, Literal, cast
 
 from tensormeter.errors import EncodingError
@@ -45,25 +45,56 @@ class _Media:
             time: Nanoseconds since the Unix epoch.
             step: Of the training loop, if there is one.
         """
-        body: dict[str, Value] = {field.name: getattr(self, field.name) for field in fields(self)}
+        body = self._body()
         attributes: dict[str, Attribute] = {} if step is None else {STEP_METRIC: step}
         if "key" in body:
             attributes[KEY] = cast("str", body.pop("key"))
         return Event(self.EVENT, time, body, attributes)
 
+    def _body(self) -> dict[str, Value]:
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
+
+@dataclass(frozen=True)
+class Image(_Media):
+    """A picture in an encoded form, such as PNG. As text it is its caption.
+
+    Raises:
+        EncodingError: It is larger than `MAX_BYTES`, or of no type of image.
+    """
+
+    EVENT: ClassVar = "tensormeter.image"
+    key: str
+    data: bytes = field(repr=False)
+    content_type: str
+    width: int
+    height: int
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        _check_size(f"image {self.key!r}", len(self.data))
+        if not self.content_type.startswith("image/"):
+            raise EncodingError(
+                f"image {self.key!r}: expected a media type such as image/png, got {self.content_type!r}"
+            )
+
+    def __str__(self) -> str:
+        return self.caption or "(image)"
+
 
 @dataclass(frozen=True)
 class Table(_Media):
-    """Rows under named columns.
+    """Rows under named columns. The images in its cells have no key of their own: theirs is "".
 
     Raises:
-        EncodingError: A row is of another length than the header, or there are more than `MAX_CELLS` cells.
+        EncodingError: A row is of another length than the header, there are more than `MAX_CELLS` cells, or its images are
+            larger than `MAX_BYTES` together.
     """
 
     EVENT: ClassVar = "tensormeter.table"
     key: str
     columns: Sequence[str]
-    rows: Sequence[Sequence[Scalar]]
+    rows: Sequence[Sequence[Scalar | Image]]
 
     def __post_init__(self) -> None:
         for number, row in enumerate(self.rows):
@@ -76,30 +107,14 @@ class Table(_Media):
                 f"table {self.key!r}: expected at most {MAX_CELLS} cells, got {len(self.rows)} rows of "
                 f"{len(self.columns)}; log it in parts",
             )
+        _check_size(
+            f"table {self.key!r}: images",
+            sum(len(cell.data) for row in self.rows for cell in row if isinstance(cell, Image)),
+        )
 
-
-@dataclass(frozen=True)
-class Image(_Media):
-    """A picture in an encoded form, such as PNG.
-
-    Raises:
-        EncodingError: It is larger than `MAX_BYTES`, or of no type of image.
-    """
-
-    EVENT: ClassVar = "tensormeter.image"
-    key: str
-    data: bytes
-    content_type: str
-    width: int
-    height: int
-    caption: str = ""
-
-    def __post_init__(self) -> None:
-        _check_size(f"image {self.key!r}", len(self.data))
-        if not self.content_type.startswith("image/"):
-            raise EncodingError(
-                f"image {self.key!r}: expected a media type such as image/png, got {self.content_type!r}"
-            )
+    def _body(self) -> dict[str, Value]:
+        rows = [[_bare(cell) if isinstance(cell, Image) else cell for cell in row] for row in self.rows]
+        return super()._body() | {"rows": rows}
 
 
 @dataclass(frozen=True)
@@ -155,15 +170,30 @@ def media_of(event: Event) -> tuple[Media, int | None] | None:
     if kind is None:
         return None
     body: dict[str, Any] = dict(cast("dict[str, Any]", event.body)) if isinstance(event.body, dict) else {}
-    known = {field.name for field in fields(kind)}
+    known = {one.name for one in fields(kind)}
     if KEY in event.attributes and "key" in known:
         body["key"] = event.attributes[KEY]
     step = event.attributes.get(STEP_METRIC)
     try:
+        if kind is Table:
+            body["rows"] = [[_image_in(cell) for cell in row] for row in body.get("rows", ())]
         media = kind(**{name: value for name, value in body.items() if name in known})
     except (TypeError, AttributeError) as error:
         raise EncodingError(f"{event.name}: {error}") from None
     return media, step if isinstance(step, int) else None
+
+
+def _bare(image: Image) -> dict[str, Value]:
+    """An image in a cell, which has the table's key."""
+    return {name: value for name, value in image._body().items() if name != "key"}
+
+
+def _image_in(cell: Any) -> Any:
+    """The image that a cell holds, or the cell as it is."""
+    if not isinstance(cell, dict) or not isinstance(cell.get("data"), bytes):
+        return cell
+    known = {one.name for one in fields(Image)} - {"key"}
+    return Image("", **{name: value for name, value in cell.items() if name in known})
 
 
 def _check_size(what: str, size: int) -> None:

@@ -73,7 +73,7 @@ class Inbox:
 def _media(event: str, key: str, body: dict[str, Any], data: bytes) -> Media:
     match event:
         case Table.EVENT:
-            return Table(key, **body)
+            return _table(key, body, data)
         case Text.EVENT:
             return Text(key, **body)
         case Alert.EVENT:
@@ -82,6 +82,15 @@ def _media(event: str, key: str, body: dict[str, Any], data: bytes) -> Media:
             return _image(key, body, data)
         case _:
             raise EncodingError(f"unknown event {event!r}")
+
+
+def _table(key: str, body: dict[str, Any], data: bytes) -> Table:
+    images, start = [], 0
+    for one in body.get("images", ()):
+        images.append(_image("", one, data[start : start + one["size"]]))
+        start += one["size"]
+    rows = [[images[cell["image"]] if isinstance(cell, dict) else cell for cell in row] for row in body["rows"]]
+    return Table(key, body["columns"], rows)
 
 
 def _size(data: bytes) -> tuple[int, int]:

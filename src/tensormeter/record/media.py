@@ -19,6 +19,8 @@ MAX_BYTES: Final = 64 << 20
 """Of one piece as it is logged. What is more than 16 MiB when it is compressed is not delivered, and counted."""
 
 MAX_CELLS: Final = 1_000_000
+MAX_IMAGES: Final = 256
+"""In the cells of one table."""
 
 _BEGINNINGS: Final = {
     b"\x89PNG\r\n\x1a\n": "image/png",
@@ -35,6 +37,7 @@ class Parcel:
         event: Name of the log record that it becomes.
         body: JSON values of the record's body.
         data: Of an image: encoded if the body has a `content_type`, else rows of pixels, of which it has `shape` and `dtype`.
+            Of a table: those of its images, one after the other; the body's `images` say the same of each, and its `size`.
     """
 
     __slots__ = ("body", "data", "event")
@@ -62,8 +65,8 @@ class Media:
 class Table(Media):
     """Rows under named columns: ``run.log({"samples": Table(["text", "loss"], [["a", 0.1], ["b", 0.2]])})``.
 
-    Cells are numbers, strings, booleans or None; NumPy scalars and CPU tensors with one element count as numbers; anything else
-    becomes its `str`.
+    Cells are numbers, strings, booleans, None or an `Image`; NumPy scalars and CPU tensors with one element count as numbers;
+    anything else becomes its `str`.
     """
 
     def __init__(self, columns: Sequence[str], data: Iterable[Sequence[Any]] = ()) -> None:
@@ -73,9 +76,11 @@ class Table(Media):
             data: Rows.
 
         Raises:
-            UsageError: A row is of another length than the columns, or there are more than a million cells.
+            UsageError: A row is of another length than the columns, or there are more than a million cells, or more than 256
+                images.
         """
         self.columns = [str(column) for column in columns]
+        self._images: list[Image] = []
         self._rows: list[list[Any]] = []
         for row in data:
             self.add(*row)
@@ -90,10 +95,22 @@ class Table(Media):
             raise UsageError(f"Table: expected {len(self.columns)} cells ({', '.join(self.columns)}), got {len(row)}")
         if (len(self._rows) + 1) * len(self.columns) > MAX_CELLS:
             raise UsageError(f"Table: expected at most {MAX_CELLS} cells; log it in parts")
-        self._rows.append([_cell(value) for value in row])
+        images = [value for value in row if isinstance(value, Image)]
+        if len(self._images) + len(images) > MAX_IMAGES:
+            raise UsageError(f"Table: expected at most {MAX_IMAGES} images; log it in parts, or images beside it")
+        self._rows.append([self._place(value) if isinstance(value, Image) else _cell(value) for value in row])
+
+    def _place(self, image: "Image") -> dict[str, int]:
+        """A cell that says which of the table's images it shows."""
+        self._images.append(image)
+        return {"image": len(self._images) - 1}
 
     def pack(self) -> Parcel:
-        return Parcel("tensormeter.table", {"columns": self.columns, "rows": self._rows})
+        body: dict[str, Any] = {"columns": self.columns, "rows": self._rows}
+        parcels = [image.pack() for image in self._images]
+        if parcels:
+            body["images"] = [{**parcel.body, "size": len(parcel.data)} for parcel in parcels]
+        return Parcel("tensormeter.table", body, b"".join(parcel.data for parcel in parcels))
 
 
 class Text(Media):
