@@ -26,15 +26,17 @@ def main() -> int:
     process, url = server
     try:
         environment["TENSORMETER_ENDPOINT"] = url
-        print(f"The experiment server is up at {url}. Training on handwritten digits ...", flush=True)
         run_id = environment["TENSORMETER_RUN_ID"] = f"digits-{secrets.token_hex(3)}"
+        page = f"{url}/#/p/digits/runs/{run_id}"
+        print(f"The experiment server is up at {url}. Training on handwritten digits; watch it at", flush=True)
+        print(f"  {page}\n", flush=True)
         if not train(environment, arguments.training):
             return 1
         print(flush=True)
         show = [sys.executable, "-m", "tensormeter", "show", run_id, "--endpoint", url]
         subprocess.run([*show, "--metric", "train/loss"], env=environment, check=True)
-        print(f"\nThe run is at {url}/api/v1/runs/{run_id}", flush=True)
-        print(f"Look again with: tensormeter show {run_id} --endpoint {url}", flush=True)
+        print(f"\nThe run's page: {page}", flush=True)
+        print(f"In a terminal: tensormeter show {run_id} --endpoint {url}", flush=True)
         if not arguments.once:
             print("The server stays up until Ctrl-C.", flush=True)
             process.wait()

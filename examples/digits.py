@@ -1,11 +1,13 @@
 """Train a small convolutional network on scikit-learn's handwritten digits, and log all of it with tensormeter.
 
-Real data, a real model, and everything that real training logs: tensors and floats at every step, evaluations now and then,
-results that arrive late for earlier steps, an infinity and a NaN.
+Real data, a real model, and everything that real training logs: tensors and floats at every step, the phases of a step,
+distributions of gradients, evaluations now and then with a table of mistakes, results that arrive late for earlier steps, an
+infinity and a NaN.
 """
 
 import argparse
 import contextlib
+import importlib.util
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +21,10 @@ from torch import nn
 import tensormeter
 
 EVALUATE_EVERY = 50
+MISTAKES_EVERY = 500
 LATE_BY = 20
+SHOWN_MISTAKES = 32
+HAS_PILLOW = importlib.util.find_spec("PIL") is not None
 
 
 def main() -> None:
@@ -66,30 +71,35 @@ def train(run: tensormeter.Run, record: TextIO | None, progress: Progress, argum
     optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.learning_rate)
     steps = arguments.epochs * math.ceil(len(images) / arguments.batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, arguments.learning_rate, total_steps=steps)
+    run.watch(model, every=EVALUATE_EVERY)
     task = progress.add_task("loss   -  ", total=steps)
     best = math.inf
     previous = torch.zeros(sum(parameter.numel() for parameter in model.parameters()))
     step = 0
     for epoch in range(arguments.epochs):
         for indices in torch.randperm(len(images)).split(arguments.batch_size):
-            logits = model(images[indices])
-            loss = nn.functional.cross_entropy(logits, labels[indices])
-            optimizer.zero_grad()
-            loss.backward()
-            gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])  # type: ignore[union-attr]
-            optimizer.step()
-            log(
-                {
-                    "train/loss": loss,
-                    "train/accuracy": (logits.argmax(1) == labels[indices]).float().mean(),
-                    "train/gradient_norm": gradient.norm(),
-                    # 0/0 at the first step, where there is no previous gradient: a NaN that should be seen.
-                    "train/gradient_cosine": gradient @ previous / (gradient.norm() * previous.norm()),
-                    "train/learning_rate": schedule.get_last_lr()[0],
-                    "train/epoch": epoch,
-                },
-                step,
-            )
+            with run.step(step, items=len(indices)):
+                with run.phase("model_forward"):
+                    logits = model(images[indices])
+                    loss = nn.functional.cross_entropy(logits, labels[indices])
+                with run.phase("model_backward"):
+                    optimizer.zero_grad()
+                    loss.backward()
+                    gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])  # type: ignore[union-attr]
+                with run.phase("optimizer_update"):
+                    optimizer.step()
+                log(
+                    {
+                        "train/loss": loss,
+                        "train/accuracy": (logits.argmax(1) == labels[indices]).float().mean(),
+                        "train/gradient_norm": gradient.norm(),
+                        # 0/0 at the first step, where there is no previous gradient: a NaN that should be seen.
+                        "train/gradient_cosine": gradient @ previous / (gradient.norm() * previous.norm()),
+                        "train/learning_rate": schedule.get_last_lr()[0],
+                        "train/epoch": epoch,
+                    },
+                    step,
+                )
             previous = gradient
             schedule.step()
             averaged.update_parameters(model)
@@ -99,6 +109,8 @@ def train(run: tensormeter.Run, record: TextIO | None, progress: Progress, argum
                 test_loss, test_accuracy = evaluate(model, test_images, test_labels)
                 log({"eval/loss": test_loss, "eval/accuracy": test_accuracy}, step)
                 best = min(best, test_loss)
+            if step % MISTAKES_EVERY == 0 or step == steps - 1:
+                run.log({"eval/mistakes": mistakes(model, test_images, test_labels)}, step)
             if step % EVALUATE_EVERY == LATE_BY:
                 # A result that arrives late, for a step that has long passed.
                 log({"eval/averaged_accuracy": evaluate(averaged, test_images, test_labels)[1]}, step - LATE_BY)
@@ -121,6 +133,18 @@ def evaluate(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tu
     """(loss, accuracy)."""
     logits = model(images)
     return nn.functional.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).float().mean().item()
+
+
+@torch.no_grad()
+def mistakes(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tensormeter.Table:
+    """What the model takes for something else, the surest first, with pictures if Pillow is installed."""
+    confidence, predicted = model(images).softmax(1).max(1)
+    table = tensormeter.Table(["picture", "label", "predicted", "confidence"])
+    for i in confidence.argsort(descending=True).tolist():
+        if predicted[i] != labels[i] and len(table) < SHOWN_MISTAKES:
+            picture = tensormeter.Image(images[i].numpy()[0], f"a {labels[i]}") if HAS_PILLOW else f"test image {i}"
+            table.add(picture, labels[i], predicted[i], confidence[i])
+    return table
 
 
 @contextlib.contextmanager

@@ -76,10 +76,10 @@ class Server:
         return self.get(f"/runs/{run_id}").get("state")
 
     def points(self, run_id: str) -> Points:
-        """Everything that the API returns of a run, but for the steps themselves."""
+        """Every value of what the script kept aside: of `train/` and `eval/`."""
         found: Points = Counter()
         metrics = {metric["name"] for metric in self.get(f"/runs/{run_id}/metrics").get("metrics", [])}
-        for metric in metrics - {"tensormeter.step"}:
+        for metric in filter(lambda name: name.startswith(("train/", "eval/")), metrics):
             for series in self.get(f"/runs/{run_id}/series", metric=metric, x="step")["series"]:
                 found.update(
                     (metric, step, float(value).hex())

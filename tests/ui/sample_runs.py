@@ -308,3 +308,25 @@ def _language(post: Post, now: int, rng: np.random.Generator) -> None:
                 "throughput(tps)": 52000 / wait + 900 * rng.standard_normal(n),
             }
             sender.rows(times, steps, columns)
+            if run == "llm1":
+                _phases(sender, times[::20], wait, rng)
+
+
+def _phases(sender: Sender, times: NDArray[np.int64], wait: float, rng: np.random.Generator) -> None:
+    """Phases by the host's clock and the device's: the host runs ahead, and waits in the optimizer's update."""
+    at, n = times.astype(np.uint64), len(times)
+    shares = {"data_loading": (0.02, 0.0), "forward": (0.06, 0.3), "backward": (0.1, 0.6), "optimizer": (0.82, 0.1)}
+    sender.series(
+        *(
+            Gauge(
+                "tensormeter.phase.duration",
+                at,
+                value * (1 + 0.05 * rng.standard_normal(n)),
+                unit="s",
+                attributes={"tensormeter.phase": phase, "tensormeter.clock": clock},
+            )
+            for phase, (host, device) in shares.items()
+            for clock, value in (("host", wait * host), ("device", wait * device), ("lag", wait * 0.3))
+            if phase != "data_loading" or clock == "host"
+        )
+    )

@@ -189,6 +189,13 @@ def test_ranks_name_the_straggler(tab: Any) -> None:
     expect(card.locator(".legend button")).to_have_count(0)
 
 
+def test_ranks_of_grouped_runs(tab: Any) -> None:
+    tab.go("#/p/language/runs/llm1,llm2?group=config.slow&q=end_to_end")
+    readings = tab.hover(tab.card("time_metrics/end_to_end(s)")).locator(".reading")
+    expect(readings).to_have_count(2)
+    expect(readings.first).to_contain_text(re.compile(r"slow = .*mean of the medians of 1 run, 8 ranks"))
+
+
 def test_legend_hides_and_shows(tab: Any) -> None:
     tab.go("#/p/language/runs/llm1?ranks=each")
     card = tab.card("throughput(tps)")

@@ -68,10 +68,34 @@ def test_phases_are_stacked_in_the_order_of_a_step(tab: Any) -> None:
     expect(page.locator(".tooltip")).to_contain_text("ms of it")
 
 
+def test_phases_by_clock_and_process(tab: Any) -> None:
+    page = tab.go("#/p/language/runs/llm1/system")
+    card = tab.card("phases, stacked")
+    expect(card.locator(".remark")).to_have_text("mean of 8 processes, host time")
+    expect(card.locator(".legend button")).to_have_text(["data_loading", "forward", "backward", "optimizer"])
+    page.get_by_label("Clock of phases").select_option("device")
+    expect(card.locator(".remark")).to_have_text("mean of 8 processes, device time")
+    expect(card.locator(".legend button")).to_have_text(["forward", "backward", "optimizer"])
+    page.get_by_label("Process").select_option(label="rank 5 (node-1)")
+    expect(card.locator(".remark")).to_have_text("rank 5 (node-1), device time")
+    expect(tab.card("lag of the device").locator(".legend button")).to_have_text(["forward", "backward", "optimizer"])
+    assert "clock=device" in page.url
+    assert "process=llm1-rank5" in page.url
+
+
 def test_the_cost_of_logging_has_units(tab: Any) -> None:
     tab.go("#/p/vision/runs/vis00/system")
     expect(tab.card("tensormeter.log.duration").locator(".last")).to_have_text(re.compile(r"\d ns"))
     expect(tab.card("process.memory.usage").locator(".last")).to_have_text(re.compile(r"\d GiB"))
+
+
+def test_a_chart_of_the_machine_full_screen(tab: Any) -> None:
+    page = tab.go("#/p/vision/runs/vis00/system?full=hw.gpu.utilization")
+    dialog = page.get_by_role("dialog", name="hw.gpu.utilization")
+    expect(dialog.locator(".legend button")).to_have_count(8)
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    page.wait_for_function("() => !location.hash.includes('full=')")
 
 
 def test_images_by_step(tab: Any) -> None:
@@ -91,6 +115,12 @@ def test_tables_sort_filter_and_hold_images(tab: Any) -> None:
     expect(card.locator("tbody img")).to_have_count(4)
     # An image gets its address once it was read, which can be after its row is there.
     card.locator("tbody img[src]").first.evaluate("(image) => image.decode()")
+    card.locator("tbody .picture").first.click()
+    large = page.get_by_role("dialog", name="Image")
+    expect(large).to_contain_text("24 × 24")  # noqa: RUF001
+    assert large.locator("img").bounding_box()["height"] > 300
+    large.get_by_role("button", name="Close").click()
+    expect(large).to_have_count(0)
     column = card.locator("tbody td:nth-child(3)")
     card.get_by_role("button", name="confidence").click()
     assert column.all_text_contents() == ["0.869", "0.906", "0.943", "0.98"]

@@ -153,6 +153,20 @@ def test_tags_and_notes_in_place(tab: Any, site: Any) -> None:
     expect(page.get_by_text("1 run match")).to_be_visible()
 
 
+def test_reading_again_does_not_disturb_who_writes(tab: Any) -> None:
+    page = tab.go("#/p/vision?columns=state,notes&sort=config.seed")
+    row = page.locator('.row[data-index="2"]')
+    row.get_by_role("button", name=re.compile("Edit notes")).click()
+    page.get_by_label("Text").fill("half a sen")
+    with page.expect_response("**/api/v1/runs?**"):
+        pass
+    page.evaluate(FRAMES)
+    page.keyboard.type("tence")
+    expect(page.get_by_label("Text")).to_have_value("half a sentence")
+    page.keyboard.press("Escape")
+    expect(row.get_by_role("button", name="Edit notes:")).to_be_visible()
+
+
 def test_select_compare_and_colour(tab: Any) -> None:
     page = tab.go("#/p/vision?columns=state&sort=config.seed")
     for index in (1, 4):

@@ -33,10 +33,14 @@ export function bytes(value: number): string {
   return `${Number(value.toPrecision(3))} ${scale === 0 ? "B" : `${(SI[scale] ?? "").toUpperCase()}iB`}`;
 }
 
+/** Not of UCUM: a part of a whole, from 0 to 1, which is read as percent. */
+export const SHARE = "share";
+
 /** A value with its UCUM unit. */
 export function withUnit(value: number, unit: string): string {
   if (unit === "By") return bytes(value);
   if (unit === "1" || unit === "") return number(value);
+  if (unit === SHARE) return `${number(Number((value * 100).toPrecision(4)))} %`;
   if (unit === "s") return seconds(value);
   return `${number(value)} ${unit.replace(/[{}]/g, "")}`;
 }

@@ -100,6 +100,10 @@ class Table(Media):
             raise UsageError(f"Table: expected at most {MAX_IMAGES} images; log it in parts, or images beside it")
         self._rows.append([self._place(value) if isinstance(value, Image) else _cell(value) for value in row])
 
+    def __len__(self) -> int:
+        """How many rows there are."""
+        return len(self._rows)
+
     def _place(self, image: "Image") -> dict[str, int]:
         """A cell that says which of the table's images it shows."""
         self._images.append(image)

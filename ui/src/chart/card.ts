@@ -16,6 +16,8 @@ export interface Source {
   on?: (listener: () => void) => () => void;
   /** One line below the plot, such as which rank is the slowest. */
   remark?: () => string;
+  /** False: what it remarks is no trouble. */
+  warns?: boolean;
 }
 
 export interface CardEvents {
@@ -107,7 +109,7 @@ export class Card {
       zoom: this.events.zoom,
       hover: (at, readings, place) => this.hover(at, readings, place),
     });
-    const height = this.tall ? Math.max(280, innerHeight - 220) : HEIGHT;
+    const height = this.tall ? Math.max(280, innerHeight - 170) : HEIGHT;
     this.plot.update(shown, this.area.clientWidth || 400, height);
     requestAnimationFrame(() => this.afterDraw());
   }
@@ -120,11 +122,13 @@ export class Card {
     this.last.textContent = value === undefined ? "" : format.withUnit(value, this.view.unit);
     this.last.classList.toggle("bad", value !== undefined && !Number.isFinite(value));
     const said = this.source.remark?.() ?? "";
-    this.remark.classList.toggle("warn", said !== "" || marked > 0);
+    const sampled = this.view.traces.some((trace) => trace.sampled);
+    const some = (n: number) => (sampled ? "some" : format.count(n));
+    this.remark.classList.toggle("warn", (said !== "" && this.source.warns !== false) || marked > 0);
     const words = [
       said,
-      marked ? `${format.count(marked)} not finite (✕ NaN, ▲ ∞)` : "",
-      outside ? `${format.count(outside)} outliers outside` : "",
+      marked ? `${some(marked)} not finite (✕ NaN, ▲ ∞)` : "",
+      outside ? `${some(outside)} outliers outside` : "",
     ];
     this.remark.textContent = words.filter(Boolean).join(" · ");
     this.element.dataset.drawn = String((Number(this.element.dataset.drawn) || 0) + 1);
@@ -168,7 +172,8 @@ export class Card {
       return;
     }
     const { xKind, xLabel, unit } = this.view;
-    const title = xKind === "time" ? format.moment(at) : `${xLabel} ${format.number(xLabel === "step" ? Math.round(at) : at)}`;
+    const where = xKind === "duration" && at >= 1 ? format.duration(at) : format.number(xLabel === "step" ? Math.round(at) : at);
+    const title = xKind === "time" ? format.moment(at) : `${xLabel} ${where}`;
     tooltip.show(title, readings, unit, place);
     this.events.hover?.(readings);
   }

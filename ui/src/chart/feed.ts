@@ -22,6 +22,7 @@ interface Waiting {
 
 const BATCH_POINTS = 50_000;
 const MAX_REQUESTS = 3;
+const MAX_METRICS = 100;
 
 export class Feed {
   connected = true;
@@ -42,6 +43,8 @@ export class Feed {
     readonly project: string,
     readonly runs: string[],
     private wanted: Wanted,
+    /** About how many lines a metric has in one run: one for each process and set of attributes. */
+    private readonly linesOf: (metric: string) => number = () => 1,
   ) {}
 
   /** Begin to follow; `onUpdate` hears of states and events too. */
@@ -116,19 +119,32 @@ export class Feed {
   }
 
   /** Points for each line; fewer where there are many lines, because then they are thin and near each other. */
-  get maxPoints(): number {
-    return this.runs.length > 40 ? 240 : this.runs.length > 12 ? 500 : 1000;
+  private maxPoints(metric: string): number {
+    const lines = this.lines(metric);
+    return lines > 40 ? 240 : lines > 12 ? 500 : 1000;
+  }
+
+  private lines(metric: string): number {
+    return this.runs.length * Math.max(1, this.linesOf(metric));
   }
 
   private pump(): void {
     while (this.running < MAX_REQUESTS && this.waiting.length) {
-      const size = Math.max(1, Math.min(100, Math.floor(BATCH_POINTS / this.maxPoints / this.runs.length)));
       // Those that have been read go together by the cursor they were read at, the others without one.
-      const cursor = this.cursorOf(this.waiting[0] as Waiting);
-      const batch = this.waiting.filter((one) => this.cursorOf(one) === cursor).slice(0, size);
+      const [first] = this.waiting as [Waiting];
+      const cursor = this.cursorOf(first);
+      const points = this.maxPoints(first.metric);
+      const batch: Waiting[] = [];
+      let room = BATCH_POINTS;
+      for (const one of this.waiting) {
+        if (this.cursorOf(one) !== cursor || this.maxPoints(one.metric) !== points) continue;
+        room -= points * this.lines(one.metric);
+        if (batch.length > 0 && (room < 0 || batch.length >= MAX_METRICS)) break;
+        batch.push(one);
+      }
       this.waiting = this.waiting.filter((one) => !batch.includes(one));
       this.running++;
-      void this.read(batch, cursor);
+      void this.read(batch, cursor, points);
     }
   }
 
@@ -136,7 +152,7 @@ export class Feed {
     return this.entries.get(metric)?.cursor ?? "";
   }
 
-  private async read(batch: Waiting[], cursor: string): Promise<void> {
+  private async read(batch: Waiting[], cursor: string, maxPoints: number): Promise<void> {
     const { generation, began } = this;
     const names = [...new Set(batch.map(({ metric }) => metric))];
     for (const name of names) this.dirty.delete(name);
@@ -147,7 +163,7 @@ export class Feed {
           runs: this.runs.map((id) => api.reference(this.project, id)),
           metrics: names,
           x,
-          max_points: this.maxPoints,
+          max_points: maxPoints,
           ...(window ? { start: window[0], stop: window[1] } : {}),
           ...(cursor ? { after: cursor } : {}),
         },

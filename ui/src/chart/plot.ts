@@ -16,11 +16,14 @@ export interface Trace extends Curve {
   note?: (index: number) => string;
   thin?: boolean;
   stack?: boolean;
+  /** Whether there are more points than these, so that counting these tells little. */
+  sampled?: boolean;
 }
 
 export interface View {
   traces: Trace[];
-  xKind: "number" | "time";
+  /** `duration` and `time` are in seconds, the latter since the epoch. */
+  xKind: "number" | "duration" | "time";
   xLabel: string;
   xLog: boolean;
   yLog: boolean;
@@ -45,6 +48,15 @@ export interface PlotEvents {
   zoom: (window: [number, number] | null) => void;
   hover: (at: number | null, readings: Reading[], place: { left: number; top: number }) => void;
 }
+
+const MINUTE = 60;
+const HOUR = 3600;
+/** Seconds between ticks that are easily read as durations. */
+const DURATIONS = [
+  ...[0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30],
+  ...[1, 2, 5, 10, 15, 30].map((minutes) => minutes * MINUTE),
+  ...[1, 2, 3, 6, 12, 24, 48, 96, 168, 336, 672, 1344, 2688].map((hours) => hours * HOUR),
+];
 
 /** Moves the cursors of all plots together. */
 const cursors = uPlot.sync("tensormeter");
@@ -149,7 +161,8 @@ export class Plot {
     };
     const values = (_: uPlot, splits: number[]) =>
       splits.map((split) => (split === null ? "" : axisLabel(split, unit)));
-    const xValues = (_: uPlot, splits: number[]) => splits.map((split) => (split === null ? "" : compact(split)));
+    const spelled = xKind === "duration" ? (split: number) => (split === 0 ? "0" : split < 1 ? compact(split) : format.duration(split)) : compact;
+    const xValues = (_: uPlot, splits: number[]) => splits.map((split) => (split === null ? "" : spelled(split)));
     return {
       width,
       height,
@@ -168,7 +181,7 @@ export class Plot {
       },
       series: [{}, { scale: "y", paths: () => null, points: { show: false } }],
       axes: [
-        xKind === "time" ? { ...axis, size: 34 } : { ...axis, size: 26, values: xValues },
+        xKind === "time" ? { ...axis, size: 34 } : { ...axis, size: 26, values: xValues, ...(xKind === "duration" && !xLog ? { incrs: DURATIONS } : {}) },
         { ...axis, size: (_, labels) => 14 + 6.6 * Math.max(3, ...(labels ?? []).map((label) => label.length)), values },
       ],
       hooks: {
@@ -208,7 +221,7 @@ export class Plot {
     for (const trace of traces) {
       if (trace.band) paint.band(context, trace.band, sx, sy, trace.color);
       const raw = trace.raw;
-      if (raw) paint.line(context, raw, sx, sy, { color: trace.color, width: ratio, alpha: many ? 0.12 : 0.28 });
+      if (raw) paint.line(context, raw, sx, sy, { color: trace.color, width: ratio, alpha: many ? 0.12 : 0.36 });
       else if (!trace.band && !many) paint.envelope(context, trace, sx, sy, trace.color);
     }
     for (const trace of traces) {
@@ -259,7 +272,8 @@ export class Plot {
 }
 
 function axisLabel(split: number, unit: string): string {
-  return unit === "By" ? format.bytes(split) : compact(split);
+  if (unit === "By" || unit === format.SHARE || (unit === "s" && Math.abs(split) < 1 && split !== 0)) return format.withUnit(split, unit);
+  return compact(split);
 }
 
 function compact(split: number): string {

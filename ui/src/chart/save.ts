@@ -115,5 +115,6 @@ function at(min: number, max: number, share: number, log: boolean): number {
 }
 
 function position(value: number, view: View): string {
+  if (view.xKind === "duration" && value >= 1) return format.duration(value);
   return view.xKind === "time" ? new Date(value * 1000).toLocaleTimeString() : format.number(value);
 }

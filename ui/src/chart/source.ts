@@ -2,6 +2,7 @@
 
 import * as api from "../api";
 import { type Band, aggregate, smooth } from "./curve";
+import * as format from "../format";
 import type { Feed } from "./feed";
 import type { Trace, View } from "./plot";
 
@@ -14,6 +15,8 @@ export interface Look {
   clip: boolean;
   /** Across processes: their median and range, each of them, or the first alone. */
   ranks: "range" | "each" | "first";
+  /** Of one process only, where it has the metric. */
+  process?: string | null;
   /** Runs that are not shown. */
   hidden: Set<string>;
 }
@@ -28,6 +31,14 @@ export interface Selected {
   /** Names of processes, such as "rank 3 on node1". */
   processName: (process: string) => string;
   firstProcess: () => string | null;
+}
+
+/** Runs beyond which statistics over the ranks of each would be too many questions. */
+const MOST_RANKED = 12;
+const SHARES = /\.utilization$|\.share$/;
+
+export function xKind(x: string): View["xKind"] {
+  return x === "time" ? "time" : x === "relative" ? "duration" : "number";
 }
 
 export class MetricSource {
@@ -45,7 +56,8 @@ export class MetricSource {
   }
 
   get unit(): string {
-    return this.metric.unit;
+    const { name, unit } = this.metric;
+    return unit === "1" && SHARES.test(name) ? format.SHARE : unit;
   }
 
   get description(): string {
@@ -62,18 +74,22 @@ export class MetricSource {
   }
 
   async read(): Promise<View> {
-    const look = this.look();
+    let look = this.look();
     const runs = this.selected().filter(({ id }) => !look.hidden.has(id));
     this.remarkText = "";
-    const parallel = this.metric.processes > 1 && look.ranks === "range" && !look.x.startsWith("metric:");
+    // Statistics over ranks take a request for each run, and know no attributes.
+    const plain = this.metric.attributes.every((attributes) => Object.keys(attributes).length === 0);
+    const whole = look.ranks === "range" && !look.process && !look.x.startsWith("metric:");
+    const parallel = this.metric.processes > 1 && whole && plain && runs.length <= MOST_RANKED;
+    if (this.metric.processes > 1 && whole && plain && !parallel) look = { ...look, ranks: "first" };
     const traces = parallel ? await this.overRanks(runs, look) : await this.lines(runs, look);
     return {
       traces,
-      xKind: look.x === "time" ? "time" : "number",
+      xKind: xKind(look.x),
       xLabel: look.x.replace(/^metric:/, ""),
       xLog: look.xLog && look.x !== "time",
       yLog: look.yLog,
-      unit: this.metric.unit,
+      unit: this.unit,
       window: look.window,
       clip: look.clip,
     };
@@ -87,6 +103,7 @@ export class MetricSource {
       let own = lines.filter((line) => line.run === run.id);
       const first = look.ranks === "first" && own.length > 1 ? run.firstProcess() : null;
       if (first !== null) own = own.filter((line) => line.process === first);
+      if (look.process && own.some((line) => line.process === look.process)) own = own.filter((line) => line.process === look.process);
       if (run.group !== null) {
         const group = groups.get(run.group) ?? { color: run.color, lines: [] };
         group.lines.push(...own);
@@ -105,6 +122,7 @@ export class MetricSource {
           ...curves(line, look.smoothing),
           label: words.filter(Boolean).join(" · ") || run.name,
           color: alone ? seriesColor(traces.length) : run.color,
+          sampled: line.total > line.x.length,
           thin: several && !alone,
         });
       }
@@ -126,11 +144,19 @@ export class MetricSource {
       ),
     );
     const traces: Trace[] = [];
+    const groups = new Map<string, { color: string; bands: Band[]; ranks: number }>();
     for (const [position, run] of runs.entries()) {
       const ranks = answers[position] as api.Ranks;
       const column = (values: api.Number_[]) => Float64Array.from(values, api.num);
       const band: Band = { x: column(ranks.x), low: column(ranks.min), middle: column(ranks.median), high: column(ranks.max) };
       if (band.x.length === 0) continue;
+      if (run.group !== null) {
+        const group = groups.get(run.group) ?? { color: run.color, bands: [], ranks: 0 };
+        group.bands.push(band);
+        group.ranks += ranks.processes;
+        groups.set(run.group, group);
+        continue;
+      }
       const name = (process: string | undefined) => (process === undefined ? "?" : run.processName(process));
       traces.push({
         ...curves({ x: band.x, y: band.middle }, look.smoothing),
@@ -141,8 +167,20 @@ export class MetricSource {
       });
       if (runs.length === 1) this.remarkText = outlier(ranks, name);
     }
+    for (const [name, { color, bands, ranks }] of groups) {
+      const band = together(bands);
+      const note = `mean of the medians of ${bands.length} ${bands.length === 1 ? "run" : "runs"}, ${ranks} ranks`;
+      traces.push({ ...curves({ x: band.x, y: band.middle }, look.smoothing), label: name, color, band, note: () => note });
+    }
     return traces;
   }
+}
+
+/** Of several bands: the mean of their middles, and their lowest and highest edges. */
+function together(bands: Band[]): Band {
+  const part = (name: "low" | "middle" | "high") => aggregate(bands.map((band) => ({ x: band.x, y: band[name] })));
+  const { x, middle } = part("middle");
+  return { x, low: part("low").low, middle, high: part("high").high };
 }
 
 function curves(curve: { x: Float64Array; y: Float64Array }, smoothing: number): Pick<Trace, "x" | "y" | "raw"> {

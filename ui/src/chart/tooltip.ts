@@ -30,7 +30,7 @@ export function show(title: string, readings: Reading[], unit: string, place: { 
   fill(
     box,
     h("div", { class: "at" }, title),
-    ...rows,
+    h("div", { class: "readings" }, ...rows),
     ordered.length > SHOWN && h("div", { class: "note" }, `and ${ordered.length - SHOWN} more, in the list of runs`),
   );
   box.hidden = false;

@@ -25,7 +25,8 @@ export function sections(metrics: Metric[], toSource: (metric: Metric) => Source
   const lonely = [...found].filter(([name, sources]) => name && sources.length === 1);
   if (lonely.length > 1) {
     for (const [name] of lonely) found.delete(name);
-    found.set("", [...(found.get("") ?? []), ...lonely.flatMap(([, sources]) => sources)]);
+    const rest = [...(found.get("") ?? []), ...lonely.flatMap(([, sources]) => sources)];
+    found.set("", rest.sort((a, b) => (a.title < b.title ? -1 : 1)));
   }
   return [...found].map(([name, sources]) => ({ name, sources })).sort((a, b) => order(a.name) - order(b.name) || (a.name < b.name ? -1 : 1));
 }

@@ -1,13 +1,13 @@
 // The charts of a selection of runs, and the list of the runs beside them.
 
 import type { Metric } from "../api";
-import { Card, type CardEvents } from "../chart/card";
-import type { Reading } from "../chart/plot";
+import type { CardEvents } from "../chart/card";
 import { type Look, MetricSource } from "../chart/source";
 import { button, fill, h } from "../dom";
 import * as route from "../route";
 import { ChartGrid, matcher, sections } from "./charts";
 import { Controls } from "./controls";
+import { FullScreen } from "./fullscreen";
 import { RunList } from "./runlist";
 import type { Session } from "./session";
 import type { Pane } from "./workspace";
@@ -31,8 +31,7 @@ export class ChartsPane implements Pane {
   private readonly grid: ChartGrid;
   private readonly list: RunList | null;
   private readonly empty = h("div", { class: "state" });
-  private readonly full = h("dialog", { class: "full" });
-  private fullCard: Card | null = null;
+  private readonly full: FullScreen;
   private readonly sources = new Map<string, MetricSource>();
   private drawn = "";
 
@@ -43,12 +42,12 @@ export class ChartsPane implements Pane {
       full: (title) => route.change({ full: title }),
       hover: (readings) => this.list?.show(readings),
     };
+    this.full = new FullScreen({ zoom, hover: (readings) => this.list?.show(readings) });
     this.grid = new ChartGrid(events, (closed) => route.change({ closed: route.joined(closed) }), !many);
     this.list = many ? new RunList(session) : null;
     this.controls = new Controls(session);
-    this.full.addEventListener("close", () => route.change({ full: null }));
     const charts = h("div", { class: "content" }, this.controls.element, this.empty, this.grid.element);
-    this.element = h("div", { class: many ? "pane beside" : "pane" }, this.list?.element, charts, this.full);
+    this.element = h("div", { class: many ? "pane beside" : "pane" }, this.list?.element, charts, this.full.element);
   }
 
   apply(params: URLSearchParams): void {
@@ -63,9 +62,10 @@ export class ChartsPane implements Pane {
     const drawn = JSON.stringify([look, [...hidden], params.get("group"), params.get("colors")]);
     if (drawn !== this.drawn) this.grid.refresh();
     else this.grid.redraw();
-    if (drawn !== this.drawn) void this.fullCard?.refresh();
+    if (drawn !== this.drawn) this.full.refresh();
     this.drawn = drawn;
-    this.showFull(params.get("full"));
+    const metric = this.session.metrics.find(({ name }) => name === params.get("full"));
+    this.full.show(metric && this.source(metric));
   }
 
   onMetrics(): void {
@@ -82,7 +82,7 @@ export class ChartsPane implements Pane {
   }
 
   close(): void {
-    this.fullCard?.sleep();
+    this.full.close();
     this.grid.close();
   }
 
@@ -121,22 +121,6 @@ export class ChartsPane implements Pane {
 
   private look(): Look {
     return readLook(this.params);
-  }
-
-  private showFull(title: string | null): void {
-    const metric = this.session.metrics.find(({ name }) => name === title);
-    if (this.fullCard?.source.title === title) return;
-    this.fullCard?.sleep();
-    this.fullCard = null;
-    if (!metric) {
-      if (this.full.open) this.full.close();
-      return;
-    }
-    const hover = (readings: Reading[]) => this.list?.show(readings);
-    this.fullCard = new Card(this.source(metric), { zoom, hover }, true);
-    fill(this.full, button("Close", () => this.full.close(), { class: "close" }), this.fullCard.element);
-    if (!this.full.open) this.full.showModal();
-    this.fullCard.wake();
   }
 }
 

@@ -28,7 +28,7 @@ export class Controls {
   });
   private readonly weight = h("output", {});
   private readonly group = h("select", { "aria-label": "Group by", on: { change: () => route.change({ group: this.group.value }) } });
-  private readonly ranks = h("select", { "aria-label": "Ranks", on: { change: () => route.change({ ranks: this.ranks.value === "range" ? null : this.ranks.value }) } });
+  private readonly ranks = h("select", { "aria-label": "Ranks", on: { change: () => route.change({ ranks: this.ranks.value }) } });
   private readonly out = button("", () => route.change({ from: null, to: null }), { class: "chip" });
   private readonly toggles: [string, HTMLInputElement][];
   private readonly groupLabel: HTMLElement;
@@ -84,9 +84,9 @@ export class Controls {
     }
   }
 
-  /** For panes that show each process anyway. */
-  hideRanks(): void {
-    this.ranksLabel.hidden = true;
+  /** For panes that have another default. */
+  ranksAre(ranks: string): void {
+    this.ranks.value = ranks;
   }
 
   private smooth(): void {

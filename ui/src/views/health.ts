@@ -8,6 +8,7 @@ import type { Session } from "./session";
 
 const LATE_SECONDS = 60;
 const TICK_MS = 1000;
+const ALERTS_MS = 5000;
 const LEVELS = new Set(["ERROR", "WARN"]);
 
 export class Health {
@@ -18,6 +19,7 @@ export class Health {
   private connected = true;
   private alerts: api.TelemetryEvent[] = [];
   private asked = 0;
+  private waiting = 0;
   private readonly timer = setInterval(() => this.drawFacts(), TICK_MS);
 
   constructor(private readonly session: Session) {
@@ -26,6 +28,7 @@ export class Health {
 
   close(): void {
     clearInterval(this.timer);
+    clearTimeout(this.waiting);
   }
 
   connection(connected: boolean): void {
@@ -37,7 +40,7 @@ export class Health {
     const { single, runs } = this.session;
     if (single) {
       fill(this.heading, h("h1", {}, single.name || single.id), stateBadge(runs[0] ?? single), ...single.tags.map((tag) => h("span", { class: "tag" }, tag)));
-      if (Date.now() - this.asked > 5000) void this.readAlerts(single);
+      this.soon();
     } else {
       const states = new Map<api.State, number>();
       for (const { state } of runs) states.set(state, (states.get(state) ?? 0) + 1);
@@ -49,6 +52,18 @@ export class Health {
     }
     this.drawFacts();
     this.drawBanners();
+  }
+
+  /** Look for alerts, but not more often than every few seconds, and once more when something came meanwhile. */
+  private soon(): void {
+    if (this.waiting) return;
+    this.waiting = window.setTimeout(
+      () => {
+        this.waiting = 0;
+        if (this.session.single) void this.readAlerts(this.session.single);
+      },
+      Math.max(0, this.asked + ALERTS_MS - Date.now()),
+    );
   }
 
   private async readAlerts({ id, project }: api.RunDetail): Promise<void> {

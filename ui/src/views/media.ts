@@ -6,6 +6,7 @@ import * as format from "../format";
 import type { Update } from "../live";
 import * as route from "../route";
 import { matcher } from "./charts";
+import { picture } from "./lightbox";
 import type { Session } from "./session";
 import { TableView } from "./tableview";
 import type { Pane } from "./workspace";
@@ -148,10 +149,11 @@ class MediaCard {
       words.push(String(body.caption ?? ""), body.width ? `${body.width} × ${body.height}` : "");
       const digest = (body.digest ?? (body.data as { digest?: unknown } | null)?.digest) as string | undefined;
       try {
-        const image = h("img", { alt: String(body.caption || this.element.getAttribute("aria-label") || "image") });
+        const caption = String(body.caption || this.element.getAttribute("aria-label") || "image");
+        const image = h("img", { alt: caption });
         if (digest) image.src = await this.address(digest);
         if (turn !== this.turn) return;
-        fill(this.stage, digest ? image : h("p", { class: "status" }, "This image is of a kind that is not shown."));
+        fill(this.stage, digest ? picture(image, caption) : h("p", { class: "status" }, "This image is of a kind that is not shown."));
       } catch (error) {
         fill(this.stage, h("p", { class: "status bad" }, error instanceof Error ? error.message : String(error)));
       }

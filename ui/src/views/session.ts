@@ -22,7 +22,13 @@ export class Session {
     readonly project: string,
     readonly ids: string[],
   ) {
-    this.feed = new Feed(project, ids, { x: "step", window: null });
+    this.feed = new Feed(project, ids, { x: "step", window: null }, (metric) => this.linesOf(metric));
+  }
+
+  /** No fewer than there are: each process may have each set of attributes. */
+  private linesOf(metric: string): number {
+    const found = this.metrics.find(({ name }) => name === metric);
+    return found ? found.processes * Math.max(1, found.attributes.length) : 1;
   }
 
   get single(): api.RunDetail | null {

@@ -2,6 +2,7 @@
 
 import { button, fill, h } from "../dom";
 import * as format from "../format";
+import { picture } from "./lightbox";
 
 const SHOWN = 200;
 
@@ -57,21 +58,29 @@ export class TableView {
   }
 
   private cell(content: unknown): HTMLElement {
-    const digest = content !== null && typeof content === "object" && "digest" in content ? String(content.digest) : null;
-    if (digest === null) return h("td", { class: typeof content === "number" ? "numeric" : "" }, format.value(content));
-    const image = h("img", { alt: "image", class: "thumb" });
-    this.image(digest).then(
+    const shown = imageIn(content);
+    if (!shown) return h("td", { class: typeof content === "number" ? "numeric" : "" }, format.value(content));
+    const image = h("img", { alt: shown.caption || "image", class: "thumb" });
+    const opener = picture(image, shown.caption);
+    this.image(shown.digest).then(
       (address) => {
         image.src = address;
       },
-      () => image.replaceWith("not shown"),
+      () => opener.replaceWith("not shown"),
     );
-    return h("td", {}, image);
+    return h("td", {}, opener);
   }
 }
 
+function imageIn(cell: unknown): { digest: string; caption: string } | null {
+  if (cell === null || typeof cell !== "object" || !("digest" in cell)) return null;
+  return { digest: String(cell.digest), caption: "caption" in cell ? String(cell.caption ?? "") : "" };
+}
+
+/** What a cell is found and sorted by. */
 function plain(cell: unknown): string {
-  return cell === null || cell === undefined ? "" : typeof cell === "object" ? JSON.stringify(cell) : String(cell);
+  const image = imageIn(cell);
+  return image ? image.caption : cell === null || cell === undefined ? "" : typeof cell === "object" ? JSON.stringify(cell) : String(cell);
 }
 
 function compare(a: unknown, b: unknown): number {
