@@ -154,11 +154,13 @@ class MLflow(Contender):
         experiment = client.create_experiment("bench", artifact_location=str(folder / "artifacts"))
         for run in range(shape.runs):
             run_id = client.create_run(experiment, run_name=f"run {run:03}").info.run_id
-            for metric in range(shape.metrics):
-                values = shape.curve(run, metric).tolist()
-                batch = [Metric(f"train/metric{metric:03}", value, step, step) for step, value in enumerate(values)]
-                for first in range(0, len(batch), 1000):
-                    client.log_batch(run_id, batch[first : first + 1000])
+            points = [
+                Metric(f"train/metric{metric:03}", value, step, step)
+                for metric in range(shape.metrics)
+                for step, value in enumerate(shape.curve(run, metric).tolist())
+            ]
+            for first in range(0, len(points), 1000):
+                client.log_batch(run_id, points[first : first + 1000])
             client.set_terminated(run_id)
         port = _free_port()
         command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--port", str(port)]

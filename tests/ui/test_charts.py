@@ -175,6 +175,7 @@ def test_groups_have_mean_and_range(tab: Any) -> None:
     readings = tab.hover(card).locator(".reading")
     expect(readings).to_have_count(2)
     expect(readings.first).to_contain_text(re.compile(r"optimizer = (adamw|sgd).* to .*mean of 3"))
+    expect(card.locator(".legend button")).to_have_text(["optimizer = adamw", "optimizer = sgd"])
 
 
 def test_ranks_name_the_straggler(tab: Any) -> None:

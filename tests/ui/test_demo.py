@@ -69,8 +69,8 @@ def test_the_run_is_there_while_it_trains_and_when_it_is_over(tab: Any, demo: st
     for name in ("train/loss", "train/accuracy", "eval/loss", "eval/averaged_accuracy"):
         tab.card(name)
     expect(page.locator(".health .badge")).to_have_text("finished")
-    # It logs a NaN on purpose, which the server notices.
-    expect(page.get_by_role("alert").filter(has_text="train/gradient_cosine")).to_be_visible()
+    # It logs a NaN and an infinity on purpose, which the server notices.
+    expect(page.get_by_role("alert").filter(has_text=re.compile("Not finite .* and 1 more"))).to_be_visible()
     expect(tab.card("train/gradient_cosine").locator(".remark")).to_contain_text("1 not finite")
     expect(tab.card("eval/best_loss").locator(".remark")).to_contain_text("1 not finite")
     expect(tab.hover(tab.card("train/loss"))).to_contain_text(re.compile(r"step \d+"))
@@ -87,4 +87,7 @@ def test_phases_gradients_and_mistakes(tab: Any, demo: str) -> None:
     expect(card.locator("tbody img[src]").first).to_be_visible()
     page.get_by_role("link", name="Overview").click()
     expect(page.get_by_role("region", name="Run", exact=True)).to_contain_text("digits.py")
+    alerts = page.get_by_role("region", name="Alerts")
+    expect(alerts).to_contain_text("ERROR Not finite train/gradient_cosine: the value is nan")
+    expect(alerts).to_contain_text("ERROR Not finite eval/best_loss: the value is inf")
     expect(page.get_by_role("region", name="Configuration")).to_contain_text("learning_rate")

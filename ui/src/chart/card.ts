@@ -16,6 +16,8 @@ export interface Source {
   on?: (listener: () => void) => () => void;
   /** One line below the plot, such as which rank is the slowest. */
   remark?: () => string;
+  /** Milliseconds between two readings while it grows. */
+  pace?: number;
   /** False: what it remarks is no trouble. */
   warns?: boolean;
 }
@@ -132,12 +134,12 @@ export class Card {
     ];
     this.remark.textContent = words.filter(Boolean).join(" · ");
     this.element.dataset.drawn = String((Number(this.element.dataset.drawn) || 0) + 1);
-    if (this.listed) this.drawLegend(this.view.traces);
+    this.drawLegend(this.listed || this.view.grouped ? this.view.traces : []);
   }
 
   private drawLegend(traces: Trace[]): void {
     if (traces.length < 2 || traces.length > 24) {
-      this.legend.textContent = "";
+      this.legend.textContent = this.legend.dataset.labels = "";
       return;
     }
     const labels = traces.map(({ label, color }) => `${label}${color}`).join("\n") + [...this.hidden].join("\n");
@@ -184,7 +186,7 @@ export class Card {
     this.timer = window.setTimeout(() => {
       this.timer = 0;
       void this.refresh();
-    }, FRESH_MS);
+    }, this.source.pace ?? FRESH_MS);
   }
 
   private say(text: string, bad = false): void {

@@ -32,6 +32,8 @@ export interface View {
   window: [number, number] | null;
   /** Leave the most extreme values out of the y range. */
   clip: boolean;
+  /** Lines are of groups, which no list beside the charts names. */
+  grouped?: boolean;
 }
 
 export interface Reading {

@@ -35,6 +35,8 @@ export interface Selected {
 
 /** Runs beyond which statistics over the ranks of each would be too many questions. */
 const MOST_RANKED = 12;
+const LINES_MS = 250;
+const STATISTICS_MS = 3000;
 const SHARES = /\.utilization$|\.share$/;
 
 export function xKind(x: string): View["xKind"] {
@@ -43,6 +45,7 @@ export function xKind(x: string): View["xKind"] {
 
 export class MetricSource {
   remarkText = "";
+  pace = LINES_MS;
 
   constructor(
     private readonly feed: Feed,
@@ -82,6 +85,8 @@ export class MetricSource {
     const whole = look.ranks === "range" && !look.process && !look.x.startsWith("metric:");
     const parallel = this.metric.processes > 1 && whole && plain && runs.length <= MOST_RANKED;
     if (this.metric.processes > 1 && whole && plain && !parallel) look = { ...look, ranks: "first" };
+    // Lines grow by what is new; statistics are made anew from all there is.
+    this.pace = parallel ? STATISTICS_MS : LINES_MS;
     const traces = parallel ? await this.overRanks(runs, look) : await this.lines(runs, look);
     return {
       traces,
@@ -92,6 +97,7 @@ export class MetricSource {
       unit: this.unit,
       window: look.window,
       clip: look.clip,
+      grouped: runs.some(({ group }) => group !== null),
     };
   }
 

@@ -3,13 +3,13 @@
 import * as api from "../api";
 import { fill, h } from "../dom";
 import * as format from "../format";
+import { alertOf } from "./alert";
 import { stateBadge, meaning } from "./badge";
 import type { Session } from "./session";
 
 const LATE_SECONDS = 60;
 const TICK_MS = 1000;
 const ALERTS_MS = 5000;
-const LEVELS = new Set(["ERROR", "WARN"]);
 
 export class Health {
   readonly element = h("div", { class: "health" });
@@ -120,12 +120,12 @@ export class Health {
     if (single?.lag !== null && single?.lag !== undefined && single.lag > LATE_SECONDS && state === "running") {
       found.push(["warn", "Late", `Points arrive ${format.duration(single.lag)} after they were logged. They are kept where the trainer runs.`]);
     }
-    const serious = this.alerts.filter(({ body }) => LEVELS.has(String((body as { level?: unknown } | null)?.level)));
+    const serious = this.alerts.filter((event) => alertOf(event).serious);
     if (serious[0]) {
-      const { title, text, level } = serious[0].body as Record<string, unknown>;
+      const { title, text, level } = alertOf(serious[0]);
       const { step } = serious[0];
       const words = [text, step === null ? "" : `(step ${step})`, serious.length > 1 ? `and ${serious.length - 1} more, on the overview` : ""];
-      found.push([level === "ERROR" ? "bad" : "warn", String(title), words.filter(Boolean).join(" ")]);
+      found.push([level === "ERROR" ? "bad" : "warn", title, words.filter(Boolean).join(" ")]);
     }
     const shown = JSON.stringify(found);
     if (this.banners.dataset.text === shown) return;

@@ -4,6 +4,7 @@ import * as api from "../api";
 import { arrange, fill, h, type Child } from "../dom";
 import * as format from "../format";
 import type { Update } from "../live";
+import { alertOf } from "./alert";
 import { stateBadge, meaning } from "./badge";
 import { RunEditor } from "./runeditor";
 import type { Session } from "./session";
@@ -157,9 +158,9 @@ function exitWords(events: api.TelemetryEvent[]): string {
 }
 
 function alertItem(event: api.TelemetryEvent): HTMLElement {
-  const { title, text, level } = (event.body ?? {}) as Record<string, unknown>;
+  const { title, text, level } = alertOf(event);
   const kind = level === "ERROR" ? "bad" : level === "WARN" ? "warn" : "";
-  return h("li", { class: kind }, h("strong", {}, `${level ?? "INFO"} ${title ?? ""}`), " ", String(text ?? ""), " ", when(event));
+  return h("li", { class: kind }, h("strong", {}, `${level} ${title}`), " ", text, " ", when(event));
 }
 
 function eventItem(event: api.TelemetryEvent): HTMLElement {

@@ -271,7 +271,8 @@ export class RunsView implements View {
         const metric = key.slice("summary.".length);
         const values = row.runs.map((run) => api.num(run.summary[metric]?.last)).filter(Number.isFinite);
         const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
-        return values.length ? `${shortLabel(key)} ${format.number(mean)} on average` : "";
+        const some = values.length < row.runs.length ? ` of ${values.length}` : "";
+        return values.length ? `${shortLabel(key)} ${format.number(mean)} on average${some}` : "";
       });
     const toggle = button(`${row.open ? "▾" : "▸"} ${shortLabel(group)} = ${row.heading}`, () => this.fold(row), {
       "aria-expanded": String(row.open),

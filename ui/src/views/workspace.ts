@@ -87,6 +87,7 @@ export class Workspace implements View {
     this.pane = this.makePane();
     this.drawTabs();
     fill(this.element, h("div", { class: "top" }, this.health.element, this.tabs), this.pane.element);
+    this.tabs.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
     this.pane.apply(this.params);
     this.health.update();
     void this.session.loadMore(() => this.closed || this.pane?.onMetrics?.());
