@@ -32,7 +32,7 @@ VIEWS = {
 }
 README = {"compare": "light", "system": "dark"}
 """What the README shows, and how: into docs/images/ by `--readme`."""
-POINTED = {"compare": (760, 330), "ranks": (300, 420)}
+POINTED = {"compare": (620, 330), "ranks": (300, 420)}
 
 
 def main() -> int:
