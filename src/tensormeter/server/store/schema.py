@@ -186,7 +186,7 @@ def prepare(file: Path) -> None:
                 migrate(connection, version, _SCHEMA, SCHEMA_VERSION)
         finally:
             connection.close()
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         raise StoreError(f"cannot open the store {file}: {error}") from error
     if application != _APPLICATION_ID:
         raise StoreError(f"{file} is not a tensormeter store; choose another data folder")

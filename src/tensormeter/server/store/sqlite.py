@@ -89,7 +89,7 @@ class SqliteStore(SqliteQueries):
             self._catalog = Catalog(self._writer)
             super().__init__(file, Heads(), stall_after)
             self._replay()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             self._lock.release()
             raise StoreError(f"cannot open the store in {folder}: {error}") from error
         except BaseException:

@@ -1,5 +1,6 @@
 """Transactions on a connection, and the one place where SQLite's errors become ours."""
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,7 +49,11 @@ def mapped_errors(verb: str) -> Iterator[None]:
         yield
     except sqlite3.OperationalError as error:
         raise StoreUnavailableError(f"cannot {verb} the store: {error}") from error
-    except sqlite3.DatabaseError as error:
+    except (
+        sqlite3.DatabaseError,
+        UnicodeDecodeError,
+        json.JSONDecodeError,
+    ) as error:  # the last two: text that has changed
         raise StoreError(
             f"cannot {verb} the store: {error}; if it is damaged, restore the data folder from a backup",
         ) from error

@@ -1,0 +1,55 @@
+"""A store file with changed bits: what cannot be read is refused with the store's own error, never with another."""
+
+import os
+import random
+
+import pytest
+
+from tensormeter.errors import StoreError
+from tensormeter.server.store import RunRef
+from tensormeter.server.store.sqlite import SqliteStore
+
+T0 = 1_750_000_000_000_000_000
+
+
+def test_flipped_bits(tmp_path, make):
+    from tensormeter.otlp.batch import Event
+    from tensormeter.otlp.encode import encode_events, encode_metrics
+
+    store = SqliteStore(tmp_path / "whole")
+    batch = make.rows("r", [(T0 + i, i, {"loss": i / 7}) for i in range(500)])
+    store.append_metrics([batch], payload=encode_metrics([batch]))
+    event = Event("tensormeter.run.start", T0, {"config": {"lr": 0.5}})
+    sent = [(batch.resource, [event])]
+    store.append_events(sent, payload=encode_events(*sent[0]))
+    store.close()
+    content = (tmp_path / "whole" / "tensormeter.db").read_bytes()
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    instants = random.Random(seed)
+    ref = RunRef("r")
+    for number in range(2000 if os.environ.get("TENSORMETER_TEST_KILLS") else 40):
+        flipped = bytearray(content)
+        for _ in range(instants.randrange(1, 9)):
+            flipped[instants.randrange(len(flipped))] ^= 1 << instants.randrange(8)
+        folder = tmp_path / f"flipped-{number}"
+        folder.mkdir()
+        (folder / "tensormeter.db").write_bytes(flipped)
+        try:
+            damaged = SqliteStore(folder)
+        except StoreError:
+            continue
+        for call in (damaged.run, damaged.processes, damaged.metrics, damaged.losses, damaged.events):
+            with_store_errors_only(call, ref)
+        with_store_errors_only(damaged.read, ref, ["loss"])
+        with_store_errors_only(damaged.fold)
+        damaged.close()
+
+
+def with_store_errors_only(call, *arguments):
+    try:
+        call(*arguments)
+    except StoreError:
+        pass
+    except Exception as error:
+        pytest.fail(f"{call.__name__}: {type(error).__name__}: {error}")
