@@ -1,14 +1,17 @@
 """Transactions on a connection, and the one place where SQLite's errors become ours."""
 
-import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
-from tensormeter.errors import StoreError
+from tensormeter.errors import StoreError, TensormeterError
 from tensormeter.server.store import StoreUnavailableError
 
 __all__ = ["mapped_errors", "reading", "writing"]
+
+_CHANGED: Final = (ValueError, TypeError, AttributeError, LookupError, OverflowError)
+"""What values raise that are not of the type that was stored: SQLite gives back any, after bits have changed."""
 
 
 @contextmanager
@@ -47,13 +50,12 @@ def mapped_errors(verb: str) -> Iterator[None]:
     """What SQLite raises inside, as the errors of `Store`; `verb` says what failed."""
     try:
         yield
+    except TensormeterError:
+        raise
     except sqlite3.OperationalError as error:
         raise StoreUnavailableError(f"cannot {verb} the store: {error}") from error
-    except (
-        sqlite3.DatabaseError,
-        UnicodeDecodeError,
-        json.JSONDecodeError,
-    ) as error:  # the last two: text that has changed
+    except (sqlite3.DatabaseError, *_CHANGED) as error:
         raise StoreError(
-            f"cannot {verb} the store: {error}; if it is damaged, restore the data folder from a backup",
+            f"cannot {verb} the store: {type(error).__name__}: {error}; "
+            "if it is damaged, restore the data folder from a backup",
         ) from error
