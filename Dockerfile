@@ -18,7 +18,7 @@ COPY src src
 COPY exporters exporters
 
 FROM build AS build-server
-RUN /opt/tensormeter/bin/pip install --no-cache-dir '.[server]'
+RUN /opt/tensormeter/bin/pip install --no-cache-dir '.[clickhouse,server]'
 
 FROM build AS build-trainer
 # Log calls are compiled C where there is a compiler. It stays in this stage.

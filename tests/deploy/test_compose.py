@@ -191,11 +191,12 @@ def test_the_recipe_of_the_servers_image(tmp_path, start, answers, free_port, cl
     subprocess.run([*pip, "install", *quiet, "--no-index", "--target", installed, wheel], check=True)
 
     metadata = next(installed.glob("tensormeter-*.dist-info/METADATA")).read_text()
+    extras = re.search(r"^FROM build AS build-server\n.* '\.\[(.+)\]'$", DOCKERFILE, re.MULTILINE)[1].split(",")
     wanted = [
         line for line in re.findall(r"^Requires-Dist: (.+)$", metadata, re.MULTILINE)
-        if "extra ==" not in line or "extra == 'server'" in line
+        if "extra ==" not in line or any(f"extra == '{extra}'" in line for extra in extras)
     ]  # fmt: skip
-    assert any(line.startswith("starlette") for line in wanted)
+    assert {"starlette", "clickhouse-connect"} <= {re.match(r"[\w-]+", line)[0] for line in wanted}
     assert not any(re.match(r"(torch|mlflow|wandb|tensorboard|pandas)\b", line) for line in wanted)
 
     final = DOCKERFILE[DOCKERFILE.index("FROM base AS server") :]
