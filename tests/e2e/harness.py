@@ -75,11 +75,13 @@ class Server:
     def state(self, run_id: str) -> str | None:
         return self.get(f"/runs/{run_id}").get("state")
 
-    def points(self, run_id: str) -> Points:
-        """Every value of what the script kept aside: of `train/` and `eval/`."""
+    def points(self, run_id: str, *prefixes: str) -> Points:
+        """Everything that the API returns of a run, but for the steps themselves; of these metrics only, if there are prefixes."""
         found: Points = Counter()
         metrics = {metric["name"] for metric in self.get(f"/runs/{run_id}/metrics").get("metrics", [])}
-        for metric in filter(lambda name: name.startswith(("train/", "eval/")), metrics):
+        for metric in metrics - {"tensormeter.step"}:
+            if not metric.startswith(prefixes or ("",)):
+                continue
             for series in self.get(f"/runs/{run_id}/series", metric=metric, x="step")["series"]:
                 found.update(
                     (metric, step, float(value).hex())
