@@ -29,6 +29,7 @@ class LiveServer:
         if token is not None:
             environment["TENSORMETER_TOKEN"] = token
         alerts = folder / "alerts.toml"
+        folder.mkdir(parents=True, exist_ok=True)
         alerts.write_text(ALERTS)
         command = [sys.executable, "-m", "tensormeter", "serve", "--port", "0", "--data", str(folder / "server")]
         command += ["--alerts", str(alerts)]
