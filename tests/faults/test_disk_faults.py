@@ -102,7 +102,8 @@ def test_fault_21_what_is_delivered_is_marked_on_a_full_disk(train, receiver, st
         receiver.start()
 
         def woken():
-            os.kill(run.agent_pid(), signal.SIGUSR1)
+            if (agent := run.agent_pid()) is not None:
+                os.kill(agent, signal.SIGUSR1)
             return ring.words[HeaderWord.PENDING_REQUESTS] == 0
 
         wait_for(woken, "everything is delivered, and known to be")
