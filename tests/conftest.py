@@ -37,7 +37,7 @@ def _nothing_is_slow() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """The port of a ClickHouse of this session. Each test takes a database of its own."""
+    """The port of a ClickHouse for all tests. Each takes a database of its own."""
     pytest.importorskip("clickhouse_connect")
     folder = tmp_path_factory.mktemp("chdb")
     command = [sys.executable, str(Path(__file__).with_name("clickhouse_server.py")), str(folder)]
