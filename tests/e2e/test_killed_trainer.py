@@ -1,7 +1,6 @@
 """SIGKILL at a random instant loses no row whose `log` call had returned."""
 
 import random
-import struct
 import subprocess
 import sys
 from collections import Counter
@@ -43,7 +42,7 @@ def kill_after(counter: Path, run_id: str, rows: int, environment: dict[str, str
 
 
 def calls(counter: Path) -> int:
-    return int(struct.unpack("<q", counter.read_bytes())[0])
+    return int.from_bytes(counter.read_bytes(), sys.byteorder)
 
 
 def expected(rows: int) -> Counter[tuple[str, int, str]]:
