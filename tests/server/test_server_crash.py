@@ -148,7 +148,7 @@ while True:
 
 def test_kill_in_mid_fold(tmp_path):
     """The store alone, folding all the time: kills land between and inside folds."""
-    from tensormeter.server.store import RunRef
+    from tensormeter.server.store import RunRef, Selection
     from tensormeter.server.store.sqlite import SqliteStore
 
     chaos = random.Random(3)
@@ -164,7 +164,7 @@ def test_kill_in_mid_fold(tmp_path):
                 if line.endswith("\n"):
                     index = int(line) + 1
         store = SqliteStore(tmp_path / "s")
-        (series,) = store.read(RunRef("r"), ["v"]).series
+        (series,) = store.read(RunRef("r"), Selection(["v"])).series
         times = series.points.times.tolist()
         assert len(times) in (index * 20, index * 20 + 20)  # the last one may have been stored and not answered
         assert times == list(range(1, len(times) + 1))

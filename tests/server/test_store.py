@@ -21,6 +21,7 @@ from tensormeter.server.store import (
     ProcessAttempt,
     RunChanges,
     RunRef,
+    Selection,
     StoreUnavailableError,
     TooManyPointsError,
 )
@@ -62,7 +63,7 @@ class Client:
         return self.events(Event("tensormeter.run.start", time, body))
 
     def read(self, name="v", **query):
-        found = self.store.read(self.ref, [name], **query).series
+        found = self.store.read(self.ref, Selection([name], **query)).series
         assert len(found) <= 1
         return [(int(t), value) for s in found for t, value in zip(s.points.times, s.points.values(), strict=True)]
 
@@ -100,7 +101,7 @@ def test_points_come_back_bit_for_bit(client):
     client.append(range(1, 8), np.array(values))
     integers = np.array([2**53 + 1, -(2**63), 2**63 - 1])
     client.append([8, 9, 10], integers)
-    points = client.store.read(client.ref, ["v"]).series[0].points
+    points = client.store.read(client.ref, Selection(["v"])).series[0].points
     assert points.words.tobytes() == np.array(values).tobytes() + integers.tobytes()
     assert points.integers.tolist() == [False] * 7 + [True] * 3
     client.append([(1 << 63) - 2], [1.0], name="last of all times")
@@ -230,14 +231,14 @@ def test_series_are_told_apart(client):
     client.append([1], [2.0], process="p1")
     client.append([1], [3.0], process="p1", attributes={"gpu": "0", "it's": "\x00\n日本"})
     client.append([1], [4.0], name="'; DROP TABLE points; --\\")
-    found = client.store.read(client.ref, ["v", "'; DROP TABLE points; --\\"]).series
+    found = client.store.read(client.ref, Selection(["v", "'; DROP TABLE points; --\\"])).series
     assert [(s.metric[0], s.process, dict(s.attributes), s.points.values()) for s in found] == [
         ("'", "p", {}, [4.0]),
         ("v", "p0", {}, [1.0]),
         ("v", "p1", {"gpu": "0", "it's": "\x00\n日本"}, [3.0]),
         ("v", "p1", {}, [2.0]),
     ]
-    assert [s.process for s in client.store.read(client.ref, ["v"], process="p0").series] == ["p0"]
+    assert [s.process for s in client.store.read(client.ref, Selection(["v"], process="p0")).series] == ["p0"]
     metrics = client.store.metrics(client.ref)
     assert [(m.metric[0], m.process, m.points, m.last) for m in metrics] == [
         ("'", "p", 1, 4.0),
@@ -254,15 +255,15 @@ def test_distributions_come_back(client):
     buckets = np.array([[1, 2], [1, 0]], np.uint64)
     client.send(Histogram("h", times, *about, np.array([1.0]), buckets))
     client.send(Summary("q", times, times, about[1], about[2], np.array([0.5]), np.array([[2.0], [1.0]])))
-    reading = client.store.read(client.ref, ["h", "q"], numeric=False)
+    reading = client.store.read(client.ref, Selection(["h", "q"], numeric=False))
     assert [(s.metric, s.kind.name, s.points.times.tolist()) for s in reading.series] == [
         ("h", "histogram", [1, 2]),
         ("q", "summary", [1, 2]),
     ]
     assert all(isinstance(blob, bytes) and blob for s in reading.series for blob in s.points.blobs)
-    again = client.store.read(client.ref, ["h"], numeric=False, start=2).series[0].points
+    again = client.store.read(client.ref, Selection(["h"], numeric=False, start=2)).series[0].points
     assert again.blobs.tolist() == reading.series[0].points.blobs[1:].tolist()
-    assert client.store.read(client.ref, ["h"]).series == []
+    assert client.store.read(client.ref, Selection(["h"])).series == []
     assert client.store.run(client.ref).summary == {}
     assert client.store.run(client.ref).points == 4
     assert {(m.metric, m.last, m.last_time) for m in client.store.metrics(client.ref)} == {
@@ -408,22 +409,22 @@ def test_what_is_new_since_a_cursor(client):
     store = client.store
     cursor = store.changes(None).cursor
     assert store.changes(cursor, [client.ref]).changes[0].metrics == []
-    reading = store.read(client.ref, ["v"], after=cursor)
+    reading = store.read(client.ref, Selection(["v"], after=cursor))
     assert (list(reading.series), reading.complete) == ([], False)
     client.append([2, 3], [2.0, 3.0])
     client.append([9], [1.0], name="w")
     (change,) = store.changes(cursor, [client.ref, RunRef("nothing")]).changes
     assert (change.run, change.metrics, change.events, change.state) == (client.ref, ["v", "w"], False, "running")
-    reading = store.read(client.ref, ["v"], after=cursor)
+    reading = store.read(client.ref, Selection(["v"], after=cursor))
     assert (reading.complete, [s.points.times.tolist() for s in reading.series]) == (False, [[2, 3]])
     assert store.changes(reading.cursor, [client.ref]).changes[0].metrics == []
     client.append([4], [4.0])
-    assert store.read(client.ref, ["v"], after=reading.cursor).series[0].points.values() == [4.0]
+    assert store.read(client.ref, Selection(["v"], after=reading.cursor)).series[0].points.values() == [4.0]
     cursor = store.changes(None).cursor
     client.events(Event("note", T0, None))
     assert [(c.run, c.metrics, c.events) for c in store.changes(cursor).changes] == [(client.ref, [], True)]
     for unknown in ("nonsense", "999999.0", "-1.0", "1.x", "9" * 50, ""):
-        assert store.read(client.ref, ["v"], after=unknown).complete
+        assert store.read(client.ref, Selection(["v"], after=unknown)).complete
         everything = [change for change in store.changes(unknown).changes if change.run == client.ref]
         assert [(change.metrics, change.events) for change in everything] == [([], True)]
 
@@ -434,15 +435,15 @@ def test_attempts(client):
     client.append([1, 2, 3], [0, 1, 2], name=STEP_METRIC)
     client.append([1, 2, 3], [5.0, 6.0, 7.0])
     cursor = client.store.changes(None).cursor
-    assert client.store.read(client.ref, ["v"]).attempts == {}
+    assert client.store.read(client.ref, Selection(["v"])).attempts == {}
     client.append([11, 12], [2, 3], name=STEP_METRIC, process="q", **numbered)
-    reading = client.store.read(client.ref, ["v"], after=cursor)
+    reading = client.store.read(client.ref, Selection(["v"], after=cursor))
     assert reading.complete  # what was shown may be shadowed now
     assert reading.attempts == {"p": ProcessAttempt(1, None, 0, None), "q": ProcessAttempt(2, 2, 11, 3)}
     client.append([13], [4], name=STEP_METRIC, process="q", **numbered)
-    assert not client.store.read(client.ref, ["v"], after=reading.cursor).complete
+    assert not client.store.read(client.ref, Selection(["v"], after=reading.cursor)).complete
     client.append([9], [1], name=STEP_METRIC, process="q", **numbered)
-    reading = client.store.read(client.ref, ["v"], after=reading.cursor)
+    reading = client.store.read(client.ref, Selection(["v"], after=reading.cursor))
     assert (reading.complete, reading.attempts["q"]) == (True, ProcessAttempt(2, 1, 9, 3))
     assert [(p.process, p.attempt) for p in client.store.processes(client.ref)] == [("p", 1), ("q", 2)]
     assert {(m.process, m.attempt) for m in client.store.metrics(client.ref)} == {("p", 1), ("q", 2)}

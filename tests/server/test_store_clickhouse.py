@@ -20,7 +20,7 @@ from tensormeter.errors import SettingsError, StoreError
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge, Histogram
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.encode import encode_events, encode_metrics
-from tensormeter.server.store import RunRef, StoreUnavailableError
+from tensormeter.server.store import RunRef, Selection, StoreUnavailableError
 from tensormeter.server.store.clickhouse import ClickHouseStore, parse_address
 from tensormeter.server.store.clickhouse.connection import Connection
 from tensormeter.server.store.clickhouse.log import Log
@@ -98,9 +98,9 @@ def test_a_failure_before_any_insert_is_healed_by_sending_again(open_store, monk
             (STEP_METRIC, "v", "h"), 3
         )
         # Who reads on from before sees all of it: as what is new, or because it must read anew.
-        (series,) = second.read(ref, ["v"], after=cursor).series
+        (series,) = second.read(ref, Selection(["v"], after=cursor)).series
         assert series.points.values() == [1.0, 2.0, 6.0]
-        (blobs,) = second.read(ref, ["h"], numeric=False).series
+        (blobs,) = second.read(ref, Selection(["h"], numeric=False)).series
         assert len(blobs.points) == 3
         assert run in {change.run.run_id for change in second.changes(cursor).changes}
     assert kinds == 6
@@ -227,7 +227,7 @@ def test_two_servers_see_each_other_at_once(open_store):
     assert two.run(RunRef("shared")).points == 9
     (change,) = two.changes(cursor).changes
     assert (change.run.run_id, change.metrics) == ("shared", ["h", STEP_METRIC, "v"])
-    reading = two.read(RunRef("shared"), ["v"], after=cursor)
+    reading = two.read(RunRef("shared"), Selection(["v"], after=cursor))
     assert (reading.complete, len(reading.series)) == (False, 1)
     two.delete(RunRef("shared"))
     assert one.append_metrics(decode_metrics(payload), payload=payload).rejected == 9
@@ -423,7 +423,7 @@ def test_points_take_ten_bytes_and_old_ones_go(clickhouse):
         assert connection.rows("SELECT count(), countIf(isNaN(value)) FROM points WHERE received > now() - 3600")[
             0
         ] == [n, 0]
-        (series,) = store.read(RunRef("r"), ["v"]).series
+        (series,) = store.read(RunRef("r"), Selection(["v"])).series
         assert series.points.words.tobytes() == gauge.values.tobytes()
         connection.execute("INSERT INTO points (run, series, time, word, integer, received) VALUES (1, 1, 1, 1, 1, 1)")
         connection.execute("OPTIMIZE TABLE points FINAL")

@@ -16,6 +16,7 @@ from tensormeter.otlp.encode import encode_metrics
 from tensormeter.server.store import (
     NotFoundError,
     RunRef,
+    Selection,
     StoreUnavailableError,
     TooManyPointsError,
 )
@@ -45,7 +46,7 @@ def append(store, times, values, name="v", batch_id=None, run="r"):
 
 
 def read(store, name="v", **query):
-    found = store.read(RunRef("r"), [name], **query).series
+    found = store.read(RunRef("r"), Selection([name], **query)).series
     assert len(found) <= 1
     return [(int(time), value) for s in found for time, value in zip(s.points.times, s.points.values(), strict=True)]
 

@@ -13,7 +13,7 @@ from tensormeter.errors import StoreError
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.encode import encode_events, encode_metrics
-from tensormeter.server.store import NotFoundError, RunChanges, RunRef, removal
+from tensormeter.server.store import NotFoundError, RunChanges, RunRef, Selection, removal
 from tensormeter.server.store.chunks import encode_chunk
 from tensormeter.server.store.maintenance import back_up, compact
 from tensormeter.server.store.points import Points
@@ -74,7 +74,7 @@ def events(store, *listed, run="r"):
 
 
 def values(store, run="r", name="v"):
-    return [v for series in store.read(RunRef(run), [name]).series for v in series.points.values()]
+    return [v for series in store.read(RunRef(run), Selection([name])).series for v in series.points.values()]
 
 
 @pytest.fixture

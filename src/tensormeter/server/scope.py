@@ -12,7 +12,6 @@ from tensormeter.errors import StoreError
 from tensormeter.otlp.batch import Attribute, Batch, Event
 from tensormeter.server.access import Access
 from tensormeter.server.store import (
-    MAX_READ_POINTS,
     Changes,
     MetricSummary,
     NotFoundError,
@@ -24,6 +23,7 @@ from tensormeter.server.store import (
     RunRef,
     RunSummary,
     RunTable,
+    Selection,
     Store,
     StoredEvent,
 )
@@ -112,23 +112,9 @@ class ProjectStore:
         """See `Store`."""
         return self._store.metrics(self._ours(ref))
 
-    def read(
-        self,
-        ref: RunRef,
-        metrics: Sequence[str],
-        *,
-        process: str | None = None,
-        numeric: bool = True,
-        start: int | None = None,
-        stop: int | None = None,
-        after: str | None = None,
-        limit: int = MAX_READ_POINTS,
-    ) -> Reading:
+    def read(self, ref: RunRef, selection: Selection) -> Reading:
         """See `Store`."""
-        return self._store.read(
-            self._ours(ref), metrics,
-            process=process, numeric=numeric, start=start, stop=stop, after=after, limit=limit,
-        )  # fmt: skip
+        return self._store.read(self._ours(ref), selection)
 
     def events(self, ref: RunRef, **options: Any) -> list[StoredEvent]:
         """See `Store`."""

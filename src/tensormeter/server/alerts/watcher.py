@@ -10,7 +10,7 @@ import numpy as np
 from tensormeter.otlp.batch import STEP_METRIC, Event
 from tensormeter.server.alerts.config import Rule
 from tensormeter.server.alerts.detectors import Detector, make_detector
-from tensormeter.server.store import Change, NotFoundError, Points, Reading, RunRef, Series, Store
+from tensormeter.server.store import Change, NotFoundError, Points, Reading, RunRef, Selection, Series, Store
 from tensormeter.server.store.reader import steps_at
 
 __all__ = ["Watcher"]
@@ -95,7 +95,7 @@ class Watcher:
         stepped = STEP_METRIC in change.metrics
         if not wanted and not stepped:
             return
-        reading = self._store.read(ref, [*wanted, STEP_METRIC], after=after)
+        reading = self._store.read(ref, Selection([*wanted, STEP_METRIC], after=after))
         if len(self._runs) >= _MAX_RUNS:
             self._runs.pop(next(iter(self._runs)))
         watched = self._runs.setdefault(ref, _Watched())

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tensormeter.errors import UsageError
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.server.query.attempts import AttemptChoice, Attempts
-from tensormeter.server.store import MAX_READ_POINTS, Points, RunRef, Series, Store
+from tensormeter.server.store import MAX_READ_POINTS, Points, RunRef, Selection, Series, Store
 from tensormeter.server.store.points import Column
 
 __all__ = ["Axis", "Placed", "read_along"]
@@ -88,9 +88,8 @@ def read_along(
     if axis.metric is None:
         origin = store.run(ref).started / 1e9 if axis.relative else 0.0
         first, last = _nanoseconds(start, origin), _nanoseconds(stop, origin)
-    reading = store.read(
-        ref, wanted, process=process, numeric=numeric, start=first, stop=last, after=after, limit=limit
-    )
+    selection = Selection(wanted, process, numeric=numeric, start=first, stop=last, after=after, limit=limit)
+    reading = store.read(ref, selection)
     attempts = Attempts(reading.attempts, attempt)
     series = attempts.chosen(one for one in reading.series if one.metric in metrics)
     along: Sequence[Series] = []
@@ -129,7 +128,7 @@ def _along(
     """A metric at the times at which these series have points."""
     first = min(int(one.points.times[0]) for one in series)
     last = max(int(one.points.times[-1]) for one in series) + 1
-    return store.read(ref, [metric], process=process, start=first, stop=last, limit=limit).series
+    return store.read(ref, Selection([metric], process, start=first, stop=last, limit=limit)).series
 
 
 def _line(pieces: Sequence[Placed]) -> Placed:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.server.query.attempts import AttemptChoice, Attempts, kept
-from tensormeter.server.store import MAX_READ_POINTS, Points, RunRef, Series, Store
+from tensormeter.server.store import MAX_READ_POINTS, Points, RunRef, Selection, Series, Store
 from tensormeter.server.store.reader import steps_at
 
 __all__ = ["FullSeries", "read_full"]
@@ -59,7 +59,7 @@ def read_full(
         StoreError: As `Store.read`.
     """
     first, last = (None, None) if by_step else (start, stop)
-    reading = store.read(ref, [metric, STEP_METRIC], process=process, start=first, stop=last, limit=limit)
+    reading = store.read(ref, Selection([metric, STEP_METRIC], process, start=first, stop=last, limit=limit))
     attempts = Attempts(reading.attempts, attempt)
     shadowed = attempts.shadowed()
     steps: dict[str, list[Points]] = {}

@@ -29,6 +29,7 @@ from tensormeter.server.store.errors import (
 from tensormeter.server.store.kind import Kind
 from tensormeter.server.store.points import Column, Points
 from tensormeter.server.store.values import (
+    MAX_READ_POINTS,
     Change,
     Changes,
     MetricSummary,
@@ -41,6 +42,7 @@ from tensormeter.server.store.values import (
     RunRef,
     RunSummary,
     RunTable,
+    Selection,
     Series,
     State,
     StoredEvent,
@@ -48,6 +50,8 @@ from tensormeter.server.store.values import (
 )
 
 __all__ = [
+    "MAX_READ_POINTS",
+    "STALL_AFTER",
     "AmbiguousRunError",
     "BatchConflictError",
     "Change",
@@ -66,6 +70,7 @@ __all__ = [
     "RunRef",
     "RunSummary",
     "RunTable",
+    "Selection",
     "Series",
     "State",
     "Store",
@@ -74,9 +79,6 @@ __all__ = [
     "Summary",
     "TooManyPointsError",
 ]
-
-MAX_READ_POINTS: Final = 20_000_000
-"""Points that one read looks at, at most."""
 
 STALL_AFTER: Final = 300.0
 """Seconds without any sign of life after which a run that has not ended counts as stalled."""
@@ -162,32 +164,11 @@ class Store(Protocol):
         """Every series of a run, by metric, process and attributes."""
         ...
 
-    def read(
-        self,
-        ref: RunRef,
-        metrics: Sequence[str],
-        *,
-        process: str | None = None,
-        numeric: bool = True,
-        start: int | None = None,
-        stop: int | None = None,
-        after: str | None = None,
-        limit: int = MAX_READ_POINTS,
-    ) -> Reading:
+    def read(self, ref: RunRef, selection: Selection) -> Reading:
         """Points of a run.
 
-        Args:
-            metrics: Names; those that the run does not have are passed over.
-            process: Only of this process.
-            numeric: Numbers (`Points`), or else distributions (`Blobs`).
-            start: Only points with time >= start.
-            stop: Only points with time < stop.
-            after: Only points that arrived after this cursor, if the store still knows which, and no attempt has turned out
-                to begin earlier since; else all.
-            limit: Points to look at, at most.
-
         Raises:
-            TooManyPointsError: More than `limit`; the message says how to ask for less.
+            TooManyPointsError: More than the selection's limit; the message says how to ask for less.
         """
         ...
 

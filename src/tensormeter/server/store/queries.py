@@ -10,7 +10,6 @@ from typing import Final
 
 from tensormeter.errors import StoreError
 from tensormeter.server.store import (
-    MAX_READ_POINTS,
     Change,
     Changes,
     MetricSummary,
@@ -21,6 +20,7 @@ from tensormeter.server.store import (
     RunRef,
     RunSummary,
     RunTable,
+    Selection,
     StoredEvent,
     StoreUnavailableError,
     journal,
@@ -105,18 +105,7 @@ class SqliteQueries:
         with self._snapshot(ref) as (connection, layers, run):
             return listing.list_metrics(connection, layers, run)
 
-    def read(
-        self,
-        ref: RunRef,
-        metrics: Sequence[str],
-        *,
-        process: str | None = None,
-        numeric: bool = True,
-        start: int | None = None,
-        stop: int | None = None,
-        after: str | None = None,
-        limit: int = MAX_READ_POINTS,
-    ) -> Reading:
+    def read(self, ref: RunRef, selection: Selection) -> Reading:
         """See `Store`."""
         with self._reader() as connection:
             seq = self._heads.last()  # before anything is read: what comes meanwhile is then seen twice, and not never
@@ -125,18 +114,18 @@ class SqliteQueries:
                 started = int(
                     connection.execute("SELECT ifnull(started, created) FROM run WHERE id = ?", (run,)).fetchone()[0]
                 )
-                rows = find_series(connection, run, metrics, process, numeric=numeric)
+                rows = find_series(connection, run, selection)
                 attempts, changed = find_attempts(connection, run)
                 cursor = str(Cursor(seq, last_event(connection)))
             wanted = {row[0] for row in rows}
-            if after is not None and changed <= (known := Cursor.parse(after).seq):
+            if selection.after is not None and changed <= (known := Cursor.parse(selection.after).seq):
                 parts = self._heads.since(run, known, wanted)
                 if parts is not None:
-                    return Reading(new_series(rows, parts, numeric=numeric), cursor, False, started, attempts)
+                    return Reading(new_series(rows, parts, numeric=selection.numeric), cursor, False, started, attempts)
             layers = self._heads.layers({run}, wanted)
             with reading(connection):
                 layers = _unfolded(connection, layers)
-                found = read_series(connection, layers, rows, numeric=numeric, start=start, stop=stop, limit=limit)
+                found = read_series(connection, layers, rows, selection)
             return Reading(found, cursor, True, started, attempts)
 
     def events(

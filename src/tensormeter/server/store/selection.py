@@ -4,7 +4,7 @@ import json
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
 
-from tensormeter.server.store import ProcessAttempt, Series, TooManyPointsError
+from tensormeter.server.store import ProcessAttempt, Selection, Series, TooManyPointsError
 from tensormeter.server.store.heads import Layer
 from tensormeter.server.store.kind import parse_kind
 from tensormeter.server.store.points import Blobs, Column, Points
@@ -16,23 +16,16 @@ SeriesRow = tuple[int, str, str, str, str]
 """Row id, process, metric, kind, attributes."""
 
 
-def find_series(
-    connection: sqlite3.Connection,
-    run: int,
-    metrics: Sequence[str],
-    process: str | None,
-    *,
-    numeric: bool,
-) -> list[SeriesRow]:
-    """The series of some metrics of a run, by metric, process and attributes."""
+def find_series(connection: sqlite3.Connection, run: int, selection: Selection) -> list[SeriesRow]:
+    """The selected series of a run, by metric, process and attributes."""
     rows = connection.execute(
         "SELECT series.id, process.process, metric, kind, attributes"
         " FROM process JOIN series ON series.process = process.id"
-        f" WHERE run = ? AND metric IN ({', '.join('?' * len(metrics))}) AND process.process = ifnull(?, process.process)"
+        f" WHERE run = ? AND metric IN ({', '.join('?' * len(selection.metrics))}) AND process.process = ifnull(?, process.process)"
         " ORDER BY metric, process.process, attributes, kind, scope",
-        (run, *metrics, process),
+        (run, *selection.metrics, selection.process),
     )
-    return [row for row in rows.fetchall() if parse_kind(row[3]).numeric == numeric]
+    return [row for row in rows.fetchall() if parse_kind(row[3]).numeric == selection.numeric]
 
 
 def find_attempts(connection: sqlite3.Connection, run: int) -> tuple[dict[str, ProcessAttempt], int]:
@@ -55,20 +48,19 @@ def read_series(
     connection: sqlite3.Connection,
     layers: Sequence[Layer],
     rows: Sequence[SeriesRow],
-    *,
-    numeric: bool,
-    start: int | None,
-    stop: int | None,
-    limit: int,
+    selection: Selection,
 ) -> list[Series]:
-    """All points with start <= time < stop.
+    """The selected points of these series, whenever they arrived.
 
     Raises:
-        TooManyPointsError: More than `limit` would be looked at.
+        TooManyPointsError: More than the selection's limit would be looked at.
     """
+    start, stop = selection.start, selection.stop
     total = sum(count_points(connection, layers, row[0], start, stop) for row in rows)
-    check_limit(total, limit, {row[2] for row in rows})
-    found = (_series(row, read_points(connection, layers, row[0], start, stop, numeric=numeric)) for row in rows)
+    check_limit(total, selection.limit, {row[2] for row in rows})
+    found = (
+        _series(row, read_points(connection, layers, row[0], start, stop, numeric=selection.numeric)) for row in rows
+    )
     return [series for series in found if len(series.points)]
 
 

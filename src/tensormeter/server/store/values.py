@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from tensormeter.server.store.kind import Kind
 from tensormeter.server.store.points import Column
 
 __all__ = [
+    "MAX_READ_POINTS",
     "Change",
     "Changes",
     "MetricSummary",
@@ -20,11 +21,15 @@ __all__ = [
     "RunRef",
     "RunSummary",
     "RunTable",
+    "Selection",
     "Series",
     "State",
     "StoredEvent",
     "Summary",
 ]
+
+MAX_READ_POINTS: Final = 20_000_000
+"""Points that one read looks at, at most."""
 
 State = Literal["running", "finished", "failed", "crashed", "preempted", "stalled"]
 
@@ -196,6 +201,30 @@ class Series:
     kind: Kind
     attributes: Mapping[str, Any]
     points: Column = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which points of a run are to be read.
+
+    Attributes:
+        metrics: Names; those that the run does not have are passed over.
+        process: Only of this process.
+        numeric: Numbers (`Points`), or else distributions (`Blobs`).
+        start: Only points with time >= start.
+        stop: Only points with time < stop.
+        after: Only points that arrived after this cursor, if the store still knows which, and no attempt has turned out
+            to begin earlier since; else all.
+        limit: Points to look at, at most.
+    """
+
+    metrics: Sequence[str]
+    process: str | None = None
+    numeric: bool = True
+    start: int | None = None
+    stop: int | None = None
+    after: str | None = None
+    limit: int = MAX_READ_POINTS
 
 
 @dataclass(frozen=True, eq=False)

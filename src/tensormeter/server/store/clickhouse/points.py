@@ -14,7 +14,7 @@ from tensormeter.server.store.clickhouse.runs import Runs, numbers
 from tensormeter.server.store.kind import parse_kind
 from tensormeter.server.store.points import Blobs, Column, Points
 from tensormeter.server.store.selection import check_limit
-from tensormeter.server.store.values import MetricSummary, ProcessAttempt, Series
+from tensormeter.server.store.values import MetricSummary, ProcessAttempt, Selection, Series
 
 __all__ = ["PointReader"]
 
@@ -40,38 +40,30 @@ class PointReader:
         attempts = self._runs.attempts(run)
         return [_metric(row, steps, attempts) for row in rows]
 
-    def series(self, run: int, metrics: Sequence[str], process: str | None, *, numeric: bool) -> list[Sequence[Any]]:
-        """Series of some metrics, by metric, process and attributes: key, process, metric, kind, attributes, points."""
-        only = "" if process is None else " HAVING p = {process:String}"
+    def series(self, run: int, selection: Selection) -> list[Sequence[Any]]:
+        """The selected series, by metric, process and attributes: key, process, metric, kind, attributes, points."""
+        only = "" if selection.process is None else " HAVING p = {process:String}"
         rows = self._connection.rows(
             "SELECT series, anyLast(process) AS p, metric, anyLast(kind) AS k, anyLast(attributes) AS a, sum(count) FROM series"
             f" WHERE run = {run} AND metric IN {{metrics:Array(String)}} GROUP BY series, metric{only}"
             " ORDER BY metric, p, a, k, anyLast(scope)",
-            metrics=list(metrics),
-            process=process or "",
+            metrics=list(selection.metrics),
+            process=selection.process or "",
         )
-        return [row for row in rows if parse_kind(row[3]).numeric == numeric]
+        return [row for row in rows if parse_kind(row[3]).numeric == selection.numeric]
 
-    def read(
-        self,
-        run: int,
-        rows: Sequence[Sequence[Any]],
-        *,
-        numeric: bool,
-        start: int | None,
-        stop: int | None,
-        limit: int,
-    ) -> list[Series]:
-        """All points with start <= time < stop; errors as for `check_limit`."""
+    def read(self, run: int, rows: Sequence[Sequence[Any]], selection: Selection) -> list[Series]:
+        """The selected points of these series, whenever they arrived; errors as for `check_limit`."""
         if not rows:
             return []
-        table = "points" if numeric else "distributions"
+        start, stop = selection.start, selection.stop
+        table = "points" if selection.numeric else "distributions"
         where = f"run = {run} AND series IN ({numbers([row[0] for row in rows])}){_range(start, stop)}"
         total = sum(row[5] for row in rows)
         if start is not None or stop is not None:
             total = self._connection.rows(f"SELECT count() FROM {table} WHERE {where}")[0][0]
-        check_limit(total, limit, {row[2] for row in rows})
-        return self._select(rows, f"FROM {table} FINAL WHERE {where} ORDER BY series, time", numeric=numeric)
+        check_limit(total, selection.limit, {row[2] for row in rows})
+        return self._select(rows, f"FROM {table} FINAL WHERE {where} ORDER BY series, time", numeric=selection.numeric)
 
     def read_new(
         self, run: int, rows: Sequence[Sequence[Any]], arrived: Collection[Arrived], *, numeric: bool

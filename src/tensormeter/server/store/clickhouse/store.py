@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from tensormeter.errors import StoreError
 from tensormeter.otlp.batch import Attribute, Batch, Event
-from tensormeter.server.store import MAX_READ_POINTS, STALL_AFTER, journal
+from tensormeter.server.store import STALL_AFTER, journal
 from tensormeter.server.store.arrivals import arrivals_of
 from tensormeter.server.store.background import Background
 from tensormeter.server.store.clickhouse.address import Address
@@ -37,6 +37,7 @@ from tensormeter.server.store.values import (
     RunRef,
     RunSummary,
     RunTable,
+    Selection,
     StoredEvent,
 )
 
@@ -198,28 +199,17 @@ class ClickHouseStore:
         """See `Store`."""
         return self._points.metrics(self._find(ref))
 
-    def read(
-        self,
-        ref: RunRef,
-        metrics: Sequence[str],
-        *,
-        process: str | None = None,
-        numeric: bool = True,
-        start: int | None = None,
-        stop: int | None = None,
-        after: str | None = None,
-        limit: int = MAX_READ_POINTS,
-    ) -> Reading:
+    def read(self, ref: RunRef, selection: Selection) -> Reading:
         """See `Store`."""
         run = self._find(ref)
         cursor = self._log.cursor()  # before anything is read: what comes meanwhile is then seen twice, and not never
-        arrived = None if after is None else self._log.since(after, run)
+        arrived = None if selection.after is None else self._log.since(selection.after, run)
         started, attempts = self._runs.started(run), self._runs.attempts(run)
-        rows = self._points.series(run, metrics, process, numeric=numeric)
+        rows = self._points.series(run, selection)
         if arrived is not None and not any(one.anew for one in arrived):
-            found = self._points.read_new(run, rows, arrived, numeric=numeric)
+            found = self._points.read_new(run, rows, arrived, numeric=selection.numeric)
             return Reading(found, cursor, complete=False, started=started, attempts=attempts)
-        found = self._points.read(run, rows, numeric=numeric, start=start, stop=stop, limit=limit)
+        found = self._points.read(run, rows, selection)
         return Reading(found, cursor, complete=True, started=started, attempts=attempts)
 
     def events(
