@@ -124,23 +124,28 @@ def test_a_failing_reading_is_counted_and_the_others_go_on(start, caplog):
     assert caplog.text.count("the disk is on fire") == 1
 
 
-def test_a_collection_that_fails_is_counted_and_the_next_goes_on(start, monkeypatch):
+def test_a_collection_that_fails_is_counted_and_said_once_and_the_next_goes_on(start, monkeypatch, caplog):
     calls = itertools.count()
     collect = sampler_module.InMemoryMetricReader.get_metrics_data
 
-    def fails_once(reader):
-        if next(calls) == 1:
+    def fails_twice(reader):
+        if next(calls) in (1, 2):
             raise TimeoutError("timed out while executing callback")  # as after the clock was set forward
         return collect(reader)
 
-    monkeypatch.setattr(sampler_module.InMemoryMetricReader, "get_metrics_data", fails_once)
-    sampler = start(Fake())
-    until(lambda: sampler.samples >= 4, "four samples")
+    monkeypatch.setattr(sampler_module.InMemoryMetricReader, "get_metrics_data", fails_twice)
+    sensor = Fake()
+    sensor.error = TimeoutError("the disk is asleep")  # a failure of the same kind hides neither
+    sampler = start(sensor)
+    until(lambda: sampler.samples >= 5, "five samples")
     sampler.stop(60)
     found = by_name(sampler.columns.take())
-    assert len(found["level", "a"].values) == sampler.samples - 1
+    assert len(found["level", "a"].values) == sampler.samples - 2
     failures = found["tensormeter.sensor.failures", "fake", "TimeoutError"]
-    assert failures.values.tolist() == [1] * (sampler.samples - 2)
+    # One a sample by the reading, and two by the collections of the second and the third.
+    assert failures.values.tolist() == [1, *range(6, sampler.samples + 3)]
+    for reason in ("timed out while executing callback", "the disk is asleep"):
+        assert caplog.text.count(reason) == 1
 
 
 def test_an_absent_reading_is_no_failure(start, caplog):

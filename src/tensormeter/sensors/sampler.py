@@ -70,6 +70,7 @@ class Sampler:
         self._interval = interval
         self._stop = threading.Event()
         self._failures: dict[str, int] = {}
+        self._uncollected: set[str] = set()
         self._duration = 0.0
         self._observed: dict[str, list[Observed]] = {}
         self._busy_since: float | None = time.monotonic()
@@ -140,6 +141,11 @@ class Sampler:
             data = reader.get_metrics_data()
         except Exception as error:  # the SDK gives up when the wall clock was set forward by more than its time limit
             kind = type(error).__name__
+            if kind not in self._uncollected:
+                self._uncollected.add(kind)
+                logger.warning(
+                    "sensor %s: a sample was left out, as are others like it (%s: %s)", self.name, kind, error
+                )
             self._failures[kind] = self._failures.get(kind, 0) + 1
             return
         if data is not None:
