@@ -46,6 +46,7 @@ def tokens(tmp_path_factory):
         "editor": file.create("editor", ["read", "write"])[1],
         "a": file.create("all of a", ["admin"], project="a")[1],
         "a writer": file.create("a writer", ["write"], project="a")[1],
+        "b writer": file.create("b writer", ["write"], project="b")[1],
     }
     given["folder"] = file._path.parent
     return given
@@ -208,6 +209,17 @@ def test_what_is_sent_for_another_project_is_refused_as_a_whole(server, tokens, 
     listed = ask(server, tokens["admin"], "GET", "/api/v1/runs", filter='id = "mixed"').json()
     assert listed["total"] == 0
     assert server.post("/v1/metrics", encode_metrics([]), **bearer(tokens[name])).status == 200
+
+
+def test_a_batch_id_of_one_project_is_free_in_another(server, tokens, make):
+    for name, project, value in [("b writer", "b", 2.0), ("a writer", "a", 1.0), ("writer", "c", 3.0)]:
+        for changed, expected in [(0.0, 200), (0.0, 200), (0.5, 409)]:
+            rows = make.rows(f"named-{project}", [(T0, 0, {"v": value + changed})], project=project)
+            headers = bearer(tokens[name]) | {"Tensormeter_Batch_Id": "one-name"}
+            assert server.post("/v1/metrics", encode_metrics([rows]), **headers).status == expected
+        path = f"/api/v1/runs/named-{project}/series"
+        (series,) = ask(server, tokens["admin"], "GET", path, metric="v").json()["series"]
+        assert series["value"] == [value]
 
 
 def test_a_token_is_refused_from_the_moment_it_is_revoked(server, tokens):

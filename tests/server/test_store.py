@@ -15,6 +15,7 @@ from tensormeter.errors import StoreError
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge, Histogram, Summary
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.encode import encode_events, encode_metrics
+from tensormeter.server.scope import ProjectStore
 from tensormeter.server.store import (
     BatchConflictError,
     NotFoundError,
@@ -136,6 +137,22 @@ def test_a_batch_is_stored_once(client):
     assert client.events(event, batch_id=f"{client.run_id}/e").duplicate
     client.events(event)
     assert len(client.store.events(client.ref)) == 1
+
+
+def test_batch_ids_of_projects_are_their_own(client):
+    """With tokens of one project each, nobody can have the batches of another taken for duplicates, or refused."""
+    name = f"{client.run_id}/a"
+    ours, theirs = (Client(ProjectStore(client.store, one), client.run_id, one) for one in ("ours", "the\nirs"))
+    for sender in (theirs, ours, client):
+        assert not sender.append([1], [1.0], batch_id=name).duplicate
+        assert sender.append([1], [1.0], batch_id=name).duplicate
+        with pytest.raises(BatchConflictError, match=f"^batch '{name}' was stored"):
+            sender.append([1], [2.0], batch_id=name)
+        event = Event("n", T0, "text")
+        assert not sender.events(event, batch_id=f"{name}e").duplicate
+        assert sender.events(event, batch_id=f"{name}e").duplicate
+        assert sender.read() == [(1, 1.0)]
+        assert len(sender.store.events(sender.ref)) == 1
 
 
 def test_one_batch_from_many_threads_at_once(client):

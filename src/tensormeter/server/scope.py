@@ -3,7 +3,8 @@
 Handlers reach a store only through `Stores`, so that none can forget whose request it is.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from starlette.requests import Request
@@ -12,6 +13,7 @@ from tensormeter.errors import StoreError
 from tensormeter.otlp.batch import Attribute, Batch, Event
 from tensormeter.server.access import Access
 from tensormeter.server.store import (
+    BatchConflictError,
     Changes,
     MetricSummary,
     NotFoundError,
@@ -49,7 +51,10 @@ class Stores:
 
 
 class ProjectStore:
-    """A `Store` in which there is nothing but one project. What is of another is not found; what comes for another is refused."""
+    """A `Store` in which there is nothing but one project. What is of another is not found; what comes for another is refused.
+
+    Its batch ids are its own: the same id of another project, or of a sender for all projects, names another batch.
+    """
 
     def __init__(self, store: Store, project: str) -> None:
         """Of `store`, which somebody else opens and closes."""
@@ -60,7 +65,8 @@ class ProjectStore:
         """See `Store`. Raises ForbiddenError, and stores nothing, if anything is of another project."""
         for batch in batches:
             self._check(batch.resource)
-        return self._store.append_metrics(batches, payload=payload, batch_id=batch_id)
+        with self._batch(batch_id) as name:
+            return self._store.append_metrics(batches, payload=payload, batch_id=name)
 
     def append_events(
         self,
@@ -72,7 +78,8 @@ class ProjectStore:
         """See `Store`. Raises ForbiddenError, and stores nothing, if anything is of another project."""
         for attributes, _ in resources:
             self._check(attributes)
-        return self._store.append_events(resources, payload=payload, batch_id=batch_id)
+        with self._batch(batch_id) as name:
+            return self._store.append_events(resources, payload=payload, batch_id=name)
 
     def projects(self) -> list[ProjectSummary]:
         """See `Store`."""
@@ -153,6 +160,17 @@ class ProjectStore:
     def close(self) -> None:
         """Not for requests."""
         raise ForbiddenError("whoever opened the store closes it")
+
+    @contextmanager
+    def _batch(self, batch_id: str | None) -> Iterator[str | None]:
+        """Under which id a batch of this project is kept, so that nobody else's can be taken for it.
+
+        Ids come from headers, where no line ends, so no two projects and ids have the same text.
+        """
+        try:
+            yield None if batch_id is None else f"{batch_id}\n{self._project}"
+        except BatchConflictError:
+            raise BatchConflictError(batch_id or "") from None
 
     def _may(self, ref: RunRef) -> bool:
         return ref.project in (None, self._project)

@@ -22,6 +22,9 @@ class AmbiguousRunError(StoreError):
 class BatchConflictError(StoreError):
     """A batch id came a second time, with another payload."""
 
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(f"batch {batch_id!r} was stored with another payload; send this one under a new id")
+
 
 class TooManyPointsError(StoreError):
     """A read would return more points than the store's limit."""

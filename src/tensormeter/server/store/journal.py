@@ -48,7 +48,7 @@ def find_batch(connection: sqlite3.Connection, batch_id: str, content: bytes) ->
     if row is None:
         return None
     if row[0] != content:
-        raise BatchConflictError(f"batch {batch_id!r} was stored with another payload; send this one under a new id")
+        raise BatchConflictError(batch_id)
     return Receipt(rejected=row[1], message=row[2], duplicate=True)
 
 

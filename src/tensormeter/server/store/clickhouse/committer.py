@@ -211,11 +211,7 @@ class _Commit:
                 if digest == request.digest.hex():
                     request.settle(Receipt(rejected, message, duplicate=True))
                 else:
-                    request.settle(
-                        BatchConflictError(
-                            f"batch {name!r} was stored with another payload; send this one under a new id"
-                        )
-                    )
+                    request.settle(BatchConflictError(name))
             elif any(other.batch_id == name for other in fresh):
                 again.append(request)
             else:
