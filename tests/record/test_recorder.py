@@ -69,7 +69,7 @@ def test_after_the_largest_step_there_is_no_next_one(recording):
 
 
 def test_key_sets_alternate(recording):
-    rows = [{"a": 1.0}, {"a": 1.0, "b": 2.0}, {"b": 2.0, "a": 1.0}, {"c d/é'\"\\": 3.0}, {"": 4.0}] * 3
+    rows = [{"a": 1.0}, {"a": 1.0, "b": 2.0}, {"b": 2.0, "a": 1.0}, {"c d/é'\"\\": 3.0}] * 3
     for row in rows:
         recording.log(row)
     assert recording.values() == rows

@@ -319,14 +319,13 @@ class Recorder:
 
     def _keep(self, lane: Lane, key: object, media: Media, step: int) -> None:
         try:
-            if type(key) is not str:
-                raise Refused(f"the key is a {type(key).__name__}; use a str")
+            check_name(key)
             parcel = media.pack()
         except Refused as refusal:
             lane.count(Drop.UNSUPPORTED_VALUE)
             self._notices.once((key,), "%r is not recorded: %s", key, refusal)
             return
-        self._send(lane, parcel, key, step)
+        self._send(lane, parcel, cast("str", key), step)
         self._last_step[0] = step
 
     def _send(self, lane: Lane, parcel: Parcel, key: str | None, step: int | None) -> None:
@@ -418,7 +417,7 @@ class Recorder:
             return classify_step(step)
         except Refused as refusal:
             lane.count(Drop.UNSUPPORTED_VALUE)
-            self._notices.once(State, "the step %s is replaced by %s: %s", type(step).__name__, self.next_step, refusal)
+            self._notices.once(State, "a step is replaced by %s: %s", self.next_step, refusal)
             return self.next_step
 
     def _measure(self, lane: Lane, stream: StreamWriter, value: Any) -> int | None:

@@ -4,12 +4,11 @@ Nothing here ever synchronizes with a device: a tensor's type and place are look
 """
 
 import numbers
-import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from tensormeter.record.jax_arrays import classify_jax
 from tensormeter.record.outcomes import Deferred, DeviceValue, Refused
@@ -52,6 +51,8 @@ def check_name(key: object) -> None:
     """
     if type(key) is not str:
         raise Refused(f"the key is a {type(key).__name__}; use a str")
+    if not key:
+        raise Refused("the name is empty")
     if key == _STEP_NAME:
         raise Refused("the name is that of the row's step; use the argument `step`")
     if len(key) > LONGEST_NAME:
@@ -90,6 +91,8 @@ def classify(value: Any) -> float | int | DeviceValue | Deferred:
         return _snapshot(value)
     if isinstance(value, (numbers.Real, Decimal)):  # float subclasses, Fraction, ...
         return _real(value)
+    if isinstance(value, Mapping):
+        raise Refused(f"cannot record a {_name(value)}; log each of its values under a name of its own")
     raise Refused(
         f"cannot record a {_name(value)}; log a number, a tensor with one element, or a tensormeter.Histogram"
     )
@@ -102,15 +105,15 @@ def classify_step(step: Any) -> int:
         Refused: It is no whole number, or one that is not known yet.
     """
     if type(step) is not int:
-        number = classify(step)
-        if type(number) is float and number.is_integer():
-            number = int(number)
-        if isinstance(number, (DeviceValue, Deferred)):
-            raise Refused("the step is still being computed by a device; keep the step as an int")
         try:
-            step = operator.index(cast("int", number))
-        except TypeError as error:
-            raise Refused(str(error)) from None
+            number = classify(step)
+        except Refused:
+            raise Refused(f"a {_name(step)} is no whole number") from None
+        if isinstance(number, (DeviceValue, Deferred)):
+            raise Refused("it is still being computed by a device; keep the step as an int")
+        if number != number // 1:
+            raise Refused(f"{number!r} is no whole number")
+        step = int(number)
     if not -_INT64 <= step < _INT64:
         raise Refused("the step does not fit 64 bits")
     return int(step)
