@@ -13,7 +13,8 @@ import pytest
 from tensormeter import Settings
 from tensormeter.cli.checks import CHECKS
 from tensormeter.pipeline.directory import RunDirectory, list_runs, runs_locked
-from tensormeter.pipeline.spool import Encoded, Priority, Spool
+from tensormeter.pipeline.request import Encoded, Priority
+from tensormeter.pipeline.spool import Spool
 
 
 @pytest.fixture

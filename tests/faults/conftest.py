@@ -20,7 +20,8 @@ import pytest
 
 from tensormeter.pipeline.delivery import Delivery
 from tensormeter.pipeline.directory import list_runs
-from tensormeter.pipeline.spool import Encoded, Spool
+from tensormeter.pipeline.request import Encoded
+from tensormeter.pipeline.spool import Spool
 from tensormeter.settings import Settings
 
 

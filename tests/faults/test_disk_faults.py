@@ -16,9 +16,12 @@ from tensormeter.exporter import Request
 from tensormeter.otlp.batch import Batch, Event, Gauge
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.encode import encode_events, encode_metrics
+from tensormeter.pipeline.cursor import Cursor
 from tensormeter.pipeline.directory import list_runs
+from tensormeter.pipeline.errors import SpoolDamagedError, SpoolVersionError
 from tensormeter.pipeline.repair import open_repaired
-from tensormeter.pipeline.spool import Cursor, Encoded, Priority, Spool, SpoolDamagedError, SpoolVersionError
+from tensormeter.pipeline.request import Encoded, Priority
+from tensormeter.pipeline.spool import Spool
 from tensormeter.ring import HeaderWord, RingFile
 
 

@@ -16,7 +16,8 @@ from tensormeter.otlp.batch import Batch, Gauge
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.encode import encode_metrics
 from tensormeter.pipeline.delivery import Delivery
-from tensormeter.pipeline.spool import Encoded, Spool
+from tensormeter.pipeline.request import Encoded
+from tensormeter.pipeline.spool import Spool
 from tensormeter.settings import Settings
 from tensormeter_exporters.experiment import ExperimentExporter
 

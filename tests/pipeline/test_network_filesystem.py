@@ -12,7 +12,8 @@ import tensormeter
 from tensormeter import Settings
 from tensormeter.cli.checks import spool as spool_check
 from tensormeter.pipeline.filesystem import network_filesystem
-from tensormeter.pipeline.spool import Encoded, Spool
+from tensormeter.pipeline.request import Encoded
+from tensormeter.pipeline.spool import Spool
 
 
 @pytest.fixture

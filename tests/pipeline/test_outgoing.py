@@ -11,7 +11,8 @@ from tensormeter.otlp.batch import Batch, Event, Gauge
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.encode import encode_events, encode_metrics
 from tensormeter.pipeline.outgoing import Outgoing
-from tensormeter.pipeline.spool import Encoded, Spool
+from tensormeter.pipeline.request import Encoded
+from tensormeter.pipeline.spool import Spool
 from tensormeter.settings import Settings
 
 RESOURCE = {"service.name": "demo", "service.instance.id": "p1"}

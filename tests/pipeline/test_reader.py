@@ -5,8 +5,8 @@ import random
 import numpy as np
 import pytest
 
+from tensormeter.pipeline.cursor import Cursor
 from tensormeter.pipeline.reader import LaneReader, Layouts
-from tensormeter.pipeline.spool import Cursor
 from tensormeter.ring import RingFile
 
 

@@ -9,7 +9,9 @@ import sys
 import pytest
 
 from tensormeter.errors import SpoolError
-from tensormeter.pipeline.spool import Cursor, Encoded, Spool
+from tensormeter.pipeline.cursor import Cursor
+from tensormeter.pipeline.request import Encoded
+from tensormeter.pipeline.spool import Spool
 
 
 @pytest.fixture
@@ -146,7 +148,9 @@ def test_two_connections_share_the_work(spool, path):
 PUTTING = """
 import sys
 from pathlib import Path
-from tensormeter.pipeline.spool import Cursor, Encoded, Spool
+from tensormeter.pipeline.cursor import Cursor
+from tensormeter.pipeline.request import Encoded
+from tensormeter.pipeline.spool import Spool
 spool = Spool(Path(sys.argv[1]))
 number = spool.cursor("p", 0).position
 while True:

@@ -15,8 +15,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from tensormeter.pipeline.cursor import Cursor
 from tensormeter.pipeline.repair import open_repaired
-from tensormeter.pipeline.spool import Cursor, Encoded, Spool
+from tensormeter.pipeline.request import Encoded
+from tensormeter.pipeline.spool import Spool
 
 DESTINATIONS = ("a", "b")
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import pytest
 
 import tensormeter.record.lane as lane_module
+from tensormeter.pipeline.cursor import Cursor
 from tensormeter.pipeline.reader import LaneReader, Layouts
-from tensormeter.pipeline.spool import Cursor
 from tensormeter.record.recorder import Recorder
 from tensormeter.ring import RingFile
 

@@ -10,7 +10,7 @@ SCRIPT = """
 import json, sys
 import tensormeter
 from tensormeter.pipeline.reader import LaneReader, Layouts
-from tensormeter.pipeline.spool import Cursor
+from tensormeter.pipeline.cursor import Cursor
 from tensormeter.ring import RingFile
 
 if sys.argv[3] == "Python":

@@ -239,7 +239,7 @@ SCRIPT = """
 import sys
 import torch, tensormeter
 from tensormeter.pipeline.reader import LaneReader, Layouts
-from tensormeter.pipeline.spool import Cursor
+from tensormeter.pipeline.cursor import Cursor
 from tensormeter.ring import RingFile
 
 settings = {"directory": sys.argv[1], "buffer_directory": sys.argv[1], "agent": "off"}

@@ -23,9 +23,10 @@ from tensormeter.errors import RingError, SpoolError, TensormeterError
 from tensormeter.pipeline.delivery import Delivery
 from tensormeter.pipeline.directory import RunDirectory, runs_locked
 from tensormeter.pipeline.drain import Drain
+from tensormeter.pipeline.errors import SpoolDamagedError, SpoolVersionError
 from tensormeter.pipeline.repair import open_repaired
 from tensormeter.pipeline.reserve import Reserve
-from tensormeter.pipeline.spool import Spool, SpoolDamagedError, SpoolVersionError
+from tensormeter.pipeline.spool import Spool
 from tensormeter.ring import HeaderWord, RingFile, SpoolLoss, State
 from tensormeter.settings import Settings
 

@@ -35,8 +35,9 @@ from tensormeter.exporter import (
     Unauthorized,
     load_exporter,
 )
+from tensormeter.pipeline.errors import SpoolDamagedError
 from tensormeter.pipeline.outgoing import Outgoing
-from tensormeter.pipeline.spool import Spool, SpoolDamagedError
+from tensormeter.pipeline.spool import Spool
 from tensormeter.settings import Settings
 
 __all__ = ["Delivery"]

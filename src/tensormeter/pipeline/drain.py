@@ -9,10 +9,13 @@ from typing import Any, Final, cast
 from tensormeter.errors import EncodingError, SpoolError
 from tensormeter.otlp.batch import Attribute, Batch, Event, Value
 from tensormeter.otlp.encode import encode_events, encode_metrics
+from tensormeter.pipeline.cursor import Cursor
+from tensormeter.pipeline.errors import SpoolDamagedError
 from tensormeter.pipeline.health import Health
 from tensormeter.pipeline.media import Inbox
 from tensormeter.pipeline.processor import BatchMeasurementProcessor
-from tensormeter.pipeline.spool import Cursor, Encoded, Priority, Spool, SpoolDamagedError
+from tensormeter.pipeline.request import Encoded, Priority
+from tensormeter.pipeline.spool import Spool
 from tensormeter.ring import MAX_LANES, HeaderWord, RingFile, State
 from tensormeter.settings import Settings
 

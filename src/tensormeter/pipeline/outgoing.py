@@ -13,7 +13,8 @@ from typing import Final
 
 from tensormeter.exporter import Request
 from tensormeter.pace import Pace
-from tensormeter.pipeline.spool import Spool, Waiting
+from tensormeter.pipeline.request import Waiting
+from tensormeter.pipeline.spool import Spool
 
 __all__ = ["Outgoing"]
 

@@ -16,9 +16,9 @@ import numpy as np
 from tensormeter.distribution import KIND
 from tensormeter.otlp.batch import STEP_METRIC, Attribute, Batch, Gauge, Series
 from tensormeter.pipeline.aggregation import AGGREGATED, Aggregator, Piece, describe
+from tensormeter.pipeline.cursor import Cursor
 from tensormeter.pipeline.distributions import distribution_series
 from tensormeter.pipeline.reader import LaneReader, Layouts, Rows
-from tensormeter.pipeline.spool import Cursor
 from tensormeter.ring import Layout, RingFile, Stream
 
 __all__ = ["BatchMeasurementProcessor"]

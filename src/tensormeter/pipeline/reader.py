@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tensormeter.pipeline.spool import Cursor
+from tensormeter.pipeline.cursor import Cursor
 from tensormeter.ring import (
     LANE_HEADER_BYTES,
     LAYOUT_BITS,

@@ -12,7 +12,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
-from tensormeter.pipeline.spool import ERRORS, Spool, SpoolDamagedError, checksum
+from tensormeter.pipeline.errors import ERRORS, SpoolDamagedError
+from tensormeter.pipeline.request import checksum
+from tensormeter.pipeline.spool import Spool
 from tensormeter.settings import Durability
 
 __all__ = ["open_repaired"]

@@ -15,7 +15,7 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from tensormeter.pipeline.contents import condensed, thinned
-from tensormeter.pipeline.spool import Priority, checksum
+from tensormeter.pipeline.request import Priority, checksum
 
 __all__ = ["sacrifice"]
 

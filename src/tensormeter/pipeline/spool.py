@@ -15,161 +15,28 @@ cannot be relied on, it is a rollback journal.
 Threads: each opens a `Spool` of its own. Calls block for the disk, and up to 10 s for another thread's transaction.
 """
 
-import enum
 import sqlite3
 import uuid
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
 from tensormeter.errors import SpoolError
-from tensormeter.exporter import Request, Signal
+from tensormeter.exporter import Request
+from tensormeter.pipeline import schema
+from tensormeter.pipeline.cursor import Cursor
+from tensormeter.pipeline.errors import ERRORS, SpoolDamagedError, SpoolFullError, named
 from tensormeter.pipeline.filesystem import network_filesystem
+from tensormeter.pipeline.request import Encoded, Priority, Waiting, checksum, intact
 from tensormeter.pipeline.reserve import Reserve
+from tensormeter.pipeline.transaction import Transaction
 from tensormeter.settings import Durability
 
-__all__ = [
-    "Cursor",
-    "Encoded",
-    "Priority",
-    "Spool",
-    "SpoolDamagedError",
-    "SpoolFullError",
-    "SpoolVersionError",
-    "Waiting",
-    "checksum",
-]
-
-VERSION: Final = 2
-
-SCHEMA: Final = """
-CREATE TABLE request (
-    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL,
-    signal TEXT NOT NULL,
-    items INTEGER NOT NULL,
-    priority INTEGER NOT NULL,
-    thinned INTEGER NOT NULL DEFAULT 0,
-    checksum INTEGER NOT NULL,
-    body BLOB NOT NULL
-);
-CREATE INDEX request_priority ON request (priority, thinned, sequence);
-CREATE TABLE pending (
-    destination TEXT NOT NULL,
-    sequence INTEGER NOT NULL REFERENCES request (sequence) ON DELETE CASCADE,
-    PRIMARY KEY (destination, sequence)
-) WITHOUT ROWID;
-CREATE INDEX pending_sequence ON pending (sequence);
-CREATE TABLE quarantine (
-    number INTEGER PRIMARY KEY,
-    destination TEXT NOT NULL,
-    id TEXT NOT NULL,
-    reason TEXT NOT NULL,
-    signal TEXT NOT NULL,
-    items INTEGER NOT NULL,
-    body BLOB NOT NULL,
-    UNIQUE (destination, id)
-);
-CREATE TABLE cursor (
-    process TEXT NOT NULL,
-    lane INTEGER NOT NULL,
-    position INTEGER NOT NULL,
-    last_time INTEGER NOT NULL,
-    PRIMARY KEY (process, lane)
-) WITHOUT ROWID;
-CREATE TABLE aggregate (
-    process TEXT NOT NULL,
-    stream TEXT NOT NULL,
-    state TEXT NOT NULL,
-    PRIMARY KEY (process, stream)
-) WITHOUT ROWID;
-CREATE TABLE process (
-    process TEXT PRIMARY KEY,
-    started INTEGER NOT NULL DEFAULT 0,
-    ended INTEGER NOT NULL DEFAULT 0
-) WITHOUT ROWID;
-CREATE TABLE loss (reason TEXT PRIMARY KEY, items INTEGER NOT NULL) WITHOUT ROWID;
-"""
-
-APPLICATION_ID: Final = 0x746D7300 | VERSION
-"""The version once more: a spool whose two numbers differ is damaged, not of another version."""
-
-ERRORS: Final = (sqlite3.Error, UnicodeDecodeError, OverflowError)
-"""What a call of SQLite raises, also when its own message, or a number in the file, is damaged."""
+__all__ = ["Spool"]
 
 _SYNCHRONOUS: Final[Mapping[Durability, str]] = {"none": "OFF", "flush": "NORMAL", "fsync": "FULL"}
-
-
-class SpoolDamagedError(SpoolError):
-    """The spool's file is damaged, and can be repaired by `open_repaired`."""
-
-
-class SpoolFullError(SpoolError):
-    """The disk is full."""
-
-
-class SpoolVersionError(SpoolError):
-    """The spool is of another version of tensormeter."""
-
-
-class Priority(enum.IntEnum):
-    """What a request is worth when there is no room for all. The lowest goes first, ESSENTIAL never."""
-
-    SYSTEM = 0
-    """Statistics of host and GPU, heartbeats."""
-    MEDIA = 1
-    """Images, tables, and the like."""
-    SCALARS = 2
-    """What was logged. It is thinned, and the last value of each series stays."""
-    ESSENTIAL = 3
-    """Configuration, and how a run began and ended."""
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A request that has no place in the spool yet: see `Request` for the fields.
-
-    Attributes:
-        priority: SCALARS for metrics and ESSENTIAL for logs, if None.
-    """
-
-    signal: Signal
-    body: bytes
-    items: int
-    priority: Priority | None = None
-
-
-@dataclass(frozen=True)
-class Cursor:
-    """How far a lane has been read.
-
-    Attributes:
-        position: Bytes, over all laps.
-        last_time: Time of the last row, in nanoseconds, after times were made unique.
-    """
-
-    position: int = 0
-    last_time: int = 0
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """A request in the spool, as it says of itself: see `Request`. `size` is that of its body, in bytes."""
-
-    sequence: int
-    id: str
-    signal: str
-    items: int
-    size: int
-
-
-def checksum(batch: str, signal: str, items: int, body: bytes) -> int:
-    """Of everything about a request that its receiver will see."""
-    return zlib.crc32(body, zlib.crc32(f"{batch} {signal} {items}".encode()))
 
 
 class Spool:
@@ -205,23 +72,10 @@ class Spool:
             self._database.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[durability]}")
             self._database.execute("PRAGMA foreign_keys = ON")
             with self.transaction():
-                version = self._database.execute("PRAGMA user_version").fetchone()[0]
-                known = self._database.execute("PRAGMA application_id").fetchone()[0]
-                if version == known == 0 and not self._schema():
-                    for statement in SCHEMA.split(";"):
-                        self._database.execute(statement)
-                    self._database.execute(f"PRAGMA user_version = {VERSION}")
-                    self._database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                elif version != VERSION:
-                    if known in (0, APPLICATION_ID):
-                        raise SpoolDamagedError(f"the spool {path} is damaged: version {version}")
-                    raise SpoolVersionError(
-                        f"{path} has spool version {version}, this tensormeter reads {VERSION}; "
-                        "deliver it with the version that wrote it"
-                    )
+                schema.prepare(self._database, path)
         except ERRORS as error:
             self._database.close()
-            raise _named(error, f"cannot open the spool {path}") from error
+            raise named(error, f"cannot open the spool {path}") from error
         except SpoolError:
             self._database.close()
             raise
@@ -312,7 +166,7 @@ class Spool:
         if row is None:
             return None
         batch, signal, body, items, expected = row
-        if _intact(batch, signal, items, body, expected):
+        if intact(batch, signal, items, body, expected):
             return Request(batch, signal, body, items)
         self.discard(sequence, "damaged")
         return None
@@ -427,7 +281,7 @@ class Spool:
             with closing(sqlite3.connect(path)) as copy:
                 self._database.backup(copy)
         except ERRORS as error:
-            raise _named(error, f"cannot copy the spool to {path}") from error
+            raise named(error, f"cannot copy the spool to {path}") from error
 
     def check(self) -> None:
         """Look through the whole file.
@@ -435,21 +289,10 @@ class Spool:
         Raises:
             SpoolDamagedError: It is not as it should be.
         """
-        found = self._fetch("PRAGMA quick_check(1)")
-        if found != ("ok",):
-            raise SpoolDamagedError(f"the spool {self.path} is damaged: {found and found[0]}")
-        with closing(sqlite3.connect(":memory:")) as model:
-            model.executescript(SCHEMA)
-            right = model.execute("SELECT name, sql FROM sqlite_master").fetchall()
-        if self._schema() != dict(right):
-            raise SpoolDamagedError(f"the spool {self.path} is damaged: its tables are not those of a spool")
-        with self.path.open("rb") as file:
-            formats = set(file.read(20)[18:])
-        if not formats <= {1, 2}:
-            raise SpoolDamagedError(f"the spool {self.path} is damaged: SQLite takes it for one of a future format")
-
-    def _schema(self) -> dict[str, str]:
-        return dict(self._database.execute("SELECT name, sql FROM sqlite_master").fetchall())
+        try:
+            schema.check(self._database, self.path)
+        except ERRORS as error:
+            raise named(error, f"cannot read the spool {self.path}") from error
 
     def _mark(self, write: Callable[[], None]) -> None:
         """Write what became of a request, if need be into the room that is kept for it."""
@@ -530,7 +373,7 @@ class Spool:
         try:
             return self._database.execute(query).fetchall()
         except ERRORS as error:
-            raise _named(error, f"cannot read the spool {self.path}") from error
+            raise named(error, f"cannot read the spool {self.path}") from error
 
     def _fetch(self, query: str, *arguments: str | int) -> tuple[Any, ...] | None:
         rows = self._fetch_all(query, *arguments)
@@ -541,59 +384,12 @@ class Spool:
             with closing(self._database.execute(query, arguments)) as result:
                 return result.fetchall()
         except ERRORS as error:
-            raise _named(error, f"cannot read the spool {self.path}") from error
+            raise named(error, f"cannot read the spool {self.path}") from error
 
-    def transaction(self) -> "_Transaction":
+    def transaction(self) -> Transaction:
         """All statements of the block, or none of them."""
-        return _Transaction(self._database, self.path)
+        return Transaction(self._database, self.path)
 
 
 def _text(content: bytes) -> str:
     return content.decode(errors="replace")
-
-
-def _intact(batch: object, signal: object, items: object, body: object, expected: object) -> bool:
-    """Whether what came out of the database is what was put into it; with flipped bits it may be of another type."""
-    return (
-        isinstance(batch, str)
-        and isinstance(signal, str)
-        and isinstance(items, int)
-        and isinstance(body, bytes)
-        and checksum(batch, signal, items, body) == expected
-    )
-
-
-def _named(error: Exception, what: str) -> SpoolError:
-    """SQLite's error as ours."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    # What is written never breaks a constraint, if what is there is what was written before.
-    damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT)
-    damaged = damaged or not isinstance(error, sqlite3.Error) or isinstance(error, sqlite3.DataError)
-    kind = SpoolDamagedError if damaged else SpoolFullError if code == sqlite3.SQLITE_FULL else SpoolError
-    return kind(f"{what}: {error}")
-
-
-class _Transaction:
-    """BEGIN IMMEDIATE ... COMMIT, with SQLite's errors as ours."""
-
-    def __init__(self, database: sqlite3.Connection, path: Path) -> None:
-        self._database = database
-        self._path = path
-
-    def __enter__(self) -> None:
-        try:
-            self._database.execute("BEGIN IMMEDIATE")
-        except ERRORS as error:
-            raise _named(error, f"cannot write to the spool {self._path}") from error
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        try:
-            if error is None:
-                self._database.execute("COMMIT")
-        except ERRORS as failure:
-            error = failure
-        if error is not None:
-            if self._database.in_transaction:
-                self._database.execute("ROLLBACK")
-            if isinstance(error, ERRORS):
-                raise _named(error, f"cannot write to the spool {self._path}") from error

@@ -10,7 +10,9 @@ from tensormeter.errors import SpoolError
 from tensormeter.otlp.batch import Batch
 from tensormeter.otlp.encode import encode_metrics
 from tensormeter.pipeline.drain import Drain
-from tensormeter.pipeline.spool import Encoded, Priority, Spool, SpoolDamagedError
+from tensormeter.pipeline.errors import SpoolDamagedError
+from tensormeter.pipeline.request import Encoded, Priority
+from tensormeter.pipeline.spool import Spool
 from tensormeter.resource import describe_node
 from tensormeter.ring import HeaderWord, State
 from tensormeter.sensors.node import Node

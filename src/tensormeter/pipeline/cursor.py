@@ -1,0 +1,18 @@
+"""How far a lane of a ring has been read."""
+
+from dataclasses import dataclass
+
+__all__ = ["Cursor"]
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """How far a lane has been read.
+
+    Attributes:
+        position: Bytes, over all laps.
+        last_time: Time of the last row, in nanoseconds, after times were made unique.
+    """
+
+    position: int = 0
+    last_time: int = 0

@@ -1,0 +1,33 @@
+"""What can be wrong with a spool, and SQLite's errors as those."""
+
+import sqlite3
+from typing import Final
+
+from tensormeter.errors import SpoolError
+
+__all__ = ["ERRORS", "SpoolDamagedError", "SpoolFullError", "SpoolVersionError", "named"]
+
+ERRORS: Final = (sqlite3.Error, UnicodeDecodeError, OverflowError)
+"""What a call of SQLite raises, also when its own message, or a number in the file, is damaged."""
+
+
+class SpoolDamagedError(SpoolError):
+    """The spool's file is damaged, and can be repaired by `open_repaired`."""
+
+
+class SpoolFullError(SpoolError):
+    """The disk is full."""
+
+
+class SpoolVersionError(SpoolError):
+    """The spool is of another version of tensormeter."""
+
+
+def named(error: Exception, what: str) -> SpoolError:
+    """SQLite's error as ours."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    # What is written never breaks a constraint, if what is there is what was written before.
+    damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT)
+    damaged = damaged or not isinstance(error, sqlite3.Error) or isinstance(error, sqlite3.DataError)
+    kind = SpoolDamagedError if damaged else SpoolFullError if code == sqlite3.SQLITE_FULL else SpoolError
+    return kind(f"{what}: {error}")

@@ -1,0 +1,63 @@
+"""Requests as the spool holds them: encoded, with what they are worth and a checksum."""
+
+import enum
+import zlib
+from dataclasses import dataclass
+
+from tensormeter.exporter import Signal
+
+__all__ = ["Encoded", "Priority", "Waiting", "checksum", "intact"]
+
+
+class Priority(enum.IntEnum):
+    """What a request is worth when there is no room for all. The lowest goes first, ESSENTIAL never."""
+
+    SYSTEM = 0
+    """Statistics of host and GPU, heartbeats."""
+    MEDIA = 1
+    """Images, tables, and the like."""
+    SCALARS = 2
+    """What was logged. It is thinned, and the last value of each series stays."""
+    ESSENTIAL = 3
+    """Configuration, and how a run began and ended."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A request that has no place in the spool yet: see `Request` for the fields.
+
+    Attributes:
+        priority: SCALARS for metrics and ESSENTIAL for logs, if None.
+    """
+
+    signal: Signal
+    body: bytes
+    items: int
+    priority: Priority | None = None
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A request in the spool, as it says of itself: see `Request`. `size` is that of its body, in bytes."""
+
+    sequence: int
+    id: str
+    signal: str
+    items: int
+    size: int
+
+
+def checksum(batch: str, signal: str, items: int, body: bytes) -> int:
+    """Of everything about a request that its receiver will see."""
+    return zlib.crc32(body, zlib.crc32(f"{batch} {signal} {items}".encode()))
+
+
+def intact(batch: object, signal: object, items: object, body: object, expected: object) -> bool:
+    """Whether what came out of the database is what was put into it; with flipped bits it may be of another type."""
+    return (
+        isinstance(batch, str)
+        and isinstance(signal, str)
+        and isinstance(items, int)
+        and isinstance(body, bytes)
+        and checksum(batch, signal, items, body) == expected
+    )
