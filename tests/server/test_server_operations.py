@@ -5,6 +5,7 @@ import datetime as dt
 import ipaddress
 import json
 import socket
+import ssl
 from urllib.parse import urlsplit
 
 import pytest
@@ -20,35 +21,42 @@ from tensormeter.server import ServerConfig
 TOKEN = "s3cret-token-of-the-test"
 
 
-@pytest.fixture(scope="module")
-def tls(tmp_path_factory):
-    """A certificate of its own for this machine: (certificate, key, key with a passphrase)."""
-    folder = tmp_path_factory.mktemp("tls")
-    key = ec.generate_private_key(ec.SECP256R1())
+def write_certificate(certificate, key, *, passphrase=None):
+    """Make a key, and a certificate of its own for this machine, and put them in the place of two files."""
+    made = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tensormeter test")])
     now = dt.datetime.now(dt.UTC)
     names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    certificate = (
+    signed = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
-        .public_key(key.public_key())
+        .public_key(made.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - dt.timedelta(days=1))
         .not_valid_after(now + dt.timedelta(days=2))
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
+        .sign(made, hashes.SHA256())
     )
-    (folder / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    for file, encryption in [
-        ("key.pem", serialization.NoEncryption()),
-        ("locked.pem", serialization.BestAvailableEncryption(b"passphrase")),
+    hidden = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
+    for file, content in [
+        (certificate, signed.public_bytes(serialization.Encoding.PEM)),
+        (key, made.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, hidden)),
     ]:
-        (folder / file).write_bytes(
-            key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
-        )
-    return folder / "cert.pem", folder / "key.pem", folder / "locked.pem"
+        written = file.with_suffix(".new")
+        written.write_bytes(content)
+        written.replace(file)
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory):
+    """(certificate, key, another key with a passphrase)"""
+    folder = tmp_path_factory.mktemp("tls")
+    files = folder / "cert.pem", folder / "key.pem", folder / "locked.pem"
+    write_certificate(folder / "other.pem", files[2], passphrase=b"passphrase")
+    write_certificate(*files[:2])
+    return files
 
 
 def connect(server):
@@ -79,6 +87,50 @@ def test_https(start, tls, make, monkeypatch):
         plain.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert b"200" not in everything(plain)
     assert server.stop() == 0
+
+
+def shown(server, name=None):
+    """The certificate that a new connection gets, in PEM."""
+    anyone = ssl.create_default_context()
+    anyone.check_hostname, anyone.verify_mode = False, ssl.CERT_NONE
+    with connect(server) as plain, anyone.wrap_socket(plain, server_hostname=name) as connection:
+        return ssl.DER_cert_to_PEM_cert(connection.getpeercert(binary_form=True))
+
+
+def test_a_new_certificate_is_for_new_connections(start, tmp_path):
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    write_certificate(certificate, key)
+    first = certificate.read_text()
+    server = start("--tls-cert", str(certificate), "--tls-key", str(key))
+    trusting = ssl.create_default_context(cafile=certificate)
+    with connect(server) as plain, trusting.wrap_socket(plain, server_hostname="localhost") as old:
+        assert shown(server) == first
+        write_certificate(certificate, key)
+        second = certificate.read_text()
+        assert second != first
+        assert [shown(server, name) for name in (None, "localhost", "elsewhere.example")] == [second] * 3
+        assert server.stderr == ""
+        old.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert everything(old).startswith(b"HTTP/1.1 200 ")
+    # What cannot be used is said once, and changes nothing.
+    third, of_third = tmp_path / "third.pem", tmp_path / "key-of-third.pem"
+    write_certificate(third, of_third)
+    for said, spoil in enumerate(
+        [
+            lambda: certificate.write_text("no certificate"),
+            certificate.unlink,
+            lambda: certificate.write_bytes(third.read_bytes()),  # the key is still of the one before
+        ],
+        1,
+    ):
+        spoil()
+        assert [shown(server), shown(server)] == [second] * 2
+        assert server.stderr.count("are not a certificate and its key") == said
+        assert server.stderr.count("\n") == said
+    of_third.replace(key)
+    assert shown(server, "localhost") == third.read_text()
+    assert server.stop() == 0
+    assert server.stderr.count("\n") == 3
 
 
 def test_tls_files_that_cannot_be_used(tls, tmp_path):

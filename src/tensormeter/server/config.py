@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import ssl
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import platformdirs
 
 from tensormeter.errors import SettingsError
 from tensormeter.server.alerts import AlertConfig
+from tensormeter.server.tls import load_certificate
 from tensormeter.server.tokens import TokenFile
 from tensormeter.settings import DEFAULT_PORT, is_loopback
 
@@ -51,7 +51,8 @@ class ServerConfig:
         retention_bytes: Size of the store above which the oldest ended runs are deleted; None: never.
         alerts: What to look for in what arrives, and whom to tell.
         alert_interval: Seconds between two looks.
-        tls_cert: File with the certificate, and those between it and the authority, in PEM; with `tls_key`.
+        tls_cert: File with the certificate, and those between it and the authority, in PEM; with `tls_key`. A new one in its
+            place is shown to new connections.
         tls_key: File with its private key, without a passphrase.
         forwarded_allow_ips: Addresses and networks, between commas, of proxies whose `X-Forwarded-For` and
             `X-Forwarded-Proto` are believed; "" for none.
@@ -99,7 +100,7 @@ class ServerConfig:
         if (self.tls_cert is None) != (self.tls_key is None):
             raise SettingsError("tls_cert, tls_key: expected both or none; a certificate is of no use without its key")
         if self.tls_cert is not None and self.tls_key is not None:
-            _check_tls(self.tls_cert, self.tls_key)
+            load_certificate(self.tls_cert, self.tls_key)
         if "*" in self.forwarded_allow_ips:
             raise SettingsError(
                 "forwarded_allow_ips: expected addresses of proxies, got '*': anyone could claim to be one"
@@ -118,17 +119,3 @@ class ServerConfig:
                 f"host: {self.host!r} can be reached from other machines, so a token is needed; make one with "
                 "`tensormeter token create`, set TENSORMETER_TOKEN or give --token-file, or bind 127.0.0.1",
             )
-
-
-def _check_tls(certificate: Path, key: Path) -> None:
-    def no_passphrase() -> str:
-        raise SettingsError(f"tls_key: {key} has a passphrase, which nobody is there to type; store it without")
-
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, no_passphrase)
-    except SettingsError:
-        raise
-    except OSError as error:  # ssl.SSLError is one
-        raise SettingsError(
-            f"tls_cert, tls_key: {certificate} and {key} are not a certificate and its key in PEM ({error.strerror or error})"
-        ) from None

@@ -19,6 +19,7 @@ from tensormeter.server.connection import limited_protocol
 from tensormeter.server.store import Store
 from tensormeter.server.store.removal import Retention
 from tensormeter.server.store.sqlite import SqliteStore
+from tensormeter.server.tls import Certificate
 
 if TYPE_CHECKING:
     from tensormeter.server.telemetry import ServerMetrics
@@ -66,6 +67,9 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
                 server_header=False,
                 timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
             )
+            uvicorn_config.load()
+            if uvicorn_config.ssl is not None and config.tls_cert is not None and config.tls_key is not None:
+                Certificate(config.tls_cert, config.tls_key).attach(uvicorn_config.ssl)
             server = _Server(uvicorn_config, lambda: on_ready(url), shutdown)
             asyncio.run(server.serve(sockets=[listener]))
         finally:
