@@ -134,7 +134,7 @@ def test_a_program_error_reaches_all_who_wait_and_is_not_hidden(open_store, monk
     store = open_store()
     payload = request_of_kinds("bug")
     with monkeypatch.context() as patch:
-        patch.setattr("tensormeter.server.store.clickhouse.committer.encode_points", lambda *_: 1 / 0)
+        patch.setattr("tensormeter.server.store.clickhouse.commit.encode_points", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             store.append_metrics(decode_metrics(payload), payload=payload)
     store.append_metrics(decode_metrics(payload), payload=payload)

@@ -1,70 +1,20 @@
-"""Writing: requests that wait together are one commit, which is a handful of inserts."""
+"""Group commit: requests that wait together are one commit."""
 
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
 
-from tensormeter.otlp.batch import STEP_METRIC, Event
-from tensormeter.server.store import catalog
-from tensormeter.server.store.arrivals import Arrival
-from tensormeter.server.store.clickhouse import activity
-from tensormeter.server.store.clickhouse.activity import NEVER, Activity
+from tensormeter.server.store.clickhouse.commit import Commit
 from tensormeter.server.store.clickhouse.connection import Connection
-from tensormeter.server.store.clickhouse.graves import Graves
-from tensormeter.server.store.clickhouse.identity import Numbers, invert, series_key
-from tensormeter.server.store.clickhouse.incoming import (
-    BLOB_COLUMNS,
-    POINT_COLUMNS,
-    SERIES_COLUMNS,
-    Incoming,
-    encode_blobs,
-    encode_points,
-    known_series,
-    leave_out_known,
-    series_rows,
-)
-from tensormeter.server.store.clickhouse.log import Arrived, Log
+from tensormeter.server.store.clickhouse.identity import Numbers
+from tensormeter.server.store.clickhouse.log import Log
+from tensormeter.server.store.clickhouse.memory import Memory
 from tensormeter.server.store.clickhouse.request import Request
-from tensormeter.server.store.clickhouse.rowbinary import encode_rows
-from tensormeter.server.store.errors import BatchConflictError, StoreUnavailableError
-from tensormeter.server.store.events import Prepared, key_and_step, prepare_event
-from tensormeter.server.store.ingest import refusal
-from tensormeter.server.store.lifecycle import HEARTBEAT, RUN_START, news_of
-from tensormeter.server.store.points import Points
-from tensormeter.server.store.source import Source, identify
+from tensormeter.server.store.errors import StoreUnavailableError
 from tensormeter.server.store.values import Receipt
 
-__all__ = ["EVENT_COLUMNS", "Committer", "event_row"]
-
-EVENT_COLUMNS: Final = {
-    "run": "Q",
-    "time": "q",
-    "process": "s",
-    "name": "s",
-    "digest": "f",
-    "id": "Q",
-    "key": "s",
-    "has_key": "B",
-    "step": "q",
-    "has_step": "B",
-    "body": "s",
-    "attributes": "s",
-    "precedence": "Q",
-    "received": "I",
-}
-_BATCH_COLUMNS: Final = {"id": "s", "digest": "f", "rejected": "Q", "message": "s", "precedence": "Q", "received": "I"}
-_MEDIA_COLUMNS: Final = {
-    "run": "Q",
-    "digest": "f",
-    "content_type": "s",
-    "data": "b",
-    "precedence": "Q",
-    "received": "I",
-}
-_CACHED: Final = 200_000
+__all__ = ["Committer"]
 
 
 class Committer:
@@ -87,9 +37,7 @@ class Committer:
         self._committing = threading.Lock()
         self._waiting: list[Request] = []
         self._begun = 0.0
-        self._told: dict[tuple[int, str], tuple[str, str]] = {}
-        self._began: dict[tuple[int, str], tuple[int, int]] = {}
-        self._series: dict[tuple[int, str, str, str, str, str], int] = {}
+        self._memory = Memory()
 
     def commit(self, request: Request) -> Receipt:
         """Store a request; blocks until it is stored, with others perhaps.
@@ -119,10 +67,9 @@ class Committer:
         with self._lock:
             requests, self._waiting = self._waiting, []
         try:
-            again = _Commit(self, requests).run()
+            again = Commit(self._connection, self._numbers, self._log, self._memory, requests).run()
         except Exception as error:
-            self._told.clear()
-            self._began.clear()
+            self._memory.forget()
             outcome = error if isinstance(error, StoreUnavailableError) else _failure(error)
             for request in requests:
                 if not request.done.is_set():
@@ -140,247 +87,6 @@ class Committer:
             self._log.begin(self._numbers.take())
         except StoreUnavailableError:
             return  # the next entry, whenever it can be written, has the new name
-
-
-class _Commit:
-    """One commit."""
-
-    def __init__(self, committer: Committer, requests: Sequence[Request]) -> None:
-        self._committer = committer
-        self._connection = committer._connection
-        self._requests = requests
-        events = sum(len(listed) for request in requests for _, listed in request.resources)
-        self._number = committer._numbers.take(1 + events)
-        self._last_number = self._number
-        self._received = time.time_ns()
-        self._activities: dict[tuple[int, str], Activity] = {}
-        self._incoming: dict[int, Incoming] = {}
-        self._events: list[list[object]] = []
-        self._media: list[tuple[object, ...]] = []
-        self._eventful: set[int] = set()
-
-    def run(self) -> list[Request]:
-        """Commit, and settle the requests; returns those that must be looked at after this one."""
-        fresh, again = self._new_batches()
-        sources = [arrival.source for request in fresh for arrival in request.arrivals]
-        described = [
-            (request, identify(attributes), events)
-            for request in fresh
-            for attributes, events in request.resources
-            if events
-        ]
-        graves = Graves(
-            self._connection, [*sources, *(source for _, source, _ in described if isinstance(source, Source))]
-        )
-        for request in fresh:
-            for arrival in request.arrivals:
-                self._place(request, arrival, graves)
-        for request, source, events in described:
-            if isinstance(source, str):
-                request.rejections[source] += len(events)
-            else:
-                for event in events:
-                    self._add_event(request, source, event, graves)
-        left_out = self._look_up()
-        receipts = {id(request): _receipt(request) for request in fresh}
-        self._write(fresh, receipts)
-        if left_out:
-            self._committer._log.begin(self._committer._numbers.take())
-        for request in fresh:
-            request.settle(receipts[id(request)])
-        return again
-
-    def _new_batches(self) -> tuple[list[Request], list[Request]]:
-        """Requests to store, and those whose batch id is among them already; the others are settled."""
-        ids = sorted({request.batch_id for request in self._requests if request.batch_id is not None})
-        rows = []
-        if ids:
-            rows = self._connection.rows(
-                "SELECT id, lower(hex(digest)), rejected, message FROM batch FINAL WHERE id IN {ids:Array(String)}",
-                ids=ids,
-            )
-        known = {row[0]: row[1:] for row in rows}
-        fresh: list[Request] = []
-        again: list[Request] = []
-        for request in self._requests:
-            name = request.batch_id
-            if name is None:
-                fresh.append(request)
-            elif name in known:
-                digest, rejected, message = known[name]
-                if digest == request.digest.hex():
-                    request.settle(Receipt(rejected, message, duplicate=True))
-                else:
-                    request.settle(BatchConflictError(name))
-            elif any(other.batch_id == name for other in fresh):
-                again.append(request)
-            else:
-                fresh.append(request)
-        return fresh, again
-
-    def _place(self, request: Request, arrival: Arrival, graves: Graves) -> None:
-        times = arrival.points.times
-        first = int(times.min())
-        run = graves.run(arrival.source, first)
-        if run is None:
-            request.rejections[catalog.DELETED] += len(times)
-            return
-        one = self._activity(run, arrival.source)
-        one.add_times(first, int(times.max()))
-        if arrival.source.attempt > 1 and arrival.metric == STEP_METRIC and isinstance(arrival.points, Points):
-            one.add_steps(arrival.points)
-        key = self._key(run, arrival)
-        incoming = self._incoming.setdefault(key, Incoming(run, key, arrival))
-        incoming.parts.append(arrival.points)
-        incoming.requests.append((request, len(times)))
-
-    def _add_event(self, request: Request, source: Source, event: Event, graves: Graves) -> None:
-        moment = event.time or request.received  # OTLP: both times of a log record may be unknown
-        reason = refusal(event, moment)
-        prepared: Prepared | str = reason if reason is not None else prepare_event(event)
-        run = None
-        if not isinstance(prepared, str):
-            run = graves.run(source, moment, starts=event.name == RUN_START)
-        if isinstance(prepared, str) or run is None:
-            request.rejections[prepared if isinstance(prepared, str) else catalog.DELETED] += 1
-            return
-        self._last_number += 1
-        number = self._last_number
-        one = self._activity(run, source)
-        one.add_times(moment, 0)
-        one.add_news(news_of(event), moment, number)
-        if event.name == HEARTBEAT:
-            return
-        self._eventful.add(run)
-        received = self._received // 10**9
-        self._events.append(event_row(run, source.process, event, prepared, time=moment, number=number))
-        self._media += [
-            (run, image.digest.encode(), image.content_type, image.data, invert(number), received)
-            for image in prepared.images
-        ]
-
-    def _look_up(self) -> int:
-        """What of the points is new, and which series a run may still have; returns how many points were there."""
-        incoming = self._incoming
-        for one in incoming.values():
-            one.join()
-        known = known_series(self._connection, [(one.run, one.key) for one in incoming.values()])
-        unknown = [one for one in incoming.values() if one.key not in known]
-        if unknown:
-            counts = self._counts({one.run for one in unknown})
-            for one in unknown:
-                if counts[one.run] >= catalog.MAX_SERIES_PER_RUN:
-                    for request, points in one.requests:
-                        request.rejections[f"run has more than {catalog.MAX_SERIES_PER_RUN} series"] += points
-                    del incoming[one.key]
-                counts[one.run] += 1
-        return leave_out_known(self._connection, incoming.values(), known)
-
-    def _counts(self, runs: set[int]) -> dict[int, int]:
-        rows = self._connection.rows(
-            f"SELECT run, uniqExact(series) FROM series WHERE run IN ({', '.join(map(str, runs))}) GROUP BY run"
-        )
-        return defaultdict(int, {row[0]: row[1] for row in rows})
-
-    def _write(self, fresh: Sequence[Request], receipts: Mapping[int, Receipt]) -> None:
-        connection, committer = self._connection, self._committer
-        received = self._received // 10**9
-        incoming = self._incoming.values()
-        if self._activities:
-            rows = [one.row(named=self._is_news(key, one)) for key, one in self._activities.items()]
-            connection.insert("process", activity.COLUMNS, encode_rows(activity.COLUMNS, rows))
-        for table, columns, encoded in (
-            ("points", POINT_COLUMNS, encode_points(incoming, self._number, received)),
-            ("distributions", BLOB_COLUMNS, encode_blobs(incoming, self._number, received)),
-            ("series", SERIES_COLUMNS, series_rows(incoming)),
-            ("media", _MEDIA_COLUMNS, encode_rows(_MEDIA_COLUMNS, self._media)),
-            ("event", EVENT_COLUMNS, encode_rows(EVENT_COLUMNS, self._events)),
-        ):
-            if encoded:
-                connection.insert(table, columns, encoded)
-        arrived = self._arrived()
-        if arrived:
-            committer._log.write(arrived)
-        batches = [
-            (
-                one.batch_id,
-                one.digest,
-                receipts[id(one)].rejected,
-                receipts[id(one)].message,
-                invert(self._number),
-                received,
-            )
-            for one in fresh
-            if one.batch_id is not None
-        ]
-        if batches:
-            connection.insert("batch", _BATCH_COLUMNS, encode_rows(_BATCH_COLUMNS, batches))
-        if len(committer._told) > _CACHED:
-            committer._told.clear()
-            committer._began.clear()
-        for key, one in self._activities.items():
-            committer._told[key] = one.source.name, one.source.resource
-            if one.began != NEVER:
-                known = committer._began.get(key, (NEVER, NEVER))
-                committer._began[key] = min(known[0], one.first_step), min(known[1], one.began)
-
-    def _is_news(self, key: tuple[int, str], one: Activity) -> bool:
-        return self._committer._told.get(key) != (one.source.name, one.source.resource)
-
-    def _arrived(self) -> list[Arrived]:
-        metrics: dict[int, set[str]] = defaultdict(set)
-        first: dict[int, int] = {}
-        for one in self._incoming.values():
-            if len(one.points):
-                metrics[one.run].add(one.arrival.metric)
-                earliest = int(one.points.times[0])
-                first[one.run] = min(first.get(one.run, earliest), earliest)
-        anew = {key[0] for key, one in self._activities.items() if self._begins_earlier(key, one)}
-        return [
-            Arrived(
-                run, self._number, first.get(run, 0), sorted(metrics.get(run, ())), run in self._eventful, run in anew
-            )
-            for run in sorted(metrics.keys() | self._eventful | anew)
-        ]
-
-    def _begins_earlier(self, key: tuple[int, str], one: Activity) -> bool:
-        """Whether readers cannot know yet where this process of a later attempt begins; also true when this server does not know."""
-        step, began = self._committer._began.get(key, (NEVER, NEVER))
-        return one.first_step < step or one.began < began
-
-    def _activity(self, run: int, source: Source) -> Activity:
-        one = self._activities.get((run, source.process))
-        if one is None:
-            one = Activity(run, source, self._number, self._received)
-            self._activities[run, source.process] = one
-        one.source = source
-        return one
-
-    def _key(self, run: int, arrival: Arrival) -> int:
-        cache = self._committer._series
-        about = (run, arrival.source.process, arrival.metric, arrival.kind, arrival.scope, arrival.attributes)
-        key = cache.get(about)
-        if key is None:
-            if len(cache) > _CACHED:
-                cache.clear()
-            key = cache[about] = series_key(
-                *about[:3], kind=arrival.kind, scope=arrival.scope, attributes=arrival.attributes
-            )
-        return key
-
-
-def event_row(run: int, process: str, event: Event, prepared: Prepared, *, time: int, number: int) -> list[object]:
-    """A row of the table `event`."""
-    key, step = key_and_step(event)
-    return [
-        *(run, time, process, event.name, prepared.digest, number),
-        *(key or "", key is not None, step or 0, step is not None),
-        *(prepared.body, prepared.attributes, invert(number), number // 10**6),
-    ]
-
-
-def _receipt(request: Request) -> Receipt:
-    return Receipt(request.rejections.total(), request.rejections.describe(request.noun))
 
 
 def _failure(error: Exception) -> StoreUnavailableError:

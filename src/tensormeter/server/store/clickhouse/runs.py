@@ -4,7 +4,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -36,33 +36,6 @@ SELECT run, any(project), any(run_id), tupleElement(max(name), 2), min(created),
     max(turned), {config}, tupleElement(min(tags), 2), tupleElement(min(grp), 2), tupleElement(min(notes), 2),
     groupArray((attempt, started, tupleElement(ended, 1), tupleElement(ended, 3)))
 FROM ({inner}) GROUP BY run"""
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A run as it is now; `stalled` as `present_state` says it."""
-
-    run: int
-    project: str
-    run_id: str
-    name: str
-    state: State
-    attempt: int
-    created: int
-    started: int
-    ended: int | None
-    updated: int
-    newest: int
-    group: str
-    tags: Sequence[str]
-    notes: str
-    archived: bool
-    config: str
-    processes: int
-
-    @property
-    def id(self) -> str:
-        return self.run_id
 
 
 class Runs:
@@ -108,8 +81,8 @@ class Runs:
 
     def states(self, runs: Collection[int]) -> dict[int, tuple[RunRef, State]]:
         """Names and present states."""
-        found = self._load(f"run IN ({numbers(runs)})", runs) if runs else []
-        return {run.run: (RunRef(run.run_id, run.project), run.state) for run in found}
+        found = self._load(f"run IN ({numbers(runs)})", runs) if runs else {}
+        return {key: (RunRef(run.run_id, run.project), run.state) for key, run in found.items()}
 
     def names(self, runs: Collection[int]) -> dict[int, RunRef]:
         """Names of those that are not deleted."""
@@ -159,33 +132,19 @@ class Runs:
         """Runs in that order, without those that are gone, with the summaries of `metrics`, or all."""
         if not runs:
             return []
-        found = {run.run: run for run in self._load(f"run IN ({numbers(runs)})", runs, config=True)}
+        found = self._load(f"run IN ({numbers(runs)})", runs, config=True)
         totals: Mapping[int, dict[str, Totals]] = {}
         if found and (metrics is None or metrics):
             totals = self._totals(f"run IN ({numbers(found)})", metrics, steps=True)
         points = self._points(f"run IN ({numbers(found)})") if found else {}
         return [
-            RunSummary(
-                project=run.project,
-                run_id=run.run_id,
-                name=run.name,
-                state=run.state,
-                attempt=run.attempt,
-                created=run.created,
-                started=run.started,
-                ended=run.ended,
-                updated=run.updated,
-                newest=run.newest,
-                group=run.group,
-                tags=run.tags,
-                notes=run.notes,
-                archived=run.archived,
-                points=points.get(run.run, 0),
-                processes=run.processes,
-                config=json.loads(run.config or "{}"),
-                summary={name: summary_of(one) for name, one in sorted(totals.get(run.run, {}).items())},
+            replace(
+                found[key],
+                points=points.get(key, 0),
+                summary={name: summary_of(one) for name, one in sorted(totals.get(key, {}).items())},
             )
-            for run in (found[key] for key in runs if key in found)
+            for key in runs
+            if key in found
         ]
 
     def table(self, project: str | None, fields: Sequence[str]) -> RunTable:
@@ -194,7 +153,7 @@ class Runs:
         of_project = "1" if project is None else "project = {project:String}"
         names = {"project": project or ""}
         found = self._load(of_project, None, config=configured, **names)
-        runs = [run.run for run in found]
+        runs = list(found)
         within = f"run GLOBAL IN (SELECT DISTINCT run FROM process WHERE {of_project})"
         columns: dict[str, Sequence[Any]] = {}
         for name in fields:
@@ -203,9 +162,9 @@ class Runs:
                 counts = self._points(within, **names)
                 columns[name] = [counts.get(run, 0) for run in runs]
             elif group == "config" and rest:
-                columns[name] = [dig(json.loads(run.config or "{}"), rest) for run in found]
+                columns[name] = [dig(run.config, rest) for run in found.values()]
             elif group != "summary":
-                columns[name] = [getattr(run, name) for run in found]
+                columns[name] = [getattr(run, "run_id" if name == "id" else name) for run in found.values()]
         for metric, parts in summary_fields(fields).items():
             totals = self._totals(within, (metric,), steps="last_step" in parts, **names)
             of_run = {run: one[metric] for run, one in totals.items()}
@@ -235,14 +194,15 @@ class Runs:
 
     def _load(
         self, condition: str, runs: Collection[int] | None, *, config: bool = False, **parameters: Any
-    ) -> list[_Run]:
+    ) -> dict[int, RunSummary]:
+        """Runs by key; `points` and `summary` are empty, and `config` unless it is asked for."""
         inner = _PROCESS.format(condition=f"{condition} AND {_NOT_DELETED}")
         rows = self._connection.rows(
             _RUN.format(inner=inner, config="tupleElement(max(config), 3)" if config else "''"), **parameters
         )
         said = self._annotations(runs)
         now = time.time_ns()
-        return [self._run(row, said.get(row[0], {}), now) for row in rows]
+        return {row[0]: self._run(row, said.get(row[0], {}), now) for row in rows}
 
     def _annotations(self, runs: Collection[int] | None) -> dict[int, dict[str, tuple[Any, int]]]:
         only = "run != 0" if runs is None else f"run IN ({numbers(runs)})"
@@ -253,8 +213,8 @@ class Runs:
             found[run][name] = json.loads(value), number
         return found
 
-    def _run(self, row: Sequence[Any], said: Mapping[str, tuple[Any, int]], now: int) -> _Run:
-        run, project, run_id, name, created, first_start, updated, newest, turned, config, *rest = row
+    def _run(self, row: Sequence[Any], said: Mapping[str, tuple[Any, int]], now: int) -> RunSummary:
+        _, project, run_id, name, created, first_start, updated, newest, turned, config, *rest = row
         tags, group, notes, lives = rest
         state, attempt, ended = run_life([Life(a, s or None, e or None, how or None) for a, s, e, how in lives])
         stalled, since = said.get("stalled", (False, 0))
@@ -265,8 +225,7 @@ class Runs:
         def chosen(field: str, sent: Any) -> Any:
             return said[field][0] if field in said else sent
 
-        return _Run(
-            run=run,
+        return RunSummary(
             project=project,
             run_id=run_id,
             name=chosen("name", name),
@@ -281,8 +240,10 @@ class Runs:
             tags=chosen("tags", json.loads(tags or "[]")),
             notes=chosen("notes", notes),
             archived=chosen("archived", False),
-            config=config,
+            config=json.loads(config or "{}"),
+            points=0,
             processes=len(lives),
+            summary={},
         )
 
     def _points(self, condition: str, **parameters: Any) -> dict[int, int]:

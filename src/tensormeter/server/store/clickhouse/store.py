@@ -13,7 +13,8 @@ from tensormeter.server.store import STALL_AFTER, journal
 from tensormeter.server.store.arrivals import arrivals_of
 from tensormeter.server.store.background import Background
 from tensormeter.server.store.clickhouse.address import Address
-from tensormeter.server.store.clickhouse.committer import EVENT_COLUMNS, Committer, event_row
+from tensormeter.server.store.clickhouse.commit import EVENT_COLUMNS, event_row
+from tensormeter.server.store.clickhouse.committer import Committer
 from tensormeter.server.store.clickhouse.events import EventReader
 from tensormeter.server.store.clickhouse.identity import Numbers
 from tensormeter.server.store.clickhouse.log import Arrived, Log
