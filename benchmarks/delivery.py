@@ -32,7 +32,7 @@ from tensormeter.pipeline.directory import list_runs
 from tensormeter.pipeline.drain import Drain
 from tensormeter.pipeline.spool import Spool
 from tensormeter.record.recorder import Recorder
-from tensormeter.ring import RingFile
+from tensormeter.ring.file import RingFile
 
 RATES = (1_000, 10_000, 100_000, 1_000_000)
 PER_ROW = 20

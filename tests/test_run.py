@@ -238,7 +238,7 @@ def test_every_way_to_end_keeps_the_row_and_the_state(settings, ending, state):
     given = json.dumps(settings.replace(agent="off").to_json())
     subprocess.run([sys.executable, "-c", SCRIPT, given, ending], capture_output=True, timeout=300, check=False)
     (run,) = list_runs(settings.directory)
-    from tensormeter.ring import RingFile
+    from tensormeter.ring.file import RingFile
 
     (path,) = run.ring_files()
     ring = RingFile.open(path)

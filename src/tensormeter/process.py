@@ -17,7 +17,8 @@ from tensormeter.record.lane import Writer
 from tensormeter.record.recorder import Recorder
 from tensormeter.record.vitals import Vitals
 from tensormeter.resource import describe_process
-from tensormeter.ring import HeaderWord, RingFile, State
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.words import HeaderWord, State
 from tensormeter.settings import Settings
 
 __all__ = ["RunIdentity", "RunProcess"]

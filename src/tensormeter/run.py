@@ -24,7 +24,7 @@ from tensormeter.record.media import Parcel
 from tensormeter.record.phases import Phases
 from tensormeter.record.reduction import Reduce, Rule
 from tensormeter.record.watch import Watch, Watched
-from tensormeter.ring import State
+from tensormeter.ring.words import State
 from tensormeter.settings import Settings
 
 __all__ = ["Run", "before_finish", "finish_all", "latest_run", "open_runs", "remember"]

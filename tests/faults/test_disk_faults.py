@@ -22,7 +22,8 @@ from tensormeter.pipeline.errors import SpoolDamagedError, SpoolVersionError
 from tensormeter.pipeline.repair import open_repaired
 from tensormeter.pipeline.request import Encoded, Priority
 from tensormeter.pipeline.spool import Spool
-from tensormeter.ring import HeaderWord, RingFile
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.words import HeaderWord
 
 
 def mount(folder, *options):

@@ -195,7 +195,8 @@ def test_fault_33_ctrl_c(train, receiver, state, gone, oracle, wait_for, times):
     if times == 2:
         (run,) = list_runs(state)
         (ring,) = run.ring_files()
-        from tensormeter.ring import RingFile, State
+        from tensormeter.ring.file import RingFile
+        from tensormeter.ring.words import State
 
         opened = RingFile.open(ring)
         wait_for(lambda: opened.state is State.FAILED, "finish waits")

@@ -14,7 +14,7 @@ from tensormeter.otlp.batch import Series
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.encode import encode_metrics
 from tensormeter.pipeline.processor import BatchMeasurementProcessor
-from tensormeter.ring import RingFile
+from tensormeter.ring.file import RingFile
 
 
 class Measured:

@@ -20,7 +20,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.record.recorder import Recorder
-from tensormeter.ring import RingFile
+from tensormeter.ring.file import RingFile
 
 Behaviour = Callable[[BaseHTTPRequestHandler], None]
 """Answers a request. It accepts it if it has an attribute `accepts` that is true."""

@@ -27,7 +27,8 @@ from tensormeter.record.histogram import DeviceDistribution
 from tensormeter.record.recorder import Recorder
 from tensormeter.record.reduction import Rule
 from tensormeter.record.values import DeviceValue
-from tensormeter.ring import PENDING, RingFile, State
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.words import PENDING, State
 
 
 class Reading:

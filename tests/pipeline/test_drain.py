@@ -7,7 +7,8 @@ import pytest
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.pipeline.drain import Drain
 from tensormeter.pipeline.spool import Spool
-from tensormeter.ring import HeaderWord, RingFile, State
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.words import HeaderWord, State
 from tensormeter.settings import Settings
 
 

@@ -11,7 +11,8 @@ from tensormeter.pipeline.drain import Drain
 from tensormeter.pipeline.health import Health
 from tensormeter.pipeline.processor import BatchMeasurementProcessor
 from tensormeter.pipeline.spool import Spool
-from tensormeter.ring import Drop, HeaderWord, LaneWord, LogPath, RingFile, State
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.words import Drop, HeaderWord, LaneWord, LogPath, State
 from tensormeter.settings import Settings
 
 

@@ -16,7 +16,8 @@ from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.pipeline.directory import list_runs
 from tensormeter.pipeline.drain import Drain
 from tensormeter.pipeline.spool import Spool
-from tensormeter.ring import RingFile, State
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.words import State
 from tensormeter.settings import Settings
 
 

@@ -16,7 +16,8 @@ from tensormeter.otlp.media import media_of
 from tensormeter.pipeline.drain import Drain
 from tensormeter.pipeline.spool import Spool
 from tensormeter.record.media import Parcel
-from tensormeter.ring import RingFile, State, media_directory
+from tensormeter.ring.file import RingFile, media_directory
+from tensormeter.ring.words import State
 from tensormeter.settings import Settings
 
 

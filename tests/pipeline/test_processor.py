@@ -8,7 +8,8 @@ import pytest
 import tensormeter.pipeline.processor as processor_module
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.pipeline.processor import BatchMeasurementProcessor
-from tensormeter.ring import LANE_TABLE, PENDING, RingFile
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.words import LANE_TABLE, PENDING
 
 
 class Clock:

@@ -7,7 +7,7 @@ import pytest
 
 from tensormeter.pipeline.cursor import Cursor
 from tensormeter.pipeline.reader import LaneReader, Layouts
-from tensormeter.ring import RingFile
+from tensormeter.ring.file import RingFile
 
 
 @pytest.fixture

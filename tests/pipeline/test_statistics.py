@@ -12,7 +12,8 @@ from tensormeter.pipeline.drain import Drain
 from tensormeter.pipeline.spool import Spool
 from tensormeter.pipeline.statistics import Statistics
 from tensormeter.resource import describe_node, describe_process
-from tensormeter.ring import RingFile, State
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.words import State
 from tensormeter.settings import Settings
 
 

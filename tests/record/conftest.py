@@ -13,7 +13,7 @@ import tensormeter.record.lane as lane_module
 from tensormeter.pipeline.cursor import Cursor
 from tensormeter.pipeline.reader import LaneReader, Layouts
 from tensormeter.record.recorder import Recorder
-from tensormeter.ring import RingFile
+from tensormeter.ring.file import RingFile
 
 
 class Row(NamedTuple):

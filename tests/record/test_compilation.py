@@ -11,7 +11,7 @@ import json, sys
 import tensormeter
 from tensormeter.pipeline.reader import LaneReader, Layouts
 from tensormeter.pipeline.cursor import Cursor
-from tensormeter.ring import RingFile
+from tensormeter.ring.file import RingFile
 
 if sys.argv[3] == "Python":
     tensormeter.record.lane._writer = None

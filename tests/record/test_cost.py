@@ -8,7 +8,7 @@ import pytest
 import tensormeter.record.cost as cost_module
 import tensormeter.record.lane as lane_module
 from tensormeter.record.cost import LogCost
-from tensormeter.ring import LogPath
+from tensormeter.ring.words import LogPath
 
 
 class Clock:

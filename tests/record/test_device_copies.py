@@ -17,7 +17,7 @@ from tensormeter.record import mapped
 from tensormeter.record.device import DeviceCopies
 from tensormeter.record.mapped import MappedRing
 from tensormeter.record.outcomes import DeviceValue, Refused
-from tensormeter.ring import State
+from tensormeter.ring.words import State
 
 CPU = torch.device("cpu")
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

@@ -7,7 +7,7 @@ import torch
 
 from tensormeter.record.deferred import DeferredLog
 from tensormeter.record.device_report import device_path_report
-from tensormeter.ring import PENDING, State
+from tensormeter.ring.words import PENDING, State
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

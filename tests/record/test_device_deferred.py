@@ -10,7 +10,7 @@ import torch
 import tensormeter
 from tensormeter.errors import UsageError
 from tensormeter.record.deferred import DeferredLog
-from tensormeter.ring import State
+from tensormeter.ring.words import State
 
 
 @pytest.fixture
@@ -240,7 +240,7 @@ import sys
 import torch, tensormeter
 from tensormeter.pipeline.reader import LaneReader, Layouts
 from tensormeter.pipeline.cursor import Cursor
-from tensormeter.ring import RingFile
+from tensormeter.ring.file import RingFile
 
 settings = {"directory": sys.argv[1], "buffer_directory": sys.argv[1], "agent": "off"}
 run = tensormeter.init(settings=settings)

@@ -11,7 +11,7 @@ import torch
 
 from tensormeter.record.event_copies import EventCopies
 from tensormeter.record.outcomes import DeviceValue
-from tensormeter.ring import State
+from tensormeter.ring.words import State
 
 
 class Later:

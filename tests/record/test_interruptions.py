@@ -10,7 +10,7 @@ import pytest
 
 import tensormeter.record.lane as lane_module
 from tensormeter.record.recorder import Recorder
-from tensormeter.ring import RingFile
+from tensormeter.ring.file import RingFile
 
 pytestmark = pytest.mark.usefixtures("writers")
 
@@ -218,7 +218,7 @@ def test_a_ring_with_one_lane_serves_all_threads(new_recording):
 
 def test_finishing_while_threads_log(new_recording):
     """What was accepted before the end is there; what comes after is refused without harm."""
-    from tensormeter.ring import State
+    from tensormeter.ring.words import State
 
     recording = new_recording(lanes=4, buffer_bytes=4 << 20)
     started, over = threading.Barrier(4), threading.Event()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import tensormeter.record.lane as lane_module
 from tensormeter.pipeline.reader import LaneReader
-from tensormeter.ring import POSITION_SHIFT
+from tensormeter.ring.words import POSITION_SHIFT
 
 pytestmark = pytest.mark.usefixtures("writers")
 

@@ -17,7 +17,7 @@ from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.pipeline.processor import BatchMeasurementProcessor
 from tensormeter.record.phases import _MOST_EVENTS, _MOST_WAITING, DATA_LOADING, Phases
 from tensormeter.record.timeline import CudaEvents
-from tensormeter.ring import RingFile
+from tensormeter.ring.file import RingFile
 
 
 class FakeDevice:

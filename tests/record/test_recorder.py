@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import tensormeter.record.lane as lane_module
 import tensormeter.record.layouts as layouts_module
 from tensormeter.pipeline.reader import _unique_times
-from tensormeter.ring import State
+from tensormeter.ring.words import State
 
 pytestmark = pytest.mark.usefixtures("writers")
 

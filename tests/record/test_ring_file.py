@@ -8,7 +8,9 @@ import struct
 import pytest
 
 from tensormeter.errors import RingError
-from tensormeter.ring import Column, Drop, EntryKind, HeaderWord, LaneWord, Layout, RingFile, State, Stream
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.layout import Column, Layout, Stream
+from tensormeter.ring.words import Drop, EntryKind, HeaderWord, LaneWord, State
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.pipeline.processor import BatchMeasurementProcessor
 from tensormeter.record.values import Refused
 from tensormeter.record.watch import Watch, _euclidean_norms
-from tensormeter.ring import RingFile
+from tensormeter.ring.file import RingFile
 
 
 class Net(nn.Module):

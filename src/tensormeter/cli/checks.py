@@ -24,7 +24,7 @@ from tensormeter.pipeline.filesystem import network_filesystem
 from tensormeter.pipeline.spool import Spool
 from tensormeter.record.device_report import device_path_report
 from tensormeter.record.lane import native_writers
-from tensormeter.ring import RingFile
+from tensormeter.ring.file import RingFile
 from tensormeter.settings import Settings, is_loopback
 
 __all__ = ["CHECKS", "Finding"]

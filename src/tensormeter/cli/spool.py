@@ -101,7 +101,7 @@ def show(run: str, directory: Path | None) -> None:
 @_directory_option
 def purge(run: str, rejected: bool, yes: bool, directory: Path | None) -> None:
     """Delete what a run has left here, delivered or not. It cannot be brought back."""
-    from tensormeter.ring import RingFile
+    from tensormeter.ring.file import RingFile
 
     found = _find(run, directory)
     with _opened(found) as opened:

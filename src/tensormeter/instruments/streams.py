@@ -11,7 +11,7 @@ from tensormeter.instruments.views import InstrumentIdentity, Template, Views
 from tensormeter.record.compilation import break_graph, skip_own_files
 from tensormeter.record.measurement import StreamWriter
 from tensormeter.record.recorder import Recorder
-from tensormeter.ring import Stream
+from tensormeter.ring.layout import Stream
 
 __all__ = ["Binder", "Bound", "StreamGroup", "Streams"]
 

@@ -27,7 +27,8 @@ from tensormeter.pipeline.errors import SpoolDamagedError, SpoolVersionError
 from tensormeter.pipeline.repair import open_repaired
 from tensormeter.pipeline.reserve import Reserve
 from tensormeter.pipeline.spool import Spool
-from tensormeter.ring import HeaderWord, RingFile, SpoolLoss, State
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.words import HeaderWord, SpoolLoss, State
 from tensormeter.settings import Settings
 
 if TYPE_CHECKING:

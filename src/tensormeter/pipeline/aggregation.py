@@ -27,7 +27,7 @@ from tensormeter.otlp.batch import (
     Temporality,
 )
 from tensormeter.pipeline import exponential
-from tensormeter.ring import Stream
+from tensormeter.ring.layout import Stream
 
 __all__ = ["AGGREGATED", "Aggregator", "Piece", "describe"]
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from tensormeter.errors import RingError
 from tensormeter.pipeline.directory import RunDirectory
-from tensormeter.ring import RingFile
+from tensormeter.ring.file import RingFile
 
 __all__ = ["count_attempt"]
 

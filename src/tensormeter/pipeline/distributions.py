@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tensormeter.distribution import EXPLICIT, KIND, MAX_BUCKETS, TABLES, Table
 from tensormeter.otlp.batch import Buckets, ExponentialHistogram, Gauge, Histogram, Series, Temporality
 from tensormeter.pipeline.reader import Rows
-from tensormeter.ring import Stream
+from tensormeter.ring.layout import Stream
 
 __all__ = ["NONFINITE_METRIC", "distribution_series"]
 

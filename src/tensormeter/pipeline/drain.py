@@ -16,7 +16,8 @@ from tensormeter.pipeline.media import Inbox
 from tensormeter.pipeline.processor import BatchMeasurementProcessor
 from tensormeter.pipeline.request import Encoded, Priority
 from tensormeter.pipeline.spool import Spool
-from tensormeter.ring import MAX_LANES, HeaderWord, RingFile, State
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.words import MAX_LANES, HeaderWord, State
 from tensormeter.settings import Settings
 
 __all__ = ["Drain"]

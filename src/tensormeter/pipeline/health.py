@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from tensormeter.otlp.batch import Gauge, Histogram, Series, Sum
 from tensormeter.pipeline.processor import BatchMeasurementProcessor
-from tensormeter.ring import DURATION_BUCKETS, SHORTEST_DURATION_BITS, HeaderWord, LogPath, RingFile
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.words import DURATION_BUCKETS, SHORTEST_DURATION_BITS, HeaderWord, LogPath
 
 __all__ = ["Health"]
 

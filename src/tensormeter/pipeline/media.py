@@ -13,7 +13,7 @@ import numpy as np
 from tensormeter.errors import EncodingError
 from tensormeter.otlp.batch import Event
 from tensormeter.otlp.media import Alert, Image, Media, Table, Text
-from tensormeter.ring import media_directory
+from tensormeter.ring.file import media_directory
 
 __all__ = ["Inbox", "Piece"]
 

@@ -19,7 +19,8 @@ from tensormeter.pipeline.aggregation import AGGREGATED, Aggregator, Piece, desc
 from tensormeter.pipeline.cursor import Cursor
 from tensormeter.pipeline.distributions import distribution_series
 from tensormeter.pipeline.reader import LaneReader, Layouts, Rows
-from tensormeter.ring import Layout, RingFile, Stream
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.layout import Layout, Stream
 
 __all__ = ["BatchMeasurementProcessor"]
 

@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.pipeline.cursor import Cursor
-from tensormeter.ring import (
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.layout import Layout, row_bytes
+from tensormeter.ring.words import (
     LANE_HEADER_BYTES,
     LAYOUT_BITS,
     LOST,
@@ -25,9 +27,6 @@ from tensormeter.ring import (
     WRAP,
     EntryKind,
     LaneWord,
-    Layout,
-    RingFile,
-    row_bytes,
 )
 
 __all__ = ["LaneReader", "Layouts", "Rows"]

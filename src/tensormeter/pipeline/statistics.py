@@ -14,7 +14,7 @@ from tensormeter.pipeline.errors import SpoolDamagedError
 from tensormeter.pipeline.request import Encoded, Priority
 from tensormeter.pipeline.spool import Spool
 from tensormeter.resource import describe_node
-from tensormeter.ring import HeaderWord, State
+from tensormeter.ring.words import HeaderWord, State
 from tensormeter.sensors.node import Node
 from tensormeter.sensors.watch import TrainingProcess, Watch
 from tensormeter.settings import Settings

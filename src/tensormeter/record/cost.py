@@ -3,7 +3,8 @@
 import time
 from typing import Final
 
-from tensormeter.ring import DURATION_BUCKETS, SHORTEST_DURATION_BITS, LogPath, RingFile
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.words import DURATION_BUCKETS, SHORTEST_DURATION_BITS, LogPath
 
 __all__ = ["LogCost", "Stopwatch"]
 

@@ -19,7 +19,7 @@ from tensormeter.record.gather import accumulator_dtype
 from tensormeter.record.outcomes import Refused
 from tensormeter.record.page_locking import page_lock
 from tensormeter.record.recorder import Recorder
-from tensormeter.ring import Drop
+from tensormeter.ring.words import Drop
 
 if TYPE_CHECKING:
     import torch

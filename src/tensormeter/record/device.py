@@ -26,7 +26,8 @@ from tensormeter.record.mapped import MappedRing
 from tensormeter.record.outcomes import Deferred, DeviceValue, Refused
 from tensormeter.record.page_locking import is_in_memory, page_lock
 from tensormeter.record.pending import PendingValues
-from tensormeter.ring import LOST, PENDING, RingFile
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.words import LOST, PENDING
 
 if TYPE_CHECKING:
     import torch

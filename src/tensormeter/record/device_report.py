@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 from tensormeter.errors import TensormeterError
 from tensormeter.record.device import DeviceCopies, place
 from tensormeter.record.outcomes import DeviceValue
-from tensormeter.ring import PENDING, RingFile
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.words import PENDING
 
 if TYPE_CHECKING:
     import torch

@@ -4,7 +4,7 @@ import gc
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from tensormeter.ring import Stream
+from tensormeter.ring.layout import Stream
 
 __all__ = ["GARBAGE", "garbage"]
 

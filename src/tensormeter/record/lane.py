@@ -27,7 +27,9 @@ from tensormeter.record.distribution import DeviceTables
 from tensormeter.record.pooling import Pools
 from tensormeter.record.reduction import Reductions
 from tensormeter.record.values import EXACT_INT
-from tensormeter.ring import (
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.layout import Layout
+from tensormeter.ring.words import (
     LANE_HEADER_BYTES,
     LAYOUT_BITS,
     PENDING,
@@ -36,9 +38,7 @@ from tensormeter.ring import (
     WRAP,
     Drop,
     LaneWord,
-    Layout,
     LogPath,
-    RingFile,
 )
 
 try:

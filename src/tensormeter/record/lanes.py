@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from tensormeter.record.distribution import DeviceTables
 from tensormeter.record.lane import Lane
-from tensormeter.ring import RingFile
+from tensormeter.ring.file import RingFile
 
 __all__ = ["Lanes"]
 

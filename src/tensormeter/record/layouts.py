@@ -5,7 +5,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
-from tensormeter.ring import MAX_LAYOUT, Column, Layout, RingFile, Stream
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.layout import Column, Layout, Stream
+from tensormeter.ring.words import MAX_LAYOUT
 
 if TYPE_CHECKING:
     from tensormeter.record.measurement import StreamWriter

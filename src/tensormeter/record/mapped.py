@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from tensormeter.record.gather import NoGradients, gather
 from tensormeter.record.outcomes import Refused
 from tensormeter.record.page_locking import page_lock, view_on_device
-from tensormeter.ring import PENDING
+from tensormeter.ring.words import PENDING
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tensormeter.record.compilation import break_graph
 from tensormeter.record.values import Refused
-from tensormeter.ring import Stream
+from tensormeter.ring.layout import Stream
 
 if TYPE_CHECKING:
     from tensormeter.record.lane import Writer

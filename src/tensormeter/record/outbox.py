@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from tensormeter.record.media import Parcel, to_line
-from tensormeter.ring import RingFile, media_directory
+from tensormeter.ring.file import RingFile, media_directory
 
 __all__ = ["Outbox"]
 

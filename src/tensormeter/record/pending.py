@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
-from tensormeter.ring import LOST, PENDING, RingFile
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.words import LOST, PENDING
 
 __all__ = ["PendingValues"]
 

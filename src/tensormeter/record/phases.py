@@ -15,7 +15,7 @@ from typing import Final
 from tensormeter.errors import UsageError
 from tensormeter.record.compilation import break_graph
 from tensormeter.record.timeline import CudaEvents, Events, Mark, Timeline
-from tensormeter.ring import Layout, Stream
+from tensormeter.ring.layout import Layout, Stream
 
 __all__ = ["DATA_LOADING", "Phase", "Phases", "Step"]
 

@@ -34,7 +34,9 @@ from tensormeter.record.rows import Devices, Numbers, Rows
 from tensormeter.record.rules import Rules
 from tensormeter.record.values import LONGEST_NAME, Deferred, DeviceValue, Refused, check_name, classify, classify_step
 from tensormeter.record.wide import Distributions
-from tensormeter.ring import Column, Drop, HeaderWord, Layout, RingFile, State, Stream
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.layout import Column, Layout, Stream
+from tensormeter.ring.words import Drop, HeaderWord, State
 
 __all__ = ["Chore", "Recorder"]
 

@@ -16,7 +16,9 @@ from tensormeter.record.layouts import Layouts
 from tensormeter.record.notices import Notices
 from tensormeter.record.values import Deferred, DeviceValue, kind_of
 from tensormeter.record.wide import Distributions, WideRows
-from tensormeter.ring import Drop, Layout, RingFile, row_bytes
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.layout import Layout, row_bytes
+from tensormeter.ring.words import Drop
 
 if TYPE_CHECKING:
     from tensormeter.record.measurement import StreamWriter

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from tensormeter.ring import Stream
+from tensormeter.ring.layout import Stream
 
 __all__ = ["TORCH_MEMORY", "torch_memory"]
 

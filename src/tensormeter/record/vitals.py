@@ -9,7 +9,7 @@ from tensormeter.record.garbage import garbage
 from tensormeter.record.measurement import StreamWriter
 from tensormeter.record.recorder import Recorder
 from tensormeter.record.torch_memory import torch_memory
-from tensormeter.ring import Stream
+from tensormeter.ring.layout import Stream
 
 __all__ = ["Vitals"]
 

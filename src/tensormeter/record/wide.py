@@ -20,7 +20,8 @@ from tensormeter.record.distribution import DeviceTables
 from tensormeter.record.histogram import CountedOnDevice, DeviceDistribution, HostDistribution
 from tensormeter.record.lane import Lane
 from tensormeter.record.values import Deferred, DeviceValue, kind_of
-from tensormeter.ring import PENDING, Column, Layout, Stream, row_bytes
+from tensormeter.ring.layout import Column, Layout, Stream, row_bytes
+from tensormeter.ring.words import PENDING
 
 if TYPE_CHECKING:
     import torch
