@@ -137,6 +137,40 @@ def test_configuration_becomes_json(settings):
         tensormeter.init(config=[1], settings=settings)
 
 
+def test_a_configuration_grows(settings, caplog):
+    with tensormeter.init(config={"lr": 1e-3, "n": 1}, settings=settings) as run:
+        with pytest.raises(TypeError):
+            run.config["lr"] = 2
+        run.update_config({"n": 2, 5: Path("x")})
+        assert run.config == {"lr": 1e-3, "n": 2, "5": "x"}
+        with pytest.raises(SettingsError, match="config: expected a mapping, got int"):
+            run.update_config(5)
+    assert items(settings) == 3  # the start, the end, and the configuration between them
+    run.update_config({"n": 3})
+    assert "update_config() after the run was finished" in caplog.text
+    assert run.config["n"] == 2
+    with tensormeter.init(settings=settings, mode="disabled") as run:
+        run.update_config({"n": 2})
+        assert run.config == {"n": 2}
+
+
+def test_a_configuration_that_changes_all_the_time_leaves_room_for_rows(settings, caplog):
+    with tensormeter.init(settings=settings) as run:
+        for number in range(5000):
+            run.update_config({"text": "x" * 1000, "number": number})
+        run.log({"loss": 1.0})
+    assert caplog.text.count("the configuration is not updated") == 1
+    assert "not recorded" not in caplog.text
+
+
+def test_group_tags_and_notes_are_checked(settings):
+    with tensormeter.init(settings=settings, group="g", tags=["b", "a", "b"], notes="n") as run:
+        assert (run.settings.group, run.settings.tags, run.settings.notes) == ("g", ("b", "a"), "n")
+    for wrong in ({"tags": "abc"}, {"tags": [""]}, {"tags": ["x"] * 101}, {"group": 5}, {"notes": "x" * 65_537}):
+        with pytest.raises(SettingsError, match=f"{next(iter(wrong))}: expected"):
+            tensormeter.init(settings=settings, **wrong)
+
+
 def test_disabled_touches_nothing(settings):
     with tensormeter.init(mode="disabled", settings=settings) as run:
         run.log({"loss": object()}, step="nonsense")

@@ -10,19 +10,21 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from tensormeter.errors import EncodingError
 from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Request, Retry, Unauthorized
 from tensormeter.otlp.media import Alert, Image, Table, Text
 from tensormeter_exporters.points import (
+    RUN_CONFIG,
     RUN_END,
     RUN_START,
     Speaker,
@@ -39,11 +41,13 @@ __all__ = ["MlflowExporter"]
 
 _RUN_TAG: Final = "tensormeter.run.id"
 _PROCESS_TAG: Final = "tensormeter.process"
+_GROUP_TAG: Final = "tensormeter.group"
 
 # MLflow's limits on one batch, and on what is in it.
 _MAX_METRICS: Final = 1000
 _MAX_PARAMS: Final = 100
 _MAX_VALUE: Final = 6000
+_MAX_TAG: Final = 5000
 _MAX_KEY: Final = 250
 _UNSAFE: Final = re.compile(r"[^\w./: -]")
 
@@ -118,15 +122,29 @@ class MlflowExporter:
             case Alert(title, text, level):
                 alert = {"level": level, "title": title, "text": text, "time": spoken.event.time, "step": spoken.step}
                 self._artifact(run, "alerts", f"{spoken.event.time}.json", json.dumps(alert).encode())
-            case None if spoken.event.name == RUN_START:
+            case None if spoken.event.name in (RUN_START, RUN_CONFIG):
+                self._describe(run, spoken.body)
                 config = spoken.body.get("config")
                 yield from self._config(run, config if isinstance(config, Mapping) else {})
             case None if spoken.event.name == RUN_END and process == spoken.speaker.process:
                 status = _STATUS.get(str(spoken.body.get("state")), "FINISHED")
                 self._client.set_terminated(run, status, end_time=spoken.event.time // 1_000_000)
 
+    def _describe(self, run: str, body: Mapping[str, object]) -> None:
+        """Group, tags and notes: as tags of MLflow, which leave alone what people have written there meanwhile."""
+        tags = body.get("tags")
+        said = {_key(tag): "true" for tag in tags if isinstance(tag, str)} if isinstance(tags, Sequence) else {}
+        if body.get("group"):
+            said[_GROUP_TAG] = str(body["group"])
+        if body.get("notes"):
+            said[MLFLOW_RUN_NOTE] = str(body["notes"])
+        known = self._client.get_run(run).data.tags if said else {}
+        fresh = [RunTag(name, text[:_MAX_TAG]) for name, text in said.items() if name not in known]
+        if fresh:
+            self._client.log_batch(run, tags=fresh, synchronous=True)
+
     def _config(self, run: str, config: Mapping[str, object]) -> Iterator[str]:
-        """Parameters; MLflow never changes one, so another value of a resumed run is refused and becomes a tag."""
+        """Parameters; MLflow never changes one, so another value of a resumed run, or of an update, becomes a tag."""
         known = self._client.get_run(run).data.params
         fresh = []
         for key, value in flatten(config).items():

@@ -32,6 +32,7 @@ from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.media import Media, media_of
 
 __all__ = [
+    "RUN_CONFIG",
     "RUN_END",
     "RUN_START",
     "Scalars",
@@ -47,6 +48,7 @@ __all__ = [
 ]
 
 RUN_START: Final = "tensormeter.run.start"
+RUN_CONFIG: Final = "tensormeter.run.config"
 RUN_END: Final = "tensormeter.run.end"
 
 _NANOSECONDS: Final = 1_000_000_000

@@ -28,6 +28,7 @@ from tensormeter.otlp.batch import Distribution
 from tensormeter.otlp.media import Alert, Image, Table, Text
 from tensormeter_exporters.appending import AppendOnce
 from tensormeter_exporters.points import (
+    RUN_CONFIG,
     RUN_END,
     RUN_START,
     Speaker,
@@ -143,7 +144,7 @@ def _spoken_events(spoken: Spoken) -> Iterator[Event]:
             yield _event(at, step, _text(key, _markdown(columns, rows)))
         case Alert(title, text, level):
             yield _event(at, step, _text("alerts", f"**{level}: {title}**\n\n{text}"))
-        case None if spoken.event.name == RUN_START:
+        case None if spoken.event.name in (RUN_START, RUN_CONFIG):
             config = spoken.body.get("config")
             if isinstance(config, dict) and config:
                 shown = [

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -28,6 +28,7 @@ from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Re
 from tensormeter.otlp.batch import Distribution
 from tensormeter.otlp.media import Alert, Image, Table, Text
 from tensormeter_exporters.points import (
+    RUN_CONFIG,
     RUN_END,
     RUN_START,
     Speaker,
@@ -49,6 +50,7 @@ _LOOK: Final = 0.1
 """Seconds between two looks whether somebody still writes a file."""
 
 _MAX_BINS: Final = 512
+_MAX_TAG: Final = 64
 _NANOSECONDS: Final = 1e9
 
 _Row = tuple[Speaker, Callable[[], dict[str, Any]]]
@@ -132,10 +134,14 @@ class WandbExporter:
         match spoken.media:
             case Alert(title, text, level):
                 self._run(spoken.speaker).alert(title=title, text=text, level=level)
-            case None if spoken.event.name == RUN_START:
-                config = spoken.body.get("config")
+            case None if spoken.event.name in (RUN_START, RUN_CONFIG):
+                run, config, tags = self._run(spoken.speaker), spoken.body.get("config"), spoken.body.get("tags")
                 if isinstance(config, Mapping):
-                    self._run(spoken.speaker).config.update(dict(config), allow_val_change=True)
+                    run.config.update(dict(config), allow_val_change=True)
+                if isinstance(tags, Sequence):
+                    run.tags = tuple(str(tag)[:_MAX_TAG] for tag in tags)
+                if spoken.body.get("notes"):
+                    run.notes = str(spoken.body["notes"])
             case None if spoken.event.name == RUN_END:
                 state = spoken.body.get("state", "finished")
                 self._run(spoken.speaker).finish(exit_code=0 if state == "finished" else 1)

@@ -27,6 +27,9 @@ def init(
     config: Mapping[str, Any] | None = None,
     *,
     id: str | None = None,
+    group: str | None = None,
+    tags: Sequence[str] | None = None,
+    notes: str | None = None,
     resume: bool = False,
     mode: str | None = None,
     settings: Settings | Mapping[str, Any] | None = None,
@@ -43,8 +46,12 @@ def init(
     Args:
         project: What the run belongs to.
         name: For people; the id if None.
-        config: Hyperparameters and whatever else describes the run. What is not JSON is turned into a `str`.
+        config: Hyperparameters and whatever else describes the run. What is not JSON is turned into a `str`. What becomes
+            known later is for `Run.update_config`.
         id: Of the run; give every rank the same. Random if None.
+        group: What runs belong together in, such as a sweep.
+        tags: Words to find the run by.
+        notes: What people should know about the run. What they write on the server takes precedence; so with group and tags.
         resume: There was an attempt at this run before, on whatever machine. Needs an `id`.
         mode: `online`, `offline` or `disabled`.
         settings: A `Settings`, or a mapping of its fields. The arguments above take precedence over it.
@@ -52,7 +59,7 @@ def init(
     Raises:
         SettingsError: An argument, a setting or an environment variable cannot be used.
     """
-    given = {"project": project, "name": name, "run_id": id, "mode": mode}
+    given = {"project": project, "name": name, "run_id": id, "mode": mode, "group": group, "tags": tags, "notes": notes}
     resolved = _resolve(settings, {key: value for key, value in given.items() if value is not None})
     check_exporters([*resolved.exporters, *(option.partition(".")[0] for option in resolved.exporter_options)])
     if resume and resolved.run_id is None:

@@ -32,6 +32,9 @@ _LONGEST_AGENT_CHECK: Final = 60.0
 _MEMORY_SPOOL_BYTES: Final = 64 << 20
 """Size of a spool that is kept in memory, at most."""
 
+_NOT_FOR_CONFIGURATION: Final = 1 / 4
+"""Share of the ring's dictionary that updates of the configuration leave to rows."""
+
 _CHILD_BUFFER_BYTES: Final = 1 << 20
 """Ring of a child process, at most: there may be many, and they log little."""
 
@@ -96,6 +99,7 @@ class RunProcess:
         self._agent_check = _AGENT_CHECK
         self._settings = run.settings
         self._said: set[str] = set()
+        self._reconfigured = 0  # Unix time in nanoseconds
         try:
             self._join(resume, on_writer, on_fork)
         except OSError as error:
@@ -148,6 +152,17 @@ class RunProcess:
         self._run = run
         if not self.ring.add_metadata(self._metadata()):
             logger.warning("run %s: resource attributes are not recorded: too many different names were logged", run.id)
+
+    def reconfigure(self, run: RunIdentity) -> None:
+        """Let the run's configuration be this one's from now on."""
+        self._run = run
+        self._reconfigured = time.time_ns()
+        if self.ring.dictionary_left >= _NOT_FOR_CONFIGURATION and self.ring.add_metadata(self._metadata()):
+            return
+        message = "the configuration is not updated: it was too often, or too many different names were logged"
+        if message not in self._said:
+            self._said.add(message)
+            logger.warning("run %s: %s", run.id, message)
 
     def flush(self, timeout: float) -> bool:
         """Wait until everything recorded so far is delivered, or, in an offline run, on disk.
@@ -205,7 +220,11 @@ class RunProcess:
             given=run.resource,
             command=settings.record_command,
         )
-        return {"resource": resource, "config": run.config, "parent": self.parent}
+        found: dict[str, Any] = {"resource": resource, "config": run.config, "parent": self.parent}
+        if self._reconfigured:
+            found["reconfigured"] = self._reconfigured
+        said = {"group": settings.group, "tags": settings.tags, "notes": settings.notes}
+        return found | {name: value for name, value in said.items() if value}
 
     def _create_ring(self, metadata: Mapping[str, Any]) -> RingFile:
         """In shared memory, or else on disk."""

@@ -12,10 +12,11 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Final, Literal, Self, cast
 
 from tensormeter import ending
+from tensormeter.configuration import as_json
 from tensormeter.errors import RingError, UsageError
 from tensormeter.process import RunIdentity, RunProcess
 from tensormeter.record.compilation import break_graph
@@ -45,7 +46,7 @@ class Run:
         id: Unique in its project; the same on every rank.
         name: For people.
         project: What the run belongs to.
-        config: As given to `init`, as JSON values.
+        config: As given to `init` and `update_config`, as JSON values. To be read only.
         settings: In force for this run.
     """
 
@@ -54,7 +55,6 @@ class Run:
         self.id = identity.id
         self.name = identity.name
         self.project = identity.settings.project
-        self.config = dict(identity.config)
         self.settings = identity.settings
         self._identity = identity
         self._parent = parent
@@ -113,6 +113,33 @@ class Run:
         if self._process is not None:
             self._process.recorder.define(name, rule)
         self._definitions.append((name, rule))
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return MappingProxyType(self._identity.config)
+
+    def update_config(self, values: Mapping[str, Any]) -> None:
+        """Add to the run's configuration what `init` did not know yet: the number of parameters, say.
+
+        Returns at once. Not for what changes with the steps: each call takes some of a small space in the ring, and when
+        little is left, there is a warning. The run shows the configuration of the process that has told its own last, so call
+        it on every rank, or on one alone.
+
+        Args:
+            values: As the `config` of `init`. They replace those of the same names.
+
+        Raises:
+            SettingsError: They cannot be used.
+        """
+        added = as_json(values)
+        with self._lock:
+            if self._finished:
+                logger.warning("update_config() after the run was finished: nothing is recorded")
+                return
+            process = self._here()
+            self._identity = replace(self._identity, config=as_json({**self._identity.config, **added}))
+            if process is not None:
+                process.reconfigure(self._identity)
 
     @property
     def attempt(self) -> int:

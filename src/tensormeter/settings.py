@@ -8,6 +8,7 @@ import dataclasses
 import ipaddress
 import os
 import re
+import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
@@ -30,6 +31,10 @@ Durability = Literal["none", "flush", "fsync"]
 
 DEFAULT_PORT: Final = 4320
 IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+_MOST_TAGS: Final = 100
+_LONGEST_TAG: Final = 128
+_LONGEST_NOTES: Final = 65_536
 
 _OPTION: Final = re.compile(r"[^.=,]+\.[a-z_]+")
 _TOKEN: Final = re.compile(r"[!-~]+")
@@ -155,6 +160,13 @@ class Settings:
         help="Which attempt at the run this is, from 1: a later one shadows the steps that it repeats.",
     )
     name: str | None = _setting(None, "TENSORMETER_NAME", shown="the id", help="Name of the run, for people.")
+    group: str = _setting(
+        "", "TENSORMETER_GROUP", shown="none", help="What runs belong together in: a sweep, say. For the table of runs."
+    )
+    tags: tuple[str, ...] = _setting(
+        (), "TENSORMETER_TAGS", parse=_parse_names, shown="none", help="Words to find the run by, separated by commas."
+    )
+    notes: str = _setting("", "TENSORMETER_NOTES", shown="none", help="What people should know about the run.")
     mode: Mode = _setting(
         "online",
         "TENSORMETER_MODE",
@@ -354,6 +366,10 @@ class Settings:
         _check_identifier("project", self.project)
         if self.run_id is not None:
             _check_identifier("run_id", self.run_id)
+        _check_text("group", self.group, _LONGEST_NOTES)
+        _check_text("notes", self.notes, _LONGEST_NOTES)
+        _check_tags("tags", self.tags)
+        object.__setattr__(self, "tags", tuple(dict.fromkeys(self.tags)))
         _check_choice("mode", self.mode, get_args(Mode))
         _check_choice("agent", self.agent, get_args(AgentKind))
         _check_choice("device_path", self.device_path, get_args(DevicePath))
@@ -499,6 +515,20 @@ def _check_names(name: str, value: object) -> None:
     names = value if isinstance(value, list | tuple) else ()
     if not names or not all(isinstance(item, str) for item in names) or len(set(names)) < len(names):
         raise SettingsError(f"{name}: expected a list of different names, got {value!r}")
+
+
+def _check_text(name: str, value: object, longest: int) -> None:
+    if not isinstance(value, str) or len(value) > longest:
+        raise SettingsError(f"{name}: expected a text of at most {longest} characters, got {reprlib.repr(value)}")
+
+
+def _check_tags(name: str, value: object) -> None:
+    tags = value if isinstance(value, list | tuple) else None
+    if tags is None or len(tags) > _MOST_TAGS:
+        raise SettingsError(f"{name}: expected a list of at most {_MOST_TAGS} texts, got {reprlib.repr(value)}")
+    for tag in tags:
+        if not isinstance(tag, str) or not 0 < len(tag) <= _LONGEST_TAG:
+            raise SettingsError(f"{name}: expected texts of 1 to {_LONGEST_TAG} characters, got {reprlib.repr(tag)}")
 
 
 def _check_options(name: str, value: object) -> None:

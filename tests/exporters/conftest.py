@@ -120,8 +120,12 @@ class Make:
         return Request(f"spool0-{number}", "logs", body, len(events))
 
     @staticmethod
-    def start(config: Mapping[str, Any], at: int = T0) -> Event:
-        return Event("tensormeter.run.start", at, {"config": dict(config)})
+    def start(config: Mapping[str, Any], at: int = T0, **said: Any) -> Event:
+        return Event("tensormeter.run.start", at, {"config": dict(config), **said})
+
+    @staticmethod
+    def reconfigured(config: Mapping[str, Any], at: int = T0 + 1) -> Event:
+        return Event("tensormeter.run.config", at, {"config": dict(config)})
 
     @staticmethod
     def end(state: str = "finished", at: int = T0 + 10**12) -> Event:

@@ -112,6 +112,18 @@ def test_an_agent_after_another_goes_on_with_the_run(make, exporter, client, ser
     assert run.data.tags["tensormeter.config.lr"] == "2"  # MLflow never changes a parameter
 
 
+def test_group_tags_notes_and_what_is_configured_later(make, exporter, client):
+    said = {"group": "sweep", "tags": ["baseline", "a b"], "notes": "with warm-up"}
+    exporter.export(make.logs(1, make.start({"lr": 1}, **said), project="described"))
+    client.set_tag(the_run(client, "described").info.run_id, "mlflow.note.content", "by hand")
+    later = make.reconfigured({"lr": 2, "parameters": 124})
+    exporter.export(make.logs(2, later, make.start({"lr": 1}, **said), project="described"))
+    run = the_run(client, "described")
+    assert run.data.params == {"lr": "1", "parameters": "124"}
+    tags = ("tensormeter.group", "baseline", "a b", "mlflow.note.content", "tensormeter.config.lr")
+    assert [run.data.tags[tag] for tag in tags] == ["sweep", "true", "true", "by hand", "2"]
+
+
 def test_processes_do_not_mix(make, exporter, client):
     request = make.metrics(
         1,

@@ -27,7 +27,8 @@ def exporter():
     return WandbExporter(ExporterConfig(endpoint="", token=None, timeout=60, destination="wandb",
                                         options={"directory": str(folder)}, state=folder / "state"))
 first = exporter()
-assert first.export(make.logs(1, make.start({"lr": 0.5, "net": {"depth": 2}}))) == Accepted()
+assert first.export(make.logs(1, make.start({"lr": 0.5, "net": {"depth": 2}}, tags=["a", "b" * 70], notes="n"))) == Accepted()
+assert first.export(make.logs(7, make.reconfigured({"parameters": 124}))) == Accepted()
 rows = make.logged(2, [*make.rows({30: {"train/loss": 0.5}, 10: {"train/loss": 0.25, "acc": 1}}),
                        make.histogram("grad", make.T0)])
 assert first.export(rows) == Accepted()
@@ -110,9 +111,11 @@ def test_the_run_is_described(logged):
         "demo",
         "name of run1",
     )
+    told = [record.run for record in logged if record.WhichOneof("record_type") == "run"][-1]
+    assert (list(told.tags), told.notes) == (["a", "b" * 64], "n")
     updates = [record.config.update for record in logged if record.WhichOneof("record_type") == "config"]
     config = nested([item for update in updates for item in update])
-    assert config["lr"] == 0.5
+    assert (config["lr"], config["parameters"]) == (0.5, 124)
     assert config["net"] == {"depth": 2}
     assert next(record.exit.exit_code for record in logged if record.WhichOneof("record_type") == "exit") == 1
     assert next(record.alert.title for record in logged if record.WhichOneof("record_type") == "alert") == "spike"

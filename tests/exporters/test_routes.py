@@ -20,7 +20,8 @@ import math, sys
 import numpy, tensormeter
 project, options = sys.argv[1], dict(item.split("=", 1) for item in sys.argv[2:])
 config = {"lr": 1e-3, "layers": [64, 10], "optimizer": {"name": "adam"}}
-with tensormeter.init(project, name="the same", config=config, id="same-run") as run:
+said = {"group": "of same", "tags": ["a", "b c"], "notes": "line 1\\nline 2"}
+with tensormeter.init(project, name="the same", config=config, id="same-run", **said) as run:
     for step in range(300):
         run.log({"train/loss": 1 / (step + 1), "train/tokens": 2**60 + step}, step)
         if step % 50 == 0:
@@ -35,6 +36,7 @@ with tensormeter.init(project, name="the same", config=config, id="same-run") as
                 "counted": tensormeter.Histogram(np_histogram=([1, 5, 2], [-1.0, 0.0, 0.5, 9.0])),
             }, step)
     run.log({"late": math.inf}, 7)
+    run.update_config({"parameters": 124_000_000, "lr": 1e-4})
     run.alert("loss spike", "twice the mean", level="WARN")
 """
 
@@ -119,7 +121,10 @@ def direct(environment, experiment_server):
     found = experiment_server.everything("direct")
     run = found["same-run"]
     assert run["about"]["state"] == "finished"
-    assert run["about"]["config"]["optimizer"] == {"name": "adam"}
+    config = {"lr": 1e-4, "layers": [64, 10], "optimizer": {"name": "adam"}, "parameters": 124_000_000}
+    assert run["about"]["config"] == config
+    said = [run["about"][key] for key in ("group", "tags", "notes")]
+    assert said == ["of same", ["a", "b c"], "line 1\nline 2"]
     (loss,) = run["series"]["train/loss"]
     assert loss["step"] == list(range(300))
     assert loss["value"] == [1 / (step + 1) for step in range(300)]

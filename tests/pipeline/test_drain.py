@@ -57,6 +57,27 @@ def test_rows_wait_until_they_are_due_or_wanted(source, spool, open_drain):
     assert not drain.take_fresh()
 
 
+def test_a_configuration_that_changes_is_told_once(new_source, spool, open_drain):
+    source = new_source({"config": {"lr": 1}, "tags": ["a"], "group": "g"})
+    drain = open_drain(source)
+    drain.advance(flush=False)
+    assert take(spool)[1] == [("tensormeter.run.start", {"config": {"lr": 1}, "tags": ["a"], "group": "g"})]
+    source.ring.add_metadata({"config": {"lr": 2}, "tags": ["a"], "reconfigured": 12345})
+    for _ in range(2):
+        drain.advance(flush=False)
+    _, request = spool.next("a")
+    (event,) = next(iter(decode_events(gzip.decompress(request.body))))[1]
+    assert (event.name, event.time, event.body) == ("tensormeter.run.config", 12345, {"config": {"lr": 2}})
+    assert len(take(spool)[1]) == 1
+    # An agent after this one does not know whether that has been told, and says the same again.
+    source.ring.add_metadata({"config": {"lr": 3}, "reconfigured": 12346})
+    source.recorder.close(State.FINISHED)
+    open_drain(source).advance(flush=False)
+    config, end = take(spool)[1]
+    assert config == ("tensormeter.run.config", {"config": {"lr": 3}})
+    assert end[0] == "tensormeter.run.end"
+
+
 def test_a_writer_that_finishes_and_then_leaves(source, spool, open_drain):
     drain = open_drain(source)
     for step in range(10):

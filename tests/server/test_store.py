@@ -345,11 +345,16 @@ def test_a_run_from_start_to_end(client):
     run = client.store.run(client.ref)
     assert (run.state, run.attempt, run.ended, run.started, run.config) == ("running", 2, None, T0 + 5, {"lr": 0.2})
     assert run.tags == ["x", "y"]
+    client.events(Event("tensormeter.run.config", T0 + 30, {"config": {"lr": 0.3, "n": 7}}), process="r")
+    client.events(Event("tensormeter.run.config", T0 + 25, {"config": {"lr": 0.4}}), process="r")
+    client.events(Event("tensormeter.run.config", T0 + 35, {"tags": ["z"]}), process="r")
+    run = client.store.run(client.ref)
+    assert (run.state, run.attempt, run.config, run.tags) == ("running", 2, {"lr": 0.3, "n": 7}, ["x", "y"])
     fields = ["id", "state", "attempt", "config.lr", "config.a.b", "processes", "tags"]
     table = client.store.table(client.project, fields)
     index = table.columns["id"].index(client.run_id)
     row = [table.columns[field][index] for field in fields]
-    assert row == [client.run_id, "running", 2, 0.2, None, 3, ["x", "y"]]
+    assert row == [client.run_id, "running", 2, 0.3, None, 3, ["x", "y"]]
     assert client.store.runs([table.runs[index]], [])[0].summary == {}
 
 

@@ -4,7 +4,7 @@ import gzip
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from tensormeter.errors import EncodingError, SpoolError
 from tensormeter.otlp.batch import Attribute, Batch, Event, Value
@@ -52,7 +52,7 @@ class Drain:
             max_export_batch_size=settings.max_export_batch_size,
         )
         metadata = self._processor.metadata
-        self._config = cast("dict[str, Any]", metadata.get("config", {}))
+        self._reconfigured = 0
         self._inbox = Inbox(ring.path, spool.cursor(ring.process, _MEDIA).position)
         self._health = Health(ring, self._processor, settings.self_metrics_interval)
         self.child = metadata.get("parent") is not None
@@ -94,10 +94,12 @@ class Drain:
                 self._flush()
                 if not more:
                     if over and not self._ended and (not alive or self._read_everything()):
+                        self._tell_configuration()
                         self._take_media()
                         self._report_health()
                         self._put(self._end_events(), started=True, ended=True)
                     break
+            self._tell_configuration()
             self._take_media()
             if self._health.due() and not self._ended:
                 self._report_health()
@@ -231,7 +233,20 @@ class Drain:
         """A child process neither begins nor ends the run."""
         if self.child:
             return []
-        return [Event("tensormeter.run.start", self.ring.words[HeaderWord.CREATED], {"config": self._config})]
+        metadata = cast("dict[str, Value]", self._processor.metadata)
+        body: dict[str, Value] = {
+            name: metadata[name] for name in ("config", "group", "tags", "notes") if name in metadata
+        }
+        return [Event("tensormeter.run.start", self.ring.words[HeaderWord.CREATED], body)]
+
+    def _tell_configuration(self) -> None:
+        """If the process has changed the run's configuration. Another agent may have told it before: it is the same event."""
+        self._processor.refresh()
+        told = cast("int", self._processor.metadata.get("reconfigured", 0))
+        if told != self._reconfigured and not self._ended:
+            config = cast("dict[str, Value]", self._processor.metadata["config"])
+            self._put([Event("tensormeter.run.config", told, {"config": config})], started=self._started)
+            self._reconfigured = told
 
     def _end_events(self) -> list[Event]:
         dropped = self.ring.drops() | self._spool.losses()
@@ -248,7 +263,7 @@ class Drain:
     def _end(self) -> tuple[str, str]:
         """How the process ended, and in words what ended it."""
         if self.ring.state is not State.OPEN:
-            self._processor._layouts.refresh()  # the writer's last entry is about its end
+            self._processor.refresh()  # the writer's last entry is about its end
             return self.ring.state.name.lower(), str(self._processor.metadata.get("end", ""))
         if self.ring.words[HeaderWord.SIGTERM]:
             return "preempted", "the process was told to end (SIGTERM) and is gone"

@@ -74,6 +74,10 @@ class BatchMeasurementProcessor:
         """What the writer says of itself: `resource`, `config`, and so on."""
         return self._layouts.metadata
 
+    def refresh(self) -> None:
+        """Look for new metadata."""
+        self._layouts.refresh()
+
     def poll(self, *, abandon_pending: bool) -> bool:
         """Read the rows that are there, as far as they fit the batch.
 

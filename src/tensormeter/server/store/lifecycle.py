@@ -12,6 +12,7 @@ from tensormeter.server.store.canonical import canonical_json
 __all__ = [
     "HEARTBEAT",
     "PROCESS_END",
+    "RUN_CONFIG",
     "RUN_END",
     "RUN_START",
     "Life",
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 RUN_START: Final = "tensormeter.run.start"
+RUN_CONFIG: Final = "tensormeter.run.config"
 RUN_END: Final = "tensormeter.run.end"
 PROCESS_END: Final = "tensormeter.process.end"
 HEARTBEAT: Final = "tensormeter.run.heartbeat"
@@ -85,9 +87,13 @@ def news_of(event: Event) -> News:
     if event.name == RUN_END:
         state = details.get("state", "finished")
         return News(losses, end_state=state if state in _END_STATES else "failed")
-    if event.name != RUN_START:
+    if event.name not in (RUN_START, RUN_CONFIG):
         return News(losses)
-    config, tags = details.get("config"), details.get("tags")
+    given = details.get("config")
+    config = canonical_json(given) if isinstance(given, Mapping) and given else None
+    if event.name == RUN_CONFIG:
+        return News(losses, config=config)
+    tags = details.get("tags")
     group, notes = details.get("group"), details.get("notes")
     texts = None
     if isinstance(tags, Sequence) and not isinstance(tags, str | bytes):
@@ -95,7 +101,7 @@ def news_of(event: Event) -> News:
     return News(
         losses,
         starts=True,
-        config=canonical_json(config) if isinstance(config, Mapping) and config else None,
+        config=config,
         tags=texts,
         group=group if isinstance(group, str) else None,
         notes=notes if isinstance(notes, str) else None,
@@ -107,10 +113,17 @@ def apply_event(connection: sqlite3.Connection, run: int, process: int, event: E
     news = news_of(event)
     if news.losses is not None:
         connection.execute("UPDATE process SET losses = ? WHERE id = ?", (news.losses, process))
+    if news.config is not None:
+        connection.execute(
+            "UPDATE run SET config = ?, config_time = ? WHERE id = ? AND config_time <= ?",
+            (news.config, time, run, time),
+        )
     if news.starts:
         connection.execute("UPDATE process SET started = max(ifnull(started, 0), ?) WHERE id = ?", (time, process))
         connection.execute("UPDATE run SET started = min(ifnull(started, ?), ?) WHERE id = ?", (time, time, run))
-        _apply_start(connection, run, news, time)
+        for column, value in (("tags", news.tags), ("grp", news.group), ("notes", news.notes)):
+            if value is not None:  # what a user has changed stays
+                connection.execute(f"UPDATE run SET {column} = ifnull({column}, ?) WHERE id = ?", (value, run))
         refresh_run(connection, run)
     elif news.end_state is not None:
         connection.execute(
@@ -151,17 +164,6 @@ def process_state(started: int | None, ended: int | None, end_state: str | None)
     if ended is not None and ended >= (started or 0):
         return cast("State", end_state)
     return None if started is None else "running"
-
-
-def _apply_start(connection: sqlite3.Connection, run: int, news: News, time: int) -> None:
-    if news.config is not None:
-        connection.execute(
-            "UPDATE run SET config = ?, config_time = ? WHERE id = ? AND config_time <= ?",
-            (news.config, time, run, time),
-        )
-    for column, value in (("tags", news.tags), ("grp", news.group), ("notes", news.notes)):
-        if value is not None:  # what a user has changed stays
-            connection.execute(f"UPDATE run SET {column} = ifnull({column}, ?) WHERE id = ?", (value, run))
 
 
 def _latest_attempt(lives: Sequence[Life]) -> tuple[int, Sequence[Life]]:

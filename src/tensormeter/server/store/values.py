@@ -125,7 +125,7 @@ class RunSummary:
         ended: Time of its latest end; None while it goes on.
         updated: When something last arrived for it, by the server's clock.
         newest: Time of its latest point; 0 if there is none.
-        config: From the latest `tensormeter.run.start` that carries one, as JSON values.
+        config: From the latest `tensormeter.run.start` or `tensormeter.run.config` that carries one, as JSON values.
         points: Stored points of all its series, those of `tensormeter.step` among them; resent ones as for `Summary`.
         processes: How many.
         summary: By metric; only what was asked for.
