@@ -171,6 +171,31 @@ def test_group_tags_and_notes_are_checked(settings):
             tensormeter.init(settings=settings, **wrong)
 
 
+@pytest.mark.parametrize(
+    ("ranks", "recording"), [("all", (0, 1, 2, 3)), ("node", (0, 2)), ("first", (0,))], ids=["all", "node", "first"]
+)
+def test_some_ranks_record(settings, monkeypatch, ranks, recording):
+    """Two nodes of two."""
+    for rank in range(4):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("LOCAL_RANK", str(rank % 2))
+        with tensormeter.init(settings=settings.replace(ranks=ranks), id="same") as run:
+            assert run.settings.mode == ("offline" if rank in recording else "disabled")
+            run.log({"loss": rank})
+    assert items(settings) == 4 * len(recording)
+
+
+def test_ranks_without_a_common_id_are_told_so_once(settings, monkeypatch, caplog):
+    for rank in range(4):
+        monkeypatch.setenv("RANK", str(rank))
+        tensormeter.init(settings=settings).finish()
+    assert caplog.text.count("begins a run of its own") == 1
+    monkeypatch.setenv("RANK", "1")
+    tensormeter.init(settings=settings, id="same").finish()
+    tensormeter.init(settings=settings.replace(ranks="first")).finish()
+    assert caplog.text.count("begins a run of its own") == 1
+
+
 def test_disabled_touches_nothing(settings):
     with tensormeter.init(mode="disabled", settings=settings) as run:
         run.log({"loss": object()}, step="nonsense")

@@ -1,5 +1,7 @@
 """Beginning a run, and what is called without naming one: it goes to the run that was begun last."""
 
+import logging
+import os
 import secrets
 import string
 import sys
@@ -10,6 +12,7 @@ from tensormeter.configuration import as_json
 from tensormeter.errors import SettingsError, UsageError
 from tensormeter.exporter import check_exporters
 from tensormeter.process import RunIdentity
+from tensormeter.resource import describe_rank
 from tensormeter.run import Run, finish_all, open_runs, remember
 from tensormeter.settings import Settings
 
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from tensormeter.record.deferred import DeferredLog
 
 __all__ = ["deferred_log", "finish", "init", "log"]
+
+logger: Final = logging.getLogger("tensormeter")
 
 _ID_LETTERS: Final = string.ascii_lowercase + string.digits
 
@@ -68,6 +73,7 @@ def init(
         )
     if _in_notebook():
         finish_all()
+    resolved = _for_this_rank(resolved)
     run_id = resolved.run_id or "".join(secrets.choice(_ID_LETTERS) for _ in range(8))
     run = Run(RunIdentity(run_id, resolved.name or run_id, as_json(config or {}), resolved), resume=resume)
     run._begin()
@@ -135,6 +141,22 @@ def deferred_log(
         device=device,
         first_step=first_step,
     )
+
+
+def _for_this_rank(settings: Settings) -> Settings:
+    """Settings of a run of the first rank, or of another, which may have no part in it."""
+    ranks = describe_rank(os.environ)
+    local_rank = ranks.get("tensormeter.local_rank", 0)
+    rank = ranks.get("tensormeter.rank", local_rank)
+    if (settings.ranks == "first" and rank) or (settings.ranks == "node" and local_rank):
+        return settings.replace(mode="disabled")
+    if rank == 1 and settings.run_id is None and settings.mode != "disabled":  # one voice of hundreds
+        logger.warning(
+            "rank %d begins a run of its own, because it was given no id; give every rank the same one (id=, or "
+            "TENSORMETER_RUN_ID where they are launched), or record with one of them (TENSORMETER_RANKS=first)",
+            rank,
+        )
+    return settings
 
 
 def _in_notebook() -> bool:

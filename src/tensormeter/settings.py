@@ -27,6 +27,7 @@ AfterFork = Literal["record", "ignore"]
 DevicePath = Literal["auto", "two_launches"]
 HistogramAggregation = Literal["explicit_bucket_histogram", "base2_exponential_bucket_histogram"]
 TemporalityPreference = Literal["cumulative", "delta", "lowmemory"]
+Ranks = Literal["all", "node", "first"]
 Durability = Literal["none", "flush", "fsync"]
 
 DEFAULT_PORT: Final = 4320
@@ -172,6 +173,11 @@ class Settings:
         "TENSORMETER_MODE",
         ("OTEL_SDK_DISABLED", _parse_disabled),
         help="`online` delivers; `offline` only spools, for `tensormeter sync`; `disabled` does nothing at all.",
+    )
+    ranks: Ranks = _setting(
+        "all",
+        "TENSORMETER_RANKS",
+        help="Which ranks record: `all`, the first of each `node`, or the `first` alone. For the others the run is disabled.",
     )
     endpoint: str = _setting(
         default_endpoint,
@@ -371,6 +377,7 @@ class Settings:
         _check_tags("tags", self.tags)
         object.__setattr__(self, "tags", tuple(dict.fromkeys(self.tags)))
         _check_choice("mode", self.mode, get_args(Mode))
+        _check_choice("ranks", self.ranks, get_args(Ranks))
         _check_choice("agent", self.agent, get_args(AgentKind))
         _check_choice("device_path", self.device_path, get_args(DevicePath))
         _check_choice("after_fork", self.after_fork, get_args(AfterFork))

@@ -20,7 +20,7 @@ from tensormeter.resource.cluster import describe_cluster, describe_rank
 from tensormeter.resource.command import mask_secrets
 from tensormeter.resource.revision import describe_revision
 
-__all__ = ["describe_node", "describe_process"]
+__all__ = ["describe_node", "describe_process", "describe_rank"]
 
 _NODE_NAMESPACE: Final = uuid.UUID("6f0d5c1e-6a0c-5d0f-9a51-2f5c3f0e7a4d")
 
