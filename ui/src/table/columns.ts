@@ -1,11 +1,11 @@
 // Columns of the runs table: what every run has, and any field of configuration or summary.
 
 import * as api from "../api";
+import { fillBadge } from "../badge";
 import { fill, h } from "../dom";
 import * as format from "../format";
 import { address } from "../route";
-import { fillBadge } from "../views/badge";
-import { field } from "../views/session";
+import { field } from "../field";
 import { editTags, editText } from "./edit";
 import type { GridColumn } from "./grid";
 import type { Item } from "./rows";

@@ -8,9 +8,9 @@ import * as route from "../route";
 import { ChartGrid, matcher, sections } from "./charts";
 import { Controls } from "./controls";
 import { FullScreen } from "./fullscreen";
+import type { Pane } from "./pane";
 import { RunList } from "./runlist";
 import type { Session } from "./session";
-import type { Pane } from "./workspace";
 
 const MACHINE = /^(system|process|hw|container|k8s|tensormeter|phase|cpython|gc)\./;
 const DISTRIBUTION = new Set(["histogram", "exponential_histogram", "summary"]);

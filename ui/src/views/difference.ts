@@ -3,8 +3,8 @@
 import { fill, h } from "../dom";
 import * as format from "../format";
 import * as route from "../route";
+import type { Pane } from "./pane";
 import type { Session } from "./session";
-import type { Pane } from "./workspace";
 
 export class DifferencePane implements Pane {
   readonly element = h("div", { class: "pane" });

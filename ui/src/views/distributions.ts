@@ -7,8 +7,8 @@ import * as format from "../format";
 import type { Update } from "../live";
 import * as route from "../route";
 import { matcher } from "./charts";
+import type { Pane } from "./pane";
 import type { Session } from "./session";
-import type { Pane } from "./workspace";
 
 const KINDS = new Set(["histogram", "exponential_histogram"]);
 

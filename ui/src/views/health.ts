@@ -1,10 +1,10 @@
 // The first thing to see: is it alive, is it healthy, was anything lost.
 
 import * as api from "../api";
+import { stateBadge, meaning } from "../badge";
 import { fill, h } from "../dom";
 import * as format from "../format";
 import { alertOf } from "./alert";
-import { stateBadge, meaning } from "./badge";
 import type { Session } from "./session";
 
 const LATE_SECONDS = 60;

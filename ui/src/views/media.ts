@@ -7,9 +7,9 @@ import type { Update } from "../live";
 import * as route from "../route";
 import { matcher } from "./charts";
 import { picture } from "./lightbox";
+import type { Pane } from "./pane";
 import type { Session } from "./session";
 import { TableView } from "./tableview";
-import type { Pane } from "./workspace";
 
 type Kind = "image" | "table" | "text";
 

@@ -1,14 +1,14 @@
 // What a run is: how it ended, alerts, configuration, environment, processes, what happened.
 
 import * as api from "../api";
+import { stateBadge, meaning } from "../badge";
 import { arrange, fill, h, type Child } from "../dom";
 import * as format from "../format";
 import type { Update } from "../live";
 import { alertOf } from "./alert";
-import { stateBadge, meaning } from "./badge";
+import type { Pane } from "./pane";
 import { RunEditor } from "./runeditor";
 import type { Session } from "./session";
-import type { Pane } from "./workspace";
 
 const FIRST: [string, string][] = [
   ["command", "process.command_line"],

@@ -1,10 +1,10 @@
 // All projects; where there are none, how to make one.
 
 import * as api from "../api";
+import { stateBadge } from "../badge";
 import { arrange, fill, h } from "../dom";
 import * as format from "../format";
 import { address } from "../route";
-import { stateBadge } from "./badge";
 import { firstVisit } from "./welcome";
 import type { Context, View } from "./view";
 

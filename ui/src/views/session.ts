@@ -3,7 +3,7 @@
 import * as api from "../api";
 import { Feed } from "../chart/feed";
 import type { Selected } from "../chart/source";
-import * as format from "../format";
+import { fieldText } from "../field";
 import * as route from "../route";
 import { lineColor } from "../theme";
 
@@ -136,29 +136,4 @@ export class Session {
 export function chosenColors(params: URLSearchParams): Map<string, string> {
   const pairs = route.list(params, "colors").map((pair) => pair.split("~") as [string, string]);
   return new Map(pairs.filter(([, hex]) => /^[0-9a-f]{6}$/.test(hex ?? "")).map(([id, hex]) => [id, `#${hex}`]));
-}
-
-/** A field of a run by the name that filters use. */
-export function field(run: api.Run, name: string): unknown {
-  if (name.startsWith("config.")) {
-    const key = name.slice("config.".length);
-    return key in run.config ? run.config[key] : format.flatten(run.config).get(key);
-  }
-  if (name.startsWith("summary.")) {
-    const key = name.slice("summary.".length);
-    const cut = key.lastIndexOf(".");
-    const whole = run.summary[key];
-    if (whole) return whole.last;
-    return (run.summary[key.slice(0, cut)] as Record<string, unknown> | undefined)?.[key.slice(cut + 1)];
-  }
-  if (name === "duration") {
-    const end = run.ended ?? (run.state === "running" ? null : run.last_time);
-    return (end === null ? Date.now() / 1000 : format.epoch(end)) - format.epoch(run.started);
-  }
-  return run[name as keyof api.Run];
-}
-
-export function fieldText(run: api.Run, name: string): string {
-  const found = field(run, name);
-  return Array.isArray(found) ? found.join(", ") || "none" : format.value(found);
 }

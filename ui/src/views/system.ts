@@ -12,8 +12,8 @@ import { ChartGrid, type Section, matcher } from "./charts";
 import { Controls } from "./controls";
 import { Fleet } from "./fleet";
 import { FullScreen } from "./fullscreen";
+import type { Pane } from "./pane";
 import type { Session } from "./session";
-import type { Pane } from "./workspace";
 
 const PHASES = "Phases of a step";
 const SECTIONS: [string, RegExp][] = [

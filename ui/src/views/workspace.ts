@@ -11,19 +11,10 @@ import { DistributionsPane } from "./distributions";
 import { Health } from "./health";
 import { MediaPane } from "./media";
 import { OverviewPane } from "./overview";
+import type { Pane } from "./pane";
 import { Session } from "./session";
 import { SystemPane } from "./system";
 import type { Context, View } from "./view";
-
-export interface Pane {
-  readonly element: HTMLElement;
-  apply: (params: URLSearchParams) => void;
-  onUpdate?: (update: Update) => void;
-  onKey?: (event: KeyboardEvent) => void;
-  /** There are metrics that were not known. */
-  onMetrics?: () => void;
-  close: () => void;
-}
 
 const ONE = { charts: "Charts", system: "System", distributions: "Distributions", media: "Media", overview: "Overview" };
 const MANY = { charts: "Charts", difference: "Configuration" };

@@ -1,8 +1,8 @@
 // The state of a run, as a word with a colour, never as a colour alone.
 
-import type { Run, State } from "../api";
-import { h } from "../dom";
-import * as format from "../format";
+import type { Run, State } from "./api";
+import { h } from "./dom";
+import * as format from "./format";
 
 export function stateBadge(run: Pick<Run, "state" | "last_time">): HTMLElement {
   return fillBadge(h("span", {}), run);
