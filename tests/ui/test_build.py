@@ -1,5 +1,6 @@
 """When the page is built anew."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -26,14 +27,19 @@ def test_built_once_and_again_when_a_source_changes(checkout: Path) -> None:
         pytest.skip("needs Node with npm")
     Page(checkout).build("wheel", {})
     static = checkout / "src" / "tensormeter" / "server" / "static"
-    assert {path.name for path in static.iterdir()} == {
+    names = [re.sub("-[0-9A-Z]{8}", "", path.name) for path in static.iterdir()]
+    assert sorted(names) == [
         "app.js",
+        "chunk.js",
         "favicon.svg",
         "index.html",
+        "page.js",
         "sources.sha256",
         "style.css",
-    }
-    assert (static / "app.js").stat().st_size < 250_000
+    ]
+    assert sum(path.stat().st_size for path in static.glob("*.js")) < 250_000
+    page = (static / "index.html").read_text()
+    assert [path.name for path in static.iterdir() if path.suffix in {".js", ".css"} and path.name not in page] == []
     shutil.rmtree(checkout / "ui" / "node_modules")
     Page(checkout).build("wheel", {})
     assert not (checkout / "ui" / "node_modules").exists()

@@ -51,6 +51,23 @@ def test_drawn_when_in_sight(tab: Any) -> None:
     page.wait_for_function("() => document.querySelectorAll('.card canvas').length < 60")
 
 
+def test_the_first_points_are_asked_for_while_code_is_on_its_way(tab: Any) -> None:
+    page, held = tab.page, []
+    page.route(
+        "**/static/page-*.js",
+        lambda route: route.continue_() if tab.asked("/api/v1/query") else held.append(route),
+    )
+    with page.expect_response("**/api/v1/query"):
+        page.goto(f"{tab.url}/#/p/vision/runs/vis00,vis01", wait_until="commit")
+    assert held
+    for route in held:
+        route.continue_()
+    tab.card("eval/loss")
+    tab.settle()
+    asked = [metric for query in queries(tab) if "after" not in query for metric in query["metrics"]]
+    assert len(asked) == len(set(asked)) > 0
+
+
 def test_points_come_in_binary(tab: Any) -> None:
     tab.go("#/p/vision/runs/vis00")
     tab.card(LOSS)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -29,21 +30,39 @@ def test_browsers_get_the_page_under_a_strict_policy(site: LiveServer) -> None:
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
 
 
-def test_files_are_kept_until_they_change(site: LiveServer) -> None:
-    first = site.get("/static/app.js", Accept_Encoding="identity")
-    again = site.get("/static/app.js", If_None_Match=first.headers["ETag"])
+def files(site: LiveServer, suffix: str) -> list[str]:
+    """What the page asks for, by address."""
+    page = site.get("/", Accept="text/html").data.decode()
+    return re.findall(rf'"(/static/[\w-]+\.{suffix})"', page)
+
+
+def test_the_page_is_asked_for_again_until_it_changes(site: LiveServer) -> None:
+    first = site.get("/", Accept="text/html", Accept_Encoding="identity")
+    assert first.headers["Cache-Control"] == "no-cache"
+    again = site.get("/", Accept="text/html", If_None_Match=first.headers["ETag"])
     assert (again.status, again.data) == (304, b"")
-    other = site.get("/static/app.js", If_None_Match='"other"', Accept_Encoding="identity")
+    other = site.get("/", Accept="text/html", If_None_Match='"other"', Accept_Encoding="identity")
     assert (other.status, other.data) == (200, first.data)
 
 
+def test_files_that_are_named_by_what_is_in_them_are_kept(site: LiveServer) -> None:
+    named = files(site, "js") + files(site, "css")
+    assert len(named) == 4
+    for name in named:
+        assert site.get(name).headers["Cache-Control"] == "public, max-age=31536000, immutable"
+    assert site.get("/static/favicon.svg").headers["Cache-Control"] == "no-cache"
+
+
 def test_files_travel_packed(site: LiveServer) -> None:
-    plain = site.get("/static/app.js", Accept_Encoding="identity")
-    packed = site._http.request(
-        "GET", f"{site.url}/static/app.js", headers={"Accept-Encoding": "gzip"}, decode_content=False
-    )
-    assert gzip.decompress(packed.data) == plain.data
-    assert len(packed.data) < 80_000
+    sent = 0
+    for name in files(site, "js"):
+        plain = site.get(name, Accept_Encoding="identity")
+        packed = site._http.request(
+            "GET", f"{site.url}{name}", headers={"Accept-Encoding": "gzip"}, decode_content=False
+        )
+        assert gzip.decompress(packed.data) == plain.data
+        sent += len(packed.data)
+    assert sent < 80_000
 
 
 @pytest.mark.parametrize("name", ["sources.sha256", "nothing.js", "..%2fpage.py", "%2e%2e/page.py"])
@@ -55,7 +74,7 @@ def test_the_page_is_public_and_the_data_is_not(tmp_path: Path) -> None:
     server = LiveServer(tmp_path, token="t0ken")
     try:
         assert server.get("/", Accept="text/html").status == 200
-        assert server.get("/static/app.js").status == 200
+        assert [server.get(name).status for name in files(server, "js")] == [200] * 3
         assert server.get("/api/v1/projects").status == 401
     finally:
         server.stop()

@@ -86,9 +86,10 @@ export function ago(time: number): string {
 }
 
 // Making one takes a hundred times as long as using it.
-const moments = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+let moments: Intl.DateTimeFormat | null = null;
 
 export function moment(time: number): string {
+  moments ??= new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
   return Number.isFinite(time) ? moments.format(time * 1000) : "–";
 }
 

@@ -33,21 +33,26 @@ export function onTheme(listener: () => void): () => void {
 
 const resolved = new Map<string, string>();
 
+const SERIES = 10;
+const DRAWN = ["muted", "grid", "bad", ...Array.from({ length: SERIES }, (_, index) => `series-${index}`)];
+
 /** A colour token of the style sheet as a colour that a canvas takes. */
 export function color(token: string): string {
-  let found = resolved.get(token);
-  if (found === undefined) {
-    const probe = document.createElement("i");
-    probe.style.color = `var(--${token})`;
-    document.body.append(probe);
-    found = getComputedStyle(probe).color;
-    probe.remove();
-    resolved.set(token, found);
-  }
-  return found;
+  // All together: after each change of the document the browser works its styles out anew.
+  if (!resolved.has(token)) resolve(DRAWN.includes(token) ? DRAWN : [token]);
+  return resolved.get(token) as string;
 }
 
-const SERIES = 10;
+function resolve(tokens: string[]): void {
+  const probes = tokens.map((token) => {
+    const probe = document.createElement("i");
+    probe.style.color = `var(--${token})`;
+    return probe;
+  });
+  document.body.append(...probes);
+  for (const [index, probe] of probes.entries()) resolved.set(tokens[index] as string, getComputedStyle(probe).color);
+  for (const probe of probes) probe.remove();
+}
 
 /** The colour of the nth line: ten that the style sheet names, then hues that are far apart. */
 export function lineColor(index: number): string {

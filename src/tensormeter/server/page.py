@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -26,8 +27,6 @@ _MEDIA_TYPES: Final = {
 }
 
 _HEADERS: Final = {
-    # Asked for again each time, and answered by 304 unless the server was upgraded.
-    "Cache-Control": "no-cache",
     # Nothing from elsewhere, nothing inline, and (Trusted Types) no markup made of strings: what a run calls itself
     # stays text.
     "Content-Security-Policy": (
@@ -39,6 +38,13 @@ _HEADERS: Final = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Vary": "Accept, Accept-Encoding",
 }
+
+# Asked for again each time, and answered by 304 unless the server was upgraded.
+_FRESH: Final = "no-cache"
+
+# The build puts a hash of what is in a file into its name.
+_KEPT: Final = "public, max-age=31536000, immutable"
+_HASHED: Final = re.compile(r"-[0-9A-Z]{8}\.\w+$")
 
 _NOT_BUILT: Final = b"""<!doctype html><html lang="en"><title>tensormeter</title>
 <h1>The web page is not built</h1>
@@ -53,6 +59,7 @@ class _File:
     packed: bytes
     media_type: str
     etag: str
+    caching: str
 
 
 class Page:
@@ -61,7 +68,7 @@ class Page:
     def __init__(self, folder: Path = _STATIC) -> None:
         paths = folder.iterdir() if folder.is_dir() else ()
         self._files = {path.name: _load(path) for path in paths if path.suffix in _MEDIA_TYPES}
-        self._files.setdefault("index.html", _file(_NOT_BUILT, ".html"))
+        self._files.setdefault("index.html", _file(_NOT_BUILT, "index.html"))
 
     def routes(self) -> list[Route]:
         """Where the handlers go, apart from `/`, which the page shares with programs."""
@@ -85,7 +92,7 @@ def wants_page(request: Request) -> bool:
 
 
 def _answer(request: Request, file: _File) -> Response:
-    headers = _HEADERS | {"ETag": file.etag}
+    headers = _HEADERS | {"ETag": file.etag, "Cache-Control": file.caching}
     known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
     if file.etag in known:
         return Response(status_code=304, headers=headers)
@@ -96,9 +103,10 @@ def _answer(request: Request, file: _File) -> Response:
 
 
 def _load(path: Path) -> _File:
-    return _file(path.read_bytes(), path.suffix)
+    return _file(path.read_bytes(), path.name)
 
 
-def _file(body: bytes, suffix: str) -> _File:
+def _file(body: bytes, name: str) -> _File:
     etag = f'"{hashlib.sha256(body).hexdigest()[:20]}"'
-    return _File(body, gzip.compress(body, mtime=0), _MEDIA_TYPES[suffix], etag)
+    caching = _KEPT if _HASHED.search(name) else _FRESH
+    return _File(body, gzip.compress(body, mtime=0), _MEDIA_TYPES[Path(name).suffix], etag, caching)

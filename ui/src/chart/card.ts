@@ -35,6 +35,7 @@ export class Card {
   readonly element: HTMLElement;
   private readonly area: HTMLElement;
   private readonly legend: HTMLElement;
+  private readonly tools = h("div", { class: "tools" });
   private readonly last = h("span", { class: "last" });
   private readonly remark: HTMLElement;
   private readonly status: HTMLElement;
@@ -44,6 +45,7 @@ export class Card {
   private awake = false;
   private off: (() => void) | null = null;
   private request = 0;
+  private width = 0;
   private timer = 0;
 
   constructor(
@@ -56,12 +58,10 @@ export class Card {
     this.legend = h("div", { class: "legend" });
     this.remark = h("p", { class: "remark" });
     this.status = h("p", { class: "status", role: "status" }, "Loading …");
-    const tools = h("div", { class: "tools" }, this.saveMenu());
-    if (events.full) tools.append(iconButton("expand", `Show ${source.title} full screen`, () => events.full?.(source.title)));
     this.element = h(
       "section",
       { class: tall ? "card tall" : "card", "aria-label": source.title },
-      h("header", {}, h("h3", { title: source.description || source.title }, source.title), this.last, tools),
+      h("header", {}, h("h3", { title: source.description || source.title }, source.title), this.last, this.tools),
       h("div", { class: "stage" }, this.area, this.status),
       this.remark,
       this.legend,
@@ -72,6 +72,7 @@ export class Card {
   wake(): void {
     if (this.awake) return;
     this.awake = true;
+    if (!this.tools.hasChildNodes()) this.equip();
     this.off = this.source.on?.(() => this.soon()) ?? null;
     void this.refresh();
   }
@@ -85,6 +86,11 @@ export class Card {
     this.timer = 0;
     this.plot?.destroy();
     this.plot = null;
+  }
+
+  /** Look how wide it is; not in between changes of other cards, each of which would have the page laid out again. */
+  measure(): void {
+    this.width = this.area.clientWidth;
   }
 
   async refresh(): Promise<void> {
@@ -112,7 +118,8 @@ export class Card {
       hover: (at, readings, place) => this.hover(at, readings, place),
     });
     const height = this.tall ? Math.max(280, innerHeight - 170) : HEIGHT;
-    this.plot.update(shown, this.area.clientWidth || 400, height);
+    if (!this.width) this.measure();
+    this.plot.update(shown, this.width || 400, height);
     requestAnimationFrame(() => this.afterDraw());
   }
 
@@ -193,6 +200,12 @@ export class Card {
     this.status.textContent = text;
     this.status.hidden = text === "";
     this.status.classList.toggle("bad", bad);
+  }
+
+  private equip(): void {
+    const { title } = this.source;
+    this.tools.append(this.saveMenu());
+    if (this.events.full) this.tools.append(iconButton("expand", `Show ${title} full screen`, () => this.events.full?.(title)));
   }
 
   private saveMenu(): HTMLElement {

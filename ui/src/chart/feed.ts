@@ -28,6 +28,8 @@ export class Feed {
   connected = true;
   private entries = new Map<string, Entry>();
   private waiting: Waiting[] = [];
+  /** What has been asked for and is not there yet. */
+  private coming = new Map<string, Promise<api.Line[]>>();
   private dirty = new Set<string>();
   private listeners = new Map<string, Set<() => void>>();
   private running = 0;
@@ -86,6 +88,7 @@ export class Feed {
     this.generation++;
     this.entries.clear();
     this.waiting = [];
+    this.coming.clear();
     this.running = 0;
     for (const resolve of this.idlers.splice(0)) resolve();
   }
@@ -105,7 +108,27 @@ export class Feed {
   /** The lines of a metric: at once if they are there and nothing is new, else after a request. */
   load(metric: string): Promise<api.Line[]> {
     const entry = this.entries.get(metric);
-    if (entry && !this.dirty.has(metric)) return Promise.resolve(entry.lines);
+    const coming = this.coming.get(metric);
+    if (!this.dirty.has(metric)) {
+      if (coming) return coming;
+      if (entry) return Promise.resolve(entry.lines);
+    }
+    const asked = this.ask(metric);
+    this.coming.set(metric, asked);
+    const forget = () => {
+      if (this.coming.get(metric) === asked) this.coming.delete(metric);
+    };
+    asked.then(forget, forget);
+    return asked;
+  }
+
+  /** Ask for what will be wanted, at once; whoever wants it gets the answer, or asks again where that failed. */
+  ahead(metrics: string[]): void {
+    for (const metric of metrics) this.load(metric).catch(() => {});
+    this.pump();
+  }
+
+  private ask(metric: string): Promise<api.Line[]> {
     return new Promise((resolve, reject) => {
       this.waiting.push({ metric, resolve, reject });
       if (!this.scheduled) {

@@ -7,7 +7,7 @@ import type { Source } from "./card";
 import { type Curve, aggregate } from "./curve";
 import type { Feed } from "./feed";
 import type { Trace, View } from "./plot";
-import { type Look, xKind } from "./source";
+import { type Look, xKind } from "./look";
 
 /** Metrics whose name has a part `phase`. */
 export const PHASE = /(?:^|[./])phase(?:[./]|$)/;

@@ -4,22 +4,8 @@ import * as api from "../api";
 import { type Band, aggregate, smooth } from "./curve";
 import * as format from "../format";
 import type { Feed } from "./feed";
+import { type Look, acrossRanks, xKind } from "./look";
 import type { Trace, View } from "./plot";
-
-export interface Look {
-  x: string;
-  window: [number, number] | null;
-  xLog: boolean;
-  yLog: boolean;
-  smoothing: number;
-  clip: boolean;
-  /** Across processes: their median and range, each of them, or the first alone. */
-  ranks: "range" | "each" | "first";
-  /** Of one process only, where it has the metric. */
-  process?: string | null;
-  /** Runs that are not shown. */
-  hidden: Set<string>;
-}
 
 export interface Selected {
   id: string;
@@ -38,10 +24,6 @@ const MOST_RANKED = 12;
 const LINES_MS = 250;
 const STATISTICS_MS = 3000;
 const SHARES = /\.utilization$|\.share$/;
-
-export function xKind(x: string): View["xKind"] {
-  return x === "time" ? "time" : x === "relative" ? "duration" : "number";
-}
 
 export class MetricSource {
   remarkText = "";
@@ -80,11 +62,10 @@ export class MetricSource {
     let look = this.look();
     const runs = this.selected().filter(({ id }) => !look.hidden.has(id));
     this.remarkText = "";
-    // Statistics over ranks take a request for each run, and know no attributes.
-    const plain = this.metric.attributes.every((attributes) => Object.keys(attributes).length === 0);
-    const whole = look.ranks === "range" && !look.process && !look.x.startsWith("metric:");
-    const parallel = this.metric.processes > 1 && whole && plain && runs.length <= MOST_RANKED;
-    if (this.metric.processes > 1 && whole && plain && !parallel) look = { ...look, ranks: "first" };
+    // Statistics over ranks take a request for each run.
+    const ranked = acrossRanks(this.metric, look);
+    const parallel = ranked && runs.length <= MOST_RANKED;
+    if (ranked && !parallel) look = { ...look, ranks: "first" };
     // Lines grow by what is new; statistics are made anew from all there is.
     this.pace = parallel ? STATISTICS_MS : LINES_MS;
     const traces = parallel ? await this.overRanks(runs, look) : await this.lines(runs, look);

@@ -1,53 +1,10 @@
 // Charts in sections by the prefix of their names, drawn when they come into sight.
 
-import type { Metric } from "../api";
 import { button, drawing, fill, h } from "../dom";
 import { Card, type CardEvents, type Source } from "../chart/card";
+import type { Section } from "./sections";
 
 const NEAR = "300px";
-
-export interface Section {
-  name: string;
-  sources: Source[];
-}
-
-/** Names as paths: what stands before the first slash is the section. */
-export function sections(metrics: Metric[], toSource: (metric: Metric) => Source): Section[] {
-  const found = new Map<string, Source[]>();
-  for (const metric of metrics) {
-    const cut = metric.name.indexOf("/");
-    const section = cut > 0 ? metric.name.slice(0, cut) : "";
-    const sources = found.get(section) ?? [];
-    sources.push(toSource(metric));
-    found.set(section, sources);
-  }
-  // A section for a single chart is mostly empty space.
-  const lonely = [...found].filter(([name, sources]) => name && sources.length === 1);
-  if (lonely.length > 1) {
-    for (const [name] of lonely) found.delete(name);
-    const rest = [...(found.get("") ?? []), ...lonely.flatMap(([, sources]) => sources)];
-    found.set("", rest.sort((a, b) => (a.title < b.title ? -1 : 1)));
-  }
-  return [...found].map(([name, sources]) => ({ name, sources })).sort((a, b) => order(a.name) - order(b.name) || (a.name < b.name ? -1 : 1));
-}
-
-/** What people look at first stands first. */
-function order(name: string): number {
-  const position = ["eval", "val", "validation", "train", ""].indexOf(name);
-  return position < 0 ? 9 : position;
-}
-
-/** A regular expression, or the text itself where it is none. */
-export function matcher(text: string): (name: string) => boolean {
-  if (!text) return () => true;
-  try {
-    const expression = new RegExp(text, "i");
-    return (name) => expression.test(name);
-  } catch {
-    const lower = text.toLowerCase();
-    return (name) => name.toLowerCase().includes(lower);
-  }
-}
 
 export class ChartGrid {
   readonly element = h("div", { class: "sections" });
@@ -58,8 +15,11 @@ export class ChartGrid {
   private width = 0;
   private readonly resized = new ResizeObserver(() => {
     // The height changes with every word below a chart.
-    if (this.width && this.width !== this.element.clientWidth) this.redraw();
+    const before = this.width;
     this.width = this.element.clientWidth;
+    if (!before || before === this.width) return;
+    for (const card of this.cards.values()) card.measure();
+    this.redraw();
   });
 
   constructor(
@@ -71,7 +31,7 @@ export class ChartGrid {
   }
 
   /** Show these sections; cards that stay keep their plots. */
-  update(all: Section[], closed: string[]): void {
+  update(all: Section<Source>[], closed: string[]): void {
     const shape = JSON.stringify([all.map(({ name, sources }) => [name, sources.map(({ title }) => title)]), closed]);
     if (shape === this.shape) return;
     this.shape = shape;
@@ -81,6 +41,23 @@ export class ChartGrid {
     fill(this.element, ...all.map((section) => this.section(section, all, closed, kept)));
     for (const [title, card] of this.cards) if (!kept.has(title)) card.sleep();
     this.cards = kept;
+    this.wakeFirst();
+  }
+
+  /** Cards in sight do not wait for the observer, which speaks after the next frame. */
+  private wakeFirst(): void {
+    const inSight: Card[] = [];
+    for (const card of this.cards.values()) {
+      const { top, bottom, height } = card.element.getBoundingClientRect();
+      if (top > innerHeight) break;
+      if (bottom > 0 && height > 0) inSight.push(card);
+    }
+    this.wake(inSight);
+  }
+
+  private wake(cards: Card[]): void {
+    for (const card of cards) card.measure();
+    for (const card of cards) card.wake();
   }
 
   /** Read again what is in sight. */
@@ -99,7 +76,7 @@ export class ChartGrid {
     this.cards.clear();
   }
 
-  private section(section: Section, all: Section[], closed: string[], kept: Map<string, Card>): HTMLElement {
+  private section(section: Section<Source>, all: Section<Source>[], closed: string[], kept: Map<string, Card>): HTMLElement {
     const open = !closed.includes(section.name);
     const toggle = button(
       "",
@@ -122,10 +99,9 @@ export class ChartGrid {
   }
 
   private onSight(entries: IntersectionObserverEntry[]): void {
-    for (const { target, isIntersecting } of entries) {
-      const card = this.cells.get(target);
-      if (isIntersecting) card?.wake();
-      else card?.sleep();
-    }
+    const cards = (inSight: boolean) =>
+      entries.filter(({ isIntersecting }) => isIntersecting === inSight).flatMap(({ target }) => this.cells.get(target) ?? []);
+    for (const card of cards(false)) card.sleep();
+    this.wake(cards(true));
   }
 }

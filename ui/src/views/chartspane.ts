@@ -2,27 +2,17 @@
 
 import type { Metric } from "../api";
 import type { CardEvents } from "../chart/card";
-import { type Look, MetricSource } from "../chart/source";
+import { type Look, readLook } from "../chart/look";
+import { MetricSource } from "../chart/source";
 import { button, fill, h } from "../dom";
 import * as route from "../route";
-import { ChartGrid, matcher, sections } from "./charts";
+import { ChartGrid } from "./charts";
 import { Controls } from "./controls";
 import { FullScreen } from "./fullscreen";
 import type { Pane } from "./pane";
+import { charted, sections } from "./sections";
 import { RunList } from "./runlist";
 import type { Session } from "./session";
-
-const MACHINE = /^(system|process|hw|container|k8s|tensormeter|phase|cpython|gc)\./;
-const DISTRIBUTION = new Set(["histogram", "exponential_histogram", "summary"]);
-
-/** What the script logged; what the machine did is on the system pane. */
-export function isTraining({ name, kind }: Metric): boolean {
-  return !MACHINE.test(name) && !DISTRIBUTION.has(kind);
-}
-
-export function isMachine({ name, kind }: Metric): boolean {
-  return MACHINE.test(name) && !DISTRIBUTION.has(kind) && name !== "tensormeter.step";
-}
 
 export class ChartsPane implements Pane {
   readonly element: HTMLElement;
@@ -87,11 +77,10 @@ export class ChartsPane implements Pane {
   }
 
   private draw(): void {
-    const matches = matcher(this.params.get("q") ?? "");
-    const all = this.session.metrics.filter(isTraining);
-    const shown = all.filter(({ name }) => matches(name)).sort((a, b) => (a.name < b.name ? -1 : 1));
+    const shown = charted(this.session.metrics, this.params.get("q") ?? "");
     this.empty.hidden = shown.length > 0;
     if (shown.length === 0) {
+      const all = charted(this.session.metrics, "");
       fill(
         this.empty,
         h("h2", {}, all.length ? "No chart has such a name" : "Nothing was logged yet"),
@@ -130,22 +119,4 @@ export function zoom(window: [number, number] | null): void {
 
 function short(value: number): string {
   return String(Number(value.toPrecision(12)));
-}
-
-/** The look of charts that the address asks for. */
-export function readLook(params: URLSearchParams): Look {
-  const from = Number.parseFloat(params.get("from") ?? "");
-  const to = Number.parseFloat(params.get("to") ?? "");
-  const smoothing = Number(params.get("s") ?? 0);
-  const ranks = params.get("ranks");
-  return {
-    x: params.get("x") || "step",
-    window: Number.isFinite(from) && Number.isFinite(to) && from < to ? [from, to] : null,
-    xLog: params.has("xlog"),
-    yLog: params.has("ylog"),
-    smoothing: smoothing > 0 && smoothing < 1 ? smoothing : 0,
-    clip: params.has("clip"),
-    ranks: ranks === "each" || ranks === "first" ? ranks : "range",
-    hidden: new Set(route.list(params, "hide")),
-  };
 }

@@ -5,7 +5,7 @@ import { arrange, fill, h } from "../dom";
 import * as format from "../format";
 import type { Update } from "../live";
 import * as route from "../route";
-import { matcher } from "./charts";
+import { matcher } from "./sections";
 import { picture } from "./lightbox";
 import type { Pane } from "./pane";
 import type { Session } from "./session";

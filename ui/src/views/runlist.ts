@@ -70,9 +70,11 @@ export class RunList {
   }
 }
 
+let context: CanvasRenderingContext2D | null = null;
+
 /** Any colour as #rrggbb, which the colour field wants. */
 export function hex(color: string): string {
-  const context = document.createElement("canvas").getContext("2d");
+  context ??= document.createElement("canvas").getContext("2d");
   if (!context) return "#888888";
   context.fillStyle = color;
   return String(context.fillStyle).slice(0, 7);

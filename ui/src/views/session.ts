@@ -17,6 +17,7 @@ export class Session {
   details = new Map<string, api.RunDetail>();
   metrics: api.Metric[] = [];
   readonly feed: Feed;
+  private loading: Promise<void> | null = null;
 
   constructor(
     readonly project: string,
@@ -35,8 +36,16 @@ export class Session {
     return this.ids.length === 1 ? (this.details.get(this.ids[0] as string) ?? null) : null;
   }
 
-  /** What the first picture needs: the runs, and the metrics of some of them. */
-  async load(): Promise<void> {
+  /** What the first picture needs: the runs, and the metrics of some of them. It is asked for once, and again if that failed. */
+  load(): Promise<void> {
+    this.loading ??= this.read().catch((error: unknown) => {
+      this.loading = null;
+      throw error;
+    });
+    return this.loading;
+  }
+
+  private async read(): Promise<void> {
     const [first = ""] = this.ids;
     if (this.ids.length === 1) {
       const [detail, metrics] = await Promise.all([api.run(first, this.project), api.metrics(first, this.project)]);

@@ -2,17 +2,19 @@
 
 import * as api from "../api";
 import type { Source } from "../chart/card";
+import { type Look, readLook } from "../chart/look";
 import { CLOCK, PHASE, type PhaseChoice, phaseLag, stackedPhases } from "../chart/phases";
-import { type Look, MetricSource } from "../chart/source";
+import { MetricSource } from "../chart/source";
 import { fill, h } from "../dom";
 import type { Update } from "../live";
 import * as route from "../route";
-import { isMachine, readLook, zoom } from "./chartspane";
-import { ChartGrid, type Section, matcher } from "./charts";
+import { zoom } from "./chartspane";
+import { ChartGrid } from "./charts";
 import { Controls } from "./controls";
 import { Fleet } from "./fleet";
 import { FullScreen } from "./fullscreen";
 import type { Pane } from "./pane";
+import { type Section, isMachine, matcher } from "./sections";
 import type { Session } from "./session";
 
 const PHASES = "Phases of a step";
@@ -97,7 +99,7 @@ export class SystemPane implements Pane {
       found.set(section, [...(found.get(section) ?? []), this.source(metric)]);
     }
     const order = SECTIONS.map(([name]) => name);
-    const sections: Section[] = [...found].map(([name, sources]) => ({ name, sources })).sort((a, b) => order.indexOf(a.name) - order.indexOf(b.name));
+    const sections: Section<Source>[] = [...found].map(([name, sources]) => ({ name, sources })).sort((a, b) => order.indexOf(a.name) - order.indexOf(b.name));
     this.grid.update(sections, route.list(this.params, "closed"));
     const chosen = this.params.get("full");
     this.full.show(sections.flatMap(({ sources }) => sources).find(({ title }) => title === chosen));

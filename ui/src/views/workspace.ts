@@ -12,7 +12,7 @@ import { Health } from "./health";
 import { MediaPane } from "./media";
 import { OverviewPane } from "./overview";
 import type { Pane } from "./pane";
-import { Session } from "./session";
+import type { Session } from "./session";
 import { SystemPane } from "./system";
 import type { Context, View } from "./view";
 
@@ -22,7 +22,6 @@ const RELOAD_MS = 3000;
 
 export class Workspace implements View {
   readonly element = h("div", { class: "workspace" }, h("p", { class: "state", role: "status" }, "Loading …"));
-  private readonly session: Session;
   private readonly health: Health;
   private pane: Pane | null = null;
   private params = new URLSearchParams();
@@ -32,11 +31,10 @@ export class Workspace implements View {
 
   constructor(
     private readonly context: Context,
-    project: string,
-    ids: string[],
+    private readonly session: Session,
     private readonly tab: string,
   ) {
-    this.session = new Session(project, ids);
+    const { project, ids } = session;
     this.health = new Health(this.session);
     usePalette(lineColor);
     this.offTheme = onTheme(() => this.pane?.apply(this.params));
@@ -78,8 +76,8 @@ export class Workspace implements View {
     this.pane = this.makePane();
     this.drawTabs();
     fill(this.element, h("div", { class: "top" }, this.health.element, this.tabs), this.pane.element);
-    this.tabs.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
     this.pane.apply(this.params);
+    this.tabs.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
     this.health.update();
     void this.session.loadMore(() => this.closed || this.pane?.onMetrics?.());
     this.session.feed.follow(

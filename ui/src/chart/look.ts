@@ -1,0 +1,48 @@
+// How charts look: what of it is in the address, and what follows from it.
+
+import type { Metric } from "../api";
+import * as route from "../route";
+import type { View } from "./plot";
+
+export interface Look {
+  x: string;
+  window: [number, number] | null;
+  xLog: boolean;
+  yLog: boolean;
+  smoothing: number;
+  clip: boolean;
+  /** Across processes: their median and range, each of them, or the first alone. */
+  ranks: "range" | "each" | "first";
+  /** Of one process only, where it has the metric. */
+  process?: string | null;
+  /** Runs that are not shown. */
+  hidden: Set<string>;
+}
+
+/** Whether a metric is shown by statistics over its processes, which know no attributes. */
+export function acrossRanks(metric: Metric, look: Look): boolean {
+  const plain = metric.attributes.every((attributes) => Object.keys(attributes).length === 0);
+  return metric.processes > 1 && plain && look.ranks === "range" && !look.process && !look.x.startsWith("metric:");
+}
+
+/** The look of charts that the address asks for. */
+export function readLook(params: URLSearchParams): Look {
+  const from = Number.parseFloat(params.get("from") ?? "");
+  const to = Number.parseFloat(params.get("to") ?? "");
+  const smoothing = Number(params.get("s") ?? 0);
+  const ranks = params.get("ranks");
+  return {
+    x: params.get("x") || "step",
+    window: Number.isFinite(from) && Number.isFinite(to) && from < to ? [from, to] : null,
+    xLog: params.has("xlog"),
+    yLog: params.has("ylog"),
+    smoothing: smoothing > 0 && smoothing < 1 ? smoothing : 0,
+    clip: params.has("clip"),
+    ranks: ranks === "each" || ranks === "first" ? ranks : "range",
+    hidden: new Set(route.list(params, "hide")),
+  };
+}
+
+export function xKind(x: string): View["xKind"] {
+  return x === "time" ? "time" : x === "relative" ? "duration" : "number";
+}
