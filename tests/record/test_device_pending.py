@@ -1,7 +1,6 @@
 """Values that come later: from devices that are read by events, from JAX, and from objects that hand them out themselves."""
 
 import math
-import subprocess
 import sys
 import threading
 from types import ModuleType
@@ -309,27 +308,6 @@ class TestJax:
         recording.log({"donated": donated, "elsewhere": elsewhere, "b": 1.0})
         assert recording.values() == [{"b": 1.0}]
         assert len(warnings_logged()) == 2
-
-
-def test_real_jax(recording):
-    """In a process of its own: what is tested above with doubles."""
-    pytest.importorskip("jax", reason="needs JAX")
-    script = """
-import sys, jax, jax.numpy as jnp
-from tensormeter.record.values import Deferred, Refused, classify
-value = classify(jnp.arange(4.0).sum())
-while (number := value.poll()) is None: pass
-assert number == 6.0
-refused = []
-@jax.jit
-def traced(x):
-    try: classify(x)
-    except Refused as refusal: refused.append(str(refusal))
-    return x
-traced(jnp.ones(()))
-assert "jax.debug.callback" in refused[0]
-"""
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=300)
 
 
 @pytest.mark.gpu

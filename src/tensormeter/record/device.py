@@ -122,12 +122,15 @@ class DeviceCopies:
         Raises:
             Exception: Whatever CUDA says; then call `give_up`.
         """
-        # A loss that requires grad must not put the ring into its graph.
-        with NoGradients():
-            for device, group in groupby(values, key=_device):
-                members = list(group)
-                self._copy(word, device, members)
-                word += len(members)
+        for device, group in groupby(values, key=_device):
+            members = list(group)
+            if device is None:  # not of torch, which may not be there
+                for index, value in enumerate(members, word):
+                    if isinstance(value, Deferred):
+                        self.pending.add(index, 1, _one(value.poll))
+            else:
+                self._copy(word, device, [value.tensor for value in members if isinstance(value, DeviceValue)])
+            word += len(members)
 
     def copy_words(self, word: int, words: "torch.Tensor") -> None:
         """Launch the copy of a whole tensor on the current stream. Never waits.
@@ -151,28 +154,23 @@ class DeviceCopies:
             if self._words[index] == PENDING:
                 self._words[index] = LOST
 
-    def _copy(self, word: int, device: "torch.device | None", values: Sequence[DeviceValue | Deferred]) -> None:
+    def _copy(self, word: int, device: "torch.device", tensors: Sequence["torch.Tensor"]) -> None:
         import torch
 
-        if device is None:
-            for index, value in enumerate(values, word):
-                if isinstance(value, Deferred):
-                    self.pending.add(index, 1, _one(value.poll))
-            return
-        tensors = [value.tensor for value in values if isinstance(value, DeviceValue)]
-        mapped = self._mapped.get(device)
-        if mapped is None and device.type in _EVENT_DEVICES:
-            self._events.copy(word, tensors)
-            return
-        if mapped is not None:
-            mapped.look()
-            if mapped.view is not None:
-                gather(tensors, mapped.view, word)
+        with NoGradients():  # a loss that requires grad must not put the ring into its graph
+            mapped = self._mapped.get(device)
+            if mapped is None and device.type in _EVENT_DEVICES:
+                self._events.copy(word, tensors)
                 return
-        assert self._host is not None
-        gathered = torch.empty(len(tensors), dtype=torch.float64, device=device)
-        gather(tensors, gathered)
-        self._host[word : word + len(tensors)].copy_(gathered, non_blocking=True)
+            if mapped is not None:
+                mapped.look()
+                if mapped.view is not None:
+                    gather(tensors, mapped.view, word)
+                    return
+            assert self._host is not None
+            gathered = torch.empty(len(tensors), dtype=torch.float64, device=device)
+            gather(tensors, gathered)
+            self._host[word : word + len(tensors)].copy_(gathered, non_blocking=True)
 
     def _begin(self, device: "torch.device") -> None:
         """Page-lock the ring at the first use of any CUDA device, and begin the trial of this one."""
