@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from phases_rig import Clock
 
 import tensormeter.record.lane as lane_module
+import tensormeter.record.timeline as timeline_module
 from tensormeter.pipeline.cursor import Cursor
 from tensormeter.pipeline.reader import LaneReader, Layouts
 from tensormeter.record.recorder import Recorder
@@ -108,3 +110,11 @@ def warnings_logged(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]
     """What the logger `tensormeter` has said."""
     caplog.set_level(logging.DEBUG, "tensormeter")
     return lambda: [record.getMessage() for record in caplog.records if record.name == "tensormeter"]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of phases."""
+    clock = Clock()
+    monkeypatch.setattr(timeline_module, "perf_counter_ns", clock)
+    return clock

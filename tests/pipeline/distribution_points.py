@@ -1,0 +1,55 @@
+"""What the agent makes of logged distributions, for tests."""
+
+import collections
+
+from tensormeter.otlp.batch import STEP_METRIC
+from tensormeter.pipeline.distributions import NONFINITE_METRIC
+from tensormeter.pipeline.processor import BatchMeasurementProcessor
+from tensormeter.ring.file import RingFile
+
+
+class Reading:
+    """What the agent makes of a source's rows."""
+
+    def __init__(self, source):
+        self.processor = BatchMeasurementProcessor(
+            RingFile.open(source.path), {}, schedule_delay=1.0, max_export_batch_size=1 << 30
+        )
+
+    def batch(self, *, abandon=False):
+        self.processor.poll(abandon_pending=abandon)
+        found = self.processor.batch({})
+        self.processor.release()
+        return found and found[0]
+
+    def series(self, name, **options):
+        batch = self.batch(**options)
+        return [series for series in batch.series if series.name == name] if batch else []
+
+
+def nonfinite(batch):
+    return {
+        (series.attributes["tensormeter.metric"], series.attributes["tensormeter.kind"]): series.values.tolist()
+        for series in batch.series
+        if series.name == NONFINITE_METRIC
+    }
+
+
+def side(buckets, row=0):
+    """Counts by index of one side of one point."""
+    return {
+        int(buckets.offsets[row]) + i: int(count) for i, count in enumerate(buckets.counts[row].tolist()) if count > 0
+    }
+
+
+def steps_of(source, *names):
+    """What has arrived since the last call: (step, count, sum, minimum, maximum) of each point, by name."""
+    batch = Reading(source).batch()
+    steps = {series.name: series for series in batch.series if not series.attributes}[STEP_METRIC]
+    step_at = dict(zip(steps.times.tolist(), steps.values.tolist(), strict=True))
+    found = collections.defaultdict(list)
+    for series in batch.series:
+        if series.name in names:
+            rows = zip(series.times, series.counts, series.sums, series.minima, series.maxima, strict=True)
+            found[series.name] += [(step_at[int(time)], *map(float, row)) for time, *row in rows]
+    return dict(found)
