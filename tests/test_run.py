@@ -271,6 +271,18 @@ def test_what_was_dropped_is_said_at_the_end(settings, caplog):
     assert "unsupported_value 1" in losses
 
 
+def test_a_phase_after_the_last_step_is_recorded_at_the_end(settings, caplog):
+    with tensormeter.init(settings=settings) as run:
+        with run.step():
+            pass
+        with run.phase("evaluation"):
+            pass
+    assert items(settings) == 2 + (2 + 1) + (1 + 1)  # the start and the end; duration and share of the step; the phase
+    assert [record.message for record in caplog.records] == [
+        f"run {run.id} is on disk; deliver it with `tensormeter sync`"
+    ]
+
+
 SCRIPT = """
 import json, sys, tensormeter
 run = tensormeter.init(settings=json.loads(sys.argv[1]))

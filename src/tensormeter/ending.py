@@ -11,11 +11,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
-__all__ = ["describe_exception", "give_sigterm_back", "outcome", "take_sigterm", "watch"]
+__all__ = ["describe_exception", "give_sigterm_back", "outcome", "sigterm_held", "take_sigterm", "watch"]
 
 _Handler = Callable[[int, FrameType | None], Any]
 
@@ -29,6 +29,10 @@ _watching: list[Callable[..., Any]] = []
 _previous: list[_Handler | int] = []
 """What SIGTERM did before, while it is ours."""
 
+_holding: list[None] = []
+"""One for each thread in `sigterm_held`."""
+
+_held: list[int] = []
 _taken_by = 0
 _handlers: list[Callable[[bool], None]] = []
 
@@ -75,6 +79,19 @@ def take_sigterm(handle: Callable[[bool], None]) -> None:
     signal.signal(signal.SIGTERM, _handle)
 
 
+@contextlib.contextmanager
+def sigterm_held() -> Iterator[None]:
+    """Let a SIGTERM that comes meanwhile do its work afterwards, if it is ours."""
+    _holding.append(None)
+    try:
+        yield
+    finally:
+        _holding.pop()
+        if _held and not _holding:
+            _held.clear()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def give_sigterm_back() -> None:
     """Put back what was there, unless somebody else has taken it in the meantime."""
     if (
@@ -87,6 +104,10 @@ def give_sigterm_back() -> None:
 
 def _handle(number: int, frame: FrameType | None) -> None:
     global _told_to_end
+    if _holding and os.getpid() == _taken_by:
+        _told_to_end = True
+        _held.append(number)
+        return
     previous = _previous[-1] if _previous else signal.SIG_DFL
     try:
         if os.getpid() == _taken_by:
@@ -114,6 +135,8 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     """A worker that is told to end ends as it would without us, also while it hangs in native code."""
+    _holding.clear()
+    _held.clear()
     with contextlib.suppress(ValueError):
         give_sigterm_back()
     _after_fork_in_parent()

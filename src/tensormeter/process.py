@@ -188,18 +188,24 @@ class RunProcess:
         """The process was told to end: if it just vanishes now, it was preempted and did not crash."""
         self.ring.words[HeaderWord.SIGTERM] = time.time_ns()
 
-    def finish(self, state: State, message: str, timeout: float) -> None:
-        """Record no more, and wait for delivery as `Run.finish` says. Ctrl-C leaves at once.
+    def close(self, state: State, message: str) -> None:
+        """Record no more.
 
         Args:
             state: How the run ended.
             message: What ended it, or "".
-            timeout: Seconds to wait, at most.
         """
         if message:
             self.ring.add_metadata(self._metadata() | {"end": message})
         self._vitals.sample()
         self.recorder.close(state)
+
+    def finish(self, timeout: float) -> None:
+        """After `close`: wait for delivery as `Run.finish` says. Ctrl-C leaves at once.
+
+        Args:
+            timeout: Seconds to wait, at most.
+        """
         try:
             if self.parent is None:
                 self._wait_for_delivery(timeout)

@@ -271,18 +271,23 @@ class Run:
         if not self._finished:
             for prepare in before_finish:
                 prepare(self)
-        with self._lock:
-            if self._finished:
-                return
-            self._finished = True
-        _forget(self)
-        self.unwatch()
-        if self._phases is not None:
-            self._phases.flush()
-            self._phases = None
-        self.__dict__.pop("log", None)
-        if self._process is not None and self._process.is_this:
-            self._process.finish(State[state.upper()], message, timeout)
+        process = self._process if self._process is not None and self._process.is_this else None
+        # When one rank has failed, so do the others, and are sent SIGTERM at that moment.
+        with ending.sigterm_held():
+            with self._lock:
+                if self._finished:
+                    return
+                self._finished = True
+            self.unwatch()
+            if self._phases is not None:
+                self._phases.flush()
+                self._phases = None
+            self.__dict__.pop("log", None)
+            if process is not None:
+                process.close(State[state.upper()], message)
+            _forget(self)
+        if process is not None:
+            process.finish(timeout)
 
     def __enter__(self) -> Self:
         return self

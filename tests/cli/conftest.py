@@ -69,9 +69,17 @@ def requests() -> Iterator[tuple[str, bytes]]:
     losses = [math.nan, *(1 / (1 + step) for step in range(1, n - 1)), math.inf]
     gauges = [gauge(STEP_METRIC, list(range(n))), gauge("train/loss", losses), gauge("acc", [0.25] * n)]
     yield "/v1/metrics", encode_metrics([Batch(resource("abc123", "first"), gauges)])
-    start = Event("tensormeter.run.start", T0, {"config": {"lr": 0.001, "name": "[red]x\x1b[0m"}})
+    said = {"group": "a sweep", "tags": ["x", "[y]"], "notes": "n"}
+    start = Event("tensormeter.run.start", T0, {"config": {"lr": 0.001, "name": "[red]x\x1b[0m"}, **said})
     end = Event("tensormeter.run.end", T0 + 10**10, {"state": "failed", "message": ""})
     yield "/v1/logs", encode_events(resource("abc123", "first"), [start, end])
+    other = resource("abc123", "first") | {
+        "service.instance.id": "abc123-1",
+        "tensormeter.rank": 1,
+        "host.name": "h\x1b",
+    }
+    end = Event("tensormeter.run.end", T0 + 10**10, {"state": "finished", "message": ""})
+    yield "/v1/logs", encode_events(other, [start, end])
     yield "/v1/metrics", encode_metrics([Batch(resource("abd456", HOSTILE, "other"), [gauge(HOSTILE, [1.0, 2.0])])])
 
 

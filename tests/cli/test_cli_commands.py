@@ -76,6 +76,14 @@ def test_show(run_cli, selector):
         if line.strip():
             lines.setdefault(line.split()[0], line.split())  # the first: the chart repeats the name
     assert lines["state"] == ["state", "failed"]
+    assert lines["processes"] == ["processes", "2"]
+    assert lines["failed:"] == ["failed:", "abc123-0"]
+    assert lines["finished:"] == ["finished:", "rank", "1", "on", "h�"]
+    assert (lines["group"], lines["tags"], lines["notes"]) == (
+        ["group", "a", "sweep"],
+        ["tags", "x,", "[y]"],
+        ["notes", "n"],
+    )
     assert lines["config.lr"] == ["config.lr", "0.001"]
     assert lines["config.name"] == ["config.name", "[red]x�[0m"]
     assert lines["train/loss"] == ["train/loss", "split=train", "Infinity", "499", "500"]

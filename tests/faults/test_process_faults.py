@@ -257,6 +257,21 @@ sys.exit(5)
     assert end_event(receiver)["state"] == "preempted"
 
 
+def test_fault_34_sigterm_to_a_rank_that_is_failing(train, receiver, gone, oracle):
+    """A launcher stops the other ranks when one has failed; they fail at that moment, too, and that is how they ended."""
+    script = """
+with tensormeter.init("faults") as run:
+    log(run, range(1000))
+    run.unwatch = lambda: os.kill(os.getpid(), signal.SIGTERM)  # while the run is being finished
+    1 / 0
+"""
+    status, said = train(script).end()
+    assert status == -signal.SIGTERM, said
+    gone()
+    oracle.agrees(receiver, range(1000))
+    assert (end_event(receiver)["state"], end_event(receiver)["message"]) == ("failed", "ZeroDivisionError")
+
+
 def test_fault_34_sigterm_then_sigkill(train, receiver, gone, oracle):
     """The grace was over before the script was."""
     script = """

@@ -18,6 +18,8 @@ from tensormeter.otlp.batch import STEP_METRIC
 __all__ = ["show"]
 
 MAX_CHARTS: Final = 8
+_PROCESSES_SHOWN: Final = 8
+
 STATISTICS: Final = ("system.", "process.", "hw.", "container.", "tensormeter.")
 """Beginnings of the names of what nobody logged: there is too much of it for a list."""
 
@@ -66,12 +68,33 @@ def _print_header(console: Console, run: dict[str, Any]) -> None:
     grid.add_row("state", Text(plain(run["state"])))
     grid.add_row("started", local_time(int(run["started"])))
     grid.add_row("last heard of", local_time(int(run["last_time"])))
-    grid.add_row("processes", str(len(run["processes"])))
+    grid.add_row("processes", _tell_processes(run["processes"]))
     grid.add_row("points", f"{run['points']:,}")
+    for name, text in (("group", run["group"]), ("tags", ", ".join(run["tags"])), ("notes", run["notes"])):
+        if text:
+            grid.add_row(name, Text(plain(text)))
     for key, value in sorted(run["config"].items()):
         shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         grid.add_row(Text(plain(f"config.{key}")), Text(plain(shown)))
     console.print(grid)
+
+
+def _tell_processes(processes: list[dict[str, Any]]) -> Text:
+    """How many train, and if they ended differently, which of the latest attempt how. (An agent is one without a state.)"""
+    training = [process for process in processes if process["state"] is not None] or processes
+    latest = max((process["attempt"] for process in training), default=1)
+    by_state: dict[str, list[str]] = {}
+    for process in sorted(training, key=lambda process: -1 if process["rank"] is None else process["rank"]):
+        if process["attempt"] == latest:
+            who = process["id"][:8] if process["rank"] is None else f"rank {process['rank']}"
+            by_state.setdefault(process["state"], []).append(f"{who} on {process['host']}" if process["host"] else who)
+    if len(by_state) < 2:
+        return Text(str(len(training)))
+    lines = [str(len(training))]
+    for state, names in by_state.items():
+        more = f" and {len(names) - _PROCESSES_SHOWN} more" if len(names) > _PROCESSES_SHOWN else ""
+        lines.append(f"{state}: {', '.join(names[:_PROCESSES_SHOWN])}{more}")
+    return Text("\n".join(map(plain, lines)))
 
 
 def _print_values(console: Console, metrics: list[dict[str, Any]]) -> None:

@@ -283,7 +283,7 @@ class Phases:
             period = waiting[0]
             placed = False
             try:
-                if ask and thread.events.are_over([mark.event for mark in period.marks]):
+                if ask and period.marks and thread.events.are_over([mark.event for mark in period.marks]):
                     timeline.place(period.marks)
                     placed = True
             except Exception as error:

@@ -201,9 +201,17 @@ class Recorder:
         return [lane.position for lane in self._lanes]
 
     def log_beside(self, values: Mapping[str, Any]) -> None:
-        """`log` at the next row's step, and leave that step to the next row."""
-        last = self._last_step[0]
-        self.log(values)
+        """`log` at the next row's step, and leave that step to the next row.
+
+        Nobody is warned that this took long: on a CPU, distributions of a whole model do.
+        """
+        if self._pid != os.getpid():
+            self._on_fork(values)
+            return
+        last, watch = self._last_step[0], Stopwatch()
+        self._log(values, None, None, None)
+        watch.stop()
+        self._cost.add(watch.duration)
         self._last_step[0] = last
 
     def gauge_row(self, streams: Sequence[Stream]) -> Layout | None:
