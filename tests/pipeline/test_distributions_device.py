@@ -8,10 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from distribution_points import Reading, nonfinite, side, steps_of
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tensormeter import Histogram
 from tensormeter.distribution import DOUBLE, SINGLE, STATISTICS_WORDS
 from tensormeter.record.device import DeviceCopies
+from tensormeter.record.event_copies import EventCopies
 from tensormeter.record.histogram import DeviceDistribution
 from tensormeter.record.recorder import Recorder
 from tensormeter.record.reduction import Rule
@@ -198,6 +200,83 @@ class TestDevice:
         reading = Reading(device_source)
         assert [series.name for series in reading.batch().series] == ["tensormeter.step", "host"]
         assert reading.processor.lost == 2
+
+
+class FakeEvent:
+    def __init__(self):
+        self.happened = False
+
+    def query(self):
+        return self.happened
+
+
+class TestEvents:
+    """Apple's and Intel's devices, with CPU tensors for theirs."""
+
+    @pytest.fixture
+    def events(self, source, monkeypatch):
+        made = []
+
+        def record(device):
+            made.append(FakeEvent())
+            return made[-1]
+
+        copies = source.recorder._device
+        copies._events = EventCopies(copies.pending, record)
+        monkeypatch.setattr("tensormeter.record.device.EVENT_DEVICES", ("cpu",))
+        return made
+
+    def test_counts_and_statistics_come_with_the_event(self, source, events):
+        tensors = {"a": torch.randn(500), "b": torch.tensor([1.0, math.nan]), "c": torch.arange(-5, 6)}
+        log_on_device(source, 5, [("loss", torch.tensor(0.5))], **tensors)
+        source.log({name: Histogram(tensor) for name, tensor in tensors.items()}, 6)
+        for tensor in tensors.values():
+            tensor.zero_()
+        reading = Reading(source)
+        assert len(events) == 3  # two tables, and the plain value
+        for event in events:
+            assert reading.batch() is None
+            event.happened = True
+            source.log({"later": 1.0}, 7)
+        batch = reading.batch()
+        by_name = {series.name: series for series in batch.series if not series.attributes}
+        assert by_name["loss"].values.tolist() == [0.5]
+        for name in tensors:
+            series = by_name[name]
+            assert side(series.positive, 0) == side(series.positive, 1)
+            assert side(series.negative, 0) == side(series.negative, 1)
+            assert series.zero_counts[0] == series.zero_counts[1]
+            for column in (series.sums, series.minima, series.maxima):
+                assert column[0] == pytest.approx(column[1], nan_ok=True)
+        assert nonfinite(batch) == {("b", "NaN"): [1, 1]}
+
+    def test_the_end_of_the_run_fetches_the_rest(self, source, events, monkeypatch):
+        rule = Rule(3, "mean")
+        for step in range(2):
+            TestOverStepsOnADevice.log(source, step, rule, g=torch.full((2,), float(step)))
+        assert events == []
+        log_on_device(source, 2, h=torch.ones(4))
+        monkeypatch.setattr(FakeEvent, "query", lambda self: True)
+        source.recorder.close(State.FINISHED)
+        assert len(events) == 2
+        assert steps_of(source, "g", "h") == {"g": [(1, 4, 2, 0, 1)], "h": [(2, 4, 4, 1, 1)]}
+
+    def test_a_failing_event_loses_its_row_only(self, source, events, monkeypatch, caplog):
+        monkeypatch.setattr(FakeEvent, "query", lambda self: 1 / 0)
+        log_on_device(source, 0, a=torch.ones(3))
+        source.log({"n": 1.0}, 1)
+        reading = Reading(source)
+        assert [series.name for series in reading.batch().series] == ["tensormeter.step", "host", "n"]
+        assert reading.processor.lost == 1
+        assert "device values are lost" in caplog.text
+
+
+def test_wide_integers_on_a_device_without_float64_are_refused(source, monkeypatch, caplog):
+    monkeypatch.setattr("tensormeter.record.histogram.check_plain", lambda tensor: None)  # for it is a fake one
+    with FakeTensorMode():
+        source.log({"a": Histogram(torch.empty(3, device="mps", dtype=torch.int64)), "n": 1.0}, 0)
+    assert [series.name for series in Reading(source).batch().series] == ["tensormeter.step", "n"]
+    assert "give it .float()" in caplog.text
 
 
 def test_under_autocast_nothing_changes(device_source):

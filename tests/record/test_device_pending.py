@@ -172,7 +172,7 @@ class TestEvents:
 
         copies = recording.recorder._device
         copies._events = EventCopies(copies.pending, record)
-        monkeypatch.setattr("tensormeter.record.device._EVENT_DEVICES", ("cpu",))
+        monkeypatch.setattr("tensormeter.record.device.EVENT_DEVICES", ("cpu",))
         return made
 
     @staticmethod

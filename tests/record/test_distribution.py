@@ -12,6 +12,8 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensorMode,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tensormeter.distribution import DOUBLE, SINGLE
 from tensormeter.record import pooling
@@ -170,6 +172,19 @@ def test_arrays_of_any_byte_order_and_stride(byte_order):
     assert counts(found).sum() == values.size
 
 
+class Widths(TorchDispatchMode):
+    """The dtypes of whatever operations return."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        self.seen |= {leaf.dtype for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor)}
+        return found
+
+
 class TestNothingSynchronizes:
     """Fake tensors know shapes only, so whatever needs a value, hence a device's answer, is an error."""
 
@@ -188,15 +203,18 @@ class TestNothingSynchronizes:
         with FakeTensorMode(), pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
             synchronizing(torch.empty(1000, device="cuda"))
 
-    @TABLES
+    @pytest.mark.parametrize(
+        ("device", "table"), [("cuda", SINGLE), ("cuda", DOUBLE), ("xpu", SINGLE), ("xpu", DOUBLE), ("mps", SINGLE)]
+    )
     @pytest.mark.parametrize("size", [1, 5000, 20_000_000])
-    def test_counting(self, table, size):
+    def test_counting(self, device, table, size):
         wide = table is DOUBLE
         dtypes = [torch.float64, torch.int64] if wide else [torch.float32, torch.bfloat16, torch.float16, torch.bool]
-        with FakeTensorMode():
-            tensors = [torch.empty(size, device="cuda", dtype=dtype) for dtype in dtypes]
+        with FakeTensorMode(), Widths() as widths:
+            tensors = [torch.empty(size, device=device, dtype=dtype) for dtype in dtypes]
             found, statistics = DeviceTables().count(tensors, table)
-        assert found.device.type == statistics.device.type == "cuda"
+        assert found.device.type == statistics.device.type == device
+        assert (torch.float64 in widths.seen) == (device != "mps")  # Apple's devices have none
         assert found.shape == (len(dtypes) * table.bins,)
         assert statistics.shape == (len(dtypes), 3)
 
@@ -210,13 +228,15 @@ class TestNothingSynchronizes:
         assert torch.is_grad_enabled()
         assert statistics[0].tolist() == [6.0, 2.0, 2.0]
 
+    @pytest.mark.parametrize("device", ["cuda", "mps", "xpu"])
     @pytest.mark.parametrize("reduce", ["mean", "last"])
-    def test_neither_does_putting_steps_together(self, reduce, monkeypatch):
+    def test_neither_does_putting_steps_together(self, device, reduce, monkeypatch):
         monkeypatch.setattr(pooling, "_current_stream", lambda tensor: None)
         pools, rules = pooling.Pools(DeviceTables()), {"a": Rule(2, reduce), "b": Rule(2, reduce)}
-        with FakeTensorMode():
+        with FakeTensorMode(), Widths() as widths:
             for step in range(2):
-                row = {name: DeviceDistribution(torch.empty(50, device="cuda"), SINGLE) for name in rules}
+                row = {name: DeviceDistribution(torch.empty(50, device=device), SINGLE) for name in rules}
                 ready = pools.add(rules, row, step)
         assert {name: tuple(found.counts.shape) for name, found in ready.items()} == dict.fromkeys("ab", (SINGLE.bins,))
-        assert {found.counts.device.type for found in ready.values()} == {"cuda"}
+        assert {found.counts.device.type for found in ready.values()} == {device}
+        assert (torch.float64 in widths.seen) == (device != "mps")

@@ -351,6 +351,15 @@ def test_a_run_that_records_nothing_watches_nothing():
         assert optimizer._global_optimizer_pre_hooks == before
 
 
+@pytest.mark.parametrize(("device", "dtype"), [("cuda", torch.float64), ("xpu", torch.float64), ("mps", torch.float32)])
+def test_norms_are_as_wide_as_the_device_allows(device, dtype):
+    with FakeTensorMode():
+        tensors = {"a": torch.empty(3, device=device), "b": torch.empty(3, device=device, dtype=torch.bfloat16)}
+        total, norms = _euclidean_norms(tensors)
+    assert {total.dtype, *(norm.dtype for norm in norms.values())} == {dtype}
+    assert total.device.type == device
+
+
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 

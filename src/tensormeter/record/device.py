@@ -18,9 +18,9 @@ Apple's and Intel's devices are read by way of events (`EventCopies`); values th
 import threading
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from tensormeter.record.event_copies import EventCopies
+from tensormeter.record.event_copies import EVENT_DEVICES, EventCopies
 from tensormeter.record.gather import NoGradients, dtype_order, gather
 from tensormeter.record.mapped import MappedRing
 from tensormeter.record.outcomes import Deferred, DeviceValue, Refused
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["DeviceCopies", "place"]
-
-_EVENT_DEVICES: Final = ("mps", "xpu")
 
 
 def place(value: DeviceValue | Deferred) -> tuple[int, int]:
@@ -98,7 +96,7 @@ class DeviceCopies:
 
         device = tensor.device
         if not tensor.is_cuda:
-            if device.type in _EVENT_DEVICES:
+            if device.type in EVENT_DEVICES:
                 return
             raise Refused(f"a tensor on {device}; only CUDA, MPS and XPU devices are read without waiting: log .item()")
         if torch.cuda.is_current_stream_capturing():
@@ -132,16 +130,33 @@ class DeviceCopies:
                 self._copy(word, device, [value.tensor for value in members if isinstance(value, DeviceValue)])
             word += len(members)
 
-    def copy_words(self, word: int, words: "torch.Tensor") -> None:
-        """Launch the copy of a whole tensor on the current stream. Never waits.
+    def copy_distributions(
+        self, counts_at: int, statistics_at: int, counted: Sequence[tuple["torch.Tensor", "torch.Tensor"]]
+    ) -> None:
+        """Launch the copies of distributions on the current streams: first all counts, then all statistics. Never waits.
 
         Args:
-            word: Index of the first word.
-            words: On a device that was prepared; contiguous, its elements of 8 bytes.
+            counts_at: Index of the first word of the counts.
+            statistics_at: Index of the first word of the statistics, which holds PENDING, as do the following.
+            counted: Counts and statistics, on devices that were prepared; each contiguous, of a multiple of 8 bytes.
 
         Raises:
-            Exception: Whatever CUDA says.
+            Exception: Whatever a device says.
         """
+        statistics_to_copy = []
+        for counts, statistics in counted:
+            if counts.device.type in EVENT_DEVICES and counts.device not in self._mapped:
+                self._events.copy_distributions(counts_at, counts, statistics_at, statistics)
+            else:
+                self.copy_words(counts_at, counts)
+                statistics_to_copy.append((statistics_at, statistics))
+            counts_at += counts.numel() * counts.element_size() // 8
+            statistics_at += statistics.numel()
+        for word, statistics in statistics_to_copy:
+            self.copy_words(word, statistics)
+
+    def copy_words(self, word: int, words: "torch.Tensor") -> None:
+        """Launch the copy of a whole tensor of a CUDA device; as `copy_distributions`."""
         import torch
 
         assert self._host is not None
@@ -159,7 +174,7 @@ class DeviceCopies:
 
         with NoGradients():  # a loss that requires grad must not put the ring into its graph
             mapped = self._mapped.get(device)
-            if mapped is None and device.type in _EVENT_DEVICES:
+            if mapped is None and device.type in EVENT_DEVICES:
                 self._events.copy(word, tensors)
                 return
             if mapped is not None:

@@ -10,6 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from tensormeter.distribution import Table
+from tensormeter.record.gather import accumulator_dtype
 
 if TYPE_CHECKING:
     import numpy as np
@@ -127,7 +128,8 @@ class DeviceTables:
             table: For all of them.
 
         Returns:
-            The counts, of shape (tensors * bins,), int32; and sum, minimum and maximum, of shape (tensors, 3), float64.
+            The counts, of shape (tensors * bins,), int32; and sum, minimum and maximum, of shape (tensors, 3), float64; float32
+            on Apple's devices, which have nothing wider, and no table for float64.
         """
         import torch
 
@@ -142,7 +144,7 @@ class DeviceTables:
                 counts.append(count)
                 sums.append(total)
                 extremes += [low, high]
-            together = torch.stack(extremes).double().view(-1, 2)
+            together = torch.stack(extremes).to(accumulator_dtype(tensors[0].device)).view(-1, 2)
             statistics = torch.cat([torch.stack(sums).unsqueeze(1), together], dim=1)
             return torch.cat(counts), statistics
         finally:
@@ -196,15 +198,15 @@ def bounds_on_device(device: "torch.device", table: Table) -> "torch.Tensor":
 def _count(
     flat: "torch.Tensor", table: Table, bounds: "torch.Tensor"
 ) -> tuple["torch.Tensor", "torch.Tensor", "torch.Tensor", "torch.Tensor"]:
-    """Counts (int32), sum (float64), minimum and maximum (of the table's format) of one tensor's elements."""
+    """Counts (int32), sum (`accumulator_dtype`), minimum and maximum (of the table's format) of one tensor's elements."""
     import torch
 
-    found = None
+    found, wide = None, accumulator_dtype(flat.device)
     for piece in torch.split(flat, _DEVICE_PIECE):
         values = _as_format(piece, table)
         bins = torch.bucketize(values, bounds, out_int32=True)
         low, high = torch.aminmax(values)
-        new = (_count_bins(bins, table.bins), values.sum(dtype=torch.float64), low, high)
+        new = (_count_bins(bins, table.bins), values.sum(dtype=wide), low, high)
         if found is None:
             found = new
         else:

@@ -6,7 +6,7 @@ log calls that follow ask it whether it has happened. Until the next log call, o
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from tensormeter.record.gather import scalar
 from tensormeter.record.pending import PendingValues
@@ -14,7 +14,10 @@ from tensormeter.record.pending import PendingValues
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Event", "EventCopies", "copy_to_host", "record_event"]
+__all__ = ["EVENT_DEVICES", "Event", "EventCopies", "copy_to_host", "record_event"]
+
+EVENT_DEVICES: Final = ("mps", "xpu")
+"""Types of the devices that are read like this."""
 
 
 class Event(Protocol):
@@ -77,3 +80,26 @@ class EventCopies:
             return [value for host in copies for value in host.double().tolist()] if event.query() else None
 
         self._pending.add(word, len(tensors), poll)
+
+    def copy_distributions(
+        self, counts_at: int, counts: "torch.Tensor", statistics_at: int, statistics: "torch.Tensor"
+    ) -> None:
+        """Launch the copies of distributions that one device has counted; otherwise as `copy`.
+
+        Args:
+            counts_at: Index of the first word of the counts, which nobody reads before the statistics are there.
+            counts: int32, contiguous, an even number of them.
+            statistics_at: Index of the first word of the statistics, which holds PENDING, as do the following.
+            statistics: Floats, contiguous.
+        """
+        host_counts, host_statistics = copy_to_host(counts), copy_to_host(statistics)
+        event = self._record(counts.device)
+
+        def poll() -> list[float] | None:
+            if not event.query():
+                return None
+            self._pending.store(counts_at, host_counts.numpy().tobytes())
+            found: list[float] = host_statistics.double().view(-1).tolist()
+            return found
+
+        self._pending.add(statistics_at, statistics.numel(), poll)

@@ -15,6 +15,7 @@ from tensormeter.record.distribution import (
     count_on_host,
     tensor_pieces,
 )
+from tensormeter.record.event_copies import EVENT_DEVICES
 from tensormeter.record.values import Refused, check_plain
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class CountedOnDevice(NamedTuple):
 
     Attributes:
         counts: Of shape (bins,), int32.
-        statistics: Sum, minimum and maximum; float64.
+        statistics: Sum, minimum and maximum; of the device's `accumulator_dtype`.
         table: Of the bins.
     """
 
@@ -66,7 +67,8 @@ class Histogram:
 
     Values are counted when they are logged, where they are, and only counts travel. For a CUDA tensor that is a handful of
     asynchronous launches on the current stream: nothing waits, and what happens to the tensor afterwards does not matter. For
-    a tensor or array in the host's memory it takes the calling thread some 7 ns for each value.
+    a tensor or array in the host's memory it takes the calling thread some 7 ns for each value. MPS and XPU devices count as
+    well, and the log calls that follow fetch the counts; MPS adds up in float32, and takes no integers of 32 and 64 bits.
 
     What arrives is an OpenTelemetry exponential histogram of at most 160 buckets a side, exact in the mapping of its buckets:
     float32, and what float32 holds exactly (8 and 16 bits, bool), in buckets of scale 3 or less; float64, and integers of 32
@@ -124,11 +126,13 @@ def _tensor(tensor: "torch.Tensor") -> HostDistribution | DeviceDistribution:
         return _exponential(Counted(bytes(4 * table.bins), (0.0, float("nan"), float("nan"))), table)
     if tensor.numel() > MOST_ON_DEVICE:
         raise Refused(f"a tensor of {tensor.numel():,} elements; log parts of at most {MOST_ON_DEVICE:,}")
-    if tensor.is_cuda:
+    if tensor.device.type == "mps" and table is DOUBLE:
+        raise Refused(f"a Histogram of {tensor.dtype} on {tensor.device}, which counts in float32: give it .float()")
+    if tensor.is_cuda or tensor.device.type in EVENT_DEVICES:
         return DeviceDistribution(tensor, table)
     if tensor.device.type != "cpu":
         raise Refused(
-            f"a Histogram of a tensor on {tensor.device}; only CUDA devices count without waiting: give it .cpu()"
+            f"a Histogram of a tensor on {tensor.device}; only CUDA, MPS and XPU devices count without waiting: give it .cpu()"
         )
     return _exponential(count_on_host(tensor_pieces(tensor, table), table), table)
 

@@ -39,6 +39,7 @@ class PendingValues:
         self._words = ring.words
         # A store through this view is one store of 8 bytes, which no reader sees half done.
         self._values = memoryview(ring.buffer).cast("d")
+        self._bytes = memoryview(ring.buffer).cast("B")
         self._on_failure = on_failure
         self._on_add = on_add
         self._entries: list[_Entry] = []
@@ -57,6 +58,15 @@ class PendingValues:
         """
         self._entries.append(_Entry(word, count, poll))
         self._on_add()
+
+    def store(self, word: int, content: bytes) -> None:
+        """Fill in words that nobody reads as long as others of their row are pending. For the use of a `poll`.
+
+        Args:
+            word: Index of the first word.
+            content: Of the words.
+        """
+        self._bytes[8 * word : 8 * word + len(content)] = content
 
     def look(self) -> None:
         """Fill in what has come. Never waits: if another thread is at it, it is left to that one."""

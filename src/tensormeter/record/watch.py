@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from tensormeter.errors import UsageError
 from tensormeter.record.compilation import break_graph
+from tensormeter.record.gather import accumulator_dtype
 from tensormeter.record.histogram import Histogram
 
 if TYPE_CHECKING:
@@ -195,13 +196,14 @@ def _euclidean_norms(
     grad = torch.is_grad_enabled()
     torch._C._set_grad_enabled(False)
     try:
-        for (_, dtype), group in groups.items():
-            stacked = torch.stack(_foreach_norm([tensor.detach() for tensor in group.values()], dtype)).double()
+        for (device, dtype), group in groups.items():
+            stacked = torch.stack(_foreach_norm([tensor.detach() for tensor in group.values()], dtype))
+            stacked = stacked.to(accumulator_dtype(device))
             squares.append(stacked.square().sum())
             found.update(zip(group, stacked.unbind(), strict=True))
         if not squares:
             return None, found
-        first = squares[0].device
+        first = squares[0]  # devices may differ in what they add up in, too
         return torch.stack([square.to(first, non_blocking=True) for square in squares]).sum().sqrt(), found
     finally:
         torch._C._set_grad_enabled(grad)

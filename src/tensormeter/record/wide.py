@@ -2,11 +2,12 @@
 
 They are rare and large, so they take the slow path: what the row holds is put together first, then written by one call.
 
-Counts on a device go into the row like this: the row is written, its statistics being `PENDING`; then, on the stream that
+Counts on a CUDA device go into the row like this: the row is written, its statistics being `PENDING`; then, on the stream that
 counted, come two copies: first the counts of all distributions, then the statistics.
 A stream's copies are done one after the other, and what a device writes to the host's memory becomes visible in the order in
 which it is written. So who sees the statistics complete sees the counts complete, and the counts need no sentinel, of which
 there could be none: every pattern of bits is a count.
+From MPS and XPU devices both go to the host, and the log call that finds them there stores them in the same order.
 """
 
 import struct
@@ -129,8 +130,7 @@ class WideRows:
         if word is None:
             return False
         try:
-            self._copy(word + counts_at, [counts for counts, _ in counted])
-            self._copy(word + statistics_at, [statistics for _, statistics in counted])
+            self._device.copy_distributions(word + counts_at, word + statistics_at, counted)
             if ordered:
                 self._device.copy(word + scalars_at, [value for _, value in ordered])
         except BaseException as error:
@@ -150,11 +150,6 @@ class WideRows:
         before = [found for found in run.values() if isinstance(found, CountedOnDevice)]
         with torch.inference_mode(mode=False):
             return torch.cat([found.counts for found in before]), torch.cat([found.statistics for found in before])
-
-    def _copy(self, word: int, blocks: Sequence["torch.Tensor"]) -> None:
-        for block in blocks:
-            self._device.copy_words(word, block)
-            word += block.numel() * block.element_size() // 8
 
 
 _Run = Mapping[str, DeviceDistribution | CountedOnDevice]
