@@ -4,7 +4,7 @@
 
 With a scale of 1 ours stores 10 million points, then a series of one million and ten thousand runs; the others do `--beside` times as
 much (0: they are left out), because they take a hundred times as long. `--grow` adds how a single series answers at several
-lengths: `--grow 1e6,1e7,1e8` takes some minutes and 2 GB of disk.
+lengths: `--grow 1e6,1e7,1e8` takes some minutes and 2 GB of disk. Each point of it comes with its step, which is stored as well.
 """
 
 import argparse
@@ -84,16 +84,17 @@ def fill_series(server: Server, run: str, first: int, points: int) -> None:
 
 def fill_runs(server: Server, runs: int) -> None:
     names = [f"run-{i:05}" for i in range(runs)]
-    for i, name in enumerate(names):
-        server.prepare(name, {"lr": 1e-3 * (i % 97), "layers": 12})
+    configs = [{"lr": 1e-3 * (i % 97), "layers": 12} for i in range(runs)]
     if isinstance(server, Tensormeter):  # the others take one run a request
         for first in range(0, runs, 500):
-            batches = [
-                server.batch(names[i], i * 10, columns_of(i * 10, 10, 5)) for i in range(first, min(first + 500, runs))
-            ]
+            some = range(first, min(first + 500, runs))
+            # Messages of protobuf that follow each other are one message.
+            server.send("/v1/logs", b"".join(server.start(names[i], configs[i]) for i in some))
+            batches = [server.batch(names[i], i * 10, columns_of(i * 10, 10, 5)) for i in some]
             server.send("/v1/metrics", encode_metrics(batches))
         return
     for i, name in enumerate(names):
+        server.prepare(name, configs[i])
         for path, body in server.encode(name, i * 10, columns_of(i * 10, 10, 5)):
             server.send(path, body)
 
@@ -129,7 +130,7 @@ def measure(kind: type[Server], folder: Path, scale: float) -> dict[str, str]:
     return found
 
 
-def grow(folder: Path, lengths: list[int]) -> Table:
+def grow(folder: Path, lengths: list[int], console: Console) -> Table:
     """One series that grows, asked for as a chart asks for it first, and for its last hundredth; folded each time."""
     table = Table(title="one series, as it grows")
     for column in (
@@ -137,6 +138,7 @@ def grow(folder: Path, lengths: list[int]) -> Table:
         "all to 2,000 by step",
         "by time",
         "the last 1 % by time",
+        "first page",
         "resident",
         "bytes a point",
         "points/s",
@@ -165,6 +167,8 @@ def grow(folder: Path, lengths: list[int]) -> Table:
                     answers.append(f"{np.median(taken):.0f} ms")
                 except AssertionError as error:
                     answers.append(str(error)[:60])
+            answers.append(f"{np.median(repeat(partial(server.page, '-summary.m0.last'))):.0f} ms")
+            console.print(f"{n:,} points: {', '.join(answers)}; {2 * rate:,.0f} points/s")
             table.add_row(f"{n:,}", *answers, f"{server.rss():.0f} MiB", f"{stored:.1f}", f"{2 * rate:,.0f}")
         finally:
             server.stop()
@@ -181,15 +185,15 @@ def ask(server: Server, x: str, start: float | None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--scale", type=float, default=1.0, help="0: only what grows")
     parser.add_argument("--beside", type=float, default=0.02)
     parser.add_argument("--grow", type=lambda text: [int(float(part)) for part in text.split(",") if part], default=[])
     given = parser.parse_args()
     console = Console(width=150)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        kinds: list[tuple[type[Server], float]] = [(Tensormeter, given.scale)]
-        if given.beside:
+        kinds: list[tuple[type[Server], float]] = [(Tensormeter, given.scale)] if given.scale else []
+        if given.scale and given.beside:
             kinds += [(Mlflow, given.scale * given.beside), (Trackio, given.scale * given.beside)]
         columns: dict[str, dict[str, str]] = {}
         for kind, scale in kinds:
@@ -201,9 +205,10 @@ def main() -> None:
         table = Table("", *columns, title=f"experiment servers, project {PROJECT!r}; how much is in brackets")
         for what in dict.fromkeys(what for found in columns.values() for what in found):
             table.add_row(what, *(found.get(what, "") for found in columns.values()))
-        console.print(table)
+        if given.scale:
+            console.print(table)
         if given.grow:
-            console.print(grow(folder, given.grow))
+            console.print(grow(folder, given.grow, console))
     console.print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
 
 

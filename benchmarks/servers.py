@@ -126,8 +126,12 @@ class Tensormeter(Server):
         return PROTOBUF
 
     def prepare(self, run: str, config: dict[str, float]) -> None:
-        event = Event("tensormeter.run.start", T0, {"config": config})
-        self.send("/v1/logs", encode_events(_resource(run), [event]))
+        self.send("/v1/logs", self.start(run, config))
+
+    @staticmethod
+    def start(run: str, config: dict[str, float]) -> bytes:
+        """The request that says that a run starts."""
+        return encode_events(_resource(run), [Event("tensormeter.run.start", T0, {"config": config})])
 
     def encode(self, run: str, first: int, columns: dict[str, NDArray[np.float64]]) -> list[tuple[str, bytes]]:
         return [("/v1/metrics", encode_metrics([self.batch(run, first, columns)]))]

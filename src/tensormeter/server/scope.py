@@ -28,6 +28,8 @@ from tensormeter.server.store import (
     Selection,
     Store,
     StoredEvent,
+    Thinned,
+    Window,
 )
 from tensormeter.server.store.source import identify
 
@@ -122,6 +124,10 @@ class ProjectStore:
     def read(self, ref: RunRef, selection: Selection) -> Reading:
         """See `Store`."""
         return self._store.read(self._ours(ref), selection)
+
+    def thin(self, ref: RunRef, selection: Selection, window: Window, blocks: int) -> list[Thinned] | None:
+        """See `Store`."""
+        return self._store.thin(self._ours(ref), selection, window, blocks)
 
     def events(self, ref: RunRef, **options: Any) -> list[StoredEvent]:
         """See `Store`."""

@@ -9,20 +9,22 @@ What was logged without a step (statistics of the machine, instruments) repeats 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tensormeter.errors import UsageError
-from tensormeter.server.store import Points, ProcessAttempt, Series
+from tensormeter.server.store import Points, ProcessAttempt, Series, Thinned
 from tensormeter.server.store.canonical import canonical_json
 from tensormeter.server.store.reader import steps_at
+from tensormeter.server.store.window import kept
 
-__all__ = ["AttemptChoice", "Attempts", "kept", "parse_attempt"]
+__all__ = ["AttemptChoice", "Attempts", "parse_attempt"]
 
 AttemptChoice = int | Literal["all"] | None
 """One attempt, whole; all of them, whole and apart; or None: the effective line."""
+
+_Piece = TypeVar("_Piece", Series, Thinned)
 
 _LAST: Final = 999_999_999
 _FIRST: Final = ProcessAttempt(1, None, 0, None)
@@ -61,7 +63,7 @@ class Attempts:
         """Which attempt a process belongs to."""
         return self.of.get(process, _FIRST).number
 
-    def chosen(self, series: Iterable[Series]) -> list[Series]:
+    def chosen(self, series: Iterable[_Piece]) -> list[_Piece]:
         """Those of the attempt that is wanted."""
         if isinstance(self.choice, int):
             return [one for one in series if self.number(one.process) == self.choice]
@@ -100,14 +102,14 @@ class Attempts:
         )
         return [one for one in cut if len(one.points)]
 
-    def lines(self, series: Sequence[Series]) -> list[list[Series]]:
+    def lines(self, series: Sequence[_Piece]) -> list[list[_Piece]]:
         """Which series are pieces of one line, in the order of attempts: those of one rank, one for each attempt.
 
         Where an attempt has several of a rank, nobody knows which one goes on; they stay apart.
         """
         if self.choice is not None or not self.of:
             return [[one] for one in series]
-        groups: dict[tuple[object, ...], list[Series]] = defaultdict(list)
+        groups: dict[tuple[object, ...], list[_Piece]] = defaultdict(list)
         for one in series:
             rank = self.of.get(one.process, _FIRST).rank
             groups[one.metric, one.kind, canonical_json(one.attributes), rank].append(one)
@@ -119,26 +121,6 @@ class Attempts:
             else:
                 found += [[one] for one in group]
         return found
-
-
-def kept(
-    times: NDArray[np.int64],
-    steps: NDArray[np.int64],
-    stepped: NDArray[np.bool_],
-    begins: Iterable[tuple[int, int]],
-) -> NDArray[np.bool_]:
-    """Which points of a process no later attempt shadows.
-
-    Args:
-        times: Of the points; all arrays are of shape (n,).
-        steps: Logged at these times, where `stepped`.
-        stepped: Whether there was one.
-        begins: (step, time) where each later attempt begins.
-    """
-    found = np.ones(len(times), np.bool_)
-    for step, began in begins:
-        found &= ~(stepped & (steps >= step) & (times < began))
-    return found
 
 
 def _cut(series: Series, begins: Iterable[tuple[int, int]], steps: Sequence[Points]) -> Series:

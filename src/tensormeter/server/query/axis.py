@@ -45,6 +45,33 @@ class Axis:
             return cls(text.removeprefix(_METRIC))
         raise UsageError(f"x: expected step, time, relative or metric:NAME, got {text[:80]!r}")
 
+    @property
+    def is_time(self) -> bool:
+        """Whether x is seconds."""
+        return self.metric is None
+
+    @property
+    def is_step(self) -> bool:
+        """Whether x is the step."""
+        return self.metric == STEP_METRIC
+
+    def origin(self, started: int) -> float:
+        """Where x is 0, in seconds since the Unix epoch, in a run that started at this time in nanoseconds."""
+        return started / 1e9 if self.relative else 0.0
+
+    @staticmethod
+    def nanoseconds(x: float | None, origin: float) -> int | None:
+        """Time of an x, in nanoseconds since the Unix epoch, if x is time."""
+        if x is None:
+            return None
+        return int(min(max((x + origin) * 1e9, 0.0), 2.0**63 - 1024))
+
+    @staticmethod
+    def seconds(times: NDArray[np.int64], origin: float) -> NDArray[np.float64]:
+        """The x of times, if x is time."""
+        whole = int(origin)  # apart, so that the differences keep their digits
+        return (times - whole * 10**9) / 1e9 - (origin - whole)
+
 
 @dataclass(frozen=True, eq=False)
 class Placed:
@@ -73,7 +100,8 @@ def read_along(
 
     Args:
         start: In units of x: steps, or seconds (since the epoch, or since the run's start).
-        attempt: Which attempts. On the effective line, pieces of one line are one series, under the name of the latest.
+        attempt: Which attempts. On the effective line, pieces of one line are one series, under the name of the latest that
+            has points in the range.
         limit: Points to look at, at most, those of x among them.
 
     Returns:
@@ -85,9 +113,9 @@ def read_along(
     wanted = [*dict.fromkeys([*metrics, *([axis.metric] if axis.metric is not None and numeric else [])])]
     origin = 0.0
     first, last = None, None
-    if axis.metric is None:
-        origin = store.run(ref).started / 1e9 if axis.relative else 0.0
-        first, last = _nanoseconds(start, origin), _nanoseconds(stop, origin)
+    if axis.is_time:
+        origin = axis.origin(store.read(ref, Selection([])).started) if axis.relative else 0.0
+        first, last = axis.nanoseconds(start, origin), axis.nanoseconds(stop, origin)
     selection = Selection(wanted, process, numeric=numeric, start=first, stop=last, after=after, limit=limit)
     reading = store.read(ref, selection)
     attempts = Attempts(reading.attempts, attempt)
@@ -114,10 +142,11 @@ def read_along(
             if axis.metric is not None:
                 found.append(_cut(_join(one, along), start, stop))
             else:
-                whole = Placed(one, _seconds(one.points.times, origin))
+                whole = Placed(one, axis.seconds(one.points.times, origin))
                 found.append(whole if after is None else _cut(whole, start, stop))
-        line = _line(found)
-        if len(line.x):
+        found = [piece for piece in found if len(piece.x)]
+        if found:
+            line = _line(found)
             placed.append(replace(line, attempt=attempts.number(line.series.process)))
     return placed, reading.cursor, reading.complete
 
@@ -141,17 +170,6 @@ def _line(pieces: Sequence[Placed]) -> Placed:
         order = np.argsort(x, kind="stable")
         x, points = x[order], points[order]
     return Placed(replace(pieces[-1].series, points=points), x)
-
-
-def _nanoseconds(x: float | None, origin: float) -> int | None:
-    if x is None:
-        return None
-    return int(min(max((x + origin) * 1e9, 0.0), 2.0**63 - 1024))
-
-
-def _seconds(times: NDArray[np.int64], origin: float) -> NDArray[np.float64]:
-    whole = int(origin)  # apart, so that the differences keep their digits
-    return (times - whole * 10**9) / 1e9 - (origin - whole)
 
 
 def _join(series: Series, along: Sequence[Series]) -> Placed:

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.otlp.batch import STEP_METRIC
-from tensormeter.server.query.attempts import AttemptChoice, Attempts, kept
+from tensormeter.server.query.attempts import AttemptChoice, Attempts
 from tensormeter.server.store import MAX_READ_POINTS, Points, RunRef, Selection, Series, Store
 from tensormeter.server.store.reader import steps_at
+from tensormeter.server.store.window import kept
 
 __all__ = ["FullSeries", "read_full"]
 

@@ -1,7 +1,8 @@
 """Many series of many runs, sampled: what a page of charts asks for."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -10,11 +11,15 @@ from numpy.typing import NDArray
 from tensormeter.server.query.attempts import AttemptChoice
 from tensormeter.server.query.axis import Axis, Placed, read_along
 from tensormeter.server.query.sampling import sample
-from tensormeter.server.store import MAX_READ_POINTS, Points, RunRef, Store, TooManyPointsError
+from tensormeter.server.query.thinned import read_thinned
+from tensormeter.server.store import MAX_READ_POINTS, Points, RunRef, Series, Store, Thinned, TooManyPointsError
 
 __all__ = ["PointsQuery", "PointsResult", "SampledSeries", "query_points"]
 
 MAX_SERIES: Final = 2000
+
+WHOLE_POINTS: Final = 1_000_000
+"""Points of a run that are all read, in some 70 ms; beyond that samples are asked for first."""
 
 
 @dataclass(frozen=True)
@@ -79,23 +84,17 @@ def _query(store: Store, query: PointsQuery, after: str | None) -> PointsResult 
     cursor: str | None = None
     complete = after is None
     for ref in query.runs:
-        placed, seen, all_there = read_along(
-            store,
-            ref,
-            query.metrics,
-            query.axis,
-            process=query.process,
-            start=query.start,
-            stop=query.stop,
-            after=after,
-            attempt=query.attempt,
-            limit=budget,
-        )
+        try:
+            series, seen, all_there, held = _read(store, ref, query, after, budget)
+        except TooManyPointsError:
+            if after is None:
+                raise
+            return None
         if all_there and after is not None:
             return None
         cursor = cursor or seen
-        budget -= sum(len(one.x) for one in placed)
-        found += _sampled(ref, placed, query)
+        budget -= held
+        found += series
         if len(found) > MAX_SERIES:
             raise TooManyPointsError(
                 f"more than {MAX_SERIES} series; ask for fewer runs or metrics, or for one process with `process`"
@@ -103,22 +102,70 @@ def _query(store: Store, query: PointsQuery, after: str | None) -> PointsResult 
     return PointsResult(found, cursor or store.changes(None).cursor, complete)
 
 
-def _sampled(ref: RunRef, placed: Sequence[Placed], query: PointsQuery) -> Iterator[SampledSeries]:
-    for one in placed:
-        series = one.series
-        if query.attributes and not query.attributes.items() <= dict(series.attributes).items():
-            continue
-        assert isinstance(series.points, Points)
-        values = series.points.floats()
-        kept = sample(values, query.max_points)
-        yield SampledSeries(
-            ref.run_id,
-            series.process,
-            one.attempt,
-            series.metric,
-            series.kind.name,
-            series.attributes,
-            one.x[kept],
-            values[kept],
-            len(values),
+def _read(
+    store: Store, ref: RunRef, query: PointsQuery, after: str | None, budget: int
+) -> tuple[list[SampledSeries], str, bool, int]:
+    """Series of one run, the cursor, whether they are all that there is, and how many points were held for them."""
+    read = partial(
+        read_along,
+        store,
+        ref,
+        query.metrics,
+        query.axis,
+        process=query.process,
+        start=query.start,
+        stop=query.stop,
+        attempt=query.attempt,
+    )
+    if after is not None or not query.max_points:
+        placed, cursor, complete = read(after=after, limit=budget)
+        return _sampled(ref, placed, query), cursor, complete, sum(len(one.x) for one in placed)
+    try:
+        placed, cursor, _ = read(limit=min(budget, WHOLE_POINTS))
+    except TooManyPointsError:
+        thinned = read_thinned(
+            store,
+            ref,
+            query.metrics,
+            query.axis,
+            process=query.process,
+            start=query.start,
+            stop=query.stop,
+            attempt=query.attempt,
+            max_points=query.max_points,
+            limit=budget,
         )
+        if thinned is not None:
+            lines, cursor = thinned
+            found = (_series(ref, one.series, one.attempt, (one.x, one.y), one.total) for one in lines)
+            return [one for one in found if _is_wanted(one, query)], cursor, True, sum(one.held for one in lines)
+        placed, cursor, _ = read(limit=budget)
+    return _sampled(ref, placed, query), cursor, True, sum(len(one.x) for one in placed)
+
+
+def _sampled(ref: RunRef, placed: Sequence[Placed], query: PointsQuery) -> list[SampledSeries]:
+    found = []
+    for one in placed:
+        assert isinstance(one.series.points, Points)
+        values = one.series.points.floats()
+        kept = sample(values, query.max_points)
+        series = _series(ref, one.series, one.attempt, (one.x[kept], values[kept]), len(values))
+        if _is_wanted(series, query):
+            found.append(series)
+    return found
+
+
+def _is_wanted(series: SampledSeries, query: PointsQuery) -> bool:
+    return not query.attributes or query.attributes.items() <= dict(series.attributes).items()
+
+
+def _series(
+    ref: RunRef,
+    series: Series | Thinned,
+    attempt: int,
+    columns: tuple[NDArray[np.float64], NDArray[np.float64]],
+    total: int,
+) -> SampledSeries:
+    x, y = columns
+    about = ref.run_id, series.process, attempt, series.metric, series.kind.name, series.attributes
+    return SampledSeries(*about, x, y, total)

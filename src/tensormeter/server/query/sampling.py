@@ -1,9 +1,16 @@
 """Fewer points that look the same: no peak, no gap and no NaN is lost."""
 
+from typing import Final
+
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["choose_evenly", "sample"]
+from tensormeter.server.store.blocks import MISSING, Blocks
+
+__all__ = ["blocks_needed", "choose_evenly", "sample", "sample_blocks"]
+
+_BLOCKS_IN_BUCKET: Final = 4
+"""Blocks that a bucket is made of at least, where buckets are made of blocks: so they differ by a quarter at most."""
 
 
 def sample(values: NDArray[np.float64], max_points: int) -> NDArray[np.intp]:
@@ -41,6 +48,36 @@ def sample(values: NDArray[np.float64], max_points: int) -> NDArray[np.intp]:
     kept.append(starts + low.argmin(axis=1))
     kept.append(starts + high.argmax(axis=1))
     return np.unique(np.minimum(np.concatenate(kept), n - 1))
+
+
+def blocks_needed(max_points: int) -> int:
+    """How many blocks a series needs for `sample_blocks` to make good buckets of them."""
+    return _BLOCKS_IN_BUCKET * max(max_points // 4, 1)
+
+
+def sample_blocks(blocks: Blocks, max_points: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Which points to keep of a series in order of x, as `sample` does; but buckets are whole blocks, of about equally many points.
+
+    Args:
+        blocks: In order of x, as are the points of each.
+        max_points: How many to keep at most, at least 4.
+
+    Returns:
+        Rows and columns of what is kept in the arrays of `blocks`, in order of x, shapes (m,).
+    """
+    any_missing = bool(np.isnan(blocks.values[:, MISSING]).any())
+    buckets = max(max_points // (5 if any_missing else 4), 1)
+    before = np.cumsum(blocks.counts) - blocks.counts
+    bucket = before * buckets // int(blocks.counts.sum())
+    edges = np.flatnonzero(np.diff(bucket, prepend=-1))
+    rows, columns = blocks.picks(edges)
+    rows, columns = rows.reshape(-1), columns.reshape(-1)
+    times = blocks.times[rows, columns]
+    order = np.lexsort((times, rows))
+    rows, columns, times = rows[order], columns[order], times[order]
+    # Within a block a time is a point: the lowest may be the first, and so on.
+    fresh = np.concatenate(([True], (rows[1:] != rows[:-1]) | (times[1:] != times[:-1])))
+    return rows[fresh], columns[fresh]
 
 
 def choose_evenly(n: int, max_points: int) -> NDArray[np.intp]:

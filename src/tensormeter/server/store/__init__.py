@@ -47,7 +47,9 @@ from tensormeter.server.store.values import (
     State,
     StoredEvent,
     Summary,
+    Thinned,
 )
+from tensormeter.server.store.window import Window
 
 __all__ = [
     "MAX_READ_POINTS",
@@ -77,7 +79,9 @@ __all__ = [
     "StoreUnavailableError",
     "StoredEvent",
     "Summary",
+    "Thinned",
     "TooManyPointsError",
+    "Window",
 ]
 
 STALL_AFTER: Final = 300.0
@@ -169,6 +173,22 @@ class Store(Protocol):
 
         Raises:
             TooManyPointsError: More than the selection's limit; the message says how to ask for less.
+        """
+        ...
+
+    def thin(self, ref: RunRef, selection: Selection, window: Window, blocks: int) -> list[Thinned] | None:
+        """Series of numbers that are too long to read every point of, by metric, process and attributes; none without points.
+
+        Args:
+            selection: Of numbers. Its range and cursor do not count; points in blocks are not looked at.
+            window: Which points.
+            blocks: How many blocks a series is cut into, at least; one that is not long enough for that is given in points.
+
+        Returns:
+            None if only points can answer: there is nothing but short series, or steps are not in the order of time.
+
+        Raises:
+            TooManyPointsError: As for `read`.
         """
         ...
 

@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 from tensormeter.errors import StoreError
 from tensormeter.server.store.points import Blobs, Column, Points
 
-__all__ = ["CHUNK_POINTS", "Chunk", "decode_blobs", "decode_chunk", "encode_chunk", "full_chunk"]
+__all__ = [
+    "CHUNK_POINTS",
+    "Chunk",
+    "compress_words",
+    "decode_blobs",
+    "decode_chunk",
+    "decompress_words",
+    "encode_chunk",
+    "full_chunk",
+]
 
 CHUNK_POINTS: Final = 65_536
 """Points in one chunk, at most: half a MiB of words, decoded in about a millisecond."""
@@ -50,6 +59,11 @@ class Chunk:
     times: bytes
     words: bytes
     integers: bytes
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it has as many numbers as a chunk takes: it will never change."""
+        return self.kind != _BLOBS and self.n >= CHUNK_POINTS
 
 
 def full_chunk(points: Column) -> int:
@@ -109,6 +123,19 @@ def decode_blobs(chunk: Chunk) -> Blobs:
 
 def _times(chunk: Chunk) -> NDArray[np.int64]:
     return np.cumsum(_decompress(chunk.times, chunk.n)) + chunk.t_min
+
+
+def compress_words(words: NDArray[np.int64]) -> bytes:
+    """Words of any shape, in C order, byte plane by byte plane."""
+    return _compress(words.reshape(-1))
+
+
+def decompress_words(blob: bytes) -> bytes:
+    """The bytes of what `compress_words` was given; errors as for `decode_chunk`."""
+    planes = np.frombuffer(_inflate(blob, None), np.uint8)
+    if len(planes) % 8:
+        raise StoreError("samples of the store are damaged: length; restore the data folder from a backup")
+    return planes.reshape(8, -1).T.tobytes()
 
 
 def _compress(column: NDArray[np.int64]) -> bytes:

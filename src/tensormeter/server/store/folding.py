@@ -23,7 +23,7 @@ from tensormeter.server.store.reader import chunk_points, chunks
 from tensormeter.server.store.steps import StepFinder
 from tensormeter.server.store.summary import Totals, add_totals
 
-__all__ = ["Fold", "apply_folds", "plan_folds"]
+__all__ = ["Fold", "apply_folds", "filled", "plan_folds"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,11 @@ def apply_folds(connection: sqlite3.Connection, folds: Sequence[Fold], upto: int
     for (run, metric), parts in totals.items():
         add_totals(connection, run, metric, Totals.merge(parts))
     journal.retire(connection, upto)
+
+
+def filled(folds: Sequence[Fold]) -> list[tuple[int, int]]:
+    """(series, order number) of the full chunks of numbers that folds have made."""
+    return [(fold.series, fold.first + i) for fold in folds for i, chunk in enumerate(fold.chunks) if chunk.is_full]
 
 
 def _plan(connection: sqlite3.Connection, steps: StepFinder, series: int, head: HeadView) -> Fold | None:

@@ -10,6 +10,7 @@ from tensormeter.errors import StoreError
 from tensormeter.server.store.chunks import Chunk, encode_chunk, full_chunk
 from tensormeter.server.store.points import Column
 from tensormeter.server.store.reader import chunk_points
+from tensormeter.server.store.samples import find_unsampled, insert_samples, sample_chunks
 from tensormeter.server.store.schema import connect
 from tensormeter.server.store.sqlite import SqliteStore
 from tensormeter.server.store.transaction import mapped_errors, writing
@@ -19,6 +20,8 @@ __all__ = ["Compaction", "back_up", "compact"]
 _FILE: Final = "tensormeter.db"
 _PAGES: Final = 1024
 """Pages of 4 KiB that a backup copies before it lets others have the file."""
+
+_SAMPLED_AT_ONCE: Final = 64
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,10 @@ def compact(folder: Path) -> Compaction:
                 chunks = _count(connection)
                 for (series,) in connection.execute("SELECT DISTINCT series FROM chunk").fetchall():
                     _merge(connection, series)
+                unsampled = find_unsampled(connection)
+                for i in range(0, len(unsampled), _SAMPLED_AT_ONCE):
+                    with writing(connection):
+                        insert_samples(connection, sample_chunks(connection, unsampled[i : i + _SAMPLED_AT_ONCE]))
                 after = _count(connection)
                 connection.execute("VACUUM")
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()

@@ -35,9 +35,12 @@ def migrate(connection: sqlite3.Connection, version: int, schema: str, target: i
     try:
         if version == 1:
             _from_1(connection, schema)
-        else:
+        elif version == 2:
             _from_2(connection)
-        _beginnings(connection)
+        if version > 1:
+            _from_3(connection, schema)
+        if version < 3:
+            _beginnings(connection)
         connection.execute(f"PRAGMA user_version = {target}")
         connection.execute("COMMIT")
     except BaseException:
@@ -87,6 +90,12 @@ def _from_2(connection: sqlite3.Connection) -> None:
     """Version 2 did not know where an attempt began."""
     for column in ("first_step", "began", "began_seq"):
         connection.execute(f"ALTER TABLE process ADD COLUMN {column} INTEGER")
+
+
+def _from_3(connection: sqlite3.Connection, schema: str) -> None:
+    """Version 3 had no samples; those of its chunks are made when the store is open."""
+    (statement,) = (one for one in _statements(schema) if "CREATE TABLE sample " in one)
+    connection.execute(statement)
 
 
 def _beginnings(connection: sqlite3.Connection) -> None:

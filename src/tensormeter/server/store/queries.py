@@ -23,6 +23,8 @@ from tensormeter.server.store import (
     Selection,
     StoredEvent,
     StoreUnavailableError,
+    Thinned,
+    Window,
     journal,
     listing,
     runs,
@@ -31,6 +33,7 @@ from tensormeter.server.store.catalog import find_run
 from tensormeter.server.store.cursor import Cursor
 from tensormeter.server.store.events import last_event, read_alerts, read_events, read_media
 from tensormeter.server.store.heads import Heads, Layer
+from tensormeter.server.store.samples import read_thinned
 from tensormeter.server.store.schema import connect
 from tensormeter.server.store.selection import find_attempts, find_series, new_series, read_series
 from tensormeter.server.store.transaction import reading
@@ -127,6 +130,12 @@ class SqliteQueries:
                 layers = _unfolded(connection, layers)
                 found = read_series(connection, layers, rows, selection)
             return Reading(found, cursor, True, started, attempts)
+
+    def thin(self, ref: RunRef, selection: Selection, window: Window, blocks: int) -> list[Thinned] | None:
+        """See `Store`."""
+        with self._snapshot(ref) as (connection, layers, run):
+            rows = find_series(connection, run, selection)
+            return read_thinned(connection, layers, rows, window, blocks=blocks, limit=selection.limit)
 
     def events(
         self,

@@ -13,7 +13,7 @@ from tensormeter.server.store.migration import migrate
 
 __all__ = ["SCHEMA_VERSION", "connect", "prepare"]
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 _APPLICATION_ID: Final = 0x746D7472  # "tmtr"
 
 _SCHEMA: Final = """
@@ -116,6 +116,15 @@ CREATE TABLE chunk (
     integers BLOB NOT NULL
 );
 CREATE UNIQUE INDEX chunk_by_series ON chunk (series, seq, n, t_min, t_max);
+
+CREATE TABLE sample (                       -- of full chunks of numbers, made some time after the chunk
+    chunk INTEGER PRIMARY KEY REFERENCES chunk ON DELETE CASCADE,
+    step_min INTEGER,                       -- lowest and highest step; NULL unless every point has one
+    step_max INTEGER,
+    ascending INTEGER NOT NULL,             -- whether steps never fall
+    coarse BLOB NOT NULL,                   -- blocks of 4,096 points
+    fine BLOB NOT NULL                      -- blocks of 512 points, compressed
+);
 
 CREATE TABLE event (
     id INTEGER PRIMARY KEY AUTOINCREMENT,   -- never used twice: readers ask for those after the last they saw

@@ -12,9 +12,12 @@ import logging
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
+from typing import Final
 
 from tensormeter.errors import StoreError
 from tensormeter.otlp.batch import Attribute, Batch, Event
@@ -32,16 +35,20 @@ from tensormeter.server.store.arrivals import Rejections, arrivals_of
 from tensormeter.server.store.background import Background
 from tensormeter.server.store.catalog import Catalog, find_run
 from tensormeter.server.store.events import insert_event
-from tensormeter.server.store.folding import apply_folds, plan_folds
+from tensormeter.server.store.folding import apply_folds, filled, plan_folds
 from tensormeter.server.store.heads import Heads
 from tensormeter.server.store.ingest import insert_events, place_arrivals
 from tensormeter.server.store.lock import FolderLock
 from tensormeter.server.store.queries import SqliteQueries
 from tensormeter.server.store.removal import Retention, expired_runs, purge_some, remove_old_points
+from tensormeter.server.store.samples import Unsampled, find_unsampled, insert_samples, sample_chunks
 from tensormeter.server.store.schema import connect, prepare
 from tensormeter.server.store.transaction import mapped_errors, reading, writing
 
 __all__ = ["SqliteStore"]
+
+_SAMPLED_AT_ONCE: Final = 16
+"""Chunks whose samples one transaction writes: ingest waits for it."""
 
 _log = logging.getLogger(__name__)
 
@@ -89,6 +96,7 @@ class SqliteStore(SqliteQueries):
             self._catalog = Catalog(self._writer)
             super().__init__(file, Heads(), stall_after)
             self._replay()
+            self._unsampled: deque[Unsampled] = deque(find_unsampled(self._folder))
         except (sqlite3.Error, UnicodeDecodeError) as error:
             self._lock.release()
             raise StoreError(f"cannot open the store in {folder}: {error}") from error
@@ -96,6 +104,8 @@ class SqliteStore(SqliteQueries):
             self._lock.release()
             raise
         self._background = Background("tensormeter-fold", self._work_in_background, fold_interval)
+        if self._unsampled:
+            self._background.wake()
 
     def append_metrics(self, batches: Sequence[Batch], *, payload: bytes, batch_id: str | None = None) -> Receipt:
         """See `Store`."""
@@ -188,7 +198,7 @@ class SqliteStore(SqliteQueries):
         return self._damage or self._problem
 
     def fold(self) -> None:
-        """Fold now what is in memory, and remove what is to be removed.
+        """Fold now what is in memory, remove what is to be removed, and sample chunks that are full.
 
         Runs by itself on the background thread; tests call it to get there sooner.
 
@@ -207,8 +217,10 @@ class SqliteStore(SqliteQueries):
                 with self._writing, self._transaction():
                     apply_folds(self._writer, folds, layer.upto)
                 self._heads.discard()
+                self._unsampled.extend(filled(folds))
             self._remove(deleted)
-            if layer is not None or deleted:
+            sampled = self._sample()
+            if layer is not None or deleted or sampled:
                 with mapped_errors("checkpoint"):
                     self._folder.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
@@ -259,6 +271,28 @@ class SqliteStore(SqliteQueries):
             while more:
                 with self._writing, self._transaction():
                     more = remove_old_points(self._writer, before)
+
+    def _sample(self) -> bool:
+        """Make samples of chunks; whether any were to be made. What a closing store leaves over is made when it is opened."""
+        some = bool(self._unsampled)
+        while self._unsampled and not self._closed:
+            wanted = [*islice(self._unsampled, _SAMPLED_AT_ONCE)]
+            try:
+                with reading(self._folder):
+                    samples = sample_chunks(self._folder, wanted)
+            except StoreUnavailableError:
+                raise
+            except StoreError as error:  # one of them is damaged; the others can be read point by point
+                self._damage = str(error)
+                samples = []
+            with self._writing, self._transaction():
+                insert_samples(self._writer, samples)
+            for _ in wanted:
+                self._unsampled.popleft()
+            if self._heads.pending() >= self._fold_points:
+                self._background.wake()
+                break
+        return some
 
     def _remove(self, deleted: Sequence[int]) -> None:
         for run in deleted:

@@ -4,8 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from tensormeter.server.store.blocks import Blocks
 from tensormeter.server.store.kind import Kind
-from tensormeter.server.store.points import Column
+from tensormeter.server.store.points import Column, Points
 
 __all__ = [
     "MAX_READ_POINTS",
@@ -26,6 +30,7 @@ __all__ = [
     "State",
     "StoredEvent",
     "Summary",
+    "Thinned",
 ]
 
 MAX_READ_POINTS: Final = 20_000_000
@@ -244,6 +249,25 @@ class Reading:
     complete: bool
     started: int
     attempts: Mapping[str, ProcessAttempt]
+
+
+@dataclass(frozen=True, eq=False)
+class Thinned:
+    """A series of numbers as it is needed to draw it: either blocks of points, or points with their steps.
+
+    Attributes:
+        points: By ascending, distinct time; None if there are blocks.
+        steps: int64, shape (n,): logged at the times of points; 0 if they were not asked for. None if there are blocks.
+        blocks: By ascending time; if steps were asked for, also by ascending step. None if there are points.
+    """
+
+    process: str
+    metric: str
+    kind: Kind
+    attributes: Mapping[str, Any]
+    points: Points | None = field(repr=False)
+    steps: NDArray[np.int64] | None = field(repr=False)
+    blocks: Blocks | None = field(repr=False)
 
 
 @dataclass(frozen=True)

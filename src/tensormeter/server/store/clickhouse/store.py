@@ -40,7 +40,9 @@ from tensormeter.server.store.values import (
     RunTable,
     Selection,
     StoredEvent,
+    Thinned,
 )
+from tensormeter.server.store.window import Window
 
 __all__ = ["ClickHouseStore"]
 
@@ -212,6 +214,11 @@ class ClickHouseStore:
             return Reading(found, cursor, complete=False, started=started, attempts=attempts)
         found = self._points.read(run, rows, selection)
         return Reading(found, cursor, complete=True, started=started, attempts=attempts)
+
+    def thin(self, ref: RunRef, selection: Selection, window: Window, blocks: int) -> list[Thinned] | None:
+        """See `Store`."""
+        self._check_open()
+        return None
 
     def events(
         self,

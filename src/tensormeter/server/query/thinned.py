@@ -1,0 +1,102 @@
+"""Series that are too long to read every point of, from samples that the store keeps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tensormeter.server.query.attempts import AttemptChoice, Attempts
+from tensormeter.server.query.axis import Axis
+from tensormeter.server.query.sampling import blocks_needed, sample, sample_blocks
+from tensormeter.server.store import RunRef, Selection, Store, Thinned, Window
+from tensormeter.server.store.blocks import FIRST, LAST, Blocks
+
+__all__ = ["ThinnedLine", "read_thinned"]
+
+
+@dataclass(frozen=True, eq=False)
+class ThinnedLine:
+    """One line, sampled.
+
+    Attributes:
+        series: Its last piece.
+        x: float64, as long as `y`.
+        total: Points that it has in the range.
+        held: Points that were in memory for it.
+    """
+
+    series: Thinned
+    attempt: int
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    total: int
+    held: int
+
+
+def read_thinned(
+    store: Store,
+    ref: RunRef,
+    metrics: Sequence[str],
+    axis: Axis,
+    *,
+    process: str | None,
+    start: float | None,
+    stop: float | None,
+    attempt: AttemptChoice,
+    max_points: int,
+    limit: int,
+) -> tuple[list[ThinnedLine], str] | None:
+    """What `read_along` and `sample` give, where buckets may be of only about equally many points.
+
+    Returns:
+        Lines and the cursor; None if only points can answer: along a metric other than the step, where steps or attempts are not
+        in the order of time, or where there are no long series.
+
+    Raises:
+        StoreError: As `Store.thin`.
+    """
+    if not axis.is_time and not axis.is_step:
+        return None
+    about = store.read(ref, Selection([]))
+    attempts = Attempts(about.attempts, attempt)
+    origin = axis.origin(about.started)
+    window = Window(begins=attempts.shadowed())
+    if axis.is_time:
+        first, last = axis.nanoseconds(start, origin), axis.nanoseconds(stop, origin)
+        window = replace(window, start=first, stop=last)
+    else:
+        window = replace(window, by_step=True, first_step=start, last_step=stop)
+    found = store.thin(ref, Selection(metrics, process, limit=limit), window, blocks_needed(max_points))
+    if found is None:
+        return None
+    lines = []
+    for pieces in attempts.lines(attempts.chosen(found)):
+        line = _line(pieces, axis, origin, max_points)
+        if line is None:
+            return None
+        lines.append(replace(line, attempt=attempts.number(line.series.process)))
+    return lines, about.cursor
+
+
+def _line(pieces: Sequence[Thinned], axis: Axis, origin: float, max_points: int) -> ThinnedLine | None:
+    """One line out of its pieces; None if they are not one after another."""
+    if all(one.blocks is None for one in pieces):
+        times, values, steps = (np.concatenate(columns) for columns in zip(*map(_columns, pieces), strict=True))
+        x = axis.seconds(times, origin) if axis.is_time else steps.astype(np.float64)
+        order = np.argsort(x, kind="stable")
+        kept = order[sample(values[order], max_points)]
+        return ThinnedLine(pieces[-1], 1, x[kept], values[kept], len(values), len(values))
+    blocks = Blocks.concat(one.blocks or Blocks.of(*_columns(one)) for one in pieces)
+    along = blocks.times if axis.is_time else blocks.steps
+    if np.any(along[1:, FIRST] < along[:-1, LAST]):
+        return None
+    index = sample_blocks(blocks, max_points)
+    x = axis.seconds(blocks.times[index], origin) if axis.is_time else blocks.steps[index].astype(np.float64)
+    return ThinnedLine(pieces[-1], 1, x, blocks.values[index], int(blocks.counts.sum()), blocks.values.size)
+
+
+def _columns(piece: Thinned) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
+    assert piece.points is not None
+    assert piece.steps is not None
+    return piece.points.times, piece.points.floats(), piece.steps

@@ -1,0 +1,231 @@
+"""Samples of the SQLite store's chunks: when they are made, when they go, and what they say of their points.
+
+That charts say what all points say is in `test_store`, for every store.
+"""
+
+import math
+import sqlite3
+from contextlib import closing
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tensormeter.otlp.batch import STEP_METRIC, Batch, Gauge
+from tensormeter.otlp.decode import decode_metrics
+from tensormeter.otlp.encode import encode_metrics
+from tensormeter.server.query.axis import Axis
+from tensormeter.server.query.points import PointsQuery, query_points
+from tensormeter.server.query.sampling import sample_blocks
+from tensormeter.server.store import RunRef, Selection, TooManyPointsError, Window
+from tensormeter.server.store.blocks import BLOCK_POINTS, Blocks
+from tensormeter.server.store.chunks import CHUNK_POINTS
+from tensormeter.server.store.maintenance import compact
+from tensormeter.server.store.sqlite import SqliteStore
+
+REF = RunRef("r")
+
+
+@pytest.fixture
+def open_store(tmp_path):
+    opened = []
+
+    def open_store(**options):
+        opened.append(SqliteStore(tmp_path / "store", **{"fold_points": 1 << 60, "fold_interval": 3600} | options))
+        return opened[-1]
+
+    yield open_store
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def query(tmp_path):
+    def query(sql, *values):
+        with closing(sqlite3.connect(tmp_path / "store" / "tensormeter.db")) as connection:
+            return connection.execute(sql, values).fetchall()
+
+    return query
+
+
+def append(store, times, values, steps=None):
+    """Points of "v", with steps 1, 2, ... unless others are given."""
+    times = np.asarray(times, np.uint64)
+    steps = times.astype(np.int64) if steps is None else steps
+    gauges = [Gauge(STEP_METRIC, times[: len(steps)], steps), Gauge("v", times, np.asarray(values, np.float64))]
+    payload = encode_metrics([Batch({"tensormeter.run.id": "r", "service.instance.id": "p"}, gauges)])
+    store.append_metrics(decode_metrics(payload), payload=payload)
+
+
+def chart(store, x="step", **more):
+    (series,) = query_points(store, PointsQuery([REF], ["v"], Axis.parse(x), max_points=100, **more)).series
+    return series
+
+
+def blocks_of(store, window=Window(by_step=True), **more):  # noqa: B008
+    """The blocks of "v", or None if it was given in points."""
+    (found,) = store.thin(REF, Selection(["v"], **more), window, 100)
+    return found.blocks
+
+
+N = 17 * CHUNK_POINTS + 1000
+
+
+def noise(n=N):
+    return np.random.default_rng(0).standard_normal(n)
+
+
+def test_a_chart_of_many_points_reads_few(open_store, query):
+    store = open_store()
+    values = noise()
+    values[777_777] = 50.0
+    append(store, np.arange(1, N + 1), values)
+    store.fold()
+    assert query("SELECT count(*) FROM sample") == [(2 * 17,)]
+    blocks = blocks_of(store, limit=2 * CHUNK_POINTS)
+    assert blocks.counts.sum() == N
+    assert blocks.counts.max() == 8 * BLOCK_POINTS
+    for x in ("step", "time"):
+        series = chart(store, x)
+        assert (series.total, len(series.x) <= 100, series.y.max()) == (N, True, 50.0)
+    half = chart(store, start=N / 2, stop=N / 2 + 300_000)
+    assert (half.total, half.x[0], half.x[-1]) == (300_000, N / 2, N / 2 + 299_999)
+    assert half.y.max() == 50.0
+    few = chart(store, start=1000, stop=1050)  # all points of a narrow range
+    assert few.x.tolist() == list(range(1000, 1050))
+    assert few.y.tolist() == values[999:1049].tolist()
+
+
+def test_a_point_that_is_late_or_far_away_is_counted(open_store, query):
+    store = open_store()
+    times = np.delete(np.arange(1, N + 1), 500_000)
+    append(store, times[: 9 * CHUNK_POINTS], np.zeros(9 * CHUNK_POINTS))
+    store.fold()
+    append(store, [500_001], [7.0])
+    assert (chart(store).total, chart(store).y.max()) == (9 * CHUNK_POINTS + 1, 7.0)
+    # Folded together with what comes after all others, it makes a chunk that is as long as the run.
+    append(store, times[9 * CHUNK_POINTS :], np.zeros(len(times) - 9 * CHUNK_POINTS))
+    store.fold()
+    assert blocks_of(store, limit=4 * CHUNK_POINTS).counts.sum() == N
+    series = chart(store)
+    assert (series.total, series.y.max(), series.x[series.y.argmax()]) == (N, 7.0, 500_001)
+
+
+def test_points_answer_where_samples_cannot(open_store, query):
+    store = open_store()
+    steps = np.arange(1, N + 1)
+    steps[N // 2 :] -= 1000  # it went back
+    append(store, np.arange(1, N + 1), noise(), steps)
+    store.fold()
+    assert store.thin(REF, Selection(["v"]), Window(by_step=True), 100) is None
+    assert chart(store).total == N
+    assert np.all(np.diff(chart(store).x) >= 0)
+    assert blocks_of(store, Window()).counts.sum() == N
+    assert chart(store, "time").total == N
+    with pytest.raises(TooManyPointsError):
+        store.thin(REF, Selection(["v"], limit=1000), Window(start=100), 100)
+
+
+def test_points_without_steps(open_store, query):
+    store = open_store()
+    steps = np.arange(1, N - CHUNK_POINTS)
+    append(store, np.arange(1, N + 1), noise(), steps)
+    store.fold()
+    assert chart(store).total == len(steps)
+    assert blocks_of(store).counts.sum() == len(steps)
+    assert chart(store, "time").total == N
+    # Steps that come later count as well.
+    append(store, np.arange(1, N + 1), np.zeros(N))
+    assert chart(store).total == N
+
+
+def test_samples_of_stores_that_have_none(open_store, query, eventually, tmp_path, monkeypatch):
+    store = open_store()
+    append(store, np.arange(1, N + 1), noise())
+    with monkeypatch.context() as patch:
+        patch.setattr(SqliteStore, "_sample", lambda _: False)  # as if it were killed now
+        store.fold()
+        expected = chart(store)
+        store.close()
+    assert query("SELECT count(*) FROM sample") == [(0,)]
+    with closing(sqlite3.connect(tmp_path / "store" / "tensormeter.db", isolation_level=None)) as old:
+        old.execute("DROP TABLE sample")
+        old.execute("PRAGMA user_version = 3")
+    store = open_store()
+    eventually(lambda: query("SELECT count(*) FROM sample") == [(2 * 17,)])
+    assert blocks_of(store).counts.sum() == N
+    assert chart(store).total == expected.total
+    assert query("PRAGMA foreign_key_check") == []
+
+
+def test_compacting_makes_samples_and_deleting_takes_them_away(open_store, query, tmp_path):
+    store = open_store()
+    for part in np.array_split(np.arange(1, 2 * CHUNK_POINTS + 1), 5):
+        append(store, part, np.zeros(len(part)))
+        store.fold()
+    store.close()
+    compact(tmp_path / "store")
+    assert query("SELECT count(*) FROM sample") == [(4,)]
+    assert query(
+        "SELECT count(*) FROM sample JOIN chunk ON chunk.id = chunk WHERE ascending AND n = step_max - step_min + 1"
+    ) == [(4,)]
+    store = open_store()
+    store.delete(REF)
+    store.fold()
+    assert query("SELECT count(*) FROM sample") == [(0,)]
+
+
+def test_a_damaged_chunk_keeps_others_from_nothing(open_store, query, tmp_path, monkeypatch):
+    store = open_store()
+    append(store, np.arange(1, N + 1), noise())
+    with monkeypatch.context() as patch:
+        patch.setattr(SqliteStore, "_sample", lambda _: False)
+        store.fold()
+    with closing(sqlite3.connect(tmp_path / "store" / "tensormeter.db", isolation_level=None)) as connection:
+        connection.execute("UPDATE chunk SET words = x'00' WHERE id = (SELECT min(id) FROM chunk)")
+    store.close()
+    store = open_store()
+    append(store, [N + 1], [1.0])
+    store.fold()
+    assert query("SELECT count(*) FROM journal") == [(0,)]
+    assert "damaged" in store.problem()
+    assert query("SELECT count(*) FROM sample")[0][0] > 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.one_of(st.integers(-9, 9).map(float), st.sampled_from([math.nan, math.inf, -math.inf])),
+        min_size=1,
+        max_size=300,
+    ),
+    st.integers(1, 9),
+    st.integers(1, 4),
+    st.integers(5, 60),
+)
+def test_buckets_of_blocks_are_buckets_of_points(numbers, size, joined, max_points):
+    values = np.array(numbers)
+    n = len(values)
+    blocks = Blocks.of(np.arange(n), values, np.arange(n) * 2, size)
+    blocks = blocks.joined(np.arange(0, len(blocks), joined))
+    assert Blocks.decode(blocks.encode()).encode().tobytes() == blocks.encode().tobytes()
+    assert blocks.counts.sum() == n
+    rows, columns = sample_blocks(blocks, max_points)
+    shown = blocks.times[rows, columns]
+    assert len(shown) <= max_points
+    assert np.all(np.diff(shown) > 0)
+    assert np.array_equal(blocks.values[rows, columns], values[shown], equal_nan=True)
+    assert blocks.steps[rows, columns].tolist() == (2 * shown).tolist()
+    buckets = max(max_points // (5 if np.isnan(values).any() else 4), 1)
+    starts = np.cumsum(blocks.counts) - blocks.counts
+    edges = [*starts[np.unique(starts * buckets // n, return_index=True)[1]], n]
+    expected = set()
+    for first, stop in pairwise(edges):
+        bucket = values[first:stop]
+        missing = np.isnan(bucket)
+        expected |= {first, stop - 1} | ({first + int(missing.argmax())} if missing.any() else set())
+        expected |= {first + int(np.where(missing, np.inf, bucket).argmin())}
+        expected |= {first + int(np.where(missing, -np.inf, bucket).argmax())}
+    assert set(shown.tolist()) == expected
