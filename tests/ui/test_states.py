@@ -2,14 +2,16 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from live_server import LiveServer
 from playwright.sync_api import expect
-from sample_runs import Sender
+from sample_runs import HOSTILE, Sender
 
 TOKEN = "a-token-of-the-test"
 
@@ -76,6 +78,38 @@ def test_an_unknown_run_leads_back(tab: Any) -> None:
 def test_a_project_without_runs_shows_how_to_make_one(tab: Any) -> None:
     page = tab.go("#/p/brand-new")
     expect(page.locator("pre.code").last).to_contain_text('project="brand-new"')
+
+
+def test_a_run_that_failed_says_who_was_first(site: Any, open_tab: Callable[..., Any]) -> None:
+    began = time.time_ns() - 7200 * 10**9
+    ends = {
+        0: ("preempted", "SIGTERM", 2),
+        1: ("failed", "RuntimeError", 3),
+        2: ("crashed", HOSTILE, 1),
+        3: ("finished", "", 0),
+    }
+    for rank, (state, message, after) in ends.items():
+        named = {"tensormeter__rank": rank, "host__name": f"node{rank}"}
+        sender = Sender(site.post, "ends", "e1", "four ranks", f"p{rank}", **named)
+        sender.event("run.start", began, {"config": {"a": 1}})
+        steps = np.arange(3, dtype=np.int64)
+        sender.rows(began + steps, steps, {"loss": steps, "cpython.gc.collections": steps})
+        sender.event("run.end", began + after * 10**9, {"state": state, "message": message})
+    alone = Sender(site.post, "ends", "e2", "one")
+    alone.event("run.start", began, {"config": {"a": 2}})
+    alone.event("run.end", began + 10**9, {"state": "failed", "message": "ValueError"})
+    tab = open_tab(site.url)
+    tab.page.clock.set_fixed_time(time.time() + 2 * 3600 + 60)
+    page = tab.go("#/p/ends/runs/e1")
+    banner = page.locator(".banner.bad")
+    expect(banner).to_contain_text(f"First rank 2 on node2 crashed ({HOSTILE})")
+    expect(banner).to_contain_text("after it, 1 failed, 1 preempted.")
+    expect(page.locator(".health .facts")).to_contain_text("2h ago")
+    page = tab.go("#/p/ends/runs/e2")
+    expect(banner).to_have_text("failed The script ended with an error. ValueError.")
+    page = tab.go("#/p/ends")
+    expect(page.get_by_role("columnheader", name="loss").first).to_be_visible()
+    expect(page.get_by_role("columnheader", name="cpython")).to_have_count(0)
 
 
 def test_a_server_that_goes_away_is_told_and_nothing_is_lost(tmp_path: Path, open_tab: Callable[..., Any]) -> None:

@@ -3,6 +3,9 @@
 import type * as api from "./api";
 import * as format from "./format";
 
+/** What nobody logged: names of metrics of the machine, and of tensormeter itself. */
+export const MACHINE = /^(system|process|hw|container|k8s|tensormeter|phase|cpython|gc)\./;
+
 /** A field of a run by the name that filters use. */
 export function field(run: api.Run, name: string): unknown {
   if (name.startsWith("config.")) {

@@ -20,7 +20,7 @@ __all__ = ["show"]
 MAX_CHARTS: Final = 8
 _PROCESSES_SHOWN: Final = 8
 
-STATISTICS: Final = ("system.", "process.", "hw.", "container.", "tensormeter.")
+STATISTICS: Final = ("system.", "process.", "hw.", "container.", "cpython.", "tensormeter.")
 """Beginnings of the names of what nobody logged: there is too much of it for a list."""
 
 

@@ -1,10 +1,8 @@
 // What the runs table shows when nobody has chosen yet: how runs are doing, and what they differ in.
 
 import type { Run } from "../api";
+import { MACHINE } from "../field";
 import * as format from "../format";
-
-/** Of the machine, and of tensormeter itself. */
-const MACHINE = /^summary\.(system|process|hw|container|tensormeter)\./;
 
 /** Columns for a table of which `sample` are some runs, and `fields` what they have. */
 export function suggestedColumns(sample: Run[], fields: string[]): string[] {
@@ -13,7 +11,7 @@ export function suggestedColumns(sample: Run[], fields: string[]): string[] {
     const values = new Set(sample.map((run) => JSON.stringify(format.flatten(run.config).get(key.slice("config.".length)))));
     return values.size > 1 || sample.length === 1;
   });
-  const metrics = fields.filter((key) => key.startsWith("summary.") && !MACHINE.test(key));
+  const metrics = fields.filter((key) => key.startsWith("summary.") && !MACHINE.test(key.slice("summary.".length)));
   const telling = [...metrics].sort((a, b) => interest(a) - interest(b)).slice(0, 3);
   const spark = telling[0] ? [`spark.${telling[0].slice("summary.".length)}`] : [];
   return ["state", ...spark, ...telling, ...differing.slice(0, 3), "last_time", "duration", "tags", "notes"];

@@ -5,11 +5,14 @@ import { stateBadge, meaning } from "../badge";
 import { fill, h } from "../dom";
 import * as format from "../format";
 import { alertOf } from "./alert";
+import { endWords } from "./ends";
 import type { Session } from "./session";
 
 const LATE_SECONDS = 60;
 const TICK_MS = 1000;
 const ALERTS_MS = 5000;
+const MOST_ENDS = 1000;
+const ENDED_BADLY: (api.State | undefined)[] = ["failed", "crashed", "preempted"];
 
 export class Health {
   readonly element = h("div", { class: "health" });
@@ -18,6 +21,7 @@ export class Health {
   private readonly banners = h("div", { class: "banners" });
   private connected = true;
   private alerts: api.TelemetryEvent[] = [];
+  private ends: api.TelemetryEvent[] = [];
   private asked = 0;
   private waiting = 0;
   private readonly timer = setInterval(() => this.drawFacts(), TICK_MS);
@@ -54,22 +58,25 @@ export class Health {
     this.drawBanners();
   }
 
-  /** Look for alerts, but not more often than every few seconds, and once more when something came meanwhile. */
+  /** Look for alerts and ends, but not more often than every few seconds, and once more when something came meanwhile. */
   private soon(): void {
     if (this.waiting) return;
     this.waiting = window.setTimeout(
       () => {
         this.waiting = 0;
-        if (this.session.single) void this.readAlerts(this.session.single);
+        if (this.session.single) void this.readEvents(this.session.single);
       },
       Math.max(0, this.asked + ALERTS_MS - Date.now()),
     );
   }
 
-  private async readAlerts({ id, project }: api.RunDetail): Promise<void> {
+  private async readEvents({ id, project }: api.RunDetail): Promise<void> {
     this.asked = Date.now();
     try {
       this.alerts = await api.events(id, { project, name: "tensormeter.alert", limit: 20 });
+      if (ENDED_BADLY.includes(this.session.runs[0]?.state)) {
+        this.ends = await api.events(id, { project, name: "tensormeter.run.end", limit: MOST_ENDS });
+      }
       this.drawBanners();
     } catch {
       // The overview tells what events there are; a banner that cannot be read is no reason for another one.
@@ -109,8 +116,9 @@ export class Health {
     const found: [string, string, string][] = [];
     if (!this.connected) found.push(["warn", "Not live", "The server does not answer; this page tries again by itself. What is shown may be old."]);
     const state = runs.length === 1 ? runs[0]?.state : undefined;
-    if (state && ["failed", "crashed", "stalled", "preempted"].includes(state)) {
-      found.push([state === "preempted" ? "warn" : "bad", state, meaning(state)]);
+    if (state && (state === "stalled" || ENDED_BADLY.includes(state))) {
+      const why = single && state !== "stalled" ? endWords(single, this.ends) : "";
+      found.push([state === "preempted" ? "warn" : "bad", state, [meaning(state), why].filter(Boolean).join(" ")]);
     }
     const losses = Object.entries(single?.losses ?? {}).filter(([, n]) => n > 0);
     if (losses.length) {

@@ -1,8 +1,8 @@
 // Which metrics are charts, in which order, and under which headings.
 
 import type { Metric } from "../api";
+import { MACHINE } from "../field";
 
-const MACHINE = /^(system|process|hw|container|k8s|tensormeter|phase|cpython|gc)\./;
 const DISTRIBUTION = new Set(["histogram", "exponential_histogram", "summary"]);
 
 /** What the script logged; what the machine did is on the system pane. */

@@ -90,7 +90,7 @@ export class Workspace implements View {
     this.pane?.onUpdate?.(update);
     const run = this.session.runs.find(({ id }) => id === update.run);
     if (run) {
-      run.last_time = String(Date.now() * 1e6);
+      if (update.metrics?.length || update.events) run.last_time = String(Date.now() * 1e6);
       if (update.state) run.state = update.state;
     }
     this.health.update();
