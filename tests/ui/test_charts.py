@@ -214,6 +214,37 @@ def test_ranks_of_grouped_runs(tab: Any) -> None:
     expect(readings.first).to_contain_text(re.compile(r"slow = .*mean of the medians of 1 run, 8 ranks"))
 
 
+def test_ranks_of_many_runs(open_tab: Callable[..., Any], site: Any) -> None:
+    steps = np.arange(101, dtype=np.int64)
+    times = time.time_ns() - 3600 * SECOND + steps * SECOND
+    for run in range(14):
+        for rank in range(3):
+            sender = Sender(
+                site.post, "fleet", f"fleet{run:02}", f"fleet {run:02}", f"rank{rank}", tensormeter__rank=rank
+            )
+            sender.event("run.start", int(times[0]), {"config": {"half": run % 2}} if rank == 0 else None)
+            # One rank apart from the others, with a spike.
+            sender.rows(
+                times + rank,
+                steps,
+                {"wait": np.where(steps == 50, 90, 8 + run) if rank == 2 else 2.0 + run + 0 * steps},
+            )
+            # Other tests look at what is under way.
+            sender.event("run.end", int(times[-1]), {"state": "finished"})
+    tab = open_tab(site.url)
+    page = tab.go("#/p/fleet/runs/" + ",".join(f"fleet{run:02}" for run in range(14)))
+    card = tab.card("wait")
+    expect(card.locator(".remark")).to_have_text("mean and range of each run's ranks")
+    expect(card.locator(".remark")).not_to_have_class(re.compile("warn"))
+    last = tab.hover(card, 0.9).locator(".reading").last
+    expect(last).to_contain_text(re.compile(r"fleet 00\s*4\s*2 to 8 · mean of 3 ranks"))
+    spike = tab.hover(card).locator(".reading").filter(has_text="fleet 00")
+    expect(spike).to_contain_text("2 to 90")
+    page.get_by_label("Group by").select_option("config.half")
+    grouped = tab.hover(card, 0.9).locator(".reading").filter(has_text="half = 0")
+    expect(grouped).to_contain_text(re.compile(r"10\s*2 to 20 · mean of the means of 7 runs, 21 ranks"))
+
+
 def test_legend_hides_and_shows(tab: Any) -> None:
     tab.go("#/p/language/runs/llm1?ranks=each")
     card = tab.card("throughput(tps)")

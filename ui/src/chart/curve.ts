@@ -42,7 +42,10 @@ export function smooth({ x, y }: Curve, weight: number): Float64Array {
   return result;
 }
 
-/** Mean, lowest and highest of several curves on common positions, between which each is a straight line. */
+/**
+ * Mean, lowest and highest of several curves on common positions, between which each is a straight line. Lowest and highest
+ * hold every value: what lies between two positions counts at the nearer one.
+ */
 export function aggregate(curves: Curve[], positions = 400): Band {
   let start = Number.POSITIVE_INFINITY;
   let stop = Number.NEGATIVE_INFINITY;
@@ -71,6 +74,18 @@ export function aggregate(curves: Curve[], positions = 400): Band {
       high[i] = Math.max(high[i] as number, value);
       middle[i] = (middle[i] as number) + value;
       seen[i] = (seen[i] as number) + 1;
+    }
+  }
+  if (!shared && n > 1) {
+    const step = (stop - start) / (n - 1);
+    for (const curve of curves) {
+      for (let j = 0; j < curve.x.length; j++) {
+        const value = curve.y[j] as number;
+        if (!Number.isFinite(value)) continue;
+        const i = Math.round(((curve.x[j] as number) - start) / step);
+        low[i] = Math.min(low[i] as number, value);
+        high[i] = Math.max(high[i] as number, value);
+      }
     }
   }
   for (let i = 0; i < n; i++) {

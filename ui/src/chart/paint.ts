@@ -103,9 +103,9 @@ export function envelope(context: CanvasRenderingContext2D, { x, y }: Curve, sx:
   context.restore();
 }
 
-export function band(context: CanvasRenderingContext2D, { x, low, high }: Band, sx: Scale, sy: Scale, color: string): void {
+export function band(context: CanvasRenderingContext2D, { x, low, high }: Band, sx: Scale, sy: Scale, color: string, alpha: number): void {
   context.save();
-  context.globalAlpha = 0.18;
+  context.globalAlpha = alpha;
   context.fillStyle = color;
   let from = 0;
   while (from < x.length) {

@@ -221,7 +221,7 @@ export class Plot {
     this.marked = 0;
     const many = traces.length > 12;
     for (const trace of traces) {
-      if (trace.band) paint.band(context, trace.band, sx, sy, trace.color);
+      if (trace.band) paint.band(context, trace.band, sx, sy, trace.color, many ? 0.08 : 0.18);
       const raw = trace.raw;
       if (raw) paint.line(context, raw, sx, sy, { color: trace.color, width: ratio, alpha: many ? 0.12 : 0.36 });
       else if (!trace.band && !many) paint.envelope(context, trace, sx, sy, trace.color);

@@ -27,6 +27,7 @@ const SHARES = /\.utilization$|\.share$/;
 
 export class MetricSource {
   remarkText = "";
+  warns = true;
   pace = LINES_MS;
 
   constructor(
@@ -59,16 +60,16 @@ export class MetricSource {
   }
 
   async read(): Promise<View> {
-    let look = this.look();
+    const look = this.look();
     const runs = this.selected().filter(({ id }) => !look.hidden.has(id));
     this.remarkText = "";
-    // Statistics over ranks take a request for each run.
+    // The server's statistics over ranks take a request for each run; those of many runs are made here, of the lines.
     const ranked = acrossRanks(this.metric, look);
-    const parallel = ranked && runs.length <= MOST_RANKED;
-    if (ranked && !parallel) look = { ...look, ranks: "first" };
-    // Lines grow by what is new; statistics are made anew from all there is.
-    this.pace = parallel ? STATISTICS_MS : LINES_MS;
-    const traces = parallel ? await this.overRanks(runs, look) : await this.lines(runs, look);
+    const served = ranked && runs.length <= MOST_RANKED;
+    // Lines grow by what is new; the server's statistics are made anew from all there is.
+    this.pace = served ? STATISTICS_MS : LINES_MS;
+    this.warns = served;
+    const traces = served ? await this.overRanks(runs, look) : await this.lines(runs, look, ranked);
     return {
       traces,
       xKind: xKind(look.x),
@@ -82,15 +83,24 @@ export class MetricSource {
     };
   }
 
-  private async lines(runs: Selected[], look: Look): Promise<Trace[]> {
+  private async lines(runs: Selected[], look: Look, ranked: boolean): Promise<Trace[]> {
     const lines = await this.feed.load(this.metric.name);
     const groups = new Map<string, { color: string; lines: api.Line[] }>();
+    const folded = new Groups();
     const traces: Trace[] = [];
+    if (ranked) this.remarkText = "mean and range of each run's ranks";
     for (const run of runs) {
       let own = lines.filter((line) => line.run === run.id);
       const first = look.ranks === "first" && own.length > 1 ? run.firstProcess() : null;
       if (first !== null) own = own.filter((line) => line.process === first);
       if (look.process && own.some((line) => line.process === look.process)) own = own.filter((line) => line.process === look.process);
+      if (ranked && (own.length > 1 || run.group !== null)) {
+        const band = aggregate(own);
+        const note = `mean of ${own.length} ranks`;
+        if (run.group !== null) folded.add(run.group, run.color, band, own.length);
+        else traces.push({ ...curves({ x: band.x, y: band.middle }, look.smoothing), label: run.name, color: run.color, band, note: () => note });
+        continue;
+      }
       if (run.group !== null) {
         const group = groups.get(run.group) ?? { color: run.color, lines: [] };
         group.lines.push(...own);
@@ -119,7 +129,7 @@ export class MetricSource {
       const note = `mean of ${group.lines.length}`;
       traces.push({ ...curves({ x: band.x, y: band.middle }, look.smoothing), label: name, color: group.color, band, note: () => note });
     }
-    return traces;
+    return [...traces, ...folded.traces("means", look.smoothing)];
   }
 
   private async overRanks(runs: Selected[], look: Look): Promise<Trace[]> {
@@ -131,17 +141,14 @@ export class MetricSource {
       ),
     );
     const traces: Trace[] = [];
-    const groups = new Map<string, { color: string; bands: Band[]; ranks: number }>();
+    const groups = new Groups();
     for (const [position, run] of runs.entries()) {
       const ranks = answers[position] as api.Ranks;
       const column = (values: api.Number_[]) => Float64Array.from(values, api.num);
       const band: Band = { x: column(ranks.x), low: column(ranks.min), middle: column(ranks.median), high: column(ranks.max) };
       if (band.x.length === 0) continue;
       if (run.group !== null) {
-        const group = groups.get(run.group) ?? { color: run.color, bands: [], ranks: 0 };
-        group.bands.push(band);
-        group.ranks += ranks.processes;
-        groups.set(run.group, group);
+        groups.add(run.group, run.color, band, ranks.processes);
         continue;
       }
       const name = (process: string | undefined) => (process === undefined ? "?" : run.processName(process));
@@ -154,12 +161,27 @@ export class MetricSource {
       });
       if (runs.length === 1) this.remarkText = outlier(ranks, name);
     }
-    for (const [name, { color, bands, ranks }] of groups) {
+    return [...traces, ...groups.traces("medians", look.smoothing)];
+  }
+}
+
+/** Groups of runs, of which each has a band over its ranks. */
+class Groups {
+  private readonly found = new Map<string, { color: string; bands: Band[]; ranks: number }>();
+
+  add(name: string, color: string, band: Band, ranks: number): void {
+    const group = this.found.get(name) ?? { color, bands: [], ranks: 0 };
+    group.bands.push(band);
+    group.ranks += ranks;
+    this.found.set(name, group);
+  }
+
+  traces(middles: string, smoothing: number): Trace[] {
+    return [...this.found].map(([label, { color, bands, ranks }]) => {
       const band = together(bands);
-      const note = `mean of the medians of ${bands.length} ${bands.length === 1 ? "run" : "runs"}, ${ranks} ranks`;
-      traces.push({ ...curves({ x: band.x, y: band.middle }, look.smoothing), label: name, color, band, note: () => note });
-    }
-    return traces;
+      const note = `mean of the ${middles} of ${bands.length} ${bands.length === 1 ? "run" : "runs"}, ${ranks} ranks`;
+      return { ...curves({ x: band.x, y: band.middle }, smoothing), label, color, band, note: () => note };
+    });
   }
 }
 
