@@ -45,6 +45,16 @@ def test_states_are_words_with_a_heartbeat(tab: Any, site: Any) -> None:
     expect(states.filter(has_text="running").first).to_have_attribute("title", re.compile(r"last heard .* ago|now"))
 
 
+def test_cells_tell_more_under_the_pointer(tab: Any) -> None:
+    page = tab.go("#/p/vision?columns=config.optimizer")
+    link = page.get_by_role("link", name="resnet18-calm-00")
+    link.hover()
+    expect(link).to_have_attribute("title", "vis00")
+    cell = page.get_by_role("gridcell", name="adamw").first
+    cell.hover()
+    expect(cell).to_have_attribute("title", "adamw")
+
+
 def test_filter_by_text_and_by_click(tab: Any) -> None:
     page = tab.go("#/p/vision")
     expect(page.get_by_text("12 runs", exact=True)).to_be_visible()

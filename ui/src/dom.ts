@@ -41,6 +41,14 @@ export function fill(parent: Element, ...children: Child[]): void {
   append(parent, children);
 }
 
+/** Change what an element says, where it stands and only if it changes: a new text would have its style worked out. */
+export function write(element: HTMLElement, text: string): void {
+  const only = element.firstChild;
+  if (only instanceof Text && !only.nextSibling) {
+    if (only.data !== text) only.data = text;
+  } else if (only || text) element.textContent = text;
+}
+
 /** Show these elements in this order. Those that are there stay, with the focus, the scroll position and a click half done. */
 export function arrange(parent: Element, elements: Element[]): void {
   const wanted = new Set<Element>(elements);

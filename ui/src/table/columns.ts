@@ -2,7 +2,7 @@
 
 import * as api from "../api";
 import { fillBadge } from "../badge";
-import { fill, h } from "../dom";
+import { fill, h, write } from "../dom";
 import * as format from "../format";
 import { address } from "../route";
 import { field } from "../field";
@@ -65,9 +65,10 @@ export function nameColumns(context: ColumnContext): GridColumn<Item>[] {
       create: (cell) => {
         const link = h("a", { tabindex: -1 });
         cell.append(link);
+        const tell = hint(link);
         return ofRun((run) => {
           link.href = address(["p", context.project, "runs", run.id]);
-          link.title = run.id;
+          tell(run.id);
           write(link, run.name || run.id);
         });
       },
@@ -102,12 +103,14 @@ function runCell(cell: HTMLElement, key: string, context: ColumnContext): Show {
       cell.append(badge);
       return (run) => fillBadge(badge, run);
     }
-    case "last_time":
+    case "last_time": {
+      const tell = hint(cell);
       return (run) => {
         const heard = format.epoch(run.last_time);
         write(cell, format.ago(heard));
-        cell.title = format.moment(heard);
+        tell(format.moment(heard));
       };
+    }
     case "started":
       return (run) => write(cell, format.moment(format.epoch(run.started)));
     case "duration":
@@ -117,26 +120,33 @@ function runCell(cell: HTMLElement, key: string, context: ColumnContext): Show {
     case "notes":
     case "group":
       return textCell(cell, key, context);
-    default:
+    default: {
       if (key.startsWith("spark.")) {
         const metric = key.slice("spark.".length);
         return (run) => drawSpark(cell, run, metric);
       }
-      return (run) => showValue(cell, field(run, key));
+      const tell = hint(cell);
+      return (run) => tell(showValue(cell, field(run, key)));
+    }
   }
 }
 
-/** Texts are changed where they stand, and only if they change. */
-function write(element: HTMLElement, text: string): void {
-  if (element.textContent !== text) element.textContent = text;
+/** What an element says more when the pointer rests on it. Until then it is no attribute, each change of which has a cost in style. */
+function hint(element: HTMLElement): (text: string) => void {
+  let told = "";
+  element.addEventListener("pointerenter", () => (element.title = told));
+  return (text) => {
+    told = text;
+  };
 }
 
-function showValue(cell: HTMLElement, found: unknown): void {
+/** Show a value; returns it at full length. */
+function showValue(cell: HTMLElement, found: unknown): string {
   const bad = found === "NaN" || found === "Infinity" || found === "-Infinity";
   const text = bad ? format.number(Number(found)) : format.value(found);
   write(cell, text);
-  cell.title = found === undefined || found === null ? "" : String(typeof found === "object" ? text : found);
   cell.classList.toggle("bad", bad);
+  return found === undefined || found === null ? "" : String(typeof found === "object" ? text : found);
 }
 
 function tagsCell(cell: HTMLElement, context: ColumnContext): Show {

@@ -128,8 +128,10 @@ export class Grid<Row> {
   private render(): void {
     const { scrollTop, scrollLeft } = this.element;
     this.element.classList.toggle("moved", scrollLeft > 0);
-    const first = Math.max(0, Math.floor(scrollTop / ROW) - SPARE);
-    const last = Math.min(this.count, Math.ceil((scrollTop + this.height) / ROW) + SPARE);
+    // Always as many: a row that were left over in one frame and wanted in the next would be laid out anew.
+    const from = Math.floor(scrollTop / ROW) - SPARE;
+    const first = Math.max(0, from);
+    const last = Math.min(this.count, from + Math.ceil(this.height / ROW) + 1 + 2 * SPARE);
     for (const [index, slot] of this.live) {
       if (index >= first && index < last) continue;
       // Who edits in a row that leaves is done with it.
