@@ -35,6 +35,8 @@ from sample_runs import SECOND, Sender
 
 VIEWPORT = {"width": 1600, "height": 900}
 PATIENCE_MS = 180_000
+LOADING_S = 600
+"""Within which a contender must have taken in the runs; one that has not is left out, and it is said how far it came."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,9 @@ class TensorBoard(Contender):
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+        began = time.monotonic()
         for run in range(shape.runs):
+            _in_time(began, run, shape)
             writer = EventFileWriter(str(folder / f"run{run:03}"))
             for metric in range(shape.metrics):
                 for step, value in enumerate(shape.curve(run, metric).tolist()):
@@ -132,7 +136,13 @@ class TensorBoard(Contender):
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.url = f"http://127.0.0.1:{port}/#timeseries"
         tags = f"http://127.0.0.1:{port}/data/plugin/timeseries/tags"
-        _wait(lambda: len(_json(tags).get("scalars", {}).get("runTagInfo", {})) == shape.runs, "TensorBoard to load")
+        try:
+            _wait(
+                lambda: len(_json(tags).get("scalars", {}).get("runTagInfo", {})) == shape.runs, "TensorBoard to load"
+            )
+        except TimeoutError:
+            self.close()
+            raise
 
     def close(self) -> None:
         self._process.terminate()
@@ -152,7 +162,9 @@ class MLflow(Contender):
         store = f"sqlite:///{folder}/mlflow.db"
         client = MlflowClient(tracking_uri=store)
         experiment = client.create_experiment("bench", artifact_location=str(folder / "artifacts"))
+        began = time.monotonic()
         for run in range(shape.runs):
+            _in_time(began, run, shape)
             run_id = client.create_run(experiment, run_name=f"run {run:03}").info.run_id
             points = [
                 Metric(f"train/metric{metric:03}", value, step, step)
@@ -282,11 +294,18 @@ def _json(url: str) -> dict[str, Any]:
     return {}
 
 
+def _in_time(began: float, runs: int, shape: Shape) -> None:
+    if time.monotonic() - began > LOADING_S:
+        raise TimeoutError(
+            f"in {LOADING_S} s {runs} of {shape.runs} runs taken in, {runs * shape.metrics * shape.points:,} points"
+        )
+
+
 def _wait(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + LOADING_S
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"not within 300 s: {what}")
+            raise TimeoutError(f"not within {LOADING_S} s: {what}")
         time.sleep(0.5)
 
 
