@@ -1,18 +1,21 @@
 """A real server process, real sockets, real signals."""
 
+import functools
 import hashlib
 import json
 import math
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import numpy as np
 import pytest
@@ -34,9 +37,10 @@ class Server:
     def __init__(self, folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         self.folder = folder
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("TENSORMETER_")}
-        if CLICKHOUSE_PORT:
+        if CLICKHOUSE_PORT and "--store" not in arguments:
             name = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
             arguments += ("--store", f"clickhouse://127.0.0.1:{CLICKHOUSE_PORT}/test_{name}")
+        self.clickhouse = arguments[arguments.index("--store") + 1] if "--store" in arguments else None
         inherited["TENSORMETER_DIR"] = str(folder.parent / "runs")  # what earlier runs left here is not for a test
         with (folder.parent / f"{folder.name}.stderr").open("ab") as log:
             self.process = subprocess.Popen(
@@ -90,6 +94,18 @@ class Server:
         answer = self.http.request(method, f"{self.url}{path}", body=json.dumps(document).encode())
         return answer.status, json.loads(answer.data, parse_constant=pytest.fail) if answer.data else None
 
+    def has_batch(self, batch_id: str) -> bool:
+        """Whether a batch is committed. The store itself is asked, so this is known before the server has answered."""
+        if self.clickhouse is None:
+            with closing(sqlite3.connect(self.folder / "tensormeter.db")) as database:
+                return database.execute("SELECT 1 FROM batch WHERE id = ?", (batch_id,)).fetchone() is not None
+        where = urlsplit(self.clickhouse)
+        url = f"http://{where.netloc}/?database={where.path[1:]}&param_id={batch_id}"
+        body = b"SELECT count() FROM batch WHERE id = {id:String}"
+        answer = urllib3.request("POST", url, body=body, retries=False)
+        assert answer.status == 200, answer.data
+        return int(answer.data) > 0
+
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
         self._reap()
@@ -130,6 +146,35 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield server
     assert server.stop() == 0
     assert server.stderr == ""
+
+
+@pytest.fixture(scope="session")
+def server_on_clickhouse(tmp_path_factory: pytest.TempPathFactory, clickhouse: int) -> Iterator[Server]:
+    """One server on ClickHouse for all modules; as `server` else."""
+    store = f"clickhouse://127.0.0.1:{clickhouse}/shared"
+    server = Server(tmp_path_factory.mktemp("server") / "data", "--store", store)
+    yield server
+    assert server.stop() == 0
+    assert server.stderr == ""
+
+
+@pytest.fixture(scope="module", params=["sqlite", "clickhouse"])
+def server_on_each(request: pytest.FixtureRequest) -> Server:
+    """A server on one store, and then on the other."""
+    found: Server = request.getfixturevalue("server" if request.param == "sqlite" else "server_on_clickhouse")
+    return found
+
+
+@pytest.fixture(params=["sqlite", "clickhouse"])
+def start_on_each(
+    request: pytest.FixtureRequest, start: Callable[..., Server], tmp_path: Path
+) -> Callable[..., Server]:
+    """As `start`, with one store, and then with the other."""
+    if request.param == "sqlite":
+        return start
+    port = request.getfixturevalue("clickhouse")
+    database = hashlib.sha256(str(tmp_path).encode()).hexdigest()[:16]
+    return functools.partial(start, "--store", f"clickhouse://127.0.0.1:{port}/each_{database}")
 
 
 @pytest.fixture(scope="session", autouse=True)

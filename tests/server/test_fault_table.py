@@ -1,4 +1,4 @@
-"""Every fault that has a side of the server's has a test, and the documentation names it."""
+"""Every fault that has a side of the server's has a test, on each store or with a reason, and the documentation names it."""
 
 import ast
 import re
@@ -7,15 +7,39 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 WANTED = {*range(6, 15), 17, 19, 20, 22, 27, *range(36, 56)}
 
+BOTH = {"sqlite", "clickhouse"}
+OF_MODULE = {
+    "server/test_store": BOTH,
+    "server/test_store_sqlite": {"sqlite"},
+    "server/test_store_upkeep": {"sqlite"},
+    "server/test_store_clickhouse": {"clickhouse"},
+}
+OF_FIXTURE = {"server_on_each": BOTH, "start_on_each": BOTH, "server": {"sqlite"}, "start": {"sqlite"}}
+
+
+def stores_of(module, function):
+    """The stores on which a test runs, by its module or its fixtures."""
+    if module in OF_MODULE:
+        return OF_MODULE[module]
+    return set().union(*(OF_FIXTURE.get(argument.arg, set()) for argument in function.args.args))
+
 
 def test_no_fault_is_without_its_test_at_the_server():
     text = (ROOT / "docs/reliability.md").read_text()
     table = text.partition("<!-- server faults -->")[2].partition("<!-- /server faults -->")[0]
-    rows = re.findall(r"^\| (\d+) \| .+ \| `(.+?)` \|$", table, re.MULTILINE)
-    assert {int(number) for number, _ in rows} == WANTED
+    rows = re.findall(r"^\| (\d+) \| .+ \| (.+) \| `(.+?)` \|$", table, re.MULTILINE)
+    assert {int(number) for number, _, _ in rows} == WANTED
     assert len(rows) == len(WANTED)
-    for number, tests in rows:
+    for number, said, tests in rows:
+        stores = set()
         for test in tests.split("`, `"):
             name, _, function = test.partition("::")
             parsed = ast.parse((ROOT / "tests" / f"{name}.py").read_text()).body
-            assert function in {node.name for node in parsed if isinstance(node, ast.FunctionDef)}, f"fault {number}"
+            functions = {node.name: node for node in parsed if isinstance(node, ast.FunctionDef)}
+            assert function in functions, f"fault {number}"
+            stores |= stores_of(name, functions[function])
+        if stores == BOTH:
+            assert said == "both", f"fault {number}"
+        else:
+            assert re.match(r"(neither|SQLite): .", said), f"fault {number} runs on {stores or 'no store'}"
+            assert "clickhouse" not in stores, f"fault {number}"

@@ -3,10 +3,8 @@
 import concurrent.futures
 import re
 import socket
-import sqlite3
 import struct
 import threading
-from contextlib import closing
 from urllib.parse import urlsplit
 
 import pytest
@@ -33,8 +31,8 @@ def read_answer(connection):
     return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
-def test_a_client_that_closes_before_the_answer_makes_no_duplicate(start, make):
-    server = start()
+def test_a_client_that_closes_before_the_answer_makes_no_duplicate(start_on_each, make):
+    server = start_on_each()
     body = encode_metrics([make.rows("half-closed", [(T0, 0, {"v": 1.0})])])
     for _ in range(3):
         with connect(server) as connection:
@@ -45,15 +43,14 @@ def test_a_client_that_closes_before_the_answer_makes_no_duplicate(start, make):
     assert server.get("/api/v1/runs/half-closed")["points"] == 2
 
 
-def test_a_reset_after_the_commit_makes_no_duplicate(start, make, eventually):
-    server = start()
+def test_a_reset_after_the_commit_makes_no_duplicate(start_on_each, make, eventually):
+    server = start_on_each()
     bodies = [encode_metrics([make.rows("reset", [(T0 + i, i, {"v": float(i)})])]) for i in range(5)]
-    with closing(sqlite3.connect(server.folder / "tensormeter.db")) as database:
-        for i, body in enumerate(bodies):
-            with connect(server) as connection:
-                connection.sendall(request_of(body, Tensormeter_Batch_Id=f"reset-{i}"))
-                eventually(lambda i=i: database.execute("SELECT 1 FROM batch WHERE id = ?", (f"reset-{i}",)).fetchone())
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    for i, body in enumerate(bodies):
+        with connect(server) as connection:
+            connection.sendall(request_of(body, Tensormeter_Batch_Id=f"reset-{i}"))
+            eventually(lambda i=i: server.has_batch(f"reset-{i}"))
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     for i, body in enumerate(bodies):
         assert server.post("/v1/metrics", body, Tensormeter_Batch_Id=f"reset-{i}").status == 200
     (series,) = server.get("/api/v1/runs/reset/series", metric="v")["series"]
@@ -145,7 +142,8 @@ SQL = [
 
 
 @pytest.mark.parametrize("text", SQL)
-def test_sql_in_names_finds_nothing_and_changes_nothing(server, make, text):
+def test_sql_in_names_finds_nothing_and_changes_nothing(server_on_each, make, text):
+    server = server_on_each
     assert server.metrics(make.rows("sql", [(T0, 0, {"v": 1.0})]), batch_id="sql").status == 200
     assert server.get("/api/v1/runs", project=text) == {"runs": [], "total": 0}
     assert server.ask("/api/v1/runs", filter=text)[0] == 400

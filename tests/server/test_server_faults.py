@@ -69,15 +69,17 @@ def test_a_body_that_comes_too_slowly(monkeypatch):
     assert bodies._held == 0
 
 
-def test_a_name_of_a_megabyte_is_refused_and_counted(server, make):
+def test_a_name_of_a_megabyte_is_refused_and_counted(server_on_each, make):
+    server = server_on_each
     answer = server.metrics(make.rows("long-name", [(T0, 0, {"v": 1.0, "n" * (1 << 20): 1.0})]))
     partial = ExportMetricsServiceResponse.FromString(answer.data).partial_success
     assert (partial.rejected_data_points, len(partial.error_message) < 1000) == (1, True)
     assert server.get("/api/v1/runs/long-name")["points"] == 2
 
 
-def test_clocks_that_jump(server, make):
+def test_clocks_that_jump(server_on_each, make):
     """An hour ahead, ten years back: every point is kept, and the state goes by the server's own clock."""
+    server = server_on_each
     times = [T0, T0 + 3600 * 10**9, T0 - 10 * YEAR, T0 + 10 * YEAR]
     for step, time in enumerate(times):
         server.metrics(make.rows("jumps", [(time, step, {"v": float(step)})]))
@@ -87,7 +89,8 @@ def test_clocks_that_jump(server, make):
     assert (run["state"], run["summary"]["v"]["last"]) == ("running", 3.0)
 
 
-def test_fields_of_a_newer_protocol_are_passed_over(server, make):
+def test_fields_of_a_newer_protocol_are_passed_over(server_on_each, make):
+    server = server_on_each
     body = encode_metrics([make.rows("newer", [(T0, 0, {"v": 1.0})])])
     unknown = bytes((15 << 3 | 2, 3)) + b"new" + bytes((14 << 3, 1))
     answer = server.post("/v1/metrics", body + unknown, Tensormeter_New_Header="x")

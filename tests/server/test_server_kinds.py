@@ -195,7 +195,8 @@ def test_json(server, encoding):
     assert details["environment"]["list"] == [True, 1.5]
 
 
-def test_logs_in_json_and_partial_success(server):
+def test_logs_in_json_and_partial_success(server_on_each):
+    server = server_on_each
     record = {
         "timeUnixNano": str(T0),
         "eventName": "hello",

@@ -110,7 +110,9 @@ def test_too_large_before_and_after_decompression(server):
     assert server.get("/healthz") == {"status": "ok"}
 
 
-def test_points_that_cannot_be_stored_are_reported(server, make):
+def test_points_that_cannot_be_stored_are_reported(server_on_each, make):
+    server = server_on_each
+
     def gauge(name, time=T0, **attributes):
         return Gauge(name, np.array([time], np.uint64), np.array([1.0]), attributes=attributes)
 
@@ -128,7 +130,8 @@ def test_points_that_cannot_be_stored_are_reported(server, make):
     assert (partial.rejected_log_records, "name" in partial.error_message) == (1, True)
 
 
-def test_one_batch_many_times_at_once_and_in_any_order_is_stored_once(server, make):
+def test_one_batch_many_times_at_once_and_in_any_order_is_stored_once(server_on_each, make):
+    server = server_on_each
     bodies = [encode_metrics([make.rows("once", [(T0 + i, i, {"v": float(i)})])]) for i in range(8)]
     sends = [i for i in range(8) for _ in range(10)]
     random.Random(0).shuffle(sends)

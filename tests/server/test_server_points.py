@@ -78,7 +78,8 @@ def test_ranges_are_cut_before_sampling(curves, query, total, first):
     assert curves.query("c0", metrics=["loss"], start=5, stop=2)["series"] == []
 
 
-def test_numbers_that_json_lacks(server, make):
+def test_numbers_that_json_lacks(server_on_each, make):
+    server = server_on_each
     values = [1.0, math.nan, math.inf, -math.inf, -0.0, 5e-324]
     server.metrics(make.rows("odd-numbers", [(T0 + i, i, {"loss": value}) for i, value in enumerate(values)]))
     assert one(server, "odd-numbers")["y"] == [1.0, "NaN", "Infinity", "-Infinity", -0.0, 5e-324]

@@ -18,7 +18,8 @@ def bits(value):
     return struct.pack("<d", value)
 
 
-def test_a_row_of_every_kind_of_value(server, make, decode_number):
+def test_a_row_of_every_kind_of_value(server_on_each, make, decode_number):
+    server = server_on_each
     values = [math.nan, math.inf, -math.inf, -0.0, 0.0, 5e-324, -2.2250738585072009e-308, 0.1, 1.7976931348623157e308]
     rows = [(T0 + i, i, {"x": value}) for i, value in enumerate(values)]
     assert server.metrics(make.rows("bits", rows)).status == 200
@@ -28,7 +29,8 @@ def test_a_row_of_every_kind_of_value(server, make, decode_number):
     assert [bits(decode_number(value)) for value in series["value"]] == [bits(value) for value in values]
 
 
-def test_integers_are_exact_and_may_mix_with_floats(server, make):
+def test_integers_are_exact_and_may_mix_with_floats(server_on_each, make):
+    server = server_on_each
     integers = [2**53 + 1, -(2**63), 2**63 - 1, 0]
     assert server.metrics(make.rows("ints", [(T0 + i, i, {"n": n}) for i, n in enumerate(integers)])).status == 200
     assert server.metrics(make.rows("ints", [(T0 + 9, 9, {"n": 0.5})])).status == 200
@@ -153,7 +155,8 @@ def test_one_run_id_in_two_projects_and_two_processes_of_one_run(server, make):
     assert series["process"] == "p1"
 
 
-def test_odd_names_are_only_names(server, make):
+def test_odd_names_are_only_names(server_on_each, make):
+    server = server_on_each
     names = ["'; DROP TABLE run; --", "<script>alert(1)</script>", "a/b?c=d&e", "日本\x00\x1b[31m", "%2e%2e/"]
     rows = [(T0, 0, dict.fromkeys(names, 1.0))]
     server.metrics(make.rows("odd", rows, project=names[0]))

@@ -305,7 +305,9 @@ PNG = base64.b64decode(
 )
 
 
-def test_images(server, make):
+def test_images(server_on_each, make):
+    server = server_on_each
+
     def image(data, content_type, key="sample", step=3):
         body = {"data": data, "content_type": content_type, "caption": "<script>"}
         return Event("tensormeter.image", T0 + step, body, {"tensormeter.key": key, "tensormeter.step": step})
@@ -334,7 +336,8 @@ def test_images(server, make):
     assert len(server.get("/api/v1/runs/images/events", name="tensormeter.im*")["events"]) == 2
 
 
-def test_events(server, make):
+def test_events(server_on_each, make):
+    server = server_on_each
     resource = make.resource("eventful")
     columns = {"columns": ["a", "b"], "rows": [[1, "x"], [math.nan, None]]}
     table = Event("tensormeter.table", T0 + 5, columns, {"tensormeter.key": "t", "tensormeter.step": 7})

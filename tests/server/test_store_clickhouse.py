@@ -4,7 +4,7 @@ import concurrent.futures
 import os
 import random
 import re
-import signal
+import resource
 import subprocess
 import sys
 import threading
@@ -294,48 +294,100 @@ def test_two_servers_and_kills(start, make, eventually, clickhouse, tmp_path):
     assert servers[1].metrics(batch(10**6), batch_id="killed-0").status == 409
 
 
-def test_clickhouse_goes_and_comes_back(start, make, eventually, tmp_path):
-    program = Path(__file__).parent.parent / "clickhouse_server.py"
+class Own:
+    """A ClickHouse that is a test's own, to be stopped and spoilt."""
 
-    def begin(*port):
-        command = [sys.executable, str(program), str(tmp_path / "chdb"), *port]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        line = process.stdout.readline()
-        assert line, "ClickHouse did not start"
-        return process, line.strip()
+    def __init__(self, folder):
+        self.folder = folder
+        self.port = "0"
+        self.begin()
 
-    def end(process, number):
-        process.send_signal(number)
-        process.wait(300)
-        process.stdin.close()
-        process.stdout.close()
+    def begin(self):
+        command = [
+            sys.executable,
+            str(Path(__file__).parent.parent / "clickhouse_server.py"),
+            str(self.folder),
+            self.port,
+        ]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.port = self.process.stdout.readline().strip()
+        assert self.port, "ClickHouse did not start"
 
-    database, port = begin()
-    try:
-        server = start("--store", f"clickhouse://127.0.0.1:{port}/gone")
-        assert server.metrics(make.rows("r", [(T0, 0, {"v": 1.0})]), batch_id="a").status == 200
-        end(database, signal.SIGKILL)
-        answer = server.metrics(make.rows("r", [(T0 + 1, 1, {"v": 2.0})]), batch_id="b")
+    def kill(self):
+        self.process.kill()
+        self.process.wait(300)
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def own_clickhouse(tmp_path):
+    one = Own(tmp_path / "chdb")
+    yield one
+    one.kill()
+
+
+def test_clickhouse_goes_and_comes_back(start, make, eventually, own_clickhouse):
+    server = start("--store", f"clickhouse://127.0.0.1:{own_clickhouse.port}/gone")
+    assert server.metrics(make.rows("r", [(T0, 0, {"v": 1.0})]), batch_id="a").status == 200
+    own_clickhouse.kill()
+    answer = server.metrics(make.rows("r", [(T0 + 1, 1, {"v": 2.0})]), batch_id="b")
+    assert answer.status == 503
+    assert int(answer.headers["Retry-After"]) > 0
+    assert server.ask("/api/v1/runs/r")[0] == 503
+    eventually(lambda: server.ask("/healthz")[0] == 503)
+    own_clickhouse.begin()
+    for name, step in (("a", 0), ("b", 1)):
+        assert server.metrics(make.rows("r", [(T0 + step, step, {"v": step + 1.0})]), batch_id=name).status == 200
+    (series,) = server.get("/api/v1/runs/r/series", metric="v")["series"]
+    assert (series["step"], series["value"]) == ([0, 1], [1.0, 2.0])
+    eventually(lambda: server.ask("/healthz")[0] == 200)
+    assert server.stop() == 0
+    # No traceback, and one line of each thread for an outage of any length.
+    lines = server.stderr.splitlines()
+    assert all("WARNING tensormeter: tensormeter-" in line and "does not do what" in line for line in lines), (
+        server.stderr
+    )
+    assert len(lines) <= 4, server.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs prlimit, to fill and free a disk of another process")
+def test_clickhouse_with_a_full_disk(start, make, own_clickhouse):
+    server = start("--store", f"clickhouse://127.0.0.1:{own_clickhouse.port}/full")
+    rows = [make.rows("r", [(T0 + step, step, {"v": step + 1.0})]) for step in range(3)]
+    assert server.metrics(rows[0], batch_id="0").status == 200
+    pid = own_clickhouse.process.pid
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    for step in (1, 2):
+        answer = server.metrics(rows[step], batch_id=str(step))
         assert answer.status == 503
         assert int(answer.headers["Retry-After"]) > 0
-        assert server.ask("/api/v1/runs/r")[0] == 503
-        eventually(lambda: server.ask("/healthz")[0] == 503)
-        database, _ = begin(port)
-        for name, step in (("a", 0), ("b", 1)):
-            assert server.metrics(make.rows("r", [(T0 + step, step, {"v": step + 1.0})]), batch_id=name).status == 200
-        (series,) = server.get("/api/v1/runs/r/series", metric="v")["series"]
-        assert (series["step"], series["value"]) == ([0, 1], [1.0, 2.0])
-        eventually(lambda: server.ask("/healthz")[0] == 200)
-        assert server.stop() == 0
-        # No traceback, and one line of each thread for an outage of any length.
-        lines = server.stderr.splitlines()
-        assert all("WARNING tensormeter: tensormeter-" in line and "does not do what" in line for line in lines), (
-            server.stderr
-        )
-        assert len(lines) <= 4, server.stderr
-    finally:
-        if database.returncode is None:
-            end(database, signal.SIGKILL)
+    assert server.get("/api/v1/runs/r/series", metric="v")["series"][0]["value"] == [1.0]
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (soft, hard))
+    for step in (0, 1, 2):
+        assert server.metrics(rows[step], batch_id=str(step)).status == 200
+    assert server.get("/api/v1/runs/r/series", metric="v")["series"][0]["value"] == [1.0, 2.0, 3.0]
+    assert server.get("/api/v1/runs/r")["summary"]["v"]["count"] == 3
+
+
+def test_damage_in_clickhouse_is_said_by_health_and_does_not_stop_ingest(start, make, own_clickhouse):
+    server = start("--store", f"clickhouse://127.0.0.1:{own_clickhouse.port}/spoilt")
+    assert server.metrics(make.rows("damaged", [(T0 + i, i, {"v": float(i)}) for i in range(10)])).status == 200
+    assert server.get("/healthz") == {"status": "ok"}
+    parts = [*(own_clickhouse.folder / "data" / "spoilt" / "points").glob("*/data.bin")]
+    assert parts
+    for part in parts:
+        header, rest = (
+            part.read_bytes()[:25],
+            part.read_bytes()[25:],
+        )  # checksum, codec, sizes; then what they are about
+        part.write_bytes(header + bytes(byte ^ 0xFF for byte in rest))
+    status, document = server.ask("/api/v1/runs/damaged/series", metric="v")
+    assert (status, document["error"]["code"]) == (503, "unavailable")
+    status, document = server.ask("/healthz")
+    assert (status, "damage" in document["error"]["message"]) == (503, True)
+    assert server.metrics(make.rows("other", [(T0, 0, {"v": 1.0})])).status == 200
+    assert server.get("/api/v1/runs/other/series", metric="v")["series"][0]["value"] == [1.0]
 
 
 def test_a_server_without_clickhouse_says_so_in_one_line(tmp_path):

@@ -24,6 +24,18 @@ _MAX_ERROR: Final = 400
 _ADDRESS: Final = re.compile(r"/\?\S+")
 """Where a request went, with everything that it asked for."""
 
+_CODE: Final = re.compile(r"\bCode: (\d+)\. DB::Exception")
+_DAMAGE: Final = {
+    33,  # CANNOT_READ_ALL_DATA
+    40,  # CHECKSUM_DOESNT_MATCH
+    226,  # NO_FILE_IN_DATA_PART
+    228,  # BAD_SIZE_OF_FILE_IN_DATA_PART
+    246,  # CORRUPTED_DATA
+    271,  # CANNOT_DECOMPRESS
+    432,  # UNKNOWN_CODEC
+}
+"""ClickHouse's codes of errors with which it reads files that have changed by themselves."""
+
 _WHOLE: Final = 1 << 24
 """Rows of one insert that stay one block, which is there whole or not at all."""
 
@@ -53,7 +65,12 @@ class Connection:
     Raises:
         StoreUnavailableError: From any method: ClickHouse cannot be reached, or refuses. Nothing says here that it always will,
             so whoever sent something sends it again.
+
+    Attributes:
+        damage: What a read said that came upon damaged files, or None.
     """
+
+    damage: str | None = None
 
     def __init__(self, address: Address, database: str | None = None) -> None:
         """Connect.
@@ -119,7 +136,11 @@ class Connection:
         try:
             return self._client.raw_query(statement, parameters=dict(parameters), fmt=form)
         except (ClickHouseError, HTTPError, OSError) as error:
-            raise self._error(error) from None
+            code = _CODE.search(str(error))
+            unavailable = self._error(error)
+            if code is not None and int(code[1]) in _DAMAGE:
+                self.damage = f"ClickHouse has come upon damage: {unavailable}"
+            raise unavailable from None
 
     def _error(self, error: Exception) -> StoreUnavailableError:
         text = _ADDRESS.sub("", " ".join(str(error).split()))[:_MAX_ERROR]

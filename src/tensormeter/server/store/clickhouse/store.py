@@ -298,8 +298,8 @@ class ClickHouseStore:
         return int(json.loads(rows[0][0])) if rows else 0
 
     def problem(self) -> str | None:
-        """See `Store`."""
-        return self._problem
+        """See `Store`. Damage that a read has come upon is said until the store is opened anew."""
+        return self._connection.damage or self._problem
 
     def fold(self) -> None:
         """There is nothing to fold: ClickHouse merges by itself."""
