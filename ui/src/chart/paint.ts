@@ -153,21 +153,23 @@ export function marks(
     const px = sx(x[i] as number);
     if (Math.abs(px - previous) < size || px < box.left || px > box.left + box.width) continue;
     previous = px;
+    // Whole also at the edges of the plot.
+    const at = Math.min(Math.max(px, box.left + size), box.left + box.width - size);
     context.beginPath();
     if (Number.isNaN(value)) {
       const py = box.top + box.height - size * 1.5;
-      context.moveTo(px - size, py - size);
-      context.lineTo(px + size, py + size);
-      context.moveTo(px + size, py - size);
-      context.lineTo(px - size, py + size);
+      context.moveTo(at - size, py - size);
+      context.lineTo(at + size, py + size);
+      context.moveTo(at + size, py - size);
+      context.lineTo(at - size, py + size);
       context.stroke();
     } else {
       const up = value > 0;
       const tip = up ? box.top + 1 : box.top + box.height - 1;
       const base = up ? tip + size * 1.8 : tip - size * 1.8;
-      context.moveTo(px, tip);
-      context.lineTo(px - size, base);
-      context.lineTo(px + size, base);
+      context.moveTo(at, tip);
+      context.lineTo(at - size, base);
+      context.lineTo(at + size, base);
       context.fill();
     }
   }

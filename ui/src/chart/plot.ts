@@ -60,6 +60,9 @@ const DURATIONS = [
   ...[1, 2, 3, 6, 12, 24, 48, 96, 168, 336, 672, 1344, 2688].map((hours) => hours * HOUR),
 ];
 
+/** Between ticks of steps, which are whole numbers. */
+const STEPS = Array.from({ length: 16 }, (_, power) => [1, 2, 5].map((digit) => digit * 10 ** power)).flat();
+
 /** Moves the cursors of all plots together. */
 const cursors = uPlot.sync("tensormeter");
 
@@ -154,7 +157,8 @@ export class Plot {
   }
 
   private options(width: number, height: number): uPlot.Options {
-    const { xKind, xLog, yLog, unit } = this.view;
+    const { xKind, xLabel, xLog, yLog, unit } = this.view;
+    const incrs = xKind === "duration" ? DURATIONS : xLabel === "step" ? STEPS : null;
     const axis = {
       stroke: () => color("muted"),
       font: "11px system-ui, sans-serif",
@@ -183,7 +187,7 @@ export class Plot {
       },
       series: [{}, { scale: "y", paths: () => null, points: { show: false } }],
       axes: [
-        xKind === "time" ? { ...axis, size: 34 } : { ...axis, size: 26, values: xValues, ...(xKind === "duration" && !xLog ? { incrs: DURATIONS } : {}) },
+        xKind === "time" ? { ...axis, size: 34 } : { ...axis, size: 26, values: xValues, ...(incrs && !xLog ? { incrs } : {}) },
         { ...axis, size: (_, labels) => 14 + 6.6 * Math.max(3, ...(labels ?? []).map((label) => label.length)), values },
       ],
       hooks: {

@@ -15,6 +15,8 @@ export interface ColumnContext {
   project: string;
   sort: string;
   pinned: Set<string>;
+  /** Keys of columns that hold numbers. */
+  numbers: Set<string>;
   selectedColor: (id: string) => string | null;
   toggle: (run: api.Run) => void;
   filterBy: (clause: string) => void;
@@ -40,7 +42,7 @@ export const BASIC_KEYS = Object.keys(BASIC);
 
 export function column(key: string, context: ColumnContext): GridColumn<Item> {
   const [label, width] = BASIC[key] ?? [shortLabel(key), 128];
-  const numeric = key.startsWith("summary.") || ["attempt", "points", "processes", "duration"].includes(key);
+  const numeric = key.startsWith("summary.") || context.numbers.has(key);
   return {
     key,
     label,

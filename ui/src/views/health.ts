@@ -132,7 +132,7 @@ export class Health {
     if (serious[0]) {
       const { title, text, level } = alertOf(serious[0]);
       const { step } = serious[0];
-      const words = [text, step === null ? "" : `(step ${step})`, serious.length > 1 ? `and ${serious.length - 1} more, on the overview` : ""];
+      const words = [text, step === null || text.includes(`step ${step}`) ? "" : `(step ${step})`, serious.length > 1 ? `and ${serious.length - 1} more, on the overview` : ""];
       found.push([level === "ERROR" ? "bad" : "warn", title, words.filter(Boolean).join(" ")]);
     }
     const shown = JSON.stringify(found);

@@ -2,6 +2,7 @@
 
 import * as api from "../api";
 import { button, fill, h, iconButton } from "../dom";
+import { field } from "../field";
 import * as format from "../format";
 import * as route from "../route";
 import { lineColor, onTheme } from "../theme";
@@ -81,7 +82,7 @@ export class RunsView implements View {
     this.selected = route.list(params, "selected");
     this.filter.update(params);
     this.columns = params.has("columns") ? route.list(params, "columns") : suggestedColumns(this.sample, this.fields);
-    const shape = JSON.stringify([this.columns, params.get("pin"), params.get("sort")]);
+    const shape = JSON.stringify([this.columns, params.get("pin"), params.get("sort"), this.numbers]);
     if (shape !== this.shape) {
       this.shape = shape;
       const context = this.columnContext();
@@ -163,11 +164,17 @@ export class RunsView implements View {
     return this.params.get("sort") ?? "-started";
   }
 
+  /** Columns of numbers, going by the newest runs. */
+  private get numbers(): string[] {
+    return this.columns.filter((key) => this.sample.some((run) => typeof field(run, key) === "number"));
+  }
+
   private columnContext(): ColumnContext {
     return {
       project: this.project,
       sort: this.sort,
       pinned: new Set(route.list(this.params, "pin")),
+      numbers: new Set(this.numbers),
       selectedColor: (id) => {
         const position = this.selected.indexOf(id);
         return position < 0 ? null : lineColor(position);
