@@ -132,7 +132,7 @@ class TensorBoard(Contender):
             writer.close()
         port = _free_port()
         command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", str(port)]
-        command += ["--samples_per_plugin", f"scalars={shape.points}", "--load_fast", "false"]
+        command += ["--samples_per_plugin", f"scalars={shape.points}"]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.url = f"http://127.0.0.1:{port}/#timeseries"
         tags = f"http://127.0.0.1:{port}/data/plugin/timeseries/tags"
