@@ -19,6 +19,7 @@ from tensormeter.server.store import (
     Selection,
     StoreUnavailableError,
     TooManyPointsError,
+    precedence,
 )
 from tensormeter.server.store.chunks import CHUNK_POINTS
 from tensormeter.server.store.sqlite import SqliteStore
@@ -303,3 +304,27 @@ def test_damage_is_named(open_store, query, tmp_path):
     with pytest.raises(StoreError, match="damaged"):
         read(store)
     store.close()
+
+
+def test_folding_stands_aside_for_readers_but_not_for_ever(open_store, monkeypatch, eventually):
+    store = open_store()
+    append(store, [1], [1.0])
+    monkeypatch.setattr(precedence, "_WAIT", 1e6)
+    done = []
+    folding = threading.Thread(target=lambda: (store.fold(), done.append("folded")))
+    with store._reader():
+        folding.start()
+        eventually(lambda: store._precedence._changed._waiters)
+        done.append("read")
+    folding.join()
+    assert done == ["read", "folded"]
+    append(store, [2], [2.0])
+    monkeypatch.setattr(precedence, "_WAIT", 0.001)
+    with store._reader():
+        store.fold()
+    append(store, [3], [3.0])
+    monkeypatch.setattr(precedence, "_WAIT", 1e6)
+    store._max_pending_points = 1  # it is high time
+    with store._reader():
+        store.fold()
+    assert read(store) == [(1, 1.0), (2, 2.0), (3, 3.0)]

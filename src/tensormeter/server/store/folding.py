@@ -10,7 +10,7 @@ Chunks of a series never share a time: what is folded leaves out the times that 
 
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,11 +50,20 @@ class Fold:
     totals: Totals | None
 
 
-def plan_folds(connection: sqlite3.Connection, layer: Layer) -> list[Fold]:
-    """Read what is needed and encode what is to be written; writes nothing."""
+def plan_folds(connection: sqlite3.Connection, layer: Layer, give_way: Callable[[], None]) -> list[Fold]:
+    """Read what is needed and encode what is to be written; writes nothing.
+
+    Args:
+        give_way: Called before each series.
+    """
     steps = StepFinder(connection, [layer])
-    folds = (_plan(connection, steps, series, head) for series, head in layer.series.items())
-    return [fold for fold in folds if fold is not None]
+    folds = []
+    for series, head in layer.series.items():
+        give_way()
+        fold = _plan(connection, steps, series, head)
+        if fold is not None:
+            folds.append(fold)
+    return folds
 
 
 def apply_folds(connection: sqlite3.Connection, folds: Sequence[Fold], upto: int) -> None:

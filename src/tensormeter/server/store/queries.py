@@ -33,6 +33,7 @@ from tensormeter.server.store.catalog import find_run
 from tensormeter.server.store.cursor import Cursor
 from tensormeter.server.store.events import last_event, read_alerts, read_events, read_media
 from tensormeter.server.store.heads import Heads, Layer
+from tensormeter.server.store.precedence import Precedence
 from tensormeter.server.store.samples import read_thinned
 from tensormeter.server.store.schema import connect
 from tensormeter.server.store.selection import find_attempts, find_series, new_series, read_series
@@ -61,6 +62,7 @@ class SqliteQueries:
         self._stall_after = stall_after
         self._damage: str | None = None
         self._closed = False
+        self._precedence = Precedence()
         self._readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
         for _ in range(READERS):
             self._readers.put(connect(file, read_only=True))
@@ -193,7 +195,8 @@ class SqliteQueries:
         self._check_open()
         connection = self._readers.get()
         try:
-            yield connection
+            with self._precedence.reading():
+                yield connection
         except StoreError as error:
             if type(error) is StoreError:  # damage, not a wish that cannot be fulfilled
                 self._damage = str(error)

@@ -213,7 +213,7 @@ class SqliteStore(SqliteQueries):
                     deleted = [row[0] for row in self._writer.execute("SELECT id FROM run WHERE deleted")]
             if layer is not None:
                 with reading(self._folder):
-                    folds = plan_folds(self._folder, layer)
+                    folds = plan_folds(self._folder, layer, self._give_way)
                 with self._writing, self._transaction():
                     apply_folds(self._writer, folds, layer.upto)
                 self._heads.discard()
@@ -276,6 +276,7 @@ class SqliteStore(SqliteQueries):
         """Make samples of chunks; whether any were to be made. What a closing store leaves over is made when it is opened."""
         some = bool(self._unsampled)
         while self._unsampled and not self._closed:
+            self._give_way()
             wanted = [*islice(self._unsampled, _SAMPLED_AT_ONCE)]
             try:
                 with reading(self._folder):
@@ -293,6 +294,11 @@ class SqliteStore(SqliteQueries):
                 self._background.wake()
                 break
         return some
+
+    def _give_way(self) -> None:
+        """Let readers go first, unless it is high time."""
+        if not self._closed and self._heads.pending() < self._max_pending_points // 2:
+            self._precedence.give_way()
 
     def _remove(self, deleted: Sequence[int]) -> None:
         for run in deleted:
