@@ -1,9 +1,7 @@
-"""Samples of the SQLite store's chunks: when they are made, when they go, and what they say of their points.
-
-That charts say what all points say is in `test_store`, for every store.
-"""
+"""Samples of the SQLite store's chunks: when they are made, when they go, and what they say of their points."""
 
 import math
+import secrets
 import sqlite3
 from contextlib import closing
 from itertools import pairwise
@@ -16,16 +14,18 @@ from hypothesis import strategies as st
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Gauge
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.encode import encode_metrics
-from tensormeter.server.query.axis import Axis
+from tensormeter.server.query import points as query_points_module
+from tensormeter.server.query.axis import Axis, read_along
 from tensormeter.server.query.points import PointsQuery, query_points
 from tensormeter.server.query.sampling import sample_blocks
-from tensormeter.server.store import RunRef, Selection, TooManyPointsError, Window
+from tensormeter.server.store import RunRef, Selection, TooManyPointsError, Window, chunks, samples
 from tensormeter.server.store.blocks import BLOCK_POINTS, Blocks
 from tensormeter.server.store.chunks import CHUNK_POINTS
 from tensormeter.server.store.maintenance import compact
 from tensormeter.server.store.sqlite import SqliteStore
 
 REF = RunRef("r")
+T0 = 1_750_000_000 * 10**9
 
 
 @pytest.fixture
@@ -229,3 +229,94 @@ def test_buckets_of_blocks_are_buckets_of_points(numbers, size, joined, max_poin
         expected |= {first + int(np.where(missing, np.inf, bucket).argmin())}
         expected |= {first + int(np.where(missing, -np.inf, bucket).argmax())}
     assert set(shown.tolist()) == expected
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    store = SqliteStore(tmp_path_factory.mktemp("shared"), fold_points=1 << 60, fold_interval=3600)
+    yield store
+    store.close()
+
+
+@st.composite
+def long_histories(draw):
+    """What up to three processes of two attempts log, in pieces as they arrive; None is a fold."""
+    pieces = []
+    for process, (attempt, rank, began) in {"a": (1, 0, 0), "b": (1, 1, 7), "c": (2, 0, 1500)}.items():
+        n = draw(st.integers(0, 300))
+        times = began + 10 * np.arange(1, n + 1)
+        steps = draw(st.sampled_from([0, 60])) * (attempt - 1) + np.arange(n)
+        if draw(st.sampled_from([False, False, False, True])):  # it goes back, once
+            at = draw(st.integers(0, n))
+            steps[at:] -= draw(st.integers(0, at))
+        stepped = np.ones(n, bool)
+        stepped[[*draw(st.sets(st.integers(0, max(n - 1, 0)), max_size=n and draw(st.sampled_from([0, 0, 3]))))]] = (
+            False
+        )
+        seed = draw(st.integers(0, 2**32 - 1))
+        values = np.round(np.random.default_rng(seed).standard_normal(n), 1)
+        for index in draw(st.sets(st.integers(0, max(n - 1, 0)), max_size=min(n, 3))):
+            values[index] = draw(st.sampled_from([math.nan, math.inf, -math.inf]))
+        cuts = sorted(draw(st.sets(st.integers(0, n), max_size=4)))
+        parts = [part for part in np.split(np.arange(n), cuts) if len(part)]
+        if len(parts) > 1 and draw(st.booleans()):  # one is late
+            parts.append(parts.pop(draw(st.integers(0, len(parts) - 2))))
+        for part in parts:
+            pieces.append((process, attempt, rank, times[part], steps[part], stepped[part], values[part]))
+            pieces += [None] * draw(st.sampled_from([0, 1, 1]))
+    return pieces
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    history=long_histories(),
+    x=st.sampled_from(["step", "time", "relative"]),
+    attempt=st.sampled_from([None, None, "all", 1, 2]),
+    bounds=st.tuples(*[st.one_of(st.none(), st.floats(-0.1, 1.2))] * 2),
+    max_points=st.sampled_from([4, 5, 11, 40]),
+)
+def test_samples_say_what_all_points_say(shared, history, x, attempt, bounds, max_points):
+    run = f"samples-{secrets.token_hex(8)}"
+    ref = RunRef(run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "CHUNK_POINTS", 32)
+        patch.setattr(samples, "BLOCK_POINTS", 4)
+        patch.setattr(samples, "_JOINED", 2)
+        patch.setattr(query_points_module, "WHOLE_POINTS", 0)
+        for piece in history:
+            if piece is None:
+                shared.fold()
+                continue
+            process, number, rank, times, steps, stepped, values = piece
+            resource = {"tensormeter.run.id": run, "service.instance.id": process}
+            numbered = {"tensormeter.run.attempt": number, "tensormeter.rank": rank}
+            gauges = [
+                Gauge(STEP_METRIC, (T0 + times[stepped]).astype(np.uint64), steps[stepped]),
+                Gauge("v", (T0 + times).astype(np.uint64), values),
+            ]
+            payload = encode_metrics([Batch(resource | numbered, gauges)])
+            shared.append_metrics(decode_metrics(payload), payload=payload)
+        if not history or all(piece is None for piece in history):
+            return
+        scale, origin = (300, 0) if x == "step" else (3000e-9, T0 / 1e9 if x == "time" else 0)
+        start, stop = (None if bound is None else origin + bound * scale for bound in bounds)
+        axis = Axis.parse(x)
+        placed, *_ = read_along(shared, ref, ["v"], axis, start=start, stop=stop, attempt=attempt)
+        asked = PointsQuery([ref], ["v"], axis, start, stop, max_points, attempt=attempt)
+        found = sorted(query_points(shared, asked).series, key=lambda one: one.process)
+        placed = sorted(placed, key=lambda one: one.series.process)
+        assert [(one.process, one.attempt, one.total) for one in found] == [
+            (one.series.process, one.attempt, len(one.x)) for one in placed
+        ]
+        for one, whole in zip(found, placed, strict=True):
+            values = whole.series.points.floats()
+            points = [*zip(whole.x.tolist(), values.view(np.int64).tolist(), strict=True)]
+            shown = [*zip(one.x.tolist(), one.y.view(np.int64).tolist(), strict=True)]
+            assert len(shown) <= max(max_points, 5)
+            remaining = iter(points)
+            assert all(point in remaining for point in shown)  # points that were logged, in their order
+            assert (shown[0], shown[-1]) == (points[0], points[-1])
+            assert np.isnan(one.y).any() == np.isnan(values).any()
+            if not np.isnan(values).all():
+                assert np.nanmin(one.y) == np.nanmin(values)
+                assert np.nanmax(one.y) == np.nanmax(values)

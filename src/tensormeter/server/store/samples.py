@@ -125,12 +125,7 @@ def read_thinned(
     Raises:
         TooManyPointsError: More than `limit` points would be looked at.
     """
-    marks = ", ".join("?" * len(rows))
-    sampled = connection.execute(
-        f"SELECT EXISTS (SELECT 1 FROM chunk JOIN sample ON sample.chunk = chunk.id WHERE series IN ({marks}))",
-        [row[0] for row in rows],
-    ).fetchone()[0]
-    if not sampled:
+    if not any(_is_sampled(connection, row[0]) for row in rows):
         return None
     thinner = _Thinner(connection, layers, window, blocks, limit)
     try:
@@ -346,6 +341,13 @@ def _read_blocks(connection: sqlite3.Connection, wanted: Sequence[int], *, coars
         Blocks.decode(np.frombuffer(b"".join(blobs), "<i8").reshape(len(blobs), Blocks.ROWS, -1))
         for blobs in by_size.values()
     )
+
+
+def _is_sampled(connection: sqlite3.Connection, series: int) -> bool:
+    found = connection.execute(
+        "SELECT EXISTS (SELECT 1 FROM chunk JOIN sample ON sample.chunk = chunk.id WHERE series = ?)", (series,)
+    )
+    return bool(found.fetchone()[0])
 
 
 def _process_of(connection: sqlite3.Connection, series: int) -> int:
