@@ -78,7 +78,7 @@ def test_demo(tmp_path: Path, environment: dict[str, str]) -> None:
 @pytest.mark.parametrize("mode", ["online", "offline"])
 def test_server_started_after_training(tmp_path: Path, server: Server, environment: dict[str, str], mode: str) -> None:
     record = tmp_path / "record"
-    environment |= {"TENSORMETER_MODE": mode, "TENSORMETER_FINISH_TIMEOUT": "5"}
+    environment |= {"TENSORMETER_MODE": mode, "TENSORMETER_FINISH_TIMEOUT": "1"}
     if mode == "offline":
         del environment["TENSORMETER_ENDPOINT"]  # nobody has chosen one, so the server that starts here takes the run
     training = start_training(environment, record)

@@ -25,7 +25,7 @@ def server(tmp_path_factory, clean_environment, free_port, wait_for):
             sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1",
             "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts"),
         ],
-        env=clean_environment | {"MLFLOW_DISABLE_TELEMETRY": "true"},
+        env=clean_environment | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         cwd=folder,
         stdout=log,
         stderr=log,
