@@ -28,7 +28,7 @@ def test_the_server_does_what_its_document_says(start, make, tmp_path, run_id, p
     ]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=tmp_path, check=False, timeout=900)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert "Tested: 12" in done.stdout
+    assert "Tested: 13" in done.stdout
     assert server.get("/healthz") == {"status": "ok"}
     assert server.stop() == 0
     # Schemathesis tries first whether a header may have a NUL in it.
@@ -41,7 +41,7 @@ def test_the_server_does_what_its_document_says(start, make, tmp_path, run_id, p
 )
 def test_numbers_that_no_store_can_look_for(server, make, number):
     server.metrics(make.rows("numbers", [(T0, 0, {"v": 1.0})]))
-    for path in ("events", "series"):
+    for path in ("events", "series", "distributions"):
         status, document = server.ask(f"/api/v1/runs/numbers/{path}", metric="v", start=number)
         assert (status, document["error"]["message"][:35]) == (400, "start: expected an integer of 64 bi")
     for end in ("-9223372036854775808", "9223372036854775807"):

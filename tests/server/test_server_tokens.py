@@ -32,6 +32,7 @@ ROUTES = [
     ("GET", "/api/v1/runs/{run_id}/series"),
     ("GET", "/api/v1/runs/{run_id}/ranks"),
     ("GET", "/api/v1/runs/{run_id}/histograms"),
+    ("GET", "/api/v1/runs/{run_id}/distributions"),
     ("POST", "/api/v1/query"),
 ]
 

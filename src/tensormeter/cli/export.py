@@ -9,9 +9,8 @@ from typing import Final, get_args
 import click
 
 from tensormeter.cli.endpoint import endpoint_option
-from tensormeter.cli.terminal import plain
 from tensormeter.client import Connection, StoredRun, find_run
-from tensormeter.client.export import Exported, Format, export_points, export_run
+from tensormeter.client.export import Format, export_points, export_run
 from tensormeter.errors import TensormeterError, UsageError
 
 __all__ = ["export"]
@@ -42,11 +41,11 @@ def export(
     project: str | None,
     endpoint: str | None,
 ) -> None:
-    """Write every point of a run to a file: one long table, a row a point.
+    """Write every point and distribution of a run to a file: one long table, a row each.
 
     RUN is an id, the beginning of one, or a name that only one run has. The columns are project, run, process, rank, attempt, metric,
-    attributes (JSON), step, time (nanoseconds since the Unix epoch; a timestamp in Parquet) and value. The file appears when it
-    is complete.
+    attributes (JSON), step, time (nanoseconds since the Unix epoch; a timestamp in Parquet) and value; where there are
+    distributions, also kind, temporality, count, sum, min, max, bounds, counts and quantiles. The file appears when it is complete.
     """
     connection = Connection(endpoint)
     found = StoredRun(connection, find_run(connection, run, project))
@@ -59,21 +58,13 @@ def export(
 
     try:
         if target == _STDOUT:
-            done = export_points(found, sys.stdout.buffer, format, choose=choose)
+            rows = export_points(found, sys.stdout.buffer, format, choose=choose)
             sys.stdout.buffer.flush()
         else:
-            done = export_run(found, target, format, choose=choose)
+            rows = export_run(found, target, format, choose=choose)
     except BrokenPipeError:  # whoever read it has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     except OSError as error:
         raise TensormeterError(f"{target}: cannot be written ({error.strerror or error})") from None
-    _say(done, target)
-
-
-def _say(done: Exported, target: Path) -> None:
-    if done.left_out:
-        names = ", ".join(plain(name) for name in done.left_out[:5])
-        more = ", ..." if len(done.left_out) > 5 else ""
-        click.echo(f"tensormeter: {len(done.left_out)} distributions are left out ({names}{more})", err=True)
-    click.echo(f"{done.rows:,} rows" + ("" if target == _STDOUT else f" in {target}"), err=target == _STDOUT)
+    click.echo(f"{rows:,} rows" + ("" if target == _STDOUT else f" in {target}"), err=target == _STDOUT)

@@ -5,6 +5,7 @@ Imported only when `tensormeter.Client` is first used: a training process does n
 
 from tensormeter.client.client import Client
 from tensormeter.client.connection import ApiError, Connection
+from tensormeter.client.distributions import DistributionBlock
 from tensormeter.client.histograms import Histograms
 from tensormeter.client.points import PointBlock
 from tensormeter.client.records import Record, RecordedImage, RecordedTable
@@ -16,6 +17,7 @@ __all__ = [
     "ApiError",
     "Client",
     "Connection",
+    "DistributionBlock",
     "Histograms",
     "Metric",
     "PointBlock",

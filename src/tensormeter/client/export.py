@@ -1,43 +1,43 @@
-"""A run as one long table in a file: a row a point, in bounded memory, and the file is there whole or not at all."""
+"""A run as one long table in a file: a row a point or distribution, in bounded memory, and the file is there whole or not at all."""
 
 import csv
 import importlib
 import io
 import json
+import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, Literal, Protocol, get_args
 
 import numpy as np
 
+from tensormeter.client.distributions import BLOCK_DISTRIBUTIONS, DistributionBlock
 from tensormeter.client.points import BLOCK_POINTS, PointBlock
-from tensormeter.client.run import StoredRun
+from tensormeter.client.run import Metric, StoredRun
 from tensormeter.errors import UsageError
 
-__all__ = ["COLUMNS", "Exported", "Format", "export_points", "export_run"]
+__all__ = ["COLUMNS", "DISTRIBUTION_COLUMNS", "Format", "export_points", "export_run"]
 
 Format = Literal["parquet", "csv", "jsonl"]
 
 COLUMNS: Final = ("project", "run", "process", "rank", "attempt", "metric", "attributes", "step", "time", "value")
 
+DISTRIBUTION_COLUMNS: Final = ("kind", "temporality", "count", "sum", "min", "max", "bounds", "counts", "quantiles")
+"""Further columns of a table that has distributions, which have no `value`; nothing stands there for numbers."""
+
 _MISSING: Final = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What was written: rows, and the names of metrics that are distributions, which such a table has no place for."""
-
-    rows: int
-    left_out: tuple[str, ...]
 
 
 class _Writer(Protocol):
     def write(self, about: Mapping[str, Any], block: PointBlock) -> None:
         """Append rows that share the columns before `step`."""
+        ...
+
+    def write_distributions(self, about: Mapping[str, Any], block: DistributionBlock) -> None:
+        """The same for distributions."""
         ...
 
     def close(self) -> None:
@@ -51,20 +51,24 @@ def export_run(
     format: Format,
     *,
     choose: Callable[[str], bool] = lambda _: True,
-    block: int = BLOCK_POINTS,
+    block: int | None = None,
     on_rows: Callable[[int], None] = lambda _: None,
-) -> Exported:
-    """Write the points of a run's gauges and sums, of all attempts, to a file, which appears under its name when all is in it.
+) -> int:
+    """Write the points and distributions of a run, of all attempts, to a file, which appears under its name when all is in it.
 
-    Rows are in order of metric, then of process, then of time (of stretches of time, if a process has several attribute sets).
+    Rows are in order of metric, then of process, then of time (of stretches of time, if a process has several attribute sets);
+    first those of numbers, then those of distributions.
 
     Args:
         run: Whose points.
         target: The file; it is replaced.
         format: `csv` and `jsonl` (UTF-8), or `parquet`.
         choose: Which metrics, by name.
-        block: Points in memory at once, at most.
+        block: Points, or distributions, in memory at once, at most; by default as many as is good for each.
         on_rows: Told how many rows there are, now and then.
+
+    Returns:
+        How many rows there are.
 
     Raises:
         UsageError: The format is unknown, or pyarrow is not installed.
@@ -81,52 +85,77 @@ def export_points(
     format: Format,
     *,
     choose: Callable[[str], bool] = lambda _: True,
-    block: int = BLOCK_POINTS,
+    block: int | None = None,
     on_rows: Callable[[int], None] = lambda _: None,
-) -> Exported:
+) -> int:
     """The same into a binary file that is open."""
-    writers: dict[str, Callable[[IO[bytes]], _Writer]] = {"parquet": _Parquet, "csv": _Csv, "jsonl": _JsonLines}
+    writers: dict[str, Callable[[IO[bytes], bool], _Writer]] = {
+        "parquet": _Parquet,
+        "csv": _Csv,
+        "jsonl": _JsonLines,
+    }
     if format not in writers:
         raise UsageError(f"format: expected one of {', '.join(get_args(Format))}, got {format!r}")
-    writer = writers[format](file)
+    metrics = [metric for metric in run.metrics() if choose(metric.name) and metric.last_time is not None]
+    writer = writers[format](file, any(not metric.numeric for metric in metrics))
     ranks = {process.id: process.rank for process in run.processes()}
-    metrics = [metric for metric in run.metrics() if choose(metric.name)]
-    # A metric that was both a gauge and a sum is read once.
-    stops: dict[str, int] = {}
-    for metric in metrics:
-        if metric.numeric and metric.last_time is not None:
-            stops[metric.name] = max(stops.get(metric.name, 0), metric.last_time + 1)
+
+    def about(block: PointBlock | DistributionBlock) -> dict[str, Any]:
+        return {
+            "project": run.project,
+            "run": run.id,
+            "process": block.process,
+            "rank": ranks.get(block.process),
+            "attempt": block.attempt,
+            "metric": block.metric,
+            "attributes": _json(block.attributes),
+        }
+
     rows = 0
-    for name, stop in stops.items():
-        for points in run.points(name, stop=stop, block=block):
-            about = {
-                "project": run.project,
-                "run": run.id,
-                "process": points.process,
-                "rank": ranks.get(points.process),
-                "attempt": points.attempt,
-                "metric": name,
-                "attributes": _json(points.attributes),
-            }
-            writer.write(about, points)
+    for name, stop in _stops(metric for metric in metrics if metric.numeric).items():
+        for points in run.points(name, stop=stop, block=block or BLOCK_POINTS):
+            writer.write(about(points), points)
             rows += len(points)
             on_rows(rows)
+    for name, stop in _stops(metric for metric in metrics if not metric.numeric).items():
+        for distributions in run.distributions(name, stop=stop, block=block or BLOCK_DISTRIBUTIONS):
+            writer.write_distributions(about(distributions), distributions)
+            rows += len(distributions)
+            on_rows(rows)
     writer.close()
-    return Exported(rows, tuple(sorted({metric.name for metric in metrics if not metric.numeric})))
+    return rows
+
+
+def _stops(metrics: Iterable[Metric]) -> dict[str, int]:
+    """Each name once, as of a metric that was both a gauge and a sum, and the time before which it is to be read."""
+    stops: dict[str, int] = {}
+    for metric in metrics:
+        stops[metric.name] = max(stops.get(metric.name, 0), (metric.last_time or 0) + 1)
+    return stops
 
 
 class _Csv:
-    """RFC 4180 with a header. No step: empty. NaN and infinities: `NaN`, `Infinity`, `-Infinity`. Attributes: JSON."""
+    """RFC 4180 with a header. No step, no such number: empty. NaN and infinities: `NaN`, `Infinity`, `-Infinity`.
 
-    def __init__(self, file: IO[bytes]) -> None:
+    Attributes, and of distributions bounds, counts and quantiles: JSON.
+    """
+
+    def __init__(self, file: IO[bytes], distributions: bool) -> None:
         self._text = io.TextIOWrapper(file, "utf-8", newline="", write_through=True)
         self._rows = csv.writer(self._text)
-        self._rows.writerow(COLUMNS)
+        self._rows.writerow(COLUMNS + DISTRIBUTION_COLUMNS * distributions)
+        self._empty = ("",) * len(DISTRIBUTION_COLUMNS) * distributions
 
     def write(self, about: Mapping[str, Any], block: PointBlock) -> None:
         first = list(about.values())
         columns = zip(_steps(block, ""), block.time.tolist(), _values(block, str), strict=True)
-        self._rows.writerows([*first, *rest] for rest in columns)
+        self._rows.writerows([*first, *rest, *self._empty] for rest in columns)
+
+    def write_distributions(self, about: Mapping[str, Any], block: DistributionBlock) -> None:
+        first = list(about.values())
+        for step, time, document in zip(_steps(block, ""), block.time.tolist(), _documents(block), strict=True):
+            cells = [_json(cell) if isinstance(cell, list) else cell for cell in document.values()]
+            self._rows.writerow([*first, step, time, "", *cells])
 
     def close(self) -> None:
         self._text.flush()
@@ -134,27 +163,36 @@ class _Csv:
 
 
 class _JsonLines:
-    """An object a line, valid JSON: NaN and infinities are texts. No step: null."""
+    """An object a line, valid JSON: NaN and infinities are texts. No step, no such number: null.
 
-    def __init__(self, file: IO[bytes]) -> None:
+    Numbers have a `value`, distributions the columns of those instead.
+    """
+
+    def __init__(self, file: IO[bytes], distributions: bool) -> None:
         self._file = file
 
     def write(self, about: Mapping[str, Any], block: PointBlock) -> None:
-        attributes = about["attributes"]
-        head = _json({key: value for key, value in about.items() if key != "attributes"})[:-1]
-        head += f',"attributes":{attributes}'
+        head = _head(about)
         columns = zip(_steps(block, "null"), block.time.tolist(), _values(block, '"{}"'.format), strict=True)
         lines = (f'{head},"step":{step},"time":{time},"value":{value}}}\n' for step, time, value in columns)
         self._file.write("".join(lines).encode())
+
+    def write_distributions(self, about: Mapping[str, Any], block: DistributionBlock) -> None:
+        head = _head(about)
+        for step, time, document in zip(_steps(block, "null"), block.time.tolist(), _documents(block), strict=True):
+            self._file.write(f'{head},"step":{step},"time":{time},{_json(document)[1:]}\n'.encode())
 
     def close(self) -> None:
         pass
 
 
 class _Parquet:
-    """A row group a block, zstd. `integer` has the exact value where an integer was logged, else null."""
+    """A row group a block, zstd. `integer` has the exact value where an integer was logged, else null.
 
-    def __init__(self, file: IO[bytes]) -> None:
+    Bounds and counts are lists, quantiles a list of structs.
+    """
+
+    def __init__(self, file: IO[bytes], distributions: bool) -> None:
         try:
             self._arrow = importlib.import_module("pyarrow")
             parquet = importlib.import_module("pyarrow.parquet")
@@ -164,33 +202,88 @@ class _Parquet:
             raise UsageError("parquet needs pyarrow; pip install 'tensormeter[parquet]', or --format csv") from None
         arrow = self._arrow
         text = arrow.dictionary(arrow.int32(), arrow.string())
-        types = {"rank": arrow.int64(), "attempt": arrow.int64(), "step": arrow.int64(), "value": arrow.float64()}
+        types = {"rank": arrow.int64(), "attempt": arrow.int64(), "step": arrow.int64(), "integer": arrow.int64()}
         types["time"] = arrow.timestamp("ns", "UTC")
-        fields = [(name, types.get(name, text)) for name in COLUMNS]
-        self._schema = arrow.schema([*fields, ("integer", arrow.int64())])
+        quantile = arrow.struct([("quantile", arrow.float64()), ("value", arrow.float64())])
+        types |= {"count": arrow.uint64(), "counts": arrow.list_(arrow.uint64())}
+        types |= {"bounds": arrow.list_(arrow.float64()), "quantiles": arrow.list_(quantile)}
+        types |= dict.fromkeys(("value", "sum", "min", "max"), arrow.float64())
+        names = (*COLUMNS, "integer", *(DISTRIBUTION_COLUMNS if distributions else ()))
+        self._schema = arrow.schema([(name, types.get(name, text)) for name in names])
         self._writer = parquet.ParquetWriter(file, self._schema, compression="zstd")
 
     def write(self, about: Mapping[str, Any], block: PointBlock) -> None:
+        arrow = self._arrow
+        columns = {
+            "value": arrow.array(block.value, from_pandas=False),  # NaN is a value, not a gap
+            "integer": arrow.array(block.integer, mask=~block.is_integer),
+        }
+        self._write(about, block, columns)
+
+    def write_distributions(self, about: Mapping[str, Any], block: DistributionBlock) -> None:
+        arrow = self._arrow
+        pairs = [[{"quantile": q, "value": value} for q, value in one] for one in block.quantiles]
+        columns = {
+            "count": arrow.array(block.count),
+            **{name: arrow.array(getattr(block, name), from_pandas=True) for name in ("sum", "min", "max")},
+            "bounds": arrow.array(block.bounds, self._schema.field("bounds").type),
+            "counts": arrow.array(block.counts, self._schema.field("counts").type),
+            "quantiles": arrow.array(pairs, self._schema.field("quantiles").type),
+        }
+        named = {"kind": block.kind} | ({} if block.temporality is None else {"temporality": block.temporality})
+        self._write({**about, **named}, block, columns)
+
+    def _write(
+        self, about: Mapping[str, Any], block: PointBlock | DistributionBlock, columns: Mapping[str, Any]
+    ) -> None:
+        """Append a block: `about` is the same for all of its rows, and what is nowhere is null."""
         arrow, n = self._arrow, len(block)
-        columns = []
-        for name in about:
+        found = dict(columns)
+        found["step"] = arrow.array(block.step, mask=~block.stepped)
+        found["time"] = arrow.array(block.time).cast(arrow.timestamp("ns", "UTC"))
+        for name, value in about.items():
             if name in ("rank", "attempt"):
-                number = about[name] if isinstance(about[name], int) else None
-                columns.append(arrow.array([number], arrow.int64()).take(arrow.array(np.zeros(n, np.int64))))
+                number = value if isinstance(value, int) else None
+                found[name] = arrow.array([number], arrow.int64()).take(arrow.array(np.zeros(n, np.int64)))
             else:
                 codes = arrow.array(np.zeros(n, np.int32))
-                columns.append(arrow.DictionaryArray.from_arrays(codes, arrow.array([about[name]], arrow.string())))
-        columns.append(arrow.array(block.step, mask=~block.stepped))
-        columns.append(arrow.array(block.time).cast(arrow.timestamp("ns", "UTC")))
-        columns.append(arrow.array(block.value, from_pandas=False))  # NaN is a value, not a gap
-        columns.append(arrow.array(block.integer, mask=~block.is_integer))
-        self._writer.write_batch(arrow.record_batch(columns, schema=self._schema))
+                found[name] = arrow.DictionaryArray.from_arrays(codes, arrow.array([value], arrow.string()))
+        ordered = [found[one.name] if one.name in found else arrow.nulls(n, one.type) for one in self._schema]
+        self._writer.write_batch(arrow.record_batch(ordered, schema=self._schema))
 
     def close(self) -> None:
         self._writer.close()
 
 
-def _steps(block: PointBlock, missing: str) -> Iterator[int | str]:
+def _head(about: Mapping[str, Any]) -> str:
+    """The beginning of a line of JSON; attributes are JSON already."""
+    first = _json({key: value for key, value in about.items() if key != "attributes"})[:-1]
+    return f'{first},"attributes":{about["attributes"]}'
+
+
+def _documents(block: DistributionBlock) -> Iterator[dict[str, Any]]:
+    """Each distribution, by the names of `DISTRIBUTION_COLUMNS`, in values of JSON."""
+    for index, count in enumerate(block.count.tolist()):
+        yield {
+            "kind": block.kind,
+            "temporality": block.temporality,
+            "count": count,
+            **{name: _number(float(getattr(block, name)[index])) for name in ("sum", "min", "max")},
+            "bounds": [_finite(bound) for bound in block.bounds[index].tolist()],
+            "counts": block.counts[index].tolist(),
+            "quantiles": [[_finite(part) for part in pair] for pair in block.quantiles[index]],
+        }
+
+
+def _number(value: float) -> float | str | None:
+    return None if math.isnan(value) else _finite(value)
+
+
+def _finite(value: float) -> float | str:
+    return value if math.isfinite(value) else _MISSING[repr(value)]
+
+
+def _steps(block: PointBlock | DistributionBlock, missing: str) -> Iterator[int | str]:
     if block.stepped.all():
         return iter(block.step.tolist())
     pairs = zip(block.step.tolist(), block.stepped.tolist(), strict=True)

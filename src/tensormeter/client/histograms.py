@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Histograms"]
+__all__ = ["Histograms", "number_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class Histograms:
         points = document["points"]
 
         def column(name: str) -> NDArray[np.float64]:
-            return np.array([_number(point[name]) for point in points], np.float64)
+            return np.array([number_of(point[name]) for point in points], np.float64)
 
         return cls(
             document.get("process", ""),
@@ -63,11 +63,12 @@ class Histograms:
             column("sum"),
             column("min"),
             column("max"),
-            [np.array([_number(bound) for bound in point["bounds"]], np.float64) for point in points],
+            [np.array([number_of(bound) for bound in point["bounds"]], np.float64) for point in points],
             [np.array(point["counts"], np.int64) for point in points],
-            [[(_number(q), _number(value)) for q, value in point.get("quantiles", ())] for point in points],
+            [[(number_of(q), number_of(value)) for q, value in point.get("quantiles", ())] for point in points],
         )
 
 
-def _number(value: object) -> float:
+def number_of(value: object) -> float:
+    """A number of the API's JSON: NaN if it is missing."""
     return float("nan") if value is None else float(value)  # type: ignore[arg-type]  # "NaN" and "Infinity" as well

@@ -1,27 +1,23 @@
 """Every point of a metric, exactly as it was logged, piece by piece."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tensormeter.client.connection import ApiError, Connection
+from tensormeter.client.blocks import BlockReader
+from tensormeter.client.connection import Connection
 from tensormeter.client.series import take
 
-__all__ = ["BLOCK_POINTS", "BlockReader", "PointBlock"]
+__all__ = ["BLOCK_POINTS", "PointBlock", "point_reader"]
 
 BLOCK_POINTS: Final = 500_000
 """Points that one request looks at, at most: some 12 MB on both sides."""
 
-_TOO_MANY: Final = "too_many_points"
-
 _MOST: Final = 20_000_000
 """The server's own limit."""
-
-_SHORTEST: Final = 1_000_000_000
-"""Nanoseconds: a stretch that is shorter is not halved."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,77 +54,28 @@ class PointBlock:
         return len(self.time)
 
 
-class BlockReader:
-    """Reads one metric of one run. For one thread."""
+def point_reader(
+    connection: Connection, run: tuple[str, str], metric: str, most: int = BLOCK_POINTS
+) -> BlockReader[PointBlock]:
+    """A reader of one gauge or sum of one run.
 
-    def __init__(self, connection: Connection, run: tuple[str, str], metric: str, most: int = BLOCK_POINTS) -> None:
-        """Create a reader.
+    Args:
+        connection: To the server.
+        run: Project and id.
+        metric: Name.
+        most: Points that one request looks at, at most, the steps at their times among them.
+    """
+    project, run_id = run
 
-        Args:
-            connection: To the server.
-            run: Project and id.
-            metric: Name of a gauge or sum.
-            most: Points that one request looks at, at most.
-        """
-        self._connection = connection
-        self._run = run
-        self._metric = metric
-        self._most = most
-
-    def read(self, processes: Callable[[], Sequence[str]], start: int, stop: int) -> Iterator[PointBlock]:
-        """Points with start <= time < stop: of all processes at once if they are few, else process by process.
-
-        Args:
-            processes: Gives the ids of all processes; called if it has to be.
-            start: Nanoseconds since the Unix epoch.
-            stop: The same.
-
-        Raises:
-            TensormeterError: No answer, or an error.
-        """
-        try:
-            found = self._ask(None, start, stop)
-        except ApiError as error:
-            if error.code != _TOO_MANY:
-                raise
-        else:
-            yield from found
-            return
-        for process in processes():
-            yield from self.read_process(process, start, stop)
-
-    def read_process(self, process: str, start: int, stop: int) -> Iterator[PointBlock]:
-        """Points of one process; see `read`.
-
-        A stretch of time with too many points (steps at the same times among them) is halved. The server looks at points
-        chunk by chunk: where no shorter stretch helps, more are asked for.
-        """
-        waiting = [(start, stop)]
-        while waiting:
-            first, last = waiting.pop()
-            try:
-                found = self._ask(process, first, last)
-            except ApiError as error:
-                short = last - first < _SHORTEST
-                if error.code != _TOO_MANY or (short and self._most >= _MOST):
-                    raise
-                if short:
-                    self._most = min(2 * self._most, _MOST)
-                    waiting.append((first, last))
-                else:
-                    middle = (first + last) // 2
-                    waiting += [(middle, last), (first, middle)]
-            else:
-                yield from found
-
-    def _ask(self, process: str | None, start: int, stop: int) -> list[PointBlock]:
-        project, run_id = self._run
-        header, data = self._connection.columns(
+    def ask(process: str | None, start: int, stop: int, limit: int) -> list[PointBlock]:
+        header, data = connection.columns(
             "runs", run_id, "series",
-            project=project, metric=self._metric, x="time", process=process, start=start, stop=stop, limit=self._most,
+            project=project, metric=metric, x="time", process=process, start=start, stop=stop, limit=limit,
             attempt="all",
         )  # fmt: skip
-        return [_block(self._metric, one, data) for one in header["series"]]
+        return [_block(metric, one, data) for one in header["series"]]
+
+    return BlockReader(ask, most, _MOST)
 
 
 def _block(metric: str, one: Mapping[str, Any], data: memoryview) -> PointBlock:

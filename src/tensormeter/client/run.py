@@ -5,9 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tensormeter.client.blocks import Block, BlockReader
 from tensormeter.client.connection import Connection
+from tensormeter.client.distributions import BLOCK_DISTRIBUTIONS, DistributionBlock, distribution_reader
 from tensormeter.client.histograms import Histograms
-from tensormeter.client.points import BLOCK_POINTS, BlockReader, PointBlock
+from tensormeter.client.points import BLOCK_POINTS, PointBlock, point_reader
 from tensormeter.client.records import Record, RecordedImage, RecordedTable
 from tensormeter.client.series import SeriesList, query_series
 from tensormeter.errors import UsageError
@@ -203,15 +205,8 @@ class StoredRun:
             stop: Only with time < stop; by default all that had arrived when the first block was asked for.
             block: Points to look at for one request, at most, unless a single stretch of the store is larger.
         """
-        if stop is None:
-            times = [one.last_time for one in self.metrics() if one.name == metric and one.last_time is not None]
-            stop = max(times, default=0) + 1
-        first = 1 if start is None else start
-        reader = BlockReader(self._connection, (self.project, self.id), metric, block)
-        if process is None:
-            yield from reader.read(lambda: [one.id for one in self.processes()], first, stop)
-        else:
-            yield from reader.read_process(process, first, stop)
+        reader = point_reader(self._connection, (self.project, self.id), metric, block)
+        yield from self._blocks(reader, metric, process, start, stop)
 
     def histograms(
         self,
@@ -245,6 +240,30 @@ class StoredRun:
         )  # fmt: skip
         return Histograms.of(document)
 
+    def distributions(
+        self,
+        metric: str,
+        *,
+        process: str | None = None,
+        start: int | None = None,
+        stop: int | None = None,
+        block: int = BLOCK_DISTRIBUTIONS,
+    ) -> Iterator[DistributionBlock]:
+        """Every distribution of a metric exactly as it was logged, block by block, in bounded memory.
+
+        Order and attempts are as for `points`. Exponential histograms have bounds and counts as all others; of those with more
+        than 640 buckets neighbours are merged.
+
+        Args:
+            metric: Name.
+            process: Only of this process.
+            start: Only with time >= start.
+            stop: Only with time < stop; by default all that had arrived when the first block was asked for.
+            block: Distributions to look at for one request, at most, unless a single stretch of the store is larger.
+        """
+        reader = distribution_reader(self._connection, (self.project, self.id), metric, block)
+        yield from self._blocks(reader, metric, process, start, stop)
+
     def events(self, name: str | None = None, key: str | None = None, limit: int = 1000) -> list[Record]:
         """Events, the newest first.
 
@@ -272,6 +291,18 @@ class StoredRun:
         run = self.project, self.id
         found = self._events("tensormeter.image", key, limit)
         return [RecordedImage(**Record.fields_of(one), connection=self._connection, run=run) for one in found]
+
+    def _blocks(
+        self, reader: BlockReader[Block], metric: str, process: str | None, start: int | None, stop: int | None
+    ) -> Iterator[Block]:
+        if stop is None:
+            times = [one.last_time for one in self.metrics() if one.name == metric and one.last_time is not None]
+            stop = max(times, default=0) + 1
+        first = 1 if start is None else start
+        if process is None:
+            yield from reader.read(lambda: [one.id for one in self.processes()], first, stop)
+        else:
+            yield from reader.read_process(process, first, stop)
 
     def _events(self, name: str | None, key: str | None, limit: int) -> list[dict[str, Any]]:
         document = self._connection.get(

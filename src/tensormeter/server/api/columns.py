@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tensormeter.server.api.request import encode
 from tensormeter.server.query.full import FullSeries
 from tensormeter.server.query.points import PointsResult
+from tensormeter.server.store import Points
 
 __all__ = ["COLUMNS", "encode_columns", "encode_full_columns"]
 
@@ -75,7 +76,8 @@ def encode_full_columns(metric: str, x: str, found: Sequence[FullSeries]) -> byt
     series = []
     for one in found:
         points = one.points
-        document: dict[str, Any] = {"process": one.process, "attempt": one.attempt, "kind": one.kind}
+        assert isinstance(points, Points)
+        document: dict[str, Any] = {"process": one.process, "attempt": one.attempt, "kind": one.kind.name}
         document["attributes"] = one.attributes
         document |= {"time": arrays.add(points.times), "step": arrays.add(one.steps), "value": arrays.add(points.words)}
         if not one.stepped.all():

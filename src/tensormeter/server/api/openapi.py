@@ -298,6 +298,21 @@ def openapi_document() -> dict[str, Any]:
                 ],
             )
         },
+        f"{run}/distributions": {
+            "get": _operation(
+                "Every distribution of a metric.",
+                _shape(metric=_TEXT, series=_list(_OBJECT)),
+                [
+                    *named,
+                    metric,
+                    _parameter("process"),
+                    _parameter("start", _INT64),
+                    _parameter("stop", _INT64),
+                    _parameter("limit", {"type": "integer", "minimum": 1, "maximum": 20_000}),
+                    _parameter("attempt", _ATTEMPT),
+                ],
+            )
+        },
         "/api/v1/stream": {
             "get": _operation(
                 "Live updates.",

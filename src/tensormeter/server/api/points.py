@@ -28,23 +28,30 @@ from tensormeter.server.api.request import (
 from tensormeter.server.query.attempts import parse_attempt
 from tensormeter.server.query.axis import Axis, Placed, read_along
 from tensormeter.server.query.full import FullSeries, read_full
-from tensormeter.server.query.histograms import decode_distribution
+from tensormeter.server.query.histograms import Distribution, decode_distribution
 from tensormeter.server.query.points import PointsQuery, PointsResult, query_points
 from tensormeter.server.query.ranks import rank_statistics
 from tensormeter.server.query.sampling import choose_evenly
 from tensormeter.server.scope import Stores
 from tensormeter.server.store import MAX_READ_POINTS
 from tensormeter.server.store.canonical import json_value
-from tensormeter.server.store.points import Blobs
+from tensormeter.server.store.points import Blobs, Points
 
 __all__ = ["PointsApi"]
 
 MAX_RUNS: Final = 200
 MAX_METRICS: Final = 200
 MAX_POINTS: Final = 100_000
+MAX_DISTRIBUTIONS: Final = 20_000
 
 _SLICE: Final = 16_384
 """Numbers that are encoded at once: the encoder holds the interpreter, and ingest must not wait for long."""
+
+_FEW: Final = 64
+"""The same of distributions."""
+
+_MOST_BUCKETS: Final = 640
+"""Of an exponential histogram that is handed out as it was logged: twice what OpenTelemetry's SDKs and tensormeter make."""
 
 _RUN: Final = "/api/v1/runs/{run_id}"
 
@@ -63,6 +70,7 @@ class PointsApi:
             Route(f"{_RUN}/series", self.series),
             Route(f"{_RUN}/ranks", self.ranks),
             Route(f"{_RUN}/histograms", self.histograms),
+            Route(f"{_RUN}/distributions", self.distributions),
         ]
 
     async def query(self, request: Request) -> Response:
@@ -166,6 +174,31 @@ class PointsApi:
 
         return json_response(await self._threads.run(work))
 
+    async def distributions(self, request: Request) -> Response:
+        """Every distribution of a metric."""
+        ref, query = run_ref(request), parameters(request)
+        metric, process = _metric(query), query.get("process")
+        start, stop = optional_integer(query, "start"), optional_integer(query, "stop")
+        limit = integer(query, "limit", 2000, 1, MAX_DISTRIBUTIONS)
+        attempt = parse_attempt(query.get("attempt"))
+
+        def work() -> Response:
+            found = read_full(
+                self._stores.of(request),
+                ref,
+                metric,
+                numeric=False,
+                by_step=False,
+                process=process,
+                start=start,
+                stop=stop,
+                attempt=attempt,
+                limit=limit,
+            )
+            return StreamingResponse(_encode_distributions(metric, found), media_type="application/json")
+
+        return await self._threads.run(work)
+
 
 def _query(document: Mapping[str, Any]) -> PointsQuery:
     project = document.get("project")
@@ -205,18 +238,21 @@ def _histograms(placed: Sequence[Placed], attributes: Mapping[str, Any] | None, 
     points = []
     for index in choose_evenly(len(chosen.x), most).tolist():
         found = decode_distribution(series.kind, series.points.blobs[index])
-        point = {
-            "x": json_value(float(chosen.x[index])),
-            "count": found.count,
-            "sum": json_value(found.sum),
-            "min": json_value(found.min),
-            "max": json_value(found.max),
-            "bounds": json_value(found.bounds),
-            "counts": found.counts,
-        }
-        points.append(point | ({"quantiles": json_value(found.quantiles)} if found.quantiles else {}))
+        points.append({"x": json_value(float(chosen.x[index]))} | _distribution(found))
     about = {"process": series.process, "kind": series.kind.name, "attributes": series.attributes}
     return {"points": points, "total": len(chosen.x)} | about
+
+
+def _distribution(one: Distribution) -> dict[str, Any]:
+    document = {
+        "count": one.count,
+        "sum": json_value(one.sum),
+        "min": json_value(one.min),
+        "max": json_value(one.max),
+        "bounds": json_value(one.bounds),
+        "counts": one.counts,
+    }
+    return document | ({"quantiles": json_value(one.quantiles)} if one.quantiles else {})
 
 
 def _metric(query: Mapping[str, str]) -> str:
@@ -259,7 +295,7 @@ def _encode_full(metric: str, x: str, found: Sequence[FullSeries]) -> Iterator[b
     """The document piece by piece; Starlette draws each piece on a worker thread."""
     yield encode({"metric": metric, "x": x})[:-1] + b',"series":['
     for position, series in enumerate(found):
-        about = {"process": series.process, "attempt": series.attempt, "kind": series.kind}
+        about = {"process": series.process, "attempt": series.attempt, "kind": series.kind.name}
         head = encode(about | {"attributes": series.attributes})[:-1]
         yield (b"," if position else b"") + head
         for name in ("time", "step", "value"):
@@ -278,4 +314,28 @@ def _column(series: FullSeries, name: str, part: slice) -> list[Any]:
     if name == "step":
         pairs = zip(series.steps[part].tolist(), series.stepped[part].tolist(), strict=True)
         return [step if stepped else None for step, stepped in pairs]
-    return [json_value(value) for value in series.points[part].values()]
+    points = series.points[part]
+    assert isinstance(points, Points)
+    return [json_value(value) for value in points.values()]
+
+
+def _encode_distributions(metric: str, found: Sequence[FullSeries]) -> Iterator[bytes]:
+    """The document piece by piece, as `_encode_full`."""
+    yield encode({"metric": metric})[:-1] + b',"series":['
+    for position, series in enumerate(found):
+        about = {"process": series.process, "attempt": series.attempt, "kind": series.kind.name}
+        rest = {"temporality": series.kind.temporality, "attributes": series.attributes}
+        yield (b"," if position else b"") + encode(about | rest)[:-1] + b',"points":['
+        for first in range(0, len(series.points), _FEW):
+            part = slice(first, first + _FEW)
+            times, steps = _column(series, "time", part), _column(series, "step", part)
+            points = series.points[part]
+            assert isinstance(points, Blobs)
+            decoded = (decode_distribution(series.kind, blob, _MOST_BUCKETS) for blob in points.blobs)
+            documents = [
+                {"time": time, "step": step} | _distribution(one)
+                for time, step, one in zip(times, steps, decoded, strict=True)
+            ]
+            yield (b"," if first else b"") + encode(documents)[1:-1]
+        yield b"]}"
+    yield b"]}"

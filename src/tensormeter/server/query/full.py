@@ -1,4 +1,4 @@
-"""Every point of a metric, exactly as it was logged, with its step."""
+"""Every point of a metric, number or distribution, exactly as it was logged, with its step."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.server.query.attempts import AttemptChoice, Attempts
-from tensormeter.server.store import MAX_READ_POINTS, Points, RunRef, Selection, Series, Store
+from tensormeter.server.store import MAX_READ_POINTS, Column, Kind, Points, RunRef, Selection, Series, Store
 from tensormeter.server.store.reader import steps_at
 from tensormeter.server.store.window import kept
 
@@ -28,9 +28,9 @@ class FullSeries:
 
     process: str
     attempt: int
-    kind: str
+    kind: Kind
     attributes: Mapping[str, Any]
-    points: Points
+    points: Column
     steps: NDArray[np.int64] = field(repr=False)
     stepped: NDArray[np.bool_] = field(repr=False)
 
@@ -40,6 +40,7 @@ def read_full(
     ref: RunRef,
     metric: str,
     *,
+    numeric: bool = True,
     by_step: bool = True,
     process: str | None = None,
     start: int | None = None,
@@ -50,29 +51,32 @@ def read_full(
     """Every point of a metric, one entry a series.
 
     Args:
+        numeric: Numbers (`Points`), or else distributions (`Blobs`).
         by_step: Order by (step, time), points without a step last; else by time.
         start: Only points with step (or time, in nanoseconds) >= start.
         stop: Only points with step (or time) < stop. A point without a step is in no range of steps.
         attempt: Which attempts. On the effective line, pieces of one line are one series, under the name of the latest.
-        limit: Points to look at, at most, the steps among them.
+        limit: Points to look at, at most; where they are numbers, the steps among them.
 
     Raises:
         StoreError: As `Store.read`.
     """
     first, last = (None, None) if by_step else (start, stop)
-    reading = store.read(ref, Selection([metric, STEP_METRIC], process, start=first, stop=last, limit=limit))
+    names = [metric, STEP_METRIC] if numeric else [metric]
+    reading = store.read(ref, Selection(names, process, numeric, start=first, stop=last, limit=limit))
+    stepping = reading if numeric else store.read(ref, Selection([STEP_METRIC], process, start=first, stop=last))
     attempts = Attempts(reading.attempts, attempt)
     shadowed = attempts.shadowed()
     steps: dict[str, list[Points]] = {}
-    for one in reading.series:
+    for one in stepping.series:
         if one.metric == STEP_METRIC:
             assert isinstance(one.points, Points)
             steps.setdefault(one.process, []).append(one.points)
-    wanted = attempts.chosen(one for one in reading.series if one.metric == metric and isinstance(one.points, Points))
+    wanted = attempts.chosen(one for one in reading.series if one.metric == metric)
     found: list[FullSeries] = []
     for pieces in attempts.lines(wanted):
         columns = [_stepped(piece, steps.get(piece.process, ()), shadowed.get(piece.process, ())) for piece in pieces]
-        points = Points.concat(one[0] for one in columns)
+        points: Column = type(columns[0][0]).concat(one[0] for one in columns)
         column, stepped = (np.concatenate([one[index] for one in columns]) for index in (1, 2))
         if by_step:
             inside = np.ones(len(points), np.bool_) if start is None and stop is None else stepped.copy()
@@ -86,17 +90,16 @@ def read_full(
                 order = np.lexsort((points.times, column, ~stepped))
                 points, column, stepped = points[order], column[order], stepped[order]
         last_piece = pieces[-1]
-        number, kind = attempts.number(last_piece.process), last_piece.kind.name
+        number, kind = attempts.number(last_piece.process), last_piece.kind
         found.append(FullSeries(last_piece.process, number, kind, last_piece.attributes, points, column, stepped))
     return found
 
 
 def _stepped(
     series: Series, steps: Sequence[Points], begins: Sequence[tuple[int, int]]
-) -> tuple[Points, NDArray[np.int64], NDArray[np.bool_]]:
+) -> tuple[Column, NDArray[np.int64], NDArray[np.bool_]]:
     """Points, the step of each, and whether it has one; without what later attempts shadow."""
     points = series.points
-    assert isinstance(points, Points)
     column, stepped = steps_at(Points.concat(steps).distinct(), points.times)
     if not begins:
         return points, column, stepped

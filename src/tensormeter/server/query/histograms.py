@@ -19,7 +19,7 @@ from tensormeter.server.store import Kind
 __all__ = ["Distribution", "decode_distribution"]
 
 MAX_BUCKETS: Final = 160
-"""Buckets of an exponential histogram after the conversion; above it neighbours are merged, which is exact."""
+"""Buckets of an exponential histogram that is to be looked at."""
 
 _FAR: Final = 2000
 
@@ -44,8 +44,13 @@ class Distribution:
     quantiles: Sequence[tuple[float, float]] = ()
 
 
-def decode_distribution(kind: Kind, blob: bytes) -> Distribution:
+def decode_distribution(kind: Kind, blob: bytes, max_buckets: int = MAX_BUCKETS) -> Distribution:
     """A stored distribution.
+
+    Args:
+        kind: Of its series.
+        blob: As it is stored.
+        max_buckets: Of an exponential histogram; above it neighbours are merged, which is exact.
 
     Raises:
         StoreError: The bytes are not one.
@@ -57,7 +62,7 @@ def decode_distribution(kind: Kind, blob: bytes) -> Distribution:
                 return _of(point, *_ordered(list(point.explicit_bounds), list(point.bucket_counts)))
             case "exponential_histogram":
                 exponential = ExponentialHistogramDataPoint.FromString(blob)
-                return _of(exponential, *_explicit(exponential))
+                return _of(exponential, *_explicit(exponential, max_buckets))
             case _:
                 summary = SummaryDataPoint.FromString(blob)
                 quantiles = [(value.quantile, value.value) for value in summary.quantile_values]
@@ -84,11 +89,11 @@ def _ordered(bounds: list[float], counts: list[int]) -> tuple[list[float], list[
     return _increasing(bounds, counts) if len(counts) == len(bounds) + 1 else ([], [])
 
 
-def _explicit(point: ExponentialHistogramDataPoint) -> tuple[list[float], list[int]]:
+def _explicit(point: ExponentialHistogramDataPoint, max_buckets: int) -> tuple[list[float], list[int]]:
     """Bounds and counts; OpenTelemetry metrics data model, ExponentialHistogram."""
     sides = [(side.offset, np.array(side.bucket_counts, np.uint64)) for side in (point.positive, point.negative)]
     scale = point.scale
-    while sum(len(counts) for _, counts in sides) > MAX_BUCKETS:
+    while sum(len(counts) for _, counts in sides) > max_buckets:
         sides, scale = [_halve(*side) for side in sides], scale - 1
     (positive_offset, positive), (negative_offset, negative) = sides
     if not (point.zero_count or len(positive) or len(negative)):
