@@ -309,6 +309,7 @@ def test_fault_24_whatever_flips_the_agent_goes_on(full, tmp_path, instants):
     ("offset", "content"),
     [
         (18, b"\x0a\x0a"),  # SQLite opens a file of a future format for reading only
+        (44, b"\x00\x00\x00\x09"),  # nor does it open one whose schema is of such a format
         (60, b"\x00\x65\x00\x02"),  # a version of ours that never was
         (60, b"\x00\x00\x00\x00"),  # a new database that is not empty
     ],

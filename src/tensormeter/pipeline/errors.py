@@ -28,6 +28,8 @@ def named(error: Exception, what: str) -> SpoolError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     # What is written never breaks a constraint, if what is there is what was written before.
     damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT)
+    # Of a header with a format that SQLite never had, it says so without a code of its own.
+    damaged = damaged or (code == sqlite3.SQLITE_ERROR and str(error) == "unsupported file format")
     damaged = damaged or not isinstance(error, sqlite3.Error) or isinstance(error, sqlite3.DataError)
     kind = SpoolDamagedError if damaged else SpoolFullError if code == sqlite3.SQLITE_FULL else SpoolError
     return kind(f"{what}: {error}")
