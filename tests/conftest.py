@@ -1,5 +1,6 @@
 """What holds for all tests."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,8 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# Nothing here depends on how fast a machine is.
-settings.register_profile("tensormeter", deadline=None)
+# Nothing here depends on how fast a machine is. The examples are the same each time, but in `make chaos`.
+settings.register_profile("tensormeter", deadline=None, derandomize="CHAOS_KILLS" not in os.environ)
 settings.load_profile("tensormeter")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
