@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import itertools
 import os
 import random
 import shutil
@@ -105,8 +106,11 @@ def test_fault_21_what_is_delivered_is_marked_on_a_full_disk(train, receiver, st
                 file.write(bytes(1 << 12))
         receiver.start()
 
+        looks = itertools.count()
+
         def woken():
-            if (agent := run.agent_pid()) is not None:
+            # Once a second: an agent that is woken all the time may come to nothing on a busy machine.
+            if next(looks) % 100 == 0 and (agent := run.agent_pid()) is not None:
                 os.kill(agent, signal.SIGUSR1)
             return ring.words[HeaderWord.PENDING_REQUESTS] == 0
 
