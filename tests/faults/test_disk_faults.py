@@ -90,7 +90,7 @@ def test_fault_21_what_is_delivered_is_marked_on_a_full_disk(train, receiver, st
         trainer = train(
             "run = tensormeter.init('faults')\nlog(run, range(20_000))\nready()\nrun.finish()\n",
             finish_timeout=300,
-            max_export_batch_size=2000,
+            max_export_batch_size=500,
             buffer_bytes=8 << 20,
         )
         trainer.ready()

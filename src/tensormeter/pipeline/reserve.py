@@ -12,7 +12,7 @@ from typing import Final
 __all__ = ["Reserve"]
 
 _SIZE: Final = 256 << 10
-"""Bytes: some fifty transactions that delete a request, before the log is carried over into the database."""
+"""Bytes: for carrying SQLite's log over into the database, which then is what transactions that delete requests go into."""
 
 _lock: Final = threading.Lock()
 

@@ -15,6 +15,7 @@ cannot be relied on, it is a rollback journal.
 Threads: each opens a `Spool` of its own. Calls block for the disk, and up to 10 s for another thread's transaction.
 """
 
+import contextlib
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -300,10 +301,15 @@ class Spool:
             with self.transaction():
                 write()
         except SpoolFullError:
-            if not self._reserve.give():
-                raise
+            self._reserve.give()
+            self._shorten_log()
             with self.transaction():
                 write()
+
+    def _shorten_log(self) -> None:
+        """Carry SQLite's log over into the database, which takes less room, and empty it; as far as the disk lets it."""
+        with contextlib.suppress(*ERRORS):
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _make_room(self, max_bytes: int) -> None:
         if self.used_bytes() <= max_bytes:
