@@ -43,7 +43,7 @@ answering = _pipeline.answering
 wait_for = _pipeline.wait_for
 
 PRELUDE = """
-import os, sys, signal, threading, time, mmap
+import os, select, sys, signal, threading, time, mmap
 import tensormeter
 with open(os.environ["RETURNED"], "r+b") as file:
     _returned = memoryview(mmap.mmap(file.fileno(), 8)).cast("q")
@@ -55,6 +55,8 @@ def log(run, steps):
         count(step + 1)
 def ready():
     print("ready", flush=True)
+    while not select.select([sys.stdin], [], [], 0.1)[0]:
+        pass  # Python would handle a signal that comes right before a call that blocks only after it
     return sys.stdin.readline().strip()
 """
 

@@ -79,8 +79,9 @@ class Agent:
         self._lock = lock
         self._one_shot = one_shot
         self._on_status = on_status
-        self._wake = threading.Event()
+        self._wake = threading.Event()  # never set by a signal handler: the thread below it may be inside of it
         self._stopping = False
+        self._retrying = False
         self._drains: dict[Path, Drain] = {}
         self._unreadable: set[Path] = set()
         self._deliveries: list[Delivery] = []
@@ -99,14 +100,12 @@ class Agent:
             self._lock = -1
 
     def stop(self) -> None:
-        """Put what the rings hold into the spool, and end. Any thread, and signal handlers."""
+        """Put what the rings hold into the spool, and end, from the next look on. Any thread, and signal handlers."""
         self._stopping = True
-        self._wake.set()
 
     def retry_now(self) -> None:
-        """Try delivery again without waiting for the backoff. Any thread, and signal handlers."""
-        for delivery in self._deliveries:
-            delivery.wake()
+        """Try delivery again without waiting for the backoff, from the next look on. Any thread, and signal handlers."""
+        self._retrying = True
 
     def run(self) -> bool:
         """Work until there is nothing left to do.
@@ -206,6 +205,10 @@ class Agent:
         for delivery in self._deliveries:
             if delivery.damaged:
                 raise SpoolDamagedError(delivery.error)
+        if self._retrying:
+            self._retrying = False
+            for delivery in self._deliveries:
+                delivery.wake()
         if not self._directory.path.exists():
             self._restore(spool)
         self._keep_room()

@@ -9,8 +9,8 @@ from tensormeter.server.store.blocks import MISSING, Blocks
 
 __all__ = ["blocks_needed", "choose_evenly", "sample", "sample_blocks"]
 
-_BLOCKS_IN_BUCKET: Final = 4
-"""Blocks that a bucket is made of at least, where buckets are made of blocks: so they differ by a quarter at most."""
+_BLOCKS_IN_BUCKET: Final = 2
+"""Blocks that a bucket is made of at least, where buckets are made of blocks: two or three, so a series of half a million is read in blocks."""
 
 
 def sample(values: NDArray[np.float64], max_points: int) -> NDArray[np.intp]:
