@@ -2,8 +2,11 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
+
+import numpy as np
 
 from tensormeter.otlp.batch import STEP_METRIC, Event
 from tensormeter.server.store import catalog
@@ -22,13 +25,15 @@ from tensormeter.server.store.clickhouse.incoming import (
     encode_points,
     known_series,
     leave_out_known,
+    mark,
     series_rows,
 )
+from tensormeter.server.store.clickhouse.intents import Description, Intent, Intents
 from tensormeter.server.store.clickhouse.log import Arrived, Log
 from tensormeter.server.store.clickhouse.memory import Memory
 from tensormeter.server.store.clickhouse.request import Request
 from tensormeter.server.store.clickhouse.rowbinary import encode_rows
-from tensormeter.server.store.errors import BatchConflictError
+from tensormeter.server.store.errors import BatchConflictError, StoreUnavailableError
 from tensormeter.server.store.events import Prepared, key_and_step, prepare_event
 from tensormeter.server.store.ingest import refusal
 from tensormeter.server.store.lifecycle import HEARTBEAT, RUN_START, news_of
@@ -36,7 +41,10 @@ from tensormeter.server.store.points import Points
 from tensormeter.server.store.source import Source, identify
 from tensormeter.server.store.values import Receipt
 
-__all__ = ["EVENT_COLUMNS", "Commit", "event_row"]
+__all__ = ["EVENT_COLUMNS", "MOST_SECONDS", "Commit", "event_row"]
+
+MOST_SECONDS: Final = 40.0
+"""From a commit's intent until its sums are on their way. It gives up then, for it will be taken for dead."""
 
 EVENT_COLUMNS: Final = {
     "run": "Q",
@@ -69,22 +77,33 @@ class Commit:
     """One commit. While it is under way there is no other."""
 
     def __init__(
-        self, connection: Connection, numbers: Numbers, log: Log, memory: Memory, requests: Sequence[Request]
+        self,
+        connection: Connection,
+        numbers: Numbers,
+        log: Log,
+        intents: Intents,
+        *,
+        memory: Memory,
+        requests: Sequence[Request],
     ) -> None:
         self._connection = connection
         self._numbers = numbers
         self._log = log
+        self._intents = intents
         self._memory = memory
         self._requests = requests
         events = sum(len(listed) for request in requests for _, listed in request.resources)
         self._number = numbers.take(1 + events)
         self._last_number = self._number
+        self._server = log.server
         self._received = time.time_ns()
         self._activities: dict[tuple[int, str], Activity] = {}
         self._incoming: dict[int, Incoming] = {}
         self._events: list[list[object]] = []
         self._media: list[tuple[object, ...]] = []
         self._eventful: set[int] = set()
+        self._uncounted: set[int] = set()
+        self._until = 0.0
 
     def run(self) -> list[Request]:
         """Commit, and settle the requests; returns those that must be looked at after this one."""
@@ -108,9 +127,9 @@ class Commit:
             else:
                 for event in events:
                     self._add_event(request, source, event, graves)
-        left_out = self._look_up()
+        left_out, intents = self._look_up()
         receipts = {id(request): _receipt(request) for request in fresh}
-        self._write(fresh, receipts)
+        self._write(fresh, receipts, intents)
         if left_out:
             self._log.begin(self._numbers.take())
         for request in fresh:
@@ -186,11 +205,16 @@ class Commit:
             for image in prepared.images
         ]
 
-    def _look_up(self) -> int:
-        """What of the points is new, and which series a run may still have; returns how many points were there."""
+    def _look_up(self) -> tuple[int, list[Intent]]:
+        """What of the points is new, and which series a run may still have; returns how many points were there, and what to declare."""
         incoming = self._incoming
+        if not incoming:
+            return 0, []
         for one in incoming.values():
             one.join()
+        first = min(int(one.points.times[0]) for one in incoming.values())
+        last = max(int(one.points.times[-1]) for one in incoming.values())
+        others = self._intents.open({one.run for one in incoming.values()}, first, last)
         known = known_series(self._connection, [(one.run, one.key) for one in incoming.values()])
         unknown = [one for one in incoming.values() if one.key not in known]
         if unknown:
@@ -201,7 +225,46 @@ class Commit:
                         request.rejections[f"run has more than {catalog.MAX_SERIES_PER_RUN} series"] += points
                     del incoming[one.key]
                 counts[one.run] += 1
-        return leave_out_known(self._connection, incoming.values(), known)
+        perhaps = dict(known)
+        for other in others:
+            for key in other.series:
+                perhaps[key] = max(perhaps.get(key, 0), other.last)
+                self._uncounted.add(key)
+        left_out = leave_out_known(self._connection, incoming.values(), perhaps)
+        return left_out, self._declaration(known, others)
+
+    def _declaration(self, known: Collection[int], others: Sequence[Intent]) -> list[Intent]:
+        of_process: dict[tuple[int, str], list[Incoming]] = defaultdict(list)
+        for one in self._incoming.values():
+            if len(one.points):
+                of_process[one.run, one.arrival.source.process].append(one)
+        declared = []
+        for (run, _), listed in of_process.items():
+            claimed_from: set[int] = set()
+            claimed = {}
+            for one in listed:
+                times = one.points.times
+                shared = np.zeros(len(times), np.bool_)
+                for other in others:
+                    if one.key in other.series:
+                        also = (times >= other.first) & (times <= other.last)
+                        if also.any():
+                            claimed_from.add(other.number)
+                            shared |= also
+                if shared.any():
+                    claimed[one.key] = times[shared]
+            declared.append(
+                Intent(
+                    *(self._number, run, self._server),
+                    min(int(one.points.times[0]) for one in listed),
+                    max(int(one.points.times[-1]) for one in listed),
+                    [one.key for one in listed],
+                    {one.key: _describe(one.arrival) for one in listed if one.key not in known},
+                    claimed_from,
+                    claimed,
+                )
+            )
+        return declared
 
     def _counts(self, runs: set[int]) -> dict[int, int]:
         rows = self._connection.rows(
@@ -209,22 +272,25 @@ class Commit:
         )
         return defaultdict(int, {row[0]: row[1] for row in rows})
 
-    def _write(self, fresh: Sequence[Request], receipts: Mapping[int, Receipt]) -> None:
+    def _write(self, fresh: Sequence[Request], receipts: Mapping[int, Receipt], intents: Sequence[Intent]) -> None:
         connection = self._connection
         received = self._received // 10**9
         incoming = self._incoming.values()
+        self._until = time.monotonic() + MOST_SECONDS
+        if intents:
+            self._intents.declare(intents)
         if self._activities:
             rows = [one.row(named=self._memory.is_news(one)) for one in self._activities.values()]
             connection.insert("process", activity.COLUMNS, encode_rows(activity.COLUMNS, rows))
-        for table, columns, encoded in (
-            ("points", POINT_COLUMNS, encode_points(incoming, self._number, received)),
-            ("distributions", BLOB_COLUMNS, encode_blobs(incoming, self._number, received)),
-            ("series", SERIES_COLUMNS, series_rows(incoming)),
-            ("media", _MEDIA_COLUMNS, encode_rows(_MEDIA_COLUMNS, self._media)),
-            ("event", EVENT_COLUMNS, encode_rows(EVENT_COLUMNS, self._events)),
-        ):
-            if encoded:
-                connection.insert(table, columns, encoded)
+        self._insert("points", POINT_COLUMNS, encode_points(incoming, self._number, received))
+        self._insert("distributions", BLOB_COLUMNS, encode_blobs(incoming, self._number, received))
+        sums = series_rows(self._unclaimed() if intents else incoming, self._uncounted)
+        if intents or sums:
+            sums.append(mark(self._server, self._number))
+            self._insert("series", SERIES_COLUMNS, encode_rows(SERIES_COLUMNS, sums), token=str(self._number))
+        for table, columns, listed in (("media", _MEDIA_COLUMNS, self._media), ("event", EVENT_COLUMNS, self._events)):
+            if listed:
+                connection.insert(table, columns, encode_rows(columns, listed))
         arrived = self._arrived()
         if arrived:
             self._log.write(arrived)
@@ -242,7 +308,25 @@ class Commit:
         ]
         if batches:
             connection.insert("batch", _BATCH_COLUMNS, encode_rows(_BATCH_COLUMNS, batches))
+        if intents:
+            self._intents.finish(self._number)
         self._memory.remember(self._activities.values())
+
+    def _insert(self, table: str, columns: Iterable[str], rows: bytes, *, token: str = "") -> None:
+        if rows:
+            if time.monotonic() > self._until:
+                raise StoreUnavailableError(f"ClickHouse takes longer than {MOST_SECONDS:g} seconds to store something")
+            self._connection.insert(table, columns, rows, token=token)
+
+    def _unclaimed(self) -> list[Incoming]:
+        """What came, without points that another commit has claimed meanwhile."""
+        claims = self._intents.claims(self._number)
+        if not claims:
+            return list(self._incoming.values())
+        return [
+            replace(one, points=one.points[~np.isin(one.points.times, claims.get(one.key, ()))])
+            for one in self._incoming.values()
+        ]
 
     def _arrived(self) -> list[Arrived]:
         metrics: dict[int, set[str]] = defaultdict(set)
@@ -277,6 +361,11 @@ def event_row(run: int, process: str, event: Event, prepared: Prepared, *, time:
         *(key or "", key is not None, step or 0, step is not None),
         *(prepared.body, prepared.attributes, invert(number), number // 10**6),
     ]
+
+
+def _describe(arrival: Arrival) -> Description:
+    said = (arrival.kind, arrival.scope, arrival.attributes, arrival.unit, arrival.description)
+    return Description(arrival.metric, arrival.source.process, *said)
 
 
 def _receipt(request: Request) -> Receipt:

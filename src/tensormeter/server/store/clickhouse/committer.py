@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from tensormeter.server.store.clickhouse.commit import Commit
 from tensormeter.server.store.clickhouse.connection import Connection
 from tensormeter.server.store.clickhouse.identity import Numbers
+from tensormeter.server.store.clickhouse.intents import Intents
 from tensormeter.server.store.clickhouse.log import Log
 from tensormeter.server.store.clickhouse.memory import Memory
 from tensormeter.server.store.clickhouse.request import Request
@@ -21,17 +22,19 @@ class Committer:
     """Takes requests of any thread; one of those that wait commits for all.
 
     The order of a commit's inserts is what makes it safe to send a request again, to this server or another, after a death in
-    between: points before the sums about them, the log after both, and the batch's id last. Whoever comes again finds by the
-    sums what is there, and writes the rest; a point that is written twice is one, by its key.
+    between: what it is about to write, points, the sums about them, the log, and the batch's id last. Whoever comes again finds by
+    sums and intents what is there, and writes the rest; a point that is written twice is one, by its key. What the death left
+    uncounted is counted later (`recount`).
     """
 
-    def __init__(self, connection: Connection, numbers: Numbers, log: Log, interval: float) -> None:
+    def __init__(self, connection: Connection, numbers: Numbers, log: Log, intents: Intents, interval: float) -> None:
         """Args:
         interval: Seconds between two commits, at least: each is a part in every table, and parts have to be merged.
         """
         self._connection = connection
         self._numbers = numbers
         self._log = log
+        self._intents = intents
         self._interval = interval
         self._lock = threading.Lock()
         self._committing = threading.Lock()
@@ -67,7 +70,9 @@ class Committer:
         with self._lock:
             requests, self._waiting = self._waiting, []
         try:
-            again = Commit(self._connection, self._numbers, self._log, self._memory, requests).run()
+            again = Commit(
+                self._connection, self._numbers, self._log, self._intents, memory=self._memory, requests=requests
+            ).run()
         except Exception as error:
             self._memory.forget()
             outcome = error if isinstance(error, StoreUnavailableError) else _failure(error)

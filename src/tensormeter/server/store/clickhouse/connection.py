@@ -49,6 +49,7 @@ _SETTINGS: Final[Mapping[str, str | int]] = {
     "min_insert_block_size_rows": _WHOLE,
     "min_insert_block_size_bytes": 1 << 30,
     "input_format_parallel_parsing": 0,
+    "async_insert": 0,  # a commit's inserts come one after another
     "distributed_foreground_insert": 1,  # otherwise a shard has the rows some time after we have answered
 }
 
@@ -111,12 +112,18 @@ class Connection:
         """What a SELECT finds, as RowBinary."""
         return self._ask(statement, "RowBinary", parameters)
 
-    def insert(self, table: str, columns: Iterable[str], rows: bytes) -> None:
-        """Insert rows given as RowBinary: all or none, up to sixteen million."""
+    def insert(self, table: str, columns: Iterable[str], rows: bytes, *, token: str = "") -> None:
+        """Insert rows given as RowBinary: all or none, up to sixteen million.
+
+        Args:
+            token: Where the table remembers tokens, and knows this one, nothing happens.
+        """
         # Not `raw_insert`, which sends again by itself when a connection breaks: sums would be added twice.
         statement = f"INSERT INTO {table} ({', '.join(columns)}) FORMAT RowBinary"
         try:
-            self._client.command(statement, data=rows)
+            self._client.command(
+                statement, data=rows, settings={"insert_deduplication_token": token} if token else None
+            )
         except (ClickHouseError, HTTPError, OSError) as error:
             raise self._error(error) from None
 

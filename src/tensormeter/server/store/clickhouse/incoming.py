@@ -18,7 +18,7 @@ from tensormeter.server.store.points import Blobs, Column, Points
 from tensormeter.server.store.reader import steps_at
 from tensormeter.server.store.summary import Totals
 
-__all__ = ["Incoming", "encode_blobs", "encode_points", "known_series", "leave_out_known", "series_rows"]
+__all__ = ["Incoming", "encode_blobs", "encode_points", "known_series", "leave_out_known", "mark", "series_rows"]
 
 SERIES_COLUMNS: Final = {
     "run": "Q",
@@ -52,6 +52,10 @@ POINT_COLUMNS: Final = tuple(_POINT.names or ())
 BLOB_COLUMNS: Final = {"run": "Q", "series": "Q", "time": "q", "data": "b", "precedence": "Q", "received": "I"}
 _KNOWN: Final = np.dtype([("series", "<u8"), ("time", "<i8")])
 
+_NOTHING: Final = (0, 0, 0.0, np.inf, -np.inf)
+_NO_LAST: Final = (0, int(np.float64(np.nan).view(np.int64)), False, False, 0, 0)
+"""Columns of the table `series`, of a series without points; any last point is later than this, which is NaN."""
+
 
 @dataclass(eq=False)
 class Incoming:
@@ -60,7 +64,8 @@ class Incoming:
     Attributes:
         arrival: The first that had some.
         requests: Who sent them, and how many.
-        points: Once joined: each time once.
+        points: Once joined: each time once. Once looked up: what is new.
+        left_out: How many are not.
     """
 
     run: int
@@ -69,6 +74,7 @@ class Incoming:
     parts: list[Column] = field(default_factory=list)
     requests: list[tuple[Request, int]] = field(default_factory=list)
     points: Column = field(default_factory=Points.empty)
+    left_out: int = 0
 
     def join(self) -> None:
         """Make `points` of the parts."""
@@ -111,8 +117,9 @@ def leave_out_known(connection: Connection, incoming: Iterable[Incoming], newest
         )
         for one in listed:
             known = np.isin(one.points.times, found["time"][found["series"] == one.key])
-            left_out += int(known.sum())
+            one.left_out = int(known.sum())
             one.points = one.points[~known]
+            left_out += one.left_out
     return left_out
 
 
@@ -141,33 +148,48 @@ def encode_blobs(incoming: Iterable[Incoming], number: int, received: int) -> by
     return encode_rows(BLOB_COLUMNS, rows)
 
 
-def series_rows(incoming: Collection[Incoming]) -> bytes:
-    """Rows of the table `series`: what these points add."""
+def series_rows(incoming: Collection[Incoming], uncounted: Collection[int] = ()) -> list[list[Any]]:
+    """Rows of the table `series`: what these points add.
+
+    Args:
+        incoming: Series by series.
+        uncounted: Series of which points may be stored that are in no sum yet. Where some came again, a row that counts nothing makes
+            them visible.
+    """
     steps: dict[tuple[int, str], list[Points]] = defaultdict(list)
     for one in incoming:
         if one.arrival.metric == STEP_METRIC and one.arrival.kind == "gauge":
             steps[one.run, one.arrival.source.process] += [part for part in one.parts if isinstance(part, Points)]
-    return encode_rows(SERIES_COLUMNS, [_series_row(one, steps) for one in incoming if len(one.points)])
+    rows = [_series_row(one, steps) for one in incoming if len(one.points)]
+    hidden = [one for one in incoming if one.left_out and not len(one.points) and one.key in uncounted]
+    return rows + [[*_about(one), *_NOTHING, *_NO_LAST] for one in hidden]
+
+
+def mark(server: int, number: int) -> list[Any]:
+    """A row of the table `series` that says how far a server's commits are counted; of several the latest stays."""
+    return [0, server, *[""] * 7, *_NOTHING, number, 0, 0, 0, 0, 0]
 
 
 def _series_row(one: Incoming, steps: Mapping[tuple[int, str], list[Points]]) -> list[Any]:
-    arrival, process = one.arrival, one.arrival.source.process
-    sums: tuple[int, int, float, float, float] = (len(one.points), 0, 0.0, np.inf, -np.inf)
+    sums: tuple[int, int, float, float, float] = (len(one.points), *_NOTHING[1:])
     if isinstance(one.points, Points):
         totals = Totals.of(one.points)
         if totals.numbers:
             sums = (totals.count, totals.numbers, totals.total, totals.minimum, totals.maximum)
     time, word, integer = newest(one.points)
     step, stepped = 0, False
+    process = one.arrival.source.process
     parts = steps.get((one.run, process))
     if parts:
         found, has = steps_at(Points.concat(parts).distinct(), np.array([time], np.int64))
         step, stepped = int(found[0]), bool(has[0])
-    return [
-        *(one.run, one.key, arrival.metric, process, arrival.kind, arrival.scope, arrival.attributes),
-        *(arrival.unit, arrival.description, *sums),
-        *(time, word, integer, stepped, step, steps_key(one.run, process)),
-    ]
+    return [*_about(one), *sums, time, word, integer, stepped, step, steps_key(one.run, process)]
+
+
+def _about(one: Incoming) -> list[Any]:
+    said = one.arrival
+    about = (said.metric, said.source.process, said.kind, said.scope, said.attributes, said.unit, said.description)
+    return [one.run, one.key, *about]
 
 
 def _numbers(values: Iterable[int]) -> str:

@@ -62,6 +62,11 @@ class Log:
         self._lock = threading.Lock()
         self._said = 0.0
 
+    @property
+    def server(self) -> int:
+        """This server's name at present."""
+        return self._server
+
     def begin(self, number: int) -> None:
         """Write under a new name from now on."""
         with self._lock:

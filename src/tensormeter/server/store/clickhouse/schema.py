@@ -5,9 +5,12 @@ On one server a table has its name. On a cluster each server has its part as `NA
 
 - `points` is as lean as it can be: 8 to 10 bytes a point on disk. `value` is computed on reading.
 - `precedence` is the number of the arrival, inverted: of equal rows the one that arrived first stays.
-- `series` and `process` add up: every commit writes what it adds, and merging makes one row of many.
+- `series` and `process` add up: every commit writes what it adds, and merging makes one row of many. In `series`, rows of run 0 say
+  how far each server's commits are counted.
+- `intent` says what commits are about to write, and which are over.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,7 +20,11 @@ from tensormeter.server.store.clickhouse.connection import Connection
 
 __all__ = ["TABLES", "prepare", "statements"]
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+
+_TOKENS: Final = "non_replicated_deduplication_window = 10000"
+_REPLICATED_TOKENS: Final = "replicated_deduplication_window = 50000, replicated_deduplication_window_seconds = 604800"
+"""Tokens are needed for as long as two may count one commit: some minutes; after a pause of all servers until intents go."""
 
 _REPLACING: Final = "ReplacingMergeTree(precedence)"
 _ADDING: Final = "AggregatingMergeTree"
@@ -25,7 +32,13 @@ _ADDING: Final = "AggregatingMergeTree"
 
 @dataclass(frozen=True)
 class Table:
-    """A table. `shard` is the expression by which its rows are spread; `expires` whether retention removes its rows."""
+    """A table.
+
+    Attributes:
+        shard: The expression by which its rows are spread.
+        expires: Whether retention removes its rows.
+        tokens: Whether it remembers the tokens of inserts.
+    """
 
     name: str
     columns: str
@@ -36,6 +49,7 @@ class Table:
     primary: str = ""
     expires: bool = False
     ttl: str = ""
+    tokens: bool = False
 
 
 _POINT: Final = """
@@ -95,6 +109,28 @@ TABLES: Final = (
         "run, series, metric",
         "series",
         primary="run, series",
+        tokens=True,
+    ),
+    Table(
+        "intent",
+        """
+    received DateTime('UTC') DEFAULT now() CODEC(Delta, ZSTD(1)),
+    number UInt64,
+    run UInt64,                                       -- 0: this row only says what is over
+    server UInt64,
+    over UInt64,                                      -- the number of a commit that is over, or 0
+    first Int64,                                      -- the earliest time of a point, and the latest
+    last Int64,
+    series Array(UInt64) CODEC(ZSTD(3)),
+    described String CODEC(ZSTD(3)),                  -- JSON: what those series are that no sum was known of
+    claimed_from Array(UInt64),                       -- commits whose points these are not, should they write them
+    claimed_series Array(UInt64),
+    claimed_time Array(Int64)""",
+        "MergeTree",
+        "received, run",
+        "run",
+        "toDate(received)",
+        ttl="received + INTERVAL 3 DAY",
     ),
     Table(
         "process",
@@ -264,12 +300,23 @@ def prepare(address: Address, retention_days: float | None) -> Connection:
                 f"{address} was made by a newer tensormeter (schema {version}, this one knows {SCHEMA_VERSION}); "
                 "upgrade tensormeter, or choose another database"
             )
-        if not version:
-            connection.execute(f"INSERT INTO annotation VALUES (0, 'schema', '{SCHEMA_VERSION}', 1)")
+        if version < SCHEMA_VERSION:
+            for statement in _upgrade(address.cluster) if version else ():
+                connection.execute(statement)
+            connection.execute(f"INSERT INTO annotation VALUES (0, 'schema', '{SCHEMA_VERSION}', {SCHEMA_VERSION})")
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _upgrade(cluster: str) -> Iterator[str]:
+    """The statements that bring tables of version 1 up to date, besides making those that are new."""
+    for table in TABLES:
+        if table.tokens and cluster:
+            yield f"ALTER TABLE {table.name}_local ON CLUSTER '{cluster}' MODIFY SETTING {_REPLICATED_TOKENS}"
+        elif table.tokens:
+            yield f"ALTER TABLE {table.name} MODIFY SETTING {_TOKENS}"
 
 
 def _create(table: Table, database: str, cluster: str, on: str, retention_days: float | None) -> str:
@@ -294,4 +341,6 @@ def _create(table: Table, database: str, cluster: str, on: str, retention_days: 
         ttl = f"received + INTERVAL {max(1, round(retention_days * 86400))} SECOND"
     if ttl:
         lines.append(f"TTL {ttl}")
+    if table.tokens:
+        lines.append(f"SETTINGS {_REPLICATED_TOKENS if cluster else _TOKENS}")
     return "\n".join(lines)

@@ -17,8 +17,10 @@ from tensormeter.server.store.clickhouse.commit import EVENT_COLUMNS, event_row
 from tensormeter.server.store.clickhouse.committer import Committer
 from tensormeter.server.store.clickhouse.events import EventReader
 from tensormeter.server.store.clickhouse.identity import Numbers
+from tensormeter.server.store.clickhouse.intents import Intents
 from tensormeter.server.store.clickhouse.log import Arrived, Log
 from tensormeter.server.store.clickhouse.points import PointReader
+from tensormeter.server.store.clickhouse.recount import Recount
 from tensormeter.server.store.clickhouse.request import Request
 from tensormeter.server.store.clickhouse.rowbinary import encode_rows
 from tensormeter.server.store.clickhouse.runs import Runs
@@ -90,16 +92,20 @@ class ClickHouseStore:
         self._runs = Runs(self._connection, stall_after)
         self._points = PointReader(self._connection, self._runs)
         self._events = EventReader(self._connection, self._runs)
-        self._committer = Committer(self._connection, self._numbers, self._log, commit_interval)
+        self._intents = Intents(self._connection)
+        self._committer = Committer(self._connection, self._numbers, self._log, self._intents, commit_interval)
         self._problem: str | None = None
         self._closed = False
         self._closing = threading.Lock()
         try:
+            self._recount = Recount(self._connection, self._intents)
             self._log.begin(self._numbers.take())
         except BaseException:
             self._connection.close()
             raise
+        self._working = threading.Lock()
         self._background = Background("tensormeter-clickhouse", self._look, _LOOK)
+        self._background.wake()
 
     def append_metrics(self, batches: Sequence[Batch], *, payload: bytes, batch_id: str | None = None) -> Receipt:
         """See `Store`."""
@@ -190,7 +196,7 @@ class ClickHouseStore:
         row = (run, names.project, names.run_id, time.time_ns())
         self._connection.insert("deleted", _DELETED_COLUMNS, encode_rows(_DELETED_COLUMNS, [row]))
         for table in TABLES:
-            if table.name not in ("deleted", "batch", "arrival"):
+            if table.name not in ("deleted", "batch", "arrival", "intent"):
                 name = self._local.format(table.name)
                 try:
                     self._connection.execute(f"ALTER TABLE {name} DELETE WHERE run = {run} SETTINGS mutations_sync = 0")
@@ -302,7 +308,12 @@ class ClickHouseStore:
         return self._connection.damage or self._problem
 
     def fold(self) -> None:
-        """There is nothing to fold: ClickHouse merges by itself."""
+        """See `Store`: count what dead commits left uncounted. ClickHouse merges by itself."""
+        self._check_open()
+        with self._committer.alone():
+            self._intents.tell()
+        with self._working:
+            self._show(self._recount.run())
 
     def close(self) -> None:
         """See `Store`."""
@@ -319,10 +330,19 @@ class ClickHouseStore:
             self._connection.rows("SELECT 1")
             with self._committer.alone() as number:
                 self._log.repeat(number)
+                self._intents.tell()
         except StoreUnavailableError as error:
             self._problem = str(error)
             raise
         self._problem = None
+        with self._working:
+            self._show(self._recount.run_if_due())
+
+    def _show(self, found: bool) -> None:
+        """What was counted late is in no reader's log: whoever holds a cursor must read anew."""
+        if found:
+            with self._committer.alone() as number:
+                self._log.begin(number)
 
     def _annotate(self, run: int, said: Mapping[str, Any]) -> None:
         if said:
