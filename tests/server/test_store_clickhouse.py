@@ -570,6 +570,54 @@ def test_clickhouse_goes_and_comes_back(start, make, eventually, own_clickhouse)
     assert len(lines) <= 4, server.stderr
 
 
+def test_clickhouse_is_killed_under_load(own_clickhouse, eventually):
+    """Whatever of a commit it has kept, sums are about the points that it has kept."""
+    where = parse_address(f"clickhouse://127.0.0.1:{own_clickhouse.port}/dying", {})
+    stores = [ClickHouseStore(where, commit_interval=0) for _ in range(2)]
+    stop, gone, stored, sent = threading.Event(), threading.Event(), [], iter(range(100_000))
+
+    def send(turn):
+        while not stop.is_set():
+            first = T0 + next(sent) * ROWS
+            gauge = Gauge("v", np.arange(first, first + ROWS).astype(np.uint64), np.ones(ROWS))
+            payload = encode_metrics([Batch({"tensormeter.run.id": "r", "service.instance.id": "p"}, [gauge])])
+            while True:
+                try:
+                    stores[turn % 2].append_metrics(decode_metrics(payload), payload=payload, batch_id=str(first))
+                except StoreUnavailableError:
+                    turn += 1
+                    if gone.wait(0.02):
+                        raise
+                else:
+                    stored.append(first)
+                    break
+
+    try:
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            sending = [pool.submit(send, turn) for turn in range(2)]
+            try:
+                for _ in range(KILLS):
+                    goal = len(stored) + 3
+                    eventually(lambda goal=goal: len(stored) >= goal)
+                    own_clickhouse.kill()
+                    own_clickhouse.begin()
+            except BaseException:
+                gone.set()  # it does not come back, so nobody may wait for it
+                raise
+            finally:
+                stop.set()
+            for future in sending:
+                future.result()
+        recount(stores[0])
+        (series,) = stores[0].read(RunRef("r"), Selection(["v"])).series
+        assert len(series.points) == len(stored) * ROWS
+        summary = stores[0].run(RunRef("r")).summary["v"]
+        assert (summary.count, summary.mean) == (len(stored) * ROWS, 1.0)
+    finally:
+        for store in stores:
+            store.close()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs prlimit, to fill and free a disk of another process")
 def test_clickhouse_with_a_full_disk(start, make, own_clickhouse):
     server = start("--store", f"clickhouse://127.0.0.1:{own_clickhouse.port}/full")
