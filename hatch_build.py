@@ -8,10 +8,10 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from build_hooks.extensions import Extensions
 from build_hooks.page import Page
-from build_hooks.writer import Writer
 
-PARTS = (Writer, Page)
+PARTS = (Extensions, Page)
 
 
 class BuildHook(BuildHookInterface):

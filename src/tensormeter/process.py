@@ -184,9 +184,14 @@ class RunProcess:
             wait(_WAIT)
         return False
 
+    @property
+    def sigterm_word(self) -> memoryview:
+        """Where it says when the process was told to end: if it just vanishes then, it was preempted and did not crash."""
+        return self.ring.words[HeaderWord.SIGTERM : HeaderWord.SIGTERM + 1]
+
     def note_sigterm(self) -> None:
-        """The process was told to end: if it just vanishes now, it was preempted and did not crash."""
-        self.ring.words[HeaderWord.SIGTERM] = time.time_ns()
+        """The process was told to end."""
+        self.sigterm_word[0] = time.time_ns()
 
     def close(self, state: State, message: str) -> None:
         """Record no more.

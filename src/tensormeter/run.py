@@ -432,13 +432,16 @@ def remember(run: Run) -> None:
     """A run has begun: finish it when the process ends."""
     ending.watch(finish_all)
     if run.settings.sigterm_timeout and run._process is not None:
-        ending.take_sigterm(_on_sigterm)
+        ending.take_sigterm(_on_sigterm, run.settings.sigterm_timeout)
+        ending.mark_sigterm(run._process.sigterm_word)
     open_runs.append(run)
 
 
 def _forget(run: Run) -> None:
     if run in open_runs:
         open_runs.remove(run)
+        if run._process is not None:
+            ending.unmark_sigterm(run._process.sigterm_word)
     if not open_runs:
         ending.give_sigterm_back()
 

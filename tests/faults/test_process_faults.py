@@ -11,8 +11,10 @@ import threading
 import pytest
 
 import tensormeter
-from tensormeter import Settings
+from tensormeter import Settings, ending
 from tensormeter.pipeline.directory import list_runs
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.words import HeaderWord, State
 
 ENDLESS = """
 run = tensormeter.init("faults")
@@ -195,9 +197,6 @@ def test_fault_33_ctrl_c(train, receiver, state, gone, oracle, wait_for, times):
     if times == 2:
         (run,) = list_runs(state)
         (ring,) = run.ring_files()
-        from tensormeter.ring.file import RingFile
-        from tensormeter.ring.words import State
-
         opened = RingFile.open(ring)
         wait_for(lambda: opened.state is State.FAILED, "finish waits")
 
@@ -287,6 +286,55 @@ while True:
     trainer.process.send_signal(signal.SIGTERM)
     trainer.ready()  # the handler has run
     trainer.kill()
+    gone()
+    oracle.agrees(receiver, range(1000))
+    assert end_event(receiver)["state"] == "preempted"
+
+
+HANG = """
+lib = ctypes.CDLL(None)
+mutex = ctypes.create_string_buffer(64)
+lib.pthread_mutex_init(mutex, None)
+lib.pthread_mutex_lock(mutex)
+print("ready", flush=True)
+lib.pthread_mutex_lock(mutex)
+"""
+
+
+@pytest.mark.skipif(ending._sigterm is None, reason="the handler in C could not be compiled")
+def test_fault_34_sigterm_while_native_code_hangs(train, receiver, gone, oracle):
+    """Python cannot run a handler; the process dies of the signal all the same, after `sigterm_timeout`."""
+    start = "import ctypes\nrun = tensormeter.init('faults')\nlog(run, range(1000))\n"
+    trainer = train(start + HANG, sigterm_timeout=0.3)
+    trainer.ready()
+    trainer.process.send_signal(signal.SIGTERM)
+    status, said = trainer.end()
+    assert status == -signal.SIGTERM, said
+    gone()
+    oracle.agrees(receiver, range(1000))
+    assert end_event(receiver)["state"] == "preempted"
+
+
+@pytest.mark.skipif(ending._sigterm is None, reason="the handler in C could not be compiled")
+def test_fault_34_sigterm_while_native_code_hangs_below_the_scripts_own_handler(
+    train, receiver, state, gone, oracle, wait_for
+):
+    """It is waited for, as without us; and killed, the run was preempted."""
+    start = """
+import ctypes
+signal.signal(signal.SIGTERM, lambda number, frame: None)
+run = tensormeter.init("faults")
+log(run, range(1000))
+"""
+    trainer = train(start + HANG, sigterm_timeout=0.1)
+    trainer.ready()
+    trainer.process.send_signal(signal.SIGTERM)
+    (run,) = list_runs(state)
+    (path,) = run.ring_files()
+    ring = RingFile.open(path)
+    wait_for(lambda: ring.words[HeaderWord.SIGTERM], "the time of the signal is stored")
+    trainer.kill()
+    assert trainer.process.returncode == -signal.SIGKILL
     gone()
     oracle.agrees(receiver, range(1000))
     assert end_event(receiver)["state"] == "preempted"

@@ -2,7 +2,8 @@
 
 What is hooked is chained, never replaced: the exception hook, `sys.exit`, and SIGTERM.
 SIGTERM is taken only from its default action or from a handler in Python, only on the main thread, and given back when there
-is no run left. A forked child gets back at once what was there before.
+is no run left. A forked child gets back at once what was there before. Python cannot run a handler while native code keeps the main
+thread; what happens then is in `_sigterm.c`, if that could be compiled.
 """
 
 import atexit
@@ -15,7 +16,21 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
-__all__ = ["describe_exception", "give_sigterm_back", "outcome", "sigterm_held", "take_sigterm", "watch"]
+try:
+    from tensormeter.ending import _sigterm
+except ImportError:
+    _sigterm = None  # type: ignore[assignment]
+
+__all__ = [
+    "describe_exception",
+    "give_sigterm_back",
+    "mark_sigterm",
+    "outcome",
+    "sigterm_held",
+    "take_sigterm",
+    "unmark_sigterm",
+    "watch",
+]
 
 _Handler = Callable[[int, FrameType | None], Any]
 
@@ -61,11 +76,12 @@ def describe_exception(kind: type[BaseException], error: BaseException | None) -
     return kind.__qualname__
 
 
-def take_sigterm(handle: Callable[[bool], None]) -> None:
+def take_sigterm(handle: Callable[[bool], None], limit: float) -> None:
     """Have a function called at SIGTERM, before whoever it was for. Does nothing where that is not possible.
 
     Args:
         handle: Is given whether the process ends with it, because the default action follows.
+        limit: Seconds after which the default action follows, should it be impossible to call anything.
     """
     global _taken_by
     if _previous or threading.current_thread() is not threading.main_thread():
@@ -77,6 +93,21 @@ def take_sigterm(handle: Callable[[bool], None]) -> None:
     _handlers[:] = [handle]
     _taken_by = os.getpid()
     signal.signal(signal.SIGTERM, _handle)
+    if _sigterm is not None:
+        with contextlib.suppress(OSError):  # no timer is left: then as where it could not be compiled
+            _sigterm.watch(0.0 if callable(previous) else limit)
+
+
+def mark_sigterm(word: memoryview) -> None:
+    """Have the time of a SIGTERM stored in this int64 the moment it comes, if it is ours."""
+    if _sigterm is not None:
+        _sigterm.mark(word)
+
+
+def unmark_sigterm(word: memoryview) -> None:
+    """No longer."""
+    if _sigterm is not None:
+        _sigterm.unmark(word)
 
 
 @contextlib.contextmanager
@@ -104,6 +135,8 @@ def give_sigterm_back() -> None:
 
 def _handle(number: int, frame: FrameType | None) -> None:
     global _told_to_end
+    if _sigterm is not None:
+        _sigterm.answered()
     if _holding and os.getpid() == _taken_by:
         _told_to_end = True
         _held.append(number)
