@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 import struct
+from pathlib import Path
 
 import pytest
 
@@ -159,6 +160,29 @@ def test_the_writer_counts_as_alive_until_it_releases(small, path):
     small.remove()
     assert not opened.writer_alive()
     assert list(path.parent.iterdir()) == []
+
+
+def test_the_writer_counts_as_alive_from_the_moment_its_file_can_be_found(path, monkeypatch):
+    """An agent thread of the same process may look at any time, and would take away the ring of a dead writer."""
+    seen = []
+    rename = Path.rename
+
+    def rename_and_look(self, target):
+        rename(self, target)
+        seen.append(RingFile.open(path).writer_alive())
+
+    monkeypatch.setattr(Path, "rename", rename_and_look)
+    ring = RingFile.create(path, {}, buffer_bytes=1 << 16)
+    assert seen == [True]
+    assert RingFile.open(path).writer_alive()
+    ring.release()
+
+
+def test_the_writer_counts_as_alive_however_its_file_is_spelled(small, path, tmp_path):
+    (tmp_path / "elsewhere").symlink_to(path.parent)
+    assert RingFile.open(tmp_path / "elsewhere" / path.name).writer_alive()
+    small.release()
+    assert not RingFile.open(tmp_path / "elsewhere" / path.name).writer_alive()
 
 
 def _write_and_wait(path, pipe):

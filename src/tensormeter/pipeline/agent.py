@@ -164,12 +164,7 @@ class Agent:
 
     def _work(self, spool: Spool) -> bool:
         settings = self._settings
-        if settings.mode == "online":
-            self._deliveries = [
-                Delivery(name, self._directory.spool, settings, self._wake.set) for name in settings.exporters
-            ]
-            for delivery in self._deliveries:
-                delivery.start()
+        self._start_deliveries()
         if settings.sample_interval and not self._one_shot:
             from tensormeter.pipeline.statistics import Statistics
 
@@ -197,8 +192,20 @@ class Agent:
         finally:
             if self._statistics:
                 self._statistics.stop()
+            self._stop_deliveries()
+
+    def _start_deliveries(self) -> None:
+        settings = self._settings
+        if settings.mode == "online":
+            self._deliveries = [
+                Delivery(name, self._directory.spool, settings, self._wake.set) for name in settings.exporters
+            ]
             for delivery in self._deliveries:
-                delivery.stop(_STOP_DELIVERY)
+                delivery.start()
+
+    def _stop_deliveries(self) -> None:
+        for delivery in self._deliveries:
+            delivery.stop(_STOP_DELIVERY)
 
     def _look(self, spool: Spool) -> bool | None:
         """One round. None to go on, else whether everything was delivered."""
@@ -333,11 +340,15 @@ class Agent:
         Returns:
             Whether everything was delivered; None to stay.
         """
+        delivered = spool.pending() == 0
+        if delivered:
+            self._stop_deliveries()  # before the lock is held: an exporter may take long to shut down, and `init` would wait
         with self._directory.siblings_locked():
             rings = [path for path in self._directory.ring_files() if path not in self._unreadable]
             if rings and not self._stopping and not self._one_shot:
+                if delivered:
+                    self._start_deliveries()
                 return None
-            delivered = spool.pending() == 0
             if not delivered:
                 self.error = "; ".join(delivery.error for delivery in self._deliveries if delivery.error)
                 if abandoned := spool.abandoned(self._settings.exporters):
@@ -347,8 +358,6 @@ class Agent:
             if not rings:
                 self._directory.remove_ring_directory()
             if delivered and not rings and not self._unreadable and spool.quarantined_items() == 0:
-                for delivery in self._deliveries:
-                    delivery.stop(_STOP_DELIVERY)
                 spool.close()
                 self._directory.remove()
             self._release_lock()

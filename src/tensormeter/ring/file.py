@@ -49,7 +49,7 @@ class RingFile:
     """
 
     def __init__(self, path: Path, mapping: mmap.mmap) -> None:
-        self.path = path
+        self.path = path.resolve()  # by which `writer_alive` knows it, however it was spelled
         self.buffer = mapping
         self.words = memoryview(mapping).cast("q")
         lanes = self.words[HeaderWord.LANES]
@@ -106,15 +106,17 @@ class RingFile:
             if not ring._append_entry(EntryKind.METADATA, payload):
                 raise RingError(f"ring file {path}: the run's metadata of {len(payload)} bytes does not fit")
             words[HeaderWord.MAGIC] = MAGIC
+            # Before an agent thread of this process can find the file, and take its writer for dead.
+            _owned.add(ring.path)
             temporary.rename(path)
         except BaseException as error:
+            _owned.discard(path.resolve())
             os.close(lock_file)
             path.with_suffix(".lock").unlink(missing_ok=True)
             temporary.unlink(missing_ok=True)
             if isinstance(error, OSError):
                 raise RingError(f"cannot reserve {offset} bytes for the ring file {path}: {error.strerror}") from error
             raise
-        _owned.add(path)
         return ring
 
     @classmethod
