@@ -1,15 +1,18 @@
 """Run directories: what they hold, who may see it, and the locks."""
 
+import fcntl
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from tensormeter.errors import SpoolError
+from tensormeter.pipeline import launch
 from tensormeter.pipeline.directory import RunDirectory, list_runs, runs_locked
 from tensormeter.settings import Settings
 
@@ -121,6 +124,72 @@ def test_the_agents_lock_is_held_by_one_descriptor_at_a_time(directory):
     again = directory.try_agent_lock()
     assert again is not None
     os.close(again)
+
+
+@pytest.fixture
+def forked():
+    """Forks a child that does nothing but live, as DataLoader workers do, until the test ends."""
+    children = []
+
+    def fork():
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.write(writing, b"!")
+            signal.pause()
+            os._exit(0)
+        children.append(child)
+        os.close(writing)
+        with open(reading, "rb") as lives:
+            assert lives.read(1) == b"!"  # what is to be done after a fork is done
+        return child
+
+    yield fork
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_child_forked_while_runs_are_locked_does_not_keep_them_locked(settings, forked):
+    with runs_locked(settings.directory):
+        forked()
+    with (settings.directory / "runs" / ".lock").open("r+b") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if somebody holds it
+
+
+@pytest.mark.parametrize("kind", ["process", "thread"])
+def test_a_child_forked_while_an_agent_is_started_does_not_keep_its_lock(
+    kind, settings, directory, forked, monkeypatch
+):
+    """Another thread may fork at any time; whoever holds the lock passes for the run's agent."""
+    started = []
+
+    def start(_directory, _settings, lock):
+        child = forked()
+        started.append(os.dup(lock))  # the agent's
+        return child
+
+    monkeypatch.setattr(launch, "_spawn", start)
+    monkeypatch.setattr(launch, "_start_thread", start)
+    assert launch.ensure_agent(directory, settings.replace(agent=kind))
+    assert not launch.ensure_agent(directory, settings.replace(agent=kind))
+    os.close(started[0])  # it dies
+    lock = directory.try_agent_lock()
+    assert lock is not None
+    os.close(lock)
+
+
+def test_an_agent_whose_thread_cannot_be_started_leaves_the_lock(settings, directory, monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start"):
+            launch.ensure_agent(directory, settings.replace(agent="thread"))
+    lock = directory.try_agent_lock()
+    assert lock is not None
+    os.close(lock)
 
 
 HOLDING = """

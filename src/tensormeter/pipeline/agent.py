@@ -9,6 +9,7 @@ delivery again at once.
 """
 
 import contextlib
+import fcntl
 import logging
 import os
 import signal
@@ -93,8 +94,10 @@ class Agent:
         self.error = ""
         """Why something is still not delivered, after `run`."""
 
-    def close_lock_after_fork(self) -> None:
-        """In a forked child of a process that runs the agent as a thread: the lock is the parent's alone."""
+    def close_lock(self) -> None:
+        """Let go of the descriptor, for an agent that does not run: one whose thread could not be started, and in a forked
+        child its parent's, which keeps the lock.
+        """
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -366,6 +369,7 @@ class Agent:
     def _release_lock(self) -> None:
         if self._lock >= 0:
             os.ftruncate(self._lock, 0)
+            fcntl.flock(self._lock, fcntl.LOCK_UN)  # whoever else may have it open
             os.close(self._lock)
             self._lock = -1
 

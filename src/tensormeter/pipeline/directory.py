@@ -254,6 +254,7 @@ def _locked(path: Path) -> Iterator[None]:
                 Event().wait(_LOCK_INTERVAL)
         yield
     finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough: a child forked meanwhile has it open as well
         os.close(descriptor)
 
 

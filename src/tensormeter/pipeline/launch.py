@@ -17,6 +17,9 @@ __all__ = ["ensure_agent", "reap_agents"]
 
 _INHERITED_LOCK: Final = 3
 _children: set[int] = set()
+_handed_over: set[int] = set()
+"""Locks on their way to an agent. A child that another thread forks now would hold them as long as it lives."""
+
 _thread_agents: "weakref.WeakSet[Agent]" = weakref.WeakSet()
 
 
@@ -36,12 +39,14 @@ def ensure_agent(directory: RunDirectory, settings: Settings) -> bool:
     lock = directory.try_agent_lock()
     if lock is None:
         return False
+    _handed_over.add(lock)
     try:
         if settings.agent == "thread":
-            _start_thread(directory, settings, os.dup(lock))
+            _start_thread(directory, settings, lock)
         else:
             _children.add(_spawn(directory, settings, lock))
     finally:
+        _handed_over.discard(lock)
         os.close(lock)
     return True
 
@@ -83,15 +88,21 @@ def _spawn(directory: RunDirectory, settings: Settings, lock: int) -> int:
 def _start_thread(directory: RunDirectory, settings: Settings, lock: int) -> None:
     from tensormeter.pipeline.agent import Agent  # NumPy, SQLite and HTTP: only where the thread is wanted
 
-    agent = Agent(directory, settings, lock)
+    agent = Agent(directory, settings, os.dup(lock))
     _thread_agents.add(agent)
-    threading.Thread(target=agent.run, name="tensormeter-agent", daemon=True).start()
+    try:
+        threading.Thread(target=agent.run, name="tensormeter-agent", daemon=True).start()
+    except BaseException:  # RuntimeError: no thread can be started
+        agent.close_lock()
+        raise
 
 
 def _after_fork() -> None:
     _children.clear()
+    while _handed_over:
+        os.close(_handed_over.pop())
     for agent in _thread_agents:
-        agent.close_lock_after_fork()
+        agent.close_lock()
     _thread_agents.clear()
 
 
