@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensormeter.errors import UsageError
-from tensormeter.otlp.batch import Event
+from tensormeter.otlp.batch import Batch, Event
 from tensormeter.otlp.encode import encode_events
 from tensormeter.server.query.filter import parse_filter
 
@@ -369,3 +369,24 @@ def test_one_id_in_two_projects_can_be_named(server, make):
     found = server.query("left/both", "right/both", metrics=["v"])["series"]
     assert [series["y"] for series in found] == [[1.0], [2.0]]
     assert server.query("both", metrics=["v"], project="right")["series"][0]["y"] == [2.0]
+
+
+def test_metrics_of_several_runs_are_one_list(server, make):
+    for run, processes in (("m0", ("p0", "p1")), ("m1", ("p2",))):
+        for process in processes:
+            at = T0 + int(run[1])
+            series = [
+                make.gauge("shared", [at], [float(run[1])]),
+                make.gauge("split", [at], [1.0], part="all"),
+                make.gauge("split", [at], [1.0], part=run),
+                make.gauge(f"only-{run}", [at], [1.0]),
+            ]
+            server.metrics(Batch(make.resource(run, process, project="union"), series))
+    found = {one["name"]: one for one in server.get("/api/v1/metrics?runs=m0,m1&project=union")["metrics"]}
+    assert set(found) == {"shared", "split", "only-m0", "only-m1"}
+    shared = found["shared"]
+    assert (shared["points"], shared["processes"], shared["last"], shared["last_time"]) == (3, 2, 1.0, str(T0 + 1))
+    assert [one["part"] for one in found["split"]["attributes"]] == ["all", "m0", "m1"]
+    assert server.get("/api/v1/metrics?runs=m1&project=union") == server.get("/api/v1/runs/m1/metrics?project=union")
+    for runs, status in (("", 400), (",".join(["m0"] * 201), 400), ("m0,nobody", 404)):
+        assert server.send("GET", f"/api/v1/metrics?runs={runs}")[0] == status

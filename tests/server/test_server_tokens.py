@@ -27,6 +27,7 @@ ROUTES = [
     ("PATCH", "/api/v1/runs/{run_id}"),
     ("DELETE", "/api/v1/runs/{run_id}"),
     ("GET", "/api/v1/runs/{run_id}/metrics"),
+    ("GET", "/api/v1/metrics"),
     ("GET", "/api/v1/runs/{run_id}/events"),
     ("GET", "/api/v1/runs/{run_id}/media/{digest}"),
     ("GET", "/api/v1/runs/{run_id}/series"),
@@ -132,7 +133,7 @@ def test_a_token_of_one_project_sees_no_other(server, tokens, method, path):
         "POST": {"runs": ["only-b"], "metrics": ["secret/loss"], "x": "time"},
     }
     for query in ({}, {"project": "b"}, {"project": "a"}, {"project": ""}):
-        more = {} if method == "POST" else {"metric": "secret/loss", "filter": "points > 0"}
+        more = {} if method == "POST" else {"metric": "secret/loss", "filter": "points > 0", "runs": "only-b"}
         answer = ask(server, tokens["a"], method, target, bodies.get(method), **query, **more)
         assert answer.status == (200 if path in ("/api/v1/projects", "/api/v1/runs") else 404), answer.data
         if answer.status == 200:
@@ -141,6 +142,7 @@ def test_a_token_of_one_project_sees_no_other(server, tokens, method, path):
     if method == "POST":
         for run in ("b/only-b", "b/same"):
             assert ask(server, tokens["a"], method, path, bodies["POST"] | {"runs": [run]}).status == 404
+            assert ask(server, tokens["a"], "GET", "/api/v1/metrics", runs=f"only-a,{run}").status == 404
     assert ask(server, tokens["admin"], "GET", "/api/v1/runs/only-b").json()["notes"] == ""
 
 

@@ -236,6 +236,13 @@ def openapi_document() -> dict[str, Any]:
             "delete": _operation("Delete a run.", None, named),
         },
         f"{run}/metrics": {"get": _operation("Its metrics.", _shape(metrics=_list(_ref("Metric"))), named)},
+        "/api/v1/metrics": {
+            "get": _operation(
+                "Every metric that any of some runs has.",
+                _shape(metrics=_list(_ref("Metric"))),
+                [_parameter("runs", {"type": "string", "pattern": "^[^,]+(,[^,]+){0,199}$"}, required=True), _PROJECT],
+            )
+        },
         f"{run}/events": {
             "get": _operation(
                 "Its events, the newest first.",

@@ -15,10 +15,11 @@ from tensormeter.server.api.request import (
     json_response,
     optional_integer,
     parameters,
+    parse_ref,
     read_json,
     run_ref,
 )
-from tensormeter.server.api.shapes import event_json, metrics_json, process_json, run_json, trim_config
+from tensormeter.server.api.shapes import event_json, join_metrics, metrics_json, process_json, run_json, trim_config
 from tensormeter.server.query.runs import find_runs
 from tensormeter.server.scope import Stores
 from tensormeter.server.store import RunChanges
@@ -29,6 +30,7 @@ MAX_PAGE: Final = 1000
 MAX_EVENTS: Final = 10_000
 MAX_TEXT: Final = 65_536
 MAX_TAGS: Final = 100
+MAX_RUNS: Final = 200
 
 _RUN: Final = "/api/v1/runs/{run_id}"
 
@@ -55,6 +57,7 @@ class RunsApi:
             # One route, so that the answer to any other method names all of these.
             Route(_RUN, self.run, methods=["GET", "PATCH", "DELETE"]),
             Route(f"{_RUN}/metrics", self.metrics),
+            Route("/api/v1/metrics", self.metrics_of_runs),
             Route(f"{_RUN}/events", self.events),
             Route(f"{_RUN}/media/{{digest}}", self.media),
         ]
@@ -137,6 +140,19 @@ class RunsApi:
             lambda: encode({"metrics": metrics_json(self._stores.of(request).metrics(ref))})
         )
         return json_response(found)
+
+    async def metrics_of_runs(self, request: Request) -> Response:
+        """Every metric that any of some runs has."""
+        query = parameters(request)
+        refs = [parse_ref(text, query.get("project")) for text in query.get("runs", "").split(",") if text]
+        if not refs or len(refs) > MAX_RUNS:
+            raise HTTPException(400, f"runs: expected 1 to {MAX_RUNS} ids between commas")
+
+        def work() -> bytes:
+            store = self._stores.of(request)
+            return encode({"metrics": join_metrics([metrics_json(store.metrics(ref)) for ref in refs])})
+
+        return json_response(await self._threads.run(work))
 
     async def events(self, request: Request) -> Response:
         """Events of a run, the newest first."""

@@ -7,7 +7,7 @@ from typing import Any
 from tensormeter.server.store import MetricSummary, ProcessSummary, RunSummary, StoredEvent
 from tensormeter.server.store.canonical import json_value
 
-__all__ = ["event_json", "metrics_json", "process_json", "run_json", "trim_config"]
+__all__ = ["event_json", "join_metrics", "metrics_json", "process_json", "run_json", "trim_config"]
 
 
 def run_json(run: RunSummary, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -61,6 +61,31 @@ def metrics_json(series: Sequence[MetricSummary]) -> list[dict[str, Any]]:
     for one in series:
         groups.setdefault((one.metric, one.kind.name), []).append(one)
     return [_metric(group) for group in groups.values()]
+
+
+def join_metrics(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """What `metrics_json` said of several runs as one list: `processes` are those of the run that has most of them."""
+    joined: dict[tuple[str, str], dict[str, Any]] = {}
+    seen: dict[tuple[str, str], set[str]] = {}
+    for metrics in runs:
+        for one in metrics:
+            key = one["name"], one["kind"]
+            known = joined.get(key)
+            new = [
+                attributes for attributes in one["attributes"] if repr(attributes) not in seen.setdefault(key, set())
+            ]
+            seen[key].update(map(repr, new))
+            if known is None:
+                joined[key] = {**one, "attributes": new}
+                continue
+            newest = one if int(one["last_time"] or 0) > int(known["last_time"] or 0) else known
+            joined[key] = {
+                **newest,
+                "attributes": [*known["attributes"], *new],
+                "points": known["points"] + one["points"],
+                "processes": max(known["processes"], one["processes"]),
+            }
+    return list(joined.values())
 
 
 def event_json(event: StoredEvent) -> dict[str, Any]:
