@@ -217,17 +217,39 @@ def measure(browser: Browser, contender: Any) -> Reading:
 
 
 def live_update(browser: Browser, contender: Tensormeter, shape: Shape) -> tuple[float, float]:
-    """(bytes, milliseconds of the page's main thread) that ten new points of each metric in each of ten runs cost."""
+    """(bytes, those of the stream too, and milliseconds of the page's main thread) that ten new points of each metric in each of ten runs cost."""
     context = browser.new_context(viewport=VIEWPORT)
     page = context.new_page()
     session = context.new_cdp_session(page)
-    page.goto(contender.url)
-    page.wait_for_function(f"() => {contender.chart} > 0 && {contender.pending} === 0", timeout=PATIENCE_MS)
-    page.wait_for_timeout(2500)
     session.send("Network.enable")
     session.send("Performance.enable")
+    streams: set[str] = set()
+    waiting: set[str] = set()
     sizes: list[float] = []
-    session.on("Network.loadingFinished", lambda event: sizes.append(event["encodedDataLength"]))
+
+    def begin(event: dict[str, Any]) -> None:
+        (streams if "/stream?" in event["request"]["url"] else waiting).add(event["requestId"])
+
+    def end(event: dict[str, Any]) -> None:
+        waiting.discard(event["requestId"])
+        sizes.append(event.get("encodedDataLength", 0))
+
+    def receive(event: dict[str, Any]) -> None:
+        if event["requestId"] in streams:
+            sizes.append(event["encodedDataLength"])
+
+    session.on("Network.requestWillBeSent", begin)
+    session.on("Network.loadingFinished", end)
+    session.on("Network.loadingFailed", end)
+    session.on("Network.dataReceived", receive)
+    page.goto(contender.url)
+    page.wait_for_function(f"() => {contender.chart} > 0 && {contender.pending} === 0", timeout=PATIENCE_MS)
+    # What is read behind the first picture is no part of an update.
+    calm = 0
+    while calm < 10:
+        page.wait_for_timeout(250)
+        calm = 0 if waiting else calm + 1
+    sizes.clear()
 
     def busy() -> float:
         metrics = {one["name"]: one["value"] for one in session.send("Performance.getMetrics")["metrics"]}

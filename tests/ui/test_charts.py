@@ -85,6 +85,24 @@ def test_hover_shows_all_values_highest_first(tab: Any) -> None:
     assert sorted(beside, reverse=True) == values
 
 
+def test_keys_read_values_and_zoom(tab: Any) -> None:
+    page = tab.go("#/p/vision/runs/vis00?q=train/loss$")
+    plot = tab.card(LOSS).get_by_role("slider", name="Values of train/loss")
+    tab.settle()
+    plot.focus()
+    page.keyboard.press("End")
+    expect(page.locator(".tooltip")).to_contain_text("step 2999")
+    page.keyboard.press("Shift+ArrowLeft")
+    expect(page.locator(".tooltip")).to_contain_text(re.compile(r"step 2[67]\d\d"))
+    expect(plot).to_have_attribute("aria-valuetext", re.compile(r"^resnet18-calm-00 0\.\d+$"))
+    page.keyboard.press("+")
+    page.wait_for_function("() => location.hash.includes('from=19')")
+    page.keyboard.press("0")
+    page.wait_for_function("() => !location.hash.includes('from=')")
+    page.keyboard.press("Tab")
+    expect(page.locator(".tooltip")).to_be_hidden()
+
+
 def test_the_spike_stays_in_sight(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis00")
     card = tab.card(LOSS)
@@ -193,6 +211,12 @@ def test_groups_have_mean_and_range(tab: Any) -> None:
     expect(readings).to_have_count(2)
     expect(readings.first).to_contain_text(re.compile(r"optimizer = (adamw|sgd).* to .*mean of 3"))
     expect(card.locator(".legend button")).to_have_text(["optimizer = adamw", "optimizer = sgd"])
+    with page.expect_download() as download:
+        save(page, card, "CSV")
+    header, first, *_ = Path(download.value.path()).read_text().splitlines()
+    assert header == "step,series,value,smoothed,low,high"
+    low, high = map(float, first.split(",")[4:])
+    assert low < float(first.split(",")[2]) < high
 
 
 def test_ranks_name_the_straggler(tab: Any) -> None:
@@ -292,7 +316,11 @@ def test_many_runs_of_many_metrics(tab: Any) -> None:
     ids = ",".join(f"wide{run:03}" for run in range(100))
     page = tab.go(f"#/p/wide/runs/{ids}")
     card = tab.card("block00/weight00/norm")
-    expect(tab.hover(card)).to_contain_text("and 76 more, in the list of runs")
+    tooltip = tab.hover(card)
+    # The highest ones, and the one at the pointer.
+    expect(tooltip).to_contain_text(re.compile("and 7[56] more"))
+    expect(tooltip.locator(".nearest")).to_have_count(1)
+    expect(page.locator(".runlist .nearest")).to_contain_text(tooltip.locator(".nearest .name").inner_text())
     assert len([text for text in page.locator(".runlist .value").all_inner_texts() if text]) == 100
 
 
@@ -317,3 +345,41 @@ def test_live_without_reading_the_past_again(open_tab: Callable[..., Any], site:
     tab.card("fresh/metric")
     sender.event("run.end", began + 3 * SECOND, {"state": "failed"})
     expect(page.locator(".health .badge")).to_have_text("failed")
+
+
+def test_runs_that_grow_stay_small_and_keep_their_spikes(open_tab: Callable[..., Any], site: Any) -> None:
+    began = time.time_ns()
+    one, other = (Sender(site.post, "live", run, "twin") for run in ("twin1", "twin2"))
+
+    def grow(first: int, n: int, value: float) -> None:
+        steps = np.arange(first, first + n, dtype=np.int64)
+        one.rows(began + steps, steps, {"loss": np.where(steps == 500, 9.0, value)})
+
+    for sender in (one, other):
+        sender.event("run.start", began, {"config": {}})
+    grow(0, 1000, 1.0)
+    few = np.arange(10, dtype=np.int64)
+    other.rows(began + few, few, {"loss": few * 0 + 2.0, "second": few})
+    tab = open_tab(site.url)
+    page = tab.go("#/p/live/runs/twin1,twin2")
+    card = tab.card("loss")
+    tab.card("second")
+    tab.settle()
+    names = tab.hover(card).locator(".reading .name")
+    expect(names).to_have_text(["twin (twin2)", "twin (twin1)"])
+    for turn in range(1, 6):
+        with page.expect_response("**/api/v1/query"):
+            grow(turn * 1000, 1000, 1 + turn / 10)
+        tab.settle()
+    with page.expect_download() as download:
+        save(page, card, "CSV")
+    rows = [line.split(",") for line in Path(download.value.path()).read_text().splitlines() if "twin1" in line]
+    assert len(rows) < 4000
+    assert max(float(row[2]) for row in rows) == 9
+    assert [row[0] for row in (rows[0], rows[-1])] == ["0", "5999"]
+    other.rows(began + few + SECOND, few + 10, {"third": few})
+    tab.card("third")
+    # Of runs beside each other the metrics come together.
+    assert not tab.asked("/runs/twin2/metrics")
+    for sender in (one, other):
+        sender.event("run.end", began + 3 * SECOND, {"state": "finished"})

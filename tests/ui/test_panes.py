@@ -143,7 +143,9 @@ def test_overview_tells_how_it_ended(tab: Any) -> None:
     expect(run).to_contain_text("4f1c2d9a7be0")
     expect(run).to_contain_text("python train.py --config")
     expect(page.get_by_role("region", name="Alerts")).to_contain_text("ERROR NaN train/loss is NaN since step 2940")
-    expect(page.get_by_role("region", name="Configuration")).to_contain_text("model.depth")
+    expect(page.get_by_role("region", name="Configuration")).to_contain_text(
+        re.compile(r"learning_rate\s*0\.000991\d{9,}")
+    )
     expect(page.get_by_role("region", name="Environment")).to_contain_text("gpu-node-1")
 
 

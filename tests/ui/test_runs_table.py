@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
 from live_server import FRAMES
 from playwright.sync_api import Page, expect
 from sample_runs import Sender
@@ -120,6 +121,19 @@ def test_group_and_fold(tab: Any) -> None:
     page.wait_for_function("() => document.querySelectorAll('.rows .row:not([hidden]):not(.group) a').length === 6")
 
 
+def test_a_table_in_groups_follows_what_happens(open_tab: Callable[..., Any], site: Any) -> None:
+    sender = Sender(site.post, "begun", "begun1", "just begun")
+    began = time.time_ns()
+    sender.event("run.start", began, {"config": {"lr": 1}})
+    page = open_tab(site.url).go("#/p/begun?group=tags")
+    expect(page.locator(".row.group .heading")).to_contain_text("1 runs")
+    steps = np.arange(3, dtype=np.int64)
+    sender.rows(began + steps, steps, {"loss": steps + 0.5})
+    sender.event("run.end", began + 10, {"state": "finished"})
+    expect(page.locator(".rows .badge").filter(has_text="finished")).to_be_visible()
+    expect(page.locator(".row.group .heading")).to_contain_text("loss 2.5 on average")
+
+
 def test_choose_pin_and_hide_columns(tab: Any) -> None:
     page = tab.go("#/p/vision?columns=state,config.seed")
     page.get_by_role("button", name="Choose columns").click()
@@ -209,9 +223,14 @@ def test_a_link_shows_the_same(tab: Any, open_tab: Callable[..., Any]) -> None:
 
 
 def test_keys_move_select_and_open(tab: Any) -> None:
-    page = tab.go("#/p/vision?sort=config.seed&columns=state")
+    page = tab.go("#/p/vision?sort=config.seed&columns=state,tags,notes")
     expect(page.get_by_text("12 runs", exact=True)).to_be_visible()
     page.get_by_role("grid").focus()
+    for key, field in (("n", "Text"), ("#", "Tags, separated by commas")):
+        page.keyboard.press(key)
+        expect(page.get_by_label(field)).to_be_focused()
+        page.keyboard.press("Escape")
+        expect(page.get_by_role("grid")).to_be_focused()
     for key in ("ArrowDown", "ArrowDown", "Space", "ArrowUp", "Space"):
         page.keyboard.press(key)
     expect(page.get_by_role("button", name="Compare 2")).to_be_visible()

@@ -222,6 +222,12 @@ export async function metrics(id: string, project: string): Promise<Metric[]> {
   return (await json<{ metrics: Metric[] }>(`${runPath(id)}/metrics${query({ project })}`)).metrics;
 }
 
+/** What any of several runs has. */
+export async function metricsOf(ids: string[], project: string): Promise<Metric[]> {
+  const runs = ids.map((id) => reference(project, id)).join(",");
+  return (await json<{ metrics: Metric[] }>(`/metrics${query({ runs })}`)).metrics;
+}
+
 export async function ranks(
   id: string,
   parameters: { project: string; metric: string; x: string; start?: number; stop?: number; max_points?: number },

@@ -59,6 +59,14 @@ export function arrange(parent: Element, elements: Element[]): void {
   }
 }
 
+/** What a select offers, as pairs of value and label. It stays as it is, and open, where nothing has changed. */
+export function options(select: HTMLSelectElement, wanted: [string, string][]): void {
+  const key = JSON.stringify(wanted);
+  if (select.dataset.key === key) return;
+  select.dataset.key = key;
+  fill(select, ...wanted.map(([value, label]) => h("option", { value }, label)));
+}
+
 export function svg(tag: string, attributes: Record<string, string | number>, ...children: Node[]): SVGElement {
   const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, String(value));

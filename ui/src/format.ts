@@ -2,13 +2,13 @@
 
 const SI = ["", "k", "M", "G", "T", "P", "E"];
 
-/** A measured value: four significant digits, scientific where that is shorter. */
+/** A measured value: four significant digits, scientific where that is shorter; whole numbers whole. */
 export function number(value: number): string {
   if (Number.isNaN(value)) return "NaN";
   if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
   if (value === 0) return "0";
   const size = Math.abs(value);
-  if (Number.isInteger(value) && size < 1e7) return String(value).replace("-", "−");
+  if (Number.isInteger(value) && size < 1e12) return String(value).replace("-", "−");
   if (size >= 1e7 || size < 1e-3) return value.toExponential(3).replace(/\.?0+e/, "e").replace("e+", "e").replaceAll("-", "−");
   return String(Number(value.toPrecision(4))).replace("-", "−");
 }
@@ -99,6 +99,11 @@ export function value(content: unknown): string {
   if (typeof content === "number") return number(content);
   if (typeof content === "string") return content;
   return JSON.stringify(content);
+}
+
+/** The same with all digits, as somebody has set it. */
+export function setting(content: unknown): string {
+  return typeof content === "number" ? String(content) : value(content);
 }
 
 /** Nested objects as paths with dots: {a: {b: 1}} is {"a.b": 1}. */

@@ -54,8 +54,10 @@ const KEYS: [string, string][] = [
   ["Space", "select a run to compare"],
   ["Enter", "open a run"],
   ["c", "compare what is selected"],
+  ["n #", "edit the notes or the tags of a run, where they are columns"],
   ["Esc", "close, or leave a field"],
-  ["0", "zoom out"],
+  ["← →", "read the values of a chart, with Shift in leaps"],
+  ["+ 0", "zoom in there, zoom out"],
   ["t", "light or dark"],
 ];
 

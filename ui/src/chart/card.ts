@@ -113,7 +113,7 @@ export class Card {
     const empty = this.view.traces.every(({ x }) => x.length === 0);
     this.area.style.visibility = empty ? "hidden" : "";
     this.say(empty ? (this.view.window ? "Nothing in this range. Double-click any chart to zoom out." : "No points yet.") : "");
-    this.plot ??= new Plot(this.area, shown, {
+    this.plot ??= new Plot(this.area, this.source.title, shown, {
       zoom: this.events.zoom,
       hover: (at, readings, place) => this.hover(at, readings, place),
     });

@@ -192,6 +192,34 @@ export function join(left: Curve, right: Curve): Curve {
   return ordered ? { x, y } : sorted(x, y);
 }
 
+/** A curve of fewer points: of each of so many equal parts of its range the first, the last, the lowest, the highest and a NaN. */
+export function thin({ x, y }: Curve, parts: number): Curve {
+  const start = x[0] ?? 0;
+  const width = ((x[x.length - 1] ?? 0) - start) / parts || 1;
+  const kept: number[] = [];
+  let from = 0;
+  for (let part = 0; from < x.length; part++) {
+    const to = part + 1 >= parts ? x.length : lowerBound(x, start + width * (part + 1));
+    if (to > from) kept.push(...telling(y, from, to));
+    from = Math.max(from, to);
+  }
+  return { x: Float64Array.from(kept, (i) => x[i] as number), y: Float64Array.from(kept, (i) => y[i] as number) };
+}
+
+/** Which of the points `from` to `to` say most about all of them, in their order. */
+function telling(y: Float64Array, from: number, to: number): number[] {
+  let [low, high, bad] = [-1, -1, -1];
+  for (let i = from; i < to; i++) {
+    const value = y[i] as number;
+    if (Number.isNaN(value)) bad = i;
+    else {
+      if (low < 0 || value < (y[low] as number)) low = i;
+      if (high < 0 || value > (y[high] as number)) high = i;
+    }
+  }
+  return [...new Set([from, low, high, bad, to - 1])].filter((i) => i >= 0).sort((a, b) => a - b);
+}
+
 /** Rows may arrive late and for earlier steps. */
 function sorted(x: Float64Array, y: Float64Array): Curve {
   const order = Uint32Array.from(x, (_, i) => i).sort((a, b) => (x[a] as number) - (x[b] as number) || a - b);

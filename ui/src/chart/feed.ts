@@ -2,7 +2,7 @@
 
 import * as api from "../api";
 import { follow, type Update } from "../live";
-import { join } from "./curve";
+import { type Curve, join, thin } from "./curve";
 
 export interface Wanted {
   x: string;
@@ -21,6 +21,10 @@ interface Waiting {
 }
 
 const BATCH_POINTS = 50_000;
+/** Points that a line has grown by, mostly, when it is asked for again. */
+const GROWN_POINTS = 50;
+/** How many times the points that are asked for a line may have before it is made of fewer. */
+const GROWN_TIMES = 4;
 const MAX_REQUESTS = 3;
 const MAX_METRICS = 100;
 
@@ -161,7 +165,7 @@ export class Feed {
       let room = BATCH_POINTS;
       for (const one of this.waiting) {
         if (this.cursorOf(one) !== cursor || this.maxPoints(one.metric) !== points) continue;
-        room -= points * this.lines(one.metric);
+        room -= (cursor ? GROWN_POINTS : points) * this.lines(one.metric);
         if (batch.length > 0 && (room < 0 || batch.length >= MAX_METRICS)) break;
         batch.push(one);
       }
@@ -196,7 +200,7 @@ export class Feed {
       for (const name of names) {
         const fresh = answer.series.filter(({ metric }) => metric === name);
         const before = cursor && !answer.reset ? (this.entries.get(name)?.lines ?? []) : [];
-        this.entries.set(name, { cursor: answer.cursor, lines: merge(before, fresh) });
+        this.entries.set(name, { cursor: answer.cursor, lines: merge(before, fresh, maxPoints) });
       }
       for (const { metric, resolve } of batch) resolve(this.entries.get(metric)?.lines ?? []);
       // The stream began meanwhile: what arrived between the two is in neither.
@@ -219,11 +223,17 @@ function key(line: api.Line): string {
   return JSON.stringify([line.run, line.process, line.attributes]);
 }
 
-function merge(before: api.Line[], fresh: api.Line[]): api.Line[] {
+function merge(before: api.Line[], fresh: api.Line[], points: number): api.Line[] {
   const lines = new Map(before.map((line) => [key(line), line]));
   for (const line of fresh) {
     const old = lines.get(key(line));
-    lines.set(key(line), old ? { ...old, ...join(old, line), total: old.total + line.total } : line);
+    lines.set(key(line), old ? { ...old, ...grow(old, line, points), total: old.total + line.total } : line);
   }
   return [...lines.values()];
+}
+
+/** A page that is open for days must not hold, nor draw, all that came meanwhile. */
+function grow(old: api.Line, fresh: api.Line, points: number): Curve {
+  const curve = join(old, fresh);
+  return curve.x.length > points * GROWN_TIMES ? thin(curve, points / 2) : curve;
 }

@@ -44,6 +44,8 @@ export interface Reading {
   note: string;
   low?: number;
   high?: number;
+  /** Its curve is the one at the pointer. */
+  nearest?: boolean;
 }
 
 export interface PlotEvents {
@@ -51,6 +53,9 @@ export interface PlotEvents {
   hover: (at: number | null, readings: Reading[], place: { left: number; top: number }) => void;
 }
 
+/** Shares of a plot's width by which keys move the cursor, the latter with Shift. */
+const KEY_STEP = 0.01;
+const KEY_LEAP = 0.1;
 const MINUTE = 60;
 const HOUR = 3600;
 /** Seconds between ticks that are easily read as durations. */
@@ -72,11 +77,14 @@ export class Plot {
   outside = 0;
   private plot: uPlot | null = null;
   private shape = "";
+  /** Whether keys move the cursor. */
+  private keyed = false;
   private x: Range = { min: 0, max: 1 };
   private y: [number, number] = [0, 1];
 
   constructor(
     private readonly parent: HTMLElement,
+    private readonly name: string,
     private view: View,
     private readonly events: PlotEvents,
   ) {}
@@ -205,6 +213,7 @@ export class Plot {
         init: [
           (plot) => {
             plot.over.addEventListener("dblclick", () => this.events.zoom(null));
+            this.takeKeys(plot);
           },
         ],
       },
@@ -238,16 +247,49 @@ export class Plot {
     context.restore();
   }
 
+  /** The arrows move the cursor, so who has no pointer reads values too; plus zooms in around it. */
+  private takeKeys(plot: uPlot): void {
+    const { over } = plot;
+    const attributes = { tabindex: 0, role: "slider", "aria-label": `Values of ${this.name}: arrow keys`, "aria-valuenow": 0 };
+    for (const [name, value] of Object.entries(attributes)) over.setAttribute(name, String(value));
+    over.addEventListener("keydown", (event) => {
+      if (event.ctrlKey || event.metaKey || event.altKey) return;
+      const { clientWidth: width, clientHeight: height } = over;
+      const from = this.keyed ? (plot.cursor.left ?? 0) : -1;
+      const step = width * (event.shiftKey ? KEY_LEAP : KEY_STEP);
+      const middle = width / 2;
+      const places: Record<string, number> = { ArrowLeft: from < 0 ? middle : from - step, ArrowRight: from < 0 ? middle : from + step, Home: 0, End: width };
+      const place = places[event.key];
+      if (place !== undefined) {
+        this.keyed = true;
+        move(plot, Math.max(0, Math.min(width, place)), height / 2);
+      } else if (event.key === "+" && from >= 0) {
+        const at = plot.posToVal(from, "x");
+        const half = (plot.posToVal(width, "x") - plot.posToVal(0, "x")) / 4;
+        this.events.zoom([at - half, at + half]);
+      } else return;
+      event.preventDefault();
+      event.stopPropagation();
+    });
+    over.addEventListener("blur", () => {
+      if (this.keyed) move(plot, -10, -10);
+      this.keyed = false;
+    });
+  }
+
   private hover(plot: uPlot): void {
     const { left, top } = plot.cursor;
     if (left === undefined || top === undefined || left < 0) {
       this.events.hover(null, [], { left: 0, top: 0 });
       return;
     }
-    const at = plot.posToVal(left, "x");
-    const readings = this.readings(at);
-    // Other plots move along but only the one under the pointer speaks.
-    if ((plot.cursor as { event?: unknown }).event) {
+    // Other plots move along but only the one under the pointer speaks, or the one that has the keys.
+    if (this.keyed || (plot.cursor as { event?: unknown }).event) {
+      const at = plot.posToVal(left, "x");
+      const readings = this.readings(at);
+      if (!this.keyed) mark(readings, (value) => Math.abs(plot.valToPos(value, "y") - top));
+      for (const [name, value] of Object.entries({ min: this.x.min, max: this.x.max, now: at })) plot.over.setAttribute(`aria-value${name}`, String(value));
+      plot.over.setAttribute("aria-valuetext", readings.map(({ label, y }) => `${label} ${format.withUnit(y, this.view.unit)}`).join(", "));
       const place = plot.over.getBoundingClientRect();
       this.events.hover(at, readings, { left: place.left + left, top: place.top + top });
     }
@@ -275,6 +317,23 @@ export class Plot {
     }
     return found;
   }
+}
+
+/** Move the cursor, and those of the other plots. */
+function move(plot: uPlot, left: number, top: number): void {
+  // That others follow is asked for by an argument that the declaration lacks.
+  (plot.setCursor as (place: { left: number; top: number }, tell: boolean, others: boolean) => void)({ left, top }, true, true);
+}
+
+/** Mark the reading whose distance is the smallest. */
+function mark(readings: Reading[], distance: (value: number) => number): void {
+  let best: Reading | null = null;
+  let least = Number.POSITIVE_INFINITY;
+  for (const reading of readings) {
+    const away = distance(reading.y);
+    if (away < least) [best, least] = [reading, away];
+  }
+  if (best && readings.length > 1) best.nearest = true;
 }
 
 function axisLabel(split: number, unit: string): string {

@@ -3,6 +3,7 @@
 import { svg } from "../dom";
 import * as format from "../format";
 import { color } from "../theme";
+import type { Band } from "./curve";
 import { scale, type Scale } from "./paint";
 import type { Plot, Trace, View } from "./plot";
 
@@ -45,10 +46,12 @@ export function csv(view: View): Blob {
   const quote = (text: string) => (/[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
   // A spreadsheet must not take a name for a formula.
   const safe = (text: string) => quote(/^[=+\-@\t\r]/.test(text) ? `'${text}` : text);
-  const rows = [`${safe(view.xLabel)},series,value,smoothed`];
+  const banded = view.traces.some(({ band }) => band);
+  const rows = [`${safe(view.xLabel)},series,value,smoothed${banded ? ",low,high" : ""}`];
   for (const trace of view.traces) {
     const { x, y } = trace.raw ?? trace;
-    for (let i = 0; i < x.length; i++) rows.push(`${x[i]},${safe(trace.label)},${y[i]},${trace.raw ? trace.y[i] : ""}`);
+    const spread = ({ low, high }: Band, i: number) => `,${low[i]},${high[i]}`;
+    for (let i = 0; i < x.length; i++) rows.push(`${x[i]},${safe(trace.label)},${y[i]},${trace.raw ? trace.y[i] : ""}${trace.band ? spread(trace.band, i) : banded ? ",," : ""}`);
   }
   return new Blob([`${rows.join("\n")}\n`], { type: "text/csv" });
 }

@@ -10,7 +10,8 @@ let box: HTMLElement | null = null;
 export function show(title: string, readings: Reading[], unit: string, place: { left: number; top: number }): void {
   box ??= document.body.appendChild(h("div", { class: "tooltip", role: "status", "aria-live": "off" }));
   const ordered = [...readings].sort((a, b) => rank(b.y) - rank(a.y));
-  const rows = ordered.slice(0, SHOWN).map((reading) => {
+  const shown = ordered.filter(({ nearest }, position) => position < SHOWN || nearest);
+  const rows = shown.map((reading) => {
     const swatch = h("i", { class: "swatch" });
     swatch.style.background = reading.color;
     const spread =
@@ -20,7 +21,7 @@ export function show(title: string, readings: Reading[], unit: string, place: { 
     const bad = Number.isFinite(reading.y) ? "" : " bad";
     return h(
       "div",
-      { class: "reading" },
+      { class: reading.nearest ? "reading nearest" : "reading" },
       swatch,
       h("span", { class: "name" }, reading.label),
       h("span", { class: `value${bad}` }, format.withUnit(reading.y, unit)),
@@ -31,7 +32,7 @@ export function show(title: string, readings: Reading[], unit: string, place: { 
     box,
     h("div", { class: "at" }, title),
     h("div", { class: "readings" }, ...rows),
-    ordered.length > SHOWN && h("div", { class: "note" }, `and ${ordered.length - SHOWN} more, in the list of runs`),
+    ordered.length > shown.length && h("div", { class: "note" }, `and ${ordered.length - shown.length} more`),
   );
   box.hidden = false;
   const { width, height } = box.getBoundingClientRect();

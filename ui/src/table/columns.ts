@@ -29,7 +29,7 @@ const BASIC: Record<string, [string, number]> = {
   duration: ["took", 100],
   group: ["group", 120],
   id: ["id", 130],
-  last_time: ["heard", 110],
+  last_time: ["heard", 92],
   notes: ["notes", 220],
   points: ["points", 90],
   processes: ["ranks", 76],
@@ -41,8 +41,8 @@ const BASIC: Record<string, [string, number]> = {
 export const BASIC_KEYS = Object.keys(BASIC);
 
 export function column(key: string, context: ColumnContext): GridColumn<Item> {
-  const [label, width] = BASIC[key] ?? [shortLabel(key), 128];
   const numeric = key.startsWith("summary.") || context.numbers.has(key);
+  const [label, width] = BASIC[key] ?? [shortLabel(key), key.startsWith("spark.") ? 130 : widthOf(shortLabel(key), numeric)];
   return {
     key,
     label,
@@ -54,6 +54,11 @@ export function column(key: string, context: ColumnContext): GridColumn<Item> {
   };
 }
 
+/** Pixels that a label takes with its arrow, and what most values take. */
+function widthOf(label: string, numeric: boolean): number {
+  return Math.min(Math.max(numeric ? 92 : 120, 7.4 * label.length + 36), 240);
+}
+
 /** Selection, colour and name: always there, always at the left. */
 export function nameColumns(context: ColumnContext): GridColumn<Item>[] {
   return [
@@ -61,7 +66,7 @@ export function nameColumns(context: ColumnContext): GridColumn<Item>[] {
     {
       key: "name",
       label: "name",
-      width: innerWidth < 640 ? 150 : 230,
+      width: innerWidth < 640 ? 150 : 220,
       pinned: true,
       sort: direction("name", context.sort),
       create: (cell) => {

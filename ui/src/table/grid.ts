@@ -187,18 +187,20 @@ export class Grid<Row> {
 
   private draw(slot: Slot<Row>, content: Row | undefined): void {
     const { element } = slot;
+    const heading = slot.heading && slot.drawn === content ? slot.heading : content === undefined ? null : (this.events.heading?.(content) ?? null);
+    if (slot.heading !== heading) slot.heading?.remove();
     slot.drawn = content;
     slot.stale = false;
-    slot.heading?.remove();
-    slot.heading = content === undefined ? null : (this.events.heading?.(content) ?? null);
+    slot.heading = heading;
     // The cells of a heading, and of a row that is not there yet, keep what they had, unseen.
     element.classList.toggle("group", slot.heading !== null);
     element.classList.toggle("waiting", content === undefined);
     element.ariaBusy = String(content === undefined);
     const selected = String(content !== undefined && !slot.heading && this.events.isSelected(content));
     if (element.getAttribute("aria-selected") !== selected) element.setAttribute("aria-selected", selected);
-    if (slot.heading) element.append(slot.heading);
-    else if (content !== undefined) for (const show of slot.show) show(content);
+    if (slot.heading) {
+      if (!slot.heading.isConnected) element.append(slot.heading);
+    } else if (content !== undefined) for (const show of slot.show) show(content);
   }
 
   private onKey(event: KeyboardEvent): void {

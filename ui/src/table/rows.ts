@@ -68,7 +68,7 @@ export class Rows {
     this.abort = new AbortController();
     const { signal } = this.abort;
     try {
-      const pinned = await this.readPinned(request);
+      const pinned = await this.readPinned(request, signal);
       if (request.group) await this.loadGroups(request, pinned, signal);
       else {
         const { runs, total } = await this.page(request, 0, PAGE, signal);
@@ -88,11 +88,18 @@ export class Rows {
   /** Look again at the pages in sight, quietly: for what is under way. */
   async refresh(first: number, last: number): Promise<void> {
     const request = this.request;
-    if (!request || this.items) return;
+    if (!request || (this.items && this.found > WHOLE_PAGE)) return;
     const { signal } = this.abort;
     const from = Math.max(0, Math.floor((first - this.pinned.length) / PAGE));
     const to = Math.max(0, Math.floor((last - this.pinned.length) / PAGE));
     try {
+      const pinned = await this.readPinned(request, signal);
+      if (this.items) {
+        await this.loadGroups(request, pinned, signal);
+        this.onChange();
+        return;
+      }
+      this.pinned = pinned;
       for (let number = from; number <= to; number++) {
         if (!this.pages.has(number)) continue;
         const { runs, total } = await this.page(request, number * PAGE, PAGE, signal);
@@ -132,9 +139,8 @@ export class Rows {
 
   fold(heading: Heading): void {
     if (!this.folded.delete(heading.heading)) this.folded.add(heading.heading);
-    heading.open = !heading.open;
     const headings = (this.items ?? []).filter(isHeading);
-    this.arrange(headings);
+    this.arrange(headings.map((one) => (one.heading === heading.heading ? { ...one, open: !one.open } : one)));
     this.onChange();
   }
 
@@ -147,10 +153,10 @@ export class Rows {
     return api.runs({ project, filter, sort, fields, limit, offset }, signal);
   }
 
-  private async readPinned({ project, pinned, fields }: Request): Promise<api.Run[]> {
+  private async readPinned({ project, pinned, fields }: Request, signal: AbortSignal): Promise<api.Run[]> {
     if (pinned.length === 0) return [];
     const filter = `id in (${pinned.map((id) => JSON.stringify(id)).join(", ")}) and archived in (true, false)`;
-    const { runs } = await api.runs({ project, filter, fields, limit: 1000 });
+    const { runs } = await api.runs({ project, filter, fields, limit: 1000 }, signal);
     return runs;
   }
 
@@ -170,8 +176,11 @@ export class Rows {
     }
     this.pinned = pinned;
     this.pages.clear();
-    this.found = runs.length;
-    this.arrange([...groups].map(([heading, members]) => ({ heading, runs: members, open: !this.folded.has(heading) })));
+    this.found = total;
+    const before = new Map((this.items ?? []).filter(isHeading).map((heading) => [JSON.stringify(heading), heading]));
+    const headings = [...groups].map(([heading, members]): Heading => ({ heading, runs: members, open: !this.folded.has(heading) }));
+    // One that says the same stays, and with it what is drawn of it.
+    this.arrange(headings.map((heading) => before.get(JSON.stringify(heading)) ?? heading));
   }
 
   private arrange(headings: Heading[]): void {

@@ -84,7 +84,7 @@ export class ChartGrid {
       { "aria-expanded": String(open), class: "fold" },
     );
     toggle.append(drawing(open ? "down" : "right"), section.name || "charts", h("span", { class: "muted" }, section.sources.length));
-    const grid = h("div", { class: "charts" });
+    const grid = h("div", { class: section.spread ? "charts spread" : "charts" });
     if (open) {
       for (const source of section.sources) {
         const card = this.cards.get(source.title) ?? new Card(source, this.events, false, this.listed);

@@ -1,6 +1,6 @@
-// How charts look: search, x-axis, smoothing, axes, groups, ranks. All of it is in the address.
+// How charts look: search, x-axis, smoothing, axes, ranks. All of it is in the address.
 
-import { button, fill, h } from "../dom";
+import { button, fill, h, options } from "../dom";
 import * as format from "../format";
 import * as route from "../route";
 import type { Session } from "./session";
@@ -17,7 +17,7 @@ export class Controls {
     class: "search",
     on: { input: () => route.change({ q: this.search.value }) },
   });
-  private readonly axis = h("select", { "aria-label": "x axis", on: { change: () => route.change({ x: this.axis.value === "step" ? null : this.axis.value, from: null, to: null }) } });
+  private readonly axis = h("select", { class: "axis", "aria-label": "x axis", on: { change: () => route.change({ x: this.axis.value === "step" ? null : this.axis.value, from: null, to: null }) } });
   private readonly smoothing = h("input", {
     type: "range",
     "aria-label": "Smoothing",
@@ -27,11 +27,9 @@ export class Controls {
     on: { input: () => this.smooth() },
   });
   private readonly weight = h("output", {});
-  private readonly group = h("select", { "aria-label": "Group by", on: { change: () => route.change({ group: this.group.value }) } });
   private readonly ranks = h("select", { "aria-label": "Ranks", on: { change: () => route.change({ ranks: this.ranks.value }) } });
   private readonly out = button("", () => route.change({ from: null, to: null }), { class: "chip" });
   private readonly toggles: [string, HTMLInputElement][];
-  private readonly groupLabel: HTMLElement;
   private readonly ranksLabel: HTMLElement;
 
   constructor(private readonly session: Session) {
@@ -44,14 +42,12 @@ export class Controls {
       this.ranks,
       ...Object.entries({ range: "median and range", each: "each", first: "first only" }).map(([value, label]) => h("option", { value }, label)),
     );
-    this.groupLabel = h("label", {}, "group by ", this.group);
     this.ranksLabel = h("label", {}, "ranks ", this.ranks);
     this.element.append(
       this.search,
       h("label", {}, "x ", this.axis),
       h("label", { title: "Exponential moving average; the raw curve stays behind it" }, "smooth ", this.smoothing, this.weight),
       ...this.toggles.map(([, box], position) => h("label", { class: "check" }, box, names[position])),
-      this.groupLabel,
       this.ranksLabel,
       this.out,
     );
@@ -69,11 +65,6 @@ export class Controls {
     set(this.smoothing, params.get("s") ?? "0");
     this.weight.value = Number(params.get("s") ?? 0) ? format.number(Number(params.get("s"))) : "off";
     for (const [name, box] of this.toggles) box.checked = params.has(name);
-    this.groupLabel.hidden = this.session.ids.length < 2;
-    const fields = new Set<string>(["group", "state"]);
-    for (const run of this.session.runs) for (const key of format.flatten(run.config).keys()) fields.add(`config.${key}`);
-    options(this.group, [["", "none"], ...[...fields].map((name): [string, string] => [name, name.replace(/^config\./, "")])]);
-    this.group.value = params.get("group") ?? "";
     this.ranksLabel.hidden = this.session.runs.every(({ processes }) => processes < 2);
     this.ranks.value = params.get("ranks") ?? "range";
     this.out.hidden = !params.has("from");
@@ -100,9 +91,3 @@ function set(input: HTMLInputElement, value: string): void {
   if (document.activeElement !== input || input.type === "range") input.value = value;
 }
 
-function options(select: HTMLSelectElement, wanted: [string, string][]): void {
-  const key = wanted.map(([value]) => value).join("\n");
-  if (select.dataset.key === key) return;
-  select.dataset.key = key;
-  fill(select, ...wanted.map(([value, label]) => h("option", { value }, label)));
-}

@@ -1,7 +1,7 @@
 // Images by step, tables, texts.
 
 import * as api from "../api";
-import { arrange, fill, h } from "../dom";
+import { arrange, fill, h, write } from "../dom";
 import * as format from "../format";
 import type { Update } from "../live";
 import * as route from "../route";
@@ -12,6 +12,14 @@ import type { Session } from "./session";
 import { TableView } from "./tableview";
 
 type Kind = "image" | "table" | "text";
+
+const SHELVES: [Kind, string][] = [
+  ["image", "Images"],
+  ["table", "Tables"],
+  ["text", "Texts"],
+];
+/** Of each kind the newest ones. */
+const MOST = 500;
 
 interface Group {
   key: string;
@@ -30,13 +38,14 @@ export class MediaPane implements Pane {
     "aria-label": "Search media, by regular expression",
     on: { input: () => route.change({ q: this.search.value }) },
   });
-  private readonly grid = h("div", { class: "charts wide" }, h("p", { class: "state", role: "status" }, "Loading …"));
+  private readonly shelves = new Map(SHELVES.map(([kind, title]) => [kind, new Shelf(kind, title)]));
+  private readonly said = h("div", {}, h("p", { class: "state", role: "status" }, "Loading …"));
   private readonly cards = new Map<string, MediaCard>();
   private groups: Group[] | null = null;
   private params = new URLSearchParams();
 
   constructor(private readonly session: Session) {
-    this.element.append(h("div", { class: "content" }, h("div", { class: "controls", role: "search" }, this.search), this.grid));
+    this.element.append(h("div", { class: "content" }, h("div", { class: "controls", role: "search" }, this.search), this.said, ...[...this.shelves.values()].map(({ element }) => element)));
     void this.load();
   }
 
@@ -58,11 +67,12 @@ export class MediaPane implements Pane {
     const [run = ""] = this.session.ids;
     const { project } = this.session;
     try {
-      const kinds: Kind[] = ["image", "table", "text"];
-      const answers = await Promise.all(kinds.map((kind) => api.events(run, { project, name: `tensormeter.${kind}`, limit: 500 })));
+      const kinds = SHELVES.map(([kind]) => kind);
+      const answers = await Promise.all(kinds.map((kind) => api.events(run, { project, name: `tensormeter.${kind}`, limit: MOST })));
       const groups = new Map<string, Group>();
       for (const [position, events] of answers.entries()) {
         const kind = kinds[position] as Kind;
+        this.shelves.get(kind)?.tell(events.length < MOST ? "" : `the newest ${MOST}`);
         for (const event of [...events].reverse()) {
           const key = String(event.attributes["tensormeter.key"] ?? kind);
           const group = groups.get(`${kind} ${key}`) ?? { key, kind, events: [] };
@@ -73,7 +83,7 @@ export class MediaPane implements Pane {
       this.groups = [...groups.values()].sort((a, b) => (a.key < b.key ? -1 : 1));
       this.draw();
     } catch (error) {
-      fill(this.grid, h("div", { class: "state", role: "alert" }, h("h2", {}, "Media cannot be read"), h("p", {}, error instanceof Error ? error.message : String(error))));
+      fill(this.said, h("div", { class: "state", role: "alert" }, h("h2", {}, "Media cannot be read"), h("p", {}, error instanceof Error ? error.message : String(error))));
     }
   }
 
@@ -82,17 +92,18 @@ export class MediaPane implements Pane {
     const matches = matcher(this.params.get("q") ?? "");
     const shown = this.groups.filter(({ key }) => matches(key));
     const [run = ""] = this.session.ids;
-    const cards = shown.map((group) => {
+    const cards = shown.map((group): [Kind, HTMLElement] => {
       const name = `${group.kind} ${group.key}`;
       const card = this.cards.get(name) ?? new MediaCard(group.key, group.kind, (digest) => api.media(run, digest, this.session.project));
       this.cards.set(name, card);
       card.update(group.events);
-      return card.element;
+      return [group.kind, card.element];
     });
-    if (cards.length) arrange(this.grid, cards);
+    for (const [kind, shelf] of this.shelves) shelf.show(cards.filter(([of]) => of === kind).map(([, element]) => element));
+    if (cards.length) fill(this.said);
     else {
       fill(
-        this.grid,
+        this.said,
         h(
           "div",
           { class: "state" },
@@ -101,6 +112,27 @@ export class MediaPane implements Pane {
         ),
       );
     }
+  }
+}
+
+/** What there is of one kind. */
+class Shelf {
+  readonly element: HTMLElement;
+  private readonly grid: HTMLElement;
+  private readonly words = h("span", { class: "muted" });
+
+  constructor(kind: Kind, title: string) {
+    this.grid = h("div", { class: `charts shelf ${kind}s` });
+    this.element = h("section", { class: "section", "aria-label": title, hidden: true }, h("h2", {}, title, " ", this.words), this.grid);
+  }
+
+  tell(words: string): void {
+    write(this.words, words);
+  }
+
+  show(cards: HTMLElement[]): void {
+    this.element.hidden = cards.length === 0;
+    arrange(this.grid, cards);
   }
 }
 

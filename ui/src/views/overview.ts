@@ -72,7 +72,7 @@ export class OverviewPane implements Pane {
     const { events, problem } = this;
     const alerts = events.filter(({ name }) => name === "tensormeter.alert");
     const others = events.filter(({ name }) => !/^tensormeter\.(alert|table|image|text|run\.heartbeat)$/.test(name));
-    const config = [...format.flatten(run.config)].map(([key, value]): [string, string] => [key, format.value(value)]);
+    const config = [...format.flatten(run.config)].map(([key, value]): [string, string] => [key, format.setting(value)]);
     const environment = Object.entries(run.environment ?? {})
       .sort()
       .map(([key, value]): [string, string] => [key, words(value)]);

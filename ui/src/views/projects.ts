@@ -58,6 +58,8 @@ export class Projects implements View {
       limit: 12,
       fields: "",
     });
+    // Bad ones first.
+    runs.sort((a, b) => Number(a.state === "running") - Number(b.state === "running"));
     const ordered = [...projects].sort((a, b) => format.epoch(b.last_time) - format.epoch(a.last_time));
     arrange(
       this.cards,

@@ -1,6 +1,6 @@
-// The runs beside their charts: colour, name, state, what each has at the pointer; hide and show.
+// The runs beside their charts: colour, name, state, what each has at the pointer; hide and show, group.
 
-import { fill, h } from "../dom";
+import { fill, h, options } from "../dom";
 import type { Reading } from "../chart/plot";
 import * as format from "../format";
 import * as route from "../route";
@@ -8,13 +8,25 @@ import type { Session } from "./session";
 
 export class RunList {
   readonly element = h("aside", { class: "runlist", "aria-label": "Runs" });
+  private readonly title = h("h2", {});
+  private readonly toggle = h("button", { type: "button" });
+  private readonly group = h("select", { "aria-label": "Group by", on: { change: () => route.change({ group: this.group.value }) } });
+  private readonly rows = h("ul", {});
   private readonly values = new Map<string, HTMLElement>();
+  private nearest: Element | null = null;
+  private hidden = new Set<string>();
   private shape = "";
 
-  constructor(private readonly session: Session) {}
+  constructor(private readonly session: Session) {
+    this.toggle.addEventListener("click", () => route.change({ hide: this.hidden.size ? null : route.joined(session.ids) }));
+    this.element.append(h("header", {}, this.title, h("label", {}, "group by ", this.group), this.toggle), this.rows);
+  }
 
   update(params: URLSearchParams): void {
     const hidden = new Set(route.list(params, "hide"));
+    this.hidden = hidden;
+    options(this.group, this.groups());
+    this.group.value = params.get("group") ?? "";
     const selected = this.session.selected(params);
     const states = this.session.runs.map(({ state }) => state);
     const shape = JSON.stringify([selected.map(({ id, name, color, group }) => [id, name, color, group]), [...hidden], states]);
@@ -45,13 +57,16 @@ export class RunList {
       const name = h("a", { href: route.address(["p", this.session.project, "runs", run.id]), title: run.group ?? run.name }, run.name);
       return h("li", { class: hidden.has(run.id) ? "hidden" : "" }, show, color, h("span", { class: `dot ${states[position]}`, title: states[position], role: "img", "aria-label": states[position] }), name, value);
     });
-    const all = hidden.size === 0;
-    const toggle = h(
-      "button",
-      { type: "button", on: { click: () => route.change({ hide: all ? route.joined(this.session.ids) : null }) } },
-      all ? "Hide all" : "Show all",
-    );
-    fill(this.element, h("header", {}, h("h2", {}, `${selected.length} runs`), toggle), h("ul", {}, ...rows));
+    fill(this.title, `${selected.length} runs`);
+    fill(this.toggle, hidden.size === 0 ? "Hide all" : "Show all");
+    fill(this.rows, ...rows);
+  }
+
+  /** What runs can be grouped by. */
+  private groups(): [string, string][] {
+    const fields = new Set<string>(["group", "state"]);
+    for (const run of this.session.runs) for (const key of format.flatten(run.config).keys()) fields.add(`config.${key}`);
+    return [["", "none"], ...[...fields].map((name): [string, string] => [name, name.replace(/^config\./, "")])];
   }
 
   /** What the curves have where the pointer is. */
@@ -62,6 +77,12 @@ export class RunList {
       const text = value === undefined ? "" : format.number(value);
       if (element.textContent !== text) element.textContent = text;
     }
+    const near = readings.find(({ nearest }) => nearest);
+    const line = (near && this.values.get(near.label)?.closest("li")) ?? null;
+    if (line === this.nearest) return;
+    this.nearest?.classList.remove("nearest");
+    line?.classList.add("nearest");
+    this.nearest = line;
   }
 
   private recolor(params: URLSearchParams, id: string, color: string): void {

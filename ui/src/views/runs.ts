@@ -2,7 +2,7 @@
 
 import * as api from "../api";
 import { button, fill, h, iconButton } from "../dom";
-import { field } from "../field";
+import { MACHINE, field } from "../field";
 import * as format from "../format";
 import * as route from "../route";
 import { lineColor, onTheme } from "../theme";
@@ -100,6 +100,11 @@ export class RunsView implements View {
 
   onKey(event: KeyboardEvent): void {
     if (event.key === "c") this.compare();
+    else if (event.key === "n" || event.key === "#") {
+      const cell = event.key === "n" ? '.editable[aria-label^="Edit notes"]' : ".edit";
+      this.grid.element.querySelector<HTMLElement>(`.row.active:not([hidden]) ${cell}`)?.click();
+      event.preventDefault();
+    }
     else if (["ArrowDown", "ArrowUp", "j", "k"].includes(event.key) && event.target === document.body) this.grid.element.focus();
   }
 
@@ -114,14 +119,7 @@ export class RunsView implements View {
   /** Learn from the newest runs which fields there are. */
   private async begin(): Promise<void> {
     try {
-      const { runs, total } = await api.runs({ project: this.project, limit: 5 });
-      this.sample = runs;
-      const found = new Set<string>();
-      for (const run of runs) {
-        for (const key of format.flatten(run.config).keys()) found.add(`config.${key}`);
-        for (const name of Object.keys(run.summary)) found.add(`summary.${name}`);
-      }
-      this.fields = [...found].sort();
+      const total = await this.learn();
       fill(this.empty, total === 0 ? firstVisit(this.project) : null);
       this.element.classList.toggle("nothing", total === 0);
       this.apply(route.current().params);
@@ -132,15 +130,39 @@ export class RunsView implements View {
     }
   }
 
+  /** Returns how many runs there are. */
+  private async learn(): Promise<number> {
+    const { runs, total } = await api.runs({ project: this.project, limit: 5 });
+    this.sample = runs;
+    const found = new Set<string>();
+    for (const run of runs) {
+      for (const key of format.flatten(run.config).keys()) found.add(`config.${key}`);
+      for (const name of Object.keys(run.summary)) found.add(`summary.${name}`);
+    }
+    this.fields = [...found].sort();
+    return total;
+  }
+
+  /** Look again at what is under way; where nothing was logged yet, also for what there is to show. */
+  private async refresh(): Promise<void> {
+    const { scrollTop, clientHeight } = this.grid.element;
+    await this.rows.refresh(Math.floor(scrollTop / ROW), Math.ceil((scrollTop + clientHeight) / ROW));
+    this.grid.refresh();
+    if (this.fields.some((key) => key.startsWith("summary.") && !MACHINE.test(key.slice("summary.".length)))) return;
+    try {
+      await this.learn();
+      if (this.timer !== -1) this.apply(this.params);
+    } catch {
+      // The next look will tell.
+    }
+  }
+
   private schedule(again = false): void {
     if (this.timer === -1) return;
     clearTimeout(this.timer);
     this.timer = window.setTimeout(async () => {
       if (again) return void this.begin();
-      if (!document.hidden) {
-        const { scrollTop, clientHeight } = this.grid.element;
-        await this.rows.refresh(Math.floor(scrollTop / ROW), Math.ceil((scrollTop + clientHeight) / ROW));
-      }
+      if (!document.hidden) await this.refresh();
       this.schedule();
     }, REFRESH_MS);
   }

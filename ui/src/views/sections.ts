@@ -27,6 +27,8 @@ interface Titled {
 export interface Section<Source extends Titled> {
   name: string;
   sources: Source[];
+  /** Its charts take all the width there is. */
+  spread?: boolean;
 }
 
 /** Names as paths: what stands before the first slash is the section. */

@@ -4,11 +4,15 @@ import * as api from "../api";
 import { Feed } from "../chart/feed";
 import type { Selected } from "../chart/source";
 import { fieldText } from "../field";
+import type { Update } from "../live";
 import * as route from "../route";
 import { lineColor } from "../theme";
 
 const DETAILED = 16;
-const AT_ONCE = 2;
+/** Runs of which the metrics come in one answer. */
+const TOGETHER = 25;
+/** That the server takes in one request. */
+const MOST_RUNS = 200;
 /** After which the first picture is there, mostly. */
 const LATER_MS = 600;
 
@@ -18,6 +22,8 @@ export class Session {
   metrics: api.Metric[] = [];
   readonly feed: Feed;
   private loading: Promise<void> | null = null;
+  /** Runs whose metrics have grown since they were read. */
+  private readonly grown = new Set<string>();
 
   constructor(
     readonly project: string,
@@ -71,25 +77,47 @@ export class Session {
     // Only who has several processes needs their names.
     const waiting = this.runs.filter(({ processes }) => processes > 1).slice(0, DETAILED).map(({ id }) => id);
     const others = this.runs.slice(1).map(({ id }) => id);
-    const work = async () => {
-      for (let id = others.shift(); id !== undefined; id = others.shift()) this.merge(await api.metrics(id, this.project));
-      for (let id = waiting.shift(); id !== undefined; id = waiting.shift()) {
-        this.details.set(id, await api.run(id, this.project));
-      }
+    const readMetrics = async () => {
+      for (let i = 0; i < others.length; i += TOGETHER) this.merge(await api.metricsOf(others.slice(i, i + TOGETHER), this.project));
+    };
+    const readDetails = async () => {
+      for (const id of waiting) this.details.set(id, await api.run(id, this.project));
     };
     const before = this.metrics.length;
     await new Promise((resolve) => setTimeout(resolve, LATER_MS));
     await this.feed.idle();
-    await Promise.allSettled(Array.from({ length: AT_ONCE }, work));
+    await Promise.allSettled([readMetrics(), readDetails()]);
     if (this.metrics.length !== before || this.details.size > 0) onMore();
   }
 
-  /** Look again: states, new metrics. Returns whether there are metrics that were not known. */
+  /** Take in what an update says. Returns whether it is of a metric that is not known, and so worth a look soon. */
+  heard({ run: id, metrics, state, events }: Update): boolean {
+    const run = this.runs.find((one) => one.id === id);
+    if (!run) return false;
+    if (metrics?.length || events) run.last_time = String(Date.now() * 1e6);
+    if (state) run.state = state;
+    if (metrics?.length) this.grown.add(id);
+    const known = new Set(this.metrics.map(({ name }) => name));
+    return metrics?.some((name) => !known.has(name)) ?? false;
+  }
+
+  /** Look again at what has grown: new metrics, processes. Returns whether there are metrics that were not known. */
   async reload(): Promise<boolean> {
     const before = this.metrics.length;
     const [first = ""] = this.ids;
-    if (this.ids.length === 1) this.take(await api.run(first, this.project));
-    this.merge(await api.metrics(first, this.project));
+    if (this.ids.length === 1) {
+      this.take(await api.run(first, this.project));
+      this.merge(await api.metrics(first, this.project));
+      return this.metrics.length !== before;
+    }
+    const grown = [...this.grown].slice(0, MOST_RUNS);
+    for (const id of grown) this.grown.delete(id);
+    try {
+      if (grown.length) this.merge(await api.metricsOf(grown, this.project));
+    } catch (error) {
+      for (const id of grown) this.grown.add(id);
+      throw error;
+    }
     return this.metrics.length !== before;
   }
 
@@ -97,13 +125,16 @@ export class Session {
     const colors = chosenColors(params);
     const groupBy = params.get("group");
     const groups = new Map<string, number>();
+    const named = new Map<string, number>();
+    for (const { name } of this.runs) named.set(name, (named.get(name) ?? 0) + 1);
     return this.runs.map((run, index) => {
       const group = groupBy && this.runs.length > 1 ? fieldText(run, groupBy) : null;
       if (group !== null && !groups.has(group)) groups.set(group, groups.size);
       const own = group === null ? index : (groups.get(group) as number);
       return {
         id: run.id,
-        name: run.name || run.id,
+        // Lines are told apart by their names.
+        name: !run.name ? run.id : named.get(run.name) === 1 ? run.name : `${run.name} (${run.id})`,
         color: (group === null ? colors.get(run.id) : undefined) ?? lineColor(own),
         group: group === null ? null : `${groupBy?.replace(/^config\./, "")} = ${group}`,
         processes: run.processes,
@@ -133,12 +164,18 @@ export class Session {
 
   private merge(metrics: api.Metric[]): void {
     const known = new Map(this.metrics.map((metric) => [`${metric.kind} ${metric.name}`, metric]));
+    const several = this.ids.length > 1;
     for (const metric of metrics) {
       const old = known.get(`${metric.kind} ${metric.name}`);
       if (!old) this.metrics.push(metric);
-      else Object.assign(old, metric, { processes: Math.max(metric.processes, this.ids.length > 1 ? old.processes : 0) });
+      else if (several) Object.assign(old, { processes: Math.max(metric.processes, old.processes), attributes: union(old.attributes, metric.attributes) });
+      else Object.assign(old, metric);
     }
   }
+}
+
+function union<T>(one: T[], other: T[]): T[] {
+  return [...new Map([...one, ...other].map((item) => [JSON.stringify(item), item])).values()];
 }
 
 /** Colours that somebody has chosen: id~hex, in the address. */

@@ -5,7 +5,7 @@ import type { Source } from "../chart/card";
 import { type Look, readLook } from "../chart/look";
 import { CLOCK, PHASE, type PhaseChoice, phaseLag, stackedPhases } from "../chart/phases";
 import { MetricSource } from "../chart/source";
-import { fill, h } from "../dom";
+import { fill, h, options } from "../dom";
 import type { Update } from "../live";
 import * as route from "../route";
 import { zoom } from "./chartspane";
@@ -99,7 +99,7 @@ export class SystemPane implements Pane {
       found.set(section, [...(found.get(section) ?? []), this.source(metric)]);
     }
     const order = SECTIONS.map(([name]) => name);
-    const sections: Section<Source>[] = [...found].map(([name, sources]) => ({ name, sources })).sort((a, b) => order.indexOf(a.name) - order.indexOf(b.name));
+    const sections: Section<Source>[] = [...found].map(([name, sources]) => ({ name, sources, spread: name === PHASES })).sort((a, b) => order.indexOf(a.name) - order.indexOf(b.name));
     this.grid.update(sections, route.list(this.params, "closed"));
     const chosen = this.params.get("full");
     this.full.show(sections.flatMap(({ sources }) => sources).find(({ title }) => title === chosen));
@@ -172,9 +172,7 @@ function select(title: string, name: string) {
   const label = h("label", {}, `${name} `, field);
   const show = (values: [string, string][], chosen: string) => {
     label.hidden = values.length === 0;
-    const key = JSON.stringify(values);
-    if (field.dataset.key !== key) fill(field, ...values.map(([value, words]) => h("option", { value }, words)));
-    field.dataset.key = key;
+    options(field, values);
     field.value = chosen;
   };
   return { label, show };

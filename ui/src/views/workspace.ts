@@ -19,6 +19,8 @@ import type { Context, View } from "./view";
 const ONE = { charts: "Charts", system: "System", distributions: "Distributions", media: "Media", overview: "Overview" };
 const MANY = { charts: "Charts", difference: "Configuration" };
 const RELOAD_MS = 3000;
+/** Where several runs are shown, and nothing that is not known has come. */
+const QUIET_MS = 30_000;
 
 export class Workspace implements View {
   readonly element = h("div", { class: "workspace" }, h("p", { class: "state", role: "status" }, "Loading …"));
@@ -27,6 +29,7 @@ export class Workspace implements View {
   private params = new URLSearchParams();
   private readonly offTheme: () => void;
   private reloading = 0;
+  private reloadAt = Number.POSITIVE_INFINITY;
   private closed = false;
 
   constructor(
@@ -88,13 +91,17 @@ export class Workspace implements View {
 
   private onUpdate(update: Update): void {
     this.pane?.onUpdate?.(update);
-    const run = this.session.runs.find(({ id }) => id === update.run);
-    if (run) {
-      if (update.metrics?.length || update.events) run.last_time = String(Date.now() * 1e6);
-      if (update.state) run.state = update.state;
-    }
+    const unknown = this.session.heard(update);
     this.health.update();
-    if (!this.reloading) this.reloading = window.setTimeout(() => void this.reload(), RELOAD_MS);
+    this.reloadIn(unknown || this.session.ids.length === 1 ? RELOAD_MS : QUIET_MS);
+  }
+
+  private reloadIn(milliseconds: number): void {
+    const at = Date.now() + milliseconds;
+    if (at >= this.reloadAt) return;
+    this.reloadAt = at;
+    clearTimeout(this.reloading);
+    this.reloading = window.setTimeout(() => void this.reload(), milliseconds);
   }
 
   private async reload(): Promise<void> {
@@ -104,7 +111,7 @@ export class Workspace implements View {
     } catch {
       // The next update tries again; the bar says when the server is away.
     }
-    this.reloading = 0;
+    this.reloadAt = Number.POSITIVE_INFINITY;
   }
 
   private makePane(): Pane {
