@@ -34,6 +34,7 @@ export class Feed {
   private waiting: Waiting[] = [];
   /** What has been asked for and is not there yet. */
   private coming = new Map<string, Promise<api.Line[]>>();
+  private reading = new Set<string>();
   private dirty = new Set<string>();
   private listeners = new Map<string, Set<() => void>>();
   private running = 0;
@@ -93,6 +94,7 @@ export class Feed {
     this.entries.clear();
     this.waiting = [];
     this.coming.clear();
+    this.reading.clear();
     this.running = 0;
     for (const resolve of this.idlers.splice(0)) resolve();
   }
@@ -156,14 +158,17 @@ export class Feed {
   }
 
   private pump(): void {
-    while (this.running < MAX_REQUESTS && this.waiting.length) {
+    while (this.running < MAX_REQUESTS) {
+      // Two answers from one cursor would bring the same points twice.
+      const ready = this.waiting.filter(({ metric }) => !this.reading.has(metric));
+      const [first] = ready;
+      if (!first) return;
       // Those that have been read go together by the cursor they were read at, the others without one.
-      const [first] = this.waiting as [Waiting];
       const cursor = this.cursorOf(first);
       const points = this.maxPoints(first.metric);
       const batch: Waiting[] = [];
       let room = BATCH_POINTS;
-      for (const one of this.waiting) {
+      for (const one of ready) {
         if (this.cursorOf(one) !== cursor || this.maxPoints(one.metric) !== points) continue;
         room -= (cursor ? GROWN_POINTS : points) * this.lines(one.metric);
         if (batch.length > 0 && (room < 0 || batch.length >= MAX_METRICS)) break;
@@ -182,7 +187,10 @@ export class Feed {
   private async read(batch: Waiting[], cursor: string, maxPoints: number): Promise<void> {
     const { generation, began } = this;
     const names = [...new Set(batch.map(({ metric }) => metric))];
-    for (const name of names) this.dirty.delete(name);
+    for (const name of names) {
+      this.dirty.delete(name);
+      this.reading.add(name);
+    }
     try {
       const { x, window } = this.wanted;
       const answer = await api.series(
@@ -212,6 +220,7 @@ export class Feed {
     } finally {
       if (generation === this.generation) {
         this.running--;
+        for (const name of names) this.reading.delete(name);
         this.pump();
         if (this.running === 0) for (const resolve of this.idlers.splice(0)) resolve();
       }

@@ -131,48 +131,46 @@ export interface Box {
   height: number;
 }
 
-/** A cross at the lower edge for NaN, a triangle at the edge that an infinity lies beyond. Returns how many. */
-export function marks(
-  context: CanvasRenderingContext2D,
-  { x, y }: Curve,
-  sx: Scale,
-  box: Box,
-  color: string,
-  ratio: number,
-): number {
-  const size = 4 * ratio;
+/** Where values are no numbers: how many there are, and shapes for those that can be told apart, as SVG has paths. */
+export interface Marks {
+  found: number;
+  shapes: string[];
+}
+
+/** A cross at the lower edge for NaN, a triangle at the edge that an infinity lies beyond; of half this size. */
+export function marks({ x, y }: Curve, sx: Scale, { left, top, width, height }: Box, size: number): Marks {
+  const shapes: string[] = [];
   let found = 0;
   let previous = Number.NEGATIVE_INFINITY;
-  context.save();
-  context.strokeStyle = context.fillStyle = color;
-  context.lineWidth = 1.8 * ratio;
   for (let i = 0; i < x.length; i++) {
     const value = y[i] as number;
     if (Number.isFinite(value)) continue;
     found++;
     const px = sx(x[i] as number);
-    if (Math.abs(px - previous) < size || px < box.left || px > box.left + box.width) continue;
+    if (Math.abs(px - previous) < size || px < left || px > left + width) continue;
     previous = px;
     // Whole also at the edges of the plot.
-    const at = Math.min(Math.max(px, box.left + size), box.left + box.width - size);
-    context.beginPath();
+    const at = Math.min(Math.max(px, left + size), left + width - size);
     if (Number.isNaN(value)) {
-      const py = box.top + box.height - size * 1.5;
-      context.moveTo(at - size, py - size);
-      context.lineTo(at + size, py + size);
-      context.moveTo(at + size, py - size);
-      context.lineTo(at - size, py + size);
-      context.stroke();
+      const py = top + height - size * 1.5;
+      shapes.push(`M${at - size} ${py - size}L${at + size} ${py + size}M${at + size} ${py - size}L${at - size} ${py + size}`);
     } else {
-      const up = value > 0;
-      const tip = up ? box.top + 1 : box.top + box.height - 1;
-      const base = up ? tip + size * 1.8 : tip - size * 1.8;
-      context.moveTo(at, tip);
-      context.lineTo(at - size, base);
-      context.lineTo(at + size, base);
-      context.fill();
+      const tip = value > 0 ? top + 1 : top + height - 1;
+      const base = value > 0 ? tip + size * 1.8 : tip - size * 1.8;
+      shapes.push(`M${at} ${tip}L${at - size} ${base}L${at + size} ${base}Z`);
     }
   }
+  return { found, shapes };
+}
+
+export function drawMarks(context: CanvasRenderingContext2D, { shapes }: Marks, color: string, width: number): void {
+  context.save();
+  context.strokeStyle = context.fillStyle = color;
+  context.lineWidth = width;
+  for (const shape of shapes) {
+    const path = new Path2D(shape);
+    context.fill(path);
+    context.stroke(path);
+  }
   context.restore();
-  return found;
 }

@@ -53,6 +53,9 @@ export interface PlotEvents {
   hover: (at: number | null, readings: Reading[], place: { left: number; top: number }) => void;
 }
 
+/** Half the size of a mark, and how thick its lines are. */
+export const MARK = 4;
+export const MARK_LINE = 1.8;
 /** Shares of a plot's width by which keys move the cursor, the latter with Shift. */
 const KEY_STEP = 0.01;
 const KEY_LEAP = 0.1;
@@ -100,6 +103,7 @@ export class Plot {
     if (this.plot && shape === this.shape) {
       if (this.plot.width !== width || this.plot.height !== height) this.plot.setSize({ width, height });
       this.plot.setData(data);
+      this.tellRange(this.plot);
       return;
     }
     this.destroy();
@@ -243,15 +247,20 @@ export class Plot {
       const width = (trace.thin || many ? 1 : 1.6) * ratio;
       paint.line(context, trace, sx, sy, { color: trace.color, width, alpha: trace.thin ? 0.5 : many ? 0.8 : 1 });
     }
-    for (const trace of traces) this.marked += paint.marks(context, trace.raw ?? trace, sx, box, color("bad"), ratio);
+    for (const trace of traces) {
+      const marks = paint.marks(trace.raw ?? trace, sx, box, MARK * ratio);
+      paint.drawMarks(context, marks, color("bad"), MARK_LINE * ratio);
+      this.marked += marks.found;
+    }
     context.restore();
   }
 
   /** The arrows move the cursor, so who has no pointer reads values too; plus zooms in around it. */
   private takeKeys(plot: uPlot): void {
     const { over } = plot;
-    const attributes = { tabindex: 0, role: "slider", "aria-label": `Values of ${this.name}: arrow keys`, "aria-valuenow": 0 };
+    const attributes = { tabindex: 0, role: "slider", "aria-label": `Values of ${this.name}: arrow keys`, "aria-valuenow": this.x.min };
     for (const [name, value] of Object.entries(attributes)) over.setAttribute(name, String(value));
+    this.tellRange(plot);
     over.addEventListener("keydown", (event) => {
       if (event.ctrlKey || event.metaKey || event.altKey) return;
       const { clientWidth: width, clientHeight: height } = over;
@@ -277,6 +286,12 @@ export class Plot {
     });
   }
 
+  /** Between which positions keys can move. */
+  private tellRange({ over }: uPlot): void {
+    over.setAttribute("aria-valuemin", String(this.x.min));
+    over.setAttribute("aria-valuemax", String(this.x.max));
+  }
+
   private hover(plot: uPlot): void {
     const { left, top } = plot.cursor;
     if (left === undefined || top === undefined || left < 0) {
@@ -288,7 +303,7 @@ export class Plot {
       const at = plot.posToVal(left, "x");
       const readings = this.readings(at);
       if (!this.keyed) mark(readings, (value) => Math.abs(plot.valToPos(value, "y") - top));
-      for (const [name, value] of Object.entries({ min: this.x.min, max: this.x.max, now: at })) plot.over.setAttribute(`aria-value${name}`, String(value));
+      plot.over.setAttribute("aria-valuenow", String(at));
       plot.over.setAttribute("aria-valuetext", readings.map(({ label, y }) => `${label} ${format.withUnit(y, this.view.unit)}`).join(", "));
       const place = plot.over.getBoundingClientRect();
       this.events.hover(at, readings, { left: place.left + left, top: place.top + top });

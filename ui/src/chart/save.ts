@@ -4,8 +4,8 @@ import { svg } from "../dom";
 import * as format from "../format";
 import { color } from "../theme";
 import type { Band } from "./curve";
-import { scale, type Scale } from "./paint";
-import type { Plot, Trace, View } from "./plot";
+import { type Scale, marks, scale } from "./paint";
+import { MARK, MARK_LINE, type Plot, type Trace, type View } from "./plot";
 
 export function download(name: string, content: Blob): void {
   const link = document.createElement("a");
@@ -90,6 +90,8 @@ export function drawing(title: string, view: View, plot: Plot): Blob {
     }
     if (trace.raw) root.append(path(trace.raw, sx, sy, trace.color, 0.3));
     root.append(path(trace, sx, sy, trace.color, 1));
+    const { shapes } = marks(trace.raw ?? trace, sx, { ...box, top }, MARK);
+    if (shapes.length) root.append(svg("path", { d: shapes.join(""), fill: color("bad"), stroke: color("bad"), "stroke-width": MARK_LINE, class: "marks" }));
     if (view.traces.length > 1) {
       const down = bottom + 40 + row * 16;
       root.append(svg("rect", { x: 12, y: down - 9, width: 10, height: 10, fill: trace.color }), text(28, down, trace.label));
