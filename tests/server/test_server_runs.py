@@ -3,6 +3,7 @@
 import base64
 import math
 import zlib
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -275,12 +276,23 @@ def test_attempts(server, make):
 
 
 def test_losses_and_heartbeats(server, make):
-    server.events(make.resource("lossy", "a"), begin(), end(9, dropped={"ring_full": 3, "odd": "x"}))
-    server.events(make.resource("lossy", "b"), Event("tensormeter.process.end", T0 + 9, {"dropped": {"ring_full": 4}}))
+    resource = partial(make.resource, project="losses")
+    server.events(resource("lossy", "a"), begin(), end(9, dropped={"ring_full": 3, "odd": "x"}))
+    server.events(resource("lossy", "b"), Event("tensormeter.process.end", T0 + 9, {"dropped": {"ring_full": 4}}))
     before = int(server.get("/api/v1/runs/lossy")["last_time"])
-    server.events(make.resource("lossy", "a"), Event("tensormeter.run.heartbeat", T0 + 10, {"state": "running"}))
+    server.events(resource("lossy", "a"), Event("tensormeter.run.heartbeat", T0 + 10, {"state": "running"}))
     run = server.get("/api/v1/runs/lossy")
-    assert run["losses"] == {"ring_full": 7}
+    assert (run["losses"], run["lost"], run["lag"]) == ({"ring_full": 7}, 7, None)
+    server.events(resource("huge"), begin(), end(9, dropped={"one": 2**63 - 1, "other": 2**63 - 1}))
+    server.metrics(make.rows("behind", [(T0, 0, {"v": 1.0})], project="losses"))
+
+    def found(text):
+        return [run["id"] for run in server.get("/api/v1/runs", project="losses", filter=text, sort="id")["runs"]]
+
+    assert found("lost > 0") == ["huge", "lossy"]
+    assert found("lost = 7") == ["lossy"]
+    assert found("lag > 60") == ["behind"]
+    assert found("lag = null") == ["huge", "lossy"]
     assert int(run["last_time"]) > before
     names = [event["name"] for event in server.get("/api/v1/runs/lossy/events")["events"]]
     assert sorted(names) == ["tensormeter.process.end", "tensormeter.run.end", "tensormeter.run.start"]

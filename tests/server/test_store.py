@@ -340,6 +340,11 @@ def test_a_run_from_start_to_end(client):
     run = client.store.run(client.ref)
     assert (run.state, run.attempt, run.ended) == ("crashed", 1, T0 + 9)
     assert client.store.losses(client.ref) == {"full": 3, "x": 1}
+    assert run.lost == 4
+    columns = client.store.table("contract", ["id", "lost", "newest"]).columns
+    assert (client.ref.run_id, 4, T0 + 7) in set(
+        zip(*(columns[name] for name in ("id", "lost", "newest")), strict=True)
+    )
     assert [(p.process, p.state) for p in client.store.processes(client.ref)] == [("p", "finished"), ("q", "crashed")]
     client.events(Event("tensormeter.run.start", T0 + 20, {"config": {"lr": 0.2}}), process="r")
     run = client.store.run(client.ref)

@@ -60,6 +60,8 @@ _RUN_FIELDS: Final = {
     "notes": _TEXT,
     "archived": {"type": "boolean"},
     "points": _INTEGER,
+    "lost": _INTEGER,
+    "lag": _nullable(_NUMBER),
     "config": _OBJECT,
     "summary": {"type": "object", "additionalProperties": _ref("Summary")},
 }
@@ -83,7 +85,6 @@ _SCHEMAS: Final[Mapping[str, _Schema]] = {
         ),
         environment=_OBJECT,
         losses={"type": "object", "additionalProperties": _INTEGER},
-        lag=_nullable(_NUMBER),
     ),
     "Metric": _shape(
         name=_TEXT,

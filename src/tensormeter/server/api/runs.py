@@ -112,7 +112,6 @@ class RunsApi:
                 "processes": [process_json(process) for process in processes],
                 "environment": processes[0].resource if processes else {},
                 "losses": self._stores.of(request).losses(ref),
-                "lag": (run.updated - run.newest) / 1e9 if run.newest else None,
             }
             return encode(run_json(run) | details)
 

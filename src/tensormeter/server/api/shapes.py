@@ -27,6 +27,8 @@ def run_json(run: RunSummary, config: Mapping[str, Any] | None = None) -> dict[s
         "archived": run.archived,
         "processes": run.processes,
         "points": run.points,
+        "lost": run.lost,
+        "lag": (run.updated - run.newest) / 1e9 if run.newest else None,
         "config": run.config if config is None else config,
         "summary": {
             metric: {

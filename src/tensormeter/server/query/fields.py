@@ -14,7 +14,7 @@ _STORED: Final = {"last_time": "updated"} | {
     name: name
     for name in (
         *("id", "project", "name", "state", "attempt", "started", "ended", "created"),
-        *("group", "tags", "notes", "archived", "processes", "points"),
+        *("group", "tags", "notes", "archived", "processes", "points", "lost"),
     )
 }
 
@@ -46,6 +46,8 @@ def find_field(name: str) -> Field:
     """
     if name == "duration":
         return Field(name, ("started", "ended", "updated"), _durations)
+    if name == "lag":
+        return Field(name, ("updated", "newest"), _lags)
     stored = _STORED.get(name)
     group, _, rest = name.partition(".")
     if stored is None and rest and group == "config":
@@ -64,6 +66,11 @@ def find_field(name: str) -> Field:
 def _durations(columns: Columns) -> Sequence[Any]:
     triples = zip(columns["started"], columns["ended"], columns["updated"], strict=True)
     return [((updated if ended is None else ended) - started) / 1e9 for started, ended, updated in triples]
+
+
+def _lags(columns: Columns) -> Sequence[Any]:
+    pairs = zip(columns["updated"], columns["newest"], strict=True)
+    return [(updated - newest) / 1e9 if newest else None for updated, newest in pairs]
 
 
 def _known(value: Any) -> Any:

@@ -56,11 +56,14 @@ _BASE: Final = {
     "started": "ifnull(started, created)",
     "ended": "ended",
     "updated": "updated",
+    "newest": "newest",
     "group": "ifnull(grp, '')",
     "tags": "ifnull(tags, '[]')",
     "notes": "ifnull(notes, '')",
     "archived": "archived",
     "processes": "(SELECT count(*) FROM process WHERE process.run = run.id)",
+    # Of any size: a sum of integers could overflow.
+    "lost": "CAST((SELECT total(value) FROM process, json_each(losses) WHERE run = run.id AND losses != '{}') AS INTEGER)",
 }
 
 _COLUMNS_OF: Final = {name: (column,) for name, column in _BASE.items()} | {
@@ -92,7 +95,7 @@ def load_runs(
         row = connection.execute(
             "SELECT project, run_id, ifnull(title, name), state, attempt, created, ifnull(started, created), ended,"
             " updated, newest, stalled, ifnull(grp, ''), ifnull(tags, '[]'), ifnull(notes, ''), archived, config, points,"
-            " (SELECT count(*) FROM process WHERE process.run = run.id) FROM run WHERE id = ? AND NOT deleted",
+            f" {_BASE['processes']}, {_BASE['lost']} FROM run WHERE id = ? AND NOT deleted",
             (run,),
         ).fetchone()
         if row is not None:
@@ -118,6 +121,7 @@ def load_runs(
                     config=json.loads(row[15]),
                     points=row[16] + sum(layer.points.get(run, 0) for layer in layers),
                     processes=row[17],
+                    lost=row[18],
                     summary={metric: summary_of(stored[metric]) for metric in sorted(stored)},
                 )
             )

@@ -133,6 +133,7 @@ class RunSummary:
         config: From the latest `tensormeter.run.start` or `tensormeter.run.config` that carries one, as JSON values.
         points: Stored points of all its series, those of `tensormeter.step` among them; resent ones as for `Summary`.
         processes: How many.
+        lost: What they said they had to drop, for whatever reason.
         summary: By metric; only what was asked for.
     """
 
@@ -152,6 +153,7 @@ class RunSummary:
     archived: bool
     points: int
     processes: int
+    lost: int
     config: Mapping[str, Any]
     summary: Mapping[str, Summary]
 

@@ -28,13 +28,14 @@ _PROCESS: Final = """
 SELECT run, process, anyLast(project) AS project, anyLast(run_id) AS run_id, max(name) AS name,
     tupleElement(max(resource), 2) AS attempt, min(created) AS created, max(updated) AS updated, max(newest) AS newest,
     min(first_start) AS first_start, max(started) AS started, max(ended) AS ended, max(turned) AS turned,
-    max(config) AS config, min(tags) AS tags, min(grp) AS grp, min(notes) AS notes
+    max(config) AS config, min(tags) AS tags, min(grp) AS grp, min(notes) AS notes,
+    tupleElement(max(losses), 2) AS losses
 FROM process WHERE {condition} GROUP BY run, process"""
 
 _RUN: Final = """
 SELECT run, any(project), any(run_id), tupleElement(max(name), 2), min(created), min(first_start), max(updated), max(newest),
     max(turned), {config}, tupleElement(min(tags), 2), tupleElement(min(grp), 2), tupleElement(min(notes), 2),
-    groupArray((attempt, started, tupleElement(ended, 1), tupleElement(ended, 3)))
+    groupArray((attempt, started, tupleElement(ended, 1), tupleElement(ended, 3))), groupArrayIf(losses, losses NOT IN ('', '{{}}'))
 FROM ({inner}) GROUP BY run"""
 
 
@@ -215,7 +216,7 @@ class Runs:
 
     def _run(self, row: Sequence[Any], said: Mapping[str, tuple[Any, int]], now: int) -> RunSummary:
         _, project, run_id, name, created, first_start, updated, newest, turned, config, *rest = row
-        tags, group, notes, lives = rest
+        tags, group, notes, lives, losses = rest
         state, attempt, ended = run_life([Life(a, s or None, e or None, how or None) for a, s, e, how in lives])
         stalled, since = said.get("stalled", (False, 0))
         present = present_state(
@@ -243,6 +244,7 @@ class Runs:
             config=json.loads(config or "{}"),
             points=0,
             processes=len(lives),
+            lost=sum(sum(json.loads(text).values()) for text in losses),
             summary={},
         )
 
