@@ -1,9 +1,12 @@
 """What stands beside the charts: distributions, system, media, overview, configurations."""
 
 import re
+import time
 from typing import Any
 
+import numpy as np
 from playwright.sync_api import expect
+from sample_runs import SECOND, Sender
 
 
 def painted(canvas: Any) -> int:
@@ -157,7 +160,30 @@ def test_losses_and_failures_are_banners_on_every_pane(tab: Any) -> None:
     page.get_by_role("link", name="Charts").click()
     expect(banners.filter(has_text="1.28k buffer full")).to_be_visible()
     tab.go("#/p/vision/runs/vis03")
-    expect(page.get_by_role("alert").filter(has_text="train/loss is NaN since step 2940")).to_be_visible()
+    page.get_by_role("alert").filter(has_text="is NaN since step 2940").get_by_role(
+        "link", name="Show train/loss"
+    ).click()
+    expect(page.locator("dialog.full[aria-label='train/loss'] canvas")).to_be_visible()
+
+
+def test_of_several_runs_those_that_lost_something_are_named(tab: Any, site: Any) -> None:
+    for run, late in (("late1", 3600), ("late2", 0)):
+        sender = Sender(site.post, "late", run, f"run {run}")
+        now = time.time_ns()
+        sender.event("run.start", now - 7200 * SECOND, {"config": {}})
+        steps = np.arange(3, dtype=np.int64)
+        sender.rows(now - late * SECOND + steps, steps, {"loss": steps})
+    page = tab.go("#/p/vision/runs/vis00,vis05/difference")
+    lost = page.get_by_role("alert").filter(has_text="Points were lost by a run:")
+    lost.get_by_role("link", name="resnet50-brisk-05 (1.28k)").click()
+    expect(page.get_by_role("alert").filter(has_text="1.28k buffer full")).to_be_visible()
+    tab.go("#/p/vision")
+    expect(lost.get_by_role("link", name="resnet50-brisk-05 (1.28k)")).to_be_visible()
+    for address in ("#/p/late", "#/p/late/runs/late1,late2"):
+        tab.go(address)
+        expect(page.get_by_role("alert")).to_have_text(
+            re.compile(r"Late are the newest points of a run: run late1 \(1h")
+        )
 
 
 def test_archive_and_bring_back(tab: Any) -> None:

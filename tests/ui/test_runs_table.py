@@ -48,7 +48,7 @@ def test_states_are_words_with_a_heartbeat(tab: Any, site: Any) -> None:
 
 def test_cells_tell_more_under_the_pointer(tab: Any) -> None:
     page = tab.go("#/p/vision?columns=config.optimizer")
-    link = page.get_by_role("link", name="resnet18-calm-00")
+    link = page.get_by_role("link", name="resnet18-calm-00", exact=True)
     link.hover()
     expect(link).to_have_attribute("title", "vis00")
     cell = page.get_by_role("gridcell", name="adamw").first

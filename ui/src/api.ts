@@ -33,6 +33,10 @@ export interface Run {
   archived: boolean;
   processes: number;
   points: number;
+  /** Points that were dropped where it runs. */
+  lost: number;
+  /** Seconds between the time of its newest point and when something last arrived. */
+  lag: number | null;
   config: Record<string, unknown>;
   summary: Record<string, Summary>;
 }
@@ -50,7 +54,6 @@ export interface RunDetail extends Omit<Run, "processes"> {
   processes: Process[];
   environment: Record<string, unknown>;
   losses: Record<string, number>;
-  lag: number | null;
 }
 
 export interface Metric {

@@ -29,7 +29,9 @@ const BASIC: Record<string, [string, number]> = {
   duration: ["took", 100],
   group: ["group", 120],
   id: ["id", 130],
+  lag: ["late by", 92],
   last_time: ["heard", 92],
+  lost: ["lost", 80],
   notes: ["notes", 220],
   points: ["points", 90],
   processes: ["ranks", 76],
@@ -120,6 +122,8 @@ function runCell(cell: HTMLElement, key: string, context: ColumnContext): Show {
     }
     case "started":
       return (run) => write(cell, format.moment(format.epoch(run.started)));
+    case "lag":
+      return (run) => write(cell, run.lag === null ? "–" : format.duration(Math.max(0, run.lag)));
     case "duration":
       return (run) => write(cell, format.duration(Number(field(run, "duration"))));
     case "tags":

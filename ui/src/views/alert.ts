@@ -1,6 +1,8 @@
 // What an alert says: those that scripts raise (title, text, level) and those of the server (kind, message).
 
 import type { TelemetryEvent } from "../api";
+import { address } from "../route";
+import type { Session } from "./session";
 
 export interface Alert {
   title: string;
@@ -22,4 +24,13 @@ export function alertOf({ body }: TelemetryEvent): Alert {
     level: grave,
     serious: grave === "ERROR" || grave === "WARN",
   };
+}
+
+/** The chart that an alert is about: the server says of which metric it is, and what a script says may name one. */
+export function chartLinks(event: TelemetryEvent, { metrics, project, ids }: Session): [string, string][] {
+  const { metric } = (event.body ?? {}) as Record<string, unknown>;
+  const { title, text } = alertOf(event);
+  const words = new Set([String(metric ?? ""), ...`${title} ${text}`.split(/\s+/).map((word) => word.replace(/^["'`(]+|["'`).,:;!?]+$/g, ""))]);
+  const found = metrics.find(({ name }) => words.has(name));
+  return found ? [[`Show ${found.name}`, address(["p", project, "runs", ...ids], { full: found.name })]] : [];
 }

@@ -4,11 +4,11 @@ import * as api from "../api";
 import { stateBadge, meaning } from "../badge";
 import { fill, h } from "../dom";
 import * as format from "../format";
-import { alertOf } from "./alert";
+import { alertOf, chartLinks } from "./alert";
+import { type Banner, drawBanners, isLate, ofRuns } from "./banner";
 import { endWords } from "./ends";
 import type { Session } from "./session";
 
-const LATE_SECONDS = 60;
 const TICK_MS = 1000;
 const ALERTS_MS = 5000;
 const MOST_ENDS = 1000;
@@ -112,35 +112,35 @@ export class Health {
   }
 
   private drawBanners(): void {
-    const { single, runs } = this.session;
-    const found: [string, string, string][] = [];
-    if (!this.connected) found.push(["warn", "Not live", "The server does not answer; this page tries again by itself. What is shown may be old."]);
-    const state = runs.length === 1 ? runs[0]?.state : undefined;
-    if (state && (state === "stalled" || ENDED_BADLY.includes(state))) {
-      const why = single && state !== "stalled" ? endWords(single, this.ends) : "";
-      found.push([state === "preempted" ? "warn" : "bad", state, [meaning(state), why].filter(Boolean).join(" ")]);
+    const { single, runs, project } = this.session;
+    const found: Banner[] = [];
+    if (!this.connected) found.push({ kind: "warn", title: "Not live", text: "The server does not answer; this page tries again by itself. What is shown may be old." });
+    if (single) found.push(...this.ofSingle(single, runs[0] ?? single));
+    else found.push(...ofRuns(project, runs.filter(({ lost }) => lost > 0), runs.filter(isLate)));
+    drawBanners(this.banners, found);
+  }
+
+  private ofSingle(run: api.RunDetail, { state }: Pick<api.Run, "state">): Banner[] {
+    const found: Banner[] = [];
+    if (state === "stalled" || ENDED_BADLY.includes(state)) {
+      const why = state === "stalled" ? "" : endWords(run, this.ends);
+      found.push({ kind: state === "preempted" ? "warn" : "bad", title: state, text: [meaning(state), why].filter(Boolean).join(" ") });
     }
-    const losses = Object.entries(single?.losses ?? {}).filter(([, n]) => n > 0);
+    const losses = Object.entries(run.losses).filter(([, n]) => n > 0);
     if (losses.length) {
       const words = losses.map(([reason, n]) => `${format.count(n)} ${reason.replaceAll("_", " ")}`).join(", ");
-      found.push(["bad", "Points were lost", `${words}. A larger buffer_bytes helps where the buffer was full.`]);
+      found.push({ kind: "bad", title: "Points were lost", text: `${words}. A larger buffer_bytes helps where the buffer was full.` });
     }
-    if (single?.lag !== null && single?.lag !== undefined && single.lag > LATE_SECONDS && state === "running") {
-      found.push(["warn", "Late", `Points arrive ${format.duration(single.lag)} after they were logged. They are kept where the trainer runs.`]);
+    if (isLate({ state, lag: run.lag })) {
+      found.push({ kind: "warn", title: "Late", text: `The newest point is ${format.duration(run.lag ?? 0)} older than the last sign of life. Points that are late are kept where the trainer runs.` });
     }
     const serious = this.alerts.filter((event) => alertOf(event).serious);
     if (serious[0]) {
       const { title, text, level } = alertOf(serious[0]);
       const { step } = serious[0];
       const words = [text, step === null || text.includes(`step ${step}`) ? "" : `(step ${step})`, serious.length > 1 ? `and ${serious.length - 1} more, on the overview` : ""];
-      found.push([level === "ERROR" ? "bad" : "warn", title, words.filter(Boolean).join(" ")]);
+      found.push({ kind: level === "ERROR" ? "bad" : "warn", title, text: words.filter(Boolean).join(" "), links: chartLinks(serious[0], this.session) });
     }
-    const shown = JSON.stringify(found);
-    if (this.banners.dataset.text === shown) return;
-    this.banners.dataset.text = shown;
-    fill(
-      this.banners,
-      ...found.map(([kind, title, text]) => h("p", { class: `banner ${kind}`, role: "alert" }, h("strong", {}, title), " ", text)),
-    );
+    return found;
   }
 }

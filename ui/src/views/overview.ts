@@ -5,7 +5,7 @@ import { stateBadge, meaning } from "../badge";
 import { arrange, fill, h, type Child } from "../dom";
 import * as format from "../format";
 import type { Update } from "../live";
-import { alertOf } from "./alert";
+import { alertOf, chartLinks } from "./alert";
 import type { Pane } from "./pane";
 import { RunEditor } from "./runeditor";
 import type { Session } from "./session";
@@ -78,9 +78,9 @@ export class OverviewPane implements Pane {
       .map(([key, value]): [string, string] => [key, words(value)]);
     arrange(this.content, [
       this.run,
-      this.panel("Alerts", [alerts, problem], () => [
+      this.panel("Alerts", [alerts, alerts.map((event) => chartLinks(event, this.session)), problem], () => [
         problem ? h("p", { class: "problem" }, problem) : null,
-        alerts.length ? h("ul", { class: "events" }, ...alerts.map(alertItem)) : h("p", { class: "muted" }, "None. A NaN, a spike or a stall would be here."),
+        alerts.length ? h("ul", { class: "events" }, ...alerts.map((event) => alertItem(event, chartLinks(event, this.session)))) : h("p", { class: "muted" }, "None. A NaN, a spike or a stall would be here."),
       ]),
       this.panel("Configuration", config, () => [table(config, "No configuration was given to init.")]),
       this.panel("Environment", environment, () => [table(environment, "The processes said nothing about their environment.")]),
@@ -157,10 +157,10 @@ function exitWords(events: api.TelemetryEvent[]): string {
   return [state, code === undefined || code === null ? "" : `exit code ${code}`, signal ? `signal ${signal}` : "", message].filter(Boolean).join(", ");
 }
 
-function alertItem(event: api.TelemetryEvent): HTMLElement {
+function alertItem(event: api.TelemetryEvent, links: [string, string][]): HTMLElement {
   const { title, text, level } = alertOf(event);
   const kind = level === "ERROR" ? "bad" : level === "WARN" ? "warn" : "";
-  return h("li", { class: kind }, h("strong", {}, `${level} ${title}`), " ", text, " ", when(event));
+  return h("li", { class: kind }, h("strong", {}, `${level} ${title}`), " ", text, " ", ...links.map(([label, href]) => h("a", { href }, label)), " ", when(event));
 }
 
 function eventItem(event: api.TelemetryEvent): HTMLElement {

@@ -14,9 +14,14 @@ import { ColumnChooser } from "./columnchooser";
 import { ColumnMenu } from "./columnmenu";
 import { FilterBar } from "./filterbar";
 import { firstVisit } from "./welcome";
+import { LATE_NOW, LOST, drawBanners, ofRuns } from "./banner";
 import type { Context, View } from "./view";
 
 const REFRESH_MS = 5000;
+/** Between looks at which runs lost something or are late. */
+const TROUBLE_MS = 30_000;
+/** Runs that such a look reads. */
+const TROUBLED = 5;
 /** Runs whose charts are shown where none is selected. */
 const COMPARED = 100;
 
@@ -35,6 +40,8 @@ export class RunsView implements View {
   });
   private readonly chooser = new ColumnChooser((columns) => this.setColumns(columns));
   private readonly problem = h("p", { class: "problem", role: "alert" });
+  private readonly banners = h("div", { class: "banners" });
+  private looked = 0;
   private readonly status = h("p", { class: "muted", role: "status" }, "Loading …");
   private readonly actions = h("div", { class: "actions" });
   private readonly empty = h("div", {});
@@ -66,6 +73,7 @@ export class RunsView implements View {
     this.element.append(
       h("div", { class: "controls" }, this.filter.field, this.filter.completions, choose, this.actions),
       this.problem,
+      this.banners,
       this.filter.chips,
       this.empty,
       this.grid.element,
@@ -119,7 +127,8 @@ export class RunsView implements View {
   /** Learn from the newest runs which fields there are. */
   private async begin(): Promise<void> {
     try {
-      const total = await this.learn();
+      // Together, so that no banner moves what somebody is about to click.
+      const [total] = await Promise.all([this.learn(), this.lookForTrouble()]);
       fill(this.empty, total === 0 ? firstVisit(this.project) : null);
       this.element.classList.toggle("nothing", total === 0);
       this.apply(route.current().params);
@@ -148,12 +157,25 @@ export class RunsView implements View {
     const { scrollTop, clientHeight } = this.grid.element;
     await this.rows.refresh(Math.floor(scrollTop / ROW), Math.ceil((scrollTop + clientHeight) / ROW));
     this.grid.refresh();
+    void this.lookForTrouble();
     if (this.fields.some((key) => key.startsWith("summary.") && !MACHINE.test(key.slice("summary.".length)))) return;
     try {
       await this.learn();
       if (this.timer !== -1) this.apply(this.params);
     } catch {
       // The next look will tell.
+    }
+  }
+
+  private async lookForTrouble(): Promise<void> {
+    if (Date.now() - this.looked < TROUBLE_MS) return;
+    this.looked = Date.now();
+    const find = (filter: string) => api.runs({ project: this.project, filter, limit: TROUBLED, fields: "" });
+    try {
+      const [lost, late] = await Promise.all([find(LOST), find(LATE_NOW)]);
+      drawBanners(this.banners, ofRuns(this.project, lost.runs, late.runs, { lost: lost.total, late: late.total }));
+    } catch {
+      // The list of runs says what is wrong.
     }
   }
 

@@ -59,16 +59,20 @@ export class Session {
       this.metrics = metrics;
       return;
     }
-    const listed = this.ids.map((id) => JSON.stringify(id)).join(", ");
-    const filter = `id in (${listed}) and archived in (true, false)`;
-    const [{ runs }, metrics] = await Promise.all([
-      api.runs({ project: this.project, filter, limit: 1000, fields: "config" }),
+    const [runs, metrics] = await Promise.all([
+      this.list("config"),
       api.metrics(first, this.project).catch(() => []),
     ]);
     const found = new Map(runs.map((run) => [run.id, run]));
     this.runs = this.ids.flatMap((id) => found.get(id) ?? []);
     if (this.runs.length === 0) throw new api.ApiError(404, "not_found", "None of these runs is in this project.");
     this.metrics = metrics;
+  }
+
+  private async list(fields: string): Promise<api.Run[]> {
+    const listed = this.ids.map((id) => JSON.stringify(id)).join(", ");
+    const filter = `id in (${listed}) and archived in (true, false)`;
+    return (await api.runs({ project: this.project, filter, limit: 1000, fields })).runs;
   }
 
   /** The rest, which a first picture does not wait for. */
@@ -90,18 +94,19 @@ export class Session {
     if (this.metrics.length !== before || this.details.size > 0) onMore();
   }
 
-  /** Take in what an update says. Returns whether it is of a metric that is not known, and so worth a look soon. */
+  /** Take in what an update says. Returns whether it is of a metric that is not known, or another state, and so worth a look soon. */
   heard({ run: id, metrics, state, events }: Update): boolean {
     const run = this.runs.find((one) => one.id === id);
     if (!run) return false;
     if (metrics?.length || events) run.last_time = String(Date.now() * 1e6);
+    const turned = state !== undefined && state !== run.state;
     if (state) run.state = state;
     if (metrics?.length) this.grown.add(id);
     const known = new Set(this.metrics.map(({ name }) => name));
-    return metrics?.some((name) => !known.has(name)) ?? false;
+    return turned || (metrics?.some((name) => !known.has(name)) ?? false);
   }
 
-  /** Look again at what has grown: new metrics, processes. Returns whether there are metrics that were not known. */
+  /** Look again at what has grown: new metrics, processes, losses. Returns whether there are metrics that were not known. */
   async reload(): Promise<boolean> {
     const before = this.metrics.length;
     const [first = ""] = this.ids;
@@ -113,6 +118,11 @@ export class Session {
     const grown = [...this.grown].slice(0, MOST_RUNS);
     for (const id of grown) this.grown.delete(id);
     try {
+      const now = new Map((await this.list("")).map((run) => [run.id, run]));
+      for (const run of this.runs) {
+        const { state, lost, lag } = now.get(run.id) ?? run;
+        Object.assign(run, { state, lost, lag });
+      }
       if (grown.length) this.merge(await api.metricsOf(grown, this.project));
     } catch (error) {
       for (const id of grown) this.grown.add(id);
