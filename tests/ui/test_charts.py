@@ -295,6 +295,18 @@ def test_full_screen_and_back(tab: Any) -> None:
     expect(dialog.locator("canvas")).to_be_visible()
     assert dialog.locator("canvas").bounding_box()["width"] > 1000
     assert "full=train%2Floss" in page.url
+    tab.hover(dialog.locator(".card"))
+    expect(dialog.locator(".tooltip")).to_be_visible()
+    dialog.get_by_role("slider").focus()
+    page.keyboard.press("End")
+    page.keyboard.press("+")
+    page.wait_for_function("() => location.hash.includes('from=')")
+    page.keyboard.press("0")
+    page.wait_for_function("() => !location.hash.includes('from=')")
+    dialog.locator("summary").click()
+    page.keyboard.press("Escape")
+    expect(dialog.get_by_role("menu")).to_be_hidden()
+    expect(dialog).to_be_visible()
     page.keyboard.press("Escape")
     expect(dialog).to_be_hidden()
     page.wait_for_function("() => !location.hash.includes('full=')")
@@ -313,6 +325,9 @@ def test_saved_as_picture_and_drawing(tab: Any) -> None:
     assert drawing.startswith("<svg")
     assert drawing.count("<path") == 4
     assert "resnet34-brisk-01" in drawing
+    card.locator("summary").click()
+    card.get_by_role("heading").click()
+    expect(card.get_by_role("menu")).to_be_hidden()
 
 
 def test_many_runs_of_many_metrics(tab: Any) -> None:

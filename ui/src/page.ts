@@ -46,6 +46,14 @@ export function start(begun: Session | null): void {
   );
   document.body.append(skip, h("header", { class: "bar" }, brand, crumbs, tools), main, help);
   addEventListener("keydown", onKey);
+  for (const type of ["pointerdown", "focusin"]) addEventListener(type, ({ target }) => closeMenus(target as Node));
+}
+
+/** Menus close when somebody turns to something else. Returns the one that was open. */
+function closeMenus(turnedTo: Node | null): HTMLDetailsElement | undefined {
+  const left = [...document.querySelectorAll<HTMLDetailsElement>("details.dropdown[open]")].filter((menu) => !menu.contains(turnedTo));
+  for (const menu of left) menu.open = false;
+  return left[0];
 }
 
 const KEYS: [string, string][] = [
@@ -140,7 +148,13 @@ function askForToken(): HTMLElement {
 function onKey(event: KeyboardEvent): void {
   const target = event.target as HTMLElement;
   const typing = /^(INPUT|TEXTAREA|SELECT)$/.test(target.tagName) && (target as HTMLInputElement).type !== "checkbox";
-  if (event.key === "Escape" && typing) target.blur();
+  if (event.key === "Escape") {
+    const menu = closeMenus(null);
+    menu?.querySelector("summary")?.focus();
+    // Not the dialog that it is in as well.
+    if (menu) event.preventDefault();
+    else if (typing) target.blur();
+  }
   if (typing || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
   if (event.key === "?") help.showModal();
   else if (event.key === "t") theme.toggle();

@@ -276,7 +276,8 @@ export class Plot {
         const at = plot.posToVal(from, "x");
         const half = (plot.posToVal(width, "x") - plot.posToVal(0, "x")) / 4;
         this.events.zoom([at - half, at + half]);
-      } else return;
+      } else if (event.key === "0") this.events.zoom(null);
+      else return;
       event.preventDefault();
       event.stopPropagation();
     });

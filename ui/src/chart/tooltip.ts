@@ -8,7 +8,10 @@ const SHOWN = 24;
 let box: HTMLElement | null = null;
 
 export function show(title: string, readings: Reading[], unit: string, place: { left: number; top: number }): void {
-  box ??= document.body.appendChild(h("div", { class: "tooltip", role: "status", "aria-live": "off" }));
+  box ??= h("div", { class: "tooltip", role: "status", "aria-live": "off" });
+  // An open dialog lies above everything that is not in it.
+  const parent = document.querySelector("dialog[open]") ?? document.body;
+  if (box.parentElement !== parent) parent.append(box);
   const ordered = [...readings].sort((a, b) => rank(b.y) - rank(a.y));
   const shown = ordered.filter(({ nearest }, position) => position < SHOWN || nearest);
   const rows = shown.map((reading) => {
