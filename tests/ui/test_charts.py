@@ -103,6 +103,15 @@ def test_keys_read_values_and_zoom(tab: Any) -> None:
     expect(page.locator(".tooltip")).to_be_hidden()
 
 
+def test_an_empty_range_offers_the_way_back(tab: Any) -> None:
+    page = tab.go("#/p/vision/runs/vis00?q=train/loss$&from=90000&to=90001")
+    card = tab.card(LOSS)
+    card.get_by_role("button", name="Zoom out").click()
+    page.wait_for_function("() => !location.hash.includes('from=')")
+    expect(card.get_by_text("Nothing in this range.")).to_be_hidden()
+    expect(card.locator(".plot")).to_be_visible()
+
+
 def test_the_spike_stays_in_sight(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis00")
     card = tab.card(LOSS)

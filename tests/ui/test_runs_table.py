@@ -85,6 +85,7 @@ def test_fields_are_offered_while_a_filter_is_typed(tab: Any) -> None:
 def test_a_wrong_filter_names_the_position(tab: Any) -> None:
     page = tab.go("#/p/vision?filter=config.lr+%3E+and")
     expect(page.locator(".problem")).to_contain_text(re.compile(r"filter: .* at \d+"))
+    expect(page.get_by_text("Loading …")).to_have_count(0)
     assert [error for error in tab.errors if "400" not in error] == []
     tab.errors.clear()  # the browser itself reports the 400
 

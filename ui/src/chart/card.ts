@@ -112,7 +112,8 @@ export class Card {
     const shown = { ...this.view, traces: this.view.traces.filter(({ label }) => !this.hidden.has(label)) };
     const empty = this.view.traces.every(({ x }) => x.length === 0);
     this.area.style.visibility = empty ? "hidden" : "";
-    this.say(empty ? (this.view.window ? "Nothing in this range. Double-click any chart to zoom out." : "No points yet.") : "");
+    if (empty && this.view.window) this.offerAll();
+    else this.say(empty ? "No points yet." : "");
     this.plot ??= new Plot(this.area, this.source.title, shown, {
       zoom: this.events.zoom,
       hover: (at, readings, place) => this.hover(at, readings, place),
@@ -194,6 +195,13 @@ export class Card {
       this.timer = 0;
       void this.refresh();
     }, this.source.pace ?? FRESH_MS);
+  }
+
+  private offerAll(): void {
+    // Somebody may be about to click on what is there.
+    if (this.status.querySelector("button")) return;
+    this.say("Nothing in this range. ");
+    this.status.append(button("Zoom out", () => this.events.zoom(null)));
   }
 
   private say(text: string, bad = false): void {

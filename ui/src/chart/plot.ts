@@ -177,10 +177,12 @@ export class Plot {
       grid: { stroke: () => color("grid"), width: 1 },
       ticks: { show: false },
     };
-    const values = (_: uPlot, splits: number[]) =>
-      splits.map((split) => (split === null ? "" : axisLabel(split, unit)));
+    const values = (_: uPlot, splits: number[]) => {
+      const labelled = yLog ? legible(splits) : splits;
+      return labelled.map((split) => (split === null ? "" : axisLabel(split, unit)));
+    };
     const spelled = xKind === "duration" ? (split: number) => (split === 0 ? "0" : split < 1 ? compact(split) : format.duration(split)) : compact;
-    const xValues = (_: uPlot, splits: number[]) => splits.map((split) => (split === null ? "" : spelled(split)));
+    const xValues = (_: uPlot, splits: number[]) => (xLog ? legible(splits) : splits).map((split) => (split === null ? "" : spelled(split)));
     return {
       width,
       height,
@@ -350,6 +352,12 @@ function mark(readings: Reading[], distance: (value: number) => number): void {
     if (away < least) [best, least] = [reading, away];
   }
   if (best && readings.length > 1) best.nearest = true;
+}
+
+/** A logarithmic axis begins anywhere; only numbers of one digit are worth a label, if there are any. */
+function legible(splits: (number | null)[]): (number | null)[] {
+  const round = splits.map((split) => (split !== null && Math.abs(split / Number(split.toPrecision(1)) - 1) < 1e-9 ? split : null));
+  return round.some((split) => split !== null) ? round : splits;
 }
 
 function axisLabel(split: number, unit: string): string {

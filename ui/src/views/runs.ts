@@ -276,6 +276,7 @@ export class RunsView implements View {
 
   private onError(error: unknown): void {
     this.problem.textContent = error instanceof Error ? error.message : String(error);
+    if (this.rows.found === 0) this.status.textContent = "";
     if (!(error instanceof api.ApiError && error.status === 400)) this.loaded = "";
   }
 
