@@ -12,6 +12,9 @@ import numpy as np
 from playwright.sync_api import Page, expect
 from sample_runs import SECOND, Sender
 
+from tensormeter.otlp.batch import STEP_METRIC, Batch, Gauge
+from tensormeter.otlp.encode import encode_metrics
+
 LOSS = "train/loss"
 
 
@@ -279,6 +282,23 @@ def test_ranks_of_many_runs(open_tab: Callable[..., Any], site: Any) -> None:
     page.get_by_label("Group by").select_option("config.half")
     grouped = tab.hover(card, 0.9).locator(".reading").filter(has_text="half = 0")
     expect(grouped).to_contain_text(re.compile(r"10\s*2 to 20 · mean of the means of 7 runs, 21 ranks"))
+
+
+def test_more_ranks_than_the_server_gives_lines(open_tab: Callable[..., Any], site: Any) -> None:
+    runs, ranks = 13, 155
+    times = (time.time_ns() - 3600 * SECOND + np.arange(3) * SECOND).astype(np.uint64)
+    for run in range(runs):
+        batches = []
+        for rank in range(ranks):
+            resource = {"service.name": "crowd", "tensormeter.run.id": f"crowd{run}", "tensormeter.rank": rank}
+            gauges = [Gauge(STEP_METRIC, times, np.arange(3)), Gauge("wait", times, np.full(3, float(rank + run)))]
+            batches.append(Batch(resource | {"service.instance.id": f"{run}-{rank}"}, gauges))
+        site.post("/v1/metrics", encode_metrics(batches))
+    tab = open_tab(site.url)
+    tab.go("#/p/crowd/runs/" + ",".join(f"crowd{run}" for run in range(runs)))
+    readings = tab.hover(tab.card("wait")).locator(".reading")
+    expect(readings).to_have_count(runs)
+    expect(readings.last).to_contain_text(re.compile(r"crowd0\s*77\s*0 to 154 · highest .*, lowest "))
 
 
 def test_legend_hides_and_shows(tab: Any) -> None:

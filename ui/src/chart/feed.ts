@@ -153,7 +153,8 @@ export class Feed {
     return lines > 40 ? 240 : lines > 12 ? 500 : 1000;
   }
 
-  private lines(metric: string): number {
+  /** About how many lines a metric has. */
+  lines(metric: string): number {
     return this.runs.length * Math.max(1, this.linesOf(metric));
   }
 

@@ -21,6 +21,8 @@ export interface Selected {
 
 /** Runs beyond which statistics over the ranks of each would be too many questions. */
 const MOST_RANKED = 12;
+/** Lines that the server gives for one question, at most. */
+const MOST_LINES = 2000;
 const LINES_MS = 250;
 const STATISTICS_MS = 3000;
 const SHARES = /\.utilization$|\.share$/;
@@ -63,10 +65,10 @@ export class MetricSource {
     const look = this.look();
     const runs = this.selected().filter(({ id }) => !look.hidden.has(id));
     this.remarkText = "";
-    // The server's statistics over ranks take a request for each run; those of many runs are made here, of the lines.
+    // The server's statistics over ranks take a request for each run; those of many runs are made here, of the lines, if it gives them.
     const ranked = acrossRanks(this.metric, look);
-    const served = ranked && runs.length <= MOST_RANKED;
-    // Lines grow by what is new; the server's statistics are made anew from all there is.
+    const served = ranked && (runs.length <= MOST_RANKED || this.feed.lines(this.metric.name) > MOST_LINES);
+    // Lines grow by what is new; of the server's statistics all are sent again.
     this.pace = served ? STATISTICS_MS : LINES_MS;
     this.warns = served;
     const traces = served ? await this.overRanks(runs, look) : await this.lines(runs, look, ranked);

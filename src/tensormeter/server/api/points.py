@@ -30,7 +30,8 @@ from tensormeter.server.query.axis import Axis, Placed, read_along
 from tensormeter.server.query.full import FullSeries, read_full
 from tensormeter.server.query.histograms import Distribution, decode_distribution
 from tensormeter.server.query.points import PointsQuery, PointsResult, query_points
-from tensormeter.server.query.ranks import rank_statistics
+from tensormeter.server.query.rank_memory import RankMemory
+from tensormeter.server.query.ranks import RanksQuery
 from tensormeter.server.query.sampling import choose_evenly
 from tensormeter.server.scope import Stores
 from tensormeter.server.store import MAX_READ_POINTS
@@ -62,6 +63,7 @@ class PointsApi:
     def __init__(self, stores: Stores, threads: ApiThreads) -> None:
         self._stores = stores
         self._threads = threads
+        self._ranks = RankMemory()
 
     def routes(self) -> list[Route]:
         """Where the handlers go."""
@@ -122,16 +124,17 @@ class PointsApi:
     async def ranks(self, request: Request) -> Response:
         """Statistics of a metric over the processes of a run."""
         ref, query = run_ref(request), parameters(request)
-        metric, axis = _metric(query), Axis.parse(query.get("x", "step"))
-        most = integer(query, "max_points", 500, 1, MAX_POINTS)
-        attempt = parse_attempt(query.get("attempt"))
-        start, stop = number(query, "start"), number(query, "stop")
+        wanted = RanksQuery(
+            _metric(query),
+            Axis.parse(query.get("x", "step")),
+            number(query, "start"),
+            number(query, "stop"),
+            parse_attempt(query.get("attempt")),
+            integer(query, "max_points", 500, 1, MAX_POINTS),
+        )
 
         def work() -> bytes:
-            placed, _, _ = read_along(
-                self._stores.of(request), ref, [metric], axis, start=start, stop=stop, attempt=attempt
-            )
-            found = rank_statistics(placed, most)
+            found = self._ranks.query(self._stores.of(request), ref, wanted, project=request.state.access.project)
             return encode(
                 {
                     "x": _numbers(found.x),

@@ -7,7 +7,7 @@ What was logged without a step (statistics of the machine, instruments) repeats 
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeVar
 
@@ -25,6 +25,7 @@ AttemptChoice = int | Literal["all"] | None
 """One attempt, whole; all of them, whole and apart; or None: the effective line."""
 
 _Piece = TypeVar("_Piece", Series, Thinned)
+_T = TypeVar("_T")
 
 _LAST: Final = 999_999_999
 _FIRST: Final = ProcessAttempt(1, None, 0, None)
@@ -107,15 +108,28 @@ class Attempts:
 
         Where an attempt has several of a rank, nobody knows which one goes on; they stay apart.
         """
+
+        def about(one: _Piece) -> tuple[object, ...]:
+            return one.metric, one.kind, canonical_json(one.attributes)
+
+        return self._joined(series, lambda one: one.process, about)
+
+    def ranks(self, processes: Iterable[str]) -> list[list[str]]:
+        """As `lines`, of processes; without those of attempts that are not wanted."""
+        wanted = [one for one in processes if not isinstance(self.choice, int) or self.number(one) == self.choice]
+        return self._joined(wanted, lambda one: one, lambda one: ())
+
+    def _joined(
+        self, items: Sequence[_T], process: Callable[[_T], str], about: Callable[[_T], tuple[object, ...]]
+    ) -> list[list[_T]]:
         if self.choice is not None or not self.of:
-            return [[one] for one in series]
-        groups: dict[tuple[object, ...], list[_Piece]] = defaultdict(list)
-        for one in series:
-            rank = self.of.get(one.process, _FIRST).rank
-            groups[one.metric, one.kind, canonical_json(one.attributes), rank].append(one)
+            return [[one] for one in items]
+        groups: dict[tuple[object, ...], list[_T]] = defaultdict(list)
+        for one in items:
+            groups[(*about(one), self.of.get(process(one), _FIRST).rank)].append(one)
         found = []
         for group in groups.values():
-            numbers = [self.number(one.process) for one in group]
+            numbers = [self.number(process(one)) for one in group]
             if len(set(numbers)) == len(numbers):
                 found.append([group[index] for index in np.argsort(numbers)])
             else:

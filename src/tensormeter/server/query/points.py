@@ -1,18 +1,29 @@
 """Many series of many runs, sampled: what a page of charts asks for."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tensormeter.server.query.attempts import AttemptChoice
+from tensormeter.server.query.attempts import AttemptChoice, Attempts
 from tensormeter.server.query.axis import Axis, Placed, read_along
 from tensormeter.server.query.sampling import sample
 from tensormeter.server.query.thinned import read_thinned
-from tensormeter.server.store import MAX_READ_POINTS, Points, RunRef, Series, Store, Thinned, TooManyPointsError
+from tensormeter.server.store import (
+    MAX_READ_POINTS,
+    Points,
+    RunRef,
+    Selection,
+    Series,
+    Store,
+    Thinned,
+    TooManyPointsError,
+)
+from tensormeter.server.store.canonical import canonical_json
 
 __all__ = ["PointsQuery", "PointsResult", "SampledSeries", "query_points"]
 
@@ -20,6 +31,10 @@ MAX_SERIES: Final = 2000
 
 WHOLE_POINTS: Final = 1_000_000
 """Points of a run that are all read, in some 70 ms; beyond that samples are asked for first."""
+
+
+MOST_LOOKED_AT: Final = 150_000_000
+"""Points that are looked at for one answer, those of x among them, where not all are held: some ten seconds."""
 
 
 @dataclass(frozen=True)
@@ -123,24 +138,60 @@ def _read(
     try:
         placed, cursor, _ = read(limit=min(budget, WHOLE_POINTS))
     except TooManyPointsError:
-        thinned = read_thinned(
-            store,
-            ref,
-            query.metrics,
-            query.axis,
-            process=query.process,
-            start=query.start,
-            stop=query.stop,
-            attempt=query.attempt,
-            max_points=query.max_points,
-            limit=budget,
-        )
-        if thinned is not None:
-            lines, cursor = thinned
-            found = (_series(ref, one.series, one.attempt, (one.x, one.y), one.total) for one in lines)
-            return [one for one in found if _is_wanted(one, query)], cursor, True, sum(one.held for one in lines)
-        placed, cursor, _ = read(limit=budget)
+        try:
+            thinned = read_thinned(
+                store,
+                ref,
+                query.metrics,
+                query.axis,
+                process=query.process,
+                start=query.start,
+                stop=query.stop,
+                attempt=query.attempt,
+                max_points=query.max_points,
+                limit=budget,
+            )
+            if thinned is not None:
+                lines, cursor = thinned
+                drawn = (_series(ref, one.series, one.attempt, (one.x, one.y), one.total) for one in lines)
+                return [one for one in drawn if _is_wanted(one, query)], cursor, True, sum(one.held for one in lines)
+            placed, cursor, _ = read(limit=budget)
+        except TooManyPointsError:
+            if query.process is not None or budget < MAX_READ_POINTS:
+                raise
+            return *_one_by_one(store, ref, query), True, budget
     return _sampled(ref, placed, query), cursor, True, sum(len(one.x) for one in placed)
+
+
+def _one_by_one(store: Store, ref: RunRef, query: PointsQuery) -> tuple[list[SampledSeries], str]:
+    """Series of a run with too many points to hold them all: each process is sampled before the next is read.
+
+    Raises:
+        TooManyPointsError: One process has too many, or all of them together have more than `MOST_LOOKED_AT`.
+    """
+    about = store.read(ref, Selection([]))
+    found: list[SampledSeries] = []
+    left = MOST_LOOKED_AT
+    for processes in Attempts(about.attempts, query.attempt).ranks(one.process for one in store.processes(ref)):
+        lines: dict[str, list[SampledSeries]] = defaultdict(list)
+        for process in processes:
+            alone = replace(query, process=process)
+            series, _, _, held = _read(store, ref, alone, None, max(min(left, MAX_READ_POINTS), 0))
+            left -= 2 * held
+            for one in series:
+                lines[canonical_json([one.metric, one.kind, one.attributes])].append(one)
+        found += (_joined(pieces, query.max_points) for pieces in lines.values())
+    return found, about.cursor
+
+
+def _joined(pieces: Sequence[SampledSeries], max_points: int) -> SampledSeries:
+    """One line out of its pieces, in the order of attempts."""
+    if len(pieces) == 1:
+        return pieces[0]
+    x, y = np.concatenate([one.x for one in pieces]), np.concatenate([one.y for one in pieces])
+    order = np.argsort(x, kind="stable")
+    kept = order[sample(y[order], max_points)]
+    return replace(pieces[-1], x=x[kept], y=y[kept], total=sum(one.total for one in pieces))
 
 
 def _sampled(ref: RunRef, placed: Sequence[Placed], query: PointsQuery) -> list[SampledSeries]:

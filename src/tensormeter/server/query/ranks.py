@@ -6,10 +6,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tensormeter.server.query.axis import Placed
+from tensormeter.server.query.attempts import AttemptChoice
+from tensormeter.server.query.axis import Axis, Placed
 from tensormeter.server.store import Points
 
-__all__ = ["RankStatistics", "rank_statistics"]
+__all__ = ["RankStatistics", "RanksQuery", "rank_statistics", "statistics_of"]
+
+
+@dataclass(frozen=True)
+class RanksQuery:
+    """What is asked for, in start <= x < stop in units of x; `max_points` are x, at most."""
+
+    metric: str
+    axis: Axis
+    start: float | None = None
+    stop: float | None = None
+    attempt: AttemptChoice = None
+    max_points: int = 500
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,14 +75,23 @@ def rank_statistics(placed: Sequence[Placed], max_points: int) -> RankStatistics
                 high[row, columns] = np.maximum(high[row, columns], np.maximum.reduceat(values, first))
                 total[row, columns] += np.add.reduceat(values, first)
                 count[row, columns] += np.diff(np.append(first, len(values)))
+    return statistics_of(processes, edges, (low, high, total, count))
+
+
+def statistics_of(
+    processes: Sequence[str], x: NDArray[np.float64], columns: Sequence[NDArray[np.float64]]
+) -> RankStatistics:
+    """Of the lowest, the highest, the sum and the number of values of each process at each x, shapes (processes, n)."""
+    low, high, total, count = columns
+    with np.errstate(invalid="ignore", divide="ignore"):
         means = np.where(count > 0, total / count, np.nan)
-        known: NDArray[np.bool_] = np.asarray(count.any(axis=0))
-        lowest, highest = low.argmin(axis=0), high.argmax(axis=0)
-        median = np.full(len(edges), np.nan)
-        if known.any():
-            median[known] = np.nanmedian(means[:, known], axis=0)
+    known: NDArray[np.bool_] = np.asarray(count.any(axis=0))
+    lowest, highest = low.argmin(axis=0), high.argmax(axis=0)
+    median = np.full(len(x), np.nan)
+    if known.any():
+        median[known] = np.nanmedian(means[:, known], axis=0)
     return RankStatistics(
-        edges,
+        x,
         np.where(known, low.min(axis=0), np.nan),
         median,
         np.where(known, high.max(axis=0), np.nan),

@@ -12,7 +12,7 @@ from tensormeter.server.query.sampling import blocks_needed, sample, sample_bloc
 from tensormeter.server.store import RunRef, Selection, Store, Thinned, Window
 from tensormeter.server.store.blocks import FIRST, LAST, Blocks
 
-__all__ = ["ThinnedLine", "read_thinned"]
+__all__ = ["LongPieces", "ThinnedLine", "long_pieces", "read_thinned"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +32,21 @@ class ThinnedLine:
     y: NDArray[np.float64]
     total: int
     held: int
+
+
+@dataclass(frozen=True, eq=False)
+class LongPieces:
+    """Series along time or steps, some of them in blocks; `origin` as in `Axis.origin`."""
+
+    found: Sequence[Thinned]
+    attempts: Attempts
+    axis: Axis
+    origin: float
+    cursor: str
+
+    def x(self, times: NDArray[np.int64], steps: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The x of points at these times, with these steps; arrays of one shape."""
+        return self.axis.seconds(times, self.origin) if self.axis.is_time else steps.astype(np.float64)
 
 
 def read_thinned(
@@ -56,6 +71,54 @@ def read_thinned(
     Raises:
         StoreError: As `Store.thin`.
     """
+    long = long_pieces(
+        store,
+        ref,
+        metrics,
+        axis,
+        process=process,
+        start=start,
+        stop=stop,
+        attempt=attempt,
+        blocks=blocks_needed(max_points),
+        limit=limit,
+    )
+    if long is None:
+        return None
+    attempts = long.attempts
+    lines = []
+    for pieces in attempts.lines(long.found):
+        line = _line(pieces, long, max_points)
+        if line is None:
+            return None
+        lines.append(replace(line, attempt=attempts.number(line.series.process)))
+    return lines, long.cursor
+
+
+def long_pieces(
+    store: Store,
+    ref: RunRef,
+    metrics: Sequence[str],
+    axis: Axis,
+    *,
+    process: str | None,
+    start: float | None,
+    stop: float | None,
+    attempt: AttemptChoice,
+    blocks: int,
+    limit: int,
+) -> LongPieces | None:
+    """Series of the attempts that are wanted, with start <= x < stop.
+
+    Args:
+        blocks: As for `Store.thin`; so is `limit`, in `Selection`.
+
+    Returns:
+        None if only points can answer, see `read_thinned`.
+
+    Raises:
+        StoreError: As `Store.thin`.
+    """
     if not axis.is_time and not axis.is_step:
         return None
     about = store.read(ref, Selection([]))
@@ -67,32 +130,24 @@ def read_thinned(
         window = replace(window, start=first, stop=last)
     else:
         window = replace(window, by_step=True, first_step=start, last_step=stop)
-    found = store.thin(ref, Selection(metrics, process, limit=limit), window, blocks_needed(max_points))
-    if found is None:
-        return None
-    lines = []
-    for pieces in attempts.lines(attempts.chosen(found)):
-        line = _line(pieces, axis, origin, max_points)
-        if line is None:
-            return None
-        lines.append(replace(line, attempt=attempts.number(line.series.process)))
-    return lines, about.cursor
+    found = store.thin(ref, Selection(metrics, process, limit=limit), window, blocks)
+    return None if found is None else LongPieces(attempts.chosen(found), attempts, axis, origin, about.cursor)
 
 
-def _line(pieces: Sequence[Thinned], axis: Axis, origin: float, max_points: int) -> ThinnedLine | None:
+def _line(pieces: Sequence[Thinned], long: LongPieces, max_points: int) -> ThinnedLine | None:
     """One line out of its pieces; None if they are not one after another."""
     if all(one.blocks is None for one in pieces):
         times, values, steps = (np.concatenate(columns) for columns in zip(*map(_columns, pieces), strict=True))
-        x = axis.seconds(times, origin) if axis.is_time else steps.astype(np.float64)
+        x = long.x(times, steps)
         order = np.argsort(x, kind="stable")
         kept = order[sample(values[order], max_points)]
         return ThinnedLine(pieces[-1], 1, x[kept], values[kept], len(values), len(values))
     blocks = Blocks.concat(one.blocks or Blocks.of(*_columns(one)) for one in pieces)
-    along = blocks.times if axis.is_time else blocks.steps
+    along = blocks.times if long.axis.is_time else blocks.steps
     if np.any(along[1:, FIRST] < along[:-1, LAST]):
         return None
     index = sample_blocks(blocks, max_points)
-    x = axis.seconds(blocks.times[index], origin) if axis.is_time else blocks.steps[index].astype(np.float64)
+    x = long.x(blocks.times[index], blocks.steps[index])
     return ThinnedLine(pieces[-1], 1, x, blocks.values[index], int(blocks.counts.sum()), blocks.values.size)
 
 

@@ -1,0 +1,238 @@
+"""Runs whose processes have more points together than can be held: what is said of them is what all points say."""
+
+import math
+import secrets
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge
+from tensormeter.otlp.decode import decode_events, decode_metrics
+from tensormeter.otlp.encode import encode_events, encode_metrics
+from tensormeter.server.query import points, rank_memory
+from tensormeter.server.query.axis import Axis, read_along
+from tensormeter.server.query.grid import Piece, RankGrid
+from tensormeter.server.query.points import PointsQuery, query_points
+from tensormeter.server.query.rank_memory import RankMemory
+from tensormeter.server.query.ranks import RanksQuery, rank_statistics
+from tensormeter.server.scope import ProjectStore
+from tensormeter.server.store import NotFoundError, RunRef, TooManyPointsError
+from tensormeter.server.store.chunks import CHUNK_POINTS
+from tensormeter.server.store.clickhouse import ClickHouseStore, parse_address
+from tensormeter.server.store.sqlite import SqliteStore
+
+T0 = 1_750_000_000 * 10**9
+SECOND = 10**9
+
+
+@pytest.fixture(params=["sqlite", "clickhouse"])
+def store(request, tmp_path):
+    if request.param == "sqlite":
+        made = SqliteStore(tmp_path / "store")
+    else:
+        port = request.getfixturevalue("clickhouse")
+        made = ClickHouseStore(
+            parse_address(f"clickhouse://127.0.0.1:{port}/ranks_{secrets.token_hex(8)}"), commit_interval=0
+        )
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """One for which any number of points is too many."""
+    monkeypatch.setattr(rank_memory, "_WHOLE_POINTS", 0)
+    return RankMemory()
+
+
+def append(store, run, rank, steps, values, *, start=0, attempt=1, project="p"):
+    """Rows of one process, a second after each other."""
+    times = (T0 + (start + np.arange(len(steps))) * SECOND).astype(np.uint64)
+    resource = {
+        "service.name": project,
+        "tensormeter.run.id": run,
+        "service.instance.id": f"rank {rank} of {attempt}",
+        "tensormeter.rank": rank,
+        "tensormeter.run.attempt": attempt,
+    }
+    gauges = [
+        Gauge(STEP_METRIC, times, np.asarray(steps, np.int64)),
+        Gauge("v", times, np.asarray(values, np.float64)),
+    ]
+    payload = encode_metrics([Batch(resource, gauges)])
+    store.append_metrics(decode_metrics(payload), payload=payload)
+
+
+def expected(store, ref, query):
+    placed, _, _ = read_along(
+        store, ref, [query.metric], query.axis, start=query.start, stop=query.stop, attempt=query.attempt
+    )
+    return rank_statistics(placed, query.max_points)
+
+
+def check(store, memory, run, **given):
+    ref, query = RunRef(run, "p"), RanksQuery("v", Axis.parse(given.pop("x", "step")), **given)
+    found, known = memory.query(store, ref, query, project=None), expected(store, ref, query)
+    assert found.processes == known.processes
+    for name in ("x", "minimum", "median", "maximum"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(known, name), name)
+    assert (found.lowest, found.highest) == (known.lowest, known.highest)
+    return found
+
+
+def test_they_are_those_of_all_points(store, memory):
+    for rank in range(5):
+        append(store, "r", rank, range(100), [math.nan if step % 10 == rank else step + rank for step in range(100)])
+    append(store, "r", 5, range(50, 60), [math.nan] * 5 + [1000.0] * 5)  # one that came late and left early
+    for x in ("step", "time", "relative"):
+        found = check(store, memory, "r", x=x)
+        assert (found.maximum.max(), found.processes, len(found.x)) == (1000.0, 6, 100)
+    check(store, memory, "r", start=20, stop=55)
+    assert check(store, memory, "r", start=200).processes == 0
+    with pytest.raises(NotFoundError):
+        memory.query(store, RunRef("other", "p"), RanksQuery("v", Axis.parse("step")), project=None)
+
+
+def test_they_grow(store, memory):
+    for rank in range(3):
+        append(store, "g", rank, range(10), [step + rank for step in range(10)])
+    check(store, memory, "g")
+    ((entry,),) = [memory._entries.values()]
+    reading = entry.reading
+    for round_number in range(1, 4):
+        steps = range(10 * round_number, 10 * round_number + 10)
+        for rank in range(3):
+            append(store, "g", rank, steps, [step - rank for step in steps], start=10 * round_number)
+        check(store, memory, "g")
+    assert entry.reading is reading  # nothing was read again
+    append(store, "g", 3, range(40), [-5.0] * 40)
+    assert check(store, memory, "g").processes == 4
+    # Another attempt shadows what is known already.
+    append(store, "g", 1, range(20, 30), [99.0] * 10, start=1000, attempt=2)
+    found = check(store, memory, "g")
+    assert found.highest[20:30] == ["rank 1 of 2"] * 10
+    assert check(store, memory, "g", attempt=1).maximum.max() == 39.0
+
+
+def test_a_run_that_is_made_anew_has_nothing_of_the_former(store, memory):
+    append(store, "anew", 0, range(10), [7.0] * 10)
+    check(store, memory, "anew")
+    store.delete(RunRef("anew", "p"))
+    later = (time.time_ns() - T0) // SECOND + 10
+    resource = {"service.name": "p", "tensormeter.run.id": "anew", "service.instance.id": "rank 0 of 1"}
+    payload = encode_events(resource, [Event("tensormeter.run.start", T0 + later * SECOND, {})])
+    store.append_events(decode_events(payload), payload=payload)
+    append(store, "anew", 0, range(5), [1.0] * 5, start=later)
+    assert check(store, memory, "anew").maximum.tolist() == [1.0] * 5
+
+
+def test_projects_do_not_share_what_is_remembered(store, memory):
+    for project, value in (("one", 1.0), ("other", 2.0)):
+        append(store, "same", 0, range(5), [value] * 5, project=project)
+    query = RanksQuery("v", Axis.parse("step"))
+    for project, value in (("one", 1.0), ("other", 2.0)):
+        seen = memory.query(ProjectStore(store, project), RunRef("same"), query, project=project)
+        assert seen.maximum.tolist() == [value] * 5
+
+
+def test_what_is_remembered_is_bounded(tmp_path, memory, monkeypatch):
+    monkeypatch.setattr(rank_memory, "_MOST_BYTES", 0)
+    store = SqliteStore(tmp_path / "store")
+    for run in ("a", "b", "c"):
+        append(store, run, 0, range(5), [1.0] * 5)
+        check(store, memory, run)
+        assert len(memory._entries) == 1
+    store.close()
+
+
+def test_lines_are_those_of_all_points(store, monkeypatch):
+    for rank in range(4):
+        append(store, "lines", rank, range(100), [step + rank for step in range(100)])
+    append(store, "lines", 2, range(60, 120), [-1.0] * 60, start=1000, attempt=2)
+    query = PointsQuery([RunRef("lines", "p")], ["v"], Axis.parse("step"))
+    several = ({}, {"max_points": 20}, {"attempt": 1}, {"attempt": "all"}, {"start": 30, "stop": 90})
+    queries = [replace(query, **more) for more in several]
+    known = [query_points(store, one) for one in queries]
+    monkeypatch.setattr(points, "WHOLE_POINTS", 0)
+    monkeypatch.setattr(points, "MAX_READ_POINTS", 450)
+    for one, all_at_once in zip(queries, known, strict=True):
+        found = {series.process: series for series in query_points(store, one).series}
+        assert found.keys() == {series.process for series in all_at_once.series}
+        for series in all_at_once.series:
+            same = found[series.process]
+            assert (same.total, same.attempt, same.y.min()) == (series.total, series.attempt, series.y.min())
+            # Pieces of a line are sampled before they are joined.
+            if one.max_points > 20 or series.process != "rank 2 of 2":
+                np.testing.assert_array_equal(same.x, series.x)
+                np.testing.assert_array_equal(same.y, series.y)
+    with pytest.raises(TooManyPointsError, match="more than the limit"):  # a second crowd, one process alone
+        query_points(store, replace(query, runs=[*query.runs, *query.runs]))
+    monkeypatch.setattr(points, "MAX_READ_POINTS", 50)
+    with pytest.raises(TooManyPointsError, match="more than the limit of 50"):
+        query_points(store, query)
+
+
+def test_long_series_are_taken_by_samples(tmp_path):
+    """No value is lost, and nobody reads every point."""
+    store = SqliteStore(tmp_path / "store")
+    n = 3 * CHUNK_POINTS + 500
+    chaos = np.random.default_rng(0)
+    for rank in range(3):
+        values = np.sin(np.arange(n) / 200_000) + 0.01 * chaos.standard_normal(n) + 0.1 * rank
+        if rank == 1:
+            values[123_456], values[-1] = -50.0, 60.0
+        append(store, "long", rank, range(n), values)
+    store.fold()
+    memory, ref = RankMemory(), RunRef("long", "p")
+    for x in ("step", "time"):
+        query = RanksQuery("v", Axis.parse(x), max_points=100)
+        found, known = memory.query(store, ref, query, project=None), expected(store, ref, query)
+        assert (found.processes, found.minimum.min(), found.maximum.max()) == (3, -50.0, 60.0)
+        assert found.lowest[int(found.minimum.argmin())] == found.highest[-1] == "rank 1 of 1"
+        assert 50 <= len(found.x) <= 100
+        assert set(found.highest[:-1]) == {"rank 2 of 1"}
+        at = np.interp(found.x, known.x, known.median)
+        assert np.abs(found.median - at)[:-1].max() < 0.03
+    append(store, "long", 0, range(n, n + 10), [-99.0] * 10, start=n)
+    found = memory.query(store, ref, query, project=None)
+    assert (found.minimum[-1], found.lowest[-1]) == (-99.0, "rank 0 of 1")
+    store.close()
+
+
+places = st.lists(st.integers(-(2**40), 2**40) | st.integers(-50, 50), min_size=1, max_size=20)
+
+
+@settings(max_examples=200)
+@given(st.lists(st.tuples(st.integers(0, 2), places, st.randoms()), max_size=8), st.integers(1, 30), st.booleans())
+def test_a_grid_knows_what_its_points_know(given, most, fractions):
+    grid = RankGrid(3, most)
+    rows: list[tuple[int, float, float]] = []
+    for process, xs, random in given:
+        x = np.sort(np.array(xs, np.float64) * (2.0**-7 if fractions else 1.0))
+        values = np.array([random.choice([random.uniform(-9, 9), math.nan]) for _ in x])
+        grid.add(process, Piece(x, values, values, values, np.ones(len(x))))
+        rows += [(process, *row) for row in zip(x.tolist(), values.tolist(), strict=True)]
+    used = np.flatnonzero(np.isfinite(grid.x))
+    edges = grid.x[used]
+    assert np.all(np.diff(edges) > 0)
+    low, high, count = np.full((3, len(used)), np.inf), np.full((3, len(used)), -np.inf), np.zeros((3, len(used)))
+    total = np.zeros_like(count)
+    for process, at, value in rows:
+        if math.isnan(value):
+            continue
+        column = int(np.searchsorted(edges, at, side="right")) - 1
+        low[process, column] = min(low[process, column], value)
+        high[process, column] = max(high[process, column], value)
+        count[process, column] += 1
+        total[process, column] += value
+    np.testing.assert_array_equal(grid.low[:, used], low)
+    np.testing.assert_array_equal(grid.high[:, used], high)
+    np.testing.assert_array_equal(grid.count[:, used], count)
+    np.testing.assert_allclose(grid.total[:, used], total, atol=1e-9)
+    assert bool(rows) == bool(len(used))
+    if len(used):
+        assert {at for _, at, _ in rows} >= set(edges.tolist())
