@@ -2,7 +2,7 @@
 
     python benchmarks/server.py [--scale 1] [--beside 0.02] [--grow 1e6,1e7]
 
-With a scale of 1 ours stores 10 million points, then a series of one million and ten thousand runs; the others do `--beside` times as
+With a scale of 1 ours stores 10 million points, then a series of one million, ten thousand runs, and one of 512 ranks; the others do `--beside` times as
 much (0: they are left out), because they take a hundred times as long. `--grow` adds how a single series answers at several
 lengths: `--grow 1e6,1e7,1e8` takes some minutes and 2 GB of disk. Each point of it comes with its step, which is stored as well.
 """
@@ -14,6 +14,7 @@ import platform
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -82,6 +83,32 @@ def fill_series(server: Server, run: str, first: int, points: int) -> None:
             server.send(path, body)
 
 
+def fill_crowd(server: Tensormeter, ranks: int, rows: int) -> None:
+    """A run of many ranks, which log a metric and the step."""
+    server.prepare("crowd", {"lr": 0.1})
+    for first in range(0, rows, 1000):
+        n = min(1000, rows - first)
+        columns = columns_of(first, n, ranks)
+        for group in range(0, ranks, 32):
+            batches = []
+            for rank in range(group, min(group + 32, ranks)):
+                batch = server.batch("crowd", first, {"m0": columns[f"m{rank}"]})
+                batches.append(replace(batch, resource={**batch.resource, "service.instance.id": f"rank-{rank:028}"}))
+            server.send("/v1/metrics", encode_metrics(batches))
+
+
+def measure_ranks(server: Tensormeter) -> tuple[float, float]:
+    """Milliseconds of statistics over the ranks of a run: the first time, and after that."""
+    url = f"{server.url}/api/v1/runs/crowd/ranks"
+    fields = {"project": PROJECT, "metric": "m0", "max_points": "400"}
+
+    def ask_once() -> None:
+        answer = server.http.request("GET", url, fields=fields)
+        assert answer.status == 200, answer.data[:500]
+
+    return repeat(ask_once, 1)[0], float(np.median(repeat(ask_once, 5)))
+
+
 def fill_runs(server: Server, runs: int) -> None:
     names = [f"run-{i:05}" for i in range(runs)]
     configs = [{"lr": 1e-3 * (i % 97), "layers": 12} for i in range(runs)]
@@ -127,6 +154,11 @@ def measure(kind: type[Server], folder: Path, scale: float) -> dict[str, str]:
             text = "summary.m0.min < 0.9 and config.lr > 0.05 and name ~ '7'"
             taken = repeat(partial(server.page, "-started", text))
             found["the same with a filter of three conditions, p50"] = f"{np.median(taken):.0f} ms ({runs:,})"
+            rows = max(int(30_000 * scale), 100)
+            fill_crowd(server, 512, rows)
+            first, again = measure_ranks(server)
+            found["statistics over 512 ranks, first and again, p50"] = f"{first:.0f}, {again:.0f} ms ({512 * rows:,})"
+            found["resident after that"] = f"{server.rss():.0f} MiB"
     return found
 
 

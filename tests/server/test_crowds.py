@@ -29,15 +29,22 @@ T0 = 1_750_000_000 * 10**9
 SECOND = 10**9
 
 
+@pytest.fixture
+def store(tmp_path):
+    made = SqliteStore(tmp_path / "store")
+    yield made
+    made.close()
+
+
 @pytest.fixture(params=["sqlite", "clickhouse"])
-def store(request, tmp_path):
+def each_store(request):
+    """A store, and then the other."""
     if request.param == "sqlite":
-        made = SqliteStore(tmp_path / "store")
-    else:
-        port = request.getfixturevalue("clickhouse")
-        made = ClickHouseStore(
-            parse_address(f"clickhouse://127.0.0.1:{port}/ranks_{secrets.token_hex(8)}"), commit_interval=0
-        )
+        yield request.getfixturevalue("store")
+        return
+    port = request.getfixturevalue("clickhouse")
+    address = parse_address(f"clickhouse://127.0.0.1:{port}/crowds_{secrets.token_hex(8)}")
+    made = ClickHouseStore(address, commit_interval=0)
     yield made
     made.close()
 
@@ -97,7 +104,8 @@ def test_they_are_those_of_all_points(store, memory):
         memory.query(store, RunRef("other", "p"), RanksQuery("v", Axis.parse("step")), project=None)
 
 
-def test_they_grow(store, memory):
+def test_they_grow(each_store, memory):
+    store = each_store
     for rank in range(3):
         append(store, "g", rank, range(10), [step + rank for step in range(10)])
     check(store, memory, "g")
@@ -139,14 +147,12 @@ def test_projects_do_not_share_what_is_remembered(store, memory):
         assert seen.maximum.tolist() == [value] * 5
 
 
-def test_what_is_remembered_is_bounded(tmp_path, memory, monkeypatch):
+def test_what_is_remembered_is_bounded(store, memory, monkeypatch):
     monkeypatch.setattr(rank_memory, "_MOST_BYTES", 0)
-    store = SqliteStore(tmp_path / "store")
     for run in ("a", "b", "c"):
         append(store, run, 0, range(5), [1.0] * 5)
         check(store, memory, run)
         assert len(memory._entries) == 1
-    store.close()
 
 
 def test_lines_are_those_of_all_points(store, monkeypatch):
@@ -176,9 +182,8 @@ def test_lines_are_those_of_all_points(store, monkeypatch):
         query_points(store, query)
 
 
-def test_long_series_are_taken_by_samples(tmp_path):
+def test_long_series_are_taken_by_samples(store):
     """No value is lost, and nobody reads every point."""
-    store = SqliteStore(tmp_path / "store")
     n = 3 * CHUNK_POINTS + 500
     chaos = np.random.default_rng(0)
     for rank in range(3):
@@ -200,7 +205,6 @@ def test_long_series_are_taken_by_samples(tmp_path):
     append(store, "long", 0, range(n, n + 10), [-99.0] * 10, start=n)
     found = memory.query(store, ref, query, project=None)
     assert (found.minimum[-1], found.lowest[-1]) == (-99.0, "rank 0 of 1")
-    store.close()
 
 
 places = st.lists(st.integers(-(2**40), 2**40) | st.integers(-50, 50), min_size=1, max_size=20)

@@ -12,8 +12,8 @@ import numpy as np
 from playwright.sync_api import Page, expect
 from sample_runs import SECOND, Sender
 
-from tensormeter.otlp.batch import STEP_METRIC, Batch, Gauge
-from tensormeter.otlp.encode import encode_metrics
+from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge
+from tensormeter.otlp.encode import encode_events, encode_metrics
 
 LOSS = "train/loss"
 
@@ -294,6 +294,9 @@ def test_more_ranks_than_the_server_gives_lines(open_tab: Callable[..., Any], si
             gauges = [Gauge(STEP_METRIC, times, np.arange(3)), Gauge("wait", times, np.full(3, float(rank + run)))]
             batches.append(Batch(resource | {"service.instance.id": f"{run}-{rank}"}, gauges))
         site.post("/v1/metrics", encode_metrics(batches))
+        # Other tests look at what is under way.
+        ended = Event("tensormeter.run.end", int(times[-1]), {"state": "finished"})
+        site.post("/v1/logs", encode_events(batches[0].resource, [ended]))
     tab = open_tab(site.url)
     tab.go("#/p/crowd/runs/" + ",".join(f"crowd{run}" for run in range(runs)))
     readings = tab.hover(tab.card("wait")).locator(".reading")
