@@ -63,7 +63,12 @@ class Server(ABC):
         """Ask for the first 50 runs of the project, by the last value of a metric, where the server can."""
 
     def send(self, path: str, body: bytes) -> None:
-        answer = self.http.request("POST", self.url + path, body=body, headers=self.headers())
+        """Send until it is taken: a server that has enough to do says so."""
+        while True:
+            answer = self.http.request("POST", self.url + path, body=body, headers=self.headers())
+            if answer.status not in (429, 503):
+                break
+            time.sleep(float(answer.headers.get("Retry-After", 1)))
         assert answer.status == 200, answer.data[:500]
 
     def headers(self) -> dict[str, str]:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["serve"]
 
 _SHUTDOWN_SECONDS: Final = 5
+_KEEP_ALIVE_SECONDS: Final = 75
+"""Longer than the minute of SDKs and of many proxies: else a request meets a connection that is closed at that moment."""
+
 _OTHER_FILES: Final = 512
 
 
