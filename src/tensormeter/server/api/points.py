@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from tensormeter.server.api.columns import COLUMNS, encode_columns, encode_full_columns
 from tensormeter.server.api.request import (
+    MAX_RUNS,
     ApiThreads,
     encode,
     integer,
@@ -40,7 +41,6 @@ from tensormeter.server.store.points import Blobs, Points
 
 __all__ = ["PointsApi"]
 
-MAX_RUNS: Final = 200
 MAX_METRICS: Final = 200
 MAX_POINTS: Final = 100_000
 MAX_DISTRIBUTIONS: Final = 20_000

@@ -16,6 +16,7 @@ from tensormeter.server.store import RunRef
 __all__ = [
     "MAX_INTEGER",
     "MAX_NUMBER",
+    "MAX_RUNS",
     "MIN_INTEGER",
     "ApiThreads",
     "encode",
@@ -27,11 +28,15 @@ __all__ = [
     "parse_ref",
     "read_json",
     "run_ref",
+    "run_refs",
     "strings",
 ]
 
 MAX_JSON: Final = 1 << 20
 """Bytes of a request's body."""
+
+MAX_RUNS: Final = 200
+"""Runs that one request is about."""
 
 MIN_INTEGER: Final = -(1 << 63)
 MAX_INTEGER: Final = (1 << 63) - 1
@@ -71,6 +76,18 @@ def parse_ref(text: str, project: str | None = None) -> RunRef:
     """A run in a list: `id` or `project/id`."""
     before, slash, run_id = text.rpartition("/")
     return RunRef(run_id, before if slash else project)
+
+
+def run_refs(query: Mapping[str, str]) -> list[RunRef]:
+    """The runs that the parameter `runs` lists.
+
+    Raises:
+        HTTPException: 400, there are none, or more than `MAX_RUNS`.
+    """
+    refs = [parse_ref(text, query.get("project")) for text in query.get("runs", "").split(",") if text]
+    if not refs or len(refs) > MAX_RUNS:
+        raise HTTPException(400, f"runs: expected 1 to {MAX_RUNS} ids between commas")
+    return refs
 
 
 def integer(query: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:

@@ -15,9 +15,9 @@ from tensormeter.server.api.request import (
     json_response,
     optional_integer,
     parameters,
-    parse_ref,
     read_json,
     run_ref,
+    run_refs,
 )
 from tensormeter.server.api.shapes import event_json, join_metrics, metrics_json, process_json, run_json, trim_config
 from tensormeter.server.query.runs import find_runs
@@ -30,7 +30,6 @@ MAX_PAGE: Final = 1000
 MAX_EVENTS: Final = 10_000
 MAX_TEXT: Final = 65_536
 MAX_TAGS: Final = 100
-MAX_RUNS: Final = 200
 
 _RUN: Final = "/api/v1/runs/{run_id}"
 
@@ -142,10 +141,7 @@ class RunsApi:
 
     async def metrics_of_runs(self, request: Request) -> Response:
         """Every metric that any of some runs has."""
-        query = parameters(request)
-        refs = [parse_ref(text, query.get("project")) for text in query.get("runs", "").split(",") if text]
-        if not refs or len(refs) > MAX_RUNS:
-            raise HTTPException(400, f"runs: expected 1 to {MAX_RUNS} ids between commas")
+        refs = run_refs(parameters(request))
 
         def work() -> bytes:
             store = self._stores.of(request)

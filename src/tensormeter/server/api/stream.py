@@ -11,14 +11,13 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from tensormeter.server.access import Access
-from tensormeter.server.api.request import ApiThreads, encode, parse_ref
+from tensormeter.server.api.request import ApiThreads, encode, run_refs
 from tensormeter.server.scope import Stores
 from tensormeter.server.store import RunRef, Store, StoreUnavailableError
 
 __all__ = ["Shutdown", "StreamApi"]
 
 MAX_STREAMS: Final = 256
-MAX_RUNS: Final = 200
 
 _POLL: Final = 1.0
 _KEEPALIVE: Final = 15.0
@@ -47,9 +46,7 @@ class StreamApi:
     async def stream(self, request: Request) -> Response:
         """Updates of some runs, until the client goes away."""
         query = request.query_params
-        refs = [parse_ref(text, query.get("project")) for text in query.get("runs", "").split(",") if text]
-        if not refs or len(refs) > MAX_RUNS:
-            raise HTTPException(400, f"runs: expected 1 to {MAX_RUNS} ids between commas")
+        refs = run_refs(query)
         if self._open >= MAX_STREAMS:
             raise HTTPException(503, f"more than {MAX_STREAMS} streams are open", {"Retry-After": "30"})
         after = request.headers.get("last-event-id") or query.get("after") or None

@@ -32,7 +32,6 @@ MAX_SERIES: Final = 2000
 WHOLE_POINTS: Final = 1_000_000
 """Points of a run that are all read, in some 70 ms; beyond that samples are asked for first."""
 
-
 MOST_LOOKED_AT: Final = 150_000_000
 """Points that are looked at for one answer, those of x among them, where not all are held: some ten seconds."""
 

@@ -6,8 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Final
 
-from tensormeter.server.query.axis import read_along
-from tensormeter.server.query.rank_reading import RankReading
+from tensormeter.server.query.rank_reading import RankReading, read_placed
 from tensormeter.server.query.ranks import RanksQuery, RankStatistics, rank_statistics
 from tensormeter.server.store import MAX_READ_POINTS, RunRef, Store, TooManyPointsError
 
@@ -58,16 +57,7 @@ class RankMemory:
         if not known:
             limit = _WHOLE_POINTS if query.axis.is_time or query.axis.is_step else MAX_READ_POINTS
             try:
-                placed, _, _ = read_along(
-                    store,
-                    ref,
-                    [query.metric],
-                    query.axis,
-                    start=query.start,
-                    stop=query.stop,
-                    attempt=query.attempt,
-                    limit=limit,
-                )
+                placed, _, _ = read_placed(store, ref, query, limit=limit)
                 return rank_statistics(placed, query.max_points)
             except TooManyPointsError:
                 if limit == MAX_READ_POINTS:

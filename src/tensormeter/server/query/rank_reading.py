@@ -12,10 +12,10 @@ from tensormeter.server.query.grid import Piece, RankGrid
 from tensormeter.server.query.points import MOST_LOOKED_AT
 from tensormeter.server.query.ranks import RanksQuery, RankStatistics, rank_statistics, statistics_of
 from tensormeter.server.query.thinned import LongPieces, long_pieces
-from tensormeter.server.store import Points, RunRef, Selection, Store, Thinned
+from tensormeter.server.store import MAX_READ_POINTS, Points, RunRef, Selection, Store, Thinned
 from tensormeter.server.store.blocks import FIRST, HIGHEST, LAST, LOWEST
 
-__all__ = ["RankReading"]
+__all__ = ["RankReading", "read_placed"]
 
 _LONG_BLOCKS: Final = 128
 """Blocks that a process must have to be taken by samples: 65,536 points, of which each 512 have one lowest and one highest."""
@@ -65,17 +65,7 @@ class RankReading:
         about = store.read(self._ref, Selection([]))
         if (about.started, about.attempts) != (self._started, self._attempts):
             return False
-        query = self._query
-        placed, cursor, complete = read_along(
-            store,
-            self._ref,
-            [query.metric],
-            query.axis,
-            start=query.start,
-            stop=query.stop,
-            after=self._cursor,
-            attempt=query.attempt,
-        )
+        placed, cursor, complete = read_placed(store, self._ref, self._query, after=self._cursor)
         if complete or not all(one.series.process in self._rows for one in placed):
             return False
         for one in placed:
@@ -130,18 +120,32 @@ class RankReading:
                     self._most = min(self._most, len(thinned.blocks))
                 yield _of_thinned(long, thinned)
             return
-        placed, _, _ = read_along(
-            store,
-            self._ref,
-            [query.metric],
-            query.axis,
-            process=process,
-            start=query.start,
-            stop=query.stop,
-            attempt=query.attempt,
-            limit=limit,
-        )
+        placed, _, _ = read_placed(store, self._ref, query, process=process, limit=limit)
         yield from map(_of_placed, placed)
+
+
+def read_placed(
+    store: Store,
+    ref: RunRef,
+    query: RanksQuery,
+    *,
+    process: str | None = None,
+    after: str | None = None,
+    limit: int = MAX_READ_POINTS,
+) -> tuple[list[Placed], str, bool]:
+    """As `read_along`, of what is asked for."""
+    return read_along(
+        store,
+        ref,
+        [query.metric],
+        query.axis,
+        process=process,
+        start=query.start,
+        stop=query.stop,
+        after=after,
+        attempt=query.attempt,
+        limit=limit,
+    )
 
 
 def _of_placed(one: Placed) -> Piece:
