@@ -181,7 +181,6 @@ def test_grad_mode_is_as_it_was_and_no_graph_is_kept(device, enabled):
     assert weight.grad == 3.0
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own use of it
 def test_forward_mode_gradients_do_not_reach_the_ring(device):
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(
@@ -385,6 +384,35 @@ def test_a_ring_that_cannot_be_page_locked_is_tried_once(recording, monkeypatch,
             recording.recorder._device.prepare(SimpleNamespace(device=torch.device("cuda:0"), is_cuda=True))
     assert ("is on a disk" if trouble == "disk" else "ulimit -l") in str(refusal.value)
     assert len(tries) == (trouble == "limit")
+
+
+def test_a_closed_recorder_gives_its_ring_back_when_all_values_have_come(recording, monkeypatch):
+    retired = {}
+    for module in (device_copies, mapped):
+        monkeypatch.setattr(module, "page_lock", lambda memory, device: None)
+        monkeypatch.setattr(module, "retire", lambda memory, is_quiet: retired.update({memory.data_ptr(): is_quiet}))
+    monkeypatch.setattr(mapped, "view_on_device", lambda memory, device: memory)
+    monkeypatch.setattr(device_copies, "is_in_memory", lambda path: True)
+    copies = recording.recorder._device
+    copies._begin(CPU)
+    word = write_pending(recording, ("a",), [], 0)
+    recording.recorder.close(State.FINISHED)
+    assert list(retired) == [copies._host.data_ptr(), copies._mapped[CPU]._locked.data_ptr()]
+    ring, trial = retired.values()
+    assert (ring(), trial()) == (False, True)
+    copies._host[word] = 2.5
+    assert ring()
+
+
+def test_a_ring_is_kept_if_a_launch_failed(recording, monkeypatch):
+    """What was launched before the failure may be stored at any time."""
+    quiet = []
+    monkeypatch.setattr(device_copies, "retire", lambda memory, is_quiet: quiet.append(is_quiet))
+    copies = recording.recorder._device
+    copies._host = torch.frombuffer(recording.ring.buffer, dtype=torch.float64)
+    copies.give_up(write_pending(recording, ("a",), [], 0), 1)
+    recording.recorder.close(State.FINISHED)
+    assert not quiet[0]()
 
 
 def test_devices_that_cannot_be_read_without_waiting_are_refused(recording, warnings_logged):

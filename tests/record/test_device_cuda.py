@@ -1,5 +1,6 @@
 """What only a GPU can show: that nothing waits, what is launched, streams, graphs, several devices."""
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -257,6 +258,39 @@ def test_the_end_of_the_run_fetches_the_rest(recording):
     recording.recorder.close(State.FINISHED)
     assert [(row.step, row.values["a"]) for row in recording.rows()] == [(10 + n, float(n)) for n in range(2, 6)]
     assert recording.dropped("ring_full") == 2
+
+
+def test_runs_one_after_another(new_recording):
+    """The next ring may be mapped where the last one was, and CUDA must not take it for that one."""
+    rings = []
+    for number in range(4):
+        recording = new_recording(folder=Path("/dev/shm"))
+        rings.append(recording.ring.path.name)
+        for step in range(3):
+            recording.log({"a": torch.tensor(float(number), device="cuda")}, step)
+            torch.cuda.synchronize()
+        assert set(recording.recorder.device_paths.values()) == {"one launch"}
+        assert recording.values() == [{"a": float(number)}] * 3
+        recording.recorder.close(State.FINISHED)
+        del recording
+        gc.collect()
+        mapped = Path("/proc/self/maps").read_text()
+        assert [ring for ring in rings if ring in mapped] == rings[-1:]
+
+
+def test_a_run_that_ends_before_its_values_have_come(new_recording):
+    torch.ones((), device="cuda").add_(1)  # whose kernel is loaded now
+    torch.cuda.synchronize()
+    first = new_recording(folder=Path("/dev/shm"))
+    torch.cuda._sleep(A_WHILE)
+    first.log({"a": torch.ones((), device="cuda")})
+    first.recorder.close(State.FINISHED)
+    second = new_recording(folder=Path("/dev/shm"))
+    assert first.values() == []  # nothing has waited, and the memory is still there to be stored into
+    torch.cuda.synchronize()
+    assert first.values() == [{"a": 1.0}]
+    second.log({"a": torch.tensor(2.0, device="cuda")})
+    assert settle(second) == [{"a": 2.0}]
 
 
 def test_a_failed_registration_is_tried_once(recording, warnings_logged):

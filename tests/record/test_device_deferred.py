@@ -169,7 +169,7 @@ def test_the_end_of_the_run_fetches_the_rest(recording, log):
 def test_a_copy_is_taken_only_when_it_has_come(recording, log):
     """The host learns what a device has written by a copy that takes its time; here it is held back by hand."""
     come = []
-    taken = log._begin_copy
+    taken = log._copies.begin
 
     class Held:
         def __init__(self):
@@ -180,7 +180,7 @@ def test_a_copy_is_taken_only_when_it_has_come(recording, log):
         def read(self):
             return (self.state[0], lambda index: self.rows[index].tolist()) if come else None
 
-    log._begin_copy = Held
+    log._copies.begin = Held
     run(step_of(log), 0)
     log.flush()
     run(step_of(log), 1)
@@ -195,7 +195,7 @@ def test_a_failing_copy_does_not_stop_the_program(recording, log, warnings_logge
     def fail():
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    log._begin_copy = fail
+    log._copies.begin = fail
     for _ in range(2):
         log.flush()
     recording.log({"a": 1.0}, 0)

@@ -1,5 +1,9 @@
 """Page-locking, with a double for the CUDA runtime: what is asked of it, and what becomes of its refusals."""
 
+import gc
+import mmap
+import os
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +11,7 @@ import torch
 
 from tensormeter.record import page_locking
 from tensormeter.record.outcomes import Refused
-from tensormeter.record.page_locking import is_in_memory, page_lock, view_on_device
+from tensormeter.record.page_locking import is_in_memory, page_lock, retire, unlock_retired, view_on_device
 
 
 class Runtime:
@@ -19,6 +23,8 @@ class Runtime:
         self.mode = 0
         self.pointers_work = 1
         self.pointer = None
+        self.unregistered = []
+        self.while_registering = lambda: None
 
     def answer(self, name):
         self.asked.append(name)
@@ -28,7 +34,13 @@ class Runtime:
         assert self.mode == 2  # else a capture in another thread would be invalidated
         assert flags == 3
         self.pointer = self.pointer or pointer
+        self.while_registering()
         return self.answer("register")
+
+    def cudaHostUnregister(self, pointer):
+        assert self.mode == 2
+        self.unregistered.append(pointer)
+        return self.answer("unregister")
 
     def cudaThreadExchangeStreamCaptureMode(self, mode):
         mode._obj.value, self.mode = self.mode, mode._obj.value
@@ -64,6 +76,8 @@ def runtime(monkeypatch):
     monkeypatch.setattr(page_locking, "_runtime", lambda: runtime)
     monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
     monkeypatch.setattr(torch.cuda, "device", NoDevice)
+    for kept in ("_locked", "_retired"):
+        monkeypatch.setattr(page_locking, kept, {})
     return runtime
 
 
@@ -75,13 +89,115 @@ def memory():
     return torch.zeros(8, dtype=torch.float64)
 
 
-@pytest.mark.parametrize(("code", "cleared"), [(0, False), (712, True)])
-def test_registered_once_or_by_another_thread(runtime, memory, code, cleared):
-    runtime.answers["register"] = code
+class Memory:
+    """Of pages of its own, as a ring's. `mapped` says whether they still are."""
+
+    def __init__(self):
+        class Pages(mmap.mmap):
+            pass  # which can be referred to weakly
+
+        pages = Pages(-1, mmap.PAGESIZE)
+        self.mapped = weakref.finalize(pages, lambda: None)
+        self.tensor = torch.frombuffer(pages, dtype=torch.float64)
+        self.address = self.tensor.data_ptr()
+
+    def drop(self):
+        del self.tensor
+        gc.collect()
+
+    @property
+    def is_mapped(self):
+        return self.mapped.alive
+
+
+def test_memory_is_registered(runtime, memory):
     page_lock(memory, DEVICE)
-    assert ("clear" in runtime.asked) is cleared
+    assert "clear" not in runtime.asked
     assert runtime.mode == 0
     assert runtime.pointer == memory.data_ptr()
+
+
+def test_memory_that_others_registered_is_refused(runtime, memory):
+    """They may have unmapped it since: devices would store into the pages that were there, and no value would come."""
+    runtime.answers["register"] = 712
+    with pytest.raises(Refused, match="error 712"):
+        page_lock(memory, DEVICE)
+    assert runtime.asked[-1] == "clear"
+
+
+@pytest.mark.parametrize("first", ["the handler", "what it interrupts"])
+def test_a_signal_handler_that_registers_the_same_memory(runtime, memory, first):
+    def handler():
+        runtime.while_registering = lambda: None
+        runtime.answers["register"] = 0 if first == "the handler" else 712
+        page_lock(memory.view(-1), DEVICE)
+        runtime.answers["register"] = 712 if first == "the handler" else 0
+
+    runtime.while_registering = handler
+    page_lock(memory, DEVICE)
+    retire(memory, lambda: True)
+    unlock_retired()
+    assert runtime.unregistered == [memory.data_ptr()]
+
+
+def test_memory_stays_mapped_as_long_as_it_is_page_locked(runtime):
+    memory, come = Memory(), []
+    page_lock(memory.tensor, DEVICE)
+    retire(memory.tensor, lambda: bool(come))
+    memory.drop()
+    unlock_retired()  # a value is still on its way
+    assert memory.is_mapped
+    assert runtime.unregistered == []
+    come.append(True)
+    unlock_retired()
+    gc.collect()
+    assert not memory.is_mapped
+    assert runtime.unregistered == [memory.address]
+    unlock_retired()
+    assert runtime.unregistered == [memory.address]
+
+
+def test_memory_in_use_is_not_unlocked(runtime):
+    memory = Memory()
+    page_lock(memory.tensor, DEVICE)
+    memory.drop()
+    unlock_retired()
+    assert memory.is_mapped
+    assert runtime.unregistered == []
+
+
+def test_memory_that_cannot_be_unlocked_stays_mapped(runtime):
+    memory = Memory()
+    page_lock(memory.tensor, DEVICE)
+    retire(memory.tensor, lambda: True)
+    memory.drop()
+    runtime.answers["unregister"] = 4  # cudaErrorCudartUnloading
+    for _ in range(2):
+        unlock_retired()
+    assert memory.is_mapped
+    assert runtime.unregistered == [memory.address]  # tried once
+    assert runtime.asked[-1] == "clear"
+
+
+def test_memory_that_could_not_be_page_locked_is_not_unlocked(runtime, memory):
+    runtime.answers["register"] = 2
+    with pytest.raises(Refused):
+        page_lock(memory, DEVICE)
+    retire(memory, lambda: True)
+    unlock_retired()
+    assert runtime.unregistered == []
+
+
+def test_a_forked_child_unlocks_nothing(runtime, memory):
+    page_lock(memory, DEVICE)
+    retire(memory, lambda: True)
+    child = os.fork()
+    if not child:
+        unlock_retired()
+        os._exit(len(runtime.unregistered))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    unlock_retired()
+    assert len(runtime.unregistered) == 1
 
 
 def test_a_refused_registration_leaves_no_error_behind(runtime, memory):

@@ -1,5 +1,7 @@
 """The check of the devices' way: here of one that is a CPU in disguise; the real one is among the GPU tests."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -39,6 +41,24 @@ def test_a_device_that_works(disguised, tmp_path):
     (path,) = device_path_report(tmp_path)
     assert (path.name, path.path, path.works, path.synchronizes) == ("A GPU in a dream", "one launch", True, False)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_copy_that_waits_is_told_from_what_torch_says_of_its_own_watch(disguised, tmp_path, monkeypatch, waits):
+    def watch(mode):
+        if mode == "warn":
+            warnings.warn("the debug mode does not yet detect all synchronizing operations", stacklevel=2)
+
+    def copy(self, word, values):
+        if waits:
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=2)
+        plain.copy(self, word, values)
+
+    plain = device.DeviceCopies
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", watch)
+    monkeypatch.setattr(device_report, "DeviceCopies", type("Copies", (plain,), {"copy": copy}))
+    (path,) = device_path_report(tmp_path)
+    assert path.synchronizes is waits
 
 
 def test_a_device_that_cannot_store_into_the_ring(disguised, tmp_path, monkeypatch):

@@ -209,9 +209,10 @@ def test_reductions(pretended, monkeypatch):
 
 def test_writes_from_inside_a_graph_and_their_copies(pretended, monkeypatch):
     _, traced = pretended
-    monkeypatch.setattr(deferred, "_copies", lambda rows, count: None)
+    locked = deferred._Locked
+    monkeypatch.setattr(deferred, "_Locked", lambda rows, count: None)
     log = deferred.DeferredLog(None, ["a", "b"], capacity=8, device=CUDA, first_step=0)
-    copies = object.__new__(deferred._Locked)  # without its page-locking
+    copies = object.__new__(locked)  # without its page-locking
     copies._device, copies._words = (log._rows, log._count), [0]
     copies._host_rows, copies._host_count = torch.empty(8, 2, dtype=torch.float64), torch.empty(1, dtype=torch.int64)
     tensors = scalars(2)

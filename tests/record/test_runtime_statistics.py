@@ -78,7 +78,8 @@ def test_garbage_collections():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_torch_memory_of_a_real_gpu():
     block = torch.empty(1 << 24, dtype=torch.uint8, device="cuda")
-    found = {stream.name: value for stream, value in torch_memory()}
+    device = (("tensormeter.torch.device", f"cuda:{torch.cuda.current_device()}"),)
+    found = {stream.name: value for stream, value in torch_memory() if stream.attributes == device}
     assert found.keys() == TORCH_MEMORY.keys()
     assert found["tensormeter.torch.memory.allocated"] == torch.cuda.memory_allocated() >= len(block)
     assert found["tensormeter.torch.memory.reserved"] == torch.cuda.memory_reserved()

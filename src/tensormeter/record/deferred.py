@@ -17,7 +17,7 @@ from tensormeter.record.compilation import trace_into
 from tensormeter.record.event_copies import copy_to_host, record_event
 from tensormeter.record.gather import accumulator_dtype
 from tensormeter.record.outcomes import Refused
-from tensormeter.record.page_locking import page_lock
+from tensormeter.record.page_locking import page_lock, retire
 from tensormeter.record.recorder import Recorder
 from tensormeter.ring.words import Drop
 
@@ -84,7 +84,7 @@ class DeferredLog:
             self._rows = torch.zeros(shape, dtype=accumulator_dtype(self._count.device), device=self._count.device)
         for tensor in (self._count, self._rows):
             torch._dynamo.mark_static_address(tensor)
-        self._begin_copy = _copies(self._rows, self._count)
+        self._copies = _Locked(self._rows, self._count) if self._count.is_cuda else _Copies(self._rows, self._count)
         if recorder is not None:
             recorder.attend(self._collect_in_passing, at_close=self._finish)
 
@@ -132,7 +132,7 @@ class DeferredLog:
             self._record_what_has_come()
             if self._copying is None and (at_once or time.monotonic() >= self._next_copy):
                 self._next_copy = time.monotonic() + _INTERVAL
-                self._copying = self._begin_copy()
+                self._copying = self._copies.begin()
                 self._record_what_has_come()
         except Exception as error:  # of a device: the program will meet it again in its own calls
             self._copying = None
@@ -141,7 +141,7 @@ class DeferredLog:
             self._collecting.release()
 
     def _finish(self) -> None:
-        """Fetch the rest, and wait for it a little."""
+        """Fetch the rest, and wait for it a little; nothing is fetched any more afterwards."""
         deadline, pause = time.monotonic() + _TIMEOUT, threading.Event()
         self._owner = threading.get_ident()
         for _ in range(2):  # the copy that is under way, and one that has everything
@@ -151,6 +151,8 @@ class DeferredLog:
                 self._collect(at_once=False)
         if self._copying is not None and self._recorder is not None:
             self._recorder.count_lost(Drop.DEVICE_UNFINISHED, 1, "deferred_log: the device did not finish in time")
+        self._recorder = None
+        self._copies.close()
 
     def _record_what_has_come(self) -> None:
         if self._copying is None:
@@ -193,24 +195,27 @@ class _Copy(NamedTuple):
     read: Callable[[], "tuple[int, Callable[[int], list[float]]] | None"]
 
 
-def _copies(rows: "torch.Tensor", count: "torch.Tensor") -> Callable[[], _Copy]:
-    """What begins a copy of a device's ring; only one is under way at a time."""
-    if rows.device.type == "cpu":
-        return lambda: _Copy(lambda: (int(count.item()), lambda index: _floats(rows[index])))
-    if rows.device.type == "cuda":
-        return _Locked(rows, count).begin
+class _Copies:
+    """Copies of a device's ring; only one is under way at a time."""
 
-    def begin() -> _Copy:
+    def __init__(self, rows: "torch.Tensor", count: "torch.Tensor") -> None:
+        self._device = (rows, count)
+
+    def begin(self) -> _Copy:
+        rows, count = self._device
+        if rows.device.type == "cpu":
+            return _Copy(lambda: (int(count.item()), lambda index: _floats(rows[index])))
         host_rows, host_count = copy_to_host(rows), copy_to_host(count)
         event = record_event(rows.device)
         return _Copy(
             lambda: (int(host_count.item()), lambda index: _floats(host_rows[index])) if event.query() else None
         )
 
-    return begin
+    def close(self) -> None:
+        """No copy will begin any more."""
 
 
-class _Locked:
+class _Locked(_Copies):
     """Copies into page-locked memory. That the count has come is seen there; it is copied last. No event is needed, which
     would disturb a CUDA graph's capture in another thread.
     """
@@ -218,13 +223,14 @@ class _Locked:
     def __init__(self, rows: "torch.Tensor", count: "torch.Tensor") -> None:
         import torch
 
-        self._device = (rows, count)
+        super().__init__(rows, count)
         self._memory = mmap.mmap(-1, rows.numel() * 8 + 8)
         with torch.inference_mode(mode=False):
             self._host_rows = torch.frombuffer(self._memory, dtype=torch.float64, count=rows.numel()).view(rows.shape)
             self._host_count = torch.frombuffer(self._memory, dtype=torch.int64, offset=rows.numel() * 8)
+        self._locked = torch.frombuffer(self._memory, dtype=torch.uint8)
         try:
-            page_lock(torch.frombuffer(self._memory, dtype=torch.uint8), rows.device)
+            page_lock(self._locked, rows.device)
         except Refused as refusal:
             raise UsageError(f"deferred_log: its {refusal}; raise `ulimit -l`, or lower the capacity") from None
         self._words: Any = memoryview(self._memory).cast("q")
@@ -241,14 +247,16 @@ class _Locked:
 
         def read() -> tuple[int, Callable[[int], list[float]]] | None:
             nonlocal seen
-            if (
-                not seen
-            ):  # the rows are read by another call than the count: on arm64 their order is not certain otherwise
+            # The rows are read by another call than the count: on arm64 their order is not certain otherwise.
+            if not seen:
                 seen = self._words[-1] != _NOT_COME
                 return None
             return self._words[-1], lambda index: _floats(self._host_rows[index])
 
         return _Copy(read)
+
+    def close(self) -> None:
+        retire(self._locked, lambda: self._words[-1] != _NOT_COME)
 
 
 def _floats(row: "torch.Tensor") -> list[float]:

@@ -24,7 +24,7 @@ from tensormeter.record.event_copies import EVENT_DEVICES, EventCopies
 from tensormeter.record.gather import NoGradients, dtype_order, gather
 from tensormeter.record.mapped import MappedRing
 from tensormeter.record.outcomes import Deferred, DeviceValue, Refused
-from tensormeter.record.page_locking import is_in_memory, page_lock
+from tensormeter.record.page_locking import is_in_memory, page_lock, retire
 from tensormeter.record.pending import PendingValues
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import LOST, PENDING
@@ -75,6 +75,7 @@ class DeviceCopies:
         self._buffer = ring.buffer
         self._host: torch.Tensor | None = None
         self._failure: str | None = None
+        self._gave_up = False
         self._mapped: dict[torch.device, MappedRing] = {}
         self._preparing = threading.RLock()
 
@@ -165,9 +166,24 @@ class DeviceCopies:
 
     def give_up(self, word: int, number: int) -> None:
         """Say that values that `copy` was to fill in, and that have not come, will not."""
+        self._gave_up = True
         for index in range(word, word + number):
             if self._words[index] == PENDING:
                 self._words[index] = LOST
+
+    def close(self) -> None:
+        """Copy no more. What is on its way still arrives; then the memory can be given back, as `page_locking.retire` says."""
+        if self._host is not None:
+            retire(self._host, self._is_quiet)
+        for mapped in self._mapped.values():
+            mapped.retire()
+
+    def _is_quiet(self) -> bool:
+        """Whether everything that was launched has been stored in the ring."""
+        import torch
+
+        assert self._host is not None
+        return not self._gave_up and not bool((self._host.view(torch.int64) == PENDING).any())
 
     def _copy(self, word: int, device: "torch.device", tensors: Sequence["torch.Tensor"]) -> None:
         import torch
@@ -195,7 +211,7 @@ class DeviceCopies:
             self._mapped[device] = MappedRing(self._host, device, try_it=self._one_launch)
 
     def _page_lock(self, device: "torch.device") -> None:
-        """Page-lock the whole ring; it stays so until the process ends."""
+        """Page-lock the whole ring."""
         import torch
 
         remedy = "put TENSORMETER_BUFFER_DIR on a tmpfs such as /dev/shm"

@@ -72,7 +72,8 @@ def device_path_report(
         try:
             return [_try(copies, ring, _device(index), timeout) for index in range(torch.cuda.device_count())]
         finally:
-            ring.release()  # the mapping stays, and stays page-locked, until the process ends
+            copies.close()
+            ring.release()
 
 
 def _try(copies: DeviceCopies, ring: RingFile, device: "torch.device", timeout: float) -> DevicePath:
@@ -113,7 +114,8 @@ def _synchronizes(action: Callable[[], None]) -> bool:
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
+        torch.cuda.set_sync_debug_mode("warn")  # which warns itself that it does not see every synchronizing call
+        caught.clear()
         try:
             action()
         finally:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from tensormeter.record.gather import NoGradients, gather
 from tensormeter.record.outcomes import Refused
-from tensormeter.record.page_locking import page_lock, view_on_device
+from tensormeter.record.page_locking import page_lock, retire, view_on_device
 from tensormeter.ring.words import PENDING
 
 if TYPE_CHECKING:
@@ -49,11 +49,11 @@ class MappedRing:
             try_it: False for no trial: the ring is not to be written to in that way.
         """
         self.view: torch.Tensor | None = None
+        self._locked: torch.Tensor | None = None
         self.verdict = "running" if try_it else "none, as device_path says"
         if not try_it:
             return
-        # Shared anonymous memory is of the same kind as a file in /dev/shm. It stays mapped while this object lives,
-        # which is as long as the recorder does.
+        # Shared anonymous memory is of the same kind as a file in /dev/shm.
         self._page = mmap.mmap(-1, mmap.PAGESIZE)
         self._words = memoryview(self._page).cast("q")
         self._values = memoryview(self._page).cast("d")
@@ -65,7 +65,7 @@ class MappedRing:
 
     def look(self) -> None:
         """See whether the trial is over. Costs a microsecond while it is not, and nothing afterwards."""
-        if self.verdict != "running" or any(self._words[i] == PENDING for i in range(len(_TRIAL))):
+        if self.verdict != "running" or not self._has_come():
             return
         wrong = [name for i, (name, value) in enumerate(_TRIAL.items()) if self._values[i] != value]
         if wrong:
@@ -73,6 +73,14 @@ class MappedRing:
         else:
             self.verdict = "passed"
             self.view = self._ring_view
+
+    def retire(self) -> None:
+        """Give the page of the trial back: see `page_locking.retire`. No value is to be stored by way of `view` any more."""
+        if self._locked is not None:
+            retire(self._locked, self._has_come)
+
+    def _has_come(self) -> bool:
+        return all(self._words[i] != PENDING for i in range(len(_TRIAL)))
 
     def _launch(self, ring: "torch.Tensor", device: "torch.device") -> None:
         import torch
@@ -82,6 +90,7 @@ class MappedRing:
         with torch.inference_mode(mode=False):
             page = torch.frombuffer(self._page, dtype=torch.float64)
         page_lock(page, device)
+        self._locked = page
         trial = view_on_device(page, device)
         self._ring_view = view_on_device(ring, device)
         sources = [

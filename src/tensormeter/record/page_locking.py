@@ -1,12 +1,16 @@
 """Page-locking memory with CUDA, so that devices can store into it while the processor goes on.
 
+Memory that is page-locked stays mapped. CUDA does not notice when it is unmapped: devices would go on storing into the pages
+that were there, and what is mapped at the same addresses later, such as the next run's ring, would count as page-locked
+already and never see a value.
+
 torch offers `cudaHostRegister`; the rest is asked of the CUDA runtime that torch has loaded, by name. Where that cannot be
 found (a static build, ROCm), what needs it is done without.
 """
 
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -17,7 +21,7 @@ from tensormeter.record.outcomes import Refused
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["is_in_memory", "page_lock", "view_on_device"]
+__all__ = ["is_in_memory", "page_lock", "retire", "unlock_retired", "view_on_device"]
 
 _PORTABLE: Final = 1
 """cudaHostRegisterPortable: page-locked for every CUDA context, hence for every GPU of the process."""
@@ -34,10 +38,17 @@ _CAPTURE_RELAXED: Final = 2
 _HOST_POINTERS_WORK: Final = 91
 """cudaDevAttrCanUseHostPointerForRegisteredMem."""
 
+_locked: Final[dict[int, "torch.Tensor"]] = {}
+"""Memory that is page-locked, by its address: kept mapped by this."""
+
+_retired: Final[dict[int, Callable[[], bool]]] = {}
+"""What of it is no longer used, with a function that tells whether all that devices were to store there has come."""
+
 
 def page_lock(memory: "torch.Tensor", device: "torch.device") -> None:
-    """Register a host tensor's memory, until the process ends. Takes milliseconds for a large one.
+    """Register a host tensor's memory, and keep it mapped. Takes milliseconds for a large one.
 
+    It stays so until the process ends, or until it has been retired and `unlock_retired` is called.
     Captures of CUDA graphs that are going on in other threads are not disturbed.
 
     Args:
@@ -51,15 +62,51 @@ def page_lock(memory: "torch.Tensor", device: "torch.device") -> None:
     import torch
 
     runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-    size = memory.numel() * memory.element_size()
+    address, size = memory.data_ptr(), memory.numel() * memory.element_size()
+    ours = address in _locked  # by what a signal handler has interrupted
+    _locked[address] = memory
     with torch.cuda.device(device), _unseen_by_captures():
-        code = int(runtime.cudaHostRegister(memory.data_ptr(), size, _PORTABLE | _MAPPED))
-    if code in (0, _ALREADY_REGISTERED):  # by another thread that logged its first device value just now
-        if code:
-            _clear_error()
+        code = int(runtime.cudaHostRegister(address, size, _PORTABLE | _MAPPED))
+    if code:
+        _clear_error()
+    if code == _ALREADY_REGISTERED and (
+        ours or _locked.get(address) is not memory
+    ):  # or by a signal handler in between
         return
-    _clear_error()
-    raise Refused(f"memory could not be page-locked (cudaHostRegister: error {code})")
+    if code:
+        _locked.pop(address, None)
+        raise Refused(f"memory could not be page-locked (cudaHostRegister: error {code})")
+    _locked[address] = memory
+
+
+def retire(memory: "torch.Tensor", is_quiet: Callable[[], bool]) -> None:
+    """Say that memory is used no more. It stays page-locked until a later `unlock_retired`.
+
+    Args:
+        memory: As given to `page_lock`; nothing is done if it has not been page-locked.
+        is_quiet: Tells whether all that devices were to store there has come. Until it does, the memory stays as it is.
+    """
+    if memory.data_ptr() in _locked:
+        _retired[memory.data_ptr()] = is_quiet
+
+
+def unlock_retired() -> None:
+    """Give memory that is used no more back. CUDA may wait for devices in here, so this is for the beginning of a run.
+
+    At the end of a run, devices may be hanging, which is often why it ends.
+    """
+    for address, is_quiet in list(_retired.items()):
+        if not is_quiet() or _retired.pop(address, None) is None:  # another thread does it
+            continue
+        import torch
+
+        runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        with _unseen_by_captures():
+            code = int(runtime.cudaHostUnregister(address))
+        if code:
+            _clear_error()  # it stays mapped for good
+        else:
+            del _locked[address]
 
 
 def view_on_device(memory: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
@@ -129,6 +176,14 @@ def _unseen_by_captures() -> Iterator[None]:
         yield
     finally:
         runtime.cudaThreadExchangeStreamCaptureMode(ctypes.byref(mode))
+
+
+def _forget_after_fork() -> None:
+    """A child cannot use CUDA, and what is page-locked is its parent's affair."""
+    _retired.clear()
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)
 
 
 def _clear_error() -> None:
