@@ -1,6 +1,7 @@
 """Phases with a clock that is set by hand, and with a device that is where the test says."""
 
 import threading
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 from tensormeter.record.phases import Phases
@@ -26,6 +27,9 @@ class FakeDevice:
         self.made += 1
         self.in_use += 1
         return SimpleNamespace(time=self.clock.now / 1e9 + self.behind, thread=threading.get_ident())
+
+    def asking(self):
+        return nullcontext()
 
     def are_over(self, events):
         assert all(event.thread == threading.get_ident() for event in events)

@@ -1,6 +1,8 @@
 """What only a GPU can show: that nothing waits, what is launched, streams, graphs, several devices."""
 
 import gc
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 from tensormeter.record.deferred import DeferredLog
 from tensormeter.record.device_report import device_path_report
+from tensormeter.record.phases import Phases
 from tensormeter.ring.words import PENDING, State
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -189,6 +192,34 @@ def test_refused_while_a_graph_is_captured(recording, warnings_logged):
     (message,) = warnings_logged()
     assert "being captured" in message
     assert "deferred_log" in message
+
+
+def test_other_threads_log_while_a_graph_is_captured(new_recording):
+    """From their very first value on, for which memory is page-locked and allocated."""
+    recording = new_recording(folder=Path("/dev/shm"))
+    recorder = recording.recorder
+    phases = Phases(recorder.gauge_row, recorder.write_gauges, lambda: recorder.next_step)
+    tensor, captured, total = torch.ones((), device="cuda"), threading.Event(), torch.zeros((), device="cuda")
+    torch.cuda.synchronize()
+
+    def log():
+        captured.wait(60)
+        for step in range(8):
+            with phases.step(None, None), phases.phase("forward"):
+                recorder.log({"a": tensor, "i": tensor.long()}, step)
+
+    graph = torch.cuda.CUDAGraph()
+    with ThreadPoolExecutor(1) as pool, torch.cuda.graph(graph):
+        logging = pool.submit(log)
+        total.add_(1)
+        captured.set()
+        logging.result(60)
+        total.add_(1)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert total.item() == 2
+    rows = [row.values for row in recording.rows() if "a" in row.values]
+    assert rows == [{"a": 1.0, "i": 1.0}] * 8
 
 
 def test_what_a_graph_computes_is_logged_after_each_replay(recording):

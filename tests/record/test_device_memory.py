@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tensormeter.record import page_locking
+from tensormeter.record import cuda_runtime, page_locking
 from tensormeter.record.outcomes import Refused
 from tensormeter.record.page_locking import is_in_memory, page_lock, retire, unlock_retired, view_on_device
 
@@ -73,7 +73,8 @@ class NoDevice:
 @pytest.fixture
 def runtime(monkeypatch):
     runtime = Runtime()
-    monkeypatch.setattr(page_locking, "_runtime", lambda: runtime)
+    for module in (cuda_runtime, page_locking):
+        monkeypatch.setattr(module, "cuda_runtime", lambda: runtime)
     monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
     monkeypatch.setattr(torch.cuda, "device", NoDevice)
     for kept in ("_locked", "_retired"):
@@ -227,7 +228,7 @@ def test_memory_that_a_device_does_not_reach_is_never_viewed(runtime, memory, mo
     elif wrong == "another address":
         runtime.pointer += 4096
     else:
-        monkeypatch.setattr(page_locking, "_runtime", lambda: None)
+        monkeypatch.setattr(page_locking, "cuda_runtime", lambda: None)
     with pytest.raises(Refused):
         view_on_device(memory, DEVICE)
     assert ("clear" in runtime.asked) is (wrong in ("attribute", "pointer"))
@@ -264,4 +265,4 @@ def test_folders_in_memory(tmp_path):
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="torch has a CUDA runtime")
 def test_no_runtime_where_torch_has_none():
-    assert page_locking._runtime() is None
+    assert cuda_runtime.cuda_runtime() is None

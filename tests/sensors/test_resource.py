@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 import uuid
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,9 @@ def test_versions_of_torch_without_importing_it():
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     import torch
 
-    assert said == torch.__version__
+    assert said == version("torch")
+    assert describe()["tensormeter.torch.version"] == torch.__version__
+    assert type(describe()["tensormeter.torch.version"]) is str
     assert describe().get("tensormeter.torch.cuda.version") == torch.version.cuda
 
 

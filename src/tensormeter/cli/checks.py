@@ -216,7 +216,8 @@ def writer(settings: Settings) -> Finding:
 
 def gpu(settings: Settings) -> Finding:
     """Whether values of CUDA devices reach a ring, and on which path."""
-    paths = device_path_report(settings.buffer_directory, one_launch=settings.device_path == "auto")
+    folder = settings.buffer_directory
+    paths = device_path_report(folder and _existing(folder), one_launch=settings.device_path == "auto")
     if not paths:
         return Finding("ok", "torch finds no CUDA device")
     found = "; ".join(f"{path.device} ({path.name}): {path.path}" for path in paths)

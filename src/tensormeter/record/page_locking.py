@@ -3,19 +3,15 @@
 Memory that is page-locked stays mapped. CUDA does not notice when it is unmapped: devices would go on storing into the pages
 that were there, and what is mapped at the same addresses later, such as the next run's ring, would count as page-locked
 already and never see a value.
-
-torch offers `cudaHostRegister`; the rest is asked of the CUDA runtime that torch has loaded, by name. Where that cannot be
-found (a static build, ROCm), what needs it is done without.
 """
 
 import ctypes
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from tensormeter.record.cuda_runtime import clear_error, cuda_runtime, unseen_by_captures
 from tensormeter.record.outcomes import Refused
 
 if TYPE_CHECKING:
@@ -31,9 +27,6 @@ _MAPPED: Final = 2
 
 _ALREADY_REGISTERED: Final = 712
 """cudaErrorHostMemoryAlreadyRegistered."""
-
-_CAPTURE_RELAXED: Final = 2
-"""cudaStreamCaptureModeRelaxed."""
 
 _HOST_POINTERS_WORK: Final = 91
 """cudaDevAttrCanUseHostPointerForRegisteredMem."""
@@ -65,10 +58,10 @@ def page_lock(memory: "torch.Tensor", device: "torch.device") -> None:
     address, size = memory.data_ptr(), memory.numel() * memory.element_size()
     ours = address in _locked  # by what a signal handler has interrupted
     _locked[address] = memory
-    with torch.cuda.device(device), _unseen_by_captures():
+    with torch.cuda.device(device), unseen_by_captures():
         code = int(runtime.cudaHostRegister(address, size, _PORTABLE | _MAPPED))
     if code:
-        _clear_error()
+        clear_error()
     if code == _ALREADY_REGISTERED and (
         ours or _locked.get(address) is not memory
     ):  # or by a signal handler in between
@@ -101,10 +94,10 @@ def unlock_retired() -> None:
         import torch
 
         runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-        with _unseen_by_captures():
+        with unseen_by_captures():
             code = int(runtime.cudaHostUnregister(address))
         if code:
-            _clear_error()  # it stays mapped for good
+            clear_error()  # it stays mapped for good
         else:
             del _locked[address]
 
@@ -121,7 +114,7 @@ def view_on_device(memory: "torch.Tensor", device: "torch.device") -> "torch.Ten
     """
     import torch
 
-    runtime = _runtime()
+    runtime = cuda_runtime()
     if runtime is None:
         raise Refused("the CUDA runtime that torch uses was not found")
     pointer = memory.data_ptr()
@@ -130,7 +123,7 @@ def view_on_device(memory: "torch.Tensor", device: "torch.device") -> "torch.Ten
         code = runtime.cudaDeviceGetAttribute(ctypes.byref(same), _HOST_POINTERS_WORK, ctypes.c_int(device.index))
         code = code or runtime.cudaHostGetDevicePointer(ctypes.byref(seen), ctypes.c_void_p(pointer), ctypes.c_uint(0))
         if code:
-            _clear_error()
+            clear_error()
             raise Refused(f"the device has no address for the memory (error {code})")
         if not same.value or seen.value != pointer:  # a kernel that stored there would end the process
             raise Refused("the device reaches host memory under other addresses only")
@@ -164,44 +157,9 @@ class _CudaArray:
         }
 
 
-@contextmanager
-def _unseen_by_captures() -> Iterator[None]:
-    """While another thread captures a CUDA graph, calls such as registering memory would invalidate its capture."""
-    runtime, mode = _runtime(), ctypes.c_int(_CAPTURE_RELAXED)
-    if runtime is None:
-        yield
-        return
-    runtime.cudaThreadExchangeStreamCaptureMode(ctypes.byref(mode))
-    try:
-        yield
-    finally:
-        runtime.cudaThreadExchangeStreamCaptureMode(ctypes.byref(mode))
-
-
 def _forget_after_fork() -> None:
     """A child cannot use CUDA, and what is page-locked is its parent's affair."""
     _retired.clear()
 
 
 os.register_at_fork(after_in_child=_forget_after_fork)
-
-
-def _clear_error() -> None:
-    """A failed call leaves an error behind that the next unrelated kernel launch would report as its own."""
-    runtime = _runtime()
-    if runtime is not None:
-        runtime.cudaGetLastError()
-
-
-@cache
-def _runtime() -> ctypes.CDLL | None:
-    """The CUDA runtime library that torch has loaded; another one would have a state of its own."""
-    import torch
-
-    major = (torch.version.cuda or "").partition(".")[0]
-    for name in (f"libcudart.so.{major}", f"libcudart.so.{major}.0"):
-        try:
-            return ctypes.CDLL(name, mode=os.RTLD_NOW | os.RTLD_NOLOAD)
-        except OSError:
-            continue
-    return None

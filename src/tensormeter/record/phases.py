@@ -283,9 +283,11 @@ class Phases:
             period = waiting[0]
             placed = False
             try:
-                if ask and period.marks and thread.events.are_over([mark.event for mark in period.marks]):
-                    timeline.place(period.marks)
-                    placed = True
+                if ask and period.marks:
+                    with thread.events.asking():
+                        if thread.events.are_over([mark.event for mark in period.marks]):
+                            timeline.place(period.marks)
+                            placed = True
             except Exception as error:
                 self._warn("phases have host times only: %s", error)
             if not placed and keep and len(waiting) <= _MOST_WAITING:

@@ -7,8 +7,11 @@ host, less the smallest such distance seen: an estimate, which is right if the d
 
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from time import perf_counter_ns
 from typing import Any, Final, Protocol
+
+from tensormeter.record.cuda_runtime import unseen_by_captures
 
 __all__ = ["CudaEvents", "Events", "Mark", "Timeline"]
 
@@ -21,6 +24,9 @@ class Events(Protocol):
 
     def record(self) -> Any:
         """A new event at the current place of the current stream, or None if there can be none."""
+
+    def asking(self) -> AbstractContextManager[None]:
+        """A context for calls of `are_over` and `seconds`."""
 
     def are_over(self, events: Sequence[Any]) -> bool:
         """Whether all have been reached. Must not wait; False if it cannot be asked now."""
@@ -54,10 +60,13 @@ class CudaEvents:
         event.record()
         return event
 
+    def asking(self) -> AbstractContextManager[None]:
+        return unseen_by_captures()  # `elapsed_time` queries as well
+
     def are_over(self, events: Sequence[Any]) -> bool:
-        # A query during a capture on this thread would invalidate it.
         import torch
 
+        # A query during a capture on this thread would invalidate it.
         return not torch.cuda.is_current_stream_capturing() and all(event.query() for event in reversed(events))
 
     def seconds(self, first: Any, second: Any) -> float:

@@ -133,6 +133,10 @@ def _python() -> Mapping[str, Any]:
         except PackageNotFoundError:
             continue
     torch = sys.modules.get("torch")
+    if isinstance(release := getattr(torch, "__version__", None), str):
+        attributes["tensormeter.torch.version"] = str(
+            release
+        )  # with its build, as in 2.13.0+cu130, which packages omit
     for name, module in (("cuda", "cuda"), ("hip", "hip")):
         release = getattr(getattr(torch, "version", None), module, None)
         if isinstance(release, str):
