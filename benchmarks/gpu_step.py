@@ -1,41 +1,52 @@
 """What logging does to a training step of a transformer on a GPU: about 125M parameters, bf16.
 
-Every step logs ten scalars (tensors on the GPU, for those who take them), and every tenth the norms of all gradients and ten
-histograms of them. Contenders take turns in one process, on one model. Reported are the time of a step (by the host, the GPU
-being waited for at the end of a slice only), the share of it in which the GPU did nothing, and the bytes that came to the host;
-the latter two from a profile of some steps of their own. Needs a CUDA device.
+Every step logs ten scalars (tensors on the GPU, for those who take them), and every step, or every tenth, the norms of all
+gradients and ten histograms of them. Contenders take turns in one process, on one model. Reported are the time of a step (a
+slice's, with the GPU waited for at its end, over its steps), what the host alone spends on one, and, from a trace of some steps
+of their own, the share of the time in which the GPU did nothing, the kernels, and the bytes copied to the host. What
+tensormeter's kernels store in the host's memory, 8 bytes a value, is not a copy and not among them. Needs a CUDA device.
 """
 
 import contextlib
+import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import click
 import numpy as np
 import torch
-from report import print_table
+from report import print_on_machine
+from rich.table import Table
 
-STEPS = 50
-ROUNDS = 6
 PROFILED = 20
-LAYERS, WIDTH, HEADS, VOCABULARY, LENGTH, BATCH = 12, 768, 12, 32_000, 512, 8
-HISTOGRAM_EVERY = 10
 
 Log = Callable[[dict[str, torch.Tensor], torch.nn.Module, int], None]
 
 
+class Size(NamedTuple):
+    """Of the model, and of a batch."""
+
+    layers: int = 12
+    width: int = 768
+    heads: int = 12
+    vocabulary: int = 32_000
+    length: int = 512
+    batch: int = 8
+
+
 class Transformer(torch.nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, size: Size) -> None:
         super().__init__()
-        self.embed = torch.nn.Embedding(VOCABULARY, WIDTH)
+        self.embed = torch.nn.Embedding(size.vocabulary, size.width)
         layer = torch.nn.TransformerEncoderLayer(
-            WIDTH, HEADS, 4 * WIDTH, dropout=0.0, batch_first=True, norm_first=True
+            size.width, size.heads, 4 * size.width, dropout=0.0, batch_first=True, norm_first=True
         )
-        self.body = torch.nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
-        self.head = torch.nn.Linear(WIDTH, VOCABULARY, bias=False)
+        self.body = torch.nn.TransformerEncoder(layer, size.layers, enable_nested_tensor=False)
+        self.head = torch.nn.Linear(size.width, size.vocabulary, bias=False)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.head(self.body(self.embed(tokens)))
@@ -49,18 +60,19 @@ def watched(model: torch.nn.Module) -> list[torch.Tensor]:
 
 
 @contextlib.contextmanager
-def nothing(folder: Path) -> Iterator[Log]:
+def nothing(folder: Path, every: int) -> Iterator[Log]:
     yield lambda values, model, step: None
 
 
 @contextlib.contextmanager
-def tensormeter_log(folder: Path) -> Iterator[Log]:
+def one_launch(folder: Path, every: int, device_path: str = "auto") -> Iterator[Log]:
     import tensormeter
 
-    with tensormeter.init("bench", settings={"directory": folder / "runs", "mode": "offline"}) as run:
+    settings = {"directory": folder / "runs", "mode": "offline", "device_path": device_path}
+    with tensormeter.init("bench", settings=settings) as run:
 
         def log(values: dict[str, Any], model: torch.nn.Module, step: int) -> None:
-            if step % HISTOGRAM_EVERY == 0:
+            if step % every == 0:
                 grads = [p.grad for p in model.parameters() if p.grad is not None]
                 norms = torch._foreach_norm(grads)
                 row: dict[str, Any] = {f"norm/{i}": norm for i, norm in enumerate(norms)}
@@ -72,15 +84,19 @@ def tensormeter_log(folder: Path) -> Iterator[Log]:
         yield log
 
 
+def two_launches(folder: Path, every: int) -> contextlib.AbstractContextManager[Log]:
+    return one_launch(folder, every, "two_launches")
+
+
 @contextlib.contextmanager
-def wandb_offline(folder: Path) -> Iterator[Log]:
+def wandb_offline(folder: Path, every: int) -> Iterator[Log]:
     import wandb
 
     run = wandb.init(project="bench", dir=folder, mode="offline", settings=wandb.Settings(console="off", silent=True))
 
     def log(values: dict[str, Any], model: torch.nn.Module, step: int) -> None:
         row: dict[str, Any] = dict(values)
-        if step % HISTOGRAM_EVERY == 0:
+        if step % every == 0:
             row |= {f"norm/{i}": p.grad.norm() for i, p in enumerate(model.parameters()) if p.grad is not None}
             row |= {
                 f"grad/{i}": wandb.Histogram(np_histogram=np.histogram(grad.float().cpu().numpy(), 64))
@@ -92,24 +108,30 @@ def wandb_offline(folder: Path) -> Iterator[Log]:
     run.finish()
 
 
-CONTENDERS = {"nothing": nothing, "tensormeter": tensormeter_log, "wandb, offline": wandb_offline}
+CONTENDERS: dict[str, Callable[[Path, int], contextlib.AbstractContextManager[Log]]] = {
+    "nothing": nothing,
+    "tensormeter": one_launch,
+    "tensormeter, two launches": two_launches,
+    "wandb, offline": wandb_offline,
+}
 
 
 class Training:
     """A model that trains on random tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: Size) -> None:
         torch.manual_seed(0)
-        self.model = Transformer().to("cuda", torch.bfloat16)
+        self.model = Transformer(size).to("cuda", torch.bfloat16)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
-        self.tokens = torch.randint(VOCABULARY, (BATCH, LENGTH), device="cuda")
+        self.tokens = torch.randint(size.vocabulary, (size.batch, size.length), device="cuda")
         self.steps = 0
 
-    def run(self, log: Log, steps: int) -> list[int]:
-        """Nanoseconds of each step, as the host sees it; the last includes what the GPU has still to do."""
-        taken = []
-        for number in range(steps):
-            start = time.perf_counter_ns()
+    def run(self, log: Log, steps: int) -> tuple[float, list[float]]:
+        """Seconds of all steps, with the GPU waited for at the end; and those of each until the host has come to the next."""
+        torch.cuda.synchronize()
+        began, taken = time.perf_counter(), []
+        for _ in range(steps):
+            start = time.perf_counter()
             logits = self.model(self.tokens).float()
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), self.tokens.flatten())
             self.optimizer.zero_grad(set_to_none=True)
@@ -118,59 +140,104 @@ class Training:
             log(values, self.model, self.steps)
             self.optimizer.step()
             self.steps += 1
-            if number == steps - 1:
-                torch.cuda.synchronize()
-            taken.append(time.perf_counter_ns() - start)
-        return taken
+            taken.append(time.perf_counter() - start)
+        torch.cuda.synchronize()
+        return time.perf_counter() - began, taken
 
 
-def profile(training: Training, log: Log) -> tuple[float, float]:
-    """(share of the time in which the GPU did nothing, bytes to the host a step)."""
+class Trace(NamedTuple):
+    """What the GPU did.
+
+    Attributes:
+        idle: Share of the time, from its first work to its last, in which it did nothing.
+        kernels: Of a step.
+        to_host: Bytes copied to the host, a step.
+    """
+
+    idle: float
+    kernels: float
+    to_host: float
+
+
+def profile(training: Training, log: Log, folder: Path) -> Trace | None:
+    """None where the profiler sees nothing of the GPU."""
     from torch.profiler import ProfilerActivity
 
     with torch.profiler.profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiled:
         training.run(log, PROFILED)
-    events = [event for event in profiled.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-    spans = sorted((event.time_range.start, event.time_range.end) for event in events)
+    file = folder / "trace.json"
+    profiled.export_chrome_trace(str(file))
+    return read_trace(json.loads(file.read_text())["traceEvents"], PROFILED)
+
+
+def read_trace(events: list[dict[str, Any]], steps: int) -> Trace | None:
+    """What a trace in Chrome's format says."""
+    work = [event for event in events if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
+    if not work:
+        return None
+    spans = sorted((event["ts"], event["ts"] + event["dur"]) for event in work)
     busy, end = 0.0, spans[0][0]
     for start, stop in spans:
         busy += max(0.0, stop - max(start, end))
         end = max(end, stop)
-    to_host = [event for event in events if "DtoH" in event.name or "Device -> Pinned" in event.name]
-    copied = float(sum(getattr(event, "nbytes", 0) or 0 for event in to_host))
-    return 1 - busy / (end - spans[0][0]), copied / PROFILED if copied else float(len(to_host)) / PROFILED
+    copied = sum(event["args"]["bytes"] for event in work if event["name"].startswith("Memcpy DtoH"))
+    kernels = sum(event["cat"] == "kernel" for event in work)
+    return Trace(1 - busy / (end - spans[0][0]), kernels / steps, copied / steps)
 
 
-def main() -> int:
-    if not torch.cuda.is_available():
-        print("gpu_step.py is left out: it needs a CUDA device", file=sys.stderr)
-        return 0
-    training = Training()
-    samples: dict[str, list[float]] = {}
-    profiles: dict[str, tuple[float, float]] = {}
+def measure(size: Size, every: int, steps: int, rounds: int) -> None:
+    training = Training(size)
+    slices: dict[str, list[float]] = {}
+    hosts: dict[str, list[float]] = {}
+    traces: dict[str, Trace | None] = {}
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         logs = {}
         for contender, start in CONTENDERS.items():
             try:
-                logs[contender] = stack.enter_context(start(Path(name)))
+                logs[contender] = stack.enter_context(start(Path(name), every))
             except ImportError as error:
                 print(f"{contender} is left out: {error}", file=sys.stderr)
-        for number in range(ROUNDS + 1):  # the first is for kernels and caches, and does not count
+        for number in range(rounds + 1):  # the first is for kernels and caches, and does not count
             for contender, log in logs.items():
-                taken = training.run(log, STEPS)
+                whole, taken = training.run(log, steps)
                 if number:
-                    samples.setdefault(contender, []).append(sum(taken) / STEPS / 1000)
+                    slices.setdefault(contender, []).append(whole / steps)
+                    hosts.setdefault(contender, []).extend(taken)
         for contender, log in logs.items():
-            profiles[contender] = profile(training, log)
+            traces[contender] = profile(training, log, Path(name))
     parameters = sum(p.numel() for p in training.model.parameters())
-    title = (
-        f"A step of a transformer of {parameters / 1e6:.0f}M parameters on {torch.cuda.get_device_name()}, microseconds"
+    table = Table(
+        title=f"A step of a transformer of {parameters / 1e6:.0f}M parameters on {torch.cuda.get_device_name()}; norms and "
+        f"histograms every {every} steps"
     )
-    print_table(title, {name: np.array(taken) for name, taken in samples.items()}, beside="nothing")
-    for contender, (idle, copied) in profiles.items():
-        print(f"{contender}: GPU idle {idle:.1%}, {copied:,.0f} bytes (or copies) to the host a step")
-    return 0
+    columns = ("", "step, ms", "beside nothing", "host p50, ms", "host p99, ms", "GPU idle", "kernels", "KiB to host")
+    for column in columns:
+        table.add_column(column, justify="right" if column else "left")
+    for contender, seconds in slices.items():
+        ratios = np.array(seconds) / np.array(slices["nothing"])
+        p50, p99 = np.percentile(hosts[contender], [50, 99]) * 1e3
+        row = [contender, f"{np.median(seconds) * 1e3:.2f}", f"{np.median(ratios):.3f}x", f"{p50:.2f}", f"{p99:.2f}"]
+        trace = traces[contender]
+        if trace is not None:
+            row += [f"{trace.idle:.1%}", f"{trace.kernels:,.0f}", f"{trace.to_host / 1024:,.1f}"]
+        table.add_row(*row)
+    print_on_machine(table)
+
+
+@click.command(help=__doc__)
+@click.option(
+    "--every", "everys", type=int, multiple=True, default=(10, 1), help="Steps from one histogram to the next."
+)
+@click.option("--steps", default=30, help="In a slice.")
+@click.option("--rounds", default=7, help="Slices of each contender.")
+@click.option("--size", type=int, nargs=6, default=Size(), help="Layers, width, heads, vocabulary, length, batch.")
+def main(everys: tuple[int, ...], steps: int, rounds: int, size: tuple[int, ...]) -> None:
+    if not torch.cuda.is_available():
+        print("gpu_step.py is left out: it needs a CUDA device", file=sys.stderr)
+        return
+    for every in everys:
+        measure(Size(*size), every, steps, rounds)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

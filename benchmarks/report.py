@@ -22,7 +22,7 @@ def print_table(title: str, taken: Mapping[str, np.ndarray], *, beside: str) -> 
     for name, values in taken.items():
         p50, p99, p999 = np.percentile(values, [50, 99, 99.9])
         table.add_row(name, f"{p50:.2f}", f"{p99:.2f}", f"{p999:.1f}", f"{p50 / reference:.2f}x")
-    _print(table)
+    print_on_machine(table)
 
 
 def print_paired_table(
@@ -50,10 +50,11 @@ def print_paired_table(
             high = ordered[min(len(ordered) - 1, math.ceil(len(ordered) / 2 + away) - 1)]
             row += [f"{np.median(ordered):.3f}x", f"{low:.3f} to {high:.3f}", f"{processor[name]:.3f}x"]
         table.add_row(*row)
-    _print(table)
+    print_on_machine(table)
 
 
-def _print(table: Table) -> None:
+def print_on_machine(table: Table) -> None:
+    """With the versions of what was measured, and the machine."""
     console = Console(width=110)
     console.print(table)
     installed = []

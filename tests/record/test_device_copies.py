@@ -15,6 +15,7 @@ from tensormeter.pipeline.reader import LaneReader
 from tensormeter.record import device as device_copies
 from tensormeter.record import mapped
 from tensormeter.record.device import DeviceCopies
+from tensormeter.record.event_copies import EventCopies
 from tensormeter.record.mapped import MappedRing
 from tensormeter.record.outcomes import DeviceValue, Refused
 from tensormeter.ring.words import State
@@ -369,7 +370,7 @@ def test_the_ring_is_page_locked_once_and_each_device_tried_once(recording, monk
 
 
 @pytest.mark.parametrize("trouble", ["disk", "limit"])
-def test_a_ring_that_cannot_be_page_locked_is_tried_once(recording, monkeypatch, trouble):
+def test_a_ring_that_cannot_be_page_locked_is_tried_once(recording, monkeypatch, warnings_logged, trouble):
     tries = []
 
     def refuse(memory, device):
@@ -379,11 +380,35 @@ def test_a_ring_that_cannot_be_page_locked_is_tried_once(recording, monkeypatch,
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(device_copies, "is_in_memory", lambda path: trouble != "disk")
     monkeypatch.setattr(device_copies, "page_lock", refuse)
-    for _ in range(2):
-        with pytest.raises(Refused, match="TENSORMETER_BUFFER_DIR") as refusal:
-            recording.recorder._device.prepare(SimpleNamespace(device=torch.device("cuda:0"), is_cuda=True))
-    assert ("is on a disk" if trouble == "disk" else "ulimit -l") in str(refusal.value)
+    for index in (0, 1, 0):
+        recording.recorder._device.prepare(SimpleNamespace(device=torch.device("cuda", index), is_cuda=True))
+    (message,) = warnings_logged()
+    assert "TENSORMETER_BUFFER_DIR" in message
+    assert ("is on a disk" if trouble == "disk" else "ulimit -l") in message
     assert len(tries) == (trouble == "limit")
+    assert list(recording.recorder.device_paths) == ["cuda:0", "cuda:1"]
+    assert all(path.startswith("events (the ring") for path in recording.recorder.device_paths.values())
+
+
+def test_values_come_by_events_if_the_ring_cannot_be_page_locked(recording, monkeypatch):
+    happened = []
+    copies = recording.recorder._device
+    copies._events = EventCopies(copies.pending, lambda device: SimpleNamespace(query=lambda: bool(happened)))
+    copies._failure = "the ring is on a disk"
+    tensors = {
+        "f32": torch.tensor(0.5, requires_grad=True),
+        "fp8": torch.tensor(0.25).to(torch.float8_e4m3fn),
+        "i64": torch.tensor([7]),
+    }
+    expected = {name: tensor.double().item() for name, tensor in tensors.items()}
+    log_tensors(recording, tensors)
+    with torch.no_grad():
+        tensors["f32"].zero_()
+    recording.log({"n": 1.0})
+    assert recording.values() == []
+    happened.append(True)
+    recording.log({"n": 2.0})
+    assert recording.values() == [expected, {"n": 1.0}, {"n": 2.0}]
 
 
 def test_a_closed_recorder_gives_its_ring_back_when_all_values_have_come(recording, monkeypatch):

@@ -10,6 +10,8 @@ import torch
 
 from tensormeter.record.deferred import DeferredLog
 from tensormeter.record.device_report import device_path_report
+from tensormeter.record.histogram import Histogram
+from tensormeter.record.outcomes import Refused
 from tensormeter.record.phases import Phases
 from tensormeter.ring.words import PENDING, State
 
@@ -324,26 +326,75 @@ def test_a_run_that_ends_before_its_values_have_come(new_recording):
     assert settle(second) == [{"a": 2.0}]
 
 
-def test_a_failed_registration_is_tried_once(recording, warnings_logged):
-    device = recording.recorder._device
-    device._host, device._failure = None, "no"
-    for _ in range(2):
-        recording.log({"a": torch.tensor(1.0, device="cuda"), "b": 2.0})
-    assert device._host is None
-    assert settle(recording) == [{"b": 2.0}] * 2
-    assert len(warnings_logged()) == 1
+@pytest.fixture
+def detoured(new_recording, monkeypatch):
+    """One whose ring cannot be page-locked."""
+    monkeypatch.setattr("tensormeter.record.device.is_in_memory", lambda path: False)
+    recording = new_recording()
+    recording.log({"warm": torch.tensor(1.0, device="cuda"), "counted": Histogram(torch.ones(3, device="cuda"))})
+    torch.cuda.synchronize()
+    recording.log({"host": 1.0})
+    recording.rows()
+    yield recording
+    torch.cuda.synchronize()
 
 
-def test_a_ring_on_a_disk_is_refused(new_recording, tmp_path, warnings_logged):
-    from tensormeter.record.page_locking import is_in_memory
+def test_a_ring_on_a_disk_takes_values_by_events(detoured, warnings_logged):
+    tensors, expected = mixture()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        names, copies = calls(lambda: detoured.log(tensors))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert not [name for name in (*names, *copies) if any(wait in name for wait in WAITS)]
+    assert warnings_logged() == []  # said once, at the first of them
+    torch.cuda.synchronize()
+    detoured.log({"host": 1.0})
+    assert detoured.values() == [expected, {"host": 1.0}]
+    (path,) = detoured.recorder.device_paths.values()
+    assert path.startswith("events (the ring")
+    assert "is on a disk" in path
 
-    if is_in_memory(tmp_path / "ring"):
-        pytest.skip("the folder for temporary files is in memory")
-    recording = new_recording(folder=tmp_path)
-    recording.log({"a": torch.tensor(1.0, device="cuda"), "b": 2.0})
-    assert recording.values() == [{"b": 2.0}]
-    (message,) = warnings_logged()
-    assert "is on a disk" in message
+
+def test_values_by_events_are_snapshots(detoured):
+    tensor = torch.tensor(0.0, device="cuda")
+    tensor += 1
+    torch.cuda.synchronize()
+    torch.cuda._sleep(A_WHILE)
+    for step in range(3):
+        detoured.log({"a": tensor}, step)
+        tensor += 1
+    assert detoured.rows() == []
+    torch.cuda.synchronize()
+    detoured.log({"a": tensor}, 3)
+    detoured.recorder.close(State.FINISHED)
+    assert detoured.values() == [{"a": 1.0}, {"a": 2.0}, {"a": 3.0}, {"a": 4.0}]
+
+
+def test_values_by_events_while_another_thread_captures_a_graph(detoured):
+    tensor, total = torch.ones((), device="cuda"), torch.zeros((), device="cuda")
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with ThreadPoolExecutor(1) as pool, torch.cuda.graph(graph):
+        total.add_(1)
+        for _ in range(5):
+            pool.submit(detoured.recorder.log, {"a": tensor}).result(60)
+        total.add_(1)
+    graph.replay()
+    detoured.recorder.close(State.FINISHED)
+    assert total.item() == 2
+    assert detoured.values() == [{"a": 1.0}] * 5
+
+
+def test_writes_from_inside_a_graph_without_page_locking(detoured, monkeypatch):
+    def refuse(memory, device):
+        raise Refused("memory could not be page-locked")
+
+    monkeypatch.setattr("tensormeter.record.deferred.page_lock", refuse)
+    log = DeferredLog(detoured.recorder, ["a"], capacity=8, device="cuda", first_step=0)
+    for number in range(3):
+        log.write({"a": torch.tensor(float(number), device="cuda")})
+    assert collected(detoured, log) == [(number, {"a": float(number)}) for number in range(3)]
 
 
 def test_the_report_of_a_healthy_machine():

@@ -10,6 +10,7 @@ import mmap
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from tensormeter.errors import UsageError
@@ -84,7 +85,7 @@ class DeferredLog:
             self._rows = torch.zeros(shape, dtype=accumulator_dtype(self._count.device), device=self._count.device)
         for tensor in (self._count, self._rows):
             torch._dynamo.mark_static_address(tensor)
-        self._copies = _Locked(self._rows, self._count) if self._count.is_cuda else _Copies(self._rows, self._count)
+        self._copies = _copies(self._rows, self._count)
         if recorder is not None:
             recorder.attend(self._collect_in_passing, at_close=self._finish)
 
@@ -195,8 +196,15 @@ class _Copy(NamedTuple):
     read: Callable[[], "tuple[int, Callable[[int], list[float]]] | None"]
 
 
+def _copies(rows: "torch.Tensor", count: "torch.Tensor") -> "_Copies":
+    if count.is_cuda:
+        with suppress(Refused):
+            return _Locked(rows, count)
+    return _Copies(rows, count)
+
+
 class _Copies:
-    """Copies of a device's ring; only one is under way at a time."""
+    """Copies of a device's ring, by way of events; only one is under way at a time."""
 
     def __init__(self, rows: "torch.Tensor", count: "torch.Tensor") -> None:
         self._device = (rows, count)
@@ -221,6 +229,10 @@ class _Locked(_Copies):
     """
 
     def __init__(self, rows: "torch.Tensor", count: "torch.Tensor") -> None:
+        """
+        Raises:
+            Refused: CUDA does not let memory be page-locked.
+        """
         import torch
 
         super().__init__(rows, count)
@@ -229,10 +241,7 @@ class _Locked(_Copies):
             self._host_rows = torch.frombuffer(self._memory, dtype=torch.float64, count=rows.numel()).view(rows.shape)
             self._host_count = torch.frombuffer(self._memory, dtype=torch.int64, offset=rows.numel() * 8)
         self._locked = torch.frombuffer(self._memory, dtype=torch.uint8)
-        try:
-            page_lock(self._locked, rows.device)
-        except Refused as refusal:
-            raise UsageError(f"deferred_log: its {refusal}; raise `ulimit -l`, or lower the capacity") from None
+        page_lock(self._locked, rows.device)
         self._words: Any = memoryview(self._memory).cast("q")
 
     def begin(self) -> _Copy:

@@ -11,8 +11,8 @@ The stream's order makes it a snapshot: what the program does to the tensors aft
 Completion is seen in memory, by whoever reads the row: the words hold `PENDING` until the device has stored over them.
 No event is recorded or polled, and nothing waits.
 
-Apple's and Intel's devices are read by way of events (`EventCopies`); values that come from elsewhere, later, are polled
-(`PendingValues`).
+Apple's and Intel's devices are read by way of events (`EventCopies`), as are CUDA's where the ring cannot be page-locked,
+because it is on a disk, say; values that come from elsewhere, later, are polled (`PendingValues`).
 """
 
 import threading
@@ -57,6 +57,7 @@ class DeviceCopies:
         ring: RingFile,
         on_failure: Callable[[Exception], None] = lambda error: None,
         on_pending: Callable[[], None] = lambda: None,
+        on_detour: Callable[[str], None] = lambda why: None,
         *,
         one_launch: bool = True,
     ) -> None:
@@ -65,6 +66,7 @@ class DeviceCopies:
             ring: Created by this process.
             on_failure: Told of a value that was to be polled and will never come.
             on_pending: Called whenever there is something in `pending` to look at.
+            on_detour: Told why values of CUDA devices are read by way of events.
             one_launch: Whether to store straight into the ring where a trial shows that this works.
         """
         self.pending = PendingValues(ring, on_failure, on_pending)
@@ -76,13 +78,16 @@ class DeviceCopies:
         self._host: torch.Tensor | None = None
         self._failure: str | None = None
         self._gave_up = False
+        self._on_detour = on_detour
+        self._detours: set[torch.device] = set()
         self._mapped: dict[torch.device, MappedRing] = {}
         self._preparing = threading.RLock()
 
     @property
     def paths(self) -> dict[str, str]:
-        """How values of each device in use reach the ring: `one launch` or `two launches`, and why not one."""
-        return {
+        """How values of each CUDA device in use reach the ring: `one launch`, `two launches` or `events`, and why so."""
+        detours = {str(device): f"events ({self._failure})" for device in self._detours.copy()}
+        return detours | {
             str(device): "one launch" if mapped.view is not None else f"two launches (trial: {mapped.verdict})"
             for device, mapped in self._mapped.copy().items()
         }
@@ -91,7 +96,7 @@ class DeviceCopies:
         """Make sure that a tensor's value can be copied.
 
         Raises:
-            Refused: Not on this device, not while a CUDA graph is captured, or page-locking failed.
+            Refused: Not on this device, or not while a CUDA graph is captured.
         """
         import torch
 
@@ -105,11 +110,9 @@ class DeviceCopies:
                 "a CUDA graph is being captured, and its replays would overwrite this row; "
                 "log after the replay, or inside the graph by tensormeter.deferred_log"
             )
-        if device not in self._mapped:
+        if device not in self._mapped and device not in self._detours:
             with self._preparing:
                 self._begin(device)
-        if self._failure is not None:
-            raise Refused(self._failure)
 
     def copy(self, word: int, values: Sequence[DeviceValue | Deferred]) -> None:
         """Launch the copies of values into consecutive words of the ring. Never waits.
@@ -146,7 +149,7 @@ class DeviceCopies:
         """
         statistics_to_copy = []
         for counts, statistics in counted:
-            if counts.device.type in EVENT_DEVICES and counts.device not in self._mapped:
+            if self._by_events(counts.device):
                 self._events.copy_distributions(counts_at, counts, statistics_at, statistics)
             else:
                 self.copy_words(counts_at, counts)
@@ -198,16 +201,24 @@ class DeviceCopies:
                 if mapped.view is not None:
                     gather(tensors, mapped.view, word)
                     return
-            assert self._host is not None
             gathered = torch.empty(len(tensors), dtype=torch.float64, device=device)
             gather(tensors, gathered)
-            self._host[word : word + len(tensors)].copy_(gathered, non_blocking=True)
+            if self._host is None:
+                self._events.copy_gathered(word, gathered)
+            else:
+                self._host[word : word + len(tensors)].copy_(gathered, non_blocking=True)
+
+    def _by_events(self, device: "torch.device") -> bool:
+        return device not in self._mapped and (device.type in EVENT_DEVICES or self._host is None)
 
     def _begin(self, device: "torch.device") -> None:
         """Page-lock the ring at the first use of any CUDA device, and begin the trial of this one."""
         if self._host is None and self._failure is None:
             self._page_lock(device)
-        if self._host is not None and device not in self._mapped:
+        if self._failure is not None:
+            self._detours.add(device)
+            self._on_detour(self._failure)
+        elif self._host is not None and device not in self._mapped:
             self._mapped[device] = MappedRing(self._host, device, try_it=self._one_launch)
 
     def _page_lock(self, device: "torch.device") -> None:

@@ -30,7 +30,7 @@ class DevicePath:
     Attributes:
         device: As in `cuda:0`.
         name: Of the product.
-        path: `one launch`, or `two launches` and why not one; or, by `works`, why nothing arrives.
+        path: As in `DeviceCopies.paths`; or, by `works`, why nothing arrives.
         works: Whether values of every dtype arrived and were right.
         synchronizes: Whether a copy made the host wait for the device, where that can be told; None where not.
     """
@@ -95,7 +95,7 @@ def _try(copies: DeviceCopies, ring: RingFile, device: "torch.device", timeout: 
             for index in range(len(values)):
                 ring.words[word + index] = PENDING
             synchronizes |= _synchronizes(lambda: copies.copy(word, values))
-            if not _wait(lambda: all(ring.words[word + i] != PENDING for i in range(len(values))), timeout):
+            if not _wait(lambda: _have_come(copies, ring, word, len(values)), timeout):
                 return _failed(device, f"no value arrived within {timeout:g} s")
             found = [memoryview(ring.buffer).cast("d")[word + i] for i in range(len(values))]
             if found != expected:
@@ -105,6 +105,11 @@ def _try(copies: DeviceCopies, ring: RingFile, device: "torch.device", timeout: 
         )
     except Exception as error:  # whatever CUDA says is the finding
         return _failed(device, f"{type(error).__name__}: {error}")
+
+
+def _have_come(copies: DeviceCopies, ring: RingFile, word: int, number: int) -> bool:
+    copies.pending.look()
+    return all(ring.words[word + i] != PENDING for i in range(number))
 
 
 def _synchronizes(action: Callable[[], None]) -> bool:

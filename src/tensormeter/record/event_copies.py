@@ -1,13 +1,16 @@
-"""Copies from devices whose stores into host memory can only be seen by an event: Apple's (mps) and Intel's (xpu).
+"""Copies from devices whose stores into the ring cannot be seen there: Apple's (mps) and Intel's (xpu), and CUDA's where the
+ring cannot be page-locked.
 
 Two launches for each dtype: `torch.stack`, and a copy to the host that does not block. Then an event is recorded, and the
 log calls that follow ask it whether it has happened. Until the next log call, or `finish`, the row is not delivered.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from itertools import groupby
 from typing import TYPE_CHECKING, Final, Protocol
 
+from tensormeter.record.cuda_runtime import unseen_by_captures
 from tensormeter.record.gather import scalar
 from tensormeter.record.pending import PendingValues
 
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["EVENT_DEVICES", "Event", "EventCopies", "copy_to_host", "record_event"]
 
 EVENT_DEVICES: Final = ("mps", "xpu")
-"""Types of the devices that are read like this."""
+"""Types of the devices that are always read like this."""
 
 
 class Event(Protocol):
@@ -37,15 +40,28 @@ def record_event(device: "torch.device") -> Event:
         return event
     generic = torch.Event(device)
     generic.record()
-    return generic
+    return _Unseen(generic) if device.type == "cuda" else generic
+
+
+class _Unseen:
+    """An event that can be asked while a CUDA graph is captured, on whatever thread."""
+
+    def __init__(self, event: Event) -> None:
+        self._event = event
+
+    def query(self) -> bool:
+        with unseen_by_captures():
+            return self._event.query()
 
 
 def copy_to_host(tensor: "torch.Tensor") -> "torch.Tensor":
     """Launch the copy of a tensor to the host. What is returned holds it once an event after the copy has happened."""
     import torch
 
-    # Only a copy to page-locked memory is asynchronous on Intel's devices; Apple's share theirs with the host.
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.device.type == "xpu")
+    # Only a copy to page-locked memory is asynchronous, but on Apple's devices, which share theirs with the host.
+    pin = tensor.device.type in ("cuda", "xpu")
+    with unseen_by_captures() if tensor.is_cuda else nullcontext():  # page-locked memory may have to be allocated
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=pin)
     return host.copy_(tensor, non_blocking=True)
 
 
@@ -80,6 +96,16 @@ class EventCopies:
             return [value for host in copies for value in host.double().tolist()] if event.query() else None
 
         self._pending.add(word, len(tensors), poll)
+
+    def copy_gathered(self, word: int, values: "torch.Tensor") -> None:
+        """Launch the copy of values that are floats in a tensor of shape (n,) already; otherwise as `copy`."""
+        host, event = copy_to_host(values), self._record(values.device)
+
+        def poll() -> list[float] | None:
+            found: list[float] | None = host.tolist() if event.query() else None
+            return found
+
+        self._pending.add(word, len(values), poll)
 
     def copy_distributions(
         self, counts_at: int, counts: "torch.Tensor", statistics_at: int, statistics: "torch.Tensor"

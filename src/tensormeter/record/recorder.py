@@ -86,7 +86,9 @@ class Recorder:
         self._notices = Notices()
         self._cost = LogCost(ring)
         self._outbox = Outbox(ring, media_buffer_bytes)
-        self._device = DeviceCopies(ring, self._warn_of_lost_value, self._attend_pending, one_launch=one_launch)
+        self._device = DeviceCopies(
+            ring, self._warn_of_lost_value, self._attend_pending, self._warn_of_detour, one_launch=one_launch
+        )
         self._last_step = array("q", [-1])
         self._rows = Rows(
             ring, self._layouts, self._device, tables, self._notices, fallback=self.log, last_step=self._last_step
@@ -460,6 +462,12 @@ class Recorder:
 
     def _warn_of_lost_value(self, error: Exception) -> None:
         self._notices.once(DeviceCopies, "device values are lost: %s", error)
+
+    def _warn_of_detour(self, why: str) -> None:
+        message = (
+            "values of CUDA devices cannot be stored straight into the ring, so log calls have to look for them: %s"
+        )
+        self._notices.once(message, message, why)
 
 
 break_graph(Recorder.log)
