@@ -78,6 +78,10 @@ def test_ranges_are_cut_before_sampling(curves, query, total, first):
     assert curves.query("c0", metrics=["loss"], start=5, stop=2)["series"] == []
 
 
+def test_an_integer_of_json_may_have_a_fraction_of_zero(curves):
+    assert one(curves, "c0", max_points=8.0, attempt=1.0) == one(curves, "c0", max_points=8, attempt=1)
+
+
 def test_numbers_that_json_lacks(server_on_each, make):
     server = server_on_each
     values = [1.0, math.nan, math.inf, -math.inf, -0.0, 5e-324]

@@ -25,6 +25,7 @@ from tensormeter.server.api.request import (
     read_json,
     run_ref,
     strings,
+    whole,
 )
 from tensormeter.server.query.attempts import parse_attempt
 from tensormeter.server.query.axis import Axis, Placed, read_along
@@ -205,7 +206,7 @@ class PointsApi:
 
 def _query(document: Mapping[str, Any]) -> PointsQuery:
     project = document.get("project")
-    most = document.get("max_points", 1000)
+    most = whole(document.get("max_points", 1000))
     if isinstance(most, bool) or not isinstance(most, int) or not (most == 0 or 4 <= most <= MAX_POINTS):
         raise HTTPException(400, f"max_points: expected 0 (all) or 4 to {MAX_POINTS}, got {str(most)[:40]}")
     process, after, attributes = document.get("process"), document.get("after"), document.get("attributes")
@@ -225,7 +226,7 @@ def _query(document: Mapping[str, Any]) -> PointsQuery:
         None if process == "all" else process,
         attributes,
         after or None,
-        parse_attempt(document.get("attempt")),
+        parse_attempt(whole(document.get("attempt"))),
     )
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "run_ref",
     "run_refs",
     "strings",
+    "whole",
 ]
 
 MAX_JSON: Final = 1 << 20
@@ -129,6 +130,11 @@ def number(query: Mapping[str, Any], name: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < MAX_NUMBER:
         raise HTTPException(400, f"{name}: expected a number, got {str(value)[:40]!r}")
     return float(value)
+
+
+def whole(value: Any) -> Any:
+    """A number of a body whose fraction is zero, as an int: JSON has one kind of numbers, so 12.0 is an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 async def read_json(request: Request) -> Mapping[str, Any]:
