@@ -5,8 +5,9 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-Log = Callable[[dict[str, float], int], object]
+Log = Callable[[Any, int], object]
 
 
 @contextlib.contextmanager

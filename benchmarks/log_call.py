@@ -1,6 +1,7 @@
 """What one log call costs the training loop, beside what people would use instead.
 
-Every contender logs the same four Python floats from the same prebuilt dictionaries.
+Every contender logs the same four Python floats from the same prebuilt dictionaries; and then, where there is a CUDA device,
+those who take them, four tensors on it, whose values are there already.
 They take turns in slices, in one process, so that the machine's moods fall on all of them alike; the figures to compare are
 the ratios of one run.
 Only the call is timed. What a contender does on other threads or processes meanwhile slows everybody's slices alike.
@@ -12,7 +13,9 @@ import io
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from contenders import CONTENDERS, Log
@@ -26,7 +29,23 @@ SLOW_SLICE = 100
 ROWS = [{"loss": 1.0 / (i + 1), "accuracy": i / 100, "lr": 1e-3, "grad_norm": float(i)} for i in range(64)]
 
 
-def measure(logs: dict[str, Log]) -> dict[str, np.ndarray]:
+TAKE_TENSORS = ("tensormeter", "wandb, offline", "tensorboard", "mlflow, async")
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def tensor_rows() -> Rows:
+    """Empty where there is no CUDA device."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    rows = [{name: torch.tensor(value, device="cuda") for name, value in row.items()} for row in ROWS]
+    torch.cuda.synchronize()
+    return rows
+
+
+def measure(logs: dict[str, Log], rows: Rows) -> dict[str, np.ndarray]:
     """Microseconds of every call, by contender; the timer's own cost is taken off."""
     clock = time.perf_counter_ns
     empty = min(-(clock() - clock()) for _ in range(10_000))
@@ -37,7 +56,7 @@ def measure(logs: dict[str, Log]) -> dict[str, np.ndarray]:
         for name, log in logs.items():
             taken = []
             for step in range(steps[name], steps[name] + slices[name]):
-                row = ROWS[step & 63]
+                row = rows[step & 63]
                 start = clock()
                 log(row, step)
                 taken.append(clock() - start)
@@ -48,24 +67,27 @@ def measure(logs: dict[str, Log]) -> dict[str, np.ndarray]:
     return {name: np.maximum(np.array(taken) - empty, 0) / 1000 for name, taken in samples.items()}
 
 
-def main() -> int:
+def run(title: str, rows: Rows, contenders: Iterable[str]) -> None:
     quiet = io.StringIO()
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         logs: dict[str, Log] = {}
-        for contender, start in CONTENDERS.items():
-            if contender == "nothing":
-                continue
+        for contender in contenders:
             try:
                 with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-                    logs[contender] = stack.enter_context(start(Path(name)))
+                    logs[contender] = stack.enter_context(CONTENDERS[contender](Path(name)))
             except ImportError as error:
                 print(f"{contender} is left out: {error}", file=sys.stderr)
         gc.collect()
-        taken = measure(logs)
+        taken = measure(logs, rows)
         with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
             stack.close()
-    calls = f"{SLICE * SLICES:,}"
-    print_table(f"One log call of 4 floats, up to {calls} calls each, microseconds", taken, beside="tensormeter")
+    print_table(f"{title}, up to {SLICE * SLICES:,} calls each, microseconds", taken, beside="tensormeter")
+
+
+def main() -> int:
+    run("One log call of 4 floats", ROWS, (name for name in CONTENDERS if name != "nothing"))
+    if rows := tensor_rows():
+        run("One log call of 4 CUDA tensors", rows, TAKE_TENSORS)
     return 0
 
 

@@ -184,13 +184,14 @@ def test_several_devices_in_one_row(recording):
 
 def test_refused_while_a_graph_is_captured(recording, warnings_logged):
     tensor = torch.tensor(1.0, device="cuda")
+    recording.log({"a": tensor, "host": 0.0})
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         tensor.add_(1)
         recording.log({"a": tensor, "host": 1.0})
     graph.replay()
     recording.log({"a": tensor})
-    assert settle(recording) == [{"host": 1.0}, {"a": 2.0}]
+    assert settle(recording) == [{"a": 1.0, "host": 0.0}, {"host": 1.0}, {"a": 2.0}]
     (message,) = warnings_logged()
     assert "being captured" in message
     assert "deferred_log" in message

@@ -16,7 +16,7 @@ because it is on a disk, say; values that come from elsewhere, later, are polled
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -131,7 +131,7 @@ class DeviceCopies:
                     if isinstance(value, Deferred):
                         self.pending.add(index, 1, _one(value.poll))
             else:
-                self._copy(word, device, [value.tensor for value in members if isinstance(value, DeviceValue)])
+                self.copy_tensors(word, device, [value.tensor for value in members if isinstance(value, DeviceValue)])
             word += len(members)
 
     def copy_distributions(
@@ -188,7 +188,16 @@ class DeviceCopies:
         assert self._host is not None
         return not self._gave_up and not bool((self._host.view(torch.int64) == PENDING).any())
 
-    def _copy(self, word: int, device: "torch.device", tensors: Sequence["torch.Tensor"]) -> None:
+    def is_settled(self, values: Iterable[object]) -> bool:
+        """Whether values are plain tensors on one CUDA device, and it is known how they reach the ring."""
+        import torch
+
+        devices = {value.device if type(value) is torch.Tensor else None for value in values}
+        mapped = self._mapped.get(device) if len(devices) == 1 and (device := devices.pop()) is not None else None
+        return mapped is not None and mapped.verdict != "running"
+
+    def copy_tensors(self, word: int, device: "torch.device", tensors: Sequence["torch.Tensor"]) -> None:
+        """`copy` for tensors of one device; equal dtypes are neighbours."""
         import torch
 
         with NoGradients():  # a loss that requires grad must not put the ring into its graph

@@ -11,7 +11,7 @@ with CUDA 13. Launches for n values of one dtype, hence:
 """
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -72,18 +72,27 @@ def gather(sources: Sequence["torch.Tensor"], words: "torch.Tensor", start: int 
     """
     import torch
 
-    for dtype, group in groupby(sources, key=lambda source: source.dtype):
-        scalars = [scalar(source) for source in group]
-        end = start + len(scalars)
-        if dtype in _with_kernels():
-            into = [words.select(0, start)] if len(scalars) == 1 else list(words[start:end].unbind())
+    for begin, end, bits in _runs(tuple([source.dtype for source in sources])):
+        scalars = [source if source.dim() == 0 else source.reshape(()) for source in sources[begin:end]]
+        first, last = start + begin, start + end
+        if bits is None:
+            into = (words.select(0, first),) if len(scalars) == 1 else words[first:last].unbind()
             torch._foreach_copy_(into, scalars)
         else:
-            bits = _bits(dtype.itemsize)
             packed = torch.empty(len(scalars), dtype=bits, device=words.device)
-            torch._foreach_copy_(list(packed.unbind()), [source.view(bits) for source in scalars])
-            words[start:end].copy_(packed.view(dtype))
-        start = end
+            torch._foreach_copy_(packed.unbind(), [source.view(bits) for source in scalars])
+            words[first:last].copy_(packed.view(scalars[0].dtype))
+
+
+@lru_cache(maxsize=1024)
+def _runs(dtypes: "tuple[torch.dtype, ...]") -> "tuple[tuple[int, int, torch.dtype | None], ...]":
+    """Where neighbours of one dtype begin and end, and what their bits are gathered as, if not they themselves."""
+    found, begin = [], 0
+    for dtype, group in groupby(dtypes):
+        end = begin + len(list(group))
+        found.append((begin, end, None if dtype in _with_kernels() else _bits(dtype.itemsize)))
+        begin = end
+    return tuple(found)
 
 
 @cache

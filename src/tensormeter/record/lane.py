@@ -75,6 +75,8 @@ class Lane:
         cursor: ``[offset, limit, mark]``: where in the file the next row goes, up to where rows may go without asking
             `make_room`, and the mark of the next row less its layout. Shared with the writers.
         size: Bytes for rows. A row of up to half of them always fits once everything has been read.
+        writers: By names, or an instrument's stream, and kinds.
+        device_writers: By names, in the order in which they are logged: see `device_writer`.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Lane:
         self.cursor = array("q", [self._start, self._start, 0])
         self.owner = owner
         self.writers: dict[tuple[object, str], Writer] = {}
+        self.device_writers: dict[tuple[str, ...], Callable[[Any, int], bool]] = {}
         self.reductions = Reductions()
         self.pools = Pools(tables)
 
@@ -181,7 +184,7 @@ class Lane:
             The word index of the first value, or None when there was no room.
         """
         size = layout.row_bytes
-        row = struct.Struct(f"<qqq{len(words)}sq")
+        row = _row(len(words))
         now = time_ns()
         while (offset := self.cursor[0]) + size > self.cursor[1]:
             if not self.make_room(size):
@@ -272,6 +275,12 @@ class Lane:
 def native_writers() -> bool:
     """Whether writers come from C: it was compiled, and the machine's words are those of the ring."""
     return _writer is not None and sys.byteorder == "little"
+
+
+@lru_cache(maxsize=1024)
+def _row(content: int) -> struct.Struct:
+    """Of a row with so many bytes of values."""
+    return struct.Struct(f"<qqq{content}sq")
 
 
 @lru_cache(maxsize=1024)

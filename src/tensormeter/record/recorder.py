@@ -43,6 +43,9 @@ __all__ = ["Chore", "Recorder"]
 
 _LAST_STEP: Final = (1 << 63) - 1
 
+_MOST_DEVICE_WRITERS: Final = 256
+"""Key sets with values of devices that a lane remembers."""
+
 _SETTLE_TIMEOUT: Final = 5.0
 """Seconds that `close` waits for values which this process has to fill in itself."""
 
@@ -284,6 +287,11 @@ class Recorder:
             self._notices.once(Mapping, "log() expects a mapping of names to values, got %s", type(values).__name__)
             return
         step = self._step(lane, step)
+        reduced = rule is not None or bool(self._rules)
+        if lane.device_writers and not reduced:
+            write = lane.device_writers.get(tuple(values))
+            if write is not None and write(values, step):
+                return
         numbers: dict[str, float | int] = {}
         devices: dict[str, DeviceValue | Deferred] = {}
         distributions: dict[str, HostDistribution | DeviceDistribution] = {}
@@ -304,7 +312,7 @@ class Recorder:
                 distributions[key] = number
             else:
                 numbers[key] = number
-        if rule is not None or self._rules:
+        if reduced:
             # No writer for such a row may be given away: it would write the next one without reducing it.
             self._write(
                 lane,
@@ -316,8 +324,19 @@ class Recorder:
             self._write(lane, numbers, devices, distributions, step)
         else:
             writer = self._rows.write(lane, numbers, devices, step)
+            if devices and len(numbers) + len(devices) == len(values):
+                writer = self._make_device_writer(lane, values, numbers)
             if writer is not None and lane is self._lanes.first and not self._closed and not self._chores:
                 self._on_writer(writer)
+
+    def _make_device_writer(self, lane: Lane, values: Mapping[str, Any], numbers: Numbers) -> Writer | None:
+        writer = self._rows.make_device_writer(lane, values, numbers)
+        if writer is None:
+            return None
+        if len(lane.device_writers) >= _MOST_DEVICE_WRITERS:
+            lane.device_writers.clear()
+        lane.device_writers[tuple(values)] = writer.write
+        return writer.log
 
     def _write(self, lane: Lane, numbers: Numbers, devices: Devices, distributions: Distributions, step: int) -> None:
         if distributions:

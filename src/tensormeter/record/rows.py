@@ -6,10 +6,12 @@ What cannot be written is counted, and warned about once.
 """
 
 from array import array
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, cast
 
+from tensormeter.record.cost import LogCost
 from tensormeter.record.device import DeviceCopies, place
+from tensormeter.record.device_writer import DeviceWriter, make_device_writer
 from tensormeter.record.distribution import DeviceTables
 from tensormeter.record.lane import Lane, Writer
 from tensormeter.record.layouts import Layouts
@@ -21,6 +23,8 @@ from tensormeter.ring.layout import Layout, row_bytes
 from tensormeter.ring.words import Drop
 
 if TYPE_CHECKING:
+    import torch
+
     from tensormeter.record.measurement import StreamWriter
 
 __all__ = ["Devices", "Numbers", "Rows"]
@@ -61,6 +65,7 @@ class Rows:
         self._notices = notices
         self._fallback = fallback
         self._last_step = last_step
+        self._cost = LogCost(ring)
         self._wide = WideRows(device, tables, layouts.of_distributions, self.lose)
 
     def write(self, lane: Lane, numbers: Numbers, devices: Devices, step: int) -> Writer | None:
@@ -85,6 +90,40 @@ class Rows:
         values = [value for _, value in ordered]
         if self._write_copies(lane, layout, list(numbers.values()), values, step) is not None:
             self._last_step[0] = step
+
+    def make_device_writer(self, lane: Lane, values: Mapping[str, object], numbers: Numbers) -> DeviceWriter | None:
+        """What writes further rows like one with values of devices that has just been written; None if nothing does.
+
+        Args:
+            lane: Where.
+            values: The row's, as they were logged.
+            numbers: What of them is no device's.
+        """
+        devices = {name: value for name, value in values.items() if name not in numbers}
+        if not self._device.is_settled(devices.values()) or any(
+            type(values[name]) is not type(number) for name, number in numbers.items()
+        ):
+            return None
+        tensors = cast("dict[str, torch.Tensor]", devices)
+        ordered = sorted(tensors, key=lambda name: place(DeviceValue(tensors[name])))
+        kinds = "".join(map(kind_of, numbers.values()))
+        layout = self.layout(lane, (*numbers, *ordered), kinds.replace("i", "d") + "D" * len(ordered))
+        if layout is None:
+            return None
+        device = next(iter(tensors.values())).device
+        return make_device_writer(
+            lane,
+            layout,
+            kinds,
+            [tensors[name] for name in ordered],
+            lambda word, found: self._copy(
+                lane, word, len(found), lambda: self._device.copy_tensors(word, device, found)
+            ),
+            fallback=self._fallback,
+            last_step=self._last_step,
+            cost=self._cost,
+            notices=self._notices,
+        )
 
     def write_distributions(
         self, lane: Lane, numbers: Numbers, devices: Devices, distributions: Distributions, step: int
@@ -206,14 +245,18 @@ class Rows:
         if word is None:
             self._full(lane)
             return None
+        self._copy(lane, word, len(devices), lambda: self._device.copy(word, devices))
+        return word
+
+    def _copy(self, lane: Lane, word: int, number: int, launch: Callable[[], None]) -> None:
+        """Launch copies into words of a row; if that fails, say that the values will not come."""
         try:
-            self._device.copy(word, devices)
+            launch()
         except BaseException as error:
-            self._device.give_up(word, len(devices))
+            self._device.give_up(word, number)
             if not isinstance(error, Exception):
                 raise
             self.lose(lane, error, 0)  # the reader counts them
-        return word
 
     def _full(self, lane: Lane) -> None:
         if lane.is_closed:  # meanwhile, by another thread or a signal handler

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 __all__ = ["Column", "Layout", "Stream", "row_bytes"]
@@ -77,15 +78,15 @@ class Layout:
         """The layout of a row of plain gauges."""
         return cls(id, tuple(Column(Stream(name), code) for name, code in zip(names, codes, strict=True)))
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         return tuple(column.stream.name for column in self.columns)
 
-    @property
+    @cached_property
     def codes(self) -> str:
         return "".join(column.code for column in self.columns)
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         return row_bytes(sum(column.words for column in self.columns))
 
