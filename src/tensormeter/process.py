@@ -14,6 +14,7 @@ from tensormeter.pipeline.attempts import count_attempt
 from tensormeter.pipeline.directory import RunDirectory, make_memory_directory, memory_directory, runs_locked
 from tensormeter.pipeline.launch import ensure_agent, reap_agents
 from tensormeter.record.lane import Writer
+from tensormeter.record.page_locking import unlock_retired
 from tensormeter.record.recorder import Recorder
 from tensormeter.record.vitals import Vitals
 from tensormeter.resource import describe_process
@@ -100,6 +101,7 @@ class RunProcess:
         self._settings = run.settings
         self._said: set[str] = set()
         self._reconfigured = 0  # Unix time in nanoseconds
+        unlock_retired()  # may wait for a device, so not under the lock of all runs
         try:
             self._join(resume, on_writer, on_fork)
         except OSError as error:

@@ -89,6 +89,12 @@ def new_recording(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Rec
     return create
 
 
+@pytest.fixture
+def open_reader() -> Callable[[Path], Reader]:
+    """Opens rings that runs have made."""
+    return Reader
+
+
 @pytest.fixture(scope="module", params=["C", "Python"])
 def writers(request: pytest.FixtureRequest) -> Iterator[str]:
     """Where writers come from. Used by whole modules, so that all of it holds for both."""

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import tensormeter
 from tensormeter.record.deferred import DeferredLog
 from tensormeter.record.device_report import device_path_report
 from tensormeter.record.histogram import Histogram
 from tensormeter.record.outcomes import Refused
+from tensormeter.record.page_locking import unlock_retired
 from tensormeter.record.phases import Phases
 from tensormeter.ring.words import PENDING, State
 
@@ -309,7 +311,21 @@ def test_runs_one_after_another(new_recording):
         del recording
         gc.collect()
         mapped = Path("/proc/self/maps").read_text()
-        assert [ring for ring in rings if ring in mapped] == rings[-1:]
+        assert [ring for ring in rings if ring in mapped] == rings[-1:]  # until the next run begins
+        unlock_retired()
+
+
+def test_runs_of_one_process(tmp_path, open_reader):
+    for number in range(3):
+        with tensormeter.init(settings={"directory": tmp_path, "agent": "off", "mode": "offline"}) as run:
+            for step in range(3):
+                run.log({"a": torch.tensor(float(number), device="cuda")}, step)
+                torch.cuda.synchronize()
+            reader = open_reader(run._process.ring.path)
+            assert [row.values["a"] for row in reader.read() if "a" in row.values] == [float(number)] * 3
+            reader.ring.remove()
+        del run, reader
+        gc.collect()
 
 
 def test_a_run_that_ends_before_its_values_have_come(new_recording):
@@ -319,6 +335,7 @@ def test_a_run_that_ends_before_its_values_have_come(new_recording):
     torch.cuda._sleep(A_WHILE)
     first.log({"a": torch.ones((), device="cuda")})
     first.recorder.close(State.FINISHED)
+    unlock_retired()
     second = new_recording(folder=Path("/dev/shm"))
     assert first.values() == []  # nothing has waited, and the memory is still there to be stored into
     torch.cuda.synchronize()

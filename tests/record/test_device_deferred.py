@@ -205,6 +205,19 @@ def test_a_failing_copy_does_not_stop_the_program(recording, log, warnings_logge
     assert "illegal memory access" in message
 
 
+def test_a_device_that_cannot_be_asked_does_not_stop_the_program(recording, log, warnings_logged, monkeypatch):
+    def fail():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(log, "_capturing", fail)
+    log.flush()
+    recording.log({"a": 1.0}, 0)
+    recording.recorder.close(State.FINISHED)
+    assert rows(recording) == [(0, {"a": 1.0})]
+    (message,) = warnings_logged()
+    assert "illegal memory access" in message
+
+
 @pytest.mark.parametrize(
     "values", [{}, {"loss": torch.zeros(())}, {"loss": torch.zeros(()), "m": torch.zeros(())}, {"loss": 1.0, "n": 2.0}]
 )

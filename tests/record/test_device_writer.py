@@ -255,6 +255,25 @@ def test_a_device_that_fails(recording, monkeypatch, warnings_logged):
     assert warnings_logged() == ["device values are lost: CUDA error"]
 
 
+def test_torch_that_cannot_even_be_asked(recording, monkeypatch):
+    """After an error that CUDA does not forget, every call of it fails. Here it is another one of torch that does."""
+    wrapped, broken = torch._C._functorch.is_functorch_wrapped_tensor, []
+
+    def is_wrapped(value):
+        if broken:
+            raise RuntimeError("CUDA error")
+        return wrapped(value)
+
+    monkeypatch.setattr(torch._C._functorch, "is_functorch_wrapped_tensor", is_wrapped)
+    recording.log({"a": torch.tensor(1.0)})
+    recording.log({"a": torch.tensor(2.0)})
+    assert recording.general == 1
+    broken.append(True)
+    recording.log({"a": torch.tensor(3.0)})
+    assert recording.general == 2
+    assert recording.values() == [{"a": 1.0}, {"a": 2.0}, {"a": 3.0}]
+
+
 def test_an_interrupt_in_the_middle(recording, monkeypatch):
     recording.log({"a": torch.tensor(1.0)})
 

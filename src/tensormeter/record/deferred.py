@@ -125,11 +125,13 @@ class DeferredLog:
         self._collect(at_once=False)
 
     def _collect(self, *, at_once: bool) -> None:
-        if self._recorder is None or threading.get_ident() != self._owner or self._capturing():
+        if self._recorder is None or threading.get_ident() != self._owner:
             return
         if not self._collecting.acquire(blocking=False):  # a log call of ours, below, or of a signal handler
             return
         try:
+            if self._capturing():
+                return
             self._record_what_has_come()
             if self._copying is None and (at_once or time.monotonic() >= self._next_copy):
                 self._next_copy = time.monotonic() + _INTERVAL

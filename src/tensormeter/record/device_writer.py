@@ -78,20 +78,13 @@ def make_device_writer(
     is_capturing = torch.cuda.is_current_stream_capturing
     get_ident, owner = threading.get_ident, lane.owner
 
-    def write(values: Any, step: int) -> bool:
-        if values.__class__ is not dict or len(values) != count or cursor[1] == ABANDONED:
-            return False
-        try:
-            found = fetch(values)
-        except KeyError:
-            return False
+    def is_expected(found: Sequence[Any]) -> bool:
         for kind, number in zip(kinds, found, strict=False):
             if number.__class__ is not (float if kind == "d" else int) or kind_of(number) != kind:
                 return False
             if kind == "q" and not -_INT64 <= number < _INT64:
                 return False
-        scalars = found[hosts:]
-        for dtype, value in zip(dtypes, scalars, strict=True):
+        for dtype, value in zip(dtypes, found[hosts:], strict=True):
             if (
                 value.__class__ is not tensor_type
                 or value.dtype is not dtype
@@ -101,13 +94,22 @@ def make_device_writer(
                 or is_wrapped(value)
             ):
                 return False
-        if device >= 0 and is_capturing():
+        return device < 0 or not is_capturing()
+
+    def write(values: Any, step: int) -> bool:
+        if values.__class__ is not dict or len(values) != count or cursor[1] == ABANDONED:
+            return False
+        try:
+            found = fetch(values)
+            if not is_expected(found):
+                return False
+        except Exception:  # other keys; or CUDA is broken: the general way will say so
             return False
         word = write_words(layout, pack(*found[:hosts], *pending) if hosts else all_pending, step)
         if word is None:
             return False
         last_step[0] = step
-        copy(word + hosts, scalars)
+        copy(word + hosts, found[hosts:])
         return True
 
     def log(values: Any, step: Any = None, *, every: int | None = None, reduce: str | None = None) -> None:

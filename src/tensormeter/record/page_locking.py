@@ -56,16 +56,14 @@ def page_lock(memory: "torch.Tensor", device: "torch.device") -> None:
 
     runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     address, size = memory.data_ptr(), memory.numel() * memory.element_size()
-    ours = address in _locked  # by what a signal handler has interrupted
+    ours = address in _locked
     _locked[address] = memory
     with torch.cuda.device(device), unseen_by_captures():
         code = int(runtime.cudaHostRegister(address, size, _PORTABLE | _MAPPED))
     if code:
         clear_error()
-    if code == _ALREADY_REGISTERED and (
-        ours or _locked.get(address) is not memory
-    ):  # or by a signal handler in between
-        return
+    if code == _ALREADY_REGISTERED and (ours or _locked.get(address) is not memory):
+        return  # done by a signal handler in between, or what one has interrupted
     if code:
         _locked.pop(address, None)
         raise Refused(f"memory could not be page-locked (cudaHostRegister: error {code})")

@@ -28,7 +28,6 @@ from tensormeter.record.measurement import StreamWriter
 from tensormeter.record.media import Media, Parcel
 from tensormeter.record.notices import Notices
 from tensormeter.record.outbox import Outbox
-from tensormeter.record.page_locking import unlock_retired
 from tensormeter.record.pooling import POOLED
 from tensormeter.record.reduction import Reduce, Rule
 from tensormeter.record.rows import Devices, Numbers, Rows
@@ -78,7 +77,6 @@ class Recorder:
             on_stride: Called now and then (every 4 KiB of rows), for slow checks. Must not block.
             on_fork: Called instead of recording, in a forked child, with the arguments of `log`.
         """
-        unlock_retired()
         self._ring = ring
         self._on_writer = on_writer
         self._on_fork = on_fork
