@@ -190,6 +190,8 @@ class DeviceCopies:
 
     def is_settled(self, values: Iterable[object]) -> bool:
         """Whether values are plain tensors on one CUDA device, and it is known how they reach the ring."""
+        if not self._mapped:  # torch may not be there
+            return False
         import torch
 
         devices = {value.device if type(value) is torch.Tensor else None for value in values}

@@ -35,12 +35,14 @@ def record_event(device: "torch.device") -> Event:
     """An event at the end of a device's current stream."""
     import torch
 
+    if device.type == "cuda":
+        return _Unseen(torch.cuda.current_stream(device).record_event())
     if device.type == "xpu":
         event: Event = torch.xpu.current_stream(device).record_event()
         return event
     generic = torch.Event(device)
     generic.record()
-    return _Unseen(generic) if device.type == "cuda" else generic
+    return generic
 
 
 class _Unseen:
