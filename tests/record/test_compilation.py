@@ -60,7 +60,9 @@ def test_where_no_graph_break_is_allowed_the_error_is_clear(recording):
         recording.log({"loss": x.sum()}, 1)
         return x
 
-    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"torch\.compiler\.disable|class `Writer`"):
+    with pytest.raises(
+        torch._dynamo.exc.Unsupported, match=r"torch\.compiler\.disable|class `Writer`|no traceable __call__"
+    ):
         torch.compile(step, backend="eager", fullgraph=True)(torch.ones(3))
     torch._dynamo.reset()
     assert [row.values for row in recording.rows()] == [{"loss": 0.0}]

@@ -200,6 +200,7 @@ class TestCudaEvents:
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: state.capturing)
         monkeypatch.setattr(torch.cuda, "current_device", lambda: state.device)
         monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch._C, "_cuda_hasPrimaryContext", lambda device: True, raising=False)
         return state
 
     def test_events_are_pooled(self, cuda):
