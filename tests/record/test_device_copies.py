@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from device_rig import Proven
 
 from tensormeter.pipeline.reader import LaneReader
 from tensormeter.record import device as device_copies
@@ -22,17 +23,6 @@ from tensormeter.ring.words import State
 
 CPU = torch.device("cpu")
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-
-
-class Proven:
-    """A device of which a trial has shown that it can store into the ring."""
-
-    def __init__(self, view):
-        self.view = view
-        self.verdict = "passed"
-
-    def look(self):
-        pass
 
 
 class Device:

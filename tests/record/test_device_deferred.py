@@ -191,26 +191,17 @@ def test_a_copy_is_taken_only_when_it_has_come(recording, log):
     assert rows(recording) == written([0, 1])
 
 
-def test_a_failing_copy_does_not_stop_the_program(recording, log, warnings_logged):
+@pytest.mark.parametrize("failing", ["a copy", "a question"])
+def test_a_failing_device_does_not_stop_the_program(recording, log, warnings_logged, monkeypatch, failing):
     def fail():
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    log._copies.begin = fail
+    if failing == "a copy":
+        monkeypatch.setattr(log._copies, "begin", fail)
+    else:
+        monkeypatch.setattr(log, "_capturing", fail)
     for _ in range(2):
         log.flush()
-    recording.log({"a": 1.0}, 0)
-    recording.recorder.close(State.FINISHED)
-    assert rows(recording) == [(0, {"a": 1.0})]
-    (message,) = warnings_logged()
-    assert "illegal memory access" in message
-
-
-def test_a_device_that_cannot_be_asked_does_not_stop_the_program(recording, log, warnings_logged, monkeypatch):
-    def fail():
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-    monkeypatch.setattr(log, "_capturing", fail)
-    log.flush()
     recording.log({"a": 1.0}, 0)
     recording.recorder.close(State.FINISHED)
     assert rows(recording) == [(0, {"a": 1.0})]

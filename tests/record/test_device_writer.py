@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from device_rig import Proven
 
 from tensormeter.record import recorder as recorder_module
 from tensormeter.record.device import DeviceCopies
@@ -17,20 +18,6 @@ from tensormeter.record.reduction import Rule
 from tensormeter.ring.words import State
 
 CPU = torch.device("cpu")
-
-
-class Proven:
-    """A device of which a trial has shown that it can store into the ring, or that it cannot."""
-
-    def __init__(self, view):
-        self.view = view
-        self.verdict = "passed"
-
-    def look(self):
-        pass
-
-    def retire(self):
-        pass
 
 
 @pytest.fixture(params=["one launch", "two launches"])
