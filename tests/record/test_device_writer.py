@@ -12,6 +12,7 @@ import torch
 from device_rig import Proven
 
 from tensormeter.record import recorder as recorder_module
+from tensormeter.record import rows as rows_module
 from tensormeter.record.device import DeviceCopies
 from tensormeter.record.outcomes import DeviceValue
 from tensormeter.record.reduction import Rule
@@ -190,7 +191,7 @@ def test_other_threads_have_their_own(recording):
 
 
 def test_key_sets_are_not_remembered_for_ever(recording, monkeypatch):
-    monkeypatch.setattr(recorder_module, "_MOST_DEVICE_WRITERS", 4)
+    monkeypatch.setattr(rows_module, "_MOST_DEVICE_WRITERS", 4)
     for number in range(10):
         recording.log({f"a{number}": torch.tensor(1.0)})
         assert len(recording.recorder._lanes.first.device_writers) <= 4

@@ -42,9 +42,6 @@ __all__ = ["Chore", "Recorder"]
 
 _LAST_STEP: Final = (1 << 63) - 1
 
-_MOST_DEVICE_WRITERS: Final = 256
-"""Key sets with values of devices that a lane remembers."""
-
 _SETTLE_TIMEOUT: Final = 5.0
 """Seconds that `close` waits for values which this process has to fill in itself."""
 
@@ -323,18 +320,9 @@ class Recorder:
         else:
             writer = self._rows.write(lane, numbers, devices, step)
             if devices and len(numbers) + len(devices) == len(values):
-                writer = self._make_device_writer(lane, values, numbers)
+                writer = self._rows.make_device_writer(lane, values, numbers, devices)
             if writer is not None and lane is self._lanes.first and not self._closed and not self._chores:
                 self._on_writer(writer)
-
-    def _make_device_writer(self, lane: Lane, values: Mapping[str, Any], numbers: Numbers) -> Writer | None:
-        writer = self._rows.make_device_writer(lane, values, numbers)
-        if writer is None:
-            return None
-        if len(lane.device_writers) >= _MOST_DEVICE_WRITERS:
-            lane.device_writers.clear()
-        lane.device_writers[tuple(values)] = writer.write
-        return writer.log
 
     def _write(self, lane: Lane, numbers: Numbers, devices: Devices, distributions: Distributions, step: int) -> None:
         if distributions:

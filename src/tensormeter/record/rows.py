@@ -7,11 +7,11 @@ What cannot be written is counted, and warned about once.
 
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from tensormeter.record.cost import LogCost
 from tensormeter.record.device import DeviceCopies, place
-from tensormeter.record.device_writer import DeviceWriter, make_device_writer
+from tensormeter.record.device_writer import make_device_writer
 from tensormeter.record.distribution import DeviceTables
 from tensormeter.record.lane import Lane, Writer
 from tensormeter.record.layouts import Layouts
@@ -23,8 +23,6 @@ from tensormeter.ring.layout import Layout, row_bytes
 from tensormeter.ring.words import Drop
 
 if TYPE_CHECKING:
-    import torch
-
     from tensormeter.record.measurement import StreamWriter
 
 __all__ = ["Devices", "Numbers", "Rows"]
@@ -33,6 +31,9 @@ Numbers = dict[str, float | int]
 Devices = Mapping[str, DeviceValue | Deferred]
 
 _NO_STEP: Final = 0
+
+_MOST_DEVICE_WRITERS: Final = 256
+"""Key sets with values of devices that a lane remembers."""
 
 
 class Rows:
@@ -81,41 +82,40 @@ class Rows:
 
     def write_devices(self, lane: Lane, numbers: Numbers, devices: Devices, step: int) -> None:
         """Write a row some values of which are still to come."""
-        ordered = sorted(devices.items(), key=lambda item: place(item[1]))
-        codes = "".join("q" if kind_of(number) == "q" else "d" for number in numbers.values()) + "D" * len(ordered)
-        layout = self.layout(lane, (*numbers, *(name for name, _ in ordered)), codes)
+        ordered, kinds, layout = self._of_devices(lane, numbers, devices)
         if layout is None:
-            self.refuse(lane, ordered[0][0], len(codes))
+            self.refuse(lane, next(iter(ordered)), len(kinds) + len(ordered))
             return
-        values = [value for _, value in ordered]
-        if self._write_copies(lane, layout, list(numbers.values()), values, step) is not None:
+        if self._write_copies(lane, layout, list(numbers.values()), list(ordered.values()), step) is not None:
             self._last_step[0] = step
 
-    def make_device_writer(self, lane: Lane, values: Mapping[str, object], numbers: Numbers) -> DeviceWriter | None:
+    def make_device_writer(
+        self, lane: Lane, values: Mapping[str, object], numbers: Numbers, devices: Devices
+    ) -> Writer | None:
         """What writes further rows like one with values of devices that has just been written; None if nothing does.
+
+        The lane remembers it.
 
         Args:
             lane: Where.
             values: The row's, as they were logged.
             numbers: What of them is no device's.
+            devices: The others.
         """
-        devices = {name: value for name, value in values.items() if name not in numbers}
-        if not self._device.is_settled(devices.values()) or any(
+        if not self._device.is_settled(values[name] for name in devices) or any(
             type(values[name]) is not type(number) for name, number in numbers.items()
         ):
             return None
-        tensors = cast("dict[str, torch.Tensor]", devices)
-        ordered = sorted(tensors, key=lambda name: place(DeviceValue(tensors[name])))
-        kinds = "".join(map(kind_of, numbers.values()))
-        layout = self.layout(lane, (*numbers, *ordered), kinds.replace("i", "d") + "D" * len(ordered))
+        ordered, kinds, layout = self._of_devices(lane, numbers, devices)
         if layout is None:
             return None
-        device = next(iter(tensors.values())).device
-        return make_device_writer(
+        tensors = [value.tensor for value in ordered.values() if isinstance(value, DeviceValue)]
+        device = tensors[0].device
+        writer = make_device_writer(
             lane,
             layout,
             kinds,
-            [tensors[name] for name in ordered],
+            tensors,
             lambda word, found: self._copy(
                 lane, word, len(found), lambda: self._device.copy_tensors(word, device, found)
             ),
@@ -124,6 +124,10 @@ class Rows:
             cost=self._cost,
             notices=self._notices,
         )
+        if len(lane.device_writers) >= _MOST_DEVICE_WRITERS:
+            lane.device_writers.clear()
+        lane.device_writers[tuple(values)] = writer.write
+        return writer.log
 
     def write_distributions(
         self, lane: Lane, numbers: Numbers, devices: Devices, distributions: Distributions, step: int
@@ -231,6 +235,14 @@ class Rows:
         else:
             self.refuse(lane, next(iter(numbers)))
         return writer
+
+    def _of_devices(
+        self, lane: Lane, numbers: Numbers, devices: Devices
+    ) -> tuple[dict[str, DeviceValue | Deferred], str, Layout | None]:
+        """The values of devices in the order of their columns, the numbers' kinds, and the layout if there can be one."""
+        ordered = dict(sorted(devices.items(), key=lambda item: place(item[1])))
+        kinds = "".join(map(kind_of, numbers.values()))
+        return ordered, kinds, self.layout(lane, (*numbers, *ordered), kinds.replace("i", "d") + "D" * len(ordered))
 
     def _write_copies(
         self,
