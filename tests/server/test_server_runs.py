@@ -275,6 +275,24 @@ def test_attempts(server, make):
     assert (run["attempt"], run["state"]) == (2, "running")
 
 
+def test_the_environment_is_that_of_who_trains_now_whoever_was_heard_first(server_on_each, make):
+    """A node reports from the first second on and knows no command line; ranks come in any order; attempts may have moved."""
+    server = server_on_each
+    node = {"tensormeter.process.kind": "node", "host.name": "a"}
+    assert server.metrics(make.rows("env", [(T0, 0, {"hw.power": 1.0})], process="n", **node)).status == 200
+    assert server.get("/api/v1/runs/env")["environment"]["host.name"] == "a"
+    heard = [(1, 1, "b"), (1, 0, "c"), (2, 3, "d"), (2, 2, "e"), (2, None, "f"), (1, "x", "g")]
+    expected = ["b", "c", "d", "e", "e", "e"]
+    for (attempt, rank, host), speaker in zip(heard, expected, strict=True):
+        resource = {"tensormeter.run.attempt": attempt, "host.name": host, "tensormeter.process.kind": "training"}
+        resource |= {} if rank is None else {"tensormeter.rank": rank}
+        batch = make.rows("env", [(T0 + SECOND, 1, {"loss": 1.0})], process=f"p{host}", **resource)
+        assert server.metrics(batch).status == 200
+        details = server.get("/api/v1/runs/env")
+        assert details["environment"]["host.name"] == speaker
+    assert len(details["processes"]) == 7
+
+
 def test_losses_and_heartbeats(server, make):
     resource = partial(make.resource, project="losses")
     server.events(resource("lossy", "a"), begin(), end(9, dropped={"ring_full": 3, "odd": "x"}))

@@ -152,6 +152,28 @@ def test_overview_tells_how_it_ended(tab: Any) -> None:
     expect(page.get_by_role("region", name="Environment")).to_contain_text("gpu-node-1")
 
 
+def test_the_overview_of_a_running_run_says_what_is_so_now(tab: Any, site: Any) -> None:
+    """The node is heard first; then a rank, whose command line it is, loses points."""
+    steps = np.arange(3, dtype=np.int64)
+    times = time.time_ns() + steps
+    node = Sender(site.post, "growing", "grow", "grow", "node", tensormeter__process__kind="node", host__name="gpu-7")
+    node.rows(times, steps, {"hw.power": steps})
+    page = tab.go("#/p/growing/runs/grow/overview")
+    run = page.get_by_role("region", name="Run", exact=True)
+    expect(run).to_contain_text("gpu-7")
+    expect(run).to_contain_text("points6lostnothing")
+    expect(run).not_to_contain_text("train.py")
+    command = ["python", "train.py"]
+    rank = Sender(site.post, "growing", "grow", "grow", tensormeter__rank=0, process__command_args=command)
+    rank.rows(times, steps, {"loss": steps})
+    expect(run).to_contain_text("points12lostnothing")
+    expect(run).to_contain_text("argumentspython train.py")
+    expect(run).not_to_contain_text("gpu-7")
+    expect(page.get_by_role("region", name="Processes").locator("tbody tr")).to_have_count(2)
+    rank.event("process.end", int(times[-1]), {"dropped": {"buffer_full": 5}})
+    expect(run).to_contain_text("points12lost5 buffer full")
+
+
 def test_losses_and_failures_are_banners_on_every_pane(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis05/media")
     banners = page.get_by_role("alert")

@@ -47,7 +47,7 @@ export class OverviewPane implements Pane {
     if (update.events || update.state) void this.load();
   }
 
-  onMetrics(): void {
+  onReload(): void {
     this.draw();
   }
 
@@ -67,7 +67,7 @@ export class OverviewPane implements Pane {
   private draw(): void {
     const run = this.session.single;
     if (!run) return;
-    fill(this.facts, ...runFacts(run, this.events).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+    this.drawFacts(runFacts(run, this.events).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
     this.editor.update();
     const { events, problem } = this;
     const alerts = events.filter(({ name }) => name === "tensormeter.alert");
@@ -91,6 +91,14 @@ export class OverviewPane implements Pane {
     ]);
   }
 
+  /** They stay as they are, selected, until one says something else. */
+  private drawFacts(facts: HTMLElement[]): void {
+    const text = facts.map(({ outerHTML }) => outerHTML).join("");
+    if (this.facts.dataset.text === text) return;
+    this.facts.dataset.text = text;
+    fill(this.facts, ...facts);
+  }
+
   /** A panel stays as it is, scrolled and selected, until what it shows is something else. */
   private panel(title: string, content: unknown, make: () => Child[]): HTMLElement {
     const made = JSON.stringify(content);
@@ -104,14 +112,13 @@ export class OverviewPane implements Pane {
 
 function runFacts(run: api.RunDetail, events: api.TelemetryEvent[]): [string, Child][] {
   const losses = Object.entries(run.losses ?? {}).filter(([, n]) => n > 0);
-  const heard = format.epoch(run.last_time);
   const environment = new Map(Object.entries(run.environment ?? {}));
   return [
     ["state", h("span", {}, stateBadge(run), " ", h("span", { class: "muted" }, meaning(run.state)))],
     ["id", run.id],
     ["started", format.moment(format.epoch(run.started))],
     ["ended", run.ended ? format.moment(format.epoch(run.ended)) : "not yet"],
-    ["last heard", `${format.moment(heard)} (${format.ago(heard)})`],
+    ["last heard", format.moment(format.epoch(run.last_time))],
     ["attempt", String(run.attempt)],
     ["group", run.group || "–"],
     ["exit", exitWords(events)],

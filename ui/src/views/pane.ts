@@ -9,5 +9,7 @@ export interface Pane {
   onKey?: (event: KeyboardEvent) => void;
   /** There are metrics that were not known. */
   onMetrics?: () => void;
+  /** What the session knows of its runs was read again. */
+  onReload?: () => void;
   close: () => void;
 }

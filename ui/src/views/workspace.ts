@@ -107,6 +107,7 @@ export class Workspace implements View {
   private async reload(): Promise<void> {
     try {
       if (await this.session.reload()) this.pane?.onMetrics?.();
+      this.pane?.onReload?.();
       this.health.update();
     } catch {
       // The next update tries again; the bar says when the server is away.

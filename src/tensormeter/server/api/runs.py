@@ -19,7 +19,15 @@ from tensormeter.server.api.request import (
     run_ref,
     run_refs,
 )
-from tensormeter.server.api.shapes import event_json, join_metrics, metrics_json, process_json, run_json, trim_config
+from tensormeter.server.api.shapes import (
+    environment_json,
+    event_json,
+    join_metrics,
+    metrics_json,
+    process_json,
+    run_json,
+    trim_config,
+)
 from tensormeter.server.query.runs import find_runs
 from tensormeter.server.scope import Stores
 from tensormeter.server.store import RunChanges
@@ -109,7 +117,7 @@ class RunsApi:
             processes = self._stores.of(request).processes(ref)
             details = {
                 "processes": [process_json(process) for process in processes],
-                "environment": processes[0].resource if processes else {},
+                "environment": environment_json(processes),
                 "losses": self._stores.of(request).losses(ref),
             }
             return encode(run_json(run) | details)

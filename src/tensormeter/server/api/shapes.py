@@ -7,7 +7,7 @@ from typing import Any
 from tensormeter.server.store import MetricSummary, ProcessSummary, RunSummary, StoredEvent
 from tensormeter.server.store.canonical import json_value
 
-__all__ = ["event_json", "join_metrics", "metrics_json", "process_json", "run_json", "trim_config"]
+__all__ = ["environment_json", "event_json", "join_metrics", "metrics_json", "process_json", "run_json", "trim_config"]
 
 
 def run_json(run: RunSummary, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -55,6 +55,20 @@ def process_json(process: ProcessSummary) -> dict[str, Any]:
         "state": process.state,
         "resource": process.resource,
     }
+
+
+def environment_json(processes: Sequence[ProcessSummary]) -> Mapping[str, Any]:
+    """The resource that speaks for a run: that of its newest attempt's lowest rank.
+
+    A node, which has no command line and no revision, speaks only where nobody trains: what is heard of first is luck.
+    """
+
+    def order(process: ProcessSummary) -> tuple[bool, int, float]:
+        rank = process.resource.get("tensormeter.rank")
+        is_node = process.resource.get("tensormeter.process.kind") == "node"
+        return is_node, -process.attempt, rank if isinstance(rank, int) else math.inf
+
+    return min(processes, key=order).resource if processes else {}
 
 
 def metrics_json(series: Sequence[MetricSummary]) -> list[dict[str, Any]]:
