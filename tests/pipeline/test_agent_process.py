@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tensormeter.pipeline.directory import list_runs
+from tensormeter.pipeline.spool import Spool
 from tensormeter.pipeline.sync import sync_runs
 
 
@@ -182,6 +184,33 @@ def test_a_killed_agent_is_followed_by_another_which_goes_on(start, receiver, ag
     assert said.count("started another") == 4
     assert receiver.rows() == expected(range(steps))
     assert [name for name, _ in receiver.events()] == ["tensormeter.run.start", "tensormeter.run.end"]
+
+
+def test_who_looks_into_a_spool_in_use_takes_nothing_away(start, state, receiver, agent, gone, wait_for):
+    """Another process that closes the database is not the last: its log is still the agent's, and outlives a killed agent."""
+    receiver.stop()
+    trainer = start()
+    pid = agent()
+    (run,) = list_runs(state)
+    log = run.spool.with_name(f"{run.spool.name}-wal")
+    look = [sys.executable, "-m", "tensormeter", "spool", "ls", "--dir", str(state)]
+    for steps in (500, 1000):
+        trainer.tell(f"log {steps - 500} {steps}")
+        assert "driven" in subprocess.run(look, capture_output=True, text=True, check=True).stdout
+        assert log.exists()
+
+        def everything_is_kept(steps=steps):
+            with closing(Spool(run.spool)) as spool:
+                return spool.pending_items() >= 3 * steps
+
+        wait_for(everything_is_kept, "the spool has the rows")
+        assert log.exists()
+    os.kill(pid, signal.SIGKILL)
+    receiver.start()
+    trainer.tell("finish")
+    trainer.end()
+    gone()
+    assert receiver.rows() == expected(range(1000))
 
 
 def test_a_trainer_that_finishes_while_the_server_is_down(start, receiver, agent, gone, wait_for):

@@ -88,7 +88,10 @@ def prepare(database: sqlite3.Connection, path: Path) -> None:
 
 
 def check(database: sqlite3.Connection, path: Path) -> None:
-    """Look through the whole file.
+    """Look through the whole file, by way of SQLite alone.
+
+    Whoever closes a file gives up all POSIX locks that its process has on it. If the file were read here otherwise, SQLite would
+    not know that its locks are gone, and others who close the database would delete its log as the last who have it open.
 
     Raises:
         SpoolDamagedError: It is not as it should be.
@@ -102,10 +105,18 @@ def check(database: sqlite3.Connection, path: Path) -> None:
         right = _tables(model)
     if _tables(database) != right:
         raise SpoolDamagedError(f"the spool {path} is damaged: its tables are not those of a spool")
-    with path.open("rb") as file:
-        formats = set(file.read(20)[18:])
-    if not formats <= {1, 2}:
-        raise SpoolDamagedError(f"the spool {path} is damaged: SQLite takes it for one of a future format")
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        database.execute(
+            f"PRAGMA user_version = {_VERSION}"
+        )  # which it is; BEGIN alone does not ask whether one may write
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
+            raise
+        raise SpoolDamagedError(f"the spool {path} is damaged: SQLite takes it for one of a future format") from error
+    finally:
+        if database.in_transaction:
+            database.execute("ROLLBACK")
 
 
 def _tables(database: sqlite3.Connection) -> dict[str, str]:
