@@ -26,7 +26,6 @@ from tensormeter.pipeline.directory import RunDirectory, runs_locked
 from tensormeter.pipeline.drain import Drain
 from tensormeter.pipeline.errors import SpoolDamagedError, SpoolVersionError
 from tensormeter.pipeline.repair import open_repaired
-from tensormeter.pipeline.reserve import Reserve
 from tensormeter.pipeline.spool import Spool
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import HeaderWord, SpoolLoss, State
@@ -46,7 +45,7 @@ _STATUS_INTERVAL: Final = 0.25
 _STOP_DELIVERY: Final = 15.0
 _TROUBLE_DELAY: Final = 1.0
 _MOST_REPAIRS: Final = 3
-_RESERVE_INTERVAL: Final = 5.0
+_RESERVE_DELAY: Final = 5.0
 _TROUBLE_LIMIT: Final = 300.0
 """Seconds for which the spool may refuse before the agent gives up; the next one may find a mended disk."""
 
@@ -89,7 +88,6 @@ class Agent:
         self._statistics: Statistics | None = None
         self._left_at = time.monotonic()
         self._status_at = 0.0
-        self._reserve = Reserve(directory.spool)
         self._reserve_at = 0.0
         self.error = ""
         """Why something is still not delivered, after `run`."""
@@ -221,7 +219,7 @@ class Agent:
                 delivery.wake()
         if not self._directory.path.exists():
             self._restore(spool)
-        self._keep_room()
+        self._keep_room(spool)
         self._discover(spool)
         self._drain()
         self._report(spool)
@@ -248,11 +246,10 @@ class Agent:
             raise SpoolError(f"{self._directory.path} was deleted, and cannot be made again: {error}") from error
         raise _RestoredError(f"{self._directory.path} was deleted; it is there again, with what was in the spool")
 
-    def _keep_room(self) -> None:
+    def _keep_room(self, spool: Spool) -> None:
         now = time.monotonic()
-        if now >= self._reserve_at:
-            self._reserve_at = now + _RESERVE_INTERVAL
-            self._reserve.keep()
+        if now >= self._reserve_at and not spool.keep_room():
+            self._reserve_at = now + _RESERVE_DELAY
 
     def _discover(self, spool: Spool) -> None:
         for path in self._directory.ring_files():

@@ -5,16 +5,13 @@ Without it a request that was accepted could not be taken out of the spool, and 
 
 import contextlib
 import os
-import threading
 from pathlib import Path
 from typing import Final
 
 __all__ = ["Reserve"]
 
-_SIZE: Final = 256 << 10
-"""Bytes: for carrying SQLite's log over into the database, which then is what transactions that delete requests go into."""
-
-_lock: Final = threading.Lock()
+_STEP: Final = 256 << 10
+"""Bytes, of which a whole number is kept."""
 
 
 class Reserve:
@@ -23,38 +20,38 @@ class Reserve:
     Not a promise: whoever fills the disk may be quicker. Calls block for the disk.
     """
 
-    def __init__(self, spool: Path, size: int = _SIZE) -> None:
-        """Name it; makes nothing yet.
+    def __init__(self, spool: Path) -> None:
+        """Name it, for the spool of this path; makes nothing yet."""
+        self._path = spool.with_name("reserve")
+
+    def keep(self, size: int) -> bool:
+        """Take this much room, or less so that as much stays free. Returns whether it is all there.
+
+        To be called often, as what is needed changes; it does not become smaller.
 
         Args:
-            spool: Path of the spool.
             size: Bytes.
         """
-        self._path = spool.with_name("reserve")
-        self._size = size
-
-    def keep(self) -> bool:
-        """Take the room, if it is not taken and as much again stays free. Returns whether it is there."""
-        with _lock, contextlib.suppress(OSError):
-            if self._held() >= self._size:
+        with contextlib.suppress(OSError):
+            held = self._held()
+            if held >= size:
                 return True
-            free = os.statvfs(self._path.parent)
-            if free.f_bavail * free.f_frsize < 2 * self._size:
-                return False
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                os.posix_fallocate(descriptor, 0, self._size)
-            except OSError:
-                os.ftruncate(descriptor, 0)
-                raise
-            finally:
-                os.close(descriptor)
-            return True
+            wanted = -(-size // _STEP) * _STEP
+            taken = min(wanted, (self._free() + held) // 2 // _STEP * _STEP)
+            if taken > held:
+                self._take(held, taken)
+            return taken == wanted
         return False
+
+    def room(self) -> tuple[float, float]:
+        """Bytes that are free, and that are kept; infinitely many where the disk does not tell."""
+        with contextlib.suppress(OSError):
+            return self._free(), self._held()
+        return float("inf"), 0.0
 
     def give(self) -> bool:
         """Free the room. Returns whether there was any."""
-        with _lock, contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
             held = self._held()
             self._path.unlink()
             return held > 0
@@ -65,3 +62,19 @@ class Reserve:
             return self._path.stat().st_size
         except FileNotFoundError:
             return 0
+
+    def _free(self) -> int:
+        disk = os.statvfs(self._path.parent)
+        if not disk.f_blocks:
+            raise OSError(f"{self._path.parent}: how much room there is cannot be told")
+        return disk.f_bavail * disk.f_frsize
+
+    def _take(self, held: int, size: int) -> None:
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError:
+            os.ftruncate(descriptor, held)
+            raise
+        finally:
+            os.close(descriptor)

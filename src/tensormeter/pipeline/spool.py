@@ -39,6 +39,12 @@ __all__ = ["Spool"]
 
 _SYNCHRONOUS: Final[Mapping[Durability, str]] = {"none": "OFF", "flush": "NORMAL", "fsync": "FULL"}
 
+_PAGES: Final = 64 << 10
+"""Bytes of what a transaction writes beside the requests, at most: pages of indexes and small tables."""
+
+_MARKING: Final = 256 << 10
+"""Bytes for transactions that mark requests: SQLite's log is carried over into the database as often as these are used up."""
+
 
 class Spool:
     """An open spool. Not thread-safe; see the module's text."""
@@ -61,6 +67,15 @@ class Spool:
         self._losses: dict[str, int] | None = None
         self._done: tuple[str, tuple[int, ...]] = ("", ())
         self._reserve = Reserve(path)
+        try:
+            self._open(durability)
+        except SpoolFullError:
+            if not self._reserve.give():
+                raise
+            self._open(durability)
+
+    def _open(self, durability: Durability) -> None:
+        path = self.path
         try:
             self._database = sqlite3.connect(path, timeout=10, isolation_level=None)
             # A flipped bit may leave what is no UTF-8: it is read, does not match its checksum, and is counted.
@@ -114,8 +129,10 @@ class Spool:
         `aggregates` are the states of those aggregated streams that have changed.
 
         Raises:
-            SpoolError: The disk refuses; then nothing of it is stored.
+            SpoolError: The disk refuses, or what is left of it is needed for marking requests as delivered; then nothing of
+                it is stored.
         """
+        self._leave_room(_PAGES + sum(len(request.body) for request in requests))
         with self.transaction():
             for request in requests:
                 self._insert(request, destinations)
@@ -266,11 +283,14 @@ class Spool:
 
     def used_bytes(self) -> int:
         """What the requests and all that belongs to them take of the file."""
-        pages, free, size = (
-            self._fetch(f"PRAGMA {name}")[0]  # type: ignore[index]
-            for name in ("page_count", "freelist_count", "page_size")
-        )
-        return int((pages - free) * size)
+        return self._bytes_of("page_count") - self._bytes_of("freelist_count")
+
+    def keep_room(self) -> bool:
+        """Keep what room on the disk `done` and `quarantine` need when others have filled it. Returns whether it is there.
+
+        To be called often.
+        """
+        return self._reserve.keep(self._growth() + _MARKING)
 
     def save_to(self, path: Path) -> None:
         """Write a copy, also when the file has been deleted meanwhile.
@@ -301,13 +321,43 @@ class Spool:
             with self.transaction():
                 write()
         except SpoolFullError:
-            self._reserve.give()
             self._shorten_log()
             with self.transaction():
                 write()
 
+    def _leave_room(self, size: int) -> None:
+        """Who takes the last room could not mark anything as delivered any more, and would send the same again and again."""
+        if self._has_room(size):
+            return
+        if self._has_log():
+            self._shorten_log()
+        if not self._has_room(size):
+            raise SpoolFullError(f"cannot write to the spool {self.path}: the disk is full but for what delivery needs")
+
+    def _has_log(self) -> bool:
+        with contextlib.suppress(OSError):
+            return self.path.with_name(f"{self.path.name}-wal").stat().st_size > 0
+        return False
+
+    def _has_room(self, size: int) -> bool:
+        """Whether so many bytes more in SQLite's log, and then in the file, leave enough."""
+        free, kept = self._reserve.room()
+        growth = self._growth() + size - self._bytes_of("freelist_count")
+        return free >= size and free + kept >= max(0, growth) + _MARKING
+
+    def _growth(self) -> int:
+        """Bytes by which the file will grow when SQLite's log is carried over into it."""
+        with contextlib.suppress(OSError):
+            return max(0, self._bytes_of("page_count") - self.path.stat().st_size)
+        return 0
+
+    def _bytes_of(self, count: str) -> int:
+        """Pages that SQLite counts, by the pragma's name, in bytes."""
+        return int(self._fetch(f"PRAGMA {count}")[0]) * int(self._fetch("PRAGMA page_size")[0])  # type: ignore[index]
+
     def _shorten_log(self) -> None:
-        """Carry SQLite's log over into the database, which takes less room, and empty it; as far as the disk lets it."""
+        """Carry SQLite's log over into the database, with the room that is kept for that, and empty it; as far as that goes."""
+        self._reserve.give()
         with contextlib.suppress(*ERRORS):
             self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
