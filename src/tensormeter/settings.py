@@ -337,7 +337,8 @@ class Settings:
         30.0,
         "TENSORMETER_HEARTBEAT_INTERVAL",
         parse=float,
-        help="Seconds without anything new after which a process that lives says so. 0: never; the server then counts a run "
+        help="Seconds without anything new after which a process that lives says so, and between two counts of what it had to "
+        "drop. 0: never; the server then counts a run "
         "that logs nothing for minutes as stalled.",
     )
     sigterm_timeout: float = _setting(

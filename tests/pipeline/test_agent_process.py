@@ -315,6 +315,21 @@ def test_sync_of_a_run_that_is_still_being_recorded(start, state, receiver, gone
     assert receiver.rows() == expected(range(2000))
 
 
+def test_what_the_spool_dropped_is_told_once(start, state, receiver, gone):
+    """By one of several processes: the server adds up what each of them says."""
+    trainers = [start(agent="off") for _ in range(3)]
+    (run,) = list_runs(state)
+    with closing(Spool(run.spool)) as spool:
+        spool.count_loss("damaged", 7)
+    for trainer in trainers:
+        trainer.tell("finish")
+        trainer.end()
+    assert all(result.delivered for result in sync_runs(state))
+    gone()
+    ends = [body["dropped"] for name, body in receiver.events() if name == "tensormeter.run.end"]
+    assert sorted(ends, key=len) == [{}, {}, {"damaged": 7}]
+
+
 def test_sync_leaves_a_run_to_its_agent_and_wakes_it(start, state, receiver, agent, gone):
     receiver.stop()
     trainer = start(finish_timeout=0)

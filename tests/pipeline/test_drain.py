@@ -78,6 +78,26 @@ def test_a_configuration_that_changes_is_told_once(new_source, spool, open_drain
     assert end[0] == "tensormeter.run.end"
 
 
+def test_what_the_spool_dropped_is_told_by_one_process(new_source, spool, open_drain):
+    """All of a node have one spool. Who speaks for it while they run leaves it to the others at its end, until one is left."""
+    sources = [new_source() for _ in range(2)]
+    first, second = [open_drain(source, heartbeat_interval=1e-9) for source in sources]
+    for drain in (first, second):
+        drain.advance(flush=False, last=False)
+    take(spool)
+    spool.count_loss("damaged", 3)
+    first.beat(["a"], speaks=True)
+    second.beat(["a"], speaks=False)
+    assert [body["dropped"] for _, body in take(spool)[1]] == [{"damaged": 3}, {}]
+    sources[0].recorder.close(State.FINISHED)
+    first.advance(flush=False, last=False)
+    second.beat(["a"], speaks=True)
+    assert [body["dropped"] for _, body in take(spool)[1]] == [{}, {"damaged": 3}]
+    sources[1].recorder.close(State.FINISHED)
+    second.advance(flush=False, last=True)
+    assert [body["dropped"] for _, body in take(spool)[1]] == [{"damaged": 3}]
+
+
 def test_a_writer_that_finishes_and_then_leaves(source, spool, open_drain):
     drain = open_drain(source)
     for step in range(10):

@@ -1,5 +1,7 @@
 """A process that logs nothing says that it lives."""
 
+import itertools
+
 import pytest
 
 import tensormeter
@@ -44,6 +46,26 @@ def test_a_destination_that_fails_takes_no_heartbeat_from_others(settings, recei
     run = tensormeter.init("beats", settings=given)
     wait_for(lambda: len(beats(receiver)) >= 3, "heartbeats arrive")
     run.finish()
+
+
+def test_what_was_dropped_is_told_while_the_run_goes_on(settings, receiver, wait_for):
+    """Also while rows keep coming, which say by themselves that the process lives."""
+    run = tensormeter.init("beats", settings=settings)
+    steps = itertools.count()
+    run.log({"no_number": object()}, 0)
+
+    def told():
+        run.log({"loss": 1.0}, next(steps))
+        return [body for body in beats(receiver) if body["dropped"]]
+
+    wait_for(told, "the loss is told")
+    run.log({"no_number": object()}, 0)
+    wait_for(lambda: told()[-1]["dropped"] == {"unsupported_value": 2}, "the next one is told")
+    run.finish()
+    assert [body["dropped"] for body in beats(receiver) if body["dropped"]] == [
+        {"unsupported_value": 1},
+        {"unsupported_value": 2},
+    ]
 
 
 def test_no_heartbeats_if_they_are_turned_off(settings, receiver, wait_for):

@@ -316,6 +316,28 @@ def test_losses_and_heartbeats(server, make):
     assert sorted(names) == ["tensormeter.process.end", "tensormeter.run.end", "tensormeter.run.start"]
 
 
+def test_losses_are_known_while_the_run_goes_on(server_on_each, make):
+    """Each process says by heartbeats what it has dropped so far; the last word of each counts."""
+    server = server_on_each
+    resource = partial(make.resource, "dropping", project="dropping")
+
+    def beat(process, time, **dropped):
+        server.events(resource(process), Event("tensormeter.run.heartbeat", T0 + time, {"dropped": dropped}))
+        run = server.get("/api/v1/runs/dropping")
+        (listed,) = server.get("/api/v1/runs", project="dropping")["runs"]
+        assert (run["state"], run["lost"]) == (listed["state"], listed["lost"])
+        return run["state"], run["losses"], run["lost"]
+
+    server.events(resource("a"), begin())
+    assert beat("a", 1) == ("running", {}, 0)
+    assert beat("a", 2, ring_full=3, damaged=5) == ("running", {"ring_full": 3, "damaged": 5}, 8)
+    assert beat("b", 3, ring_full=1) == ("running", {"ring_full": 4, "damaged": 5}, 9)
+    assert beat("a", 4, ring_full=4) == ("running", {"ring_full": 5}, 5)
+    assert [event["name"] for event in server.get("/api/v1/runs/dropping/events")["events"]] == [
+        "tensormeter.run.start"
+    ]
+
+
 def test_a_run_that_nothing_is_heard_of_is_stalled(start, make):
     server = start("--stall-after", "0.2")
     server.events(make.resource("quiet"), Event("tensormeter.run.start", T0, {}))

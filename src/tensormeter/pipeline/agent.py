@@ -268,8 +268,9 @@ class Agent:
     def _drain(self) -> None:
         fresh = self._statistics is not None and self._statistics.advance(self._drains.values(), flush=self._stopping)
         for path, drain in list(self._drains.items()):
+            left = [one for one in self._drains.values() if not one.ended]
             try:
-                gone = drain.advance(flush=self._stopping or self._one_shot)
+                gone = drain.advance(flush=self._stopping or self._one_shot, last=left == [drain])
             except SpoolDamagedError:
                 raise
             except Exception as error:
@@ -281,7 +282,8 @@ class Agent:
                 del self._drains[path]
                 self._left_at = time.monotonic()
             else:
-                drain.beat([delivery.destination for delivery in self._deliveries if not delivery.failures])
+                working = [delivery.destination for delivery in self._deliveries if not delivery.failures]
+                drain.beat(working, speaks=left[:1] == [drain])
             fresh = drain.take_fresh() or fresh
         hurry = self._stopping or self._one_shot or self._somebody_has_finished()
         for delivery in self._deliveries:

@@ -60,7 +60,8 @@ class Drain:
         self._whole_ring = _MOST_BATCHES + len(ring.words) // settings.max_export_batch_size
         self._retry_at = 0.0
         self._fresh = False
-        self._heard_at = time.monotonic()
+        self._heard_at = self._counted_at = time.monotonic()
+        self._told: Mapping[str, int] = {}
         self._heartbeat_interval = settings.heartbeat_interval
         ring.words[HeaderWord.PENDING_REQUESTS] = spool.pending()
         ring.words[HeaderWord.ENDED] = self._ended
@@ -70,11 +71,18 @@ class Drain:
         """Who speaks; an OpenTelemetry program may add to it later."""
         return cast("Mapping[str, Attribute]", self._processor.metadata.get("resource", {}))
 
-    def advance(self, *, flush: bool) -> bool:
+    @property
+    def ended(self) -> bool:
+        """Whether the news of its end is in the spool."""
+        return self._ended
+
+    def advance(self, *, flush: bool, last: bool = True) -> bool:
         """Move what is there towards the spool.
 
         Args:
             flush: Do not wait until a batch is due, and move all that is there now.
+            last: Whether all other processes of the run have ended here. What the spool had to drop belongs to all of them, and
+                the last one's end tells it.
 
         Returns:
             Whether the process is gone and everything of it is in the spool, so that the ring may be removed.
@@ -97,7 +105,7 @@ class Drain:
                         self._tell_configuration()
                         self._take_media()
                         self._report_health()
-                        self._put(self._end_events(), started=True, ended=True)
+                        self._put(self._end_events(last), started=True, ended=True)
                     break
             self._tell_configuration()
             self._take_media()
@@ -113,25 +121,35 @@ class Drain:
         self._retry_at = 0.0
         return self._ended and not alive
 
-    def beat(self, destinations: Sequence[str]) -> None:
-        """Tell receivers that the process lives, if nothing else has for a while.
+    def beat(self, destinations: Sequence[str], *, speaks: bool = True) -> None:
+        """Tell receivers that the process lives, if nothing else has for a while, and what had to be dropped, if that is news.
 
-        Not worth keeping for later: `destinations` are those to which delivery works.
+        Args:
+            destinations: Those to which delivery works; a heartbeat is not worth keeping for later.
+            speaks: Whether this is the process that tells what the spool had to drop.
         """
-        waited = time.monotonic() - self._heard_at
-        if not destinations or not self._heartbeat_interval or waited < self._heartbeat_interval:
+        interval, now = self._heartbeat_interval, time.monotonic()
+        quiet = now - self._heard_at >= interval
+        if not destinations or not interval or not (quiet or now - self._counted_at >= interval):
             return
         if self._ended or not self.ring.writer_alive():
             return
+        self._counted_at = now
+        dropped = self._dropped(speaks)
+        if not quiet and dropped == self._told:
+            return
+        body: dict[str, Value] = {"state": "running", "dropped": dropped}
         try:
             self._put(
-                [Event("tensormeter.run.heartbeat", time.time_ns(), {"state": "running"})],
+                [Event("tensormeter.run.heartbeat", time.time_ns(), body)],
                 started=self._started,
                 priority=Priority.SYSTEM,
                 destinations=destinations,
             )
         except SpoolError as error:
             logger.warning("no heartbeat: %s", error)
+        else:
+            self._told = dropped
 
     def take_fresh(self) -> bool:
         """Whether something has come into the spool since the last call."""
@@ -248,12 +266,17 @@ class Drain:
             self._put([Event("tensormeter.run.config", told, {"config": config})], started=self._started)
             self._reconfigured = told
 
-    def _end_events(self) -> list[Event]:
-        dropped = self.ring.drops() | self._spool.losses()
+    def _dropped(self, speaks: bool) -> dict[str, int]:
+        """What could not be recorded or kept so far, by reason; what the spool dropped, too, if this process speaks for it."""
+        dropped = self.ring.drops() | (self._spool.losses() if speaks else {})
         if self._processor.lost:
             dropped["device_unfinished"] = dropped.get("device_unfinished", 0) + self._processor.lost
         if self._processor.refused:
             dropped["unsupported_value"] = dropped.get("unsupported_value", 0) + self._processor.refused
+        return dropped
+
+    def _end_events(self, last: bool) -> list[Event]:
+        dropped = self._dropped(last)
         if self.child:
             return [Event("tensormeter.process.end", time.time_ns(), {"dropped": dropped})] if dropped else []
         state, message = self._end()

@@ -57,7 +57,7 @@ def prepare_event(event: Event) -> Prepared | str:
 def insert_event(connection: sqlite3.Connection, run: int, process: int, event: Event, time: int) -> str | None:
     """Store one event, unless the process has exactly this one already; returns why it is refused, or None.
 
-    A heartbeat leaves no trace but that something has arrived for the run.
+    A heartbeat leaves no trace but that something has arrived for the run, and what its process has dropped.
     """
     prepared = prepare_event(event)
     if isinstance(prepared, str):
