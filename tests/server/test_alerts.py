@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tensormeter.errors import SettingsError
-from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge
+from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge, Sum
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.encode import encode_metrics
 from tensormeter.server.alerts.config import AlertConfig, Rule, load_alert_config
@@ -95,6 +95,26 @@ def test_the_watcher_raises_alerts_once(watched):
     watched.rows(33, [1.0] * 30 + [math.nan])
     watched.watcher.look()
     assert watched.alerts() == [("spike", 30), ("nan", 32), ("nan", 63)]
+
+
+def test_a_process_that_drops_something_is_told_once(watched):
+    """Whether the metric was there before or not: it comes with the first loss."""
+    for moment, count in ((1, 3), (2, 3), (3, 900)):
+        dropped = Sum(
+            "tensormeter.dropped",
+            np.array([T0 + moment * SECOND], np.uint64),
+            np.array([count], np.int64),
+            np.array([T0], np.uint64),
+            attributes={"tensormeter.reason": "ring_full"},
+        )
+        resource = {"service.name": "demo", "tensormeter.run.id": "r", "service.instance.id": "p"}
+        payload = encode_metrics([Batch(resource, [dropped])])
+        watched.store.append_metrics(decode_metrics(payload), payload=payload)
+        watched.watcher.look()
+        watched.now += 61
+    (alert,) = watched.store.events(RunRef("r"), name="tensormeter.alert")
+    assert alert.body["message"] == "tensormeter.dropped: 3 is above 0"
+    assert alert.attributes["tensormeter.key"] == "tensormeter.dropped"
 
 
 def test_a_run_without_steps_is_stalled_until_it_goes_on(watched):

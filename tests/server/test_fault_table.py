@@ -13,6 +13,8 @@ OF_MODULE = {
     "server/test_store_sqlite": {"sqlite"},
     "server/test_store_upkeep": {"sqlite"},
     "server/test_store_clickhouse": {"clickhouse"},
+    "server/test_clickhouse_outages": {"clickhouse"},
+    "server/test_clickhouse_tables": {"clickhouse"},
 }
 OF_FIXTURE = {"server_on_each": BOTH, "start_on_each": BOTH, "server": {"sqlite"}, "start": {"sqlite"}}
 

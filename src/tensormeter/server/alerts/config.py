@@ -74,6 +74,7 @@ _DEFAULTS: Final = (
     Rule(kind="nan", metric="*grad*"),
     Rule(kind="spike", metric="*loss*"),
     Rule(kind="stall"),
+    Rule(kind="threshold", metric="tensormeter.dropped", above=0.0),
 )
 
 

@@ -1,0 +1,136 @@
+"""The address of a ClickHouse, and the tables that are made in it."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tensormeter.errors import SettingsError, StoreError
+from tensormeter.otlp.batch import Batch, Gauge
+from tensormeter.otlp.decode import decode_metrics
+from tensormeter.otlp.encode import encode_metrics
+from tensormeter.server.store import RunRef, Selection, StoreUnavailableError
+from tensormeter.server.store.clickhouse import ClickHouseStore, parse_address
+from tensormeter.server.store.clickhouse.connection import Connection
+from tensormeter.server.store.clickhouse.schema import TABLES, statements
+
+T0 = 1_750_000_000_000_000_000
+
+
+def test_addresses():
+    address = parse_address(
+        "clickhouse://us%40er@host:9000/db?secure=true&cluster=main&insert_quorum=auto",
+        {"TENSORMETER_CLICKHOUSE_PASSWORD": "hidden"},
+    )
+    assert (address.user, address.host, address.port, address.database) == ("us@er", "host", 9000, "db")
+    assert (address.secure, address.cluster, dict(address.settings)) == (True, "main", {"insert_quorum": "auto"})
+    assert address.password == "hidden"
+    assert "hidden" not in repr(address) + str(address)
+    plain = parse_address("clickhouse://host", {"TENSORMETER_CLICKHOUSE_USER": "u"})
+    assert (plain.user, plain.port, plain.database, plain.password) == ("u", 8123, "tensormeter", "")
+    assert parse_address("clickhouse://h?secure=true", {}).port == 8443
+    for text in ("http://h", "clickhouse://", "clickhouse://h/a.b", "clickhouse://h?secure=1", "clickhouse://h:x",
+                 "clickhouse://h?cluster=a'b", "clickhouse://h?a;b=1"):  # fmt: skip
+        with pytest.raises(SettingsError):
+            parse_address(text, {})
+
+
+def test_the_tables_of_a_cluster(clickhouse):
+    """There is no cluster here: that ClickHouse understands the statements, and that they say what they must."""
+    address = parse_address(f"clickhouse://127.0.0.1:{clickhouse}/tables", {})
+    ClickHouseStore(address).close()
+    connection = Connection(address)
+    made = statements("db", cluster="main", retention_days=30)
+    try:
+        for statement in made:
+            connection.rows("SELECT formatQuery({text:String})", text=statement)
+        with pytest.raises(StoreUnavailableError, match="Syntax error"):
+            connection.rows("SELECT formatQuery({text:String})", text=made[1].replace("ENGINE", "ENGIN"))
+    finally:
+        connection.close()
+    assert len(made) == 1 + 2 * len(TABLES)
+    assert all("ON CLUSTER 'main'" in statement for statement in made)
+    local = [statement for statement in made if "_local ON" in statement]
+    assert len(local) == len(TABLES)
+    for statement in local:
+        name = re.search(r"db\.(\w+) ON", statement)[1]
+        assert re.search(rf"ENGINE = Replicated\w+\('/clickhouse/tables/{{shard}}/db/{name}', '{{replica}}'", statement)
+    assert sum("ENGINE = Distributed('main', 'db'" in statement for statement in made) == len(TABLES)
+    assert sum("TTL received + INTERVAL 2592000 SECOND" in statement for statement in made) == 5
+
+
+def test_the_statements_can_be_printed():
+    command = [sys.executable, "-m", "tensormeter", "serve", "--print-schema"]
+    address = ["--store", "clickhouse://h/db?cluster=main", "--retention-days", "30"]
+    done = subprocess.run([*command, *address], capture_output=True, text=True, timeout=300, check=True)
+    assert [part.strip() for part in done.stdout.split(";\n")[:-1]] == statements("db", "main", 30)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, "SQLite's tables make themselves" in done.stderr) == (1, True)
+
+
+def test_points_take_ten_bytes_and_old_ones_go(clickhouse):
+    where = parse_address(f"clickhouse://127.0.0.1:{clickhouse}/lean", {})
+    store = ClickHouseStore(where, commit_interval=0, retention_days=1)
+    connection = Connection(where, "lean")
+    try:
+        n = 200_000
+        noise = np.random.default_rng(0)
+        times = (T0 + np.cumsum(noise.integers(90_000_000, 110_000_000, n))).astype(np.uint64)
+        gauge = Gauge("v", times, noise.normal(size=n).astype(np.float32).astype(np.float64))
+        payload = encode_metrics([Batch({"tensormeter.run.id": "r"}, [gauge])])
+        store.append_metrics(decode_metrics(payload), payload=payload)
+        stored = connection.rows(
+            "SELECT sum(data_compressed_bytes) FROM system.parts WHERE database = 'lean' AND table = 'points' AND active"
+        )[0][0]
+        assert stored / n < 10
+        assert connection.rows("SELECT count(), countIf(isNaN(value)) FROM points WHERE received > now() - 3600")[
+            0
+        ] == [n, 0]
+        (series,) = store.read(RunRef("r"), Selection(["v"])).series
+        assert series.points.words.tobytes() == gauge.values.tobytes()
+        connection.execute("INSERT INTO points (run, series, time, word, integer, received) VALUES (1, 1, 1, 1, 1, 1)")
+        connection.execute("OPTIMIZE TABLE points FINAL")
+        assert connection.rows("SELECT count() FROM points") == [[n]]
+    finally:
+        connection.close()
+        store.close()
+
+
+def test_tables_of_version_1_are_brought_up_to_date(clickhouse, make):
+    """Those had no intents, and a table of sums that forgot tokens."""
+    where = parse_address(f"clickhouse://127.0.0.1:{clickhouse}/older", {})
+    store = ClickHouseStore(where)
+    payload = encode_metrics([make.rows("r", [(T0, 0, {"v": 1.0})])])
+    store.append_metrics(decode_metrics(payload), payload=payload)
+    store.close()
+    connection = Connection(where, "older")
+    try:
+        connection.execute("DROP TABLE intent SYNC")
+        connection.execute("ALTER TABLE series RESET SETTING non_replicated_deduplication_window")
+        connection.execute("TRUNCATE TABLE annotation")
+        connection.execute("INSERT INTO annotation VALUES (0, 'schema', '1', 1)")
+        for _ in range(2):
+            ClickHouseStore(where).close()
+        (made,) = connection.rows(
+            "SELECT create_table_query FROM system.tables WHERE database = 'older' AND name = 'series'"
+        )
+        assert "non_replicated_deduplication_window = " in made[0]
+        assert connection.rows("SELECT value FROM annotation FINAL WHERE field = 'schema'") == [["2"]]
+        assert connection.rows("SELECT count() FROM intent") == [[0]]
+        for series in (1, 2):
+            connection.insert("series", ("run", "series"), np.array([1, series], np.uint64).tobytes(), token="t")
+        assert connection.rows("SELECT count() FROM series WHERE run = 1") == [[1]]
+    finally:
+        connection.close()
+
+
+def test_tables_of_a_newer_version_are_refused(clickhouse):
+    where = parse_address(f"clickhouse://127.0.0.1:{clickhouse}/newer", {})
+    ClickHouseStore(where).close()
+    connection = Connection(where, "newer")
+    connection.execute("INSERT INTO annotation VALUES (0, 'schema', '99', 2)")
+    connection.close()
+    with pytest.raises(StoreError, match="newer tensormeter"):
+        ClickHouseStore(where)
