@@ -338,8 +338,7 @@ class Settings:
         "TENSORMETER_HEARTBEAT_INTERVAL",
         parse=float,
         help="Seconds without anything new after which a process that lives says so, and between two counts of what it had to "
-        "drop. 0: never; the server then counts a run "
-        "that logs nothing for minutes as stalled.",
+        "drop. 0: never; the server then counts a run that logs nothing for minutes as stalled.",
     )
     sigterm_timeout: float = _setting(
         10.0,

@@ -32,6 +32,9 @@ _GZIP_LEVEL: Final = 1
 
 _SPOOL_TROUBLE_DELAY: Final = 1.0
 
+_COMPLAINT_INTERVAL: Final = 60.0
+"""Seconds between two lines in the log about a spool that refuses now and then, as on a disk that is all but full."""
+
 _MOST_BATCHES: Final = 16
 """Batches of one process before the others have their turn."""
 
@@ -59,6 +62,7 @@ class Drain:
         self._started, self._ended = spool.life(ring.process)
         self._whole_ring = _MOST_BATCHES + len(ring.words) // settings.max_export_batch_size
         self._retry_at = 0.0
+        self._complain_at = 0.0
         self._fresh = False
         self._heard_at = self._counted_at = time.monotonic()
         self._told: Mapping[str, int] = {}
@@ -114,9 +118,11 @@ class Drain:
         except SpoolDamagedError:
             raise
         except SpoolError as error:
-            if not self._retry_at:
+            now = time.monotonic()
+            if now >= self._complain_at:
+                self._complain_at = now + _COMPLAINT_INTERVAL
                 logger.error("%s; rows stay in the ring until this is mended", error)
-            self._retry_at = time.monotonic() + _SPOOL_TROUBLE_DELAY
+            self._retry_at = now + _SPOOL_TROUBLE_DELAY
             return False
         self._retry_at = 0.0
         return self._ended and not alive

@@ -107,9 +107,8 @@ def check(database: sqlite3.Connection, path: Path) -> None:
         raise SpoolDamagedError(f"the spool {path} is damaged: its tables are not those of a spool")
     database.execute("BEGIN IMMEDIATE")
     try:
-        database.execute(
-            f"PRAGMA user_version = {_VERSION}"
-        )  # which it is; BEGIN alone does not ask whether one may write
+        # What it is already; BEGIN alone does not ask whether one may write.
+        database.execute(f"PRAGMA user_version = {_VERSION}")
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
             raise
