@@ -317,3 +317,16 @@ def server(tmp_path, environment):
     server = _harness.Server(tmp_path, environment)
     yield server
     server.stop()
+
+
+@pytest.fixture
+def mount():
+    """Mounts a tmpfs, with these options, where the test unmounts it."""
+
+    def mount(folder, *options):
+        folder.mkdir(exist_ok=True)
+        command = ["mount", "-t", "tmpfs", "-o", ",".join(options), "none", str(folder)]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("mounting a small tmpfs needs privileges")
+
+    return mount
