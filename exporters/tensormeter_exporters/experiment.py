@@ -14,9 +14,14 @@ __all__ = ["ExperimentExporter"]
 # The request itself is wrong, and will be so the next time.
 _PERMANENT: Final = frozenset({400, 409, 415, 422})
 
+# Of these, what is about something in the request: another part of it may be right.
+_CONTENT: Final = frozenset({400, 422})
+
 
 class ExperimentExporter:
     """See `tensormeter.exporter.Exporter` for the contract. Redirects are not followed, so the token goes nowhere else."""
+
+    independent_signals: Final = True
 
     def __init__(self, config: ExporterConfig) -> None:
         self._url = config.endpoint.rstrip("/")
@@ -32,10 +37,10 @@ class ExperimentExporter:
         )
         if isinstance(answer, Retry):
             return answer
-        if answer.status == 200:
-            return answer.accepted(request.signal)
+        if answer.ok:
+            return answer.accepted(request.signal, request.items)
         if answer.status in _PERMANENT:
-            return Rejected(answer.reason)
+            return Rejected(answer.reason, divide=answer.status in _CONTENT)
         if answer.status in (401, 403):
             return Unauthorized(f"{answer.reason}; set TENSORMETER_TOKEN to a token of that server")
         if answer.status == 413:

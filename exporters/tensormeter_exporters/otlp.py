@@ -3,8 +3,14 @@
 The bytes go out as they lie in the spool. What comes twice is for the receiver to tell: OTLP has no id for a request.
 """
 
+import zlib
+from typing import Final
+
+from google.protobuf.message import DecodeError
+
 from tensormeter.errors import SettingsError
-from tensormeter.exporter import Exporter, ExporterConfig, Outcome, Request, Signal
+from tensormeter.exporter import Accepted, Exporter, ExporterConfig, Outcome, Rejected, Request, Signal
+from tensormeter_exporters.otlp_cumulative import DeltaToCumulative
 from tensormeter_exporters.otlp_environment import OtlpTarget, read_targets
 from tensormeter_exporters.otlp_http import OtlpHttpSender
 
@@ -16,17 +22,36 @@ class OtlpExporter:
 
     Options, and without them the standard variables `OTEL_EXPORTER_OTLP_...`: `protocol` (`http/protobuf` or `grpc`),
     `endpoint`, `compression` (`gzip` or `none`), `certificate`, `client_certificate`, `client_key` (files), `insecure`
-    (gRPC without a scheme in its endpoint). `headers_variable` names an environment variable to take headers from instead
+    (gRPC without a scheme in its endpoint), `temporality` (`cumulative` adds distributions up, because some receivers do not take
+    each by itself; `delta` and `lowmemory` leave them as they are). `headers_variable` names an environment variable to take headers from instead
     of `OTEL_EXPORTER_OTLP_HEADERS`, where there are several destinations of this kind.
     """
 
+    independent_signals: Final = True
+
     def __init__(self, config: ExporterConfig) -> None:
+        targets = read_targets(config)
         self._senders: dict[Signal, Exporter | OtlpHttpSender] = {
-            signal: _sender(target, config.timeout) for signal, target in read_targets(config).items()
+            signal: _sender(target, config.timeout) for signal, target in targets.items()
         }
+        self._sums: DeltaToCumulative | None = None
+        if "metrics" in targets and targets["metrics"].cumulative:
+            self._sums = DeltaToCumulative(config.state)
 
     def export(self, request: Request) -> Outcome:
-        return self._senders[request.signal].export(request)
+        sender = self._senders[request.signal]
+        if self._sums is None or request.signal != "metrics":
+            return sender.export(request)
+        if self._sums.has(request.id):
+            return Accepted()
+        try:
+            added = self._sums.add(request)
+        except (DecodeError, OSError, EOFError, zlib.error) as error:
+            return Rejected(f"{request!r} cannot be read: {error}")
+        outcome = sender.export(added.request)
+        if isinstance(outcome, Accepted):
+            self._sums.keep(added)
+        return outcome
 
     def shutdown(self) -> None:
         for sender in self._senders.values():

@@ -11,11 +11,12 @@ from urllib.parse import unquote, urlsplit
 from tensormeter.errors import SettingsError
 from tensormeter.exporter import ExporterConfig, Signal
 
-__all__ = ["OtlpTarget", "read_targets"]
+__all__ = ["OtlpTarget", "how_to_leave_out", "read_targets"]
 
 Protocol = Literal["grpc", "http/protobuf"]
 
 _PREFIX: Final = "OTEL_EXPORTER_OTLP_"
+_TEMPORALITIES: Final = ("cumulative", "delta", "lowmemory")
 _DEFAULTS: Final[dict[str, str]] = {"grpc": "http://localhost:4317", "http/protobuf": "http://localhost:4318"}
 
 
@@ -32,6 +33,7 @@ class OtlpTarget:
         certificate: File with the authorities that the server's certificate is checked against, or the system's if "".
         client_certificate: File with our own certificate for mutual TLS, or "".
         client_key: File with its key, or "".
+        cumulative: Whether distributions are added up before they are sent.
     """
 
     protocol: Protocol
@@ -42,6 +44,7 @@ class OtlpTarget:
     certificate: str
     client_certificate: str
     client_key: str
+    cumulative: bool = False
 
     def __repr__(self) -> str:
         return f"OtlpTarget({self.protocol!r}, {self.endpoint!r}, headers={sorted(self.headers)})"
@@ -62,8 +65,14 @@ def read_targets(config: ExporterConfig) -> dict[Signal, OtlpTarget]:
         client_key="",
         insecure="",
         headers_variable="",
+        temporality="",
     )
-    return {signal: _target(config.destination, signal, options) for signal in ("metrics", "logs")}
+    return {signal: _target(config.destination, signal, options) for signal in config.signals}
+
+
+def how_to_leave_out(signal: Signal) -> str:
+    """A hint for whoever has a receiver that does not take a signal."""
+    return f"If this receiver takes no {signal}, set OTEL_{signal.upper()}_EXPORTER=none"
 
 
 def _target(destination: str, signal: Signal, options: dict[str, str]) -> OtlpTarget:
@@ -102,7 +111,15 @@ def _target(destination: str, signal: Signal, options: dict[str, str]) -> OtlpTa
         certificate=read("certificate"),
         client_certificate=read("client_certificate"),
         client_key=read("client_key"),
+        cumulative=_wants_cumulative(destination, options["temporality"]),
     )
+
+
+def _wants_cumulative(destination: str, option: str) -> bool:
+    """By the option, or the metrics' temporality preference; without either, distributions go as they were recorded."""
+    if option and option not in _TEMPORALITIES:
+        raise SettingsError(f"{destination}: expected a temporality of {', '.join(_TEMPORALITIES)}, got {option!r}")
+    return (option or os.environ.get(f"{_PREFIX}METRICS_TEMPORALITY_PREFERENCE", "")).strip().lower() == "cumulative"
 
 
 def _header_text(variable: str, signal: Signal) -> str:

@@ -9,12 +9,11 @@ from google.protobuf.any_pb2 import Any as ProtobufAny
 from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 
 from tensormeter.errors import SettingsError
-from tensormeter.exporter import Accepted, Outcome, Rejected, Request, Retry, TooLarge, Unauthorized
-from tensormeter_exporters.otlp_environment import OtlpTarget
+from tensormeter.exporter import Outcome, Rejected, Request, Retry, Signal, TooLarge, Unauthorized
+from tensormeter_exporters.otlp_answer import read_response
+from tensormeter_exporters.otlp_environment import OtlpTarget, how_to_leave_out
 
 __all__ = ["OtlpGrpcSender"]
 
@@ -71,20 +70,16 @@ class OtlpGrpcSender:
                 metadata=self._metadata,
             )
         except grpc.RpcError as error:
-            return self._outcome(error)
+            return self._outcome(request.signal, error)
         try:
-            if request.signal == "metrics":
-                metrics = ExportMetricsServiceResponse.FromString(answer).partial_success
-                return Accepted(metrics.rejected_data_points, metrics.error_message)
-            logs = ExportLogsServiceResponse.FromString(answer).partial_success
-            return Accepted(logs.rejected_log_records, logs.error_message)
+            return read_response(request.signal, answer, request.items)
         except DecodeError:
             return Retry(f"{self._target.endpoint} gave an answer that is not OTLP; is the endpoint right?")
 
     def shutdown(self) -> None:
         self._channel.close()
 
-    def _outcome(self, error: grpc.RpcError) -> Outcome:
+    def _outcome(self, signal: Signal, error: grpc.RpcError) -> Outcome:
         code, details = error.code(), error.details() or ""
         reason = f"{self._target.endpoint}: {code.name} {details}".rstrip()
         if code in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.OUT_OF_RANGE) and any(
@@ -97,8 +92,9 @@ class OtlpGrpcSender:
         if code in _RETRYABLE or (code is grpc.StatusCode.RESOURCE_EXHAUSTED and after is not None):
             return Retry(reason, after)
         if code is grpc.StatusCode.UNIMPLEMENTED:
-            return Retry(f"{reason}; is the endpoint right?")  # a wrong address is mended by a person
-        return Rejected(reason)
+            # A wrong address is mended by a person.
+            return Retry(f"{reason}; is the endpoint right? {how_to_leave_out(signal)}")
+        return Rejected(reason, divide=True)
 
 
 def _retry_delay(error: grpc.RpcError) -> float | None:

@@ -6,7 +6,7 @@ from typing import Final
 
 from tensormeter.errors import SettingsError
 from tensormeter.exporter import Outcome, Rejected, Request, Retry, TooLarge, Unauthorized
-from tensormeter_exporters.otlp_environment import OtlpTarget
+from tensormeter_exporters.otlp_environment import OtlpTarget, how_to_leave_out
 from tensormeter_exporters.otlp_post import OtlpPost
 
 __all__ = ["OtlpHttpSender"]
@@ -39,8 +39,8 @@ class OtlpHttpSender:
         answer = self._post.send(self._target.endpoint, body, {})
         if isinstance(answer, Retry):
             return answer
-        if answer.status == 200:
-            return answer.accepted(request.signal)
+        if answer.ok:
+            return answer.accepted(request.signal, request.items)
         if answer.status in _RETRYABLE:
             return Retry(answer.reason, answer.retry_after)
         if answer.status in (401, 403):
@@ -49,8 +49,8 @@ class OtlpHttpSender:
             return TooLarge(answer.reason)
         if answer.status in (404, 405) or 300 <= answer.status < 400:
             # A wrong address is mended by a person, not by dropping.
-            return Retry(f"{answer.reason}; is the endpoint right?")
-        return Rejected(answer.reason)
+            return Retry(f"{answer.reason}; is the endpoint right? {how_to_leave_out(request.signal)}")
+        return Rejected(answer.reason, divide=answer.status != 415)
 
     def shutdown(self) -> None:
         self._post.close()

@@ -1,4 +1,4 @@
-"""POST requests of OTLP over HTTP: one connection, a deadline for the whole of each request, and what answers mean."""
+"""POST requests of OTLP over HTTP: one connection, and a deadline for the whole of each request."""
 
 import contextlib
 import socket
@@ -7,58 +7,18 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from typing import Final
 
 import urllib3
-from google.protobuf.message import DecodeError
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 
-from tensormeter.exporter import Accepted, Outcome, Retry, Signal
+from tensormeter.exporter import Retry
+from tensormeter_exporters.otlp_answer import PROTOBUF, Answer
 
-__all__ = ["Answer", "OtlpPost"]
+__all__ = ["OtlpPost"]
 
-_CONTENT_TYPE: Final = "application/x-protobuf"
 _LONGEST_ANSWER: Final = 1 << 16
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a receiver said.
-
-    Attributes:
-        url: Who said it.
-        status: HTTP's status.
-        reason: In words, for people: who answered what.
-        content_type: Of the body.
-        body: The body.
-        retry_after: Seconds that it asked to wait, or None.
-    """
-
-    url: str
-    status: int
-    reason: str
-    content_type: str
-    body: bytes
-    retry_after: float | None
-
-    def accepted(self, signal: Signal) -> Outcome:
-        """What a 200 means: only OTLP's own answer is an acceptance, a proxy's login page is not."""
-        said = f"{self.url} answered 200"
-        if self.content_type.partition(";")[0].strip().lower() != _CONTENT_TYPE:
-            kind = self.content_type or "no content type"
-            return Retry(f"{said} with {kind} instead of OTLP; is the endpoint right?")
-        try:
-            if signal == "metrics":
-                metrics = ExportMetricsServiceResponse.FromString(self.body).partial_success
-                return Accepted(metrics.rejected_data_points, metrics.error_message)
-            logs = ExportLogsServiceResponse.FromString(self.body).partial_success
-            return Accepted(logs.rejected_log_records, logs.error_message)
-        except DecodeError:
-            return Retry(f"{said} with a body that is not OTLP; is the endpoint right?")
 
 
 class OtlpPost:
@@ -73,7 +33,7 @@ class OtlpPost:
         """
         self._timeout = timeout
         self._headers = {
-            "Content-Type": _CONTENT_TYPE,
+            "Content-Type": PROTOBUF,
             "User-Agent": f"tensormeter/{version('tensormeter')}",
             **headers,
         }
@@ -115,7 +75,7 @@ class OtlpPost:
         return Answer(
             url,
             response.status,
-            f"{url} answered {response.status} {response.reason or ''}".rstrip(),
+            response.reason or "",
             response.headers.get("Content-Type", ""),
             answer,
             _retry_after(response.headers.get("Retry-After")),

@@ -74,6 +74,7 @@ def init(
     if _in_notebook():
         finish_all()
     resolved = _for_this_rank(resolved)
+    _warn_of_signals(resolved)
     run_id = resolved.run_id or "".join(secrets.choice(_ID_LETTERS) for _ in range(8))
     run = Run(RunIdentity(run_id, resolved.name or run_id, as_json(config or {}), resolved), resume=resume)
     run._begin()
@@ -163,6 +164,15 @@ def _in_notebook() -> bool:
     """Whether cells are run one after the other, so that a run that is not finished was most likely forgotten."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and ipython.get_ipython() is not None
+
+
+def _warn_of_signals(settings: Settings) -> None:
+    """Say which signals a destination is not sent."""
+    if settings.mode == "disabled" or describe_rank(os.environ).get("tensormeter.rank"):  # one voice of hundreds
+        return
+    for destination in settings.exporters:
+        for left in settings.signals_left_out(destination):
+            logger.warning("%s: no %s are sent, because %s", destination, left.signal, left.reason)
 
 
 def _resolve(settings: Settings | Mapping[str, Any] | None, given: Mapping[str, Any]) -> Settings:

@@ -1,9 +1,13 @@
 """The exporter interface: all that a destination has to know about tensormeter.
 
 An exporter is a class named by an entry point of the group `tensormeter_exporter`.
-The delivery thread of the agent constructs it, calls `export` for one request at a time, in order, and `shutdown` once
+A delivery thread of the agent constructs it, calls `export` for one request at a time, in order, and `shutdown` once
 at the end, all on that one thread.
 An exporter therefore needs no locks.
+
+Metrics and logs come to one instance, in the order in which they were recorded.
+An exporter that has no use for that order sets `independent_signals`: delivery then makes one instance for each signal, with
+a thread, retries and a place in the queue of its own, so a receiver that refuses one signal still gets the other.
 It may block for as long as the timeout that it was given, and not longer.
 It neither retries nor sleeps: it reports an outcome, and delivery (backoff, `Retry-After`, order, the spool) acts on it.
 
@@ -16,9 +20,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Final, Protocol
 
 from tensormeter.errors import SettingsError
+from tensormeter.signals import SIGNALS, Signal
 
 __all__ = [
     "Accepted",
@@ -28,6 +33,7 @@ __all__ = [
     "Rejected",
     "Request",
     "Retry",
+    "Signal",
     "TooLarge",
     "Unauthorized",
     "check_exporters",
@@ -36,8 +42,6 @@ __all__ = [
 
 _GROUP: Final = "tensormeter_exporter"
 _DESTINATION: Final = re.compile(r"[\w-]+(:[\w-]+)?")
-
-Signal = Literal["metrics", "logs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,7 @@ class ExporterConfig:
         options: The options that the settings give for this destination.
         state: A folder for what the exporter must remember as long as requests may come again, or None. It goes when the
             run is delivered. It need not exist yet.
+        signals: Signals that this instance will be given: both, or one if the exporter has `independent_signals`.
     """
 
     endpoint: str
@@ -60,6 +65,7 @@ class ExporterConfig:
     destination: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
     state: Path | None = None
+    signals: tuple[Signal, ...] = SIGNALS
 
     def __repr__(self) -> str:
         token = "'***'" if self.token else None
@@ -138,9 +144,12 @@ class Rejected:
 
     Attributes:
         reason: For people.
+        divide: Whether a part of the request may be accepted. Delivery then divides the request, under ids of their own that
+            are the same at every attempt, until what is refused stands alone, and sets that aside.
     """
 
     reason: str
+    divide: bool = False
 
 
 @dataclass(frozen=True)
@@ -172,7 +181,10 @@ Outcome = Accepted | Retry | Rejected | TooLarge | Unauthorized
 
 
 class Exporter(Protocol):
-    """A destination. See the module's text for who calls it and on which thread."""
+    """A destination. See the module's text for who calls it and on which thread.
+
+    A class may have the attribute `independent_signals = True`; see the module's text.
+    """
 
     def __init__(self, config: ExporterConfig) -> None: ...
 

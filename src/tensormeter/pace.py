@@ -1,12 +1,14 @@
 """How fast, and in what pieces, one destination is sent what lies in the spool."""
 
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from tensormeter.errors import SettingsError
 
-__all__ = ["PACE_OPTIONS", "Pace"]
+__all__ = ["PACE_OPTIONS", "Pace", "UploadRate"]
 
 PACE_OPTIONS: Final = ("max_upload_bytes_per_second", "max_export_batch_size", "schedule_delay")
 """Options that every destination has. They are delivery's, and exporters do not see them."""
@@ -76,6 +78,25 @@ class Pace:
             schedule_delay=seconds,
             own=size is not None or delay is not None,
         )
+
+
+class UploadRate:
+    """Keeps the bytes that are sent to one destination within its `max_upload_bytes_per_second`, on average. Any thread."""
+
+    def __init__(self, bytes_per_second: int | None) -> None:
+        self._bytes_per_second = bytes_per_second
+        self._lock = threading.Lock()
+        self._free_at = 0.0
+
+    def reserve(self, size: int) -> float:
+        """Count bytes that are about to be sent. Returns the seconds to wait before that. Does not block."""
+        if self._bytes_per_second is None:
+            return 0.0
+        with self._lock:
+            now = time.monotonic()
+            start = max(now, self._free_at)
+            self._free_at = start + size / self._bytes_per_second
+            return start - now
 
 
 def _is_count(text: str) -> bool:

@@ -327,8 +327,9 @@ class RunProcess:
         rejected = self.ring.words[HeaderWord.QUARANTINED_ITEMS]
         if rejected:
             logger.warning(
-                "run %s: %d items were rejected by their receiver and set aside in %s; its agent.log says why",
+                "run %s: receivers refused %d items, which are set aside in %s: %s",
                 self._run.id,
                 rejected,
                 self._directory.path,
+                self.ring.set_aside or "its agent.log says why",
             )

@@ -9,7 +9,7 @@ import ipaddress
 import os
 import re
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 from urllib.parse import unquote, urlsplit
@@ -18,6 +18,7 @@ import platformdirs
 
 from tensormeter.errors import SettingsError
 from tensormeter.pace import PACE_OPTIONS, Pace
+from tensormeter.signals import SIGNALS_OPTION, LeftOut, Signal, signals_left_out
 
 __all__ = ["Settings", "describe_settings"]
 
@@ -414,6 +415,7 @@ class Settings:
             _check_integer("max_upload_bytes_per_second", self.max_upload_bytes_per_second, 1, 1 << 40)
         for destination in {name.rpartition(".")[0] for name in self.exporter_options}:
             self.pace_of(destination)
+            self.signals_left_out(destination)
         if self.attempt is not None:
             _check_integer("attempt", self.attempt, 1, 1 << 31)
         if self.token_file is not None:
@@ -447,7 +449,20 @@ class Settings:
 
     def options_of(self, destination: str) -> dict[str, str]:
         """The options of one destination's exporter."""
-        return {name: value for name, value in self._all_options_of(destination).items() if name not in PACE_OPTIONS}
+        own = (*PACE_OPTIONS, SIGNALS_OPTION)
+        return {name: value for name, value in self._all_options_of(destination).items() if name not in own}
+
+    def signals_left_out(self, destination: str) -> tuple[LeftOut, ...]:
+        """The signals that a destination is not sent, and why: see `tensormeter.signals`."""
+        return signals_left_out(destination, self._all_options_of(destination))
+
+    def takers(self, signal: Signal, destinations: Sequence[str]) -> tuple[str, ...]:
+        """Those of some destinations that are sent a signal."""
+        return tuple(
+            destination
+            for destination in destinations
+            if all(left.signal != signal for left in self.signals_left_out(destination))
+        )
 
     def pace_of(self, destination: str) -> Pace:
         """How fast and in what pieces one destination is sent requests.

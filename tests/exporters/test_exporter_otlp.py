@@ -216,6 +216,27 @@ def test_http_sends_the_bytes_of_the_spool(make, config, http, monkeypatch, comp
         ((401, {}, b""), Unauthorized),
         ((413, {}, b""), TooLarge),
         ((200, {"Content-Type": "text/html"}, b"<html>"), Retry),
+        ((200, {"Content-Type": None}, b" <!DOCTYPE html><html>"), Retry),
+        ((200, {"Content-Type": "text/plain"}, b"<html>"), Retry),
+        ((200, {"Content-Type": "application/x-protobuf"}, b"\xff"), Retry),
+        ((200, {"Content-Type": "application/json"}, b"{"), Retry),
+        ((200, {"Content-Type": None}, b""), Accepted()),
+        ((200, {"Content-Type": "text/html"}, b""), Accepted()),
+        ((202, {"Content-Type": None}, b""), Accepted()),
+        ((204, {"Content-Type": None}, b""), Accepted()),
+        ((200, {"Content-Type": "text/plain"}, b"ok"), Accepted()),
+        ((200, {"Content-Type": "application/json"}, b"{}"), Accepted()),
+        ((200, {"Content-Type": "application/json"}, b"null"), Accepted()),
+        (
+            (
+                202,
+                {"Content-Type": "application/json; charset=utf-8"},
+                b'{"partialSuccess": {"rejectedDataPoints": "1", "errorMessage": "one\\nwas bad"}}',
+            ),
+            Accepted(1, "one was bad"),
+        ),
+        ((200, {"Content-Type": "application/json"}, b'{"partialSuccess": {"rejectedDataPoints": 1e400}}'), Accepted()),
+        ((200, {"Content-Type": "application/json"}, b'{"partialSuccess": {"rejectedDataPoints": -5}}'), Accepted()),
     ],
 )
 def test_http_answers(make, config, http, answer, expected):

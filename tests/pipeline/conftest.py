@@ -111,6 +111,8 @@ class Receiver:
         """The bearer token that is accepted; any if None."""
         self.limit: int | None = None
         """Bytes of a decompressed body, at most."""
+        self.routes: dict[str, Behaviour] = {}
+        """What to do with requests for a path, whatever else was said."""
         self._script: list[Behaviour] = []
         self._server: ThreadingHTTPServer | None = None
         with socket.socket() as probe:
@@ -141,7 +143,7 @@ class Receiver:
                 if len(body) != length:  # the connection was cut in the middle of the request
                     self.close_connection = True
                     return
-                behave = receiver._behaviour(self.headers.get("Authorization"), body)
+                behave = receiver._behaviour(self.path, self.headers.get("Authorization"), body)
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 accepted = getattr(behave, "accepts", False)
                 receiver.received.append(Received(self.path, headers, body, accepted))  # before anybody can know
@@ -165,7 +167,9 @@ class Receiver:
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
         return self
 
-    def _behaviour(self, authorization: str | None, body: bytes) -> Behaviour:
+    def _behaviour(self, path: str, authorization: str | None, body: bytes) -> Behaviour:
+        if path in self.routes:
+            return self.routes[path]
         if self._script:
             return self._script.pop(0)
         if self.token is not None and authorization != f"Bearer {self.token}":

@@ -269,7 +269,7 @@ def test_requests_that_are_lost_on_the_way_back_are_sent_again_as_the_same(
     gone()
     assert receiver.rows() == expected(range(500))
     attempts = Counter(request.id for request in receiver.received)
-    assert max(attempts.values()) == 5
+    assert attempts.total() == len(attempts) + 4, "each attempt that failed was made again, of whichever signal"
     assert len({(request.id, request.body) for request in receiver.received}) == len(attempts)
 
 
@@ -398,7 +398,7 @@ def test_a_run_that_a_receiver_rejects_is_kept_for_people(start, state, receiver
     trainer = start()
     trainer.tell("log 0 10")
     trainer.tell("finish")
-    assert "rejected by their receiver" in trainer.end()
+    assert "receivers refused" in trainer.end()
     (run,) = list_runs(state)
     wait_for(lambda: not agent_lives(run), "the agent ends")
     assert "set aside" in run.agent_log.read_text()

@@ -212,8 +212,6 @@ def test_halves_that_are_delivered_are_not_sent_by_the_next_agent(outgoing, spoo
     assert rows(first.next(spool)) == [0, 1]
     first.accepted(spool, 0)
     second = outgoing()
-    assert rows(second.next(spool)) == [0, 1, 2, 3]
-    second.halved(spool, "too large")
     assert [rows(request) for request in drain(second, spool)] == [[2, 3]]
 
 

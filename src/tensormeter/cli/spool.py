@@ -78,11 +78,11 @@ def show(run: str, directory: Path | None) -> None:
     console = Console(highlight=False)
     console.print(Text(plain(found.path)), soft_wrap=True)
     with _opened(found) as opened:
-        contents = Table("destination", "what", box=None, header_style="bold", pad_edge=False)
+        contents = Table("destination", "signal", "what", box=None, header_style="bold", pad_edge=False)
         for column in ("requests", "items", "bytes"):
             contents.add_column(column, justify="right")
-        for destination, what, *counts in opened.contents():
-            contents.add_row(Text(plain(destination)), what, *(f"{count:,}" for count in counts))
+        for destination, signal, what, *counts in opened.contents():
+            contents.add_row(Text(plain(destination)), Text(plain(signal)), what, *(f"{count:,}" for count in counts))
         console.print(contents if contents.row_count else "nothing is waiting")
         for reason, items in opened.losses().items():
             console.print(Text(f"lost, {plain(reason)}: {items:,} items"))

@@ -16,12 +16,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from tensormeter.errors import RingError, SpoolError, TensormeterError
-from tensormeter.pipeline.delivery import Delivery
+from tensormeter.pipeline.delivery import Delivery, deliveries
 from tensormeter.pipeline.directory import RunDirectory, runs_locked
 from tensormeter.pipeline.drain import Drain
 from tensormeter.pipeline.errors import SpoolDamagedError, SpoolVersionError
@@ -46,6 +46,7 @@ _STOP_DELIVERY: Final = 15.0
 _TROUBLE_DELAY: Final = 1.0
 _MOST_REPAIRS: Final = 3
 _RESERVE_DELAY: Final = 5.0
+_MOST_WORDS: Final = 3
 _TROUBLE_LIMIT: Final = 300.0
 """Seconds for which the spool may refuse before the agent gives up; the next one may find a mended disk."""
 
@@ -89,6 +90,7 @@ class Agent:
         self._left_at = time.monotonic()
         self._status_at = 0.0
         self._reserve_at = 0.0
+        self._refusals = 0, ""
         self.error = ""
         """Why something is still not delivered, after `run`."""
 
@@ -165,6 +167,7 @@ class Agent:
 
     def _work(self, spool: Spool) -> bool:
         settings = self._settings
+        self._leave_signals_out(spool)
         self._start_deliveries()
         if settings.sample_interval and not self._one_shot:
             from tensormeter.pipeline.statistics import Statistics
@@ -195,12 +198,24 @@ class Agent:
                 self._statistics.stop()
             self._stop_deliveries()
 
+    def _leave_signals_out(self, spool: Spool) -> None:
+        """Give up what waits of signals that destinations are no longer sent."""
+        for destination in self._settings.exporters:
+            for left in self._settings.signals_left_out(destination):
+                items = spool.withdraw(destination, left.signal)
+                if items:
+                    logger.warning(
+                        "%s: %d items of %s that waited are not sent, because %s",
+                        destination,
+                        items,
+                        left.signal,
+                        left.reason,
+                    )
+
     def _start_deliveries(self) -> None:
         settings = self._settings
         if settings.mode == "online":
-            self._deliveries = [
-                Delivery(name, self._directory.spool, settings, self._wake.set) for name in settings.exporters
-            ]
+            self._deliveries = deliveries(settings.exporters, self._directory.spool, settings, self._wake.set)
             for delivery in self._deliveries:
                 delivery.start()
 
@@ -282,14 +297,18 @@ class Agent:
                 del self._drains[path]
                 self._left_at = time.monotonic()
             else:
-                working = [delivery.destination for delivery in self._deliveries if not delivery.failures]
+                working = [
+                    delivery.destination
+                    for delivery in self._deliveries
+                    if not delivery.failures and "logs" in delivery.signals
+                ]
                 drain.beat(working, speaks=left[:1] == [drain])
             fresh = drain.take_fresh() or fresh
         hurry = self._stopping or self._one_shot or self._somebody_has_finished()
         for delivery in self._deliveries:
             delivery.hurry(hurry)
-            if fresh and not delivery.failures:
-                delivery.wake()
+            if fresh:
+                delivery.arrived()
 
     def _somebody_has_finished(self) -> bool:
         """Whether a process may be waiting for delivery, or nobody is left who brings more."""
@@ -307,20 +326,34 @@ class Agent:
         pending = spool.pending()
         rejected = spool.quarantined_items()  # read after `pending`, published before: nobody sees 0 pending without it
         losses = spool.losses()
-        stalled = any(delivery.stalled for delivery in self._deliveries)
-        trouble = "; ".join(delivery.error for delivery in self._deliveries if delivery.error)
+        stalled = self._stalled()
+        trouble = self._trouble()
+        if rejected != self._refusals[0]:
+            self._refusals = rejected, _describe(spool.rejections())
         for drain in self._drains.values():
             drain.ring.words[HeaderWord.QUARANTINED_ITEMS] = rejected
             for reason in SpoolLoss:
                 drain.ring.words[HeaderWord.SPOOL_LOSSES + reason] = losses.get(reason.name.lower(), 0)
-            if drain.ring.trouble != trouble:
-                drain.ring.trouble = trouble
+            drain.ring.report(trouble, self._refusals[1])
             drain.ring.words[HeaderWord.STALLED] = stalled
             drain.ring.words[HeaderWord.PENDING_REQUESTS] = pending
         now = time.monotonic()
         if self._on_status and now - self._status_at >= _STATUS_INTERVAL:
             self._status_at = now
             self._on_status(spool.pending_items())
+
+    def _stalled(self) -> bool:
+        """Whether it makes no sense to wait: what is not delivered is for destinations that cannot be reached."""
+        return any(delivery.stalled for delivery in self._deliveries) and all(
+            delivery.stalled or delivery.idle for delivery in self._deliveries
+        )
+
+    def _trouble(self) -> str:
+        return "; ".join(
+            delivery.error if len(delivery.signals) > 1 else f"{delivery.signals[0]}: {delivery.error}"
+            for delivery in self._deliveries
+            if delivery.error
+        )
 
     def _nothing_left(self, spool: Spool) -> bool:
         """Whether there is no reason to go on."""
@@ -331,8 +364,8 @@ class Agent:
         if self._settings.mode == "offline" or spool.pending() == 0:
             return True
         if self._one_shot:
-            return all(delivery.stalled for delivery in self._deliveries)
-        if all(delivery.parked for delivery in self._deliveries) and self._settings.token_file is None:
+            return self._stalled() or all(delivery.idle for delivery in self._deliveries)
+        if all(delivery.parked or delivery.idle for delivery in self._deliveries) and self._settings.token_file is None:
             return True  # this process will not see another token, and the next agent may have one
         return time.monotonic() - self._left_at > self._settings.linger_timeout
 
@@ -352,7 +385,7 @@ class Agent:
                     self._start_deliveries()
                 return None
             if not delivered:
-                self.error = "; ".join(delivery.error for delivery in self._deliveries if delivery.error)
+                self.error = self._trouble()
                 if abandoned := spool.abandoned(self._settings.exporters):
                     names = ", ".join(map(repr, sorted(abandoned)))
                     told = f"something waits for {names}, no exporter of this run: name it in `exporters`, or purge the spool"
@@ -371,6 +404,14 @@ class Agent:
             fcntl.flock(self._lock, fcntl.LOCK_UN)  # whoever else may have it open
             os.close(self._lock)
             self._lock = -1
+
+
+def _describe(rejections: Sequence[tuple[str, str, int]]) -> str:
+    """What was set aside, for people."""
+    words = [f"{destination}: {items} items of {reason}" for destination, reason, items in rejections]
+    return "; ".join(words[:_MOST_WORDS]) + (
+        f"; and {len(words) - _MOST_WORDS} more" if len(words) > _MOST_WORDS else ""
+    )
 
 
 def main(arguments: list[str]) -> int:

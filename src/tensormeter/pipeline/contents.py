@@ -18,7 +18,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality
 
 from tensormeter.exporter import Request
 
-__all__ = ["condensed", "divided", "halves", "joined", "thinned"]
+__all__ = ["condensed", "divided", "halves", "joined", "keep_metrics", "pack", "thinned"]
 
 _GZIP_LEVEL: Final = 1
 _DELTA: Final = AggregationTemporality.AGGREGATION_TEMPORALITY_DELTA
@@ -39,7 +39,7 @@ def halves(request: Request, *, whole_rows: bool = False) -> tuple[Request, Requ
     if split is None:
         return None
     first, second = (
-        Request(f"{request.id}.{number}", request.signal, _pack(message), items)
+        Request(f"{request.id}.{number}", request.signal, pack(message), items)
         for number, (message, items) in enumerate(split)
     )
     return first, second
@@ -77,7 +77,7 @@ def joined(requests: Sequence[Request]) -> Request:
             for scope in resource.scope_metrics:
                 _join_metrics(scope)
     name = hashlib.blake2s(" ".join(request.id for request in requests).encode(), digest_size=16).hexdigest()
-    return Request(name, signal, _pack(message), sum(request.items for request in requests))
+    return Request(name, signal, pack(message), sum(request.items for request in requests))
 
 
 def thinned(body: bytes) -> tuple[bytes, int, int]:
@@ -104,6 +104,20 @@ def condensed(bodies: Sequence[bytes]) -> tuple[bytes, int, int]:
     message = _parse_metrics(b"".join(map(gzip.decompress, bodies)))
     _join_resources(message)
     return _keep_last_and(message, lambda point: False)
+
+
+def pack(message: Any) -> bytes:
+    """A message as the body of a request: the same bytes for the same message."""
+    return gzip.compress(message.SerializeToString(), _GZIP_LEVEL, mtime=0)
+
+
+def keep_metrics(message: Any, wanted: Callable[[Any], bool]) -> None:
+    """Remove the metrics of a request that are not wanted or have no points, and what is empty then."""
+    for resource in message.resource_metrics:
+        for scope in resource.scope_metrics:
+            _drop_empty(scope.metrics, lambda metric: metric.WhichOneof("data") is not None and wanted(metric))
+        _drop_empty(resource.scope_metrics, lambda scope: bool(scope.metrics))
+    _drop_empty(message.resource_metrics, lambda resource: bool(resource.scope_metrics))
 
 
 def _halve_logs(body: bytes) -> list[tuple[Any, int]] | None:
@@ -159,7 +173,7 @@ def _keep_last_and(message: Any, wanted: Callable[[Any], bool]) -> tuple[bytes, 
     final = frozenset(last.values())
     # By time and not by series, so that a last value keeps the step that stands beside it.
     kept = _keep(message, lambda _, point, delta: delta or point.time_unix_nano in final or wanted(point))
-    return _pack(message), kept, total - kept
+    return pack(message), kept, total - kept
 
 
 def _keep(message: Any, wanted: Callable[[int, Any, bool], bool]) -> int:
@@ -252,7 +266,3 @@ def _replace(repeated: Any, items: list[Any]) -> None:
         copies.append(copy)
     del repeated[:]
     repeated.extend(copies)
-
-
-def _pack(message: Any) -> bytes:
-    return gzip.compress(message.SerializeToString(), _GZIP_LEVEL, mtime=0)

@@ -1,7 +1,12 @@
-"""Delivery: one thread for each destination, from the spool to the receiver.
+"""Delivery: from the spool to the receivers, on threads of its own.
 
 Each destination has its own thread, its own backoff and its own place in the spool, so a bad one holds up nobody else.
 Requests go out in order, one at a time; joined or divided where the destination has a pace of its own (`outgoing`).
+
+A destination whose exporter has `independent_signals` has all of that for each signal, so a receiver that takes metrics alone gets
+them while its log records wait. As long as both signals arrive, they still go in the order in which they were recorded: a run
+begins before its first value and ends after its last one.
+
 Waiting between attempts doubles from 1 to 60 seconds with full jitter (`backoff.expo`, `backoff.full_jitter`; see "Exponential
 Backoff And Jitter", AWS Architecture Blog, 2015); a `Retry-After` is a floor under it, up to an hour.
 There is no limit on attempts while the agent lives; what it leaves stays in the spool.
@@ -15,7 +20,7 @@ request, so that a new agent sends the same ones.
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Final
@@ -35,12 +40,14 @@ from tensormeter.exporter import (
     Unauthorized,
     load_exporter,
 )
+from tensormeter.pace import UploadRate
 from tensormeter.pipeline.errors import SpoolDamagedError
 from tensormeter.pipeline.outgoing import Outgoing
 from tensormeter.pipeline.spool import Spool
 from tensormeter.settings import Settings
+from tensormeter.signals import SIGNALS, Signal
 
-__all__ = ["Delivery"]
+__all__ = ["Delivery", "deliveries"]
 
 logger: Final = logging.getLogger("tensormeter.agent")
 
@@ -53,12 +60,48 @@ _PARKED: Final = 900.0
 
 _TOKEN_LOOK: Final = 0.5
 
+_PATIENCE: Final = 1.0
+"""Seconds that an attempt of one signal may take before the other signal no longer waits for its turn."""
+
+_TURN_LOOK: Final = 0.1
+
+
+def deliveries(
+    destinations: Iterable[str], spool: Path, settings: Settings, on_progress: Callable[[], None]
+) -> "list[Delivery]":
+    """What delivers to some destinations: one `Delivery` for each, or one for each of its signals.
+
+    Args:
+        destinations: Entry-point names of exporters, and behind a colon what tells one from others of its kind.
+        spool: Path of the spool.
+        settings: Of the run.
+        on_progress: As for `Delivery`.
+
+    Raises:
+        SettingsError: There is no such exporter.
+    """
+    found = []
+    for destination in destinations:
+        independent = getattr(load_exporter(destination), "independent_signals", False)
+        left_out = {left.signal for left in settings.signals_left_out(destination)}
+        groups: list[tuple[Signal, ...]] = (
+            [(signal,) for signal in SIGNALS if signal not in left_out] if independent else [SIGNALS]
+        )
+        rate = UploadRate(settings.pace_of(destination).max_upload_bytes_per_second)
+        siblings = [Delivery(destination, spool, settings, on_progress, signals=group, rate=rate) for group in groups]
+        for delivery in siblings:
+            delivery.siblings = [other for other in siblings if other is not delivery]
+        found += siblings
+    return found
+
 
 class Delivery:
-    """Delivers the requests of one destination.
+    """Delivers the requests of one destination, or those of one signal.
 
     Attributes:
         destination: Its name.
+        signals: The signals that it delivers.
+        siblings: What delivers the other signals to the same destination.
         failures: Attempts that have failed since the last success.
         error: What the last of them said.
         stalled: Whether it makes no sense to wait for this destination: several attempts have failed, or the next one is
@@ -74,6 +117,9 @@ class Delivery:
         settings: Settings,
         on_progress: Callable[[], None],
         jitter: Callable[[float], float] = backoff.full_jitter,
+        *,
+        signals: Sequence[Signal] = SIGNALS,
+        rate: UploadRate | None = None,
     ) -> None:
         """
         Args:
@@ -82,11 +128,15 @@ class Delivery:
             settings: Of the run.
             on_progress: Called on this thread after each attempt. Must not block.
             jitter: Turns a delay into the one to wait.
+            signals: The signals to deliver.
+            rate: The destination's limit on bytes a second, shared with its siblings; its own without one.
 
         Raises:
             SettingsError: There is no such exporter.
         """
         self.destination = destination
+        self.signals = tuple(signals)
+        self.siblings: list[Delivery] = []
         self._spool = spool
         self._settings = settings
         self._exporter_type = load_exporter(destination)
@@ -94,7 +144,8 @@ class Delivery:
         self._jitter = jitter
         self._wake = threading.Event()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"tensormeter-deliver-{destination}", daemon=True)
+        name = "-".join(["tensormeter-deliver", destination, *(self.signals if len(self.signals) == 1 else ())])
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.failures = 0
         self.error = ""
         self.stalled = False
@@ -102,15 +153,34 @@ class Delivery:
         self.damaged = False
         self._pace = settings.pace_of(destination)
         self._folder = spool.with_name("exporters") / destination
-        self._outgoing = Outgoing(destination, self._pace, self._folder)
-        self._free_at = 0.0
+        self._outgoing = Outgoing(destination, self._pace, self._folder, self.signals)
+        self._rate = rate or UploadRate(self._pace.max_upload_bytes_per_second)
+        self._news = 0
+        self._seen = -1
+        """The value of `_news` when nothing was found to deliver; -1 while there is something."""
+        self._position: int | None = None
+        self._attempt_began: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.destination} ({self.signals[0]})" if len(self.signals) == 1 else self.destination
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has looked for something to deliver since the last `arrived`, and found nothing."""
+        return self._seen == self._news
 
     def start(self) -> None:
         self._thread.start()
 
     def wake(self) -> None:
-        """There is something new, or a reason to try again at once. Any thread, any number of times."""
+        """Try again at once. Any thread, any number of times."""
         self._wake.set()
+
+    def arrived(self) -> None:
+        """Something has come into the spool. While attempts fail, it waits for the next one. The agent's main thread."""
+        self._news += 1
+        if not self.failures:
+            self._wake.set()
 
     def hurry(self, hurry: bool) -> None:
         """Whether nothing shall wait in the spool for others to go with it. Any thread."""
@@ -156,6 +226,7 @@ class Delivery:
             destination=self.destination,
             options=settings.options_of(self.destination),
             state=self._folder,
+            signals=self.signals,
         )
 
     def _deliver(self, spool: Spool, exporter: Exporter, token: str | None) -> None:
@@ -196,54 +267,82 @@ class Delivery:
         Returns:
             None to go on at once, 0 to wait for something new, or the seconds to wait before the next attempt.
         """
+        news = self._news
         request = self._outgoing.next(spool)
+        self._position = self._outgoing.position
         if request is None:
+            if not self._outgoing.due_in and self._seen != news:
+                self._seen = news
+                self._call_siblings()
             return self._outgoing.due_in
-        self._wait_for_rate()
+        self._seen = -1
+        if self._waits_its_turn():
+            return _TURN_LOOK
+        self._stop.wait(self._rate.reserve(len(request.body)))
         if self._stop.is_set():
             return 0.0
-        self._free_at = time.monotonic() + len(request.body) / (self._pace.max_upload_bytes_per_second or float("inf"))
         match self._export(exporter, request):
             case Accepted(refused, message):
                 if refused:
                     logger.error("%s refused %d items of %r: %s", self.destination, refused, request, message)
                 self._outgoing.accepted(spool, refused)
-            case Rejected(reason):
-                self._outgoing.rejected(spool, reason)
+            case Rejected(reason, divide):
+                self._outgoing.rejected(spool, reason, divide=divide)
             case TooLarge(reason):
                 self._outgoing.halved(spool, reason)
             case Unauthorized(reason):
                 if not self.parked:
-                    logger.warning("%s: %s; nothing is sent until there is another token", self.destination, reason)
+                    logger.warning("%s: %s; nothing is sent until there is another token", self, reason)
                 self._failed(reason, _PARKED)
                 self.parked = True
                 return _PARKED
             case Retry(reason, after):
                 delay = max(self._jitter(next(delays)), min(after or 0.0, _LONGEST_RETRY_AFTER), 0.001)
                 self._failed(reason, delay)
-                logger.warning("%s: %s; attempt %d in %.1f s", self.destination, reason, self.failures + 1, delay)
+                logger.warning("%s: %s; attempt %d in %.1f s", self, reason, self.failures + 1, delay)
                 return delay
+        recovered = self.failures > 0
         self.failures = 0
         self.error = ""
         self.stalled = self.parked = False
+        self._position = None  # the next one is not known yet
+        self._call_siblings(recovered=recovered)
         self._on_progress()
         return None
 
-    def _wait_for_rate(self) -> None:
-        """Until what has been sent is within the limit again."""
-        self._stop.wait(max(0.0, self._free_at - time.monotonic()))
+    def _waits_its_turn(self) -> bool:
+        """Whether something that was recorded earlier is about to be delivered by a sibling to which delivery works."""
+        return any(sibling._goes_before(self._position) for sibling in self.siblings)
+
+    def _goes_before(self, position: int | None) -> bool:
+        if self.failures or self.idle or position is None:
+            return False
+        began = self._attempt_began
+        if began is not None and time.monotonic() - began > _PATIENCE:
+            return False
+        return self._position is None or self._position < position
+
+    def _call_siblings(self, *, recovered: bool = False) -> None:
+        """Wake the siblings that wait for their turn; those that fail, too, if the receiver has just come back."""
+        for sibling in self.siblings:
+            if recovered or not sibling.failures:
+                sibling._wake.set()
 
     def _failed(self, reason: str, delay: float) -> None:
         self.failures += 1
         self.error = reason
+        self._call_siblings()
         self.stalled = self.failures >= _STALLED_FAILURES or delay >= _STALLED_DELAY
 
     def _export(self, exporter: Exporter, request: Request) -> Outcome:
+        self._attempt_began = time.monotonic()
         try:
             return exporter.export(request)
         except Exception as error:
             logger.exception("exporter %s failed", self.destination)
             return Retry(f"{type(error).__name__}: {error}")
+        finally:
+            self._attempt_began = None
 
     @staticmethod
     def _delays() -> Generator[float, None, None]:

@@ -45,7 +45,8 @@ class Drain:
     def __init__(self, ring: RingFile, spool: Spool, destinations: Sequence[str], settings: Settings) -> None:
         self.ring = ring
         self._spool = spool
-        self._destinations = destinations
+        self._metrics_to = settings.takers("metrics", destinations)
+        self._logs_to = settings.takers("logs", destinations)
         self._processor = BatchMeasurementProcessor(
             ring,
             {lane: spool.cursor(ring.process, lane) for lane in range(len(ring.lanes))},
@@ -131,7 +132,7 @@ class Drain:
         """Tell receivers that the process lives, if nothing else has for a while, and what had to be dropped, if that is news.
 
         Args:
-            destinations: Those to which delivery works; a heartbeat is not worth keeping for later.
+            destinations: Those to which delivery of log records works; a heartbeat is not worth keeping for later.
             speaks: Whether this is the process that tells what the spool had to drop.
         """
         interval, now = self._heartbeat_interval, time.monotonic()
@@ -174,7 +175,7 @@ class Drain:
             requests.append(Encoded("metrics", body, batch.points))
         self._spool.put(
             requests,
-            self._destinations,
+            self._metrics_to,
             self.ring.process,
             cursors,
             started=self._started,
@@ -199,7 +200,7 @@ class Drain:
             cursors = {_MEDIA: Cursor(piece.number)}
             self._spool.put(
                 encoded,
-                self._destinations,
+                self._logs_to,
                 self.ring.process,
                 cursors,
                 started=self._started,
@@ -216,7 +217,7 @@ class Drain:
         body = gzip.compress(encode_metrics([batch]), _GZIP_LEVEL, mtime=0)
         self._spool.put(
             [Encoded("metrics", body, batch.points, Priority.SYSTEM)],
-            self._destinations,
+            self._metrics_to,
             self.ring.process,
             {},
             started=self._started,
@@ -235,8 +236,8 @@ class Drain:
     ) -> None:
         body = gzip.compress(encode_events(self.resource, events), _GZIP_LEVEL, mtime=0)
         encoded = [Encoded("logs", body, len(events), priority)] if events else []
-        whom = self._destinations if destinations is None else destinations
-        self._spool.put(encoded, whom, self.ring.process, {}, started=started, ended=ended)
+        to = self._logs_to if destinations is None else destinations
+        self._spool.put(encoded, to, self.ring.process, {}, started=started, ended=ended)
         self._started, self._ended = started, ended
         self._publish()
 

@@ -34,6 +34,7 @@ from tensormeter.pipeline.request import Encoded, Priority, Waiting, checksum, i
 from tensormeter.pipeline.reserve import Reserve
 from tensormeter.pipeline.transaction import Transaction
 from tensormeter.settings import Durability
+from tensormeter.signals import SIGNALS, Signal
 
 __all__ = ["Spool"]
 
@@ -124,18 +125,21 @@ class Spool:
         ended: bool,
         aggregates: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Store requests of one process for every destination, and how far its lanes and its life have come, atomically.
+        """Store requests of one process for some destinations, and how far its lanes and its life have come, atomically.
 
-        `aggregates` are the states of those aggregated streams that have changed.
+        Requests for no destination are not stored. `aggregates` are the states of those aggregated streams that have changed.
 
         Raises:
             SpoolError: The disk refuses, or what is left of it is needed for marking requests as delivered; then nothing of
                 it is stored.
         """
+        to = tuple(destinations)
+        if not to:
+            requests = ()
         self._leave_room(_PAGES + sum(len(request.body) for request in requests))
         with self.transaction():
             for request in requests:
-                self._insert(request, destinations)
+                self._insert(request, to)
             self._database.executemany(
                 "INSERT OR REPLACE INTO cursor VALUES (?, ?, ?, ?)",
                 [(process, lane, cursor.position, cursor.last_time) for lane, cursor in cursors.items()],
@@ -165,18 +169,47 @@ class Spool:
             if request is not None:
                 return seen, request
 
-    def waiting(self, destination: str, most: int) -> list[Waiting]:
-        """The oldest requests that a destination has neither accepted nor rejected, without their bodies, unchecked."""
+    def waiting(
+        self, destination: str, most: int, signals: Sequence[Signal] = SIGNALS, *, after: int = 0
+    ) -> list[Waiting]:
+        """The oldest requests of some signals that a destination has neither accepted nor rejected.
+
+        They come without their bodies, and unchecked. A request whose signal is damaged counts as one of any signal: whoever
+        reads it finds that out.
+
+        Args:
+            destination: The destination.
+            most: The longest list that is wanted.
+            signals: The signals.
+            after: Only requests with higher sequence numbers.
+        """
         rows = self._fetch_all(
             "SELECT sequence, id, signal, items, length(body) FROM pending JOIN request USING (sequence) "
-            "WHERE destination = ? ORDER BY sequence LIMIT ?",
+            f"WHERE destination = ? AND sequence > ? AND {_of(signals)} ORDER BY sequence LIMIT ?",
             destination,
+            after,
             most,
         )
         return [
             Waiting(at, str(batch), str(signal), int(str(items).isdecimal() and items), size)
             for at, batch, signal, items, size in rows
         ]
+
+    def newest(self) -> int:
+        """The highest sequence number that was ever given, of a request that is still there; 0 without one."""
+        row = self._fetch("SELECT max(sequence) FROM request")
+        return (row and row[0]) or 0
+
+    def withdraw(self, destination: str, signal: Signal) -> int:
+        """Take everything of a signal that waits for a destination out of its queue. Returns how many items that were."""
+        with self.transaction():
+            rows = self._database.execute(
+                "SELECT sequence, items FROM pending JOIN request USING (sequence) WHERE destination = ? AND signal = ?",
+                (destination, signal),
+            ).fetchall()
+            for sequence, _ in rows:
+                self._retire(destination, sequence)
+        return sum(items for _, items in rows)
 
     def read(self, sequence: int) -> Request | None:
         """One request; None if it is not there, or damaged, which is counted."""
@@ -218,12 +251,15 @@ class Spool:
 
     def quarantine_part(self, destination: str, part: Request, reason: str) -> None:
         """The destination will never accept a part of a request: set that part aside."""
-        with self.transaction():
+
+        def write() -> None:
             self._database.execute(
                 "INSERT OR IGNORE INTO quarantine (destination, id, reason, signal, items, body) "
                 "VALUES (?, ?, ?, ?, ?, ?)",
                 (destination, part.id, reason, part.signal, part.items, part.body),
             )
+
+        self._mark(write)
 
     def discard(self, sequence: int, reason: str) -> None:
         """Give a request up, for all destinations, and count what was in it."""
@@ -263,14 +299,15 @@ class Spool:
         """Data points and log records that a destination has rejected."""
         return self._count("SELECT coalesce(sum(items), 0) FROM quarantine")
 
-    def contents(self) -> list[tuple[str, str, int, int, int]]:
-        """What waits, for people: (destination, priority, requests, items, bytes)."""
+    def contents(self) -> list[tuple[str, str, str, int, int, int]]:
+        """What waits, for people: (destination, signal, priority, requests, items, bytes)."""
         rows = self._rows(
-            "SELECT destination, priority, count(*), sum(items), sum(length(body)) "
-            "FROM pending JOIN request USING (sequence) GROUP BY destination, priority ORDER BY destination, priority"
+            "SELECT destination, signal, priority, count(*), sum(items), sum(length(body)) "
+            "FROM pending JOIN request USING (sequence) GROUP BY destination, signal, priority "
+            "ORDER BY destination, signal DESC, priority"
         )
         names = {int(priority): priority.name.lower() for priority in Priority}
-        return [(row[0], names.get(row[1], "damaged"), *row[2:]) for row in rows]
+        return [(row[0], str(row[1]), names.get(row[2], "damaged"), *row[3:]) for row in rows]
 
     def rejections(self) -> list[tuple[str, str, int]]:
         """What was rejected: (destination, reason, items)."""
@@ -445,6 +482,12 @@ class Spool:
     def transaction(self) -> Transaction:
         """All statements of the block, or none of them."""
         return Transaction(self._database, self.path)
+
+
+def _of(signals: Sequence[Signal]) -> str:
+    """A condition on the column `signal`: one of these, or damaged."""
+    others = ", ".join(f"'{signal}'" for signal in SIGNALS if signal not in signals)
+    return f"signal NOT IN ({others})" if others else "1"
 
 
 def _text(content: bytes) -> str:

@@ -36,6 +36,7 @@ class Statistics:
     def __init__(self, spool: Spool, settings: Settings) -> None:
         self._spool = spool
         self._settings = settings
+        self._metrics_to = settings.takers("metrics", settings.exporters)
         self._watch = Watch(folders=(str(settings.directory),))
         self._node: Node | None = None
         self._process = ""
@@ -87,7 +88,7 @@ class Statistics:
         if time.monotonic() < self._retry_at:
             return False
         try:
-            self._spool.put([encoded], self._settings.exporters, self._process, {}, started=True, ended=True)
+            self._spool.put([encoded], self._metrics_to, self._process, {}, started=True, ended=True)
         except SpoolDamagedError:
             raise
         except SpoolError as error:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tensormeter.errors import RingError
 from tensormeter.ring.layout import Layout
@@ -34,6 +34,9 @@ from tensormeter.ring.words import (
 )
 
 __all__ = ["RingFile", "media_directory"]
+
+_SEPARATOR: Final = "\x1e"
+"""Between the two things that the agent has to say: ASCII's record separator."""
 
 
 def media_directory(ring_path: Path) -> Path:
@@ -219,15 +222,33 @@ class RingFile:
     @property
     def trouble(self) -> str:
         """The agent's last words on a delivery that fails; "" if none does."""
-        length = self.words[TROUBLE >> 3]
-        return self.buffer[TROUBLE + 8 : TROUBLE + 8 + min(max(length, 0), TROUBLE_BYTES)].decode(errors="replace")
+        return self._agent_words()[0]
 
-    @trouble.setter
-    def trouble(self, text: str) -> None:
-        encoded = text.encode(errors="replace")[:TROUBLE_BYTES]
+    @property
+    def set_aside(self) -> str:
+        """The agent's last words on what receivers have refused for good; "" if nothing was."""
+        return self._agent_words()[1]
+
+    def report(self, trouble: str, set_aside: str) -> None:
+        """Write `trouble` and `set_aside`, cut to the room that there is. For the agent."""
+        parts = [
+            text.replace(_SEPARATOR, " ").encode(errors="replace")[: TROUBLE_BYTES // 2 - 1]
+            for text in (trouble, set_aside)
+        ]
+        encoded = _SEPARATOR.encode().join(parts) if set_aside else parts[0]
+        if encoded == self._agent_bytes():
+            return
         self.words[TROUBLE >> 3] = 0
         self.buffer[TROUBLE + 8 : TROUBLE + 8 + len(encoded)] = encoded
         self.words[TROUBLE >> 3] = len(encoded)
+
+    def _agent_words(self) -> tuple[str, str]:
+        trouble, _, set_aside = self._agent_bytes().decode(errors="replace").partition(_SEPARATOR)
+        return trouble, set_aside
+
+    def _agent_bytes(self) -> bytes:
+        length = self.words[TROUBLE >> 3]
+        return bytes(self.buffer[TROUBLE + 8 : TROUBLE + 8 + min(max(length, 0), TROUBLE_BYTES)])
 
     def log_durations_offset(self, path: LogPath) -> int:
         """Byte offset of the words that tell how long the log calls of a path took."""

@@ -37,7 +37,7 @@ VERSION: Final = 2
 HEADER_BYTES: Final = 4096
 LANE_TABLE: Final = 64
 TROUBLE: Final = 2048
-"""Offset of the agent's words on a failing delivery: their length, then at most TROUBLE_BYTES of UTF-8."""
+"""Offset of the agent's words on delivery (`RingFile.report`): their length, then at most TROUBLE_BYTES of UTF-8."""
 TROUBLE_BYTES: Final = 1024
 LOG_DURATIONS: Final = 3200
 """Offset of how long log calls took, for each `LogPath`: the sum in nanoseconds, then the counts of DURATION_BUCKETS buckets."""

@@ -1,0 +1,149 @@
+"""What receivers of OTLP over HTTP say: whether they have a request, and which part of it they left out.
+
+The protocol asks for a response message. Many receivers send none: Prometheus, Mimir, VictoriaMetrics and VictoriaLogs answer 200
+without a body, Loki 204, others 202 or `{}`. Whatever is 2xx is therefore an acceptance, unless it is plainly no answer of a
+receiver: a web page, as a proxy or a login shows it, or a message that is not what its type says.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsPartialSuccess,
+    ExportMetricsServiceResponse,
+)
+
+from tensormeter.exporter import Accepted, Outcome, Retry, Signal
+
+__all__ = ["PROTOBUF", "Answer", "read_response"]
+
+PROTOBUF: Final = "application/x-protobuf"
+_PROTOBUF_TYPES: Final = (PROTOBUF, "application/protobuf", "application/vnd.google.protobuf")
+_PAGE_TYPES: Final = ("text/html", "application/xhtml+xml")
+_LONGEST_REASON: Final = 300
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a receiver said.
+
+    Attributes:
+        url: Who said it.
+        status: HTTP's status.
+        phrase: HTTP's reason phrase, or "".
+        content_type: Of the body.
+        body: The body.
+        retry_after: Seconds that it asked to wait, or None.
+    """
+
+    url: str
+    status: int
+    phrase: str
+    content_type: str
+    body: bytes
+    retry_after: float | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the status is 2xx."""
+        return 200 <= self.status < 300
+
+    @property
+    def reason(self) -> str:
+        """In words, for people: who answered what, with the receiver's own explanation."""
+        answered = f"{self.url} answered {self.status} {self.phrase}".rstrip()
+        explained = _explanation(self._type, self.body)
+        return f"{answered}: {explained}" if explained else answered
+
+    def accepted(self, signal: Signal, items: int) -> Outcome:
+        """What a 2xx means: an acceptance, but for what the receiver left out; `Retry` if it is no answer of a receiver.
+
+        Args:
+            signal: Signal of the request.
+            items: Points or records in it.
+        """
+        answered = f"{self.url} answered {self.status}"
+        if not self.body.strip():
+            return Accepted()
+        if self._type in _PROTOBUF_TYPES:
+            try:
+                return read_response(signal, self.body, items)
+            except DecodeError:
+                return Retry(f"{answered} with a body that is not OTLP; is the endpoint right?")
+        if self._type in _PAGE_TYPES or self.body.lstrip()[:1] == b"<":
+            return Retry(f"{answered} with {self._type or 'a web page'} instead of OTLP; is the endpoint right?")
+        if self._type == "application/json" or self._type.endswith("+json"):
+            try:
+                return _read_json(signal, json.loads(self.body), items)
+            except (ValueError, RecursionError):
+                return Retry(f"{answered} with a body that is not JSON; is the endpoint right?")
+        return Accepted()
+
+    @property
+    def _type(self) -> str:
+        return self.content_type.partition(";")[0].strip().lower()
+
+
+def read_response(signal: Signal, body: bytes, items: int) -> Accepted:
+    """The response message of OTLP.
+
+    Args:
+        signal: Signal of the request.
+        body: The message, as protobuf.
+        items: Points or records in the request: no receiver can have left out more.
+
+    Raises:
+        DecodeError: It is no such message.
+    """
+    if signal == "metrics":
+        metrics = ExportMetricsServiceResponse.FromString(body).partial_success
+        return _accepted(metrics.rejected_data_points, metrics.error_message, items)
+    logs = ExportLogsServiceResponse.FromString(body).partial_success
+    return _accepted(logs.rejected_log_records, logs.error_message, items)
+
+
+def _read_json(signal: Signal, document: Any, items: int) -> Accepted:
+    partial = document.get("partialSuccess") if isinstance(document, Mapping) else None
+    if not isinstance(partial, Mapping):
+        return Accepted()
+    rejected = partial.get("rejectedDataPoints" if signal == "metrics" else "rejectedLogRecords") or 0
+    try:
+        number = int(rejected)  # 64-bit integers are texts in protobuf's JSON
+    except (ValueError, TypeError, OverflowError):
+        number = 0
+    return _accepted(number, str(partial.get("errorMessage") or ""), items)
+
+
+def _accepted(rejected: int, message: str, items: int) -> Accepted:
+    return Accepted(min(max(rejected, 0), items), _readable(message))
+
+
+def _explanation(kind: str, body: bytes) -> str:
+    """The receiver's own words on an error, if they are meant for people."""
+    if kind in _PROTOBUF_TYPES:
+        try:
+            # google.rpc.Status has its code and its message in the same fields; its package is not needed otherwise.
+            return _readable(ExportMetricsPartialSuccess.FromString(body).error_message)
+        except DecodeError:
+            return ""
+    if kind == "application/json":
+        try:
+            document = json.loads(body)
+        except (ValueError, RecursionError):
+            return ""
+        if isinstance(document, Mapping):
+            words = next((document[name] for name in ("message", "error") if isinstance(document.get(name), str)), "")
+            return _readable(words)
+        return ""
+    return _readable(body.decode(errors="replace")) if kind == "text/plain" else ""
+
+
+def _readable(text: str) -> str:
+    """One line, printable, not too long."""
+    line = "".join(letter if letter.isprintable() else " " for letter in text[: 4 * _LONGEST_REASON])
+    line = " ".join(line.split())
+    return line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]}..."

@@ -1,0 +1,301 @@
+"""Distributions and sums added up on their way to a receiver that wants cumulative temporality.
+
+A distribution leaves the spool as one point of delta temporality for each time it was logged. Prometheus and Mimir refuse those.
+Here each becomes the sum of all until then, as the Collector's `delta_to_cumulative` processor makes it.
+
+What has been added up is written to a file as soon as a request is accepted, together with the request's id. So an agent that
+takes over goes on with the same sums: a request that was accepted is known by its id, and one that was not is added to what was
+accepted before. Where the file is lost, streams begin again, with a new start time.
+"""
+
+import contextlib
+import gzip
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.metrics.v1.metrics_pb2 import (
+    AggregationTemporality,
+    ExponentialHistogramDataPoint,
+    HistogramDataPoint,
+    NumberDataPoint,
+)
+
+from tensormeter.exporter import Request
+
+__all__ = ["DeltaToCumulative"]
+
+logger: Final = logging.getLogger("tensormeter.agent")
+
+_DELTA: Final = AggregationTemporality.AGGREGATION_TEMPORALITY_DELTA
+_CUMULATIVE: Final = AggregationTemporality.AGGREGATION_TEMPORALITY_CUMULATIVE
+_STATE: Final = "cumulative.pb"
+_GZIP_LEVEL: Final = 1
+
+_MAX_BUCKETS: Final = 160
+"""Of one side of an exponential histogram, as OpenTelemetry's SDKs have it."""
+
+_LEAD: Final = 1_000_000
+"""Nanoseconds by which a stream begins before its first point.
+
+A point that begins and ends at one instant means that the start is not known, and receivers then take the first value for a
+baseline instead of counting it. Some keep milliseconds only.
+"""
+
+_Point = Any
+"""NumberDataPoint, HistogramDataPoint or ExponentialHistogramDataPoint."""
+
+_Key = tuple[bytes, ...]
+
+
+@dataclass
+class Added:
+    """A request with what was added up, which counts once it is accepted."""
+
+    request: Request
+    id: str
+    points: "dict[_Key, _Point]" = field(default_factory=dict)
+
+
+class DeltaToCumulative:
+    """The sums of one destination's streams. Used by one thread."""
+
+    def __init__(self, folder: Path | None) -> None:
+        """
+        Args:
+            folder: Where sums are kept over restarts; nowhere if None.
+        """
+        self._file = None if folder is None else folder / _STATE
+        self._points: dict[_Key, _Point] = {}
+        self._last = ""
+        self._load()
+
+    def has(self, request: str) -> bool:
+        """Whether the request of this id was accepted last, by an agent that was killed before it could note that."""
+        return request == self._last
+
+    def add(self, request: Request) -> Added:
+        """The request with cumulative points. What was added up counts from `keep` on.
+
+        Raises:
+            DecodeError, OSError, EOFError, zlib.error: The body is not what it claims to be.
+        """
+        message = ExportMetricsServiceRequest.FromString(gzip.decompress(request.body))
+        added = Added(request, request.id)
+        for resource in message.resource_metrics:
+            who = resource.resource.SerializeToString(deterministic=True)
+            for scope in resource.scope_metrics:
+                where = scope.scope.SerializeToString(deterministic=True)
+                for metric in scope.metrics:
+                    self._add_metric((who, where), metric, added.points)
+        if added.points:
+            body = gzip.compress(message.SerializeToString(), _GZIP_LEVEL, mtime=0)
+            added.request = Request(request.id, request.signal, body, request.items)
+        return added
+
+    def keep(self, added: Added) -> None:
+        """The receiver has accepted the request. Blocks for the disk."""
+        if not added.points:
+            return
+        self._points |= added.points
+        self._last = added.id
+        self._save()
+
+    def _add_metric(self, who: _Key, metric: Any, points: dict[_Key, _Point]) -> None:
+        kind = metric.WhichOneof("data")
+        if kind not in ("sum", "histogram", "exponential_histogram"):
+            return
+        data = getattr(metric, kind)
+        if data.aggregation_temporality != _DELTA:
+            return
+        data.aggregation_temporality = _CUMULATIVE
+        for point in sorted(data.data_points, key=lambda point: point.time_unix_nano):
+            attributes = sorted(pair.SerializeToString(deterministic=True) for pair in point.attributes)
+            key = (*who, metric.name.encode(), metric.unit.encode(), kind.encode(), b"".join(attributes))
+            before = points.get(key) or self._points.get(key)
+            if before is None or not _add(before, point):
+                _begin(point)
+            points[key] = point
+
+    def _load(self) -> None:
+        if self._file is None:
+            return
+        try:
+            name, _, body = self._file.read_bytes().partition(b"\n")
+            for key, point in _read(body):
+                self._points[key] = point
+            self._last = name.decode()
+        except FileNotFoundError:
+            pass
+        except (OSError, DecodeError, ValueError, IndexError) as error:
+            self._points.clear()
+            logger.warning("%s cannot be read (%s); distributions are added up from zero again", self._file, error)
+
+    def _save(self) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self._file.with_suffix(".new")
+            temporary.write_bytes(self._last.encode() + b"\n" + b"".join(_write(self._points)))
+            temporary.replace(self._file)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.unlink()  # what it says is of the past
+            logger.warning("%s cannot be written (%s); another agent would begin at zero again", self._file, error)
+
+
+def _begin(point: _Point) -> None:
+    """Make a point of delta temporality the first one of a cumulative stream."""
+    start = point.start_time_unix_nano or point.time_unix_nano
+    if start >= point.time_unix_nano:
+        start = point.time_unix_nano - _LEAD
+    point.start_time_unix_nano = max(start, 0)
+    if isinstance(point, HistogramDataPoint | ExponentialHistogramDataPoint):
+        _drop_sum_of_negatives(point)
+
+
+def _add(before: _Point, point: _Point) -> bool:
+    """Make a point of delta temporality the next one of a stream. Returns whether it fits: the stream begins again if not."""
+    if isinstance(point, NumberDataPoint):
+        if point.WhichOneof("value") != before.WhichOneof("value"):
+            return False
+        if point.WhichOneof("value") == "as_int":
+            point.as_int += before.as_int
+        else:
+            point.as_double += before.as_double
+    elif isinstance(point, HistogramDataPoint):
+        if list(point.explicit_bounds) != list(before.explicit_bounds):
+            return False
+        if len(point.bucket_counts) != len(before.bucket_counts):
+            return False
+        _replace(point.bucket_counts, [a + b for a, b in zip(point.bucket_counts, before.bucket_counts, strict=True)])
+        _add_statistics(before, point)
+    else:
+        _add_exponential(before, point)
+        _add_statistics(before, point)
+    point.start_time_unix_nano = before.start_time_unix_nano
+    return True
+
+
+def _add_statistics(before: _Point, point: _Point) -> None:
+    for name, choose in (("min", min), ("max", max)):
+        both = [getattr(one, name) for one in (before, point) if one.HasField(name)]
+        known = all(one.HasField(name) or not one.count for one in (before, point))
+        point.ClearField(name)
+        if both and known:
+            setattr(point, name, choose(both))
+    if before.HasField("sum") and point.HasField("sum"):
+        point.sum += before.sum
+    else:
+        point.ClearField("sum")
+    point.count += before.count
+    _drop_sum_of_negatives(point)
+
+
+def _drop_sum_of_negatives(point: _Point) -> None:
+    """Receivers take a cumulative sum for a counter, and its fall for a restart (OTLP: such a sum is left out)."""
+    if point.HasField("min") and point.min < 0:
+        point.ClearField("sum")
+
+
+def _add_exponential(before: _Point, point: _Point) -> None:
+    """Add buckets, at the coarser scale of both, and coarser if it takes more than 160 buckets a side.
+
+    Bucket ``i`` of a scale is inside of bucket ``i >> d`` of a scale that is less by ``d``, so this is exact. Of two zero buckets
+    the larger one is used. Buckets that reach into it are added to it, and it then ends where they end.
+    """
+    sides: dict[str, dict[int, int]] = {"positive": {}, "negative": {}}
+    scale = min(before.scale, point.scale)
+    for one in (before, point):
+        for name, buckets in sides.items():
+            side = getattr(one, name)
+            for number, count in enumerate(side.bucket_counts):
+                if count:
+                    index = side.offset + number >> one.scale - scale
+                    buckets[index] = buckets.get(index, 0) + count
+    threshold = max(before.zero_threshold, point.zero_threshold)
+    zeros = before.zero_count + point.zero_count
+    if before.zero_threshold != point.zero_threshold:
+        inside = {index for buckets in sides.values() for index in buckets if _lower_bound(index, scale) < threshold}
+        threshold = max([threshold, *(_lower_bound(index + 1, scale) for index in inside)])
+        zeros += sum(buckets.pop(index, 0) for buckets in sides.values() for index in inside)
+    coarser = 0
+    while any(
+        buckets and (max(buckets) >> coarser) - (min(buckets) >> coarser) >= _MAX_BUCKETS for buckets in sides.values()
+    ):
+        coarser += 1
+    point.scale = scale - coarser
+    point.zero_threshold = threshold
+    point.zero_count = zeros
+    for name, buckets in sides.items():
+        merged: dict[int, int] = {}
+        for index, count in buckets.items():
+            merged[index >> coarser] = merged.get(index >> coarser, 0) + count
+        side = getattr(point, name)
+        first = min(merged, default=0)
+        side.offset = first
+        _replace(
+            side.bucket_counts, [merged.get(index, 0) for index in range(first, max(merged, default=first - 1) + 1)]
+        )
+
+
+def _lower_bound(index: int, scale: int) -> float:
+    """Lower bound of a bucket (OpenTelemetry's data model: base = 2^(2^-scale))."""
+    try:
+        return float(2.0 ** (index * 2.0**-scale))
+    except OverflowError:
+        return float("inf")
+
+
+def _replace(repeated: Any, values: list[int]) -> None:
+    del repeated[:]
+    repeated.extend(values)
+
+
+_TYPES: Final[dict[str, Any]] = {
+    "sum": NumberDataPoint,
+    "histogram": HistogramDataPoint,
+    "exponential_histogram": ExponentialHistogramDataPoint,
+}
+
+
+def _write(points: dict[_Key, _Point]) -> Iterator[bytes]:
+    """Each part of a key and each point, behind its length."""
+    for key, point in points.items():
+        for part in (*key, point.SerializeToString()):
+            yield len(part).to_bytes(4, "little") + part
+
+
+def _read(body: bytes) -> Iterator[tuple[_Key, _Point]]:
+    """The inverse of `_write`.
+
+    Raises:
+        ValueError, DecodeError, KeyError: The file is cut off or damaged.
+    """
+    parts: list[bytes] = []
+    position = 0
+    while position < len(body):
+        size = int.from_bytes(body[position : position + 4], "little")
+        part = body[position + 4 : position + 4 + size]
+        if len(part) < size:
+            raise ValueError("it is cut off")
+        parts.append(part)
+        position += 4 + size
+        if len(parts) == _PARTS:
+            *key, point = parts
+            kind = key[4].decode()
+            if kind not in _TYPES:
+                raise ValueError(f"unknown kind {kind!r}")
+            yield tuple(key), _TYPES[kind].FromString(point)
+            parts = []
+    if parts:
+        raise ValueError("it is cut off")
+
+
+_PARTS: Final = 7
+"""Resource, scope, name, unit, kind and attributes, and the point."""
