@@ -79,7 +79,9 @@ def test_counts_grow_from_one_start():
         if number % 2 == 0:
             points += deliver(
                 sums,
-                message("exponential_histogram", exponential(one, 10**9 + number), exponential(two, 10**9 + number + 1)),
+                message(
+                    "exponential_histogram", exponential(one, 10**9 + number), exponential(two, 10**9 + number + 1)
+                ),
             )
     everything = exponential(np.concatenate(parts), 1)
     assert [point.count for point in points] == [50, 100, 150, 200, 250, 300]
@@ -230,6 +232,8 @@ def test_who_asks_for_it(monkeypatch, variable, option, cumulative):
 
 
 def test_an_option_that_says_nothing_is_refused():
-    config = ExporterConfig(endpoint="", token=None, timeout=1, destination="otlp", options={"temporality": "sometimes"})
+    config = ExporterConfig(
+        endpoint="", token=None, timeout=1, destination="otlp", options={"temporality": "sometimes"}
+    )
     with pytest.raises(SettingsError, match="temporality"):
         read_targets(config)

@@ -5,15 +5,15 @@ request goes out, its members are written to a small file in the destination's f
 is over; the rest follows from the spool.
 
 A request that the receiver refuses for its content is divided until what is refused stands alone (`division`); that is set aside
-in the spool. Kinds that were refused whole in several requests are separated from the others at once, so that a receiver
-that never takes them gets three requests for one, and not a bisection each time.
+in the spool. Kinds of which everything was refused for a while are separated from the others at once and set aside together, so
+a receiver that never takes them gets three requests for one, and not a bisection each time.
 """
 
 import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,17 +24,17 @@ from tensormeter.pipeline.spool import Spool
 from tensormeter.signals import SIGNALS, Signal
 
 if TYPE_CHECKING:
-    from tensormeter.pipeline.division import Piece
+    from tensormeter.pipeline.division import Kind, Piece
 
 __all__ = ["Outgoing"]
 
 logger: Final = logging.getLogger("tensormeter.agent")
 
-_KNOWN: Final = 3
-"""Requests in a row in which all of a kind was refused, after which it is separated from the others."""
+_SUSPECT: Final = 3
+"""Pieces of a kind that were set aside, with nothing of it accepted in between, after which it is separated from the others."""
 
-_MOST_SINGLES: Final = 32
-"""Items refused one by one, with nothing accepted in between, after which the points of a metric are not divided further."""
+_HOPELESS: Final = 16
+"""The same, after which it is not divided any more; but is at twice, four times, ... as many, in case the receiver has changed."""
 
 _LOG_INTERVAL: Final = 60.0
 """Seconds between two lines in the log about what is refused of one kind."""
@@ -80,16 +80,17 @@ class Outgoing:
         self._parts: list[Request] = []
         self._pieces: dict[str, Piece] = {}
         """What is in the parts of a divided request, by their ids."""
-        self._refused: Counter[str] = Counter()
-        """Items of the request that were set aside, by kind."""
-        self._taken: set[str] = set()
-        """Kinds of which the receiver has accepted something of the request."""
-        self._singles = 0
+        self._divided: dict[str, list[Kind]] = {}
+        """The parts that were divided, by their ids, and which kinds went into the second half; none if it was by time."""
+        self._strikes: Counter[Kind] = Counter()
+        """Pieces of a kind that were set aside since something of it was accepted."""
         self._floor = 0
         """Sequence number up to which nothing of these signals waits."""
         self._logged: dict[str, float] = {}
         self._unlogged: Counter[str] = Counter()
-        self._begun, self._delivered, self._strikes = self._load()
+        self._begun: list[str] = []
+        self._delivered: list[str] = []
+        self._load()
 
     def next(self, spool: Spool) -> Request | None:
         """What to send now: the same until it is `accepted`, `rejected` or `halved`, if it is still in the spool."""
@@ -114,8 +115,8 @@ class Outgoing:
         """The piece has arrived, but for `refused` items of it."""
         piece = self._pieces.get(self._parts[0].id)
         if piece is not None:
-            self._taken.update(piece.items)
-        self._singles = 0
+            for kind in piece.items:
+                self._strikes.pop(kind, None)
         if len(self._parts) > 1:
             spool.count_loss("refused", refused)
             self._part_is_over()
@@ -138,20 +139,24 @@ class Outgoing:
             self._alone = self._members[-1].sequence
             self._parts = []
             return
-        if divide and (pieces := self._divide(part)):
-            self._replace_first(pieces)
+        if divide and (pieces := self._divide(part, reason)):
+            self._pieces |= {piece.request.id: piece for piece in pieces}
+            self._parts[:1] = [piece.request for piece in pieces]
             return
-        self._singles += 1
-        kinds = self._kinds(part)
-        self._refused.update(kinds)
-        self._report(kinds, reason)
-        named = f"{_names(list(kinds))}: {reason}"
+        piece = self._read(part)
+        names = [str(kind) for kind in piece.items] if piece else [_UNREADABLE]
+        if piece:
+            if divide:
+                self._strikes.update(piece.items.keys())
+            self._report({str(kind): items for kind, items in piece.items.items()}, reason)
+        else:
+            self._report({_UNREADABLE: part.items}, reason)
+        reason = f"{_list(names)}: {reason}"
         if part is self._whole:
-            spool.quarantine(self._destination, self._members[0].sequence, named)
+            spool.quarantine(self._destination, self._members[0].sequence, reason)
             self._parts = []
-            self._judge()
             return
-        spool.quarantine_part(self._destination, part, named)
+        spool.quarantine_part(self._destination, part, reason)
         if len(self._parts) > 1:
             self._part_is_over()
         else:
@@ -170,8 +175,8 @@ class Outgoing:
             self.rejected(spool, f"{reason}, to a single item")
             return
         logger.info("%s: %s; %r is sent in halves", self._destination, reason, self._parts[0])
-        left = [half for half in found if half.id not in self._delivered]
-        self._parts[:1] = left if left or len(self._parts) > 1 else found[-1:]
+        self._note_division(self._parts[0], [])
+        self._parts[:1] = found
 
     def _waiting(self, spool: Spool, most: int) -> list[Waiting]:
         newest = (
@@ -225,6 +230,7 @@ class Outgoing:
             return
         if [request.id for request in requests] != self._begun:
             self._delivered = []
+            self._divided = {}
         if len(requests) > 1 and not self._save([request.id for request in requests]):
             members, requests = members[:1], requests[:1]
         whole = requests[0]
@@ -245,18 +251,17 @@ class Outgoing:
                     whole, pieces = requests[0], [requests[0]]
         self._members, self._whole = members, whole
         self._pieces = {}
-        self._singles = 0
-        self._parts = self._left_of(pieces) if self._delivered else pieces
+        self._parts = self._left_of(pieces) if self._delivered or self._divided else pieces
 
     def _left_of(self, pieces: list[Request]) -> list[Request]:
         """What is not over yet of pieces that an earlier agent has begun with; the last one at least."""
-        from tensormeter.pipeline.division import divide_again, piece_of
+        from tensormeter.pipeline.division import piece_of, resume
 
         left = []
         for request in pieces:
-            if any(done.startswith(f"{request.id}.") for done in self._delivered):
+            if request.id in self._divided:
                 try:
-                    again = divide_again(piece_of(request), self._delivered, self._known())
+                    again = resume(piece_of(request), self._delivered, self._divided)
                 except Exception as error:  # the receiver will say what it thinks of the whole
                     logger.warning("%s: %r is sent as it is: %s", self._destination, request, error)
                 else:
@@ -267,44 +272,44 @@ class Outgoing:
                 left.append(request)
         return left or pieces[-1:]
 
-    def _divide(self, part: Request) -> "list[Piece] | None":
+    def _divide(self, part: Request, reason: str) -> "list[Piece] | None":
         """Smaller pieces of a piece that was refused; None if it is to be set aside as it is."""
-        from tensormeter.pipeline.division import divide, piece_of  # protobuf's messages: rarely needed
+        from tensormeter.pipeline.division import divide  # protobuf's messages: rarely needed
 
-        try:
-            piece = self._pieces.get(part.id) or piece_of(part)
-            self._pieces[part.id] = piece
-            if len(piece.items) == 1 and self._singles >= _MOST_SINGLES:
-                return None
-            known = self._known()
-            if part.id.endswith(".k1") and not self._checks_known():
-                return None
-            return divide(piece, known)
-        except Exception:  # whatever is wrong with the body, the next one must go on its way
+        piece = self._read(part)
+        if piece is None or self._is_hopeless(piece):
             return None
+        suspects = [kind for kind, strikes in self._strikes.items() if strikes >= _SUSPECT]
+        try:
+            divided = divide(piece, suspects, reason)
+        except Exception as error:  # whatever is wrong with the body, the next one must go on its way
+            logger.warning("%s: %r cannot be divided: %s", self._destination, part, error)
+            return None
+        if divided is None:
+            return None
+        pieces, kinds = divided
+        self._note_division(part, kinds)
+        return pieces
 
-    def _replace_first(self, pieces: "list[Piece]") -> None:
-        self._pieces |= {piece.request.id: piece for piece in pieces}
-        self._parts[:1] = [piece.request for piece in pieces]
+    def _note_division(self, part: Request, kinds: "list[Kind]") -> None:
+        self._divided[part.id] = kinds
+        self._save([member.id for member in self._members])
 
-    def _kinds(self, part: Request) -> "Counter[str]":
+    def _is_hopeless(self, piece: "Piece") -> bool:
+        strikes = min(self._strikes[kind] for kind in piece.items) if piece.items else 0
+        return strikes >= _HOPELESS and (strikes == _HOPELESS or strikes & (strikes - 1) != 0)
+
+    def _read(self, part: Request) -> "Piece | None":
         from tensormeter.pipeline.division import piece_of
 
-        try:
-            return Counter((self._pieces.get(part.id) or piece_of(part)).items)
-        except Exception:
-            return Counter({_UNREADABLE: part.items})
+        if part.id not in self._pieces:
+            try:
+                self._pieces[part.id] = piece_of(part)
+            except Exception:  # whatever a damaged body makes of protobuf
+                return None
+        return self._pieces[part.id]
 
-    def _known(self) -> set[str]:
-        """Kinds that the receiver is known to refuse."""
-        return {kind for kind, strikes in self._strikes.items() if strikes >= _KNOWN}
-
-    def _checks_known(self) -> bool:
-        """Whether it is time to look if the receiver still refuses each of the known kinds: after 8, 16, 32, ... requests."""
-        strikes = min((self._strikes[kind] for kind in self._known()), default=0)
-        return strikes >= 8 and strikes & (strikes - 1) == 0
-
-    def _report(self, kinds: "Counter[str]", reason: str) -> None:
+    def _report(self, kinds: Mapping[str, int], reason: str) -> None:
         """A line in the log for what is set aside, at most once a minute for a kind."""
         now = time.monotonic()
         for kind, items in kinds.items():
@@ -326,33 +331,36 @@ class Outgoing:
     def _request_is_over(self, spool: Spool, refused: int = 0) -> None:
         spool.done(self._destination, *(member.sequence for member in self._members), refused=refused)
         self._parts = []
-        self._judge()
+        if self._divided:
+            self._pieces, self._divided = {}, {}
+            self._save(self._begun)  # for what is known of the receiver
 
-    def _judge(self) -> None:
-        """Remember which kinds the receiver refuses, now that a request is over."""
-        strikes = {kind: count for kind, count in self._strikes.items() if kind not in self._taken}
-        strikes |= {kind: strikes.get(kind, 0) + 1 for kind in self._refused if kind not in self._taken}
-        self._refused.clear()
-        self._taken.clear()
-        self._pieces.clear()
-        if strikes != self._strikes:
-            self._strikes = strikes
-            self._save(self._begun)
+    def _load(self) -> None:
+        """What an earlier agent wrote: members that went out last, which of their pieces are over, and what was refused."""
+        from tensormeter.pipeline.division import Kind
 
-    def _load(self) -> tuple[list[str], list[str], dict[str, int]]:
-        """The ids of the members that went out last, those of their pieces that are over, and how often kinds were refused."""
         try:
             document: Any = json.loads(self._state.read_text(encoding="utf-8"))
-            members, delivered = ([str(item) for item in document[name]] for name in ("members", "delivered"))
-            strikes = {str(kind): int(count) for kind, count in document.get("refused", {}).items()}
+            begun, delivered = ([str(item) for item in document[name]] for name in ("members", "delivered"))
+            divided = {
+                str(name): [Kind(*map(str, kind)) for kind in kinds]
+                for name, kinds in document.get("divided", {}).items()
+            }
+            strikes = {Kind(*map(str, kind)): int(count) for kind, count in document.get("strikes", [])}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return [], [], {}
-        return members, delivered, strikes
+            return
+        self._begun, self._delivered, self._divided = begun, delivered, divided
+        self._strikes.update(strikes)
 
     def _save(self, members: list[str]) -> bool:
         """Whether it could be written; a disk that refuses must not hold up delivery."""
         self._begun = members
-        document = {"members": members, "delivered": self._delivered, "refused": self._strikes}
+        document = {
+            "members": members,
+            "delivered": self._delivered,
+            "divided": {name: [[kind.name, kind.type] for kind in kinds] for name, kinds in self._divided.items()},
+            "strikes": [[[kind.name, kind.type], count] for kind, count in self._strikes.items()],
+        }
         try:
             self._state.parent.mkdir(parents=True, exist_ok=True)
             temporary = self._state.with_suffix(".new")
@@ -364,6 +372,6 @@ class Outgoing:
         return True
 
 
-def _names(kinds: list[str]) -> str:
-    more = f" and {len(kinds) - _MOST_NAMES} more" if len(kinds) > _MOST_NAMES else ""
-    return ", ".join(kinds[:_MOST_NAMES]) + more
+def _list(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more
