@@ -94,7 +94,7 @@ class OtlpGrpcSender:
         if code is grpc.StatusCode.UNIMPLEMENTED:
             # A wrong address is mended by a person.
             return Retry(f"{reason}; is the endpoint right? {how_to_leave_out(signal)}")
-        return Rejected(reason, divide=True)
+        return Rejected(reason, divide=code is not grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
 def _retry_delay(error: grpc.RpcError) -> float | None:

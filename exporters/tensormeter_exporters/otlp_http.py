@@ -14,6 +14,9 @@ __all__ = ["OtlpHttpSender"]
 _RETRYABLE: Final = frozenset({429, 502, 503, 504})
 """The protocol's own list: everything else is the request's fault, and permanent."""
 
+_CONTENT: Final = frozenset({400, 422, 500})
+"""Of the permanent ones, what can be about something in the request. Prometheus answers 500 to a metric of a type it does not take."""
+
 _LARGEST_REQUEST: Final = 64 << 20
 
 
@@ -50,7 +53,7 @@ class OtlpHttpSender:
         if answer.status in (404, 405) or 300 <= answer.status < 400:
             # A wrong address is mended by a person, not by dropping.
             return Retry(f"{answer.reason}; is the endpoint right? {how_to_leave_out(request.signal)}")
-        return Rejected(answer.reason, divide=answer.status != 415)
+        return Rejected(answer.reason, divide=answer.status in _CONTENT)
 
     def shutdown(self) -> None:
         self._post.close()

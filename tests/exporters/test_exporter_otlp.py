@@ -1,6 +1,7 @@
 """Any OTLP endpoint: the standard variables, HTTP and gRPC, TLS, and what each answer means. Real sockets."""
 
 import contextlib
+import dataclasses
 import gzip
 import ssl
 import subprocess
@@ -211,6 +212,7 @@ def test_http_sends_the_bytes_of_the_spool(make, config, http, monkeypatch, comp
         ((503, {}, b""), Retry),
         ((500, {}, b""), Rejected),
         ((400, {}, b""), Rejected),
+        ((415, {}, b""), Rejected),
         ((404, {}, b""), Retry),
         ((302, {"Location": "http://127.0.0.1:1/"}, b""), Retry),
         ((401, {}, b""), Unauthorized),
@@ -246,6 +248,8 @@ def test_http_answers(make, config, http, answer, expected):
     assert outcome == expected if isinstance(expected, Accepted) else isinstance(outcome, expected)
     if answer[0] == 429:
         assert outcome.after == 7
+    if expected is Rejected:
+        assert outcome.divide is (answer[0] != 415), "only what can be about something in the request"
     assert len(http.received) == 1  # a redirect is not followed
 
 
@@ -266,6 +270,31 @@ def test_grpc_sends_the_same_message(make, config, rpc, monkeypatch):
     ((body, metadata),) = rpc.received
     assert body == gzip.decompress(request.body)
     assert metadata["api-key"] == "k"
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "words"),
+    [
+        ("text/plain", b"invalid temporality\nfor 'weights'", "invalid temporality for 'weights'"),
+        ("application/json", b'{"code": 3, "message": "too old"}', "too old"),
+        ("application/x-protobuf", Status(code=3, message="no such tenant").SerializeToString(), "no such tenant"),
+        ("text/html", b"<h1>nginx</h1>", ""),
+        ("application/json", b"[", ""),
+        ("text/plain", b"x" * 9999, "x" * 300 + "..."),
+    ],
+)
+def test_what_the_receiver_explains_is_passed_on(make, config, http, kind, body, words):
+    http.answers.append((400, {"Content-Type": kind}, body))
+    with exporting(config(endpoint=f"http://127.0.0.1:{http.port}")) as exporter:
+        outcome = exporter.export(make.logged(1, make.rows({1: {"loss": 1.0}})))
+    expected = f"http://127.0.0.1:{http.port}/v1/metrics answered 400 Bad Request"
+    assert outcome.reason == (f"{expected}: {words}" if words else expected)
+
+
+def test_each_signal_has_only_what_it_needs(config, monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "nonsense://x")
+    metrics = dataclasses.replace(config(endpoint=""), signals=("metrics",))
+    assert list(read_targets(metrics)) == ["metrics"]
 
 
 def retry_info(seconds):
@@ -294,6 +323,8 @@ def test_grpc_answers(make, config, rpc, code, details, metadata, expected):
     with exporting(config(endpoint=f"http://127.0.0.1:{rpc.port}", protocol="grpc")) as exporter:
         outcome = exporter.export(make.logged(1, make.rows({1: {"loss": 1.0}})))
     assert isinstance(outcome, expected)
+    if expected is Rejected:
+        assert outcome.divide is (code != "RESOURCE_EXHAUSTED"), "only what can be about something in the request"
     if metadata:
         assert outcome.after == 9
 

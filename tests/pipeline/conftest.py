@@ -113,6 +113,8 @@ class Receiver:
         """Bytes of a decompressed body, at most."""
         self.routes: dict[str, Behaviour] = {}
         """What to do with requests for a path, whatever else was said."""
+        self.refuses: Callable[[bytes], bool] = lambda body: False
+        """Whether a decompressed request of metrics gets 400."""
         self._script: list[Behaviour] = []
         self._server: ThreadingHTTPServer | None = None
         with socket.socket() as probe:
@@ -176,6 +178,8 @@ class Receiver:
             return answer(401)
         if self.limit is not None and len(gzip.decompress(body)) > self.limit:
             return answer(413)
+        if path == "/v1/metrics" and self.refuses(gzip.decompress(body)):
+            return answer(400)
         return ok
 
     def stop(self) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tensormeter.otlp.decode import decode_metrics
 from tensormeter.pipeline.directory import list_runs
 from tensormeter.pipeline.spool import Spool
 from tensormeter.pipeline.sync import sync_runs
@@ -403,6 +404,42 @@ def test_a_run_that_a_receiver_rejects_is_kept_for_people(start, state, receiver
     wait_for(lambda: not agent_lives(run), "the agent ends")
     assert "set aside" in run.agent_log.read_text()
     assert run.spool.exists()
+
+
+def test_what_is_refused_costs_its_neighbours_nothing_though_agents_are_killed(
+    start, state, environment, receiver, wait_for
+):
+    """Each point arrives under one id: what a killed agent had sent of a divided request is not sent in other parts again."""
+
+    def bad(body):
+        return any(
+            gauge.name == "n" and any(value % 100 == 42 for value in gauge.values.tolist())
+            for batch in decode_metrics(body)
+            for gauge in batch.gauges
+        )
+
+    receiver.refuses = bad
+    trainer = start(mode="offline", max_export_batch_size=900)
+    trainer.tell("log 0 3000")
+    trainer.tell("finish")
+    trainer.end()
+    (run,) = list_runs(state)
+    wait_for(lambda: not agent_lives(run), "the agent ends")
+    sync = [sys.executable, "-m", "tensormeter", "sync", str(state)]
+    for _ in range(8):
+        seen = len(receiver.received)
+        with subprocess.Popen(sync, env=environment, stdout=subprocess.DEVNULL) as process:
+            wait_for(lambda seen=seen: len(receiver.received) > seen + 5, "parts are sent")
+            process.kill()
+    subprocess.run(sync, env=environment, check=True)
+    rows = receiver.rows()
+    assert sorted(step for step, _ in rows.elements()) == [*range(3000)], "of each row at least a part"
+    without = sorted(step for step, values in rows if not any(name == "n" for name, _ in values))
+    assert without == [*range(42, 3000, 100)]
+    with closing(Spool(run.spool)) as spool:
+        assert spool.pending() == 0
+        assert spool.quarantined_items() == len(without)
+        assert [reason[:9] for _, reason, _ in spool.rejections()] == ["n (gauge)"]
 
 
 def test_the_token_reaches_the_receiver_and_nothing_else(start, state, receiver, agent, gone):
