@@ -51,6 +51,15 @@ def test_a_process(monkeypatch, tmp_path):
     assert "process.command_args" not in describe(command=False)
 
 
+def test_attributes_that_users_give_hold_no_secrets(monkeypatch):
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "team=vision,api.token=Zq7XWmK2pL,db=postgres://u:Zq7XWmK2pL@h/x")
+    found = describe(
+        given={"password": "Zq7XWmK2pL", "process.command_line": "train.py --key 1 --pwd Zq7XWmK2pL", "n": (1, 2)}
+    )
+    assert "Zq7XWmK2pL" not in str(found)
+    assert (found["team"], found["db"], found["n"]) == ("vision", "postgres://***@h/x", (1, 2))
+
+
 def test_versions_of_torch_without_importing_it():
     code = (
         "import json, sys; from tensormeter.resource import describe_process; d = describe_process('p', 'r', 'n', 'i');"
@@ -219,6 +228,21 @@ def test_commit(repository):
     git(repository, "checkout", "--quiet", "--detach")
     del expected["vcs.ref.head.name"]
     assert describe_revision(repository) == expected
+
+
+@pytest.mark.parametrize(
+    ("remote", "shown"),
+    [
+        ("https://me:pa@Zq7XWmK2pL@example.com/team/repository.git", "https://example.com/team/repository.git"),
+        ("https://example.com/team/repository.git?private_token=Zq7XWmK2pL", "https://example.com/team/repository.git"),
+        ("https://me:Zq7X#WmK2pL@example.com/team/repository.git", "https://example.com/team/repository.git"),
+        ("git@example.com:team/repository.git", "git@example.com:team/repository.git"),
+        ("oauth2:Zq7XWmK2pL@example.com:team/repository.git", "example.com:team/repository.git"),
+    ],
+)
+def test_the_remote_is_shown_without_secrets(repository, remote, shown):
+    git(repository, "remote", "set-url", "origin", remote)
+    assert describe_revision(repository)["vcs.repository.url.full"] == shown
 
 
 def test_commit_of_a_worktree(repository, tmp_path):

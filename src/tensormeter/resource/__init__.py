@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from opentelemetry.sdk.resources import OTELResourceDetector
 
+from tensormeter.redaction import mask_config
 from tensormeter.resource.cluster import describe_cluster, describe_rank
 from tensormeter.resource.command import mask_secrets
 from tensormeter.resource.revision import describe_revision
@@ -51,7 +52,8 @@ def describe_process(
 ) -> Mapping[str, Any]:
     """The resource of this process.
 
-    `OTEL_RESOURCE_ATTRIBUTES` adds to it and cannot change what identifies the run.
+    `OTEL_RESOURCE_ATTRIBUTES` adds to it and cannot change what identifies the run. What looks like a secret there is masked, as in
+    the command line.
 
     Args:
         project: Becomes `service.name`.
@@ -70,8 +72,7 @@ def describe_process(
         **describe_cluster(os.environ),
         **describe_rank(os.environ),
         **({"process.command_args": mask_secrets(_command_line(), os.environ)} if command else {}),
-        **OTELResourceDetector().detect().attributes,
-        **(given or {}),
+        **mask_config({**OTELResourceDetector().detect().attributes, **(given or {})})[0],
         "service.name": project,
         "service.instance.id": process,
         "telemetry.sdk.name": "tensormeter",

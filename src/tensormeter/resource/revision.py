@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
+from tensormeter.redaction import strip_address
+
 __all__ = ["describe_revision"]
 
 _REVISION: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_CREDENTIALS: Final = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 def describe_revision(folder: Path | None = None) -> dict[str, Any]:
@@ -68,10 +69,11 @@ def _resolve(folder: Path, common: Path, reference: str) -> str:
 
 
 def _remote(config: Path) -> str:
-    """The address of `origin`, without user and password."""
+    """The address of `origin`, without user, password and parameters."""
     parser = configparser.RawConfigParser(strict=False, allow_no_value=True)
     try:
         parser.read_string("\n".join(line.strip() for line in config.read_text().splitlines()))
-        return _CREDENTIALS.sub("", parser.get('remote "origin"', "url", fallback="") or "")
+        address = parser.get('remote "origin"', "url", fallback="") or ""
+        return strip_address(address.strip().strip('"'))
     except (OSError, configparser.Error):
         return ""

@@ -1,0 +1,23 @@
+"""Secrets in what is recorded: found by their names and by their form, and replaced by `***`.
+
+Used for command lines, configurations, resource attributes and addresses. What is found by a name is decided in `names`, what is
+found by its form in `values`; both err on the side of masking where a text would give access, and leave numbers alone.
+"""
+
+from tensormeter.redaction.addresses import mask_address, mask_addresses, strip_address
+from tensormeter.redaction.names import Suspicion, suspect
+from tensormeter.redaction.structure import mask_arguments, mask_config
+from tensormeter.redaction.text import mask_text
+from tensormeter.redaction.values import MASK
+
+__all__ = [
+    "MASK",
+    "Suspicion",
+    "mask_address",
+    "mask_addresses",
+    "mask_arguments",
+    "mask_config",
+    "mask_text",
+    "strip_address",
+    "suspect",
+]

@@ -1,0 +1,182 @@
+"""Mask what gives access in an address: user and password, parameters, and the paths of webhooks.
+
+Addresses are URLs, connection strings (`postgresql://...`, `Server=...;Password=...` is text), and what git and ssh take
+(`user@host:path`). They need not be valid: passwords are often written with `@`, `/` or `#` in them.
+"""
+
+import re
+from typing import Final
+from urllib.parse import unquote
+
+from tensormeter.redaction.names import Suspicion, suspect
+from tensormeter.redaction.values import MASK, is_secret, mask_tokens
+
+__all__ = ["mask_address", "mask_addresses", "strip_address"]
+
+_URL: Final = re.compile(r"(?P<scheme>(?:[A-Za-z][A-Za-z0-9+.-]{0,40}:){0,3}//)(?P<rest>.*)", re.DOTALL)
+_IN_TEXT: Final = re.compile(r"(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]{0,40}://[^\s\"'<>`]+")
+_SHORT: Final = re.compile(
+    r"(?P<user>[^\s/]+)@(?P<host>\[[0-9a-fA-F:.]{1,64}\]|[\w.-]{1,253})(?P<rest>[:/].*)", re.DOTALL
+)
+"""`user@host:path`, as scp takes it, and connection strings without a scheme."""
+
+_NO_USER: Final = re.compile(r"(?i:mailto|sips?|acct|xmpp|npm|sha\d+):.*|.*[(\[{=].*", re.DOTALL)
+_NO_HOST: Final = re.compile(r"sha\d+|md5|latest|main|master|HEAD|[^a-zA-Z]*\.?[^a-zA-Z]*")
+_PORT: Final = re.compile(r"[^:]*:\d{0,5}|\[[^\]]*\](:\d{0,5})?")
+_HOST: Final = re.compile(r"localhost|[\w-]+(\.[\w-]+)+|\[[^\]]*\]")
+_BY_SSH: Final = re.compile(r"(?i:(git\+|svn\+|bzr\+)?(ssh|sftp|scp|rsync)(\+git)?:)?//")
+
+_PARAMETER: Final = re.compile(r"(?P<before>[?&;#])(?P<name>[^=&;#?/]{1,256})=(?P<value>[^&;#]*)")
+_PARAMETERS: Final = frozenset(
+    (
+        *(
+            "key",
+            "sig",
+            "signature",
+            "hmac",
+            "code",
+            "auth",
+            "access",
+            "pass",
+            "sid",
+            "session",
+            "sessionid",
+            "session_id",
+        ),
+        *(
+            "jsessionid",
+            "phpsessid",
+            "awsaccesskeyid",
+            "googleaccessid",
+            "subscription-key",
+            "ocp-apim-subscription-key",
+        ),
+        *("x-amz-signature", "x-amz-credential", "x-amz-security-token", "x-goog-signature", "x-goog-credential"),
+    )
+)
+"""Names that are those of secrets in an address only."""
+
+_DEEPEST: Final = 3
+"""Levels of addresses in parameters of addresses that are looked at; what is deeper is masked."""
+
+_HOOK_HOST: Final = re.compile(r"(.*\.)?(web)?hooks?(-\w+)?\..*", re.IGNORECASE)
+_HOOK_PATH: Final = re.compile(r"(?P<kept>/(?:(?:incoming-?)?(?:web)?hooks?(?:b2)?|integration)/)[^?#]+", re.IGNORECASE)
+_FIRST_SEGMENT: Final = re.compile(r"(?P<kept>/[\w.-]+/)[^?#]+")
+_BOT: Final = re.compile(r"(?P<kept>/bot)\d+:[^/?#]+")
+_KEY_IN_PATH: Final = re.compile(r"(?P<kept>/(?:key|keys|token|tokens|api[-_]?keys?)/)[^/?#]{10,}", re.IGNORECASE)
+_PING: Final = re.compile(r"(?P<kept>/)[^?#]+")
+_PING_HOSTS: Final = frozenset(("hc-ping.com", "nosnch.in"))
+
+
+def mask_addresses(text: str) -> str:
+    """Mask the secrets of every address in a text."""
+    stripped = text.strip()
+    if stripped and (_URL.fullmatch(stripped) or _SHORT.fullmatch(stripped)) and not re.search(r"\s\w+://", stripped):
+        return text.replace(stripped, mask_address(stripped))
+    return _IN_TEXT.sub(lambda found: mask_address(found[0]), text)
+
+
+def mask_address(address: str) -> str:
+    """Replace what gives access in an address by `***`; host, path and other parameters stay.
+
+    Args:
+        address: In any form; what is none is returned as it is.
+    """
+    return _mask_address(address, 0)
+
+
+def _mask_address(address: str, level: int) -> str:
+    parts = _URL.fullmatch(address)
+    if parts is None:
+        user, rest = _split_short(address)
+        return f"{_mask_user(user, keep_name=True)}{rest}"
+    user, host, rest = _split(parts["rest"])
+    scheme = parts["scheme"]
+    shown = _mask_user(user, keep_name=bool(_BY_SSH.fullmatch(scheme)))
+    return f"{scheme}{shown}{host}{_mask_parameters(_mask_path(host, rest), level)}"
+
+
+def strip_address(address: str) -> str:
+    """Leave out what can give access: user and password, parameters and fragment.
+
+    The user of ssh (`git@host:path`) stays where there is no password, as it belongs to the address.
+
+    Args:
+        address: Of a repository, in any form that git takes.
+    """
+    helper, colons, rest = address.partition("::")  # `hg::https://...`, `ext::command`
+    if colons and re.fullmatch(r"[A-Za-z][\w+.-]*", helper):
+        return f"{helper}::{MASK if helper == 'ext' else strip_address(rest)}"  # a command is no address
+    parts = _URL.fullmatch(address)
+    if parts is None:
+        user, rest = _split_short(address)
+        return mask_tokens(f"{user if _mask_user(user, keep_name=True) == user else ''}{rest}")
+    user, host, rest = _split(parts["rest"])
+    kept = user if _BY_SSH.fullmatch(parts["scheme"]) and _mask_user(user, keep_name=True) == user else ""
+    return mask_tokens(f"{parts['scheme']}{kept}{host}{re.split('[?#]', rest, maxsplit=1)[0]}")
+
+
+def _split(rest: str) -> tuple[str, str, str]:
+    """What stands behind the scheme as user (with its `@`), host, and all that follows."""
+    end = re.search(r"[/?#\\]", rest)
+    authority = rest[: end.start()] if end else rest
+    before, at, host = authority.rpartition("@")
+    if not at:
+        authority = authority.partition(";")[0]  # `jdbc:sqlserver://host;password=...`
+        if ":" in authority and not _PORT.fullmatch(authority) and "@" in rest:  # a password with a slash in it
+            cut = rest.rindex("@") + 1
+            return rest[:cut], *_divide(rest[cut:])
+        return "", authority, rest[len(authority) :]
+    behind = rest[len(authority) :]
+    further = re.match(r"[^\s]*@(?=[\w.-]{1,253}(:\d{1,5})?/)", behind)
+    if ":" in before and further and not _HOST.fullmatch(host.partition(":")[0]):  # `user:pa@ss/word@host/path`
+        cut = len(authority) + further.end()
+        return rest[:cut], *_divide(rest[cut:])
+    return f"{before}@", host, behind
+
+
+def _divide(text: str) -> tuple[str, str]:
+    end = re.search(r"[/?#]", text)
+    return (text[: end.start()], text[end.start() :]) if end else (text, "")
+
+
+def _split_short(address: str) -> tuple[str, str]:
+    """`user@host:path` as user (with its `@`) and the rest; no user if it is something else."""
+    parts = _SHORT.fullmatch(address)
+    if parts is None or _NO_USER.fullmatch(parts["user"]) or _NO_HOST.fullmatch(parts["host"]):
+        return "", address
+    return f"{parts['user']}@", f"{parts['host']}{parts['rest']}"
+
+
+def _mask_user(user: str, *, keep_name: bool) -> str:
+    """Mask `user:password@`; the user alone is a token over HTTP (`https://TOKEN@host`), and a name over ssh."""
+    name = user.removesuffix("@")
+    if not name or name.strip(":") == "":
+        return user
+    if keep_name and ":" not in name and mask_tokens(name) == name and not is_secret(name, Suspicion.RANDOM):
+        return user
+    return f"{MASK}@"
+
+
+def _mask_path(host: str, rest: str) -> str:
+    name = host.partition(":")[0].lower()
+    if name in _PING_HOSTS:
+        return _PING.sub(rf"\g<kept>{MASK}", rest, count=1)
+    if _HOOK_HOST.fullmatch(name) and _FIRST_SEGMENT.match(rest):
+        return _FIRST_SEGMENT.sub(rf"\g<kept>{MASK}", rest, count=1)
+    path, *query = re.split(r"(?=[?#])", rest, maxsplit=1)
+    for pattern in (_HOOK_PATH, _BOT, _KEY_IN_PATH):
+        path = pattern.sub(rf"\g<kept>{MASK}", path, count=1)
+    return "".join([path, *query])
+
+
+def _mask_parameters(rest: str, level: int) -> str:
+    def mask(found: re.Match[str]) -> str:
+        name, value = unquote(found["name"]), unquote(found["value"])
+        suspicion = Suspicion.SECRET if name.lower() in _PARAMETERS else suspect(name)
+        secret = is_secret(value, suspicion) or mask_tokens(value) != value
+        if not secret and "://" in value:  # an address in an address
+            secret = level >= _DEEPEST or _IN_TEXT.sub(lambda part: _mask_address(part[0], level + 1), value) != value
+        return f"{found['before']}{found['name']}={MASK if secret else found['value']}"
+
+    return _PARAMETER.sub(mask, rest)

@@ -1,0 +1,179 @@
+"""Decide by its name how likely something is a secret.
+
+Names are those of options, environment variables, configuration keys, HTTP headers and parameters of addresses. They are compared
+word by word, so that `tokenizer`, `max_tokens` and `monkey` are no secrets: `wandb-apiKey` has the words wandb, api, key.
+"""
+
+import re
+from enum import IntEnum
+from functools import lru_cache
+from typing import Final
+
+__all__ = ["Suspicion", "is_about", "suspect"]
+
+
+class Suspicion(IntEnum):
+    """How likely a name is that of a secret.
+
+    Attributes:
+        NONE: It is not.
+        RANDOM: Only if the value looks random: `--key`, `user_key`, `signature`.
+        SECRET: Every text is one, but for words such as `true` and placeholders such as `<pad>`.
+        PASSWORD: Numbers, too.
+    """
+
+    NONE = 0
+    RANDOM = 1
+    SECRET = 2
+    PASSWORD = 3
+
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+_WORD: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_FLAT_WORD: Final = re.compile(r"[a-z]+")
+_LONGEST_NAME: Final = 256
+
+_PASSWORD: Final = re.compile(r".*(passw(or)?d|passphrase|passcode|passwort)|.*pwd|pw|psw|pswd|pword|pass_word")
+_PASSWORDS: Final = re.compile(r".*(passw(or)?ds|passphrases|passcodes)|pwds")
+_STRONG: Final = re.compile(
+    r".*secret(?!ar|ion|ive|ly|or).*|.*credentials?|creds?|.*cookies?|bearer|jwts?|authorization|dsn|sas|otp|totp|connstr|passkeys?"
+)
+_NO_COOKIE: Final = re.compile(r".*cookiecutter")
+
+_ABOUT: Final = _set(
+    """file files path paths dir directory folder location env envvar var variable name names type types kind method methods mode
+    length len size count counter number num min max policy limit timeout ttl expiry expiration expires expire lifetime field column
+    provider backend scheme algorithm algo version enabled enable disabled required require sock socket url uri urls endpoint host
+    server port prefix rate ids index arn region format strategy style class fn func function manager helper source scope scopes
+    level status user username email date age retries attempts loss accuracy acc score metric dim ratio prob probability"""
+)
+"""Last words of what is about a secret, and none itself: `password_file`, `token_type`, `api_key_env`."""
+
+_VALUE: Final = _set("value values string str raw plain plaintext pem")
+"""Last words that add nothing: `api_key_value`."""
+
+_ADDRESS: Final = _set("webhook webhooks url urls uri uris address endpoint link hook")
+
+_PLAIN_TOKENS: Final = _set(
+    """pad padding eos bos unk unknown mask masked sep separator cls special start end stop begin beginning prefix suffix middle fill
+    image img video audio speech vision visual eot eod eom boi eoi sot word sub subword text byte char character sentence newline
+    blank sink register class time timestamp lang language task trigger placeholder per each next last first single oov extra soft
+    virtual target source src tgt input output query by max min num n total avg mean tokens tokenizer vocab vocabulary added forced
+    decoder encoder continuation control reserved thinking think latent action state patch memory prompt completion response"""
+)
+"""Before `token`: part of a text, none that gives access."""
+
+_SERVICES: Final = _set(
+    """api access auth oauth hub hf huggingface wandb wb comet cometml neptune clearml mlflow tensormeter swanlab dagshub openai anthropic
+    claude cohere gemini mistral groq deepseek openrouter perplexity together pinecone weaviate qdrant langchain langsmith langfuse
+    aws azure gcp google gcs ibm oci alibaba aliyun tencent github gitlab gh gl git bitbucket gitea azuredevops ado kaggle roboflow
+    labelbox runpod modelscope ngc nvidia nim datadog dd newrelic sentry grafana honeycomb lightstep splunk slack discord telegram
+    twilio sendgrid mailgun stripe pagerduty pushover pushbullet ntfy notion linear jira atlassian zapier docker registry pypi npm
+    conda artifactory nexus vault consul jupyter ray databricks snowflake elastic elasticsearch minio redis refresh bearer session
+    csrf xsrf security id personal deploy ci serpapi tavily replicate fireworks voyage jina xai zhipu dashscope moonshot"""
+)
+"""Whose tokens and keys give access, and how such are called."""
+
+_KEYS: Final = (_SERVICES - {"id", "ray", "git", "linear"}) | _set(
+    """secret private account encryption encrypt decryption decrypt crypto signing sign license licence subscription deployment ssh rsa
+    dsa ecdsa pgp gpg aes hmac master shared consumer app service admin root ingest ingestion instrumentation integration storage
+    token cookie passphrase webhook bot vpn wifi jwt saml apikey"""
+)
+_PLAIN_KEYS: Final = _set(
+    "sort primary public foreign cache metric partition rng prng random group index lookup unique composite join dict hot"
+)
+
+_PASSES: Final = _set(
+    """db database user admin root smtp ssh ftp sftp http https proxy mail email mysql postgres pg redis mongo mongodb rabbitmq ldap
+    vpn key pfx ssl tls cert registry docker git login account wifi sudo server client service api basic my the"""
+)
+_CODES: Final = _set("auth authorization verification mfa otp access security secret")
+_AUTHS: Final = _set("auth oauth")
+_COUNTED: Final = _set("num n max min count total number")
+
+_PERSONAL: Final = _set("github gitlab gh gl git azure azuredevops ado devops bitbucket")
+
+_COMPOUND: Final = re.compile(
+    rf"({'|'.join(sorted(_SERVICES | _KEYS | _PASSES, key=len, reverse=True))})(tokens?|keys?|pass|auth)",
+)
+_RANDOM: Final = _set("signature sig session sessionid sid hmac")
+
+
+def suspect(name: str, parent: str = "") -> Suspicion:
+    """Judge a name.
+
+    Args:
+        name: Of the value; leading dashes and the like do not matter.
+        parent: Of the mapping that it is in: `key` in `wandb` is another than in `cache`.
+    """
+    return _suspect(name[-_LONGEST_NAME:], parent[-_LONGEST_NAME:])
+
+
+def is_about(name: str) -> bool:
+    """Whether something is about a secret and none itself, by its name: `password_file`, `username`."""
+    words = _words(_WORD, name[-_LONGEST_NAME:])
+    return bool(words) and words[-1] in _ABOUT
+
+
+@lru_cache(4096)
+def _suspect(name: str, parent: str) -> Suspicion:
+    name, parent = name.replace("@", " at "), parent.replace("@", " at ")
+    ways = ((_WORD, name, parent), (_FLAT_WORD, name.lower(), parent.lower()))  # `WandB` is one word or two
+    return max(_judge(_words(word, text), _words(word, above)) for word, text, above in ways)
+
+
+def _words(word: re.Pattern[str], name: str) -> list[str]:
+    found: list[str] = []
+    for match in word.finditer(name):
+        text = match[0].lower()
+        compound = _COMPOUND.fullmatch(text)
+        found += [compound[1], compound[2]] if compound else [text]
+    return found
+
+
+def _judge(own: list[str], parent: list[str]) -> Suspicion:
+    if own[-1:] == ["string"] and own[-2:-1] in (["connection"], ["conn"]):  # a database's, with the password in it
+        return Suspicion.SECRET
+    words = own.copy()
+    while len(words) > 1 and words[-1] in _VALUE:
+        words.pop()
+    if words and words[0] in _VALUE:  # `value` in `hub_token`
+        words, parent = parent, []
+    if not words:
+        return Suspicion.NONE
+    last = words[-1]
+    before = words[-2] if len(words) > 1 else parent[-1] if parent else ""
+    if last in _ADDRESS and {"webhook", "webhooks"} & set(words):
+        return Suspicion.SECRET
+    if last in _ABOUT:
+        return Suspicion.NONE
+    if _PASSWORD.fullmatch(last) and not _COUNTED & set(words):
+        return Suspicion.PASSWORD
+    if any(_PASSWORD.fullmatch(word) or _PASSWORDS.fullmatch(word) for word in words):
+        return Suspicion.SECRET
+    if any(_STRONG.fullmatch(word) and not _NO_COOKIE.fullmatch(word) for word in words):
+        return Suspicion.SECRET
+    if last == "id" and len(words) > 2 and words[-2] == "key":  # an AWS access key's
+        return Suspicion.SECRET if words[-3] in _KEYS else Suspicion.NONE
+    if last == "id":
+        return Suspicion.RANDOM if before in ("session", "sess") else Suspicion.NONE
+    if last == "token":
+        return Suspicion.NONE if before in _PLAIN_TOKENS else Suspicion.SECRET
+    if last == "tokens":
+        return Suspicion.SECRET if before in _SERVICES else Suspicion.NONE
+    if last in ("key", "keys"):
+        if before in _PLAIN_KEYS:
+            return Suspicion.NONE
+        return Suspicion.SECRET if before in _KEYS else Suspicion.RANDOM
+    if last in _AUTHS:
+        return Suspicion.SECRET
+    if last == "pass":
+        return Suspicion.SECRET if len(words) == 1 or before in _PASSES else Suspicion.RANDOM
+    if last == "code":
+        return Suspicion.SECRET if before in _CODES else Suspicion.NONE
+    if last == "pat":
+        return Suspicion.SECRET if before in _PERSONAL else Suspicion.RANDOM
+    return Suspicion.RANDOM if last in _RANDOM else Suspicion.NONE

@@ -1,0 +1,127 @@
+"""Mask secrets in lists and mappings: in command lines, and in configurations at every depth."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from tensormeter.redaction.names import Suspicion, is_about, suspect
+from tensormeter.redaction.text import mask_text
+from tensormeter.redaction.values import MASK, is_secret
+
+__all__ = ["mask_arguments", "mask_config"]
+
+_OPTION: Final = re.compile(r"--?[A-Za-z][\w.+:-]*")
+_ASSIGNMENT: Final = re.compile(r"(?P<name>[-+~]{0,2}[A-Za-z_][\w.+:@/-]*)=(?P<value>.*)", re.DOTALL)
+_HEADER: Final = re.compile(r"(?P<name>[A-Za-z][\w-]*):")
+_SCHEME: Final = re.compile(r"(?i:bearer|basic|token|digest|apikey|negotiate)")
+_SEVERAL: Final = re.compile(r"(?i:.*(keys|tokens|secrets|passwords|credentials|cookies|headers?))")
+
+
+def mask_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Replace secrets by `***`: texts whose names are those of secrets, and secrets within other texts.
+
+    Numbers, booleans and null stay, except whole numbers that are passwords by their names (`password`, `pwd`, `passphrase`).
+
+    Args:
+        config: JSON values, or attributes of a resource. It is not changed.
+
+    Returns:
+        A copy, and the names of what was masked, with dots: `service.api_key`.
+    """
+    masked: list[str] = []
+    return _mask_mapping(config, "", "", Suspicion.NONE, masked), masked
+
+
+def mask_arguments(arguments: Sequence[str]) -> list[str]:
+    """Replace secrets in a command line by `***`: values of options and assignments by name, and secrets within other texts."""
+    shown = []
+    awaited, several = Suspicion.NONE, False  # of what follows an option
+    for argument in arguments:
+        if awaited and not argument.startswith("--") and not (several and argument.startswith("-")):
+            if _SCHEME.fullmatch(argument):  # the secret is the next: `--header Authorization: Bearer X`
+                shown.append(argument)
+                continue
+            shown.append(MASK if is_secret(argument, awaited) else _mask_text(argument, ""))
+            if not several:
+                awaited = Suspicion.NONE
+            continue
+        awaited, several = Suspicion.NONE, False
+        assignment = _ASSIGNMENT.fullmatch(argument)
+        if assignment:
+            value = assignment["value"]
+            secret = is_secret(value.strip("\"'"), suspect(assignment["name"]))
+            masked = MASK if secret else _mask_text(value, assignment["name"])
+            shown.append(argument if masked == value else f"{assignment['name']}={masked}")
+            continue
+        if _OPTION.fullmatch(argument) or _HEADER.fullmatch(argument):
+            awaited, several = suspect(argument), bool(_SEVERAL.fullmatch(argument))
+        shown.append(_mask_text(argument, ""))
+    return shown
+
+
+def _mask_mapping(
+    mapping: Mapping[str, Any], path: str, parent: str, inherited: Suspicion, masked: list[str]
+) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    named = mapping.get("name", mapping.get("key"))  # {"name": "HF_TOKEN", "value": "..."}, as of Kubernetes
+    for key, value in mapping.items():
+        suspicion = suspect(key, parent)
+        if key == "value" and isinstance(named, str):
+            suspicion = max(suspicion, suspect(named))
+        if not is_about(key):
+            suspicion = max(suspicion, inherited)
+        name = mask_text(key)
+        while name != key and name in found:
+            name += "*"
+        found[name] = _mask_value(value, f"{path}.{name}" if path else name, name, suspicion, masked)
+    return found
+
+
+def _mask_value(value: Any, path: str, name: str, suspicion: Suspicion, masked: list[str]) -> Any:
+    """Mask one value.
+
+    Args:
+        value: Of JSON.
+        path: With dots, for `masked`.
+        name: Of the value, or of the list that it is in.
+        suspicion: By the name.
+        masked: Paths of what was masked; is added to.
+    """
+    if isinstance(value, str):
+        shown: Any = MASK if is_secret(value, suspicion) else _mask_text(value, name)
+    elif isinstance(value, Mapping):
+        return _mask_mapping(value, path, name, _passed_on(name, suspicion), masked)
+    elif isinstance(value, tuple):
+        return tuple(_mask_value([*value], path, name, suspicion, masked))
+    elif isinstance(value, list):
+        if suspicion is Suspicion.NONE and all(isinstance(item, str) for item in value):
+            shown = mask_arguments(value)
+        else:
+            return [_mask_value(item, path, name, suspicion, masked) for item in value]
+    elif suspicion is Suspicion.PASSWORD and isinstance(value, int) and not isinstance(value, bool):
+        shown = MASK
+    else:
+        return value
+    if shown != value and path not in masked[-1:]:
+        masked.append(path)
+    return shown
+
+
+def _passed_on(name: str, suspicion: Suspicion) -> Suspicion:
+    """What a suspicious mapping says of its members. `token` and `key` have parts in models as well."""
+    if suspicion < Suspicion.SECRET or name.lower().endswith(("token", "key")):
+        return Suspicion.NONE
+    return Suspicion.SECRET
+
+
+def _mask_text(text: str, parent: str) -> str:
+    """Mask a text, which may be JSON."""
+    if text.lstrip()[:1] in ("{", "["):
+        try:
+            document = json.loads(text)
+            masked = _mask_value(document, "", parent, Suspicion.NONE, [])
+            return text if masked == document else json.dumps(masked, ensure_ascii=False)
+        except (ValueError, RecursionError):
+            pass
+    return mask_text(text)

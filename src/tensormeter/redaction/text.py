@@ -1,0 +1,61 @@
+"""Mask secrets in a text of any kind: addresses, tokens, assignments, options, headers, JSON."""
+
+import re
+from typing import Final
+
+from tensormeter.redaction.addresses import mask_addresses
+from tensormeter.redaction.names import suspect
+from tensormeter.redaction.values import MASK, is_secret, mask_tokens
+
+__all__ = ["mask_text"]
+
+_QUOTED: Final = r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'"
+
+_ASSIGNMENT: Final = re.compile(
+    rf"(?<![\w.+-])(?P<name>[\w.+-]{{1,128}})(?P<sign>=)(?P<value>{_QUOTED}|(?:(?!,[\w.+-]{{1,128}}[=:])[^\s;&\"'])+)"
+)
+"""`name=value`, of the shell, Hydra, Python, ODBC, and connection strings."""
+
+_MEMBER: Final = re.compile(
+    rf"(?P<before>[\"'])(?P<name>[^\"'\\\n]{{1,128}})(?P<sign>[\"']\s{{0,64}}:\s{{0,64}})(?P<value>{_QUOTED}|[\w.+-]+)"
+)
+"""`"name": "value"`, of JSON and Python."""
+
+_ENTRY: Final = re.compile(
+    rf"(?P<before>^|[\n{{,(])(?P<sign_before>[ \t]{{0,64}}(?:-[ \t]+|-H[ \t]?)?)(?P<name>[A-Za-z][\w.+-]{{0,127}})"
+    rf"(?P<sign>:[ \t]*(?:(?i:bearer|basic|token|digest|apikey|negotiate)[ \t]+)?)"
+    rf"(?P<value>{_QUOTED}|[^\s,{{}}\[\]\"']+)(?=[ \t]*(?:$|[\n,}}\])]))"
+)
+"""`name: value` on a line, or in braces: headers of HTTP, YAML."""
+
+_WHOLE_LINE: Final = re.compile(
+    r"(?P<name>(?i:authorization|proxy-authorization|cookie|set-cookie))(?P<sign>\s{0,8}:\s{0,8}(?:(?i:bearer|basic|token|digest|apikey)\s+)?)"
+    r"(?P<value>[^\n\"']+)"
+)
+
+_OPTION: Final = re.compile(
+    rf"(?<!\S)(?P<name>-{{1,2}}[A-Za-z][\w.-]{{1,127}})(?P<sign>\s{{1,8}})(?P<value>{_QUOTED}|[^\s\"'-][^\s\"']*)"
+)
+"""`--name value`, in a text that is a command line."""
+
+
+def mask_text(text: str) -> str:
+    """Replace secrets in a text by `***`. Its length is no matter: the time taken is proportional to it."""
+    masked = mask_tokens(mask_addresses(text))
+    if ":" in masked:
+        masked = _WHOLE_LINE.sub(_mask, masked)
+        masked = _ENTRY.sub(_mask, _MEMBER.sub(_mask, masked))
+    if "=" in masked:
+        masked = _ASSIGNMENT.sub(_mask, masked)
+    if "-" in masked:
+        masked = _OPTION.sub(_mask, masked)
+    return masked
+
+
+def _mask(found: re.Match[str]) -> str:
+    value = found["value"]
+    quote = value[0] if len(value) > 1 and value[0] in "\"'" and value[-1] == value[0] else ""
+    inner = value[1:-1] if quote else value
+    if not is_secret(inner, suspect(found["name"])):
+        return found[0]
+    return f"{found[0][: found.start('value') - found.start()]}{quote}{MASK}{quote}"
