@@ -10,12 +10,15 @@ import sys
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import urllib3
 
 from tensormeter.client import Client
 from tensormeter.client.export import COLUMNS, export_run
-from tensormeter.otlp.batch import STEP_METRIC
+from tensormeter.otlp.batch import STEP_METRIC, Batch, Gauge, Histogram, Temporality
+from tensormeter.otlp.encode import encode_metrics
 
 T0 = 1_750_000_000_000_000_000
+TOKEN = "token-of-the-test"  # as in `conftest`
 LOSSES = [math.nan, *(1 / (1 + step) for step in range(1, 499)), math.inf]
 
 
@@ -92,6 +95,44 @@ def test_names_that_are_hostile(run_cli, tmp_path):
     assert run_cli("export", "abd456", "--format", "jsonl").returncode == 0
     (row, *_) = rows = rows_of_jsonl(tmp_path / "abd456.jsonl")
     assert (row["metric"], len(rows), row["step"]) == ("loss\x1b[2J[bold red]\u202e", 2, None)
+
+
+@pytest.fixture
+def formulas(url):
+    """A run whose sender has chosen names that a spreadsheet would run; it is gone again afterwards."""
+    names = ["=cmd|' /C calc'!A0", "@SUM(A1)", "+1", "-1+1", "\t=1", "\r=1", "train/loss"]
+    times, counts = np.array([T0], np.uint64), np.array([1], np.uint64)
+    resource = {"service.name": "=1+1", "service.instance.id": "@process", "tensormeter.run.id": "formulas"}
+    series = [
+        *(Gauge(name, times, np.array([-1.5])) for name in names),
+        Gauge("endless", times, np.array([-math.inf])),
+        Histogram(
+            *("=histogram", times, times - counts, counts, np.array([-2.0]), np.array([-2.0]), np.array([-2.0])),
+            *(np.array([-1.0]), np.array([[1, 0]], np.uint64)),
+            temporality=Temporality.DELTA,
+        ),
+    ]
+    headers = {"Content-Type": "application/x-protobuf", "Authorization": f"Bearer {TOKEN}"}
+    with urllib3.PoolManager(retries=False) as http:
+        body = encode_metrics([Batch(resource, series)])
+        assert http.request("POST", f"{url}/v1/metrics", body=body, headers=headers).status == 200
+        yield names
+        assert http.request("DELETE", f"{url}/api/v1/runs/formulas", headers=headers).status == 204
+
+
+def test_no_cell_of_a_csv_is_a_formula(formulas, run_cli, tmp_path):
+    done = run_cli("export", "formulas", "--format", "csv")
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "formulas.csv").open(newline="", encoding="utf-8") as file:
+        header, *rows = list(csv.reader(file))
+    cells = [cell for row in [header, *rows] for cell in row if cell[:1] in tuple("=+-@\t\r")]
+    assert set(cells) == {"-1.5", "-2", "-2.0", "-Infinity"} & set(cells)  # numbers stay numbers
+    assert cells.count("-1.5") == len(formulas)
+    assert "-Infinity" in cells
+    metrics = {row[header.index("metric")] for row in rows}
+    assert metrics == {*(f"'{name}" for name in formulas[:-1]), "train/loss", "endless", "'=histogram"}
+    assert {row[header.index("project")] for row in rows} == {"'=1+1"}
+    assert {row[header.index("process")] for row in rows} == {"'@process"}
 
 
 def test_a_file_is_not_replaced_unless_asked(run_cli, tmp_path):

@@ -46,6 +46,7 @@ def export(
     RUN is an id, the beginning of one, or a name that only one run has. The columns are project, run, process, rank, attempt, metric,
     attributes (JSON), step, time (nanoseconds since the Unix epoch; a timestamp in Parquet) and value; where there are
     distributions, also kind, temporality, count, sum, min, max, bounds, counts and quantiles. The file appears when it is complete.
+    In CSV, a name that a spreadsheet would run as a formula has a ' before it.
     """
     connection = Connection(endpoint)
     found = StoredRun(connection, find_run(connection, run, project))

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ COLUMNS: Final = ("project", "run", "process", "rank", "attempt", "metric", "att
 
 DISTRIBUTION_COLUMNS: Final = ("kind", "temporality", "count", "sum", "min", "max", "bounds", "counts", "quantiles")
 """Further columns of a table that has distributions, which have no `value`; nothing stands there for numbers."""
+
+_FORMULA: Final = re.compile(r"[=+\-@\t\r]")
 
 _MISSING: Final = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
@@ -137,7 +140,7 @@ def _stops(metrics: Iterable[Metric]) -> dict[str, int]:
 class _Csv:
     """RFC 4180 with a header. No step, no such number: empty. NaN and infinities: `NaN`, `Infinity`, `-Infinity`.
 
-    Attributes, and of distributions bounds, counts and quantiles: JSON.
+    Attributes, and of distributions bounds, counts and quantiles: JSON. Text that a spreadsheet would run as a formula begins with `'`.
     """
 
     def __init__(self, file: IO[bytes], distributions: bool) -> None:
@@ -147,12 +150,12 @@ class _Csv:
         self._empty = ("",) * len(DISTRIBUTION_COLUMNS) * distributions
 
     def write(self, about: Mapping[str, Any], block: PointBlock) -> None:
-        first = list(about.values())
+        first = [_no_formula(cell) for cell in about.values()]
         columns = zip(_steps(block, ""), block.time.tolist(), _values(block, str), strict=True)
         self._rows.writerows([*first, *rest, *self._empty] for rest in columns)
 
     def write_distributions(self, about: Mapping[str, Any], block: DistributionBlock) -> None:
-        first = list(about.values())
+        first = [_no_formula(cell) for cell in about.values()]
         for step, time, document in zip(_steps(block, ""), block.time.tolist(), _documents(block), strict=True):
             cells = [_json(cell) if isinstance(cell, list) else cell for cell in document.values()]
             self._rows.writerow([*first, step, time, "", *cells])
@@ -253,6 +256,11 @@ class _Parquet:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _no_formula(cell: Any) -> Any:
+    """Text as a spreadsheet shows it and does not run it: names come from whoever sends. The web page's CSV follows the same rule."""
+    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
 
 
 def _head(about: Mapping[str, Any]) -> str:
