@@ -51,6 +51,7 @@ def test_own_variables_before_opentelemetrys(monkeypatch):
         ("sample_interval", -1, "sample_interval: expected a number from 0.1"),
         ("sample_interval", "often", "sample_interval: expected a number from 0.1"),
         ("record_command", "no", "record_command: expected True or False, got 'no'"),
+        ("mask_config", "no", "mask_config: expected True or False, got 'no'"),
         ("exporters", "experiment", "exporters: expected a list of different names"),
         ("exporters", [], "exporters: expected a list of different names"),
         ("max_export_batch_size", True, "max_export_batch_size: expected an integer from 1"),

@@ -25,12 +25,17 @@ from tensormeter.record.media import Parcel
 from tensormeter.record.phases import Phases
 from tensormeter.record.reduction import Reduce, Rule
 from tensormeter.record.watch import Watch, Watched
+from tensormeter.redaction import mask_config
+from tensormeter.resource import describe_rank
 from tensormeter.ring.words import State
 from tensormeter.settings import Settings
 
 __all__ = ["Run", "before_finish", "finish_all", "latest_run", "open_runs", "remember"]
 
 logger: Final = logging.getLogger("tensormeter")
+
+_MOST_NAMED: Final = 10
+"""Names of masked entries in one warning, at most."""
 
 
 class Run:
@@ -46,7 +51,8 @@ class Run:
         id: Unique in its project; the same on every rank.
         name: For people.
         project: What the run belongs to.
-        config: As given to `init` and `update_config`, as JSON values. To be read only.
+        config: As given to `init` and `update_config`, as JSON values, and as it is recorded: secrets in it are `***` (see the
+            setting `mask_config`). To be read only.
         settings: In force for this run.
     """
 
@@ -56,7 +62,8 @@ class Run:
         self.name = identity.name
         self.project = identity.settings.project
         self.settings = identity.settings
-        self._identity = identity
+        self._masked: set[str] = set()
+        self._identity = replace(identity, config=self._without_secrets(identity.config))
         self._parent = parent
         self._resume = resume
         self._process: RunProcess | None = None
@@ -126,7 +133,7 @@ class Run:
         it on every rank, or on one alone.
 
         Args:
-            values: As the `config` of `init`. They replace those of the same names.
+            values: As the `config` of `init`, and masked like it. They replace those of the same names.
 
         Raises:
             SettingsError: They cannot be used.
@@ -137,7 +144,8 @@ class Run:
                 logger.warning("update_config() after the run was finished: nothing is recorded")
                 return
             process = self._here()
-            self._identity = replace(self._identity, config=as_json({**self._identity.config, **added}))
+            config = as_json({**self._identity.config, **added})
+            self._identity = replace(self._identity, config=self._without_secrets(config))
             if process is not None:
                 process.reconfigure(self._identity)
 
@@ -335,6 +343,27 @@ class Run:
             self._phases = Phases(recorder.gauge_row, recorder.write_gauges, lambda: recorder.next_step)
         except (OSError, RingError) as error:
             logger.warning("run %s records nothing: %s", self.id, error)
+
+    def _without_secrets(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Mask secrets, and name what was masked in one warning."""
+        if not self.settings.mask_config:
+            return config
+        masked, names = mask_config(config)
+        new = [name for name in names if name not in self._masked]
+        self._masked.update(new)
+        if new and self.settings.mode != "disabled":
+            logger.log(
+                logging.INFO
+                if describe_rank(os.environ).get("tensormeter.rank")
+                else logging.WARNING,  # one rank is enough
+                "run %s: config: %s %s recorded as ***, because %s like %s; rename what is none, or set "
+                "TENSORMETER_MASK_CONFIG=false to record the configuration as it is",
+                self.id,
+                ", ".join(new[:_MOST_NAMED])
+                + (f" and {len(new) - _MOST_NAMED} more" if len(new) > _MOST_NAMED else ""),
+                *(("is", "it looks", "a secret") if len(new) == 1 else ("are", "they look", "secrets")),
+            )
+        return masked
 
     def _here(self) -> RunProcess | None:
         """This process's part in the run; None if nothing is recorded. A forked child takes part from its first call on."""

@@ -267,6 +267,13 @@ class Settings:
         parse=_parse_bool,
         help="Whether the command line becomes part of the resource; what looks like a secret is masked.",
     )
+    mask_config: bool = _setting(
+        True,
+        "TENSORMETER_MASK_CONFIG",
+        parse=_parse_bool,
+        help="Whether `***` replaces what looks like a secret in the configuration, as it does in the command line. `False` records "
+        "the configuration as it is.",
+    )
     schedule_delay: float = _setting(
         1.0,
         "TENSORMETER_SCHEDULE_DELAY",
@@ -385,6 +392,7 @@ class Settings:
         if self.sample_interval != 0:
             _check_range("sample_interval", self.sample_interval, 0.1, 3600)
         _check_bool("record_command", self.record_command)
+        _check_bool("mask_config", self.mask_config)
         _check_endpoint(self.endpoint)
         _check_names("exporters", self.exporters)
         object.__setattr__(self, "exporters", tuple(self.exporters))
