@@ -6,11 +6,10 @@ remote write. The endpoint ends with the agent. A request that comes again chang
 
 import logging
 import os
-import re
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final, Literal
+from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 from prometheus_client import CollectorRegistry, start_http_server
@@ -20,20 +19,23 @@ from prometheus_client.utils import floatToGoString
 
 from tensormeter.errors import EncodingError, SettingsError
 from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Request
-from tensormeter.otlp.batch import Distribution, Sum, Temporality
+from tensormeter.otlp.batch import STEP_METRIC, Distribution, Series, Sum, Temporality
 from tensormeter_exporters.classic_buckets import ClassicBuckets
 from tensormeter_exporters.points import Speaker, SteppedSeries, read_metrics, scalars
+from tensormeter_exporters.prometheus_names import IDENTITY_LABELS, Kind, LabelNames, MetricNames, Origin
 
 __all__ = ["PrometheusExporter"]
 
 logger: Final = logging.getLogger("tensormeter.agent")
 
 _PORTS: Final = 16
-_NAME: Final = re.compile(r"[^a-zA-Z0-9_:]")
-_LABEL: Final = re.compile(r"[^a-zA-Z0-9_]")
+
+_STEP: Final = Origin(STEP_METRIC, "", "gauge")
+_STEP_FAMILY: Final = "tensormeter_step"
+_REFUSED_FAMILY: Final = "tensormeter_prometheus_refused"
+_REFUSED: Final = Origin(_REFUSED_FAMILY, " of this destination", "counter")
 
 _Labels = tuple[tuple[str, str], ...]
-_Kind = Literal["gauge", "counter", "histogram", "gaugehistogram"]
 
 
 @dataclass(frozen=True)
@@ -41,56 +43,152 @@ class _Point:
     """What one point of a series shows.
 
     Attributes:
-        kind: Of the family.
         time: In nanoseconds.
         samples: What stands behind the name, the upper bound of a bucket or "", and the value.
     """
 
-    kind: _Kind
     time: int
     samples: tuple[tuple[str, str, float], ...]
+
+
+@dataclass
+class _Family:
+    """Series of one name.
+
+    Attributes:
+        name: For Prometheus; of a counter without `_total`.
+        help: For people.
+        names: Of its labels.
+        points: The last point of each series, with its labels.
+        owners: The series that has these labels. Prometheus takes an empty label for none.
+        warned: Whether it was said that series of it cannot be told apart.
+    """
+
+    name: str
+    help: str
+    names: LabelNames = field(default_factory=LabelNames)
+    points: dict["_SeriesKey", tuple[_Labels, _Point]] = field(default_factory=dict)
+    owners: dict[frozenset[tuple[str, str]], "_SeriesKey"] = field(default_factory=dict)
+    warned: bool = False
+
+
+@dataclass(frozen=True)
+class _SeriesKey:
+    """What tells a series from the others of its family.
+
+    Attributes:
+        attributes: Keys and values, as `repr` shows them: True is not 1.
+        texts: Keys and values, as labels show them.
+        speaker: Whose it is.
+        scope: Name and version of the instrumentation scope.
+    """
+
+    attributes: tuple[tuple[str, str], ...]
+    texts: tuple[tuple[str, str], ...]
+    speaker: Speaker
+    scope: tuple[str, str]
+
+    @classmethod
+    def of(cls, series: Series, speaker: Speaker) -> "_SeriesKey":
+        items = sorted(series.attributes.items())
+        return cls(
+            tuple((key, repr(value)) for key, value in items),
+            tuple((key, str(value)) for key, value in items),
+            speaker,
+            (series.scope.name, series.scope.version),
+        )
 
 
 class _LastValues(Collector):
     """Written by delivery's thread, read by scrapes."""
 
-    def __init__(self, max_series: int) -> None:
+    def __init__(self, destination: str, max_series: int) -> None:
+        self._destination = destination
         self._max_series = max_series
         self._lock = threading.Lock()
-        self._families: dict[str, tuple[_Kind, str, dict[_Labels, _Point]]] = {}
+        self._names = MetricNames([(_STEP, _STEP_FAMILY), (_REFUSED, _REFUSED_FAMILY)])
+        self._families: dict[Origin, _Family] = {_STEP: _Family(_STEP_FAMILY, "Step of the training loop.")}
         self._series = 0
         self._refused = 0
 
-    def put(self, name: str, labels: _Labels, description: str, point: _Point) -> bool:
-        """Keep the point unless a later one is there. False if there is no room, or the name is taken by another kind."""
+    def put(self, origin: Origin, key: _SeriesKey, description: str, point: _Point) -> bool:
+        """Keep the point unless a later one is there. False if there is no room, or its labels are another series'."""
         with self._lock:
-            kind, _, points = self._families.get(name, (point.kind, description, {}))
-            kept = points.get(labels)
+            family = self._families.get(origin)
+            _, kept = (family.points.get(key) if family else None) or (None, None)
             more = len(point.samples) - (len(kept.samples) if kept else 0)
-            if kind != point.kind or self._series + more > self._max_series:
+            if self._series + more > self._max_series:
                 self._refused += 1
                 return False
-            if kept is None or kept.time <= point.time:
-                self._families.setdefault(name, (kind, description, points))
-                self._series += more
-                points[labels] = point
+            if kept is not None and kept.time > point.time:
+                return True
+            family = family or self._begin(origin, description)
+            labels = self._labels(family, key)
+            if labels is None:
+                self._refused += 1
+                return False
+            self._series += more
+            family.points[key] = labels, point
             return True
+
+    def _begin(self, origin: Origin, description: str) -> _Family:
+        """Begin a family under a name of its own."""
+        name, rival = self._names.find(origin)
+        self._names.take(origin, name)
+        if rival is not None:
+            logger.warning(
+                "%s: metrics %r and %r would both be %r; the latter is scraped as %r",
+                *(self._destination, rival.text, origin.text, origin.plain_name, name),
+            )
+        shown = (
+            [origin.text] if origin.statistic or origin.plain_name != origin.metric or name != origin.plain_name else []
+        )
+        family = _Family(name, ": ".join([*shown, *([description] if description else [])]) or name)
+        self._families[origin] = family
+        return family
+
+    def _labels(self, family: _Family, key: _SeriesKey) -> _Labels | None:
+        """The labels of a series, which are its own; None if it cannot be told from another of its family."""
+        if key in family.points:
+            return family.points[key][0]
+        names = family.names.find(name for name, _ in key.texts)
+        speaker = key.speaker
+        identity = zip(IDENTITY_LABELS, (speaker.project, speaker.run, speaker.process), strict=True)
+        labels = (*((names[name], text) for name, text in key.texts), *identity)
+        scope, version = key.scope
+        for wider in (labels, (*labels, ("otel_scope_name", scope), ("otel_scope_version", version))):
+            visible = frozenset((name, text) for name, text in wider if text)
+            if visible not in family.owners:
+                family.owners[visible] = key
+                family.names.take(names)
+                return wider
+            if family.owners[visible].scope == key.scope:
+                break
+        if not family.warned:
+            family.warned = True
+            logger.warning(
+                "%s: series of %r are refused, because their labels are those of another series of it: %s",
+                *(self._destination, family.name, dict(labels)),
+            )
+        return None
 
     def collect(self) -> Iterator[Metric]:
         with self._lock:
-            families = [
-                (name, kind, description, list(points.items()))
-                for name, (kind, description, points) in sorted(self._families.items())
-            ]
+            families = sorted(
+                (family.name, origin.kind, family.help, list(family.points.values()))
+                for origin, family in self._families.items()
+                if family.points
+            )
             refused = self._refused
-        for name, kind, description, points in families:
-            base = name.removesuffix("_total") if kind == "counter" else name
-            family = Metric(base, description or name, kind)
+        for name, kind, text, points in families:
+            family = Metric(name, text, kind)
             for labels, point in points:
                 for suffix, bound, value in point.samples:
-                    family.add_sample(base + suffix, dict(labels) | ({"le": bound} if bound else {}), value)
+                    family.add_sample(name + suffix, dict(labels) | ({"le": bound} if bound else {}), value)
             yield family
-        dropped = CounterMetricFamily("tensormeter_prometheus_refused", "Points of series that there was no room for.")
+        dropped = CounterMetricFamily(
+            _REFUSED_FAMILY, "Points of series that could not be kept: no room, or no labels of their own."
+        )
         dropped.add_metric([], refused)
         yield dropped
 
@@ -119,8 +217,8 @@ class PrometheusExporter:
                     f"{config.destination}.{name}: expected a number from {least}, got {options[name]!r}"
                 )
         self._max_buckets = int(options["max_buckets"])
-        self._buckets: dict[tuple[str, _Labels], ClassicBuckets] = {}
-        self._last = _LastValues(int(options["max_series"]))
+        self._buckets: dict[tuple[Origin, _SeriesKey], ClassicBuckets] = {}
+        self._last = _LastValues(config.destination, int(options["max_series"]))
         registry = CollectorRegistry()
         registry.register(self._last)
         first = int(options["port"])
@@ -144,71 +242,71 @@ class PrometheusExporter:
             found = read_metrics(request)
         except (EncodingError, EOFError, OSError) as error:
             return Rejected(str(error))
-        refused = sum(self._put(stepped) for stepped in found if len(stepped.steps))
-        return Accepted(refused, "no room: see the option max_series" if refused else "")
+        ordered = sorted((stepped for stepped in found if len(stepped.steps)), key=_by_precedence)
+        # A metric that was logged under the name of a statistic (`grad/mean`) goes first, too.
+        refused = sum(self._put(stepped, statistics=statistics) for statistics in (False, True) for stepped in ordered)
+        return Accepted(refused, "no room (see the option max_series), or no labels of their own" if refused else "")
 
     def shutdown(self) -> None:
         self._server.shutdown()
         self._server.server_close()
 
-    def _put(self, stepped: SteppedSeries) -> int:
-        """Returns the number of points that there was no room for."""
+    def _put(self, stepped: SteppedSeries, *, statistics: bool) -> int:
+        """Keep the last point of a series.
+
+        Args:
+            stepped: The series.
+            statistics: Whether that is what is made of it (the mean of a distribution), or itself.
+
+        Returns:
+            The number of points that were refused.
+        """
         series = stepped.series
         at = int(series.times.argmax())
-        labels = _labels(stepped)
-        if stepped.stepped[at]:
+        time, key = int(series.times[at]), _SeriesKey.of(series, stepped.speaker)
+        if stepped.stepped[at] and not statistics:
             self._put_step(stepped, at)
-        counter = isinstance(series, Sum) and series.monotonic and series.temporality is Temporality.CUMULATIVE
         refused = 0
+        if isinstance(series, Distribution) and not statistics:
+            refused += 0 if self._put_distribution(series, at, key) else len(series.times)
+        counter = isinstance(series, Sum) and series.monotonic and series.temporality is Temporality.CUMULATIVE
         for numbers in scalars(stepped):
             suffix = numbers.name.removeprefix(stepped.name)
-            if not numbers.present[at] or (isinstance(series, Distribution) and suffix == "/count"):
+            known = not numbers.present[at] or (isinstance(series, Distribution) and suffix == "/count")
+            if known or bool(suffix) != statistics:
                 continue
-            value = float(numbers.values[at])
-            point = _Point(
-                "counter" if counter else "gauge", int(series.times[at]), (("_total" if counter else "", "", value),)
-            )
-            kept = self._last.put(_metric_name(series.name + suffix), labels, series.description, point)
-            refused += 0 if kept else len(numbers.values)
-        if isinstance(series, Distribution):
-            refused += 0 if self._put_distribution(series, at, labels) else len(series.times)
+            point = _Point(time, (("_total" if counter else "", "", float(numbers.values[at])),))
+            origin = Origin(series.name, suffix, "counter" if counter else "gauge")
+            refused += 0 if self._last.put(origin, key, series.description, point) else len(numbers.values)
         return refused
 
-    def _put_distribution(self, series: Distribution, at: int, labels: _Labels) -> bool:
+    def _put_distribution(self, series: Distribution, at: int, key: _SeriesKey) -> bool:
         """What counts since the beginning is a histogram, what was logged at one instant a gauge histogram."""
-        name = _metric_name(series.name)
-        buckets = self._buckets.get((name, labels)) or ClassicBuckets(self._max_buckets)
         cumulative = series.temporality is Temporality.CUMULATIVE
+        kind: Kind = "histogram" if cumulative else "gaugehistogram"
+        origin = Origin(series.name, "", kind)
+        buckets = self._buckets.get((origin, key)) or ClassicBuckets(self._max_buckets)
         samples = [("_bucket", _number(bound), float(count)) for bound, count in buckets.of(series, at)]
         samples.append(("_count" if cumulative else "_gcount", "", float(series.counts[at])))
         if not np.isnan(series.sums[at]):
             samples.append(("_sum" if cumulative else "_gsum", "", float(series.sums[at])))
-        point = _Point("histogram" if cumulative else "gaugehistogram", int(series.times[at]), tuple(samples))
-        kept = self._last.put(name, labels, series.description, point)
+        point = _Point(int(series.times[at]), tuple(samples))
+        kept = self._last.put(origin, key, series.description, point)
         if kept:
-            self._buckets[name, labels] = buckets
+            self._buckets[origin, key] = buckets
         return kept
 
     def _put_step(self, stepped: SteppedSeries, at: int) -> None:
         """The step is a gauge of its own, never a label."""
-        point = _Point("gauge", int(stepped.series.times[at]), (("", "", float(stepped.steps[at])),))
-        self._last.put("tensormeter_step", _identity(stepped.speaker), "Step of the training loop.", point)
+        point = _Point(int(stepped.series.times[at]), (("", "", float(stepped.steps[at])),))
+        self._last.put(_STEP, _SeriesKey((), (), stepped.speaker, ("", "")), "", point)
 
 
 def _number(bound: float) -> str:
     return str(floatToGoString(bound))  # type: ignore[no-untyped-call]
 
 
-def _identity(speaker: Speaker) -> _Labels:
-    return ("project", speaker.project), ("run_id", speaker.run), ("process", speaker.process)
-
-
-def _labels(stepped: SteppedSeries) -> _Labels:
-    found = {_LABEL.sub("_", key): str(value) for key, value in stepped.series.attributes.items()}
-    named = {f"_{key}" if key[:1].isdigit() else key: value for key, value in found.items()}
-    return tuple((named | dict(_identity(stepped.speaker))).items())
-
-
-def _metric_name(name: str) -> str:
-    clean = _NAME.sub("_", name)
-    return f"_{clean}" if clean[:1].isdigit() else clean
+def _by_precedence(stepped: SteppedSeries) -> tuple[bool, Origin]:
+    """Order in which series of one request get their names: it must not depend on the order in which they were logged."""
+    origin = Origin(stepped.series.name, "", "gauge")
+    return not origin.exact, origin

@@ -11,10 +11,11 @@ import pytest
 import urllib3
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
 from tensormeter.exporter import Accepted
-from tensormeter.otlp.batch import Buckets, ExponentialHistogram, Temporality
+from tensormeter.otlp.batch import Buckets, ExponentialHistogram, Scope, Temporality
 from tensormeter_exporters.classic_buckets import ClassicBuckets
 from tensormeter_exporters.prometheus import PrometheusExporter
 
@@ -125,6 +126,192 @@ def test_a_step_is_no_label(make, exporter):
         label for family in text_string_to_metric_families(text) for sample in family.samples for label in sample.labels
     }
     assert labels == {"project", "run_id", "process"}
+
+
+def families(exporter):
+    """Each family by name: its help, and values by labels other than the run's; in both formats, which check for names that clash."""
+    url = f"http://127.0.0.1:{exporter.port}/metrics"
+    openmetrics = urllib3.request(
+        "GET", url, headers={"Accept": "application/openmetrics-text; version=1.0.0"}, retries=False
+    )
+    assert openmetrics.headers["Content-Type"].startswith("application/openmetrics-text")
+    list(openmetrics_families(openmetrics.data.decode()))  # raises ValueError
+    text = urllib3.request("GET", url, retries=False).data.decode()
+    return {
+        family.name: (
+            family.documentation,
+            {
+                (
+                    sample.name,
+                    tuple(sorted((k, v) for k, v in sample.labels.items() if k not in ("project", "run_id"))),
+                ): sample.value
+                for sample in family.samples
+            },
+        )
+        for family in text_string_to_metric_families(text)
+    }
+
+
+def value_of(found, documentation):
+    """The only value of the family whose help begins so."""
+    ((_, values),) = [family for family in found.values() if family[0] == documentation]
+    (value,) = values.values()
+    return value
+
+
+NAMES = [
+    "train/loss",
+    "train.loss",
+    "train loss",
+    "train_loss",
+    "Train/loss",
+    "1digit",
+    "_1digit",
+    "損失",
+    "精度",
+    "",
+    "a:b",
+    "a/b",
+]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_metrics_whose_names_become_the_same_are_told_apart(make, exporter, caplog, order):
+    values = {name: 700.0 + number for number, name in enumerate(NAMES)}
+    rows = {1: {name: values[name] for name in NAMES[::order]}}
+    for number in range(2):  # the second time changes nothing
+        assert exporter.export(make.logged(number, make.rows(rows))) == Accepted()
+        found = families(exporter)
+    scraped = sorted(value for _, family in found.values() for value in family.values())
+    assert [value for value in scraped if value >= 700] == sorted(values.values())
+    for name in filter(None, NAMES):
+        assert value_of(found, name) == values[name]
+    for name in ("train_loss", "_1digit"):  # names without replaced characters go first
+        assert list(found[name][1].values()) == [values[name]]
+    assert list(found["a_b"][1].values()) == [values["a/b"]]
+    said = [record.getMessage() for record in caplog.records]
+    of_train_loss = "prometheus: metrics 'train_loss' and 'train.loss' would both be 'train_loss'; the latter is scraped as 'train_loss_"
+    assert sum(text.startswith(of_train_loss) for text in said) == 1
+    assert len(said) == 5  # three of `train_loss`, `1digit`, `a:b`
+    assert scrape(exporter)["tensormeter_prometheus_refused_total", None, None] == 0
+
+
+def test_the_suffix_of_a_name_depends_on_the_name_alone(make, config):
+    found = []
+    for first, second in (("x/y", "x.y"), ("x y", "x.y"), ("x_y", "x.y")):
+        exporter = PrometheusExporter(config("prometheus", port="0"))
+        try:
+            exporter.export(make.logged(1, make.rows({1: {first: 1.0}})))
+            exporter.export(make.logged(2, make.rows({2: {second: 2.0}})))
+            found.append({name for name, (text, _) in families(exporter).items() if text == "x.y"})
+        finally:
+            exporter.shutdown()
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) == 1
+
+
+def test_logged_metrics_and_statistics_of_distributions_are_told_apart(make, exporter):
+    logged = {
+        "grad/mean": 703.0,
+        "grad.max": 704.0,
+        "grad/gcount": 705.0,
+        "grad_bucket": 706.0,
+        "grad/gsum": 707.0,
+        "grad/sum": 708.0,
+    }
+    assert exporter.export(make.logged(1, [make.histogram("grad", make.T0), *make.rows({1: logged})])) == Accepted()
+    found = families(exporter)
+    for name, value in logged.items():
+        assert value_of(found, name) == value
+    assert list(found["grad_mean"][1].values()) == [703.0]
+    assert [text for text, values in found.values() if 6.5 in values.values()] == ["mean of grad"]
+    assert buckets(exporter, "grad") == {0: 1, 1: 2, 2: 4, math.inf: 5}
+
+
+def test_kinds_of_one_name_are_told_apart(make, exporter):
+    series = [
+        make.counter("tokens", [make.T0], [3.0]),
+        make.gauge("tokens", [make.T0], [4.0]),
+        make.gauge("tokens/total", [make.T0], [5.0]),
+    ]
+    cumulative = dataclasses.replace(exponential([1.5] * 7, 3), name="tokens")
+    for number in range(2):
+        assert (
+            exporter.export(make.logged(number, [*series, cumulative, make.histogram("tokens", make.T0)])) == Accepted()
+        )
+    found = families(exporter)
+    scraped = sorted(
+        value
+        for text, values in found.values()
+        if text.startswith("tokens")
+        for value in values.values()
+        if value in (3, 4, 5, 7)
+    )
+    assert {3, 4, 5, 7} <= set(scraped)
+    names = {name: set(values.values()) for name, (_, values) in found.items() if name in ("tokens", "tokens_total")}
+    assert len(names) == 1
+
+
+def test_own_names_are_not_overwritten(make, exporter):
+    logged = {"tensormeter_step": 50.0, "tensormeter/step": 51.0, "tensormeter_prometheus_refused_total": 52.0}
+    assert exporter.export(make.logged(1, make.rows({7: logged}))) == Accepted()
+    found = scrape(exporter)
+    process = make.resource()["service.instance.id"]
+    assert found["tensormeter_step", process, None] == 7
+    assert found["tensormeter_prometheus_refused_total", None, None] == 0
+    assert {50.0, 51.0, 52.0} <= set(found.values())
+
+
+def test_attributes_whose_names_become_the_same_are_told_apart(make, exporter, caplog):
+    sets = [
+        {"a.b": "1"},
+        {"a_b": "1"},
+        {"a.b": "1", "a_b": "2"},
+        {"le": "1"},
+        {"process": "mine"},
+        {"process": "other"},
+        {"__name__": "x"},
+        {"": "y"},
+        {"1": "z"},
+    ]
+    series = [make.gauge("m", [make.T0], [float(number)], **attributes) for number, attributes in enumerate(sets)]
+    for number in range(2):
+        assert exporter.export(make.logged(number, series)) == Accepted()
+    _, values = families(exporter)["m"]
+    assert sorted(values.values()) == [float(number) for number in range(len(sets))]
+    labels = {value: dict(labels) for (_, labels), value in values.items()}
+    assert {name: text for name, text in labels[3].items() if name != "process"} == {"attribute_le": "1"}
+    assert labels[4] == {"attribute_process": "mine", "process": make.resource()["service.instance.id"]}
+    assert all(text in labels[2].values() for text in "12")
+    assert not caplog.records
+
+
+def test_scopes_are_told_apart(make, exporter):
+    series = [
+        dataclasses.replace(make.gauge("requests", [make.T0], [value]), scope=Scope(name, version))
+        for name, version, value in (("liba", "1", 1.0), ("libb", "1", 2.0), ("libb", "2", 3.0))
+    ]
+    for number in range(2):
+        assert exporter.export(make.logged(number, series)) == Accepted()
+    _, values = families(exporter)["requests"]
+    assert sorted(values.values()) == [1.0, 2.0, 3.0]
+    assert {dict(labels).get("otel_scope_version") for _, labels in values} == {None, "1", "2"}
+
+
+def test_series_that_cannot_be_told_apart_are_refused_and_counted(make, exporter, caplog):
+    series = [
+        make.gauge("m", [make.T0], [1.0], x="1"),
+        make.gauge("m", [make.T0], [2.0], x=1),
+        make.gauge("m", [make.T0], [3.0], x="1", empty=""),
+    ]
+    outcome = exporter.export(make.logged(1, series))
+    assert outcome == Accepted(2, "no room (see the option max_series), or no labels of their own")
+    assert list(families(exporter)["m"][1].values()) == [1.0]
+    assert scrape(exporter)["tensormeter_prometheus_refused_total", None, None] == 2
+    (record,) = caplog.records
+    assert record.getMessage().startswith(
+        "prometheus: series of 'm' are refused, because their labels are those of another series of it"
+    )
 
 
 def test_memory_is_bounded_and_what_is_refused_is_counted(make, config):
