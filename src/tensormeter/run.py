@@ -25,7 +25,7 @@ from tensormeter.record.media import Parcel
 from tensormeter.record.phases import Phases
 from tensormeter.record.reduction import Reduce, Rule
 from tensormeter.record.watch import Watch, Watched
-from tensormeter.redaction import mask_config
+from tensormeter.redaction import environment_secrets, mask_config
 from tensormeter.resource import describe_rank
 from tensormeter.ring.words import State
 from tensormeter.settings import Settings
@@ -348,7 +348,7 @@ class Run:
         """Mask secrets, and name what was masked in one warning."""
         if not self.settings.mask_config:
             return config
-        masked, names = mask_config(config)
+        masked, names = mask_config(config, environment_secrets(os.environ))
         new = [name for name in names if name not in self._masked]
         self._masked.update(new)
         if new and self.settings.mode != "disabled":

@@ -50,6 +50,13 @@ def test_a_secret_is_masked_by_the_name_of_its_option(option):
         (["--config={{wandb: {{key: 1}}, token: {}}}"], ["--config={{wandb: {{key: 1}}, token: ***}}"]),
         (["-c", "import x; x.login(token='{}')"], ["-c", "import x; x.login(token='***')"]),
         (["--pwd", "1234"], ["--pwd", "***"]),
+        (["X-Api-Key:ab{{c,{}"], ["X-Api-Key:***"]),
+        (["-c", "os.environ['HF_TOKEN'] = '{}'"], ["-c", "os.environ['HF_TOKEN'] = '***'"]),
+        (["-c", "lr = 1\npassword = {}\n"], ["-c", "lr = 1\npassword = ***\n"]),
+        (["--sas", "?sv=1&sig={}%3D", "--x", "?sv=1&sig=a%2B{}"], ["--sas", "***", "--x", "?sv=1&sig=***"]),
+        (["--x", "h:80/a?sig=a%2B{}"], ["--x", "h:80/a?sig=***"]),
+        (["--no-auth", "train.bin", "--password", "{}"], ["--no-auth", "train.bin", "--password", "***"]),
+        (["--x-functions-key", "{}"], ["--x-functions-key", "***"]),
         (["--password", "-1"], ["--password", "***"]),
     ],
 )
@@ -75,7 +82,8 @@ READABLE = """--max-tokens 512|--tokenizer gpt2|--tokenizer_name bert|--max_new_
 --rdzv_endpoint host:29500|--image python:3.11@sha256:abc|--split train[:10%]|lr=1e-3|model.key_dim=64|--token ${oc.env:HF_TOKEN}
 --hub_token <HUB_TOKEN>|task-classification-model-large|mask-rcnn-resnet50-fpn-v2|hf_transformers_backend_long|s3://bucket/key/a.pt
 --note basic training|--resume /a/b@c|https://h:8080/@scope/x|https://huggingface.co/a/b?revision=main#files|hf://datasets/u/d@main/x
---commit 0123456789abcdef0123456789abcdef01234567|--token_dropout 0.1|--mask_token mask|--cookiecutter x|--pass 2"""
+--commit 0123456789abcdef0123456789abcdef01234567|--ssh-key ~/.ssh/id_rsa|--credentials /home/me/creds.json|--private-key ./key.pem
+--password-stdin registry.example.org|--token_dropout 0.1|--mask_token mask|--cookiecutter x|--pass 2"""
 
 
 @pytest.mark.parametrize("line", READABLE.replace("\n", "|").split("|"))

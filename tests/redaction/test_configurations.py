@@ -26,6 +26,9 @@ def test_texts_are_masked_by_name_at_every_depth():
         "command": f"train.py --api-key {SECRET}",
         "object": f"Namespace(password='{SECRET}', lr=0.1)",
         "document": json.dumps({"secret": SECRET, "lr": 1}),
+        "tokens": {"hf": SECRET, "wandb": SECRET, "per_step": "many"},
+        "api_key": {"first": SECRET},
+        "items": [["api_key", SECRET], ["lr", 1], ["name", "x"]],
     }
     before = json.dumps(config)
     masked, names = mask_config(config)
@@ -43,6 +46,9 @@ def test_texts_are_masked_by_name_at_every_depth():
         "command": "train.py --api-key ***",
         "object": "Namespace(password='***', lr=0.1)",
         "document": '{"secret": "***", "lr": 1}',
+        "tokens": {"hf": MASK, "wandb": MASK, "per_step": "many"},
+        "api_key": {"first": MASK},
+        "items": [["api_key", MASK], ["lr", 1], ["name", "x"]],
     }
     assert names[:5] == ["password", "service.access_token", "service.apiKey", "wandb.key", "sinks.cookie"]
 

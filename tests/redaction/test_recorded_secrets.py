@@ -86,6 +86,12 @@ def test_a_warning_names_each_masked_entry_once(settings, caplog):
     assert config["password"] == SECRET
 
 
+def test_a_secret_of_the_environment_is_masked_under_any_name(settings, monkeypatch):
+    monkeypatch.setenv("MY_SECRET", "correct-horse")
+    with tensormeter.init(config={"x": ["correct-horse"], "y": "a correct-horse", "n": 1}, settings=settings) as run:
+        assert run.config == {"x": ["***"], "y": "a ***", "n": 1}
+
+
 def test_one_rank_of_many_warns(settings, monkeypatch, caplog):
     with caplog.at_level(logging.INFO, "tensormeter"):
         for rank in range(3):

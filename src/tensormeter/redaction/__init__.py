@@ -5,6 +5,7 @@ found by its form in `values`; both err on the side of masking where a text woul
 """
 
 from tensormeter.redaction.addresses import mask_address, mask_addresses, strip_address
+from tensormeter.redaction.environment import environment_secrets
 from tensormeter.redaction.names import Suspicion, suspect
 from tensormeter.redaction.structure import mask_arguments, mask_config
 from tensormeter.redaction.text import mask_text
@@ -13,6 +14,7 @@ from tensormeter.redaction.values import MASK
 __all__ = [
     "MASK",
     "Suspicion",
+    "environment_secrets",
     "mask_address",
     "mask_addresses",
     "mask_arguments",

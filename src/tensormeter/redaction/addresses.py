@@ -16,52 +16,39 @@ __all__ = ["mask_address", "mask_addresses", "strip_address"]
 _URL: Final = re.compile(r"(?P<scheme>(?:[A-Za-z][A-Za-z0-9+.-]{0,40}:){0,3}//)(?P<rest>.*)", re.DOTALL)
 _IN_TEXT: Final = re.compile(r"(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]{0,40}://[^\s\"'<>`]+")
 _SHORT: Final = re.compile(
-    r"(?P<user>[^\s/]+)@(?P<host>\[[0-9a-fA-F:.]{1,64}\]|[\w.-]{1,253})(?P<rest>[:/].*)", re.DOTALL
+    r"(?P<user>[^\s/]+)@(?P<host>\[[0-9a-fA-F:.]{1,64}\]|[\w.-]{1,253})(?P<rest>(?:[:/].*)?)", re.DOTALL
 )
 """`user@host:path`, as scp takes it, and connection strings without a scheme."""
 
 _NO_USER: Final = re.compile(r"(?i:mailto|sips?|acct|xmpp|npm|sha\d+):.*|.*[(\[{=].*", re.DOTALL)
-_NO_HOST: Final = re.compile(r"sha\d+|md5|latest|main|master|HEAD|[^a-zA-Z]*\.?[^a-zA-Z]*")
+_NO_HOST: Final = re.compile(r"sha\d+|md5|latest|main|master|HEAD|\d+(\.\d+){0,2}")
 _PORT: Final = re.compile(r"[^:]*:\d{0,5}|\[[^\]]*\](:\d{0,5})?")
 _HOST: Final = re.compile(r"localhost|[\w-]+(\.[\w-]+)+|\[[^\]]*\]")
 _BY_SSH: Final = re.compile(r"(?i:(git\+|svn\+|bzr\+)?(ssh|sftp|scp|rsync)(\+git)?:)?//")
 
 _PARAMETER: Final = re.compile(r"(?P<before>[?&;#])(?P<name>[^=&;#?/]{1,256})=(?P<value>[^&;#]*)")
-_PARAMETERS: Final = frozenset(
-    (
-        *(
-            "key",
-            "sig",
-            "signature",
-            "hmac",
-            "code",
-            "auth",
-            "access",
-            "pass",
-            "sid",
-            "session",
-            "sessionid",
-            "session_id",
-        ),
-        *(
-            "jsessionid",
-            "phpsessid",
-            "awsaccesskeyid",
-            "googleaccessid",
-            "subscription-key",
-            "ocp-apim-subscription-key",
-        ),
-        *("x-amz-signature", "x-amz-credential", "x-amz-security-token", "x-goog-signature", "x-goog-credential"),
-    )
-)
+_PARAMETERS: Final = frozenset((
+    *("key", "sig", "signature", "hmac", "code", "auth", "access", "pass", "sid", "session", "sessionid"),
+    *("session_id", "jsessionid", "phpsessid", "awsaccesskeyid", "googleaccessid", "subscription-key"),
+    *("x-amz-signature", "x-amz-credential", "x-amz-security-token", "x-goog-signature", "x-goog-credential"),
+))  # fmt: skip
 """Names that are those of secrets in an address only."""
 
 _DEEPEST: Final = 3
 """Levels of addresses in parameters of addresses that are looked at; what is deeper is masked."""
 
 _HOOK_HOST: Final = re.compile(r"(.*\.)?(web)?hooks?(-\w+)?\..*", re.IGNORECASE)
-_HOOK_PATH: Final = re.compile(r"(?P<kept>/(?:(?:incoming-?)?(?:web)?hooks?(?:b2)?|integration)/)[^?#]+", re.IGNORECASE)
-_FIRST_SEGMENT: Final = re.compile(r"(?P<kept>/[\w.-]+/)[^?#]+")
+_TOKEN_SCHEMES: Final = re.compile(
+    r"(slack|discord|tgram|telegram|msteams|teams|pover|pushover|pbul|gotifys?|ntfys?|mmosts?|rockets?|pagerduty|ifttt|matrixs?)://",
+    re.IGNORECASE,
+)
+"""Addresses of Apprise and shoutrrr, which are made of tokens."""
+
+_ORACLE: Final = re.compile(r"(?P<kept>jdbc:oracle:\w+:)[^/@\s]+/\S+@")
+_HOOK_PATH: Final = re.compile(
+    r"(?P<kept>/(?:(?:incoming-?)?(?:web)?hooks?(?:b2|-test)?|integration)/)[^?#]+", re.IGNORECASE
+)
+_SERVICE_PATH: Final = re.compile(r"(?P<kept>/(?:[a-z-]+2?/)?)[^/?#][^?#]*")
 _BOT: Final = re.compile(r"(?P<kept>/bot)\d+:[^/?#]+")
 _KEY_IN_PATH: Final = re.compile(r"(?P<kept>/(?:key|keys|token|tokens|api[-_]?keys?)/)[^/?#]{10,}", re.IGNORECASE)
 _PING: Final = re.compile(r"(?P<kept>/)[^?#]+")
@@ -71,7 +58,13 @@ _PING_HOSTS: Final = frozenset(("hc-ping.com", "nosnch.in"))
 def mask_addresses(text: str) -> str:
     """Mask the secrets of every address in a text."""
     stripped = text.strip()
-    if stripped and (_URL.fullmatch(stripped) or _SHORT.fullmatch(stripped)) and not re.search(r"\s\w+://", stripped):
+    if stripped.startswith("?"):
+        return _mask_parameters(text, 0)
+    if (
+        stripped
+        and (_URL.fullmatch(stripped) or _SHORT.fullmatch(stripped) or _ORACLE.match(stripped))
+        and not re.search(r"\s\w+://", stripped)
+    ):
         return text.replace(stripped, mask_address(stripped))
     return _IN_TEXT.sub(lambda found: mask_address(found[0]), text)
 
@@ -86,12 +79,16 @@ def mask_address(address: str) -> str:
 
 
 def _mask_address(address: str, level: int) -> str:
+    if _ORACLE.match(address):
+        return _ORACLE.sub(rf"\g<kept>{MASK}@", address)
     parts = _URL.fullmatch(address)
     if parts is None:
         user, rest = _split_short(address)
         return f"{_mask_user(user, keep_name=True)}{rest}"
-    user, host, rest = _split(parts["rest"])
     scheme = parts["scheme"]
+    if _TOKEN_SCHEMES.fullmatch(scheme):
+        return f"{scheme}{MASK}"
+    user, host, rest = _split(parts["rest"])
     shown = _mask_user(user, keep_name=bool(_BY_SSH.fullmatch(scheme)))
     return f"{scheme}{shown}{host}{_mask_parameters(_mask_path(host, rest), level)}"
 
@@ -145,6 +142,8 @@ def _split_short(address: str) -> tuple[str, str]:
     parts = _SHORT.fullmatch(address)
     if parts is None or _NO_USER.fullmatch(parts["user"]) or _NO_HOST.fullmatch(parts["host"]):
         return "", address
+    if not parts["rest"] and (":" not in parts["user"] or not _HOST.fullmatch(parts["host"])):
+        return "", address  # an address for mail, or `name:tag@version`
     return f"{parts['user']}@", f"{parts['host']}{parts['rest']}"
 
 
@@ -162,8 +161,8 @@ def _mask_path(host: str, rest: str) -> str:
     name = host.partition(":")[0].lower()
     if name in _PING_HOSTS:
         return _PING.sub(rf"\g<kept>{MASK}", rest, count=1)
-    if _HOOK_HOST.fullmatch(name) and _FIRST_SEGMENT.match(rest):
-        return _FIRST_SEGMENT.sub(rf"\g<kept>{MASK}", rest, count=1)
+    if _HOOK_HOST.fullmatch(name):
+        return _SERVICE_PATH.sub(rf"\g<kept>{MASK}", rest, count=1)
     path, *query = re.split(r"(?=[?#])", rest, maxsplit=1)
     for pattern in (_HOOK_PATH, _BOT, _KEY_IN_PATH):
         path = pattern.sub(rf"\g<kept>{MASK}", path, count=1)

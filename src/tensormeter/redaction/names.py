@@ -9,7 +9,7 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import Final
 
-__all__ = ["Suspicion", "is_about", "suspect"]
+__all__ = ["Suspicion", "passed_on", "suspect", "suspect_member"]
 
 
 class Suspicion(IntEnum):
@@ -48,7 +48,7 @@ _ABOUT: Final = _set(
     length len size count counter number num min max policy limit timeout ttl expiry expiration expires expire lifetime field column
     provider backend scheme algorithm algo version enabled enable disabled required require sock socket url uri urls endpoint host
     server port prefix rate ids index arn region format strategy style class fn func function manager helper source scope scopes
-    level status user username email date age retries attempts loss accuracy acc score metric dim ratio prob probability"""
+    level status stdin jar user username email date age retries attempts loss accuracy acc score metric dim ratio prob probability"""
 )
 """Last words of what is about a secret, and none itself: `password_file`, `token_type`, `api_key_env`."""
 
@@ -62,7 +62,8 @@ _PLAIN_TOKENS: Final = _set(
     image img video audio speech vision visual eot eod eom boi eoi sot word sub subword text byte char character sentence newline
     blank sink register class time timestamp lang language task trigger placeholder per each next last first single oov extra soft
     virtual target source src tgt input output query by max min num n total avg mean tokens tokenizer vocab vocabulary added forced
-    decoder encoder continuation control reserved thinking think latent action state patch memory prompt completion response"""
+    decoder encoder continuation control reserved thinking think latent action state patch memory prompt completion response
+    emotion speaker style delimiter dummy distill distillation cross attention"""
 )
 """Before `token`: part of a text, none that gives access."""
 
@@ -80,7 +81,7 @@ _SERVICES: Final = _set(
 _KEYS: Final = (_SERVICES - {"id", "ray", "git", "linear"}) | _set(
     """secret private account encryption encrypt decryption decrypt crypto signing sign license licence subscription deployment ssh rsa
     dsa ecdsa pgp gpg aes hmac master shared consumer app service admin root ingest ingestion instrumentation integration storage
-    token cookie passphrase webhook bot vpn wifi jwt saml apikey"""
+    token cookie passphrase webhook bot function functions fernet vpn wifi jwt saml apikey"""
 )
 _PLAIN_KEYS: Final = _set(
     "sort primary public foreign cache metric partition rng prng random group index lookup unique composite join dict hot"
@@ -91,7 +92,9 @@ _PASSES: Final = _set(
     vpn key pfx ssl tls cert registry docker git login account wifi sudo server client service api basic my the"""
 )
 _CODES: Final = _set("auth authorization verification mfa otp access security secret")
+_HOLDERS: Final = _set("token tokens key keys auth auths")
 _AUTHS: Final = _set("auth oauth")
+_DENIED: Final = _set("no without disable disabled skip ignore")
 _COUNTED: Final = _set("num n max min count total number")
 
 _PERSONAL: Final = _set("github gitlab gh gl git azure azuredevops ado devops bitbucket")
@@ -112,10 +115,26 @@ def suspect(name: str, parent: str = "") -> Suspicion:
     return _suspect(name[-_LONGEST_NAME:], parent[-_LONGEST_NAME:])
 
 
-def is_about(name: str) -> bool:
-    """Whether something is about a secret and none itself, by its name: `password_file`, `username`."""
-    words = _words(_WORD, name[-_LONGEST_NAME:])
-    return bool(words) and words[-1] in _ABOUT
+def suspect_member(name: str, parent: str, inherited: Suspicion) -> Suspicion:
+    """Judge the name of a member of a mapping.
+
+    Args:
+        name: Of the member.
+        parent: Of the mapping.
+        inherited: What the mapping's name says of its members, from `passed_on`.
+    """
+    words, above = _words(_WORD, name[-_LONGEST_NAME:]), _words(_WORD, parent[-_LONGEST_NAME:])
+    if words and words[-1] in _ABOUT:
+        return suspect(name, parent)
+    if words and above and words[-1] in _SERVICES and above[-1] in _HOLDERS:  # `hf` in `tokens`
+        return Suspicion.SECRET
+    return max(suspect(name, parent), inherited)
+
+
+def passed_on(name: str, suspicion: Suspicion) -> Suspicion:
+    """What a mapping of a suspicious name says of its members. `token` and `key` alone are parts of models as well."""
+    alone = _words(_WORD, name[-_LONGEST_NAME:]) in (["token"], ["key"])
+    return Suspicion.NONE if alone or suspicion < Suspicion.SECRET else Suspicion.SECRET
 
 
 @lru_cache(4096)
@@ -135,6 +154,8 @@ def _words(word: re.Pattern[str], name: str) -> list[str]:
 
 
 def _judge(own: list[str], parent: list[str]) -> Suspicion:
+    if own and own[0] in _DENIED:  # a switch: `--no-auth`
+        return Suspicion.NONE
     if own[-1:] == ["string"] and own[-2:-1] in (["connection"], ["conn"]):  # a database's, with the password in it
         return Suspicion.SECRET
     words = own.copy()

@@ -2,10 +2,10 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
-from tensormeter.redaction.names import Suspicion, is_about, suspect
+from tensormeter.redaction.names import Suspicion, passed_on, suspect, suspect_member
 from tensormeter.redaction.text import mask_text
 from tensormeter.redaction.values import MASK, is_secret
 
@@ -18,19 +18,20 @@ _SCHEME: Final = re.compile(r"(?i:bearer|basic|token|digest|apikey|negotiate)")
 _SEVERAL: Final = re.compile(r"(?i:.*(keys|tokens|secrets|passwords|credentials|cookies|headers?))")
 
 
-def mask_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def mask_config(config: Mapping[str, Any], known: Collection[str] = ()) -> tuple[dict[str, Any], list[str]]:
     """Replace secrets by `***`: texts whose names are those of secrets, and secrets within other texts.
 
     Numbers, booleans and null stay, except whole numbers that are passwords by their names (`password`, `pwd`, `passphrase`).
 
     Args:
         config: JSON values, or attributes of a resource. It is not changed.
+        known: Texts that are secrets, wherever they are.
 
     Returns:
         A copy, and the names of what was masked, with dots: `service.api_key`.
     """
-    masked: list[str] = []
-    return _mask_mapping(config, "", "", Suspicion.NONE, masked), masked
+    masking = _Masking(known)
+    return masking.mapping(config, "", "", Suspicion.NONE), list(dict.fromkeys(masking.masked))
 
 
 def mask_arguments(arguments: Sequence[str]) -> list[str]:
@@ -60,59 +61,69 @@ def mask_arguments(arguments: Sequence[str]) -> list[str]:
     return shown
 
 
-def _mask_mapping(
-    mapping: Mapping[str, Any], path: str, parent: str, inherited: Suspicion, masked: list[str]
-) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    named = mapping.get("name", mapping.get("key"))  # {"name": "HF_TOKEN", "value": "..."}, as of Kubernetes
-    for key, value in mapping.items():
-        suspicion = suspect(key, parent)
-        if key == "value" and isinstance(named, str):
-            suspicion = max(suspicion, suspect(named))
-        if not is_about(key):
-            suspicion = max(suspicion, inherited)
-        name = mask_text(key)
-        while name != key and name in found:
-            name += "*"
-        found[name] = _mask_value(value, f"{path}.{name}" if path else name, name, suspicion, masked)
-    return found
+class _Masking:
+    """One pass over a configuration.
 
-
-def _mask_value(value: Any, path: str, name: str, suspicion: Suspicion, masked: list[str]) -> Any:
-    """Mask one value.
-
-    Args:
-        value: Of JSON.
-        path: With dots, for `masked`.
-        name: Of the value, or of the list that it is in.
-        suspicion: By the name.
-        masked: Paths of what was masked; is added to.
+    Attributes:
+        masked: Names of what was masked, with dots.
     """
-    if isinstance(value, str):
-        shown: Any = MASK if is_secret(value, suspicion) else _mask_text(value, name)
-    elif isinstance(value, Mapping):
-        return _mask_mapping(value, path, name, _passed_on(name, suspicion), masked)
-    elif isinstance(value, tuple):
-        return tuple(_mask_value([*value], path, name, suspicion, masked))
-    elif isinstance(value, list):
-        if suspicion is Suspicion.NONE and all(isinstance(item, str) for item in value):
-            shown = mask_arguments(value)
+
+    def __init__(self, known: Collection[str]) -> None:
+        self.masked: list[str] = []
+        self._known = known
+
+    def mapping(self, mapping: Mapping[str, Any], path: str, parent: str, inherited: Suspicion) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        named = mapping.get("name", mapping.get("key"))  # {"name": "HF_TOKEN", "value": "..."}, as of Kubernetes
+        for key, value in mapping.items():
+            suspicion = suspect_member(key, parent, inherited)
+            if key == "value" and isinstance(named, str):
+                suspicion = max(suspicion, suspect(named))
+            name = mask_text(key)
+            while name != key and name in found:
+                name += "*"
+            found[name] = self.value(value, f"{path}.{name}" if path else name, name, suspicion)
+        return found
+
+    def value(self, value: Any, path: str, name: str, suspicion: Suspicion) -> Any:
+        """Mask one value.
+
+        Args:
+            value: Of JSON.
+            path: With dots.
+            name: Of the value, or of the list that it is in.
+            suspicion: By the name.
+        """
+        if isinstance(value, str):
+            shown: Any = MASK if is_secret(value, suspicion) else self._text(value, name)
+        elif isinstance(value, Mapping):
+            return self.mapping(value, path, name, passed_on(name, suspicion))
+        elif isinstance(value, tuple):
+            return tuple(self.value([*value], path, name, suspicion))
+        elif isinstance(value, list):
+            if suspicion is Suspicion.NONE and value and all(isinstance(item, str) for item in value):
+                shown = [self._replace_known(item) for item in mask_arguments(value)]
+            elif value and all(
+                isinstance(item, list) and len(item) == 2 and isinstance(item[0], str) for item in value
+            ):
+                return [[key, self.value(item, path, key, suspect_member(key, name, suspicion))] for key, item in value]
+            else:
+                return [self.value(item, path, name, suspicion) for item in value]
+        elif suspicion is Suspicion.PASSWORD and isinstance(value, int) and not isinstance(value, bool):
+            shown = MASK
         else:
-            return [_mask_value(item, path, name, suspicion, masked) for item in value]
-    elif suspicion is Suspicion.PASSWORD and isinstance(value, int) and not isinstance(value, bool):
-        shown = MASK
-    else:
-        return value
-    if shown != value and path not in masked[-1:]:
-        masked.append(path)
-    return shown
+            return value
+        if shown != value:
+            self.masked.append(path)
+        return shown
 
+    def _text(self, text: str, name: str) -> str:
+        return self._replace_known(_mask_text(text, name))
 
-def _passed_on(name: str, suspicion: Suspicion) -> Suspicion:
-    """What a suspicious mapping says of its members. `token` and `key` have parts in models as well."""
-    if suspicion < Suspicion.SECRET or name.lower().endswith(("token", "key")):
-        return Suspicion.NONE
-    return Suspicion.SECRET
+    def _replace_known(self, text: str) -> str:
+        for secret in self._known:
+            text = text.replace(secret, MASK)
+        return text
 
 
 def _mask_text(text: str, parent: str) -> str:
@@ -120,7 +131,7 @@ def _mask_text(text: str, parent: str) -> str:
     if text.lstrip()[:1] in ("{", "["):
         try:
             document = json.loads(text)
-            masked = _mask_value(document, "", parent, Suspicion.NONE, [])
+            masked = _Masking(()).value(document, "", parent, Suspicion.NONE)
             return text if masked == document else json.dumps(masked, ensure_ascii=False)
         except (ValueError, RecursionError):
             pass

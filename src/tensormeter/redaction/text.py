@@ -21,9 +21,20 @@ _MEMBER: Final = re.compile(
 )
 """`"name": "value"`, of JSON and Python."""
 
+_STATEMENT: Final = re.compile(
+    rf"(?<![\w.])(?P<name>[\w.]{{1,128}})(?P<sign>[\"']?\]?\s{{0,8}}[=:]\s{{0,8}})(?P<value>{_QUOTED})"
+)
+"""`name = "value"`, of Python and TOML; `os.environ["NAME"] = "value"`."""
+
+_PAIR: Final = re.compile(
+    r"(?P<name>[A-Za-z][\w.+-]{0,127})(?P<sign>[ \t]{0,8}:[ \t]*(?:(?i:bearer|basic|token|digest|apikey|negotiate)[ \t]+)?)"
+    r"(?P<value>\S+)"
+)
+"""A text that is `name: value`, whatever characters the value has."""
+
 _ENTRY: Final = re.compile(
     rf"(?P<before>^|[\n{{,(])(?P<sign_before>[ \t]{{0,64}}(?:-[ \t]+|-H[ \t]?)?)(?P<name>[A-Za-z][\w.+-]{{0,127}})"
-    rf"(?P<sign>:[ \t]*(?:(?i:bearer|basic|token|digest|apikey|negotiate)[ \t]+)?)"
+    rf"(?P<sign>[ \t]{{0,8}}[:=][ \t]*(?:(?i:bearer|basic|token|digest|apikey|negotiate)[ \t]+)?)"
     rf"(?P<value>{_QUOTED}|[^\s,{{}}\[\]\"']+)(?=[ \t]*(?:$|[\n,}}\])]))"
 )
 """`name: value` on a line, or in braces: headers of HTTP, YAML."""
@@ -42,9 +53,13 @@ _OPTION: Final = re.compile(
 def mask_text(text: str) -> str:
     """Replace secrets in a text by `***`. Its length is no matter: the time taken is proportional to it."""
     masked = mask_tokens(mask_addresses(text))
+    pair = _PAIR.fullmatch(masked)
+    if pair:
+        masked = _mask(pair)
     if ":" in masked:
-        masked = _WHOLE_LINE.sub(_mask, masked)
-        masked = _ENTRY.sub(_mask, _MEMBER.sub(_mask, masked))
+        masked = _MEMBER.sub(_mask, _WHOLE_LINE.sub(_mask, masked))
+    if ":" in masked or "=" in masked:
+        masked = _ENTRY.sub(_mask, _STATEMENT.sub(_mask, masked))
     if "=" in masked:
         masked = _ASSIGNMENT.sub(_mask, masked)
     if "-" in masked:

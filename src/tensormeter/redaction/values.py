@@ -37,16 +37,21 @@ _PLAIN: Final = re.compile(
     re.IGNORECASE,
 )
 _PLACEHOLDER: Final = re.compile(
-    r"\*+|<[A-Z0-9_ -]+>|\$\{(?:oc\.env:|env:)?\w+\}|\$[A-Z][A-Z0-9_]+|\$\{\{[^{}]*\}\}|\{\{[^{}]*\}\}"
+    r"\*+|<[A-Z0-9_ -]+>|\$\{(?:oc\.env:|env:)?\w+\}|\$[A-Z][A-Z0-9]*_[A-Z0-9_]+|\$\{\{[^{}]*\}\}|\{\{[^{}]*\}\}"
 )
 _PART_OF_TEXT: Final = re.compile(r"<[^<>\s]{1,40}>|\[[A-Z0-9_ ]{1,20}\]|\W{0,3}")
 """Special tokens of language models, such as `</s>` and `[MASK]`."""
 
 _ABSENT: Final = re.compile(r"true|false|none|null", re.IGNORECASE)
 
+_FILE: Final = re.compile(
+    r"(?:~|\.{1,2})?(?:/[\w.@+ -]+)+\.(?:json|pem|key|pub|crt|txt|ya?ml|toml|cfg|ini|env|token)|(?:~|\.{1,2})/[\w./@+-]+"
+)
+"""The name of a file, which may have a secret in it."""
+
 _SHORTEST_RANDOM: Final = 10
 _LONG_RANDOM: Final = 20
-_RANDOM: Final = re.compile(r"[A-Za-z0-9_+/=-]+")
+_RANDOM: Final = re.compile(r"[A-Za-z0-9_+/=%-]+")
 _HEXADECIMAL: Final = re.compile(r"(?=.*\d)(?=.*[a-f])[0-9a-f]{16,}")
 _RANDOM_SHARE: Final = 0.6
 _LONG_RANDOM_SHARE: Final = 0.45
@@ -59,7 +64,7 @@ def is_secret(text: str, suspicion: Suspicion) -> bool:
         return False
     if suspicion is Suspicion.PASSWORD:
         return bool(text.strip()) and not _ABSENT.fullmatch(text)
-    if _PLAIN.fullmatch(text) or _PART_OF_TEXT.fullmatch(text):
+    if _PLAIN.fullmatch(text) or _PART_OF_TEXT.fullmatch(text) or _FILE.fullmatch(text):
         return False
     return suspicion is Suspicion.SECRET or _looks_random(text)
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from opentelemetry.sdk.resources import OTELResourceDetector
 
-from tensormeter.redaction import mask_config
+from tensormeter.redaction import environment_secrets, mask_config
 from tensormeter.resource.cluster import describe_cluster, describe_rank
 from tensormeter.resource.command import mask_secrets
 from tensormeter.resource.revision import describe_revision
@@ -72,7 +72,9 @@ def describe_process(
         **describe_cluster(os.environ),
         **describe_rank(os.environ),
         **({"process.command_args": mask_secrets(_command_line(), os.environ)} if command else {}),
-        **mask_config({**OTELResourceDetector().detect().attributes, **(given or {})})[0],
+        **mask_config({**OTELResourceDetector().detect().attributes, **(given or {})}, environment_secrets(os.environ))[
+            0
+        ],
         "service.name": project,
         "service.instance.id": process,
         "telemetry.sdk.name": "tensormeter",
