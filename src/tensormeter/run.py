@@ -144,8 +144,8 @@ class Run:
                 logger.warning("update_config() after the run was finished: nothing is recorded")
                 return
             process = self._here()
-            config = as_json({**self._identity.config, **added})
-            self._identity = replace(self._identity, config=self._without_secrets(config))
+            config = as_json({**self._identity.config, **self._without_secrets(added)})
+            self._identity = replace(self._identity, config=config)
             if process is not None:
                 process.reconfigure(self._identity)
 

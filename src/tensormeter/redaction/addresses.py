@@ -24,6 +24,7 @@ _NO_USER: Final = re.compile(r"(?i:mailto|sips?|acct|xmpp|npm|sha\d+):.*|.*[(\[{
 _NO_HOST: Final = re.compile(r"sha\d+|md5|latest|main|master|HEAD|\d+(\.\d+){0,2}")
 _PORT: Final = re.compile(r"[^:]*:\d{0,5}|\[[^\]]*\](:\d{0,5})?")
 _HOST: Final = re.compile(r"localhost|[\w-]+(\.[\w-]+)+|\[[^\]]*\]")
+_BY_HTTP: Final = re.compile(r"(?i:([\w-]+\+)?(https?|wss?):)?//")
 _BY_SSH: Final = re.compile(r"(?i:(git\+|svn\+|bzr\+)?(ssh|sftp|scp|rsync)(\+git)?:)?//")
 
 _PARAMETER: Final = re.compile(r"(?P<before>[?&;#])(?P<name>[^=&;#?/]{1,256})=(?P<value>[^&;#]*)")
@@ -89,7 +90,7 @@ def _mask_address(address: str, level: int) -> str:
     if _TOKEN_SCHEMES.fullmatch(scheme):
         return f"{scheme}{MASK}"
     user, host, rest = _split(parts["rest"])
-    shown = _mask_user(user, keep_name=bool(_BY_SSH.fullmatch(scheme)))
+    shown = _mask_user(user, keep_name=not _BY_HTTP.fullmatch(scheme))
     return f"{scheme}{shown}{host}{_mask_parameters(_mask_path(host, rest), level)}"
 
 
@@ -148,7 +149,7 @@ def _split_short(address: str) -> tuple[str, str]:
 
 
 def _mask_user(user: str, *, keep_name: bool) -> str:
-    """Mask `user:password@`; the user alone is a token over HTTP (`https://TOKEN@host`), and a name over ssh."""
+    """Mask `user:password@`. A user alone can be a token over HTTP (`https://TOKEN@host`), and is a name elsewhere."""
     name = user.removesuffix("@")
     if not name or name.strip(":") == "":
         return user
