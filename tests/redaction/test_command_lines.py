@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tensormeter.redaction import MASK, mask_arguments, mask_text
+from tensormeter.redaction import MASK, mask_arguments, mask_config, mask_text
 from tensormeter.resource.command import mask_secrets
 
 SECRET = "Zq7XWmK2pL"
@@ -23,6 +23,25 @@ def test_a_secret_is_masked_by_the_name_of_its_option(option):
     assert mask_arguments([option, SECRET, "--lr", "1"]) == [option, MASK, "--lr", "1"]
     assert mask_arguments([f"{option}={SECRET}", "--lr", "1"]) == [f"{option}={MASK}", "--lr", "1"]
     assert mask_text(f"train.py {option} {SECRET} --lr 1") == f"train.py {option} {MASK} --lr 1"
+
+
+def spellings(name):
+    """A name as programs write it: `db_api_key`, `db-api-key`, `DB_API_KEY`, `db.api_key`, `dbApiKey`, `dbapikey`."""
+    first, *more = name.split("_")
+    return [
+        *(name, name.replace("_", "-"), name.upper(), name.replace("_", ".", 1)),
+        *(first + "".join(word.title() for word in more), name.replace("_", "")),
+    ]
+
+
+@pytest.mark.parametrize("owner", ["wandb", "hf", "openai", "db", "user", "smtp", "foo", "my", "bar_baz", "github"])
+def test_every_spelling_of_a_name_is_known(owner):
+    kinds = """token secret password passwd pwd pass api_key access_key secret_key access_token passphrase credentials cookie auth
+    webhook webhook_url private_key client_secret session_token refresh_token jwt"""
+    for kind in kinds.split():
+        for name in spellings(f"{owner}_{kind}"):
+            assert mask_arguments([f"{name}={SECRET}", f"--{name}", SECRET]) == [f"{name}={MASK}", f"--{name}", MASK]
+            assert mask_config({name: SECRET}) == ({name: MASK}, [name])
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ _PASSWORD: Final = re.compile(r".*(passw(or)?d|passphrase|passcode|passwort)|.*p
 _PASSWORDS: Final = re.compile(r".*(passw(or)?ds|passphrases|passcodes)|pwds")
 _STRONG: Final = re.compile(
     r".*secret(?!ar|ion|ive|ly|or).*|.*credentials?|creds?|.*cookies?|bearer|jwts?|authorization|dsn|sas|otp|totp|connstr|passkeys?"
+    r"|.*(api|access|auth|bearer|refresh|session|private)(key|token)s?"
 )
 _NO_COOKIE: Final = re.compile(r".*cookiecutter")
 
@@ -102,7 +103,8 @@ _PERSONAL: Final = _set("github gitlab gh gl git azure azuredevops ado devops bi
 _COMPOUND: Final = re.compile(
     rf"({'|'.join(sorted(_SERVICES | _KEYS | _PASSES, key=len, reverse=True))})(tokens?|keys?|pass|auth)",
 )
-_RANDOM: Final = _set("signature sig session sessionid sid hmac")
+_HOOK: Final = re.compile(r".*webhook(url|uri)?")
+_RANDOM: Final = re.compile(r"signature|sig|session|sessionid|sid|hmac|.*(token|key|pass|auth)|.*(jwt|dsn)")
 
 
 def suspect(name: str, parent: str = "") -> Suspicion:
@@ -192,9 +194,11 @@ def _judge(own: list[str], parent: list[str]) -> Suspicion:
     if last in _AUTHS:
         return Suspicion.SECRET
     if last == "pass":
-        return Suspicion.SECRET if len(words) == 1 or before in _PASSES else Suspicion.RANDOM
+        return Suspicion.SECRET if len(words) == 1 or before in _PASSES | _SERVICES else Suspicion.RANDOM
     if last == "code":
         return Suspicion.SECRET if before in _CODES else Suspicion.NONE
     if last == "pat":
         return Suspicion.SECRET if before in _PERSONAL else Suspicion.RANDOM
-    return Suspicion.RANDOM if last in _RANDOM else Suspicion.NONE
+    if _HOOK.fullmatch(last):
+        return Suspicion.SECRET
+    return Suspicion.RANDOM if _RANDOM.fullmatch(last) else Suspicion.NONE
