@@ -40,7 +40,7 @@ _Labels = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class _Point:
-    """What one point of a series shows.
+    """Samples of one point of a series.
 
     Attributes:
         time: In nanoseconds.
@@ -74,12 +74,12 @@ class _Family:
 
 @dataclass(frozen=True)
 class _SeriesKey:
-    """What tells a series from the others of its family.
+    """Identity of a series within its family.
 
     Attributes:
         attributes: Keys and values, as `repr` shows them: True is not 1.
         texts: Keys and values, as labels show them.
-        speaker: Whose it is.
+        speaker: Process that sent it.
         scope: Name and version of the instrumentation scope.
     """
 
@@ -256,7 +256,7 @@ class PrometheusExporter:
 
         Args:
             stepped: The series.
-            statistics: Whether that is what is made of it (the mean of a distribution), or itself.
+            statistics: Whether to keep the statistics made of it (the mean of a distribution), or the series itself.
 
         Returns:
             The number of points that were refused.

@@ -34,7 +34,7 @@ _DIGITS: Final = (8, 16, 64)
 
 @dataclass(frozen=True, order=True)
 class Origin:
-    """What a family is made of.
+    """The source of a family.
 
     Attributes:
         metric: Name of the metric, as it was logged.
@@ -53,7 +53,7 @@ class Origin:
 
     @property
     def plain_name(self) -> str:
-        """What its name becomes, if it is the only one; empty if no letter or digit of it is left."""
+        """The name with other characters replaced; empty if no letter or digit is left."""
         clean = _REPLACED.sub("_", f"{self.metric}{self.statistic}")
         if not clean.strip("_"):
             return ""
@@ -62,7 +62,7 @@ class Origin:
 
     @property
     def exact(self) -> bool:
-        """Whether nothing of its name is replaced: of several that come together, such a one keeps the name."""
+        """Whether no character is replaced. Of several metrics in one request, such a one keeps the plain name."""
         return _REPLACED.search(self.metric) is None and not self.metric[:1].isdigit()
 
 

@@ -1,7 +1,7 @@
 """Secrets in what is recorded: found by their names and by their form, and replaced by `***`.
 
-Used for command lines, configurations, resource attributes and addresses. What is found by a name is decided in `names`, what is
-found by its form in `values`; both err on the side of masking where a text would give access, and leave numbers alone.
+The rule applies to command lines, configurations, resource attributes and addresses. `names` judges names, `values` judges the form of
+a text. Numbers are left alone, except whole numbers that are named like a password.
 """
 
 from tensormeter.redaction.addresses import mask_address, mask_addresses, strip_address

@@ -1,4 +1,4 @@
-"""Mask what gives access in an address: user and password, parameters, and the paths of webhooks.
+"""Mask the secrets of an address: user and password, parameters, and the paths of webhooks.
 
 Addresses are URLs, connection strings (`postgresql://...`, `Server=...;Password=...` is text), and what git and ssh take
 (`user@host:path`). They need not be valid: passwords are often written with `@`, `/` or `#` in them.
@@ -33,10 +33,10 @@ _PARAMETERS: Final = frozenset((
     *("session_id", "jsessionid", "phpsessid", "awsaccesskeyid", "googleaccessid", "subscription-key"),
     *("x-amz-signature", "x-amz-credential", "x-amz-security-token", "x-goog-signature", "x-goog-credential"),
 ))  # fmt: skip
-"""Names that are those of secrets in an address only."""
+"""Names of parameters that hold secrets in an address, and not elsewhere."""
 
 _DEEPEST: Final = 3
-"""Levels of addresses in parameters of addresses that are looked at; what is deeper is masked."""
+"""Levels of addresses within parameters of addresses that are searched; deeper ones are masked whole."""
 
 _HOOK_HOST: Final = re.compile(r"(.*\.)?(web)?hooks?(-\w+)?\..*", re.IGNORECASE)
 _TOKEN_SCHEMES: Final = re.compile(
@@ -71,10 +71,10 @@ def mask_addresses(text: str) -> str:
 
 
 def mask_address(address: str) -> str:
-    """Replace what gives access in an address by `***`; host, path and other parameters stay.
+    """Replace the secrets of an address by `***`; host, path and other parameters stay.
 
     Args:
-        address: In any form; what is none is returned as it is.
+        address: An address of any form. Other text is returned unchanged.
     """
     return _mask_address(address, 0)
 
@@ -95,12 +95,12 @@ def _mask_address(address: str, level: int) -> str:
 
 
 def strip_address(address: str) -> str:
-    """Leave out what can give access: user and password, parameters and fragment.
+    """Remove everything from an address that can hold a secret: user and password, parameters and fragment.
 
     The user of ssh (`git@host:path`) stays where there is no password, as it belongs to the address.
 
     Args:
-        address: Of a repository, in any form that git takes.
+        address: Address of a repository, in any form that git takes.
     """
     helper, colons, rest = address.partition("::")  # `hg::https://...`, `ext::command`
     if colons and re.fullmatch(r"[A-Za-z][\w+.-]*", helper):
@@ -115,7 +115,7 @@ def strip_address(address: str) -> str:
 
 
 def _split(rest: str) -> tuple[str, str, str]:
-    """What stands behind the scheme as user (with its `@`), host, and all that follows."""
+    """Split an address without its scheme into user (with its `@`), host, and the rest."""
     end = re.search(r"[/?#\\]", rest)
     authority = rest[: end.start()] if end else rest
     before, at, host = authority.rpartition("@")
@@ -139,7 +139,7 @@ def _divide(text: str) -> tuple[str, str]:
 
 
 def _split_short(address: str) -> tuple[str, str]:
-    """`user@host:path` as user (with its `@`) and the rest; no user if it is something else."""
+    """Split `user@host:path` into user (with its `@`) and the rest; the user is empty if it is something else."""
     parts = _SHORT.fullmatch(address)
     if parts is None or _NO_USER.fullmatch(parts["user"]) or _NO_HOST.fullmatch(parts["host"]):
         return "", address

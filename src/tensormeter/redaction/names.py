@@ -51,7 +51,7 @@ _ABOUT: Final = _set(
     server port prefix rate ids index arn region format strategy style class fn func function manager helper source scope scopes
     level status stdin jar user username email date age retries attempts loss accuracy acc score metric dim ratio prob probability"""
 )
-"""Last words of what is about a secret, and none itself: `password_file`, `token_type`, `api_key_env`."""
+"""Last words of names that describe a secret and hold none: `password_file`, `token_type`, `api_key_env`."""
 
 _VALUE: Final = _set("value values string str raw plain plaintext pem")
 """Last words that add nothing: `api_key_value`."""
@@ -66,7 +66,7 @@ _PLAIN_TOKENS: Final = _set(
     decoder encoder continuation control reserved thinking think latent action state patch memory prompt completion response
     emotion speaker style delimiter dummy distill distillation cross attention"""
 )
-"""Before `token`: part of a text, none that gives access."""
+"""Words before `token` that make it a part of a text and not a secret."""
 
 _SERVICES: Final = _set(
     """api access auth oauth hub hf huggingface wandb wb comet cometml neptune clearml mlflow tensormeter swanlab dagshub openai anthropic
@@ -77,7 +77,7 @@ _SERVICES: Final = _set(
     conda artifactory nexus vault consul jupyter ray databricks snowflake elastic elasticsearch minio redis refresh bearer session
     csrf xsrf security id personal deploy ci serpapi tavily replicate fireworks voyage jina xai zhipu dashscope moonshot"""
 )
-"""Whose tokens and keys give access, and how such are called."""
+"""Services whose tokens and keys give access, and common words for such tokens and keys."""
 
 _KEYS: Final = (_SERVICES - {"id", "ray", "git", "linear"}) | _set(
     """secret private account encryption encrypt decryption decrypt crypto signing sign license licence subscription deployment ssh rsa
@@ -123,7 +123,7 @@ def suspect_member(name: str, parent: str, inherited: Suspicion) -> Suspicion:
     Args:
         name: Of the member.
         parent: Of the mapping.
-        inherited: What the mapping's name says of its members, from `passed_on`.
+        inherited: Suspicion by the mapping's name, from `passed_on`.
     """
     words, above = _words(_WORD, name[-_LONGEST_NAME:]), _words(_WORD, parent[-_LONGEST_NAME:])
     if words and words[-1] in _ABOUT:
@@ -134,7 +134,7 @@ def suspect_member(name: str, parent: str, inherited: Suspicion) -> Suspicion:
 
 
 def passed_on(name: str, suspicion: Suspicion) -> Suspicion:
-    """What a mapping of a suspicious name says of its members. `token` and `key` alone are parts of models as well."""
+    """Return how suspicious the members of a mapping are by its name. `token` and `key` alone also name parts of models."""
     alone = _words(_WORD, name[-_LONGEST_NAME:]) in (["token"], ["key"])
     return Suspicion.NONE if alone or suspicion < Suspicion.SECRET else Suspicion.SECRET
 

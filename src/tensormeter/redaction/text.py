@@ -51,7 +51,7 @@ _OPTION: Final = re.compile(
 
 
 def mask_text(text: str) -> str:
-    """Replace secrets in a text by `***`. Its length is no matter: the time taken is proportional to it."""
+    """Replace secrets in a text by `***`, in time proportional to its length."""
     masked = mask_tokens(mask_addresses(text))
     pair = _PAIR.fullmatch(masked)
     if pair:
