@@ -75,6 +75,7 @@ def test_every_spelling_of_a_name_is_known(owner):
         (["--sas", "?sv=1&sig={}%3D", "--x", "?sv=1&sig=a%2B{}"], ["--sas", "***", "--x", "?sv=1&sig=***"]),
         (["--x", "h:80/a?sig=a%2B{}"], ["--x", "h:80/a?sig=***"]),
         (["--no-auth", "train.bin", "--password", "{}"], ["--no-auth", "train.bin", "--password", "***"]),
+        (["curl", "-u", "me:{}", "--proxy-user=me:{}"], ["curl", "-u", "me:***", "--proxy-user=me:***"]),
         (["--x-functions-key", "{}"], ["--x-functions-key", "***"]),
         (["--password", "-1"], ["--password", "***"]),
     ],
@@ -101,7 +102,7 @@ READABLE = """--max-tokens 512|--tokenizer gpt2|--tokenizer_name bert|--max_new_
 --rdzv_endpoint host:29500|--image python:3.11@sha256:abc|--split train[:10%]|lr=1e-3|model.key_dim=64|--token ${oc.env:HF_TOKEN}
 --hub_token <HUB_TOKEN>|task-classification-model-large|mask-rcnn-resnet50-fpn-v2|hf_transformers_backend_long|s3://bucket/key/a.pt
 --note basic training|--resume /a/b@c|https://h:8080/@scope/x|https://huggingface.co/a/b?revision=main#files|hf://datasets/u/d@main/x
---commit 0123456789abcdef0123456789abcdef01234567|--ssh-key ~/.ssh/id_rsa|--credentials /home/me/creds.json|--private-key ./key.pem
+--user 1000:1000|-u train.py|--commit 0123456789abcdef0123456789abcdef01234567|--ssh-key ~/.ssh/id_rsa|--credentials /home/me/creds.json|--private-key ./key.pem
 --password-stdin registry.example.org|--token_dropout 0.1|--mask_token mask|--cookiecutter x|--pass 2"""
 
 

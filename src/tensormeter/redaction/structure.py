@@ -15,6 +15,10 @@ _OPTION: Final = re.compile(r"--?[A-Za-z][\w.+:-]*")
 _ASSIGNMENT: Final = re.compile(r"(?P<name>[-+~]{0,2}[A-Za-z_][\w.+:@/-]*)=(?P<value>.*)", re.DOTALL)
 _HEADER: Final = re.compile(r"(?P<name>[A-Za-z][\w-]*):")
 _SCHEME: Final = re.compile(r"(?i:bearer|basic|token|digest|apikey|negotiate)")
+_USER: Final = re.compile(r"-u|--?([\w.-]*[-_.])?(user|login)", re.IGNORECASE)
+_USER_PASSWORD: Final = re.compile(r"(?P<user>[^\s:/]+):(?!\d+$)[^\s/]\S*")
+"""`curl --user name:password`, but no numbers as in `docker run --user 1000:1000`."""
+
 _SEVERAL: Final = re.compile(r"(?i:.*(keys|tokens|secrets|passwords|credentials|cookies|headers?))")
 
 
@@ -38,7 +42,11 @@ def mask_arguments(arguments: Sequence[str]) -> list[str]:
     """Replace secrets in a command line by `***`: values of options and assignments by name, and secrets within other texts."""
     shown = []
     awaited, several = Suspicion.NONE, False  # of what follows an option
-    for argument in arguments:
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        user = _USER_PASSWORD.fullmatch(argument) if _USER.fullmatch(before) else None
+        if user:
+            shown.append(f"{user['user']}:{MASK}")
+            continue
         if awaited and not argument.startswith("--") and not (several and argument.startswith("-")):
             if _SCHEME.fullmatch(argument):  # the secret is the next: `--header Authorization: Bearer X`
                 shown.append(argument)
@@ -52,7 +60,8 @@ def mask_arguments(arguments: Sequence[str]) -> list[str]:
         if assignment:
             value = assignment["value"]
             secret = is_secret(value.strip("\"'"), suspect(assignment["name"]))
-            masked = MASK if secret else _mask_text(value, assignment["name"])
+            user = _USER_PASSWORD.fullmatch(value) if _USER.fullmatch(assignment["name"]) else None
+            masked = f"{user['user']}:{MASK}" if user else MASK if secret else _mask_text(value, assignment["name"])
             shown.append(argument if masked == value else f"{assignment['name']}={masked}")
             continue
         if _OPTION.fullmatch(argument) or _HEADER.fullmatch(argument):
