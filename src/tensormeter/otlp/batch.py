@@ -3,6 +3,7 @@
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Final
 
 import numpy as np
@@ -52,7 +53,7 @@ class Scope:
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
 
 
-SCOPE: Final = Scope()
+SCOPE: Final = Scope("tensormeter", version("tensormeter"))
 """The scope of what is logged by `Run.log`, and of everything tensormeter says itself."""
 
 

@@ -85,7 +85,7 @@ def encode_events(resource: Mapping[str, Attribute], events: Sequence[Event]) ->
         )
         for event in events
     ]
-    scope_logs = ScopeLogs(scope=InstrumentationScope(name=SCOPE.name), log_records=records)
+    scope_logs = ScopeLogs(scope=InstrumentationScope(name=SCOPE.name, version=SCOPE.version), log_records=records)
     resource_logs = ResourceLogs(resource=Resource(attributes=_key_values(resource)), scope_logs=[scope_logs])
     return ExportLogsServiceRequest(resource_logs=[resource_logs]).SerializeToString()
 
