@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from tensormeter.instruments.attributes import OVERFLOW, AttributeSet, clean_attributes
+from tensormeter.instruments.attributes import OVERFLOW, AttributeSet, clean_attributes, equals_by_content
 from tensormeter.instruments.registry import LOCK, warn_once
 from tensormeter.instruments.views import InstrumentIdentity, Template, Views
 from tensormeter.record.compilation import break_graph, skip_own_files
@@ -17,8 +17,6 @@ __all__ = ["Binder", "Bound", "StreamGroup", "Streams"]
 
 _CACHED: Final = 4
 """Attribute sets remembered as they were given, as a multiple of the cardinality limit."""
-
-_SCALARS: Final = frozenset({str, bool, int, float})
 
 _EXACT: Final = frozenset({str})
 """Types whose values equal no value of another type (True equals 1 equals 1.0, as keys)."""
@@ -129,7 +127,7 @@ class Binder:
             bound = self._typed.get((items, types))
             if bound is not None:
                 return bound
-            cachable = _SCALARS.issuperset(types)
+            cachable = all(type(key) is str for key in attributes or ()) and all(map(equals_by_content, types))
         except Exception:  # no mapping, or values without a hash, or whatever they raise
             cachable = False
         if not self._out_of_graphs:
@@ -155,8 +153,13 @@ class Binder:
                 if len(self._templates) < limit:
                     self._templates[keys] = templates
             found = tuple(
-                self._streams.writer(self.instrument, template, tuple(pair for pair in attributes if pair[0] in kept))
-                for template, kept in templates
+                # Two views that make the same stream of the instrument do not count its measurements twice.
+                dict.fromkeys(
+                    self._streams.writer(
+                        self.instrument, template, tuple(pair for pair in attributes if pair[0] in kept)
+                    )
+                    for template, kept in templates
+                )
             )
         return found[0] if len(found) == 1 else StreamGroup(found)
 
