@@ -10,7 +10,11 @@ from hypothesis import strategies as st
 from opentelemetry.metrics import Observation
 from opentelemetry.sdk.metrics import MeterProvider as SDKMeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.metrics.view import ExponentialBucketHistogramAggregation, View
+from opentelemetry.sdk.metrics.view import (
+    ExplicitBucketHistogramAggregation,
+    ExponentialBucketHistogramAggregation,
+    View,
+)
 
 from tensormeter.otlp.batch import Temporality
 
@@ -207,13 +211,46 @@ def test_histograms_take_negative_values_and_refuse_what_has_no_bucket(new_measu
             histogram.record(value)
     found = {series.name: series for series in measured.series()}
     assert found["histogram"].buckets.tolist() == [[2, 2, 1]]
-    assert found["histogram"].sums.tolist() == [-0.5]
     exponential = found["exponential"]
     assert exponential.zero_counts.tolist() == [1]
     assert sum(exponential.negative.counts[0].tolist()) == 2
     assert sum(exponential.positive.counts[0].tolist()) == 2
     assert measured.run._process.ring.drops() == {"unsupported_value": 6}
     assert len(warnings_logged()) == 2
+
+
+@pytest.mark.parametrize("temporality", ["cumulative", "delta"])
+@pytest.mark.parametrize("name", ["histogram", "exponential"])
+def test_a_histogram_of_negative_values_has_no_sum(new_measured, name, temporality):
+    """OTLP's rule: receivers take it for a counter. A cumulative one has none from then on, also by the next agent."""
+    measured = new_measured({"temporality": temporality}, views=[EXPONENTIAL])
+    histogram = measured.meter.create_histogram(name)
+    sums, counts = [], []
+    for values in ((1, 2), (0, -0.0), (-3.0, 1), (4,)):
+        for value in values:
+            histogram.record(value)
+        series = measured.one(name)
+        assert series.minima[0] == (
+            min(values) if temporality == "delta" else min(0 if counts else 1, series.minima[0])
+        )
+        sums.append(float(series.sums[0]))
+        counts.append(int(series.counts[0]))
+        measured.kill_agent()
+    if temporality == "delta":
+        assert (repr(sums), counts) == ("[3.0, 0.0, nan, 4.0]", [2, 2, 2, 1])
+    else:
+        assert (repr(sums), counts) == ("[3.0, 3.0, nan, nan]", [2, 4, 6, 7])
+
+
+def test_an_up_down_counter_viewed_as_a_histogram_has_no_sum_of_negative_values(new_measured):
+    views = [View(instrument_name="*", aggregation=ExplicitBucketHistogramAggregation([0.0]))]
+    measured = new_measured(views=views)
+    for name, values in (("signed", (-1, 2)), ("unsigned", (1, 2))):
+        for value in values:
+            measured.meter.create_up_down_counter(name).add(value)
+    assert {series.name: repr(series.sums.tolist()) for series in measured.series()} == {
+        "signed": "[nan]", "unsigned": "[3.0]",
+    }  # fmt: skip
 
 
 def test_gauges_keep_every_value_at_its_own_time(measured):

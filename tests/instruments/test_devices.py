@@ -84,7 +84,8 @@ def test_the_agent_refuses_device_values_that_cannot_be_aggregated(measured, dev
     finish(measured, math.nan, -1.0, 2.0, math.inf, -1.0, 3.0, math.nan, -1.0, 4.0)
     found = {series.name: series for series in measured.series()}
     assert found["counter"].values.tolist() == [2.0]
-    assert found["histogram"].sums.tolist() == [2.0]
+    assert found["histogram"].counts.tolist() == [2]
+    assert (found["histogram"].minima[0], found["histogram"].maxima[0]) == (-1.0, 3.0)
     assert repr(found["gauge"].values.tolist()) == "[nan, -1.0, 4.0]"
     assert measured.refused == 3
     measured.kill_agent()

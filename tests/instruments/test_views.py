@@ -87,6 +87,42 @@ def test_size_and_scale_of_exponential_histograms(new_measured, size, scale):
     assert measured._processor._layouts._known[1][0].columns[0].stream.bounds == (min(size, 160), scale)
 
 
+@pytest.mark.parametrize("temporality", ["cumulative", "delta"])
+def test_without_minimum_and_maximum(new_measured, temporality):
+    aggregation = ExplicitBucketHistogramAggregation([1.0], record_min_max=False)
+    measured = new_measured({"temporality": temporality}, views=[View(instrument_name="a", aggregation=aggregation)])
+    for name in ("a", "b"):
+        measured.meter.create_histogram(name).record(0.5)
+        measured.meter.create_histogram(name).record(2.5)
+    found = {series.name: series for series in measured.series()}
+    assert (found["b"].minima[0], found["b"].maxima[0]) == (0.5, 2.5)
+    assert repr((float(found["a"].minima[0]), float(found["a"].maxima[0]))) == "(nan, nan)"
+    assert (found["a"].sums[0], found["a"].buckets.tolist()) == (3.0, [[1, 1]])
+
+
+def test_exponential_views_of_one_name_keep_their_own_scales(new_measured):
+    views = [
+        View(instrument_name="a", aggregation=ExponentialBucketHistogramAggregation(max_size=160, max_scale=3)),
+        View(instrument_name="a", aggregation=ExponentialBucketHistogramAggregation(max_size=40, max_scale=20)),
+    ]
+    measured = new_measured(views=views)
+    histogram = measured.meter.create_histogram("a")
+    for i in range(1, 100):
+        histogram.record(i)
+    series = measured.one("a")  # with a point of each
+    assert series.counts.tolist() == [99, 99]
+    assert series.scales[0] == 3
+    coarse, fine = map(len, series.positive.counts)
+    assert coarse > 40 >= fine > 20
+
+
+def test_two_views_that_make_one_stream_count_once(new_measured):
+    """The SDK makes two metrics of one name, each with all measurements; as one stream they must not add up."""
+    measured = new_measured(views=[View(instrument_name="a", name="b"), View(instrument_name="a", name="b")])
+    measured.meter.create_counter("a").add(3)
+    assert measured.one("b").values.tolist() == [3]
+
+
 def test_dropped_by_a_view(new_measured):
     measured = new_measured(
         views=[View(instrument_name="*", aggregation=DropAggregation()), View(instrument_name="kept")]

@@ -90,6 +90,7 @@ class Streams:
                 attributes,
                 (scope.name, scope.version, scope.schema_url, scope.attributes),
                 template.bounds,
+                template.record_min_max,
             )
             least = 0.0 if instrument.kind == "counter" else -math.inf
             writers[key] = StreamWriter(stream, self.find, finite=template.kind != "gauge", minimum=least)

@@ -4,6 +4,7 @@ The SDK's `View` has no public attributes, so a view is asked by trying it: an S
 given one measurement, and what it collects tells name, unit, kind, buckets and the attributes kept.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -81,6 +82,7 @@ class Template:
         unit: The stream's.
         description: The stream's.
         bounds: The stream's.
+        record_min_max: The stream's.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Template:
     unit: str
     description: str
     bounds: tuple[float, ...] = ()
+    record_min_max: bool = True
 
 
 class Views:
@@ -110,8 +113,8 @@ class Views:
         try:
             trial = _Trial(self._views, instrument, exponential=exponential)
             return [
-                (_template(instrument, metric, trial), frozenset(metric.data.data_points[0].attributes or {}))
-                for metric in trial.collect(dict.fromkeys(keys, ""), 1)
+                (_template(instrument, metric, at, trial), frozenset(metric.data.data_points[0].attributes or {}))
+                for at, metric in enumerate(trial.collect(dict.fromkeys(keys, ""), 1))
             ]
         except Exception as error:  # a view, which is the user's code, or a unit that the SDK refuses
             warn_once(
@@ -167,8 +170,13 @@ class _Trial:
             for metric in scope_metrics.metrics
         ]
 
-    def most_buckets(self, name: str, scale: int) -> int:
-        """The largest number of neighbouring buckets that does not make an exponential histogram lower its scale."""
+    def most_buckets(self, at: int, scale: int) -> int:
+        """The largest number of neighbouring buckets that does not make an exponential histogram lower its scale.
+
+        Args:
+            at: Which of the metrics that are collected it is: several can have one name.
+            scale: Its highest scale.
+        """
         if scale <= 0:
             return _MOST_BUCKETS  # there are not that many buckets to try
 
@@ -176,8 +184,8 @@ class _Trial:
             return float(2 ** ((index + 0.5) / 2**scale))
 
         def fits(count: int) -> bool:
-            metrics = [metric for metric in self.collect({}, middle(0), middle(count - 1)) if metric.name == name]
-            return all(getattr(metric.data.data_points[0], "scale", scale) >= scale for metric in metrics)
+            metric = self.collect({}, middle(0), middle(count - 1))[at]
+            return bool(getattr(metric.data.data_points[0], "scale", scale) >= scale)
 
         low, high = 2, _MOST_BUCKETS
         while low < high:
@@ -214,10 +222,13 @@ def measuring_method(instrument: InstrumentIdentity, made: Any) -> Callable[...,
     return method
 
 
-def _template(instrument: InstrumentIdentity, metric: "Metric", trial: _Trial) -> Template:
+def _template(instrument: InstrumentIdentity, metric: "Metric", at: int, trial: _Trial) -> Template:
+    """What a view makes of the instrument, from the metric that it made of one measurement of 1."""
     from opentelemetry.sdk.metrics.export import ExponentialHistogram, Gauge, Histogram, Sum
 
     bounds: tuple[float, ...] = ()
+    # Without minimum and maximum the SDK leaves them at infinity.
+    record_min_max = math.isfinite(getattr(metric.data.data_points[0], "min", 1))
     match metric.data:
         case Sum(is_monotonic=monotonic):
             observable = "observable_" if instrument.kind.startswith("observable_") else ""
@@ -227,12 +238,12 @@ def _template(instrument: InstrumentIdentity, metric: "Metric", trial: _Trial) -
         case Histogram(data_points=points):
             kind, bounds = "histogram", tuple(map(float, points[0].explicit_bounds))
         case ExponentialHistogram(data_points=points):
-            kind, bounds = "exponential", (trial.most_buckets(metric.name, points[0].scale), points[0].scale)
+            kind, bounds = "exponential", (trial.most_buckets(at, points[0].scale), points[0].scale)
         case _:
             raise TypeError(f"an aggregation that makes a {type(metric.data).__name__}")
     # The SDK makes names lower case; the specification keeps an instrument's as it was given first.
     name = instrument.name if metric.name == instrument.name.lower() else metric.name
-    return Template(name, kind, metric.unit or "", metric.description or "", bounds)
+    return Template(name, kind, metric.unit or "", metric.description or "", bounds, record_min_max)
 
 
 def _default(instrument: InstrumentIdentity, *, exponential: bool) -> Template:

@@ -225,14 +225,18 @@ class Distribution(Aggregate):
             maximum=max(self.maximum, float(values.max())),
         )
 
-    def _columns(self) -> "_Columns":
+    def _columns(self, stream: Stream) -> "_Columns":
+        """One point. It has no sum if a value was negative: receivers take a histogram's sum for a counter.
+
+        Source: metrics.proto, `HistogramDataPoint.sum`: "sum should not be filled out when" negative events are recorded.
+        """
         return {
             "times": np.array([self.time], np.uint64),
             "start_times": np.array([self.start], np.uint64),
             "counts": np.array([self.count], np.uint64),
-            "sums": np.array([self.sum]),
-            "minima": np.array([self.minimum]),
-            "maxima": np.array([self.maximum]),
+            "sums": np.array([math.nan if self.minimum < 0 else self.sum]),
+            "minima": np.array([self.minimum if stream.record_min_max else math.nan]),
+            "maxima": np.array([self.maximum if stream.record_min_max else math.nan]),
         }
 
 
@@ -253,7 +257,7 @@ class Explicit(Distribution):
         after = replace(before._add_values(values, start, time), buckets=buckets.tolist())
         series = Histogram(
             stream.name,
-            **after._columns(),
+            **after._columns(stream),
             bounds=bounds,
             buckets=buckets[np.newaxis],
             temporality=_temporality(delta=delta),
@@ -278,7 +282,7 @@ class Exponential(Distribution):
         after = replace(before._add_values(values, start, time), buckets=buckets)
         series = ExponentialHistogram(
             stream.name,
-            **after._columns(),
+            **after._columns(stream),
             scales=np.array([buckets.scale], np.int64),
             zero_counts=np.array([buckets.zeros], np.uint64),
             zero_thresholds=np.zeros(1),

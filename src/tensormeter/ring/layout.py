@@ -22,6 +22,7 @@ class Stream:
         attributes: (key, value) pairs; JSON values.
         scope: The instrumentation scope as (name, version, schema URL, attributes as pairs), or () for tensormeter's own.
         bounds: Of the buckets of a `histogram`; or (most buckets of a side, highest scale) of an `exponential` one.
+        record_min_max: Whether the points of a histogram have a minimum and a maximum.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Stream:
     attributes: tuple[tuple[str, Any], ...] = ()
     scope: tuple[Any, ...] = ()
     bounds: tuple[float, ...] = ()
+    record_min_max: bool = True
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name} | {
