@@ -1,11 +1,16 @@
 """Observable instruments: who calls the callbacks, when, and what happens if they misbehave."""
 
+import itertools
 import os
 import threading
+from asyncio import CancelledError
 
 import pytest
 from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.metrics.view import View
+
+from tensormeter.instruments import observing
 
 
 def wait_for(condition, seconds=300):
@@ -61,6 +66,13 @@ def test_generators_are_sent_the_options(measured):
     assert [type(options) for options in received] == [CallbackOptions] * 2
 
 
+def observed(measured, rounds=1):
+    """The last value of each series after some rounds, by metric and the values of the attributes."""
+    for _ in range(rounds):
+        assert measured.provider._observer.flush(300)
+    return {(series.name, *series.attributes.values()): series.values.tolist()[-1] for series in measured.series()}
+
+
 def test_a_callback_that_fails_is_reported_once_and_stops_nobody(measured, warnings_logged):
     def fail(options):
         yield Observation(1, {"before": True})
@@ -70,10 +82,165 @@ def test_a_callback_that_fails_is_reported_once_and_stops_nobody(measured, warni
     measured.meter.create_observable_gauge("b", [lambda options: [Observation("no number"), Observation(3)]])
     for _ in range(3):
         assert measured.provider._observer.flush(300)
-    found = {series.name: series.values.tolist() for series in measured.series()}
-    assert found == {"a": [2, 2, 2], "b": [3, 3, 3]}
+    found = {(series.name, *series.attributes): series.values.tolist() for series in measured.series()}
+    assert found == {("a", "before"): [1, 1, 1], ("a",): [2, 2, 2], ("b",): [3, 3, 3]}
     assert len([line for line in warnings_logged() if "callback" in line]) == 2
     assert measured.run._process.ring.drops() == {"unsupported_value": 3}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("gone"), StopIteration(), SystemExit(3), KeyboardInterrupt(), GeneratorExit(), CancelledError()],
+)
+@pytest.mark.parametrize("kind", ["observable_gauge", "observable_counter", "observable_up_down_counter"])
+def test_whatever_a_callback_raises_what_came_before_is_kept(measured, warnings_logged, kind, error):
+    def fail(options):
+        raise error
+
+    class Failing:
+        def __call__(self, options):
+            self.left = 3
+            return self
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            self.left -= 1
+            if self.left == 0:
+                raise error
+            return Observation(self.left, {"k": str(self.left)})
+
+    create = getattr(measured.meter, f"create_{kind}")
+    create("a", [fail, Failing(), lambda options: [Observation(7)]])
+    create("b", [lambda options: [Observation(8)]])
+    stops = isinstance(error, StopIteration)  # which is how an iterator ends
+    assert observed(measured, rounds=2) == {("a", "2"): 2, ("a", "1"): 1, ("a",): 7, ("b",): 8}
+    assert len(warnings_logged()) == (1 if stops else 2)
+    assert len(observer_threads()) == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_ctrl_c_in_a_callback_of_a_reader_ends_the_program(new_measured, error):
+    """A reader that is asked on the main thread calls the callbacks there."""
+    reader = InMemoryMetricReader()
+    measured = new_measured(metric_readers=[reader])
+
+    def interrupted(options):
+        if threading.current_thread() is threading.main_thread():
+            raise error
+        return []
+
+    measured.meter.create_observable_gauge("a", [interrupted])
+    with pytest.raises(error):
+        reader.collect()
+
+
+class Hostile:
+    """A mapping, or a value, whose attributes raise."""
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise RuntimeError(name)
+
+    def keys(self):
+        raise RuntimeError("keys")
+
+
+class Duck:
+    """An observation of the user's own making."""
+
+    value = 5
+    attributes = {"duck": "yes"}  # noqa: RUF012
+
+
+@pytest.mark.parametrize("bad", [3, None, "text", (1, {}), object(), {"value": 1}, Hostile(), b"x"])
+def test_what_is_no_observation_is_left_out_alone(measured, warnings_logged, bad):
+    measured.meter.create_observable_gauge(
+        "a", [lambda options: [Observation(1, {"k": "before"}), bad, bad, Duck(), Observation(2, {"k": "after"})]]
+    )
+    assert observed(measured, rounds=2) == {("a", "before"): 1, ("a", "yes"): 5, ("a", "after"): 2}
+    (line,) = warnings_logged()
+    assert "'a'" in line
+    assert type(bad).__name__ in line
+
+
+@pytest.mark.parametrize("bad", [None, "1", 1j, [1], {}, object(), Hostile(), float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", ["observable_gauge", "observable_counter", "observable_up_down_counter"])
+def test_an_observation_whose_value_is_bad_is_left_out_alone(new_measured, warnings_logged, kind, bad):
+    """Also where a view makes one stream of all of them."""
+    measured = new_measured(views=[View(instrument_name="one", attribute_keys=set())])
+
+    def observe(options):
+        return [Observation(1, {"k": "x"}), Observation(bad, {"k": "y"}), Observation(2, {"k": "z"})]
+
+    for name in ("a", "one"):
+        getattr(measured.meter, f"create_{kind}")(name, [observe])
+    found = observed(measured, rounds=2)
+    total = 2 if kind == "observable_gauge" else 3
+    good = {("a", "x"): 1, ("a", "z"): 2, ("one",): total}
+    if kind == "observable_gauge" and isinstance(bad, float):  # which are values of a gauge
+        assert found.pop(("a", "y")) is not None
+        assert found == good
+        return
+    assert found == good
+    assert len(warnings_logged()) == 2
+    assert measured.run._process.ring.drops() == {"unsupported_value": 4} or isinstance(bad, Hostile)
+
+
+@pytest.mark.parametrize("bad", ["text", 7, [("k", "v")], Hostile()])
+def test_an_observation_whose_attributes_are_bad_is_left_out_alone(measured, warnings_logged, bad):
+    """Without them it would count for the stream that has none."""
+    measured.meter.create_observable_counter(
+        "a", [lambda options: [Observation(1), Observation(10, bad), Observation(2, {"k": "v"})]]
+    )
+    assert observed(measured, rounds=2) == {("a",): 1, ("a", "v"): 2}
+    assert len(warnings_logged()) == 1
+
+
+def test_a_single_observation_counts_and_is_reported(measured, warnings_logged):
+    measured.meter.create_observable_gauge("a", [lambda options: Observation(3)])
+    assert observed(measured, rounds=2) == {("a",): 3}
+    assert len(warnings_logged()) == 1
+
+
+def test_a_single_callback_is_called_and_reported(measured, warnings_logged):
+    measured.meter.create_observable_gauge("a", lambda options: [Observation(3)])
+    assert observed(measured) == {("a",): 3}
+    assert len(warnings_logged()) == 1
+
+
+def test_a_generator_without_an_end_is_cut_off(measured, warnings_logged, monkeypatch):
+    monkeypatch.setattr(observing, "_MOST_OBSERVATIONS", 50)
+
+    def endless(options):
+        for number in itertools.count():
+            yield Observation(number, {"k": str(min(number, 60))})
+
+    measured.meter.create_observable_gauge("a", [endless, lambda options: [Observation(7)]])
+    found = observed(measured, rounds=2)
+    assert found.pop(("a",)) == 7
+    assert found == {("a", str(number)): number for number in range(50)}
+    (line,) = warnings_logged()
+    assert "more than 50" in line
+
+
+def test_a_reader_gets_what_a_bad_observation_leaves(new_measured):
+    reader = InMemoryMetricReader()
+    measured = new_measured(metric_readers=[reader])
+
+    def observe(options):
+        yield Observation(1, {"k": "x"})
+        yield Observation(None, {"k": "y"})
+        yield Observation(2, "text")
+        yield 7
+        yield Observation(3, {"k": "z"})
+        raise RuntimeError("broken")
+
+    measured.meter.create_observable_counter("a", [observe])
+    (metric,) = reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
+    assert {point.attributes["k"]: point.value for point in metric.data.data_points} == {"x": 1, "z": 3}
 
 
 def test_callbacks_of_the_same_instrument_are_all_called(measured):
