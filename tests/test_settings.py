@@ -31,6 +31,11 @@ def test_own_variables_before_opentelemetrys(monkeypatch):
     assert (Settings().endpoint, Settings().mode) == ("http://server:4320", "offline")
 
 
+def test_destinations_may_be_given_as_the_text_that_the_variable_takes():
+    assert Settings(exporters="prometheus").exporters == ("prometheus",)
+    assert Settings(exporters="experiment, jsonl").exporters == ("experiment", "jsonl")
+
+
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
@@ -52,7 +57,8 @@ def test_own_variables_before_opentelemetrys(monkeypatch):
         ("sample_interval", "often", "sample_interval: expected a number from 0.1"),
         ("record_command", "no", "record_command: expected True or False, got 'no'"),
         ("mask_config", "no", "mask_config: expected True or False, got 'no'"),
-        ("exporters", "experiment", "exporters: expected a list of different names"),
+        ("exporters", "experiment,experiment", "exporters: expected a list of different names"),
+        ("exporters", 7, "exporters: expected a list of different names"),
         ("exporters", [], "exporters: expected a list of different names"),
         ("max_export_batch_size", True, "max_export_batch_size: expected an integer from 1"),
     ],

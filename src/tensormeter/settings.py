@@ -62,6 +62,11 @@ def _parse_names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
+def _listed(value: Any) -> Any:
+    """A list as it is; a text as the environment variable's."""
+    return _parse_names(value) if isinstance(value, str) else value
+
+
 def _parse_options(text: str) -> dict[str, str]:
     options = {}
     for item in filter(None, (item.strip() for item in text.split(","))):
@@ -394,6 +399,7 @@ class Settings:
         _check_bool("record_command", self.record_command)
         _check_bool("mask_config", self.mask_config)
         _check_endpoint(self.endpoint)
+        object.__setattr__(self, "exporters", _listed(self.exporters))
         _check_names("exporters", self.exporters)
         object.__setattr__(self, "exporters", tuple(self.exporters))
         _check_options("exporter_options", self.exporter_options)
