@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from tensormeter.errors import RingError
 from tensormeter.pipeline.attempts import count_attempt
@@ -19,10 +19,10 @@ from tensormeter.record.recorder import Recorder
 from tensormeter.record.vitals import Vitals
 from tensormeter.resource import describe_process
 from tensormeter.ring.file import RingFile
-from tensormeter.ring.words import HeaderWord, State
+from tensormeter.ring.words import HeaderWord, SpoolLoss, State
 from tensormeter.settings import Settings
 
-__all__ = ["RunIdentity", "RunProcess"]
+__all__ = ["FlushRequest", "RunIdentity", "RunProcess"]
 
 logger: Final = logging.getLogger("tensormeter")
 
@@ -59,6 +59,20 @@ class RunIdentity:
     resource: Mapping[str, Any] = field(default_factory=dict)
 
 
+class FlushRequest(NamedTuple):
+    """A request to the agent to deliver what was recorded.
+
+    Attributes:
+        number: Its number in the ring's header.
+        positions: How far each lane was written.
+        rejected: Numbers of items that receivers had refused before.
+    """
+
+    number: int
+    positions: list[int]
+    rejected: tuple[int, int]
+
+
 class RunProcess:
     """This process in a run, from construction until `finish`.
 
@@ -67,6 +81,7 @@ class RunProcess:
         parent: The process that this one was started from, if that one began the run. A child has no say in whether the
             run has ended, and waits for no delivery.
         attempt: Which attempt at the run it is part of, from 1.
+        resource: Attributes of the OpenTelemetry resource that its data is sent with.
         ring: Its ring.
         recorder: Writes into it.
     """
@@ -101,6 +116,7 @@ class RunProcess:
         self._settings = run.settings
         self._said: set[str] = set()
         self._reconfigured = 0  # Unix time in nanoseconds
+        self._flushing = threading.RLock()  # re-entered by a signal handler that flushes
         unlock_retired()  # may wait for a device, so not under the lock of all runs
         try:
             self._join(resume, on_writer, on_fork)
@@ -166,25 +182,47 @@ class RunProcess:
             self._said.add(message)
             logger.warning("run %s: %s", run.id, message)
 
-    def flush(self, timeout: float) -> bool:
-        """Wait until everything recorded so far is delivered, or, in an offline run, on disk.
+    def request_flush(self) -> "FlushRequest":
+        """Ask the agent to deliver everything recorded so far now, without waiting for `schedule_delay`. Does not block."""
+        with self._flushing:
+            positions = self.recorder.positions
+            return FlushRequest(self.ring.request_flush(positions), positions, self._rejected())
+
+    def wait_for_flush(self, request: "FlushRequest", timeout: float) -> bool:
+        """Wait until what was recorded before a flush request is delivered, or, in an offline run, written to disk.
+
+        Args:
+            request: From `request_flush`.
+            timeout: Seconds to wait, at most. The agent goes on with the flush after that.
 
         Returns:
-            Whether it is. False at once if there is no agent that could, or the receiver cannot be reached.
+            Whether it is delivered, and none of it was rejected. False at once if no agent delivers this run, or the
+            receiver cannot be reached.
         """
-        settings, words = self._settings, self.ring.words
-        positions = self.recorder.positions
+        words = self.ring.words
+        if self._settings.agent == "off":
+            return False
         wait = threading.Event().wait
         deadline = time.monotonic() + timeout
-        while settings.agent != "off":
-            spooled = all(tail >= position for tail, position in zip(self.ring.tails(), positions, strict=True))
-            if spooled and (settings.mode == "offline" or words[HeaderWord.PENDING_REQUESTS] == 0):
-                return True
-            if (spooled and words[HeaderWord.STALLED]) or time.monotonic() >= deadline:
-                break
+        while not self._is_flushed(request):
+            spooled = all(tail >= position for tail, position in zip(self.ring.tails(), request.positions, strict=True))
+            left = deadline - time.monotonic()
+            if (spooled and words[HeaderWord.STALLED]) or left <= 0:
+                return False
             self._check_agent()
-            wait(_WAIT)
-        return False
+            wait(min(_WAIT, left))
+        return self._rejected() == request.rejected
+
+    def _is_flushed(self, request: "FlushRequest") -> bool:
+        words = self.ring.words
+        if words[HeaderWord.ENDED]:  # the agent may be gone
+            return self._settings.mode == "offline" or words[HeaderWord.PENDING_REQUESTS] == 0
+        return words[HeaderWord.FLUSHED] >= request.number
+
+    def _rejected(self) -> tuple[int, int]:
+        """Numbers of items that receivers have refused so far."""
+        words = self.ring.words
+        return words[HeaderWord.QUARANTINED_ITEMS], words[HeaderWord.SPOOL_LOSSES + SpoolLoss.REFUSED]
 
     @property
     def sigterm_word(self) -> memoryview:
@@ -224,7 +262,7 @@ class RunProcess:
     def _metadata(self) -> dict[str, Any]:
         run = self._run
         settings = run.settings
-        resource = describe_process(
+        self.resource = describe_process(
             settings.project,
             run.id,
             run.name,
@@ -233,7 +271,7 @@ class RunProcess:
             given=run.resource,
             command=settings.record_command,
         )
-        found: dict[str, Any] = {"resource": resource, "config": run.config, "parent": self.parent}
+        found: dict[str, Any] = {"resource": self.resource, "config": run.config, "parent": self.parent}
         if self._reconfigured:
             found["reconfigured"] = self._reconfigured
         said = {"group": settings.group, "tags": settings.tags, "notes": settings.notes}

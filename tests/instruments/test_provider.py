@@ -1,12 +1,17 @@
 """Which run measurements go to, the resource, flushing, forks, and installing the provider."""
 
 import gzip
-import math
+import inspect
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource as PB2Resource
+from opentelemetry.sdk.metrics import AlwaysOnExemplarFilter
+from opentelemetry.sdk.metrics import MeterProvider as SDKMeterProvider
 from opentelemetry.sdk.metrics.export import (
     InMemoryMetricReader,
     MetricExporter,
@@ -233,15 +238,72 @@ class Exported(MetricExporter):
 
 def test_a_periodic_reader_is_flushed_and_shut_down_with_the_provider(new_measured):
     exported = Exported()
-    measured = new_measured(metric_readers=[PeriodicExportingMetricReader(exported, math.inf)])
+    measured = new_measured(metric_readers=[PeriodicExportingMetricReader(exported, 3_600_000)])
     counter = measured.meter.create_counter("a")
     counter.add(1)
-    measured.provider.force_flush(timeout_millis=1000)
+    measured.provider.force_flush(timeout_millis=60_000)
     assert exported.values == [("a", 1)]
     counter.add(2)
     measured.provider.shutdown(timeout_millis=60_000)
-    assert exported.values[-1] == ("a", 3)
+    assert exported.values == [("a", 1), ("a", 3)]  # once, by the reader's own last collection
     assert exported.over
+
+
+def test_readers_get_the_resource_of_the_run(new_measured):
+    reader = InMemoryMetricReader()
+    measured = new_measured(metric_readers=[reader])
+    measured.meter.create_counter("a").add(1)
+    measured.series()
+    (resource,) = reader.get_metrics_data().resource_metrics
+    assert dict(resource.resource.attributes) == measured.run._process.resource
+    assert resource.resource.attributes["service.name"] == measured.run.project
+    assert measured.resource["service.instance.id"] == resource.resource.attributes["service.instance.id"]
+    assert PB2Resource(attributes=[]) != encode_metrics(reader.get_metrics_data()).resource_metrics[0].resource
+
+
+def test_what_the_program_says_of_its_resource_is_what_readers_get(new_measured):
+    reader = InMemoryMetricReader()
+    resource = Resource.create({"team": "vision", "host.name": "ours"}, "https://example.org/schema")
+    measured = new_measured(metric_readers=[reader], resource=resource)
+    measured.meter.create_counter("a").add(1)
+    found = reader.get_metrics_data().resource_metrics[0].resource
+    assert (found.attributes["team"], found.attributes["host.name"]) == ("vision", "ours")
+    assert found.attributes["service.name"] == measured.run.project  # no name was given
+    assert found.schema_url == "https://example.org/schema"
+    named = InMemoryMetricReader()
+    provider = MeterProvider([named], Resource.create({"service.name": "mine"}), run=measured.run)
+    provider.get_meter("m").create_counter("a").add(1)
+    assert named.get_metrics_data().resource_metrics[0].resource.attributes["service.name"] == "mine"
+    provider.shutdown(timeout_millis=0)
+
+
+def test_readers_may_be_asked_before_there_is_a_run(monkeypatch):
+    monkeypatch.setenv("TENSORMETER_PROJECT", "to-come")
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader], shutdown_on_exit=False)
+    provider._forwarding._lost = 1
+    (found,) = reader.get_metrics_data().resource_metrics
+    assert found.resource.attributes["service.name"] == "to-come"
+    provider.shutdown(timeout_millis=0)
+
+
+def test_the_arguments_are_those_of_the_sdk(new_measured):
+    """So the class may be swapped in a program that uses the SDK's."""
+    ours, theirs = (list(inspect.signature(kind.__init__).parameters) for kind in (MeterProvider, SDKMeterProvider))
+    assert ours[:6] == theirs[:6] == [
+        "self", "metric_readers", "resource", "exemplar_filter", "shutdown_on_exit", "views",
+    ]  # fmt: skip
+    reader = InMemoryMetricReader()
+    measured = new_measured(metric_readers=[reader], exemplar_filter=AlwaysOnExemplarFilter(), shutdown_on_exit=False)
+    measured.meter.create_counter("a").add(5)
+    (point,) = reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics[0].data.data_points
+    assert [exemplar.value for exemplar in point.exemplars] == [5]
+
+
+def test_the_scope_of_what_is_logged_has_a_version(measured):
+    measured.run.log({"loss": 1.0})
+    series = measured.one("loss")
+    assert (series.scope.name, series.scope.version) == ("tensormeter", version("tensormeter"))
 
 
 def test_a_unit_that_the_sdk_refuses_is_kept_from_the_readers_only(new_measured, warnings_logged):

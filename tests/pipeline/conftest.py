@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 
-from tensormeter.otlp.batch import STEP_METRIC
+from tensormeter.otlp.batch import STEP_METRIC, Batch
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.record.recorder import Recorder
 from tensormeter.ring.file import RingFile
@@ -191,6 +191,15 @@ class Receiver:
     def accepted(self) -> dict[str, Received]:
         """By batch id, as the experiment server keeps them."""
         return {request.id: request for request in self.received if request.accepted}
+
+    def batches(self) -> list[Batch]:
+        """Every accepted batch of metrics, in order of the requests."""
+        return [
+            batch
+            for request in self.accepted().values()
+            if request.path == "/v1/metrics"
+            for batch in decode_metrics(gzip.decompress(request.body))
+        ]
 
     def points(self) -> Counter[tuple[str, str, int, int | float]]:
         """(process, metric, time, value) of every accepted point."""

@@ -10,7 +10,7 @@ import logging
 import struct
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opentelemetry.context import Context
@@ -24,9 +24,9 @@ from tensormeter.record.values import Deferred, DeviceValue, Refused, classify
 from tensormeter.ring.words import LOST, PENDING
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk.metrics import ExemplarFilter
     from opentelemetry.sdk.metrics.export import MetricReader
     from opentelemetry.sdk.metrics.view import View
-    from opentelemetry.sdk.resources import Resource
 
 __all__ = ["Forward", "Forwarding"]
 
@@ -55,11 +55,28 @@ class Forwarding:
         self,
         readers: Sequence["MetricReader"],
         views: Sequence["View"],
-        resource: "Resource | None",
+        resource: Callable[[], Mapping[str, Any]],
+        *,
+        schema_url: str = "",
+        exemplar_filter: "ExemplarFilter | None" = None,
+        shutdown_on_exit: bool = True,
     ) -> None:
+        """
+        Args:
+            readers: As for the SDK's provider, and so the others.
+            views: See there.
+            resource: Finds the attributes of the resource.
+            schema_url: Of the resource.
+            exemplar_filter: See there.
+            shutdown_on_exit: See there.
+        """
         from opentelemetry.sdk.metrics import MeterProvider
 
-        self._provider = MeterProvider(readers, resource, views=views)
+        from tensormeter.instruments.reader_resource import ReaderResource
+
+        self._provider = MeterProvider(
+            readers, ReaderResource(resource, schema_url), exemplar_filter, shutdown_on_exit, views
+        )
         self._waiting: deque[_Waiting] = deque()
         self._delivering = threading.Lock()
         self._lost = 0
@@ -110,12 +127,16 @@ class Forwarding:
             for observation in observe(options):
                 try:
                     number = classify(observation.value)
-                except Refused:
+                    attributes = None if observation.attributes is None else {**observation.attributes}
+                except Refused:  # as the ring does, which warns
+                    continue
+                except Exception as error:  # of a value's or a mapping's own code
+                    warn_once((Forwarding, instrument), "%r is not passed on: %s", instrument.name, error, error=error)
                     continue
                 if isinstance(number, (DeviceValue, Deferred)):  # nobody knows it yet, and it is too late the next time
                     self._lost += 1
                 else:
-                    yield Observation(number, observation.attributes, observation.context)
+                    yield Observation(number, attributes, getattr(observation, "context", None))
 
         self._create(instrument, callback)
 

@@ -1,10 +1,11 @@
 """The meter provider: what a program installs once, and the run that its measurements go to."""
 
+import math
 import os
 import time
 import weakref
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import metrics
 from opentelemetry.util.types import Attributes
@@ -15,6 +16,7 @@ from tensormeter.instruments.attributes import clean_attributes
 from tensormeter.instruments.forwarding import Forwarding
 from tensormeter.instruments.meter import Meter
 from tensormeter.instruments.observing import Observer
+from tensormeter.instruments.reader_resource import merge_resources
 from tensormeter.instruments.registry import LOCK, warn_once
 from tensormeter.instruments.streams import Streams
 from tensormeter.instruments.views import ScopeIdentity, Views
@@ -23,6 +25,7 @@ from tensormeter.run import Run, before_finish, latest_run
 from tensormeter.settings import Settings
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk.metrics import ExemplarFilter
     from opentelemetry.sdk.metrics.export import MetricReader
     from opentelemetry.sdk.metrics.view import View
     from opentelemetry.sdk.resources import Resource
@@ -32,6 +35,8 @@ __all__ = ["MeterProvider", "configure"]
 
 _CARDINALITY_LIMIT: Final = 2000
 _OBSERVE_INTERVAL: Final = 10.0
+_LONGEST_TIMEOUT: Final = 7 * 86400.0
+"""Seconds. What `threading` can wait is bounded."""
 _LAST_OBSERVATION: Final = 5.0
 """Seconds that the end of a run waits for the callbacks."""
 
@@ -54,8 +59,10 @@ class MeterProvider(metrics.MeterProvider):
         self,
         metric_readers: Sequence["MetricReader"] = (),
         resource: "Resource | None" = None,
-        *,
+        exemplar_filter: "ExemplarFilter | None" = None,
+        shutdown_on_exit: bool = True,
         views: Sequence["View"] = (),
+        *,
         run: Run | None = None,
     ) -> None:
         """
@@ -63,7 +70,10 @@ class MeterProvider(metrics.MeterProvider):
             metric_readers: Of the SDK, such as Prometheus's; they get every measurement as well, from an SDK provider in
                 this process, at the SDK's cost.
             resource: Its attributes are added to the run's; they cannot change what identifies the run (`service.name` is
-                the project).
+                the project). `metric_readers` get the run's resource with these attributes over it.
+            exemplar_filter: For `metric_readers`; the run has no exemplars.
+            shutdown_on_exit: Whether `metric_readers` are shut down when the interpreter exits. The run is finished then in
+                any case.
             views: Of the SDK; what they make of an instrument is found out when it first measures.
             run: To record into.
 
@@ -82,7 +92,18 @@ class MeterProvider(metrics.MeterProvider):
         self._meters: dict[str, Meter] = {}
         self._streams = Streams(Views(tuple(views), self._exponential), self._recorder, self._cardinality_limit)
         self._observer = Observer(self._observe_interval)
-        self._forwarding = Forwarding(metric_readers, views, resource) if metric_readers else None
+        self._forwarding: Forwarding | None = None
+        if metric_readers:
+            given = dict(resource.attributes) if resource is not None else {}
+            schema_url = resource.schema_url if resource is not None else ""
+            self._forwarding = Forwarding(
+                metric_readers,
+                views,
+                lambda: merge_resources(self._described(), given),
+                schema_url=schema_url,
+                exemplar_filter=exemplar_filter,
+                shutdown_on_exit=shutdown_on_exit,
+            )
         _providers.add(self)
 
     def get_meter(
@@ -113,25 +134,38 @@ class MeterProvider(metrics.MeterProvider):
             return self._meters[key]
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
-        """Observe everything once, and wait until what was measured so far is delivered (or, in an offline run, on disk).
+        """Observe everything once, and deliver what was measured so far now (in an offline run, write it to disk).
+
+        Does not wait for `schedule_delay`; other threads measure on.
+
+        Args:
+            timeout_millis: Milliseconds to wait for all of that, at most. With 0 or less the flush is only requested.
 
         Returns:
-            Whether it is, within the timeout. False as well after `shutdown`, and when there is nothing that delivers.
+            Whether it is delivered, within the timeout. False as well after `shutdown`, and when there is nothing that
+            delivers.
         """
         if self._ended:
             warn_once((MeterProvider, "flush", id(self)), "force_flush() after shutdown() does nothing")
             return False
-        deadline = _Deadline(timeout_millis)
+        deadline = _Deadline(timeout_millis, 10_000)
+        process = self._run._taking_part() if self._run is not None else None
+        if process is not None:
+            process.request_flush()  # so that a callback that hangs does not hold up what is there
         observed = self._observer.flush(deadline.left)
-        process = self._run._here() if self._run is not None else None
-        delivered = process is None or process.flush(deadline.left)
+        process = self._run._taking_part() if self._run is not None else None  # observing may have begun a run
+        request = process.request_flush() if process is not None else None
         forwarded = self._forwarding is None or self._forwarding.force_flush(deadline.left)
+        delivered = process is None or request is None or process.wait_for_flush(request, deadline.left)
         return observed and delivered and forwarded
 
     def shutdown(self, timeout_millis: float = 30_000) -> bool:
         """Observe everything a last time, deliver, and end: later measurements are ignored, with one warning.
 
         A run that the provider has begun is finished; a run of the program's own goes on.
+
+        Args:
+            timeout_millis: Milliseconds to wait for all of that, at most.
 
         Returns:
             Whether everything is delivered. If not, the agent goes on trying.
@@ -144,16 +178,28 @@ class MeterProvider(metrics.MeterProvider):
                 warn_once((MeterProvider, "callback", id(self)), "shutdown() in a callback is ignored")
                 return False
             self._ending = True
-        deadline = _Deadline(timeout_millis)
-        delivered = self.force_flush(timeout_millis)
+        deadline = _Deadline(timeout_millis, 30_000)
+        observed = self._observer.flush(deadline.left)
         self._ended = True
         self._observer.stop(deadline.left)
         self._streams.reset()
+        process = self._run._taking_part() if self._run is not None else None
+        request = process.request_flush() if process is not None else None
+        if self._forwarding is not None:  # first, because the agent delivers meanwhile, and after us
+            self._forwarding.shutdown(deadline.left)
         if self._began is not None:
             self._began.finish(timeout=deadline.left)
-        if self._forwarding is not None:
-            self._forwarding.shutdown(deadline.left)
-        return delivered
+        delivered = process is None or request is None or process.wait_for_flush(request, deadline.left)
+        return observed and delivered
+
+    def _described(self) -> Mapping[str, Any]:
+        """The resource of the run, or of the one that will begin."""
+        run = self._run or self._given or latest_run()
+        process = run._process if run is not None else None
+        if process is not None:
+            return process.resource
+        settings = self._settings()
+        return {} if settings is None else {"service.name": settings.project}
 
     def _recorder(self) -> Recorder | None:
         """This process's recorder. Called for a stream's first measurement, and whenever a fast path does not fit."""
@@ -241,6 +287,8 @@ def configure(
     *,
     metric_readers: Sequence["MetricReader"] = (),
     resource: "Resource | None" = None,
+    exemplar_filter: "ExemplarFilter | None" = None,
+    shutdown_on_exit: bool = True,
     views: Sequence["View"] = (),
     run: Run | None = None,
 ) -> MeterProvider:
@@ -253,19 +301,39 @@ def configure(
     Args:
         metric_readers: As for `MeterProvider`.
         resource: As for `MeterProvider`.
+        exemplar_filter: As for `MeterProvider`.
+        shutdown_on_exit: As for `MeterProvider`.
         views: As for `MeterProvider`.
         run: As for `MeterProvider`.
     """
-    provider = MeterProvider(metric_readers, resource, views=views, run=run)
+    provider = MeterProvider(metric_readers, resource, exemplar_filter, shutdown_on_exit, views, run=run)
     metrics.set_meter_provider(provider)
     return provider
 
 
 class _Deadline:
-    """What is left of a timeout that several share."""
+    """What is left of a timeout that several share, from now on."""
 
-    def __init__(self, timeout_millis: float) -> None:
-        self._end = time.monotonic() + timeout_millis / 1000
+    def __init__(self, timeout_millis: float, usual: float) -> None:
+        """
+        Args:
+            timeout_millis: Any number. What is no number is warned about.
+            usual: Milliseconds, in place of what is no number.
+        """
+        now = time.monotonic()
+        try:
+            seconds = float(timeout_millis) / 1000
+        except (TypeError, ValueError, OverflowError):
+            seconds = math.nan
+        if math.isnan(seconds):
+            warn_once(
+                (_Deadline, repr(timeout_millis)),
+                "timeout_millis: expected a number of milliseconds, got %r; using %g",
+                timeout_millis,
+                usual,
+            )
+            seconds = usual / 1000
+        self._end = now + min(seconds, _LONGEST_TIMEOUT)
 
     @property
     def left(self) -> float:

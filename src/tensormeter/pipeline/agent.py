@@ -304,7 +304,8 @@ class Agent:
                 ]
                 drain.beat(working, speaks=left[:1] == [drain])
             fresh = drain.take_fresh() or fresh
-        hurry = self._stopping or self._one_shot or self._somebody_has_finished()
+        flushing = any(drain.flushing for drain in self._drains.values())
+        hurry = self._stopping or self._one_shot or flushing or self._somebody_has_finished()
         for delivery in self._deliveries:
             delivery.hurry(hurry)
             if fresh:
@@ -324,7 +325,8 @@ class Agent:
 
     def _report(self, spool: Spool) -> None:
         pending = spool.pending()
-        rejected = spool.quarantined_items()  # read after `pending`, published before: nobody sees 0 pending without it
+        flushed = {drain: number for drain in self._drains.values() if (number := drain.complete_flush()) is not None}
+        rejected = spool.quarantined_items()  # read after those, published before: nobody sees 0 pending without it
         losses = spool.losses()
         stalled = self._stalled()
         trouble = self._trouble()
@@ -337,6 +339,8 @@ class Agent:
             drain.ring.report(trouble, self._refusals[1])
             drain.ring.words[HeaderWord.STALLED] = stalled
             drain.ring.words[HeaderWord.PENDING_REQUESTS] = pending
+            if drain in flushed:
+                drain.ring.words[HeaderWord.FLUSHED] = flushed[drain]
         now = time.monotonic()
         if self._on_status and now - self._status_at >= _STATUS_INTERVAL:
             self._status_at = now

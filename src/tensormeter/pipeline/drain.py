@@ -68,6 +68,9 @@ class Drain:
         self._heard_at = self._counted_at = time.monotonic()
         self._told: Mapping[str, int] = {}
         self._heartbeat_interval = settings.heartbeat_interval
+        self._offline = settings.mode == "offline"
+        self._spooled_flush = (0, 0)
+        """The last flush request whose rows are all in the spool, and the sequence number of the last request there then."""
         ring.words[HeaderWord.PENDING_REQUESTS] = spool.pending()
         ring.words[HeaderWord.ENDED] = self._ended
 
@@ -80,6 +83,18 @@ class Drain:
     def ended(self) -> bool:
         """Whether the news of its end is in the spool."""
         return self._ended
+
+    @property
+    def flushing(self) -> bool:
+        """Whether the process has requested a flush that is not complete."""
+        return self.ring.words[HeaderWord.FLUSH_REQUESTS] > self.ring.words[HeaderWord.FLUSHED]
+
+    def complete_flush(self) -> int | None:
+        """The number of the last flush request if all that it is about is delivered now; None if none has come so far."""
+        number, through = self._spooled_flush
+        if number <= self.ring.words[HeaderWord.FLUSHED]:
+            return None
+        return number if self._offline or self._spool.pending_through(through) == 0 else None
 
     def advance(self, *, flush: bool, last: bool = True) -> bool:
         """Move what is there towards the spool.
@@ -97,12 +112,16 @@ class Drain:
         # Looked at before reading: whatever a dead writer wrote is there to be read.
         alive = self.ring.writer_alive()
         over = not alive or self.ring.state is not State.OPEN
+        requested = self.ring.words[HeaderWord.FLUSH_REQUESTS] if self.flushing else 0
+        wanted = self.ring.flush_positions() if requested > self._spooled_flush[0] else []
         try:
             if not self._started:
                 self._put(self._start_events(), started=True)
-            for _ in range(self._whole_ring if flush else _MOST_BATCHES):
+            for _ in range(self._whole_ring if flush or wanted else _MOST_BATCHES):
                 more = self._processor.poll(abandon_pending=not alive)
-                if not (over or flush or self._processor.due()):
+                # Rows after the flush request wait for their own time, so a flush that is held up makes no small batches.
+                hurry = bool(wanted) and self._processor.holds_any_before(wanted)
+                if not (over or flush or hurry or self._processor.due()):
                     break
                 self._flush()
                 if not more:
@@ -116,6 +135,8 @@ class Drain:
             self._take_media()
             if self._health.due() and not self._ended:
                 self._report_health()
+            if wanted and all(tail >= position for tail, position in zip(self.ring.tails(), wanted, strict=True)):
+                self._spooled_flush = requested, self._spool.last_sequence()
         except SpoolDamagedError:
             raise
         except SpoolError as error:

@@ -7,7 +7,7 @@ space. They keep their space in the ring until the caller says that they are in 
 import json
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -105,6 +105,13 @@ class BatchMeasurementProcessor:
             self._points >= self._most
             or time.monotonic() - self._since >= self._delay
             or self.utilization > _FULL_ENOUGH
+        )
+
+    def holds_any_before(self, positions: Sequence[int]) -> bool:
+        """Whether a row that is held stands before the position of its lane."""
+        return any(
+            lane.released < min(position, lane.cursor.position)
+            for lane, position in zip(self._lanes, positions, strict=True)
         )
 
     @property

@@ -164,6 +164,11 @@ class LaneReader:
         self._words[self._tail_word] = self.cursor.position
 
     @property
+    def released(self) -> int:
+        """Position up to which the space has been given back."""
+        return self._words[self._tail_word]
+
+    @property
     def unreleased(self) -> float:
         """Share of the lane that has been read but not released, from 0 to 1."""
         return (self.cursor.position - self._words[self._tail_word]) / self._size

@@ -287,6 +287,15 @@ class Spool:
         """Requests that some destination has neither accepted nor rejected, counted once for each."""
         return self._count("SELECT count(*) FROM pending")
 
+    def pending_through(self, sequence: int) -> int:
+        """Those of them whose sequence number is at most this one."""
+        return int(self._fetch("SELECT count(*) FROM pending WHERE sequence <= ?", sequence)[0])  # type: ignore[index]
+
+    def last_sequence(self) -> int:
+        """The sequence number of the request that was put last, also if it is delivered already; 0 if none was."""
+        row = self._fetch("SELECT seq FROM sqlite_sequence WHERE name = 'request'")
+        return int(row[0]) if row else 0
+
     def abandoned(self, destinations: Iterable[str]) -> set[str]:
         """For whom something waits that is none of these destinations."""
         return {row[0] for row in self._rows("SELECT DISTINCT destination FROM pending")} - {*destinations}

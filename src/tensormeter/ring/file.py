@@ -7,7 +7,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -269,6 +269,22 @@ class RingFile:
     def tails(self) -> list[int]:
         """For each lane the position up to which its rows are in the spool."""
         return [self.words[(start >> 3) + LaneWord.TAIL] for start, _ in self.lanes]
+
+    def request_flush(self, positions: Sequence[int]) -> int:
+        """Ask the agent to deliver now what is recorded up to a position of each lane. One thread at a time, in the writer.
+
+        Returns:
+            The request's number: it is complete when `HeaderWord.FLUSHED` has reached it.
+        """
+        for (start, _), position in zip(self.lanes, positions, strict=True):
+            self.words[(start >> 3) + LaneWord.FLUSH] = position
+        number = self.words[HeaderWord.FLUSH_REQUESTS] + 1
+        self.words[HeaderWord.FLUSH_REQUESTS] = number
+        return number
+
+    def flush_positions(self) -> list[int]:
+        """For each lane the position up to which the last flush request wants rows delivered."""
+        return [self.words[(start >> 3) + LaneWord.FLUSH] for start, _ in self.lanes]
 
     def release(self) -> None:
         """Give up the writer's lock: from now on the writer counts as gone. The mapping stays valid."""

@@ -71,6 +71,8 @@ class HeaderWord(enum.IntEnum):
     STATE = 7
     SIGTERM = 8
     """Time at which the writer was told to end, or 0."""
+    FLUSH_REQUESTS = 9
+    """Number of flushes that the writer has requested. Each lane's `LaneWord.FLUSH` is stored before it is raised."""
     AGENT_PID = 16
     PENDING_REQUESTS = 17
     """Requests spooled for an online destination and neither accepted nor rejected yet."""
@@ -80,6 +82,8 @@ class HeaderWord(enum.IntEnum):
     """Points and events that a receiver has rejected for good."""
     ENDED = 19
     """1 once everything that the writer left, and the news of its end, is in the spool."""
+    FLUSHED = 21
+    """Number of the last flush request that is complete: everything recorded before it is delivered (offline: spooled)."""
     SPOOL_LOSSES = 32
     """The first of the counters of items, one for each `SpoolLoss`."""
 
@@ -93,6 +97,8 @@ class LaneWord(enum.IntEnum):
     """Position after the last row; written when the writer finishes, to know when everything has been read."""
     DROPS = 2
     """The first of the counters, one for each `Drop`."""
+    FLUSH = 15
+    """Position up to which the last flush request wants rows delivered."""
 
 
 class Drop(enum.IntEnum):
