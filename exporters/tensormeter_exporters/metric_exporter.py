@@ -75,7 +75,10 @@ class TensormeterMetricExporter(MetricExporter):
             return self._send(request, deadline)
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
-        """Nothing is kept back."""
+        """Wait for an export that another thread has begun; nothing else is kept back. Returns whether it is over."""
+        if not self._lock.acquire(timeout=min(max(timeout_millis / 1000, 0.0), threading.TIMEOUT_MAX)):
+            return False
+        self._lock.release()
         return True
 
     def shutdown(self, timeout_millis: float = 30_000, **_: Any) -> None:

@@ -8,6 +8,7 @@ always tried again.
 
 import gzip
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any, Final, cast
@@ -44,6 +45,9 @@ logger: Final = logging.getLogger("tensormeter.agent")
 
 _GROUP: Final = "opentelemetry_metrics_exporter"
 
+_TAKES_NO_SUM: Final = ("opentelemetry.exporter.otlp.", "opentelemetry.sdk.", "tensormeter_exporters.")
+"""Modules of exporters that leave out a sum that is None. Others may calculate with it, and get NaN."""
+
 
 class OTelExporter:
     """See `tensormeter.exporter.Exporter` for the contract. It has no options of its own."""
@@ -59,6 +63,7 @@ class OTelExporter:
         if not isinstance(exporter, MetricExporter):
             raise SettingsError(f"{config.destination}: {entry.value} is not a metric exporter")
         self._exporter = exporter
+        self._no_sum = None if type(exporter).__module__.startswith(_TAKES_NO_SUM) else math.nan
         self._destination = config.destination
         self._timeout = config.timeout
         self._said = False
@@ -70,7 +75,7 @@ class OTelExporter:
                 logger.info("%s takes metrics only: configuration, state and media do not go there", self._destination)
             return Accepted()
         try:
-            data, left_out = metrics_data(decode_metrics(gzip.decompress(request.body)))
+            data, left_out = metrics_data(decode_metrics(gzip.decompress(request.body)), no_sum=self._no_sum)
         except (EncodingError, EOFError, OSError) as error:
             return Rejected(str(error))
         result = self._exporter.export(data, timeout_millis=self._timeout * 1000)
@@ -82,15 +87,24 @@ class OTelExporter:
         self._exporter.shutdown(timeout_millis=self._timeout * 1000)
 
 
-def metrics_data(batches: Sequence[columns.Batch]) -> tuple[MetricsData, int]:
-    """Columns as the SDK's objects, and the number of points that it has no objects for (those of summaries)."""
+def metrics_data(batches: Sequence[columns.Batch], *, no_sum: float | None = None) -> tuple[MetricsData, int]:
+    """Convert columns to the SDK's objects.
+
+    Args:
+        batches: The columns.
+        no_sum: Sum of a histogram that has none, or that has negative values, whose sum OTLP wants left out because
+            receivers take it for a counter.
+
+    Returns:
+        The objects, and the number of points that the SDK has none for (those of summaries).
+    """
     left_out = 0
     # By what they are: of two equal resources, or scopes, the SDK's encoder for OTLP keeps the last one only.
     resources: dict[str, tuple[columns.Batch, dict[str, tuple[columns.Scope, list[Metric]]]]] = {}
     for batch in batches:
         _, scopes = resources.setdefault(repr(sorted(batch.resource.items())), (batch, {}))
         for series in batch.series:
-            data = _data(series)
+            data = _data(series, no_sum)
             if data is None:
                 left_out += len(series.times)
                 continue
@@ -109,7 +123,7 @@ def metrics_data(batches: Sequence[columns.Batch]) -> tuple[MetricsData, int]:
     return MetricsData(found), left_out
 
 
-def _data(series: columns.Series) -> Gauge | Sum | Histogram | ExponentialHistogram | None:
+def _data(series: columns.Series, no_sum: float | None) -> Gauge | Sum | Histogram | ExponentialHistogram | None:
     attributes = _sdk(series.attributes)
     times = series.times.tolist()
     if isinstance(series, columns.Gauge):
@@ -123,7 +137,9 @@ def _data(series: columns.Series) -> Gauge | Sum | Histogram | ExponentialHistog
         bounds = series.bounds.tolist()
         return Histogram(
             [
-                HistogramDataPoint(attributes, **_statistics(series, at), bucket_counts=counts, explicit_bounds=bounds)
+                HistogramDataPoint(
+                    attributes, **_statistics(series, at, no_sum), bucket_counts=counts, explicit_bounds=bounds
+                )
                 for at, counts in enumerate(series.buckets.tolist())
             ],
             AggregationTemporality(series.temporality),
@@ -133,7 +149,7 @@ def _data(series: columns.Series) -> Gauge | Sum | Histogram | ExponentialHistog
             [
                 ExponentialHistogramDataPoint(
                     attributes,
-                    **_statistics(series, at),
+                    **_statistics(series, at, no_sum),
                     scale=int(series.scales[at]),
                     zero_count=int(series.zero_counts[at]),
                     positive=_buckets(series.positive, at),
@@ -147,14 +163,14 @@ def _data(series: columns.Series) -> Gauge | Sum | Histogram | ExponentialHistog
     return None
 
 
-def _statistics(series: columns.Distribution, at: int) -> dict[str, Any]:
+def _statistics(series: columns.Distribution, at: int, no_sum: float | None) -> dict[str, Any]:
     """What both kinds of histogram have; the SDK's own values stand for no minimum and no maximum."""
     low, high, total = float(series.minima[at]), float(series.maxima[at]), float(series.sums[at])
     return {
         "start_time_unix_nano": int(series.start_times[at]),
         "time_unix_nano": int(series.times[at]),
         "count": int(series.counts[at]),
-        "sum": 0.0 if np.isnan(total) else total,
+        "sum": no_sum if np.isnan(total) or low < 0 else total,
         "min": np.inf if np.isnan(low) else low,
         "max": -np.inf if np.isnan(high) else high,
     }

@@ -1,11 +1,14 @@
 """Both ways into plain OpenTelemetry: its exporters as destinations of ours, and ours as one of its exporters."""
 
 import gzip
+import math
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import entry_points
 
+import numpy as np
 import pytest
 from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics as sdk_encode
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
@@ -64,7 +67,7 @@ def test_any_metric_exporter_is_a_destination(make, config, recorder):
 
 
 def test_the_sdks_own_encoder_makes_the_same_of_it(make):
-    """Every kind, by way of the SDK's objects, decodes to what it was."""
+    """Every kind, by way of the SDK's objects, decodes to what it was, but for the sum of negative values."""
     series = [
         make.gauge("g", [make.T0, make.T0 + 1], [1.5, -0.5], kind="a"),
         make.counter("c", [make.T0], [3.0]),
@@ -84,9 +87,29 @@ def test_the_sdks_own_encoder_makes_the_same_of_it(make):
         kind = found.WhichOneof("data")
         assert kind == original.WhichOneof("data")
         for one, other in zip(getattr(found, kind).data_points, getattr(original, kind).data_points, strict=True):
+            if kind in ("histogram", "exponential_histogram"):
+                assert other.min < 0
+                assert not one.HasField("sum")  # which its receiver would take for a counter
+                other.ClearField("sum")
             for field in other.DESCRIPTOR.fields:
                 if field.name not in ("exemplars", "flags", "zero_threshold"):  # the SDK's encoder has none of them
                     assert getattr(one, field.name) == getattr(other, field.name), (found.name, field.name)
+
+
+@pytest.mark.parametrize(("low", "total", "sent"), [(0.5, 4.0, 4.0), (-0.5, 4.0, None), (0.5, math.nan, None)])
+def test_a_histogram_without_a_sum_gets_none(make, config, recorder, low, total, sent):
+    """OTLP's exporters leave it out; others, which may calculate with it, get NaN."""
+
+    def total_of(data):
+        (metric,) = data.resource_metrics[0].scope_metrics[0].metrics
+        return metric.data.data_points[0].sum
+
+    series = replace(make.histogram("h", make.T0), minima=np.array([low]), sums=np.array([total]))
+    request = make.metrics(1, Batch(make.resource(), [series]))
+    assert total_of(metrics_data(decode_metrics(gzip.decompress(request.body)))[0]) == sent
+    exporter = load_exporter("otel:somebodys")(config("otel:somebodys"))
+    assert exporter.export(request) == Accepted()
+    assert total_of(recorder.seen[-1]) == sent or (sent is None and math.isnan(total_of(recorder.seen[-1])))
 
 
 def test_unknown_names_are_said(config):
@@ -164,6 +187,35 @@ def test_the_time_that_the_sdk_gives_is_kept(clean_environment):
         assert "2 points are lost" in done.stderr
         environment = clean_environment | {"TENSORMETER_ENDPOINT": endpoint, "TENSORMETER_EXPORT_TIMEOUT": "3600"}
         subprocess.run([sys.executable, "-c", DIRECT], env=environment, check=True, timeout=300)
+
+
+FLUSHING = """
+import threading
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from tensormeter_exporters.metric_exporter import TensormeterMetricExporter
+reader = InMemoryMetricReader()
+MeterProvider([reader]).get_meter("m").create_gauge("g").set(1.0)
+data = reader.get_metrics_data()
+exporter = TensormeterMetricExporter()
+assert exporter.force_flush()
+begun, sending = threading.Event(), exporter._exporter.export
+exporter._exporter.export = lambda *arguments: begun.set() or sending(*arguments)
+thread = threading.Thread(target=exporter.export, args=(data, 300_000))
+thread.start()
+assert begun.wait(300)
+assert not exporter.force_flush(10)  # the server says nothing
+exporter.shutdown()
+thread.join(300)
+assert exporter.force_flush(0)
+"""
+
+
+def test_flushing_the_exporter_waits_for_what_is_under_way(clean_environment):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        environment = clean_environment | {"TENSORMETER_ENDPOINT": endpoint, "TENSORMETER_EXPORT_TIMEOUT": "3600"}
+        subprocess.run([sys.executable, "-c", FLUSHING], env=environment, check=True, timeout=300)
 
 
 FORKING = """
