@@ -210,6 +210,9 @@ class RunProcess:
             if (spooled and words[HeaderWord.STALLED]) or left <= 0:
                 return False
             self._check_agent()
+            if threading.current_thread() is threading.main_thread():
+                # Of other threads, a query may disturb a CUDA graph that is captured meanwhile.
+                self.recorder.look_for_pending()
             wait(min(_WAIT, left))
         return self._rejected() == request.rejected
 

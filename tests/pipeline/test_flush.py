@@ -177,6 +177,26 @@ def test_an_agent_that_is_killed_leaves_the_flush_to_the_next(begin, receiver, w
     assert list(sums(receiver).values()) == [1]
 
 
+def test_values_that_are_still_to_come_are_waited_for(begin, receiver):
+    """Nothing else is logged that could fill them in."""
+
+    class Later:
+        asked = 0
+
+        def __tensormeter_snapshot__(self):
+            return self.look
+
+        def look(self):
+            self.asked += 1
+            return 5.0 if self.asked > 3 else None
+
+    run, provider = begin()
+    provider.get_meter("m").create_counter("a").add(1)
+    run.log({"later": Later()}, 0)
+    assert provider.force_flush(LONG)
+    assert ("later", 5.0) in {(name, value) for _, name, _, value in receiver.points()}
+
+
 def test_a_receiver_that_cannot_be_reached_ends_the_flush_and_gets_everything_later(begin, receiver, wait_for):
     receiver.stop()
     _run, provider = begin()

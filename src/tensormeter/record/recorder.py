@@ -202,6 +202,11 @@ class Recorder:
         """How far each lane has been written, in bytes over all laps: what a reader's TAIL words reach."""
         return [lane.position for lane in self._lanes]
 
+    def look_for_pending(self) -> None:
+        """Store values that this process has to fill in itself, if they have come. Log calls do the same. Never blocks."""
+        if not self._closed and self._pid == os.getpid():
+            self._device.pending.look()
+
     def log_beside(self, values: Mapping[str, Any]) -> None:
         """`log` at the next row's step, and leave that step to the next row.
 
