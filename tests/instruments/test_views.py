@@ -1,9 +1,15 @@
 """Views of the SDK, given to our provider."""
 
+import math
+from random import Random
+
 import pytest
 from opentelemetry import metrics
 from opentelemetry.metrics import Observation
 from opentelemetry.sdk.metrics import Counter, Histogram
+from opentelemetry.sdk.metrics import MeterProvider as SDKMeterProvider
+from opentelemetry.sdk.metrics import UpDownCounter as SDKUpDownCounter
+from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
 from opentelemetry.sdk.metrics.view import (
     DropAggregation,
     ExplicitBucketHistogramAggregation,
@@ -121,6 +127,81 @@ def test_two_views_that_make_one_stream_count_once(new_measured):
     measured = new_measured(views=[View(instrument_name="a", name="b"), View(instrument_name="a", name="b")])
     measured.meter.create_counter("a").add(3)
     assert measured.one("b").values.tolist() == [3]
+
+
+AGGREGATIONS = (
+    None,
+    SumAggregation(),
+    ExplicitBucketHistogramAggregation([-1.0, 0.0, 2.5]),
+    ExplicitBucketHistogramAggregation([1.0], record_min_max=False),
+    ExponentialBucketHistogramAggregation(max_scale=2),  # with few buckets, the SDK fails to add up by itself
+)
+
+
+def points(reader):
+    """The SDK's points, by metric and attributes."""
+    data = reader.get_metrics_data()
+    metrics = data.resource_metrics[0].scope_metrics[0].metrics if data else []
+    return {
+        (metric.name, *sorted(point.attributes.items())): point
+        for metric in metrics
+        for point in metric.data.data_points
+    }
+
+
+def check_like(series, point):
+    """One point of ours against the SDK's, which leaves in the sums of negative values."""
+    if isinstance(series, otlp.Sum):
+        assert series.values.tolist() == [pytest.approx(point.value, abs=1e-9)]
+        return
+    assert series.counts.tolist() == [point.count]
+    for ours, theirs in ((series.minima[0], point.min), (series.maxima[0], point.max)):
+        assert math.isnan(ours) if math.isinf(theirs) else ours == theirs
+    if isinstance(series, otlp.Histogram):
+        assert series.buckets[0].tolist() == list(point.bucket_counts)
+    else:
+        assert series.scales[0] == point.scale
+        for side, other in ((series.positive, point.positive), (series.negative, point.negative)):
+            assert [count for count in side.counts[0].tolist() if count] == [
+                count for count in other.bucket_counts if count
+            ]
+    if not math.isinf(point.min):
+        assert math.isnan(series.sums[0]) == (point.min < 0)
+    if not math.isnan(series.sums[0]):
+        assert series.sums[0] == pytest.approx(point.sum, abs=1e-9)
+
+
+@pytest.mark.parametrize("temporality", ["cumulative", "delta"])
+@pytest.mark.parametrize("seed", range(8))
+def test_views_make_what_they_make_in_the_sdk(new_measured, temporality, seed):
+    """Several views of an instrument whose values have either sign, over batches."""
+    random = Random(seed)
+    chosen = [(random.choice(AGGREGATIONS), random.choice([None, {"k"}, set()])) for _ in range(random.randint(1, 3))]
+    views = [
+        View(instrument_name="a", name=f"view{i}", attribute_keys=keys, aggregation=aggregation)
+        for i, (aggregation, keys) in enumerate(chosen)
+    ]
+    # Of up-down counters ours keeps totals in either case, and the SDK what is asked for; histograms follow.
+    delta = temporality == "delta" and not any(
+        type(aggregation) in (type(None), SumAggregation) for aggregation, _ in chosen
+    )
+    reader = InMemoryMetricReader({SDKUpDownCounter: AggregationTemporality.DELTA} if delta else None)
+    sdk = SDKMeterProvider([reader], views=views, shutdown_on_exit=False)
+    measured = new_measured({"temporality": "delta" if delta else "cumulative"}, views=views)
+    instruments = [provider.get_meter("test").create_up_down_counter("a") for provider in (sdk, measured.provider)]
+    seen = 0
+    for _ in range(6):
+        for _ in range(random.randint(1, 6)):
+            value = random.choice([1, -1]) * random.choice([random.uniform(0.1, 1e3), random.randint(1, 5)])
+            attributes = {"k": random.choice("xy"), "other": random.randint(0, 2)}
+            for instrument in instruments:
+                instrument.add(value, attributes)
+        expected = points(reader)
+        for series in measured.series():
+            check_like(series, expected[series.name, *sorted(series.attributes.items())])
+            seen += 1
+    assert seen >= 6
+    sdk.shutdown()
 
 
 def test_dropped_by_a_view(new_measured):
