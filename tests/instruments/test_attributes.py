@@ -140,6 +140,15 @@ def test_the_content_counts_in_scopes_and_resources(new_measured, value, content
         assert same(measured.resource["k"], content)
 
 
+def test_names_units_and_descriptions_may_be_of_a_subclass(measured):
+    meter = measured.provider.get_meter(Optimizer.ADAM, Optimizer.SGD, Shouting("schema"))
+    meter.create_counter(Optimizer.ADAM, Optimizer.SGD, Shouting("seen")).add(1)
+    assert meter.create_counter("adam", "sgd", "seen") is meter.create_counter(Optimizer.ADAM, Optimizer.SGD, "seen")
+    (series,) = measured.series()
+    assert (series.name, series.unit, series.description) == ("adam", "sgd", "seen")
+    assert (series.scope.name, series.scope.version, series.scope.schema_url) == ("adam", "sgd", "schema")
+
+
 def test_keys_may_be_of_a_subclass(measured):
     gauge = measured.meter.create_gauge("a")
     for key in (Stage.WARMUP, Shouting("warmup"), np.str_("warmup"), "warmup"):

@@ -11,6 +11,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.metrics.view import View
 
 from tensormeter.instruments import observing
+from tensormeter.instruments import provider as provider_module
 
 
 def wait_for(condition, seconds=300):
@@ -264,6 +265,18 @@ def test_a_callback_that_hangs_holds_up_nobody_for_longer_than_asked(new_measure
     assert entered.wait(300)
     assert not measured.provider.force_flush(timeout_millis=10)
     assert not measured.provider.shutdown(timeout_millis=10)
+    leave.set()
+    wait_for(lambda: not observer_threads())
+
+
+def test_a_callback_that_hangs_holds_up_the_end_for_as_long_as_any(new_measured, warnings_logged, monkeypatch):
+    """Five seconds, which are less here, and not the whole timeout of the shutdown."""
+    monkeypatch.setattr(provider_module, "_LAST_OBSERVATION", 0.05)
+    measured = new_measured()
+    leave = threading.Event()
+    measured.meter.create_observable_gauge("a", [lambda options: leave.wait(300) and []])
+    assert not measured.provider.shutdown(timeout_millis=3_600_000)
+    assert any("has not returned within 0.05 s" in line for line in warnings_logged())
     leave.set()
     wait_for(lambda: not observer_threads())
 

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from tensormeter.instruments.registry import warn_once
 
-__all__ = ["OVERFLOW", "AttributeSet", "clean_attributes", "equals_by_content"]
+__all__ = ["OVERFLOW", "AttributeSet", "clean_attributes", "equals_by_content", "plain_text"]
 
 AttributeSet = tuple[tuple[str, Any], ...]
 """(key, value) pairs in order of the keys; values are `str`, `bool`, `int`, `float`, or tuples of those."""
@@ -49,6 +49,13 @@ def clean_attributes(attributes: Any) -> AttributeSet:
             continue
         found[name] = cleaned
     return tuple(sorted(found.items()))
+
+
+def plain_text(text: object) -> str:
+    """The content of a text, whatever its type makes of `str()`; "" if there is none; of anything else its `str()`."""
+    if isinstance(text, str):
+        return str.__str__(text)
+    return "" if text is None else str(text)
 
 
 def equals_by_content(kind: type) -> bool:

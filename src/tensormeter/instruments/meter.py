@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackT
 
+from tensormeter.instruments.attributes import plain_text
 from tensormeter.instruments.forwarding import Forwarding
 from tensormeter.instruments.observing import ObservableCounter, ObservableGauge, ObservableUpDownCounter, Observer
 from tensormeter.instruments.registry import LOCK, warn_once
@@ -103,11 +104,12 @@ class Meter(metrics.Meter):
 
     def _identity(self, kind: str, name: Any, unit: Any, description: Any) -> InstrumentIdentity:
         if isinstance(name, str):
+            name = plain_text(name)
             first = self._names.setdefault(name.lower(), name)
             if name != first:
                 warn_once((Meter, self._scope, name), "the instrument %r is called %r, as it was at first", name, first)
             name = first
-        return InstrumentIdentity(kind, name, _text(unit), _text(description), self._scope)
+        return InstrumentIdentity(kind, name, plain_text(unit), plain_text(description), self._scope)
 
     def _synchronous(self, made: type[_S], no_op: Callable[..., _N], wanted: InstrumentIdentity) -> _S | _N:
         if not _valid(wanted.name):
@@ -190,10 +192,6 @@ def _valid(name: Any) -> bool:
         name,
     )
     return False
-
-
-def _text(text: Any) -> str:
-    return "" if text is None else str(text)
 
 
 def _bounds(name: Any, advised: Any) -> tuple[float, ...] | None:

@@ -12,7 +12,7 @@ from opentelemetry.util.types import Attributes
 
 from tensormeter.begin import init
 from tensormeter.errors import TensormeterError, UsageError
-from tensormeter.instruments.attributes import clean_attributes
+from tensormeter.instruments.attributes import clean_attributes, plain_text
 from tensormeter.instruments.forwarding import Forwarding
 from tensormeter.instruments.meter import Meter
 from tensormeter.instruments.observing import Observer
@@ -122,9 +122,9 @@ class MeterProvider(metrics.MeterProvider):
         if not isinstance(name, str) or not name:
             warn_once((MeterProvider, repr(name)), "get_meter: expected a name that is a non-empty str, got %r", name)
         scope = ScopeIdentity(
-            "" if name is None else str(name),
-            "" if version is None else str(version),
-            "" if schema_url is None else str(schema_url),
+            plain_text(name),
+            plain_text(version),
+            plain_text(schema_url),
             clean_attributes(attributes),
         )
         with LOCK:
@@ -179,9 +179,9 @@ class MeterProvider(metrics.MeterProvider):
                 return False
             self._ending = True
         deadline = _Deadline(timeout_millis, 30_000)
-        observed = self._observer.flush(deadline.left)
+        observed = self._observe_last(min(deadline.left, _LAST_OBSERVATION))
         self._ended = True
-        self._observer.stop(deadline.left)
+        self._observer.stop(deadline.left if observed else 0.0)
         self._streams.reset()
         process = self._run._taking_part() if self._run is not None else None
         request = process.request_flush() if process is not None else None
@@ -244,16 +244,19 @@ class MeterProvider(metrics.MeterProvider):
     def _before_finish(self, run: Run) -> None:
         """Observe a last time what goes to a run that is about to finish."""
         goes_to = self._run or self._given or latest_run()
-        if (
-            run is goes_to
-            and run._process is not None
-            and run._process.is_this
-            and not self._ended
-            and not self._observer.flush(_LAST_OBSERVATION)
-        ):
+        if run is goes_to and run._process is not None and run._process.is_this and not self._ended:
+            self._observe_last(_LAST_OBSERVATION)
+
+    def _observe_last(self, timeout: float) -> bool:
+        """Observe everything a last time, for `timeout` seconds at most. Returns whether it is done."""
+        observed = self._observer.flush(timeout)
+        if not observed:
             warn_once(
-                (MeterProvider, "late", id(self)), "a callback takes long, and the run ends without a last observation"
+                (MeterProvider, "late", id(self)),
+                "a callback of an observable instrument has not returned within %g s; what it would observe last is not recorded",
+                timeout,
             )
+        return observed
 
     def _cardinality_limit(self) -> int:
         run = self._current_run()  # before the first measurement is recorded, so that its settings hold for it
