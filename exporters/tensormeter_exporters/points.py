@@ -28,6 +28,7 @@ from tensormeter.otlp.batch import (
     Summary,
     Value,
 )
+from tensormeter.otlp.buckets import explicit_buckets
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.media import Media, media_of
 
@@ -218,19 +219,25 @@ def scalars(stepped: SteppedSeries) -> Iterator[Scalars]:
 def bucket_edges(series: Distribution, index: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """One distribution as (edges, counts), with finite increasing edges, shape (k + 1,) and (k,).
 
-    Open ends reach to the minimum and maximum, or where they are unknown as far as the bucket beside them is wide.
-    The bounds of exponential buckets are those of `ExponentialHistogram`.
+    Open ends reach to the minimum and maximum, or where they are unknown as far as the bucket next to them is wide. Empty open
+    ends are left out. Zeros of exponential histograms have a bucket of their own, see `explicit_buckets`.
     """
     if isinstance(series, Histogram):
-        edges, counts = _explicit(series, index)
+        bounds, counts = series.bounds.tolist(), series.buckets[index].tolist()
     elif isinstance(series, ExponentialHistogram):
-        edges, counts = _exponential(series, index)
+        bounds, counts = explicit_buckets(
+            int(series.scales[index]),
+            int(series.zero_counts[index]),
+            float(series.zero_thresholds[index]),
+            (int(series.positive.offsets[index]), series.positive.counts[index]),
+            (int(series.negative.offsets[index]), series.negative.counts[index]),
+        )
     else:
         raise TypeError(f"not a histogram: {type(series).__name__}")
     if not len(counts):
         center = float(np.nan_to_num(series.sums[index] / max(int(series.counts[index]), 1)))
         return np.array([center, np.nextafter(center, np.inf)]), series.counts[index : index + 1].astype(np.float64)
-    return edges, counts
+    return _closed(bounds, counts, float(series.minima[index]), float(series.maxima[index]))
 
 
 def flatten(config: Mapping[str, object], prefix: str = "") -> dict[str, object]:
@@ -273,36 +280,23 @@ def _join(
     return np.where(stepped, row_steps[at], seconds), stepped
 
 
-def _explicit(series: Histogram, index: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    bounds, counts = series.bounds, series.buckets[index].astype(np.float64)
-    if not len(counts):
-        return np.empty(0), counts
-    low, high = float(series.minima[index]), float(series.maxima[index])
+def _closed(
+    bounds: Sequence[float], counts: Sequence[int], low: float, high: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Edges and counts of buckets with open ends, which are left out where they are empty; `low` and `high` are NaN if unknown."""
     if not len(bounds):
         low, high = (low, high) if low < high else (-1.0, 1.0)
-        return np.array([low, high]), counts
-    width = float(bounds[-1] - bounds[0]) / len(bounds) or 1.0
-    first = low if low < bounds[0] else float(bounds[0]) - width
-    last = high if high > bounds[-1] else float(bounds[-1]) + width
-    return np.concatenate([[first], bounds, [last]]), counts
-
-
-def _exponential(series: ExponentialHistogram, index: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    growth = 2.0 ** -float(series.scales[index])
-    sides = []
-    for side in (series.negative, series.positive):
-        counts = side.counts[index].astype(np.float64)
-        first = int(side.offsets[index])
-        with np.errstate(over="ignore"):
-            edges = np.exp2(np.arange(first, first + len(counts) + 1) * growth)
-        sides.append((np.minimum(edges, np.finfo(np.float64).max), counts))
-    (down, down_counts), (up, up_counts) = sides
-    edges = np.concatenate([-down[::-1] if len(down_counts) else [], up if len(up_counts) else []])
-    zero = np.array([float(series.zero_counts[index])])
-    if len(down_counts) and len(up_counts):
-        return edges, np.concatenate([down_counts[::-1], zero, up_counts])
-    if len(up_counts):
-        return np.concatenate([[0.0], edges]), np.concatenate([zero, up_counts])
-    if len(down_counts):
-        return np.concatenate([edges, [0.0]]), np.concatenate([down_counts[::-1], zero])
-    return np.empty(0), np.empty(0)
+        return np.array([low, high]), np.array(counts, np.float64)
+    width = (bounds[-1] - bounds[0]) / len(bounds) or 1.0
+    # As in Prometheus: without a minimum, a first bucket up to 0 holds zeros, not negative numbers.
+    below = float(np.nextafter(0.0, -1.0)) if bounds[0] == 0 else bounds[0] - width
+    edges, kept = list(bounds), list(counts)
+    if len(edges) > 1 and not kept[0]:
+        del kept[0]
+    else:
+        edges.insert(0, low if low < bounds[0] else below)
+    if len(edges) > 1 and not kept[-1]:
+        del kept[-1]
+    else:
+        edges.append(high if high > bounds[-1] else bounds[-1] + width)
+    return np.array(edges), np.array(kept, np.float64)

@@ -7,6 +7,8 @@ from tensormeter.otlp.batch import Batch, Event
 from tensormeter.otlp.media import Alert, Image, Table, Text
 from tensormeter_exporters.points import bucket_edges, flatten, read_events, read_metrics, scalars
 
+TINY = float(np.nextafter(0.0, 1.0))
+
 
 def test_steps_are_joined_by_process_and_exact_time(make):
     rows = {30: {"loss": 1.0}, 10: {"loss": 2.0, "acc": 0.5}, 20: {"loss": 3.0}}
@@ -48,8 +50,8 @@ def test_buckets_have_finite_edges_and_keep_every_count(make):
     assert edges.tolist() == [-1.0, 0.0, 1.0, 2.0, 30.0]
     assert counts.tolist() == [1, 1, 2, 1]
     edges, counts = bucket_edges(make.exponential_histogram("e", make.T0), 0)
-    assert edges.tolist() == [-4.0, -2.0, 1.0, 2.0, 4.0]
-    assert counts.tolist() == [1, 2, 3, 4]
+    assert edges.tolist() == [-4.0, -2.0, -TINY, 0.0, 1.0, 2.0, 4.0]
+    assert counts.tolist() == [1, 0, 2, 0, 3, 4]
     assert np.all(np.diff(edges) > 0)
 
 

@@ -52,8 +52,10 @@ def expected_of(grads):
     base = 2.0 ** (np.arange(200) / 8)
     positive, negative = base[: SIDE + 1] / 2**5, -base[: SIDE + 1][::-1] / 2**6.25
     for i in range(N):
-        counts = [0, *grads.negative.counts[i].tolist()[::-1], int(grads.zero_counts[i])]
-        yield np.concatenate((negative, positive)), [*counts, *grads.positive.counts[i].tolist(), 0]
+        zeros, zero_bounds = int(grads.zero_counts[i]), [-1e-20, 1e-20]
+        counts = [0, *grads.negative.counts[i].tolist()[::-1], *([0, zeros, 0] if zeros else [0])]
+        bounds = np.concatenate((negative, zero_bounds if zeros else [], positive))
+        yield bounds, [*counts, *grads.positive.counts[i].tolist(), 0]
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,10 @@ export interface Bucket {
   count: number;
 }
 
-/** Buckets with both ends; the open ones end at the smallest and the largest value, or as wide as their neighbour. */
+/**
+ * Buckets with both ends; the open ones end at the smallest and the largest value, or as wide as their neighbour.
+ * As in Prometheus: without a minimum, a first bucket up to 0 holds zeros.
+ */
 export function buckets(point: HistogramPoint): Bucket[] {
   const { bounds, counts } = point;
   const found: Bucket[] = [];
@@ -40,7 +43,7 @@ export function buckets(point: HistogramPoint): Bucket[] {
     let low = bounds[i - 1];
     let high = bounds[i];
     if (low === undefined && high === undefined) [low, high] = [min, max];
-    else if (low === undefined) low = Number.isFinite(min) ? Math.min(min, high as number) : outward(high as number, bounds[i + 1], -1);
+    else if (low === undefined) low = Number.isFinite(min) ? Math.min(min, high as number) : high === 0 ? 0 : outward(high as number, bounds[i + 1], -1);
     else if (high === undefined) high = Number.isFinite(max) ? Math.max(max, low) : outward(low, bounds[i - 2], 1);
     if (Number.isFinite(low) && Number.isFinite(high)) found.push({ low: low as number, high: high as number, count });
   }

@@ -6,7 +6,6 @@ from typing import Final
 
 import numpy as np
 from google.protobuf.message import DecodeError
-from numpy.typing import NDArray
 from opentelemetry.proto.metrics.v1.metrics_pb2 import (
     ExponentialHistogramDataPoint,
     HistogramDataPoint,
@@ -14,14 +13,13 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
 )
 
 from tensormeter.errors import StoreError
+from tensormeter.otlp.buckets import explicit_buckets, increasing
 from tensormeter.server.store import Kind
 
 __all__ = ["Distribution", "decode_distribution"]
 
 MAX_BUCKETS: Final = 160
 """Buckets of an exponential histogram that is to be looked at."""
-
-_FAR: Final = 2000
 
 
 @dataclass(frozen=True)
@@ -86,60 +84,13 @@ def _of(
 
 def _ordered(bounds: list[float], counts: list[int]) -> tuple[list[float], list[int]]:
     """Bounds and counts as they were sent; nothing if they do not fit each other, which OTLP does not allow."""
-    return _increasing(bounds, counts) if len(counts) == len(bounds) + 1 else ([], [])
+    return increasing(bounds, counts) if len(counts) == len(bounds) + 1 else ([], [])
 
 
 def _explicit(point: ExponentialHistogramDataPoint, max_buckets: int) -> tuple[list[float], list[int]]:
-    """Bounds and counts; OpenTelemetry metrics data model, ExponentialHistogram."""
-    sides = [(side.offset, np.array(side.bucket_counts, np.uint64)) for side in (point.positive, point.negative)]
-    scale = point.scale
-    while sum(len(counts) for _, counts in sides) > max_buckets:
-        sides, scale = [_halve(*side) for side in sides], scale - 1
-    (positive_offset, positive), (negative_offset, negative) = sides
-    if not (point.zero_count or len(positive) or len(negative)):
-        return [], []
-    bounds: list[float] = []
-    counts: list[int] = [0]
-    if len(negative):
-        edges = _edges(negative_offset, len(negative), scale)
-        bounds += (-edges[::-1]).tolist()
-        counts += negative[::-1].tolist()
-    else:
-        bounds.append(-point.zero_threshold)
-    # Between the negative and the positive buckets lies everything that counts as zero.
-    counts.append(point.zero_count)
-    if len(positive):
-        bounds += _edges(positive_offset, len(positive), scale).tolist()
-        counts += positive.tolist()
-    else:
-        bounds.append(point.zero_threshold)
-    return _increasing(bounds, [*counts, 0])
-
-
-def _edges(offset: int, n: int, scale: int) -> NDArray[np.float64]:
-    exponent = min(max(-scale, -_FAR), _FAR)  # what is further away is zero or infinite anyway
-    with np.errstate(over="ignore", under="ignore"):
-        edges: NDArray[np.float64] = np.exp2(np.ldexp(np.arange(offset, offset + n + 1, dtype=np.float64), exponent))
-        return edges
-
-
-def _halve(offset: int, counts: NDArray[np.uint64]) -> tuple[int, NDArray[np.uint64]]:
-    """Buckets of the next lower scale: i goes into i // 2."""
-    if not len(counts):
-        return offset >> 1, counts
-    padded = np.concatenate((np.zeros(offset % 2, np.uint64), counts))
-    padded = np.concatenate((padded, np.zeros(len(padded) % 2, np.uint64)))
-    return offset >> 1, padded.reshape(-1, 2).sum(axis=1, dtype=np.uint64)
-
-
-def _increasing(bounds: list[float], counts: list[int]) -> tuple[list[float], list[int]]:
-    """Without bounds that are not above the one before, as where buckets are too fine or too far out for float64."""
-    kept_bounds: list[float] = []
-    kept_counts = [counts[0]]
-    for bound, count in zip(bounds, counts[1:], strict=True):
-        if np.isfinite(bound) and (not kept_bounds or bound > kept_bounds[-1]):
-            kept_bounds.append(bound)
-            kept_counts.append(count)
-        else:
-            kept_counts[-1] += count
-    return kept_bounds, kept_counts
+    positive, negative = (
+        (side.offset, np.array(side.bucket_counts, np.uint64)) for side in (point.positive, point.negative)
+    )
+    return explicit_buckets(
+        point.scale, point.zero_count, point.zero_threshold, positive, negative, max_buckets=max_buckets
+    )
