@@ -1,5 +1,6 @@
 """Buckets of exponential histograms as explicit bounds: every value stays where it was, zeros at zero."""
 
+import itertools
 import math
 
 import numpy as np
@@ -71,5 +72,5 @@ def test_every_count_is_kept_and_bounds_increase(scale, zeros, threshold, positi
     bounds, counts = explicit_buckets(scale, zeros, threshold, *sides, max_buckets=most)
     assert sum(counts) == zeros + sum(positive[1]) + sum(negative[1])
     assert all(math.isfinite(bound) for bound in bounds)
-    assert all(low < high for low, high in zip(bounds, bounds[1:], strict=False))
+    assert all(low < high for low, high in itertools.pairwise(bounds))
     assert len(counts) == len(bounds) + 1 or not bounds

@@ -99,7 +99,7 @@ def test_points_take_ten_bytes_and_old_ones_go(clickhouse):
 
 
 def test_tables_of_version_1_are_brought_up_to_date(clickhouse, make):
-    """Those had no intents, and a table of sums that forgot tokens."""
+    """Those had no intents, a table of sums that forgot tokens, and no severity of events."""
     where = parse_address(f"clickhouse://127.0.0.1:{clickhouse}/older", {})
     store = ClickHouseStore(where)
     payload = encode_metrics([make.rows("r", [(T0, 0, {"v": 1.0})])])
@@ -109,6 +109,7 @@ def test_tables_of_version_1_are_brought_up_to_date(clickhouse, make):
     try:
         connection.execute("DROP TABLE intent SYNC")
         connection.execute("ALTER TABLE series RESET SETTING non_replicated_deduplication_window")
+        connection.execute("ALTER TABLE event DROP COLUMN record")
         connection.execute("TRUNCATE TABLE annotation")
         connection.execute("INSERT INTO annotation VALUES (0, 'schema', '1', 1)")
         for _ in range(2):
@@ -118,6 +119,7 @@ def test_tables_of_version_1_are_brought_up_to_date(clickhouse, make):
         )
         assert "non_replicated_deduplication_window = " in made[0]
         assert connection.rows("SELECT value FROM annotation FINAL WHERE field = 'schema'") == [["2"]]
+        assert connection.rows("SELECT record FROM event") == []
         assert connection.rows("SELECT count() FROM intent") == [[0]]
         for series in (1, 2):
             connection.insert("series", ("run", "series"), np.array([1, series], np.uint64).tobytes(), token="t")

@@ -265,9 +265,12 @@ def test_requests_of_the_shapes_of_the_examples(start, encoding):
     assert (point["count"], point["sum"], point["min"], point["max"]) == (2, 2.0, 0.0, 2.0)
     assert (point["bounds"], point["counts"]) == ([1.0], [1, 1])
     (point,) = server.get(f"{path}/histograms", metric="my.exponential", x="time")["points"]
-    assert (point["count"], point["bounds"][-3:], point["counts"][-4:]) == (3, [2.0, 4.0, 8.0], [1, 0, 2, 0])
+    assert (point["count"], point["bounds"][-4:], point["counts"]) == (3, [0.0, 2.0, 4.0, 8.0], [0, 1, 0, 0, 2, 0])
     (event,) = server.get(f"{path}/events")["events"]
     assert (event["time"], event["body"]) == (str(T0), "a log record")
+    assert (event["severity_number"], event["severity_text"]) == (10, "Information")
+    assert (event["trace_id"], event["span_id"]) == ("5b8efff798038103d269b633813fc60c", "eee19b7ec3c1b174")
+    assert event["observed_time"] == str(T0 + 1)
     assert event["attributes"] == {
         "string": "some",
         "boolean": True,

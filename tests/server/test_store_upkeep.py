@@ -278,3 +278,20 @@ def test_the_commands(open_store, tmp_path):
     done = subprocess.run([*command, "compact", *data], capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "chunks" in done.stdout
+
+
+def test_events_of_a_store_of_version_4_are_read_and_stored_once(open_store, query, tmp_path):
+    """Those had neither severity nor ids."""
+    event = Event("tensormeter.alert", 5, {"title": "t", "text": "", "level": "WARN"})
+    resource = {"service.name": "p", "tensormeter.run.id": "r", "service.instance.id": "i"}
+    store = open_store()
+    store.append_events([(resource, [event])], payload=b"1")
+    store.close()
+    with closing(sqlite3.connect(tmp_path / "store" / "tensormeter.db", isolation_level=None)) as old:
+        old.execute("ALTER TABLE event DROP COLUMN record")
+        old.execute("PRAGMA user_version = 4")
+    store = open_store()
+    store.append_events([(resource, [event])], payload=b"2")
+    (found,) = store.events(RunRef("r"))
+    assert (found.body["level"], found.record.get("severity_number")) == ("WARN", None)
+    assert query("PRAGMA foreign_key_check") == []

@@ -120,6 +120,12 @@ export interface TelemetryEvent {
   name: string;
   step: number | null;
   process: string;
+  /** OTLP's number, 1 (TRACE) to 24 (FATAL4); 0: none. */
+  severity_number: number;
+  severity_text: string;
+  trace_id: string;
+  span_id: string;
+  scope: { name?: string; version?: string };
   attributes: Record<string, unknown>;
   body: unknown;
 }

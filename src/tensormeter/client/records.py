@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tensormeter.client.connection import Connection
 from tensormeter.client.frame import import_pandas
@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["Record", "RecordedImage", "RecordedTable"]
+
+
+_LOG_FIELDS: Final = ("severity_number", "severity_text", "trace_id", "span_id", "flags", "scope")
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,13 @@ class Record:
         process: Id of the process.
         attributes: All of them.
         body: JSON values; bytes are base64, or, if they are an image, their digest.
+        severity_number: OTLP's number, 1 (TRACE) to 24 (FATAL4); 0 if there is none.
+        severity_text: The sender's word for it, or "".
+        trace_id: Hexadecimal, or "".
+        span_id: The same.
+        flags: OTLP's flags of a log record.
+        observed_time: When it was collected, in nanoseconds since the Unix epoch, where that differs from `time`; else None.
+        scope: `name`, `version` and `attributes` of the instrumentation scope, as far as it has them.
     """
 
     name: str
@@ -34,11 +44,22 @@ class Record:
     process: str
     attributes: Mapping[str, Any] = field(repr=False)
     body: Any = field(repr=False)
+    severity_number: int = field(default=0, kw_only=True)
+    severity_text: str = field(default="", kw_only=True)
+    trace_id: str = field(default="", kw_only=True, repr=False)
+    span_id: str = field(default="", kw_only=True, repr=False)
+    flags: int = field(default=0, kw_only=True, repr=False)
+    observed_time: int | None = field(default=None, kw_only=True, repr=False)
+    scope: Mapping[str, Any] = field(default_factory=dict, kw_only=True, repr=False)
 
     @staticmethod
     def fields_of(document: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of the constructor, from an event of the API."""
         same = {name: document[name] for name in ("name", "step", "process", "attributes", "body")}
+        # Older servers do not send these.
+        same |= {name: document[name] for name in _LOG_FIELDS if name in document}
+        observed = document.get("observed_time")
+        same["observed_time"] = None if observed is None else int(observed)
         return same | {"key": document["attributes"].get("tensormeter.key", ""), "time": int(document["time"])}
 
 

@@ -3,7 +3,7 @@
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib import metadata
 from typing import Final
 
 import numpy as np
@@ -53,7 +53,7 @@ class Scope:
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
 
 
-SCOPE: Final = Scope("tensormeter", version("tensormeter"))
+SCOPE: Final = Scope(version=metadata.version("tensormeter"))
 """The scope of what is logged by `Run.log`, and of everything tensormeter says itself."""
 
 
@@ -218,9 +218,23 @@ class Event:
         time: Nanoseconds since the Unix epoch.
         body: Any OTLP value; mappings and sequences may nest.
         attributes: The record's attributes.
+        severity_number: OTLP's number, 1 (TRACE) to 24 (FATAL4); 0 if the record has none.
+        severity_text: The sender's word for it, or "".
+        trace_id: Lower-case hexadecimal, or "".
+        span_id: The same.
+        flags: OTLP's flags of a log record.
+        observed_time: When it was collected, in nanoseconds since the Unix epoch; 0 if unknown.
+        scope: The instrumentation scope.
     """
 
     name: str
     time: int
     body: Value = None
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    severity_number: int = field(default=0, kw_only=True)
+    severity_text: str = field(default="", kw_only=True)
+    trace_id: str = field(default="", kw_only=True)
+    span_id: str = field(default="", kw_only=True)
+    flags: int = field(default=0, kw_only=True)
+    observed_time: int = field(default=0, kw_only=True)
+    scope: Scope = field(default=SCOPE, kw_only=True)

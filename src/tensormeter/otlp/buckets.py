@@ -15,7 +15,13 @@ _FAR: Final = 2000
 
 
 def explicit_buckets(
-    scale: int, zero_count: int, zero_threshold: float, positive: Side, negative: Side, max_buckets: int | None = None
+    scale: int,
+    zero_count: int,
+    zero_threshold: float,
+    positive: Side,
+    negative: Side,
+    *,
+    max_buckets: int | None = None,
 ) -> tuple[list[float], list[int]]:
     """Bounds and counts of an exponential histogram.
 

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ScopeLogs
 from opentelemetry.proto.metrics.v1.metrics_pb2 import (
+    DataPointFlags,
     ExponentialHistogramDataPoint,
     HistogramDataPoint,
     Metric,
@@ -56,6 +58,7 @@ _FEW = 100
 """Bytes of a metric that can hold so few points that protobuf is as quick."""
 _SUM_TEMPORALITY = 2 << 3
 _SUM_MONOTONIC = 3 << 3
+_NO_RECORDED_VALUE = DataPointFlags.DATA_POINT_FLAGS_NO_RECORDED_VALUE_MASK
 
 _Shell = TypeVar("_Shell", ExportMetricsServiceRequest, ResourceMetrics, ScopeMetrics)
 
@@ -63,7 +66,7 @@ _Shell = TypeVar("_Shell", ExportMetricsServiceRequest, ResourceMetrics, ScopeMe
 def decode_metrics(body: bytes) -> list[Batch]:
     """Decode an `ExportMetricsServiceRequest` into one batch a resource, with all five kinds of metrics.
 
-    Points without a value ("no recorded value") and exemplars are left out.
+    Points that are flagged as having no recorded value, numbers without a value, and exemplars are left out.
     Gauges and sums whose points all have one layout are read by NumPy, everything else by protobuf.
 
     Raises:
@@ -217,13 +220,9 @@ def decode_events(body: bytes) -> list[tuple[dict[str, Attribute], list[Event]]]
         (
             attributes(resource_logs.resource.attributes),
             [
-                Event(
-                    name=record.event_name,
-                    time=record.time_unix_nano or record.observed_time_unix_nano,
-                    body=_value(record.body),
-                    attributes=attributes(record.attributes),
-                )
+                _event(record, scope)
                 for scope_logs in resource_logs.scope_logs
+                for scope in [_scope(scope_logs)]
                 for record in scope_logs.log_records
             ],
         )
@@ -258,9 +257,24 @@ def _value(value: AnyValue) -> Value:
             return cast("Value", getattr(value, kind))
 
 
-def _scope(scope_metrics: ScopeMetrics) -> Scope:
-    scope = scope_metrics.scope
-    return Scope(scope.name, scope.version, scope_metrics.schema_url, attributes(scope.attributes))
+def _scope(shell: ScopeMetrics | ScopeLogs) -> Scope:
+    return Scope(shell.scope.name, shell.scope.version, shell.schema_url, attributes(shell.scope.attributes))
+
+
+def _event(record: LogRecord, scope: Scope) -> Event:
+    return Event(
+        record.event_name,
+        record.time_unix_nano or record.observed_time_unix_nano,
+        _value(record.body),
+        attributes(record.attributes),
+        severity_number=record.severity_number,
+        severity_text=record.severity_text,
+        trace_id=record.trace_id.hex(),
+        span_id=record.span_id.hex(),
+        flags=record.flags,
+        observed_time=record.observed_time_unix_nano,
+        scope=scope,
+    )
 
 
 def _series(metric: Metric, scope: Scope) -> Iterator[Series]:
@@ -358,6 +372,7 @@ class _About(TypedDict):
 class _Point(Protocol):
     time_unix_nano: int
     start_time_unix_nano: int
+    flags: int
 
     @property
     def attributes(self) -> Iterable[KeyValue]: ...
@@ -369,9 +384,11 @@ _AnyPoint = TypeVar("_AnyPoint", bound=_Point)
 def _by_attributes(
     points: Iterable[_AnyPoint], shape: Callable[[_AnyPoint], Hashable] = lambda point: None
 ) -> Iterable[list[_AnyPoint]]:
-    """Points grouped by attribute set, and by whatever else their columns must agree in, in order of arrival."""
+    """Points with a value, grouped by attribute set and by whatever else their columns must agree in, in order of arrival."""
     groups: dict[Hashable, list[_AnyPoint]] = {}
     for point in points:
+        if point.flags & _NO_RECORDED_VALUE:
+            continue
         key = b"".join(sorted(pair.SerializeToString() for pair in point.attributes)) if point.attributes else b""
         groups.setdefault((key, shape(point)), []).append(point)
     return groups.values()
@@ -393,7 +410,7 @@ def _number_columns(
             case "as_double":
                 yield group, np.array([point.as_double for point in group], np.float64), found
             case _:
-                continue  # "no recorded value"
+                continue  # neither a value nor the flag
 
 
 def _times(points: Sequence[_Point]) -> NDArray[np.uint64]:

@@ -8,13 +8,14 @@ The bytes are those that protobuf itself would write (protobuf encoding specific
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
+from typing import cast
 
 import numpy as np
 from google.protobuf.message import Message
 from numpy.typing import NDArray
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, InstrumentationScope, KeyValue, KeyValueList
-from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeLogs
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeLogs, SeverityNumber
 from opentelemetry.proto.metrics.v1.metrics_pb2 import (
     ExponentialHistogramDataPoint,
     HistogramDataPoint,
@@ -42,6 +43,7 @@ from tensormeter.otlp.batch import (
     Temporality,
     Value,
 )
+from tensormeter.otlp.severity import severity_of
 
 __all__ = ["encode_events", "encode_metrics", "encode_points"]
 
@@ -74,19 +76,12 @@ def encode_metrics(batches: Iterable[Batch]) -> bytes:
 
 
 def encode_events(resource: Mapping[str, Attribute], events: Sequence[Event]) -> bytes:
-    """Encode events of one resource as one `ExportLogsServiceRequest`."""
-    records = [
-        LogRecord(
-            time_unix_nano=event.time,
-            observed_time_unix_nano=event.time,
-            event_name=_text(event.name),
-            body=any_value(event.body),
-            attributes=_key_values(event.attributes),
-        )
-        for event in events
+    """Encode events of one resource as one `ExportLogsServiceRequest`. Those of one scope share it where they are neighbours."""
+    scope_logs = [
+        ScopeLogs(scope=_scope(scope), log_records=map(_record, group), schema_url=_text(scope.schema_url))
+        for scope, group in groupby(events, lambda event: event.scope)
     ]
-    scope_logs = ScopeLogs(scope=InstrumentationScope(name=SCOPE.name, version=SCOPE.version), log_records=records)
-    resource_logs = ResourceLogs(resource=Resource(attributes=_key_values(resource)), scope_logs=[scope_logs])
+    resource_logs = ResourceLogs(resource=Resource(attributes=_key_values(resource)), scope_logs=scope_logs)
     return ExportLogsServiceRequest(resource_logs=[resource_logs]).SerializeToString()
 
 
@@ -127,6 +122,30 @@ def _text(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
+def _record(event: Event) -> LogRecord:
+    number, text = (
+        severity_of(event) if event.scope.name == SCOPE.name else (event.severity_number, event.severity_text)
+    )
+    return LogRecord(
+        time_unix_nano=event.time,
+        observed_time_unix_nano=event.observed_time or event.time,
+        severity_number=cast("SeverityNumber.ValueType", number),
+        severity_text=_text(text),
+        event_name=_text(event.name),
+        body=any_value(event.body),
+        attributes=_key_values(event.attributes),
+        flags=event.flags,
+        trace_id=bytes.fromhex(event.trace_id),
+        span_id=bytes.fromhex(event.span_id),
+    )
+
+
+def _scope(scope: Scope) -> InstrumentationScope:
+    return InstrumentationScope(
+        name=_text(scope.name), version=_text(scope.version), attributes=_key_values(scope.attributes)
+    )
+
+
 def _resource_metrics(batch: Batch) -> bytes:
     resource = Resource(attributes=_key_values(batch.resource)).SerializeToString()
     scopes = [
@@ -137,17 +156,12 @@ def _resource_metrics(batch: Batch) -> bytes:
 
 
 def _scope_metrics(scope: Scope, series: Iterable[Series]) -> bytes:
-    message = InstrumentationScope(
-        name=_text(scope.name),
-        version=_text(scope.version),
-        attributes=_key_values(scope.attributes),
-    )
     metrics = [
         _delimited(_SCOPE_METRICS_METRICS, header + _delimited(tag, b"".join(map(_points, points)) + tail))
         for (header, tag, tail), points in groupby(series, _metric)
     ]
     schema_url = ScopeMetrics(schema_url=_text(scope.schema_url)).SerializeToString()
-    return _delimited(_SCOPE_METRICS_SCOPE, message.SerializeToString()) + b"".join(metrics) + schema_url
+    return _delimited(_SCOPE_METRICS_SCOPE, _scope(scope).SerializeToString()) + b"".join(metrics) + schema_url
 
 
 def _metric(series: Series) -> tuple[bytes, int, bytes]:

@@ -1,8 +1,9 @@
 """OTLP in JSON to OTLP in protobuf (OTLP specification, "JSON Protobuf Encoding").
 
-What differs from protobuf's own JSON mapping: ids are hexadecimal, not base64. Nothing here stores them, so they are left out.
+What differs from protobuf's own JSON mapping: ids are hexadecimal, not base64. Both are taken; an id that is neither is left out.
 """
 
+import base64
 import json
 from typing import Any, Final
 
@@ -14,7 +15,8 @@ from tensormeter.errors import EncodingError
 
 __all__ = ["events_from_json", "metrics_from_json"]
 
-_IDS: Final = ("traceId", "spanId", "trace_id", "span_id")
+_IDS: Final = {"traceId": 16, "spanId": 8, "trace_id": 16, "span_id": 8}
+"""Names of ids, and the bytes that each has."""
 
 
 def metrics_from_json(body: bytes) -> bytes:
@@ -34,7 +36,7 @@ def events_from_json(body: bytes) -> bytes:
 def _transcode(body: bytes, request: ExportMetricsServiceRequest | ExportLogsServiceRequest) -> bytes:
     name = type(request).__name__
     try:
-        document = json.loads(body, object_hook=_without_ids) if body.strip() else {}
+        document = json.loads(body, object_hook=_with_base64_ids) if body.strip() else {}
         if not isinstance(document, dict):
             raise EncodingError(f"not a JSON {name}: expected an object")
         json_format.ParseDict(document, request, ignore_unknown_fields=True)
@@ -48,7 +50,21 @@ def _transcode(body: bytes, request: ExportMetricsServiceRequest | ExportLogsSer
         raise EncodingError(f"not a JSON {name}: {type(error).__name__}: {str(error)[:500]}") from None
 
 
-def _without_ids(item: dict[str, Any]) -> dict[str, Any]:
-    for key in _IDS:
-        item.pop(key, None)
+def _with_base64_ids(item: dict[str, Any]) -> dict[str, Any]:
+    for key, size in _IDS.items():
+        if key in item:
+            found = _id(item.pop(key), size)
+            if found is not None:
+                item[key] = base64.b64encode(found).decode()
     return item
+
+
+def _id(text: object, size: int) -> bytes | None:
+    """The bytes of an id, or None if it is not one: the two forms differ in length."""
+    if not isinstance(text, str):
+        return None
+    try:
+        found = bytes.fromhex(text) if len(text) == 2 * size else base64.b64decode(text, validate=True)
+    except ValueError:
+        return None
+    return found if len(found) == size else None

@@ -13,11 +13,24 @@ export interface Alert {
 
 const TITLES: Record<string, string> = { nan: "Not finite", spike: "Spike", stall: "Stalled", threshold: "Beyond a bound" };
 
-export function alertOf({ body }: TelemetryEvent): Alert {
-  const { title, text, level, kind, message } = (body ?? {}) as Record<string, unknown>;
+const LEVELS = ["TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL"];
+
+/** The level of a record: OTLP has four numbers to each. "" without a severity. */
+export function levelOf({ severity_number: number, severity_text: text }: TelemetryEvent): string {
+  return LEVELS[Math.ceil(number / 4) - 1] ?? text;
+}
+
+/** The class of a list item with a record of this level. */
+export function levelClass(level: string): string {
+  return level === "ERROR" || level === "FATAL" ? "bad" : level === "WARN" ? "warn" : "";
+}
+
+export function alertOf(event: TelemetryEvent): Alert {
+  const { body } = event;
+  const { title, text, level, kind, message } = (typeof body === "string" ? { text: body } : (body ?? {})) as Record<string, unknown>;
   const own = String(kind ?? "");
   // The server notices only what somebody should look at.
-  const grave = String(level ?? (own === "nan" ? "ERROR" : own ? "WARN" : "INFO"));
+  const grave = String(level ?? (own === "nan" ? "ERROR" : own ? "WARN" : levelOf(event) || "INFO"));
   return {
     title: String(title ?? TITLES[own] ?? own),
     text: String(text ?? message ?? ""),

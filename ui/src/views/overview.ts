@@ -5,7 +5,7 @@ import { stateBadge, meaning } from "../badge";
 import { arrange, fill, h, type Child } from "../dom";
 import * as format from "../format";
 import type { Update } from "../live";
-import { alertOf, chartLinks } from "./alert";
+import { alertOf, chartLinks, levelClass, levelOf } from "./alert";
 import type { Pane } from "./pane";
 import { RunEditor } from "./runeditor";
 import type { Session } from "./session";
@@ -166,13 +166,26 @@ function exitWords(events: api.TelemetryEvent[]): string {
 
 function alertItem(event: api.TelemetryEvent, links: [string, string][]): HTMLElement {
   const { title, text, level } = alertOf(event);
-  const kind = level === "ERROR" ? "bad" : level === "WARN" ? "warn" : "";
-  return h("li", { class: kind }, h("strong", {}, `${level} ${title}`), " ", text, " ", ...links.map(([label, href]) => h("a", { href }, label)), " ", when(event));
+  return h("li", { class: levelClass(level) }, h("strong", {}, `${level} ${title}`), " ", text, " ", ...links.map(([label, href]) => h("a", { href }, label)), " ", when(event));
 }
 
 function eventItem(event: api.TelemetryEvent): HTMLElement {
-  const body = event.body === null || event.body === undefined ? "" : JSON.stringify(event.body).slice(0, 300);
-  return h("li", {}, h("strong", {}, event.name.replace(/^tensormeter\./, "")), " ", h("span", { class: "mono" }, body), " ", when(event));
+  const { name, body, scope, trace_id: trace, severity_text: said } = event;
+  const content = body === null || body === undefined ? "" : typeof body === "string" ? body : JSON.stringify(body);
+  const level = levelOf(event);
+  // The lifecycle of every run is information, which needs no label.
+  const labelled = level && !(name.startsWith("tensormeter.") && level === "INFO");
+  return h(
+    "li",
+    { class: levelClass(level) },
+    h("strong", { title: said && said !== level ? `severity ${said}` : undefined }, [labelled ? level : "", name.replace(/^tensormeter\./, "")].filter(Boolean).join(" ")),
+    " ",
+    h("span", { class: "mono" }, content.slice(0, 300)),
+    " ",
+    when(event),
+    scope.name && scope.name !== "tensormeter" ? h("span", { class: "muted" }, ` · ${scope.name}`) : null,
+    trace ? h("span", { class: "muted" }, ` · trace ${trace}`) : null,
+  );
 }
 
 function when({ time, step }: api.TelemetryEvent): HTMLElement {

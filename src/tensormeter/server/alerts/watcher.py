@@ -189,8 +189,14 @@ class Watcher:
         if step is not None:
             attributes["tensormeter.step"] = step
         body = {"kind": kind, "message": message, **details}
-        self._store.raise_alert(ref, Event("tensormeter.alert", moment, body, attributes))
+        number, text = _SEVERITIES.get(kind, _SEVERE)
+        alert = Event("tensormeter.alert", moment, body, attributes, severity_number=number, severity_text=text)
+        self._store.raise_alert(ref, alert)
 
+
+_SEVERE: Final = (13, "WARN")
+_SEVERITIES: Final = {"nan": (17, "ERROR")}
+"""Severity of alerts, by kind."""
 
 _QUIET: Final = 60.0
 """Seconds in which one rule speaks once about one metric of one run."""

@@ -105,13 +105,22 @@ def join_metrics(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, 
 
 
 def event_json(event: StoredEvent) -> dict[str, Any]:
-    """An event."""
+    """An event. What its log record does not have is 0, "", null or {}."""
+    record = event.record
+    observed = record.get("observed_time")
     return {
         "id": event.id,
         "time": str(event.time),
+        "observed_time": None if observed is None else str(observed),
         "name": event.name,
         "step": event.step,
         "process": event.process,
+        "severity_number": record.get("severity_number", 0),
+        "severity_text": record.get("severity_text", ""),
+        "trace_id": record.get("trace_id", ""),
+        "span_id": record.get("span_id", ""),
+        "flags": record.get("flags", 0),
+        "scope": record.get("scope", {}),
         "attributes": event.attributes,
         "body": event.body,
     }

@@ -24,6 +24,8 @@ __all__ = [
     "read_alerts",
     "read_events",
     "read_media",
+    "record_of",
+    "stored_event",
 ]
 
 ALERT: Final = "tensormeter.alert"
@@ -32,12 +34,25 @@ MAX_EVENT_JSON: Final = 1 << 20
 """Characters in the body and the attributes of one event, as JSON, without images."""
 
 
+_IDENTITY: Final = ("severity_number", "severity_text", "trace_id", "span_id")
+"""Fields that tell records apart which have the same time, name, body and attributes."""
+
+
 @dataclass(frozen=True)
 class Prepared:
-    """An event as a store keeps it: body and attributes as canonical JSON, their SHA-256, and the images that were in it."""
+    """An event as a store keeps it.
+
+    Attributes:
+        body: Canonical JSON, without images.
+        attributes: Canonical JSON.
+        record: The other fields of the log record, as canonical JSON; see `record_of`.
+        digest: SHA-256 of what tells the event from others of its name and time.
+        images: What was in the body.
+    """
 
     body: str
     attributes: str
+    record: str
     digest: bytes
     images: Sequence[Media]
 
@@ -48,10 +63,31 @@ def prepare_event(event: Event) -> Prepared | str:
         kept, images = take_media(event.body)
     except MediaError as error:
         return str(error)
-    body, attributes = canonical_json(kept), canonical_json(event.attributes)
-    if len(body) + len(attributes) > MAX_EVENT_JSON:
+    body, attributes, fields = canonical_json(kept), canonical_json(event.attributes), record_of(event)
+    record = canonical_json(fields)
+    if len(body) + len(attributes) + len(record) > MAX_EVENT_JSON:
         return f"event is larger than {MAX_EVENT_JSON} characters as JSON"
-    return Prepared(body, attributes, hashlib.sha256(f"{body}\0{attributes}".encode()).digest(), images)
+    content = f"{body}\0{attributes}"
+    told_apart = {name: fields[name] for name in _IDENTITY if name in fields}
+    if told_apart:  # otherwise the digest is that of versions that stored body and attributes only
+        content += f"\0{canonical_json(told_apart)}"
+    return Prepared(body, attributes, record, hashlib.sha256(content.encode()).digest(), images)
+
+
+def record_of(event: Event) -> dict[str, Any]:
+    """The fields of a log record next to name, time, body and attributes; only those that it has."""
+    scope = event.scope
+    about_scope = {"name": scope.name, "version": scope.version, "attributes": dict(scope.attributes)}
+    fields = {
+        "severity_number": event.severity_number,
+        "severity_text": event.severity_text,
+        "trace_id": event.trace_id,
+        "span_id": event.span_id,
+        "flags": event.flags,
+        "observed_time": 0 if event.observed_time == event.time else event.observed_time,
+        "scope": {name: value for name, value in about_scope.items() if value},
+    }
+    return {name: value for name, value in fields.items() if value}
 
 
 def insert_event(connection: sqlite3.Connection, run: int, process: int, event: Event, time: int) -> str | None:
@@ -66,9 +102,12 @@ def insert_event(connection: sqlite3.Connection, run: int, process: int, event: 
     if event.name == HEARTBEAT:
         return None
     connection.execute(
-        "INSERT OR IGNORE INTO event (run, process, time, name, key, step, digest, body, attributes)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (run, process, time, event.name, *key_and_step(event), prepared.digest, prepared.body, prepared.attributes),
+        "INSERT OR IGNORE INTO event (run, process, time, name, key, step, digest, body, attributes, record)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            *(run, process, time, event.name, *key_and_step(event), prepared.digest),
+            *(prepared.body, prepared.attributes, prepared.record),
+        ),
     )
     connection.executemany(
         "INSERT OR IGNORE INTO media (run, digest, content_type, data) VALUES (?, ?, ?, ?)",
@@ -101,23 +140,23 @@ def read_events(
             condition += f" AND {column} {operator} ?"
             parameters.append(value)
     rows = connection.execute(
-        "SELECT event.id, time, name, step, process.process, attributes, body"
+        "SELECT event.id, time, name, step, process.process, attributes, body, record"
         f" FROM event JOIN process ON process.id = event.process WHERE {condition}"
         " ORDER BY time DESC, event.id DESC LIMIT ?",
         (*parameters, limit),
     )
-    return [_event(row) for row in rows]
+    return [stored_event(row) for row in rows]
 
 
 def read_alerts(connection: sqlite3.Connection, after: int, limit: int) -> list[tuple[RunRef, StoredEvent]]:
     """Alerts of all runs with greater ids, the oldest first."""
     rows = connection.execute(
-        "SELECT run_id, project, event.id, time, event.name, step, process.process, attributes, body FROM event"
+        "SELECT run_id, project, event.id, time, event.name, step, process.process, attributes, body, record FROM event"
         " JOIN run ON run.id = event.run JOIN process ON process.id = event.process"
         " WHERE event.id > ? AND event.name = ? AND NOT deleted ORDER BY event.id LIMIT ?",
         (after, ALERT, limit),
     )
-    return [(RunRef(row[0], row[1]), _event(row[2:])) for row in rows]
+    return [(RunRef(row[0], row[1]), stored_event(row[2:])) for row in rows]
 
 
 def read_media(connection: sqlite3.Connection, run: int, digest: str) -> tuple[str, bytes] | None:
@@ -134,9 +173,11 @@ def last_event(connection: sqlite3.Connection) -> int:
     return int(row[0])
 
 
-def _event(row: Sequence[Any]) -> StoredEvent:
-    number, time, name, step, process, attributes, body = row
-    return StoredEvent(number, time, name, step, process, json.loads(attributes), json.loads(body))
+def stored_event(row: Sequence[Any]) -> StoredEvent:
+    """An event from its columns: id, time, name, step, process, attributes, body, record."""
+    number, time, name, step, process, attributes, body, record = row
+    documents = (json.loads(text or "{}") for text in (attributes, body, record))
+    return StoredEvent(number, time, name, step, process, *documents)
 
 
 def key_and_step(event: Event) -> tuple[str | None, int | None]:

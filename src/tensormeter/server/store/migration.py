@@ -37,8 +37,10 @@ def migrate(connection: sqlite3.Connection, version: int, schema: str, target: i
             _from_1(connection, schema)
         elif version == 2:
             _from_2(connection)
-        if version > 1:
+        if 1 < version < 4:
             _from_3(connection, schema)
+        if version > 1:
+            _from_4(connection)
         if version < 3:
             _beginnings(connection)
         connection.execute(f"PRAGMA user_version = {target}")
@@ -96,6 +98,13 @@ def _from_3(connection: sqlite3.Connection, schema: str) -> None:
     """Version 3 had no samples; those of its chunks are made when the store is open."""
     (statement,) = (one for one in _statements(schema) if "CREATE TABLE sample " in one)
     connection.execute(statement)
+
+
+def _from_4(connection: sqlite3.Connection) -> None:
+    """Version 4 stored neither severity nor ids nor the scope of log records."""
+    columns = {row[1] for row in connection.execute("PRAGMA table_info(event)")}
+    if "record" not in columns:
+        connection.execute("ALTER TABLE event ADD COLUMN record TEXT NOT NULL DEFAULT '{}'")
 
 
 def _beginnings(connection: sqlite3.Connection) -> None:

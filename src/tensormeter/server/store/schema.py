@@ -13,7 +13,7 @@ from tensormeter.server.store.migration import migrate
 
 __all__ = ["SCHEMA_VERSION", "connect", "prepare"]
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 _APPLICATION_ID: Final = 0x746D7472  # "tmtr"
 
 _SCHEMA: Final = """
@@ -134,9 +134,10 @@ CREATE TABLE event (
     name TEXT NOT NULL,
     key TEXT,
     step INTEGER,
-    digest BLOB NOT NULL,                   -- SHA-256 of body and attributes
+    digest BLOB NOT NULL,                   -- SHA-256 of what tells events of a time apart
     body TEXT NOT NULL,                     -- JSON
     attributes TEXT NOT NULL,               -- JSON object
+    record TEXT NOT NULL DEFAULT '{}',      -- JSON object: severity, ids and scope, where the record has them
     UNIQUE (process, time, name, digest)
 );
 CREATE INDEX event_by_run ON event (run, time);

@@ -274,7 +274,12 @@ class Thinned:
 
 @dataclass(frozen=True)
 class StoredEvent:
-    """An event; bytes of images are replaced by their digests, see `media`."""
+    """An event; bytes of images are replaced by their digests, see `media`.
+
+    Attributes:
+        record: Fields of the log record next to these, where it has them: `severity_number`, `severity_text`, `trace_id`,
+            `span_id` (hexadecimal), `flags`, `observed_time`, and `scope` (`name`, `version`, `attributes`).
+    """
 
     id: int
     time: int
@@ -283,6 +288,7 @@ class StoredEvent:
     process: str
     attributes: Mapping[str, Any]
     body: Any
+    record: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ EVENT_COLUMNS: Final = {
     "has_step": "B",
     "body": "s",
     "attributes": "s",
+    "record": "s",
     "precedence": "Q",
     "received": "I",
 }
@@ -359,7 +360,7 @@ def event_row(run: int, process: str, event: Event, prepared: Prepared, *, time:
     return [
         *(run, time, process, event.name, prepared.digest, number),
         *(key or "", key is not None, step or 0, step is not None),
-        *(prepared.body, prepared.attributes, invert(number), number // 10**6),
+        *(prepared.body, prepared.attributes, prepared.record, invert(number), number // 10**6),
     ]
 
 

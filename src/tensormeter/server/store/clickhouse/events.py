@@ -1,17 +1,15 @@
 """Events and images."""
 
-import json
-from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from tensormeter.server.store.clickhouse.connection import Connection
 from tensormeter.server.store.clickhouse.runs import Runs
-from tensormeter.server.store.events import ALERT
+from tensormeter.server.store.events import ALERT, stored_event
 from tensormeter.server.store.values import RunRef, StoredEvent
 
 __all__ = ["EventReader"]
 
-_COLUMNS: Final = "id, time, name, if(has_step, step, NULL), process, attributes, body"
+_COLUMNS: Final = "id, time, name, if(has_step, step, NULL), process, attributes, body, record"
 
 
 class EventReader:
@@ -39,7 +37,7 @@ class EventReader:
             name=(name or "").removesuffix("*"),
             key=key or "",
         )
-        return [_event(row) for row in rows]
+        return [stored_event(row) for row in rows]
 
     def alerts(self, after: int, limit: int) -> list[tuple[RunRef, StoredEvent]]:
         """Alerts of all runs with greater ids, the oldest first."""
@@ -49,7 +47,7 @@ class EventReader:
             name=ALERT,
         )
         names = self._runs.names({row[0] for row in rows})
-        return [(names[row[0]], _event(row[1:])) for row in rows if row[0] in names]
+        return [(names[row[0]], stored_event(row[1:])) for row in rows if row[0] in names]
 
     def media(self, run: int, digest: str) -> tuple[str, bytes] | None:
         """Type and bytes of an image of a run."""
@@ -66,8 +64,3 @@ class EventReader:
             start += 1
             if encoded[start - 1] < 0x80:
                 return rows[0][0], encoded[start : start + size]
-
-
-def _event(row: Sequence[Any]) -> StoredEvent:
-    number, time, name, step, process, attributes, body = row
-    return StoredEvent(number, time, name, step, process, json.loads(attributes), json.loads(body))

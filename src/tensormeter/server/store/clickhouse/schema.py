@@ -167,7 +167,7 @@ TABLES: Final = (
     time Int64 CODEC(Delta, ZSTD(1)),
     process String,
     name LowCardinality(String),
-    digest FixedString(32),                           -- SHA-256 of body and attributes
+    digest FixedString(32),                           -- SHA-256 of what tells events of a time apart
     id UInt64,
     key String,
     has_key UInt8,
@@ -175,6 +175,7 @@ TABLES: Final = (
     has_step UInt8,
     body String CODEC(ZSTD(3)),                       -- JSON
     attributes String CODEC(ZSTD(3)),                 -- JSON object
+    record String CODEC(ZSTD(3)),                     -- JSON object: severity, ids and scope; "" in older rows
     precedence UInt64,
     received DateTime('UTC') CODEC(Delta, ZSTD(1))""",
         _REPLACING,
@@ -304,6 +305,7 @@ def prepare(address: Address, retention_days: float | None) -> Connection:
             for statement in _upgrade(address.cluster) if version else ():
                 connection.execute(statement)
             connection.execute(f"INSERT INTO annotation VALUES (0, 'schema', '{SCHEMA_VERSION}', {SCHEMA_VERSION})")
+        _add_columns(connection, address)
     except BaseException:
         connection.close()
         raise
@@ -317,6 +319,18 @@ def _upgrade(cluster: str) -> Iterator[str]:
             yield f"ALTER TABLE {table.name}_local ON CLUSTER '{cluster}' MODIFY SETTING {_REPLICATED_TOKENS}"
         elif table.tokens:
             yield f"ALTER TABLE {table.name} MODIFY SETTING {_TOKENS}"
+
+
+def _add_columns(connection: Connection, address: Address) -> None:
+    """Add what newer versions store. Older servers name the columns that they use, so the tables' version stays."""
+    known = connection.rows(
+        "SELECT name FROM system.columns WHERE database = {name:String} AND table = 'event'", name=address.database
+    )
+    if ["record"] in known:
+        return
+    on = f" ON CLUSTER '{address.cluster}'" if address.cluster else ""
+    for table in ("event_local", "event") if address.cluster else ("event",):
+        connection.execute(f"ALTER TABLE {table}{on} ADD COLUMN IF NOT EXISTS record String AFTER attributes")
 
 
 def _create(table: Table, database: str, cluster: str, on: str, retention_days: float | None) -> str:
