@@ -20,6 +20,9 @@ __all__ = ["show"]
 MAX_CHARTS: Final = 8
 _PROCESSES_SHOWN: Final = 8
 
+_VARIANT: Final = ("scope", "unit", "kind", "temporality")
+"""What tells metrics of one name apart."""
+
 STATISTICS: Final = ("system.", "process.", "hw.", "container.", "cpython.", "tensormeter.")
 """Beginnings of the names of what nobody logged: there is too much of it for a list."""
 
@@ -53,8 +56,9 @@ def show(run: str, project: str | None, patterns: tuple[str, ...], endpoint: str
     chosen = _choose(names, patterns)
     for name in chosen[:MAX_CHARTS]:
         document = client.get("runs", found["id"], "series", project=found["project"], metric=name, x="step")
-        console.print()
-        console.print(Text.from_ansi(draw_chart(name, document["series"], console.width, color=console.is_terminal)))
+        for title, series in _by_variant(name, document["series"]):
+            console.print()
+            console.print(Text.from_ansi(draw_chart(title, series, console.width, color=console.is_terminal)))
     if len(chosen) > MAX_CHARTS:
         console.print(Text(f"{len(chosen) - MAX_CHARTS} more metrics match; narrow --metric to see them"))
     if patterns and not chosen:
@@ -102,6 +106,9 @@ def _print_values(console: Console, metrics: list[dict[str, Any]]) -> None:
         console.print("no metrics yet")
         return
     several = any(metric["processes"] > 1 for metric in metrics)
+    scopes: dict[str, set[str]] = {}
+    for metric in metrics:
+        scopes.setdefault(metric["name"], set()).add(metric.get("scope", ""))
     table = Table("metric", box=None, header_style="bold", pad_edge=False)
     if several:
         table.add_column("processes", justify="right")
@@ -114,9 +121,10 @@ def _print_values(console: Console, metrics: list[dict[str, Any]]) -> None:
         attributes = "".join(f" {key}={value}" for key, value in sorted(sets[0].items()))
         if len(sets) > 1:
             attributes = f" ({len(sets)} attribute sets)"
+        scope = f" [{metric['scope']}]" if len(scopes[metric["name"]]) > 1 and metric["scope"] else ""
         last = metric["kind"].replace("_", " ") if metric["last"] is None else metric["last"]
         table.add_row(
-            Text(plain(metric["name"] + attributes)),
+            Text(plain(metric["name"] + attributes + scope)),
             *([str(metric["processes"])] if several else []),
             Text(number(last)),
             Text(plain(metric["unit"])),
@@ -125,6 +133,18 @@ def _print_values(console: Console, metrics: list[dict[str, Any]]) -> None:
         )
     console.print()
     console.print(table)
+
+
+def _by_variant(name: str, series: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Series that belong into one chart, and its title: those of another scope, unit or kind are something else."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for one in series:
+        groups.setdefault(tuple(one.get(part) or "" for part in _VARIANT), []).append(one)
+    differing = [index for index in range(len(_VARIANT)) if len({variant[index] for variant in groups}) > 1]
+    titles = {
+        variant: ", ".join([name, *(variant[index] for index in differing if variant[index])]) for variant in groups
+    }
+    return [(titles[variant], group) for variant, group in groups.items()] or [(name, [])]
 
 
 def _choose(names: list[str], patterns: tuple[str, ...]) -> list[str]:

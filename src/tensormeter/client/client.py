@@ -117,6 +117,8 @@ class Client:
         process: str | None = None,
         attempt: int | Literal["all"] | None = None,
         attributes: Mapping[str, Any] | None = None,
+        scope: str | None = None,
+        unit: str | None = None,
     ) -> SeriesList:
         """Series of many runs at once; arguments as for `StoredRun.series`, but sampled unless `max_points` is 0."""
         if isinstance(metrics, str) or not metrics:
@@ -124,5 +126,5 @@ class Client:
         return query_series(
             self._connection, [(run.project, run.id) for run in runs], list(dict.fromkeys(metrics)),
             x=x, start=start, stop=stop, max_points=max_points, process=process, attempt=attempt,
-            attributes=attributes,
+            attributes=attributes, scope=scope, unit=unit,
         )  # fmt: skip

@@ -31,6 +31,8 @@ class DistributionBlock:
         kind: "histogram", "exponential_histogram" or "summary".
         temporality: "delta" or "cumulative", if that was said: of a cumulative one, each has all numbers since its start.
         attributes: Of the metric.
+        scope: Name of the instrumentation scope that recorded it; "" for tensormeter itself, and if it has none.
+        unit: UCUM unit, or "".
         time: int64, shape (n,): nanoseconds since the Unix epoch.
         step: int64, shape (n,): the step that was logged at that time; 0 where there was none.
         stepped: bool, shape (n,): where there was one.
@@ -59,6 +61,8 @@ class DistributionBlock:
     bounds: Sequence[NDArray[np.float64]] = field(repr=False)
     counts: Sequence[NDArray[np.uint64]] = field(repr=False)
     quantiles: Sequence[Sequence[tuple[float, float]]] = field(repr=False)
+    scope: str = field(default="", kw_only=True)
+    unit: str = field(default="", kw_only=True)
 
     def __len__(self) -> int:
         return len(self.time)
@@ -111,4 +115,6 @@ def _block(metric: str, one: Mapping[str, Any]) -> DistributionBlock:
         [np.array([number_of(bound) for bound in point["bounds"]], np.float64) for point in points],
         [np.array(point["counts"], np.uint64) for point in points],
         [[(number_of(q), number_of(value)) for q, value in point.get("quantiles", ())] for point in points],
+        scope=one.get("scope", ""),
+        unit=one.get("unit", ""),
     )

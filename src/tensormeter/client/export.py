@@ -8,8 +8,9 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, Literal, Protocol, get_args
 
@@ -20,11 +21,14 @@ from tensormeter.client.points import BLOCK_POINTS, PointBlock
 from tensormeter.client.run import Metric, StoredRun
 from tensormeter.errors import UsageError
 
-__all__ = ["COLUMNS", "DISTRIBUTION_COLUMNS", "Format", "export_points", "export_run"]
+__all__ = ["COLUMNS", "DISTRIBUTION_COLUMNS", "VARIANT_COLUMNS", "Format", "export_points", "export_run"]
 
 Format = Literal["parquet", "csv", "jsonl"]
 
 COLUMNS: Final = ("project", "run", "process", "rank", "attempt", "metric", "attributes", "step", "time", "value")
+
+VARIANT_COLUMNS: Final = ("scope", "unit", "kind", "temporality")
+"""Further columns after `metric`, of a table in which metrics of one name differ in one of them."""
 
 DISTRIBUTION_COLUMNS: Final = ("kind", "temporality", "count", "sum", "min", "max", "bounds", "counts", "quantiles")
 """Further columns of a table that has distributions, which have no `value`; nothing stands there for numbers."""
@@ -92,7 +96,7 @@ def export_points(
     on_rows: Callable[[int], None] = lambda _: None,
 ) -> int:
     """The same into a binary file that is open."""
-    writers: dict[str, Callable[[IO[bytes], bool], _Writer]] = {
+    writers: dict[str, Callable[[IO[bytes], _Header], _Writer]] = {
         "parquet": _Parquet,
         "csv": _Csv,
         "jsonl": _JsonLines,
@@ -100,7 +104,8 @@ def export_points(
     if format not in writers:
         raise UsageError(f"format: expected one of {', '.join(get_args(Format))}, got {format!r}")
     metrics = [metric for metric in run.metrics() if choose(metric.name) and metric.last_time is not None]
-    writer = writers[format](file, any(not metric.numeric for metric in metrics))
+    header = _Header.of(metrics)
+    writer = writers[format](file, header)
     ranks = {process.id: process.rank for process in run.processes()}
 
     def about(block: PointBlock | DistributionBlock) -> dict[str, Any]:
@@ -111,6 +116,7 @@ def export_points(
             "rank": ranks.get(block.process),
             "attempt": block.attempt,
             "metric": block.metric,
+            **{name: getattr(block, name) for name in header.variants},
             "attributes": _json(block.attributes),
         }
 
@@ -137,27 +143,55 @@ def _stops(metrics: Iterable[Metric]) -> dict[str, int]:
     return stops
 
 
+@dataclass(frozen=True)
+class _Header:
+    """The columns of a table.
+
+    Attributes:
+        variants: `VARIANT_COLUMNS`, or none.
+        distributions: Those of `DISTRIBUTION_COLUMNS` that are not among `variants`, or none.
+    """
+
+    variants: tuple[str, ...]
+    distributions: tuple[str, ...]
+
+    @classmethod
+    def of(cls, metrics: Sequence[Metric]) -> "_Header":
+        found = {(one.name, one.scope, one.unit, one.kind, one.temporality) for one in metrics}
+        variants = VARIANT_COLUMNS if len(found) > len({one.name for one in metrics}) else ()
+        known = DISTRIBUTION_COLUMNS if any(not one.numeric for one in metrics) else ()
+        return cls(variants, tuple(name for name in known if name not in variants))
+
+    @property
+    def common(self) -> tuple[str, ...]:
+        """The columns that every row has."""
+        place = COLUMNS.index("metric") + 1
+        return COLUMNS[:place] + self.variants + COLUMNS[place:]
+
+
 class _Csv:
-    """RFC 4180 with a header. No step, no such number: empty. NaN and infinities: `NaN`, `Infinity`, `-Infinity`.
+    """RFC 4180 with a header. No step, no such number, no temporality: empty. NaN and infinities: `NaN`, `Infinity`, `-Infinity`.
 
     Attributes, and of distributions bounds, counts and quantiles: JSON. Text that a spreadsheet would run as a formula begins with `'`.
     """
 
-    def __init__(self, file: IO[bytes], distributions: bool) -> None:
+    def __init__(self, file: IO[bytes], header: _Header) -> None:
+        self._header = header
         self._text = io.TextIOWrapper(file, "utf-8", newline="", write_through=True)
         self._rows = csv.writer(self._text)
-        self._rows.writerow(COLUMNS + DISTRIBUTION_COLUMNS * distributions)
-        self._empty = ("",) * len(DISTRIBUTION_COLUMNS) * distributions
+        self._rows.writerow(header.common + header.distributions)
+        self._empty = ("",) * len(header.distributions)
 
     def write(self, about: Mapping[str, Any], block: PointBlock) -> None:
-        first = [_no_formula(cell) for cell in about.values()]
+        first = _cells(about)
         columns = zip(_steps(block, ""), block.time.tolist(), _values(block, str), strict=True)
         self._rows.writerows([*first, *rest, *self._empty] for rest in columns)
 
     def write_distributions(self, about: Mapping[str, Any], block: DistributionBlock) -> None:
-        first = [_no_formula(cell) for cell in about.values()]
+        first = _cells(about)
         for step, time, document in zip(_steps(block, ""), block.time.tolist(), _documents(block), strict=True):
-            cells = [_json(cell) if isinstance(cell, list) else cell for cell in document.values()]
+            found = (document[name] for name in self._header.distributions)
+            cells = [_json(cell) if isinstance(cell, list) else cell for cell in found]
             self._rows.writerow([*first, step, time, "", *cells])
 
     def close(self) -> None:
@@ -171,8 +205,9 @@ class _JsonLines:
     Numbers have a `value`, distributions the columns of those instead.
     """
 
-    def __init__(self, file: IO[bytes], distributions: bool) -> None:
+    def __init__(self, file: IO[bytes], header: _Header) -> None:
         self._file = file
+        self._header = header
 
     def write(self, about: Mapping[str, Any], block: PointBlock) -> None:
         head = _head(about)
@@ -183,7 +218,8 @@ class _JsonLines:
     def write_distributions(self, about: Mapping[str, Any], block: DistributionBlock) -> None:
         head = _head(about)
         for step, time, document in zip(_steps(block, "null"), block.time.tolist(), _documents(block), strict=True):
-            self._file.write(f'{head},"step":{step},"time":{time},{_json(document)[1:]}\n'.encode())
+            cells = {name: document[name] for name in self._header.distributions}
+            self._file.write(f'{head},"step":{step},"time":{time},{_json(cells)[1:]}\n'.encode())
 
     def close(self) -> None:
         pass
@@ -195,7 +231,7 @@ class _Parquet:
     Bounds and counts are lists, quantiles a list of structs.
     """
 
-    def __init__(self, file: IO[bytes], distributions: bool) -> None:
+    def __init__(self, file: IO[bytes], header: _Header) -> None:
         try:
             self._arrow = importlib.import_module("pyarrow")
             parquet = importlib.import_module("pyarrow.parquet")
@@ -211,7 +247,7 @@ class _Parquet:
         types |= {"count": arrow.uint64(), "counts": arrow.list_(arrow.uint64())}
         types |= {"bounds": arrow.list_(arrow.float64()), "quantiles": arrow.list_(quantile)}
         types |= dict.fromkeys(("value", "sum", "min", "max"), arrow.float64())
-        names = (*COLUMNS, "integer", *(DISTRIBUTION_COLUMNS if distributions else ()))
+        names = (*header.common, "integer", *header.distributions)
         self._schema = arrow.schema([(name, types.get(name, text)) for name in names])
         self._writer = parquet.ParquetWriter(file, self._schema, compression="zstd")
 
@@ -233,7 +269,7 @@ class _Parquet:
             "counts": arrow.array(block.counts, self._schema.field("counts").type),
             "quantiles": arrow.array(pairs, self._schema.field("quantiles").type),
         }
-        named = {"kind": block.kind} | ({} if block.temporality is None else {"temporality": block.temporality})
+        named = {"kind": block.kind, "temporality": block.temporality}
         self._write({**about, **named}, block, columns)
 
     def _write(
@@ -248,7 +284,7 @@ class _Parquet:
             if name in ("rank", "attempt"):
                 number = value if isinstance(value, int) else None
                 found[name] = arrow.array([number], arrow.int64()).take(arrow.array(np.zeros(n, np.int64)))
-            else:
+            elif value is not None:
                 codes = arrow.array(np.zeros(n, np.int32))
                 found[name] = arrow.DictionaryArray.from_arrays(codes, arrow.array([value], arrow.string()))
         ordered = [found[one.name] if one.name in found else arrow.nulls(n, one.type) for one in self._schema]
@@ -256,6 +292,11 @@ class _Parquet:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _cells(about: Mapping[str, Any]) -> list[Any]:
+    """The first cells of a row of CSV."""
+    return ["" if value is None else _no_formula(value) for value in about.values()]
 
 
 def _no_formula(cell: Any) -> Any:

@@ -18,6 +18,8 @@ class Histograms:
         process: Id of the process; "" if there are no points.
         kind: "histogram", "exponential_histogram" or "summary"; "" if there are no points.
         attributes: Of the metric.
+        scope: Name of the instrumentation scope that recorded it; "" for tensormeter itself, and if it has none.
+        unit: UCUM unit, or "".
         total: How many there are in the range; more than n if evenly chosen ones were read.
         x: float64, shape (n,): steps, seconds, or another metric's values.
         count: int64, shape (n,): numbers in each.
@@ -41,6 +43,8 @@ class Histograms:
     bounds: Sequence[NDArray[np.float64]] = field(repr=False)
     counts: Sequence[NDArray[np.int64]] = field(repr=False)
     quantiles: Sequence[Sequence[tuple[float, float]]] = field(repr=False)
+    scope: str = field(default="", kw_only=True)
+    unit: str = field(default="", kw_only=True)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -66,6 +70,8 @@ class Histograms:
             [np.array([number_of(bound) for bound in point["bounds"]], np.float64) for point in points],
             [np.array(point["counts"], np.int64) for point in points],
             [[(number_of(q), number_of(value)) for q, value in point.get("quantiles", ())] for point in points],
+            scope=document.get("scope", ""),
+            unit=document.get("unit", ""),
         )
 
 

@@ -30,6 +30,9 @@ class PointBlock:
         metric: Name.
         kind: "gauge" or "sum".
         attributes: Of the metric.
+        scope: Name of the instrumentation scope that recorded it; "" for tensormeter itself, and if it has none.
+        unit: UCUM unit, or "".
+        temporality: "delta" or "cumulative" of a sum, if that was said; else None.
         time: int64, shape (n,): nanoseconds since the Unix epoch.
         step: int64, shape (n,): the step that was logged at that time; 0 where there was none.
         stepped: bool, shape (n,): where there was one.
@@ -49,6 +52,9 @@ class PointBlock:
     value: NDArray[np.float64] = field(repr=False)
     integer: NDArray[np.int64] = field(repr=False)
     is_integer: NDArray[np.bool_] = field(repr=False)
+    scope: str = field(default="", kw_only=True)
+    unit: str = field(default="", kw_only=True)
+    temporality: str | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.time)
@@ -100,4 +106,7 @@ def _block(metric: str, one: Mapping[str, Any], data: memoryview) -> PointBlock:
         value,
         integer,
         is_integer,
+        scope=one.get("scope", ""),
+        unit=one.get("unit", ""),
+        temporality=one.get("temporality"),
     )

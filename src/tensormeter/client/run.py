@@ -52,7 +52,8 @@ class Process:
 class Metric:
     """A metric of a run, over its processes; `last*` are None where there is no such thing, as for distributions.
 
-    `kind` is "gauge", "sum", "histogram", "exponential_histogram" or "summary"; `points` counts those of all processes.
+    Metrics of one name that differ in unit, kind or `scope` (the library that records it; "" for tensormeter itself) are
+    metrics of their own. `kind` is "gauge", "sum", "histogram", "exponential_histogram" or "summary"; `points` counts those of all processes.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Metric:
     last: int | float | None
     last_step: int | None
     last_time: int | None
+    scope: str = ""
 
     @property
     def numeric(self) -> bool:
@@ -149,7 +151,7 @@ class StoredRun:
         return [Process(**{key: one[key] for key in Process.__dataclass_fields__}) for one in found]
 
     def metrics(self) -> list[Metric]:
-        """Its metrics, by name; one that has changed its kind is there twice."""
+        """Its metrics, by name; one that has several kinds, units or scopes is there several times."""
         found = self._connection.get("runs", self.id, "metrics", project=self.project)["metrics"]
         return [_metric(one) for one in found]
 
@@ -163,6 +165,8 @@ class StoredRun:
         process: str | None = None,
         attempt: int | Literal["all"] | None = None,
         attributes: Mapping[str, Any] | None = None,
+        scope: str | None = None,
+        unit: str | None = None,
     ) -> SeriesList:
         """Points as arrays of float64, with start <= x < stop.
 
@@ -175,13 +179,15 @@ class StoredRun:
             process: Only of this process.
             attempt: Of a run that was resumed: this attempt, or "all"; by default what no later one has repeated.
             attributes: Only series whose attributes include these.
+            scope: Only of this instrumentation scope.
+            unit: Only with this unit.
         """
         if not metrics:
             raise UsageError("series: expected the names of metrics; `metrics()` lists them")
         return query_series(
             self._connection, [(self.project, self.id)], list(dict.fromkeys(metrics)),
             x=x, start=start, stop=stop, max_points=max_points, process=process, attempt=attempt,
-            attributes=attributes,
+            attributes=attributes, scope=scope, unit=unit,
         )  # fmt: skip
 
     def points(
@@ -219,6 +225,8 @@ class StoredRun:
         process: str | None = None,
         attempt: int | Literal["all"] | None = None,
         attributes: Mapping[str, Any] | None = None,
+        scope: str | None = None,
+        unit: str | None = None,
     ) -> Histograms:
         """Distributions of one series of a metric: of its first one, or of the first that fits.
 
@@ -231,12 +239,14 @@ class StoredRun:
             process: Only of this process.
             attempt: Of a run that was resumed: this attempt, or "all"; by default what no later one has repeated.
             attributes: Only with these attributes.
+            scope: Only of this instrumentation scope.
+            unit: Only with this unit.
         """
         asked = None if attributes is None else json.dumps(dict(attributes))
         document = self._connection.get(
             "runs", self.id, "histograms",
             project=self.project, metric=metric, x=x, start=start, stop=stop, max_points=max_points, process=process,
-            attempt=attempt, attributes=asked,
+            attempt=attempt, attributes=asked, scope=scope, unit=unit,
         )  # fmt: skip
         return Histograms.of(document)
 
@@ -318,7 +328,7 @@ def _summary(document: Mapping[str, Any]) -> Summary:
 
 
 def _metric(document: Mapping[str, Any]) -> Metric:
-    values = {name: document[name] for name in Metric.__dataclass_fields__}
+    values = {name: document[name] for name in Metric.__dataclass_fields__ if name in document}
     moment = values["last_time"]
     return Metric(**values | {"last": _number(values["last"]), "last_time": None if moment is None else int(moment)})
 

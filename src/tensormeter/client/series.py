@@ -32,6 +32,9 @@ class Series:
         metric: Name.
         kind: "gauge" or "sum".
         attributes: Of the metric.
+        scope: Name of the instrumentation scope that recorded it; "" for tensormeter itself, and if it has none.
+        unit: UCUM unit, or "".
+        temporality: "delta" or "cumulative" for a sum, if that was said; else None.
         x: float64, shape (n,): steps, seconds, or another metric's values.
         y: float64, shape (n,). Integers outside ±2^53 are rounded; `StoredRun.points` has them exactly.
         total: How many points there are in the range; more than n if they were sampled.
@@ -46,6 +49,9 @@ class Series:
     x: NDArray[np.float64] = field(repr=False)
     y: NDArray[np.float64] = field(repr=False)
     total: int
+    scope: str = field(default="", kw_only=True)
+    unit: str = field(default="", kw_only=True)
+    temporality: str | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -82,6 +88,7 @@ class SeriesList(Sequence[Series]):
     def to_pandas(self) -> "pd.DataFrame":
         """One row a point: `run`, `process`, `metric`, `attributes.NAME` for each attribute, x under its name, `value`.
 
+        Where series of one metric differ in it, there are also `scope`, `unit`, `kind` and `temporality`.
         `metric:NAME` stands under `NAME`, unless a column has that name already. Texts are categorical.
 
         Raises:
@@ -94,6 +101,9 @@ class SeriesList(Sequence[Series]):
             "process": [one.process for one in self._series],
             "metric": [one.metric for one in self._series],
         }
+        for name in ("scope", "unit", "kind", "temporality"):
+            if len({(one.metric, getattr(one, name)) for one in self._series}) > len(set(texts["metric"])):
+                texts[name] = [getattr(one, name) for one in self._series]
         for name in sorted({name for one in self._series for name in one.attributes}):
             values = [one.attributes.get(name) for one in self._series]
             texts[f"attributes.{name}"] = [value if _is_scalar(value) else str(value) for value in values]
@@ -133,7 +143,7 @@ def query_series(
             header, data = connection.columns("query", document=document)
             for one in header["series"]:
                 one["x"], one["y"] = take(data, one["x"]), take(data, one["y"])
-                found.append(Series(**{name: one[name] for name in Series.__dataclass_fields__}))
+                found.append(Series(**{name: one[name] for name in Series.__dataclass_fields__ if name in one}))
     return SeriesList(found, x)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.server.api.request import encode
+from tensormeter.server.api.shapes import variant_json
 from tensormeter.server.query.full import FullSeries
 from tensormeter.server.query.points import PointsResult
 from tensormeter.server.store import Points
@@ -65,7 +66,7 @@ def encode_columns(result: PointsResult, *, reset: bool) -> bytes:
     series = []
     for one in result.series:
         about = {"run": one.run, "process": one.process, "attempt": one.attempt, "metric": one.metric}
-        rest = {"kind": one.kind, "attributes": one.attributes, "total": one.total}
+        rest = variant_json(one) | {"attributes": one.attributes, "total": one.total}
         series.append(about | rest | {"x": arrays.add(one.x), "y": arrays.add(one.y)})
     return arrays.encode({"series": series, "cursor": result.cursor, "reset": reset})
 
@@ -77,7 +78,7 @@ def encode_full_columns(metric: str, x: str, found: Sequence[FullSeries]) -> byt
     for one in found:
         points = one.points
         assert isinstance(points, Points)
-        document: dict[str, Any] = {"process": one.process, "attempt": one.attempt, "kind": one.kind.name}
+        document: dict[str, Any] = {"process": one.process, "attempt": one.attempt} | variant_json(one)
         document["attributes"] = one.attributes
         document |= {"time": arrays.add(points.times), "step": arrays.add(one.steps), "value": arrays.add(points.words)}
         if not one.stepped.all():

@@ -46,6 +46,11 @@ def _ref(name: str) -> _Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
+_CHOICE: Final = ("scope", "unit", "kind", "temporality")
+"""Parameters that say which of several metrics of one name is meant."""
+
+_VARIANT: Final = _shape(kind=_TEXT, temporality=_nullable(_TEXT), scope=_TEXT, unit=_TEXT)
+
 _RUN_FIELDS: Final = {
     "id": _TEXT,
     "project": _TEXT,
@@ -90,6 +95,7 @@ _SCHEMAS: Final[Mapping[str, _Schema]] = {
         name=_TEXT,
         kind={"enum": ["gauge", "sum", "histogram", "exponential_histogram", "summary"]},
         unit=_TEXT,
+        scope=_TEXT,
         description=_TEXT,
         temporality=_nullable(_TEXT),
         monotonic=_nullable({"type": "boolean"}),
@@ -131,6 +137,7 @@ _SCHEMAS: Final[Mapping[str, _Schema]] = {
             "attributes": _nullable(_OBJECT),
             "after": _nullable(_TEXT),
             "attempt": _nullable(_ATTEMPT),
+            **{name: _nullable(_TEXT) for name in _CHOICE},
         },
     },
     "QueryResult": _shape(
@@ -141,6 +148,10 @@ _SCHEMAS: Final[Mapping[str, _Schema]] = {
                 attempt=_INTEGER,
                 metric=_TEXT,
                 kind=_TEXT,
+                temporality=_nullable(_TEXT),
+                monotonic=_nullable({"type": "boolean"}),
+                scope=_TEXT,
+                unit=_TEXT,
                 attributes=_OBJECT,
                 total=_INTEGER,
                 x=_list(_JSON_NUMBER),
@@ -200,6 +211,7 @@ def openapi_document() -> dict[str, Any]:
     run = "/api/v1/runs/{run_id}"
     named = (_RUN_ID, _PROJECT)
     metric = _parameter("metric", required=True)
+    choice = [*map(_parameter, _CHOICE)]
     axis = _parameter("x", {"type": "string", "pattern": "^(step|time|relative|metric:.+)$"})
     query: Any = _operation("Sampled points of many series of many runs.", _ref("QueryResult"), body="Query")
     query["responses"]["200"]["content"][COLUMNS] = {"schema": {"type": "string", "format": "binary"}}
@@ -286,6 +298,8 @@ def openapi_document() -> dict[str, Any]:
                     lowest=_list(_TEXT),
                     highest=_list(_TEXT),
                     processes=_INTEGER,
+                    variant=_nullable(_VARIANT),
+                    others=_list(_VARIANT),
                 ),
                 [
                     *named,
@@ -294,6 +308,7 @@ def openapi_document() -> dict[str, Any]:
                     *_RANGE,
                     _parameter("max_points", {"type": "integer", "minimum": 1, "maximum": 100_000}),
                     _parameter("attempt", _ATTEMPT),
+                    *choice,
                 ],
             )
         },
@@ -310,6 +325,7 @@ def openapi_document() -> dict[str, Any]:
                     {"name": "attributes", "in": "query", "content": {"application/json": {"schema": _OBJECT}}},
                     _parameter("max_points", {"type": "integer", "minimum": 2, "maximum": 2000}),
                     _parameter("attempt", _ATTEMPT),
+                    *choice,
                 ],
             )
         },

@@ -27,6 +27,7 @@ from tensormeter.server.api.request import (
     strings,
     whole,
 )
+from tensormeter.server.api.shapes import variant_json
 from tensormeter.server.query.attempts import parse_attempt
 from tensormeter.server.query.axis import Axis, Placed, read_along
 from tensormeter.server.query.full import FullSeries, read_full
@@ -35,6 +36,7 @@ from tensormeter.server.query.points import PointsQuery, PointsResult, query_poi
 from tensormeter.server.query.rank_memory import RankMemory
 from tensormeter.server.query.ranks import RanksQuery
 from tensormeter.server.query.sampling import choose_evenly
+from tensormeter.server.query.variant import Choice, Variant
 from tensormeter.server.scope import Stores
 from tensormeter.server.store import MAX_READ_POINTS
 from tensormeter.server.store.canonical import json_value
@@ -56,6 +58,9 @@ _MOST_BUCKETS: Final = 640
 """Of an exponential histogram that is handed out as it was logged: twice what OpenTelemetry's SDKs and tensormeter make."""
 
 _RUN: Final = "/api/v1/runs/{run_id}"
+
+_CHOICE: Final = ("scope", "unit", "kind", "temporality")
+"""Parameters that say which of several metrics of one name is meant."""
 
 
 class PointsApi:
@@ -132,6 +137,7 @@ class PointsApi:
             number(query, "stop"),
             parse_attempt(query.get("attempt")),
             integer(query, "max_points", 500, 1, MAX_POINTS),
+            _choice(query),
         )
 
         def work() -> bytes:
@@ -145,6 +151,8 @@ class PointsApi:
                     "lowest": found.lowest,
                     "highest": found.highest,
                     "processes": found.processes,
+                    "variant": None if found.variant is None else _variant(found.variant),
+                    "others": [*map(_variant, found.others)],
                 }
             )
 
@@ -156,7 +164,7 @@ class PointsApi:
         metric, axis = _metric(query), Axis.parse(query.get("x", "step"))
         most = integer(query, "max_points", 200, 2, 2000)
         start, stop = number(query, "start"), number(query, "stop")
-        attributes = _attributes(query.get("attributes"))
+        attributes, choice = _attributes(query.get("attributes")), _choice(query)
         attempt = parse_attempt(query.get("attempt"))
 
         def placed() -> list[Placed]:
@@ -174,7 +182,7 @@ class PointsApi:
             return found
 
         def work() -> bytes:
-            return encode(_histograms(placed(), attributes, most))
+            return encode(_histograms(placed(), choice, attributes, most))
 
         return json_response(await self._threads.run(work))
 
@@ -211,7 +219,8 @@ def _query(document: Mapping[str, Any]) -> PointsQuery:
         raise HTTPException(400, f"max_points: expected 0 (all) or 4 to {MAX_POINTS}, got {str(most)[:40]}")
     process, after, attributes = document.get("process"), document.get("after"), document.get("attributes")
     x = document.get("x", "step")
-    for name, value in (("process", process), ("after", after), ("x", x), ("project", project)):
+    choice = [(name, document.get(name)) for name in _CHOICE]
+    for name, value in (("process", process), ("after", after), ("x", x), ("project", project), *choice):
         if value is not None and not isinstance(value, str):
             raise HTTPException(400, f"{name}: expected a text, got {str(value)[:40]!r}")
     if attributes is not None and not isinstance(attributes, dict):
@@ -227,14 +236,16 @@ def _query(document: Mapping[str, Any]) -> PointsQuery:
         attributes,
         after or None,
         parse_attempt(whole(document.get("attempt"))),
+        _choice(document),
     )
 
 
-def _histograms(placed: Sequence[Placed], attributes: Mapping[str, Any] | None, most: int) -> dict[str, Any]:
-    chosen = next(
-        (one for one in placed if attributes is None or attributes.items() <= dict(one.series.attributes).items()),
-        None,
-    )
+def _histograms(
+    placed: Sequence[Placed], choice: Choice, attributes: Mapping[str, Any] | None, most: int
+) -> dict[str, Any]:
+    wanted = {} if attributes is None else attributes
+    fitting = (one for one in placed if choice.fits(one.series))
+    chosen = next((one for one in fitting if wanted.items() <= dict(one.series.attributes).items()), None)
     if chosen is None:
         return {"points": [], "total": 0}
     series = chosen.series
@@ -243,7 +254,7 @@ def _histograms(placed: Sequence[Placed], attributes: Mapping[str, Any] | None, 
     for index in choose_evenly(len(chosen.x), most).tolist():
         found = decode_distribution(series.kind, series.points.blobs[index])
         points.append({"x": json_value(float(chosen.x[index]))} | _distribution(found))
-    about = {"process": series.process, "kind": series.kind.name, "attributes": series.attributes}
+    about = {"process": series.process} | variant_json(series) | {"attributes": series.attributes}
     return {"points": points, "total": len(chosen.x)} | about
 
 
@@ -257,6 +268,15 @@ def _distribution(one: Distribution) -> dict[str, Any]:
         "counts": one.counts,
     }
     return document | ({"quantiles": json_value(one.quantiles)} if one.quantiles else {})
+
+
+def _choice(query: Mapping[str, Any]) -> Choice:
+    return Choice(*(query.get(name) for name in _CHOICE))
+
+
+def _variant(variant: Variant) -> dict[str, Any]:
+    kind, scope, unit = variant
+    return {"kind": kind.name, "temporality": kind.temporality, "scope": scope, "unit": unit}
 
 
 def _metric(query: Mapping[str, str]) -> str:
@@ -289,7 +309,7 @@ def _encode_result(result: PointsResult, *, reset: bool) -> Iterator[bytes]:
     yield b'{"series":['
     for position, one in enumerate(result.series):
         about = {"run": one.run, "process": one.process, "attempt": one.attempt}
-        rest = {"metric": one.metric, "kind": one.kind, "attributes": one.attributes, "total": one.total}
+        rest = {"metric": one.metric} | variant_json(one) | {"attributes": one.attributes, "total": one.total}
         arrays = b',"x":' + encode(_numbers(one.x)) + b',"y":' + encode(_numbers(one.y)) + b"}"
         yield (b"," if position else b"") + encode(about | rest)[:-1] + arrays
     yield b"]," + encode({"cursor": result.cursor, "reset": reset})[1:]
@@ -299,7 +319,7 @@ def _encode_full(metric: str, x: str, found: Sequence[FullSeries]) -> Iterator[b
     """The document piece by piece; Starlette draws each piece on a worker thread."""
     yield encode({"metric": metric, "x": x})[:-1] + b',"series":['
     for position, series in enumerate(found):
-        about = {"process": series.process, "attempt": series.attempt, "kind": series.kind.name}
+        about = {"process": series.process, "attempt": series.attempt} | variant_json(series)
         head = encode(about | {"attributes": series.attributes})[:-1]
         yield (b"," if position else b"") + head
         for name in ("time", "step", "value"):
@@ -327,9 +347,8 @@ def _encode_distributions(metric: str, found: Sequence[FullSeries]) -> Iterator[
     """The document piece by piece, as `_encode_full`."""
     yield encode({"metric": metric})[:-1] + b',"series":['
     for position, series in enumerate(found):
-        about = {"process": series.process, "attempt": series.attempt, "kind": series.kind.name}
-        rest = {"temporality": series.kind.temporality, "attributes": series.attributes}
-        yield (b"," if position else b"") + encode(about | rest)[:-1] + b',"points":['
+        about = {"process": series.process, "attempt": series.attempt} | variant_json(series)
+        yield (b"," if position else b"") + encode(about | {"attributes": series.attributes})[:-1] + b',"points":['
         for first in range(0, len(series.points), _FEW):
             part = slice(first, first + _FEW)
             times, steps = _column(series, "time", part), _column(series, "step", part)

@@ -4,10 +4,20 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tensormeter.server.store import MetricSummary, ProcessSummary, RunSummary, StoredEvent
+from tensormeter.server.query.variant import Varying
+from tensormeter.server.store import Kind, MetricSummary, ProcessSummary, RunSummary, StoredEvent
 from tensormeter.server.store.canonical import json_value
 
-__all__ = ["environment_json", "event_json", "join_metrics", "metrics_json", "process_json", "run_json", "trim_config"]
+__all__ = [
+    "environment_json",
+    "event_json",
+    "join_metrics",
+    "metrics_json",
+    "process_json",
+    "run_json",
+    "trim_config",
+    "variant_json",
+]
 
 
 def run_json(run: RunSummary, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -71,21 +81,33 @@ def environment_json(processes: Sequence[ProcessSummary]) -> Mapping[str, Any]:
     return min(processes, key=order).resource if processes else {}
 
 
+def variant_json(series: Varying) -> dict[str, Any]:
+    """What tells series of one metric, process and attribute set apart."""
+    kind = series.kind
+    return {
+        "kind": kind.name,
+        "temporality": kind.temporality,
+        "monotonic": kind.monotonic,
+        "scope": series.scope,
+        "unit": series.unit,
+    }
+
+
 def metrics_json(series: Sequence[MetricSummary]) -> list[dict[str, Any]]:
-    """One entry for each name and kind of metric, of its series."""
-    groups: dict[tuple[str, str], list[MetricSummary]] = {}
+    """One entry for each name, kind, scope and unit of metric, of its series."""
+    groups: dict[tuple[str, Kind, str, str], list[MetricSummary]] = {}
     for one in series:
-        groups.setdefault((one.metric, one.kind.name), []).append(one)
+        groups.setdefault((one.metric, one.kind, one.scope, one.unit), []).append(one)
     return [_metric(group) for group in groups.values()]
 
 
 def join_metrics(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """What `metrics_json` said of several runs as one list: `processes` are those of the run that has most of them."""
-    joined: dict[tuple[str, str], dict[str, Any]] = {}
-    seen: dict[tuple[str, str], set[str]] = {}
+    joined: dict[tuple[object, ...], dict[str, Any]] = {}
+    seen: dict[tuple[object, ...], set[str]] = {}
     for metrics in runs:
         for one in metrics:
-            key = one["name"], one["kind"]
+            key = tuple(one[part] for part in ("name", "kind", "temporality", "monotonic", "scope", "unit"))
             known = joined.get(key)
             new = [
                 attributes for attributes in one["attributes"] if repr(attributes) not in seen.setdefault(key, set())
@@ -158,11 +180,8 @@ def _metric(group: Sequence[MetricSummary]) -> dict[str, Any]:
             attributes.append(one.attributes)
     return {
         "name": last.metric,
-        "kind": last.kind.name,
-        "unit": last.unit,
         "description": last.description,
-        "temporality": last.kind.temporality,
-        "monotonic": last.kind.monotonic,
+        **variant_json(last),
         "attributes": attributes,
         "points": sum(one.points for one in group),
         "processes": max(len(processes) for processes in attempts.values()),

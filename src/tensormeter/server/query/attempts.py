@@ -110,7 +110,7 @@ class Attempts:
         """
 
         def about(one: _Piece) -> tuple[object, ...]:
-            return one.metric, one.kind, canonical_json(one.attributes)
+            return one.metric, one.kind, one.scope, one.unit, canonical_json(one.attributes)
 
         return self._joined(series, lambda one: one.process, about)
 

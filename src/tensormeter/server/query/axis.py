@@ -194,7 +194,7 @@ def _join(series: Series, along: Sequence[Series]) -> Placed:
     if np.any(x[1:] < x[:-1]):
         order = np.argsort(x, kind="stable")
         points, x = points[order], x[order]
-    return Placed(Series(series.process, series.metric, series.kind, series.attributes, points), x)
+    return Placed(replace(series, points=points), x)
 
 
 def _cut(placed: Placed, start: float | None, stop: float | None) -> Placed:
@@ -202,6 +202,5 @@ def _cut(placed: Placed, start: float | None, stop: float | None) -> Placed:
     last = len(placed.x) if stop is None else int(np.searchsorted(placed.x, stop))
     if first == 0 and last == len(placed.x):
         return placed
-    one = placed.series
-    cut = Series(one.process, one.metric, one.kind, one.attributes, one.points[first : max(first, last)])
-    return Placed(cut, placed.x[first : max(first, last)])
+    part = slice(first, max(first, last))
+    return Placed(replace(placed.series, points=placed.series.points[part]), placed.x[part])

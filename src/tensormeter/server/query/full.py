@@ -33,6 +33,8 @@ class FullSeries:
     points: Column
     steps: NDArray[np.int64] = field(repr=False)
     stepped: NDArray[np.bool_] = field(repr=False)
+    scope: str = ""
+    unit: str = ""
 
 
 def read_full(
@@ -90,8 +92,8 @@ def read_full(
                 order = np.lexsort((points.times, column, ~stepped))
                 points, column, stepped = points[order], column[order], stepped[order]
         last_piece = pieces[-1]
-        number, kind = attempts.number(last_piece.process), last_piece.kind
-        found.append(FullSeries(last_piece.process, number, kind, last_piece.attributes, points, column, stepped))
+        about = last_piece.process, attempts.number(last_piece.process), last_piece.kind, last_piece.attributes
+        found.append(FullSeries(*about, points, column, stepped, last_piece.scope, last_piece.unit))
     return found
 
 

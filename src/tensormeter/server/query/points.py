@@ -13,8 +13,10 @@ from tensormeter.server.query.attempts import AttemptChoice, Attempts
 from tensormeter.server.query.axis import Axis, Placed, read_along
 from tensormeter.server.query.sampling import sample
 from tensormeter.server.query.thinned import read_thinned
+from tensormeter.server.query.variant import ANY, Choice
 from tensormeter.server.store import (
     MAX_READ_POINTS,
+    Kind,
     Points,
     RunRef,
     Selection,
@@ -50,6 +52,7 @@ class PointsQuery:
     attributes: Mapping[str, Any] | None = None
     after: str | None = None
     attempt: AttemptChoice = None
+    variant: Choice = ANY
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +63,9 @@ class SampledSeries:
     process: str
     attempt: int
     metric: str
-    kind: str
+    kind: Kind
+    scope: str
+    unit: str
     attributes: Mapping[str, Any]
     x: NDArray[np.float64]
     y: NDArray[np.float64]
@@ -178,7 +183,7 @@ def _one_by_one(store: Store, ref: RunRef, query: PointsQuery) -> tuple[list[Sam
             series, _, _, held = _read(store, ref, alone, None, max(min(left, MAX_READ_POINTS), 0))
             left -= 2 * held
             for one in series:
-                lines[canonical_json([one.metric, one.kind, one.attributes])].append(one)
+                lines[canonical_json([one.metric, str(one.kind), one.scope, one.unit, one.attributes])].append(one)
         found += (_joined(pieces, query.max_points) for pieces in lines.values())
     return found, about.cursor
 
@@ -206,6 +211,8 @@ def _sampled(ref: RunRef, placed: Sequence[Placed], query: PointsQuery) -> list[
 
 
 def _is_wanted(series: SampledSeries, query: PointsQuery) -> bool:
+    if not query.variant.fits(series):
+        return False
     return not query.attributes or query.attributes.items() <= dict(series.attributes).items()
 
 
@@ -217,5 +224,14 @@ def _series(
     total: int,
 ) -> SampledSeries:
     x, y = columns
-    about = ref.run_id, series.process, attempt, series.metric, series.kind.name, series.attributes
+    about = (
+        ref.run_id,
+        series.process,
+        attempt,
+        series.metric,
+        series.kind,
+        series.scope,
+        series.unit,
+        series.attributes,
+    )
     return SampledSeries(*about, x, y, total)

@@ -3,11 +3,12 @@
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from tensormeter.server.query.rank_reading import RankReading, read_placed
 from tensormeter.server.query.ranks import RanksQuery, RankStatistics, rank_statistics
+from tensormeter.server.query.variant import OneVariant
 from tensormeter.server.store import MAX_READ_POINTS, RunRef, Store, TooManyPointsError
 
 __all__ = ["RankMemory"]
@@ -58,7 +59,10 @@ class RankMemory:
             limit = _WHOLE_POINTS if query.axis.is_time or query.axis.is_step else MAX_READ_POINTS
             try:
                 placed, _, _ = read_placed(store, ref, query, limit=limit)
-                return rank_statistics(placed, query.max_points)
+                chosen = OneVariant(query.variant)
+                alike = [one for one in placed if chosen.takes(one.series)]
+                found = rank_statistics(alike, query.max_points)
+                return replace(found, variant=chosen.variant, others=tuple(chosen.others))
             except TooManyPointsError:
                 if limit == MAX_READ_POINTS:
                     raise

@@ -1,6 +1,7 @@
 """Statistics over processes with more points than can be held: read one process after another, then grown by what is new."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -12,6 +13,7 @@ from tensormeter.server.query.grid import Piece, RankGrid
 from tensormeter.server.query.points import MOST_LOOKED_AT
 from tensormeter.server.query.ranks import RanksQuery, RankStatistics, rank_statistics, statistics_of
 from tensormeter.server.query.thinned import LongPieces, long_pieces
+from tensormeter.server.query.variant import OneVariant
 from tensormeter.server.store import MAX_READ_POINTS, Points, RunRef, Selection, Store, Thinned
 from tensormeter.server.store.blocks import FIRST, HIGHEST, LAST, LOWEST
 
@@ -45,6 +47,7 @@ class RankReading:
         self._names: list[str | None] = [None] * len(ranks)
         self._grid = RankGrid(len(ranks), query.max_points)
         self._most = query.max_points
+        self._variant = OneVariant(query.variant)
         left = MOST_LOOKED_AT
         for process in self._rows:
             for piece in self._read(store, process, left):
@@ -69,7 +72,8 @@ class RankReading:
         if complete or not all(one.series.process in self._rows for one in placed):
             return False
         for one in placed:
-            self._add(one.series.process, _of_placed(one))
+            if self._variant.takes(one.series):
+                self._add(one.series.process, _of_placed(one))
         self._cursor = cursor
         return True
 
@@ -80,7 +84,7 @@ class RankReading:
         present = np.array([*names], np.intp)
         used = np.flatnonzero(np.isfinite(grid.x))
         if not len(used):
-            return rank_statistics([], self._most)
+            return self._said(rank_statistics([], self._most))
         edges = np.arange(0, len(used), -(-len(used) // self._most))
         sums = [
             combine.reduceat(values[np.ix_(present, used)], edges, axis=1)
@@ -91,7 +95,10 @@ class RankReading:
                 (grid.count, np.add),
             )
         ]
-        return statistics_of([*names.values()], grid.x[used[edges]], sums)
+        return self._said(statistics_of([*names.values()], grid.x[used[edges]], sums))
+
+    def _said(self, found: RankStatistics) -> RankStatistics:
+        return replace(found, variant=self._variant.variant, others=tuple(self._variant.others))
 
     def _add(self, process: str, piece: Piece) -> None:
         row = self._rows[process]
@@ -115,13 +122,15 @@ class RankReading:
         )
         if long is not None:
             for thinned in long.found:
+                if not self._variant.takes(thinned):
+                    continue
                 if thinned.blocks is not None:
                     # Intervals that are narrower than blocks would know few processes each.
                     self._most = min(self._most, len(thinned.blocks))
                 yield _of_thinned(long, thinned)
             return
         placed, _, _ = read_placed(store, self._ref, query, process=process, limit=limit)
-        yield from map(_of_placed, placed)
+        yield from (_of_placed(one) for one in placed if self._variant.takes(one.series))
 
 
 def read_placed(

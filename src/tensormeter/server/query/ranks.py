@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from tensormeter.server.query.attempts import AttemptChoice
 from tensormeter.server.query.axis import Axis, Placed
+from tensormeter.server.query.variant import ANY, Choice, Variant
 from tensormeter.server.store import Points
 
 __all__ = ["RankStatistics", "RanksQuery", "rank_statistics", "statistics_of"]
@@ -23,6 +24,7 @@ class RanksQuery:
     stop: float | None = None
     attempt: AttemptChoice = None
     max_points: int = 500
+    variant: Choice = ANY
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +32,7 @@ class RankStatistics:
     """At each x the lowest, the median and the highest value over processes, and which they are; arrays of shape (n,).
 
     NaN counts as no value; where no process has one, statistics are NaN and the process is "".
+    They are of one variant of the metric: what other units and kinds it has is in `others`.
     """
 
     x: NDArray[np.float64]
@@ -39,6 +42,8 @@ class RankStatistics:
     lowest: Sequence[str]
     highest: Sequence[str]
     processes: int
+    variant: Variant | None = None
+    others: Sequence[Variant] = ()
 
 
 def rank_statistics(placed: Sequence[Placed], max_points: int) -> RankStatistics:

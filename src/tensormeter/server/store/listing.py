@@ -44,10 +44,10 @@ def list_losses(connection: sqlite3.Connection, run: int) -> dict[str, int]:
 def list_metrics(connection: sqlite3.Connection, layers: Sequence[Layer], run: int) -> list[MetricSummary]:
     """Every series of a run, by metric, process and attributes."""
     rows = connection.execute(
-        "SELECT series.id, process.id, metric, kind, process.process, attempt, attributes, unit, description, series.points,"
+        "SELECT series.id, process.id, metric, kind, process.process, attempt, attributes, scope, unit, description, series.points,"
         " last_time, last_word, last_integer, last_step"
         " FROM process JOIN series ON series.process = process.id WHERE run = ?"
-        " ORDER BY metric, process.process, attributes, kind",
+        " ORDER BY metric, process.process, attributes, kind, scope",
         (run,),
     ).fetchall()
     steps = StepFinder(connection, layers)
@@ -55,7 +55,7 @@ def list_metrics(connection: sqlite3.Connection, layers: Sequence[Layer], run: i
 
 
 def _metric(row: Sequence[Any], layers: Sequence[Layer], steps: StepFinder) -> MetricSummary:
-    series, process, metric, kind_text, name, attempt, attributes, unit, description, points, *last = row
+    series, process, metric, kind_text, name, attempt, attributes, scope, unit, description, points, *last = row
     newest: Newest | None = None if last[0] is None else (last[0], last[1], bool(last[2]))
     step = last[3]
     for layer in layers:
@@ -78,6 +78,7 @@ def _metric(row: Sequence[Any], layers: Sequence[Layer], steps: StepFinder) -> M
         last=None if newest is None or not kind.numeric else _number(newest),
         last_time=None if newest is None else newest[0],
         last_step=step,
+        scope=scope,
     )
 
 

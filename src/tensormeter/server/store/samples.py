@@ -150,7 +150,7 @@ class _Thinner:
 
     def series(self, row: SeriesRow) -> Iterator[Thinned]:
         """A series, if it has any points that are wanted."""
-        series, process, metric, kind, attributes = row
+        series, process, metric, kind, attributes, scope, unit = row
         steps = self._steps_of(series, process)
         if self._window.by_step and steps is None:
             return
@@ -171,9 +171,9 @@ class _Thinner:
             if len(points):
                 if stepped is None:
                     stepped = np.zeros(len(points), np.int64)
-                yield Thinned(*about, points, stepped, None)
+                yield Thinned(*about, points, stepped, None, scope, unit)
             return
-        yield Thinned(*about, None, None, self._join(full, points, stepped))
+        yield Thinned(*about, None, None, self._join(full, points, stepped), scope, unit)
 
     def _steps_of(self, series: int, process: str) -> "_Steps | None":
         """The steps of a series' process, if they matter and there are any."""

@@ -12,14 +12,14 @@ from tensormeter.server.store.reader import count_points, read_points
 
 __all__ = ["SeriesRow", "check_limit", "find_attempts", "find_series", "new_series", "read_series"]
 
-SeriesRow = tuple[int, str, str, str, str]
-"""Row id, process, metric, kind, attributes."""
+SeriesRow = tuple[int, str, str, str, str, str, str]
+"""Row id, process, metric, kind, attributes, scope, unit."""
 
 
 def find_series(connection: sqlite3.Connection, run: int, selection: Selection) -> list[SeriesRow]:
     """The selected series of a run, by metric, process and attributes."""
     rows = connection.execute(
-        "SELECT series.id, process.process, metric, kind, attributes"
+        "SELECT series.id, process.process, metric, kind, attributes, scope, unit"
         " FROM process JOIN series ON series.process = process.id"
         f" WHERE run = ? AND metric IN ({', '.join('?' * len(selection.metrics))}) AND process.process = ifnull(?, process.process)"
         " ORDER BY metric, process.process, attributes, kind, scope",
@@ -90,4 +90,5 @@ def new_series(rows: Sequence[SeriesRow], parts: Mapping[int, Sequence[Column]],
 
 
 def _series(row: SeriesRow, points: Column) -> Series:
-    return Series(row[1], row[2], parse_kind(row[3]), json.loads(row[4]), points)
+    _, process, metric, kind, attributes, scope, unit = row
+    return Series(process, metric, parse_kind(kind), json.loads(attributes), points, scope, unit)

@@ -184,7 +184,7 @@ class RunTable:
 
 @dataclass(frozen=True)
 class MetricSummary:
-    """One series of a run; `last*` are None if it has no points, `last` also if they are distributions."""
+    """One series of a run; `last*` are None if it has no points, `last` also if they are distributions. `scope` as in `Series`."""
 
     metric: str
     kind: Kind
@@ -197,17 +197,25 @@ class MetricSummary:
     last: int | float | None
     last_time: int | None
     last_step: int | None
+    scope: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """Points of one series by ascending, distinct time."""
+    """Points of one series by ascending, distinct time.
+
+    Attributes:
+        scope: The instrumentation scope: its name, or if it has attributes, JSON of a list of name and attributes; "" for
+            what tensormeter itself records, and for senders that name no scope.
+    """
 
     process: str
     metric: str
     kind: Kind
     attributes: Mapping[str, Any]
     points: Column = field(repr=False)
+    scope: str = ""
+    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -258,6 +266,7 @@ class Thinned:
     """A series of numbers as it is needed to draw it: either blocks of points, or points with their steps.
 
     Attributes:
+        scope: As in `Series`.
         points: By ascending, distinct time; None if there are blocks.
         steps: int64, shape (n,): logged at the times of points; 0 if they were not asked for. None if there are blocks.
         blocks: By ascending time; if steps were asked for, also by ascending step. None if there are points.
@@ -270,6 +279,8 @@ class Thinned:
     points: Points | None = field(repr=False)
     steps: NDArray[np.int64] | None = field(repr=False)
     blocks: Blocks | None = field(repr=False)
+    scope: str = ""
+    unit: str = ""
 
 
 @dataclass(frozen=True)

@@ -33,20 +33,21 @@ class PointReader:
         """Every series of a run, by metric, process and attributes."""
         rows = self._connection.rows(
             "SELECT series, metric, anyLast(kind) AS k, anyLast(process) AS p, anyLast(attributes) AS a, anyLast(unit),"
-            f" anyLast(description), sum(count), max(last) FROM series WHERE run = {run} GROUP BY series, metric"
-            " ORDER BY metric, p, a, k"
+            f" anyLast(description), sum(count), max(last), anyLast(scope) AS s FROM series WHERE run = {run} GROUP BY series, metric"
+            " ORDER BY metric, p, a, k, s"
         )
         steps = self._runs.step_at({(run, row[8][5], row[8][0]) for row in rows if not row[8][3]})
         attempts = self._runs.attempts(run)
         return [_metric(row, steps, attempts) for row in rows]
 
     def series(self, run: int, selection: Selection) -> list[Sequence[Any]]:
-        """The selected series, by metric, process and attributes: key, process, metric, kind, attributes, points."""
+        """The selected series, by metric, process and attributes: key, process, metric, kind, attributes, points, scope, unit."""
         only = "" if selection.process is None else " HAVING p = {process:String}"
         rows = self._connection.rows(
-            "SELECT series, anyLast(process) AS p, metric, anyLast(kind) AS k, anyLast(attributes) AS a, sum(count) FROM series"
+            "SELECT series, anyLast(process) AS p, metric, anyLast(kind) AS k, anyLast(attributes) AS a, sum(count),"
+            " anyLast(scope) AS s, anyLast(unit) FROM series"
             f" WHERE run = {run} AND metric IN {{metrics:Array(String)}} GROUP BY series, metric{only}"
-            " ORDER BY metric, p, a, k, anyLast(scope)",
+            " ORDER BY metric, p, a, k, s",
             metrics=list(selection.metrics),
             process=selection.process or "",
         )
@@ -96,21 +97,22 @@ class PointReader:
         else:
             keys, column = _decode_blobs(self._connection.raw(f"SELECT series, time, data {tail}"))
         series = []
-        for key, process, metric, kind, attributes, *_ in rows:
+        for key, process, metric, kind, attributes, _, scope, unit in rows:
             first, last = (
                 np.searchsorted(keys, np.array([key, key], np.uint64)[0], "left"),
                 np.searchsorted(keys, np.array([key], np.uint64)[0], "right"),
             )
             if last > first:
                 points = column[first:last].distinct()
-                series.append(Series(process, metric, parse_kind(kind), json.loads(attributes), points))
+                about = (process, metric, parse_kind(kind), json.loads(attributes))
+                series.append(Series(*about, points, scope, unit))
         return series
 
 
 def _metric(
     row: Sequence[Any], steps: dict[tuple[int, int], int], attempts: Mapping[str, ProcessAttempt]
 ) -> MetricSummary:
-    _, metric, kind_text, process, attributes, unit, description, points, last = row
+    _, metric, kind_text, process, attributes, unit, description, points, last, scope = row
     time, word, integer, stepped, step, step_series = last
     kind = parse_kind(kind_text)
     value: int | float | None = None
@@ -128,6 +130,7 @@ def _metric(
         last=value,
         last_time=time,
         last_step=step if stepped else steps.get((step_series, time)),
+        scope=scope,
     )
 
 
