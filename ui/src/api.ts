@@ -63,8 +63,12 @@ export interface Metric {
   description: string;
   temporality?: "delta" | "cumulative" | null;
   monotonic?: boolean | null;
+  /** Of the library that records it; "" for tensormeter itself. */
+  scope: string;
   attributes: Record<string, unknown>[];
   points: number;
+  /** Whether a latest point of its series has a step. */
+  stepped: boolean;
   processes: number;
   last: Number_ | null;
   last_step: number | null;
@@ -75,6 +79,10 @@ export interface Line {
   run: string;
   process: string;
   metric: string;
+  kind: string;
+  temporality: string | null;
+  scope: string;
+  unit: string;
   attributes: Record<string, unknown>;
   x: Float64Array;
   y: Float64Array;
@@ -92,6 +100,14 @@ export interface Query {
   process?: string;
   after?: string;
   attributes?: Record<string, unknown>;
+}
+
+/** Which of several metrics of one name. */
+export interface Variant {
+  scope?: string;
+  unit?: string;
+  kind?: string;
+  temporality?: string | null | undefined;
 }
 
 export interface Ranks {
@@ -180,11 +196,13 @@ async function json<T>(path: string, options: RequestInit = {}): Promise<T> {
   return (await (await request(path, options)).json()) as T;
 }
 
+const EMPTY = new Set(["fields", "scope", "unit"]);
+
 function query(parameters: Record<string, string | number | undefined | null>): string {
   const search = new URLSearchParams();
   for (const [name, value] of Object.entries(parameters)) {
-    // An empty list of fields means none of them; of all others, empty means not given.
-    if (value !== undefined && value !== null && (value !== "" || name === "fields")) search.set(name, String(value));
+    // An empty list of fields means none of them, an empty unit or scope means none; of all others, empty means not given.
+    if (value !== undefined && value !== null && (value !== "" || EMPTY.has(name))) search.set(name, String(value));
   }
   const text = search.toString();
   return text ? `?${text}` : "";
@@ -239,16 +257,16 @@ export async function metricsOf(ids: string[], project: string): Promise<Metric[
 
 export async function ranks(
   id: string,
-  parameters: { project: string; metric: string; x: string; start?: number; stop?: number; max_points?: number },
+  parameters: { project: string; metric: string; x: string; start?: number; stop?: number; max_points?: number } & Variant,
 ): Promise<Ranks> {
-  return json(`${runPath(id)}/ranks${query(parameters)}`);
+  return json(`${runPath(id)}/ranks${query({ ...parameters })}`);
 }
 
 export async function histograms(
   id: string,
-  parameters: { project: string; metric: string; process?: string; attributes?: string; x?: string; max_points?: number },
+  parameters: { project: string; metric: string; process?: string; attributes?: string; x?: string; max_points?: number } & Variant,
 ): Promise<HistogramPoint[]> {
-  return (await json<{ points: HistogramPoint[] }>(`${runPath(id)}/histograms${query(parameters)}`)).points;
+  return (await json<{ points: HistogramPoint[] }>(`${runPath(id)}/histograms${query({ ...parameters })}`)).points;
 }
 
 export async function events(

@@ -1,6 +1,6 @@
 // The state of a run, as a word with a colour, never as a colour alone.
 
-import type { Run, State } from "./api";
+import type { Run, RunDetail, State } from "./api";
 import { h } from "./dom";
 import * as format from "./format";
 
@@ -19,14 +19,20 @@ export function fillBadge(badge: HTMLElement, run: Pick<Run, "state" | "last_tim
   return badge;
 }
 
-/** What the state means, for somebody who has just been woken. */
-export function meaning(state: State): string {
+/** Whether a run is of a sender that reports neither starts nor ends, as other software than tensormeter. */
+export function isForeign({ processes }: Pick<RunDetail, "processes">): boolean {
+  return processes.every(({ state }) => state === null);
+}
+
+/** What the state means, for somebody who has just been woken; of a foreign run, see `isForeign`. */
+export function meaning(state: State, foreign = false): string {
+  if (state === "stalled" && foreign) return "Nothing has arrived for some minutes. A service that does not record with tensormeter never says that it ends.";
   return {
     running: "Points are arriving.",
     finished: "It ended as it should.",
     failed: "The script ended with an error.",
     crashed: "The process is gone without saying goodbye.",
     preempted: "It was told to stop by the scheduler, and may go on as a further attempt.",
-    stalled: "It has not ended, but nothing has arrived for longer than its steps take.",
+    stalled: "It has not ended, but nothing has arrived for some minutes, or for longer than its steps take.",
   }[state];
 }

@@ -23,7 +23,10 @@ export interface Source {
 }
 
 export interface CardEvents {
-  zoom: (window: [number, number] | null) => void;
+  /** Zoom to a range of the axis `x`. */
+  zoom: (window: [number, number] | null, x?: string) => void;
+  /** Choose another axis. */
+  axis?: (x: string) => void;
   full?: (title: string) => void;
   hover?: (readings: Reading[]) => void;
 }
@@ -113,9 +116,10 @@ export class Card {
     const empty = this.view.traces.every(({ x }) => x.length === 0);
     this.area.style.visibility = empty ? "hidden" : "";
     if (empty && this.view.window) this.offerAll();
-    else this.say(empty ? "No points yet." : "");
+    else if (empty) this.sayEmpty();
+    else this.say("");
     this.plot ??= new Plot(this.area, this.source.title, shown, {
-      zoom: this.events.zoom,
+      zoom: (window) => this.events.zoom(window, this.view?.x),
       hover: (at, readings, place) => this.hover(at, readings, place),
     });
     const height = this.tall ? Math.max(280, innerHeight - 170) : HEIGHT;
@@ -202,6 +206,15 @@ export class Card {
     if (this.status.querySelector("button")) return;
     this.say("Nothing in this range. ");
     this.status.append(button("Zoom out", () => this.events.zoom(null)));
+  }
+
+  private sayEmpty(): void {
+    const { text, x } = this.view?.hint ?? { text: "No points yet." };
+    if (this.status.dataset.said === `${text} ${x}` && this.status.querySelector("button")) return;
+    this.say(text);
+    this.status.dataset.said = `${text} ${x}`;
+    const { axis } = this.events;
+    if (x && axis) this.status.append(" ", button("Show them by time", () => axis(x)));
   }
 
   private say(text: string, bad = false): void {

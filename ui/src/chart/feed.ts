@@ -6,10 +6,14 @@ import { type Curve, join, thin } from "./curve";
 
 export interface Wanted {
   x: string;
+  /** Whether somebody has chosen x; else metrics without steps go by another than the step. */
+  chosen?: boolean;
   window: [number, number] | null;
 }
 
 interface Entry {
+  /** The axis that they are along. */
+  x: string;
   lines: api.Line[];
   cursor: string;
 }
@@ -52,7 +56,20 @@ export class Feed {
     private wanted: Wanted,
     /** About how many lines a metric has in one run: one for each process and set of attributes. */
     private readonly linesOf: (metric: string) => number = () => 1,
+    /** The axis of a metric that has no steps; null: it has some. */
+    private readonly axisWithoutSteps: (metric: string) => string | null = () => null,
   ) {}
+
+  /** What x is for a metric. */
+  axis(metric: string): string {
+    const { x, chosen } = this.wanted;
+    return (x === "step" && !chosen && this.axisWithoutSteps(metric)) || x;
+  }
+
+  /** What is zoomed to; nothing for a metric along another axis than the others. */
+  window(metric: string): [number, number] | null {
+    return this.axis(metric) === this.wanted.x ? this.wanted.window : null;
+  }
 
   /** Begin to follow; `onUpdate` hears of states and events too. */
   follow(onUpdate: (update: Update) => void, onConnection: (connected: boolean) => void): void {
@@ -113,7 +130,11 @@ export class Feed {
 
   /** The lines of a metric: at once if they are there and nothing is new, else after a request. */
   load(metric: string): Promise<api.Line[]> {
-    const entry = this.entries.get(metric);
+    let entry = this.entries.get(metric);
+    if (entry && entry.x !== this.axis(metric)) {
+      this.entries.delete(metric);
+      entry = undefined;
+    }
     const coming = this.coming.get(metric);
     if (!this.dirty.has(metric)) {
       if (coming) return coming;
@@ -166,18 +187,19 @@ export class Feed {
       if (!first) return;
       // Those that have been read go together by the cursor they were read at, the others without one.
       const cursor = this.cursorOf(first);
+      const x = this.axis(first.metric);
       const points = this.maxPoints(first.metric);
       const batch: Waiting[] = [];
       let room = BATCH_POINTS;
       for (const one of ready) {
-        if (this.cursorOf(one) !== cursor || this.maxPoints(one.metric) !== points) continue;
+        if (this.cursorOf(one) !== cursor || this.maxPoints(one.metric) !== points || this.axis(one.metric) !== x) continue;
         room -= (cursor ? GROWN_POINTS : points) * this.lines(one.metric);
         if (batch.length > 0 && (room < 0 || batch.length >= MAX_METRICS)) break;
         batch.push(one);
       }
       this.waiting = this.waiting.filter((one) => !batch.includes(one));
       this.running++;
-      void this.read(batch, cursor, points);
+      void this.read(batch, x, cursor, points);
     }
   }
 
@@ -185,7 +207,7 @@ export class Feed {
     return this.entries.get(metric)?.cursor ?? "";
   }
 
-  private async read(batch: Waiting[], cursor: string, maxPoints: number): Promise<void> {
+  private async read(batch: Waiting[], x: string, cursor: string, maxPoints: number): Promise<void> {
     const { generation, began } = this;
     const names = [...new Set(batch.map(({ metric }) => metric))];
     for (const name of names) {
@@ -193,7 +215,7 @@ export class Feed {
       this.reading.add(name);
     }
     try {
-      const { x, window } = this.wanted;
+      const window = this.window(names[0] as string);
       const answer = await api.series(
         {
           runs: this.runs.map((id) => api.reference(this.project, id)),
@@ -209,7 +231,7 @@ export class Feed {
       for (const name of names) {
         const fresh = answer.series.filter(({ metric }) => metric === name);
         const before = cursor && !answer.reset ? (this.entries.get(name)?.lines ?? []) : [];
-        this.entries.set(name, { cursor: answer.cursor, lines: merge(before, fresh, maxPoints) });
+        this.entries.set(name, { x, cursor: answer.cursor, lines: merge(before, fresh, maxPoints) });
       }
       for (const { metric, resolve } of batch) resolve(this.entries.get(metric)?.lines ?? []);
       // The stream began meanwhile: what arrived between the two is in neither.
@@ -230,7 +252,7 @@ export class Feed {
 }
 
 function key(line: api.Line): string {
-  return JSON.stringify([line.run, line.process, line.attributes]);
+  return JSON.stringify([line.run, line.process, line.kind, line.temporality, line.scope, line.unit, line.attributes]);
 }
 
 function merge(before: api.Line[], fresh: api.Line[], points: number): api.Line[] {

@@ -85,7 +85,7 @@ export interface Frame {
   scale: Symlog;
 }
 
-export function drawHeatmap(canvas: HTMLCanvasElement, points: HistogramPoint[], chosen: number, unit: string): Frame | null {
+export function drawHeatmap(canvas: HTMLCanvasElement, points: HistogramPoint[], chosen: number, unit: string, spelled: (x: number) => string): Frame | null {
   const [context, width, height] = prepare(canvas);
   const scale = symlog(threshold(points));
   let low = Number.POSITIVE_INFINITY;
@@ -124,7 +124,7 @@ export function drawHeatmap(canvas: HTMLCanvasElement, points: HistogramPoint[],
   for (let i = 0; i < steps; i++) {
     const x = first + ((last - first) * i) / (steps - 1);
     context.textAlign = i === 0 ? "left" : i === steps - 1 ? "right" : "center";
-    context.fillText(format.number(Math.round(x)), at(x), height - 7);
+    context.fillText(spelled(x), at(x), height - 7);
   }
   const point = points[chosen];
   if (point) {

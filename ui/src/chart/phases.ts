@@ -71,6 +71,7 @@ export function phaseLag(feed: Feed, metrics: string[], unit: string, look: () =
 function view(traces: Trace[], unit: string, look: Look): View {
   return {
     traces,
+    x: look.x,
     xKind: xKind(look.x),
     xLabel: look.x,
     xLog: false,

@@ -24,6 +24,8 @@ export interface View {
   traces: Trace[];
   /** `duration` and `time` are in seconds, the latter since the epoch. */
   xKind: "number" | "duration" | "time";
+  /** The axis, as the address names it. */
+  x: string;
   xLabel: string;
   xLog: boolean;
   yLog: boolean;
@@ -32,6 +34,8 @@ export interface View {
   window: [number, number] | null;
   /** Leave the most extreme values out of the y range. */
   clip: boolean;
+  /** What to say where there is nothing to draw, and the axis along which there is. */
+  hint?: { text: string; x?: string };
   /** Lines are of groups, which no list beside the charts names. */
   grouped?: boolean;
 }
@@ -71,8 +75,8 @@ const DURATIONS = [
 /** Between ticks of steps, which are whole numbers. */
 const STEPS = Array.from({ length: 16 }, (_, power) => [1, 2, 5].map((digit) => digit * 10 ** power)).flat();
 
-/** Moves the cursors of all plots together. */
-const cursors = uPlot.sync("tensormeter");
+/** Moves the cursors of all plots along one axis together. */
+const cursors = (x: string) => uPlot.sync(`tensormeter ${x}`);
 
 export class Plot {
   /** Values that are NaN or infinite, and samples out of sight, in what is shown. */
@@ -80,6 +84,7 @@ export class Plot {
   outside = 0;
   private plot: uPlot | null = null;
   private shape = "";
+  private cursors: uPlot.SyncPubSub | null = null;
   /** Whether keys move the cursor. */
   private keyed = false;
   private x: Range = { min: 0, max: 1 };
@@ -95,7 +100,7 @@ export class Plot {
   update(view: View, width: number, height: number): void {
     this.view = view;
     this.measure();
-    const shape = [view.xKind, view.xLog, view.yLog, view.unit, view.xLabel].join();
+    const shape = [view.x, view.xLog, view.yLog, view.unit, view.xLabel].join();
     const data: uPlot.AlignedData = [
       [this.x.min, this.x.max],
       [null, null],
@@ -109,12 +114,13 @@ export class Plot {
     this.destroy();
     this.shape = shape;
     this.plot = new uPlot(this.options(width, height), data, this.parent);
-    cursors.sub(this.plot);
+    this.cursors = cursors(view.x);
+    this.cursors.sub(this.plot);
   }
 
   destroy(): void {
     if (!this.plot) return;
-    cursors.unsub(this.plot);
+    this.cursors?.unsub(this.plot);
     this.plot.destroy();
     this.plot = null;
   }
@@ -169,7 +175,7 @@ export class Plot {
   }
 
   private options(width: number, height: number): uPlot.Options {
-    const { xKind, xLabel, xLog, yLog, unit } = this.view;
+    const { x, xKind, xLabel, xLog, yLog, unit } = this.view;
     const incrs = xKind === "duration" ? DURATIONS : xLabel === "step" ? STEPS : null;
     const axis = {
       stroke: () => color("muted"),
@@ -192,7 +198,7 @@ export class Plot {
         y: false,
         points: { show: false },
         drag: { x: true, y: false, setScale: false, dist: 4 },
-        sync: { key: cursors.key, scales: ["x", null] },
+        sync: { key: cursors(x).key, scales: ["x", null] },
       },
       select: { show: true, left: 0, top: 0, width: 0, height: 0 },
       scales: {

@@ -6,6 +6,7 @@ import * as format from "../format";
 import type { Feed } from "./feed";
 import { type Look, acrossRanks, xKind } from "./look";
 import type { Trace, View } from "./plot";
+import { type Chart, belongs } from "./variant";
 
 export interface Selected {
   id: string;
@@ -31,16 +32,19 @@ export class MetricSource {
   remarkText = "";
   warns = true;
   pace = LINES_MS;
+  /** Runs that were asked about, and how many of them have points. */
+  private asked = "";
+  private stepless = Promise.resolve(0);
 
   constructor(
     private readonly feed: Feed,
-    readonly metric: api.Metric,
+    readonly metric: Chart,
     private readonly look: () => Look,
     private readonly selected: () => Selected[],
   ) {}
 
   get title(): string {
-    return this.metric.name;
+    return this.metric.title;
   }
 
   get unit(): string {
@@ -49,8 +53,9 @@ export class MetricSource {
   }
 
   get description(): string {
-    const { name, kind, unit, description } = this.metric;
-    return [name, description, `${kind}${unit ? `, ${unit}` : ""}`].filter(Boolean).join("\n");
+    const { name, kind, unit, description, scopes } = this.metric;
+    const from = scopes.filter(Boolean).join(", ");
+    return [name, description, `${kind}${unit ? `, ${unit}` : ""}`, from && `recorded by ${from}`].filter(Boolean).join("\n");
   }
 
   on(listener: () => void): () => void {
@@ -62,7 +67,8 @@ export class MetricSource {
   }
 
   async read(): Promise<View> {
-    const look = this.look();
+    const axis = this.feed.axis(this.metric.name);
+    const look = { ...this.look(), x: axis, window: this.feed.window(this.metric.name) };
     const runs = this.selected().filter(({ id }) => !look.hidden.has(id));
     this.remarkText = "";
     // The server's statistics over ranks take a request for each run; those of many runs are made here, of the lines, if it gives them.
@@ -72,8 +78,12 @@ export class MetricSource {
     this.pace = served ? STATISTICS_MS : LINES_MS;
     this.warns = served;
     const traces = served ? await this.overRanks(runs, look) : await this.lines(runs, look, ranked);
+    const hint = traces.every(({ x }) => x.length === 0) ? this.hint(axis) : null;
+    if (!hint && axis === "step" && !served) await this.remarkOnRuns(runs);
     return {
       traces,
+      ...(hint ? { hint } : {}),
+      x: axis,
       xKind: xKind(look.x),
       xLabel: look.x.replace(/^metric:/, ""),
       xLog: look.xLog && look.x !== "time",
@@ -85,8 +95,34 @@ export class MetricSource {
     };
   }
 
-  private async lines(runs: Selected[], look: Look, ranked: boolean): Promise<Trace[]> {
+  /** Why there is nothing along an axis, though there are points. */
+  private hint(axis: string): View["hint"] | null {
+    const { points } = this.metric;
+    if (points === 0) return null;
+    const words = `${format.count(points)} ${points === 1 ? "point" : "points"}`;
+    if (axis === "step") return { text: `${words} without a step.`, x: this.feed.runs.length > 1 ? "relative" : "time" };
+    return axis.startsWith("metric:") ? { text: `${words}, none logged together with ${axis.slice(7)}.` } : null;
+  }
+
+  /** Say which runs have points, but none with a step. */
+  private async remarkOnRuns(runs: Selected[]): Promise<void> {
     const lines = await this.feed.load(this.metric.name);
+    const drawn = new Set(lines.map(({ run }) => run));
+    const missing = runs.filter(({ id }) => !drawn.has(id)).map(({ id }) => id);
+    if (missing.length === 0) return;
+    const asked = missing.join("\n");
+    if (asked !== this.asked) {
+      this.asked = asked;
+      this.stepless = runsWithPoints(this.feed.project, missing, this.metric.name).catch(() => 0);
+    }
+    const stepless = await this.stepless;
+    if (stepless === 0) return;
+    const words = `${stepless === 1 ? "1 run has" : `${stepless} runs have`} points without a step: choose time for x to see them`;
+    this.remarkText = [this.remarkText, words].filter(Boolean).join(" · ");
+  }
+
+  private async lines(runs: Selected[], look: Look, ranked: boolean): Promise<Trace[]> {
+    const lines = (await this.feed.load(this.metric.name)).filter((line) => belongs(line, this.metric));
     const groups = new Map<string, { color: string; lines: api.Line[] }>();
     const folded = new Groups();
     const traces: Trace[] = [];
@@ -114,6 +150,7 @@ export class MetricSource {
         const words = [
           runs.length > 1 ? run.name : "",
           several && run.processes > 1 ? run.processName(line.process) : "",
+          several && this.metric.scopes.length > 1 ? line.scope : "",
           ...Object.values(line.attributes).map(String),
         ];
         const alone = runs.length === 1 && several;
@@ -136,10 +173,11 @@ export class MetricSource {
 
   private async overRanks(runs: Selected[], look: Look): Promise<Trace[]> {
     const { project } = this.feed;
+    const { name, unit, kind, temporality } = this.metric;
     const window = look.window ? { start: look.window[0], stop: look.window[1] } : {};
     const answers = await Promise.all(
       runs.map((run) =>
-        api.ranks(run.id, { project, metric: this.metric.name, x: look.x, max_points: 400, ...rounded(window, look.x) }),
+        api.ranks(run.id, { project, metric: name, unit, kind, temporality, x: look.x, max_points: 400, ...rounded(window, look.x) }),
       ),
     );
     const traces: Trace[] = [];
@@ -153,18 +191,25 @@ export class MetricSource {
         groups.add(run.group, run.color, band, ranks.processes);
         continue;
       }
-      const name = (process: string | undefined) => (process === undefined ? "?" : run.processName(process));
+      const called = (process: string | undefined) => (process === undefined ? "?" : run.processName(process));
       traces.push({
         ...curves({ x: band.x, y: band.middle }, look.smoothing),
         label: runs.length > 1 ? run.name : `median of ${ranks.processes} ranks`,
         color: run.color,
         band,
-        note: (i) => `highest ${name(ranks.highest[i])}, lowest ${name(ranks.lowest[i])}`,
+        note: (i) => `highest ${called(ranks.highest[i])}, lowest ${called(ranks.lowest[i])}`,
       });
-      if (runs.length === 1) this.remarkText = outlier(ranks, name);
+      if (runs.length === 1) this.remarkText = outlier(ranks, called);
     }
     return [...traces, ...groups.traces("medians", look.smoothing)];
   }
+}
+
+/** How many of some runs have points of a metric. */
+async function runsWithPoints(project: string, ids: string[], metric: string): Promise<number> {
+  const filter = `id in (${ids.map((id) => JSON.stringify(id)).join(", ")}) and archived in (true, false)`;
+  const { runs } = await api.runs({ project, filter, limit: 1000, fields: `summary.${metric}` });
+  return runs.filter(({ summary }) => (summary[metric]?.count ?? 0) > 0).length;
 }
 
 /** Groups of runs, of which each has a band over its ranks. */

@@ -23,12 +23,13 @@ export function askAhead({ path, params }: Route): Session | null {
   return session;
 }
 
-function readAhead({ feed, ids, metrics }: Session, params: URLSearchParams): void {
-  const look = readLook(params);
-  const order = sections(charted(metrics, params.get("q") ?? ""), (metric) => ({ title: metric.name, metric }));
+function readAhead(session: Session, params: URLSearchParams): void {
+  const { feed, ids } = session;
+  const look = readLook(params, session.axis);
+  const order = sections(charted(session.charts, params.get("q") ?? ""), (metric) => ({ title: metric.title, metric }));
   const width = innerWidth - AROUND.width - (ids.length > 1 ? LIST : 0);
   const inSight = Math.max(1, Math.floor(width / CHART.width)) * Math.ceil((innerHeight - AROUND.height) / CHART.height);
-  feed.want({ x: look.x, window: look.window });
+  feed.want({ x: look.x, chosen: look.chosen, window: look.window });
   const first = order.flatMap(({ sources }) => sources).slice(0, inSight);
-  feed.ahead(first.filter(({ metric }) => !acrossRanks(metric, look)).map(({ title }) => title));
+  feed.ahead([...new Set(first.filter(({ metric }) => !acrossRanks(metric, look)).map(({ metric }) => metric.name))]);
 }

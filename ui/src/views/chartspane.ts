@@ -1,9 +1,9 @@
 // The charts of a selection of runs, and the list of the runs beside them.
 
-import type { Metric } from "../api";
 import type { CardEvents } from "../chart/card";
 import { type Look, readLook } from "../chart/look";
 import { MetricSource } from "../chart/source";
+import type { Chart } from "../chart/variant";
 import { button, fill, h } from "../dom";
 import * as route from "../route";
 import { ChartGrid } from "./charts";
@@ -22,17 +22,19 @@ export class ChartsPane implements Pane {
   private readonly list: RunList | null;
   private readonly empty = h("div", { class: "state" });
   private readonly full: FullScreen;
-  private readonly sources = new Map<string, MetricSource>();
+  private readonly sources = new Map<Chart, MetricSource>();
+  private axis = "";
   private drawn = "";
 
   constructor(private readonly session: Session) {
     const many = session.ids.length > 1;
     const events: CardEvents = {
-      zoom: (window) => zoom(window),
+      zoom: (window, x) => this.zoom(window, x),
+      axis: (x) => route.change({ x }),
       full: (title) => route.change({ full: title }),
       hover: (readings) => this.list?.show(readings),
     };
-    this.full = new FullScreen({ zoom, hover: (readings) => this.list?.show(readings) });
+    this.full = new FullScreen({ zoom: events.zoom, axis: (x) => route.change({ x }), hover: (readings) => this.list?.show(readings) });
     this.grid = new ChartGrid(events, (closed) => route.change({ closed: route.joined(closed) }), !many);
     this.list = many ? new RunList(session) : null;
     this.controls = new Controls(session);
@@ -42,9 +44,10 @@ export class ChartsPane implements Pane {
 
   apply(params: URLSearchParams): void {
     this.params = params;
-    const { x, window } = this.look();
-    this.session.feed.want({ x, window });
-    this.controls.update(params);
+    const { x, chosen, window } = this.look();
+    this.session.feed.want({ x, chosen, window });
+    this.axis = this.session.axis;
+    this.controls.update(params, this.axis);
     this.list?.update(params);
     this.draw();
     // What decides how it looks, apart from what is shown: then all in sight is read again, from memory if possible.
@@ -54,13 +57,24 @@ export class ChartsPane implements Pane {
     else this.grid.redraw();
     if (drawn !== this.drawn) this.full.refresh();
     this.drawn = drawn;
-    const metric = this.session.metrics.find(({ name }) => name === params.get("full"));
+    const full = params.get("full");
+    const { charts } = this.session;
+    const metric = charts.find(({ title }) => title === full) ?? charts.find(({ name }) => name === full);
     this.full.show(metric && this.source(metric));
   }
 
   onMetrics(): void {
-    this.controls.update(this.params);
+    if (this.session.axis !== this.axis) {
+      this.apply(this.params);
+      return;
+    }
+    this.controls.update(this.params, this.axis);
     this.draw();
+  }
+
+  /** Charts without steps may be along another axis than the others; who zooms into one chooses it for all. */
+  private zoom(window: [number, number] | null, x?: string): void {
+    zoom(window, window && x !== this.look().x ? x : undefined);
   }
 
   onUpdate(): void {
@@ -77,10 +91,10 @@ export class ChartsPane implements Pane {
   }
 
   private draw(): void {
-    const shown = charted(this.session.metrics, this.params.get("q") ?? "");
+    const shown = charted(this.session.charts, this.params.get("q") ?? "");
     this.empty.hidden = shown.length > 0;
     if (shown.length === 0) {
-      const all = charted(this.session.metrics, "");
+      const all = charted(this.session.charts, "");
       fill(
         this.empty,
         h("h2", {}, all.length ? "No chart has such a name" : "Nothing was logged yet"),
@@ -95,8 +109,8 @@ export class ChartsPane implements Pane {
     );
   }
 
-  private source(metric: Metric): MetricSource {
-    const known = this.sources.get(metric.name);
+  private source(metric: Chart): MetricSource {
+    const known = this.sources.get(metric);
     if (known) return known;
     const made = new MetricSource(
       this.session.feed,
@@ -104,17 +118,17 @@ export class ChartsPane implements Pane {
       () => this.look(),
       () => this.session.selected(this.params),
     );
-    this.sources.set(metric.name, made);
+    this.sources.set(metric, made);
     return made;
   }
 
   private look(): Look {
-    return readLook(this.params);
+    return readLook(this.params, this.session.axis);
   }
 }
 
-export function zoom(window: [number, number] | null): void {
-  route.change({ from: window ? short(window[0]) : null, to: window ? short(window[1]) : null });
+export function zoom(window: [number, number] | null, x?: string): void {
+  route.change({ ...(x === undefined ? {} : { x }), from: window ? short(window[0]) : null, to: window ? short(window[1]) : null });
 }
 
 function short(value: number): string {

@@ -17,7 +17,9 @@ export class Controls {
     class: "search",
     on: { input: () => route.change({ q: this.search.value }) },
   });
-  private readonly axis = h("select", { class: "axis", "aria-label": "x axis", on: { change: () => route.change({ x: this.axis.value === "step" ? null : this.axis.value, from: null, to: null }) } });
+  private readonly axis = h("select", { class: "axis", "aria-label": "x axis", on: { change: () => route.change({ x: this.axis.value === this.fallback ? null : this.axis.value, from: null, to: null }) } });
+  /** What x is where the address does not say. */
+  private fallback = "step";
   private readonly smoothing = h("input", {
     type: "range",
     "aria-label": "Smoothing",
@@ -53,13 +55,15 @@ export class Controls {
     );
   }
 
-  update(params: URLSearchParams): void {
+  update(params: URLSearchParams, axis: string): void {
     set(this.search, params.get("q") ?? "");
-    const x = params.get("x") || "step";
+    this.fallback = axis;
+    const x = params.get("x") || axis;
     const own = this.session.metrics.filter(({ kind }) => kind === "gauge" || kind === "sum").map(({ name }) => `metric:${name}`);
+    const names = new Set(own);
     options(this.axis, [
       ...Object.entries(AXES),
-      ...own.filter((name) => !/^metric:(system|process|hw|container|tensormeter)\./.test(name)).map((name): [string, string] => [name, name.slice(7)]),
+      ...[...names].filter((name) => !/^metric:(system|process|hw|container|tensormeter)\./.test(name)).map((name): [string, string] => [name, name.slice(7)]),
     ]);
     this.axis.value = x;
     set(this.smoothing, params.get("s") ?? "0");

@@ -52,8 +52,8 @@ export class DistributionsPane implements Pane {
     const metrics = this.session.metrics.filter(({ kind, name }) => KINDS.has(kind) && matches(name));
     for (const metric of metrics.sort((a, b) => (a.name < b.name ? -1 : 1))) {
       for (const attributes of metric.attributes.length ? metric.attributes : [{}]) {
-        const key = JSON.stringify([metric.name, attributes]);
-        const card = this.cards.get(key) ?? new DistributionCard(run, this.session.project, metric, attributes);
+        const key = JSON.stringify([metric.name, metric.kind, metric.temporality, metric.scope, metric.unit, attributes]);
+        const card = this.cards.get(key) ?? new DistributionCard(run, this.session.project, metric, attributes, metrics.filter(({ name }) => name === metric.name).length > 1);
         card.element.dataset.key = key;
         this.cards.set(key, card);
         shown.push(card);
@@ -107,20 +107,32 @@ class DistributionCard {
     private readonly project: string,
     readonly metric: api.Metric,
     private readonly attributes: Record<string, unknown>,
+    /** Whether other metrics have this name. */
+    ambiguous: boolean,
   ) {
-    const title = [metric.name, ...Object.values(attributes).map(String)].join(" · ");
-    this.heat.setAttribute("aria-label", `${title} over steps; brighter is denser`);
-    this.single.setAttribute("aria-label", `${title} at one step`);
+    const apart = ambiguous ? [metric.scope, metric.unit].filter(Boolean) : [];
+    const title = [metric.name, ...apart, ...Object.values(attributes).map(String)].join(" · ");
+    this.heat.setAttribute("aria-label", `${title} over ${this.axis === "step" ? "steps" : "time"}; brighter is denser`);
+    this.single.setAttribute("aria-label", `${title} at one ${this.axis === "step" ? "step" : "time"}`);
     this.heat.addEventListener("click", (event) => this.pick(event));
     this.element = h(
       "section",
       { class: "card", "aria-label": title },
       h("header", {}, h("h3", { title: metric.description || title }, title)),
       h("div", { class: "stage" }, this.heat, this.status),
-      h("label", { class: "slider" }, "step ", this.slider),
+      h("label", { class: "slider" }, this.axis === "step" ? "step " : "time ", this.slider),
       this.single,
       this.words,
     );
+  }
+
+  /** Distributions that were recorded without steps go by the time since the run's start. */
+  private get axis(): string {
+    return this.metric.stepped ? "step" : "relative";
+  }
+
+  private at(x: number): string {
+    return this.axis === "step" ? `step ${format.number(x)}` : `after ${format.duration(x)}`;
   }
 
   wake(): void {
@@ -145,11 +157,12 @@ class DistributionCard {
     try {
       const atEnd = Number(this.slider.value) >= this.points.length - 1;
       const attributes = Object.keys(this.attributes).length ? JSON.stringify(this.attributes) : "";
-      this.points = await api.histograms(this.run, { project: this.project, metric: this.metric.name, attributes, x: "step", max_points: 200 });
+      const { name, kind, temporality, scope, unit } = this.metric;
+      this.points = await api.histograms(this.run, { project: this.project, metric: name, kind, temporality, scope, unit, attributes, x: this.axis, max_points: 200 });
       this.slider.max = String(Math.max(0, this.points.length - 1));
       if (atEnd) this.slider.value = this.slider.max;
       this.status.hidden = this.points.length > 0;
-      this.status.textContent = "No points with a step yet.";
+      this.status.textContent = "No points yet.";
       this.draw();
     } catch (error) {
       this.status.hidden = false;
@@ -161,11 +174,11 @@ class DistributionCard {
     const chosen = Number(this.slider.value);
     const point = this.points[chosen];
     if (!point || !this.element.isConnected) return;
-    const frame: Frame | null = drawHeatmap(this.heat, this.points, chosen, this.metric.unit);
+    const frame: Frame | null = drawHeatmap(this.heat, this.points, chosen, this.metric.unit, this.axis === "step" ? (x) => format.number(Math.round(x)) : format.duration);
     if (frame) drawSingle(this.single, point, frame, this.metric.unit);
     const mean = api.num(point.sum) / point.count;
     this.words.textContent = [
-      `step ${format.number(point.x)}`,
+      this.at(point.x),
       `${format.count(point.count)} values`,
       Number.isFinite(mean) ? `mean ${format.number(mean)}` : "",
       point.min === null ? "" : `from ${format.number(api.num(point.min))}`,
@@ -173,7 +186,7 @@ class DistributionCard {
     ]
       .filter(Boolean)
       .join(" · ");
-    this.slider.setAttribute("aria-valuetext", `step ${point.x}`);
+    this.slider.setAttribute("aria-valuetext", this.at(point.x));
     this.element.dataset.drawn = String((Number(this.element.dataset.drawn) || 0) + 1);
   }
 

@@ -1,7 +1,7 @@
 // The first thing to see: is it alive, is it healthy, was anything lost.
 
 import * as api from "../api";
-import { stateBadge, meaning } from "../badge";
+import { isForeign, meaning, stateBadge } from "../badge";
 import { fill, h } from "../dom";
 import * as format from "../format";
 import { alertOf, chartLinks } from "./alert";
@@ -124,7 +124,7 @@ export class Health {
     const found: Banner[] = [];
     if (state === "stalled" || ENDED_BADLY.includes(state)) {
       const why = state === "stalled" ? "" : endWords(run, this.ends);
-      found.push({ kind: state === "preempted" ? "warn" : "bad", title: state, text: [meaning(state), why].filter(Boolean).join(" ") });
+      found.push({ kind: state === "preempted" || isForeign(run) ? "warn" : "bad", title: isForeign(run) ? "Silent" : state, text: [meaning(state, isForeign(run)), why].filter(Boolean).join(" ") });
     }
     const losses = Object.entries(run.losses).filter(([, n]) => n > 0);
     if (losses.length) {

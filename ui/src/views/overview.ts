@@ -1,7 +1,7 @@
 // What a run is: how it ended, alerts, configuration, environment, processes, what happened.
 
 import * as api from "../api";
-import { stateBadge, meaning } from "../badge";
+import { isForeign, meaning, stateBadge } from "../badge";
 import { arrange, fill, h, type Child } from "../dom";
 import * as format from "../format";
 import type { Update } from "../live";
@@ -114,7 +114,7 @@ function runFacts(run: api.RunDetail, events: api.TelemetryEvent[]): [string, Ch
   const losses = Object.entries(run.losses ?? {}).filter(([, n]) => n > 0);
   const environment = new Map(Object.entries(run.environment ?? {}));
   return [
-    ["state", h("span", {}, stateBadge(run), " ", h("span", { class: "muted" }, meaning(run.state)))],
+    ["state", h("span", {}, stateBadge(run), " ", h("span", { class: "muted" }, meaning(run.state, isForeign(run))))],
     ["id", run.id],
     ["started", format.moment(format.epoch(run.started))],
     ["ended", run.ended ? format.moment(format.epoch(run.ended)) : "not yet"],

@@ -15,7 +15,7 @@ export function isMachine({ name, kind }: Metric): boolean {
 }
 
 /** The charts that a search leaves over, by name. */
-export function charted(metrics: Metric[], search: string): Metric[] {
+export function charted<Charted extends Metric>(metrics: Charted[], search: string): Charted[] {
   const matches = matcher(search);
   return metrics.filter((metric) => isTraining(metric) && matches(metric.name)).sort((a, b) => (a.name < b.name ? -1 : 1));
 }
@@ -32,7 +32,7 @@ export interface Section<Source extends Titled> {
 }
 
 /** Names as paths: what stands before the first slash is the section. */
-export function sections<Source extends Titled>(metrics: Metric[], toSource: (metric: Metric) => Source): Section<Source>[] {
+export function sections<Charted extends Metric, Source extends Titled>(metrics: Charted[], toSource: (metric: Charted) => Source): Section<Source>[] {
   const found = new Map<string, Source[]>();
   for (const metric of metrics) {
     const cut = metric.name.indexOf("/");

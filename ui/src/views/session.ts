@@ -2,11 +2,13 @@
 
 import * as api from "../api";
 import { Feed } from "../chart/feed";
+import { type Chart, Charts } from "../chart/variant";
 import type { Selected } from "../chart/source";
 import { fieldText } from "../field";
 import type { Update } from "../live";
 import * as route from "../route";
 import { lineColor } from "../theme";
+import { charted } from "./sections";
 
 const DETAILED = 16;
 /** Runs of which the metrics come in one answer. */
@@ -21,6 +23,7 @@ export class Session {
   details = new Map<string, api.RunDetail>();
   metrics: api.Metric[] = [];
   readonly feed: Feed;
+  private readonly made = new Charts();
   private loading: Promise<void> | null = null;
   /** Runs whose metrics have grown since they were read. */
   private readonly grown = new Set<string>();
@@ -29,13 +32,39 @@ export class Session {
     readonly project: string,
     readonly ids: string[],
   ) {
-    this.feed = new Feed(project, ids, { x: "step", window: null }, (metric) => this.linesOf(metric));
+    this.feed = new Feed(
+      project,
+      ids,
+      { x: "step", window: null },
+      (metric) => this.linesOf(metric),
+      (metric) => this.axisWithoutSteps(metric),
+    );
+  }
+
+  /** The charts that the metrics make. */
+  get charts(): Chart[] {
+    return this.made.of(this.metrics);
+  }
+
+  /** What x is unless somebody has chosen: the step, but time where no script has logged any step. */
+  get axis(): string {
+    const logged = charted(this.metrics, "");
+    return logged.length === 0 || logged.some(({ stepped }) => stepped) ? "step" : this.clock;
+  }
+
+  private get clock(): string {
+    return this.ids.length > 1 ? "relative" : "time";
+  }
+
+  private axisWithoutSteps(metric: string): string | null {
+    const found = this.metrics.filter(({ name, points }) => name === metric && points > 0);
+    return found.length > 0 && found.every(({ stepped }) => !stepped) ? this.clock : null;
   }
 
   /** No fewer than there are: each process may have each set of attributes. */
   private linesOf(metric: string): number {
-    const found = this.metrics.find(({ name }) => name === metric);
-    return found ? found.processes * Math.max(1, found.attributes.length) : 1;
+    const found = this.metrics.filter(({ name }) => name === metric);
+    return found.reduce((sum, { processes, attributes }) => sum + processes * Math.max(1, attributes.length), 0) || 1;
   }
 
   get single(): api.RunDetail | null {
@@ -173,12 +202,19 @@ export class Session {
   }
 
   private merge(metrics: api.Metric[]): void {
-    const known = new Map(this.metrics.map((metric) => [`${metric.kind} ${metric.name}`, metric]));
+    const key = ({ name, kind, temporality, scope, unit }: api.Metric) => JSON.stringify([name, kind, temporality, scope, unit]);
+    const known = new Map(this.metrics.map((metric) => [key(metric), metric]));
     const several = this.ids.length > 1;
     for (const metric of metrics) {
-      const old = known.get(`${metric.kind} ${metric.name}`);
+      const old = known.get(key(metric));
       if (!old) this.metrics.push(metric);
-      else if (several) Object.assign(old, { processes: Math.max(metric.processes, old.processes), attributes: union(old.attributes, metric.attributes) });
+      else if (several) {
+        const { points, last_step, last_time } = metric;
+        const newer = Number(last_time ?? 0) > Number(old.last_time ?? 0) ? { last_step, last_time } : {};
+        const processes = Math.max(metric.processes, old.processes);
+        const attributes = union(old.attributes, metric.attributes);
+        Object.assign(old, { ...newer, processes, attributes, points: Math.max(points, old.points), stepped: old.stepped || metric.stepped });
+      }
       else Object.assign(old, metric);
     }
   }

@@ -5,6 +5,7 @@ import type { Source } from "../chart/card";
 import { type Look, readLook } from "../chart/look";
 import { CLOCK, PHASE, type PhaseChoice, phaseLag, stackedPhases } from "../chart/phases";
 import { MetricSource } from "../chart/source";
+import type { Chart } from "../chart/variant";
 import { fill, h, options } from "../dom";
 import type { Update } from "../live";
 import * as route from "../route";
@@ -36,7 +37,7 @@ export class SystemPane implements Pane {
   private readonly process = select("Process", "process");
   private readonly grid: ChartGrid;
   private readonly fleet: Fleet;
-  private readonly full = new FullScreen({ zoom });
+  private readonly full = new FullScreen({ zoom: (window) => zoom(window) });
   private readonly empty = h("div", { class: "state", hidden: true });
   private readonly sources = new Map<string, Source>();
 
@@ -45,23 +46,23 @@ export class SystemPane implements Pane {
     this.controls.element.append(this.clock.label, this.process.label);
     this.fleet = new Fleet(session);
     const full = (title: string) => route.change({ full: title });
-    this.grid = new ChartGrid({ zoom, full }, (closed) => route.change({ closed: route.joined(closed) }), true);
+    this.grid = new ChartGrid({ zoom: (window) => zoom(window), full }, (closed) => route.change({ closed: route.joined(closed) }), true);
     this.element = h("div", { class: "pane" }, h("div", { class: "content" }, this.controls.element, this.fleet.element, this.empty, this.grid.element), this.full.element);
   }
 
   /** The machine goes by the clock unless somebody says otherwise. */
   private look(): Look {
-    const look = readLook(this.params);
+    const look = readLook(this.params, "relative");
     const many = this.session.metrics.some(({ processes }) => processes > EACH);
     const ranks = this.params.has("ranks") || many ? look.ranks : "each";
-    return { ...look, x: this.params.get("x") ?? "relative", ranks, process: this.params.get("process") };
+    return { ...look, ranks, process: this.params.get("process") };
   }
 
   apply(params: URLSearchParams): void {
     this.params = params;
     const look = this.look();
-    this.session.feed.want({ x: look.x, window: look.window });
-    this.controls.update(withAxis(params, look.x));
+    this.session.feed.want({ x: look.x, chosen: true, window: look.window });
+    this.controls.update(params, "relative");
     this.controls.ranksAre(look.ranks);
     this.drawChoices();
     this.draw();
@@ -89,7 +90,7 @@ export class SystemPane implements Pane {
 
   private draw(): void {
     const matches = matcher(this.params.get("q") ?? "");
-    const metrics = this.session.metrics.filter((metric) => (isMachine(metric) || PHASE.test(metric.name)) && matches(metric.name));
+    const metrics = this.session.charts.filter((metric) => (isMachine(metric) || PHASE.test(metric.name)) && matches(metric.name));
     const found = new Map<string, Source[]>();
     const phases = metrics.filter(({ name, kind }) => PHASE.test(name) && (kind === "gauge" || kind === "sum"));
     if (phases.length) found.set(PHASES, this.phases(phases));
@@ -111,8 +112,8 @@ export class SystemPane implements Pane {
     );
   }
 
-  private source(metric: api.Metric): Source {
-    const known = this.sources.get(metric.name);
+  private source(metric: Chart): Source {
+    const known = this.sources.get(metric.title);
     if (known) return known;
     const made = new MetricSource(
       this.session.feed,
@@ -120,7 +121,7 @@ export class SystemPane implements Pane {
       () => this.look(),
       () => this.session.selected(this.params),
     );
-    this.sources.set(metric.name, made);
+    this.sources.set(metric.title, made);
     return made;
   }
 
@@ -176,10 +177,4 @@ function select(title: string, name: string) {
     field.value = chosen;
   };
   return { label, show };
-}
-
-function withAxis(params: URLSearchParams, x: string): URLSearchParams {
-  const copy = new URLSearchParams(params);
-  copy.set("x", x);
-  return copy;
 }

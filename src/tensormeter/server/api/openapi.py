@@ -104,6 +104,7 @@ _SCHEMAS: Final[Mapping[str, _Schema]] = {
         processes=_INTEGER,
         last=_nullable(_JSON_NUMBER),
         last_step=_nullable(_INTEGER),
+        stepped={"type": "boolean"},
         last_time=_nullable(_NANOSECONDS),
     ),
     "Event": _shape(

@@ -122,6 +122,7 @@ def join_metrics(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, 
                 "attributes": [*known["attributes"], *new],
                 "points": known["points"] + one["points"],
                 "processes": max(known["processes"], one["processes"]),
+                "stepped": known["stepped"] or one["stepped"],
             }
     return list(joined.values())
 
@@ -187,6 +188,7 @@ def _metric(group: Sequence[MetricSummary]) -> dict[str, Any]:
         "processes": max(len(processes) for processes in attempts.values()),
         "last": json_value(last.last),
         "last_step": last.last_step,
+        "stepped": any(one.last_step is not None for one in group),
         "last_time": None if last.last_time is None else str(last.last_time),
     }
 
