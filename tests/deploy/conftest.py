@@ -48,6 +48,19 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
 
 
 @pytest.fixture
+def eventually() -> Callable[[Callable[[], object]], None]:
+    """Waits until a condition holds."""
+
+    def eventually(condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 300
+        while not condition():
+            assert time.monotonic() < deadline, "did not happen in time"
+            threading.Event().wait(0.05)
+
+    return eventually
+
+
+@pytest.fixture
 def answers(tmp_path: Path) -> Callable[..., None]:
     """Waits until a URL answers 200."""
 

@@ -72,11 +72,15 @@ def test_lists_and_series_say_which_is_which(run, server_on_each, name):
     path = "/api/v1/runs/variants"
     for listed in (server_on_each.get(f"{path}/metrics"), server_on_each.get("/api/v1/metrics", runs="variants")):
         found = {
-            (one["kind"], one["temporality"], one["scope"], one["unit"]): (one["last"], one["points"])
+            (one["kind"], one["temporality"], one["unit"]): (one["scopes"], one["points"])
             for one in listed["metrics"]
             if one["name"] == name
         }
-        assert found == {variant: (value, N) for variant, value in EXPECTED[name].items()}
+        expected = {}
+        for kind, temporality, scope, unit in EXPECTED[name]:
+            scopes, points = expected.get((kind, temporality, unit), ([], 0))
+            expected[kind, temporality, unit] = [*scopes, scope], points + N
+        assert found == expected
     for x in ("step", "time"):
         series = run.series(name, x=x)
         labelled = {(one.kind, one.temporality, one.scope, one.unit): one.y.tolist() for one in series}

@@ -93,7 +93,7 @@ def check_every_kind(server, run):
         {"x": 11.0, "count": 4, "sum": 10.0, "min": 1.0, "max": None, "bounds": [1.0, 2.0], "counts": [2, 1, 1]},
     ]
     first, second = points("exponential")
-    assert (first["bounds"], first["counts"]) == ([-0.0, 1.0, 2.0, 4.0], [0, 1, 1, 1, 0])
+    assert (first["bounds"], first["counts"]) == ([-5e-324, 0.0, 1.0, 2.0, 4.0], [0, 1, 0, 1, 1, 0])
     assert (second["bounds"], second["counts"]) == ([-2.0, -1.0, 2.0, 4.0], [0, 1, 0, 3, 0])
     first, second = points("quantiles")
     assert (first["count"], first["quantiles"]) == (3, [[0.5, 2.0], [1.0, 3.0]])
@@ -306,7 +306,7 @@ def test_points_of_mixed_layouts_decode_as_protobuf_says():
     assert by["v", "{}", "f"] == ([i for i in range(20) if i % 3], [i / 2 for i in range(20) if i % 3])
     assert by["s", "{}", "i"] == (list(range(20)), list(range(20)))
     assert by["a", "{'k': 1}", "f"] == (list(range(1, 20, 2)), [float(i) for i in range(1, 20, 2)])
-    assert by["f", "{}", "f"][1] == [1.0] * 20
+    assert ("f", "{}", "f") not in by  # flagged: no recorded value
     (total,) = [series for series in batch.series if isinstance(series, Sum)]
     assert total.temporality == Temporality.DELTA
     assert not total.monotonic

@@ -61,10 +61,10 @@ export interface Metric {
   kind: "gauge" | "sum" | "histogram" | "exponential_histogram" | "summary";
   unit: string;
   description: string;
-  temporality?: "delta" | "cumulative" | null;
-  monotonic?: boolean | null;
-  /** Of the library that records it; "" for tensormeter itself. */
-  scope: string;
+  temporality: "delta" | "cumulative" | null;
+  monotonic: boolean | null;
+  /** Names of the libraries that record it; "" is tensormeter itself. */
+  scopes: string[];
   attributes: Record<string, unknown>[];
   points: number;
   /** Whether a latest point of its series has a step. */
@@ -81,6 +81,7 @@ export interface Line {
   metric: string;
   kind: string;
   temporality: string | null;
+  monotonic: boolean | null;
   scope: string;
   unit: string;
   attributes: Record<string, unknown>;

@@ -108,7 +108,7 @@ def _print_values(console: Console, metrics: list[dict[str, Any]]) -> None:
     several = any(metric["processes"] > 1 for metric in metrics)
     scopes: dict[str, set[str]] = {}
     for metric in metrics:
-        scopes.setdefault(metric["name"], set()).add(metric.get("scope", ""))
+        scopes.setdefault(metric["name"], set()).update(metric.get("scopes", ()))
     table = Table("metric", box=None, header_style="bold", pad_edge=False)
     if several:
         table.add_column("processes", justify="right")
@@ -121,7 +121,8 @@ def _print_values(console: Console, metrics: list[dict[str, Any]]) -> None:
         attributes = "".join(f" {key}={value}" for key, value in sorted(sets[0].items()))
         if len(sets) > 1:
             attributes = f" ({len(sets)} attribute sets)"
-        scope = f" [{metric['scope']}]" if len(scopes[metric["name"]]) > 1 and metric["scope"] else ""
+        named = [scope for scope in metric.get("scopes", ()) if scope]
+        scope = f" [{', '.join(named)}]" if len(scopes[metric["name"]]) > 1 and named else ""
         last = metric["kind"].replace("_", " ") if metric["last"] is None else metric["last"]
         table.add_row(
             Text(plain(metric["name"] + attributes + scope)),

@@ -157,7 +157,7 @@ class _Header:
 
     @classmethod
     def of(cls, metrics: Sequence[Metric]) -> "_Header":
-        found = {(one.name, one.scope, one.unit, one.kind, one.temporality) for one in metrics}
+        found = {(one.name, scope, one.unit, one.kind, one.temporality) for one in metrics for scope in one.scopes}
         variants = VARIANT_COLUMNS if len(found) > len({one.name for one in metrics}) else ()
         known = DISTRIBUTION_COLUMNS if any(not one.numeric for one in metrics) else ()
         return cls(variants, tuple(name for name in known if name not in variants))

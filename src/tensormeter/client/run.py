@@ -52,8 +52,8 @@ class Process:
 class Metric:
     """A metric of a run, over its processes; `last*` are None where there is no such thing, as for distributions.
 
-    Metrics of one name that differ in unit, kind or `scope` (the library that records it; "" for tensormeter itself) are
-    metrics of their own. `kind` is "gauge", "sum", "histogram", "exponential_histogram" or "summary"; `points` counts those of all processes.
+    Metrics of one name that differ in unit or kind are metrics of their own. `scopes` are the names of the libraries that record
+    it, "" for tensormeter itself. `kind` is "gauge", "sum", "histogram", "exponential_histogram" or "summary"; `points` counts those of all processes.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Metric:
     last: int | float | None
     last_step: int | None
     last_time: int | None
-    scope: str = ""
+    scopes: Sequence[str] = ("",)
 
     @property
     def numeric(self) -> bool:
@@ -151,7 +151,7 @@ class StoredRun:
         return [Process(**{key: one[key] for key in Process.__dataclass_fields__}) for one in found]
 
     def metrics(self) -> list[Metric]:
-        """Its metrics, by name; one that has several kinds, units or scopes is there several times."""
+        """Its metrics, by name; one that has several kinds or units is there several times."""
         found = self._connection.get("runs", self.id, "metrics", project=self.project)["metrics"]
         return [_metric(one) for one in found]
 

@@ -252,7 +252,7 @@ export class Feed {
 }
 
 function key(line: api.Line): string {
-  return JSON.stringify([line.run, line.process, line.kind, line.temporality, line.scope, line.unit, line.attributes]);
+  return JSON.stringify([line.run, line.process, line.kind, line.temporality, line.monotonic, line.scope, line.unit, line.attributes]);
 }
 
 function merge(before: api.Line[], fresh: api.Line[], points: number): api.Line[] {

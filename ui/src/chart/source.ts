@@ -173,11 +173,12 @@ export class MetricSource {
 
   private async overRanks(runs: Selected[], look: Look): Promise<Trace[]> {
     const { project } = this.feed;
-    const { name, unit, kind, temporality } = this.metric;
+    const { name, unit, kind, temporality, scopes } = this.metric;
+    const scope = scopes.length === 1 ? { scope: scopes[0] as string } : {};
     const window = look.window ? { start: look.window[0], stop: look.window[1] } : {};
     const answers = await Promise.all(
       runs.map((run) =>
-        api.ranks(run.id, { project, metric: name, unit, kind, temporality, x: look.x, max_points: 400, ...rounded(window, look.x) }),
+        api.ranks(run.id, { project, metric: name, unit, kind, temporality, ...scope, x: look.x, max_points: 400, ...rounded(window, look.x) }),
       ),
     );
     const traces: Trace[] = [];

@@ -2,6 +2,7 @@
 
 import * as api from "../api";
 import { drawHeatmap, drawSingle, type Frame } from "../chart/heatmap";
+import { type Chart, key } from "../chart/variant";
 import { arrange, fill, h } from "../dom";
 import * as format from "../format";
 import type { Update } from "../live";
@@ -49,13 +50,14 @@ export class DistributionsPane implements Pane {
     const matches = matcher(params.get("q") ?? "");
     const [run = ""] = this.session.ids;
     const shown: DistributionCard[] = [];
-    const metrics = this.session.metrics.filter(({ kind, name }) => KINDS.has(kind) && matches(name));
+    const metrics = this.session.charts.filter(({ kind, name }) => KINDS.has(kind) && matches(name));
     for (const metric of metrics.sort((a, b) => (a.name < b.name ? -1 : 1))) {
-      for (const attributes of metric.attributes.length ? metric.attributes : [{}]) {
-        const key = JSON.stringify([metric.name, metric.kind, metric.temporality, metric.scope, metric.unit, attributes]);
-        const card = this.cards.get(key) ?? new DistributionCard(run, this.session.project, metric, attributes, metrics.filter(({ name }) => name === metric.name).length > 1);
-        card.element.dataset.key = key;
-        this.cards.set(key, card);
+      const sets = metric.attributes.length ? metric.attributes : [{}];
+      for (const [scope, attributes] of metric.scopes.flatMap((scope) => sets.map((set) => [scope, set] as const))) {
+        const name = JSON.stringify([key(metric), scope, attributes]);
+        const card = this.cards.get(name) ?? new DistributionCard(run, this.session.project, metric, scope, attributes);
+        card.element.dataset.key = name;
+        this.cards.set(name, card);
         shown.push(card);
         this.observer.observe(card.element);
       }
@@ -105,13 +107,12 @@ class DistributionCard {
   constructor(
     private readonly run: string,
     private readonly project: string,
-    readonly metric: api.Metric,
+    readonly metric: Chart,
+    private readonly scope: string,
     private readonly attributes: Record<string, unknown>,
-    /** Whether other metrics have this name. */
-    ambiguous: boolean,
   ) {
-    const apart = ambiguous ? [metric.scope, metric.unit].filter(Boolean) : [];
-    const title = [metric.name, ...apart, ...Object.values(attributes).map(String)].join(" · ");
+    const from = metric.scopes.length > 1 && scope ? [scope] : [];
+    const title = [metric.title, ...from, ...Object.values(attributes).map(String)].join(" · ");
     this.heat.setAttribute("aria-label", `${title} over ${this.axis === "step" ? "steps" : "time"}; brighter is denser`);
     this.single.setAttribute("aria-label", `${title} at one ${this.axis === "step" ? "step" : "time"}`);
     this.heat.addEventListener("click", (event) => this.pick(event));
@@ -157,7 +158,8 @@ class DistributionCard {
     try {
       const atEnd = Number(this.slider.value) >= this.points.length - 1;
       const attributes = Object.keys(this.attributes).length ? JSON.stringify(this.attributes) : "";
-      const { name, kind, temporality, scope, unit } = this.metric;
+      const { scope } = this;
+      const { name, kind, temporality, unit } = this.metric;
       this.points = await api.histograms(this.run, { project: this.project, metric: name, kind, temporality, scope, unit, attributes, x: this.axis, max_points: 200 });
       this.slider.max = String(Math.max(0, this.points.length - 1));
       if (atEnd) this.slider.value = this.slider.max;

@@ -2,7 +2,7 @@
 
 import * as api from "../api";
 import { Feed } from "../chart/feed";
-import { type Chart, Charts } from "../chart/variant";
+import { type Chart, key, titled } from "../chart/variant";
 import type { Selected } from "../chart/source";
 import { fieldText } from "../field";
 import type { Update } from "../live";
@@ -23,7 +23,6 @@ export class Session {
   details = new Map<string, api.RunDetail>();
   metrics: api.Metric[] = [];
   readonly feed: Feed;
-  private readonly made = new Charts();
   private loading: Promise<void> | null = null;
   /** Runs whose metrics have grown since they were read. */
   private readonly grown = new Set<string>();
@@ -43,7 +42,7 @@ export class Session {
 
   /** The charts that the metrics make. */
   get charts(): Chart[] {
-    return this.made.of(this.metrics);
+    return titled(this.metrics);
   }
 
   /** What x is unless somebody has chosen: the step, but time where no script has logged any step. */
@@ -202,7 +201,6 @@ export class Session {
   }
 
   private merge(metrics: api.Metric[]): void {
-    const key = ({ name, kind, temporality, scope, unit }: api.Metric) => JSON.stringify([name, kind, temporality, scope, unit]);
     const known = new Map(this.metrics.map((metric) => [key(metric), metric]));
     const several = this.ids.length > 1;
     for (const metric of metrics) {
@@ -213,7 +211,8 @@ export class Session {
         const newer = Number(last_time ?? 0) > Number(old.last_time ?? 0) ? { last_step, last_time } : {};
         const processes = Math.max(metric.processes, old.processes);
         const attributes = union(old.attributes, metric.attributes);
-        Object.assign(old, { ...newer, processes, attributes, points: Math.max(points, old.points), stepped: old.stepped || metric.stepped });
+        const scopes = union(old.scopes, metric.scopes);
+        Object.assign(old, { ...newer, processes, attributes, scopes, points: Math.max(points, old.points), stepped: old.stepped || metric.stepped });
       }
       else Object.assign(old, metric);
     }

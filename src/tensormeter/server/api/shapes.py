@@ -38,7 +38,7 @@ def run_json(run: RunSummary, config: Mapping[str, Any] | None = None) -> dict[s
         "processes": run.processes,
         "points": run.points,
         "lost": run.lost,
-        "lag": (run.updated - run.newest) / 1e9 if run.newest else None,
+        "lag": max(run.updated - run.newest, 0) / 1e9 if run.newest else None,
         "config": run.config if config is None else config,
         "summary": {
             metric: {
@@ -94,10 +94,10 @@ def variant_json(series: Varying) -> dict[str, Any]:
 
 
 def metrics_json(series: Sequence[MetricSummary]) -> list[dict[str, Any]]:
-    """One entry for each name, kind, scope and unit of metric, of its series."""
-    groups: dict[tuple[str, Kind, str, str], list[MetricSummary]] = {}
+    """One entry for each name, kind and unit of metric, of its series."""
+    groups: dict[tuple[str, Kind, str], list[MetricSummary]] = {}
     for one in series:
-        groups.setdefault((one.metric, one.kind, one.scope, one.unit), []).append(one)
+        groups.setdefault((one.metric, one.kind, one.unit), []).append(one)
     return [_metric(group) for group in groups.values()]
 
 
@@ -107,7 +107,7 @@ def join_metrics(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, 
     seen: dict[tuple[object, ...], set[str]] = {}
     for metrics in runs:
         for one in metrics:
-            key = tuple(one[part] for part in ("name", "kind", "temporality", "monotonic", "scope", "unit"))
+            key = tuple(one[part] for part in ("name", "kind", "temporality", "monotonic", "unit"))
             known = joined.get(key)
             new = [
                 attributes for attributes in one["attributes"] if repr(attributes) not in seen.setdefault(key, set())
@@ -123,6 +123,7 @@ def join_metrics(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, 
                 "points": known["points"] + one["points"],
                 "processes": max(known["processes"], one["processes"]),
                 "stepped": known["stepped"] or one["stepped"],
+                "scopes": sorted({*known["scopes"], *one["scopes"]}),
             }
     return list(joined.values())
 
@@ -181,8 +182,12 @@ def _metric(group: Sequence[MetricSummary]) -> dict[str, Any]:
             attributes.append(one.attributes)
     return {
         "name": last.metric,
+        "kind": last.kind.name,
+        "unit": last.unit,
         "description": last.description,
-        **variant_json(last),
+        "temporality": last.kind.temporality,
+        "monotonic": last.kind.monotonic,
+        "scopes": sorted({one.scope for one in group}),
         "attributes": attributes,
         "points": sum(one.points for one in group),
         "processes": max(len(processes) for processes in attempts.values()),

@@ -70,7 +70,7 @@ def _durations(columns: Columns) -> Sequence[Any]:
 
 def _lags(columns: Columns) -> Sequence[Any]:
     pairs = zip(columns["updated"], columns["newest"], strict=True)
-    return [(updated - newest) / 1e9 if newest else None for updated, newest in pairs]
+    return [max(updated - newest, 0) / 1e9 if newest else None for updated, newest in pairs]
 
 
 def _known(value: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from tensormeter.otlp.batch import SCOPE, Batch, Distribution, Gauge, Scope, Series, Sum, Summary
+from tensormeter.otlp.batch import SCOPE, Batch, Distribution, Gauge, Histogram, Scope, Series, Sum, Summary
 from tensormeter.otlp.encode import encode_points
 from tensormeter.server.store.canonical import canonical_json
 from tensormeter.server.store.kind import kind_of
@@ -72,6 +72,8 @@ def arrivals_of(batches: Sequence[Batch]) -> tuple[list[Arrival], Rejections]:
                 rejections[f"metric name or scope is longer than {MAX_NAME} characters"] += len(series.times)
             elif len(attributes) > MAX_ATTRIBUTES_JSON:
                 rejections[f"attributes are longer than {MAX_ATTRIBUTES_JSON} characters as JSON"] += len(series.times)
+            elif isinstance(series, Histogram) and (reason := _misfit(series)):
+                rejections[reason] += len(series.times)
             else:
                 points = _timed(_column(series, rejections), rejections)
                 if len(points):
@@ -79,6 +81,18 @@ def arrivals_of(batches: Sequence[Batch]) -> tuple[list[Arrival], Rejections]:
                     about = (series.name, kind_of(series), scope, attributes, unit, description)
                     arrivals.append(Arrival(source, *about, points))
     return arrivals, rejections
+
+
+def _misfit(series: Histogram) -> str:
+    """What is wrong with the buckets of a histogram, "" if nothing."""
+    bounds, counts = len(series.bounds), series.buckets.shape[1]
+    if counts != (bounds + 1 if counts else bounds):
+        return (
+            f"histogram has {counts} bucket counts and {bounds} bounds; expected one count more than bounds, or neither"
+        )
+    if not (series.bounds[1:] > series.bounds[:-1]).all() or np.isnan(series.bounds).any():
+        return "histogram bounds do not increase"
+    return ""
 
 
 def _column(series: Series, rejections: Rejections) -> Column:

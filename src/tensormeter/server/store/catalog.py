@@ -96,7 +96,8 @@ class Catalog:
             run = known.run
         self._connection.execute(
             "UPDATE run SET created = min(created, ?), updated = max(updated, ?), newest = max(newest, ?) WHERE id = ?",
-            (time, received, newest if points else 0, run),
+            # A sender's clock may be wrong by years: from then on the run would never be late.
+            (time, received, min(newest, received) if points else 0, run),
         )
         if known is None or known.resource != source.resource:
             process = self._connection.execute(

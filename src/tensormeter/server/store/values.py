@@ -129,7 +129,7 @@ class RunSummary:
         started: Time of its earliest start, or else `created`.
         ended: Time of its latest end; None while it goes on.
         updated: When something last arrived for it, by the server's clock.
-        newest: Time of its latest point; 0 if there is none.
+        newest: Time of its latest point, or when it arrived if that was earlier, as with clocks that are fast; 0 if there is none.
         config: From the latest `tensormeter.run.start` or `tensormeter.run.config` that carries one, as JSON values.
         points: Stored points of all its series, those of `tensormeter.step` among them; resent ones as for `Summary`.
         processes: How many.

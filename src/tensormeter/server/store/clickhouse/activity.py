@@ -66,7 +66,7 @@ class Activity:
     def add_times(self, first: int, newest: int) -> None:
         """Points from `first` to `newest`; `newest` is 0 for an event at `first`."""
         self.created = min(self.created, first)
-        self.newest = max(self.newest, newest)
+        self.newest = max(self.newest, min(newest, self.received))
 
     def add_steps(self, steps: Points) -> None:
         """Steps of a process of a later attempt than the first."""
