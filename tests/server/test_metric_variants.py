@@ -112,6 +112,18 @@ def test_statistics_over_ranks_are_of_one_of_them(run, server_on_each, name):
     assert again["max"] == [EXPECTED[name][tuple(other[part] for part in ("kind", "temporality", "scope", "unit"))]] * N
 
 
+def test_summaries_do_not_mix_units(server_on_each, run):
+    for document in (
+        server_on_each.get("/api/v1/runs/variants"),
+        server_on_each.get("/api/v1/runs", project="demo", filter='id = "variants"')["runs"][0],
+        server_on_each.get("/api/v1/runs", filter='id = "variants"', fields="summary.requests,summary.same")["runs"][0],
+    ):
+        mixed, same = document["summary"]["requests"], document["summary"]["same"]
+        assert (mixed["count"], mixed["min"], mixed["max"], mixed["mean"]) == (2 * N, None, None, None)
+        assert mixed["last"] in (1.0, 1000.0)
+        assert (same["count"], same["min"], same["max"], same["mean"]) == (2 * N, 1.0, 2.0, 1.5)
+
+
 def test_distributions_say_which_they_are(run):
     assert {(one.scope, one.unit) for one in run.distributions("sizes")} == {("liba", "By"), ("libb", "KiBy")}
     for scope, unit in (("liba", "By"), ("libb", "KiBy")):

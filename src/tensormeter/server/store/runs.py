@@ -32,6 +32,9 @@ __all__ = [
 
 _SUMMARY_COLUMNS: Final = "count, numbers, total, minimum, maximum, last_time, last_word, last_integer, last_step"
 
+_FEW_METRICS: Final = 500
+"""As many names as one statement takes; with more, all metrics of a run are looked at."""
+
 _PLAIN_KEY: Final = re.compile(r"[\w ./:@-]+")
 """Keys that stand for themselves in a path of SQLite's JSON functions."""
 
@@ -102,6 +105,8 @@ def load_runs(
             stored = {} if metrics is not None and not metrics else _stored(connection, run, metrics)
             for metric, parts in memory.get(run, {}).items():
                 stored[metric] = Totals.merge([*([stored[metric]] if metric in stored else []), *parts])
+            for metric in _mixed(connection, run, stored) if stored else ():
+                stored[metric] = stored[metric].without_statistics()
             found.append(
                 RunSummary(
                     project=row[0],
@@ -126,6 +131,18 @@ def load_runs(
                 )
             )
     return found
+
+
+def _mixed(connection: sqlite3.Connection, run: int, metrics: Collection[str]) -> list[str]:
+    """Those of the metrics of a run whose series differ in unit or kind."""
+    few = len(metrics) < _FEW_METRICS
+    named = f" AND metric IN ({', '.join('?' * len(metrics))})" if few else ""
+    rows = connection.execute(
+        "SELECT metric FROM process JOIN series ON series.process = process.id"
+        f" WHERE run = ?{named} AND (kind = 'gauge' OR kind LIKE 'sum %') GROUP BY metric HAVING min(kind || ' ' || unit) < max(kind || ' ' || unit)",
+        (run, *(metrics if few else ())),
+    )
+    return [row[0] for row in rows if row[0] in metrics]
 
 
 def load_states(connection: sqlite3.Connection, runs: Collection[int], stall_after: float) -> dict[int, State]:

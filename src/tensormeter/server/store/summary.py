@@ -4,7 +4,7 @@ import math
 import sqlite3
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -82,6 +82,10 @@ class Totals:
             last.last_integer,
             last.last_step,
         )
+
+    def without_statistics(self) -> "Totals":
+        """Without sum and extremes, which mean nothing where series differ in unit or kind."""
+        return replace(self, total=math.nan, minimum=math.nan, maximum=math.nan)
 
     @property
     def mean(self) -> float:

@@ -104,7 +104,7 @@ class Summary:
 
     Attributes:
         last: The value with the latest time.
-        min: NaN if there are none but NaN; so are `max` and `mean`.
+        min: NaN if there are none but NaN, or, of one run, if series differ in unit or kind; so are `max` and `mean`.
         count: Points. One that was resent without a batch id counts twice until the store has folded it.
         last_step: The step logged at the time of `last`, or None.
         last_time: Nanoseconds since the Unix epoch.

@@ -137,6 +137,9 @@ class Runs:
         totals: Mapping[int, dict[str, Totals]] = {}
         if found and (metrics is None or metrics):
             totals = self._totals(f"run IN ({numbers(found)})", metrics, steps=True)
+            for run, metric in self._mixed(found):
+                if metric in totals.get(run, {}):
+                    totals[run][metric] = totals[run][metric].without_statistics()
         points = self._points(f"run IN ({numbers(found)})") if found else {}
         return [
             replace(
@@ -173,6 +176,13 @@ class Runs:
                 column = [None if run not in of_run else getattr(of_run[run], PARTS.get(part, part)) for run in runs]
                 columns[f"summary.{metric}.{part}"] = column
         return RunTable(runs, columns)
+
+    def _mixed(self, runs: Collection[int]) -> Sequence[Sequence[Any]]:
+        """(run, metric) of metrics whose series differ in unit or kind."""
+        return self._connection.rows(
+            f"SELECT run, metric FROM series WHERE run IN ({numbers(runs)}) AND (kind = 'gauge' OR kind LIKE 'sum %')"
+            " GROUP BY run, metric HAVING uniqExact(kind, unit) > 1"
+        )
 
     def step_at(self, wanted: Collection[tuple[int, int, int]]) -> dict[tuple[int, int], int]:
         """Steps by (series, time), of (run, series of steps, time); without those where no step was logged."""
