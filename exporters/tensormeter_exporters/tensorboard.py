@@ -46,6 +46,7 @@ __all__ = ["TensorBoardExporter"]
 
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]")
 _FILE_VERSION: Final = "brain.Event:2"
+_SMALLEST: Final = float(np.finfo(np.float32).tiny)
 _MAX_ROWS: Final = 1000
 """Rows of a table that are shown: TensorBoard renders the text in the browser."""
 
@@ -121,6 +122,8 @@ def _series_events(stepped: SteppedSeries) -> Iterator[Event]:
     if isinstance(series, Distribution):
         for index, (at, step) in enumerate(zip(times, steps, strict=True)):
             edges, counts = bucket_edges(series, index)
+            # TensorBoard reads single precision: a bucket for 0 alone would have no width.
+            edges = np.where((edges < 0) & (edges > -_SMALLEST), -_SMALLEST, edges)
             histogram = HistogramProto(
                 min=edges[0],
                 max=edges[-1],

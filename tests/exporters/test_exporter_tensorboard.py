@@ -71,11 +71,14 @@ def test_tensorboard_reads_it(written):
     assert image.tensor_proto.string_val[2] == PIXEL
 
 
+SMALLEST = float(np.finfo(np.float32).tiny)
+
+
 def test_histograms_keep_their_counts(written):
     loaded = load(written / "p0123456")
     for tag, edges, counts in (
         ("explicit", [-1, 0, 1, 2, 30], [1, 1, 2, 1]),
-        ("exponential", [-4, -2, 1, 2, 4], [1, 2, 3, 4]),
+        ("exponential", [-4, -2, -SMALLEST, 0, 1, 2, 4], [1, 0, 2, 0, 3, 4]),
     ):
         (event,) = loaded.Tensors(tag)
         buckets = make_ndarray(event.tensor_proto)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tensormeter.errors import SettingsError
-from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge, Sum
+from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge, Scope, Sum
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.encode import encode_metrics
 from tensormeter.server.alerts.config import AlertConfig, Rule, load_alert_config
@@ -95,6 +95,27 @@ def test_the_watcher_raises_alerts_once(watched):
     watched.rows(33, [1.0] * 30 + [math.nan])
     watched.watcher.look()
     assert watched.alerts() == [("spike", 30), ("nan", 32), ("nan", 63)]
+
+
+def test_metrics_of_one_name_are_watched_apart(watched):
+    """Two libraries whose losses are of another size make no spikes, and neither hides the other's NaN."""
+    times = (T0 + np.arange(60) * SECOND).astype(np.uint64)
+    resource = {"service.name": "demo", "tensormeter.run.id": "r", "service.instance.id": "p"}
+
+    def log(part):
+        small, large = np.ones(60), np.full(60, 1000.0)
+        small[-1] = math.nan
+        series = [
+            Gauge("train/loss", times[part], values[part], scope=Scope(name))
+            for name, values in (("large", large), ("small", small))
+        ]
+        payload = encode_metrics([Batch(resource, series)])
+        watched.store.append_metrics(decode_metrics(payload), payload=payload)
+        watched.watcher.look()
+
+    log(slice(0, 50))
+    log(slice(50, 60))
+    assert watched.alerts() == [("nan", None)]
 
 
 def test_a_process_that_drops_something_is_told_once(watched):

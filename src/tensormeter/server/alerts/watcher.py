@@ -107,7 +107,7 @@ class Watcher:
     def _take_values(self, ref: RunRef, watched: _Watched, series: Series, reading: Reading) -> None:
         points = series.points
         assert isinstance(points, Points)
-        key = series.process, series.metric, repr(series.attributes)
+        key = series.process, series.metric, repr((series.kind, series.scope, series.attributes))
         points = points[points.times > watched.seen.get(key, 0)][-_MAX_NEW:]
         if not len(points):
             return
