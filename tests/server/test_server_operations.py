@@ -207,16 +207,16 @@ def test_a_request_may_take_longer_than_its_headers(start, eventually):
             assert stream.recv(65536)
 
 
-def test_more_connections_than_allowed(start, eventually):
+def test_more_requests_than_connections_are_allowed(start, eventually):
+    """Connections whose requests are being answered keep their places; a further one is refused at once."""
     server = start("--max-connections", "3")
     held = [connect(server) for _ in range(3)]
     try:
-
-        def refused():
-            with connect(server) as further:
-                return everything(further).startswith(b"HTTP/1.1 503 ")
-
-        eventually(refused)
+        for stream in held:
+            stream.sendall(b"GET /api/v1/stream?runs=none HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert stream.recv(65536).startswith(b"HTTP/1.1 200 ")
+        with connect(server) as further:
+            assert everything(further).startswith(b"HTTP/1.1 503 ")
         held.pop().close()
 
         def answered():
@@ -262,7 +262,8 @@ def test_logs_as_text(start, eventually):
 
 
 def test_a_proxy_that_is_believed(start, eventually):
-    server = start("--log-format", "json", "--access-log", "--forwarded-allow-ips", "127.0.0.1")
+    token = {"TENSORMETER_TOKEN": TOKEN}
+    server = start("--log-format", "json", "--access-log", "--forwarded-allow-ips", "127.0.0.1", environment=token)
     headers = {"X-Forwarded-For": "10.9.8.7", "X-Forwarded-Proto": "https"}
     assert server.ask("/healthz", headers)[0] == 200
     eventually(lambda: len(log_of(server)) == 1)

@@ -20,7 +20,7 @@ _FILE: Final = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind; others need a token.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind; any but loopback needs a token.")
 @click.option("--port", default=DEFAULT_PORT, show_default=True, help="Port to bind; 0 takes any free one.")
 @click.option(
     "--data",
@@ -45,7 +45,7 @@ _FILE: Final = click.Path(dir_okay=False, path_type=Path)
     "allowed_hosts",
     multiple=True,
     metavar="NAME",
-    help="Name by which clients call this server; may be repeated.",
+    help="Name by which clients call this server, from other machines too, so it needs a token; may be repeated.",
 )
 @click.option(
     "--stall-after",
@@ -74,14 +74,14 @@ _FILE: Final = click.Path(dir_okay=False, path_type=Path)
     "--forwarded-allow-ips",
     default="",
     metavar="ADDRESSES",
-    help="Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, between commas.  [default: none]",
+    help="Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, between commas; needs a token.  [default: none]",
 )
 @click.option(
     "--max-connections",
     default=2048,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Connections at once; what is beyond is answered 503.",
+    help="Connections at once; beyond that, idle and half-open ones give way, or new ones are answered 503.",
 )
 @click.option(
     "--header-timeout",
@@ -89,6 +89,13 @@ _FILE: Final = click.Path(dir_okay=False, path_type=Path)
     show_default=True,
     type=click.FloatRange(0, 3600, min_open=True, max_open=True),
     help="Seconds in which the headers of a request must have come.",
+)
+@click.option(
+    "--send-timeout",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(0, 3600, min_open=True, max_open=True),
+    help="Seconds after which a client that reads nothing of its answer is given up.",
 )
 @click.option(
     "--self-metrics",

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tensormeter.server.config import ServerConfig
+from tensormeter.server.status import OTLP_PATHS
 from tensormeter.server.tokens import Permission, Token, TokenFile
-from tensormeter.settings import is_loopback
 
 __all__ = ["Access", "Authenticator", "needed_permissions"]
 
@@ -35,10 +35,14 @@ class Authenticator:
         self._tokens = TokenFile(config.directory)
         self._server_token = config.token.encode() if config.token else None
         self._own_token = config.own_token.encode()
-        self._local = is_loopback(config.host)
+        self._local = config.is_local
 
-    def access(self, authorization: str) -> Access | None:
+    def access(self, authorization: str, *, forwarded: bool = False) -> Access | None:
         """What a request with this `Authorization` header may do; None: nothing.
+
+        Args:
+            authorization: The header.
+            forwarded: Whether it came through a proxy, so that somebody else than this machine may have sent it.
 
         Raises:
             StoreError: The file of tokens cannot be read, so nobody is known.
@@ -55,7 +59,7 @@ class Authenticator:
         if token is not None:
             return Access(token.name, token.project, token.allows, lambda: self._still(given, token))
         # Where nothing but this machine can ask, and no token was ever made, none is needed.
-        if self._server_token is None and known is None and self._local:
+        if self._server_token is None and known is None and self._local and not forwarded:
             return Access("anyone", valid=lambda: self._tokens.tokens() is None)
         return None
 
@@ -65,7 +69,7 @@ class Authenticator:
 
 def needed_permissions(method: str, path: str) -> tuple[Permission, ...]:
     """What a request must be allowed to do."""
-    if path.startswith("/v1/"):
+    if path.startswith(OTLP_PATHS):
         return ("write",)
     match method:
         case "GET" | "HEAD" | "POST":  # POST /api/v1/query is a question

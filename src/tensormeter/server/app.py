@@ -10,6 +10,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tensormeter.errors import EncodingError, StoreError, UsageError
+from tensormeter.server.answers import Pieces
 from tensormeter.server.api import Shutdown, api_routes
 from tensormeter.server.config import ServerConfig
 from tensormeter.server.guard import Guard
@@ -17,6 +18,7 @@ from tensormeter.server.observer import Listener, Observer
 from tensormeter.server.page import Page, wants_page
 from tensormeter.server.receiver import THREADS, WAITING_THREADS, Receiver
 from tensormeter.server.scope import ForbiddenError, Stores
+from tensormeter.server.signals import OtherSignals
 from tensormeter.server.status import error_response
 from tensormeter.server.store import (
     AmbiguousRunError,
@@ -84,6 +86,7 @@ def create_app(
             Route("/readyz", ready),
             *page.routes(),
             *Receiver(stores, config.max_body_bytes, listener, threads).routes(),
+            *OtherSignals().routes(),
             *api_routes(stores, shutdown or Shutdown()),
         ],
         exception_handlers={
@@ -96,7 +99,7 @@ def create_app(
         },
     )
     app.router.redirect_slashes = False
-    return Observer(Guard(app, config), listener)
+    return Pieces(Observer(Guard(app, config), listener))
 
 
 def _on_http_exception(request: Request, error: Exception) -> Response:

@@ -1,11 +1,13 @@
 """What a server is started with."""
 
+import ipaddress
 import os
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
+from urllib.parse import urlsplit
 
 import platformdirs
 
@@ -41,10 +43,11 @@ class ServerConfig:
         directory: Where the SQLite store and the file of tokens are; by default `TENSORMETER_SERVER_DIR`, else the user's data
             folder.
         clickhouse: Where a store in ClickHouse is, instead of the one in SQLite.
-        token: Bearer token that may do everything, beside those of the folder's `TokenFile`, or None. Anything but a
-            loopback host needs it, or a token in the file.
+        token: Bearer token that may do everything, beside those of the folder's `TokenFile`, or None. A server that others than
+            this machine can reach needs it, or a token in the file; see `is_local`.
         own_token: Token with which the server's own process may send; made at random.
-        allowed_hosts: Further names, without port, by which clients may call this server.
+        allowed_hosts: Further names, without port, by which clients may call this server. Any but those of loopback says that
+            others than this machine can reach it.
         max_body_bytes: Limit on the body of a request, before and after decompression.
         stall_after: Seconds of silence after which a run that has not ended counts as stalled.
         retention_days: Age at which points, and runs that nothing was heard of, are deleted; None: never.
@@ -55,11 +58,13 @@ class ServerConfig:
             place is shown to new connections.
         tls_key: File with its private key, without a passphrase.
         forwarded_allow_ips: Addresses and networks, between commas, of proxies whose `X-Forwarded-For` and
-            `X-Forwarded-Proto` are believed; "" for none.
+            `X-Forwarded-Proto` are believed; "" for none. Any says that others than this machine can reach the server.
         self_metrics: Where metrics of the server itself go: `store`, its own one, as a project; `otlp`, as OpenTelemetry's
             variables say.
-        max_connections: Open at once; what is beyond is answered 503.
+        max_connections: Open at once. Beyond that the oldest one that waits for its client gives way, of the address with the
+            most of them; if none waits, a new one is answered 503.
         header_timeout: Seconds in which the headers of a request must have come.
+        send_timeout: Seconds without progress after which a client that does not read its answer is given up.
 
     Raises:
         SettingsError: A value cannot be used; the message says what to do.
@@ -85,10 +90,12 @@ class ServerConfig:
     self_metrics: Sequence[SelfMetrics] = ()
     max_connections: int = 2048
     header_timeout: float = 30.0
+    send_timeout: float = 30.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "directory", Path(self.directory).expanduser().absolute())
-        object.__setattr__(self, "allowed_hosts", frozenset(host.lower() for host in self.allowed_hosts))
+        object.__setattr__(self, "allowed_hosts", frozenset(map(_host_name, self.allowed_hosts)))
+        object.__setattr__(self, "forwarded_allow_ips", _proxies(self.forwarded_allow_ips))
         if self.clickhouse is not None and self.retention_bytes is not None:
             raise SettingsError("retention_bytes: ClickHouse does not bound a database; use retention_days, or TTLs")
         if not self.host:
@@ -101,21 +108,79 @@ class ServerConfig:
             raise SettingsError("tls_cert, tls_key: expected both or none; a certificate is of no use without its key")
         if self.tls_cert is not None and self.tls_key is not None:
             load_certificate(self.tls_cert, self.tls_key)
-        if "*" in self.forwarded_allow_ips:
-            raise SettingsError(
-                "forwarded_allow_ips: expected addresses of proxies, got '*': anyone could claim to be one"
-            )
         if self.max_connections < 1:
             raise SettingsError(f"max_connections: expected 1 or more, got {self.max_connections}")
-        if not 0 < self.header_timeout < 3600:
-            raise SettingsError(f"header_timeout: expected seconds, up to an hour, got {self.header_timeout}")
+        for name in ("header_timeout", "send_timeout"):
+            if not 0 < getattr(self, name) < 3600:
+                raise SettingsError(f"{name}: expected seconds, up to an hour, got {getattr(self, name)}")
         # Not shown: it is a secret, even when it is wrong.
         if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.split()):
             raise SettingsError("token: expected printable ASCII characters; generate one with `openssl rand -hex 32`")
         if self.token is not None and " " in self.token:
             raise SettingsError("token: expected no spaces inside; generate one with `openssl rand -hex 32`")
-        if self.token is None and not is_loopback(self.host) and not TokenFile(self.directory).tokens():
+        reason = self._open_by()
+        if self.token is None and reason is not None and not TokenFile(self.directory).tokens():
             raise SettingsError(
-                f"host: {self.host!r} can be reached from other machines, so a token is needed; make one with "
-                "`tensormeter token create`, set TENSORMETER_TOKEN or give --token-file, or bind 127.0.0.1",
+                f"{reason}, so a token is needed; make one with `tensormeter token create`, set TENSORMETER_TOKEN or give "
+                "--token-file, or serve this machine alone: bind 127.0.0.1, without --allowed-host and --forwarded-allow-ips",
             )
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach the server, as far as its settings say; then it may do without tokens."""
+        return self._open_by() is None
+
+    def _open_by(self) -> str | None:
+        """The setting by which others than this machine can reach the server, in words; None: there is none."""
+        if not is_loopback(self.host):
+            return f"host: {self.host!r} can be reached from other machines"
+        names = sorted(name for name in self.allowed_hosts if not is_loopback(name))
+        if names:
+            return f"allowed_hosts: the server is reached by the name {names[0]!r}, from other machines too"
+        if self.forwarded_allow_ips:
+            return f"forwarded_allow_ips: the server is reached through a proxy ({self.forwarded_allow_ips}), by others too"
+        return None
+
+
+def _host_name(text: str) -> str:
+    """A name, or an address without brackets, as it is compared with what clients send.
+
+    Raises:
+        SettingsError: It cannot be one.
+    """
+    name = text.strip().lower()
+    try:
+        parts = urlsplit(f"//[{name}]" if name.count(":") > 1 and not name.startswith("[") else f"//{name}")
+        found = parts.hostname if parts.port is None and "@" not in name and parts.netloc and not parts.path else None
+    except ValueError:
+        found = None
+    if not found or "*" in found or " " in found:
+        raise SettingsError(
+            f"allowed_hosts: expected a name or an address, without port or wildcard, got {text!r}; give each name, and a token"
+        )
+    return found
+
+
+def _proxies(text: str) -> str:
+    """Addresses and networks between commas.
+
+    Raises:
+        SettingsError: One of them is none.
+    """
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    for part in found:
+        if "*" in part:
+            raise SettingsError(
+                f"forwarded_allow_ips: expected addresses of proxies, got {part!r}: anyone could claim to be one"
+            )
+        try:
+            network = ipaddress.ip_network(part)
+        except ValueError:
+            raise SettingsError(
+                f"forwarded_allow_ips: expected addresses or networks of proxies between commas, got {part!r}"
+            ) from None
+        if network.prefixlen == 0:
+            raise SettingsError(
+                f"forwarded_allow_ips: expected addresses of proxies, got {part!r}: anyone could claim to be one"
+            )
+    return ",".join(found)

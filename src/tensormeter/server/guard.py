@@ -27,6 +27,9 @@ _PUBLIC: Final = frozenset({"/", "/healthz", "/readyz"})
 
 _log: Final = logging.getLogger(__name__)
 
+_FORWARDED: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
+"""What proxies add that pass requests of others on."""
+
 _HEADERS: Final = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -43,7 +46,7 @@ class Guard:
         self._app = app
         self._authenticator = Authenticator(config)
         self._hosts = frozenset({*config.allowed_hosts, config.host.lower()})
-        self._local = is_loopback(config.host)
+        self._bound_to_loopback = is_loopback(config.host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on or refuse it."""
@@ -73,12 +76,15 @@ class Guard:
         if path in _PUBLIC or path.startswith(STATIC_PREFIX):
             return None
         try:
-            access = self._authenticator.access(headers.get("authorization", ""))
+            forwarded = any(name in headers for name in _FORWARDED)
+            access = self._authenticator.access(headers.get("authorization", ""), forwarded=forwarded)
         except StoreError as error:
             _log.error("tensormeter: %s", error)
             return error_response(scope, 503, "unavailable", "the tokens cannot be read; the server's log says why")
         if access is None:
             message = "a valid bearer token is needed; set TENSORMETER_TOKEN to one of this server"
+            if forwarded and self._bound_to_loopback:
+                message += ", which needs one for whoever comes through a proxy"
             return error_response(scope, 401, "unauthorized", message, {"WWW-Authenticate": "Bearer"})
         missing = [one for one in needed_permissions(scope["method"], path) if not access.allows(one)]
         if missing:
@@ -93,7 +99,7 @@ class Guard:
         if is_loopback(host) or host in self._hosts:
             return True
         # A page can rebind a name, never an address; and off the loopback there is always a token.
-        return not self._local and _is_address(host)
+        return not self._bound_to_loopback and _is_address(host)
 
 
 def _hostname(host: str) -> str | None:

@@ -3,10 +3,11 @@
 import json
 import logging
 import sys
+import time
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
-__all__ = ["ACCESS", "LogFormat", "configure_logs"]
+__all__ = ["ACCESS", "LogFormat", "Seldom", "configure_logs"]
 
 LogFormat = Literal["text", "json"]
 
@@ -36,6 +37,30 @@ class _Json(logging.Formatter):
         if record.exc_info:
             document["exception"] = self.formatException(record.exc_info)
         return json.dumps(document, default=str)  # ASCII: nothing that a client sent can move a cursor
+
+
+class Seldom:
+    """Logs warnings of one kind, one at most in an interval, and says how many it left out. For one thread."""
+
+    def __init__(self, logger: logging.Logger, seconds: float = 60.0) -> None:
+        """Args:
+        logger: Where to.
+        seconds: The interval.
+        """
+        self._logger = logger
+        self._seconds = seconds
+        self._next = 0.0
+        self._left_out = 0
+
+    def warning(self, message: str, *arguments: object) -> None:
+        """Log a warning, or count it."""
+        now = time.monotonic()
+        if now < self._next:
+            self._left_out += 1
+            return
+        more = f" ({self._left_out} more since the last such line)" if self._left_out else ""
+        self._next, self._left_out = now + self._seconds, 0
+        self._logger.warning("tensormeter: %s%s", message % arguments, more)
 
 
 def configure_logs(form: LogFormat, *, access: bool) -> None:

@@ -16,10 +16,12 @@ from tensormeter.server.api import Shutdown
 from tensormeter.server.app import create_app
 from tensormeter.server.config import ServerConfig
 from tensormeter.server.connection import limited_protocol
+from tensormeter.server.private import protect_folder
 from tensormeter.server.store import Store
 from tensormeter.server.store.removal import Retention
 from tensormeter.server.store.sqlite import SqliteStore
 from tensormeter.server.tls import Certificate
+from tensormeter.settings import is_loopback
 
 if TYPE_CHECKING:
     from tensormeter.server.telemetry import ServerMetrics
@@ -48,6 +50,7 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
     listener = _bind(config)
     _raise_file_limit(config.max_connections)
     with listener:
+        protect_folder(config.directory)
         store = _open(config)
         alerts = AlertService(store, config.alerts, config.alert_interval)
         metrics = None
@@ -57,7 +60,8 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
             shutdown = Shutdown()
             uvicorn_config = uvicorn.Config(
                 create_app(store, config, shutdown, metrics),
-                http=limited_protocol(config.max_connections, config.header_timeout),
+                http=limited_protocol(config.max_connections, config.header_timeout, config.send_timeout),
+                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
                 ws="none",
                 lifespan="off",
                 access_log=False,
@@ -134,6 +138,9 @@ def _bind(config: ServerConfig) -> socket.socket:
             type=socket.SOCK_STREAM,
             flags=socket.AI_PASSIVE,
         )[0]
+        if config.token is None and is_loopback(config.host) and not is_loopback(str(address[0])):
+            # A name is looked up, and the answer can be any address.
+            raise SettingsError(f"host: {config.host!r} is {address[0]} here, which is not loopback; bind 127.0.0.1")
         listener = socket.socket(family, kind, protocol)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

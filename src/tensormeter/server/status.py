@@ -1,4 +1,4 @@
-"""Errors as the protocols want them: `google.rpc.Status` under /v1/, one JSON shape everywhere else."""
+"""Errors as the protocols want them: `google.rpc.Status` for OTLP, one JSON shape everywhere else."""
 
 import json
 from collections.abc import Mapping
@@ -8,11 +8,14 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Scope
 
-__all__ = ["JSON", "PROTOBUF", "error_response"]
+__all__ = ["JSON", "OTLP_PATHS", "PROTOBUF", "error_response"]
 
 JSON: Final = "application/json"
 
 PROTOBUF: Final = "application/x-protobuf"
+
+OTLP_PATHS: Final = ("/v1/", "/v1development/")
+"""How the paths of OTLP/HTTP begin."""
 
 # Codes of google.rpc.Code by HTTP status; anything else is UNKNOWN (2).
 _RPC_CODES: Final = {
@@ -47,7 +50,7 @@ def error_response(
         message: For people.
         headers: Further headers.
     """
-    if scope["path"].startswith("/v1/"):
+    if scope["path"].startswith(OTLP_PATHS):
         if Headers(scope=scope).get("content-type", "").lower().startswith(JSON):
             document = {"code": _RPC_CODES.get(status, 2), "message": message}
             return Response(json.dumps(document), status, headers, JSON)

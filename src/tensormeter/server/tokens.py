@@ -4,7 +4,6 @@ A token is `tm_ID_SECRET`, with 192 random bits in the secret. That many cannot 
 The file is replaced as a whole, so whoever reads it sees it before or after a change, never in between.
 """
 
-import fcntl
 import hashlib
 import hmac
 import json
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from tensormeter.errors import SettingsError, StoreError, UsageError
+from tensormeter.server.private import make_folder, open_private
+from tensormeter.server.waiting import note_holder, wait_for_lock
 
 __all__ = ["PERMISSIONS", "Permission", "Token", "TokenFile"]
 
@@ -29,6 +30,9 @@ PERMISSIONS: Final[Sequence[Permission]] = get_args(Permission)
 """`write`: send metrics and logs. `read`: see runs. Both: also change names, tags and notes. `admin`: all, also delete."""
 
 FILE_NAME: Final = "tokens.json"
+
+LOCK_SECONDS: Final = 10.0
+"""How long a change waits for another one, which takes milliseconds."""
 
 _TOKEN: Final = re.compile(r"tm_([0-9a-f]{8})_([0-9a-f]{48})")
 _VERSION: Final = 1
@@ -154,14 +158,23 @@ class TokenFile:
 
     @contextmanager
     def _changing(self) -> Iterator[dict[str, Token]]:
-        """The tokens, to be changed; they are written when the block ends well. One process at a time."""
+        """The tokens, to be changed; they are written when the block ends well. One process at a time.
+
+        Raises:
+            StoreError: They cannot be read or written, or another process keeps its lock on them.
+        """
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with open(self._path.with_suffix(".lock"), "a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            make_folder(self._path.parent)
+            lock = self._path.with_suffix(".lock")
+            descriptor = open_private(lock)
+            try:
+                wait_for_lock(descriptor, lock, LOCK_SECONDS)
+                note_holder(descriptor)
                 tokens = self._load() if self._path.exists() else {}
                 yield tokens
                 self._write(tokens)
+            finally:
+                os.close(descriptor)
         except OSError as error:
             raise StoreError(f"{self._path}: cannot be changed ({error.strerror})") from None
 

@@ -5,6 +5,7 @@ Every answer is valid JSON: NaN and the infinities are the strings "NaN", "Infin
 
 from starlette.routing import Route
 
+from tensormeter.server.answers import Answers
 from tensormeter.server.api.openapi import describe_api
 from tensormeter.server.api.points import PointsApi
 from tensormeter.server.api.request import ApiThreads
@@ -17,10 +18,11 @@ __all__ = ["Shutdown", "api_routes"]
 
 def api_routes(stores: Stores, shutdown: Shutdown) -> list[Route]:
     """All routes of the API. All work happens on worker threads of its own."""
-    threads = ApiThreads()
-    return [
+    threads, answers = ApiThreads(), Answers()
+    routes = [
         Route("/api/v1/openapi.json", describe_api),
         *RunsApi(stores, threads).routes(),
-        *PointsApi(stores, threads).routes(),
-        *StreamApi(stores, threads, shutdown).routes(),
+        *PointsApi(stores, threads, answers).routes(),
     ]
+    bounded = [Route(one.path, answers.bounded(one.endpoint), methods=one.methods) for one in routes]
+    return [*bounded, *StreamApi(stores, threads, shutdown).routes()]

@@ -45,23 +45,23 @@ class _Arrays:
             self._size += len(data) + padding
         return place
 
-    def encode(self, document: Any) -> bytes:
-        """The whole answer: offsets count from its start."""
+    def encode(self, document: Any) -> list[bytes]:
+        """The whole answer, in parts: offsets count from its start."""
         # The header's length depends on the digits of the offsets: they are laid out for a start that is large enough.
         self._move(1 << 40)
         start = -(-(4 + len(encode(document))) // 8) * 8
         self._move(start - (1 << 40))
         header = encode(document)
         padding = b" " * (start - 4 - len(header))
-        return b"".join([len(header).to_bytes(4, "little"), header, padding, *self._parts])
+        return [len(header).to_bytes(4, "little") + header + padding, *self._parts]
 
     def _move(self, by: int) -> None:
         for place in self._places:
             place["offset"] += by
 
 
-def encode_columns(result: PointsResult, *, reset: bool) -> bytes:
-    """The document of `/query` with arrays apart."""
+def encode_columns(result: PointsResult, *, reset: bool) -> list[bytes]:
+    """The document of `/query` with arrays apart, in parts."""
     arrays = _Arrays()
     series = []
     for one in result.series:
@@ -71,8 +71,8 @@ def encode_columns(result: PointsResult, *, reset: bool) -> bytes:
     return arrays.encode({"series": series, "cursor": result.cursor, "reset": reset})
 
 
-def encode_full_columns(metric: str, x: str, found: Sequence[FullSeries]) -> bytes:
-    """The document of `/series` with arrays apart: `value` is the bits of float64, or int64 where `integers` is 1."""
+def encode_full_columns(metric: str, x: str, found: Sequence[FullSeries]) -> list[bytes]:
+    """The document of `/series` with arrays apart, in parts: `value` is the bits of float64, or int64 where `integers` is 1."""
     arrays = _Arrays()
     series = []
     for one in found:

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
+from tensormeter.server.answers import Answers, HeldResponse
 from tensormeter.server.api.columns import COLUMNS, encode_columns, encode_full_columns
 from tensormeter.server.api.request import (
     MAX_RUNS,
@@ -66,9 +67,10 @@ _CHOICE: Final = ("scope", "unit", "kind", "temporality")
 class PointsApi:
     """Handlers that return points."""
 
-    def __init__(self, stores: Stores, threads: ApiThreads) -> None:
+    def __init__(self, stores: Stores, threads: ApiThreads, answers: Answers) -> None:
         self._stores = stores
         self._threads = threads
+        self._answers = answers
         self._ranks = RankMemory()
 
     def routes(self) -> list[Route]:
@@ -86,14 +88,15 @@ class PointsApi:
         query = _query(await read_json(request))
         binary = COLUMNS in request.headers.get("accept", "")
 
-        def work() -> Response:
-            result = query_points(self._stores.of(request), query)
+        def work(most: int) -> HeldResponse:
+            result = query_points(self._stores.of(request), query, most)
             reset = query.after is not None and result.complete
+            held = sum(one.x.nbytes + one.y.nbytes for one in result.series)
             if binary:
-                return Response(encode_columns(result, reset=reset), media_type=COLUMNS)
-            return StreamingResponse(_encode_result(result, reset=reset), media_type="application/json")
+                return HeldResponse(encode_columns(result, reset=reset), held, COLUMNS)
+            return HeldResponse(_encode_result(result, reset=reset), held, "application/json")
 
-        return await self._threads.run(work)
+        return await self._answers.points(request, self._threads.run, work)
 
     async def series(self, request: Request) -> Response:
         """Every point of a metric."""
@@ -109,7 +112,7 @@ class PointsApi:
         attempt = parse_attempt(query.get("attempt"))
         binary = COLUMNS in request.headers.get("accept", "")
 
-        def work() -> Response:
+        def work(most: int) -> HeldResponse:
             found = read_full(
                 self._stores.of(request),
                 ref,
@@ -119,13 +122,13 @@ class PointsApi:
                 start=start,
                 stop=stop,
                 attempt=attempt,
-                limit=limit,
+                limit=most,
             )
             if binary:
-                return Response(encode_full_columns(metric, x, found), media_type=COLUMNS)
-            return StreamingResponse(_encode_full(metric, x, found), media_type="application/json")
+                return HeldResponse(encode_full_columns(metric, x, found), _held(found), COLUMNS)
+            return HeldResponse(_encode_full(metric, x, found), _held(found), "application/json")
 
-        return await self._threads.run(work)
+        return await self._answers.points(request, self._threads.run, work, limit)
 
     async def ranks(self, request: Request) -> Response:
         """Statistics of a metric over the processes of a run."""
@@ -207,7 +210,7 @@ class PointsApi:
                 attempt=attempt,
                 limit=limit,
             )
-            return StreamingResponse(_encode_distributions(metric, found), media_type="application/json")
+            return HeldResponse(_encode_distributions(metric, found), _held(found), "application/json")
 
         return await self._threads.run(work)
 
@@ -310,9 +313,29 @@ def _encode_result(result: PointsResult, *, reset: bool) -> Iterator[bytes]:
     for position, one in enumerate(result.series):
         about = {"run": one.run, "process": one.process, "attempt": one.attempt}
         rest = {"metric": one.metric} | variant_json(one) | {"attributes": one.attributes, "total": one.total}
-        arrays = b',"x":' + encode(_numbers(one.x)) + b',"y":' + encode(_numbers(one.y)) + b"}"
-        yield (b"," if position else b"") + encode(about | rest)[:-1] + arrays
+        yield (b"," if position else b"") + encode(about | rest)[:-1]
+        for name, column in (("x", one.x), ("y", one.y)):
+            yield from _encode_array(name, column)
+        yield b"}"
     yield b"]," + encode({"cursor": result.cursor, "reset": reset})[1:]
+
+
+def _encode_array(name: str, column: NDArray[np.float64]) -> Iterator[bytes]:
+    start = f',"{name}":['.encode()
+    for first in range(0, len(column), _SLICE):
+        yield start + encode(_numbers(column[first : first + _SLICE]))[1:-1]
+        start = b","
+    yield b"]" if len(column) else start + b"]"
+
+
+def _held(found: Sequence[FullSeries]) -> int:
+    """Bytes of series in memory."""
+    size = 0
+    for one in found:
+        size += one.steps.nbytes + one.stepped.nbytes + sum(array.nbytes for array in one.points.arrays())
+        if isinstance(one.points, Blobs):
+            size += sum(map(len, one.points.blobs))
+    return size
 
 
 def _encode_full(metric: str, x: str, found: Sequence[FullSeries]) -> Iterator[bytes]:

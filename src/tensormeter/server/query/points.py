@@ -81,24 +81,29 @@ class PointsResult:
     complete: bool
 
 
-def query_points(store: Store, query: PointsQuery) -> PointsResult:
+def query_points(store: Store, query: PointsQuery, most: int | None = None) -> PointsResult:
     """Read, cut, sample.
+
+    Args:
+        store: From where.
+        query: What.
+        most: Points that may be read; None: as many as one request may have.
 
     Raises:
         TooManyPointsError: More series, or more points to look at, than one request may have.
         StoreError: As `Store.read`.
     """
-    result = _query(store, query, query.after)
+    most = MAX_READ_POINTS if most is None else min(most, MAX_READ_POINTS)
+    result = _query(store, query, query.after, most)
     if query.after is not None and result is None:
         # Some of it is not known to be new any more: then everything, so that what is there is consistent.
-        result = _query(store, query, None)
+        result = _query(store, query, None, most)
     assert result is not None
     return result
 
 
-def _query(store: Store, query: PointsQuery, after: str | None) -> PointsResult | None:
+def _query(store: Store, query: PointsQuery, after: str | None, budget: int) -> PointsResult | None:
     found: list[SampledSeries] = []
-    budget = MAX_READ_POINTS
     # Of the first read: what comes meanwhile is seen twice rather than never.
     cursor: str | None = None
     complete = after is None

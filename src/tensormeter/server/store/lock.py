@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 
 from tensormeter.errors import StoreError
+from tensormeter.server.private import make_folder, open_private
+from tensormeter.server.waiting import lock_holder, note_holder
 
 __all__ = ["FolderLock"]
 
@@ -22,21 +24,20 @@ class FolderLock:
         Raises:
             StoreError: Another process holds it, which the message names; or the folder cannot be written to.
         """
+        path = folder / "lock"
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            make_folder(folder)
+            self._descriptor = open_private(path)
         except OSError as error:
             raise StoreError(f"cannot use the data folder {folder}: {error.strerror}; choose another one") from error
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            holder = os.read(self._descriptor, 20).decode("ascii", "replace").strip() or "of unknown id"
             os.close(self._descriptor)
             raise StoreError(
-                f"the data folder {folder} is in use by process {holder}; stop that server or choose another folder",
+                f"the data folder {folder} is in use by {lock_holder(path)}; stop that server or choose another folder",
             ) from None
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+        note_holder(self._descriptor)
 
     def release(self) -> None:
         """Let the next one have the folder. The file stays: removing it would race with whoever opens it now."""

@@ -2,16 +2,20 @@
 
 import os
 import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from tensormeter.errors import StoreError
 from tensormeter.server.store.chunks import Chunk, encode_chunk, full_chunk
+from tensormeter.server.store.errors import StoreUnavailableError
 from tensormeter.server.store.points import Column
 from tensormeter.server.store.reader import chunk_points
 from tensormeter.server.store.samples import find_unsampled, insert_samples, sample_chunks
-from tensormeter.server.store.schema import connect
+from tensormeter.server.store.schema import connect, holder_of
 from tensormeter.server.store.sqlite import SqliteStore
 from tensormeter.server.store.transaction import mapped_errors, writing
 
@@ -22,6 +26,9 @@ _PAGES: Final = 1024
 """Pages of 4 KiB that a backup copies before it lets others have the file."""
 
 _SAMPLED_AT_ONCE: Final = 64
+
+_BACKUP_PATIENCE: Final = 30.0
+"""Seconds that a backup waits for a lock on the store."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ def compact(folder: Path) -> Compaction:
         before = file.stat().st_size
         connection = connect(file)
         try:
-            with mapped_errors("compact"):
+            with _naming_holder(file), mapped_errors("compact"):
                 chunks = _count(connection)
                 for (series,) in connection.execute("SELECT DISTINCT series FROM chunk").fetchall():
                     _merge(connection, series)
@@ -86,12 +93,12 @@ def back_up(folder: Path, target: Path) -> int:
         source = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
         copy = sqlite3.connect(target)
         try:
-            with mapped_errors("copy"):
+            with _naming_holder(file), mapped_errors("copy"):
                 source.execute(
                     "BEGIN"
                 )  # one snapshot: a busy server would otherwise make the copy begin again and again
                 source.execute("SELECT count(*) FROM run").fetchall()
-                source.backup(copy, pages=_PAGES)
+                source.backup(copy, pages=_PAGES, progress=_Progress())
                 problems = copy.execute("PRAGMA quick_check(1)").fetchone()[0]
         finally:
             copy.close()
@@ -103,6 +110,31 @@ def back_up(folder: Path, target: Path) -> int:
         target.unlink(missing_ok=True)
         raise StoreError(f"the copy of {file} is damaged ({problems}), so the store is; restore it from a backup")
     return target.stat().st_size
+
+
+@contextmanager
+def _naming_holder(file: Path) -> Iterator[None]:
+    """Say in the error who has locked the store, if somebody has."""
+    try:
+        yield
+    except StoreUnavailableError as error:
+        raise StoreUnavailableError(f"{error}{holder_of(file, error)}") from error
+
+
+class _Progress:
+    """Ends a backup that goes no further: SQLite's waits for a lock without an end."""
+
+    def __init__(self) -> None:
+        self._remaining = -1
+        self._moved = time.monotonic()
+
+    def __call__(self, status: int, remaining: int, total: int) -> None:
+        """See `sqlite3.Connection.backup`. Raises StoreUnavailableError."""
+        now = time.monotonic()
+        if remaining != self._remaining:
+            self._remaining, self._moved = remaining, now
+        elif now - self._moved > _BACKUP_PATIENCE:
+            raise StoreUnavailableError("cannot copy the store: it is locked")
 
 
 def _merge(connection: sqlite3.Connection, series: int) -> None:

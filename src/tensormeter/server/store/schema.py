@@ -4,14 +4,17 @@ Durability: WAL with `synchronous=NORMAL`. A commit survives the death of the pr
 power the file is whole, but the last commits may be missing.
 """
 
+import os
 import sqlite3
 from pathlib import Path
 from typing import Final
 
 from tensormeter.errors import StoreError
+from tensormeter.server.private import open_private
 from tensormeter.server.store.migration import migrate
+from tensormeter.server.waiting import lock_holder
 
-__all__ = ["SCHEMA_VERSION", "connect", "prepare"]
+__all__ = ["SCHEMA_VERSION", "connect", "holder_of", "prepare"]
 
 SCHEMA_VERSION: Final = 5
 _APPLICATION_ID: Final = 0x746D7472  # "tmtr"
@@ -181,6 +184,11 @@ def prepare(file: Path) -> None:
             f"the store needs SQLite 3.35 or newer (for RETURNING), and this Python has {sqlite3.sqlite_version}"
         )
     try:
+        # SQLite gives its log and its index the mode of the file.
+        os.close(open_private(file.resolve()))
+    except OSError as error:
+        raise StoreError(f"cannot open the store {file}: {error.strerror}") from error
+    try:
         connection = connect(file)
         try:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -197,7 +205,7 @@ def prepare(file: Path) -> None:
         finally:
             connection.close()
     except (sqlite3.Error, UnicodeDecodeError) as error:
-        raise StoreError(f"cannot open the store {file}: {error}") from error
+        raise StoreError(f"cannot open the store {file}: {error}{holder_of(file, error)}") from error
     if application != _APPLICATION_ID:
         raise StoreError(f"{file} is not a tensormeter store; choose another data folder")
     if version > SCHEMA_VERSION:
@@ -205,6 +213,16 @@ def prepare(file: Path) -> None:
             f"{file} was written by a newer tensormeter (schema {version}, this one knows {SCHEMA_VERSION}); "
             "upgrade tensormeter, or choose another data folder",
         )
+
+
+def holder_of(file: Path, error: Exception) -> str:
+    """After a text about an error: who has locked the store, if that is what failed; else ""."""
+    if "locked" not in str(error):
+        return ""
+    files = [file, *(file.with_name(file.name + suffix) for suffix in ("-shm", "-wal"))]
+    holders = [lock_holder(one, ("POSIX", "OFDLCK")) for one in files]
+    known = [one for one in holders if one[-1].isdigit()]
+    return f" ({file} is locked by {(known or holders)[0]})"
 
 
 def connect(file: Path, *, read_only: bool = False) -> sqlite3.Connection:

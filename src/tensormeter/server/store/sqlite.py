@@ -22,6 +22,7 @@ from typing import Final
 from tensormeter.errors import StoreError
 from tensormeter.otlp.batch import Attribute, Batch, Event
 from tensormeter.otlp.decode import decode_metrics
+from tensormeter.server.private import tighten_files
 from tensormeter.server.store import (
     STALL_AFTER,
     Receipt,
@@ -88,6 +89,7 @@ class SqliteStore(SqliteQueries):
         self._lock = FolderLock(folder)
         try:
             file = folder / "tensormeter.db"
+            tighten_files(folder)
             prepare(file)
             self._writer = connect(file)
             # The folding thread checkpoints; this is for when it falls behind (16,384 pages of 4 KiB).

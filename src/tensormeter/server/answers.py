@@ -1,0 +1,251 @@
+"""Answers that wait to be read: bounded in memory, for all clients together and for each."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import anyio
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tensormeter.server.admission import client_group
+from tensormeter.server.connection import PIECE
+from tensormeter.server.store import MAX_READ_POINTS, TooManyPointsError
+
+__all__ = ["Answers", "HeldResponse", "Pieces", "Reader", "client_of", "reader_of"]
+
+SHARE: Final = 48 << 20
+"""Bytes of answers that one client leaves unread: while there are more, no further large one is made for it."""
+
+TOTAL: Final = 96 << 20
+"""The same of all clients."""
+
+SMALL_POINTS: Final = 100_000
+"""Points that are read for an answer at any time. Answers from more are made one at a time: each takes six times its size."""
+
+_STALLED: Final = 3.0
+"""Seconds without progress after which an unread answer gives way to another one."""
+
+_WAIT: Final = 30.0
+"""Seconds for which a large answer waits until it can be made."""
+
+_LOOK: Final = 0.5
+
+_BUSY: Final = "too many large answers wait to be read; read those that you have asked for, or ask again later"
+
+
+class Reader(Protocol):
+    """The connection of a client that is to read an answer."""
+
+    @property
+    def stalled(self) -> float:
+        """Seconds for which nothing has been read although something waits."""
+        ...
+
+    @property
+    def closing(self) -> bool:
+        """Whether nothing more can be sent."""
+        ...
+
+    def abort(self) -> None:
+        """Close at once."""
+        ...
+
+
+class HeldResponse(StreamingResponse):
+    """An answer that is made piece by piece as it is read, of something that is in memory until then."""
+
+    def __init__(self, pieces: Iterable[bytes] | Sequence[bytes], held: int, media_type: str) -> None:
+        """Create the answer.
+
+        Args:
+            pieces: Its body. A sequence is there already; any other iterable is drawn on worker threads.
+            held: Bytes in memory until it is sent.
+            media_type: Content type.
+        """
+        if isinstance(pieces, Sequence):
+            headers = {"Content-Length": str(sum(map(len, pieces)))}
+            super().__init__(_one_after_another(pieces), headers=headers, media_type=media_type)
+        else:
+            super().__init__(pieces, media_type=media_type)
+        self.held = held
+
+
+async def _one_after_another(pieces: Sequence[bytes]) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+
+
+@dataclass(eq=False)
+class _Unread:
+    client: str
+    size: int
+    reader: Reader | None
+
+
+class Answers:
+    """Counts the bytes of answers until they are sent. For one event loop."""
+
+    def __init__(self) -> None:
+        self._unread: set[_Unread] = set()
+        self._of: defaultdict[str, int] = defaultdict(int)
+        self._waiting: list[_Unread] = []
+        self._busy = False
+        self._changed = asyncio.Event()
+
+    def bounded(
+        self, handler: Callable[[Request], Awaitable[Response]]
+    ) -> Callable[[Request], Awaitable[Response | ASGIApp]]:
+        """A handler whose answers count; 503 if the client leaves too much unread."""
+
+        async def handle(request: Request) -> Response | ASGIApp:
+            response = await handler(request)
+            size = response.held if isinstance(response, HeldResponse) else len(getattr(response, "body", b""))
+            if size <= PIECE:
+                return response
+            client = client_of(request)
+            # Points have waited for their turn, so there may be more of them than there is room.
+            if not isinstance(response, HeldResponse) and not self._has_room(client):
+                self._cut_off(client)
+                raise HTTPException(503, _BUSY, {"Retry-After": "5"})
+            return self._counted(response, _Unread(client, size, reader_of(request)))
+
+        return handle
+
+    async def points(
+        self,
+        request: Request,
+        run: Callable[[Callable[[], HeldResponse]], Awaitable[HeldResponse]],
+        work: Callable[[int], HeldResponse],
+        most: int = MAX_READ_POINTS,
+    ) -> HeldResponse:
+        """An answer of points: at once if there are few, else when there is room for it.
+
+        Args:
+            request: From the client.
+            run: Calls what it is given on a worker thread.
+            work: Makes the answer from at most so many points, or raises TooManyPointsError.
+            most: Points, at most.
+
+        Raises:
+            HTTPException: 503, too many large answers wait to be read.
+            TooManyPointsError: There are more than `most`.
+        """
+        few = min(most, SMALL_POINTS)
+        response: HeldResponse | None
+        try:
+            response = await run(lambda: work(few))
+            if response.held <= PIECE or self._has_room(client_of(request)):
+                return response
+        except TooManyPointsError:
+            if few == most:
+                raise
+        response = None  # it is made again
+        async with self._turn(request):
+            return await run(lambda: work(most))
+
+    @asynccontextmanager
+    async def _turn(self, request: Request) -> AsyncIterator[None]:
+        """Wait until no other large answer is being made, and there is room; those with the least unread go first."""
+        mine = _Unread(client_of(request), 0, reader_of(request))
+        self._waiting.append(mine)
+        try:
+            with anyio.fail_after(_WAIT):
+                while self._busy or self._next() is not mine:
+                    if mine.reader is not None and mine.reader.closing:
+                        raise ClientDisconnect
+                    if not self._has_room(mine.client):
+                        self._cut_off(mine.client)
+                    with anyio.move_on_after(_LOOK):
+                        await self._changed.wait()
+            self._busy = True
+        except TimeoutError:
+            raise HTTPException(503, _BUSY, {"Retry-After": "5"}) from None
+        finally:
+            self._waiting.remove(mine)
+        try:
+            yield
+        finally:
+            self._busy = False
+            self._notify()
+
+    def _next(self) -> _Unread | None:
+        able = (one for one in self._waiting if self._has_room(one.client))
+        return min(able, key=lambda one: self._of[one.client], default=None)
+
+    def _has_room(self, client: str) -> bool:
+        return self._of.get(client, 0) < SHARE and sum(self._of.values()) < TOTAL
+
+    def _cut_off(self, client: str) -> None:
+        """Give up the answer that has been unread for the longest: of this client if it has its share, else of the one with the most."""
+        whose = (
+            client if self._of.get(client, 0) >= SHARE else max(self._of, key=lambda one: self._of[one], default=client)
+        )
+        stalled = [
+            (one.reader.stalled, one.reader) for one in self._unread if one.client == whose and one.reader is not None
+        ]
+        longest, reader = max(stalled, key=lambda pair: pair[0], default=(0.0, None))
+        if reader is not None and longest >= _STALLED and not reader.closing:
+            reader.abort()
+
+    def _counted(self, response: Response, unread: _Unread) -> ASGIApp:
+        async def send_counted(scope: Scope, receive: Receive, send: Send) -> None:
+            self._unread.add(unread)
+            self._of[unread.client] += unread.size
+            try:
+                await response(scope, receive, send)
+            finally:
+                self._unread.remove(unread)
+                self._of[unread.client] -= unread.size
+                if not self._of[unread.client]:
+                    del self._of[unread.client]
+                self._notify()
+
+        return send_counted
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+class Pieces:
+    """ASGI middleware that sends large bodies piece by piece, so that what is not read is not copied into a connection's buffer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+
+        async def send_pieces(message: Message) -> None:
+            body = message.get("body", b"") if message["type"] == "http.response.body" else b""
+            if len(body) <= PIECE:
+                await send(message)
+                return
+            for piece, is_last in _cut(body):
+                more = not is_last or message.get("more_body", False)
+                await send({"type": "http.response.body", "body": piece, "more_body": more})
+
+        await self._app(scope, receive, send_pieces)
+
+
+def _cut(body: bytes) -> Iterator[tuple[bytes, bool]]:
+    for at in range(0, len(body), PIECE):
+        yield bytes(body[at : at + PIECE]), at + PIECE >= len(body)
+
+
+def client_of(request: Request) -> str:
+    """Names a client: its token, and where it is."""
+    address = client_group(request.client.host) if request.client is not None else ""
+    return f"{request.state.access.who}\n{address}"
+
+
+def reader_of(request: Request) -> Reader | None:
+    """The request's connection; None in tests without a server."""
+    reader: Reader | None = getattr(request.state, "connection", None)
+    return reader

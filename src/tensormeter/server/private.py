@@ -1,0 +1,89 @@
+"""What a server keeps is for its own user: folders of mode 0700, files of mode 0600, whatever the umask is."""
+
+import logging
+import os
+import stat
+from pathlib import Path
+from typing import Final
+
+__all__ = ["make_folder", "open_private", "protect_folder", "tighten_files"]
+
+_OURS: Final = ("tensormeter.db*", "tokens.*", ".tokens.*", "lock")
+"""Patterns of the names of what a server keeps in its folder."""
+
+_log: Final = logging.getLogger(__name__)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder, and those above it that are missing, each for the user alone. One that is there stays as it is.
+
+    Raises:
+        OSError: It cannot be created.
+    """
+    missing = [folder, *folder.parents]
+    for parent in reversed([one for one in missing if not one.exists()]):
+        parent.mkdir(mode=0o700, exist_ok=True)
+
+
+def open_private(path: Path, flags: int = os.O_RDWR) -> int:
+    """Open a file, created if it is missing, that then only its user can read and write; returns the descriptor.
+
+    Raises:
+        OSError: It cannot be opened, it is a symbolic link, or it is another user's and open to others.
+    """
+    descriptor = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        if os.fstat(descriptor).st_mode & 0o077:
+            os.fchmod(descriptor, 0o600)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def tighten_files(folder: Path) -> None:
+    """Take what a server keeps in a folder from everybody but its user, and say in the log what was open to others."""
+    changed: list[str] = []
+    for path in sorted({path for pattern in _OURS for path in folder.glob(pattern)}):
+        try:
+            found = path.lstat()
+            if not stat.S_ISREG(found.st_mode) or not found.st_mode & 0o077:
+                continue
+            # By a descriptor: the name could be that of another file by now.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                os.fchmod(descriptor, 0o600)
+            finally:
+                os.close(descriptor)
+            changed.append(f"{path.name} (was {stat.S_IMODE(found.st_mode):04o})")
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            _log.warning(
+                "tensormeter: %s can be read or changed by other users, and its mode cannot be changed (%s); "
+                "its owner must do so: chmod 600",
+                path,
+                error.strerror,
+            )
+    if changed:
+        _log.warning(
+            "tensormeter: files in %s were open to other users and are 0600 now: %s", folder, ", ".join(changed)
+        )
+
+
+def protect_folder(folder: Path) -> None:
+    """Make the files of a server's folder private, and warn if other users can put files of theirs into it."""
+    try:
+        mode = stat.S_IMODE(folder.stat().st_mode)
+    except OSError:  # not there yet, or not readable: whoever opens it says so
+        return
+    if mode & 0o022:
+        others = " and ".join(word for bit, word in ((0o020, "its group"), (0o002, "everybody")) if mode & bit)
+        _log.warning(
+            "tensormeter: the data folder %s can be written to by %s (mode %04o), who can replace the store and its tokens; "
+            "chmod go-w it, or choose another folder",
+            folder,
+            others,
+            mode,
+        )
+    tighten_files(folder)
