@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -60,23 +60,34 @@ class Reader(Protocol):
 class HeldResponse(StreamingResponse):
     """An answer that is made piece by piece as it is read, of something that is in memory until then."""
 
-    def __init__(self, pieces: Iterable[bytes] | Sequence[bytes], held: int, media_type: str) -> None:
+    def __init__(self, pieces: Generator[bytes, None, None] | list[bytes], held: int, media_type: str) -> None:
         """Create the answer.
 
         Args:
-            pieces: Its body. A sequence is there already; any other iterable is drawn on worker threads.
+            pieces: Its body. A list is there already, and is emptied in the end; a generator is drawn on worker threads.
             held: Bytes in memory until it is sent.
             media_type: Content type.
         """
-        if isinstance(pieces, Sequence):
+        if isinstance(pieces, list):
             headers = {"Content-Length": str(sum(map(len, pieces)))}
             super().__init__(_one_after_another(pieces), headers=headers, media_type=media_type)
         else:
             super().__init__(pieces, media_type=media_type)
         self.held = held
+        self._pieces = pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            # Now, and not when the garbage collector comes by: a client that goes away leaves cycles of references.
+            if isinstance(self._pieces, list):
+                self._pieces.clear()
+            else:
+                self._pieces.close()
 
 
-async def _one_after_another(pieces: Sequence[bytes]) -> AsyncIterator[bytes]:
+async def _one_after_another(pieces: list[bytes]) -> AsyncIterator[bytes]:
     for piece in pieces:
         yield piece
 

@@ -30,7 +30,9 @@ class OtherSignals:
         """Answer 404, which no sender of OTLP tries again (OTLP specification, OTLP/HTTP: Failures)."""
         signal = _PATHS[request.url.path]
         message = f"{signal} are not stored here; send metrics and logs only, to /v1/metrics and /v1/logs"
-        if signal not in self._logged:
+        # An empty request, as probes send it, loses nothing.
+        is_empty = request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers
+        if signal not in self._logged and not is_empty:
             self._logged.add(signal)
             client = request.client.host if request.client is not None else "a client"
             _log.warning(

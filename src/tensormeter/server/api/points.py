@@ -1,7 +1,7 @@
 """Points: sampled for charts, in full, over processes, and distributions."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -308,7 +308,7 @@ def _numbers(values: NDArray[np.float64]) -> list[Any]:
     return numbers
 
 
-def _encode_result(result: PointsResult, *, reset: bool) -> Iterator[bytes]:
+def _encode_result(result: PointsResult, *, reset: bool) -> Generator[bytes, None, None]:
     yield b'{"series":['
     for position, one in enumerate(result.series):
         about = {"run": one.run, "process": one.process, "attempt": one.attempt}
@@ -338,7 +338,7 @@ def _held(found: Sequence[FullSeries]) -> int:
     return size
 
 
-def _encode_full(metric: str, x: str, found: Sequence[FullSeries]) -> Iterator[bytes]:
+def _encode_full(metric: str, x: str, found: Sequence[FullSeries]) -> Generator[bytes, None, None]:
     """The document piece by piece; Starlette draws each piece on a worker thread."""
     yield encode({"metric": metric, "x": x})[:-1] + b',"series":['
     for position, series in enumerate(found):
@@ -366,7 +366,7 @@ def _column(series: FullSeries, name: str, part: slice) -> list[Any]:
     return [json_value(value) for value in points.values()]
 
 
-def _encode_distributions(metric: str, found: Sequence[FullSeries]) -> Iterator[bytes]:
+def _encode_distributions(metric: str, found: Sequence[FullSeries]) -> Generator[bytes, None, None]:
     """The document piece by piece, as `_encode_full`."""
     yield encode({"metric": metric})[:-1] + b',"series":['
     for position, series in enumerate(found):
