@@ -4,10 +4,12 @@ import contextlib
 import datetime as dt
 import ipaddress
 import json
+import select
 import socket
 import ssl
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 import urllib3
 from cryptography import x509
@@ -16,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 import tensormeter
 from tensormeter.errors import SettingsError, TensormeterError
+from tensormeter.otlp.batch import Batch, Gauge
 from tensormeter.server import ServerConfig
 
 TOKEN = "s3cret-token-of-the-test"
@@ -228,6 +231,61 @@ def test_more_requests_than_connections_are_allowed(start, eventually):
     finally:
         for connection in held:
             connection.close()
+
+
+def test_handshakes_that_do_not_go_on_give_way(start, tls, eventually):
+    """They count as connections, also the first byte and none."""
+    certificate, key, _ = tls
+    server = start("--tls-cert", str(certificate), "--tls-key", str(key), "--max-connections", "10")
+    parts = urlsplit(server.url)
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(connect(server)) for _ in range(30)]
+        for connection in held[::2]:
+            connection.sendall(b"\x16")
+        assert shown(server) == certificate.read_text()
+        anyone = ssl.create_default_context(cafile=certificate)
+        plain = stack.enter_context(socket.create_connection((parts.hostname, parts.port), timeout=300))
+        with anyone.wrap_socket(plain, server_hostname="localhost") as encrypted:
+            encrypted.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert everything(encrypted).startswith(b"HTTP/1.1 200 ")
+
+        def closed():
+            readable = select.select(held, [], [], 0)[0]
+            return len(readable) >= 20
+
+        eventually(closed)
+    assert server.stop() == 0
+    assert server.stderr == ""
+
+
+def test_an_answer_that_is_not_read_is_given_up_over_tls_too(start, tls, make, eventually):
+    certificate, key, _ = tls
+    server = start("--tls-cert", str(certificate), "--tls-key", str(key), "--send-timeout", "1")
+    server.http = urllib3.PoolManager(retries=False, timeout=300, ca_certs=str(certificate))
+    times = 10**18 + np.arange(400_000)
+    gauge = Gauge("v", times.astype(np.uint64), np.random.default_rng(0).standard_normal(400_000))
+    assert server.metrics(Batch(make.resource("large"), [gauge])).status == 200
+    anyone = ssl.create_default_context(cafile=certificate)
+    with connect(server) as plain, anyone.wrap_socket(plain, server_hostname="localhost") as unread:
+        request = (
+            b"GET /api/v1/runs/large/series?metric=v&x=time HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        )
+        unread.sendall(request)
+        eventually(lambda: "nothing of an answer was read for 1 s" in server.stderr, 60)
+    with connect(server) as plain, anyone.wrap_socket(plain, server_hostname="localhost") as read:
+        read.sendall(request)
+        assert len(everything(read)) > 8_000_000
+
+
+def test_a_handshake_that_takes_too_long_is_ended(start, tls):
+    certificate, key, _ = tls
+    server = start("--tls-cert", str(certificate), "--tls-key", str(key), "--header-timeout", "0.5")
+    with connect(server) as silent, contextlib.suppress(ConnectionResetError):
+        assert everything(silent) == b""
+    with connect(server) as waiting:  # does not keep the server from stopping
+        waiting.sendall(b"\x16")
+        assert server.stop() == 0
+    assert server.stderr == ""
 
 
 def log_of(server):

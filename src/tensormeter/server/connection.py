@@ -132,8 +132,8 @@ class _Limits:
         self._looking = False
         now = loop.time()
         for connection in self.admission:
-            assert isinstance(connection, LimitedProtocol)
-            connection.look(now)
+            if isinstance(connection, LimitedProtocol):  # and no handshake
+                connection.look(now)
         if len(self.admission):
             self.watch(loop)
 

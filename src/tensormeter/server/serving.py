@@ -17,6 +17,7 @@ from tensormeter.server.api import Shutdown
 from tensormeter.server.app import create_app
 from tensormeter.server.config import ServerConfig
 from tensormeter.server.connection import limited_protocol
+from tensormeter.server.handshake import Handshakes
 from tensormeter.server.private import protect_folder
 from tensormeter.server.store import Store
 from tensormeter.server.store.removal import Retention
@@ -63,9 +64,10 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
             metrics = _metrics(store, config)
             url = _url(config, listener.getsockname()[1])
             shutdown = Shutdown()
+            protocol = limited_protocol(config.max_connections, config.header_timeout, config.send_timeout)
             uvicorn_config = uvicorn.Config(
                 create_app(store, config, shutdown, metrics),
-                http=limited_protocol(config.max_connections, config.header_timeout, config.send_timeout),
+                http=protocol,
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
                 ws="none",
                 lifespan="off",
@@ -80,9 +82,13 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
                 timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
             )
             uvicorn_config.load()
+            handshakes = None
             if uvicorn_config.ssl is not None and config.tls_cert is not None and config.tls_key is not None:
                 Certificate(config.tls_cert, config.tls_key).attach(uvicorn_config.ssl)
-            server = _Server(uvicorn_config, lambda: on_ready(url), shutdown)
+                handshakes = Handshakes(uvicorn_config.ssl, protocol.limits.admission, config.header_timeout, protocol)
+                # Instead of asyncio's own handshakes, which do not count.
+                uvicorn_config.http_protocol_class, uvicorn_config.ssl = handshakes, None  # type: ignore[assignment]
+            server = _Server(uvicorn_config, lambda: on_ready(url), shutdown, handshakes)
             asyncio.run(server.serve(sockets=[listener]))
         finally:
             if metrics is not None:
@@ -110,8 +116,11 @@ def _open(config: ServerConfig) -> Store:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None], shutdown: Shutdown) -> None:
+    def __init__(
+        self, config: uvicorn.Config, on_started: Callable[[], None], shutdown: Shutdown, handshakes: Handshakes | None
+    ) -> None:
         super().__init__(config)
+        self._handshakes = handshakes
         self._on_started = on_started
         self._shutdown = shutdown
 
@@ -122,6 +131,8 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._shutdown.begun = True
+        if self._handshakes is not None:
+            self._handshakes.stop()
         await super().shutdown(sockets)
 
     @contextlib.contextmanager
