@@ -4,6 +4,8 @@ import contextlib
 import datetime as dt
 import ipaddress
 import json
+import os
+import resource
 import select
 import socket
 import ssl
@@ -231,6 +233,26 @@ def test_more_requests_than_connections_are_allowed(start, eventually):
     finally:
         for connection in held:
             connection.close()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to raise the limit again")
+def test_fewer_open_files_than_connections(start):
+    """Connections give way before the process has no descriptor left, and the log says what bounds them."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+    try:
+        server = start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    with contextlib.ExitStack() as stack:
+        for _ in range(300):
+            stack.enter_context(connect(server))
+        with connect(server) as further:
+            further.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert everything(further).startswith(b"HTTP/1.1 200 ")
+    assert server.stop() == 0
+    (line,) = server.stderr.splitlines()
+    assert "the system allows 200 open files, so 100 connections may be open, not 2048" in line
 
 
 def test_handshakes_that_do_not_go_on_give_way(start, tls, eventually):

@@ -1,10 +1,11 @@
 """Answers that wait to be read: bounded in memory, for all clients together and for each."""
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import anyio
@@ -20,7 +21,7 @@ from tensormeter.server.store import MAX_READ_POINTS, TooManyPointsError
 __all__ = ["Answers", "HeldResponse", "Pieces", "Reader", "client_of", "reader_of"]
 
 SHARE: Final = 48 << 20
-"""Bytes of answers that one client leaves unread: while there are more, no further large one is made for it."""
+"""Bytes of large answers that one client leaves unread: while there are more, no further one is made for it. So for small ones."""
 
 TOTAL: Final = 96 << 20
 """The same of all clients."""
@@ -30,6 +31,9 @@ SMALL_POINTS: Final = 100_000
 
 _STALLED: Final = 3.0
 """Seconds without progress after which an unread answer gives way to another one."""
+
+_LONG: Final = 60.0
+"""Seconds that an answer may take to be read, where other clients wait for the room that it takes."""
 
 _WAIT: Final = 30.0
 """Seconds for which a large answer waits until it can be made."""
@@ -58,7 +62,12 @@ class Reader(Protocol):
 
 
 class HeldResponse(StreamingResponse):
-    """An answer that is made piece by piece as it is read, of something that is in memory until then."""
+    """An answer that is made piece by piece as it is read, of something that is in memory until then.
+
+    Attributes:
+        held: Bytes in memory.
+        is_large: Whether it was made in turn; see `Answers`.
+    """
 
     def __init__(self, pieces: Generator[bytes, None, None] | list[bytes], held: int, media_type: str) -> None:
         """Create the answer.
@@ -74,6 +83,7 @@ class HeldResponse(StreamingResponse):
         else:
             super().__init__(pieces, media_type=media_type)
         self.held = held
+        self.is_large = False
         self._pieces = pieces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,14 +107,60 @@ class _Unread:
     client: str
     size: int
     reader: Reader | None
+    since: float = field(default_factory=time.monotonic)
 
 
-class Answers:
-    """Counts the bytes of answers until they are sent. For one event loop."""
+class _Account:
+    """Unread answers of one kind: their bytes, for each client."""
 
     def __init__(self) -> None:
         self._unread: set[_Unread] = set()
-        self._of: defaultdict[str, int] = defaultdict(int)
+        self._bytes: defaultdict[str, int] = defaultdict(int)
+
+    def add(self, unread: _Unread) -> None:
+        self._unread.add(unread)
+        self._bytes[unread.client] += unread.size
+
+    def remove(self, unread: _Unread) -> None:
+        self._unread.remove(unread)
+        self._bytes[unread.client] -= unread.size
+        if not self._bytes[unread.client]:
+            del self._bytes[unread.client]
+
+    def of(self, client: str) -> int:
+        """Bytes that a client has not read."""
+        return self._bytes.get(client, 0)
+
+    def has_room(self, client: str) -> bool:
+        """Whether another answer may be made for a client."""
+        return self.of(client) < SHARE and sum(self._bytes.values()) < TOTAL
+
+    def cut_off(self, client: str) -> None:
+        """Give up an answer, so that there will be room for a client: one of its own if it has its share, else of the one with the most.
+
+        The one that has stalled for the longest; or, for the sake of another client, the oldest of those that take very long.
+        """
+        is_its_own = self.of(client) >= SHARE
+        whose = client if is_its_own else max(self._bytes, key=self.of, default=client)
+        now = time.monotonic()
+        candidates = [
+            (one.reader.stalled, now - one.since, one.reader)
+            for one in self._unread
+            if one.client == whose and one.reader is not None and not one.reader.closing
+        ]
+        stalled, age, reader = max(candidates, key=lambda one: one[:2], default=(0.0, 0.0, None))
+        if reader is not None and (stalled >= _STALLED or (age >= _LONG and not is_its_own)):
+            reader.abort()
+
+
+class Answers:
+    """Counts the bytes of answers until they are sent, and makes large ones in turn. For one event loop.
+
+    Large ones have an account of their own: somebody who downloads everything goes on looking at charts meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._large, self._small = _Account(), _Account()
         self._waiting: list[_Unread] = []
         self._busy = False
         self._changed = asyncio.Event()
@@ -116,15 +172,17 @@ class Answers:
 
         async def handle(request: Request) -> Response | ASGIApp:
             response = await handler(request)
-            size = response.held if isinstance(response, HeldResponse) else len(getattr(response, "body", b""))
+            client, account = client_of(request), self._small
+            if isinstance(response, HeldResponse):  # it has looked for room before
+                size, account = response.held, self._large if response.is_large else self._small
+            else:
+                size = len(getattr(response, "body", b""))
+                if size > PIECE and not account.has_room(client):
+                    account.cut_off(client)
+                    raise HTTPException(503, _BUSY, {"Retry-After": "5"})
             if size <= PIECE:
                 return response
-            client = client_of(request)
-            # Points have waited for their turn, so there may be more of them than there is room.
-            if not isinstance(response, HeldResponse) and not self._has_room(client):
-                self._cut_off(client)
-                raise HTTPException(503, _BUSY, {"Retry-After": "5"})
-            return self._counted(response, _Unread(client, size, reader_of(request)))
+            return self._counted(response, account, _Unread(client, size, reader_of(request)))
 
         return handle
 
@@ -151,14 +209,16 @@ class Answers:
         response: HeldResponse | None
         try:
             response = await run(lambda: work(few))
-            if response.held <= PIECE or self._has_room(client_of(request)):
+            if response.held <= PIECE or self._small.has_room(client_of(request)):
                 return response
         except TooManyPointsError:
             if few == most:
                 raise
         response = None  # it is made again
         async with self._turn(request):
-            return await run(lambda: work(most))
+            response = await run(lambda: work(most))
+            response.is_large = True
+            return response
 
     @asynccontextmanager
     async def _turn(self, request: Request) -> AsyncIterator[None]:
@@ -170,8 +230,8 @@ class Answers:
                 while self._busy or self._next() is not mine:
                     if mine.reader is not None and mine.reader.closing:
                         raise ClientDisconnect
-                    if not self._has_room(mine.client):
-                        self._cut_off(mine.client)
+                    if not self._large.has_room(mine.client):
+                        self._large.cut_off(mine.client)
                     with anyio.move_on_after(_LOOK):
                         await self._changed.wait()
             self._busy = True
@@ -186,35 +246,16 @@ class Answers:
             self._notify()
 
     def _next(self) -> _Unread | None:
-        able = (one for one in self._waiting if self._has_room(one.client))
-        return min(able, key=lambda one: self._of[one.client], default=None)
+        able = (one for one in self._waiting if self._large.has_room(one.client))
+        return min(able, key=lambda one: self._large.of(one.client), default=None)
 
-    def _has_room(self, client: str) -> bool:
-        return self._of.get(client, 0) < SHARE and sum(self._of.values()) < TOTAL
-
-    def _cut_off(self, client: str) -> None:
-        """Give up the answer that has been unread for the longest: of this client if it has its share, else of the one with the most."""
-        whose = (
-            client if self._of.get(client, 0) >= SHARE else max(self._of, key=lambda one: self._of[one], default=client)
-        )
-        stalled = [
-            (one.reader.stalled, one.reader) for one in self._unread if one.client == whose and one.reader is not None
-        ]
-        longest, reader = max(stalled, key=lambda pair: pair[0], default=(0.0, None))
-        if reader is not None and longest >= _STALLED and not reader.closing:
-            reader.abort()
-
-    def _counted(self, response: Response, unread: _Unread) -> ASGIApp:
+    def _counted(self, response: Response, account: _Account, unread: _Unread) -> ASGIApp:
         async def send_counted(scope: Scope, receive: Receive, send: Send) -> None:
-            self._unread.add(unread)
-            self._of[unread.client] += unread.size
+            account.add(unread)
             try:
                 await response(scope, receive, send)
             finally:
-                self._unread.remove(unread)
-                self._of[unread.client] -= unread.size
-                if not self._of[unread.client]:
-                    del self._of[unread.client]
+                account.remove(unread)
                 self._notify()
 
         return send_counted

@@ -49,10 +49,12 @@ class _Framing(h11.Connection):
     Attributes:
         written: Bytes of answers so far.
         problem: What was wrong with the last request.
+        is_ambiguous: Whether two programs could understand it differently.
     """
 
     written = 0
     problem = ""
+    is_ambiguous = False
 
     def send_with_data_passthrough(self, event: h11.Event) -> list[bytes] | None:
         """See h11; `send` calls this."""
@@ -69,6 +71,7 @@ class _Framing(h11.Connection):
                 _check_request(event, head)
         except h11.RemoteProtocolError as error:
             self.problem = str(error).partition(":")[0]  # without what was sent
+            self.is_ambiguous = isinstance(error, _RequestError)
             raise
         return event
 
@@ -119,6 +122,7 @@ class _Limits:
         self.send_timeout = send_timeout
         self.unread = Seldom(_log)
         self.invalid = Seldom(_log)
+        self.ambiguous = Seldom(_log)
         self.grpc = Seldom(_log, 3600)
         self._looking = False
 
@@ -228,12 +232,14 @@ class LimitedProtocol(H11Protocol):
         refused = self.conn.problem.startswith("HTTP/2")
         if refused:
             self.limits.grpc.warning(
-                "a client speaks HTTP/2 (gRPC?), the last one from %s: gRPC is not served here; "
+                "tensormeter: a client speaks HTTP/2 (gRPC?), the last one from %s: gRPC is not served here; "
                 "use OTLP/HTTP on /v1/metrics and /v1/logs, or a Collector in between",
                 self.address,
             )
+        elif self.conn.is_ambiguous:
+            self.limits.ambiguous.warning("tensormeter: refused a request from %s: %s", self.address, self.conn.problem)
         else:
-            self.limits.invalid.warning("invalid HTTP from %s: %s", self.address, self.conn.problem)
+            self.limits.invalid.warning(msg)
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -255,7 +261,7 @@ class LimitedProtocol(H11Protocol):
                 self._note(None if self.cycle is not None and not self.cycle.response_complete else Waiting.IDLE)
         elif self.stalled > self.limits.send_timeout:
             self.limits.unread.warning(
-                "gave up a connection from %s: nothing of an answer was read for %g s",
+                "tensormeter: gave up a connection from %s: nothing of an answer was read for %g s",
                 self.address,
                 self.limits.send_timeout,
             )
@@ -316,8 +322,8 @@ class LimitedProtocol(H11Protocol):
 
 
 def _is_not_said_here(record: logging.LogRecord) -> bool:
-    """Without uvicorn's line for each invalid request: `LimitedProtocol` says more, and less often."""
-    return record.msg != "Invalid HTTP request received."
+    """Without uvicorn's line for each invalid request: `LimitedProtocol` says it once a minute."""
+    return record.name != "uvicorn.error" or record.msg != "Invalid HTTP request received."
 
 
 def _unacknowledged(connected: Any) -> int:

@@ -60,7 +60,7 @@ class Seldom:
             return
         more = f" ({self._left_out} more since the last such line)" if self._left_out else ""
         self._next, self._left_out = now + self._seconds, 0
-        self._logger.warning("tensormeter: %s%s", message % arguments, more)
+        self._logger.warning("%s%s", message % arguments, more)
 
 
 def configure_logs(form: LogFormat, *, access: bool) -> None:

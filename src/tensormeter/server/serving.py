@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ctypes
+import logging
 import resource
 import signal
 import socket
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["serve"]
 
+_log: Final = logging.getLogger(__name__)
+
 _SHUTDOWN_SECONDS: Final = 5
 _KEEP_ALIVE_SECONDS: Final = 75
 """Longer than the minute of SDKs and of many proxies: else a request meets a connection that is closed at that moment."""
@@ -54,7 +57,7 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
     """
     listener = _bind(config)
     _give_memory_back()
-    _raise_file_limit(config.max_connections)
+    connections = _raise_file_limit(config.max_connections)
     with listener:
         protect_folder(config.directory)
         store = _open(config)
@@ -64,7 +67,7 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
             metrics = _metrics(store, config)
             url = _url(config, listener.getsockname()[1])
             shutdown = Shutdown()
-            protocol = limited_protocol(config.max_connections, config.header_timeout, config.send_timeout)
+            protocol = limited_protocol(connections, config.header_timeout, config.send_timeout)
             uvicorn_config = uvicorn.Config(
                 create_app(store, config, shutdown, metrics),
                 http=protocol,
@@ -183,14 +186,28 @@ def _give_memory_back() -> None:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
-def _raise_file_limit(connections: int) -> None:
-    """Let the process have a descriptor for each connection, as far as it may, and some for the store."""
+def _raise_file_limit(connections: int) -> int:
+    """Let the process have descriptors for so many connections, as far as it may, and some for the store.
+
+    Returns how many connections there is room for: without descriptors nobody could be told anything, and none could give way.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + _OTHER_FILES
+    wanted = 2 * connections + _OTHER_FILES  # those that give way are closed a moment later
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    room = max(soft - _OTHER_FILES, soft // 2)
+    if soft == resource.RLIM_INFINITY or connections <= room:
+        return connections
+    _log.warning(
+        "tensormeter: the system allows %d open files, so %d connections may be open, not %d; raise it with `ulimit -n`",
+        soft,
+        room,
+        connections,
+    )
+    return room
 
 
 def _url(config: ServerConfig, port: int) -> str:

@@ -197,7 +197,7 @@ class PointsApi:
         limit = integer(query, "limit", 2000, 1, MAX_DISTRIBUTIONS)
         attempt = parse_attempt(query.get("attempt"))
 
-        def work() -> Response:
+        def work(most: int) -> HeldResponse:
             found = read_full(
                 self._stores.of(request),
                 ref,
@@ -208,11 +208,11 @@ class PointsApi:
                 start=start,
                 stop=stop,
                 attempt=attempt,
-                limit=limit,
+                limit=most,
             )
             return HeldResponse(_encode_distributions(metric, found), _held(found), "application/json")
 
-        return await self._threads.run(work)
+        return await self._answers.points(request, self._threads.run, work, limit)
 
 
 def _query(document: Mapping[str, Any]) -> PointsQuery:

@@ -36,6 +36,9 @@ __all__ = [
 MAX_JSON: Final = 1 << 20
 """Bytes of a request's body."""
 
+MAX_HELD_JSON: Final = 64 << 20
+"""The same of all requests that are being read at one time."""
+
 MAX_RUNS: Final = 200
 """Runs that one request is about."""
 
@@ -48,6 +51,9 @@ MAX_NUMBER: Final = 1e30
 _THREADS: Final = 4
 _INTEGER: Final = re.compile(r"-?\d{1,19}", re.ASCII)
 _NUMBER: Final = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
+
+_held_json = [0]
+"""Bytes of the bodies that the event loop is reading."""
 
 _T = TypeVar("_T")
 
@@ -141,16 +147,22 @@ async def read_json(request: Request) -> Mapping[str, Any]:
     """The object in a request's body.
 
     Raises:
-        HTTPException: 413 too large, 400 not an object.
+        HTTPException: 413 too large, 400 not an object, 408 too slow, 503 too many at once.
     """
     parts: list[bytes] = []
     size = 0
-    with anyio.move_on_after(60) as scope:
-        async for part in request.stream():
-            size += len(part)
-            if size > MAX_JSON:
-                raise HTTPException(413, f"the body is larger than {MAX_JSON} bytes")
-            parts.append(part)
+    try:
+        with anyio.move_on_after(60) as scope:
+            async for part in request.stream():
+                size += len(part)
+                _held_json[0] += len(part)
+                if size > MAX_JSON:
+                    raise HTTPException(413, f"the body is larger than {MAX_JSON} bytes")
+                if _held_json[0] > MAX_HELD_JSON:
+                    raise HTTPException(503, "too many large requests at once; send it again", {"Retry-After": "1"})
+                parts.append(part)
+    finally:
+        _held_json[0] -= size
     if scope.cancelled_caught:
         raise HTTPException(408, "the body took longer than 60 s")
     try:
