@@ -36,6 +36,12 @@ def _nothing_is_slow() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test sees the warnings that a process sees once."""
+    monkeypatch.setattr("tensormeter.environment._warned", set())
+
+
 @pytest.fixture(scope="session")
 def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of a ClickHouse for all tests. Each takes a database of its own."""

@@ -2,11 +2,30 @@
 
 Any OTLP/HTTP receiver understands these requests; the experiment server also understands the header
 `Tensormeter-Batch-Id`, by which it knows a request that it has stored before.
+
+If the endpoint is OpenTelemetry's (`OTEL_EXPORTER_OTLP_ENDPOINT`), the other variables of OTLP exporters count as well:
+headers, endpoints of the signals, compression, timeouts, certificates, and the protocol, which may be gRPC.
 """
 
+import dataclasses
+import gzip
 from typing import Final
+from urllib.parse import urlsplit
 
-from tensormeter.exporter import ExporterConfig, Outcome, Rejected, Request, Retry, TooLarge, Unauthorized
+from tensormeter.errors import SettingsError
+from tensormeter.exporter import (
+    Exporter,
+    ExporterConfig,
+    Outcome,
+    Rejected,
+    Request,
+    Retry,
+    Signal,
+    TooLarge,
+    Unauthorized,
+)
+from tensormeter.otlp_environment import OtlpTarget, belongs_to_opentelemetry, read_targets
+from tensormeter_exporters.otlp_http import tls_context
 from tensormeter_exporters.otlp_post import OtlpPost
 
 __all__ = ["ExperimentExporter"]
@@ -24,17 +43,16 @@ class ExperimentExporter:
     independent_signals: Final = True
 
     def __init__(self, config: ExporterConfig) -> None:
-        self._url = config.endpoint.rstrip("/")
-        headers = {"Content-Encoding": "gzip"}
-        if config.token:
-            headers["Authorization"] = f"Bearer {config.token}"
-        self._post = OtlpPost(config.timeout, headers)
+        self._targets = {signal: target for signal, target in _targets(config).items() if signal in config.signals}
+        self._routes = {signal: _route(target) for signal, target in self._targets.items()}
 
     def export(self, request: Request, timeout: float | None = None) -> Outcome:
         """As the contract says; `timeout` makes this attempt shorter than the others."""
-        answer = self._post.send(
-            f"{self._url}/v1/{request.signal}", request.body, {"Tensormeter-Batch-Id": request.id}, timeout=timeout
-        )
+        target, route = self._targets[request.signal], self._routes[request.signal]
+        if not isinstance(route, OtlpPost):
+            return route.export(request)
+        body = request.body if target.gzip else gzip.decompress(request.body)
+        answer = route.send(target.endpoint, body, {"Tensormeter-Batch-Id": request.id}, timeout=timeout)
         if isinstance(answer, Retry):
             return answer
         if answer.ok:
@@ -49,7 +67,51 @@ class ExperimentExporter:
 
     def abort(self) -> None:
         """End an `export` that is under way on another thread. It returns `Retry`."""
-        self._post.abort()
+        for route in self._routes.values():
+            if isinstance(route, OtlpPost):
+                route.abort()
 
     def shutdown(self) -> None:
-        self._post.close()
+        for route in self._routes.values():
+            if isinstance(route, OtlpPost):
+                route.close()
+            else:
+                route.shutdown()
+
+
+def _targets(config: ExporterConfig) -> dict[Signal, OtlpTarget]:
+    base = config.endpoint.rstrip("/")
+    token = {"authorization": f"Bearer {config.token}"} if config.token else {}
+    if not belongs_to_opentelemetry(base):
+        secure = base.lower().startswith("https:")
+        return {
+            signal: OtlpTarget("http/protobuf", f"{base}/v1/{signal}", secure, token, timeout=config.timeout)
+            for signal in config.signals
+        }
+    targets = read_targets(config.destination or "experiment", {}, config.timeout, default_endpoint=base)
+    return {
+        # The token is that of the endpoint, and goes to no other server that a signal may have.
+        signal: dataclasses.replace(target, headers={**target.headers, **token}) if _is_at(target, base) else target
+        for signal, target in targets.items()
+    }
+
+
+def _is_at(target: OtlpTarget, base: str) -> bool:
+    scheme, netloc, *_ = urlsplit(base)
+    if target.protocol == "grpc":
+        return target.endpoint in (netloc, f"{netloc}:4317")
+    return urlsplit(target.endpoint)[:2] == (scheme, netloc)
+
+
+def _route(target: OtlpTarget) -> OtlpPost | Exporter:
+    if target.protocol == "http/protobuf":
+        encoding = {"content-encoding": "gzip"} if target.gzip else {}
+        return OtlpPost(target.timeout, {**target.headers, **encoding}, tls_context(target))
+    try:
+        from tensormeter_exporters.otlp_grpc import OtlpGrpcSender  # gRPC only where it is wanted
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"OTEL_EXPORTER_OTLP_PROTOCOL=grpc needs the package {error.name!r}; pip install 'tensormeter[grpc]', or set it "
+            "to http/protobuf, and OTEL_EXPORTER_OTLP_ENDPOINT to the port of OTLP over HTTP"
+        ) from None
+    return OtlpGrpcSender(target, target.timeout)

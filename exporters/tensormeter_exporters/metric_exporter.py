@@ -16,12 +16,15 @@ import weakref
 from typing import Any, Final
 
 import backoff
-from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
 
+from tensormeter.environment import importing_sdk
 from tensormeter.exporter import Accepted, ExporterConfig, Request, Retry
 from tensormeter.settings import Settings
 from tensormeter_exporters.experiment import ExperimentExporter
+
+with importing_sdk():
+    from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 
 __all__ = ["TensormeterMetricExporter"]
 
@@ -32,13 +35,13 @@ _SHORTEST_ATTEMPT: Final = 0.1
 
 
 class TensormeterMetricExporter(MetricExporter):
-    """Sends to `TENSORMETER_ENDPOINT` (or `OTEL_EXPORTER_OTLP_ENDPOINT`) with `TENSORMETER_TOKEN`.
+    """Sends to `TENSORMETER_ENDPOINT` (or `OTEL_EXPORTER_OTLP_ENDPOINT`, with what belongs to it) with `TENSORMETER_TOKEN`.
 
     `export` blocks until the server has answered or the time is over; `shutdown` ends it. A forked
     child sends over a connection of its own.
 
     Raises:
-        SettingsError: An environment variable cannot be used.
+        SettingsError: A variable of ours (`TENSORMETER_*`) cannot be used.
     """
 
     def __init__(self) -> None:

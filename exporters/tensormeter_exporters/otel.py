@@ -59,7 +59,13 @@ class OTelExporter:
             known = ", ".join(sorted(entry_points(group=_GROUP).names))
             raise SettingsError(f"exporters: expected otel:NAME with a name of {known}, got {config.destination!r}")
         (entry,) = found
-        exporter = entry.load()()
+        try:
+            exporter = entry.load()()
+        except Exception as error:
+            raise SettingsError(
+                f"{config.destination}: {entry.value} cannot be made ({type(error).__name__}: {error}); see the environment "
+                "variables that it reads"
+            ) from None
         if not isinstance(exporter, MetricExporter):
             raise SettingsError(f"{config.destination}: {entry.value} is not a metric exporter")
         self._exporter = exporter

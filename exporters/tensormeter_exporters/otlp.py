@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from tensormeter.errors import SettingsError
 from tensormeter.exporter import Accepted, Exporter, ExporterConfig, Outcome, Rejected, Request, Signal
 from tensormeter_exporters.otlp_cumulative import DeltaToCumulative
-from tensormeter_exporters.otlp_environment import OtlpTarget, read_targets
+from tensormeter_exporters.otlp_environment import OtlpTarget, read_targets, wants_cumulative
 from tensormeter_exporters.otlp_http import OtlpHttpSender
 
 __all__ = ["OtlpExporter"]
@@ -23,8 +23,11 @@ class OtlpExporter:
     Options, and without them the standard variables `OTEL_EXPORTER_OTLP_...`: `protocol` (`http/protobuf` or `grpc`),
     `endpoint`, `compression` (`gzip` or `none`), `certificate`, `client_certificate`, `client_key` (files), `insecure`
     (gRPC without a scheme in its endpoint), `temporality` (`cumulative` adds distributions up, because some receivers do not take
-    each by itself; `delta` and `lowmemory` leave them as they are). `headers_variable` names an environment variable to take headers from instead
-    of `OTEL_EXPORTER_OTLP_HEADERS`, where there are several destinations of this kind.
+    each by itself; `delta` and `lowmemory` leave them as they are). `headers_variable` names an environment variable to take
+    headers from instead of `OTEL_EXPORTER_OTLP_HEADERS`, where there are several destinations of this kind.
+
+    Raises:
+        SettingsError: An option cannot be used. A variable that cannot be used is warned about and ignored.
     """
 
     independent_signals: Final = True
@@ -32,10 +35,10 @@ class OtlpExporter:
     def __init__(self, config: ExporterConfig) -> None:
         targets = read_targets(config)
         self._senders: dict[Signal, Exporter | OtlpHttpSender] = {
-            signal: _sender(target, config.timeout) for signal, target in targets.items()
+            signal: _sender(target, target.timeout) for signal, target in targets.items()
         }
         self._sums: DeltaToCumulative | None = None
-        if "metrics" in targets and targets["metrics"].cumulative:
+        if "metrics" in targets and wants_cumulative(config):
             self._sums = DeltaToCumulative(config.state)
 
     def export(self, request: Request) -> Outcome:

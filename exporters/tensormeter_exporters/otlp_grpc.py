@@ -121,6 +121,6 @@ def _credentials(target: OtlpTarget) -> grpc.ChannelCredentials:
 
     return grpc.ssl_channel_credentials(
         root_certificates=read(target.certificate),
-        private_key=read(target.client_key),
+        private_key=read(target.client_key or target.client_certificate),  # one file may hold both
         certificate_chain=read(target.client_certificate),
     )

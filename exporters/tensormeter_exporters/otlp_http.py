@@ -9,7 +9,7 @@ from tensormeter.exporter import Outcome, Rejected, Request, Retry, TooLarge, Un
 from tensormeter_exporters.otlp_environment import OtlpTarget, how_to_leave_out
 from tensormeter_exporters.otlp_post import OtlpPost
 
-__all__ = ["OtlpHttpSender"]
+__all__ = ["OtlpHttpSender", "tls_context"]
 
 _RETRYABLE: Final = frozenset({429, 502, 503, 504})
 """The protocol's own list: everything else is the request's fault, and permanent."""
@@ -30,7 +30,7 @@ class OtlpHttpSender:
         """
         self._target = target
         encoding = {"Content-Encoding": "gzip"} if target.gzip else {}
-        self._post = OtlpPost(timeout, target.headers | encoding, _context(target) if target.secure else None)
+        self._post = OtlpPost(timeout, {**target.headers, **encoding}, tls_context(target))
 
     def export(self, request: Request) -> Outcome:
         if self._target.gzip:
@@ -59,11 +59,20 @@ class OtlpHttpSender:
         self._post.close()
 
 
-def _context(target: OtlpTarget) -> ssl.SSLContext:
+def tls_context(target: OtlpTarget) -> ssl.SSLContext | None:
+    """What connections to a target are secured with; None if they are not.
+
+    Raises:
+        SettingsError: A certificate or key cannot be read.
+    """
+    if not target.secure:
+        return None
     try:
         context = ssl.create_default_context(cafile=target.certificate or None)
         if target.client_certificate:
-            context.load_cert_chain(target.client_certificate, target.client_key or None)
+            context.load_cert_chain(
+                target.client_certificate, target.client_key or None, password=""
+            )  # never asks for one
     except (OSError, ssl.SSLError) as error:
         raise SettingsError(f"{target.endpoint}: its certificates cannot be read: {error}") from None
     return context

@@ -33,9 +33,9 @@ class OtlpPost:
         """
         self._timeout = timeout
         self._headers = {
-            "Content-Type": PROTOBUF,
-            "User-Agent": f"tensormeter/{version('tensormeter')}",
-            **headers,
+            "content-type": PROTOBUF,
+            "user-agent": f"tensormeter/{version('tensormeter')}",
+            **{name.lower(): value for name, value in headers.items()},
         }
         self._connections = _Connections()
         self._pool = _pool(self._connections, context)

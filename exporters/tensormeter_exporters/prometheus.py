@@ -5,7 +5,7 @@ remote write. The endpoint ends with the agent. A request that comes again chang
 """
 
 import logging
-import os
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from tensormeter import environment
 from tensormeter.errors import EncodingError, SettingsError
 from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Request
 from tensormeter.otlp.batch import STEP_METRIC, Distribution, Series, Sum, Temporality
@@ -28,6 +29,8 @@ __all__ = ["PrometheusExporter"]
 
 logger: Final = logging.getLogger("tensormeter.agent")
 
+_LOOPBACK: Final = "127.0.0.1"
+_PORT: Final = "9464"
 _PORTS: Final = 16
 
 _STEP: Final = Origin(STEP_METRIC, "", "gauge")
@@ -193,6 +196,28 @@ class _LastValues(Collector):
         yield dropped
 
 
+def _host() -> str:
+    """The address that OpenTelemetry's variable gives, if this machine has it."""
+    variable = "OTEL_EXPORTER_PROMETHEUS_HOST"
+    host = environment.read(variable)
+    if not host:
+        return _LOOPBACK
+    try:
+        # The server's own call takes the first address as well.
+        family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.bind(address)
+    except (OSError, UnicodeError):  # UnicodeError: a label that is too long
+        environment.ignore(variable, "an address of this machine", _LOOPBACK)
+        return _LOOPBACK
+    return host
+
+
+def _port() -> str:
+    port = environment.read_count("OTEL_EXPORTER_PROMETHEUS_PORT", 65535, _PORT)
+    return _PORT if port is None else str(port)
+
+
 class PrometheusExporter:
     """See `tensormeter.exporter.Exporter` for the contract.
 
@@ -206,8 +231,8 @@ class PrometheusExporter:
 
     def __init__(self, config: ExporterConfig) -> None:
         options = config.options_or(
-            host=os.environ.get("OTEL_EXPORTER_PROMETHEUS_HOST") or "127.0.0.1",
-            port=os.environ.get("OTEL_EXPORTER_PROMETHEUS_PORT") or "9464",
+            host=_host(),
+            port=_port(),
             max_series="10000",
             max_buckets="32",
         )
@@ -226,7 +251,7 @@ class PrometheusExporter:
             try:
                 self._server, self._thread = start_http_server(port, options["host"], registry)
                 break
-            except OSError as error:
+            except (OSError, OverflowError) as error:  # of ports above 65535
                 refusal = error
         else:
             raise SettingsError(f"{config.destination}: none of ports {first} to {port} can be had: {refusal}")

@@ -1,7 +1,6 @@
 """Beginning a run, and what is called without naming one: it goes to the run that was begun last."""
 
 import logging
-import os
 import secrets
 import string
 import sys
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tensormeter.configuration import as_json
 from tensormeter.errors import SettingsError, UsageError
 from tensormeter.exporter import check_exporters
+from tensormeter.otlp_environment import belongs_to_opentelemetry, read_targets
 from tensormeter.process import RunIdentity
 from tensormeter.resource import describe_rank
 from tensormeter.run import Run, finish_all, open_runs, remember
@@ -62,7 +62,8 @@ def init(
         settings: A `Settings`, or a mapping of its fields. The arguments above take precedence over it.
 
     Raises:
-        SettingsError: An argument, a setting or an environment variable cannot be used.
+        SettingsError: An argument, a setting, or a variable of ours (`TENSORMETER_*`) cannot be used. Variables of other
+            software (`OTEL_*`, of launchers and schedulers) are warned about and ignored.
     """
     given = {"project": project, "name": name, "run_id": id, "mode": mode, "group": group, "tags": tags, "notes": notes}
     resolved = _resolve(settings, {key: value for key, value in given.items() if value is not None})
@@ -75,6 +76,8 @@ def init(
         finish_all()
     resolved = _for_this_rank(resolved)
     _warn_of_signals(resolved)
+    if resolved.mode == "online":
+        _check_targets(resolved)
     run_id = resolved.run_id or "".join(secrets.choice(_ID_LETTERS) for _ in range(8))
     run = Run(RunIdentity(run_id, resolved.name or run_id, as_json(config or {}), resolved), resume=resume)
     run._begin()
@@ -146,7 +149,7 @@ def deferred_log(
 
 def _for_this_rank(settings: Settings) -> Settings:
     """Settings of a run of the first rank, or of another, which may have no part in it."""
-    ranks = describe_rank(os.environ)
+    ranks = describe_rank()
     local_rank = ranks.get("tensormeter.local_rank", 0)
     rank = ranks.get("tensormeter.rank", local_rank)
     if (settings.ranks == "first" and rank) or (settings.ranks == "node" and local_rank):
@@ -160,6 +163,20 @@ def _for_this_rank(settings: Settings) -> Settings:
     return settings
 
 
+def _check_targets(settings: Settings) -> None:
+    """Read where OTLP goes, so that what is wrong with it is said here and not only by the agent.
+
+    Raises:
+        SettingsError: An option of a destination cannot be used.
+    """
+    for destination in settings.exporters:
+        kind = destination.partition(":")[0]
+        if kind == "otlp":
+            read_targets(destination, settings.options_of(destination), settings.export_timeout)
+        elif kind == "experiment" and belongs_to_opentelemetry(settings.endpoint):
+            read_targets(destination, {}, settings.export_timeout, default_endpoint=settings.endpoint)
+
+
 def _in_notebook() -> bool:
     """Whether cells are run one after the other, so that a run that is not finished was most likely forgotten."""
     ipython = sys.modules.get("IPython")
@@ -168,7 +185,7 @@ def _in_notebook() -> bool:
 
 def _warn_of_signals(settings: Settings) -> None:
     """Say which signals a destination is not sent."""
-    if settings.mode == "disabled" or describe_rank(os.environ).get("tensormeter.rank"):  # one voice of hundreds
+    if settings.mode == "disabled" or describe_rank().get("tensormeter.rank"):  # one voice of hundreds
         return
     for destination in settings.exporters:
         for left in settings.signals_left_out(destination):

@@ -22,6 +22,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Final, Protocol
 
+from tensormeter.environment import importing_sdk
 from tensormeter.errors import SettingsError
 from tensormeter.signals import SIGNALS, Signal
 
@@ -209,9 +210,12 @@ def load_exporter(destination: str) -> type[Exporter]:
     kind = destination.partition(":")[0]
     (entry,) = entry_points(group=_GROUP, name=kind)
     try:
-        return entry.load()  # type: ignore[no-any-return]
+        with importing_sdk():
+            return entry.load()  # type: ignore[no-any-return]
     except ModuleNotFoundError as error:
         return _unavailable(f"{kind} needs the package {error.name!r}; pip install 'tensormeter[{kind}]'")
+    except Exception as error:  # of another package, at what it finds in the environment
+        return _unavailable(f"{kind} cannot be imported ({type(error).__name__}: {error}); see {entry.value}")
 
 
 def _unavailable(reason: str) -> type[Exporter]:

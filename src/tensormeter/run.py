@@ -353,9 +353,7 @@ class Run:
         self._masked.update(new)
         if new and self.settings.mode != "disabled":
             logger.log(
-                logging.INFO
-                if describe_rank(os.environ).get("tensormeter.rank")
-                else logging.WARNING,  # one rank is enough
+                logging.INFO if describe_rank().get("tensormeter.rank") else logging.WARNING,  # one rank is enough
                 "run %s: config: %s %s recorded as ***, because %s like %s; rename what is none, or set "
                 "TENSORMETER_MASK_CONFIG=false to record the configuration as it is",
                 self.id,

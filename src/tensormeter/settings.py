@@ -1,7 +1,8 @@
 """One table of settings.
 
 Precedence, for each setting by itself: argument, then environment (variables in the order listed), then default.
-`Settings()` reads the environment when it is constructed and is immutable from then on.
+`Settings()` reads the environment when it is constructed and is immutable from then on. Arguments and our own variables
+(`TENSORMETER_*`) that cannot be used raise; variables of other software are warned about and ignored (see `environment`).
 """
 
 import dataclasses
@@ -16,7 +17,9 @@ from urllib.parse import unquote, urlsplit
 
 import platformdirs
 
+from tensormeter import inherited
 from tensormeter.errors import SettingsError
+from tensormeter.otlp_environment import opentelemetry_endpoint, opentelemetry_timeout
 from tensormeter.pace import PACE_OPTIONS, Pace
 from tensormeter.signals import SIGNALS_OPTION, LeftOut, Signal, signals_left_out
 
@@ -34,14 +37,22 @@ Durability = Literal["none", "flush", "fsync"]
 DEFAULT_PORT: Final = 4320
 IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
+_WITHOUT_ENDPOINT: Final = frozenset(
+    {"console", "jsonl", "mlflow", "otel", "otlp", "prometheus", "tensorboard", "wandb"}
+)
+"""Destinations that do not send to the setting `endpoint`."""
+
+_MOST_ATTEMPTS: Final = 1 << 31
 _MOST_TAGS: Final = 100
 _LONGEST_TAG: Final = 128
 _LONGEST_NOTES: Final = 65_536
 
+_NOT_GIVEN: Final[Any] = object()
 _OPTION: Final = re.compile(r"[^.=,]+\.[a-z_]+")
 _TOKEN: Final = re.compile(r"[!-~]+")
 
 _Parse = Callable[[str], Any]
+_Read = Callable[[str], Any]
 
 
 def default_endpoint() -> str:
@@ -77,25 +88,19 @@ def _parse_options(text: str) -> dict[str, str]:
     return options
 
 
-def _parse_disabled(text: str) -> Mode:
-    return "disabled" if _parse_bool(text) else "online"
-
-
 def _parse_lower(text: str) -> str:
     return text.strip().lower()
 
 
-def _parse_restarts(text: str) -> int | None:
-    """Schedulers count how often they have started a job again. Of 0 nothing follows: torchrun begins anew after a requeue."""
-    return int(text) + 1 if int(text) else None
-
-
-def _parse_milliseconds(text: str) -> float:
-    return float(text) / 1000
+def _read_later(variable: str) -> None:
+    """Which destinations there are decides whether the variable counts: see `Settings._default_endpoint`."""
 
 
 def _default_directory() -> Path:
-    return platformdirs.user_state_path("tensormeter")
+    try:
+        return platformdirs.user_state_path("tensormeter").expanduser()
+    except RuntimeError:  # a user without a home, as in containers that choose the user's number: kept in memory
+        return Path("/nonexistent/tensormeter")
 
 
 def _default_buffer_directory() -> Path | None:
@@ -105,7 +110,8 @@ def _default_buffer_directory() -> Path | None:
 
 def _setting(
     default: Any,
-    *variables: str | tuple[str, _Parse],
+    variable: str,
+    *others: tuple[str, _Read],
     parse: _Parse = str,
     help: str,
     shown: str | None = None,
@@ -113,27 +119,33 @@ def _setting(
 ) -> Any:
     """One row of the table: a dataclass field whose default is the environment's value, or else `default`.
 
-    `shown` is the default in words, where it depends on the machine.
+    Args:
+        default: The default, or what returns it.
+        variable: Our own variable.
+        others: Variables of other software, and the functions that read them: they return None if the variable is unset,
+            or cannot be used, and never raise.
+        parse: Turns the text of our own variable into a value. Raises ValueError.
+        help: What the setting is for.
+        shown: The default in words, where it depends on the machine.
+        secret: Whether the value is never shown.
     """
-    sources = tuple((item, parse) if isinstance(item, str) else item for item in variables)
 
     def resolve() -> Any:
-        for variable, parse_variable in sources:
-            text = os.environ.get(variable)
-            if text:
-                try:
-                    value = parse_variable(text)
-                except ValueError as error:
-                    shown = "***" if secret else repr(text)
-                    raise SettingsError(f"environment variable {variable}={shown}: {error}") from None
-                if value is not None:
-                    return value
+        if text := os.environ.get(variable):
+            try:
+                return parse(text)
+            except ValueError as error:
+                shown = "***" if secret else repr(text)
+                raise SettingsError(f"environment variable {variable}={shown}: {error}") from None
+        for other, read in others:
+            if (value := read(other)) is not None:
+                return value
         return default() if callable(default) else default
 
     words = shown or (
         "none" if default is None else f"`{','.join(default) if isinstance(default, tuple) else default}`"
     )
-    metadata = {"variables": tuple(name for name, _ in sources), "default": words, "help": help}
+    metadata = {"variables": (variable, *(name for name, _ in others)), "default": words, "help": help}
     return dataclasses.field(default_factory=resolve, repr=not secret, metadata=metadata)
 
 
@@ -142,13 +154,14 @@ class Settings:
     """All settings of a run. Each row says what it is for; the README's table is tested against this one.
 
     Raises:
-        SettingsError: An argument or environment variable is out of range; the message names it.
+        SettingsError: An argument or a variable of ours is out of range; the message names it.
     """
 
     project: str = _setting(
         "default",
         "TENSORMETER_PROJECT",
-        "OTEL_SERVICE_NAME",
+        ("OTEL_SERVICE_NAME", inherited.read_service_name),
+        ("OTEL_RESOURCE_ATTRIBUTES", inherited.read_service_attribute),
         help="Project that the run belongs to; `service.name` of the resource.",
     )
     run_id: str | None = _setting(
@@ -160,8 +173,8 @@ class Settings:
     attempt: int | None = _setting(
         None,
         "TENSORMETER_ATTEMPT",
-        ("SLURM_RESTART_COUNT", _parse_restarts),
-        ("TORCHELASTIC_RESTART_COUNT", _parse_restarts),
+        ("SLURM_RESTART_COUNT", inherited.read_restarts),
+        ("TORCHELASTIC_RESTART_COUNT", inherited.read_restarts),
         parse=int,
         shown="counted on this machine",
         help="Which attempt at the run this is, from 1: a later one shadows the steps that it repeats.",
@@ -177,7 +190,7 @@ class Settings:
     mode: Mode = _setting(
         "online",
         "TENSORMETER_MODE",
-        ("OTEL_SDK_DISABLED", _parse_disabled),
+        ("OTEL_SDK_DISABLED", inherited.read_disabled),
         help="`online` delivers; `offline` only spools, for `tensormeter sync`; `disabled` does nothing at all.",
     )
     ranks: Ranks = _setting(
@@ -186,9 +199,9 @@ class Settings:
         help="Which ranks record: `all`, the first of each `node`, or the `first` alone. For the others the run is disabled.",
     )
     endpoint: str = _setting(
-        default_endpoint,
+        lambda: _NOT_GIVEN,
         "TENSORMETER_ENDPOINT",
-        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", _read_later),
         shown=f"`{default_endpoint()}`",
         help="Base URL that OTLP goes to: the experiment server, or an OTLP/HTTP Collector.",
     )
@@ -282,7 +295,7 @@ class Settings:
     schedule_delay: float = _setting(
         1.0,
         "TENSORMETER_SCHEDULE_DELAY",
-        ("OTEL_METRIC_EXPORT_INTERVAL", _parse_milliseconds),
+        ("OTEL_METRIC_EXPORT_INTERVAL", inherited.read_export_interval),
         parse=float,
         help="Seconds between two batches.",
     )
@@ -302,21 +315,21 @@ class Settings:
     temporality: TemporalityPreference = _setting(
         "cumulative",
         "TENSORMETER_TEMPORALITY",
-        "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE",
+        ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", inherited.read_temporality),
         parse=_parse_lower,
         help="Of sums and histograms of OpenTelemetry instruments: `cumulative`, `delta` or `lowmemory`.",
     )
     histogram_aggregation: HistogramAggregation = _setting(
         "explicit_bucket_histogram",
         "TENSORMETER_HISTOGRAM_AGGREGATION",
-        "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION",
+        ("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION", inherited.read_histogram_aggregation),
         parse=_parse_lower,
         help="Of histogram instruments: `explicit_bucket_histogram` or `base2_exponential_bucket_histogram`.",
     )
     observe_interval: float = _setting(
         10.0,
         "TENSORMETER_OBSERVE_INTERVAL",
-        ("OTEL_METRIC_EXPORT_INTERVAL", _parse_milliseconds),
+        ("OTEL_METRIC_EXPORT_INTERVAL", inherited.read_export_interval),
         parse=float,
         help="Seconds between two calls of the callbacks of observable instruments.",
     )
@@ -329,7 +342,7 @@ class Settings:
     export_timeout: float = _setting(
         10.0,
         "TENSORMETER_EXPORT_TIMEOUT",
-        ("OTEL_EXPORTER_OTLP_TIMEOUT", _parse_milliseconds),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", opentelemetry_timeout),
         parse=float,
         help="Seconds that sending one request may take, in all.",
     )
@@ -398,17 +411,19 @@ class Settings:
             _check_range("sample_interval", self.sample_interval, 0.1, 3600)
         _check_bool("record_command", self.record_command)
         _check_bool("mask_config", self.mask_config)
-        _check_endpoint(self.endpoint)
         object.__setattr__(self, "exporters", _listed(self.exporters))
         _check_names("exporters", self.exporters)
         object.__setattr__(self, "exporters", tuple(self.exporters))
+        if self.endpoint is _NOT_GIVEN:
+            object.__setattr__(self, "endpoint", self._default_endpoint())
+        _check_endpoint(self.endpoint)
         _check_options("exporter_options", self.exporter_options)
         object.__setattr__(self, "exporter_options", dict(self.exporter_options))
         if self.token is not None:
             _check_token("token", self.token)
-        object.__setattr__(self, "directory", Path(self.directory).expanduser().absolute())
+        object.__setattr__(self, "directory", _absolute("directory", self.directory))
         if self.buffer_directory is not None:
-            object.__setattr__(self, "buffer_directory", Path(self.buffer_directory).expanduser().absolute())
+            object.__setattr__(self, "buffer_directory", _absolute("buffer_directory", self.buffer_directory))
         _check_integer("buffer_bytes", self.buffer_bytes, 1 << 16, 1 << 40)
         _check_integer("media_buffer_bytes", self.media_buffer_bytes, 0, 1 << 40)
         _check_range("schedule_delay", self.schedule_delay, 0.01, 3600)
@@ -431,9 +446,9 @@ class Settings:
             self.pace_of(destination)
             self.signals_left_out(destination)
         if self.attempt is not None:
-            _check_integer("attempt", self.attempt, 1, 1 << 31)
+            _check_integer("attempt", self.attempt, 1, _MOST_ATTEMPTS)
         if self.token_file is not None:
-            object.__setattr__(self, "token_file", Path(self.token_file).expanduser().absolute())
+            object.__setattr__(self, "token_file", _absolute("token_file", self.token_file))
 
     @classmethod
     def small(cls, **changes: Any) -> "Settings":
@@ -512,6 +527,13 @@ class Settings:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.repr}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
+    def _default_endpoint(self) -> str:
+        """OpenTelemetry's endpoint, or the experiment server's. Without a destination that sends there, nothing is warned."""
+        used = self.mode != "disabled" and any(
+            name.partition(":")[0] not in _WITHOUT_ENDPOINT for name in self.exporters
+        )
+        return opentelemetry_endpoint(default_endpoint(), warn=used) or default_endpoint()
+
     def _all_options_of(self, destination: str) -> dict[str, str]:
         prefix = f"{destination}."
         return {
@@ -522,6 +544,13 @@ class Settings:
     def from_json(cls, values: Mapping[str, Any]) -> "Settings":
         """The inverse of `to_json`; secrets come from this process's environment. Unknown names are ignored."""
         return cls(**{name: value for name, value in values.items() if name in cls.names()})
+
+
+def _absolute(name: str, value: str | Path) -> Path:
+    try:
+        return Path(value).expanduser().absolute()
+    except (RuntimeError, TypeError, OSError) as error:
+        raise SettingsError(f"{name}: expected a path, got {str(value)!r} ({error})") from None
 
 
 def _check_token(name: str, value: str) -> None:

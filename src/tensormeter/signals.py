@@ -1,10 +1,10 @@
 """The signals of OpenTelemetry that a run is made of, and which of them a destination is sent."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
+from tensormeter import environment
 from tensormeter.errors import SettingsError
 
 __all__ = ["SIGNALS", "SIGNALS_OPTION", "LeftOut", "Signal", "signals_left_out"]
@@ -63,5 +63,5 @@ def signals_left_out(destination: str, options: Mapping[str, str]) -> tuple[Left
     return tuple(
         LeftOut(signal, f"{variable}=none")
         for signal, variable in variables.items()
-        if os.environ.get(variable, "").strip().lower() == "none"
+        if environment.read(variable).lower() == "none"
     )

@@ -141,11 +141,11 @@ def make() -> type[Make]:
 def config(tmp_path: Path) -> Callable[..., ExporterConfig]:
     """What delivery gives an exporter."""
 
-    def config(destination: str = "test", **options: str) -> ExporterConfig:
+    def config(destination: str = "test", timeout: float = 60.0, **options: str) -> ExporterConfig:
         return ExporterConfig(
             endpoint="http://127.0.0.1:1",  # the experiment server's; no other destination may use it
             token="of the experiment server",
-            timeout=60.0,
+            timeout=timeout,
             destination=destination,
             options=options,
             state=tmp_path / "state",

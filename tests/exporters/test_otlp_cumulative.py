@@ -10,7 +10,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from tensormeter.errors import SettingsError
 from tensormeter.exporter import ExporterConfig, Request
 from tensormeter_exporters.otlp_cumulative import DeltaToCumulative
-from tensormeter_exporters.otlp_environment import read_targets
+from tensormeter_exporters.otlp_environment import wants_cumulative
 
 CUMULATIVE, DELTA = 2, 1
 NAMES = itertools.count()
@@ -228,7 +228,7 @@ def test_who_asks_for_it(monkeypatch, variable, option, cumulative):
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", variable)
     options = {} if option is None else {"temporality": option}
     config = ExporterConfig(endpoint="", token=None, timeout=1, destination="otlp", options=options)
-    assert read_targets(config)["metrics"].cumulative is cumulative
+    assert wants_cumulative(config) is cumulative
 
 
 def test_an_option_that_says_nothing_is_refused():
@@ -236,4 +236,4 @@ def test_an_option_that_says_nothing_is_refused():
         endpoint="", token=None, timeout=1, destination="otlp", options={"temporality": "sometimes"}
     )
     with pytest.raises(SettingsError, match="temporality"):
-        read_targets(config)
+        wants_cumulative(config)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tensormeter.resource import describe_node, describe_process
-from tensormeter.resource.cluster import describe_cluster, describe_rank
+from tensormeter.resource.cluster import _RANK, describe_cluster, describe_rank
 from tensormeter.resource.command import mask_secrets
 from tensormeter.resource.revision import describe_revision
 
@@ -141,10 +141,16 @@ def test_a_node_is_the_same_for_all_its_processes(monkeypatch):
             {"tensormeter.rank": 1, "tensormeter.world_size": 2},
         ),
         ({"RANK": "first", "WORLD_SIZE": ""}, {}),
+        ({"RANK": "first", "SLURM_PROCID": "2"}, {"tensormeter.rank": 2}),
+        ({"RANK": "9" * 5000, "LOCAL_RANK": "-1", "WORLD_SIZE": "9" * 12, "LOCAL_WORLD_SIZE": "²"}, {}),
     ],
 )
-def test_rank(environment, expected):
-    assert describe_rank(environment) == expected
+def test_rank(monkeypatch, environment, expected):
+    for variable in [name for names in _RANK.values() for name in names]:
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    assert describe_rank() == expected
 
 
 def test_job(tmp_path):

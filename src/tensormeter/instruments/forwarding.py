@@ -17,6 +17,7 @@ from opentelemetry.context import Context
 from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.util.types import Attributes
 
+from tensormeter.environment import read_word
 from tensormeter.instruments.registry import LOCK, warn_once
 from tensormeter.instruments.views import InstrumentIdentity, create_sdk_instrument, measuring_method
 from tensormeter.record.recorder import Recorder
@@ -75,7 +76,11 @@ class Forwarding:
         from tensormeter.instruments.reader_resource import ReaderResource
 
         self._provider = MeterProvider(
-            readers, ReaderResource(resource, schema_url), exemplar_filter, shutdown_on_exit, views
+            readers,
+            ReaderResource(resource, schema_url),
+            exemplar_filter or _exemplar_filter(),
+            shutdown_on_exit,
+            views,
         )
         self._waiting: deque[_Waiting] = deque()
         self._delivering = threading.Lock()
@@ -190,6 +195,19 @@ class Forwarding:
                     (number,) = struct.unpack("<d", struct.pack("<q", value))
                     waiting.measure(number, waiting.attributes, waiting.context)
         return [Observation(self._lost)] if self._lost else []
+
+
+def _exemplar_filter() -> "ExemplarFilter":
+    """The one that OpenTelemetry's variable names. The SDK itself would raise at an unknown name."""
+    from opentelemetry.sdk import metrics
+
+    filters: dict[str, type[Any]] = {
+        "trace_based": metrics.TraceBasedExemplarFilter,
+        "always_on": metrics.AlwaysOnExemplarFilter,
+        "always_off": metrics.AlwaysOffExemplarFilter,
+    }
+    name = read_word("OTEL_METRICS_EXEMPLAR_FILTER", tuple(filters), "trace_based") or "trace_based"
+    return filters[name]()  # type: ignore[no-any-return]
 
 
 _BEFORE_VALUE: Final = 3

@@ -14,8 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-from opentelemetry.sdk.resources import OTELResourceDetector
-
+from tensormeter.environment import read_attributes, warn_once
 from tensormeter.redaction import environment_secrets, mask_config
 from tensormeter.resource.cluster import describe_cluster, describe_rank
 from tensormeter.resource.command import mask_secrets
@@ -52,8 +51,9 @@ def describe_process(
 ) -> Mapping[str, Any]:
     """The resource of this process.
 
-    `OTEL_RESOURCE_ATTRIBUTES` adds to it and cannot change what identifies the run. What looks like a secret there is masked, as in
-    the command line.
+    `OTEL_RESOURCE_ATTRIBUTES` adds to it and cannot change what identifies the run. A `service.instance.id` in it becomes
+    `tensormeter.service.instance.id`: all processes of a run inherit it, and points of processes with one id would replace
+    each other. What looks like a secret there is masked, as in the command line.
 
     Args:
         project: Becomes `service.name`.
@@ -64,17 +64,19 @@ def describe_process(
         given: Further attributes. They too cannot change what identifies the run.
         command: Whether to tell the command line, with what looks like a secret masked.
     """
-    return {
+    detected = {
         **_host(),
         **_python(),
         **_gpus(),
         **describe_revision(),
         **describe_cluster(os.environ),
-        **describe_rank(os.environ),
+        **describe_rank(),
         **({"process.command_args": mask_secrets(_command_line(), os.environ)} if command else {}),
-        **mask_config({**OTELResourceDetector().detect().attributes, **(given or {})}, environment_secrets(os.environ))[
-            0
-        ],
+    }
+    added, _ = mask_config({**_from_environment(detected), **(given or {})}, environment_secrets(os.environ))
+    return {
+        **detected,
+        **added,
         "service.name": project,
         "service.instance.id": process,
         "telemetry.sdk.name": "tensormeter",
@@ -85,6 +87,20 @@ def describe_process(
         "tensormeter.run.name": run_name,
         "tensormeter.run.attempt": attempt,
     }
+
+
+def _from_environment(detected: Mapping[str, Any]) -> dict[str, str]:
+    """The attributes of `OTEL_RESOURCE_ATTRIBUTES`, which are texts: what is detected as something else stays."""
+    variable = "OTEL_RESOURCE_ATTRIBUTES"
+    attributes = {}
+    for name, value in read_attributes(variable).items():
+        if not isinstance(detected.get(name, ""), str):
+            warn_once(variable, f"{name} is no text; what was detected is used instead")
+        else:
+            attributes[name] = value
+    if instance := attributes.pop("service.instance.id", ""):
+        attributes["tensormeter.service.instance.id"] = instance
+    return attributes
 
 
 def describe_node(process: Mapping[str, Any]) -> dict[str, Any]:

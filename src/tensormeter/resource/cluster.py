@@ -1,9 +1,11 @@
 """Where a process stands in its job: rank and world size, and what the scheduler calls the job."""
 
-import os
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
+
+from tensormeter.environment import read_count
 
 __all__ = ["describe_cluster", "describe_rank"]
 
@@ -13,7 +15,9 @@ _RANK: Final = {
     "tensormeter.world_size": ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"),
     "tensormeter.local_world_size": ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"),
 }
-"""torchrun's names (which torch.distributed also reads), Open MPI's, MPICH's, Slurm's; the first that is set holds."""
+"""torchrun's names (which torch.distributed also reads), Open MPI's, MPICH's, Slurm's; the first that can be used holds."""
+
+_MOST_RANKS: Final = 1 << 31
 
 _TEXTS: Final = {
     "tensormeter.torchrun.run_id": ("TORCHELASTIC_RUN_ID",),
@@ -41,10 +45,16 @@ _KUBERNETES: Final = {
 _NAMESPACE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
-def describe_rank(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Rank and world size, over all and on the node; what is not set, or is no number, is left out."""
-    found = _lookup(environment, _RANK)
-    return {name: int(text) for name, text in found.items() if text.isdecimal()}
+def describe_rank() -> dict[str, int]:
+    """Rank and world size of this process, over all and on the node, from the first variable of each that has a number."""
+    found = {}
+    for name, variables in _RANK.items():
+        for variable in variables:
+            number = read_count(variable, _MOST_RANKS, "the next variable that tells it, or nothing,")
+            if number is not None:
+                found[name] = number
+                break
+    return found
 
 
 def describe_cluster(environment: Mapping[str, str], namespace: Path = _NAMESPACE) -> dict[str, Any]:
@@ -56,7 +66,7 @@ def describe_cluster(environment: Mapping[str, str], namespace: Path = _NAMESPAC
     """
     attributes: dict[str, Any] = _lookup(environment, _TEXTS)
     if "KUBERNETES_SERVICE_HOST" in environment:
-        if os.access(namespace, os.R_OK):
+        with contextlib.suppress(OSError, UnicodeDecodeError):  # the pod may have no service account
             attributes["k8s.namespace.name"] = namespace.read_text().strip()
         attributes |= _lookup(environment, _KUBERNETES)
     return attributes

@@ -13,9 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Protocol, cast, runtime_checkable
 
-from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 from opentelemetry.metrics import CallbackOptions, Observation
-from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
 from opentelemetry.sdk.metrics.export import (
     MetricExporter,
     MetricExportResult,
@@ -25,6 +24,7 @@ from opentelemetry.sdk.metrics.export import (
 )
 from opentelemetry.sdk.resources import Resource
 
+from tensormeter.environment import importing_sdk
 from tensormeter.errors import SettingsError, StoreError
 from tensormeter.otlp.batch import Attribute, Event
 from tensormeter.otlp.decode import decode_metrics
@@ -32,6 +32,9 @@ from tensormeter.otlp.encode import encode_events
 from tensormeter.server.config import SelfMetrics
 from tensormeter.server.observer import Ingested, Listener, Observed
 from tensormeter.server.store import Store
+
+with importing_sdk():
+    from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 
 __all__ = ["PROJECT", "ServerMetrics"]
 
@@ -88,7 +91,9 @@ class ServerMetrics(Listener):
             self._say("tensormeter.run.start", {"config": {"version": version("tensormeter")}})
         if "otlp" in targets:
             readers.append(PeriodicExportingMetricReader(_otlp_exporter()))
-        self._provider = MeterProvider(readers, resource, shutdown_on_exit=False)
+        self._provider = MeterProvider(
+            readers, resource, exemplar_filter=AlwaysOffExemplarFilter(), shutdown_on_exit=False
+        )  # nothing here is traced, and an unknown filter in the environment raises
         meter = self._provider.get_meter("tensormeter.server", version("tensormeter"))
         self._requests = meter.create_histogram(
             "http.server.request.duration",
@@ -187,7 +192,8 @@ class _StoreExporter(MetricExporter):
 
 def _otlp_exporter() -> MetricExporter:
     try:
-        module = importlib.import_module("opentelemetry.exporter.otlp.proto.http.metric_exporter")
+        with importing_sdk():
+            module = importlib.import_module("opentelemetry.exporter.otlp.proto.http.metric_exporter")
     except ModuleNotFoundError as error:
         raise SettingsError(
             f"self_metrics: otlp needs {error.name!r}; pip install opentelemetry-exporter-otlp-proto-http"

@@ -1,0 +1,218 @@
+"""Environment variables that other software defines: OpenTelemetry's, and those of launchers and schedulers.
+
+They may be meant for another program, so no value of them raises. As OpenTelemetry's specification asks ("Environment Variable
+Specification", "Parsing empty value" and what follows it): an empty variable counts as unset; unknown words and numbers that
+cannot be parsed are ignored; a Boolean is true only if it is `true`. Numbers outside of what tensormeter supports are limited.
+Each variable is warned about once in a process. Our own variables, `TENSORMETER_*`, do raise: see `settings`.
+"""
+
+import contextlib
+import logging
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import Final
+from urllib.parse import unquote
+
+__all__ = [
+    "ignore",
+    "importing_sdk",
+    "read",
+    "read_attributes",
+    "read_count",
+    "read_flag",
+    "read_headers",
+    "read_seconds",
+    "read_word",
+    "warn_once",
+]
+
+logger: Final = logging.getLogger("tensormeter")
+
+_LONGEST_SHOWN: Final = 100
+_CREDENTIALS: Final = re.compile(r"(?<=://)[^/\s]*@|^[^/\s]*@")
+_SECRET_ASSIGNMENT: Final = re.compile(
+    r"([\w.-]*(?:token|secret|passw|credential|api[-_.]?key|auth)[\w.-]*=)[^,&\s]*", re.IGNORECASE
+)
+_KEY_FILE: Final = "PRIVATE KEY"
+"""What stands at the beginning of a key, if there is one instead of the name of its file."""
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
+_HEADER_VALUE: Final = re.compile(r"[ -~]*")
+_FRAMING: Final = frozenset(
+    {
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "grpc-encoding",
+        "grpc-timeout",
+        "keep-alive",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+"""Headers that say how a request is encoded. With another value, no receiver could read it."""
+
+_LIMIT: Final = re.compile(r"OTEL_\w+_LIMIT")
+_LONGEST_LIMIT: Final = 4000
+"""Digits: Python refuses to parse longer numbers."""
+
+_warned: set[tuple[str, str]] = set()
+"""Variables, with their values, that have been warned about."""
+
+
+def read(variable: str) -> str:
+    """The value of a variable, without white space around it; "" if it is unset or empty."""
+    return os.environ.get(variable, "").strip()
+
+
+def warn_once(variable: str, problem: str, *, secret: bool = False) -> None:
+    """Log one warning for a variable and its present value.
+
+    Args:
+        variable: Its name.
+        problem: What is wrong with its value, and what is done about it.
+        secret: Whether the whole value is masked. Credentials in URLs, and what looks like a secret, always are.
+    """
+    value = read(variable)
+    if (variable, value) not in _warned:
+        _warned.add((variable, value))
+        shown = "***" if secret or _KEY_FILE in value else _show(value)
+        logger.warning("environment variable %s=%s: %s", variable, shown, problem)
+
+
+def ignore(variable: str, expected: str, instead: str) -> None:
+    """Warn once that the value of a variable cannot be used.
+
+    Args:
+        variable: Its name.
+        expected: What values can be used.
+        instead: What is used instead of the value.
+    """
+    warn_once(variable, f"expected {expected}; {instead} is used instead")
+
+
+def read_flag(variable: str) -> bool:
+    """Whether a Boolean variable is true. Only `true` is, in any case of letters."""
+    text = read(variable).lower()
+    if text not in ("", "true", "false"):
+        ignore(variable, "true or false", "false")
+    return text == "true"
+
+
+def read_word(variable: str, words: Sequence[str], instead: str) -> str | None:
+    """The value of an enumeration, in lower case; None if it is unset or none of `words`."""
+    text = read(variable).lower()
+    if not text or text in words:
+        return text or None
+    ignore(variable, f"one of {', '.join(words)}", instead)
+    return None
+
+
+def read_seconds(variable: str, low: float, high: float, instead: str, *, zero: float | None = None) -> float | None:
+    """A duration that is given in milliseconds.
+
+    Args:
+        variable: Its name.
+        low: Seconds, at least. A shorter duration is limited to it.
+        high: Seconds, at most. A longer duration is limited to it.
+        instead: What is used if the value is no duration.
+        zero: Seconds that 0 stands for; None if 0 is no duration.
+
+    Returns:
+        Seconds; None if the variable is unset, or no duration.
+    """
+    text = read(variable)
+    if not text:
+        return None
+    try:
+        milliseconds = float(text)
+    except ValueError:
+        milliseconds = math.nan
+    if milliseconds == 0 and zero is not None:
+        return zero
+    if not (math.isfinite(milliseconds) and milliseconds > 0):
+        least = "from 0" if zero is not None else "above 0"
+        ignore(variable, f"a number of milliseconds {least}", instead)
+        return None
+    seconds = min(max(milliseconds / 1000, low), high)
+    if seconds != milliseconds / 1000:
+        ignore(variable, f"{low * 1000:.0f} to {high * 1000:.0f} milliseconds", f"{seconds * 1000:.0f}")
+    return seconds
+
+
+def read_count(variable: str, high: int, instead: str) -> int | None:
+    """An integer from 0 to `high`; None if the variable is unset, or anything else.
+
+    -1 counts as unset without a warning: launchers set it where there is nothing to count.
+    """
+    text = read(variable)
+    if text in ("", "-1"):
+        return None
+    if text.isascii() and text.isdecimal() and len(text) <= len(str(high)) and int(text) <= high:
+        return int(text)
+    ignore(variable, f"an integer from 0 to {high}", instead)
+    return None
+
+
+def read_attributes(variable: str = "OTEL_RESOURCE_ATTRIBUTES") -> dict[str, str]:
+    """Resource attributes: `name=value,name=value`, percent-encoded. Items without a name or `=` are left out."""
+    attributes = {}
+    for item in filter(None, (item.strip() for item in read(variable).split(","))):
+        name, found, value = item.partition("=")
+        if not found or not name.strip():
+            warn_once(variable, "expected NAME=VALUE,NAME=VALUE; items without a name or '=' are left out")
+            continue
+        attributes[unquote(name.strip())] = unquote(value.strip())
+    return attributes
+
+
+def read_headers(variable: str) -> dict[str, str]:
+    """Headers: `name=value,name=value`, values percent-encoded (W3C Baggage). Names are in lower case.
+
+    Headers that cannot be sent are left out. No warning ever shows their values.
+    """
+    headers = {}
+    for item in filter(None, (item.strip() for item in read(variable).split(","))):
+        name, found, value = item.partition("=")
+        name, value = unquote(name).strip().lower(), unquote(value.strip())
+        if not found or not _HEADER_NAME.fullmatch(name):
+            problem = "expected NAME=VALUE,NAME=VALUE; other items are left out"
+        elif not _HEADER_VALUE.fullmatch(value):
+            problem = f"the value of {name!r} has characters that headers cannot have; it is left out"
+        elif name in _FRAMING:
+            problem = f"{name!r} is the protocol's own header; it is left out"
+        else:
+            headers[name] = value
+            continue
+        warn_once(variable, problem, secret=True)
+    return headers
+
+
+@contextlib.contextmanager
+def importing_sdk() -> Iterator[None]:
+    """Hide limits that cannot be used (`OTEL_..._LIMIT`) inside the block, with a warning for each.
+
+    OpenTelemetry's module of spans, which its encoder and MLflow import as well, raises at them when it is imported.
+    """
+    hidden = {name: value for name, value in os.environ.items() if _LIMIT.fullmatch(name) and not _is_limit(value)}
+    for name in hidden:
+        ignore(name, "a whole number from 0", "the default")
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def _is_limit(value: str) -> bool:
+    text = value.strip()
+    return not text or (text.isascii() and text.isdecimal() and len(text) < _LONGEST_LIMIT)
+
+
+def _show(value: str) -> str:
+    text = _SECRET_ASSIGNMENT.sub(r"\1***", _CREDENTIALS.sub("***@", value))
+    return repr(text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}...")
