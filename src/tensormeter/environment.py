@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Final
 from urllib.parse import unquote
@@ -18,6 +19,7 @@ from urllib.parse import unquote
 __all__ = [
     "ignore",
     "importing_sdk",
+    "mask",
     "read",
     "read_attributes",
     "read_count",
@@ -25,6 +27,7 @@ __all__ = [
     "read_headers",
     "read_seconds",
     "read_word",
+    "sdk_enabled",
     "warn_once",
 ]
 
@@ -33,7 +36,7 @@ logger: Final = logging.getLogger("tensormeter")
 _LONGEST_SHOWN: Final = 100
 _CREDENTIALS: Final = re.compile(r"(?<=://)[^/\s]*@|^[^/\s]*@")
 _SECRET_ASSIGNMENT: Final = re.compile(
-    r"([\w.-]*(?:token|secret|passw|credential|api[-_.]?key|auth)[\w.-]*=)[^,&\s]*", re.IGNORECASE
+    r"((?:token|secret|passw|credential|api[-_.]?key|auth)[\w.-]{0,40}=)[^,&\s]*", re.IGNORECASE
 )
 _KEY_FILE: Final = "PRIVATE KEY"
 """What stands at the beginning of a key, if there is one instead of the name of its file."""
@@ -59,6 +62,9 @@ _FRAMING: Final = frozenset(
 _LIMIT: Final = re.compile(r"OTEL_\w+_LIMIT")
 _LONGEST_LIMIT: Final = 4000
 """Digits: Python refuses to parse longer numbers."""
+
+_making: Final = threading.Lock()
+"""Held while a provider is made: each sensor has one, and a thread of its own."""
 
 _warned: set[tuple[str, str]] = set()
 """Variables, with their values, that have been warned about."""
@@ -93,6 +99,11 @@ def ignore(variable: str, expected: str, instead: str) -> None:
         instead: What is used instead of the value.
     """
     warn_once(variable, f"expected {expected}; {instead} is used instead")
+
+
+def mask(value: str) -> str:
+    """A value without the credentials of a URL, and without values that are assigned to what sounds like a secret."""
+    return _SECRET_ASSIGNMENT.sub(r"\1***", _CREDENTIALS.sub("***@", value))
 
 
 def read_flag(variable: str) -> bool:
@@ -198,14 +209,30 @@ def importing_sdk() -> Iterator[None]:
 
     OpenTelemetry's module of spans, which its encoder and MLflow import as well, raises at them when it is imported.
     """
-    hidden = {name: value for name, value in os.environ.items() if _LIMIT.fullmatch(name) and not _is_limit(value)}
-    for name in hidden:
+    unusable = [name for name, value in os.environ.items() if _LIMIT.fullmatch(name) and not _is_limit(value)]
+    for name in unusable:
         ignore(name, "a whole number from 0", "the default")
-        del os.environ[name]
+    with _hidden(*unusable):
+        yield
+
+
+@contextlib.contextmanager
+def sdk_enabled() -> Iterator[None]:
+    """Let SDK providers that are made inside the block work even if `OTEL_SDK_DISABLED` is true.
+
+    A run that is recorded all the same (`TENSORMETER_MODE=online`) needs some for its own purposes.
+    """
+    with _making, _hidden("OTEL_SDK_DISABLED"):
+        yield
+
+
+@contextlib.contextmanager
+def _hidden(*variables: str) -> Iterator[None]:
+    found = {name: os.environ.pop(name) for name in variables if name in os.environ}
     try:
         yield
     finally:
-        os.environ.update(hidden)
+        os.environ.update(found)
 
 
 def _is_limit(value: str) -> bool:
@@ -214,5 +241,5 @@ def _is_limit(value: str) -> bool:
 
 
 def _show(value: str) -> str:
-    text = _SECRET_ASSIGNMENT.sub(r"\1***", _CREDENTIALS.sub("***@", value))
+    text = mask(value)
     return repr(text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}...")

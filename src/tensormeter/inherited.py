@@ -62,7 +62,7 @@ def read_histogram_aggregation(variable: str) -> str | None:
 
 def _as_project(variable: str, name: str) -> str | None:
     """A service's name, which may be any text, as the name of a project: `-` replaces what projects cannot have."""
-    project = _NOT_IN_PROJECTS.sub("-", name).lstrip("._-")[:_LONGEST_PROJECT]
+    project = _NOT_IN_PROJECTS.sub("-", environment.mask(name)).lstrip("._-")[:_LONGEST_PROJECT]
     if name and project != name:
         expected = f"a name of up to {_LONGEST_PROJECT} letters, digits, '.', '_' and '-'"
         environment.ignore(variable, expected, f"the project {project!r}" if project else "the default")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.metrics import CallbackOptions, Observation
 
+from tensormeter.environment import sdk_enabled
 from tensormeter.instruments.registry import warn_once
 
 if TYPE_CHECKING:
@@ -150,13 +151,14 @@ class _Trial:
             dict.fromkeys(kinds, AggregationTemporality.DELTA),
             {sdk.Histogram: ExponentialBucketHistogramAggregation()} if exponential else None,
         )
-        provider = sdk.MeterProvider(
-            [self._reader],
-            Resource.get_empty(),
-            exemplar_filter=sdk.AlwaysOffExemplarFilter(),  # without one, an unknown one in the environment raises
-            shutdown_on_exit=False,
-            views=views,
-        )
+        with sdk_enabled():
+            provider = sdk.MeterProvider(
+                [self._reader],
+                Resource.get_empty(),
+                exemplar_filter=sdk.AlwaysOffExemplarFilter(),  # without one, an unknown one in the environment raises
+                shutdown_on_exit=False,
+                views=views,
+            )
         self._observations: list[Observation] = []
         instrument_made = create_sdk_instrument(provider, instrument, [lambda options: self._observations])
         self._measure = measuring_method(instrument, instrument_made)

@@ -32,10 +32,14 @@ _ALSO_OF_THE_NODE: Final = (
     "tensormeter.gpu.driver_version",
 )
 
+_MOST_ATTRIBUTE_BYTES: Final = 16_384
+"""Of attributes from the environment. Receivers refuse long resources: the experiment server, above 65,536 bytes of JSON."""
+
 _IDENTITY: Final = ("service.name", "tensormeter.run.id", "host.name", "host.id")
 """Of a node. Containers may share `host.id`, machines without a network their `host.name`."""
 
 _PACKAGES: Final = ("torch", "lightning", "transformers", "jax")
+_LONGEST_DEVICES: Final = 1024
 _PROC_NVIDIA: Final = Path("/proc/driver/nvidia")
 
 
@@ -92,8 +96,13 @@ def describe_process(
 def _from_environment(detected: Mapping[str, Any]) -> dict[str, str]:
     """The attributes of `OTEL_RESOURCE_ATTRIBUTES`, which are texts: what is detected as something else stays."""
     variable = "OTEL_RESOURCE_ATTRIBUTES"
-    attributes = {}
+    attributes: dict[str, str] = {}
+    room = _MOST_ATTRIBUTE_BYTES
     for name, value in read_attributes(variable).items():
+        room -= len(f"{name}{value}".encode("utf-8", "surrogatepass"))
+        if room < 0:
+            warn_once(variable, f"longer than {_MOST_ATTRIBUTE_BYTES} bytes; attributes from {name!r} on are left out")
+            break
         if not isinstance(detected.get(name, ""), str):
             warn_once(variable, f"{name} is no text; what was detected is used instead")
         else:
@@ -168,7 +177,7 @@ def _gpus() -> Mapping[str, Any]:
     attributes: dict[str, Any] = {}
     for variable in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
         if variable in os.environ:
-            attributes["tensormeter.gpu.visible_devices"] = os.environ[variable]
+            attributes["tensormeter.gpu.visible_devices"] = os.environ[variable][:_LONGEST_DEVICES]
             break
     models = []
     for path in sorted(_PROC_NVIDIA.glob("gpus/*/information")):

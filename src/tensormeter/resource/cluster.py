@@ -17,6 +17,9 @@ _RANK: Final = {
 }
 """torchrun's names (which torch.distributed also reads), Open MPI's, MPICH's, Slurm's; the first that can be used holds."""
 
+_LONGEST_TEXT: Final = 1024
+"""Characters of a name. Those of Slurm and Kubernetes are shorter."""
+
 _MOST_RANKS: Final = 1 << 31
 
 _TEXTS: Final = {
@@ -73,5 +76,5 @@ def describe_cluster(environment: Mapping[str, str], namespace: Path = _NAMESPAC
 
 
 def _lookup(environment: Mapping[str, str], table: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-    found = {name: next(filter(None, map(environment.get, variables)), None) for name, variables in table.items()}
-    return {name: text for name, text in found.items() if text}
+    found = {name: next(filter(None, map(environment.get, variables)), "") for name, variables in table.items()}
+    return {name: text[:_LONGEST_TEXT] for name, text in found.items() if text}

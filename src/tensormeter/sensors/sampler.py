@@ -14,6 +14,7 @@ from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.resources import Resource
 
+from tensormeter.environment import sdk_enabled
 from tensormeter.sensors.columns import Columns
 from tensormeter.sensors.instrument import Instrument, Observed, Sensor, observe
 
@@ -114,12 +115,13 @@ class Sampler:
 
     def _sample_until_stopped(self, sensor: Sensor) -> None:
         reader = InMemoryMetricReader()
-        provider = MeterProvider(
-            [reader],
-            Resource.get_empty(),
-            exemplar_filter=AlwaysOffExemplarFilter(),
-            shutdown_on_exit=False,
-        )
+        with sdk_enabled():
+            provider = MeterProvider(
+                [reader],
+                Resource.get_empty(),
+                exemplar_filter=AlwaysOffExemplarFilter(),
+                shutdown_on_exit=False,
+            )
         meter = provider.get_meter(SCOPE, version("tensormeter"))
         for instrument in (*sensor.instruments, *SAMPLER_INSTRUMENTS):
             self._create(meter, instrument)
