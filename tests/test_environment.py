@@ -303,6 +303,25 @@ def test_attributes_that_no_receiver_would_accept_are_left_out(monkeypatch, capl
     assert warned(caplog) == ["OTEL_RESOURCE_ATTRIBUTES"]
 
 
+def test_the_variables_that_are_read_are_documented(monkeypatch):
+    document = (Path(__file__).parents[1] / "docs" / "destinations.md").read_text()
+    table = document.partition("<!-- variables -->\n")[2].partition("\n<!-- /variables -->")[0]
+    documented: set[str] = set()
+    for name, signals in re.findall(r"^\| `(OTEL_\w+)` \| (yes)? ?\|", table, re.MULTILINE):
+        prefix, _, rest = name.partition("OTLP_")
+        own = {f"{prefix}OTLP_{signal}_{rest}" for signal in ("METRICS", "LOGS")}
+        documented |= {name} | (own if signals else set())
+    used: set[str] = set()
+    read = environment.read
+    monkeypatch.setattr(environment, "read", lambda variable: used.add(variable) or read(variable))
+    for protocol in ("grpc", "http/protobuf"):
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "https://127.0.0.1" if protocol != "grpc" else "127.0.0.1")
+        monkeypatch.setenv("OTEL_EXPORTER_PROMETHEUS_PORT", "0")
+        use_everything()
+    assert {name for name in used if name.startswith("OTEL_")} == documented
+
+
 TRAINING = """
 import json, sys
 import tensormeter

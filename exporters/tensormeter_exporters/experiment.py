@@ -60,7 +60,10 @@ class ExperimentExporter:
         if answer.status in _PERMANENT:
             return Rejected(answer.reason, divide=answer.status in _CONTENT)
         if answer.status in (401, 403):
-            return Unauthorized(f"{answer.reason}; set TENSORMETER_TOKEN to a token of that server")
+            return Unauthorized(
+                f"{answer.reason}; set TENSORMETER_TOKEN to a token of that server, or, if it is OpenTelemetry's endpoint, "
+                "OTEL_EXPORTER_OTLP_HEADERS to what it wants"
+            )
         if answer.status == 413:
             return TooLarge(answer.reason)
         return Retry(answer.reason, answer.retry_after)

@@ -19,8 +19,10 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceResponse,
 )
 
+from tensormeter import Settings
 from tensormeter.errors import SettingsError
-from tensormeter.exporter import Accepted, Rejected, Retry, TooLarge, Unauthorized
+from tensormeter.exporter import Accepted, ExporterConfig, Rejected, Retry, TooLarge, Unauthorized
+from tensormeter_exporters.experiment import ExperimentExporter
 from tensormeter_exporters.otlp import OtlpExporter
 from tensormeter_exporters.otlp_environment import read_targets
 
@@ -410,6 +412,29 @@ def test_each_signal_has_only_what_it_needs(config, monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "nonsense://x")
     metrics = dataclasses.replace(config(endpoint=""), signals=("metrics",))
     assert list(read_targets(metrics)) == ["metrics"]
+
+
+def test_the_default_destination_speaks_grpc_where_opentelemetrys_endpoint_does(make, rpc, monkeypatch):
+    for name, value in {
+        "ENDPOINT": f"127.0.0.1:{rpc.port}",
+        "INSECURE": "true",
+        "PROTOCOL": "Grpc",
+        "HEADERS": "api-key=k",
+        "LOGS_PROTOCOL": "http/protobuf",
+    }.items():
+        monkeypatch.setenv(f"OTEL_EXPORTER_OTLP_{name}", value)
+    monkeypatch.delenv("TENSORMETER_ENDPOINT", raising=False)
+    settings = Settings()
+    assert settings.endpoint == f"http://127.0.0.1:{rpc.port}"
+    request = make.logged(1, make.rows({1: {"loss": 1.0}}))
+    exporter = ExperimentExporter(ExporterConfig(endpoint=settings.endpoint, token="t", timeout=60.0))
+    try:
+        assert exporter.export(request) == Accepted()
+    finally:
+        exporter.shutdown()
+    ((body, metadata),) = rpc.received
+    assert body == gzip.decompress(request.body)
+    assert (metadata["api-key"], metadata["authorization"]) == ("k", "Bearer t")
 
 
 def retry_info(seconds):

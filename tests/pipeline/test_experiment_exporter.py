@@ -1,12 +1,15 @@
 """The experiment exporter against a real server that misbehaves: what each answer means."""
 
 import gzip
+import os
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
 
+import tensormeter
+from tensormeter import Settings
 from tensormeter.exporter import Accepted, ExporterConfig, Rejected, Request, Retry, TooLarge, Unauthorized
 from tensormeter_exporters.experiment import ExperimentExporter
 from tensormeter_exporters.otlp import OtlpExporter
@@ -172,3 +175,86 @@ def test_a_token_is_never_shown():
     config = ExporterConfig(endpoint="http://x", token="secret", timeout=1)
     assert "secret" not in repr(config)
     assert "***" in repr(config)
+
+
+@pytest.fixture
+def otel(monkeypatch):
+    """Sets variables of OTLP exporters, and nothing else is set."""
+    for name in os.environ:
+        if name.startswith("OTEL_") or name == "TENSORMETER_ENDPOINT":
+            monkeypatch.delenv(name)
+
+    def set_variables(**variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(f"OTEL_EXPORTER_OTLP_{name}", value)
+
+    return set_variables
+
+
+LOGS = Request("spool-2", "logs", REQUEST.body, 1)
+
+
+def test_what_belongs_to_opentelemetrys_endpoint_goes_along_with_it(otel, new_exporter, receiver, another_receiver):
+    otel(
+        ENDPOINT=receiver.url + "/",
+        HEADERS="x-api-key=k%20y,x-tenant=a",
+        COMPRESSION="none",
+        LOGS_ENDPOINT=another_receiver.url + "/as/it/is",
+        LOGS_HEADERS="only=logs",
+        LOGS_COMPRESSION="gzip",
+    )
+    exporter = new_exporter(receiver.url)
+    assert exporter.export(REQUEST) == Accepted()
+    assert exporter.export(LOGS) == Accepted()
+    ((metrics,), (logs,)) = receiver.received, another_receiver.received
+    assert (metrics.path, logs.path) == ("/v1/metrics", "/as/it/is")
+    assert (metrics.headers["x-api-key"], metrics.headers["x-tenant"], "only" in metrics.headers) == ("k y", "a", False)
+    assert (logs.headers["only"], "x-api-key" in logs.headers) == ("logs", False)
+    assert (metrics.body, logs.body) == (b"", REQUEST.body)
+    assert ("content-encoding" in metrics.headers, logs.headers["content-encoding"]) == (False, "gzip")
+    assert (metrics.id, logs.id) == ("spool-1", "spool-2")
+
+
+def test_the_token_goes_to_the_endpoint_only(otel, new_exporter, receiver, another_receiver):
+    otel(
+        ENDPOINT=receiver.url, HEADERS="authorization=Bearer%20theirs", LOGS_ENDPOINT=another_receiver.url + "/v1/logs"
+    )
+    exporter = new_exporter(receiver.url, token="ours")
+    exporter.export(REQUEST)
+    exporter.export(LOGS)
+    assert receiver.received[0].headers["authorization"] == "Bearer ours"
+    assert another_receiver.received[0].headers["authorization"] == "Bearer theirs"
+
+
+@pytest.mark.parametrize("where", ["argument", "variable", "none"])
+def test_opentelemetrys_headers_go_to_no_other_endpoint(
+    otel, new_exporter, receiver, another_receiver, monkeypatch, where
+):
+    headers = {"HEADERS": "x-api-key=hunter2", "METRICS_ENDPOINT": another_receiver.url + "/v1/metrics"}
+    if where == "argument":
+        otel(ENDPOINT=another_receiver.url, **headers)
+    elif where == "variable":
+        otel(ENDPOINT=receiver.url, **headers)
+        monkeypatch.setenv("TENSORMETER_ENDPOINT", receiver.url)
+    else:
+        otel(**headers)
+    exporter = new_exporter(Settings(endpoint=receiver.url).endpoint if where != "none" else receiver.url)
+    assert exporter.export(REQUEST) == Accepted()
+    (received,) = receiver.received
+    assert "x-api-key" not in received.headers
+    assert not another_receiver.received
+
+
+def test_a_run_keeps_no_header_and_sends_them_with_every_request(otel, receiver, tmp_path, monkeypatch):
+    otel(ENDPOINT=receiver.url.replace("//", "//me:hunter3@"), HEADERS="x-api-key=hunter2")
+    settings = {"directory": tmp_path, "agent": "process", "finish_timeout": 60.0}
+    with tensormeter.init("p", id="r", settings=settings) as run:
+        run.log({"loss": 1.0}, 0)
+        kept = [file.read_bytes() for file in tmp_path.glob("**/*") if file.is_file()]
+        assert any(b'"endpoint"' in data for data in kept)
+    assert receiver.received
+    assert {request.headers["x-api-key"] for request in receiver.received} == {"hunter2"}
+    assert {request.headers["authorization"] for request in receiver.received} == {"Basic bWU6aHVudGVyMw=="}
+    kept += [file.read_bytes() for file in tmp_path.glob("**/*") if file.is_file()]
+    assert not [data for data in kept if b"hunter" in data]
+    assert "hunter" not in repr(run.settings)
