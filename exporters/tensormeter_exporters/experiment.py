@@ -24,7 +24,7 @@ from tensormeter.exporter import (
     TooLarge,
     Unauthorized,
 )
-from tensormeter.otlp_environment import OtlpTarget, belongs_to_opentelemetry, read_targets
+from tensormeter.otlp_environment import OtlpTarget, belongs_to_opentelemetry, read_targets, signal_url
 from tensormeter_exporters.otlp_http import tls_context
 from tensormeter_exporters.otlp_post import OtlpPost
 
@@ -73,6 +73,8 @@ class ExperimentExporter:
         for route in self._routes.values():
             if isinstance(route, OtlpPost):
                 route.abort()
+            else:
+                route.shutdown()  # which ends its calls
 
     def shutdown(self) -> None:
         for route in self._routes.values():
@@ -88,7 +90,7 @@ def _targets(config: ExporterConfig) -> dict[Signal, OtlpTarget]:
     if not belongs_to_opentelemetry(base):
         secure = base.lower().startswith("https:")
         return {
-            signal: OtlpTarget("http/protobuf", f"{base}/v1/{signal}", secure, token, timeout=config.timeout)
+            signal: OtlpTarget("http/protobuf", signal_url(base, signal), secure, token, timeout=config.timeout)
             for signal in config.signals
         }
     targets = read_targets(config.destination or "experiment", {}, config.timeout, default_endpoint=base)

@@ -22,6 +22,7 @@ __all__ = [
     "opentelemetry_endpoint",
     "opentelemetry_timeout",
     "read_targets",
+    "signal_url",
 ]
 
 Protocol = Literal["grpc", "http/protobuf"]
@@ -141,6 +142,12 @@ def read_targets(
     return {signal: _Reader(destination, signal, options, default_endpoint).target(timeout) for signal in SIGNALS}
 
 
+def signal_url(base: str, signal: Signal) -> str:
+    """Where a signal goes, from the base URL of an endpoint. The signal's path comes before a query of the base."""
+    parts = urlsplit(base)
+    return parts._replace(path=f"{parts.path.rstrip('/')}/v1/{signal}").geturl()
+
+
 class _Reader:
     """Reads what there is for one signal of one destination."""
 
@@ -165,7 +172,7 @@ class _Reader:
         if protocol == "grpc":
             endpoint = address.netloc
         else:
-            endpoint = address.url if whole else _join(address.url, f"v1/{self._signal}")
+            endpoint = address.url if whole else signal_url(address.url, self._signal)
         return OtlpTarget(
             protocol,
             endpoint,
@@ -341,12 +348,6 @@ def _parse_url(text: str) -> _Address | None:
         user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         headers["authorization"] = f"Basic {base64.b64encode(user.encode('utf-8', 'replace')).decode()}"
     return _Address(parts._replace(netloc=netloc, fragment="").geturl(), netloc, parts.scheme == "https", headers)
-
-
-def _join(base: str, path: str) -> str:
-    """A base URL with a path added to its own, before its query."""
-    parts = urlsplit(base)
-    return parts._replace(path=f"{parts.path.rstrip('/')}/{path}").geturl()
 
 
 def _grpc_metadata(variable: str, headers: Mapping[str, str]) -> dict[str, str]:

@@ -5,6 +5,7 @@ Precedence, for each setting by itself: argument, then environment (variables in
 (`TENSORMETER_*`) that cannot be used raise; variables of other software are warned about and ignored (see `environment`).
 """
 
+import contextlib
 import dataclasses
 import ipaddress
 import os
@@ -17,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import platformdirs
 
-from tensormeter import inherited
+from tensormeter import environment, inherited
 from tensormeter.errors import SettingsError
 from tensormeter.otlp_environment import opentelemetry_endpoint, opentelemetry_timeout
 from tensormeter.pace import PACE_OPTIONS, Pace
@@ -442,6 +443,7 @@ class Settings:
         _check_integer("spool_max_bytes", self.spool_max_bytes, 1 << 16, 1 << 50)
         if self.max_upload_bytes_per_second is not None:
             _check_integer("max_upload_bytes_per_second", self.max_upload_bytes_per_second, 1, 1 << 40)
+        self._prefer_delays_of_destinations()
         for destination in {name.rpartition(".")[0] for name in self.exporter_options}:
             self.pace_of(destination)
             self.signals_left_out(destination)
@@ -533,6 +535,20 @@ class Settings:
             name.partition(":")[0] not in _WITHOUT_ENDPOINT for name in self.exporters
         )
         return opentelemetry_endpoint(default_endpoint(), warn=used) or default_endpoint()
+
+    def _prefer_delays_of_destinations(self) -> None:
+        """Shorten a delay that is OpenTelemetry's to the shortest of the destinations' own, which cannot be shorter."""
+        variable = "OTEL_METRIC_EXPORT_INTERVAL"
+        delays = [value for name, value in self.exporter_options.items() if name.endswith(".schedule_delay")]
+        if not delays or self.schedule_delay != inherited.read_export_interval(variable):
+            return
+        with contextlib.suppress(ValueError):  # which checking the destinations' options reports
+            shortest = min(map(float, delays))
+            if 0.01 <= shortest < self.schedule_delay:
+                environment.warn_once(
+                    variable, f"longer than a destination's schedule_delay; {shortest:g} s is used instead"
+                )
+                object.__setattr__(self, "schedule_delay", shortest)
 
     def _all_options_of(self, destination: str) -> dict[str, str]:
         prefix = f"{destination}."

@@ -2,6 +2,7 @@
 
 import sys
 
+import opentelemetry.sdk.environment_variables
 import pytest
 
 from tensormeter.client import Client
@@ -25,6 +26,13 @@ def items(client):
         (one.attributes["tensormeter.signal"], one.attributes["tensormeter.outcome"]): one.y[-1]
         for one in run.series(ITEMS, x="time")
     }
+
+
+@pytest.mark.parametrize("value", ["abc", "0", "-5", "nan"])
+def test_a_server_that_keeps_its_own_metrics_starts_with_nonsense_in_opentelemetrys_variables(start, make, value):
+    names = [name for name in vars(opentelemetry.sdk.environment_variables) if name.startswith("OTEL_")]
+    server = start("--self-metrics", "store", environment=dict.fromkeys(names, value))
+    assert server.metrics(make.rows("busy", [(T0, 0, {"v": 1.0})]), batch_id="one").status == 200
 
 
 def test_a_server_keeps_its_own_metrics(start, make, eventually):

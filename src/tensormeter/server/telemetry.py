@@ -24,7 +24,7 @@ from opentelemetry.sdk.metrics.export import (
 )
 from opentelemetry.sdk.resources import Resource
 
-from tensormeter.environment import importing_sdk
+from tensormeter.environment import importing_sdk, read_seconds
 from tensormeter.errors import SettingsError, StoreError
 from tensormeter.otlp.batch import Attribute, Event
 from tensormeter.otlp.decode import decode_metrics
@@ -87,10 +87,10 @@ class ServerMetrics(Listener):
         self._stores = "store" in targets
         readers: list[MetricReader] = []
         if self._stores:
-            readers.append(PeriodicExportingMetricReader(_StoreExporter(store)))
+            readers.append(_reader(_StoreExporter(store)))
             self._say("tensormeter.run.start", {"config": {"version": version("tensormeter")}})
         if "otlp" in targets:
-            readers.append(PeriodicExportingMetricReader(_otlp_exporter()))
+            readers.append(_reader(_otlp_exporter()))
         self._provider = MeterProvider(
             readers, resource, exemplar_filter=AlwaysOffExemplarFilter(), shutdown_on_exit=False
         )  # nothing here is traced, and an unknown filter in the environment raises
@@ -188,6 +188,13 @@ class _StoreExporter(MetricExporter):
 
     def shutdown(self, timeout_millis: float = 30_000, **_: Any) -> None:
         pass
+
+
+def _reader(exporter: MetricExporter) -> MetricReader:
+    """The SDK's own reader raises at intervals that it cannot use, if it finds them in the environment."""
+    interval = read_seconds("OTEL_METRIC_EXPORT_INTERVAL", 0.1, 86_400, "a minute")
+    timeout = read_seconds("OTEL_METRIC_EXPORT_TIMEOUT", 0.1, 86_400, "half a minute", zero=86_400.0)
+    return PeriodicExportingMetricReader(exporter, (interval or 60.0) * 1000, (timeout or 30.0) * 1000)
 
 
 def _otlp_exporter() -> MetricExporter:
