@@ -220,6 +220,31 @@ def test_settings_from_variables_of_other_software(monkeypatch, variables, expec
     assert Settings.from_json(settings.to_json()) == settings
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "used"),
+    [
+        ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "abc", False),
+        ("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "-1", False),
+        ("OTEL_LINK_ATTRIBUTE_COUNT_LIMIT", "9" * 5000, False),
+        ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "", True),
+        ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "7", True),
+        ("OTEL_PROPAGATORS", "abc,baggage", False),
+        ("OTEL_PROPAGATORS", "tracecontext, baggage", True),
+        ("OTEL_PROPAGATORS", "none", True),
+        ("OTEL_PROPAGATORS", "", True),
+    ],
+)
+def test_importing_the_sdk_of_others_does_not_raise(monkeypatch, caplog, variable, value, used):
+    monkeypatch.setenv(variable, value)
+    with environment.importing_sdk():
+        assert (variable in os.environ) == used
+    assert os.environ[variable] == value
+    assert warned(caplog) == ([] if used else [variable])
+    code = "from tensormeter.environment import importing_sdk\nwith importing_sdk(): import opentelemetry.sdk.trace, opentelemetry.propagate"
+    done = subprocess.run([sys.executable, "-c", code], env=inherited(**{variable: value}), check=False)
+    assert done.returncode == 0
+
+
 def test_a_destinations_delay_shortens_opentelemetrys_interval(monkeypatch, caplog):
     monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "60000")
     settings = Settings(exporter_options={"otlp.schedule_delay": "30", "jsonl.schedule_delay": "90"})

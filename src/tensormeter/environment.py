@@ -13,6 +13,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator, Sequence
+from importlib.metadata import entry_points
 from typing import Final
 from urllib.parse import unquote
 
@@ -59,6 +60,7 @@ _FRAMING: Final = frozenset(
 )
 """Headers that say how a request is encoded. With another value, no receiver could read it."""
 
+_PROPAGATORS: Final = "OTEL_PROPAGATORS"
 _LIMIT: Final = re.compile(r"OTEL_\w+_LIMIT")
 _LONGEST_LIMIT: Final = 4000
 """Digits: Python refuses to parse longer numbers."""
@@ -205,13 +207,18 @@ def read_headers(variable: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def importing_sdk() -> Iterator[None]:
-    """Hide limits that cannot be used (`OTEL_..._LIMIT`) inside the block, with a warning for each.
+    """Hide limits (`OTEL_..._LIMIT`) and propagators that cannot be used inside the block, with a warning for each.
 
-    OpenTelemetry's module of spans, which its encoder and MLflow import as well, raises at them when it is imported.
+    OpenTelemetry's modules of spans and propagators raise at them when they are imported. Its encoder imports the former,
+    MLflow both.
     """
     unusable = [name for name, value in os.environ.items() if _LIMIT.fullmatch(name) and not _is_limit(value)]
     for name in unusable:
         ignore(name, "a whole number from 0", "the default")
+    if not _are_propagators(os.environ.get(_PROPAGATORS, "")):
+        unusable.append(_PROPAGATORS)
+        if read(_PROPAGATORS):
+            ignore(_PROPAGATORS, "names of installed propagators", "the default")
     with _hidden(*unusable):
         yield
 
@@ -233,6 +240,11 @@ def _hidden(*variables: str) -> Iterator[None]:
         yield
     finally:
         os.environ.update(found)
+
+
+def _are_propagators(text: str) -> bool:
+    names = {name.strip() for name in text.split(",") if name.strip().lower() != "none"} if text else set()
+    return not names or names <= entry_points(group="opentelemetry_propagator").names
 
 
 def _is_limit(value: str) -> bool:
