@@ -4,6 +4,7 @@ import gzip
 import ssl
 from typing import Final
 
+from tensormeter.environment import key_log_usable
 from tensormeter.errors import SettingsError
 from tensormeter.exporter import Outcome, Rejected, Request, Retry, TooLarge, Unauthorized
 from tensormeter_exporters.otlp_environment import OtlpTarget, how_to_leave_out
@@ -68,7 +69,8 @@ def tls_context(target: OtlpTarget) -> ssl.SSLContext | None:
     if not target.secure:
         return None
     try:
-        context = ssl.create_default_context(cafile=target.certificate or None)
+        with key_log_usable():
+            context = ssl.create_default_context(cafile=target.certificate or None)
         if target.client_certificate:
             context.load_cert_chain(
                 target.client_certificate, target.client_key or None, password=""

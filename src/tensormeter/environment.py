@@ -14,12 +14,14 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
 __all__ = [
     "ignore",
     "importing_sdk",
+    "key_log_usable",
     "mask",
     "read",
     "read_attributes",
@@ -60,6 +62,7 @@ _FRAMING: Final = frozenset(
 )
 """Headers that say how a request is encoded. With another value, no receiver could read it."""
 
+_KEY_LOG: Final = "SSLKEYLOGFILE"
 _PROPAGATORS: Final = "OTEL_PROPAGATORS"
 _LIMIT: Final = re.compile(r"OTEL_\w+_LIMIT")
 _LONGEST_LIMIT: Final = 4000
@@ -230,6 +233,21 @@ def sdk_enabled() -> Iterator[None]:
     A run that is recorded all the same (`TENSORMETER_MODE=online`) needs some for its own purposes.
     """
     with _making, _hidden("OTEL_SDK_DISABLED"):
+        yield
+
+
+@contextlib.contextmanager
+def key_log_usable() -> Iterator[None]:
+    """Hide `SSLKEYLOGFILE` inside the block, with a warning, if it cannot be written to: TLS contexts raise at it."""
+    path = os.environ.get(_KEY_LOG, "")
+    try:
+        if path:
+            Path(path).open("a").close()
+    except OSError:
+        ignore(_KEY_LOG, "a file that can be written to", "none")
+    else:
+        path = ""
+    with _hidden(*([_KEY_LOG] if path else [])):
         yield
 
 

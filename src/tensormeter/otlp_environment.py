@@ -363,7 +363,8 @@ def _tls_problem(*, authorities: str = "", certificate: str = "", key: str = "")
     import ssl  # only where there are such files
 
     try:
-        context = ssl.create_default_context(cafile=authorities or None)
+        with environment.key_log_usable():
+            context = ssl.create_default_context(cafile=authorities or None)
         if certificate:
             # With a password, so that OpenSSL does not ask a terminal for that of an encrypted key.
             context.load_cert_chain(certificate, key or None, password="")

@@ -524,6 +524,20 @@ def test_mutual_tls(make, config, certificates, monkeypatch, protocol):
         OtlpExporter(config(**target, certificate=str(certificates / "none.pem")))
 
 
+def test_tls_goes_on_without_a_key_log_that_cannot_be_written(make, config, certificates, monkeypatch, caplog):
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
+    server = Http(context)
+    monkeypatch.setenv("SSLKEYLOGFILE", "/nowhere/keys")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(certificates / "ca.pem"))
+    try:
+        with exporting(config(endpoint=f"https://127.0.0.1:{server.port}")) as exporter:
+            assert exporter.export(make.logged(1, make.rows({1: {"loss": 1.0}}))) == Accepted()
+    finally:
+        server.stop()
+    assert ["SSLKEYLOGFILE" in record.getMessage() for record in caplog.records] == [True]
+
+
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 @pytest.mark.parametrize(
     ("variable", "name"),
