@@ -282,3 +282,11 @@ def test_a_flush_that_is_held_up_makes_no_small_batches(source, tmp_path):
         spool.done("a", found[0])
     assert drain.complete_flush() == number
     spool.close()
+
+
+def test_a_receiver_of_metrics_alone_can_be_flushed_to(begin, receiver, answering):
+    receiver.routes["/v1/logs"] = answering(404)
+    _, provider = begin()
+    provider.get_meter("m").create_counter("a").add(1)
+    assert provider.force_flush(LONG)
+    assert list(sums(receiver).values()) == [1]

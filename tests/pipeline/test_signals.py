@@ -163,7 +163,7 @@ def test_other_destinations_need_both_signals(monkeypatch):
 def test_requests_for_no_destination_are_not_kept(put, spool):
     put("logs", b"1", to=())
     put("logs", b"2", to=("a",))
-    assert spool.newest() == 1
+    assert spool.last_sequence() == 1
 
 
 def test_what_waits_of_a_signal_can_be_withdrawn(put, spool):

@@ -30,6 +30,7 @@ from tensormeter.pipeline.spool import Spool
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import HeaderWord, SpoolLoss, State
 from tensormeter.settings import Settings
+from tensormeter.signals import SIGNALS, Signal
 
 if TYPE_CHECKING:
     from tensormeter.pipeline.statistics import Statistics
@@ -325,7 +326,12 @@ class Agent:
 
     def _report(self, spool: Spool) -> None:
         pending = spool.pending()
-        flushed = {drain: number for drain in self._drains.values() if (number := drain.complete_flush()) is not None}
+        # A flush is about metrics first: it does not fail because a receiver of metrics alone takes no log records.
+        fails = any(delivery.failures and delivery.signals == ("logs",) for delivery in self._deliveries)
+        signals: tuple[Signal, ...] = ("metrics",) if fails else SIGNALS
+        flushed = {
+            drain: number for drain in self._drains.values() if (number := drain.complete_flush(signals)) is not None
+        }
         rejected = spool.quarantined_items()  # read after those, published before: nobody sees 0 pending without it
         losses = spool.losses()
         stalled = self._stalled()

@@ -19,6 +19,7 @@ from tensormeter.pipeline.spool import Spool
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import MAX_LANES, HeaderWord, State
 from tensormeter.settings import Settings
+from tensormeter.signals import SIGNALS, Signal
 
 __all__ = ["Drain"]
 
@@ -89,12 +90,16 @@ class Drain:
         """Whether the process has requested a flush that is not complete."""
         return self.ring.words[HeaderWord.FLUSH_REQUESTS] > self.ring.words[HeaderWord.FLUSHED]
 
-    def complete_flush(self) -> int | None:
-        """The number of the last flush request if all that it is about is delivered now; None if none has come so far."""
+    def complete_flush(self, signals: Sequence[Signal] = SIGNALS) -> int | None:
+        """The number of the last flush request if all that it is about is delivered now; None if none has come so far.
+
+        Args:
+            signals: Signals that have to be delivered.
+        """
         number, through = self._spooled_flush
         if number <= self.ring.words[HeaderWord.FLUSHED]:
             return None
-        return number if self._offline or self._spool.pending_through(through) == 0 else None
+        return number if self._offline or self._spool.pending_through(through, signals) == 0 else None
 
     def advance(self, *, flush: bool, last: bool = True) -> bool:
         """Move what is there towards the spool.

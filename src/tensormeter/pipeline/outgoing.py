@@ -180,7 +180,7 @@ class Outgoing:
 
     def _waiting(self, spool: Spool, most: int) -> list[Waiting]:
         newest = (
-            spool.newest() if self._signals != SIGNALS else 0
+            spool.last_sequence() if self._signals != SIGNALS else 0
         )  # before it is looked for: what comes later is behind it
         waiting = spool.waiting(self._destination, most, self._signals, after=self._floor)
         if not waiting:

@@ -195,11 +195,6 @@ class Spool:
             for at, batch, signal, items, size in rows
         ]
 
-    def newest(self) -> int:
-        """The highest sequence number that was ever given, of a request that is still there; 0 without one."""
-        row = self._fetch("SELECT max(sequence) FROM request")
-        return (row and row[0]) or 0
-
     def withdraw(self, destination: str, signal: Signal) -> int:
         """Take everything of a signal that waits for a destination out of its queue. Returns how many items that were."""
         with self.transaction():
@@ -287,9 +282,13 @@ class Spool:
         """Requests that some destination has neither accepted nor rejected, counted once for each."""
         return self._count("SELECT count(*) FROM pending")
 
-    def pending_through(self, sequence: int) -> int:
-        """Those of them whose sequence number is at most this one."""
-        return int(self._fetch("SELECT count(*) FROM pending WHERE sequence <= ?", sequence)[0])  # type: ignore[index]
+    def pending_through(self, sequence: int, signals: Sequence[Signal] = SIGNALS) -> int:
+        """Those of them that are of some signals, and whose sequence number is at most this one."""
+        row = self._fetch(
+            f"SELECT count(*) FROM pending JOIN request USING (sequence) WHERE sequence <= ? AND {_of(signals)}",
+            sequence,
+        )
+        return int(row[0]) if row else 0
 
     def last_sequence(self) -> int:
         """The sequence number of the request that was put last, also if it is delivered already; 0 if none was."""
