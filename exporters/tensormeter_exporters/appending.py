@@ -4,18 +4,25 @@ Before anything is written, a small state file says which request it is, how lon
 So a request that comes again (its writer was killed before delivery knew) first undoes what is there of it, and half a
 request at a file's end is seen and cut off.
 A killed process loses nothing; a power failure can lose the last requests.
+
+The state file may come from another machine, or from somebody else. So it can name only files in the folder that this process
+writes to.
 """
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from tensormeter.private import make_directory, write_file
+
 __all__ = ["AppendOnce"]
 
 _STATE: Final = "appended.json"
+_WRITER: Final = re.compile(r"[0-9a-f]{16}")
 
 
 class AppendOnce:
@@ -25,11 +32,13 @@ class AppendOnce:
         writer: A name that no other spool's files have, kept in the state: files that have it are nobody else's.
     """
 
-    def __init__(self, state: Path | None) -> None:
+    def __init__(self, state: Path | None, directory: Path) -> None:
         """
         Args:
             state: Folder for the state file; without one, a request that comes again is appended again.
+            directory: Folder of the files.
         """
+        self._directory = directory
         self._state = None if state is None else state / _STATE
         self._id = ""
         self.writer = uuid.uuid4().hex[:16]
@@ -71,17 +80,22 @@ class AppendOnce:
     def _load(self, state: Path) -> None:
         try:
             document = json.loads(state.read_text(encoding="utf-8"))
-            self._files = {Path(path): (int(before), int(after)) for path, before, after in document["files"]}
+            files = {Path(path): (int(before), int(after)) for path, before, after in document["files"]}
+            writer = str(document["writer"])
+            if not _WRITER.fullmatch(writer):
+                raise ValueError(f"{state}: the writer is {writer!r}")
+            self._files = {path: lengths for path, lengths in files.items() if self._may_hold(path)}
             self._id = str(document["id"])
-            self.writer = str(document["writer"])
+            self.writer = writer
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             self._files = {}
+
+    def _may_hold(self, path: Path) -> bool:
+        return not path.is_symlink() and path.resolve().is_relative_to(self._directory.resolve())
 
     def _save(self) -> None:
         if self._state is None:
             return
-        self._state.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(self._state.parent)
         files = [[os.fspath(path), before, after] for path, (before, after) in self._files.items()]
-        temporary = self._state.with_suffix(".new")
-        temporary.write_text(json.dumps({"id": self._id, "writer": self.writer, "files": files}), encoding="utf-8")
-        temporary.replace(self._state)
+        write_file(self._state, json.dumps({"id": self._id, "writer": self.writer, "files": files}))

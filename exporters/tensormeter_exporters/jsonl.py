@@ -38,7 +38,7 @@ class JsonLinesExporter:
         if not options["max_bytes"].isdecimal():
             raise SettingsError(f"{config.destination}.max_bytes: expected a number, got {options['max_bytes']!r}")
         self._max_bytes = int(options["max_bytes"])
-        self._files = AppendOnce(config.state)
+        self._files = AppendOnce(config.state, self._directory)
         self._numbers: dict[str, int] = {}
 
     def export(self, request: Request) -> Outcome:

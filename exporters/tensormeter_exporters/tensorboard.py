@@ -60,7 +60,7 @@ class TensorBoardExporter:
 
     def __init__(self, config: ExporterConfig) -> None:
         self._directory = Path(config.options_or(directory="runs")["directory"]).expanduser().absolute()
-        self._files = AppendOnce(config.state)
+        self._files = AppendOnce(config.state, self._directory)
 
     def export(self, request: Request) -> Outcome:
         outcome = Accepted()

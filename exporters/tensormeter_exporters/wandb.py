@@ -102,15 +102,24 @@ class WandbExporter:
         self._forget(self._runs)
         self._runs.clear()
 
+    def _directory(self) -> Path:
+        return Path(self._options["directory"]).expanduser().absolute()
+
     def _look_back(self) -> None:
         """Log what an earlier agent has left and its wandb has not written."""
         deadline = time.monotonic() + self._timeout
         processes = {process for entry in self._journal.entries for process in entry.rows}
         for process in processes & self._journal.files.keys():
-            file = WandbFile(self._journal.files[process])
-            while _is_open(file.path):
+            path = self._journal.files[process]
+            if not path.resolve().is_relative_to(self._directory().resolve()):
+                continue  # a journal may come from elsewhere, and can name only files that wandb has written for us
+            file = WandbFile(path)
+            while writer := _writer_of(file.path):
                 if time.monotonic() > deadline:
-                    raise RuntimeError(f"wandb of an agent that is gone still writes {file.path}")
+                    raise RuntimeError(
+                        f"waited {self._timeout:g} s for process {writer}, the wandb of an agent that is gone, which still "
+                        f"writes {file.path}"
+                    )
                 threading.Event().wait(_LOOK)
             file.read()
             self._files[process] = file
@@ -162,7 +171,7 @@ class WandbExporter:
     def _run(self, speaker: Speaker) -> Any:
         """The W&B run of a process. wandb must leave the training process's console, signals and machine alone."""
         if speaker.process not in self._runs:
-            directory = Path(self._options["directory"]).expanduser().absolute()
+            directory = self._directory()
             directory.mkdir(parents=True, exist_ok=True)
             self._runs[speaker.process] = run = wandb.init(
                 project=speaker.project,
@@ -241,13 +250,13 @@ def _media_row(spoken: Spoken) -> dict[str, Any]:
     raise TypeError(f"no media: {spoken!r}")
 
 
-def _is_open(path: Path) -> bool:
-    """Whether a process that can be seen has this file open."""
+def _writer_of(path: Path) -> int | None:
+    """The id of a process that has this file open, if one can be seen."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if any(file.path == os.fspath(path) for file in process.open_files()):
-                return True
-    return False
+                return process.pid
+    return None
 
 
 def _histogram(series: Distribution, index: int) -> wandb.Histogram:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from tensormeter.exporter import Request, Signal
+from tensormeter.private import make_directory, open_file, write_file
 
 __all__ = ["Entry", "Journal"]
 
@@ -64,11 +65,11 @@ class Journal:
         if folder is not None and (folder / _STATE).exists():
             document = json.loads((folder / _STATE).read_text(encoding="utf-8"))
         self.accepted: str = document["accepted"]
-        self.entries = [Entry(**entry) for entry in document["entries"]]
+        self.entries = [Entry(**entry | {"number": int(entry["number"])}) for entry in document["entries"]]
         self.files = {process: Path(path) for process, path in document["files"].items()}
         self.written: dict[str, int] = dict(document["written"])
         self._next: dict[str, int] = dict(document["next"])
-        self._number: int = document["number"]
+        self._number = int(document["number"])
 
     def begin(self, request: Request, rows: Mapping[str, int]) -> Entry:
         """Keep a request, before any of it is logged. The same one again changes nothing.
@@ -83,8 +84,9 @@ class Journal:
         first = {process: self._next.get(process, 0) for process in rows}
         entry = Entry(self._number, request.id, request.signal, first, dict(rows))
         if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._body(entry).write_bytes(request.body)
+            make_directory(self._folder)
+            with open(open_file(self._body(entry), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
+                file.write(request.body)
         self._next |= {process: entry.last(process) + 1 for process in rows}
         self.entries.append(entry)
         self._save()
@@ -97,7 +99,8 @@ class Journal:
 
     def request(self, entry: Entry) -> Request:
         """The request of an entry that an earlier agent has left."""
-        return Request(entry.id, cast("Signal", entry.signal), self._body(entry).read_bytes(), 0)
+        with open(open_file(self._body(entry), os.O_RDONLY), "rb") as file:
+            return Request(entry.id, cast("Signal", entry.signal), file.read(), 0)
 
     def open(self, process: str, path: Path, written: int) -> None:
         """Another file is written from now on; those before have the steps up to `written`."""
@@ -135,7 +138,7 @@ class Journal:
     def _save(self) -> None:
         if self._folder is None:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_directory(self._folder)
         document = {
             "accepted": self.accepted,
             "number": self._number,
@@ -144,6 +147,4 @@ class Journal:
             "files": {process: os.fspath(path) for process, path in self.files.items()},
             "written": self.written,
         }
-        temporary = self._folder / f"{_STATE}.new"
-        temporary.write_text(json.dumps(document), encoding="utf-8")
-        temporary.replace(self._folder / _STATE)
+        write_file(self._folder / _STATE, json.dumps(document))

@@ -11,8 +11,10 @@ from typing import Any, Final, NamedTuple
 
 from tensormeter.errors import RingError
 from tensormeter.pipeline.attempts import count_attempt
-from tensormeter.pipeline.directory import RunDirectory, make_memory_directory, memory_directory, runs_locked
+from tensormeter.pipeline.directory import RunDirectory, runs_locked
 from tensormeter.pipeline.launch import ensure_agent, reap_agents
+from tensormeter.pipeline.places import make_memory_directory, memory_directories
+from tensormeter.private import make_directory, weakness
 from tensormeter.record.lane import Writer
 from tensormeter.record.page_locking import unlock_retired
 from tensormeter.record.recorder import Recorder
@@ -121,7 +123,7 @@ class RunProcess:
         try:
             self._join(resume, on_writer, on_fork)
         except OSError as error:
-            if run.settings.directory == memory_directory(run.settings):
+            if run.settings.directory in memory_directories(run.settings):
                 raise
             memory = make_memory_directory(run.settings)
             room = min(run.settings.spool_max_bytes, _MEMORY_SPOOL_BYTES)
@@ -133,6 +135,14 @@ class RunProcess:
                 memory,
                 run.settings.directory,
                 error,
+            )
+        if parent is None and (weak := weakness(self._directory.path)):
+            logger.warning(
+                "run %s is kept in %s, which others could replace: %s. Delivery does not use what is written there about the "
+                "destination, so `tensormeter sync` needs the run's settings again; or set TENSORMETER_DIR to a private folder",
+                run.id,
+                self._directory.path,
+                weak,
             )
 
     def _join(self, resume: bool, on_writer: Callable[[Writer], None], on_fork: Writer) -> None:
@@ -292,7 +302,7 @@ class RunProcess:
             if directory.rings == directory.rings_on_disk:
                 raise
             logger.warning("%s; the ring is on disk instead, where log calls can wait for it", error)
-        directory.rings_on_disk.mkdir(exist_ok=True)
+        make_directory(directory.rings_on_disk)
         return RingFile.create(directory.rings_on_disk / f"{self.id}.ring", metadata, buffer_bytes=size)
 
     def _start_agent(self) -> bool:

@@ -99,14 +99,14 @@ def test_sync_of_runs_from_another_machine(cli, new_run, state, tmp_path):
     shutil.copytree(state / "runs", copies)
     (broken,) = copies.glob("second@*")
     description = json.loads((broken / "run.json").read_text())
-    description["settings"]["exporters"] = ["of_the_future"]
+    description["settings"]["temporality"] = "of_the_future"
     (broken / "run.json").write_text(json.dumps(description))
     done = cli("sync", str(copies))
     assert done.returncode == 1
     lines = dict(line.split(": ", 1) for line in done.stdout.splitlines() if "@" in line.partition(":")[0])
     found = {name.split("/")[1].split("@")[0]: outcome for name, outcome in lines.items()}
     assert (found["first"], found["third"]) == ("delivered", "delivered")
-    assert "exporters: expected some of" in found["second"]
+    assert "temporality: expected one of" in found["second"]
     assert [run.run["run_id"] for run in list_runs(copies)] == ["second"]
     assert "nothing to deliver" in cli("sync", str(tmp_path)).stdout
     (single,) = (state / "runs").glob("first@*")

@@ -19,9 +19,11 @@ import urllib3
 import tensormeter
 from tensormeter.errors import TensormeterError
 from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Request, Unauthorized, load_exporter
-from tensormeter.pipeline.directory import list_runs, memory_directory
+from tensormeter.pipeline.directory import find_runs, list_runs
 from tensormeter.pipeline.filesystem import network_filesystem
+from tensormeter.pipeline.places import memory_directories
 from tensormeter.pipeline.spool import Spool
+from tensormeter.private import weakness
 from tensormeter.record.device_report import device_path_report
 from tensormeter.record.lane import native_writers
 from tensormeter.ring.file import RingFile
@@ -147,7 +149,20 @@ def spool(settings: Settings) -> Finding:
             f"{existing} is on {kind}: slower than a local disk",
             "set TENSORMETER_DIR to a local disk",
         )
-    waiting = len([*list_runs(directory), *list_runs(memory_directory(settings))])
+    if weak := weakness(directory / "runs"):
+        return Finding(
+            "warning",
+            f"others could replace {directory}: {weak}; `tensormeter sync` then needs the settings of the runs again",
+            "set TENSORMETER_DIR to a private folder",
+        )
+    memory = [find_runs(place, foreign=False) for place in memory_directories(settings)]
+    waiting = len(list_runs(directory)) + sum(len(runs) for runs, _ in memory)
+    if skipped := [refused for _, left in memory for refused in left]:
+        return Finding(
+            "warning",
+            f"{skipped[0][0]} is left alone: {skipped[0][1]}; {waiting} runs of this user wait",
+            "ask its owner to remove it",
+        )
     free = shutil.disk_usage(existing).free
     if free < settings.spool_max_bytes:
         return Finding(

@@ -4,6 +4,7 @@ import threading
 
 import click
 
+from tensormeter.cli.terminal import plain
 from tensormeter.settings import Settings
 
 __all__ = ["deliver_waiting_runs"]
@@ -18,9 +19,14 @@ def deliver_waiting_runs(url: str, token: str | None) -> None:
 
 
 def _deliver(url: str, token: str | None) -> None:
-    from tensormeter.pipeline.sync import belongs_to, sync_runs
+    from tensormeter.pipeline.sync import SkippedRun, belongs_to, sync_runs
 
-    results = sync_runs(Settings().directory, endpoint=url, token=token, choose=lambda run: belongs_to(run, url))
+    results = sync_runs(
+        Settings().directory, endpoint=url, token=token, foreign=False, choose=lambda run: belongs_to(run, url)
+    )
     for result in results:
+        if isinstance(result, SkippedRun):
+            click.echo(f"tensormeter: skipped {plain(result.path)}: {plain(result.reason)}")
+            continue
         outcome = "delivered" if result.delivered else f"not delivered, {result.message}"
         click.echo(f"tensormeter: an earlier run, {result.run.path.name}: {outcome}")

@@ -126,12 +126,18 @@ def purge(run: str, rejected: bool, yes: bool, directory: Path | None) -> None:
 
 
 def _runs(directory: Path | None) -> "list[RunDirectory]":
-    from tensormeter.pipeline.directory import list_runs, memory_directory
+    from tensormeter.pipeline.directory import find_runs
+    from tensormeter.pipeline.places import memory_directories
 
     settings = Settings()
     if directory is not None:
-        return list_runs(directory)
-    return [*list_runs(settings.directory), *list_runs(memory_directory(settings))]
+        found = [find_runs(directory, given=True)]
+    else:
+        memory = [find_runs(place, foreign=False) for place in memory_directories(settings)]
+        found = [find_runs(settings.directory), *memory]
+    for path, reason in [refused for _, left in found for refused in left]:
+        click.echo(f"skipped {plain(path)}: {plain(reason)}", err=True)
+    return [run for runs, _ in found for run in runs]
 
 
 def _find(selector: str, directory: Path | None) -> "RunDirectory":

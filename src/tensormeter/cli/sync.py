@@ -31,7 +31,11 @@ def sync(directory: Path | None, endpoint: str | None, watch: bool, interval: fl
     """Deliver what earlier runs have left in their spools and rings.
 
     DIRECTORY holds the runs, or is the folder of one; it may come from another machine. The default is TENSORMETER_DIR, or
-    the user's state directory. The exit status is 1 if something is still not delivered.
+    the user's state directory, and shared memory. The exit status is 1 if something is still not delivered.
+
+    Runs of DIRECTORY are delivered with the settings of this command (its options and TENSORMETER_* variables): endpoint,
+    token, exporters and all others. So are runs in a folder that others could replace. Folders of other users in shared
+    memory are skipped.
     """
     settings = Settings() if endpoint is None else Settings(endpoint=endpoint)
     console = Console(highlight=False)
@@ -57,28 +61,45 @@ def _sync_once(
     said: dict[Path, str],
 ) -> tuple[int, int]:
     """Returns how many runs there were, and how many of them are delivered. What was `said` before is not said again."""
-    from tensormeter.pipeline.directory import memory_directory
-    from tensormeter.pipeline.sync import sync_runs
+    from tensormeter.pipeline.places import memory_directories
+    from tensormeter.pipeline.sync import SkippedRun, sync_runs
 
     found = delivered = 0
-    places = [directory] if directory is not None else [settings.directory, memory_directory(settings)]
+    memory = memory_directories(settings)
+    places = [directory] if directory is not None else [settings.directory, *memory]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bars = _Bars(progress)
         for place in places:
-            for result in sync_runs(place, endpoint=endpoint, token=settings.token, on_status=bars.update):
-                found += 1
-                delivered += result.delivered
-                bars.remove(result.run)
-                outcome = _outcome(result)
-                if said.get(result.run.path) != outcome:
-                    console.print(f"{_name(result.run)}: {outcome}")
-                said[result.run.path] = outcome
+            results = sync_runs(
+                place,
+                endpoint=endpoint,
+                token=settings.token,
+                caller=settings,
+                given=directory is not None,
+                foreign=directory is not None or place not in memory,
+                on_status=bars.update,
+            )
+            for result in results:
+                if isinstance(result, SkippedRun):
+                    found += directory is not None
+                    path, line = result.path, f"{escape(plain(result.path))}: skipped, {escape(plain(result.reason))}"
+                else:
+                    found += 1
+                    delivered += result.delivered
+                    bars.remove(result.run)
+                    path, line = result.run.path, f"{_name(result.run)}: {_outcome(result)}"
+                if said.get(path) != line:
+                    console.print(line, soft_wrap=True)
+                said[path] = line
     return found, delivered
 
 
 def _outcome(result: "SyncResult") -> str:
-    return "delivered" if result.delivered else f"not delivered, {escape(plain(result.message) or 'see its agent.log')}"
+    outcome = (
+        "delivered" if result.delivered else f"not delivered, {escape(plain(result.message) or 'see its agent.log')}"
+    )
+    return f"{outcome}\n  {escape(plain(result.note))}" if result.note else outcome
 
 
 def _name(run: "RunDirectory") -> str:

@@ -10,6 +10,7 @@ delivery again at once.
 
 import contextlib
 import fcntl
+import json
 import logging
 import os
 import signal
@@ -174,6 +175,8 @@ class Agent:
             from tensormeter.pipeline.statistics import Statistics
 
             self._statistics = Statistics(spool, settings)
+        if weak := self._directory.rings_weakness:
+            logger.warning("rings in %s are left alone: %s", self._directory.rings, weak)
         try:
             trouble_since: float | None = None
             while True:
@@ -425,12 +428,14 @@ def _describe(rejections: Sequence[tuple[str, str, int]]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """``python -m tensormeter.pipeline.agent RUN_DIRECTORY LOCK_DESCRIPTOR``"""
+    """``python -m tensormeter.pipeline.agent RUN_DIRECTORY LOCK_DESCRIPTOR``, with the run and its settings as JSON on the
+    standard input.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    path, lock = Path(arguments[0]), int(arguments[1])
+    lock = int(arguments[1])
     os.set_inheritable(lock, False)
-    directory = RunDirectory.open(path)
-    agent = Agent(directory, directory.settings(), lock)
+    description = json.load(sys.stdin.buffer)
+    agent = Agent(RunDirectory.from_json(description["directory"]), Settings.from_json(description["settings"]), lock)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: agent.stop())
     signal.signal(signal.SIGUSR1, lambda *_: agent.retry_now())

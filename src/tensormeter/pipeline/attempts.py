@@ -5,12 +5,12 @@ Schedulers that count restarts themselves know better, see `Settings.attempt`.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Final
 
 from tensormeter.errors import RingError
 from tensormeter.pipeline.directory import RunDirectory
+from tensormeter.private import write_file
 from tensormeter.ring.file import RingFile
 
 __all__ = ["count_attempt"]
@@ -39,9 +39,7 @@ def count_attempt(directory: RunDirectory, project: str, *, resume: bool) -> int
         attempt = max(attempt, 2)
     counts[run] = attempt
     kept = dict(list(counts.items())[-_MOST_RUNS:])
-    temporary = path.with_name(f"{path.name}.new")
-    temporary.write_text(json.dumps(kept))
-    os.replace(temporary, path)
+    write_file(path, json.dumps(kept))
     return attempt
 
 

@@ -11,34 +11,46 @@
             spool.sqlite
 
 Rings lie in `settings.buffer_directory` (shared memory), or in the run directory where there is none.
-The directory is private (mode 0700) and is deleted when everything in it has been delivered.
+Folders are private (0700), and so are files (0600). The directory is deleted when everything in it has been delivered.
+
+A run directory that others could have put there, or that a command was given by its path, is in doubt: it is data only. Of its
+`run.json` the identity of the run is used and the temporality of its sums; every other setting is the caller's.
 """
 
 import contextlib
 import fcntl
+import functools
 import json
+import logging
 import os
 import shutil
 import socket
 import stat
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from threading import Event
 from typing import Any, Final
 
 from tensormeter.errors import SpoolError
-from tensormeter.settings import Settings
+from tensormeter.pipeline.errors import RefusedRunError
+from tensormeter.pipeline.locking import locked
+from tensormeter.pipeline.places import make_private_directory
+from tensormeter.pipeline.removal import REMOVED, remove_rings, remove_run
+from tensormeter.private import make_directory, open_file, tighten_directory, weakness, write_file
+from tensormeter.settings import IDENTIFIER, Settings
 
-__all__ = ["RunDirectory", "list_runs", "make_memory_directory", "memory_directory", "runs_locked"]
+__all__ = ["RunDirectory", "find_runs", "list_runs", "runs_locked"]
 
-_LOCK_DEADLINE: Final = 5.0
-_LOCK_INTERVAL: Final = 0.01
-_REMOVED: Final = ".removed-"
+logger: Final = logging.getLogger("tensormeter.agent")
+
+_MOST_BYTES: Final = 16 << 20
+"""Length of a run.json."""
+
+_BELIEVED: Final = ("project", "run_id", "name", "temporality")
+"""Settings that are used of a run.json in doubt: they say which run it is, and how its rows are to be read."""
 
 
 @dataclass(frozen=True)
@@ -50,23 +62,25 @@ class RunDirectory:
         rings: Where the ring files are.
         run: The contents of `run.json`: run_id, name, host, created (nanoseconds), and the settings of the process that
             came last, without secrets.
+        doubt: Why the settings in `run` are not used, as a phrase; "" if they are.
     """
 
     path: Path
     rings: Path
     run: dict[str, Any]
+    doubt: str = ""
 
     @classmethod
     def create(cls, settings: Settings, run_id: str, name: str) -> "RunDirectory":
         """Make the directories, or find those that another rank made. Call it while holding `runs_locked`.
 
         Raises:
-            OSError: They cannot be made.
+            OSError: They cannot be made, or are another user's.
         """
         host = socket.gethostname()
         path = settings.directory / "runs" / f"{run_id}@{host}"
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for removed in path.parent.glob(f"{_REMOVED}*"):
+        _make_runs_directory(settings.directory)
+        for removed in path.parent.glob(f"{REMOVED}*"):
             shutil.rmtree(removed, ignore_errors=True)
         run: dict[str, Any] = {
             "version": 1,
@@ -74,7 +88,7 @@ class RunDirectory:
             "name": name,
             "host": host,
             "created": time.time_ns(),
-            "rings": str(_ring_directory(settings, path)),
+            "rings": str(_ring_directory(settings.buffer_directory, path)),
             "settings": settings.to_json(),
         }
         directory = cls(path, Path(str(run["rings"])), run)
@@ -82,37 +96,71 @@ class RunDirectory:
         return directory
 
     @classmethod
-    def open(cls, path: Path) -> "RunDirectory":
+    def open(cls, path: Path, *, given: bool = False) -> "RunDirectory":
         """Read an existing directory.
 
+        Args:
+            path: The directory.
+            given: Whether a command was given it by its path, so that it may have come from anywhere.
+
         Raises:
+            RefusedRunError: A run directory with something in it that no run makes, such as a link.
             SpoolError: Not a run directory.
         """
+        if (path / "run.json").is_symlink():
+            raise RefusedRunError(f"{path / 'run.json'} is a link, which no run makes; remove it")
         try:
-            run = json.loads((path / "run.json").read_text())
-            return cls(path, Path(run["rings"]), dict(run))
+            run, owner = _read(path)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SpoolError(f"{path} is not a run directory: {error}") from error
+        weak = weakness(path)
+        if not weak and owner not in (0, os.geteuid()):
+            weak = f"run.json belongs to user {owner}"
+        doubt = weak or ("the folder was given by its path" if given else "")
+        if doubt:
+            _check_contents(path)
+        buffer = run["settings"].get("buffer_directory")
+        if doubt or not isinstance(buffer, str | None):
+            buffer = Settings().buffer_directory
+        place = path.absolute() if weak else _place_when_made(path, run)
+        return cls(path, _ring_directory(None if buffer is None else Path(buffer), place), run, doubt)
 
     def restore(self) -> None:
         """Make the directory, and its description, if they are not there. Call it while holding `runs_locked`.
 
         Raises:
-            OSError: They cannot be made.
+            OSError: They cannot be made, or are another user's.
         """
-        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        temporary = self.path / "run.json.new"
-        temporary.write_text(json.dumps(self.run, indent=1))
-        temporary.rename(self.path / "run.json")
+        make_directory(self.path)
+        tighten_directory(self.path)
+        write_file(self.path / "run.json", json.dumps(self.run, indent=1))
 
-    def settings(self) -> Settings:
-        """The run's settings, with secrets from this process's environment, and `directory` as it is now: the run may have
-        been moved, or copied from another machine.
+    def settings(self, caller: Settings | None = None) -> Settings:
+        """The settings to deliver with; `directory` is as it is now: the run may have been moved, or copied from another
+        machine.
+
+        Args:
+            caller: Settings of this process; from its environment if None. They are used if the directory is in doubt, and
+                otherwise the run's, with secrets from this process's environment.
 
         Raises:
             SettingsError: They were written by a version with other rules.
         """
-        return Settings.from_json(self.run["settings"] | {"directory": os.fspath(self.path.parents[1])})
+        written: dict[str, Any] = self.run["settings"]
+        here = {"directory": os.fspath(self.path.parents[1])}
+        if not self.doubt:
+            return Settings.from_json(written | here)
+        believed = {name: written[name] for name in _BELIEVED if name in written}
+        return (caller or Settings()).replace(**believed, **here)
+
+    def to_json(self) -> dict[str, Any]:
+        """What an agent that is started needs to know, for `from_json`: it believes what it is given, not what is on disk."""
+        return {"path": os.fspath(self.path), "rings": os.fspath(self.rings), "run": self.run}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "RunDirectory":
+        """The inverse of `to_json`."""
+        return cls(Path(values["path"]), Path(values["rings"]), values["run"])
 
     def siblings_locked(self) -> AbstractContextManager[None]:
         """`runs_locked` for the place where this run directory is.
@@ -120,7 +168,7 @@ class RunDirectory:
         Raises:
             OSError: The file of the lock cannot be made.
         """
-        return _locked(self.path.parent / ".lock")
+        return locked(self.path.parent / ".lock")
 
     @property
     def spool(self) -> Path:
@@ -131,17 +179,32 @@ class RunDirectory:
         return self.path / "agent.log"
 
     def ring_files(self) -> list[Path]:
-        """The rings that are there now, whole ones only."""
-        return sorted({*self.rings.glob("*.ring"), *self.rings_on_disk.glob("*.ring")})
+        """The rings that are there now, whole ones only, without those in a place that others can write to."""
+        folders = {self.rings_on_disk} if self.rings_weakness else {self.rings, self.rings_on_disk}
+        return sorted(path for folder in folders for path in folder.glob("*.ring") if not path.is_symlink())
+
+    @property
+    def rings_weakness(self) -> str:
+        """Why the place in shared memory is left alone; "" if it is not, or not there."""
+        if self.rings == self.rings_on_disk:
+            return ""
+        try:
+            found = [path.lstat() for path in (self.rings, self.rings.parent)]
+        except OSError:
+            return ""
+        return _weakness(self.rings, tuple((at.st_dev, at.st_ino, at.st_uid, at.st_mode) for at in found))
 
     def make_ring_directory(self) -> None:
         """Make the place in shared memory.
 
         Raises:
-            OSError: It cannot be made, or somebody else has made it.
+            OSError: It cannot be made, or others can write to it.
         """
-        _make_private(self.rings.parent)
-        self.rings.mkdir(exist_ok=True, mode=0o700)
+        if self.rings == self.rings_on_disk:
+            make_directory(self.rings)
+            return
+        make_private_directory(self.rings.parent)
+        make_private_directory(self.rings)
 
     def remove_ring_directory(self) -> None:
         """Delete the place in shared memory if no ring is in it. Call it while holding `runs_locked`."""
@@ -159,7 +222,7 @@ class RunDirectory:
         Returns:
             A descriptor whose open file description holds the lock, also over exec in a child that inherits it; or None.
         """
-        descriptor = os.open(self.path / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = open_file(self.path / "agent.lock")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -178,13 +241,15 @@ class RunDirectory:
             return None
 
     def remove(self) -> None:
-        """Delete the directory. Call it while holding `runs_locked` and the agent's lock, when there are no rings."""
-        if self.path not in self.rings.parents and self.rings.exists():
-            shutil.rmtree(self.rings)
-        # Renamed first, so that a folder half deleted is never taken for a run; `create` clears away what was left of it.
-        removed = self.path.with_name(f"{_REMOVED}{self.path.name}-{time.time_ns()}")
-        self.path.rename(removed)
-        shutil.rmtree(removed)
+        """Delete the directory. Call it while holding `runs_locked` and the agent's lock, when there are no rings.
+
+        Raises:
+            OSError: It cannot be deleted.
+        """
+        if self.rings != self.rings_on_disk:
+            remove_rings(self.rings)
+        usual = self.path == _place(self.path.parents[1], self.run)
+        remove_run(self.path, whole=usual and not self.doubt and not weakness(self.path))
 
 
 def list_runs(directory: Path) -> list[RunDirectory]:
@@ -192,32 +257,44 @@ def list_runs(directory: Path) -> list[RunDirectory]:
 
     A folder that holds run directories, and a run directory itself, will do as well.
     """
+    return find_runs(directory)[0]
+
+
+def find_runs(
+    directory: Path, *, given: bool = False, foreign: bool = True
+) -> tuple[list[RunDirectory], list[tuple[Path, str]]]:
+    """As `list_runs`, with what is left alone.
+
+    Args:
+        directory: As for `list_runs`.
+        given: As for `RunDirectory.open`.
+        foreign: Whether runs in doubt are listed.
+
+    Returns:
+        The runs, and for each folder that is left alone its path and the reason.
+    """
+    runs: list[RunDirectory] = []
+    refused: list[tuple[Path, str]] = []
+    if not foreign and (reason := weakness(directory / "runs")):
+        return [], [(directory, reason)]
+    if given:
+        directory = directory.resolve()
     files = [directory / "run.json", *directory.glob("[!.]*/run.json"), *(directory / "runs").glob("[!.]*/run.json")]
-    found = []
     for file in files:
+        path = file.parent
         try:
-            found.append(RunDirectory.open(file.parent))
+            if given and path.resolve() != path:
+                raise RefusedRunError(f"{path} is a link, or leads through one; give the folder itself")
+            run = RunDirectory.open(path, given=given)
+            if run.doubt and not foreign:
+                raise RefusedRunError(run.doubt)
+        except RefusedRunError as error:
+            refused.append((path, str(error)))
         except SpoolError:
             continue
-    return sorted(found, key=lambda run: run.run.get("created", 0))
-
-
-def memory_directory(settings: Settings) -> Path:
-    """Where runs are kept when `settings.directory` cannot be used: in shared memory, or among the temporary files."""
-    parent = settings.buffer_directory or Path(tempfile.gettempdir())
-    return parent / f"tensormeter-{os.getuid()}" / "state"
-
-
-def make_memory_directory(settings: Settings) -> Path:
-    """`memory_directory`, made so that nobody else can write to it.
-
-    Raises:
-        OSError: It cannot be made, or somebody else has made it.
-    """
-    path = memory_directory(settings)
-    _make_private(path.parent)
-    path.mkdir(exist_ok=True, mode=0o700)
-    return path
+        else:
+            runs.append(run)
+    return sorted(runs, key=lambda run: run.run["created"]), refused
 
 
 @contextlib.contextmanager
@@ -227,51 +304,81 @@ def runs_locked(directory: Path) -> Iterator[None]:
     Raises:
         OSError: The directory cannot be made, or files cannot be locked there.
     """
+    _make_runs_directory(directory)
+    with locked(directory / "runs" / ".lock"):
+        yield
+
+
+def _make_runs_directory(directory: Path) -> None:
+    """Make the folder that holds the runs, for this user alone; and so its parent, if nothing else is in there."""
     runs = directory / "runs"
-    runs.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _locked(runs / ".lock"):
-        yield
+    make_directory(runs)
+    tighten_directory(runs)
+    status = directory.stat()
+    if status.st_mode & 0o077 and status.st_uid == os.geteuid() and os.listdir(directory) == ["runs"]:
+        tighten_directory(directory)
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock. After 5 s without it, go on without.
-
-    The holder does nothing slow, so the deadline is only met when a holder is stopped (SIGSTOP, a frozen disk), and then
-    the worst that happens is a second agent, which finds the first one's lock and leaves.
+def _read(path: Path) -> tuple[dict[str, Any], int]:
+    """The contents of `run.json`, and its owner.
 
     Raises:
-        OSError: The file cannot be made, or files cannot be locked there.
+        OSError, ValueError, KeyError, TypeError: It is not what it should be.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        deadline = time.monotonic() + _LOCK_DEADLINE
-        while time.monotonic() < deadline:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                Event().wait(_LOCK_INTERVAL)
-        yield
-    finally:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough: a child forked meanwhile has it open as well
-        os.close(descriptor)
+    with open(open_file(path / "run.json", os.O_RDONLY), "rb") as file:
+        status = os.fstat(file.fileno())
+        if status.st_size > _MOST_BYTES:
+            raise ValueError(f"run.json has {status.st_size} bytes")
+        run = json.loads(file.read(_MOST_BYTES))
+    for name, kind in (("run_id", str), ("host", str), ("rings", str), ("settings", dict)):
+        if not isinstance(run[name], kind):
+            raise TypeError(f"run.json: {name} is {run[name]!r}")
+    if not IDENTIFIER.fullmatch(run["run_id"]) or "/" in run["host"]:
+        raise ValueError(f"run.json: the run is {run['run_id']!r} on {run['host']!r}")
+    return run | {"created": run["created"] if isinstance(run.get("created"), int) else 0}, status.st_uid
 
 
-def _make_private(path: Path) -> None:
-    """Make a directory, or see that nobody else has made it: its name in shared memory can be foreseen.
+def _check_contents(path: Path) -> None:
+    """See that there are only files and folders, so that what is written there is written nowhere else.
 
     Raises:
-        OSError: It belongs to someone else, or others may write to it.
+        RefusedRunError: There is something else.
     """
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    status = path.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise PermissionError(f"{path} is not a directory that only this user can write to; remove it")
+    own = path.stat().st_uid in (0, os.geteuid())
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            entry = Path(folder, name)
+            status = entry.lstat()
+            if stat.S_ISLNK(status.st_mode):
+                raise RefusedRunError(f"{entry} is a link, which no run makes; remove it")
+            if not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
+                raise RefusedRunError(f"{entry} is neither a file nor a folder, which no run makes; remove it")
+            if not own and stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+                raise RefusedRunError(f"{entry} has several names, and belongs to another user; copy the folder")
 
 
-def _ring_directory(settings: Settings, path: Path) -> Path:
-    if settings.buffer_directory is None:
+@functools.lru_cache(maxsize=64)
+def _weakness(path: Path, _state: tuple[tuple[int, ...], ...]) -> str:
+    """As `weakness`, which the agent would ask twenty times a second. `_state` changes when the answer may."""
+    return weakness(path)
+
+
+def _place(directory: Path, run: dict[str, Any]) -> Path:
+    return directory / "runs" / f"{run['run_id']}@{run['host']}"
+
+
+def _place_when_made(path: Path, run: dict[str, Any]) -> Path:
+    """The path by which the ring directory is named: as the run spelled it, if that is this folder, or has been moved here."""
+    written = run["settings"].get("directory")
+    made = _place(Path(written), run) if isinstance(written, str) else path
+    with contextlib.suppress(OSError):
+        if not os.path.lexists(made) or made.samefile(path):
+            return made
+    return path.absolute()
+
+
+def _ring_directory(buffer: Path | None, path: Path) -> Path:
+    if buffer is None:
         return path / "rings"
     digest = sha256(os.fsencode(path)).hexdigest()[:12]
-    return settings.buffer_directory / f"tensormeter-{os.getuid()}" / f"{path.name}-{digest}"
+    return buffer / f"tensormeter-{os.getuid()}" / f"{path.name}-{digest}"

@@ -1,10 +1,12 @@
 """Starting the agent, from the training process."""
 
+import fcntl
+import json
 import os
 import sys
+import tempfile
 import threading
 import weakref
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tensormeter.pipeline.directory import RunDirectory
@@ -69,20 +71,33 @@ def _spawn(directory: RunDirectory, settings: Settings, lock: int) -> int:
         environment["TENSORMETER_TOKEN"] = settings.token  # through the environment: arguments can be seen by everyone
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         environment[variable] = "1"
-    null, log = os.fspath(Path(os.devnull)), os.fspath(directory.agent_log)
-    append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    return os.posix_spawn(
-        sys.executable,
-        [sys.executable, "-P", "-m", "tensormeter.pipeline.agent", os.fspath(directory.path), str(_INHERITED_LOCK)],
-        environment,
-        file_actions=[
-            (os.POSIX_SPAWN_OPEN, 0, null, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, log, append, 0o600),
-            (os.POSIX_SPAWN_DUP2, 1, 2),
-            (os.POSIX_SPAWN_DUP2, lock, _INHERITED_LOCK),
-        ],
-        setsid=True,
-    )
+    append = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+    description = _description(directory, settings)
+    try:
+        return os.posix_spawn(
+            sys.executable,
+            # The path is for people who look at the list of processes.
+            [sys.executable, "-P", "-m", "tensormeter.pipeline.agent", os.fspath(directory.path), str(_INHERITED_LOCK)],
+            environment,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, description, 0),
+                (os.POSIX_SPAWN_OPEN, 1, os.fspath(directory.agent_log), append, 0o600),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+                (os.POSIX_SPAWN_DUP2, lock, _INHERITED_LOCK),
+            ],
+            setsid=True,
+        )
+    finally:
+        os.close(description)
+
+
+def _description(directory: RunDirectory, settings: Settings) -> int:
+    """The run and its settings, as a file for the agent's standard input: others might replace `run.json` in the meantime."""
+    document = json.dumps({"directory": directory.to_json(), "settings": settings.to_json()}).encode()
+    with tempfile.TemporaryFile() if not hasattr(os, "memfd_create") else open(os.memfd_create("run"), "w+b") as file:
+        file.write(document)
+        file.seek(0)
+        return fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, _INHERITED_LOCK + 1)
 
 
 def _start_thread(directory: RunDirectory, settings: Settings, lock: int) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from tensormeter.errors import EncodingError
 from tensormeter.otlp.batch import Event
 from tensormeter.otlp.media import Alert, Image, Media, Table, Text
+from tensormeter.private import open_file
 from tensormeter.ring.file import media_directory
 
 __all__ = ["Inbox", "Piece"]
@@ -36,13 +37,17 @@ class Piece:
         Raises:
             EncodingError: It is damaged, or more than a log record may hold.
         """
-        line, _, data = self.path.read_bytes().partition(b"\n")
+        line, _, data = self._read().partition(b"\n")
         try:
             found = json.loads(line)
             media = _media(found["event"], found["key"] or "", found["body"], data)
             return media.event(found["time"], found["step"])
         except (ValueError, KeyError, TypeError, ImportError) as error:
             raise EncodingError(f"{self.path.name}: {type(error).__name__}: {error}") from None
+
+    def _read(self) -> bytes:
+        with open(open_file(self.path, os.O_RDONLY), "rb") as file:
+            return file.read()
 
 
 class Inbox:

@@ -21,6 +21,7 @@ from tensormeter.exporter import Request
 from tensormeter.pace import Pace
 from tensormeter.pipeline.request import Waiting
 from tensormeter.pipeline.spool import Spool
+from tensormeter.private import make_directory, write_file
 from tensormeter.signals import SIGNALS, Signal
 
 if TYPE_CHECKING:
@@ -362,10 +363,8 @@ class Outgoing:
             "strikes": [[[kind.name, kind.type], count] for kind, count in self._strikes.items()],
         }
         try:
-            self._state.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._state.with_suffix(".new")
-            temporary.write_text(json.dumps(document), encoding="utf-8")
-            temporary.replace(self._state)
+            make_directory(self._state.parent)
+            write_file(self._state, json.dumps(document))
         except OSError as error:
             logger.warning("%s: %s cannot be written: %s", self._destination, self._state, error)
             return False

@@ -5,6 +5,7 @@ A request that only some of its destinations had accepted may be delivered to al
 """
 
 import logging
+import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
@@ -12,9 +13,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
+from tensormeter.errors import SpoolError
 from tensormeter.pipeline.errors import ERRORS, SpoolDamagedError
 from tensormeter.pipeline.request import checksum
 from tensormeter.pipeline.spool import Spool
+from tensormeter.private import open_file
 from tensormeter.settings import Durability
 
 __all__ = ["open_repaired"]
@@ -94,9 +97,16 @@ def _move_aside(path: Path) -> Path:
     return aside
 
 
+def _opened(aside: Path) -> int:
+    try:
+        return open_file(aside, os.O_RDWR)
+    except OSError as error:  # no link is followed: what is written there would change another file
+        raise SpoolError(f"cannot repair the spool {aside}: {error}") from error
+
+
 def _salvage(aside: Path, new: sqlite3.Connection, destinations: list[str]) -> tuple[int, int]:
     """Copy what can be read. Returns how many requests are saved, and how many are known to be lost."""
-    with aside.open("r+b") as file:
+    with open(_opened(aside), "r+b") as file:
         size = file.seek(0, 2)
         for offset, right in _HEADER:
             if size >= 100:

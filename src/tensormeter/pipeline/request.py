@@ -3,6 +3,7 @@
 import enum
 import zlib
 from dataclasses import dataclass
+from typing import get_args
 
 from tensormeter.exporter import Signal
 
@@ -57,6 +58,7 @@ def intact(batch: object, signal: object, items: object, body: object, expected:
     return (
         isinstance(batch, str)
         and isinstance(signal, str)
+        and signal in get_args(Signal)
         and isinstance(items, int)
         and isinstance(body, bytes)
         and checksum(batch, signal, items, body) == expected

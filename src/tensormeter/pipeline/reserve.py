@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Final
 
+from tensormeter.private import open_file
+
 __all__ = ["Reserve"]
 
 _STEP: Final = 256 << 10
@@ -70,7 +72,7 @@ class Reserve:
         return disk.f_bavail * disk.f_frsize
 
     def _take(self, held: int, size: int) -> None:
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = open_file(self._path)
         try:
             os.posix_fallocate(descriptor, 0, size)
         except OSError:

@@ -33,6 +33,7 @@ from tensormeter.pipeline.filesystem import network_filesystem
 from tensormeter.pipeline.request import Encoded, Priority, Waiting, checksum, intact
 from tensormeter.pipeline.reserve import Reserve
 from tensormeter.pipeline.transaction import Transaction
+from tensormeter.private import make_file
 from tensormeter.settings import Durability
 from tensormeter.signals import SIGNALS, Signal
 
@@ -77,6 +78,11 @@ class Spool:
 
     def _open(self, durability: Durability) -> None:
         path = self.path
+        with contextlib.suppress(OSError):  # SQLite will say what is wrong
+            make_file(path)
+            for suffix in ("-wal", "-shm", "-journal"):  # SQLite gives them the mode of the database when it makes them
+                if (beside := path.with_name(path.name + suffix)).exists():
+                    make_file(beside)
         try:
             self._database = sqlite3.connect(path, timeout=10, isolation_level=None)
             # A flipped bit may leave what is no UTF-8: it is read, does not match its checksum, and is counted.
@@ -88,11 +94,12 @@ class Spool:
             self._database.execute(f"PRAGMA journal_mode = {'TRUNCATE' if network else 'WAL'}")
             self._database.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[durability]}")
             self._database.execute("PRAGMA foreign_keys = ON")
+            self._database.execute("PRAGMA trusted_schema = OFF")
             with self.transaction():
                 schema.prepare(self._database, path)
         except ERRORS as error:
             self._database.close()
-            raise named(error, f"cannot open the spool {path}") from error
+            raise named(error, f"cannot open the spool {path}", path) from error
         except SpoolError:
             self._database.close()
             raise
@@ -344,6 +351,8 @@ class Spool:
             SpoolError: The disk refuses.
         """
         try:
+            with contextlib.suppress(OSError):
+                make_file(path)
             with closing(sqlite3.connect(path)) as copy:
                 self._database.backup(copy)
         except ERRORS as error:
@@ -358,7 +367,7 @@ class Spool:
         try:
             schema.check(self._database, self.path)
         except ERRORS as error:
-            raise named(error, f"cannot read the spool {self.path}") from error
+            raise named(error, f"cannot read the spool {self.path}", self.path) from error
 
     def _mark(self, write: Callable[[], None]) -> None:
         """Write what became of a request, if need be into the room that is kept for it."""
@@ -474,7 +483,7 @@ class Spool:
         try:
             return self._database.execute(query).fetchall()
         except ERRORS as error:
-            raise named(error, f"cannot read the spool {self.path}") from error
+            raise named(error, f"cannot read the spool {self.path}", self.path) from error
 
     def _fetch(self, query: str, *arguments: str | int) -> tuple[Any, ...] | None:
         rows = self._fetch_all(query, *arguments)
@@ -485,7 +494,7 @@ class Spool:
             with closing(self._database.execute(query, arguments)) as result:
                 return result.fetchall()
         except ERRORS as error:
-            raise named(error, f"cannot read the spool {self.path}") from error
+            raise named(error, f"cannot read the spool {self.path}", self.path) from error
 
     def transaction(self) -> Transaction:
         """All statements of the block, or none of them."""

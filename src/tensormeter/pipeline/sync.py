@@ -1,18 +1,23 @@
 """Delivering what earlier runs have left on this machine."""
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from tensormeter.errors import TensormeterError
 from tensormeter.pipeline.agent import Agent
-from tensormeter.pipeline.directory import RunDirectory, list_runs
-from tensormeter.settings import default_endpoint, is_loopback
+from tensormeter.pipeline.directory import RunDirectory, find_runs
+from tensormeter.settings import Settings, default_endpoint, is_loopback
 
-__all__ = ["SyncResult", "belongs_to", "sync_runs"]
+__all__ = ["SkippedRun", "SyncResult", "belongs_to", "sync_runs"]
+
+_SHOWN: Final = ("endpoint", "exporters", "token_file", "buffer_directory")
+_NOT_SETTINGS_OF_DELIVERY: Final = ("mode", "directory", "agent")
 
 
 @dataclass(frozen=True)
@@ -23,11 +28,26 @@ class SyncResult:
         run: The run's directory, which is gone if everything was delivered.
         delivered: Whether everything was.
         message: Why not.
+        note: Which settings were the caller's instead of the run's, and why; "" if none were.
     """
 
     run: RunDirectory
     delivered: bool
     message: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class SkippedRun:
+    """A folder that was left alone.
+
+    Attributes:
+        path: The folder.
+        reason: Why.
+    """
+
+    path: Path
+    reason: str
 
 
 def sync_runs(
@@ -35,9 +55,12 @@ def sync_runs(
     *,
     endpoint: str | None = None,
     token: str | None = None,
+    caller: Settings | None = None,
+    given: bool = False,
+    foreign: bool = True,
     choose: Callable[[RunDirectory], bool] = lambda run: True,
     on_status: Callable[[RunDirectory, int], None] = lambda run, items: None,
-) -> Iterator[SyncResult]:
+) -> Iterator[SyncResult | SkippedRun]:
     """Deliver every run below a directory, one after the other; a bad one does not stop the others.
 
     A run whose agent is alive is left to it, and the agent is told to try at once.
@@ -47,13 +70,18 @@ def sync_runs(
         directory: `Settings.directory` of the runs.
         endpoint: Where to deliver; where each run wanted to go if None.
         token: Bearer token; the one of the environment if None.
+        caller: Settings for runs whose own are in doubt; from the environment if None.
+        given: Whether the directory was given by its path, so that all of its runs are in doubt.
+        foreign: Whether runs in doubt are delivered.
         choose: Which runs.
         on_status: Called now and then with the number of items of a run that are not delivered yet.
     """
-    for run in list_runs(directory):
+    runs, refused = find_runs(directory, given=given, foreign=foreign)
+    yield from (SkippedRun(path, reason) for path, reason in refused)
+    for run in runs:
         try:
             if choose(run):
-                yield _sync(run, endpoint, token, on_status)
+                yield _sync(run, endpoint, token, caller, on_status)
         except (TensormeterError, OSError) as error:
             yield SyncResult(run, delivered=False, message=str(error))
 
@@ -77,20 +105,44 @@ def _sync(
     run: RunDirectory,
     endpoint: str | None,
     token: str | None,
+    caller: Settings | None,
     on_status: Callable[[RunDirectory, int], None],
 ) -> SyncResult:
-    settings = run.settings().replace(mode="online")
+    settings = run.settings(caller).replace(mode="online")
     changes = {"endpoint": endpoint, "token": token}
     settings = settings.replace(**{name: value for name, value in changes.items() if value})
+    note = _note(run, settings)
     lock = run.try_agent_lock()
     if lock is None:
-        return SyncResult(run, delivered=False, message=_wake(run))
+        return SyncResult(run, delivered=False, message=_wake(run), note=note)
     agent = Agent(run, settings, lock, one_shot=True, on_status=lambda items: on_status(run, items))
     delivered = agent.run()
-    return SyncResult(run, delivered, agent.error)
+    return SyncResult(run, delivered, agent.error, note)
+
+
+def _note(run: RunDirectory, used: Settings) -> str:
+    """Which settings of `run.json` were not used."""
+    if not run.doubt:
+        return ""
+    ours: dict[str, Any] = json.loads(json.dumps(used.to_json()))
+    theirs = {name: value for name, value in run.run["settings"].items() if name not in _NOT_SETTINGS_OF_DELIVERY}
+    differ = sorted(name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name])
+    if not differ:
+        return ""
+    shown = [f"{name} {_shorten(ours[name])} (run.json: {_shorten(theirs[name])})" for name in differ if name in _SHOWN]
+    others = [name for name in differ if name not in _SHOWN]
+    shown += [", ".join(others)] if others else []
+    return f"delivered with this command's settings, not those of its run.json, because {run.doubt}: {'; '.join(shown)}"
+
+
+def _shorten(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return "none" if value is None else text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _wake(run: RunDirectory) -> str:
+    if run.doubt:
+        return "its agent is at work"  # whose process id is what the folder says
     pid = run.agent_pid()
     if pid is None:
         return "its agent is at work"

@@ -19,7 +19,7 @@ class Transaction:
         try:
             self._database.execute("BEGIN IMMEDIATE")
         except ERRORS as error:
-            raise named(error, f"cannot write to the spool {self._path}") from error
+            raise named(error, f"cannot write to the spool {self._path}", self._path) from error
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
@@ -31,4 +31,4 @@ class Transaction:
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
             if isinstance(error, ERRORS):
-                raise named(error, f"cannot write to the spool {self._path}") from error
+                raise named(error, f"cannot write to the spool {self._path}", self._path) from error

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tensormeter.errors import RingError
+from tensormeter.private import open_file
 from tensormeter.ring.layout import Layout
 from tensormeter.ring.words import (
     DURATION_BUCKETS,
@@ -130,7 +131,7 @@ class RingFile:
             RingError: Not a ring file, or one of another version.
         """
         try:
-            with path.open("r+b") as file:
+            with open(open_file(path, os.O_RDWR), "r+b") as file:
                 mapping = mmap.mmap(file.fileno(), 0)
         except (OSError, ValueError) as error:
             raise RingError(f"cannot map the ring file {path}: {error}") from error
@@ -168,7 +169,7 @@ class RingFile:
             return True
         lock_path = self.path.with_suffix(".lock")
         try:
-            descriptor = os.open(lock_path, os.O_RDWR | os.O_CLOEXEC)
+            descriptor = open_file(lock_path, os.O_RDWR)
         except FileNotFoundError:
             return False
         try:
@@ -297,7 +298,7 @@ class RingFile:
         """Delete the file and its lock. Mappings stay valid until their processes end."""
         self.path.unlink(missing_ok=True)
         self.path.with_suffix(".lock").unlink(missing_ok=True)
-        shutil.rmtree(media_directory(self.path), ignore_errors=True)
+        shutil.rmtree(media_directory(self.path), ignore_errors=True)  # follows no links
 
     def _append_entry(self, kind: EntryKind, payload: bytes) -> bool:
         with self._append:
@@ -333,7 +334,7 @@ def _align(size: int, unit: int) -> int:
 def _lock(path: Path) -> int:
     descriptor = -1
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = open_file(path)
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if descriptor >= 0:

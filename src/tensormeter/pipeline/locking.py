@@ -1,0 +1,71 @@
+"""Waiting for a lock on a file, and finding the process that holds it."""
+
+import contextlib
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event
+from typing import Final
+
+from tensormeter.private import open_file
+
+__all__ = ["holder", "locked"]
+
+logger: Final = logging.getLogger("tensormeter")
+
+_DEADLINE: Final = 5.0
+_INTERVAL: Final = 0.01
+_LOCKS: Final = Path("/proc/locks")
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock. After 5 s without it, warn and go on without.
+
+    Holders do nothing slow, so the deadline is only met when one is stopped (SIGSTOP, a frozen disk), and then
+    the worst that happens is a second agent, which finds the first one's lock and leaves.
+
+    Raises:
+        OSError: The file cannot be made, or files cannot be locked there.
+    """
+    descriptor = open_file(path)
+    try:
+        deadline = time.monotonic() + _DEADLINE
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    logger.warning(
+                        "waited %.0f s for %s, which is locked%s; going on without", _DEADLINE, path, holder(path)
+                    )
+                    break
+                Event().wait(_INTERVAL)
+        yield
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough: a child forked meanwhile has it open as well
+        os.close(descriptor)
+
+
+def holder(*paths: Path) -> str:
+    """The processes that hold locks on these files, as " by process 123"; "" where the system does not say.
+
+    Processes of other machines and of other containers are not known.
+    """
+    files = set()
+    for path in paths:
+        with contextlib.suppress(OSError):
+            files.add(path.stat().st_ino)
+    found = set()
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in _LOCKS.read_text().splitlines():
+            # 1: FLOCK ADVISORY WRITE 123 08:01:456 0 EOF. Device numbers are not those of stat() on some file systems.
+            words = line.split()
+            if "->" not in words and int(words[5].rpartition(":")[2]) in files and int(words[4]) > 0:
+                found.add(int(words[4]))
+    found.discard(os.getpid())
+    return f" by process {', '.join(map(str, sorted(found)))}" if found else ""

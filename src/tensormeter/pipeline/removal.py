@@ -1,0 +1,131 @@
+"""Removing what tensormeter has made, and nothing else.
+
+Every file is removed by its name in a folder that is open, so that a link, or a folder put in its place meanwhile, leads
+nowhere else.
+"""
+
+import contextlib
+import logging
+import os
+import re
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from tensormeter.private import weakness
+
+__all__ = ["REMOVED", "remove_rings", "remove_run"]
+
+logger: Final = logging.getLogger("tensormeter.agent")
+
+REMOVED: Final = ".removed-"
+"""Beginning of the name of a folder that is being removed."""
+
+_OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_RUN_FILES: Final = re.compile(
+    r"run\.json(\.new)?|agent\.(lock|log)|reserve|spool\.sqlite(\.damaged-\d+)?(-wal|-shm|-journal)?"
+)
+_RING_FILES: Final = re.compile(r".+\.(ring|lock|new)")
+_MEDIA_FILES: Final = re.compile(r"\d+(\.new)?")
+_STATE_FILES: Final = re.compile(r"(outgoing|appended|journal)\.(json|new|json\.new)|\d+\.request")
+_MEDIA: Final = ".media"
+
+
+def remove_rings(folder: Path) -> None:
+    """Remove the ring files from a folder in shared memory, and the folder if nothing else is in it.
+
+    A folder that others can write to is left alone.
+    """
+    if not os.path.lexists(folder):
+        return
+    if reason := weakness(folder):
+        logger.warning("%s is not removed: %s", folder, reason)
+        return
+    with contextlib.suppress(OSError), _opened(folder) as descriptor:
+        _remove_ring_files(descriptor)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def remove_run(path: Path, *, whole: bool) -> None:
+    """Remove a run's folder.
+
+    Args:
+        path: The folder.
+        whole: Whether everything in it is removed. If not, only what tensormeter makes there; a folder that holds anything else
+            stays, with a warning.
+
+    Raises:
+        OSError: It cannot be removed.
+    """
+    if not whole:
+        _remove_known(path)
+        return
+    # Renamed first, so that a folder half deleted is never taken for a run; `RunDirectory.create` clears away what was left of it.
+    before = path.lstat()
+    removed = path.with_name(f"{REMOVED}{path.name}-{time.time_ns()}")
+    path.rename(removed)
+    if not os.path.samestat(before, removed.lstat()):
+        removed.rename(path)
+        raise OSError(f"{path} was replaced while it was being removed; it is still there")
+    shutil.rmtree(removed)  # follows no links
+
+
+def _remove_known(path: Path) -> None:
+    with _opened(path) as descriptor:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink("run.json", dir_fd=descriptor)  # first, so that what is left is never taken for a run
+        _remove_files(descriptor, _RUN_FILES)
+        _remove_folder("rings", descriptor, _remove_ring_files)
+        _remove_folder("exporters", descriptor, _remove_states)
+        left = os.listdir(descriptor)
+    if left:
+        shown = ", ".join(map(repr, sorted(left)[:5]))
+        logger.warning("%s stays, because tensormeter has not made everything in it: %s", path, shown)
+        return
+    path.rmdir()
+
+
+def _remove_ring_files(descriptor: int) -> None:
+    for name in _names(descriptor, stat.S_ISDIR):
+        if name.endswith(_MEDIA):
+            _remove_folder(name, descriptor, lambda media: _remove_files(media, _MEDIA_FILES))
+    _remove_files(descriptor, _RING_FILES)
+
+
+def _remove_states(descriptor: int) -> None:
+    for name in _names(descriptor, stat.S_ISDIR):
+        _remove_folder(name, descriptor, lambda state: _remove_files(state, _STATE_FILES))
+
+
+def _remove_folder(name: str, parent: int, empty: Callable[[int], None]) -> None:
+    """Remove what `empty` does from a folder, and the folder if nothing is left in it."""
+    with contextlib.suppress(OSError), _opened(name, parent) as descriptor:
+        empty(descriptor)
+        os.rmdir(name, dir_fd=parent)
+
+
+def _remove_files(descriptor: int, names: re.Pattern[str]) -> None:
+    for name in _names(descriptor, stat.S_ISREG):
+        if names.fullmatch(name):
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=descriptor)
+
+
+def _names(descriptor: int, kind: Callable[[int], bool]) -> Iterator[str]:
+    for name in os.listdir(descriptor):
+        with contextlib.suppress(OSError):
+            if kind(os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode):
+                yield name
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path, parent: int | None = None) -> Iterator[int]:
+    descriptor = os.open(path, _OPEN, dir_fd=parent)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

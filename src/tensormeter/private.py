@@ -1,0 +1,243 @@
+"""Folders and files that belong to one user alone: making them, and checking those that are there.
+
+Nothing here depends on the umask, but on modes: folders are 0700, files 0600. Symbolic links are never followed when a file is
+opened. Any thread; blocks for the disk.
+"""
+
+import contextlib
+import functools
+import grp
+import logging
+import os
+import pwd
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+__all__ = ["make_directory", "make_file", "open_file", "tighten_directory", "weakness", "write_file"]
+
+logger: Final = logging.getLogger("tensormeter")
+
+_DIRECTORY: Final = 0o700
+_FILE: Final = 0o600
+_OTHERS: Final = 0o077
+_MOST_LINKS: Final = 40
+
+
+def weakness(path: Path) -> str:
+    """Why somebody else could have put this folder there, or could change what is in it.
+
+    The folder and everything that leads to it must belong to this user or root, and nobody else may write to it. On the way there
+    may be folders that are sticky (as /dev/shm and /tmp are), that others cannot reach, or whose group has no other members.
+    Links on the way must belong to this user or root, too.
+
+    Returns:
+        A phrase that names the folder at fault; "" if there is none, also if `path` does not exist.
+    """
+    try:
+        return next(_faults(path), "")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return f"{path} cannot be checked: {error.strerror}"
+
+
+def make_directory(path: Path) -> None:
+    """Make a folder, and the missing ones that lead to it, for this user alone. Those that exist stay as they are.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    try:
+        path.mkdir(mode=_DIRECTORY)
+    except FileNotFoundError:
+        if path.parent == path:
+            raise
+        make_directory(path.parent)
+        path.mkdir(mode=_DIRECTORY, exist_ok=True)
+    except OSError:
+        if not path.is_dir():
+            raise
+
+
+def tighten_directory(path: Path) -> None:
+    """Check that a folder belongs to this user, and take the rights of all others away.
+
+    Raises:
+        PermissionError: It is someone else's.
+        OSError: It is no folder.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if not _is_own(path, status.st_uid):
+            raise PermissionError(
+                f"{path} belongs to {_name(status.st_uid)}: its files could be replaced; remove it, or choose another folder"
+            )
+        if status.st_mode & _OTHERS:
+            with contextlib.suppress(OSError):  # file systems without modes
+                os.fchmod(descriptor, _DIRECTORY)
+            if status.st_mode & 0o022 and not os.fstat(descriptor).st_mode & _OTHERS:
+                logger.warning(
+                    "others could write to %s (mode %s), where runs are kept; its mode is 0700 now", path, _mode(status)
+                )
+    finally:
+        os.close(descriptor)
+
+
+def open_file(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int:
+    """Open a file that nobody else may read, and make it if `flags` say so. No link is followed, and no FIFO waited for.
+
+    Returns:
+        A descriptor that child processes do not inherit.
+
+    Raises:
+        OSError: It cannot be opened, or is not a regular file.
+    """
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, _FILE)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(f"{path} is not a regular file")
+        if flags & os.O_CREAT and status.st_mode & _OTHERS and status.st_uid == os.geteuid():
+            with contextlib.suppress(OSError):
+                os.fchmod(descriptor, _FILE)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def make_file(path: Path) -> None:
+    """Make an empty file that nobody else may read, or take the rights of others from the one that is there.
+
+    A file that is there is not opened: closing it would give up this process's POSIX locks on it.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE))
+    except FileExistsError:
+        status = path.lstat()
+        if stat.S_ISREG(status.st_mode) and status.st_mode & _OTHERS and status.st_uid == os.geteuid():
+            with contextlib.suppress(OSError):
+                path.chmod(_FILE)
+
+
+def write_file(path: Path, content: str) -> None:
+    """Write a small file that nobody else may read, in UTF-8. It is replaced as a whole, or not at all.
+
+    One process at a time may write it.
+
+    Raises:
+        OSError: The disk refuses.
+    """
+    temporary = path.with_name(f"{path.name}.new")
+    with open(open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w", encoding="utf-8") as file:
+        file.write(content)
+    temporary.replace(path)
+
+
+def _faults(path: Path) -> Iterator[str]:
+    """What is wrong with the folders that lead to one, and with that one, from the root on.
+
+    Raises:
+        OSError: One of them is not there, or cannot be looked at.
+    """
+    current = Path(os.sep)
+    whole = path if path.is_absolute() else Path.cwd() / path
+    left = list(reversed(whole.parts[1:]))
+    reachable = {current: True}
+    links = 0
+    while left:
+        part = left.pop()
+        if part == "..":
+            current = current.parent
+            continue
+        folder = current / part
+        status = folder.lstat()
+        if stat.S_ISLNK(status.st_mode):
+            links += 1
+            if links > _MOST_LINKS:
+                yield f"{folder} is one of too many links"
+                return
+            if not _is_trusted(status.st_uid):
+                yield f"the link {folder} belongs to {_name(status.st_uid)}"
+            target = folder.readlink()
+            if target.is_absolute():
+                current = Path(os.sep)
+            left += reversed(target.parts[1:] if target.is_absolute() else target.parts)
+            continue
+        if not stat.S_ISDIR(status.st_mode):
+            yield f"{folder} is not a folder"
+            return
+        if not (_is_trusted(status.st_uid) or (left and _is_unmapped(status.st_uid))):
+            yield f"{folder} belongs to {_name(status.st_uid)}"
+        sticky = bool(status.st_mode & stat.S_ISVTX)
+        writable = status.st_mode & 0o022 if not left else reachable[current] and not sticky and _others_write(status)
+        if writable:
+            yield f"others can write to {folder} (mode {_mode(status)})"
+        reachable[folder] = reachable[current] and bool(status.st_mode & 0o011)
+        current = folder
+
+
+def _others_write(status: os.stat_result) -> bool:
+    """Whether others may add, rename and remove entries of a folder that they reach."""
+    if status.st_mode & 0o003 == 0o003:
+        return True
+    return status.st_mode & 0o030 == 0o030 and not _is_alone_in(status.st_gid)
+
+
+def _is_trusted(uid: int) -> bool:
+    return uid in (0, os.geteuid())
+
+
+def _is_own(path: Path, uid: int) -> bool:
+    """Whether a folder with this owner is this user's. Some file systems give all files one owner, whoever makes them."""
+    if uid == os.geteuid():
+        return True
+    try:
+        with tempfile.TemporaryFile(dir=path) as made:
+            return os.fstat(made.fileno()).st_uid == uid
+    except OSError:
+        return False
+
+
+def _is_alone_in(gid: int) -> bool:
+    """Whether a group is the one that many systems give each user, with nobody else in it."""
+    try:
+        user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(gid)
+    except KeyError:
+        return False
+    return gid == user.pw_gid and group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
+
+
+@functools.cache
+def _unmapped_uid() -> int | None:
+    """The owner that files seem to have whose owner has no id in this user namespace; None if all have one.
+
+    In rootless containers the host's root is such an owner.
+    """
+    try:
+        whole = Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
+        return None if whole else int(Path("/proc/sys/kernel/overflowuid").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _is_unmapped(uid: int) -> bool:
+    return uid == _unmapped_uid()
+
+
+def _name(uid: int) -> str:
+    try:
+        return f"user {pwd.getpwuid(uid).pw_name}"
+    except KeyError:
+        return f"user {uid}"
+
+
+def _mode(status: os.stat_result) -> str:
+    return f"0{stat.S_IMODE(status.st_mode):03o}"
