@@ -74,14 +74,16 @@ def tighten_directory(path: Path) -> None:
         status = os.fstat(descriptor)
         if not _is_own(path, status.st_uid):
             raise PermissionError(
-                f"{path} belongs to {_name(status.st_uid)}: its files could be replaced; remove it, or choose another folder"
+                f"{path} belongs to {_name(status.st_uid)}, who could replace what is kept there; set TENSORMETER_DIR to a folder of your own"
             )
         if status.st_mode & _OTHERS:
             with contextlib.suppress(OSError):  # file systems without modes
                 os.fchmod(descriptor, _DIRECTORY)
             if status.st_mode & 0o022 and not os.fstat(descriptor).st_mode & _OTHERS:
                 logger.warning(
-                    "others could write to %s (mode %s), where runs are kept; its mode is 0700 now", path, _mode(status)
+                    "other users could write to %s (mode %s), where runs are kept; its mode is 0700 now",
+                    path,
+                    _mode(status),
                 )
     finally:
         os.close(descriptor)

@@ -138,8 +138,8 @@ class RunProcess:
             )
         if parent is None and (weak := weakness(self._directory.path)):
             logger.warning(
-                "run %s is kept in %s, which others could replace: %s. Delivery does not use what is written there about the "
-                "destination, so `tensormeter sync` needs the run's settings again; or set TENSORMETER_DIR to a private folder",
+                "run %s: other users can replace %s (%s). `tensormeter sync` ignores the destination that is stored there; set "
+                "TENSORMETER_DIR to a private folder",
                 run.id,
                 self._directory.path,
                 weak,

@@ -65,6 +65,13 @@ def shared_memory(settings: Settings) -> Finding:
     existing = _existing(folder)
     if not os.access(existing, os.W_OK):
         return Finding("failed", f"{existing} cannot be written to", "set TENSORMETER_BUFFER_DIR to a folder that can")
+    for place in memory_directories(settings):
+        if weak := weakness(place.parent):
+            return Finding(
+                "warning",
+                f"{place.parent} is left alone, so rings may lie on disk: {weak}",
+                "remove it, ask its owner to, or set TENSORMETER_BUFFER_DIR to another folder",
+            )
     free = shutil.disk_usage(existing).free
     if free < max(_ROOM, 2 * settings.buffer_bytes):
         return Finding(
@@ -152,17 +159,11 @@ def spool(settings: Settings) -> Finding:
     if weak := weakness(directory / "runs"):
         return Finding(
             "warning",
-            f"others could replace {directory}: {weak}; `tensormeter sync` then needs the settings of the runs again",
+            f"other users can replace {directory}: {weak}; `tensormeter sync` ignores the settings that are stored there",
             "set TENSORMETER_DIR to a private folder",
         )
-    memory = [find_runs(place, foreign=False) for place in memory_directories(settings)]
-    waiting = len(list_runs(directory)) + sum(len(runs) for runs, _ in memory)
-    if skipped := [refused for _, left in memory for refused in left]:
-        return Finding(
-            "warning",
-            f"{skipped[0][0]} is left alone: {skipped[0][1]}; {waiting} runs of this user wait",
-            "ask its owner to remove it",
-        )
+    memory = [find_runs(place, foreign=False)[0] for place in memory_directories(settings)]
+    waiting = len(list_runs(directory)) + sum(map(len, memory))
     free = shutil.disk_usage(existing).free
     if free < settings.spool_max_bytes:
         return Finding(

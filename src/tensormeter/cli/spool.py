@@ -53,7 +53,10 @@ def ls(directory: Path | None) -> None:
             str(run.run.get("settings", {}).get("project", "?")),
             local_time(run.run.get("created", 0)),
         ]
-        cells.append("at work" if _agent_lives(run) else "none")
+        try:
+            cells.append("at work" if _agent_lives(run) else "none")
+        except OSError:  # the folder of another user
+            cells.append("?")
         try:
             with _opened(run) as found:
                 counts = (
@@ -112,7 +115,10 @@ def purge(run: str, rejected: bool, yes: bool, directory: Path | None) -> None:
         if rejected:
             opened.forget_rejections()
     if not rejected:
-        lock = found.try_agent_lock()
+        try:
+            lock = found.try_agent_lock()
+        except OSError as error:
+            raise UsageError(f"{plain(found.path.name)} cannot be deleted: {error}") from None
         if lock is None:
             raise UsageError(f"{found.path.name} has an agent at work; end the run first, or stop its agent")
         try:
@@ -120,6 +126,8 @@ def purge(run: str, rejected: bool, yes: bool, directory: Path | None) -> None:
                 if any(RingFile.open(path).writer_alive() for path in found.ring_files()):
                     raise UsageError(f"{found.path.name} is being recorded; end the run first")
                 found.remove()
+        except OSError as error:
+            raise UsageError(f"{plain(found.path.name)} cannot be deleted: {error}") from None
         finally:
             os.close(lock)
     click.echo(f"deleted {plain(what)}")

@@ -49,7 +49,7 @@ def make_private_directory(path: Path) -> None:
     make_directory(path)
     reason = f"{path} is a link" if path.is_symlink() else weakness(path)
     if reason:
-        raise PermissionError(f"{path} is not a folder that only this user can write to: {reason}")
+        raise PermissionError(f"{path} is not a folder that only this user can write to ({reason})")
 
 
 def _make_state(top: Path) -> Path:

@@ -1,0 +1,109 @@
+"""What a run makes is for its user alone, whatever the umask; what the user has asked for follows the umask."""
+
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RECORD = """
+import os
+os.umask({umask})
+import tensormeter
+run = tensormeter.init("p", id="r")
+for step in range(3):
+    run.log({{"x": 1.0}}, step)
+run.log({{"text": tensormeter.Text("a text")}}, 1)
+run.finish()
+"""
+SYNC = """
+import os
+os.umask({umask})
+from tensormeter.cli import main
+main(["sync"])
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs Python as a user does who has never used tensormeter, without a server."""
+    inherited = {
+        key: value for key, value in os.environ.items() if not key.startswith(("TENSORMETER_", "OTEL_", "XDG_"))
+    }
+    for name in ("home", "shm", "out"):
+        (tmp_path / name).mkdir()
+
+    def run(code, umask, **settings):
+        variables = {f"TENSORMETER_{name.upper()}": value for name, value in settings.items()}
+        return subprocess.run(
+            [sys.executable, "-c", code.format(umask=umask)],
+            env=inherited
+            | {
+                "HOME": str(tmp_path / "home"),
+                "TENSORMETER_BUFFER_DIR": str(tmp_path / "shm"),
+                "TENSORMETER_SAMPLE_INTERVAL": "0",
+                "TENSORMETER_ENDPOINT": "http://127.0.0.1:9",
+                "TENSORMETER_EXPORTERS": "experiment,jsonl",
+                "TENSORMETER_EXPORTER_OPTIONS": f"jsonl.directory={tmp_path}/out/made,jsonl.max_export_batch_size=1",
+                "TENSORMETER_FINISH_TIMEOUT": "20",
+                "TENSORMETER_LINGER_TIMEOUT": "0",
+            }
+            | variables,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return run
+
+
+def loose(*folders: Path) -> dict[str, str]:
+    """What others may read or write below these folders."""
+    below = [path for folder in folders for path in folder.rglob("*")]
+    assert below
+    return {str(path): oct(path.lstat().st_mode & 0o777) for path in below if path.lstat().st_mode & 0o077}
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o002, 0o077])
+def test_what_a_run_and_sync_keep_is_private(run, tmp_path, umask):
+    home, shm = tmp_path / "home", tmp_path / "shm"
+    done = run(RECORD, umask, agent="off", exporters="experiment")
+    assert done.returncode == 0, done.stderr
+    assert {path.suffix for path in shm.rglob("*")} >= {".ring", ".lock", ".media"}
+    assert loose(home, shm) == {}
+    done = run(SYNC, umask)
+    assert "not delivered" in done.stdout, done.stderr
+    assert {path.name for path in home.rglob("*")} >= {"run.json", "spool.sqlite", "agent.lock", "reserve", ".lock"}
+    assert loose(home) == {}
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o002, 0o077])
+def test_what_an_agent_keeps_is_private(run, tmp_path, umask):
+    done = run(RECORD, umask, run_id="r")
+    assert done.returncode == 0, done.stderr
+    (lock,) = (tmp_path / "home").rglob("agent.lock")
+    with lock.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # the agent has ended
+    names = {path.name for path in (tmp_path / "home").rglob("*")}
+    assert names >= {"run.json", "spool.sqlite", "agent.log", ".attempts.json", "appended.json", "outgoing.json"}
+    assert loose(tmp_path / "home") == {}
+    (target, *_) = (tmp_path / "out" / "made").glob("*.jsonl")
+    assert target.stat().st_mode & 0o777 == 0o666 & ~umask, "what the user has asked for follows the umask"
+
+
+def test_folders_that_were_loose_are_tightened_and_the_run_goes_on(run, tmp_path):
+    """As an earlier version, or somebody's `mkdir`, has made them."""
+    state = tmp_path / "home/.local/state/tensormeter"
+    (state / "runs").mkdir(parents=True)
+    for path in (state, state / "runs"):
+        path.chmod(0o777)
+    done = run(RECORD, 0o022, agent="off")
+    assert done.returncode == 0, done.stderr
+    assert f"other users could write to {state / 'runs'} (mode 0777)" in done.stderr
+    assert f"other users could write to {state} (mode 0777)" in done.stderr
+    assert loose(state) == {}
+    assert len(list(state.glob("runs/r@*/run.json"))) == 1
+    assert "other users" not in run(RECORD, 0o022, agent="off").stderr
