@@ -120,3 +120,28 @@ def test_troubles_are_outcomes(make, config, tmp_path):
     assert isinstance(JsonLinesExporter(config(directory=str(tmp_path / "out"))).export(broken), Rejected)
     with pytest.raises(ValueError, match="expected options directory, max_bytes, got folder"):
         JsonLinesExporter(config(folder="x"))
+
+
+def test_the_state_can_name_only_files_in_the_folder(make, config, tmp_path):
+    """It may have come from elsewhere with the run's folder, and what it names is cut off."""
+    thesis = tmp_path / "thesis.tex"
+    thesis.write_text("years of work")
+    out, state = tmp_path / "out", tmp_path / "state"
+    out.mkdir()
+    (out / "link.jsonl").symlink_to(thesis)
+    state.mkdir()
+    request = make.logged(1, make.rows({1: {"loss": 1.0}}))
+    for path in (thesis, out / "../thesis.tex", out / "link.jsonl"):
+        document = {"id": request.id, "writer": "0" * 16, "files": [[str(path), 0, 1 << 30]]}
+        (state / "appended.json").write_text(json.dumps(document))
+        assert JsonLinesExporter(config(directory=str(out))).export(request) == Accepted()
+    assert thesis.read_text() == "years of work"
+
+
+def test_the_state_cannot_choose_where_files_are(make, config, tmp_path):
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / "appended.json").write_text(json.dumps({"id": "", "writer": "/../../elsewhere", "files": []}))
+    request = make.logged(1, make.rows({1: {"loss": 1.0}}))
+    assert JsonLinesExporter(config(directory=str(tmp_path / "out"))).export(request) == Accepted()
+    assert [path.parent for path in tmp_path.rglob("*.jsonl")] == [tmp_path / "out"]

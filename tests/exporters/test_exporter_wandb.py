@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tensormeter_exporters.wandb_journal import Journal
+
 BLOCK = 32768
 
 LOGGING = """
@@ -186,3 +188,15 @@ def test_a_request_in_which_agents_are_killed_is_logged_once(tmp_path, clean_env
     expected = {step: (step, step / 7) for step in range(330)}
     assert len(history) == len(expected)
     assert {row["_step"]: (row["tensormeter/step"], row["loss"]) for row in history} == expected
+
+
+def test_a_journal_cannot_name_other_files(tmp_path):
+    """It may have come from elsewhere with the run's folder."""
+    (tmp_path / "thesis.request").write_text("years of work")
+    entry = {"number": "../thesis", "id": "a", "signal": "logs", "first": {}, "rows": {}}
+    document = {"accepted": "", "number": 1, "entries": [entry], "next": {}, "files": {}, "written": {}}
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "journal.json").write_text(json.dumps(document))
+    with pytest.raises(ValueError, match="thesis"):
+        Journal(tmp_path / "state")
+    assert (tmp_path / "thesis.request").exists()

@@ -193,3 +193,24 @@ def test_a_process_killed_in_the_middle_of_puts_leaves_no_gap_and_no_duplicate(p
     assert rest[0] - len(done) <= 20
     assert spool.pending() == 0
     spool.close()
+
+
+def test_a_request_of_an_unknown_signal_is_damaged(spool):
+    """The signal is part of addresses and file names, and a spool may have come from elsewhere."""
+    spool.put([Encoded("/../../elsewhere", b"1", 1)], ["a"], "p", {}, started=True, ended=False)
+    assert spool.next("a") is None
+    assert spool.losses() == {"damaged": 1}
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/locks"), reason="the system does not say who holds a lock")
+def test_a_spool_that_is_in_use_names_the_process(spool, path):
+    code = "import sqlite3, sys; database = sqlite3.connect(sys.argv[1], isolation_level=None);"
+    code += "database.execute('BEGIN IMMEDIATE'); print('held', flush=True); input()"
+    spool._database.execute("PRAGMA busy_timeout = 0")
+    with subprocess.Popen(
+        [sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(SpoolError, match=f"which is in use by process {process.pid}: database is locked"):
+            put(spool, b"1")
+        process.communicate("\n")

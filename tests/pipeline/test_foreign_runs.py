@@ -1,0 +1,367 @@
+"""Run directories that others have made, or that a command is given by path, are data only.
+
+The tests with two users need root: what runs as another user may read what root may (Python is often below /root), and has no other
+right of root's.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+
+from tensormeter.pipeline import locking
+from tensormeter.pipeline.directory import RunDirectory, find_runs, runs_locked
+from tensormeter.pipeline.launch import ensure_agent
+from tensormeter.pipeline.locking import holder, locked
+from tensormeter.settings import Settings
+
+RECORD = """
+import tensormeter
+with tensormeter.init("p", id="r", mode="offline") as run:
+    run.log({"x": 1.0}, 1)
+"""
+SECRET = "the-secret-of-the-user"
+
+
+class User:
+    """A user id without an account, with a home."""
+
+    def __init__(self, uid, folder):
+        self.uid, self.home, self.shared = uid, folder / f"home-{uid}", folder / "shared"
+        self.home.mkdir(mode=0o755)
+        os.chown(self.home, uid, uid)
+
+    def run(self, *command, **settings):
+        """Run Python as this user, in a home without settings and with a shared memory that all users have."""
+        inherited = {
+            key: value for key, value in os.environ.items() if not key.startswith(("TENSORMETER_", "OTEL_", "XDG_"))
+        }
+        variables = {f"TENSORMETER_{name.upper()}": str(value) for name, value in settings.items()}
+        rights = ["--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"]
+        return subprocess.run(
+            [
+                "setpriv",
+                f"--reuid={self.uid}",
+                f"--regid={self.uid}",
+                "--clear-groups",
+                *rights,
+                sys.executable,
+                *command,
+            ],
+            env=inherited
+            | {"HOME": str(self.home), "TMPDIR": str(self.shared), "TENSORMETER_BUFFER_DIR": str(self.shared)}
+            | {"TENSORMETER_SAMPLE_INTERVAL": "0", "TENSORMETER_SELF_METRICS_INTERVAL": "0"}
+            | variables,
+            cwd=self.home,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def record(self, **settings):
+        done = self.run("-c", RECORD, **settings)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    def tensormeter(self, *arguments, **settings):
+        return self.run("-m", "tensormeter", *map(str, arguments), **settings)
+
+    def own(self, folder, mode=0o777):
+        """Let everything from a folder on be this user's."""
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, self.uid, self.uid, follow_symlinks=False)
+            if not path.is_symlink():
+                path.chmod(mode)
+
+
+@pytest.fixture
+def users():
+    """Somebody else, and the user whose commands must not harm that user."""
+    if os.getuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("needs root and setpriv, to be two users")
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    (folder / "shared").mkdir()
+    (folder / "shared").chmod(0o1777)
+    found = User(54321, folder), User(54322, folder)
+    if found[0].run("-c", "import tensormeter").returncode:
+        pytest.skip("another user cannot run this Python")
+    yield found
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def recorded(tmp_path, monkeypatch):
+    """The folder of a run that has been recorded and whose agent has ended."""
+    monkeypatch.setenv("TENSORMETER_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("TENSORMETER_BUFFER_DIR", str(tmp_path / "shm"))
+    subprocess.run([sys.executable, "-c", RECORD], check=True, capture_output=True, timeout=60)
+    (run,) = (tmp_path / "state" / "runs").glob("r@*")
+    with (run / "agent.lock").open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    return run
+
+
+@pytest.fixture
+def sync(tmp_path):
+    def sync(*arguments, **variables):
+        return subprocess.run(
+            [sys.executable, "-m", "tensormeter", "sync", *map(str, arguments)],
+            env=os.environ | variables,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return sync
+
+
+def describe(run, settings=(), **values):
+    """Change what `run.json` says."""
+    document = json.loads((run / "run.json").read_text()) | values
+    document["settings"] |= dict(settings)
+    (run / "run.json").write_text(json.dumps(document))
+
+
+def tokens(receiver):
+    return {request.headers.get("authorization") for request in receiver.received}
+
+
+def test_a_given_folder_is_delivered_with_the_callers_settings(
+    recorded, sync, tmp_path, receiver, another_receiver, monkeypatch
+):
+    """Endpoint, token, exporters and their options, paths: all of them, and the command says so."""
+    (tmp_path / "secret").write_text("a-file-with-a-secret")
+    stranger = {
+        "mode": "online",
+        "endpoint": another_receiver.url,
+        "token_file": str(tmp_path / "secret"),
+        "exporters": ["experiment", "jsonl"],
+        "exporter_options": {"jsonl.directory": str(tmp_path / "written")},
+        "buffer_directory": str(tmp_path / "other"),
+    }
+    describe(recorded, stranger)
+    shutil.move(recorded, tmp_path / "incoming")
+    done = sync(tmp_path / "incoming", TENSORMETER_ENDPOINT=receiver.url, TENSORMETER_TOKEN=SECRET)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert another_receiver.received == []
+    assert tokens(receiver) == {f"Bearer {SECRET}"}
+    assert receiver.rows()[(1, (("x", 1.0),))] == 1
+    assert not (tmp_path / "written").exists()
+    assert not (tmp_path / "incoming").exists()
+    assert "because the folder was given by its path" in done.stdout
+    assert f"endpoint {receiver.url} (run.json: {another_receiver.url})" in done.stdout
+    assert "exporters experiment (run.json: experiment, jsonl)" in done.stdout
+    assert "token_file none (run.json: " in done.stdout
+    assert "exporter_options" in done.stdout
+
+
+def test_a_run_of_ones_own_goes_where_it_wanted_to_go(recorded, sync, receiver):
+    describe(recorded, {"endpoint": receiver.url, "mode": "online"})
+    done = sync(TENSORMETER_ENDPOINT="http://127.0.0.1:9")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "command's settings" not in done.stdout
+    assert receiver.rows()[(1, (("x", 1.0),))] == 1
+
+
+@pytest.mark.parametrize("name", ["spool.sqlite", "agent.lock", "rings", "exporters/jsonl/appended.json", "run.json"])
+def test_a_given_folder_with_links_is_left_alone(recorded, sync, tmp_path, receiver, name):
+    """Else what is written there would change what they lead to."""
+    victim = tmp_path / "thesis.sqlite"
+    victim.write_text("years of work" * 100)
+    shutil.move(recorded, tmp_path / "incoming")
+    path = tmp_path / "incoming" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.symlink_to(victim)
+    done = sync(tmp_path / "incoming", TENSORMETER_ENDPOINT=receiver.url)
+    assert done.returncode == 1
+    assert f"{path} is a link" in done.stdout
+    assert victim.read_text() == "years of work" * 100
+    assert receiver.received == []
+
+
+def test_a_given_folder_with_other_things_in_it_stays(recorded, sync, tmp_path, receiver):
+    shutil.move(recorded, tmp_path / "thesis")
+    (tmp_path / "thesis" / "chapter1.tex").write_text("years of work")
+    done = sync(tmp_path / "thesis", TENSORMETER_ENDPOINT=receiver.url)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter1.tex"]
+
+
+def test_the_process_that_a_given_folder_names_is_sent_no_signal(recorded, sync, tmp_path, receiver):
+    """SIGUSR1 would end a process that is no agent."""
+    shutil.move(recorded, tmp_path / "incoming")
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        with (tmp_path / "incoming" / "agent.lock").open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.write(f"{process.pid}\n")
+            lock.flush()
+            done = sync(tmp_path / "incoming", TENSORMETER_ENDPOINT=receiver.url)
+        assert "its agent is at work" in done.stdout
+        process.communicate(b"\n", timeout=60)
+    assert process.returncode == 0
+
+
+def test_an_agent_believes_its_starter_not_the_disk(tmp_path, receiver, another_receiver):
+    """Where others can replace the folder, what is written there may not be what the run has written."""
+    settings = Settings(
+        directory=tmp_path / "state",
+        buffer_directory=tmp_path / "shm",
+        endpoint=receiver.url,
+        token=SECRET,
+    )
+    with runs_locked(settings.directory):
+        directory = RunDirectory.create(settings, "run-1", "a name")
+    places = {"TENSORMETER_DIR": str(tmp_path / "state"), "TENSORMETER_BUFFER_DIR": str(tmp_path / "shm")}
+    record = [sys.executable, "-c", RECORD.replace('id="r"', 'id="run-1", settings={"agent": "off"}')]
+    subprocess.run(record, env=os.environ | places, check=True, capture_output=True, timeout=60)
+    describe(directory.path, {"endpoint": another_receiver.url})
+    assert ensure_agent(directory, settings)
+    with (directory.path / "agent.lock").open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    assert another_receiver.received == []
+    assert tokens(receiver) == {f"Bearer {SECRET}"}
+
+
+def test_a_planted_run_in_shared_memory_is_skipped(users, receiver, another_receiver):
+    stranger, victim = users
+    stranger.record()
+    (made,) = (stranger.home / ".local/state/tensormeter/runs").glob("r@*")
+    top = victim.shared / f"tensormeter-{victim.uid}"
+    planted = top / "state/runs" / made.name
+    shutil.copytree(made, planted)
+    thesis = victim.home / "thesis"
+    thesis.mkdir()
+    (thesis / "chapter1.tex").write_text("years of work")
+    victim.own(thesis)
+    describe(planted, {"mode": "online", "endpoint": another_receiver.url}, rings=str(thesis))
+    stranger.own(top)
+    for command in (["sync"], ["spool", "ls"], ["spool", "purge", "r", "--yes"]):
+        done = victim.tensormeter(*command, token=SECRET, endpoint=receiver.url)
+        assert f"{top} belongs to user {stranger.uid}" in done.stdout + done.stderr
+    assert f"belongs to user {stranger.uid}" in " ".join(victim.tensormeter("doctor").stdout.split())
+    assert (thesis / "chapter1.tex").exists()
+    assert receiver.received == another_receiver.received == []
+    assert planted.exists()
+
+
+def test_a_folder_of_another_user_is_delivered_with_the_callers_settings(users, receiver, another_receiver):
+    stranger, victim = users
+    stranger.record()
+    (made,) = (stranger.home / ".local/state/tensormeter/runs").glob("r@*")
+    incoming = victim.shared / "incoming"
+    shutil.copytree(made, incoming / made.name)
+    describe(incoming / made.name, {"mode": "online", "endpoint": another_receiver.url})
+    stranger.own(incoming)
+    done = victim.tensormeter("sync", incoming, token=SECRET, endpoint=receiver.url)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"because {incoming} belongs to user {stranger.uid}" in done.stdout
+    assert f"endpoint {receiver.url} (run.json: {another_receiver.url})" in done.stdout
+    assert another_receiver.received == []
+    assert receiver.rows()[(1, (("x", 1.0),))] == 1
+
+
+def test_a_run_that_others_could_have_replaced_is_delivered_with_the_callers_settings(
+    users, receiver, another_receiver
+):
+    """TENSORMETER_DIR leads through a folder that all may write to."""
+    _, victim = users
+    loose = victim.shared / "loose"
+    loose.mkdir()
+    loose.chmod(0o777)
+    said = victim.record(dir=loose / "state", endpoint=another_receiver.url).stderr
+    assert f"other users can replace {loose / 'state/runs'}" in said
+    done = victim.tensormeter("sync", dir=loose / "state", token=SECRET, endpoint=receiver.url)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"because others can write to {loose} (mode 0777)" in done.stdout
+    assert another_receiver.received == []
+    assert tokens(receiver) == {f"Bearer {SECRET}"}
+
+
+def test_a_run_is_kept_though_another_user_has_made_its_place_in_shared_memory(users, receiver):
+    """And no folder of one's own can be written to: it goes where the name cannot be foreseen, and sync finds it."""
+    stranger, victim = users
+    top = victim.shared / f"tensormeter-{victim.uid}"
+    (top / "state/runs").mkdir(parents=True)
+    stranger.own(top)
+    nowhere = "/proc/nowhere"
+    done = victim.record(dir=nowhere)
+    assert "records nothing" not in done.stderr
+    (place,) = victim.shared.glob(f"tensormeter-{victim.uid}-*")
+    assert (place.stat().st_uid, place.stat().st_mode & 0o777) == (victim.uid, 0o700)
+    victim.record(dir=nowhere)
+    assert list(victim.shared.glob(f"tensormeter-{victim.uid}-*")) == [place], "it is used again"
+    done = victim.tensormeter("sync", "--endpoint", receiver.url, dir=nowhere)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert receiver.rows()[(1, (("x", 1.0),))] == 2
+
+
+def test_a_place_that_another_user_has_made_is_not_used_for_runs(users):
+    stranger, victim = users
+    loose = victim.shared / "loose"
+    (loose / "runs").mkdir(parents=True)
+    loose.chmod(0o777)
+    stranger.own(loose / "runs")
+    said = victim.record(dir=loose).stderr
+    assert said.count(f"{loose / 'runs'} belongs to user {stranger.uid}") == 1
+    assert "is kept in memory" in said
+    assert list((loose / "runs").iterdir()) == []
+
+
+def test_runs_in_doubt_are_not_listed_where_nobody_asked_for_them(tmp_path):
+    settings = Settings(directory=tmp_path / "state", buffer_directory=tmp_path / "shm")
+    with runs_locked(settings.directory):
+        run = RunDirectory.create(settings, "run-1", "a name")
+    assert [found.path for found in find_runs(settings.directory, foreign=False)[0]] == [run.path]
+    run.path.chmod(0o777)
+    assert find_runs(settings.directory, foreign=False) == (
+        [],
+        [(run.path, f"others can write to {run.path} (mode 0777)")],
+    )
+    (run.path.parent).chmod(0o777)
+    (refused,) = find_runs(settings.directory, foreign=False)[1]
+    assert refused[0] == settings.directory
+
+
+HOLD = """
+import fcntl, signal, sys
+file = open(sys.argv[1], "w")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("held", flush=True)
+signal.pause()
+"""
+
+
+@pytest.fixture
+def held(tmp_path):
+    """A file that another process has locked, and that process."""
+    path = tmp_path / "lock"
+    with subprocess.Popen([sys.executable, "-c", HOLD, path], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield path, process
+        process.send_signal(signal.SIGKILL)
+
+
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="the system does not say who holds a lock")
+def test_a_wait_for_a_lock_ends_and_names_the_holder(held, monkeypatch, caplog):
+    path, process = held
+    monkeypatch.setattr(locking, "_DEADLINE", 0.05)
+    entered = threading.Event()
+    with locked(path):
+        entered.set()
+    assert entered.is_set()
+    assert holder(path) == f" by process {process.pid}"
+    (record,) = caplog.records
+    assert f"{path}, which is locked by process {process.pid}" in record.getMessage()
