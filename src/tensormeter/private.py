@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-__all__ = ["make_directory", "make_file", "open_file", "tighten_directory", "weakness", "write_file"]
+__all__ = ["fault", "make_directory", "make_file", "open_file", "tighten_directory", "weakness", "write_file"]
 
 logger: Final = logging.getLogger("tensormeter")
 
@@ -24,6 +24,22 @@ _DIRECTORY: Final = 0o700
 _FILE: Final = 0o600
 _OTHERS: Final = 0o077
 _MOST_LINKS: Final = 40
+
+
+def fault(path: Path) -> str:
+    """Why a folder is not this user's alone; what leads to it is not looked at.
+
+    Nobody can make a folder that belongs to this user, so what is in one that has no fault was put there by this user.
+
+    Returns:
+        A phrase that names the folder; "" if it is this user's, or root's, or does not exist.
+    """
+    try:
+        return _fault(path, path.lstat())
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return f"{path} cannot be checked: {error.strerror}"
 
 
 def weakness(path: Path) -> str:
@@ -69,6 +85,11 @@ def tighten_directory(path: Path) -> None:
         PermissionError: It is someone else's.
         OSError: It is no folder.
     """
+    link = path.lstat()
+    if stat.S_ISLNK(link.st_mode) and not _is_trusted(link.st_uid):
+        raise PermissionError(
+            f"the link {path} belongs to {_name(link.st_uid)}; set TENSORMETER_DIR to a folder of your own"
+        )
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         status = os.fstat(descriptor)
@@ -173,17 +194,27 @@ def _faults(path: Path) -> Iterator[str]:
                 current = Path(os.sep)
             left += reversed(target.parts[1:] if target.is_absolute() else target.parts)
             continue
+        if not left:
+            if reason := _fault(folder, status):
+                yield reason
+            return
         if not stat.S_ISDIR(status.st_mode):
             yield f"{folder} is not a folder"
             return
-        if not (_is_trusted(status.st_uid) or (left and _is_unmapped(status.st_uid))):
+        if not _is_trusted(status.st_uid) and not _is_unmapped(status.st_uid):
             yield f"{folder} belongs to {_name(status.st_uid)}"
-        sticky = bool(status.st_mode & stat.S_ISVTX)
-        writable = status.st_mode & 0o022 if not left else reachable[current] and not sticky and _others_write(status)
-        if writable:
+        if reachable[current] and not status.st_mode & stat.S_ISVTX and _others_write(status):
             yield f"others can write to {folder} (mode {_mode(status)})"
         reachable[folder] = reachable[current] and bool(status.st_mode & 0o011)
         current = folder
+
+
+def _fault(path: Path, status: os.stat_result) -> str:
+    if not stat.S_ISDIR(status.st_mode):
+        return f"{path} is {'a link' if stat.S_ISLNK(status.st_mode) else 'not a folder'}"
+    if not _is_trusted(status.st_uid):
+        return f"{path} belongs to {_name(status.st_uid)}"
+    return f"others can write to {path} (mode {_mode(status)})" if status.st_mode & 0o022 else ""
 
 
 def _others_write(status: os.stat_result) -> bool:

@@ -123,7 +123,7 @@ class RunProcess:
         try:
             self._join(resume, on_writer, on_fork)
         except OSError as error:
-            if run.settings.directory in memory_directories(run.settings):
+            if run.settings.directory in memory_directories(run.settings)[0]:
                 raise
             memory = make_memory_directory(run.settings)
             room = min(run.settings.spool_max_bytes, _MEMORY_SPOOL_BYTES)

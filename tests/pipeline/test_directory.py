@@ -63,6 +63,31 @@ def test_a_ring_directory_that_is_a_link_is_refused(directory, tmp_path):
         directory.make_ring_directory()
 
 
+def test_shared_memory_need_not_be_sticky(directory):
+    """As Kubernetes mounts it: the run's own folder counts, which nobody else can make."""
+    directory.rings.parent.parent.mkdir()
+    directory.rings.parent.parent.chmod(0o777)
+    directory.make_ring_directory()
+    (directory.rings / "a.ring").touch()
+    assert [path.name for path in directory.ring_files()] == ["a.ring"]
+
+
+@pytest.mark.parametrize("level", ["rings", "parent"])
+def test_rings_in_a_folder_that_others_can_write_to_are_not_read(directory, level):
+    directory.make_ring_directory()
+    (directory.rings / "a.ring").touch()
+    (directory.rings if level == "rings" else directory.rings.parent).chmod(0o777)
+    assert directory.ring_files() == []
+    assert "others can write to" in directory.rings_weakness
+
+
+def test_a_link_of_a_ring_is_not_read(directory, tmp_path):
+    directory.make_ring_directory()
+    (tmp_path / "a.ring").touch()
+    (directory.rings / "a.ring").symlink_to(tmp_path / "a.ring")
+    assert directory.ring_files() == []
+
+
 def test_rings_of_two_state_directories_do_not_meet(settings, tmp_path):
     paths = set()
     for name in ("one", "two"):

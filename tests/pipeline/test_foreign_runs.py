@@ -320,6 +320,24 @@ def test_a_place_that_another_user_has_made_is_not_used_for_runs(users):
     assert list((loose / "runs").iterdir()) == []
 
 
+def test_a_link_that_another_user_has_made_is_not_used_for_runs(users):
+    """It would let runs, and the modes of their folders, go to any place of this user's."""
+    stranger, victim = users
+    thesis = victim.home / "thesis"
+    thesis.mkdir()
+    victim.own(thesis, 0o755)
+    loose = victim.shared / "loose"
+    loose.mkdir()
+    loose.chmod(0o777)
+    (loose / "runs").symlink_to(thesis)
+    os.chown(loose / "runs", stranger.uid, stranger.uid, follow_symlinks=False)
+    said = victim.record(dir=loose).stderr
+    assert f"the link {loose / 'runs'} belongs to user {stranger.uid}" in said
+    assert "is kept in memory" in said
+    assert list(thesis.iterdir()) == []
+    assert thesis.stat().st_mode & 0o777 == 0o755
+
+
 def test_runs_in_doubt_are_not_listed_where_nobody_asked_for_them(tmp_path):
     settings = Settings(directory=tmp_path / "state", buffer_directory=tmp_path / "shm")
     with runs_locked(settings.directory):

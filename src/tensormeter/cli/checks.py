@@ -19,7 +19,7 @@ import urllib3
 import tensormeter
 from tensormeter.errors import TensormeterError
 from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Request, Unauthorized, load_exporter
-from tensormeter.pipeline.directory import find_runs, list_runs
+from tensormeter.pipeline.directory import list_runs
 from tensormeter.pipeline.filesystem import network_filesystem
 from tensormeter.pipeline.places import memory_directories
 from tensormeter.pipeline.spool import Spool
@@ -65,13 +65,12 @@ def shared_memory(settings: Settings) -> Finding:
     existing = _existing(folder)
     if not os.access(existing, os.W_OK):
         return Finding("failed", f"{existing} cannot be written to", "set TENSORMETER_BUFFER_DIR to a folder that can")
-    for place in memory_directories(settings):
-        if weak := weakness(place.parent):
-            return Finding(
-                "warning",
-                f"{place.parent} is left alone, so rings may lie on disk: {weak}",
-                "remove it, ask its owner to, or set TENSORMETER_BUFFER_DIR to another folder",
-            )
+    if refused := memory_directories(settings)[1]:
+        return Finding(
+            "warning",
+            f"{refused[0][0]} is left alone, so rings may lie on disk: {refused[0][1]}",
+            "remove it, ask its owner to, or set TENSORMETER_BUFFER_DIR to another folder",
+        )
     free = shutil.disk_usage(existing).free
     if free < max(_ROOM, 2 * settings.buffer_bytes):
         return Finding(
@@ -162,8 +161,7 @@ def spool(settings: Settings) -> Finding:
             f"other users can replace {directory}: {weak}; `tensormeter sync` ignores the settings that are stored there",
             "set TENSORMETER_DIR to a private folder",
         )
-    memory = [find_runs(place, foreign=False)[0] for place in memory_directories(settings)]
-    waiting = len(list_runs(directory)) + sum(map(len, memory))
+    waiting = sum(len(list_runs(place)) for place in (directory, *memory_directories(settings)[0]))
     free = shutil.disk_usage(existing).free
     if free < settings.spool_max_bytes:
         return Finding(

@@ -141,9 +141,9 @@ def _runs(directory: Path | None) -> "list[RunDirectory]":
     if directory is not None:
         found = [find_runs(directory, given=True)]
     else:
-        memory = [find_runs(place, foreign=False) for place in memory_directories(settings)]
-        found = [find_runs(settings.directory), *memory]
-    for path, reason in [refused for _, left in found for refused in left]:
+        memory, refused = memory_directories(settings)
+        found = [([], refused), *(find_runs(place) for place in (settings.directory, *memory))]
+    for path, reason in [skipped for _, left in found for skipped in left]:
         click.echo(f"skipped {plain(path)}: {plain(reason)}", err=True)
     return [run for runs, _ in found for run in runs]
 

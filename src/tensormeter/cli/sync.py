@@ -65,8 +65,12 @@ def _sync_once(
     from tensormeter.pipeline.sync import SkippedRun, sync_runs
 
     found = delivered = 0
-    memory = memory_directories(settings)
-    places = [directory] if directory is not None else [settings.directory, *memory]
+    places = [] if directory is None else [directory]
+    if directory is None:
+        memory, refused = memory_directories(settings)
+        places = [settings.directory, *memory]
+        for path, reason in refused:
+            _say(console, said, path, f"{escape(plain(path))}: skipped, {escape(plain(reason))}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bars = _Bars(progress)
@@ -77,22 +81,25 @@ def _sync_once(
                 token=settings.token,
                 caller=settings,
                 given=directory is not None,
-                foreign=directory is not None or place not in memory,
                 on_status=bars.update,
             )
             for result in results:
                 if isinstance(result, SkippedRun):
                     found += directory is not None
-                    path, line = result.path, f"{escape(plain(result.path))}: skipped, {escape(plain(result.reason))}"
+                    line = f"{escape(plain(result.path))}: skipped, {escape(plain(result.reason))}"
+                    _say(console, said, result.path, line)
                 else:
                     found += 1
                     delivered += result.delivered
                     bars.remove(result.run)
-                    path, line = result.run.path, f"{_name(result.run)}: {_outcome(result)}"
-                if said.get(path) != line:
-                    console.print(line, soft_wrap=True)
-                said[path] = line
+                    _say(console, said, result.run.path, f"{_name(result.run)}: {_outcome(result)}")
     return found, delivered
+
+
+def _say(console: Console, said: dict[Path, str], path: Path, line: str) -> None:
+    if said.get(path) != line:
+        console.print(line, soft_wrap=True)
+    said[path] = line
 
 
 def _outcome(result: "SyncResult") -> str:

@@ -19,7 +19,6 @@ A run directory that others could have put there, or that a command was given by
 
 import contextlib
 import fcntl
-import functools
 import json
 import logging
 import os
@@ -34,12 +33,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-from tensormeter.errors import SpoolError
+from tensormeter.errors import SettingsError, SpoolError
 from tensormeter.pipeline.errors import RefusedRunError
 from tensormeter.pipeline.locking import locked
 from tensormeter.pipeline.places import make_private_directory
 from tensormeter.pipeline.removal import REMOVED, remove_rings, remove_run
-from tensormeter.private import make_directory, open_file, tighten_directory, weakness, write_file
+from tensormeter.private import fault, make_directory, open_file, tighten_directory, weakness, write_file
 from tensormeter.settings import IDENTIFIER, Settings
 
 __all__ = ["RunDirectory", "find_runs", "list_runs", "runs_locked"]
@@ -149,8 +148,11 @@ class RunDirectory:
         written: dict[str, Any] = self.run["settings"]
         here = {"directory": os.fspath(self.path.parents[1])}
         if not self.doubt:
-            return Settings.from_json(written | here)
-        believed = {name: written[name] for name in _BELIEVED if name in written}
+            try:
+                return Settings.from_json(written | here)
+            except TypeError as error:
+                raise SettingsError(f"{self.path / 'run.json'}: its settings cannot be used: {error}") from None
+        believed: dict[str, Any] = {name: written[name] for name in _BELIEVED if name in written}
         return (caller or Settings()).replace(**believed, **here)
 
     def to_json(self) -> dict[str, Any]:
@@ -188,11 +190,7 @@ class RunDirectory:
         """Why the place in shared memory is left alone; "" if it is not, or not there."""
         if self.rings == self.rings_on_disk:
             return ""
-        try:
-            found = [path.lstat() for path in (self.rings, self.rings.parent)]
-        except OSError:
-            return ""
-        return _weakness(self.rings, tuple((at.st_dev, at.st_ino, at.st_uid, at.st_mode) for at in found))
+        return fault(self.rings.parent) or fault(self.rings)
 
     def make_ring_directory(self) -> None:
         """Make the place in shared memory.
@@ -355,12 +353,6 @@ def _check_contents(path: Path) -> None:
                 raise RefusedRunError(f"{entry} is neither a file nor a folder, which no run makes; remove it")
             if not own and stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
                 raise RefusedRunError(f"{entry} has several names, and belongs to another user; copy the folder")
-
-
-@functools.lru_cache(maxsize=64)
-def _weakness(path: Path, _state: tuple[tuple[int, ...], ...]) -> str:
-    """As `weakness`, which the agent would ask twenty times a second. `_state` changes when the answer may."""
-    return weakness(path)
 
 
 def _place(directory: Path, run: dict[str, Any]) -> Path:

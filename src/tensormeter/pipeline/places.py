@@ -1,25 +1,35 @@
 """Folders in shared memory: their names can be foreseen, so another user may have made them first.
 
-Runs are kept there when `settings.directory` cannot be used, and rings always. A folder counts only if nobody else can write to it, for
-reading as for writing. When the usual one is someone else's, runs go to one whose name cannot be foreseen, and which readers find.
+Runs are kept there when `settings.directory` cannot be used, and rings always. A folder counts only if it is this user's and nobody else
+can write to it, for reading as for writing. When the usual one is someone else's, runs go to one whose name cannot be foreseen, and
+which readers find.
 """
 
 import os
 import tempfile
 from pathlib import Path
 
-from tensormeter.private import make_directory, weakness
+from tensormeter.private import fault, make_directory
 from tensormeter.settings import Settings
 
 __all__ = ["make_memory_directory", "make_private_directory", "memory_directories"]
 
 
-def memory_directories(settings: Settings) -> list[Path]:
-    """The folders that may hold runs of this user, as `settings.directory` does.
+def memory_directories(settings: Settings) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """The folders that hold runs of this user, as `settings.directory` does.
 
-    Those that exist are listed. They may be another user's: see `private.weakness`.
+    Returns:
+        Those that there are, and for each that has the name of one and is not this user's alone its path and the reason.
     """
-    return [top / "state" for top in _tops(_parent(settings)) if os.path.lexists(top)]
+    own: list[Path] = []
+    refused: list[tuple[Path, str]] = []
+    for top in _tops(_parent(settings)):
+        state = top / "state"
+        if reason := fault(top) or fault(state):
+            refused.append((top, reason))
+        elif state.exists():
+            own.append(state)
+    return own, refused
 
 
 def make_memory_directory(settings: Settings) -> Path:
@@ -47,8 +57,7 @@ def make_private_directory(path: Path) -> None:
         OSError: It cannot be made.
     """
     make_directory(path)
-    reason = f"{path} is a link" if path.is_symlink() else weakness(path)
-    if reason:
+    if reason := fault(path):
         raise PermissionError(f"{path} is not a folder that only this user can write to ({reason})")
 
 

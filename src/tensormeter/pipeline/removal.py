@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from tensormeter.private import weakness
+from tensormeter.private import fault
 
 __all__ = ["REMOVED", "remove_rings", "remove_run"]
 
@@ -41,11 +41,12 @@ def remove_rings(folder: Path) -> None:
     """
     if not os.path.lexists(folder):
         return
-    if reason := weakness(folder):
+    if reason := fault(folder.parent) or fault(folder):
         logger.warning("%s is not removed: %s", folder, reason)
         return
     with contextlib.suppress(OSError), _opened(folder) as descriptor:
-        _remove_ring_files(descriptor)
+        if os.fstat(descriptor).st_uid == os.geteuid():  # it may have been replaced since
+            _remove_ring_files(descriptor)
     with contextlib.suppress(OSError):
         folder.rmdir()
 
@@ -86,7 +87,10 @@ def _remove_known(path: Path) -> None:
         shown = ", ".join(map(repr, sorted(left)[:5]))
         logger.warning("%s stays, because tensormeter has not made everything in it: %s", path, shown)
         return
-    path.rmdir()
+    try:
+        path.rmdir()
+    except OSError as error:
+        logger.warning("%s is empty now, and cannot be removed: %s", path, error.strerror)
 
 
 def _remove_ring_files(descriptor: int) -> None:
