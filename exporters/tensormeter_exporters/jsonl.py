@@ -14,6 +14,7 @@ import platformdirs
 from tensormeter.errors import EncodingError, SettingsError
 from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Request, Retry
 from tensormeter.otlp.json_lines import encode_line
+from tensormeter.private import make_directory
 from tensormeter_exporters.appending import AppendOnce
 
 __all__ = ["JsonLinesExporter"]
@@ -25,7 +26,7 @@ class JsonLinesExporter:
     """See `tensormeter.exporter.Exporter` for the contract.
 
     Options:
-        directory: Where the files go; by default `otlp` in the user's data directory.
+        directory: Where the files go; by default `otlp` in the user's data directory, which is made for this user alone.
         max_bytes: Length after which a file is followed by the next one.
     """
 
@@ -35,6 +36,7 @@ class JsonLinesExporter:
             max_bytes=str(64 << 20),
         )
         self._directory = Path(options["directory"]).expanduser().absolute()
+        self._private = "directory" not in config.options
         if not options["max_bytes"].isdecimal():
             raise SettingsError(f"{config.destination}.max_bytes: expected a number, got {options['max_bytes']!r}")
         self._max_bytes = int(options["max_bytes"])
@@ -47,6 +49,8 @@ class JsonLinesExporter:
         except (EncodingError, EOFError, gzip.BadGzipFile) as error:
             return Rejected(str(error))
         try:
+            if self._private:
+                make_directory(self._directory)
             self._files.append(request.id, {self._path(request, len(line)): line})
         except OSError as error:
             return Retry(f"{self._directory}: {error.strerror or error}")

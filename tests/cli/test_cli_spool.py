@@ -140,8 +140,10 @@ def test_sync_watches_until_it_is_told_to_stop(new_run, state, url):
 def test_doctor_finds_nothing_wrong(cli, tmp_path):
     memory = "/dev/shm" if Path("/dev/shm").is_dir() else tmp_path  # GPUs do not store into rings on a disk
     with tempfile.TemporaryDirectory(dir=memory) as folder:
-        done = cli("doctor", TENSORMETER_BUFFER_DIR=f"{folder}/not/there/yet")
+        (tmp_path / "temporary").mkdir()
+        done = cli("doctor", TENSORMETER_BUFFER_DIR=f"{folder}/not/there/yet", TMPDIR=str(tmp_path / "temporary"))
     assert done.returncode == 0, done.stdout + done.stderr
+    assert list((tmp_path / "temporary").iterdir()) == [], "nothing is left of what it has tried"
     lines = done.stdout.splitlines()
     for check in CHECKS:
         (line,) = [line for line in lines if line.startswith(check.__name__.replace("_", " ") + " ")]
@@ -153,6 +155,11 @@ def test_doctor_says_what_to_do(cli, tmp_path):
     assert done.returncode == 1
     assert "Connection refused" in done.stdout
     assert "tensormeter serve" in done.stdout
+    loose = tmp_path / "loose" / "runs"
+    loose.mkdir(parents=True)
+    loose.chmod(0o777)
+    done = cli("doctor", TENSORMETER_DIR=str(loose.parent))
+    assert f"others can write to {loose} (mode 0777)" in " ".join(done.stdout.split())
     wrong = cli("doctor", TENSORMETER_TOKEN="wrong")
     assert wrong.returncode == 1
     assert "the token is refused" in wrong.stdout

@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import os
 
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -145,3 +146,17 @@ def test_the_state_cannot_choose_where_files_are(make, config, tmp_path):
     request = make.logged(1, make.rows({1: {"loss": 1.0}}))
     assert JsonLinesExporter(config(directory=str(tmp_path / "out"))).export(request) == Accepted()
     assert [path.parent for path in tmp_path.rglob("*.jsonl")] == [tmp_path / "out"]
+
+
+def test_the_default_folder_is_for_this_user_alone(make, config, tmp_path, monkeypatch):
+    """Nobody has chosen it; a folder that was chosen, and all files, follow the umask."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    before = os.umask(0)
+    try:
+        for options in ({}, {"directory": str(tmp_path / "chosen")}):
+            exporter = JsonLinesExporter(config(**options))
+            assert exporter.export(make.logged(1, make.rows({1: {"loss": 1.0}}))) == Accepted()
+    finally:
+        os.umask(before)
+    modes = {name: (tmp_path / name).stat().st_mode & 0o777 for name in ("data", "data/tensormeter/otlp", "chosen")}
+    assert modes == {"data": 0o700, "data/tensormeter/otlp": 0o700, "chosen": 0o777}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import cache
 from pathlib import Path
+from threading import Event
 from typing import Final, Literal
 from uuid import uuid4
 
@@ -19,7 +20,7 @@ import urllib3
 import tensormeter
 from tensormeter.errors import TensormeterError
 from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Request, Unauthorized, load_exporter
-from tensormeter.pipeline.directory import list_runs
+from tensormeter.pipeline.directory import RunDirectory, list_runs
 from tensormeter.pipeline.filesystem import network_filesystem
 from tensormeter.pipeline.places import memory_directories
 from tensormeter.pipeline.spool import Spool
@@ -114,6 +115,8 @@ def agent(settings: Settings) -> Finding:
         run.log({"doctor": 1.0}, 0)
         run.finish()
         took = time.monotonic() - began
+        for left in list_runs(Path(folder)):
+            _wait_for_agent(left)  # which would put the folder back when it is deleted
         for left in list_runs(Path(folder)):
             spool = Spool(left.spool)
             try:
@@ -248,6 +251,14 @@ name under which its finding is shown."""
 
 def _existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def _wait_for_agent(run: RunDirectory) -> None:
+    deadline = time.monotonic() + _TIMEOUT
+    while (lock := run.try_agent_lock()) is None and time.monotonic() < deadline:
+        Event().wait(0.01)
+    if lock is not None:
+        os.close(lock)
 
 
 def _host(settings: Settings) -> str:

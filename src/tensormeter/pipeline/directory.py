@@ -34,14 +34,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from tensormeter.errors import SettingsError, SpoolError
-from tensormeter.pipeline.errors import RefusedRunError
 from tensormeter.pipeline.locking import locked
 from tensormeter.pipeline.places import make_private_directory
 from tensormeter.pipeline.removal import REMOVED, remove_rings, remove_run
 from tensormeter.private import fault, make_directory, open_file, tighten_directory, weakness, write_file
 from tensormeter.settings import IDENTIFIER, Settings
 
-__all__ = ["RunDirectory", "find_runs", "list_runs", "runs_locked"]
+__all__ = ["RefusedRunError", "RunDirectory", "find_runs", "list_runs", "runs_locked"]
 
 logger: Final = logging.getLogger("tensormeter.agent")
 
@@ -50,6 +49,10 @@ _MOST_BYTES: Final = 16 << 20
 
 _BELIEVED: Final = ("project", "run_id", "name", "temporality")
 """Settings that are used of a run.json in doubt: they say which run it is, and how its rows are to be read."""
+
+
+class RefusedRunError(SpoolError):
+    """A run directory is left alone, because others may have prepared what is in it."""
 
 
 @dataclass(frozen=True)

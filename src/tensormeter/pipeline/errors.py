@@ -7,17 +7,13 @@ from typing import Final
 from tensormeter.errors import SpoolError
 from tensormeter.pipeline.locking import holder
 
-__all__ = ["ERRORS", "RefusedRunError", "SpoolDamagedError", "SpoolFullError", "SpoolVersionError", "named"]
+__all__ = ["ERRORS", "SpoolDamagedError", "SpoolFullError", "SpoolVersionError", "named"]
 
 _FULL: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
 """The others are what SQLite says of a quota or a limit for files, and of a full disk when it opens a database."""
 
 ERRORS: Final = (sqlite3.Error, UnicodeDecodeError, OverflowError)
 """What a call of SQLite raises, also when its own message, or a number in the file, is damaged."""
-
-
-class RefusedRunError(SpoolError):
-    """A run directory is left alone, because others may have prepared what is in it."""
 
 
 class SpoolDamagedError(SpoolError):
