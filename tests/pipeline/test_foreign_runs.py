@@ -175,6 +175,26 @@ def test_a_run_of_ones_own_goes_where_it_wanted_to_go(recorded, sync, receiver):
     assert receiver.rows()[(1, (("x", 1.0),))] == 1
 
 
+def test_rings_that_are_not_found_keep_a_given_folder_from_being_removed(sync, tmp_path, receiver):
+    """It was recorded with another shared memory than the command has, and its agent never came."""
+    state, memory = tmp_path / "state", tmp_path / "memory"
+    places = {"TENSORMETER_DIR": str(state), "TENSORMETER_BUFFER_DIR": str(memory), "TENSORMETER_AGENT": "off"}
+    subprocess.run([sys.executable, "-c", RECORD], env=os.environ | places, check=True, capture_output=True, timeout=60)
+    there = {"TENSORMETER_ENDPOINT": receiver.url, "TENSORMETER_BUFFER_DIR": str(tmp_path / "other")}
+    done = sync(state, **there)
+    assert done.returncode == 1
+    assert f"set TENSORMETER_BUFFER_DIR to {memory}" in done.stdout
+    (rings,) = memory.glob("tensormeter-*/r@*")
+    rings.chmod(0o777)
+    done = sync(TENSORMETER_DIR=str(state))
+    assert f"points of it are in {rings}, which is not read: others can write to" in done.stdout
+    rings.chmod(0o700)
+    assert list(state.glob("runs/r@*/run.json"))
+    done = sync(state, **there | {"TENSORMETER_BUFFER_DIR": str(memory)})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert receiver.rows()[(1, (("x", 1.0),))] == 1
+
+
 @pytest.mark.parametrize("name", ["spool.sqlite", "agent.lock", "rings", "exporters/jsonl/appended.json", "run.json"])
 def test_a_given_folder_with_links_is_left_alone(recorded, sync, tmp_path, receiver, name):
     """Else what is written there would change what they lead to."""

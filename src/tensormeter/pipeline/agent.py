@@ -405,7 +405,8 @@ class Agent:
                     self.error = f"{self.error}; {told}" if self.error else told
             if not rings:
                 self._directory.remove_ring_directory()
-            if delivered and not rings and not self._unreadable and spool.quarantined_items() == 0:
+            left = self._unreadable or self._directory.unread_rings
+            if delivered and not rings and not left and spool.quarantined_items() == 0:
                 spool.close()
                 self._directory.remove()
             self._release_lock()

@@ -195,6 +195,23 @@ class RunDirectory:
             return ""
         return fault(self.rings.parent) or fault(self.rings)
 
+    @property
+    def unread_rings(self) -> str:
+        """Which rings of this run are there and not read, and what to do; "" if there are none."""
+        weak = self.rings_weakness
+        if weak and self.rings.stat().st_uid == os.geteuid() and any(self.rings.glob("*.ring")):
+            return (
+                f"points of it are in {self.rings}, which is not read: {weak}; if they are its own, run chmod 700 on it"
+            )
+        written = Path(self.run["rings"])
+        same_run = written.name == _ring_name(_place_when_made(self.path, self.run))
+        if self.doubt and same_run and written != self.rings and any(written.glob("*.ring")):
+            return (
+                f"points of it are in {written}, which is not read: "
+                f"set TENSORMETER_BUFFER_DIR to {written.parent.parent}, and run this as the user who recorded it"
+            )
+        return ""
+
     def make_ring_directory(self) -> None:
         """Make the place in shared memory.
 
@@ -375,5 +392,8 @@ def _place_when_made(path: Path, run: dict[str, Any]) -> Path:
 def _ring_directory(buffer: Path | None, path: Path) -> Path:
     if buffer is None:
         return path / "rings"
-    digest = sha256(os.fsencode(path)).hexdigest()[:12]
-    return buffer / f"tensormeter-{os.getuid()}" / f"{path.name}-{digest}"
+    return buffer / f"tensormeter-{os.getuid()}" / _ring_name(path)
+
+
+def _ring_name(path: Path) -> str:
+    return f"{path.name}-{sha256(os.fsencode(path)).hexdigest()[:12]}"

@@ -111,6 +111,8 @@ def _sync(
     settings = run.settings(caller).replace(mode="online")
     changes = {"endpoint": endpoint, "token": token}
     settings = settings.replace(**{name: value for name, value in changes.items() if value})
+    if unread := run.unread_rings:
+        return SyncResult(run, delivered=False, message=unread)
     note = _note(run, settings)
     lock = run.try_agent_lock()
     if lock is None:
