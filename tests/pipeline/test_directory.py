@@ -114,7 +114,21 @@ def test_rings_are_found_in_memory_and_on_disk(directory):
     assert {path.name for path in directory.ring_files()} == {"a.ring", "b.ring"}
 
 
-@pytest.mark.parametrize("contents", ["", "{}", "[]", "null", "{", '{"rings": 5}'])
+@pytest.mark.parametrize(
+    "contents",
+    [
+        "",
+        "{}",
+        "[]",
+        "null",
+        "{",
+        '{"rings": 5}',
+        "[" * 100_000,
+        '{"run_id": "a", "host": "../..", "rings": "/", "settings": {}}',
+        '{"run_id": "../a", "host": "h", "rings": "/", "settings": {}}',
+        '{"run_id": "a", "host": "h", "rings": "/", "settings": []}',
+    ],
+)
 def test_what_is_no_run_directory_is_refused_and_left_out(directory, settings, contents):
     broken = settings.directory / "runs" / "broken@here"
     broken.mkdir()

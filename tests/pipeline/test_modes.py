@@ -107,3 +107,15 @@ def test_folders_that_were_loose_are_tightened_and_the_run_goes_on(run, tmp_path
     assert loose(state) == {}
     assert len(list(state.glob("runs/r@*/run.json"))) == 1
     assert "other users" not in run(RECORD, 0o022, agent="off").stderr
+
+
+def test_a_run_that_was_loose_is_tightened_when_it_goes_on(run, tmp_path):
+    state = tmp_path / "home/.local/state/tensormeter"
+    assert run(RECORD, 0o022, run_id="r").returncode == 0
+    (lock,) = state.glob("runs/r@*/agent.lock")
+    with lock.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # the agent has ended
+    for path in (state, *state.rglob("*")):
+        path.chmod(0o777 if path.is_dir() else 0o666)
+    assert run(RECORD, 0o022, run_id="r", agent="off").returncode == 0
+    assert loose(state) == {}

@@ -37,7 +37,15 @@ from tensormeter.errors import SettingsError, SpoolError
 from tensormeter.pipeline.locking import locked
 from tensormeter.pipeline.places import make_private_directory
 from tensormeter.pipeline.removal import REMOVED, remove_rings, remove_run
-from tensormeter.private import fault, make_directory, open_file, tighten_directory, weakness, write_file
+from tensormeter.private import (
+    fault,
+    make_directory,
+    open_file,
+    tighten_contents,
+    tighten_directory,
+    weakness,
+    write_file,
+)
 from tensormeter.settings import IDENTIFIER, Settings
 
 __all__ = ["RefusedRunError", "RunDirectory", "find_runs", "list_runs", "runs_locked"]
@@ -113,7 +121,7 @@ class RunDirectory:
             raise RefusedRunError(f"{path / 'run.json'} is a link, which no run makes; remove it")
         try:
             run, owner = _read(path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise SpoolError(f"{path} is not a run directory: {error}") from error
         weak = weakness(path)
         if not weak and owner not in (0, os.geteuid()):
@@ -135,6 +143,7 @@ class RunDirectory:
         """
         make_directory(self.path)
         tighten_directory(self.path)
+        tighten_contents(self.path)
         write_file(self.path / "run.json", json.dumps(self.run, indent=1))
 
     def settings(self, caller: Settings | None = None) -> Settings:
