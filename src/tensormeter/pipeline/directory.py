@@ -208,7 +208,7 @@ class RunDirectory:
     def unread_rings(self) -> str:
         """Which rings of this run are there and not read, and what to do; "" if there are none."""
         weak = self.rings_weakness
-        if weak and self.rings.stat().st_uid == os.geteuid() and any(self.rings.glob("*.ring")):
+        if weak and any(_owner(path) == os.geteuid() for path in self.rings.glob("*.ring")):
             return (
                 f"points of it are in {self.rings}, which is not read: {weak}; if they are its own, run chmod 700 on it"
             )
@@ -382,6 +382,13 @@ def _check_contents(path: Path) -> None:
                 raise RefusedRunError(f"{entry} is neither a file nor a folder, which no run makes; remove it")
             if not own and stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
                 raise RefusedRunError(f"{entry} has several names, and belongs to another user; copy the folder")
+
+
+def _owner(path: Path) -> int | None:
+    try:
+        return path.lstat().st_uid
+    except OSError:
+        return None
 
 
 def _place(directory: Path, run: dict[str, Any]) -> Path:
