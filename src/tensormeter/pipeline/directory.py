@@ -360,7 +360,7 @@ def _read(path: Path) -> tuple[dict[str, Any], int]:
     for name, kind in (("run_id", str), ("host", str), ("rings", str), ("settings", dict)):
         if not isinstance(run[name], kind):
             raise TypeError(f"run.json: {name} is {run[name]!r}")
-    if not IDENTIFIER.fullmatch(run["run_id"]) or "/" in run["host"]:
+    if not IDENTIFIER.fullmatch(run["run_id"]) or "/" in run["host"] or "\0" in run["host"] + run["rings"]:
         raise ValueError(f"run.json: the run is {run['run_id']!r} on {run['host']!r}")
     return run | {"created": run["created"] if isinstance(run.get("created"), int) else 0}, status.st_uid
 
