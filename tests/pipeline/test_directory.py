@@ -138,6 +138,12 @@ def test_what_is_no_run_directory_is_refused_and_left_out(directory, settings, c
     assert [run.run["run_id"] for run in list_runs(settings.directory)] == ["run-1"]
 
 
+def test_a_file_that_goes_while_a_given_directory_is_looked_through_is_no_fault(directory, monkeypatch):
+    """Its agent is at work, and makes and removes files."""
+    monkeypatch.setattr("os.walk", lambda path: [(path, [], ["gone", "run.json"])])
+    assert RunDirectory.open(directory.path, given=True).doubt == "the folder was given by its path"
+
+
 def test_there_may_be_no_runs(tmp_path):
     assert list_runs(tmp_path / "nowhere") == []
 

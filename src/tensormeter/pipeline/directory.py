@@ -20,11 +20,9 @@ A run directory that others could have put there, or that a command was given by
 import contextlib
 import fcntl
 import json
-import logging
 import os
 import shutil
 import socket
-import stat
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -34,6 +32,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tensormeter.errors import SettingsError, SpoolError
+from tensormeter.pipeline.description import RefusedRunError, check_contents, read_description
 from tensormeter.pipeline.locking import locked
 from tensormeter.pipeline.places import make_private_directory
 from tensormeter.pipeline.removal import REMOVED, remove_rings, remove_run
@@ -46,21 +45,12 @@ from tensormeter.private import (
     weakness,
     write_file,
 )
-from tensormeter.settings import IDENTIFIER, Settings
+from tensormeter.settings import Settings
 
-__all__ = ["RefusedRunError", "RunDirectory", "find_runs", "list_runs", "runs_locked"]
-
-logger: Final = logging.getLogger("tensormeter.agent")
-
-_MOST_BYTES: Final = 16 << 20
-"""Length of a run.json."""
+__all__ = ["RunDirectory", "find_runs", "list_runs", "runs_locked"]
 
 _BELIEVED: Final = ("project", "run_id", "name", "temporality")
 """Settings that are used of a run.json in doubt: they say which run it is, and how its rows are to be read."""
-
-
-class RefusedRunError(SpoolError):
-    """A run directory is left alone, because others may have prepared what is in it."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +110,7 @@ class RunDirectory:
         if (path / "run.json").is_symlink():
             raise RefusedRunError(f"{path / 'run.json'} is a link, which no run makes; remove it")
         try:
-            run, owner = _read(path)
+            run, owner = read_description(path)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise SpoolError(f"{path} is not a run directory: {error}") from error
         weak = weakness(path)
@@ -128,7 +118,7 @@ class RunDirectory:
             weak = f"run.json belongs to user {owner}"
         doubt = weak or ("the folder was given by its path" if given else "")
         if doubt:
-            _check_contents(path)
+            check_contents(path)
         buffer = run["settings"].get("buffer_directory")
         if doubt or not isinstance(buffer, str | None):
             buffer = Settings().buffer_directory
@@ -194,8 +184,13 @@ class RunDirectory:
 
     def ring_files(self) -> list[Path]:
         """The rings that are there now, whole ones only, without those in a place that others can write to."""
-        folders = {self.rings_on_disk} if self.rings_weakness else {self.rings, self.rings_on_disk}
-        return sorted(path for folder in folders for path in folder.glob("*.ring") if not path.is_symlink())
+        found: list[Path] = []
+        for folder in {self.rings_on_disk} if self.rings_weakness else {self.rings, self.rings_on_disk}:
+            with contextlib.suppress(OSError), os.scandir(folder) as entries:
+                found += [
+                    Path(entry.path) for entry in entries if entry.name.endswith(".ring") and not entry.is_symlink()
+                ]
+        return sorted(found)
 
     @property
     def rings_weakness(self) -> str:
@@ -317,7 +312,7 @@ def find_runs(
                 raise RefusedRunError(run.doubt)
         except RefusedRunError as error:
             refused.append((path, str(error)))
-        except SpoolError:
+        except (SpoolError, OSError):  # OSError: it has just been removed
             continue
         else:
             runs.append(run)
@@ -344,44 +339,6 @@ def _make_runs_directory(directory: Path) -> None:
     status = directory.stat()
     if status.st_mode & 0o077 and status.st_uid == os.geteuid() and os.listdir(directory) == ["runs"]:
         tighten_directory(directory)
-
-
-def _read(path: Path) -> tuple[dict[str, Any], int]:
-    """The contents of `run.json`, and its owner.
-
-    Raises:
-        OSError, ValueError, KeyError, TypeError: It is not what it should be.
-    """
-    with open(open_file(path / "run.json", os.O_RDONLY), "rb") as file:
-        status = os.fstat(file.fileno())
-        if status.st_size > _MOST_BYTES:
-            raise ValueError(f"run.json has {status.st_size} bytes")
-        run = json.loads(file.read(_MOST_BYTES))
-    for name, kind in (("run_id", str), ("host", str), ("rings", str), ("settings", dict)):
-        if not isinstance(run[name], kind):
-            raise TypeError(f"run.json: {name} is {run[name]!r}")
-    if not IDENTIFIER.fullmatch(run["run_id"]) or "/" in run["host"] or "\0" in run["host"] + run["rings"]:
-        raise ValueError(f"run.json: the run is {run['run_id']!r} on {run['host']!r}")
-    return run | {"created": run["created"] if isinstance(run.get("created"), int) else 0}, status.st_uid
-
-
-def _check_contents(path: Path) -> None:
-    """See that there are only files and folders, so that what is written there is written nowhere else.
-
-    Raises:
-        RefusedRunError: There is something else.
-    """
-    own = path.stat().st_uid in (0, os.geteuid())
-    for folder, folders, files in os.walk(path):
-        for name in (*folders, *files):
-            entry = Path(folder, name)
-            status = entry.lstat()
-            if stat.S_ISLNK(status.st_mode):
-                raise RefusedRunError(f"{entry} is a link, which no run makes; remove it")
-            if not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
-                raise RefusedRunError(f"{entry} is neither a file nor a folder, which no run makes; remove it")
-            if not own and stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
-                raise RefusedRunError(f"{entry} has several names, and belongs to another user; copy the folder")
 
 
 def _owner(path: Path) -> int | None:

@@ -1,0 +1,61 @@
+"""What is found in a run's directory, which others may have prepared: `run.json` and the files beside it, as data."""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, Final
+
+from tensormeter.errors import SpoolError
+from tensormeter.private import open_file
+from tensormeter.settings import IDENTIFIER
+
+__all__ = ["RefusedRunError", "check_contents", "read_description"]
+
+_MOST_BYTES: Final = 16 << 20
+"""Length of a run.json."""
+
+
+class RefusedRunError(SpoolError):
+    """A run directory is left alone, because others may have prepared what is in it."""
+
+
+def read_description(path: Path) -> tuple[dict[str, Any], int]:
+    """The contents of `run.json`, and its owner.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: It is not what it should be.
+    """
+    with open(open_file(path / "run.json", os.O_RDONLY), "rb") as file:
+        status = os.fstat(file.fileno())
+        if status.st_size > _MOST_BYTES:
+            raise ValueError(f"run.json has {status.st_size} bytes")
+        run = json.loads(file.read(_MOST_BYTES))
+    for name, kind in (("run_id", str), ("host", str), ("rings", str), ("settings", dict)):
+        if not isinstance(run[name], kind):
+            raise TypeError(f"run.json: {name} is {run[name]!r}")
+    if not IDENTIFIER.fullmatch(run["run_id"]) or "/" in run["host"] or "\0" in run["host"] + run["rings"]:
+        raise ValueError(f"run.json: the run is {run['run_id']!r} on {run['host']!r}")
+    return run | {"created": run["created"] if isinstance(run.get("created"), int) else 0}, status.st_uid
+
+
+def check_contents(path: Path) -> None:
+    """See that there are only files and folders, so that what is written there is written nowhere else.
+
+    Raises:
+        RefusedRunError: There is something else.
+    """
+    own = path.stat().st_uid in (0, os.geteuid())
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            entry = Path(folder, name)
+            try:
+                status = entry.lstat()
+            except FileNotFoundError:  # the run goes on
+                continue
+            if stat.S_ISLNK(status.st_mode):
+                raise RefusedRunError(f"{entry} is a link, which no run makes; remove it")
+            if not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
+                raise RefusedRunError(f"{entry} is neither a file nor a folder, which no run makes; remove it")
+            if not own and stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+                raise RefusedRunError(f"{entry} has several names, and belongs to another user; copy the folder")
