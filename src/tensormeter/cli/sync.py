@@ -85,7 +85,7 @@ def _sync_once(
             )
             for result in results:
                 if isinstance(result, SkippedRun):
-                    found += directory is not None
+                    found += 1
                     line = f"{escape(plain(result.path))}: skipped, {escape(plain(result.reason))}"
                     _say(console, said, result.path, line)
                 else:
