@@ -252,6 +252,14 @@ def test_unread_answers_cost_little_memory_and_are_given_up(start, make, eventua
             return all(map(has_answer, unread))
 
         eventually(answered, 120)
+        # The same client goes on looking at charts.
+        chart = held.enter_context(connect(server, "127.0.0.2"))
+        body = b'{"runs":["large"],"metrics":["v"],"x":"time","max_points":9000}'
+        head = f"POST /api/v1/query HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+        chart.sendall(head.encode() + body)
+        answer = everything(chart)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert len(answer) > 100_000
         # Another client is served meanwhile, also with as large an answer.
         other = held.enter_context(connect(server))
         other.sendall(read_of_run("large").replace(b"Host:", b"Connection: close\r\nHost:"))

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tensormeter.server.admission import client_group
 from tensormeter.server.connection import PIECE
+from tensormeter.server.query.points import WHOLE_POINTS
 from tensormeter.server.store import MAX_READ_POINTS, TooManyPointsError
 
 __all__ = ["Answers", "HeldResponse", "Pieces", "Reader", "client_of", "reader_of"]
@@ -27,7 +28,7 @@ TOTAL: Final = 96 << 20
 """The same of all clients."""
 
 SMALL_POINTS: Final = 100_000
-"""Points that are read for an answer at any time. Answers from more are made one at a time: each takes six times its size."""
+"""Points of an answer that is made at any time. Larger ones are made one at a time: each takes six times its size meanwhile."""
 
 _STALLED: Final = 3.0
 """Seconds without progress after which an unread answer gives way to another one."""
@@ -153,6 +154,14 @@ class _Account:
             reader.abort()
 
 
+@dataclass(eq=False)
+class _Waiter:
+    """A request that waits for its turn."""
+
+    client: str
+    account: _Account
+
+
 class Answers:
     """Counts the bytes of answers until they are sent, and makes large ones in turn. For one event loop.
 
@@ -161,7 +170,7 @@ class Answers:
 
     def __init__(self) -> None:
         self._large, self._small = _Account(), _Account()
-        self._waiting: list[_Unread] = []
+        self._waiting: list[_Waiter] = []
         self._busy = False
         self._changed = asyncio.Event()
 
@@ -192,20 +201,23 @@ class Answers:
         run: Callable[[Callable[[], HeldResponse]], Awaitable[HeldResponse]],
         work: Callable[[int], HeldResponse],
         most: int = MAX_READ_POINTS,
+        *,
+        sampled: bool = False,
     ) -> HeldResponse:
-        """An answer of points: at once if there are few, else when there is room for it.
+        """An answer of points: at once if few are read for it, else in turn, when there is room for it.
 
         Args:
             request: From the client.
             run: Calls what it is given on a worker thread.
             work: Makes the answer from at most so many points, or raises TooManyPointsError.
             most: Points, at most.
+            sampled: Whether the answer is small, however many points are read for it.
 
         Raises:
             HTTPException: 503, too many large answers wait to be read.
             TooManyPointsError: There are more than `most`.
         """
-        few = min(most, SMALL_POINTS)
+        few = min(most, WHOLE_POINTS if sampled else SMALL_POINTS)
         response: HeldResponse | None
         try:
             response = await run(lambda: work(few))
@@ -215,23 +227,24 @@ class Answers:
             if few == most:
                 raise
         response = None  # it is made again
-        async with self._turn(request):
+        async with self._turn(request, self._small if sampled else self._large):
             response = await run(lambda: work(most))
-            response.is_large = True
+            response.is_large = not sampled
             return response
 
     @asynccontextmanager
-    async def _turn(self, request: Request) -> AsyncIterator[None]:
+    async def _turn(self, request: Request, account: _Account) -> AsyncIterator[None]:
         """Wait until no other large answer is being made, and there is room; those with the least unread go first."""
-        mine = _Unread(client_of(request), 0, reader_of(request))
+        mine = _Waiter(client_of(request), account)
+        reader = reader_of(request)
         self._waiting.append(mine)
         try:
             with anyio.fail_after(_WAIT):
                 while self._busy or self._next() is not mine:
-                    if mine.reader is not None and mine.reader.closing:
+                    if reader is not None and reader.closing:
                         raise ClientDisconnect
-                    if not self._large.has_room(mine.client):
-                        self._large.cut_off(mine.client)
+                    if not account.has_room(mine.client):
+                        account.cut_off(mine.client)
                     with anyio.move_on_after(_LOOK):
                         await self._changed.wait()
             self._busy = True
@@ -245,9 +258,9 @@ class Answers:
             self._busy = False
             self._notify()
 
-    def _next(self) -> _Unread | None:
-        able = (one for one in self._waiting if self._large.has_room(one.client))
-        return min(able, key=lambda one: self._large.of(one.client), default=None)
+    def _next(self) -> _Waiter | None:
+        able = (one for one in self._waiting if one.account.has_room(one.client))
+        return min(able, key=lambda one: one.account.of(one.client), default=None)
 
     def _counted(self, response: Response, account: _Account, unread: _Unread) -> ASGIApp:
         async def send_counted(scope: Scope, receive: Receive, send: Send) -> None:

@@ -96,7 +96,7 @@ class PointsApi:
                 return HeldResponse(encode_columns(result, reset=reset), held, COLUMNS)
             return HeldResponse(_encode_result(result, reset=reset), held, "application/json")
 
-        return await self._answers.points(request, self._threads.run, work)
+        return await self._answers.points(request, self._threads.run, work, sampled=query.max_points > 0)
 
     async def series(self, request: Request) -> Response:
         """Every point of a metric."""
