@@ -26,6 +26,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
 )
 
 from tensormeter.exporter import Request
+from tensormeter.private import make_directory, write_file
 
 __all__ = ["DeltaToCumulative"]
 
@@ -139,10 +140,8 @@ class DeltaToCumulative:
         if self._file is None:
             return
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._file.with_suffix(".new")
-            temporary.write_bytes(self._last.encode() + b"\n" + b"".join(_write(self._points)))
-            temporary.replace(self._file)
+            make_directory(self._file.parent)
+            write_file(self._file, self._last.encode() + b"\n" + b"".join(_write(self._points)))
         except OSError as error:
             with contextlib.suppress(OSError):
                 self._file.unlink()  # what it says is of the past

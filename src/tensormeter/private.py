@@ -175,8 +175,8 @@ def make_file(path: Path) -> None:
                 path.chmod(_FILE)
 
 
-def write_file(path: Path, content: str) -> None:
-    """Write a small file that nobody else may read, in UTF-8. It is replaced as a whole, or not at all.
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a small file that nobody else may read, text in UTF-8. It is replaced as a whole, or not at all.
 
     One process at a time may write it.
 
@@ -184,8 +184,8 @@ def write_file(path: Path, content: str) -> None:
         OSError: The disk refuses.
     """
     temporary = path.with_name(f"{path.name}.new")
-    with open(open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w", encoding="utf-8") as file:
-        file.write(content)
+    with open(open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
     temporary.replace(path)
 
 
