@@ -72,7 +72,7 @@ def test_lists_and_series_say_which_is_which(run, server_on_each, name):
     path = "/api/v1/runs/variants"
     for listed in (server_on_each.get(f"{path}/metrics"), server_on_each.get("/api/v1/metrics", runs="variants")):
         found = {
-            (one["kind"], one["temporality"], one["unit"]): (one["scopes"], one["points"])
+            (one["kind"], one["temporality"], one["unit"]): (one.get("scopes", [""]), one["points"])
             for one in listed["metrics"]
             if one["name"] == name
         }

@@ -247,13 +247,18 @@ export async function deleteRun(id: string, project: string): Promise<void> {
 }
 
 export async function metrics(id: string, project: string): Promise<Metric[]> {
-  return (await json<{ metrics: Metric[] }>(`${runPath(id)}/metrics${query({ project })}`)).metrics;
+  return (await json<{ metrics: Metric[] }>(`${runPath(id)}/metrics${query({ project })}`)).metrics.map(whole);
+}
+
+/** With what the server leaves out where it is as usual. */
+function whole(metric: Metric): Metric {
+  return { ...metric, scopes: metric.scopes ?? [""], stepped: metric.stepped ?? metric.last_step !== null };
 }
 
 /** What any of several runs has. */
 export async function metricsOf(ids: string[], project: string): Promise<Metric[]> {
   const runs = ids.map((id) => reference(project, id)).join(",");
-  return (await json<{ metrics: Metric[] }>(`/metrics${query({ runs })}`)).metrics;
+  return (await json<{ metrics: Metric[] }>(`/metrics${query({ runs })}`)).metrics.map(whole);
 }
 
 export async function ranks(

@@ -98,13 +98,11 @@ _SCHEMAS: Final[Mapping[str, _Schema]] = {
         description=_TEXT,
         temporality=_nullable(_TEXT),
         monotonic=_nullable({"type": "boolean"}),
-        scopes=_list(_TEXT),
         attributes=_list(_OBJECT),
         points=_INTEGER,
         processes=_INTEGER,
         last=_nullable(_JSON_NUMBER),
         last_step=_nullable(_INTEGER),
-        stepped={"type": "boolean"},
         last_time=_nullable(_NANOSECONDS),
     ),
     "Event": _shape(

@@ -341,8 +341,10 @@ def _held(found: Sequence[FullSeries]) -> int:
 def _encode_full(metric: str, x: str, found: Sequence[FullSeries]) -> Generator[bytes, None, None]:
     """The document piece by piece; Starlette draws each piece on a worker thread."""
     yield encode({"metric": metric, "x": x})[:-1] + b',"series":['
+    ambiguous = len({(one.kind, one.scope, one.unit) for one in found}) > 1
     for position, series in enumerate(found):
-        about = {"process": series.process, "attempt": series.attempt} | variant_json(series)
+        about = {"process": series.process, "attempt": series.attempt, "kind": series.kind.name}
+        about |= variant_json(series) if ambiguous else {}
         head = encode(about | {"attributes": series.attributes})[:-1]
         yield (b"," if position else b"") + head
         for name in ("time", "step", "value"):

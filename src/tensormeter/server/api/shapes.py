@@ -1,8 +1,8 @@
 """The JSON shapes of runs, metrics and events."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
 
 from tensormeter.server.query.variant import Varying
 from tensormeter.server.store import Kind, MetricSummary, ProcessSummary, RunSummary, StoredEvent
@@ -18,6 +18,9 @@ __all__ = [
     "trim_config",
     "variant_json",
 ]
+
+
+_OWN: Final = frozenset({""})
 
 
 def run_json(run: RunSummary, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -117,13 +120,16 @@ def join_metrics(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, 
                 joined[key] = {**one, "attributes": new}
                 continue
             newest = one if int(one["last_time"] or 0) > int(known["last_time"] or 0) else known
+            both = (known, one)
             joined[key] = {
                 **newest,
                 "attributes": [*known["attributes"], *new],
                 "points": known["points"] + one["points"],
                 "processes": max(known["processes"], one["processes"]),
-                "stepped": known["stepped"] or one["stepped"],
-                "scopes": sorted({*known["scopes"], *one["scopes"]}),
+                **_more(
+                    {scope for each in both for scope in each.get("scopes", _OWN)},
+                    stepped=any(_is_stepped(each) for each in both) and newest["last_step"] is None,
+                ),
             }
     return list(joined.values())
 
@@ -187,15 +193,26 @@ def _metric(group: Sequence[MetricSummary]) -> dict[str, Any]:
         "description": last.description,
         "temporality": last.kind.temporality,
         "monotonic": last.kind.monotonic,
-        "scopes": sorted({one.scope for one in group}),
         "attributes": attributes,
         "points": sum(one.points for one in group),
         "processes": max(len(processes) for processes in attempts.values()),
         "last": json_value(last.last),
         "last_step": last.last_step,
-        "stepped": any(one.last_step is not None for one in group),
         "last_time": None if last.last_time is None else str(last.last_time),
+        **_more(
+            {one.scope for one in group},
+            stepped=last.last_step is None and any(one.last_step is not None for one in group),
+        ),
     }
+
+
+def _more(scopes: Collection[str], *, stepped: bool) -> dict[str, Any]:
+    """What few metrics have to say: scopes other than tensormeter's own, and steps though the latest point has none."""
+    return ({} if set(scopes) == _OWN else {"scopes": sorted(scopes)}) | ({"stepped": True} if stepped else {})
+
+
+def _is_stepped(metric: Mapping[str, Any]) -> bool:
+    return metric["last_step"] is not None or metric.get("stepped", False)
 
 
 def _known(value: float) -> Any:
