@@ -4,6 +4,7 @@ Blocks on nothing and keeps no state; safe on any thread.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol, TypedDict, TypeVar, cast
 
 import numpy as np
@@ -41,9 +42,10 @@ from tensormeter.otlp.batch import (
     Temporality,
     Value,
 )
-from tensormeter.otlp.fixed import Field, iterate_fields, read_fixed_points
+from tensormeter.otlp.check import Check, no_check
+from tensormeter.otlp.fixed import Field, FixedPoints, iterate_fields, read_fixed_points
 
-__all__ = ["decode_events", "decode_metrics"]
+__all__ = ["FixedData", "decode_events", "decode_metrics", "find_fixed_points"]
 
 # Field numbers, and tags: number << 3 | wire type (0: varint, 2: length-delimited).
 _LEN = 2
@@ -56,18 +58,25 @@ _DATA = (5, 7, 9, 10, 11)
 _POINT_TAG = 1 << 3 | 2
 _FEW = 100
 """Bytes of a metric that can hold so few points that protobuf is as quick."""
+_MANY_FIELDS = 1000
+"""Fields of a metric that is left to protobuf: a list of more would take more memory than the metric."""
 _SUM_TEMPORALITY = 2 << 3
 _SUM_MONOTONIC = 3 << 3
 _NO_RECORDED_VALUE = DataPointFlags.DATA_POINT_FLAGS_NO_RECORDED_VALUE_MASK
 
+_Item = TypeVar("_Item")
 _Shell = TypeVar("_Shell", ExportMetricsServiceRequest, ResourceMetrics, ScopeMetrics)
 
 
-def decode_metrics(body: bytes) -> list[Batch]:
+def decode_metrics(body: bytes, check: Check = no_check) -> list[Batch]:
     """Decode an `ExportMetricsServiceRequest` into one batch a resource, with all five kinds of metrics.
 
     Points that are flagged as having no recorded value, numbers without a value, and exemplars are left out.
     Gauges and sums whose points all have one layout are read by NumPy, everything else by protobuf.
+
+    Args:
+        body: The message.
+        check: Called for each metric; whatever it raises ends the work.
 
     Raises:
         EncodingError: The bytes are not such a message.
@@ -76,7 +85,7 @@ def decode_metrics(body: bytes) -> list[Batch]:
     whole = Field(0, _LEN, 0, 0, len(view))
     try:
         _, resources = _split(view, whole, ExportMetricsServiceRequest(), _RESOURCE_METRICS)
-        return [_resource_metrics(view, field) for field in resources]
+        return [_resource_metrics(view, field, check) for field in resources]
     except _UnusualError:
         return _by_protobuf(body)
 
@@ -102,20 +111,21 @@ def _by_protobuf(body: bytes) -> list[Batch]:
     ]
 
 
-def _resource_metrics(body: memoryview, message: Field) -> Batch:
+def _resource_metrics(body: memoryview, message: Field, check: Check) -> Batch:
+    check()
     shell, scopes = _split(body, message, ResourceMetrics(), _SCOPE_METRICS)
     return Batch(
         attributes(shell.resource.attributes),
-        [series for scope_metrics in scopes for series in _scope_metrics(body, scope_metrics)],
+        [series for scope_metrics in scopes for series in _scope_metrics(body, scope_metrics, check)],
     )
 
 
-def _scope_metrics(body: memoryview, message: Field) -> Iterator[Series]:
+def _scope_metrics(body: memoryview, message: Field, check: Check) -> Iterator[Series]:
     shell, metrics = _split(body, message, ScopeMetrics(), _METRICS)
     scope = _scope(shell)
     for field in metrics:
-        small = field.end - field.content < _FEW
-        yield from (not small and _fixed_series(body, field, scope)) or _series(_metric(body, field), scope)
+        check()
+        yield from _fixed_series(body, field, scope) or _series(_metric(body, field), scope)
 
 
 def _split(body: memoryview, message: Field, shell: _Shell, number: int) -> tuple[_Shell, list[Field]]:
@@ -145,23 +155,12 @@ def _metric(body: memoryview, field: Field) -> Metric:
 
 def _fixed_series(body: memoryview, message: Field, scope: Scope) -> list[Series]:
     """A gauge or a sum whose points have one layout; empty if it is anything else."""
+    fixed = find_fixed_points(body, message)
+    if fixed is None:
+        return []
+    inner, points = fixed.data, fixed.points
     fields = _fields(body, message)
-    data = [field for field in fields if field.number in _DATA]
-    if len(data) != 1 or data[0].number not in (_GAUGE, _SUM) or data[0].wire != _LEN:
-        return []
-    inner = data[0]
-    first = inner.content
-    if first >= inner.end:
-        return []
-    # Points come first, and what tells of all of them after that.
-    end = inner.end
-    rest = b""
-    if inner.number == _SUM:
-        end = _end_of_points(body, inner)
-        rest = bytes(body[end : inner.end])
-    points = read_fixed_points(body, first, end, _POINT_TAG)
-    if points is None:
-        return []
+    rest = bytes(body[fixed.end : inner.end])
     shell, template = Metric(), NumberDataPoint()
     _parse(shell, b"".join(body[field.begin : field.end] for field in fields if field is not inner))
     _parse(template, points.first)
@@ -199,6 +198,32 @@ def _fixed_series(body: memoryview, message: Field, scope: Scope) -> list[Series
     return series
 
 
+@dataclass(frozen=True, eq=False)
+class FixedData:
+    """Points of one layout in a metric: the gauge or sum, the offset where its points end, and the points."""
+
+    data: Field
+    end: int
+    points: FixedPoints
+
+
+def find_fixed_points(body: memoryview, message: Field) -> FixedData | None:
+    """The points of a metric if `decode_metrics` reads them in columns; None if protobuf reads them one by one."""
+    if message.end - message.content < _FEW:
+        return None
+    fields = iterate_fields(body, message.content, message.end, _MANY_FIELDS)
+    data = [field for field in fields or () if field.number in _DATA]
+    if len(data) != 1 or data[0].number not in (_GAUGE, _SUM) or data[0].wire != _LEN:
+        return None
+    inner = data[0]
+    if inner.content >= inner.end:
+        return None
+    # Points come first, and what tells of all of them after that.
+    end = _end_of_points(body, inner) if inner.number == _SUM else inner.end
+    points = read_fixed_points(body, inner.content, end, _POINT_TAG)
+    return None if points is None else FixedData(inner, end, points)
+
+
 def _end_of_points(body: memoryview, data: Field) -> int:
     """Where a sum's points end: temporality and monotonicity follow them in two bytes each, if they are not zero."""
     end = data.end
@@ -208,8 +233,12 @@ def _end_of_points(body: memoryview, data: Field) -> int:
     return end
 
 
-def decode_events(body: bytes) -> list[tuple[dict[str, Attribute], list[Event]]]:
+def decode_events(body: bytes, check: Check = no_check) -> list[tuple[dict[str, Attribute], list[Event]]]:
     """Decode an `ExportLogsServiceRequest` into (resource, events) pairs.
+
+    Args:
+        body: The message.
+        check: Called for each resource and record; whatever it raises ends the work.
 
     Raises:
         EncodingError: The bytes are not such a message.
@@ -223,11 +252,18 @@ def decode_events(body: bytes) -> list[tuple[dict[str, Attribute], list[Event]]]
                 _event(record, scope)
                 for scope_logs in resource_logs.scope_logs
                 for scope in [_scope(scope_logs)]
-                for record in scope_logs.log_records
+                for record in _checked(scope_logs.log_records, check)
             ],
         )
-        for resource_logs in request.resource_logs
+        for resource_logs in _checked(request.resource_logs, check)
     ]
+
+
+def _checked(items: Iterable[_Item], check: Check) -> Iterator[_Item]:
+    """The items, with a call of `check` before each."""
+    for item in items:
+        check()
+        yield item
 
 
 def attributes(pairs: Iterable[KeyValue]) -> dict[str, Attribute]:

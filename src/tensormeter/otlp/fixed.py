@@ -30,6 +30,15 @@ _TAG_INT: Final = _AS_INT << 3 | _I64
 _MIN_POINTS: Final = 4
 """Fewer are read as quickly by protobuf."""
 
+_MAX_POINT_BYTES: Final = 1 << 16
+"""Larger points have more attributes than a store takes, and an index of their bytes would take eight times their memory."""
+
+_MANY_FIELDS: Final = 1000
+"""Fields of one point that is left to protobuf."""
+
+_BLOCK_BYTES: Final = 1 << 20
+"""Bytes that are compared at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class Field:
@@ -61,8 +70,12 @@ class FixedPoints:
     integers: NDArray[np.bool_]
 
 
-def iterate_fields(body: memoryview, begin: int, end: int) -> list[Field] | None:
-    """The fields of a message that lies between two offsets; None if it is not one, or one that is better left to protobuf."""
+def iterate_fields(body: memoryview, begin: int, end: int, most: int | None = None) -> list[Field] | None:
+    """The fields of a message that lies between two offsets.
+
+    Returns:
+        None if it is no message, or one that is better left to protobuf: there are groups in it, or more than `most` fields.
+    """
     fields: list[Field] = []
     at = begin
     while at < end:
@@ -85,6 +98,8 @@ def iterate_fields(body: memoryview, begin: int, end: int) -> list[Field] | None
             return None
         if after < 0 or after > end:
             return None
+        if len(fields) == most:
+            return None
         fields.append(Field(tag >> 3, wire, at, content, after))
         at = after
     return fields
@@ -98,7 +113,9 @@ def read_fixed_points(body: memoryview, begin: int, end: int, tag: int) -> Fixed
     size = content - begin + length
     if content < 0 or length <= 0 or (end - begin) % size or (end - begin) // size < _MIN_POINTS:
         return None
-    fields = iterate_fields(body, content, content + length)
+    if size > _MAX_POINT_BYTES:
+        return None
+    fields = iterate_fields(body, content, content + length, _MANY_FIELDS)
     if fields is None:
         return None
     offsets: dict[int, int] = {}
@@ -119,8 +136,10 @@ def read_fixed_points(body: memoryview, begin: int, end: int, tag: int) -> Fixed
     value_tag = offsets[_AS_DOUBLE] - 1
     changing[value_tag] = True
     fixed = np.flatnonzero(~changing)
-    if not (table[:, fixed] == table[0, fixed]).all():
-        return None
+    rows = max(_BLOCK_BYTES // size, 1)
+    for row in range(0, len(table), rows):
+        if not (table[row : row + rows, fixed] == table[0, fixed]).all():
+            return None
     integers = table[:, value_tag] == _TAG_INT
     if not (integers | (table[:, value_tag] == _TAG_DOUBLE)).all():
         return None

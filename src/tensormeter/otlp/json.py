@@ -4,7 +4,6 @@ What differs from protobuf's own JSON mapping: ids are hexadecimal, not base64. 
 """
 
 import base64
-import json
 from typing import Any, Final
 
 from google.protobuf import json_format
@@ -12,8 +11,16 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from tensormeter.errors import EncodingError
+from tensormeter.otlp.document import parse_document
+from tensormeter.otlp.elements import TooManyElementsError
 
-__all__ = ["events_from_json", "metrics_from_json"]
+__all__ = ["MAX_JSON_BYTES", "MAX_JSON_ELEMENTS", "events_from_json", "metrics_from_json"]
+
+MAX_JSON_BYTES: Final = 16 << 20
+"""Bytes of one request in JSON."""
+
+MAX_JSON_ELEMENTS: Final = 500_000
+"""Opening braces, opening brackets and commas of one request in JSON, those in texts included: each begins a value."""
 
 _IDS: Final = {"traceId": 16, "spanId": 8, "trace_id": 16, "span_id": 8}
 """Names of ids, and the bytes that each has."""
@@ -23,6 +30,7 @@ def metrics_from_json(body: bytes) -> bytes:
     """An `ExportMetricsServiceRequest` in protobuf.
 
     Raises:
+        TooManyElementsError: The body is larger than `MAX_JSON_BYTES`, or has more than `MAX_JSON_ELEMENTS`.
         EncodingError: The bytes are not such a message in JSON.
     """
     return _transcode(body, ExportMetricsServiceRequest())
@@ -35,19 +43,28 @@ def events_from_json(body: bytes) -> bytes:
 
 def _transcode(body: bytes, request: ExportMetricsServiceRequest | ExportLogsServiceRequest) -> bytes:
     name = type(request).__name__
+    _check_size(body)
     try:
-        document = json.loads(body, object_hook=_with_base64_ids) if body.strip() else {}
+        document = parse_document(body, _with_base64_ids) if body.strip() else {}
         if not isinstance(document, dict):
-            raise EncodingError(f"not a JSON {name}: expected an object")
+            raise EncodingError("expected an object")
         json_format.ParseDict(document, request, ignore_unknown_fields=True)
         return request.SerializeToString()
-    except EncodingError:
-        raise
-    except json_format.ParseError as error:
+    # Beside its own error the parser raises whatever a value of the wrong type does to it.
+    except (json_format.ParseError, EncodingError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise EncodingError(f"not a JSON {name}: {str(error)[:500]}") from None
-    # Whatever else a parser can trip over in what is only text: half surrogates, wrong types, depth.
-    except (ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise EncodingError(f"not a JSON {name}: {type(error).__name__}: {str(error)[:500]}") from None
+
+
+def _check_size(body: bytes) -> None:
+    """Refuse what would hold the interpreter for long: the parser lets no other thread run."""
+    if len(body) > MAX_JSON_BYTES:
+        raise TooManyElementsError(
+            f"the request holds more than {MAX_JSON_BYTES} bytes of JSON; send smaller batches, or protobuf"
+        )
+    if sum(map(body.count, (b"{", b"[", b","))) > MAX_JSON_ELEMENTS:
+        raise TooManyElementsError(
+            f"the request holds more than {MAX_JSON_ELEMENTS} braces, brackets and commas; send smaller batches, or protobuf"
+        )
 
 
 def _with_base64_ids(item: dict[str, Any]) -> dict[str, Any]:

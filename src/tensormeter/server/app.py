@@ -10,6 +10,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tensormeter.errors import EncodingError, StoreError, UsageError
+from tensormeter.otlp.elements import TooManyElementsError
 from tensormeter.server.answers import Pieces
 from tensormeter.server.api import Shutdown, api_routes
 from tensormeter.server.config import ServerConfig
@@ -93,6 +94,7 @@ def create_app(
             HTTPException: _on_http_exception,
             ClientDisconnect: _on_disconnect,
             EncodingError: _on_bad_request,
+            TooManyElementsError: _on_too_many,
             UsageError: _on_bad_request,
             StoreError: _on_store_error,
             Exception: _on_bug,
@@ -114,6 +116,10 @@ def _on_disconnect(request: Request, _: Exception) -> Response:
 
 def _on_bad_request(request: Request, error: Exception) -> Response:
     return error_response(request.scope, 400, "bad_request", str(error))
+
+
+def _on_too_many(request: Request, error: Exception) -> Response:
+    return error_response(request.scope, 413, "too_large", str(error))
 
 
 def _on_store_error(request: Request, error: Exception) -> Response:

@@ -1,5 +1,6 @@
 """Request bodies: read and decompressed within limits of size, time and memory."""
 
+import io
 import zlib
 from typing import Final
 
@@ -7,6 +8,8 @@ import anyio
 import zstandard
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+
+from tensormeter.otlp.check import Check, no_check
 
 __all__ = ["BodyReader", "decompress"]
 
@@ -66,9 +69,9 @@ class BodyReader:
             if not complete:
                 self._held -= size
 
-    def release(self, body: bytes) -> None:
-        """The body that `read` returned is not needed any more."""
-        self._held -= len(body)
+    def release(self, size: int) -> None:
+        """Let others use the memory of a body of this size, which `read` returned and which is not needed any more."""
+        self._held -= size
 
 
 def too_large(max_bytes: int) -> HTTPException:
@@ -76,32 +79,34 @@ def too_large(max_bytes: int) -> HTTPException:
     return HTTPException(413, f"the body is larger than {max_bytes} bytes after decompression; send smaller batches")
 
 
-def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
+def decompress(body: bytes, encoding: str, max_bytes: int, check: Check = no_check) -> bytes:
     """Undo a content encoding, never producing more than `max_bytes`.
 
     Args:
         body: As sent.
         encoding: "gzip" or "zstd", one to 10,000 members or frames; "": nothing is undone.
         max_bytes: Limit.
+        check: Called for each piece; whatever it raises ends the work. A body can be made so that it takes long and yields little.
 
     Raises:
         HTTPException: 413 more than `max_bytes`; 400 not what it says it is, or cut off.
     """
     match encoding:
         case "gzip":
-            return _gunzip(body, max_bytes)
+            return _gunzip(body, max_bytes, check)
         case "zstd":
-            return _unzstd(body, max_bytes)
+            return _unzstd(body, max_bytes, check)
         case _:
             return body
 
 
-def _gunzip(body: bytes, max_bytes: int) -> bytes:
+def _gunzip(body: bytes, max_bytes: int, check: Check) -> bytes:
     parts: list[bytes] = []
     size = at = 0
     for _ in range(_MAX_MEMBERS):
         member = zlib.decompressobj(wbits=31)
         while not member.eof:
+            check()
             # Slice by slice, because what follows a member is copied: with many of them all of it would be, each time.
             piece = body[at : at + _SLICE]
             if not piece:
@@ -120,12 +125,24 @@ def _gunzip(body: bytes, max_bytes: int) -> bytes:
     raise HTTPException(400, f"the body has more than {_MAX_MEMBERS} gzip members")
 
 
-def _unzstd(body: bytes, max_bytes: int) -> bytes:
+class _Pieces(io.BytesIO):
+    """A file over bytes that calls a check before each piece is read."""
+
+    def __init__(self, body: bytes, check: Check) -> None:
+        super().__init__(body)
+        self._check = check
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._check()
+        return super().read(size)
+
+
+def _unzstd(body: bytes, max_bytes: int, check: Check) -> bytes:
     # 8 MiB of window is what RFC 9659 lets a sender of HTTP content use.
     decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
     try:
         # First only to see how much comes out, in bounded memory: a frame need not say it, and can lie.
-        with decompressor.stream_reader(body, read_across_frames=True) as reader:
+        with decompressor.stream_reader(_Pieces(body, check), read_size=_SLICE, read_across_frames=True) as reader:
             size = 0
             while part := reader.read(1 << 20):
                 size += len(part)
@@ -136,6 +153,7 @@ def _unzstd(body: bytes, max_bytes: int) -> bytes:
         for _ in range(_MAX_MEMBERS):
             frame = decompressor.decompressobj()
             while not frame.eof:
+                check()
                 piece = body[at : at + _SLICE]
                 if not piece:
                     raise HTTPException(400, "the zstd body is cut off")

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import anyio
-import anyio.to_thread
 from google.protobuf import json_format
 from google.protobuf.message import Message
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsPartialSuccess, ExportLogsServiceResponse
@@ -18,9 +17,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from tensormeter.otlp.check import Check
 from tensormeter.otlp.decode import decode_events, decode_metrics
+from tensormeter.otlp.elements import check_logs, check_metrics
 from tensormeter.otlp.json import events_from_json, metrics_from_json
 from tensormeter.server.body import BodyReader, decompress
+from tensormeter.server.effort import Effort, run_while_connected
 from tensormeter.server.observer import Ingested, Listener
 from tensormeter.server.scope import Stores
 from tensormeter.server.status import JSON, PROTOBUF
@@ -40,7 +42,7 @@ WAITING_THREADS: Final = 16
 
 _Signal = Callable[[bytes], bytes]
 
-_Append = Callable[[Store, bytes, str | None], tuple[Message, Receipt, int]]
+_Append = Callable[[Store, bytes, str | None, Check], tuple[Message, Receipt, int]]
 """Stores a request; returns the answer, what became of it, and how many items it had."""
 
 
@@ -87,27 +89,33 @@ class Receiver:
         if batch_id is not None and len(batch_id) > MAX_BATCH_ID:
             raise HTTPException(400, f"{BATCH_ID_HEADER} is longer than {MAX_BATCH_ID} characters")
         body = await self._bodies.read(request)
+        size = len(body)
+        bodies = [body]
+        del body  # the work drops it as soon as it is decompressed
         store = self._stores.of(request)
 
-        def work() -> bytes:
-            payload = decompress(body, form.encoding, self._max_body_bytes)
-            answer, receipt, items = append(store, signal(payload) if form.media_type == JSON else payload, batch_id)
+        def work(effort: Effort) -> bytes:
+            payload = decompress(bodies.pop(), form.encoding, self._max_body_bytes, effort.look)
+            if form.media_type == JSON:
+                payload = signal(payload)
+            answer, receipt, items = append(store, payload, batch_id, effort.check)
             about = request.url.path.rpartition("/")[2]
-            self._listener.ingested(Ingested(about, items, receipt.rejected, receipt.duplicate, len(body)))
+            self._listener.ingested(Ingested(about, items, receipt.rejected, receipt.duplicate, size))
             if form.media_type == JSON:
                 return json_format.MessageToJson(answer, indent=None).encode()
             return answer.SerializeToString()
 
         try:
-            answer = await anyio.to_thread.run_sync(work, limiter=self._threads)
+            answer = await run_while_connected(request, work, self._threads)
         finally:
-            self._bodies.release(body)
+            self._bodies.release(size)
         return Response(answer, media_type=form.media_type)
 
 
-def _append_metrics(store: Store, payload: bytes, batch_id: str | None) -> tuple[Message, Receipt, int]:
-    batches = decode_metrics(payload)
-    receipt = store.append_metrics(batches, payload=payload, batch_id=batch_id)
+def _append_metrics(store: Store, payload: bytes, batch_id: str | None, check: Check) -> tuple[Message, Receipt, int]:
+    check_metrics(payload, check)
+    batches = decode_metrics(payload, check)
+    receipt = store.append_metrics(batches, payload=payload, batch_id=batch_id, check=check)
     response = ExportMetricsServiceResponse()
     if receipt.rejected:
         response.partial_success.CopyFrom(
@@ -116,9 +124,10 @@ def _append_metrics(store: Store, payload: bytes, batch_id: str | None) -> tuple
     return response, receipt, sum(batch.points for batch in batches)
 
 
-def _append_logs(store: Store, payload: bytes, batch_id: str | None) -> tuple[Message, Receipt, int]:
-    resources = decode_events(payload)
-    receipt = store.append_events(resources, payload=payload, batch_id=batch_id)
+def _append_logs(store: Store, payload: bytes, batch_id: str | None, check: Check) -> tuple[Message, Receipt, int]:
+    check_logs(payload, check)
+    resources = decode_events(payload, check)
+    receipt = store.append_events(resources, payload=payload, batch_id=batch_id, check=check)
     response = ExportLogsServiceResponse()
     if receipt.rejected:
         response.partial_success.CopyFrom(

@@ -11,6 +11,7 @@ from starlette.requests import Request
 
 from tensormeter.errors import StoreError
 from tensormeter.otlp.batch import Attribute, Batch, Event
+from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.access import Access
 from tensormeter.server.store import (
     BatchConflictError,
@@ -63,12 +64,20 @@ class ProjectStore:
         self._store = store
         self._project = project
 
-    def append_metrics(self, batches: Sequence[Batch], *, payload: bytes, batch_id: str | None = None) -> Receipt:
+    def append_metrics(
+        self,
+        batches: Sequence[Batch],
+        *,
+        payload: bytes,
+        batch_id: str | None = None,
+        check: Check = no_check,
+    ) -> Receipt:
         """See `Store`. Raises ForbiddenError, and stores nothing, if anything is of another project."""
         for batch in batches:
+            check()
             self._check(batch.resource)
         with self._batch(batch_id) as name:
-            return self._store.append_metrics(batches, payload=payload, batch_id=name)
+            return self._store.append_metrics(batches, payload=payload, batch_id=name, check=check)
 
     def append_events(
         self,
@@ -76,12 +85,14 @@ class ProjectStore:
         *,
         payload: bytes,
         batch_id: str | None = None,
+        check: Check = no_check,
     ) -> Receipt:
         """See `Store`. Raises ForbiddenError, and stores nothing, if anything is of another project."""
         for attributes, _ in resources:
+            check()
             self._check(attributes)
         with self._batch(batch_id) as name:
-            return self._store.append_events(resources, payload=payload, batch_id=name)
+            return self._store.append_events(resources, payload=payload, batch_id=name, check=check)
 
     def projects(self) -> list[ProjectSummary]:
         """See `Store`."""

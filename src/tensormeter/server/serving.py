@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ctypes
+import gc
 import logging
 import resource
 import signal
@@ -41,6 +42,8 @@ _OTHER_FILES: Final = 512
 
 _M_MMAP_THRESHOLD: Final = -3
 _LARGE_BLOCK: Final = 1 << 20
+_GC_THRESHOLDS: Final = (50_000, 20, 100)
+"""A request allocates hundreds of thousands of objects, hardly any in a cycle: Python's own (700, 10, 10) take a third of its time."""
 
 
 def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
@@ -57,6 +60,7 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
     """
     listener = _bind(config)
     _give_memory_back()
+    gc.set_threshold(*_GC_THRESHOLDS)
     connections = _raise_file_limit(config.max_connections)
     with listener:
         protect_folder(config.directory)

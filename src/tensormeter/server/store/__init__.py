@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
 from tensormeter.otlp.batch import Attribute, Batch, Event
+from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.store.errors import (
     AmbiguousRunError,
     BatchConflictError,
@@ -100,13 +101,21 @@ class Store(Protocol):
         StoreError: From any method: the store is damaged.
     """
 
-    def append_metrics(self, batches: Sequence[Batch], *, payload: bytes, batch_id: str | None = None) -> Receipt:
+    def append_metrics(
+        self,
+        batches: Sequence[Batch],
+        *,
+        payload: bytes,
+        batch_id: str | None = None,
+        check: Check = no_check,
+    ) -> Receipt:
         """Store the points of one request, once.
 
         Args:
             batches: The points.
             payload: The `ExportMetricsServiceRequest` that `decode_metrics` made `batches` of.
             batch_id: Names the request over retries; None if the sender gave no name.
+            check: Called again and again before the commit; whatever it raises ends the call, and nothing is stored.
 
         Raises:
             BatchConflictError: `batch_id` is known with another payload.
@@ -119,6 +128,7 @@ class Store(Protocol):
         *,
         payload: bytes,
         batch_id: str | None = None,
+        check: Check = no_check,
     ) -> Receipt:
         """Store the events of one request, once; arguments and errors as for `append_metrics`."""
         ...

@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 
 from tensormeter.otlp.batch import SCOPE, Batch, Distribution, Gauge, Histogram, Scope, Series, Sum, Summary
+from tensormeter.otlp.check import Check, no_check
 from tensormeter.otlp.encode import encode_points
 from tensormeter.server.store.canonical import canonical_json
 from tensormeter.server.store.kind import kind_of
@@ -53,19 +54,30 @@ class Rejections(Counter[str]):
         return "; ".join(f"{count} {noun}{'' if count == 1 else 's'}: {reason}" for reason, count in self.items())
 
 
-def arrivals_of(batches: Sequence[Batch]) -> tuple[list[Arrival], Rejections]:
-    """Sort out what can be stored. Depends on nothing but its argument, so that a replay comes out the same."""
+def arrivals_of(batches: Sequence[Batch], check: Check = no_check) -> tuple[list[Arrival], Rejections]:
+    """Sort out what can be stored. Depends on nothing but the batches, so that a replay comes out the same.
+
+    Args:
+        batches: The points of one request.
+        check: Called for each resource and series; whatever it raises ends the work.
+    """
     arrivals: list[Arrival] = []
     rejections = Rejections()
+    scopes: dict[int, str] = {}
+    """Texts of scopes by identity: all series of a scope share the object, and its attributes may be many."""
     for batch in batches:
+        check()
         source = identify(batch.resource)
         if isinstance(source, str):
             if batch.points:
                 rejections[source] += batch.points
             continue
         for series in batch.series:
+            check()
             attributes = canonical_json(series.attributes) if series.attributes else "{}"
-            scope = "" if series.scope is SCOPE else _scope(series.scope)
+            scope = scopes.get(id(series.scope))
+            if scope is None:
+                scope = scopes[id(series.scope)] = _scope(series.scope)
             if not series.name:
                 rejections["metric has no name"] += len(series.times)
             elif len(series.name) > MAX_NAME or len(scope) > MAX_NAME:

@@ -90,15 +90,19 @@ def record_of(event: Event) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value}
 
 
-def insert_event(connection: sqlite3.Connection, run: int, process: int, event: Event, time: int) -> str | None:
+def insert_event(
+    connection: sqlite3.Connection, run: int, process: int, event: Event, time: int, *, changed: set[int]
+) -> str | None:
     """Store one event, unless the process has exactly this one already; returns why it is refused, or None.
 
     A heartbeat leaves no trace but that something has arrived for the run, and what its process has dropped.
+    The run is added to `changed` if it needs `refresh_run`.
     """
     prepared = prepare_event(event)
     if isinstance(prepared, str):
         return prepared
-    apply_event(connection, run, process, event, time)
+    if apply_event(connection, run, process, event, time):
+        changed.add(run)
     if event.name == HEARTBEAT:
         return None
     connection.execute(

@@ -4,29 +4,38 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 
 from tensormeter.otlp.batch import Attribute, Event
+from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.store.arrivals import Arrival, Rejections
 from tensormeter.server.store.catalog import DELETED, MAX_SERIES_PER_RUN, Catalog
 from tensormeter.server.store.events import insert_event
 from tensormeter.server.store.heads import Placed
-from tensormeter.server.store.lifecycle import RUN_START
+from tensormeter.server.store.lifecycle import RUN_START, refresh_run
 from tensormeter.server.store.source import MAX_NAME, Source, identify
 
 __all__ = ["insert_events", "place_arrivals", "refusal"]
 
 
 def place_arrivals(
-    catalog: Catalog, arrivals: Sequence[Arrival], received: int, rejections: Rejections
+    catalog: Catalog,
+    arrivals: Sequence[Arrival],
+    received: int,
+    rejections: Rejections,
+    check: Check = no_check,
 ) -> list[Placed]:
-    """Find or create the rows that arrivals belong to; inside a transaction."""
+    """Find or create the rows that arrivals belong to; inside a transaction, which ends if `check` raises."""
     spans: dict[Source, tuple[int, int]] = {}
     for arrival in arrivals:
         times = arrival.points.times
         first, last = int(times.min()), int(times.max())
         known = spans.get(arrival.source)
         spans[arrival.source] = (first, last) if known is None else (min(known[0], first), max(known[1], last))
-    rows = {source: catalog.process(source, span, received) for source, span in spans.items()}
+    rows = {}
+    for source, span in spans.items():
+        check()
+        rows[source] = catalog.process(source, span, received)
     placed: list[Placed] = []
     for arrival in arrivals:
+        check()
         row = rows[arrival.source]
         if row is None:
             rejections[DELETED] += len(arrival.points)
@@ -45,23 +54,31 @@ def insert_events(
     resources: Sequence[tuple[Mapping[str, Attribute], Sequence[Event]]],
     received: int,
     rejections: Rejections,
+    *,
+    check: Check = no_check,
 ) -> None:
-    """Store what can be stored of some events, and count the rest; inside a transaction."""
+    """Store what can be stored of some events, and count the rest; inside a transaction, which ends if `check` raises."""
+    changed: set[int] = set()
     for attributes, events in resources:
+        check()
         source = identify(attributes)
         if isinstance(source, str):
             if events:
                 rejections[source] += len(events)
             continue
         for event in events:
+            check()
             moment = event.time or received  # OTLP: both times of a log record may be unknown
             reason = refusal(event, moment)
             if reason is None:
                 starts = event.name == RUN_START
                 rows = catalog.process(source, (moment, moment), received, starts=starts, points=False)
-                reason = DELETED if rows is None else insert_event(connection, *rows, event, moment)
+                reason = DELETED if rows is None else insert_event(connection, *rows, event, moment, changed=changed)
             if reason is not None:
                 rejections[reason] += 1
+    for run in changed:
+        check()
+        refresh_run(connection, run)
 
 
 def refusal(event: Event, moment: int) -> str | None:

@@ -108,8 +108,12 @@ def news_of(event: Event) -> News:
     )
 
 
-def apply_event(connection: sqlite3.Connection, run: int, process: int, event: Event, time: int) -> None:
-    """Write into the rows of run and process what an event says about them; inside the caller's transaction."""
+def apply_event(connection: sqlite3.Connection, run: int, process: int, event: Event, time: int) -> bool:
+    """Write into the rows of run and process what an event says about them; inside the caller's transaction.
+
+    Returns:
+        Whether the run needs `refresh_run` afterwards, once after all events of a request: it reads all processes of the run.
+    """
     news = news_of(event)
     if news.losses is not None:
         connection.execute("UPDATE process SET losses = ? WHERE id = ?", (news.losses, process))
@@ -124,13 +128,12 @@ def apply_event(connection: sqlite3.Connection, run: int, process: int, event: E
         for column, value in (("tags", news.tags), ("grp", news.group), ("notes", news.notes)):
             if value is not None:  # what a user has changed stays
                 connection.execute(f"UPDATE run SET {column} = ifnull({column}, ?) WHERE id = ?", (value, run))
-        refresh_run(connection, run)
     elif news.end_state is not None:
         connection.execute(
             "UPDATE process SET ended = ?, end_state = ? WHERE id = ? AND ifnull(ended, 0) <= ?",
             (time, news.end_state, process, time),
         )
-        refresh_run(connection, run)
+    return news.starts or news.end_state is not None
 
 
 def refresh_run(connection: sqlite3.Connection, run: int) -> None:

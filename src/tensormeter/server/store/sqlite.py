@@ -21,6 +21,7 @@ from typing import Final
 
 from tensormeter.errors import StoreError
 from tensormeter.otlp.batch import Attribute, Batch, Event
+from tensormeter.otlp.check import Check, no_check
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.server.private import tighten_files
 from tensormeter.server.store import (
@@ -109,10 +110,17 @@ class SqliteStore(SqliteQueries):
         if self._unsampled:
             self._background.wake()
 
-    def append_metrics(self, batches: Sequence[Batch], *, payload: bytes, batch_id: str | None = None) -> Receipt:
+    def append_metrics(
+        self,
+        batches: Sequence[Batch],
+        *,
+        payload: bytes,
+        batch_id: str | None = None,
+        check: Check = no_check,
+    ) -> Receipt:
         """See `Store`."""
         received = time.time_ns()
-        arrivals, rejections = arrivals_of(batches)
+        arrivals, rejections = arrivals_of(batches, check)
         content = journal.digest("metrics", payload)
         compressed = journal.compress(payload)
         with self._writing:
@@ -123,7 +131,7 @@ class SqliteStore(SqliteQueries):
                     known = journal.find_batch(self._writer, batch_id, content)
                     if known is not None:
                         return known
-                placed = place_arrivals(self._catalog, arrivals, received, rejections)
+                placed = place_arrivals(self._catalog, arrivals, received, rejections, check)
                 receipt = Receipt(rejections.total(), rejections.describe("data point"))
                 if batch_id is not None:
                     journal.record_batch(self._writer, batch_id, content, receipt)
@@ -141,6 +149,7 @@ class SqliteStore(SqliteQueries):
         *,
         payload: bytes,
         batch_id: str | None = None,
+        check: Check = no_check,
     ) -> Receipt:
         """See `Store`."""
         received = time.time_ns()
@@ -153,7 +162,7 @@ class SqliteStore(SqliteQueries):
                     known = journal.find_batch(self._writer, batch_id, content)
                     if known is not None:
                         return known
-                insert_events(self._writer, self._catalog, resources, received, rejections)
+                insert_events(self._writer, self._catalog, resources, received, rejections, check=check)
                 receipt = Receipt(rejections.total(), rejections.describe("log record"))
                 if batch_id is not None:
                     journal.record_batch(self._writer, batch_id, content, receipt)
@@ -174,7 +183,7 @@ class SqliteStore(SqliteQueries):
         """See `Store`."""
         with self._change(run) as row:
             process = self._writer.execute("SELECT min(id) FROM process WHERE run = ?", (row,)).fetchone()[0]
-            insert_event(self._writer, row, process, event, event.time)
+            insert_event(self._writer, row, process, event, event.time, changed=set())
 
     def mark_stalled(self, run: RunRef, *, stalled: bool) -> None:
         """See `Store`."""

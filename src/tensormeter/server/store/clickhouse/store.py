@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from tensormeter.errors import StoreError
 from tensormeter.otlp.batch import Attribute, Batch, Event
+from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.store import STALL_AFTER, journal
 from tensormeter.server.store.arrivals import arrivals_of
 from tensormeter.server.store.background import Background
@@ -107,10 +108,17 @@ class ClickHouseStore:
         self._background = Background("tensormeter-clickhouse", self._look, _LOOK)
         self._background.wake()
 
-    def append_metrics(self, batches: Sequence[Batch], *, payload: bytes, batch_id: str | None = None) -> Receipt:
+    def append_metrics(
+        self,
+        batches: Sequence[Batch],
+        *,
+        payload: bytes,
+        batch_id: str | None = None,
+        check: Check = no_check,
+    ) -> Receipt:
         """See `Store`."""
         self._check_open()
-        arrivals, rejections = arrivals_of(batches)
+        arrivals, rejections = arrivals_of(batches, check)
         content = journal.digest("metrics", payload)
         request = Request(content, batch_id, time.time_ns(), "data point", arrivals=arrivals, rejections=rejections)
         return self._committer.commit(request)
@@ -121,6 +129,7 @@ class ClickHouseStore:
         *,
         payload: bytes,
         batch_id: str | None = None,
+        check: Check = no_check,
     ) -> Receipt:
         """See `Store`."""
         self._check_open()

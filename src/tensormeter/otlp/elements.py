@@ -1,0 +1,299 @@
+"""Counts the elements of an OTLP request on the wire, before any message is built.
+
+A request of a few kilobytes can hold millions of empty messages, each of which costs far more than its two bytes. This module
+walks the protobuf wire format and stops at the first bound that is exceeded, so its own cost is bounded as well.
+Points of one layout, which `decode` reads in columns, count as columns: NumPy reads a million of them in a fraction of a second.
+
+Blocks on nothing and keeps no state; safe on any thread.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+
+from tensormeter.errors import EncodingError
+from tensormeter.otlp.check import Check, no_check
+from tensormeter.otlp.decode import find_fixed_points
+from tensormeter.otlp.fixed import Field
+
+__all__ = ["MAX_ELEMENTS", "TooManyElementsError", "check_logs", "check_metrics"]
+
+MAX_ELEMENTS: Final[Mapping[str, int]] = {
+    "resources": 10_000,
+    "scopes": 20_000,
+    "metrics": 52_000,
+    "fields of resources and scopes": 150_000,
+    "separate points": 52_000,
+    "log records": 20_000,
+    "buckets and quantiles": 2_000_000,
+    "bytes of text": 16 << 20,
+    "bytes of images and other binary values": 40 << 20,
+    "fields": 1_500_000,
+}
+"""Maximum number of elements of each kind in one request.
+
+Points that follow another one of the same series and layout are read in columns; every other point, distribution and first point
+of a column is a separate point. Attributes, values, exemplars, texts, numbers and unknown fields count as fields.
+"""
+
+_KINDS: Final = {
+    "ResourceMetrics": "resources",
+    "ResourceLogs": "resources",
+    "ScopeMetrics": "scopes",
+    "ScopeLogs": "scopes",
+    "Metric": "metrics",
+    "NumberDataPoint": "separate points",
+    "HistogramDataPoint": "separate points",
+    "ExponentialHistogramDataPoint": "separate points",
+    "SummaryDataPoint": "separate points",
+    "ValueAtQuantile": "buckets and quantiles",
+    "LogRecord": "log records",
+}
+"""Kinds of messages; those of others count as fields only."""
+
+_LEN: Final = 2
+_PACKED_VARINTS: Final = frozenset({FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_UINT32, FieldDescriptor.CPPTYPE_INT64,
+                                    FieldDescriptor.CPPTYPE_UINT64, FieldDescriptor.CPPTYPE_BOOL, FieldDescriptor.CPPTYPE_ENUM})  # fmt: skip
+_FIXED_SIZES: Final = {
+    FieldDescriptor.TYPE_FIXED64: 8,
+    FieldDescriptor.TYPE_SFIXED64: 8,
+    FieldDescriptor.TYPE_DOUBLE: 8,
+    FieldDescriptor.TYPE_FIXED32: 4,
+    FieldDescriptor.TYPE_SFIXED32: 4,
+    FieldDescriptor.TYPE_FLOAT: 4,
+}
+_CONTINUED: Final = bytes(range(0x80, 0x100))
+"""Bytes of a varint that another one follows."""
+
+
+class TooManyElementsError(EncodingError):
+    """The request holds more elements of one kind than the server takes; the message names the kind and the bound."""
+
+
+@dataclass(eq=False)
+class _Type:
+    """A field's type, as far as it is needed to count.
+
+    Attributes:
+        kind: Index in `_NAMES`, or -1.
+        fields: Types of message fields and packed fields, by their whole tag.
+        packed: Bytes of one packed number; 1 for varints, 0 if the type is a message, -1 if it is text or binary.
+        divided: Whether `decode` lists the fields of the message.
+    """
+
+    kind: int
+    fields: "dict[int, _Type]"
+    packed: int = 0
+    divided: bool = False
+
+
+_NAMES: Final = tuple(MAX_ELEMENTS)
+_FIELDS: Final = _NAMES.index("fields")
+_BUCKETS: Final = _NAMES.index("buckets and quantiles")
+_TEXT: Final = _NAMES.index("bytes of text")
+_BINARY: Final = _NAMES.index("bytes of images and other binary values")
+_PARTS: Final = _NAMES.index("fields of resources and scopes")
+_DIVIDED: Final = frozenset(
+    {
+        "ExportMetricsServiceRequest",
+        "ExportLogsServiceRequest",
+        "ResourceMetrics",
+        "ResourceLogs",
+        "ScopeMetrics",
+        "ScopeLogs",
+    }
+)
+"""Messages whose fields `decode` lists before it reads them."""
+
+
+def check_metrics(body: bytes, check: Check = no_check) -> None:
+    """Refuse an `ExportMetricsServiceRequest` that holds too much.
+
+    Args:
+        body: The message.
+        check: Called now and then; whatever it raises ends the walk.
+
+    Raises:
+        TooManyElementsError: There is more of something than `MAX_ELEMENTS` says.
+        EncodingError: The bytes are not a protobuf message.
+    """
+    _walk(body, ExportMetricsServiceRequest.DESCRIPTOR, check)
+
+
+def check_logs(body: bytes, check: Check = no_check) -> None:
+    """Refuse an `ExportLogsServiceRequest` that holds too much; arguments and errors as for `check_metrics`."""
+    _walk(body, ExportLogsServiceRequest.DESCRIPTOR, check)
+
+
+@cache
+def _type_of(descriptor: Descriptor) -> _Type:
+    found = _message_type(descriptor)
+    _fill(found, descriptor, {descriptor.full_name: found})
+    return found
+
+
+def _message_type(descriptor: Descriptor) -> _Type:
+    name = _KINDS.get(descriptor.name)
+    return _Type(-1 if name is None else _NAMES.index(name), {}, divided=descriptor.name in _DIVIDED)
+
+
+def _fill(into: _Type, descriptor: Descriptor, known: dict[str, _Type]) -> None:
+    for field in descriptor.fields:
+        tag = field.number << 3 | _LEN
+        if field.message_type is not None:
+            message = field.message_type
+            child = known.get(message.full_name)
+            if child is None:
+                child = known[message.full_name] = _message_type(message)
+                _fill(child, message, known)
+            into.fields[tag] = child
+        elif field.type == FieldDescriptor.TYPE_STRING:
+            into.fields[tag] = _Type(_TEXT, {}, -1)
+        elif field.type == FieldDescriptor.TYPE_BYTES:
+            into.fields[tag] = _Type(_BINARY, {}, -1)
+        elif field.is_repeated and field.cpp_type in _PACKED_VARINTS | {
+            FieldDescriptor.CPPTYPE_DOUBLE,
+            FieldDescriptor.CPPTYPE_FLOAT,
+        }:
+            into.fields[tag] = _Type(_BUCKETS, {}, _FIXED_SIZES.get(field.type, 1))
+
+
+def _walk(body: bytes, root: Descriptor, check: Check) -> None:
+    try:
+        _Walk(body, root, check).run()
+    except IndexError:
+        raise EncodingError(f"not a protobuf {root.name}: it ends in the middle of a field") from None
+
+
+class _Walk:
+    """One walk over one request."""
+
+    def __init__(self, body: bytes, root: Descriptor, check: Check) -> None:
+        self._body = body
+        self._view = memoryview(body)
+        self._root = root
+        self._metric = _metric_type(root)
+        self._check = check
+        self._counts = [0] * len(_NAMES)
+
+    def run(self) -> None:
+        """Walk; raises what `check_metrics` raises, or IndexError where the body ends early."""
+        body, counts, metric = self._body, self._counts, self._metric
+        most = [MAX_ELEMENTS[name] for name in _NAMES]
+        most_fields = most[_FIELDS]
+        total = 0
+        column = skipped_to = -1
+        at, end, kind = 0, len(body), _type_of(self._root)
+        outer: list[tuple[int, int, _Type]] = []
+        while True:
+            if at >= end:
+                if at > end:
+                    raise self._malformed("a message ends in the middle of a field")
+                if not outer:
+                    return
+                at, end, kind = outer.pop()
+                continue
+            total += 1
+            if total > most_fields:
+                raise _too_many(_FIELDS)
+            if kind.divided:
+                counts[_PARTS] += 1
+                if counts[_PARTS] > most[_PARTS]:
+                    raise _too_many(_PARTS)
+            if not total & 0xFFF:
+                self._check()
+            tag = body[at]
+            at += 1
+            if tag >= 0x80:
+                tag, at = self._long_varint(at - 1)
+            wire = tag & 7
+            if wire == _LEN:
+                size = body[at]
+                at += 1
+                if size >= 0x80:
+                    size, at = self._long_varint(at - 1)
+                after = at + size
+                if after > end:
+                    raise self._malformed("a field is longer than what holds it")
+                child = kind.fields.get(tag)
+                if child is None:
+                    at = after
+                    continue
+                index = child.kind
+                if child.packed:
+                    counts[index] += size if child.packed < 0 else self._packed(at, after, child.packed)
+                elif index >= 0:
+                    counts[index] += 1
+                if index >= 0 and counts[index] > most[index]:
+                    raise _too_many(index)
+                if child.packed or not size:
+                    at = after
+                    continue
+                outer.append((after, end, kind))
+                kind, end = child, after
+                if child is metric:
+                    column, skipped_to = self._column(at, end)
+                elif at == column:  # points that are alike: the first one speaks for all
+                    end = skipped_to
+            elif wire == 0:
+                if body[at] >= 0x80:
+                    _, at = self._long_varint(at)
+                else:
+                    at += 1
+            elif wire == 1:
+                at += 8
+            elif wire == 5:
+                at += 4
+            else:  # groups, which OTLP has none of
+                raise self._malformed(f"a field has the wire type {wire}")
+
+    def _column(self, begin: int, end: int) -> tuple[int, int]:
+        """Where the points of a metric begin, if `decode` reads them in columns, and where the first one ends; -1 if not."""
+        fixed = find_fixed_points(self._view, Field(0, _LEN, begin, begin, end))
+        if fixed is None:
+            return -1, -1
+        first = fixed.data.content
+        return first, first + (fixed.end - first) // len(fixed.points.times)
+
+    def _packed(self, at: int, after: int, size: int) -> int:
+        if size > 1:
+            return (after - at) // size
+        return len(self._body[at:after].translate(None, _CONTINUED))
+
+    def _long_varint(self, at: int) -> tuple[int, int]:
+        value = shift = 0
+        while shift < 70:
+            byte = self._body[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value, at
+            shift += 7
+        raise self._malformed("a number is longer than ten bytes")
+
+    def _malformed(self, reason: str) -> EncodingError:
+        return EncodingError(f"not a protobuf {self._root.name}: {reason}")
+
+
+def _metric_type(root: Descriptor) -> _Type | None:
+    """The type of `Metric` below a root; None where there is none."""
+    waiting = [_type_of(root)]
+    seen: list[_Type] = []
+    while waiting:
+        kind = waiting.pop()
+        if kind.kind == _NAMES.index("metrics"):
+            return kind
+        if all(kind is not one for one in seen):
+            seen.append(kind)
+            waiting += kind.fields.values()
+    return None
+
+
+def _too_many(index: int) -> TooManyElementsError:
+    name = _NAMES[index]
+    return TooManyElementsError(f"the request holds more than {MAX_ELEMENTS[name]} {name}; send smaller batches")

@@ -1,0 +1,109 @@
+"""Limits the processor time of one request, and ends its work when the client has gone.
+
+What a request costs is bounded by counting what it holds. This is the second bound, for whatever the first one did not foresee:
+the loops of a request's work call `check`, which counts the processor time of the thread they run on. Waiting costs nothing, so
+a busy machine does not make requests fail.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+import anyio
+import anyio.to_thread
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+
+__all__ = ["MAX_SECONDS", "Effort", "run_while_connected"]
+
+_T = TypeVar("_T")
+
+MAX_SECONDS: Final = 4.0
+"""Processor time of one request; what follows the last check, such as the answer, comes on top."""
+
+_CALLS: Final = 8
+"""Calls of `check` for each look at the clock, which is a system call."""
+
+
+class Effort:
+    """The work of one request: created on any thread, begun and checked on the one thread that does the work."""
+
+    def __init__(self, seconds: float = MAX_SECONDS) -> None:
+        self._seconds = seconds
+        self._calls = 0
+        self._begun = 0.0
+        self._cancelled = False
+
+    def begin(self) -> None:
+        """Count from now on the processor time of the calling thread.
+
+        Raises:
+            ClientDisconnect: The client has gone while the work waited for a thread.
+        """
+        self._begun = time.thread_time()
+        self.look()
+
+    def cancel(self) -> None:
+        """End the work at its next check. Any thread."""
+        self._cancelled = True
+
+    def check(self) -> None:
+        """Go on, or end the work. Cheap enough for inner loops.
+
+        Raises:
+            HTTPException: 413, the request has used its processor time.
+            ClientDisconnect: The client has gone.
+        """
+        self._calls += 1
+        if not self._calls % _CALLS:
+            self.look()
+
+    def look(self) -> None:
+        """As `check`, but always look at the clock: after something that takes long."""
+        if self._cancelled:
+            raise ClientDisconnect
+        if time.thread_time() - self._begun > self._seconds:
+            raise HTTPException(
+                413, f"the request took more than {self._seconds:g} s of processor time; send smaller ones"
+            )
+
+
+async def run_while_connected(request: Request, work: Callable[[Effort], _T], limiter: anyio.CapacityLimiter) -> _T:
+    """Run the work of a request on a thread, and end it if the client goes away or it takes too long.
+
+    Args:
+        request: Its body has been read.
+        work: The work, given the effort that its loops check.
+        limiter: Threads that the work may use.
+
+    Returns:
+        What `work` returned.
+
+    Raises:
+        HTTPException: 413, the work took too much processor time.
+        ClientDisconnect: The client went away before the work ended.
+    """
+    effort = Effort()
+    outcome: list[_T] = []
+    failure: list[Exception] = []
+
+    def begin() -> _T:
+        effort.begin()
+        return work(effort)
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        effort.cancel()
+
+    # Outcomes leave the task group as values: it would wrap exceptions in groups.
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch)
+        try:
+            outcome.append(await anyio.to_thread.run_sync(begin, limiter=limiter))
+        except Exception as error:
+            failure.append(error)
+        tasks.cancel_scope.cancel()
+    if failure:
+        raise failure[0]
+    return outcome[0]
