@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -72,6 +72,9 @@ _MEDIA_COLUMNS: Final = {
     "precedence": "Q",
     "received": "I",
 }
+_MediaRow = tuple[int, bytes, str, bytes, int, int]
+_MEDIA_BYTES: Final = 4 << 20
+"""Bytes of images in one insert; a larger image goes alone."""
 
 
 class Commit:
@@ -101,7 +104,7 @@ class Commit:
         self._activities: dict[tuple[int, str], Activity] = {}
         self._incoming: dict[int, Incoming] = {}
         self._events: list[list[object]] = []
-        self._media: list[tuple[object, ...]] = []
+        self._media: list[_MediaRow] = []
         self._eventful: set[int] = set()
         self._uncounted: set[int] = set()
         self._until = 0.0
@@ -289,9 +292,10 @@ class Commit:
         if intents or sums:
             sums.append(mark(self._server, self._number))
             self._insert("series", SERIES_COLUMNS, encode_rows(SERIES_COLUMNS, sums), token=str(self._number))
-        for table, columns, listed in (("media", _MEDIA_COLUMNS, self._media), ("event", EVENT_COLUMNS, self._events)):
-            if listed:
-                connection.insert(table, columns, encode_rows(columns, listed))
+        for images in _pieces(self._media):
+            connection.insert("media", _MEDIA_COLUMNS, encode_rows(_MEDIA_COLUMNS, images))
+        if self._events:
+            connection.insert("event", EVENT_COLUMNS, encode_rows(EVENT_COLUMNS, self._events))
         arrived = self._arrived()
         if arrived:
             self._log.write(arrived)
@@ -362,6 +366,20 @@ def event_row(run: int, process: str, event: Event, prepared: Prepared, *, time:
         *(key or "", key is not None, step or 0, step is not None),
         *(prepared.body, prepared.attributes, prepared.record, invert(number), number // 10**6),
     ]
+
+
+def _pieces(media: Sequence[_MediaRow]) -> Iterator[Sequence[_MediaRow]]:
+    """Images in lists that can be encoded at once: that takes several times their bytes."""
+    piece: list[_MediaRow] = []
+    size = 0
+    for row in media:
+        if piece and size + len(row[3]) > _MEDIA_BYTES:
+            yield piece
+            piece, size = [], 0
+        piece.append(row)
+        size += len(row[3])
+    if piece:
+        yield piece
 
 
 def _describe(arrival: Arrival) -> Description:

@@ -1,12 +1,16 @@
 """Runs that were deleted: which key a run has now, and whether what is sent for it is still refused."""
 
 from collections.abc import Iterable
+from typing import Any, Final
 
 from tensormeter.server.store.clickhouse.connection import Connection
 from tensormeter.server.store.clickhouse.identity import run_key
 from tensormeter.server.store.source import Source
 
 __all__ = ["Graves"]
+
+_IDS: Final = 200
+"""Run ids in one statement: parameters travel in the address, which ClickHouse takes up to 128 KiB of in one field."""
 
 
 class Graves:
@@ -16,12 +20,12 @@ class Graves:
         self._times: dict[tuple[str, str], int] = {}
         self._alive: set[int] = set()
         ids = sorted({source.run_id for source in sources})
-        if not ids:
-            return
-        rows = connection.rows(
-            "SELECT project, run_id, max(time) FROM deleted WHERE run_id IN {ids:Array(String)} GROUP BY project, run_id",
-            ids=ids,
-        )
+        rows: list[list[Any]] = []
+        for first in range(0, len(ids), _IDS):
+            rows += connection.rows(
+                "SELECT project, run_id, max(time) FROM deleted WHERE run_id IN {ids:Array(String)} GROUP BY project, run_id",
+                ids=ids[first : first + _IDS],
+            )
         self._times = {(row[0], row[1]): row[2] for row in rows}
         keys = [run_key(*names, time) for names, time in self._times.items()]
         if keys:

@@ -3,6 +3,7 @@
 import hashlib
 import threading
 import time
+from functools import lru_cache
 from typing import Final
 
 from tensormeter.otlp.batch import STEP_METRIC
@@ -12,7 +13,11 @@ __all__ = ["Numbers", "invert", "run_key", "series_key", "steps_key"]
 
 _ALL_BITS: Final = (1 << 64) - 1
 
+_CACHED: Final = 10_000
+"""Keys that are remembered: every series of a request asks for those of its run and its process."""
 
+
+@lru_cache(_CACHED)
 def run_key(project: str, run_id: str, generation: int) -> int:
     """A run. `generation` is when the run of this name before it was deleted; 0 if there was none."""
     return _hash([project, run_id, generation])
@@ -23,6 +28,7 @@ def series_key(run: int, process: str, metric: str, *, kind: str, scope: str, at
     return _hash([run, process, metric, kind, scope, attributes])
 
 
+@lru_cache(_CACHED)
 def steps_key(run: int, process: str) -> int:
     """The series of steps that a process of tensormeter's own writes."""
     return series_key(run, process, STEP_METRIC, kind="gauge", scope="", attributes="{}")

@@ -59,4 +59,5 @@ def encode_rows(columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> by
         rows: Values in that order, tuples spread out.
     """
     encoders = [_ENCODERS[letter] for letters in columns.values() for letter in letters]
-    return b"".join([encode(value) for row in rows for encode, value in zip(encoders, row, strict=True)])
+    # Row by row: a list of all fields of many rows would take ten times the bytes of the fields.
+    return b"".join([b"".join([encode(value) for encode, value in zip(encoders, row, strict=True)]) for row in rows])
