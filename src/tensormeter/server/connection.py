@@ -17,6 +17,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from tensormeter.server.admission import Admission, Waiting
+from tensormeter.server.framing import BoundedConnection
 from tensormeter.server.logs import Seldom
 
 __all__ = ["PIECE", "LimitedProtocol", "limited_protocol"]
@@ -26,6 +27,9 @@ PIECE: Final = 1 << 15
 
 _UNSENT: Final = 1 << 17
 """Bytes that the system takes beyond what is under way."""
+
+_MAX_HEAD: Final = 1 << 16
+"""Bytes of a request's head, uvicorn's own default."""
 
 _LOOK: Final = 1.0
 """Seconds between two looks at what clients have read."""
@@ -43,7 +47,7 @@ class _RequestError(h11.RemoteProtocolError):
     """What came is no request that this server takes."""
 
 
-class _Framing(h11.Connection):
+class _Framing(BoundedConnection):
     """HTTP/1.1 that refuses requests whose length two programs could understand differently (RFC 9112, 6.3 and 11.2).
 
     Attributes:
@@ -156,7 +160,7 @@ class LimitedProtocol(H11Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state | {"connection": self}, _loop)
-        self.conn = _Framing(h11.SERVER)
+        self.conn = _Framing(h11.SERVER, config.h11_max_incomplete_event_size or _MAX_HEAD)
         self._deadline: asyncio.TimerHandle | None = None
         self._through = 0
         self._moved = 0.0
