@@ -11,6 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tensormeter.otlp.document import parse_document
+from tensormeter.server.effort import Effort, run_while_connected
 from tensormeter.server.store import RunRef
 
 __all__ = [
@@ -67,6 +69,10 @@ class ApiThreads:
     async def run(self, work: Callable[[], _T]) -> _T:
         """What `work` returns or raises."""
         return await anyio.to_thread.run_sync(work, limiter=self._limiter)
+
+    async def run_checked(self, request: Request, work: Callable[[Effort], _T]) -> _T:
+        """As `run`, for work whose loops check its effort: it ends if it takes too long or the client goes away."""
+        return await run_while_connected(request, work, self._limiter)
 
 
 def parameters(request: Request) -> Mapping[str, str]:
@@ -148,6 +154,7 @@ async def read_json(request: Request) -> Mapping[str, Any]:
 
     Raises:
         HTTPException: 413 too large, 400 not an object, 408 too slow, 503 too many at once.
+        EncodingError: Not JSON.
     """
     parts: list[bytes] = []
     size = 0
@@ -165,10 +172,7 @@ async def read_json(request: Request) -> Mapping[str, Any]:
         _held_json[0] -= size
     if scope.cancelled_caught:
         raise HTTPException(408, "the body took longer than 60 s")
-    try:
-        document = json.loads(b"".join(parts))
-    except (ValueError, RecursionError):
-        document = None
+    document = parse_document(b"".join(parts))
     if not isinstance(document, dict):
         raise HTTPException(400, "expected a JSON object as the body")
     return document

@@ -28,6 +28,7 @@ from tensormeter.server.api.shapes import (
     run_json,
     trim_config,
 )
+from tensormeter.server.effort import Effort
 from tensormeter.server.query.runs import find_runs
 from tensormeter.server.scope import Stores
 from tensormeter.server.store import RunChanges
@@ -38,6 +39,8 @@ MAX_PAGE: Final = 1000
 MAX_EVENTS: Final = 10_000
 MAX_TEXT: Final = 65_536
 MAX_TAGS: Final = 100
+MAX_FIELDS: Final = 1000
+MAX_LEVELS: Final = 100
 
 _RUN: Final = "/api/v1/runs/{run_id}"
 
@@ -81,10 +84,12 @@ class RunsApi:
         limit = integer(query, "limit", 100, 1, MAX_PAGE)
         offset = integer(query, "offset", 0, 0, 1 << 62)
         named = None if "fields" not in query else [name for name in query["fields"].split(",") if name]
+        if named is not None and (len(named) > MAX_FIELDS or any(name.count(".") > MAX_LEVELS for name in named)):
+            raise HTTPException(400, f"fields: expected at most {MAX_FIELDS} names of at most {MAX_LEVELS} levels")
         metrics = None if named is None else _under("summary.", named)
         keys = None if named is None or "config" in named else _under("config.", named)
 
-        def work() -> bytes:
+        def work(effort: Effort) -> bytes:
             runs, total = find_runs(
                 self._stores.of(request),
                 query.get("project") or None,
@@ -93,11 +98,12 @@ class RunsApi:
                 limit=limit,
                 offset=offset,
                 metrics=metrics,
+                check=effort.look,
             )
             listed = [run_json(run, None if keys is None else trim_config(run.config, keys)) for run in runs]
             return encode({"runs": listed, "total": total})
 
-        return json_response(await self._threads.run(work))
+        return json_response(await self._threads.run_checked(request, work))
 
     async def run(self, request: Request) -> Response:
         """One run: read, changed or deleted."""
@@ -151,11 +157,15 @@ class RunsApi:
         """Every metric that any of some runs has."""
         refs = run_refs(parameters(request))
 
-        def work() -> bytes:
+        def work(effort: Effort) -> bytes:
             store = self._stores.of(request)
-            return encode({"metrics": join_metrics([metrics_json(store.metrics(ref)) for ref in refs])})
+            found = []
+            for ref in refs:
+                effort.look()
+                found.append(metrics_json(store.metrics(ref)))
+            return encode({"metrics": join_metrics(found)})
 
-        return json_response(await self._threads.run(work))
+        return json_response(await self._threads.run_checked(request, work))
 
     async def events(self, request: Request) -> Response:
         """Events of a run, the newest first."""
@@ -199,12 +209,6 @@ def _changes(document: Mapping[str, Any]) -> RunChanges:
     archived = document.get("archived")
     if archived is not None and not isinstance(archived, bool):
         raise HTTPException(400, f"archived: expected true or false, got {str(archived)[:40]!r}")
-    for text in (document.get("name"), document.get("notes"), document.get("group"), *(tags or ())):
-        if text is not None and not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise HTTPException(400, "expected Unicode text, got half of a surrogate pair") from None
     return RunChanges(
         name=document.get("name"),
         tags=None if tags is None else list(dict.fromkeys(tags)),

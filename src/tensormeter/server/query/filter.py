@@ -15,13 +15,21 @@ from typing import Any, Final
 
 import re2
 
-from tensormeter.errors import UsageError
+from tensormeter.errors import EncodingError, UsageError
+from tensormeter.otlp.check import Check, no_check
+from tensormeter.otlp.document import parse_document
 from tensormeter.server.query.fields import Columns, Field, find_field
 
 __all__ = ["Filter", "parse_filter"]
 
 MAX_LENGTH: Final = 8192
 MAX_DEPTH: Final = 50
+MAX_COMPARISONS: Final = 500
+MAX_PATTERNS: Final = 10
+MAX_FIELDS: Final = 100
+
+_MATCHED: Final = 4096
+"""Characters of a value that a regular expression sees: RE2 takes linear time, but of text times pattern."""
 
 Predicate = Callable[[int], bool]
 _Bind = Callable[[Columns], Predicate]
@@ -55,8 +63,8 @@ class Filter:
     bind: _Bind
 
 
-def parse_filter(text: str) -> Filter:
-    """Parse a filter; an empty one takes everything.
+def parse_filter(text: str, check: Check = no_check) -> Filter:
+    """Parse a filter; an empty one takes everything. `check` is called before each search for a regular expression.
 
     Raises:
         UsageError: It is not one; the message names the position.
@@ -65,7 +73,7 @@ def parse_filter(text: str) -> Filter:
         raise UsageError(f"filter: expected at most {MAX_LENGTH} characters, got {len(text)}")
     if not text.strip():
         return Filter({}, lambda _: lambda _: True)
-    parser = _Parser(text)
+    parser = _Parser(text, check)
     bind = parser.disjunction(0)
     parser.expect("end", "and, or, or the end")
     return Filter(parser.fields, bind)
@@ -79,10 +87,13 @@ class _Token:
 
 
 class _Parser:
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, check: Check) -> None:
         self.fields: dict[str, Field] = {}
+        self._check = check
         self._tokens = _tokenize(text)
         self._index = 0
+        self._comparisons = 0
+        self._patterns = 0
 
     @property
     def _next(self) -> _Token:
@@ -126,6 +137,11 @@ class _Parser:
             field = self.fields.setdefault(token.text, find_field(token.text))
         except UsageError as error:
             raise UsageError(f"filter: at {token.position}: {error}") from None
+        self._comparisons += 1
+        if self._comparisons > MAX_COMPARISONS:
+            raise UsageError(f"filter: more than {MAX_COMPARISONS} comparisons at {token.position}")
+        if len(self.fields) > MAX_FIELDS:
+            raise UsageError(f"filter: more than {MAX_FIELDS} different fields at {token.position}")
         sign = self._next
         for name in ("=", "!=", *_ORDERS):
             if self._take(name):
@@ -138,8 +154,7 @@ class _Parser:
             self.expect(")", "a comma or a closing parenthesis")
             return _over(field, lambda value: any(_equal(value, one) for one in values))
         if self._take("~"):
-            pattern = self._pattern()
-            return _over(field, lambda value: value is not None and pattern.search(_text(value)) is not None)
+            return _over(field, _matcher(self._pattern(), self._check))
         if self._take("has"):
             wanted = self._literal(field)
             return _over(field, lambda value: _has(value, wanted))
@@ -161,6 +176,9 @@ class _Parser:
 
     def _pattern(self) -> Any:
         token = self.expect("text", "a regular expression in quotes")
+        self._patterns += 1
+        if self._patterns > MAX_PATTERNS:
+            raise UsageError(f"filter: more than {MAX_PATTERNS} regular expressions at {token.position}")
         options = re2.Options()
         options.log_errors = False
         options.max_mem = 1 << 20
@@ -205,10 +223,12 @@ def _unquote(token: _Token) -> str:
         inner = inner.replace("\\'", "'").replace('"', '\\"')
     # A backslash that begins no escape of JSON stands for itself, so that patterns need no doubling.
     inner = re.sub(r'\\(?!["\\/bfnrtu])', r"\\\\", inner)
+    # A text may hold line ends and tabs as they are, which JSON does not allow.
+    inner = re.sub(r"[\x00-\x1f]", lambda control: f"\\u{ord(control[0]):04x}", inner)
     try:
-        return str(json.loads(f'"{inner}"', strict=False))
-    except ValueError:
-        raise UsageError(f"filter: not a text at {token.position}: {token.text[:40]}") from None
+        return str(parse_document(f'"{inner}"'))
+    except EncodingError as error:
+        raise UsageError(f"filter: {token.text[:40]} at {token.position}: {error}") from None
 
 
 def _moment(text: str, position: int) -> int:
@@ -277,6 +297,16 @@ def _equal(value: Any, literal: Any) -> bool:
     return bool(value == literal)
 
 
+def _matcher(pattern: Any, check: Check) -> Callable[[Any], bool]:
+    def matches(value: Any) -> bool:
+        if value is None:
+            return False
+        check()
+        return pattern.search(_text(value)) is not None
+
+    return matches
+
+
 def _has(value: Any, wanted: Any) -> bool:
     match value:
         case str():
@@ -291,4 +321,4 @@ def _has(value: Any, wanted: Any) -> bool:
 
 def _text(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text.encode(errors="replace").decode()
+    return text[:_MATCHED].encode(errors="replace").decode()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tensormeter.errors import UsageError
+from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.query.fields import Field, find_field
 from tensormeter.server.query.filter import parse_filter
 from tensormeter.server.store import RunSummary, Store
@@ -27,22 +28,28 @@ def find_runs(
     limit: int,
     offset: int,
     metrics: Sequence[str] | None = None,
+    check: Check = no_check,
 ) -> tuple[list[RunSummary], int]:
     """A page of the runs that fulfil a filter, in order, and how many fulfil it.
 
-    Archived runs are left out unless the filter speaks of `archived`.
+    Archived runs are left out unless the filter speaks of `archived`. `check` is called for each run; whatever it raises ends
+    the search.
 
     Raises:
         UsageError: Filter or order cannot be understood.
     """
-    condition = parse_filter(filter_text)
+    condition = parse_filter(filter_text, check)
     orders = _parse_sort(sort or "-started")
     shows_archived = any(field.name == "archived" for field in condition.fields.values())
     fields = [*condition.fields.values(), *(order.field for order in orders), find_field("archived")]
     table = store.table(project, [*dict.fromkeys(name for field in fields for name in field.stored)])
     predicate = condition.bind(table.columns)
     archived = table.columns["archived"]
-    rows = [row for row in range(len(table.runs)) if (shows_archived or not archived[row]) and predicate(row)]
+    rows = []
+    for row in range(len(table.runs)):
+        check()
+        if (shows_archived or not archived[row]) and predicate(row):
+            rows.append(row)
     # Sorting is stable, so the least important goes first; among equals the newest.
     rows.sort(key=table.runs.__getitem__, reverse=True)
     for order in reversed(orders):
