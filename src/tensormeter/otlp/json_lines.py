@@ -16,6 +16,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from tensormeter.errors import EncodingError
+from tensormeter.otlp.document import parse_document
 
 __all__ = ["decode_line", "encode_line"]
 
@@ -51,10 +52,7 @@ def decode_line(line: bytes) -> tuple[Signal, bytes, int]:
     Raises:
         EncodingError: The line is not OTLP, or is of another signal.
     """
-    try:
-        document = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise EncodingError(f"not JSON: {error}") from None
+    document = parse_document(line)
     if not isinstance(document, dict) or (signal := _signal(document)) is None:
         raise EncodingError(f"expected an object with one of {', '.join(_ROOTS)}")
     message = _MESSAGES[signal]()

@@ -1,6 +1,5 @@
 """Points: sampled for charts, in full, over processes, and distributions."""
 
-import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -11,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from tensormeter.otlp.document import parse_document
 from tensormeter.server.answers import Answers, HeldResponse
 from tensormeter.server.api.columns import COLUMNS, encode_columns, encode_full_columns
 from tensormeter.server.api.request import (
@@ -292,10 +292,7 @@ def _metric(query: Mapping[str, str]) -> str:
 def _attributes(text: str | None) -> Mapping[str, Any] | None:
     if not text:
         return None
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        found = None
+    found = parse_document(text)
     if not isinstance(found, dict):
         raise HTTPException(400, f"attributes: expected a JSON object, got {text[:40]!r}")
     return found
