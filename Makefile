@@ -1,12 +1,13 @@
 # demo: train a small model and see its run    test: everything that must hold
 # check: style, types, layers                  bench: what it costs, beside the alternatives
 # chaos: the tests of faults, with 500 kills each, every byte, ten times the flipped bits, and a million inputs for the decoders
+# fuzz: what a request may cost, tried with bodies that expand into many things (SEEDS of them random)
 # screenshots: pictures of every view of the web page, in screenshots/
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test check bench chaos screenshots clean tools
+.PHONY: demo test check bench chaos fuzz screenshots clean tools
 
 demo: $(VENV)/ready
 	$(RUN) examples/demo.py $(if $(ONCE),--once) $(ARGS)
@@ -35,8 +36,11 @@ bench: $(VENV)/bench
 
 chaos: $(VENV)/ready
 	CHAOS_KILLS=500 TENSORMETER_TEST_KILLS=500 TENSORMETER_TEST_FUZZ=1000000 $(RUN) -m pytest --timeout 36000 \
-	  tests/faults tests/pipeline/test_spool_model.py tests/server/test_server_crash.py tests/server/test_server_fuzz.py \
+	  tests/faults tests/pipeline/test_spool_model.py tests/server/test_server_crash.py tests/server/test_server_fuzz.py tests/server/test_server_expansion.py \
 	  tests/server/test_store_clickhouse.py tests/server/test_clickhouse_outages.py $(ARGS)
+
+fuzz: $(VENV)/ready
+	$(RUN) tests/server/expansion.py --seeds $(or $(SEEDS),200)
 
 # Debian's Chromium and Prometheus: the tests of the page and of scraping need them, and skip where they cannot be had.
 tools:

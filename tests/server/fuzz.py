@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-CHECKS = ("metrics", "logs", "json", "json_of", "body")
+CHECKS = ("elements", "metrics", "logs", "json", "json_of", "body")
 
 
 def run(name: str, runs: int, seed: int) -> None:

@@ -14,7 +14,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality
 from starlette.exceptions import HTTPException
 
 from tensormeter.errors import EncodingError
-from tensormeter.otlp import decode
+from tensormeter.otlp import decode, elements
 from tensormeter.otlp.json import events_from_json, metrics_from_json
 from tensormeter.server.api.request import encode
 from tensormeter.server.body import decompress
@@ -119,7 +119,26 @@ def check_body(body: bytes) -> None:
             assert size <= LIMIT
 
 
+def check_elements(body: bytes) -> None:
+    """The walk that counts elements refuses nothing that protobuf accepts, but for groups, which OTLP does not have."""
+    for walk, kind in (
+        (elements.check_metrics, ExportMetricsServiceRequest),
+        (elements.check_logs, ExportLogsServiceRequest),
+    ):
+        try:
+            walk(body)
+        except EncodingError as error:
+            if "wire type" in str(error):
+                continue
+            try:
+                kind.FromString(body)
+            except DecodeError:
+                continue
+            raise
+
+
 CHECKS = {
+    "elements": check_elements,
     "metrics": check_metrics,
     "logs": check_logs,
     "json": check_json,
@@ -138,7 +157,7 @@ def seeds(name: str) -> list[bytes]:
             return [logs]
         case "json":
             return [json_format.MessageToJson(message, indent=None).encode() for message in (_metrics(), _logs())]
-        case "json_of":
+        case "json_of" | "elements":
             return [metrics, logs]
         case _:
             written = [metrics, b"", bytes(LIMIT), bytes(2 * LIMIT)]

@@ -1,0 +1,235 @@
+"""What one request may cost, whatever it holds: 5 s of processor time and 300 MB of memory. `expansion.py` makes the bodies.
+
+`python tests/server/expansion.py` sends many more, larger and random ones.
+"""
+
+import contextlib
+import gzip
+import itertools
+import json
+import socket
+import sys
+import zlib
+from urllib.parse import urlsplit
+
+import expansion
+import numpy as np
+import pytest
+from expansion import JSON, PROTOBUF
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+
+from tensormeter.otlp.batch import Batch, Event, Gauge
+from tensormeter.otlp.elements import MAX_ELEMENTS, TooManyElementsError, check_logs, check_metrics
+from tensormeter.otlp.encode import encode_events, encode_metrics
+from tensormeter.otlp.json import MAX_JSON_ELEMENTS
+from tensormeter.pipeline.delivery import Delivery
+from tensormeter.pipeline.request import Encoded
+from tensormeter.pipeline.spool import Spool
+from tensormeter.settings import Settings
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of another process from /proc")
+T0 = 1_750_000_000_000_000_000
+SMALL = 4 << 20
+"""Bytes of a body of which gzip makes some thousand."""
+
+
+def assert_bounded(cost, name):
+    assert cost.status in (200, 400, 413), (name, cost)
+    assert cost.seconds < expansion.MAX_SECONDS, (name, cost)
+    assert cost.peak < expansion.MAX_BYTES, (name, cost)
+
+
+@linux
+@pytest.mark.parametrize("encoding", expansion.ENCODINGS)
+@pytest.mark.parametrize("content_type", [PROTOBUF, JSON])
+def test_small_bodies_of_many_things_are_refused_at_once(server, content_type, encoding):
+    """Two million empty resources in 4 KB took 45 s and 0.8 GB."""
+    meter = expansion.Meter(server)
+    body = {
+        PROTOBUF: b"\x0a\x00" * (SMALL // 2),
+        JSON: b'{"resourceMetrics":[' + b"{}," * (SMALL // 3) + b"{}]}",
+    }[content_type]
+    cost = meter.send(expansion.Body("empty resources", "/v1/metrics", content_type, body), encoding)
+    assert_bounded(cost, "empty resources")
+    assert cost.status == 413
+    reason = json.loads(cost.message)["message"] if content_type == JSON else cost.message.decode()
+    named = f"{MAX_JSON_ELEMENTS} braces" if content_type == JSON else f"{MAX_ELEMENTS['resources']} resources"
+    assert named in reason
+
+
+@linux
+def test_every_field_repeated_at_every_level_is_bounded(server):
+    """About 30 s: some 260 requests, because each field of each message has a cost of its own."""
+    meter = expansion.Meter(server)
+    statuses = set()
+    for body in expansion.bodies(1 << 20):
+        cost = meter.send(body, "gzip")
+        assert_bounded(cost, body.name)
+        statuses.add(cost.status)
+    assert statuses == {200, 413}
+
+
+@linux
+def test_requests_at_the_bounds_are_taken_at_bounded_cost(server_on_each):
+    """About 60 s for each store: each request holds nearly as much of something as one may, 64 MiB at most."""
+    meter = expansion.Meter(server_on_each)
+    refused = []
+    for body in expansion.allowed():
+        cost = meter.send(body, "gzip")
+        assert_bounded(cost, body.name)
+        refused += [body.name] * (cost.status != 200)
+    assert refused == ["a text of 62 MiB in wide characters", "a name of 62 MiB in wide characters"]
+
+
+@linux
+def test_a_million_points_and_fifty_thousand_series_fit_into_one_request(server):
+    meter = expansion.Meter(server)
+    resource = {"service.name": "large", "tensormeter.run.id": "million"}
+    times = np.arange(T0, T0 + 1000, dtype=np.uint64)
+    series = [Gauge(f"metric/{number}", times, np.arange(1000.0)) for number in range(1000)]
+    cost = meter.send(
+        expansion.Body("million", "/v1/metrics", PROTOBUF, encode_metrics([Batch(resource, series)])), "gzip"
+    )
+    assert (cost.status, cost.message) == (200, b"")
+    assert_bounded(cost, "million")
+    series = [Gauge(f"metric/{number}", times[:1], np.array([1.5])) for number in range(50_000)]
+    resource |= {"tensormeter.run.id": "series"}
+    cost = meter.send(
+        expansion.Body("series", "/v1/metrics", PROTOBUF, encode_metrics([Batch(resource, series)])), "gzip"
+    )
+    assert (cost.status, cost.message) == (200, b"")
+    assert_bounded(cost, "series")
+    assert server.get("/api/v1/runs/million", project="large")["points"] == 1_000_000
+    assert server.get("/api/v1/runs/series", project="large")["points"] == 50_000
+
+
+def test_the_walk_understands_what_protobuf_understands():
+    for path, check in (("/v1/metrics", check_metrics), ("/v1/logs", check_logs)):
+        for body in itertools.islice(expansion.bodies(1000, (PROTOBUF,)), None):
+            if body.path == path:
+                check(body.data)
+
+
+def test_points_in_columns_count_as_one_only_where_they_are_read_as_columns():
+    request = ExportMetricsServiceRequest()
+    metric = request.resource_metrics.add().scope_metrics.add().metrics.add(name="m")
+    for index in range(MAX_ELEMENTS["separate points"] + 1):
+        metric.gauge.data_points.add(time_unix_nano=T0 + index, as_double=index)
+    check_metrics(request.SerializeToString())
+    # Two occurrences of the field are one gauge to protobuf, which reads its points one by one.
+    gauge = metric.gauge.SerializeToString()
+    twice = metric.SerializeToString() + b"\x2a\x00"
+    assert metric.FromString(twice).gauge.SerializeToString() == gauge
+    body = _wrapped(1, _wrapped(2, _wrapped(2, twice)))
+    with pytest.raises(TooManyElementsError, match="separate points"):
+        check_metrics(body)
+
+
+@pytest.mark.parametrize("tail", [b"\x0b", b"\x0c", b"\x08" + b"\xff" * 11 + b"\x00", b"\x0a\x05\x00", b"\x08"])
+def test_what_is_no_message_is_refused_before_it_is_read(server, tail):
+    good = _wrapped(1, b"")
+    assert server.post("/v1/metrics", good + tail).status == 400
+    assert server.post("/v1/logs", good + tail).status == 400
+
+
+@linux
+def test_a_body_of_empty_deflate_blocks_takes_bounded_time(server):
+    """Each block makes tables for its codes, and yields nothing."""
+    writer = zlib.compressobj(9, zlib.DEFLATED, -15, strategy=zlib.Z_FILTERED)
+    block = writer.compress(bytes(range(64)) * 2) + writer.flush(zlib.Z_FULL_FLUSH)
+    body = gzip.compress(b"")[:10] + block * ((60 << 20) // len(block))
+    meter = expansion.Meter(server)
+    cost = meter.send(expansion.Body("deflate", "/v1/metrics", PROTOBUF, body), expansion.AS_IS)
+    assert_bounded(cost, "deflate")
+
+
+def test_a_filter_takes_bounded_time(server, make):
+    server.metrics(*(make.rows(f"run-{number}", [(T0, 0, {"v": 1.0})], project="filter") for number in range(200)))
+    text = json.dumps("x" * 60_000)
+    for number in range(200):
+        server.send("PATCH", f"/api/v1/runs/run-{number}?project=filter", {"notes": json.loads(text)})
+    meter = expansion.Meter(server)
+    before = meter.seconds()
+    slow = " or ".join(['notes ~ "(x{0,30}){0,30}y"'] * 10)
+    status, answer = server.ask("/api/v1/runs", project="filter", filter=slow)
+    assert (status, answer["error"]["code"]) == (413, "too_large")
+    assert "processor time" in answer["error"]["message"]
+    assert meter.seconds() - before < expansion.MAX_SECONDS
+    for many in (
+        " or ".join(['name ~ "a"'] * 11),
+        " or ".join(["id=1"] * 501),
+        " or ".join(f"config.{i}=1" for i in range(102)),
+    ):
+        status, answer = server.ask("/api/v1/runs", filter=many.replace("config.", "config.k"))
+        assert (status, answer["error"]["code"]) == (400, "bad_request")
+        assert "more than" in answer["error"]["message"]
+    status, answer = server.ask("/api/v1/runs", fields=",".join(f"config.k{number}" for number in range(1001)))
+    assert status == 400
+
+
+def test_work_ends_when_the_client_has_gone(start, eventually):
+    """The request takes seconds, and its client leaves after the last byte of it."""
+    server = start("--access-log")
+    body = next(body for body in expansion.allowed() if body.name == "series by attributes")
+    address = urlsplit(server.url)
+    head = f"POST {body.path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {PROTOBUF}\r\nContent-Length: {len(body.data)}\r\n\r\n"
+    with socket.create_connection((address.hostname, address.port)) as connection:
+        connection.sendall(head.encode() + body.data)
+    eventually(lambda: body.path in server.stderr)
+    assert server.get("/api/v1/runs")["total"] == 0
+    assert "Traceback" not in server.stderr
+
+
+def test_the_agent_divides_what_is_refused_and_every_value_arrives_once(server, tmp_path, eventually, make):
+    """Twice as many separate points as one request may have, in two rows; and more log records than one may have."""
+    series = [
+        Gauge(f"metric/{number}", np.array([T0, T0 + 1], np.uint64), np.array([number, -number], np.int64))
+        for number in range(MAX_ELEMENTS["separate points"] + 1000)
+    ]
+    metrics = encode_metrics([Batch(make.resource("divided", project="divided"), series)])
+    records = MAX_ELEMENTS["log records"] + 1000
+    events = [Event("line", T0 + number, body=number) for number in range(records)]
+    logs = encode_events(make.resource("divided", project="divided"), events)
+    with pytest.raises(TooManyElementsError):
+        check_metrics(metrics)
+    with pytest.raises(TooManyElementsError):
+        check_logs(logs)
+    spool = Spool(tmp_path / "spool.sqlite")
+    requests = [
+        Encoded("metrics", gzip.compress(metrics), 2 * len(series)),
+        Encoded("logs", gzip.compress(logs), records),
+    ]
+    spool.put(requests, ["experiment"], "p", {}, started=True, ended=False)
+    delivery = Delivery("experiment", tmp_path / "spool.sqlite", Settings(endpoint=server.url), lambda: None)
+    delivery.start()
+    try:
+        eventually(lambda: spool.pending() == 0)
+    finally:
+        delivery.stop(30)
+    assert spool.quarantined_items() == 0
+    spool.close()
+    run = server.get("/api/v1/runs/divided", project="divided")
+    assert run["points"] == 2 * len(series)
+    assert {one["count"] for one in run["summary"].values()} == {2}
+    assert run["summary"]["metric/7"]["last"] == -7
+    found = server.get("/api/v1/runs/divided/events", project="divided", name="line", limit=10_000)["events"]
+    assert [event["body"] for event in found] == [*range(records - 1, records - 10_001, -1)]
+
+
+def test_a_body_in_tiny_pieces_is_refused(start):
+    """Chunks of one byte: each costs as much as one of a kilobyte."""
+    server = start()
+    address = urlsplit(server.url)
+    head = f"POST /v1/metrics HTTP/1.1\r\nHost: localhost\r\nContent-Type: {PROTOBUF}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with socket.create_connection((address.hostname, address.port)) as connection:
+        connection.sendall(head.encode() + b"400\r\n" + bytes(1024) + b"\r\n")
+        with contextlib.suppress(OSError):  # the server closes while more is being sent
+            for _ in range(1000):
+                connection.sendall(b"1\r\n\0\r\n" * 1000)
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
+    assert server.get("/healthz") == {"status": "ok"}
+
+
+def _wrapped(number: int, content: bytes) -> bytes:
+    return expansion.varint(number << 3 | 2) + expansion.varint(len(content)) + content
