@@ -180,6 +180,9 @@ def _metrics() -> ExportMetricsServiceRequest:
     mixed = scope.metrics.add(name="mixed" * 20).gauge.data_points
     for i in range(8):
         mixed.add(time_unix_nano=T0 + i, **({"as_int": i} if i % 2 else {"as_double": i / 7}))
+    series = scope.metrics.add(name="series").gauge.data_points
+    for i in range(60):
+        series.add(time_unix_nano=T0 + i, as_double=i / 7).attributes.add(key="k").value.string_value = "v" * (i % 3)
     total = scope.metrics.add(name="total").sum
     total.aggregation_temporality, total.is_monotonic = AggregationTemporality.AGGREGATION_TEMPORALITY_DELTA, True
     for i in range(8):

@@ -44,6 +44,7 @@ from tensormeter.otlp.batch import (
 )
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.otlp.fixed import Field, FixedPoints, iterate_fields, read_fixed_points
+from tensormeter.otlp.mixed import read_mixed_points
 
 __all__ = ["FixedData", "decode_events", "decode_metrics", "find_fixed_points"]
 
@@ -58,6 +59,8 @@ _DATA = (5, 7, 9, 10, 11)
 _POINT_TAG = 1 << 3 | 2
 _FEW = 100
 """Bytes of a metric that can hold so few points that protobuf is as quick."""
+_MIXED = 2000
+"""Bytes of points above which it is worth sorting them into series."""
 _MANY_FIELDS = 1000
 """Fields of a metric that is left to protobuf: a list of more would take more memory than the metric."""
 _SUM_TEMPORALITY = 2 << 3
@@ -158,18 +161,24 @@ def _fixed_series(body: memoryview, message: Field, scope: Scope) -> list[Series
     fixed = find_fixed_points(body, message)
     if fixed is None:
         return []
-    inner, points = fixed.data, fixed.points
+    inner = fixed.data
     fields = _fields(body, message)
     rest = bytes(body[fixed.end : inner.end])
-    shell, template = Metric(), NumberDataPoint()
-    _parse(shell, b"".join(body[field.begin : field.end] for field in fields if field is not inner))
-    _parse(template, points.first)
+    shell = Metric()
+    _parse(shell, b"".join(body[field.begin : field.end] for field in fields if field.begin != inner.begin))
     about: _About = {"unit": shell.unit, "description": shell.description, "scope": scope}
-    found = attributes(template.attributes)
     total = ProtoSum()
     _parse(total, rest)
     if total.data_points:
         return []
+    return [one for _, points in fixed.groups for one in _series_of(points, shell.name, inner, total, about)]
+
+
+def _series_of(points: FixedPoints, name: str, data: Field, total: ProtoSum, about: "_About") -> list[Series]:
+    """Series of points of one layout: one of floats and one of integers, where there are any."""
+    template = NumberDataPoint()
+    _parse(template, points.first)
+    found = attributes(template.attributes)
     series: list[Series] = []
     for integers in (False, True):
         chosen = points.integers == integers
@@ -180,12 +189,12 @@ def _fixed_series(body: memoryview, message: Field, scope: Scope) -> list[Series
         else:
             continue
         values = words if integers else words.view(np.float64)
-        if inner.number == _GAUGE:
-            series.append(Gauge(shell.name, times, values, attributes=found, **about))
+        if data.number == _GAUGE:
+            series.append(Gauge(name, times, values, attributes=found, **about))
         else:
             series.append(
                 Sum(
-                    shell.name,
+                    name,
                     times,
                     values,
                     start_times,
@@ -200,11 +209,17 @@ def _fixed_series(body: memoryview, message: Field, scope: Scope) -> list[Series
 
 @dataclass(frozen=True, eq=False)
 class FixedData:
-    """Points of one layout in a metric: the gauge or sum, the offset where its points end, and the points."""
+    """Points of a metric that are alike, series by series.
+
+    Attributes:
+        data: The gauge or sum.
+        end: Offset where its points end.
+        groups: For each series the offset of its first point, and its points.
+    """
 
     data: Field
     end: int
-    points: FixedPoints
+    groups: Sequence[tuple[int, FixedPoints]]
 
 
 def find_fixed_points(body: memoryview, message: Field) -> FixedData | None:
@@ -221,7 +236,10 @@ def find_fixed_points(body: memoryview, message: Field) -> FixedData | None:
     # Points come first, and what tells of all of them after that.
     end = _end_of_points(body, inner) if inner.number == _SUM else inner.end
     points = read_fixed_points(body, inner.content, end, _POINT_TAG)
-    return None if points is None else FixedData(inner, end, points)
+    if points is not None:
+        return FixedData(inner, end, [(inner.content, points)])
+    groups = read_mixed_points(body, inner.content, end, _POINT_TAG) if end - inner.content > _MIXED else None
+    return None if groups is None else FixedData(inner, end, groups)
 
 
 def _end_of_points(body: memoryview, data: Field) -> int:

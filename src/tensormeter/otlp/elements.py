@@ -7,7 +7,7 @@ Points of one layout, which `decode` reads in columns, count as columns: NumPy r
 Blocks on nothing and keeps no state; safe on any thread.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
@@ -67,6 +67,7 @@ _FIXED_SIZES: Final = {
     FieldDescriptor.TYPE_SFIXED32: 4,
     FieldDescriptor.TYPE_FLOAT: 4,
 }
+_NO_POINTS: Final[Sequence[tuple[int, int]]] = ()
 _CONTINUED: Final = bytes(range(0x80, 0x100))
 """Bytes of a varint that another one follows."""
 
@@ -187,7 +188,7 @@ class _Walk:
         most = [MAX_ELEMENTS[name] for name in _NAMES]
         most_fields = most[_FIELDS]
         total = 0
-        column = skipped_to = -1
+        column, firsts = -1, _NO_POINTS
         at, end, kind = 0, len(body), _type_of(self._root)
         outer: list[tuple[int, int, _Type]] = []
         while True:
@@ -237,9 +238,10 @@ class _Walk:
                 outer.append((after, end, kind))
                 kind, end = child, after
                 if child is metric:
-                    column, skipped_to = self._column(at, end)
-                elif at == column:  # points that are alike: the first one speaks for all
-                    end = skipped_to
+                    column, firsts = self._columns(at, end)
+                elif at == column:  # of points that are alike the first one speaks for all
+                    outer += ((first, last, child) for first, last in firsts)
+                    at = end
             elif wire == 0:
                 if body[at] >= 0x80:
                     _, at = self._long_varint(at)
@@ -252,13 +254,14 @@ class _Walk:
             else:  # groups, which OTLP has none of
                 raise self._malformed(f"a field has the wire type {wire}")
 
-    def _column(self, begin: int, end: int) -> tuple[int, int]:
-        """Where the points of a metric begin, if `decode` reads them in columns, and where the first one ends; -1 if not."""
+    def _columns(self, begin: int, end: int) -> tuple[int, Sequence[tuple[int, int]]]:
+        """Where the points of a metric begin if `decode` reads them in columns, else -1, and where each column's first one is."""
         fixed = find_fixed_points(self._view, Field(0, _LEN, begin, begin, end))
         if fixed is None:
-            return -1, -1
-        first = fixed.data.content
-        return first, first + (fixed.end - first) // len(fixed.points.times)
+            return -1, _NO_POINTS
+        return fixed.data.content, [
+            (first, first + 1 + len(_length(len(points.first))) + len(points.first)) for first, points in fixed.groups
+        ]
 
     def _packed(self, at: int, after: int, size: int) -> int:
         if size > 1:
@@ -292,6 +295,10 @@ def _metric_type(root: Descriptor) -> _Type | None:
             seen.append(kind)
             waiting += kind.fields.values()
     return None
+
+
+def _length(number: int) -> bytes:
+    return bytes((number,)) if number < 0x80 else bytes((number & 0x7F | 0x80,)) + _length(number >> 7)
 
 
 def _too_many(index: int) -> TooManyElementsError:

@@ -5,13 +5,14 @@ is checked, not assumed: every byte but those of times and values must be the sa
 for protobuf itself.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Field", "FixedPoints", "iterate_fields", "read_fixed_points"]
+__all__ = ["Field", "FixedPoints", "changing_bytes", "iterate_fields", "read_fixed_points"]
 
 _VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5
 
@@ -113,29 +114,12 @@ def read_fixed_points(body: memoryview, begin: int, end: int, tag: int) -> Fixed
     size = content - begin + length
     if content < 0 or length <= 0 or (end - begin) % size or (end - begin) // size < _MIN_POINTS:
         return None
-    if size > _MAX_POINT_BYTES:
-        return None
-    fields = iterate_fields(body, content, content + length, _MANY_FIELDS)
-    if fields is None:
-        return None
-    offsets: dict[int, int] = {}
-    for field in fields:
-        if field.number in (_START_TIME, _TIME, _AS_DOUBLE, _AS_INT) and field.wire == _I64:
-            name = _AS_DOUBLE if field.number == _AS_INT else field.number
-            if name in offsets or field.content - field.begin != 1:
-                return None
-            offsets[name] = field.content - begin
-        elif field.number != _ATTRIBUTES:  # flags and exemplars differ between points where they matter
-            return None
-    if _TIME not in offsets or _AS_DOUBLE not in offsets:
+    offsets = _offsets(body, begin, size)
+    if offsets is None:
         return None
     table = np.frombuffer(body[begin:end], np.uint8).reshape(-1, size)
-    changing = np.zeros(size, np.bool_)
-    for offset in offsets.values():
-        changing[offset : offset + 8] = True
     value_tag = offsets[_AS_DOUBLE] - 1
-    changing[value_tag] = True
-    fixed = np.flatnonzero(~changing)
+    fixed = np.flatnonzero(~_changing(offsets, size))
     rows = max(_BLOCK_BYTES // size, 1)
     for row in range(0, len(table), rows):
         if not (table[row : row + rows, fixed] == table[0, fixed]).all():
@@ -151,6 +135,46 @@ def read_fixed_points(body: memoryview, begin: int, end: int, tag: int) -> Fixed
         _words(table, offsets[_AS_DOUBLE]),
         integers,
     )
+
+
+def changing_bytes(body: memoryview, begin: int, size: int) -> NDArray[np.bool_] | None:
+    """Which bytes of a point hold its times, its value, and the value's tag; None if it is one that protobuf must read.
+
+    Args:
+        body: What the point is in.
+        begin: Offset of the point's tag.
+        size: Bytes of the point, tag and length included.
+    """
+    offsets = _offsets(body, begin, size)
+    return None if offsets is None else _changing(offsets, size)
+
+
+def _offsets(body: memoryview, begin: int, size: int) -> dict[int, int] | None:
+    """Offsets of times and value in a point by field number (`_AS_DOUBLE` for any value); None as for `changing_bytes`."""
+    if size > _MAX_POINT_BYTES:
+        return None
+    _, content = _varint(body, begin + 1, begin + size)
+    fields = iterate_fields(body, content, begin + size, _MANY_FIELDS)
+    if fields is None:
+        return None
+    offsets: dict[int, int] = {}
+    for field in fields:
+        if field.number in (_START_TIME, _TIME, _AS_DOUBLE, _AS_INT) and field.wire == _I64:
+            name = _AS_DOUBLE if field.number == _AS_INT else field.number
+            if name in offsets or field.content - field.begin != 1:
+                return None
+            offsets[name] = field.content - begin
+        elif field.number != _ATTRIBUTES:  # flags and exemplars differ between points where they matter
+            return None
+    return offsets if _TIME in offsets and _AS_DOUBLE in offsets else None
+
+
+def _changing(offsets: Mapping[int, int], size: int) -> NDArray[np.bool_]:
+    changing = np.zeros(size, np.bool_)
+    for offset in offsets.values():
+        changing[offset : offset + 8] = True
+    changing[offsets[_AS_DOUBLE] - 1] = True
+    return changing
 
 
 def _words(table: NDArray[np.uint8], offset: int) -> NDArray[np.int64]:

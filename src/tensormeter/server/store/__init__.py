@@ -22,6 +22,7 @@ from tensormeter.otlp.batch import Attribute, Batch, Event
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.store.errors import (
     AmbiguousRunError,
+    AnswerTooLargeError,
     BatchConflictError,
     NotFoundError,
     StoreUnavailableError,
@@ -56,6 +57,7 @@ __all__ = [
     "MAX_READ_POINTS",
     "STALL_AFTER",
     "AmbiguousRunError",
+    "AnswerTooLargeError",
     "BatchConflictError",
     "Change",
     "Changes",

@@ -1,14 +1,21 @@
 """What a store can answer instead of what was asked for."""
 
+from typing import Final
+
 from tensormeter.errors import StoreError
 
 __all__ = [
+    "MAX_ANSWER_TEXT",
     "AmbiguousRunError",
+    "AnswerTooLargeError",
     "BatchConflictError",
     "NotFoundError",
     "StoreUnavailableError",
     "TooManyPointsError",
 ]
+
+MAX_ANSWER_TEXT: Final = 32 << 20
+"""Characters of JSON that one read of events decodes: they take several times the memory then."""
 
 
 class NotFoundError(StoreError):
@@ -28,6 +35,13 @@ class BatchConflictError(StoreError):
 
 class TooManyPointsError(StoreError):
     """A read would return more points than the store's limit."""
+
+
+class AnswerTooLargeError(StoreError):
+    """A read would return more text than `MAX_ANSWER_TEXT`."""
+
+    def __init__(self, what: str, instead: str) -> None:
+        super().__init__(f"{what} hold more than {MAX_ANSWER_TEXT} characters; {instead}")
 
 
 class StoreUnavailableError(StoreError):

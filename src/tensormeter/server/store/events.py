@@ -10,6 +10,7 @@ from typing import Any, Final
 from tensormeter.otlp.batch import Event
 from tensormeter.server.store import RunRef, StoredEvent
 from tensormeter.server.store.canonical import canonical_json
+from tensormeter.server.store.errors import MAX_ANSWER_TEXT, AnswerTooLargeError
 from tensormeter.server.store.lifecycle import HEARTBEAT, apply_event
 from tensormeter.server.store.media import Media, MediaError, take_media
 
@@ -130,7 +131,11 @@ def read_events(
     stop: int | None,
     limit: int,
 ) -> list[StoredEvent]:
-    """Events of a run, the newest first; `name` may end in `*`."""
+    """Events of a run, the newest first; `name` may end in `*`.
+
+    Raises:
+        AnswerTooLargeError: They hold more than a read returns.
+    """
     condition = "event.run = ?"
     parameters: list[Any] = [run]
     if name is not None and name.endswith("*"):
@@ -149,7 +154,14 @@ def read_events(
         " ORDER BY time DESC, event.id DESC LIMIT ?",
         (*parameters, limit),
     )
-    return [stored_event(row) for row in rows]
+    events: list[StoredEvent] = []
+    size = 0
+    for row in rows:
+        size += len(row[5]) + len(row[6])
+        if size > MAX_ANSWER_TEXT:
+            raise AnswerTooLargeError("these events", "ask for fewer with limit, or by name, key, start and stop")
+        events.append(stored_event(row))
+    return events
 
 
 def read_alerts(connection: sqlite3.Connection, after: int, limit: int) -> list[tuple[RunRef, StoredEvent]]:

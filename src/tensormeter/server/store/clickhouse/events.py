@@ -4,6 +4,7 @@ from typing import Final
 
 from tensormeter.server.store.clickhouse.connection import Connection
 from tensormeter.server.store.clickhouse.runs import Runs
+from tensormeter.server.store.errors import MAX_ANSWER_TEXT, AnswerTooLargeError
 from tensormeter.server.store.events import ALERT, stored_event
 from tensormeter.server.store.values import RunRef, StoredEvent
 
@@ -32,12 +33,13 @@ class EventReader:
             conditions.append(f"time >= {int(start)}")
         if stop is not None:
             conditions.append(f"time < {int(stop)}")
-        rows = self._connection.rows(
-            f"SELECT {_COLUMNS} FROM event FINAL WHERE {' AND '.join(conditions)} ORDER BY time DESC, id DESC LIMIT {int(limit)}",
-            name=(name or "").removesuffix("*"),
-            key=key or "",
-        )
-        return [stored_event(row) for row in rows]
+        texts = {"name": (name or "").removesuffix("*"), "key": key or ""}
+        wanted = f"FROM event FINAL WHERE {' AND '.join(conditions)} ORDER BY time DESC, id DESC LIMIT {int(limit)}"
+        sizes = f"SELECT lengthUTF8(attributes) + lengthUTF8(body) AS size {wanted}"
+        size = self._connection.rows(f"SELECT sum(size) FROM ({sizes})", **texts)[0][0]
+        if size > MAX_ANSWER_TEXT:
+            raise AnswerTooLargeError("these events", "ask for fewer with limit, or by name, key, start and stop")
+        return [stored_event(row) for row in self._connection.rows(f"SELECT {_COLUMNS} {wanted}", **texts)]
 
     def alerts(self, after: int, limit: int) -> list[tuple[RunRef, StoredEvent]]:
         """Alerts of all runs with greater ids, the oldest first."""
