@@ -8,7 +8,8 @@ import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
-from tensormeter.errors import EncodingError
+import tensormeter
+from tensormeter.errors import EncodingError, UsageError
 from tensormeter.otlp.document import parse_document
 
 T0 = 1_750_000_000_000_000_000
@@ -135,6 +136,11 @@ def test_bodies_of_the_query_api(filled, escape):
         assert status == 400 if escape in ESCAPES[:4] else status < 500, text
     status, _ = filled.ask("/api/v1/runs/text/histograms", metric="v", attributes=f'{{"{escape}":1}}')
     assert status == 400 if escape in ESCAPES[:4] else status < 500
+
+
+def test_the_client_says_what_is_no_text(filled):
+    with tensormeter.Client(filled.url) as client, pytest.raises(UsageError, match="surrogate"):
+        client.runs("\udcff")
 
 
 def test_nothing_of_this_is_in_the_log(filled):

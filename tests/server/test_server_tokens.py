@@ -288,6 +288,8 @@ def test_names_that_cannot_be(tmp_path):
             file.create(name, ["read"])
     with pytest.raises(SettingsError, match="permissions"):
         file.create("two", [])
+    with pytest.raises(SettingsError, match="project"):
+        file.create("two", ["read"], project="\udcff")
 
 
 def test_a_loopback_server_that_gets_its_first_token_wants_one_from_then_on(start):

@@ -7,7 +7,7 @@ from urllib.parse import quote, urlencode
 
 import urllib3
 
-from tensormeter.errors import TensormeterError
+from tensormeter.errors import TensormeterError, UsageError
 from tensormeter.settings import Settings
 
 __all__ = ["COLUMNS", "ApiError", "Connection"]
@@ -116,8 +116,11 @@ class Connection:
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> urllib3.BaseHTTPResponse:
-        segments = "/".join(quote(segment, safe="") for segment in path)
-        parameters = urlencode({name: value for name, value in query.items() if value is not None})
+        try:
+            segments = "/".join(quote(segment, safe="") for segment in path)
+            parameters = urlencode({name: value for name, value in query.items() if value is not None})
+        except UnicodeEncodeError as error:
+            raise UsageError(f"expected Unicode text, got {error.object!r}: it has half of a surrogate pair") from None
         url = f"{self._endpoint}/api/v1/{segments}" + (f"?{parameters}" if parameters else "")
         named = dict(headers or {})
         if self._token is not None:

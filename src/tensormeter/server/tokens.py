@@ -125,6 +125,8 @@ class TokenFile:
         """
         if not 0 < len(name) <= _MAX_NAME or not name.isprintable():
             raise SettingsError(f"name: expected 1 to {_MAX_NAME} printable characters, got {name[:_MAX_NAME]!r}")
+        if project is not None and not project.encode(errors="ignore").decode() == project:
+            raise SettingsError(f"project: expected text in UTF-8, got {project!r}")
         allowed = [permission for permission in PERMISSIONS if permission in set(permissions)]
         if not allowed:
             raise SettingsError(f"permissions: expected some of {', '.join(PERMISSIONS)}")
