@@ -26,9 +26,9 @@ __all__ = ["MAX_ELEMENTS", "TooManyElementsError", "check_logs", "check_metrics"
 MAX_ELEMENTS: Final[Mapping[str, int]] = {
     "resources": 10_000,
     "scopes": 20_000,
-    "metrics": 52_000,
+    "metrics": 51_000,
     "fields of resources and scopes": 150_000,
-    "separate points": 52_000,
+    "separate points": 51_000,
     "log records": 20_000,
     "buckets and quantiles": 2_000_000,
     "bytes of text": 16 << 20,

@@ -26,7 +26,7 @@ MAX_DISTRIBUTION_BYTES: Final = 65_536
 _LAST_TIME: Final = (1 << 63) - 2  # the year 2262; SQLite and NumPy both end there, and a range needs one past it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Arrival:
     """Points of one series of one source.
 

@@ -121,6 +121,7 @@ class SqliteStore(SqliteQueries):
         """See `Store`."""
         received = time.time_ns()
         arrivals, rejections = arrivals_of(batches, check)
+        del batches  # the caller may have given them up
         content = journal.digest("metrics", payload)
         compressed = journal.compress(payload)
         with self._writing:

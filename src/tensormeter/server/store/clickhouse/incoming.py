@@ -57,7 +57,7 @@ _NO_LAST: Final = (0, int(np.float64(np.nan).view(np.int64)), False, False, 0, 0
 """Columns of the table `series`, of a series without points; any last point is later than this, which is NaN."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Incoming:
     """Points of one series.
 

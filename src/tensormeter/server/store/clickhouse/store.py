@@ -119,6 +119,7 @@ class ClickHouseStore:
         """See `Store`."""
         self._check_open()
         arrivals, rejections = arrivals_of(batches, check)
+        del batches  # the caller may have given them up
         content = journal.digest("metrics", payload)
         request = Request(content, batch_id, time.time_ns(), "data point", arrivals=arrivals, rejections=rejections)
         return self._committer.commit(request)
