@@ -140,7 +140,7 @@ def test_bodies_of_the_query_api(filled, escape):
 
 def test_the_client_says_what_is_no_text(filled):
     with tensormeter.Client(filled.url) as client, pytest.raises(UsageError, match="surrogate"):
-        client.runs("\udcff")
+        list(client.runs("\udcff"))
 
 
 def test_nothing_of_this_is_in_the_log(filled):
