@@ -286,7 +286,8 @@ class Commit:
         if self._activities:
             rows = [one.row(named=self._memory.is_news(one)) for one in self._activities.values()]
             connection.insert("process", activity.COLUMNS, encode_rows(activity.COLUMNS, rows))
-        self._insert("points", POINT_COLUMNS, encode_points(incoming, self._number, received))
+        for encoded in encode_points(incoming, self._number, received):
+            self._insert("points", POINT_COLUMNS, encoded)
         self._insert("distributions", BLOB_COLUMNS, encode_blobs(incoming, self._number, received))
         sums = series_rows(self._unclaimed() if intents else incoming, self._uncounted)
         if intents or sums:
