@@ -5,10 +5,11 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-WANTED = {*range(6, 15), 17, 19, 20, 22, 27, *range(36, 56)}
+WANTED = {*range(6, 15), 17, 19, 20, 22, 27, *range(36, 56), *range(78, 94)}
 
 BOTH = {"sqlite", "clickhouse"}
 OF_MODULE = {
+    "server/test_server_distributions": BOTH,
     "server/test_store": BOTH,
     "server/test_store_sqlite": {"sqlite"},
     "server/test_store_upkeep": {"sqlite"},
@@ -16,7 +17,7 @@ OF_MODULE = {
     "server/test_clickhouse_outages": {"clickhouse"},
     "server/test_clickhouse_tables": {"clickhouse"},
 }
-OF_FIXTURE = {"server_on_each": BOTH, "start_on_each": BOTH, "server": {"sqlite"}, "start": {"sqlite"}}
+OF_FIXTURE = {"filled": BOTH, "server_on_each": BOTH, "start_on_each": BOTH, "server": {"sqlite"}, "start": {"sqlite"}}
 
 
 def stores_of(module, function):
