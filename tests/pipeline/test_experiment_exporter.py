@@ -38,14 +38,15 @@ def exporter(new_exporter, receiver):
 def test_an_accepted_request(exporter, receiver):
     assert exporter.export(REQUEST) == Accepted()
     assert exporter.export(Request("spool-2", "logs", REQUEST.body, 1)) == Accepted()
-    first, second = receiver.received
+    assert exporter.export(Request("spool-3", "metrics", REQUEST.body, 1)) == Accepted()
+    first, second, third = receiver.received
     assert (first.path, second.path) == ("/v1/metrics", "/v1/logs")
     assert first.body == REQUEST.body
     assert first.headers["content-encoding"] == "gzip"
     assert first.headers["content-type"] == "application/x-protobuf"
     assert first.headers["authorization"] == "Bearer secret"
-    assert (first.id, second.id) == ("spool-1", "spool-2")
-    assert receiver.connections == 1  # kept open
+    assert (first.id, second.id, third.id) == ("spool-1", "spool-2", "spool-3")
+    assert receiver.connections == 2, "kept open, one for each signal"
 
 
 def test_partial_success_is_surfaced(exporter, receiver):
