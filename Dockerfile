@@ -25,7 +25,9 @@ FROM build AS build-trainer
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends gcc libc6-dev \
  && rm -rf /var/lib/apt/lists/*
-RUN /opt/tensormeter/bin/pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu '.[torch]' scikit-learn
+# torch alone from its own index, and everything else from PyPI: with two indexes at once, either could stand in for the other.
+RUN /opt/tensormeter/bin/pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu torch \
+ && /opt/tensormeter/bin/pip install --no-cache-dir '.[torch]' scikit-learn
 
 FROM base AS trainer
 COPY --from=build-trainer /opt/tensormeter /opt/tensormeter
