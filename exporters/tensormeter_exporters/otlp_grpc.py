@@ -1,6 +1,7 @@
 """OTLP over gRPC: unary calls with the encoded bytes, without generated stubs."""
 
 import gzip
+import re
 from pathlib import Path
 from typing import Final
 
@@ -36,7 +37,13 @@ _RETRYABLE: Final = frozenset(
 _TOO_LARGE: Final = ("larger than max", "length too large", "message too large")
 """Words of grpc-go, tonic and grpc-java; gRPC has no status of its own for this."""
 
-_LARGEST_ANSWER: Final = 1 << 16
+_NOT_GRPC: Final = re.compile(r"Received http2 header with status: (\d+)|Stream removed")
+"""gRPC's words for an answer without a status of its own: a proxy's web page, a redirect, a stream that was cut off."""
+
+_LARGEST_ANSWER: Final = 4 << 20
+
+_OUR_LIMIT: Final = "CLIENT: "
+"""Before gRPC's words on a message that is too large for ourselves."""
 
 
 class OtlpGrpcSender:
@@ -85,9 +92,13 @@ class OtlpGrpcSender:
         if code in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.OUT_OF_RANGE) and any(
             words in details for words in _TOO_LARGE
         ):
-            return TooLarge(reason)
+            return Retry(reason) if _OUR_LIMIT in details else TooLarge(reason)
         if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
             return Unauthorized(f"{reason}; set OTEL_EXPORTER_OTLP_HEADERS to what it wants")
+        if found := _NOT_GRPC.search(details):
+            if found[1] == "413":
+                return TooLarge(reason)
+            return Retry(f"{reason}; is the endpoint right?")
         after = _retry_delay(error)
         if code in _RETRYABLE or (code is grpc.StatusCode.RESOURCE_EXHAUSTED and after is not None):
             return Retry(reason, after)

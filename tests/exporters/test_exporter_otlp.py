@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import gzip
+import socket
 import ssl
 import subprocess
 import threading
@@ -467,6 +468,66 @@ def test_grpc_answers(make, config, rpc, code, details, metadata, expected):
         assert outcome.divide is (code != "RESOURCE_EXHAUSTED"), "only what can be about something in the request"
     if metadata:
         assert outcome.after == 9
+
+
+@pytest.mark.parametrize(("size", "expected"), [(100_000, Accepted), (5_000_000, Retry)])
+def test_a_long_answer_by_grpc_does_not_divide_the_request(make, config, rpc, size, expected):
+    rpc.answer = ExportMetricsServiceResponse(partial_success={"error_message": "x" * size}).SerializeToString()
+    with exporting(config(endpoint=f"http://127.0.0.1:{rpc.port}", protocol="grpc")) as exporter:
+        assert isinstance(exporter.export(make.logged(1, make.rows({1: {"loss": 1.0}}))), expected)
+
+
+@contextlib.contextmanager
+def speaking_http2(frames):
+    """A server at which no gRPC listens: it answers each request with frames of HTTP/2, (type, flags, content)."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def frame(kind, flags, stream, content=b""):
+        return len(content).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + content
+
+    def serve():
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                threading.Thread(target=talk, args=(connection,), daemon=True).start()
+
+    def talk(connection):
+        with contextlib.suppress(OSError), connection, connection.makefile("rb") as incoming:
+            connection.sendall(frame(4, 0, 0))  # SETTINGS
+            incoming.read(24)  # the preface
+            while head := incoming.read(9):
+                incoming.read(int.from_bytes(head[:3], "big"))
+                if head[3] in (0, 1) and head[4] & 1:  # the end of a request
+                    stream = int.from_bytes(head[5:], "big")
+                    connection.sendall(b"".join(frame(kind, flags, stream, content) for kind, flags, content in frames))
+
+    threading.Thread(target=serve, daemon=True).start()
+    yield listener.getsockname()[1]
+    listener.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ("200", Retry),
+        ("302", Retry),
+        ("400", Retry),
+        ("401", Unauthorized),
+        ("404", Retry),
+        ("408", Retry),
+        ("413", TooLarge),
+        ("500", Retry),
+        ("502", Retry),
+    ],
+)
+def test_an_answer_that_is_not_grpc_is_no_refusal(make, config, status, expected):
+    head = b"\x08\x03" + status.encode()  # HPACK: `:status`, not indexed
+    with (
+        speaking_http2([(1, 4, head), (0, 1, b"<html>Log in</html>")]) as port,
+        exporting(config(endpoint=f"http://127.0.0.1:{port}", protocol="grpc")) as exporter,
+    ):
+        outcome = exporter.export(make.logged(1, make.rows({1: {"loss": 1.0}})))
+    assert isinstance(outcome, expected), outcome
 
 
 def test_a_message_that_grpc_itself_finds_too_large(make, config, rpc):
