@@ -18,7 +18,10 @@ from tensormeter_exporters.otlp_answer import PROTOBUF, Answer
 
 __all__ = ["OtlpPost"]
 
-_LONGEST_ANSWER: Final = 1 << 16
+_LONGEST_ANSWER: Final = 4 << 20
+"""Bytes of an answer that are read: as many as gRPC takes. A partial success may name many points, an error be a long page."""
+
+_PIECE: Final = 1 << 16
 
 
 class OtlpPost:
@@ -62,16 +65,21 @@ class OtlpPost:
                     preload_content=False,
                 )
                 try:
-                    answer = _read(response, deadline)
+                    answer, whole = _read(response, deadline)
                 except BaseException:
-                    response.close()  # with the rest of the answer still to come, the connection is of no use
+                    response.close()
                     raise
-                response.release_conn()
+                if whole:
+                    response.release_conn()
+                else:
+                    response.close()  # with the rest of the answer still to come, the connection is of no use
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 late = self._connections.expired or time.monotonic() >= deadline
                 return Retry(f"{url}: {'the answer did not end in time' if late else _describe(error)}")
             if self._connections.expired or time.monotonic() >= deadline:  # what ended the headers was the deadline
                 return Retry(f"{url}: the answer did not end in time")
+        if not whole and 200 <= response.status < 300:
+            return Retry(f"{url}: the answer is longer than {_LONGEST_ANSWER} bytes; is the endpoint right?")
         return Answer(
             url,
             response.status,
@@ -157,16 +165,18 @@ def _pool(connections: _Connections, context: ssl.SSLContext | None) -> urllib3.
     return manager
 
 
-def _read(response: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
-    """The answer's body, within the deadline even when it comes a byte at a time, and not more than could be an answer."""
+def _read(response: urllib3.BaseHTTPResponse, deadline: float) -> tuple[bytes, bool]:
+    """The answer's body, within the deadline even when it comes a byte at a time; no more than could be an answer, and whether
+    that is all of it.
+    """
     answer = bytearray()
-    while chunk := response.read1(_LONGEST_ANSWER):
+    while chunk := response.read1(_PIECE):
         answer += chunk
         if len(answer) > _LONGEST_ANSWER:
-            raise urllib3.exceptions.HTTPError(f"the answer is longer than {_LONGEST_ANSWER} bytes")
+            return bytes(answer[:_LONGEST_ANSWER]), False
         if time.monotonic() > deadline:
             raise urllib3.exceptions.HTTPError("the answer did not end in time")
-    return bytes(answer)
+    return bytes(answer), True
 
 
 def _retry_after(value: str | None) -> float | None:

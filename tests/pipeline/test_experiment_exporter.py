@@ -154,11 +154,23 @@ def test_an_answer_that_does_not_end(new_exporter, receiver, monkeypatch, kind, 
     assert exporter.export(REQUEST) == Accepted()  # on another connection
 
 
-def test_an_answer_that_is_too_long(exporter, receiver, answering):
-    receiver.script(answering(200, b"x" * 1_000_000))
+@pytest.mark.parametrize("kind", [ExperimentExporter, OtlpExporter])
+def test_an_answer_that_is_too_long(new_exporter, receiver, answering, monkeypatch, kind):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
+    exporter = new_exporter(receiver.url, kind=kind)
+    receiver.script(answering(200, b"x" * 5_000_000))
     outcome = exporter.export(REQUEST)
     assert isinstance(outcome, Retry)
     assert "longer than" in outcome.reason
+    assert exporter.export(REQUEST) == Accepted()
+
+
+def test_a_refusal_with_a_long_page_is_a_refusal(new_exporter, receiver, answering, monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
+    exporter = new_exporter(receiver.url, kind=OtlpExporter)
+    for size in (100_000, 5_000_000):
+        receiver.script(answering(400, b"<" + b"x" * size))
+        assert isinstance(exporter.export(REQUEST), Rejected)
     assert exporter.export(REQUEST) == Accepted()
 
 
