@@ -159,6 +159,17 @@ def test_a_refused_token_parks_until_someone_says_otherwise(
     assert "secret" not in "".join(said())
 
 
+def test_a_receiver_that_fails_after_it_refused_the_token_is_tried_again_soon(
+    deliver, put, spool, receiver, answering, wait_for
+):
+    receiver.script(answering(401), answering(503))
+    put(b"1")
+    delivery = deliver(jitter=lambda _: 0.01)
+    wait_for(lambda: delivery.parked, "the destination is parked")
+    delivery.wake()
+    wait_for(lambda: spool.pending() == 0, "the request is delivered")
+
+
 def test_a_parked_destination_resumes_with_a_new_token(deliver, put, spool, receiver, tmp_path, wait_for):
     receiver.token = "new"
     file = tmp_path / "token"

@@ -162,6 +162,17 @@ def test_a_receiver_that_takes_a_kind_again_gets_it(agent, spool, put):
     assert (len(taken), posts) == (2, 1)
 
 
+def test_a_kind_of_which_most_is_taken_is_never_given_up(agent, spool, put):
+    sender = agent()
+    for _ in range(20):
+        put(a=[-1.0])
+        put(a=[1.0])
+        deliver(sender, spool, lambda _, __, value: value < 0)
+    put(a=[2.0, -1.0])
+    taken, _ = deliver(sender, spool, lambda _, __, value: value < 0)
+    assert [value for _, _, value in taken] == [2.0]
+
+
 def test_among_kinds_that_are_refused_one_that_is_taken_again_is_found(agent, spool, put):
     sender = agent()
     for _ in range(3):

@@ -271,9 +271,14 @@ class Delivery:
         request = self._outgoing.next(spool)
         self._position = self._outgoing.position
         if request is None:
-            if not self._outgoing.due_in and self._seen != news:
-                self._seen = news
-                self._call_siblings()
+            if not self._outgoing.due_in:
+                if (
+                    self.failures
+                ):  # of what has been given up since; what comes next must not wait for another attempt at it
+                    self._works()
+                if self._seen != news:
+                    self._seen = news
+                    self._call_siblings()
             return self._outgoing.due_in
         self._seen = -1
         if self._waits_its_turn():
@@ -299,12 +304,11 @@ class Delivery:
             case Retry(reason, after):
                 delay = max(self._jitter(next(delays)), min(after or 0.0, _LONGEST_RETRY_AFTER), 0.001)
                 self._failed(reason, delay)
+                self.parked = False  # it was not the token this time
                 logger.warning("%s: %s; attempt %d in %.1f s", self, reason, self.failures + 1, delay)
                 return delay
         recovered = self.failures > 0
-        self.failures = 0
-        self.error = ""
-        self.stalled = self.parked = False
+        self._works()
         self._position = None  # the next one is not known yet
         self._call_siblings(recovered=recovered)
         self._on_progress()
@@ -312,10 +316,17 @@ class Delivery:
 
     def _waits_its_turn(self) -> bool:
         """Whether something that was recorded earlier is about to be delivered by a sibling to which delivery works."""
-        return any(sibling._goes_before(self._position) for sibling in self.siblings)
+        waits = False
+        for sibling in self.siblings:
+            if (position := self._position) is not None and sibling._goes_before(position):
+                waits = True
+                if sibling._outgoing.called_for < position:  # else its schedule would hold up what is due here
+                    sibling._outgoing.called_for = position
+                    sibling._wake.set()
+        return waits
 
-    def _goes_before(self, position: int | None) -> bool:
-        if self.failures or self.idle or position is None:
+    def _goes_before(self, position: int) -> bool:
+        if self.failures or self.idle:
             return False
         began = self._attempt_began
         if began is not None and time.monotonic() - began > _PATIENCE:
@@ -327,6 +338,11 @@ class Delivery:
         for sibling in self.siblings:
             if recovered or not sibling.failures:
                 sibling._wake.set()
+
+    def _works(self) -> None:
+        self.failures = 0
+        self.error = ""
+        self.stalled = self.parked = False
 
     def _failed(self, reason: str, delay: float) -> None:
         self.failures += 1

@@ -53,6 +53,8 @@ class Outgoing:
     Attributes:
         due_in: Seconds until what waits is due, after `next` has returned None; 0 if nothing waits.
         hurry: Whether nothing waits for others to go with it. Any thread may set it.
+        called_for: Sequence number up to which nothing waits for others, because what comes behind it is due. Any thread may
+            set it.
         position: Sequence number of the first request that waits, after `next`; None if none does.
     """
 
@@ -70,6 +72,7 @@ class Outgoing:
         self._state = folder / (f"outgoing-{signals[0]}.json" if len(self._signals) == 1 else "outgoing.json")
         self.due_in = 0.0
         self.hurry = False
+        self.called_for = 0
         self.position: int | None = None
         self._since: float | None = None
         self._through = 0
@@ -114,7 +117,7 @@ class Outgoing:
 
     def accepted(self, spool: Spool, refused: int) -> None:
         """The piece has arrived, but for `refused` items of it."""
-        piece = self._pieces.get(self._parts[0].id)
+        piece = self._read(self._parts[0]) if self._strikes else None
         if piece is not None:
             for kind in piece.items:
                 self._strikes.pop(kind, None)
@@ -198,7 +201,7 @@ class Outgoing:
         now = time.monotonic()
         items = sum(member.items for member in waiting)
         full = items >= self._pace.max_export_batch_size or len(waiting) == _MOST_MEMBERS
-        if waiting[0].sequence > self._through and not full:
+        if waiting[0].sequence > max(self._through, self.called_for) and not full:
             if self._since is None:
                 self._since = now
             self.due_in = self._since + self._pace.schedule_delay - now
