@@ -4,13 +4,16 @@ A receiver answers for a whole request, also when it objects to one metric in it
 parts. The order of the attempts matters, because what is accepted on the way stays, and many receivers refuse whatever is older than
 what they have. Prometheus, for one, notes the time of each resource, and takes no earlier point of any metric of it afterwards. So
 
-1. kinds under suspicion go last: those that were refused before, and those that the receiver names;
+1. kinds that were refused before go last;
 2. then delta temporality is separated from the rest, and then gauges from other types, since receivers refuse types;
 3. then earlier rows go before later ones;
-4. the metrics of a single row are separated, and then the points of a single metric.
+4. the metrics of a single row are separated, those that the receiver names first, and then the points of a single metric.
 
-The ids of the parts begin with that of the request. Parts by kind are remembered by whoever sends them, since suspicion changes;
-everything else follows from the request, so another agent makes the same parts.
+Trying each point of what is refused throughout would take two requests a point. So where that seems to be the case, the latest item is
+tried alone (`divide_off`): if it is refused as well, so is the rest.
+
+The ids of the parts begin with that of the request. How a part was divided is remembered by whoever sends it, since suspicion changes; the
+parts follow from that and the request, so another agent makes the same ones.
 """
 
 import gzip
@@ -27,7 +30,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from tensormeter.exporter import Request
 from tensormeter.pipeline.contents import halves, keep_metrics, pack
 
-__all__ = ["Kind", "Piece", "divide", "divide_by_kind", "divide_in_halves", "piece_of", "resume"]
+__all__ = ["Division", "Kind", "Piece", "divide", "divide_off", "piece_of", "resume"]
 
 _TEMPORALITY: Final = {1: "delta ", 2: "cumulative "}
 
@@ -63,6 +66,20 @@ class Piece:
     rows: int
 
 
+@dataclass(frozen=True)
+class Division:
+    """How a piece was divided.
+
+    Attributes:
+        kinds: The kinds that went into the second part; none if it was divided in halves. If `off`, the one whose latest item is the first
+            part.
+        off: Whether a single item was divided off.
+    """
+
+    kinds: tuple[Kind, ...] = ()
+    off: bool = False
+
+
 def piece_of(request: Request) -> Piece:
     """A request with what is in it.
 
@@ -86,7 +103,7 @@ def piece_of(request: Request) -> Piece:
     return Piece(request, items, len(times))
 
 
-def divide(piece: Piece, suspects: Collection[Kind] = (), reason: str = "") -> tuple[list[Piece], list[Kind]] | None:
+def divide(piece: Piece, suspects: Collection[Kind] = (), reason: str = "") -> tuple[list[Piece], Division] | None:
     """Two pieces with what is in one, in the order in which they should be sent; None if it is a single item.
 
     Args:
@@ -94,54 +111,32 @@ def divide(piece: Piece, suspects: Collection[Kind] = (), reason: str = "") -> t
         suspects: Kinds that the receiver has refused before.
         reason: What the receiver said.
 
-    Returns:
-        The pieces, and the kinds that went into the second one; no kinds if the pieces follow from the piece alone.
+    Raises:
+        DecodeError, OSError: The body is not what it claims to be.
+    """
+    division = Division(tuple(_second(piece, suspects, reason))) if piece.request.signal == "metrics" else Division()
+    pieces = _parts(piece, division)
+    return None if pieces is None else (pieces, division)
+
+
+def divide_off(piece: Piece, kind: Kind) -> tuple[list[Piece], Division] | None:
+    """The latest item of a kind, and everything else; None if there is nothing else.
 
     Raises:
         DecodeError, OSError: The body is not what it claims to be.
     """
-    if piece.request.signal == "metrics":
-        second = _second(piece, suspects, reason)
-        if second:
-            return divide_by_kind(piece, second), second
-    pieces = divide_in_halves(piece)
-    return None if pieces is None else (pieces, [])
+    division = Division((kind,), off=True)
+    pieces = _parts(piece, division)
+    return None if pieces is None else (pieces, division)
 
 
-def divide_in_halves(piece: Piece) -> list[Piece] | None:
-    """Earlier and later rows; of a single one, or of log records, the first and second half. None if it is a single item.
-
-    Raises:
-        DecodeError, OSError: The body is not what it claims to be.
-    """
-    pair = halves(piece.request)
-    return None if pair is None else [piece_of(half) for half in pair]
-
-
-def divide_by_kind(piece: Piece, second: Collection[Kind]) -> list[Piece]:
-    """What is of other kinds than the given ones, and what is of those.
-
-    Raises:
-        DecodeError, OSError: The body is not what it claims to be.
-    """
-    body = gzip.decompress(piece.request.body)
-    pieces = []
-    for number, kinds in enumerate((piece.items.keys() - set(second), piece.items.keys() & set(second))):
-        if kinds:
-            message = ExportMetricsServiceRequest.FromString(body)
-            keep_metrics(message, partial(_is_of, kinds))
-            items = sum(piece.items[kind] for kind in kinds)
-            pieces.append(piece_of(Request(f"{piece.request.id}.k{number}", "metrics", pack(message), items)))
-    return pieces
-
-
-def resume(piece: Piece, done: Collection[str], divided: Mapping[str, Collection[Kind]]) -> list[Piece]:
+def resume(piece: Piece, done: Collection[str], divisions: Mapping[str, Division]) -> list[Piece]:
     """The pieces of a request that are left, after another agent has sent some.
 
     Args:
         piece: The request.
         done: Ids of the pieces that were accepted or set aside.
-        divided: Ids of the pieces that were divided, with the kinds that went into the second part; no kinds for halves.
+        divisions: How pieces were divided, by their ids.
 
     Raises:
         DecodeError, OSError: The body is not what it claims to be.
@@ -149,30 +144,85 @@ def resume(piece: Piece, done: Collection[str], divided: Mapping[str, Collection
     name = piece.request.id
     if name in done:
         return []
-    if name not in divided:
-        return [piece]
-    kinds = divided[name]
-    parts = divide_by_kind(piece, kinds) if kinds else divide_in_halves(piece)
-    return [left for part in parts for left in resume(part, done, divided)] if parts else [piece]
+    parts = _parts(piece, divisions[name]) if name in divisions else None
+    return [left for part in parts for left in resume(part, done, divisions)] if parts else [piece]
+
+
+def _parts(piece: Piece, division: Division) -> list[Piece] | None:
+    if sum(piece.items.values()) < 2:
+        return None
+    if division.off:
+        return _off(piece, division.kinds[0])
+    if division.kinds:
+        return _by_kind(piece, division.kinds)
+    pair = halves(piece.request)
+    return None if pair is None else [piece_of(half) for half in pair]
+
+
+def _by_kind(piece: Piece, second: Collection[Kind]) -> list[Piece]:
+    """What is of other kinds than the given ones, and what is of those."""
+    body = gzip.decompress(piece.request.body)
+    pieces = []
+    for number, kinds in enumerate((piece.items.keys() - set(second), piece.items.keys() & set(second))):
+        if kinds:
+            message = ExportMetricsServiceRequest.FromString(body)
+            keep_metrics(message, partial(_is_of, kinds))
+            pieces.append(_piece(piece, f"k{number}", message, sum(piece.items[kind] for kind in kinds)))
+    return pieces
+
+
+def _off(piece: Piece, kind: Kind) -> list[Piece]:
+    body = gzip.decompress(piece.request.body)
+    first, second = ExportMetricsServiceRequest.FromString(body), ExportMetricsServiceRequest.FromString(body)
+    places = [
+        (point.time_unix_nano, number, place)
+        for number, metric in enumerate(_metrics(second))
+        if metric.WhichOneof("data") and _kind(metric) == kind
+        for place, point in enumerate(getattr(metric, metric.WhichOneof("data")).data_points)
+    ]
+    _, number, place = max(places)
+    for index, metric in enumerate(_metrics(first)):
+        points = getattr(metric, metric.WhichOneof("data")).data_points if metric.WhichOneof("data") else []
+        if index == number:
+            del points[place + 1 :]
+            del points[:place]
+        else:
+            del points[:]
+    latest = list(_metrics(second))[number]
+    del getattr(latest, latest.WhichOneof("data")).data_points[place]
+    for message in (first, second):
+        keep_metrics(message, _has_points)
+    return [_piece(piece, "p0", first, 1), _piece(piece, "p1", second, sum(piece.items.values()) - 1)]
+
+
+def _piece(piece: Piece, name: str, message: Any, items: int) -> Piece:
+    return piece_of(Request(f"{piece.request.id}.{name}", "metrics", pack(message), items))
 
 
 def _second(piece: Piece, suspects: Collection[Kind], reason: str) -> list[Kind]:
     """The kinds that go into a piece of their own; none if kinds are not to be separated."""
     kinds = list(piece.items)
-    named = {kind for kind in kinds if re.search(rf"(?<![\w./-]){re.escape(kind.name)}(?![\w./-])", reason)}
     choices = [
         [kind for kind in kinds if kind in suspects],
-        [kind for kind in kinds if kind in named],
         [kind for kind in kinds if kind.type.startswith(_TEMPORALITY[1])],
         [kind for kind in kinds if kind.type != "gauge"],
     ]
     if piece.rows <= 1:
+        choices.append([kind for kind in kinds if not _is_named(kind, reason)])
         choices.append(kinds[len(kinds) // 2 :])
     return next((chosen for chosen in choices if 0 < len(chosen) < len(kinds)), [])
 
 
+def _is_named(kind: Kind, reason: str) -> bool:
+    return re.search(rf"(?<![\w./-]){re.escape(kind.name)}(?![\w./-])", reason) is not None
+
+
 def _is_of(kinds: Collection[Kind], metric: Any) -> bool:
     return _kind(metric) in kinds
+
+
+def _has_points(metric: Any) -> bool:
+    return bool(getattr(metric, metric.WhichOneof("data")).data_points)
 
 
 def _metrics(message: Any) -> Iterator[Any]:

@@ -5,8 +5,7 @@ request goes out, its members are written to a small file in the destination's f
 is over; the rest follows from the spool.
 
 A request that the receiver refuses for its content is divided until what is refused stands alone (`division`); that is set aside
-in the spool. Kinds of which everything was refused for a while are separated from the others at once and set aside together, so
-a receiver that never takes them gets three requests for one, and not a bisection each time.
+in the spool. What is refused throughout is set aside in larger pieces (`refusals`).
 """
 
 import json
@@ -25,20 +24,15 @@ from tensormeter.private import make_directory, write_file
 from tensormeter.signals import SIGNALS, Signal
 
 if TYPE_CHECKING:
-    from tensormeter.pipeline.division import Kind, Piece
+    from tensormeter.pipeline.division import Division, Piece
+    from tensormeter.pipeline.refusals import Refusals
 
 __all__ = ["Outgoing"]
 
 logger: Final = logging.getLogger("tensormeter.agent")
 
-_SUSPECT: Final = 3
-"""Pieces of a kind that were set aside, with nothing of it accepted in between, after which it is separated from the others."""
-
-_HOPELESS: Final = 16
-"""The same, after which it is not divided any more; but is at twice, four times, ... as many, in case the receiver has changed."""
-
 _LOG_INTERVAL: Final = 60.0
-"""Seconds between two lines in the log about what is refused of one kind."""
+"""Seconds between two lines in the log about what is refused."""
 
 _MOST_NAMES: Final = 3
 _UNREADABLE: Final = "a body that cannot be read"
@@ -84,13 +78,15 @@ class Outgoing:
         self._parts: list[Request] = []
         self._pieces: dict[str, Piece] = {}
         """What is in the parts of a divided request, by their ids."""
-        self._divided: dict[str, list[Kind]] = {}
-        """The parts that were divided, by their ids, and which kinds went into the second half; none if it was by time."""
-        self._strikes: Counter[Kind] = Counter()
-        """Pieces of a kind that were set aside since something of it was accepted."""
+        self._divisions: dict[str, Division] = {}
+        """How parts were divided, by their ids."""
+        self._rests: dict[str, str] = {}
+        """Ids of items that were divided off, and of the pieces that are set aside with them."""
+        self._refusals: Refusals | None = None
+        """What the receiver has refused; None until it refuses something."""
         self._floor = 0
         """Sequence number up to which nothing of these signals waits."""
-        self._logged: dict[str, float] = {}
+        self._log_at = 0.0
         self._unlogged: Counter[str] = Counter()
         self._begun: list[str] = []
         self._delivered: list[str] = []
@@ -117,10 +113,12 @@ class Outgoing:
 
     def accepted(self, spool: Spool, refused: int) -> None:
         """The piece has arrived, but for `refused` items of it."""
-        piece = self._read(self._parts[0]) if self._strikes else None
-        if piece is not None:
-            for kind in piece.items:
-                self._strikes.pop(kind, None)
+        part = self._parts[0]
+        if self._refusals is not None and (part.id in self._pieces or self._refusals.doubts):
+            piece = self._read(part)
+            self._refusals.accepted(piece.items if piece else ())
+        self._pieces.pop(part.id, None)
+        self._rests.pop(part.id, None)
         if len(self._parts) > 1:
             spool.count_loss("refused", refused)
             self._part_is_over()
@@ -147,18 +145,25 @@ class Outgoing:
             self._pieces |= {piece.request.id: piece for piece in pieces}
             self._parts[:1] = [piece.request for piece in pieces]
             return
+        rest = self._rests.pop(part.id, None)
+        self._set_aside(spool, reason, counts=divide)
+        if self._parts and self._parts[0].id == rest:
+            self._set_aside(spool, reason, counts=divide)
+
+    def _set_aside(self, spool: Spool, reason: str, *, counts: bool) -> None:
+        """Set the next part aside. `counts`: whether that says something about its kinds."""
+        part = self._parts[0]
         piece = self._read(part)
-        names = [str(kind) for kind in piece.items] if piece else [_UNREADABLE]
-        if piece:
-            if divide:
-                self._strikes.update(piece.items.keys())
-            self._report({str(kind): items for kind, items in piece.items.items()}, reason)
-        else:
-            self._report({_UNREADABLE: part.items}, reason)
-        reason = f"{_list(names)}: {reason}"
+        self._pieces.pop(part.id, None)
+        if piece and counts:
+            self._learned().refused(piece.items)
+        items = {str(kind): count for kind, count in piece.items.items()} if piece else {_UNREADABLE: part.items}
+        self._report(items, reason)
+        reason = f"{_list(list(items))}: {reason}"
         if part is self._whole:
             spool.quarantine(self._destination, self._members[0].sequence, reason)
             self._parts = []
+            self._forget_request()
             return
         spool.quarantine_part(self._destination, part, reason)
         if len(self._parts) > 1:
@@ -169,6 +174,7 @@ class Outgoing:
     def halved(self, spool: Spool, reason: str) -> None:
         """The piece is too large for its receiver: go on with its halves."""
         from tensormeter.pipeline.contents import halves  # protobuf's messages: rarely needed
+        from tensormeter.pipeline.division import Division
 
         try:
             found = halves(self._parts[0])
@@ -179,13 +185,12 @@ class Outgoing:
             self.rejected(spool, f"{reason}, to a single item")
             return
         logger.info("%s: %s; %r is sent in halves", self._destination, reason, self._parts[0])
-        self._note_division(self._parts[0], [])
+        self._note_division(self._parts[0], Division())
         self._parts[:1] = found
 
     def _waiting(self, spool: Spool, most: int) -> list[Waiting]:
-        newest = (
-            spool.last_sequence() if self._signals != SIGNALS else 0
-        )  # before it is looked for: what comes later is behind it
+        # Asked before it is looked for: what comes later is behind it.
+        newest = spool.last_sequence() if self._signals != SIGNALS else 0
         waiting = spool.waiting(self._destination, most, self._signals, after=self._floor)
         if not waiting:
             self._floor = max(self._floor, newest)
@@ -234,7 +239,7 @@ class Outgoing:
             return
         if [request.id for request in requests] != self._begun:
             self._delivered = []
-            self._divided = {}
+            self._divisions = {}
         if len(requests) > 1 and not self._save([request.id for request in requests]):
             members, requests = members[:1], requests[:1]
         whole = requests[0]
@@ -255,7 +260,7 @@ class Outgoing:
                     whole, pieces = requests[0], [requests[0]]
         self._members, self._whole = members, whole
         self._pieces = {}
-        self._parts = self._left_of(pieces) if self._delivered or self._divided else pieces
+        self._parts = self._left_of(pieces) if self._delivered or self._divisions else pieces
 
     def _left_of(self, pieces: list[Request]) -> list[Request]:
         """What is not over yet of pieces that an earlier agent has begun with; the last one at least."""
@@ -263,9 +268,9 @@ class Outgoing:
 
         left = []
         for request in pieces:
-            if request.id in self._divided:
+            if request.id in self._divisions:
                 try:
-                    again = resume(piece_of(request), self._delivered, self._divided)
+                    again = resume(piece_of(request), self._delivered, self._divisions)
                 except Exception as error:  # the receiver will say what it thinks of the whole
                     logger.warning("%s: %r is sent as it is: %s", self._destination, request, error)
                 else:
@@ -278,30 +283,42 @@ class Outgoing:
 
     def _divide(self, part: Request, reason: str) -> "list[Piece] | None":
         """Smaller pieces of a piece that was refused; None if it is to be set aside as it is."""
-        from tensormeter.pipeline.division import divide  # protobuf's messages: rarely needed
+        from tensormeter.pipeline.division import divide, divide_off  # protobuf's messages: rarely needed
 
         piece = self._read(part)
-        if piece is None or self._is_hopeless(piece):
+        if piece is None:
             return None
-        suspects = [kind for kind, strikes in self._strikes.items() if strikes >= _SUSPECT]
+        refusals = self._learned()
+        advice = refusals.advice(piece.items.keys())
+        if advice == "set aside":
+            return None
         try:
-            divided = divide(piece, suspects, reason)
+            off = (
+                divide_off(piece, next(iter(piece.items))) if advice == "try one" and part.signal == "metrics" else None
+            )
+            divided = off or divide(piece, refusals.suspects, reason)
         except Exception as error:  # whatever is wrong with the body, the next one must go on its way
             logger.warning("%s: %r cannot be divided: %s", self._destination, part, error)
             return None
         if divided is None:
             return None
-        pieces, kinds = divided
-        self._note_division(part, kinds)
+        pieces, division = divided
+        if off is not None:
+            self._rests[pieces[0].request.id] = pieces[1].request.id
+        self._pieces.pop(part.id, None)
+        self._note_division(part, division)
         return pieces
 
-    def _note_division(self, part: Request, kinds: "list[Kind]") -> None:
-        self._divided[part.id] = kinds
+    def _note_division(self, part: Request, division: "Division") -> None:
+        self._divisions[part.id] = division
         self._save([member.id for member in self._members])
 
-    def _is_hopeless(self, piece: "Piece") -> bool:
-        strikes = min(self._strikes[kind] for kind in piece.items) if piece.items else 0
-        return strikes >= _HOPELESS and (strikes == _HOPELESS or strikes & (strikes - 1) != 0)
+    def _learned(self) -> "Refusals":
+        from tensormeter.pipeline.refusals import Refusals
+
+        if self._refusals is None:
+            self._refusals = Refusals()
+        return self._refusals
 
     def _read(self, part: Request) -> "Piece | None":
         from tensormeter.pipeline.division import piece_of
@@ -313,20 +330,20 @@ class Outgoing:
                 return None
         return self._pieces[part.id]
 
-    def _report(self, kinds: Mapping[str, int], reason: str) -> None:
-        """A line in the log for what is set aside, at most once a minute for a kind."""
+    def _report(self, items: Mapping[str, int], reason: str) -> None:
+        """A line in the log for what is set aside, at most one a minute."""
+        self._unlogged.update(items)
         now = time.monotonic()
-        for kind, items in kinds.items():
-            self._unlogged[kind] += items
-            if now - self._logged.get(kind, -_LOG_INTERVAL) >= _LOG_INTERVAL:
-                self._logged[kind] = now
-                logger.error(
-                    "%s refused %d items of %s, which are set aside in the spool: %s",
-                    self._destination,
-                    self._unlogged.pop(kind),
-                    kind,
-                    reason,
-                )
+        if now >= self._log_at:
+            self._log_at = now + _LOG_INTERVAL
+            logger.error(
+                "%s refused %d items of %s, which are set aside in the spool: %s",
+                self._destination,
+                self._unlogged.total(),
+                _list(list(self._unlogged)),
+                reason,
+            )
+            self._unlogged.clear()
 
     def _part_is_over(self) -> None:
         self._delivered.append(self._parts.pop(0).id)
@@ -335,26 +352,34 @@ class Outgoing:
     def _request_is_over(self, spool: Spool, refused: int = 0) -> None:
         spool.done(self._destination, *(member.sequence for member in self._members), refused=refused)
         self._parts = []
-        if self._divided:
-            self._pieces, self._divided = {}, {}
-            self._save(self._begun)  # for what is known of the receiver
+        self._forget_request()
+
+    def _forget_request(self) -> None:
+        """Remember only what a request has taught about the receiver."""
+        if self._refusals is not None:
+            self._refusals.request_is_over()
+        if self._divisions:
+            self._pieces, self._divisions, self._rests = {}, {}, {}
+            self._save(self._begun)
 
     def _load(self) -> None:
         """What an earlier agent wrote: members that went out last, which of their pieces are over, and what was refused."""
-        from tensormeter.pipeline.division import Kind
-
         try:
             document: Any = json.loads(self._state.read_text(encoding="utf-8"))
             begun, delivered = ([str(item) for item in document[name]] for name in ("members", "delivered"))
-            divided = {
-                str(name): [Kind(*map(str, kind)) for kind in kinds]
-                for name, kinds in document.get("divided", {}).items()
-            }
-            strikes = {Kind(*map(str, kind)): int(count) for kind, count in document.get("strikes", [])}
+            divisions = {}
+            if document.get("divisions") or document.get("refusals"):
+                from tensormeter.pipeline.division import Division, Kind
+                from tensormeter.pipeline.refusals import Refusals
+
+                divisions = {
+                    str(name): Division(tuple(Kind(*map(str, kind)) for kind in kinds), bool(off))
+                    for name, (kinds, off) in document["divisions"].items()
+                }
+                self._refusals = Refusals.from_json(document["refusals"]) if document["refusals"] else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return
-        self._begun, self._delivered, self._divided = begun, delivered, divided
-        self._strikes.update(strikes)
+        self._begun, self._delivered, self._divisions = begun, delivered, divisions
 
     def _save(self, members: list[str]) -> bool:
         """Whether it could be written; a disk that refuses must not hold up delivery."""
@@ -362,8 +387,11 @@ class Outgoing:
         document = {
             "members": members,
             "delivered": self._delivered,
-            "divided": {name: [[kind.name, kind.type] for kind in kinds] for name, kinds in self._divided.items()},
-            "strikes": [[[kind.name, kind.type], count] for kind, count in self._strikes.items()],
+            "divisions": {
+                name: [[[kind.name, kind.type] for kind in division.kinds], division.off]
+                for name, division in self._divisions.items()
+            },
+            "refusals": None if self._refusals is None else self._refusals.to_json(),
         }
         try:
             make_directory(self._state.parent)
