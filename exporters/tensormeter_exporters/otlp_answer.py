@@ -1,10 +1,12 @@
 """What receivers of OTLP over HTTP say: whether they have a request, and which part of it they left out.
 
 The protocol asks for a response message. Many receivers send none: Prometheus, Mimir, VictoriaMetrics and VictoriaLogs answer 200
-without a body, Loki 204, others 202 or `{}`. Whatever is 2xx is therefore an acceptance, unless it is plainly no answer of a
-receiver: a web page, as a proxy or a login shows it, or a message that is not what its type says.
+without a body, Loki 204, others 202, `{}` or `ok`. Whatever is 2xx is therefore an acceptance, unless it is plainly no answer of a
+receiver: a web page, as a proxy or a login shows it, or bytes that are neither OTLP's message nor text.
 """
 
+import codecs
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -67,20 +69,20 @@ class Answer:
             items: Points or records in it.
         """
         answered = f"{self.url} answered {self.status}"
-        if not self.body.strip():
+        body = self.body.removeprefix(codecs.BOM_UTF8).strip()
+        if not body:
             return Accepted()
+        if self._type in _PAGE_TYPES or body[:1] == b"<":
+            return Retry(f"{answered} with {self._type or 'a web page'} instead of OTLP; is the endpoint right?")
         if self._type in _PROTOBUF_TYPES:
             try:
                 return read_response(signal, self.body, items)
             except DecodeError:
-                return Retry(f"{answered} with a body that is not OTLP; is the endpoint right?")
-        if self._type in _PAGE_TYPES or self.body.lstrip()[:1] == b"<":
-            return Retry(f"{answered} with {self._type or 'a web page'} instead of OTLP; is the endpoint right?")
-        if self._type == "application/json" or self._type.endswith("+json"):
-            try:
-                return _read_json(signal, json.loads(self.body), items)
-            except (ValueError, RecursionError):
-                return Retry(f"{answered} with a body that is not JSON; is the endpoint right?")
+                if not _is_text(body):
+                    return Retry(f"{answered} with a body that is not OTLP; is the endpoint right?")
+        # A word such as "ok" may have any type: servers copy that of the request.
+        with contextlib.suppress(ValueError, RecursionError):
+            return _read_json(signal, json.loads(body), items)
         return Accepted()
 
     @property
@@ -120,6 +122,13 @@ def _read_json(signal: Signal, document: Any, items: int) -> Accepted:
 
 def _accepted(rejected: int, message: str, items: int) -> Accepted:
     return Accepted(min(max(rejected, 0), items), _readable(message))
+
+
+def _is_text(body: bytes) -> bool:
+    try:
+        return body.decode().isprintable()
+    except UnicodeDecodeError:
+        return False
 
 
 def _explanation(kind: str, body: bytes) -> str:

@@ -47,6 +47,9 @@ A point that begins and ends at one instant means that the start is not known, a
 baseline instead of counting it. Some keep milliseconds only.
 """
 
+_MOST_INTEGER: Final = 1 << 63
+"""First integer that OTLP's signed 64-bit fields cannot hold; half of that for counts, which have no sign."""
+
 _Point = Any
 """NumberDataPoint, HistogramDataPoint or ExponentialHistogramDataPoint."""
 
@@ -118,8 +121,10 @@ class DeltaToCumulative:
             attributes = sorted(pair.SerializeToString(deterministic=True) for pair in point.attributes)
             key = (*who, metric.name.encode(), metric.unit.encode(), kind.encode(), b"".join(attributes))
             before = points.get(key) or self._points.get(key)
-            if before is None or not _add(before, point):
+            if before is None or not _fits(before, point):
                 _begin(point)
+            else:
+                _add(before, point)
             points[key] = point
 
     def _load(self) -> None:
@@ -158,27 +163,35 @@ def _begin(point: _Point) -> None:
         _drop_sum_of_negatives(point)
 
 
-def _add(before: _Point, point: _Point) -> bool:
-    """Make a point of delta temporality the next one of a stream. Returns whether it fits: the stream begins again if not."""
+def _fits(before: _Point, point: _Point) -> bool:
+    """Whether a point of delta temporality can be added to a stream, which begins again if not."""
     if isinstance(point, NumberDataPoint):
-        if point.WhichOneof("value") != before.WhichOneof("value"):
+        kind = point.WhichOneof("value")
+        if kind != before.WhichOneof("value"):
             return False
+        return bool(kind != "as_int" or -_MOST_INTEGER <= point.as_int + before.as_int < _MOST_INTEGER)
+    if point.count + before.count >= 2 * _MOST_INTEGER:
+        return False
+    if isinstance(point, HistogramDataPoint):
+        same = list(point.explicit_bounds) == list(before.explicit_bounds)
+        return bool(same and len(point.bucket_counts) == len(before.bucket_counts))
+    return True
+
+
+def _add(before: _Point, point: _Point) -> None:
+    """Make a point of delta temporality the next one of a stream that it fits."""
+    if isinstance(point, NumberDataPoint):
         if point.WhichOneof("value") == "as_int":
             point.as_int += before.as_int
         else:
             point.as_double += before.as_double
     elif isinstance(point, HistogramDataPoint):
-        if list(point.explicit_bounds) != list(before.explicit_bounds):
-            return False
-        if len(point.bucket_counts) != len(before.bucket_counts):
-            return False
         _replace(point.bucket_counts, [a + b for a, b in zip(point.bucket_counts, before.bucket_counts, strict=True)])
         _add_statistics(before, point)
     else:
         _add_exponential(before, point)
         _add_statistics(before, point)
     point.start_time_unix_nano = before.start_time_unix_nano
-    return True
 
 
 def _add_statistics(before: _Point, point: _Point) -> None:

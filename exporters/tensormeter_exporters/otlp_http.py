@@ -12,8 +12,8 @@ from tensormeter_exporters.otlp_post import OtlpPost
 
 __all__ = ["OtlpHttpSender", "tls_context"]
 
-_RETRYABLE: Final = frozenset({429, 502, 503, 504})
-"""The protocol's own list: everything else is the request's fault, and permanent."""
+_RETRYABLE: Final = frozenset({408, 425, 429, 502, 503, 504, 507, *range(520, 528), 530})
+"""The protocol's own list, and what proxies answer when they cannot reach a receiver, or wait too long for the request."""
 
 _CONTENT: Final = frozenset({400, 422, 500})
 """Of the permanent ones, what can be about something in the request. Prometheus answers 500 to a metric of a type it does not take."""
@@ -51,7 +51,7 @@ class OtlpHttpSender:
             return Unauthorized(f"{answer.reason}; set OTEL_EXPORTER_OTLP_HEADERS to what it wants")
         if answer.status == 413:
             return TooLarge(answer.reason)
-        if answer.status in (404, 405) or 300 <= answer.status < 400:
+        if answer.status in (404, 405, 501) or 300 <= answer.status < 400:
             # A wrong address is mended by a person, not by dropping.
             return Retry(f"{answer.reason}; is the endpoint right? {how_to_leave_out(request.signal)}")
         return Rejected(answer.reason, divide=answer.status in _CONTENT)

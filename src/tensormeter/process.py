@@ -360,7 +360,7 @@ class RunProcess:
             "run %s is not delivered to %s yet%s; the agent goes on trying for %.0f s, then `tensormeter sync` delivers the "
             "rest",
             run.id,
-            settings.endpoint,
+            ", ".join(settings.endpoint if name == "experiment" else name for name in settings.exporters),
             f" ({self.ring.trouble})" if self.ring.trouble else "",
             settings.linger_timeout,
         )

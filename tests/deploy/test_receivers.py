@@ -124,7 +124,7 @@ def test_prometheus_takes_no_log_records_and_the_run_says_so(prometheus, train):
     )
     assert losses(prometheus) == [LOSSES]
     (line,) = [line for line in said.splitlines() if "not delivered" in line]
-    assert "logs: " in line
+    assert "otlp (logs): " in line
     assert "/v1/logs" in line
     assert "OTEL_LOGS_EXPORTER=none" in line
 

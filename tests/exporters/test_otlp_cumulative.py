@@ -179,6 +179,19 @@ def test_sums_of_delta_temporality_are_added_up():
     assert [(point.as_int, point.start_time_unix_nano) for point in (first, second)] == [(3, 5), (6, 5)]
 
 
+@pytest.mark.parametrize("kind", ["histogram", "sum"])
+def test_a_stream_begins_again_before_its_counts_overflow(kind):
+    sums = DeltaToCumulative(None)
+    large = (
+        {"as_int": 2**63 - 1} if kind == "sum" else {"count": 2**63, "bucket_counts": [2**63], "explicit_bounds": []}
+    )
+    for time in (1, 2, 3):
+        (point,) = deliver(
+            sums, message(kind, {"time_unix_nano": 10**9 * time, "start_time_unix_nano": 10**9 * time, **large})
+        )
+    assert point.start_time_unix_nano == 3 * 10**9 - 10**6
+
+
 def test_what_is_cumulative_already_goes_as_it_is():
     request = message("histogram", explicit(10**9, [1, 1, 1]), temporality=CUMULATIVE)
     assert DeltaToCumulative(None).add(request).request is request

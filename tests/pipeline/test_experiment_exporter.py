@@ -121,7 +121,7 @@ def test_a_login_page_is_not_an_acceptance(exporter, receiver, answering):
     receiver.script(answering(200, b"<html>", "text/html; charset=utf-8"), answering(200, b"<html>\xff"))
     first, second = (exporter.export(REQUEST) for _ in range(2))
     assert "text/html" in first.reason
-    assert "not OTLP" in second.reason
+    assert "instead of OTLP" in second.reason
     assert all(isinstance(outcome, Retry) for outcome in (first, second))
     assert receiver.accepted().keys() <= {"spool-1"}
 

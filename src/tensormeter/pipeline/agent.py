@@ -362,11 +362,7 @@ class Agent:
         )
 
     def _trouble(self) -> str:
-        return "; ".join(
-            delivery.error if len(delivery.signals) > 1 else f"{delivery.signals[0]}: {delivery.error}"
-            for delivery in self._deliveries
-            if delivery.error
-        )
+        return "; ".join(f"{delivery}: {delivery.error}" for delivery in self._deliveries if delivery.error)
 
     def _nothing_left(self, spool: Spool) -> bool:
         """Whether there is no reason to go on."""
