@@ -118,6 +118,7 @@ class RunProcess:
         self._settings = run.settings
         self._said: set[str] = set()
         self._reconfigured = 0  # Unix time in nanoseconds
+        self._let_go = False
         self._flushing = threading.RLock()  # re-entered by a signal handler that flushes
         unlock_retired()  # may wait for a device, so not under the lock of all runs
         try:
@@ -206,8 +207,8 @@ class RunProcess:
             timeout: Seconds to wait, at most. The agent goes on with the flush after that.
 
         Returns:
-            Whether it is delivered, and none of it was rejected. False at once if no agent delivers this run, or the
-            receiver cannot be reached.
+            Whether it is delivered, and none of it was rejected. False at once if no agent delivers this run, the receiver
+            cannot be reached, or this is a child that has finished: the agent does not tell it what becomes of its rows.
         """
         words = self.ring.words
         if self._settings.agent == "off":
@@ -217,7 +218,7 @@ class RunProcess:
         while not self._is_flushed(request):
             spooled = all(tail >= position for tail, position in zip(self.ring.tails(), request.positions, strict=True))
             left = deadline - time.monotonic()
-            if (spooled and words[HeaderWord.STALLED]) or left <= 0:
+            if self._let_go or (spooled and words[HeaderWord.STALLED]) or left <= 0:
                 return False
             self._check_agent()
             if threading.current_thread() is threading.main_thread():
@@ -269,6 +270,7 @@ class RunProcess:
                 self._wait_for_delivery(timeout)
             self._report_losses()
         finally:
+            self._let_go = self.parent is not None
             self.ring.release()
             reap_agents()
 

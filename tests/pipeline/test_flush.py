@@ -10,6 +10,7 @@ from opentelemetry.metrics import Observation
 
 import tensormeter
 from tensormeter import MeterProvider, Settings
+from tensormeter.instruments import provider as provider_module
 from tensormeter.instruments import registry
 from tensormeter.pipeline.drain import Drain
 from tensormeter.pipeline.spool import Spool
@@ -164,6 +165,50 @@ def test_each_process_of_a_node_flushes_its_own(begin, receiver):
     assert provider.force_flush(LONG)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert Counter(sums(receiver).values()) == {1: 1, 10: 1}
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("agent", ["thread", "process"])
+@pytest.mark.parametrize("own_run", [False, True], ids=["the provider's run", "the program's run"])
+def test_shutdown_in_a_forked_child_tells_that_it_is_delivered(settings, receiver, monkeypatch, agent, own_run):
+    monkeypatch.setattr(provider_module, "init", lambda: tensormeter.init(settings=settings.replace(agent=agent)))
+    run = provider_module.init() if own_run else None
+    provider = MeterProvider(run=run)
+    counter = provider.get_meter("m").create_counter("a")
+    counter.add(1)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            counter.add(10)
+            code = 0 if provider.shutdown(LONG) else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert Counter(sums(receiver).values())[10] == 1
+    assert provider.shutdown(LONG)
+    assert Counter(sums(receiver).values()) == {1: 1, 10: 1}
+    if run is not None:
+        run.finish()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_after_a_forked_child_has_finished_a_flush_there_waits_for_nothing(begin, receiver, wait_for):
+    """The agent does not tell it any more what becomes of its rows, which arrive all the same."""
+    run, provider = begin(agent="process")
+    counter = provider.get_meter("m").create_counter("a")
+    counter.add(1)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            counter.add(10)
+            run.finish()
+            code = 2 if provider.force_flush(LONG) or provider.shutdown(LONG) else 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    wait_for(lambda: Counter(sums(receiver).values())[10] == 1, "the child's measurement arrives")
 
 
 def test_an_agent_that_is_killed_leaves_the_flush_to_the_next(begin, receiver, wait_for):

@@ -187,9 +187,14 @@ class MeterProvider(metrics.MeterProvider):
         request = process.request_flush() if process is not None else None
         if self._forwarding is not None:  # first, because the agent delivers meanwhile, and after us
             self._forwarding.shutdown(deadline.left)
+        delivered = None
+        if process is not None and request is not None and process.parent is not None:
+            # A child's `finish` lets its ring go and waits for nothing, so what is delivered has to be seen before.
+            delivered = process.wait_for_flush(request, deadline.left)
         if self._began is not None:
             self._began.finish(timeout=deadline.left)
-        delivered = process is None or request is None or process.wait_for_flush(request, deadline.left)
+        if delivered is None:
+            delivered = process is None or request is None or process.wait_for_flush(request, deadline.left)
         return observed and delivered
 
     def _described(self) -> Mapping[str, Any]:
