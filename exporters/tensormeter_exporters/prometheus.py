@@ -20,7 +20,7 @@ from prometheus_client.utils import floatToGoString
 from tensormeter import environment
 from tensormeter.errors import EncodingError, SettingsError
 from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Request
-from tensormeter.otlp.batch import STEP_METRIC, Distribution, Series, Sum, Temporality
+from tensormeter.otlp.batch import STEP_METRIC, Distribution, Gauge, Scope, Series, Sum, Temporality
 from tensormeter_exporters.classic_buckets import ClassicBuckets
 from tensormeter_exporters.points import Speaker, SteppedSeries, read_metrics, scalars
 from tensormeter_exporters.prometheus_names import IDENTITY_LABELS, Kind, LabelNames, MetricNames, Origin
@@ -84,12 +84,14 @@ class _SeriesKey:
         texts: Keys and values, as labels show them.
         speaker: Process that sent it.
         scope: Name and version of the instrumentation scope.
+        scope_details: What else there is of it: labels, and their texts.
     """
 
     attributes: tuple[tuple[str, str], ...]
     texts: tuple[tuple[str, str], ...]
     speaker: Speaker
-    scope: tuple[str, str]
+    scope: tuple[str, str] = ("", "")
+    scope_details: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(cls, series: Series, speaker: Speaker) -> "_SeriesKey":
@@ -99,7 +101,22 @@ class _SeriesKey:
             tuple((key, str(value)) for key, value in items),
             speaker,
             (series.scope.name, series.scope.version),
+            _scope_details(series.scope),
         )
+
+
+def _form(series: Series) -> str:
+    if isinstance(series, Sum):
+        return f"Sum {series.temporality.name} {series.monotonic}"
+    if isinstance(series, Distribution):
+        return f"{type(series).__name__} {series.temporality.name}"
+    return "" if isinstance(series, Gauge) else type(series).__name__
+
+
+def _scope_details(scope: Scope) -> tuple[tuple[str, str], ...]:
+    names = LabelNames().find(scope.attributes)
+    details = (("schema_url", scope.schema_url), *((names[key], str(scope.attributes[key])) for key in sorted(names)))
+    return tuple((f"otel_scope_{name}", text) for name, text in details if text)
 
 
 class _LastValues(Collector):
@@ -141,7 +158,7 @@ class _LastValues(Collector):
         if rival is not None:
             logger.warning(
                 "%s: metrics %r and %r would both be %r; the latter is scraped as %r",
-                *(self._destination, rival.text, origin.text, origin.plain_name, name),
+                *(self._destination, rival.text_with_unit, origin.text_with_unit, origin.plain_name, name),
             )
         shown = (
             [origin.text] if origin.statistic or origin.plain_name != origin.metric or name != origin.plain_name else []
@@ -158,14 +175,17 @@ class _LastValues(Collector):
         speaker = key.speaker
         identity = zip(IDENTITY_LABELS, (speaker.project, speaker.run, speaker.process), strict=True)
         labels = (*((names[name], text) for name, text in key.texts), *identity)
-        scope, version = key.scope
-        for wider in (labels, (*labels, ("otel_scope_name", scope), ("otel_scope_version", version))):
+        scoped = (*labels, ("otel_scope_name", key.scope[0]), ("otel_scope_version", key.scope[1]))
+        taken = {name for name, _ in scoped}
+        detailed = (*scoped, *((name, text) for name, text in key.scope_details if name not in taken))
+        for wider in (labels, scoped, detailed):
             visible = frozenset((name, text) for name, text in wider if text)
             if visible not in family.owners:
                 family.owners[visible] = key
                 family.names.take(names)
                 return wider
-            if family.owners[visible].scope == key.scope:
+            owner = family.owners[visible]
+            if (owner.scope, owner.scope_details) == (key.scope, key.scope_details):
                 break
         if not family.warned:
             family.warned = True
@@ -301,7 +321,7 @@ class PrometheusExporter:
             if known or bool(suffix) != statistics:
                 continue
             point = _Point(time, (("_total" if counter else "", "", float(numbers.values[at])),))
-            origin = Origin(series.name, suffix, "counter" if counter else "gauge")
+            origin = Origin(series.name, suffix, "counter" if counter else "gauge", series.unit, _form(series))
             refused += 0 if self._last.put(origin, key, series.description, point) else len(numbers.values)
         return refused
 
@@ -309,7 +329,7 @@ class PrometheusExporter:
         """What counts since the beginning is a histogram, what was logged at one instant a gauge histogram."""
         cumulative = series.temporality is Temporality.CUMULATIVE
         kind: Kind = "histogram" if cumulative else "gaugehistogram"
-        origin = Origin(series.name, "", kind)
+        origin = Origin(series.name, "", kind, series.unit, _form(series))
         buckets = self._buckets.get((origin, key)) or ClassicBuckets(self._max_buckets)
         samples = [("_bucket", _number(bound), float(count)) for bound, count in buckets.of(series, at)]
         samples.append(("_count" if cumulative else "_gcount", "", float(series.counts[at])))
@@ -324,7 +344,7 @@ class PrometheusExporter:
     def _put_step(self, stepped: SteppedSeries, at: int) -> None:
         """The step is a gauge of its own, never a label."""
         point = _Point(int(stepped.series.times[at]), (("", "", float(stepped.steps[at])),))
-        self._last.put(_STEP, _SeriesKey((), (), stepped.speaker, ("", "")), "", point)
+        self._last.put(_STEP, _SeriesKey((), (), stepped.speaker), "", point)
 
 
 def _number(bound: float) -> str:
@@ -333,5 +353,5 @@ def _number(bound: float) -> str:
 
 def _by_precedence(stepped: SteppedSeries) -> tuple[bool, Origin]:
     """Order in which series of one request get their names: it must not depend on the order in which they were logged."""
-    origin = Origin(stepped.series.name, "", "gauge")
+    origin = Origin(stepped.series.name, "", "gauge", stepped.series.unit)
     return not origin.exact, origin

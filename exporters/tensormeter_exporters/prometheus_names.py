@@ -21,9 +21,10 @@ _SAMPLES: Final[Mapping[Kind, tuple[str, ...]]] = {
     "gauge": ("",),
     "counter": ("", "_total", "_created"),
     "histogram": ("", "_bucket", "_count", "_sum", "_created"),
-    "gaugehistogram": ("", "_bucket", "_gcount", "_gsum"),
+    "gaugehistogram": ("", "_bucket", "_count", "_sum", "_gcount", "_gsum"),
 }
-"""Suffixes of the names that a family takes, by OpenMetrics: another family must have none of them."""
+"""Suffixes of the names that a family takes, by OpenMetrics: another family must have none of them. In the older text format a
+gauge histogram is a histogram, whose `_count` and `_sum` strict parsers expect nowhere else."""
 
 _REPLACED: Final = re.compile(r"[^a-zA-Z0-9_]")
 """Characters that become `_`. A colon is for recording rules, and prometheus_client replaces it in one of its formats only."""
@@ -40,16 +41,25 @@ class Origin:
         metric: Name of the metric, as it was logged.
         statistic: Such as `/mean`, if the family is one of a distribution's; else empty.
         kind: Of the family.
+        unit: Of the metric. Values in different units are different families.
+        form: How the metric's points are to be read; empty for a gauge. Others of its name are different families, too.
     """
 
     metric: str
     statistic: str
     kind: Kind
+    unit: str = ""
+    form: str = ""
 
     @property
     def text(self) -> str:
         """For people."""
         return f"{self.statistic.removeprefix('/')} of {self.metric}" if self.statistic else self.metric
+
+    @property
+    def text_with_unit(self) -> str:
+        """For people who may have two of one name."""
+        return f"{self.text} ({self.unit})" if self.unit else self.text
 
     @property
     def plain_name(self) -> str:
@@ -90,8 +100,10 @@ class MetricNames:
         if plain and rival is None:
             return plain, None
         name = plain
+        details = [origin.unit, origin.form] if origin.unit or origin.form else []
+        identity = "|".join([origin.kind, origin.metric, origin.statistic, *details])
         for digits in _DIGITS:
-            name = f"{plain or 'metric'}_{_digest(f'{origin.kind}|{origin.metric}|{origin.statistic}', digits)}"
+            name = f"{plain or 'metric'}_{_digest(identity, digits)}"
             if self._rival(origin, name) is None:
                 break
         return name, rival

@@ -298,6 +298,60 @@ def test_scopes_are_told_apart(make, exporter):
     assert {dict(labels).get("otel_scope_version") for _, labels in values} == {None, "1", "2"}
 
 
+def test_what_else_there_is_of_a_scope_tells_series_apart(make, exporter):
+    scopes = [
+        Scope("lib", "1", attributes={"shard": "a"}),
+        Scope("lib", "1", attributes={"shard": "b", "name": "x"}),
+        Scope("lib", "1", attributes={"shard": "c"}),
+        Scope("lib", "1", "https://example.org/schemas/2"),
+    ]
+    series = [
+        dataclasses.replace(make.gauge("requests", [make.T0], [float(number)]), scope=scope)
+        for number, scope in enumerate(scopes)
+    ]
+    for number in range(2):
+        assert exporter.export(make.logged(number, series)) == Accepted()
+    _, values = families(exporter)["requests"]
+    assert sorted(values.values()) == [0.0, 1.0, 2.0, 3.0]
+    labels = {value: dict(labels) for (_, labels), value in values.items()}
+    assert labels[2.0]["otel_scope_shard"] == "c"
+    assert labels[3.0]["otel_scope_schema_url"] == "https://example.org/schemas/2"
+
+
+def test_units_and_forms_of_one_name_are_told_apart(make, exporter, caplog):
+    def other(value, monotonic, temporality):
+        counter = make.counter("m", [make.T0], [value])
+        return dataclasses.replace(counter, monotonic=monotonic, temporality=temporality)
+
+    series = [
+        make.gauge("m", [make.T0], [1.0]),
+        dataclasses.replace(make.gauge("m", [make.T0], [2.0]), unit="s"),
+        dataclasses.replace(make.gauge("m", [make.T0], [3.0]), unit="By"),
+        other(4.0, False, Temporality.CUMULATIVE),
+        other(5.0, True, Temporality.DELTA),
+        other(6.0, True, Temporality.CUMULATIVE),
+    ]
+    for number in range(2):
+        assert exporter.export(make.logged(number, series)) == Accepted()
+    found = families(exporter)
+    values = sorted(value for text, family in found.values() if text == "m" for value in family.values())
+    assert values == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    assert any("metrics 'm' and 'm (By)' would both be 'm'" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="Debian's package prometheus is not installed")
+def test_strict_parsers_take_counts_next_to_a_distribution(make, exporter):
+    """A gauge histogram is a histogram to them, so that `_count` and `_sum` are nobody else's."""
+    rows = make.rows({1: {"grad_count": 1.0, "grad/sum": 2.0}})
+    assert exporter.export(make.logged(1, [make.histogram("grad", make.T0), *rows])) == Accepted()
+    answer = urllib3.request("GET", f"http://127.0.0.1:{exporter.port}/metrics", retries=False)
+    checked = subprocess.run(
+        ["promtool", "check", "metrics"], input=answer.data, check=False, capture_output=True, timeout=60
+    )
+    assert b"error" not in checked.stderr, checked.stderr
+    assert {1.0, 2.0} <= set(scrape(exporter).values())
+
+
 def test_series_that_cannot_be_told_apart_are_refused_and_counted(make, exporter, caplog):
     series = [
         make.gauge("m", [make.T0], [1.0], x="1"),
