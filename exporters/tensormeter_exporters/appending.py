@@ -6,7 +6,7 @@ request at a file's end is seen and cut off.
 A killed process loses nothing; a power failure can lose the last requests.
 
 The state file may come from another machine, or from somebody else. So it can name only files in the folder that this process
-writes to.
+writes to, and of those only the ones that have the state's own `writer` in their name.
 """
 
 import json
@@ -29,7 +29,8 @@ class AppendOnce:
     """Appends to files. Used by one thread of one process; blocks for the disk.
 
     Attributes:
-        writer: A name that no other spool's files have, kept in the state: files that have it are nobody else's.
+        writer: A name that no other spool's files have, kept in the state: files that have it in their name are nobody else's.
+            Every file must have it there: others are never shortened.
     """
 
     def __init__(self, state: Path | None, directory: Path) -> None:
@@ -84,14 +85,15 @@ class AppendOnce:
             writer = str(document["writer"])
             if not _WRITER.fullmatch(writer):
                 raise ValueError(f"{state}: the writer is {writer!r}")
-            self._files = {path: lengths for path, lengths in files.items() if self._may_hold(path)}
+            self._files = {path: lengths for path, lengths in files.items() if self._may_hold(path, writer)}
             self._id = str(document["id"])
             self.writer = writer
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             self._files = {}
 
-    def _may_hold(self, path: Path) -> bool:
-        return not path.is_symlink() and path.resolve().is_relative_to(self._directory.resolve())
+    def _may_hold(self, path: Path, writer: str) -> bool:
+        inside = not path.is_symlink() and path.resolve().is_relative_to(self._directory.resolve())
+        return inside and writer in re.split(r"[.-]", path.name)
 
     def _save(self) -> None:
         if self._state is None:

@@ -123,7 +123,7 @@ def test_troubles_are_outcomes(make, config, tmp_path):
         JsonLinesExporter(config(folder="x"))
 
 
-def test_the_state_can_name_only_files_in_the_folder(make, config, tmp_path):
+def test_the_state_can_name_only_its_own_files_in_the_folder(make, config, tmp_path):
     """It may have come from elsewhere with the run's folder, and what it names is cut off."""
     thesis = tmp_path / "thesis.tex"
     thesis.write_text("years of work")
@@ -132,11 +132,14 @@ def test_the_state_can_name_only_files_in_the_folder(make, config, tmp_path):
     (out / "link.jsonl").symlink_to(thesis)
     state.mkdir()
     request = make.logged(1, make.rows({1: {"loss": 1.0}}))
-    for path in (thesis, out / "../thesis.tex", out / "link.jsonl"):
+    others = [out / "metrics-1111111111111111-0001.jsonl", out / "notes.txt"]
+    for path in others:
+        path.write_text("years of work")
+    for path in (thesis, out / "../thesis.tex", out / "link.jsonl", *others):
         document = {"id": request.id, "writer": "0" * 16, "files": [[str(path), 0, 1 << 30]]}
         (state / "appended.json").write_text(json.dumps(document))
         assert JsonLinesExporter(config(directory=str(out))).export(request) == Accepted()
-    assert thesis.read_text() == "years of work"
+    assert {path.read_text() for path in (thesis, *others)} == {"years of work"}
 
 
 def test_the_state_cannot_choose_where_files_are(make, config, tmp_path):

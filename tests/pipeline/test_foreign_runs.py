@@ -9,10 +9,13 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -218,6 +221,38 @@ def test_a_given_folder_with_other_things_in_it_stays(recorded, sync, tmp_path, 
     done = sync(tmp_path / "thesis", TENSORMETER_ENDPOINT=receiver.url)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter1.tex"]
+
+
+@pytest.mark.parametrize("command", ["sync", "spool"])
+def test_a_journal_that_names_another_file_is_not_played_back(recorded, tmp_path, receiver, command):
+    """SQLite would delete that file, as one of a transaction on several databases that is over."""
+    victim = tmp_path / "thesis.tex"
+    victim.write_text("years of work")
+    spool = recorded / "spool.sqlite"
+    with closing(sqlite3.connect(spool)) as database:
+        database.execute("PRAGMA journal_mode = DELETE")
+        pages = database.execute("PRAGMA page_count").fetchone()[0]
+        size = database.execute("PRAGMA page_size").fetchone()[0]
+    magic, name = bytes.fromhex("d9d505f920a163d7"), os.fsencode(victim)
+    header = magic + struct.pack(">5I", 0, 1, pages, 512, size)
+    end = struct.pack(">I", (1 << 30) // size + 1) + name + struct.pack(">2I", len(name), sum(name)) + magic
+    spool.with_name("spool.sqlite-journal").write_bytes(header.ljust(512, b"\0") + end)
+    shutil.move(recorded, tmp_path / "incoming")
+    arguments = {
+        "sync": ["sync", tmp_path / "incoming"],
+        "spool": ["spool", "show", "r", "--dir", tmp_path / "incoming"],
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tensormeter", *map(str, arguments[command])],
+        env=os.environ | {"TENSORMETER_ENDPOINT": receiver.url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "names another file" in done.stdout + done.stderr
+    assert victim.read_text() == "years of work"
 
 
 def test_the_process_that_a_given_folder_names_is_sent_no_signal(recorded, sync, tmp_path, receiver):

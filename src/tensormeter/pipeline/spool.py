@@ -16,6 +16,7 @@ Threads: each opens a `Spool` of its own. Calls block for the disk, and up to 10
 """
 
 import contextlib
+import os
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,7 +34,7 @@ from tensormeter.pipeline.filesystem import network_filesystem
 from tensormeter.pipeline.request import Encoded, Priority, Waiting, checksum, intact
 from tensormeter.pipeline.reserve import Reserve
 from tensormeter.pipeline.transaction import Transaction
-from tensormeter.private import make_file
+from tensormeter.private import make_file, open_file
 from tensormeter.settings import Durability
 from tensormeter.signals import SIGNALS, Signal
 
@@ -43,6 +44,9 @@ _SYNCHRONOUS: Final[Mapping[Durability, str]] = {"none": "OFF", "flush": "NORMAL
 
 _PAGES: Final = 64 << 10
 """Bytes of what a transaction writes beside the requests, at most: pages of indexes and small tables."""
+
+_SUPER_JOURNAL: Final = bytes.fromhex("d9d505f920a163d7")
+"""What a rollback journal ends with that names a file of further journals: file format of SQLite, section 3."""
 
 _MARKING: Final = 256 << 10
 """Bytes for transactions that mark requests: SQLite's log is carried over into the database as often as these are used up."""
@@ -78,6 +82,10 @@ class Spool:
 
     def _open(self, durability: Durability) -> None:
         path = self.path
+        if _names_another_file(path.with_name(f"{path.name}-journal")):
+            raise SpoolError(
+                f"{path}-journal names another file, which SQLite would delete; no run makes such a journal: remove it"
+            )
         with contextlib.suppress(OSError):  # SQLite will say what is wrong
             make_file(path)
             for suffix in ("-wal", "-shm", "-journal"):  # SQLite gives them the mode of the database when it makes them
@@ -505,6 +513,20 @@ def _of(signals: Sequence[Signal]) -> str:
     """A condition on the column `signal`: one of these, or damaged."""
     others = ", ".join(f"'{signal}'" for signal in SIGNALS if signal not in signals)
     return f"signal NOT IN ({others})" if others else "1"
+
+
+def _names_another_file(journal: Path) -> bool:
+    """Whether SQLite would look into another file when it plays this journal back, and delete that when it is done.
+
+    It does so for several databases in one transaction, which no spool ever has. Others may have the spool open: their locks are
+    on the database, so that closing the journal gives none of them up.
+    """
+    try:
+        with open(open_file(journal, os.O_RDONLY), "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - len(_SUPER_JOURNAL)))
+            return file.read() == _SUPER_JOURNAL
+    except OSError:  # there is none, or SQLite will say what is wrong
+        return False
 
 
 def _text(content: bytes) -> str:
