@@ -33,13 +33,15 @@ class AppendOnce:
             Every file must have it there: others are never shortened.
     """
 
-    def __init__(self, state: Path | None, directory: Path) -> None:
+    def __init__(self, state: Path | None, directory: Path, *, private: bool = False) -> None:
         """
         Args:
             state: Folder for the state file; without one, a request that comes again is appended again.
             directory: Folder of the files.
+            private: Whether nobody else may read files that are made, whatever the umask is.
         """
         self._directory = directory
+        self._mode = 0o600 if private else 0o666
         self._state = None if state is None else state / _STATE
         self._id = ""
         self.writer = uuid.uuid4().hex[:16]
@@ -62,7 +64,7 @@ class AppendOnce:
             self._files[path] = before, before + len(data)
         self._save()
         for path, data in pieces.items():
-            with path.open("ab") as file:
+            with open(path, "ab", opener=lambda name, flags: os.open(name, flags, self._mode)) as file:
                 file.write(data)
 
     def size(self, request_id: str, path: Path) -> int:

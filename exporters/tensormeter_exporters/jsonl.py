@@ -40,7 +40,7 @@ class JsonLinesExporter:
         if not options["max_bytes"].isdecimal():
             raise SettingsError(f"{config.destination}.max_bytes: expected a number, got {options['max_bytes']!r}")
         self._max_bytes = int(options["max_bytes"])
-        self._files = AppendOnce(config.state, self._directory)
+        self._files = AppendOnce(config.state, self._directory, private=self._private)
         self._numbers: dict[str, int] = {}
 
     def export(self, request: Request) -> Outcome:

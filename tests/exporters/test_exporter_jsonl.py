@@ -152,7 +152,7 @@ def test_the_state_cannot_choose_where_files_are(make, config, tmp_path):
 
 
 def test_the_default_folder_is_for_this_user_alone(make, config, tmp_path, monkeypatch):
-    """Nobody has chosen it; a folder that was chosen, and all files, follow the umask."""
+    """Nobody has chosen it; a folder that was chosen, and files in it, follow the umask."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     before = os.umask(0)
     try:
@@ -163,3 +163,5 @@ def test_the_default_folder_is_for_this_user_alone(make, config, tmp_path, monke
         os.umask(before)
     modes = {name: (tmp_path / name).stat().st_mode & 0o777 for name in ("data", "data/tensormeter/otlp", "chosen")}
     assert modes == {"data": 0o700, "data/tensormeter/otlp": 0o700, "chosen": 0o777}
+    files = {path.parent.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*.jsonl")}
+    assert files == {"otlp": 0o600, "chosen": 0o666}
