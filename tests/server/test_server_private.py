@@ -230,7 +230,9 @@ def test_tokens_that_are_gone_open_no_server_behind_a_proxy(start, tmp_path):
     assert server.ask("/api/v1/runs")[0] == 401
 
 
-@pytest.mark.parametrize("header", ["Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP"])
+@pytest.mark.parametrize(
+    "header", ["Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Server", "X-Real-IP"]
+)
 def test_a_server_without_tokens_answers_nobody_behind_a_proxy_that_it_does_not_know(start, header):
     """Proxies may send the address of the server itself as `Host`."""
     server = start()

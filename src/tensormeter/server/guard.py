@@ -27,8 +27,8 @@ _PUBLIC: Final = frozenset({"/", "/healthz", "/readyz"})
 
 _log: Final = logging.getLogger(__name__)
 
-_FORWARDED: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
-"""What proxies add that pass requests of others on."""
+_FORWARDED: Final = ("forwarded", "x-forwarded-", "x-real-ip")
+"""Beginnings of the headers that proxies add which pass requests of others on."""
 
 _HEADERS: Final = {
     "Cache-Control": "no-store",
@@ -76,7 +76,7 @@ class Guard:
         if path in _PUBLIC or path.startswith(STATIC_PREFIX):
             return None
         try:
-            forwarded = any(name in headers for name in _FORWARDED)
+            forwarded = any(name.startswith(_FORWARDED) for name in headers)
             access = self._authenticator.access(headers.get("authorization", ""), forwarded=forwarded)
         except StoreError as error:
             _log.error("tensormeter: %s", error)
