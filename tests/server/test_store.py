@@ -363,6 +363,25 @@ def test_a_run_from_start_to_end(client):
     assert client.store.runs([table.runs[index]], [])[0].summary == {}
 
 
+@pytest.mark.parametrize("field", ["config.key", "config.a'", "summary"])
+def test_a_table_of_runs_ends_when_its_request_does(client, field):
+    """A filter names many fields, and each of them is read of all runs before the first run is looked at."""
+    client.append([T0], [1.0])
+    client.events(Event("tensormeter.run.start", T0, {"config": {"key0": 1}}))
+    fields = [f"{field}{number}" if field.startswith("config") else f"summary.m{number}.last" for number in range(9)]
+    looks = []
+
+    def check():
+        looks.append(1)
+        if len(looks) > 3:
+            raise TimeoutError
+
+    assert client.store.table(client.project, fields).runs
+    with pytest.raises(TimeoutError):
+        client.store.table(client.project, fields, check)
+    assert client.run_id in client.store.table(client.project, ["id"]).columns["id"]
+
+
 def test_what_users_say_stays(client):
     client.start(T0, tags=["sent"], notes="sent")
     client.store.update(client.ref, RunChanges(name="mine", tags=["a"], archived=True))

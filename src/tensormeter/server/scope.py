@@ -98,11 +98,11 @@ class ProjectStore:
         """See `Store`."""
         return [one for one in self._store.projects() if one.project == self._project]
 
-    def table(self, project: str | None, fields: Sequence[str]) -> RunTable:
+    def table(self, project: str | None, fields: Sequence[str], check: Check = no_check) -> RunTable:
         """See `Store`."""
         if project not in (None, self._project):
             return RunTable([], {name: [] for name in fields})
-        return self._store.table(self._project, fields)
+        return self._store.table(self._project, fields, check)
 
     def runs(self, runs: Sequence[int], metrics: Sequence[str] | None = None) -> list[RunSummary]:
         """See `Store`."""

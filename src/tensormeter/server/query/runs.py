@@ -32,8 +32,8 @@ def find_runs(
 ) -> tuple[list[RunSummary], int]:
     """A page of the runs that fulfil a filter, in order, and how many fulfil it.
 
-    Archived runs are left out unless the filter speaks of `archived`. `check` is called for each run; whatever it raises ends
-    the search.
+    Archived runs are left out unless the filter speaks of `archived`. `check` is called for each field that is looked at and for
+    each run; whatever it raises ends the search.
 
     Raises:
         UsageError: Filter or order cannot be understood.
@@ -42,7 +42,7 @@ def find_runs(
     orders = _parse_sort(sort or "-started")
     shows_archived = any(field.name == "archived" for field in condition.fields.values())
     fields = [*condition.fields.values(), *(order.field for order in orders), find_field("archived")]
-    table = store.table(project, [*dict.fromkeys(name for field in fields for name in field.stored)])
+    table = store.table(project, [*dict.fromkeys(name for field in fields for name in field.stored)], check)
     predicate = condition.bind(table.columns)
     archived = table.columns["archived"]
     rows = []

@@ -139,12 +139,13 @@ class Store(Protocol):
         """All projects, by name."""
         ...
 
-    def table(self, project: str | None, fields: Sequence[str]) -> RunTable:
+    def table(self, project: str | None, fields: Sequence[str], check: Check = no_check) -> RunTable:
         """Fields of all runs of a project, or of all projects, in no particular order.
 
         Args:
             fields: Names of `RunSummary`'s attributes (but `config` and `summary`), `config.KEY` with dots that go into
                 nested objects, and `summary.METRIC.PART` with the parts of `Summary`.
+            check: Called for each field, and now and then within one; whatever it raises ends the work.
         """
         ...
 

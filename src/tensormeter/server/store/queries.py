@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from tensormeter.errors import StoreError
+from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.store import (
     Change,
     Changes,
@@ -72,12 +73,14 @@ class SqliteQueries:
         with self._reader() as connection, reading(connection):
             return listing.list_projects(connection)
 
-    def table(self, project: str | None, fields: Sequence[str]) -> RunTable:
+    def table(self, project: str | None, fields: Sequence[str], check: Check = no_check) -> RunTable:
         """See `Store`."""
         with self._reader() as connection:
             layers = self._heads.layers(None, metrics=runs.metrics_needed(fields))
             with reading(connection):
-                return runs.load_table(connection, _unfolded(connection, layers), project, fields, self._stall_after)
+                return runs.load_table(
+                    connection, _unfolded(connection, layers), project, fields, self._stall_after, check=check
+                )
 
     def runs(self, runs_: Sequence[int], metrics: Sequence[str] | None = None) -> list[RunSummary]:
         """See `Store`."""

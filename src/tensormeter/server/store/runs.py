@@ -5,13 +5,14 @@ import re
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
 from tensormeter.otlp.batch import STEP_METRIC
+from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.store import RunSummary, RunTable, State, Summary
 from tensormeter.server.store.heads import Layer
 from tensormeter.server.store.lifecycle import present_state
@@ -34,6 +35,11 @@ _SUMMARY_COLUMNS: Final = "count, numbers, total, minimum, maximum, last_time, l
 
 _FEW_METRICS: Final = 500
 """As many names as one statement takes; with more, all metrics of a run are looked at."""
+
+_ROWS: Final = 64
+"""Rows that are read between two looks at whether the work has to end."""
+
+_T = TypeVar("_T")
 
 _PLAIN_KEY: Final = re.compile(r"[\w ./:@-]+")
 """Keys that stand for themselves in a path of SQLite's JSON functions."""
@@ -160,6 +166,8 @@ def load_table(
     project: str | None,
     fields: Sequence[str],
     stall_after: float,
+    *,
+    check: Check = no_check,
 ) -> RunTable:
     """What `Store.table` returns."""
     # Only what is needed: there may be many runs.
@@ -174,6 +182,7 @@ def load_table(
     runs = [*stored["id"]]
     columns: dict[str, Sequence[Any]] = {}
     for name in fields:
+        check()
         group, _, rest = name.partition(".")
         if name in _BASE:
             convert = _CONVERTERS.get(name)
@@ -190,8 +199,9 @@ def load_table(
             folded = zip(runs, stored["points"], strict=True)
             columns[name] = [points + sum(layer.points.get(run, 0) for layer in layers) for run, points in folded]
         elif group == "config" and rest:
-            columns[name] = _config_column(connection, project, rest, runs)
+            columns[name] = _config_column(connection, project, rest, runs, check)
     for metric, parts in summary_fields(fields).items():
+        check()
         found = _summary_parts(connection, layers, metric, parts)
         for part in parts:
             columns[f"summary.{metric}.{part}"] = [*map(found[part].get, runs)]
@@ -215,13 +225,15 @@ def summary_fields(fields: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def _config_column(connection: sqlite3.Connection, project: str | None, key: str, runs: Sequence[int]) -> list[Any]:
+def _config_column(
+    connection: sqlite3.Connection, project: str | None, key: str, runs: Sequence[int], check: Check
+) -> list[Any]:
     """Values under a key with dots in it, or along a path; None where there are none."""
     if not _PLAIN_KEY.fullmatch(key):
         rows = connection.execute(
             "SELECT id, config FROM run WHERE project = ifnull(?, project) AND NOT deleted", (project,)
         )
-        found = {run: dig(json.loads(config), key) for run, config in rows}
+        found = {run: dig(json.loads(config), key) for run, config in _checked(rows, check)}
     else:
         paths = ('$."' + key + '"', "$" + "".join(f'."{part}"' for part in key.split(".")))
         texts = connection.execute(
@@ -230,8 +242,15 @@ def _config_column(connection: sqlite3.Connection, project: str | None, key: str
             (*paths, project),
         )
         # SQLite says 1 for true, which is as good in every comparison.
-        found = {run: None if text == "null" else json.loads(text) for run, text in texts}
+        found = {run: None if text == "null" else json.loads(text) for run, text in _checked(texts, check)}
     return [found.get(run) for run in runs]
+
+
+def _checked(rows: Iterable[_T], check: Check) -> Iterator[_T]:
+    for number, row in enumerate(rows):
+        if not number % _ROWS:
+            check()
+        yield row
 
 
 def dig(config: Any, key: str) -> Any:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.store.clickhouse.activity import NEVER
 from tensormeter.server.store.clickhouse.connection import Connection
 from tensormeter.server.store.errors import AmbiguousRunError, NotFoundError
@@ -151,7 +152,7 @@ class Runs:
             if key in found
         ]
 
-    def table(self, project: str | None, fields: Sequence[str]) -> RunTable:
+    def table(self, project: str | None, fields: Sequence[str], check: Check = no_check) -> RunTable:
         """What `Store.table` returns."""
         configured = any(name.startswith("config.") for name in fields)
         of_project = "1" if project is None else "project = {project:String}"
@@ -161,6 +162,7 @@ class Runs:
         within = f"run GLOBAL IN (SELECT DISTINCT run FROM process WHERE {of_project})"
         columns: dict[str, Sequence[Any]] = {}
         for name in fields:
+            check()
             group, _, rest = name.partition(".")
             if name == "points":
                 counts = self._points(within, **names)
@@ -170,6 +172,7 @@ class Runs:
             elif group != "summary":
                 columns[name] = [getattr(run, "run_id" if name == "id" else name) for run in found.values()]
         for metric, parts in summary_fields(fields).items():
+            check()
             totals = self._totals(within, (metric,), steps="last_step" in parts, **names)
             of_run = {run: one[metric] for run, one in totals.items()}
             for part in parts:

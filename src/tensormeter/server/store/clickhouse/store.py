@@ -142,10 +142,10 @@ class ClickHouseStore:
         self._check_open()
         return self._runs.projects()
 
-    def table(self, project: str | None, fields: Sequence[str]) -> RunTable:
+    def table(self, project: str | None, fields: Sequence[str], check: Check = no_check) -> RunTable:
         """See `Store`."""
         self._check_open()
-        return self._runs.table(project, fields)
+        return self._runs.table(project, fields, check)
 
     def runs(self, runs: Sequence[int], metrics: Sequence[str] | None = None) -> list[RunSummary]:
         """See `Store`."""
