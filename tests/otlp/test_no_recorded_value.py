@@ -52,3 +52,20 @@ def test_flagged_points_of_every_kind_are_left_out(kind, flags, n):
     expected = {} if kind == "gauge without a value" else {"kept": n}
     assert decoded(kind, data(data_points=[*kept, *gone])) == expected
     assert decoded(kind, data(data_points=gone)) == {}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n", [1, 60])
+def test_flagged_numbers_are_gaps_of_their_series(kind, n):
+    data, point = KINDS[kind]
+    gone = [point(attributes=[KeyValue(key="a", value=AnyValue(string_value="gone"))], flags=1) for _ in range(n)]
+    kept = [point(attributes=[KeyValue(key="a", value=AnyValue(string_value="kept"))]) for _ in range(n)]
+    metric = otlp.Metric(
+        name="m", **{kind.split()[-1] if kind == "integer gauge" else kind.split()[0]: data(data_points=kept + gone)}
+    )
+    scoped = otlp.ScopeMetrics(metrics=[metric])
+    request = ExportMetricsServiceRequest(resource_metrics=[otlp.ResourceMetrics(scope_metrics=[scoped])])
+    (batch,) = decode_metrics(request.SerializeToString())
+    found = [(series.name, series.attributes, len(series.times)) for series in batch.gaps]
+    numbers = "gauge" in kind or kind == "sum"
+    assert found == ([("m", {"a": "gone"}, n)] if numbers else [])

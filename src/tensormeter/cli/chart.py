@@ -37,12 +37,17 @@ def draw_chart(metric: str, series: Sequence[Mapping[str, Any]], width: int, *, 
     figure.label("step" if stepped else "seconds", "x")
     drawn = 0
     for one in series:
-        xs, values = _finite(one["step"] if stepped else [(time - origin) / 1e9 for time in one["time"]], one["value"])
+        along = one["step"] if stepped else [(time - origin) / 1e9 for time in one["time"]]
+        positions = _gap_positions(one.get("gaps", ()), one["time"], along)
+        xs, values = _finite(along, one["value"])
         if len(xs):
             # Two points a column is finer than what a terminal shows.
             xs, values = _thin(xs, values, 2 * width)
             signal = figure.signal(xs.tolist(), values.tolist())
             signal.lines()
+            # No stroke from a to b if a <= position < b.
+            for index in np.unique(np.searchsorted(xs, positions, "right")).tolist():
+                signal.line(index, False)
             figure.draw(signal)
             drawn += 1
     if not drawn:
@@ -59,6 +64,17 @@ def _finite(
     columns = columns[:, np.isfinite(columns).all(axis=0)]
     columns = columns[:, np.argsort(columns[0], kind="stable")]
     return columns[0], columns[1]
+
+
+def _gap_positions(gaps: Sequence[int], times: Sequence[int], along: Sequence[float | None]) -> NDArray[np.float64]:
+    """The x of the last point before each gap, where it has one."""
+    if not gaps or not times:
+        return np.empty(0)
+    xs = np.array(along, np.float64)
+    known = np.flatnonzero(~np.isnan(xs))
+    order = known[np.argsort(np.array(times, np.int64)[known], kind="stable")]
+    index = np.searchsorted(np.array(times, np.int64)[order], np.array(gaps, np.int64), "right") - 1
+    return np.unique(xs[order[index[index >= 0]]])
 
 
 def _thin(

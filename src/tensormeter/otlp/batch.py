@@ -195,10 +195,15 @@ class Summary(Series):
 
 @dataclass(frozen=True)
 class Batch:
-    """Points of one resource (for us: one process of one run)."""
+    """Points of one resource (for us: one process of one run).
+
+    Attributes:
+        gaps: Points that say that their series has no value at their time; their values are NaN and mean nothing.
+    """
 
     resource: Mapping[str, Attribute]
     series: Sequence[Series]
+    gaps: Sequence[Gauge | Sum] = ()
 
     @property
     def gauges(self) -> list[Gauge]:

@@ -74,7 +74,8 @@ _Shell = TypeVar("_Shell", ExportMetricsServiceRequest, ResourceMetrics, ScopeMe
 def decode_metrics(body: bytes, check: Check = no_check) -> list[Batch]:
     """Decode an `ExportMetricsServiceRequest` into one batch a resource, with all five kinds of metrics.
 
-    Points that are flagged as having no recorded value, numbers without a value, and exemplars are left out.
+    Numbers that are flagged as having no recorded value are the batch's gaps. Distributions with this flag, numbers without
+    a value, and exemplars are left out.
     Gauges and sums whose points all have one layout are read by NumPy, everything else by protobuf.
 
     Args:
@@ -100,35 +101,40 @@ class _UnusualError(Exception):
 def _by_protobuf(body: bytes) -> list[Batch]:
     request = ExportMetricsServiceRequest()
     _parse(request, body)
-    return [
-        Batch(
-            attributes(resource_metrics.resource.attributes),
-            [
-                series
-                for scope_metrics in resource_metrics.scope_metrics
-                for metric in scope_metrics.metrics
-                for series in _series(metric, _scope(scope_metrics))
-            ],
-        )
-        for resource_metrics in request.resource_metrics
-    ]
+    batches = []
+    for resource_metrics in request.resource_metrics:
+        series: list[Series] = []
+        gaps: list[Gauge | Sum] = []
+        for scope_metrics in resource_metrics.scope_metrics:
+            for metric in scope_metrics.metrics:
+                scope = _scope(scope_metrics)
+                series += _series(metric, scope)
+                gaps += _gaps(metric, scope)
+        batches.append(Batch(attributes(resource_metrics.resource.attributes), series, gaps))
+    return batches
 
 
 def _resource_metrics(body: memoryview, message: Field, check: Check) -> Batch:
     check()
     shell, scopes = _split(body, message, ResourceMetrics(), _SCOPE_METRICS)
-    return Batch(
-        attributes(shell.resource.attributes),
-        [series for scope_metrics in scopes for series in _scope_metrics(body, scope_metrics, check)],
-    )
+    gaps: list[Gauge | Sum] = []
+    series = [series for scope_metrics in scopes for series in _scope_metrics(body, scope_metrics, gaps, check)]
+    return Batch(attributes(shell.resource.attributes), series, gaps)
 
 
-def _scope_metrics(body: memoryview, message: Field, check: Check) -> Iterator[Series]:
+def _scope_metrics(body: memoryview, message: Field, gaps: list[Gauge | Sum], check: Check) -> Iterator[Series]:
+    """Series of a scope; its gaps are added to `gaps`."""
     shell, metrics = _split(body, message, ScopeMetrics(), _METRICS)
     scope = _scope(shell)
     for field in metrics:
         check()
-        yield from _fixed_series(body, field, scope) or _series(_metric(body, field), scope)
+        fixed = _fixed_series(body, field, scope)
+        if fixed:  # no point of these has flags
+            yield from fixed
+        else:
+            metric = _metric(body, field)
+            yield from _series(metric, scope)
+            gaps += _gaps(metric, scope)
 
 
 def _split(body: memoryview, message: Field, shell: _Shell, number: int) -> tuple[_Shell, list[Field]]:
@@ -363,6 +369,31 @@ def _series(metric: Metric, scope: Scope) -> Iterator[Series]:
             return
 
 
+def _gaps(metric: Metric, scope: Scope) -> Iterator[Gauge | Sum]:
+    """The points of a gauge or a sum that are flagged as having no recorded value, series by series; their values are NaN."""
+    kind = metric.WhichOneof("data")
+    if kind not in ("gauge", "sum"):
+        return
+    about: _About = {"unit": metric.unit, "description": metric.description, "scope": scope}
+    points = metric.gauge.data_points if kind == "gauge" else metric.sum.data_points
+    flagged = [point for point in points if point.flags & _NO_RECORDED_VALUE]
+    for group in _groups(flagged):
+        found, values = attributes(group[0].attributes), np.full(len(group), np.nan)
+        if kind == "gauge":
+            yield Gauge(metric.name, _times(group), values, attributes=found, **about)
+        else:
+            yield Sum(
+                metric.name,
+                _times(group),
+                values,
+                _start_times(group),
+                monotonic=metric.sum.is_monotonic,
+                temporality=_temporality(metric.sum.aggregation_temporality),
+                attributes=found,
+                **about,
+            )
+
+
 def _histograms(metric: Metric, about: "_About") -> Iterator[Series]:
     def shape(point: HistogramDataPoint) -> Hashable:
         return tuple(point.explicit_bounds), len(point.bucket_counts)
@@ -439,10 +470,14 @@ def _by_attributes(
     points: Iterable[_AnyPoint], shape: Callable[[_AnyPoint], Hashable] = lambda point: None
 ) -> Iterable[list[_AnyPoint]]:
     """Points with a value, grouped by attribute set and by whatever else their columns must agree in, in order of arrival."""
+    return _groups((point for point in points if not point.flags & _NO_RECORDED_VALUE), shape)
+
+
+def _groups(
+    points: Iterable[_AnyPoint], shape: Callable[[_AnyPoint], Hashable] = lambda point: None
+) -> Iterable[list[_AnyPoint]]:
     groups: dict[Hashable, list[_AnyPoint]] = {}
     for point in points:
-        if point.flags & _NO_RECORDED_VALUE:
-            continue
         key = b"".join(sorted(pair.SerializeToString() for pair in point.attributes)) if point.attributes else b""
         groups.setdefault((key, shape(point)), []).append(point)
     return groups.values()

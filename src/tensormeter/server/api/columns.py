@@ -67,7 +67,10 @@ def encode_columns(result: PointsResult, *, reset: bool) -> list[bytes]:
     for one in result.series:
         about = {"run": one.run, "process": one.process, "attempt": one.attempt, "metric": one.metric}
         rest = variant_json(one) | {"attributes": one.attributes, "total": one.total}
-        series.append(about | rest | {"x": arrays.add(one.x), "y": arrays.add(one.y)})
+        columns = {"x": arrays.add(one.x), "y": arrays.add(one.y)}
+        if len(one.gaps):
+            columns["gaps"] = arrays.add(one.gaps)
+        series.append(about | rest | columns)
     return arrays.encode({"series": series, "cursor": result.cursor, "reset": reset})
 
 
@@ -85,5 +88,7 @@ def encode_full_columns(metric: str, x: str, found: Sequence[FullSeries]) -> lis
             document["stepped"] = arrays.add(one.stepped.view(np.uint8))
         if points.integers.any():
             document["integers"] = arrays.add(points.integers.view(np.uint8))
+        if len(one.gaps):
+            document["gaps"] = arrays.add(one.gaps)
         series.append(document)
     return arrays.encode({"metric": metric, "x": x, "series": series})

@@ -42,6 +42,12 @@ def _shape(**properties: _Schema) -> _Schema:
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
+def _with_gaps(**properties: _Schema) -> _Schema:
+    """The shape of a line: `gaps` is there only if there are some."""
+    shape = _shape(**properties)
+    return {**shape, "properties": {**properties, "gaps": _list(_JSON_NUMBER)}}
+
+
 def _ref(name: str) -> _Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
@@ -141,7 +147,7 @@ _SCHEMAS: Final[Mapping[str, _Schema]] = {
     },
     "QueryResult": _shape(
         series=_list(
-            _shape(
+            _with_gaps(
                 run=_TEXT,
                 process=_TEXT,
                 attempt=_INTEGER,

@@ -91,7 +91,7 @@ class PointsApi:
         def work(most: int) -> HeldResponse:
             result = query_points(self._stores.of(request), query, most)
             reset = query.after is not None and result.complete
-            held = sum(one.x.nbytes + one.y.nbytes for one in result.series)
+            held = sum(one.x.nbytes + one.y.nbytes + one.gaps.nbytes for one in result.series)
             if binary:
                 return HeldResponse(encode_columns(result, reset=reset), held, COLUMNS)
             return HeldResponse(_encode_result(result, reset=reset), held, "application/json")
@@ -311,8 +311,9 @@ def _encode_result(result: PointsResult, *, reset: bool) -> Generator[bytes, Non
         about = {"run": one.run, "process": one.process, "attempt": one.attempt}
         rest = {"metric": one.metric} | variant_json(one) | {"attributes": one.attributes, "total": one.total}
         yield (b"," if position else b"") + encode(about | rest)[:-1]
-        for name, column in (("x", one.x), ("y", one.y)):
-            yield from _encode_array(name, column)
+        for name, column in (("x", one.x), ("y", one.y), ("gaps", one.gaps)):
+            if name != "gaps" or len(column):
+                yield from _encode_array(name, column)
         yield b"}"
     yield b"]," + encode({"cursor": result.cursor, "reset": reset})[1:]
 
@@ -329,7 +330,9 @@ def _held(found: Sequence[FullSeries]) -> int:
     """Bytes of series in memory."""
     size = 0
     for one in found:
-        size += one.steps.nbytes + one.stepped.nbytes + sum(array.nbytes for array in one.points.arrays())
+        size += (
+            one.steps.nbytes + one.stepped.nbytes + one.gaps.nbytes + sum(array.nbytes for array in one.points.arrays())
+        )
         if isinstance(one.points, Blobs):
             size += sum(map(len, one.points.blobs))
     return size
@@ -350,6 +353,8 @@ def _encode_full(metric: str, x: str, found: Sequence[FullSeries]) -> Generator[
                 numbers = _column(series, name, slice(first, first + _SLICE))
                 yield (b"," if first else b"") + encode(numbers)[1:-1]
             yield b"]"
+        if len(series.gaps):
+            yield b',"gaps":' + encode(series.gaps.tolist())
         yield b"}"
     yield b"]}"
 

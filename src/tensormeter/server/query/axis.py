@@ -1,7 +1,7 @@
 """The x of points: their step, their time, or another metric's value at the same time in the same process."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -13,9 +13,11 @@ from tensormeter.server.query.attempts import AttemptChoice, Attempts
 from tensormeter.server.store import MAX_READ_POINTS, Points, RunRef, Selection, Series, Store
 from tensormeter.server.store.points import Column
 
-__all__ = ["Axis", "Placed", "read_along"]
+__all__ = ["NO_POSITIONS", "Axis", "Placed", "gap_positions", "read_along"]
 
 _METRIC: Final = "metric:"
+
+NO_POSITIONS: Final[NDArray[np.float64]] = np.empty(0, np.float64)
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,16 @@ class Axis:
 
 @dataclass(frozen=True, eq=False)
 class Placed:
-    """A series, its x (float64, shape (n,), ascending), and the attempt that its process belongs to."""
+    """A series, its x (float64, shape (n,), ascending), and the attempt that its process belongs to.
+
+    Attributes:
+        gaps: As `gap_positions` gives them.
+    """
 
     series: Series
     x: NDArray[np.float64]
     attempt: int = 1
+    gaps: NDArray[np.float64] = field(default_factory=lambda: NO_POSITIONS)
 
 
 def read_along(
@@ -95,6 +102,7 @@ def read_along(
     after: str | None = None,
     attempt: AttemptChoice = None,
     limit: int = MAX_READ_POINTS,
+    gaps: bool = False,
 ) -> tuple[list[Placed], str, bool]:
     """Points of a run with start <= x < stop, by x.
 
@@ -102,7 +110,8 @@ def read_along(
         start: In units of x: steps, or seconds (since the epoch, or since the run's start).
         attempt: Which attempts. On the effective line, pieces of one line are one series, under the name of the latest that
             has points in the range.
-        limit: Points to look at, at most, those of x among them.
+        limit: Points to look at, at most, those of x and gaps among them.
+        gaps: Whether gaps are wanted.
 
     Returns:
         Series that have points, the cursor, and whether they are all that there is (see `Reading`).
@@ -116,7 +125,7 @@ def read_along(
     if axis.is_time:
         origin = axis.origin(store.read(ref, Selection([])).started) if axis.relative else 0.0
         first, last = axis.nanoseconds(start, origin), axis.nanoseconds(stop, origin)
-    selection = Selection(wanted, process, numeric=numeric, start=first, stop=last, after=after, limit=limit)
+    selection = Selection(wanted, process, numeric=numeric, start=first, stop=last, after=after, limit=limit, gaps=gaps)
     reading = store.read(ref, selection)
     attempts = Attempts(reading.attempts, attempt)
     series = attempts.chosen(one for one in reading.series if one.metric in metrics)
@@ -144,7 +153,7 @@ def read_along(
             else:
                 whole = Placed(one, axis.seconds(one.points.times, origin))
                 found.append(whole if after is None else _cut(whole, start, stop))
-        found = [piece for piece in found if len(piece.x)]
+        found = [_with_gaps(piece) for piece in found if len(piece.x)]
         if found:
             line = _line(found)
             placed.append(replace(line, attempt=attempts.number(line.series.process)))
@@ -169,7 +178,25 @@ def _line(pieces: Sequence[Placed]) -> Placed:
     if np.any(x[1:] < x[:-1]):
         order = np.argsort(x, kind="stable")
         x, points = x[order], points[order]
-    return Placed(replace(pieces[-1].series, points=points), x)
+    return Placed(replace(pieces[-1].series, points=points), x, gaps=np.concatenate([piece.gaps for piece in pieces]))
+
+
+def gap_positions(gaps: NDArray[np.int64], times: NDArray[np.int64], x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Where a line is interrupted: the x of the last point before each gap, ascending; gaps before all points are left out.
+
+    A line has no stroke between neighbouring points a and b if a.x <= position < b.x, so that it does not matter which
+    points of it are drawn.
+    """
+    if not len(gaps):
+        return NO_POSITIONS
+    order = np.argsort(times, kind="stable")
+    index = np.searchsorted(times[order], gaps, "right") - 1
+    return np.unique(x[order[index[index >= 0]]])
+
+
+def _with_gaps(placed: Placed) -> Placed:
+    gaps = placed.series.gaps
+    return replace(placed, gaps=gap_positions(gaps, placed.series.points.times, placed.x)) if len(gaps) else placed
 
 
 def _join(series: Series, along: Sequence[Series]) -> Placed:

@@ -11,6 +11,7 @@ from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.server.query.attempts import AttemptChoice, Attempts
 from tensormeter.server.store import MAX_READ_POINTS, Column, Kind, Points, RunRef, Selection, Series, Store
 from tensormeter.server.store.reader import steps_at
+from tensormeter.server.store.values import NO_GAPS
 from tensormeter.server.store.window import kept
 
 __all__ = ["FullSeries", "read_full"]
@@ -24,6 +25,7 @@ class FullSeries:
         points: n points; of one process, with distinct times.
         steps: int64, shape (n,): the step logged at each point's time, where `stepped`; elsewhere 0.
         stepped: bool, shape (n,).
+        gaps: int64, ascending: times at which the sender said that there is no value; none before the first point.
     """
 
     process: str
@@ -35,6 +37,7 @@ class FullSeries:
     stepped: NDArray[np.bool_] = field(repr=False)
     scope: str = ""
     unit: str = ""
+    gaps: NDArray[np.int64] = field(default_factory=lambda: NO_GAPS, repr=False)
 
 
 def read_full(
@@ -65,7 +68,8 @@ def read_full(
     """
     first, last = (None, None) if by_step else (start, stop)
     names = [metric, STEP_METRIC] if numeric else [metric]
-    reading = store.read(ref, Selection(names, process, numeric, start=first, stop=last, limit=limit))
+    selection = Selection(names, process, numeric, start=first, stop=last, limit=limit, gaps=numeric)
+    reading = store.read(ref, selection)
     stepping = reading if numeric else store.read(ref, Selection([STEP_METRIC], process, start=first, stop=last))
     attempts = Attempts(reading.attempts, attempt)
     shadowed = attempts.shadowed()
@@ -93,7 +97,10 @@ def read_full(
                 points, column, stepped = points[order], column[order], stepped[order]
         last_piece = pieces[-1]
         about = last_piece.process, attempts.number(last_piece.process), last_piece.kind, last_piece.attributes
-        found.append(FullSeries(*about, points, column, stepped, last_piece.scope, last_piece.unit))
+        gaps = np.unique(np.concatenate([piece.gaps for piece in pieces]))
+        if len(gaps):
+            gaps = gaps[np.searchsorted(gaps, points.times.min()) :] if len(points) else NO_GAPS
+        found.append(FullSeries(*about, points, column, stepped, last_piece.scope, last_piece.unit, gaps))
     return found
 
 

@@ -57,7 +57,13 @@ class PointsQuery:
 
 @dataclass(frozen=True, eq=False)
 class SampledSeries:
-    """One series. `total` is how many points it has in the range; `x` and `y` are float64 of equal length."""
+    """One series.
+
+    Attributes:
+        x: float64; so is `y`, of equal length.
+        total: How many points it has in the range.
+        gaps: As `gap_positions` gives them.
+    """
 
     run: str
     process: str
@@ -70,6 +76,7 @@ class SampledSeries:
     x: NDArray[np.float64]
     y: NDArray[np.float64]
     total: int
+    gaps: NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +147,7 @@ def _read(
         start=query.start,
         stop=query.stop,
         attempt=query.attempt,
+        gaps=True,
     )
     if after is not None or not query.max_points:
         placed, cursor, complete = read(after=after, limit=budget)
@@ -162,7 +170,7 @@ def _read(
             )
             if thinned is not None:
                 lines, cursor = thinned
-                drawn = (_series(ref, one.series, one.attempt, (one.x, one.y), one.total) for one in lines)
+                drawn = (_series(ref, one.series, one.attempt, (one.x, one.y, one.gaps), one.total) for one in lines)
                 return [one for one in drawn if _is_wanted(one, query)], cursor, True, sum(one.held for one in lines)
             placed, cursor, _ = read(limit=budget)
         except TooManyPointsError:
@@ -200,7 +208,8 @@ def _joined(pieces: Sequence[SampledSeries], max_points: int) -> SampledSeries:
     x, y = np.concatenate([one.x for one in pieces]), np.concatenate([one.y for one in pieces])
     order = np.argsort(x, kind="stable")
     kept = order[sample(y[order], max_points)]
-    return replace(pieces[-1], x=x[kept], y=y[kept], total=sum(one.total for one in pieces))
+    gaps = np.unique(np.concatenate([one.gaps for one in pieces]))
+    return replace(pieces[-1], x=x[kept], y=y[kept], total=sum(one.total for one in pieces), gaps=gaps)
 
 
 def _sampled(ref: RunRef, placed: Sequence[Placed], query: PointsQuery) -> list[SampledSeries]:
@@ -209,7 +218,7 @@ def _sampled(ref: RunRef, placed: Sequence[Placed], query: PointsQuery) -> list[
         assert isinstance(one.series.points, Points)
         values = one.series.points.floats()
         kept = sample(values, query.max_points)
-        series = _series(ref, one.series, one.attempt, (one.x[kept], values[kept]), len(values))
+        series = _series(ref, one.series, one.attempt, (one.x[kept], values[kept], one.gaps), len(values))
         if _is_wanted(series, query):
             found.append(series)
     return found
@@ -225,10 +234,10 @@ def _series(
     ref: RunRef,
     series: Series | Thinned,
     attempt: int,
-    columns: tuple[NDArray[np.float64], NDArray[np.float64]],
+    columns: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]],
     total: int,
 ) -> SampledSeries:
-    x, y = columns
+    x, y, gaps = columns
     about = (
         ref.run_id,
         series.process,
@@ -239,4 +248,4 @@ def _series(
         series.unit,
         series.attributes,
     )
-    return SampledSeries(*about, x, y, total)
+    return SampledSeries(*about, x, y, total, np.unique(gaps))

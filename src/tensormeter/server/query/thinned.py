@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.server.query.attempts import AttemptChoice, Attempts
-from tensormeter.server.query.axis import Axis
+from tensormeter.server.query.axis import NO_POSITIONS, Axis, gap_positions
 from tensormeter.server.query.sampling import blocks_needed, sample, sample_blocks
 from tensormeter.server.store import RunRef, Selection, Store, Thinned, Window
 from tensormeter.server.store.blocks import FIRST, LAST, Blocks
@@ -24,6 +24,7 @@ class ThinnedLine:
         x: float64, as long as `y`.
         total: Points that it has in the range.
         held: Points that were in memory for it.
+        gaps: As `gap_positions` gives them.
     """
 
     series: Thinned
@@ -32,6 +33,7 @@ class ThinnedLine:
     y: NDArray[np.float64]
     total: int
     held: int
+    gaps: NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +84,7 @@ def read_thinned(
         attempt=attempt,
         blocks=blocks_needed(max_points),
         limit=limit,
+        gaps=True,
     )
     if long is None:
         return None
@@ -107,11 +110,12 @@ def long_pieces(
     attempt: AttemptChoice,
     blocks: int,
     limit: int,
+    gaps: bool = False,
 ) -> LongPieces | None:
     """Series of the attempts that are wanted, with start <= x < stop.
 
     Args:
-        blocks: As for `Store.thin`; so is `limit`, in `Selection`.
+        blocks: As for `Store.thin`; so are `limit` and `gaps`, in `Selection`.
 
     Returns:
         None if only points can answer, see `read_thinned`.
@@ -130,25 +134,38 @@ def long_pieces(
         window = replace(window, start=first, stop=last)
     else:
         window = replace(window, by_step=True, first_step=start, last_step=stop)
-    found = store.thin(ref, Selection(metrics, process, limit=limit), window, blocks)
+    found = store.thin(ref, Selection(metrics, process, limit=limit, gaps=gaps), window, blocks)
     return None if found is None else LongPieces(attempts.chosen(found), attempts, axis, origin, about.cursor)
 
 
 def _line(pieces: Sequence[Thinned], long: LongPieces, max_points: int) -> ThinnedLine | None:
     """One line out of its pieces; None if they are not one after another."""
+    gaps = np.concatenate([_gaps(one, long) for one in pieces])
     if all(one.blocks is None for one in pieces):
         times, values, steps = (np.concatenate(columns) for columns in zip(*map(_columns, pieces), strict=True))
         x = long.x(times, steps)
         order = np.argsort(x, kind="stable")
         kept = order[sample(values[order], max_points)]
-        return ThinnedLine(pieces[-1], 1, x[kept], values[kept], len(values), len(values))
+        return ThinnedLine(pieces[-1], 1, x[kept], values[kept], len(values), len(values), gaps)
     blocks = Blocks.concat(one.blocks or Blocks.of(*_columns(one)) for one in pieces)
     along = blocks.times if long.axis.is_time else blocks.steps
     if np.any(along[1:, FIRST] < along[:-1, LAST]):
         return None
     index = sample_blocks(blocks, max_points)
     x = long.x(blocks.times[index], blocks.steps[index])
-    return ThinnedLine(pieces[-1], 1, x, blocks.values[index], int(blocks.counts.sum()), blocks.values.size)
+    total = int(blocks.counts.sum())
+    return ThinnedLine(pieces[-1], 1, x, blocks.values[index], total, blocks.values.size, gaps)
+
+
+def _gaps(piece: Thinned, long: LongPieces) -> NDArray[np.float64]:
+    """Where a piece is interrupted: after the last point before a gap, of those that are there."""
+    if not len(piece.gaps):
+        return NO_POSITIONS
+    if piece.blocks is not None:
+        times, steps = piece.blocks.times.reshape(-1), piece.blocks.steps.reshape(-1)
+    else:
+        times, _, steps = _columns(piece)
+    return gap_positions(piece.gaps, times, long.x(times, steps))
 
 
 def _columns(piece: Thinned) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:

@@ -41,6 +41,7 @@ def migrate(connection: sqlite3.Connection, version: int, schema: str, target: i
             _from_3(connection, schema)
         if version > 1:
             _from_4(connection)
+            _from_5(connection, schema)
         if version < 3:
             _beginnings(connection)
         connection.execute(f"PRAGMA user_version = {target}")
@@ -105,6 +106,15 @@ def _from_4(connection: sqlite3.Connection) -> None:
     columns = {row[1] for row in connection.execute("PRAGMA table_info(event)")}
     if "record" not in columns:
         connection.execute("ALTER TABLE event ADD COLUMN record TEXT NOT NULL DEFAULT '{}'")
+
+
+def _from_5(connection: sqlite3.Connection, schema: str) -> None:
+    """Version 5 knew of no gaps."""
+    if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'gap'").fetchone():
+        return
+    for statement in _statements(schema):
+        if "CREATE TABLE gap " in statement or "INDEX gap_by_seq" in statement:
+            connection.execute(statement)
 
 
 def _beginnings(connection: sqlite3.Connection) -> None:

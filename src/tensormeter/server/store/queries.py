@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tensormeter.errors import StoreError
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.store import (
@@ -33,6 +36,7 @@ from tensormeter.server.store import (
 from tensormeter.server.store.catalog import find_run
 from tensormeter.server.store.cursor import Cursor
 from tensormeter.server.store.events import last_event, read_alerts, read_events, read_media
+from tensormeter.server.store.gaps import has_new_gaps, read_gaps
 from tensormeter.server.store.heads import Heads, Layer
 from tensormeter.server.store.precedence import Precedence
 from tensormeter.server.store.samples import read_thinned
@@ -125,8 +129,11 @@ class SqliteQueries:
                 rows = find_series(connection, run, selection)
                 attempts, changed = find_attempts(connection, run)
                 cursor = str(Cursor(seq, last_event(connection)))
-            wanted = {row[0] for row in rows}
-            if selection.after is not None and changed <= (known := Cursor.parse(selection.after).seq):
+                wanted = {row[0] for row in rows}
+                known = None if selection.after is None else Cursor.parse(selection.after).seq
+                if known is not None and selection.gaps and has_new_gaps(connection, wanted, known):
+                    known = None
+            if known is not None and changed <= known:
                 parts = self._heads.since(run, known, wanted)
                 if parts is not None:
                     return Reading(new_series(rows, parts, numeric=selection.numeric), cursor, False, started, attempts)
@@ -140,7 +147,10 @@ class SqliteQueries:
         """See `Store`."""
         with self._snapshot(ref) as (connection, layers, run):
             rows = find_series(connection, run, selection)
-            return read_thinned(connection, layers, rows, window, blocks=blocks, limit=selection.limit)
+            gaps: Mapping[int, NDArray[np.int64]] = {}
+            if selection.gaps:
+                gaps = read_gaps(connection, (row[0] for row in rows), window.start, window.stop, selection.limit)
+            return read_thinned(connection, layers, rows, window, blocks=blocks, limit=selection.limit, gaps=gaps)
 
     def events(
         self,

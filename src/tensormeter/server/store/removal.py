@@ -39,6 +39,7 @@ def purge_some(connection: sqlite3.Connection, run: int) -> bool:
     processes = "SELECT id FROM process WHERE run = ?"
     for statement in (
         f"DELETE FROM chunk WHERE id IN (SELECT id FROM chunk WHERE series IN ({series}) LIMIT {_CHUNKS})",
+        f"DELETE FROM gap WHERE id IN (SELECT id FROM gap WHERE series IN ({series}) LIMIT {100 * _CHUNKS})",
         f"DELETE FROM event WHERE id IN (SELECT id FROM event WHERE run = ? LIMIT {100 * _CHUNKS})",
         f"DELETE FROM media WHERE rowid IN (SELECT rowid FROM media WHERE run = ? LIMIT {_CHUNKS})",
         "DELETE FROM summary WHERE run = ?",
@@ -63,6 +64,8 @@ def remove_old_points(connection: sqlite3.Connection, before: int) -> bool:
         (before, _CHUNKS),
     ).fetchall()
     connection.executemany("DELETE FROM chunk WHERE id = ?", [(row[0],) for row in rows])
+    olds = [(series, before) for series in {row[1] for row in rows}]
+    connection.executemany("DELETE FROM gap WHERE series = ? AND time < ?", olds)
     connection.executemany("UPDATE series SET points = points - ? WHERE id = ?", [(row[2], row[1]) for row in rows])
     connection.executemany("UPDATE run SET points = points - ? WHERE id = ?", [(row[2], row[3]) for row in rows])
     return bool(rows)

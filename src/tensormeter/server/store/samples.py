@@ -7,7 +7,7 @@ They carry steps if every point of the chunk has one; what has not is looked at 
 import json
 import sqlite3
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -23,7 +23,7 @@ from tensormeter.server.store.kind import parse_kind
 from tensormeter.server.store.points import Points
 from tensormeter.server.store.reader import steps_at
 from tensormeter.server.store.selection import SeriesRow, check_limit
-from tensormeter.server.store.values import Thinned
+from tensormeter.server.store.values import NO_GAPS, Thinned
 from tensormeter.server.store.window import Window
 
 __all__ = ["Unsampled", "find_unsampled", "read_thinned", "sample_chunks"]
@@ -119,17 +119,18 @@ def read_thinned(
     *,
     blocks: int,
     limit: int,
+    gaps: Mapping[int, NDArray[np.int64]],
 ) -> list[Thinned] | None:
-    """What `Store.thin` returns, of these series.
+    """What `Store.thin` returns, of these series with these gaps.
 
     Raises:
         TooManyPointsError: More than `limit` points would be looked at.
     """
     if not any(_is_sampled(connection, row[0]) for row in rows):
         return None
-    thinner = _Thinner(connection, layers, window, blocks, limit)
+    thinner = _Thinner(connection, layers, window, blocks, limit - sum(map(len, gaps.values())))
     try:
-        return [one for row in rows for one in thinner.series(row)]
+        return [replace(one, gaps=gaps.get(row[0], NO_GAPS)) for row in rows for one in thinner.series(row)]
     except _UnorderedError:
         return None
 

@@ -16,7 +16,7 @@ from tensormeter.server.waiting import lock_holder
 
 __all__ = ["SCHEMA_VERSION", "connect", "holder_of", "prepare"]
 
-SCHEMA_VERSION: Final = 5
+SCHEMA_VERSION: Final = 6
 _APPLICATION_ID: Final = 0x746D7472  # "tmtr"
 
 _SCHEMA: Final = """
@@ -128,6 +128,15 @@ CREATE TABLE sample (                       -- of full chunks of numbers, made s
     coarse BLOB NOT NULL,                   -- blocks of 4,096 points
     fine BLOB NOT NULL                      -- blocks of 512 points, compressed
 );
+
+CREATE TABLE gap (                          -- where senders said that a series of numbers has no value
+    id INTEGER PRIMARY KEY,
+    series INTEGER NOT NULL REFERENCES series,
+    time INTEGER NOT NULL,
+    seq INTEGER NOT NULL,                   -- journal row that it came with, or after which it came: that row's number and one
+    UNIQUE (series, time)
+);
+CREATE INDEX gap_by_seq ON gap (seq);
 
 CREATE TABLE event (
     id INTEGER PRIMARY KEY AUTOINCREMENT,   -- never used twice: readers ask for those after the last they saw

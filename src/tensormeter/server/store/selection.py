@@ -3,12 +3,18 @@
 import json
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tensormeter.server.store import ProcessAttempt, Selection, Series, TooManyPointsError
+from tensormeter.server.store.gaps import read_gaps
 from tensormeter.server.store.heads import Layer
 from tensormeter.server.store.kind import parse_kind
 from tensormeter.server.store.points import Blobs, Column, Points
 from tensormeter.server.store.reader import count_points, read_points
+from tensormeter.server.store.values import NO_GAPS
 
 __all__ = ["SeriesRow", "check_limit", "find_attempts", "find_series", "new_series", "read_series"]
 
@@ -58,8 +64,16 @@ def read_series(
     start, stop = selection.start, selection.stop
     total = sum(count_points(connection, layers, row[0], start, stop) for row in rows)
     check_limit(total, selection.limit, {row[2] for row in rows})
+    gaps: Mapping[int, NDArray[np.int64]] = {}
+    if selection.gaps:
+        gaps = read_gaps(connection, (row[0] for row in rows), start, stop, selection.limit - total)
+        check_limit(total + sum(map(len, gaps.values())), selection.limit, {row[2] for row in rows})
     found = (
-        _series(row, read_points(connection, layers, row[0], start, stop, numeric=selection.numeric)) for row in rows
+        replace(
+            _series(row, read_points(connection, layers, row[0], start, stop, numeric=selection.numeric)),
+            gaps=gaps.get(row[0], NO_GAPS),
+        )
+        for row in rows
     )
     return [series for series in found if len(series.points)]
 

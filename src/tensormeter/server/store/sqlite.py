@@ -38,6 +38,7 @@ from tensormeter.server.store.background import Background
 from tensormeter.server.store.catalog import Catalog, find_run
 from tensormeter.server.store.events import insert_event
 from tensormeter.server.store.folding import apply_folds, filled, plan_folds
+from tensormeter.server.store.gaps import gaps_of, insert_gaps
 from tensormeter.server.store.heads import Heads
 from tensormeter.server.store.ingest import insert_events, place_arrivals
 from tensormeter.server.store.lock import FolderLock
@@ -121,6 +122,7 @@ class SqliteStore(SqliteQueries):
         """See `Store`."""
         received = time.time_ns()
         arrivals, rejections = arrivals_of(batches, check)
+        gaps = gaps_of(batches, check)
         del batches  # the caller may have given them up
         content = journal.digest("metrics", payload)
         compressed = journal.compress(payload)
@@ -137,6 +139,8 @@ class SqliteStore(SqliteQueries):
                 if batch_id is not None:
                     journal.record_batch(self._writer, batch_id, content, receipt)
                 seq = journal.append(self._writer, compressed) if placed else 0
+                if gaps:
+                    insert_gaps(self._writer, gaps, seq or self._heads.last() + 1, check)
                 self._catalog.note_beginnings(arrivals, seq)
             if placed:
                 self._heads.append(seq, placed)

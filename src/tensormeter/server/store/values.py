@@ -13,6 +13,7 @@ from tensormeter.server.store.points import Column, Points
 
 __all__ = [
     "MAX_READ_POINTS",
+    "NO_GAPS",
     "Change",
     "Changes",
     "MetricSummary",
@@ -35,6 +36,8 @@ __all__ = [
 
 MAX_READ_POINTS: Final = 20_000_000
 """Points that one read looks at, at most."""
+
+NO_GAPS: Final[NDArray[np.int64]] = np.empty(0, np.int64)
 
 State = Literal["running", "finished", "failed", "crashed", "preempted", "stalled"]
 
@@ -207,6 +210,8 @@ class Series:
     Attributes:
         scope: The instrumentation scope: its name, or if it has attributes, JSON of a list of name and attributes; "" for
             what tensormeter itself records, and for senders that name no scope.
+        gaps: int64, ascending: times at which the sender said that there is no value, if they were asked for. The line is
+            interrupted there.
     """
 
     process: str
@@ -216,6 +221,7 @@ class Series:
     points: Column = field(repr=False)
     scope: str = ""
     unit: str = ""
+    gaps: NDArray[np.int64] = field(default_factory=lambda: NO_GAPS, repr=False)
 
 
 @dataclass(frozen=True)
@@ -230,7 +236,8 @@ class Selection:
         stop: Only points with time < stop.
         after: Only points that arrived after this cursor, if the store still knows which, and no attempt has turned out
             to begin earlier since; else all.
-        limit: Points to look at, at most.
+        limit: Points to look at, at most, and gaps among them.
+        gaps: Whether gaps are wanted. Then also gaps that arrived after the cursor make it read all.
     """
 
     metrics: Sequence[str]
@@ -240,6 +247,7 @@ class Selection:
     stop: int | None = None
     after: str | None = None
     limit: int = MAX_READ_POINTS
+    gaps: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,7 +274,7 @@ class Thinned:
     """A series of numbers as it is needed to draw it: either blocks of points, or points with their steps.
 
     Attributes:
-        scope: As in `Series`.
+        scope: As in `Series`; so are `gaps`.
         points: By ascending, distinct time; None if there are blocks.
         steps: int64, shape (n,): logged at the times of points; 0 if they were not asked for. None if there are blocks.
         blocks: By ascending time; if steps were asked for, also by ascending step. None if there are points.
@@ -281,6 +289,7 @@ class Thinned:
     blocks: Blocks | None = field(repr=False)
     scope: str = ""
     unit: str = ""
+    gaps: NDArray[np.int64] = field(default_factory=lambda: NO_GAPS, repr=False)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tensormeter.otlp.batch import STEP_METRIC, Event
 from tensormeter.server.store import catalog
@@ -18,10 +19,12 @@ from tensormeter.server.store.clickhouse.graves import Graves
 from tensormeter.server.store.clickhouse.identity import Numbers, invert
 from tensormeter.server.store.clickhouse.incoming import (
     BLOB_COLUMNS,
+    GAP_COLUMNS,
     POINT_COLUMNS,
     SERIES_COLUMNS,
     Incoming,
     encode_blobs,
+    encode_gaps,
     encode_points,
     known_series,
     leave_out_known,
@@ -35,11 +38,12 @@ from tensormeter.server.store.clickhouse.request import Request
 from tensormeter.server.store.clickhouse.rowbinary import encode_rows
 from tensormeter.server.store.errors import BatchConflictError, StoreUnavailableError
 from tensormeter.server.store.events import Prepared, key_and_step, prepare_event
+from tensormeter.server.store.gaps import gap_times
 from tensormeter.server.store.ingest import refusal
 from tensormeter.server.store.lifecycle import HEARTBEAT, RUN_START, news_of
 from tensormeter.server.store.points import Points
 from tensormeter.server.store.source import Source, identify
-from tensormeter.server.store.values import Receipt
+from tensormeter.server.store.values import NO_GAPS, Receipt
 
 __all__ = ["EVENT_COLUMNS", "MOST_SECONDS", "Commit", "event_row"]
 
@@ -103,6 +107,7 @@ class Commit:
         self._received = time.time_ns()
         self._activities: dict[tuple[int, str], Activity] = {}
         self._incoming: dict[int, Incoming] = {}
+        self._gaps: dict[tuple[int, int], NDArray[np.int64]] = {}
         self._events: list[list[object]] = []
         self._media: list[_MediaRow] = []
         self._eventful: set[int] = set()
@@ -119,6 +124,7 @@ class Commit:
             for attributes, events in request.resources
             if events
         ]
+        sources += [gap.source for request in fresh for gap in request.gaps]
         graves = Graves(
             self._connection, [*sources, *(source for _, source, _ in described if isinstance(source, Source))]
         )
@@ -132,6 +138,7 @@ class Commit:
                 for event in events:
                     self._add_event(request, source, event, graves)
         left_out, intents = self._look_up()
+        self._place_gaps(fresh, graves)
         receipts = {id(request): _receipt(request) for request in fresh}
         self._write(fresh, receipts, intents)
         if left_out:
@@ -183,6 +190,18 @@ class Commit:
         incoming = self._incoming.setdefault(key, Incoming(run, key, arrival))
         incoming.parts.append(arrival.points)
         incoming.requests.append((request, len(times)))
+
+    def _place_gaps(self, fresh: Sequence[Request], graves: Graves) -> None:
+        """Find the series that gaps belong to, without gaps of series that do not exist."""
+        found: dict[tuple[int, int], NDArray[np.int64]] = {}
+        for request in fresh:
+            for gap in request.gaps:
+                run = graves.current(gap.source)
+                if run is not None:
+                    key = run, self._memory.key(run, gap)
+                    found[key] = np.concatenate((found.get(key, NO_GAPS), gap_times(gap)))
+        known = known_series(self._connection, [key for key in found if key[1] not in self._incoming])
+        self._gaps = {key: times for key, times in found.items() if key[1] in known or key[1] in self._incoming}
 
     def _add_event(self, request: Request, source: Source, event: Event, graves: Graves) -> None:
         moment = event.time or request.received  # OTLP: both times of a log record may be unknown
@@ -293,6 +312,8 @@ class Commit:
         if intents or sums:
             sums.append(mark(self._server, self._number))
             self._insert("series", SERIES_COLUMNS, encode_rows(SERIES_COLUMNS, sums), token=str(self._number))
+        if self._gaps:
+            connection.insert("gap", GAP_COLUMNS, encode_gaps(self._gaps, self._number, received))
         for images in _pieces(self._media):
             connection.insert("media", _MEDIA_COLUMNS, encode_rows(_MEDIA_COLUMNS, images))
         if self._events:
@@ -343,6 +364,7 @@ class Commit:
                 earliest = int(one.points.times[0])
                 first[one.run] = min(first.get(one.run, earliest), earliest)
         anew = {one.run for one in self._activities.values() if self._memory.begins_earlier(one)}
+        anew |= {run for run, _ in self._gaps}
         return [
             Arrived(
                 run, self._number, first.get(run, 0), sorted(metrics.get(run, ())), run in self._eventful, run in anew

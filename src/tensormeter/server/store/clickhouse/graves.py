@@ -32,6 +32,12 @@ class Graves:
             found = connection.rows(f"SELECT DISTINCT run FROM process WHERE run IN ({', '.join(map(str, keys))})")
             self._alive = {row[0] for row in found}
 
+    def current(self, source: Source) -> int | None:
+        """The key of a source's run if it is not deleted; nothing revives it."""
+        deleted = self._times.get((source.project, source.run_id), 0)
+        run = run_key(source.project, source.run_id, deleted)
+        return run if not deleted or run in self._alive else None
+
     def run(self, source: Source, time: int, *, starts: bool = False) -> int | None:
         """The key of a source's run, or None if it is deleted: only a start after that, or a sender that knows none, revives it."""
         deleted = self._times.get((source.project, source.run_id), 0)

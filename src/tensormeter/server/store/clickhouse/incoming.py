@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.server.store.arrivals import Arrival
@@ -18,7 +19,16 @@ from tensormeter.server.store.points import Blobs, Column, Points
 from tensormeter.server.store.reader import steps_at
 from tensormeter.server.store.summary import Totals
 
-__all__ = ["Incoming", "encode_blobs", "encode_points", "known_series", "leave_out_known", "mark", "series_rows"]
+__all__ = [
+    "Incoming",
+    "encode_blobs",
+    "encode_gaps",
+    "encode_points",
+    "known_series",
+    "leave_out_known",
+    "mark",
+    "series_rows",
+]
 
 SERIES_COLUMNS: Final = {
     "run": "Q",
@@ -49,6 +59,7 @@ _POINT: Final = np.dtype(
     ]
 )
 POINT_COLUMNS: Final = tuple(_POINT.names or ())
+GAP_COLUMNS: Final = {"run": "Q", "series": "Q", "time": "q", "precedence": "Q", "received": "I"}
 BLOB_COLUMNS: Final = {"run": "Q", "series": "Q", "time": "q", "data": "b", "precedence": "Q", "received": "I"}
 _ROWS: Final = 200_000
 """Points in one insert: 10 MB, of which encoding and sending make copies."""
@@ -98,6 +109,12 @@ def known_series(connection: Connection, keys: Collection[tuple[int, int]]) -> d
         f" AND series IN ({_numbers({key for _, key in keys})}) GROUP BY series"
     )
     return {row[0]: row[1] for row in rows}
+
+
+def encode_gaps(gaps: Mapping[tuple[int, int], NDArray[np.int64]], number: int, received: int) -> bytes:
+    """Rows of the table `gap`: times by (run, series); `received` in seconds."""
+    rows = ((run, key, time, invert(number), received) for (run, key), times in gaps.items() for time in times.tolist())
+    return encode_rows(GAP_COLUMNS, rows)
 
 
 def leave_out_known(connection: Connection, incoming: Iterable[Incoming], newest_known: Mapping[int, int]) -> int:

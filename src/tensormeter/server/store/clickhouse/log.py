@@ -42,7 +42,7 @@ class Arrived:
     Attributes:
         first: The earliest time of a point.
         events: Whether there were events.
-        anew: Whether an attempt turned out to begin earlier than was known, so that points must be read anew.
+        anew: Whether points must be read anew: an attempt turned out to begin earlier than was known, or there are gaps.
     """
 
     run: int

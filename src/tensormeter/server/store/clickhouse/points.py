@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -11,14 +12,16 @@ from tensormeter.server.store.clickhouse.connection import Connection
 from tensormeter.server.store.clickhouse.identity import invert
 from tensormeter.server.store.clickhouse.log import Arrived
 from tensormeter.server.store.clickhouse.runs import Runs, numbers
+from tensormeter.server.store.gaps import MAX_GAPS
 from tensormeter.server.store.kind import parse_kind
 from tensormeter.server.store.points import Blobs, Column, Points
 from tensormeter.server.store.selection import check_limit
-from tensormeter.server.store.values import MetricSummary, ProcessAttempt, Selection, Series
+from tensormeter.server.store.values import NO_GAPS, MetricSummary, ProcessAttempt, Selection, Series
 
 __all__ = ["PointReader"]
 
 _ROW: Final = np.dtype([("series", "<u8"), ("time", "<i8"), ("word", "<i8"), ("integer", "u1")])
+_GAP: Final = np.dtype([("series", "<u8"), ("time", "<i8")])
 _LAST: Final = (1 << 63) - 1
 
 
@@ -63,8 +66,24 @@ class PointReader:
         total = sum(row[5] for row in rows)
         if start is not None or stop is not None:
             total = self._connection.rows(f"SELECT count() FROM {table} WHERE {where}")[0][0]
+        gaps: Mapping[int, NDArray[np.int64]] = {}
+        if selection.gaps:
+            gaps = self._gaps(where, selection.limit - total)
+            total += sum(map(len, gaps.values()))
         check_limit(total, selection.limit, {row[2] for row in rows})
-        return self._select(rows, f"FROM {table} FINAL WHERE {where} ORDER BY series, time", numeric=selection.numeric)
+        tail = f"FROM {table} FINAL WHERE {where} ORDER BY series, time"
+        return self._select(rows, tail, numeric=selection.numeric, gaps=gaps)
+
+    def _gaps(self, where: str, most: int) -> Mapping[int, NDArray[np.int64]]:
+        """The newest gaps of each series, ascending; of all of them `most` at most, and one more if there are more."""
+        found = self._connection.columns(
+            f"SELECT DISTINCT series, time FROM gap WHERE {where} ORDER BY series, time DESC"
+            f" LIMIT {MAX_GAPS} BY series LIMIT {max(most, 0) + 1}",
+            _GAP,
+        )
+        keys, firsts = np.unique(found["series"], return_index=True)
+        parts = np.split(found["time"], firsts[1:])
+        return {int(key): np.sort(part) for key, part in zip(keys, parts, strict=False)}
 
     def read_new(
         self, run: int, rows: Sequence[Sequence[Any]], arrived: Collection[Arrived], *, numeric: bool
@@ -85,7 +104,14 @@ class PointReader:
             numeric=numeric,
         )
 
-    def _select(self, rows: Sequence[Sequence[Any]], tail: str, *, numeric: bool) -> list[Series]:
+    def _select(
+        self,
+        rows: Sequence[Sequence[Any]],
+        tail: str,
+        *,
+        numeric: bool,
+        gaps: Mapping[int, NDArray[np.int64]] = MappingProxyType({}),
+    ) -> list[Series]:
         if numeric:
             found = self._connection.columns(f"SELECT series, time, word, integer {tail}", _ROW)
             keys: NDArray[np.uint64] = np.ascontiguousarray(found["series"])
@@ -105,7 +131,7 @@ class PointReader:
             if last > first:
                 points = column[first:last].distinct()
                 about = (process, metric, parse_kind(kind), json.loads(attributes))
-                series.append(Series(*about, points, scope, unit))
+                series.append(Series(*about, points, scope, unit, gaps.get(key, NO_GAPS)))
         return series
 
 

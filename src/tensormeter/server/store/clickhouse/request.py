@@ -21,6 +21,7 @@ class Request:
         digest: Of signal and payload, 32 bytes.
         received: By this server's clock, nanoseconds since the Unix epoch.
         noun: What is counted, for the receipt.
+        gaps: As of `gaps_of`.
     """
 
     digest: bytes
@@ -28,6 +29,7 @@ class Request:
     received: int
     noun: str
     arrivals: Sequence[Arrival] = ()
+    gaps: Sequence[Arrival] = ()
     resources: Resources = ()
     rejections: Rejections = field(default_factory=Rejections)
     receipt: Receipt | None = None

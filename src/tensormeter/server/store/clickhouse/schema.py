@@ -87,6 +87,20 @@ TABLES: Final = (
         expires=True,
     ),
     Table(
+        "gap",
+        """
+    run UInt64,
+    series UInt64,
+    time DateTime64(9, 'UTC') CODEC(Delta, ZSTD(1)),   -- a sender said that the series has no value then
+    precedence UInt64 CODEC(Delta, ZSTD(1)),
+    received DateTime('UTC') CODEC(Delta, ZSTD(1))""",
+        _REPLACING,
+        "run, series, time",
+        "series",
+        "toYYYYMM(received)",
+        expires=True,
+    ),
+    Table(
         "series",
         """
     run UInt64,

@@ -28,6 +28,7 @@ from tensormeter.server.store.clickhouse.runs import Runs
 from tensormeter.server.store.clickhouse.schema import TABLES, prepare
 from tensormeter.server.store.errors import NotFoundError, StoreUnavailableError
 from tensormeter.server.store.events import prepare_event
+from tensormeter.server.store.gaps import gaps_of
 from tensormeter.server.store.lifecycle import process_state
 from tensormeter.server.store.values import (
     Change,
@@ -119,9 +120,12 @@ class ClickHouseStore:
         """See `Store`."""
         self._check_open()
         arrivals, rejections = arrivals_of(batches, check)
+        gaps = gaps_of(batches, check)
         del batches  # the caller may have given them up
         content = journal.digest("metrics", payload)
-        request = Request(content, batch_id, time.time_ns(), "data point", arrivals=arrivals, rejections=rejections)
+        request = Request(
+            content, batch_id, time.time_ns(), "data point", arrivals=arrivals, gaps=gaps, rejections=rejections
+        )
         return self._committer.commit(request)
 
     def append_events(
