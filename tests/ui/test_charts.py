@@ -9,6 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.metrics.v1.metrics_pb2 import Gauge as OtlpGauge
+from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric, NumberDataPoint, ResourceMetrics, ScopeMetrics
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from playwright.sync_api import Page, expect
 from sample_runs import SECOND, Sender
 
@@ -202,6 +207,64 @@ def red_pixels(page: Page, card: Any) -> int:
                 const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
                 let found = 0;
                 for (let i = 0; i < data.length; i += 4) if (data[i] > 150 && data[i + 1] < 60 && data[i + 2] < 60) found++;
+                return found;
+            }"""
+        )
+    )
+
+
+def test_lines_break_where_nothing_was_recorded(open_tab: Callable[..., Any], site: Any) -> None:
+    """A flagged point, as Collectors send it when a scrape fails, leaves no stroke between its neighbours, also while one looks on."""
+    began = time.time_ns() - 100 * SECOND
+
+    def send(first: int, last: int, value: float = 5, *, recorded: bool = True) -> None:
+        values = {"as_double": value} if recorded else {"flags": 1}
+        points = [NumberDataPoint(time_unix_nano=began + second * SECOND, **values) for second in range(first, last)]
+        named = {"service.name": "scraped", "service.instance.id": "p", "tensormeter.run.id": "scraped1"}
+        attributes = [KeyValue(key=key, value=AnyValue(string_value=text)) for key, text in named.items()]
+        metric = Metric(name="load", gauge=OtlpGauge(data_points=points))
+        of_run = ResourceMetrics(
+            resource=Resource(attributes=attributes), scope_metrics=[ScopeMetrics(metrics=[metric])]
+        )
+        site.post("/v1/metrics", ExportMetricsServiceRequest(resource_metrics=[of_run]).SerializeToString())
+
+    def strokes() -> int:
+        with page.expect_download() as download:
+            save(page, card, "SVG")
+        (path,) = re.findall(r'<path d="([^"]*)" fill="none"', Path(download.value.path()).read_text())
+        return int(path.count("M"))
+
+    send(0, 30)
+    send(30, 50, recorded=False)
+    send(50, 60)
+    tab = open_tab(site.url)
+    page = tab.go("#/p/scraped/runs/scraped1")
+    card = tab.card("load")
+    assert strokes() == inked_stretches(card) == 2
+    send(60, 61, recorded=False)
+    send(80, 90, 6)
+    expect(card.locator(".last")).to_have_text("6")
+    tab.settle()
+    assert strokes() == inked_stretches(card) == 3
+
+
+def inked_stretches(card: Any) -> int:
+    """How many stretches of a chart's width have colour in them, with some pixels without any between them."""
+    return int(
+        card.locator("canvas").evaluate(
+            """(canvas) => {
+                const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+                let found = 0;
+                let last = -9;
+                for (let x = 0; x < canvas.width; x++) {
+                    for (let y = 0; y < canvas.height; y++) {
+                        const [r, g, b] = data.subarray(4 * (y * canvas.width + x));
+                        if (Math.max(r, g, b) - Math.min(r, g, b) < 80) continue;
+                        if (x - last > 8) found++;
+                        last = x;
+                        break;
+                    }
+                }
                 return found;
             }"""
         )

@@ -87,6 +87,8 @@ export interface Line {
   attributes: Record<string, unknown>;
   x: Float64Array;
   y: Float64Array;
+  /** See `Curve`. */
+  gaps?: Float64Array | undefined;
   /** Points that the range holds; more than x has, where the server left some out. */
   total: number;
 }
@@ -319,12 +321,18 @@ interface Column {
 export function decodeColumns(buffer: ArrayBuffer): Answer {
   const length = new DataView(buffer).getUint32(0, true);
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length))) as {
-    series: (Omit<Line, "x" | "y"> & { x: Column; y: Column })[];
+    series: (Omit<Line, "x" | "y" | "gaps"> & { x: Column; y: Column; gaps?: Column })[];
     cursor: string;
     reset?: boolean;
   };
   const column = ({ offset, length: n }: Column) => new Float64Array(buffer, offset, n);
-  const lines = header.series.map((line) => ({ ...line, run: bare(line.run), x: column(line.x), y: column(line.y) }));
+  const lines = header.series.map(({ gaps, ...line }) => ({
+    ...line,
+    run: bare(line.run),
+    x: column(line.x),
+    y: column(line.y),
+    ...(gaps ? { gaps: column(gaps) } : {}),
+  }));
   return { cursor: header.cursor, reset: header.reset === true, series: lines };
 }
 

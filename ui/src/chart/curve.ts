@@ -3,6 +3,8 @@
 export interface Curve {
   x: Float64Array;
   y: Float64Array;
+  /** Where nothing was recorded: there is no stroke between neighbouring points a and b if a.x <= gap < b.x. Ascending. */
+  gaps?: Float64Array | undefined;
 }
 
 export interface Band {
@@ -10,6 +12,8 @@ export interface Band {
   low: Float64Array;
   middle: Float64Array;
   high: Float64Array;
+  /** As of a curve. */
+  gaps?: Float64Array | undefined;
 }
 
 /**
@@ -44,7 +48,7 @@ export function smooth({ x, y }: Curve, weight: number): Float64Array {
 
 /**
  * Mean, lowest and highest of several curves on common positions, between which each is a straight line. Lowest and highest
- * hold every value: what lies between two positions counts at the nearer one.
+ * hold every value: what lies between two positions counts at the nearer one. There is nothing where all curves are interrupted.
  */
 export function aggregate(curves: Curve[], positions = 400): Band {
   let start = Number.POSITIVE_INFINITY;
@@ -61,6 +65,7 @@ export function aggregate(curves: Curve[], positions = 400): Band {
   const high = new Float64Array(n).fill(Number.NEGATIVE_INFINITY);
   const middle = new Float64Array(n);
   const seen = new Float64Array(n);
+  const absent = new Uint8Array(n);
   for (const curve of curves) {
     let j = 0;
     const end = curve.x.length - 1;
@@ -68,6 +73,10 @@ export function aggregate(curves: Curve[], positions = 400): Band {
       const at = x[i] as number;
       if (end < 0 || at < (curve.x[0] as number) || at > (curve.x[end] as number)) continue;
       while (j < end && (curve.x[j + 1] as number) <= at) j++;
+      if (j < end && curve.x[j] !== at && interrupted(curve, curve.x[j] as number, curve.x[j + 1] as number)) {
+        absent[i] = 1;
+        continue;
+      }
       const value = between(curve, j, at);
       if (!Number.isFinite(value)) continue;
       low[i] = Math.min(low[i] as number, value);
@@ -93,7 +102,22 @@ export function aggregate(curves: Curve[], positions = 400): Band {
     middle[i] = many ? (middle[i] as number) / many : Number.NaN;
     if (!many) low[i] = high[i] = Number.NaN;
   }
-  return { x, low, middle, high };
+  const band = { x, low, middle, high };
+  return curves.some(({ gaps }) => gaps?.length) ? interrupt(band, curves, (i) => seen[i] === 0 && absent[i] === 1) : band;
+}
+
+/** A band without the positions where nothing was recorded, and with gaps where all of its curves have some. */
+function interrupt(band: Band, curves: Curve[], empty: (i: number) => boolean): Band {
+  const kept = [...band.x.keys()].filter((i) => !empty(i));
+  const part = (column: Float64Array) => Float64Array.from(kept, (i) => column[i] as number);
+  const x = part(band.x);
+  const gaps = x.filter((from, i) => {
+    const to = x[i + 1];
+    if (to === undefined) return false;
+    const covering = curves.filter((curve) => (curve.x[0] as number) <= from && (curve.x[curve.x.length - 1] as number) >= to);
+    return covering.length > 0 && covering.every((curve) => interrupted(curve, from, to));
+  });
+  return { x, low: part(band.low), middle: part(band.middle), high: part(band.high), gaps };
 }
 
 function sharedPositions(curves: Curve[]): Float64Array | null {
@@ -104,6 +128,18 @@ function sharedPositions(curves: Curve[]): Float64Array | null {
     for (let i = 0; i < x.length; i++) if (x[i] !== first[i]) return null;
   }
   return first;
+}
+
+/** Whether nothing was recorded somewhere between two positions. */
+function interrupted({ gaps }: Pick<Curve, "gaps">, from: number, to: number): boolean {
+  if (!gaps?.length) return false;
+  const next = lowerBound(gaps, from);
+  return next < gaps.length && (gaps[next] as number) < to;
+}
+
+/** Whether a line has no stroke to its point `i` from the one before. */
+export function isInterrupted(curve: Pick<Curve, "x" | "gaps">, i: number): boolean {
+  return i > 0 && interrupted(curve, curve.x[i - 1] as number, curve.x[i] as number);
 }
 
 function between({ x, y }: Curve, j: number, at: number): number {
@@ -180,7 +216,8 @@ export function padded({ min, max }: Range, log: boolean): [number, number] {
 }
 
 export function join(left: Curve, right: Curve): Curve {
-  if (right.x.length === 0) return left;
+  const gaps = left.gaps && right.gaps ? Float64Array.from([...left.gaps, ...right.gaps]).sort() : (left.gaps ?? right.gaps);
+  if (right.x.length === 0) return gaps === left.gaps ? left : { ...left, gaps };
   const n = left.x.length + right.x.length;
   const x = new Float64Array(n);
   const y = new Float64Array(n);
@@ -189,11 +226,11 @@ export function join(left: Curve, right: Curve): Curve {
   y.set(left.y);
   y.set(right.y, left.y.length);
   const ordered = left.x.length === 0 || (right.x[0] as number) >= (left.x[left.x.length - 1] as number);
-  return ordered ? { x, y } : sorted(x, y);
+  return { ...(ordered ? { x, y } : sorted(x, y)), gaps };
 }
 
 /** A curve of fewer points: of each of so many equal parts of its range the first, the last, the lowest, the highest and a NaN. */
-export function thin({ x, y }: Curve, parts: number): Curve {
+export function thin({ x, y, gaps }: Curve, parts: number): Curve {
   const start = x[0] ?? 0;
   const width = ((x[x.length - 1] ?? 0) - start) / parts || 1;
   const kept: number[] = [];
@@ -203,7 +240,7 @@ export function thin({ x, y }: Curve, parts: number): Curve {
     if (to > from) kept.push(...telling(y, from, to));
     from = Math.max(from, to);
   }
-  return { x: Float64Array.from(kept, (i) => x[i] as number), y: Float64Array.from(kept, (i) => y[i] as number) };
+  return { x: Float64Array.from(kept, (i) => x[i] as number), y: Float64Array.from(kept, (i) => y[i] as number), gaps };
 }
 
 /** Which of the points `from` to `to` say most about all of them, in their order. */

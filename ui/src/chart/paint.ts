@@ -1,6 +1,6 @@
 // Drawing curves on the canvas that uPlot made: lines, bands, and marks where a value is no number.
 
-import type { Band, Curve } from "./curve";
+import { type Band, type Curve, isInterrupted } from "./curve";
 
 /** From values to pixels, along one axis. */
 export type Scale = (value: number) => number;
@@ -27,8 +27,9 @@ export interface Stroke {
  */
 const DENSE = 200;
 
-/** A line with gaps where a value cannot be drawn. A single point between gaps becomes a dot. */
-export function line(context: CanvasRenderingContext2D, { x, y }: Curve, sx: Scale, sy: Scale, stroke: Stroke): void {
+/** A line with gaps where a value cannot be drawn, or none was recorded. A single point between gaps becomes a dot. */
+export function line(context: CanvasRenderingContext2D, curve: Curve, sx: Scale, sy: Scale, stroke: Stroke): void {
+  const { x, y } = curve;
   context.save();
   context.globalAlpha = stroke.alpha;
   context.strokeStyle = context.fillStyle = stroke.color;
@@ -45,6 +46,10 @@ export function line(context: CanvasRenderingContext2D, { x, y }: Curve, sx: Sca
       if (length === 1) dots.push(px, py);
       length = 0;
       continue;
+    }
+    if (isInterrupted(curve, i)) {
+      if (length === 1) dots.push(px, py);
+      length = 0;
     }
     px = sx(x[i] as number);
     py = next;
@@ -103,7 +108,7 @@ export function envelope(context: CanvasRenderingContext2D, { x, y }: Curve, sx:
   context.restore();
 }
 
-export function band(context: CanvasRenderingContext2D, { x, low, high }: Band, sx: Scale, sy: Scale, color: string, alpha: number): void {
+export function band(context: CanvasRenderingContext2D, { x, low, high, gaps }: Band, sx: Scale, sy: Scale, color: string, alpha: number): void {
   context.save();
   context.globalAlpha = alpha;
   context.fillStyle = color;
@@ -112,7 +117,7 @@ export function band(context: CanvasRenderingContext2D, { x, low, high }: Band, 
     while (from < x.length && !drawable(low, high, from, sy)) from++;
     let to = from;
     context.beginPath();
-    while (to < x.length && drawable(low, high, to, sy)) context.lineTo(sx(x[to] as number), sy(high[to++] as number));
+    while (to < x.length && drawable(low, high, to, sy) && !(to > from && isInterrupted({ x, gaps }, to))) context.lineTo(sx(x[to] as number), sy(high[to++] as number));
     for (let i = to - 1; i >= from; i--) context.lineTo(sx(x[i] as number), sy(low[i] as number));
     context.fill();
     from = to;

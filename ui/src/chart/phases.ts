@@ -61,7 +61,7 @@ export function phaseLag(feed: Feed, metrics: string[], unit: string, look: () =
       const several = new Set(lines.map((line) => line.process)).size > 1;
       const traces = lines.map((line, index): Trace => {
         const label = several ? `${phaseOf(line)} · ${processName(line.process)}` : phaseOf(line);
-        return { x: line.x, y: line.y, label, color: lineColor(index), thin: lines.length > 12 };
+        return { x: line.x, y: line.y, gaps: line.gaps, label, color: lineColor(index), thin: lines.length > 12 };
       });
       return view(traces, unit, look());
     },
@@ -112,8 +112,8 @@ function byPhase(lines: Line[]): [string, Curve][] {
   return names.map((name) => {
     const own = found.get(name) as Line[];
     if (own.length === 1) return [name, own[0] as Line];
-    const { x, middle } = aggregate(own);
-    return [name, { x, y: middle }];
+    const { x, middle, gaps } = aggregate(own);
+    return [name, { x, y: middle, gaps }];
   });
 }
 
@@ -122,11 +122,11 @@ function stack(phases: [string, Curve][]): Trace[] {
   let below: Curve | null = null;
   for (const [index, [name, own]] of phases.entries()) {
     const base: Curve | null = below;
-    const { x } = own;
+    const { x, gaps } = own;
     const low: Float64Array = Float64Array.from(x, (at) => (base ? valueAt(base, at) : 0));
     const high: Float64Array = Float64Array.from(own.y, (value, i) => value + (low[i] as number));
     const note = (i: number) => `${format.withUnit(own.y[i] as number, "s")} of it`;
-    traces.push({ x, y: high, label: name, color: lineColor(index), stack: true, band: { x, low, middle: high, high }, note });
+    traces.push({ x, y: high, gaps, label: name, color: lineColor(index), stack: true, band: { x, low, middle: high, high, gaps }, note });
     below = { x, y: high };
   }
   return traces;

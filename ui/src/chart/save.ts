@@ -3,7 +3,7 @@
 import { svg } from "../dom";
 import * as format from "../format";
 import { color } from "../theme";
-import type { Band } from "./curve";
+import { type Band, type Curve, isInterrupted } from "./curve";
 import { type Scale, marks, scale } from "./paint";
 import { MARK, MARK_LINE, type Plot, type Trace, type View } from "./plot";
 
@@ -100,7 +100,7 @@ export function drawing(title: string, view: View, plot: Plot): Blob {
   return new Blob([new XMLSerializer().serializeToString(root)], { type: "image/svg+xml" });
 }
 
-function path(curve: { x: Float64Array; y: Float64Array }, sx: Scale, sy: Scale, stroke: string, opacity: number): SVGElement {
+function path(curve: Curve, sx: Scale, sy: Scale, stroke: string, opacity: number): SVGElement {
   let d = "";
   let pen = "M";
   for (let i = 0; i < curve.x.length; i++) {
@@ -109,6 +109,7 @@ function path(curve: { x: Float64Array; y: Float64Array }, sx: Scale, sy: Scale,
       pen = "M";
       continue;
     }
+    if (isInterrupted(curve, i)) pen = "M";
     d += `${pen}${sx(curve.x[i] as number).toFixed(2)} ${down.toFixed(2)}`;
     pen = "L";
   }

@@ -1,7 +1,7 @@
 // What a metric of the selected runs looks like: lines, means of groups, or statistics over ranks.
 
 import * as api from "../api";
-import { type Band, aggregate, smooth } from "./curve";
+import { type Band, type Curve, aggregate, smooth } from "./curve";
 import * as format from "../format";
 import type { Feed } from "./feed";
 import { type Look, acrossRanks, xKind } from "./look";
@@ -136,7 +136,7 @@ export class MetricSource {
         const band = aggregate(own);
         const note = `mean of ${own.length} ranks`;
         if (run.group !== null) folded.add(run.group, run.color, band, own.length);
-        else traces.push({ ...curves({ x: band.x, y: band.middle }, look.smoothing), label: run.name, color: run.color, band, note: () => note });
+        else traces.push({ ...curves({ x: band.x, y: band.middle, gaps: band.gaps }, look.smoothing), label: run.name, color: run.color, band, note: () => note });
         continue;
       }
       if (run.group !== null) {
@@ -166,7 +166,7 @@ export class MetricSource {
     for (const [name, group] of groups) {
       const band = aggregate(group.lines);
       const note = `mean of ${group.lines.length}`;
-      traces.push({ ...curves({ x: band.x, y: band.middle }, look.smoothing), label: name, color: group.color, band, note: () => note });
+      traces.push({ ...curves({ x: band.x, y: band.middle, gaps: band.gaps }, look.smoothing), label: name, color: group.color, band, note: () => note });
     }
     return [...traces, ...folded.traces("means", look.smoothing)];
   }
@@ -194,7 +194,7 @@ export class MetricSource {
       }
       const called = (process: string | undefined) => (process === undefined ? "?" : run.processName(process));
       traces.push({
-        ...curves({ x: band.x, y: band.middle }, look.smoothing),
+        ...curves({ x: band.x, y: band.middle, gaps: band.gaps }, look.smoothing),
         label: runs.length > 1 ? run.name : `median of ${ranks.processes} ranks`,
         color: run.color,
         band,
@@ -228,21 +228,21 @@ class Groups {
     return [...this.found].map(([label, { color, bands, ranks }]) => {
       const band = together(bands);
       const note = `mean of the ${middles} of ${bands.length} ${bands.length === 1 ? "run" : "runs"}, ${ranks} ranks`;
-      return { ...curves({ x: band.x, y: band.middle }, smoothing), label, color, band, note: () => note };
+      return { ...curves({ x: band.x, y: band.middle, gaps: band.gaps }, smoothing), label, color, band, note: () => note };
     });
   }
 }
 
 /** Of several bands: the mean of their middles, and their lowest and highest edges. */
 function together(bands: Band[]): Band {
-  const part = (name: "low" | "middle" | "high") => aggregate(bands.map((band) => ({ x: band.x, y: band[name] })));
-  const { x, middle } = part("middle");
-  return { x, low: part("low").low, middle, high: part("high").high };
+  const part = (name: "low" | "middle" | "high") => aggregate(bands.map((band) => ({ x: band.x, y: band[name], gaps: band.gaps })));
+  const { x, middle, gaps } = part("middle");
+  return { x, low: part("low").low, middle, high: part("high").high, gaps };
 }
 
-function curves(curve: { x: Float64Array; y: Float64Array }, smoothing: number): Pick<Trace, "x" | "y" | "raw"> {
-  if (smoothing <= 0) return { x: curve.x, y: curve.y };
-  return { x: curve.x, y: smooth(curve, smoothing), raw: { x: curve.x, y: curve.y } };
+function curves({ x, y, gaps }: Curve, smoothing: number): Pick<Trace, "x" | "y" | "gaps" | "raw"> {
+  if (smoothing <= 0) return { x, y, gaps };
+  return { x, y: smooth({ x, y }, smoothing), gaps, raw: { x, y, gaps } };
 }
 
 let palette: (index: number) => string = () => "currentColor";

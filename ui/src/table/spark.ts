@@ -1,6 +1,7 @@
 // A metric's course in a cell: read for rows that stay in sight, many at once, and kept.
 
 import * as api from "../api";
+import { isInterrupted } from "../chart/curve";
 import { svg } from "../dom";
 
 const POINTS = 60;
@@ -87,6 +88,7 @@ function paint(cell: HTMLElement, line: api.Line | null): void {
     }
     const x = 2 + ((WIDTH - 4) * ((line.x[i] as number) - first)) / (last - first || 1);
     const y = HEIGHT - 3 - ((HEIGHT - 6) * (value - low)) / (high - low || 1);
+    if (isInterrupted(line, i)) pen = "M";
     d += `${pen}${x.toFixed(1)} ${y.toFixed(1)}`;
     pen = "L";
   }
