@@ -91,7 +91,7 @@ def tighten_directory(path: Path) -> None:
     """Check that a folder belongs to this user, and take the rights of all others away.
 
     Raises:
-        PermissionError: It is someone else's.
+        PermissionError: It is someone else's. Root is only warned.
         OSError: It is no folder.
     """
     link = path.lstat()
@@ -103,9 +103,11 @@ def tighten_directory(path: Path) -> None:
     try:
         status = os.fstat(descriptor)
         if not _is_own(path, status.st_uid):
-            raise PermissionError(
-                f"{path} belongs to {_name(status.st_uid)}, who could replace what is kept there; set TENSORMETER_DIR to a folder of your own"
-            )
+            complaint = f"{path} belongs to {_name(status.st_uid)}, who could replace what is kept there"
+            if os.geteuid() != 0:
+                raise PermissionError(f"{complaint}; set TENSORMETER_DIR to a folder of your own")
+            # As in a container with a folder of the host's user. Such runs are in doubt: what delivers them does not believe them.
+            _warn_once(f"{complaint}; `tensormeter sync` delivers it with its own settings")
         if status.st_mode & _OTHERS:
             with contextlib.suppress(OSError):  # file systems without modes
                 os.fchmod(descriptor, _DIRECTORY)
@@ -187,6 +189,11 @@ def write_file(path: Path, content: str | bytes) -> None:
     with open(open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
     temporary.replace(path)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning("%s", message)
 
 
 def _faults(path: Path) -> Iterator[str]:

@@ -18,6 +18,7 @@ import threading
 from contextlib import closing
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tensormeter.pipeline import locking
@@ -99,6 +100,10 @@ def users():
     if found[0].run("-c", "import tensormeter").returncode:
         pytest.skip("another user cannot run this Python")
     yield found
+    left = [one for one in psutil.process_iter(["uids"]) if one.info["uids"].real in (54321, 54322)]
+    for process in left:  # agents that linger
+        process.kill()
+    psutil.wait_procs(left, timeout=60)
     shutil.rmtree(folder)
 
 
@@ -373,6 +378,20 @@ def test_a_place_that_another_user_has_made_is_not_used_for_runs(users):
     assert said.count(f"{loose / 'runs'} belongs to user {stranger.uid}") == 1
     assert "is kept in memory" in said
     assert list((loose / "runs").iterdir()) == []
+
+
+def test_root_keeps_runs_in_a_folder_of_another_user(users, tmp_path):
+    """As in a container that runs as root, with a folder of the host's user mounted into it. Memory would go with the container."""
+    owner, _ = users
+    mounted = owner.shared / "mounted"
+    (mounted / "runs").mkdir(parents=True)
+    owner.own(mounted)
+    owner.own(mounted / "runs")
+    environment = {**os.environ, "TENSORMETER_DIR": str(mounted), "TENSORMETER_BUFFER_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", RECORD], env=environment, capture_output=True, text=True, check=True)
+    assert "is kept in memory" not in done.stderr
+    assert f"{mounted / 'runs'} belongs to user {owner.uid}" in done.stderr
+    assert [run.name[:2] for run in (mounted / "runs").glob("r@*")] == ["r@"]
 
 
 def test_a_link_that_another_user_has_made_is_not_used_for_runs(users):
