@@ -6,39 +6,12 @@ import stat
 from pathlib import Path
 from typing import Final
 
-__all__ = ["make_folder", "open_private", "protect_folder", "tighten_files"]
+__all__ = ["protect_folder", "tighten_files"]
 
 _OURS: Final = ("tensormeter.db*", "tokens.*", ".tokens.*", "lock")
 """Patterns of the names of what a server keeps in its folder."""
 
 _log: Final = logging.getLogger(__name__)
-
-
-def make_folder(folder: Path) -> None:
-    """Create a folder, and those above it that are missing, each for the user alone. One that is there stays as it is.
-
-    Raises:
-        OSError: It cannot be created.
-    """
-    missing = [folder, *folder.parents]
-    for parent in reversed([one for one in missing if not one.exists()]):
-        parent.mkdir(mode=0o700, exist_ok=True)
-
-
-def open_private(path: Path, flags: int = os.O_RDWR) -> int:
-    """Open a file, created if it is missing, that then only its user can read and write; returns the descriptor.
-
-    Raises:
-        OSError: It cannot be opened, it is a symbolic link, or it is another user's and open to others.
-    """
-    descriptor = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        if os.fstat(descriptor).st_mode & 0o077:
-            os.fchmod(descriptor, 0o600)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
 
 
 def tighten_files(folder: Path) -> None:

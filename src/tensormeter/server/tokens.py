@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from tensormeter.errors import SettingsError, StoreError, UsageError
-from tensormeter.server.private import make_folder, open_private
+from tensormeter.private import make_directory, open_file
 from tensormeter.server.waiting import note_holder, wait_for_lock
 
 __all__ = ["PERMISSIONS", "Permission", "Token", "TokenFile"]
@@ -166,9 +166,9 @@ class TokenFile:
             StoreError: They cannot be read or written, or another process keeps its lock on them.
         """
         try:
-            make_folder(self._path.parent)
+            make_directory(self._path.parent)
             lock = self._path.with_suffix(".lock")
-            descriptor = open_private(lock)
+            descriptor = open_file(lock)
             try:
                 wait_for_lock(descriptor, lock, LOCK_SECONDS)
                 note_holder(descriptor)

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from tensormeter.errors import StoreError
-from tensormeter.server.private import make_folder, open_private
+from tensormeter.private import make_directory, open_file
 from tensormeter.server.waiting import lock_holder, note_holder
 
 __all__ = ["FolderLock"]
@@ -26,8 +26,8 @@ class FolderLock:
         """
         path = folder / "lock"
         try:
-            make_folder(folder)
-            self._descriptor = open_private(path)
+            make_directory(folder)
+            self._descriptor = open_file(path)
         except OSError as error:
             raise StoreError(f"cannot use the data folder {folder}: {error.strerror}; choose another one") from error
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from tensormeter.errors import StoreError
-from tensormeter.server.private import open_private
+from tensormeter.private import open_file
 from tensormeter.server.store.migration import migrate
 from tensormeter.server.waiting import lock_holder
 
@@ -194,7 +194,7 @@ def prepare(file: Path) -> None:
         )
     try:
         # SQLite gives its log and its index the mode of the file.
-        os.close(open_private(file.resolve()))
+        os.close(open_file(file.resolve()))
     except OSError as error:
         raise StoreError(f"cannot open the store {file}: {error.strerror}") from error
     try:
