@@ -6,7 +6,9 @@ import gzip
 import socket
 import ssl
 import subprocess
+import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -443,6 +445,47 @@ def test_the_default_destination_speaks_grpc_where_opentelemetrys_endpoint_does(
     ((body, metadata),) = rpc.received
     assert body == gzip.decompress(request.body)
     assert (metadata["api-key"], metadata["authorization"]) == ("k", "Bearer t")
+
+
+TRAINER = """
+import tensormeter
+with tensormeter.init("p", id="r") as run:
+    for step in range(20):
+        run.log({"loss": step / 2}, step)
+"""
+
+
+def test_a_grpc_receiver_of_metrics_alone_gets_them(rpc, tmp_path, clean_environment):
+    environment = clean_environment | {
+        "TENSORMETER_DIR": str(tmp_path),
+        "TENSORMETER_BUFFER_DIR": str(tmp_path),
+        "TENSORMETER_SAMPLE_INTERVAL": "0",
+        "TENSORMETER_EXPORTERS": "otlp",
+        "TENSORMETER_LINGER_TIMEOUT": "0",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{rpc.port}",
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+    }
+    command = [sys.executable, "-c", TRAINER]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
+    values = [
+        point.as_double
+        for body, _ in rpc.received
+        for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+        if metric.name == "loss"
+        for point in metric.gauge.data_points
+    ]
+    assert values == [step / 2 for step in range(20)]
+    assert "otlp (logs): " in done.stderr
+    assert "UNIMPLEMENTED" in done.stderr
+    assert "OTEL_LOGS_EXPORTER=none" in done.stderr
+    environment["OTEL_LOGS_EXPORTER"] = "none"
+    deadline = time.monotonic() + 120
+    while list((tmp_path / "runs").glob("r@*")):  # while its agent lingers, it is left to that
+        assert time.monotonic() < deadline, "the log records that wait are withdrawn, and so nothing is left"
+        command = [sys.executable, "-m", "tensormeter", "sync"]
+        subprocess.run(command, env=environment, capture_output=True, check=False, timeout=120)
 
 
 def retry_info(seconds):
