@@ -15,7 +15,8 @@ OPTIONS = """--wandb-key --wandb_api_key --WandbKey --wandbkey --pwd --passwd --
 --passphrase --cookie --auth --http-auth --bearer --hf-token --hub_token --hubToken --token --login-token --token-value --neptune-token
 --apikey --apiKey --api.key --X-API-KEY --openai-key --comet-api-key --client_secret --secret_key --aws_secret_access_key --access-key
 --private_key --credentials --sas_token --connection_string --dsn --webhook_url --slack_webhook --signature --jwt --auth-code --github-pat
---sentry-dsn --session-cookie --ssh-password --encryption-key -password --use_auth_token""".split()
+--sentry-dsn --session-cookie --ssh-password --encryption-key -password --use_auth_token --unlock-code --recovery-code
+--modal-token-id --hf-token-id --pin --app-key --consumer-key""".split()
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -78,6 +79,11 @@ def test_every_spelling_of_a_name_is_known(owner):
         (["curl", "-u", "me:{}", "--proxy-user=me:{}"], ["curl", "-u", "me:***", "--proxy-user=me:***"]),
         (["--x-functions-key", "{}"], ["--x-functions-key", "***"]),
         (["--password", "-1"], ["--password", "***"]),
+        (["--pin", "1234"], ["--pin", "***"]),
+        (["card.pin=123456"], ["card.pin=***"]),
+        (["--push", "https://api.day.app/{}"], ["--push", "https://api.day.app/***"]),
+        (["--netrc", "machine h login u password {}"], ["--netrc", "machine h login u password ***"]),
+        (["--xml=<password>{}</password>"], ["--xml=<password>***</password>"]),
     ],
 )
 def test_a_secret_is_masked_in_whatever_form_it_is_given(arguments, shown):
@@ -103,7 +109,9 @@ READABLE = """--max-tokens 512|--tokenizer gpt2|--tokenizer_name bert|--max_new_
 --hub_token <HUB_TOKEN>|task-classification-model-large|mask-rcnn-resnet50-fpn-v2|hf_transformers_backend_long|s3://bucket/key/a.pt
 --note basic training|--resume /a/b@c|https://h:8080/@scope/x|https://huggingface.co/a/b?revision=main#files|hf://datasets/u/d@main/x
 --user 1000:1000|-u train.py|--commit 0123456789abcdef0123456789abcdef01234567|--ssh-key ~/.ssh/id_rsa|--credentials /home/me/creds.json|--private-key ./key.pem
---password-stdin registry.example.org|--token_dropout 0.1|--mask_token mask|--cookiecutter x|--pass 2"""
+--password-stdin registry.example.org|--token_dropout 0.1|--mask_token mask|--cookiecutter x|--pass 2|--nl_token \\n|--token_key tokens|--app-key train|--root-key params
+--storage_key name|--function_key f|--bot-key x|--redis-key queue|--arch-key ResNeXt101_32x8d|--eval_key a1B2c3D4e5|--pin left|--pin 4
+--pad-token-id 32000|--regex password=\\w+|--api-key YOUR_API_KEY|--code python|--zip-code 94110"""
 
 
 @pytest.mark.parametrize("line", READABLE.replace("\n", "|").split("|"))

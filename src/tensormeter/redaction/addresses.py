@@ -53,7 +53,11 @@ _SERVICE_PATH: Final = re.compile(r"(?P<kept>/(?:[a-z-]+2?/)?)[^/?#][^?#]*")
 _BOT: Final = re.compile(r"(?P<kept>/bot)\d+:[^/?#]+")
 _KEY_IN_PATH: Final = re.compile(r"(?P<kept>/(?:key|keys|token|tokens|api[-_]?keys?)/)[^/?#]{10,}", re.IGNORECASE)
 _PING: Final = re.compile(r"(?P<kept>/)[^?#]+")
-_PING_HOSTS: Final = frozenset(("hc-ping.com", "nosnch.in"))
+_PING_HOSTS: Final = frozenset((
+    *("hc-ping.com", "nosnch.in", "api.day.app", "sctapi.ftqq.com", "sc.ftqq.com", "xizhi.qqoq.net", "cronitor.link"),
+    "heartbeat.uptimerobot.com",
+))  # fmt: skip
+"""Services of which a path is all that one needs to send a message."""
 
 
 def mask_addresses(text: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from tensormeter.redaction.names import Suspicion, suspect
+from tensormeter.redaction.values import is_secret
 
 __all__ = ["environment_secrets"]
 
@@ -26,6 +27,6 @@ def environment_secrets(environment: Mapping[str, str]) -> list[str]:
         if len(value) >= _SHORTEST
         and not _WORD.fullmatch(value)
         and name not in _SHELL
-        and suspect(name) >= Suspicion.SECRET
+        and (suspect(name) >= Suspicion.SECRET or is_secret(value, suspect(name)))
     }
     return sorted(found, key=len, reverse=True)

@@ -18,14 +18,16 @@ class Suspicion(IntEnum):
     Attributes:
         NONE: It is not.
         RANDOM: Only if the value looks random: `--key`, `user_key`, `signature`.
+        PIN: Only if the value looks random, or is a text of four digits or more.
         SECRET: Every text is one, but for words such as `true` and placeholders such as `<pad>`.
         PASSWORD: Numbers, too.
     """
 
     NONE = 0
     RANDOM = 1
-    SECRET = 2
-    PASSWORD = 3
+    PIN = 2
+    SECRET = 3
+    PASSWORD = 4
 
 
 def _set(words: str) -> frozenset[str]:
@@ -49,7 +51,8 @@ _ABOUT: Final = _set(
     length len size count counter number num min max policy limit timeout ttl expiry expiration expires expire lifetime field column
     provider backend scheme algorithm algo version enabled enable disabled required require sock socket url uri urls endpoint host
     server port prefix rate ids index arn region format strategy style class fn func function manager helper source scope scopes
-    level status stdin jar user username email date age retries attempts loss accuracy acc score metric dim ratio prob probability"""
+    level status stdin jar user username email date age retries attempts loss accuracy acc score metric dim ratio prob probability issuer audience
+    realm tenant"""
 )
 """Last words of names that describe a secret and hold none: `password_file`, `token_type`, `api_key_env`."""
 
@@ -64,7 +67,7 @@ _PLAIN_TOKENS: Final = _set(
     blank sink register class time timestamp lang language task trigger placeholder per each next last first single oov extra soft
     virtual target source src tgt input output query by max min num n total avg mean tokens tokenizer vocab vocabulary added forced
     decoder encoder continuation control reserved thinking think latent action state patch memory prompt completion response
-    emotion speaker style delimiter dummy distill distillation cross attention"""
+    emotion speaker style delimiter dummy distill distillation cross attention nl lf cr tab space whitespace sentinel"""
 )
 """Words before `token` that make it a part of a text and not a secret."""
 
@@ -79,29 +82,47 @@ _SERVICES: Final = _set(
 )
 """Services whose tokens and keys give access, and common words for such tokens and keys."""
 
-_KEYS: Final = (_SERVICES - {"id", "ray", "git", "linear"}) | _set(
-    """secret private account encryption encrypt decryption decrypt crypto signing sign license licence subscription deployment ssh rsa
-    dsa ecdsa pgp gpg aes hmac master shared consumer app service admin root ingest ingestion instrumentation integration storage
-    token cookie passphrase webhook bot function functions fernet vpn wifi jwt saml apikey"""
+_CRYPTIC: Final = _set(
+    """secret private account encryption encrypt decryption decrypt crypto signing sign license licence subscription ssh rsa dsa ecdsa
+    pgp gpg aes hmac master ingest ingestion instrumentation passphrase fernet vpn wifi jwt saml apikey"""
 )
+"""Words before `key` that are said of keys for ciphers and accounts only."""
+
+_KEYS: Final = _CRYPTIC | (
+    _SERVICES - _set("id ray git linear registry redis gcs session refresh hub ci notion elastic")
+)
+"""Words before `key` that make every text a secret. Other keys (`root_key`, `app_key`, `redis_key`) are often names of entries."""
+
 _PLAIN_KEYS: Final = _set(
-    "sort primary public foreign cache metric partition rng prng random group index lookup unique composite join dict hot"
+    """sort primary public foreign cache metric metrics partition rng prng random group index lookup unique composite join dict hot
+    arch architecture dataset datasets data eval evaluation train training val validation test split image images label labels text
+    target targets input inputs output outputs loss feature features sample samples obs observation action state camera config
+    experiment exp task weights weight checkpoint ckpt param params layer block batch reward answer prompt response column"""
 )
+"""Words before `key` that make it a name of an entry, whatever it looks like: `dataset_key: ImageNet21kW2B16`."""
 
 _PASSES: Final = _set(
     """db database user admin root smtp ssh ftp sftp http https proxy mail email mysql postgres pg redis mongo mongodb rabbitmq ldap
     vpn key pfx ssl tls cert registry docker git login account wifi sudo server client service api basic my the"""
 )
-_CODES: Final = _set("auth authorization verification mfa otp access security secret")
+_CODES: Final = _set(
+    "auth authorization verification mfa otp access security secret unlock recovery backup activation confirmation pairing pin sms"
+)
+_TOKEN_IDS: Final = _SERVICES | {"modal"}
 _HOLDERS: Final = _set("token tokens key keys auth auths")
 _AUTHS: Final = _set("auth oauth")
 _DENIED: Final = _set("no without disable disabled skip ignore")
 _COUNTED: Final = _set("num n max min count total number")
 
+_PARTS: Final = _set(
+    "shared consumer app service admin root integration storage token cookie webhook bot function functions deployment"
+)
+"""Words that are written together with `key`, as in `appkey`."""
+
 _PERSONAL: Final = _set("github gitlab gh gl git azure azuredevops ado devops bitbucket")
 
 _COMPOUND: Final = re.compile(
-    rf"({'|'.join(sorted(_SERVICES | _KEYS | _PASSES, key=len, reverse=True))})(tokens?|keys?|pass|auth)",
+    rf"({'|'.join(sorted(_SERVICES | _KEYS | _PASSES | _PARTS, key=len, reverse=True))})(tokens?|keys?|pass|auth)",
 )
 _HOOK: Final = re.compile(r".*webhook(url|uri)?")
 _RANDOM: Final = re.compile(r"signature|sig|session|sessionid|sid|hmac|.*(token|key|pass|auth)|.*(jwt|dsn)")
@@ -128,15 +149,20 @@ def suspect_member(name: str, parent: str, inherited: Suspicion) -> Suspicion:
     words, above = _words(_WORD, name[-_LONGEST_NAME:]), _words(_WORD, parent[-_LONGEST_NAME:])
     if words and words[-1] in _ABOUT:
         return suspect(name, parent)
-    if words and above and words[-1] in _SERVICES and above[-1] in _HOLDERS:  # `hf` in `tokens`
+    if words and above and words[-1] in _SERVICES - {"id"} and above[-1] in _HOLDERS:  # `hf` in `tokens`
         return Suspicion.SECRET
     return max(suspect(name, parent), inherited)
 
 
 def passed_on(name: str, suspicion: Suspicion) -> Suspicion:
-    """Return how suspicious the members of a mapping are by its name. `token` and `key` alone also name parts of models."""
-    alone = _words(_WORD, name[-_LONGEST_NAME:]) in (["token"], ["key"])
-    return Suspicion.NONE if alone or suspicion < Suspicion.SECRET else Suspicion.SECRET
+    """Return how suspicious the members of a mapping are by its name.
+
+    `token` and `key` alone also name parts of models. Most members of `auth` are settings: `{"issuer": "https://..."}`.
+    """
+    words = _words(_WORD, name[-_LONGEST_NAME:])
+    if words in (["token"], ["key"]) or suspicion is Suspicion.NONE:
+        return Suspicion.NONE
+    return Suspicion.RANDOM if words[-1:] and words[-1] in _AUTHS else min(suspicion, Suspicion.SECRET)
 
 
 @lru_cache(4096)
@@ -179,6 +205,9 @@ def _judge(own: list[str], parent: list[str]) -> Suspicion:
         return Suspicion.SECRET
     if any(_STRONG.fullmatch(word) and not _NO_COOKIE.fullmatch(word) for word in words):
         return Suspicion.SECRET
+    if words[-2:] == ["token", "id"]:  # a hosted service's, but not `pad_token_id`
+        owner = words[-3:-2] or parent[-1:]
+        return Suspicion.RANDOM if owner and owner[0] in _TOKEN_IDS else Suspicion.NONE
     if last == "id" and len(words) > 2 and words[-2] == "key":  # an AWS access key's
         return Suspicion.SECRET if words[-3] in _KEYS else Suspicion.NONE
     if last == "id":
@@ -190,8 +219,14 @@ def _judge(own: list[str], parent: list[str]) -> Suspicion:
     if last in ("key", "keys"):
         if before in _PLAIN_KEYS:
             return Suspicion.NONE
+        if len(words) == 1 and last == "key":  # `key` in `wandb` can be the name of a metric
+            return Suspicion.SECRET if before in _CRYPTIC | _AUTHS else Suspicion.RANDOM
         return Suspicion.SECRET if before in _KEYS else Suspicion.RANDOM
-    if last in _AUTHS:
+    if last == "api":
+        return Suspicion.RANDOM if before in _SERVICES else Suspicion.NONE
+    if last == "pin":
+        return Suspicion.PIN
+    if last in _AUTHS or (words == ["basic"] and parent[-1:] == ["auth"]):
         return Suspicion.SECRET
     if last == "pass":
         return Suspicion.SECRET if len(words) == 1 or before in _PASSES | _SERVICES else Suspicion.RANDOM

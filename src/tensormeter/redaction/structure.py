@@ -19,6 +19,12 @@ _USER: Final = re.compile(r"-u|--?([\w.-]*[-_.])?(user|login)", re.IGNORECASE)
 _USER_PASSWORD: Final = re.compile(r"(?P<user>[^\s:/]+):(?!\d+$)[^\s/]\S*")
 """`curl --user name:password`, but no numbers as in `docker run --user 1000:1000`."""
 
+_NAMING: Final = re.compile(
+    r"(?i:k|(?:.*[_-])?(?:name|key|id|var|variable|param|parameter|option|setting|header|field|property|attribute|label))|.*Name|.*Key"
+)
+_NAMED: Final = re.compile(r"(?i:v|(?:.*[_-])?(?:value|val|values|default))|.*Value")
+"""`{"name": "HF_TOKEN", "value": "..."}`, as of Kubernetes; upper case or lower."""
+
 _SEVERAL: Final = re.compile(r"(?i:.*(keys|tokens|secrets|passwords|credentials|cookies|headers?))")
 
 
@@ -83,12 +89,19 @@ class _Masking:
 
     def mapping(self, mapping: Mapping[str, Any], path: str, parent: str, inherited: Suspicion) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        named = mapping.get("name", mapping.get("key"))  # {"name": "HF_TOKEN", "value": "..."}, as of Kubernetes
+        named = max(
+            (
+                _judge(text, self._text(text, ""))
+                for key, text in mapping.items()
+                if isinstance(text, str) and _NAMING.fullmatch(key)
+            ),
+            default=Suspicion.NONE,
+        )
         for key, value in mapping.items():
-            suspicion = suspect_member(key, parent, inherited)
-            if key == "value" and isinstance(named, str):
-                suspicion = max(suspicion, suspect(named))
-            name = mask_text(key)
+            name = self._text(key, "")
+            suspicion = _judge(key, name, parent, inherited)
+            if named and _NAMED.fullmatch(key):
+                suspicion = max(suspicion, named)
             while name != key and name in found:
                 name += "*"
             found[name] = self.value(value, f"{path}.{name}" if path else name, name, suspicion)
@@ -115,7 +128,7 @@ class _Masking:
             elif value and all(
                 isinstance(item, list) and len(item) == 2 and isinstance(item[0], str) for item in value
             ):
-                return [[key, self.value(item, path, key, suspect_member(key, name, suspicion))] for key, item in value]
+                return [self._pair(key, item, path, name, suspicion) for key, item in value]
             else:
                 return [self.value(item, path, name, suspicion) for item in value]
         elif suspicion is Suspicion.PASSWORD and isinstance(value, int) and not isinstance(value, bool):
@@ -126,6 +139,12 @@ class _Masking:
             self.masked.append(path)
         return shown
 
+    def _pair(self, key: str, value: Any, path: str, parent: str, inherited: Suspicion) -> list[Any]:
+        name = self._text(key, "")
+        if name != key:
+            self.masked.append(path)
+        return [name, self.value(value, path, name, _judge(key, name, parent, inherited))]
+
     def _text(self, text: str, name: str) -> str:
         return self._replace_known(_mask_text(text, name))
 
@@ -135,9 +154,15 @@ class _Masking:
         return text
 
 
+def _judge(name: str, shown: str, parent: str = "", inherited: Suspicion = Suspicion.NONE) -> Suspicion:
+    """Judge a name, and what is recorded of it, so that a masked configuration stays as it is if it is masked again."""
+    suspicion = suspect_member(name, parent, inherited)
+    return suspicion if shown == name else max(suspicion, suspect_member(shown, parent, inherited))
+
+
 def _mask_text(text: str, parent: str) -> str:
     """Mask a text, which may be JSON."""
-    if text.lstrip()[:1] in ("{", "["):
+    if text.lstrip()[:1] in ("{", "[", '"'):  # a text within JSON may be JSON itself
         try:
             document = json.loads(text)
             masked = _Masking(()).value(document, "", parent, Suspicion.NONE)

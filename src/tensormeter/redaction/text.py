@@ -50,6 +50,34 @@ _OPTION: Final = re.compile(
 """`--name value`, in a text that is a command line."""
 
 
+_ELEMENT: Final = re.compile(
+    r"<(?P<name>[A-Za-z_][\w.:-]{0,127})(?P<sign>(?:\s[^<>]{0,512})?>(?:<!\[CDATA\[)?)(?P<value>[^<>\]]+)(?=(?:\]\]>)?</(?P=name)\s{0,8}>)"
+)
+_NAMED_ELEMENT: Final = re.compile(
+    r"\s(?:name|key|id)\s{0,8}=\s{0,8}[\"'](?P<name>[^\"'<>]{1,128})(?P<sign>[\"']"
+    r"(?:\s{1,64}value\s{0,8}=\s{0,8}[\"']|\s{0,64}>(?:<!\[CDATA\[)?))(?P<value>[^\"'<>\]]+)"
+)
+_LISTED_ELEMENT: Final = re.compile(
+    r"<(?:key|name)>(?P<name>[^<>]{1,128})(?P<sign></(?:key|name)>\s{0,64}<(?:string|value)>)(?P<value>[^<>]+)"
+)
+"""Of XML: `<name>value</name>`, `<entry name="name" value="value"/>`, `<key>name</key><string>value</string>`."""
+
+_ESCAPED: Final = re.compile(
+    r"\\{1,7}\"(?P<name>[^\"\\\n]{1,128})(?P<sign>\\{1,7}\"\s{0,64}:\s{0,64}\\{1,7}\")(?P<value>[^\"]+?)(?=\\{1,7}\")"
+)
+"""`\\"name\\": \\"value\\"`, of JSON in a text in quotes."""
+
+_NETRC: Final = re.compile(
+    r"(?<![\w.-])(?:machine\s{1,64}\S{1,253}|default|login\s{1,64}\S{1,253}|account\s{1,64}\S{1,253})"
+    r"\s{1,64}(?P<name>password)(?P<sign>\s{1,64})(?P<value>\S+)"
+)
+"""`machine host login name password value`, of `.netrc`."""
+
+_SPOKEN: Final = re.compile(r"[Tt]okens?")
+_PLAIN_WORD: Final = re.compile(r"[A-Za-z][a-z]{0,15}[.,!?]?")
+"""`Token: hello` is a line of a prompt."""
+
+
 def mask_text(text: str) -> str:
     """Replace secrets in a text by `***`, in time proportional to its length."""
     masked = mask_tokens(mask_addresses(text))
@@ -58,6 +86,14 @@ def mask_text(text: str) -> str:
         masked = _mask(pair)
     if ":" in masked:
         masked = _MEMBER.sub(_mask, _WHOLE_LINE.sub(_mask, masked))
+    if "</" in masked:
+        masked = _LISTED_ELEMENT.sub(_mask, _ELEMENT.sub(_mask, masked))
+    if "<" in masked:
+        masked = _NAMED_ELEMENT.sub(_mask, masked)
+    if '\\"' in masked:
+        masked = _ESCAPED.sub(_mask, masked)
+    if "password" in masked:
+        masked = _NETRC.sub(_mask, masked)
     if ":" in masked or "=" in masked:
         masked = _ENTRY.sub(_mask, _STATEMENT.sub(_mask, masked))
     if "=" in masked:
@@ -72,5 +108,7 @@ def _mask(found: re.Match[str]) -> str:
     quote = value[0] if len(value) > 1 and value[0] in "\"'" and value[-1] == value[0] else ""
     inner = value[1:-1] if quote else value
     if not is_secret(inner, suspect(found["name"])):
+        return found[0]
+    if not quote and "=" not in found["sign"] and _SPOKEN.fullmatch(found["name"]) and _PLAIN_WORD.fullmatch(inner):
         return found[0]
     return f"{found[0][: found.start('value') - found.start()]}{quote}{MASK}{quote}"

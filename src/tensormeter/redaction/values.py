@@ -37,10 +37,21 @@ _PLAIN: Final = re.compile(
     re.IGNORECASE,
 )
 _PLACEHOLDER: Final = re.compile(
-    r"\*+|<[A-Z0-9_ -]+>|\$\{(?:oc\.env:|env:)?\w+\}|\$[A-Z][A-Z0-9]*_[A-Z0-9_]+|\$\{\{[^{}]*\}\}|\{\{[^{}]*\}\}"
+    r"\*+|<[A-Z0-9_ -]+>|\$\{(?:oc\.env:|env:)?\w+\}|\$[A-Z][A-Z0-9]*_[A-Z0-9_]+|\$\{\{[^{}]*\}\}|\{\{[^{}]*\}\}|\{[A-Za-z_]\w*\}|%\(\w+\)s"
 )
-_PART_OF_TEXT: Final = re.compile(r"<[^<>\s]{1,40}>|\[[A-Z0-9_ ]{1,20}\]|\W{0,3}")
-"""Special tokens of language models, such as `</s>` and `[MASK]`."""
+_EXAMPLE: Final = re.compile(
+    r"[<\[{]?(?:your|insert|enter)[ _-](?:[a-z]+[ _-]){0,4}(?:key|token|password|passphrase|secret|credentials?|id|here)[>\]}]?|x{3,}",
+    re.IGNORECASE,
+)
+"""What stands for a secret in instructions and prompts: `your key`, `YOUR_API_KEY`, `insert-token-here`."""
+
+_PATTERN: Final = re.compile(
+    r"\^?\(?(?:\?:|\?P<\w{1,40}>)?(?:\\[wdsWDS]|\.|\[[^\[\]\s]{1,40}\])(?:[*+]\??|\{\d{0,4},?\d{0,4}\})\)?\$?"
+)
+"""A regular expression that finds secrets, and is none."""
+
+_PART_OF_TEXT: Final = re.compile(r"<[^<>\s]{1,40}>|\[[A-Z0-9_ ]{1,20}\]|\W{0,3}|(?:\\[nrtfv])+")
+"""Special tokens of language models, such as `</s>`, `[MASK]` and a line feed written as `\\n`."""
 
 _ABSENT: Final = re.compile(r"true|false|none|null", re.IGNORECASE)
 
@@ -49,9 +60,14 @@ _FILE: Final = re.compile(
 )
 """The name of a file, which may have a secret in it."""
 
+_PIN: Final = re.compile(r"\d{4,}")
+
 _SHORTEST_RANDOM: Final = 10
 _LONG_RANDOM: Final = 20
 _RANDOM: Final = re.compile(r"[A-Za-z0-9_+/=%-]+")
+_SIZE: Final = re.compile(r"(?<![A-Za-z0-9])\d+x\d+[a-z]?(?![A-Za-z0-9])")
+"""A part of the name of a model: `ResNeXt101_32x8d`."""
+
 _HEXADECIMAL: Final = re.compile(r"(?=.*\d)(?=.*[a-f])[0-9a-f]{16,}")
 _RANDOM_SHARE: Final = 0.6
 _LONG_RANDOM_SHARE: Final = 0.45
@@ -60,12 +76,14 @@ _LONG_RANDOM_SHARE: Final = 0.45
 
 def is_secret(text: str, suspicion: Suspicion) -> bool:
     """Whether a text whose name is suspicious is a secret."""
-    if suspicion is Suspicion.NONE or _PLACEHOLDER.fullmatch(text):
+    if suspicion is Suspicion.NONE or any(form.fullmatch(text) for form in (_PLACEHOLDER, _EXAMPLE, _PATTERN)):
         return False
     if suspicion is Suspicion.PASSWORD:
         return bool(text.strip()) and not _ABSENT.fullmatch(text)
     if _PLAIN.fullmatch(text) or _PART_OF_TEXT.fullmatch(text) or _FILE.fullmatch(text):
         return False
+    if suspicion is Suspicion.PIN and _PIN.fullmatch(text):
+        return True
     return suspicion is Suspicion.SECRET or _looks_random(text)
 
 
@@ -75,7 +93,7 @@ def mask_tokens(text: str) -> str:
 
 
 def _looks_random(text: str) -> bool:
-    if len(text) < _SHORTEST_RANDOM or not _RANDOM.fullmatch(text):
+    if len(text) < _SHORTEST_RANDOM or not _RANDOM.fullmatch(text) or _SIZE.search(text):
         return False
     if _HEXADECIMAL.fullmatch(text):
         return True
