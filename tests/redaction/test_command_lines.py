@@ -53,6 +53,7 @@ def test_every_spelling_of_a_name_is_known(owner):
         (["-eHF_TOKEN={}"], ["-eHF_TOKEN=***"]),
         (["model.api_key={}"], ["model.api_key=***"]),
         (["+wandb.key={}"], ["+wandb.key=***"]),
+        (["db.encryption.key=two words"], ["db.encryption.key=***"]),
         (["++hub.token='{}'"], ["++hub.token=***"]),
         (["db.password={} with spaces, and more"], ["db.password=***"]),
         (["--set", "a=1,api_key={},b=2"], ["--set", "a=1,api_key=***,b=2"]),
@@ -110,7 +111,7 @@ READABLE = """--max-tokens 512|--tokenizer gpt2|--tokenizer_name bert|--max_new_
 --note basic training|--resume /a/b@c|https://h:8080/@scope/x|https://huggingface.co/a/b?revision=main#files|hf://datasets/u/d@main/x
 --user 1000:1000|-u train.py|--commit 0123456789abcdef0123456789abcdef01234567|--ssh-key ~/.ssh/id_rsa|--credentials /home/me/creds.json|--private-key ./key.pem
 --password-stdin registry.example.org|--token_dropout 0.1|--mask_token mask|--cookiecutter x|--pass 2|--nl_token \\n|--token_key tokens|--app-key train|--root-key params
---storage_key name|--function_key f|--bot-key x|--redis-key queue|--arch-key ResNeXt101_32x8d|--eval_key a1B2c3D4e5|--pin left|--pin 4
+--storage_key name|--function_key f|--bot-key x|--redis-key queue|wandb.key=loss|--dataset.api.key text|--arch-key ResNeXt101_32x8d|--eval_key a1B2c3D4e5|--pin left|--pin 4
 --pad-token-id 32000|--regex password=\\w+|--api-key YOUR_API_KEY|--code python|--zip-code 94110"""
 
 

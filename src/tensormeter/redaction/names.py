@@ -167,9 +167,12 @@ def passed_on(name: str, suspicion: Suspicion) -> Suspicion:
 
 @lru_cache(4096)
 def _suspect(name: str, parent: str) -> Suspicion:
+    above, _, last = name.rpartition(".")
+    if above and last.lower() == "key":  # `wandb.key` is `key` in `wandb`
+        name, parent = last, above
     name, parent = name.replace("@", " at "), parent.replace("@", " at ")
     ways = ((_WORD, name, parent), (_FLAT_WORD, name.lower(), parent.lower()))  # `WandB` is one word or two
-    return max(_judge(_words(word, text), _words(word, above)) for word, text, above in ways)
+    return max(_judge(_words(word, text), _words(word, outer)) for word, text, outer in ways)
 
 
 def _words(word: re.Pattern[str], name: str) -> list[str]:

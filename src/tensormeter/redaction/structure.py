@@ -20,9 +20,9 @@ _USER_PASSWORD: Final = re.compile(r"(?P<user>[^\s:/]+):(?!\d+$)[^\s/]\S*")
 """`curl --user name:password`, but no numbers as in `docker run --user 1000:1000`."""
 
 _NAMING: Final = re.compile(
-    r"(?i:k|(?:.*[_-])?(?:name|key|id|var|variable|param|parameter|option|setting|header|field|property|attribute|label))|.*Name|.*Key"
+    r"(?i:k|(?:.*[_-])?(?:name|key|id|var|variable|param|parameter|option|setting|header|field|property|attribute))|.*Name|.*Key"
 )
-_NAMED: Final = re.compile(r"(?i:v|(?:.*[_-])?(?:value|val|values|default))|.*Value")
+_NAMED: Final = re.compile(r"(?i:v|(?:.*[_-])?(?:value|val|values))|.*Value")
 """`{"name": "HF_TOKEN", "value": "..."}`, as of Kubernetes; upper case or lower."""
 
 _SEVERAL: Final = re.compile(r"(?i:.*(keys|tokens|secrets|passwords|credentials|cookies|headers?))")

@@ -74,8 +74,8 @@ _NETRC: Final = re.compile(
 """`machine host login name password value`, of `.netrc`."""
 
 _SPOKEN: Final = re.compile(r"[Tt]okens?")
-_PLAIN_WORD: Final = re.compile(r"[A-Za-z][a-z]{0,15}[.,!?]?")
-"""`Token: hello` is a line of a prompt."""
+_PLAIN_WORDS: Final = re.compile(r"\s{0,8}[A-Za-z][a-z]{0,15}[.,!?]?(?:\s{1,8}[A-Za-z][a-z]{0,15}[.,!?]?){0,64}\s{0,8}")
+"""`Token: hello` is a line of a prompt, and `<token> a word </token>` a part of one."""
 
 
 def mask_text(text: str) -> str:
@@ -109,6 +109,6 @@ def _mask(found: re.Match[str]) -> str:
     inner = value[1:-1] if quote else value
     if not is_secret(inner, suspect(found["name"])):
         return found[0]
-    if not quote and "=" not in found["sign"] and _SPOKEN.fullmatch(found["name"]) and _PLAIN_WORD.fullmatch(inner):
+    if not quote and "=" not in found["sign"] and _SPOKEN.fullmatch(found["name"]) and _PLAIN_WORDS.fullmatch(inner):
         return found[0]
     return f"{found[0][: found.start('value') - found.start()]}{quote}{MASK}{quote}"

@@ -40,7 +40,8 @@ _PLACEHOLDER: Final = re.compile(
     r"\*+|<[A-Z0-9_ -]+>|\$\{(?:oc\.env:|env:)?\w+\}|\$[A-Z][A-Z0-9]*_[A-Z0-9_]+|\$\{\{[^{}]*\}\}|\{\{[^{}]*\}\}|\{[A-Za-z_]\w*\}|%\(\w+\)s"
 )
 _EXAMPLE: Final = re.compile(
-    r"[<\[{]?(?:your|insert|enter)[ _-](?:[a-z]+[ _-]){0,4}(?:key|token|password|passphrase|secret|credentials?|id|here)[>\]}]?|x{3,}",
+    r"[<\[{]?(?:your|insert|enter)[ _-](?:[a-z]+[ _-]){0,4}(?:key|token|password|passphrase|secret|credentials?|id|here)[>\]}]?|x{3,}"
+    r"|<(?:[a-z]+[ _-]){0,4}(?:key|token|password|passphrase|secret|credentials?)>",
     re.IGNORECASE,
 )
 """What stands for a secret in instructions and prompts: `your key`, `YOUR_API_KEY`, `insert-token-here`."""
