@@ -191,3 +191,13 @@ def test_addresses_in_addresses_end():
     assert MASK in mask_text(text)
     deep = "[" * 100_000
     assert mask_arguments([deep]) == [deep]
+
+
+def test_a_key_of_the_environment_is_masked_elsewhere_if_it_looks_random():
+    environment = {"APP_KEY": SECRET, "ROOT_KEY": "parameters"}
+    assert mask_secrets(["--x", f"a-{SECRET}", "--y", "parameters"], environment) == [
+        "--x",
+        "a-***",
+        "--y",
+        "parameters",
+    ]
