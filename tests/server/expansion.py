@@ -28,7 +28,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.metrics.v1.metrics_pb2 import NumberDataPoint
 
 from tensormeter.otlp.batch import Batch, Gauge
-from tensormeter.otlp.elements import MAX_ELEMENTS
+from tensormeter.otlp.elements import COLUMN, MAX_ELEMENTS
 from tensormeter.otlp.encode import encode_metrics
 
 MAX_SECONDS = 5.0
@@ -335,6 +335,14 @@ def allowed() -> Iterator[Body]:
     yield Body("a million points of one series", "/v1/metrics", PROTOBUF, column)
     yield Body("a million points of a thousand series in one metric", "/v1/metrics", PROTOBUF, mixed_series(1000, 1000))
     yield Body("64 MiB of points", "/v1/metrics", PROTOBUF, column * 3)
+
+    resource_of = {"service.name": "expansion", "tensormeter.run.id": "many columns"}
+    columns = [
+        Gauge(f"metric/{index}", times[:60], np.arange(60.0)) for index in range(most["separate points"] // COLUMN)
+    ]
+    yield Body(
+        "a million points of many series", "/v1/metrics", PROTOBUF, encode_metrics([Batch(resource_of, columns)])
+    )
 
     request = ExportLogsServiceRequest()
     records = resource(request).scope_logs.add().log_records

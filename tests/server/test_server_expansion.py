@@ -19,7 +19,14 @@ from expansion import JSON, PROTOBUF
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from tensormeter.otlp.batch import Batch, Event, Gauge
-from tensormeter.otlp.elements import MAX_ELEMENTS, TooManyElementsError, check_logs, check_metrics
+from tensormeter.otlp.elements import (
+    COLUMN,
+    MAX_ELEMENTS,
+    MAX_QUANTILES,
+    TooManyElementsError,
+    check_logs,
+    check_metrics,
+)
 from tensormeter.otlp.encode import encode_events, encode_metrics
 from tensormeter.otlp.json import MAX_JSON_ELEMENTS
 from tensormeter.pipeline.delivery import Delivery
@@ -135,6 +142,30 @@ def test_points_in_columns_count_as_one_only_where_they_are_read_as_columns():
     body = _wrapped(1, _wrapped(2, _wrapped(2, twice)))
     with pytest.raises(TooManyElementsError, match="separate points"):
         check_metrics(body)
+
+
+def test_columns_of_too_many_series_are_refused():
+    """50,000 series of 60 points took 8 s: each series costs more than its points do."""
+    times = np.arange(T0, T0 + 60, dtype=np.uint64)
+    most = MAX_ELEMENTS["separate points"] // COLUMN
+    series = [Gauge(f"metric/{number}", times, np.arange(60.0)) for number in range(most + 1)]
+    check_metrics(encode_metrics([Batch({"service.name": "columns"}, series[:most])]))
+    with pytest.raises(TooManyElementsError, match="separate points"):
+        check_metrics(encode_metrics([Batch({"service.name": "columns"}, series)]))
+
+
+def test_a_summary_of_too_many_quantiles_is_refused():
+    """One of 490,000 took 333 MB, and was larger than any distribution that a store takes."""
+    request = ExportMetricsServiceRequest()
+    points = request.resource_metrics.add().scope_metrics.add().metrics.add(name="m").summary.data_points
+    for _ in range(3):
+        point = points.add(time_unix_nano=T0, count=1)
+        for _ in range(MAX_QUANTILES):
+            point.quantile_values.add(quantile=0.5, value=1)
+    check_metrics(request.SerializeToString())
+    points[1].quantile_values.add(quantile=1, value=1)
+    with pytest.raises(TooManyElementsError, match="quantiles"):
+        check_metrics(request.SerializeToString())
 
 
 @pytest.mark.parametrize("tail", [b"\x0b", b"\x0c", b"\x08" + b"\xff" * 11 + b"\x00", b"\x0a\x05\x00", b"\x08"])

@@ -21,7 +21,7 @@ from tensormeter.otlp.check import Check, no_check
 from tensormeter.otlp.decode import find_fixed_points
 from tensormeter.otlp.fixed import Field
 
-__all__ = ["MAX_ELEMENTS", "TooManyElementsError", "check_logs", "check_metrics"]
+__all__ = ["COLUMN", "MAX_ELEMENTS", "MAX_QUANTILES", "TooManyElementsError", "check_logs", "check_metrics"]
 
 MAX_ELEMENTS: Final[Mapping[str, int]] = {
     "resources": 10_000,
@@ -37,9 +37,15 @@ MAX_ELEMENTS: Final[Mapping[str, int]] = {
 }
 """Maximum number of elements of each kind in one request.
 
-Points that follow another one of the same series and layout are read in columns; every other point, distribution and first point
-of a column is a separate point. Attributes, values, exemplars, texts, numbers and unknown fields count as fields.
+Points that follow another one of the same series and layout are read in columns, and each column counts as `COLUMN` separate points;
+every other point and distribution is one. Attributes, values, exemplars, texts, numbers and unknown fields count as fields.
 """
+
+COLUMN: Final = 3
+"""Separate points that a column counts as: storing and folding one costs about three times as much."""
+
+MAX_QUANTILES: Final = 10_000
+"""Quantiles of one summary. The store takes 65,536 bytes, a third of that; what reads them takes far more memory for each."""
 
 _KINDS: Final = {
     "ResourceMetrics": "resources",
@@ -95,6 +101,7 @@ class _Type:
 
 _NAMES: Final = tuple(MAX_ELEMENTS)
 _FIELDS: Final = _NAMES.index("fields")
+_POINTS: Final = _NAMES.index("separate points")
 _BUCKETS: Final = _NAMES.index("buckets and quantiles")
 _TEXT: Final = _NAMES.index("bytes of text")
 _BINARY: Final = _NAMES.index("bytes of images and other binary values")
@@ -188,6 +195,7 @@ class _Walk:
         most = [MAX_ELEMENTS[name] for name in _NAMES]
         most_fields = most[_FIELDS]
         total = 0
+        quantiles = 0
         column, firsts = -1, _NO_POINTS
         at, end, kind = 0, len(body), _type_of(self._root)
         outer: list[tuple[int, int, _Type]] = []
@@ -230,6 +238,14 @@ class _Walk:
                     counts[index] += size if child.packed < 0 else self._packed(at, after, child.packed)
                 elif index >= 0:
                     counts[index] += 1
+                    if index == _POINTS:
+                        quantiles = 0
+                    elif index == _BUCKETS:
+                        quantiles += 1
+                        if quantiles > MAX_QUANTILES:
+                            raise TooManyElementsError(
+                                f"a summary holds more than {MAX_QUANTILES} quantiles; send fewer of them"
+                            )
                 if index >= 0 and counts[index] > most[index]:
                     raise _too_many(index)
                 if child.packed or not size:
@@ -241,6 +257,9 @@ class _Walk:
                     column, firsts = self._columns(at, end)
                 elif at == column:  # of points that are alike the first one speaks for all
                     outer += ((first, last, child) for first, last in firsts)
+                    counts[_POINTS] += (COLUMN - 1) * len(firsts)
+                    if counts[_POINTS] > most[_POINTS]:
+                        raise _too_many(_POINTS)
                     at = end
             elif wire == 0:
                 if body[at] >= 0x80:
