@@ -184,3 +184,26 @@ def test_blocks_of_any_size_give_the_same_file(url, tmp_path):
     assert export_run(run, pieces, "csv", block=64) == 1500
     assert whole.read_bytes() == pieces.read_bytes()
     assert sorted(os.listdir(tmp_path)) == ["pieces.csv", "whole.csv"]
+
+
+def test_a_metric_of_many_series(url, tmp_path):
+    """Each has one point: what a server reads for them is series, and hardly any points."""
+    resource = {"service.name": "many", "tensormeter.run.id": "series", "service.instance.id": "p"}
+    series = [
+        Gauge("m", np.array([T0 + number], np.uint64), np.array([number / 2]), attributes={"number": number})
+        for number in range(5000)
+    ]
+    headers = {"Content-Type": "application/x-protobuf", "Authorization": f"Bearer {TOKEN}"}
+    with urllib3.PoolManager(retries=False) as http:
+        body = encode_metrics([Batch(resource, series)])
+        assert http.request("POST", f"{url}/v1/metrics", body=body, headers=headers).status == 200
+        try:
+            run = Client(url, token=TOKEN).run("series", project="many")
+            assert export_run(run, tmp_path / "all.jsonl", "jsonl") == 5000
+            assert export_run(run, tmp_path / "blocks.jsonl", "jsonl", block=1000) == 5000
+        finally:
+            http.request("DELETE", f"{url}/api/v1/runs/series?project=many", headers=headers)
+    lines = (tmp_path / "all.jsonl").read_text().splitlines()
+    found = [(line["attributes"]["number"], line["value"]) for line in map(json.loads, lines)]
+    assert sorted(found) == [(number, number / 2) for number in range(5000)]
+    assert sorted((tmp_path / "blocks.jsonl").read_text().splitlines()) == sorted(lines)

@@ -16,10 +16,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tensormeter.server.admission import client_group
 from tensormeter.server.connection import PIECE
+from tensormeter.server.effort import MAX_SECONDS, Effort, TookTooLongError
 from tensormeter.server.query.points import WHOLE_POINTS
-from tensormeter.server.store import MAX_READ_POINTS, TooManyPointsError
+from tensormeter.server.store import MAX_READ_POINTS, TooManyPointsError, TooManySeriesError
 
-__all__ = ["Answers", "HeldResponse", "Pieces", "Reader", "client_of", "reader_of"]
+__all__ = ["TOO_LONG", "Answers", "HeldResponse", "Pieces", "Reader", "client_of", "reader_of"]
 
 SHARE: Final = 48 << 20
 """Bytes of large answers that one client leaves unread: while there are more, no further one is made for it. So for small ones."""
@@ -40,6 +41,12 @@ _WAIT: Final = 30.0
 """Seconds for which a large answer waits until it can be made."""
 
 _LOOK: Final = 0.5
+
+TOO_LONG: Final = (
+    f"this takes more than {MAX_SECONDS:g} s of processor time; ask for fewer metrics, for one process with `process`, "
+    "or for a smaller range with `start` and `stop`"
+)
+"""What to ask instead of a read that takes too long."""
 
 _BUSY: Final = "too many large answers wait to be read; read those that you have asked for, or ask again later"
 
@@ -82,6 +89,7 @@ class HeldResponse(StreamingResponse):
             headers = {"Content-Length": str(sum(map(len, pieces)))}
             super().__init__(_one_after_another(pieces), headers=headers, media_type=media_type)
         else:
+            pieces = _gathered(pieces)
             super().__init__(pieces, media_type=media_type)
         self.held = held
         self.is_large = False
@@ -96,6 +104,23 @@ class HeldResponse(StreamingResponse):
                 self._pieces.clear()
             else:
                 self._pieces.close()
+
+
+def _gathered(pieces: Generator[bytes, None, None]) -> Generator[bytes, None, None]:
+    """The pieces, small ones together: drawing one on a worker thread costs about 0.1 ms."""
+    waiting: list[bytes] = []
+    size = 0
+    try:
+        for piece in pieces:
+            waiting.append(piece)
+            size += len(piece)
+            if size >= PIECE:
+                yield b"".join(waiting)
+                waiting, size = [], 0
+        if waiting:
+            yield b"".join(waiting)
+    finally:
+        pieces.close()
 
 
 async def _one_after_another(pieces: list[bytes]) -> AsyncIterator[bytes]:
@@ -198,8 +223,8 @@ class Answers:
     async def points(
         self,
         request: Request,
-        run: Callable[[Callable[[], HeldResponse]], Awaitable[HeldResponse]],
-        work: Callable[[int], HeldResponse],
+        run: Callable[[Request, Callable[[Effort], HeldResponse], Effort], Awaitable[HeldResponse]],
+        work: Callable[[int, Effort], HeldResponse],
         most: int = MAX_READ_POINTS,
         *,
         sampled: bool = False,
@@ -208,27 +233,42 @@ class Answers:
 
         Args:
             request: From the client.
-            run: Calls what it is given on a worker thread.
-            work: Makes the answer from at most so many points, or raises TooManyPointsError.
+            run: Calls what it is given on a worker thread, and ends it with the request.
+            work: Makes the answer from at most so many points, or raises TooManyPointsError; checks the effort, which is one for all calls.
             most: Points, at most.
             sampled: Whether the answer is small, however many points are read for it.
 
         Raises:
             HTTPException: 503, too many large answers wait to be read.
-            TooManyPointsError: There are more than `most`.
+            TooManyPointsError: There are more than `most`, or reading them takes too much processor time.
         """
+        try:
+            return await self._made(request, run, work, most, sampled=sampled)
+        except TookTooLongError:
+            raise TooManyPointsError(TOO_LONG) from None
+
+    async def _made(
+        self,
+        request: Request,
+        run: Callable[[Request, Callable[[Effort], HeldResponse], Effort], Awaitable[HeldResponse]],
+        work: Callable[[int, Effort], HeldResponse],
+        most: int,
+        *,
+        sampled: bool,
+    ) -> HeldResponse:
+        effort = Effort()
         few = min(most, WHOLE_POINTS if sampled else SMALL_POINTS)
         response: HeldResponse | None
         try:
-            response = await run(lambda: work(few))
+            response = await run(request, lambda effort: work(few, effort), effort)
             if response.held <= PIECE or self._small.has_room(client_of(request)):
                 return response
-        except TooManyPointsError:
-            if few == most:
+        except TooManyPointsError as error:
+            if few == most or isinstance(error, TooManySeriesError):
                 raise
         response = None  # it is made again
         async with self._turn(request, self._small if sampled else self._large):
-            response = await run(lambda: work(most))
+            response = await run(request, lambda effort: work(most, effort), effort)
             response.is_large = not sampled
             return response
 

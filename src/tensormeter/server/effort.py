@@ -14,7 +14,7 @@ import anyio.to_thread
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-__all__ = ["MAX_SECONDS", "Effort", "run_while_connected"]
+__all__ = ["MAX_SECONDS", "Effort", "TookTooLongError", "run_while_connected"]
 
 _T = TypeVar("_T")
 
@@ -25,13 +25,21 @@ _CALLS: Final = 8
 """Calls of `check` for each look at the clock, which is a system call."""
 
 
+class TookTooLongError(HTTPException):
+    """413: the request has used its processor time."""
+
+
 class Effort:
-    """The work of one request: created on any thread, begun and checked on the one thread that does the work."""
+    """The work of one request: created on any thread, begun and checked on the one thread that does the work.
+
+    Work may be done in several parts, one after another, each on a thread of its own; their times are added up.
+    """
 
     def __init__(self, seconds: float = MAX_SECONDS) -> None:
         self._seconds = seconds
         self._calls = 0
         self._begun = 0.0
+        self._used = 0.0
         self._cancelled = False
 
     def begin(self) -> None:
@@ -40,8 +48,12 @@ class Effort:
         Raises:
             ClientDisconnect: The client has gone while the work waited for a thread.
         """
-        self._begun = time.thread_time()
+        self._begun = time.thread_time() - self._used
         self.look()
+
+    def pause(self) -> None:
+        """Stop counting, on the same thread, until the work is begun again."""
+        self._used = time.thread_time() - self._begun
 
     def cancel(self) -> None:
         """End the work at its next check. Any thread."""
@@ -51,7 +63,7 @@ class Effort:
         """Go on, or end the work. Cheap enough for inner loops.
 
         Raises:
-            HTTPException: 413, the request has used its processor time.
+            TookTooLongError: The request has used its processor time.
             ClientDisconnect: The client has gone.
         """
         self._calls += 1
@@ -63,38 +75,44 @@ class Effort:
         if self._cancelled:
             raise ClientDisconnect
         if time.thread_time() - self._begun > self._seconds:
-            raise HTTPException(
+            raise TookTooLongError(
                 413, f"the request took more than {self._seconds:g} s of processor time; send smaller ones"
             )
 
 
-async def run_while_connected(request: Request, work: Callable[[Effort], _T], limiter: anyio.CapacityLimiter) -> _T:
+async def run_while_connected(
+    request: Request, work: Callable[[Effort], _T], limiter: anyio.CapacityLimiter, effort: Effort | None = None
+) -> _T:
     """Run the work of a request on a thread, and end it if the client goes away or it takes too long.
 
     Args:
         request: Its body has been read.
         work: The work, given the effort that its loops check.
         limiter: Threads that the work may use.
+        effort: That of the request's earlier work; by default a new one.
 
     Returns:
         What `work` returned.
 
     Raises:
-        HTTPException: 413, the work took too much processor time.
+        TookTooLongError: The work took too much processor time.
         ClientDisconnect: The client went away before the work ended.
     """
-    effort = Effort()
+    counted = Effort() if effort is None else effort
     outcome: list[_T] = []
     failure: list[Exception] = []
 
     def begin() -> _T:
-        effort.begin()
-        return work(effort)
+        counted.begin()
+        try:
+            return work(counted)
+        finally:
+            counted.pause()
 
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        effort.cancel()
+        counted.cancel()
 
     # Outcomes leave the task group as values: it would wrap exceptions in groups.
     async with anyio.create_task_group() as tasks:

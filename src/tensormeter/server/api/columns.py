@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.api.request import encode
 from tensormeter.server.api.shapes import variant_json
 from tensormeter.server.query.full import FullSeries
@@ -34,7 +35,7 @@ class _Arrays:
 
     def add(self, array: NDArray[Any]) -> dict[str, Any]:
         """Where the array will be; to be put into the header."""
-        data = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
+        data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
         # Series that were logged together have the same x, which travels once.
         offset = self._known.setdefault(data, self._size)
         place = {"offset": offset, "length": len(array), "type": _NAMES[array.dtype.kind]}
@@ -60,11 +61,12 @@ class _Arrays:
             place["offset"] += by
 
 
-def encode_columns(result: PointsResult, *, reset: bool) -> list[bytes]:
+def encode_columns(result: PointsResult, *, reset: bool, check: Check = no_check) -> list[bytes]:
     """The document of `/query` with arrays apart, in parts."""
     arrays = _Arrays()
     series = []
     for one in result.series:
+        check()
         about = {"run": one.run, "process": one.process, "attempt": one.attempt, "metric": one.metric}
         rest = variant_json(one) | {"attributes": one.attributes, "total": one.total}
         columns = {"x": arrays.add(one.x), "y": arrays.add(one.y)}
@@ -74,11 +76,12 @@ def encode_columns(result: PointsResult, *, reset: bool) -> list[bytes]:
     return arrays.encode({"series": series, "cursor": result.cursor, "reset": reset})
 
 
-def encode_full_columns(metric: str, x: str, found: Sequence[FullSeries]) -> list[bytes]:
+def encode_full_columns(metric: str, x: str, found: Sequence[FullSeries], check: Check = no_check) -> list[bytes]:
     """The document of `/series` with arrays apart, in parts: `value` is the bits of float64, or int64 where `integers` is 1."""
     arrays = _Arrays()
     series = []
     for one in found:
+        check()
         points = one.points
         assert isinstance(points, Points)
         document: dict[str, Any] = {"process": one.process, "attempt": one.attempt} | variant_json(one)

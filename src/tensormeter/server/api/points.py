@@ -1,6 +1,6 @@
 """Points: sampled for charts, in full, over processes, and distributions."""
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -10,8 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from tensormeter.otlp.check import Check
 from tensormeter.otlp.document import parse_document
-from tensormeter.server.answers import Answers, HeldResponse
+from tensormeter.server.answers import TOO_LONG, Answers, HeldResponse
 from tensormeter.server.api.columns import COLUMNS, encode_columns, encode_full_columns
 from tensormeter.server.api.request import (
     MAX_RUNS,
@@ -29,6 +30,7 @@ from tensormeter.server.api.request import (
     whole,
 )
 from tensormeter.server.api.shapes import variant_json
+from tensormeter.server.effort import Effort, TookTooLongError
 from tensormeter.server.query.attempts import parse_attempt
 from tensormeter.server.query.axis import Axis, Placed, read_along
 from tensormeter.server.query.full import FullSeries, read_full
@@ -39,7 +41,7 @@ from tensormeter.server.query.ranks import RanksQuery
 from tensormeter.server.query.sampling import choose_evenly
 from tensormeter.server.query.variant import Choice, Variant
 from tensormeter.server.scope import Stores
-from tensormeter.server.store import MAX_READ_POINTS
+from tensormeter.server.store import MAX_READ_POINTS, TooManyPointsError, TooManySeriesError
 from tensormeter.server.store.canonical import json_value
 from tensormeter.server.store.points import Blobs, Points
 
@@ -48,6 +50,12 @@ __all__ = ["PointsApi"]
 MAX_METRICS: Final = 200
 MAX_POINTS: Final = 100_000
 MAX_DISTRIBUTIONS: Final = 20_000
+
+MAX_JSON_POINTS: Final = 2_000_000
+"""Points of one answer in JSON: writing a million takes about a second."""
+
+_SERIES_WEIGHT: Final = 20
+"""Points that the beginning of a series counts as."""
 
 _SLICE: Final = 16_384
 """Numbers that are encoded at once: the encoder holds the interpreter, and ingest must not wait for long."""
@@ -88,15 +96,16 @@ class PointsApi:
         query = _query(await read_json(request))
         binary = COLUMNS in request.headers.get("accept", "")
 
-        def work(most: int) -> HeldResponse:
-            result = query_points(self._stores.of(request), query, most)
+        def work(most: int, effort: Effort) -> HeldResponse:
+            result = query_points(self._stores.of(request), query, most, effort.check)
             reset = query.after is not None and result.complete
             held = sum(one.x.nbytes + one.y.nbytes + one.gaps.nbytes for one in result.series)
             if binary:
-                return HeldResponse(encode_columns(result, reset=reset), held, COLUMNS)
+                return HeldResponse(encode_columns(result, reset=reset, check=effort.check), held, COLUMNS)
+            _check_json(sum(len(one.x) for one in result.series), len(result.series))
             return HeldResponse(_encode_result(result, reset=reset), held, "application/json")
 
-        return await self._answers.points(request, self._threads.run, work, sampled=query.max_points > 0)
+        return await self._answers.points(request, self._threads.run_checked, work, sampled=query.max_points > 0)
 
     async def series(self, request: Request) -> Response:
         """Every point of a metric."""
@@ -112,7 +121,7 @@ class PointsApi:
         attempt = parse_attempt(query.get("attempt"))
         binary = COLUMNS in request.headers.get("accept", "")
 
-        def work(most: int) -> HeldResponse:
+        def work(most: int, effort: Effort) -> HeldResponse:
             found = read_full(
                 self._stores.of(request),
                 ref,
@@ -123,12 +132,14 @@ class PointsApi:
                 stop=stop,
                 attempt=attempt,
                 limit=most,
+                check=effort.check,
             )
             if binary:
-                return HeldResponse(encode_full_columns(metric, x, found), _held(found), COLUMNS)
+                return HeldResponse(encode_full_columns(metric, x, found, effort.check), _held(found), COLUMNS)
+            _check_json(sum(len(one.points) for one in found), len(found))
             return HeldResponse(_encode_full(metric, x, found), _held(found), "application/json")
 
-        return await self._answers.points(request, self._threads.run, work, limit)
+        return await self._answers.points(request, self._threads.run_checked, work, limit)
 
     async def ranks(self, request: Request) -> Response:
         """Statistics of a metric over the processes of a run."""
@@ -143,8 +154,9 @@ class PointsApi:
             _choice(query),
         )
 
-        def work() -> bytes:
-            found = self._ranks.query(self._stores.of(request), ref, wanted, project=request.state.access.project)
+        def work(effort: Effort) -> bytes:
+            project = request.state.access.project
+            found = self._ranks.query(self._stores.of(request), ref, wanted, project=project, check=effort.check)
             return encode(
                 {
                     "x": _numbers(found.x),
@@ -159,7 +171,7 @@ class PointsApi:
                 }
             )
 
-        return json_response(await self._threads.run(work))
+        return json_response(await self._read(request, work))
 
     async def histograms(self, request: Request) -> Response:
         """Distributions of a metric over time."""
@@ -170,7 +182,7 @@ class PointsApi:
         attributes, choice = _attributes(query.get("attributes")), _choice(query)
         attempt = parse_attempt(query.get("attempt"))
 
-        def placed() -> list[Placed]:
+        def placed(check: Check) -> list[Placed]:
             found, _, _ = read_along(
                 self._stores.of(request),
                 ref,
@@ -181,13 +193,14 @@ class PointsApi:
                 start=start,
                 stop=stop,
                 attempt=attempt,
+                check=check,
             )
             return found
 
-        def work() -> bytes:
-            return encode(_histograms(placed(), choice, attributes, most))
+        def work(effort: Effort) -> bytes:
+            return encode(_histograms(placed(effort.check), choice, attributes, most))
 
-        return json_response(await self._threads.run(work))
+        return json_response(await self._read(request, work))
 
     async def distributions(self, request: Request) -> Response:
         """Every distribution of a metric."""
@@ -197,7 +210,7 @@ class PointsApi:
         limit = integer(query, "limit", 2000, 1, MAX_DISTRIBUTIONS)
         attempt = parse_attempt(query.get("attempt"))
 
-        def work(most: int) -> HeldResponse:
+        def work(most: int, effort: Effort) -> HeldResponse:
             found = read_full(
                 self._stores.of(request),
                 ref,
@@ -209,10 +222,35 @@ class PointsApi:
                 stop=stop,
                 attempt=attempt,
                 limit=most,
+                check=effort.check,
             )
             return HeldResponse(_encode_distributions(metric, found), _held(found), "application/json")
 
-        return await self._answers.points(request, self._threads.run, work, limit)
+        return await self._answers.points(request, self._threads.run_checked, work, limit)
+
+    async def _read(self, request: Request, work: Callable[[Effort], bytes]) -> bytes:
+        """What `work` returns.
+
+        Raises:
+            TooManyPointsError: It takes too much processor time.
+        """
+        try:
+            return await self._threads.run_checked(request, work)
+        except TookTooLongError:
+            raise TooManyPointsError(TOO_LONG) from None
+
+
+def _check_json(points: int, series: int) -> None:
+    """Refuse to write too much as JSON.
+
+    Raises:
+        TooManySeriesError: It is too much.
+    """
+    if points + _SERIES_WEIGHT * series > MAX_JSON_POINTS:
+        raise TooManySeriesError(
+            f"{points} points of {series} series are too many for JSON: more than {MAX_JSON_POINTS} points, each series counting as "
+            f"{_SERIES_WEIGHT} more; ask for the binary form (`Accept: {COLUMNS}`), or for fewer points with `start` and `stop`"
+        )
 
 
 def _query(document: Mapping[str, Any]) -> PointsQuery:

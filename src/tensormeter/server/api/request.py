@@ -70,9 +70,9 @@ class ApiThreads:
         """What `work` returns or raises."""
         return await anyio.to_thread.run_sync(work, limiter=self._limiter)
 
-    async def run_checked(self, request: Request, work: Callable[[Effort], _T]) -> _T:
+    async def run_checked(self, request: Request, work: Callable[[Effort], _T], effort: Effort | None = None) -> _T:
         """As `run`, for work whose loops check its effort: it ends if it takes too long or the client goes away."""
-        return await run_while_connected(request, work, self._limiter)
+        return await run_while_connected(request, work, self._limiter, effort)
 
 
 def parameters(request: Request) -> Mapping[str, str]:

@@ -98,8 +98,11 @@ class Attempts:
         for one in steps:
             if isinstance(one.points, Points):
                 logged[one.process].append(one.points)
+        joined = {process: Points.concat(parts).distinct() for process, parts in logged.items()}
+        no_steps = Points.empty()
         cut = (
-            _cut(one, shadowed[one.process], logged[one.process]) if one.process in shadowed else one for one in series
+            _cut(one, shadowed[one.process], joined.get(one.process, no_steps)) if one.process in shadowed else one
+            for one in series
         )
         return [one for one in cut if len(one.points)]
 
@@ -137,7 +140,7 @@ class Attempts:
         return found
 
 
-def _cut(series: Series, begins: Iterable[tuple[int, int]], steps: Sequence[Points]) -> Series:
+def _cut(series: Series, begins: Iterable[tuple[int, int]], steps: Points) -> Series:
     times = series.points.times
-    mask = kept(times, *steps_at(Points.concat(steps).distinct(), times), begins)
+    mask = kept(times, *steps_at(steps, times), begins)
     return series if mask.all() else replace(series, points=series.points[mask])

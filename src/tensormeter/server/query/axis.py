@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from tensormeter.errors import UsageError
 from tensormeter.otlp.batch import STEP_METRIC
+from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.query.attempts import AttemptChoice, Attempts
 from tensormeter.server.store import MAX_READ_POINTS, Points, RunRef, Selection, Series, Store
 from tensormeter.server.store.points import Column
@@ -103,6 +104,7 @@ def read_along(
     attempt: AttemptChoice = None,
     limit: int = MAX_READ_POINTS,
     gaps: bool = False,
+    check: Check = no_check,
 ) -> tuple[list[Placed], str, bool]:
     """Points of a run with start <= x < stop, by x.
 
@@ -112,6 +114,7 @@ def read_along(
             has points in the range.
         limit: Points to look at, at most, those of x and gaps among them.
         gaps: Whether gaps are wanted.
+        check: Called for each series; whatever it raises ends the work.
 
     Returns:
         Series that have points, the cursor, and whether they are all that there is (see `Reading`).
@@ -125,7 +128,9 @@ def read_along(
     if axis.is_time:
         origin = axis.origin(store.read(ref, Selection([])).started) if axis.relative else 0.0
         first, last = axis.nanoseconds(start, origin), axis.nanoseconds(stop, origin)
-    selection = Selection(wanted, process, numeric=numeric, start=first, stop=last, after=after, limit=limit, gaps=gaps)
+    selection = Selection(
+        wanted, process, numeric=numeric, start=first, stop=last, after=after, limit=limit, gaps=gaps, check=check
+    )
     reading = store.read(ref, selection)
     attempts = Attempts(reading.attempts, attempt)
     series = attempts.chosen(one for one in reading.series if one.metric in metrics)
@@ -135,19 +140,20 @@ def read_along(
             along = [one for one in reading.series if one.metric == axis.metric]
         elif series:
             along = _along(
-                store, ref, axis.metric, series, process=process, limit=limit
+                store, ref, axis.metric, series, process=process, limit=limit, check=check
             )  # their x may have come before them
     cut = attempts.shadowed()
     shadowed = [one for one in series if one.process in cut]
     if shadowed:
         steps = along
         if axis.metric != STEP_METRIC:
-            steps = _along(store, ref, STEP_METRIC, shadowed, process=process, limit=limit)
+            steps = _along(store, ref, STEP_METRIC, shadowed, process=process, limit=limit, check=check)
         series = attempts.effective(series, steps)
     placed = []
     for pieces in attempts.lines(series):
         found = []
         for one in pieces:
+            check()
             if axis.metric is not None:
                 found.append(_cut(_join(one, along), start, stop))
             else:
@@ -161,12 +167,19 @@ def read_along(
 
 
 def _along(
-    store: Store, ref: RunRef, metric: str, series: Sequence[Series], *, process: str | None, limit: int
+    store: Store,
+    ref: RunRef,
+    metric: str,
+    series: Sequence[Series],
+    *,
+    process: str | None,
+    limit: int,
+    check: Check,
 ) -> Sequence[Series]:
     """A metric at the times at which these series have points."""
     first = min(int(one.points.times[0]) for one in series)
     last = max(int(one.points.times[-1]) for one in series) + 1
-    return store.read(ref, Selection([metric], process, start=first, stop=last, limit=limit)).series
+    return store.read(ref, Selection([metric], process, start=first, stop=last, limit=limit, check=check)).series
 
 
 def _line(pieces: Sequence[Placed]) -> Placed:

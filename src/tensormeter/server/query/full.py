@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.otlp.batch import STEP_METRIC
+from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.query.attempts import AttemptChoice, Attempts
 from tensormeter.server.store import MAX_READ_POINTS, Column, Kind, Points, RunRef, Selection, Series, Store
 from tensormeter.server.store.reader import steps_at
@@ -52,6 +53,7 @@ def read_full(
     stop: int | None = None,
     attempt: AttemptChoice = None,
     limit: int = MAX_READ_POINTS,
+    check: Check = no_check,
 ) -> list[FullSeries]:
     """Every point of a metric, one entry a series.
 
@@ -62,15 +64,18 @@ def read_full(
         stop: Only points with step (or time) < stop. A point without a step is in no range of steps.
         attempt: Which attempts. On the effective line, pieces of one line are one series, under the name of the latest.
         limit: Points to look at, at most; where they are numbers, the steps among them.
+        check: Called for each series; whatever it raises ends the work.
 
     Raises:
         StoreError: As `Store.read`.
     """
     first, last = (None, None) if by_step else (start, stop)
     names = [metric, STEP_METRIC] if numeric else [metric]
-    selection = Selection(names, process, numeric, start=first, stop=last, limit=limit, gaps=numeric)
+    selection = Selection(names, process, numeric, start=first, stop=last, limit=limit, gaps=numeric, check=check)
     reading = store.read(ref, selection)
-    stepping = reading if numeric else store.read(ref, Selection([STEP_METRIC], process, start=first, stop=last))
+    stepping = reading
+    if not numeric:
+        stepping = store.read(ref, Selection([STEP_METRIC], process, start=first, stop=last, check=check))
     attempts = Attempts(reading.attempts, attempt)
     shadowed = attempts.shadowed()
     steps: dict[str, list[Points]] = {}
@@ -78,12 +83,19 @@ def read_full(
         if one.metric == STEP_METRIC:
             assert isinstance(one.points, Points)
             steps.setdefault(one.process, []).append(one.points)
+    logged = {name: Points.concat(parts).distinct() for name, parts in steps.items()}
+    no_steps = Points.empty()
     wanted = attempts.chosen(one for one in reading.series if one.metric == metric)
     found: list[FullSeries] = []
     for pieces in attempts.lines(wanted):
-        columns = [_stepped(piece, steps.get(piece.process, ()), shadowed.get(piece.process, ())) for piece in pieces]
+        check()
+        columns = [
+            _stepped(piece, logged.get(piece.process, no_steps), shadowed.get(piece.process, ())) for piece in pieces
+        ]
         points: Column = type(columns[0][0]).concat(one[0] for one in columns)
-        column, stepped = (np.concatenate([one[index] for one in columns]) for index in (1, 2))
+        _, column, stepped = columns[0]
+        if len(columns) > 1:
+            column, stepped = (np.concatenate([one[index] for one in columns]) for index in (1, 2))
         if by_step:
             inside = np.ones(len(points), np.bool_) if start is None and stop is None else stepped.copy()
             if start is not None:
@@ -105,11 +117,11 @@ def read_full(
 
 
 def _stepped(
-    series: Series, steps: Sequence[Points], begins: Sequence[tuple[int, int]]
+    series: Series, steps: Points, begins: Sequence[tuple[int, int]]
 ) -> tuple[Column, NDArray[np.int64], NDArray[np.bool_]]:
     """Points, the step of each, and whether it has one; without what later attempts shadow."""
     points = series.points
-    column, stepped = steps_at(Points.concat(steps).distinct(), points.times)
+    column, stepped = steps_at(steps, points.times)
     if not begins:
         return points, column, stepped
     mask = kept(points.times, column, stepped, begins)

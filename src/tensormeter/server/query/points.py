@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.query.attempts import AttemptChoice, Attempts
 from tensormeter.server.query.axis import Axis, Placed, read_along
 from tensormeter.server.query.sampling import sample
@@ -24,6 +25,7 @@ from tensormeter.server.store import (
     Store,
     Thinned,
     TooManyPointsError,
+    TooManySeriesError,
 )
 from tensormeter.server.store.canonical import canonical_json
 
@@ -35,7 +37,8 @@ WHOLE_POINTS: Final = 1_000_000
 """Points of a run that are all read, in some 70 ms; beyond that samples are asked for first."""
 
 MOST_LOOKED_AT: Final = 150_000_000
-"""Points that are looked at for one answer, those of x among them, where not all are held: some ten seconds."""
+"""Points that are looked at for one answer, those of x among them, where not all are held. A request's processor
+time may end the work earlier."""
 
 
 @dataclass(frozen=True)
@@ -88,35 +91,36 @@ class PointsResult:
     complete: bool
 
 
-def query_points(store: Store, query: PointsQuery, most: int | None = None) -> PointsResult:
+def query_points(store: Store, query: PointsQuery, most: int | None = None, check: Check = no_check) -> PointsResult:
     """Read, cut, sample.
 
     Args:
         store: From where.
         query: What.
         most: Points that may be read; None: as many as one request may have.
+        check: Called for each series; whatever it raises ends the work.
 
     Raises:
         TooManyPointsError: More series, or more points to look at, than one request may have.
         StoreError: As `Store.read`.
     """
     most = MAX_READ_POINTS if most is None else min(most, MAX_READ_POINTS)
-    result = _query(store, query, query.after, most)
+    result = _query(store, query, query.after, most, check)
     if query.after is not None and result is None:
         # Some of it is not known to be new any more: then everything, so that what is there is consistent.
-        result = _query(store, query, None, most)
+        result = _query(store, query, None, most, check)
     assert result is not None
     return result
 
 
-def _query(store: Store, query: PointsQuery, after: str | None, budget: int) -> PointsResult | None:
+def _query(store: Store, query: PointsQuery, after: str | None, budget: int, check: Check) -> PointsResult | None:
     found: list[SampledSeries] = []
     # Of the first read: what comes meanwhile is seen twice rather than never.
     cursor: str | None = None
     complete = after is None
     for ref in query.runs:
         try:
-            series, seen, all_there, held = _read(store, ref, query, after, budget)
+            series, seen, all_there, held = _read(store, ref, query, after, budget, check=check)
         except TooManyPointsError:
             if after is None:
                 raise
@@ -127,14 +131,14 @@ def _query(store: Store, query: PointsQuery, after: str | None, budget: int) -> 
         budget -= held
         found += series
         if len(found) > MAX_SERIES:
-            raise TooManyPointsError(
+            raise TooManySeriesError(
                 f"more than {MAX_SERIES} series; ask for fewer runs or metrics, or for one process with `process`"
             )
     return PointsResult(found, cursor or store.changes(None).cursor, complete)
 
 
 def _read(
-    store: Store, ref: RunRef, query: PointsQuery, after: str | None, budget: int
+    store: Store, ref: RunRef, query: PointsQuery, after: str | None, budget: int, *, check: Check
 ) -> tuple[list[SampledSeries], str, bool, int]:
     """Series of one run, the cursor, whether they are all that there is, and how many points were held for them."""
     read = partial(
@@ -148,10 +152,11 @@ def _read(
         stop=query.stop,
         attempt=query.attempt,
         gaps=True,
+        check=check,
     )
     if after is not None or not query.max_points:
         placed, cursor, complete = read(after=after, limit=budget)
-        return _sampled(ref, placed, query), cursor, complete, sum(len(one.x) for one in placed)
+        return _sampled(ref, placed, query, check), cursor, complete, sum(len(one.x) for one in placed)
     try:
         placed, cursor, _ = read(limit=min(budget, WHOLE_POINTS))
     except TooManyPointsError:
@@ -167,6 +172,7 @@ def _read(
                 attempt=query.attempt,
                 max_points=query.max_points,
                 limit=budget,
+                check=check,
             )
             if thinned is not None:
                 lines, cursor = thinned
@@ -176,11 +182,11 @@ def _read(
         except TooManyPointsError:
             if query.process is not None or budget < MAX_READ_POINTS:
                 raise
-            return *_one_by_one(store, ref, query), True, budget
-    return _sampled(ref, placed, query), cursor, True, sum(len(one.x) for one in placed)
+            return *_one_by_one(store, ref, query, check), True, budget
+    return _sampled(ref, placed, query, check), cursor, True, sum(len(one.x) for one in placed)
 
 
-def _one_by_one(store: Store, ref: RunRef, query: PointsQuery) -> tuple[list[SampledSeries], str]:
+def _one_by_one(store: Store, ref: RunRef, query: PointsQuery, check: Check) -> tuple[list[SampledSeries], str]:
     """Series of a run with too many points to hold them all: each process is sampled before the next is read.
 
     Raises:
@@ -193,7 +199,7 @@ def _one_by_one(store: Store, ref: RunRef, query: PointsQuery) -> tuple[list[Sam
         lines: dict[str, list[SampledSeries]] = defaultdict(list)
         for process in processes:
             alone = replace(query, process=process)
-            series, _, _, held = _read(store, ref, alone, None, max(min(left, MAX_READ_POINTS), 0))
+            series, _, _, held = _read(store, ref, alone, None, max(min(left, MAX_READ_POINTS), 0), check=check)
             left -= 2 * held
             for one in series:
                 lines[canonical_json([one.metric, str(one.kind), one.scope, one.unit, one.attributes])].append(one)
@@ -212,9 +218,10 @@ def _joined(pieces: Sequence[SampledSeries], max_points: int) -> SampledSeries:
     return replace(pieces[-1], x=x[kept], y=y[kept], total=sum(one.total for one in pieces), gaps=gaps)
 
 
-def _sampled(ref: RunRef, placed: Sequence[Placed], query: PointsQuery) -> list[SampledSeries]:
+def _sampled(ref: RunRef, placed: Sequence[Placed], query: PointsQuery, check: Check) -> list[SampledSeries]:
     found = []
     for one in placed:
+        check()
         assert isinstance(one.series.points, Points)
         values = one.series.points.floats()
         kept = sample(values, query.max_points)

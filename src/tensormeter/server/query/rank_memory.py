@@ -6,6 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.query.rank_reading import RankReading, read_placed
 from tensormeter.server.query.ranks import RanksQuery, RankStatistics, rank_statistics
 from tensormeter.server.query.variant import OneVariant
@@ -39,13 +40,16 @@ class RankMemory:
         self._lock = threading.Lock()
         self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
 
-    def query(self, store: Store, ref: RunRef, query: RanksQuery, *, project: str | None) -> RankStatistics:
+    def query(
+        self, store: Store, ref: RunRef, query: RanksQuery, *, project: str | None, check: Check = no_check
+    ) -> RankStatistics:
         """Statistics of a metric over a run's processes: those of `rank_statistics`, or where there are too many points of `RankReading`.
 
         Args:
             store: As whoever asks may see it.
             ref: The run.
             query: What is asked for.
+            check: Called for each series; whatever it raises ends the work.
             project: What whoever asks may see, if that is one project alone: others mean other runs by the same `ref`.
 
         Raises:
@@ -58,26 +62,26 @@ class RankMemory:
         if not known:
             limit = _WHOLE_POINTS if query.axis.is_time or query.axis.is_step else MAX_READ_POINTS
             try:
-                placed, _, _ = read_placed(store, ref, query, limit=limit)
+                placed, _, _ = read_placed(store, ref, query, limit=limit, check=check)
                 chosen = OneVariant(query.variant)
                 alike = [one for one in placed if chosen.takes(one.series)]
-                found = rank_statistics(alike, query.max_points)
+                found = rank_statistics(alike, query.max_points, check)
                 return replace(found, variant=chosen.variant, others=tuple(chosen.others))
             except TooManyPointsError:
                 if limit == MAX_READ_POINTS:
                     raise
-        return self._grown(store, key)
+        return self._grown(store, key, check)
 
-    def _grown(self, store: Store, key: _Key) -> RankStatistics:
+    def _grown(self, store: Store, key: _Key, check: Check) -> RankStatistics:
         with self._lock:
             entry = self._entries.setdefault(key, _Entry())
             self._entries.move_to_end(key)
         with entry.lock:
             now = time.monotonic()
             reading = entry.reading
-            if reading is None or now - entry.made > _LIFETIME or not reading.grow(store):
+            if reading is None or now - entry.made > _LIFETIME or not reading.grow(store, check):
                 entry.reading = None
-                reading = RankReading(store, *key[1:])
+                reading = RankReading(store, *key[1:], check)
                 entry.reading, entry.made = reading, now
             found = reading.statistics()
         self._forget_oldest()

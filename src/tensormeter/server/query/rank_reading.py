@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.query.attempts import Attempts
 from tensormeter.server.query.axis import Placed, read_along
 from tensormeter.server.query.grid import Piece, RankGrid
@@ -30,7 +31,7 @@ class RankReading:
     Not for several threads at once.
     """
 
-    def __init__(self, store: Store, ref: RunRef, query: RanksQuery) -> None:
+    def __init__(self, store: Store, ref: RunRef, query: RanksQuery, check: Check = no_check) -> None:
         """Read everything. The axis is time or the step.
 
         Raises:
@@ -50,7 +51,8 @@ class RankReading:
         self._variant = OneVariant(query.variant)
         left = MOST_LOOKED_AT
         for process in self._rows:
-            for piece in self._read(store, process, left):
+            check()
+            for piece in self._read(store, process, left, check):
                 self._add(process, piece)
                 left -= 2 * len(piece.x)
 
@@ -59,7 +61,7 @@ class RankReading:
         """Bytes that are held."""
         return self._grid.low.nbytes * 4
 
-    def grow(self, store: Store) -> bool:
+    def grow(self, store: Store, check: Check = no_check) -> bool:
         """Add what has arrived since. False: that is not possible, everything must be read anew.
 
         Raises:
@@ -68,7 +70,7 @@ class RankReading:
         about = store.read(self._ref, Selection([]))
         if (about.started, about.attempts) != (self._started, self._attempts):
             return False
-        placed, cursor, complete = read_placed(store, self._ref, self._query, after=self._cursor)
+        placed, cursor, complete = read_placed(store, self._ref, self._query, after=self._cursor, check=check)
         if complete or not all(one.series.process in self._rows for one in placed):
             return False
         for one in placed:
@@ -105,7 +107,7 @@ class RankReading:
         self._names[row] = process  # of several attempts at one rank the latest, which comes last
         self._grid.add(row, piece)
 
-    def _read(self, store: Store, process: str, limit: int) -> Iterator[Piece]:
+    def _read(self, store: Store, process: str, limit: int, check: Check) -> Iterator[Piece]:
         """Of each series of a process."""
         query = self._query
         long = long_pieces(
@@ -119,6 +121,7 @@ class RankReading:
             attempt=query.attempt,
             blocks=_LONG_BLOCKS,
             limit=limit,
+            check=check,
         )
         if long is not None:
             for thinned in long.found:
@@ -129,7 +132,7 @@ class RankReading:
                     self._most = min(self._most, len(thinned.blocks))
                 yield _of_thinned(long, thinned)
             return
-        placed, _, _ = read_placed(store, self._ref, query, process=process, limit=limit)
+        placed, _, _ = read_placed(store, self._ref, query, process=process, limit=limit, check=check)
         yield from (_of_placed(one) for one in placed if self._variant.takes(one.series))
 
 
@@ -141,6 +144,7 @@ def read_placed(
     process: str | None = None,
     after: str | None = None,
     limit: int = MAX_READ_POINTS,
+    check: Check = no_check,
 ) -> tuple[list[Placed], str, bool]:
     """As `read_along`, of what is asked for."""
     return read_along(
@@ -154,6 +158,7 @@ def read_placed(
         after=after,
         attempt=query.attempt,
         limit=limit,
+        check=check,
     )
 
 

@@ -2,16 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.query.attempts import AttemptChoice
 from tensormeter.server.query.axis import Axis, Placed
 from tensormeter.server.query.variant import ANY, Choice, Variant
 from tensormeter.server.store import Points
 
 __all__ = ["RankStatistics", "RanksQuery", "rank_statistics", "statistics_of"]
+
+_MOST_CELLS: Final = 2_000_000
+"""Processes times buckets: 64 MB of sums, and about as much again for medians."""
+
+_UNITED: Final = 10_000
+"""Points of x that are sorted together, at least."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ class RankStatistics:
     others: Sequence[Variant] = ()
 
 
-def rank_statistics(placed: Sequence[Placed], max_points: int) -> RankStatistics:
+def rank_statistics(placed: Sequence[Placed], max_points: int, check: Check = no_check) -> RankStatistics:
     """Compute them at every x that any process has.
 
     If there are more than `max_points`, neighbouring x are taken together: the lowest and highest value of all of them, and
@@ -56,20 +64,21 @@ def rank_statistics(placed: Sequence[Placed], max_points: int) -> RankStatistics
     if not placed:
         empty = np.empty(0)
         return RankStatistics(empty, empty, empty, empty, [], [], 0)
-    x = placed[0].x[:1]
-    for one in placed:
-        if not np.array_equal(one.x, x):
-            x = np.union1d(x, one.x)
+    x = _every_x(placed, check)
     buckets = min(len(x), max_points) if max_points else len(x)
+    # What is made below has a cell for each process in each bucket.
+    buckets = max(min(buckets, _MOST_CELLS // len(processes)), 1)
     size = -(-len(x) // buckets)
     edges = x[::size]
     shape = len(processes), len(edges)
+    rows = {process: row for row, process in enumerate(processes)}
     low, high = np.full(shape, np.inf), np.full(shape, -np.inf)
     total, count = np.zeros(shape), np.zeros(shape)
     with np.errstate(invalid="ignore", divide="ignore"):
         for one in placed:
+            check()
             assert isinstance(one.series.points, Points)
-            row, values = processes.index(one.series.process), one.series.points.floats()
+            row, values = rows[one.series.process], one.series.points.floats()
             present = ~np.isnan(values)
             column = np.searchsorted(edges, one.x[present], side="right") - 1
             values = values[present]
@@ -81,6 +90,21 @@ def rank_statistics(placed: Sequence[Placed], max_points: int) -> RankStatistics
                 total[row, columns] += np.add.reduceat(values, first)
                 count[row, columns] += np.diff(np.append(first, len(values)))
     return statistics_of(processes, edges, (low, high, total, count))
+
+
+def _every_x(placed: Sequence[Placed], check: Check) -> NDArray[np.float64]:
+    """Every x that any process has, once, in order."""
+    x = placed[0].x[:1]
+    waiting: list[NDArray[np.float64]] = []
+    size = 0
+    for one in placed:
+        check()
+        if not np.array_equal(one.x, x):
+            waiting.append(one.x)
+            size += len(one.x)
+        if size > max(_UNITED, len(x)):  # one by one, the work would grow with the square of their number
+            x, waiting, size = np.unique(np.concatenate([x, *waiting])), [], 0
+    return np.unique(np.concatenate([x, *waiting])) if waiting else x
 
 
 def statistics_of(

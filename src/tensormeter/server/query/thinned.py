@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.query.attempts import AttemptChoice, Attempts
 from tensormeter.server.query.axis import NO_POSITIONS, Axis, gap_positions
 from tensormeter.server.query.sampling import blocks_needed, sample, sample_blocks
@@ -63,6 +64,7 @@ def read_thinned(
     attempt: AttemptChoice,
     max_points: int,
     limit: int,
+    check: Check = no_check,
 ) -> tuple[list[ThinnedLine], str] | None:
     """What `read_along` and `sample` give, where buckets may be of only about equally many points.
 
@@ -85,12 +87,14 @@ def read_thinned(
         blocks=blocks_needed(max_points),
         limit=limit,
         gaps=True,
+        check=check,
     )
     if long is None:
         return None
     attempts = long.attempts
     lines = []
     for pieces in attempts.lines(long.found):
+        check()
         line = _line(pieces, long, max_points)
         if line is None:
             return None
@@ -111,11 +115,12 @@ def long_pieces(
     blocks: int,
     limit: int,
     gaps: bool = False,
+    check: Check = no_check,
 ) -> LongPieces | None:
     """Series of the attempts that are wanted, with start <= x < stop.
 
     Args:
-        blocks: As for `Store.thin`; so are `limit` and `gaps`, in `Selection`.
+        blocks: As for `Store.thin`; so are `limit`, `gaps` and `check`, in `Selection`.
 
     Returns:
         None if only points can answer, see `read_thinned`.
@@ -134,7 +139,7 @@ def long_pieces(
         window = replace(window, start=first, stop=last)
     else:
         window = replace(window, by_step=True, first_step=start, last_step=stop)
-    found = store.thin(ref, Selection(metrics, process, limit=limit, gaps=gaps), window, blocks)
+    found = store.thin(ref, Selection(metrics, process, limit=limit, gaps=gaps, check=check), window, blocks)
     return None if found is None else LongPieces(attempts.chosen(found), attempts, axis, origin, about.cursor)
 
 

@@ -27,6 +27,7 @@ from tensormeter.server.store.errors import (
     NotFoundError,
     StoreUnavailableError,
     TooManyPointsError,
+    TooManySeriesError,
 )
 from tensormeter.server.store.kind import Kind
 from tensormeter.server.store.points import Column, Points
@@ -84,6 +85,7 @@ __all__ = [
     "Summary",
     "Thinned",
     "TooManyPointsError",
+    "TooManySeriesError",
     "Window",
 ]
 

@@ -12,6 +12,7 @@ __all__ = [
     "NotFoundError",
     "StoreUnavailableError",
     "TooManyPointsError",
+    "TooManySeriesError",
 ]
 
 MAX_ANSWER_TEXT: Final = 32 << 20
@@ -35,6 +36,10 @@ class BatchConflictError(StoreError):
 
 class TooManyPointsError(StoreError):
     """A read would return more points than the store's limit."""
+
+
+class TooManySeriesError(TooManyPointsError):
+    """More series than one answer may have: a higher limit of points does not help."""
 
 
 class AnswerTooLargeError(StoreError):

@@ -50,7 +50,7 @@ class Column(ABC):
 
     def distinct(self) -> Self:
         """The points by ascending time; of points with the same time, the first."""
-        if np.all(self.times[1:] > self.times[:-1]):
+        if len(self.times) < 2 or np.all(self.times[1:] > self.times[:-1]):
             return self
         ordered = self[np.argsort(self.times, kind="stable")]
         return ordered[np.concatenate(([True], ordered.times[1:] != ordered.times[:-1]))]

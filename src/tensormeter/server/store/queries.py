@@ -136,7 +136,7 @@ class SqliteQueries:
             if known is not None and changed <= known:
                 parts = self._heads.since(run, known, wanted)
                 if parts is not None:
-                    return Reading(new_series(rows, parts, numeric=selection.numeric), cursor, False, started, attempts)
+                    return Reading(new_series(rows, parts, selection), cursor, False, started, attempts)
             layers = self._heads.layers({run}, wanted)
             with reading(connection):
                 layers = _unfolded(connection, layers)
@@ -150,7 +150,7 @@ class SqliteQueries:
             gaps: Mapping[int, NDArray[np.int64]] = {}
             if selection.gaps:
                 gaps = read_gaps(connection, (row[0] for row in rows), window.start, window.stop, selection.limit)
-            return read_thinned(connection, layers, rows, window, blocks=blocks, limit=selection.limit, gaps=gaps)
+            return read_thinned(connection, layers, rows, window, selection, blocks=blocks, gaps=gaps)
 
     def events(
         self,

@@ -23,7 +23,7 @@ from tensormeter.server.store.kind import parse_kind
 from tensormeter.server.store.points import Points
 from tensormeter.server.store.reader import steps_at
 from tensormeter.server.store.selection import SeriesRow, check_limit
-from tensormeter.server.store.values import NO_GAPS, Thinned
+from tensormeter.server.store.values import NO_GAPS, Selection, Thinned
 from tensormeter.server.store.window import Window
 
 __all__ = ["Unsampled", "find_unsampled", "read_thinned", "sample_chunks"]
@@ -116,21 +116,29 @@ def read_thinned(
     layers: Sequence[Layer],
     rows: Sequence[SeriesRow],
     window: Window,
+    selection: Selection,
     *,
     blocks: int,
-    limit: int,
     gaps: Mapping[int, NDArray[np.int64]],
 ) -> list[Thinned] | None:
     """What `Store.thin` returns, of these series with these gaps.
 
     Raises:
-        TooManyPointsError: More than `limit` points would be looked at.
+        TooManyPointsError: More points than the selection's limit would be looked at.
     """
-    if not any(_is_sampled(connection, row[0]) for row in rows):
+    for row in rows:
+        selection.check()
+        if _is_sampled(connection, row[0]):
+            break
+    else:
         return None
-    thinner = _Thinner(connection, layers, window, blocks, limit - sum(map(len, gaps.values())))
+    thinner = _Thinner(connection, layers, window, blocks, selection.limit - sum(map(len, gaps.values())))
     try:
-        return [replace(one, gaps=gaps.get(row[0], NO_GAPS)) for row in rows for one in thinner.series(row)]
+        found: list[Thinned] = []
+        for row in rows:
+            selection.check()
+            found += [replace(one, gaps=gaps.get(row[0], NO_GAPS)) for one in thinner.series(row)]
+        return found
     except _UnorderedError:
         return None
 

@@ -62,20 +62,22 @@ def read_series(
         TooManyPointsError: More than the selection's limit would be looked at.
     """
     start, stop = selection.start, selection.stop
-    total = sum(count_points(connection, layers, row[0], start, stop) for row in rows)
+    total = 0
+    for row in rows:
+        selection.check()
+        total += count_points(connection, layers, row[0], start, stop)
     check_limit(total, selection.limit, {row[2] for row in rows})
     gaps: Mapping[int, NDArray[np.int64]] = {}
     if selection.gaps:
         gaps = read_gaps(connection, (row[0] for row in rows), start, stop, selection.limit - total)
         check_limit(total + sum(map(len, gaps.values())), selection.limit, {row[2] for row in rows})
-    found = (
-        replace(
-            _series(row, read_points(connection, layers, row[0], start, stop, numeric=selection.numeric)),
-            gaps=gaps.get(row[0], NO_GAPS),
-        )
-        for row in rows
-    )
-    return [series for series in found if len(series.points)]
+    found = []
+    for row in rows:
+        selection.check()
+        points = read_points(connection, layers, row[0], start, stop, numeric=selection.numeric)
+        if len(points):
+            found.append(replace(_series(row, points), gaps=gaps.get(row[0], NO_GAPS)))
+    return found
 
 
 def check_limit(total: int, limit: int, metrics: Collection[str]) -> None:
@@ -93,14 +95,15 @@ def check_limit(total: int, limit: int, metrics: Collection[str]) -> None:
         )
 
 
-def new_series(rows: Sequence[SeriesRow], parts: Mapping[int, Sequence[Column]], *, numeric: bool) -> list[Series]:
+def new_series(rows: Sequence[SeriesRow], parts: Mapping[int, Sequence[Column]], selection: Selection) -> list[Series]:
     """Series from points that have just arrived."""
-    column = Points if numeric else Blobs
-    return [
-        _series(row, column.concat(parts[row[0]]).distinct())  # type: ignore[arg-type]
-        for row in rows
-        if row[0] in parts
-    ]
+    column = Points if selection.numeric else Blobs
+    found = []
+    for row in rows:
+        selection.check()
+        if row[0] in parts:
+            found.append(_series(row, column.concat(parts[row[0]]).distinct()))  # type: ignore[arg-type]
+    return found
 
 
 def _series(row: SeriesRow, points: Column) -> Series:

@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.store.blocks import Blocks
 from tensormeter.server.store.kind import Kind
 from tensormeter.server.store.points import Column, Points
@@ -238,6 +239,7 @@ class Selection:
             to begin earlier since; else all.
         limit: Points to look at, at most, and gaps among them.
         gaps: Whether gaps are wanted. Then also gaps that arrived after the cursor make it read all.
+        check: Called for each series; whatever it raises ends the read.
     """
 
     metrics: Sequence[str]
@@ -248,6 +250,7 @@ class Selection:
     after: str | None = None
     limit: int = MAX_READ_POINTS
     gaps: bool = False
+    check: Check = field(default=no_check, compare=False, repr=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -72,7 +72,7 @@ class PointReader:
             total += sum(map(len, gaps.values()))
         check_limit(total, selection.limit, {row[2] for row in rows})
         tail = f"FROM {table} FINAL WHERE {where} ORDER BY series, time"
-        return self._select(rows, tail, numeric=selection.numeric, gaps=gaps)
+        return self._select(rows, tail, selection, gaps=gaps)
 
     def _gaps(self, where: str, most: int) -> Mapping[int, NDArray[np.int64]]:
         """The newest gaps of each series, ascending; of all of them `most` at most, and one more if there are more."""
@@ -86,7 +86,7 @@ class PointReader:
         return {int(key): np.sort(part) for key, part in zip(keys, parts, strict=False)}
 
     def read_new(
-        self, run: int, rows: Sequence[Sequence[Any]], arrived: Collection[Arrived], *, numeric: bool
+        self, run: int, rows: Sequence[Sequence[Any]], arrived: Collection[Arrived], selection: Selection
     ) -> list[Series]:
         """The points that came in some commits."""
         metrics = {metric for one in arrived for metric in one.metrics}
@@ -94,25 +94,25 @@ class PointReader:
         if not rows:
             return []
         first = min(one.first for one in arrived if one.metrics)
-        table = "points" if numeric else "distributions"
+        table = "points" if selection.numeric else "distributions"
         commits = numbers([invert(one.number) for one in arrived])
         # Not FINAL: of two equal points it would show the one that is not new.
         return self._select(
             rows,
             f"FROM {table} WHERE run = {run} AND series IN ({numbers([row[0] for row in rows])}){_range(first, None)}"
             f" AND precedence IN ({commits}) ORDER BY series, time",
-            numeric=numeric,
+            selection,
         )
 
     def _select(
         self,
         rows: Sequence[Sequence[Any]],
         tail: str,
+        selection: Selection,
         *,
-        numeric: bool,
         gaps: Mapping[int, NDArray[np.int64]] = MappingProxyType({}),
     ) -> list[Series]:
-        if numeric:
+        if selection.numeric:
             found = self._connection.columns(f"SELECT series, time, word, integer {tail}", _ROW)
             keys: NDArray[np.uint64] = np.ascontiguousarray(found["series"])
             column: Column = Points(
@@ -124,6 +124,7 @@ class PointReader:
             keys, column = _decode_blobs(self._connection.raw(f"SELECT series, time, data {tail}"))
         series = []
         for key, process, metric, kind, attributes, _, scope, unit in rows:
+            selection.check()
             first, last = (
                 np.searchsorted(keys, np.array([key, key], np.uint64)[0], "left"),
                 np.searchsorted(keys, np.array([key], np.uint64)[0], "right"),

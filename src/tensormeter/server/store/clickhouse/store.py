@@ -230,7 +230,7 @@ class ClickHouseStore:
         started, attempts = self._runs.started(run), self._runs.attempts(run)
         rows = self._points.series(run, selection)
         if arrived is not None and not any(one.anew for one in arrived):
-            found = self._points.read_new(run, rows, arrived, numeric=selection.numeric)
+            found = self._points.read_new(run, rows, arrived, selection)
             return Reading(found, cursor, complete=False, started=started, attempts=attempts)
         found = self._points.read(run, rows, selection)
         return Reading(found, cursor, complete=True, started=started, attempts=attempts)
