@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from expansion import JSON, PROTOBUF
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from tensormeter.otlp.batch import Batch, Event, Gauge
 from tensormeter.otlp.elements import (
@@ -297,6 +297,23 @@ def test_a_read_that_takes_too_long_says_what_to_ask():
     with pytest.raises(TooManyPointsError, match=r"processor time; ask for fewer metrics, for one process"):
         anyio.run(ask)
     assert len(calls) == 2
+
+
+def test_a_read_ends_when_the_client_has_gone():
+    def work(most: int, effort: Effort) -> HeldResponse:
+        while True:
+            effort.check()
+
+    async def gone() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def ask() -> None:
+        request = Request({"type": "http", "client": None}, gone)
+        request.state.access = Access("test")
+        await Answers().points(request, ApiThreads().run_checked, work)
+
+    with pytest.raises(ClientDisconnect):
+        anyio.run(ask)
 
 
 def test_an_answer_of_many_large_events_is_refused(server_on_each, make):
