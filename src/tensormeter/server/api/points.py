@@ -51,7 +51,7 @@ MAX_METRICS: Final = 200
 MAX_POINTS: Final = 100_000
 MAX_DISTRIBUTIONS: Final = 20_000
 
-MAX_JSON_POINTS: Final = 2_000_000
+MAX_JSON_POINTS: Final = 2_500_000
 """Points of one answer in JSON: writing a million takes about a second."""
 
 _SERIES_WEIGHT: Final = 20
