@@ -3,7 +3,7 @@
 Blocks on nothing and keeps no state; safe on any thread.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypedDict, TypeVar, cast
 
@@ -349,16 +349,7 @@ def _series(metric: Metric, scope: Scope) -> Iterator[Series]:
                 yield Gauge(metric.name, _times(points), numbers, attributes=attributes_, **about)
         case "sum":
             for points, numbers, attributes_ in _number_columns(metric.sum.data_points):
-                yield Sum(
-                    metric.name,
-                    _times(points),
-                    numbers,
-                    _start_times(points),
-                    monotonic=metric.sum.is_monotonic,
-                    temporality=_temporality(metric.sum.aggregation_temporality),
-                    attributes=attributes_,
-                    **about,
-                )
+                yield _sum(metric, points, numbers, attributes_, about)
         case "histogram":
             yield from _histograms(metric, about)
         case "exponential_histogram":
@@ -367,6 +358,25 @@ def _series(metric: Metric, scope: Scope) -> Iterator[Series]:
             yield from _summaries(metric, about)
         case _:
             return
+
+
+def _sum(
+    metric: Metric,
+    points: Sequence[NumberDataPoint],
+    values: NDArray[np.float64] | NDArray[np.int64],
+    attributes: Mapping[str, Attribute],
+    about: "_About",
+) -> Sum:
+    return Sum(
+        metric.name,
+        _times(points),
+        values,
+        _start_times(points),
+        monotonic=metric.sum.is_monotonic,
+        temporality=_temporality(metric.sum.aggregation_temporality),
+        attributes=attributes,
+        **about,
+    )
 
 
 def _gaps(metric: Metric, scope: Scope) -> Iterator[Gauge | Sum]:
@@ -382,16 +392,7 @@ def _gaps(metric: Metric, scope: Scope) -> Iterator[Gauge | Sum]:
         if kind == "gauge":
             yield Gauge(metric.name, _times(group), values, attributes=found, **about)
         else:
-            yield Sum(
-                metric.name,
-                _times(group),
-                values,
-                _start_times(group),
-                monotonic=metric.sum.is_monotonic,
-                temporality=_temporality(metric.sum.aggregation_temporality),
-                attributes=found,
-                **about,
-            )
+            yield _sum(metric, group, values, found, about)
 
 
 def _histograms(metric: Metric, about: "_About") -> Iterator[Series]:
