@@ -69,7 +69,7 @@ _TURN_LOOK: Final = 0.1
 def deliveries(
     destinations: Iterable[str], spool: Path, settings: Settings, on_progress: Callable[[], None]
 ) -> "list[Delivery]":
-    """What delivers to some destinations: one `Delivery` for each, or one for each of its signals.
+    """Make the deliveries of some destinations: one `Delivery` for each, or one for each of its signals.
 
     Args:
         destinations: Entry-point names of exporters, and behind a colon what tells one from others of its kind.
@@ -101,7 +101,7 @@ class Delivery:
     Attributes:
         destination: Its name.
         signals: The signals that it delivers.
-        siblings: What delivers the other signals to the same destination.
+        siblings: Deliveries of the other signals to the same destination.
         failures: Attempts that have failed since the last success.
         error: What the last of them said.
         stalled: Whether it makes no sense to wait for this destination: several attempts have failed, or the next one is

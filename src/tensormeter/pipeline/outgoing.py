@@ -14,18 +14,17 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from tensormeter.exporter import Request
 from tensormeter.pace import Pace
+from tensormeter.pipeline.contents import divided, halves, joined
+from tensormeter.pipeline.division import Division, Kind, Piece, divide, divide_off, piece_of, resume
+from tensormeter.pipeline.refusals import Refusals
 from tensormeter.pipeline.request import Waiting
 from tensormeter.pipeline.spool import Spool
 from tensormeter.private import make_directory, write_file
 from tensormeter.signals import SIGNALS, Signal
-
-if TYPE_CHECKING:
-    from tensormeter.pipeline.division import Division, Piece
-    from tensormeter.pipeline.refusals import Refusals
 
 __all__ = ["Outgoing"]
 
@@ -82,8 +81,7 @@ class Outgoing:
         """How parts were divided, by their ids."""
         self._rests: dict[str, str] = {}
         """Ids of items that were divided off, and of the pieces that are set aside with them."""
-        self._refusals: Refusals | None = None
-        """What the receiver has refused; None until it refuses something."""
+        self._refusals = Refusals()
         self._floor = 0
         """Sequence number up to which nothing of these signals waits."""
         self._log_at = 0.0
@@ -114,7 +112,7 @@ class Outgoing:
     def accepted(self, spool: Spool, refused: int) -> None:
         """The piece has arrived, but for `refused` items of it."""
         part = self._parts[0]
-        if self._refusals is not None and (part.id in self._pieces or self._refusals.doubts):
+        if part.id in self._pieces or self._refusals.doubts:
             piece = self._read(part)
             self._refusals.accepted(piece.items if piece else ())
         self._pieces.pop(part.id, None)
@@ -156,7 +154,7 @@ class Outgoing:
         piece = self._read(part)
         self._pieces.pop(part.id, None)
         if piece and counts:
-            self._learned().refused(piece.items)
+            self._refusals.refused(piece.items)
         items = {str(kind): count for kind, count in piece.items.items()} if piece else {_UNREADABLE: part.items}
         self._report(items, reason)
         reason = f"{_list(list(items))}: {reason}"
@@ -173,9 +171,6 @@ class Outgoing:
 
     def halved(self, spool: Spool, reason: str) -> None:
         """The piece is too large for its receiver: go on with its halves."""
-        from tensormeter.pipeline.contents import halves  # protobuf's messages: rarely needed
-        from tensormeter.pipeline.division import Division
-
         try:
             found = halves(self._parts[0])
         except Exception as error:  # whatever is wrong with the body, the next one must go on its way
@@ -245,8 +240,6 @@ class Outgoing:
         whole = requests[0]
         pieces = [whole]
         if self._pace.own:
-            from tensormeter.pipeline.contents import divided, joined
-
             try:
                 if len(requests) > 1:
                     whole = joined(requests)
@@ -264,8 +257,6 @@ class Outgoing:
 
     def _left_of(self, pieces: list[Request]) -> list[Request]:
         """What is not over yet of pieces that an earlier agent has begun with; the last one at least."""
-        from tensormeter.pipeline.division import piece_of, resume
-
         left = []
         for request in pieces:
             if request.id in self._divisions:
@@ -281,47 +272,36 @@ class Outgoing:
                 left.append(request)
         return left or pieces[-1:]
 
-    def _divide(self, part: Request, reason: str) -> "list[Piece] | None":
+    def _divide(self, part: Request, reason: str) -> list[Piece] | None:
         """Smaller pieces of a piece that was refused; None if it is to be set aside as it is."""
-        from tensormeter.pipeline.division import divide, divide_off  # protobuf's messages: rarely needed
-
         piece = self._read(part)
         if piece is None:
             return None
-        refusals = self._learned()
-        advice = refusals.advice(piece.items.keys())
+        advice = self._refusals.advice(piece.items.keys())
         if advice == "set aside":
             return None
         try:
             off = (
                 divide_off(piece, next(iter(piece.items))) if advice == "try one" and part.signal == "metrics" else None
             )
-            divided = off or divide(piece, refusals.suspects, reason)
+            parts = off or divide(piece, self._refusals.suspects, reason)
         except Exception as error:  # whatever is wrong with the body, the next one must go on its way
             logger.warning("%s: %r cannot be divided: %s", self._destination, part, error)
             return None
-        if divided is None:
+        if parts is None:
             return None
-        pieces, division = divided
+        pieces, division = parts
         if off is not None:
             self._rests[pieces[0].request.id] = pieces[1].request.id
         self._pieces.pop(part.id, None)
         self._note_division(part, division)
         return pieces
 
-    def _note_division(self, part: Request, division: "Division") -> None:
+    def _note_division(self, part: Request, division: Division) -> None:
         self._divisions[part.id] = division
         self._save([member.id for member in self._members])
 
-    def _learned(self) -> "Refusals":
-        from tensormeter.pipeline.refusals import Refusals
-
-        if self._refusals is None:
-            self._refusals = Refusals()
-        return self._refusals
-
-    def _read(self, part: Request) -> "Piece | None":
-        from tensormeter.pipeline.division import piece_of
+    def _read(self, part: Request) -> Piece | None:
 
         if part.id not in self._pieces:
             try:
@@ -356,8 +336,7 @@ class Outgoing:
 
     def _forget_request(self) -> None:
         """Remember only what a request has taught about the receiver."""
-        if self._refusals is not None:
-            self._refusals.request_is_over()
+        self._refusals.request_is_over()
         if self._divisions:
             self._pieces, self._divisions, self._rests = {}, {}, {}
             self._save(self._begun)
@@ -367,16 +346,11 @@ class Outgoing:
         try:
             document: Any = json.loads(self._state.read_text(encoding="utf-8"))
             begun, delivered = ([str(item) for item in document[name]] for name in ("members", "delivered"))
-            divisions = {}
-            if document.get("divisions") or document.get("refusals"):
-                from tensormeter.pipeline.division import Division, Kind
-                from tensormeter.pipeline.refusals import Refusals
-
-                divisions = {
-                    str(name): Division(tuple(Kind(*map(str, kind)) for kind in kinds), bool(off))
-                    for name, (kinds, off) in document["divisions"].items()
-                }
-                self._refusals = Refusals.from_json(document["refusals"]) if document["refusals"] else None
+            divisions = {
+                str(name): Division(tuple(Kind(*map(str, kind)) for kind in kinds), bool(off))
+                for name, (kinds, off) in document["divisions"].items()
+            }
+            self._refusals = Refusals.from_json(document["refusals"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return
         self._begun, self._delivered, self._divisions = begun, delivered, divisions
@@ -391,7 +365,7 @@ class Outgoing:
                 name: [[[kind.name, kind.type] for kind in division.kinds], division.off]
                 for name, division in self._divisions.items()
             },
-            "refusals": None if self._refusals is None else self._refusals.to_json(),
+            "refusals": self._refusals.to_json(),
         }
         try:
             make_directory(self._state.parent)

@@ -1,4 +1,4 @@
-"""What is known of the kinds that one receiver refuses, so that a refused request is divided with few attempts."""
+"""Memory of the kinds that one receiver refuses, so that a refused request is divided with few attempts."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
