@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tensormeter import kernel_locks
 from tensormeter.errors import SettingsError, StoreError
-from tensormeter.server import ServerConfig, waiting
+from tensormeter.server import ServerConfig
 from tensormeter.server.store import maintenance
 from tensormeter.server.store.sqlite import SqliteStore
 from tensormeter.server.tokens import TokenFile
@@ -112,7 +113,7 @@ def test_a_lock_on_the_tokens_that_is_kept_is_named(tmp_path, monkeypatch):
         said = rf"{tmp_path}/tokens\.lock is locked by process {os.getpid()}, for 0\.3 s by now"
         with pytest.raises(StoreError, match=said):
             file.revoke("alice")
-        monkeypatch.setattr(waiting, "_LOCKS", tmp_path / "no such file")  # as on other systems than Linux
+        monkeypatch.setattr(kernel_locks, "_LOCKS", tmp_path / "no such file")  # as on other systems than Linux
         with pytest.raises(StoreError, match=said):
             file.revoke("alice")
     file.revoke("alice")

@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Event
 from typing import Final
 
+from tensormeter.kernel_locks import list_locks
 from tensormeter.private import open_file
 
 __all__ = ["holder", "locked"]
@@ -18,7 +19,6 @@ logger: Final = logging.getLogger("tensormeter")
 
 _DEADLINE: Final = 5.0
 _INTERVAL: Final = 0.01
-_LOCKS: Final = Path("/proc/locks")
 
 
 @contextlib.contextmanager
@@ -60,12 +60,6 @@ def holder(*paths: Path) -> str:
     for path in paths:
         with contextlib.suppress(OSError):
             files.add(path.stat().st_ino)
-    found = set()
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in _LOCKS.read_text().splitlines():
-            # 1: FLOCK ADVISORY WRITE 123 08:01:456 0 EOF. Device numbers are not those of stat() on some file systems.
-            words = line.split()
-            if "->" not in words and int(words[5].rpartition(":")[2]) in files and int(words[4]) > 0:
-                found.add(int(words[4]))
+    found = {lock.pid for lock in list_locks() if lock.inode in files}
     found.discard(os.getpid())
     return f" by process {', '.join(map(str, sorted(found)))}" if found else ""

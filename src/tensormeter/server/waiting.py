@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Final
 
 from tensormeter.errors import StoreError
+from tensormeter.kernel_locks import list_locks
 
 __all__ = ["lock_holder", "note_holder", "wait_for_lock"]
-
-_LOCKS: Final = Path("/proc/locks")
 
 _PAUSE: Final = 0.05
 
@@ -71,18 +70,12 @@ def _listed_holder(path: Path, kinds: Collection[str]) -> int | None:
     """The id of the process that holds a lock on the file, as the kernel says it."""
     try:
         found = path.stat()
-        lines = _LOCKS.read_text(encoding="ascii").splitlines()
-    except (OSError, ValueError):
+    except OSError:
         return None
-    candidates: list[tuple[bool, int]] = []
-    for line in lines:
-        words = line.split()
-        # Lines with an arrow are of those who wait.
-        if len(words) < 6 or words[1] == "->" or words[1] not in kinds:
-            continue
-        major, minor, inode = words[5].split(":")
-        if int(inode) == found.st_ino and int(words[4]) > 0:
-            device = os.makedev(int(major, 16), int(minor, 16))
-            candidates.append((device == found.st_dev, int(words[4])))
+    candidates = [
+        (os.makedev(lock.major, lock.minor) == found.st_dev, lock.pid)
+        for lock in list_locks()
+        if lock.kind in kinds and lock.inode == found.st_ino
+    ]
     # Some file systems have another device number there than in `stat`.
     return max(candidates)[1] if candidates else None
