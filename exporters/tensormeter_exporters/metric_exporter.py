@@ -15,11 +15,11 @@ import uuid
 import weakref
 from typing import Any, Final
 
-import backoff
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
 
 from tensormeter.environment import importing_sdk
 from tensormeter.exporter import Accepted, ExporterConfig, Request, Retry
+from tensormeter.retrying import exponential_delays, full_jitter
 from tensormeter.settings import Settings
 from tensormeter_exporters.experiment import ExperimentExporter
 
@@ -91,8 +91,7 @@ class TensormeterMetricExporter(MetricExporter):
             self._exporter.shutdown()
 
     def _send(self, request: Request, deadline: float) -> MetricExportResult:
-        delays = backoff.expo(base=2, factor=0.5, max_value=_LONGEST_DELAY)
-        next(delays)  # the library's generators give their first value at the second call
+        delays = exponential_delays(0.5, _LONGEST_DELAY)
         while True:
             outcome = self._exporter.export(request, max(deadline - time.monotonic(), _SHORTEST_ATTEMPT))
             match outcome:
@@ -101,7 +100,7 @@ class TensormeterMetricExporter(MetricExporter):
                         logger.error("the server refused %d points of %d: %s", rejected, request.items, message)
                     return MetricExportResult.SUCCESS
                 case Retry(reason, after):
-                    delay = max(backoff.full_jitter(next(delays)), after or 0.0)
+                    delay = max(full_jitter(next(delays)), after or 0.0)
                     if time.monotonic() + delay < deadline and not self._stopped.wait(delay):
                         continue
                 case _:

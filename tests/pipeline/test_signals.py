@@ -34,7 +34,7 @@ def put(spool):
 def deliver(tmp_path, receiver, monkeypatch):
     """Starts what delivers to the default destination; attempts that failed are made again after 10 ms."""
     started = []
-    monkeypatch.setattr(delivery_module.backoff, "expo", lambda **_: (0.01 for _ in iter(int, 1)))
+    monkeypatch.setattr(delivery_module, "exponential_delays", lambda *_: (0.01 for _ in iter(int, 1)))
 
     def start(**settings):
         resolved = Settings(**{"endpoint": receiver.url, "exporters": ("experiment",), **settings})

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Final
 
-import backoff
 import click
 from rich.console import Console
 from rich.markup import escape
@@ -16,6 +15,7 @@ from tensormeter.cli.endpoint import endpoint_option
 from tensormeter.errors import EncodingError, TensormeterError
 from tensormeter.exporter import Accepted, Exporter, ExporterConfig, Request, Retry, load_exporter
 from tensormeter.otlp.json_lines import decode_line
+from tensormeter.retrying import exponential_delays, full_jitter
 from tensormeter.settings import Settings
 
 __all__ = ["import_"]
@@ -81,8 +81,7 @@ def _send(exporter: Exporter, line: bytes) -> int:
     signal, body, items = decode_line(line)
     digest = hashlib.sha256(signal.encode() + body).hexdigest()[:32]
     request = Request(f"import-{digest}", signal, gzip.compress(body, 1), items)
-    delays = backoff.expo(base=2, factor=0.5, max_value=_LONGEST_RETRY_AFTER)
-    next(delays)  # the library's generators give their first value at the second call
+    delays = exponential_delays(0.5, _LONGEST_RETRY_AFTER)
     for attempt in range(_ATTEMPTS):
         match exporter.export(request):
             case Accepted(rejected, message):
@@ -90,7 +89,7 @@ def _send(exporter: Exporter, line: bytes) -> int:
                     raise EncodingError(f"the server refused {rejected} of {items} items: {message}")
                 return items
             case Retry(after=after) if attempt + 1 < _ATTEMPTS:
-                wait = max(backoff.full_jitter(next(delays)), min(after or 0.0, _LONGEST_RETRY_AFTER))
+                wait = max(full_jitter(next(delays)), min(after or 0.0, _LONGEST_RETRY_AFTER))
                 threading.Event().wait(wait)
             case outcome:
                 raise TensormeterError(outcome.reason)

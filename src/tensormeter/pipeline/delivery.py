@@ -7,8 +7,8 @@ A destination whose exporter has `independent_signals` has all of that for each 
 them while its log records wait. As long as both signals arrive, they still go in the order in which they were recorded: a run
 begins before its first value and ends after its last one.
 
-Waiting between attempts doubles from 1 to 60 seconds with full jitter (`backoff.expo`, `backoff.full_jitter`; see "Exponential
-Backoff And Jitter", AWS Architecture Blog, 2015); a `Retry-After` is a floor under it, up to an hour.
+Waiting between attempts doubles from 1 to 60 seconds with full jitter (`retrying`); a `Retry-After` is a floor under it, up to
+an hour.
 There is no limit on attempts while the agent lives; what it leaves stays in the spool.
 
 A receiver that refuses the token gets nothing more until there is another token, somebody says to try again, or a quarter of
@@ -24,8 +24,6 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Final
-
-import backoff
 
 from tensormeter.errors import SettingsError
 from tensormeter.exporter import (
@@ -44,6 +42,7 @@ from tensormeter.pace import UploadRate
 from tensormeter.pipeline.errors import SpoolDamagedError
 from tensormeter.pipeline.outgoing import Outgoing
 from tensormeter.pipeline.spool import Spool
+from tensormeter.retrying import exponential_delays, full_jitter
 from tensormeter.settings import Settings
 from tensormeter.signals import SIGNALS, Signal
 
@@ -51,6 +50,8 @@ __all__ = ["Delivery", "deliveries"]
 
 logger: Final = logging.getLogger("tensormeter.agent")
 
+_FIRST_DELAY: Final = 1.0
+_LONGEST_DELAY: Final = 60.0
 _LONGEST_RETRY_AFTER: Final = 3600.0
 _TROUBLE_DELAY: Final = 1.0
 _STALLED_FAILURES: Final = 3
@@ -116,7 +117,7 @@ class Delivery:
         spool: Path,
         settings: Settings,
         on_progress: Callable[[], None],
-        jitter: Callable[[float], float] = backoff.full_jitter,
+        jitter: Callable[[float], float] = full_jitter,
         *,
         signals: Sequence[Signal] = SIGNALS,
         rate: UploadRate | None = None,
@@ -231,11 +232,11 @@ class Delivery:
 
     def _deliver(self, spool: Spool, exporter: Exporter, token: str | None) -> None:
         """Deliver until told to stop, or until there is another token to do it with."""
-        delays = self._delays()
+        delays = exponential_delays(_FIRST_DELAY, _LONGEST_DELAY)
         while not self._stop.is_set():
             delay = self._deliver_next(spool, exporter, delays)
             if delay is None:
-                delays = self._delays()
+                delays = exponential_delays(_FIRST_DELAY, _LONGEST_DELAY)
                 continue
             self._on_progress()
             if self.parked:
@@ -359,9 +360,3 @@ class Delivery:
             return Retry(f"{type(error).__name__}: {error}")
         finally:
             self._attempt_began = None
-
-    @staticmethod
-    def _delays() -> Generator[float, None, None]:
-        delays = backoff.expo(base=2, factor=1, max_value=60)
-        next(delays)  # the library's generators give their first value at the second call
-        return delays

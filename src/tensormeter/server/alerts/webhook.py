@@ -10,10 +10,10 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import backoff
 import urllib3
 
 from tensormeter.errors import StoreError
+from tensormeter.retrying import exponential_delays, full_jitter
 from tensormeter.server.store import RunRef, Store, StoredEvent
 
 __all__ = ["Webhook"]
@@ -77,8 +77,7 @@ class Webhook:
     def _send(self, ref: RunRef, event: StoredEvent) -> bool:
         """Send one alert until it is taken or refused for good; False if the server stops first."""
         body = json.dumps(_document(ref, event), ensure_ascii=False).encode(errors="replace")
-        waits = backoff.expo(base=2, factor=1, max_value=_MAX_DELAY)
-        next(waits)  # the generator's first value is for its caller
+        waits = exponential_delays(1, _MAX_DELAY)
         while not self._stopping.is_set():
             floor = 0.0
             try:
@@ -95,7 +94,7 @@ class Webhook:
                     _log.warning("tensormeter: webhook %s refused alert %d: %s", self._host, event.id, problem)
                     return True
                 floor = _retry_after(answer.headers.get("Retry-After"))
-            delay = max(floor, backoff.full_jitter(next(waits)))
+            delay = max(floor, full_jitter(next(waits)))
             _log.info("tensormeter: webhook %s: %s; again in %.1f s", self._host, problem, delay)
             self._stopping.wait(delay)
         return False

@@ -1,0 +1,27 @@
+"""How long to wait before something is tried again: exponential backoff with full jitter.
+
+See "Exponential Backoff And Jitter", Marc Brooker, AWS Architecture Blog, 2015.
+
+Delivery may run in a training process, whose `random` generator is seeded for reproducible results. `backoff.full_jitter`
+draws from that generator: each retry would change the training, and equally seeded ranks would retry at the same time. The
+jitter here comes from the operating system.
+"""
+
+import random
+from collections.abc import Generator
+
+import backoff
+
+_random = random.SystemRandom()
+
+
+def full_jitter(delay: float) -> float:
+    """A random time between 0 and `delay`, in the unit of `delay`. Any thread, and after a fork."""
+    return _random.uniform(0, delay)
+
+
+def exponential_delays(first: float, longest: float) -> Generator[float, None, None]:
+    """Delays that double from `first` to `longest` and stay there, in seconds, without jitter. They never end."""
+    delays = backoff.expo(base=2, factor=first, max_value=longest)
+    next(delays)  # the library's generators give their first value at the second call
+    return delays
