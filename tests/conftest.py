@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +42,17 @@ def _nothing_is_slow() -> Iterator[None]:
 def _nothing_is_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test sees the warnings that a process sees once."""
     monkeypatch.setattr("tensormeter.environment._warned", set())
+
+
+@pytest.fixture(autouse=True)
+def _no_agent_outlives_its_test() -> Iterator[None]:
+    """An agent that goes on in a thread sends to whatever listens at the old port, and writes into the next test's log."""
+    yield
+    deadline = time.monotonic() + 60
+    for thread in threading.enumerate():
+        if thread.name == "tensormeter-agent" or thread.name.startswith("tensormeter-deliver-"):
+            thread.join(max(deadline - time.monotonic(), 0))
+            assert not thread.is_alive(), f"the test leaves {thread.name} behind"
 
 
 @pytest.fixture(scope="session")
