@@ -37,8 +37,8 @@ def test_children(server: Server, environment: dict[str, str], after_fork: str) 
     wanted = expected(forked=after_fork == "record")
     wait_for(lambda: server.points("family").total() >= wanted.total(), "the children's rows arrive")
     assert server.points("family") == wanted
+    wait_for(lambda: server.state("family") == "finished", "the end arrives")
     run = server.get("/runs/family")
-    assert run["state"] == "finished"
     # Two loaders with two workers each, two spawned ranks, one fork, and the parent, which alone says how the run ends.
     assert len(run["processes"]) == (8 if after_fork == "record" else 5)
     assert [process["state"] for process in run["processes"]].count("finished") == 1

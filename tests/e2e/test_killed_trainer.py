@@ -21,6 +21,7 @@ def test_every_row_arrives(tmp_path: Path, server: Server, environment: dict[str
         run_id = f"killed-{kill}"
         returned = kill_after(tmp_path / run_id, run_id, instants.randrange(1, 30_000), environment)
         wait_for(lambda run_id=run_id: server.state(run_id) == "crashed", "the run is known to have crashed")
+        wait_for(lambda run_id=run_id, returned=returned: rows_at(server, run_id) >= returned, "the rows are there")
         found = server.points(run_id)
         # The row of the call that was interrupted may be there as well.
         rows = max(step for _, step, _ in found) + 1
@@ -39,6 +40,11 @@ def kill_after(counter: Path, run_id: str, rows: int, environment: dict[str, str
         trainer.kill()
         trainer.wait()
     return calls(counter)
+
+
+def rows_at(server: Server, run_id: str) -> int:
+    summary = server.get(f"/runs/{run_id}")["summary"]
+    return min(summary.get(metric, {}).get("count", 0) for metric in ("loss", "negative", "count"))
 
 
 def calls(counter: Path) -> int:

@@ -15,6 +15,7 @@ def test_a_preempted_run_goes_on(tmp_path: Path, server: Server, environment: di
     environment["CHECKPOINT"] = str(tmp_path / "checkpoint")
     preempt(environment, 57)
     wait_for(lambda: server.state("resumed") == "preempted", "the run is preempted")
+    wait_for(lambda: points(server) >= 57, "its points are there")
     before = line(server)
     assert before == [(1, list(range(57)), [1 / (1 + step) for step in range(57)])]
 
@@ -23,6 +24,7 @@ def test_a_preempted_run_goes_on(tmp_path: Path, server: Server, environment: di
     wait_for(lambda: server.state("resumed") == "preempted", "the run is preempted again")
     train(environment, 100)  # from step 80 on
     wait_for(lambda: server.state("resumed") == "finished", "the run is finished")
+    wait_for(lambda: points(server) >= 57 + 33 + 20, "its points are there")
 
     whole = list(range(100))
     assert line(server) == [(3, whole, [1 / (1 + step) for step in whole])]
@@ -39,6 +41,12 @@ def test_a_preempted_run_goes_on(tmp_path: Path, server: Server, environment: di
 def line(server: Server, metric: str = "loss", **query: str) -> list[tuple[int, list[int], list[float]]]:
     document = server.get("/runs/resumed/series", metric=metric, **query)
     return [(one["attempt"], one["step"], one["value"]) for one in document["series"]]
+
+
+def points(server: Server) -> int:
+    """How often each of the two metrics is there."""
+    summary = server.get("/runs/resumed")["summary"]
+    return min(summary.get(metric, {}).get("count", 0) for metric in ("loss", "attempt"))
 
 
 def train(environment: dict[str, str], last: int) -> None:

@@ -33,7 +33,9 @@ def assert_unchanged(server: Server, run_id: str, record: Path) -> None:
     assert ("eval/best_loss", 0, "inf") in expected
     assert ("train/gradient_cosine", 0, "nan") in expected
     assert 0 < sum(1 for metric, _, _ in expected if metric == "eval/averaged_accuracy") < STEPS / 10
-    found = server.points(run_id, "train/", "eval/")  # the rest (phases, distributions) the script cannot keep aside
+    names = ("train/", "eval/")  # the rest (phases, distributions) the script cannot keep aside
+    wait_for(lambda: server.points(run_id, *names).total() >= expected.total(), "every point is there")
+    found = server.points(run_id, *names)
     assert found == expected
     assert set(found.values()) == {1}
 

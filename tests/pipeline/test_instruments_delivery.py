@@ -94,6 +94,7 @@ def test_it_arrives_through_agents_that_are_killed(trainer, receiver, tmp_path, 
     trainer.stdin.close()
     trainer.wait(300)
     wait_for(lambda: any(name == "tensormeter.run.end" for name, _ in receiver.events()), "the end of the run")
+    wait_for(lambda: not [*(tmp_path / "state" / "runs").glob("*@*")], "everything is delivered")
     assert len(killed) == 3
     found = arrived(receiver)
     samples = [(int(series.values[0]), int(series.times[0])) for series in found["samples"]]
