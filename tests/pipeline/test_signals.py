@@ -113,6 +113,20 @@ def test_a_receiver_that_comes_back_gets_both(deliver, put, spool, receiver, wai
     wait_for(lambda: spool.pending() == 0, "both arrive")
 
 
+def test_signals_arrive_in_order_once_the_receiver_is_back(deliver, put, spool, receiver, answering, wait_for):
+    """A run must not end at the receiver before its values are there, only because their next attempt is far away."""
+    receiver.routes |= {"/v1/metrics": answering(503, Retry_After="3000"), "/v1/logs": answering(503)}
+    values = [b"%d" % number for number in range(20)]
+    put("logs", b"begin")
+    put("metrics", *values)
+    put("logs", b"end")
+    found = deliver()
+    wait_for(lambda: all(one.failures for one in found.values()), "both signals fail")
+    receiver.routes.clear()
+    wait_for(lambda: spool.pending() == 0, "everything arrives")
+    assert received(receiver) == [b"begin", *values, b"end"]
+
+
 def test_it_is_known_when_there_is_nothing_to_do(deliver, put, spool, wait_for):
     found = deliver()
     wait_for(lambda: all(one.idle for one in found.values()), "there is nothing")

@@ -161,6 +161,8 @@ class Delivery:
         """The value of `_news` when nothing was found to deliver; -1 while there is something."""
         self._position: int | None = None
         self._attempt_began: float | None = None
+        self._recalled: float | None = None
+        """When a sibling that had failed too was successful, until this delivery has made an attempt of its own."""
 
     def __str__(self) -> str:
         return f"{self.destination} ({self.signals[0]})" if len(self.signals) == 1 else self.destination
@@ -327,9 +329,9 @@ class Delivery:
         return waits
 
     def _goes_before(self, position: int) -> bool:
-        if self.failures or self.idle:
+        if self.idle or (self.failures and self._recalled is None):
             return False
-        began = self._attempt_began
+        began = self._recalled or self._attempt_began
         if began is not None and time.monotonic() - began > _PATIENCE:
             return False
         return self._position is None or self._position < position
@@ -337,6 +339,8 @@ class Delivery:
     def _call_siblings(self, *, recovered: bool = False) -> None:
         """Wake the siblings that wait for their turn; those that fail, too, if the receiver has just come back."""
         for sibling in self.siblings:
+            if recovered and sibling.failures:
+                sibling._recalled = time.monotonic()
             if recovered or not sibling.failures:
                 sibling._wake.set()
 
@@ -344,10 +348,12 @@ class Delivery:
         self.failures = 0
         self.error = ""
         self.stalled = self.parked = False
+        self._recalled = None
 
     def _failed(self, reason: str, delay: float) -> None:
         self.failures += 1
         self.error = reason
+        self._recalled = None
         self._call_siblings()
         self.stalled = self.failures >= _STALLED_FAILURES or delay >= _STALLED_DELAY
 
