@@ -39,6 +39,7 @@ def settings(tmp_path, receiver):
         sample_interval=0,
         self_metrics_interval=0,
         finish_timeout=300,
+        linger_timeout=0,
     )
 
 
@@ -331,7 +332,7 @@ def test_a_flush_that_is_held_up_makes_no_small_batches(source, tmp_path):
 
 def test_a_receiver_of_metrics_alone_can_be_flushed_to(begin, receiver, answering):
     receiver.routes["/v1/logs"] = answering(404)
-    _, provider = begin(linger_timeout=0)
+    _, provider = begin()
     provider.get_meter("m").create_counter("a").add(1)
     assert provider.force_flush(LONG)
     assert list(sums(receiver).values()) == [1]
