@@ -460,6 +460,34 @@ def test_live_without_reading_the_past_again(open_tab: Callable[..., Any], site:
     expect(page.locator(".health .badge")).to_have_text("failed")
 
 
+def test_values_at_the_pointer_stay_while_other_charts_come(open_tab: Callable[..., Any], site: Any) -> None:
+    began = time.time_ns()
+    steps = np.arange(10, dtype=np.int64)
+    senders = [Sender(site.post, "pointed", f"pointed{run}", f"pointed {run}") for run in range(2)]
+    for run, sender in enumerate(senders):
+        sender.event("run.start", began, {"config": {}})
+        sender.rows(began + steps, steps, {"first": steps + run})
+    tab = open_tab(site.url)
+    page = tab.go("#/p/pointed/runs/pointed0,pointed1")
+    card = tab.card("first")
+    tab.settle()
+    tooltip = tab.hover(card)
+    for name in ("second", "third"):
+        for sender in senders:
+            sender.rows(began + steps + SECOND, steps + 10, {name: steps})
+        expect(tab.card(name).locator("canvas")).to_be_visible()
+        expect(tooltip).to_be_visible()
+        expect(page.locator(".runlist .nearest")).to_have_count(1)
+        assert all(page.locator(".runlist .value").all_inner_texts())
+    for sender in senders:
+        sender.event("run.end", began + 3 * SECOND, {"state": "finished"})
+    expect(page.locator(".runlist").get_by_role("img", name="finished")).to_have_count(2)
+    expect(page.locator(".runlist .nearest")).to_have_count(1)
+    page.mouse.move(2, 2)
+    expect(tooltip).to_be_hidden()
+    expect(page.locator(".runlist .nearest")).to_have_count(0)
+
+
 def test_runs_that_grow_stay_small_and_keep_their_spikes(open_tab: Callable[..., Any], site: Any) -> None:
     began = time.time_ns()
     one, other = (Sender(site.post, "live", run, "twin") for run in ("twin1", "twin2"))

@@ -87,6 +87,8 @@ export class Plot {
   private cursors: uPlot.SyncPubSub | null = null;
   /** Whether keys move the cursor. */
   private keyed = false;
+  /** Whether the values at the cursor are those of this plot. */
+  private reading = false;
   private x: Range = { min: 0, max: 1 };
   private y: [number, number] = [0, 1];
 
@@ -304,7 +306,9 @@ export class Plot {
   private hover(plot: uPlot): void {
     const { left, top } = plot.cursor;
     if (left === undefined || top === undefined || left < 0) {
-      this.events.hover(null, [], { left: 0, top: 0 });
+      // A plot that has just been made has no cursor either; the values at the pointer belong to another one then.
+      if (this.reading) this.events.hover(null, [], { left: 0, top: 0 });
+      this.reading = false;
       return;
     }
     // Other plots move along but only the one under the pointer speaks, or the one that has the keys.
@@ -315,6 +319,7 @@ export class Plot {
       plot.over.setAttribute("aria-valuenow", String(at));
       plot.over.setAttribute("aria-valuetext", readings.map(({ label, y }) => `${label} ${format.withUnit(y, this.view.unit)}`).join(", "));
       const place = plot.over.getBoundingClientRect();
+      this.reading = true;
       this.events.hover(at, readings, { left: place.left + left, top: place.top + top });
     }
   }

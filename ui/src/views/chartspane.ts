@@ -81,6 +81,10 @@ export class ChartsPane implements Pane {
     this.list?.update(this.params);
   }
 
+  onReload(): void {
+    this.list?.update(this.params);
+  }
+
   onKey(event: KeyboardEvent): void {
     if (event.key === "0") zoom(null);
   }

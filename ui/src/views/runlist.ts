@@ -14,6 +14,7 @@ export class RunList {
   private readonly rows = h("ul", {});
   private readonly values = new Map<string, HTMLElement>();
   private nearest: Element | null = null;
+  private readings: Reading[] = [];
   private hidden = new Set<string>();
   private shape = "";
 
@@ -60,6 +61,7 @@ export class RunList {
     fill(this.title, `${selected.length} runs`);
     fill(this.toggle, hidden.size === 0 ? "Hide all" : "Show all");
     fill(this.rows, ...rows);
+    this.show(this.readings);
   }
 
   /** What runs can be grouped by. */
@@ -71,6 +73,7 @@ export class RunList {
 
   /** What the curves have where the pointer is. */
   show(readings: Reading[]): void {
+    this.readings = readings;
     const found = new Map(readings.map(({ label, y }) => [label, y]));
     for (const [name, element] of this.values) {
       const value = found.get(name);

@@ -90,8 +90,8 @@ export class Workspace implements View {
   }
 
   private onUpdate(update: Update): void {
-    this.pane?.onUpdate?.(update);
     const unknown = this.session.heard(update);
+    this.pane?.onUpdate?.(update);
     this.health.update();
     this.reloadIn(unknown || this.session.ids.length === 1 ? RELOAD_MS : QUIET_MS);
   }
