@@ -331,7 +331,7 @@ class Delivery:
     def _goes_before(self, position: int) -> bool:
         if self.idle or (self.failures and self._recalled is None):
             return False
-        began = self._recalled or self._attempt_began
+        began = self._recalled if self.failures else self._attempt_began
         if began is not None and time.monotonic() - began > _PATIENCE:
             return False
         return self._position is None or self._position < position
