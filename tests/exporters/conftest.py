@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import urllib3
+from otlp_receivers import Grpc, Http
 
 from tensormeter.exporter import ExporterConfig, Request
 from tensormeter.otlp.batch import (
@@ -182,6 +183,27 @@ def clean_environment() -> dict[str, str]:
     """This environment without anything of the user's that a destination would read."""
     prefixes = ("TENSORMETER_", "OTEL_", "MLFLOW_", "WANDB_")
     return {key: value for key, value in os.environ.items() if not key.startswith(prefixes)}
+
+
+@pytest.fixture
+def only_our_variables(monkeypatch: pytest.MonkeyPatch, clean_environment: dict[str, str]) -> None:
+    """Takes what a destination would read out of this process's environment."""
+    for variable in set(os.environ) - set(clean_environment):
+        monkeypatch.delenv(variable)
+
+
+@pytest.fixture
+def http() -> Iterator[Http]:
+    server = Http()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def rpc() -> Iterator[Grpc]:
+    server = Grpc()
+    yield server
+    server.stop()
 
 
 _DISTRIBUTIONS = ("histogram", "exponential_histogram", "summary")
