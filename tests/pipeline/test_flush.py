@@ -69,6 +69,18 @@ def sums(receiver):
     return found
 
 
+def fork(work):
+    """Call `work` in a forked child, whose exit status is 0 if that is true, 2 if false, 1 if it raises. Returns its pid."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = 0 if work() else 2
+        finally:
+            os._exit(code)
+    return child
+
+
 @pytest.mark.parametrize("agent", ["thread", "process"])
 @pytest.mark.parametrize(
     ("environment", "changes"),
@@ -153,16 +165,14 @@ def test_each_process_of_a_node_flushes_its_own(begin, receiver):
     run, provider = begin(agent="process")
     counter = provider.get_meter("m").create_counter("a")
     counter.add(1)
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            nothing = provider.force_flush(LONG)  # nothing is measured here yet, and the child does not take part by it
-            alone = run._process.is_this
-            counter.add(10)
-            code = 0 if nothing and not alone and provider.force_flush(LONG) else 2
-        finally:
-            os._exit(code)
+
+    def work():
+        nothing = provider.force_flush(LONG)  # nothing is measured here yet, and the child does not take part by it
+        alone = run._process.is_this
+        counter.add(10)
+        return nothing and not alone and provider.force_flush(LONG)
+
+    child = fork(work)
     assert provider.force_flush(LONG)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert Counter(sums(receiver).values()) == {1: 1, 10: 1}
@@ -177,14 +187,12 @@ def test_shutdown_in_a_forked_child_tells_that_it_is_delivered(settings, receive
     provider = MeterProvider(run=run)
     counter = provider.get_meter("m").create_counter("a")
     counter.add(1)
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            counter.add(10)
-            code = 0 if provider.shutdown(LONG) else 2
-        finally:
-            os._exit(code)
+
+    def work():
+        counter.add(10)
+        return provider.shutdown(LONG)
+
+    child = fork(work)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert Counter(sums(receiver).values())[10] == 1
     assert provider.shutdown(LONG)
@@ -199,15 +207,13 @@ def test_after_a_forked_child_has_finished_a_flush_there_waits_for_nothing(begin
     run, provider = begin(agent="process")
     counter = provider.get_meter("m").create_counter("a")
     counter.add(1)
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            counter.add(10)
-            run.finish()
-            code = 2 if provider.force_flush(LONG) or provider.shutdown(LONG) else 0
-        finally:
-            os._exit(code)
+
+    def work():
+        counter.add(10)
+        run.finish()
+        return not (provider.force_flush(LONG) or provider.shutdown(LONG))
+
+    child = fork(work)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     wait_for(lambda: Counter(sums(receiver).values())[10] == 1, "the child's measurement arrives")
 
