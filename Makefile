@@ -42,11 +42,12 @@ chaos: $(VENV)/ready
 fuzz: $(VENV)/ready
 	$(RUN) tests/server/expansion.py --seeds $(or $(SEEDS),200)
 
-# Debian's Chromium and Prometheus: the tests of the page and of scraping need them, and skip where they cannot be had.
+# Debian's Chromium, Prometheus and libfuse: the tests of the page, of scraping and of odd disks need them, and skip where they
+# cannot be had.
 tools:
-	@command -v chromium >/dev/null && command -v prometheus >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
-	  apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core prometheus >/dev/null; } || \
-	  echo "Chromium and Prometheus cannot be installed here: their tests will be skipped"
+	@command -v chromium >/dev/null && command -v prometheus >/dev/null && ldconfig -p | grep -q libfuse.so.2 || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	  apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core prometheus libfuse2 >/dev/null; } || \
+	  echo "Chromium, Prometheus and libfuse cannot be installed here: their tests will be skipped"
 
 screenshots: $(VENV)/ready
 	$(RUN) tests/ui/screenshots.py $(ARGS)
