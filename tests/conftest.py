@@ -6,11 +6,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from odd_disk import OddDisk, Unavailable
 
 # Nothing here depends on how fast a machine is. The examples are the same each time, but in `make chaos`.
 settings.register_profile("tensormeter", deadline=None, derandomize="CHAOS_KILLS" not in os.environ)
@@ -64,3 +65,22 @@ def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         yield int(process.stdout.readline())
+
+
+@pytest.fixture
+def odd_disk(tmp_path: Path) -> Iterator[Callable[..., OddDisk]]:
+    """Mounts file systems with odd manners: see `odd_disk.py`. Arguments are those of `OddDisk`, but for the folder."""
+    disks: list[OddDisk] = []
+
+    def mount(**options: object) -> OddDisk:
+        folder = tmp_path / f"odd-disk-{len(disks)}"
+        folder.mkdir()
+        try:
+            disks.append(OddDisk(folder, **options))
+        except Unavailable as reason:
+            pytest.skip(str(reason))
+        return disks[-1]
+
+    yield mount
+    for disk in disks:
+        disk.close()
