@@ -23,7 +23,7 @@ class ConsoleExporter:
     def export(self, request: Request) -> Outcome:
         try:
             lines = self._metrics(request) if request.signal == "metrics" else self._events(request)
-        except (EncodingError, EOFError, OSError) as error:
+        except EncodingError as error:
             return Rejected(str(error))
         sys.stdout.write("".join(f"{_plain(line)}\n" for line in lines))
         sys.stdout.flush()

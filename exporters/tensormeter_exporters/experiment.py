@@ -8,11 +8,10 @@ headers, endpoints of the signals, compression, timeouts, certificates, and the 
 """
 
 import dataclasses
-import gzip
 from typing import Final
 from urllib.parse import urlsplit
 
-from tensormeter.errors import SettingsError
+from tensormeter.errors import EncodingError, SettingsError
 from tensormeter.exporter import (
     Exporter,
     ExporterConfig,
@@ -25,6 +24,7 @@ from tensormeter.exporter import (
     Unauthorized,
 )
 from tensormeter.otlp_environment import OtlpTarget, belongs_to_opentelemetry, read_targets, signal_url
+from tensormeter_exporters.bodies import decompress
 from tensormeter_exporters.otlp_http import tls_context
 from tensormeter_exporters.otlp_post import OtlpPost
 
@@ -51,7 +51,10 @@ class ExperimentExporter:
         target, route = self._targets[request.signal], self._routes[request.signal]
         if not isinstance(route, OtlpPost):
             return route.export(request)
-        body = request.body if target.gzip else gzip.decompress(request.body)
+        try:
+            body = request.body if target.gzip else decompress(request)
+        except EncodingError as error:
+            return Rejected(str(error))
         answer = route.send(target.endpoint, body, {"Tensormeter-Batch-Id": request.id}, timeout=timeout)
         if isinstance(answer, Retry):
             return answer

@@ -4,7 +4,6 @@ The Collector's `otlp_json_file` receiver reads them, and so does `tensormeter i
 A request that comes again is in the file once: see `appending`.
 """
 
-import gzip
 import re
 from pathlib import Path
 from typing import Final
@@ -16,6 +15,7 @@ from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Re
 from tensormeter.otlp.json_lines import encode_line
 from tensormeter.private import make_directory
 from tensormeter_exporters.appending import AppendOnce
+from tensormeter_exporters.bodies import decoding, decompress
 
 __all__ = ["JsonLinesExporter"]
 
@@ -45,8 +45,10 @@ class JsonLinesExporter:
 
     def export(self, request: Request) -> Outcome:
         try:
-            line = encode_line(request.signal, gzip.decompress(request.body))
-        except (EncodingError, EOFError, gzip.BadGzipFile) as error:
+            body = decompress(request)
+            with decoding(request):
+                line = encode_line(request.signal, body)
+        except EncodingError as error:
             return Rejected(str(error))
         try:
             if self._private:

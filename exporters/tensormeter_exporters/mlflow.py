@@ -86,7 +86,7 @@ class MlflowExporter:
             refused = [refusal for spoken in events for refusal in self._said(spoken)]
             outcome = accepted(events)
             return Accepted(outcome.rejected + len(refused), outcome.message or "; ".join(refused[:3]))
-        except (EncodingError, EOFError) as error:
+        except EncodingError as error:
             return Rejected(str(error))
         except MlflowException as error:
             return _outcome(error)

@@ -6,7 +6,6 @@ What comes twice is for its receiver to tell. OpenTelemetry's exporters do not s
 always tried again.
 """
 
-import gzip
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -38,6 +37,7 @@ from tensormeter.errors import EncodingError, SettingsError
 from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Request, Retry
 from tensormeter.otlp import batch as columns
 from tensormeter.otlp.decode import decode_metrics
+from tensormeter_exporters.bodies import decoding, decompress
 
 __all__ = ["OTelExporter", "metrics_data"]
 
@@ -81,8 +81,10 @@ class OTelExporter:
                 logger.info("%s takes metrics only: configuration, state and media do not go there", self._destination)
             return Accepted()
         try:
-            data, left_out = metrics_data(decode_metrics(gzip.decompress(request.body)), no_sum=self._no_sum)
-        except (EncodingError, EOFError, OSError) as error:
+            body = decompress(request)
+            with decoding(request):
+                data, left_out = metrics_data(decode_metrics(body), no_sum=self._no_sum)
+        except EncodingError as error:
             return Rejected(str(error))
         result = self._exporter.export(data, timeout_millis=self._timeout * 1000)
         if result is not MetricExportResult.SUCCESS:

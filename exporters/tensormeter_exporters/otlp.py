@@ -3,12 +3,9 @@
 The bytes go out as they lie in the spool. What comes twice is for the receiver to tell: OTLP has no id for a request.
 """
 
-import zlib
 from typing import Final
 
-from google.protobuf.message import DecodeError
-
-from tensormeter.errors import SettingsError
+from tensormeter.errors import EncodingError, SettingsError
 from tensormeter.exporter import Accepted, Exporter, ExporterConfig, Outcome, Rejected, Request, Signal
 from tensormeter_exporters.otlp_cumulative import DeltaToCumulative
 from tensormeter_exporters.otlp_environment import OtlpTarget, read_targets, wants_cumulative
@@ -49,8 +46,8 @@ class OtlpExporter:
             return Accepted()
         try:
             added = self._sums.add(request)
-        except (DecodeError, OSError, EOFError, zlib.error) as error:
-            return Rejected(f"{request!r} cannot be read: {error}")
+        except EncodingError as error:
+            return Rejected(str(error))
         outcome = sender.export(added.request)
         if isinstance(outcome, Accepted):
             self._sums.keep(added)

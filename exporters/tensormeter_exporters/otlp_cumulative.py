@@ -27,6 +27,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
 
 from tensormeter.exporter import Request
 from tensormeter.private import make_directory, write_file
+from tensormeter_exporters.bodies import decoding, decompress
 
 __all__ = ["DeltaToCumulative"]
 
@@ -86,16 +87,18 @@ class DeltaToCumulative:
         """The request with cumulative points. What was added up counts from `keep` on.
 
         Raises:
-            DecodeError, OSError, EOFError, zlib.error: The body is not what it claims to be.
+            EncodingError: The body is not what it claims to be.
         """
-        message = ExportMetricsServiceRequest.FromString(gzip.decompress(request.body))
+        body = decompress(request)
         added = Added(request, request.id)
-        for resource in message.resource_metrics:
-            who = resource.resource.SerializeToString(deterministic=True)
-            for scope in resource.scope_metrics:
-                where = scope.scope.SerializeToString(deterministic=True)
-                for metric in scope.metrics:
-                    self._add_metric((who, where), metric, added.points)
+        with decoding(request):
+            message = ExportMetricsServiceRequest.FromString(body)
+            for resource in message.resource_metrics:
+                who = resource.resource.SerializeToString(deterministic=True)
+                for scope in resource.scope_metrics:
+                    where = scope.scope.SerializeToString(deterministic=True)
+                    for metric in scope.metrics:
+                        self._add_metric((who, where), metric, added.points)
         if added.points:
             body = gzip.compress(message.SerializeToString(), _GZIP_LEVEL, mtime=0)
             added.request = Request(request.id, request.signal, body, request.items)

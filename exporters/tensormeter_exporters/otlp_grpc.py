@@ -1,6 +1,5 @@
 """OTLP over gRPC: unary calls with the encoded bytes, without generated stubs."""
 
-import gzip
 import re
 from pathlib import Path
 from typing import Final
@@ -11,8 +10,9 @@ from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 
-from tensormeter.errors import SettingsError
+from tensormeter.errors import EncodingError, SettingsError
 from tensormeter.exporter import Outcome, Rejected, Request, Retry, Signal, TooLarge, Unauthorized
+from tensormeter_exporters.bodies import decompress
 from tensormeter_exporters.otlp_answer import read_response
 from tensormeter_exporters.otlp_environment import OtlpTarget, how_to_leave_out
 
@@ -71,8 +71,12 @@ class OtlpGrpcSender:
 
     def export(self, request: Request) -> Outcome:
         try:
+            body = decompress(request)
+        except EncodingError as error:
+            return Rejected(str(error))
+        try:
             answer = self._calls[request.signal](
-                gzip.decompress(request.body),
+                body,
                 timeout=self._timeout,
                 metadata=self._metadata,
             )

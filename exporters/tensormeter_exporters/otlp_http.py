@@ -1,12 +1,12 @@
 """OTLP over HTTP, with protobuf."""
 
-import gzip
 import ssl
 from typing import Final
 
 from tensormeter.environment import key_log_usable
-from tensormeter.errors import SettingsError
+from tensormeter.errors import EncodingError, SettingsError
 from tensormeter.exporter import Outcome, Rejected, Request, Retry, TooLarge, Unauthorized
+from tensormeter_exporters.bodies import decompress
 from tensormeter_exporters.otlp_environment import OtlpTarget, how_to_leave_out
 from tensormeter_exporters.otlp_post import OtlpPost
 
@@ -37,7 +37,10 @@ class OtlpHttpSender:
         if self._target.gzip:
             body = request.body
         else:
-            body = gzip.decompress(request.body)
+            try:
+                body = decompress(request)
+            except EncodingError as error:
+                return Rejected(str(error))
             if len(body) > _LARGEST_REQUEST:
                 return TooLarge(f"{len(body)} bytes are more than OTLP allows in one request")
         answer = self._post.send(self._target.endpoint, body, {})

@@ -4,7 +4,6 @@ The step of a value is that of the gauge `tensormeter.step` of the same process 
 A row is never split over two requests, so it is always in the same one.
 """
 
-import gzip
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -12,7 +11,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tensormeter.errors import EncodingError
 from tensormeter.exporter import Accepted, Request
 from tensormeter.otlp.batch import (
     STEP_METRIC,
@@ -31,6 +29,7 @@ from tensormeter.otlp.batch import (
 from tensormeter.otlp.buckets import explicit_buckets
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.media import Media, media_of
+from tensormeter_exporters.bodies import decoding, decompress
 
 __all__ = [
     "RUN_CONFIG",
@@ -162,34 +161,38 @@ def read_metrics(request: Request) -> list[SteppedSeries]:
     """Every series of a metrics request but the steps themselves.
 
     Raises:
-        EncodingError, OSError: The body is not what it claims to be.
+        EncodingError: The body is not what it claims to be. Nothing else is raised.
     """
-    batches = decode_metrics(gzip.decompress(request.body))
-    steps = _steps(batches)
-    return [
-        SteppedSeries(speaker, series, *_join(series.times, steps.get(speaker.process)))
-        for batch in batches
-        for speaker in [Speaker.of(batch.resource)]
-        for series in batch.series
-        if series.name != STEP_METRIC
-    ]
+    body = decompress(request)
+    with decoding(request):
+        batches = decode_metrics(body)
+        steps = _steps(batches)
+        return [
+            SteppedSeries(speaker, series, *_join(series.times, steps.get(speaker.process)))
+            for batch in batches
+            for speaker in [Speaker.of(batch.resource)]
+            for series in batch.series
+            if series.name != STEP_METRIC
+        ]
 
 
 def read_events(request: Request) -> list[Spoken]:
     """Every event of a logs request.
 
     Raises:
-        EncodingError, OSError: The body is not what it claims to be.
+        EncodingError: The body is not what it claims to be. Nothing else is raised.
     """
     found = []
-    for resource, events in decode_events(gzip.decompress(request.body)):
-        speaker = Speaker.of(resource)
-        for event in events:
-            try:
-                media, step = media_of(event) or (None, None)
-                found.append(Spoken(speaker, event, media, step))
-            except EncodingError as error:
-                found.append(Spoken(speaker, event, error=str(error)))
+    body = decompress(request)
+    with decoding(request):
+        for resource, events in decode_events(body):
+            speaker = Speaker.of(resource)
+            for event in events:
+                try:
+                    media, step = media_of(event) or (None, None)
+                    found.append(Spoken(speaker, event, media, step))
+                except Exception as error:  # of whatever kind: it costs this event alone
+                    found.append(Spoken(speaker, event, error=f"{event.name}: {error}"))
     return found
 
 

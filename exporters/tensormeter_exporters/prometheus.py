@@ -285,7 +285,7 @@ class PrometheusExporter:
             return Accepted()  # there is no place for events in Prometheus
         try:
             found = read_metrics(request)
-        except (EncodingError, EOFError, OSError) as error:
+        except EncodingError as error:
             return Rejected(str(error))
         ordered = sorted((stepped for stepped in found if len(stepped.steps)), key=_by_precedence)
         # A metric that was logged under the name of a statistic (`grad/mean`) goes first, too.

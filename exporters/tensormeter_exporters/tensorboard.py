@@ -5,7 +5,6 @@ Written through TensorBoard's own record writer and messages, without TensorFlow
 Scalars are single precision there. A request that comes again is in the file once: see `appending`.
 """
 
-import gzip
 import io
 import json
 import re
@@ -74,7 +73,7 @@ class TensorBoardExporter:
                 outcome = accepted(events)
                 for spoken in events:
                     found.setdefault(spoken.speaker, []).extend(_spoken_events(spoken))
-        except (EncodingError, EOFError, gzip.BadGzipFile) as error:
+        except EncodingError as error:
             return Rejected(str(error))
         try:
             self._files.append(

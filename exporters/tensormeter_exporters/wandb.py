@@ -84,7 +84,7 @@ class WandbExporter:
             return Accepted()
         try:
             said, rows, counts = _contents(request)
-        except (EncodingError, EOFError) as error:
+        except EncodingError as error:
             return Rejected(str(error))
         try:
             entry = self._journal.begin(request, counts)
@@ -207,7 +207,7 @@ def _contents(request: Request) -> tuple[list[Spoken], list[_Row], dict[str, int
     """The events of a request, its rows, and how many rows each process has that it speaks of.
 
     Raises:
-        EncodingError, EOFError: The body is not what it claims to be.
+        EncodingError: The body is not what it claims to be.
     """
     said = read_events(request) if request.signal == "logs" else []
     rows = [*_media(said)] if request.signal == "logs" else _rows(read_metrics(request))

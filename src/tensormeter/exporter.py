@@ -12,7 +12,10 @@ It may block for as long as the timeout that it was given, and not longer.
 It neither retries nor sleeps: it reports an outcome, and delivery (backoff, `Retry-After`, order, the spool) acts on it.
 
 Outcomes are values, not exceptions.
-An exception that escapes from `export` is treated as `Retry`.
+An exporter that cannot write some of the items writes the others and returns `Accepted` with their number in `rejected`.
+An exception that escapes from `export` should leave nothing of the request behind. An outage (`outages.is_outage`: network, disk,
+a package that is missing) is treated as `Retry`. After any other exception delivery tries the request three times, the last time with
+a new exporter, and then treats the exception as `Rejected` with `divide`: the item that causes it is set aside.
 """
 
 import re

@@ -11,13 +11,19 @@ Waiting between attempts doubles from 1 to 60 seconds with full jitter (`retryin
 an hour.
 There is no limit on attempts while the agent lives; what it leaves stays in the spool.
 
+An exporter that raises an exception is a different matter, because one item may be the cause and would block the queue for ever.
+An outage (`outages`) is retried without a limit. After any other exception the request is tried three times, the last time
+with a new exporter, and then divided until the item that causes the exception stands alone, which is set aside.
+
 A receiver that refuses the token gets nothing more until there is another token, somebody says to try again, or a quarter of
 an hour is over: the destination is parked.
 A request that is too large is sent in halves, and those in halves again; which ones they are, and their ids, follow from the
 request, so that a new agent sends the same ones.
 """
 
+import dataclasses
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -38,6 +44,7 @@ from tensormeter.exporter import (
     Unauthorized,
     load_exporter,
 )
+from tensormeter.outages import is_outage
 from tensormeter.pace import UploadRate
 from tensormeter.pipeline.errors import SpoolDamagedError
 from tensormeter.pipeline.outgoing import Outgoing
@@ -65,6 +72,14 @@ _PATIENCE: Final = 1.0
 """Seconds that an attempt of one signal may take before the other signal no longer waits for its turn."""
 
 _TURN_LOOK: Final = 0.1
+
+_TRIES: Final = 3
+"""Attempts at a request whose exporter raises, before the request is divided."""
+
+_TRIES_OF_ITEM: Final = 2
+"""Attempts at a single item of such a request, before the item is set aside. A part with several items is divided at once."""
+
+_LONGEST_REASON: Final = 500
 
 
 def deliveries(
@@ -161,6 +176,13 @@ class Delivery:
         """The value of `_news` when nothing was found to deliver; -1 while there is something."""
         self._position: int | None = None
         self._attempt_began: float | None = None
+        self._raising = ""
+        """Id of the request at which the exporter raised an exception last."""
+        self._raises = 0
+        self._divided = ""
+        """Id of the last request that was divided because the exporter raised an exception."""
+        self._renew = False
+        """Whether the next attempt needs a new exporter: the present one may have been left in a broken state."""
         self._recalled: float | None = None
         """When a sibling that had failed too was successful, until this delivery has made an attempt of its own."""
 
@@ -213,10 +235,10 @@ class Delivery:
                 self.damaged = True
                 self._on_progress()
                 return
-            except Exception as error:  # an exporter that cannot be constructed, or a disk that refuses
+            except BaseException as error:  # an exporter that cannot be constructed, or a disk that refuses
                 if not self.failures:
                     logger.exception("delivery to %s failed", self.destination)
-                self._failed(f"{type(error).__name__}: {error}", _TROUBLE_DELAY)
+                self._failed(_describe(error), _TROUBLE_DELAY)
                 self._on_progress()
                 self._stop.wait(_TROUBLE_DELAY)
 
@@ -233,9 +255,12 @@ class Delivery:
         )
 
     def _deliver(self, spool: Spool, exporter: Exporter, token: str | None) -> None:
-        """Deliver until told to stop, or until there is another token to do it with."""
+        """Deliver until told to stop, or until there is another token, or a reason for a new exporter."""
         delays = exponential_delays(_FIRST_DELAY, _LONGEST_DELAY)
         while not self._stop.is_set():
+            if self._renew:
+                self._renew = False
+                return
             delay = self._deliver_next(spool, exporter, delays)
             if delay is None:
                 delays = exponential_delays(_FIRST_DELAY, _LONGEST_DELAY)
@@ -360,9 +385,66 @@ class Delivery:
     def _export(self, exporter: Exporter, request: Request) -> Outcome:
         self._attempt_began = time.monotonic()
         try:
-            return exporter.export(request)
-        except Exception as error:
-            logger.exception("exporter %s failed", self.destination)
-            return Retry(f"{type(error).__name__}: {error}")
+            outcome = _checked(exporter.export(request), request.items)
+        except BaseException as error:  # whatever a library raises, `SystemExit` too: the queue must go on
+            return self._outcome_of(error, request)
         finally:
             self._attempt_began = None
+        self._raising = ""
+        return outcome
+
+    def _outcome_of(self, error: BaseException, request: Request) -> Outcome:
+        """What to do about an exception: try again, or divide the request."""
+        reason = _describe(error)
+        if is_outage(error):
+            logger.warning("exporter %s failed", self.destination, exc_info=not self.failures)
+            return Retry(reason)
+        if self._raising != request.id:
+            self._raising, self._raises = request.id, 0
+        self._raises += 1
+        part = bool(self._divided) and request.id.startswith(f"{self._divided}.")
+        if not part and self._raises == 1:
+            logger.error("exporter %s failed at %r", self.destination, request, exc_info=error)
+        tries = _TRIES if not part else _TRIES_OF_ITEM if request.items <= 1 else 1
+        if self._raises < tries:
+            self._renew = self._raises == tries - 1
+            return Retry(reason)
+        if not part:
+            self._divided = request.id
+        return Rejected(f"the exporter raised {reason}", divide=True)
+
+
+def _checked(outcome: object, items: int) -> Outcome:
+    """An outcome with fields of the right types, as far as they can be made so.
+
+    Raises:
+        TypeError, ValueError: The exporter returned something else.
+    """
+    match outcome:
+        case Accepted():
+            rejected = min(max(int(outcome.rejected), 0), items)
+            return dataclasses.replace(outcome, rejected=rejected, message=_plain(outcome.message))
+        case Retry():
+            after = None if outcome.after is None else float(outcome.after)
+            return dataclasses.replace(
+                outcome, reason=_plain(outcome.reason), after=after if after and math.isfinite(after) else None
+            )
+        case Rejected() | TooLarge() | Unauthorized():
+            return dataclasses.replace(outcome, reason=_plain(outcome.reason))
+    raise TypeError(f"expected an Outcome from the exporter, got {type(outcome).__name__}")
+
+
+def _describe(error: BaseException) -> str:
+    """Type and text of an exception."""
+    try:
+        text = str(error)
+    except Exception:  # of an exception whose own text cannot be made
+        text = ""
+    name = type(error).__name__
+    return f"{name}: {_plain(text)}" if text else name
+
+
+def _plain(text: object) -> str:
+    """A text that every file and database can hold, not too long: it may quote the data."""
+    plain = str(text).encode(errors="replace").decode()
+    return plain if len(plain) <= _LONGEST_REASON else f"{plain[:_LONGEST_REASON]}..."

@@ -1,0 +1,73 @@
+"""Outages: exceptions whose cause is the network, the disk or the installation, not the data at hand.
+
+The same data can be delivered once the outage is over. Any other exception of an exporter may be caused by one item, which would
+fail again and again.
+"""
+
+import errno
+import socket
+import sqlite3
+import ssl
+from typing import Final
+
+from tensormeter.errors import SettingsError
+
+__all__ = ["is_outage"]
+
+_ABOUT_NAMES: Final = frozenset(
+    {
+        errno.EEXIST,
+        errno.EILSEQ,
+        errno.EINVAL,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENOTDIR,
+        errno.ENOTEMPTY,
+    }
+)
+"""Errors of the operating system that a file's name can cause, which may be made of an item's key."""
+
+_NETWORK: Final = (ConnectionError, TimeoutError, socket.gaierror, socket.herror, ssl.SSLError)
+_UNREACHABLE: Final = frozenset(
+    {errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETRESET, errno.ENETUNREACH, errno.ETIMEDOUT}
+)
+
+_DATABASE: Final = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_READONLY,
+    }
+)
+
+_LONGEST_CHAIN: Final = 16
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether an exception says that something around the data does not work.
+
+    That is an unreachable receiver (also as the cause of another exception, since libraries wrap those), a disk that is full,
+    read-only or broken, a package that is not installed, or a setting that cannot be used.
+    """
+    if isinstance(error, ImportError | SettingsError):
+        return True
+    if isinstance(error, sqlite3.Error):
+        return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in _DATABASE
+    if isinstance(error, OSError) and error.errno is not None and not _is_network(error):
+        return error.errno not in _ABOUT_NAMES
+    cause: BaseException | None = error
+    for _ in range(_LONGEST_CHAIN):
+        if cause is None:
+            break
+        if _is_network(cause):
+            return True
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return False
+
+
+def _is_network(error: BaseException) -> bool:
+    return isinstance(error, _NETWORK) or (isinstance(error, OSError) and error.errno in _UNREACHABLE)
