@@ -13,7 +13,7 @@ from tensormeter.errors import StoreError
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.encode import encode_events, encode_metrics
-from tensormeter.server.store import NotFoundError, RunChanges, RunRef, Selection, removal
+from tensormeter.server.store import NotFoundError, RunChanges, RunRef, Selection, migration, removal
 from tensormeter.server.store.chunks import encode_chunk
 from tensormeter.server.store.maintenance import back_up, compact
 from tensormeter.server.store.points import Points
@@ -158,8 +158,6 @@ def test_a_store_of_version_1_is_brought_up_to_date(tmp_path, open_store, query,
 
 
 def test_a_migration_that_fails_leaves_the_old_store(tmp_path, open_store, query, monkeypatch):
-    from tensormeter.server.store import migration
-
     write_version_1(tmp_path / "store" / "tensormeter.db")
     before = query("SELECT name FROM sqlite_master ORDER BY name")
     with monkeypatch.context() as patch:
@@ -181,7 +179,7 @@ def test_retention_by_age(open_store, query, monkeypatch):
     query("SELECT 1")
     store = open_store(retention=Retention(max_age=3600))
     with closing(sqlite3.connect(store_file(store))) as connection:
-        connection.execute("UPDATE run SET updated = 1 WHERE run_id IN ('old', 'kept')")
+        connection.execute("UPDATE run SET updated = 1, tally = NULL WHERE run_id IN ('old', 'kept')")
         connection.commit()
     append(store, [2**62], [3.0], run="live")
     store.fold()
@@ -280,6 +278,37 @@ def test_the_commands(open_store, tmp_path):
     assert "chunks" in done.stdout
 
 
+def without_seals(old):
+    """Take out what version 7 added."""
+    for table, columns in migration._SEALS.items():
+        for column in columns:
+            old.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+    old.execute("DROP TABLE damaged")
+
+
+def test_rows_of_a_store_of_version_6_get_their_seals_when_they_are_written(open_store, query, tmp_path):
+    store = open_store()
+    append(store, [1, 2], [1.0, 2.0])
+    events(store, Event("tensormeter.run.start", 5, {"config": {"lr": 1}}))
+    store.close()
+    with closing(sqlite3.connect(tmp_path / "store" / "tensormeter.db", isolation_level=None)) as old:
+        without_seals(old)
+        old.execute("PRAGMA user_version = 6")
+    store = open_store()
+    assert query("SELECT count(*) FROM chunk WHERE seal IS NULL") == [(1,)]
+    assert (values(store), store.run(RunRef("r")).config) == ([1.0, 2.0], {"lr": 1})
+    append(store, [3], [3.0])
+    append(store, [1], [1.0], name="other")
+    store.fold()
+    assert (values(store), store.run(RunRef("r")).summary["v"].count) == ([1.0, 2.0, 3.0], 3)
+    for table, column in (("run", "tally"), ("series", "seal"), ("series", "directory"), ("summary", "seal")):
+        assert query(f"SELECT count(*) FROM {table} WHERE {column} IS NULL") == [(0,)]
+    append(store, [4, 5], [4.0, 5.0])
+    store.fold()
+    assert query("SELECT count(*) FROM chunk WHERE seal IS NULL") == [(0,)]
+    store.close()
+
+
 def test_events_of_a_store_of_version_4_are_read_and_stored_once(open_store, query, tmp_path):
     """Those had neither severity nor ids."""
     event = Event("tensormeter.alert", 5, {"title": "t", "text": "", "level": "WARN"})
@@ -289,6 +318,7 @@ def test_events_of_a_store_of_version_4_are_read_and_stored_once(open_store, que
     store.close()
     with closing(sqlite3.connect(tmp_path / "store" / "tensormeter.db", isolation_level=None)) as old:
         old.execute("ALTER TABLE event DROP COLUMN record")
+        without_seals(old)
         old.execute("PRAGMA user_version = 4")
     store = open_store()
     store.append_events([(resource, [event])], payload=b"2")

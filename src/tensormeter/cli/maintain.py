@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from tensormeter.errors import UsageError
+from tensormeter.errors import StoreError, UsageError
 
 __all__ = ["backup", "compact", "data_option", "need_server", "store_folder"]
 
@@ -28,6 +28,10 @@ def compact(directory: Path | None) -> None:
         f"{done.chunks_before:,} chunks are {done.chunks_after:,} now, "
         f"{done.bytes_before:,} bytes are {done.bytes_after:,}"
     )
+    if done.damaged:
+        raise StoreError(
+            f"{done.damaged:,} series are damaged and were left as they are; `tensormeter check` lists them"
+        )
 
 
 @click.command()

@@ -7,7 +7,7 @@ from typing import ClassVar, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tensormeter.errors import StoreError
+from tensormeter.server.store.errors import DamagedError
 
 __all__ = ["BLOCK_POINTS", "FIRST", "HIGHEST", "LAST", "LOWEST", "MISSING", "PICKS", "Blocks"]
 
@@ -127,12 +127,12 @@ class Blocks:
         """What `encode` made, or several of them, shape (..., ROWS, b), as one.
 
         Raises:
-            StoreError: There is an empty block.
+            DamagedError: There is an empty block.
         """
         rows = np.ascontiguousarray(np.moveaxis(words, -2, -1)).reshape(-1, cls.ROWS)
         counts = np.ascontiguousarray(rows[:, 0])
         if (counts < 1).any():
-            raise StoreError("samples of the store are damaged: counts; restore the data folder from a backup")
+            raise DamagedError("samples: counts")
         times, values, steps = (np.ascontiguousarray(rows[:, 1 + PICKS * i : 1 + PICKS * (i + 1)]) for i in range(3))
         return cls(counts, times, values.view(np.float64), steps)
 

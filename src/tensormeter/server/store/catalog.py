@@ -11,6 +11,7 @@ from tensormeter.server.store.arrivals import Arrival
 from tensormeter.server.store.heads import Placed
 from tensormeter.server.store.points import Points
 from tensormeter.server.store.reader import beginning
+from tensormeter.server.store.seals import RUN_TALLY
 from tensormeter.server.store.source import Source
 
 __all__ = ["DELETED", "Catalog", "find_run"]
@@ -225,12 +226,15 @@ def find_run(connection: sqlite3.Connection, run_id: str, project: str | None) -
     Raises:
         NotFoundError: There is none.
         AmbiguousRunError: `project` is None and several projects have one.
+        DamagedError: Its row is damaged.
     """
     rows = connection.execute(
-        "SELECT id, project FROM run WHERE run_id = ? AND project = ifnull(?, project) AND NOT deleted ORDER BY project",
+        f"SELECT {RUN_TALLY.selection} FROM run WHERE run_id = ? AND project = ifnull(?, project) AND NOT deleted"
+        " ORDER BY project",
         (run_id, project),
     ).fetchall()
     if len(rows) == 1:
+        RUN_TALLY.verify(rows[0], f"the row of run {run_id!r}")
         return int(rows[0][0])
     if rows:
         names = ", ".join(repr(row[1]) for row in rows[:10])

@@ -9,6 +9,7 @@ __all__ = [
     "AmbiguousRunError",
     "AnswerTooLargeError",
     "BatchConflictError",
+    "DamagedError",
     "NotFoundError",
     "StoreUnavailableError",
     "TooManyPointsError",
@@ -17,6 +18,20 @@ __all__ = [
 
 MAX_ANSWER_TEXT: Final = 32 << 20
 """Characters of JSON that one read of events decodes: they take several times the memory then."""
+
+
+class DamagedError(StoreError):
+    """Something stored is not as it was written. It is not served; everything else is.
+
+    Attributes:
+        series: Row of the series that it belongs to, if it is one's.
+        named: Whether the message says which run it is about.
+    """
+
+    def __init__(self, message: str, *, series: int | None = None, named: bool = False) -> None:
+        super().__init__(message)
+        self.series = series
+        self.named = named
 
 
 class NotFoundError(StoreError):

@@ -10,9 +10,10 @@ from typing import Any, Final
 from tensormeter.otlp.batch import Event
 from tensormeter.server.store import RunRef, StoredEvent
 from tensormeter.server.store.canonical import canonical_json
-from tensormeter.server.store.errors import MAX_ANSWER_TEXT, AnswerTooLargeError
+from tensormeter.server.store.errors import MAX_ANSWER_TEXT, AnswerTooLargeError, DamagedError
 from tensormeter.server.store.lifecycle import HEARTBEAT, apply_event
-from tensormeter.server.store.media import Media, MediaError, take_media
+from tensormeter.server.store.media import Media, MediaError, is_of_type, take_media
+from tensormeter.server.store.seals import checksum, verify
 
 __all__ = [
     "ALERT",
@@ -34,6 +35,14 @@ ALERT: Final = "tensormeter.alert"
 MAX_EVENT_JSON: Final = 1 << 20
 """Characters in the body and the attributes of one event, as JSON, without images."""
 
+
+SEALED: Final = "run, process, time, name, key, step, digest, body, attributes, record"
+"""Columns of an event that its seal covers."""
+
+_READ: Final = (
+    "event.id, event.run, event.process, event.time, event.name, event.key, event.step, event.digest, event.body,"
+    " event.attributes, event.record, event.seal, process.process"
+)
 
 _IDENTITY: Final = ("severity_number", "severity_text", "trace_id", "span_id")
 """Fields that tell records apart which have the same time, name, body and attributes."""
@@ -106,13 +115,13 @@ def insert_event(
         changed.add(run)
     if event.name == HEARTBEAT:
         return None
+    columns = (
+        *(run, process, time, event.name, *key_and_step(event), prepared.digest),
+        *(prepared.body, prepared.attributes, prepared.record),
+    )
     connection.execute(
-        "INSERT OR IGNORE INTO event (run, process, time, name, key, step, digest, body, attributes, record)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            *(run, process, time, event.name, *key_and_step(event), prepared.digest),
-            *(prepared.body, prepared.attributes, prepared.record),
-        ),
+        f"INSERT OR IGNORE INTO event ({SEALED}, seal) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (*columns, checksum(*columns)),
     )
     connection.executemany(
         "INSERT OR IGNORE INTO media (run, digest, content_type, data) VALUES (?, ?, ?, ?)",
@@ -149,30 +158,28 @@ def read_events(
             condition += f" AND {column} {operator} ?"
             parameters.append(value)
     rows = connection.execute(
-        "SELECT event.id, time, name, step, process.process, attributes, body, record"
-        f" FROM event JOIN process ON process.id = event.process WHERE {condition}"
+        f"SELECT {_READ} FROM event JOIN process ON process.id = event.process WHERE {condition}"
         " ORDER BY time DESC, event.id DESC LIMIT ?",
         (*parameters, limit),
     )
     events: list[StoredEvent] = []
     size = 0
     for row in rows:
-        size += len(row[5]) + len(row[6])
+        size += len(row[8]) + len(row[9])
         if size > MAX_ANSWER_TEXT:
             raise AnswerTooLargeError("these events", "ask for fewer with limit, or by name, key, start and stop")
-        events.append(stored_event(row))
+        events.append(_sealed_event(row))
     return events
 
 
 def read_alerts(connection: sqlite3.Connection, after: int, limit: int) -> list[tuple[RunRef, StoredEvent]]:
     """Alerts of all runs with greater ids, the oldest first."""
     rows = connection.execute(
-        "SELECT run_id, project, event.id, time, event.name, step, process.process, attributes, body, record FROM event"
-        " JOIN run ON run.id = event.run JOIN process ON process.id = event.process"
+        f"SELECT run_id, project, {_READ} FROM event JOIN run ON run.id = event.run JOIN process ON process.id = event.process"
         " WHERE event.id > ? AND event.name = ? AND NOT deleted ORDER BY event.id LIMIT ?",
         (after, ALERT, limit),
     )
-    return [(RunRef(row[0], row[1]), stored_event(row[2:])) for row in rows]
+    return [(RunRef(row[0], row[1]), _sealed_event(row[2:])) for row in rows]
 
 
 def read_media(connection: sqlite3.Connection, run: int, digest: str) -> tuple[str, bytes] | None:
@@ -180,13 +187,26 @@ def read_media(connection: sqlite3.Connection, run: int, digest: str) -> tuple[s
     row = connection.execute(
         "SELECT content_type, data FROM media WHERE run = ? AND digest = ?", (run, digest)
     ).fetchone()
-    return None if row is None else (row[0], row[1])
+    if row is None:
+        return None
+    content_type, data = row
+    if hashlib.sha256(data).hexdigest() != digest or not is_of_type(data, content_type):
+        raise DamagedError(f"media {digest} of run {run}: its bytes are not those that were stored")
+    return content_type, data
 
 
 def last_event(connection: sqlite3.Connection) -> int:
     """The highest id of an event."""
     row = connection.execute("SELECT ifnull(max(id), 0) FROM event").fetchone()
     return int(row[0])
+
+
+def _sealed_event(row: Sequence[Any]) -> StoredEvent:
+    """An event from the columns `_READ`. Raises DamagedError."""
+    number, run, process, time, name, key, step, digest, body, attributes, record, seal, process_name = row
+    columns = run, process, time, name, key, step, digest, body, attributes, record
+    verify(f"event {number} of run {run}", seal, *columns)
+    return stored_event((number, time, name, step, process_name, attributes, body, record))
 
 
 def stored_event(row: Sequence[Any]) -> StoredEvent:

@@ -11,17 +11,21 @@ Chunks of a series never share a time: what is folded leaves out the times that 
 import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
 from tensormeter.server.store import journal
+from tensormeter.server.store.chunk_rows import Span, find_chunks, insert_chunks, spans
 from tensormeter.server.store.chunks import Chunk, encode_chunk, full_chunk
+from tensormeter.server.store.errors import DamagedError
 from tensormeter.server.store.heads import HeadView, Layer, Newest, newest
 from tensormeter.server.store.points import Column, Points
-from tensormeter.server.store.reader import chunk_points, chunks
+from tensormeter.server.store.reader import chunk_points
+from tensormeter.server.store.seals import directory_of
 from tensormeter.server.store.steps import StepFinder
 from tensormeter.server.store.summary import Totals, add_totals
+from tensormeter.server.store.transaction import CHANGED
 
 __all__ = ["Fold", "apply_folds", "filled", "plan_folds"]
 
@@ -33,6 +37,7 @@ class Fold:
     Attributes:
         first: Order number of the first new chunk; old chunks from there on are replaced.
         chunks: The new chunks.
+        directory: Of all chunks of the series, as they will be.
         added: Points that were in no chunk before.
         newest: The latest of them.
         last_step: The step logged at its time, if any.
@@ -44,23 +49,32 @@ class Fold:
     metric: str
     first: int
     chunks: Sequence[Chunk]
+    directory: int
     added: int
     newest: Newest
     last_step: int | None
     totals: Totals | None
 
 
-def plan_folds(connection: sqlite3.Connection, layer: Layer, give_way: Callable[[], None]) -> list[Fold]:
+def plan_folds(
+    connection: sqlite3.Connection,
+    layer: Layer,
+    give_way: Callable[[], None],
+    report: Callable[[DamagedError], None],
+) -> list[Fold]:
     """Read what is needed and encode what is to be written; writes nothing.
 
     Args:
+        connection: To read with.
+        layer: What is to be folded.
         give_way: Called before each series.
+        report: Called with damage that is come upon. A damaged chunk stays as it is, and points go into new ones after it.
     """
     steps = StepFinder(connection, [layer])
     folds = []
     for series, head in layer.series.items():
         give_way()
-        fold = _plan(connection, steps, series, head)
+        fold = _plan(connection, steps, series, head, report)
         if fold is not None:
             folds.append(fold)
     return folds
@@ -69,18 +83,10 @@ def plan_folds(connection: sqlite3.Connection, layer: Layer, give_way: Callable[
 def apply_folds(connection: sqlite3.Connection, folds: Sequence[Fold], upto: int) -> None:
     """Write folds and retire the journal rows that they came from; inside the caller's transaction."""
     connection.executemany("DELETE FROM chunk WHERE series = ? AND seq >= ?", [(f.series, f.first) for f in folds])
+    insert_chunks(connection, ((f.series, f.first + i, chunk) for f in folds for i, chunk in enumerate(f.chunks)))
     connection.executemany(
-        "INSERT INTO chunk (series, seq, n, t_min, t_max, kind, times, words, integers)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [
-            (f.series, f.first + i, c.n, c.t_min, c.t_max, c.kind, c.times, c.words, c.integers)
-            for f in folds
-            for i, c in enumerate(f.chunks)
-        ],
-    )
-    connection.executemany(
-        "UPDATE series SET points = points + ? WHERE id = ?",
-        [(fold.added, fold.series) for fold in folds],
+        "UPDATE series SET points = points + ?, directory = ? WHERE id = ?",
+        [(fold.added, fold.directory, fold.series) for fold in folds],
     )
     connection.executemany(
         "UPDATE series SET last_time = ?, last_word = ?, last_integer = ?, last_step = ?"
@@ -104,37 +110,99 @@ def filled(folds: Sequence[Fold]) -> list[tuple[int, int]]:
     return [(fold.series, fold.first + i) for fold in folds for i, chunk in enumerate(fold.chunks) if chunk.is_full]
 
 
-def _plan(connection: sqlite3.Connection, steps: StepFinder, series: int, head: HeadView) -> Fold | None:
+def _plan(
+    connection: sqlite3.Connection,
+    steps: StepFinder,
+    series: int,
+    head: HeadView,
+    report: Callable[[DamagedError], None],
+) -> Fold | None:
     points = type(head.parts[0]).concat(head.parts).distinct()
-    start, stop = int(points.times[0]), int(points.times[-1]) + 1
-    for chunk in chunks(connection, series, start, stop):
-        points = points[~np.isin(points.times, chunk_points(chunk).times)]
+    chunks = _Chunks(connection, series, type(points), report)
+    start, stop = int(points.times[0]), int(points.times[-1])
+    for span in chunks.spans:
+        if span.t_max >= start and span.t_min <= stop:
+            known = chunks.points(span)
+            if known is not None:
+                points = points[~np.isin(points.times, known.times)]
     if not len(points):
         return None
     added, latest = len(points), newest(points)
-    step = steps.at(head.process, latest[0])
+    try:
+        step = steps.at(head.process, latest[0])
+    except DamagedError as error:
+        report(error)
+        step = None
     totals = Totals.of(points, step) if isinstance(points, Points) else None
-    first, pieces = _merge(connection, series, points)
-    return Fold(series, head.run, head.metric, first, pieces, added, latest, step, totals)
+    first, pieces = _merge(chunks, points)
+    directory = chunks.directory(first, pieces)
+    return Fold(series, head.run, head.metric, first, pieces, directory, added, latest, step, totals)
 
 
-def _merge(connection: sqlite3.Connection, series: int, points: Column) -> tuple[int, list[Chunk]]:
+def _merge(chunks: "_Chunks", points: Column) -> tuple[int, list[Chunk]]:
     """New chunks out of points and the youngest chunks, and the order number of the first."""
-    tail = connection.execute(
-        "SELECT seq, n FROM chunk WHERE series = ? ORDER BY seq DESC LIMIT 64", (series,)
-    ).fetchall()
     full = full_chunk(points)
-    first = tail[0][0] + 1 if tail else 0
+    first = chunks.spans[-1].seq + 1 if chunks.spans else 0
     merged = len(points)
-    for seq, n in tail:
-        if n > merged or n >= full:
+    parts = [points]
+    for span in reversed(chunks.spans):
+        if span.n > merged or span.n >= full:
             break
-        first, merged = seq, merged + n
-    if merged > len(points):
-        rows = connection.execute(
-            "SELECT n, t_min, t_max, kind, times, words, integers FROM chunk"
-            " WHERE series = ? AND seq >= ? ORDER BY seq",
-            (series, first),
-        )
-        points = type(points).concat([*(chunk_points(Chunk(*row)) for row in rows), points]).distinct()
+        known = chunks.points(span)
+        if known is None:  # damaged: what can be read of it is for a person to say
+            break
+        parts.insert(0, known)
+        first, merged = span.seq, merged + span.n
+    if len(parts) > 1:
+        points = type(points).concat(parts).distinct()
     return first, [encode_chunk(points[i : i + full]) for i in range(0, len(points), full)]
+
+
+class _Chunks:
+    """The chunks of one series, read once, without those that are damaged."""
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        series: int,
+        kind: type[Column],
+        report: Callable[[DamagedError], None],
+    ) -> None:
+        self._connection = connection
+        self._series = series
+        self._kind = kind
+        self._report = report
+        self._read: dict[int, Column | None] = {}
+        self.spans = spans(connection, series, strict=False)
+        stored = connection.execute("SELECT directory FROM series WHERE id = ?", (series,)).fetchone()
+        self._damage = 0
+        if stored is not None and isinstance(stored[0], int):
+            self._damage = stored[0] ^ directory_of(map(astuple, self.spans))
+        if self._damage:
+            report(DamagedError("its list of chunks does not match the checksum", series=series))
+
+    def points(self, span: Span) -> Column | None:
+        """What a chunk holds; None if it is damaged, which has been reported."""
+        if span.seq not in self._read:
+            self._read[span.seq] = self._points(span)
+        return self._read[span.seq]
+
+    def directory(self, first: int, added: Sequence[Chunk]) -> int:
+        """The checksum of all chunks, once those from `first` on have been replaced. Damage stays in it."""
+        kept = [astuple(span) for span in self.spans if span.seq < first]
+        new = [(first + i, chunk.n, chunk.t_min, chunk.t_max) for i, chunk in enumerate(added)]
+        return directory_of(kept + new) ^ self._damage
+
+    def _points(self, span: Span) -> Column | None:
+        try:
+            (chunk,) = find_chunks(self._connection, self._series, [span])
+            found = chunk_points(chunk)
+        except DamagedError as error:
+            self._report(error)
+            return None
+        except sqlite3.OperationalError:
+            raise
+        except (sqlite3.DatabaseError, *CHANGED) as error:
+            self._report(DamagedError(f"chunk {span.seq}: {error}", series=self._series))
+            return None
+        return found if isinstance(found, self._kind) else None

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tensormeter.otlp.batch import Batch
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.store.arrivals import Arrival, arrivals_of
+from tensormeter.server.store.seals import checksum, verify
 
 __all__ = ["MAX_GAPS", "gap_times", "gaps_of", "has_new_gaps", "insert_gaps", "read_gaps"]
 
@@ -59,8 +60,8 @@ def insert_gaps(connection: sqlite3.Connection, gaps: Iterable[Arrival], seq: in
         names = (source.project, source.run_id, source.process, gap.metric, gap.kind, gap.scope, gap.attributes)
         found = connection.execute(_FIND, names).fetchone()
         if found is not None:
-            rows = ((found[0], time, seq) for time in gap_times(gap).tolist())
-            connection.executemany("INSERT OR IGNORE INTO gap (series, time, seq) VALUES (?, ?, ?)", rows)
+            rows = ((found[0], time, seq, checksum(found[0], time, seq)) for time in gap_times(gap).tolist())
+            connection.executemany("INSERT OR IGNORE INTO gap (series, time, seq, seal) VALUES (?, ?, ?, ?)", rows)
             connection.execute(_TRIM, found)
 
 
@@ -80,12 +81,14 @@ def read_gaps(
     """The gaps of series with start <= time < stop, ascending; of all of them `most` at most, and one more if there are more."""
     first, last = max(start or 0, 0), _LAST if stop is None else max(min(stop, _LAST), 0)
     rows = connection.execute(
-        "SELECT series, time FROM json_each(?) JOIN gap ON gap.series = json_each.value WHERE time >= ? AND time < ?"
+        "SELECT series, time, seq, seal FROM json_each(?) JOIN gap ON gap.series = json_each.value WHERE time >= ? AND time < ?"
         " ORDER BY series, time LIMIT ?",
         (json.dumps([*series]), min(first, _LAST), last, max(most, 0) + 1),
     ).fetchall()
     if not rows:
         return {}
-    keys, times = np.array(rows, np.int64).T
+    for row_series, time, seq, seal in rows:
+        verify(f"a gap of series {row_series}", seal, row_series, time, seq, series=row_series)
+    keys, times = np.array([row[:2] for row in rows], np.int64).T
     edges = np.flatnonzero(np.diff(keys)) + 1
     return {int(key): part for key, part in zip(keys[np.r_[0, edges]], np.split(times, edges), strict=True)}

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 import zstandard
 
-from tensormeter.errors import StoreError
 from tensormeter.server.store import BatchConflictError, Receipt
+from tensormeter.server.store.errors import DamagedError
+from tensormeter.server.store.seals import checksum, is_sound
 
 __all__ = [
     "append",
@@ -23,6 +24,7 @@ __all__ = [
     "record_batch",
     "replay",
     "retire",
+    "set_aside",
 ]
 
 
@@ -39,13 +41,15 @@ def compress(payload: bytes) -> bytes:
 
 
 def find_batch(connection: sqlite3.Connection, batch_id: str, content: bytes) -> Receipt | None:
-    """What was answered to the batch of this id, or None if it is new.
+    """What was answered to the batch of this id, or None if it is new, or that cannot be read any more.
+
+    Storing a batch again does no harm: what is there is not stored twice.
 
     Raises:
         BatchConflictError: It had another content.
     """
-    row = connection.execute("SELECT digest, rejected, message FROM batch WHERE id = ?", (batch_id,)).fetchone()
-    if row is None:
+    row = connection.execute("SELECT digest, rejected, message, seal FROM batch WHERE id = ?", (batch_id,)).fetchone()
+    if row is None or not is_sound(row[3], batch_id, *row[:3]):
         return None
     if row[0] != content:
         raise BatchConflictError(batch_id)
@@ -55,14 +59,19 @@ def find_batch(connection: sqlite3.Connection, batch_id: str, content: bytes) ->
 def record_batch(connection: sqlite3.Connection, batch_id: str, content: bytes, receipt: Receipt) -> None:
     """Remember a batch for good."""
     connection.execute(
-        "INSERT INTO batch (id, digest, received, rejected, message) VALUES (?, ?, ?, ?, ?)",
-        (batch_id, content, time.time_ns(), receipt.rejected, receipt.message),
+        "INSERT OR REPLACE INTO batch (id, digest, received, rejected, message, seal) VALUES (?, ?, ?, ?, ?, ?)",
+        (
+            *(batch_id, content, time.time_ns(), receipt.rejected, receipt.message),
+            checksum(batch_id, content, receipt.rejected, receipt.message),
+        ),
     )
 
 
 def append(connection: sqlite3.Connection, compressed: bytes) -> int:
     """Add a compressed payload; returns its number, which is greater than all before."""
-    seq = connection.execute("INSERT INTO journal (payload) VALUES (?)", (compressed,)).lastrowid
+    seq = connection.execute(
+        "INSERT INTO journal (payload, seal) VALUES (?, ?)", (compressed, checksum(compressed))
+    ).lastrowid
     assert seq is not None
     return seq
 
@@ -87,16 +96,45 @@ def folded(connection: sqlite3.Connection) -> int:
     return 0 if last is None else int(last[0])
 
 
-def replay(connection: sqlite3.Connection) -> Iterator[tuple[int, bytes]]:
-    """Every payload that is in no chunk yet, in order: (number, payload).
-
-    Raises:
-        StoreError: A payload is damaged.
-    """
-    for seq, compressed in connection.execute("SELECT seq, payload FROM journal ORDER BY seq"):
+def replay(connection: sqlite3.Connection) -> Iterator[tuple[int, bytes | DamagedError]]:
+    """Every payload that is in no chunk yet, in order: (number, payload, or why it cannot be had)."""
+    expected = None
+    for (seq,) in connection.execute("SELECT seq FROM journal ORDER BY seq").fetchall():
+        if expected is not None and seq != expected:
+            lost = f"journal rows {expected} to {seq - 1} are missing"
+            yield expected, DamagedError(f"{lost}: {seq - expected} requests with points are lost", named=True)
+        expected = seq + 1
         try:
-            yield seq, zstandard.decompress(compressed)
-        except zstandard.ZstdError as error:
-            raise StoreError(
-                f"journal row {seq} of the store is damaged: {error}; restore the data folder from a backup",
-            ) from None
+            yield seq, _payload(connection, seq)
+        except DamagedError as error:
+            yield seq, error
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError as error:
+            yield seq, DamagedError(_damaged(seq, error), named=True)
+
+
+def set_aside(connection: sqlite3.Connection, seq: int) -> None:
+    """Move a damaged payload out of the journal, so that the others can be folded; inside the caller's transaction."""
+    connection.execute(
+        "INSERT OR REPLACE INTO damaged (seq, time, payload, seal) SELECT seq, ?, payload, seal FROM journal WHERE seq = ?",
+        (time.time_ns(), seq),
+    )
+    connection.execute("DELETE FROM journal WHERE seq = ?", (seq,))
+
+
+def _payload(connection: sqlite3.Connection, seq: int) -> bytes:
+    compressed, seal = connection.execute("SELECT payload, seal FROM journal WHERE seq = ?", (seq,)).fetchone()
+    if not is_sound(seal, compressed):
+        raise DamagedError(_damaged(seq, "the checksum does not match"), named=True)
+    try:
+        return zstandard.decompress(compressed)
+    except zstandard.ZstdError as error:
+        raise DamagedError(_damaged(seq, error), named=True) from None
+
+
+def _damaged(seq: int, why: object) -> str:
+    return (
+        f"journal row {seq} is damaged: {why}; the points of one request are lost, its bytes are kept in the table `damaged`; "
+        "a backup may have them"
+    )

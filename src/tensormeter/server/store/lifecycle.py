@@ -8,6 +8,7 @@ from typing import Final, cast
 from tensormeter.otlp.batch import Event
 from tensormeter.server.store import State
 from tensormeter.server.store.canonical import canonical_json
+from tensormeter.server.store.seals import PROCESS, is_sound
 
 __all__ = [
     "HEARTBEAT",
@@ -138,13 +139,15 @@ def apply_event(connection: sqlite3.Connection, run: int, process: int, event: E
 
 def refresh_run(connection: sqlite3.Connection, run: int) -> None:
     """Bring the run's state, attempt and end up to date with those of its processes."""
-    rows = connection.execute("SELECT attempt, started, ended, end_state FROM process WHERE run = ?", (run,))
-    lives = [Life(*row) for row in rows]
+    rows = connection.execute(f"SELECT {PROCESS.selection} FROM process WHERE run = ?", (run,)).fetchall()
+    lives = [Life(*row[3:7]) for row in rows]
     started = min((life.started for life in lives if life.started is not None), default=None)
     connection.execute(
         "UPDATE run SET state = ?, attempt = ?, ended = ?, started = ifnull(started, ?), stalled = 0 WHERE id = ?",
         (*run_life(lives), started, run),
     )
+    if not all(is_sound(row[-1], *row[:-1]) for row in rows):  # what is made of damage is damaged
+        connection.execute("UPDATE run SET tally = tally + 1 WHERE id = ?", (run,))
 
 
 def run_life(lives: Sequence[Life]) -> tuple[State, int, int | None]:

@@ -2,15 +2,17 @@
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from tensormeter.server.store import MetricSummary, ProcessSummary, ProjectSummary
+from tensormeter.server.store.errors import DamagedError
 from tensormeter.server.store.heads import Layer, Newest
 from tensormeter.server.store.kind import parse_kind
 from tensormeter.server.store.lifecycle import process_state
+from tensormeter.server.store.seals import PROCESS, RESOURCE, SERIES
 from tensormeter.server.store.steps import StepFinder
 
 __all__ = ["list_losses", "list_metrics", "list_processes", "list_projects"]
@@ -26,36 +28,53 @@ def list_projects(connection: sqlite3.Connection) -> list[ProjectSummary]:
 
 def list_processes(connection: sqlite3.Connection, run: int) -> list[ProcessSummary]:
     """The processes of a run, in the order in which they were first seen."""
-    rows = connection.execute(
-        "SELECT process, attempt, resource, started, ended, end_state FROM process WHERE run = ? ORDER BY id", (run,)
-    )
-    return [ProcessSummary(row[0], row[1], json.loads(row[2]), process_state(*row[3:])) for row in rows]
+    found = []
+    for row in _processes(connection, run, f"{PROCESS.selection}, {RESOURCE.selection}"):
+        _, _, process, attempt, started, ended, end_state, *_ = row
+        resource = row[-2]
+        RESOURCE.verify(row[-3:], f"the resource of process {process!r} of run {run}")
+        found.append(ProcessSummary(process, attempt, json.loads(resource), process_state(started, ended, end_state)))
+    return found
 
 
 def list_losses(connection: sqlite3.Connection, run: int) -> dict[str, int]:
     """Counts of what the processes of a run had to drop, by reason."""
     losses: dict[str, int] = {}
-    for (text,) in connection.execute("SELECT losses FROM process WHERE run = ?", (run,)):
-        for reason, count in json.loads(text).items():
+    for row in _processes(connection, run, PROCESS.selection):
+        for reason, count in json.loads(row[7]).items():
             losses[reason] = losses.get(reason, 0) + count
     return losses
+
+
+def _processes(connection: sqlite3.Connection, run: int, columns: str) -> Iterator[Sequence[Any]]:
+    """Rows of the processes of a run; the columns begin with those of their seal. Raises DamagedError."""
+    width = len(PROCESS.columns) + 1
+    for row in connection.execute(f"SELECT {columns} FROM process WHERE run = ? ORDER BY id", (run,)):
+        PROCESS.verify(row[:width], f"the row of process {row[2]!r} of run {run}")
+        yield row
 
 
 def list_metrics(connection: sqlite3.Connection, layers: Sequence[Layer], run: int) -> list[MetricSummary]:
     """Every series of a run, by metric, process and attributes."""
     rows = connection.execute(
-        "SELECT series.id, process.id, metric, kind, process.process, attempt, attributes, scope, unit, description, series.points,"
-        " last_time, last_word, last_integer, last_step"
-        " FROM process JOIN series ON series.process = process.id WHERE run = ?"
+        f"SELECT {SERIES.selection}, process.process, process.attempt FROM process JOIN series ON series.process = process.id WHERE run = ?"
         " ORDER BY metric, process.process, attributes, kind, scope",
         (run,),
     ).fetchall()
+    counted = connection.execute("SELECT series FROM run WHERE id = ?", (run,)).fetchone()
+    if counted is not None and counted[0] != len(rows):
+        raise DamagedError(f"run {run} has {counted[0]} series, and {len(rows)} of them can be found", named=True)
+    for _ in _processes(connection, run, PROCESS.selection):
+        pass
     steps = StepFinder(connection, layers)
     return [_metric(row, layers, steps) for row in rows]
 
 
 def _metric(row: Sequence[Any], layers: Sequence[Layer], steps: StepFinder) -> MetricSummary:
-    series, process, metric, kind_text, name, attempt, attributes, scope, unit, description, points, *last = row
+    series = row[0]
+    SERIES.verify(row[: len(SERIES.columns) + 1], f"the row of series {series}", series=series)
+    _, process, metric, kind_text, scope, attributes, unit, description, points, *last = row[: len(SERIES.columns)]
+    name, attempt = row[-2:]
     newest: Newest | None = None if last[0] is None else (last[0], last[1], bool(last[2]))
     step = last[3]
     for layer in layers:

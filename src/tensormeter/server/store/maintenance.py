@@ -1,5 +1,6 @@
 """What is done to a store's folder from outside: compacting it, and copying it while a server uses it."""
 
+import logging
 import os
 import sqlite3
 import time
@@ -10,12 +11,15 @@ from pathlib import Path
 from typing import Final
 
 from tensormeter.errors import StoreError
-from tensormeter.server.store.chunks import Chunk, encode_chunk, full_chunk
-from tensormeter.server.store.errors import StoreUnavailableError
+from tensormeter.server.store.chunk_rows import find_chunks, insert_chunks, spans, update_directory
+from tensormeter.server.store.chunks import encode_chunk, full_chunk
+from tensormeter.server.store.damage import named
+from tensormeter.server.store.errors import DamagedError, StoreUnavailableError
 from tensormeter.server.store.points import Column
 from tensormeter.server.store.reader import chunk_points
 from tensormeter.server.store.samples import find_unsampled, insert_samples, sample_chunks
 from tensormeter.server.store.schema import connect, holder_of
+from tensormeter.server.store.seals import seal_changes
 from tensormeter.server.store.sqlite import SqliteStore
 from tensormeter.server.store.transaction import mapped_errors, writing
 
@@ -25,7 +29,7 @@ _FILE: Final = "tensormeter.db"
 _PAGES: Final = 1024
 """Pages of 4 KiB that a backup copies before it lets others have the file."""
 
-_SAMPLED_AT_ONCE: Final = 64
+_log = logging.getLogger(__name__)
 
 _BACKUP_PATIENCE: Final = 30.0
 """Seconds that a backup waits for a lock on the store."""
@@ -33,12 +37,13 @@ _BACKUP_PATIENCE: Final = 30.0
 
 @dataclass(frozen=True)
 class Compaction:
-    """What compacting did: chunks and bytes of the file before and after."""
+    """What compacting did: chunks and bytes of the file before and after, and damaged series, which were left as they are."""
 
     chunks_before: int
     chunks_after: int
     bytes_before: int
     bytes_after: int
+    damaged: int = 0
 
 
 def compact(folder: Path) -> Compaction:
@@ -57,14 +62,23 @@ def compact(folder: Path) -> Compaction:
         before = file.stat().st_size
         connection = connect(file)
         try:
+            seal_changes(connection)
             with _naming_holder(file), mapped_errors("compact"):
                 chunks = _count(connection)
+                damaged = 0
                 for (series,) in connection.execute("SELECT DISTINCT series FROM chunk").fetchall():
-                    _merge(connection, series)
-                unsampled = find_unsampled(connection)
-                for i in range(0, len(unsampled), _SAMPLED_AT_ONCE):
+                    try:
+                        _merge(connection, series)
+                    except DamagedError as error:
+                        damaged += 1
+                        _log.warning("tensormeter: not compacted: %s", named(connection, error))
+                for wanted in find_unsampled(connection):
+                    try:
+                        samples = sample_chunks(connection, [wanted])
+                    except DamagedError:
+                        continue
                     with writing(connection):
-                        insert_samples(connection, sample_chunks(connection, unsampled[i : i + _SAMPLED_AT_ONCE]))
+                        insert_samples(connection, samples)
                 after = _count(connection)
                 connection.execute("VACUUM")
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
@@ -72,7 +86,7 @@ def compact(folder: Path) -> Compaction:
             connection.close()
     finally:
         store.close()
-    return Compaction(chunks, after, before, file.stat().st_size)
+    return Compaction(chunks, after, before, file.stat().st_size, damaged)
 
 
 def back_up(folder: Path, target: Path) -> int:
@@ -138,28 +152,23 @@ class _Progress:
 
 
 def _merge(connection: sqlite3.Connection, series: int) -> None:
-    rows = connection.execute(
-        "SELECT seq, n, t_min, t_max, kind, times, words, integers FROM chunk WHERE series = ? ORDER BY seq", (series,)
-    ).fetchall()
-    # What is full already, at the beginning, stays as it is.
-    while rows and rows[0][1] == full_chunk(chunk_points(Chunk(*rows[0][1:]))):
-        rows.pop(0)
-    if len(rows) < 2:
+    """Merge the chunks of a series. Raises DamagedError: one is damaged; nothing was changed."""
+    known = spans(connection, series)
+    read: list[tuple[int, Column]] = []
+    for span, chunk in zip(known, find_chunks(connection, series, known), strict=True):
+        points = chunk_points(chunk)
+        if read or span.n != full_chunk(points):  # what is full already, at the beginning, stays as it is
+            read.append((span.seq, points))
+    if len(read) < 2:
         return
-    parts: list[Column] = [chunk_points(Chunk(*row[1:])) for row in rows]
-    points = type(parts[0]).concat(parts).distinct()
+    points = type(read[0][1]).concat([points for _, points in read]).distinct()
     full = full_chunk(points)
     merged = [encode_chunk(points[i : i + full]) for i in range(0, len(points), full)]
+    first = read[0][0]
     with writing(connection):
-        connection.execute("DELETE FROM chunk WHERE series = ? AND seq >= ?", (series, rows[0][0]))
-        connection.executemany(
-            "INSERT INTO chunk (series, seq, n, t_min, t_max, kind, times, words, integers)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                (series, rows[0][0] + i, c.n, c.t_min, c.t_max, c.kind, c.times, c.words, c.integers)
-                for i, c in enumerate(merged)
-            ],
-        )
+        connection.execute("DELETE FROM chunk WHERE series = ? AND seq >= ?", (series, first))
+        insert_chunks(connection, ((series, first + i, chunk) for i, chunk in enumerate(merged)))
+        update_directory(connection, series)
 
 
 def _count(connection: sqlite3.Connection) -> int:

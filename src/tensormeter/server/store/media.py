@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["MAX_MEDIA_BYTES", "Media", "MediaError", "take_media"]
+__all__ = ["MAX_MEDIA_BYTES", "Media", "MediaError", "is_of_type", "take_media"]
 
 MAX_MEDIA_BYTES: Final = 16 << 20
 """Bytes of one image."""
@@ -62,9 +62,14 @@ def _take(value: Any, found: list[Media]) -> Any:
     return value
 
 
-def _check(data: bytes, content_type: object) -> Media:
+def is_of_type(data: bytes, content_type: object) -> bool:
+    """Whether bytes are an image of a type that is stored."""
     matches = _SIGNATURES.get(content_type) if isinstance(content_type, str) else None
-    if matches is None or not matches(data):
+    return matches is not None and matches(data)
+
+
+def _check(data: bytes, content_type: object) -> Media:
+    if not is_of_type(data, content_type):
         raise MediaError(f"media is none of {', '.join(_SIGNATURES)}")
     if len(data) > MAX_MEDIA_BYTES:
         raise MediaError(f"media is larger than {MAX_MEDIA_BYTES} bytes")

@@ -15,6 +15,19 @@ _CHUNK: Final = "n, t_min, t_max, kind, times, words, integers"
 
 _log = logging.getLogger(__name__)
 
+_SEALS: Final = {
+    "run": ("seal", "tally"),
+    "process": ("seal", "resource_seal"),
+    "series": ("directory", "seal"),
+    "summary": ("seal",),
+    "chunk": ("seal",),
+    "sample": ("seal", "coarse_seal", "fine_seal"),
+    "gap": ("seal",),
+    "event": ("seal",),
+    "batch": ("seal",),
+    "journal": ("seal",),
+}
+
 _TABLES_1: Final = ("run", "process", "series", "chunk", "event", "batch", "journal")
 
 
@@ -42,6 +55,7 @@ def migrate(connection: sqlite3.Connection, version: int, schema: str, target: i
         if version > 1:
             _from_4(connection)
             _from_5(connection, schema)
+            _from_6(connection, schema)
         if version < 3:
             _beginnings(connection)
         connection.execute(f"PRAGMA user_version = {target}")
@@ -70,15 +84,16 @@ def _from_1(connection: sqlite3.Connection, schema: str) -> None:
     connection.execute(
         f"INSERT INTO series ({common}, kind, scope) SELECT {common}, 'gauge', '' FROM old_series",
     )
-    connection.execute("INSERT INTO chunk SELECT * FROM old_chunk")
+    connection.execute(f"INSERT INTO chunk (id, series, seq, {_CHUNK}) SELECT id, series, seq, {_CHUNK} FROM old_chunk")
     connection.execute(
         "INSERT INTO event (id, run, process, time, name, digest, body, attributes)"
         " SELECT old_event.id, run, process.id, time, name, digest, body, attributes"
         " FROM old_event JOIN process ON process.id = old_event.process",
     )
-    connection.execute("INSERT INTO batch SELECT * FROM old_batch")
+    common = "id, digest, received, rejected, message"
+    connection.execute(f"INSERT INTO batch ({common}) SELECT {common} FROM old_batch")
     # A number must never be used twice, also where the last one is not in the table any more.
-    connection.execute("INSERT INTO journal SELECT * FROM old_journal")
+    connection.execute("INSERT INTO journal (seq, payload) SELECT seq, payload FROM old_journal")
     last = connection.execute("SELECT seq FROM sqlite_sequence WHERE name IN ('journal', 'old_journal')").fetchall()
     for table in _TABLES_1:
         connection.execute(f"DROP TABLE old_{table}")
@@ -115,6 +130,18 @@ def _from_5(connection: sqlite3.Connection, schema: str) -> None:
     for statement in _statements(schema):
         if "CREATE TABLE gap " in statement or "INDEX gap_by_seq" in statement:
             connection.execute(statement)
+
+
+def _from_6(connection: sqlite3.Connection, schema: str) -> None:
+    """Version 6 had no checksums; rows get theirs when they are next written."""
+    for table, columns in _SEALS.items():
+        known = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+        for column in columns:
+            if column not in known:
+                connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} INTEGER")
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'damaged'").fetchone():
+        (statement,) = (one for one in _statements(schema) if "CREATE TABLE damaged " in one)
+        connection.execute(statement)
 
 
 def _beginnings(connection: sqlite3.Connection) -> None:

@@ -11,7 +11,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tensormeter.errors import StoreError
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.store import (
     Change,
@@ -35,6 +34,8 @@ from tensormeter.server.store import (
 )
 from tensormeter.server.store.catalog import find_run
 from tensormeter.server.store.cursor import Cursor
+from tensormeter.server.store.damage import Damage, named
+from tensormeter.server.store.errors import DamagedError
 from tensormeter.server.store.events import last_event, read_alerts, read_events, read_media
 from tensormeter.server.store.gaps import has_new_gaps, read_gaps
 from tensormeter.server.store.heads import Heads, Layer
@@ -65,7 +66,7 @@ class SqliteQueries:
         """
         self._heads = heads
         self._stall_after = stall_after
-        self._damage: str | None = None
+        self._damage = Damage()
         self._closed = False
         self._precedence = Precedence()
         self._readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
@@ -210,10 +211,10 @@ class SqliteQueries:
         try:
             with self._precedence.reading():
                 yield connection
-        except StoreError as error:
-            if type(error) is StoreError:  # damage, not a wish that cannot be fulfilled
-                self._damage = str(error)
-            raise
+        except DamagedError as error:
+            found = named(connection, error)
+            self._damage.add(found)
+            raise found from error
         finally:
             self._readers.put(connection)
 

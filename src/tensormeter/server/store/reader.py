@@ -7,25 +7,27 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tensormeter.server.store.chunk_rows import find_chunks, spans
 from tensormeter.server.store.chunks import Chunk, decode_blobs, decode_chunk
 from tensormeter.server.store.heads import Layer
 from tensormeter.server.store.points import Blobs, Column, Points
 
 __all__ = ["beginning", "chunk_points", "chunks", "count_points", "read_at", "read_points", "steps_at"]
 
-_COLUMNS: Final = "n, t_min, t_max, kind, times, words, integers"
 _BLOBS: Final = 3
 _FIRST_TIME: Final = 0
 _AFTER_LAST_TIME: Final = (1 << 63) - 1
 
 
 def chunks(connection: sqlite3.Connection, series: int, start: int | None, stop: int | None) -> Iterator[Chunk]:
-    """The chunks of a series that may hold points with start <= time < stop, in order of arrival."""
-    for row in connection.execute(
-        f"SELECT {_COLUMNS} FROM chunk WHERE series = ? AND t_max >= ? AND t_min < ? ORDER BY seq",
-        (series, *_bounds(start, stop)),
-    ):
-        yield Chunk(*row)
+    """The chunks of a series that may hold points with start <= time < stop, in order of arrival.
+
+    Raises:
+        DamagedError: One is damaged, or missing.
+    """
+    low, high = _bounds(start, stop)
+    wanted = [span for span in spans(connection, series) if span.t_max >= low and span.t_min < high]
+    return find_chunks(connection, series, wanted)
 
 
 def chunk_points(chunk: Chunk) -> Column:
@@ -62,12 +64,10 @@ def count_points(
     start: int | None = None,
     stop: int | None = None,
 ) -> int:
-    """How many points `read_points` has to look at: no fewer than it returns."""
-    stored = connection.execute(
-        "SELECT ifnull(sum(n), 0) FROM chunk WHERE series = ? AND t_max >= ? AND t_min < ?",
-        (series, *_bounds(start, stop)),
-    ).fetchone()[0]
-    return int(stored) + sum(layer.series[series].n for layer in layers if series in layer.series)
+    """How many points `read_points` has to look at: no fewer than it returns. Raises DamagedError."""
+    low, high = _bounds(start, stop)
+    stored = sum(span.n for span in spans(connection, series) if span.t_max >= low and span.t_min < high)
+    return stored + sum(layer.series[series].n for layer in layers if series in layer.series)
 
 
 def read_at(
@@ -77,18 +77,12 @@ def read_at(
     times: NDArray[np.int64],
 ) -> Points:
     """Points of a series of numbers, by time, that include all of those at `times` (ascending); decodes no chunk without one."""
-    spans = connection.execute(
-        "SELECT seq, t_min, t_max FROM chunk WHERE series = ? ORDER BY seq", (series,)
-    ).fetchall()
-    parts: list[Points] = []
-    for seq, t_min, t_max in spans:
-        index = int(np.searchsorted(times, t_min))
-        if index < len(times) and times[index] <= t_max:
-            row = connection.execute(
-                f"SELECT {_COLUMNS} FROM chunk WHERE series = ? AND seq = ?",
-                (series, seq),
-            ).fetchone()
-            parts.append(decode_chunk(Chunk(*row)))
+    wanted = []
+    for span in spans(connection, series):
+        index = int(np.searchsorted(times, span.t_min))
+        if index < len(times) and times[index] <= span.t_max:
+            wanted.append(span)
+    parts = [decode_chunk(chunk) for chunk in find_chunks(connection, series, wanted)]
     for layer in layers:
         if series in layer.series:
             parts.extend(part for part in layer.series[series].parts if isinstance(part, Points))

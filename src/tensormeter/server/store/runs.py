@@ -16,6 +16,7 @@ from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.store import RunSummary, RunTable, State, Summary
 from tensormeter.server.store.heads import Layer
 from tensormeter.server.store.lifecycle import present_state
+from tensormeter.server.store.seals import PROCESS, RUN_TALLY, RUN_TEXTS, SUMMARY
 from tensormeter.server.store.steps import StepFinder
 from tensormeter.server.store.summary import Totals
 
@@ -92,7 +93,11 @@ def load_runs(
     metrics: Collection[str] | None,
     stall_after: float,
 ) -> list[RunSummary]:
-    """Runs by row id, in that order, without those that are gone; with the summaries of `metrics`, or all."""
+    """Runs by row id, in that order, without those that are gone; with the summaries of `metrics`, or all.
+
+    Raises:
+        DamagedError: What is stored of one is damaged.
+    """
     steps = StepFinder(connection, layers)
     memory: dict[int, dict[str, list[Totals]]] = defaultdict(lambda: defaultdict(list))
     if metrics is None or metrics:
@@ -102,41 +107,56 @@ def load_runs(
     found: list[RunSummary] = []
     for run in runs:
         row = connection.execute(
-            "SELECT project, run_id, ifnull(title, name), state, attempt, created, ifnull(started, created), ended,"
-            " updated, newest, stalled, ifnull(grp, ''), ifnull(tags, '[]'), ifnull(notes, ''), archived, config, points,"
-            f" {_BASE['processes']}, {_BASE['lost']} FROM run WHERE id = ? AND NOT deleted",
+            f"SELECT {RUN_TALLY.selection}, {RUN_TEXTS.selection}, {_BASE['processes']} FROM run WHERE id = ? AND NOT deleted",
             (run,),
         ).fetchone()
         if row is not None:
+            width = len(RUN_TALLY.columns) + 1
+            RUN_TALLY.verify(row[:width], f"the row of run {row[2]!r} (project {row[1]!r})")
+            RUN_TEXTS.verify(row[width:-1], f"the texts of run {row[2]!r} (project {row[1]!r})")
+            tally = dict(zip(RUN_TALLY.columns, row, strict=False))
+            texts = dict(zip(RUN_TEXTS.columns, row[width:], strict=False))
             stored = {} if metrics is not None and not metrics else _stored(connection, run, metrics)
             for metric, parts in memory.get(run, {}).items():
                 stored[metric] = Totals.merge([*([stored[metric]] if metric in stored else []), *parts])
             for metric in _mixed(connection, run, stored) if stored else ():
                 stored[metric] = stored[metric].without_statistics()
+            state, updated, created = tally["state"], tally["updated"], tally["created"]
             found.append(
                 RunSummary(
-                    project=row[0],
-                    run_id=row[1],
-                    name=row[2],
-                    state=present_state(row[3], row[8], stalled=row[10], now=now, stall_after=stall_after),
-                    attempt=row[4],
-                    created=row[5],
-                    started=row[6],
-                    ended=row[7],
-                    updated=row[8],
-                    newest=row[9],
-                    group=row[11],
-                    tags=json.loads(row[12]),
-                    notes=row[13],
-                    archived=bool(row[14]),
-                    config=json.loads(row[15]),
-                    points=row[16] + sum(layer.points.get(run, 0) for layer in layers),
-                    processes=row[17],
-                    lost=row[18],
+                    project=tally["project"],
+                    run_id=tally["run_id"],
+                    name=texts["name"] if texts["title"] is None else texts["title"],
+                    state=present_state(state, updated, stalled=tally["stalled"], now=now, stall_after=stall_after),
+                    attempt=tally["attempt"],
+                    created=created,
+                    started=created if tally["started"] is None else tally["started"],
+                    ended=tally["ended"],
+                    updated=updated,
+                    newest=tally["newest"],
+                    group=texts["grp"] or "",
+                    tags=json.loads(texts["tags"] or "[]"),
+                    notes=texts["notes"] or "",
+                    archived=bool(tally["archived"]),
+                    config=json.loads(texts["config"]),
+                    points=tally["points"] + sum(layer.points.get(run, 0) for layer in layers),
+                    processes=row[-1],
+                    lost=_lost(connection, run),
                     summary={metric: summary_of(stored[metric]) for metric in sorted(stored)},
                 )
             )
     return found
+
+
+def _lost(connection: sqlite3.Connection, run: int) -> int:
+    """Points that the processes of a run had to drop."""
+    lost = 0
+    for row in connection.execute(
+        f"SELECT {PROCESS.selection} FROM process WHERE run = ? AND losses != '{{}}'", (run,)
+    ):
+        PROCESS.verify(row, f"the row of process {row[2]!r} of run {run}")
+        lost += sum(json.loads(row[7]).values())
+    return lost
 
 
 def _mixed(connection: sqlite3.Connection, run: int, metrics: Collection[str]) -> list[str]:
@@ -310,11 +330,15 @@ def _part(columns: Mapping[str, Sequence[Any]], part: str) -> Sequence[Any]:
 
 
 def _stored(connection: sqlite3.Connection, run: int, metrics: Collection[str] | None) -> dict[str, Totals]:
-    query = f"SELECT metric, {_SUMMARY_COLUMNS} FROM summary WHERE run = ?"
+    query = f"SELECT {SUMMARY.selection} FROM summary WHERE run = ?"
     if metrics is None:
-        return {row[0]: _totals(row[1:]) for row in connection.execute(query, (run,))}
-    rows = (connection.execute(f"{query} AND metric = ?", (run, metric)).fetchone() for metric in metrics)
-    return {row[0]: _totals(row[1:]) for row in rows if row is not None}
+        rows = connection.execute(query, (run,)).fetchall()
+    else:
+        few = (connection.execute(f"{query} AND metric = ?", (run, metric)).fetchone() for metric in metrics)
+        rows = [row for row in few if row is not None]
+    for row in rows:
+        SUMMARY.verify(row, f"the summary of metric {row[1]!r} of run {run}")
+    return {row[1]: _totals(row[2:-1]) for row in rows}
 
 
 def _in_memory(

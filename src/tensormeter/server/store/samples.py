@@ -17,11 +17,14 @@ from numpy.typing import NDArray
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.server.store import chunks
 from tensormeter.server.store.blocks import BLOCK_POINTS, FIRST, LAST, Blocks
-from tensormeter.server.store.chunks import Chunk, compress_words, decode_chunk, decompress_words
+from tensormeter.server.store.chunk_rows import CHUNK, Span, chunk_of, find_chunks, spans
+from tensormeter.server.store.chunks import compress_words, decode_chunk, decompress_words
+from tensormeter.server.store.errors import DamagedError
 from tensormeter.server.store.heads import Layer
 from tensormeter.server.store.kind import parse_kind
 from tensormeter.server.store.points import Points
 from tensormeter.server.store.reader import steps_at
+from tensormeter.server.store.seals import checksum, verify
 from tensormeter.server.store.selection import SeriesRow, check_limit
 from tensormeter.server.store.values import NO_GAPS, Selection, Thinned
 from tensormeter.server.store.window import Window
@@ -31,7 +34,9 @@ __all__ = ["Unsampled", "find_unsampled", "read_thinned", "sample_chunks"]
 _JOINED: Final = 8
 """Fine blocks in a coarse one."""
 
-_CHUNK: Final = "n, t_min, t_max, kind, times, words, integers"
+SAMPLE: Final = "chunk, step_min, step_max, ascending, coarse, fine, seal, coarse_seal, fine_seal"
+"""Columns of the table `sample`."""
+
 _CACHED: Final = 4
 """Chunks of steps that are kept decoded: metrics of a process were folded together, so they share them."""
 
@@ -71,9 +76,9 @@ def sample_chunks(connection: sqlite3.Connection, wanted: Sequence[Unsampled]) -
     steps: _Steps | None = None
     for series, seq in wanted:
         row = connection.execute(
-            f"SELECT id, {_CHUNK} FROM chunk WHERE series = ? AND seq = ?", (series, seq)
+            f"SELECT id, {CHUNK} FROM chunk WHERE series = ? AND seq = ?", (series, seq)
         ).fetchone()
-        if row is None or not (chunk := Chunk(*row[1:])).is_full:
+        if row is None or not (chunk := chunk_of(row[1:])).is_full:
             continue
         points = decode_chunk(chunk)
         process = _process_of(connection, series)
@@ -86,16 +91,14 @@ def sample_chunks(connection: sqlite3.Connection, wanted: Sequence[Unsampled]) -
             known = False
         fine = Blocks.of(points.times, points.floats(), logged if known else None, BLOCK_POINTS)
         coarse = fine.joined(np.arange(0, len(fine), _JOINED))
-        found.append(
-            (
-                row[0],
-                int(logged.min()) if known else None,
-                int(logged.max()) if known else None,
-                known and bool(np.all(logged[1:] >= logged[:-1])),
-                coarse.encode().tobytes(),
-                compress_words(fine.encode()),
-            )
+        about = (
+            int(logged.min()) if known else None,
+            int(logged.max()) if known else None,
+            int(known and bool(np.all(logged[1:] >= logged[:-1]))),
         )
+        blobs = coarse.encode().tobytes(), compress_words(fine.encode())
+        seal = checksum(row[0], series, seq, row[-1], *about)
+        found.append((row[0], *about, *blobs, seal, *(checksum(row[0], blob) for blob in blobs)))
     return found
 
 
@@ -105,8 +108,7 @@ def insert_samples(connection: sqlite3.Connection, rows: Sequence[tuple[object, 
     A chunk that has been removed meanwhile is passed over.
     """
     connection.executemany(
-        "INSERT OR REPLACE INTO sample (chunk, step_min, step_max, ascending, coarse, fine)"
-        " SELECT ?1, ?2, ?3, ?4, ?5, ?6 WHERE EXISTS (SELECT 1 FROM chunk WHERE id = ?1)",
+        f"INSERT OR REPLACE INTO sample ({SAMPLE}) SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9 WHERE EXISTS (SELECT 1 FROM chunk WHERE id = ?1)",
         rows,
     )
 
@@ -182,7 +184,7 @@ class _Thinner:
                     stepped = np.zeros(len(points), np.int64)
                 yield Thinned(*about, points, stepped, None, scope, unit)
             return
-        yield Thinned(*about, None, None, self._join(full, points, stepped), scope, unit)
+        yield Thinned(*about, None, None, self._join(series, full, points, stepped), scope, unit)
 
     def _steps_of(self, series: int, process: str) -> "_Steps | None":
         """The steps of a series' process, if they matter and there are any."""
@@ -201,11 +203,17 @@ class _Thinner:
         loose: list[int] = []
         total = 0
         rows = self._connection.execute(
-            "SELECT chunk.id, seq, n, t_min, t_max, sample.chunk, step_min, step_max, ascending"
+            "SELECT chunk.id, seq, n, t_min, t_max, sample.chunk, step_min, step_max, ascending, chunk.seal, sample.seal"
             " FROM chunk LEFT JOIN sample ON sample.chunk = chunk.id WHERE series = ? ORDER BY t_min",
             (series,),
-        )
-        for chunk, seq, n, t_min, t_max, sampled, step_min, step_max, ascending in rows:
+        ).fetchall()
+        known = {span.seq: span for span in spans(self._connection, series)}
+        for chunk, seq, n, t_min, t_max, sampled, step_min, step_max, ascending, chunk_seal, seal in rows:
+            if known.pop(seq, None) != Span(seq, n, t_min, t_max):
+                raise DamagedError(f"chunk {seq} of series {series}: it is not where the index has it", series=series)
+            if sampled is not None:
+                about = (chunk, series, seq, chunk_seal, step_min, step_max, ascending)
+                verify(f"samples of chunk {seq} of series {series}", seal, *about, series=series)
             steps = None if step_min is None else (step_min, step_max)
             taken = window.takes(process, (t_min, t_max), steps)
             if taken is False:
@@ -224,6 +232,8 @@ class _Thinner:
                 full.pop()
             else:
                 full.append(one)
+        if known:
+            raise DamagedError(f"chunks of series {series}: some are missing", series=series)
         if total < self._blocks * BLOCK_POINTS:
             return [], loose + [one.seq for one in full]
         return full, loose
@@ -242,26 +252,21 @@ class _Thinner:
 
     def _read(self, series: int, seqs: Sequence[int], metric: str, *, heads: bool = True) -> Points:
         held = [layer.series[series] for layer in self._layers if series in layer.series] if heads else []
-        marks = ", ".join(map(str, seqs))
-        stored = self._connection.execute(
-            f"SELECT ifnull(sum(n), 0) FROM chunk WHERE series = ? AND seq IN ({marks})", (series,)
-        ).fetchone()[0]
-        self._looked_at += int(stored) + sum(head.n for head in held)
+        asked = {*seqs}
+        wanted = [span for span in spans(self._connection, series) if span.seq in asked]
+        self._looked_at += sum(span.n for span in wanted) + sum(head.n for head in held)
         check_limit(self._looked_at, self._limit, [metric])
-        rows = self._connection.execute(
-            f"SELECT {_CHUNK} FROM chunk WHERE series = ? AND seq IN ({marks}) ORDER BY seq", (series,)
-        )
-        parts = [decode_chunk(Chunk(*row)) for row in rows]
+        parts = [decode_chunk(chunk) for chunk in find_chunks(self._connection, series, wanted)]
         parts += [part for head in held for part in head.parts if isinstance(part, Points)]
         return Points.concat(parts).distinct()
 
-    def _join(self, full: Sequence[_Full], points: Points, steps: NDArray[np.int64] | None) -> Blocks:
+    def _join(self, series: int, full: Sequence[_Full], points: Points, steps: NDArray[np.int64] | None) -> Blocks:
         """One sequence of blocks out of full chunks and the points between them."""
         by_step = self._window.by_step
         if by_step and not all(one.ascending for one in full):
             raise _UnorderedError
         coarse = sum(one.n for one in full) >= self._blocks * BLOCK_POINTS * _JOINED
-        parts = [_read_blocks(self._connection, [one.chunk for one in full], coarse=coarse)]
+        parts = [_read_blocks(self._connection, series, [one.chunk for one in full], coarse=coarse)]
         edges = np.searchsorted(points.times, [one.times[0] for one in full])
         size = BLOCK_POINTS * (_JOINED if coarse else 1)
         for index in np.split(np.arange(len(points)), edges):
@@ -294,13 +299,11 @@ class _Steps:
         numeric = [row[0] for row in rows if parse_kind(row[1]).numeric]
         self.ambiguous = len(numeric) > 1
         self._series = numeric[0] if len(numeric) == 1 else None
-        self._spans: list[tuple[int, int, int]] = []
+        self._spans: dict[int, Span] = {}
         self._cache: OrderedDict[int, Points] = OrderedDict()
         parts: list[Points] = []
         if self._series is not None:
-            self._spans = connection.execute(
-                "SELECT seq, t_min, t_max FROM chunk WHERE series = ? ORDER BY seq", (self._series,)
-            ).fetchall()
+            self._spans = {span.seq: span for span in spans(connection, self._series)}
             held = [layer.series[self._series] for layer in layers if self._series in layer.series]
             parts = [part for head in held for part in head.parts if isinstance(part, Points)]
         self._heads = Points.concat(parts).distinct()
@@ -312,10 +315,10 @@ class _Steps:
     def at(self, times: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """See `steps_at`; `times` ascend. Raises _UnorderedError: there are steps that are no integers."""
         parts: list[Points] = []
-        for seq, t_min, t_max in self._spans:
-            index = int(np.searchsorted(times, t_min))
-            if index < len(times) and times[index] <= t_max:
-                parts.append(self._chunk(seq))
+        for span in self._spans.values():
+            index = int(np.searchsorted(times, span.t_min))
+            if index < len(times) and times[index] <= span.t_max:
+                parts.append(self._chunk(span))
         if len(times):
             first, last = np.searchsorted(self._heads.times, [times[0], times[-1] + 1])
             parts.append(self._heads[first:last])
@@ -324,24 +327,24 @@ class _Steps:
             raise _UnorderedError
         return steps_at(steps, times)
 
-    def _chunk(self, seq: int) -> Points:
-        points = self._cache.get(seq)
+    def _chunk(self, span: Span) -> Points:
+        points = self._cache.get(span.seq)
         if points is None:
-            row = self._connection.execute(
-                f"SELECT {_CHUNK} FROM chunk WHERE series = ? AND seq = ?", (self._series, seq)
-            ).fetchone()
-            points = self._cache[seq] = decode_chunk(Chunk(*row))
+            assert self._series is not None
+            (chunk,) = find_chunks(self._connection, self._series, [span])
+            points = self._cache[span.seq] = decode_chunk(chunk)
             if len(self._cache) > _CACHED:
                 self._cache.popitem(last=False)
         return points
 
 
-def _read_blocks(connection: sqlite3.Connection, wanted: Sequence[int], *, coarse: bool) -> Blocks:
-    """The samples of some chunks, not necessarily in their order."""
+def _read_blocks(connection: sqlite3.Connection, series: int, wanted: Sequence[int], *, coarse: bool) -> Blocks:
+    """The samples of some chunks of a series, not necessarily in their order."""
+    name = "coarse" if coarse else "fine"
     by_size: dict[int, list[bytes]] = defaultdict(list)
     for chunk in wanted:
-        row = connection.execute(f"SELECT {'coarse' if coarse else 'fine'} FROM sample WHERE chunk = ?", (chunk,))
-        blob = row.fetchone()[0]
+        blob, seal = connection.execute(f"SELECT {name}, {name}_seal FROM sample WHERE chunk = ?", (chunk,)).fetchone()
+        verify(f"samples of series {series}", seal, chunk, blob, series=series)
         if not coarse:
             blob = decompress_words(blob)
         by_size[len(blob)].append(blob)

@@ -16,7 +16,7 @@ from tensormeter.server.waiting import lock_holder
 
 __all__ = ["SCHEMA_VERSION", "connect", "holder_of", "prepare"]
 
-SCHEMA_VERSION: Final = 6
+SCHEMA_VERSION: Final = 7
 _APPLICATION_ID: Final = 0x746D7472  # "tmtr"
 
 _SCHEMA: Final = """
@@ -43,6 +43,8 @@ CREATE TABLE run (
     deleted INTEGER NOT NULL DEFAULT 0,     -- when it was deleted; what it has is removed bit by bit
     series INTEGER NOT NULL DEFAULT 0,      -- rows in series
     points INTEGER NOT NULL DEFAULT 0,      -- points in chunks
+    seal INTEGER,                           -- checksum of the texts; see module seals for this and other seals
+    tally INTEGER,                          -- checksum of the other columns
     UNIQUE (project, run_id)
 );
 CREATE INDEX run_by_run_id ON run (run_id);
@@ -70,6 +72,8 @@ CREATE TABLE process (
     first_step INTEGER,                     -- lowest step, of processes of later attempts than the first
     began INTEGER,                          -- time of the earliest step of such a process
     began_seq INTEGER,                      -- journal row that changed one of these
+    seal INTEGER,                           -- of all but resource
+    resource_seal INTEGER,
     UNIQUE (run, process)
 );
 
@@ -87,6 +91,8 @@ CREATE TABLE series (
     last_word INTEGER,
     last_integer INTEGER,
     last_step INTEGER,
+    directory INTEGER,                      -- checksum of which chunks there are; NULL: not known
+    seal INTEGER,
     UNIQUE (process, metric, kind, scope, attributes)
 );
 
@@ -102,6 +108,7 @@ CREATE TABLE summary (                      -- of the numbers of a metric in chu
     last_word INTEGER NOT NULL,
     last_integer INTEGER NOT NULL,
     last_step INTEGER,
+    seal INTEGER,
     PRIMARY KEY (run, metric)
 ) WITHOUT ROWID;
 CREATE INDEX summary_by_metric ON summary (metric);
@@ -116,7 +123,8 @@ CREATE TABLE chunk (
     kind INTEGER NOT NULL,
     times BLOB NOT NULL,
     words BLOB NOT NULL,
-    integers BLOB NOT NULL
+    integers BLOB NOT NULL,
+    seal INTEGER
 );
 CREATE UNIQUE INDEX chunk_by_series ON chunk (series, seq, n, t_min, t_max);
 
@@ -126,7 +134,10 @@ CREATE TABLE sample (                       -- of full chunks of numbers, made s
     step_max INTEGER,
     ascending INTEGER NOT NULL,             -- whether steps never fall
     coarse BLOB NOT NULL,                   -- blocks of 4,096 points
-    fine BLOB NOT NULL                      -- blocks of 512 points, compressed
+    fine BLOB NOT NULL,                     -- compressed blocks of 512 points
+    seal INTEGER,                           -- of all but coarse and fine but with that of the chunk
+    coarse_seal INTEGER,
+    fine_seal INTEGER
 );
 
 CREATE TABLE gap (                          -- where senders said that a series of numbers has no value
@@ -134,6 +145,7 @@ CREATE TABLE gap (                          -- where senders said that a series 
     series INTEGER NOT NULL REFERENCES series,
     time INTEGER NOT NULL,
     seq INTEGER NOT NULL,                   -- journal row that it came with, or after which it came: that row's number and one
+    seal INTEGER,
     UNIQUE (series, time)
 );
 CREATE INDEX gap_by_seq ON gap (seq);
@@ -149,7 +161,8 @@ CREATE TABLE event (
     digest BLOB NOT NULL,                   -- SHA-256 of what tells events of a time apart
     body TEXT NOT NULL,                     -- JSON
     attributes TEXT NOT NULL,               -- JSON object
-    record TEXT NOT NULL DEFAULT '{}',      -- JSON object: severity, ids and scope, where the record has them
+    record TEXT NOT NULL DEFAULT '{}',      -- JSON object: severity and ids and scope where the record has them
+    seal INTEGER,
     UNIQUE (process, time, name, digest)
 );
 CREATE INDEX event_by_run ON event (run, time);
@@ -167,12 +180,21 @@ CREATE TABLE batch (                        -- requests with an id that were sto
     digest BLOB NOT NULL,                   -- SHA-256 of signal and payload
     received INTEGER NOT NULL,
     rejected INTEGER NOT NULL,
-    message TEXT NOT NULL
+    message TEXT NOT NULL,
+    seal INTEGER
 ) WITHOUT ROWID;
 
 CREATE TABLE journal (                      -- requests with points that are in no chunk yet
     seq INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used twice: readers compare it across deletions
-    payload BLOB NOT NULL                   -- ExportMetricsServiceRequest, zstd
+    payload BLOB NOT NULL,                  -- ExportMetricsServiceRequest in zstd
+    seal INTEGER
+);
+
+CREATE TABLE damaged (                      -- journal rows that could not be replayed, as they were
+    seq INTEGER PRIMARY KEY,
+    time INTEGER NOT NULL,                  -- when that was found
+    payload BLOB NOT NULL,
+    seal INTEGER
 );
 
 CREATE TABLE mark (                         -- how far somebody has come

@@ -14,6 +14,7 @@ from tensormeter.server.store.heads import Layer
 from tensormeter.server.store.kind import parse_kind
 from tensormeter.server.store.points import Blobs, Column, Points
 from tensormeter.server.store.reader import count_points, read_points
+from tensormeter.server.store.seals import PROCESS, SERIES
 from tensormeter.server.store.values import NO_GAPS
 
 __all__ = ["SeriesRow", "check_limit", "find_attempts", "find_series", "new_series", "read_series"]
@@ -25,13 +26,18 @@ SeriesRow = tuple[int, str, str, str, str, str, str]
 def find_series(connection: sqlite3.Connection, run: int, selection: Selection) -> list[SeriesRow]:
     """The selected series of a run, by metric, process and attributes."""
     rows = connection.execute(
-        "SELECT series.id, process.process, metric, kind, attributes, scope, unit"
-        " FROM process JOIN series ON series.process = process.id"
+        f"SELECT {SERIES.selection}, process.process FROM process JOIN series ON series.process = process.id"
         f" WHERE run = ? AND metric IN ({', '.join('?' * len(selection.metrics))}) AND process.process = ifnull(?, process.process)"
         " ORDER BY metric, process.process, attributes, kind, scope",
         (run, *selection.metrics, selection.process),
-    )
-    return [row for row in rows.fetchall() if parse_kind(row[3]).numeric == selection.numeric]
+    ).fetchall()
+    found: list[SeriesRow] = []
+    for *row, process in rows:
+        series, _, metric, kind, scope, attributes, unit, *_ = row
+        SERIES.verify(row, f"the row of series {series}", series=series)
+        if parse_kind(kind).numeric == selection.numeric:
+            found.append((series, process, metric, kind, attributes, scope, unit))
+    return found
 
 
 def find_attempts(connection: sqlite3.Connection, run: int) -> tuple[dict[str, ProcessAttempt], int]:
@@ -39,15 +45,17 @@ def find_attempts(connection: sqlite3.Connection, run: int) -> tuple[dict[str, P
     if connection.execute("SELECT max(attempt) FROM process WHERE run = ?", (run,)).fetchone()[0] in (None, 1):
         return {}, 0
     rows = connection.execute(
-        "SELECT process, attempt, first_step, ifnull(began, 0), ifnull(began_seq, 0), json_extract(resource, '$.\"tensormeter.rank\"')"
-        " FROM process WHERE run = ?",
+        f"SELECT {PROCESS.selection}, json_extract(resource, '$.\"tensormeter.rank\"') FROM process WHERE run = ?",
         (run,),
     ).fetchall()
-    attempts = {
-        process: ProcessAttempt(number, first_step, began, rank if isinstance(rank, int) else None)
-        for process, number, first_step, began, _, rank in rows
-    }
-    return attempts, max(row[4] for row in rows)
+    attempts: dict[str, ProcessAttempt] = {}
+    changed = 0
+    for *row, rank in rows:
+        _, _, process, number, _, _, _, _, first_step, began, began_seq, _ = row
+        PROCESS.verify(row, f"the row of process {process!r} of run {run}")
+        attempts[process] = ProcessAttempt(number, first_step, began or 0, rank if isinstance(rank, int) else None)
+        changed = max(changed, began_seq or 0)
+    return attempts, changed
 
 
 def read_series(

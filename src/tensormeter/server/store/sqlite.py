@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from tensormeter.errors import StoreError
+from tensormeter.errors import EncodingError, StoreError
 from tensormeter.otlp.batch import Attribute, Batch, Event
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.otlp.decode import decode_metrics
@@ -36,6 +36,8 @@ from tensormeter.server.store.annotations import update_run
 from tensormeter.server.store.arrivals import Rejections, arrivals_of
 from tensormeter.server.store.background import Background
 from tensormeter.server.store.catalog import Catalog, find_run
+from tensormeter.server.store.damage import named
+from tensormeter.server.store.errors import DamagedError
 from tensormeter.server.store.events import insert_event
 from tensormeter.server.store.folding import apply_folds, filled, plan_folds
 from tensormeter.server.store.gaps import gaps_of, insert_gaps
@@ -43,9 +45,10 @@ from tensormeter.server.store.heads import Heads
 from tensormeter.server.store.ingest import insert_events, place_arrivals
 from tensormeter.server.store.lock import FolderLock
 from tensormeter.server.store.queries import SqliteQueries
-from tensormeter.server.store.removal import Retention, expired_runs, purge_some, remove_old_points
+from tensormeter.server.store.removal import Retention, deleted_runs, expired_runs, purge_some, remove_old_points
 from tensormeter.server.store.samples import Unsampled, find_unsampled, insert_samples, sample_chunks
 from tensormeter.server.store.schema import connect, prepare
+from tensormeter.server.store.seals import seal_changes
 from tensormeter.server.store.transaction import mapped_errors, reading, writing
 
 __all__ = ["SqliteStore"]
@@ -94,6 +97,7 @@ class SqliteStore(SqliteQueries):
             tighten_files(folder)
             prepare(file)
             self._writer = connect(file)
+            seal_changes(self._writer)
             # The folding thread checkpoints; this is for when it falls behind (16,384 pages of 4 KiB).
             self._writer.execute("PRAGMA wal_autocheckpoint = 16384")
             self._folder = connect(file)
@@ -210,8 +214,8 @@ class SqliteStore(SqliteQueries):
         return self._heads.pending()
 
     def problem(self) -> str | None:
-        """See `Store`. Damage that a read has come upon is said until the store is opened anew."""
-        return self._damage or self._problem
+        """See `Store`. Damage that was come upon is said until the store is opened anew."""
+        return self._damage.text() or self._problem
 
     def fold(self) -> None:
         """Fold now what is in memory, remove what is to be removed, and sample chunks that are full.
@@ -226,10 +230,10 @@ class SqliteStore(SqliteQueries):
                 layer = self._heads.freeze()
                 with mapped_errors("read"):
                     # Nothing of theirs will come any more, so what this fold does not take in is in chunks already.
-                    deleted = [row[0] for row in self._writer.execute("SELECT id FROM run WHERE deleted")]
+                    deleted = deleted_runs(self._writer, self._damage.add)
             if layer is not None:
                 with reading(self._folder):
-                    folds = plan_folds(self._folder, layer, self._give_way)
+                    folds = plan_folds(self._folder, layer, self._give_way, self._note)
                 with self._writing, self._transaction():
                     apply_folds(self._writer, folds, layer.upto)
                 self._heads.discard()
@@ -259,8 +263,22 @@ class SqliteStore(SqliteQueries):
     def _replay(self) -> None:
         self._heads.begin(journal.folded(self._folder))
         for seq, payload in journal.replay(self._folder):
-            arrivals, _ = arrivals_of(decode_metrics(payload))
-            self._heads.append(seq, self._catalog.place(seq, arrivals))
+            try:
+                if isinstance(payload, DamagedError):
+                    raise payload
+                arrivals, _ = arrivals_of(decode_metrics(payload))
+            except (DamagedError, EncodingError) as error:
+                self._damage.add(error)
+                self._set_aside(seq)
+            else:
+                self._heads.append(seq, self._catalog.place(seq, arrivals))
+
+    def _set_aside(self, seq: int) -> None:
+        try:
+            with writing(self._writer):
+                journal.set_aside(self._writer, seq)
+        except StoreError as error:
+            _log.warning("tensormeter: journal row %d cannot be set aside: %s", seq, error)
 
     def _work_in_background(self) -> None:
         try:
@@ -279,14 +297,14 @@ class SqliteStore(SqliteQueries):
         if before is None and self._retention.max_bytes is None:
             return
         with self._writing, self._transaction():
-            for run in expired_runs(self._writer, before, self._retention.max_bytes):
+            for run in expired_runs(self._writer, before, self._retention.max_bytes, self._damage.add):
                 _log.warning("tensormeter: retention deletes run %d", run)
                 self._catalog.delete(run, time.time_ns(), self._heads.last())
         if before is not None:
             more = True
             while more:
                 with self._writing, self._transaction():
-                    more = remove_old_points(self._writer, before)
+                    more = remove_old_points(self._writer, before, self._damage.add)
 
     def _sample(self) -> bool:
         """Make samples of chunks; whether any were to be made. What a closing store leaves over is made when it is opened."""
@@ -300,7 +318,7 @@ class SqliteStore(SqliteQueries):
             except StoreUnavailableError:
                 raise
             except StoreError as error:  # one of them is damaged; the others can be read point by point
-                self._damage = str(error)
+                self._note(error)
                 samples = []
             with self._writing, self._transaction():
                 insert_samples(self._writer, samples)
@@ -310,6 +328,10 @@ class SqliteStore(SqliteQueries):
                 self._background.wake()
                 break
         return some
+
+    def _note(self, error: StoreError) -> None:
+        """Remember damage that the folding thread has come upon."""
+        self._damage.add(named(self._folder, error) if isinstance(error, DamagedError) else error)
 
     def _give_way(self) -> None:
         """Let readers go first, unless it is high time."""

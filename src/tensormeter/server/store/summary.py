@@ -107,7 +107,8 @@ _LATER = "excluded.last_time > last_time"
 def add_totals(connection: sqlite3.Connection, run: int, metric: str, totals: Totals) -> None:
     """Add to what is stored; inside the caller's transaction."""
     connection.execute(
-        "INSERT INTO summary VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+        "INSERT INTO summary (run, metric, count, numbers, total, minimum, maximum, last_time, last_word, last_integer, last_step)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
         " count = count + excluded.count,"
         " total = CASE WHEN numbers = 0 THEN excluded.total WHEN excluded.numbers = 0 THEN total"
         " ELSE total + excluded.total END,"

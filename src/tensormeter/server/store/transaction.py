@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from tensormeter.errors import StoreError, TensormeterError
-from tensormeter.server.store import StoreUnavailableError
+from tensormeter.errors import TensormeterError
+from tensormeter.server.store.errors import DamagedError, StoreUnavailableError
 
-__all__ = ["mapped_errors", "reading", "writing"]
+__all__ = ["CHANGED", "mapped_errors", "reading", "writing"]
 
-_CHANGED: Final = (ValueError, TypeError, AttributeError, LookupError, OverflowError)
+CHANGED: Final = (ValueError, TypeError, AttributeError, LookupError, OverflowError)
 """What values raise that are not of the type that was stored: SQLite gives back any, after bits have changed."""
 
 
@@ -20,7 +20,7 @@ def writing(connection: sqlite3.Connection) -> Iterator[None]:
 
     Raises:
         StoreUnavailableError: SQLite could not do it: disk full, I/O error. Nothing was stored.
-        StoreError: The file is damaged.
+        DamagedError: The file is damaged.
     """
     with mapped_errors("write to"):
         connection.execute("BEGIN IMMEDIATE")
@@ -53,9 +53,11 @@ def mapped_errors(verb: str) -> Iterator[None]:
     except TensormeterError:
         raise
     except sqlite3.OperationalError as error:
+        if "decode to UTF-8" in str(error):  # what was stored was text
+            raise DamagedError(f"a text: {error}") from error
         raise StoreUnavailableError(f"cannot {verb} the store: {error}") from error
-    except (sqlite3.DatabaseError, *_CHANGED) as error:
-        raise StoreError(
-            f"cannot {verb} the store: {type(error).__name__}: {error}; "
-            "if it is damaged, restore the data folder from a backup",
+    except (sqlite3.DatabaseError, *CHANGED) as error:
+        raise DamagedError(
+            f"cannot {verb} the store: {type(error).__name__}: {error}; `tensormeter check` lists what is damaged",
+            named=True,
         ) from error
