@@ -7,7 +7,6 @@ Every attempt carries the same id, so the server stores once what arrives twice.
 """
 
 import gzip
-import logging
 import os
 import threading
 import time
@@ -19,6 +18,7 @@ from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult,
 
 from tensormeter.environment import importing_sdk
 from tensormeter.exporter import Accepted, ExporterConfig, Request, Retry
+from tensormeter.logger import get_logger
 from tensormeter.retrying import exponential_delays, full_jitter
 from tensormeter.settings import Settings
 from tensormeter_exporters.experiment import ExperimentExporter
@@ -28,7 +28,7 @@ with importing_sdk():
 
 __all__ = ["TensormeterMetricExporter"]
 
-logger: Final = logging.getLogger("tensormeter")
+logger: Final = get_logger()
 
 _LONGEST_DELAY: Final = 8
 _SHORTEST_ATTEMPT: Final = 0.1

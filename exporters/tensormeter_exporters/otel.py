@@ -6,7 +6,6 @@ What comes twice is for its receiver to tell. OpenTelemetry's exporters do not s
 always tried again.
 """
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
@@ -35,13 +34,14 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from tensormeter.errors import EncodingError, SettingsError
 from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Request, Retry
+from tensormeter.logger import get_logger
 from tensormeter.otlp import batch as columns
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter_exporters.bodies import decoding, decompress
 
 __all__ = ["OTelExporter", "metrics_data"]
 
-logger: Final = logging.getLogger("tensormeter.agent")
+logger: Final = get_logger("tensormeter.agent")
 
 _GROUP: Final = "opentelemetry_metrics_exporter"
 

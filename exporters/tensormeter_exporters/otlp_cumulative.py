@@ -10,7 +10,6 @@ accepted before. Where the file is lost, streams begin again, with a new start t
 
 import contextlib
 import gzip
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,12 +25,13 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
 )
 
 from tensormeter.exporter import Request
+from tensormeter.logger import get_logger
 from tensormeter.private import make_directory, write_file
 from tensormeter_exporters.bodies import decoding, decompress
 
 __all__ = ["DeltaToCumulative"]
 
-logger: Final = logging.getLogger("tensormeter.agent")
+logger: Final = get_logger("tensormeter.agent")
 
 _DELTA: Final = AggregationTemporality.AGGREGATION_TEMPORALITY_DELTA
 _CUMULATIVE: Final = AggregationTemporality.AGGREGATION_TEMPORALITY_CUMULATIVE

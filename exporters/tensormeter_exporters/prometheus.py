@@ -4,7 +4,6 @@ Prometheus keeps one value for each scrape, so what lies between two scrapes is 
 remote write. The endpoint ends with the agent. A request that comes again changes nothing.
 """
 
-import logging
 import socket
 import threading
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from prometheus_client.utils import floatToGoString
 from tensormeter import environment
 from tensormeter.errors import EncodingError, SettingsError
 from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Request
+from tensormeter.logger import get_logger
 from tensormeter.otlp.batch import STEP_METRIC, Distribution, Gauge, Scope, Series, Sum, Temporality
 from tensormeter_exporters.classic_buckets import ClassicBuckets
 from tensormeter_exporters.points import Speaker, SteppedSeries, read_metrics, scalars
@@ -27,7 +27,7 @@ from tensormeter_exporters.prometheus_names import IDENTITY_LABELS, Kind, LabelN
 
 __all__ = ["PrometheusExporter"]
 
-logger: Final = logging.getLogger("tensormeter.agent")
+logger: Final = get_logger("tensormeter.agent")
 
 _LOOPBACK: Final = "127.0.0.1"
 _PORT: Final = "9464"

@@ -1,6 +1,5 @@
 """Beginning a run, and what is called without naming one: it goes to the run that was begun last."""
 
-import logging
 import secrets
 import string
 import sys
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tensormeter.configuration import as_json
 from tensormeter.errors import SettingsError, UsageError
 from tensormeter.exporter import check_exporters
+from tensormeter.logger import get_logger
 from tensormeter.otlp_environment import belongs_to_opentelemetry, read_targets
 from tensormeter.process import RunIdentity
 from tensormeter.resource import describe_rank
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["deferred_log", "finish", "init", "log"]
 
-logger: Final = logging.getLogger("tensormeter")
+logger: Final = get_logger()
 
 _ID_LETTERS: Final = string.ascii_lowercase + string.digits
 

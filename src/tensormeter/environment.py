@@ -7,7 +7,6 @@ Each variable is warned about once in a process. Our own variables, `TENSORMETER
 """
 
 import contextlib
-import logging
 import math
 import os
 import re
@@ -17,6 +16,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
+
+from tensormeter.logger import get_logger
 
 __all__ = [
     "ignore",
@@ -34,7 +35,7 @@ __all__ = [
     "warn_once",
 ]
 
-logger: Final = logging.getLogger("tensormeter")
+logger: Final = get_logger()
 
 _LONGEST_SHOWN: Final = 100
 _CREDENTIALS: Final = re.compile(r"(?<=://)[^/\s]*@|^[^/\s]*@")

@@ -7,7 +7,6 @@ opened. Any thread; blocks for the disk.
 import contextlib
 import functools
 import grp
-import logging
 import os
 import pwd
 import stat
@@ -15,6 +14,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
+
+from tensormeter.logger import get_logger
 
 __all__ = [
     "fault",
@@ -27,7 +28,7 @@ __all__ = [
     "write_file",
 ]
 
-logger: Final = logging.getLogger("tensormeter")
+logger: Final = get_logger()
 
 _DIRECTORY: Final = 0o700
 _FILE: Final = 0o600

@@ -1,6 +1,5 @@
 """One process's part in a run: its ring, its recorder, and the care for an agent."""
 
-import logging
 import os
 import threading
 import time
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from tensormeter.errors import RingError
+from tensormeter.logger import get_logger
 from tensormeter.pipeline.attempts import count_attempt
 from tensormeter.pipeline.directory import RunDirectory, runs_locked
 from tensormeter.pipeline.launch import ensure_agent, reap_agents
@@ -26,7 +26,7 @@ from tensormeter.settings import Settings
 
 __all__ = ["FlushRequest", "RunIdentity", "RunProcess"]
 
-logger: Final = logging.getLogger("tensormeter")
+logger: Final = get_logger()
 
 _WAIT: Final = 0.01
 _AGENT_CHECK: Final = 1.0

@@ -18,6 +18,7 @@ from typing import Any, Final, Literal, Self, cast
 from tensormeter import ending
 from tensormeter.configuration import as_json
 from tensormeter.errors import RingError, UsageError
+from tensormeter.logger import get_logger
 from tensormeter.process import RunIdentity, RunProcess
 from tensormeter.record.compilation import break_graph
 from tensormeter.record.lane import Writer
@@ -32,7 +33,7 @@ from tensormeter.settings import Settings
 
 __all__ = ["Run", "before_finish", "finish_all", "latest_run", "open_runs", "remember"]
 
-logger: Final = logging.getLogger("tensormeter")
+logger: Final = get_logger()
 
 _MOST_NAMED: Final = 10
 """Names of masked entries in one warning, at most."""

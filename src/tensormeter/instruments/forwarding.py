@@ -6,7 +6,6 @@ delivered and overwritten by then, or will never be finished, is lost to those r
 `tensormeter.forward.lost`.
 """
 
-import logging
 import struct
 import threading
 from collections import deque
@@ -20,6 +19,7 @@ from opentelemetry.util.types import Attributes
 from tensormeter.environment import read_word
 from tensormeter.instruments.registry import LOCK, warn_once
 from tensormeter.instruments.views import InstrumentIdentity, create_sdk_instrument, measuring_method
+from tensormeter.logger import get_logger
 from tensormeter.record.recorder import Recorder
 from tensormeter.record.values import Deferred, DeviceValue, Refused, classify
 from tensormeter.ring.words import LOST, PENDING
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Forward", "Forwarding"]
 
-logger: Final = logging.getLogger("tensormeter")
+logger: Final = get_logger()
 
 _MOST_WAITING: Final = 100_000
 """Device values that wait to be passed on, at most."""

@@ -1,6 +1,5 @@
 """Observable instruments, and the thread that calls their callbacks."""
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -11,12 +10,13 @@ from opentelemetry.metrics import CallbackOptions, CallbackT, Observation
 
 from tensormeter.instruments.registry import LOCK, warn_once
 from tensormeter.instruments.streams import Binder, Bound, StreamGroup
+from tensormeter.logger import get_logger
 from tensormeter.record.measurement import StreamWriter
 from tensormeter.record.values import Deferred, DeviceValue, Refused, classify
 
 __all__ = ["ObservableCounter", "ObservableGauge", "ObservableUpDownCounter", "Observer"]
 
-logger: Final = logging.getLogger("tensormeter")
+logger: Final = get_logger()
 
 _MOST_OBSERVATIONS: Final = 100_000
 """Observations of one call of a callback, at most: a generator may have no end."""

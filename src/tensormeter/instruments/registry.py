@@ -3,14 +3,15 @@
 One lock for all, taken over a fork, so that a child finds it free.
 """
 
-import logging
 import os
 import threading
 from typing import Final
 
+from tensormeter.logger import get_logger
+
 __all__ = ["LOCK", "warn_once"]
 
-logger: Final = logging.getLogger("tensormeter")
+logger: Final = get_logger()
 
 LOCK: Final = threading.RLock()  # re-entered by a signal handler that measures
 """Never held while a user's code runs."""

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from tensormeter.errors import RingError, SpoolError, TensormeterError
+from tensormeter.logger import get_logger
 from tensormeter.pipeline.delivery import Delivery, deliveries
 from tensormeter.pipeline.directory import RunDirectory, runs_locked
 from tensormeter.pipeline.drain import Drain
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Agent"]
 
-logger: Final = logging.getLogger("tensormeter.agent")
+logger: Final = get_logger("tensormeter.agent")
 
 _POLL: Final = 0.05
 """Seconds between two looks at the rings: a lane of 8 MiB takes 140 ms to fill at a million rows a second."""

@@ -6,7 +6,6 @@ that a killed agent counts nothing twice and forgets nothing.
 """
 
 import json
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from typing import Any, Final, Self, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from tensormeter.logger import get_logger
 from tensormeter.otlp.batch import (
     SCOPE,
     Attribute,
@@ -31,7 +31,7 @@ from tensormeter.ring.layout import Stream
 
 __all__ = ["AGGREGATED", "Aggregator", "Piece", "describe"]
 
-logger: Final = logging.getLogger("tensormeter.agent")
+logger: Final = get_logger("tensormeter.agent")
 
 Piece = tuple[NDArray[np.uint64], NDArray[np.float64] | NDArray[np.int64]]
 """Times and values, of equal length."""

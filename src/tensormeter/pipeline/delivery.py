@@ -22,7 +22,6 @@ request, so that a new agent sends the same ones.
 """
 
 import dataclasses
-import logging
 import math
 import threading
 import time
@@ -44,6 +43,7 @@ from tensormeter.exporter import (
     Unauthorized,
     load_exporter,
 )
+from tensormeter.logger import get_logger
 from tensormeter.outages import is_outage
 from tensormeter.pace import UploadRate
 from tensormeter.pipeline.errors import SpoolDamagedError
@@ -55,7 +55,7 @@ from tensormeter.signals import SIGNALS, Signal
 
 __all__ = ["Delivery", "deliveries"]
 
-logger: Final = logging.getLogger("tensormeter.agent")
+logger: Final = get_logger("tensormeter.agent")
 
 _FIRST_DELAY: Final = 1.0
 _LONGEST_DELAY: Final = 60.0

@@ -1,12 +1,12 @@
 """Draining one process: from its ring into the spool, from its first row to the news of its end."""
 
 import gzip
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Final, cast
 
 from tensormeter.errors import EncodingError, SpoolError
+from tensormeter.logger import get_logger
 from tensormeter.otlp.batch import Attribute, Batch, Event, Value
 from tensormeter.otlp.encode import encode_events, encode_metrics
 from tensormeter.pipeline.cursor import Cursor
@@ -23,7 +23,7 @@ from tensormeter.signals import SIGNALS, Signal
 
 __all__ = ["Drain"]
 
-logger: Final = logging.getLogger("tensormeter.agent")
+logger: Final = get_logger("tensormeter.agent")
 
 _MEDIA: Final = MAX_LANES
 """In place of a lane: how far the files of tables, images and texts have been taken."""

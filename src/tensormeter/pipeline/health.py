@@ -101,7 +101,7 @@ class Health:
                     np.array([count], np.int64),
                     created,
                     unit="{row}",
-                    description="Rows (ring_full) and values (other reasons) that could not be recorded.",
+                    description="Points that could not be recorded.",
                     attributes={"tensormeter.reason": reason},
                 ),
             )

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import logging
 import os
 import time
 from collections.abc import Iterator
@@ -11,11 +10,12 @@ from threading import Event
 from typing import Final
 
 from tensormeter.kernel_locks import list_locks
+from tensormeter.logger import get_logger
 from tensormeter.private import open_file
 
 __all__ = ["holder", "locked"]
 
-logger: Final = logging.getLogger("tensormeter")
+logger: Final = get_logger()
 
 _DEADLINE: Final = 5.0
 _INTERVAL: Final = 0.01

@@ -9,7 +9,6 @@ in the spool. What is refused throughout is set aside in larger pieces (`refusal
 """
 
 import json
-import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tensormeter.exporter import Request
+from tensormeter.logger import get_logger
 from tensormeter.pace import Pace
 from tensormeter.pipeline.contents import divided, halves, joined
 from tensormeter.pipeline.division import Division, Kind, Piece, divide, divide_off, piece_of, resume
@@ -28,7 +28,7 @@ from tensormeter.signals import SIGNALS, Signal
 
 __all__ = ["Outgoing"]
 
-logger: Final = logging.getLogger("tensormeter.agent")
+logger: Final = get_logger("tensormeter.agent")
 
 _LOG_INTERVAL: Final = 60.0
 """Seconds between two lines in the log about what is refused."""

@@ -5,7 +5,6 @@ nowhere else.
 """
 
 import contextlib
-import logging
 import os
 import re
 import shutil
@@ -15,11 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from tensormeter.logger import get_logger
 from tensormeter.private import fault
 
 __all__ = ["REMOVED", "remove_rings", "remove_run"]
 
-logger: Final = logging.getLogger("tensormeter.agent")
+logger: Final = get_logger("tensormeter.agent")
 
 REMOVED: Final = ".removed-"
 """Beginning of the name of a folder that is being removed."""

@@ -4,7 +4,6 @@ What cannot be used is moved aside, and every request that can still be read goe
 A request that only some of its destinations had accepted may be delivered to all of them again, under the same id.
 """
 
-import logging
 import os
 import sqlite3
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tensormeter.errors import SpoolError
+from tensormeter.logger import get_logger
 from tensormeter.pipeline.errors import ERRORS, SpoolDamagedError
 from tensormeter.pipeline.request import checksum
 from tensormeter.pipeline.spool import Spool
@@ -22,7 +22,7 @@ from tensormeter.settings import Durability
 
 __all__ = ["open_repaired"]
 
-logger: Final = logging.getLogger("tensormeter.agent")
+logger: Final = get_logger("tensormeter.agent")
 
 _MOST_FAILURES: Final = 5000
 """Numbers that are tried, one after the other, behind a place that cannot be read."""

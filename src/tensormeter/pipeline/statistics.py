@@ -1,12 +1,12 @@
 """Statistics of the node, from the sensors into the spool: one set for each run and node, whatever the number of its ranks."""
 
 import gzip
-import logging
 import time
 from collections.abc import Collection
 from typing import Final
 
 from tensormeter.errors import SpoolError
+from tensormeter.logger import get_logger
 from tensormeter.otlp.batch import Batch
 from tensormeter.otlp.encode import encode_metrics
 from tensormeter.pipeline.drain import Drain
@@ -21,7 +21,7 @@ from tensormeter.settings import Settings
 
 __all__ = ["Statistics"]
 
-logger: Final = logging.getLogger("tensormeter.agent")
+logger: Final = get_logger("tensormeter.agent")
 
 _GZIP_LEVEL: Final = 6
 """Names and attributes come again in every point: these bodies shrink to a twentieth."""

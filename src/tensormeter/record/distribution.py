@@ -59,10 +59,10 @@ def count_on_host(pieces: Iterable["NDArray[Any]"], table: Table) -> Counted:
     """
     import numpy as np
 
-    cells = _cells(table)
     counts = np.zeros(table.bins, np.int64)
     total, low, high = 0.0, np.inf, -np.inf
     with np.errstate(all="ignore"):  # NaN and infinities are values
+        cells = _cells(table)
         for piece in pieces:
             total += float(piece.sum(dtype=np.float64))
             low, high = np.minimum(low, piece.min()), np.maximum(high, piece.max())

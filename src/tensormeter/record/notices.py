@@ -1,21 +1,27 @@
-"""What the recorder says to the script: a warning once for each thing, on the logger `tensormeter`."""
+"""What the recorder says to the script: a warning once for each thing, on the logger `tensormeter`.
+
+Nothing here raises, whatever keys and exceptions of a script do when they are shown.
+"""
 
 import itertools
-import logging
 import reprlib
 from collections.abc import Mapping
 from typing import Any, Final
 
+from tensormeter.logger import get_logger
 from tensormeter.record.cost import Stopwatch
 
-__all__ = ["Notices"]
+__all__ = ["Notices", "describe", "shown"]
 
-logger: Final = logging.getLogger("tensormeter")
+logger: Final = get_logger()
 
 _MOST: Final = 1000
 """Things warned about; beyond that, drops are only counted."""
 
 _NAMES_SHOWN: Final = 5
+
+_LONGEST_SHOWN: Final = 200
+"""Characters of a key, and of the words of an exception, in one message."""
 
 
 class Notices:
@@ -41,6 +47,24 @@ class Notices:
             reason = "its thread was kept waiting, by other Python threads or for a processor"
         else:
             reason = "it had much to look at; log fewer values at once, or numbers instead of arrays"
-        names = ", ".join(map(reprlib.repr, itertools.islice(values, _NAMES_SHOWN)))
+        names = ", ".join(map(shown, itertools.islice(values, _NAMES_SHOWN)))
         more = f" and {len(values) - _NAMES_SHOWN} more" if len(values) > _NAMES_SHOWN else ""
         self.once((Stopwatch, reason), "log() of %s%s took %.1f ms: %s", names, more, watch.duration / 1e6, reason)
+
+
+def shown(key: object) -> str:
+    """A key as it is named in messages: quoted, and cut."""
+    try:
+        text = repr(key) if isinstance(key, str) else reprlib.repr(key)
+    except Exception:  # of the key's own code
+        text = f"a {type(key).__name__}"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}... ({len(text)} characters)"
+
+
+def describe(error: BaseException) -> str:
+    """Type and words of an exception."""
+    try:
+        words = str(error)
+    except Exception:  # of the exception's own code
+        return type(error).__name__
+    return f"{type(error).__name__}: {words[:_LONGEST_SHOWN]}"

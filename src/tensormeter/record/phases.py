@@ -5,7 +5,6 @@ stream. Events are looked at when two more steps have ended, on the thread that 
 then: nothing waits. No event is recorded or looked at while the thread captures a CUDA graph.
 """
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -13,13 +12,14 @@ from types import TracebackType
 from typing import Final
 
 from tensormeter.errors import UsageError
+from tensormeter.logger import get_logger
 from tensormeter.record.compilation import break_graph
 from tensormeter.record.timeline import CudaEvents, Events, Mark, Timeline
 from tensormeter.ring.layout import Layout, Stream
 
 __all__ = ["DATA_LOADING", "Phase", "Phases", "Step"]
 
-logger: Final = logging.getLogger("tensormeter")
+logger: Final = get_logger()
 
 DATA_LOADING: Final = "data_loading"
 """The phase that counts as waiting for data. This name and `model_forward`, `model_backward`, `optimizer_update` and

@@ -12,7 +12,7 @@ import os
 import struct
 import weakref
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol, cast
 
 from tensormeter.errors import UsageError
@@ -26,13 +26,13 @@ from tensormeter.record.lanes import Lanes
 from tensormeter.record.layouts import Layouts
 from tensormeter.record.measurement import StreamWriter
 from tensormeter.record.media import Media, Parcel
-from tensormeter.record.notices import Notices
+from tensormeter.record.notices import Notices, describe, shown
 from tensormeter.record.outbox import Outbox
 from tensormeter.record.pooling import POOLED
 from tensormeter.record.reduction import Reduce, Rule
 from tensormeter.record.rows import Devices, Numbers, Rows
 from tensormeter.record.rules import Rules
-from tensormeter.record.values import LONGEST_NAME, Deferred, DeviceValue, Refused, check_name, classify, classify_step
+from tensormeter.record.values import Deferred, DeviceValue, Refused, check_name, classify, classify_step
 from tensormeter.record.wide import Distributions
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.layout import Column, Layout, Stream
@@ -160,7 +160,7 @@ class Recorder:
         self._log(values, step, every, reduce)
         watch.stop()
         self._cost.add(watch.duration)
-        if watch.slow and len(self._layouts.rows) == layouts and isinstance(cast("object", values), Mapping):
+        if watch.slow and len(self._layouts.rows) == layouts and _is_mapping(values):
             self._notices.slow(values, watch)
 
     def _log(self, values: Mapping[str, Any], step: int | None, every: int | None, reduce: str | None) -> None:
@@ -282,29 +282,31 @@ class Recorder:
             return None
 
     def _route(self, lane: Lane, values: Mapping[str, Any], step: int | None, rule: Rule | None) -> None:
-        if not isinstance(cast("object", values), Mapping):
+        if not _is_mapping(values):
             lane.count(Drop.UNSUPPORTED_VALUE)
             self._notices.once(Mapping, "log() expects a mapping of names to values, got %s", type(values).__name__)
             return
         step = self._step(lane, step)
         reduced = rule is not None or bool(self._rules)
-        if lane.device_writers and not reduced:
+        if lane.device_writers and not reduced and type(values) is dict:
             write = lane.device_writers.get(tuple(values))
             if write is not None and write(values, step):
                 return
         numbers: dict[str, float | int] = {}
         devices: dict[str, DeviceValue | Deferred] = {}
         distributions: dict[str, HostDistribution | DeviceDistribution] = {}
-        for key, value in values.items():
-            if isinstance(value, Media):
-                self._keep(lane, key, value, step)
+        media: list[tuple[object, Media]] = []
+        refusals: list[tuple[object, Refused]] = []
+        for key, value in _pairs(values, refusals):
+            if issubclass(
+                type(value), Media
+            ):  # isinstance would ask an unknown object for its `__class__`, which may raise
+                media.append((key, value))
                 continue
             try:
                 number = self._classify(key, value, rule)
             except Refused as refusal:
-                lane.count(Drop.UNSUPPORTED_VALUE)
-                shown = key[:LONGEST_NAME] if isinstance(key, str) else key
-                self._notices.once((shown,), "%r is not recorded: %s", shown, refusal)
+                refusals.append((key, refusal))
                 continue
             if isinstance(number, (DeviceValue, Deferred)):
                 devices[key] = number
@@ -328,6 +330,16 @@ class Recorder:
                 writer = self._rows.make_device_writer(lane, values, numbers, devices)
             if writer is not None and lane is self._lanes.first and not self._closed and not self._chores:
                 self._on_writer(writer)
+        # Only now: what can be recorded is safe, whatever happens while a warning is written.
+        for key, refused in refusals:
+            self._refuse(lane, key, refused)
+        for key, one in media:
+            self._keep(lane, key, one, step)
+
+    def _refuse(self, lane: Lane, key: object, refusal: Refused) -> None:
+        lane.count(Drop.UNSUPPORTED_VALUE)
+        name = shown(key)
+        self._notices.once((name,), "%s is not recorded: %s", name, refusal)
 
     def _write(self, lane: Lane, numbers: Numbers, devices: Devices, distributions: Distributions, step: int) -> None:
         if distributions:
@@ -347,8 +359,10 @@ class Recorder:
             check_name(key)
             parcel = media.pack()
         except Refused as refusal:
-            lane.count(Drop.UNSUPPORTED_VALUE)
-            self._notices.once((key,), "%r is not recorded: %s", key, refusal)
+            self._refuse(lane, key, refusal)
+            return
+        except Exception as error:  # of the code of what is in it
+            self._refuse(lane, key, Refused(f"it cannot be packed ({describe(error)})"))
             return
         self._send(lane, parcel, cast("str", key), step)
         self._last_step[0] = step
@@ -431,7 +445,7 @@ class Recorder:
         except Refused:
             raise
         except Exception as error:  # whatever the value's own code raises must not stop the program
-            raise Refused(f"its value cannot be had ({type(error).__name__}: {error})") from None
+            raise Refused(f"its value cannot be had ({describe(error)})") from None
         return number
 
     def _step(self, lane: Lane, step: Any) -> int:
@@ -440,9 +454,10 @@ class Recorder:
             return self.next_step
         try:
             return classify_step(step)
-        except Refused as refusal:
+        except Exception as error:  # Refused, or what the step's own code raises
             lane.count(Drop.UNSUPPORTED_VALUE)
-            self._notices.once(State, "a step is replaced by %s: %s", self.next_step, refusal)
+            reason = str(error) if isinstance(error, Refused) else describe(error)
+            self._notices.once(State, "a step is replaced by %s: %s", self.next_step, reason)
             return self.next_step
 
     def _measure(self, lane: Lane, stream: StreamWriter, value: Any) -> int | None:
@@ -453,8 +468,7 @@ class Recorder:
             if not isinstance(number, (DeviceValue, Deferred)):
                 stream.check(number)
         except Refused as refusal:
-            lane.count(Drop.UNSUPPORTED_VALUE)
-            self._notices.once((stream.name,), "%r is not recorded: %s", stream.name, refusal)
+            self._refuse(lane, stream.name, refusal)
             return None
         if isinstance(number, (DeviceValue, Deferred)):
             return self._rows.write_device_measurement(lane, stream, number)
@@ -478,6 +492,30 @@ class Recorder:
             "values of CUDA devices cannot be stored straight into the ring, so log calls have to look for them: %s"
         )
         self._notices.once(message, message, why)
+
+
+def _is_mapping(values: object) -> bool:
+    try:
+        return isinstance(values, Mapping)
+    except Exception:  # of an object that computes its class
+        return False
+
+
+def _pairs(values: Mapping[str, Any], refusals: list[tuple[object, Refused]]) -> Iterator[tuple[Any, Any]]:
+    """Keys and values, as many as can be had; `refusals` gets the others."""
+    try:
+        if isinstance(values, dict):
+            yield from list(values.items())  # at once: another thread may change it
+            return
+        for key in list(values):
+            try:
+                value = values[key]
+            except Exception as error:
+                refusals.append((key, Refused(f"its value cannot be had ({describe(error)})")))
+            else:
+                yield key, value
+    except Exception as error:  # of a mapping's own code
+        refusals.append((type(values).__name__, Refused(f"its keys cannot be had ({describe(error)})")))
 
 
 break_graph(Recorder.log)

@@ -149,14 +149,14 @@ class Rows:
                     self._ring_bytes,
                 )
             elif not written:
-                self._full(lane)
+                self._full(lane, len(group) + len(numbers) + len(devices))
             numbers, devices = {}, {}
         self._last_step[0] = step
 
     def write_words(self, lane: Lane, layout: Layout, words: bytes, step: int) -> None:
         """Write a row that does not count for the steps of rows that name none, given as the bytes of its values."""
         if lane.write_words(layout, words, step) is None:
-            self._full(lane)
+            self._full(lane, len(layout.names))
 
     def write_measurement(self, lane: Lane, stream: "StreamWriter", number: float) -> Writer | None:
         """Write the measurement of an instrument.
@@ -175,7 +175,7 @@ class Rows:
             lane.writers[stream, code] = writer
         size = layout.row_bytes
         if lane.cursor[0] + size > lane.cursor[1] and not lane.make_room(size):
-            self._full(lane)
+            self._full(lane, 1)
             return None
         writer({stream.name: number}, _NO_STEP)
         return writer
@@ -221,7 +221,7 @@ class Rows:
             lane.writers[names, kinds] = writer
         size = row_bytes(len(names))
         if lane.cursor[0] + size > lane.cursor[1] and not lane.make_room(size):
-            self._full(lane)
+            self._full(lane, len(numbers))
             return None
         writer(numbers, step)
         return writer
@@ -255,7 +255,7 @@ class Rows:
         """Write a row whose last values come from devices; returns the word of the first of those."""
         word = lane.write_pending(layout, values, step)
         if word is None:
-            self._full(lane)
+            self._full(lane, len(layout.names))
             return None
         self._copy(lane, word, len(devices), lambda: self._device.copy(word, devices))
         return word
@@ -270,10 +270,10 @@ class Rows:
                 raise
             self.lose(lane, error, 0)  # the reader counts them
 
-    def _full(self, lane: Lane) -> None:
+    def _full(self, lane: Lane, points: int) -> None:
         if lane.is_closed:  # meanwhile, by another thread or a signal handler
             return
-        lane.count(Drop.RING_FULL)
+        lane.count(Drop.RING_FULL, points)
         self._notices.once(
             Drop.RING_FULL,
             "the ring of %d bytes is full, rows are dropped: raise TENSORMETER_BUFFER_BYTES, or see whether the agent runs",

@@ -1,10 +1,10 @@
 """What only the training process knows of itself: torch's allocator and Python's garbage collector, now and then."""
 
-import logging
 import time
 from itertools import chain
 from typing import Final
 
+from tensormeter.logger import get_logger
 from tensormeter.record.garbage import garbage
 from tensormeter.record.measurement import StreamWriter
 from tensormeter.record.recorder import Recorder
@@ -13,7 +13,7 @@ from tensormeter.ring.layout import Stream
 
 __all__ = ["Vitals"]
 
-logger: Final = logging.getLogger("tensormeter")
+logger: Final = get_logger()
 
 
 class Vitals:

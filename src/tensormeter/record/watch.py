@@ -5,12 +5,12 @@ or its parameters, so it can be pickled, compiled, wrapped and thrown away as be
 At that moment gradients are complete, whichever threads computed them: accumulated, reduced over ranks, clipped, unscaled.
 """
 
-import logging
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from tensormeter.errors import UsageError
+from tensormeter.logger import get_logger
 from tensormeter.record.compilation import break_graph
 from tensormeter.record.gather import accumulator_dtype
 from tensormeter.record.histogram import Histogram
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Watch", "Watched"]
 
-logger: Final = logging.getLogger("tensormeter")
+logger: Final = get_logger()
 
 Watched = Literal["gradients", "parameters", "all"]
 

@@ -102,7 +102,7 @@ class LaneWord(enum.IntEnum):
 
 
 class Drop(enum.IntEnum):
-    """Why something that was logged could not be recorded. Rows are counted for RING_FULL, values for the others."""
+    """Why something that was logged could not be recorded. Counted in points: the values of a row, without its step."""
 
     RING_FULL = 0
     UNSUPPORTED_VALUE = 1

@@ -1,15 +1,15 @@
 """What a sensor is: instruments, and readings that give them values."""
 
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
+from tensormeter.logger import get_logger
 from tensormeter.otlp.batch import Attribute
 
 __all__ = ["AbsentError", "Instrument", "Kind", "Observed", "Reading", "Sensor", "observe"]
 
-logger: Final = logging.getLogger("tensormeter.agent")
+logger: Final = get_logger("tensormeter.agent")
 
 Kind = Literal["gauge", "counter", "updowncounter"]
 

@@ -1,7 +1,6 @@
 """A sensor on a thread of its own, sampled at an interval through an OpenTelemetry MeterProvider."""
 
 import functools
-import logging
 import math
 import threading
 import time
@@ -15,12 +14,13 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.resources import Resource
 
 from tensormeter.environment import sdk_enabled
+from tensormeter.logger import get_logger
 from tensormeter.sensors.columns import Columns
 from tensormeter.sensors.instrument import Instrument, Observed, Sensor, observe
 
 __all__ = ["SAMPLER_INSTRUMENTS", "SCOPE", "Sampler", "next_due"]
 
-logger: Final = logging.getLogger("tensormeter.agent")
+logger: Final = get_logger("tensormeter.agent")
 
 SCOPE: Final = "tensormeter.sensors"
 """Name of the instrumentation scope."""

@@ -1,0 +1,125 @@
+"""Rows of good and bad values: every good one is recorded, whatever the others are and wherever warnings go."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from odd_values import Lazy, OddKey, Raises, RaisesBadWords
+
+from tensormeter import Histogram, Image, Table
+
+pytestmark = pytest.mark.usefixtures("writers")
+
+
+BAD = [
+    lambda: "a text",
+    lambda: None,
+    lambda: [1.0, 2.0],
+    lambda: {"x": 1.0},
+    lambda: 1j,
+    object,
+    Raises,
+    RaisesBadWords,
+    lambda: 10**400,
+    lambda: np.zeros(3),
+    lambda: np.array(["a"]),
+    lambda: np.datetime64("now"),
+    lambda: torch.zeros(2),
+    lambda: torch.empty((), device="meta"),
+    lambda: torch.zeros((), dtype=torch.complex64),
+    lambda: Histogram("text"),
+    lambda: Histogram(np.zeros(3, dtype="S1")),
+    lambda: Table(["a"]).add,
+]
+GOOD = [1.5, -2, 2**60, True, np.float32(0.5), np.int64(7), np.array(0.25), torch.tensor(3.0), float("nan")]
+ODD_KEYS = [1, None, ("a", 1), b"bytes", frozenset(), "", "tensormeter.step", "n" * 2000, OddKey()]
+
+
+class Handler(logging.Handler):
+    """A program's handler that fails."""
+
+    def handle(self, record):
+        raise OSError(28, "No space left on device")
+
+
+@pytest.fixture(params=["plain", "handler raises", "filter raises", "errors of NumPy"])
+def surroundings(request):
+    logger = logging.getLogger("tensormeter")
+    handler = Handler() if request.param == "handler raises" else logging.NullHandler()
+    logger.addHandler(handler)
+    if request.param == "filter raises":
+        logger.addFilter(fail := lambda record: 1 // 0)
+    with np.errstate(all="raise" if request.param == "errors of NumPy" else None):
+        yield
+    logger.removeHandler(handler)
+    if request.param == "filter raises":
+        logger.removeFilter(fail)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_every_good_value_of_a_row_is_recorded(surroundings, new_recording, data):
+    recording = new_recording()
+    for step in range(3):
+        kinds = data.draw(st.lists(st.sampled_from(["good", "bad", "odd key"]), max_size=12))
+        row, good, refused = {}, {}, 0
+        for number, kind in enumerate(kinds):
+            if kind == "good":
+                row[f"m{number}"] = good[f"m{number}"] = data.draw(st.sampled_from(GOOD))
+            elif kind == "bad":
+                row[f"m{number}"] = data.draw(st.sampled_from(BAD))()
+                refused += 1
+            else:
+                key = data.draw(st.sampled_from(ODD_KEYS))
+                refused += key not in row
+                row[key] = 1.0
+        before = recording.dropped("unsupported_value")
+        recording.log(row, step)
+        found = recording.values()
+        assert [{name: repr(value) for name, value in one.items()} for one in found] == (
+            [{name: repr(type(one)(one)) for name, one in recorded(good).items()}] if good else []
+        )
+        assert recording.dropped("unsupported_value") - before == refused
+
+
+def recorded(good):
+    """What a reader finds: floats, or integers where they are not exact as floats."""
+    plain = {name: value.item() if hasattr(value, "item") else value for name, value in good.items()}
+    return {name: value if value == 2**60 else float(value) for name, value in plain.items()}
+
+
+def test_values_of_a_mapping_that_fails_in_part(recording):
+    recording.log(Lazy({"a": 1.0, "b": 2.0, "c": 3.0}, {"b"}), 1)
+    assert recording.values() == [{"a": 1.0, "c": 3.0}]
+    assert recording.ring.drops() == {"unsupported_value": 1}
+
+
+@pytest.mark.parametrize("make", [Raises, RaisesBadWords, str, list, lambda: float("nan"), lambda: 2**70])
+def test_a_row_whose_step_is_none_is_recorded(recording, make):
+    recording.log({"a": 1.0}, make())
+    assert recording.values() == [{"a": 1.0}]
+
+
+@pytest.mark.parametrize("make", [Raises, int, list, object])
+def test_what_is_no_mapping_is_counted(recording, make):
+    recording.log(make(), 1)
+    assert recording.ring.drops() == {"unsupported_value": 1}
+
+
+def test_a_picture_that_fails_costs_its_row_nothing(recording):
+    picture = Image(np.zeros((2, 2)))
+    picture._body = None
+    recording.log({"picture": picture, "a": 1.0}, 1)
+    assert recording.values() == [{"a": 1.0}]
+    assert recording.ring.drops() == {"unsupported_value": 1}
+
+
+def test_a_distribution_of_extremes_under_errors_of_numpy(recording):
+    with np.errstate(all="raise"):
+        recording.log({"d": Histogram(np.array([np.inf, 1e308, 1e308, 1e-320])), "a": 1.0}, 1)
+    (row,) = recording.rows()
+    assert row.values["a"] == 1.0
+    assert recording.ring.drops() == {}
