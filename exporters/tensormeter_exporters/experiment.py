@@ -1,18 +1,25 @@
 """The experiment server, over OTLP/HTTP with protobuf and gzip.
 
 Any OTLP/HTTP receiver understands these requests; the experiment server also understands the header
-`Tensormeter-Batch-Id`, by which it knows a request that it has stored before.
+`Tensormeter-Batch-Id`, by which it knows a request that it has stored before. It answers with `Tensormeter-Commit` and
+`Tensormeter-Durable`: the number of the request, and the number up to which its disk has everything. Another server answers
+without them, and then nothing is known.
 
 If the endpoint is OpenTelemetry's (`OTEL_EXPORTER_OTLP_ENDPOINT`), the other variables of OTLP exporters count as well:
 headers, endpoints of the signals, compression, timeouts, certificates, and the protocol, which may be gRPC.
 """
 
 import dataclasses
-from typing import Final
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from tensormeter.errors import EncodingError, SettingsError
 from tensormeter.exporter import (
+    Accepted,
+    Durability,
     Exporter,
     ExporterConfig,
     Outcome,
@@ -36,6 +43,13 @@ _PERMANENT: Final = frozenset({400, 409, 415, 422})
 # Of these, what is about something in the request: another part of it may be right.
 _CONTENT: Final = frozenset({400, 422})
 
+_HEADERS: Final = ("tensormeter-commit", "tensormeter-durable")
+_POSITION: Final = re.compile(r"([0-9A-Za-z]{1,64})-([0-9]{1,18})", re.ASCII)
+_DURABLE_PATH: Final = "/api/v1/durable"
+
+# No server of ours, or one behind a proxy that passes on OTLP alone.
+_NOT_THERE: Final = frozenset({404, 405, 410})
+
 
 class ExperimentExporter:
     """See `tensormeter.exporter.Exporter` for the contract. Redirects are not followed, so the token goes nowhere else."""
@@ -45,6 +59,7 @@ class ExperimentExporter:
     def __init__(self, config: ExporterConfig) -> None:
         self._targets = {signal: target for signal, target in _targets(config).items() if signal in config.signals}
         self._routes = {signal: _route(target) for signal, target in self._targets.items()}
+        self._asked_in_vain = False
 
     def export(self, request: Request, timeout: float | None = None) -> Outcome:
         """As the contract says; `timeout` makes this attempt shorter than the others."""
@@ -59,7 +74,10 @@ class ExperimentExporter:
         if isinstance(answer, Retry):
             return answer
         if answer.ok:
-            return answer.accepted(request.signal, request.items)
+            outcome = answer.accepted(request.signal, request.items)
+            if isinstance(outcome, Accepted) and self._asks(request.signal):
+                return dataclasses.replace(outcome, durability=_read_headers(answer.headers))
+            return outcome
         if answer.status in _PERMANENT:
             return Rejected(answer.reason, divide=answer.status in _CONTENT)
         if answer.status in (401, 403):
@@ -70,6 +88,25 @@ class ExperimentExporter:
         if answer.status == 413:
             return TooLarge(answer.reason)
         return Retry(answer.reason, answer.retry_after)
+
+    def durability(self) -> Durability | Retry | None:
+        """As the contract says."""
+        signal, target = next(iter(self._targets.items()))
+        route = self._routes[signal]
+        if not isinstance(route, OtlpPost) or not self._asks(signal):
+            return None
+        answer = route.send(target.endpoint.removesuffix(_path(signal)) + _DURABLE_PATH, None, {}, method="GET")
+        if isinstance(answer, Retry):
+            return answer
+        if not answer.ok and answer.status not in _NOT_THERE:
+            return Retry(answer.reason, answer.retry_after)
+        found = _read_document(answer.body) if answer.ok else None
+        self._asked_in_vain = found is None
+        return found
+
+    def _asks(self, signal: Signal) -> bool:
+        """Whether the server of a signal can be asked what is durable: what it says of one request is of use only then."""
+        return not self._asked_in_vain and self._targets[signal].endpoint.endswith(_path(signal))
 
     def abort(self) -> None:
         """End an `export` that is under way on another thread. It returns `Retry`."""
@@ -85,6 +122,30 @@ class ExperimentExporter:
                 route.close()
             else:
                 route.shutdown()
+
+
+def _path(signal: Signal) -> str:
+    return f"/v1/{signal}"
+
+
+def _read_headers(headers: Mapping[str, str]) -> Durability | None:
+    """What the headers of an acceptance say; None if they are not there, or not the server's."""
+    commit, durable = (_POSITION.fullmatch(headers.get(name, "")) for name in _HEADERS)
+    if commit is None or durable is None or commit[1] != durable[1]:
+        return None
+    return Durability(commit[1], int(commit[2]), int(durable[2]))
+
+
+def _read_document(body: bytes) -> Durability | None:
+    """What the server answered when it was asked; None if it does not know, or the answer is not the server's."""
+    try:
+        document: Any = json.loads(body)
+        epoch, committed, durable = (document[name] for name in ("epoch", "committed", "durable"))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if not isinstance(epoch, str) or not isinstance(committed, int) or not isinstance(durable, int):
+        return None
+    return _read_headers(dict(zip(_HEADERS, (f"{epoch}-{committed}", f"{epoch}-{durable}"), strict=True)))
 
 
 def _targets(config: ExporterConfig) -> dict[Signal, OtlpTarget]:

@@ -9,7 +9,7 @@ import codecs
 import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from google.protobuf.message import DecodeError
@@ -40,6 +40,7 @@ class Answer:
         content_type: Of the body.
         body: The body.
         retry_after: Seconds that it asked to wait, or None.
+        headers: Those that begin with ``tensormeter-``, with names in lower case.
     """
 
     url: str
@@ -48,6 +49,7 @@ class Answer:
     content_type: str
     body: bytes
     retry_after: float | None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:

@@ -23,6 +23,8 @@ _LONGEST_ANSWER: Final = 4 << 20
 
 _PIECE: Final = 1 << 16
 
+_OURS: Final = "tensormeter-"
+
 
 class OtlpPost:
     """Sends to one server. Used by one thread. Redirects are not followed: they would carry the headers elsewhere."""
@@ -44,9 +46,15 @@ class OtlpPost:
         self._pool = _pool(self._connections, context)
 
     def send(
-        self, url: str, body: bytes, headers: Mapping[str, str], *, timeout: float | None = None
+        self,
+        url: str,
+        body: bytes | None,
+        headers: Mapping[str, str],
+        *,
+        timeout: float | None = None,
+        method: str = "POST",
     ) -> Answer | Retry:
-        """POST a body. Blocks for the timeout at most, which may be shorter for this request than for others.
+        """POST a body, or another method. Blocks for the timeout at most, which may be shorter for this request than for others.
 
         Returns:
             The answer, whatever it is; `Retry` if there was none in time.
@@ -56,7 +64,7 @@ class OtlpPost:
         with self._connections.deadline(seconds):
             try:
                 response = self._pool.request(
-                    "POST",
+                    method,
                     url,
                     body=body,
                     headers={**self._headers, **headers},
@@ -87,6 +95,7 @@ class OtlpPost:
             response.headers.get("Content-Type", ""),
             answer,
             _retry_after(response.headers.get("Retry-After")),
+            {name.lower(): value for name, value in response.headers.items() if name.lower().startswith(_OURS)},
         )
 
     def abort(self) -> None:

@@ -11,6 +11,11 @@ a thread, retries and a place in the queue of its own, so a receiver that refuse
 It may block for as long as the timeout that it was given, and not longer.
 It neither retries nor sleeps: it reports an outcome, and delivery (backoff, `Retry-After`, order, the spool) acts on it.
 
+A receiver may accept a request before its disk has it, and say later what is durable: what survives a loss of power there. Then
+`Accepted` has a `durability`, and the exporter a method `durability()`, which asks. Delivery keeps such a request in the spool until it is
+durable, and sends it again, under the same id, when the receiver's epoch changes. Where an exporter says nothing about it, a
+request leaves the spool when it is accepted.
+
 Outcomes are values, not exceptions.
 An exporter that cannot write some of the items writes the others and returns `Accepted` with their number in `rejected`.
 An exception that escapes from `export` should leave nothing of the request behind. An outage (`outages.is_outage`: network, disk,
@@ -31,6 +36,7 @@ from tensormeter.signals import SIGNALS, Signal
 
 __all__ = [
     "Accepted",
+    "Durability",
     "Exporter",
     "ExporterConfig",
     "Outcome",
@@ -117,16 +123,34 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Durability:
+    """How far a receiver's disk has what it has accepted.
+
+    Attributes:
+        epoch: Names the time since the receiver started, not empty. Numbers of different epochs cannot be compared: what was not
+            durable in an earlier one may be lost.
+        number: Number of the accepted request in the epoch; those of later requests are greater.
+        durable: Requests with numbers up to this one survive a loss of power at the receiver.
+    """
+
+    epoch: str
+    number: int
+    durable: int
+
+
+@dataclass(frozen=True)
 class Accepted:
     """The receiver has it.
 
     Attributes:
         rejected: Items that the receiver refused while it took the rest (OTLP's partial success). Never sent again.
         message: The receiver's words on that.
+        durability: How far the receiver's disk has it; None if the receiver says nothing about that.
     """
 
     rejected: int = 0
     message: str = ""
+    durability: Durability | None = None
 
 
 @dataclass(frozen=True)
@@ -188,6 +212,10 @@ class Exporter(Protocol):
     """A destination. See the module's text for who calls it and on which thread.
 
     A class may have the attribute `independent_signals = True`; see the module's text.
+
+    It may have a method ``durability(self) -> Durability | Retry | None``, which asks the receiver how far its disk is, within the
+    configured timeout; the receiver should sync at once. None if the receiver says nothing about that any more. Delivery calls it
+    when nothing else is to be sent, and something accepted is not known to be durable.
     """
 
     def __init__(self, config: ExporterConfig) -> None: ...

@@ -234,10 +234,10 @@ def test_fault_24_damaged_tables_are_repaired(full, tmp_path):
 def test_fault_24_a_spool_of_another_version_is_left_alone(tmp_path):
     path = tmp_path / "spool.sqlite"
     spool = Spool(path)
-    spool._database.execute("PRAGMA user_version = 3")
-    spool._database.execute(f"PRAGMA application_id = {0x746D7303}")
+    spool._database.execute("PRAGMA user_version = 4")
+    spool._database.execute(f"PRAGMA application_id = {0x746D7304}")
     spool.close()
-    with pytest.raises(SpoolVersionError, match="version 3"):
+    with pytest.raises(SpoolVersionError, match="version 4"):
         open_repaired(path, ["a"])
     assert [file.name for file in tmp_path.iterdir()] == ["spool.sqlite"]
 

@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import itertools
+import json
 import os
 import socket
 import struct
@@ -115,6 +116,12 @@ class Receiver:
         """What to do with requests for a path, whatever else was said."""
         self.refuses: Callable[[bytes], bool] = lambda body: False
         """Whether a decompressed request of metrics gets 400."""
+        self.epoch: str | None = None
+        """If not None, answers say what is durable, and questions for that are answered."""
+        self.commits = self.durable = 0
+        """Number of the last request that was accepted in the epoch, and of the last one that is durable."""
+        self.syncs = True
+        """Whether a question makes everything durable."""
         self._script: list[Behaviour] = []
         self._server: ThreadingHTTPServer | None = None
         with socket.socket() as probe:
@@ -153,6 +160,11 @@ class Receiver:
 
             def do_GET(self) -> None:
                 receiver.received.append(Received(self.path, dict(self.headers.items()), b"", accepted=False))
+                if self.path == "/api/v1/durable" and receiver.epoch is not None:
+                    receiver.durable = receiver.commits if receiver.syncs else receiver.durable
+                    found = {"epoch": receiver.epoch, "committed": receiver.commits, "durable": receiver.durable}
+                    answer(200, json.dumps(found).encode(), "application/json")(self)
+                    return
                 answer(200)(self)
 
             def log_message(self, *_: object) -> None:
@@ -180,7 +192,22 @@ class Receiver:
             return answer(413)
         if path == "/v1/metrics" and self.refuses(gzip.decompress(body)):
             return answer(400)
-        return ok
+        if self.epoch is None:
+            return ok
+        self.commits += 1
+        headers = {
+            "Tensormeter_Commit": f"{self.epoch}-{self.commits}",
+            "Tensormeter_Durable": f"{self.epoch}-{self.durable}",
+        }
+        return answer(200, **headers)
+
+    def restart(self, epoch: str) -> None:
+        """A new epoch: what was not durable may be lost."""
+        self.epoch, self.commits, self.durable = epoch, 0, 0
+
+    def questions(self) -> int:
+        """How often it was asked what is durable."""
+        return sum(request.path == "/api/v1/durable" for request in self.received)
 
     def stop(self) -> None:
         if self._server is not None:

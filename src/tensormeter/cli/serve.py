@@ -63,6 +63,14 @@ _FILE: Final = click.Path(dir_okay=False, path_type=Path)
     help="Delete the oldest ended runs when the store is larger.  [default: never]",
 )
 @click.option(
+    "--durability",
+    type=click.Choice(("group", "always")),
+    default="group",
+    show_default=True,
+    help="Answer at once and sync to disk in groups, within two seconds; or answer after the sync, for senders that do not "
+    "send again what a loss of power took.",
+)
+@click.option(
     "--alerts",
     "alerts_file",
     type=_FILE,

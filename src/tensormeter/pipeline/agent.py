@@ -50,6 +50,8 @@ _TROUBLE_DELAY: Final = 1.0
 _MOST_REPAIRS: Final = 3
 _RESERVE_DELAY: Final = 5.0
 _MOST_WORDS: Final = 3
+_DURABLE_WAIT: Final = 5.0
+"""Seconds for which a one-shot agent waits for a receiver's disk: asked, it syncs at once."""
 _TROUBLE_LIMIT: Final = 300.0
 """Seconds for which the spool may refuse before the agent gives up; the next one may find a mended disk."""
 
@@ -96,6 +98,10 @@ class Agent:
         self._refusals = 0, ""
         self.error = ""
         """Why something is still not delivered, after `run`."""
+        self.kept = 0
+        """Requests that are accepted, but not known to be on their receivers' disks, after `run`; they stay in the spool."""
+        self._sent_at: float | None = None
+        """When everything had been accepted."""
 
     def close_lock(self) -> None:
         """Let go of the descriptor, for an agent that does not run: one whose thread could not be started, and in a forked
@@ -171,6 +177,7 @@ class Agent:
     def _work(self, spool: Spool) -> bool:
         settings = self._settings
         self._leave_signals_out(spool)
+        spool.forget_kept(settings.exporters)
         self._start_deliveries()
         if settings.sample_interval and not self._one_shot:
             from tensormeter.pipeline.statistics import Statistics
@@ -371,13 +378,26 @@ class Agent:
             return True
         if self._drains and not self._one_shot:
             return False
-        if self._settings.mode == "offline" or spool.pending() == 0:
+        if self._settings.mode == "offline":
             return True
+        if spool.pending() == 0:
+            return self._durable_or_in_vain(spool)
+        self._sent_at = None
         if self._one_shot:
             return self._stalled() or all(delivery.idle for delivery in self._deliveries)
         if all(delivery.parked or delivery.idle for delivery in self._deliveries) and self._settings.token_file is None:
             return True  # this process will not see another token, and the next agent may have one
         return time.monotonic() - self._left_at > self._settings.linger_timeout
+
+    def _durable_or_in_vain(self, spool: Spool) -> bool:
+        """Whether everything that is accepted is durable, or it makes no sense to wait for that."""
+        if spool.kept() == 0:
+            return True
+        if self._sent_at is None:
+            self._sent_at = time.monotonic()
+        if self._one_shot:
+            return self._stalled() or time.monotonic() - self._sent_at > _DURABLE_WAIT
+        return time.monotonic() - max(self._left_at, self._sent_at) > self._settings.linger_timeout
 
     def _leave(self, spool: Spool) -> bool | None:
         """End, unless a new process of the run has just come: `init` and we look at each other under the same lock.
@@ -385,7 +405,8 @@ class Agent:
         Returns:
             Whether everything was delivered; None to stay.
         """
-        delivered = spool.pending() == 0
+        self.kept = spool.kept()
+        delivered = spool.pending() == 0 and not self.kept
         if delivered:
             self._stop_deliveries()  # before the lock is held: an exporter may take long to shut down, and `init` would wait
         with self._directory.siblings_locked():
@@ -396,6 +417,8 @@ class Agent:
                 return None
             if not delivered:
                 self.error = self._trouble()
+                if self.kept and spool.pending() == 0:
+                    self.error = _describe_kept(self.kept, self.error)
                 if abandoned := spool.abandoned(self._settings.exporters):
                     names = ", ".join(map(repr, sorted(abandoned)))
                     told = f"something waits for {names}, no exporter of this run: name it in `exporters`, or purge the spool"
@@ -415,6 +438,12 @@ class Agent:
             fcntl.flock(self._lock, fcntl.LOCK_UN)  # whoever else may have it open
             os.close(self._lock)
             self._lock = -1
+
+
+def _describe_kept(kept: int, trouble: str) -> str:
+    requests = "1 request is" if kept == 1 else f"{kept} requests are"
+    why = f" ({trouble})" if trouble else ""
+    return f"{requests} accepted, but the receiver does not say that its disk has them{why}; they are kept, to be sent again if it loses them"
 
 
 def _describe(rejections: Sequence[tuple[str, str, int]]) -> str:

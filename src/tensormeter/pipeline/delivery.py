@@ -15,6 +15,9 @@ An exporter that raises an exception is a different matter, because one item may
 An outage (`outages`) is retried without a limit. After any other exception the request is tried three times, the last time
 with a new exporter, and then divided until the item that causes the exception stands alone, which is set aside.
 
+A receiver that says how far its disk is (`Accepted.durability`) is asked for that when nothing is left to send: at once if somebody
+waits for the end of delivery, else after a while without an answer that says it.
+
 A receiver that refuses the token gets nothing more until there is another token, somebody says to try again, or a quarter of
 an hour is over: the destination is parked.
 A request that is too large is sent in halves, and those in halves again; which ones they are, and their ids, follow from the
@@ -33,6 +36,7 @@ from typing import Final
 from tensormeter.errors import SettingsError
 from tensormeter.exporter import (
     Accepted,
+    Durability,
     Exporter,
     ExporterConfig,
     Outcome,
@@ -80,6 +84,11 @@ _TRIES_OF_ITEM: Final = 2
 """Attempts at a single item of such a request, before the item is set aside. A part with several items is divided at once."""
 
 _LONGEST_REASON: Final = 500
+_ASK_AFTER: Final = 10.0
+"""Seconds without an answer after which the receiver is asked what is durable: as long as rows are logged, their answers say it."""
+
+_ASK_AGAIN: Final = 0.5
+"""Seconds between two such questions; the receiver syncs when it is asked, so one is enough as a rule."""
 
 
 def deliveries(
@@ -183,6 +192,8 @@ class Delivery:
         """Id of the last request that was divided because the exporter raised an exception."""
         self._renew = False
         """Whether the next attempt needs a new exporter: the present one may have been left in a broken state."""
+        self._answered_at = self._asked_at = 0.0
+        """When the receiver has accepted something last, and when it was last asked what is durable."""
         self._recalled: float | None = None
         """When a sibling that had failed too was successful, until this delivery has made an attempt of its own."""
 
@@ -300,13 +311,15 @@ class Delivery:
         self._position = self._outgoing.position
         if request is None:
             if not self._outgoing.due_in:
-                if (
-                    self.failures
-                ):  # of what has been given up since; what comes next must not wait for another attempt at it
+                keeps = self._outgoing.keeps(spool)
+                if self.failures and not keeps:
+                    # Of what has been given up since; what comes next must not wait for another attempt at it.
                     self._works()
                 if self._seen != news:
                     self._seen = news
                     self._call_siblings()
+                if keeps:
+                    return self._ask(spool, exporter, delays)
             return self._outgoing.due_in
         self._seen = -1
         if self._waits_its_turn():
@@ -315,10 +328,11 @@ class Delivery:
         if self._stop.is_set():
             return 0.0
         match self._export(exporter, request):
-            case Accepted(refused, message):
+            case Accepted(refused, message, durability):
                 if refused:
                     logger.error("%s refused %d items of %r: %s", self.destination, refused, request, message)
-                self._outgoing.accepted(spool, refused)
+                self._outgoing.accepted(spool, refused, durability if hasattr(exporter, "durability") else None)
+                self._answered_at = time.monotonic()
             case Rejected(reason, divide):
                 self._outgoing.rejected(spool, reason, divide=divide)
             case TooLarge(reason):
@@ -330,17 +344,47 @@ class Delivery:
                 self.parked = True
                 return _PARKED
             case Retry(reason, after):
-                delay = max(self._jitter(next(delays)), min(after or 0.0, _LONGEST_RETRY_AFTER), 0.001)
-                self._failed(reason, delay)
-                self.parked = False  # it was not the token this time
-                logger.warning("%s: %s; attempt %d in %.1f s", self, reason, self.failures + 1, delay)
-                return delay
+                return self._retry(reason, after, delays)
         recovered = self.failures > 0
         self._works()
         self._position = None  # the next one is not known yet
         self._call_siblings(recovered=recovered)
         self._on_progress()
         return None
+
+    def _retry(self, reason: str, after: float | None, delays: Generator[float, None, None]) -> float:
+        delay = max(self._jitter(next(delays)), min(after or 0.0, _LONGEST_RETRY_AFTER), 0.001)
+        self._failed(reason, delay)
+        self.parked = False  # it was not the token this time
+        logger.warning("%s: %s; attempt %d in %.1f s", self, reason, self.failures + 1, delay)
+        return delay
+
+    def _ask(self, spool: Spool, exporter: Exporter, delays: Generator[float, None, None]) -> float | None:
+        """Ask what is durable, if it is time to. Returns as `_deliver_next`."""
+        again = self._asked_at + _ASK_AGAIN
+        due = again if self._outgoing.hurry else max(self._answered_at + _ASK_AFTER, again)
+        wait = due - time.monotonic()
+        if wait > 0 and not self.failures:
+            return wait
+        ask: Callable[[], Durability | Retry | None] | None = getattr(exporter, "durability", None)
+        self._asked_at = time.monotonic()
+        try:
+            answer = ask() if ask is not None else None
+        except Exception as error:
+            logger.exception("exporter %s failed", self.destination)
+            answer = Retry(f"{type(error).__name__}: {error}")
+        if isinstance(answer, Retry):
+            return self._retry(answer.reason, answer.after, delays)
+        recovered = self.failures > 0
+        recalled = self._outgoing.settle(spool, answer)
+        self._works()
+        self._answered_at = time.monotonic()
+        if recalled or recovered:
+            self._call_siblings(recovered=recovered)
+        self._on_progress()
+        if recalled or not self._outgoing.keeps(spool):
+            return None
+        return _ASK_AGAIN if self._outgoing.hurry else _ASK_AFTER
 
     def _waits_its_turn(self) -> bool:
         """Whether something that was recorded earlier is about to be delivered by a sibling to which delivery works."""

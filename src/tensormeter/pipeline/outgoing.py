@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from tensormeter.exporter import Request
+from tensormeter.exporter import Durability, Request
 from tensormeter.logger import get_logger
 from tensormeter.pace import Pace
 from tensormeter.pipeline.contents import divided, halves, joined
@@ -84,6 +84,12 @@ class Outgoing:
         self._refusals = Refusals()
         self._floor = 0
         """Sequence number up to which nothing of these signals waits."""
+        self._commit: Durability | None = None
+        """Durability of the last part of the present request that was accepted; its `durable` is not used."""
+        self._refused = 0
+        """Items of the present request that were refused, also when it was sent before."""
+        self._credit = 0
+        """How many of them were counted when it was sent before."""
         self._log_at = 0.0
         self._unlogged: Counter[str] = Counter()
         self._begun: list[str] = []
@@ -97,6 +103,7 @@ class Outgoing:
         if not self._parts or waiting[: len(self._members)] != self._members:
             self._members, self._whole, self._parts = [], None, []
             while waiting and not self._parts:
+                self._resume(spool, waiting)
                 members = self._choose(waiting)
                 if not members:
                     return None
@@ -109,19 +116,49 @@ class Outgoing:
             return None
         return self._parts[0]
 
-    def accepted(self, spool: Spool, refused: int) -> None:
-        """The piece has arrived, but for `refused` items of it."""
+    def accepted(self, spool: Spool, refused: int, durability: Durability | None = None) -> None:
+        """The piece has arrived, but for `refused` items of it.
+
+        Args:
+            spool: The spool.
+            refused: Items that the receiver left out.
+            durability: What it says of its disk.
+        """
         part = self._parts[0]
         if part.id in self._pieces or self._refusals.doubts:
             piece = self._read(part)
             self._refusals.accepted(piece.items if piece else ())
         self._pieces.pop(part.id, None)
         self._rests.pop(part.id, None)
+        if self._delivered and _epoch(self._commit) != _epoch(durability):
+            # The receiver may have lost the parts that went before.
+            spool.settle(self._destination, durability, self._signals)
+            self._start_again(spool)
+            return
+        self._commit = durability
+        self._refused += refused
+        counted = max(0, self._refused - self._credit)
+        self._credit += counted
         if len(self._parts) > 1:
-            spool.count_loss("refused", refused)
+            spool.count_loss("refused", counted)
             self._part_is_over()
         else:
-            self._request_is_over(spool, refused)
+            self._request_is_over(spool, counted, answered=True)
+
+    def keeps(self, spool: Spool) -> bool:
+        """Whether the receiver has accepted something that its disk is not known to have."""
+        return spool.keeps(self._destination, self._signals)
+
+    def settle(self, spool: Spool, durability: Durability | None) -> bool:
+        """Act on what the receiver says of its disk when it is asked; None if it says nothing about that any more.
+
+        Returns:
+            Whether something waits again.
+        """
+        recalled = spool.settle(self._destination, durability, self._signals)
+        if recalled:
+            self._start_again(spool)
+        return recalled
 
     def rejected(self, spool: Spool, reason: str, *, divide: bool = False) -> None:
         """The piece will never be accepted: set it aside. Of several that were joined, each is tried by itself first.
@@ -235,6 +272,7 @@ class Outgoing:
         if [request.id for request in requests] != self._begun:
             self._delivered = []
             self._divisions = {}
+            self._commit = None
         if len(requests) > 1 and not self._save([request.id for request in requests]):
             members, requests = members[:1], requests[:1]
         whole = requests[0]
@@ -329,10 +367,60 @@ class Outgoing:
         self._delivered.append(self._parts.pop(0).id)
         self._save([member.id for member in self._members])
 
-    def _request_is_over(self, spool: Spool, refused: int = 0) -> None:
-        spool.done(self._destination, *(member.sequence for member in self._members), refused=refused)
+    def _request_is_over(self, spool: Spool, refused: int = 0, *, answered: bool = False) -> None:
+        """`answered`: whether its last part was accepted, so that what the receiver says of its disk is new."""
+        recalled = spool.done(
+            self._destination,
+            *(member.sequence for member in self._members),
+            refused=refused,
+            durability=self._commit,
+            sent=self._describe_sending(),
+            signals=self._signals if answered else (),
+        )
         self._parts = []
         self._forget_request()
+        if recalled:
+            self._start_again(spool)
+
+    def _describe_sending(self) -> str:
+        """How the present request is sent, for `_resume`."""
+        if len(self._members) == 1 and not self._divisions and not self._refused:
+            return ""
+        return json.dumps(
+            {
+                "members": [member.id for member in self._members],
+                "divisions": self._divisions_to_json(),
+                "refused": self._refused,
+            }
+        )
+
+    def _resume(self, spool: Spool, waiting: Sequence[Waiting]) -> None:
+        """If the next request was sent before, send the same pieces again: the receiver may know their ids."""
+        sent = spool.sent_before(self._destination, waiting[0].sequence)
+        self._refused = self._credit = 0
+        if not sent:
+            return
+        try:
+            document: Any = json.loads(sent)
+            members = [str(item) for item in document["members"]]
+            divisions, refused = _divisions_from_json(document["divisions"]), int(document["refused"])
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return
+        self._credit = refused
+        if members == [member.id for member in waiting[: len(members)]] and members != self._begun:
+            self._begun, self._delivered, self._divisions, self._commit = members, [], divisions, None
+
+    def _start_again(self, spool: Spool) -> None:
+        """Look for what waits from the beginning: requests that were accepted wait again."""
+        if self._parts and self._divisions:
+            members = [member.sequence for member in self._members]
+            spool.remember(self._destination, members, self._describe_sending())
+        self._members, self._whole, self._parts = [], None, []
+        self._pieces, self._divisions, self._rests = {}, {}, {}
+        self._delivered, self._commit = [], None
+        self._floor = 0
+        if self._begun:
+            self._save([])
 
     def _forget_request(self) -> None:
         """Remember only what a request has taught about the receiver."""
@@ -346,10 +434,10 @@ class Outgoing:
         try:
             document: Any = json.loads(self._state.read_text(encoding="utf-8"))
             begun, delivered = ([str(item) for item in document[name]] for name in ("members", "delivered"))
-            divisions = {
-                str(name): Division(tuple(Kind(*map(str, kind)) for kind in kinds), bool(off))
-                for name, (kinds, off) in document["divisions"].items()
-            }
+            divisions = _divisions_from_json(document["divisions"])
+            if document.get("commit"):
+                epoch, number = document["commit"]
+                self._commit = Durability(str(epoch), int(number), 0)
             self._refusals = Refusals.from_json(document["refusals"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return
@@ -361,10 +449,8 @@ class Outgoing:
         document = {
             "members": members,
             "delivered": self._delivered,
-            "divisions": {
-                name: [[[kind.name, kind.type] for kind in division.kinds], division.off]
-                for name, division in self._divisions.items()
-            },
+            "divisions": self._divisions_to_json(),
+            "commit": None if self._commit is None else [self._commit.epoch, self._commit.number],
             "refusals": self._refusals.to_json(),
         }
         try:
@@ -374,6 +460,23 @@ class Outgoing:
             logger.warning("%s: %s cannot be written: %s", self._destination, self._state, error)
             return False
         return True
+
+    def _divisions_to_json(self) -> dict[str, Any]:
+        return {
+            name: [[[kind.name, kind.type] for kind in division.kinds], division.off]
+            for name, division in self._divisions.items()
+        }
+
+
+def _divisions_from_json(document: Any) -> dict[str, Division]:
+    return {
+        str(name): Division(tuple(Kind(*map(str, kind)) for kind in kinds), bool(off))
+        for name, (kinds, off) in document.items()
+    }
+
+
+def _epoch(durability: Durability | None) -> str:
+    return "" if durability is None else durability.epoch
 
 
 def _list(names: list[str]) -> str:

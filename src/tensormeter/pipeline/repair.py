@@ -127,6 +127,8 @@ def _salvage(aside: Path, new: sqlite3.Connection, destinations: list[str]) -> t
             return 0, 1
         requests = list(_readable(old, "sequence, id, signal, items, priority, thinned, checksum, body", "request"))
         pending, whole = _rows(old, "SELECT destination, sequence FROM pending")
+        # What is accepted, but not known to be on the receiver's disk, is sent again. If it cannot be read, nothing is lost.
+        kept, _ = _rows(old, "SELECT destination, sequence FROM kept")
         good = [row for row in requests if _good(row)]
         known = {row[0] for row in good}
         lost = max(len({sequence for _, sequence in pending} - known), len(requests) - len(good), 0 if whole else 1)
@@ -134,7 +136,7 @@ def _salvage(aside: Path, new: sqlite3.Connection, destinations: list[str]) -> t
             # A name that nobody has is damaged, or of former settings: rather to all than to nobody.
             waiting = [
                 (name, sequence)
-                for destination, sequence in pending
+                for destination, sequence in {*pending, *kept}
                 if sequence in known
                 for name in ([destination] if destination in destinations else destinations)
             ]
@@ -151,6 +153,7 @@ def _salvage(aside: Path, new: sqlite3.Connection, destinations: list[str]) -> t
             ("cursor", (str, int, int, int)),
             ("process", (str, int, int)),
             ("aggregate", (str, str, str)),
+            ("origin", (str, str)),
             ("loss", (str, int)),
         ):
             rows = [row for row in _rows(old, f"SELECT * FROM {table}")[0] if _of(row, kinds)]

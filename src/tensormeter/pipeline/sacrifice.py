@@ -1,6 +1,7 @@
 """What a full spool gives up, and in which order.
 
-First what was rejected and is only kept for people, then statistics of the system, then media, the oldest of each first.
+First what receivers have accepted and only their disks do not have yet, which is no loss. Then what was rejected and is only
+kept for people, then statistics of the system, then media, the oldest of each first.
 Then scalars are thinned: the history loses every second row, evenly, again and again.
 When nothing but the last value of each series is left of it, old requests are joined into one with the latest of those.
 The configuration, how the run began and ended, and the last value of every series stay, even if that is more than the limit.
@@ -15,6 +16,7 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from tensormeter.pipeline.contents import condensed, thinned
+from tensormeter.pipeline.kept import give_up_kept
 from tensormeter.pipeline.request import Priority, checksum
 
 __all__ = ["sacrifice"]
@@ -34,6 +36,8 @@ def sacrifice(database: sqlite3.Connection) -> tuple[str, int] | None:
     Returns:
         Why it was, and how many items it was; None if there is nothing left that may be given up.
     """
+    if give_up_kept(database):
+        return "accepted", 0  # nothing is lost, unless the receiver loses its power now
     if database.execute(
         "UPDATE quarantine SET body = x'' WHERE number = (SELECT min(number) FROM quarantine WHERE length(body) > 0)"
     ).rowcount:

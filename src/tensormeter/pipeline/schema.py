@@ -9,7 +9,7 @@ from tensormeter.pipeline.errors import SpoolDamagedError, SpoolVersionError
 
 __all__ = ["check", "prepare"]
 
-_VERSION: Final = 2
+_VERSION: Final = 3
 
 _SCHEMA: Final = """
 CREATE TABLE request (
@@ -60,7 +60,21 @@ CREATE TABLE process (
 CREATE TABLE loss (reason TEXT PRIMARY KEY, items INTEGER NOT NULL) WITHOUT ROWID;
 """
 
-_APPLICATION_ID: Final = 0x746D7300 | _VERSION
+_SINCE_3: Final = """
+CREATE TABLE kept (
+    destination TEXT NOT NULL,
+    sequence INTEGER NOT NULL REFERENCES request (sequence) ON DELETE CASCADE,
+    epoch TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    sent TEXT NOT NULL,
+    PRIMARY KEY (destination, sequence)
+) WITHOUT ROWID;
+CREATE INDEX kept_sequence ON kept (sequence);
+CREATE TABLE origin (process TEXT PRIMARY KEY, description TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+_FAMILY: Final = 0x746D7300
+_APPLICATION_ID: Final = _FAMILY | _VERSION
 """The version once more: a spool whose two numbers differ is damaged, not of another version."""
 
 
@@ -74,12 +88,11 @@ def prepare(database: sqlite3.Connection, path: Path) -> None:
     version = database.execute("PRAGMA user_version").fetchone()[0]
     known = database.execute("PRAGMA application_id").fetchone()[0]
     if version == known == 0 and not _tables(database):
-        for statement in _SCHEMA.split(";"):
-            database.execute(statement)
-        database.execute(f"PRAGMA user_version = {_VERSION}")
-        database.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        _make(database, _SCHEMA + _SINCE_3)
+    elif version == 2 and known == _FAMILY | 2:
+        _make(database, _SINCE_3)
     elif version != _VERSION:
-        if known in (0, _APPLICATION_ID):
+        if known in (0, _FAMILY | 2, _APPLICATION_ID):
             raise SpoolDamagedError(f"the spool {path} is damaged: version {version}")
         raise SpoolVersionError(
             f"{path} has spool version {version}, this tensormeter reads {_VERSION}; "
@@ -101,7 +114,7 @@ def check(database: sqlite3.Connection, path: Path) -> None:
     if found != ("ok",):
         raise SpoolDamagedError(f"the spool {path} is damaged: {found and found[0]}")
     with closing(sqlite3.connect(":memory:")) as model:
-        model.executescript(_SCHEMA)
+        model.executescript(_SCHEMA + _SINCE_3)
         right = _tables(model)
     if _tables(database) != right:
         raise SpoolDamagedError(f"the spool {path} is damaged: its tables are not those of a spool")
@@ -116,6 +129,13 @@ def check(database: sqlite3.Connection, path: Path) -> None:
     finally:
         if database.in_transaction:
             database.execute("ROLLBACK")
+
+
+def _make(database: sqlite3.Connection, statements: str) -> None:
+    for statement in statements.split(";"):
+        database.execute(statement)
+    database.execute(f"PRAGMA user_version = {_VERSION}")
+    database.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
 
 
 def _tables(database: sqlite3.Connection) -> dict[str, str]:

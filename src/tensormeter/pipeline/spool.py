@@ -3,12 +3,14 @@
 A SQLite database, one for each run and node.
 Requests, the position up to which each lane has been read, and what was said about each process's life go into it in one
 transaction, so a row of the ring is in the spool once or not at all, whenever the agent is killed.
-A request is deleted when every destination has accepted or rejected it; what was rejected is kept in `quarantine`.
+A request is deleted when every destination has accepted or rejected it; what was rejected is kept in `quarantine`. What a receiver
+has accepted and its disk does not have yet stays, too, and may wait again (`tensormeter.pipeline.kept`).
 Each request has a checksum; one that does not match is skipped and counted.
 The size is bounded: see `tensormeter.pipeline.sacrifice` for what goes first. What is lost is counted by reason in `loss`.
 
 Durability: a killed process loses nothing, whichever it is. After a loss of power, `fsync` has everything that was put,
-`flush` may miss the last transactions, and `none` may have to be repaired (`tensormeter.pipeline.repair`).
+`flush` may miss the last transactions, and `none` may have to be repaired (`tensormeter.pipeline.repair`). In each of them the
+tables are durable when they are made, and which processes there are when `note_origin` returns.
 The journal is a write-ahead log, which needs memory shared by all who have the file open; on network file systems, where that
 cannot be relied on, it is a rollback journal.
 
@@ -26,11 +28,13 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from tensormeter.errors import SpoolError
+from tensormeter.exporter import Durability as ReceiverDurability
 from tensormeter.exporter import Request
 from tensormeter.pipeline import schema
 from tensormeter.pipeline.cursor import Cursor
 from tensormeter.pipeline.errors import ERRORS, SpoolDamagedError, SpoolFullError, named
 from tensormeter.pipeline.filesystem import network_filesystem
+from tensormeter.pipeline.kept import FORGET, forget_kept, give_up_kept, keep, remember, settle
 from tensormeter.pipeline.request import Encoded, Priority, Waiting, checksum, intact
 from tensormeter.pipeline.reserve import Reserve
 from tensormeter.pipeline.transaction import Transaction
@@ -67,6 +71,7 @@ class Spool:
             SpoolError: Not a spool, one of another version, or the disk refuses.
         """
         self.path = path
+        self._durability: Durability = durability
         self._max_bytes = max_bytes
         self._changes: tuple[int, int] | None = None
         self._counts: dict[str, int] = {}
@@ -100,11 +105,12 @@ class Spool:
         try:
             network = network_filesystem(path.parent)
             self._database.execute(f"PRAGMA journal_mode = {'TRUNCATE' if network else 'WAL'}")
-            self._database.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[durability]}")
+            self._database.execute("PRAGMA synchronous = FULL")
             self._database.execute("PRAGMA foreign_keys = ON")
             self._database.execute("PRAGMA trusted_schema = OFF")
             with self.transaction():
                 schema.prepare(self._database, path)
+            self._database.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[durability]}")
         except ERRORS as error:
             self._database.close()
             raise named(error, f"cannot open the spool {path}", path) from error
@@ -128,6 +134,22 @@ class Spool:
     def aggregates(self, process: str) -> dict[str, str]:
         """The states of a process's aggregated streams, as `put` was given them."""
         return dict(self._fetch_all("SELECT stream, state FROM aggregate WHERE process = ?", process))
+
+    def note_origin(self, process: str, description: str) -> None:
+        """Remember where a process runs, in words of the caller's. That is durable afterwards, with everything before it."""
+        self._database.execute("PRAGMA synchronous = FULL")
+        try:
+            with self.transaction():
+                self._database.execute("INSERT OR REPLACE INTO origin VALUES (?, ?)", (process, description))
+        finally:
+            self._database.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[self._durability]}")
+
+    def processes(self) -> list[tuple[str, bool, str]]:
+        """The processes that have put something: (process, whether its end is here, what `note_origin` was given or "")."""
+        rows = self._rows(
+            "SELECT process, ended, coalesce(description, '') FROM process LEFT JOIN origin USING (process) ORDER BY process"
+        )
+        return [(str(process), bool(ended), str(description)) for process, ended, description in rows]
 
     def put(
         self,
@@ -219,6 +241,7 @@ class Spool:
             ).fetchall()
             for sequence, _ in rows:
                 self._retire(destination, sequence)
+            forget_kept(self._database, "destination = ? AND signal = ?", destination, signal)
         return sum(items for _, items in rows)
 
     def read(self, sequence: int) -> Request | None:
@@ -232,19 +255,84 @@ class Spool:
         self.discard(sequence, "damaged")
         return None
 
-    def done(self, destination: str, *sequences: int, refused: int = 0) -> None:
-        """The destination has accepted these requests, but for `refused` items of them."""
+    def done(
+        self,
+        destination: str,
+        *sequences: int,
+        refused: int = 0,
+        durability: ReceiverDurability | None = None,
+        sent: str = "",
+        signals: Sequence[Signal] = SIGNALS,
+    ) -> bool:
+        """The destination has accepted these requests, but for `refused` items of them.
+
+        Args:
+            destination: The destination.
+            sequences: The requests.
+            refused: Items that it left out, and that were not counted before.
+            durability: What it says of its disk; the requests stay until that has them. None: they go.
+            sent: As for `kept.keep`.
+            signals: Signals of other requests, which `durability` is about as well.
+
+        Returns:
+            Whether others wait again, because the receiver may have lost them.
+        """
+        recalled = False
 
         def write() -> None:
+            nonlocal recalled
             self._count_loss("refused", refused)
-            for sequence in sequences:
-                self._retire(destination, sequence)
+            if durability is not None:
+                keep(self._database, destination, sequences, durability, sent)
+            else:
+                for sequence in sequences:
+                    self._retire(destination, sequence)
+            recalled = bool(signals) and settle(self._database, destination, _of(signals), durability)
 
         if sequences and (destination, sequences) == self._done:
             # Never used twice: the database said that they are gone, and shows them again.
             raise SpoolDamagedError(f"the spool {self.path} is damaged: request {sequences[0]} cannot be taken out")
         self._mark(write)
-        self._done = destination, sequences
+        self._done = ("", ()) if recalled else (destination, sequences)
+        return recalled
+
+    def settle(
+        self, destination: str, durability: ReceiverDurability | None, signals: Sequence[Signal] = SIGNALS
+    ) -> bool:
+        """Act on what a receiver says of its disk, as `done` does."""
+        recalled = False
+
+        def write() -> None:
+            nonlocal recalled
+            recalled = settle(self._database, destination, _of(signals), durability)
+
+        self._mark(write)
+        if recalled:
+            self._done = ("", ())
+        return recalled
+
+    def remember(self, destination: str, sequences: Sequence[int], sent: str) -> None:
+        """Remember how requests that wait have been sent so far; see `kept.remember`."""
+        self._mark(lambda: remember(self._database, destination, sequences, sent))
+
+    def sent_before(self, destination: str, sequence: int) -> str | None:
+        """How a request that waits again was sent before; None if it was not, "" if alone and undivided."""
+        row = self._fetch("SELECT sent FROM kept WHERE destination = ? AND sequence = ?", destination, sequence)
+        return None if row is None else str(row[0])
+
+    def kept(self) -> int:
+        """Requests that are accepted, and not known to be on the receiver's disk, counted once for each destination."""
+        return self._count("SELECT count(*) FROM kept WHERE epoch != ''")
+
+    def keeps(self, destination: str, signals: Sequence[Signal] = SIGNALS) -> bool:
+        """Whether there are any of a destination."""
+        query = "SELECT 1 FROM kept JOIN request USING (sequence) WHERE destination = ? AND epoch != '' AND "
+        return self._fetch(f"{query} {_of(signals)} LIMIT 1", destination) is not None
+
+    def forget_kept(self, destinations: Sequence[str]) -> None:
+        """Forget what was accepted by other destinations than these: nobody will ask those how far their disks are."""
+        with self.transaction():
+            forget_kept(self._database, f"destination NOT IN ({', '.join('?' * len(destinations))})", *destinations)
 
     def quarantine(self, destination: str, sequence: int, reason: str) -> None:
         """The destination will never accept the request: set it aside, for people to look at."""
@@ -393,6 +481,11 @@ class Spool:
             return
         if self._has_log():
             self._shorten_log()
+        while not self._has_room(size):
+            with self.transaction():
+                given_up = give_up_kept(self._database)
+            if not given_up:
+                break
         if not self._has_room(size):
             raise SpoolFullError(f"cannot write to the spool {self.path}: the disk is full but for what delivery needs")
 
@@ -464,11 +557,11 @@ class Spool:
             )
 
     def _retire(self, destination: str, sequence: int) -> None:
-        self._database.execute("DELETE FROM pending WHERE destination = ? AND sequence = ?", (destination, sequence))
-        self._database.execute(
-            "DELETE FROM request WHERE sequence = ?1 AND NOT EXISTS (SELECT 1 FROM pending WHERE sequence = ?1)",
-            (sequence,),
-        )
+        for table in ("pending", "kept"):
+            self._database.execute(
+                f"DELETE FROM {table} WHERE destination = ? AND sequence = ?", (destination, sequence)
+            )
+        self._database.execute(FORGET, (sequence,))
 
     def _count(self, query: str) -> int:
         """A count, which is asked for many times a second: counted again only when something has changed."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tensormeter.server.config import ServerConfig
-from tensormeter.server.status import OTLP_PATHS
+from tensormeter.server.status import DURABLE_PATH, OTLP_PATHS
 from tensormeter.server.tokens import Permission, Token, TokenFile
 
 __all__ = ["Access", "Authenticator", "needed_permissions"]
@@ -69,7 +69,7 @@ class Authenticator:
 
 def needed_permissions(method: str, path: str) -> tuple[Permission, ...]:
     """What a request must be allowed to do."""
-    if path.startswith(OTLP_PATHS):
+    if path.startswith(OTLP_PATHS) or path == DURABLE_PATH:
         return ("write",)
     match method:
         case "GET" | "HEAD" | "POST":  # POST /api/v1/query is a question

@@ -13,6 +13,7 @@ import platformdirs
 
 from tensormeter.errors import SettingsError
 from tensormeter.server.alerts import AlertConfig
+from tensormeter.server.store.durability import DURABILITIES, ServerDurability
 from tensormeter.server.tls import load_certificate
 from tensormeter.server.tokens import TokenFile
 from tensormeter.settings import DEFAULT_PORT, is_loopback
@@ -52,6 +53,8 @@ class ServerConfig:
         stall_after: Seconds of silence after which a run that has not ended counts as stalled.
         retention_days: Age at which points, and runs that nothing was heard of, are deleted; None: never.
         retention_bytes: Size of the store above which the oldest ended runs are deleted; None: never.
+        durability: When a request is answered: `group` at once, and its content is synced to disk together with others at the
+            latest two seconds later; `always` after the sync. Of the SQLite store.
         alerts: What to look for in what arrives, and whom to tell.
         alert_interval: Seconds between two looks.
         tls_cert: File with the certificate, and those between it and the authority, in PEM; with `tls_key`. A new one in its
@@ -82,6 +85,7 @@ class ServerConfig:
     stall_after: float = 300.0
     retention_days: float | None = None
     retention_bytes: int | None = None
+    durability: ServerDurability = "group"
     alerts: AlertConfig = field(default_factory=AlertConfig)
     alert_interval: float = 5.0
     tls_cert: Path | None = None
@@ -98,6 +102,12 @@ class ServerConfig:
         object.__setattr__(self, "forwarded_allow_ips", _proxies(self.forwarded_allow_ips))
         if self.clickhouse is not None and self.retention_bytes is not None:
             raise SettingsError("retention_bytes: ClickHouse does not bound a database; use retention_days, or TTLs")
+        if self.durability not in DURABILITIES:
+            raise SettingsError(f"durability: expected {' or '.join(DURABILITIES)}, got {self.durability!r}")
+        if self.clickhouse is not None and self.durability != "group":
+            raise SettingsError(
+                "durability: ClickHouse decides when it syncs; put its settings into --store (docs/server.md names them)"
+            )
         if not self.host:
             raise SettingsError("host: expected a name or an IP address, got ''")
         if not 0 <= self.port <= 65535:

@@ -22,6 +22,7 @@ from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.elements import check_logs, check_metrics
 from tensormeter.otlp.json import events_from_json, metrics_from_json
 from tensormeter.server.body import BodyReader, decompress
+from tensormeter.server.durable import durability_headers
 from tensormeter.server.effort import Effort, run_while_connected
 from tensormeter.server.observer import Ingested, Listener
 from tensormeter.server.scope import Stores
@@ -94,6 +95,8 @@ class Receiver:
         del body  # the work drops it as soon as it is decompressed
         store = self._stores.of(request)
 
+        headers: dict[str, str] = {}
+
         def work(effort: Effort) -> bytes:
             payload = decompress(bodies.pop(), form.encoding, self._max_body_bytes, effort.look)
             if form.media_type == JSON:
@@ -101,6 +104,8 @@ class Receiver:
             answer, receipt, items = append(store, payload, batch_id, effort.check)
             about = request.url.path.rpartition("/")[2]
             self._listener.ingested(Ingested(about, items, receipt.rejected, receipt.duplicate, size))
+            if batch_id is not None:
+                headers.update(durability_headers(store))
             if form.media_type == JSON:
                 return json_format.MessageToJson(answer, indent=None).encode()
             return answer.SerializeToString()
@@ -109,7 +114,7 @@ class Receiver:
             answer = await run_while_connected(request, work, self._threads)
         finally:
             self._bodies.release(size)
-        return Response(answer, media_type=form.media_type)
+        return Response(answer, headers=headers, media_type=form.media_type)
 
 
 def _append_metrics(store: Store, payload: bytes, batch_id: str | None, check: Check) -> tuple[Message, Receipt, int]:

@@ -32,6 +32,7 @@ from tensormeter.server.store import (
     Thinned,
     Window,
 )
+from tensormeter.server.store.durability import Syncer
 from tensormeter.server.store.source import identify
 
 __all__ = ["ForbiddenError", "ProjectStore", "Stores"]
@@ -63,6 +64,11 @@ class ProjectStore:
         """Of `store`, which somebody else opens and closes."""
         self._store = store
         self._project = project
+
+    @property
+    def syncer(self) -> Syncer | None:
+        """See `Store`."""
+        return self._store.syncer
 
     def append_metrics(
         self,

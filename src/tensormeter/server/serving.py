@@ -119,7 +119,9 @@ def _open(config: ServerConfig) -> Store:
 
         return ClickHouseStore(config.clickhouse, stall_after=config.stall_after, retention_days=days)
     retention = Retention(None if days is None else days * 86400, config.retention_bytes)
-    return SqliteStore(config.directory, stall_after=config.stall_after, retention=retention)
+    return SqliteStore(
+        config.directory, stall_after=config.stall_after, retention=retention, durability=config.durability
+    )
 
 
 class _Server(uvicorn.Server):

@@ -8,7 +8,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Scope
 
-__all__ = ["JSON", "OTLP_PATHS", "PROTOBUF", "error_response"]
+__all__ = ["DURABLE_PATH", "JSON", "OTLP_PATHS", "PROTOBUF", "error_response"]
 
 JSON: Final = "application/json"
 
@@ -16,6 +16,9 @@ PROTOBUF: Final = "application/x-protobuf"
 
 OTLP_PATHS: Final = ("/v1/", "/v1development/")
 """How the paths of OTLP/HTTP begin."""
+
+DURABLE_PATH: Final = "/api/v1/durable"
+"""Where senders ask what is durable: of the API, but for those who may send."""
 
 # Codes of google.rpc.Code by HTTP status; anything else is UNKNOWN (2).
 _RPC_CODES: Final = {

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from tensormeter.server.api.columns import COLUMNS
 from tensormeter.server.api.request import MAX_INTEGER, MAX_NUMBER, MIN_INTEGER, encode, json_response
+from tensormeter.server.status import DURABLE_PATH
 from tensormeter.server.store import MAX_READ_POINTS
 
 __all__ = ["describe_api", "openapi_document"]
@@ -237,6 +238,12 @@ def openapi_document() -> dict[str, Any]:
     series["responses"]["200"]["content"][COLUMNS] = {"schema": {"type": "string", "format": "binary"}}
     paths: dict[str, Any] = {
         "/api/v1/openapi.json": {"get": _operation("This document.", _OBJECT)},
+        DURABLE_PATH: {
+            "get": _operation(
+                "What survives a loss of power: syncs to disk now, and answers how far that went. For those who may send.",
+                _shape(epoch=_nullable(_TEXT), committed=_nullable(_INTEGER), durable=_nullable(_INTEGER)),
+            )
+        },
         "/api/v1/projects": {
             "get": _operation(
                 "Every project.",

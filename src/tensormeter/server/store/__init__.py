@@ -20,6 +20,7 @@ from typing import Final, Protocol
 
 from tensormeter.otlp.batch import Attribute, Batch, Event
 from tensormeter.otlp.check import Check, no_check
+from tensormeter.server.store.durability import Syncer
 from tensormeter.server.store.errors import (
     AmbiguousRunError,
     AnswerTooLargeError,
@@ -99,11 +100,19 @@ class Store(Protocol):
     Reads do not wait for `append_*`, nor the other way round, beyond moments of work in memory.
     Whoever opened the store closes it, once, after the last call.
 
+    Attributes:
+        syncer: Knows what survives a loss of power; None if the store does not say.
+
     Raises:
         StoreUnavailableError: From any method: not now; the same call may succeed later.
         NotFoundError, AmbiguousRunError: From any method that takes a `RunRef`.
         StoreError: From any method: the store is damaged.
     """
+
+    @property
+    def syncer(self) -> Syncer | None:
+        """See the attribute."""
+        ...
 
     def append_metrics(
         self,

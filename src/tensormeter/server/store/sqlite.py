@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -37,6 +37,7 @@ from tensormeter.server.store.arrivals import Rejections, arrivals_of
 from tensormeter.server.store.background import Background
 from tensormeter.server.store.catalog import Catalog, find_run
 from tensormeter.server.store.damage import named
+from tensormeter.server.store.durability import ServerDurability, Syncer
 from tensormeter.server.store.errors import DamagedError
 from tensormeter.server.store.events import insert_event
 from tensormeter.server.store.folding import apply_folds, filled, plan_folds
@@ -71,6 +72,7 @@ class SqliteStore(SqliteQueries):
         max_pending_points: int = 8_000_000,
         stall_after: float = STALL_AFTER,
         retention: Retention | None = None,
+        durability: ServerDurability = "group",
     ) -> None:
         """Open the store in `folder`, creating what is not there, and replay its journal.
 
@@ -81,6 +83,7 @@ class SqliteStore(SqliteQueries):
             max_pending_points: Points in memory above which requests are put off.
             stall_after: Seconds without any sign of life after which a run that has not ended counts as stalled.
             retention: What is removed by itself; by default nothing.
+            durability: Whether changes are synced in groups after they have returned, or before they return.
 
         Raises:
             StoreError: The folder is in use or cannot be written to, or the file is damaged or of a newer version.
@@ -91,9 +94,10 @@ class SqliteStore(SqliteQueries):
         self._folding = threading.Lock()
         self._writing = threading.Lock()
         self._problem: str | None = None
+        self._durability: ServerDurability = durability
         self._lock = FolderLock(folder)
         try:
-            file = folder / "tensormeter.db"
+            self._file = file = folder / "tensormeter.db"
             tighten_files(folder)
             prepare(file)
             self._writer = connect(file)
@@ -105,6 +109,8 @@ class SqliteStore(SqliteQueries):
             super().__init__(file, Heads(), stall_after)
             self._replay()
             self._unsampled: deque[Unsampled] = deque(find_unsampled(self._folder))
+            self.syncer = Syncer(file, self._carry_over)
+            self.syncer.start(durability)
         except (sqlite3.Error, UnicodeDecodeError) as error:
             self._lock.release()
             raise StoreError(f"cannot open the store in {folder}: {error}") from error
@@ -130,7 +136,7 @@ class SqliteStore(SqliteQueries):
         del batches  # the caller may have given them up
         content = journal.digest("metrics", payload)
         compressed = journal.compress(payload)
-        with self._writing:
+        with self._settled(), self._writing:
             self._check_open()
             self._check_pending(sum(len(arrival.points) for arrival in arrivals))
             with self._transaction():
@@ -164,7 +170,7 @@ class SqliteStore(SqliteQueries):
         received = time.time_ns()
         content = journal.digest("logs", payload)
         rejections = Rejections()
-        with self._writing:
+        with self._settled(), self._writing:
             self._check_open()
             with self._transaction():
                 if batch_id is not None:
@@ -251,6 +257,7 @@ class SqliteStore(SqliteQueries):
                 return
             self._closed = True
         self._background.stop()
+        self.syncer.close()
         try:
             self.fold()
         except StoreError:
@@ -353,10 +360,24 @@ class SqliteStore(SqliteQueries):
         except BaseException:
             self._catalog.forget()
             raise
+        self.syncer.note_commit()
+
+    @contextmanager
+    def _settled(self) -> Iterator[None]:
+        """What is committed inside is durable afterwards, if the store's durability says so. No lock may be held."""
+        yield
+        if self._durability == "always":
+            self.syncer.settle()
+
+    def _carry_over(self) -> bool:
+        """Carry SQLite's log over into the database. Returns whether all of it is there."""
+        with mapped_errors("checkpoint"), closing(connect(self._file)) as connection:
+            busy, logged, carried = connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
+            return not busy and logged == carried
 
     @contextmanager
     def _change(self, ref: RunRef) -> Iterator[int]:
-        with self._writing:
+        with self._settled(), self._writing:
             self._check_open()
             with self._transaction():
                 yield find_run(self._writer, ref.run_id, ref.project)

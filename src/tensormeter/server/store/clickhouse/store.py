@@ -65,6 +65,9 @@ class ClickHouseStore:
     values of one point, the one whose clock says earlier wins.
     """
 
+    syncer: Final = None
+    """What survives a loss of power is up to ClickHouse's settings; see docs/server.md."""
+
     def __init__(
         self,
         address: Address,
