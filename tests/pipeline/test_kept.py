@@ -140,7 +140,8 @@ def test_the_question_reveals_a_restart_too(spool, put, deliver, receiver, wait_
 def test_the_next_agent_goes_on_with_what_is_kept(spool, put, deliver, receiver, wait_for):
     receiver.epoch = "e"
     put(1, 2)
-    wait_for(lambda delivery=deliver(): delivery.idle and spool.kept() == 2, "both are accepted")
+    delivery = deliver()
+    wait_for(lambda: delivery.idle and spool.kept() == 2, "both are accepted")
     receiver.restart("f")
     deliver(hurry=True)
     wait_for(lambda: len(ids(receiver)) == 4 and spool.kept() == 0, "another agent has sent both again")
@@ -236,7 +237,8 @@ def test_joined_requests_are_joined_again(spool, put, deliver, receiver, wait_fo
     receiver.epoch = "e"
     put(1, 2, 3)
     options = {"schedule_delay": 0.01, "exporter_options": {"experiment.schedule_delay": "0.01"}}
-    wait_for(lambda delivery=deliver(**options): delivery.idle and spool.kept() == 3, "they are accepted together")
+    delivery = deliver(**options)
+    wait_for(lambda: delivery.idle and spool.kept() == 3, "they are accepted together")
     assert len(ids(receiver)) == 1
     receiver.restart("f")
     put(4)

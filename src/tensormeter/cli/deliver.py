@@ -29,4 +29,4 @@ def _deliver(url: str, token: str | None) -> None:
             click.echo(f"tensormeter: skipped {plain(result.path)}: {plain(result.reason)}")
             continue
         outcome = "delivered" if result.delivered else f"not delivered, {result.message}"
-        click.echo(f"tensormeter: an earlier run, {result.run.path.name}: {outcome}")
+        click.echo(f"tensormeter: an earlier run, {result.run.path.name}: {'; '.join([outcome, *result.cut])}")

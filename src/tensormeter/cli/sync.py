@@ -103,10 +103,14 @@ def _say(console: Console, said: dict[Path, str], path: Path, line: str) -> None
 
 
 def _outcome(result: "SyncResult") -> str:
-    outcome = (
-        "delivered" if result.delivered else f"not delivered, {escape(plain(result.message) or 'see its agent.log')}"
-    )
-    return f"{outcome}\n  {escape(plain(result.note))}" if result.note else outcome
+    if result.delivered:
+        outcome = "delivered"
+    elif result.accepted:
+        outcome = f"delivered, but {escape(plain(result.message))}"
+    else:
+        outcome = f"not delivered, {escape(plain(result.message) or 'see its agent.log')}"
+    notes = [*result.cut, *([result.note] if result.note else [])]
+    return "\n  ".join([outcome, *(escape(plain(note)) for note in notes)])
 
 
 def _name(run: "RunDirectory") -> str:

@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from tensormeter.errors import RingError, SpoolError, TensormeterError
+from tensormeter.fsync import fsync_file, fsync_names
 from tensormeter.logger import get_logger
+from tensormeter.pipeline.cut import NOTHING_STORED, end_cut_processes
 from tensormeter.pipeline.delivery import Delivery, deliveries
 from tensormeter.pipeline.directory import RunDirectory, runs_locked
 from tensormeter.pipeline.drain import Drain
@@ -98,8 +100,11 @@ class Agent:
         self._refusals = 0, ""
         self.error = ""
         """Why something is still not delivered, after `run`."""
-        self.kept = 0
-        """Requests that are accepted, but not known to be on their receivers' disks, after `run`; they stay in the spool."""
+        self.accepted = False
+        """Whether everything was accepted though not all of it is known to be on the receivers' disks, after `run`."""
+        self.cut: list[str] = []
+        """How processes of the run were cut off, so that their last values may be missing."""
+        self._looked_for_cut = self._unsynced = False
         self._sent_at: float | None = None
         """When everything had been accepted."""
 
@@ -248,6 +253,7 @@ class Agent:
             self._restore(spool)
         self._keep_room(spool)
         self._discover(spool)
+        self._end_cut(spool)
         self._drain()
         self._report(spool)
         return self._leave(spool) if self._nothing_left(spool) else None
@@ -290,7 +296,36 @@ class Agent:
             except Exception as error:  # of whatever kind, it must not keep the other processes from being delivered
                 self._set_aside(path, error)
                 continue
+            self._sync_names()  # the process has written run.json again
             ring.words[HeaderWord.AGENT_PID] = os.getpid()
+
+    def _sync_names(self) -> None:
+        """See that the run is found after a loss of power: what describes it, and the folders that lead to it."""
+        try:
+            fsync_file(self._directory.path / "run.json")
+            fsync_names(self._directory.path)
+        except OSError as error:
+            if not self._unsynced:
+                logger.warning(
+                    "%s cannot be synced (%s): a loss of power may cost all of it", self._directory.path, error
+                )
+            self._unsynced = True
+
+    def _end_cut(self, spool: Spool) -> None:
+        """Once, and if all rings can be read: end the processes that have none any more."""
+        if self._looked_for_cut:
+            return
+        if self._unreadable or self._directory.rings_weakness or self._directory.unread_rings:
+            return
+        present = {drain.ring.process for drain in self._drains.values()}
+        takers = self._settings.takers("logs", self._settings.exporters)
+        if self._one_shot and not present and not spool.processes():
+            self.cut = [NOTHING_STORED]
+        else:
+            self.cut = end_cut_processes(spool, present, takers, spool.losses())
+        for words in self.cut:
+            logger.warning("%s: %s", self._directory.path.name, words)
+        self._looked_for_cut = True
 
     def _drain(self) -> None:
         fresh = self._statistics is not None and self._statistics.advance(self._drains.values(), flush=self._stopping)
@@ -405,8 +440,9 @@ class Agent:
         Returns:
             Whether everything was delivered; None to stay.
         """
-        self.kept = spool.kept()
-        delivered = spool.pending() == 0 and not self.kept
+        kept = spool.kept()
+        self.accepted = spool.pending() == 0
+        delivered = self.accepted and not kept
         if delivered:
             self._stop_deliveries()  # before the lock is held: an exporter may take long to shut down, and `init` would wait
         with self._directory.siblings_locked():
@@ -417,8 +453,8 @@ class Agent:
                 return None
             if not delivered:
                 self.error = self._trouble()
-                if self.kept and spool.pending() == 0:
-                    self.error = _describe_kept(self.kept, self.error)
+                if self.accepted:
+                    self.error = _describe_kept(kept, self.error)
                 if abandoned := spool.abandoned(self._settings.exporters):
                     names = ", ".join(map(repr, sorted(abandoned)))
                     told = f"something waits for {names}, no exporter of this run: name it in `exporters`, or purge the spool"

@@ -13,6 +13,7 @@ from tensormeter.pipeline.cursor import Cursor
 from tensormeter.pipeline.errors import SpoolDamagedError
 from tensormeter.pipeline.health import Health
 from tensormeter.pipeline.media import Inbox
+from tensormeter.pipeline.origin import Origin
 from tensormeter.pipeline.processor import BatchMeasurementProcessor
 from tensormeter.pipeline.request import Encoded, Priority
 from tensormeter.pipeline.spool import Spool
@@ -36,6 +37,9 @@ _SPOOL_TROUBLE_DELAY: Final = 1.0
 _COMPLAINT_INTERVAL: Final = 60.0
 """Seconds between two lines in the log about a spool that refuses now and then, as on a disk that is all but full."""
 
+_DURABLE_DELAY: Final = 1.0
+"""Seconds for which rows wait for others, at most, where the spool is to survive a loss of power: the ring does not."""
+
 _MOST_BATCHES: Final = 16
 """Batches of one process before the others have their turn."""
 
@@ -53,7 +57,9 @@ class Drain:
             {lane: spool.cursor(ring.process, lane) for lane in range(len(ring.lanes))},
             spool.aggregates(ring.process),
             temporality=settings.temporality,
-            schedule_delay=settings.schedule_delay,
+            schedule_delay=min(settings.schedule_delay, _DURABLE_DELAY)
+            if settings.durability == "fsync"
+            else settings.schedule_delay,
             max_export_batch_size=settings.max_export_batch_size,
         )
         metadata = self._processor.metadata
@@ -62,6 +68,7 @@ class Drain:
         self._health = Health(ring, self._processor, settings.self_metrics_interval)
         self.child = metadata.get("parent") is not None
         self._started, self._ended = spool.life(ring.process)
+        self._noted = False
         self._whole_ring = _MOST_BATCHES + len(ring.words) // settings.max_export_batch_size
         self._retry_at = 0.0
         self._complain_at = 0.0
@@ -122,6 +129,10 @@ class Drain:
         try:
             if not self._started:
                 self._put(self._start_events(), started=True)
+            if not self._noted:
+                origin = Origin.of(self.ring.words[HeaderWord.WRITER_PID], self.resource, child=self.child)
+                self._spool.note_origin(self.ring.process, origin.to_json())
+                self._noted = True
             for _ in range(self._whole_ring if flush or wanted else _MOST_BATCHES):
                 more = self._processor.poll(abandon_pending=not alive)
                 # Rows after the flush request wait for their own time, so a flush that is held up makes no small batches.

@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -29,12 +29,16 @@ class SyncResult:
         delivered: Whether everything was.
         message: Why not.
         note: Which settings were the caller's instead of the run's, and why; "" if none were.
+        cut: How processes of the run were cut off, so that their last values may be missing.
+        accepted: Whether everything was accepted, though not everything is known to be on the receiver's disk.
     """
 
     run: RunDirectory
     delivered: bool
     message: str = ""
     note: str = ""
+    cut: Sequence[str] = ()
+    accepted: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ def _sync(
         return SyncResult(run, delivered=False, message=_wake(run), note=note)
     agent = Agent(run, settings, lock, one_shot=True, on_status=lambda items: on_status(run, items))
     delivered = agent.run()
-    return SyncResult(run, delivered, agent.error, note)
+    return SyncResult(run, delivered, agent.error, note, agent.cut, agent.accepted)
 
 
 def _note(run: RunDirectory, used: Settings) -> str:

@@ -1,0 +1,71 @@
+"""Processes that were cut off: their rings are gone, and the spool does not have their end.
+
+So it is after a loss of power, and when a container or somebody has deleted the memory in which rings are. The spool has what was
+put into it, and what it has is right; the last values may be missing. For a process that is certainly gone the agent puts its
+end into the spool, as a crash, so that the run does not stay "running" for ever.
+"""
+
+import gzip
+import time
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final
+
+from tensormeter.otlp.batch import Event, Value
+from tensormeter.otlp.encode import encode_events
+from tensormeter.pipeline.origin import Origin
+from tensormeter.pipeline.request import Encoded, Priority
+from tensormeter.pipeline.spool import Spool
+
+__all__ = ["NOTHING_STORED", "end_cut_processes"]
+
+_GZIP_LEVEL: Final = 1
+
+NOTHING_STORED: Final = (
+    "nothing of it had reached the disk when it was cut off, by a loss of power or because its files were deleted; its values "
+    "are lost"
+)
+"""About a run whose spool knows no process and which has no ring."""
+
+
+def end_cut_processes(
+    spool: Spool, present: Collection[str], destinations: Sequence[str], losses: Mapping[str, int]
+) -> list[str]:
+    """Put the ends of cut-off processes into the spool.
+
+    Args:
+        spool: The run's spool.
+        present: Processes whose rings are there.
+        destinations: Who is sent log records.
+        losses: What the spool has lost so far, for the events.
+
+    Returns:
+        What is to be told, without repetitions.
+
+    Raises:
+        SpoolError: The disk refuses.
+    """
+    told: dict[str, None] = {}
+    for process, ended, description in spool.processes():
+        if ended or process in present:
+            continue
+        origin = Origin.from_json(description)
+        fate = origin.fate() if origin is not None else ""
+        if origin is None or not fate:
+            told["it had not ended when its spool was written last; its last values may be missing"] = None
+            continue
+        told[f"{fate}; its last values may be missing"] = None
+        at = spool.last_time(process) or time.time_ns()
+        events = []
+        if not origin.child:
+            body: dict[str, Value] = {
+                "state": "crashed",
+                "message": f"{fate}; the last values may be missing",
+                "dropped": dict(losses),
+            }
+            events.append(Event("tensormeter.run.end", at, body))
+        encoded = []
+        if events:
+            body_bytes = gzip.compress(encode_events(origin.resource, events), _GZIP_LEVEL, mtime=0)
+            encoded.append(Encoded("logs", body_bytes, len(events), Priority.ESSENTIAL))
+        spool.put(encoded, destinations, process, {}, started=True, ended=True)
+    return list(told)
