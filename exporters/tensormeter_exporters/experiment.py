@@ -14,11 +14,14 @@ import json
 import re
 from collections.abc import Mapping
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
+from tensormeter.attempt import MAX_ATTEMPT
 from tensormeter.errors import EncodingError, SettingsError
 from tensormeter.exporter import (
     Accepted,
+    AttemptNumber,
+    AttemptQuestion,
     Durability,
     Exporter,
     ExporterConfig,
@@ -51,6 +54,15 @@ _DURABLE_PATH: Final = "/api/v1/durable"
 _NOT_THERE: Final = frozenset({404, 405, 410})
 
 
+_BUSY: Final = frozenset({408, 429, 500, 502, 503, 504})
+"""Answers to a question that may be different later."""
+
+_MOST_STEPS: Final = 1 << 62
+
+_MOST_QUESTIONS: Final = 10
+"""Times that a receiver that gives such an answer is asked again: it may take requests all the same."""
+
+
 class ExperimentExporter:
     """See `tensormeter.exporter.Exporter` for the contract. Redirects are not followed, so the token goes nowhere else."""
 
@@ -58,6 +70,7 @@ class ExperimentExporter:
 
     def __init__(self, config: ExporterConfig) -> None:
         self._targets = {signal: target for signal, target in _targets(config).items() if signal in config.signals}
+        self._unanswered = 0
         self._routes = {signal: _route(target) for signal, target in self._targets.items()}
         self._asked_in_vain = False
 
@@ -95,7 +108,7 @@ class ExperimentExporter:
         route = self._routes[signal]
         if not isinstance(route, OtlpPost) or not self._asks(signal):
             return None
-        answer = route.send(target.endpoint.removesuffix(_path(signal)) + _DURABLE_PATH, None, {}, method="GET")
+        answer = route.get(target.endpoint.removesuffix(_path(signal)) + _DURABLE_PATH)
         if isinstance(answer, Retry):
             return answer
         if not answer.ok and answer.status not in _NOT_THERE:
@@ -107,6 +120,22 @@ class ExperimentExporter:
     def _asks(self, signal: Signal) -> bool:
         """Whether the server of a signal can be asked what is durable: what it says of one request is of use only then."""
         return not self._asked_in_vain and self._targets[signal].endpoint.endswith(_path(signal))
+
+    def ask_attempt(self, question: AttemptQuestion) -> AttemptNumber | Retry | Unauthorized | None:
+        """As the contract says. A server that does not answer the question is another receiver of OTLP, and gives no numbers."""
+        signal, target = next(iter(self._targets.items()))
+        route, url = self._routes[signal], _attempt_url(target, signal, question)
+        if not isinstance(route, OtlpPost) or not url:
+            return None
+        answer = route.get(url)
+        if isinstance(answer, Retry):
+            return answer
+        if answer.status in (401, 403):
+            return Unauthorized(answer.reason)
+        if answer.status in _BUSY and self._unanswered < _MOST_QUESTIONS:
+            self._unanswered += 1
+            return Retry(answer.reason, answer.retry_after)
+        return _attempt_number(answer.body) if answer.ok else None
 
     def abort(self) -> None:
         """End an `export` that is under way on another thread. It returns `Retry`."""
@@ -146,6 +175,39 @@ def _read_document(body: bytes) -> Durability | None:
     if not isinstance(epoch, str) or not isinstance(committed, int) or not isinstance(durable, int):
         return None
     return _read_headers(dict(zip(_HEADERS, (f"{epoch}-{committed}", f"{epoch}-{durable}"), strict=True)))
+
+
+def _attempt_url(target: OtlpTarget, signal: Signal, question: AttemptQuestion) -> str:
+    """The address at which an experiment server gives numbers; "" if the target's address is not that of one."""
+    parts = urlsplit(target.endpoint)
+    path = parts.path.removesuffix(f"/v1/{signal}")
+    if parts.scheme not in ("http", "https") or path == parts.path:
+        return ""
+    member = question.member
+    parameters = {
+        "project": question.project,
+        "process": member.process,
+        "rank": member.rank,
+        "world_size": member.world_size,
+        "launch": member.launch,
+        "least": question.least,
+        "number": question.number,
+        "resume": "true" if question.resume else "false",
+    }
+    query = urlencode({name: value for name, value in parameters.items() if value is not None}, errors="replace")
+    path = f"{path}/api/v1/runs/{quote(question.run_id, safe='')}/attempt"
+    return parts._replace(path=path, query=f"{parts.query}&{query}" if parts.query else query).geturl()
+
+
+def _attempt_number(body: bytes) -> AttemptNumber | None:
+    try:
+        document = json.loads(body)
+        number, last_step = document["attempt"], document["last_step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if type(number) is not int or not 1 <= number <= MAX_ATTEMPT:
+        return None
+    return AttemptNumber(number, last_step if type(last_step) is int and abs(last_step) < _MOST_STEPS else None)
 
 
 def _targets(config: ExporterConfig) -> dict[Signal, OtlpTarget]:

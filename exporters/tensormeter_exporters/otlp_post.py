@@ -1,4 +1,4 @@
-"""POST requests of OTLP over HTTP: one connection, and a deadline for the whole of each request."""
+"""Requests of OTLP over HTTP: one connection, and a deadline for the whole of each request."""
 
 import contextlib
 import socket
@@ -46,19 +46,23 @@ class OtlpPost:
         self._pool = _pool(self._connections, context)
 
     def send(
-        self,
-        url: str,
-        body: bytes | None,
-        headers: Mapping[str, str],
-        *,
-        timeout: float | None = None,
-        method: str = "POST",
+        self, url: str, body: bytes, headers: Mapping[str, str], *, timeout: float | None = None
     ) -> Answer | Retry:
-        """POST a body, or another method. Blocks for the timeout at most, which may be shorter for this request than for others.
+        """POST a body. Blocks for the timeout at most, which may be shorter for this request than for others.
 
         Returns:
             The answer, whatever it is; `Retry` if there was none in time.
         """
+        return self._request("POST", url, body, {**self._headers, **headers}, timeout)
+
+    def get(self, url: str) -> Answer | Retry:
+        """GET an address, with the headers of the target. As `send` otherwise."""
+        kept = {name: value for name, value in self._headers.items() if not name.startswith("content-")}
+        return self._request("GET", url, None, kept, None)
+
+    def _request(
+        self, method: str, url: str, body: bytes | None, headers: Mapping[str, str], timeout: float | None
+    ) -> Answer | Retry:
         seconds = self._timeout if timeout is None else min(timeout, self._timeout)
         deadline = time.monotonic() + seconds
         with self._connections.deadline(seconds):
@@ -67,7 +71,7 @@ class OtlpPost:
                     method,
                     url,
                     body=body,
-                    headers={**self._headers, **headers},
+                    headers=headers,
                     timeout=urllib3.Timeout(total=seconds),
                     redirect=False,
                     preload_content=False,

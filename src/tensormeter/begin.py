@@ -1,5 +1,6 @@
 """Beginning a run, and what is called without naming one: it goes to the run that was begun last."""
 
+import reprlib
 import secrets
 import string
 import sys
@@ -57,7 +58,8 @@ def init(
         group: What runs belong together in, such as a sweep.
         tags: Words to find the run by.
         notes: What people should know about the run. What they write on the server takes precedence; so with group and tags.
-        resume: There was an attempt at this run before, on whatever machine. Needs an `id`.
+        resume: Whether there was an attempt at this run before, on whatever machine. Rows that are logged without a step then go
+            on behind the last step of the attempts before. Needs an `id`.
         mode: `online`, `offline` or `disabled`.
         settings: A `Settings`, or a mapping of its fields. The arguments above take precedence over it.
 
@@ -68,6 +70,8 @@ def init(
     given = {"project": project, "name": name, "run_id": id, "mode": mode, "group": group, "tags": tags, "notes": notes}
     resolved = _resolve(settings, {key: value for key, value in given.items() if value is not None})
     check_exporters([*resolved.exporters, *(option.partition(".")[0] for option in resolved.exporter_options)])
+    if not isinstance(resume, bool):
+        raise SettingsError(f"resume: expected True or False, got {reprlib.repr(resume)}")
     if resume and resolved.run_id is None:
         raise SettingsError(
             "resume: expected the id of the run to resume, got none; give id=, or set TENSORMETER_RUN_ID"
@@ -79,7 +83,7 @@ def init(
     if resolved.mode == "online":
         _check_targets(resolved)
     run_id = resolved.run_id or "".join(secrets.choice(_ID_LETTERS) for _ in range(8))
-    run = Run(RunIdentity(run_id, resolved.name or run_id, as_json(config or {}), resolved), resume=resume)
+    run = Run(RunIdentity(run_id, resolved.name or run_id, as_json(config or {}), resolved, resume=resume))
     run._begin()
     remember(run)
     return run

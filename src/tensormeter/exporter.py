@@ -30,12 +30,15 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Final, Protocol
 
+from tensormeter.attempt import Member
 from tensormeter.environment import importing_sdk
 from tensormeter.errors import SettingsError
 from tensormeter.signals import SIGNALS, Signal
 
 __all__ = [
     "Accepted",
+    "AttemptNumber",
+    "AttemptQuestion",
     "Durability",
     "Exporter",
     "ExporterConfig",
@@ -205,6 +208,40 @@ class Unauthorized:
     reason: str
 
 
+@dataclass(frozen=True)
+class AttemptQuestion:
+    """Which attempt at a run a process belongs to.
+
+    Attributes:
+        project: The run's project.
+        run_id: The run's id.
+        member: The process.
+        number: The number, if it is known and only the last step is asked for.
+        least: The lowest number that the answer may have.
+        resume: Whether there was an attempt before.
+    """
+
+    project: str
+    run_id: str
+    member: Member
+    number: int | None
+    least: int
+    resume: bool
+
+
+@dataclass(frozen=True)
+class AttemptNumber:
+    """The answer.
+
+    Attributes:
+        number: The number, from 1.
+        last_step: The highest step that earlier attempts have logged; None if they logged none.
+    """
+
+    number: int
+    last_step: int | None
+
+
 Outcome = Accepted | Retry | Rejected | TooLarge | Unauthorized
 
 
@@ -216,6 +253,11 @@ class Exporter(Protocol):
     It may have a method ``durability(self) -> Durability | Retry | None``, which asks the receiver how far its disk is, within the
     configured timeout; the receiver should sync at once. None if the receiver says nothing about that any more. Delivery calls it
     when nothing else is to be sent, and something accepted is not known to be durable.
+
+    If its receiver knows the attempts at runs, it may have a method
+    ``ask_attempt(self, question: AttemptQuestion) -> AttemptNumber | Retry | Unauthorized | None``, which is called before anything of
+    the attempt is exported, with the same timeout. None: this receiver gives no numbers. `Retry` holds up the destination.
+    After `Unauthorized`, `export` decides: if it is accepted, this receiver gives no numbers.
     """
 
     def __init__(self, config: ExporterConfig) -> None: ...

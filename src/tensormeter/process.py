@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
+from tensormeter.attempt import UNSETTLED, Basis, Member
 from tensormeter.errors import RingError
 from tensormeter.logger import get_logger
 from tensormeter.pipeline.attempts import count_attempt
@@ -19,9 +20,9 @@ from tensormeter.record.lane import Writer
 from tensormeter.record.page_locking import unlock_retired
 from tensormeter.record.recorder import Recorder
 from tensormeter.record.vitals import Vitals
-from tensormeter.resource import describe_process
+from tensormeter.resource import describe_launch, describe_process, describe_rank
 from tensormeter.ring.file import RingFile
-from tensormeter.ring.words import HeaderWord, SpoolLoss, State
+from tensormeter.ring.words import AUTOMATIC_STEPS, HeaderWord, SpoolLoss, State
 from tensormeter.settings import Settings
 
 __all__ = ["FlushRequest", "RunIdentity", "RunProcess"]
@@ -52,6 +53,8 @@ class RunIdentity:
         config: JSON values.
         settings: In force for the run.
         resource: Attributes that an OpenTelemetry program adds to those of `describe_process`.
+        resume: Whether there was an attempt at the run before, perhaps on another machine.
+        basis: Of a child: where its parent's attempt number comes from; "" if there is nothing to settle.
     """
 
     id: str
@@ -59,6 +62,8 @@ class RunIdentity:
     config: Mapping[str, Any]
     settings: Settings
     resource: Mapping[str, Any] = field(default_factory=dict)
+    resume: bool = False
+    basis: Basis = ""
 
 
 class FlushRequest(NamedTuple):
@@ -82,7 +87,8 @@ class RunProcess:
         id: Unique in the world; `service.instance.id` of the resource.
         parent: The process that this one was started from, if that one began the run. A child has no say in whether the
             run has ended, and waits for no delivery.
-        attempt: Which attempt at the run it is part of, from 1.
+        attempt: Which attempt at the run it is part of, from 1. The agent may correct it before it delivers.
+        basis: Where that number comes from, if there is something for the agent to settle.
         resource: Attributes of the OpenTelemetry resource that its data is sent with.
         ring: Its ring.
         recorder: Writes into it.
@@ -93,7 +99,6 @@ class RunProcess:
         run: RunIdentity,
         *,
         parent: str | None,
-        resume: bool = False,
         on_writer: Callable[[Writer], None],
         on_fork: Writer,
     ) -> None:
@@ -102,7 +107,6 @@ class RunProcess:
         Args:
             run: Which run.
             parent: See the attribute.
-            resume: There was an attempt at the run before, perhaps on another machine.
             on_writer: As for `Recorder`.
             on_fork: As for `Recorder`.
 
@@ -122,14 +126,14 @@ class RunProcess:
         self._flushing = threading.RLock()  # re-entered by a signal handler that flushes
         unlock_retired()  # may wait for a device, so not under the lock of all runs
         try:
-            self._join(resume, on_writer, on_fork)
+            self._join(on_writer, on_fork)
         except OSError as error:
             if run.settings.directory in memory_directories(run.settings)[0]:
                 raise
             memory = make_memory_directory(run.settings)
             room = min(run.settings.spool_max_bytes, _MEMORY_SPOOL_BYTES)
             self._settings = run.settings.replace(directory=memory, spool_max_bytes=room)
-            self._join(resume, on_writer, on_fork)
+            self._join(on_writer, on_fork)
             logger.warning(
                 "run %s is kept in memory (%s), because %s cannot be used (%s): it survives its processes, but no reboot",
                 run.id,
@@ -146,12 +150,12 @@ class RunProcess:
                 weak,
             )
 
-    def _join(self, resume: bool, on_writer: Callable[[Writer], None], on_fork: Writer) -> None:
+    def _join(self, on_writer: Callable[[Writer], None], on_fork: Writer) -> None:
         """Take part in the run as it is found in `self._settings.directory`."""
         run, settings = self._run, self._settings
         with runs_locked(settings.directory):
             self._directory = RunDirectory.create(settings, run.id, run.name)
-            self.attempt = self._count_attempt(resume)
+            self.attempt, self.basis = self._count_attempt()
             self.ring = self._create_ring(self._metadata())
             self.recorder = Recorder(
                 self.ring,
@@ -160,16 +164,28 @@ class RunProcess:
                 media_buffer_bytes=settings.media_buffer_bytes,
                 one_launch=settings.device_path == "auto",
                 on_fork=on_fork,
+                first_step=AUTOMATIC_STEPS if run.resume else 0,
             )
             self._vitals = Vitals(self.recorder, settings.sample_interval)
             self._start_agent()
 
-    def _count_attempt(self, resume: bool) -> int:
-        settings = self._settings
+    def _count_attempt(self) -> tuple[int, Basis]:
+        """The number of the attempt, and what the agent has to settle about it."""
+        run, settings = self._run, self._settings
+        if self.parent is not None:  # children are part of their parent's attempt
+            return settings.attempt or 1, run.basis
+        if settings.run_id is None:  # no later run can have a random id
+            return settings.attempt or 1, ""
+        ranks = describe_rank()
+        member = Member(
+            self.id, ranks.get("tensormeter.rank"), ranks.get("tensormeter.world_size"), describe_launch(os.environ)
+        )
+        number, provisional = count_attempt(
+            self._directory, settings.project, member, resume=run.resume, number=settings.attempt
+        )
         if settings.attempt is not None:
-            return settings.attempt
-        # Nobody can come back to a random id.
-        return 1 if settings.run_id is None else count_attempt(self._directory, settings.project, resume=resume)
+            return number, "given" if run.resume else ""
+        return number, "unknown" if provisional else "counted"
 
     @property
     def is_this(self) -> bool:
@@ -286,7 +302,13 @@ class RunProcess:
             given=run.resource,
             command=settings.record_command,
         )
-        found: dict[str, Any] = {"resource": self.resource, "config": run.config, "parent": self.parent}
+        unsettled = {UNSETTLED: self.basis} if self.basis else {}
+        found: dict[str, Any] = {
+            "resource": {**self.resource, **unsettled},
+            "config": run.config,
+            "parent": self.parent,
+            "resume": run.resume,
+        }
         if self._reconfigured:
             found["reconfigured"] = self._reconfigured
         said = {"group": settings.group, "tags": settings.tags, "notes": settings.notes}

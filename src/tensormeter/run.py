@@ -57,7 +57,7 @@ class Run:
         settings: In force for this run.
     """
 
-    def __init__(self, identity: RunIdentity, *, parent: str | None = None, resume: bool = False) -> None:
+    def __init__(self, identity: RunIdentity, *, parent: str | None = None) -> None:
         """Use `init`."""
         self.id = identity.id
         self.name = identity.name
@@ -66,7 +66,6 @@ class Run:
         self._masked: set[str] = set()
         self._identity = replace(identity, config=self._without_secrets(identity.config))
         self._parent = parent
-        self._resume = resume
         self._process: RunProcess | None = None
         self._finished = False
         self._definitions: list[tuple[str, Rule]] = []
@@ -152,7 +151,9 @@ class Run:
 
     @property
     def attempt(self) -> int:
-        """Which attempt at the run this is, from 1."""
+        """Which attempt at the run this is, from 1, as far as this machine knows. `init` does not wait for a network: if this machine
+        does not know the run's other attempts, the agent asks the server, and corrects the number before it delivers.
+        """
         return self.settings.attempt or 1
 
     def watch(
@@ -331,13 +332,12 @@ class Run:
             self._process = RunProcess(
                 self._identity,
                 parent=self._parent,
-                resume=self._resume,
                 on_writer=self._use_writer,
                 on_fork=self._log_after_fork,
             )
             # Children, and whoever the run is sent to, are part of the same attempt.
             self.settings = self.settings.replace(attempt=self._process.attempt)
-            self._identity = dataclasses.replace(self._identity, settings=self.settings)
+            self._identity = dataclasses.replace(self._identity, settings=self.settings, basis=self._process.basis)
             recorder = self._process.recorder
             for name, rule in self._definitions:
                 recorder.define(name, rule)

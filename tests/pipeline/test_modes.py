@@ -88,7 +88,7 @@ def test_what_an_agent_keeps_is_private(run, tmp_path, umask):
     with lock.open("r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # the agent has ended
     names = {path.name for path in (tmp_path / "home").rglob("*")}
-    assert names >= {"run.json", "spool.sqlite", "agent.log", ".attempts.json", "appended.json", "outgoing.json"}
+    assert names >= {"run.json", "spool.sqlite", "agent.log", ".attempts", "appended.json", "outgoing.json"}
     assert loose(tmp_path / "home") == {}
     (target, *_) = (tmp_path / "out" / "made").glob("*.jsonl")
     assert target.stat().st_mode & 0o777 == 0o666 & ~umask, "what the user has asked for follows the umask"

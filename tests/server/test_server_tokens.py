@@ -26,6 +26,7 @@ ROUTES = [
     ("GET", "/api/v1/runs/{run_id}"),
     ("PATCH", "/api/v1/runs/{run_id}"),
     ("DELETE", "/api/v1/runs/{run_id}"),
+    ("GET", "/api/v1/runs/{run_id}/attempt"),
     ("GET", "/api/v1/runs/{run_id}/metrics"),
     ("GET", "/api/v1/metrics"),
     ("GET", "/api/v1/runs/{run_id}/events"),
@@ -135,7 +136,10 @@ def test_a_token_of_one_project_sees_no_other(server, tokens, method, path):
     for query in ({}, {"project": "b"}, {"project": "a"}, {"project": ""}):
         more = {} if method == "POST" else {"metric": "secret/loss", "filter": "points > 0", "runs": "only-b"}
         answer = ask(server, tokens["a"], method, target, bodies.get(method), **query, **more)
-        assert answer.status == (200 if path in ("/api/v1/projects", "/api/v1/runs") else 404), answer.data
+        open_to_all = ("/api/v1/projects", "/api/v1/runs", "/api/v1/runs/{run_id}/attempt")
+        assert answer.status == (200 if path in open_to_all else 404), answer.data
+        if path.endswith("/attempt"):
+            assert answer.json() == {"attempt": 1, "last_step": None}, "as if there were no such run"
         if answer.status == 200:
             assert b"secret" not in answer.data
             assert b"only-b" not in answer.data

@@ -21,14 +21,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from tensormeter.errors import RingError, SpoolError, TensormeterError
+from tensormeter.errors import RingError, SettingsError, SpoolError, TensormeterError
+from tensormeter.exporter import load_exporter
 from tensormeter.fsync import fsync_file, fsync_names
 from tensormeter.logger import get_logger
+from tensormeter.pipeline.attempts import ALIVE_INTERVAL, mark_alive
 from tensormeter.pipeline.cut import NOTHING_STORED, end_cut_processes
 from tensormeter.pipeline.delivery import Delivery, deliveries
 from tensormeter.pipeline.directory import RunDirectory, runs_locked
 from tensormeter.pipeline.drain import Drain
 from tensormeter.pipeline.errors import SpoolDamagedError, SpoolVersionError
+from tensormeter.pipeline.numbering import Numbering
 from tensormeter.pipeline.repair import open_repaired
 from tensormeter.pipeline.spool import Spool
 from tensormeter.ring.file import RingFile
@@ -93,6 +96,9 @@ class Agent:
         self._drains: dict[Path, Drain] = {}
         self._unreadable: set[Path] = set()
         self._deliveries: list[Delivery] = []
+        self._numbering = Numbering(directory, settings, asks=_asks(settings))
+        self._living: set[str] = set()
+        self._marked_at = 0.0
         self._statistics: Statistics | None = None
         self._left_at = time.monotonic()
         self._status_at = 0.0
@@ -232,7 +238,9 @@ class Agent:
     def _start_deliveries(self) -> None:
         settings = self._settings
         if settings.mode == "online":
-            self._deliveries = deliveries(settings.exporters, self._directory.spool, settings, self._wake.set)
+            self._deliveries = deliveries(
+                settings.exporters, self._directory.spool, settings, self._wake.set, self._numbering
+            )
             for delivery in self._deliveries:
                 delivery.start()
 
@@ -255,6 +263,8 @@ class Agent:
         self._discover(spool)
         self._end_cut(spool)
         self._drain()
+        self._numbering.look(unread=any(not drain.alive for drain in self._drains.values()))
+        self._mark_alive()
         self._report(spool)
         return self._leave(spool) if self._nothing_left(spool) else None
 
@@ -290,7 +300,7 @@ class Agent:
                 continue
             try:
                 ring = RingFile.open(path)
-                self._drains[path] = Drain(ring, spool, self._settings.exporters, self._settings)
+                self._drains[path] = Drain(ring, spool, self._settings.exporters, self._settings, self._numbering)
             except SpoolError:
                 raise
             except Exception as error:  # of whatever kind, it must not keep the other processes from being delivered
@@ -327,6 +337,20 @@ class Agent:
             logger.warning("%s: %s", self._directory.path.name, words)
         self._looked_for_cut = True
 
+    def _mark_alive(self) -> None:
+        """Say to other hosts that share the directory which processes live here."""
+        if self._settings.run_id is None:
+            return
+        living = {drain.ring.process for drain in self._drains.values() if drain.alive}
+        now = time.monotonic()
+        if living != self._living:
+            with contextlib.suppress(OSError), self._directory.siblings_locked():
+                mark_alive(self._directory, sorted(living))
+                self._living, self._marked_at = living, now
+        elif living and now - self._marked_at >= ALIVE_INTERVAL:
+            mark_alive(self._directory, None)
+            self._marked_at = now
+
     def _drain(self) -> None:
         fresh = self._statistics is not None and self._statistics.advance(self._drains.values(), flush=self._stopping)
         for path, drain in list(self._drains.items()):
@@ -340,6 +364,7 @@ class Agent:
                 self._set_aside(path, error)
                 continue
             if gone:
+                drain.note_end()
                 drain.ring.remove()
                 del self._drains[path]
                 self._left_at = time.monotonic()
@@ -480,6 +505,17 @@ def _describe_kept(kept: int, trouble: str) -> str:
     requests = "1 request is" if kept == 1 else f"{kept} requests are"
     why = f" ({trouble})" if trouble else ""
     return f"{requests} accepted, but the receiver does not say that its disk has them{why}; they are kept, to be sent again if it loses them"
+
+
+def _asks(settings: Settings) -> bool:
+    """Whether a destination may know the attempts at the run."""
+    if settings.run_id is None:
+        return False
+    for destination in settings.exporters:
+        with contextlib.suppress(SettingsError):
+            if hasattr(load_exporter(destination), "ask_attempt"):
+                return True
+    return False
 
 
 def _describe(rejections: Sequence[tuple[str, str, int]]) -> str:

@@ -51,6 +51,7 @@ from tensormeter.logger import get_logger
 from tensormeter.outages import is_outage
 from tensormeter.pace import UploadRate
 from tensormeter.pipeline.errors import SpoolDamagedError
+from tensormeter.pipeline.numbering import Numbering
 from tensormeter.pipeline.outgoing import Outgoing
 from tensormeter.pipeline.spool import Spool
 from tensormeter.retrying import exponential_delays, full_jitter
@@ -92,7 +93,11 @@ _ASK_AGAIN: Final = 0.5
 
 
 def deliveries(
-    destinations: Iterable[str], spool: Path, settings: Settings, on_progress: Callable[[], None]
+    destinations: Iterable[str],
+    spool: Path,
+    settings: Settings,
+    on_progress: Callable[[], None],
+    numbering: Numbering | None = None,
 ) -> "list[Delivery]":
     """Make the deliveries of some destinations: one `Delivery` for each, or one for each of its signals.
 
@@ -101,6 +106,7 @@ def deliveries(
         spool: Path of the spool.
         settings: Of the run.
         on_progress: As for `Delivery`.
+        numbering: As for `Delivery`.
 
     Raises:
         SettingsError: There is no such exporter.
@@ -113,7 +119,10 @@ def deliveries(
             [(signal,) for signal in SIGNALS if signal not in left_out] if independent else [SIGNALS]
         )
         rate = UploadRate(settings.pace_of(destination).max_upload_bytes_per_second)
-        siblings = [Delivery(destination, spool, settings, on_progress, signals=group, rate=rate) for group in groups]
+        siblings = [
+            Delivery(destination, spool, settings, on_progress, signals=group, rate=rate, numbering=numbering)
+            for group in groups
+        ]
         for delivery in siblings:
             delivery.siblings = [other for other in siblings if other is not delivery]
         found += siblings
@@ -145,6 +154,7 @@ class Delivery:
         *,
         signals: Sequence[Signal] = SIGNALS,
         rate: UploadRate | None = None,
+        numbering: Numbering | None = None,
     ) -> None:
         """
         Args:
@@ -155,6 +165,7 @@ class Delivery:
             jitter: Turns a delay into the one to wait.
             signals: The signals to deliver.
             rate: The destination's limit on bytes a second, shared with its siblings; its own without one.
+            numbering: Settles the numbers of attempts before anything is exported.
 
         Raises:
             SettingsError: There is no such exporter.
@@ -167,6 +178,7 @@ class Delivery:
         self._exporter_type = load_exporter(destination)
         self._on_progress = on_progress
         self._jitter = jitter
+        self._numbering = numbering
         self._wake = threading.Event()
         self._stop = threading.Event()
         name = "-".join(["tensormeter-deliver", destination, *(self.signals if len(self.signals) == 1 else ())])
@@ -429,7 +441,13 @@ class Delivery:
     def _export(self, exporter: Exporter, request: Request) -> Outcome:
         self._attempt_began = time.monotonic()
         try:
+            if self._numbering is not None:
+                if (retry := self._numbering.ask(exporter)) is not None:
+                    return retry
+                request = self._numbering.rewrite(request)
             outcome = _checked(exporter.export(request), request.items)
+            if self._numbering is not None and isinstance(outcome, Accepted):
+                self._numbering.accepted()
         except BaseException as error:  # whatever a library raises, `SystemExit` too: the queue must go on
             return self._outcome_of(error, request)
         finally:

@@ -13,6 +13,7 @@ from tensormeter.pipeline.cursor import Cursor
 from tensormeter.pipeline.errors import SpoolDamagedError
 from tensormeter.pipeline.health import Health
 from tensormeter.pipeline.media import Inbox
+from tensormeter.pipeline.numbering import Numbering
 from tensormeter.pipeline.origin import Origin
 from tensormeter.pipeline.processor import BatchMeasurementProcessor
 from tensormeter.pipeline.request import Encoded, Priority
@@ -47,8 +48,18 @@ _MOST_BATCHES: Final = 16
 class Drain:
     """One ring on its way into the spool. Used by the agent's main thread; blocks for the disk only."""
 
-    def __init__(self, ring: RingFile, spool: Spool, destinations: Sequence[str], settings: Settings) -> None:
+    def __init__(
+        self,
+        ring: RingFile,
+        spool: Spool,
+        destinations: Sequence[str],
+        settings: Settings,
+        numbering: Numbering | None = None,
+    ) -> None:
         self.ring = ring
+        self.alive = True
+        """Whether the process lived at the last look."""
+        self._numbering = numbering
         self._spool = spool
         self._metrics_to = settings.takers("metrics", destinations)
         self._logs_to = settings.takers("logs", destinations)
@@ -67,6 +78,8 @@ class Drain:
         self._inbox = Inbox(ring.path, spool.cursor(ring.process, _MEDIA).position)
         self._health = Health(ring, self._processor, settings.self_metrics_interval)
         self.child = metadata.get("parent") is not None
+        if numbering is not None:
+            numbering.register(metadata)
         self._started, self._ended = spool.life(ring.process)
         self._noted = False
         self._whole_ring = _MOST_BATCHES + len(ring.words) // settings.max_export_batch_size
@@ -85,7 +98,19 @@ class Drain:
     @property
     def resource(self) -> Mapping[str, Attribute]:
         """Who speaks; an OpenTelemetry program may add to it later."""
+        resource = self._unsettled
+        settled = self._numbering.of(resource) if self._numbering is not None else None
+        return resource if settled is None else settled.resource(resource)
+
+    @property
+    def _unsettled(self) -> Mapping[str, Attribute]:
+        """The same with the attempt's number as the process knows it."""
         return cast("Mapping[str, Attribute]", self._processor.metadata.get("resource", {}))
+
+    def note_end(self) -> None:
+        """The process is gone, and everything of it is in the spool: note where its steps ended."""
+        if self._numbering is not None:
+            self._numbering.note_end(self.ring, self._unsettled)
 
     @property
     def ended(self) -> bool:
@@ -122,7 +147,7 @@ class Drain:
         if time.monotonic() < self._retry_at:
             return False
         # Looked at before reading: whatever a dead writer wrote is there to be read.
-        alive = self.ring.writer_alive()
+        alive = self.alive = self.ring.writer_alive()
         over = not alive or self.ring.state is not State.OPEN
         requested = self.ring.words[HeaderWord.FLUSH_REQUESTS] if self.flushing else 0
         wanted = self.ring.flush_positions() if requested > self._spooled_flush[0] else []
@@ -202,9 +227,18 @@ class Drain:
 
     def _flush(self) -> None:
         """Put the held rows into the spool, then free their space."""
-        found = self._processor.batch(self.resource)
+        resource = self._unsettled
+        settled = self._numbering.of(resource) if self._numbering is not None else None
+        if settled is None:
+            found = self._processor.batch(resource)
+        else:
+            found = self._processor.batch(settled.resource(resource), settled.steps)
         if found is None:
             return
+        # Before the rows are in the spool: another agent would not read them again.
+        words, (explicit, automatic) = self.ring.words, self._processor.last_steps
+        words[HeaderWord.LAST_STEP] = max(words[HeaderWord.LAST_STEP], explicit)
+        words[HeaderWord.LAST_AUTOMATIC] = max(words[HeaderWord.LAST_AUTOMATIC], automatic)
         batch, cursors = found
         requests = []
         if batch.points:
@@ -227,7 +261,8 @@ class Drain:
         for piece in self._inbox.pieces():
             encoded = []
             try:
-                body = gzip.compress(encode_events(self.resource, [piece.event()]), _GZIP_LEVEL, mtime=0)
+                resource, event = self._settle(piece.event())
+                body = gzip.compress(encode_events(resource, [event]), _GZIP_LEVEL, mtime=0)
                 encoded.append(Encoded("logs", body, 1, Priority.MEDIA))
             except EncodingError as error:
                 logger.error("not delivered: %s", error)
@@ -245,6 +280,12 @@ class Drain:
             )
             piece.path.unlink(missing_ok=True)
             self._publish()
+
+    def _settle(self, event: Event) -> tuple[Mapping[str, Attribute], Event]:
+        """An event with its resource and step as they are settled by now."""
+        resource = self._unsettled
+        settled = self._numbering.of(resource) if self._numbering is not None else None
+        return (resource, event) if settled is None else (settled.resource(resource), settled.event(event))
 
     def _report_health(self) -> None:
         series = self._health.report(self._spool.pending())

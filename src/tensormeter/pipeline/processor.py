@@ -7,11 +7,12 @@ space. They keep their space in the ring until the caller says that they are in 
 import json
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tensormeter.distribution import KIND
 from tensormeter.otlp.batch import STEP_METRIC, Attribute, Batch, Gauge, Series
@@ -21,11 +22,14 @@ from tensormeter.pipeline.distributions import distribution_series
 from tensormeter.pipeline.reader import LaneReader, Layouts, Rows
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.layout import Layout, Stream
+from tensormeter.ring.words import AUTOMATIC_STEPS, AUTOMATIC_STEPS_END
 
 __all__ = ["BatchMeasurementProcessor"]
 
 _STEPS: Final = Stream(STEP_METRIC)
 _STEPS_KEY: Final = json.dumps(_STEPS.to_json())
+
+_LARGEST: Final = (1 << 63) - 1
 
 _FULL_ENOUGH: Final = 1 / 8
 """Share of a lane that may be held before a batch is due, whatever the delay."""
@@ -64,6 +68,7 @@ class BatchMeasurementProcessor:
         self._rows: list[Rows] = []
         self._points = 0
         self._since = 0.0
+        self._last_steps = [0, 0]
         self.rows = 0
         """Rows read so far."""
         self.lost = 0
@@ -124,10 +129,18 @@ class BatchMeasurementProcessor:
         """Seconds since the oldest of the held rows was read; 0 if none is held."""
         return time.monotonic() - self._since if self._points else 0.0
 
-    def batch(self, resource: Mapping[str, Attribute]) -> tuple[Batch, dict[int, Cursor]] | None:
+    def batch(
+        self,
+        resource: Mapping[str, Attribute],
+        settle: Callable[[NDArray[np.int64]], NDArray[np.int64]] = lambda steps: steps,
+    ) -> tuple[Batch, dict[int, Cursor]] | None:
         """The held rows as columns, and the cursors after them. They stay held until `release`.
 
         Into the spool belongs, with both, what `aggregates` is then.
+
+        Args:
+            resource: The process's attributes.
+            settle: Turns steps as they were recorded into those that are delivered; both of shape (n,).
         """
         if not self._rows:
             return None
@@ -136,7 +149,8 @@ class BatchMeasurementProcessor:
         aggregated: dict[str, tuple[Stream, list[Piece]]] = {}
         for rows in self._rows:
             if rows.layout.stepped:
-                gauges.setdefault((_STEPS_KEY, "i"), (_STEPS, []))[1].append((rows.times, rows.steps))
+                gauges.setdefault((_STEPS_KEY, "i"), (_STEPS, []))[1].append((rows.times, settle(rows.steps)))
+                self._note_steps(rows.steps)
             columns = zip(rows.layout.columns, self._stream_keys(rows.layout), rows.columns, rows.lost, strict=True)
             for column, key, values, missing in columns:
                 stream = column.stream
@@ -153,6 +167,18 @@ class BatchMeasurementProcessor:
         found += distribution_series(self._rows)
         series = [item for item in found if item is not None and len(item.times)]
         return Batch(resource, _neighbours(series)), dict(enumerate(self.cursors()))
+
+    @property
+    def last_steps(self) -> tuple[int, int]:
+        """What `HeaderWord.LAST_STEP` and `LAST_AUTOMATIC` are about, of all batches so far."""
+        return self._last_steps[0], self._last_steps[1]
+
+    def _note_steps(self, steps: NDArray[np.int64]) -> None:
+        automatic = (steps >= AUTOMATIC_STEPS) & (steps < AUTOMATIC_STEPS_END)
+        for index, (chosen, start) in enumerate(((steps[~automatic], 0), (steps[automatic], AUTOMATIC_STEPS))):
+            if len(chosen):
+                last = min(int(chosen.max()), _LARGEST - 1) - start + 1
+                self._last_steps[index] = max(self._last_steps[index], last)
 
     @property
     def aggregates(self) -> dict[str, str]:

@@ -26,7 +26,7 @@ REMOVED: Final = ".removed-"
 
 _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _RUN_FILES: Final = re.compile(
-    r"run\.json(\.new)?|agent\.(lock|log)|reserve|spool\.sqlite(\.damaged-\d+)?(-wal|-shm|-journal)?"
+    r"run\.json(\.new)?|agent\.(lock|log)|(attempts\.json|alive)(\.new)?|reserve|spool\.sqlite(\.damaged-\d+)?(-wal|-shm|-journal)?"
 )
 _RING_FILES: Final = re.compile(r".+\.(ring|lock|new)")
 _MEDIA_FILES: Final = re.compile(r"\d+(\.new)?")

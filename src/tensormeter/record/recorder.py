@@ -63,6 +63,7 @@ class Recorder:
         on_stride: Callable[[], None] = lambda: None,
         media_buffer_bytes: int = 64 << 20,
         one_launch: bool = True,
+        first_step: int = 0,
         on_fork: Writer = lambda values, step=None, *, every=None, reduce=None: None,
     ) -> None:
         """
@@ -71,6 +72,7 @@ class Recorder:
             on_writer: Given the writer to call next time, by the thread that owns the first lane, whenever that changes.
             media_buffer_bytes: Of tables, images and texts that may wait for the agent.
             one_launch: Whether device values may go straight into the ring: see `DeviceCopies`.
+            first_step: The step of the first row if it names none.
             on_stride: Called now and then (every 4 KiB of rows), for slow checks. Must not block.
             on_fork: Called instead of recording, in a forked child, with the arguments of `log`.
         """
@@ -87,7 +89,7 @@ class Recorder:
         self._device = DeviceCopies(
             ring, self._warn_of_lost_value, self._attend_pending, self._warn_of_detour, one_launch=one_launch
         )
-        self._last_step = array("q", [-1])
+        self._last_step = array("q", [first_step - 1])
         self._rows = Rows(
             ring, self._layouts, self._device, tables, self._notices, fallback=self.log, last_step=self._last_step
         )

@@ -16,11 +16,11 @@ from typing import Any, Final
 
 from tensormeter.environment import read_attributes, warn_once
 from tensormeter.redaction import environment_secrets, mask_config
-from tensormeter.resource.cluster import describe_cluster, describe_rank
+from tensormeter.resource.cluster import describe_cluster, describe_launch, describe_rank
 from tensormeter.resource.command import mask_secrets
 from tensormeter.resource.revision import describe_revision
 
-__all__ = ["describe_node", "describe_process", "describe_rank"]
+__all__ = ["describe_launch", "describe_node", "describe_process", "describe_rank"]
 
 _NODE_NAMESPACE: Final = uuid.UUID("6f0d5c1e-6a0c-5d0f-9a51-2f5c3f0e7a4d")
 
@@ -75,6 +75,7 @@ def describe_process(
         **describe_revision(),
         **describe_cluster(os.environ),
         **describe_rank(),
+        **({"tensormeter.launch.id": launch} if (launch := describe_launch(os.environ)) else {}),
         **({"process.command_args": mask_secrets(_command_line(), os.environ)} if command else {}),
     }
     added, _ = mask_config({**_from_environment(detected), **(given or {})}, environment_secrets(os.environ))

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from tensormeter.environment import read_count
 
-__all__ = ["describe_cluster", "describe_rank"]
+__all__ = ["describe_cluster", "describe_launch", "describe_rank"]
 
 _RANK: Final = {
     "tensormeter.rank": ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"),
@@ -34,6 +34,23 @@ _TEXTS: Final = {
     "tensormeter.slurm.step.id": ("SLURM_STEP_ID",),
     "tensormeter.slurm.node.name": ("SLURMD_NODENAME",),
 }
+
+_LAUNCHES: Final = {
+    "torchrun": ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"),
+    "slurm": ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"),
+    "pmix": ("PMIX_NAMESPACE",),
+    "pbs": ("PBS_JOBID",),
+    "lsf": ("LSB_JOBID",),
+    "flux": ("FLUX_JOB_ID",),
+}
+"""Variables that are the same for all ranks of one launch and differ from those of other launches. Addresses of a master are not
+among them: ranks may name it differently, and its port is mostly the default.
+"""
+
+_NO_LAUNCH: Final = frozenset({"", "none", "default"})
+"""Ids that torchrun gives by itself."""
+
+_LONGEST_LAUNCH: Final = 256
 
 _KUBERNETES: Final = {
     "k8s.pod.name": ("K8S_POD_NAME", "POD_NAME", "HOSTNAME"),
@@ -73,6 +90,17 @@ def describe_cluster(environment: Mapping[str, str], namespace: Path = _NAMESPAC
             attributes["k8s.namespace.name"] = namespace.read_text().strip()
         attributes |= _lookup(environment, _KUBERNETES)
     return attributes
+
+
+def describe_launch(environment: Mapping[str, str]) -> str:
+    """What the ranks of this launch have in common and no other launch has; "" if no launcher names it."""
+    parts = []
+    for launcher, (name, *counts) in _LAUNCHES.items():
+        if (launch := environment.get(name, "").strip()).lower() not in _NO_LAUNCH:
+            parts.append(
+                " ".join([launcher, launch, *(environment.get(count, "").strip() for count in counts)]).strip()
+            )
+    return ", ".join(parts)[:_LONGEST_LAUNCH]
 
 
 def _lookup(environment: Mapping[str, str], table: Mapping[str, tuple[str, ...]]) -> dict[str, str]:

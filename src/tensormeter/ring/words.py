@@ -4,6 +4,8 @@ import enum
 from typing import Final
 
 __all__ = [
+    "AUTOMATIC_STEPS",
+    "AUTOMATIC_STEPS_END",
     "DURATION_BUCKETS",
     "HEADER_BYTES",
     "LANE_HEADER_BYTES",
@@ -54,6 +56,10 @@ WRAP: Final = 0xFFFF
 SKIP: Final = 0xFFFE
 MAX_LAYOUT: Final = 0xFFFD
 
+AUTOMATIC_STEPS: Final = 0x5A7E_9000_0000_0000
+"""Where the steps of a resumed process begin that no caller gave: the agent replaces this by the step behind the last known one."""
+AUTOMATIC_STEPS_END: Final = AUTOMATIC_STEPS + (1 << 44)
+
 PENDING: Final = 0x7FF7_A5C3_5A3C_C3A5
 LOST: Final = 0x7FF7_A5C3_5A3C_105D
 
@@ -84,6 +90,10 @@ class HeaderWord(enum.IntEnum):
     """1 once everything that the writer left, and the news of its end, is in the spool."""
     FLUSHED = 21
     """Number of the last flush request that is complete: everything recorded before it is delivered (offline: spooled)."""
+    LAST_STEP = 28
+    """One more than the highest step from 0 that was read, but for those from AUTOMATIC_STEPS on; 0 if none was."""
+    LAST_AUTOMATIC = 29
+    """The same of those, less AUTOMATIC_STEPS."""
     SPOOL_LOSSES = 32
     """The first of the counters of items, one for each `SpoolLoss`."""
 

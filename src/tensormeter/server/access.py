@@ -1,14 +1,19 @@
 """What a request may do: told by its token before anything else is looked at."""
 
 import hmac
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from tensormeter.server.config import ServerConfig
 from tensormeter.server.status import DURABLE_PATH, OTLP_PATHS
 from tensormeter.server.tokens import Permission, Token, TokenFile
 
 __all__ = ["Access", "Authenticator", "needed_permissions"]
+
+_NUMBERING: Final = re.compile(r"/api/v1/runs/[^/]+/attempt")
+"""The path at which agents ask for the numbers of attempts. The answer holds two numbers, so a token that writes will do."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class Authenticator:
 
 def needed_permissions(method: str, path: str) -> tuple[Permission, ...]:
     """What a request must be allowed to do."""
-    if path.startswith(OTLP_PATHS) or path == DURABLE_PATH:
+    if path.startswith(OTLP_PATHS) or path == DURABLE_PATH or _NUMBERING.fullmatch(path):
         return ("write",)
     match method:
         case "GET" | "HEAD" | "POST":  # POST /api/v1/query is a question

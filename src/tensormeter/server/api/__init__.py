@@ -6,6 +6,7 @@ Every answer is valid JSON: NaN and the infinities are the strings "NaN", "Infin
 from starlette.routing import Route
 
 from tensormeter.server.answers import Answers
+from tensormeter.server.api.attempts import AttemptsApi
 from tensormeter.server.api.openapi import describe_api
 from tensormeter.server.api.points import PointsApi
 from tensormeter.server.api.request import ApiThreads
@@ -22,6 +23,7 @@ def api_routes(stores: Stores, shutdown: Shutdown) -> list[Route]:
     routes = [
         Route("/api/v1/openapi.json", describe_api),
         *RunsApi(stores, threads).routes(),
+        *AttemptsApi(stores, threads).routes(),
         *PointsApi(stores, threads, answers).routes(),
     ]
     bounded = [Route(one.path, answers.bounded(one.endpoint), methods=one.methods) for one in routes]

@@ -267,6 +267,22 @@ def openapi_document() -> dict[str, Any]:
             "patch": _operation("Change what users say about a run.", _ref("Run"), named, body="RunChanges"),
             "delete": _operation("Delete a run.", None, named),
         },
+        f"{run}/attempt": {
+            "get": _operation(
+                "The number of the attempt that a process belongs to.",
+                _shape(attempt=_INTEGER, last_step=_nullable(_INTEGER)),
+                [
+                    *named,
+                    *(_parameter(name, {"type": "string", "maxLength": 1024}) for name in ("process", "launch")),
+                    *(
+                        _parameter(name, {**_INT64, "minimum": 0, "maximum": 1 << 31})
+                        for name in ("rank", "world_size")
+                    ),
+                    *(_parameter(name, {**_INT64, "minimum": 1, "maximum": 1 << 31}) for name in ("least", "number")),
+                    _parameter("resume", {"type": "boolean"}),
+                ],
+            )
+        },
         f"{run}/metrics": {"get": _operation("Its metrics.", _shape(metrics=_list(_ref("Metric"))), named)},
         "/api/v1/metrics": {
             "get": _operation(

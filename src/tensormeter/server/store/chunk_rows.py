@@ -34,7 +34,8 @@ def chunk_of(row: Sequence[object]) -> Chunk:
     series, seq, *columns, seal = row
     number = series if isinstance(series, int) else None
     verify(f"chunk {seq} of series {series}", seal, series, seq, *columns, series=number)  # type: ignore[arg-type]
-    return Chunk(*columns, number)  # type: ignore[arg-type]
+    n, t_min, t_max, kind, times, words, integers = columns
+    return Chunk(n, t_min, t_max, kind, times, words, integers, number)  # type: ignore[arg-type]
 
 
 def find_chunk(connection: sqlite3.Connection, series: int, seq: int) -> Chunk | None:

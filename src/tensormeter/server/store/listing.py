@@ -33,7 +33,8 @@ def list_processes(connection: sqlite3.Connection, run: int) -> list[ProcessSumm
         _, _, process, attempt, started, ended, end_state, *_ = row
         resource = row[-2]
         RESOURCE.verify(row[-3:], f"the resource of process {process!r} of run {run}")
-        found.append(ProcessSummary(process, attempt, json.loads(resource), process_state(started, ended, end_state)))
+        state = process_state(started, ended, end_state)
+        found.append(ProcessSummary(process, attempt, json.loads(resource), state, started))
     return found
 
 

@@ -77,12 +77,18 @@ class RunRef:
 
 @dataclass(frozen=True)
 class ProcessSummary:
-    """A process of a run; `state` is None while the process has neither started nor ended by an event of its own."""
+    """A process of a run.
+
+    Attributes:
+        state: None while the process has neither started nor ended by an event of its own.
+        started: Unix time in nanoseconds of its latest start; None if it sent none.
+    """
 
     process: str
     attempt: int
     resource: Mapping[str, Any]
     state: State | None
+    started: int | None = None
 
 
 @dataclass(frozen=True)

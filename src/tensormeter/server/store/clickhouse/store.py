@@ -179,6 +179,7 @@ class ClickHouseStore:
                 attempt,
                 json.loads(resource),
                 process_state(started or None, ended or None, end_state or None),
+                started or None,
             )
             for process, attempt, resource, started, ended, end_state in rows
         ]
