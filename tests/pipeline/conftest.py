@@ -107,6 +107,10 @@ class Receiver:
 
     def __init__(self) -> None:
         self.received: list[Received] = []
+        self.questions: list[str] = []
+        """The paths by which agents have asked for numbers of attempts."""
+        self.numbers = answer(404)
+        """What to do with these questions."""
         self.connections = 0
         self.token: str | None = None
         """The bearer token that is accepted; any if None."""
@@ -159,6 +163,12 @@ class Receiver:
                 behave(self)
 
             def do_GET(self) -> None:
+                if self.path.startswith(
+                    "/api/v1/runs/"
+                ):  # an agent asks for a number: a receiver of OTLP does not know it
+                    receiver.questions.append(self.path)
+                    receiver.numbers(self)
+                    return
                 receiver.received.append(Received(self.path, dict(self.headers.items()), b"", accepted=False))
                 if self.path == "/api/v1/durable" and receiver.epoch is not None:
                     receiver.durable = receiver.commits if receiver.syncs else receiver.durable
