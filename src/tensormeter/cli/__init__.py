@@ -14,6 +14,7 @@ __all__ = ["main"]
 _COMMANDS: Final = {
     "import": ("tensormeter.cli.import_", "Send OTLP files to a server."),
     "backup": ("tensormeter.cli.maintain", "Copy a server's store while it runs."),
+    "check": ("tensormeter.cli.check", "Verify everything in a server's store."),
     "compact": ("tensormeter.cli.maintain", "Make a server's store as small as it can be."),
     "doctor": ("tensormeter.cli.doctor", "Check what a run on this machine needs."),
     "export": ("tensormeter.cli.export", "Write every point of a run to a file."),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tensormeter.server import ServerConfig
     from tensormeter.server.store.clickhouse import Address
 
-__all__ = ["serve"]
+__all__ = ["parse_store", "serve"]
 
 _FILE: Final = click.Path(dir_okay=False, path_type=Path)
 
@@ -141,7 +141,7 @@ def serve(
     given: dict[str, Any] = {} if directory is None else {"directory": directory}
     address = store or os.environ.get("TENSORMETER_STORE")
     if address:
-        given["clickhouse"] = _parse_store(address)
+        given["clickhouse"] = parse_store(address)
     if print_schema:
         _print_schema(given.get("clickhouse"), limits["retention_days"])
         return
@@ -158,7 +158,8 @@ def _on_ready(url: str, config: "ServerConfig") -> None:
     deliver_waiting_runs(url, config.token or config.own_token)
 
 
-def _parse_store(text: str) -> "Address":
+def parse_store(text: str) -> "Address":
+    """The address of a ClickHouse database. Raises UsageError, SettingsError."""
     try:
         from tensormeter.server.store.clickhouse import parse_address
     except ModuleNotFoundError as error:

@@ -50,7 +50,9 @@ from tensormeter.server.store.removal import Retention, deleted_runs, expired_ru
 from tensormeter.server.store.samples import Unsampled, find_unsampled, insert_samples, sample_chunks
 from tensormeter.server.store.schema import connect, prepare
 from tensormeter.server.store.seals import seal_changes
+from tensormeter.server.store.start_check import StartCheck
 from tensormeter.server.store.transaction import mapped_errors, reading, writing
+from tensormeter.server.store.wal import keep_damaged_log, lost_transactions
 
 __all__ = ["SqliteStore"]
 
@@ -99,6 +101,8 @@ class SqliteStore(SqliteQueries):
         try:
             self._file = file = folder / "tensormeter.db"
             tighten_files(folder)
+            lost = lost_transactions(file)
+            copy = None if lost is None else keep_damaged_log(file)  # SQLite writes over it
             prepare(file)
             self._writer = connect(file)
             seal_changes(self._writer)
@@ -107,6 +111,10 @@ class SqliteStore(SqliteQueries):
             self._folder = connect(file)
             self._catalog = Catalog(self._writer)
             super().__init__(file, Heads(), stall_after)
+            if lost is not None:
+                self._damage.add(
+                    StoreError(lost if copy is None else f"{lost}; the damaged log is kept in {copy.name}")
+                )
             self._replay()
             self._unsampled: deque[Unsampled] = deque(find_unsampled(self._folder))
             self.syncer = Syncer(file, self._carry_over)
@@ -117,6 +125,7 @@ class SqliteStore(SqliteQueries):
         except BaseException:
             self._lock.release()
             raise
+        self._start_check = StartCheck(file, self._damage)
         self._background = Background("tensormeter-fold", self._work_in_background, fold_interval)
         if self._unsampled:
             self._background.wake()
@@ -256,6 +265,7 @@ class SqliteStore(SqliteQueries):
             if self._closed:
                 return
             self._closed = True
+        self._start_check.stop()
         self._background.stop()
         self.syncer.close()
         try:
