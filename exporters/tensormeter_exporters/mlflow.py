@@ -4,25 +4,29 @@ One MLflow run for each run, found again by the tag `tensormeter.run.id`, in the
 Metrics of its first process have their own names, those of further ones `process-ID/NAME`.
 MLflow keeps a metric once for each (key, time in milliseconds, step, value), so a request that comes again changes nothing.
 Times are cut to milliseconds, infinities become the largest double: MLflow's own limits.
+
+A batch that MLflow refuses is divided until the item that it refuses stands alone. A run or an experiment that somebody has deleted
+can be restored, so everything waits for that.
 """
 
 import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import LifecycleStage, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from tensormeter.errors import EncodingError
-from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Request, Retry, Unauthorized
+from tensormeter.exporter import ExporterConfig, Outcome, Rejected, Request, Retry, Unauthorized
 from tensormeter.otlp.media import Alert, Image, Table, Text
+from tensormeter.outages import is_outage
+from tensormeter_exporters.names import ChangedNames
 from tensormeter_exporters.points import (
     RUN_CONFIG,
     RUN_END,
@@ -30,12 +34,13 @@ from tensormeter_exporters.points import (
     Speaker,
     Spoken,
     SteppedSeries,
-    accepted,
     flatten,
     read_events,
     read_metrics,
     scalars,
 )
+from tensormeter_exporters.refused_items import RefusedItems
+from tensormeter_exporters.series_names import SeriesNames
 
 __all__ = ["MlflowExporter"]
 
@@ -48,13 +53,47 @@ _MAX_METRICS: Final = 1000
 _MAX_PARAMS: Final = 100
 _MAX_VALUE: Final = 6000
 _MAX_TAG: Final = 5000
-_MAX_KEY: Final = 250
+_LONGEST_NAME: Final = 233
+"""Characters of a name: MLflow's 250, without room for the `process-ID/` of further processes."""
+
+_LONGEST_PATH: Final = 200
+"""UTF-8 bytes of a path made of a key: file systems have 255 for each of its parts, step and extension included."""
+
 _UNSAFE: Final = re.compile(r"[^\w./: -]")
+_UNSAFE_EXTENSION: Final = re.compile(r"[^a-z0-9]")
+
+_RULE: Final = f"MLflow takes letters, digits and _ - . / : in names, and here up to {_LONGEST_NAME} characters"
+_PATH_RULE: Final = f"paths of artifacts have letters, digits and _ - . / :, and up to {_LONGEST_PATH} bytes"
 
 _STATUS: Final = {"finished": "FINISHED", "failed": "FAILED", "crashed": "FAILED", "preempted": "KILLED"}
 _UNAUTHORIZED: Final = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"})
 _PERMANENT: Final = frozenset({"BAD_REQUEST", "INVALID_PARAMETER_VALUE", "MALFORMED_REQUEST", "INVALID_STATE"})
+_GONE: Final = "RESOURCE_DOES_NOT_EXIST"
+_INTERNAL: Final = "INTERNAL_ERROR"
+_INACTIVE: Final = re.compile(
+    r"(^|: )(The (run|experiment) \S+ must be in (the )?'active'|Could not create run under non-active experiment)"
+)
+"""MLflow's words for a run or an experiment that was deleted, which has no error code of its own."""
+
+_ACCESS: Final = re.compile(r"credential|accessdenied|forbidden|unauthorized|authentication", re.IGNORECASE)
+"""In names of exceptions, of stores for artifacts that refuse a user."""
+
+_ACCESS_CODE: Final = re.compile(r"\((AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|Forbidden)\)")
+"""How S3 says so, in the text of an exception."""
+
+_TEMPORARY_STATUS: Final = frozenset({401, 403, 404, 408, 425, 429, *range(500, 600)})
+
+_INTERNAL_ERRORS: Final = 3
+"""Attempts at a request that MLflow answers with an internal error, before an item may be the cause."""
+
+_REFUSED_THROUGHOUT: Final = 64
+"""Refused items of a request of which nothing was stored, after which the rest is not tried."""
+
 _EXTENSIONS: Final = {"image/jpeg": "jpg", "image/svg+xml": "svg"}
+
+
+class _Deleted(Exception):  # noqa: N818 - a state, which somebody can end
+    """A run or an experiment was deleted in MLflow."""
 
 
 class MlflowExporter:
@@ -77,63 +116,166 @@ class MlflowExporter:
         self._experiment = options["experiment"]
         self._client = MlflowClient(options["tracking_uri"] or None)
         self._runs: dict[tuple[str, str], tuple[str, str]] = {}
+        name = config.destination or "mlflow"
+        self._keys = ChangedNames(name, _RULE, _clean, _LONGEST_NAME)
+        self._series = SeriesNames(name, config.state, self._keys, _clean_part, _LONGEST_NAME)
+        self._paths = ChangedNames(name, _PATH_RULE, _clean_path, _LONGEST_PATH, in_bytes=True)
+        self._failing = ""
+        """Id of the request that MLflow answered with an internal error last."""
+        self._internal_errors = 0
 
     def export(self, request: Request) -> Outcome:
         try:
-            if request.signal == "metrics":
-                return self._metrics(read_metrics(request))
-            events = read_events(request)
-            refused = [refusal for spoken in events for refusal in self._said(spoken)]
-            outcome = accepted(events)
-            return Accepted(outcome.rejected + len(refused), outcome.message or "; ".join(refused[:3]))
+            return self._export(request)
         except EncodingError as error:
             return Rejected(str(error))
+        except _Deleted as error:
+            return Retry(str(error))
         except MlflowException as error:
+            if error.error_code == _GONE:
+                self._runs.clear()  # it was deleted for good, and another one begins
+            if error.error_code == _INTERNAL:
+                self._internal_errors = self._internal_errors + 1 if request.id == self._failing else 1
+                self._failing = request.id
             return _outcome(error)
 
     def shutdown(self) -> None:
         pass
 
-    def _metrics(self, found: list[SteppedSeries]) -> Outcome:
+    def _export(self, request: Request) -> Outcome:
+        if request.signal == "metrics":
+            return self._metrics(request.id, read_metrics(request))
+        events = read_events(request)
+        refused = RefusedItems(self._temporary(request.id, events[0].speaker if events else None))
+        stored = 0
+        for spoken in events:
+            if spoken.error:
+                refused.add(spoken.error)
+                continue
+            with refused.item(_name_of(spoken)):
+                self._said(spoken, refused)
+                stored += 1
+        return refused.outcome(stored)
+
+    def _temporary(self, request: str, speaker: Speaker | None) -> Callable[[Exception], bool]:
+        """What tells exceptions that say nothing about an item, at a request."""
+        item_may_be_the_cause = (
+            speaker is not None
+            and request == self._failing
+            and self._internal_errors >= _INTERNAL_ERRORS
+            and self._takes_anything(speaker)
+        )
+
+        def is_temporary(error: Exception) -> bool:
+            if isinstance(error, MlflowException):
+                if error.error_code == _INTERNAL:
+                    return not item_may_be_the_cause or is_outage(error)
+                return not isinstance(_outcome(error), Rejected)
+            return (
+                isinstance(error, _Deleted) or is_outage(error) or _ACCESS.search(f"{type(error)} {error}") is not None
+            )
+
+        return is_temporary
+
+    def _takes_anything(self, speaker: Speaker) -> bool:
+        """Whether MLflow stores something that is right beyond doubt: then its internal error is about an item."""
+        try:
+            run, process = self._run(speaker)
+            self._client.set_tag(run, _PROCESS_TAG, process)
+        except Exception:  # whatever it is, MLflow does not work
+            return False
+        return True
+
+    def _metrics(self, request: str, found: list[SteppedSeries]) -> Outcome:
         by_run: dict[str, list[Metric]] = {}
+        self._series.begin(found)
         for stepped in found:
             run, process = self._run(stepped.speaker)
-            prefix = "" if process == stepped.speaker.process else f"process-{stepped.speaker.process[:8]}/"
-            by_run.setdefault(run, []).extend(_metrics_of(stepped, prefix))
+            prefix = _prefix(stepped.speaker, process)
+            by_run.setdefault(run, []).extend(self._metrics_of(stepped, prefix))
+        self._series.save()
+        refused = RefusedItems(self._temporary(request, found[0].speaker if found else None))
+        stored = 0
         for run, metrics in by_run.items():
             for first in range(0, len(metrics), _MAX_METRICS):
-                self._client.log_batch(run, metrics=metrics[first : first + _MAX_METRICS], synchronous=True)
-        return Accepted()
+                stored += self._log(run, "metrics", metrics[first : first + _MAX_METRICS], refused)
+                if not stored and refused.count >= _REFUSED_THROUGHOUT:
+                    break
+        return refused.outcome(stored)
 
-    def _said(self, spoken: Spoken) -> Iterator[str]:
-        """Log what an event carries; yields what MLflow refused."""
+    def _metrics_of(self, stepped: SteppedSeries, prefix: str) -> Iterator[Metric]:
+        milliseconds = stepped.series.times // 1_000_000
+        for numbers in scalars(stepped):
+            name, present = prefix + self._series.of(stepped, numbers.part), numbers.present
+            columns = (numbers.values[present], milliseconds[present], stepped.steps[present])
+            for value, at, step in zip(*(column.tolist() for column in columns), strict=True):
+                yield Metric(name, float(value), at, step)
+
+    def _log(self, run: str, kind: str, items: Sequence[Any], refused: RefusedItems, *, most: int = 0) -> int:
+        """Log a batch; what MLflow refuses is divided until it stands alone. Returns how many items are stored.
+
+        Args:
+            run: MLflow's id of the run.
+            kind: `metrics`, `params` or `tags`.
+            items: What is logged.
+            refused: Gets what is refused.
+            most: Items that are tried one by one, at most, as long as nothing is stored; 0 for `_REFUSED_THROUGHOUT`.
+        """
+        stored, waiting = 0, [list(items)]
+        while waiting:
+            part = waiting.pop()
+            before = refused.count
+            with refused.item(f"{kind} {part[0].key}"):
+                self._client.log_batch(run, synchronous=True, **{kind: part})
+            if refused.count == before:
+                stored += len(part)
+            elif len(part) > 1:
+                refused.take_back()
+                waiting += [part[len(part) // 2 :], part[: len(part) // 2]]
+            elif not stored and refused.count >= (most or _REFUSED_THROUGHOUT):
+                break
+        return stored
+
+    def _said(self, spoken: Spoken, refused: RefusedItems) -> None:
+        """Log what an event carries."""
         run, process = self._run(spoken.speaker)
+        prefix = _prefix(spoken.speaker, process)
         match spoken.media:
             case Table(key, columns, rows):
-                document = {"columns": list(columns), "data": [list(row) for row in rows]}
-                self._artifact(
-                    run, "tables", f"{key}-{spoken.axis_step}.json", json.dumps(document, default=str).encode()
-                )
+                self._table(run, prefix + self._path(key, spoken), columns, rows)
             case Image(key, data, media_type):
-                kind = _EXTENSIONS.get(media_type, media_type.partition("/")[2])
-                self._artifact(run, "images", f"{key}-{spoken.axis_step}.{kind}", data)
+                self._artifact(run, f"images/{prefix}{self._path(key, spoken)}.{_extension(media_type)}", data)
             case Text(key, text):
-                self._artifact(run, "texts", f"{key}-{spoken.axis_step}.txt", text.encode(errors="replace"))
+                self._artifact(run, f"texts/{prefix}{self._path(key, spoken)}.txt", text.encode(errors="replace"))
             case Alert(title, text, level):
                 alert = {"level": level, "title": title, "text": text, "time": spoken.event.time, "step": spoken.step}
-                self._artifact(run, "alerts", f"{spoken.event.time}.json", json.dumps(alert).encode())
+                self._artifact(run, f"alerts/{prefix}{spoken.event.time}.json", json.dumps(alert).encode())
             case None if spoken.event.name in (RUN_START, RUN_CONFIG):
-                self._describe(run, spoken.body)
+                self._describe(run, spoken.body, refused)
                 config = spoken.body.get("config")
-                yield from self._config(run, config if isinstance(config, Mapping) else {})
+                self._config(run, config if isinstance(config, Mapping) else {}, refused)
             case None if spoken.event.name == RUN_END and process == spoken.speaker.process:
                 status = _STATUS.get(str(spoken.body.get("state")), "FINISHED")
                 self._client.set_terminated(run, status, end_time=spoken.event.time // 1_000_000)
 
-    def _describe(self, run: str, body: Mapping[str, object]) -> None:
+    def _path(self, key: str, spoken: Spoken) -> str:
+        return f"{self._paths(key)}-{spoken.axis_step}"
+
+    def _table(self, run: str, path: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A document of columns and rows; pictures are files next to it, and their cells have the paths."""
+        data = [list(row) for row in rows]
+        for number, row in enumerate(data):
+            for place, cell in enumerate(row):
+                if isinstance(cell, Image):
+                    row[place] = f"tables/{path}/{number}-{place}.{_extension(cell.content_type)}"
+                    self._artifact(run, row[place], cell.data)
+        document = {"columns": list(columns), "data": data}
+        self._artifact(run, f"tables/{path}.json", json.dumps(document, default=str).encode())
+
+    def _describe(self, run: str, body: Mapping[str, object], refused: RefusedItems) -> None:
         """Group, tags and notes: as tags of MLflow, which leave alone what people have written there meanwhile."""
         tags = body.get("tags")
-        said = {_key(tag): "true" for tag in tags if isinstance(tag, str)} if isinstance(tags, Sequence) else {}
+        said = {self._keys(tag): "true" for tag in tags if isinstance(tag, str)} if isinstance(tags, Sequence) else {}
         if body.get("group"):
             said[_GROUP_TAG] = str(body["group"])
         if body.get("notes"):
@@ -141,33 +283,31 @@ class MlflowExporter:
         known = self._client.get_run(run).data.tags if said else {}
         fresh = [RunTag(name, text[:_MAX_TAG]) for name, text in said.items() if name not in known]
         if fresh:
-            self._client.log_batch(run, tags=fresh, synchronous=True)
+            self._log(run, "tags", fresh, refused)
 
-    def _config(self, run: str, config: Mapping[str, object]) -> Iterator[str]:
+    def _config(self, run: str, config: Mapping[str, object], refused: RefusedItems) -> None:
         """Parameters; MLflow never changes one, so another value of a resumed run, or of an update, becomes a tag."""
         known = self._client.get_run(run).data.params
-        fresh = []
+        fresh, changed = [], []
         for key, value in flatten(config).items():
-            name = _key(key)
+            name = self._keys(key)
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
             if len(text) > _MAX_VALUE:
-                yield f"parameter {name} is {len(text)} characters long, MLflow takes {_MAX_VALUE}"
+                refused.add(f"parameter {name} is {len(text)} characters long, MLflow takes {_MAX_VALUE}")
             elif name not in known:
                 fresh.append(Param(name, text))
             elif known[name] != text:
-                self._client.set_tag(run, f"tensormeter.config.{name}", text)
-        params = iter(fresh)
-        while part := list(islice(params, _MAX_PARAMS)):
-            self._client.log_batch(run, params=part, synchronous=True)
+                changed.append(RunTag(self._keys(f"tensormeter.config.{name}"), text))
+        for kind, items in (("params", fresh), ("tags", changed)):
+            for first in range(0, len(items), _MAX_PARAMS):
+                self._log(run, kind, items[first : first + _MAX_PARAMS], refused, most=len(items))
 
-    def _artifact(self, run: str, folder: str, name: str, data: bytes) -> None:
-        safe = "/".join(part for part in _UNSAFE.sub("_", name).split("/") if part.strip(". "))
+    def _artifact(self, run: str, path: str, data: bytes) -> None:
+        folder, _, name = path.rpartition("/")
         with tempfile.TemporaryDirectory() as directory:
-            path = Path(directory, safe)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-            parent = "/".join([folder, *Path(safe).parts[:-1]])
-            self._client.log_artifact(run, str(path), parent)
+            file = Path(directory, name)
+            file.write_bytes(data)
+            self._client.log_artifact(run, str(file), folder)
 
     def _run(self, speaker: Speaker) -> tuple[str, str]:
         """MLflow's id of the run, and the process whose metrics have their own names."""
@@ -182,14 +322,20 @@ class MlflowExporter:
         found = self._client.search_runs(
             [experiment],
             f"tags.`{_RUN_TAG}` = '{quoted}'",
-            max_results=1,
+            run_view_type=ViewType.ALL,
             order_by=["attributes.start_time ASC"],
         )
-        if found:
-            run = found[0]
+        active = [run for run in found if run.info.lifecycle_stage == LifecycleStage.ACTIVE]
+        if active:
+            run = active[0]
+        elif found:
+            raise _Deleted(
+                f"MLflow's run {found[0].info.run_id} was deleted; restore it in MLflow's page or with `mlflow runs restore "
+                f"--run-id {found[0].info.run_id}`, or give up what waits with `tensormeter spool purge`"
+            )
         else:
             tags = {_RUN_TAG: quoted, _PROCESS_TAG: speaker.process}
-            run = self._client.create_run(experiment, tags=tags, run_name=speaker.name)
+            run = self._client.create_run(experiment, tags=tags, run_name=_plain(speaker.name))
         return run.info.run_id, run.data.tags.get(_PROCESS_TAG, speaker.process)
 
     def _experiment_id(self, name: str) -> str:
@@ -201,22 +347,60 @@ class MlflowExporter:
                 experiment = self._client.get_experiment_by_name(name)  # another agent was quicker
                 if experiment is None:
                     raise
+        if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
+            raise _Deleted(
+                f"MLflow's experiment {name!r} was deleted; restore it in MLflow's page or with `mlflow experiments restore "
+                f"--experiment-id {experiment.experiment_id}`, or name another one with the option `experiment`"
+            )
         return experiment.experiment_id
 
 
-def _metrics_of(stepped: SteppedSeries, prefix: str) -> Iterator[Metric]:
-    milliseconds = stepped.series.times // 1_000_000
-    for numbers in scalars(stepped):
-        name, present = _key(prefix + numbers.name), numbers.present
-        columns = (numbers.values[present], milliseconds[present], stepped.steps[present])
-        for value, at, step in zip(*(column.tolist() for column in columns), strict=True):
-            yield Metric(name, float(value), at, step)
-
-
-def _key(name: str) -> str:
+def _clean(name: str) -> str:
     """As MLflow wants it: these characters only, and no path that it would change."""
     parts = [part for part in _UNSAFE.sub("_", name).split("/") if part.strip(".")]
-    return "/".join(parts)[:_MAX_KEY] or "_"
+    return "/".join(parts) or "_"
+
+
+def _clean_part(text: str) -> str:
+    """What is put behind a name that MLflow takes."""
+    return _UNSAFE.sub("_", text)
+
+
+def _clean_path(key: str) -> str:
+    """A path below the folder of its kind."""
+    return "/".join(part.strip() for part in _UNSAFE.sub("_", key).split("/") if part.strip(". ")) or "_"
+
+
+def _extension(media_type: str) -> str:
+    kind = _EXTENSIONS.get(media_type, media_type.partition("/")[2])
+    return _UNSAFE_EXTENSION.sub("", kind)[:16] or "bin"
+
+
+def _prefix(speaker: Speaker, first: str) -> str:
+    """What tells further processes from the first one."""
+    return "" if speaker.process == first else f"process-{speaker.process[:8]}/"
+
+
+def _plain(name: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in name[:_LONGEST_NAME])
+
+
+def _name_of(spoken: Spoken) -> str:
+    match spoken.media:
+        case None:
+            return spoken.event.name
+        case Alert(title):
+            return f"alert {title[:100]!r}"
+        case media:
+            return f"{media.EVENT.rpartition('.')[2]} {media.key[:100]!r}"
+
+
+def _is_refused_user(error: Exception) -> bool:
+    """Whether a store for artifacts refuses everything for now, and not the artifact."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        return status in _TEMPORARY_STATUS
+    return _ACCESS.search(type(error).__name__) is not None or _ACCESS_CODE.search(str(error)) is not None
 
 
 def _outcome(error: MlflowException) -> Outcome:
@@ -224,6 +408,11 @@ def _outcome(error: MlflowException) -> Outcome:
     status: Any = error.get_http_status_code()  # type: ignore[no-untyped-call]
     if error.error_code in _UNAUTHORIZED or status in (401, 403):
         return Unauthorized(f"{reason}; set MLFLOW_TRACKING_TOKEN")
+    if _INACTIVE.search(str(error.message)):
+        return Retry(
+            f"{reason}; restore it in MLflow's page or with `mlflow runs restore` (of an experiment: `mlflow experiments "
+            "restore`), or give up what waits with `tensormeter spool purge`"
+        )
     if error.error_code in _PERMANENT:
         return Rejected(reason)
     return Retry(reason)

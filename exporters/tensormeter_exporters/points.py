@@ -4,6 +4,7 @@ The step of a value is that of the gauge `tensormeter.step` of the same process 
 A row is never split over two requests, so it is always in the same one.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from tensormeter.exporter import Accepted, Request
 from tensormeter.otlp.batch import (
+    SCOPE,
     STEP_METRIC,
     Attribute,
     Batch,
@@ -30,6 +32,7 @@ from tensormeter.otlp.buckets import explicit_buckets
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.media import Media, media_of
 from tensormeter_exporters.bodies import decoding, decompress
+from tensormeter_exporters.names import suffix_of
 
 __all__ = [
     "RUN_CONFIG",
@@ -107,6 +110,15 @@ class SteppedSeries:
         listed = ",".join(f"{key}={attributes[key]}" for key in sorted(attributes))
         return f"{self.series.name}{{{listed}}}" if listed else self.series.name
 
+    @property
+    def identity(self) -> str:
+        """What tells the series from all others of its process, also where the names are equal; the name if that does."""
+        series = self.series
+        scope = [] if series.scope.name in ("", SCOPE.name) else [series.scope.name, series.scope.version]
+        if not series.attributes and not scope:
+            return series.name
+        return repr([series.name, sorted((key, repr(value)) for key, value in series.attributes.items()), *scope])
+
 
 @dataclass(frozen=True)
 class Spoken:
@@ -144,11 +156,13 @@ class Scalars:
     Attributes:
         name: The series' name, or with `/mean` and the like behind it, for what is not a number.
         values: float64 or int64, shape (n,).
+        part: `/mean` and the like, or "".
         statistic: Whether a NaN stands for no value; else it is one.
     """
 
     name: str
     values: NDArray[np.float64] | NDArray[np.int64]
+    part: str = ""
     statistic: bool = False
 
     @property
@@ -208,15 +222,16 @@ def scalars(stepped: SteppedSeries) -> Iterator[Scalars]:
     if isinstance(series, Gauge | Sum):
         yield Scalars(name, series.values)
     elif isinstance(series, Distribution):
-        yield Scalars(f"{name}/count", series.counts.astype(np.int64))
         with np.errstate(all="ignore"):
-            yield Scalars(f"{name}/mean", series.sums / series.counts, statistic=True)
-        yield Scalars(f"{name}/min", series.minima, statistic=True)
-        yield Scalars(f"{name}/max", series.maxima, statistic=True)
+            means = series.sums / series.counts
+        yield Scalars(f"{name}/count", series.counts.astype(np.int64), "/count")
+        for part, values in (("/mean", means), ("/min", series.minima), ("/max", series.maxima)):
+            yield Scalars(f"{name}{part}", values, part, statistic=True)
     elif isinstance(series, Summary):
-        yield Scalars(f"{name}/count", series.counts.astype(np.int64))
+        yield Scalars(f"{name}/count", series.counts.astype(np.int64), "/count")
         for quantile, values in zip(series.quantiles.tolist(), series.values.T, strict=True):
-            yield Scalars(f"{name}/p{quantile * 100:g}", values)
+            part = f"/p{quantile * 100:g}"
+            yield Scalars(f"{name}{part}", values, part)
 
 
 def bucket_edges(series: Distribution, index: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -243,15 +258,25 @@ def bucket_edges(series: Distribution, index: int) -> tuple[NDArray[np.float64],
     return _closed(bounds, counts, float(series.minima[index]), float(series.maxima[index]))
 
 
-def flatten(config: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Nested mappings as one, with keys joined by dots."""
+def flatten(config: Mapping[str, object]) -> dict[str, object]:
+    """Nested mappings as one, with keys joined by dots. Of `{"a.b": 1, "a": {"b": 2}}` the former gets a suffix."""
+    leaves = list(_leaves(config, ()))
+    paths = Counter(".".join(path) for path, _ in leaves)
     flat: dict[str, object] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
+    for path, value in leaves:
+        name = ".".join(path)
+        ambiguous = paths[name] > 1 and any("." in key for key in path)
+        flat[f"{name}{suffix_of(repr(path))}" if ambiguous else name] = value
     return flat
+
+
+def _leaves(config: Mapping[str, object], above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], object]]:
+    for key, value in config.items():
+        path = (*above, str(key))
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, path)
+        else:
+            yield path, value
 
 
 def _steps(batches: Sequence[Batch]) -> dict[str, tuple[NDArray[np.uint64], NDArray[np.int64]]]:

@@ -5,13 +5,19 @@ x-axis, because W&B's counter takes no steps that go back.
 
 A request that comes again, and one in which the agent was killed, is logged once: see `wandb_journal`. What a killed agent's
 wandb is still writing is waited for. Only an alert may be told twice.
+
+What wandb cannot write (a picture that is none, a cut file, a key of W&B's own) is refused or renamed by itself; the rest of its row,
+table or configuration is written.
 """
 
 import contextlib
 import io
+import logging
 import os
+import re
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -27,6 +33,8 @@ from tensormeter.errors import EncodingError, SettingsError
 from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Request, Retry
 from tensormeter.otlp.batch import Distribution
 from tensormeter.otlp.media import Alert, Image, Table, Text
+from tensormeter.outages import is_outage
+from tensormeter_exporters.names import ChangedNames, suffix_of
 from tensormeter_exporters.points import (
     RUN_CONFIG,
     RUN_END,
@@ -34,16 +42,19 @@ from tensormeter_exporters.points import (
     Speaker,
     Spoken,
     SteppedSeries,
-    accepted,
     bucket_edges,
     read_events,
     read_metrics,
     scalars,
 )
+from tensormeter_exporters.refused_items import RefusedItems
+from tensormeter_exporters.series_names import SeriesNames
 from tensormeter_exporters.wandb_file import WandbFile
 from tensormeter_exporters.wandb_journal import Entry, Journal
 
 __all__ = ["WandbExporter"]
+
+logger: Final = logging.getLogger("tensormeter.agent")
 
 STEP: Final = "tensormeter/step"
 _LOOK: Final = 0.1
@@ -51,10 +62,28 @@ _LOOK: Final = 0.1
 
 _MAX_BINS: Final = 512
 _MAX_TAG: Final = 64
-_NANOSECONDS: Final = 1e9
+_MAX_ROWS: Final = 200_000
+_MAX_NAME: Final = 128
+_MAX_ID: Final = 64
+_MAX_ARTIFACT: Final = 128
+_CHECKSUM: Final = 7
+"""Characters that W&B puts behind an artifact's name with characters that it replaces."""
 
-_Row = tuple[Speaker, Callable[[], dict[str, Any]]]
-"""Whose it is, and what makes it when it is logged."""
+_NANOSECONDS: Final = 1e9
+_RESERVED: Final = frozenset({STEP, "_step", "_timestamp", "_runtime", "_wandb"})
+"""Columns of the history that W&B or this exporter writes."""
+
+_PICTURE_MODES: Final = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"})
+"""Modes of Pillow that PNG has, too."""
+
+_UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f\\]")
+
+_Row = tuple[Speaker, str, Callable[[], dict[str, Any]]]
+"""Whose it is, what it is for people, and what makes it when it is logged."""
+
+
+class _Unavailable(Exception):  # noqa: N818 - a state, which passes
+    """wandb cannot begin a run, or has ended."""
 
 
 class WandbExporter:
@@ -73,27 +102,45 @@ class WandbExporter:
         self._mode: Literal["offline", "online"] = "online" if options["mode"] == "online" else "offline"
         self._options = options
         self._timeout = config.timeout
-        self._journal = Journal(config.state)
+        self._destination = config.destination or "wandb"
+        self._journal = _open_journal(config.state)
+        self._keys = ChangedNames(self._destination, "W&B writes a column of that name", _clean_key, 4096)
+        self._series = SeriesNames(self._destination, config.state, self._keys)
+        self._config_keys = ChangedNames(
+            self._destination, "W&B changes such keys of a configuration", _clean_config, 4096
+        )
+        self._tags = ChangedNames(
+            self._destination, f"W&B takes tags of 1 to {_MAX_TAG} characters", _clean_tag, _MAX_TAG
+        )
+        self._media_keys: dict[int, ChangedNames] = {}
         self._runs: dict[str, Any] = {}
         self._files: dict[str, WandbFile] = {}
         self._logged: dict[str, int] = {}
+        self._refused: dict[str, RefusedItems] = {}
+        """What was refused of requests that an earlier agent has begun with, by their ids."""
         self._look_back()
 
     def export(self, request: Request) -> Outcome:
         if request.id == self._journal.accepted:
             return Accepted()
+        refused = self._refused.pop(request.id, None) or RefusedItems(_is_temporary)
         try:
-            said, rows, counts = _contents(request)
+            said, rows, counts = self._contents(request, refused)
         except EncodingError as error:
             return Rejected(str(error))
         try:
+            self._series.save()
             entry = self._journal.begin(request, counts)
-            finished = self._log(entry, said, rows)
-        except wandb.Error as error:
+            stored, finished = self._log(entry, said, rows, refused)
+        except (wandb.Error, _Unavailable) as error:
             return Retry(f"wandb: {error}")
-        self._journal.accept(entry)
+        outcome = refused.outcome(stored)
+        if isinstance(outcome, Rejected):
+            self._journal.drop(entry)
+        else:
+            self._journal.accept(entry)
         self._forget(finished)
-        return accepted(said)
+        return outcome
 
     def shutdown(self) -> None:
         """Runs that have not ended are left open: another agent goes on with them."""
@@ -123,37 +170,117 @@ class WandbExporter:
                 threading.Event().wait(_LOOK)
             file.read()
             self._files[process] = file
-        for entry in self._journal.entries:
-            said, rows, _ = _contents(self._journal.request(entry))
-            self._log(entry, said, rows)
+        for entry in list(self._journal.entries):
+            refused = RefusedItems(_is_temporary)
+            try:
+                said, rows, _ = self._contents(self._journal.request(entry), refused)
+            except (EncodingError, FileNotFoundError) as error:
+                logger.warning("%s: %r of the journal cannot be read: %s", self._destination, entry.id, error)
+                self._journal.drop(entry)
+                continue
+            self._log(entry, said, rows, refused)
+            self._refused[entry.id] = refused
 
-    def _log(self, entry: Entry, said: list[Spoken], rows: list[_Row]) -> set[str]:
-        """Log what has not been logged yet, each row at its step. Returns the processes that have ended."""
+    def _contents(self, request: Request, refused: RefusedItems) -> tuple[list[Spoken], list[_Row], dict[str, int]]:
+        """The events of a request, its rows, and how many rows each process has that it speaks of.
+
+        Raises:
+            EncodingError: The body is not what it claims to be.
+        """
+        if request.signal == "logs":
+            said = read_events(request)
+            rows = [*self._media(said, refused)]
+        else:
+            said = []
+            rows = self._rows(read_metrics(request), refused)
+        counts = Counter(speaker.process for speaker, _, _ in rows)
+        return said, rows, dict.fromkeys((spoken.speaker.process for spoken in said), 0) | dict(counts)
+
+    def _rows(self, found: list[SteppedSeries], refused: RefusedItems) -> list[_Row]:
+        """The rows of a metrics request, in order of time."""
+        rows: dict[tuple[Speaker, int], dict[str, Any]] = {}
+        self._series.begin(found)
+        for stepped in found:
+            name = self._series.of(stepped)
+            columns = [
+                (self._series.of(stepped, numbers.part), numbers.values, numbers.present)
+                for numbers in scalars(stepped)
+            ]
+            for index, at in enumerate(stepped.series.times.tolist()):
+                row = rows.setdefault((stepped.speaker, at), {STEP: int(stepped.steps[index])})
+                row |= {name: values[index].item() for name, values, present in columns if present[index]}
+                if isinstance(stepped.series, Distribution):
+                    with refused.item(f"distribution {name}"):
+                        row[name] = _histogram(stepped.series, index)
+                row["_timestamp"] = at / _NANOSECONDS
+        in_order = sorted(rows.items(), key=lambda item: (item[0][1], item[0][0].process))
+        return [(speaker, "a row", partial(dict, row)) for (speaker, _), row in in_order]
+
+    def _media(self, events: list[Spoken], refused: RefusedItems) -> Iterator[_Row]:
+        """The rows of a logs request: what has a key."""
+        for spoken in events:
+            if isinstance(spoken.media, Table | Image | Text):
+                names = self._media_names(spoken.speaker)
+                what = f"{spoken.media.EVENT.rpartition('.')[2]} {spoken.media.key[:100]!r}"
+                yield spoken.speaker, what, partial(_media_row, spoken, spoken.media, names, refused, what)
+
+    def _media_names(self, speaker: Speaker) -> ChangedNames:
+        """Names of media: W&B makes an artifact's name of the run's id and the key."""
+        room = _MAX_ARTIFACT - _CHECKSUM - len(f"run-{_run_id(speaker)}-")
+        if room not in self._media_keys:
+            rule = f"W&B makes paths of keys, here of up to {room} bytes"
+            self._media_keys[room] = ChangedNames(self._destination, rule, _clean_media, room, in_bytes=True)
+        return self._media_keys[room]
+
+    def _log(self, entry: Entry, said: list[Spoken], rows: list[_Row], refused: RefusedItems) -> tuple[int, set[str]]:
+        """Log what has not been logged yet, each row at its step.
+
+        Returns:
+            How many rows and events are there, and the processes that have ended.
+        """
         steps = dict(entry.first)
-        for speaker, content in rows:
+        stored = 0
+        for speaker, what, content in rows:
             step = steps[speaker.process]
             steps[speaker.process] += 1
             if step > max(self._logged.get(speaker.process, -1), self._written(speaker.process)):
-                self._run(speaker).log(content(), step=step, commit=True)
+                run = self._run(speaker)
+                with refused.item(what):
+                    run.log(content(), step=step, commit=True)
+                    stored += 1
                 self._logged[speaker.process] = step
-        return {spoken.speaker.process for spoken in said if self._said(spoken)}
+            else:
+                stored += 1
+        finished = set()
+        for spoken in said:
+            if spoken.error:
+                refused.add(spoken.error)
+                continue
+            run = self._run(spoken.speaker)
+            with refused.item(spoken.event.name):
+                stored += not isinstance(spoken.media, Table | Image | Text)
+                if self._said(run, spoken, refused):
+                    finished.add(spoken.speaker.process)
+        return stored, finished
 
-    def _said(self, spoken: Spoken) -> bool:
+    def _said(self, run: Any, spoken: Spoken, refused: RefusedItems) -> bool:
         """Whether that was the end of the process."""
         match spoken.media:
             case Alert(title, text, level):
-                self._run(spoken.speaker).alert(title=title, text=text, level=level)
+                run.alert(title=title, text=text, level=level)
             case None if spoken.event.name in (RUN_START, RUN_CONFIG):
-                run, config, tags = self._run(spoken.speaker), spoken.body.get("config"), spoken.body.get("tags")
+                config, tags = spoken.body.get("config"), spoken.body.get("tags")
                 if isinstance(config, Mapping):
-                    run.config.update(dict(config), allow_val_change=True)
+                    for key, value in config.items():
+                        with refused.item(f"configuration {key[:100]!r}"):
+                            run.config.update({self._config_keys(key): value}, allow_val_change=True)
                 if isinstance(tags, Sequence):
-                    run.tags = tuple(str(tag)[:_MAX_TAG] for tag in tags)
+                    run.tags = tuple(dict.fromkeys(self._tags(str(tag)) for tag in tags))
                 if spoken.body.get("notes"):
                     run.notes = str(spoken.body["notes"])
             case None if spoken.event.name == RUN_END:
                 state = spoken.body.get("state", "finished")
-                self._run(spoken.speaker).finish(exit_code=0 if state == "finished" else 1)
+                run.finish(exit_code=0 if state == "finished" else 1)
                 del self._runs[spoken.speaker.process]
                 return True
         return False
@@ -171,83 +298,144 @@ class WandbExporter:
     def _run(self, speaker: Speaker) -> Any:
         """The W&B run of a process. wandb must leave the training process's console, signals and machine alone."""
         if speaker.process not in self._runs:
-            directory = self._directory()
-            directory.mkdir(parents=True, exist_ok=True)
-            self._runs[speaker.process] = run = wandb.init(
-                project=speaker.project,
-                entity=self._options["entity"] or None,
-                id=f"{speaker.run}-{speaker.process[:8]}",
-                name=speaker.name,
-                group=speaker.run,
-                resume="allow",
-                reinit="create_new",
-                settings=wandb.Settings(
-                    mode=self._mode,
-                    root_dir=os.fspath(directory),
-                    console="off",
-                    silent=True,
-                    save_code=False,
-                    disable_git=True,
-                    disable_job_creation=True,
-                    init_timeout=self._timeout,
-                    x_disable_stats=True,
-                    x_disable_meta=True,
-                    x_disable_machine_info=True,
-                ),
-            )
-            run.define_metric(STEP)
-            run.define_metric("*", step_metric=STEP)
-            path = Path(run.dir).parent / f"run-{run.id}.wandb"
-            self._journal.open(speaker.process, path, self._written(speaker.process))
-            self._files[speaker.process] = WandbFile(path)
+            try:
+                self._begin(speaker)
+            except Exception as error:  # of wandb, about what it finds here: no request is the cause
+                raise _Unavailable(f"cannot begin a run ({type(error).__name__}: {error})") from error
         return self._runs[speaker.process]
 
-
-def _contents(request: Request) -> tuple[list[Spoken], list[_Row], dict[str, int]]:
-    """The events of a request, its rows, and how many rows each process has that it speaks of.
-
-    Raises:
-        EncodingError: The body is not what it claims to be.
-    """
-    said = read_events(request) if request.signal == "logs" else []
-    rows = [*_media(said)] if request.signal == "logs" else _rows(read_metrics(request))
-    counts = Counter(speaker.process for speaker, _ in rows)
-    return said, rows, dict.fromkeys((spoken.speaker.process for spoken in said), 0) | dict(counts)
-
-
-def _rows(found: list[SteppedSeries]) -> list[_Row]:
-    """The rows of a metrics request, in order of time."""
-    rows: dict[tuple[Speaker, int], dict[str, Any]] = {}
-    for stepped in found:
-        columns = [(numbers.name, numbers.values, numbers.present) for numbers in scalars(stepped)]
-        for index, at in enumerate(stepped.series.times.tolist()):
-            row = rows.setdefault((stepped.speaker, at), {STEP: int(stepped.steps[index])})
-            row |= {name: values[index].item() for name, values, present in columns if present[index]}
-            if isinstance(stepped.series, Distribution):
-                row[stepped.name] = _histogram(stepped.series, index)
-            row["_timestamp"] = at / _NANOSECONDS
-    in_order = sorted(rows.items(), key=lambda item: (item[0][1], item[0][0].process))
-    return [(speaker, partial(dict, row)) for (speaker, _), row in in_order]
-
-
-def _media(events: list[Spoken]) -> Iterator[_Row]:
-    """The rows of a logs request: what has a key."""
-    for spoken in events:
-        if isinstance(spoken.media, Table | Image | Text):
-            yield spoken.speaker, partial(_media_row, spoken)
+    def _begin(self, speaker: Speaker) -> None:
+        directory = self._directory()
+        directory.mkdir(parents=True, exist_ok=True)
+        self._runs[speaker.process] = run = wandb.init(
+            project=speaker.project,
+            entity=self._options["entity"] or None,
+            id=_run_id(speaker),
+            name=_plain(speaker.name),
+            group=speaker.run,
+            resume="allow",
+            reinit="create_new",
+            settings=wandb.Settings(
+                mode=self._mode,
+                root_dir=os.fspath(directory),
+                console="off",
+                silent=True,
+                save_code=False,
+                disable_git=True,
+                disable_job_creation=True,
+                init_timeout=self._timeout,
+                x_disable_stats=True,
+                x_disable_meta=True,
+                x_disable_machine_info=True,
+            ),
+        )
+        run.define_metric(STEP)
+        run.define_metric("*", step_metric=STEP)
+        path = Path(run.dir).parent / f"run-{run.id}.wandb"
+        self._journal.open(speaker.process, path, self._written(speaker.process))
+        self._files[speaker.process] = WandbFile(path)
 
 
-def _media_row(spoken: Spoken) -> dict[str, Any]:
+def _open_journal(folder: Path | None) -> Journal:
+    """The journal; one that is damaged is set aside, since it would hold up everything for ever."""
+    try:
+        return Journal(folder)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        aside = Journal.set_aside(folder)
+        logger.warning(
+            "the journal of W&B cannot be read (%s: %s) and is set aside as %s; the last rows may be missing or be there twice",
+            *(type(error).__name__, error, aside),
+        )
+        return Journal(folder)
+
+
+def _is_temporary(error: Exception) -> bool:
+    """Whether an exception says nothing about what is logged."""
+    of_service = type(error).__module__.startswith(("wandb.sdk.lib.service", "wandb.sdk.mailbox"))
+    return is_outage(error) or isinstance(error, _Unavailable | wandb.errors.CommError) or of_service
+
+
+def _run_id(speaker: Speaker) -> str:
+    run = speaker.run
+    longest = _MAX_ID - len("-") - 8
+    if len(run) > longest:
+        suffix = suffix_of(run)
+        run = f"{run[: longest - len(suffix)]}{suffix}"
+    return f"{run}-{speaker.process[:8]}"
+
+
+def _plain(name: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in name[:_MAX_NAME])
+
+
+def _clean_key(key: str) -> str:
+    return key.lstrip("_").replace("/", "_") if key in _RESERVED else key
+
+
+def _clean_config(key: str) -> str:
+    return (key.lstrip("_") if key in _RESERVED else key).strip("-") or "_"
+
+
+def _clean_tag(tag: str) -> str:
+    return tag or "_"
+
+
+def _clean_media(key: str) -> str:
+    """A path of which no part is empty, "." or "..", without control characters and backslashes."""
+    key = key.lstrip("_") if key in _RESERVED else key
+    parts = [part for part in _UNSAFE.sub("_", key).split("/") if part.strip(". ")]
+    return "/".join(parts) or "_"
+
+
+def _media_row(
+    spoken: Spoken, media: Table | Image | Text, names: ChangedNames, refused: RefusedItems, what: str
+) -> dict[str, Any]:
     place = {STEP: spoken.axis_step, "_timestamp": spoken.event.time / _NANOSECONDS}
-    match spoken.media:
+    match media:
         case Table(key, columns, rows):
-            cells = [[_picture(cell) if isinstance(cell, Image) else cell for cell in row] for row in rows]
-            return {key: wandb.Table(columns=list(columns), data=cells)} | place
+            return {names(key): _table(columns, rows, refused, what)} | place
         case Image(key) as image:
-            return {key: _picture(image)} | place
+            return {names(key): _picture(image)} | place
         case Text(key, text):
-            return {key: wandb.Table(columns=["text"], data=[[text]])} | place
-    raise TypeError(f"no media: {spoken!r}")
+            return {names(key): wandb.Table(columns=["text"], data=[[text]])} | place
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], refused: RefusedItems, what: str) -> wandb.Table:
+    """Columns with types of their own where each has one type, else of mixed types."""
+    if len(rows) > _MAX_ROWS:
+        refused.add(f"{what} has {len(rows)} rows; W&B takes {_MAX_ROWS}, and the rest is left out")
+    cells = [
+        [_cell(cell, refused, f"{what}, a picture in row {number}") for cell in row]
+        for number, row in enumerate(rows[:_MAX_ROWS])
+    ]
+    names = _distinct(columns)
+    try:
+        return wandb.Table(columns=names, data=cells)
+    except TypeError:
+        return wandb.Table(columns=names, data=cells, allow_mixed_types=True)
+
+
+def _cell(cell: Any, refused: RefusedItems, what: str) -> Any:
+    if not isinstance(cell, Image):
+        return cell
+    pictures: list[wandb.Image] = []
+    with refused.item(what):
+        pictures.append(_picture(cell))
+    return pictures[0] if pictures else str(cell)
+
+
+def _distinct(columns: Sequence[str]) -> list[str | int]:
+    """Names of columns, of which those that came before get a number."""
+    seen: Counter[str] = Counter()
+    names: list[str | int] = []
+    for column in map(str, columns):
+        seen[column] += 1
+        name = column
+        while name in names:
+            seen[column] += name != column
+            name = f"{column} ({seen[column]})"
+        names.append(name)
+    return names
 
 
 def _writer_of(path: Path) -> int | None:
@@ -269,4 +457,9 @@ def _histogram(series: Distribution, index: int) -> wandb.Histogram:
 
 
 def _picture(image: Image) -> wandb.Image:
-    return wandb.Image(Picture.open(io.BytesIO(image.data)), caption=image.caption or None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow, about pictures that are large or odd
+        with Picture.open(io.BytesIO(image.data)) as picture:
+            picture.load()
+            shown = picture if picture.mode in _PICTURE_MODES else picture.convert("RGB")
+            return wandb.Image(shown, caption=image.caption or None)

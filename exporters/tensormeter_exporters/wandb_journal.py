@@ -97,6 +97,22 @@ class Journal:
         self.accepted = entry.id
         self._save()
 
+    def drop(self, entry: Entry) -> None:
+        """None of it is, or will be, logged."""
+        self.entries = [other for other in self.entries if other is not entry]
+        if self._folder is not None:
+            self._body(entry).unlink(missing_ok=True)
+        self._save()
+
+    @staticmethod
+    def set_aside(folder: Path | None) -> Path | None:
+        """Give the file another name, so that a new journal begins. Returns its path then."""
+        if folder is None:
+            return None
+        aside = folder / f"{_STATE}.damaged"
+        (folder / _STATE).replace(aside)
+        return aside
+
     def request(self, entry: Entry) -> Request:
         """The request of an entry that an earlier agent has left."""
         with open(open_file(self._body(entry), os.O_RDONLY), "rb") as file:
