@@ -12,6 +12,7 @@ from tensormeter.errors import SettingsError, UsageError
 from tensormeter.exporter import check_exporters
 from tensormeter.logger import get_logger
 from tensormeter.otlp_environment import belongs_to_opentelemetry, read_targets
+from tensormeter.packages import problem_with
 from tensormeter.process import RunIdentity
 from tensormeter.resource import describe_rank
 from tensormeter.run import Run, finish_all, open_runs, remember
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
 __all__ = ["deferred_log", "finish", "init", "log"]
 
 logger: Final = get_logger()
+
+_PACKAGE_OF: Final = {
+    "mlflow": "mlflow",
+    "prometheus": "prometheus_client",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+}
+"""Destinations, and the packages that they need."""
 
 _ID_LETTERS: Final = string.ascii_lowercase + string.digits
 
@@ -81,7 +90,7 @@ def init(
     resolved = _for_this_rank(resolved)
     _warn_of_signals(resolved)
     if resolved.mode == "online":
-        _check_targets(resolved)
+        _warn_of_packages(resolved, _check_targets(resolved))
     run_id = resolved.run_id or "".join(secrets.choice(_ID_LETTERS) for _ in range(8))
     run = Run(RunIdentity(run_id, resolved.name or run_id, as_json(config or {}), resolved, resume=resume))
     run._begin()
@@ -167,18 +176,43 @@ def _for_this_rank(settings: Settings) -> Settings:
     return settings
 
 
-def _check_targets(settings: Settings) -> None:
+def _check_targets(settings: Settings) -> set[str]:
     """Read where OTLP goes, so that what is wrong with it is said here and not only by the agent.
+
+    Returns:
+        The destinations that use gRPC.
 
     Raises:
         SettingsError: An option of a destination cannot be used.
     """
+    by_grpc = set()
     for destination in settings.exporters:
         kind = destination.partition(":")[0]
         if kind == "otlp":
-            read_targets(destination, settings.options_of(destination), settings.export_timeout)
+            targets = read_targets(destination, settings.options_of(destination), settings.export_timeout)
         elif kind == "experiment" and belongs_to_opentelemetry(settings.endpoint):
-            read_targets(destination, {}, settings.export_timeout, default_endpoint=settings.endpoint)
+            targets = read_targets(destination, {}, settings.export_timeout, default_endpoint=settings.endpoint)
+        else:
+            continue
+        if any(target.protocol == "grpc" for target in targets.values()):
+            by_grpc.add(destination)
+    return by_grpc
+
+
+def _warn_of_packages(settings: Settings, by_grpc: set[str]) -> None:
+    """Say which destinations need a package that is missing. What is recorded waits for it, and the run goes on."""
+    if settings.agent == "off" or describe_rank().get("tensormeter.rank"):  # one voice of hundreds
+        return
+    for destination in settings.exporters:
+        kind = destination.partition(":")[0]
+        package = "grpc" if destination in by_grpc else _PACKAGE_OF.get(kind)
+        if package and (problem := problem_with(package)):
+            extra = "grpc" if destination in by_grpc else kind
+            logger.warning(
+                "%s: %s, so nothing is delivered there for now; pip install 'tensormeter[%s]' (what is recorded is kept, and "
+                "`tensormeter sync` delivers it)",
+                *(destination, problem, extra),
+            )
 
 
 def _in_notebook() -> bool:

@@ -384,7 +384,7 @@ class RunProcess:
             "run %s is not delivered to %s yet%s; the agent goes on trying for %.0f s, then `tensormeter sync` delivers the "
             "rest",
             run.id,
-            ", ".join(settings.endpoint if name == "experiment" else name for name in settings.exporters),
+            ", ".join(f"{name} ({settings.endpoint})" if name == "experiment" else name for name in settings.exporters),
             f" ({self.ring.trouble})" if self.ring.trouble else "",
             settings.linger_timeout,
         )
