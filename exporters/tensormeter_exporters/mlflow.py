@@ -169,7 +169,7 @@ class MlflowExporter:
         def is_temporary(error: Exception) -> bool:
             if isinstance(error, MlflowException):
                 if error.error_code == _INTERNAL:
-                    return not item_may_be_the_cause or is_outage(error)
+                    return not (item_may_be_the_cause or _is_about_a_file(error)) or is_outage(error)
                 return not isinstance(_outcome(error), Rejected)
             return (
                 isinstance(error, _Deleted) or is_outage(error) or _ACCESS.search(f"{type(error)} {error}") is not None
@@ -393,6 +393,12 @@ def _name_of(spoken: Spoken) -> str:
             return f"alert {title[:100]!r}"
         case media:
             return f"{media.EVENT.rpartition('.')[2]} {media.key[:100]!r}"
+
+
+def _is_about_a_file(error: MlflowException) -> bool:
+    """Whether a store of files could not make a file of a name."""
+    cause = error.__cause__ or error.__context__
+    return isinstance(cause, OSError) and cause.errno is not None and not is_outage(cause)
 
 
 def _is_refused_user(error: Exception) -> bool:

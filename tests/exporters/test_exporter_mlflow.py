@@ -9,7 +9,7 @@ import sys
 import pytest
 import urllib3
 
-from tensormeter.exporter import Accepted, Retry
+from tensormeter.exporter import Accepted, ExporterConfig, Rejected, Retry
 from tensormeter.otlp.batch import Batch
 from tensormeter.otlp.media import Image, Table, Text
 
@@ -158,3 +158,166 @@ def test_a_server_that_is_away_is_an_outcome(make, config, free_port):
 
     exporter = MlflowExporter(config(tracking_uri=f"http://127.0.0.1:{free_port()}"))
     assert isinstance(exporter.export(make.logged(1, make.rows({1: {"loss": 1.0}}))), Retry)
+
+
+@pytest.fixture
+def exporter_of(server, tmp_path):
+    """Makes exporters as one agent after another would, with a state of their own."""
+
+    def exporter_of(**options):
+        from tensormeter_exporters.mlflow import MlflowExporter
+
+        given = {"tracking_uri": server, **options}
+        return MlflowExporter(
+            ExporterConfig(
+                endpoint="", token=None, timeout=60.0, destination="mlflow", options=given, state=tmp_path / "state"
+            )
+        )
+
+    return exporter_of
+
+
+def test_a_deleted_experiment_is_waited_for(make, exporter_of, client):
+    exporter = exporter_of()
+    assert exporter.export(make.logged(1, make.rows({1: {"loss": 1.0}}), project="deleted")) == Accepted()
+    experiment = client.get_experiment_by_name("deleted").experiment_id
+    run = the_run(client, "deleted")
+    client.delete_experiment(experiment)
+    requests = [
+        make.logged(2, make.rows({2: {"loss": 2.0}}), project="deleted"),
+        make.logs(3, make.start({"lr": 1}), project="deleted"),
+        make.logs(4, Text("note", "hello").event(make.T0, 7), project="deleted"),
+        make.logs(5, make.end(), project="deleted"),
+    ]
+    for agent in (exporter, exporter_of()):
+        for request in requests:
+            if agent is exporter and request.id == "spool0-4":
+                continue  # files go into the folder of a deleted run as well
+            outcome = agent.export(request)
+            assert isinstance(outcome, Retry), outcome
+            assert "restore" in outcome.reason
+    client.restore_experiment(experiment)
+    for request in requests:
+        assert exporter.export(request) == Accepted()
+    assert [value for _, value, _ in history(client, run, "loss")] == [1.0, 2.0]
+    assert client.get_run(run.info.run_id).info.status == "FINISHED"
+
+
+def test_a_deleted_run_is_waited_for(make, exporter_of, client):
+    exporter = exporter_of()
+    assert exporter.export(make.logged(1, make.rows({1: {"loss": 1.0}}), project="deleted run")) == Accepted()
+    run = the_run(client, "deleted run")
+    client.delete_run(run.info.run_id)
+    request = make.logged(2, make.rows({2: {"loss": 2.0}}), project="deleted run")
+    for agent in (exporter, exporter_of()):
+        outcome = agent.export(request)
+        assert isinstance(outcome, Retry), outcome
+        assert "mlflow runs restore" in outcome.reason
+        assert run.info.run_id in outcome.reason
+    client.restore_run(run.info.run_id)
+    assert exporter_of().export(request) == Accepted()
+    assert [value for _, value, _ in history(client, run, "loss")] == [1.0, 2.0]
+
+
+def test_a_batch_that_is_refused_is_divided(make, exporter_of, client, monkeypatch):
+    """MLflow refuses a whole batch for one of its items."""
+    from tensormeter_exporters import mlflow
+
+    monkeypatch.setattr(mlflow, "_clean", lambda name: name)  # whatever MLflow's rules will be
+    rows = {step: {"loss": step / 7, "a@b": 1.0, "acc": 0.5} for step in range(3)}
+    outcome = exporter_of().export(make.logged(1, make.rows(rows), project="divided"))
+    assert isinstance(outcome, Accepted)
+    assert outcome.rejected == 3
+    assert "a@b" in outcome.message
+    run = the_run(client, "divided")
+    assert [value for _, value, _ in history(client, run, "loss")] == [step / 7 for step in range(3)]
+    assert len(history(client, run, "acc")) == 3
+    assert exporter_of().export(make.logs(2, make.start({"lr": 1, "a@b": 2, "x": 3}), project="divided")).rejected == 1
+    assert the_run(client, "divided").data.params == {"lr": "1", "x": "3"}
+
+
+def test_a_batch_that_is_refused_throughout_is_set_aside_after_few_attempts(make, exporter_of, monkeypatch):
+    from tensormeter_exporters import mlflow
+
+    monkeypatch.setattr(mlflow, "_clean", lambda name: name)
+    exporter = exporter_of()
+    exporter.export(make.logged(1, make.rows({1: {"loss": 1.0}}), project="throughout"))
+    batches = []
+    log_batch = exporter._client.log_batch
+    monkeypatch.setattr(
+        exporter._client, "log_batch", lambda *given, **items: batches.append(1) or log_batch(*given, **items)
+    )
+    outcome = exporter.export(
+        make.logged(2, make.rows({step: {"a@b": 1.0} for step in range(3000)}), project="throughout")
+    )
+    assert isinstance(outcome, Rejected), "so that it can be sent again"
+    assert "a@b" in outcome.reason
+    assert len(batches) < 200
+
+
+def test_an_internal_error_costs_its_item_only_if_mlflow_works(make, exporter_of, client, monkeypatch):
+    from mlflow.exceptions import MlflowException
+
+    exporter = exporter_of()
+    works = []
+    log_batch, set_tag = exporter._client.log_batch, exporter._client.set_tag
+
+    def fail(*given, metrics=(), **items):
+        if any(metric.key == "bad" for metric in metrics):
+            raise MlflowException("a database that cannot hold this")
+        return log_batch(*given, metrics=metrics, **items)
+
+    def tag(*given):
+        if not works:
+            raise MlflowException("a database that is gone")
+        return set_tag(*given)
+
+    monkeypatch.setattr(exporter._client, "log_batch", fail)
+    monkeypatch.setattr(exporter._client, "set_tag", tag)
+    request = make.logged(1, make.rows({1: {"loss": 1.0, "bad": 2.0}}), project="internal")
+    for _ in range(10):
+        assert isinstance(exporter.export(request), Retry)
+    works.append(True)
+    outcome = exporter.export(request)
+    assert isinstance(outcome, Accepted)
+    assert outcome.rejected == 1
+    assert [value for _, value, _ in history(client, the_run(client, "internal"), "loss")] == [1.0]
+
+
+def test_names_that_mlflow_cannot_tell_apart_stay_apart(make, exporter_of, client):
+    rows = {step: {"mAP@50": 1.0, "mAP#50": 2.0, "mAP_50": 3.0, "n" * 249 + "/tail": 4.0} for step in range(3)}
+    assert exporter_of().export(make.logged(1, make.rows(rows), project="apart")) == Accepted()
+    config = {"a@b": 1, "a#b": 2, "a_b": 3, "lr": 0.1}
+    assert exporter_of().export(make.logs(2, make.start(config), project="apart")) == Accepted()
+    run = the_run(client, "apart")
+    histories = {key: {value for _, value, _ in history(client, run, key)} for key in run.data.metrics}
+    assert sorted(map(sorted, histories.values())) == [[1.0], [2.0], [3.0], [4.0]]
+    assert histories["mAP_50"] == {3.0}
+    assert sorted(run.data.params.values()) == ["0.1", "1", "2", "3"]
+    assert (run.data.params["a_b"], run.data.params["lr"]) == ("3", "0.1")
+
+
+def test_media_of_two_processes_do_not_replace_each_other(make, exporter_of, client):
+    exporter = exporter_of()
+    for number, process in enumerate(("aaaaaaaaaa", "bbbbbbbbbb")):
+        text = Text("note", f"of {process}").event(make.T0, 1)
+        assert exporter.export(make.logs(number, text, project="two", process=process)) == Accepted()
+    run = the_run(client, "two").info.run_id
+    found = {item.path for folder in ("texts", "texts/process-bbbbbbbb") for item in client.list_artifacts(run, folder)}
+    assert {"texts/note-1.txt", "texts/process-bbbbbbbb/note-1.txt"} <= found
+
+
+def test_a_store_of_files_takes_what_it_can(make, client, tmp_path, monkeypatch):
+    """A metric `a` is a file there, and `a/b` another one in a folder `a`: one of them is refused, and the rest arrives."""
+    from mlflow import MlflowClient
+
+    from tensormeter_exporters.mlflow import MlflowExporter
+
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    uri = (tmp_path / "mlruns").as_uri()
+    config = ExporterConfig(endpoint="", token=None, timeout=60.0, options={"tracking_uri": uri})
+    exporter = MlflowExporter(config)
+    outcome = exporter.export(make.logged(1, make.rows({1: {"loss": 1.0, "a": 2.0, "a/b": 3.0, "损" * 200: 4.0}})))
+    assert isinstance(outcome, Accepted)
+    assert outcome.rejected == 2
+    assert the_run(MlflowClient(uri), "demo").data.metrics == {"loss": 1.0, "a": 2.0}
