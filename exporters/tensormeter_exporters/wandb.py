@@ -130,6 +130,7 @@ class WandbExporter:
             return Rejected(str(error))
         try:
             self._series.save()
+            self._go_on({spoken.speaker for spoken in said} | {speaker for speaker, _, _ in rows})
             entry = self._journal.begin(request, counts)
             stored, finished = self._log(entry, said, rows, refused)
         except (wandb.Error, _Unavailable) as error:
@@ -180,6 +181,15 @@ class WandbExporter:
                 continue
             self._log(entry, said, rows, refused)
             self._refused[entry.id] = refused
+
+    def _go_on(self, speakers: set[Speaker]) -> None:
+        """Where the journal does not know a process, its steps go on behind those in its files: W&B takes no steps that go back."""
+        for speaker in speakers:
+            if not self._journal.knows(speaker.process):
+                files = [WandbFile(path) for path in self._directory().glob(f"wandb/*/run-{_run_id(speaker)}.wandb")]
+                for file in files:
+                    file.read()
+                self._journal.go_on(speaker.process, max((file.last_step for file in files), default=-1))
 
     def _contents(self, request: Request, refused: RefusedItems) -> tuple[list[Spoken], list[_Row], dict[str, int]]:
         """The events of a request, its rows, and how many rows each process has that it speaks of.

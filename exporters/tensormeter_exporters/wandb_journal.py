@@ -92,6 +92,14 @@ class Journal:
         self._save()
         return entry
 
+    def knows(self, process: str) -> bool:
+        """Whether steps of a process have been decided."""
+        return process in self._next
+
+    def go_on(self, process: str, written: int) -> None:
+        """Decide that the next row of a process comes behind a step."""
+        self._next[process] = written + 1
+
     def accept(self, entry: Entry) -> None:
         """All of it has been logged."""
         self.accepted = entry.id

@@ -202,3 +202,134 @@ def test_a_journal_cannot_name_other_files(tmp_path):
     with pytest.raises(ValueError, match="thesis"):
         Journal(tmp_path / "state")
     assert (tmp_path / "thesis.request").exists()
+
+
+ODD_AGENT = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from conftest import Make as make
+from tensormeter.exporter import ExporterConfig
+from tensormeter.otlp.media import Image, Text
+from tensormeter_exporters import wandb as module
+folder, when = Path(sys.argv[2]), sys.argv[3]
+def exporter():
+    return module.WandbExporter(ExporterConfig(endpoint="", token=None, timeout=60, destination="wandb",
+                                               options={"directory": str(folder)}, state=folder / "state"))
+bad = Image("bad", b"\\x89PNG\\r\\n\\x1a\\nbroken", "image/png", 1, 1)
+media = make.logs(1, Text("k" * 300, "first").event(make.T0, 1), bad.event(make.T0, 2), Text("/", "last").event(make.T0, 3))
+if when == "begun":
+    module.Journal.accept = lambda self, entry: os.kill(os.getpid(), signal.SIGKILL)
+agent = exporter()
+outcome = agent.export(media)
+print(outcome.rejected, outcome.message)
+print(agent.export(make.logged(2, make.rows({4: {"loss": 0.5}}))).rejected)
+print(agent.export(make.logs(3, bad.event(make.T0, 5))).rejected)
+agent.shutdown()
+"""
+
+
+def agent(tmp_path, environment, code, *given):
+    return subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path), *given],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def history_of(tmp_path):
+    paths = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    return [row for path in paths for row in rows(list(records(path)))]
+
+
+def test_an_agent_that_is_killed_at_a_refused_item_does_not_fail_the_next_ones(tmp_path, clean_environment):
+    """The journal then has an entry with an item that wandb refuses; it is refused and counted again, and the rest is there once."""
+    killed = agent(tmp_path, clean_environment, ODD_AGENT, "begun")
+    assert killed.returncode == -9, killed.stderr
+    done = agent(tmp_path, clean_environment, ODD_AGENT, "never")
+    assert done.returncode == 0, done.stderr
+    first, *others = done.stdout.splitlines()
+    assert first.startswith("1 image 'bad': UnidentifiedImageError")
+    assert others == ["0", "1"]
+    history = history_of(tmp_path)
+    shown = [name for row in history for name in row if name.startswith(("k" * 50, "__"))]
+    assert len(shown) == 2, "the texts before and after the picture are there once"
+    assert [row["loss"] for row in history if "loss" in row] == [0.5]
+
+
+DAMAGED_AGENT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from conftest import Make as make
+from tensormeter.exporter import Accepted, ExporterConfig
+from tensormeter_exporters import wandb as module
+folder, damage = Path(sys.argv[2]), sys.argv[3]
+state = folder / "state"
+def exporter():
+    return module.WandbExporter(ExporterConfig(endpoint="", token=None, timeout=60, destination="wandb",
+                                               options={"directory": str(folder)}, state=state))
+def rows(number):
+    return make.logged(number, make.rows({number: {"loss": number / 7}}, start=make.T0 + number))
+agent = exporter()
+assert agent.export(rows(1)) == Accepted()
+if damage == "journal":
+    (state / "journal.json").write_text('{"accepted": "spool0-1", "entr')
+elif damage == "body":
+    (path,) = state.glob("*.request")
+    path.write_bytes(path.read_bytes()[:20])
+else:
+    (path,) = state.glob("*.request")
+    path.unlink()
+agent._runs["p0123456789"].finish()
+another = exporter()
+assert another.export(rows(2)) == Accepted()
+assert another.export(make.logs(3, make.end())) == Accepted()
+another.shutdown()
+print(sorted(path.name for path in state.iterdir()))
+"""
+
+
+@pytest.mark.parametrize("damage", ["journal", "body", "no body"])
+def test_a_damaged_journal_does_not_fail_every_next_agent(tmp_path, clean_environment, damage):
+    done = agent(tmp_path, clean_environment, DAMAGED_AGENT, damage)
+    assert done.returncode == 0, done.stderr
+    assert "cannot be read" in done.stderr
+    assert ("journal.json.damaged" in done.stdout) == (damage == "journal")
+    history = history_of(tmp_path)
+    assert [row["loss"] for row in history if row["tensormeter/step"] == 2] == [2 / 7]
+    assert sorted(row["_step"] for row in history) == [0, 1], "W&B takes no steps that go back"
+
+
+RESERVED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from conftest import Make as make
+from tensormeter.exporter import Accepted, ExporterConfig
+from tensormeter_exporters.wandb import WandbExporter
+folder = Path(sys.argv[2])
+agent = WandbExporter(ExporterConfig(endpoint="", token=None, timeout=60, destination="wandb",
+                                     options={"directory": str(folder)}, state=folder / "state"))
+values = {"_step": 100.0, "_timestamp": 5.0, "_runtime": 6.0, "tensormeter/step": 7.0, "loss": 0.5}
+assert agent.export(make.logged(1, make.rows({3: values}), run="r" * 128)) == Accepted()
+agent.shutdown()
+"""
+
+
+def test_a_users_own_columns_do_not_replace_those_of_wandb(tmp_path, clean_environment):
+    done = agent(tmp_path, clean_environment, RESERVED)
+    assert done.returncode == 0, done.stderr
+    (row,) = history_of(tmp_path)
+    assert (row["_step"], row["tensormeter/step"], row["loss"]) == (0, 3, 0.5)
+    assert row["_timestamp"] == 1_790_000_000
+    renamed = {
+        re.sub("_[0-9a-f]{8}$", "", name): value for name, value in row.items() if re.search("_[0-9a-f]{8}$", name)
+    }
+    assert renamed == {"step": 100.0, "timestamp": 5.0, "runtime": 6.0, "tensormeter_step": 7.0}
+    assert "'_step' is stored as 'step_" in done.stderr
+    (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    assert len(path.stem.removeprefix("run-")) <= 64, "W&B's limit on a run's id"
