@@ -107,10 +107,13 @@ def test_permissions(server, tokens, make, name, allowed):
     run = "/api/v1/runs/only-a"
     tried = {
         "write": server.post("/v1/metrics", body, **bearer(token)).status,
+        "durable": ask(server, token, "GET", "/api/v1/durable").status,
         "read": ask(server, token, "GET", run).status,
         "edit": ask(server, token, "PATCH", run, {"notes": name}).status,
         "delete": ask(server, token, "DELETE", "/api/v1/runs/no-such-run").status,
     }
+    if "write" in allowed:
+        allowed = allowed | {"durable"}
     expected = {what: (404 if what == "delete" else 200) if what in allowed else 403 for what in tried}
     assert tried == expected
     assert (ask(server, token, "POST", "/api/v1/query", {"runs": ["only-a"], "metrics": ["v"]}).status == 200) == (
@@ -121,7 +124,12 @@ def test_permissions(server, tokens, make, name, allowed):
 def test_the_routes_here_are_all_there_are(server, tokens):
     document = ask(server, tokens["admin"], "GET", "/api/v1/openapi.json").json()
     described = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
-    assert described == {*ROUTES, ("GET", "/api/v1/openapi.json"), ("GET", "/api/v1/stream")}
+    assert described == {
+        *ROUTES,
+        ("GET", "/api/v1/openapi.json"),
+        ("GET", "/api/v1/stream"),
+        ("GET", "/api/v1/durable"),
+    }
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)

@@ -81,7 +81,6 @@ class Drain:
         if numbering is not None:
             numbering.register(metadata)
         self._started, self._ended = spool.life(ring.process)
-        self._noted = False
         self._whole_ring = _MOST_BATCHES + len(ring.words) // settings.max_export_batch_size
         self._retry_at = 0.0
         self._complain_at = 0.0
@@ -153,11 +152,8 @@ class Drain:
         wanted = self.ring.flush_positions() if requested > self._spooled_flush[0] else []
         try:
             if not self._started:
-                self._put(self._start_events(), started=True)
-            if not self._noted:
                 origin = Origin.of(self.ring.words[HeaderWord.WRITER_PID], self.resource, child=self.child)
-                self._spool.note_origin(self.ring.process, origin.to_json())
-                self._noted = True
+                self._put(self._start_events(), started=True, origin=origin.to_json())
             for _ in range(self._whole_ring if flush or wanted else _MOST_BATCHES):
                 more = self._processor.poll(abandon_pending=not alive)
                 # Rows after the flush request wait for their own time, so a flush that is held up makes no small batches.
@@ -311,11 +307,12 @@ class Drain:
         ended: bool = False,
         priority: Priority = Priority.ESSENTIAL,
         destinations: Sequence[str] | None = None,
+        origin: str = "",
     ) -> None:
         body = gzip.compress(encode_events(self.resource, events), _GZIP_LEVEL, mtime=0)
         encoded = [Encoded("logs", body, len(events), priority)] if events else []
         to = self._logs_to if destinations is None else destinations
-        self._spool.put(encoded, to, self.ring.process, {}, started=started, ended=ended)
+        self._spool.put(encoded, to, self.ring.process, {}, started=started, ended=ended, origin=origin)
         self._started, self._ended = started, ended
         self._publish()
 

@@ -10,7 +10,7 @@ The size is bounded: see `tensormeter.pipeline.sacrifice` for what goes first. W
 
 Durability: a killed process loses nothing, whichever it is. After a loss of power, `fsync` has everything that was put,
 `flush` may miss the last transactions, and `none` may have to be repaired (`tensormeter.pipeline.repair`). In each of them the
-tables are durable when they are made, and which processes there are when `note_origin` returns.
+tables are durable when they are made, and which processes there are when the `put` returns that tells of one.
 The journal is a write-ahead log, which needs memory shared by all who have the file open; on network file systems, where that
 cannot be relied on, it is a rollback journal.
 
@@ -21,7 +21,7 @@ import contextlib
 import os
 import sqlite3
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import MappingProxyType
@@ -135,21 +135,21 @@ class Spool:
         """The states of a process's aggregated streams, as `put` was given them."""
         return dict(self._fetch_all("SELECT stream, state FROM aggregate WHERE process = ?", process))
 
-    def note_origin(self, process: str, description: str) -> None:
-        """Remember where a process runs, in words of the caller's. That is durable afterwards, with everything before it."""
-        self._database.execute("PRAGMA synchronous = FULL")
-        try:
-            with self.transaction():
-                self._database.execute("INSERT OR REPLACE INTO origin VALUES (?, ?)", (process, description))
-        finally:
-            self._database.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[self._durability]}")
-
     def processes(self) -> list[tuple[str, bool, str]]:
-        """The processes that have put something: (process, whether its end is here, what `note_origin` was given or "")."""
+        """The processes that have put something: (process, whether its end is here, its origin or "")."""
         rows = self._rows(
             "SELECT process, ended, coalesce(description, '') FROM process LEFT JOIN origin USING (process) ORDER BY process"
         )
         return [(str(process), bool(ended), str(description)) for process, ended, description in rows]
+
+    @contextlib.contextmanager
+    def _durable(self) -> Iterator[None]:
+        """The transactions inside, and all before them, are synced."""
+        self._database.execute("PRAGMA synchronous = FULL")
+        try:
+            yield
+        finally:
+            self._database.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[self._durability]}")
 
     def last_time(self, process: str) -> int:
         """Time of the last row of a process that is here, in nanoseconds; 0 if there is none."""
@@ -166,10 +166,13 @@ class Spool:
         started: bool,
         ended: bool,
         aggregates: Mapping[str, str] = MappingProxyType({}),
+        origin: str = "",
     ) -> None:
         """Store requests of one process for some destinations, and how far its lanes and its life have come, atomically.
 
         Requests for no destination are not stored. `aggregates` are the states of those aggregated streams that have changed.
+        `origin` says where the process runs, once, in words of the caller's; then all of this is durable, whatever the spool's
+        durability is.
 
         Raises:
             SpoolError: The disk refuses, or what is left of it is needed for marking requests as delivered; then nothing of
@@ -179,9 +182,11 @@ class Spool:
         if not to:
             requests = ()
         self._leave_room(_PAGES + sum(len(request.body) for request in requests))
-        with self.transaction():
+        with self._durable() if origin else contextlib.nullcontext(), self.transaction():
             for request in requests:
                 self._insert(request, to)
+            if origin:
+                self._database.execute("INSERT OR REPLACE INTO origin VALUES (?, ?)", (process, origin))
             self._database.executemany(
                 "INSERT OR REPLACE INTO cursor VALUES (?, ?, ?, ?)",
                 [(process, lane, cursor.position, cursor.last_time) for lane, cursor in cursors.items()],
