@@ -1,13 +1,14 @@
 # demo: train a small model and see its run    test: everything that must hold
 # check: style, types, layers                  bench: what it costs, beside the alternatives
 # chaos: the tests of faults, with 500 kills each, every byte, ten times the flipped bits, and a million inputs for the decoders
+# power: power fails a hundred times each, for a run at each durability and for the server
 # fuzz: what a request may cost, tried with bodies that expand into many things (SEEDS of them random)
 # screenshots: pictures of every view of the web page, in screenshots/
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test check bench chaos fuzz screenshots clean tools
+.PHONY: demo test check bench chaos power fuzz screenshots clean tools
 
 demo: $(VENV)/ready
 	$(RUN) examples/demo.py $(if $(ONCE),--once) $(ARGS)
@@ -35,9 +36,12 @@ bench: $(VENV)/bench
 	$(RUN) benchmarks/page.py
 
 chaos: $(VENV)/ready
-	CHAOS_KILLS=500 TENSORMETER_TEST_KILLS=500 TENSORMETER_TEST_FUZZ=1000000 $(RUN) -m pytest --timeout 36000 \
+	CHAOS_KILLS=500 TENSORMETER_TEST_CUTS=100 TENSORMETER_TEST_KILLS=500 TENSORMETER_TEST_FUZZ=1000000 $(RUN) -m pytest --timeout 36000 \
 	  tests/faults tests/pipeline/test_spool_model.py tests/server/test_server_crash.py tests/server/test_server_fuzz.py tests/server/test_server_expansion.py \
 	  tests/server/test_store_clickhouse.py tests/server/test_clickhouse_outages.py $(ARGS)
+
+power: $(VENV)/ready
+	TENSORMETER_TEST_CUTS=$(or $(CUTS),100) $(RUN) -m pytest --timeout 36000 tests/faults/test_power.py $(ARGS)
 
 fuzz: $(VENV)/ready
 	$(RUN) tests/server/expansion.py --seeds $(or $(SEEDS),200)

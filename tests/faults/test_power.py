@@ -275,3 +275,54 @@ run.finish()
     expected.update({("n", step, float(step).hex()): 1 for step in range(400)})
     assert server.points("faulty", "loss", "n") == expected
     server.stop()
+
+
+LOGGED = "run = tensormeter.init('power')\nlog(run, range(100))\nrun.finish()\n"
+
+
+def test_finish_does_not_wait_for_the_receivers_disk_and_the_agent_does(train, receiver, oracle, state, wait_for, gone):
+    receiver.epoch, receiver.syncs = "e", False
+    trainer = train(LOGGED, linger_timeout=3000, finish_timeout=300)
+    assert trainer.end() == (0, "")
+    wait_for(lambda: receiver.questions() > 1, "the agent asks again and again")
+    receiver.restart("f")
+    receiver.syncs = True
+    gone()
+    oracle.agrees(receiver, range(100))
+    assert receiver.commits == len(receiver.accepted())
+
+
+def test_what_is_accepted_and_not_durable_is_left_to_sync_which_says_so(
+    train, receiver, oracle, state, wait_for, gone, monkeypatch
+):
+    monkeypatch.setattr("tensormeter.pipeline.agent._DURABLE_WAIT", 0.2)
+    receiver.epoch, receiver.syncs = "e", False
+    assert train(LOGGED, linger_timeout=0, finish_timeout=300).end() == (0, "")
+    (folder,) = (state / "runs").glob("[!.]*@*")
+    wait_for(lambda: not (folder / "agent.lock").read_bytes(), "the agent has given up waiting")
+    (result,) = sync_runs(state, endpoint=receiver.url)
+    assert (result.delivered, result.accepted) == (False, True)
+    assert "does not say that its disk has them" in result.message
+    assert folder.exists()
+    receiver.syncs = True
+    (result,) = sync_runs(state, endpoint=receiver.url)
+    assert (result.delivered, result.cut) == (True, [])
+    gone()
+    oracle.agrees(receiver, range(100))
+
+
+def test_what_a_stopped_server_has_lost_is_sent_by_sync(train, receiver, oracle, state, wait_for, gone):
+    """The agent has given up; power failed at the server meanwhile; `sync` sends it again."""
+    receiver.epoch, receiver.syncs = "e", False
+    assert train(LOGGED, linger_timeout=0, finish_timeout=300).end() == (0, "")
+    (folder,) = (state / "runs").glob("[!.]*@*")
+    wait_for(lambda: not (folder / "agent.lock").read_bytes(), "the agent has given up waiting")
+    sent = {*receiver.accepted()}
+    receiver.received.clear()
+    receiver.restart("f")
+    receiver.syncs = True
+    (result,) = sync_runs(state, endpoint=receiver.url)
+    assert result.delivered
+    assert {*receiver.accepted()} == sent
+    oracle.agrees(receiver, range(100))
+    gone()

@@ -332,7 +332,8 @@ class Agent:
         if self._one_shot and not present and not spool.processes():
             self.cut = [NOTHING_STORED]
         else:
-            self.cut = end_cut_processes(spool, present, takers, spool.losses())
+            synced = self._settings.durability != "none"
+            self.cut = end_cut_processes(spool, present, takers, spool.losses(), synced=synced)
         for words in self.cut:
             logger.warning("%s: %s", self._directory.path.name, words)
         self._looked_for_cut = True

@@ -27,8 +27,16 @@ NOTHING_STORED: Final = (
 """About a run whose spool knows no process and which has no ring."""
 
 
+_NEVER_SYNCED: Final = "the machine lost power or was restarted, and durability is none, so the spool was not synced: any of its values may be missing"
+
+
 def end_cut_processes(
-    spool: Spool, present: Collection[str], destinations: Sequence[str], losses: Mapping[str, int]
+    spool: Spool,
+    present: Collection[str],
+    destinations: Sequence[str],
+    losses: Mapping[str, int],
+    *,
+    synced: bool = True,
 ) -> list[str]:
     """Put the ends of cut-off processes into the spool.
 
@@ -37,6 +45,7 @@ def end_cut_processes(
         present: Processes whose rings are there.
         destinations: Who is sent log records.
         losses: What the spool has lost so far, for the events.
+        synced: Whether the spool was synced at all. If not, anything in it may be missing after a loss of power.
 
     Returns:
         What is to be told, without repetitions.
@@ -46,9 +55,11 @@ def end_cut_processes(
     """
     told: dict[str, None] = {}
     for process, ended, description in spool.processes():
+        origin = Origin.from_json(description)
+        if origin is not None and origin.rebooted and not synced:
+            told[_NEVER_SYNCED] = None
         if ended or process in present:
             continue
-        origin = Origin.from_json(description)
         fate = origin.fate() if origin is not None else ""
         if origin is None or not fate:
             told["it had not ended when its spool was written last; its last values may be missing"] = None

@@ -388,6 +388,7 @@ class Delivery:
         if isinstance(answer, Retry):
             return self._retry(answer.reason, answer.after, delays)
         recovered = self.failures > 0
+        seen, self._seen = self._seen, -1  # what waits again must never be seen together with idleness
         recalled = self._outgoing.settle(spool, answer)
         self._works()
         self._answered_at = time.monotonic()
@@ -396,6 +397,7 @@ class Delivery:
         self._on_progress()
         if recalled or not self._outgoing.keeps(spool):
             return None
+        self._seen = seen
         return _ASK_AGAIN if self._outgoing.hurry else _ASK_AFTER
 
     def _waits_its_turn(self) -> bool:

@@ -56,12 +56,17 @@ class Origin:
         """For `from_json`."""
         return json.dumps(asdict(self))
 
+    @property
+    def rebooted(self) -> bool:
+        """Whether its machine is this one, and has been started again since."""
+        here = _boot()
+        return self.host == socket.gethostname() and bool(self.boot and here) and self.boot != here
+
     def fate(self) -> str:
         """What has become of a process whose ring is gone, for people; "" if it may live."""
         if self.host != socket.gethostname():
             return ""
-        here = _boot()
-        if self.boot and here and self.boot != here:
+        if self.rebooted:
             return "the machine lost power or was restarted before the run ended"
         began = _began(self.pid)
         if not self.began or began == self.began or (not began and not Path("/proc/self").exists()):

@@ -119,6 +119,10 @@ class Spool:
             raise
 
     def close(self) -> None:
+        """Carries the log over into the file, if nobody else has it open; that is synced with any durability."""
+        if self._durability == "none":
+            with contextlib.suppress(*ERRORS):  # it is closed already
+                self._database.execute("PRAGMA synchronous = NORMAL")
         self._database.close()
 
     def cursor(self, process: str, lane: int) -> Cursor:

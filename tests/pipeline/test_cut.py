@@ -1,0 +1,138 @@
+"""Processes whose rings are gone and whose ends the spool does not have: what is sent, and what is said."""
+
+import dataclasses
+import gzip
+import os
+import subprocess
+import sys
+
+import pytest
+
+import tensormeter.pipeline.origin as origin_module
+from tensormeter.otlp.decode import decode_events
+from tensormeter.pipeline.cut import end_cut_processes
+from tensormeter.pipeline.origin import Origin
+from tensormeter.pipeline.request import Encoded
+from tensormeter.pipeline.spool import Spool
+
+RESOURCE = {"service.name": "demo", "service.instance.id": "p1", "tensormeter.run.id": "r", "tensormeter.rank": 3}
+
+
+@pytest.fixture
+def spool(tmp_path):
+    spool = Spool(tmp_path / "spool.sqlite")
+    yield spool
+    spool.close()
+
+
+@pytest.fixture
+def dead():
+    """Process id of a process that has ended, and its origin."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        return Origin.of(process.pid, RESOURCE, child=False)
+
+
+@pytest.fixture
+def begin(spool):
+    """Puts the beginning of a process into the spool."""
+
+    def begin(origin, process="p1", **state):
+        text = origin if isinstance(origin, str) else origin.to_json()
+        spool.put([], ["experiment"], process, {}, **{"started": True, "ended": False} | state, origin=text)
+
+    return begin
+
+
+def ends(spool):
+    found = []
+    for waiting in spool.waiting("experiment", 10):
+        body = gzip.decompress(spool.read(waiting.sequence).body)
+        found += [(event.name, event.body, resource) for resource, events in decode_events(body) for event in events]
+    return found
+
+
+def end_cut(spool, present=(), **options):
+    return end_cut_processes(spool, present, ["experiment"], {}, **options)
+
+
+def test_an_origin_comes_back_from_the_spool(spool, begin, dead):
+    begin(dead)
+    ((process, ended, text),) = spool.processes()
+    assert (process, ended, Origin.from_json(text)) == ("p1", False, dead)
+
+
+@pytest.mark.parametrize("text", ["", "null", "{}", "[", '{"host": 1}', "[" * 100_000])
+def test_what_is_no_origin_is_none(text):
+    assert Origin.from_json(text) is None
+
+
+def test_a_process_that_is_gone_has_crashed(spool, begin, dead):
+    begin(dead)
+    (said,) = end_cut(spool)
+    assert said.startswith("the process is gone")
+    assert said.endswith("its last values may be missing")
+    ((name, body, resource),) = ends(spool)
+    assert (name, body["state"], resource) == ("tensormeter.run.end", "crashed", RESOURCE)
+    assert "may be missing" in body["message"]
+    assert spool.life("p1") == (True, True)
+    assert end_cut(spool) == []
+    assert len(ends(spool)) == 1
+
+
+def test_after_another_boot_the_machine_lost_power(spool, begin, dead, monkeypatch):
+    begin(dataclasses.replace(Origin.of(os.getpid(), RESOURCE, child=False)))
+    monkeypatch.setattr(origin_module, "_boot", lambda: "another")
+    (said,) = end_cut(spool)
+    assert said.startswith("the machine lost power or was restarted")
+    assert ends(spool)[0][1]["state"] == "crashed"
+
+
+def test_a_process_that_lives_is_not_ended(spool, begin):
+    begin(Origin.of(os.getpid(), RESOURCE, child=False))
+    assert len(end_cut(spool)) == 1
+    assert ends(spool) == []
+    assert spool.life("p1") == (True, False)
+
+
+def test_a_process_of_another_machine_is_not_ended(spool, begin, dead):
+    begin(dataclasses.replace(dead, host="elsewhere"))
+    assert end_cut(spool) == ["it had not ended when its spool was written last; its last values may be missing"]
+    assert ends(spool) == []
+
+
+def test_a_process_whose_ring_is_there_is_left_to_that(spool, begin, dead):
+    begin(dead)
+    assert end_cut(spool, present=["p1"]) == []
+    assert ends(spool) == []
+
+
+def test_a_child_ends_no_run(spool, begin, dead):
+    begin(dataclasses.replace(dead, child=True))
+    assert len(end_cut(spool)) == 1
+    assert ends(spool) == []
+    assert spool.life("p1") == (True, True)
+
+
+def test_a_process_that_has_ended_is_not_mentioned(spool, begin, dead):
+    begin(dead, ended=True)
+    assert end_cut(spool) == []
+
+
+def test_without_any_sync_all_may_be_missing_after_a_reboot(spool, begin, dead, monkeypatch):
+    begin(dead, ended=True)
+    assert end_cut(spool, synced=False) == []
+    monkeypatch.setattr(origin_module, "_boot", lambda: "another")
+    (said,) = end_cut(spool, synced=False)
+    assert "any of its values may be missing" in said
+
+
+def test_the_first_words_of_a_process_are_synced_with_any_durability(tmp_path, dead):
+    spool = Spool(tmp_path / "other.sqlite", durability="none")
+    kinds = []
+    spool._database.set_trace_callback(
+        lambda statement: kinds.append(statement) if "synchronous" in statement else None
+    )
+    spool.put([Encoded("logs", b"x", 1)], ["experiment"], "p1", {}, started=True, ended=False, origin=dead.to_json())
+    spool.put([Encoded("logs", b"x", 1)], ["experiment"], "p1", {}, started=True, ended=False)
+    assert kinds == ["PRAGMA synchronous = FULL", "PRAGMA synchronous = OFF"]
+    spool.close()
