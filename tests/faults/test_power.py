@@ -114,7 +114,7 @@ def report(request, counts):
 def test_a_run_is_found_and_what_is_missing_is_said(
     durability, recorded_disk, train, oracle, receiver, instants, tmp_path, wait_for, request
 ):
-    settings = {"dir": recorded_disk.path / "state", "mode": "offline", "durability": durability, "schedule_delay": 0.5}
+    settings = {"dir": recorded_disk.path / "state", "mode": "offline", "durability": durability, "schedule_delay": 1}
     trainer = train(f"os.environ['MARK'] = {str(recorded_disk.path / '.mark')!r}\n{TRAINING}", **settings)
     assert trainer.end()[0] == 0
     (folder,) = (recorded_disk.path / "state" / "runs").glob("[!.]*@*")

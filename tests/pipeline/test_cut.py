@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import json
 import os
 import subprocess
 import sys
@@ -104,6 +105,14 @@ def test_a_process_whose_ring_is_there_is_left_to_that(spool, begin, dead):
     begin(dead)
     assert end_cut(spool, present=["p1"]) == []
     assert ends(spool) == []
+
+
+@pytest.mark.parametrize("resource", [{"a": {"b": None}}, {"a": [[[1]], object]}, {"a" * 70000: "x"}])
+def test_a_resource_that_is_none_holds_up_nothing(spool, begin, dead, resource):
+    text = json.dumps(dataclasses.asdict(dataclasses.replace(dead, resource=resource)), default=str)
+    begin(text)
+    assert len(end_cut(spool)) == 1
+    assert spool.life("p1") == (True, True)
 
 
 def test_a_child_ends_no_run(spool, begin, dead):

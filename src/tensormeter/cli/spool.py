@@ -87,6 +87,8 @@ def show(run: str, directory: Path | None) -> None:
         for destination, signal, what, *counts in opened.contents():
             contents.add_row(Text(plain(destination)), Text(plain(signal)), what, *(f"{count:,}" for count in counts))
         console.print(contents if contents.row_count else "nothing is waiting")
+        if kept := opened.kept():
+            console.print(Text(f"accepted, but not known to be on the receiver's disk: {kept:,} requests"))
         for reason, items in opened.losses().items():
             console.print(Text(f"lost, {plain(reason)}: {items:,} items"))
         for destination, reason, items in opened.rejections():

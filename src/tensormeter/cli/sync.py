@@ -31,7 +31,8 @@ def sync(directory: Path | None, endpoint: str | None, watch: bool, interval: fl
     """Deliver what earlier runs have left in their spools and rings.
 
     DIRECTORY holds the runs, or is the folder of one; it may come from another machine. The default is TENSORMETER_DIR, or
-    the user's state directory, and shared memory. The exit status is 1 if something is still not delivered.
+    the user's state directory, and shared memory. The exit status is 1 if something is still not delivered,
+    or is accepted and not known to be on the receiver's disk.
 
     Runs of DIRECTORY are delivered with the settings of this command (its options and TENSORMETER_* variables): endpoint,
     token, exporters and all others. So are runs in a folder that others could replace. Folders of other users in shared

@@ -6,6 +6,7 @@ end into the spool, as a crash, so that the run does not stay "running" for ever
 """
 
 import gzip
+import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final
@@ -17,6 +18,8 @@ from tensormeter.pipeline.request import Encoded, Priority
 from tensormeter.pipeline.spool import Spool
 
 __all__ = ["NOTHING_STORED", "end_cut_processes"]
+
+logger: Final = logging.getLogger("tensormeter.agent")
 
 _GZIP_LEVEL: Final = 1
 
@@ -65,18 +68,18 @@ def end_cut_processes(
             told["it had not ended when its spool was written last; its last values may be missing"] = None
             continue
         told[f"{fate}; its last values may be missing"] = None
-        at = spool.last_time(process) or time.time_ns()
-        events = []
-        if not origin.child:
-            body: dict[str, Value] = {
-                "state": "crashed",
-                "message": f"{fate}; the last values may be missing",
-                "dropped": dict(losses),
-            }
-            events.append(Event("tensormeter.run.end", at, body))
-        encoded = []
-        if events:
-            body_bytes = gzip.compress(encode_events(origin.resource, events), _GZIP_LEVEL, mtime=0)
-            encoded.append(Encoded("logs", body_bytes, len(events), Priority.ESSENTIAL))
+        encoded = [] if origin.child else _end(origin, fate, spool.last_time(process), losses)
         spool.put(encoded, destinations, process, {}, started=True, ended=True)
     return list(told)
+
+
+def _end(origin: Origin, fate: str, last_time: int, losses: Mapping[str, int]) -> list[Encoded]:
+    """The request that ends a process; none if its resource, which may have come from anywhere, is none."""
+    message = f"{fate}; the last values may be missing"
+    body: dict[str, Value] = {"state": "crashed", "message": message, "dropped": dict(losses)}
+    try:
+        encoded = encode_events(origin.resource, [Event("tensormeter.run.end", last_time or time.time_ns(), body)])
+    except Exception as error:
+        logger.warning("the end of a process cannot be sent: %s", error)
+        return []
+    return [Encoded("logs", gzip.compress(encoded, _GZIP_LEVEL, mtime=0), 1, Priority.ESSENTIAL)]

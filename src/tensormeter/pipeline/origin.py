@@ -47,10 +47,9 @@ class Origin:
             found = cls(**json.loads(text))
         except (ValueError, TypeError, RecursionError):
             return None
-        texts = (found.host, found.boot, found.began)
-        if not all(isinstance(each, str) for each in texts) or not isinstance(found.resource, dict):
-            return None
-        return found
+        kinds = (str, str, int, str, bool, dict)
+        values = (found.host, found.boot, found.pid, found.began, found.child, found.resource)
+        return found if all(isinstance(value, kind) for value, kind in zip(values, kinds, strict=True)) else None
 
     def to_json(self) -> str:
         """For `from_json`."""

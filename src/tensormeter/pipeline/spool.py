@@ -158,7 +158,7 @@ class Spool:
     def last_time(self, process: str) -> int:
         """Time of the last row of a process that is here, in nanoseconds; 0 if there is none."""
         row = self._fetch("SELECT max(last_time) FROM cursor WHERE process = ?", process)
-        return int(row[0] or 0) if row else 0
+        return row[0] if row and isinstance(row[0], int) else 0
 
     def put(
         self,
