@@ -284,7 +284,7 @@ def test_finish_does_not_wait_for_the_receivers_disk_and_the_agent_does(train, r
     receiver.epoch, receiver.syncs = "e", False
     trainer = train(LOGGED, linger_timeout=3000, finish_timeout=300)
     assert trainer.end() == (0, "")
-    wait_for(lambda: receiver.questions() > 1, "the agent asks again and again")
+    wait_for(lambda: receiver.asked_for_durable() > 1, "the agent asks again and again")
     receiver.restart("f")
     receiver.syncs = True
     gone()

@@ -215,7 +215,7 @@ class Receiver:
         """A new epoch: what was not durable may be lost."""
         self.epoch, self.commits, self.durable = epoch, 0, 0
 
-    def questions(self) -> int:
+    def asked_for_durable(self) -> int:
         """How often it was asked what is durable."""
         return sum(request.path == "/api/v1/durable" for request in self.received)
 

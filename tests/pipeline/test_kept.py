@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 import tensormeter.pipeline.delivery as delivery_module
+from tensormeter.exporter import Request
 from tensormeter.otlp.batch import Batch, Gauge
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.encode import encode_metrics
 from tensormeter.pipeline.delivery import Delivery
 from tensormeter.pipeline.repair import open_repaired
-from tensormeter.pipeline.request import Encoded
-from tensormeter.pipeline.schema import _SCHEMA
+from tensormeter.pipeline.request import Encoded, checksum
 from tensormeter.pipeline.spool import Spool
 from tensormeter.settings import Settings
 
@@ -84,7 +84,7 @@ def test_an_accepted_request_stays_until_it_is_durable(spool, put, deliver, rece
         lambda: not spool.pending() and spool.kept() == 2, "the answer to the third says that the first is durable"
     )
     assert spool.read(1) is None
-    assert receiver.questions() == 0
+    assert receiver.asked_for_durable() == 0
     delivery.hurry(True)
     wait_for(lambda: spool.kept() == 0, "it asks")
     assert spool.last_sequence() == 3
@@ -98,7 +98,7 @@ def test_it_asks_by_itself_after_a_while(spool, put, deliver, receiver, wait_for
     receiver.epoch, receiver.syncs = "e", False
     put(1)
     deliver()
-    wait_for(lambda: receiver.questions() > 2, "it asks until the answer is yes")
+    wait_for(lambda: receiver.asked_for_durable() > 2, "it asks until the answer is yes")
     assert spool.kept() == 1
     receiver.syncs = True
     wait_for(lambda: spool.kept() == 0, "it is durable")
@@ -169,7 +169,7 @@ def test_a_proxy_that_passes_no_questions_on_makes_no_loop(spool, put, deliver, 
     receiver.epoch = None  # the question is answered 200 without a document
     delivery.hurry(True)
     wait_for(lambda: len(ids(receiver)) == 2 and spool.kept() == 0, "it is sent once more")
-    assert receiver.questions() == 1
+    assert receiver.asked_for_durable() == 1
 
 
 def test_halves_keep_their_ids(spool, put, deliver, receiver, wait_for):
@@ -301,17 +301,80 @@ def test_a_repair_keeps_what_is_accepted(spool, put, deliver, receiver, wait_for
     repaired.close()
 
 
+_VERSION_2 = """
+CREATE TABLE request (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL,
+    signal TEXT NOT NULL,
+    items INTEGER NOT NULL,
+    priority INTEGER NOT NULL,
+    thinned INTEGER NOT NULL DEFAULT 0,
+    checksum INTEGER NOT NULL,
+    body BLOB NOT NULL
+);
+CREATE INDEX request_priority ON request (priority, thinned, sequence);
+CREATE TABLE pending (
+    destination TEXT NOT NULL,
+    sequence INTEGER NOT NULL REFERENCES request (sequence) ON DELETE CASCADE,
+    PRIMARY KEY (destination, sequence)
+) WITHOUT ROWID;
+CREATE INDEX pending_sequence ON pending (sequence);
+CREATE TABLE quarantine (
+    number INTEGER PRIMARY KEY,
+    destination TEXT NOT NULL,
+    id TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    signal TEXT NOT NULL,
+    items INTEGER NOT NULL,
+    body BLOB NOT NULL,
+    UNIQUE (destination, id)
+);
+CREATE TABLE cursor (
+    process TEXT NOT NULL,
+    lane INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    last_time INTEGER NOT NULL,
+    PRIMARY KEY (process, lane)
+) WITHOUT ROWID;
+CREATE TABLE aggregate (
+    process TEXT NOT NULL,
+    stream TEXT NOT NULL,
+    state TEXT NOT NULL,
+    PRIMARY KEY (process, stream)
+) WITHOUT ROWID;
+CREATE TABLE process (
+    process TEXT PRIMARY KEY,
+    started INTEGER NOT NULL DEFAULT 0,
+    ended INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+CREATE TABLE loss (reason TEXT PRIMARY KEY, items INTEGER NOT NULL) WITHOUT ROWID;
+"""
+
+
 def test_a_spool_of_version_2_is_brought_up_to_date(tmp_path):
     database = sqlite3.connect(tmp_path / "spool.sqlite")
-    database.executescript(_SCHEMA)
+    database.executescript(_VERSION_2)
     database.execute("PRAGMA user_version = 2")
     database.execute(f"PRAGMA application_id = {0x746D7302}")
     database.execute("INSERT INTO process VALUES ('p1', 1, 0)")
+    database.execute(
+        "INSERT INTO request (id, signal, items, priority, checksum, body) VALUES ('b', 'metrics', 3, 2, ?, ?)",
+        (checksum("b", "metrics", 3, b"body"), b"body"),
+    )
+    database.execute("INSERT INTO pending VALUES ('experiment', 1)")
+    database.execute("INSERT INTO loss VALUES ('refused', 2)")
+    database.execute(
+        "INSERT INTO quarantine (destination, id, reason, signal, items, body) VALUES ('experiment', 'q', 'no', 'logs', 1, ?)",
+        (b"other",),
+    )
     database.commit()
     database.close()
     spool = open_repaired(tmp_path / "spool.sqlite", ["experiment"])
     assert spool.processes() == [("p1", False, "")]
     assert spool.kept() == 0
+    assert spool.next("experiment") == (1, Request("b", "metrics", b"body", 3))
+    assert spool.losses() == {"refused": 2}
+    assert spool.quarantined_items() == 1
     spool.check()
     spool.close()
 

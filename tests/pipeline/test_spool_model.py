@@ -72,8 +72,10 @@ class SpoolMachine(RuleBasedStateMachine):
     @rule()
     def killed(self):
         """Nothing is closed; the next process finds what was written."""
+        counted = self.spool.losses()
         self._reopen(self._files())
         assert self._state() == self.history[-1]
+        assert self.spool.losses() == counted
 
     @rule(cut=st.floats(0, 1), rest=st.sampled_from(["gone", "zeros", "noise"]))
     def power_fails(self, cut, rest):
@@ -98,7 +100,7 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_lost(self):
-        assert self.spool.losses() == {}
+        assert self.spool.losses().keys() <= {"damaged"}, "what a torn log has lost, as far as that can be seen"
         assert self.spool.pending() == sum(map(len, self.waiting.values()))
 
     def teardown(self):

@@ -28,5 +28,7 @@ def _deliver(url: str, token: str | None) -> None:
         if isinstance(result, SkippedRun):
             click.echo(f"tensormeter: skipped {plain(result.path)}: {plain(result.reason)}")
             continue
-        outcome = "delivered" if result.delivered else f"not delivered, {result.message}"
-        click.echo(f"tensormeter: an earlier run, {result.run.path.name}: {'; '.join([outcome, *result.cut])}")
+        if result.is_complete and result.leftover.keeps_folder and not result.cut:
+            continue  # nothing waits, and what is kept was reported before
+        outcome = "; ".join([result.outcome, *result.cut])
+        click.echo(f"tensormeter: an earlier run, {plain(result.run.path.name)}: {plain(outcome)}")

@@ -31,8 +31,8 @@ def sync(directory: Path | None, endpoint: str | None, watch: bool, interval: fl
     """Deliver what earlier runs have left in their spools and rings.
 
     DIRECTORY holds the runs, or is the folder of one; it may come from another machine. The default is TENSORMETER_DIR, or
-    the user's state directory, and shared memory. The exit status is 1 if something is still not delivered,
-    or is accepted and not known to be on the receiver's disk.
+    the user's state directory, and shared memory. The exit status is 1 if something is not delivered, or is accepted and not
+    known to be on the receiver's disk, or is lost and no earlier `sync` has reported it.
 
     Runs of DIRECTORY are delivered with the settings of this command (its options and TENSORMETER_* variables): endpoint,
     token, exporters and all others. So are runs in a folder that others could replace. Folders of other users in shared
@@ -81,6 +81,7 @@ def _sync_once(
                 endpoint=endpoint,
                 token=settings.token,
                 caller=settings,
+                marks=True,
                 given=directory is not None,
                 on_status=bars.update,
             )
@@ -91,7 +92,7 @@ def _sync_once(
                     _say(console, said, result.path, line)
                 else:
                     found += 1
-                    delivered += result.delivered
+                    delivered += result.is_complete
                     bars.remove(result.run)
                     _say(console, said, result.run.path, f"{_name(result.run)}: {_outcome(result)}")
     return found, delivered
@@ -104,14 +105,8 @@ def _say(console: Console, said: dict[Path, str], path: Path, line: str) -> None
 
 
 def _outcome(result: "SyncResult") -> str:
-    if result.delivered:
-        outcome = "delivered"
-    elif result.accepted:
-        outcome = f"delivered, but {escape(plain(result.message))}"
-    else:
-        outcome = f"not delivered, {escape(plain(result.message) or 'see its agent.log')}"
     notes = [*result.cut, *([result.note] if result.note else [])]
-    return "\n  ".join([outcome, *(escape(plain(note)) for note in notes)])
+    return "\n  ".join(escape(plain(text)) for text in [result.outcome, *notes])
 
 
 def _name(run: "RunDirectory") -> str:

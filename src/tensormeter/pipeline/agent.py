@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -31,8 +31,10 @@ from tensormeter.pipeline.delivery import Delivery, deliveries
 from tensormeter.pipeline.directory import RunDirectory, runs_locked
 from tensormeter.pipeline.drain import Drain
 from tensormeter.pipeline.errors import SpoolDamagedError, SpoolVersionError
+from tensormeter.pipeline.leftover import Leftover, describe_rejections, look_at, put_ring_aside
 from tensormeter.pipeline.numbering import Numbering
 from tensormeter.pipeline.repair import open_repaired
+from tensormeter.pipeline.report import Report, anonymous, described_in, due, encode_report
 from tensormeter.pipeline.spool import Spool
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import HeaderWord, SpoolLoss, State
@@ -54,9 +56,11 @@ _STOP_DELIVERY: Final = 15.0
 _TROUBLE_DELAY: Final = 1.0
 _MOST_REPAIRS: Final = 3
 _RESERVE_DELAY: Final = 5.0
-_MOST_WORDS: Final = 3
 _DURABLE_WAIT: Final = 5.0
 """Seconds for which a one-shot agent waits for a receiver's disk: asked, it syncs at once."""
+_MOST_REPORTS: Final = 3
+"""Reports of losses that one agent adds at its end: delivering one may itself lose something."""
+
 _TROUBLE_LIMIT: Final = 300.0
 """Seconds for which the spool may refuse before the agent gives up; the next one may find a mended disk."""
 
@@ -94,7 +98,7 @@ class Agent:
         self._stopping = False
         self._retrying = False
         self._drains: dict[Path, Drain] = {}
-        self._unreadable: set[Path] = set()
+        self._unreadable: dict[Path, str] = {}
         self._deliveries: list[Delivery] = []
         self._numbering = Numbering(directory, settings, asks=_asks(settings))
         self._living: set[str] = set()
@@ -104,6 +108,10 @@ class Agent:
         self._status_at = 0.0
         self._reserve_at = 0.0
         self._refusals = 0, ""
+        self._no_exporters: dict[str, str] = {}
+        """Destinations that have no exporter, and what is wrong."""
+        self._reports = 0
+        self._spare_report: Report | None = None
         self.error = ""
         """Why something is still not delivered, after `run`."""
         self.accepted = False
@@ -113,6 +121,11 @@ class Agent:
         self._looked_for_cut = self._unsynced = False
         self._sent_at: float | None = None
         """When everything had been accepted."""
+
+        self.leftover = Leftover()
+        """What was left, after `run`."""
+        self.unreachable: tuple[str, ...] = ()
+        """Destinations that could not be reached, after `run`."""
 
     def close_lock(self) -> None:
         """Let go of the descriptor, for an agent that does not run: one whose thread could not be started, and in a forked
@@ -189,6 +202,7 @@ class Agent:
         settings = self._settings
         self._leave_signals_out(spool)
         spool.forget_kept(settings.exporters)
+        self._spare_report = self._report_of_nobody(spool)
         self._start_deliveries()
         if settings.sample_interval and not self._one_shot:
             from tensormeter.pipeline.statistics import Statistics
@@ -238,9 +252,15 @@ class Agent:
     def _start_deliveries(self) -> None:
         settings = self._settings
         if settings.mode == "online":
-            self._deliveries = deliveries(
-                settings.exporters, self._directory.spool, settings, self._wake.set, self._numbering
-            )
+            self._deliveries = []
+            for destination in settings.exporters:
+                try:
+                    self._deliveries += deliveries(
+                        (destination,), self._directory.spool, settings, self._wake.set, self._numbering
+                    )
+                except SettingsError as error:  # there is no such exporter here; the others go on
+                    logger.error("%s", error)
+                    self._no_exporters[destination] = str(error)
             for delivery in self._deliveries:
                 delivery.start()
 
@@ -257,19 +277,51 @@ class Agent:
             self._retrying = False
             for delivery in self._deliveries:
                 delivery.wake()
-        if not self._directory.path.exists():
+        if not self._directory.spool.exists():
             self._restore(spool)
         self._keep_room(spool)
         self._discover(spool)
         self._end_cut(spool)
-        self._drain()
+        self._drain(spool)
         self._numbering.look(unread=any(not drain.alive for drain in self._drains.values()))
         self._mark_alive()
         self._report(spool)
-        return self._leave(spool) if self._nothing_left(spool) else None
+        if not self._nothing_left(spool) or self._report_losses(spool):
+            return None
+        return self._leave(spool)
+
+    def _report_of_nobody(self, spool: Spool) -> Report | None:
+        """An empty report, for a spool that does not know the run's processes any more; None if nothing says which run it is."""
+        if spool.reports():
+            return None
+        run = self._directory.run
+        project = run["settings"].get("project")
+        if isinstance(project, str):
+            return anonymous(project, run["run_id"], str(run.get("name", run["run_id"])), run["host"])
+        request = spool.oldest()
+        return None if request is None else described_in(request, run["host"])
+
+    def _report_losses(self, spool: Spool) -> bool:
+        """Report what the spool has lost to all destinations, if their last event does not say it. Returns whether it was news.
+
+        The event that ended the last process was encoded when the process ended; more may be lost since.
+        """
+        if self._stopping or self._settings.mode == "offline" or self._drains or self._reports == _MOST_REPORTS:
+            return False
+        reports = spool.reports() or ([self._spare_report] if self._spare_report else [])
+        report = due(reports, spool.losses()) if reports else None
+        if report is None:
+            return False
+        self._reports += 1
+        started, ended = spool.life(report.process)
+        takers = self._settings.takers("logs", self._settings.exporters)
+        spool.put([encode_report(report)], takers, report.process, {}, started=started, ended=ended, report=report)
+        for delivery in self._deliveries:
+            delivery.arrived()
+        return True
 
     def _restore(self, spool: Spool) -> NoReturn:
-        """Somebody has deleted the run's directory. What was in it is still open here: put it back.
+        """The run's directory was deleted, at least in part. The spool is still open here: put it back.
 
         Raises:
             _RestoredError: So that it is opened again from where it is now.
@@ -278,12 +330,13 @@ class Agent:
         try:
             with runs_locked(self._directory.path.parents[1]):
                 self._directory.restore()
-                lock = self._directory.try_agent_lock()
-                if lock is None:
-                    raise SpoolError(f"{self._directory.path} was deleted, and has another agent now")
-                os.pwrite(lock, os.pread(self._lock, 32, 0), 0)
-                os.close(self._lock)
-                self._lock = lock
+                if not self._directory.is_agent_lock(self._lock):
+                    lock = self._directory.try_agent_lock()
+                    if lock is None:
+                        raise SpoolError(f"{self._directory.path} was deleted, and has another agent now")
+                    os.pwrite(lock, os.pread(self._lock, 32, 0), 0)
+                    os.close(self._lock)
+                    self._lock = lock
                 spool.save_to(self._directory.spool)
         except OSError as error:
             raise SpoolError(f"{self._directory.path} was deleted, and cannot be made again: {error}") from error
@@ -304,7 +357,7 @@ class Agent:
             except SpoolError:
                 raise
             except Exception as error:  # of whatever kind, it must not keep the other processes from being delivered
-                self._set_aside(path, error)
+                self._set_aside(spool, path, error)
                 continue
             self._sync_names()  # the process has written run.json again
             ring.words[HeaderWord.AGENT_PID] = os.getpid()
@@ -352,7 +405,7 @@ class Agent:
             mark_alive(self._directory, None)
             self._marked_at = now
 
-    def _drain(self) -> None:
+    def _drain(self, spool: Spool) -> None:
         fresh = self._statistics is not None and self._statistics.advance(self._drains.values(), flush=self._stopping)
         for path, drain in list(self._drains.items()):
             left = [one for one in self._drains.values() if not one.ended]
@@ -362,7 +415,7 @@ class Agent:
                 raise
             except Exception as error:
                 del self._drains[path]
-                self._set_aside(path, error)
+                self._set_aside(spool, path, error)
                 continue
             if gone:
                 drain.note_end()
@@ -388,13 +441,18 @@ class Agent:
         """Whether a process may be waiting for delivery, or nobody is left who brings more."""
         return not self._drains or any(drain.ring.state is not State.OPEN for drain in self._drains.values())
 
-    def _set_aside(self, path: Path, error: Exception) -> None:
-        """Leave a ring that cannot be drained to the next agent."""
-        self._unreadable.add(path)
+    def _set_aside(self, spool: Spool, path: Path, error: Exception) -> None:
+        """Leave a ring that cannot be drained to the next agent; one that is damaged for good counts as lost."""
         if isinstance(error, RingError):
             logger.error("%s", error)
         else:
             logger.error("the ring %s cannot be drained", path, exc_info=error)
+        lost = put_ring_aside(path, error)
+        if not lost:
+            self._unreadable[path] = str(error)
+            return
+        spool.count_loss("damaged", lost)
+        logger.error("the ring %s is damaged, and kept; at least %d items in it count as lost (damaged)", path, lost)
 
     def _report(self, spool: Spool) -> None:
         pending = spool.pending()
@@ -409,7 +467,7 @@ class Agent:
         stalled = self._stalled()
         trouble = self._trouble()
         if rejected != self._refusals[0]:
-            self._refusals = rejected, _describe(spool.rejections())
+            self._refusals = rejected, describe_rejections(spool.rejections())
         for drain in self._drains.values():
             drain.ring.words[HeaderWord.QUARANTINED_ITEMS] = rejected
             for reason in SpoolLoss:
@@ -426,12 +484,32 @@ class Agent:
 
     def _stalled(self) -> bool:
         """Whether it makes no sense to wait: what is not delivered is for destinations that cannot be reached."""
-        return any(delivery.stalled for delivery in self._deliveries) and all(
-            delivery.stalled or delivery.idle for delivery in self._deliveries
-        )
+        return any(delivery.stalled or delivery.hangs for delivery in self._deliveries) and self._all_rest()
+
+    def _all_rest(self) -> bool:
+        """Whether each delivery has nothing to do, or nothing that can be done now."""
+        return all(delivery.idle or delivery.stalled or delivery.hangs for delivery in self._deliveries)
 
     def _trouble(self) -> str:
-        return "; ".join(f"{delivery}: {delivery.error}" for delivery in self._deliveries if delivery.error)
+        found = [f"{delivery}: {delivery.trouble}" for delivery in self._deliveries if delivery.trouble]
+        return "; ".join([*found, *(f"{name}: {reason}" for name, reason in self._no_exporters.items())])
+
+    def _explain(self, spool: Spool) -> str:
+        """Why something waits, for each destination."""
+        waiting = spool.waiting_items()
+        words = []
+        for name, items in waiting.items():
+            reasons = [
+                delivery.trouble for delivery in self._deliveries if delivery.destination == name and delivery.trouble
+            ]
+            reason = "; ".join(dict.fromkeys(reasons)) or self._no_exporters.get(name, "")
+            if name not in self._settings.exporters:
+                reason = (
+                    f"the settings in force do not name it; set TENSORMETER_EXPORTERS to {name} and give its options, or delete "
+                    "what waits with `tensormeter spool purge`"
+                )
+            words.append(f"{name}: {reason or 'not delivered yet'} ({items} items wait)")
+        return "; ".join(words) or self._trouble()
 
     def _nothing_left(self, spool: Spool) -> bool:
         """Whether there is no reason to go on."""
@@ -445,7 +523,7 @@ class Agent:
             return self._durable_or_in_vain(spool)
         self._sent_at = None
         if self._one_shot:
-            return self._stalled() or all(delivery.idle for delivery in self._deliveries)
+            return self._all_rest()
         if all(delivery.parked or delivery.idle for delivery in self._deliveries) and self._settings.token_file is None:
             return True  # this process will not see another token, and the next agent may have one
         return time.monotonic() - self._left_at > self._settings.linger_timeout
@@ -473,22 +551,24 @@ class Agent:
             self._stop_deliveries()  # before the lock is held: an exporter may take long to shut down, and `init` would wait
         with self._directory.siblings_locked():
             rings = [path for path in self._directory.ring_files() if path not in self._unreadable]
-            if rings and not self._stopping and not self._one_shot:
+            came = rings and not self._stopping and not self._one_shot
+            if came or (delivered and spool.pending()):  # `spool retry` may have put something back meanwhile
                 if delivered:
                     self._start_deliveries()
                 return None
+            self.unreachable = tuple(
+                delivery.destination for delivery in self._deliveries if delivery.stalled and not delivery.parked
+            )
             if not delivered:
-                self.error = self._trouble()
-                if self.accepted:
-                    self.error = _describe_kept(kept, self.error)
-                if abandoned := spool.abandoned(self._settings.exporters):
-                    names = ", ".join(map(repr, sorted(abandoned)))
-                    told = f"something waits for {names}, no exporter of this run: name it in `exporters`, or purge the spool"
-                    self.error = f"{self.error}; {told}" if self.error else told
+                self.error = _describe_kept(kept, self._trouble()) if self.accepted else self._explain(spool)
+            elif self._unreadable:
+                delivered = False
+                self.error = "; ".join(self._unreadable.values())
             if not rings:
                 self._directory.remove_ring_directory()
+            self.leftover = look_at(spool, {self._directory.rings, self._directory.rings_on_disk})
             left = self._unreadable or self._directory.unread_rings
-            if delivered and not rings and not left and spool.quarantined_items() == 0:
+            if delivered and not rings and not left and not self.leftover.keeps_folder:
                 spool.close()
                 self._directory.remove()
             self._release_lock()
@@ -517,14 +597,6 @@ def _asks(settings: Settings) -> bool:
             if hasattr(load_exporter(destination), "ask_attempt"):
                 return True
     return False
-
-
-def _describe(rejections: Sequence[tuple[str, str, int]]) -> str:
-    """What was set aside, for people."""
-    words = [f"{destination}: {items} items of {reason}" for destination, reason, items in rejections]
-    return "; ".join(words[:_MOST_WORDS]) + (
-        f"; and {len(words) - _MOST_WORDS} more" if len(words) > _MOST_WORDS else ""
-    )
 
 
 def main(arguments: list[str]) -> int:

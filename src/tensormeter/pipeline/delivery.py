@@ -91,6 +91,12 @@ _ASK_AFTER: Final = 10.0
 _ASK_AGAIN: Final = 0.5
 """Seconds between two such questions; the receiver syncs when it is asked, so one is enough as a rule."""
 
+_HANGING: Final = 15.0
+"""Seconds after which an attempt hangs, at least; or three times `export_timeout`, within which each has to end."""
+
+_HANGING_MAKING: Final = 120.0
+"""Seconds after which making an exporter hangs: packages are imported, and some connect."""
+
 
 def deliveries(
     destinations: Iterable[str],
@@ -206,6 +212,8 @@ class Delivery:
         """Whether the next attempt needs a new exporter: the present one may have been left in a broken state."""
         self._answered_at = self._asked_at = 0.0
         """When the receiver has accepted something last, and when it was last asked what is durable."""
+        self._making = False
+        """Whether the attempt is one to make the exporter."""
         self._recalled: float | None = None
         """When a sibling that had failed too was successful, until this delivery has made an attempt of its own."""
 
@@ -216,6 +224,22 @@ class Delivery:
     def idle(self) -> bool:
         """Whether it has looked for something to deliver since the last `arrived`, and found nothing."""
         return self._seen == self._news
+
+    @property
+    def hangs(self) -> bool:
+        """Whether the exporter has not returned for much longer than `export_timeout`, or has not been made for minutes."""
+        began, making = self._attempt_began, self._making
+        if began is None:
+            return False
+        limit = max(_HANGING, 3 * self._settings.export_timeout) if not making else _HANGING_MAKING
+        return time.monotonic() - began > limit
+
+    @property
+    def trouble(self) -> str:
+        """What keeps it from delivering; "" if nothing does."""
+        if self.hangs:
+            return "the exporter does not return" + (f"; before that, {self.error}" if self.error else "")
+        return self.error
 
     def start(self) -> None:
         self._thread.start()
@@ -248,7 +272,7 @@ class Delivery:
             try:
                 with closing(Spool(self._spool, durability=self._settings.durability)) as spool:
                     config = self._config()
-                    exporter = self._exporter_type(config)
+                    exporter = self._make(config)
                     try:
                         self._deliver(spool, exporter, config.token)
                     finally:
@@ -264,6 +288,13 @@ class Delivery:
                 self._failed(_describe(error), _TROUBLE_DELAY)
                 self._on_progress()
                 self._stop.wait(_TROUBLE_DELAY)
+
+    def _make(self, config: ExporterConfig) -> Exporter:
+        self._making, self._attempt_began = True, time.monotonic()
+        try:
+            return self._exporter_type(config)
+        finally:
+            self._making, self._attempt_began = False, None
 
     def _config(self) -> ExporterConfig:
         settings = self._settings

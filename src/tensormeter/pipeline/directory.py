@@ -255,6 +255,13 @@ class RunDirectory:
             raise
         return descriptor
 
+    def is_agent_lock(self, descriptor: int) -> bool:
+        """Whether a descriptor is of the file of the agent's lock that is there now."""
+        try:
+            return os.path.samestat(os.fstat(descriptor), os.lstat(self.path / "agent.lock"))
+        except FileNotFoundError:
+            return False
+
     def agent_pid(self) -> int | None:
         """Process id of the agent that holds the lock; None if it is a thread of another process, or just starting."""
         try:

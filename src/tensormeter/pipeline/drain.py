@@ -16,6 +16,7 @@ from tensormeter.pipeline.media import Inbox
 from tensormeter.pipeline.numbering import Numbering
 from tensormeter.pipeline.origin import Origin
 from tensormeter.pipeline.processor import BatchMeasurementProcessor
+from tensormeter.pipeline.report import Report, untold
 from tensormeter.pipeline.request import Encoded, Priority
 from tensormeter.pipeline.spool import Spool
 from tensormeter.ring.file import RingFile
@@ -65,13 +66,14 @@ class Drain:
         self._logs_to = settings.takers("logs", destinations)
         self._processor = BatchMeasurementProcessor(
             ring,
-            {lane: spool.cursor(ring.process, lane) for lane in range(len(ring.lanes))},
+            _cursors(ring, spool),
             spool.aggregates(ring.process),
             temporality=settings.temporality,
             schedule_delay=min(settings.schedule_delay, _DURABLE_DELAY)
             if settings.durability == "fsync"
             else settings.schedule_delay,
             max_export_batch_size=settings.max_export_batch_size,
+            on_skip=self._skip,
         )
         metadata = self._processor.metadata
         self._reconfigured = 0
@@ -153,7 +155,8 @@ class Drain:
         try:
             if not self._started:
                 origin = Origin.of(self.ring.words[HeaderWord.WRITER_PID], self.resource, child=self.child)
-                self._put(self._start_events(), started=True, origin=origin.to_json())
+                report = Report(self.ring.process, dict(self.resource))
+                self._put(self._start_events(), started=True, origin=origin.to_json(), report=report)
             for _ in range(self._whole_ring if flush or wanted else _MOST_BATCHES):
                 more = self._processor.poll(abandon_pending=not alive)
                 # Rows after the flush request wait for their own time, so a flush that is held up makes no small batches.
@@ -166,7 +169,8 @@ class Drain:
                         self._tell_configuration()
                         self._take_media()
                         self._report_health()
-                        self._put(self._end_events(last), started=True, ended=True)
+                        dropped = self._report(last)
+                        self._put(self._end_events(dropped), started=True, ended=True, report=dropped)
                     break
             self._tell_configuration()
             self._take_media()
@@ -220,6 +224,9 @@ class Drain:
         """Whether something has come into the spool since the last call."""
         fresh, self._fresh = self._fresh, False
         return fresh
+
+    def _skip(self, cursors: Mapping[int, Cursor]) -> None:
+        self._spool.put((), (), self.ring.process, cursors, started=self._started, ended=self._ended)
 
     def _flush(self) -> None:
         """Put the held rows into the spool, then free their space."""
@@ -308,11 +315,12 @@ class Drain:
         priority: Priority = Priority.ESSENTIAL,
         destinations: Sequence[str] | None = None,
         origin: str = "",
+        report: Report | None = None,
     ) -> None:
         body = gzip.compress(encode_events(self.resource, events), _GZIP_LEVEL, mtime=0)
         encoded = [Encoded("logs", body, len(events), priority)] if events else []
         to = self._logs_to if destinations is None else destinations
-        self._spool.put(encoded, to, self.ring.process, {}, started=started, ended=ended, origin=origin)
+        self._spool.put(encoded, to, self.ring.process, {}, started=started, ended=ended, origin=origin, report=report)
         self._started, self._ended = started, ended
         self._publish()
 
@@ -350,15 +358,20 @@ class Drain:
 
     def _dropped(self, speaks: bool) -> dict[str, int]:
         """What could not be recorded or kept so far, by reason; what the spool dropped, too, if this process speaks for it."""
-        dropped = self.ring.drops() | (self._spool.losses() if speaks else {})
+        return self._report(speaks).counts
+
+    def _report(self, speaks: bool) -> Report:
+        dropped = self.ring.drops()
         if self._processor.lost:
             dropped["device_unfinished"] = dropped.get("device_unfinished", 0) + self._processor.lost
         if self._processor.refused:
             dropped["unsupported_value"] = dropped.get("unsupported_value", 0) + self._processor.refused
-        return dropped
+        process, spool = self.ring.process, self._spool
+        told = untold(process, spool.reports(), spool.losses()) if speaks and spool.losses() else {}
+        return Report(process, dict(self.resource), dropped, told)
 
-    def _end_events(self, last: bool) -> list[Event]:
-        dropped = self._dropped(last)
+    def _end_events(self, report: Report) -> list[Event]:
+        dropped = report.counts
         if self.child:
             return [Event("tensormeter.process.end", time.time_ns(), {"dropped": dropped})] if dropped else []
         state, message = self._end()
@@ -373,3 +386,27 @@ class Drain:
         if self.ring.words[HeaderWord.SIGTERM]:
             return "preempted", "the process was told to end (SIGTERM) and is gone"
         return "crashed", "the process ended without finishing the run"
+
+
+def _cursors(ring: RingFile, spool: Spool) -> dict[int, Cursor]:
+    """How far each lane has been read: as the spool says, or as the ring does, if the spool has lost something.
+
+    Space in the ring is freed only after its rows are in the spool, so a cursor before that means that the spool's last
+    transactions are gone.
+    """
+    cursors = {}
+    missing = False
+    for lane, tail in enumerate(ring.tails()):
+        cursor = spool.cursor(ring.process, lane)
+        if cursor.position < tail:
+            missing = True
+            cursor = Cursor(tail, cursor.last_time)
+        cursors[lane] = cursor
+    if missing:
+        logger.error(
+            "rows of %s that had been read are not in the spool any more; they count as lost (damaged)", ring.path
+        )
+        spool.count_loss("damaged", 1)
+        started, ended = spool.life(ring.process)
+        spool.put((), (), ring.process, cursors, started=started, ended=ended)  # so that they are counted once
+    return cursors

@@ -9,10 +9,11 @@ All functions are called in a transaction.
 """
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from tensormeter.exporter import Durability
+from tensormeter.pipeline.request import seal
 
 __all__ = ["FORGET", "forget_kept", "give_up_kept", "keep", "remember", "settle"]
 
@@ -37,10 +38,7 @@ def keep(
         durability: What the receiver said.
         sent: How they were sent, for the one who sends them again; "" for each alone and undivided.
     """
-    database.executemany(
-        "INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?, ?)",
-        [(destination, sequence, durability.epoch, durability.number, sent) for sequence in sequences],
-    )
+    _write(database, [(destination, sequence, durability.epoch, durability.number, sent) for sequence in sequences])
     database.executemany(
         "DELETE FROM pending WHERE destination = ? AND sequence = ?",
         [(destination, sequence) for sequence in sequences],
@@ -49,10 +47,7 @@ def keep(
 
 def remember(database: sqlite3.Connection, destination: str, sequences: Sequence[int], sent: str) -> None:
     """Remember how requests that wait have been sent so far."""
-    database.executemany(
-        "INSERT OR REPLACE INTO kept VALUES (?, ?, '', 0, ?)",
-        [(destination, sequence, sent) for sequence in sequences],
-    )
+    _write(database, [(destination, sequence, "", 0, sent) for sequence in sequences])
 
 
 def settle(database: sqlite3.Connection, destination: str, condition: str, durability: Durability | None) -> bool:
@@ -68,19 +63,20 @@ def settle(database: sqlite3.Connection, destination: str, condition: str, durab
         Whether something waits again.
     """
     rows = database.execute(
-        f"SELECT sequence, epoch, number FROM kept JOIN request USING (sequence) "
+        f"SELECT sequence, epoch, number, sent, request.items FROM kept JOIN request USING (sequence) "
         f"WHERE destination = ? AND epoch != '' AND {condition}",
         (destination,),
     ).fetchall()
     lost = []
-    for sequence, epoch, number in rows:
+    for sequence, epoch, number, sent, items in rows:
         if durability is None or epoch != durability.epoch:
-            lost.append((destination, sequence))
+            lost.append((destination, sequence, "", 0, sent))
+            waiting = (destination, sequence, items, 0)
+            database.execute("INSERT OR IGNORE INTO pending VALUES (?, ?, ?, ?, ?)", (*waiting, seal(*waiting)))
         elif number <= durability.durable:
             database.execute("DELETE FROM kept WHERE destination = ? AND sequence = ?", (destination, sequence))
             database.execute(FORGET, (sequence,))
-    database.executemany("INSERT OR IGNORE INTO pending VALUES (?, ?)", lost)
-    database.executemany("UPDATE kept SET epoch = '', number = 0 WHERE destination = ? AND sequence = ?", lost)
+    _write(database, lost)
     return bool(lost)
 
 
@@ -100,6 +96,10 @@ def give_up_kept(database: sqlite3.Connection) -> bool:
     ).fetchall()
     _drop(database, rows)
     return bool(rows)
+
+
+def _write(database: sqlite3.Connection, rows: Iterable[tuple[str, int, str, int, str]]) -> None:
+    database.executemany("INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?, ?, ?)", [(*row, seal(*row)) for row in rows])
 
 
 def _drop(database: sqlite3.Connection, rows: Sequence[tuple[str, int]]) -> None:

@@ -10,6 +10,7 @@ in the spool. What is refused throughout is set aside in larger pieces (`refusal
 
 import json
 import time
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,9 @@ logger: Final = get_logger("tensormeter.agent")
 
 _LOG_INTERVAL: Final = 60.0
 """Seconds between two lines in the log about what is refused."""
+
+_UNCHECKED: Final = None
+"""In place of the checksum, in files of earlier versions."""
 
 _MOST_NAMES: Final = 3
 _UNREADABLE: Final = "a body that cannot be read"
@@ -82,6 +86,8 @@ class Outgoing:
         self._rests: dict[str, str] = {}
         """Ids of items that were divided off, and of the pieces that are set aside with them."""
         self._refusals = Refusals()
+        self._retrying = ""
+        """Id of the request that was put back into the queue and is being sent; "" if none is."""
         self._floor = 0
         """Sequence number up to which nothing of these signals waits."""
         self._commit: Durability | None = None
@@ -256,6 +262,8 @@ class Outgoing:
             items, size = items + member.items, size + member.size
             if (
                 first.sequence <= self._alone
+                or first.retried
+                or member.retried
                 or member.signal != first.signal
                 or items > self._pace.max_export_batch_size
                 or size > _LARGEST_JOINED
@@ -269,10 +277,16 @@ class Outgoing:
         requests = [request for request in found if request is not None]
         if len(requests) < len(members):
             return
-        if [request.id for request in requests] != self._begun:
+        news = members[0].retried and self._retrying != members[0].id
+        if news:  # a person has asked for it, so its parts are tried whatever was refused before
+            self._refusals = Refusals()
+            self._retrying = members[0].id
+        if [request.id for request in requests] != self._begun or news:
             self._delivered = []
             self._divisions = {}
             self._commit = None
+        if news:
+            self._save([request.id for request in requests])
         if len(requests) > 1 and not self._save([request.id for request in requests]):
             members, requests = members[:1], requests[:1]
         whole = requests[0]
@@ -425,7 +439,8 @@ class Outgoing:
     def _forget_request(self) -> None:
         """Remember only what a request has taught about the receiver."""
         self._refusals.request_is_over()
-        if self._divisions:
+        retried, self._retrying = self._retrying, ""
+        if self._divisions or retried:
             self._pieces, self._divisions, self._rests = {}, {}, {}
             self._save(self._begun)
 
@@ -435,12 +450,22 @@ class Outgoing:
             document: Any = json.loads(self._state.read_text(encoding="utf-8"))
             begun, delivered = ([str(item) for item in document[name]] for name in ("members", "delivered"))
             divisions = _divisions_from_json(document["divisions"])
-            if document.get("commit"):
-                epoch, number = document["commit"]
-                self._commit = Durability(str(epoch), int(number), 0)
-            self._refusals = Refusals.from_json(document["refusals"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            refusals = Refusals.from_json(document["refusals"])
+            commit = document.get("commit")
+            durability = Durability(str(commit[0]), int(commit[1]), 0) if commit else None
+            if document.get("checksum", _UNCHECKED) not in (_UNCHECKED, _checksum(document)):
+                raise ValueError("it does not match its checksum")
+        except FileNotFoundError:
             return
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            logger.warning(
+                "%s: %s cannot be used (%s); what was being sent is sent again as a whole",
+                self._destination,
+                self._state,
+                error,
+            )
+            return
+        self._refusals, self._retrying, self._commit = refusals, str(document.get("retrying", "")), durability
         self._begun, self._delivered, self._divisions = begun, delivered, divisions
 
     def _save(self, members: list[str]) -> bool:
@@ -452,10 +477,11 @@ class Outgoing:
             "divisions": self._divisions_to_json(),
             "commit": None if self._commit is None else [self._commit.epoch, self._commit.number],
             "refusals": self._refusals.to_json(),
+            "retrying": self._retrying,
         }
         try:
             make_directory(self._state.parent)
-            write_file(self._state, json.dumps(document))
+            write_file(self._state, json.dumps(document | {"checksum": _checksum(document)}))
         except OSError as error:
             logger.warning("%s: %s cannot be written: %s", self._destination, self._state, error)
             return False
@@ -477,6 +503,12 @@ def _divisions_from_json(document: Any) -> dict[str, Division]:
 
 def _epoch(durability: Durability | None) -> str:
     return "" if durability is None else durability.epoch
+
+
+def _checksum(document: Mapping[str, Any]) -> int:
+    """Of everything in the document but its checksum."""
+    content = {name: value for name, value in document.items() if name != "checksum"}
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def _list(names: list[str]) -> str:

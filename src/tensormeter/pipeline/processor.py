@@ -47,6 +47,7 @@ class BatchMeasurementProcessor:
         temporality: str = "cumulative",
         schedule_delay: float,
         max_export_batch_size: int,
+        on_skip: Callable[[dict[int, Cursor]], None] = lambda cursors: None,
     ) -> None:
         """
         Args:
@@ -56,11 +57,13 @@ class BatchMeasurementProcessor:
             temporality: As for `Aggregator`.
             schedule_delay: Seconds after its first row when a batch is due.
             max_export_batch_size: Points of a batch at most (a row is never split, so one row may exceed it).
+            on_skip: Called with the cursors before space is given back in which there was no row.
         """
         self._layouts = Layouts(ring)
         self._layouts.refresh()
         self._lanes = [LaneReader(self._layouts, i, cursors.get(i, Cursor())) for i in range(len(ring.lanes))]
         self._lanes_in_turn = deque(self._lanes)
+        self._on_skip = on_skip
         self._delay = schedule_delay
         self._most = max_export_batch_size
         self._aggregator = Aggregator(aggregates, temporality)
@@ -99,6 +102,8 @@ class BatchMeasurementProcessor:
                 self.rows += len(rows.times)
                 self._points += len(rows.times) * (len(rows.columns) + 1)
         if self._points == 0:
+            if any(lane.unreleased for lane in self._lanes):
+                self._on_skip(dict(enumerate(self.cursors())))
             self.release()  # what was read had no row in it: laps, and rows whose writing failed
         elif before == 0:
             self._since = time.monotonic()

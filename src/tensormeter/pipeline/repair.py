@@ -2,8 +2,10 @@
 
 What cannot be used is moved aside, and every request that can still be read goes into a new spool, under its old id.
 A request that only some of its destinations had accepted may be delivered to all of them again, under the same id.
+What is lost counts as `damaged`: the items of each request as far as they are known, and at least one.
 """
 
+import contextlib
 import os
 import sqlite3
 import time
@@ -15,17 +17,22 @@ from typing import Any, Final
 from tensormeter.errors import SpoolError
 from tensormeter.logger import get_logger
 from tensormeter.pipeline.errors import ERRORS, SpoolDamagedError
-from tensormeter.pipeline.request import checksum
+from tensormeter.pipeline.request import checksum, seal
+from tensormeter.pipeline.schema import OF_VERSION_2, SEALED, is_sealed, of_version_2
 from tensormeter.pipeline.spool import Spool
+from tensormeter.pipeline.wal import mend_log
 from tensormeter.private import open_file
 from tensormeter.settings import Durability
 
-__all__ = ["open_repaired"]
+__all__ = ["open_left", "open_repaired"]
 
 logger: Final = get_logger("tensormeter.agent")
 
 _MOST_FAILURES: Final = 5000
 """Numbers that are tried, one after the other, behind a place that cannot be read."""
+
+_SMALLEST: Final = 100
+"""Bytes of SQLite's header; a shorter file is as good as none."""
 
 _HEADER: Final = (
     # What stands at these places of every spool: file format of SQLite, section 1.3.
@@ -60,7 +67,7 @@ def open_repaired(
     if not damage:
         spool: Spool | None = None
         try:
-            spool = Spool(path, durability=durability, max_bytes=max_bytes)
+            spool = open_left(path, durability=durability, max_bytes=max_bytes)
             spool.check()
             return spool
         except SpoolDamagedError as error:
@@ -77,13 +84,62 @@ def open_repaired(
         saved, lost = _salvage(aside, spool._database, list(destinations))
     spool.count_loss("damaged", lost)
     logger.error(
-        "%s; it is now %s. %d requests could be saved, %s could not",
+        "%s; it is now %s. %d requests could be saved; %s",
         damage,
         aside.name,
         saved,
-        f"at least {lost}" if lost else "none that is known of",
+        f"at least {lost} items are lost, and count as damaged" if lost else "nothing is known to be lost",
     )
+    if not lost:
+        _remove(aside)
     return spool
+
+
+def open_left(path: Path, *, durability: Durability = "flush", max_bytes: int | None = None) -> Spool:
+    """Open a spool as its last agent left it, and count what is missing at the end of SQLite's log. No agent may have it open.
+
+    Args:
+        path: As for `Spool`.
+        durability: As for `Spool`.
+        max_bytes: As for `Spool`.
+
+    Raises:
+        SpoolError: As for `Spool`.
+    """
+    gone = _is_gone(path)
+    log = mend_log(path)
+    spool = Spool(path, durability=durability, max_bytes=max_bytes)
+    try:
+        if log.torn:
+            spool.carry_over()
+        if gone:
+            logger.error(
+                "the spool %s was there, and is missing or empty; what was in it counts as lost (damaged)", path
+            )
+        if log.lost or gone:
+            spool.count_loss("damaged", 1)
+    except BaseException:
+        spool.close()
+        raise
+    return spool
+
+
+def _is_gone(path: Path) -> bool:
+    """Whether there has been a spool, of which nothing is left but files beside it."""
+    try:
+        if path.stat().st_size >= _SMALLEST:
+            return False
+    except FileNotFoundError:
+        pass
+    except OSError:  # SQLite will say what is wrong
+        return False
+    return path.with_name("reserve").exists()
+
+
+def _remove(aside: Path) -> None:
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        with contextlib.suppress(OSError):
+            aside.with_name(aside.name + suffix).unlink(missing_ok=True)
 
 
 def _move_aside(path: Path) -> Path:
@@ -125,46 +181,110 @@ def _salvage(aside: Path, new: sqlite3.Connection, destinations: list[str]) -> t
             list(old.execute("SELECT name FROM sqlite_master"))
         except ERRORS:
             return 0, 1
+        tables = _Tables(old)
         requests = list(_readable(old, "sequence, id, signal, items, priority, thinned, checksum, body", "request"))
-        pending, whole = _rows(old, "SELECT destination, sequence FROM pending")
-        # What is accepted, but not known to be on the receiver's disk, is sent again. If it cannot be read, nothing is lost.
-        kept, _ = _rows(old, "SELECT destination, sequence FROM kept")
         good = [row for row in requests if _good(row)]
         known = {row[0] for row in good}
-        lost = max(len({sequence for _, sequence in pending} - known), len(requests) - len(good), 0 if whole else 1)
-        if whole:
-            # A name that nobody has is damaged, or of former settings: rather to all than to nobody.
-            waiting = [
-                (name, sequence)
-                for destination, sequence in {*pending, *kept}
-                if sequence in known
-                for name in ([destination] if destination in destinations else destinations)
-            ]
-            good = [row for row in good if row[0] in {sequence for _, sequence in waiting}]
-        else:
-            waiting = [(destination, row[0]) for row in good for destination in destinations]
+        pending, whole = tables.read("pending")
+        destinations = list(dict.fromkeys([*(row[0] for row in pending), *destinations]))
+        whole = whole and _is_whole(old, "pending")
+        missing: dict[int, int] = {}
+        for _, sequence, items, _ in pending:
+            if sequence not in known:
+                missing[sequence] = max(1, items, missing.get(sequence, 1))
+        # What is accepted, but not known to be on the receiver's disk, is sent again. If it cannot be read, nothing is lost.
+        kept, _ = tables.read("kept")
+        unknown = {row[0] for row in requests} - known - missing.keys() - {row[1] for row in kept}
+        lost = sum(missing.values()) + len(unknown)
+        # Without all of `pending`, a request goes rather to all destinations than to none.
+        waiting = [row for row in pending if row[1] in known]
+        sizes = {row[0]: row[3] for row in good}
+        waiting += [
+            (destination, sequence, sizes[sequence], 0) for destination, sequence, *_ in kept if sequence in known
+        ]
+        placed = {row[1] for row in waiting}
+        waiting += [
+            (destination, row[0], row[3], 0)
+            for row in good
+            if not whole or row[0] not in placed
+            for destination in destinations
+        ]
+        if not whole:
+            lost = max(lost, 1)
         new.executemany(
             "INSERT INTO request (sequence, id, signal, items, priority, thinned, checksum, body) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             good,
         )
-        new.executemany("INSERT OR IGNORE INTO pending VALUES (?, ?)", waiting)
-        for table, kinds in (
-            ("cursor", (str, int, int, int)),
-            ("process", (str, int, int)),
-            ("aggregate", (str, str, str)),
-            ("origin", (str, str)),
-            ("loss", (str, int)),
-        ):
-            rows = [row for row in _rows(old, f"SELECT * FROM {table}")[0] if _of(row, kinds)]
-            new.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({', '.join('?' * len(kinds))})", rows)
-        columns = "destination, id, reason, signal, items, body"
-        rejected = [row[1:] for row in _readable(old, f"number, {columns}", "quarantine", key="number")]
+        tables.write(new, "pending", waiting)
+        for table in ("cursor", "process", "aggregate", "loss", "report", "origin"):
+            rows, whole = tables.read(table)
+            tables.write(new, table, rows)
+            if not whole:
+                logger.error("rows of the table %s in %s cannot be read", table, aside)
+                # Cursors are in the ring, too; a process is described again. A sum begins anew, and counts are gone.
+                lost += table in ("aggregate", "loss")
+        rejected = tables.rejected()
+        columns = "destination, id, reason, signal, items, priority, checksum, body"
+        saved = [row for row in rejected if _of(row, (str, str, str, str, int, int, int, bytes))]
         new.executemany(
-            f"INSERT OR IGNORE INTO quarantine ({columns}) VALUES (?, ?, ?, ?, ?, ?)",
-            [row for row in rejected if _of(row, (str, str, str, str, int, bytes))],
+            f"INSERT OR IGNORE INTO quarantine ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            saved,
         )
+        lost += len(rejected) - len(saved)
     return len(good), lost
+
+
+class _Tables:
+    """The small tables of a damaged spool, of this version or of version 2."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+        try:
+            self._columns = {
+                table: {row[1] for row in database.execute(f"PRAGMA table_info({table})")}
+                for table in (*SEALED, "quarantine")
+            }
+        except ERRORS:
+            self._columns = {}
+
+    def read(self, table: str) -> tuple[list[tuple[Any, ...]], bool]:
+        """The rows that can be read and match their checksums, and whether those are all."""
+        columns = self._columns.get(table)
+        if columns == set():  # version 2 had no such table
+            return [], True
+        if columns is not None and "checksum" not in columns:
+            rows, whole = _rows(self._database, OF_VERSION_2[table])
+            sound = [row for row in rows if all(isinstance(value, str | int) for value in row)]
+            return sound, whole and len(sound) == len(rows)
+        rows, whole = _rows(self._database, f"SELECT {SEALED[table]}, checksum FROM {table}")
+        sound = [row[:-1] for row in rows if is_sealed(row)]
+        return sound, whole and len(sound) == len(rows)
+
+    @staticmethod
+    def write(database: sqlite3.Connection, table: str, rows: Iterable[tuple[Any, ...]]) -> None:
+        marks = ", ".join("?" * (SEALED[table].count(",") + 2))
+        database.executemany(
+            f"INSERT OR IGNORE INTO {table} ({SEALED[table]}, checksum) VALUES ({marks})",
+            [(*row, seal(*row)) for row in rows],
+        )
+
+    def rejected(self) -> list[tuple[Any, ...]]:
+        """The rows of `quarantine` that can be read, without their numbers."""
+        if "checksum" in self._columns.get("quarantine", {"checksum"}):
+            columns = "number, destination, id, reason, signal, items, priority, checksum, body"
+            return [row[1:] for row in _readable(self._database, columns, "quarantine", key="number")]
+        columns = "number, destination, id, reason, signal, items, body"
+        found = [row[1:] for row in _readable(self._database, columns, "quarantine", key="number")]
+        return [of_version_2(row) if _of(row, (str, str, str, str, int, bytes)) else row for row in found]
+
+
+def _is_whole(database: sqlite3.Connection, table: str) -> bool:
+    """Whether a table and its indexes are as SQLite made them."""
+    try:
+        return bool(database.execute(f"PRAGMA integrity_check({table})").fetchone() == ("ok",))
+    except ERRORS:
+        return False
 
 
 def _readable(

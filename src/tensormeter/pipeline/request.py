@@ -7,7 +7,7 @@ from typing import get_args
 
 from tensormeter.exporter import Signal
 
-__all__ = ["Encoded", "Priority", "Waiting", "checksum", "intact"]
+__all__ = ["Encoded", "Priority", "Waiting", "checksum", "intact", "seal"]
 
 
 class Priority(enum.IntEnum):
@@ -39,13 +39,19 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A request in the spool, as it says of itself: see `Request`. `size` is that of its body, in bytes."""
+    """A request in the spool, as it says of itself: see `Request`.
+
+    Attributes:
+        size: Length of its body in bytes.
+        retried: Whether it was set aside, and `tensormeter spool retry` has put it back into the queue.
+    """
 
     sequence: int
     id: str
     signal: str
     items: int
     size: int
+    retried: bool = False
 
 
 def checksum(batch: str, signal: str, items: int, body: bytes) -> int:
@@ -63,3 +69,8 @@ def intact(batch: object, signal: object, items: object, body: object, expected:
         and isinstance(body, bytes)
         and checksum(batch, signal, items, body) == expected
     )
+
+
+def seal(*values: str | int) -> int:
+    """The checksum of a row in the spool's small tables, over all its other columns."""
+    return zlib.crc32(repr(values).encode("utf-8", "surrogatepass"))

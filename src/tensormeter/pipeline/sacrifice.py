@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 
 from tensormeter.pipeline.contents import condensed, thinned
 from tensormeter.pipeline.kept import give_up_kept
-from tensormeter.pipeline.request import Priority, checksum
+from tensormeter.pipeline.request import Priority, checksum, seal
 
 __all__ = ["sacrifice"]
 
@@ -63,8 +63,9 @@ def _thin(database: sqlite3.Connection) -> tuple[str, int] | None:
     try:
         smaller, items, lost = thinned(body)
     except _UNREADABLE:
+        lost = _items(database, sequence)
         database.execute("DELETE FROM request WHERE sequence = ?", (sequence,))
-        return "damaged", 1
+        return "damaged", lost
     _replace(database, sequence, smaller, items, times + 1 if lost else _AT_THE_FLOOR)
     return "spool_full_scalars", lost
 
@@ -85,8 +86,9 @@ def _join(database: sqlite3.Connection) -> tuple[str, int] | None:
     try:
         smaller, items, lost = condensed([body for _, body in group])
     except _UNREADABLE:
+        lost = sum(_items(database, sequence) for sequence, _ in group)
         database.executemany("DELETE FROM request WHERE sequence = ?", [(sequence,) for sequence, _ in group])
-        return "damaged", len(group)
+        return "damaged", lost
     database.executemany("DELETE FROM request WHERE sequence = ?", [(sequence,) for sequence, _ in group[:-1]])
     _replace(database, group[-1][0], smaller, items, _AT_THE_FLOOR)
     return "spool_full_scalars", lost
@@ -99,3 +101,14 @@ def _replace(database: sqlite3.Connection, sequence: int, body: bytes, items: in
         "UPDATE request SET id = ?, items = ?, thinned = ?, checksum = ?, body = ? WHERE sequence = ?",
         (batch, items, times, checksum(batch, "metrics", items, body), body, sequence),
     )
+    rows = database.execute("SELECT destination, retried FROM pending WHERE sequence = ?", (sequence,)).fetchall()
+    database.executemany(
+        "UPDATE pending SET items = ?, checksum = ? WHERE destination = ? AND sequence = ?",
+        [(items, seal(to, sequence, items, retried), to, sequence) for to, retried in rows],
+    )
+
+
+def _items(database: sqlite3.Connection, sequence: int) -> int:
+    """How many items a damaged request held."""
+    found = database.execute("SELECT max(items) FROM pending WHERE sequence = ?", (sequence,)).fetchone()[0]
+    return found if isinstance(found, int) and found > 0 else 1

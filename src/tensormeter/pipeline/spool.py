@@ -5,7 +5,8 @@ Requests, the position up to which each lane has been read, and what was said ab
 transaction, so a row of the ring is in the spool once or not at all, whenever the agent is killed.
 A request is deleted when every destination has accepted or rejected it; what was rejected is kept in `quarantine`. What a receiver
 has accepted and its disk does not have yet stays, too, and may wait again (`tensormeter.pipeline.kept`).
-Each request has a checksum; one that does not match is skipped and counted.
+Each request has a checksum; one that does not match is skipped, logged, and counted with its items. So does each row of the other
+tables; one that does not match makes the spool count as damaged (`tensormeter.pipeline.repair`).
 The size is bounded: see `tensormeter.pipeline.sacrifice` for what goes first. What is lost is counted by reason in `loss`.
 
 Durability: a killed process loses nothing, whichever it is. After a loss of power, `fsync` has everything that was put,
@@ -18,31 +19,37 @@ Threads: each opens a `Spool` of its own. Calls block for the disk, and up to 10
 """
 
 import contextlib
+import json
 import os
 import sqlite3
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from tensormeter.errors import SpoolError
 from tensormeter.exporter import Durability as ReceiverDurability
 from tensormeter.exporter import Request
+from tensormeter.logger import get_logger
 from tensormeter.pipeline import schema
 from tensormeter.pipeline.cursor import Cursor
 from tensormeter.pipeline.errors import ERRORS, SpoolDamagedError, SpoolFullError, named
 from tensormeter.pipeline.filesystem import network_filesystem
 from tensormeter.pipeline.kept import FORGET, forget_kept, give_up_kept, keep, remember, settle
-from tensormeter.pipeline.request import Encoded, Priority, Waiting, checksum, intact
+from tensormeter.pipeline.report import Report
+from tensormeter.pipeline.request import Encoded, Priority, Waiting, checksum, intact, seal
 from tensormeter.pipeline.reserve import Reserve
 from tensormeter.pipeline.transaction import Transaction
 from tensormeter.private import make_file, open_file
 from tensormeter.settings import Durability
 from tensormeter.signals import SIGNALS, Signal
 
-__all__ = ["Spool"]
+__all__ = ["Retried", "Spool"]
+
+logger: Final = get_logger("tensormeter.agent")
 
 _SYNCHRONOUS: Final[Mapping[Durability, str]] = {"none": "OFF", "flush": "NORMAL", "fsync": "FULL"}
 
@@ -54,6 +61,22 @@ _SUPER_JOURNAL: Final = bytes.fromhex("d9d505f920a163d7")
 
 _MARKING: Final = 256 << 10
 """Bytes for transactions that mark requests: SQLite's log is carried over into the database as often as these are used up."""
+
+
+class Retried(NamedTuple):
+    """What `Spool.retry` has found.
+
+    Attributes:
+        requests: Requests, or parts of some, that wait for their destination again.
+        items: Data points and log records in those.
+        damaged: Items that cannot be read any more; they count as lost.
+        given_up: Items whose contents a full spool has deleted; they stay set aside.
+    """
+
+    requests: int
+    items: int
+    damaged: int
+    given_up: int
 
 
 class Spool:
@@ -127,17 +150,17 @@ class Spool:
 
     def cursor(self, process: str, lane: int) -> Cursor:
         """How far a lane has been read into this spool."""
-        row = self._fetch("SELECT position, last_time FROM cursor WHERE process = ? AND lane = ?", process, lane)
-        return Cursor(*row) if row else Cursor()
+        row = self._sealed("cursor", "process = ? AND lane = ?", process, lane)
+        return Cursor(row[2], row[3]) if row else Cursor()
 
     def life(self, process: str) -> tuple[bool, bool]:
         """Whether the start and the end of a process have been put into the spool."""
-        row = self._fetch("SELECT started, ended FROM process WHERE process = ?", process)
-        return (bool(row[0]), bool(row[1])) if row else (False, False)
+        row = self._sealed("process", "process = ?", process)
+        return (bool(row[1]), bool(row[2])) if row else (False, False)
 
     def aggregates(self, process: str) -> dict[str, str]:
         """The states of a process's aggregated streams, as `put` was given them."""
-        return dict(self._fetch_all("SELECT stream, state FROM aggregate WHERE process = ?", process))
+        return {stream: state for _, stream, state in self._all_sealed("aggregate", "process = ?", process)}
 
     def processes(self) -> list[tuple[str, bool, str]]:
         """The processes that have put something: (process, whether its end is here, its origin or "")."""
@@ -171,10 +194,12 @@ class Spool:
         ended: bool,
         aggregates: Mapping[str, str] = MappingProxyType({}),
         origin: str = "",
+        report: Report | None = None,
     ) -> None:
         """Store requests of one process for some destinations, and how far its lanes and its life have come, atomically.
 
-        Requests for no destination are not stored. `aggregates` are the states of those aggregated streams that have changed.
+        Requests for no destination are not stored. `aggregates` are the states of those aggregated streams that have changed,
+        `report` is what one of the requests reports of losses.
         `origin` says where the process runs, once, in words of the caller's; then all of this is durable, whatever the spool's
         durability is.
 
@@ -190,16 +215,15 @@ class Spool:
             for request in requests:
                 self._insert(request, to)
             if origin:
-                self._database.execute("INSERT OR REPLACE INTO origin VALUES (?, ?)", (process, origin))
-            self._database.executemany(
-                "INSERT OR REPLACE INTO cursor VALUES (?, ?, ?, ?)",
-                [(process, lane, cursor.position, cursor.last_time) for lane, cursor in cursors.items()],
-            )
-            self._database.executemany(
-                "INSERT OR REPLACE INTO aggregate VALUES (?, ?, ?)",
-                [(process, stream, state) for stream, state in aggregates.items()],
-            )
-            self._database.execute("INSERT OR REPLACE INTO process VALUES (?, ?, ?)", (process, started, ended))
+                self._write("origin", process, origin)
+            for lane, cursor in cursors.items():
+                self._write("cursor", process, lane, cursor.position, cursor.last_time)
+            for stream, state in aggregates.items():
+                self._write("aggregate", process, stream, state)
+            self._write("process", process, int(started), int(ended))
+            if report is not None:
+                resource, dropped, told = map(json.dumps, (report.resource, report.dropped, report.told))
+                self._write("report", report.process, resource, dropped, told, time.time_ns())
         if self._max_bytes is not None and requests:
             self._make_room(self._max_bytes)
 
@@ -220,6 +244,13 @@ class Spool:
             if request is not None:
                 return seen, request
 
+    def oldest(self) -> Request | None:
+        """The oldest request that waits for any destination and is intact; None if there is none. Nothing is counted."""
+        for row in self._fetch_all("SELECT id, signal, body, items, checksum FROM request ORDER BY sequence LIMIT 10"):
+            if intact(row[0], row[1], row[3], row[2], row[4]):
+                return Request(*row[:4])
+        return None
+
     def waiting(
         self, destination: str, most: int, signals: Sequence[Signal] = SIGNALS, *, after: int = 0
     ) -> list[Waiting]:
@@ -235,22 +266,22 @@ class Spool:
             after: Only requests with higher sequence numbers.
         """
         rows = self._fetch_all(
-            "SELECT sequence, id, signal, items, length(body) FROM pending JOIN request USING (sequence) "
+            "SELECT sequence, id, signal, request.items, length(body), retried FROM pending JOIN request USING (sequence) "
             f"WHERE destination = ? AND sequence > ? AND {_of(signals)} ORDER BY sequence LIMIT ?",
             destination,
             after,
             most,
         )
         return [
-            Waiting(at, str(batch), str(signal), int(str(items).isdecimal() and items), size)
-            for at, batch, signal, items, size in rows
+            Waiting(at, str(batch), str(signal), int(str(items).isdecimal() and items), size, bool(retried))
+            for at, batch, signal, items, size, retried in rows
         ]
 
     def withdraw(self, destination: str, signal: Signal) -> int:
         """Take everything of a signal that waits for a destination out of its queue. Returns how many items that were."""
         with self.transaction():
             rows = self._database.execute(
-                "SELECT sequence, items FROM pending JOIN request USING (sequence) WHERE destination = ? AND signal = ?",
+                "SELECT sequence, request.items FROM pending JOIN request USING (sequence) WHERE destination = ? AND signal = ?",
                 (destination, signal),
             ).fetchall()
             for sequence, _ in rows:
@@ -259,14 +290,21 @@ class Spool:
         return sum(items for _, items in rows)
 
     def read(self, sequence: int) -> Request | None:
-        """One request; None if it is not there, or damaged, which is counted."""
+        """One request; None if it is not there, or damaged, which is logged and counted."""
         row = self._fetch("SELECT id, signal, body, items, checksum FROM request WHERE sequence = ?", sequence)
         if row is None:
             return None
         batch, signal, body, items, expected = row
         if intact(batch, signal, items, body, expected):
             return Request(batch, signal, body, items)
-        self.discard(sequence, "damaged")
+        lost = self.discard(sequence, "damaged")
+        logger.error(
+            "%s: request %d (%s) does not match its checksum; it is not sent, and its %d items count as lost (damaged)",
+            self.path,
+            sequence,
+            signal if signal in SIGNALS else "of an unknown signal",
+            lost,
+        )
         return None
 
     def done(
@@ -353,8 +391,8 @@ class Spool:
 
         def write() -> None:
             self._database.execute(
-                "INSERT OR IGNORE INTO quarantine (destination, id, reason, signal, items, body) "
-                "SELECT ?, id, ?, signal, items, body FROM request WHERE sequence = ?",
+                "INSERT OR IGNORE INTO quarantine (destination, id, reason, signal, items, priority, checksum, body) "
+                "SELECT ?, id, ?, signal, items, priority, checksum, body FROM request WHERE sequence = ?",
                 (destination, reason, sequence),
             )
             self._retire(destination, sequence)
@@ -363,25 +401,61 @@ class Spool:
 
     def quarantine_part(self, destination: str, part: Request, reason: str) -> None:
         """The destination will never accept a part of a request: set that part aside."""
+        priority = Priority.SCALARS if part.signal == "metrics" else Priority.ESSENTIAL
+        expected = checksum(part.id, part.signal, part.items, part.body)
 
         def write() -> None:
             self._database.execute(
-                "INSERT OR IGNORE INTO quarantine (destination, id, reason, signal, items, body) "
-                "VALUES (?, ?, ?, ?, ?, ?)",
-                (destination, part.id, reason, part.signal, part.items, part.body),
+                "INSERT OR IGNORE INTO quarantine (destination, id, reason, signal, items, priority, checksum, body) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (destination, part.id, reason, part.signal, part.items, priority, expected, part.body),
             )
 
         self._mark(write)
 
-    def discard(self, sequence: int, reason: str) -> None:
-        """Give a request up, for all destinations, and count what was in it."""
+    def retry(self) -> Retried:
+        """Put what receivers have rejected back into the queues of their destinations, under the same ids.
+
+        The next requests of a destination are sent whether or not it has refused their kinds before.
+        """
+        requests = items = damaged = given_up = 0
+        with self.transaction():
+            rows = self._database.execute(
+                "SELECT number, destination, id, signal, items, priority, checksum, body FROM quarantine ORDER BY number"
+            ).fetchall()
+            for number, destination, batch, signal, count, priority, expected, body in rows:
+                if body == b"" and count:  # a full spool has given up what it held
+                    given_up += count
+                    continue
+                self._database.execute("DELETE FROM quarantine WHERE number = ?", (number,))
+                if not intact(batch, signal, count, body, expected):
+                    damaged += count if isinstance(count, int) else 1
+                    continue
+                sequence = self._database.execute(
+                    "INSERT INTO request (id, signal, items, priority, checksum, body) VALUES (?, ?, ?, ?, ?, ?)",
+                    (batch, signal, count, priority, expected, body),
+                ).lastrowid
+                self._write("pending", str(destination), sequence or 0, count, 1)
+                requests, items = requests + 1, items + count
+            self._count_loss("damaged", damaged)
+            if requests:
+                # Among them may be events with older counts of losses: report the losses again, after them.
+                for row in self._all_sealed("report", "1 ORDER BY time DESC LIMIT 1"):
+                    self._write("report", *row[:3], json.dumps(json.loads(row[3]) | {"retried": 0}), row[4])
+        return Retried(requests, items, damaged, given_up)
+
+    def discard(self, sequence: int, reason: str) -> int:
+        """Give a request up, for all destinations, and count what was in it. Returns how many items that were."""
         with self.transaction():
             found = self._database.execute("SELECT items FROM request WHERE sequence = ?", (sequence,)).fetchone()
+            items = 0
             if found is not None:
-                # A damaged row may say anything about its own size; one is what is known to be lost.
-                items = found[0] if reason != "damaged" and isinstance(found[0], int) else 1
+                known = [row[2] for row in self._all_sealed("pending", "sequence = ?", sequence)]
+                # A damaged row may say anything about its own size; `pending` has its size as well.
+                items = found[0] if reason != "damaged" and isinstance(found[0], int) else max([1, *known])
                 self._count_loss(reason, items)
             self._database.execute("DELETE FROM request WHERE sequence = ?", (sequence,))
+        return items
 
     def count_loss(self, reason: str, items: int) -> None:
         """Remember that so many items were lost for a reason."""
@@ -392,8 +466,26 @@ class Spool:
         """Items that will never arrive, by reason, without those in quarantine."""
         self._changed()
         if self._losses is None:
-            self._losses = dict(self._rows("SELECT reason, items FROM loss ORDER BY reason"))
+            self._losses = {reason: items for reason, items, _ in self._all_sealed("loss", "1 ORDER BY reason")}
         return self._losses
+
+    def unsaid_losses(self) -> dict[str, int]:
+        """Those of them that `say_losses` has not marked."""
+        rows = self._all_sealed("loss", "items > said ORDER BY reason")
+        return {reason: items - said for reason, items, said in rows}
+
+    def say_losses(self) -> None:
+        """Mark all losses as said: a command has told a person about them."""
+        with self.transaction():
+            for reason, items, _ in self._all_sealed("loss", "items > said"):
+                self._write("loss", reason, items, items)
+
+    def reports(self) -> list[Report]:
+        """What each process has reported of losses in the last event about them; the process that reported last comes last."""
+        return [
+            Report(process, *map(json.loads, (resource, dropped, told)))
+            for process, resource, dropped, told, _ in self._all_sealed("report", "1 ORDER BY time")
+        ]
 
     def pending(self) -> int:
         """Requests that some destination has neither accepted nor rejected, counted once for each."""
@@ -414,11 +506,15 @@ class Spool:
 
     def abandoned(self, destinations: Iterable[str]) -> set[str]:
         """For whom something waits that is none of these destinations."""
-        return {row[0] for row in self._rows("SELECT DISTINCT destination FROM pending")} - {*destinations}
+        return self.waiting_items().keys() - {*destinations}
+
+    def waiting_items(self) -> dict[str, int]:
+        """Data points and log records that wait, by destination."""
+        return dict(self._rows("SELECT destination, sum(items) FROM pending GROUP BY destination ORDER BY destination"))
 
     def pending_items(self) -> int:
         """Data points and log records in those."""
-        return self._count("SELECT coalesce(sum(items), 0) FROM pending JOIN request USING (sequence)")
+        return self._count("SELECT coalesce(sum(items), 0) FROM pending")
 
     def quarantined_items(self) -> int:
         """Data points and log records that a destination has rejected."""
@@ -427,7 +523,7 @@ class Spool:
     def contents(self) -> list[tuple[str, str, str, int, int, int]]:
         """What waits, for people: (destination, signal, priority, requests, items, bytes)."""
         rows = self._rows(
-            "SELECT destination, signal, priority, count(*), sum(items), sum(length(body)) "
+            "SELECT destination, signal, priority, count(*), sum(request.items), sum(length(body)) "
             "FROM pending JOIN request USING (sequence) GROUP BY destination, signal, priority "
             "ORDER BY destination, signal DESC, priority"
         )
@@ -467,6 +563,11 @@ class Spool:
                 self._database.backup(copy)
         except ERRORS as error:
             raise named(error, f"cannot copy the spool to {path}") from error
+
+    def carry_over(self) -> None:
+        """Carry SQLite's log over into the database, and empty it, if the disk has room for that."""
+        with contextlib.suppress(*ERRORS):
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def check(self) -> None:
         """Look through the whole file.
@@ -527,8 +628,7 @@ class Spool:
     def _shorten_log(self) -> None:
         """Carry SQLite's log over into the database, with the room that is kept for that, and empty it; as far as that goes."""
         self._reserve.give()
-        with contextlib.suppress(*ERRORS):
-            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        self.carry_over()
 
     def _make_room(self, max_bytes: int) -> None:
         if self.used_bytes() <= max_bytes:
@@ -558,17 +658,39 @@ class Spool:
                 request.body,
             ),
         ).lastrowid
-        self._database.executemany(
-            "INSERT INTO pending VALUES (?, ?)",
-            [(destination, sequence) for destination in destinations],
-        )
+        for destination in destinations:
+            self._write("pending", destination, sequence or 0, request.items, 0, replace=False)
 
     def _count_loss(self, reason: str, items: int) -> None:
         if items:
-            self._database.execute(
-                "INSERT INTO loss VALUES (?1, ?2) ON CONFLICT (reason) DO UPDATE SET items = items + ?2",
-                (reason, items),
+            row = self._sealed("loss", "reason = ?", reason)
+            before, said = row[1:] if row else (0, 0)
+            self._write("loss", reason, before + items, said)
+
+    def _write(self, table: str, *row: str | int, replace: bool = True) -> None:
+        """Put a row with its checksum into one of the small tables, in a transaction."""
+        marks = ", ".join("?" * (len(row) + 1))
+        self._database.execute(
+            f"INSERT {'OR REPLACE ' if replace else ''}INTO {table} ({schema.SEALED[table]}, checksum) VALUES ({marks})",
+            (*row, seal(*row)),
+        )
+
+    def _sealed(self, table: str, condition: str, *arguments: str | int) -> tuple[Any, ...] | None:
+        """The row of a small table, without its checksum.
+
+        Raises:
+            SpoolDamagedError: It does not match that.
+        """
+        rows = self._all_sealed(table, condition, *arguments)
+        return rows[0] if rows else None
+
+    def _all_sealed(self, table: str, condition: str, *arguments: str | int) -> list[tuple[Any, ...]]:
+        rows = self._fetch_all(f"SELECT {schema.SEALED[table]}, checksum FROM {table} WHERE {condition}", *arguments)
+        if not all(map(schema.is_sealed, rows)):
+            raise SpoolDamagedError(
+                f"the spool {self.path} is damaged: a row of the table {table} does not match its checksum"
             )
+        return [row[:-1] for row in rows]
 
     def _retire(self, destination: str, sequence: int) -> None:
         for table in ("pending", "kept"):

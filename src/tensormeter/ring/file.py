@@ -34,7 +34,7 @@ from tensormeter.ring.words import (
     State,
 )
 
-__all__ = ["RingFile", "media_directory"]
+__all__ = ["RingFile", "is_of_another_version", "is_written", "media_directory"]
 
 _SEPARATOR: Final = "\x1e"
 """Between the two things that the agent has to say: ASCII's record separator."""
@@ -165,21 +165,7 @@ class RingFile:
 
     def writer_alive(self) -> bool:
         """Whether the process that created the file still runs and has not released it."""
-        if self.path in _owned:
-            return True
-        lock_path = self.path.with_suffix(".lock")
-        try:
-            descriptor = open_file(lock_path, os.O_RDWR)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            return True
-        else:
-            return False
-        finally:
-            os.close(descriptor)
+        return is_written(self.path)
 
     def add_layout(self, layout: Layout) -> bool:
         """Publish a layout, which must happen before its first row. False: the dictionary is full."""
@@ -312,6 +298,35 @@ class RingFile:
             self.words[(start >> 3) + 1] = kind
             self.words[start >> 3] = length
             return True
+
+
+def is_written(path: Path) -> bool:
+    """Whether the process that created a ring file still runs and has not released it, whatever is in the file."""
+    if path in _owned:
+        return True
+    lock_path = path.with_suffix(".lock")
+    try:
+        descriptor = open_file(lock_path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return True
+    else:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def is_of_another_version(path: Path) -> bool:
+    """Whether a file is a ring that another version of tensormeter has made."""
+    try:
+        with open(open_file(path, os.O_RDONLY), "rb") as file:
+            head = memoryview(file.read(HEADER_BYTES)).cast("q")
+    except (OSError, TypeError):  # TypeError: cut within a word
+        return False
+    return len(head) > HeaderWord.VERSION and head[HeaderWord.MAGIC] == MAGIC and head[HeaderWord.VERSION] != VERSION
 
 
 _owned: set[Path] = set()

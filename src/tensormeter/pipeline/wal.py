@@ -1,0 +1,212 @@
+"""SQLite's write-ahead log, as it was left behind, looked through before SQLite opens it.
+
+SQLite takes a log up to the first frame that does not match its checksum, and drops the rest without a word. How far the log went
+stands in the index beside it (`-shm`), which survives its processes; without that, frames of the same log behind the first bad one
+show that something is missing. (File format of SQLite, section 4; "WAL-mode file format" for the index.)
+
+Reading a file and closing it gives up this process's locks on it, so this is only for a spool that this process has not open.
+"""
+
+import errno
+import logging
+import os
+import struct
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tensormeter.private import open_file, write_file
+
+__all__ = ["LogState", "mend_log"]
+
+logger: Final = logging.getLogger("tensormeter.agent")
+
+_MAGIC: Final = {0x377F0682: "<", 0x377F0683: ">"}
+_HEADER: Final = 32
+_FRAME_HEADER: Final = 24
+_INDEX_HEADER: Final = 48
+_INDEX_VERSION: Final = 3007000
+_MOST_BYTES: Final = 256 << 20
+_WORD: Final = (1 << 32) - 1
+
+
+class LogState(NamedTuple):
+    """What a log was like.
+
+    Attributes:
+        lost: Whether transactions are lost.
+        torn: Whether there is something behind its last whole transaction. SQLite goes on in front of that, so a later look could
+            take it for a part of the log: carry the log over into the database, and empty it.
+    """
+
+    lost: bool
+    torn: bool
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What the index says of its log."""
+
+    frames: int
+    """Frames that are committed."""
+    carried_over: int
+    """How many of them are in the database already."""
+    salts: bytes
+
+
+def mend_log(database: Path) -> "LogState":
+    """Look through the log that a killed process has left, and put a copy aside if something in it is damaged.
+
+    A damaged log whose frames are all in the database is removed: what SQLite would take of it is older than what is there.
+
+    Args:
+        database: Path of the spool. This process must not have it open.
+
+    Returns:
+        What it was like.
+    """
+    index = _index(database.with_name(f"{database.name}-shm"))  # before the log, which only becomes longer
+    path = database.with_name(f"{database.name}-wal")
+    try:
+        log = _read(path)
+    except FileNotFoundError:
+        log = b""
+    except OSError:  # SQLite will say what is wrong
+        return LogState(lost=False, torn=False)
+    good, total, last, salts = _frames(log)
+    torn = last > good
+    if index is not None and salts is not None and index.salts != salts:
+        index = None  # of an earlier log
+    expected = index.frames if index else total
+    if good >= expected:
+        return LogState(lost=False, torn=torn)
+    whole = index is not None and index.carried_over >= index.frames
+    aside = database.with_name(f"{database.name}.damaged-{time.time_ns()}-wal")
+    try:
+        if whole:
+            path.unlink(missing_ok=True)
+        elif log:
+            write_file(aside, log)
+    except OSError as error:
+        logger.error("%s cannot be put aside: %s", path, error)
+    if whole:
+        if log:
+            logger.warning("%s was damaged; everything in it is in the database already", path)
+        return LogState(lost=False, torn=False)
+    logger.error(
+        "%s is damaged: %d of %d pages in it can be read, so the last changes to the spool are lost%s",
+        path,
+        good,
+        expected,
+        f"; a copy is {aside.name}" if log else "",
+    )
+    return LogState(lost=True, torn=True)
+
+
+def _read(path: Path) -> bytes:
+    with open(open_file(path, os.O_RDONLY), "rb") as file:
+        found = file.read(_MOST_BYTES + 1)
+    if len(found) > _MOST_BYTES:
+        raise OSError(errno.EFBIG, f"{path} has more than {_MOST_BYTES} bytes")
+    return found
+
+
+def _index(path: Path) -> _Index | None:
+    """None if it says nothing that can be relied on."""
+    try:
+        found = _read(path)[: 2 * _INDEX_HEADER + 4]
+    except OSError:
+        return None
+    first, second = found[:_INDEX_HEADER], found[_INDEX_HEADER : 2 * _INDEX_HEADER]
+    if len(found) < 2 * _INDEX_HEADER + 4 or first != second:
+        return None
+    version, _, _, initialized, _, _, frames, _ = struct.unpack_from("=IIIBBHII", first)
+    if (
+        version != _INDEX_VERSION
+        or not initialized
+        or _checksum(first[:40], sys.byteorder == "big") != struct.unpack_from("=II", first, 40)
+    ):
+        return None
+    (carried_over,) = struct.unpack_from("=I", found, 2 * _INDEX_HEADER)
+    return _Index(frames, carried_over, first[32:40])
+
+
+def _frames(log: bytes) -> tuple[int, int, int, bytes | None]:
+    """How many frames up to the last commit match their checksums, how many whole frames of this log there were, the number of the
+    last one that may be a frame of it, and its salts.
+    """
+    if len(log) < _HEADER:
+        return 0, 0, 0, None
+    magic, _, size = struct.unpack_from(">III", log)
+    salts = log[16:24]
+    big = _MAGIC.get(magic) == ">"
+    state = _checksum(log[:24], big)
+    if magic not in _MAGIC or state != struct.unpack_from(">II", log, 24) or not 512 <= size <= 65536 or size % 8:
+        found = int(len(log) > _HEADER)
+        return 0, found, found, None
+    whole = (len(log) - _HEADER) // (_FRAME_HEADER + size)
+    frames = np.frombuffer(log, np.uint8, whole * (_FRAME_HEADER + size), _HEADER).reshape(whole, _FRAME_HEADER + size)
+    heads, pages = _sums(frames[:, :8], big), _sums(frames[:, _FRAME_HEADER:], big)
+    good = total = last = 0
+    intact = True
+    for number, (head, page) in enumerate(zip(heads, pages, strict=True)):
+        frame = bytes(frames[number, :_FRAME_HEADER])
+        if frame[8:16] != salts:
+            intact = False  # a frame of an earlier log, or a damaged one
+            continue
+        last = number + 1
+        if intact:
+            state = page.after(head.after(state))
+            # The last frame may be half of one that was being written; what is behind it was written before it.
+            intact = state == struct.unpack_from(">II", frame, 16)
+            if intact and struct.unpack_from(">I", frame, 4)[0]:
+                good = total = number + 1
+        else:
+            total = number + 1
+    return good, total, last, salts
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """What some words add to a checksum, whatever was before them."""
+
+    words: tuple[int, int]
+    power: tuple[int, int, int]
+    """The symmetric matrix by which the checksum before them is multiplied: its corners, and the two others, which are equal."""
+
+    def after(self, state: tuple[int, int]) -> tuple[int, int]:
+        first, other, second = self.power
+        return (
+            (first * state[0] + other * state[1] + self.words[0]) & _WORD,
+            (other * state[0] + second * state[1] + self.words[1]) & _WORD,
+        )
+
+
+def _sums(rows: NDArray[np.uint8], big: bool) -> list[_Sum]:
+    """The checksum of each row.
+
+    A pair of words (a, b) makes of (first, second) first' = first + second + a and second' = second + first' + b. Over many pairs that
+    is a sum of words times Fibonacci numbers.
+    """
+    words = np.ascontiguousarray(rows).view(">u4" if big else "<u4").astype(np.uint32)
+    pairs = words.shape[1] // 2
+    numbers = [0, 1]
+    while len(numbers) < 2 * pairs + 2:
+        numbers.append((numbers[-1] + numbers[-2]) & _WORD)
+    fibonacci = np.array(numbers, np.uint32)
+    behind = 2 * np.arange(pairs - 1, -1, -1)
+    a, b = words[:, ::2], words[:, 1::2]
+    firsts = (a * fibonacci[behind + 1] + b * fibonacci[behind]).sum(axis=1, dtype=np.uint32)
+    seconds = (a * fibonacci[behind + 2] + b * fibonacci[behind + 1]).sum(axis=1, dtype=np.uint32)
+    power = (numbers[2 * pairs - 1], numbers[2 * pairs], numbers[2 * pairs + 1])
+    return [_Sum((first, second), power) for first, second in zip(firsts.tolist(), seconds.tolist(), strict=True)]
+
+
+def _checksum(data: bytes, big: bool) -> tuple[int, int]:
+    (found,) = _sums(np.frombuffer(data, np.uint8).reshape(1, -1), big)
+    return found.words
