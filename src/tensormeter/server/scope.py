@@ -110,9 +110,11 @@ class ProjectStore:
             return RunTable([], {name: [] for name in fields})
         return self._store.table(self._project, fields, check)
 
-    def runs(self, runs: Sequence[int], metrics: Sequence[str] | None = None) -> list[RunSummary]:
+    def runs(
+        self, runs: Sequence[int], metrics: Sequence[str] | None = None, damaged: list[str] | None = None
+    ) -> list[RunSummary]:
         """See `Store`."""
-        return [run for run in self._store.runs(runs, metrics) if run.project == self._project]
+        return [run for run in self._store.runs(runs, metrics, damaged) if run.project == self._project]
 
     def run(self, ref: RunRef) -> RunSummary:
         """See `Store`."""

@@ -73,7 +73,8 @@ def encode_columns(result: PointsResult, *, reset: bool, check: Check = no_check
         if len(one.gaps):
             columns["gaps"] = arrays.add(one.gaps)
         series.append(about | rest | columns)
-    return arrays.encode({"series": series, "cursor": result.cursor, "reset": reset})
+    rest = {"damaged": result.damaged} if result.damaged else {}
+    return arrays.encode({"series": series, "cursor": result.cursor, "reset": reset} | rest)
 
 
 def encode_full_columns(metric: str, x: str, found: Sequence[FullSeries], check: Check = no_check) -> list[bytes]:

@@ -353,7 +353,8 @@ def _encode_result(result: PointsResult, *, reset: bool) -> Generator[bytes, Non
             if name != "gaps" or len(column):
                 yield from _encode_array(name, column)
         yield b"}"
-    yield b"]," + encode({"cursor": result.cursor, "reset": reset})[1:]
+    rest = {"damaged": result.damaged} if result.damaged else {}
+    yield b"]," + encode({"cursor": result.cursor, "reset": reset} | rest)[1:]
 
 
 def _encode_array(name: str, column: NDArray[np.float64]) -> Iterator[bytes]:

@@ -90,6 +90,7 @@ class RunsApi:
         keys = None if named is None or "config" in named else _under("config.", named)
 
         def work(effort: Effort) -> bytes:
+            damaged: list[str] = []
             runs, total = find_runs(
                 self._stores.of(request),
                 query.get("project") or None,
@@ -99,9 +100,10 @@ class RunsApi:
                 offset=offset,
                 metrics=metrics,
                 check=effort.look,
+                damaged=damaged,
             )
             listed = [run_json(run, None if keys is None else trim_config(run.config, keys)) for run in runs]
-            return encode({"runs": listed, "total": total})
+            return encode({"runs": listed, "total": total} | ({"damaged": damaged} if damaged else {}))
 
         return json_response(await self._threads.run_checked(request, work))
 

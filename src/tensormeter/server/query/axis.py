@@ -105,6 +105,7 @@ def read_along(
     limit: int = MAX_READ_POINTS,
     gaps: bool = False,
     check: Check = no_check,
+    damaged: list[str] | None = None,
 ) -> tuple[list[Placed], str, bool]:
     """Points of a run with start <= x < stop, by x.
 
@@ -115,6 +116,7 @@ def read_along(
         limit: Points to look at, at most, those of x and gaps among them.
         gaps: Whether gaps are wanted.
         check: Called for each series; whatever it raises ends the work.
+        damaged: As in `Selection`.
 
     Returns:
         Series that have points, the cursor, and whether they are all that there is (see `Reading`).
@@ -129,7 +131,16 @@ def read_along(
         origin = axis.origin(store.read(ref, Selection([])).started) if axis.relative else 0.0
         first, last = axis.nanoseconds(start, origin), axis.nanoseconds(stop, origin)
     selection = Selection(
-        wanted, process, numeric=numeric, start=first, stop=last, after=after, limit=limit, gaps=gaps, check=check
+        wanted,
+        process,
+        numeric=numeric,
+        start=first,
+        stop=last,
+        after=after,
+        limit=limit,
+        gaps=gaps,
+        check=check,
+        damaged=damaged,
     )
     reading = store.read(ref, selection)
     attempts = Attempts(reading.attempts, attempt)

@@ -28,6 +28,7 @@ from tensormeter.server.store import (
     TooManySeriesError,
 )
 from tensormeter.server.store.canonical import canonical_json
+from tensormeter.server.store.errors import DamagedError
 
 __all__ = ["PointsQuery", "PointsResult", "SampledSeries", "query_points"]
 
@@ -84,11 +85,12 @@ class SampledSeries:
 
 @dataclass(frozen=True, eq=False)
 class PointsResult:
-    """`complete` is False if only what arrived after the query's cursor is there."""
+    """`complete` is False if only what arrived after the query's cursor is there; `damaged` says what is left out, and why."""
 
     series: Sequence[SampledSeries]
     cursor: str
     complete: bool
+    damaged: Sequence[str] = ()
 
 
 def query_points(store: Store, query: PointsQuery, most: int | None = None, check: Check = no_check) -> PointsResult:
@@ -102,6 +104,7 @@ def query_points(store: Store, query: PointsQuery, most: int | None = None, chec
 
     Raises:
         TooManyPointsError: More series, or more points to look at, than one request may have.
+        DamagedError: All that was asked for is damaged. Where something is not, the rest is left out.
         StoreError: As `Store.read`.
     """
     most = MAX_READ_POINTS if most is None else min(most, MAX_READ_POINTS)
@@ -118,9 +121,15 @@ def _query(store: Store, query: PointsQuery, after: str | None, budget: int, che
     # Of the first read: what comes meanwhile is seen twice rather than never.
     cursor: str | None = None
     complete = after is None
+    damaged: list[str] = []
     for ref in query.runs:
         try:
-            series, seen, all_there, held = _read(store, ref, query, after, budget, check=check)
+            series, seen, all_there, held = _read(store, ref, query, after, budget, check=check, damaged=damaged)
+        except DamagedError as error:
+            if len(query.runs) == 1:
+                raise
+            damaged.append(str(error))
+            continue
         except TooManyPointsError:
             if after is None:
                 raise
@@ -134,11 +143,20 @@ def _query(store: Store, query: PointsQuery, after: str | None, budget: int, che
             raise TooManySeriesError(
                 f"more than {MAX_SERIES} series; ask for fewer runs or metrics, or for one process with `process`"
             )
-    return PointsResult(found, cursor or store.changes(None).cursor, complete)
+    if damaged and not found:
+        raise DamagedError(damaged[0], named=True)
+    return PointsResult(found, cursor or store.changes(None).cursor, complete, damaged)
 
 
 def _read(
-    store: Store, ref: RunRef, query: PointsQuery, after: str | None, budget: int, *, check: Check
+    store: Store,
+    ref: RunRef,
+    query: PointsQuery,
+    after: str | None,
+    budget: int,
+    *,
+    check: Check,
+    damaged: list[str],
 ) -> tuple[list[SampledSeries], str, bool, int]:
     """Series of one run, the cursor, whether they are all that there is, and how many points were held for them."""
     read = partial(
@@ -153,6 +171,7 @@ def _read(
         attempt=query.attempt,
         gaps=True,
         check=check,
+        damaged=damaged,
     )
     if after is not None or not query.max_points:
         placed, cursor, complete = read(after=after, limit=budget)
@@ -173,6 +192,7 @@ def _read(
                 max_points=query.max_points,
                 limit=budget,
                 check=check,
+                damaged=damaged,
             )
             if thinned is not None:
                 lines, cursor = thinned
@@ -182,11 +202,13 @@ def _read(
         except TooManyPointsError:
             if query.process is not None or budget < MAX_READ_POINTS:
                 raise
-            return *_one_by_one(store, ref, query, check), True, budget
+            return *_one_by_one(store, ref, query, check, damaged), True, budget
     return _sampled(ref, placed, query, check), cursor, True, sum(len(one.x) for one in placed)
 
 
-def _one_by_one(store: Store, ref: RunRef, query: PointsQuery, check: Check) -> tuple[list[SampledSeries], str]:
+def _one_by_one(
+    store: Store, ref: RunRef, query: PointsQuery, check: Check, damaged: list[str]
+) -> tuple[list[SampledSeries], str]:
     """Series of a run with too many points to hold them all: each process is sampled before the next is read.
 
     Raises:
@@ -199,7 +221,8 @@ def _one_by_one(store: Store, ref: RunRef, query: PointsQuery, check: Check) -> 
         lines: dict[str, list[SampledSeries]] = defaultdict(list)
         for process in processes:
             alone = replace(query, process=process)
-            series, _, _, held = _read(store, ref, alone, None, max(min(left, MAX_READ_POINTS), 0), check=check)
+            most = max(min(left, MAX_READ_POINTS), 0)
+            series, _, _, held = _read(store, ref, alone, None, most, check=check, damaged=damaged)
             left -= 2 * held
             for one in series:
                 lines[canonical_json([one.metric, str(one.kind), one.scope, one.unit, one.attributes])].append(one)

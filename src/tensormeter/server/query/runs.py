@@ -29,11 +29,12 @@ def find_runs(
     offset: int,
     metrics: Sequence[str] | None = None,
     check: Check = no_check,
+    damaged: list[str] | None = None,
 ) -> tuple[list[RunSummary], int]:
     """A page of the runs that fulfil a filter, in order, and how many fulfil it.
 
     Archived runs are left out unless the filter speaks of `archived`. `check` is called for each field that is looked at and for
-    each run; whatever it raises ends the search.
+    each run; whatever it raises ends the search. `damaged` is as for `Store.runs`.
 
     Raises:
         UsageError: Filter or order cannot be understood.
@@ -59,7 +60,7 @@ def find_runs(
         present.sort(key=_key(column, present), reverse=order.descending)
         rows = present + missing
     page = rows[offset : offset + limit]
-    return store.runs([table.runs[row] for row in page], metrics), len(rows)
+    return store.runs([table.runs[row] for row in page], metrics, damaged), len(rows)
 
 
 def _parse_sort(text: str) -> Sequence[_Order]:

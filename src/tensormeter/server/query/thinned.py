@@ -65,6 +65,7 @@ def read_thinned(
     max_points: int,
     limit: int,
     check: Check = no_check,
+    damaged: list[str] | None = None,
 ) -> tuple[list[ThinnedLine], str] | None:
     """What `read_along` and `sample` give, where buckets may be of only about equally many points.
 
@@ -88,6 +89,7 @@ def read_thinned(
         limit=limit,
         gaps=True,
         check=check,
+        damaged=damaged,
     )
     if long is None:
         return None
@@ -116,11 +118,12 @@ def long_pieces(
     limit: int,
     gaps: bool = False,
     check: Check = no_check,
+    damaged: list[str] | None = None,
 ) -> LongPieces | None:
     """Series of the attempts that are wanted, with start <= x < stop.
 
     Args:
-        blocks: As for `Store.thin`; so are `limit`, `gaps` and `check`, in `Selection`.
+        blocks: As for `Store.thin`; so are `limit`, `gaps`, `check` and `damaged`, in `Selection`.
 
     Returns:
         None if only points can answer, see `read_thinned`.
@@ -139,7 +142,8 @@ def long_pieces(
         window = replace(window, start=first, stop=last)
     else:
         window = replace(window, by_step=True, first_step=start, last_step=stop)
-    found = store.thin(ref, Selection(metrics, process, limit=limit, gaps=gaps, check=check), window, blocks)
+    selection = Selection(metrics, process, limit=limit, gaps=gaps, check=check, damaged=damaged)
+    found = store.thin(ref, selection, window, blocks)
     return None if found is None else LongPieces(attempts.chosen(found), attempts, axis, origin, about.cursor)
 
 

@@ -160,11 +160,14 @@ class Store(Protocol):
         """
         ...
 
-    def runs(self, runs: Sequence[int], metrics: Sequence[str] | None = None) -> list[RunSummary]:
+    def runs(
+        self, runs: Sequence[int], metrics: Sequence[str] | None = None, damaged: list[str] | None = None
+    ) -> list[RunSummary]:
         """Runs of a `RunTable`, in the order asked for, without those that are gone by now.
 
         Args:
             metrics: Whose summaries are wanted; None: all.
+            damaged: Runs that are damaged are left out, and a text about each appended here; None: they are an error.
         """
         ...
 

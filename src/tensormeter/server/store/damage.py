@@ -3,11 +3,13 @@
 import logging
 import sqlite3
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from tensormeter.server.store.errors import DamagedError
 
-__all__ = ["Damage", "name_series", "named"]
+__all__ = ["Damage", "leaving_out", "name_series", "named"]
 
 _MOST: Final = 1000
 """Texts that are kept."""
@@ -21,6 +23,8 @@ class Damage:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._texts: dict[str, None] = {}
+        self.incomplete: dict[int, str] = {}
+        """Rows of runs of which some series cannot be found, and what to say about each."""
 
     def add(self, error: Exception) -> None:
         """Remember damage, and log it if it is new."""
@@ -52,6 +56,19 @@ def named(connection: sqlite3.Connection, error: DamagedError) -> DamagedError:
         series=error.series,
         named=True,
     )
+
+
+@contextmanager
+def leaving_out(connection: sqlite3.Connection, damaged: list[str] | None) -> Iterator[None]:
+    """Append to `damaged` what is come upon inside, and go on after the block; if it is None, raise it."""
+    try:
+        yield
+    except DamagedError as error:
+        if damaged is None:
+            raise
+        text = str(named(connection, error))
+        if text not in damaged:
+            damaged.append(text)
 
 
 def name_series(connection: sqlite3.Connection, series: int) -> str:

@@ -87,13 +87,15 @@ class SqliteQueries:
                     connection, _unfolded(connection, layers), project, fields, self._stall_after, check=check
                 )
 
-    def runs(self, runs_: Sequence[int], metrics: Sequence[str] | None = None) -> list[RunSummary]:
+    def runs(
+        self, runs_: Sequence[int], metrics: Sequence[str] | None = None, damaged: list[str] | None = None
+    ) -> list[RunSummary]:
         """See `Store`."""
-        with self._reader() as connection:
+        with self._reader() as connection, self._noting(damaged):
             layers = self._heads.layers(set(runs_))
             with reading(connection):
                 layers = _unfolded(connection, layers)
-                return runs.load_runs(connection, layers, runs_, metrics, self._stall_after)
+                return runs.load_runs(connection, layers, runs_, metrics, self._stall_after, damaged=damaged)
 
     def run(self, ref: RunRef) -> RunSummary:
         """See `Store`."""
@@ -120,10 +122,11 @@ class SqliteQueries:
 
     def read(self, ref: RunRef, selection: Selection) -> Reading:
         """See `Store`."""
-        with self._reader() as connection:
+        with self._reader() as connection, self._noting(selection.damaged):
             seq = self._heads.last()  # before anything is read: what comes meanwhile is then seen twice, and not never
             with reading(connection):
                 run = find_run(connection, *_names(ref))
+                self._check_complete(run, selection)
                 started = int(
                     connection.execute("SELECT ifnull(started, created) FROM run WHERE id = ?", (run,)).fetchone()[0]
                 )
@@ -146,7 +149,8 @@ class SqliteQueries:
 
     def thin(self, ref: RunRef, selection: Selection, window: Window, blocks: int) -> list[Thinned] | None:
         """See `Store`."""
-        with self._snapshot(ref) as (connection, layers, run):
+        with self._snapshot(ref) as (connection, layers, run), self._noting(selection.damaged):
+            self._check_complete(run, selection)
             rows = find_series(connection, run, selection)
             gaps: Mapping[int, NDArray[np.int64]] = {}
             if selection.gaps:
@@ -217,6 +221,24 @@ class SqliteQueries:
             raise found from error
         finally:
             self._readers.put(connection)
+
+    def _check_complete(self, run: int, selection: Selection) -> None:
+        """Say that series may be missing, of a run of which some cannot be found. Raises DamagedError."""
+        text = self._damage.incomplete.get(run)
+        if text is None or not selection.metrics:
+            return
+        if selection.damaged is None:
+            raise DamagedError(text, named=True)
+        if text not in selection.damaged:
+            selection.damaged.append(text)
+
+    @contextmanager
+    def _noting(self, damaged: list[str] | None) -> Iterator[None]:
+        """Remember damage that the block leaves out."""
+        known = len(damaged or ())
+        yield
+        for text in (damaged or ())[known:]:
+            self._damage.add(DamagedError(text))
 
     @contextmanager
     def _snapshot(self, ref: RunRef) -> Iterator[tuple[sqlite3.Connection, list[Layer], int]]:

@@ -14,6 +14,7 @@ import numpy as np
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.store import RunSummary, RunTable, State, Summary
+from tensormeter.server.store.damage import leaving_out
 from tensormeter.server.store.heads import Layer
 from tensormeter.server.store.lifecycle import present_state
 from tensormeter.server.store.seals import PROCESS, RUN_TALLY, RUN_TEXTS, SUMMARY
@@ -92,11 +93,13 @@ def load_runs(
     runs: Sequence[int],
     metrics: Collection[str] | None,
     stall_after: float,
+    *,
+    damaged: list[str] | None = None,
 ) -> list[RunSummary]:
     """Runs by row id, in that order, without those that are gone; with the summaries of `metrics`, or all.
 
     Raises:
-        DamagedError: What is stored of one is damaged.
+        DamagedError: What is stored of one is damaged, and `damaged` is None; else the text is appended to that.
     """
     steps = StepFinder(connection, layers)
     memory: dict[int, dict[str, list[Totals]]] = defaultdict(lambda: defaultdict(list))
@@ -106,46 +109,60 @@ def load_runs(
     now = time.time_ns()
     found: list[RunSummary] = []
     for run in runs:
-        row = connection.execute(
-            f"SELECT {RUN_TALLY.selection}, {RUN_TEXTS.selection}, {_BASE['processes']} FROM run WHERE id = ? AND NOT deleted",
-            (run,),
-        ).fetchone()
-        if row is not None:
-            width = len(RUN_TALLY.columns) + 1
-            RUN_TALLY.verify(row[:width], f"the row of run {row[2]!r} (project {row[1]!r})")
-            RUN_TEXTS.verify(row[width:-1], f"the texts of run {row[2]!r} (project {row[1]!r})")
-            tally = dict(zip(RUN_TALLY.columns, row, strict=False))
-            texts = dict(zip(RUN_TEXTS.columns, row[width:], strict=False))
-            stored = {} if metrics is not None and not metrics else _stored(connection, run, metrics)
-            for metric, parts in memory.get(run, {}).items():
-                stored[metric] = Totals.merge([*([stored[metric]] if metric in stored else []), *parts])
-            for metric in _mixed(connection, run, stored) if stored else ():
-                stored[metric] = stored[metric].without_statistics()
-            state, updated, created = tally["state"], tally["updated"], tally["created"]
-            found.append(
-                RunSummary(
-                    project=tally["project"],
-                    run_id=tally["run_id"],
-                    name=texts["name"] if texts["title"] is None else texts["title"],
-                    state=present_state(state, updated, stalled=tally["stalled"], now=now, stall_after=stall_after),
-                    attempt=tally["attempt"],
-                    created=created,
-                    started=created if tally["started"] is None else tally["started"],
-                    ended=tally["ended"],
-                    updated=updated,
-                    newest=tally["newest"],
-                    group=texts["grp"] or "",
-                    tags=json.loads(texts["tags"] or "[]"),
-                    notes=texts["notes"] or "",
-                    archived=bool(tally["archived"]),
-                    config=json.loads(texts["config"]),
-                    points=tally["points"] + sum(layer.points.get(run, 0) for layer in layers),
-                    processes=row[-1],
-                    lost=_lost(connection, run),
-                    summary={metric: summary_of(stored[metric]) for metric in sorted(stored)},
-                )
-            )
+        with leaving_out(connection, damaged):
+            found += _load(connection, layers, run, metrics, memory.get(run, {}), now=now, stall_after=stall_after)
     return found
+
+
+def _load(
+    connection: sqlite3.Connection,
+    layers: Sequence[Layer],
+    run: int,
+    metrics: Collection[str] | None,
+    memory: Mapping[str, Sequence[Totals]],
+    *,
+    now: int,
+    stall_after: float,
+) -> Iterator[RunSummary]:
+    """A run, unless it is gone."""
+    row = connection.execute(
+        f"SELECT {RUN_TALLY.selection}, {RUN_TEXTS.selection}, {_BASE['processes']} FROM run WHERE id = ? AND NOT deleted",
+        (run,),
+    ).fetchone()
+    if row is None:
+        return
+    width = len(RUN_TALLY.columns) + 1
+    RUN_TALLY.verify(row[:width], f"the row of run {row[2]!r} (project {row[1]!r})")
+    RUN_TEXTS.verify(row[width:-1], f"the texts of run {row[2]!r} (project {row[1]!r})")
+    tally = dict(zip(RUN_TALLY.columns, row, strict=False))
+    texts = dict(zip(RUN_TEXTS.columns, row[width:], strict=False))
+    stored = {} if metrics is not None and not metrics else _stored(connection, run, metrics)
+    for metric, parts in memory.items():
+        stored[metric] = Totals.merge([*([stored[metric]] if metric in stored else []), *parts])
+    for metric in _mixed(connection, run, stored) if stored else ():
+        stored[metric] = stored[metric].without_statistics()
+    state, updated, created = tally["state"], tally["updated"], tally["created"]
+    yield RunSummary(
+        project=tally["project"],
+        run_id=tally["run_id"],
+        name=texts["name"] if texts["title"] is None else texts["title"],
+        state=present_state(state, updated, stalled=tally["stalled"], now=now, stall_after=stall_after),
+        attempt=tally["attempt"],
+        created=created,
+        started=created if tally["started"] is None else tally["started"],
+        ended=tally["ended"],
+        updated=updated,
+        newest=tally["newest"],
+        group=texts["grp"] or "",
+        tags=json.loads(texts["tags"] or "[]"),
+        notes=texts["notes"] or "",
+        archived=bool(tally["archived"]),
+        config=json.loads(texts["config"]),
+        points=tally["points"] + sum(layer.points.get(run, 0) for layer in layers),
+        processes=row[-1],
+        lost=_lost(connection, run),
+        summary={metric: summary_of(stored[metric]) for metric in sorted(stored)},
+    )
 
 
 def _lost(connection: sqlite3.Connection, run: int) -> int:

@@ -19,6 +19,7 @@ from tensormeter.server.store import chunks
 from tensormeter.server.store.blocks import BLOCK_POINTS, FIRST, LAST, Blocks
 from tensormeter.server.store.chunk_rows import CHUNK, Span, chunk_of, find_chunks, spans
 from tensormeter.server.store.chunks import compress_words, decode_chunk, decompress_words
+from tensormeter.server.store.damage import leaving_out
 from tensormeter.server.store.errors import DamagedError
 from tensormeter.server.store.heads import Layer
 from tensormeter.server.store.kind import parse_kind
@@ -139,7 +140,8 @@ def read_thinned(
         found: list[Thinned] = []
         for row in rows:
             selection.check()
-            found += [replace(one, gaps=gaps.get(row[0], NO_GAPS)) for one in thinner.series(row)]
+            with leaving_out(connection, selection.damaged):
+                found += [replace(one, gaps=gaps.get(row[0], NO_GAPS)) for one in thinner.series(row)]
         return found
     except _UnorderedError:
         return None

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.server.store import ProcessAttempt, Selection, Series, TooManyPointsError
+from tensormeter.server.store.damage import leaving_out
 from tensormeter.server.store.gaps import read_gaps
 from tensormeter.server.store.heads import Layer
 from tensormeter.server.store.kind import parse_kind
@@ -34,9 +35,10 @@ def find_series(connection: sqlite3.Connection, run: int, selection: Selection) 
     found: list[SeriesRow] = []
     for *row, process in rows:
         series, _, metric, kind, scope, attributes, unit, *_ = row
-        SERIES.verify(row, f"the row of series {series}", series=series)
-        if parse_kind(kind).numeric == selection.numeric:
-            found.append((series, process, metric, kind, attributes, scope, unit))
+        with leaving_out(connection, selection.damaged):
+            SERIES.verify(row, f"the row of series {series}", series=series)
+            if parse_kind(kind).numeric == selection.numeric:
+                found.append((series, process, metric, kind, attributes, scope, unit))
     return found
 
 
@@ -71,20 +73,24 @@ def read_series(
     """
     start, stop = selection.start, selection.stop
     total = 0
+    sound: list[SeriesRow] = []
     for row in rows:
         selection.check()
-        total += count_points(connection, layers, row[0], start, stop)
+        with leaving_out(connection, selection.damaged):
+            total += count_points(connection, layers, row[0], start, stop)
+            sound.append(row)
     check_limit(total, selection.limit, {row[2] for row in rows})
     gaps: Mapping[int, NDArray[np.int64]] = {}
     if selection.gaps:
-        gaps = read_gaps(connection, (row[0] for row in rows), start, stop, selection.limit - total)
+        gaps = read_gaps(connection, (row[0] for row in sound), start, stop, selection.limit - total)
         check_limit(total + sum(map(len, gaps.values())), selection.limit, {row[2] for row in rows})
     found = []
-    for row in rows:
+    for row in sound:
         selection.check()
-        points = read_points(connection, layers, row[0], start, stop, numeric=selection.numeric)
-        if len(points):
-            found.append(replace(_series(row, points), gaps=gaps.get(row[0], NO_GAPS)))
+        with leaving_out(connection, selection.damaged):
+            points = read_points(connection, layers, row[0], start, stop, numeric=selection.numeric)
+            if len(points):
+                found.append(replace(_series(row, points), gaps=gaps.get(row[0], NO_GAPS)))
     return found
 
 

@@ -66,6 +66,8 @@ class StartCheck:
                 for findings in (inspection.structure(), inspection.catalog()):
                     for finding in findings:
                         self._damage.add(StoreError(str(finding)))
+                        if finding.incomplete is not None:
+                            self._damage.incomplete[finding.incomplete] = f"damaged: {finding}"
             finally:
                 self._connection = None
                 connection.close()

@@ -246,6 +246,7 @@ class Selection:
         limit: Points to look at, at most, and gaps among them.
         gaps: Whether gaps are wanted. Then also gaps that arrived after the cursor make it read all.
         check: Called for each series; whatever it raises ends the read.
+        damaged: What is damaged of the series asked for is left out, and a text about it appended here; None: it is an error.
     """
 
     metrics: Sequence[str]
@@ -257,6 +258,7 @@ class Selection:
     limit: int = MAX_READ_POINTS
     gaps: bool = False
     check: Check = field(default=no_check, compare=False, repr=False)
+    damaged: list[str] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -154,7 +154,9 @@ class ClickHouseStore:
         self._check_open()
         return self._runs.table(project, fields, check)
 
-    def runs(self, runs: Sequence[int], metrics: Sequence[str] | None = None) -> list[RunSummary]:
+    def runs(
+        self, runs: Sequence[int], metrics: Sequence[str] | None = None, damaged: list[str] | None = None
+    ) -> list[RunSummary]:
         """See `Store`."""
         self._check_open()
         return self._runs.load(runs, metrics)
