@@ -6,7 +6,7 @@ import random
 import pytest
 
 from tensormeter.errors import StoreError
-from tensormeter.server.store import RunRef
+from tensormeter.server.store import RunRef, Selection
 from tensormeter.server.store.sqlite import SqliteStore
 
 T0 = 1_750_000_000_000_000_000
@@ -42,7 +42,7 @@ def test_flipped_bits(tmp_path, make):
             continue
         for call in (damaged.run, damaged.processes, damaged.metrics, damaged.losses, damaged.events):
             with_store_errors_only(call, ref)
-        with_store_errors_only(damaged.read, ref, ["loss"])
+        with_store_errors_only(damaged.read, ref, Selection(["loss"]))
         with_store_errors_only(damaged.fold)
         damaged.close()
 

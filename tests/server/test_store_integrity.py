@@ -5,6 +5,9 @@ import os
 import random
 import shutil
 import sqlite3
+import subprocess
+import sys
+import threading
 from contextlib import closing
 
 import anyio
@@ -17,13 +20,17 @@ from tensormeter.otlp.encode import encode_events, encode_metrics
 from tensormeter.server.app import create_app
 from tensormeter.server.config import ServerConfig
 from tensormeter.server.query import points as points_query
-from tensormeter.server.store import RunRef, chunks
+from tensormeter.server.store import RunRef, Selection, chunks
+from tensormeter.server.store.inspection import Inspection, open_read_only
 from tensormeter.server.store.sqlite import SqliteStore
 
 T0 = 1_750_000_000_000_000_000
 N = 7000
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 8
 MANY = bool(os.environ.get("TENSORMETER_TEST_KILLS"))
+MOVES = {("event", "id"), ("event", "run"), ("media", "run")}
+"""Columns whose change, made by SQLite, moves a row in its tree and indexes; a disk does not do that."""
+
 JOURNAL = "in-journal"
 """The run whose newest points are in the journal only."""
 
@@ -222,6 +229,8 @@ def damage_a_row(file, instants):
         }
         table = instants.choice([*tables])
         column = instants.choice(tables[table])
+        if (table, column) in MOVES:
+            return None
         keys = "run, metric" if table == "summary" else "rowid"
         *key, value = instants.choice(database.execute(f"SELECT {keys}, {column} FROM {table}").fetchall())
         if value is None or value in (b"", 0):
@@ -288,3 +297,269 @@ def test_damage_at_rest_is_an_error_or_changes_no_answer(tmp_path, image, small_
         finally:
             store.close()
         shutil.rmtree(folder)
+
+
+@pytest.fixture
+def damaged_copy(tmp_path, image):
+    """A folder with the store, after some statements of SQL have changed it behind the server's back."""
+
+    def damaged_copy(*statements):
+        folder = tmp_path / "damaged"
+        folder.mkdir()
+        shutil.copy(image, folder / "tensormeter.db")
+        with closing(sqlite3.connect(folder / "tensormeter.db", isolation_level=None)) as database:
+            for statement in statements:
+                assert database.execute(statement).rowcount > 0
+        return folder
+
+    return damaged_copy
+
+
+def check(folder, *options):
+    command = [sys.executable, "-m", "tensormeter", "check", "--data", str(folder), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+SERIES = (
+    "(SELECT series.id FROM series JOIN process p ON p.id = series.process JOIN run r ON r.id = p.run"
+    " WHERE r.run_id = '{}' AND metric = '{}' AND p.process = 'p0')"
+)
+
+
+def test_check_names_what_is_damaged(damaged_copy):
+    done = check(damaged_copy("UPDATE run SET updated = updated WHERE id = 1"))
+    assert (done.returncode, done.stderr, "nothing is damaged" in done.stdout) == (0, "", True)
+    assert " chunk," in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        (
+            f"UPDATE chunk SET n = n + 1 WHERE seq = 0 AND series IN {SERIES.format('long', 'epoch')}",
+            "'epoch' of run 'long'",
+        ),
+        (f"DELETE FROM chunk WHERE seq = 1 AND series IN {SERIES.format('long', 'epoch')}", "'epoch' of run 'long'"),
+        (
+            f"UPDATE chunk SET series = series + 1 WHERE series IN {SERIES.format('long', 'epoch')} AND seq = 3",
+            "run 'long'",
+        ),
+        ("UPDATE sample SET coarse = fine, fine = coarse", "sample"),
+        ("UPDATE event SET body = replace(body, '2.5', '2.6')", "event 3"),
+        ("UPDATE event SET attributes = attributes || ' '", "event"),
+        ("UPDATE run SET config = replace(config, '0.5', '0.6') WHERE run_id = 'long'", "run 'long'"),
+        ("UPDATE run SET tags = NULL WHERE run_id = 'long'", "run 'long'"),
+        ("UPDATE summary SET total = total * 2 WHERE metric = 'epoch'", "metric 'epoch'"),
+        ("UPDATE series SET last_word = last_word + 1", "the checksum does not match"),
+        ("UPDATE process SET losses = '{\"ring_full\":7}'", "the checksum does not match"),
+        ("UPDATE process SET resource = replace(resource, 'a-host', 'b-host')", "the checksum does not match"),
+        ("UPDATE media SET data = zeroblob(100)", "SHA-256"),
+        ("UPDATE journal SET payload = zeroblob(20)", "journal"),
+        ("UPDATE batch SET rejected = 1", "batch"),
+        ("DELETE FROM process WHERE process = 'p1'", "there is no process"),
+    ],
+)
+def test_check_finds(damaged_copy, statement, said):
+    done = check(damaged_copy("UPDATE run SET seal = seal", statement))
+    assert (done.returncode, done.stderr) == (1, "")
+    assert any(line.startswith("damaged: ") and said in line for line in done.stdout.splitlines()), done.stdout
+
+
+def test_check_reports_as_json(damaged_copy):
+    done = check(damaged_copy("UPDATE media SET data = zeroblob(100)"), "--json")
+    *findings, last = map(json.loads, done.stdout.splitlines())
+    assert (done.returncode, last["damaged"], len(findings)) == (1, 2, 2)
+    assert "run 'long'" in findings[0]["about"]
+
+
+def test_check_runs_while_a_server_does(start, make):
+    server = start()
+    stop = threading.Event()
+
+    def send():
+        number = 0
+        while not stop.is_set():
+            rows = [(T0 + 100 * number + i, i, {"v": i / 7, "w": float(i)}) for i in range(100)]
+            assert server.metrics(make.rows("busy", rows)).status == 200
+            number += 1
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        for _ in range(3):
+            done = check(server.folder)
+            assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    finally:
+        stop.set()
+        sender.join()
+
+
+def test_a_damaged_chunk_is_left_out_of_charts_and_named(damaged_copy, small_chunks):
+    folder = damaged_copy(
+        f"UPDATE chunk SET t_max = t_max + 1 WHERE seq = 1 AND series IN {SERIES.format('long', 'epoch')}"
+    )
+    store = SqliteStore(folder, fold_interval=3600)
+    app = create_app(store, ServerConfig())
+    query = {"runs": ["long", "other"], "metrics": ["loss", "epoch"], "x": "time", "max_points": 2000}
+    status, document = ask(app, "/api/v1/query", query)
+    assert status == 200
+    lines = [(one["run"], one["metric"], one["process"]) for one in document["series"]]
+    assert lines == [
+        ("long", "loss", "p0"),
+        ("long", "loss", "p1"),
+        ("other", "epoch", "p0"),
+        ("other", "loss", "p0"),
+        ("other", "loss", "p1"),
+    ]
+    (text,) = document["damaged"]
+    assert "metric 'epoch' of run 'long'" in text
+    status, document = ask(app, "/api/v1/runs/long/series?metric=epoch")
+    assert (status, document["error"]["code"]) == (500, "store_damaged")
+    assert "tensormeter check" in document["error"]["message"]
+    assert ask(app, "/api/v1/runs/long/series?metric=loss")[0] == 200
+    assert "metric 'epoch' of run 'long'" in ask(app, "/healthz")[1]["error"]["message"]
+    store.close()
+
+
+def test_a_damaged_run_is_left_out_of_lists_and_named(damaged_copy, small_chunks):
+    store = SqliteStore(damaged_copy("UPDATE run SET notes = 'other' WHERE run_id = 'long'"), fold_interval=3600)
+    app = create_app(store, ServerConfig())
+    status, document = ask(app, "/api/v1/runs?sort=id")
+    assert (status, [run["id"] for run in document["runs"]]) == (200, [JOURNAL, "other"])
+    assert "'long'" in document["damaged"][0]
+    store.close()
+
+
+def test_points_go_on_behind_a_damaged_chunk(damaged_copy, small_chunks):
+    where = f"series IN {SERIES.format('long', 'loss')}"
+    folder = damaged_copy(
+        f"UPDATE chunk SET words = zeroblob(9) WHERE {where} AND seq = (SELECT max(seq) FROM chunk WHERE {where})"
+    )
+    store = SqliteStore(folder, fold_interval=3600)
+    for first in (N, N + 10):
+        send_metrics(
+            store,
+            "long",
+            Gauge("loss", times(first, 10), np.arange(10) / 7),
+            Gauge("fresh", times(first, 10), np.ones(10)),
+        )
+        store.fold()
+    assert store.pending_points() == 0
+    assert "'loss' of run 'long'" in store.problem()
+    ref = RunRef("long", "demo")
+    assert len(store.read(ref, Selection(["fresh"])).series[0].points) == 20
+    (series,) = store.read(ref, Selection(["loss"], process="p0", start=T0 + N)).series
+    assert series.points.values() == [*(np.arange(10) / 7)] * 2
+    with pytest.raises(StoreError, match="damaged"):
+        store.read(ref, Selection(["loss"], process="p0"))
+    store.close()
+    assert check(folder).returncode == 1
+
+
+def test_a_damaged_request_in_the_journal_does_not_keep_the_server_from_starting(damaged_copy, small_chunks, image):
+    folder = damaged_copy("UPDATE journal SET payload = zeroblob(30) WHERE seq = (SELECT min(seq) + 1 FROM journal)")
+    store = SqliteStore(folder, fold_interval=3600)
+    assert "journal row" in store.problem()
+    (series,) = store.read(RunRef(JOURNAL), Selection(["loss"])).series
+    assert len(series.points) == 70
+    store.fold()
+    store.close()
+    done = check(folder)
+    assert (done.returncode, "damaged: damaged " in done.stdout) == (1, True)
+
+
+def test_missing_requests_in_the_journal_are_said(damaged_copy, small_chunks):
+    folder = damaged_copy("DELETE FROM journal WHERE seq = (SELECT min(seq) + 1 FROM journal)")
+    store = SqliteStore(folder, fold_interval=3600)
+    assert "missing" in store.problem()
+    store.close()
+
+
+def test_damage_of_a_row_is_kept_when_the_row_is_written(damaged_copy, small_chunks):
+    folder = damaged_copy(
+        f"UPDATE series SET last_word = last_word + 1 WHERE id IN {SERIES.format('long', 'epoch')}",
+        "UPDATE run SET created = created - 1000 WHERE run_id = 'long'",
+        "UPDATE summary SET total = 1e9 WHERE metric = 'epoch'",
+    )
+    store = SqliteStore(folder, fold_interval=3600)
+    send_metrics(store, "long", Gauge("epoch", times(N, 10), np.ones(10)))
+    store.fold()
+    for call in (store.run, store.metrics):
+        with pytest.raises(StoreError, match="damaged"):
+            call(RunRef("long", "demo"))
+    store.close()
+    assert check(folder).stdout.count("the checksum does not match") >= 3
+
+
+def test_retention_deletes_nothing_because_of_a_flipped_bit(damaged_copy, small_chunks):
+    from tensormeter.server.store.removal import Retention
+
+    folder = damaged_copy(
+        "UPDATE run SET updated = 1 WHERE run_id = 'long'", "UPDATE run SET deleted = 1 WHERE run_id = 'other'"
+    )
+    store = SqliteStore(folder, fold_interval=3600, retention=Retention(max_age=3600 * 24 * 365 * 200))
+    store._work_in_background()
+    store.close()
+    with closing(open_read_only(folder / "tensormeter.db")) as connection:
+        assert connection.execute("SELECT count(*) FROM run WHERE run_id IN ('long', 'other')").fetchone() == (2,)
+        assert connection.execute("SELECT count(*) FROM event").fetchone() == (10,)
+
+
+def test_a_damaged_write_ahead_log_is_said_at_the_start(start, make):
+    """SQLite drops what follows a damaged frame without a word."""
+    server = start()
+    log = server.folder / "tensormeter.db-wal"
+
+    def send(first):
+        for number in range(first, first + 30):
+            server.metrics(make.rows("log", [(T0 + number, number, {"v": float(number)})]))
+
+    send(0)
+    server.kill()
+    assert log.stat().st_size > 0
+    server = start()
+    assert server.get("/healthz") == {"status": "ok"}  # a kill leaves a log behind of which nothing is missing
+    assert server.get("/api/v1/runs/log")["points"] == 60
+    send(30)
+    server.kill()
+    content = bytearray(log.read_bytes())
+    content[len(content) // 2] ^= 1
+    log.write_bytes(content)
+    server = start()
+    status, document = server.ask("/healthz")
+    assert (status, "transactions after it were committed" in document["error"]["message"]) == (503, True)
+    assert (server.folder / "tensormeter.db-wal.damaged").read_bytes() == bytes(content)
+    assert (server.folder / "tensormeter.db-wal.damaged").stat().st_mode & 0o777 == 0o600
+    assert server.metrics(make.rows("log", [(T0 + 100, 100, {"v": 1.0})])).status == 200
+
+
+def test_a_store_is_checked_when_it_is_opened(tmp_path, image, small_chunks):
+    content = bytearray(image.read_bytes())
+    with closing(sqlite3.connect(image)) as database:
+        (page,) = database.execute("SELECT rootpage FROM sqlite_master WHERE name = 'event_by_run'").fetchone()
+        (size,) = database.execute("PRAGMA page_size").fetchone()
+    content[(page - 1) * size + 3 : (page - 1) * size + 5] = bytes(2)  # the index has no entries any more
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "tensormeter.db").write_bytes(content)
+    store = SqliteStore(tmp_path / "store", fold_interval=3600)
+    store._start_check.wait()
+    assert "SQLite's integrity check" in store.problem()
+    with pytest.raises(StoreError, match="events may be missing"):
+        store.events(RunRef("long"))
+    store.close()
+
+
+def test_an_inspection_reads_past_what_cannot_be_read(tmp_path, image):
+    content = bytearray(image.read_bytes())
+    with closing(open_read_only(image)) as connection:
+        assert [*Inspection(connection).all()] == []
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'event'").fetchone()
+    content[(page - 1) * size] = 77
+    (tmp_path / "tensormeter.db").write_bytes(content)
+    with closing(open_read_only(tmp_path / "tensormeter.db")) as connection:
+        inspection = Inspection(connection)
+        found = [str(one) for one in inspection.all()]
+    assert any("event: rows after -1 cannot be read" in one for one in found)
+    assert inspection.counts["chunk"] > 0
+    assert inspection.counts["media"] > 0

@@ -10,7 +10,17 @@ import numpy as np
 from tensormeter.otlp.batch import STEP_METRIC, Event
 from tensormeter.server.alerts.config import Rule
 from tensormeter.server.alerts.detectors import Detector, make_detector
-from tensormeter.server.store import Change, NotFoundError, Points, Reading, RunRef, Selection, Series, Store
+from tensormeter.server.store import (
+    Change,
+    DamagedError,
+    NotFoundError,
+    Points,
+    Reading,
+    RunRef,
+    Selection,
+    Series,
+    Store,
+)
 from tensormeter.server.store.reader import steps_at
 
 __all__ = ["Watcher"]
@@ -79,7 +89,7 @@ class Watcher:
                 self._take_in(change, after)
                 if change.state not in ("running", "stalled"):
                     self._runs.pop(change.run, None)
-            except NotFoundError:  # deleted in between
+            except (NotFoundError, DamagedError):  # deleted in between; other runs are watched on
                 self._runs.pop(change.run, None)
         self._cursor = found.cursor
         self._look_for_stalls()
@@ -169,7 +179,7 @@ class Watcher:
                         self._store.mark_stalled(ref, stalled=True)
                         message = f"no step for {silent:.0f} s; a step usually takes {usual:.3g} s"
                         self._raise(ref, "stall", message, time.time_ns(), {"seconds": silent})
-                    except NotFoundError:
+                    except (NotFoundError, DamagedError):
                         self._runs.pop(ref, None)
                     break
 

@@ -25,6 +25,7 @@ from tensormeter.server.store.errors import (
     AmbiguousRunError,
     AnswerTooLargeError,
     BatchConflictError,
+    DamagedError,
     NotFoundError,
     StoreUnavailableError,
     TooManyPointsError,
@@ -64,6 +65,7 @@ __all__ = [
     "Change",
     "Changes",
     "Column",
+    "DamagedError",
     "Kind",
     "MetricSummary",
     "NotFoundError",
@@ -106,7 +108,7 @@ class Store(Protocol):
     Raises:
         StoreUnavailableError: From any method: not now; the same call may succeed later.
         NotFoundError, AmbiguousRunError: From any method that takes a `RunRef`.
-        StoreError: From any method: the store is damaged.
+        DamagedError: From any method: what was asked for is damaged. What is not can still be read.
     """
 
     @property

@@ -152,8 +152,12 @@ class Catalog:
         assert created is not None
         return self._remember_series(process, arrival, created)
 
-    def place(self, seq: int, arrivals: Iterable[Arrival]) -> Iterable[Placed]:
-        """Arrivals of journal row `seq` at their rows, without those that have none: what a replay needs."""
+    def place(self, seq: int, arrivals: Iterable[Arrival], homeless: list[Arrival]) -> Iterable[Placed]:
+        """Arrivals of journal row `seq` at their rows: what a replay needs.
+
+        Those of deleted runs, and of series that their run had no room for, are left out. Others whose rows are not there are
+        appended to `homeless`: the catalog is damaged.
+        """
         for arrival in arrivals:
             source = arrival.source
             tombstone = self._tombstones.get((source.project, source.run_id))
@@ -167,6 +171,7 @@ class Catalog:
                     key,
                 ).fetchone()
                 if row is None:
+                    homeless.append(arrival)
                     continue
                 # No name and resource: whatever is sent next is written to the rows.
                 self._processes[key] = _Process(row[0], row[1], "", "")
@@ -174,6 +179,13 @@ class Catalog:
             series = self._find_series(known.process, arrival)
             if series is not None:
                 yield Placed(known.run, known.process, series, arrival.metric, arrival.points)
+            elif not self._is_crowded(known.run):
+                homeless.append(arrival)
+
+    def _is_crowded(self, run: int) -> bool:
+        """Whether a run can have no more series."""
+        row = self._connection.execute("SELECT series FROM run WHERE id = ?", (run,)).fetchone()
+        return row is not None and row[0] >= MAX_SERIES_PER_RUN
 
     def delete(self, run: int, received: int, journal: int) -> None:
         """Make a run unknown from now on; what it has is for others to remove."""

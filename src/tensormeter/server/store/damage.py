@@ -23,8 +23,10 @@ class Damage:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._texts: dict[str, None] = {}
-        self.incomplete: dict[int, str] = {}
-        """Rows of runs of which some series cannot be found, and what to say about each."""
+        self.structure: str | None = None
+        """What is wrong with SQLite's own pages or indexes, so that rows may not be found."""
+        self.is_catalog_sound = True
+        """Whether the rows of runs, processes and series are as they were written, as far as is known."""
 
     def add(self, error: Exception) -> None:
         """Remember damage, and log it if it is new."""

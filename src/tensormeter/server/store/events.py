@@ -10,6 +10,7 @@ from typing import Any, Final
 from tensormeter.otlp.batch import Event
 from tensormeter.server.store import RunRef, StoredEvent
 from tensormeter.server.store.canonical import canonical_json
+from tensormeter.server.store.damage import leaving_out
 from tensormeter.server.store.errors import MAX_ANSWER_TEXT, AnswerTooLargeError, DamagedError
 from tensormeter.server.store.lifecycle import HEARTBEAT, apply_event
 from tensormeter.server.store.media import Media, MediaError, is_of_type, take_media
@@ -158,7 +159,7 @@ def read_events(
             condition += f" AND {column} {operator} ?"
             parameters.append(value)
     rows = connection.execute(
-        f"SELECT {_READ} FROM event JOIN process ON process.id = event.process WHERE {condition}"
+        f"SELECT {_READ} FROM event LEFT JOIN process ON process.id = event.process WHERE {condition}"
         " ORDER BY time DESC, event.id DESC LIMIT ?",
         (*parameters, limit),
     )
@@ -172,14 +173,20 @@ def read_events(
     return events
 
 
-def read_alerts(connection: sqlite3.Connection, after: int, limit: int) -> list[tuple[RunRef, StoredEvent]]:
-    """Alerts of all runs with greater ids, the oldest first."""
+def read_alerts(
+    connection: sqlite3.Connection, after: int, limit: int, damaged: list[str]
+) -> list[tuple[RunRef, StoredEvent]]:
+    """Alerts of all runs with greater ids, the oldest first. What is damaged is left out, and a text about it appended."""
     rows = connection.execute(
-        f"SELECT run_id, project, {_READ} FROM event JOIN run ON run.id = event.run JOIN process ON process.id = event.process"
+        f"SELECT run_id, project, {_READ} FROM event JOIN run ON run.id = event.run LEFT JOIN process ON process.id = event.process"
         " WHERE event.id > ? AND event.name = ? AND NOT deleted ORDER BY event.id LIMIT ?",
         (after, ALERT, limit),
     )
-    return [(RunRef(row[0], row[1]), _sealed_event(row[2:])) for row in rows]
+    found = []
+    for row in rows:
+        with leaving_out(connection, damaged):
+            found.append((RunRef(row[0], row[1]), _sealed_event(row[2:])))
+    return found
 
 
 def read_media(connection: sqlite3.Connection, run: int, digest: str) -> tuple[str, bytes] | None:
@@ -206,6 +213,8 @@ def _sealed_event(row: Sequence[Any]) -> StoredEvent:
     number, run, process, time, name, key, step, digest, body, attributes, record, seal, process_name = row
     columns = run, process, time, name, key, step, digest, body, attributes, record
     verify(f"event {number} of run {run}", seal, *columns)
+    if process_name is None:
+        raise DamagedError(f"event {number} of run {run}: its process {process} cannot be found")
     return stored_event((number, time, name, step, process_name, attributes, body, record))
 
 

@@ -56,12 +56,10 @@ class Finding:
     Attributes:
         what: What it is and what is wrong with it.
         about: The run or series that it belongs to, for people; "" if that cannot be said.
-        incomplete: The row of a run of which some series cannot be found.
     """
 
     what: str
     about: str = ""
-    incomplete: int | None = None
 
     def __str__(self) -> str:
         return f"{self.about}: {self.what}" if self.about else self.what
@@ -69,10 +67,6 @@ class Finding:
 
 class _UnsoundError(Exception):
     """A row is damaged, for this reason."""
-
-
-class _IncompleteError(_UnsoundError):
-    """Some series of a run cannot be found."""
 
 
 def open_read_only(file: Path) -> sqlite3.Connection:
@@ -280,8 +274,7 @@ class Inspection:
                 about = "" if error.series is None else name_series(self._connection, error.series)
                 yield Finding(f"{error}", about or self._about(table, row))
             except (_UnsoundError, *CHANGED) as error:
-                incomplete = row[0] if isinstance(error, _IncompleteError) else None
-                yield Finding(f"{table} {row[0]}: {error}", self._about(table, row), incomplete)
+                yield Finding(f"{table} {row[0]}: {error}", self._about(table, row))
 
     def _about(self, table: str, row: Sequence[Any]) -> str:
         if table == "run":
@@ -319,7 +312,7 @@ class Inspection:
         ).fetchone()
         deleted = self._connection.execute("SELECT deleted FROM run WHERE id = ?", (run,)).fetchone()
         if there != counted and deleted is not None and not deleted[0]:
-            raise _IncompleteError(f"{counted} series were written, and there are {there}")
+            raise _UnsoundError(f"{counted} series were written, and there are {there}")
 
     def _check_series(self, row: Sequence[Any]) -> None:
         series, points, process = row

@@ -114,13 +114,20 @@ def replay(connection: sqlite3.Connection) -> Iterator[tuple[int, bytes | Damage
             yield seq, DamagedError(_damaged(seq, error), named=True)
 
 
-def set_aside(connection: sqlite3.Connection, seq: int) -> None:
-    """Move a damaged payload out of the journal, so that the others can be folded; inside the caller's transaction."""
+def set_aside(connection: sqlite3.Connection, seq: int, *, remove: bool) -> None:
+    """Keep a payload that cannot be replayed; inside the caller's transaction.
+
+    Args:
+        connection: To write with.
+        seq: Its number.
+        remove: Whether nothing of it can be, so that it leaves the journal and the others can be folded.
+    """
     connection.execute(
         "INSERT OR REPLACE INTO damaged (seq, time, payload, seal) SELECT seq, ?, payload, seal FROM journal WHERE seq = ?",
         (time.time_ns(), seq),
     )
-    connection.execute("DELETE FROM journal WHERE seq = ?", (seq,))
+    if remove:
+        connection.execute("DELETE FROM journal WHERE seq = ?", (seq,))
 
 
 def _payload(connection: sqlite3.Connection, seq: int) -> bytes:

@@ -15,7 +15,7 @@ from tensormeter.server.store.lifecycle import process_state
 from tensormeter.server.store.seals import PROCESS, RESOURCE, SERIES
 from tensormeter.server.store.steps import StepFinder
 
-__all__ = ["list_losses", "list_metrics", "list_processes", "list_projects"]
+__all__ = ["check_series", "list_losses", "list_metrics", "list_processes", "list_projects"]
 
 
 def list_projects(connection: sqlite3.Connection) -> list[ProjectSummary]:
@@ -57,6 +57,22 @@ def _processes(connection: sqlite3.Connection, run: int, columns: str) -> Iterat
 
 def list_metrics(connection: sqlite3.Connection, layers: Sequence[Layer], run: int) -> list[MetricSummary]:
     """Every series of a run, by metric, process and attributes."""
+    rows = _series(connection, run)
+    for _ in _processes(connection, run, PROCESS.selection):
+        pass
+    steps = StepFinder(connection, layers)
+    return [_metric(row, layers, steps) for row in rows]
+
+
+def check_series(connection: sqlite3.Connection, run: int) -> None:
+    """Look at the rows of all processes and series of a run. Raises DamagedError: one is damaged or missing."""
+    for row in _series(connection, run):
+        _verify(row)
+    for _ in _processes(connection, run, PROCESS.selection):
+        pass
+
+
+def _series(connection: sqlite3.Connection, run: int) -> list[Sequence[Any]]:
     rows = connection.execute(
         f"SELECT {SERIES.selection}, process.process, process.attempt FROM process JOIN series ON series.process = process.id WHERE run = ?"
         " ORDER BY metric, process.process, attributes, kind, scope",
@@ -65,16 +81,16 @@ def list_metrics(connection: sqlite3.Connection, layers: Sequence[Layer], run: i
     counted = connection.execute("SELECT series FROM run WHERE id = ?", (run,)).fetchone()
     if counted is not None and counted[0] != len(rows):
         raise DamagedError(f"run {run} has {counted[0]} series, and {len(rows)} of them can be found", named=True)
-    for _ in _processes(connection, run, PROCESS.selection):
-        pass
-    steps = StepFinder(connection, layers)
-    return [_metric(row, layers, steps) for row in rows]
+    return rows
+
+
+def _verify(row: Sequence[Any]) -> None:
+    SERIES.verify(row[: len(SERIES.columns) + 1], f"the row of series {row[0]}", series=row[0])
 
 
 def _metric(row: Sequence[Any], layers: Sequence[Layer], steps: StepFinder) -> MetricSummary:
-    series = row[0]
-    SERIES.verify(row[: len(SERIES.columns) + 1], f"the row of series {series}", series=series)
-    _, process, metric, kind_text, scope, attributes, unit, description, points, *last = row[: len(SERIES.columns)]
+    _verify(row)
+    series, process, metric, kind_text, scope, attributes, unit, description, points, *last = row[: len(SERIES.columns)]
     name, attempt = row[-2:]
     newest: Newest | None = None if last[0] is None else (last[0], last[1], bool(last[2]))
     step = last[3]

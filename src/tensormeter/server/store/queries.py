@@ -34,11 +34,12 @@ from tensormeter.server.store import (
 )
 from tensormeter.server.store.catalog import find_run
 from tensormeter.server.store.cursor import Cursor
-from tensormeter.server.store.damage import Damage, named
+from tensormeter.server.store.damage import Damage, leaving_out, named
 from tensormeter.server.store.errors import DamagedError
 from tensormeter.server.store.events import last_event, read_alerts, read_events, read_media
 from tensormeter.server.store.gaps import has_new_gaps, read_gaps
 from tensormeter.server.store.heads import Heads, Layer
+from tensormeter.server.store.listing import check_series
 from tensormeter.server.store.precedence import Precedence
 from tensormeter.server.store.samples import read_thinned
 from tensormeter.server.store.schema import connect
@@ -95,11 +96,15 @@ class SqliteQueries:
             layers = self._heads.layers(set(runs_))
             with reading(connection):
                 layers = _unfolded(connection, layers)
-                return runs.load_runs(connection, layers, runs_, metrics, self._stall_after, damaged=damaged)
+                if damaged is not None and self._damage.structure is not None:
+                    damaged.append(f"damaged: {self._damage.structure}; runs may be missing")
+                there = [run for run in runs_ if self._check_complete(connection, run, damaged)]
+                return runs.load_runs(connection, layers, there, metrics, self._stall_after, damaged=damaged)
 
     def run(self, ref: RunRef) -> RunSummary:
         """See `Store`."""
         with self._snapshot(ref) as (connection, layers, run):
+            self._check_complete(connection, run)
             found = runs.load_runs(connection, layers, [run], None, self._stall_after)
         if not found:  # deleted in between
             raise NotFoundError(f"there is no run {ref.run_id!r}; list the runs to see their ids")
@@ -108,12 +113,16 @@ class SqliteQueries:
     def processes(self, ref: RunRef) -> list[ProcessSummary]:
         """See `Store`."""
         with self._reader() as connection, reading(connection):
-            return listing.list_processes(connection, find_run(connection, *_names(ref)))
+            run = find_run(connection, *_names(ref))
+            self._check_complete(connection, run)
+            return listing.list_processes(connection, run)
 
     def losses(self, ref: RunRef) -> Mapping[str, int]:
         """See `Store`."""
         with self._reader() as connection, reading(connection):
-            return listing.list_losses(connection, find_run(connection, *_names(ref)))
+            run = find_run(connection, *_names(ref))
+            self._check_complete(connection, run)
+            return listing.list_losses(connection, run)
 
     def metrics(self, ref: RunRef) -> list[MetricSummary]:
         """See `Store`."""
@@ -126,7 +135,7 @@ class SqliteQueries:
             seq = self._heads.last()  # before anything is read: what comes meanwhile is then seen twice, and not never
             with reading(connection):
                 run = find_run(connection, *_names(ref))
-                self._check_complete(run, selection)
+                self._check_complete(connection, run, selection.damaged)
                 started = int(
                     connection.execute("SELECT ifnull(started, created) FROM run WHERE id = ?", (run,)).fetchone()[0]
                 )
@@ -150,7 +159,7 @@ class SqliteQueries:
     def thin(self, ref: RunRef, selection: Selection, window: Window, blocks: int) -> list[Thinned] | None:
         """See `Store`."""
         with self._snapshot(ref) as (connection, layers, run), self._noting(selection.damaged):
-            self._check_complete(run, selection)
+            self._check_complete(connection, run, selection.damaged)
             rows = find_series(connection, run, selection)
             gaps: Mapping[int, NDArray[np.int64]] = {}
             if selection.gaps:
@@ -170,6 +179,8 @@ class SqliteQueries:
         """See `Store`."""
         with self._reader() as connection, reading(connection):
             run = find_run(connection, *_names(ref))
+            if self._damage.structure is not None:
+                raise DamagedError(f"damaged: {self._damage.structure}; events may be missing", named=True)
             return read_events(connection, run, name=name, key=key, start=start, stop=stop, limit=limit)
 
     def media(self, ref: RunRef, digest: str) -> tuple[str, bytes]:
@@ -205,8 +216,9 @@ class SqliteQueries:
 
     def alerts(self, after: int, limit: int) -> list[tuple[RunRef, StoredEvent]]:
         """See `Store`."""
-        with self._reader() as connection, reading(connection):
-            return read_alerts(connection, after, limit)
+        damaged: list[str] = []
+        with self._reader() as connection, self._noting(damaged), reading(connection):
+            return read_alerts(connection, after, limit, damaged)
 
     @contextmanager
     def _reader(self) -> Iterator[sqlite3.Connection]:
@@ -222,15 +234,20 @@ class SqliteQueries:
         finally:
             self._readers.put(connection)
 
-    def _check_complete(self, run: int, selection: Selection) -> None:
-        """Say that series may be missing, of a run of which some cannot be found. Raises DamagedError."""
-        text = self._damage.incomplete.get(run)
-        if text is None or not selection.metrics:
-            return
-        if selection.damaged is None:
-            raise DamagedError(text, named=True)
-        if text not in selection.damaged:
-            selection.damaged.append(text)
+    def _check_complete(self, connection: sqlite3.Connection, run: int, damaged: list[str] | None = None) -> bool:
+        """Look whether all series of a run are there, if the catalog is known to be damaged.
+
+        Raises:
+            DamagedError: They are not, and `damaged` is None; else a text is appended to it.
+        """
+        if self._damage.is_catalog_sound:
+            return True
+        found: list[str] = []
+        with leaving_out(connection, None if damaged is None else found):
+            check_series(connection, run)
+        if damaged is not None:
+            damaged += [text for text in found if text not in damaged]
+        return not found
 
     @contextmanager
     def _noting(self, damaged: list[str] | None) -> Iterator[None]:

@@ -33,10 +33,17 @@ def find_series(connection: sqlite3.Connection, run: int, selection: Selection) 
         (run, *selection.metrics, selection.process),
     ).fetchall()
     found: list[SeriesRow] = []
+    known: set[int] = set()
     for *row, process in rows:
-        series, _, metric, kind, scope, attributes, unit, *_ = row
+        series, number, metric, kind, scope, attributes, unit, *_ = row
         with leaving_out(connection, selection.damaged):
             SERIES.verify(row, f"the row of series {series}", series=series)
+            if number not in known:
+                about = connection.execute(
+                    f"SELECT {PROCESS.selection} FROM process WHERE id = ?", (number,)
+                ).fetchone()
+                PROCESS.verify(about, f"the row of process {process!r} of run {run}")
+                known.add(number)
             if parse_kind(kind).numeric == selection.numeric:
                 found.append((series, process, metric, kind, attributes, scope, unit))
     return found

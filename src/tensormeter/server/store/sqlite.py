@@ -33,7 +33,7 @@ from tensormeter.server.store import (
     journal,
 )
 from tensormeter.server.store.annotations import update_run
-from tensormeter.server.store.arrivals import Rejections, arrivals_of
+from tensormeter.server.store.arrivals import Arrival, Rejections, arrivals_of
 from tensormeter.server.store.background import Background
 from tensormeter.server.store.catalog import Catalog, find_run
 from tensormeter.server.store.damage import named
@@ -286,14 +286,24 @@ class SqliteStore(SqliteQueries):
                 arrivals, _ = arrivals_of(decode_metrics(payload))
             except (DamagedError, EncodingError) as error:
                 self._damage.add(error)
-                self._set_aside(seq)
-            else:
-                self._heads.append(seq, self._catalog.place(seq, arrivals))
+                self._set_aside(seq, remove=True)
+                continue
+            homeless: list[Arrival] = []
+            self._heads.append(seq, self._catalog.place(seq, arrivals, homeless))
+            if homeless:
+                points, one = sum(len(arrival.points) for arrival in homeless), homeless[0]
+                self._damage.add(
+                    DamagedError(
+                        f"damaged: {points} points of journal row {seq} belong to rows that cannot be found, such as metric "
+                        f"{one.metric!r} of run {one.source.run_id!r}; they are missing, and kept in the table `damaged`"
+                    )
+                )
+                self._set_aside(seq, remove=False)
 
-    def _set_aside(self, seq: int) -> None:
+    def _set_aside(self, seq: int, *, remove: bool) -> None:
         try:
             with writing(self._writer):
-                journal.set_aside(self._writer, seq)
+                journal.set_aside(self._writer, seq, remove=remove)
         except StoreError as error:
             _log.warning("tensormeter: journal row %d cannot be set aside: %s", seq, error)
 

@@ -63,11 +63,13 @@ class StartCheck:
             self._connection = connection = open_read_only(self._file)
             try:
                 inspection = Inspection(connection, self._look)
-                for findings in (inspection.structure(), inspection.catalog()):
-                    for finding in findings:
-                        self._damage.add(StoreError(str(finding)))
-                        if finding.incomplete is not None:
-                            self._damage.incomplete[finding.incomplete] = f"damaged: {finding}"
+                for finding in inspection.structure():
+                    self._damage.add(StoreError(str(finding)))
+                    self._damage.structure = self._damage.structure or str(finding)
+                    self._damage.is_catalog_sound = False
+                for finding in inspection.catalog():
+                    self._damage.add(StoreError(str(finding)))
+                    self._damage.is_catalog_sound = False
             finally:
                 self._connection = None
                 connection.close()
