@@ -436,20 +436,16 @@ def test_points_go_on_behind_a_damaged_chunk(damaged_copy, small_chunks):
         f"UPDATE chunk SET words = zeroblob(9) WHERE {where} AND seq = (SELECT max(seq) FROM chunk WHERE {where})"
     )
     store = SqliteStore(folder, fold_interval=3600)
-    for first in (N, N + 10):
-        send_metrics(
-            store,
-            "long",
-            Gauge("loss", times(first, 10), np.arange(10) / 7),
-            Gauge("fresh", times(first, 10), np.ones(10)),
-        )
+    for first in (N, N + 1000):
+        fresh = Gauge("fresh", times(first, 1000), np.ones(1000))
+        send_metrics(store, "long", fresh, Gauge("loss", times(first, 1000), np.arange(1000) / 7))
         store.fold()
     assert store.pending_points() == 0
     assert "'loss' of run 'long'" in store.problem()
     ref = RunRef("long", "demo")
-    assert len(store.read(ref, Selection(["fresh"])).series[0].points) == 20
+    assert len(store.read(ref, Selection(["fresh"])).series[0].points) == 2000
     (series,) = store.read(ref, Selection(["loss"], process="p0", start=T0 + N)).series
-    assert series.points.values() == [*(np.arange(10) / 7)] * 2
+    assert series.points.values() == [*(np.arange(1000) / 7)] * 2
     with pytest.raises(StoreError, match="damaged"):
         store.read(ref, Selection(["loss"], process="p0"))
     store.close()

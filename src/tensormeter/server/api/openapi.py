@@ -49,6 +49,12 @@ def _with_gaps(**properties: _Schema) -> _Schema:
     return {**shape, "properties": {**properties, "gaps": _list(_JSON_NUMBER)}}
 
 
+def _damageable(**properties: _Schema) -> _Schema:
+    """A shape from which damaged parts may be left out: `damaged` is there only if some are."""
+    shape = _shape(**properties)
+    return {**shape, "properties": {**properties, "damaged": _list(_TEXT)}}
+
+
 def _ref(name: str) -> _Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
@@ -146,7 +152,7 @@ _SCHEMAS: Final[Mapping[str, _Schema]] = {
             **{name: _nullable(_TEXT) for name in _CHOICE},
         },
     },
-    "QueryResult": _shape(
+    "QueryResult": _damageable(
         series=_list(
             _with_gaps(
                 run=_TEXT,
@@ -253,7 +259,7 @@ def openapi_document() -> dict[str, Any]:
         "/api/v1/runs": {
             "get": _operation(
                 "A page of runs.",
-                _shape(runs=_list(_ref("Run")), total=_INTEGER),
+                _damageable(runs=_list(_ref("Run")), total=_INTEGER),
                 [
                     _PROJECT,
                     *(_parameter(name) for name in ("filter", "sort", "fields")),
