@@ -167,6 +167,22 @@ def test_damage_in_clickhouse_is_said_by_health_and_does_not_stop_ingest(start, 
     assert server.get("/api/v1/runs/other/series", metric="v")["series"][0]["value"] == [1.0]
 
 
+def test_check_lets_clickhouse_verify_its_tables(start, make, own_clickhouse):
+    store = f"clickhouse://127.0.0.1:{own_clickhouse.port}/checked"
+    server = start("--store", store)
+    assert server.metrics(make.rows("r", [(T0 + i, i, {"v": float(i)}) for i in range(10)])).status == 200
+    command = [sys.executable, "-m", "tensormeter", "check", "--store", store]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stderr, "nothing is damaged" in done.stdout) == (0, "", True)
+    for part in (own_clickhouse.folder / "data" / "checked" / "points").glob("*/data.bin"):
+        content = bytearray(part.read_bytes())
+        content[-1] ^= 1
+        part.write_bytes(content)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert any(line.startswith("damaged: table points") for line in done.stdout.splitlines()), done.stdout
+
+
 def test_a_server_without_clickhouse_says_so_in_one_line(tmp_path):
     command = [sys.executable, "-m", "tensormeter", "serve", "--port", "0", "--data", str(tmp_path)]
     environment = os.environ | {"TENSORMETER_CLICKHOUSE_PASSWORD": "not to be seen"}
