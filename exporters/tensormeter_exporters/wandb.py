@@ -116,6 +116,8 @@ class WandbExporter:
         self._runs: dict[str, Any] = {}
         self._files: dict[str, WandbFile] = {}
         self._logged: dict[str, int] = {}
+        self._lost = False
+        """Whether wandb's own process is gone, with what it had not written."""
         self._refused: dict[str, RefusedItems] = {}
         """What was refused of requests that an earlier agent has begun with, by their ids."""
         self._look_back()
@@ -123,11 +125,15 @@ class WandbExporter:
     def export(self, request: Request) -> Outcome:
         if request.id == self._journal.accepted:
             return Accepted()
-        refused = self._refused.pop(request.id, None) or RefusedItems(_is_temporary)
         try:
+            if self._lost:
+                self._start_again()
+            refused = self._refused.pop(request.id, None) or RefusedItems(_is_temporary)
             said, rows, counts = self._contents(request, refused)
         except EncodingError as error:
             return Rejected(str(error))
+        except _Unavailable as error:
+            return Retry(f"wandb: {error}")
         try:
             self._series.save()
             self._go_on({spoken.speaker for spoken in said} | {speaker for speaker, _, _ in rows})
@@ -135,6 +141,11 @@ class WandbExporter:
             stored, finished = self._log(entry, said, rows, refused)
         except (wandb.Error, _Unavailable) as error:
             return Retry(f"wandb: {error}")
+        except Exception as error:
+            if not _is_of_service(error):
+                raise
+            self._lost = True
+            return Retry(f"wandb's own process is gone ({type(error).__name__}: {error}); it is started again")
         outcome = refused.outcome(stored)
         if isinstance(outcome, Rejected):
             self._journal.drop(entry)
@@ -145,10 +156,25 @@ class WandbExporter:
 
     def shutdown(self) -> None:
         """Runs that have not ended are left open: another agent goes on with them."""
-        for run in self._runs.values():
-            run.finish(exit_code=0)
-        self._forget(self._runs)
+        finished = set()
+        for process, run in self._runs.items():
+            try:
+                run.finish(exit_code=0)
+                finished.add(process)
+            except (
+                Exception
+            ) as error:  # of a process of wandb's that is gone: what it had not written is in the journal
+                logger.warning("%s: wandb did not finish: %s: %s", self._destination, type(error).__name__, error)
+        self._forget(finished)
         self._runs.clear()
+
+    def _start_again(self) -> None:
+        """Go on with another process of wandb's, as another agent would: what the last one has not written is logged again."""
+        _tear_down()
+        self._runs.clear()
+        self._logged.clear()
+        self._look_back()
+        self._lost = False
 
     def _directory(self) -> Path:
         return Path(self._options["directory"]).expanduser().absolute()
@@ -311,6 +337,8 @@ class WandbExporter:
             try:
                 self._begin(speaker)
             except Exception as error:  # of wandb, about what it finds here: no request is the cause
+                if _is_of_service(error):
+                    _tear_down()
                 raise _Unavailable(f"cannot begin a run ({type(error).__name__}: {error})") from error
         return self._runs[speaker.process]
 
@@ -361,8 +389,19 @@ def _open_journal(folder: Path | None) -> Journal:
 
 def _is_temporary(error: Exception) -> bool:
     """Whether an exception says nothing about what is logged."""
-    of_service = type(error).__module__.startswith(("wandb.sdk.lib.service", "wandb.sdk.mailbox"))
-    return is_outage(error) or isinstance(error, _Unavailable | wandb.errors.CommError) or of_service
+    return is_outage(error) or isinstance(error, _Unavailable | wandb.errors.CommError) or _is_of_service(error)
+
+
+def _is_of_service(error: Exception) -> bool:
+    """Whether the connection to wandb's own process is broken."""
+    module = type(error).__module__
+    return isinstance(error, ConnectionError) or module.startswith(("wandb.sdk.lib.service", "wandb.sdk.mailbox"))
+
+
+def _tear_down() -> None:
+    """Forget wandb's own process, so that the next run starts another."""
+    with contextlib.suppress(Exception, SystemExit):  # what is broken already may break once more
+        wandb.teardown()
 
 
 def _run_id(speaker: Speaker) -> str:

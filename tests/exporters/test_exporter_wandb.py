@@ -333,3 +333,43 @@ def test_a_users_own_columns_do_not_replace_those_of_wandb(tmp_path, clean_envir
     assert "'_step' is stored as 'step_" in done.stderr
     (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     assert len(path.stem.removeprefix("run-")) <= 64, "W&B's limit on a run's id"
+
+
+SERVICE_KILLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import psutil
+from conftest import Make as make
+from tensormeter.exporter import Accepted, ExporterConfig, Retry
+from tensormeter_exporters.wandb import WandbExporter
+folder = Path(sys.argv[2])
+agent = WandbExporter(ExporterConfig(endpoint="", token=None, timeout=60, destination="wandb",
+                                     options={"directory": str(folder)}, state=folder / "state"))
+def deliver(number):
+    outcomes = [Retry("not tried")]
+    while isinstance(outcomes[-1], Retry) and len(outcomes) < 5:
+        outcomes.append(agent.export(make.logged(number, make.rows({number: {"loss": number / 7}}, start=make.T0 + number))))
+    return outcomes[1:]
+for number in range(40):
+    if number in (10, 20):
+        for process in psutil.Process().children(recursive=True):
+            if "wandb-core" in process.name():
+                process.kill()
+                process.wait()
+    outcomes = deliver(number)
+    assert outcomes[-1] == Accepted(), outcomes
+    if len(outcomes) > 1:
+        print(outcomes[0].reason)
+agent.shutdown()
+"""
+
+
+def test_wandbs_own_process_may_be_killed(tmp_path, clean_environment):
+    """By the system, for example, when memory is short: another one goes on, and each row is there once."""
+    done = agent(tmp_path, clean_environment, SERVICE_KILLED)
+    assert done.returncode == 0, done.stderr
+    assert "is started again" in done.stdout
+    history = history_of(tmp_path)
+    assert sorted(row["tensormeter/step"] for row in history) == list(range(40))
+    assert {row["tensormeter/step"]: row["loss"] for row in history} == {step: step / 7 for step in range(40)}
