@@ -124,7 +124,7 @@ class WandbExporter:
 
     def export(self, request: Request) -> Outcome:
         if request.id == self._journal.accepted:
-            return Accepted()
+            return Accepted(*self._journal.refused)
         try:
             if self._lost:
                 self._start_again()
@@ -150,7 +150,7 @@ class WandbExporter:
         if isinstance(outcome, Rejected):
             self._journal.drop(entry)
         else:
-            self._journal.accept(entry)
+            self._journal.accept(entry, refused.count, refused.reason)
         self._forget(finished)
         return outcome
 

@@ -49,7 +49,8 @@ class Journal:
     """A small file, replaced in one step, and beside it the bodies of requests. Used by one thread; blocks for the disk.
 
     Attributes:
-        accepted: Id of the last request that was logged whole.
+        accepted: Id of the last request that was logged whole, but for what was refused.
+        refused: How many items of it were refused, and why.
         entries: Requests that may not be in the files yet, in order.
         files: The file that wandb writes for each process, or wrote last.
         written: W&B's last step of each process in the files before that.
@@ -65,6 +66,8 @@ class Journal:
         if folder is not None and (folder / _STATE).exists():
             document = json.loads((folder / _STATE).read_text(encoding="utf-8"))
         self.accepted: str = document["accepted"]
+        count, reason = document.get("refused", (0, ""))
+        self.refused = int(count), str(reason)
         self.entries = [Entry(**entry | {"number": int(entry["number"])}) for entry in document["entries"]]
         self.files = {process: Path(path) for process, path in document["files"].items()}
         self.written: dict[str, int] = dict(document["written"])
@@ -100,9 +103,10 @@ class Journal:
         """Decide that the next row of a process comes behind a step."""
         self._next[process] = written + 1
 
-    def accept(self, entry: Entry) -> None:
-        """All of it has been logged."""
+    def accept(self, entry: Entry, refused: int = 0, reason: str = "") -> None:
+        """All of it has been logged, but for what was refused."""
         self.accepted = entry.id
+        self.refused = refused, reason
         self._save()
 
     def drop(self, entry: Entry) -> None:
@@ -165,6 +169,7 @@ class Journal:
         make_directory(self._folder)
         document = {
             "accepted": self.accepted,
+            "refused": self.refused,
             "number": self._number,
             "entries": [asdict(entry) for entry in self.entries],
             "next": self._next,

@@ -139,7 +139,7 @@ from tensormeter_exporters import wandb as module
 folder, when, rows = Path(sys.argv[2]), sys.argv[3], 300
 die = lambda: os.kill(os.getpid(), signal.SIGKILL)
 if when == "end":
-    module.Journal.accept = lambda self, entry: die()
+    module.Journal.accept = lambda self, *given: die()
 elif when.isdecimal():
     left, log = [int(when)], wandb.Run.log
     def counted(run, *values, **options):
@@ -219,9 +219,10 @@ def exporter():
 bad = Image("bad", b"\\x89PNG\\r\\n\\x1a\\nbroken", "image/png", 1, 1)
 media = make.logs(1, Text("k" * 300, "first").event(make.T0, 1), bad.event(make.T0, 2), Text("/", "last").event(make.T0, 3))
 if when == "begun":
-    module.Journal.accept = lambda self, entry: os.kill(os.getpid(), signal.SIGKILL)
+    module.Journal.accept = lambda self, *given: os.kill(os.getpid(), signal.SIGKILL)
 agent = exporter()
 outcome = agent.export(media)
+assert module.Journal(folder / "state").refused == (1, outcome.message), "for an agent that is asked again"
 print(outcome.rejected, outcome.message)
 print(agent.export(make.logged(2, make.rows({4: {"loss": 0.5}}))).rejected)
 print(agent.export(make.logs(3, bad.event(make.T0, 5))).rejected)
