@@ -139,6 +139,7 @@ def describe(run, settings=(), **values):
     """Change what `run.json` says."""
     document = json.loads((run / "run.json").read_text()) | values
     document["settings"] |= dict(settings)
+    document.pop("checksum", None)
     (run / "run.json").write_text(json.dumps(document))
 
 

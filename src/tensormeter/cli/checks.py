@@ -20,7 +20,7 @@ import urllib3
 import tensormeter
 from tensormeter.errors import TensormeterError
 from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Request, Unauthorized, load_exporter
-from tensormeter.pipeline.directory import RunDirectory, list_runs
+from tensormeter.pipeline.directory import RunDirectory, find_runs, list_runs
 from tensormeter.pipeline.filesystem import network_filesystem
 from tensormeter.pipeline.places import memory_directories
 from tensormeter.pipeline.spool import Spool
@@ -164,13 +164,28 @@ def spool(settings: Settings) -> Finding:
             f"other users can replace {directory}: {weak}; `tensormeter sync` ignores the settings that are stored there",
             "set TENSORMETER_DIR to a private folder",
         )
-    waiting = sum(len(list_runs(place)) for place in (directory, *memory_directories(settings)[0]))
+    found = [find_runs(place) for place in (directory, *memory_directories(settings)[0])]
+    runs = [run for some, _ in found for run in some]
+    unreadable = [str(path) for _, refused in found for path, _ in refused]
+    waiting = len(runs)
     free = shutil.disk_usage(existing).free
     if free < settings.spool_max_bytes:
         return Finding(
             "warning",
             f"{free >> 20} MiB free in {existing}, less than a spool may take ({settings.spool_max_bytes >> 20} MiB)",
             "free some, or set TENSORMETER_SPOOL_MAX_BYTES lower",
+        )
+    if damaged := [run.path.name for run in runs if run.damage]:
+        return Finding(
+            "warning",
+            f"{directory}: {waiting} runs wait; the run.json of {', '.join(damaged)} cannot be used",
+            "deliver them with `tensormeter sync`, which uses its own settings for these",
+        )
+    if unreadable:
+        return Finding(
+            "warning",
+            f"{directory}: {waiting} runs wait; {', '.join(unreadable)} cannot be looked into",
+            "see `tensormeter spool ls`",
         )
     if waiting:
         return Finding("ok", f"{directory}: {waiting} runs wait", "deliver them with `tensormeter sync`")

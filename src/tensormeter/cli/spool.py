@@ -1,4 +1,4 @@
-"""`tensormeter spool`: look at what is not delivered, and delete what never will be."""
+"""`tensormeter spool`: look at what is not delivered, send again what was set aside, and delete what never will be delivered."""
 
 import os
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tensormeter.cli.terminal import local_time, plain
-from tensormeter.errors import SpoolError, UsageError
+from tensormeter.errors import RingError, SpoolError, UsageError
 from tensormeter.settings import Settings
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _directory_option = click.option(
 
 @click.group()
 def spool() -> None:
-    """Look at what runs have left on this machine, and delete it."""
+    """Look at what runs have left on this machine, send again what receivers have refused, and delete it."""
 
 
 @spool.command()
@@ -70,6 +70,11 @@ def ls(directory: Path | None) -> None:
             cells += [plain(error)]
         table.add_row(*(Text(plain(cell)) for cell in cells))
     Console().print(table)
+    for run in runs:
+        if run.damage:
+            click.echo(
+                f"{plain(run.path.name)}: {plain(run.damage)}; `tensormeter sync` delivers it with its own settings"
+            )
 
 
 @spool.command()
@@ -106,16 +111,21 @@ def show(run: str, directory: Path | None) -> None:
 @_directory_option
 def purge(run: str, rejected: bool, yes: bool, directory: Path | None) -> None:
     """Delete what a run has left here, delivered or not. It cannot be brought back."""
-    from tensormeter.ring.file import RingFile
-
     found = _find(run, directory)
-    with _opened(found) as opened:
-        items = opened.quarantined_items() if rejected else opened.pending_items() + opened.quarantined_items()
-        what = f"{items:,} items of {found.path.name}"
-        if not yes:
-            click.confirm(f"delete {plain(what)}?", abort=True)
+    try:
+        with _opened(found) as opened:
+            items = opened.quarantined_items() if rejected else opened.pending_items() + opened.quarantined_items()
+            what = f"{items:,} items of {found.path.name}"
+            if not yes:
+                click.confirm(f"delete {plain(what)}?", abort=True)
+            if rejected:
+                opened.forget_rejections()
+    except SpoolError as error:
         if rejected:
-            opened.forget_rejections()
+            raise
+        what = f"{found.path.name}, whose spool cannot be read"
+        if not yes:
+            click.confirm(f"{plain(error)}\ndelete {plain(what)}?", abort=True)
     if not rejected:
         try:
             lock = found.try_agent_lock()
@@ -125,7 +135,7 @@ def purge(run: str, rejected: bool, yes: bool, directory: Path | None) -> None:
             raise UsageError(f"{found.path.name} has an agent at work; end the run first, or stop its agent")
         try:
             with found.siblings_locked():
-                if any(RingFile.open(path).writer_alive() for path in found.ring_files()):
+                if any(_is_written(path) for path in found.ring_files()):
                     raise UsageError(f"{found.path.name} is being recorded; end the run first")
                 found.remove()
         except OSError as error:
@@ -133,6 +143,62 @@ def purge(run: str, rejected: bool, yes: bool, directory: Path | None) -> None:
         finally:
             os.close(lock)
     click.echo(f"deleted {plain(what)}")
+
+
+@spool.command()
+@click.argument("run", required=False)
+@_directory_option
+def retry(run: str | None, directory: Path | None) -> None:
+    """Put what receivers have refused, and the spool has set aside, back into the queue.
+
+    RUN is the run's id, or the name of its folder; without it, all runs. An agent that is at work on the run sends it at once, otherwise
+    the next `tensormeter sync` does. Requests keep their ids, so a server that has one already stores nothing twice.
+    """
+    from tensormeter.pipeline.sync import wake_agent
+
+    runs = _runs(directory) if run is None else [_find(run, directory)]
+    failed = False
+    items = 0
+    for found in runs:
+        name = plain(found.path.name)
+        try:
+            # Not while an agent that has nothing left decides to remove the folder.
+            with found.siblings_locked(), _opened(found) as opened:
+                retried = opened.retry()
+        except (SpoolError, OSError) as error:
+            failed = True
+            click.echo(f"{name}: {plain(error)}", err=True)
+            continue
+        items += retried.items
+        if retried.requests:
+            works = _agent_lives(found)
+            if works:
+                wake_agent(found)
+            how = "its agent sends them now" if works else "`tensormeter sync` sends them"
+            click.echo(f"{name}: {retried.items:,} items ({retried.requests:,} requests) wait again; {how}")
+        if retried.damaged:
+            failed = True
+            click.echo(f"{name}: {retried.damaged:,} items are damaged; they are lost, and counted", err=True)
+        if retried.given_up:
+            failed = True
+            click.echo(
+                f"{name}: {retried.given_up:,} items cannot be sent again: the spool was full, and their contents were deleted",
+                err=True,
+            )
+    if not items and not failed:
+        click.echo("nothing is set aside")
+    if failed:
+        raise SystemExit(1)
+
+
+def _is_written(ring: Path) -> bool:
+    """Whether the process that writes a ring lives; a ring that cannot be read has none that could be asked for."""
+    from tensormeter.ring.file import RingFile
+
+    try:
+        return RingFile.open(ring).writer_alive()
+    except RingError:
+        return False
 
 
 def _runs(directory: Path | None) -> "list[RunDirectory]":
@@ -162,9 +228,20 @@ def _find(selector: str, directory: Path | None) -> "RunDirectory":
 
 @contextmanager
 def _opened(run: "RunDirectory") -> "Iterator[Spool]":
+    from tensormeter.pipeline.repair import open_left
     from tensormeter.pipeline.spool import Spool
 
-    with closing(Spool(run.spool)) as found:
+    try:
+        lock = run.try_agent_lock()
+    except OSError:  # the folder of another user
+        lock = None
+    try:
+        # Without an agent, nobody has looked yet whether SQLite's log is whole, and opening it makes SQLite forget that.
+        opened = Spool(run.spool) if lock is None else open_left(run.spool)
+    finally:
+        if lock is not None:
+            os.close(lock)
+    with closing(opened) as found:
         yield found
 
 

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import stat
+import zlib
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,18 +12,44 @@ from tensormeter.errors import SpoolError
 from tensormeter.private import open_file
 from tensormeter.settings import IDENTIFIER
 
-__all__ = ["RefusedRunError", "check_contents", "read_description"]
+__all__ = ["RefusedRunError", "check_contents", "describe_folder", "encode_description", "read_description"]
 
 _MOST_BYTES: Final = 16 << 20
 """Length of a run.json."""
+
+
+_HOST: Final = re.compile(r"[^/\0]{1,255}")
 
 
 class RefusedRunError(SpoolError):
     """A run directory is left alone, because others may have prepared what is in it."""
 
 
-def read_description(path: Path) -> tuple[dict[str, Any], int]:
-    """The contents of `run.json`, and its owner.
+def encode_description(run: dict[str, Any]) -> str:
+    """The text of a `run.json`, with a checksum."""
+    return json.dumps(run | {"checksum": _checksum(run)}, indent=1)
+
+
+def _checksum(run: dict[str, Any]) -> int:
+    content = {name: value for name, value in run.items() if name != "checksum"}
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
+def describe_folder(path: Path) -> dict[str, Any]:
+    """What is known of a run whose `run.json` cannot be read: its id and host, which are the name of its folder.
+
+    Raises:
+        ValueError: The folder has no such name.
+    """
+    run_id, at, host = path.name.partition("@")
+    if not at or not IDENTIFIER.fullmatch(run_id) or not _HOST.fullmatch(host):
+        raise ValueError(f"{path.name} is not the name of a run's folder")
+    created = int(path.stat().st_mtime_ns)
+    return {"run_id": run_id, "name": run_id, "host": host, "created": created, "rings": "", "settings": {}}
+
+
+def read_description(path: Path) -> tuple[dict[str, Any], int, bool]:
+    """The contents of `run.json`, its owner, and whether it matches its checksum (those of earlier versions have none).
 
     Raises:
         OSError, ValueError, KeyError, TypeError: It is not what it should be.
@@ -36,7 +64,8 @@ def read_description(path: Path) -> tuple[dict[str, Any], int]:
             raise TypeError(f"run.json: {name} is {run[name]!r}")
     if not IDENTIFIER.fullmatch(run["run_id"]) or "/" in run["host"] or "\0" in run["host"] + run["rings"]:
         raise ValueError(f"run.json: the run is {run['run_id']!r} on {run['host']!r}")
-    return run | {"created": run["created"] if isinstance(run.get("created"), int) else 0}, status.st_uid
+    matches = run.pop("checksum", _checksum(run)) == _checksum(run)
+    return run | {"created": run["created"] if isinstance(run.get("created"), int) else 0}, status.st_uid, matches
 
 
 def check_contents(path: Path) -> None:

@@ -13,13 +13,15 @@
 Rings lie in `settings.buffer_directory` (shared memory), or in the run directory where there is none.
 Folders are private (0700), and so are files (0600). The directory is deleted when everything in it has been delivered.
 
+A folder with a spool or rings is a run, also if its `run.json` is missing or damaged: its id and host are the folder's name, the spool
+knows the rest, and it is delivered like a run in doubt.
+
 A run directory that others could have put there, or that a command was given by its path, is in doubt: it is data only. Of its
 `run.json` the identity of the run is used and the temporality of its sums; every other setting is the caller's.
 """
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import socket
@@ -32,7 +34,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from tensormeter.errors import SettingsError, SpoolError
-from tensormeter.pipeline.description import RefusedRunError, check_contents, read_description
+from tensormeter.pipeline.description import (
+    RefusedRunError,
+    check_contents,
+    describe_folder,
+    encode_description,
+    read_description,
+)
 from tensormeter.pipeline.locking import locked
 from tensormeter.pipeline.places import make_private_directory
 from tensormeter.pipeline.removal import REMOVED, remove_rings, remove_run
@@ -63,12 +71,14 @@ class RunDirectory:
         run: The contents of `run.json`: run_id, name, host, created (nanoseconds), and the settings of the process that
             came last, without secrets.
         doubt: Why the settings in `run` are not used, as a phrase; "" if they are.
+        damage: What is wrong with `run.json`, as a phrase; "" if nothing is.
     """
 
     path: Path
     rings: Path
     run: dict[str, Any]
     doubt: str = ""
+    damage: str = ""
 
     @classmethod
     def create(cls, settings: Settings, run_id: str, name: str) -> "RunDirectory":
@@ -109,21 +119,35 @@ class RunDirectory:
         """
         if (path / "run.json").is_symlink():
             raise RefusedRunError(f"{path / 'run.json'} is a link, which no run makes; remove it")
+        damage = ""
         try:
-            run, owner = read_description(path)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise SpoolError(f"{path} is not a run directory: {error}") from error
+            run, owner, matches = read_description(path)
+            if not matches:
+                damage = "its run.json does not match its checksum (if you have edited it, remove the checksum)"
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
+            if not _holds_data(path):
+                raise SpoolError(f"{path} is not a run directory: {error}") from error
+            if isinstance(error, PermissionError):
+                raise RefusedRunError(f"its run.json cannot be read: {error}") from error
+            missing = isinstance(error, FileNotFoundError)
+            damage = "it has no run.json" if missing else f"its run.json cannot be read ({_first_words(error)})"
+            try:
+                run, owner = describe_folder(path), path.stat().st_uid
+            except ValueError:
+                raise RefusedRunError(
+                    f"{damage}, and the folder's name is not that of a run; rename it to RUN_ID@HOST"
+                ) from error
         weak = weakness(path)
         if not weak and owner not in (0, os.geteuid()):
             weak = f"run.json belongs to user {owner}"
-        doubt = weak or ("the folder was given by its path" if given else "")
+        doubt = weak or ("the folder was given by its path" if given and not damage else damage)
         if doubt:
             check_contents(path)
         buffer = run["settings"].get("buffer_directory")
         if doubt or not isinstance(buffer, str | None):
             buffer = Settings().buffer_directory
         place = path.absolute() if weak else _place_when_made(path, run)
-        return cls(path, _ring_directory(None if buffer is None else Path(buffer), place), run, doubt)
+        return cls(path, _ring_directory(None if buffer is None else Path(buffer), place), run, doubt, damage)
 
     def restore(self) -> None:
         """Make the directory, and its description, if they are not there. Call it while holding `runs_locked`.
@@ -134,7 +158,7 @@ class RunDirectory:
         make_directory(self.path)
         tighten_directory(self.path)
         tighten_contents(self.path)
-        write_file(self.path / "run.json", json.dumps(self.run, indent=1))
+        write_file(self.path / "run.json", encode_description(self.run))
 
     def settings(self, caller: Settings | None = None) -> Settings:
         """The settings to deliver with; `directory` is as it is now: the run may have been moved, or copied from another
@@ -207,7 +231,7 @@ class RunDirectory:
             return (
                 f"points of it are in {self.rings}, which is not read: {weak}; if they are its own, run chmod 700 on it"
             )
-        written = Path(self.run["rings"])
+        written = Path(self.run["rings"] or self.rings)
         same_run = written.name == _ring_name(_place_when_made(self.path, self.run))
         if self.doubt and same_run and written != self.rings and any(written.glob("*.ring")):
             return (
@@ -308,9 +332,7 @@ def find_runs(
         return [], [(directory, reason)]
     if given:
         directory = directory.resolve()
-    files = [directory / "run.json", *directory.glob("[!.]*/run.json"), *(directory / "runs").glob("[!.]*/run.json")]
-    for file in files:
-        path = file.parent
+    for path in [directory, *_folders(directory, refused), *_folders(directory / "runs", refused)]:
         try:
             if given and path.resolve() != path:
                 raise RefusedRunError(f"{path} is a link, or leads through one; give the folder itself")
@@ -319,6 +341,8 @@ def find_runs(
                 raise RefusedRunError(run.doubt)
         except RefusedRunError as error:
             refused.append((path, str(error)))
+        except PermissionError as error:
+            refused.append((path, f"it cannot be read: {error.strerror}"))
         except (SpoolError, OSError):  # OSError: it has just been removed
             continue
         else:
@@ -336,6 +360,39 @@ def runs_locked(directory: Path) -> Iterator[None]:
     _make_runs_directory(directory)
     with locked(directory / "runs" / ".lock"):
         yield
+
+
+def _folders(directory: Path, refused: list[tuple[Path, str]]) -> list[Path]:
+    """The folders in a directory that may be runs. One that cannot be read is `refused`."""
+    try:
+        with os.scandir(directory) as entries:
+            return sorted(Path(entry.path) for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        refused.append((directory, f"it cannot be read: {error.strerror}"))
+        return []
+
+
+def _holds_data(path: Path) -> bool:
+    """Whether there is something of a run in a folder, whatever its `run.json` is.
+
+    Raises:
+        OSError: The folder cannot be read.
+    """
+    with os.scandir(path) as entries:
+        names = [entry.name for entry in entries]
+    if any(name.startswith("spool.sqlite") for name in names):
+        return True
+    rings = {path / "rings"}
+    with contextlib.suppress(SettingsError):
+        rings.add(_ring_directory(Settings().buffer_directory, path.absolute()))
+    return "@" in path.name and any(any(folder.glob("*.ring")) for folder in rings)
+
+
+def _first_words(error: Exception) -> str:
+    text = f"{type(error).__name__}: {error}"
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _make_runs_directory(directory: Path) -> None:

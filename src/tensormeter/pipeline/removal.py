@@ -28,7 +28,7 @@ _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _RUN_FILES: Final = re.compile(
     r"run\.json(\.new)?|agent\.(lock|log)|(attempts\.json|alive)(\.new)?|reserve|spool\.sqlite(\.damaged-\d+)?(-wal|-shm|-journal)?"
 )
-_RING_FILES: Final = re.compile(r".+\.(ring|lock|new)")
+_RING_FILES: Final = re.compile(r".+\.(ring|ring\.damaged|lock|new)")
 _MEDIA_FILES: Final = re.compile(r"\d+(\.new)?")
 _STATE_FILES: Final = re.compile(r"(outgoing|appended|journal)\.(json|new|json\.new)|\d+\.request")
 _MEDIA: Final = ".media"
@@ -77,7 +77,7 @@ def remove_run(path: Path, *, whole: bool) -> None:
 
 def _remove_known(path: Path) -> None:
     with _opened(path) as descriptor:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
             os.unlink("run.json", dir_fd=descriptor)  # first, so that what is left is never taken for a run
         _remove_files(descriptor, _RUN_FILES)
         _remove_folder("rings", descriptor, _remove_ring_files)
