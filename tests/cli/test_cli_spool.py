@@ -87,6 +87,41 @@ def test_spool_purge(cli, new_run, state):
     assert list_runs(state) == []
 
 
+def test_spool_retry(cli, new_run, url):
+    assert cli("spool", "retry").stdout == "nothing is set aside\n"
+    first, second = new_run("first"), new_run("second")
+    reject(first)
+    reject(second)
+    done = cli("spool", "retry", "first")
+    assert (done.returncode, done.stdout) == (
+        0,
+        f"{first.path.name}: 5 items (1 requests) wait again; `tensormeter sync` sends them\n",
+    )
+    assert "set aside" in cli("sync").stdout, "what is set aside of the second"
+    assert not first.path.exists()
+    done = cli("spool", "retry")
+    assert second.path.name in done.stdout
+    assert cli("sync").returncode == 0
+    assert not second.path.exists()
+    assert "there is no run 'other' here" in cli("spool", "retry", "other").stderr
+
+
+def test_a_damaged_spool_can_be_purged(cli, new_run):
+    run = new_run("first")
+    run.spool.write_bytes(b"no database" * 1000)
+    assert "cannot" in cli("spool", "ls").stdout
+    done = cli("spool", "purge", "first", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert not run.path.exists()
+
+
+def test_doctor_names_runs_whose_description_is_damaged(cli, new_run):
+    run = new_run("first")
+    (run.path / "run.json").write_text("{")
+    done = cli("doctor")
+    assert f"the run.json of {run.path.name} cannot be used" in " ".join(done.stdout.split())
+
+
 def test_sync_of_runs_from_another_machine(cli, new_run, state, tmp_path):
     """Copied here, with paths in them that are not there, and one of them broken."""
     for name in ("first", "second", "third"):

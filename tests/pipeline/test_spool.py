@@ -10,7 +10,7 @@ import pytest
 
 from tensormeter.errors import SpoolError
 from tensormeter.pipeline.cursor import Cursor
-from tensormeter.pipeline.request import Encoded
+from tensormeter.pipeline.request import Encoded, checksum
 from tensormeter.pipeline.spool import Spool
 
 
@@ -149,7 +149,7 @@ PUTTING = """
 import sys
 from pathlib import Path
 from tensormeter.pipeline.cursor import Cursor
-from tensormeter.pipeline.request import Encoded
+from tensormeter.pipeline.request import Encoded, checksum
 from tensormeter.pipeline.spool import Spool
 spool = Spool(Path(sys.argv[1]))
 number = spool.cursor("p", 0).position
@@ -214,3 +214,80 @@ def test_a_spool_that_is_in_use_names_the_process(spool, path):
         with pytest.raises(SpoolError, match=f"which is in use by process {process.pid}: database is locked"):
             put(spool, b"1")
         process.communicate("\n")
+
+
+def test_a_spool_of_version_2_is_brought_up_to_date(path):
+    """Nothing in it is lost, and it is whole afterwards."""
+    database = sqlite3.connect(path)
+    database.executescript(VERSION_2)
+    body = b"body"
+    expected = checksum("id", "metrics", 4, body)
+    database.execute("INSERT INTO request VALUES (7, 'id', 'metrics', 4, 2, 0, ?, ?)", (expected, body))
+    database.execute("INSERT INTO pending VALUES ('a', 7)")
+    database.execute("INSERT INTO quarantine VALUES (1, 'a', 'other', 'no', 'logs', 1, x'00')")
+    database.execute("INSERT INTO cursor VALUES ('p', 0, 64, 5)")
+    database.execute("INSERT INTO aggregate VALUES ('p', 'm', '{}')")
+    database.execute("INSERT INTO process VALUES ('p', 1, 0)")
+    database.execute("INSERT INTO loss VALUES ('refused', 3)")
+    database.execute("PRAGMA user_version = 2")
+    database.execute(f"PRAGMA application_id = {0x746D7302}")
+    database.commit()
+    database.close()
+    spool = Spool(path)
+    spool.check()
+    assert (spool.cursor("p", 0), spool.life("p"), spool.losses()) == (Cursor(64, 5), (True, False), {"refused": 3})
+    assert (spool.aggregates("p"), spool.pending_items(), spool.quarantined_items()) == ({"m": "{}"}, 4, 1)
+    assert spool.retry()[:2] == (1, 1)
+    assert drain(spool) == [body, b"\0"]
+    spool.check()
+    spool.close()
+
+
+VERSION_2 = """
+CREATE TABLE request (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL,
+    signal TEXT NOT NULL,
+    items INTEGER NOT NULL,
+    priority INTEGER NOT NULL,
+    thinned INTEGER NOT NULL DEFAULT 0,
+    checksum INTEGER NOT NULL,
+    body BLOB NOT NULL
+);
+CREATE INDEX request_priority ON request (priority, thinned, sequence);
+CREATE TABLE pending (
+    destination TEXT NOT NULL,
+    sequence INTEGER NOT NULL REFERENCES request (sequence) ON DELETE CASCADE,
+    PRIMARY KEY (destination, sequence)
+) WITHOUT ROWID;
+CREATE INDEX pending_sequence ON pending (sequence);
+CREATE TABLE quarantine (
+    number INTEGER PRIMARY KEY,
+    destination TEXT NOT NULL,
+    id TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    signal TEXT NOT NULL,
+    items INTEGER NOT NULL,
+    body BLOB NOT NULL,
+    UNIQUE (destination, id)
+);
+CREATE TABLE cursor (
+    process TEXT NOT NULL,
+    lane INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    last_time INTEGER NOT NULL,
+    PRIMARY KEY (process, lane)
+) WITHOUT ROWID;
+CREATE TABLE aggregate (
+    process TEXT NOT NULL,
+    stream TEXT NOT NULL,
+    state TEXT NOT NULL,
+    PRIMARY KEY (process, stream)
+) WITHOUT ROWID;
+CREATE TABLE process (
+    process TEXT PRIMARY KEY,
+    started INTEGER NOT NULL DEFAULT 0,
+    ended INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+CREATE TABLE loss (reason TEXT PRIMARY KEY, items INTEGER NOT NULL) WITHOUT ROWID;
+"""

@@ -212,8 +212,8 @@ class Delivery:
         """Whether the next attempt needs a new exporter: the present one may have been left in a broken state."""
         self._answered_at = self._asked_at = 0.0
         """When the receiver has accepted something last, and when it was last asked what is durable."""
-        self._making = False
-        """Whether the attempt is one to make the exporter."""
+        self._making_since: float | None = None
+        """Since when an exporter is being made."""
         self._recalled: float | None = None
         """When a sibling that had failed too was successful, until this delivery has made an attempt of its own."""
 
@@ -228,11 +228,12 @@ class Delivery:
     @property
     def hangs(self) -> bool:
         """Whether the exporter has not returned for much longer than `export_timeout`, or has not been made for minutes."""
-        began, making = self._attempt_began, self._making
-        if began is None:
-            return False
-        limit = max(_HANGING, 3 * self._settings.export_timeout) if not making else _HANGING_MAKING
-        return time.monotonic() - began > limit
+        limits = (
+            (self._attempt_began, max(_HANGING, 3 * self._settings.export_timeout)),
+            (self._making_since, _HANGING_MAKING),
+        )
+        now = time.monotonic()
+        return any(since is not None and now - since > limit for since, limit in limits)
 
     @property
     def trouble(self) -> str:
@@ -290,11 +291,11 @@ class Delivery:
                 self._stop.wait(_TROUBLE_DELAY)
 
     def _make(self, config: ExporterConfig) -> Exporter:
-        self._making, self._attempt_began = True, time.monotonic()
+        self._making_since = time.monotonic()
         try:
             return self._exporter_type(config)
         finally:
-            self._making, self._attempt_began = False, None
+            self._making_since = None
 
     def _config(self) -> ExporterConfig:
         settings = self._settings
@@ -443,7 +444,7 @@ class Delivery:
         return waits
 
     def _goes_before(self, position: int) -> bool:
-        if self.idle or (self.failures and self._recalled is None):
+        if self.idle or self.hangs or (self.failures and self._recalled is None):
             return False
         began = self._recalled if self.failures else self._attempt_began
         if began is not None and time.monotonic() - began > _PATIENCE:
