@@ -9,7 +9,7 @@ The state file may come from another machine, or from somebody else. So it can n
 writes to, and of those only the ones that have the state's own `writer` in their name.
 """
 
-import json
+import logging
 import os
 import re
 import uuid
@@ -17,9 +17,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from tensormeter.checked import pack, unpack
 from tensormeter.private import make_directory, write_file
 
 __all__ = ["AppendOnce"]
+
+logger: Final = logging.getLogger("tensormeter.agent")
 
 _STATE: Final = "appended.json"
 _WRITER: Final = re.compile(r"[0-9a-f]{16}")
@@ -82,7 +85,7 @@ class AppendOnce:
 
     def _load(self, state: Path) -> None:
         try:
-            document = json.loads(state.read_text(encoding="utf-8"))
+            document = unpack(state.read_bytes())
             files = {Path(path): (int(before), int(after)) for path, before, after in document["files"]}
             writer = str(document["writer"])
             if not _WRITER.fullmatch(writer):
@@ -90,8 +93,11 @@ class AppendOnce:
             self._files = {path: lengths for path, lengths in files.items() if self._may_hold(path, writer)}
             self._id = str(document["id"])
             self.writer = writer
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except FileNotFoundError:
             self._files = {}
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            self._files = {}
+            logger.warning("%s cannot be used (%s); what follows goes into new files", state, error)
 
     def _may_hold(self, path: Path, writer: str) -> bool:
         inside = not path.is_symlink() and path.resolve().is_relative_to(self._directory.resolve())
@@ -102,4 +108,4 @@ class AppendOnce:
             return
         make_directory(self._state.parent)
         files = [[os.fspath(path), before, after] for path, (before, after) in self._files.items()]
-        write_file(self._state, json.dumps({"id": self._id, "writer": self.writer, "files": files}))
+        write_file(self._state, pack({"id": self._id, "writer": self.writer, "files": files}))

@@ -10,6 +10,7 @@ accepted before. Where the file is lost, streams begin again, with a new start t
 
 import contextlib
 import gzip
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,7 +135,10 @@ class DeltaToCumulative:
         if self._file is None:
             return
         try:
-            name, _, body = self._file.read_bytes().partition(b"\n")
+            first, _, body = self._file.read_bytes().partition(b"\n")
+            name, _, expected = first.partition(b" ")
+            if expected and expected != b"%08x" % zlib.crc32(body, zlib.crc32(name)):  # earlier versions had none
+                raise ValueError("it does not match its checksum")
             for key, point in _read(body):
                 self._points[key] = point
             self._last = name.decode()
@@ -149,7 +153,8 @@ class DeltaToCumulative:
             return
         try:
             make_directory(self._file.parent)
-            write_file(self._file, self._last.encode() + b"\n" + b"".join(_write(self._points)))
+            name, body = self._last.encode(), b"".join(_write(self._points))
+            write_file(self._file, b"%b %08x\n%b" % (name, zlib.crc32(body, zlib.crc32(name)), body))
         except OSError as error:
             with contextlib.suppress(OSError):
                 self._file.unlink()  # what it says is of the past

@@ -6,13 +6,13 @@ seen in wandb's file, and each row has a step of W&B's counter that is decided a
 is kept and not in the files.
 """
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
+from tensormeter.checked import pack, unpack
 from tensormeter.exporter import Request, Signal
 from tensormeter.private import make_directory, open_file, write_file
 
@@ -64,7 +64,7 @@ class Journal:
         self._folder = folder
         document = _EMPTY
         if folder is not None and (folder / _STATE).exists():
-            document = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+            document = unpack((folder / _STATE).read_bytes())
         self.accepted: str = document["accepted"]
         count, reason = document.get("refused", (0, ""))
         self.refused = int(count), str(reason)
@@ -176,4 +176,4 @@ class Journal:
             "files": {process: os.fspath(path) for process, path in self.files.items()},
             "written": self.written,
         }
-        write_file(self._folder / _STATE, json.dumps(document))
+        write_file(self._folder / _STATE, pack(document))

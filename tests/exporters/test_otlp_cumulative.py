@@ -206,6 +206,16 @@ def test_a_request_that_was_not_accepted_does_not_count():
     assert sent(sums.add(message("histogram", explicit(2 * 10**9, [1, 0, 0]))).request)[0].count == 4
 
 
+def test_sums_in_which_a_bit_has_changed_are_not_used(tmp_path):
+    deliver(DeltaToCumulative(tmp_path), message("histogram", explicit(10**9, [1, 1, 1])))
+    (file,) = (path for path in tmp_path.iterdir() if path.is_file())
+    content = file.read_bytes()
+    for at in range(content.index(b"\n") + 1, len(content)):
+        file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        (point,) = deliver(DeltaToCumulative(tmp_path), message("histogram", explicit(2 * 10**9, [0, 1, 0])))
+        assert list(point.bucket_counts) == [0, 1, 0]
+
+
 def test_the_next_agent_goes_on_with_the_same_sums(tmp_path):
     first = message("histogram", explicit(10**9, [1, 1, 1]))
     deliver(DeltaToCumulative(tmp_path / "otlp"), first)

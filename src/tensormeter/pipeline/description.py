@@ -4,10 +4,10 @@ import json
 import os
 import re
 import stat
-import zlib
 from pathlib import Path
 from typing import Any, Final
 
+from tensormeter.checked import is_intact, pack
 from tensormeter.errors import SpoolError
 from tensormeter.private import open_file
 from tensormeter.settings import IDENTIFIER
@@ -27,12 +27,7 @@ class RefusedRunError(SpoolError):
 
 def encode_description(run: dict[str, Any]) -> str:
     """The text of a `run.json`, with a checksum."""
-    return json.dumps(run | {"checksum": _checksum(run)}, indent=1)
-
-
-def _checksum(run: dict[str, Any]) -> int:
-    content = {name: value for name, value in run.items() if name != "checksum"}
-    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+    return pack(run, indent=1)
 
 
 def describe_folder(path: Path) -> dict[str, Any]:
@@ -64,7 +59,7 @@ def read_description(path: Path) -> tuple[dict[str, Any], int, bool]:
             raise TypeError(f"run.json: {name} is {run[name]!r}")
     if not IDENTIFIER.fullmatch(run["run_id"]) or "/" in run["host"] or "\0" in run["host"] + run["rings"]:
         raise ValueError(f"run.json: the run is {run['run_id']!r} on {run['host']!r}")
-    matches = run.pop("checksum", _checksum(run)) == _checksum(run)
+    matches = is_intact(run)
     return run | {"created": run["created"] if isinstance(run.get("created"), int) else 0}, status.st_uid, matches
 
 

@@ -10,12 +10,12 @@ in the spool. What is refused throughout is set aside in larger pieces (`refusal
 
 import json
 import time
-import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from tensormeter.checked import pack, unpack
 from tensormeter.exporter import Durability, Request
 from tensormeter.logger import get_logger
 from tensormeter.pace import Pace
@@ -33,9 +33,6 @@ logger: Final = get_logger("tensormeter.agent")
 
 _LOG_INTERVAL: Final = 60.0
 """Seconds between two lines in the log about what is refused."""
-
-_UNCHECKED: Final = None
-"""In place of the checksum, in files of earlier versions."""
 
 _MOST_NAMES: Final = 3
 _UNREADABLE: Final = "a body that cannot be read"
@@ -447,14 +444,12 @@ class Outgoing:
     def _load(self) -> None:
         """What an earlier agent wrote: members that went out last, which of their pieces are over, and what was refused."""
         try:
-            document: Any = json.loads(self._state.read_text(encoding="utf-8"))
+            document: Any = unpack(self._state.read_bytes())
             begun, delivered = ([str(item) for item in document[name]] for name in ("members", "delivered"))
             divisions = _divisions_from_json(document["divisions"])
             refusals = Refusals.from_json(document["refusals"])
             commit = document.get("commit")
             durability = Durability(str(commit[0]), int(commit[1]), 0) if commit else None
-            if document.get("checksum", _UNCHECKED) not in (_UNCHECKED, _checksum(document)):
-                raise ValueError("it does not match its checksum")
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -481,7 +476,7 @@ class Outgoing:
         }
         try:
             make_directory(self._state.parent)
-            write_file(self._state, json.dumps(document | {"checksum": _checksum(document)}))
+            write_file(self._state, pack(document))
         except OSError as error:
             logger.warning("%s: %s cannot be written: %s", self._destination, self._state, error)
             return False
@@ -503,12 +498,6 @@ def _divisions_from_json(document: Any) -> dict[str, Division]:
 
 def _epoch(durability: Durability | None) -> str:
     return "" if durability is None else durability.epoch
-
-
-def _checksum(document: Mapping[str, Any]) -> int:
-    """Of everything in the document but its checksum."""
-    content = {name: value for name, value in document.items() if name != "checksum"}
-    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def _list(names: list[str]) -> str:

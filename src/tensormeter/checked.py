@@ -1,0 +1,47 @@
+"""Small JSON documents on disk with a checksum, so that damage is seen before it is believed.
+
+Documents of earlier versions have none, and are believed as they are.
+"""
+
+import json
+import zlib
+from collections.abc import Mapping
+from typing import Any, Final
+
+__all__ = ["is_intact", "pack", "unpack"]
+
+_CHECKSUM: Final = "checksum"
+
+
+def pack(document: Mapping[str, Any], *, indent: int | None = None) -> str:
+    """The text of a document, with its checksum.
+
+    Args:
+        document: JSON values by name.
+        indent: Spaces of a level, for documents that people read.
+    """
+    return json.dumps({**document, _CHECKSUM: _checksum(document)}, indent=indent)
+
+
+def unpack(text: str | bytes) -> dict[str, Any]:
+    """The document of a text.
+
+    Raises:
+        ValueError, TypeError: It is none, or does not match its checksum.
+    """
+    document = json.loads(text)
+    if not isinstance(document, dict):
+        raise TypeError(f"expected an object, got {type(document).__name__}")
+    if not is_intact(document):
+        raise ValueError("it does not match its checksum")
+    return document
+
+
+def is_intact(document: dict[str, Any]) -> bool:
+    """Take the checksum out of a document, and say whether it is that of the rest."""
+    expected = document.pop(_CHECKSUM, None)
+    return expected is None or bool(expected == _checksum(document))
+
+
+def _checksum(document: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(document, sort_keys=True).encode())
