@@ -8,12 +8,11 @@ import re
 from pathlib import Path
 from typing import Final
 
-import platformdirs
-
 from tensormeter.errors import EncodingError, SettingsError
 from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Request, Retry
 from tensormeter.otlp.json_lines import encode_line
 from tensormeter.private import make_directory
+from tensormeter.user_folders import NO_FOLDER, user_data_folder
 from tensormeter_exporters.appending import AppendOnce
 from tensormeter_exporters.bodies import decoding, decompress
 
@@ -32,9 +31,13 @@ class JsonLinesExporter:
 
     def __init__(self, config: ExporterConfig) -> None:
         options = config.options_or(
-            directory=str(platformdirs.user_data_path("tensormeter") / "otlp"),
+            directory=str(user_data_folder() / "otlp"),
             max_bytes=str(64 << 20),
         )
+        if NO_FOLDER in Path(options["directory"]).parents:
+            raise SettingsError(
+                f"{config.destination}: this user has no home folder; give {config.destination}.directory"
+            )
         self._directory = Path(options["directory"]).expanduser().absolute()
         self._private = "directory" not in config.options
         if not options["max_bytes"].isdecimal():

@@ -24,6 +24,7 @@ from tensormeter.resource import describe_launch, describe_process, describe_ran
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import AUTOMATIC_STEPS, HeaderWord, SpoolLoss, State
 from tensormeter.settings import Settings
+from tensormeter.user_folders import NO_FOLDER
 
 __all__ = ["FlushRequest", "RunIdentity", "RunProcess"]
 
@@ -130,6 +131,7 @@ class RunProcess:
         except OSError as error:
             if run.settings.directory in memory_directories(run.settings)[0]:
                 raise
+            homeless = run.settings.directory == NO_FOLDER
             memory = make_memory_directory(run.settings)
             room = min(run.settings.spool_max_bytes, _MEMORY_SPOOL_BYTES)
             self._settings = run.settings.replace(directory=memory, spool_max_bytes=room)
@@ -139,7 +141,7 @@ class RunProcess:
                 run.id,
                 memory,
                 run.settings.directory,
-                error,
+                "this user has no home folder; set HOME or TENSORMETER_DIR" if homeless else error,
             )
         if parent is None and (weak := weakness(self._directory.path)):
             logger.warning(
@@ -327,7 +329,15 @@ class RunProcess:
                 raise
             logger.warning("%s; the ring is on disk instead, where log calls can wait for it", error)
         make_directory(directory.rings_on_disk)
-        return RingFile.create(directory.rings_on_disk / f"{self.id}.ring", metadata, buffer_bytes=size)
+        path = directory.rings_on_disk / f"{self.id}.ring"
+        try:
+            return RingFile.create(path, metadata, buffer_bytes=size)
+        except (OSError, RingError):
+            if size <= _CHILD_BUFFER_BYTES:
+                raise
+        return RingFile.create(
+            path, metadata, buffer_bytes=_CHILD_BUFFER_BYTES
+        )  # files of this process may have to be short
 
     def _start_agent(self) -> bool:
         """See that there is an agent. Returns whether one had to be started."""

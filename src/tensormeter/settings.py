@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 from urllib.parse import unquote, urlsplit
 
-import platformdirs
-
 from tensormeter import environment, inherited
 from tensormeter.errors import SettingsError
 from tensormeter.otlp_environment import opentelemetry_endpoint, opentelemetry_timeout
 from tensormeter.pace import PACE_OPTIONS, Pace
 from tensormeter.signals import SIGNALS_OPTION, LeftOut, Signal, signals_left_out
+from tensormeter.user_folders import user_state_folder
 
 __all__ = ["Settings", "describe_settings"]
 
@@ -97,13 +96,6 @@ def _read_later(variable: str) -> None:
     """Which destinations there are decides whether the variable counts: see `Settings._default_endpoint`."""
 
 
-def _default_directory() -> Path:
-    try:
-        return platformdirs.user_state_path("tensormeter").expanduser()
-    except RuntimeError:  # a user without a home, as in containers that choose the user's number: kept in memory
-        return Path("/nonexistent/tensormeter")
-
-
 def _default_buffer_directory() -> Path | None:
     shared_memory = Path("/dev/shm")  # noqa: S108 - the ring belongs in shared memory; its folder is private (0700)
     return shared_memory if os.access(shared_memory, os.W_OK) else None
@@ -132,7 +124,7 @@ def _setting(
     """
 
     def resolve() -> Any:
-        if text := os.environ.get(variable):
+        if (text := os.environ.get(variable, "")).strip():
             try:
                 return parse(text)
             except ValueError as error:
@@ -236,7 +228,7 @@ class Settings:
         "`off` records only, until `tensormeter sync`.",
     )
     directory: Path = _setting(
-        _default_directory,
+        user_state_folder,
         "TENSORMETER_DIR",
         parse=Path,
         shown="`tensormeter` in the user's state directory",

@@ -87,7 +87,7 @@ class RunDirectory:
         Raises:
             OSError: They cannot be made, or are another user's.
         """
-        host = socket.gethostname()
+        host = socket.gethostname().replace("/", "-")
         path = settings.directory / "runs" / f"{run_id}@{host}"
         _make_runs_directory(settings.directory)
         for removed in path.parent.glob(f"{REMOVED}*"):

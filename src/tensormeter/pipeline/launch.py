@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -17,10 +18,15 @@ if TYPE_CHECKING:
 
 __all__ = ["ensure_agent", "reap_agents"]
 
+logger: Final = logging.getLogger("tensormeter")
+
 _INHERITED_LOCK: Final = 3
 _children: set[int] = set()
 _handed_over: set[int] = set()
 """Locks on their way to an agent. A child that another thread forks now would hold them as long as it lives."""
+
+_warned: list[object] = []
+"""What was said about `sys.executable`, once."""
 
 _thread_agents: "weakref.WeakSet[Agent]" = weakref.WeakSet()
 
@@ -43,7 +49,7 @@ def ensure_agent(directory: RunDirectory, settings: Settings) -> bool:
         return False
     _handed_over.add(lock)
     try:
-        if settings.agent == "thread":
+        if settings.agent == "thread" or not _can_start_python():
             _start_thread(directory, settings, lock)
         else:
             _children.add(_spawn(directory, settings, lock))
@@ -51,6 +57,17 @@ def ensure_agent(directory: RunDirectory, settings: Settings) -> bool:
         _handed_over.discard(lock)
         os.close(lock)
     return True
+
+
+def _can_start_python() -> bool:
+    """Whether `sys.executable` is a Python: embedded and frozen programs have none, or themselves."""
+    executable: object = sys.executable
+    if isinstance(executable, str) and not getattr(sys, "frozen", False) and os.access(executable, os.X_OK):
+        return True
+    if not _warned:
+        _warned.append(executable)
+        logger.warning("the agent is a thread of this process, because sys.executable is no Python: %r", executable)
+    return False
 
 
 def reap_agents() -> None:

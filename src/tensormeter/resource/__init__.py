@@ -4,12 +4,13 @@ Attributes have the semantic conventions' names where there are any.
 Nothing here imports torch, starts a process, or asks the network or a driver: files, environment and package metadata only.
 """
 
+import logging
 import os
 import platform
 import socket
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +22,8 @@ from tensormeter.resource.command import mask_secrets
 from tensormeter.resource.revision import describe_revision
 
 __all__ = ["describe_launch", "describe_node", "describe_process", "describe_rank"]
+
+logger: Final = logging.getLogger("tensormeter")
 
 _NODE_NAMESPACE: Final = uuid.UUID("6f0d5c1e-6a0c-5d0f-9a51-2f5c3f0e7a4d")
 
@@ -69,14 +72,14 @@ def describe_process(
         command: Whether to tell the command line, with what looks like a secret masked.
     """
     detected = {
-        **_host(),
-        **_python(),
-        **_gpus(),
-        **describe_revision(),
-        **describe_cluster(os.environ),
+        **_described(_host),
+        **_described(_python),
+        **_described(_gpus),
+        **_described(describe_revision),
+        **_described(lambda: describe_cluster(os.environ)),
         **describe_rank(),
         **({"tensormeter.launch.id": launch} if (launch := describe_launch(os.environ)) else {}),
-        **({"process.command_args": mask_secrets(_command_line(), os.environ)} if command else {}),
+        **(_described(_command) if command else {}),
     }
     added, _ = mask_config({**_from_environment(detected), **(given or {})}, environment_secrets(os.environ))
     return {
@@ -92,6 +95,15 @@ def describe_process(
         "tensormeter.run.name": run_name,
         "tensormeter.run.attempt": attempt,
     }
+
+
+def _described(describe: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What can be found out about one thing; nothing if that fails: a run is recorded in surroundings that cannot be described."""
+    try:
+        return describe()
+    except Exception as error:
+        logger.debug("%r cannot be described", describe, exc_info=error)
+        return {}
 
 
 def _from_environment(detected: Mapping[str, Any]) -> dict[str, str]:
@@ -196,9 +208,9 @@ def _gpus() -> Mapping[str, Any]:
     return attributes
 
 
-def _command_line() -> list[str]:
-    """As it was given, with the interpreter and its options."""
-    return list(sys.orig_argv) or list(sys.argv)
+def _command() -> Mapping[str, Any]:
+    """The command line as it was given, with the interpreter and its options, and without secrets."""
+    return {"process.command_args": mask_secrets(list(sys.orig_argv) or list(getattr(sys, "argv", ())), os.environ)}
 
 
 def _working_directory() -> str:

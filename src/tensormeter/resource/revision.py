@@ -35,7 +35,7 @@ def describe_revision(folder: Path | None = None) -> dict[str, Any]:
 
 def _starts() -> list[Path]:
     script = getattr(sys.modules.get("__main__"), "__file__", None)
-    return [*([Path(script).resolve().parent] if script else []), Path(os.getcwd())]
+    return [*([Path(script).resolve().parent] if isinstance(script, str) and script else []), Path(os.getcwd())]
 
 
 def _describe(entry: Path) -> dict[str, Any]:

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
 
-import platformdirs
-
 from tensormeter.errors import SettingsError
 from tensormeter.server.alerts import AlertConfig
 from tensormeter.server.store.durability import DURABILITIES, ServerDurability
 from tensormeter.server.tls import load_certificate
 from tensormeter.server.tokens import TokenFile
 from tensormeter.settings import DEFAULT_PORT, is_loopback
+from tensormeter.user_folders import NO_FOLDER, user_data_folder
 
 if TYPE_CHECKING:
     from tensormeter.server.store.clickhouse import Address
@@ -30,8 +29,17 @@ MAX_BODY_BYTES: Final = 64 << 20
 
 
 def _default_directory() -> Path:
-    folder = os.environ.get("TENSORMETER_SERVER_DIR")
-    return Path(folder) if folder else platformdirs.user_data_path("tensormeter") / "server"
+    folder = os.environ.get("TENSORMETER_SERVER_DIR", "")
+    return Path(folder) if folder.strip() else user_data_folder() / "server"
+
+
+def _data_folder(path: Path) -> Path:
+    if NO_FOLDER in Path(path).parents:
+        raise SettingsError("this user has no home folder: give --data, or set TENSORMETER_SERVER_DIR or HOME")
+    try:
+        return Path(path).expanduser().absolute()
+    except (RuntimeError, OSError) as error:
+        raise SettingsError(f"directory: expected a path, got {str(path)!r} ({error})") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +105,7 @@ class ServerConfig:
     send_timeout: float = 30.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "directory", Path(self.directory).expanduser().absolute())
+        object.__setattr__(self, "directory", _data_folder(self.directory))
         object.__setattr__(self, "allowed_hosts", frozenset(map(_host_name, self.allowed_hosts)))
         object.__setattr__(self, "forwarded_allow_ips", _proxies(self.forwarded_allow_ips))
         if self.clickhouse is not None and self.retention_bytes is not None:
