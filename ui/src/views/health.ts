@@ -1,6 +1,7 @@
 // The first thing to see: is it alive, is it healthy, was anything lost.
 
 import * as api from "../api";
+import { isProvisional } from "../attempt";
 import { isForeign, meaning, stateBadge } from "../badge";
 import { fill, h } from "../dom";
 import * as format from "../format";
@@ -104,7 +105,8 @@ export class Health {
       [single.ended ? "took" : "running for", format.duration(end - started), `since ${format.moment(started)}`],
       ["ranks", run.state === "running" && alive < ranks.length ? `${alive} of ${ranks.length}` : String(ranks.length)],
     ];
-    if (single.attempt > 1) facts.push(["attempt", String(single.attempt), "it was resumed"]);
+    if (isProvisional(single)) facts.push(["attempt", `${single.attempt}, provisional`, "attempts on other machines may have the same number"]);
+    else if (single.attempt > 1) facts.push(["attempt", String(single.attempt), "it was resumed"]);
     const text = JSON.stringify(facts);
     if (this.facts.dataset.text === text) return;
     this.facts.dataset.text = text;

@@ -1,6 +1,7 @@
 // What a run is: how it ended, alerts, configuration, environment, processes, what happened.
 
 import * as api from "../api";
+import { attemptWords } from "../attempt";
 import { isForeign, meaning, stateBadge } from "../badge";
 import { arrange, fill, h, type Child } from "../dom";
 import * as format from "../format";
@@ -119,7 +120,7 @@ function runFacts(run: api.RunDetail, events: api.TelemetryEvent[]): [string, Ch
     ["started", format.moment(format.epoch(run.started))],
     ["ended", run.ended ? format.moment(format.epoch(run.ended)) : "not yet"],
     ["last heard", format.moment(format.epoch(run.last_time))],
-    ["attempt", String(run.attempt)],
+    ["attempt", attemptWords(run)],
     ["group", run.group || "–"],
     ["exit", exitWords(events)],
     ["points", run.points === undefined ? "–" : format.count(run.points)],
