@@ -1,6 +1,7 @@
 """A run whose id comes again is attempted again; ranks of one attempt are not."""
 
 import gzip
+import os
 import subprocess
 import sys
 
@@ -88,3 +89,144 @@ second = tensormeter.init(settings=given)
 assert first._finished and not second._finished
 """
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=300)
+
+
+def numbers(receiver):
+    """The attempt and whether it is provisional of each accepted request, and every name that begins like these."""
+    return {
+        tuple(
+            sorted(
+                (name, value) for name, value in batch.resource.items() if name.startswith("tensormeter.run.attempt")
+            )
+        )
+        for batch in receiver.batches()
+    }
+
+
+def steps(receiver, process):
+    return sorted(
+        step
+        for batch in receiver.batches()
+        if batch.resource["service.instance.id"] == process
+        for gauge in batch.gauges
+        if gauge.name == "tensormeter.step"
+        for step in gauge.values.tolist()
+    )
+
+
+def test_without_an_answer_the_number_is_provisional(settings, receiver):
+    with tensormeter.init(settings=settings, resume=True) as run:
+        run.log({"x": 1.0})
+    assert numbers(receiver) == {(("tensormeter.run.attempt", 2), ("tensormeter.run.attempt.provisional", True))}
+    assert steps(receiver, run._process.id) == [0]
+    (question, *_) = receiver.questions
+    assert question.startswith("/api/v1/runs/again/attempt?project=default&process=")
+    receiver.received.clear()
+    with tensormeter.init(settings=settings, resume=True) as run:
+        run.log({"x": 1.0})
+    assert numbers(receiver) == {(("tensormeter.run.attempt", 3), ("tensormeter.run.attempt.provisional", True))}
+    assert steps(receiver, run._process.id) == [1]
+
+
+def test_a_random_id_is_not_asked_for(settings, receiver):
+    with tensormeter.init(settings=settings.replace(run_id=None)) as run:
+        run.log({"x": 1.0})
+    assert receiver.questions == []
+    assert numbers(receiver) == {(("tensormeter.run.attempt", 1),)}
+
+
+def test_a_server_answers_with_number_and_last_step(settings, receiver, answering):
+    receiver.numbers = answering(200, b'{"attempt": 7, "last_step": 41}', "application/json")
+    with tensormeter.init(settings=settings, resume=True) as run:
+        run.log({"x": 1.0})
+        run.log({"x": 2.0})
+        run.log({"x": 3.0}, 100)
+        run.log({"x": 4.0})
+        run.log({"note": tensormeter.Text("at the last row's step")})
+        run.alert("at the last row's step")
+    assert numbers(receiver) == {(("tensormeter.run.attempt", 7),)}
+    assert steps(receiver, run._process.id) == [42, 43, 100, 101]
+    for request in receiver.accepted().values():
+        assert b"unsettled" not in gzip.decompress(request.body)
+
+
+def test_a_scheduler_gives_the_number_and_the_server_the_last_step(settings, receiver, answering, monkeypatch):
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    receiver.numbers = answering(200, b'{"attempt": 4, "last_step": 9}', "application/json")
+    with tensormeter.init(settings=settings.replace(attempt=4), resume=True) as run:
+        run.log({"x": 1.0})
+    assert numbers(receiver) == {(("tensormeter.run.attempt", 4),)}
+    assert "number=4" in receiver.questions[0]
+    assert steps(receiver, run._process.id) == [10]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (200, b"{}"),
+        (200, b'{"attempt": 0, "last_step": 1}'),
+        (200, b'{"attempt": true, "last_step": 1}'),
+        (200, b'{"attempt": "2", "last_step": null}'),
+        (200, b"[" * 100_000),
+        (200, b"<html>"),
+        (301, b""),
+        (405, b""),
+        (501, b""),
+    ],
+    ids=lambda answer: str(answer[1][:20]),
+)
+def test_an_answer_that_is_none_gives_no_number(settings, receiver, answering, answer):
+    receiver.numbers = answering(*answer)
+    with tensormeter.init(settings=settings, resume=True) as run:
+        run.log({"x": 1.0})
+    assert numbers(receiver) == {(("tensormeter.run.attempt", 2), ("tensormeter.run.attempt.provisional", True))}
+
+
+def test_a_last_step_that_is_out_of_range_is_ignored(settings, receiver, answering):
+    receiver.numbers = answering(200, b'{"attempt": 2, "last_step": 9999999999999999999999}', "application/json")
+    with tensormeter.init(settings=settings, resume=True) as run:
+        run.log({"x": 1.0})
+    assert steps(receiver, run._process.id) == [0]
+
+
+@pytest.mark.parametrize("word", ["allow", "must", "never", "auto", 1, None])
+def test_other_words_for_resume_are_refused(settings, word):
+    with pytest.raises(SettingsError, match="resume: expected True or False"):
+        tensormeter.init(settings=settings, resume=word)
+
+
+def test_a_refused_question_is_settled_once_a_request_is_accepted(settings, receiver, answering):
+    receiver.numbers = answering(403)
+    with tensormeter.init(settings=settings, resume=True) as run:
+        run.log({"x": 1.0})
+    assert numbers(receiver) == {(("tensormeter.run.attempt", 2), ("tensormeter.run.attempt.provisional", True))}
+
+
+def test_children_are_of_their_parents_attempt_and_behind_the_same_step(settings, receiver, answering, wait_for):
+    receiver.numbers = answering(200, b'{"attempt": 5, "last_step": 19}', "application/json")
+    script = """
+import os, sys, tensormeter
+run = tensormeter.init(id="again", resume=True)
+run.log({"x": 1.0})
+child = os.fork()
+if not child:
+    run.log({"of the child": 1.0})
+    run.finish()
+    os._exit(0)
+os.waitpid(child, 0)
+run.finish()
+"""
+    environment = {
+        "TENSORMETER_ENDPOINT": receiver.url,
+        "TENSORMETER_DIR": str(settings.directory),
+        "TENSORMETER_BUFFER_DIR": str(settings.buffer_directory),
+    }
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=300, env={**os.environ, **environment})
+    wait_for(
+        lambda: len({batch.resource["service.instance.id"] for batch in receiver.batches()}) == 2, "the child's rows"
+    )
+    assert numbers(receiver) == {(("tensormeter.run.attempt", 5),)}
+    for batch in receiver.batches():
+        assert {
+            step for gauge in batch.gauges if gauge.name == "tensormeter.step" for step in gauge.values.tolist()
+        } == {20}

@@ -191,3 +191,40 @@ def test_who_runs_beside_a_later_attempt_is_not_shadowed_by_it(server, make):
         ("new0", list(range(20))),
         ("new1", list(range(5, 20))),
     ]
+
+
+def ask(server, run, **query):
+    return server.get(f"/api/v1/runs/{run}/attempt", **{"project": "attempts", **query})
+
+
+def test_a_process_is_given_the_number_of_its_attempt_and_the_last_step(server, make):
+    assert ask(server, "asked", process="a") == {"attempt": 1, "last_step": None}
+    assert ask(server, "asked", process="a", resume="true") == {"attempt": 2, "last_step": None}
+    server.metrics(attempt(make, "asked", 1, range(10), process="p1", start=0, value=float))
+    server.metrics(attempt(make, "asked", 2, range(5, 20), process="p2", start=100, value=float))
+    assert ask(server, "asked", process="p1") == {"attempt": 1, "last_step": None}
+    assert ask(server, "asked", process="p2") == {"attempt": 2, "last_step": 9}
+    assert ask(server, "asked", process="new", resume="true") == {"attempt": 3, "last_step": 19}
+    assert ask(server, "asked", process="new", least="9") == {"attempt": 9, "last_step": 19}
+    assert ask(server, "asked", process="new", number="2") == {"attempt": 2, "last_step": 9}
+    assert ask(server, "asked", process="new", project="another") == {"attempt": 1, "last_step": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rank", "-1"),
+        ("rank", "x"),
+        ("world_size", "9" * 30),
+        ("least", "0"),
+        ("number", "0"),
+        ("number", str(1 << 40)),
+        ("resume", "allow"),
+        ("process", "x" * 2000),
+        ("launch", "x" * 2000),
+    ],
+)
+def test_a_wrong_question_about_an_attempt_is_refused(server, name, value):
+    status, answer = server.ask("/api/v1/runs/asked/attempt", project="attempts", **{name: value})
+    assert status == 400
+    assert name in json.dumps(answer)

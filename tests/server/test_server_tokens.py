@@ -116,6 +116,7 @@ def test_permissions(server, tokens, make, name, allowed):
         allowed = allowed | {"durable"}
     expected = {what: (404 if what == "delete" else 200) if what in allowed else 403 for what in tried}
     assert tried == expected
+    assert (ask(server, token, "GET", f"{run}/attempt", process="p").status == 200) == ("write" in allowed)
     assert (ask(server, token, "POST", "/api/v1/query", {"runs": ["only-a"], "metrics": ["v"]}).status == 200) == (
         "read" in allowed
     )
