@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
-__all__ = ["MAX_ATTEMPT", "PROVISIONAL", "UNSETTLED", "Basis", "KnownMember", "Member", "choose_attempt"]
+__all__ = ["DOUBTFUL", "MAX_ATTEMPT", "PROVISIONAL", "UNSETTLED", "Basis", "KnownMember", "Member", "choose_attempt"]
 
 MAX_ATTEMPT: Final = 1 << 31
 
@@ -22,6 +22,11 @@ UNSETTLED: Final = "tensormeter.run.attempt.unsettled"
 Basis = Literal["", "unknown", "counted", "given"]
 """Where the number of an attempt comes from: this machine knows of no earlier attempt (`unknown`), has `counted` it, or was `given` it
 (by a scheduler), and only the first step is open. "": there is nothing to settle.
+"""
+
+DOUBTFUL: Final = 120.0
+"""Seconds from its beginning on after which a process elsewhere that seems to live may be gone, if another one resumes the run: a machine
+that lost its power, or a pod that was killed as a whole, has not told anyone.
 """
 
 _GATHERING: Final = 600.0

@@ -15,12 +15,12 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tensormeter.attempt import KnownMember, Member, choose_attempt
+from tensormeter.attempt import DOUBTFUL, KnownMember, Member, choose_attempt
 from tensormeter.errors import RingError
 from tensormeter.pipeline.directory import RunDirectory
 from tensormeter.private import make_directory, open_file, tighten_directory, write_file
@@ -28,7 +28,7 @@ from tensormeter.ring.file import RingFile
 
 __all__ = ["ALIVE_INTERVAL", "AttemptRecord", "count_attempt", "mark_alive"]
 
-ALIVE_INTERVAL: Final = 5.0
+ALIVE_INTERVAL: Final = 2.0
 """Seconds between two touches of a host's file."""
 
 _EXPIRES: Final = 4 * ALIVE_INTERVAL
@@ -159,8 +159,13 @@ def count_attempt(
     host, now = directory.run["host"], _server_time(directory.path.parent)
     here = _living_here(directory)
     if number is None:
-        known = _members(record, directory, here, now)
-        number = choose_attempt(member, known, resume=resume, least=2 if resume else 1)
+        least = 2 if resume else 1
+        known = _members(record, directory, {host: here}, now, resume=resume)
+        number = choose_attempt(member, known, resume=resume, least=least)
+        if number > record.attempt > 0:  # unless something lives on another host
+            living = {host: here, **_living_elsewhere(record, directory, now)}
+            known = _members(record, directory, living, now, resume=resume)
+            number = choose_attempt(member, known, resume=resume, least=least)
         if not known:
             record.provisional = True
     elif number > record.attempt:
@@ -189,22 +194,29 @@ def mark_alive(directory: RunDirectory, processes: Iterable[str] | None) -> None
             path.unlink(missing_ok=True)
 
 
-def _members(record: AttemptRecord, directory: RunDirectory, here: set[str], now: float) -> list[KnownMember]:
-    """Processes that have a number, and which of them live."""
+def _members(
+    record: AttemptRecord, directory: RunDirectory, living: Mapping[str, set[str]], now: float, *, resume: bool
+) -> list[KnownMember]:
+    """Processes that have a number, and which of them live, as far as that is known of hosts."""
+    here = directory.run["host"]
     if not record.attempt:
-        return [KnownMember(process, alive=True) for process in here]
-    this_host = directory.run["host"]
-    living = {this_host: here}
+        return [KnownMember(process, attempt=1, alive=True) for process in living[here]]
     found = []
     for process, (rank, world_size, launch, host, began) in record.processes.items():
-        if host not in living:
-            living[host] = _living_at(directory.path.parent / f"{directory.run['run_id']}@{host}", now)
-        alive = process in living[host]
-        found.append(KnownMember(process, rank, world_size, launch, record.attempt, alive, max(0.0, now - began)))
+        age = max(0.0, now - began)
+        alive = process in living.get(host, ()) and (host == here or not resume or age < DOUBTFUL)
+        found.append(KnownMember(process, rank, world_size, launch, record.attempt, alive, age))
     # Children, and processes of which nothing was noted.
-    others = set().union(*living.values()) - record.processes.keys()
+    others = living[here] - record.processes.keys()
     found += [KnownMember(process, attempt=record.attempt, alive=True) for process in others]
     return found or [KnownMember("", attempt=record.attempt)]
+
+
+def _living_elsewhere(record: AttemptRecord, directory: RunDirectory, now: float) -> dict[str, set[str]]:
+    """Processes of the run by host, for each other host that has had some of the latest attempt."""
+    hosts = {host for *_, host, _ in record.processes.values()} - {directory.run["host"]}
+    run = directory.run["run_id"]
+    return {host: _living_at(directory.path.parent / f"{run}@{host}", now) for host in hosts if "/" not in host}
 
 
 def _living_here(directory: RunDirectory) -> set[str]:

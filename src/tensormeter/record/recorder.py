@@ -36,7 +36,7 @@ from tensormeter.record.values import Deferred, DeviceValue, Refused, check_name
 from tensormeter.record.wide import Distributions
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.layout import Column, Layout, Stream
-from tensormeter.ring.words import Drop, HeaderWord, State
+from tensormeter.ring.words import AUTOMATIC_STEPS, Drop, HeaderWord, State
 
 __all__ = ["Chore", "Recorder"]
 
@@ -459,7 +459,8 @@ class Recorder:
         except Exception as error:  # Refused, or what the step's own code raises
             lane.count(Drop.UNSUPPORTED_VALUE)
             reason = str(error) if isinstance(error, Refused) else describe(error)
-            self._notices.once(State, "a step is replaced by %s: %s", self.next_step, reason)
+            shown = self.next_step if self.next_step < AUTOMATIC_STEPS else "the next one"
+            self._notices.once(State, "a step is replaced by %s: %s", shown, reason)
             return self.next_step
 
     def _measure(self, lane: Lane, stream: StreamWriter, value: Any) -> int | None:

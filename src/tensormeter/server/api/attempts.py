@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tensormeter.attempt import MAX_ATTEMPT, KnownMember, Member, choose_attempt
+from tensormeter.attempt import DOUBTFUL, MAX_ATTEMPT, KnownMember, Member, choose_attempt
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.server.api.request import (
     ApiThreads,
@@ -29,10 +29,6 @@ from tensormeter.server.store import NotFoundError, ProcessSummary, RunRef, Stor
 __all__ = ["AttemptsApi"]
 
 _LONGEST: Final = 1024
-_DOUBTFUL: Final = 120.0
-"""Seconds from its start on after which a process that seems to run may be gone, if another says that it resumes the run: a machine
-that lost its power has sent no end.
-"""
 
 
 class AttemptsApi:
@@ -93,7 +89,7 @@ def _member(process: ProcessSummary, *, running: bool, resume: bool) -> KnownMem
         world_size if isinstance(world_size, int) else None,
         launch if isinstance(launch, str) else "",
         process.attempt,
-        running and process.state in ("running", None) and (not resume or age < _DOUBTFUL),
+        running and process.state in ("running", None) and (not resume or age < DOUBTFUL),
         age,
     )
 
