@@ -4,13 +4,16 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from tensormeter.attempt import UNSETTLED, Basis, Member
 from tensormeter.errors import RingError
+from tensormeter.fitting import LeftOut
+from tensormeter.limits import CONFIG_BYTES
 from tensormeter.logger import get_logger
+from tensormeter.losses import describe_losses
 from tensormeter.pipeline.attempts import count_attempt
 from tensormeter.pipeline.directory import RunDirectory, runs_locked
 from tensormeter.pipeline.launch import ensure_agent, reap_agents
@@ -22,7 +25,7 @@ from tensormeter.record.recorder import Recorder
 from tensormeter.record.vitals import Vitals
 from tensormeter.resource import describe_launch, describe_process, describe_rank
 from tensormeter.ring.file import RingFile
-from tensormeter.ring.words import AUTOMATIC_STEPS, HeaderWord, SpoolLoss, State
+from tensormeter.ring.words import AUTOMATIC_STEPS, Drop, HeaderWord, SpoolLoss, State
 from tensormeter.settings import Settings
 from tensormeter.user_folders import NO_FOLDER
 
@@ -39,6 +42,10 @@ _MEMORY_SPOOL_BYTES: Final = 64 << 20
 
 _NOT_FOR_CONFIGURATION: Final = 1 / 4
 """Share of the ring's dictionary that updates of the configuration leave to rows."""
+
+_MOST_NAMED: Final = 5
+_LONGEST_NAMED: Final = 100
+"""Values that a warning about the configuration names, at most, and characters of each name."""
 
 _CHILD_BUFFER_BYTES: Final = 1 << 20
 """Ring of a child process, at most: there may be many, and they log little."""
@@ -206,10 +213,24 @@ class RunProcess:
         self._reconfigured = time.time_ns()
         if self.ring.dictionary_left >= _NOT_FOR_CONFIGURATION and self.ring.add_metadata(self._metadata()):
             return
-        message = "the configuration is not updated: it was too often, or too many different names were logged"
-        if message not in self._said:
-            self._said.add(message)
-            logger.warning("run %s: %s", run.id, message)
+        if not self.recorder.send_config(run.config):
+            message = "the configuration is not updated: too much waits for the agent"
+            if message not in self._said:
+                self._said.add(message)
+                logger.warning("run %s: %s", run.id, message)
+
+    def leave_out_of_config(self, values: Sequence[LeftOut]) -> None:
+        """Count values that the configuration had no room for, and name the largest in a warning."""
+        largest = ", ".join(
+            f"config.{value.name[:_LONGEST_NAMED]} ({value.size:,} bytes)" for value in values[:_MOST_NAMED]
+        )
+        more = f" and {len(values) - _MOST_NAMED} more" if len(values) > _MOST_NAMED else ""
+        self.recorder.count_lost(
+            Drop.CONFIG_TOO_LARGE,
+            len(values),
+            f"run {self._run.id}: the configuration is larger than {CONFIG_BYTES >> 20} MiB as JSON, so its largest values are not "
+            f"recorded: {largest}{more}. Log them as a Table or Text",
+        )
 
     def request_flush(self) -> "FlushRequest":
         """Ask the agent to deliver everything recorded so far now, without waiting for `schedule_delay`. Does not block."""
@@ -273,7 +294,7 @@ class RunProcess:
             message: What ended it, or "".
         """
         if message:
-            self.ring.add_metadata(self._metadata() | {"end": message})
+            self.ring.add_metadata({"end": message})
         self._vitals.sample()
         self.recorder.close(state)
 
@@ -401,14 +422,12 @@ class RunProcess:
 
     def _report_losses(self) -> None:
         """Say what will never arrive."""
-        drops = self.ring.drops()
-        if drops:
-            counts = ", ".join(f"{reason} {count}" for reason, count in drops.items())
-            logger.warning("run %s: not recorded: %s", self._run.id, counts)
-        losses = self.ring.spool_losses()
-        if losses:
-            counts = ", ".join(f"{reason} {count}" for reason, count in losses.items())
-            logger.warning("run %s: recorded, but will not arrive: %s", self._run.id, counts)
+        for sentence in describe_losses(self.ring.drops(), self.recorder.lost_names):
+            logger.warning("run %s: not recorded: %s", self._run.id, sentence)
+        for sentence in describe_losses(self.ring.spool_losses()):
+            logger.warning("run %s: recorded, but will not arrive: %s", self._run.id, sentence)
+        if self.ring.lost:
+            logger.warning("run %s: the most recent loss: %s", self._run.id, self.ring.lost)
         rejected = self.ring.words[HeaderWord.QUARANTINED_ITEMS]
         if rejected:
             logger.warning(

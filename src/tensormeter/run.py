@@ -18,6 +18,8 @@ from typing import Any, Final, Literal, Self, cast
 from tensormeter import ending
 from tensormeter.configuration import as_json
 from tensormeter.errors import RingError, UsageError
+from tensormeter.fitting import LeftOut, fit
+from tensormeter.limits import ALERT_CHARACTERS, CONFIG_BYTES, TITLE_CHARACTERS
 from tensormeter.logger import get_logger
 from tensormeter.process import RunIdentity, RunProcess
 from tensormeter.record.compilation import break_graph
@@ -64,7 +66,8 @@ class Run:
         self.project = identity.settings.project
         self.settings = identity.settings
         self._masked: set[str] = set()
-        self._identity = replace(identity, config=self._without_secrets(identity.config))
+        self._left_out: list[LeftOut] = []
+        self._identity = replace(identity, config=self._fitting(self._without_secrets(identity.config)))
         self._parent = parent
         self._process: RunProcess | None = None
         self._finished = False
@@ -128,8 +131,8 @@ class Run:
     def update_config(self, values: Mapping[str, Any]) -> None:
         """Add to the run's configuration what `init` did not know yet: the number of parameters, say.
 
-        Returns at once. Not for what changes with the steps: each call takes some of a small space in the ring, and when
-        little is left, there is a warning. The run shows the configuration of the process that has told its own last, so call
+        Returns at once. Not for what changes with the steps. A configuration of more than 1 MiB as JSON loses its largest values,
+        with a warning that names them. The run shows the configuration of the process that has told its own last, so call
         it on every rank, or on one alone.
 
         Args:
@@ -145,9 +148,10 @@ class Run:
                 return
             process = self._here()
             config = as_json({**self._identity.config, **self._without_secrets(added)})
-            self._identity = replace(self._identity, config=config)
+            self._identity = replace(self._identity, config=self._fitting(config))
             if process is not None:
                 process.reconfigure(self._identity)
+                self._report_left_out(process)
 
     @property
     def attempt(self) -> int:
@@ -199,8 +203,8 @@ class Run:
         """Tell whoever looks at the run. It arrives as an OTLP log record, at the last row's step. As silent as `log`.
 
         Args:
-            title: In a few words.
-            text: In more.
+            title: In a few words; cut after 1,024 characters.
+            text: In more; cut after 65,536 characters.
             level: How bad it is.
 
         Raises:
@@ -209,7 +213,11 @@ class Run:
         if level not in ("INFO", "WARN", "ERROR"):
             raise UsageError(f"alert: expected a level of INFO, WARN, ERROR, got {level!r}")
         if self._process is not None and self._process.is_this:
-            body = {"title": str(title), "text": str(text), "level": level}
+            body = {
+                "title": _cut(str(title), TITLE_CHARACTERS),
+                "text": _cut(str(text), ALERT_CHARACTERS),
+                "level": level,
+            }
             self._process.recorder.alert(Parcel("tensormeter.alert", body))
 
     def unwatch(self, model: Any = None) -> None:
@@ -338,6 +346,7 @@ class Run:
             # Children, and whoever the run is sent to, are part of the same attempt.
             self.settings = self.settings.replace(attempt=self._process.attempt)
             self._identity = dataclasses.replace(self._identity, settings=self.settings, basis=self._process.basis)
+            self._report_left_out(self._process)
             recorder = self._process.recorder
             for name, rule in self._definitions:
                 recorder.define(name, rule)
@@ -363,6 +372,18 @@ class Run:
                 *(("is", "it looks", "a secret") if len(new) == 1 else ("are", "they look", "secrets")),
             )
         return masked
+
+    def _fitting(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The configuration without its largest values, if it is over the limit."""
+        kept, left_out = fit(config, CONFIG_BYTES)
+        self._left_out += left_out
+        return kept if left_out else config
+
+    def _report_left_out(self, process: RunProcess) -> None:
+        left_out, self._left_out = self._left_out, []
+        # A child has the configuration from its parent, and the other ranks have the same.
+        if left_out and self._parent is None and not describe_rank().get("tensormeter.rank"):
+            process.leave_out_of_config(left_out)
 
     def _here(self) -> RunProcess | None:
         """This process's part in the run; None if nothing is recorded. A forked child takes part from its first call on."""
@@ -423,6 +444,10 @@ class Run:
                 else:
                     self._parent = self._parent or before.id
                     self._begin()
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 break_graph(Run.log)

@@ -384,7 +384,7 @@ def test_images(server_on_each, make):
         assert (answer.status, b"media is none of" in answer.data) == (200, True)
     big = PNG + bytes(17 << 20)
     packed = zlib.compress(encode_events(resource, [image(big, "image/png")]), 1, wbits=31)
-    assert b"larger than" in server.post("/v1/logs", packed, Content_Encoding="gzip").data
+    assert b"the limit is 16 MiB" in server.post("/v1/logs", packed, Content_Encoding="gzip").data
     assert len(server.get("/api/v1/runs/images/events", name="tensormeter.im*")["events"]) == 2
 
 
@@ -409,8 +409,8 @@ def test_events(server_on_each, make):
     (event,) = server.get("/api/v1/runs/eventful/events", key="t")["events"]
     assert event["body"] == {"columns": ["a", "b"], "rows": [[1, "x"], ["NaN", None]]}
     assert (event["step"], event["process"], event["time"]) == (7, "p0", str(T0 + 5))
-    large = Event("tensormeter.text", T0, "x" * (1 << 20))
-    assert b"larger than" in server.post("/v1/logs", encode_events(resource, [large])).data
+    large = Event("tensormeter.text", T0, "x" * (4 << 20 | 1 << 16))
+    assert b"the limit is 4 MiB" in server.post("/v1/logs", encode_events(resource, [large])).data
 
 
 def test_one_id_in_two_projects_can_be_named(server, make):

@@ -10,7 +10,7 @@ A log record is not a time series, so here the step may be an attribute; on a me
 | `tensormeter.alert` | `title`; `text`; `level`: `INFO`, `WARN` or `ERROR` | `tensormeter.step` |
 
 `tensormeter.run.start` (`config`) and `tensormeter.run.end` (`state`) travel in the same way.
-One record is at most `MAX_BYTES`, which leaves room below the 20 MiB that a Collector takes in one request.
+`tensormeter.limits` says how large each may be.
 """
 
 from collections.abc import Sequence
@@ -18,18 +18,29 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Final, Literal, cast
 
 from tensormeter.errors import EncodingError
+from tensormeter.limits import ALERT_CHARACTERS, IMAGE_BYTES, TABLE_CELLS, TEXT_BYTES, too_large
 from tensormeter.otlp.batch import STEP_METRIC, Attribute, Event, Value
 
-__all__ = ["ALERT_LEVELS", "KEY", "MAX_BYTES", "MAX_CELLS", "Alert", "Image", "Media", "Table", "Text", "media_of"]
+__all__ = ["ALERT_LEVELS", "KEY", "Alert", "Image", "Media", "Table", "Text", "TooLargeError", "media_of"]
 
 KEY: Final = "tensormeter.key"
 """Attribute with the name under which something was logged."""
 
-MAX_BYTES: Final = 16 << 20
-MAX_CELLS: Final = 1_000_000
 ALERT_LEVELS: Final = ("INFO", "WARN", "ERROR")
 
 Scalar = None | bool | int | float | str
+
+
+class TooLargeError(EncodingError):
+    """The item is over its limit; the message names its key, size and limit.
+
+    Attributes:
+        kind: What it is: `image`, `table`, `text` or `alert`.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,8 @@ class Image(_Media):
     """A picture in an encoded form, such as PNG. As text it is its caption.
 
     Raises:
-        EncodingError: It is larger than `MAX_BYTES`, or of no type of image.
+        TooLargeError: It is larger than `limits.IMAGE_BYTES`.
+        EncodingError: It is of no type of image.
     """
 
     EVENT: ClassVar = "tensormeter.image"
@@ -72,7 +84,7 @@ class Image(_Media):
     caption: str = ""
 
     def __post_init__(self) -> None:
-        _check_size(f"image {self.key!r}", len(self.data))
+        _check_size("image", self.key, len(self.data), IMAGE_BYTES, "log a smaller one, or a JPEG")
         if not self.content_type.startswith("image/"):
             raise EncodingError(
                 f"image {self.key!r}: expected a media type such as image/png, got {self.content_type!r}"
@@ -87,8 +99,9 @@ class Table(_Media):
     """Rows under named columns. The images in its cells have no key of their own: theirs is "".
 
     Raises:
-        EncodingError: A row is of another length than the header, there are more than `MAX_CELLS` cells, or its images are
-            larger than `MAX_BYTES` together.
+        TooLargeError: There are more cells and rows than `limits.TABLE_CELLS`, or its images are larger than
+            `limits.IMAGE_BYTES` together.
+        EncodingError: A row is of another length than the header.
     """
 
     EVENT: ClassVar = "tensormeter.table"
@@ -102,14 +115,15 @@ class Table(_Media):
                 raise EncodingError(
                     f"table {self.key!r}: expected {len(self.columns)} cells in each row, got {len(row)} in row {number}",
                 )
-        if len(self.rows) * len(self.columns) > MAX_CELLS:
-            raise EncodingError(
-                f"table {self.key!r}: expected at most {MAX_CELLS} cells, got {len(self.rows)} rows of "
-                f"{len(self.columns)}; log it in parts",
+        if len(self.rows) * (len(self.columns) + 1) > TABLE_CELLS:
+            raise TooLargeError(
+                "table",
+                f"table {self.key!r}: expected at most {TABLE_CELLS} cells and rows together, got {len(self.rows)} rows of "
+                f"{len(self.columns)} cells: log it in parts",
             )
+        size = sum(len(cell.data) for row in self.rows for cell in row if isinstance(cell, Image))
         _check_size(
-            f"table {self.key!r}: images",
-            sum(len(cell.data) for row in self.rows for cell in row if isinstance(cell, Image)),
+            "table", self.key, size, IMAGE_BYTES, "log it in parts, or smaller images", part="'s images together"
         )
 
     def _body(self) -> dict[str, Value]:
@@ -122,7 +136,7 @@ class Text(_Media):
     """A text, plain or in Markdown.
 
     Raises:
-        EncodingError: It is larger than `MAX_BYTES`.
+        TooLargeError: It has more characters than `limits.TEXT_BYTES`.
     """
 
     EVENT: ClassVar = "tensormeter.text"
@@ -131,7 +145,7 @@ class Text(_Media):
     content_type: str = "text/plain"
 
     def __post_init__(self) -> None:
-        _check_size(f"text {self.key!r}", len(self.text))
+        _check_size("text", self.key, len(self.text), TEXT_BYTES, "log it in parts")
 
 
 @dataclass(frozen=True)
@@ -139,7 +153,8 @@ class Alert(_Media):
     """Something a person should look at.
 
     Raises:
-        EncodingError: The level is unknown, or the text larger than `MAX_BYTES`.
+        TooLargeError: The text has more than `limits.ALERT_CHARACTERS`.
+        EncodingError: The level is unknown.
     """
 
     EVENT: ClassVar = "tensormeter.alert"
@@ -148,7 +163,10 @@ class Alert(_Media):
     level: Literal["INFO", "WARN", "ERROR"] = "INFO"
 
     def __post_init__(self) -> None:
-        _check_size(f"alert {self.title!r}", len(self.text))
+        if len(self.text) > ALERT_CHARACTERS:
+            raise TooLargeError(
+                "alert", f"alert {self.title[:100]!r}: expected at most {ALERT_CHARACTERS} characters of text"
+            )
         if self.level not in ALERT_LEVELS:
             raise EncodingError(
                 f"alert {self.title!r}: expected a level of {', '.join(ALERT_LEVELS)}, got {self.level!r}"
@@ -196,6 +214,6 @@ def _image_in(cell: Any) -> Any:
     return Image("", **{name: value for name, value in cell.items() if name in known})
 
 
-def _check_size(what: str, size: int) -> None:
-    if size > MAX_BYTES:
-        raise EncodingError(f"{what}: expected at most {MAX_BYTES} bytes, got {size}")
+def _check_size(kind: str, key: str, size: int, limit: int, advice: str, *, part: str = "") -> None:
+    if size > limit:
+        raise TooLargeError(kind, too_large(size, limit, f"{kind} {key!r}{part}", advice))

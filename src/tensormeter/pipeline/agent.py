@@ -466,13 +466,14 @@ class Agent:
         losses = spool.losses()
         stalled = self._stalled()
         trouble = self._trouble()
+        refused = [f"{delivery} refused {delivery.refused}" for delivery in self._deliveries if delivery.refused]
         if rejected != self._refusals[0]:
             self._refusals = rejected, describe_rejections(spool.rejections())
         for drain in self._drains.values():
             drain.ring.words[HeaderWord.QUARANTINED_ITEMS] = rejected
             for reason in SpoolLoss:
                 drain.ring.words[HeaderWord.SPOOL_LOSSES + reason] = losses.get(reason.name.lower(), 0)
-            drain.ring.report(trouble, self._refusals[1])
+            drain.ring.report(trouble, self._refusals[1], "; ".join(filter(None, [drain.lost, *refused])))
             drain.ring.words[HeaderWord.STALLED] = stalled
             drain.ring.words[HeaderWord.PENDING_REQUESTS] = pending
             if drain in flushed:

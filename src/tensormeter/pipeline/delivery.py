@@ -144,6 +144,7 @@ class Delivery:
         siblings: Deliveries of the other signals to the same destination.
         failures: Attempts that have failed since the last success.
         error: What the last of them said.
+        refused: What the receiver said last of items that it left out of a request which it took; "" if it took all.
         stalled: Whether it makes no sense to wait for this destination: several attempts have failed, or the next one is
             far away.
         parked: Whether its token was refused, so that it waits for another one.
@@ -191,6 +192,7 @@ class Delivery:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.failures = 0
         self.error = ""
+        self.refused = ""
         self.stalled = False
         self.parked = False
         self.damaged = False
@@ -375,6 +377,7 @@ class Delivery:
             case Accepted(refused, message, durability):
                 if refused:
                     logger.error("%s refused %d items of %r: %s", self.destination, refused, request, message)
+                    self.refused = message or f"{refused} items"
                 self._outgoing.accepted(spool, refused, durability if hasattr(exporter, "durability") else None)
                 self._answered_at = time.monotonic()
             case Rejected(reason, divide):

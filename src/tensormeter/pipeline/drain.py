@@ -2,6 +2,7 @@
 
 import gzip
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final, cast
 
@@ -9,10 +10,11 @@ from tensormeter.errors import EncodingError, SpoolError
 from tensormeter.logger import get_logger
 from tensormeter.otlp.batch import Attribute, Batch, Event, Value
 from tensormeter.otlp.encode import encode_events, encode_metrics
+from tensormeter.otlp.media import TooLargeError
 from tensormeter.pipeline.cursor import Cursor
 from tensormeter.pipeline.errors import SpoolDamagedError
 from tensormeter.pipeline.health import Health
-from tensormeter.pipeline.media import Inbox
+from tensormeter.pipeline.media import CONFIG, Inbox
 from tensormeter.pipeline.numbering import Numbering
 from tensormeter.pipeline.origin import Origin
 from tensormeter.pipeline.processor import BatchMeasurementProcessor
@@ -20,7 +22,7 @@ from tensormeter.pipeline.report import Report, untold
 from tensormeter.pipeline.request import Encoded, Priority
 from tensormeter.pipeline.spool import Spool
 from tensormeter.ring.file import RingFile
-from tensormeter.ring.words import MAX_LANES, HeaderWord, State
+from tensormeter.ring.words import MAX_LANES, HeaderWord, SpoolLoss, State
 from tensormeter.settings import Settings
 from tensormeter.signals import SIGNALS, Signal
 
@@ -89,6 +91,8 @@ class Drain:
         self._fresh = False
         self._heard_at = self._counted_at = time.monotonic()
         self._told: Mapping[str, int] = {}
+        self.lost = ""
+        """What of this process could not be delivered last, for people."""
         self._heartbeat_interval = settings.heartbeat_interval
         self._offline = settings.mode == "offline"
         self._spooled_flush = (0, 0)
@@ -262,14 +266,18 @@ class Drain:
 
     def _take_media(self) -> None:
         for piece in self._inbox.pieces():
-            encoded = []
+            encoded, reason = [], SpoolLoss.MEDIA_DAMAGED
             try:
                 resource, event = self._settle(piece.event())
                 body = gzip.compress(encode_events(resource, [event]), _GZIP_LEVEL, mtime=0)
-                encoded.append(Encoded("logs", body, 1, Priority.MEDIA))
+                priority = Priority.ESSENTIAL if event.name == CONFIG else Priority.MEDIA
+                encoded.append(Encoded("logs", body, 1, priority))
             except EncodingError as error:
+                self.lost = str(error)
                 logger.error("not delivered: %s", error)
-                self._spool.count_loss("media", 1)
+                if isinstance(error, TooLargeError):
+                    reason = SpoolLoss[f"{error.kind}_too_large".upper()]
+                self._spool.count_loss(reason.name.lower(), 1)
             # What is in the spool, and how far the files are taken, in one transaction: an agent that is killed before it has
             # deleted the file leaves that to the next one.
             cursors = {_MEDIA: Cursor(piece.number)}
@@ -361,14 +369,11 @@ class Drain:
         return self._report(speaks).counts
 
     def _report(self, speaks: bool) -> Report:
-        dropped = self.ring.drops()
-        if self._processor.lost:
-            dropped["device_unfinished"] = dropped.get("device_unfinished", 0) + self._processor.lost
-        if self._processor.refused:
-            dropped["unsupported_value"] = dropped.get("unsupported_value", 0) + self._processor.refused
+        dropped = Counter(self.ring.drops())
+        dropped.update(device_unfinished=self._processor.lost, unsupported_value=self._processor.refused)
         process, spool = self.ring.process, self._spool
         told = untold(process, spool.reports(), spool.losses()) if speaks and spool.losses() else {}
-        return Report(process, dict(self.resource), dropped, told)
+        return Report(process, dict(self.resource), {reason: count for reason, count in dropped.items() if count}, told)
 
     def _end_events(self, report: Report) -> list[Event]:
         dropped = report.counts

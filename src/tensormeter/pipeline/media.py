@@ -6,17 +6,20 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from tensormeter.errors import EncodingError
 from tensormeter.otlp.batch import Event
-from tensormeter.otlp.media import Alert, Image, Media, Table, Text
+from tensormeter.otlp.media import Alert, Image, Media, Table, Text, TooLargeError
 from tensormeter.private import open_file
 from tensormeter.ring.file import media_directory
 
-__all__ = ["Inbox", "Piece"]
+__all__ = ["CONFIG", "Inbox", "Piece"]
+
+CONFIG: Final = "tensormeter.run.config"
+"""A configuration that had no place in the ring's dictionary."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,20 @@ class Piece:
         """What is in it, as a log record.
 
         Raises:
-            EncodingError: It is damaged, or more than a log record may hold.
+            TooLargeError: It is over its limit.
+            EncodingError: It is damaged.
         """
         line, _, data = self._read().partition(b"\n")
         try:
             found = json.loads(line)
+            if found["event"] == CONFIG:
+                return Event(CONFIG, found["time"], {"config": found["body"]["config"]})
             media = _media(found["event"], found["key"] or "", found["body"], data)
             return media.event(found["time"], found["step"])
+        except TooLargeError as error:
+            if found["event"] == Table.EVENT and error.kind != "table":
+                raise TooLargeError("table", f"table {found['key']!r}: in it, {error}") from None
+            raise
         except (ValueError, KeyError, TypeError, ImportError) as error:
             raise EncodingError(f"{self.path.name}: {type(error).__name__}: {error}") from None
 

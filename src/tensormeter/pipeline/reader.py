@@ -76,7 +76,7 @@ class Layouts:
         """Read the entries that are new."""
         for kind, entry in self.ring.entries():
             if kind is EntryKind.METADATA:
-                self.metadata = entry
+                self.metadata = {**self.metadata, **entry}
             elif kind is EntryKind.LAYOUT:
                 layout = Layout.from_json(entry)
                 fields: list[Any] = [("mark", "<i8"), ("time", "<i8"), ("step", "<i8")]

@@ -5,22 +5,26 @@ What takes longer, such as compressing an image, the agent does.
 """
 
 import importlib.util
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from tensormeter.errors import UsageError
+from tensormeter.fitting import json_bytes, json_text
+from tensormeter.limits import (
+    CAPTION_CHARACTERS,
+    IMAGE_BYTES,
+    PIXEL_BYTES,
+    TABLE_BYTES,
+    TABLE_CELLS,
+    TABLE_IMAGES,
+    TEXT_BYTES,
+    too_large,
+)
 from tensormeter.record.values import Deferred, DeviceValue, Refused, classify
+from tensormeter.ring.words import Drop
 
-__all__ = ["Image", "Media", "Parcel", "Table", "Text"]
-
-MAX_BYTES: Final = 64 << 20
-"""Of one piece as it is logged. What is more than 16 MiB when it is compressed is not delivered, and counted."""
-
-MAX_CELLS: Final = 1_000_000
-MAX_IMAGES: Final = 256
-"""In the cells of one table."""
+__all__ = ["Image", "Media", "Parcel", "Table", "Text", "to_line"]
 
 _BEGINNINGS: Final = {
     b"\x89PNG\r\n\x1a\n": "image/png",
@@ -35,18 +39,16 @@ class Parcel:
 
     Attributes:
         event: Name of the log record that it becomes.
-        body: JSON values of the record's body.
+        body: The record's body, as JSON in one line.
         data: Of an image: encoded if the body has a `content_type`, else rows of pixels, of which it has `shape` and `dtype`.
             Of a table: those of its images, one after the other; the body's `images` say the same of each, and its `size`.
     """
 
     __slots__ = ("body", "data", "event")
 
-    def __init__(self, event: str, body: Mapping[str, Any], data: bytes = b"") -> None:
-        if len(data) > MAX_BYTES:
-            raise Refused(f"{len(data) >> 20} MiB at once; log at most {MAX_BYTES >> 20} MiB")
+    def __init__(self, event: str, body: Mapping[str, Any] | str, data: bytes = b"") -> None:
         self.event = event
-        self.body = body
+        self.body = body if isinstance(body, str) else json_text(body)
         self.data = data
 
 
@@ -57,7 +59,7 @@ class Media:
         """A snapshot of it.
 
         Raises:
-            Refused: It cannot be recorded.
+            Refused: It cannot be recorded; larger than its limit, for example.
         """
         raise NotImplementedError
 
@@ -67,6 +69,9 @@ class Table(Media):
 
     Cells are numbers, strings, booleans, None or an `Image`; NumPy scalars and CPU tensors with one element count as numbers;
     anything else becomes its `str`.
+
+    At most 12 MiB as JSON, 700,000 cells (each row counting as one more), and 256 images of 16 MiB together. A larger table is not
+    recorded when it is logged: there is a warning, and it is counted.
     """
 
     def __init__(self, columns: Sequence[str], data: Iterable[Sequence[Any]] = ()) -> None:
@@ -76,12 +81,13 @@ class Table(Media):
             data: Rows.
 
         Raises:
-            UsageError: A row is of another length than the columns, or there are more than a million cells, or more than 256
-                images.
+            UsageError: A row is of another length than the columns.
         """
         self.columns = [str(column) for column in columns]
         self._images: list[Image] = []
         self._rows: list[list[Any]] = []
+        self._beyond = 0  # rows that are not kept, since the table is too large to be recorded
+        self._most_rows = TABLE_CELLS // (len(self.columns) + 1)
         for row in data:
             self.add(*row)
 
@@ -93,16 +99,15 @@ class Table(Media):
         """
         if len(row) != len(self.columns):
             raise UsageError(f"Table: expected {len(self.columns)} cells ({', '.join(self.columns)}), got {len(row)}")
-        if (len(self._rows) + 1) * len(self.columns) > MAX_CELLS:
-            raise UsageError(f"Table: expected at most {MAX_CELLS} cells; log it in parts")
-        images = [value for value in row if isinstance(value, Image)]
-        if len(self._images) + len(images) > MAX_IMAGES:
-            raise UsageError(f"Table: expected at most {MAX_IMAGES} images; log it in parts, or images beside it")
+        images = sum(isinstance(value, Image) for value in row)
+        if self._beyond or len(self._rows) >= self._most_rows or len(self._images) + images > TABLE_IMAGES:
+            self._beyond += 1
+            return
         self._rows.append([self._place(value) if isinstance(value, Image) else _cell(value) for value in row])
 
     def __len__(self) -> int:
         """How many rows there are."""
-        return len(self._rows)
+        return len(self._rows) + self._beyond
 
     def _place(self, image: "Image") -> dict[str, int]:
         """A cell that says which of the table's images it shows."""
@@ -110,11 +115,34 @@ class Table(Media):
         return {"image": len(self._images) - 1}
 
     def pack(self) -> Parcel:
+        if self._beyond and len(self._rows) < self._most_rows:
+            raise _too_large_table(f"it has more than {TABLE_IMAGES} images: log it in parts, or the images next to it")
+        if self._beyond:
+            raise _too_large_table(
+                f"it has {len(self)} rows of {len(self.columns)} cells, the limit is {self._most_rows} such rows: "
+                "log it in parts"
+            )
         body: dict[str, Any] = {"columns": self.columns, "rows": self._rows}
-        parcels = [image.pack() for image in self._images]
-        if parcels:
-            body["images"] = [{**parcel.body, "size": len(parcel.data)} for parcel in parcels]
-        return Parcel("tensormeter.table", body, b"".join(parcel.data for parcel in parcels))
+        text = json_text(body)
+        size = json_bytes(body, text)
+        if size > TABLE_BYTES:
+            raise _too_large_table(too_large(size, TABLE_BYTES, "it", "log it in parts, or leave columns out"))
+        data = b"".join(image.data for image in self._images)
+        for what, total, limit in (
+            ("encoded", sum(image.encoded_size for image in self._images), IMAGE_BYTES),
+            ("in pixels", len(data), PIXEL_BYTES),
+        ):
+            if total > limit:
+                advice = "log it in parts, or smaller images"
+                raise _too_large_table(too_large(total, limit, f"all its images together ({what})", advice))
+        if self._images:
+            images = [{**image.body, "size": len(image.data)} for image in self._images]
+            text = json_text({**body, "images": images})
+        return Parcel("tensormeter.table", text, data)
+
+
+def _too_large_table(words: str) -> Refused:
+    return Refused(f"the table is too large; {words}", Drop.TABLE_TOO_LARGE)
 
 
 class Text(Media):
@@ -123,14 +151,22 @@ class Text(Media):
     def __init__(self, text: str, *, markdown: bool = False) -> None:
         """
         Args:
-            text: Up to 16 MiB.
+            text: Up to 4 MiB as JSON. A longer one is not recorded when it is logged: there is a warning, and it is counted.
             markdown: Whether it is Markdown.
         """
         self._text = str(text)
         self._type = "text/markdown" if markdown else "text/plain"
 
     def pack(self) -> Parcel:
-        return Parcel("tensormeter.text", {"text": self._text, "content_type": self._type})
+        body = {"text": self._text, "content_type": self._type}
+        size, text = len(self._text), ""
+        if size <= TEXT_BYTES:
+            text = json_text(body)
+            size = json_bytes(body, text)
+        if size > TEXT_BYTES:
+            words = too_large(size, TEXT_BYTES, "the text", "log it in parts")
+            raise Refused(words, Drop.TEXT_TOO_LARGE)
+        return Parcel("tensormeter.text", text)
 
 
 class Image(Media):
@@ -138,32 +174,56 @@ class Image(Media):
 
     Arrays are of shape (height, width), (height, width, c), or as torch has it (c, height, width), with c of 1, 3 or 4; uint8, or
     floats from 0 to 1. They become PNG, for which Pillow must be installed.
+
+    At most 16 MiB in its encoded form, and 60 MiB of pixels. A larger one is not recorded: there is a warning, when it is logged or
+    as soon as it has been encoded, and it is counted.
+
+    Attributes:
+        body: JSON values that describe `data`.
+        data: Encoded, or rows of pixels.
     """
 
     def __init__(self, data: Any, caption: str = "") -> None:
         """
         Args:
             data: See above. It is copied now.
-            caption: For people.
+            caption: For people. Cut after 65,536 characters.
 
         Raises:
             UsageError: It is no image.
         """
         self._caption = str(caption)
+        if len(self._caption) > CAPTION_CHARACTERS:
+            self._caption = self._caption[: CAPTION_CHARACTERS - 1] + "…"
         if isinstance(data, str | Path):
             try:
                 data = Path(data).read_bytes()
             except OSError as error:
                 raise UsageError(f"Image: cannot read {data}: {error.strerror}") from None
         if isinstance(data, bytes | bytearray | memoryview):
-            self._body, self._data = _encoded(bytes(data)), bytes(data)
+            self._set(_encoded(bytes(data)), bytes(data))
             return
         if importlib.util.find_spec("PIL") is None:
             raise UsageError("Image: arrays are turned into PNG by Pillow; install tensormeter[media]")
-        self._body, self._data = _pixels(data)
+        self._set(*_pixels(data))
+
+    def _set(self, body: dict[str, Any], data: bytes) -> None:
+        self.body = {**body, "caption": self._caption}
+        self.data = data
+
+    @property
+    def encoded_size(self) -> int:
+        """Bytes of what is encoded already; 0 for pixels."""
+        return len(self.data) if "content_type" in self.body else 0
 
     def pack(self) -> Parcel:
-        return Parcel("tensormeter.image", {**self._body, "caption": self._caption}, self._data)
+        for size, limit, what, advice in (
+            (self.encoded_size, IMAGE_BYTES, "the image", "log a smaller one, or a JPEG"),
+            (len(self.data), PIXEL_BYTES, "the image, as pixels,", "log a smaller one, or give it as uint8 or encoded"),
+        ):
+            if size > limit:
+                raise Refused(too_large(size, limit, what, advice), Drop.IMAGE_TOO_LARGE)
+        return Parcel("tensormeter.image", self.body, self.data)
 
 
 def _cell(value: Any) -> Any:
@@ -213,4 +273,5 @@ def _pixels(data: Any) -> tuple[dict[str, Any], bytes]:
 
 def to_line(parcel: Parcel, **about: Any) -> bytes:
     """The first line of the file."""
-    return json.dumps({"event": parcel.event, "body": parcel.body, **about}).encode() + b"\n"
+    head = json_text({"event": parcel.event, **about}).removesuffix("}")
+    return f'{head},"body":{parcel.body}}}\n'.encode("utf-8", "surrogatepass")

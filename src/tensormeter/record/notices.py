@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from tensormeter.logger import get_logger
 from tensormeter.record.cost import Stopwatch
+from tensormeter.ring.words import Drop
 
 __all__ = ["Notices", "describe", "shown"]
 
@@ -29,6 +30,7 @@ class Notices:
 
     def __init__(self) -> None:
         self._said: set[object] = set()
+        self._noted: dict[Drop, list[str]] = {}
 
     def once(self, about: object, message: str, *arguments: object) -> None:
         """Warn, unless it has been warned about the same.
@@ -40,6 +42,17 @@ class Notices:
         if about not in self._said and len(self._said) < _MOST:
             self._said.add(about)
             logger.warning(message, *arguments)
+
+    def note(self, reason: Drop, name: str) -> None:
+        """Remember what was lost for a reason; a few names of each."""
+        names = self._noted.setdefault(reason, [])
+        if len(names) < _NAMES_SHOWN and name not in names:
+            names.append(name)
+
+    @property
+    def noted(self) -> dict[str, list[str]]:
+        """By reason the names that were noted."""
+        return {reason.name.lower(): list(names) for reason, names in self._noted.items()}
 
     def slow(self, values: Mapping[str, Any], watch: Stopwatch) -> None:
         """A log call that was not the first of its kind took long: said once for each reason."""

@@ -31,6 +31,18 @@ class Outbox:
         self._most = most_bytes
         self._numbers = itertools.count(1)
         self._lock = threading.RLock()  # re-entered by a signal handler that logs
+        self._newest: Path | None = None
+        self._latest: Path | None = None
+
+    def replace(self, parcel: Parcel) -> bool:
+        """Write a piece in place of the last one that was written so, if that still waits. Otherwise like `put`."""
+        with self._lock:
+            if self._latest is not None:
+                self._latest.unlink(missing_ok=True)
+            before = self._newest
+            done = self.put(parcel, None, None)
+            self._latest = self._newest if self._newest != before else None
+            return done
 
     def put(self, parcel: Parcel, key: str | None, step: int | None) -> bool:
         """Write a piece. Blocks for as long as copying it into memory takes.
@@ -54,6 +66,7 @@ class Outbox:
                 file.write(line)
                 file.write(parcel.data)
             temporary.rename(path)
+            self._newest = path
         return True
 
     def _waiting(self) -> int:

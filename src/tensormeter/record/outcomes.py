@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from tensormeter.ring.words import Drop
+
 if TYPE_CHECKING:
     import torch
 
@@ -10,7 +12,15 @@ __all__ = ["Deferred", "DeviceValue", "Refused"]
 
 
 class Refused(Exception):  # noqa: N818 - an outcome of `classify`, not an error that leaves this package
-    """The value cannot be recorded; the message says why and what to do."""
+    """The value cannot be recorded; the message says why and what to do.
+
+    Attributes:
+        reason: What it counts as.
+    """
+
+    def __init__(self, message: str, reason: Drop = Drop.UNSUPPORTED_VALUE) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class DeviceValue:

@@ -106,6 +106,11 @@ class Recorder:
         return min(self._last_step[0] + 1, _LAST_STEP)
 
     @property
+    def lost_names(self) -> dict[str, list[str]]:
+        """For each reason some names of what could not be recorded, quoted."""
+        return self._notices.noted
+
+    @property
     def device_paths(self) -> dict[str, str]:
         """How values of each CUDA device in use reach the ring: see `DeviceCopies.paths`."""
         return self._device.paths
@@ -339,9 +344,10 @@ class Recorder:
             self._keep(lane, key, one, step)
 
     def _refuse(self, lane: Lane, key: object, refusal: Refused) -> None:
-        lane.count(Drop.UNSUPPORTED_VALUE)
+        lane.count(refusal.reason)
         name = shown(key)
-        self._notices.once((name,), "%s is not recorded: %s", name, refusal)
+        self._notices.note(refusal.reason, name)
+        self._notices.once((name, refusal.reason), "%s is not recorded: %s", name, refusal)
 
     def _write(self, lane: Lane, numbers: Numbers, devices: Devices, distributions: Distributions, step: int) -> None:
         if distributions:
@@ -355,6 +361,17 @@ class Recorder:
             return
         step = self._last_step[0]
         self._send(self._lanes.mine(), parcel, None, step if step >= 0 else None)
+
+    def send_config(self, config: Mapping[str, Any]) -> bool:
+        """Record the run's configuration from now on, in place of one that is too large for the ring's dictionary.
+
+        Returns:
+            False: there is no room for it.
+        """
+        try:
+            return self._outbox.replace(Parcel("tensormeter.run.config", {"config": config}))
+        except OSError:
+            return False
 
     def _keep(self, lane: Lane, key: object, media: Media, step: int) -> None:
         try:
@@ -372,12 +389,21 @@ class Recorder:
     def _send(self, lane: Lane, parcel: Parcel, key: str | None, step: int | None) -> None:
         try:
             if self._outbox.put(parcel, key, step):
+                self._say_what_the_agent_lost()
                 return
-            reason = "too much waits for the agent already; log less at once, or raise TENSORMETER_MEDIA_BUFFER_BYTES"
+            reason = "too much waits for the agent already, or it is larger than all that may wait; log less at once, or raise "
+            reason += "TENSORMETER_MEDIA_BUFFER_BYTES"
         except OSError as error:
             reason = f"it cannot be written beside the ring ({error.strerror})"
         lane.count(Drop.MEDIA_FULL)
-        self._notices.once(Drop.MEDIA_FULL, "%r is not recorded: %s", key or parcel.event, reason)
+        name = shown(key or parcel.event)
+        self._notices.note(Drop.MEDIA_FULL, name)
+        self._notices.once(Drop.MEDIA_FULL, "%s is not recorded: %s", name, reason)
+
+    def _say_what_the_agent_lost(self) -> None:
+        """What was too large when it had been encoded: said when the next such thing is logged, or at the end."""
+        if lost := self._ring.lost:
+            self._notices.once(lost, "not delivered: %s", lost)
 
     def _reduce(
         self,

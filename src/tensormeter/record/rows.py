@@ -199,6 +199,7 @@ class Rows:
     def refuse(self, lane: Lane, name: str, number: int = 1) -> None:
         """Count values for which there is no layout."""
         lane.count(Drop.TOO_MANY_LAYOUTS, number)
+        self._notices.note(Drop.TOO_MANY_LAYOUTS, repr(name))
         self._notices.once(
             Drop.TOO_MANY_LAYOUTS, "%r is not recorded: this process has logged too many different names", name
         )

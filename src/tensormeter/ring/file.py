@@ -37,7 +37,7 @@ from tensormeter.ring.words import (
 __all__ = ["RingFile", "is_of_another_version", "is_written", "media_directory"]
 
 _SEPARATOR: Final = "\x1e"
-"""Between the two things that the agent has to say: ASCII's record separator."""
+"""Between the three things that the agent has to say: ASCII's record separator."""
 
 
 def media_directory(ring_path: Path) -> Path:
@@ -178,7 +178,7 @@ class RingFile:
         return (self._dictionary_end - self._next_entry) / self.words[HeaderWord.DICTIONARY_BYTES]
 
     def add_metadata(self, metadata: Mapping[str, Any]) -> bool:
-        """Publish metadata that replaces what was there. False: the dictionary is full."""
+        """Publish metadata; what was there stays, but for values of the same names. False: the dictionary is full."""
         return self._append_entry(EntryKind.METADATA, json.dumps(metadata).encode())
 
     def entries(self) -> Iterator[tuple[EntryKind, dict[str, Any]]]:
@@ -216,22 +216,28 @@ class RingFile:
         """The agent's last words on what receivers have refused for good; "" if nothing was."""
         return self._agent_words()[1]
 
-    def report(self, trouble: str, set_aside: str) -> None:
-        """Write `trouble` and `set_aside`, cut to the room that there is. For the agent."""
+    @property
+    def lost(self) -> str:
+        """The agent's last words on what it, or a receiver, had to leave out; "" if there is nothing to say."""
+        return self._agent_words()[2]
+
+    def report(self, trouble: str, set_aside: str, lost: str = "") -> None:
+        """Write `trouble`, `set_aside` and `lost`, cut to the room that there is. For the agent."""
         parts = [
-            text.replace(_SEPARATOR, " ").encode(errors="replace")[: TROUBLE_BYTES // 2 - 1]
-            for text in (trouble, set_aside)
+            text.replace(_SEPARATOR, " ").encode(errors="replace")[: TROUBLE_BYTES // 3 - 1]
+            for text in (trouble, set_aside, lost)
         ]
-        encoded = _SEPARATOR.encode().join(parts) if set_aside else parts[0]
+        encoded = _SEPARATOR.encode().join(parts).rstrip(_SEPARATOR.encode())
         if encoded == self._agent_bytes():
             return
         self.words[TROUBLE >> 3] = 0
         self.buffer[TROUBLE + 8 : TROUBLE + 8 + len(encoded)] = encoded
         self.words[TROUBLE >> 3] = len(encoded)
 
-    def _agent_words(self) -> tuple[str, str]:
-        trouble, _, set_aside = self._agent_bytes().decode(errors="replace").partition(_SEPARATOR)
-        return trouble, set_aside
+    def _agent_words(self) -> list[str]:
+        """Always three: trouble, what was set aside, what was lost."""
+        parts = self._agent_bytes().decode(errors="replace").split(_SEPARATOR, 2)
+        return parts + [""] * (3 - len(parts))
 
     def _agent_bytes(self) -> bytes:
         length = self.words[TROUBLE >> 3]

@@ -119,6 +119,10 @@ class Drop(enum.IntEnum):
     TOO_MANY_LAYOUTS = 2
     DEVICE_UNFINISHED = 3
     MEDIA_FULL = 4
+    TEXT_TOO_LARGE = 5
+    TABLE_TOO_LARGE = 6
+    IMAGE_TOO_LARGE = 7
+    CONFIG_TOO_LARGE = 8
 
 
 class SpoolLoss(enum.IntEnum):
@@ -131,6 +135,12 @@ class SpoolLoss(enum.IntEnum):
     """Could not be read from the disk any more."""
     REFUSED = 4
     """A receiver took the rest of the request, but not these."""
+    TEXT_TOO_LARGE = 5
+    TABLE_TOO_LARGE = 6
+    IMAGE_TOO_LARGE = 7
+    """Larger than its limit once it was encoded."""
+    MEDIA_DAMAGED = 8
+    """A table, image or text whose file could not be read or encoded."""
 
 
 class State(enum.IntEnum):

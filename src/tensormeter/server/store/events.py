@@ -3,22 +3,23 @@
 import hashlib
 import json
 import sqlite3
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from tensormeter.fitting import fit
+from tensormeter.limits import CONFIG_BYTES, ENVELOPE_BYTES, EVENT_BYTES, TABLE_BYTES, TEXT_BYTES, too_large
 from tensormeter.otlp.batch import Event
 from tensormeter.server.store import RunRef, StoredEvent
-from tensormeter.server.store.canonical import canonical_json
+from tensormeter.server.store.canonical import canonical_json, json_value
 from tensormeter.server.store.damage import leaving_out
 from tensormeter.server.store.errors import MAX_ANSWER_TEXT, AnswerTooLargeError, DamagedError
-from tensormeter.server.store.lifecycle import HEARTBEAT, apply_event
+from tensormeter.server.store.lifecycle import HEARTBEAT, RUN_CONFIG, RUN_START, apply_event
 from tensormeter.server.store.media import Media, MediaError, is_of_type, take_media
 from tensormeter.server.store.seals import checksum, verify
 
 __all__ = [
     "ALERT",
-    "MAX_EVENT_JSON",
     "Prepared",
     "insert_event",
     "key_and_step",
@@ -29,13 +30,21 @@ __all__ = [
     "read_media",
     "record_of",
     "stored_event",
+    "trim_config",
 ]
 
 ALERT: Final = "tensormeter.alert"
 
-MAX_EVENT_JSON: Final = 1 << 20
-"""Characters in the body and the attributes of one event, as JSON, without images."""
+_LIMITS: Final = {
+    "tensormeter.text": ("text", TEXT_BYTES + ENVELOPE_BYTES),
+    "tensormeter.table": ("table", TABLE_BYTES + ENVELOPE_BYTES),
+}
+"""What an event of a name is called, and its largest size as JSON, without images; EVENT_BYTES for the others."""
 
+_LONGEST_KEY: Final = 100
+"""Characters of a key that a reason names."""
+
+_MOST_NAMED: Final = 3
 
 SEALED: Final = "run, process, time, name, key, step, digest, body, attributes, record"
 """Columns of an event that its seal covers."""
@@ -76,13 +85,35 @@ def prepare_event(event: Event) -> Prepared | str:
         return str(error)
     body, attributes, fields = canonical_json(kept), canonical_json(event.attributes), record_of(event)
     record = canonical_json(fields)
-    if len(body) + len(attributes) + len(record) > MAX_EVENT_JSON:
-        return f"event is larger than {MAX_EVENT_JSON} characters as JSON"
+    what, limit = _LIMITS.get(event.name, ("event", EVENT_BYTES))
+    size = sum(len(text) if text.isascii() else len(text.encode()) for text in (body, attributes, record))
+    if size > limit:
+        key, _ = key_and_step(event)
+        return too_large(size, limit, f"{what} {(key or event.name)[:_LONGEST_KEY]!r}", "send it in parts")
     content = f"{body}\0{attributes}"
     told_apart = {name: fields[name] for name in _IDENTITY if name in fields}
     if told_apart:  # otherwise the digest is that of versions that stored body and attributes only
         content += f"\0{canonical_json(told_apart)}"
     return Prepared(body, attributes, record, hashlib.sha256(content.encode()).digest(), images)
+
+
+def trim_config(event: Event) -> tuple[Event, str | None]:
+    """An event of a run whose configuration fits the limit; equal events become equal ones.
+
+    Returns:
+        The event, and why values are left out of its configuration; None if none is.
+    """
+    details = event.body if isinstance(event.body, Mapping) else {}
+    config = details.get("config")
+    if event.name not in (RUN_START, RUN_CONFIG) or not isinstance(config, Mapping):
+        return event, None
+    kept, left_out = fit(json_value(config), CONFIG_BYTES)
+    if not left_out:
+        return event, None
+    names = ", ".join(value.name[:_LONGEST_KEY] for value in left_out[:_MOST_NAMED])
+    more = ", ..." if len(left_out) > _MOST_NAMED else ""
+    reason = f"the configuration is larger than {CONFIG_BYTES >> 20} MiB as JSON: left out {names}{more}"
+    return replace(event, body={**details, "config": kept}), reason
 
 
 def record_of(event: Event) -> dict[str, Any]:

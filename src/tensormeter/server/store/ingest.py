@@ -7,7 +7,7 @@ from tensormeter.otlp.batch import Attribute, Event
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.store.arrivals import Arrival, Rejections
 from tensormeter.server.store.catalog import DELETED, MAX_SERIES_PER_RUN, Catalog
-from tensormeter.server.store.events import insert_event
+from tensormeter.server.store.events import insert_event, trim_config
 from tensormeter.server.store.heads import Placed
 from tensormeter.server.store.lifecycle import RUN_START, refresh_run
 from tensormeter.server.store.source import MAX_NAME, Source, identify
@@ -73,7 +73,10 @@ def insert_events(
             if reason is None:
                 starts = event.name == RUN_START
                 rows = catalog.process(source, (moment, moment), received, starts=starts, points=False)
-                reason = DELETED if rows is None else insert_event(connection, *rows, event, moment, changed=changed)
+                kept, why = trim_config(event)
+                if why is not None:
+                    rejections[why] += 1
+                reason = DELETED if rows is None else insert_event(connection, *rows, kept, moment, changed=changed)
             if reason is not None:
                 rejections[reason] += 1
     for run in changed:

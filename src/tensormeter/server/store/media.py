@@ -5,12 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["MAX_MEDIA_BYTES", "Media", "MediaError", "is_of_type", "take_media"]
+from tensormeter.limits import IMAGE_BYTES, TABLE_IMAGES, too_large
 
-MAX_MEDIA_BYTES: Final = 16 << 20
-"""Bytes of one image."""
-
-_MAX_IMAGES: Final = 256
+__all__ = ["Media", "MediaError", "is_of_type", "take_media"]
 
 _SIGNATURES: Final = {
     "image/png": lambda data: data.startswith(b"\x89PNG\r\n\x1a\n"),
@@ -52,8 +49,8 @@ def _take(value: Any, found: list[Media]) -> Any:
         if isinstance(data, bytes) and content_type is not None:
             media = _check(data, content_type)
             found.append(media)
-            if len(found) > _MAX_IMAGES:
-                raise MediaError(f"more than {_MAX_IMAGES} images in one event")
+            if len(found) > TABLE_IMAGES:
+                raise MediaError(f"more than {TABLE_IMAGES} images in one event")
             rest = {key: _take(item, found) for key, item in value.items() if key != "data"}
             return rest | {"digest": media.digest, "size": len(data)}
         return {key: _take(item, found) for key, item in value.items()}
@@ -71,7 +68,7 @@ def is_of_type(data: bytes, content_type: object) -> bool:
 def _check(data: bytes, content_type: object) -> Media:
     if not is_of_type(data, content_type):
         raise MediaError(f"media is none of {', '.join(_SIGNATURES)}")
-    if len(data) > MAX_MEDIA_BYTES:
-        raise MediaError(f"media is larger than {MAX_MEDIA_BYTES} bytes")
+    if len(data) > IMAGE_BYTES:
+        raise MediaError(too_large(len(data), IMAGE_BYTES, "the image", "send a smaller one"))
     assert isinstance(content_type, str)
     return Media(hashlib.sha256(data).hexdigest(), content_type, data)

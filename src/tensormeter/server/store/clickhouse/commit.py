@@ -37,7 +37,7 @@ from tensormeter.server.store.clickhouse.memory import Memory
 from tensormeter.server.store.clickhouse.request import Request
 from tensormeter.server.store.clickhouse.rowbinary import encode_rows
 from tensormeter.server.store.errors import BatchConflictError, StoreUnavailableError
-from tensormeter.server.store.events import Prepared, key_and_step, prepare_event
+from tensormeter.server.store.events import Prepared, key_and_step, prepare_event, trim_config
 from tensormeter.server.store.gaps import gap_times
 from tensormeter.server.store.ingest import refusal
 from tensormeter.server.store.lifecycle import HEARTBEAT, RUN_START, news_of
@@ -206,6 +206,9 @@ class Commit:
     def _add_event(self, request: Request, source: Source, event: Event, graves: Graves) -> None:
         moment = event.time or request.received  # OTLP: both times of a log record may be unknown
         reason = refusal(event, moment)
+        event, why = trim_config(event)
+        if why is not None:
+            request.rejections[why] += 1
         prepared: Prepared | str = reason if reason is not None else prepare_event(event)
         run = None
         if not isinstance(prepared, str):

@@ -1,0 +1,66 @@
+"""Why points and items were lost, in words: the same reasons are counted in the ring, in the spool and on the server."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from tensormeter.limits import CONFIG_BYTES, IMAGE_BYTES, TABLE_BYTES, TABLE_CELLS, TEXT_BYTES
+
+__all__ = ["REASONS", "describe_losses"]
+
+_MIB: Final = 1 << 20
+
+REASONS: Final[Mapping[str, tuple[str, str, str]]] = {
+    "ring_full": ("point", "the ring buffer was full", "raise TENSORMETER_BUFFER_BYTES, or log less often"),
+    "unsupported_value": ("value", "the value cannot be recorded", "earlier warnings name each key"),
+    "too_many_layouts": ("point", "too many different metrics were logged", "use fewer names"),
+    "device_unfinished": ("point", "the device had not computed the value when its process ended", ""),
+    "media_full": (
+        "item",
+        "too many tables, images and texts waited for the agent",
+        "log fewer at once, or raise TENSORMETER_MEDIA_BUFFER_BYTES",
+    ),
+    "text_too_large": ("text", f"larger than {TEXT_BYTES // _MIB} MiB", "log it in parts"),
+    "table_too_large": (
+        "table",
+        f"larger than {TABLE_BYTES // _MIB} MiB or {TABLE_CELLS:,} cells, or with too many images",
+        "log it in parts",
+    ),
+    "image_too_large": (
+        "image",
+        f"larger than {IMAGE_BYTES // _MIB} MiB in its encoded form",
+        "log a smaller one, or a JPEG",
+    ),
+    "config_too_large": (
+        "configuration value",
+        f"the configuration was larger than {CONFIG_BYTES // _MIB} MiB, so its largest values were left out",
+        "log them as a table or text",
+    ),
+    "media_damaged": ("item", "a table, image or text could not be read or encoded", ""),
+    "spool_full_system": ("point", "the spool was full of data that could not be delivered (system metrics)", ""),
+    "spool_full_media": ("item", "the spool was full of data that could not be delivered (tables, images, texts)", ""),
+    "spool_full_scalars": (
+        "point",
+        "the spool was full of data that could not be delivered, so the history was thinned",
+        "raise TENSORMETER_SPOOL_MAX_BYTES",
+    ),
+    "damaged": ("point", "the data could not be read from the disk any more", ""),
+    "refused": ("point or event", "the receiver refused it", ""),
+}
+"""For each reason: what is counted, why it was lost, and what to do about it, or ""."""
+
+
+def describe_losses(counts: Mapping[str, int], names: Mapping[str, Sequence[str]] | None = None) -> list[str]:
+    """A sentence for each reason, such as ``3 images: larger than 16 MiB in its encoded form; log a smaller one``.
+
+    Args:
+        counts: Counts by reason. Reasons without words here are named as they are.
+        names: For some reasons examples of what was lost, quoted.
+    """
+    return [_sentence(reason, count, (names or {}).get(reason, ())) for reason, count in counts.items()]
+
+
+def _sentence(reason: str, count: int, names: Sequence[str]) -> str:
+    noun, why, advice = REASONS.get(reason, ("item", reason.replace("_", " "), ""))
+    nouns = noun if count == 1 else "points or events" if noun == "point or event" else f"{noun}s"
+    examples = f" ({', '.join(names)}{', ...' if count > len(names) else ''})" if names else ""
+    return f"{count:,} {nouns}{examples}: {why}{f'; {advice}' if advice else ''}"

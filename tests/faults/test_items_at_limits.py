@@ -1,0 +1,103 @@
+"""What the client takes, the server takes: items at their limits arrive whole. What is over is counted there, by reason."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import urllib3
+
+import tensormeter
+from tensormeter import Image, Settings, Table, Text
+from tensormeter.fitting import json_bytes
+from tensormeter.limits import CONFIG_BYTES, TABLE_BYTES, TABLE_CELLS, TEXT_BYTES
+
+
+@pytest.fixture
+def settings(tmp_path, server):
+    server.start()
+    return Settings(
+        endpoint=server.url,
+        directory=tmp_path / "state",
+        buffer_directory=tmp_path / "rings",
+        run_id="limits",
+        agent="thread",
+        schedule_delay=0.05,
+        finish_timeout=300,
+        media_buffer_bytes=256 << 20,
+    )
+
+
+@pytest.fixture
+def get(server):
+    with urllib3.PoolManager(retries=False) as pool:
+
+        def get(path="", **query):
+            answer = pool.request("GET", f"{server.url}/api/v1/runs/limits{path}", fields=query)
+            assert answer.status == 200, answer.data[:500]
+            return json.loads(answer.data)
+
+        yield get
+
+
+def test_items_at_their_limits_arrive_whole(settings, get):
+    text = "x" * (TEXT_BYTES - json_bytes({"text": "", "content_type": "text/plain"}))
+    wide = [[math.nan] * 10] * (TABLE_CELLS // 11)
+    narrow = [[number] for number in range(TABLE_CELLS // 2)]
+    long = [["é" * 500, "b" * 24]] * (TABLE_BYTES // 1033)
+    config = {"lr": 0.1, "text": ""}
+    config["text"] = "c" * (CONFIG_BYTES - json_bytes(config))
+    picture = np.random.default_rng(0).integers(0, 255, (2300, 2400, 3), dtype=np.uint8)  # its PNG has 15.8 MiB
+    with tensormeter.init("faults", config=config, tags=["t"], notes="n" * 65_536, settings=settings) as run:
+        run.log({"text": Text(text), "image": Image(picture)}, 1)
+        run.log({"wide": Table(list("abcdefghij"), wide), "narrow": Table(["a"], narrow)}, 2)
+        run.log({"long": Table(["a", "b"], long), "loss": 1.0}, 3)
+    found = get()
+    assert (found["config"], found["tags"], len(found["notes"])) == (config, ["t"], 65_536)
+    assert (found["lost"], found["losses"]) == (0, {})
+
+    def body(key):
+        (event,) = get("/events", key=key)["events"]
+        return event["body"]
+
+    assert body("text")["text"] == text
+    assert body("wide")["rows"] == [["NaN"] * 10] * (TABLE_CELLS // 11)
+    assert body("narrow")["rows"] == narrow
+    assert body("long")["rows"] == long
+    assert body("image")["size"] > 15 << 20
+
+
+def test_what_is_over_its_limit_is_counted_by_the_run(settings, get, caplog):
+    noise = np.random.default_rng(0).integers(0, 255, (2600, 2600, 3), dtype=np.uint8)
+    config = {"lr": 0.1, "data": {"ids": list(range(300_000)), "name": "digits"}}
+    with tensormeter.init("faults", config=config, tags=["t"], notes="n", settings=settings) as run:
+        run.log({"samples/noise": Image(noise), "loss": 1.0}, 1)
+        run.log({"answers": Text("x" * (5 << 20)), "loss": 1.0}, 2)
+        run.log({"rows": Table(["a"], [["x" * 1000]] * 13_000), "bad": "a text", "loss": 1.0}, 3)
+        run.update_config({"more": list(range(300_000)), "classes": 10})
+    found = get()
+    assert found["config"] == {"lr": 0.1, "data": {"name": "digits"}, "classes": 10}
+    assert (found["tags"], found["notes"]) == (["t"], "n")
+    assert found["losses"] == {
+        "image_too_large": 1,
+        "text_too_large": 1,
+        "table_too_large": 1,
+        "config_too_large": 2,
+        "unsupported_value": 1,
+    }
+    assert found["lost"] == 6
+    assert found["summary"]["loss"]["count"] == 3
+    said = caplog.text
+    for name in ("samples/noise", "answers", "rows", "config.data.ids", "config.more", "'bad'"):
+        assert name in said
+    assert "1 text ('answers'): larger than 4 MiB; log it in parts" in said
+
+
+def test_a_configuration_of_a_megabyte_can_be_updated_again_and_again(settings, get):
+    config = {"text": "c" * 900_000}
+    with tensormeter.init("faults", config=config, settings=settings) as run:
+        for number in range(20):
+            run.update_config({"number": number})
+        run.log({"loss": 1.0}, 1)
+        run.finish("failed")
+    assert get()["config"] == config | {"number": 19}
