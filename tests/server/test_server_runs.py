@@ -413,6 +413,48 @@ def test_events(server_on_each, make):
     assert b"the limit is 4 MiB" in server.post("/v1/logs", encode_events(resource, [large])).data
 
 
+def test_pages_of_events(server_on_each, make):
+    """Answers are bounded in size as well as in number; `next` goes on."""
+    server, resource = server_on_each, make.resource("paged")
+    for number in range(12):
+        body = {"text": f"{number} " + "x" * (3 << 20), "content_type": "text/plain"}
+        server.events(resource, Event("tensormeter.text", T0 + number // 2, body, {"tensormeter.key": "t"}))
+    path = "/api/v1/runs/paged/events"
+    found, before, pages = [], None, 0
+    while True:
+        answer = server.get(path, name="tensormeter.text", **({} if before is None else {"before": before}))
+        found += [int(event["body"]["text"].split()[0]) for event in answer["events"]]
+        pages += 1
+        before = answer["next"]
+        if before is None:
+            break
+    assert sorted(found) == list(range(12))
+    assert [number // 2 for number in found] == [number // 2 for number in reversed(range(12))]
+    assert pages == 2
+    listed = server.get(path, max_body=1000)
+    assert listed["next"] is None
+    assert [(event["body"], event["size"] > 3 << 20) for event in listed["events"]] == [(None, True)] * 12
+    first = server.get(path, limit=5, max_body=1000)
+    rest = server.get(path, limit=7, max_body=1000, before=first["next"])
+    assert [event["id"] for event in first["events"] + rest["events"]] == [event["id"] for event in listed["events"]]
+    assert rest["next"] is None
+    for wrong in ("x", "1", "1-", "-1-2", "1-2-3", f"{2**63}-1", "\u0661-1"):
+        assert server.ask(path, before=wrong)[0] == 400
+
+
+def test_a_configuration_over_its_limit_loses_its_largest_values(server_on_each, make):
+    server, resource = server_on_each, make.resource("configured")
+    config = {"lr": 0.1, "ids": list(range(300_000)), "data": {"text": "x" * 600_000, "name": "digits"}}
+    body = {"config": config, "tags": ["t"], "notes": "n"}
+    answer = server.post("/v1/logs", encode_events(resource, [Event("tensormeter.run.start", T0, body)]))
+    assert b"1 log record: the configuration is larger than 1 MiB as JSON: left out ids" in answer.data
+    run = server.get("/api/v1/runs/configured")
+    assert run["config"] == {"lr": 0.1, "data": config["data"]}
+    assert (run["tags"], run["notes"]) == (["t"], "n")
+    (event,) = server.get("/api/v1/runs/configured/events")["events"]
+    assert event["body"]["config"] == run["config"]
+
+
 def test_one_id_in_two_projects_can_be_named(server, make):
     for project in ("left", "right"):
         server.metrics(make.rows("both", [(T0, 0, {"v": 1.0 if project == "left" else 2.0})], project=project))

@@ -218,7 +218,7 @@ def _vision(post: Post, index: int, now: int, rng: np.random.Generator) -> None:
             "failed": {"message": "ValueError: loss is not finite", "exit_code": 1},
             "crashed": {"signal": "SIGKILL"},
         }
-        dropped = {"dropped": {"buffer_full": 1280}} if index == 5 else {}
+        dropped = {"dropped": {"ring_full": 1280}} if index == 5 else {}
         sender.event("run.end", int(times[-1]) + SECOND, {"state": state} | end.get(state, {}) | dropped)
     else:
         sender.event("run.heartbeat", now)

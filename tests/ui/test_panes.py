@@ -170,17 +170,17 @@ def test_the_overview_of_a_running_run_says_what_is_so_now(tab: Any, site: Any) 
     expect(run).to_contain_text("argumentspython train.py")
     expect(run).not_to_contain_text("gpu-7")
     expect(page.get_by_role("region", name="Processes").locator("tbody tr")).to_have_count(2)
-    rank.event("process.end", int(times[-1]), {"dropped": {"buffer_full": 5}})
-    expect(run).to_contain_text("points12lost5 buffer full")
+    rank.event("process.end", int(times[-1]), {"dropped": {"ring_full": 5}})
+    expect(run).to_contain_text("points12lost5 points: the trainer's ring buffer was full")
 
 
 def test_losses_and_failures_are_banners_on_every_pane(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis05/media")
     banners = page.get_by_role("alert")
     expect(banners.filter(has_text="The process is gone without saying goodbye.")).to_be_visible()
-    expect(banners.filter(has_text="1.28k buffer full")).to_be_visible()
+    expect(banners.filter(has_text="1.28k points: the trainer's ring buffer was full")).to_be_visible()
     page.get_by_role("link", name="Charts").click()
-    expect(banners.filter(has_text="1.28k buffer full")).to_be_visible()
+    expect(banners.filter(has_text="1.28k points: the trainer's ring buffer was full")).to_be_visible()
     tab.go("#/p/vision/runs/vis03")
     page.get_by_role("alert").filter(has_text="is NaN since step 2940").get_by_role(
         "link", name="Show train/loss"
@@ -196,9 +196,11 @@ def test_of_several_runs_those_that_lost_something_are_named(tab: Any, site: Any
         steps = np.arange(3, dtype=np.int64)
         sender.rows(now - late * SECOND + steps, steps, {"loss": steps})
     page = tab.go("#/p/vision/runs/vis00,vis05/difference")
-    lost = page.get_by_role("alert").filter(has_text="Points were lost by a run:")
+    lost = page.get_by_role("alert").filter(has_text="Data was lost by a run:")
     lost.get_by_role("link", name="resnet50-brisk-05 (1.28k)").click()
-    expect(page.get_by_role("alert").filter(has_text="1.28k buffer full")).to_be_visible()
+    expect(
+        page.get_by_role("alert").filter(has_text="1.28k points: the trainer's ring buffer was full")
+    ).to_be_visible()
     tab.go("#/p/vision")
     expect(lost.get_by_role("link", name="resnet50-brisk-05 (1.28k)")).to_be_visible()
     for address in ("#/p/late", "#/p/late/runs/late1,late2"):
@@ -236,3 +238,48 @@ def test_configurations_beside_each_other(tab: Any) -> None:
     expect(table.locator("tbody th").filter(has_text="model.width")).to_be_visible()
     row = table.locator("tr", has=page.locator("th", has_text="optimizer"))
     assert row.locator("td").all_text_contents() == ['"adamw"', '"sgd"', '"adamw"']
+
+
+def test_every_reason_for_a_loss_is_a_sentence(tab: Any, site: Any) -> None:
+    sender = Sender(site.post, "lossy", "lossy", "lossy", tensormeter__rank=0)
+    now = time.time_ns()
+    sender.event("run.start", now - 9, {"config": {"lr": 0.1}})
+    lost = {
+        "ring_full": 70,
+        "image_too_large": 3,
+        "text_too_large": 1,
+        "config_too_large": 2,
+        "refused": 1,
+        "new_reason": 5,
+    }
+    sender.event("run.end", now, {"state": "finished", "dropped": lost})
+    page = tab.go("#/p/lossy/runs/lossy/overview")
+    banner = page.get_by_role("alert").filter(has_text="Data was lost.")
+    sentences = [
+        "70 points: the trainer's ring buffer was full; a larger buffer_bytes helps.",
+        "5 items: new reason.",
+        "3 images: larger than 16 MiB.",
+        "2 configuration values: the configuration was larger than 1 MiB, so its largest values were left out.",
+        "1 item: refused by the server; its reasons are in the trainer's warnings.",
+        "1 text: larger than 4 MiB.",
+    ]
+    expect(banner).to_have_text("Data was lost. " + " ".join(sentences))
+    expect(page.get_by_role("region", name="Run", exact=True)).to_contain_text(sentences[0])
+
+
+def test_large_tables_and_texts_are_read_when_they_are_seen(tab: Any, site: Any) -> None:
+    sender = Sender(site.post, "large", "large", "large", tensormeter__rank=0)
+    now = time.time_ns()
+    sender.event("run.start", now - 9, {"config": {}})
+    for step in (1, 2):
+        about = {"tensormeter__step": step}
+        text = {"text": f"text {step} " + "x" * 2_000_000, "content_type": "text/plain"}
+        sender.event("text", now + step, text, tensormeter__key="answers", **about)
+        rows = [[number, f"answer {number} of {step}"] for number in range(50_000)]
+        sender.event("table", now + step, {"columns": ["n", "answer"], "rows": rows}, tensormeter__key="rows", **about)
+    page = tab.go("#/p/large/runs/large/media")
+    tables, texts = page.get_by_role("region", name="rows"), page.get_by_role("region", name="answers")
+    expect(tables).to_contain_text("answer 0 of 2")
+    expect(texts).to_contain_text("text 2 xxx")
+    tables.get_by_label("Step").fill("0")
+    expect(tables).to_contain_text("answer 0 of 1")

@@ -135,6 +135,7 @@ export interface HistogramPoint {
 }
 
 export interface TelemetryEvent {
+  id: number;
   time: string;
   name: string;
   step: number | null;
@@ -147,6 +148,8 @@ export interface TelemetryEvent {
   scope: { name?: string; version?: string };
   attributes: Record<string, unknown>;
   body: unknown;
+  /** Characters of the body as JSON. */
+  size: number;
 }
 
 export class ApiError extends Error {
@@ -279,7 +282,7 @@ export async function histograms(
 
 export async function events(
   id: string,
-  parameters: { project: string; name?: string; key?: string; limit?: number },
+  parameters: { project: string; name?: string; key?: string; start?: string; stop?: string; limit?: number; max_body?: number },
 ): Promise<TelemetryEvent[]> {
   return (await json<{ events: TelemetryEvent[] }>(`${runPath(id)}/events${query(parameters)}`)).events;
 }

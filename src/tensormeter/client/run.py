@@ -315,10 +315,18 @@ class StoredRun:
             yield from reader.read_process(process, first, stop)
 
     def _events(self, name: str | None, key: str | None, limit: int) -> list[dict[str, Any]]:
-        document = self._connection.get(
-            "runs", self.id, "events", project=self.project, name=name, key=key, limit=limit
-        )
-        return list(document["events"])
+        found: list[dict[str, Any]] = []
+        before = None
+        while len(found) < limit:
+            document = self._connection.get(
+                "runs", self.id, "events",
+                project=self.project, name=name, key=key, limit=limit - len(found), before=before,
+            )  # fmt: skip
+            found += document["events"]
+            before = document.get("next")
+            if not before:
+                break
+        return found
 
 
 def _summary(document: Mapping[str, Any]) -> Summary:

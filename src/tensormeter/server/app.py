@@ -24,7 +24,6 @@ from tensormeter.server.signals import OtherSignals
 from tensormeter.server.status import error_response
 from tensormeter.server.store import (
     AmbiguousRunError,
-    AnswerTooLargeError,
     BatchConflictError,
     NotFoundError,
     Store,
@@ -137,8 +136,6 @@ def _on_store_error(request: Request, error: Exception) -> Response:
             status, code, headers = 403, "forbidden", None
         case TooManyPointsError():
             status, code, headers = 413, "too_many_points", None
-        case AnswerTooLargeError():
-            status, code, headers = 413, "too_large", None
         case StoreUnavailableError():
             status, code, headers = 503, "unavailable", {"Retry-After": "5"}
         case _:

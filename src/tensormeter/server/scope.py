@@ -16,6 +16,7 @@ from tensormeter.server.access import Access
 from tensormeter.server.store import (
     BatchConflictError,
     Changes,
+    EventPage,
     MetricSummary,
     NotFoundError,
     ProcessSummary,
@@ -148,7 +149,7 @@ class ProjectStore:
         """See `Store`."""
         return self._store.thin(self._ours(ref), selection, window, blocks)
 
-    def events(self, ref: RunRef, **options: Any) -> list[StoredEvent]:
+    def events(self, ref: RunRef, **options: Any) -> EventPage:
         """See `Store`."""
         return self._store.events(self._ours(ref), **options)
 

@@ -45,7 +45,7 @@ export function ofRuns(project: string, lost: api.Run[], late: api.Run[], number
   const banners: Banner[] = [];
   if (lost.length) {
     const named = links(project, lost, numbers.lost, LOST, (run) => format.count(run.lost));
-    banners.push({ kind: "bad", title: "Points were lost", text: `by ${runs(numbers.lost)}:`, links: named });
+    banners.push({ kind: "bad", title: "Data was lost", text: `by ${runs(numbers.lost)}:`, links: named });
   }
   if (late.length) {
     const named = links(project, late, numbers.late, LATE_NOW, (run) => format.duration(run.lag ?? 0));

@@ -8,6 +8,7 @@ import * as format from "../format";
 import { alertOf, chartLinks } from "./alert";
 import { type Banner, drawBanners, isLate, ofRuns } from "./banner";
 import { endWords } from "./ends";
+import { lossSentences } from "./losses";
 import type { Session } from "./session";
 
 const TICK_MS = 1000;
@@ -128,11 +129,8 @@ export class Health {
       const why = state === "stalled" ? "" : endWords(run, this.ends);
       found.push({ kind: state === "preempted" || isForeign(run) ? "warn" : "bad", title: isForeign(run) ? "Silent" : state, text: [meaning(state, isForeign(run)), why].filter(Boolean).join(" ") });
     }
-    const losses = Object.entries(run.losses).filter(([, n]) => n > 0);
-    if (losses.length) {
-      const words = losses.map(([reason, n]) => `${format.count(n)} ${reason.replaceAll("_", " ")}`).join(", ");
-      found.push({ kind: "bad", title: "Points were lost", text: `${words}. A larger buffer_bytes helps where the buffer was full.` });
-    }
+    const losses = lossSentences(run.losses);
+    if (losses.length) found.push({ kind: "bad", title: "Data was lost.", text: losses.join(" ") });
     if (isLate({ state, lag: run.lag })) {
       found.push({ kind: "warn", title: "Late", text: `The newest point is ${format.duration(run.lag ?? 0)} older than the last sign of life. Points that are late are kept where the trainer runs.` });
     }

@@ -20,6 +20,8 @@ const SHELVES: [Kind, string][] = [
 ];
 /** Of each kind the newest ones. */
 const MOST = 500;
+/** Larger bodies are read one by one, when they are to be seen. */
+const MOST_CHARACTERS = 20_000;
 
 interface Group {
   key: string;
@@ -68,7 +70,7 @@ export class MediaPane implements Pane {
     const { project } = this.session;
     try {
       const kinds = SHELVES.map(([kind]) => kind);
-      const answers = await Promise.all(kinds.map((kind) => api.events(run, { project, name: `tensormeter.${kind}`, limit: MOST })));
+      const answers = await Promise.all(kinds.map((kind) => api.events(run, { project, name: `tensormeter.${kind}`, limit: MOST, max_body: MOST_CHARACTERS })));
       const groups = new Map<string, Group>();
       for (const [position, events] of answers.entries()) {
         const kind = kinds[position] as Kind;
@@ -94,7 +96,12 @@ export class MediaPane implements Pane {
     const [run = ""] = this.session.ids;
     const cards = shown.map((group): [Kind, HTMLElement] => {
       const name = `${group.kind} ${group.key}`;
-      const card = this.cards.get(name) ?? new MediaCard(group.key, group.kind, (digest) => api.media(run, digest, this.session.project));
+      const card = this.cards.get(name) ?? new MediaCard(
+          group.key,
+          group.kind,
+          (digest) => api.media(run, digest, this.session.project),
+          (event) => bodyOf(run, this.session.project, event),
+        );
       this.cards.set(name, card);
       card.update(group.events);
       return [group.kind, card.element];
@@ -113,6 +120,12 @@ export class MediaPane implements Pane {
       );
     }
   }
+}
+
+/** The body of one event. */
+async function bodyOf(run: string, project: string, { id, name, time }: api.TelemetryEvent): Promise<unknown> {
+  const found = await api.events(run, { project, name, start: time, stop: String(BigInt(time) + 1n) });
+  return found.find((event) => event.id === id)?.body ?? null;
 }
 
 /** What there is of one kind. */
@@ -145,11 +158,13 @@ class MediaCard {
   private events: api.TelemetryEvent[] = [];
   private readonly urls = new Map<string, Promise<string>>();
   private turn = 0;
+  private large: { id: number; body: Promise<unknown> } | null = null;
 
   constructor(
     key: string,
     private readonly kind: Kind,
     private readonly open: (digest: string) => Promise<string>,
+    private readonly read: (event: api.TelemetryEvent) => Promise<unknown>,
   ) {
     this.sliderLabel = h("label", { class: "slider" }, "step ", this.slider);
     this.element = h("section", { class: `card ${kind}`, "aria-label": key }, h("header", {}, h("h3", { title: key }, key)), this.stage, this.sliderLabel, this.words);
@@ -173,7 +188,14 @@ class MediaCard {
     const event = this.events[Number(this.slider.value)];
     if (!event) return;
     const turn = ++this.turn;
-    const body = (event.body ?? {}) as Record<string, unknown>;
+    let body: Record<string, unknown>;
+    try {
+      body = ((event.body === null && event.size > MOST_CHARACTERS ? await this.whole(event) : event.body) ?? {}) as Record<string, unknown>;
+    } catch (error) {
+      if (turn === this.turn) fill(this.stage, h("p", { class: "status bad" }, error instanceof Error ? error.message : String(error)));
+      return;
+    }
+    if (turn !== this.turn) return;
     const step = event.step === null ? "" : `step ${event.step}`;
     this.slider.setAttribute("aria-valuetext", step);
     const words = [step, format.moment(format.epoch(event.time))];
@@ -195,6 +217,16 @@ class MediaCard {
       fill(this.stage, new TableView(body.columns, body.rows, (digest) => this.address(digest)).element);
     }
     this.words.textContent = words.filter(Boolean).join(" · ");
+  }
+
+  /** The body of an event that was too large for the list. The last one is kept. */
+  private whole(event: api.TelemetryEvent): Promise<unknown> {
+    if (this.large?.id !== event.id) {
+      const body = this.read(event);
+      this.large = { id: event.id, body };
+      body.catch(() => (this.large = null));
+    }
+    return this.large?.body ?? Promise.resolve(null);
   }
 
   private address(digest: string): Promise<string> {

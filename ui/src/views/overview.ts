@@ -7,6 +7,7 @@ import { arrange, fill, h, type Child } from "../dom";
 import * as format from "../format";
 import type { Update } from "../live";
 import { alertOf, chartLinks, levelClass, levelOf } from "./alert";
+import { lossSentences } from "./losses";
 import type { Pane } from "./pane";
 import { RunEditor } from "./runeditor";
 import type { Session } from "./session";
@@ -22,6 +23,8 @@ const FIRST: [string, string][] = [
   ["system", "os.description"],
 ];
 const SHOWN_PROCESSES = 600;
+/** Larger bodies of events are not read: alerts are smaller, and of others only the beginning is shown. */
+const MOST_CHARACTERS = 100_000;
 
 export class OverviewPane implements Pane {
   private readonly content = h("div", { class: "content overview" });
@@ -57,7 +60,7 @@ export class OverviewPane implements Pane {
   private async load(): Promise<void> {
     const [run = ""] = this.session.ids;
     try {
-      this.events = await api.events(run, { project: this.session.project, limit: 200 });
+      this.events = await api.events(run, { project: this.session.project, limit: 200, max_body: MOST_CHARACTERS });
       this.problem = "";
     } catch (error) {
       this.problem = error instanceof Error ? error.message : String(error);
@@ -112,7 +115,7 @@ export class OverviewPane implements Pane {
 }
 
 function runFacts(run: api.RunDetail, events: api.TelemetryEvent[]): [string, Child][] {
-  const losses = Object.entries(run.losses ?? {}).filter(([, n]) => n > 0);
+  const losses = lossSentences(run.losses);
   const environment = new Map(Object.entries(run.environment ?? {}));
   return [
     ["state", h("span", {}, stateBadge(run), " ", h("span", { class: "muted" }, meaning(run.state, isForeign(run))))],
@@ -124,7 +127,7 @@ function runFacts(run: api.RunDetail, events: api.TelemetryEvent[]): [string, Ch
     ["group", run.group || "–"],
     ["exit", exitWords(events)],
     ["points", run.points === undefined ? "–" : format.count(run.points)],
-    ["lost", losses.length ? losses.map(([reason, n]) => `${format.count(n)} ${reason.replaceAll("_", " ")}`).join(", ") : "nothing"],
+    ["lost", losses.length ? losses.join(" ") : "nothing"],
     ...FIRST.flatMap(([label, key]): [string, Child][] => (environment.has(key) ? [[label, words(environment.get(key))]] : [])),
   ];
 }
@@ -171,8 +174,8 @@ function alertItem(event: api.TelemetryEvent, links: [string, string][]): HTMLEl
 }
 
 function eventItem(event: api.TelemetryEvent): HTMLElement {
-  const { name, body, scope, trace_id: trace, severity_text: said } = event;
-  const content = body === null || body === undefined ? "" : typeof body === "string" ? body : JSON.stringify(body);
+  const { name, body, size, scope, trace_id: trace, severity_text: said } = event;
+  const content = body === null || body === undefined ? (size > MOST_CHARACTERS ? `(${format.count(size)} characters)` : "") : typeof body === "string" ? body : JSON.stringify(body);
   const level = levelOf(event);
   // The lifecycle of every run is information, which needs no label.
   const labelled = level && !(name.startsWith("tensormeter.") && level === "INFO");

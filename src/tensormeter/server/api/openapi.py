@@ -133,6 +133,7 @@ _SCHEMAS: Final[Mapping[str, _Schema]] = {
         scope=_OBJECT,
         attributes=_OBJECT,
         body={},
+        size=_INTEGER,
     ),
     "Query": {
         "type": "object",
@@ -300,7 +301,7 @@ def openapi_document() -> dict[str, Any]:
         f"{run}/events": {
             "get": _operation(
                 "Its events, the newest first.",
-                _shape(events=_list(_ref("Event"))),
+                _shape(events=_list(_ref("Event")), next=_nullable(_TEXT)),
                 [
                     *named,
                     _parameter("name"),
@@ -308,6 +309,8 @@ def openapi_document() -> dict[str, Any]:
                     _parameter("start", _INT64),
                     _parameter("stop", _INT64),
                     _parameter("limit", {"type": "integer", "minimum": 1, "maximum": 10_000}),
+                    _parameter("before", {"type": "string", "pattern": "^[0-9]{1,18}-[0-9]{1,18}$"}),
+                    _parameter("max_body", _INT64),
                 ],
             )
         },

@@ -41,6 +41,8 @@ MAX_TEXT: Final = 65_536
 MAX_TAGS: Final = 100
 MAX_FIELDS: Final = 1000
 MAX_LEVELS: Final = 100
+_LONGEST_POSITION: Final = 39
+"""Characters of two integers of 63 bits."""
 
 _RUN: Final = "/api/v1/runs/{run_id}"
 
@@ -174,11 +176,15 @@ class RunsApi:
         ref, query = run_ref(request), parameters(request)
         limit = integer(query, "limit", 1000, 1, MAX_EVENTS)
         start, stop = optional_integer(query, "start"), optional_integer(query, "stop")
+        before, max_body = _position(query.get("before")), optional_integer(query, "max_body")
 
         def work() -> bytes:
             name, key = query.get("name") or None, query.get("key") or None
-            events = self._stores.of(request).events(ref, name=name, key=key, start=start, stop=stop, limit=limit)
-            return encode({"events": [event_json(event) for event in events]})
+            events = self._stores.of(request).events(
+                ref, name=name, key=key, start=start, stop=stop, limit=limit, before=before, max_body=max_body
+            )
+            following = f"{events[-1].time}-{events[-1].id}" if events.more else None
+            return encode({"events": [event_json(event) for event in events], "next": following})
 
         return json_response(await self._threads.run(work))
 
@@ -188,6 +194,24 @@ class RunsApi:
         digest = request.path_params["digest"]
         content_type, data = await self._threads.run(lambda: self._stores.of(request).media(ref, digest))
         return Response(data, headers=_MEDIA_HEADERS, media_type=content_type)
+
+
+def _position(text: str | None) -> tuple[int, int] | None:
+    """What `next` of an earlier answer said."""
+    if not text:
+        return None
+    time, _, number = text.partition("-")
+    if (
+        time.isascii()
+        and time.isdecimal()
+        and number.isascii()
+        and number.isdecimal()
+        and len(text) <= _LONGEST_POSITION
+    ):
+        position = int(time), int(number)
+        if max(position) < 1 << 63:
+            return position
+    raise HTTPException(400, "before: expected what `next` of another answer says")
 
 
 def _under(prefix: str, names: list[str]) -> list[str]:

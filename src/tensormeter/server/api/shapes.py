@@ -153,6 +153,7 @@ def event_json(event: StoredEvent) -> dict[str, Any]:
         "scope": record.get("scope", {}),
         "attributes": event.attributes,
         "body": event.body,
+        "size": event.size,
     }
 
 

@@ -23,7 +23,6 @@ from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.store.durability import Syncer
 from tensormeter.server.store.errors import (
     AmbiguousRunError,
-    AnswerTooLargeError,
     BatchConflictError,
     DamagedError,
     NotFoundError,
@@ -37,6 +36,7 @@ from tensormeter.server.store.values import (
     MAX_READ_POINTS,
     Change,
     Changes,
+    EventPage,
     MetricSummary,
     ProcessAttempt,
     ProcessSummary,
@@ -60,12 +60,12 @@ __all__ = [
     "MAX_READ_POINTS",
     "STALL_AFTER",
     "AmbiguousRunError",
-    "AnswerTooLargeError",
     "BatchConflictError",
     "Change",
     "Changes",
     "Column",
     "DamagedError",
+    "EventPage",
     "Kind",
     "MetricSummary",
     "NotFoundError",
@@ -230,7 +230,9 @@ class Store(Protocol):
         start: int | None = None,
         stop: int | None = None,
         limit: int = 1000,
-    ) -> list[StoredEvent]:
+        before: tuple[int, int] | None = None,
+        max_body: int | None = None,
+    ) -> EventPage:
         """Events of a run, the newest first.
 
         Args:
@@ -238,7 +240,9 @@ class Store(Protocol):
             key: Only those whose attribute `tensormeter.key` is this.
             start: Only with time >= start.
             stop: Only with time < stop.
-            limit: How many at most.
+            limit: How many at most. There are fewer where their bodies would be more than `MAX_ANSWER_TEXT` together.
+            before: Only those that come after the event of this time and id in the list.
+            max_body: Bodies of more characters as JSON are None; None for no limit.
         """
         ...
 

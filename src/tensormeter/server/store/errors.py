@@ -7,7 +7,6 @@ from tensormeter.errors import StoreError
 __all__ = [
     "MAX_ANSWER_TEXT",
     "AmbiguousRunError",
-    "AnswerTooLargeError",
     "BatchConflictError",
     "DamagedError",
     "NotFoundError",
@@ -55,13 +54,6 @@ class TooManyPointsError(StoreError):
 
 class TooManySeriesError(TooManyPointsError):
     """More series than one answer may have: a higher limit of points does not help."""
-
-
-class AnswerTooLargeError(StoreError):
-    """A read would return more text than `MAX_ANSWER_TEXT`."""
-
-    def __init__(self, what: str, instead: str) -> None:
-        super().__init__(f"{what} hold more than {MAX_ANSWER_TEXT} characters; {instead}")
 
 
 class StoreUnavailableError(StoreError):

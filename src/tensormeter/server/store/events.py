@@ -10,10 +10,10 @@ from typing import Any, Final
 from tensormeter.fitting import fit
 from tensormeter.limits import CONFIG_BYTES, ENVELOPE_BYTES, EVENT_BYTES, TABLE_BYTES, TEXT_BYTES, too_large
 from tensormeter.otlp.batch import Event
-from tensormeter.server.store import RunRef, StoredEvent
+from tensormeter.server.store import EventPage, RunRef, StoredEvent
 from tensormeter.server.store.canonical import canonical_json, json_value
 from tensormeter.server.store.damage import leaving_out
-from tensormeter.server.store.errors import MAX_ANSWER_TEXT, AnswerTooLargeError, DamagedError
+from tensormeter.server.store.errors import MAX_ANSWER_TEXT, DamagedError
 from tensormeter.server.store.lifecycle import HEARTBEAT, RUN_CONFIG, RUN_START, apply_event
 from tensormeter.server.store.media import Media, MediaError, is_of_type, take_media
 from tensormeter.server.store.seals import checksum, verify
@@ -171,12 +171,10 @@ def read_events(
     start: int | None,
     stop: int | None,
     limit: int,
-) -> list[StoredEvent]:
-    """Events of a run, the newest first; `name` may end in `*`.
-
-    Raises:
-        AnswerTooLargeError: They hold more than a read returns.
-    """
+    before: tuple[int, int] | None,
+    max_body: int | None,
+) -> EventPage:
+    """Events of a run; see `Store.events`."""
     condition = "event.run = ?"
     parameters: list[Any] = [run]
     if name is not None and name.endswith("*"):
@@ -189,19 +187,23 @@ def read_events(
         if value is not None:
             condition += f" AND {column} {operator} ?"
             parameters.append(value)
+    if before is not None:
+        condition += " AND (time, event.id) < (?, ?)"
+        parameters += before
     rows = connection.execute(
         f"SELECT {_READ} FROM event LEFT JOIN process ON process.id = event.process WHERE {condition}"
         " ORDER BY time DESC, event.id DESC LIMIT ?",
-        (*parameters, limit),
+        (*parameters, limit + 1),
     )
     events: list[StoredEvent] = []
     size = 0
     for row in rows:
-        size += len(row[8]) + len(row[9])
-        if size > MAX_ANSWER_TEXT:
-            raise AnswerTooLargeError("these events", "ask for fewer with limit, or by name, key, start and stop")
-        events.append(_sealed_event(row))
-    return events
+        event = _sealed_event(row, max_body)
+        size += len(row[9]) + (event.size if event.body is not None else 0)
+        if len(events) == limit or (events and size > MAX_ANSWER_TEXT):
+            return EventPage(events, more=True)
+        events.append(event)
+    return EventPage(events, more=False)
 
 
 def read_alerts(
@@ -239,21 +241,28 @@ def last_event(connection: sqlite3.Connection) -> int:
     return int(row[0])
 
 
-def _sealed_event(row: Sequence[Any]) -> StoredEvent:
-    """An event from the columns `_READ`. Raises DamagedError."""
+def _sealed_event(row: Sequence[Any], max_body: int | None = None) -> StoredEvent:
+    """An event from the columns `_READ`; `max_body` as for `Store.events`. Raises DamagedError."""
     number, run, process, time, name, key, step, digest, body, attributes, record, seal, process_name = row
     columns = run, process, time, name, key, step, digest, body, attributes, record
     verify(f"event {number} of run {run}", seal, *columns)
     if process_name is None:
         raise DamagedError(f"event {number} of run {run}: its process {process} cannot be found")
-    return stored_event((number, time, name, step, process_name, attributes, body, record))
+    return stored_event((number, time, name, step, process_name, attributes, body, record), max_body)
 
 
-def stored_event(row: Sequence[Any]) -> StoredEvent:
-    """An event from its columns: id, time, name, step, process, attributes, body, record."""
+def stored_event(row: Sequence[Any], max_body: int | None = None) -> StoredEvent:
+    """An event from its columns: id, time, name, step, process, attributes, body, record.
+
+    Args:
+        row: The columns.
+        max_body: As for `Store.events`.
+    """
     number, time, name, step, process, attributes, body, record = row
-    documents = (json.loads(text or "{}") for text in (attributes, body, record))
-    return StoredEvent(number, time, name, step, process, *documents)
+    size = len(body or "")
+    shown = body if max_body is None or size <= max_body else "null"
+    found, content, fields = (json.loads(text or "{}") for text in (attributes, shown, record))
+    return StoredEvent(number, time, name, step, process, found, content, fields, size)
 
 
 def key_and_step(event: Event) -> tuple[str | None, int | None]:

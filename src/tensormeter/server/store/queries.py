@@ -15,6 +15,7 @@ from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.store import (
     Change,
     Changes,
+    EventPage,
     MetricSummary,
     NotFoundError,
     ProcessSummary,
@@ -175,13 +176,25 @@ class SqliteQueries:
         start: int | None = None,
         stop: int | None = None,
         limit: int = 1000,
-    ) -> list[StoredEvent]:
+        before: tuple[int, int] | None = None,
+        max_body: int | None = None,
+    ) -> EventPage:
         """See `Store`."""
         with self._reader() as connection, reading(connection):
             run = find_run(connection, *_names(ref))
             if self._damage.structure is not None:
                 raise DamagedError(f"damaged: {self._damage.structure}; events may be missing", named=True)
-            return read_events(connection, run, name=name, key=key, start=start, stop=stop, limit=limit)
+            return read_events(
+                connection,
+                run,
+                name=name,
+                key=key,
+                start=start,
+                stop=stop,
+                limit=limit,
+                before=before,
+                max_body=max_body,
+            )
 
     def media(self, ref: RunRef, digest: str) -> tuple[str, bytes]:
         """See `Store`."""

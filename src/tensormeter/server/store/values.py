@@ -1,6 +1,6 @@
 """The plain values that cross the interface of a store."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -17,6 +17,7 @@ __all__ = [
     "NO_GAPS",
     "Change",
     "Changes",
+    "EventPage",
     "MetricSummary",
     "ProcessAttempt",
     "ProcessSummary",
@@ -310,6 +311,7 @@ class StoredEvent:
     Attributes:
         record: Fields of the log record next to these, where it has them: `severity_number`, `severity_text`, `trace_id`,
             `span_id` (hexadecimal), `flags`, `observed_time`, and `scope` (`name`, `version`, `attributes`).
+        size: Characters of the body as JSON.
     """
 
     id: int
@@ -320,6 +322,19 @@ class StoredEvent:
     attributes: Mapping[str, Any]
     body: Any
     record: Mapping[str, Any] = field(default_factory=dict)
+    size: int = 0
+
+
+class EventPage(list[StoredEvent]):
+    """Events, the newest first.
+
+    Attributes:
+        more: Whether there may be older ones, for which the limit, or the size of an answer, left no room.
+    """
+
+    def __init__(self, events: Iterable[StoredEvent], *, more: bool) -> None:
+        super().__init__(events)
+        self.more = more
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from typing import Final
 
 from tensormeter.server.store.clickhouse.connection import Connection
 from tensormeter.server.store.clickhouse.runs import Runs
-from tensormeter.server.store.errors import MAX_ANSWER_TEXT, AnswerTooLargeError
+from tensormeter.server.store.errors import MAX_ANSWER_TEXT
 from tensormeter.server.store.events import ALERT, stored_event
-from tensormeter.server.store.values import RunRef, StoredEvent
+from tensormeter.server.store.values import EventPage, RunRef, StoredEvent
 
 __all__ = ["EventReader"]
 
@@ -21,9 +21,18 @@ class EventReader:
         self._runs = runs
 
     def events(
-        self, run: int, *, name: str | None, key: str | None, start: int | None, stop: int | None, limit: int
-    ) -> list[StoredEvent]:
-        """Events of a run, the newest first; `name` may end in `*`."""
+        self,
+        run: int,
+        *,
+        name: str | None,
+        key: str | None,
+        start: int | None,
+        stop: int | None,
+        limit: int,
+        before: tuple[int, int] | None,
+        max_body: int | None,
+    ) -> EventPage:
+        """Events of a run; see `Store.events`."""
         conditions = [f"run = {run}"]
         if name is not None:
             conditions.append("startsWith(name, {name:String})" if name.endswith("*") else "name = {name:String}")
@@ -34,12 +43,20 @@ class EventReader:
         if stop is not None:
             conditions.append(f"time < {int(stop)}")
         texts = {"name": (name or "").removesuffix("*"), "key": key or ""}
-        wanted = f"FROM event FINAL WHERE {' AND '.join(conditions)} ORDER BY time DESC, id DESC LIMIT {int(limit)}"
-        sizes = f"SELECT lengthUTF8(attributes) + lengthUTF8(body) AS size {wanted}"
-        size = self._connection.rows(f"SELECT sum(size) FROM ({sizes})", **texts)[0][0]
-        if size > MAX_ANSWER_TEXT:
-            raise AnswerTooLargeError("these events", "ask for fewer with limit, or by name, key, start and stop")
-        return [stored_event(row) for row in self._connection.rows(f"SELECT {_COLUMNS} {wanted}", **texts)]
+        if before is not None:
+            conditions.append(f"(time, id) < ({int(before[0])}, {int(before[1])})")
+        wanted = f"FROM event FINAL WHERE {' AND '.join(conditions)} ORDER BY time DESC, id DESC"
+        sizes = self._connection.rows(
+            f"SELECT lengthUTF8(attributes), lengthUTF8(body) {wanted} LIMIT {int(limit) + 1}", **texts
+        )
+        total = number = 0
+        for attributes, body in sizes[: int(limit)]:
+            total += attributes + (body if max_body is None or body <= max_body else 0)
+            if number and total > MAX_ANSWER_TEXT:
+                break
+            number += 1
+        rows = self._connection.rows(f"SELECT {_COLUMNS} {wanted} LIMIT {number}", **texts) if number else []
+        return EventPage([stored_event(row, max_body) for row in rows], more=number < len(sizes))
 
     def alerts(self, after: int, limit: int) -> list[tuple[RunRef, StoredEvent]]:
         """Alerts of all runs with greater ids, the oldest first."""

@@ -33,6 +33,7 @@ from tensormeter.server.store.lifecycle import process_state
 from tensormeter.server.store.values import (
     Change,
     Changes,
+    EventPage,
     MetricSummary,
     ProcessSummary,
     ProjectSummary,
@@ -255,9 +256,13 @@ class ClickHouseStore:
         start: int | None = None,
         stop: int | None = None,
         limit: int = 1000,
-    ) -> list[StoredEvent]:
+        before: tuple[int, int] | None = None,
+        max_body: int | None = None,
+    ) -> EventPage:
         """See `Store`."""
-        return self._events.events(self._find(ref), name=name, key=key, start=start, stop=stop, limit=limit)
+        return self._events.events(
+            self._find(ref), name=name, key=key, start=start, stop=stop, limit=limit, before=before, max_body=max_body
+        )
 
     def media(self, ref: RunRef, digest: str) -> tuple[str, bytes]:
         """See `Store`."""
