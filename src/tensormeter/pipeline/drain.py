@@ -163,6 +163,8 @@ class Drain:
                 self._put(self._start_events(), started=True, origin=origin.to_json(), report=report)
             for _ in range(self._whole_ring if flush or wanted else _MOST_BATCHES):
                 more = self._processor.poll(abandon_pending=not alive)
+                if not alive:
+                    self._count_unreadable()
                 # Rows after the flush request wait for their own time, so a flush that is held up makes no small batches.
                 hurry = bool(wanted) and self._processor.holds_any_before(wanted)
                 if not (over or flush or hurry or self._processor.due()):
@@ -263,6 +265,11 @@ class Drain:
         # Before the space is freed: who sees everything read must also see what is not delivered.
         self._publish()
         self._processor.release()
+
+    def _count_unreadable(self) -> None:
+        if points := self._processor.take_unreadable():
+            logger.error("%s: some %d points cannot be read; they count as lost (damaged)", self.ring.path, points)
+            self._spool.count_loss("damaged", points)
 
     def _take_media(self) -> None:
         for piece in self._inbox.pieces():

@@ -195,6 +195,13 @@ class BatchMeasurementProcessor:
         """Values of instruments that could not be aggregated."""
         return self._aggregator.refused
 
+    def take_unreadable(self) -> int:
+        """Points that could not be read since the last call."""
+        found = sum(lane.unreadable for lane in self._lanes)
+        for lane in self._lanes:
+            lane.unreadable = 0
+        return found
+
     def cursors(self) -> Iterable[Cursor]:
         """How far each lane has been read."""
         return [lane.cursor for lane in self._lanes]

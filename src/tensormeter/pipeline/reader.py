@@ -26,7 +26,9 @@ from tensormeter.ring.words import (
     SKIP,
     WRAP,
     EntryKind,
+    HeaderWord,
     LaneWord,
+    State,
 )
 
 __all__ = ["LaneReader", "Layouts", "Rows"]
@@ -38,6 +40,9 @@ _SETTLE: Final = 0.002
 _MEASUREMENT_BYTES: Final = row_bytes(1)
 
 _LAYOUT_MASK: Final = (1 << LAYOUT_BITS) - 1
+
+_ROW_WORDS: Final = 4
+"""Words of a row that are no values: two marks, time and step."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,9 @@ class LaneReader:
         self._layouts = layouts
         self._buffer = ring.buffer
         self._words = ring.words
+        self._head_word = (header >> 3) + LaneWord.HEAD
+        self.unreadable = 0
+        """Points that were passed over so far, since nothing says what they are: an estimate, from the words they take."""
         # Past the cursor there may be space that was given back because no row was in it.
         self.cursor = Cursor(max(cursor.position, self._words[self._tail_word]), cursor.last_time)
 
@@ -118,10 +126,44 @@ class LaneReader:
 
         Args:
             most: Values to read before stopping at the next row.
-            abandon_pending: Take rows with values that a device has not finished, because it never will.
+            abandon_pending: The writer is gone: take rows with values that a device has not finished, because it never will, and
+                pass over what cannot be read.
         """
         found: list[Rows] = []
-        position, values = self.cursor.position, 0
+        position = self.cursor.position
+        while True:
+            position = self._read_from(position, most, found, abandon_pending)
+            if not abandon_pending or sum(_values_of(rows) for rows in found) >= most:
+                break
+            following = self._following(position)
+            if following is None:
+                break
+            self.unreadable += max(1, (following - position) // 8 - _ROW_WORDS)
+            position = following
+        self.cursor = Cursor(position, self.cursor.last_time)
+        return found
+
+    def _following(self, position: int) -> int | None:
+        """Where reading can go on behind a position at which there is no whole row; None if nothing was written behind it."""
+        head = self._words[self._head_word]
+        if position == head and self._words[HeaderWord.STATE] != State.OPEN:
+            return None
+        words = np.frombuffer(self._buffer, np.int64, self._size >> 3, self._start)
+        positions = position + np.arange(8, self._size, 8)
+        marks = words[(positions % self._size) >> 3]
+        for index in np.flatnonzero(marks >> LAYOUT_BITS == positions >> 3):
+            following, number = int(positions[index]), int(marks[index]) & _LAYOUT_MASK
+            if number in (WRAP, SKIP):
+                return following
+            entry = self._layouts.find(number)
+            end = following % self._size + (0 if entry is None else entry[0].row_bytes)
+            if entry is not None and end <= self._size and words[(end >> 3) - 1] == marks[index]:
+                return following
+        return head if position < head <= position + self._size else None
+
+    def _read_from(self, position: int, most: int, found: list[Rows], abandon_pending: bool) -> int:
+        """Read whole rows from a position on; returns the position behind them."""
+        values = sum(_values_of(rows) for rows in found)
         while values < most:
             offset = self._start + position % self._size
             mark = self._words[offset >> 3]
@@ -156,8 +198,7 @@ class LaneReader:
             found.append(self._unpack(rows, layout))
             position += len(rows) * layout.row_bytes
             values += len(rows) * per_row
-        self.cursor = Cursor(position, self.cursor.last_time)
-        return found
+        return position
 
     def release(self) -> None:
         """Give the space of everything read so far back to the writer. Call it once the rows are in the spool."""
@@ -260,6 +301,10 @@ class LaneReader:
             else:
                 lost.append(None)
         return Rows(layout, times, np.ascontiguousarray(rows["step"]), columns, lost)
+
+
+def _values_of(rows: Rows) -> int:
+    return len(rows.times) * (len(rows.columns) + 1)
 
 
 def _finished(rows: NDArray[np.void], layout: Layout) -> int:

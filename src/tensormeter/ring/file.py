@@ -189,9 +189,10 @@ class RingFile:
             if length == 0:
                 return
             start = self._next_entry + 16
-            payload = json.loads(self.buffer[start : start + length])
+            kind = self.words[index + 1]
             self._next_entry = start + _align(length, 8)
-            yield EntryKind(self.words[index + 1]), payload
+            if kind != EntryKind.VOID:
+                yield EntryKind(kind), json.loads(self.buffer[start : start + length])
 
     def drops(self) -> dict[str, int]:
         """What could not be recorded, by reason, over all lanes; reasons that never occurred are left out."""
@@ -299,10 +300,16 @@ class RingFile:
             start = self._next_entry
             if start + size + 8 > self._dictionary_end:
                 return False
-            self._next_entry = start + size  # no call since it was looked at: a signal handler gets another place
-            self.buffer[start + 16 : start + 16 + length] = payload
-            self.words[(start >> 3) + 1] = kind
-            self.words[start >> 3] = length
+            try:
+                self._next_entry = start + size  # no call since it was looked at: a signal handler gets another place
+                self.buffer[start + 16 : start + 16 + length] = payload
+                self.words[(start >> 3) + 1] = kind
+                self.words[start >> 3] = length
+            except BaseException:  # Ctrl-C, say: readers must find the entries that follow
+                if self.words[start >> 3] == 0:
+                    self.words[(start >> 3) + 1] = EntryKind.VOID
+                    self.words[start >> 3] = length
+                raise
             return True
 
 

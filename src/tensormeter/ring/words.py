@@ -166,5 +166,7 @@ class LogPath(enum.IntEnum):
 class EntryKind(enum.IntEnum):
     """Kinds of dictionary entries."""
 
+    VOID = 0
+    """Nothing: writing the entry was interrupted."""
     METADATA = 1
     LAYOUT = 2
