@@ -13,6 +13,7 @@ from rich.text import Text
 
 from tensormeter.cli.terminal import local_time, plain
 from tensormeter.errors import RingError, SpoolError, UsageError
+from tensormeter.losses import describe_losses
 from tensormeter.settings import Settings
 
 if TYPE_CHECKING:
@@ -94,8 +95,8 @@ def show(run: str, directory: Path | None) -> None:
         console.print(contents if contents.row_count else "nothing is waiting")
         if kept := opened.kept():
             console.print(Text(f"accepted, but not known to be on the receiver's disk: {kept:,} requests"))
-        for reason, items in opened.losses().items():
-            console.print(Text(f"lost, {plain(reason)}: {items:,} items"))
+        for sentence in describe_losses(opened.losses()):
+            console.print(Text(f"lost: {plain(sentence)}"), soft_wrap=True)
         for destination, reason, items in opened.rejections():
             console.print(Text(f"rejected by {plain(destination)}: {items:,} items, {plain(reason)}"), soft_wrap=True)
     if found.agent_log.exists():

@@ -198,7 +198,7 @@ class RunsApi:
 
 def _position(text: str | None) -> tuple[int, int] | None:
     """What `next` of an earlier answer said."""
-    if not text:
+    if text is None:
         return None
     time, _, number = text.partition("-")
     if (
