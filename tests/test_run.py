@@ -270,7 +270,7 @@ def test_what_was_dropped_is_said_at_the_end(settings, caplog):
     assert any("is full, rows are dropped" in record.message for record in caplog.records)
     losses = [record.message for record in caplog.records if "not recorded: " in record.message]
     assert any("points: the ring buffer was full; raise TENSORMETER_BUFFER_BYTES" in words for words in losses)
-    assert any("1 value ('text'): the value cannot be recorded" in words for words in losses)
+    assert any("1 value ('text'): of a kind that cannot be recorded" in words for words in losses)
 
 
 def test_a_phase_after_the_last_step_is_recorded_at_the_end(settings, caplog, monkeypatch):

@@ -11,9 +11,9 @@ _MIB: Final = 1 << 20
 
 REASONS: Final[Mapping[str, tuple[str, str, str]]] = {
     "ring_full": ("point", "the ring buffer was full", "raise TENSORMETER_BUFFER_BYTES, or log less often"),
-    "unsupported_value": ("value", "the value cannot be recorded", "earlier warnings name each key"),
+    "unsupported_value": ("value", "of a kind that cannot be recorded", "earlier warnings name each key"),
     "too_many_layouts": ("point", "too many different metrics were logged", "use fewer names"),
-    "device_unfinished": ("point", "the device had not computed the value when its process ended", ""),
+    "device_unfinished": ("point", "not computed by the device before the process ended", ""),
     "media_full": (
         "item",
         "too many tables, images and texts waited for the agent",
@@ -35,7 +35,7 @@ REASONS: Final[Mapping[str, tuple[str, str, str]]] = {
         f"the configuration was larger than {CONFIG_BYTES // _MIB} MiB, so its largest values were left out",
         "log them as a table or text",
     ),
-    "media_damaged": ("item", "a table, image or text could not be read or encoded", ""),
+    "media_damaged": ("item", "a table, image or text that could not be read or encoded", ""),
     "spool_full_system": ("point", "the spool was full of data that could not be delivered (system metrics)", ""),
     "spool_full_media": ("item", "the spool was full of data that could not be delivered (tables, images, texts)", ""),
     "spool_full_scalars": (
@@ -43,8 +43,8 @@ REASONS: Final[Mapping[str, tuple[str, str, str]]] = {
         "the spool was full of data that could not be delivered, so the history was thinned",
         "raise TENSORMETER_SPOOL_MAX_BYTES",
     ),
-    "damaged": ("point", "the data could not be read from the disk any more", ""),
-    "refused": ("point or event", "the receiver refused it", ""),
+    "damaged": ("point", "could not be read any more", "look after the disk"),
+    "refused": ("point or event", "refused by the receiver", ""),
 }
 """For each reason: what is counted, why it was lost, and what to do about it, or ""."""
 

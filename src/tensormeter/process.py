@@ -204,14 +204,15 @@ class RunProcess:
     def describe(self, run: RunIdentity) -> None:
         """Let the resource of what is recorded from now on be this one's."""
         self._run = run
-        if not self.ring.add_metadata(self._metadata()):
+        if not self.ring.add_metadata({"resource": self._metadata()["resource"]}):
             logger.warning("run %s: resource attributes are not recorded: too many different names were logged", run.id)
 
     def reconfigure(self, run: RunIdentity) -> None:
         """Let the run's configuration be this one's from now on."""
         self._run = run
         self._reconfigured = time.time_ns()
-        if self.ring.dictionary_left >= _NOT_FOR_CONFIGURATION and self.ring.add_metadata(self._metadata()):
+        changed = {"config": run.config, "reconfigured": self._reconfigured}
+        if self.ring.dictionary_left >= _NOT_FOR_CONFIGURATION and self.ring.add_metadata(changed):
             return
         if not self.recorder.send_config(run.config):
             message = "the configuration is not updated: too much waits for the agent"

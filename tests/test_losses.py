@@ -1,0 +1,51 @@
+"""Every reason for a loss has words, in warnings, in the documentation and on the page."""
+
+import re
+from pathlib import Path
+
+from tensormeter import limits
+from tensormeter.losses import REASONS, describe_losses
+from tensormeter.ring.words import Drop, SpoolLoss
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_reason_that_is_counted_has_words():
+    counted = {reason.name.lower() for reason in (*Drop, *SpoolLoss)}
+    assert set(REASONS) == counted
+    page = (ROOT / "ui/src/views/losses.ts").read_text()
+    documented = (ROOT / "docs/api.md").read_text()
+    for reason in counted:
+        assert re.search(rf"^  {reason}: \[", page, re.MULTILINE), reason
+        assert f"`{reason}`" in documented, reason
+
+
+def test_sentences():
+    assert describe_losses({"image_too_large": 3, "refused": 1, "refused_later": 2}) == [
+        "3 images: larger than 16 MiB in its encoded form; log a smaller one, or a JPEG",
+        "1 point or event: refused by the receiver",
+        "2 items: refused later",
+    ]
+    assert describe_losses({"unsupported_value": 2_000}, {"unsupported_value": ["'a'"]}) == [
+        "2,000 values ('a', ...): of a kind that cannot be recorded; earlier warnings name each key"
+    ]
+    assert describe_losses({"refused": 2}) == ["2 points or events: refused by the receiver"]
+    assert describe_losses({}) == []
+
+
+def test_the_documentation_names_the_limits():
+    table = (ROOT / "docs/server.md").read_text().partition("## Limits of one item")[2].partition("## States")[0]
+    rows = {cells[1].strip(): cells[2] for line in table.splitlines() if len(cells := line.split("|")) == 5}
+    mib = {name: f"{getattr(limits, name) >> 20} MiB" for name in limits.__all__ if name.endswith("_BYTES")}
+    assert mib["TEXT_BYTES"] in rows["text"]
+    for name in ("TABLE_BYTES", "IMAGE_BYTES", "PIXEL_BYTES"):
+        assert mib[name] in rows["table"]
+    assert f"{limits.TABLE_CELLS:,} cells" in rows["table"]
+    assert f"{limits.TABLE_IMAGES} images" in rows["table"]
+    assert mib["IMAGE_BYTES"] in rows["image"]
+    assert mib["PIXEL_BYTES"] in rows["image"]
+    assert mib["CONFIG_BYTES"] in rows["configuration"]
+    assert f"{limits.TITLE_CHARACTERS:,} characters" in rows["alert"]
+    assert f"{limits.ALERT_CHARACTERS:,} of text" in rows["alert"]
+    assert f"{limits.CAPTION_CHARACTERS:,} characters" in rows["caption of an image"]
+    assert mib["EVENT_BYTES"] in rows["any other log record"]
