@@ -27,7 +27,7 @@ TEXT_BYTES: Final = 4 << 20
 TABLE_BYTES: Final = 12 << 20
 """Columns and rows of a table, without its images."""
 TABLE_CELLS: Final = 700_000
-"""Cells of a table; each row counts as one more. A server takes 1,500,000 fields in one request, two for each of these."""
+"""Cells of a table; each row counts as one more, and the heading as a row. A server takes 1,500,000 fields in one request, two for each of these."""
 TABLE_IMAGES: Final = 256
 IMAGE_BYTES: Final = 16 << 20
 """An image in its encoded form; all images of a table together."""

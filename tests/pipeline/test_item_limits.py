@@ -35,7 +35,8 @@ def drain_of(source, spool):
         (lambda: Text("é" * (TEXT_BYTES // 2)), "text_too_large", "4 MiB (4,194,304 bytes)"),
         (lambda: Text("\x00" * (TEXT_BYTES // 5)), "text_too_large", "4 MiB (4,194,304 bytes)"),
         (lambda: Table(["a"], [["x" * 1000]] * (TABLE_BYTES // 1000)), "table_too_large", "12 MiB (12,582,912 bytes)"),
-        (lambda: Table(["a"], [[0]] * (TABLE_CELLS // 2 + 1)), "table_too_large", "350000 such rows"),
+        (lambda: Table(["a"], [[0]] * (TABLE_CELLS // 2 + 1)), "table_too_large", "349999 such rows"),
+        (lambda: Table(["a"] * TABLE_CELLS), "table_too_large", "700000 columns"),
         (lambda: Table(["a"], [[SMALL]] * 257), "table_too_large", "more than 256 images"),
         (
             lambda: Table(["a"], [[Image(b"\xff\xd8\xff" + bytes(IMAGE_BYTES // 2))]] * 2),
@@ -46,7 +47,7 @@ def drain_of(source, spool):
         (lambda: Image(np.zeros((PIXEL_BYTES // 4096 + 1, 4096), np.uint8)), "image_too_large", "60 MiB"),
     ],
     ids=[
-        "text", "text in UTF-8", "text of control characters", "table", "cells", "images of a table", "bytes of images", "image", "pixels"
+        "text", "text in UTF-8", "text of control characters", "table", "cells", "columns", "images of a table", "bytes of images", "image", "pixels"
     ],
 )  # fmt: skip
 def test_what_is_too_large_is_refused_when_it_is_logged(source, spool, caplog, make, reason, limit):

@@ -87,7 +87,7 @@ class Table(Media):
         self._images: list[Image] = []
         self._rows: list[list[Any]] = []
         self._beyond = 0  # rows that are not kept, since the table is too large to be recorded
-        self._most_rows = TABLE_CELLS // (len(self.columns) + 1)
+        self._most_rows = TABLE_CELLS // (len(self.columns) + 1) - 1  # the heading counts as a row
         for row in data:
             self.add(*row)
 
@@ -100,7 +100,7 @@ class Table(Media):
         if len(row) != len(self.columns):
             raise UsageError(f"Table: expected {len(self.columns)} cells ({', '.join(self.columns)}), got {len(row)}")
         images = sum(isinstance(value, Image) for value in row)
-        if self._beyond or len(self._rows) >= self._most_rows or len(self._images) + images > TABLE_IMAGES:
+        if self._beyond or len(self._rows) >= max(self._most_rows, 0) or len(self._images) + images > TABLE_IMAGES:
             self._beyond += 1
             return
         self._rows.append([self._place(value) if isinstance(value, Image) else _cell(value) for value in row])
@@ -115,6 +115,10 @@ class Table(Media):
         return {"image": len(self._images) - 1}
 
     def pack(self) -> Parcel:
+        if self._most_rows < 0:
+            raise _too_large_table(
+                f"it has {len(self.columns)} columns, the limit is {TABLE_CELLS // 2}: log it in parts"
+            )
         if self._beyond and len(self._rows) < self._most_rows:
             raise _too_large_table(f"it has more than {TABLE_IMAGES} images: log it in parts, or the images next to it")
         if self._beyond:
