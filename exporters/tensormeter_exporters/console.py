@@ -7,7 +7,7 @@ A request that comes again is shown again.
 import sys
 
 from tensormeter.errors import EncodingError
-from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Request
+from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Request, Retry
 from tensormeter.otlp.media import Alert
 from tensormeter_exporters.points import Speaker, Spoken, read_events, read_metrics, scalars
 
@@ -25,7 +25,11 @@ class ConsoleExporter:
             lines = self._metrics(request) if request.signal == "metrics" else self._events(request)
         except EncodingError as error:
             return Rejected(str(error))
-        sys.stdout.write("".join(f"{_plain(line)}\n" for line in lines))
+        text = "".join(f"{_plain(line)}\n" for line in lines)
+        if sys.stdout is None or sys.stdout.closed:
+            return Retry("standard output is closed")
+        encoding = sys.stdout.encoding or "utf-8"
+        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
         sys.stdout.flush()
         return Accepted()
 

@@ -65,6 +65,8 @@ _UNSAFE_EXTENSION: Final = re.compile(r"[^a-z0-9]")
 _RULE: Final = f"MLflow takes letters, digits and _ - . / : in names, and here up to {_LONGEST_NAME} characters"
 _PATH_RULE: Final = f"paths of artifacts have letters, digits and _ - . / :, and up to {_LONGEST_PATH} bytes"
 
+_OWN_TAGS: Final = ("mlflow.", "tensormeter.")
+
 _STATUS: Final = {"finished": "FINISHED", "failed": "FAILED", "crashed": "FAILED", "preempted": "KILLED"}
 _UNAUTHORIZED: Final = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"})
 _PERMANENT: Final = frozenset({"BAD_REQUEST", "INVALID_PARAMETER_VALUE", "MALFORMED_REQUEST", "INVALID_STATE"})
@@ -118,6 +120,7 @@ class MlflowExporter:
         self._runs: dict[tuple[str, str], tuple[str, str]] = {}
         name = config.destination or "mlflow"
         self._keys = ChangedNames(name, _RULE, _clean, _LONGEST_NAME)
+        self._tags = ChangedNames(name, f"{_RULE}; its own tags begin with `mlflow.`", _clean_tag, _LONGEST_NAME)
         self._series = SeriesNames(name, config.state, self._keys, _clean_part, _LONGEST_NAME)
         self._paths = ChangedNames(name, _PATH_RULE, _clean_path, _LONGEST_PATH, in_bytes=True)
         self._failing = ""
@@ -222,18 +225,18 @@ class MlflowExporter:
             most: Items that are tried one by one, at most, as long as nothing is stored; 0 for `_REFUSED_THROUGHOUT`.
         """
         stored, waiting = 0, [list(items)]
-        while waiting:
+        while waiting and (stored or refused.count < (most or _REFUSED_THROUGHOUT)):
             part = waiting.pop()
-            before = refused.count
-            with refused.item(f"{kind} {part[0].key}"):
+            attempt = refused if len(part) == 1 else RefusedItems(refused.is_temporary)
+            before = attempt.count
+            with attempt.item(f"{kind} {part[0].key}"):
                 self._client.log_batch(run, synchronous=True, **{kind: part})
-            if refused.count == before:
+            if attempt.count == before:
                 stored += len(part)
             elif len(part) > 1:
-                refused.take_back()
                 waiting += [part[len(part) // 2 :], part[: len(part) // 2]]
-            elif not stored and refused.count >= (most or _REFUSED_THROUGHOUT):
-                break
+        if waiting:
+            refused.add(f"{kind}: MLflow refuses all of them", sum(map(len, waiting)))
         return stored
 
     def _said(self, spoken: Spoken, refused: RefusedItems) -> None:
@@ -275,7 +278,7 @@ class MlflowExporter:
     def _describe(self, run: str, body: Mapping[str, object], refused: RefusedItems) -> None:
         """Group, tags and notes: as tags of MLflow, which leave alone what people have written there meanwhile."""
         tags = body.get("tags")
-        said = {self._keys(tag): "true" for tag in tags if isinstance(tag, str)} if isinstance(tags, Sequence) else {}
+        said = {self._tags(tag): "true" for tag in tags if isinstance(tag, str)} if isinstance(tags, Sequence) else {}
         if body.get("group"):
             said[_GROUP_TAG] = str(body["group"])
         if body.get("notes"):
@@ -357,8 +360,12 @@ class MlflowExporter:
 
 def _clean(name: str) -> str:
     """As MLflow wants it: these characters only, and no path that it would change."""
-    parts = [part for part in _UNSAFE.sub("_", name).split("/") if part.strip(".")]
-    return "/".join(parts) or "_"
+    path = "/".join(part for part in _UNSAFE.sub("_", name).split("/") if part.strip("."))
+    return (path.lstrip(".") if path.startswith("..") else path) or "_"
+
+
+def _clean_tag(tag: str) -> str:
+    return f"tag.{_clean(tag)}" if tag.startswith(_OWN_TAGS) else _clean(tag)
 
 
 def _clean_part(text: str) -> str:

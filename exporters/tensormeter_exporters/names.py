@@ -14,8 +14,8 @@ __all__ = ["ChangedNames", "suffix_of"]
 logger: Final = logging.getLogger("tensormeter.agent")
 
 _DIGITS: Final = 8
-_MOST_WARNINGS: Final = 20
-_LONGEST_SHOWN: Final = 200
+_MOST_WARNINGS: Final = 100
+_LONGEST_SHOWN: Final = 100
 
 
 def suffix_of(original: str) -> str:
@@ -87,5 +87,12 @@ class ChangedNames:
         self._warnings += 1
         if self._warnings <= _MOST_WARNINGS:
             more = "; further names that are changed are not listed" if self._warnings == _MOST_WARNINGS else ""
-            shown = original if len(original) <= _LONGEST_SHOWN else f"{original[:_LONGEST_SHOWN]}..."
-            logger.warning("%s: %r is stored as %r, because %s%s", self._destination, shown, name, self._rule, more)
+            clean = self._clean(original) == original and name.startswith(original)
+            rule = "names that are changed end like that" if clean else self._rule
+            logger.warning(
+                "%s: %r is stored as %r: %s%s", self._destination, _short(original), _short(name), rule, more
+            )
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_SHOWN else f"{name[: _LONGEST_SHOWN // 2]}...{name[-_LONGEST_SHOWN // 2 :]}"

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tensormeter.exporter import Accepted, Request
+from tensormeter.exporter import Request
 from tensormeter.otlp.batch import (
     SCOPE,
     STEP_METRIC,
@@ -42,7 +42,6 @@ __all__ = [
     "Speaker",
     "Spoken",
     "SteppedSeries",
-    "accepted",
     "bucket_edges",
     "flatten",
     "read_events",
@@ -208,12 +207,6 @@ def read_events(request: Request) -> list[Spoken]:
                 except Exception as error:  # of whatever kind: it costs this event alone
                     found.append(Spoken(speaker, event, error=f"{event.name}: {error}"))
     return found
-
-
-def accepted(events: Sequence[Spoken]) -> Accepted:
-    """The outcome of a logs request of which everything was taken that could be."""
-    errors = [spoken.error for spoken in events if spoken.error]
-    return Accepted(len(errors), errors[0] if errors else "")
 
 
 def scalars(stepped: SteppedSeries) -> Iterator[Scalars]:

@@ -24,6 +24,7 @@ from tensormeter.otlp.batch import STEP_METRIC, Distribution, Gauge, Scope, Seri
 from tensormeter_exporters.classic_buckets import ClassicBuckets
 from tensormeter_exporters.points import Speaker, SteppedSeries, read_metrics, scalars
 from tensormeter_exporters.prometheus_names import IDENTITY_LABELS, Kind, LabelNames, MetricNames, Origin
+from tensormeter_exporters.refused_items import RefusedItems
 
 __all__ = ["PrometheusExporter"]
 
@@ -289,8 +290,14 @@ class PrometheusExporter:
             return Rejected(str(error))
         ordered = sorted((stepped for stepped in found if len(stepped.steps)), key=_by_precedence)
         # A metric that was logged under the name of a statistic (`grad/mean`) goes first, too.
-        refused = sum(self._put(stepped, statistics=statistics) for statistics in (False, True) for stepped in ordered)
-        return Accepted(refused, "no room (see the option max_series), or no labels of their own" if refused else "")
+        refused = RefusedItems()
+        for statistics in (False, True):
+            for stepped in ordered:
+                with refused.item(stepped.name[:100]):
+                    left_out = self._put(stepped, statistics=statistics)
+                    if left_out:
+                        refused.add("no room (see the option max_series), or no labels of their own", left_out)
+        return Accepted(refused.count, refused.reason)
 
     def shutdown(self) -> None:
         self._server.shutdown()

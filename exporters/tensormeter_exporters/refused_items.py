@@ -19,28 +19,28 @@ class RefusedItems:
 
     Attributes:
         count: How many items were refused.
+        is_temporary: Whether an exception says nothing about the item, so that the request should be tried again.
     """
 
     def __init__(self, is_temporary: Callable[[Exception], bool] = is_outage) -> None:
         """
         Args:
-            is_temporary: Whether an exception says nothing about the item, so that the request should be tried again.
+            is_temporary: See above.
         """
         self.count = 0
-        self._is_temporary = is_temporary
+        self.is_temporary = is_temporary
         self._reasons: list[str] = []
+        self._more = False
 
     def add(self, reason: str, count: int = 1) -> None:
         """Refuse items."""
         self.count += count
+        if reason[:_LONGEST] in self._reasons:
+            return
         if len(self._reasons) < _MOST_SHOWN:
             self._reasons.append(reason[:_LONGEST])
-
-    def take_back(self) -> None:
-        """Undo the last `add` of one item."""
-        self.count -= 1
-        if self.count < len(self._reasons):
-            self._reasons.pop()
+        else:
+            self._more = True
 
     @contextmanager
     def item(self, what: str) -> Iterator[None]:
@@ -55,9 +55,14 @@ class RefusedItems:
         try:
             yield
         except Exception as error:
-            if self._is_temporary(error):
+            if self.is_temporary(error):
                 raise
             self.add(f"{what}: {type(error).__name__}: {error}")
+
+    @property
+    def reason(self) -> str:
+        """The first different reasons, or ""."""
+        return "; ".join(self._reasons) + ("; and more" if self._more else "")
 
     def outcome(self, stored: int) -> Outcome:
         """The outcome of the request: `Accepted` without the refused items.
@@ -68,8 +73,6 @@ class RefusedItems:
         Args:
             stored: How many items were stored.
         """
-        more = f"; and {self.count - len(self._reasons)} more" if self.count > len(self._reasons) else ""
-        reason = "; ".join(self._reasons) + more
         if self.count >= _MANY and not stored:
-            return Rejected(reason)
-        return Accepted(self.count, reason if self.count else "")
+            return Rejected(self.reason)
+        return Accepted(self.count, self.reason)

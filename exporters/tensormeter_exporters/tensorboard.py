@@ -3,6 +3,7 @@
 One folder, which TensorBoard shows as one run, for each process: DIRECTORY/PROJECT/RUN/PROCESS.
 Written through TensorBoard's own record writer and messages, without TensorFlow or torch.
 Scalars are single precision there. A request that comes again is in the file once: see `appending`.
+Any text is a tag. Only the tags of our own texts (`config`, `state`, `alerts`) are taken.
 """
 
 import io
@@ -22,10 +23,11 @@ from tensorboard.plugins.text.metadata import create_summary_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from tensormeter.errors import EncodingError
-from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Request, Retry
+from tensormeter.exporter import ExporterConfig, Outcome, Rejected, Request, Retry
 from tensormeter.otlp.batch import Distribution
 from tensormeter.otlp.media import Alert, Image, Table, Text
 from tensormeter_exporters.appending import AppendOnce
+from tensormeter_exporters.names import ChangedNames
 from tensormeter_exporters.points import (
     RUN_CONFIG,
     RUN_END,
@@ -33,19 +35,23 @@ from tensormeter_exporters.points import (
     Speaker,
     Spoken,
     SteppedSeries,
-    accepted,
     bucket_edges,
     flatten,
     read_events,
     read_metrics,
     scalars,
 )
+from tensormeter_exporters.refused_items import RefusedItems
+from tensormeter_exporters.series_names import SeriesNames
 
 __all__ = ["TensorBoardExporter"]
 
+_OWN_TAGS: Final = frozenset({"alerts", "config", "state"})
+_LONGEST_TAG: Final = 4096
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]")
 _FILE_VERSION: Final = "brain.Event:2"
 _SMALLEST: Final = float(np.finfo(np.float32).tiny)
+_LARGEST: Final = float(np.finfo(np.float32).max)
 _MAX_ROWS: Final = 1000
 """Rows of a table that are shown: TensorBoard renders the text in the browser."""
 
@@ -60,22 +66,31 @@ class TensorBoardExporter:
     def __init__(self, config: ExporterConfig) -> None:
         self._directory = Path(config.options_or(directory="runs")["directory"]).expanduser().absolute()
         self._files = AppendOnce(config.state, self._directory)
+        name = config.destination or "tensorboard"
+        self._series = SeriesNames(name, config.state)
+        self._tags = ChangedNames(name, "that is the tag of a text of tensormeter's own", _clean_tag, _LONGEST_TAG)
 
     def export(self, request: Request) -> Outcome:
-        outcome = Accepted()
         found: dict[Speaker, list[Event]] = {}
+        refused = RefusedItems()
         try:
             if request.signal == "metrics":
-                for stepped in read_metrics(request):
-                    found.setdefault(stepped.speaker, []).extend(_series_events(stepped))
+                series = read_metrics(request)
+                self._series.begin(series)
+                for stepped in series:
+                    with refused.item(stepped.name[:100]):
+                        found.setdefault(stepped.speaker, []).extend(self._series_events(stepped))
             else:
-                events = read_events(request)
-                outcome = accepted(events)
-                for spoken in events:
-                    found.setdefault(spoken.speaker, []).extend(_spoken_events(spoken))
+                for spoken in read_events(request):
+                    if spoken.error:
+                        refused.add(spoken.error)
+                        continue
+                    with refused.item(spoken.event.name):
+                        found.setdefault(spoken.speaker, []).extend(self._spoken_events(spoken))
         except EncodingError as error:
             return Rejected(str(error))
         try:
+            self._series.save()
             self._files.append(
                 request.id,
                 {
@@ -86,10 +101,62 @@ class TensorBoardExporter:
             )
         except OSError as error:
             return Retry(f"{self._directory}: {error.strerror or error}")
-        return outcome
+        return refused.outcome(sum(map(len, found.values())))
 
     def shutdown(self) -> None:
         pass
+
+    def _series_events(self, stepped: SteppedSeries) -> list[Event]:
+        events = []
+        series = stepped.series
+        times = (series.times / 1e9).tolist()
+        steps = stepped.steps.tolist()
+        for numbers in scalars(stepped):
+            tag = self._series.of(stepped, numbers.part)
+            with np.errstate(all="ignore"):  # what single precision cannot hold is infinite
+                values, present = numbers.values.astype(np.float32).tolist(), numbers.present.tolist()
+            for at, step, value, there in zip(times, steps, values, present, strict=True):
+                if there:
+                    events.append(_event(at, step, Summary.Value(tag=tag, simple_value=value)))
+        if isinstance(series, Distribution):
+            for index, (at, step) in enumerate(zip(times, steps, strict=True)):
+                edges, counts = bucket_edges(series, index)
+                # TensorBoard reads single precision: a bucket for 0 alone would have no width, and large edges would be infinite.
+                edges = np.clip(edges, -_LARGEST, _LARGEST)
+                edges = np.where((edges < 0) & (edges > -_SMALLEST), -_SMALLEST, edges)
+                histogram = HistogramProto(
+                    min=edges[0],
+                    max=edges[-1],
+                    num=float(counts.sum()),
+                    sum=float(np.nan_to_num(series.sums[index])),
+                    bucket_limit=[edges[0], *edges[1:]],
+                    bucket=[0.0, *counts],
+                )
+                events.append(_event(at, step, Summary.Value(tag=self._series.of(stepped), histo=histogram)))
+        return events
+
+    def _spoken_events(self, spoken: Spoken) -> Iterator[Event]:
+        at, step = spoken.event.time / 1e9, spoken.axis_step
+        match spoken.media:
+            case Image(key, data, _, width, height):
+                image = Summary.Image(encoded_image_string=data, width=width, height=height, colorspace=3)
+                yield _event(at, step, Summary.Value(tag=key, image=image))
+            case Text(key, text):
+                yield _event(at, step, _text(self._tags(key), text))
+            case Table(key, columns, rows):
+                yield _event(at, step, _text(self._tags(key), _markdown(columns, rows)))
+            case Alert(title, text, level):
+                yield _event(at, step, _text("alerts", f"**{level}: {title}**\n\n{text}"))
+            case None if spoken.event.name in (RUN_START, RUN_CONFIG):
+                config = spoken.body.get("config")
+                if isinstance(config, dict) and config:
+                    shown = [
+                        [key, json.dumps(value, ensure_ascii=False, default=str)]
+                        for key, value in flatten(config).items()
+                    ]
+                    yield _event(at, 0, _text("config", _markdown(["name", "value"], shown)))
+            case None if spoken.event.name == RUN_END:
+                yield _event(at, step, _text("state", str(spoken.body.get("state", "finished"))))
 
     def _path(self, request: Request, speaker: Speaker) -> Path:
         parts = [_UNSAFE.sub("_", part)[:128] or "_" for part in (speaker.project, speaker.run, speaker.process[:8])]
@@ -109,52 +176,8 @@ class TensorBoardExporter:
         return out.getvalue()
 
 
-def _series_events(stepped: SteppedSeries) -> Iterator[Event]:
-    series = stepped.series
-    times = (series.times / 1e9).tolist()
-    steps = stepped.steps.tolist()
-    for numbers in scalars(stepped):
-        values, present = numbers.values.astype(np.float32).tolist(), numbers.present.tolist()
-        for at, step, value, there in zip(times, steps, values, present, strict=True):
-            if there:
-                yield _event(at, step, Summary.Value(tag=numbers.name, simple_value=value))
-    if isinstance(series, Distribution):
-        for index, (at, step) in enumerate(zip(times, steps, strict=True)):
-            edges, counts = bucket_edges(series, index)
-            # TensorBoard reads single precision: a bucket for 0 alone would have no width.
-            edges = np.where((edges < 0) & (edges > -_SMALLEST), -_SMALLEST, edges)
-            histogram = HistogramProto(
-                min=edges[0],
-                max=edges[-1],
-                num=float(counts.sum()),
-                sum=float(np.nan_to_num(series.sums[index])),
-                bucket_limit=[edges[0], *edges[1:]],
-                bucket=[0.0, *counts],
-            )
-            yield _event(at, step, Summary.Value(tag=stepped.name, histo=histogram))
-
-
-def _spoken_events(spoken: Spoken) -> Iterator[Event]:
-    at, step = spoken.event.time / 1e9, spoken.axis_step
-    match spoken.media:
-        case Image(key, data, _, width, height):
-            image = Summary.Image(encoded_image_string=data, width=width, height=height, colorspace=3)
-            yield _event(at, step, Summary.Value(tag=key, image=image))
-        case Text(key, text):
-            yield _event(at, step, _text(key, text))
-        case Table(key, columns, rows):
-            yield _event(at, step, _text(key, _markdown(columns, rows)))
-        case Alert(title, text, level):
-            yield _event(at, step, _text("alerts", f"**{level}: {title}**\n\n{text}"))
-        case None if spoken.event.name in (RUN_START, RUN_CONFIG):
-            config = spoken.body.get("config")
-            if isinstance(config, dict) and config:
-                shown = [
-                    [key, json.dumps(value, ensure_ascii=False, default=str)] for key, value in flatten(config).items()
-                ]
-                yield _event(at, 0, _text("config", _markdown(["name", "value"], shown)))
-        case None if spoken.event.name == RUN_END:
-            yield _event(at, step, _text("state", str(spoken.body.get("state", "finished"))))
+def _clean_tag(key: str) -> str:
+    return f"{key}_" if key in _OWN_TAGS else key
 
 
 def _event(at: float, step: int, value: Summary.Value) -> Event:

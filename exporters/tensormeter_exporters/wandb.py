@@ -78,6 +78,8 @@ _PICTURE_MODES: Final = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;1
 
 _UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f\\]")
 
+_DRIVE: Final = re.compile(r"^([A-Za-z]):")
+
 _Row = tuple[Speaker, str, Callable[[], dict[str, Any]]]
 """Whose it is, what it is for people, and what makes it when it is logged."""
 
@@ -431,8 +433,8 @@ def _clean_tag(tag: str) -> str:
 
 def _clean_media(key: str) -> str:
     """A path of which no part is empty, "." or "..", without control characters and backslashes."""
-    key = key.lstrip("_") if key in _RESERVED else key
-    parts = [part for part in _UNSAFE.sub("_", key).split("/") if part.strip(". ")]
+    key = _DRIVE.sub(r"\1_", _UNSAFE.sub("_", _clean_key(key)))
+    parts = [part for part in key.split("/") if part.strip(". ")]
     return "/".join(parts) or "_"
 
 

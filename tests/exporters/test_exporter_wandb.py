@@ -1,21 +1,15 @@
-"""W&B's offline files, read with W&B's own messages.
-
-wandb reads these files in Go only, so the test undoes LevelDB's log format itself (blocks of 32 KiB; chunks with a header
-of 7 bytes).
-"""
+"""W&B's offline files, read with W&B's own messages."""
 
 import json
 import re
-import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from wandb_records import nested, records, rows
 
 from tensormeter_exporters.wandb_journal import Journal
-
-BLOCK = 32768
 
 LOGGING = """
 import sys
@@ -44,23 +38,6 @@ assert exporter().export(make.logs(4, make.end("failed"))) == Accepted()  # and 
 """
 
 
-def records(path):
-    from wandb.proto import wandb_internal_pb2
-
-    data = path.read_bytes()
-    at, part = 7, b""  # after the file's own header
-    while at + 7 <= len(data):
-        if BLOCK - at % BLOCK < 7:
-            at += BLOCK - at % BLOCK
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, at)
-        part += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # whole, or the last piece
-            yield wandb_internal_pb2.Record.FromString(part)
-            part = b""
-
-
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory, clean_environment):
     folder = tmp_path_factory.mktemp("wandb")
@@ -76,22 +53,6 @@ def logged(tmp_path_factory, clean_environment):
     assert done.stdout == ""
     (path,) = (folder / "wandb").glob("offline-run-*/*.wandb")
     return list(records(path))
-
-
-def nested(items):
-    """W&B takes mappings apart: every leaf is an item with the path to it."""
-    found = {}
-    for item in items:
-        *path, last = list(item.nested_key) or [item.key]
-        place = found
-        for key in path:
-            place = place.setdefault(key, {})
-        place[last] = json.loads(item.value_json)
-    return found
-
-
-def rows(logged):
-    return [nested(record.history.item) for record in logged if record.WhichOneof("record_type") == "history"]
 
 
 def test_rows_have_their_steps_once(logged):
