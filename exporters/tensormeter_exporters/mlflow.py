@@ -123,6 +123,8 @@ class MlflowExporter:
         self._tags = ChangedNames(name, f"{_RULE}; its own tags begin with `mlflow.`", _clean_tag, _LONGEST_NAME)
         self._series = SeriesNames(name, config.state, self._keys, _clean_part, _LONGEST_NAME)
         self._paths = ChangedNames(name, _PATH_RULE, _clean_path, _LONGEST_PATH, in_bytes=True)
+        self._media: dict[tuple[str, str, str, str], int] = {}
+        """Times of what this agent has written, by run, process, kind and path."""
         self._failing = ""
         """Id of the request that MLflow answered with an internal error last."""
         self._internal_errors = 0
@@ -262,7 +264,11 @@ class MlflowExporter:
                 self._client.set_terminated(run, status, end_time=spoken.event.time // 1_000_000)
 
     def _path(self, key: str, spoken: Spoken) -> str:
-        return f"{self._paths(key)}-{spoken.axis_step}"
+        """The path of a key at a step. Something else of the same kind, key and step has its time behind it."""
+        time = spoken.event.time
+        path = f"{self._paths(key)}-{time if spoken.step is None else spoken.step}"
+        owner = self._media.setdefault((spoken.speaker.run, spoken.speaker.process, spoken.event.name, path), time)
+        return path if owner == time else f"{path}-{time}"
 
     def _table(self, run: str, path: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A document of columns and rows; pictures are files next to it, and their cells have the paths."""

@@ -20,6 +20,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -62,6 +63,10 @@ _LOOK: Final = 0.1
 
 _MAX_BINS: Final = 512
 _MAX_TAG: Final = 64
+_MAX_TITLE: Final = 63
+_SHORTEST_WAIT: Final = timedelta(milliseconds=1)
+"""Between two alerts of one title. W&B leaves out what comes earlier, without a word."""
+
 _MAX_ROWS: Final = 200_000
 _MAX_NAME: Final = 128
 _MAX_ID: Final = 64
@@ -305,7 +310,9 @@ class WandbExporter:
         """Whether that was the end of the process."""
         match spoken.media:
             case Alert(title, text, level):
-                run.alert(title=title, text=text, level=level)
+                if len(title) > _MAX_TITLE:
+                    title, text = f"{title[: _MAX_TITLE - 3]}...", f"{title}\n\n{text}"
+                run.alert(title=title, text=text, level=level, wait_duration=_SHORTEST_WAIT)
             case None if spoken.event.name in (RUN_START, RUN_CONFIG):
                 config, tags = spoken.body.get("config"), spoken.body.get("tags")
                 if isinstance(config, Mapping):

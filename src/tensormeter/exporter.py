@@ -176,7 +176,8 @@ class Rejected:
     Attributes:
         reason: For people.
         divide: Whether a part of the request may be accepted. Delivery then divides the request, under ids of their own that
-            are the same at every attempt, until what is refused stands alone, and sets that aside.
+            are the same at every attempt, until what is refused stands alone, and sets that aside. At last a single row is divided, and
+            then a value may come without its step (`tensormeter.step` at the same time).
     """
 
     reason: str
@@ -287,7 +288,7 @@ def load_exporter(destination: str) -> type[Exporter]:
             return entry.load()  # type: ignore[no-any-return]
     except ModuleNotFoundError as error:
         return _unavailable(f"{kind} needs the package {error.name!r}; pip install 'tensormeter[{kind}]'")
-    except Exception as error:  # of another package, at what it finds in the environment
+    except (Exception, SystemExit) as error:  # of another package, at what it finds in the environment
         return _unavailable(f"{kind} cannot be imported ({type(error).__name__}: {error}); see {entry.value}")
 
 

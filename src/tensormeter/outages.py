@@ -14,23 +14,45 @@ from tensormeter.errors import SettingsError
 
 __all__ = ["is_outage"]
 
-_ABOUT_NAMES: Final = frozenset(
+_DISK: Final = frozenset(
     {
-        errno.EEXIST,
-        errno.EILSEQ,
-        errno.EINVAL,
-        errno.EISDIR,
-        errno.ELOOP,
-        errno.ENAMETOOLONG,
-        errno.ENOTDIR,
-        errno.ENOTEMPTY,
+        errno.EACCES,
+        errno.EAGAIN,
+        errno.EBUSY,
+        errno.EDEADLK,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EINTR,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENODEV,
+        errno.ENOLCK,
+        errno.ENOMEM,
+        errno.ENOSPC,
+        errno.ENXIO,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ESTALE,
+        errno.ETXTBSY,
     }
 )
-"""Errors of the operating system that a file's name can cause, which may be made of an item's key."""
+"""Errors of a disk, or of limits of the process. Others (no such file, a name that is too long) may come of a name made of an item's key."""
 
 _NETWORK: Final = (ConnectionError, TimeoutError, socket.gaierror, socket.herror, ssl.SSLError)
 _UNREACHABLE: Final = frozenset(
-    {errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETRESET, errno.ENETUNREACH, errno.ETIMEDOUT}
+    {
+        errno.EADDRINUSE,
+        errno.EADDRNOTAVAIL,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETRESET,
+        errno.ENETUNREACH,
+        errno.ENOBUFS,
+        errno.ENOTCONN,
+        errno.ETIMEDOUT,
+    }
 )
 
 _DATABASE: Final = frozenset(
@@ -57,8 +79,8 @@ def is_outage(error: BaseException) -> bool:
         return True
     if isinstance(error, sqlite3.Error):
         return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in _DATABASE
-    if isinstance(error, OSError) and error.errno is not None and not _is_network(error):
-        return error.errno not in _ABOUT_NAMES
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return True
     cause: BaseException | None = error
     for _ in range(_LONGEST_CHAIN):
         if cause is None:

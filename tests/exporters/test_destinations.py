@@ -113,3 +113,16 @@ def test_a_package_that_is_not_installed_is_named_by_its_own_destination(monkeyp
 def test_the_pace_is_documented_and_hidden_from_exporters(option):
     assert f"\n| `{option}` |" in DOCUMENT
     assert Settings(exporter_options={f"jsonl.{option}": "1000"}).options_of("jsonl") == {}
+
+
+def test_a_package_that_ends_the_process_at_its_import_costs_its_own_destination(monkeypatch, tmp_path):
+    package = tmp_path / "prometheus_client"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise SystemExit('no licence')")
+    for module in [name for name in sys.modules if name.split(".")[0] == "prometheus_client"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.delitem(sys.modules, "tensormeter_exporters.prometheus", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    exporter = load_exporter("prometheus")
+    with pytest.raises(SettingsError, match=r"cannot be imported .*no licence"):
+        exporter(ExporterConfig(endpoint="", token=None, timeout=1.0, destination="prometheus"))

@@ -307,6 +307,20 @@ def test_media_of_two_processes_do_not_replace_each_other(make, exporter_of, cli
     assert {"texts/note-1.txt", "texts/process-bbbbbbbb/note-1.txt"} <= found
 
 
+def test_two_texts_under_one_key_and_step_are_both_there(make, exporter_of, client):
+    texts = [
+        Text("note", word).event(make.T0 + number, step)
+        for number, (word, step) in enumerate([("a", 1), ("b", 1), ("c", None), ("d", None)])
+    ]
+    exporter = exporter_of()
+    for _ in range(2):  # and when the request comes again
+        assert exporter.export(make.logs(1, *texts, project="same step")) == Accepted()
+    run = the_run(client, "same step").info.run_id
+    assert {item.path for item in client.list_artifacts(run, "texts")} == {
+        "texts/note-1.txt", f"texts/note-1-{make.T0 + 1}.txt", f"texts/note-{make.T0 + 2}.txt", f"texts/note-{make.T0 + 3}.txt",
+    }  # fmt: skip
+
+
 def test_a_store_of_files_takes_what_it_can(make, client, tmp_path, monkeypatch):
     """A metric `a` is a file there, and `a/b` another one in a folder `a`: one of them is refused, and the rest arrives."""
     from mlflow import MlflowClient

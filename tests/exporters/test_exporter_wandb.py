@@ -30,7 +30,7 @@ rows = make.logged(2, [*make.rows({30: {"train/loss": 0.5}, 10: {"train/loss": 0
                        make.histogram("grad", make.T0)])
 assert first.export(rows) == Accepted()
 assert first.export(rows) == Accepted()  # again, to the same agent
-media = [Table("t", ["x"], [[1]]).event(make.T0, 4), Text("note", "hi").event(make.T0, 5), Alert("spike").event(make.T0, 6)]
+media = [Table("t", ["x"], [[1]]).event(make.T0, 4), Text("note", "hi").event(make.T0, 5), Alert("spike").event(make.T0, 6), Alert("t" * 100, "x").event(make.T0, 7)]
 assert first.export(make.logs(3, *media)) == Accepted()
 assert first.export(make.logs(4, make.end("failed"))) == Accepted()
 first.shutdown()
@@ -83,7 +83,9 @@ def test_the_run_is_described(logged):
     assert (config["lr"], config["parameters"]) == (0.5, 124)
     assert config["net"] == {"depth": 2}
     assert next(record.exit.exit_code for record in logged if record.WhichOneof("record_type") == "exit") == 1
-    assert next(record.alert.title for record in logged if record.WhichOneof("record_type") == "alert") == "spike"
+    alerts = [record.alert for record in logged if record.WhichOneof("record_type") == "alert"]
+    assert [(alert.title, alert.text) for alert in alerts] == [("spike", ""), ("t" * 60 + "...", "t" * 100 + "\n\nx")]
+    assert {alert.wait_duration for alert in alerts} == {1}, "W&B leaves out what comes earlier"
     assert "stats" not in kinds
     assert any("note" in row for row in rows(logged))
     assert any("t" in row for row in rows(logged))

@@ -33,7 +33,8 @@ def deliver_in_process(destination, folder, environment, **options):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    shown, _, last = done.stdout.rstrip().rpartition("\n")
+    return json.loads(last) | {"shown": shown}
 
 
 def deliver(destination, folder, before_it_ends=lambda delivery: None, settings=None, **options):
@@ -111,7 +112,7 @@ def test_wandb(tmp_path, clean_environment):
     assert columns["made/mean"] == [gauges(KEYS.index("made/mean"))[0], gauges(KEYS.index("made/mean"))[1]]
     assert sum(columns[name] == [5002] for name in columns) == 1, "the distribution's own count has another name"
     alerts = [record.alert.text for record in logged if record.WhichOneof("record_type") == "alert"]
-    assert alerts == [f"alert {number};" for number in NUMBERS]
+    assert [text.rpartition("\n")[2] for text in alerts] == [f"alert {number};" for number in NUMBERS]
     updates = [
         item for record in logged if record.WhichOneof("record_type") == "config" for item in record.config.update
     ]
@@ -270,14 +271,12 @@ def test_console(tmp_path, capsys):
     )
 
 
-@pytest.mark.usefixtures("only_our_variables")
-def test_otel(tmp_path, capfd):
-    delivered = deliver("otel:console", tmp_path / "state")
+def test_otel(tmp_path, clean_environment):
+    delivered = deliver_in_process("otel:console", tmp_path / "otel", clean_environment)
     check_delivery(delivered, refused=0)
-    shown = capfd.readouterr().out
     for number in NUMBERS:
-        assert f'"value": {number + 1000.25}' in shown
-        assert f'"value": {number + 1000.75}' in shown
+        assert f'"value": {number + 1000.25}' in delivered["shown"]
+        assert f'"value": {number + 1000.75}' in delivered["shown"]
 
 
 def test_prometheus(tmp_path):

@@ -117,6 +117,8 @@ class Unprintable(Exception):
     [
         RuntimeError("cannot write this one"),
         OSError(errno.ENAMETOOLONG, "File name too long"),
+        FileNotFoundError(errno.ENOENT, "No such file or directory"),
+        OSError("cannot identify image file"),
         SystemExit(3),
         KeyboardInterrupt(),
         asyncio.CancelledError(),
