@@ -9,7 +9,6 @@ The state file may come from another machine, or from somebody else. So it can n
 writes to, and of those only the ones that have the state's own `writer` in their name.
 """
 
-import logging
 import os
 import re
 import uuid
@@ -18,11 +17,12 @@ from pathlib import Path
 from typing import Final
 
 from tensormeter.checked import pack, unpack
+from tensormeter.logger import get_logger
 from tensormeter.private import make_directory, write_file
 
 __all__ = ["AppendOnce"]
 
-logger: Final = logging.getLogger("tensormeter.agent")
+logger: Final = get_logger("tensormeter.agent")
 
 _STATE: Final = "appended.json"
 _WRITER: Final = re.compile(r"[0-9a-f]{16}")

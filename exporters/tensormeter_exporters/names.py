@@ -5,13 +5,14 @@ every agent, on every node, and in any order. A name that can be stored stays as
 """
 
 import hashlib
-import logging
 from collections.abc import Callable
 from typing import Final
 
+from tensormeter.logger import get_logger
+
 __all__ = ["ChangedNames", "suffix_of"]
 
-logger: Final = logging.getLogger("tensormeter.agent")
+logger: Final = get_logger("tensormeter.agent")
 
 _DIGITS: Final = 8
 _MOST_WARNINGS: Final = 100

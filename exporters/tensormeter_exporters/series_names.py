@@ -6,18 +6,18 @@ request what was logged; the other gets a suffix. The choice is kept in the dest
 """
 
 import json
-import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
+from tensormeter.logger import get_logger
 from tensormeter.private import make_directory, write_file
 from tensormeter_exporters.names import suffix_of
 from tensormeter_exporters.points import SteppedSeries
 
 __all__ = ["SeriesNames"]
 
-logger: Final = logging.getLogger("tensormeter.agent")
+logger: Final = get_logger("tensormeter.agent")
 
 _STATE: Final = "names.json"
 

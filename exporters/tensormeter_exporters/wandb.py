@@ -12,7 +12,6 @@ table or configuration is written.
 
 import contextlib
 import io
-import logging
 import os
 import re
 import threading
@@ -32,6 +31,7 @@ from PIL import Image as Picture
 
 from tensormeter.errors import EncodingError, SettingsError
 from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Request, Retry
+from tensormeter.logger import get_logger
 from tensormeter.otlp.batch import Distribution
 from tensormeter.otlp.media import Alert, Image, Table, Text
 from tensormeter.outages import is_outage
@@ -55,7 +55,7 @@ from tensormeter_exporters.wandb_journal import Entry, Journal
 
 __all__ = ["WandbExporter"]
 
-logger: Final = logging.getLogger("tensormeter.agent")
+logger: Final = get_logger("tensormeter.agent")
 
 STEP: Final = "tensormeter/step"
 _LOOK: Final = 0.1

@@ -6,11 +6,11 @@ end into the spool, as a crash, so that the run does not stay "running" for ever
 """
 
 import gzip
-import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
+from tensormeter.logger import get_logger
 from tensormeter.otlp.batch import Event, Value
 from tensormeter.otlp.encode import encode_events
 from tensormeter.pipeline.origin import Origin
@@ -19,7 +19,7 @@ from tensormeter.pipeline.spool import Spool
 
 __all__ = ["NOTHING_STORED", "end_cut_processes"]
 
-logger: Final = logging.getLogger("tensormeter.agent")
+logger: Final = get_logger("tensormeter.agent")
 
 _GZIP_LEVEL: Final = 1
 

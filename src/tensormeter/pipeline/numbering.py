@@ -11,7 +11,6 @@ marked as provisional. What was settled is kept with the run, so another agent, 
 import contextlib
 import gzip
 import json
-import logging
 import threading
 from collections.abc import Mapping, MutableSequence
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +26,7 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from tensormeter.attempt import MAX_ATTEMPT, PROVISIONAL, UNSETTLED, Member
 from tensormeter.exporter import AttemptNumber, AttemptQuestion, Request, Retry, Unauthorized
+from tensormeter.logger import get_logger
 from tensormeter.otlp.batch import STEP_METRIC, Attribute, Event
 from tensormeter.pipeline.attempts import AttemptRecord
 from tensormeter.pipeline.directory import RunDirectory
@@ -37,7 +37,7 @@ from tensormeter.settings import Settings
 
 __all__ = ["Numbering", "Settled"]
 
-logger: Final = logging.getLogger("tensormeter.agent")
+logger: Final = get_logger("tensormeter.agent")
 
 _NUMBER: Final = "tensormeter.run.attempt"
 _MARK: Final = UNSETTLED.encode()

@@ -8,7 +8,6 @@ Reading a file and closing it gives up this process's locks on it, so this is on
 """
 
 import errno
-import logging
 import os
 import struct
 import sys
@@ -20,11 +19,12 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tensormeter.logger import get_logger
 from tensormeter.private import open_file, write_file
 
 __all__ = ["LogState", "mend_log"]
 
-logger: Final = logging.getLogger("tensormeter.agent")
+logger: Final = get_logger("tensormeter.agent")
 
 _MAGIC: Final = {0x377F0682: "<", 0x377F0683: ">"}
 _HEADER: Final = 32
