@@ -5,9 +5,11 @@ of what was not synced; see `recorded_disk`.
 """
 
 import os
+import random
 import subprocess
 import sys
 from collections import Counter
+from string import ascii_lowercase
 
 import pytest
 from recorded_disk import Leniency, RecordedDisk, State, Unavailable, cuts, each_state, operations
@@ -29,13 +31,22 @@ def mark(text):
     os.close(descriptor)
 """
 
-TRAINING = f"""{MARKING}
+TEXTS = """
+import random
+def text_of(step):
+    return "".join(random.Random(step).choices("abcdefghijklmnopqrstuvwxyz", k=200_000))
+"""
+"""Texts that make SQLite carry its log over into the spool now and then."""
+
+TRAINING = f"""{MARKING}{TEXTS}
 pause = threading.Event()
 run = tensormeter.init("power", config={{"lr": 0.1}})
 process = run._process
 for step in range(400):
     log(run, [step])
     mark(f"logged {{step}}")
+    if step % 10 == 9:
+        run.log({{"text": tensormeter.Text(text_of(step))}}, step)
     if step % 25 == 24:
         assert process.wait_for_flush(process.request_flush(), 300)
         mark(f"spooled {{step}}")
@@ -103,6 +114,10 @@ def leniencies(chance):
     return [Leniency.NOTHING, chance.choice([Leniency.SOME, Leniency.SOME, Leniency.SOME, Leniency.ALL])]
 
 
+def text_of(step):
+    return "".join(random.Random(step).choices(ascii_lowercase, k=200_000))
+
+
 def report(request, counts):
     """What a hundred cuts have shown, for the one who asked for them."""
     if CUTS > 50:
@@ -128,6 +143,9 @@ def test_a_run_is_found_and_what_is_missing_is_said(
             receiver.received.clear()
             results = list(sync_runs(tmp_path / "cut" / "state", endpoint=receiver.url))
             steps = sorted(step for step, _ in receiver.rows())
+            texts = [body["text"] for name, body in receiver.events() if name == "tensormeter.text"]
+            counts["texts"] += len(texts)
+            assert texts == [text_of(step) for step in range(9, 10 * len(texts), 10)]
             events = dict(receiver.events())
             ended = events.get("tensormeter.run.end", {})
             told = [words for result in results for words in result.cut]

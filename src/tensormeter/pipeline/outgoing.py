@@ -89,6 +89,8 @@ class Outgoing:
         """Sequence number up to which nothing of these signals waits."""
         self._commit: Durability | None = None
         """Durability of the last part of the present request that was accepted; its `durable` is not used."""
+        self._aside: list[str] = []
+        """Ids of its parts that were set aside, of those that are over: they are not sent again."""
         self._refused = 0
         """Items of the present request that were refused, also when it was sent before."""
         self._credit = 0
@@ -133,7 +135,7 @@ class Outgoing:
             self._refusals.accepted(piece.items if piece else ())
         self._pieces.pop(part.id, None)
         self._rests.pop(part.id, None)
-        if self._delivered and _epoch(self._commit) != _epoch(durability):
+        if len(self._delivered) > len(self._aside) and _epoch(self._commit) != _epoch(durability):
             # The receiver may have lost the parts that went before.
             spool.settle(self._destination, durability, self._signals)
             self._start_again(spool)
@@ -204,6 +206,7 @@ class Outgoing:
             self._forget_request()
             return
         spool.quarantine_part(self._destination, part, reason)
+        self._aside.append(part.id)
         if len(self._parts) > 1:
             self._part_is_over()
         else:
@@ -279,7 +282,7 @@ class Outgoing:
             self._refusals = Refusals()
             self._retrying = members[0].id
         if [request.id for request in requests] != self._begun or news:
-            self._delivered = []
+            self._delivered, self._aside = [], []
             self._divisions = {}
             self._commit = None
         if news:
@@ -402,6 +405,7 @@ class Outgoing:
                 "members": [member.id for member in self._members],
                 "divisions": self._divisions_to_json(),
                 "refused": self._refused,
+                "aside": self._aside,
             }
         )
 
@@ -415,11 +419,14 @@ class Outgoing:
             document: Any = json.loads(sent)
             members = [str(item) for item in document["members"]]
             divisions, refused = _divisions_from_json(document["divisions"]), int(document["refused"])
+            aside = [str(item) for item in document["aside"]]
         except (ValueError, KeyError, TypeError, AttributeError):
             return
         self._credit = refused
-        if members == [member.id for member in waiting[: len(members)]] and members != self._begun:
-            self._begun, self._delivered, self._divisions, self._commit = members, [], divisions, None
+        is_begun = members == self._begun and bool(self._divisions) >= bool(divisions)
+        if members == [member.id for member in waiting[: len(members)]] and not is_begun:
+            self._begun, self._divisions, self._commit = members, divisions, None
+            self._delivered, self._aside = list(aside), aside
 
     def _start_again(self, spool: Spool) -> None:
         """Look for what waits from the beginning: requests that were accepted wait again."""
@@ -428,7 +435,7 @@ class Outgoing:
             spool.remember(self._destination, members, self._describe_sending())
         self._members, self._whole, self._parts = [], None, []
         self._pieces, self._divisions, self._rests = {}, {}, {}
-        self._delivered, self._commit = [], None
+        self._delivered, self._aside, self._commit = [], [], None
         self._floor = 0
         if self._begun:
             self._save([])
@@ -450,6 +457,7 @@ class Outgoing:
             refusals = Refusals.from_json(document["refusals"])
             commit = document.get("commit")
             durability = Durability(str(commit[0]), int(commit[1]), 0) if commit else None
+            aside = [str(item) for item in document.get("aside", [])]
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -461,7 +469,7 @@ class Outgoing:
             )
             return
         self._refusals, self._retrying, self._commit = refusals, str(document.get("retrying", "")), durability
-        self._begun, self._delivered, self._divisions = begun, delivered, divisions
+        self._begun, self._delivered, self._divisions, self._aside = begun, delivered, divisions, aside
 
     def _save(self, members: list[str]) -> bool:
         """Whether it could be written; a disk that refuses must not hold up delivery."""
@@ -470,6 +478,7 @@ class Outgoing:
             "members": members,
             "delivered": self._delivered,
             "divisions": self._divisions_to_json(),
+            "aside": self._aside,
             "commit": None if self._commit is None else [self._commit.epoch, self._commit.number],
             "refusals": self._refusals.to_json(),
             "retrying": self._retrying,

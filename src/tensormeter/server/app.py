@@ -14,7 +14,6 @@ from tensormeter.otlp.elements import TooManyElementsError
 from tensormeter.server.answers import Pieces
 from tensormeter.server.api import Shutdown, api_routes
 from tensormeter.server.config import ServerConfig
-from tensormeter.server.durable import DurableApi
 from tensormeter.server.guard import Guard
 from tensormeter.server.observer import Listener, Observer
 from tensormeter.server.page import Page, wants_page
@@ -89,7 +88,6 @@ def create_app(
             *page.routes(),
             *Receiver(stores, config.max_body_bytes, listener, threads).routes(),
             *OtherSignals().routes(),
-            *DurableApi(stores).routes(),
             *api_routes(stores, shutdown or Shutdown()),
         ],
         exception_handlers={

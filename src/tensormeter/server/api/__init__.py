@@ -12,6 +12,7 @@ from tensormeter.server.api.points import PointsApi
 from tensormeter.server.api.request import ApiThreads
 from tensormeter.server.api.runs import RunsApi
 from tensormeter.server.api.stream import Shutdown, StreamApi
+from tensormeter.server.durable import DurableApi
 from tensormeter.server.scope import Stores
 
 __all__ = ["Shutdown", "api_routes"]
@@ -27,4 +28,4 @@ def api_routes(stores: Stores, shutdown: Shutdown) -> list[Route]:
         *PointsApi(stores, threads, answers).routes(),
     ]
     bounded = [Route(one.path, answers.bounded(one.endpoint), methods=one.methods) for one in routes]
-    return [*bounded, *StreamApi(stores, threads, shutdown).routes()]
+    return [*bounded, *DurableApi(stores).routes(), *StreamApi(stores, threads, shutdown).routes()]
