@@ -145,7 +145,10 @@ def test_a_run_is_found_and_what_is_missing_is_said(
             steps = sorted(step for step, _ in receiver.rows())
             texts = [body["text"] for name, body in receiver.events() if name == "tensormeter.text"]
             counts["texts"] += len(texts)
-            assert texts == [text_of(step) for step in range(9, 10 * len(texts), 10)]
+            right = [text_of(step) for step in range(9, 400, 10)]
+            assert len({*texts}) == len(texts)
+            assert {*texts} <= {*right}
+            assert durability == "none" or texts == right[: len(texts)]
             events = dict(receiver.events())
             ended = events.get("tensormeter.run.end", {})
             told = [words for result in results for words in result.cut]

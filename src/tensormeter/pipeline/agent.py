@@ -26,7 +26,7 @@ from tensormeter.exporter import load_exporter
 from tensormeter.fsync import fsync_file, fsync_names
 from tensormeter.logger import get_logger
 from tensormeter.pipeline.attempts import ALIVE_INTERVAL, mark_alive
-from tensormeter.pipeline.cut import NOTHING_STORED, end_cut_processes
+from tensormeter.pipeline.cut import describe_unknown, end_cut_processes
 from tensormeter.pipeline.delivery import Delivery, deliveries
 from tensormeter.pipeline.directory import RunDirectory, runs_locked
 from tensormeter.pipeline.drain import Drain
@@ -383,7 +383,7 @@ class Agent:
         present = {drain.ring.process for drain in self._drains.values()}
         takers = self._settings.takers("logs", self._settings.exporters)
         if self._one_shot and not present and not spool.processes():
-            self.cut = [NOTHING_STORED]
+            self.cut = [describe_unknown(spool.losses())]
         else:
             synced = self._settings.durability != "none"
             self.cut = end_cut_processes(spool, present, takers, spool.losses(), synced=synced)

@@ -17,20 +17,26 @@ from tensormeter.pipeline.origin import Origin
 from tensormeter.pipeline.request import Encoded, Priority
 from tensormeter.pipeline.spool import Spool
 
-__all__ = ["NOTHING_STORED", "end_cut_processes"]
+__all__ = ["describe_unknown", "end_cut_processes"]
 
 logger: Final = get_logger("tensormeter.agent")
 
 _GZIP_LEVEL: Final = 1
 
-NOTHING_STORED: Final = (
+_NOTHING_STORED: Final = (
     "nothing of it had reached the disk when it was cut off, by a loss of power or because its files were deleted; its values "
     "are lost"
 )
-"""About a run whose spool knows no process and which has no ring."""
+
+_NOTHING_KNOWN: Final = "its spool was damaged and does not know its processes any more; its last values may be missing"
 
 
 _NEVER_SYNCED: Final = "the machine lost power or was restarted, and durability is none, so the spool was not synced: any of its values may be missing"
+
+
+def describe_unknown(losses: Mapping[str, int]) -> str:
+    """What is to be told of a run whose spool knows no process and which has no ring. `losses`: what the spool has lost."""
+    return _NOTHING_KNOWN if losses else _NOTHING_STORED
 
 
 def end_cut_processes(

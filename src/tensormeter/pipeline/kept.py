@@ -62,21 +62,24 @@ def settle(database: sqlite3.Connection, destination: str, condition: str, durab
     Returns:
         Whether something waits again.
     """
-    rows = database.execute(
-        f"SELECT sequence, epoch, number, sent, request.items FROM kept JOIN request USING (sequence) "
-        f"WHERE destination = ? AND epoch != '' AND {condition}",
-        (destination,),
-    ).fetchall()
-    lost = []
-    for sequence, epoch, number, sent, items in rows:
-        if durability is None or epoch != durability.epoch:
-            lost.append((destination, sequence, "", 0, sent))
-            waiting = (destination, sequence, items, 0)
-            database.execute("INSERT OR IGNORE INTO pending VALUES (?, ?, ?, ?, ?)", (*waiting, seal(*waiting)))
-        elif number <= durability.durable:
+    epoch = "" if durability is None else durability.epoch
+
+    def find(which: str, *arguments: str | int) -> list[tuple[int, str, int]]:
+        return database.execute(
+            "SELECT sequence, sent, request.items FROM kept INDEXED BY kept_number JOIN request USING (sequence) "
+            f"WHERE destination = ? AND {which} AND {condition}",
+            (destination, *arguments),
+        ).fetchall()
+
+    if durability is not None:
+        for sequence, _, _ in find("epoch = ? AND number <= ?", epoch, durability.durable):
             database.execute("DELETE FROM kept WHERE destination = ? AND sequence = ?", (destination, sequence))
             database.execute(FORGET, (sequence,))
-    _write(database, lost)
+    lost = [*find("epoch > '' AND epoch < ?", epoch), *find("epoch > ?", epoch)]
+    for sequence, _, items in lost:
+        waiting = (destination, sequence, items, 0)
+        database.execute("INSERT OR IGNORE INTO pending VALUES (?, ?, ?, ?, ?)", (*waiting, seal(*waiting)))
+    _write(database, [(destination, sequence, "", 0, sent) for sequence, sent, _ in lost])
     return bool(lost)
 
 

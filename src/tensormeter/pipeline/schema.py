@@ -95,6 +95,7 @@ CREATE TABLE kept (
     PRIMARY KEY (destination, sequence)
 ) WITHOUT ROWID;
 CREATE INDEX kept_sequence ON kept (sequence);
+CREATE INDEX kept_number ON kept (destination, epoch, number);
 CREATE TABLE origin (
     process TEXT PRIMARY KEY,
     description TEXT NOT NULL,
