@@ -189,7 +189,12 @@ def write_file(path: Path, content: str | bytes) -> None:
     temporary = path.with_name(f"{path.name}.new")
     with open(open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
-    temporary.replace(path)
+    try:
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 @functools.cache

@@ -1,14 +1,18 @@
 """One process's part in a run: its ring, its recorder, and the care for an agent."""
 
+import contextlib
+import functools
 import os
 import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from tensormeter.attempt import UNSETTLED, Basis, Member
+from tensormeter.deadline import within
 from tensormeter.errors import RingError
 from tensormeter.fitting import LeftOut
 from tensormeter.limits import CONFIG_BYTES
@@ -17,8 +21,10 @@ from tensormeter.losses import describe_losses
 from tensormeter.pipeline.attempts import count_attempt
 from tensormeter.pipeline.directory import RunDirectory, runs_locked
 from tensormeter.pipeline.launch import ensure_agent, reap_agents
+from tensormeter.pipeline.monitor import AgentMonitor
 from tensormeter.pipeline.places import make_memory_directory, memory_directories
-from tensormeter.private import make_directory, weakness
+from tensormeter.pipeline.probe import answers
+from tensormeter.private import weakness
 from tensormeter.record.lane import Writer
 from tensormeter.record.page_locking import unlock_retired
 from tensormeter.record.recorder import Recorder
@@ -34,8 +40,13 @@ __all__ = ["FlushRequest", "RunIdentity", "RunProcess"]
 logger: Final = get_logger()
 
 _WAIT: Final = 0.01
-_AGENT_CHECK: Final = 1.0
-_LONGEST_AGENT_CHECK: Final = 60.0
+
+_BEGIN_TIMEOUT: Final = 3.0
+"""Seconds after which a state directory that does not answer is not used."""
+
+_LOCK_PATIENCE: Final = 2.0
+"""Seconds to wait for other processes that begin, which take a few milliseconds each."""
+
 
 _MEMORY_SPOOL_BYTES: Final = 64 << 20
 """Size of a spool that is kept in memory, at most."""
@@ -88,6 +99,35 @@ class FlushRequest(NamedTuple):
     rejected: tuple[int, int]
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a process takes part in its run.
+
+    Attributes:
+        settings: In force there.
+        directory: The run's directory.
+        attempt: Number of the attempt, as counted there.
+        basis: Where that number comes from.
+        resource: Attributes of the process's resource.
+        ring: The process's ring.
+        weakness: As for `tensormeter.private.weakness`, of the directory.
+    """
+
+    settings: Settings
+    directory: RunDirectory
+    attempt: int
+    basis: Basis
+    resource: Mapping[str, Any]
+    ring: RingFile
+    weakness: str
+
+    def leave(self) -> None:
+        """Give up what was made, because the process takes part elsewhere."""
+        self.ring.release()
+        with contextlib.suppress(OSError):
+            self.ring.remove()
+
+
 class RunProcess:
     """This process in a run, from construction until `finish`.
 
@@ -125,62 +165,101 @@ class RunProcess:
         self.parent = parent
         self._run = run
         self._pid = os.getpid()
-        self._agent_checked = time.monotonic()
-        self._agent_check = _AGENT_CHECK
         self._settings = run.settings
         self._said: set[str] = set()
         self._reconfigured = 0  # Unix time in nanoseconds
         self._let_go = False
         self._flushing = threading.RLock()  # re-entered by a signal handler that flushes
         unlock_retired()  # may wait for a device, so not under the lock of all runs
+        self._enter()
+        self.recorder = Recorder(
+            self.ring,
+            on_writer=on_writer,
+            on_stride=self._look_around,
+            media_buffer_bytes=self._settings.media_buffer_bytes,
+            one_launch=self._settings.device_path == "auto",
+            on_fork=on_fork,
+            first_step=AUTOMATIC_STEPS if run.resume else 0,
+        )
+        self._vitals = Vitals(self.recorder, self._settings.sample_interval)
+        self._monitor = AgentMonitor(run.id, self._directory, self._settings, self.ring)
+
+    def _enter(self) -> None:
+        """Take part in the run in `settings.directory`, or in memory, if that cannot be used or does not answer.
+
+        Raises:
+            OSError, RingError: The machine refuses.
+        """
+        run = self._run
         try:
-            self._join(on_writer, on_fork)
+            self._take_place(self._join_in_time(run.settings))
         except OSError as error:
-            if run.settings.directory in memory_directories(run.settings)[0]:
-                raise
             homeless = run.settings.directory == NO_FOLDER
-            memory = make_memory_directory(run.settings)
-            room = min(run.settings.spool_max_bytes, _MEMORY_SPOOL_BYTES)
-            self._settings = run.settings.replace(directory=memory, spool_max_bytes=room)
-            self._join(on_writer, on_fork)
+            self._take_place(self._join_in_memory(error))
             logger.warning(
                 "run %s is kept in memory (%s), because %s cannot be used (%s): it survives its processes, but no reboot",
                 run.id,
-                memory,
+                self._settings.directory,
                 run.settings.directory,
                 "this user has no home folder; set HOME or TENSORMETER_DIR" if homeless else error,
             )
-        if parent is None and (weak := weakness(self._directory.path)):
+        if self.parent is None and self._place.weakness:
             logger.warning(
                 "run %s: other users can replace %s (%s). `tensormeter sync` ignores the destination that is stored there; set "
                 "TENSORMETER_DIR to a private folder",
                 run.id,
                 self._directory.path,
-                weak,
+                self._place.weakness,
             )
 
-    def _join(self, on_writer: Callable[[Writer], None], on_fork: Writer) -> None:
-        """Take part in the run as it is found in `self._settings.directory`."""
-        run, settings = self._run, self._settings
-        with runs_locked(settings.directory):
-            self._directory = RunDirectory.create(settings, run.id, run.name)
-            self.attempt, self.basis = self._count_attempt()
-            self.ring = self._create_ring(self._metadata())
-            self.recorder = Recorder(
-                self.ring,
-                on_writer=on_writer,
-                on_stride=self._look_around,
-                media_buffer_bytes=settings.media_buffer_bytes,
-                one_launch=settings.device_path == "auto",
-                on_fork=on_fork,
-                first_step=AUTOMATIC_STEPS if run.resume else 0,
-            )
-            self._vitals = Vitals(self.recorder, settings.sample_interval)
-            self._start_agent()
+    def _take_place(self, place: "_Place") -> None:
+        self._place = place
+        self._settings, self._directory, self.ring = place.settings, place.directory, place.ring
+        self.attempt, self.basis, self.resource = place.attempt, place.basis, place.resource
 
-    def _count_attempt(self) -> tuple[int, Basis]:
+    def _join_in_time(self, settings: Settings) -> "_Place":
+        """Raises TimeoutError, an OSError, if a disk takes too long."""
+        if not answers(settings.directory, _BEGIN_TIMEOUT):
+            raise TimeoutError(f"it does not answer within {_BEGIN_TIMEOUT:.0f} s")
+        return within(_BEGIN_TIMEOUT, lambda late: self._join(settings, late), _Place.leave)
+
+    def _join_in_memory(self, reason: OSError) -> "_Place":
+        """As `_join_in_time`, in a folder in memory; `reason` is raised if the run was to be kept there anyway."""
+        settings = self._run.settings
+
+        def join(settings: Settings, late: threading.Event) -> _Place:
+            if settings.directory in memory_directories(settings)[0]:
+                raise reason
+            room = min(settings.spool_max_bytes, _MEMORY_SPOOL_BYTES)
+            memory = make_memory_directory(settings)
+            return self._join(settings.replace(directory=memory, spool_max_bytes=room), late)
+
+        try:
+            return within(_BEGIN_TIMEOUT, functools.partial(join, settings), _Place.leave)
+        except OSError:
+            # The folder for rings may be on the disk that does not answer, too.
+            for other in (Path("/dev/shm"), None):  # noqa: S108 - the run's folder in it is private (0700)
+                with contextlib.suppress(OSError):
+                    elsewhere = settings.replace(buffer_directory=other)
+                    return within(_BEGIN_TIMEOUT, functools.partial(join, elsewhere), _Place.leave)
+            raise
+
+    def _join(self, settings: Settings, late: threading.Event) -> "_Place":
+        """Take part in the run as it is found in `settings.directory`. Changes nothing here; blocks for the disk."""
+        run = self._run
+        with runs_locked(settings.directory, patience=_LOCK_PATIENCE):
+            directory = RunDirectory.create(settings, run.id, run.name)
+            attempt, basis = self._count_attempt(directory, settings)
+            resource = self._resource(attempt)
+            ring = self._create_ring(directory, settings, self._metadata(resource, basis))
+            place = _Place(settings, directory, attempt, basis, resource, ring, weakness(directory.path))
+            if not late.is_set():
+                self._start_agent(place)
+        return place
+
+    def _count_attempt(self, directory: RunDirectory, settings: Settings) -> tuple[int, Basis]:
         """The number of the attempt, and what the agent has to settle about it."""
-        run, settings = self._run, self._settings
+        run = self._run
         if self.parent is not None:  # children are part of their parent's attempt
             return settings.attempt or 1, run.basis
         if settings.run_id is None:  # no later run can have a random id
@@ -190,7 +269,7 @@ class RunProcess:
             self.id, ranks.get("tensormeter.rank"), ranks.get("tensormeter.world_size"), describe_launch(os.environ)
         )
         number, provisional = count_attempt(
-            self._directory, settings.project, member, resume=run.resume, number=settings.attempt
+            directory, settings.project, member, resume=run.resume, number=settings.attempt
         )
         if settings.attempt is not None:
             return number, "given" if run.resume else ""
@@ -204,7 +283,8 @@ class RunProcess:
     def describe(self, run: RunIdentity) -> None:
         """Let the resource of what is recorded from now on be this one's."""
         self._run = run
-        if not self.ring.add_metadata({"resource": self._metadata()["resource"]}):
+        self.resource = self._resource(self.attempt)
+        if not self.ring.add_metadata({"resource": self._unsettled(self.resource, self.basis)}):
             logger.warning("run %s: resource attributes are not recorded: too many different names were logged", run.id)
 
     def reconfigure(self, run: RunIdentity) -> None:
@@ -260,7 +340,7 @@ class RunProcess:
             left = deadline - time.monotonic()
             if self._let_go or (spooled and words[HeaderWord.STALLED]) or left <= 0:
                 return False
-            self._check_agent()
+            self._monitor.look()
             if threading.current_thread() is threading.main_thread():
                 # Of other threads, a query may disturb a CUDA graph that is captured meanwhile.
                 self.recorder.look_for_pending()
@@ -314,21 +394,28 @@ class RunProcess:
             self.ring.release()
             reap_agents()
 
-    def _metadata(self) -> dict[str, Any]:
+    @staticmethod
+    def _unsettled(resource: Mapping[str, Any], basis: Basis) -> dict[str, Any]:
+        """A resource with the basis of its attempt, which the agent takes out."""
+        return {**resource, UNSETTLED: basis} if basis else dict(resource)
+
+    def _resource(self, attempt: int) -> Mapping[str, Any]:
         run = self._run
-        settings = run.settings
-        self.resource = describe_process(
-            settings.project,
+        return describe_process(
+            run.settings.project,
             run.id,
             run.name,
             self.id,
-            attempt=self.attempt,
+            attempt=attempt,
             given=run.resource,
-            command=settings.record_command,
+            command=run.settings.record_command,
         )
-        unsettled = {UNSETTLED: self.basis} if self.basis else {}
+
+    def _metadata(self, resource: Mapping[str, Any], basis: Basis) -> dict[str, Any]:
+        run = self._run
+        settings = run.settings
         found: dict[str, Any] = {
-            "resource": {**self.resource, **unsettled},
+            "resource": self._unsettled(resource, basis),
             "config": run.config,
             "parent": self.parent,
             "resume": run.resume,
@@ -338,63 +425,43 @@ class RunProcess:
         said = {"group": settings.group, "tags": settings.tags, "notes": settings.notes}
         return found | {name: value for name, value in said.items() if value}
 
-    def _create_ring(self, metadata: Mapping[str, Any]) -> RingFile:
-        """In shared memory, or else on disk."""
-        directory, size = self._directory, self._settings.buffer_bytes
-        if self.parent is not None:
-            size = min(size, _CHILD_BUFFER_BYTES)
-        try:
-            directory.make_ring_directory()
-            return RingFile.create(directory.rings / f"{self.id}.ring", metadata, buffer_bytes=size)
-        except (OSError, RingError) as error:
-            if directory.rings == directory.rings_on_disk:
-                raise
-            logger.warning("%s; the ring is on disk instead, where log calls can wait for it", error)
-        make_directory(directory.rings_on_disk)
-        path = directory.rings_on_disk / f"{self.id}.ring"
-        try:
-            return RingFile.create(path, metadata, buffer_bytes=size)
-        except (OSError, RingError):
-            if size <= _CHILD_BUFFER_BYTES:
-                raise
-        return RingFile.create(
-            path, metadata, buffer_bytes=_CHILD_BUFFER_BYTES
-        )  # files of this process may have to be short
+    def _create_ring(self, directory: RunDirectory, settings: Settings, metadata: Mapping[str, Any]) -> RingFile:
+        """In shared memory, or else on disk, or else where it can be mapped; a small one, if files may not be large."""
+        size = settings.buffer_bytes if self.parent is None else min(settings.buffer_bytes, _CHILD_BUFFER_BYTES)
+        errors: list[OSError | RingError] = []
+        for room in dict.fromkeys([size, min(size, _CHILD_BUFFER_BYTES)]):
+            for folder in directory.ring_folders:
+                try:
+                    directory.make_ring_directory(folder)
+                    ring = RingFile.create(folder / f"{self.id}.ring", metadata, buffer_bytes=room)
+                except (OSError, RingError) as error:
+                    errors.append(error)
+                    continue
+                if errors:
+                    logger.warning(
+                        "%s; the ring is in %s instead%s",
+                        errors[0],
+                        folder,
+                        ", where log calls can wait for the disk" if folder == directory.rings_on_disk else "",
+                    )
+                return ring
+        raise errors[0]
 
-    def _start_agent(self) -> bool:
-        """See that there is an agent. Returns whether one had to be started."""
-        if self._settings.agent == "off":
-            return False
+    def _start_agent(self, place: "_Place") -> None:
+        """See that there is an agent."""
+        if place.settings.agent == "off":
+            return
         try:
-            if not self._directory.path.exists():  # deleted by somebody, and there is no agent to put it back
-                with runs_locked(self._settings.directory):
-                    self._directory.restore()
-            return ensure_agent(self._directory, self._settings)
+            ensure_agent(place.directory, place.settings)
         except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
-            if str(error) not in self._said:
-                self._said.add(str(error))
-                logger.warning(
-                    "no agent for run %s can be started (%s); `tensormeter sync` delivers the run", self._run.id, error
-                )
-            return False
+            logger.warning(
+                "no agent for run %s can be started (%s); `tensormeter sync` delivers the run", self._run.id, error
+            )
 
     def _look_around(self) -> None:
         """Called now and then by log calls."""
-        self._check_agent()
+        self._monitor.look()
         self._vitals.beat()
-
-    def _check_agent(self) -> None:
-        """See, once a second at most, whether an agent lives, and start another if not; less often if none stays."""
-        now = time.monotonic()
-        if now - self._agent_checked < self._agent_check:
-            return
-        self._agent_checked = now
-        reap_agents()
-        if not self._start_agent():
-            self._agent_check = max(self._agent_check / 2, _AGENT_CHECK)  # one stays
-        else:
-            self._agent_check = min(2 * self._agent_check, _LONGEST_AGENT_CHECK)
-            logger.warning("the agent of run %s had ended; started another, which goes on where it was", self._run.id)
 
     def _wait_for_delivery(self, timeout: float) -> None:
         run, settings, words = self._run, self._settings, self.ring.words
@@ -410,7 +477,7 @@ class RunProcess:
                 return
             if words[HeaderWord.ENDED] and words[HeaderWord.STALLED]:
                 break
-            self._check_agent()
+            self._monitor.look()
             wait(_WAIT)
         logger.warning(
             "run %s is not delivered to %s yet%s; the agent goes on trying for %.0f s, then `tensormeter sync` delivers the "
@@ -423,6 +490,7 @@ class RunProcess:
 
     def _report_losses(self) -> None:
         """Say what will never arrive."""
+        self._monitor.report()
         for sentence in describe_losses(self.ring.drops(), self.recorder.lost_names):
             logger.warning("run %s: not recorded: %s", self._run.id, sentence)
         for sentence in describe_losses(self.ring.spool_losses()):

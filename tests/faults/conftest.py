@@ -7,7 +7,6 @@ shared memory. What must have arrived follows from that, and is compared with wh
 import importlib.util
 import os
 import random
-import signal
 import socket
 import struct
 import subprocess
@@ -17,9 +16,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from agents import kill_agents
 
 from tensormeter.pipeline.delivery import Delivery
-from tensormeter.pipeline.directory import list_runs
 from tensormeter.pipeline.request import Encoded
 from tensormeter.pipeline.spool import Spool
 from tensormeter.settings import Settings
@@ -238,12 +237,7 @@ def train(environment, state, tmp_path):
     yield train
     for trainer in trainers:
         trainer.kill()
-    for run in list_runs(state):
-        lock = run.try_agent_lock()
-        if lock is not None:
-            os.close(lock)
-        elif run.agent_pid() not in (None, os.getpid()):
-            os.kill(run.agent_pid(), signal.SIGKILL)
+    kill_agents(state)
 
 
 @pytest.fixture

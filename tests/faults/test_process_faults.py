@@ -57,7 +57,6 @@ def test_fault_18_sigkill_of_the_agent(receiver, tmp_path, oracle, kills, instan
     (directory,) = list_runs(settings.directory)
     step, pid = 0, None
     for _ in range(kills):
-        run._process._start_agent()  # as the next log does, a second later
         wait_for(lambda pid=pid: directory.agent_pid() not in (None, pid), "an agent")
         pid = directory.agent_pid()
         for _ in range(instants.randrange(1, 50)):
@@ -66,8 +65,6 @@ def test_fault_18_sigkill_of_the_agent(receiver, tmp_path, oracle, kills, instan
                 step += 1
             threading.Event().wait(instants.random() / 500)
         os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    run._process._start_agent()
     run.finish()
     gone()
     oracle.agrees(receiver, range(step))

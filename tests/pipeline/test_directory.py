@@ -209,7 +209,7 @@ def test_a_child_forked_while_an_agent_is_started_does_not_keep_its_lock(
     """Another thread may fork at any time; whoever holds the lock passes for the run's agent."""
     started = []
 
-    def start(_directory, _settings, lock):
+    def start(_directory, _settings, lock, **_):
         child = forked()
         started.append(os.dup(lock))  # the agent's
         return child

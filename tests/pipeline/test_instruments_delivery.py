@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from agents import kill_agents
 
 from tensormeter.instruments.streams import Streams
 from tensormeter.instruments.views import InstrumentIdentity, ScopeIdentity, Template, Views
@@ -57,16 +58,7 @@ def trainer(environment, tmp_path):
     process.wait(300)
     process.stdin.close()
     process.stdout.close()
-    for run in list_runs(tmp_path / "state"):
-        if run.try_agent_lock() is None and run.agent_pid() not in (None, os.getpid()):
-            os.kill(run.agent_pid(), signal.SIGKILL)
-
-
-def dead(run):
-    lock = run.try_agent_lock()
-    if lock is not None:
-        os.close(lock)
-    return lock is not None
+    kill_agents(tmp_path / "state")
 
 
 def arrived(receiver):
@@ -89,8 +81,6 @@ def test_it_arrives_through_agents_that_are_killed(trainer, receiver, tmp_path, 
         if begin < 3000:
             killed.add(run.agent_pid())
             os.kill(run.agent_pid(), signal.SIGKILL)
-            wait_for(lambda run=run: dead(run), "the agent is dead")
-            trainer.tell("flush")  # which starts another
     trainer.stdin.close()
     trainer.wait(300)
     wait_for(lambda: any(name == "tensormeter.run.end" for name, _ in receiver.events()), "the end of the run")

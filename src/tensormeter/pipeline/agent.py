@@ -9,15 +9,16 @@ delivery again at once.
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -25,17 +26,22 @@ from tensormeter.errors import RingError, SettingsError, SpoolError, Tensormeter
 from tensormeter.exporter import load_exporter
 from tensormeter.fsync import fsync_file, fsync_names
 from tensormeter.logger import get_logger
+from tensormeter.pipeline.agent_lock import AgentLock
 from tensormeter.pipeline.attempts import ALIVE_INTERVAL, mark_alive
 from tensormeter.pipeline.cut import describe_unknown, end_cut_processes
 from tensormeter.pipeline.delivery import Delivery, deliveries
 from tensormeter.pipeline.directory import RunDirectory, runs_locked
 from tensormeter.pipeline.drain import Drain
-from tensormeter.pipeline.errors import SpoolDamagedError, SpoolVersionError
+from tensormeter.pipeline.errors import SpoolDamagedError, SpoolFullError, SpoolVersionError
 from tensormeter.pipeline.leftover import Leftover, describe_rejections, look_at, put_ring_aside
 from tensormeter.pipeline.numbering import Numbering
+from tensormeter.pipeline.pulse import Pulse
+from tensormeter.pipeline.refuge import Refuge, works
 from tensormeter.pipeline.repair import open_repaired
 from tensormeter.pipeline.report import Report, anonymous, described_in, due, encode_report
 from tensormeter.pipeline.spool import Spool
+from tensormeter.pipeline.standby import Standby
+from tensormeter.private import open_file
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import HeaderWord, SpoolLoss, State
 from tensormeter.settings import Settings
@@ -51,22 +57,42 @@ logger: Final = get_logger("tensormeter.agent")
 _POLL: Final = 0.05
 """Seconds between two looks at the rings: a lane of 8 MiB takes 140 ms to fill at a million rows a second."""
 
+_NICE: Final = 5
 _STATUS_INTERVAL: Final = 0.25
 _STOP_DELIVERY: Final = 15.0
 _TROUBLE_DELAY: Final = 1.0
 _MOST_REPAIRS: Final = 3
+
+_DISK_PATIENCE: Final = 2.0
+"""Seconds for which the disk may refuse before the agent goes on in memory."""
+
+_FIRST_DISK_TRIAL: Final = 3.0
+_LONGEST_DISK_TRIAL: Final = 60.0
+"""Seconds between two looks at whether the disk works again, which double each time that it fails again."""
+
 _RESERVE_DELAY: Final = 5.0
 _DURABLE_WAIT: Final = 5.0
 """Seconds for which a one-shot agent waits for a receiver's disk: asked, it syncs at once."""
 _MOST_REPORTS: Final = 3
 """Reports of losses that one agent adds at its end: delivering one may itself lose something."""
 
+_NEXT_TO_NOTHING: Final = 1 << 20
+"""Bytes that are free on a disk that counts as full, at most."""
+
+_LACKS: Final = {
+    "fsync": "fsync, so what is kept there may not survive a power failure",
+    "maps": "shared memory maps, so the spool there is slower",
+}
 _TROUBLE_LIMIT: Final = 300.0
 """Seconds for which the spool may refuse before the agent gives up; the next one may find a mended disk."""
 
 
 class _RestoredError(SpoolDamagedError):
     """The spool was deleted, and is there again."""
+
+
+class _MovedError(Exception):
+    """The agent goes on with a spool in another place."""
 
 
 class Agent:
@@ -76,7 +102,7 @@ class Agent:
         self,
         directory: RunDirectory,
         settings: Settings,
-        lock: int,
+        lock: int | Sequence[int],
         *,
         one_shot: bool = False,
         on_status: Callable[[int], None] | None = None,
@@ -85,13 +111,15 @@ class Agent:
         Args:
             directory: The run's directory.
             settings: The run's settings.
-            lock: Descriptor that holds the agent's lock; closed when `run` ends.
+            lock: Descriptors that hold the agent's lock, in the run's directory or in shared memory; closed when `run` ends.
             one_shot: Do not wait for processes that still run, nor for a receiver that keeps failing.
             on_status: Called now and then with the number of items that are not delivered yet.
         """
         self._directory = directory
         self._settings = settings
-        self._lock = lock
+        self._lock = AgentLock(directory, [lock] if isinstance(lock, int) else lock)
+        self._pulse: Pulse | None = None
+        self._standby: Standby | None = None
         self._one_shot = one_shot
         self._on_status = on_status
         self._wake = threading.Event()  # never set by a signal handler: the thread below it may be inside of it
@@ -112,6 +140,16 @@ class Agent:
         """Destinations that have no exporter, and what is wrong."""
         self._reports = 0
         self._spare_report: Report | None = None
+        self._refuge = Refuge(directory)
+        self._away = False
+        """Whether the spool is in memory, because the disk fails."""
+        self._returning = False
+        """Whether the disk is to be used again."""
+        self._disk_report = ""
+        self._overflowed = 0
+        """What `_ring_full` was before the spool began to refuse."""
+        self._disk_trial_at = 0.0
+        self._disk_trial_delay = _FIRST_DISK_TRIAL
         self.error = ""
         """Why something is still not delivered, after `run`."""
         self.accepted = False
@@ -131,9 +169,7 @@ class Agent:
         """Let go of the descriptor, for an agent that does not run: one whose thread could not be started, and in a forked
         child its parent's, which keeps the lock.
         """
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        self._lock.close()
 
     def stop(self) -> None:
         """Put what the rings hold into the spool, and end, from the next look on. Any thread, and signal handlers."""
@@ -150,20 +186,25 @@ class Agent:
             Whether everything was delivered. If not, `error` says why.
         """
         try:
+            if not self._begin():
+                return False
             damage = ""
-            for repairs in range(_MOST_REPAIRS + 1):
+            repairs = 0
+            while True:
                 spool = self._open_spool(damage)
                 try:
                     return self._work(spool)
+                except _MovedError:
+                    damage = ""
                 except SpoolDamagedError as error:
-                    if repairs == _MOST_REPAIRS:
+                    repairs += 1
+                    if repairs > _MOST_REPAIRS:
                         raise
                     damage = "" if isinstance(error, _RestoredError) else str(error)
                     logger.error("%s", error)
                     self._drains.clear()  # the next ones ask the repaired spool where to go on
                 finally:
                     spool.close()
-            raise AssertionError("the last repair returns or raises")
         except TensormeterError as error:
             self.error = str(error)
             logger.error("%s", error)
@@ -173,24 +214,72 @@ class Agent:
             logger.exception("the agent failed")
             return False
         finally:
-            self._release_lock()
+            self._end()
+
+    def be_process(self, command: Sequence[str], deaths: int) -> None:
+        """Let this process be the agent: write its id into the lock, and keep another one ready to take its place. Before `run`.
+
+        Args:
+            command: As for `Standby`.
+            deaths: As for `Standby`.
+        """
+        name = os.fspath(self._directory.path)
+        self._standby = Standby(name, command, lambda: self._lock.descriptors, deaths)
+        self._lock.write(os.getpid())
+
+    def _begin(self) -> bool:
+        """Take what is left to take of the lock, and let the run's processes see that they have an agent.
+
+        Returns:
+            False if there is another agent.
+        """
+        if not self._one_shot and not os.path.lexists(self._directory.path):
+            with contextlib.suppress(OSError), runs_locked(self._directory.path.parents[1]):
+                self._directory.restore()
+        if not self._lock.complete():
+            self.error = "its agent is at work"
+            return False
+        self._pulse = Pulse(self._directory, self._standby.keep if self._standby else lambda: None)
+        self._pulse.start()
+        return True
+
+    def _end(self) -> None:
+        """Let another agent come."""
+        if self._pulse:
+            self._pulse.stop()
+        if self._standby:
+            self._standby.dismiss()
+        self._lock.release()
 
     def _open_spool(self, damage: str) -> Spool:
-        """Waits for a disk that refuses, as long as that may make sense. `damage`: as for `open_repaired`."""
+        """The spool on the disk, or, if the disk refuses, the one in memory. `damage`: as for `open_repaired`."""
         settings = self._settings
         began = time.monotonic()
         while True:
+            if self._away and not self._returning:
+                with contextlib.suppress(OSError, SpoolError):
+                    return self._refuge.open(None, settings.spool_max_bytes)
             try:
-                return open_repaired(
+                spool = open_repaired(
                     self._directory.spool,
                     settings.exporters,
                     durability=settings.durability,
                     max_bytes=settings.spool_max_bytes,
                     damage=damage,
                 )
+                try:
+                    self._refuge.give_back(spool)
+                except BaseException:
+                    spool.close()
+                    raise
+                self._returned(spool)
+                return spool
             except (SpoolDamagedError, SpoolVersionError):
                 raise
-            except SpoolError as error:
+            except (SpoolError, OSError) as error:
+                if not self._one_shot and time.monotonic() - began > _DISK_PATIENCE:
+                    self._leave_disk(None, error)
+                    continue
                 if self._one_shot or self._stopping or time.monotonic() - began > _TROUBLE_LIMIT:
                     raise
                 if str(error) != self.error:
@@ -198,12 +287,79 @@ class Agent:
                     self.error = str(error)
                 self._wake.wait(_TROUBLE_DELAY)
 
+    def _leave_disk(self, spool: Spool | None, error: Exception) -> None:
+        """Go on in memory.
+
+        Args:
+            spool: The spool on the disk, if it is open.
+            error: What the disk said.
+        """
+        self._stop_deliveries()
+        try:
+            self._refuge.open(spool, self._settings.spool_max_bytes).close()
+        except (OSError, SpoolError) as failure:
+            logger.error("%s; and nothing can be kept in memory: %s", error, failure)
+            self._wake.wait(_TROUBLE_DELAY)
+            return
+        self._away, self._returning = True, False
+        self._disk_trial_at = time.monotonic() + self._disk_trial_delay
+        self._disk_trial_delay = min(2 * self._disk_trial_delay, _LONGEST_DISK_TRIAL)
+        self._disk_report = f"{self._directory.path} cannot be used ({error}); the run goes on in memory, and returns to the disk when that works"
+        logger.error("%s", self._disk_report)
+
+    def _returned(self, spool: Spool) -> None:
+        """The disk is in use, from the start or again."""
+        if self._away:
+            self._away = self._returning = False
+            self._disk_report = f"{self._directory.path} can be used again; the run is kept on the disk"
+            logger.warning("%s", self._disk_report)
+        elif spool.missing and not self._disk_report:
+            lacks = " and ".join(_LACKS[feature] for feature in sorted(spool.missing))
+            self._disk_report = f"the file system of {self._directory.path} has no {lacks}"
+            logger.warning("%s", self._disk_report)
+
+    def _try_disk(self) -> None:
+        """Go back to the disk, if it works.
+
+        Raises:
+            _MovedError: It does.
+        """
+        now = time.monotonic()
+        if now < self._disk_trial_at:
+            return
+        self._disk_trial_at = now + self._disk_trial_delay
+        try:
+            if _is_deleted(self._directory.path):
+                with runs_locked(self._directory.path.parents[1]):
+                    self._directory.restore()
+        except OSError:
+            return
+        if works(self._directory.spool):
+            if not self._lock.complete():
+                raise SpoolError(f"{self._directory.path} has another agent now")
+            self._stop_deliveries()
+            self._returning = True
+            raise _MovedError
+
+    def _refused_since(self) -> tuple[float, Exception] | None:
+        """When the spool began to refuse what it has refused ever since, and what it said."""
+        refusals = [drain.refusal for drain in self._drains.values() if drain.refusal]
+        refusals += [delivery.refusal for delivery in self._deliveries if delivery.refusal]
+        return min(refusals, key=lambda refusal: refusal[0], default=None)
+
     def _work(self, spool: Spool) -> bool:
         settings = self._settings
-        self._leave_signals_out(spool)
-        spool.forget_kept(settings.exporters)
-        self._spare_report = self._report_of_nobody(spool)
-        self._start_deliveries()
+        for drain in self._drains.values():
+            drain.use(spool)
+        try:
+            self._leave_signals_out(spool)
+            spool.forget_kept(settings.exporters)
+            self._spare_report = self._report_of_nobody(spool)
+        except SpoolDamagedError:
+            raise
+        except SpoolError as error:
+            logger.error("%s", error)
+        self._start_deliveries(spool)
         if settings.sample_interval and not self._one_shot:
             from tensormeter.pipeline.statistics import Statistics
 
@@ -214,26 +370,79 @@ class Agent:
             trouble_since: float | None = None
             while True:
                 try:
-                    delivered = self._look(spool)
+                    is_over = self._look(spool)
                     trouble_since = None
-                except SpoolDamagedError:
-                    raise
-                except SpoolError as error:
+                except (SpoolError, OSError) as error:
+                    # To whoever has a spool open, a disk that fails may look like damage.
+                    if isinstance(error, SpoolDamagedError) and (self._away or not _fails(self._directory.path)):
+                        raise
                     if trouble_since is None:
                         trouble_since = time.monotonic()
                         logger.error("%s", error)
                     if self._one_shot or self._stopping or time.monotonic() - trouble_since > _TROUBLE_LIMIT:
                         raise
+                    self._move_if_refused(spool, (trouble_since, error))
                     self._wake.wait(_TROUBLE_DELAY)
                     continue
-                if delivered is not None:
-                    return delivered
+                if is_over:
+                    try:
+                        delivered = self._leave(spool)
+                    except SpoolDamagedError:
+                        raise
+                    except (SpoolError, OSError) as error:
+                        if self._one_shot or self._stopping or time.monotonic() - self._left_at > _TROUBLE_LIMIT:
+                            raise
+                        logger.error("%s", error)
+                        self._move_if_refused(spool, (self._left_at, error))
+                        self._wake.wait(_TROUBLE_DELAY)
+                        continue
+                    if delivered is not None:
+                        return delivered
+                self._move_if_refused(spool, self._refused_since())
                 self._wake.wait(_POLL)
                 self._wake.clear()
         finally:
             if self._statistics:
                 self._statistics.stop()
             self._stop_deliveries()
+
+    def _move_if_refused(self, spool: Spool, refusal: tuple[float, Exception] | None) -> None:
+        """Go on in memory if the disk has refused for too long, and back when it works.
+
+        Raises:
+            _MovedError: The agent has to go on with another spool.
+        """
+        if refusal is None:
+            self._overflowed = self._ring_full()
+        if self._away:
+            self._try_disk()
+        elif refusal is not None and not self._one_shot and time.monotonic() - refusal[0] > _DISK_PATIENCE:
+            if isinstance(refusal[1], SpoolFullError) and self._is_full() and not self._is_urgent():
+                return  # what is delivered makes room
+            self._leave_disk(spool, refusal[1])
+            if self._away:
+                raise _MovedError
+            self._start_deliveries(spool)
+
+    def _is_urgent(self) -> bool:
+        """Whether rows are lost because the spool does not take them, or a process waits for them."""
+        return (
+            self._stopping
+            or self._somebody_has_finished()
+            or self._ring_full() > self._overflowed
+            or any(drain.flushing for drain in self._drains.values())
+        )
+
+    def _ring_full(self) -> int:
+        """Rows that found no room in their ring."""
+        return sum(drain.ring.drops().get("ring_full", 0) for drain in self._drains.values())
+
+    def _is_full(self) -> bool:
+        """Whether the disk has next to no room."""
+        try:
+            return shutil.disk_usage(self._directory.path).free < _NEXT_TO_NOTHING
+        except OSError:
+            return False
 
     def _leave_signals_out(self, spool: Spool) -> None:
         """Give up what waits of signals that destinations are no longer sent."""
@@ -249,14 +458,14 @@ class Agent:
                         left.reason,
                     )
 
-    def _start_deliveries(self) -> None:
+    def _start_deliveries(self, spool: Spool) -> None:
         settings = self._settings
         if settings.mode == "online":
             self._deliveries = []
             for destination in settings.exporters:
                 try:
                     self._deliveries += deliveries(
-                        (destination,), self._directory.spool, settings, self._wake.set, self._numbering
+                        (destination,), spool.path, settings, self._wake.set, self._numbering
                     )
                 except SettingsError as error:  # there is no such exporter here; the others go on
                     logger.error("%s", error)
@@ -268,8 +477,8 @@ class Agent:
         for delivery in self._deliveries:
             delivery.stop(_STOP_DELIVERY)
 
-    def _look(self, spool: Spool) -> bool | None:
-        """One round. None to go on, else whether everything was delivered."""
+    def _look(self, spool: Spool) -> bool:
+        """One round. Returns whether there is no reason to go on."""
         for delivery in self._deliveries:
             if delivery.damaged:
                 raise SpoolDamagedError(delivery.error)
@@ -277,7 +486,7 @@ class Agent:
             self._retrying = False
             for delivery in self._deliveries:
                 delivery.wake()
-        if not self._directory.spool.exists():
+        if not self._away and _is_deleted(self._directory.spool):
             self._restore(spool)
         self._keep_room(spool)
         self._discover(spool)
@@ -286,9 +495,9 @@ class Agent:
         self._numbering.look(unread=any(not drain.alive for drain in self._drains.values()))
         self._mark_alive()
         self._report(spool)
-        if not self._nothing_left(spool) or self._report_losses(spool):
-            return None
-        return self._leave(spool)
+        if self._standby:
+            self._standby.worked()
+        return self._nothing_left(spool) and not self._report_losses(spool)
 
     def _report_of_nobody(self, spool: Spool) -> Report | None:
         """An empty report, for a spool that does not know the run's processes any more; None if nothing says which run it is."""
@@ -330,13 +539,8 @@ class Agent:
         try:
             with runs_locked(self._directory.path.parents[1]):
                 self._directory.restore()
-                if not self._directory.is_agent_lock(self._lock):
-                    lock = self._directory.try_agent_lock()
-                    if lock is None:
-                        raise SpoolError(f"{self._directory.path} was deleted, and has another agent now")
-                    os.pwrite(lock, os.pread(self._lock, 32, 0), 0)
-                    os.close(self._lock)
-                    self._lock = lock
+                if not self._lock.complete():
+                    raise SpoolError(f"{self._directory.path} was deleted, and has another agent now")
                 spool.save_to(self._directory.spool)
         except OSError as error:
             raise SpoolError(f"{self._directory.path} was deleted, and cannot be made again: {error}") from error
@@ -359,8 +563,10 @@ class Agent:
             except Exception as error:  # of whatever kind, it must not keep the other processes from being delivered
                 self._set_aside(spool, path, error)
                 continue
-            self._sync_names()  # the process has written run.json again
-            ring.words[HeaderWord.AGENT_PID] = os.getpid()
+            if self._pulse:
+                self._pulse.add(ring)
+            if not self._away:
+                self._sync_names()  # the process has written run.json again
 
     def _sync_names(self) -> None:
         """See that the run is found after a loss of power: what describes it, and the folders that lead to it."""
@@ -419,6 +625,8 @@ class Agent:
                 continue
             if gone:
                 drain.note_end()
+                if self._pulse:
+                    self._pulse.remove(drain.ring)
                 drain.ring.remove()
                 del self._drains[path]
                 self._left_at = time.monotonic()
@@ -464,7 +672,7 @@ class Agent:
         }
         rejected = spool.quarantined_items()  # read after those, published before: nobody sees 0 pending without it
         losses = spool.losses()
-        stalled = self._stalled()
+        stalled = self._stalled() or 0 < pending == spool.elsewhere
         trouble = self._trouble()
         refused = [f"{delivery} refused {delivery.refused}" for delivery in self._deliveries if delivery.refused]
         if rejected != self._refusals[0]:
@@ -474,6 +682,7 @@ class Agent:
             for reason in SpoolLoss:
                 drain.ring.words[HeaderWord.SPOOL_LOSSES + reason] = losses.get(reason.name.lower(), 0)
             drain.ring.report(trouble, self._refusals[1], "; ".join(filter(None, [drain.lost, *refused])))
+            drain.ring.report_disk(self._disk_report)
             drain.ring.words[HeaderWord.STALLED] = stalled
             drain.ring.words[HeaderWord.PENDING_REQUESTS] = pending
             if drain in flushed:
@@ -518,6 +727,8 @@ class Agent:
             return True
         if self._drains and not self._one_shot:
             return False
+        if self._away and time.monotonic() - self._left_at < self._settings.linger_timeout:
+            return False  # what is in memory goes back to the disk, or is known there to be delivered
         if self._settings.mode == "offline":
             return True
         if spool.pending() == 0:
@@ -545,6 +756,10 @@ class Agent:
         Returns:
             Whether everything was delivered; None to stay.
         """
+        if self._away:  # the run's directory stays, and what is in memory, for the next agent
+            self.error = self._disk_report
+            self._end()
+            return False
         kept = spool.kept()
         self.accepted = spool.pending() == 0
         delivered = self.accepted and not kept
@@ -555,7 +770,7 @@ class Agent:
             came = rings and not self._stopping and not self._one_shot
             if came or (delivered and spool.pending()):  # `spool retry` may have put something back meanwhile
                 if delivered:
-                    self._start_deliveries()
+                    self._start_deliveries(spool)
                 return None
             self.unreachable = tuple(
                 delivery.destination for delivery in self._deliveries if delivery.stalled and not delivery.parked
@@ -571,16 +786,35 @@ class Agent:
             left = self._unreadable or self._directory.unread_rings
             if delivered and not rings and not left and not self.leftover.keeps_folder:
                 spool.close()
-                self._directory.remove()
-            self._release_lock()
+                try:
+                    self._directory.remove()
+                except OSError as error:
+                    logger.error("everything is delivered, but %s cannot be removed: %s", self._directory.path, error)
+            self._end()
             return delivered
 
-    def _release_lock(self) -> None:
-        if self._lock >= 0:
-            os.ftruncate(self._lock, 0)
-            fcntl.flock(self._lock, fcntl.LOCK_UN)  # whoever else may have it open
-            os.close(self._lock)
-            self._lock = -1
+
+def _is_deleted(path: Path) -> bool:
+    """Whether there is no such folder; False if the disk does not say."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _fails(folder: Path) -> bool:
+    """Whether the disk of a folder refuses to keep a small file for a moment."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"trial")
+            file.flush()
+            file.seek(0)
+            return file.read() != b"trial"
+    except OSError:
+        return True
 
 
 def _describe_kept(kept: int, trouble: str) -> str:
@@ -601,23 +835,37 @@ def _asks(settings: Settings) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    """``python -m tensormeter.pipeline.agent RUN_DIRECTORY LOCK_DESCRIPTOR``, with the run and its settings as JSON on the
-    standard input.
+    """``python -m tensormeter.pipeline.agent RUN_DIRECTORY LOCKS DEATHS``, with the run and its settings as JSON on the standard
+    input. LOCKS: descriptors that hold the lock, separated by commas. DEATHS: as for `Standby`.
     """
+    locks = [int(descriptor) for descriptor in arguments[1].split(",")]
+    for lock in locks:
+        os.set_inheritable(lock, False)
+    description = json.load(open(0, "rb", closefd=False))  # noqa: SIM115 - the next agent reads it again
+    directory = RunDirectory.from_json(description["directory"])
+    _open_log(directory)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    lock = int(arguments[1])
-    os.set_inheritable(lock, False)
-    description = json.load(sys.stdin.buffer)
-    agent = Agent(RunDirectory.from_json(description["directory"]), Settings.from_json(description["settings"]), lock)
+    agent = Agent(directory, Settings.from_json(description["settings"]), locks)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: agent.stop())
     signal.signal(signal.SIGUSR1, lambda *_: agent.retry_now())
     # Only a process that handles these signals may be sent them.
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    command = [sys.executable, "-P", "-m", "tensormeter.pipeline.agent", arguments[0]]
+    agent.be_process(command, int(arguments[2]))
     with contextlib.suppress(OSError):
-        os.nice(5)  # the training process comes first
+        os.nice(max(0, _NICE - os.nice(0)))  # the training process comes first
     return 0 if agent.run() else 1
+
+
+def _open_log(directory: RunDirectory) -> None:
+    """Let the output go to the log in the run's directory, unless it does so already or the disk refuses."""
+    if not os.path.samestat(os.fstat(1), os.stat(os.devnull)):
+        return
+    with contextlib.suppress(OSError):
+        log = open_file(directory.agent_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
-from tensormeter.errors import SettingsError
+from tensormeter.errors import SettingsError, SpoolError
 from tensormeter.exporter import (
     Accepted,
     Durability,
@@ -196,6 +196,8 @@ class Delivery:
         self.stalled = False
         self.parked = False
         self.damaged = False
+        self.refusal: tuple[float, Exception] | None = None
+        """Since when the spool has refused, and what it said; None if it does not refuse."""
         self._pace = settings.pace_of(destination)
         self._folder = spool.with_name("exporters") / destination
         self._outgoing = Outgoing(destination, self._pace, self._folder, self.signals)
@@ -288,6 +290,8 @@ class Delivery:
             except BaseException as error:  # an exporter that cannot be constructed, or a disk that refuses
                 if not self.failures:
                     logger.exception("delivery to %s failed", self.destination)
+                if isinstance(error, SpoolError):
+                    self.refusal = (self.refusal[0] if self.refusal else time.monotonic()), error
                 self._failed(_describe(error), _TROUBLE_DELAY)
                 self._on_progress()
                 self._stop.wait(_TROUBLE_DELAY)
@@ -464,6 +468,7 @@ class Delivery:
 
     def _works(self) -> None:
         self.failures = 0
+        self.refusal = None
         self.error = ""
         self.stalled = self.parked = False
         self._recalled = None

@@ -21,10 +21,11 @@ A run directory that others could have put there, or that a command was given by
 """
 
 import contextlib
-import fcntl
+import functools
 import os
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -41,13 +42,12 @@ from tensormeter.pipeline.description import (
     encode_description,
     read_description,
 )
-from tensormeter.pipeline.locking import locked
+from tensormeter.pipeline.locking import locked, try_lock
 from tensormeter.pipeline.places import make_private_directory
 from tensormeter.pipeline.removal import REMOVED, remove_rings, remove_run
 from tensormeter.private import (
     fault,
     make_directory,
-    open_file,
     tighten_contents,
     tighten_directory,
     weakness,
@@ -102,7 +102,12 @@ class RunDirectory:
             "settings": settings.to_json(),
         }
         directory = cls(path, Path(str(run["rings"])), run)
-        directory.restore()
+        try:
+            directory.restore()
+        except OSError:
+            with contextlib.suppress(OSError):
+                path.rmdir()  # if nothing is in it: the run is kept elsewhere
+            raise
         return directory
 
     @classmethod
@@ -209,7 +214,9 @@ class RunDirectory:
     def ring_files(self) -> list[Path]:
         """The rings that are there now, whole ones only, without those in a place that others can write to."""
         found: list[Path] = []
-        for folder in {self.rings_on_disk} if self.rings_weakness else {self.rings, self.rings_on_disk}:
+        for folder in dict.fromkeys(self.ring_folders):
+            if folder != self.rings_on_disk and (fault(folder.parent) or fault(folder)):
+                continue
             with contextlib.suppress(OSError), os.scandir(folder) as entries:
                 found += [
                     Path(entry.path) for entry in entries if entry.name.endswith(".ring") and not entry.is_symlink()
@@ -240,27 +247,62 @@ class RunDirectory:
             )
         return ""
 
-    def make_ring_directory(self) -> None:
-        """Make the place in shared memory.
+    def make_ring_directory(self, folder: Path | None = None) -> None:
+        """Make one of `ring_folders`; the place in shared memory if None.
 
         Raises:
             OSError: It cannot be made, or others can write to it.
         """
-        if self.rings == self.rings_on_disk:
-            make_directory(self.rings)
+        folder = folder or self.rings
+        if folder == self.rings_on_disk:
+            make_directory(folder)
             return
-        make_private_directory(self.rings.parent)
-        make_private_directory(self.rings)
+        make_private_directory(folder.parent)
+        make_private_directory(folder)
 
     def remove_ring_directory(self) -> None:
         """Delete the place in shared memory if no ring is in it. Call it while holding `runs_locked`."""
         with contextlib.suppress(OSError):
+            if self.memory_lock is not None and os.listdir(self.rings) == [self.memory_lock.name]:
+                self.memory_lock.unlink()
             self.rings.rmdir()
+        for folder in self.ring_folders[2:]:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+    @functools.cached_property
+    def ring_folders(self) -> list[Path]:
+        """Where rings of the run may be: the place in shared memory, the run directory, and others for those that cannot be
+        mapped in either.
+        """
+        name = (
+            _ring_name(_place_when_made(self.path, self.run)) if self.rings == self.rings_on_disk else self.rings.name
+        )
+        others = [
+            place / f"tensormeter-{os.getuid()}" / name
+            for place in (Path("/dev/shm"), Path(tempfile.gettempdir()))  # noqa: S108 - its folder is private (0700)
+            if place.is_dir()
+        ]
+        return [self.rings, self.rings_on_disk, *(other for other in others if other != self.rings)]
 
     @property
     def rings_on_disk(self) -> Path:
         """Where rings go that do not fit `rings`."""
         return self.path / "rings"
+
+    @property
+    def memory(self) -> Path:
+        """The folder in shared memory that is the run's own; among the temporary files where there is no shared memory."""
+        return self.rings if self.rings != self.rings_on_disk else self.ring_folders[2]
+
+    @property
+    def agent_lock(self) -> Path:
+        return self.path / "agent.lock"
+
+    @property
+    def memory_lock(self) -> Path | None:
+        """The agent's second lock, in shared memory, where no disk can make it wait; None where there is none."""
+        return None if self.rings == self.rings_on_disk else self.rings / "agent.lock"
 
     def try_agent_lock(self) -> int | None:
         """Take the agent's lock if nobody holds it.
@@ -268,30 +310,27 @@ class RunDirectory:
         Returns:
             A descriptor whose open file description holds the lock, also over exec in a child that inherits it; or None.
         """
-        descriptor = open_file(self.path / "agent.lock")
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        except OSError:
-            os.close(descriptor)
-            raise
-        return descriptor
+        return try_lock(self.agent_lock)
 
-    def is_agent_lock(self, descriptor: int) -> bool:
-        """Whether a descriptor is of the file of the agent's lock that is there now."""
-        try:
-            return os.path.samestat(os.fstat(descriptor), os.lstat(self.path / "agent.lock"))
-        except FileNotFoundError:
-            return False
+    def try_memory_lock(self) -> int | None:
+        """As `try_agent_lock`, for the lock in shared memory.
+
+        Raises:
+            OSError: There is no such place, or others can write to it.
+        """
+        if self.memory_lock is None:
+            raise FileNotFoundError("there is no shared memory")
+        if weak := self.rings_weakness:
+            raise PermissionError(weak)
+        return try_lock(self.memory_lock)
 
     def agent_pid(self) -> int | None:
         """Process id of the agent that holds the lock; None if it is a thread of another process, or just starting."""
-        try:
-            return int((self.path / "agent.lock").read_text())
-        except (OSError, ValueError):
-            return None
+        for path in (self.agent_lock, self.memory_lock):
+            if path is not None and (path == self.agent_lock or not self.rings_weakness):
+                with contextlib.suppress(OSError, ValueError):
+                    return int(path.read_text())
+        return None
 
     def remove(self) -> None:
         """Delete the directory. Call it while holding `runs_locked` and the agent's lock, when there are no rings.
@@ -351,14 +390,18 @@ def find_runs(
 
 
 @contextlib.contextmanager
-def runs_locked(directory: Path) -> Iterator[None]:
+def runs_locked(directory: Path, patience: float = 5.0) -> Iterator[None]:
     """Keep runs below a `settings.directory` from coming or going on this node meanwhile.
+
+    Args:
+        directory: The `settings.directory`.
+        patience: As for `locked`.
 
     Raises:
         OSError: The directory cannot be made, or files cannot be locked there.
     """
     _make_runs_directory(directory)
-    with locked(directory / "runs" / ".lock"):
+    with locked(directory / "runs" / ".lock", patience):
         yield
 
 

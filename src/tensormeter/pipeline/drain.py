@@ -87,6 +87,8 @@ class Drain:
         self._started, self._ended = spool.life(ring.process)
         self._whole_ring = _MOST_BATCHES + len(ring.words) // settings.max_export_batch_size
         self._retry_at = 0.0
+        self.refusal: tuple[float, Exception] | None = None
+        """Since when the spool has refused everything, and what it said; None if it does not refuse."""
         self._complain_at = 0.0
         self._fresh = False
         self._heard_at = self._counted_at = time.monotonic()
@@ -99,6 +101,14 @@ class Drain:
         """The last flush request whose rows are all in the spool, and the sequence number of the last request there then."""
         ring.words[HeaderWord.PENDING_REQUESTS] = spool.pending()
         ring.words[HeaderWord.ENDED] = self._ended
+
+    def use(self, spool: Spool) -> None:
+        """Go on with another spool, which has everything of the process that is not delivered, or is empty."""
+        self._spool = spool
+        self._retry_at = 0.0
+        self.refusal = None
+        if self.flushing and self._spooled_flush[0]:
+            self._spooled_flush = self._spooled_flush[0], spool.last_sequence()
 
     @property
     def resource(self) -> Mapping[str, Attribute]:
@@ -192,8 +202,10 @@ class Drain:
                 self._complain_at = now + _COMPLAINT_INTERVAL
                 logger.error("%s; rows stay in the ring until this is mended", error)
             self._retry_at = now + _SPOOL_TROUBLE_DELAY
+            self.refusal = (self.refusal[0] if self.refusal else now), error
             return False
         self._retry_at = 0.0
+        self.refusal = None
         return self._ended and not alive
 
     def beat(self, destinations: Sequence[str], *, speaks: bool = True) -> None:

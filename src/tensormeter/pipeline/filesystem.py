@@ -1,12 +1,15 @@
-"""What kind of file system a folder is on."""
+"""What kind of file system a folder is on, and what it lacks."""
 
+import errno
+import mmap
 import os
+import tempfile
 from pathlib import Path
 from typing import Final
 
 import psutil
 
-__all__ = ["network_filesystem"]
+__all__ = ["missing_features", "network_filesystem"]
 
 _NETWORK: Final = frozenset(
     {
@@ -32,3 +35,31 @@ def network_filesystem(path: Path) -> str | None:
         if inside and len(mount.mountpoint) >= len(best):
             best, kind = mount.mountpoint, mount.fstype
     return kind if kind in _NETWORK or (kind.startswith("fuse.") and kind not in _LOCAL_FUSE) else None
+
+
+def missing_features(folder: Path) -> set[str]:
+    """Which of `maps` (memory that processes share) and `fsync` the file system of a folder lacks, tried with a small file.
+
+    An error that says that the disk fails, and not that it lacks something, counts as neither. Blocks for the disk.
+    """
+    missing = set()
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(mmap.PAGESIZE))
+            file.flush()
+            try:
+                mmap.mmap(file.fileno(), mmap.PAGESIZE).close()
+            except OSError as error:
+                if error.errno in _LACKING:
+                    missing.add("maps")
+            try:
+                os.fsync(file.fileno())
+            except OSError as error:
+                if error.errno in _LACKING:
+                    missing.add("fsync")
+    except OSError:
+        pass
+    return missing
+
+
+_LACKING: Final = (errno.EINVAL, errno.ENODEV, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM)

@@ -1,24 +1,27 @@
 """Starting the agent, from the training process."""
 
+import contextlib
 import fcntl
 import json
-import logging
 import os
 import sys
 import tempfile
 import threading
 import weakref
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tensormeter.pipeline.directory import RunDirectory
+from tensormeter.logger import get_logger
+from tensormeter.pipeline.directory import RunDirectory, runs_locked
+from tensormeter.private import open_file
 from tensormeter.settings import Settings
 
 if TYPE_CHECKING:
     from tensormeter.pipeline.agent import Agent
 
-__all__ = ["ensure_agent", "reap_agents"]
+__all__ = ["ensure_agent", "reap_agents", "replace_agent"]
 
-logger: Final = logging.getLogger("tensormeter")
+logger: Final = get_logger("tensormeter")
 
 _INHERITED_LOCK: Final = 3
 _children: set[int] = set()
@@ -47,16 +50,47 @@ def ensure_agent(directory: RunDirectory, settings: Settings) -> bool:
     lock = directory.try_agent_lock()
     if lock is None:
         return False
+    _start(directory, settings, lock, log=True)
+    return True
+
+
+def replace_agent(directory: RunDirectory, settings: Settings) -> bool:
+    """Start an agent for a run whose agent seems to be gone, unless one holds the lock.
+
+    Only the lock in shared memory is looked at and handed over, so a disk that hangs makes nothing wait here: the agent takes the
+    other lock, makes the run's directory again if that was deleted, and opens its log. Where there is no shared memory, this
+    blocks for the disk.
+
+    Returns:
+        Whether one was started.
+
+    Raises:
+        OSError, RuntimeError: It could not be started.
+    """
+    try:
+        lock = directory.try_memory_lock()
+    except OSError:
+        if not directory.path.exists():
+            with runs_locked(directory.path.parents[1]):
+                directory.restore()
+        return ensure_agent(directory, settings)
+    if lock is None:
+        return False
+    _start(directory, settings, lock, log=False)
+    return True
+
+
+def _start(directory: RunDirectory, settings: Settings, lock: int, *, log: bool) -> None:
+    """Hand the lock over to a new agent. `log`: whether its log can be opened here."""
     _handed_over.add(lock)
     try:
         if settings.agent == "thread" or not _can_start_python():
             _start_thread(directory, settings, lock)
         else:
-            _children.add(_spawn(directory, settings, lock))
+            _children.add(_spawn(directory, settings, lock, log=log))
     finally:
         _handed_over.discard(lock)
         os.close(lock)
-    return True
 
 
 def _can_start_python() -> bool:
@@ -70,8 +104,16 @@ def _can_start_python() -> bool:
     return False
 
 
-def reap_agents() -> None:
-    """Collect the exit status of agents that have ended, so that they do not stay zombies."""
+def reap_agents(adopted: int = 0) -> None:
+    """Collect the exit status of agents that have ended, so that they do not stay zombies.
+
+    Args:
+        adopted: Process id of an agent that this process has not started, or 0. It is looked at if this is the first process of a
+            container, which gets all processes whose parent is gone.
+    """
+    if adopted and os.getpid() == 1:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(adopted, os.WNOHANG)
     for pid in list(_children):
         try:
             ended, _ = os.waitpid(pid, os.WNOHANG)
@@ -81,31 +123,56 @@ def reap_agents() -> None:
             _children.discard(pid)
 
 
-def _spawn(directory: RunDirectory, settings: Settings, lock: int) -> int:
+def _spawn(directory: RunDirectory, settings: Settings, lock: int, *, log: bool) -> int:
     environment = dict(os.environ)
     environment.pop("TENSORMETER_TOKEN", None)
     if settings.token:
         environment["TENSORMETER_TOKEN"] = settings.token  # through the environment: arguments can be seen by everyone
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         environment[variable] = "1"
-    append = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
     description = _description(directory, settings)
+    output = _output(directory.agent_log if log else None)
     try:
         return os.posix_spawn(
             sys.executable,
             # The path is for people who look at the list of processes.
-            [sys.executable, "-P", "-m", "tensormeter.pipeline.agent", os.fspath(directory.path), str(_INHERITED_LOCK)],
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "tensormeter.pipeline.agent",
+                os.fspath(directory.path),
+                str(_INHERITED_LOCK),
+                "0",
+            ],
             environment,
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, description, 0),
-                (os.POSIX_SPAWN_OPEN, 1, os.fspath(directory.agent_log), append, 0o600),
-                (os.POSIX_SPAWN_DUP2, 1, 2),
+                (os.POSIX_SPAWN_DUP2, output, 1),
+                (os.POSIX_SPAWN_DUP2, output, 2),
                 (os.POSIX_SPAWN_DUP2, lock, _INHERITED_LOCK),
             ],
             setsid=True,
         )
     finally:
         os.close(description)
+        os.close(output)
+
+
+def _output(path: Path | None) -> int:
+    """The file of an agent's output: its log, or nothing, if that cannot be opened; then the agent opens it."""
+    if path is not None:
+        with contextlib.suppress(OSError):
+            log = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            try:
+                return fcntl.fcntl(log, fcntl.F_DUPFD_CLOEXEC, _INHERITED_LOCK + 1)
+            finally:
+                os.close(log)
+    nothing = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        return fcntl.fcntl(nothing, fcntl.F_DUPFD_CLOEXEC, _INHERITED_LOCK + 1)
+    finally:
+        os.close(nothing)
 
 
 def _description(directory: RunDirectory, settings: Settings) -> int:

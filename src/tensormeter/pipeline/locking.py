@@ -13,17 +13,17 @@ from tensormeter.kernel_locks import list_locks
 from tensormeter.logger import get_logger
 from tensormeter.private import open_file
 
-__all__ = ["holder", "locked"]
+__all__ = ["holder", "locked", "try_lock"]
 
 logger: Final = get_logger()
 
-_DEADLINE: Final = 5.0
+_PATIENCE: Final = 5.0
 _INTERVAL: Final = 0.01
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock. After 5 s without it, warn and go on without.
+def locked(path: Path, patience: float = _PATIENCE) -> Iterator[None]:
+    """Hold a lock. After `patience` seconds without it, warn and go on without.
 
     Holders do nothing slow, so the deadline is only met when one is stopped (SIGSTOP, a frozen disk), and then
     the worst that happens is a second agent, which finds the first one's lock and leaves.
@@ -33,7 +33,7 @@ def locked(path: Path) -> Iterator[None]:
     """
     descriptor = open_file(path)
     try:
-        deadline = time.monotonic() + _DEADLINE
+        deadline = time.monotonic() + patience
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -41,7 +41,7 @@ def locked(path: Path) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() >= deadline:
                     logger.warning(
-                        "waited %.0f s for %s, which is locked%s; going on without", _DEADLINE, path, holder(path)
+                        "waited %.0f s for %s, which is locked%s; going on without", patience, path, holder(path)
                     )
                     break
                 Event().wait(_INTERVAL)
@@ -49,6 +49,32 @@ def locked(path: Path) -> Iterator[None]:
     finally:
         fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough: a child forked meanwhile has it open as well
         os.close(descriptor)
+
+
+def try_lock(path: Path) -> int | None:
+    """Take a lock if nobody holds it.
+
+    Returns:
+        A descriptor whose open file description holds the lock, also over exec in a child that inherits it; or None.
+
+    Raises:
+        OSError: The file cannot be made, or files cannot be locked there.
+    """
+    while True:
+        descriptor = open_file(path)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), path.lstat()):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # its holder has deleted it meanwhile: there is another one, or none
 
 
 def holder(*paths: Path) -> str:

@@ -5,6 +5,7 @@ nowhere else.
 """
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -68,11 +69,18 @@ def remove_run(path: Path, *, whole: bool) -> None:
     # Renamed first, so that a folder half deleted is never taken for a run; `RunDirectory.create` clears away what was left of it.
     before = path.lstat()
     removed = path.with_name(f"{REMOVED}{path.name}-{time.time_ns()}")
-    path.rename(removed)
+    try:
+        path.rename(removed)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.EPERM, errno.EXDEV):
+            raise
+        _remove_known(path)  # of a file system that cannot rename folders
+        return
     if not os.path.samestat(before, removed.lstat()):
         removed.rename(path)
         raise OSError(f"{path} was replaced while it was being removed; it is still there")
-    shutil.rmtree(removed)  # follows no links
+    # Follows no links. A network file system keeps the files that are open under other names until they are closed.
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 def _remove_known(path: Path) -> None:

@@ -4,12 +4,14 @@ Every row has a checksum: that of a request covers its body (`request.checksum`)
 (`request.seal`). How many items a request holds stands in `pending` as well, so that they can be counted when the request is damaged.
 """
 
+import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
+from tensormeter.errors import SpoolError
 from tensormeter.pipeline.errors import SpoolDamagedError, SpoolVersionError
 from tensormeter.pipeline.request import Priority, checksum, seal
 
@@ -126,6 +128,9 @@ OF_VERSION_2: Final = {
 
 _HIGHEST_SEQUENCE: Final = 1 << 60
 
+_FAILURE: Final = re.compile(r"error code=(\d+)")
+"""What SQLite's check says of a page that it could not read."""
+
 _APPLICATION_ID: Final = 0x746D7300 | _VERSION
 """The version once more: a spool whose two numbers differ is damaged, not of another version."""
 
@@ -165,6 +170,8 @@ def check(database: sqlite3.Connection, path: Path) -> None:
         sqlite3.Error, UnicodeDecodeError, OverflowError: It cannot be read.
     """
     found = database.execute("PRAGMA integrity_check(1)").fetchone()
+    if found and (failure := _FAILURE.search(str(found[0]))) and int(failure[1]) & 0xFF == sqlite3.SQLITE_IOERR:
+        raise SpoolError(f"cannot read the spool {path}: {found[0]}")  # a disk that fails damages nothing
     if found != ("ok",):
         raise SpoolDamagedError(f"the spool {path} is damaged: {found and found[0]}")
     with closing(sqlite3.connect(":memory:")) as model:

@@ -37,7 +37,7 @@ from tensormeter.logger import get_logger
 from tensormeter.pipeline import schema
 from tensormeter.pipeline.cursor import Cursor
 from tensormeter.pipeline.errors import ERRORS, SpoolDamagedError, SpoolFullError, named
-from tensormeter.pipeline.filesystem import network_filesystem
+from tensormeter.pipeline.filesystem import missing_features, network_filesystem
 from tensormeter.pipeline.kept import FORGET, forget_kept, give_up_kept, keep, remember, settle
 from tensormeter.pipeline.report import Report
 from tensormeter.pipeline.request import Encoded, Priority, Waiting, checksum, intact, seal
@@ -61,6 +61,18 @@ _SUPER_JOURNAL: Final = bytes.fromhex("d9d505f920a163d7")
 
 _MARKING: Final = 256 << 10
 """Bytes for transactions that mark requests: SQLite's log is carried over into the database as often as these are used up."""
+
+
+_MOST_RECENT_BYTES: Final = 8 << 20
+"""Bodies of the requests in `Spool.recent`."""
+
+
+class _Recent(NamedTuple):
+    """A request that was put: its sequence number, its row (id, signal, items, priority, checksum, body), its destinations."""
+
+    sequence: int
+    row: tuple[str, str, int, int, int, bytes]
+    destinations: tuple[str, ...]
 
 
 class Retried(NamedTuple):
@@ -101,6 +113,12 @@ class Spool:
         self._losses: dict[str, int] | None = None
         self._done: tuple[str, tuple[int, ...]] = ("", ())
         self._reserve = Reserve(path)
+        self.missing: set[str] = set()
+        """What the file system lacks: see `missing_features`."""
+        self.elsewhere = 0
+        """Requests that wait in another file, and count as pending."""
+        self._recent: dict[int, _Recent] = {}
+        """What was put last and may still wait, for the case that the disk cannot be read any more."""
         try:
             self._open(durability)
         except SpoolFullError:
@@ -126,14 +144,18 @@ class Spool:
         except ERRORS as error:
             raise SpoolError(f"cannot open the spool {path}: {error}") from error
         try:
-            network = network_filesystem(path.parent)
-            self._database.execute(f"PRAGMA journal_mode = {'TRUNCATE' if network else 'WAL'}")
-            self._database.execute("PRAGMA synchronous = FULL")
+            self.missing = missing_features(path.parent)
+            self._set_synchronous("fsync")
+            if "maps" in self.missing:  # only in this mode can SQLite read a log that was written elsewhere
+                self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
+            log = not self.missing and not network_filesystem(path.parent)
+            self._database.execute(f"PRAGMA journal_mode = {'WAL' if log else 'TRUNCATE'}")
+            self._database.execute("PRAGMA locking_mode = NORMAL")
             self._database.execute("PRAGMA foreign_keys = ON")
             self._database.execute("PRAGMA trusted_schema = OFF")
             with self.transaction():
                 schema.prepare(self._database, path)
-            self._database.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[durability]}")
+            self._set_synchronous(durability)
         except ERRORS as error:
             self._database.close()
             raise named(error, f"cannot open the spool {path}", path) from error
@@ -145,8 +167,13 @@ class Spool:
         """Carries the log over into the file, if nobody else has it open; that is synced with any durability."""
         if self._durability == "none":
             with contextlib.suppress(*ERRORS):  # it is closed already
-                self._database.execute("PRAGMA synchronous = NORMAL")
+                self._set_synchronous("flush")
         self._database.close()
+
+    def _set_synchronous(self, durability: Durability) -> None:
+        """Sync as a durability demands, if the file system can."""
+        mode = "OFF" if "fsync" in self.missing else _SYNCHRONOUS[durability]
+        self._database.execute(f"PRAGMA synchronous = {mode}")
 
     def cursor(self, process: str, lane: int) -> Cursor:
         """How far a lane has been read into this spool."""
@@ -172,11 +199,11 @@ class Spool:
     @contextlib.contextmanager
     def _durable(self) -> Iterator[None]:
         """The transactions inside, and all before them, are synced."""
-        self._database.execute("PRAGMA synchronous = FULL")
+        self._set_synchronous("fsync")
         try:
             yield
         finally:
-            self._database.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[self._durability]}")
+            self._set_synchronous(self._durability)
 
     def last_time(self, process: str) -> int:
         """Time of the last row of a process that is here, in nanoseconds; 0 if there is none."""
@@ -211,9 +238,11 @@ class Spool:
         if not to:
             requests = ()
         self._leave_room(_PAGES + sum(len(request.body) for request in requests))
+        fresh: dict[int, _Recent] = {}
         with self._durable() if origin else contextlib.nullcontext(), self.transaction():
             for request in requests:
-                self._insert(request, to)
+                recent = self._insert(request, to)
+                fresh[recent.sequence] = recent
             if origin:
                 self._write("origin", process, origin)
             for lane, cursor in cursors.items():
@@ -224,8 +253,14 @@ class Spool:
             if report is not None:
                 resource, dropped, told = map(json.dumps, (report.resource, report.dropped, report.told))
                 self._write("report", report.process, resource, dropped, told, time.time_ns())
+        self._remember(fresh)
         if self._max_bytes is not None and requests:
             self._make_room(self._max_bytes)
+
+    @property
+    def recent(self) -> "list[_Recent]":
+        """The requests that were put last by this object, as far as they may still wait, and as far as they are small."""
+        return list(self._recent.values())
 
     def next(self, destination: str) -> tuple[int, Request] | None:
         """The oldest request that a destination has neither accepted nor rejected, with its sequence number."""
@@ -489,7 +524,20 @@ class Spool:
 
     def pending(self) -> int:
         """Requests that some destination has neither accepted nor rejected, counted once for each."""
-        return self._count("SELECT count(*) FROM pending")
+        count = self._count("SELECT count(*) FROM pending")
+        if not count:
+            self._recent.clear()
+        return count + self.elsewhere
+
+    @property
+    def last_pending(self) -> int:
+        """What `pending` was when it was last counted, without asking the disk."""
+        return self._counts.get("SELECT count(*) FROM pending", 0) + self.elsewhere
+
+    @property
+    def last_losses(self) -> dict[str, int]:
+        """What `losses` were when they were last read, without asking the disk."""
+        return dict(self._losses or {})
 
     def pending_through(self, sequence: int, signals: Sequence[Signal] = SIGNALS) -> int:
         """Those of them that are of some signals, and whose sequence number is at most this one."""
@@ -642,24 +690,34 @@ class Spool:
                     return
                 self._count_loss(*given_up)
 
-    def _insert(self, request: Encoded, destinations: Iterable[str]) -> None:
+    def _remember(self, fresh: "dict[int, _Recent]") -> None:
+        self._recent |= fresh
+        size = sum(len(recent.row[-1]) for recent in self._recent.values())
+        for sequence in list(self._recent):
+            if size <= _MOST_RECENT_BYTES:
+                break
+            size -= len(self._recent.pop(sequence).row[-1])
+
+    def _insert(self, request: Encoded, destinations: Sequence[str]) -> "_Recent":
         batch = uuid.uuid4().hex
         priority = request.priority
         if priority is None:
             priority = Priority.SCALARS if request.signal == "metrics" else Priority.ESSENTIAL
+        row = (
+            batch,
+            request.signal,
+            request.items,
+            priority,
+            checksum(batch, request.signal, request.items, request.body),
+            request.body,
+        )
         sequence = self._database.execute(
-            "INSERT INTO request (id, signal, items, priority, checksum, body) VALUES (?, ?, ?, ?, ?, ?)",
-            (
-                batch,
-                request.signal,
-                request.items,
-                priority,
-                checksum(batch, request.signal, request.items, request.body),
-                request.body,
-            ),
+            "INSERT INTO request (id, signal, items, priority, checksum, body) VALUES (?, ?, ?, ?, ?, ?)", row
         ).lastrowid
+        assert sequence is not None
         for destination in destinations:
-            self._write("pending", destination, sequence or 0, request.items, 0, replace=False)
+            self._write("pending", destination, sequence, request.items, 0, replace=False)
+        return _Recent(sequence, row, tuple(destinations))
 
     def _count_loss(self, reason: str, items: int) -> None:
         if items:

@@ -15,6 +15,8 @@ from tensormeter.errors import RingError
 from tensormeter.private import open_file
 from tensormeter.ring.layout import Layout
 from tensormeter.ring.words import (
+    DISK_REPORT,
+    DISK_REPORT_BYTES,
     DURATION_BUCKETS,
     HEADER_BYTES,
     LANE_HEADER_BYTES,
@@ -234,6 +236,23 @@ class RingFile:
         self.words[TROUBLE >> 3] = 0
         self.buffer[TROUBLE + 8 : TROUBLE + 8 + len(encoded)] = encoded
         self.words[TROUBLE >> 3] = len(encoded)
+
+    @property
+    def disk_report(self) -> str:
+        """The agent's last words on what is wrong with the disk; "" if nothing is."""
+        length = self.words[DISK_REPORT >> 3]
+        content = self.buffer[DISK_REPORT + 8 : DISK_REPORT + 8 + min(max(length, 0), DISK_REPORT_BYTES)]
+        return bytes(content).decode(errors="replace")
+
+    def report_disk(self, text: str) -> None:
+        """Write `disk_report`, cut to the room that there is. For the agent."""
+        encoded = text.encode(errors="replace")[:DISK_REPORT_BYTES]
+        if text == self.disk_report or encoded.decode(errors="replace") == self.disk_report:
+            return
+        self.words[DISK_REPORT >> 3] = 0
+        self.buffer[DISK_REPORT + 8 : DISK_REPORT + 8 + len(encoded)] = encoded
+        self.words[DISK_REPORT >> 3] = len(encoded)
+        self.words[HeaderWord.DISK_REPORTS] += 1
 
     def _agent_words(self) -> list[str]:
         """Always three: trouble, what was set aside, what was lost."""

@@ -6,6 +6,8 @@ from typing import Final
 __all__ = [
     "AUTOMATIC_STEPS",
     "AUTOMATIC_STEPS_END",
+    "DISK_REPORT",
+    "DISK_REPORT_BYTES",
     "DURATION_BUCKETS",
     "HEADER_BYTES",
     "LANE_HEADER_BYTES",
@@ -41,6 +43,9 @@ LANE_TABLE: Final = 64
 TROUBLE: Final = 2048
 """Offset of the agent's words on delivery (`RingFile.report`): their length, then at most TROUBLE_BYTES of UTF-8."""
 TROUBLE_BYTES: Final = 1024
+DISK_REPORT: Final = 3640
+"""Offset of the agent's words on its disk (`RingFile.report_disk`): their length, then at most DISK_REPORT_BYTES of UTF-8."""
+DISK_REPORT_BYTES: Final = 440
 LOG_DURATIONS: Final = 3200
 """Offset of how long log calls took, for each `LogPath`: the sum in nanoseconds, then the counts of DURATION_BUCKETS buckets."""
 SHORTEST_DURATION_BITS: Final = 6
@@ -90,6 +95,10 @@ class HeaderWord(enum.IntEnum):
     """1 once everything that the writer left, and the news of its end, is in the spool."""
     FLUSHED = 21
     """Number of the last flush request that is complete: everything recorded before it is delivered (offline: spooled)."""
+    PULSE = 24
+    """When the agent last was alive, in nanoseconds of the machine's monotonic clock; 0 before the first time."""
+    DISK_REPORTS = 25
+    """Number of times that `RingFile.disk_report` has changed."""
     LAST_STEP = 28
     """One more than the highest step from 0 that was read, but for those from AUTOMATIC_STEPS on; 0 if none was."""
     LAST_AUTOMATIC = 29

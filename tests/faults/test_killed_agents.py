@@ -1,0 +1,144 @@
+"""Agents that are killed, with and without the process that stands by: another one comes, and nothing outlives the run."""
+
+import os
+import signal
+
+import psutil
+import pytest
+from agents import agents_of, kill_agents
+
+import tensormeter
+from tensormeter import Settings
+from tensormeter.pipeline.directory import list_runs
+from tensormeter.pipeline.launch import replace_agent
+
+
+@pytest.fixture
+def agent(state, wait_for):
+    """Gives the process of the only run's agent, once it handles signals and has a standby."""
+
+    def agent(*others):
+        def found():
+            pids = [run.agent_pid() for run in list_runs(state)]
+            return [pid for pid in pids if pid not in (None, *others) and len(agents_of(state)) == 2]
+
+        wait_for(found, "an agent and its standby")
+        return psutil.Process(found()[0])
+
+    return agent
+
+
+def standby_of(agent):
+    (standby,) = agent.children()
+    return standby
+
+
+def test_an_agent_is_replaced_though_nothing_is_logged(train, receiver, state, agent, gone, oracle, wait_for):
+    """Again and again: each one that had worked is followed by its standby, and that by another standby."""
+    trainer = train("run = tensormeter.init('faults')\nlog(run, range(500))\nready()\nrun.finish(timeout=300)\n")
+    trainer.ready()
+    killed = []
+    for _ in range(5):
+        wait_for(lambda: sum(receiver.points().values()) == 3 * 500, "the agent has worked")
+        process = agent(*killed)
+        successor = standby_of(process)
+        killed.append(process.pid)
+        process.kill()
+        assert agent(*killed).pid == successor.pid
+    trainer.go()
+    status, said = trainer.end()
+    assert status == 0, said
+    gone()
+    wait_for(lambda: not agents_of(state), "no process outlives the run")
+    oracle.agrees(receiver, range(500))
+
+
+def test_a_standby_is_replaced(train, state, agent, gone, wait_for):
+    trainer = train("run = tensormeter.init('faults')\nready()\n")
+    trainer.ready()
+    process = agent()
+    standby = standby_of(process)
+    standby.kill()
+    wait_for(lambda: process.children() not in ([], [standby]), "another standby")
+    assert agent().pid == process.pid
+    trainer.go()
+    trainer.end()
+    gone()
+    wait_for(lambda: not agents_of(state), "no process outlives the run")
+
+
+def test_where_both_are_killed_a_log_call_brings_them_back(train, receiver, state, agent, gone, oracle, wait_for):
+    trainer = train(
+        "run = tensormeter.init('faults')\nlog(run, range(500))\nsteps = 500\n"
+        "while ready() == 'go':\n    log(run, range(steps, steps + 500))\n    steps += 500\nrun.finish(timeout=300)\n",
+        buffer_bytes=64 << 20,
+    )
+    trainer.ready()
+    first = agent()
+    kill_agents(state)
+    steps = 500
+
+    def logs():
+        nonlocal steps
+        trainer.go("go")
+        trainer.ready()
+        steps += 500
+        return agents_of(state)
+
+    wait_for(logs, "a log call starts an agent")
+    agent(first.pid)
+    trainer.go("end")
+    status, said = trainer.end()
+    assert status == 0, said
+    assert said.count("started another") == 1
+    gone()
+    oracle.agrees(receiver, range(steps))
+
+
+def test_an_agent_that_is_told_to_end_is_not_replaced_by_its_standby(train, state, agent, gone, wait_for):
+    trainer = train("run = tensormeter.init('faults')\nready()\nrun.finish(timeout=300)\n")
+    trainer.ready()
+    agent().terminate()
+    wait_for(lambda: not agents_of(state), "both have ended")
+    trainer.go()
+    status, said = trainer.end()
+    assert status == 0, said
+    assert "started another" in said
+    gone()
+
+
+def test_an_agent_that_is_suspended_is_not_replaced(tmp_path, receiver, wait_for):
+    """Its lock in shared memory is held, and nobody has to look at the disk."""
+    settings = Settings(
+        endpoint=receiver.url,
+        directory=tmp_path / "state",
+        buffer_directory=tmp_path / "rings",
+        schedule_delay=0.01,
+        finish_timeout=300,
+    )
+    run = tensormeter.init("faults", settings=settings)
+    (directory,) = list_runs(settings.directory)
+    wait_for(lambda: directory.agent_pid() and len(agents_of(settings.directory)) == 2, "an agent and its standby")
+    before = {process.pid for process in agents_of(settings.directory)}
+    pid = directory.agent_pid()
+    os.kill(pid, signal.SIGSTOP)
+    run._process._monitor._tend(stopped=True)
+    assert {process.pid for process in agents_of(settings.directory)} == before
+    directory.agent_lock.unlink()
+    assert not replace_agent(directory, settings)
+    os.kill(pid, signal.SIGCONT)
+    run.finish()
+
+
+def test_the_process_that_records_has_one_thread_and_forks_without_warnings(train, agent, gone):
+    trainer = train(
+        "import warnings\nwarnings.simplefilter('error')\nrun = tensormeter.init('faults')\nready()\nlog(run, range(5000))\n"
+        "assert len(os.listdir('/proc/self/task')) == 1\n"
+        "if (child := os.fork()) == 0: os._exit(0)\nos.waitpid(child, 0)\nrun.finish(timeout=300)\n"
+    )
+    trainer.ready()
+    agent()
+    trainer.go()
+    status, said = trainer.end()
+    assert (status, said) == (0, "")
+    gone()

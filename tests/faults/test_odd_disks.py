@@ -1,0 +1,242 @@
+"""State directories on disks that hang, fail, or lack something: training goes on, and everything is delivered."""
+
+import os
+
+import pytest
+from agents import agents_of, kill_agents
+
+from tensormeter.pipeline.directory import list_runs
+
+
+@pytest.fixture
+def disk(odd_disk, request):
+    return odd_disk(**getattr(request, "param", {}))
+
+
+@pytest.fixture
+def state(disk):
+    return disk.path / "state"
+
+
+@pytest.fixture
+def backing(disk):
+    """The state directory without the manners of its disk."""
+    return disk.backing / "state"
+
+
+FLUSH = """
+def flush(run, timeout=300):
+    process = run._process
+    return process.wait_for_flush(process.request_flush(), timeout)
+"""
+
+WATCHED = """
+events, watched = [], threading.current_thread()
+def hook(event, arguments):
+    if threading.current_thread() is watched and event.startswith(WAITING):
+        events.append((event, str(arguments)[:200]))
+WAITING = ("open", "os.", "fcntl.", "subprocess.", "socket.", "shutil.", "mmap.")
+"""
+
+
+def test_a_disk_that_hangs_is_not_waited_for(train, receiver, disk, backing, oracle, wait_for):
+    """The thread that logs opens nothing, starts nothing, and no thread is there; the trainer ends while the disk still hangs."""
+    trainer = train(
+        FLUSH
+        + WATCHED
+        + "run = tensormeter.init('faults')\nlog(run, range(1000))\nflush(run)\nassert ready() == 'hangs'\n"
+        "sys.addaudithook(hook)\nlog(run, range(1000, 9000))\nwatched = None\n"
+        "for event in events: assert event[0] == 'os.putenv', event\n"
+        "assert threading.active_count() == 1, threading.enumerate()\n"
+        "assert not flush(run, 0.2)\nrun.finish(timeout=0.5)\n",
+    )
+    trainer.ready()
+    disk.behave(hang=True)
+    trainer.go("hangs")
+    status, said = trainer.end()
+    assert status == 0, said
+    assert disk.hanging
+    disk.behave()
+    wait_for(lambda: not [*(backing / "runs").glob("[!.]*@*")], "everything is delivered")
+    oracle.agrees(receiver, range(9000))
+
+
+def test_a_disk_that_hangs_from_the_start(train, receiver, disk, oracle):
+    """The run is kept in memory; what the hung disk makes of it later disturbs nothing."""
+    disk.behave(hang=True)
+    trainer = train(
+        FLUSH + "run = tensormeter.init('faults')\nlog(run, range(2000))\nrun.finish(timeout=300)\nready()\n",
+    )
+    trainer.ready()
+    assert disk.hanging
+    oracle.agrees(receiver, range(2000))
+    trainer.go()
+    status, said = trainer.end()
+    assert status == 0, said
+    assert disk.hanging, "the trainer has ended before the disk answers"
+    assert f"because {disk.path}/state cannot be used (it does not answer" in said
+    disk.behave()
+
+
+FAILURES = [
+    *({"fail": name} for name in ("EIO", "ESTALE", "ENOSPC", "EDQUOT", "EROFS", "ENOTCONN")),
+    *({"fail_writes": name} for name in ("EIO", "ESTALE", "ENOSPC", "EDQUOT", "EROFS")),
+]
+
+
+def name_of(manners):
+    return " ".join(f"{name} {value}" for name, value in manners.items())
+
+
+@pytest.mark.parametrize("manners", FAILURES, ids=name_of)
+def test_a_disk_that_fails_in_the_middle(train, receiver, disk, backing, oracle, wait_for, manners):
+    """Delivery goes on from memory, one line says so, and the disk is used again when it works."""
+    trainer = train(
+        FLUSH + "run = tensormeter.init('faults')\nlog(run, range(1000))\nflush(run)\nassert ready() == 'fails'\n"
+        "log(run, range(1000, 2000))\nready()\n"
+        "log(run, range(2000, 3000))\nassert flush(run)\nassert ready() == 'works'\n"
+        "log(run, range(3000, 4000))\nrun.finish(timeout=300)\n",
+    )
+    trainer.ready()
+    disk.behave(**manners)
+    trainer.go("fails")
+    trainer.ready()
+    trainer.go()
+    trainer.ready()
+    oracle.agrees(receiver, range(3000))
+    assert disk.failed
+    disk.behave()
+    trainer.go("works")
+    status, said = trainer.end()
+    assert status == 0, said
+    assert said.count("cannot be used") == 1, said
+    assert str(disk.path) in said
+    wait_for(
+        lambda: not [*(backing / "runs").glob("[!.]*@*")], "the disk is used again: the run's directory is removed"
+    )
+    oracle.agrees(receiver, range(4000))
+
+
+@pytest.mark.parametrize("manners", [{"fail": "ESTALE"}, {"fail_writes": "EDQUOT"}], ids=name_of)
+def test_agents_that_are_killed_while_the_disk_fails(train, receiver, state, disk, backing, oracle, wait_for, manners):
+    """The next one finds what the last one kept in memory."""
+    trainer = train(
+        FLUSH + "run = tensormeter.init('faults')\nlog(run, range(1000))\nflush(run)\nready()\n"
+        "log(run, range(1000, 2000))\nassert flush(run)\nready()\n"
+        "log(run, range(2000, 3000))\nready()\nlog(run, range(3000, 4000))\nrun.finish(timeout=300)\n",
+        finish_timeout=300,
+    )
+    trainer.ready()
+    disk.behave(**manners)
+    trainer.go()
+    trainer.ready()
+    receiver.stop()
+    trainer.go()
+    trainer.ready()
+    kill_agents(state)
+    receiver.start()
+    trainer.go()
+    status, said = trainer.end()
+    assert status == 0, said
+    oracle.agrees(receiver, range(4000))
+    disk.behave()
+    wait_for(lambda: not [*(backing / "runs").glob("[!.]*@*")], "the run's directory is removed")
+    oracle.agrees(receiver, range(4000))
+
+
+@pytest.mark.parametrize("manners", [{"fail": "EIO"}, {"fail_writes": "EDQUOT"}, {"fail_writes": "EROFS"}], ids=name_of)
+def test_a_disk_that_fails_at_the_end(train, receiver, disk, backing, oracle, wait_for, manners):
+    trainer = train(
+        FLUSH
+        + "run = tensormeter.init('faults')\nlog(run, range(1000))\nflush(run)\nlog(run, range(1000, 2000))\nready()\n"
+        "run.finish(timeout=300)\n",
+        schedule_delay=300,
+    )
+    trainer.ready()
+    disk.behave(**manners)
+    trainer.go()
+    status, said = trainer.end()
+    assert status == 0, said
+    oracle.agrees(receiver, range(2000))
+    disk.behave()
+    wait_for(lambda: not [*(backing / "runs").glob("[!.]*@*")], "the run's directory is removed")
+    oracle.agrees(receiver, range(2000))
+
+
+def test_what_waits_when_the_disk_fails_is_delivered_once_it_works(train, receiver, disk, backing, oracle, wait_for):
+    """It cannot be read meanwhile, so what comes later arrives earlier."""
+    receiver.stop()
+    trainer = train(
+        FLUSH
+        + "run = tensormeter.init('faults')\nlog(run, range(1000))\nready()\nlog(run, range(1000, 2000))\nready()\nrun.finish()\n",
+        finish_timeout=0.5,
+    )
+    trainer.ready()
+    disk.behave(fail_writes="EROFS", latency=0.001)
+    trainer.go()
+    trainer.ready()
+    receiver.start()
+    trainer.go()
+    status, said = trainer.end()
+    assert status == 0, said
+    disk.behave()
+    wait_for(lambda: not [*(backing / "runs").glob("[!.]*@*")], "everything is delivered")
+    oracle.agrees(receiver, range(2000))
+
+
+def test_a_disk_that_fails_now_and_then(train, receiver, disk, backing, oracle, wait_for):
+    trainer = train(
+        FLUSH + "run = tensormeter.init('faults')\nready()\nlog(run, range(5000))\nrun.finish(timeout=300)\n",
+    )
+    trainer.ready()
+    disk.behave(fail="EIO", rate=0.1)
+    trainer.go()
+    status, said = trainer.end()
+    assert status == 0, said
+    disk.behave()
+    wait_for(lambda: not [*(backing / "runs").glob("[!.]*@*")], "everything is delivered")
+    oracle.agrees(receiver, range(5000))
+
+
+@pytest.mark.parametrize("disk", [{"maps": False}, {"maps": False, "kind": "odd"}, {"locks": False}, {}], indirect=True)
+@pytest.mark.parametrize("refuse", [[], ["fsync"], ["rename"], ["link"], ["fallocate"]], ids=" ".join)
+def test_a_disk_that_lacks_something(train, receiver, disk, backing, oracle, wait_for, refuse):
+    disk.behave(refuse=refuse)
+    trainer = train(FLUSH + "run = tensormeter.init('faults')\nlog(run, range(2000))\nrun.finish(timeout=300)\n")
+    status, said = trainer.end()
+    assert status == 0, said
+    oracle.agrees(receiver, range(2000))
+    wait_for(lambda: not [*(backing / "runs").glob("[!.]*@*")], "the run's directory is removed")
+
+
+def test_a_ring_that_cannot_be_mapped_where_it_should_be(train, receiver, odd_disk, oracle, tmp_path):
+    """Neither the place for rings nor the state directory can be mapped: it is put where it can."""
+    disk = odd_disk(maps=False)
+    trainer = train(
+        FLUSH + "run = tensormeter.init('faults')\nlog(run, range(2000))\nrun.finish(timeout=300)\n",
+        dir=disk.path / "state",
+        buffer_dir=disk.path / "rings",
+    )
+    status, said = trainer.end()
+    assert status == 0, said
+    oracle.agrees(receiver, range(2000))
+    assert "the ring is in" in said
+    kill_agents(disk.path / "state")
+
+
+def test_where_the_disk_cannot_be_mapped_the_run_is_kept_on_it(train, odd_disk, state, receiver, wait_for):
+    """And a line says what it lacks."""
+    disk = odd_disk(maps=False)
+    receiver.stop()
+    trainer = train(
+        FLUSH + "run = tensormeter.init('faults')\nlog(run, range(100))\nrun.finish(timeout=2)\n",
+        dir=disk.path / "state",
+        linger_timeout=0,
+    )
+    status, said = trainer.end()
+    assert status == 0, said
+    assert f"{disk.path}/state/runs/" in said
+    assert "has no shared memory maps" in said
+    wait_for(lambda: not agents_of(disk.path / "state"), "the agent leaves")
+    (run,) = list_runs(disk.path / "state")
+    assert os.path.getsize(run.spool)
