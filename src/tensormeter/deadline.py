@@ -12,6 +12,8 @@ _Result = TypeVar("_Result")
 def within(seconds: float, work: Callable[[threading.Event], _Result], undo: Callable[[_Result], None]) -> _Result:
     """Do some work on a thread that lives only for that, and wait for it.
 
+    Where no thread can be started, the work is done here, however long that takes.
+
     Args:
         seconds: How long to wait.
         work: The work. Its argument is set once nobody waits for it any more; then it should do nothing that others see.
@@ -44,7 +46,10 @@ def within(seconds: float, work: Callable[[threading.Event], _Result], undo: Cal
                 return
         undo(result)
 
-    threading.Thread(target=run, name="tensormeter-begin", daemon=True).start()
+    try:
+        threading.Thread(target=run, name="tensormeter-begin", daemon=True).start()
+    except RuntimeError:
+        return work(late)
     try:
         done.wait(seconds)
     finally:

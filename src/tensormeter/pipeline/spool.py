@@ -64,7 +64,10 @@ _MARKING: Final = 256 << 10
 
 
 _MOST_RECENT_BYTES: Final = 8 << 20
-"""Bodies of the requests in `Spool.recent`."""
+"""Size of `Spool.recent`."""
+
+_RECENT_BYTES: Final = 500
+"""Bytes that a request in it takes besides its body."""
 
 
 class _Recent(NamedTuple):
@@ -73,6 +76,11 @@ class _Recent(NamedTuple):
     sequence: int
     row: tuple[str, str, int, int, int, bytes]
     destinations: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes in memory, about."""
+        return len(self.row[-1]) + _RECENT_BYTES
 
 
 class Retried(NamedTuple):
@@ -118,6 +126,7 @@ class Spool:
         self.elsewhere = 0
         """Requests that wait in another file, and count as pending."""
         self._recent: dict[int, _Recent] = {}
+        self._recent_bytes = 0
         """What was put last and may still wait, for the case that the disk cannot be read any more."""
         try:
             self._open(durability)
@@ -526,7 +535,7 @@ class Spool:
         """Requests that some destination has neither accepted nor rejected, counted once for each."""
         count = self._count("SELECT count(*) FROM pending")
         if not count:
-            self._recent.clear()
+            self._forget_recent()
         return count + self.elsewhere
 
     @property
@@ -692,11 +701,13 @@ class Spool:
 
     def _remember(self, fresh: "dict[int, _Recent]") -> None:
         self._recent |= fresh
-        size = sum(len(recent.row[-1]) for recent in self._recent.values())
-        for sequence in list(self._recent):
-            if size <= _MOST_RECENT_BYTES:
-                break
-            size -= len(self._recent.pop(sequence).row[-1])
+        self._recent_bytes += sum(recent.size for recent in fresh.values())
+        while self._recent_bytes > _MOST_RECENT_BYTES:
+            self._recent_bytes -= self._recent.pop(next(iter(self._recent))).size
+
+    def _forget_recent(self) -> None:
+        self._recent.clear()
+        self._recent_bytes = 0
 
     def _insert(self, request: Encoded, destinations: Sequence[str]) -> "_Recent":
         batch = uuid.uuid4().hex
