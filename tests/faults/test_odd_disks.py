@@ -1,10 +1,13 @@
 """State directories on disks that hang, fail, or lack something: training goes on, and everything is delivered."""
 
 import os
+import signal
 
 import pytest
 from agents import agents_of, kill_agents
 
+from tensormeter import Settings
+from tensormeter.cli import checks
 from tensormeter.pipeline.directory import list_runs
 
 
@@ -76,6 +79,32 @@ def test_a_disk_that_hangs_from_the_start(train, receiver, disk, oracle):
     assert disk.hanging, "the trainer has ended before the disk answers"
     assert f"because {disk.path}/state cannot be used (it does not answer" in said
     disk.behave()
+
+
+def test_sigterm_while_the_disk_hangs(train, receiver, disk, backing, oracle, wait_for):
+    trainer = train(
+        FLUSH + "run = tensormeter.init('faults')\nlog(run, range(1000))\nflush(run)\nready()\n"
+        "log(run, range(1000, 2000))\nready()\n",
+        sigterm_timeout=0.5,
+    )
+    trainer.ready()
+    disk.behave(hang=True)
+    trainer.go()
+    trainer.ready()
+    trainer.process.terminate()
+    status, said = trainer.end()
+    assert status == -signal.SIGTERM, said
+    assert disk.hanging
+    disk.behave()
+    wait_for(lambda: not [*(backing / "runs").glob("[!.]*@*")], "everything is delivered")
+    oracle.agrees(receiver, range(2000))
+
+
+def test_doctor_says_that_the_disk_hangs(disk, state, monkeypatch):
+    monkeypatch.setattr(checks, "_TIMEOUT", 0.2)
+    disk.behave(hang=True)
+    finding = checks.spool(Settings(directory=state))
+    assert (finding.state, "does not answer" in finding.found) == ("failed", True)
 
 
 FAILURES = [

@@ -66,6 +66,9 @@ _MOST_REPAIRS: Final = 3
 _DISK_PATIENCE: Final = 2.0
 """Seconds for which the disk may refuse before the agent goes on in memory."""
 
+_REFUGE_DELAY: Final = 30.0
+"""Seconds after which the agent tries to go into memory again, if there was no room."""
+
 _FIRST_DISK_TRIAL: Final = 3.0
 _LONGEST_DISK_TRIAL: Final = 60.0
 """Seconds between two looks at whether the disk works again, which double each time that it fails again."""
@@ -143,6 +146,8 @@ class Agent:
         self._refuge = Refuge(directory)
         self._away = False
         """Whether the spool is in memory, because the disk fails."""
+        self._refuge_at = 0.0
+        """Until when it makes no sense to go into memory."""
         self._returning = False
         """Whether the disk is to be used again."""
         self._disk_report = ""
@@ -277,9 +282,10 @@ class Agent:
             except (SpoolDamagedError, SpoolVersionError):
                 raise
             except (SpoolError, OSError) as error:
-                if not self._one_shot and time.monotonic() - began > _DISK_PATIENCE:
+                if not self._one_shot and time.monotonic() > max(began + _DISK_PATIENCE, self._refuge_at):
                     self._leave_disk(None, error)
-                    continue
+                    if self._away:
+                        continue
                 if self._one_shot or self._stopping or time.monotonic() - began > _TROUBLE_LIMIT:
                     raise
                 if str(error) != self.error:
@@ -299,7 +305,7 @@ class Agent:
             self._refuge.open(spool, self._settings.spool_max_bytes).close()
         except (OSError, SpoolError) as failure:
             logger.error("%s; and nothing can be kept in memory: %s", error, failure)
-            self._wake.wait(_TROUBLE_DELAY)
+            self._refuge_at = time.monotonic() + _REFUGE_DELAY
             return
         self._away, self._returning = True, False
         self._disk_trial_at = time.monotonic() + self._disk_trial_delay
@@ -416,7 +422,11 @@ class Agent:
             self._overflowed = self._ring_full()
         if self._away:
             self._try_disk()
-        elif refusal is not None and not self._one_shot and time.monotonic() - refusal[0] > _DISK_PATIENCE:
+        elif (
+            refusal is not None
+            and not self._one_shot
+            and time.monotonic() > max(refusal[0] + _DISK_PATIENCE, self._refuge_at)
+        ):
             if isinstance(refusal[1], SpoolFullError) and self._is_full() and not self._is_urgent():
                 return  # what is delivered makes room
             self._leave_disk(spool, refusal[1])

@@ -21,6 +21,7 @@ from tensormeter.ring.words import HEADER_BYTES, MAGIC, VERSION, HeaderWord
 __all__ = ["Pulse"]
 
 _INTERVAL: Final = 0.25
+_PATIENCE: Final = 5.0
 
 
 class Pulse:
@@ -47,9 +48,9 @@ class Pulse:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread. Blocks for a moment."""
+        """End the thread. Blocks for a moment, or some seconds if a process cannot be started."""
         self._stopped.set()
-        self._thread.join()
+        self._thread.join(_PATIENCE)
 
     def add(self, ring: RingFile) -> None:
         """Write into this ring as well: it may be in another place than shared memory."""
