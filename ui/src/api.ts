@@ -229,8 +229,17 @@ export interface RunsRequest {
   fields?: string;
 }
 
+let onDamage: (texts: string[]) => void = () => {};
+
+/** The listener gets what the server has left out of an answer because its store is damaged, again with each answer. */
+export function hearDamage(listener: (texts: string[]) => void): void {
+  onDamage = listener;
+}
+
 export async function runs(wanted: RunsRequest, signal?: AbortSignal): Promise<{ runs: Run[]; total: number }> {
-  return json(`/runs${query({ ...wanted })}`, signal ? { signal } : {});
+  const page = await json<{ runs: Run[]; total: number; damaged?: string[] }>(`/runs${query({ ...wanted })}`, signal ? { signal } : {});
+  if (page.damaged) onDamage(page.damaged);
+  return page;
 }
 
 export async function run(id: string, project: string): Promise<RunDetail> {
@@ -327,7 +336,9 @@ export function decodeColumns(buffer: ArrayBuffer): Answer {
     series: (Omit<Line, "x" | "y" | "gaps"> & { x: Column; y: Column; gaps?: Column })[];
     cursor: string;
     reset?: boolean;
+    damaged?: string[];
   };
+  if (header.damaged) onDamage(header.damaged);
   const column = ({ offset, length: n }: Column) => new Float64Array(buffer, offset, n);
   const lines = header.series.map(({ gaps, ...line }) => ({
     ...line,

@@ -1,10 +1,11 @@
 // The page: a bar that is always there, and the view that the address names.
 
-import { ApiError, useToken } from "./api";
+import { ApiError, hearDamage, useToken } from "./api";
 import { button, fill, h, iconButton } from "./dom";
 import * as route from "./route";
 import * as theme from "./theme";
 import * as tooltip from "./chart/tooltip";
+import { drawBanners } from "./views/banner";
 import { Projects } from "./views/projects";
 import { RunsView } from "./views/runs";
 import { Session } from "./views/session";
@@ -14,6 +15,8 @@ import { Workspace } from "./views/workspace";
 const crumbs = h("nav", { class: "crumbs", "aria-label": "Where you are" });
 const main = h("main", { id: "main", tabindex: -1 });
 const skip = h("a", { class: "skip", href: "#main", on: { click: skipToMain } }, "Skip to the content");
+const trouble = h("div", { class: "banners trouble" });
+const damaged = new Set<string>();
 const help = h("dialog", { class: "help", "aria-label": "Keys" });
 
 let view: View | null = null;
@@ -23,6 +26,7 @@ let ahead: Session | null = null;
 /** Show what the address names; a session that was begun for it is gone on with. */
 export function start(begun: Session | null): void {
   ahead = begun;
+  hearDamage(showDamage);
   // What a view asks for goes out before anything else is done: reading what the browser keeps can take a while.
   route.onChange(render);
   render();
@@ -44,9 +48,17 @@ export function start(begun: Session | null): void {
     ),
     button("Close", () => help.close()),
   );
-  document.body.append(skip, h("header", { class: "bar" }, brand, crumbs, tools), main, help);
+  document.body.append(skip, h("header", { class: "bar" }, brand, crumbs, tools), trouble, main, help);
   addEventListener("keydown", onKey);
   for (const type of ["pointerdown", "focusin"]) addEventListener(type, ({ target }) => closeMenus(target as Node));
+}
+
+/** Say on every view what cannot be shown. */
+function showDamage(texts: string[]): void {
+  for (const text of texts) damaged.add(text);
+  const [first = ""] = damaged;
+  const more = damaged.size > 1 ? ` And ${damaged.size - 1} more: tensormeter check lists them.` : "";
+  drawBanners(trouble, [{ kind: "bad", title: "The server's store is damaged.", text: `Not shown: ${first}.${more}` }]);
 }
 
 /** Menus close when somebody turns to something else. Returns the one that was open. */
