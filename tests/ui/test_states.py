@@ -1,9 +1,11 @@
 """Nothing there yet, something wrong, nobody let in: each says what to do next."""
 
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,32 @@ def test_a_token_is_asked_for_and_kept_for_the_tab(tmp_path: Path, open_tab: Cal
         assert TOKEN not in page.content()
         assert not any(TOKEN in request.url for request in tab.requests)
         assert all("401" in error for error in tab.errors)
+        tab.errors.clear()
+    finally:
+        server.stop()
+
+
+def test_what_a_damaged_store_leaves_out_is_said(tmp_path: Path, open_tab: Callable[..., Any]) -> None:
+    server = LiveServer(tmp_path)
+    steps = np.arange(50)
+    for run in ("whole", "spoilt"):
+        sender = Sender(server.post, "vision", run, run)
+        sender.rows(10**18 + steps * 10**9, steps, {"loss": steps / 7, "lr": steps / 3})
+    server.stop()
+    with closing(sqlite3.connect(tmp_path / "server" / "tensormeter.db", isolation_level=None)) as database:
+        database.execute(
+            "UPDATE chunk SET words = zeroblob(9) WHERE series = (SELECT min(id) FROM series WHERE metric = 'loss')"
+        )
+        database.execute("UPDATE run SET notes = 'changed' WHERE run_id = 'spoilt'")
+    server = LiveServer(tmp_path)
+    try:
+        tab = open_tab(server.url)
+        page = tab.go("#/p/vision")
+        expect(page.get_by_role("alert").first).to_contain_text("the texts of run 'spoilt'")
+        expect(page.get_by_text("whole", exact=True).first).to_be_visible()
+        page = tab.go("#/p/vision/runs/whole")
+        tab.card("lr")
+        expect(page.get_by_role("alert").first).to_contain_text("store is damaged")
         tab.errors.clear()
     finally:
         server.stop()

@@ -55,7 +55,7 @@ export function start(begun: Session | null): void {
 
 /** Say on every view what cannot be shown. */
 function showDamage(texts: string[]): void {
-  for (const text of texts) damaged.add(text);
+  for (const text of texts) damaged.add(text.replace(/^damaged: /, ""));
   const [first = ""] = damaged;
   const more = damaged.size > 1 ? ` And ${damaged.size - 1} more: tensormeter check lists them.` : "";
   drawBanners(trouble, [{ kind: "bad", title: "The server's store is damaged.", text: `Not shown: ${first}.${more}` }]);
