@@ -152,3 +152,15 @@ def test_a_server_that_goes_away_is_told_and_nothing_is_lost(tmp_path: Path, ope
     page.evaluate("() => { location.hash = '#/'; }")
     expect(page.get_by_role("heading", name="The server does not answer")).to_be_visible()
     tab.errors.clear()  # refused connections
+
+
+def test_a_number_that_no_server_has_confirmed_is_provisional(site: Any, open_tab: Callable[..., Any]) -> None:
+    now = time.time_ns()
+    named = {"tensormeter__run__attempt": 2, "tensormeter__run__attempt__provisional": True}
+    sender = Sender(site.post, "attempts", "a1", "resumed", **named)
+    sender.event("run.start", now, {"config": {}})
+    sender.rows(now + np.arange(3, dtype=np.int64), np.arange(3, dtype=np.int64), {"loss": np.arange(3)})
+    page = open_tab(site.url).go("#/p/attempts/runs/a1")
+    expect(page.locator(".health .facts")).to_contain_text("2, provisional")
+    page.get_by_role("link", name="Overview").click()
+    expect(page.get_by_text("2, provisional: attempts on other machines may have the same number")).to_be_visible()

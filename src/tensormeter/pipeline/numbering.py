@@ -122,8 +122,11 @@ class Numbering:
         self._attempts: dict[int, Settled] = {}
         self._refused = False
         self._ready = threading.Event()
-        self._ready.set()
+        self._failures: list[Retry] = []
+        """What came of the last questions that are to be asked again, one at most."""
         self._load()
+        if not self._open():
+            self._ready.set()
 
     def register(self, metadata: Mapping[str, Any]) -> None:
         """A ring of a process has been found. Its number stays open until `look`. The agent's main thread."""
@@ -145,7 +148,8 @@ class Numbering:
         if self._ready.is_set() or unread:
             return
         for local in self._open():
-            self._keep(local, replace(self._attempts[local], first_step=self._first_step(local)))
+            first = max(self._attempts[local].first_step, self._first_step(local))
+            self._keep(local, replace(self._attempts[local], first_step=first))
             if not self._asks:
                 self._settle(local, None)
         self._ready.set()
@@ -189,10 +193,14 @@ class Numbering:
         ask = getattr(exporter, "ask_attempt", None)
         if ask is None:
             return None
+        failures = self._failures
         with self._lock:
+            if self._failures is not failures and self._failures:  # another signal has just asked
+                return self._failures[0]
             for local in self._open():
                 answer = ask(self._question(local))
                 if isinstance(answer, Retry):
+                    self._failures = [answer]
                     return answer
                 if isinstance(answer, Unauthorized):
                     self._refused = True
