@@ -176,8 +176,8 @@ class Rejected:
     Attributes:
         reason: For people.
         divide: Whether a part of the request may be accepted. Delivery then divides the request, under ids of their own that
-            are the same at every attempt, until what is refused stands alone, and sets that aside. At last a single row is divided, and
-            then a value may come without its step (`tensormeter.step` at the same time).
+            are the same at every attempt, until what is refused stands alone, and sets that aside. At last a single row is divided;
+            its step is then in each part, unless the exporter has `independent_signals`.
     """
 
     reason: str

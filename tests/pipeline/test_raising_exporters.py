@@ -20,6 +20,7 @@ from tensormeter.pipeline.delivery import Delivery
 from tensormeter.pipeline.request import Encoded
 from tensormeter.pipeline.spool import Spool
 from tensormeter.settings import Settings
+from tensormeter_exporters.points import read_metrics
 
 RESOURCE = {"service.name": "demo", "service.instance.id": "p1"}
 
@@ -51,10 +52,10 @@ def items_of(request):
 
 @pytest.fixture
 def deliver(tmp_path, monkeypatch):
-    """Starts a delivery to an exporter that calls `act` with the items of each request before it writes them."""
+    """Starts a delivery to an exporter that calls `act` with the items of each request, or the `whole` one, before it writes them."""
     deliveries = []
 
-    def start(act, place=None):
+    def start(act, place=None, *, whole=False):
         place = place or Place()
 
         class Exporter:
@@ -64,7 +65,7 @@ def deliver(tmp_path, monkeypatch):
             def export(self, request):
                 place.attempts += 1
                 items = items_of(request)
-                outcome = act(items)
+                outcome = act(request if whole else items)
                 if outcome is not None:
                     return outcome
                 (place.texts if request.signal == "logs" else place.values).extend(items)
@@ -162,6 +163,40 @@ def test_one_item_of_a_request_that_raises_is_set_aside(deliver, spool, wait_for
     ]
     assert spool.quarantined_items() == 2
     assert place.attempts < 60, "by bisection, not one by one"
+
+
+def test_values_around_a_bad_one_keep_their_steps(deliver, spool, wait_for):
+    """A destination that is not OTLP finds the step of a value in the same request, however it is divided."""
+    times = np.arange(1, 41, dtype=np.uint64)
+    columns = {"loss": times * 0.5, "bad": times * 1.0, "acc": times * 2.0, "x": times * 4.0}
+    gauges = [Gauge(name, times, values.astype(np.float64)) for name, values in columns.items()]
+    # More points of one metric at one time, and a row without values.
+    gauges += [Gauge("gpu", times, times * 8.0, attributes={"n": n}) for n in range(3)]
+    gauges.append(Gauge("tensormeter.step", np.arange(1, 42, dtype=np.uint64), np.arange(1, 42) * 100))
+    body = encode_metrics([Batch(RESOURCE, gauges)])
+    put(spool, Encoded("metrics", gzip.compress(body), sum(len(gauge.times) for gauge in gauges)))
+    found = []
+
+    def act(request):
+        rows = [
+            (stepped.name, step, value)
+            for stepped in read_metrics(request)
+            for step, value in zip(stepped.steps.tolist(), stepped.series.values.tolist(), strict=True)
+        ]
+        if ("bad", 2000, 20.0) in rows or ("gpu{n=1}", 3000, 240.0) in rows:
+            raise ValueError("cannot write this one")
+        found.extend(rows)
+
+    deliver(act, whole=True)
+    wait_for(lambda: spool.pending() == 0, "everything is dealt with")
+    expected = {
+        (name, int(at) * 100, float(v)) for name, vs in columns.items() for at, v in zip(times, vs, strict=True)
+    }
+    expected |= {(f"gpu{{n={n}}}", int(at) * 100, at * 8.0) for n in range(3) for at in times}
+    assert len(found) == len(set(found))
+    assert expected - set(found) == {("bad", 2000, 20.0), ("gpu{n=1}", 3000, 240.0)}
+    assert set(found) <= expected
+    assert spool.quarantined_items() == 2
 
 
 def test_several_bad_items_of_a_request_are_set_aside_alone(deliver, spool, wait_for):

@@ -18,7 +18,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality
 
 from tensormeter.exporter import Request
 
-__all__ = ["condensed", "divided", "halves", "joined", "keep_metrics", "pack", "thinned"]
+__all__ = ["condensed", "divided", "halves", "joined", "keep_metrics", "keep_points", "pack", "thinned"]
 
 _GZIP_LEVEL: Final = 1
 _DELTA: Final = AggregationTemporality.AGGREGATION_TEMPORALITY_DELTA
@@ -118,6 +118,11 @@ def keep_metrics(message: Any, wanted: Callable[[Any], bool]) -> None:
             _drop_empty(scope.metrics, lambda metric: metric.WhichOneof("data") is not None and wanted(metric))
         _drop_empty(resource.scope_metrics, lambda scope: bool(scope.metrics))
     _drop_empty(message.resource_metrics, lambda resource: bool(resource.scope_metrics))
+
+
+def keep_points(message: Any, wanted: Callable[[Any], bool]) -> None:
+    """Remove the points of a metrics request that are not wanted, and what is empty then."""
+    _keep(message, lambda _number, point, _delta: wanted(point))
 
 
 def _halve_logs(body: bytes) -> list[tuple[Any, int]] | None:

@@ -84,6 +84,9 @@ _TRIES: Final = 3
 _TRIES_OF_ITEM: Final = 2
 """Attempts at a single item of such a request, before the item is set aside. A part with several items is divided at once."""
 
+_LEAST: Final = 2
+"""Points of a request that cannot be divided: a value and its step."""
+
 _LONGEST_REASON: Final = 500
 _ASK_AFTER: Final = 10.0
 """Seconds without an answer after which the receiver is asked what is durable: as long as rows are logged, their answers say it."""
@@ -509,7 +512,7 @@ class Delivery:
         part = bool(self._divided) and request.id.startswith(f"{self._divided}.")
         if not part and self._raises == 1:
             logger.error("exporter %s failed at %r", self.destination, request, exc_info=error)
-        tries = _TRIES if not part else _TRIES_OF_ITEM if request.items <= 1 else 1
+        tries = _TRIES if not part else _TRIES_OF_ITEM if request.items <= _LEAST else 1
         if self._raises < tries:
             self._renew = self._raises == tries - 1
             return Retry(reason)

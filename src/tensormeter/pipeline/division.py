@@ -12,10 +12,14 @@ what they have. Prometheus, for one, notes the time of each resource, and takes 
 Trying each point of what is refused throughout would take two requests a point. So where that seems to be the case, the latest item is
 tried alone (`divide_off`): if it is refused as well, so is the rest.
 
+A destination that is not OTLP finds the step of a value in the same request. For it the steps of a row are in each of its parts, and
+do not count as items.
+
 The ids of the parts begin with that of the request. How a part was divided is remembered by whoever sends it, since suspicion changes; the
 parts follow from that and the request, so another agent makes the same ones.
 """
 
+import dataclasses
 import gzip
 import re
 from collections import Counter
@@ -28,9 +32,10 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from tensormeter.exporter import Request
-from tensormeter.pipeline.contents import halves, keep_metrics, pack
+from tensormeter.otlp.batch import STEP_METRIC
+from tensormeter.pipeline.contents import halves, keep_metrics, keep_points, pack
 
-__all__ = ["Division", "Kind", "Piece", "divide", "divide_off", "piece_of", "resume"]
+__all__ = ["Division", "Kind", "Piece", "divide", "divide_off", "halve", "piece_of", "resume"]
 
 _TEMPORALITY: Final = {1: "delta ", 2: "cumulative "}
 
@@ -51,6 +56,9 @@ class Kind:
         return f"{self.name} ({self.type})" if self.type else self.name
 
 
+_STEPS: Final = Kind(STEP_METRIC, "gauge")
+
+
 @dataclass(frozen=True)
 class Piece:
     """A request, or a part of one.
@@ -59,11 +67,13 @@ class Piece:
         request: The part, under an id of its own that begins with that of the request.
         items: How many points or records of each kind it has.
         rows: How many different times its points have; 0 for log records.
+        keeps_steps: Whether steps stay with the values, and do not count as items.
     """
 
     request: Request
     items: Mapping[Kind, int]
     rows: int
+    keeps_steps: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,15 +90,19 @@ class Division:
     off: bool = False
 
 
-def piece_of(request: Request) -> Piece:
+def piece_of(request: Request, *, keeps_steps: bool = False) -> Piece:
     """A request with what is in it.
+
+    Args:
+        request: The request.
+        keeps_steps: Whether steps stay with the values, and do not count as items.
 
     Raises:
         DecodeError, OSError: The body is not what it claims to be.
     """
     body = gzip.decompress(request.body)
     items: Counter[Kind] = Counter()
-    times = set()
+    times: dict[Kind, set[int]] = {}
     if request.signal == "logs":
         for resource in ExportLogsServiceRequest.FromString(body).resource_logs:
             for scope in resource.scope_logs:
@@ -99,8 +113,11 @@ def piece_of(request: Request) -> Piece:
             if data is not None:
                 points = getattr(metric, data).data_points
                 items[_kind(metric)] += len(points)
-                times |= {point.time_unix_nano for point in points}
-    return Piece(request, items, len(times))
+                times.setdefault(_kind(metric), set()).update(point.time_unix_nano for point in points)
+    if keeps_steps and len(items) > 1:
+        items.pop(_STEPS, None)
+        times.pop(_STEPS, None)
+    return Piece(request, items, len(set().union(*times.values())), keeps_steps and request.signal == "metrics")
 
 
 def divide(piece: Piece, suspects: Collection[Kind] = (), reason: str = "") -> tuple[list[Piece], Division] | None:
@@ -117,6 +134,15 @@ def divide(piece: Piece, suspects: Collection[Kind] = (), reason: str = "") -> t
     division = Division(tuple(_second(piece, suspects, reason))) if piece.request.signal == "metrics" else Division()
     pieces = _parts(piece, division)
     return None if pieces is None else (pieces, division)
+
+
+def halve(piece: Piece) -> list[Piece] | None:
+    """Two pieces with what is in one, by rows if it has several; None if it is a single item.
+
+    Raises:
+        DecodeError, OSError: The body is not what it claims to be.
+    """
+    return _parts(piece, Division())
 
 
 def divide_off(piece: Piece, kind: Kind) -> tuple[list[Piece], Division] | None:
@@ -151,12 +177,38 @@ def resume(piece: Piece, done: Collection[str], divisions: Mapping[str, Division
 def _parts(piece: Piece, division: Division) -> list[Piece] | None:
     if sum(piece.items.values()) < 2:
         return None
+    by_rows = not division.kinds and piece.rows > 1
+    if piece.keeps_steps and not by_rows and _STEPS not in piece.items:
+        steps = ExportMetricsServiceRequest.FromString(gzip.decompress(piece.request.body))
+        keep_metrics(steps, partial(_is_of, {_STEPS}))
+        bare = ExportMetricsServiceRequest.FromString(gzip.decompress(piece.request.body))
+        keep_metrics(bare, lambda metric: _kind(metric) != _STEPS)
+        items = sum(piece.items.values())
+        parts = _parts(
+            Piece(dataclasses.replace(piece.request, body=pack(bare), items=items), piece.items, piece.rows), division
+        )
+        return parts and [_with_steps(part, steps) for part in parts]
     if division.off:
         return _off(piece, division.kinds[0])
     if division.kinds:
         return _by_kind(piece, division.kinds)
     pair = halves(piece.request)
-    return None if pair is None else [piece_of(half) for half in pair]
+    return pair and [piece_of(half, keeps_steps=piece.keeps_steps) for half in pair]
+
+
+def _with_steps(part: Piece, steps: Any) -> Piece:
+    """A part with the steps of its rows."""
+    message = ExportMetricsServiceRequest.FromString(gzip.decompress(part.request.body))
+    times = {
+        point.time_unix_nano
+        for metric in _metrics(message)
+        for point in getattr(metric, metric.WhichOneof("data")).data_points
+    }
+    own = type(steps)()
+    own.CopyFrom(steps)
+    keep_points(own, lambda point: point.time_unix_nano in times)
+    message.MergeFrom(own)
+    return Piece(dataclasses.replace(part.request, body=pack(message)), part.items, part.rows, keeps_steps=True)
 
 
 def _by_kind(piece: Piece, second: Collection[Kind]) -> list[Piece]:

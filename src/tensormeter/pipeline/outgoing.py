@@ -19,8 +19,8 @@ from tensormeter.checked import pack, unpack
 from tensormeter.exporter import Durability, Request
 from tensormeter.logger import get_logger
 from tensormeter.pace import Pace
-from tensormeter.pipeline.contents import divided, halves, joined
-from tensormeter.pipeline.division import Division, Kind, Piece, divide, divide_off, piece_of, resume
+from tensormeter.pipeline.contents import divided, joined
+from tensormeter.pipeline.division import Division, Kind, Piece, divide, divide_off, halve, piece_of, resume
 from tensormeter.pipeline.refusals import Refusals
 from tensormeter.pipeline.request import Waiting
 from tensormeter.pipeline.spool import Spool
@@ -63,6 +63,9 @@ class Outgoing:
         self._destination = destination
         self._pace = pace
         self._signals = tuple(signals)
+        self._keeps_steps = (
+            self._signals == SIGNALS
+        )  # others get OTLP, whose receivers join steps and values by themselves
         self._state = folder / (f"outgoing-{signals[0]}.json" if len(self._signals) == 1 else "outgoing.json")
         self.due_in = 0.0
         self.hurry = False
@@ -215,7 +218,7 @@ class Outgoing:
     def halved(self, spool: Spool, reason: str) -> None:
         """The piece is too large for its receiver: go on with its halves."""
         try:
-            found = halves(self._parts[0])
+            found = halve(piece_of(self._parts[0], keeps_steps=self._keeps_steps))
         except Exception as error:  # whatever is wrong with the body, the next one must go on its way
             self.rejected(spool, f"{reason}; and it cannot be halved ({error})")
             return
@@ -224,7 +227,7 @@ class Outgoing:
             return
         logger.info("%s: %s; %r is sent in halves", self._destination, reason, self._parts[0])
         self._note_division(self._parts[0], Division())
-        self._parts[:1] = found
+        self._parts[:1] = [piece.request for piece in found]
 
     def _waiting(self, spool: Spool, most: int) -> list[Waiting]:
         # Asked before it is looked for: what comes later is behind it.
@@ -313,7 +316,7 @@ class Outgoing:
         for request in pieces:
             if request.id in self._divisions:
                 try:
-                    again = resume(piece_of(request), self._delivered, self._divisions)
+                    again = resume(piece_of(request, keeps_steps=self._keeps_steps), self._delivered, self._divisions)
                 except Exception as error:  # the receiver will say what it thinks of the whole
                     logger.warning("%s: %r is sent as it is: %s", self._destination, request, error)
                 else:
@@ -357,7 +360,7 @@ class Outgoing:
 
         if part.id not in self._pieces:
             try:
-                self._pieces[part.id] = piece_of(part)
+                self._pieces[part.id] = piece_of(part, keeps_steps=self._keeps_steps)
             except Exception:  # whatever a damaged body makes of protobuf
                 return None
         return self._pieces[part.id]
