@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tensormeter.otlp.batch import Scope
 from tensormeter_exporters import mlflow, wandb
 from tensormeter_exporters.names import ChangedNames, suffix_of
-from tensormeter_exporters.points import flatten, read_metrics
+from tensormeter_exporters.points import Speaker, flatten, read_metrics
 from tensormeter_exporters.series_names import SeriesNames
 
 ODD = st.text(st.sampled_from("ab/. @#_%\\\x00é损🔥1f-:"), min_size=1, max_size=300) | st.text(min_size=1, max_size=60)
@@ -150,3 +150,18 @@ def test_nested_keys_of_a_configuration_stay_apart():
     assert flat["a.b"] == 1
     assert flat["c.d.e"] == 4
     assert sorted(map(str, flat.values())) == ["1", "2", "3", "4", "5", "6", "{}"]
+
+
+@given(original=ODD)
+def test_what_wandb_gets_is_what_it_takes(original):
+    from wandb.sdk.artifacts._internal_artifact import sanitize_artifact_name
+    from wandb.sdk.artifacts._validators import validate_artifact_name
+    from wandb.sdk.lib.paths import validate_relpath
+
+    speaker = Speaker("demo", "r" * 128, "", "p0123456789")
+    run = wandb._run_id(speaker)
+    room = 128 - 7 - len(f"run-{run}-")
+    name = ChangedNames("wandb", "", wandb._clean_media, room, in_bytes=True)(original)
+    assert len(run) <= 64
+    validate_artifact_name(sanitize_artifact_name(f"run-{run}-{name}"))
+    assert validate_relpath(f"{name}.table.json") == f"{name}.table.json"
