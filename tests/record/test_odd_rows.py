@@ -111,7 +111,7 @@ def test_what_is_no_mapping_is_counted(recording, make):
 
 def test_a_picture_that_fails_costs_its_row_nothing(recording):
     picture = Image(np.zeros((2, 2)))
-    picture._body = None
+    picture.body = None
     recording.log({"picture": picture, "a": 1.0}, 1)
     assert recording.values() == [{"a": 1.0}]
     assert recording.ring.drops() == {"unsupported_value": 1}

@@ -12,7 +12,7 @@ import os
 import struct
 import weakref
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, cast
 
 from tensormeter.errors import UsageError
@@ -530,21 +530,20 @@ def _is_mapping(values: object) -> bool:
         return False
 
 
-def _pairs(values: Mapping[str, Any], refusals: list[tuple[object, Refused]]) -> Iterator[tuple[Any, Any]]:
+def _pairs(values: Mapping[str, Any], refusals: list[tuple[object, Refused]]) -> list[tuple[Any, Any]]:
     """Keys and values, as many as can be had; `refusals` gets the others."""
+    pairs: list[tuple[Any, Any]] = []
     try:
         if isinstance(values, dict):
-            yield from list(values.items())  # at once: another thread may change it
-            return
-        for key in list(values):
+            return list(values.items())  # at once: another thread may change it
+        for key in values:
             try:
-                value = values[key]
+                pairs.append((key, values[key]))
             except Exception as error:
                 refusals.append((key, Refused(f"its value cannot be had ({describe(error)})")))
-            else:
-                yield key, value
     except Exception as error:  # of a mapping's own code
         refusals.append((type(values).__name__, Refused(f"its keys cannot be had ({describe(error)})")))
+    return pairs
 
 
 break_graph(Recorder.log)
