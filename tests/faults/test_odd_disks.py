@@ -258,7 +258,7 @@ def test_where_the_disk_cannot_be_mapped_the_run_is_kept_on_it(train, odd_disk, 
     disk = odd_disk(maps=False)
     receiver.stop()
     trainer = train(
-        FLUSH + "run = tensormeter.init('faults')\nlog(run, range(100))\nrun.finish(timeout=2)\n",
+        FLUSH + "run = tensormeter.init('faults')\nlog(run, range(100))\nrun.finish()\n",
         dir=disk.path / "state",
         linger_timeout=0,
     )
