@@ -272,14 +272,14 @@ def test_a_folder_that_cannot_be_told_from_others_is_named(waiting, state):
     assert [(path, "rename it" in reason) for path, reason in refused] == [(renamed, True)]
 
 
-def damage_something(folder, chance):
-    """Damage one file of a run's folder. Returns what was done."""
+def damage_something(folder, chance, *, deletes):
+    """Damage one file of a run's folder, or delete it. Returns what was done."""
     names = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".ring", ".lock"))
     path = chance.choice([*names, *[name for name in names if name.name.startswith("spool.sqlite")] * 3])
     content = bytearray(path.read_bytes())
     size = len(content)
     at = chance.randrange(max(size, 1))
-    how = chance.choice(["bits", "bits", "zeros", "noise", "cut", "hole", "foreign", "gone"])
+    how = chance.choice(["bits", "bits", "zeros", "noise", "cut", "hole", "foreign", *(["gone"] if deletes else [])])
     match how:
         case "bits":
             for _ in range(chance.randrange(1, 4)):
@@ -324,7 +324,8 @@ def test_random_damage_loses_nothing_in_silence(request, kind, state, tmp_path, 
             if copy.exists():
                 shutil.copytree(copy, place)
         chance = random.Random(instants.randrange(1 << 32))
-        what = [damage_something(folder, chance) for _ in range(chance.randrange(1, 3))]
+        # One file is deleted at most: without the spool and all that is beside it, nothing says that there was one.
+        what = [damage_something(folder, chance, deletes=number == 0) for number in range(chance.randrange(1, 3))]
         receiver.received.clear()
         receiver.start()
         results = list(sync_runs(state, endpoint=receiver.url))

@@ -724,9 +724,10 @@ class Agent:
             ]
             reason = "; ".join(dict.fromkeys(reasons)) or self._no_exporters.get(name, "")
             if name not in self._settings.exporters:
+                path = self._directory.path
                 reason = (
-                    f"the settings in force do not name it; set TENSORMETER_EXPORTERS to {name} and give its options, or delete "
-                    "what waits with `tensormeter spool purge`"
+                    f"the run's last settings do not name it; `TENSORMETER_EXPORTERS={name} tensormeter sync {path}` sends it, with "
+                    f"options from the environment; `tensormeter spool purge {path.name}` deletes it"
                 )
             words.append(f"{name}: {reason or 'not delivered yet'} ({items} items wait)")
         return "; ".join(words) or self._trouble()

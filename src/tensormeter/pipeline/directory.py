@@ -425,7 +425,7 @@ def _holds_data(path: Path) -> bool:
     """
     with os.scandir(path) as entries:
         names = [entry.name for entry in entries]
-    if any(name.startswith("spool.sqlite") for name in names):
+    if any(name == "reserve" or name.startswith("spool.sqlite") for name in names):
         return True
     rings = {path / "rings"}
     with contextlib.suppress(SettingsError):

@@ -18,9 +18,9 @@ from tensormeter.errors import SpoolError
 from tensormeter.logger import get_logger
 from tensormeter.pipeline.errors import ERRORS, SpoolDamagedError
 from tensormeter.pipeline.request import checksum, seal
-from tensormeter.pipeline.schema import OF_VERSION_2, SEALED, is_sealed, of_version_2
+from tensormeter.pipeline.schema import HIGHEST_SEQUENCE, OF_VERSION_2, SEALED, is_sealed, of_version_2
 from tensormeter.pipeline.spool import Spool
-from tensormeter.pipeline.wal import mend_log
+from tensormeter.pipeline.wal import LogState, mend_log
 from tensormeter.private import open_file
 from tensormeter.settings import Durability
 
@@ -64,10 +64,13 @@ def open_repaired(
     Raises:
         SpoolError: The disk refuses, or the spool is of another version.
     """
+    missing = False
     if not damage:
         spool: Spool | None = None
+        log = mend_log(path)
+        missing = log.lost
         try:
-            spool = open_left(path, durability=durability, max_bytes=max_bytes)
+            spool = _open_behind(log, path, durability=durability, max_bytes=max_bytes)
             spool.check()
             return spool
         except SpoolDamagedError as error:
@@ -82,6 +85,7 @@ def open_repaired(
     spool = Spool(path, durability=durability, max_bytes=max_bytes)
     with spool.transaction():
         saved, lost = _salvage(aside, spool._database, list(destinations))
+        lost = max(lost, int(missing and not spool.losses().get("damaged")))
     spool.count_loss("damaged", lost)
     logger.error(
         "%s; it is now %s. %d requests could be saved; %s",
@@ -106,8 +110,11 @@ def open_left(path: Path, *, durability: Durability = "flush", max_bytes: int | 
     Raises:
         SpoolError: As for `Spool`.
     """
+    return _open_behind(mend_log(path), path, durability=durability, max_bytes=max_bytes)
+
+
+def _open_behind(log: LogState, path: Path, *, durability: Durability, max_bytes: int | None) -> Spool:
     gone = _is_gone(path)
-    log = mend_log(path)
     spool = Spool(path, durability=durability, max_bytes=max_bytes)
     try:
         if log.torn:
@@ -231,7 +238,7 @@ def _salvage(aside: Path, new: sqlite3.Connection, destinations: list[str]) -> t
             f"INSERT OR IGNORE INTO quarantine ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             saved,
         )
-        lost += len(rejected) - len(saved)
+        lost += len(rejected) - len(saved) + (not _is_whole(old, "quarantine"))
     return len(good), lost
 
 
@@ -323,8 +330,10 @@ def _rows(database: sqlite3.Connection, query: str) -> tuple[list[tuple[Any, ...
 
 
 def _good(row: tuple[Any, ...]) -> bool:
-    _, batch, signal, items, priority, thinned, expected, body = row
-    if not _of((batch, signal, items, priority, thinned, body), (str, str, int, int, int, bytes)):
+    sequence, batch, signal, items, priority, thinned, expected, body = row
+    if not 0 < sequence < HIGHEST_SEQUENCE or not _of(
+        (batch, signal, items, priority, thinned, body), (str, str, int, int, int, bytes)
+    ):
         return False
     return bool(checksum(batch, signal, items, body) == expected)
 

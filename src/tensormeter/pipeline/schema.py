@@ -15,7 +15,7 @@ from tensormeter.errors import SpoolError
 from tensormeter.pipeline.errors import SpoolDamagedError, SpoolVersionError
 from tensormeter.pipeline.request import Priority, checksum, seal
 
-__all__ = ["OF_VERSION_2", "SEALED", "check", "is_sealed", "of_version_2", "prepare"]
+__all__ = ["HIGHEST_SEQUENCE", "OF_VERSION_2", "SEALED", "check", "is_sealed", "of_version_2", "prepare"]
 
 _VERSION: Final = 3
 
@@ -126,7 +126,7 @@ OF_VERSION_2: Final = {
 }
 """Queries for the same columns in version 2, which had checksums of requests only."""
 
-_HIGHEST_SEQUENCE: Final = 1 << 60
+HIGHEST_SEQUENCE: Final = 1 << 60
 
 _FAILURE: Final = re.compile(r"error code=(\d+)")
 """What SQLite's check says of a page that it could not read."""
@@ -222,7 +222,7 @@ def _contradictions(database: sqlite3.Connection) -> Iterator[str]:
     ).fetchone():
         yield "a request is there, and no destination needs it"
     for (number,) in database.execute("SELECT seq FROM sqlite_sequence UNION ALL SELECT max(sequence) FROM request"):
-        if number is not None and not (isinstance(number, int) and 0 <= number < _HIGHEST_SEQUENCE):
+        if number is not None and not (isinstance(number, int) and 0 <= number < HIGHEST_SEQUENCE):
             yield f"the number of a request is {number!r}"
 
 

@@ -261,6 +261,8 @@ class Spool:
             self._write("process", process, int(started), int(ended))
             if report is not None:
                 resource, dropped, told = map(json.dumps, (report.resource, report.dropped, report.told))
+                # Of the others, only what they have reported of the spool's losses matters; there may be thousands of children.
+                self._database.execute("DELETE FROM report WHERE told = '{}'")
                 self._write("report", report.process, resource, dropped, told, time.time_ns())
         self._remember(fresh)
         if self._max_bytes is not None and requests:
