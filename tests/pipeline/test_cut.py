@@ -11,10 +11,14 @@ import pytest
 
 import tensormeter.pipeline.origin as origin_module
 from tensormeter.otlp.decode import decode_events
+from tensormeter.pipeline.agent import Agent
 from tensormeter.pipeline.cut import end_cut_processes
+from tensormeter.pipeline.directory import RunDirectory, runs_locked
 from tensormeter.pipeline.origin import Origin
 from tensormeter.pipeline.request import Encoded
 from tensormeter.pipeline.spool import Spool
+from tensormeter.pipeline.sync import sync_runs
+from tensormeter.settings import Settings
 
 RESOURCE = {"service.name": "demo", "service.instance.id": "p1", "tensormeter.run.id": "r", "tensormeter.rank": 3}
 
@@ -145,3 +149,22 @@ def test_the_first_words_of_a_process_are_synced_with_any_durability(tmp_path, d
     spool.put([Encoded("logs", b"x", 1)], ["experiment"], "p1", {}, started=True, ended=False)
     assert kinds == ["PRAGMA synchronous = FULL", "PRAGMA synchronous = OFF"]
     spool.close()
+
+
+def test_the_end_is_sent_though_delivery_had_nothing_to_do_before(tmp_path, dead, receiver, wait_for, monkeypatch):
+    settings = Settings(directory=tmp_path / "state", endpoint=receiver.url, run_id="r")
+    with runs_locked(settings.directory):
+        directory = RunDirectory.create(settings, "r", "r")
+    spool = Spool(directory.spool)
+    spool.put([], ["experiment"], "p1", {}, started=True, ended=False, origin=dead.to_json())
+    spool.close()
+
+    class LateAgent(Agent):
+        def _discover(self, spool):
+            wait_for(lambda: all(delivery.idle for delivery in self._deliveries), "all have looked")
+            super()._discover(spool)
+
+    monkeypatch.setattr("tensormeter.pipeline.sync.Agent", LateAgent)
+    (result,) = sync_runs(settings.directory)
+    assert result.delivered
+    assert [(name, body["state"]) for name, body in receiver.events()] == [("tensormeter.run.end", "crashed")]

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from tensormeter.errors import StoreError
+from tensormeter.errors import SettingsError, StoreError
 from tensormeter.server.access import needed_permissions
 from tensormeter.server.store import RunRef, StoreUnavailableError
 from tensormeter.server.store import durability as durability_module
@@ -97,6 +97,22 @@ def test_answers_to_batches_are_numbered_and_durable_soon(start, make, eventuall
 def test_senders_without_batch_ids_are_told_nothing(start, make):
     answer = start().metrics(make.rows("r", [(1, 0, {"v": 1.0})]))
     assert "Tensormeter-Commit" not in answer.headers
+
+
+def test_clickhouse_says_nothing_and_sqlite_does(start_on_each, make):
+    server = start_on_each()
+    answer = server.metrics(make.rows("r", [(1, 0, {"v": 1.0})]), batch_id="b")
+    asked = server.get("/api/v1/durable")
+    assert (asked["epoch"] is None) == ("Tensormeter-Commit" not in answer.headers) == (server.clickhouse is not None)
+
+
+def test_always_is_refused_for_clickhouse():
+    pytest.importorskip("clickhouse_connect")
+    from tensormeter.server import ServerConfig
+    from tensormeter.server.store.clickhouse import parse_address
+
+    with pytest.raises(SettingsError, match="ClickHouse decides when it syncs"):
+        ServerConfig(clickhouse=parse_address("clickhouse://127.0.0.1/db"), durability="always")
 
 
 def test_only_who_may_send_may_ask(start):

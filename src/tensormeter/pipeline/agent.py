@@ -603,6 +603,8 @@ class Agent:
         else:
             synced = self._settings.durability != "none"
             self.cut = end_cut_processes(spool, present, takers, spool.losses(), synced=synced)
+        for delivery in self._deliveries:
+            delivery.arrived()  # it may have looked before the ends were there
         for words in self.cut:
             logger.warning("%s: %s", self._directory.path.name, words)
         self._looked_for_cut = True
