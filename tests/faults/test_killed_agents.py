@@ -18,12 +18,14 @@ def agent(state, wait_for):
     """Gives the process of the only run's agent, once it handles signals and has a standby."""
 
     def agent(*others):
+        pids = []
+
         def found():
-            pids = [run.agent_pid() for run in list_runs(state)]
-            return [pid for pid in pids if pid not in (None, *others) and len(agents_of(state)) == 2]
+            pids[:] = [run.agent_pid() for run in list_runs(state)]
+            return pids and pids[0] not in (None, *others) and len(agents_of(state)) == 2
 
         wait_for(found, "an agent and its standby")
-        return psutil.Process(found()[0])
+        return psutil.Process(pids[0])
 
     return agent
 

@@ -113,6 +113,44 @@ FAILURES = [
 ]
 
 
+@pytest.mark.parametrize(
+    "manners",
+    [
+        {"fail": "EIO"},
+        {"fail": "ESTALE"},
+        {"fail_writes": "EDQUOT"},
+        {"fail_writes": "EROFS"},
+        {"fail": "EIO", "rate": 0.3},
+    ],
+    ids=str,
+)
+def test_a_disk_that_fails_from_the_start(train, receiver, disk, oracle, manners):
+    disk.behave(**manners)
+    trainer = train("run = tensormeter.init('faults')\nlog(run, range(2000))\nrun.finish(timeout=300)\n")
+    status, said = trainer.end()
+    assert status == 0, said
+    assert disk.failed
+    oracle.agrees(receiver, range(2000))
+    if "rate" not in manners:
+        assert said.count("is kept in memory") == 1
+
+
+@pytest.mark.parametrize("durability", ["flush", "fsync"])
+def test_a_disk_that_loses_operations_in_the_middle(train, receiver, disk, backing, oracle, wait_for, durability):
+    trainer = train(
+        "run = tensormeter.init('faults')\nlog(run, range(1000))\nready()\nlog(run, range(1000, 2000))\nrun.finish(timeout=300)\n",
+        durability=durability,
+    )
+    trainer.ready()
+    disk.behave(refuse=["fsync", "rename", "link", "fallocate"])
+    trainer.go()
+    status, said = trainer.end()
+    assert status == 0, said
+    oracle.agrees(receiver, range(2000))
+    wait_for(lambda: not [*(backing / "runs").glob("*/run.json")], "the run is over")  # open files keep its folder
+    oracle.agrees(receiver, range(2000))
+
+
 def name_of(manners):
     return " ".join(f"{name} {value}" for name, value in manners.items())
 

@@ -33,6 +33,7 @@ from tensormeter.pipeline.delivery import Delivery, deliveries
 from tensormeter.pipeline.directory import RunDirectory, runs_locked
 from tensormeter.pipeline.drain import Drain
 from tensormeter.pipeline.errors import SpoolDamagedError, SpoolFullError, SpoolVersionError
+from tensormeter.pipeline.launch import agent_command
 from tensormeter.pipeline.leftover import Leftover, describe_rejections, look_at, put_ring_aside
 from tensormeter.pipeline.numbering import Numbering
 from tensormeter.pipeline.pulse import Pulse
@@ -221,15 +222,14 @@ class Agent:
         finally:
             self._end()
 
-    def be_process(self, command: Sequence[str], deaths: int) -> None:
-        """Let this process be the agent: write its id into the lock, and keep another one ready to take its place. Before `run`.
+    def be_process(self, begun: tuple[int, int, int]) -> None:
+        """Let this process be the agent: keep another one ready to take its place, and write its id into the lock. Before `run`.
 
         Args:
-            command: As for `Standby`.
-            deaths: As for `Standby`.
+            begun: As for `Standby`.
         """
-        name = os.fspath(self._directory.path)
-        self._standby = Standby(name, command, lambda: self._lock.descriptors, deaths)
+        path = self._directory.path
+        self._standby = Standby(os.fspath(path), agent_command(path), lambda: self._lock.descriptors, begun)
         self._lock.write(os.getpid())
 
     def _begin(self) -> bool:
@@ -848,8 +848,8 @@ def _asks(settings: Settings) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    """``python -m tensormeter.pipeline.agent RUN_DIRECTORY LOCKS DEATHS``, with the run and its settings as JSON on the standard
-    input. LOCKS: descriptors that hold the lock, separated by commas. DEATHS: as for `Standby`.
+    """``python -m tensormeter.pipeline.agent RUN_DIRECTORY LOCKS DEATHS STANDBY NOTICE``, with the run and its settings as JSON on
+    the standard input. LOCKS: descriptors that hold the lock, separated by commas. The rest is for `Standby`.
     """
     locks = [int(descriptor) for descriptor in arguments[1].split(",")]
     for lock in locks:
@@ -863,8 +863,9 @@ def main(arguments: list[str]) -> int:
         signal.signal(number, lambda *_: agent.stop())
     signal.signal(signal.SIGUSR1, lambda *_: agent.retry_now())
     # Only a process that handles these signals may be sent them.
-    command = [sys.executable, "-P", "-m", "tensormeter.pipeline.agent", arguments[0]]
-    agent.be_process(command, int(arguments[2]))
+    deaths, standby, notice = map(int, arguments[2:5])
+    os.set_inheritable(notice, False)
+    agent.be_process((deaths, standby, notice))
     with contextlib.suppress(OSError):
         os.nice(max(0, _NICE - os.nice(0)))  # the training process comes first
     return 0 if agent.run() else 1

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Final
 
 from tensormeter.logger import get_logger
 from tensormeter.pipeline.directory import RunDirectory, runs_locked
+from tensormeter.pipeline.standby import begin_command
 from tensormeter.private import open_file
 from tensormeter.settings import Settings
 
 if TYPE_CHECKING:
     from tensormeter.pipeline.agent import Agent
 
-__all__ = ["ensure_agent", "reap_agents", "replace_agent"]
+__all__ = ["agent_command", "ensure_agent", "reap_agents", "replace_agent"]
 
 logger: Final = get_logger("tensormeter")
 
@@ -136,15 +137,7 @@ def _spawn(directory: RunDirectory, settings: Settings, lock: int, *, log: bool)
         return os.posix_spawn(
             sys.executable,
             # The path is for people who look at the list of processes.
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "tensormeter.pipeline.agent",
-                os.fspath(directory.path),
-                str(_INHERITED_LOCK),
-                "0",
-            ],
+            begin_command(os.fspath(directory.path), str(_INHERITED_LOCK), agent_command(directory.path)),
             environment,
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, description, 0),
@@ -157,6 +150,11 @@ def _spawn(directory: RunDirectory, settings: Settings, lock: int, *, log: bool)
     finally:
         os.close(description)
         os.close(output)
+
+
+def agent_command(path: Path) -> list[str]:
+    """The command line of an agent, without what is for itself alone."""
+    return [sys.executable, "-P", "-m", "tensormeter.pipeline.agent", os.fspath(path)]
 
 
 def _output(path: Path | None) -> int:

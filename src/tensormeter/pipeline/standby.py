@@ -1,8 +1,9 @@
 """A process that waits for the agent to be killed, and becomes the next agent.
 
-Each agent starts one. It is a bare interpreter without packages (some 8 MB), and sleeps in the kernel until the agent's end of a
-pipe is closed. It has inherited the agent's locks, its description of the run and its log, so it opens no file. An agent that ends
-by itself says so before, and its standby ends, too; an agent whose standby is gone starts another one.
+It is a bare interpreter without packages (some 10 MB, half of them shared), and sleeps in the kernel until the agent's end of a pipe
+is closed. It has inherited the agent's locks, its description of the run and its log, so it opens no file. Before it becomes the
+agent it forks the next standby, so there is one from the first moment of each agent on; the first agent is begun in the same way. An
+agent that ends by itself says so before, and its standby ends, too; an agent whose standby is gone starts another one.
 
 This file is run by its path, without `tensormeter` being importable: it uses the standard library alone.
 """
@@ -16,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-__all__ = ["Standby"]
+__all__ = ["Standby", "begin_command"]
 
 _ENDED = b"e"
 _WORKED = b"w"
@@ -26,7 +27,7 @@ _FIRST_LOCK = 4
 _ABOVE = 16
 """Descriptors of the standby are below this number while it is started."""
 
-_PATIENT = 2
+_PATIENT = 20
 """Agents in a row that die before they have worked and are replaced without delay."""
 
 _LONGEST_DELAY = 30.0
@@ -36,22 +37,25 @@ _RETRY = 5.0
 class Standby:
     """The agent's side: starts the process, and sees that there is one. Any thread; never waits for a disk."""
 
-    def __init__(self, name: str, command: Sequence[str], locks: Callable[[], list[int]], deaths: int) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], locks: Callable[[], list[int]], begun: "tuple[int, int, int]"
+    ) -> None:
         """
         Args:
             name: What the list of processes shows, such as the path of the run's directory.
-            command: Starts an agent; the descriptors of its locks, separated by commas, and a number for `deaths` are added to it.
+            command: Starts an agent; what `main` says is added to it.
             locks: Gives the descriptors that hold the agent's locks.
-            deaths: How many agents in a row have died before they had worked.
+            begun: What this agent was begun with: how many agents in a row have died before they had worked, the process id of
+                its standby, and the descriptor that the standby reads from.
         """
         self._name = name
         self._command = list(command)
         self._locks = locks
-        self._deaths = deaths
+        self._deaths, pid, notice = begun
         self._changing = threading.Lock()
-        self._pid: int | None = None
-        self._notice: int | None = None
-        self._held: list[int] = []
+        self._pid: int | None = pid
+        self._notice: int | None = notice
+        self._held: list[int] = locks()
         self._worked = False
         self._dismissed = False
         self._retry_at = 0.0
@@ -67,20 +71,24 @@ class Standby:
             if self._dismissed or time.monotonic() < self._retry_at:
                 return
             locks = self._locks()
-            if self._pid is not None and (self._has_ended() or locks != self._held):
+            if self._has_ended():
                 self._end()
-            if self._pid is None and locks:
+            if locks and (self._pid is None or locks != self._held):
+                before = self._pid, self._notice
                 try:
                     self._start(locks)
                 except OSError:  # no more processes, or no memory
                     self._retry_at = time.monotonic() + _RETRY
+                else:
+                    _end(*before)  # not earlier: there is one at any time
 
     def worked(self) -> None:
         """The agent works: another one is to follow it without delay."""
         if not self._worked:
             with self._changing:
                 self._worked = True
-                self._tell(_WORKED)
+                if self._notice is not None:
+                    _tell(self._notice, _WORKED)
 
     def dismiss(self) -> None:
         """The agent ends by itself: no other one is to follow it."""
@@ -89,18 +97,14 @@ class Standby:
             self._end()
 
     def _start(self, locks: list[int]) -> None:
-        read, self._notice = os.pipe()
+        read, write = os.pipe()
         try:
-            sources = [read, *locks]
-            copies = [fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, _ABOVE) for source in sources]
+            copies = [fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, _ABOVE) for source in (read, *locks)]
             try:
+                numbers = ",".join(str(_FIRST_LOCK + number) for number in range(len(locks)))
                 self._pid = os.posix_spawn(
                     sys.executable,
-                    [
-                        *(sys.executable, "-I", "-S", __file__, self._name, str(_NOTICE), str(self._deaths)),
-                        *self._command,
-                        ",".join(str(_FIRST_LOCK + number) for number in range(len(locks))),
-                    ],
+                    begin_command(self._name, numbers, self._command, notice=_NOTICE, deaths=self._deaths),
                     os.environ,
                     file_actions=[(os.POSIX_SPAWN_DUP2, copy, _NOTICE + number) for number, copy in enumerate(copies)],
                     setsid=True,
@@ -109,52 +113,72 @@ class Standby:
                 for copy in copies:
                     os.close(copy)
         except OSError:
-            os.close(self._notice)
-            self._notice = None
+            os.close(write)
             raise
         finally:
             os.close(read)
+        self._notice = write
         self._held = locks
         if self._worked:
-            self._tell(_WORKED)
+            _tell(write, _WORKED)
 
     def _has_ended(self) -> bool:
         try:
-            return self._pid is None or os.waitpid(self._pid, os.WNOHANG)[0] != 0
+            return self._pid is not None and os.waitpid(self._pid, os.WNOHANG)[0] != 0
         except ChildProcessError:
             return True
 
     def _end(self) -> None:
         """Let the process end, and forget it."""
-        self._tell(_ENDED)
-        if self._notice is not None:
-            os.close(self._notice)
-        if self._pid is not None:
-            with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                os.kill(self._pid, signal.SIGKILL)  # it may be suspended
-                os.waitpid(self._pid, 0)
+        _end(self._pid, self._notice)
         self._pid = self._notice = None
 
-    def _tell(self, word: bytes) -> None:
-        if self._notice is not None:
-            with contextlib.suppress(OSError):  # it is gone, too
-                os.write(self._notice, word)
+
+def begin_command(name: str, locks: str, command: Sequence[str], *, notice: int = -1, deaths: int = 0) -> list[str]:
+    """The command line of a process that becomes an agent: at once, or once the agent is gone that has the other end of `notice`."""
+    return [sys.executable, "-I", "-S", __file__, name, str(notice), str(deaths), locks, *command]
+
+
+def _end(pid: int | None, notice: int | None) -> None:
+    if notice is not None:
+        _tell(notice, _ENDED)
+        os.close(notice)
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(pid, signal.SIGKILL)  # it may be suspended
+            os.waitpid(pid, 0)
+
+
+def _tell(notice: int, word: bytes) -> None:
+    with contextlib.suppress(OSError):  # the standby is gone, too
+        os.write(notice, word)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """``python -I -S standby.py NAME DESCRIPTOR DEATHS COMMAND...``: wait, and then be the command, or end."""
-    notice, deaths, command = int(arguments[1]), int(arguments[2]), [*arguments[3:]]
-    words = b""
-    while word := os.read(notice, 16):
-        words += word
-    if _ENDED in words:
-        return
-    deaths = 0 if _WORKED in words else deaths + 1
-    if deaths > _PATIENT:
-        time.sleep(min(2.0 ** (deaths - _PATIENT - 1), _LONGEST_DELAY))
-    os.close(notice)
-    os.lseek(0, 0, os.SEEK_SET)  # the description of the run, which the last agent has read
-    os.execv(command[0], [*command, str(deaths)])  # noqa: S606
+    """``python -I -S standby.py NAME NOTICE DEATHS LOCKS COMMAND...``: wait, and then be the agent, or end.
+
+    The agent is COMMAND with LOCKS, and what is for `Standby`: DEATHS, the process id of its standby, and a descriptor.
+    """
+    notice, deaths, locks, command = int(arguments[1]), int(arguments[2]), arguments[3], [*arguments[4:]]
+    while True:
+        if notice >= 0:
+            words = b""
+            while word := os.read(notice, 16):
+                words += word
+            os.close(notice)
+            if _ENDED in words:
+                return
+            deaths = 0 if _WORKED in words else deaths + 1
+            if deaths > _PATIENT:
+                time.sleep(min(2.0 ** (deaths - _PATIENT - 1), _LONGEST_DELAY))
+        notice, other_end = os.pipe()
+        if standby := os.fork():
+            os.close(notice)
+            os.set_inheritable(other_end, True)
+            os.lseek(0, 0, os.SEEK_SET)  # the description of the run, which the last agent has read
+            os.execv(command[0], [*command, locks, str(deaths), str(standby), str(other_end)])  # noqa: S606
+        os.setsid()
+        os.close(other_end)
 
 
 if __name__ == "__main__":
