@@ -241,6 +241,8 @@ def test_a_damaged_description_hides_no_run(waiting, state, receiver, environmen
         path.write_bytes(content if isinstance(content, bytes) else content(path.read_bytes()))
     (run,) = list_runs(state)
     assert (run.run["run_id"], run.doubt) == ("faulty", run.damage)
+    ((_, reason),) = find_runs(state, foreign=False)[1]  # as `serve` looks
+    assert reason == f"{run.damage}; `tensormeter sync` delivers it"
     command = [sys.executable, "-m", "tensormeter", "spool", "ls"]
     listed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert "run.json" in listed.stdout

@@ -317,7 +317,8 @@ def test_fault_25_a_folder_that_cannot_be_used(mount, train, receiver, state, or
             subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def test_fault_25_a_folder_that_is_deleted_under_a_run(train, receiver, state, oracle, gone, wait_for):
+@pytest.mark.parametrize("what", ["the folder", "the spool"])
+def test_fault_25_a_folder_that_is_deleted_under_a_run(train, receiver, state, oracle, gone, wait_for, what):
     receiver.stop()
     trainer = train(
         "run = tensormeter.init('faults')\nlog(run, range(1000))\nready()\nlog(run, range(1000, 2000))\nrun.finish()\n",
@@ -329,7 +330,10 @@ def test_fault_25_a_folder_that_is_deleted_under_a_run(train, receiver, state, o
     wait_for(lambda: spool.cursor(run.ring_files()[0].stem, 0).position > 0, "rows are in the spool")
     spool.close()
     wait_for(run.agent_pid, "an agent")
-    shutil.rmtree(state / "runs", ignore_errors=True)
+    if what == "the spool":
+        run.spool.unlink()
+    else:
+        shutil.rmtree(state / "runs", ignore_errors=True)
     wait_for(run.spool.exists, "it is there again")
     receiver.start()
     trainer.go()

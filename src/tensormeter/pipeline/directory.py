@@ -377,7 +377,7 @@ def find_runs(
                 raise RefusedRunError(f"{path} is a link, or leads through one; give the folder itself")
             run = RunDirectory.open(path, given=given)
             if run.doubt and not foreign:
-                raise RefusedRunError(run.doubt)
+                raise RefusedRunError(f"{run.doubt}; `tensormeter sync` delivers it" if run.damage else run.doubt)
         except RefusedRunError as error:
             refused.append((path, str(error)))
         except PermissionError as error:

@@ -618,8 +618,16 @@ class Spool:
         try:
             with contextlib.suppress(OSError):
                 make_file(path)
+            for suffix in (
+                "-wal",
+                "-shm",
+                "-journal",
+            ):  # of a file that is gone: SQLite would play them back into the copy
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
             with closing(sqlite3.connect(path)) as copy:
                 self._database.backup(copy)
+        except OSError as error:
+            raise SpoolError(f"cannot copy the spool to {path}: {error}") from error
         except ERRORS as error:
             raise named(error, f"cannot copy the spool to {path}") from error
 
