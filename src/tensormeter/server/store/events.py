@@ -24,7 +24,7 @@ from tensormeter.server.store.damage import leaving_out
 from tensormeter.server.store.errors import MAX_ANSWER_TEXT, DamagedError
 from tensormeter.server.store.lifecycle import HEARTBEAT, RUN_CONFIG, RUN_START, apply_event
 from tensormeter.server.store.media import Media, MediaError, is_of_type, take_media
-from tensormeter.server.store.seals import checksum, verify
+from tensormeter.server.store.seals import PROCESS, checksum, verify
 
 __all__ = [
     "ALERT",
@@ -205,14 +205,20 @@ def read_events(
         (*parameters, limit + 1),
     )
     events: list[StoredEvent] = []
-    size = 0
+    processes: set[int] = set()
+    size, more = 0, False
     for row in rows:
         event = _sealed_event(row, max_body)
         size += len(row[9]) + (event.size if event.body is not None else 0)
         if len(events) == limit or (events and size > MAX_ANSWER_TEXT):
-            return EventPage(events, more=True)
+            more = True
+            break
+        processes.add(row[2])
         events.append(event)
-    return EventPage(events, more=False)
+    for process in processes:
+        about = connection.execute(f"SELECT {PROCESS.selection} FROM process WHERE id = ?", (process,)).fetchone()
+        PROCESS.verify(about, f"the row of process {about[2]!r} of run {run}")
+    return EventPage(events, more=more)
 
 
 def read_alerts(

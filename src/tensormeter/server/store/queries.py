@@ -97,8 +97,8 @@ class SqliteQueries:
             layers = self._heads.layers(set(runs_))
             with reading(connection):
                 layers = _unfolded(connection, layers)
-                if damaged is not None and self._damage.structure is not None:
-                    damaged.append(f"damaged: {self._damage.structure}; runs may be missing")
+                if damaged is not None and not self._damage.is_catalog_sound:
+                    damaged.append(f"{self._damage.structure or self._damage.text()}; filters may miss runs")
                 there = [run for run in runs_ if self._check_complete(connection, run, damaged)]
                 return runs.load_runs(connection, layers, there, metrics, self._stall_after, damaged=damaged)
 
