@@ -73,7 +73,7 @@ def fsync_names(folder: Path) -> None:
     Raises:
         OSError: The folder itself cannot be synced.
     """
-    folder = folder.absolute()
+    folder = folder.resolve()
     fsync_folder(folder)
     device = folder.stat().st_dev
     for above in folder.parents:

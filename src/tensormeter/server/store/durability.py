@@ -12,8 +12,8 @@ number is durable. If it meets another epoch instead, it sends what it kept agai
 A sync that fails may have lost what it was to write, and the next one would succeed all the same. After a failure, therefore,
 nothing is durable until SQLite has carried its whole log over into the database, which it syncs itself.
 
-Not a promise of this module: the store's own schema and checkpoints. Files of SQLite's log and journal may be opened and closed
-here: SQLite's locks are on the database and its index, and closing these files gives none up.
+Files of SQLite's log and journal may be opened and closed here: SQLite's locks are on the database and its index, and closing these
+files gives none up.
 """
 
 import contextlib
