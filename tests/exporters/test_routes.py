@@ -88,6 +88,7 @@ def _without_clocks(document):
         for key in list(document):
             if (
                 key in ("time", "first", "started", "ended", "process.pid", "created", "updated", "lag")
+                or key == "tensormeter.run.attempt.provisional"  # only the server can confirm a number
                 or "time" in key
             ):
                 del document[key]
