@@ -41,9 +41,9 @@ from tensormeter.pipeline.filesystem import missing_features, network_filesystem
 from tensormeter.pipeline.kept import FORGET, forget_kept, give_up_kept, keep, remember, settle
 from tensormeter.pipeline.report import Report
 from tensormeter.pipeline.request import Encoded, Priority, Waiting, checksum, intact, seal
-from tensormeter.pipeline.reserve import Reserve
 from tensormeter.pipeline.transaction import Transaction
 from tensormeter.private import make_file, open_file
+from tensormeter.reserve import Reserve
 from tensormeter.settings import Durability
 from tensormeter.signals import SIGNALS, Signal
 

@@ -8,7 +8,7 @@ from typing import Final
 
 __all__ = ["protect_folder", "tighten_files"]
 
-_OURS: Final = ("tensormeter.db*", "tokens.*", ".tokens.*", "lock")
+_OURS: Final = ("tensormeter.db*", "tokens.*", ".tokens.*", "lock", "reserve", "probe")
 """Patterns of the names of what a server keeps in its folder."""
 
 _log: Final = logging.getLogger(__name__)

@@ -183,6 +183,10 @@ class ProjectStore:
         """See `Store`."""
         return self._store.problem()
 
+    def stalled(self) -> str | None:
+        """See `Store`."""
+        return self._store.stalled()
+
     def close(self) -> None:
         """Not for requests."""
         raise ForbiddenError("whoever opened the store closes it")

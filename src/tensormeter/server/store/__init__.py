@@ -279,7 +279,11 @@ class Store(Protocol):
         ...
 
     def problem(self) -> str | None:
-        """What is wrong with the store at the moment, for people, or None. Never raises."""
+        """What is wrong with the store at the moment, for people, or None. Never raises and never blocks."""
+        ...
+
+    def stalled(self) -> str | None:
+        """Why no method would return now, for people, or None: the disk does not answer. Never raises and never blocks."""
         ...
 
     def close(self) -> None:

@@ -53,16 +53,19 @@ class Catalog:
         self._processes: dict[tuple[str, str, str], _Process] = {}
         self._series: dict[tuple[int, str, str, str, str], int] = {}
         self._beginnings: dict[tuple[str, str, str], tuple[int, int]] = {}
-        self._tombstones: dict[tuple[str, str], _Tombstone] = {}
-        self.forget()
+        self._known_tombstones: dict[tuple[str, str], _Tombstone] | None = None
 
-    def forget(self) -> None:
-        """Drop what is remembered: rows may be gone again."""
+    def forget(self, connection: sqlite3.Connection | None = None) -> None:
+        """Drop what is remembered: rows may be gone again. Never waits for the disk.
+
+        Args:
+            connection: To use from now on; None: the same as before.
+        """
         self._processes.clear()
         self._series.clear()
         self._beginnings.clear()
-        rows = self._connection.execute("SELECT project, run_id, time, journal, revived FROM tombstone")
-        self._tombstones = {(row[0], row[1]): _Tombstone(row[2], row[3], bool(row[4])) for row in rows}
+        self._known_tombstones = None
+        self._connection = connection or self._connection
 
     def process(
         self,
@@ -197,6 +200,13 @@ class Catalog:
         # Its id is free again; nobody can send this one, which is not an identifier.
         self._connection.execute("UPDATE run SET deleted = ?, run_id = '/' || id WHERE id = ?", (received, run))
         self.forget()
+
+    @property
+    def _tombstones(self) -> dict[tuple[str, str], _Tombstone]:
+        if self._known_tombstones is None:
+            rows = self._connection.execute("SELECT project, run_id, time, journal, revived FROM tombstone")
+            self._known_tombstones = {(row[0], row[1]): _Tombstone(row[2], row[3], bool(row[4])) for row in rows}
+        return self._known_tombstones
 
     def _is_dead(self, source: Source, time: int, *, starts: bool) -> bool:
         tombstone = self._tombstones.get((source.project, source.run_id))

@@ -10,7 +10,9 @@ __all__ = [
     "BatchConflictError",
     "DamagedError",
     "NotFoundError",
+    "StoreFullError",
     "StoreUnavailableError",
+    "SuspectedDamageError",
     "TooManyPointsError",
     "TooManySeriesError",
 ]
@@ -58,3 +60,11 @@ class TooManySeriesError(TooManyPointsError):
 
 class StoreUnavailableError(StoreError):
     """The store cannot do this now, and may be able to later: disk full, too much waiting to be written, closing."""
+
+
+class StoreFullError(StoreUnavailableError):
+    """There is no room on the disk for this."""
+
+
+class SuspectedDamageError(StoreUnavailableError):
+    """SQLite calls the file damaged. After an I/O error it does so too, so the store checks the file before it reports damage."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tensormeter.errors import StoreError
 from tensormeter.private import make_directory, open_file
+from tensormeter.server.store.filesystem import lacks_locks
 from tensormeter.server.waiting import lock_holder, note_holder
 
 __all__ = ["FolderLock"]
@@ -22,7 +23,8 @@ class FolderLock:
         """Create the folder if need be (private to the user) and lock it.
 
         Raises:
-            StoreError: Another process holds it, which the message names; or the folder cannot be written to.
+            StoreError: Another process holds it, which the message names; or the folder cannot be written to, or files in it
+                cannot be locked.
         """
         path = folder / "lock"
         try:
@@ -32,11 +34,14 @@ class FolderLock:
             raise StoreError(f"cannot use the data folder {folder}: {error.strerror}; choose another one") from error
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             os.close(self._descriptor)
             raise StoreError(
                 f"the data folder {folder} is in use by {lock_holder(path)}; stop that server or choose another folder",
             ) from None
+        except OSError as error:
+            os.close(self._descriptor)
+            raise StoreError(lacks_locks(folder, error)) from error
         note_holder(self._descriptor)
 
     def release(self) -> None:

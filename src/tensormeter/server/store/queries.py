@@ -36,8 +36,9 @@ from tensormeter.server.store import (
 from tensormeter.server.store.catalog import find_run
 from tensormeter.server.store.cursor import Cursor
 from tensormeter.server.store.damage import Damage, leaving_out, named
-from tensormeter.server.store.errors import DamagedError
+from tensormeter.server.store.errors import DamagedError, SuspectedDamageError
 from tensormeter.server.store.events import last_event, read_alerts, read_events, read_media
+from tensormeter.server.store.filesystem import FileSystem
 from tensormeter.server.store.gaps import has_new_gaps, read_gaps
 from tensormeter.server.store.heads import Heads, Layer
 from tensormeter.server.store.listing import check_series
@@ -45,6 +46,7 @@ from tensormeter.server.store.precedence import Precedence
 from tensormeter.server.store.samples import read_thinned
 from tensormeter.server.store.schema import connect
 from tensormeter.server.store.selection import find_attempts, find_series, new_series, read_series
+from tensormeter.server.store.suspicion import Suspicion
 from tensormeter.server.store.transaction import reading
 
 __all__ = ["READERS", "SqliteQueries"]
@@ -58,22 +60,26 @@ _LATELY: Final = 24 * 3600 * 10**9
 class SqliteQueries:
     """What a `SqliteStore` answers. See the interface for threads and errors."""
 
-    def __init__(self, file: Path, heads: Heads, stall_after: float) -> None:
+    def __init__(self, file: Path, filesystem: FileSystem, heads: Heads, stall_after: float) -> None:
         """Open connections for reading.
 
         Args:
             file: As `prepare` leaves it.
+            filesystem: What the file system can do.
             heads: What is not in the file's chunks yet.
             stall_after: Seconds without any sign of life after which a run that has not ended counts as stalled.
         """
         self._heads = heads
         self._stall_after = stall_after
         self._damage = Damage()
+        self._file = file
+        self._filesystem = filesystem
+        self._suspicion = Suspicion(file, self._connect_reader)
         self._closed = False
         self._precedence = Precedence()
         self._readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
         for _ in range(READERS):
-            self._readers.put(connect(file, read_only=True))
+            self._readers.put(self._connect_reader())
 
     def projects(self) -> list[ProjectSummary]:
         """See `Store`."""
@@ -238,8 +244,11 @@ class SqliteQueries:
         self._check_open()
         connection = self._readers.get()
         try:
-            with self._precedence.reading():
+            with self._watched(), self._precedence.reading():
                 yield connection
+        except StoreUnavailableError:
+            connection = self._renewed(connection)
+            raise
         except DamagedError as error:
             found = named(connection, error)
             self._damage.add(found)
@@ -269,6 +278,33 @@ class SqliteQueries:
         yield
         for text in (damaged or ())[known:]:
             self._damage.add(DamagedError(text))
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Have damage that SQLite reports inside checked before it counts as damage.
+
+        Raises:
+            DamagedError: It has been checked and is damage.
+        """
+        try:
+            yield
+        except SuspectedDamageError as error:
+            self._suspicion.suspect(str(error))
+            if self._suspicion.confirmed is not None:
+                raise DamagedError(self._suspicion.confirmed, named=True) from error
+            raise
+
+    def _connect_reader(self) -> sqlite3.Connection:
+        return connect(self._file, read_only=True, filesystem=self._filesystem)
+
+    def _renewed(self, connection: sqlite3.Connection) -> sqlite3.Connection:
+        """A new connection instead of one that could not read: its descriptors may be stale. The same if there is none."""
+        try:
+            fresh = self._connect_reader()
+        except sqlite3.Error:
+            return connection
+        connection.close()
+        return fresh
 
     @contextmanager
     def _snapshot(self, ref: RunRef) -> Iterator[tuple[sqlite3.Connection, list[Layer], int]]:

@@ -11,12 +11,17 @@ from typing import Final
 
 from tensormeter.errors import StoreError
 from tensormeter.private import open_file
+from tensormeter.server.store.errors import StoreFullError
+from tensormeter.server.store.filesystem import FileSystem
 from tensormeter.server.store.migration import migrate
+from tensormeter.server.store.suspicion import unreadable
+from tensormeter.server.store.transaction import primary_code
 from tensormeter.server.waiting import lock_holder
 
 __all__ = ["SCHEMA_VERSION", "connect", "holder_of", "prepare"]
 
 SCHEMA_VERSION: Final = 7
+_COMPLETE: Final = FileSystem()
 _APPLICATION_ID: Final = 0x746D7472  # "tmtr"
 
 _SCHEMA: Final = """
@@ -204,10 +209,15 @@ CREATE TABLE mark (                         -- how far somebody has come
 """
 
 
-def prepare(file: Path) -> None:
+def prepare(file: Path, filesystem: FileSystem = _COMPLETE) -> None:
     """Create the file, or bring one that an older version wrote up to date, or refuse.
 
+    Args:
+        file: The database.
+        filesystem: What its file system can do.
+
     Raises:
+        StoreFullError: The disk is full.
         StoreError: It is not, or the folder cannot be written to.
     """
     if sqlite3.sqlite_version_info < (3, 35):
@@ -220,23 +230,32 @@ def prepare(file: Path) -> None:
     except OSError as error:
         raise StoreError(f"cannot open the store {file}: {error.strerror}") from error
     try:
-        connection = connect(file)
+        connection = sqlite3.connect(file, timeout=5, isolation_level=None)
         try:
+            if not filesystem.maps:  # a log that is there can then be read without them
+                connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+            _configure(connection, filesystem)
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
             if not version and not tables:
                 connection.executescript(
-                    f"PRAGMA journal_mode = WAL; BEGIN IMMEDIATE; {_SCHEMA}"
+                    f"PRAGMA journal_mode = {filesystem.journal_mode}; BEGIN IMMEDIATE; {_SCHEMA}"
                     f"PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;",
                 )
                 return
             application = connection.execute("PRAGMA application_id").fetchone()[0]
             if application == _APPLICATION_ID and version < SCHEMA_VERSION:
                 migrate(connection, version, _SCHEMA, SCHEMA_VERSION)
+            if application == _APPLICATION_ID:
+                connection.execute(f"PRAGMA journal_mode = {filesystem.journal_mode}").fetchall()
         finally:
             connection.close()
     except (sqlite3.Error, UnicodeDecodeError) as error:
-        raise StoreError(f"cannot open the store {file}: {error}{holder_of(file, error)}") from error
+        if primary_code(error) == sqlite3.SQLITE_FULL:
+            raise StoreFullError(f"cannot open the store {file}: the disk is full; make room there") from error
+        raise StoreError(
+            unreadable(file) or f"cannot open the store {file}: {error}{holder_of(file, error)}"
+        ) from error
     if application != _APPLICATION_ID:
         raise StoreError(f"{file} is not a tensormeter store; choose another data folder")
     if version > SCHEMA_VERSION:
@@ -256,14 +275,26 @@ def holder_of(file: Path, error: Exception) -> str:
     return f" ({file} is locked by {(known or holders)[0]})"
 
 
-def connect(file: Path, *, read_only: bool = False) -> sqlite3.Connection:
+def connect(file: Path, *, read_only: bool = False, filesystem: FileSystem = _COMPLETE) -> sqlite3.Connection:
     """A connection in autocommit mode: transactions are begun and ended by statements of ours only.
 
     The caller makes sure that one thread at a time uses it.
     """
-    connection = sqlite3.connect(file, timeout=5, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA synchronous = NORMAL")
-    connection.execute("PRAGMA foreign_keys = ON")
-    if read_only:
-        connection.execute("PRAGMA query_only = ON")
+    connection = sqlite3.connect(file, timeout=filesystem.patience, isolation_level=None, check_same_thread=False)
+    try:
+        _configure(connection, filesystem)
+        if not filesystem.maps and not read_only:
+            connection.execute("PRAGMA journal_mode = TRUNCATE").fetchall()
+        if read_only:
+            connection.execute("PRAGMA query_only = ON")
+    except BaseException:
+        connection.close()
+        raise
     return connection
+
+
+def _configure(connection: sqlite3.Connection, filesystem: FileSystem) -> None:
+    connection.execute(f"PRAGMA synchronous = {filesystem.synchronous}")
+    connection.execute("PRAGMA foreign_keys = ON")
+    # Overwriting all that is deleted, the default of some builds, takes as much room in the log as what is deleted.
+    connection.execute("PRAGMA secure_delete = FAST").fetchall()

@@ -13,11 +13,11 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from tensormeter.errors import EncodingError, StoreError
 from tensormeter.otlp.batch import Attribute, Batch, Event
@@ -36,10 +36,13 @@ from tensormeter.server.store.annotations import update_run
 from tensormeter.server.store.arrivals import Arrival, Rejections, arrivals_of
 from tensormeter.server.store.background import Background
 from tensormeter.server.store.catalog import Catalog, find_run
+from tensormeter.server.store.checkpoint import Log
 from tensormeter.server.store.damage import named
+from tensormeter.server.store.disk import Disk
 from tensormeter.server.store.durability import ServerDurability, Syncer
-from tensormeter.server.store.errors import DamagedError
+from tensormeter.server.store.errors import DamagedError, StoreFullError
 from tensormeter.server.store.events import insert_event
+from tensormeter.server.store.filesystem import FileSystem
 from tensormeter.server.store.folding import apply_folds, filled, plan_folds
 from tensormeter.server.store.gaps import gaps_of, insert_gaps
 from tensormeter.server.store.heads import Heads
@@ -47,10 +50,12 @@ from tensormeter.server.store.ingest import insert_events, place_arrivals
 from tensormeter.server.store.lock import FolderLock
 from tensormeter.server.store.queries import SqliteQueries
 from tensormeter.server.store.removal import Retention, deleted_runs, expired_runs, purge_some, remove_old_points
+from tensormeter.server.store.room import Room
 from tensormeter.server.store.samples import Unsampled, find_unsampled, insert_samples, sample_chunks
 from tensormeter.server.store.schema import connect, prepare
 from tensormeter.server.store.seals import seal_changes
 from tensormeter.server.store.start_check import StartCheck
+from tensormeter.server.store.suspicion import unreadable
 from tensormeter.server.store.transaction import mapped_errors, reading, writing
 from tensormeter.server.store.wal import keep_damaged_log, lost_transactions
 
@@ -59,7 +64,12 @@ __all__ = ["SqliteStore"]
 _SAMPLED_AT_ONCE: Final = 16
 """Chunks whose samples one transaction writes: ingest waits for it."""
 
+_RECOVERY: Final = "recovery"
+"""Name of the mark that is written to find out whether the store can be written to again."""
+
 _log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 
 class SqliteStore(SqliteQueries):
@@ -101,32 +111,41 @@ class SqliteStore(SqliteQueries):
         try:
             self._file = file = folder / "tensormeter.db"
             tighten_files(folder)
+            self._room = Room(file)
+            self._log = Log(file, self._room)
             lost = lost_transactions(file)
             copy = None if lost is None else keep_damaged_log(file)  # SQLite writes over it
-            prepare(file)
-            self._writer = connect(file)
-            seal_changes(self._writer)
-            # The folding thread checkpoints; this is for when it falls behind (16,384 pages of 4 KiB).
-            self._writer.execute("PRAGMA wal_autocheckpoint = 16384")
-            self._folder = connect(file)
+            filesystem = self._with_reserve(lambda: FileSystem.examine(folder))
+            self._filesystem = filesystem
+            self._with_reserve(lambda: prepare(file, filesystem))
+            self._writer = self._with_reserve(self._connect_writer)
+            self._folder = self._with_reserve(self._connect)
+            self._stale = False
             self._catalog = Catalog(self._writer)
-            super().__init__(file, Heads(), stall_after)
+            super().__init__(file, filesystem, Heads(), stall_after)
             if lost is not None:
                 self._damage.add(
                     StoreError(lost if copy is None else f"{lost}; the damaged log is kept in {copy.name}")
                 )
+            with suppress(sqlite3.Error):  # before requests take the room
+                self._with_reserve(lambda: self._log.empty(self._writer))
             self._replay()
             self._unsampled: deque[Unsampled] = deque(find_unsampled(self._folder))
             self.syncer = Syncer(file, self._carry_over)
             self.syncer.start(durability)
         except (sqlite3.Error, UnicodeDecodeError) as error:
             self._lock.release()
-            raise StoreError(f"cannot open the store in {folder}: {error}") from error
+            raise StoreError(
+                unreadable(file) or f"cannot open the store in {folder}: {error}{self._room.hint()}"
+            ) from error
         except BaseException:
             self._lock.release()
             raise
+        self._room.keep()
+        self._disk = Disk(folder, self._room, filesystem)
         self._start_check = StartCheck(file, self._damage)
         self._background = Background("tensormeter-fold", self._work_in_background, fold_interval)
+        self._disk.watch(self._background.wake)
         if self._unsampled:
             self._background.wake()
 
@@ -148,6 +167,7 @@ class SqliteStore(SqliteQueries):
         with self._settled(), self._writing:
             self._check_open()
             self._check_pending(sum(len(arrival.points) for arrival in arrivals))
+            self._check_room(len(compressed), sum(len(arrival.points) for arrival in arrivals))
             with self._transaction():
                 if batch_id is not None:
                     known = journal.find_batch(self._writer, batch_id, content)
@@ -163,7 +183,7 @@ class SqliteStore(SqliteQueries):
                 self._catalog.note_beginnings(arrivals, seq)
             if placed:
                 self._heads.append(seq, placed)
-        if self._heads.pending() >= self._fold_points:
+        if self._heads.pending() >= self._room.fold_points(self._fold_points):
             self._background.wake()
         return receipt
 
@@ -181,6 +201,7 @@ class SqliteStore(SqliteQueries):
         rejections = Rejections()
         with self._settled(), self._writing:
             self._check_open()
+            self._check_room(len(payload), 0)
             with self._transaction():
                 if batch_id is not None:
                     known = journal.find_batch(self._writer, batch_id, content)
@@ -199,8 +220,12 @@ class SqliteStore(SqliteQueries):
 
     def delete(self, ref: RunRef) -> None:
         """See `Store`."""
-        with self._change(ref) as run:
-            self._catalog.delete(run, time.time_ns(), self._heads.last())
+
+        def delete() -> None:
+            with self._change(ref) as run:
+                self._catalog.delete(run, time.time_ns(), self._heads.last())
+
+        self._with_reserve(delete, self._empty_log)
         self._background.wake()
 
     def raise_alert(self, run: RunRef, event: Event) -> None:
@@ -219,7 +244,7 @@ class SqliteStore(SqliteQueries):
         if value is not None:
             with self._writing:
                 self._check_open()
-                with writing(self._writer):
+                with self._transaction():
                     self._writer.execute("INSERT OR REPLACE INTO mark (name, value) VALUES (?, ?)", (name, value))
             return value
         return self._mark(name)
@@ -230,7 +255,17 @@ class SqliteStore(SqliteQueries):
 
     def problem(self) -> str | None:
         """See `Store`. Damage that was come upon is said until the store is opened anew."""
-        return self._damage.text() or self._problem
+        return (
+            self._damage.text()
+            or self._suspicion.confirmed
+            or self._disk.problem()
+            or self._suspicion.problem()
+            or self._problem
+        )
+
+    def stalled(self) -> str | None:
+        """See `Store`."""
+        return self._disk.stalled()
 
     def fold(self) -> None:
         """Fold now what is in memory, remove what is to be removed, and sample chunks that are full.
@@ -241,13 +276,14 @@ class SqliteStore(SqliteQueries):
             StoreError: It could not be written; it stays in memory and in the journal.
         """
         with self._folding:
+            self._renew_folder()
             with self._writing:  # between a commit and its append, what is in memory is less than the journal
                 layer = self._heads.freeze()
-                with mapped_errors("read"):
+                with self._watched(), mapped_errors("read"):
                     # Nothing of theirs will come any more, so what this fold does not take in is in chunks already.
                     deleted = deleted_runs(self._writer, self._damage.add)
             if layer is not None:
-                with reading(self._folder):
+                with self._watched(), reading(self._folder):
                     folds = plan_folds(self._folder, layer, self._give_way, self._note)
                 with self._writing, self._transaction():
                     apply_folds(self._writer, folds, layer.upto)
@@ -256,8 +292,7 @@ class SqliteStore(SqliteQueries):
             self._remove(deleted)
             sampled = self._sample()
             if layer is not None or deleted or sampled:
-                with mapped_errors("checkpoint"):
-                    self._folder.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                self._checkpoint()
 
     def close(self) -> None:
         """See `Store`. What cannot be folded any more stays in the journal for the next one who opens the folder."""
@@ -272,9 +307,11 @@ class SqliteStore(SqliteQueries):
             self.fold()
         except StoreError:
             _log.exception("tensormeter: the store keeps its newest points in its journal")
+        self._disk.stop()
         self._close_readers()
         self._folder.close()
         self._writer.close()
+        self._suspicion.close()
         self._lock.release()
 
     def _replay(self) -> None:
@@ -309,14 +346,21 @@ class SqliteStore(SqliteQueries):
 
     def _work_in_background(self) -> None:
         try:
-            self._expire()
-            self.fold()
+            self._with_reserve(self._expire, self._empty_log)
+            self._with_reserve(self.fold, self._empty_log)
+            if self._room.tight:
+                self._empty_log()
+            if self._disk.failing:
+                self.mark(_RECOVERY, time.time_ns())
         except StoreError as error:
             if self._problem is None:
                 _log.warning("tensormeter: %s; points wait in memory and in the journal", error)
             self._problem = str(error)
+            if isinstance(error, StoreUnavailableError):
+                self._disk.failed(error)
         else:
             self._problem = None
+        self._room.keep()
 
     def _expire(self) -> None:
         """Delete what retention does not allow any more."""
@@ -340,7 +384,7 @@ class SqliteStore(SqliteQueries):
             self._give_way()
             wanted = [*islice(self._unsampled, _SAMPLED_AT_ONCE)]
             try:
-                with reading(self._folder):
+                with self._watched(), reading(self._folder):
                     samples = sample_chunks(self._folder, wanted)
             except StoreUnavailableError:
                 raise
@@ -375,12 +419,19 @@ class SqliteStore(SqliteQueries):
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         try:
-            with writing(self._writer):
+            self._renew_writer()
+            with self._watched(), writing(self._writer):
                 yield
+        except StoreUnavailableError as error:
+            self._catalog.forget()
+            self._disk.failed(error)
+            self._stale = True
+            raise
         except BaseException:
             self._catalog.forget()
             raise
         self.syncer.note_commit()
+        self._disk.worked()
 
     @contextmanager
     def _settled(self) -> Iterator[None]:
@@ -391,9 +442,62 @@ class SqliteStore(SqliteQueries):
 
     def _carry_over(self) -> bool:
         """Carry SQLite's log over into the database. Returns whether all of it is there."""
-        with mapped_errors("checkpoint"), closing(connect(self._file)) as connection:
+        with mapped_errors("checkpoint"), closing(self._connect()) as connection:
             busy, logged, carried = connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
             return not busy and logged == carried
+
+    def _connect(self) -> sqlite3.Connection:
+        return connect(self._file, filesystem=self._filesystem)
+
+    def _connect_writer(self) -> sqlite3.Connection:
+        connection = self._connect()
+        try:
+            seal_changes(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _renew_writer(self) -> None:
+        """Open the file again if the disk has failed: descriptors may be stale."""
+        if self._stale:
+            with mapped_errors("open"):
+                old, self._writer = self._writer, self._connect_writer()
+                self._catalog.forget(self._writer)
+                self._stale = False
+                old.close()
+
+    def _renew_folder(self) -> None:
+        if self._disk.failing:
+            with mapped_errors("open"):
+                old, self._folder = self._folder, self._connect()
+                old.close()
+
+    def _checkpoint(self) -> None:
+        with mapped_errors("checkpoint"):
+            if not self._room.tight:
+                self._folder.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        if self._room.tight:
+            self._empty_log()
+
+    def _empty_log(self) -> None:
+        with self._writing, mapped_errors("checkpoint"):
+            self._log.empty(self._writer)
+
+    def _with_reserve(self, work: Callable[[], _T], prepare: Callable[[], object] = lambda: None) -> _T:
+        """Do what must also be possible on a full disk: if it fails there, once more with the room that is kept for it.
+
+        Args:
+            work: What to do.
+            prepare: Called before `work` is called again.
+        """
+        try:
+            return work()
+        except (StoreError, sqlite3.Error) as error:
+            if not self._room.give(error):
+                raise
+        prepare()
+        return work()
 
     @contextmanager
     def _change(self, ref: RunRef) -> Iterator[int]:
@@ -407,3 +511,13 @@ class SqliteStore(SqliteQueries):
         if pending and pending + points > self._max_pending_points:
             self._background.wake()
             raise StoreUnavailableError(f"{pending} points wait to be written to disk; send this request again later")
+
+    def _check_room(self, size: int, points: int) -> None:
+        """Refuse a request that would use room that the store needs; inside of the lock on writing."""
+        try:
+            with mapped_errors("write to"):
+                self._log.shorten(self._writer)
+                self._room.admit(self._writer, size, self._heads.pending() + points)
+        except StoreFullError:
+            self._background.wake()
+            raise

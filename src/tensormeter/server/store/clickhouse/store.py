@@ -332,6 +332,10 @@ class ClickHouseStore:
         """See `Store`. Damage that a read has come upon is said until the store is opened anew."""
         return self._connection.damage or self._problem
 
+    def stalled(self) -> str | None:
+        """See `Store`. Requests to ClickHouse have a time limit."""
+        return None
+
     def fold(self) -> None:
         """See `Store`: count what dead commits left uncounted. ClickHouse merges by itself."""
         self._check_open()

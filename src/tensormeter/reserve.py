@@ -1,6 +1,7 @@
-"""Room on the disk that is kept for what must be written when others have filled it: that requests are delivered.
+"""Room on the disk that is kept for what must be written when others have filled it.
 
-Without it a request that was accepted could not be taken out of the spool, and would be sent again and again.
+An agent keeps room to mark requests as delivered; without it they would be sent again and again. A server keeps room to empty its
+write-ahead log and to delete runs; without it nothing could make room again.
 """
 
 import contextlib
@@ -17,14 +18,14 @@ _STEP: Final = 256 << 10
 
 
 class Reserve:
-    """A file beside the spool that holds nothing. Any thread may use one; several of one path are one.
+    """A file next to a database that holds nothing. Any thread may use one; several of one path are one.
 
     Not a promise: whoever fills the disk may be quicker. Calls block for the disk.
     """
 
-    def __init__(self, spool: Path) -> None:
-        """Name it, for the spool of this path; makes nothing yet."""
-        self._path = spool.with_name("reserve")
+    def __init__(self, database: Path) -> None:
+        """Name it, for the database of this path; makes nothing yet."""
+        self._path = database.with_name("reserve")
 
     def keep(self, size: int) -> bool:
         """Take this much room, or less so that as much stays free. Returns whether it is all there.
