@@ -110,16 +110,14 @@ class Room:
         """Take the reserve, or as much of it as leaves half of the room free. To be called often."""
         self._reserve.keep(min(self._share, _RESERVE_BYTES))
 
-    def give(self, error: Exception | None = None) -> bool:
-        """Free the reserve. Returns whether there was any.
-
-        Args:
-            error: What failed; if that is not because the disk is full, the reserve stays. None: whatever the disk is like.
-        """
+    def is_short(self, error: Exception) -> bool:
+        """Whether something failed because the disk is full."""
         full = isinstance(error, StoreFullError) or primary_code(error) == sqlite3.SQLITE_FULL
-        if error is not None and not full and self._reserve.room()[0] >= _LEAST:
-            return False
-        return self._reserve.give()
+        return full or self._reserve.room()[0] < _LEAST
+
+    def give(self) -> None:
+        """Free the reserve."""
+        self._reserve.give()
 
     def hint(self) -> str:
         """After a text about an error: that the disk is full, or "". Blocks for the disk."""

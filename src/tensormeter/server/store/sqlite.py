@@ -494,8 +494,9 @@ class SqliteStore(SqliteQueries):
         try:
             return work()
         except (StoreError, sqlite3.Error) as error:
-            if not self._room.give(error):
+            if not self._room.is_short(error):
                 raise
+        self._room.give()
         prepare()
         return work()
 
