@@ -293,7 +293,7 @@ def test_a_read_that_takes_too_long_says_what_to_ask():
     async def ask() -> None:
         request = Request({"type": "http", "client": None}, anyio.sleep_forever)
         request.state.access = Access("test")
-        await Answers().points(request, ApiThreads().run_checked, work)
+        await Answers().points(request, ApiThreads(lambda: None).run_checked, work)
 
     with pytest.raises(TooManyPointsError, match=r"processor time; ask for fewer metrics, for one process"):
         anyio.run(ask)
@@ -311,7 +311,7 @@ def test_a_read_ends_when_the_client_has_gone():
     async def ask() -> None:
         request = Request({"type": "http", "client": None}, gone)
         request.state.access = Access("test")
-        await Answers().points(request, ApiThreads().run_checked, work)
+        await Answers().points(request, ApiThreads(lambda: None).run_checked, work)
 
     with pytest.raises(ClientDisconnect):
         anyio.run(ask)

@@ -24,7 +24,7 @@ class Access:
         who: For logs: the token's name, "server token", or "anyone" where none is needed.
         project: The only project there is for the holder; None: all there are.
         allows: Whether a permission is given.
-        valid: Whether it still is: asked by what goes on for long.
+        valid: Whether it still is: asked by what goes on for long. Blocks for the disk.
     """
 
     who: str
@@ -34,7 +34,7 @@ class Access:
 
 
 class Authenticator:
-    """Knows the server's token, that of its own process, and the file of tokens, as it is at each request."""
+    """Knows the server's token, that of its own process, and the file of tokens, as it was when `refresh` was last called."""
 
     def __init__(self, config: ServerConfig) -> None:
         self._tokens = TokenFile(config.directory)
@@ -42,8 +42,16 @@ class Authenticator:
         self._own_token = config.own_token.encode()
         self._local = config.is_local
 
+    def refresh(self) -> None:
+        """Look at the file of tokens. Blocks for the disk.
+
+        Raises:
+            StoreError: It cannot be read.
+        """
+        self._tokens.tokens()
+
     def access(self, authorization: str, *, forwarded: bool = False) -> Access | None:
-        """What a request with this `Authorization` header may do; None: nothing.
+        """What a request with this `Authorization` header may do; None: nothing. Does not block.
 
         Args:
             authorization: The header.
@@ -52,7 +60,7 @@ class Authenticator:
         Raises:
             StoreError: The file of tokens cannot be read, so nobody is known.
         """
-        known = self._tokens.tokens()
+        known = self._tokens.latest()
         scheme, _, text = authorization.partition(" ")
         given = text.strip() if scheme.lower() == "bearer" else ""
         data = given.encode()
@@ -60,7 +68,7 @@ class Authenticator:
             return Access("server token")
         if hmac.compare_digest(data, self._own_token):
             return Access("this server", allows=lambda permission: permission == "write")
-        token = self._tokens.find(given) if known is not None else None
+        token = self._tokens.find(given, latest=True) if known is not None else None
         if token is not None:
             return Access(token.name, token.project, token.allows, lambda: self._still(given, token))
         # Where nothing but this machine can ask, and no token was ever made, none is needed.

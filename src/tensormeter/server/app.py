@@ -74,6 +74,7 @@ def create_app(
         return await health(request)
 
     async def health(request: Request) -> Response:
+        # On the event loop: threads may all be waiting for the disk.
         problem = store.problem()
         if problem is not None:
             return error_response(request.scope, 503, "unhealthy", problem)
@@ -101,7 +102,7 @@ def create_app(
         },
     )
     app.router.redirect_slashes = False
-    return Pieces(Observer(Guard(app, config), listener))
+    return Pieces(Observer(Guard(app, config, store.stalled), listener))
 
 
 def _on_http_exception(request: Request, error: Exception) -> Response:

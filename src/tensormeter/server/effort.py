@@ -14,7 +14,9 @@ import anyio.to_thread
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-__all__ = ["MAX_SECONDS", "Effort", "TookTooLongError", "run_while_connected"]
+from tensormeter.server.store.errors import StoreUnavailableError
+
+__all__ = ["MAX_SECONDS", "Effort", "TookTooLongError", "run_until_stalled", "run_while_connected"]
 
 _T = TypeVar("_T")
 
@@ -23,6 +25,14 @@ MAX_SECONDS: Final = 4.0
 
 _CALLS: Final = 8
 """Calls of `check` for each look at the clock, which is a system call."""
+
+
+_LOOK: Final = 1.0
+"""Seconds between two looks whether the disk answers."""
+
+
+def _never() -> None:
+    """For work that needs no disk."""
 
 
 class TookTooLongError(HTTPException):
@@ -80,8 +90,56 @@ class Effort:
             )
 
 
+async def run_until_stalled(
+    work: Callable[[], _T], limiter: anyio.CapacityLimiter, stalled: Callable[[], str | None]
+) -> _T:
+    """Run work on a thread, and leave it behind if the disk that it needs does not answer.
+
+    The thread goes on when the disk answers again, so what it stores may be stored although the client was sent an error.
+
+    Args:
+        work: The work.
+        limiter: Threads that the work may use.
+        stalled: Why the disk cannot be asked now, or None; does not block.
+
+    Returns:
+        What `work` returned.
+
+    Raises:
+        StoreUnavailableError: The disk does not answer.
+    """
+    outcome: list[_T] = []
+    failure: list[Exception] = []
+
+    async def watch() -> None:
+        while (problem := stalled()) is None:
+            with anyio.move_on_after(_LOOK):
+                await anyio.sleep_forever()
+        failure.append(StoreUnavailableError(problem))
+        tasks.cancel_scope.cancel()
+
+    if (problem := stalled()) is not None:
+        raise StoreUnavailableError(problem)
+    # Outcomes leave the task group as values: it would wrap exceptions in groups.
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch)
+        try:
+            outcome.append(await anyio.to_thread.run_sync(work, limiter=limiter, abandon_on_cancel=True))
+        except Exception as error:
+            failure.append(error)
+        tasks.cancel_scope.cancel()
+    if outcome:
+        return outcome[0]
+    raise failure[0]
+
+
 async def run_while_connected(
-    request: Request, work: Callable[[Effort], _T], limiter: anyio.CapacityLimiter, effort: Effort | None = None
+    request: Request,
+    work: Callable[[Effort], _T],
+    limiter: anyio.CapacityLimiter,
+    effort: Effort | None = None,
+    *,
+    stalled: Callable[[], str | None] = _never,
 ) -> _T:
     """Run the work of a request on a thread, and end it if the client goes away or it takes too long.
 
@@ -90,6 +148,7 @@ async def run_while_connected(
         work: The work, given the effort that its loops check.
         limiter: Threads that the work may use.
         effort: That of the request's earlier work; by default a new one.
+        stalled: As for `run_until_stalled`.
 
     Returns:
         What `work` returned.
@@ -97,6 +156,7 @@ async def run_while_connected(
     Raises:
         TookTooLongError: The work took too much processor time.
         ClientDisconnect: The client went away before the work ended.
+        StoreUnavailableError: The disk does not answer.
     """
     counted = Effort() if effort is None else effort
     outcome: list[_T] = []
@@ -114,14 +174,15 @@ async def run_while_connected(
             pass
         counted.cancel()
 
-    # Outcomes leave the task group as values: it would wrap exceptions in groups.
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watch)
         try:
-            outcome.append(await anyio.to_thread.run_sync(begin, limiter=limiter))
+            outcome.append(await run_until_stalled(begin, limiter, stalled))
         except Exception as error:
             failure.append(error)
         tasks.cancel_scope.cancel()
     if failure:
+        if isinstance(failure[0], StoreUnavailableError):
+            counted.cancel()  # the work may still be on its thread
         raise failure[0]
     return outcome[0]

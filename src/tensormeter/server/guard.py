@@ -7,6 +7,8 @@
 
 import ipaddress
 import logging
+import time
+from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -17,8 +19,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tensormeter.errors import StoreError
 from tensormeter.server.access import Authenticator, needed_permissions
 from tensormeter.server.config import ServerConfig
+from tensormeter.server.lookup import Lookup
 from tensormeter.server.page import STATIC_PREFIX
 from tensormeter.server.status import error_response
+from tensormeter.server.store.errors import StoreUnavailableError
 from tensormeter.settings import is_loopback
 
 __all__ = ["Guard"]
@@ -26,6 +30,9 @@ __all__ = ["Guard"]
 _PUBLIC: Final = frozenset({"/", "/healthz", "/readyz"})
 
 _log: Final = logging.getLogger(__name__)
+
+_QUIET: Final = 60.0
+"""Seconds in which the log says once that the tokens cannot be read."""
 
 _FORWARDED: Final = ("forwarded", "x-forwarded-", "x-real-ip")
 """Beginnings of the headers that proxies add which pass requests of others on."""
@@ -42,9 +49,17 @@ _HEADERS: Final = {
 class Guard:
     """ASGI middleware around the whole application; also puts the security headers on every answer."""
 
-    def __init__(self, app: ASGIApp, config: ServerConfig) -> None:
+    def __init__(self, app: ASGIApp, config: ServerConfig, stalled: Callable[[], str | None]) -> None:
+        """Args:
+        app: What is guarded.
+        config: Who may ask.
+        stalled: Why the disk cannot be asked now, or None; does not block.
+        """
         self._app = app
+        self._stalled = stalled
         self._authenticator = Authenticator(config)
+        self._tokens = Lookup(self._authenticator.refresh)
+        self._reported: tuple[str, float] | None = None
         self._hosts = frozenset({*config.allowed_hosts, config.host.lower()})
         self._bound_to_loopback = is_loopback(config.host)
 
@@ -61,11 +76,27 @@ class Guard:
                     headers.setdefault(name, value)
             await send(message)
 
-        refusal = self._refusal(scope)
+        refusal = self._foreign(scope)
+        if refusal is None and not self._is_public(scope["path"]):
+            refusal = await self._without_tokens(scope) or self._refusal(scope)
         await (refusal or self._app)(scope, receive, send_with_headers)
 
-    def _refusal(self, scope: Scope) -> Response | None:
-        path, headers = scope["path"], Headers(scope=scope)
+    @staticmethod
+    def _is_public(path: str) -> bool:
+        return path in _PUBLIC or path.startswith(STATIC_PREFIX)
+
+    async def _without_tokens(self, scope: Scope) -> Response | None:
+        """Have the tokens looked up; the answer if the disk does not say them."""
+        problem = self._stalled()
+        if problem is None:
+            try:
+                await self._tokens.fresh()
+            except StoreUnavailableError as error:
+                problem = self._stalled() or str(error)
+        return None if problem is None else error_response(scope, 503, "unavailable", problem, {"Retry-After": "5"})
+
+    def _foreign(self, scope: Scope) -> Response | None:
+        headers = Headers(scope=scope)
         host = headers.get("host", "")
         if not self._is_ours(_hostname(host)):
             message = f"this server is not {host!r}; if it should be, start it with --allowed-host"
@@ -73,14 +104,20 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and _origin_host(origin) != host.lower():
             return error_response(scope, 403, "cross_origin", "requests from pages of other sites are refused")
-        if path in _PUBLIC or path.startswith(STATIC_PREFIX):
-            return None
+        return None
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        path, headers = scope["path"], Headers(scope=scope)
         try:
             forwarded = any(name.startswith(_FORWARDED) for name in headers)
             access = self._authenticator.access(headers.get("authorization", ""), forwarded=forwarded)
         except StoreError as error:
-            _log.error("tensormeter: %s", error)
-            return error_response(scope, 503, "unavailable", "the tokens cannot be read; the server's log says why")
+            now = time.monotonic()
+            if self._reported is None or self._reported[0] != str(error) or now > self._reported[1] + _QUIET:
+                self._reported = str(error), now
+                _log.error("tensormeter: %s", error)
+            message = "the tokens cannot be read; the server's log says why"
+            return error_response(scope, 503, "unavailable", message, {"Retry-After": "5"})
         if access is None:
             message = "a valid bearer token is needed; set TENSORMETER_TOKEN to one of this server"
             if forwarded and self._bound_to_loopback:

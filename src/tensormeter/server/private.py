@@ -17,7 +17,12 @@ _log: Final = logging.getLogger(__name__)
 def tighten_files(folder: Path) -> None:
     """Take what a server keeps in a folder from everybody but its user, and say in the log what was open to others."""
     changed: list[str] = []
-    for path in sorted({path for pattern in _OURS for path in folder.glob(pattern)}):
+    try:
+        ours = sorted({path for pattern in _OURS for path in folder.glob(pattern)})
+    except OSError as error:
+        _log.warning("tensormeter: the modes of the files in %s cannot be checked: %s", folder, error.strerror)
+        return
+    for path in ours:
         try:
             found = path.lstat()
             if not stat.S_ISREG(found.st_mode) or not found.st_mode & 0o077:

@@ -111,7 +111,7 @@ class Receiver:
             return answer.SerializeToString()
 
         try:
-            answer = await run_while_connected(request, work, self._threads)
+            answer = await run_while_connected(request, work, self._threads, stalled=self._stores.stalled)
         finally:
             self._bodies.release(size)
         return Response(answer, headers=headers, media_type=form.media_type)

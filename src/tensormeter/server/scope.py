@@ -49,6 +49,10 @@ class Stores:
     def __init__(self, store: Store) -> None:
         self._store = store
 
+    def stalled(self) -> str | None:
+        """Why the store would not answer now, or None. Does not block."""
+        return self._store.stalled()
+
     def of(self, request: Request) -> Store:
         """The whole store, or the project that the request's token is for."""
         access: Access = request.state.access

@@ -20,6 +20,7 @@ from tensormeter.server.app import create_app
 from tensormeter.server.config import ServerConfig
 from tensormeter.server.connection import limited_protocol
 from tensormeter.server.handshake import Handshakes
+from tensormeter.server.patience import limited_stop, said_wait
 from tensormeter.server.private import protect_folder
 from tensormeter.server.store import Store
 from tensormeter.server.store.removal import Retention
@@ -63,8 +64,9 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
     gc.set_threshold(*_GC_THRESHOLDS)
     connections = _raise_file_limit(config.max_connections)
     with listener:
-        protect_folder(config.directory)
-        store = _open(config)
+        with said_wait(config.directory):
+            protect_folder(config.directory)
+            store = _open(config)
         alerts = AlertService(store, config.alerts, config.alert_interval)
         metrics = None
         try:
@@ -95,7 +97,7 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
                 handshakes = Handshakes(uvicorn_config.ssl, protocol.limits.admission, config.header_timeout, protocol)
                 # Instead of asyncio's own handshakes, which do not count.
                 uvicorn_config.http_protocol_class, uvicorn_config.ssl = handshakes, None  # type: ignore[assignment]
-            server = _Server(uvicorn_config, lambda: on_ready(url), shutdown, handshakes)
+            server = _Server(uvicorn_config, lambda: on_ready(url), shutdown, handshakes, store.stalled)
             asyncio.run(server.serve(sockets=[listener]))
         finally:
             if metrics is not None:
@@ -126,9 +128,15 @@ def _open(config: ServerConfig) -> Store:
 
 class _Server(uvicorn.Server):
     def __init__(
-        self, config: uvicorn.Config, on_started: Callable[[], None], shutdown: Shutdown, handshakes: Handshakes | None
+        self,
+        config: uvicorn.Config,
+        on_started: Callable[[], None],
+        shutdown: Shutdown,
+        handshakes: Handshakes | None,
+        stalled: Callable[[], str | None],
     ) -> None:
         super().__init__(config)
+        self._stalled = stalled
         self._handshakes = handshakes
         self._on_started = on_started
         self._shutdown = shutdown
@@ -140,6 +148,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._shutdown.begun = True
+        limited_stop(self._stalled, 2 * _SHUTDOWN_SECONDS)
         if self._handshakes is not None:
             self._handshakes.stop()
         await super().shutdown(sockets)

@@ -77,6 +77,18 @@ class TokenFile:
         """Name the file; it is read when it is asked for something."""
         self._path = directory / FILE_NAME
         self._seen: tuple[tuple[int, ...], dict[str, Token]] | None = None
+        self._latest: dict[str, Token] | StoreError | None = None
+
+    def latest(self) -> dict[str, Token] | None:
+        """What `tokens` returned last. Does not look at the disk.
+
+        Raises:
+            StoreError: `tokens` raised it last.
+        """
+        latest = self._latest
+        if isinstance(latest, StoreError):
+            raise StoreError(str(latest))
+        return latest
 
     def tokens(self) -> dict[str, Token] | None:
         """The tokens by id, as the file has them now; None if there is no file. Reads it only when it has changed.
@@ -84,6 +96,14 @@ class TokenFile:
         Raises:
             StoreError: It is there and cannot be read.
         """
+        try:
+            self._latest = latest = self._look()
+        except StoreError as error:
+            self._latest = error
+            raise
+        return latest
+
+    def _look(self) -> dict[str, Token] | None:
         try:
             status = self._path.stat()
         except FileNotFoundError:
@@ -96,17 +116,22 @@ class TokenFile:
             seen = self._seen = (stamp, self._load())
         return seen[1]
 
-    def find(self, text: str) -> Token | None:
+    def find(self, text: str, *, latest: bool = False) -> Token | None:
         """The token that this text is, if it is one and its time is not over. Takes as long for a wrong secret as for a right one.
+
+        Args:
+            text: What a client sent.
+            latest: Look only at what `latest` knows, and not at the disk.
 
         Raises:
             StoreError: As for `tokens`.
         """
         match = _TOKEN.fullmatch(text)
-        token = (self.tokens() or {}).get(match[1]) if match else None
+        known = self.latest() if latest else self.tokens()
+        token = (known or {}).get(match[1]) if match else None
         digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()
-        known = hmac.compare_digest(digest, token.digest if token else "0" * len(digest))
-        return token if token is not None and known and not token.expired(time.time()) else None
+        equal = hmac.compare_digest(digest, token.digest if token else "0" * len(digest))
+        return token if token is not None and equal and not token.expired(time.time()) else None
 
     def create(
         self,

@@ -5,6 +5,7 @@ import json
 import logging
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
@@ -41,7 +42,9 @@ class Webhook:
         self._mark = f"webhook:{hashlib.sha256(url.encode()).hexdigest()[:16]}"
         self._pool = urllib3.PoolManager(retries=False, timeout=_TIMEOUT)
         self._stopping = threading.Event()
-        self._begin()
+        self._begun = False
+        with suppress(StoreError):  # a full disk: later
+            self._begin()
         self._thread = threading.Thread(target=self._loop, name="tensormeter-webhook", daemon=True)
         self._thread.start()
 
@@ -54,6 +57,7 @@ class Webhook:
     def _loop(self) -> None:
         while not self._stopping.is_set():
             try:
+                self._begin()
                 self._deliver()
             except StoreError as error:
                 _log.warning("tensormeter: webhook %s: %s; it goes on later", self._host, error)
@@ -68,11 +72,14 @@ class Webhook:
 
     def _begin(self) -> None:
         """An address that is new is told of what comes, not of what was."""
+        if self._begun:
+            return
         if self._store.mark(self._mark) == 0:
             last = 0
             while page := self._store.alerts(last, 1000):
                 last = page[-1][1].id
             self._store.mark(self._mark, last + 1)
+        self._begun = True
 
     def _send(self, ref: RunRef, event: StoredEvent) -> bool:
         """Send one alert until it is taken or refused for good; False if the server stops first."""

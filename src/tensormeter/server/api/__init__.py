@@ -20,7 +20,7 @@ __all__ = ["Shutdown", "api_routes"]
 
 def api_routes(stores: Stores, shutdown: Shutdown) -> list[Route]:
     """All routes of the API. All work happens on worker threads of its own."""
-    threads, answers = ApiThreads(), Answers()
+    threads, answers = ApiThreads(stores.stalled), Answers()
     routes = [
         Route("/api/v1/openapi.json", describe_api),
         *RunsApi(stores, threads).routes(),

@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import anyio
-import anyio.to_thread
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from tensormeter.otlp.document import parse_document
-from tensormeter.server.effort import Effort, run_while_connected
+from tensormeter.server.effort import Effort, run_until_stalled, run_while_connected
 from tensormeter.server.store import RunRef
 
 __all__ = [
@@ -63,16 +62,20 @@ _T = TypeVar("_T")
 class ApiThreads:
     """Runs queries on threads, a few at once, apart from those of ingest."""
 
-    def __init__(self) -> None:
+    def __init__(self, stalled: Callable[[], str | None]) -> None:
+        """Args:
+        stalled: Why the store would not answer now, or None; does not block.
+        """
         self._limiter = anyio.CapacityLimiter(_THREADS)
+        self._stalled = stalled
 
     async def run(self, work: Callable[[], _T]) -> _T:
-        """What `work` returns or raises."""
-        return await anyio.to_thread.run_sync(work, limiter=self._limiter)
+        """What `work` returns or raises; errors as for `run_until_stalled`."""
+        return await run_until_stalled(work, self._limiter, self._stalled)
 
     async def run_checked(self, request: Request, work: Callable[[Effort], _T], effort: Effort | None = None) -> _T:
         """As `run`, for work whose loops check its effort: it ends if it takes too long or the client goes away."""
-        return await run_while_connected(request, work, self._limiter, effort)
+        return await run_while_connected(request, work, self._limiter, effort, stalled=self._stalled)
 
 
 def parameters(request: Request) -> Mapping[str, str]:

@@ -16,7 +16,7 @@ from tensormeter.server.access import Access
 from tensormeter.server.answers import Reader, client_of, reader_of
 from tensormeter.server.api.request import ApiThreads, encode, run_refs
 from tensormeter.server.scope import Stores
-from tensormeter.server.store import RunRef, Store, StoreUnavailableError
+from tensormeter.server.store import Changes, RunRef, Store, StoreUnavailableError
 
 __all__ = ["Shutdown", "StreamApi"]
 
@@ -123,11 +123,17 @@ class StreamApi:
         states: dict[RunRef, str] = {}
         spoken = time.monotonic()
         yield b"retry: 2000\n\n"
-        while not self._shutdown.begun and not place.ended and access.valid():
+        while not self._shutdown.begun and not place.ended:
             asked = cursor
+
+            def look(asked: str | None = asked) -> Changes | None:
+                return store.changes(asked, refs) if access.valid() else None
+
             try:
-                found = await self._threads.run(lambda asked=asked: store.changes(asked, refs))  # type: ignore[misc]
+                found = await self._threads.run(look)
             except StoreUnavailableError:
+                return
+            if found is None:
                 return
             lines: list[bytes] = []
             for change in found.changes:

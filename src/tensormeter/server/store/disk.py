@@ -14,7 +14,7 @@ from typing import Final
 
 from tensormeter.private import open_file
 from tensormeter.server.store.background import Background
-from tensormeter.server.store.filesystem import FULL, FileSystem
+from tensormeter.server.store.filesystem import FULL
 from tensormeter.server.store.room import Room
 
 __all__ = ["Disk"]
@@ -23,7 +23,7 @@ _STALLED: Final = 5.0
 """Seconds after which one operation on the disk counts as not answered."""
 
 _BUSY: Final = 1.0
-_IDLE: Final = 5.0
+_IDLE: Final = 3.0
 """Seconds between two looks at the disk: while it is written to or something is wrong, and otherwise."""
 
 _WELL: Final = 3.0
@@ -39,18 +39,16 @@ _log: Final = logging.getLogger(__name__)
 class Disk:
     """Watches the disk of a store from `watch` until `stop`. Nothing blocks except `stop`, which waits for a second at most."""
 
-    def __init__(self, folder: Path, room: Room, filesystem: FileSystem) -> None:
+    def __init__(self, folder: Path, room: Room) -> None:
         """Name the disk.
 
         Args:
             folder: Data folder of the store.
             room: Room that the store has there.
-            filesystem: What the file system can do.
         """
         self._folder = folder
         self._path = folder / "probe"
         self._room = room
-        self._syncs = filesystem.syncs
         self._on_change: Callable[[], None] = _ignore
         self._stopping = False
         self._wake = threading.Event()
@@ -144,7 +142,7 @@ class Disk:
         return not worked and self._error is None and self._failure is None and self._room.problem() is None
 
     def _write(self) -> None:
-        """Write a small file; more of it if there was no room before.
+        """Write a small file; more of it if there was no room before. It is not synced, which takes long on a busy disk.
 
         Raises:
             OSError: The disk refuses.
@@ -154,9 +152,6 @@ class Disk:
         try:
             self._next()
             os.pwrite(descriptor, bytes(_MUCH if self._full or self._failure else _BLOCK), 0)
-            self._next()
-            if self._syncs:
-                os.fsync(descriptor)
         finally:
             os.close(descriptor)
             self._next()

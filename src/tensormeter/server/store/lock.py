@@ -1,7 +1,9 @@
 """A lock on a data folder, so that one server at a time uses it."""
 
+import errno
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from tensormeter.errors import StoreError
@@ -31,7 +33,10 @@ class FolderLock:
             make_directory(folder)
             self._descriptor = open_file(path)
         except OSError as error:
-            raise StoreError(f"cannot use the data folder {folder}: {error.strerror}; choose another one") from error
+            advice = (
+                "choose another one" if error.errno in (errno.EACCES, errno.EPERM, errno.ENOTDIR) else "see its disk"
+            )
+            raise StoreError(f"cannot use the data folder {folder}: {error.strerror}; {advice}") from error
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -46,4 +51,5 @@ class FolderLock:
 
     def release(self) -> None:
         """Let the next one have the folder. The file stays: removing it would race with whoever opens it now."""
-        os.close(self._descriptor)
+        with suppress(OSError):  # the lock is released although the disk fails
+            os.close(self._descriptor)

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Final, TypeVar
@@ -142,7 +143,7 @@ class SqliteStore(SqliteQueries):
             self._lock.release()
             raise
         self._room.keep()
-        self._disk = Disk(folder, self._room, filesystem)
+        self._disk = Disk(folder, self._room)
         self._start_check = StartCheck(file, self._damage)
         self._background = Background("tensormeter-fold", self._work_in_background, fold_interval)
         self._disk.watch(self._background.wake)
@@ -305,6 +306,8 @@ class SqliteStore(SqliteQueries):
         self.syncer.close()
         try:
             self.fold()
+        except StoreUnavailableError as error:
+            _log.warning("tensormeter: %s; the newest points stay in the journal, for the next start", error)
         except StoreError:
             _log.exception("tensormeter: the store keeps its newest points in its journal")
         self._disk.stop()
@@ -353,6 +356,7 @@ class SqliteStore(SqliteQueries):
             if self._disk.failing:
                 self.mark(_RECOVERY, time.time_ns())
         except StoreError as error:
+            self._leave_out_syncs(error)
             if self._problem is None:
                 _log.warning("tensormeter: %s; points wait in memory and in the journal", error)
             self._problem = str(error)
@@ -472,6 +476,18 @@ class SqliteStore(SqliteQueries):
             with mapped_errors("open"):
                 old, self._folder = self._folder, self._connect()
                 old.close()
+
+    def _leave_out_syncs(self, error: StoreError) -> None:
+        """If it has turned out that the file system cannot sync files, go on without that."""
+        if getattr(error.__cause__, "sqlite_errorcode", 0) != sqlite3.SQLITE_IOERR_FSYNC or not self._filesystem.syncs:
+            return
+        with suppress(StoreError):
+            if not FileSystem.examine(self._file.parent).syncs:
+                self._filesystem = replace(self._filesystem, syncs=False)
+                with self._writing:
+                    self._writer.execute(f"PRAGMA synchronous = {self._filesystem.synchronous}")
+                self._folder.execute(f"PRAGMA synchronous = {self._filesystem.synchronous}")
+                self._background.wake()
 
     def _checkpoint(self) -> None:
         with mapped_errors("checkpoint"):

@@ -122,8 +122,8 @@ class Suspicion:
         except sqlite3.DatabaseError as error:
             return str(error)
         if _UNREADABLE in found:
-            raise sqlite3.OperationalError(found)
-        return None if found == "ok" else found.replace("\n", " ")
+            raise sqlite3.OperationalError(" ".join(found.split()))
+        return None if found == "ok" else " ".join(found.split())
 
 
 def unreadable(file: Path) -> str | None:
