@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from tensormeter.server.store import (
     Selection,
     Series,
     Store,
+    StoreUnavailableError,
 )
 from tensormeter.server.store.reader import steps_at
 
@@ -74,7 +76,9 @@ class Watcher:
         self._rules = rules
         self._clock = clock
         self._runs: dict[RunRef, _Watched] = {}
-        self._cursor = store.changes(None).cursor
+        self._cursor: str | None = None
+        with suppress(StoreUnavailableError):  # a disk that fails: from the first look on that succeeds
+            self._cursor = store.changes(None).cursor
 
     def look(self) -> None:
         """Take in what has arrived, and raise alerts about it.
@@ -84,6 +88,9 @@ class Watcher:
         """
         after = self._cursor
         found = self._store.changes(after)
+        if after is None:
+            self._cursor = found.cursor
+            return
         for change in found.changes:
             try:
                 self._take_in(change, after)
