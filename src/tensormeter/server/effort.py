@@ -5,6 +5,7 @@ the loops of a request's work call `check`, which counts the processor time of t
 a busy machine does not make requests fail.
 """
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Final, TypeVar
@@ -16,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from tensormeter.server.store.errors import StoreUnavailableError
 
-__all__ = ["MAX_SECONDS", "Effort", "TookTooLongError", "run_until_stalled", "run_while_connected"]
+__all__ = ["MAX_SECONDS", "Effort", "Stalls", "TookTooLongError", "run_while_connected"]
 
 _T = TypeVar("_T")
 
@@ -90,47 +91,52 @@ class Effort:
             )
 
 
-async def run_until_stalled(
-    work: Callable[[], _T], limiter: anyio.CapacityLimiter, stalled: Callable[[], str | None]
-) -> _T:
-    """Run work on a thread, and leave it behind if the disk that it needs does not answer.
+class Stalls:
+    """Ends requests that wait for a disk that does not answer. For one event loop."""
 
-    The thread goes on when the disk answers again, so what it stores may be stored although the client was sent an error.
-
-    Args:
-        work: The work.
-        limiter: Threads that the work may use.
+    def __init__(self, stalled: Callable[[], str | None] = _never) -> None:
+        """Args:
         stalled: Why the disk cannot be asked now, or None; does not block.
+        """
+        self._stalled = stalled
+        self._scopes: set[anyio.CancelScope] = set()
+        self._timer: asyncio.TimerHandle | None = None
 
-    Returns:
-        What `work` returned.
+    async def run(self, work: Callable[[], _T], limiter: anyio.CapacityLimiter) -> _T:
+        """Run work on a thread, and leave it behind if the disk does not answer.
 
-    Raises:
-        StoreUnavailableError: The disk does not answer.
-    """
-    outcome: list[_T] = []
-    failure: list[Exception] = []
+        The thread goes on when the disk answers again, so what it stores may be stored although the client was sent an error.
 
-    async def watch() -> None:
-        while (problem := stalled()) is None:
-            with anyio.move_on_after(_LOOK):
-                await anyio.sleep_forever()
-        failure.append(StoreUnavailableError(problem))
-        tasks.cancel_scope.cancel()
+        Returns:
+            What `work` returned.
 
-    if (problem := stalled()) is not None:
-        raise StoreUnavailableError(problem)
-    # Outcomes leave the task group as values: it would wrap exceptions in groups.
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(watch)
-        try:
-            outcome.append(await anyio.to_thread.run_sync(work, limiter=limiter, abandon_on_cancel=True))
-        except Exception as error:
-            failure.append(error)
-        tasks.cancel_scope.cancel()
-    if outcome:
-        return outcome[0]
-    raise failure[0]
+        Raises:
+            StoreUnavailableError: The disk does not answer.
+        """
+        problem = self._stalled()
+        if problem is None:
+            with anyio.CancelScope() as scope:
+                self._scopes.add(scope)
+                self._watch()
+                try:
+                    return await anyio.to_thread.run_sync(work, limiter=limiter, abandon_on_cancel=True)
+                finally:
+                    self._scopes.discard(scope)
+        raise StoreUnavailableError(
+            problem or self._stalled() or "the disk did not answer; send the request again later"
+        )
+
+    def _watch(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_LOOK, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._scopes:
+            if self._stalled() is not None:
+                for scope in self._scopes:
+                    scope.cancel()
+            self._watch()
 
 
 async def run_while_connected(
@@ -139,7 +145,7 @@ async def run_while_connected(
     limiter: anyio.CapacityLimiter,
     effort: Effort | None = None,
     *,
-    stalled: Callable[[], str | None] = _never,
+    stalls: Stalls | None = None,
 ) -> _T:
     """Run the work of a request on a thread, and end it if the client goes away or it takes too long.
 
@@ -148,7 +154,7 @@ async def run_while_connected(
         work: The work, given the effort that its loops check.
         limiter: Threads that the work may use.
         effort: That of the request's earlier work; by default a new one.
-        stalled: As for `run_until_stalled`.
+        stalls: Ends the request if the disk does not answer; None: the work needs no disk.
 
     Returns:
         What `work` returned.
@@ -177,7 +183,7 @@ async def run_while_connected(
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watch)
         try:
-            outcome.append(await run_until_stalled(begin, limiter, stalled))
+            outcome.append(await (stalls or Stalls()).run(begin, limiter))
         except Exception as error:
             failure.append(error)
         tasks.cancel_scope.cancel()

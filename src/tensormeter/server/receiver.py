@@ -23,7 +23,7 @@ from tensormeter.otlp.elements import check_logs, check_metrics
 from tensormeter.otlp.json import events_from_json, metrics_from_json
 from tensormeter.server.body import BodyReader, decompress
 from tensormeter.server.durable import durability_headers
-from tensormeter.server.effort import Effort, run_while_connected
+from tensormeter.server.effort import Effort, Stalls, run_while_connected
 from tensormeter.server.observer import Ingested, Listener
 from tensormeter.server.scope import Stores
 from tensormeter.server.status import JSON, PROTOBUF
@@ -68,6 +68,7 @@ class Receiver:
         self._bodies = BodyReader(max_body_bytes)
         # Its own, so that slow queries cannot take every thread.
         self._threads = anyio.CapacityLimiter(threads)
+        self._stalls = Stalls(stores.stalled)
 
     def routes(self) -> list[Route]:
         """Where the handlers go."""
@@ -111,7 +112,7 @@ class Receiver:
             return answer.SerializeToString()
 
         try:
-            answer = await run_while_connected(request, work, self._threads, stalled=self._stores.stalled)
+            answer = await run_while_connected(request, work, self._threads, stalls=self._stalls)
         finally:
             self._bodies.release(size)
         return Response(answer, headers=headers, media_type=form.media_type)

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tensormeter.otlp.document import parse_document
-from tensormeter.server.effort import Effort, run_until_stalled, run_while_connected
+from tensormeter.server.effort import Effort, Stalls, run_while_connected
 from tensormeter.server.store import RunRef
 
 __all__ = [
@@ -67,15 +67,15 @@ class ApiThreads:
         stalled: Why the store would not answer now, or None; does not block.
         """
         self._limiter = anyio.CapacityLimiter(_THREADS)
-        self._stalled = stalled
+        self._stalls = Stalls(stalled)
 
     async def run(self, work: Callable[[], _T]) -> _T:
-        """What `work` returns or raises; errors as for `run_until_stalled`."""
-        return await run_until_stalled(work, self._limiter, self._stalled)
+        """What `work` returns or raises; errors as for `Stalls.run`."""
+        return await self._stalls.run(work, self._limiter)
 
     async def run_checked(self, request: Request, work: Callable[[Effort], _T], effort: Effort | None = None) -> _T:
         """As `run`, for work whose loops check its effort: it ends if it takes too long or the client goes away."""
-        return await run_while_connected(request, work, self._limiter, effort, stalled=self._stalled)
+        return await run_while_connected(request, work, self._limiter, effort, stalls=self._stalls)
 
 
 def parameters(request: Request) -> Mapping[str, str]:
