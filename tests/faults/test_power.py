@@ -127,7 +127,7 @@ def report(request, counts):
 
 @pytest.mark.parametrize("durability", ["fsync", "flush", "none"])
 def test_a_run_is_found_and_what_is_missing_is_said(
-    durability, recorded_disk, train, oracle, receiver, instants, tmp_path, wait_for, request
+    durability, recorded_disk, train, oracle, receiver, instants, tmp_path, wait_for, request, caplog
 ):
     settings = {"dir": recorded_disk.path / "state", "mode": "offline", "durability": durability, "schedule_delay": 1}
     trainer = train(f"os.environ['MARK'] = {str(recorded_disk.path / '.mark')!r}\n{TRAINING}", **settings)
@@ -141,6 +141,7 @@ def test_a_run_is_found_and_what_is_missing_is_said(
         for leniency in leniencies(instants):
             state.make(tmp_path / "cut", leniency, instants)
             receiver.received.clear()
+            caplog.clear()
             results = list(sync_runs(tmp_path / "cut" / "state", endpoint=receiver.url))
             steps = sorted(step for step, _ in receiver.rows())
             texts = [body["text"] for name, body in receiver.events() if name == "tensormeter.text"]
@@ -164,9 +165,12 @@ def test_a_run_is_found_and_what_is_missing_is_said(
                 counts["after two seconds"] += len(steps) > promised_before(state, "logged", 2)
             if durability != "none":
                 assert steps == list(range(len(steps)))
+            damaged = any("is damaged" in line or "malformed" in line for line in caplog.messages)
+            counts["damaged"] += damaged
+            assert durability == "none" or not damaged
             if len(steps) <= logged and results:
-                assert told or ended.get("dropped")
-                assert not events or ended.get("state") == "crashed"
+                assert told or ended.get("dropped") or damaged
+                assert not events or damaged or ended.get("state") == "crashed"
             counts["states"] += 1
             counts["found"] += bool(results)
             counts["whole"] += len(steps) > logged
