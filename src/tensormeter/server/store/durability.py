@@ -199,6 +199,7 @@ class Syncer:
                     _log.warning("tensormeter: the store in %s can be synced again", self._database.parent)
                 self._problem = ""
                 self._durable = through
+                self._wanted &= through < self._committed
                 self._changed.notify_all()
             delay = max(0.0, self._interval - (time.monotonic() - began))
 
