@@ -236,7 +236,7 @@ class RunProcess:
 
         try:
             return within(_BEGIN_TIMEOUT, functools.partial(join, settings), _Place.leave)
-        except OSError:
+        except TimeoutError:
             # The folder for rings may be on the disk that does not answer, too.
             for other in (Path("/dev/shm"), None):  # noqa: S108 - the run's folder in it is private (0700)
                 with contextlib.suppress(OSError):
@@ -437,13 +437,10 @@ class RunProcess:
                 except (OSError, RingError) as error:
                     errors.append(error)
                     continue
-                if errors:
-                    logger.warning(
-                        "%s; the ring is in %s instead%s",
-                        errors[0],
-                        folder,
-                        ", where log calls can wait for the disk" if folder == directory.rings_on_disk else "",
-                    )
+                if errors and folder == directory.rings_on_disk:
+                    logger.warning("%s; the ring is on disk instead, where log calls can wait for it", errors[0])
+                elif errors:
+                    logger.warning("%s; the ring is in %s instead", errors[0], folder)
                 return ring
         raise errors[0]
 

@@ -24,7 +24,7 @@ _INTERVAL: Final = 0.25
 _LONGEST_INTERVAL: Final = 4.0
 """Seconds between two looks while the pulse has stopped and the lock is held: an agent that is suspended, or just starting."""
 
-_STOPPED: Final = 1.0
+_STOPPED: Final = 0.75
 """Seconds after which a pulse has stopped; an agent makes four a second."""
 
 _START: Final = 5.0
