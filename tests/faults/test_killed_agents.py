@@ -120,6 +120,7 @@ def test_an_agent_that_is_suspended_is_not_replaced(tmp_path, receiver, wait_for
     )
     run = tensormeter.init("faults", settings=settings)
     (directory,) = list_runs(settings.directory)
+    wait_for(receiver.events, "the agent has worked, so its standby has both locks")
     wait_for(lambda: directory.agent_pid() and len(agents_of(settings.directory)) == 2, "an agent and its standby")
     before = {process.pid for process in agents_of(settings.directory)}
     pid = directory.agent_pid()
