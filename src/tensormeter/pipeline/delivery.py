@@ -28,6 +28,7 @@ import dataclasses
 import math
 import threading
 import time
+import traceback
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -292,7 +293,7 @@ class Delivery:
                 return
             except BaseException as error:  # an exporter that cannot be constructed, or a disk that refuses
                 if not self.failures:
-                    logger.exception("delivery to %s failed", self.destination)
+                    logger.error("delivery to %s failed\n%s", self.destination, _trace(error))
                 if isinstance(error, SpoolError):
                     self.refusal = (self.refusal[0] if self.refusal else time.monotonic()), error
                 self._failed(_describe(error), _TROUBLE_DELAY)
@@ -425,7 +426,7 @@ class Delivery:
         try:
             answer = ask() if ask is not None else None
         except Exception as error:
-            logger.exception("exporter %s failed", self.destination)
+            logger.error("exporter %s failed\n%s", self.destination, _trace(error))
             answer = Retry(f"{type(error).__name__}: {error}")
         if isinstance(answer, Retry):
             return self._retry(answer.reason, answer.after, delays)
@@ -504,14 +505,14 @@ class Delivery:
         """What to do about an exception: try again, or divide the request."""
         reason = _describe(error)
         if is_outage(error):
-            logger.warning("exporter %s failed", self.destination, exc_info=not self.failures)
+            logger.warning("exporter %s failed\n%s", self.destination, reason if self.failures else _trace(error))
             return Retry(reason)
         if self._raising != request.id:
             self._raising, self._raises = request.id, 0
         self._raises += 1
         part = bool(self._divided) and request.id.startswith(f"{self._divided}.")
         if not part and self._raises == 1:
-            logger.error("exporter %s failed at %r", self.destination, request, exc_info=error)
+            logger.error("exporter %s failed at %r\n%s", self.destination, request, _trace(error))
         tries = _TRIES if not part else _TRIES_OF_ITEM if request.items <= _LEAST else 1
         if self._raises < tries:
             self._renew = self._raises == tries - 1
@@ -549,6 +550,11 @@ def _describe(error: BaseException) -> str:
         text = ""
     name = type(error).__name__
     return f"{name}: {_plain(text)}" if text else name
+
+
+def _trace(error: BaseException) -> str:
+    """The traceback of an exception, for the log. Its text is shortened as in `_describe`, because it may quote the data."""
+    return "".join([*traceback.format_tb(error.__traceback__), _describe(error)])
 
 
 def _plain(text: object) -> str:
