@@ -98,7 +98,7 @@ def flip_in_a_body(path):
     return items
 
 
-def test_a_damaged_request_is_counted_reported_and_kept(waiting, state, receiver, environment):
+def test_fault_95_a_damaged_request_is_counted_reported_and_kept(waiting, state, receiver, environment):
     items = flip_in_a_body(waiting / "spool.sqlite")
     receiver.start()
     sync = [sys.executable, "-m", "tensormeter", "sync"]
@@ -119,7 +119,7 @@ def test_a_damaged_request_is_counted_reported_and_kept(waiting, state, receiver
     assert not waiting.exists()
 
 
-def test_a_spool_that_is_cut_is_kept_and_what_is_missing_is_reported(waiting, state, receiver):
+def test_fault_96_a_spool_that_is_cut_is_kept_and_what_is_missing_is_reported(waiting, state, receiver):
     path = waiting / "spool.sqlite"
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
     receiver.start()
@@ -133,7 +133,7 @@ def test_a_spool_that_is_cut_is_kept_and_what_is_missing_is_reported(waiting, st
     assert receiver.events()[-1][0] == "tensormeter.run.heartbeat", "after the run's end"
 
 
-def test_a_server_shows_what_was_lost_after_the_run_ended(waiting, state, server):
+def test_fault_102_a_server_shows_what_was_lost_after_the_run_ended(waiting, state, server):
     """On a real server: the run keeps its state, and its losses are those that `sync` has found."""
     items = flip_in_a_body(waiting / "spool.sqlite")
     server.start()
@@ -161,7 +161,7 @@ def test_several_destinations_are_told(waiting, state, receiver, another_receive
 
 
 @pytest.mark.parametrize("table", ["pending", "cursor", "process", "loss", "report"])
-def test_a_changed_row_of_a_small_table_is_found(waiting, state, receiver, table):
+def test_fault_97_a_changed_row_of_a_small_table_is_found(waiting, state, receiver, table):
     """Nothing of what is intact is lost by it."""
     with closing(Spool(waiting / "spool.sqlite")) as spool:
         spool.count_loss("refused", 4)
@@ -184,7 +184,7 @@ def test_a_changed_row_of_a_small_table_is_found(waiting, state, receiver, table
 
 
 @pytest.mark.parametrize("how", ["cut", "flipped", "gone"])
-def test_a_damaged_log_of_sqlite_is_counted(killed, state, receiver, how):
+def test_fault_98_a_damaged_log_of_sqlite_is_counted(killed, state, receiver, how):
     """What SQLite drops without a word: everything behind the first frame that is damaged."""
     log = killed / "spool.sqlite-wal"
     content = bytearray(log.read_bytes())
@@ -208,7 +208,7 @@ def test_a_killed_run_that_is_intact_loses_nothing(killed, state, receiver):
     assert not killed.exists()
 
 
-def test_a_ring_that_is_damaged_is_kept_and_counted(killed, state, receiver, tmp_path):
+def test_fault_99_a_ring_that_is_damaged_is_kept_and_counted(killed, state, receiver, tmp_path):
     (ring,) = (tmp_path / "rings").rglob("*.ring")
     ring.write_bytes(b"x" * 100)
     receiver.start()
@@ -232,7 +232,7 @@ DESCRIPTIONS = {
 
 
 @pytest.mark.parametrize("how", DESCRIPTIONS)
-def test_a_damaged_description_hides_no_run(waiting, state, receiver, environment, how):
+def test_fault_100_a_damaged_description_hides_no_run(waiting, state, receiver, environment, how):
     path = waiting / "run.json"
     content = DESCRIPTIONS[how]
     if content is None:
@@ -310,7 +310,7 @@ def several(rounds):
 
 
 @pytest.mark.parametrize("kind", ["waiting", "killed"])
-def test_random_damage_loses_nothing_in_silence(request, kind, state, tmp_path, receiver, wait_for, instants):
+def test_fault_101_random_damage_loses_nothing_in_silence(request, kind, state, tmp_path, receiver, wait_for, instants):
     """200 times in `make chaos`, half of them each: what arrives is what was recorded, and what does not is counted and said."""
     folder = request.getfixturevalue(kind)
     saved = {place: tmp_path / f"saved-{place.name}" for place in (state, tmp_path / "rings")}

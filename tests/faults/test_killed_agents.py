@@ -35,7 +35,7 @@ def standby_of(agent):
     return standby
 
 
-def test_an_agent_is_replaced_though_nothing_is_logged(train, receiver, state, agent, gone, oracle, wait_for):
+def test_fault_125_an_agent_is_replaced_though_nothing_is_logged(train, receiver, state, agent, gone, oracle, wait_for):
     """Again and again: each one that had worked is followed by its standby, and that by another standby."""
     trainer = train("run = tensormeter.init('faults')\nlog(run, range(500))\nready()\nrun.finish(timeout=300)\n")
     trainer.ready()
@@ -69,7 +69,9 @@ def test_a_standby_is_replaced(train, state, agent, gone, wait_for):
     wait_for(lambda: not agents_of(state), "no process outlives the run")
 
 
-def test_where_both_are_killed_a_log_call_brings_them_back(train, receiver, state, agent, gone, oracle, wait_for):
+def test_fault_126_where_both_are_killed_a_log_call_brings_them_back(
+    train, receiver, state, agent, gone, oracle, wait_for
+):
     trainer = train(
         "run = tensormeter.init('faults')\nlog(run, range(500))\nsteps = 500\n"
         "while ready() == 'go':\n    log(run, range(steps, steps + 500))\n    steps += 500\nrun.finish(timeout=300)\n",
@@ -109,7 +111,7 @@ def test_an_agent_that_is_told_to_end_is_not_replaced_by_its_standby(train, stat
     gone()
 
 
-def test_an_agent_that_is_suspended_is_not_replaced(tmp_path, receiver, wait_for):
+def test_fault_127_an_agent_that_is_suspended_is_not_replaced(tmp_path, receiver, wait_for):
     """Its lock in shared memory is held, and nobody has to look at the disk."""
     settings = Settings(
         endpoint=receiver.url,

@@ -42,7 +42,7 @@ WAITING = ("open", "os.", "fcntl.", "subprocess.", "socket.", "shutil.", "mmap."
 """
 
 
-def test_a_disk_that_hangs_is_not_waited_for(train, receiver, disk, backing, oracle, wait_for):
+def test_fault_117_a_disk_that_hangs_is_not_waited_for(train, receiver, disk, backing, oracle, wait_for):
     """The thread that logs opens nothing, starts nothing, and no thread is there; the trainer ends while the disk still hangs."""
     trainer = train(
         FLUSH
@@ -64,7 +64,7 @@ def test_a_disk_that_hangs_is_not_waited_for(train, receiver, disk, backing, ora
     oracle.agrees(receiver, range(9000))
 
 
-def test_a_disk_that_hangs_from_the_start(train, receiver, disk, oracle):
+def test_fault_118_a_disk_that_hangs_from_the_start(train, receiver, disk, oracle):
     """The run is kept in memory; what the hung disk makes of it later disturbs nothing."""
     disk.behave(hang=True)
     trainer = train(
@@ -81,7 +81,7 @@ def test_a_disk_that_hangs_from_the_start(train, receiver, disk, oracle):
     disk.behave()
 
 
-def test_sigterm_while_the_disk_hangs(train, receiver, disk, backing, oracle, wait_for):
+def test_fault_114_sigterm_while_the_disk_hangs(train, receiver, disk, backing, oracle, wait_for):
     trainer = train(
         FLUSH + "run = tensormeter.init('faults')\nlog(run, range(1000))\nflush(run)\nready()\n"
         "log(run, range(1000, 2000))\nready()\n",
@@ -124,7 +124,7 @@ FAILURES = [
     ],
     ids=str,
 )
-def test_a_disk_that_fails_from_the_start(train, receiver, disk, oracle, manners):
+def test_fault_115_a_disk_that_fails_from_the_start(train, receiver, disk, oracle, manners):
     disk.behave(**manners)
     trainer = train("run = tensormeter.init('faults')\nlog(run, range(2000))\nrun.finish(timeout=300)\n")
     status, said = trainer.end()
@@ -136,7 +136,9 @@ def test_a_disk_that_fails_from_the_start(train, receiver, disk, oracle, manners
 
 
 @pytest.mark.parametrize("durability", ["flush", "fsync"])
-def test_a_disk_that_loses_operations_in_the_middle(train, receiver, disk, backing, oracle, wait_for, durability):
+def test_fault_116_a_disk_that_loses_operations_in_the_middle(
+    train, receiver, disk, backing, oracle, wait_for, durability
+):
     trainer = train(
         "run = tensormeter.init('faults')\nlog(run, range(1000))\nready()\nlog(run, range(1000, 2000))\nrun.finish(timeout=300)\n",
         durability=durability,
@@ -156,7 +158,7 @@ def name_of(manners):
 
 
 @pytest.mark.parametrize("manners", FAILURES, ids=name_of)
-def test_a_disk_that_fails_in_the_middle(train, receiver, disk, backing, oracle, wait_for, manners):
+def test_fault_119_a_disk_that_fails_in_the_middle(train, receiver, disk, backing, oracle, wait_for, manners):
     """Delivery goes on from memory, one line says so, and the disk is used again when it works."""
     trainer = train(
         FLUSH + "run = tensormeter.init('faults')\nlog(run, range(1000))\nflush(run)\nassert ready() == 'fails'\n"
@@ -185,7 +187,9 @@ def test_a_disk_that_fails_in_the_middle(train, receiver, disk, backing, oracle,
 
 
 @pytest.mark.parametrize("manners", [{"fail": "ESTALE"}, {"fail_writes": "EDQUOT"}], ids=name_of)
-def test_agents_that_are_killed_while_the_disk_fails(train, receiver, state, disk, backing, oracle, wait_for, manners):
+def test_fault_120_agents_that_are_killed_while_the_disk_fails(
+    train, receiver, state, disk, backing, oracle, wait_for, manners
+):
     """The next one finds what the last one kept in memory."""
     trainer = train(
         FLUSH + "run = tensormeter.init('faults')\nlog(run, range(1000))\nflush(run)\nready()\n"
@@ -212,7 +216,7 @@ def test_agents_that_are_killed_while_the_disk_fails(train, receiver, state, dis
 
 
 @pytest.mark.parametrize("manners", [{"fail": "EIO"}, {"fail_writes": "EDQUOT"}, {"fail_writes": "EROFS"}], ids=name_of)
-def test_a_disk_that_fails_at_the_end(train, receiver, disk, backing, oracle, wait_for, manners):
+def test_fault_121_a_disk_that_fails_at_the_end(train, receiver, disk, backing, oracle, wait_for, manners):
     trainer = train(
         FLUSH
         + "run = tensormeter.init('faults')\nlog(run, range(1000))\nflush(run)\nlog(run, range(1000, 2000))\nready()\n"
@@ -251,7 +255,7 @@ def test_what_waits_when_the_disk_fails_is_delivered_once_it_works(train, receiv
     oracle.agrees(receiver, range(2000))
 
 
-def test_a_disk_that_fails_now_and_then(train, receiver, disk, backing, oracle, wait_for):
+def test_fault_122_a_disk_that_fails_now_and_then(train, receiver, disk, backing, oracle, wait_for):
     trainer = train(
         FLUSH + "run = tensormeter.init('faults')\nready()\nlog(run, range(5000))\nrun.finish(timeout=300)\n",
     )
@@ -267,7 +271,7 @@ def test_a_disk_that_fails_now_and_then(train, receiver, disk, backing, oracle, 
 
 @pytest.mark.parametrize("disk", [{"maps": False}, {"maps": False, "kind": "odd"}, {"locks": False}, {}], indirect=True)
 @pytest.mark.parametrize("refuse", [[], ["fsync"], ["rename"], ["link"], ["fallocate"]], ids=" ".join)
-def test_a_disk_that_lacks_something(train, receiver, disk, backing, oracle, wait_for, refuse):
+def test_fault_123_a_disk_that_lacks_something(train, receiver, disk, backing, oracle, wait_for, refuse):
     disk.behave(refuse=refuse)
     trainer = train(FLUSH + "run = tensormeter.init('faults')\nlog(run, range(2000))\nrun.finish(timeout=300)\n")
     status, said = trainer.end()
@@ -276,7 +280,7 @@ def test_a_disk_that_lacks_something(train, receiver, disk, backing, oracle, wai
     wait_for(lambda: not [*(backing / "runs").glob("[!.]*@*")], "the run's directory is removed")
 
 
-def test_a_ring_that_cannot_be_mapped_where_it_should_be(train, receiver, odd_disk, oracle, tmp_path):
+def test_fault_124_a_ring_that_cannot_be_mapped_where_it_should_be(train, receiver, odd_disk, oracle, tmp_path):
     """Neither the place for rings nor the state directory can be mapped: it is put where it can."""
     disk = odd_disk(maps=False)
     trainer = train(

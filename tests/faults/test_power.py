@@ -126,7 +126,7 @@ def report(request, counts):
 
 
 @pytest.mark.parametrize("durability", ["fsync", "flush", "none"])
-def test_a_run_is_found_and_what_is_missing_is_said(
+def test_fault_108_a_run_is_found_and_what_is_missing_is_said(
     durability, recorded_disk, train, oracle, receiver, instants, tmp_path, wait_for, request, caplog
 ):
     settings = {"dir": recorded_disk.path / "state", "mode": "offline", "durability": durability, "schedule_delay": 1}
@@ -253,7 +253,7 @@ def test_a_store_has_what_it_said_was_durable(durability, recorded_disk, instant
     report(request, counts)
 
 
-def test_power_fails_at_the_server_alone_and_everything_arrives_once(
+def test_fault_109_power_fails_at_the_server_alone_and_everything_arrives_once(
     recorded_disk, train, oracle, environment, tmp_path, instants, wait_for, state, gone
 ):
     """The trainer goes on; the server starts again with what its disk may hold; agents send again what it has lost."""
@@ -317,7 +317,7 @@ def test_finish_does_not_wait_for_the_receivers_disk_and_the_agent_does(train, r
     assert receiver.commits == len(receiver.accepted())
 
 
-def test_what_is_accepted_and_not_durable_is_left_to_sync_which_says_so(
+def test_fault_112_what_is_accepted_and_not_durable_is_left_to_sync_which_says_so(
     train, receiver, oracle, state, wait_for, gone, monkeypatch
 ):
     monkeypatch.setattr("tensormeter.pipeline.agent._DURABLE_WAIT", 0.2)
