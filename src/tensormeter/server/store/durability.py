@@ -4,7 +4,7 @@ SQLite writes a commit into its log and does not wait for the disk (`synchronous
 the latest `GROUP_INTERVAL` seconds after a commit, so many commits share one sync. When the log has been synced, every commit
 before that is durable: those in the log, and those of earlier logs too, because SQLite syncs the database before it starts a
 log anew. With a rollback journal (file systems without shared memory) SQLite syncs the database itself, and the end of the
-journal is what is synced here.
+journal is what is synced here. On a file system that cannot sync, SQLite does not sync either, and nothing is promised.
 
 Commits are numbered from 1 in each *epoch*; an epoch is one opening of the store. A sender keeps what is accepted until its
 number is durable. If it meets another epoch instead, it sends what it kept again, and the store deduplicates by batch id.
@@ -17,6 +17,7 @@ files gives none up.
 """
 
 import contextlib
+import errno
 import logging
 import os
 import secrets
@@ -83,19 +84,27 @@ class Syncer:
         self._wanted = False
         self._closed = False
         self._supported = True
+        self._is_promised = False
         self._problem = ""
         self._files: dict[str, tuple[tuple[int, int], int]] = {}
         """Descriptors of SQLite's log and journal by suffix, each with the file's identity."""
         self._thread = threading.Thread(target=self._run, name="tensormeter-sync", daemon=True)
 
-    def start(self, durability: ServerDurability) -> None:
+    def start(self, durability: ServerDurability, *, syncs: bool = True) -> None:
         """Make what the store has now durable, the names of its files included, and sync on from there.
+
+        Args:
+            durability: Whether callers wait for syncs.
+            syncs: Whether the file system can sync, as far as is known.
 
         Raises:
             StoreError: With `always`, on a file system that cannot sync.
             StoreUnavailableError: With `always`, on a disk that fails to.
         """
+        self._is_promised = durability == "always"
         try:
+            if not syncs:
+                raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
             self._sync_files()
             fsync_names(self._database.parent)
         except OSError as error:
@@ -125,6 +134,20 @@ class Syncer:
         with self._changed:
             self._committed += 1
             self._changed.notify_all()
+
+    def give_up(self) -> None:
+        """The file system has turned out not to sync: promise nothing from now on, and end the thread soon. Does not block."""
+        with self._changed:
+            self._supported = False
+            self._problem = "the file system cannot sync files"
+            self._changed.notify_all()
+
+    def problem(self) -> str | None:
+        """What is wrong, for people, or None. Does not block."""
+        problem = self._problem
+        if not problem or not (self._supported or self._is_promised):
+            return None
+        return f"the store in {self._database.parent} cannot be synced ({problem}); nothing more is durable until it is"
 
     def progress(self) -> Progress | None:
         """Where the store is now; None if its file system cannot sync, so that nothing is known."""
@@ -169,17 +192,21 @@ class Syncer:
         if self._durable < through and self._supported:
             self._wanted = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._durable >= through or self._closed, timeout)
+            self._changed.wait_for(lambda: self._durable >= through or self._has_ended, timeout)
         return self._durable >= through
+
+    @property
+    def _has_ended(self) -> bool:
+        return self._closed or not self._supported
 
     def _run(self) -> None:
         delay = 0.0
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._durable < self._committed)
-                if not self._closed and delay:
-                    self._changed.wait_for(lambda: self._closed or (self._wanted and not self._problem), delay)
-                if self._closed:
+                self._changed.wait_for(lambda: self._has_ended or self._durable < self._committed)
+                if not self._has_ended and delay:
+                    self._changed.wait_for(lambda: self._has_ended or (self._wanted and not self._problem), delay)
+                if self._has_ended:
                     return
                 self._wanted = False
                 through = self._committed
@@ -192,9 +219,12 @@ class Syncer:
                 if not isinstance(error, OSError | StoreError):
                     _log.exception("tensormeter: syncing the store failed")
                 self._fail(error)
+                self._close_files()  # they may be stale for good
                 delay = _RETRY_DELAY
                 continue
             with self._changed:
+                if not self._supported:
+                    return
                 if self._problem:
                     _log.warning("tensormeter: the store in %s can be synced again", self._database.parent)
                 self._problem = ""
@@ -205,14 +235,17 @@ class Syncer:
 
     def _fail(self, error: Exception) -> None:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        if not self._problem:
+        with self._changed:
+            if not self._supported:
+                return
+            is_new, self._problem = not self._problem, reason
+        if is_new:
             _log.error(
                 "tensormeter: the store in %s cannot be synced (%s): a loss of power would cost what was stored since; "
                 "agents keep it and send it again",
                 self._database.parent,
                 reason,
             )
-        self._problem = reason
 
     def _sync_files(self) -> None:
         """Sync SQLite's log and journal, and the folder when one of them is new or gone."""

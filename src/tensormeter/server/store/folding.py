@@ -203,6 +203,8 @@ class _Chunks:
         except sqlite3.OperationalError:
             raise
         except (sqlite3.DatabaseError, *CHANGED) as error:
-            self._report(DamagedError(f"chunk {span.seq}: {error}", series=self._series))
+            damaged = DamagedError(f"chunk {span.seq}: {error}", series=self._series)
+            damaged.__cause__ = error
+            self._report(damaged)
             return None
         return found if isinstance(found, self._kind) else None

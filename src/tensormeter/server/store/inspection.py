@@ -22,15 +22,16 @@ from tensormeter.server.store.blocks import Blocks
 from tensormeter.server.store.chunk_rows import CHUNK, chunk_of, spans
 from tensormeter.server.store.chunks import decompress_words
 from tensormeter.server.store.damage import name_series
-from tensormeter.server.store.errors import DamagedError, StoreUnavailableError
+from tensormeter.server.store.errors import DamagedError, StoreUnavailableError, SuspectedDamageError
 from tensormeter.server.store.events import SEALED
+from tensormeter.server.store.filesystem import FileSystem
 from tensormeter.server.store.media import is_of_type
 from tensormeter.server.store.reader import chunk_points
 from tensormeter.server.store.schema import SCHEMA_VERSION, holder_of
 from tensormeter.server.store.seals import ROW_SEALS, RowSeal, is_sound
-from tensormeter.server.store.transaction import CHANGED, reading
+from tensormeter.server.store.transaction import CHANGED, is_suspicion, reading
 
-__all__ = ["Finding", "Inspection", "open_read_only"]
+__all__ = ["SMALL", "Finding", "Inspection", "open_read_only"]
 
 _FEW: Final = 8
 """Rows with large blobs that are read at once."""
@@ -38,12 +39,13 @@ _FEW: Final = 8
 _MANY: Final = 500
 """Other rows that are read at once."""
 
-_QUICK: Final = 1 << 30
+SMALL: Final = 1 << 30
 """Bytes of a file that SQLite checks as a whole while a server may use it: its check is one long read."""
 
 _CATALOG: Final = ("run", "process", "series", "summary", "batch", "tombstone", "mark", "gap")
 """Tables that are small compared with the rest of the file."""
 
+_COMPLETE: Final = FileSystem()
 _MOST_PROBLEMS: Final = 100
 _JSON: Final = {"run": ("config", "tags"), "process": ("losses",), "series": ("attributes",)}
 _LAST: Final = (1 << 63) - 1
@@ -69,22 +71,34 @@ class _UnsoundError(Exception):
     """A row is damaged, for this reason."""
 
 
-def open_read_only(file: Path) -> sqlite3.Connection:
+def open_read_only(file: Path, filesystem: FileSystem = _COMPLETE) -> sqlite3.Connection:
     """A connection that cannot write.
 
+    Args:
+        file: The database.
+        filesystem: What its file system can do.
+
     Raises:
+        StoreUnavailableError: It cannot be read now.
         StoreError: It is no store of this version.
     """
     connection = None
     try:
         connection = sqlite3.connect(
-            f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=5, isolation_level=None, check_same_thread=False
+            f"{file.absolute().as_uri()}?mode=ro",
+            uri=True,
+            timeout=filesystem.patience,
+            isolation_level=None,
+            check_same_thread=False,
         )
         version = connection.execute("PRAGMA user_version").fetchone()[0]
     except sqlite3.Error as error:
         if connection is not None:
             connection.close()
-        raise StoreError(f"cannot open the store {file}: {error}{holder_of(file, error)}") from error
+        kind = (
+            StoreUnavailableError if isinstance(error, sqlite3.OperationalError) or is_suspicion(error) else StoreError
+        )
+        raise kind(f"cannot open the store {file}: {error}{holder_of(file, error)}") from error
     if version != SCHEMA_VERSION:
         connection.close()
         raise StoreError(
@@ -127,10 +141,15 @@ class Inspection:
         yield from self.catalog()
         yield from self.contents()
 
-    def structure(self, *, full: bool = False) -> Iterator[Finding]:
-        """SQLite's own check of pages and indexes: of all tables, or, where the file is large, of those of the catalog."""
+    def structure(self, *, full: bool = False, most: int = SMALL) -> Iterator[Finding]:
+        """SQLite's own check of pages and indexes: of all tables, or, where the file is large, of those of the catalog.
+
+        Args:
+            full: Whether the size does not matter.
+            most: Bytes from which on a file is large.
+        """
         pages, size = (self._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
-        tables: Sequence[str] = ("",) if full or pages * size <= _QUICK else [f"('{table}')" for table in _CATALOG]
+        tables: Sequence[str] = ("",) if full or pages * size <= most else [f"('{table}')" for table in _CATALOG]
         for table in tables:
             self._give_way()
             try:
@@ -242,9 +261,9 @@ class Inspection:
                         (last, 1 if step else most),
                     ).fetchall()
                     findings = [*self._check(name, rows, check, count=count)]
-            except StoreUnavailableError:
-                raise
             except StoreError as error:
+                if isinstance(error, StoreUnavailableError) and not isinstance(error, SuspectedDamageError):
+                    raise
                 if not step:
                     yield Finding(f"{name}: rows after {last} cannot be read: {error.__cause__ or error}")
                 step = max(2 * step, 1)  # over what cannot be read, in longer and longer strides

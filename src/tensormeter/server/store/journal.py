@@ -111,7 +111,19 @@ def replay(connection: sqlite3.Connection) -> Iterator[tuple[int, bytes | Damage
         except sqlite3.OperationalError:
             raise
         except sqlite3.DatabaseError as error:
-            yield seq, DamagedError(_damaged(seq, error), named=True)
+            damaged = DamagedError(_damaged(seq, error), named=True)
+            damaged.__cause__ = error
+            yield seq, damaged
+
+
+def find_payload(connection: sqlite3.Connection, seq: int) -> bytes | None:
+    """A payload; None: there is none of this number.
+
+    Raises:
+        DamagedError: It is not as it was written.
+        sqlite3.DatabaseError: It cannot be read.
+    """
+    return _payload(connection, seq) if _exists(connection, seq) else None
 
 
 def set_aside(connection: sqlite3.Connection, seq: int, *, remove: bool) -> None:
@@ -128,6 +140,10 @@ def set_aside(connection: sqlite3.Connection, seq: int, *, remove: bool) -> None
     )
     if remove:
         connection.execute("DELETE FROM journal WHERE seq = ?", (seq,))
+
+
+def _exists(connection: sqlite3.Connection, seq: int) -> bool:
+    return connection.execute("SELECT 1 FROM journal WHERE seq = ?", (seq,)).fetchone() is not None
 
 
 def _payload(connection: sqlite3.Connection, seq: int) -> bytes:

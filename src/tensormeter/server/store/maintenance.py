@@ -14,7 +14,7 @@ from tensormeter.errors import StoreError
 from tensormeter.server.store.chunk_rows import find_chunks, insert_chunks, spans, update_directory
 from tensormeter.server.store.chunks import encode_chunk, full_chunk
 from tensormeter.server.store.damage import named
-from tensormeter.server.store.errors import DamagedError, StoreUnavailableError
+from tensormeter.server.store.errors import DamagedError, StoreUnavailableError, SuspectedDamageError
 from tensormeter.server.store.points import Column
 from tensormeter.server.store.reader import chunk_points
 from tensormeter.server.store.samples import find_unsampled, insert_samples, sample_chunks
@@ -69,13 +69,14 @@ def compact(folder: Path) -> Compaction:
                 for (series,) in connection.execute("SELECT DISTINCT series FROM chunk").fetchall():
                     try:
                         _merge(connection, series)
-                    except DamagedError as error:
+                    except (DamagedError, SuspectedDamageError) as error:
                         damaged += 1
-                        _log.warning("tensormeter: not compacted: %s", named(connection, error))
+                        found = named(connection, error) if isinstance(error, DamagedError) else error.__cause__
+                        _log.warning("tensormeter: not compacted: series %d: %s", series, found)
                 for wanted in find_unsampled(connection):
                     try:
                         samples = sample_chunks(connection, [wanted])
-                    except DamagedError:
+                    except (DamagedError, SuspectedDamageError):
                         continue
                     with writing(connection):
                         insert_samples(connection, samples)

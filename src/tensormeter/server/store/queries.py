@@ -1,5 +1,6 @@
 """The reading half of the SQLite store: every question of the interface, over heads in memory and a snapshot of the file."""
 
+import math
 import queue
 import sqlite3
 import time
@@ -54,6 +55,9 @@ __all__ = ["READERS", "SqliteQueries"]
 READERS: Final = 4
 """Reads that run at once. A further one waits, so a server should not start more."""
 
+_DOUBT: Final = 5.0
+"""Seconds after a read that failed in which checksums that do not match are not taken for damage."""
+
 _LATELY: Final = 24 * 3600 * 10**9
 
 
@@ -74,6 +78,7 @@ class SqliteQueries:
         self._damage = Damage()
         self._file = file
         self._filesystem = filesystem
+        self._failed_at = -math.inf
         self._suspicion = Suspicion(file, self._connect_reader)
         self._closed = False
         self._precedence = Precedence()
@@ -246,12 +251,18 @@ class SqliteQueries:
         try:
             with self._watched(), self._precedence.reading():
                 yield connection
-        except StoreUnavailableError:
+        except StoreUnavailableError as error:
+            if isinstance(error.__cause__, sqlite3.Error):
+                self._failed_at = time.monotonic()
             connection = self._renewed(connection)
             raise
         except DamagedError as error:
+            if self._is_doubtful():
+                connection = self._renewed(connection)
+                raise StoreUnavailableError(f"{error}; the disk fails, so it is read again later") from error
             found = named(connection, error)
-            self._damage.add(found)
+            if str(found) != self._suspicion.confirmed:
+                self._damage.add(found)
             raise found from error
         finally:
             self._readers.put(connection)
@@ -271,11 +282,25 @@ class SqliteQueries:
             damaged += [text for text in found if text not in damaged]
         return not found
 
+    def _is_doubtful(self) -> bool:
+        """Whether the disk has just failed to read, so that what looks damaged may be whole."""
+        if self._suspicion.confirmed is not None:
+            return False
+        return self._suspicion.problem() is not None or time.monotonic() < self._failed_at + _DOUBT
+
     @contextmanager
     def _noting(self, damaged: list[str] | None) -> Iterator[None]:
-        """Remember damage that the block leaves out."""
+        """Remember damage that the block leaves out.
+
+        Raises:
+            StoreUnavailableError: The disk fails, so it may be none.
+        """
         known = len(damaged or ())
         yield
+        if self._is_doubtful() and len(damaged or ()) > known:
+            raise StoreUnavailableError(
+                "the disk fails, so what is damaged is not known; send this request again later"
+            )
         for text in (damaged or ())[known:]:
             self._damage.add(DamagedError(text))
 

@@ -41,7 +41,7 @@ from tensormeter.server.store.checkpoint import Log
 from tensormeter.server.store.damage import named
 from tensormeter.server.store.disk import Disk
 from tensormeter.server.store.durability import ServerDurability, Syncer
-from tensormeter.server.store.errors import DamagedError, StoreFullError
+from tensormeter.server.store.errors import DamagedError, StoreFullError, SuspectedDamageError
 from tensormeter.server.store.events import insert_event
 from tensormeter.server.store.filesystem import FileSystem
 from tensormeter.server.store.folding import apply_folds, filled, plan_folds
@@ -57,7 +57,7 @@ from tensormeter.server.store.schema import connect, prepare
 from tensormeter.server.store.seals import seal_changes
 from tensormeter.server.store.start_check import StartCheck
 from tensormeter.server.store.suspicion import unreadable
-from tensormeter.server.store.transaction import mapped_errors, reading, writing
+from tensormeter.server.store.transaction import is_suspicion, mapped_errors, reading, writing
 from tensormeter.server.store.wal import keep_damaged_log, lost_transactions
 
 __all__ = ["SqliteStore"]
@@ -133,7 +133,7 @@ class SqliteStore(SqliteQueries):
             self._replay()
             self._unsampled: deque[Unsampled] = deque(find_unsampled(self._folder))
             self.syncer = Syncer(file, self._carry_over)
-            self.syncer.start(durability)
+            self.syncer.start(durability, syncs=filesystem.syncs)
         except (sqlite3.Error, UnicodeDecodeError) as error:
             self._lock.release()
             raise StoreError(
@@ -144,7 +144,7 @@ class SqliteStore(SqliteQueries):
             raise
         self._room.keep()
         self._disk = Disk(folder, self._room)
-        self._start_check = StartCheck(file, self._damage)
+        self._start_check = StartCheck(file, filesystem, self._damage, self._suspicion.read)
         self._background = Background("tensormeter-fold", self._work_in_background, fold_interval)
         self._disk.watch(self._background.wake)
         if self._unsampled:
@@ -257,11 +257,11 @@ class SqliteStore(SqliteQueries):
     def problem(self) -> str | None:
         """See `Store`. Damage that was come upon is said until the store is opened anew."""
         return (
-            self._damage.text()
-            or self._suspicion.confirmed
+            "; ".join(filter(None, (self._damage.text(), self._suspicion.confirmed)))
             or self._disk.problem()
             or self._suspicion.problem()
             or self._problem
+            or self.syncer.problem()
         )
 
     def stalled(self) -> str | None:
@@ -319,10 +319,9 @@ class SqliteStore(SqliteQueries):
 
     def _replay(self) -> None:
         self._heads.begin(journal.folded(self._folder))
-        for seq, payload in journal.replay(self._folder):
+        for seq, found in journal.replay(self._folder):
             try:
-                if isinstance(payload, DamagedError):
-                    raise payload
+                payload = self._second_look(seq, found) if isinstance(found, DamagedError) else found
                 arrivals, _ = arrivals_of(decode_metrics(payload))
             except (DamagedError, EncodingError) as error:
                 self._damage.add(error)
@@ -339,6 +338,26 @@ class SqliteStore(SqliteQueries):
                     )
                 )
                 self._set_aside(seq, remove=False)
+
+    def _second_look(self, seq: int, error: DamagedError) -> bytes:
+        """Read a journal row again, on a new connection: the disk may have failed for a moment.
+
+        Raises:
+            DamagedError: It is damaged.
+            StoreError: The disk cannot read it.
+        """
+        try:
+            if is_suspicion(error.__cause__):
+                self._suspicion.read()
+            with closing(self._connect_reader()) as connection:
+                payload = journal.find_payload(connection, seq)
+        except (OSError, sqlite3.OperationalError) as failure:
+            raise StoreError(f"the disk cannot read {self._file}: {failure}") from failure
+        except sqlite3.DatabaseError:
+            raise error from None
+        if payload is None:
+            raise error
+        return payload
 
     def _set_aside(self, seq: int, *, remove: bool) -> None:
         try:
@@ -405,7 +424,15 @@ class SqliteStore(SqliteQueries):
         return some
 
     def _note(self, error: StoreError) -> None:
-        """Remember damage that the folding thread has come upon."""
+        """Remember damage that the folding thread has come upon.
+
+        Raises:
+            StoreUnavailableError: It is not known yet whether the disk only failed.
+        """
+        if self._is_doubtful():
+            raise StoreUnavailableError(f"cannot read the store: {error}; the disk fails, so it is read again later")
+        if is_suspicion(error.__cause__) and self._suspicion.confirmed is None:
+            raise SuspectedDamageError(f"cannot read the store: {error}; the server checks whether the file is damaged")
         self._damage.add(named(self._folder, error) if isinstance(error, DamagedError) else error)
 
     def _give_way(self) -> None:
@@ -483,6 +510,7 @@ class SqliteStore(SqliteQueries):
             return
         with suppress(StoreError):
             if not FileSystem.examine(self._file.parent).syncs:
+                self.syncer.give_up()  # before SQLite leaves syncs out
                 self._filesystem = replace(self._filesystem, syncs=False)
                 with self._writing:
                     self._writer.execute(f"PRAGMA synchronous = {self._filesystem.synchronous}")

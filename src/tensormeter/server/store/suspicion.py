@@ -1,12 +1,14 @@
 """Whether a store is damaged, or the disk only failed to read it.
 
 SQLite reports a page that the disk cannot read (EIO) as damage. So when it reports damage, the store reads the whole file, and lets
-SQLite check it on a new connection. Only what is damaged twice, on a disk that reads, is reported as damage.
+SQLite check it on a new connection, indexes included. Only what is damaged twice, on a disk that reads, is reported as damage.
 """
 
+import errno
 import logging
 import os
 import sqlite3
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -37,7 +39,9 @@ class Suspicion:
         """
         self._file = file
         self._connect = connect
-        self._descriptors: dict[Path, int] = {}
+        self._descriptor: int | None = None
+        self._descriptors: list[int] = []
+        self._opening = threading.Lock()
         self._pending: str | None = None
         self._confirmed: str | None = None
         self._doubts = 0
@@ -66,14 +70,14 @@ class Suspicion:
         self._closed = True
         if self._background is not None:
             self._background.stop()
-        for descriptor in self._descriptors.values():
+        for descriptor in self._descriptors:
             os.close(descriptor)
 
     def _look(self) -> None:
         if self._pending is None or self._confirmed is not None:
             return
         try:
-            self._read()
+            self.read()
             damage = self._check()
         except (OSError, sqlite3.OperationalError) as error:
             self._doubts = 0
@@ -93,16 +97,24 @@ class Suspicion:
         elif self._background is not None:
             self._background.wake()
 
-    def _read(self) -> None:
-        """Read the whole file.
+    def read(self, ended: Callable[[], bool] = lambda: False) -> None:
+        """Read the whole file, or until `ended`. Blocks for the disk.
 
         Raises:
             OSError: The disk cannot.
         """
-        # Closing a descriptor of the file would give up this process's locks on it, so it stays open.
-        if self._file not in self._descriptors:
-            self._descriptors[self._file] = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC)
-        _read_all(self._descriptors[self._file], lambda: self._closed)
+        # Closing a descriptor of the file would give up this process's locks on it, so they stay open.
+        with self._opening:
+            if self._descriptor is None:
+                self._descriptor = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC)
+                self._descriptors.append(self._descriptor)
+            descriptor = self._descriptor
+        try:
+            _read_all(descriptor, lambda: self._closed or ended())
+        except OSError as error:
+            if error.errno == errno.ESTALE:
+                self._descriptor = None
+            raise
 
     def _check(self) -> str | None:
         """What SQLite finds wrong with the file, or None.
@@ -114,7 +126,7 @@ class Suspicion:
             connection = self._connect()
             try:
                 connection.set_progress_handler(lambda: self._closed, 10_000)
-                found = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+                found = str(connection.execute("PRAGMA integrity_check(1)").fetchone()[0])
             finally:
                 connection.close()
         except sqlite3.OperationalError:
