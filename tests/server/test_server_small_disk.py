@@ -153,7 +153,8 @@ def test_a_log_that_had_filled_the_disk_is_emptied_before_requests_use_the_room(
         "database = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
         "database.execute('PRAGMA wal_autocheckpoint = 0')\n"
         "try:\n"
-        "    while True: database.execute(\"INSERT INTO batch VALUES (hex(randomblob(8)), zeroblob(90000), 0, 0, '')\")\n"
+        "    insert = 'INSERT INTO batch (id, digest, received, rejected, message)'\n"
+        "    while True: database.execute(f\"{insert} VALUES (hex(randomblob(8)), zeroblob(90000), 0, 0, '')\")\n"
         "except sqlite3.OperationalError: os._exit(0)\n"
     )
     subprocess.run([sys.executable, "-c", program, disk / "data" / "tensormeter.db"], check=True)
