@@ -5,6 +5,7 @@ import fcntl
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from tensormeter.errors import StoreError
 from tensormeter.private import make_directory, open_file
@@ -12,6 +13,9 @@ from tensormeter.server.store.filesystem import lacks_locks
 from tensormeter.server.waiting import lock_holder, note_holder
 
 __all__ = ["FolderLock"]
+
+_NO_FOLDER: Final = frozenset({errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
+"""Errors of a path that is no folder, or no folder of this user."""
 
 
 class FolderLock:
@@ -33,9 +37,7 @@ class FolderLock:
             make_directory(folder)
             self._descriptor = open_file(path)
         except OSError as error:
-            advice = (
-                "choose another one" if error.errno in (errno.EACCES, errno.EPERM, errno.ENOTDIR) else "see its disk"
-            )
+            advice = "choose another one" if error.errno in _NO_FOLDER else "see its disk"
             raise StoreError(f"cannot use the data folder {folder}: {error.strerror}; {advice}") from error
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
