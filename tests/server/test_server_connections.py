@@ -152,8 +152,8 @@ def test_sql_in_names_finds_nothing_and_changes_nothing(server_on_each, make, te
         assert server.get("/api/v1/runs", sort=f"`{sort}`", filter=f"id = 'sql' and `{sort}` = null")["total"] == 1
     assert server.get("/api/v1/runs/sql/series", metric=text)["series"] == []
     assert server.get("/api/v1/runs/sql/series", metric="v", process=text)["series"] == []
-    assert server.get("/api/v1/runs/sql/events", name=text, key=text) == {"events": []}
-    assert server.get("/api/v1/runs/sql/events", name=f"{text}*") == {"events": []}
+    assert server.get("/api/v1/runs/sql/events", name=text, key=text)["events"] == []
+    assert server.get("/api/v1/runs/sql/events", name=f"{text}*")["events"] == []
     assert server.query("sql", metrics=[text])["series"] == []
     assert server.query("sql", metrics=["v"], x=f"metric:{text}")["series"] == []
     assert server.ask("/api/v1/runs/sql", project=text)[0] == 404
