@@ -203,7 +203,7 @@ def test_fault_13_partial_success_is_not_sent_again_and_said(train, receiver, go
     status, said = trainer.end()
     gone()
     assert status == 0
-    assert "will not arrive: refused 3" in said
+    assert "will not arrive: 3 points or events: refused by the receiver" in said
     assert len(ids(receiver)) == len(set(ids(receiver)))
 
 
