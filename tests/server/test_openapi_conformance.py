@@ -28,7 +28,7 @@ def test_the_server_does_what_its_document_says(start, make, tmp_path, run_id, p
     ]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=tmp_path, check=False, timeout=900)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert "Tested: 15" in done.stdout
+    assert "Tested: 16" in done.stdout
     assert server.get("/healthz") == {"status": "ok"}
     assert server.stop() == 0
     # Schemathesis tries first whether a header may have a NUL in it.
