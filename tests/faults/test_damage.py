@@ -11,6 +11,7 @@ import sys
 from contextlib import closing
 
 import pytest
+from agents import agents_of, kill_agents
 
 from tensormeter.otlp.decode import decode_events
 from tensormeter.pipeline.directory import find_runs, list_runs
@@ -34,7 +35,7 @@ def waiting(train, state, receiver, wait_for):
     trainer = train(OFFLINE, mode="offline", max_export_batch_size=300)
     assert trainer.end()[0] == 0
     (run,) = list_runs(state)
-    wait_for(lambda: not agent_lives(run), "the agent ends")
+    wait_for(lambda: not agent_lives(run) and not agents_of(state), "the agent ends")
     return run.path
 
 
@@ -47,7 +48,7 @@ def killed(train, state, tmp_path, receiver, wait_for):
     (run,) = list_runs(state)
     with closing(Spool(run.spool)) as spool:
         wait_for(lambda: spool.pending() > 5 and run.agent_pid(), "rows are in the spool")
-        os.kill(run.agent_pid(), 9)
+        kill_agents(state)
         wait_for(lambda: not agent_lives(run), "the agent is gone")
         files = {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}  # closing tidies up
     trainer.go()
