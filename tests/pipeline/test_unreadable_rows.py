@@ -28,7 +28,7 @@ def drained(source, spool, state=State.FINISHED):
         sequence, request = item
         metrics += request.items if request.signal == "metrics" else 0
         spool.done("a", sequence)
-    return metrics, drain._end_events(last=True)[0].body["dropped"]
+    return metrics, drain._end_events(drain._report(speaks=True))[0].body["dropped"]
 
 
 class Interrupt(BaseException):
