@@ -31,6 +31,9 @@ from pathlib import Path
 from typing import Any
 
 PAGE = 4096
+LONG_AGO = 1_000_000_000
+"""When files were written last that a loss of power has left: before the machine was started again."""
+
 MARK = "/.mark"
 MARK_HANDLE = 1 << 30
 HIDDEN = ".fuse_hidden"
@@ -252,6 +255,8 @@ class State:
                 data = node.data if leniency is Leniency.NOTHING else node.settled(chance)
             path.write_bytes(data)
             path.chmod(0o600)
+            if leniency is not Leniency.ALL:
+                os.utime(path, (LONG_AGO, LONG_AGO))
 
         put(0, folder)
 

@@ -529,6 +529,22 @@ def test_a_damaged_write_ahead_log_is_said_at_the_start(start, make):
     assert server.metrics(make.rows("log", [(T0 + 100, 100, {"v": 1.0})])).status == 200
 
 
+def test_a_log_that_a_loss_of_power_has_left_is_no_damage(start, make):
+    """Its end may be anything: what was not synced is lost, and agents send it again."""
+    server = start()
+    log = server.folder / "tensormeter.db-wal"
+    for number in range(30):
+        server.metrics(make.rows("log", [(T0 + number, number, {"v": float(number)})]))
+    server.kill()
+    content = bytearray(log.read_bytes())
+    content[len(content) // 2] ^= 1
+    log.write_bytes(content)
+    os.utime(log, (1_000_000_000, 1_000_000_000))  # before the machine was started
+    server = start()
+    assert server.get("/healthz") == {"status": "ok"}
+    assert "what was not synced is lost" in server.stderr
+
+
 def test_a_store_is_checked_when_it_is_opened(tmp_path, image, small_chunks):
     content = bytearray(image.read_bytes())
     with closing(sqlite3.connect(image)) as database:

@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tensormeter.boot import written_before_boot
 from tensormeter.logger import get_logger
 from tensormeter.private import open_file, write_file
 
@@ -64,6 +65,9 @@ def mend_log(database: Path) -> "LogState":
 
     A damaged log whose frames are all in the database is removed: what SQLite would take of it is older than what is there.
 
+    After a loss of power the end of a log and its index may be anything, so SQLite's rule is the right one: what is missing is known by the
+    processes that have no end (`cut`).
+
     Args:
         database: Path of the spool. This process must not have it open.
 
@@ -83,7 +87,7 @@ def mend_log(database: Path) -> "LogState":
     if index is not None and salts is not None and index.salts != salts:
         index = None  # of an earlier log
     expected = index.frames if index else total
-    if good >= expected:
+    if good >= expected or written_before_boot(path, database.with_name(f"{database.name}-shm")):
         return LogState(lost=False, torn=torn)
     whole = index is not None and index.carried_over >= index.frames
     aside = database.with_name(f"{database.name}.damaged-{time.time_ns()}-wal")

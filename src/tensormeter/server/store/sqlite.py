@@ -20,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, TypeVar
 
+from tensormeter.boot import written_before_boot
 from tensormeter.errors import EncodingError, StoreError
 from tensormeter.otlp.batch import Attribute, Batch, Event
 from tensormeter.otlp.check import Check, no_check
@@ -115,6 +116,12 @@ class SqliteStore(SqliteQueries):
             self._room = Room(file)
             self._log = Log(file, self._room)
             lost = lost_transactions(file)
+            if lost is not None and written_before_boot(file.with_name(f"{file.name}-wal")):
+                _log.warning(
+                    "tensormeter: %s. The machine was restarted since: what was not synced is lost, and agents send it again",
+                    lost,
+                )
+                lost = None
             copy = None if lost is None else keep_damaged_log(file)  # SQLite writes over it
             filesystem = self._with_reserve(lambda: FileSystem.examine(folder))
             self._filesystem = filesystem
