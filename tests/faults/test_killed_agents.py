@@ -99,6 +99,33 @@ def test_fault_126_where_both_are_killed_a_log_call_brings_them_back(
     oracle.agrees(receiver, range(steps))
 
 
+def test_where_both_are_killed_a_log_call_brings_them_back_also_where_calls_are_rare(
+    train, receiver, state, agent, gone, oracle
+):
+    """Two rows a second: after a few of them, not only after 4 KiB."""
+    trainer = train(
+        "import logging\nsaid, steps = [], 3\n"
+        "logging.getLogger('tensormeter').addFilter(lambda record: said.append(record.getMessage()) or True)\n"
+        "run = tensormeter.init('faults')\nlog(run, range(3))\nready()\n"
+        "while not any('started another' in text for text in said):\n"
+        "    log(run, [steps])\n    steps += 1\n    threading.Event().wait(0.5)\n"
+        "ready()\nrun.finish(timeout=300)\n",
+    )
+    trainer.ready()
+    first = agent()
+    kill_agents(state)
+    trainer.go()
+    trainer.ready()
+    steps = trainer.returned
+    assert steps < 3 + 20
+    agent(first.pid)
+    trainer.go()
+    status, said = trainer.end()
+    assert status == 0, said
+    gone()
+    oracle.agrees(receiver, range(steps))
+
+
 def test_an_agent_that_is_told_to_end_is_not_replaced_by_its_standby(train, state, agent, gone, wait_for):
     trainer = train("run = tensormeter.init('faults')\nready()\nrun.finish(timeout=300)\n")
     trainer.ready()

@@ -250,14 +250,34 @@ def test_finishing_while_threads_log(new_recording):
     assert "ring_full" not in recording.ring.drops()
 
 
-def test_on_stride_is_called_now_and_then(tmp_path):
+@pytest.mark.parametrize(
+    ("apart", "least", "most"),
+    [
+        (0, 400_000 // 4096, 400_000 // 4096 + 10),  # many rows: every 4 KiB, once it is known that they are many
+        (0.01, 1_000, 5_000),  # within 100 ms or so
+        (0.0625, 10_000, 10_000),  # each row
+        (10.0, 10_000, 10_000),
+    ],
+)
+@pytest.mark.parametrize("native", [True, False])
+def test_on_stride_is_called_now_and_then_whatever_the_rate(tmp_path, monkeypatch, apart, least, most, native):
+    """What starts another agent in place of one that was killed is called here: also by a run that logs once in ten seconds."""
+    if not native:
+        monkeypatch.setattr(lane_module, "native_writers", lambda: False)
+    clock = 1000.0
+    monkeypatch.setattr(lane_module, "monotonic", lambda: clock)
     calls = []
     ring = RingFile.create(tmp_path / "a.ring", {}, buffer_bytes=1 << 20, lanes=1)
-    recorder = Recorder(ring, on_writer=lambda writer: None, on_stride=lambda: calls.append(1))
-    for number in range(10_000):
-        recorder.log({"a": float(number)})
+    log = []
+    recorder = Recorder(ring, on_writer=log.append, on_stride=lambda: calls.append(clock))
+    recorder.log({"a": 0.0})
+    for number in range(1, 10_000):
+        clock += apart
+        log[-1]({"a": float(number)})
     ring.release()
-    assert 400_000 // 4096 <= len(calls) <= 400_000 // 4096 + 3
+    assert least <= len(calls) <= most
+    if apart:
+        assert max(later - sooner for sooner, later in itertools.pairwise(calls)) < max(0.2, apart + 0.001)
 
 
 def test_on_stride_is_called_for_every_row_that_finds_no_room(tmp_path):

@@ -17,7 +17,7 @@ import threading
 from array import array
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from time import time_ns
+from time import monotonic, time_ns
 from types import CodeType
 from typing import Any, Final, Protocol
 
@@ -52,7 +52,10 @@ ABANDONED: Final = -1
 """A lane's limit when its writers must not write any more: in a forked child, and after `finish`."""
 
 _STRIDE: Final = 1 << 12
-"""Bytes between two looks at the reader's position, and at whether there is a reader: some seventy rows of four floats."""
+"""Bytes between two looks at the reader's position, and at whether there is a reader, at most: some seventy rows of four floats."""
+
+_OFTEN: Final = 0.05
+"""Seconds between two looks; if they come sooner, more rows go between them. Where rows are rare, each one looks."""
 
 
 class Writer(Protocol):
@@ -87,7 +90,7 @@ class Lane:
             ring: Created by this process.
             index: Which of its lanes.
             owner: Identifier of the only thread that may write, or None if the caller keeps writers apart by a lock.
-            on_stride: Called every 4 KiB of rows.
+            on_stride: Called by each row where rows are 50 ms apart or more, and at most every 4 KiB of rows where they are many.
             tables: For distributions of devices that are put together over steps.
         """
         header, self.size = ring.lanes[index]
@@ -100,6 +103,8 @@ class Lane:
         self._durations = ring.log_durations_offset(LogPath.DIRECT)
         self._cost = LogCost(ring, LogPath.DIRECT)
         self._on_stride = on_stride
+        self._stride = 0  # bytes until the next look
+        self._looked = 0.0
         self._lap = 0  # position of the lane's start in this lap
         self.cursor = array("q", [self._start, self._start, 0])
         self.owner = owner
@@ -125,6 +130,15 @@ class Lane:
 
     def make_room(self, size: int) -> bool:
         """Let the cursor's limit cover a row of `size` bytes. False: the reader is a whole lane behind."""
+        now = monotonic()
+        # A handler that logs in between changes how soon the next look comes, and nothing else.
+        if now - self._looked >= _OFTEN:
+            self._stride = 0
+        elif self._stride < _STRIDE:
+            self._stride = 2 * self._stride or size
+            if self._stride > _STRIDE:
+                self._stride = _STRIDE
+        self._looked = now
         extended = self._extend(size)
         self._on_stride()  # also when the lane is full: that may be because there is no reader
         return extended
@@ -148,7 +162,7 @@ class Lane:
         if size > room or size > free:
             cursor[1] = offset
             return False
-        stride = size if size > _STRIDE else _STRIDE  # noqa: FURB136 - no call, see above
+        stride = size if size > self._stride else self._stride  # noqa: FURB136 - no call, see above
         room = room if room < free else free  # noqa: FURB136
         cursor[1] = offset + (room if room < stride else stride)  # noqa: FURB136
         return True

@@ -73,7 +73,7 @@ class Recorder:
             media_buffer_bytes: Of tables, images and texts that may wait for the agent.
             one_launch: Whether device values may go straight into the ring: see `DeviceCopies`.
             first_step: The step of the first row if it names none.
-            on_stride: Called now and then (every 4 KiB of rows), for slow checks. Must not block.
+            on_stride: Called now and then (see `Lane`), for slow checks. Must not block.
             on_fork: Called instead of recording, in a forked child, with the arguments of `log`.
         """
         self._ring = ring
