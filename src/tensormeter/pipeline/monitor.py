@@ -31,7 +31,10 @@ _START: Final = 5.0
 """Seconds that an agent may take to its first pulse."""
 
 _LONG: Final = 5.0
-"""Seconds after which an agent has lived long enough to be replaced at once."""
+"""Seconds from its start to its last pulse after which an agent has lived long enough to be replaced at once."""
+
+_WORKED: Final = 1.0
+"""The same from the first pulse that was seen on, which leaves out how long it took to start."""
 
 _FIRST_DELAY: Final = 1.0
 _LONGEST_DELAY: Final = 60.0
@@ -58,6 +61,7 @@ class AgentMonitor:
         self._started = time.monotonic()
         self._started_here = False
         self._delay = 0.0
+        self._first_pulse = 0.0
         self._pid = 0
         self._reported = 0
         self._warned: set[str] = set()
@@ -74,6 +78,8 @@ class AgentMonitor:
         stopped = now - pulse > _STOPPED and now - self._started > (_START if pulse < self._started else _STOPPED)
         if not stopped:
             self._interval = _INTERVAL
+            if not self._first_pulse and pulse > self._started:
+                self._first_pulse = pulse
             if not self._pid:
                 self._pid = words[HeaderWord.AGENT_PID]
             if words[HeaderWord.AGENT_PID] == self._pid and words[HeaderWord.DISK_REPORTS] == self._reported:
@@ -132,8 +138,9 @@ class AgentMonitor:
             self._interval = min(2 * self._interval, _LONGEST_INTERVAL)
             return
         # Only an agent that does not live for long is a reason to wait with the next one.
-        lived = pulse - self._started
-        self._delay = 0.0 if lived > _LONG else min(max(2 * self._delay, _FIRST_DELAY), _LONGEST_DELAY)
+        worked = pulse - self._started > _LONG or (self._first_pulse and pulse - self._first_pulse > _WORKED)
+        self._delay = 0.0 if worked else min(max(2 * self._delay, _FIRST_DELAY), _LONGEST_DELAY)
         self._started = now
+        self._first_pulse = 0.0
         self._started_here = True
         logger.warning("the agent of run %s had ended; started another, which goes on where it was", self._run_id)

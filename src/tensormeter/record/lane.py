@@ -136,8 +136,7 @@ class Lane:
             self._stride = 0
         elif self._stride < _STRIDE:
             self._stride = 2 * self._stride or size
-            if self._stride > _STRIDE:
-                self._stride = _STRIDE
+            self._stride = min(self._stride, _STRIDE)
         self._looked = now
         extended = self._extend(size)
         self._on_stride()  # also when the lane is full: that may be because there is no reader

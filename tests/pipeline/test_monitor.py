@@ -1,0 +1,84 @@
+"""How soon an agent that has ended is replaced: at once, unless agents end right after they start."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from tensormeter.pipeline import monitor as monitor_module
+from tensormeter.pipeline.monitor import AgentMonitor
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.words import HeaderWord
+from tensormeter.settings import Settings
+
+
+class Machine:
+    """A clock, and a run whose agents are started and killed. Rows are logged four times a second."""
+
+    def __init__(self, tmp_path, wait_for):
+        self.now = 1000.0
+        self.ring = RingFile.create(tmp_path / "a.ring", {}, buffer_bytes=1 << 16, lanes=1)
+        self.monotonic = lambda: self.now
+        self.started = []
+        self.wait_for = wait_for
+        self.monitor = None
+
+    def replace_agent(self, directory, settings):
+        self.started.append(self.now)
+        return True
+
+    def look(self):
+        self.now += 0.25
+        self.monitor.look()
+        self.wait_for(lambda: not self.monitor._busy, "the monitor has looked")
+
+    def pulse_for(self, seconds, *, after):
+        """An agent starts, takes `after` seconds for that, pulses for so long, and is killed."""
+        end = self.now + after
+        while self.now < end:
+            self.look()
+        end = self.now + seconds
+        while self.now < end:
+            self.ring.words[HeaderWord.PULSE] = int(self.now * 1e9)
+            self.look()
+
+    def seconds_to_the_next(self):
+        killed, number = self.now, len(self.started)
+        while len(self.started) == number:
+            self.look()
+        return self.now - killed
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch, wait_for):
+    machine = Machine(tmp_path, wait_for)
+    monkeypatch.setattr(monitor_module, "time", SimpleNamespace(monotonic=machine.monotonic))
+    monkeypatch.setattr(monitor_module, "replace_agent", machine.replace_agent)
+    machine.monitor = AgentMonitor("r", None, Settings(directory=tmp_path), machine.ring)
+    yield machine
+    machine.ring.release()
+
+
+def test_an_agent_that_had_worked_is_replaced_at_once_however_often(machine):
+    for _ in range(8):
+        machine.pulse_for(1.5, after=1)
+        assert machine.seconds_to_the_next() <= 1
+
+
+def test_an_agent_that_dies_right_after_its_start_is_replaced_later_and_later(machine):
+    """However long its start takes."""
+    waits = []
+    for _ in range(6):
+        machine.pulse_for(0.5, after=3)
+        waits.append(machine.seconds_to_the_next())
+    assert waits == sorted(waits)
+    assert waits[-1] > 8
+
+
+def test_an_agent_that_worked_again_is_replaced_at_once_again(machine):
+    for _ in range(4):
+        machine.pulse_for(0.5, after=1)
+        machine.seconds_to_the_next()
+    machine.pulse_for(60, after=1)
+    assert machine.seconds_to_the_next() <= 1
+    machine.pulse_for(2, after=1)
+    assert machine.seconds_to_the_next() <= 1
