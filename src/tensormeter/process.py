@@ -1,6 +1,7 @@
 """One process's part in a run: its ring, its recorder, and the care for an agent."""
 
 import contextlib
+import dataclasses
 import functools
 import os
 import threading
@@ -47,6 +48,8 @@ _BEGIN_TIMEOUT: Final = 3.0
 _LOCK_PATIENCE: Final = 2.0
 """Seconds to wait for other processes that begin, which take a few milliseconds each."""
 
+_PULSE_AGE: Final = 2.0
+"""Seconds since the last pulse after which a forked child does not count on its parent's agent; an agent makes four a second."""
 
 _MEMORY_SPOOL_BYTES: Final = 64 << 20
 """Size of a spool that is kept in memory, at most."""
@@ -147,6 +150,7 @@ class RunProcess:
         run: RunIdentity,
         *,
         parent: str | None,
+        forked_from: "RunProcess | None" = None,
         on_writer: Callable[[Writer], None],
         on_fork: Writer,
     ) -> None:
@@ -155,6 +159,7 @@ class RunProcess:
         Args:
             run: Which run.
             parent: See the attribute.
+            forked_from: In a forked child, the part of the process whose copy this one is.
             on_writer: As for `Recorder`.
             on_fork: As for `Recorder`.
 
@@ -171,7 +176,11 @@ class RunProcess:
         self._let_go = False
         self._flushing = threading.RLock()  # re-entered by a signal handler that flushes
         unlock_retired()  # may wait for a device, so not under the lock of all runs
-        self._enter()
+        place = None if forked_from is None else self._join_beside(forked_from)
+        if place is None:
+            self._enter()
+        else:
+            self._take_place(place)
         self.recorder = Recorder(
             self.ring,
             on_writer=on_writer,
@@ -183,6 +192,39 @@ class RunProcess:
         )
         self._vitals = Vitals(self.recorder, self._settings.sample_interval)
         self._monitor = AgentMonitor(run.id, self._directory, self._settings, self.ring)
+
+    def _join_beside(self, other: "RunProcess") -> "_Place | None":
+        """In a forked child, take part where its parent does, without a look at the disk: the parent's agent finds each ring in shared
+        memory.
+
+        Returns:
+            None if the rings are elsewhere, or it is not certain that there is an agent.
+        """
+        directory = other._directory
+        if directory.memory_lock is None or not other._keeps_an_agent:
+            return None
+
+        def join(late: threading.Event) -> _Place:
+            resource = self._resource(other.attempt)
+            metadata = self._metadata(resource, other.basis)
+            ring = self._create_ring(directory, other._settings, metadata, [directory.rings])
+            return dataclasses.replace(other._place, resource=resource, ring=ring)
+
+        try:
+            place = within(_BEGIN_TIMEOUT, join, _Place.leave)
+        except (OSError, RingError):
+            return None
+        if not other._keeps_an_agent:  # it may have left before the ring was there
+            place.leave()
+            return None
+        return place
+
+    @property
+    def _keeps_an_agent(self) -> bool:
+        """In a child forked from this process: whether there is an agent that cannot leave, because this process records."""
+        words = self.ring.words
+        age = time.monotonic() - words[HeaderWord.PULSE] / 1e9
+        return os.getppid() == self._pid and words[HeaderWord.STATE] == State.OPEN and age < _PULSE_AGE
 
     def _enter(self) -> None:
         """Take part in the run in `settings.directory`, or in memory, if that cannot be used or does not answer.
@@ -251,7 +293,7 @@ class RunProcess:
             directory = RunDirectory.create(settings, run.id, run.name)
             attempt, basis = self._count_attempt(directory, settings)
             resource = self._resource(attempt)
-            ring = self._create_ring(directory, settings, self._metadata(resource, basis))
+            ring = self._create_ring(directory, settings, self._metadata(resource, basis), directory.ring_folders)
             place = _Place(settings, directory, attempt, basis, resource, ring, weakness(directory.path))
             if not late.is_set():
                 self._start_agent(place)
@@ -425,12 +467,14 @@ class RunProcess:
         said = {"group": settings.group, "tags": settings.tags, "notes": settings.notes}
         return found | {name: value for name, value in said.items() if value}
 
-    def _create_ring(self, directory: RunDirectory, settings: Settings, metadata: Mapping[str, Any]) -> RingFile:
-        """In shared memory, or else on disk, or else where it can be mapped; a small one, if files may not be large."""
+    def _create_ring(
+        self, directory: RunDirectory, settings: Settings, metadata: Mapping[str, Any], folders: Sequence[Path]
+    ) -> RingFile:
+        """In the first of the directory's folders for rings where it can be mapped; a small one, if files may not be large."""
         size = settings.buffer_bytes if self.parent is None else min(settings.buffer_bytes, _CHILD_BUFFER_BYTES)
         errors: list[OSError | RingError] = []
         for room in dict.fromkeys([size, min(size, _CHILD_BUFFER_BYTES)]):
-            for folder in directory.ring_folders:
+            for folder in folders:
                 try:
                     directory.make_ring_directory(folder)
                     ring = RingFile.create(folder / f"{self.id}.ring", metadata, buffer_bytes=room)

@@ -332,14 +332,15 @@ class Run:
     def __repr__(self) -> str:
         return f"<tensormeter.Run {self.project}/{self.id} {self.name!r}>"
 
-    def _begin(self) -> None:
-        """Take part from now on; or, if the machine refuses, warn."""
+    def _begin(self, forked_from: RunProcess | None = None) -> None:
+        """Take part from now on; or, if the machine refuses, warn. `forked_from`: as for `RunProcess`."""
         if self.settings.mode == "disabled":
             return
         try:
             self._process = RunProcess(
                 self._identity,
                 parent=self._parent,
+                forked_from=forked_from,
                 on_writer=self._use_writer,
                 on_fork=self._log_after_fork,
             )
@@ -443,7 +444,7 @@ class Run:
                     logger.warning("run %s: a forked child logs, which after_fork='ignore' says to ignore", self.id)
                 else:
                     self._parent = self._parent or before.id
-                    self._begin()
+                    self._begin(before)
 
 
 def _cut(text: str, most: int) -> str:

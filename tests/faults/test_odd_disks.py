@@ -64,6 +64,32 @@ def test_fault_117_a_disk_that_hangs_is_not_waited_for(train, receiver, disk, ba
     oracle.agrees(receiver, range(9000))
 
 
+def test_a_forked_child_begins_while_the_disk_hangs(train, receiver, disk, backing, oracle, wait_for):
+    """It makes its ring in shared memory, beside its parent's, and nothing of it looks at the disk; it ends before that answers."""
+    trainer = train(
+        FLUSH + "run = tensormeter.init('faults')\nlog(run, range(1000))\nflush(run)\nassert ready() == 'hangs'\n"
+        "while time.monotonic() - run._process.ring.words[24] / 1e9 > 0.3: threading.Event().wait(0.01)  # HeaderWord.PULSE\n"
+        "if (child := os.fork()) == 0:\n"
+        "    events = []\n"
+        "    sys.addaudithook(lambda event, arguments: events.append(event) if os.environ['TENSORMETER_DIR'] in str(arguments) else None)\n"
+        "    log(run, range(1000, 2000))\n"
+        "    print(events or 'ready', flush=True)\n"
+        "    os._exit(0)\n"
+        "assert os.waitpid(child, 0)[1] == 0\nready()\nrun.finish(timeout=300)\n",
+    )
+    trainer.ready()
+    disk.behave(hang=True)
+    trainer.go("hangs")
+    trainer.ready()  # says the child
+    trainer.ready()  # says its parent
+    disk.behave()
+    trainer.go()
+    status, said = trainer.end()
+    assert (status, said) == (0, "")
+    wait_for(lambda: not [*(backing / "runs").glob("[!.]*@*")], "everything is delivered")
+    oracle.agrees(receiver, range(2000))
+
+
 def test_fault_118_a_disk_that_hangs_from_the_start(train, receiver, disk, oracle):
     """The run is kept in memory; what the hung disk makes of it later disturbs nothing."""
     disk.behave(hang=True)
