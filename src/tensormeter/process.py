@@ -201,7 +201,7 @@ class RunProcess:
             None if the rings are elsewhere, or it is not certain that there is an agent.
         """
         directory = other._directory
-        if directory.memory_lock is None or not other._keeps_an_agent:
+        if directory.memory_lock is None or not other._keeps_an_agent():
             return None
 
         def join(late: threading.Event) -> _Place:
@@ -214,12 +214,11 @@ class RunProcess:
             place = within(_BEGIN_TIMEOUT, join, _Place.leave)
         except (OSError, RingError):
             return None
-        if not other._keeps_an_agent:  # it may have left before the ring was there
+        if not other._keeps_an_agent():  # it may have left before the ring was there
             place.leave()
             return None
         return place
 
-    @property
     def _keeps_an_agent(self) -> bool:
         """In a child forked from this process: whether there is an agent that cannot leave, because this process records."""
         words = self.ring.words
