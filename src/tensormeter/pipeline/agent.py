@@ -132,7 +132,6 @@ class Agent:
         self._drains: dict[Path, Drain] = {}
         self._unreadable: dict[Path, str] = {}
         self._deliveries: list[Delivery] = []
-        self._numbering = Numbering(directory, settings, asks=_asks(settings))
         self._living: set[str] = set()
         self._marked_at = 0.0
         self._statistics: Statistics | None = None
@@ -246,6 +245,8 @@ class Agent:
             return False
         self._pulse = Pulse(self._directory, self._standby.keep if self._standby else lambda: None)
         self._pulse.start()
+        # Exporters are loaded once the pulse says that there is an agent: some take longer than a new agent is given.
+        self._numbering = Numbering(self._directory, self._settings, asks=_asks(self._settings))
         return True
 
     def _end(self) -> None:
