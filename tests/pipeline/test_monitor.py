@@ -4,7 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from tensormeter.errors import SettingsError
+from tensormeter.pipeline import agent as agent_module
 from tensormeter.pipeline import monitor as monitor_module
+from tensormeter.pipeline.directory import RunDirectory, runs_locked
 from tensormeter.pipeline.monitor import AgentMonitor
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import HeaderWord
@@ -82,3 +85,25 @@ def test_an_agent_that_worked_again_is_replaced_at_once_again(machine):
     assert machine.seconds_to_the_next() <= 1
     machine.pulse_for(2, after=1)
     assert machine.seconds_to_the_next() <= 1
+
+
+def test_an_agent_pulses_while_it_loads_exporters(tmp_path, monkeypatch, wait_for):
+    """Some take longer than an agent is given to its first pulse; until then it would seem to have ended."""
+    settings = Settings(directory=tmp_path / "state", buffer_directory=tmp_path / "rings", run_id="r", linger_timeout=0)
+    with runs_locked(settings.directory):
+        directory = RunDirectory.create(settings, "r", "r")
+        directory.make_ring_directory()
+        ring = RingFile.create(directory.rings / "a.ring", {}, buffer_bytes=1 << 16, lanes=1)
+    pulses = []
+
+    def load(destination):
+        wait_for(lambda: ring.words[HeaderWord.PULSE], "a pulse")
+        pulses.append(ring.words[HeaderWord.PULSE])
+        raise SettingsError("there is none")
+
+    monkeypatch.setattr(agent_module, "load_exporter", load)
+    agent = agent_module.Agent(directory, settings, directory.try_agent_lock())
+    agent.stop()
+    agent.run()
+    ring.release()
+    assert pulses
