@@ -575,3 +575,49 @@ def test_an_inspection_reads_past_what_cannot_be_read(tmp_path, image):
     assert any("event: rows after -1 cannot be read" in one for one in found)
     assert inspection.counts["chunk"] > 0
     assert inspection.counts["media"] > 0
+
+
+@pytest.mark.parametrize("state", ["empty", "missing"])
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_store_whose_file_is_gone_is_not_begun_anew(start, make, state, killed):
+    """SQLite deletes the log of an empty database."""
+    server = start()
+    server.metrics(make.rows("log", [(T0, 0, {"v": 1.0})]))
+    server.kill() if killed else server.stop()
+    file = server.folder / "tensormeter.db"
+    file.unlink() if state == "missing" else os.truncate(file, 0)
+    kept = contents(server.folder)
+    assert (kept.get("tensormeter.db-wal", b"") != b"") == killed
+    done = check(server.folder)
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (1, "", 2)
+    assert f"tensormeter.db is {state}" in done.stdout
+    for command in (["serve", "--port", "0"], ["compact"], ["backup", str(server.folder.parent / "copy.db")]):
+        done = subprocess.run(
+            [sys.executable, "-m", "tensormeter", *command, "--data", str(server.folder)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
+        assert f"tensormeter.db is {state}" in done.stderr
+        assert "restore tensormeter.db from a backup, or move " in done.stderr
+    assert contents(server.folder) == kept
+    for name in ("reserve", "tensormeter.db-wal"):
+        (server.folder / name).unlink(missing_ok=True)
+    assert start().get("/api/v1/runs")["runs"] == []
+
+
+def test_a_first_start_that_was_killed_goes_on(tmp_path):
+    """It has made the empty file, or its first page, and no more."""
+    for name, statements in (("file", ()), ("page", ("PRAGMA journal_mode = WAL",))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tensormeter.db").touch()
+        with closing(sqlite3.connect(tmp_path / name / "tensormeter.db")) as database:
+            for statement in statements:
+                database.execute(statement).fetchall()
+        SqliteStore(tmp_path / name).close()
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != "lock"}

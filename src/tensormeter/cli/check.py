@@ -31,24 +31,17 @@ def check(context: click.Context, directory: Path | None, store: str | None, *, 
         summary = "ClickHouse checked the tables of the database"
         counts: dict[str, int] = {}
     else:
-        from tensormeter.server.store.inspection import Inspection, open_read_only
-        from tensormeter.server.store.wal import lost_transactions
+        from tensormeter.server.store.absence import absent_store
 
         file = store_folder(directory) / "tensormeter.db"
-        if not file.is_file():
+        absent = absent_store(file)
+        if absent is not None:
+            damaged = _report([("", absent)], as_json=as_json)
+            counts, summary = {}, "checked nothing"
+        elif not file.is_file():
             raise StoreError(f"there is no store in {file.parent}; give the server's data folder with --data")
-        lost = lost_transactions(file)
-        with closing(open_read_only(file)) as connection:
-            inspection = Inspection(connection)
-            damaged = _report((("", lost),) if lost else (), as_json=as_json)
-            damaged += _report(((one.about, one.what) for one in inspection.all(full=full)), as_json=as_json)
-        counts = dict(inspection.counts)
-        summary = f"checked {', '.join(f'{n:,} {table}' for table, n in counts.items() if n) or 'an empty store'}"
-        if inspection.unsealed:
-            old = sum(inspection.unsealed.values())
-            summary += (
-                f"; {old:,} rows of an older version have no checksum yet, and get theirs when they are next written"
-            )
+        else:
+            damaged, counts, summary = _sqlite(file, full=full, as_json=as_json)
     if as_json:
         click.echo(json.dumps({"damaged": damaged, "checked": counts}))
     else:
@@ -65,6 +58,24 @@ def _report(findings: Iterable[tuple[str, str]], *, as_json: bool) -> int:
         else:
             click.echo(f"damaged: {about}: {what}" if about else f"damaged: {what}")
     return number
+
+
+def _sqlite(file: Path, *, full: bool, as_json: bool) -> tuple[int, dict[str, int], str]:
+    """Report what is damaged in a file. Returns how much is, rows that were checked by table, and a summary."""
+    from tensormeter.server.store.inspection import Inspection, open_read_only
+    from tensormeter.server.store.wal import lost_transactions
+
+    lost = lost_transactions(file)
+    with closing(open_read_only(file)) as connection:
+        inspection = Inspection(connection)
+        damaged = _report((("", lost),) if lost else (), as_json=as_json)
+        damaged += _report(((one.about, one.what) for one in inspection.all(full=full)), as_json=as_json)
+    counts = dict(inspection.counts)
+    summary = f"checked {', '.join(f'{n:,} {table}' for table, n in counts.items() if n) or 'an empty store'}"
+    if inspection.unsealed:
+        old = sum(inspection.unsealed.values())
+        summary += f"; {old:,} rows of an older version have no checksum yet, and get theirs when they are next written"
+    return damaged, counts, summary
 
 
 def _clickhouse(store: str) -> Iterable[tuple[str, str]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from tensormeter.errors import StoreError
+from tensormeter.server.store.absence import absent_store
 from tensormeter.server.store.chunk_rows import find_chunks, insert_chunks, spans, update_directory
 from tensormeter.server.store.chunks import encode_chunk, full_chunk
 from tensormeter.server.store.damage import named
@@ -178,6 +179,9 @@ def _count(connection: sqlite3.Connection) -> int:
 
 def _existing(folder: Path) -> Path:
     file = folder / _FILE
+    absent = absent_store(file)
+    if absent is not None:
+        raise StoreError(absent)
     if not file.is_file():
         raise StoreError(f"there is no store in {folder}; give the server's data folder with --data")
     return file

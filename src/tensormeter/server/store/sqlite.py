@@ -34,6 +34,7 @@ from tensormeter.server.store import (
     StoreUnavailableError,
     journal,
 )
+from tensormeter.server.store.absence import absent_store
 from tensormeter.server.store.annotations import update_run
 from tensormeter.server.store.arrivals import Arrival, Rejections, arrivals_of
 from tensormeter.server.store.background import Background
@@ -100,7 +101,7 @@ class SqliteStore(SqliteQueries):
             durability: Whether changes are synced in groups after they have returned, or before they return.
 
         Raises:
-            StoreError: The folder is in use or cannot be written to, or the file is damaged or of a newer version.
+            StoreError: The folder is in use or cannot be written to, or the file is gone, damaged or of a newer version.
         """
         self._fold_points = fold_points
         self._max_pending_points = max_pending_points
@@ -112,6 +113,9 @@ class SqliteStore(SqliteQueries):
         self._lock = FolderLock(folder)
         try:
             self._file = file = folder / "tensormeter.db"
+            absent = absent_store(file)
+            if absent is not None:
+                raise StoreError(absent)
             tighten_files(folder)
             self._room = Room(file)
             self._log = Log(file, self._room)
