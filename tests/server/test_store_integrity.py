@@ -621,3 +621,35 @@ def test_a_first_start_that_was_killed_goes_on(tmp_path):
 
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != "lock"}
+
+
+@pytest.mark.parametrize(
+    ("at", "bit", "said"),
+    [
+        (47, 3, "unsupported file format"),
+        (59, 1, "malformed database schema"),
+        (100, 4, "malformed"),
+        (103, 0, "malformed"),
+        (104, 7, "its tables cannot be read"),
+        (63, 2, "says schema 3, and it has the tables of schema 7"),
+        (63, 1, "says schema 5, and it has the tables of schema 7"),
+        (63, 3, "says schema 15, and it has the tables of schema 7 (if a newer tensormeter wrote it, upgrade)"),
+        (60, 0, "and it has the tables of schema 7"),
+        (71, 0, "application id 0x746d7473, and a store has 0x746d7472"),
+        (16, 0, "file is not a database"),
+    ],
+)
+def test_a_flipped_bit_in_the_first_page_is_damage_and_starts_no_migration(tmp_path, image, at, bit, said):
+    content = bytearray(image.read_bytes())
+    content[at] ^= 1 << bit
+    file = tmp_path / "tensormeter.db"
+    file.write_bytes(content)
+    done = check(tmp_path)
+    assert (done.returncode, done.stderr) == (1, "")
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("damaged: ") and said in line for line in lines), done.stdout
+    assert lines[-1].startswith("checked ")
+    assert lines[-1].endswith(" damaged")
+    with pytest.raises(StoreError, match=r"tensormeter\.db"):
+        SqliteStore(tmp_path)
+    assert file.read_bytes() == content

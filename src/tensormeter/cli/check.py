@@ -62,16 +62,25 @@ def _report(findings: Iterable[tuple[str, str]], *, as_json: bool) -> int:
 
 def _sqlite(file: Path, *, full: bool, as_json: bool) -> tuple[int, dict[str, int], str]:
     """Report what is damaged in a file. Returns how much is, rows that were checked by table, and a summary."""
+    from tensormeter.server.store.errors import DamagedError
     from tensormeter.server.store.inspection import Inspection, open_read_only
+    from tensormeter.server.store.transaction import is_suspicion
     from tensormeter.server.store.wal import lost_transactions
 
     lost = lost_transactions(file)
-    with closing(open_read_only(file)) as connection:
+    try:
+        connection = open_read_only(file)
+    except StoreError as error:
+        if not isinstance(error, DamagedError) and not is_suspicion(error.__cause__):
+            raise
+        return _report([("", str(error))], as_json=as_json), {}, "checked nothing"
+    with closing(connection):
         inspection = Inspection(connection)
         damaged = _report((("", lost),) if lost else (), as_json=as_json)
         damaged += _report(((one.about, one.what) for one in inspection.all(full=full)), as_json=as_json)
     counts = dict(inspection.counts)
-    summary = f"checked {', '.join(f'{n:,} {table}' for table, n in counts.items() if n) or 'an empty store'}"
+    empty = "no rows" if damaged else "an empty store"
+    summary = f"checked {', '.join(f'{n:,} {table}' for table, n in counts.items() if n) or empty}"
     if inspection.unsealed:
         old = sum(inspection.unsealed.values())
         summary += f"; {old:,} rows of an older version have no checksum yet, and get theirs when they are next written"

@@ -25,11 +25,12 @@ from tensormeter.server.store.damage import name_series
 from tensormeter.server.store.errors import DamagedError, StoreUnavailableError, SuspectedDamageError
 from tensormeter.server.store.events import SEALED
 from tensormeter.server.store.filesystem import FileSystem
+from tensormeter.server.store.header import header_fault, version_of_tables
 from tensormeter.server.store.media import is_of_type
 from tensormeter.server.store.reader import chunk_points
-from tensormeter.server.store.schema import SCHEMA_VERSION, holder_of
+from tensormeter.server.store.schema import SCHEMA, SCHEMA_VERSION, holder_of
 from tensormeter.server.store.seals import ROW_SEALS, RowSeal, is_sound
-from tensormeter.server.store.transaction import CHANGED, is_suspicion, reading
+from tensormeter.server.store.transaction import CHANGED, describe, is_suspicion, primary_code, reading
 
 __all__ = ["SMALL", "Finding", "Inspection", "open_read_only"]
 
@@ -80,6 +81,7 @@ def open_read_only(file: Path, filesystem: FileSystem = _COMPLETE) -> sqlite3.Co
 
     Raises:
         StoreUnavailableError: It cannot be read now.
+        DamagedError: It is damaged, so that nothing of it can be inspected.
         StoreError: It is no store of this version.
     """
     connection = None
@@ -92,6 +94,12 @@ def open_read_only(file: Path, filesystem: FileSystem = _COMPLETE) -> sqlite3.Co
             check_same_thread=False,
         )
         version = connection.execute("PRAGMA user_version").fetchone()[0]
+        try:
+            tables = version_of_tables(connection, SCHEMA)
+        except (sqlite3.Error, *CHANGED) as error:
+            if not _is_damage(error):
+                raise
+            return connection  # an inspection says what is wrong
     except sqlite3.Error as error:
         if connection is not None:
             connection.close()
@@ -99,8 +107,10 @@ def open_read_only(file: Path, filesystem: FileSystem = _COMPLETE) -> sqlite3.Co
             StoreUnavailableError if isinstance(error, sqlite3.OperationalError) or is_suspicion(error) else StoreError
         )
         raise kind(f"cannot open the store {file}: {error}{holder_of(file, error)}") from error
-    if version != SCHEMA_VERSION:
+    if SCHEMA_VERSION not in (version, tables):
         connection.close()
+        if tables is not None and tables != version:
+            raise DamagedError(f"{file}: its header says schema {version}, and it has the tables of schema {tables}")
         raise StoreError(
             f"{file} has schema {version}, and this tensormeter checks schema {SCHEMA_VERSION}; "
             "start the server once to bring an older store up to date, or upgrade tensormeter for a newer one"
@@ -125,6 +135,7 @@ class Inspection:
         """
         self._connection = connection
         self._give_way = give_way
+        self._is_readable = True
         self.counts: Counter[str] = Counter()
         self.unsealed: Counter[str] = Counter()
 
@@ -138,8 +149,9 @@ class Inspection:
             StoreUnavailableError: The file cannot be read now.
         """
         yield from self.structure(full=full)
-        yield from self.catalog()
-        yield from self.contents()
+        if self._is_readable:
+            yield from self.catalog()
+            yield from self.contents()
 
     def structure(self, *, full: bool = False, most: int = SMALL) -> Iterator[Finding]:
         """SQLite's own check of pages and indexes: of all tables, or, where the file is large, of those of the catalog.
@@ -148,6 +160,16 @@ class Inspection:
             full: Whether the size does not matter.
             most: Bytes from which on a file is large.
         """
+        try:
+            fault = header_fault(self._connection, SCHEMA)
+        except (sqlite3.Error, *CHANGED) as error:
+            if not _is_damage(error):
+                raise StoreUnavailableError(f"cannot read the store: {error}") from error
+            self._is_readable = False
+            yield Finding(f"its tables cannot be read: {describe(error)}")
+            return
+        if fault is not None:
+            yield Finding(fault)
         pages, size = (self._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
         tables: Sequence[str] = ("",) if full or pages * size <= most else [f"('{table}')" for table in _CATALOG]
         for table in tables:
@@ -156,32 +178,46 @@ class Inspection:
                 for (text,) in self._connection.execute(f"PRAGMA integrity_check{table}"):
                     if text != "ok":
                         yield Finding(f"SQLite's integrity check: {' '.join(str(text).split())}")
-            except sqlite3.OperationalError as error:
-                raise StoreUnavailableError(f"cannot read the store: {error}") from error
             except sqlite3.DatabaseError as error:
+                if not _is_damage(error):
+                    raise StoreUnavailableError(f"cannot read the store: {error}") from error
                 yield Finding(f"SQLite's integrity check: {error}")
 
     def catalog(self) -> Iterator[Finding]:
         """Rows of runs, processes, series and summaries."""
-        for seal in ROW_SEALS:
-            yield from self._sealed(seal)
-        yield from self._rows("series", "series.id", "series.id, points, process", self._check_series)
-        yield from self._rows("run", "run.id", "id, series", self._check_run)
+        yield from self._parts(
+            *(self._sealed(seal) for seal in ROW_SEALS),
+            self._rows("series", "series.id", "series.id, points, process", self._check_series),
+            self._rows("run", "run.id", "id, series", self._check_run),
+        )
 
     def contents(self) -> Iterator[Finding]:
         """Chunks and their samples, gaps, events, media, batches and the journal."""
-        yield from self._rows("chunk", "chunk.id", f"id, {CHUNK}", self._check_chunk, _FEW)
         joined = "sample LEFT JOIN chunk ON chunk.id = sample.chunk"
         columns = ", ".join(f"sample.{name.strip()}" for name in samples.SAMPLE.split(","))
-        yield from self._rows(
-            joined, "sample.chunk", f"{columns}, chunk.series, seq, chunk.seal", self._check_sample, 64
+        yield from self._parts(
+            self._rows("chunk", "chunk.id", f"id, {CHUNK}", self._check_chunk, _FEW),
+            self._rows(joined, "sample.chunk", f"{columns}, chunk.series, seq, chunk.seal", self._check_sample, 64),
+            self._rows("gap", "id", "id, series, time, seq, seal", self._check_gap),
+            self._rows("event", "id", f"id, {SEALED}, seal", self._check_event, 64),
+            self._rows("media", "rowid", "rowid, run, digest, content_type, data", self._check_media, 2),
+            self._batches(),
+            self._rows("journal", "seq", "seq, payload, seal", self._check_journal, _FEW),
+            self._rows("damaged", "seq", "seq", self._check_set_aside),
         )
-        yield from self._rows("gap", "id", "id, series, time, seq, seal", self._check_gap)
-        yield from self._rows("event", "id", f"id, {SEALED}, seal", self._check_event, 64)
-        yield from self._rows("media", "rowid", "rowid, run, digest, content_type, data", self._check_media, 2)
-        yield from self._batches()
-        yield from self._rows("journal", "seq", "seq, payload, seal", self._check_journal, _FEW)
-        yield from self._rows("damaged", "seq", "seq", self._check_set_aside)
+
+    def _parts(self, *parts: Iterator[Finding]) -> Iterator[Finding]:
+        """All of them; what ends one early is a finding, unless it is that the file cannot be read now."""
+        for part in parts:
+            try:
+                yield from part
+            except (sqlite3.Error, StoreUnavailableError, *CHANGED) as error:
+                cause = error.__cause__ if isinstance(error, StoreUnavailableError) else error
+                if not _is_damage(cause):
+                    if isinstance(error, StoreUnavailableError):
+                        raise
+                    raise StoreUnavailableError(f"cannot read the store: {error}") from error
+                yield Finding(f"some rows cannot be read: {describe(cause or error)}")
 
     def _sealed(self, seal: RowSeal) -> Iterator[Finding]:
         texts = _JSON.get(seal.table, ())
@@ -394,6 +430,12 @@ class Inspection:
         raise _UnsoundError(
             "a request of this journal row could not be read when the server started; its points are missing"
         )
+
+
+def _is_damage(error: BaseException | None) -> bool:
+    """Whether a statement that is right fails because of what is in the file."""
+    is_text = isinstance(error, CHANGED) or "decode to UTF-8" in str(error)
+    return is_text or is_suspicion(error) or primary_code(error) == sqlite3.SQLITE_ERROR
 
 
 def _parse(text: str | bytes, what: str) -> None:

@@ -13,18 +13,18 @@ from tensormeter.errors import StoreError
 from tensormeter.private import open_file
 from tensormeter.server.store.errors import StoreFullError
 from tensormeter.server.store.filesystem import FileSystem
+from tensormeter.server.store.header import APPLICATION_ID, header_fault
 from tensormeter.server.store.migration import migrate
 from tensormeter.server.store.suspicion import unreadable
 from tensormeter.server.store.transaction import primary_code
 from tensormeter.server.waiting import lock_holder
 
-__all__ = ["SCHEMA_VERSION", "connect", "holder_of", "prepare"]
+__all__ = ["SCHEMA", "SCHEMA_VERSION", "connect", "holder_of", "prepare"]
 
 SCHEMA_VERSION: Final = 7
 _COMPLETE: Final = FileSystem()
-_APPLICATION_ID: Final = 0x746D7472  # "tmtr"
 
-_SCHEMA: Final = """
+SCHEMA: Final = """
 CREATE TABLE run (
     id INTEGER PRIMARY KEY AUTOINCREMENT,   -- never used twice: what is in memory may outlive the row
     project TEXT NOT NULL,
@@ -239,14 +239,17 @@ def prepare(file: Path, filesystem: FileSystem = _COMPLETE) -> None:
             tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
             if not version and not tables:
                 connection.executescript(
-                    f"PRAGMA journal_mode = {filesystem.journal_mode}; BEGIN IMMEDIATE; {_SCHEMA}"
-                    f"PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;",
+                    f"PRAGMA journal_mode = {filesystem.journal_mode}; BEGIN IMMEDIATE; {SCHEMA}"
+                    f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;",
                 )
                 return
             application = connection.execute("PRAGMA application_id").fetchone()[0]
-            if application == _APPLICATION_ID and version < SCHEMA_VERSION:
-                migrate(connection, version, _SCHEMA, SCHEMA_VERSION)
-            if application == _APPLICATION_ID:
+            fault = header_fault(connection, SCHEMA)
+            if fault is not None:
+                raise StoreError(f"{file} is damaged: {fault}; restore it from a backup")
+            if application == APPLICATION_ID and version < SCHEMA_VERSION:
+                migrate(connection, version, SCHEMA, SCHEMA_VERSION)
+            if application == APPLICATION_ID:
                 connection.execute(f"PRAGMA journal_mode = {filesystem.journal_mode}").fetchall()
         finally:
             connection.close()
@@ -256,7 +259,7 @@ def prepare(file: Path, filesystem: FileSystem = _COMPLETE) -> None:
         raise StoreError(
             unreadable(file) or f"cannot open the store {file}: {error}{holder_of(file, error)}"
         ) from error
-    if application != _APPLICATION_ID:
+    if application != APPLICATION_ID:
         raise StoreError(f"{file} is not a tensormeter store; choose another data folder")
     if version > SCHEMA_VERSION:
         raise StoreError(
