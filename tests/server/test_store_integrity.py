@@ -1,5 +1,6 @@
 """Damage at rest: bits, holes and cuts in what a store keeps. Nothing wrong is served, and nothing is missing without a word."""
 
+import hashlib
 import json
 import os
 import random
@@ -20,7 +21,7 @@ from tensormeter.otlp.encode import encode_events, encode_metrics
 from tensormeter.server.app import create_app
 from tensormeter.server.config import ServerConfig
 from tensormeter.server.query import points as points_query
-from tensormeter.server.store import RunRef, Selection, chunks
+from tensormeter.server.store import DamagedError, NotFoundError, RunRef, Selection, chunks
 from tensormeter.server.store.inspection import Inspection, open_read_only
 from tensormeter.server.store.sqlite import SqliteStore
 
@@ -653,3 +654,18 @@ def test_a_flipped_bit_in_the_first_page_is_damage_and_starts_no_migration(tmp_p
     with pytest.raises(StoreError, match=r"tensormeter\.db"):
         SqliteStore(tmp_path)
     assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize("statement", ["UPDATE media SET digest = 'f' || substr(digest, 2)", "DELETE FROM media"])
+def test_an_image_that_an_event_names_and_that_is_gone_is_damage(damaged_copy, statement):
+    digest = hashlib.sha256(PNG).hexdigest()
+    store = SqliteStore(damaged_copy(f"{statement} WHERE run = (SELECT id FROM run WHERE run_id = 'long')"))
+    with pytest.raises(DamagedError, match=f"media {digest} of run 'long': an event names it"):
+        store.media(RunRef("long"), digest)
+    for other in ("0" * 64, "x", digest[1:], "%"):
+        with pytest.raises(NotFoundError):
+            store.media(RunRef("long"), other)
+    with pytest.raises(NotFoundError):
+        store.media(RunRef(JOURNAL), digest)
+    assert store.media(RunRef("other"), digest) == ("image/png", PNG)
+    store.close()

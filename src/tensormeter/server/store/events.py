@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ __all__ = [
     "insert_event",
     "key_and_step",
     "last_event",
+    "names_media",
     "prepare_event",
     "read_alerts",
     "read_events",
@@ -49,6 +51,8 @@ _LIMITS: Final = {
     "tensormeter.table": ("table", TABLE_BYTES + 2 * TABLE_CELLS + ENVELOPE_BYTES),
 }
 """What an event of a name is called, and its largest size as JSON, without images; EVENT_BYTES for the others."""
+
+_DIGEST: Final = re.compile("[0-9a-f]{64}")
 
 _LONGEST_KEY: Final = 100
 """Characters of a key that a reason names."""
@@ -248,6 +252,15 @@ def read_media(connection: sqlite3.Connection, run: int, digest: str) -> tuple[s
     if hashlib.sha256(data).hexdigest() != digest or not is_of_type(data, content_type):
         raise DamagedError(f"media {digest} of run {run}: its bytes are not those that were stored")
     return content_type, data
+
+
+def names_media(connection: sqlite3.Connection, run: int, digest: str) -> bool:
+    """Whether an event of a run has a reference to an image. Reads the bodies of all its events."""
+    if not _DIGEST.fullmatch(digest):
+        return False
+    reference = f'"digest":"{digest}"'
+    query = "SELECT 1 FROM event WHERE run = ? AND instr(body, ?) LIMIT 1"
+    return connection.execute(query, (run, reference)).fetchone() is not None
 
 
 def last_event(connection: sqlite3.Connection) -> int:

@@ -38,7 +38,7 @@ from tensormeter.server.store.catalog import find_run
 from tensormeter.server.store.cursor import Cursor
 from tensormeter.server.store.damage import Damage, leaving_out, named
 from tensormeter.server.store.errors import DamagedError, SuspectedDamageError
-from tensormeter.server.store.events import last_event, read_alerts, read_events, read_media
+from tensormeter.server.store.events import last_event, names_media, read_alerts, read_events, read_media
 from tensormeter.server.store.filesystem import FileSystem
 from tensormeter.server.store.gaps import has_new_gaps, read_gaps
 from tensormeter.server.store.heads import Heads, Layer
@@ -210,7 +210,15 @@ class SqliteQueries:
     def media(self, ref: RunRef, digest: str) -> tuple[str, bytes]:
         """See `Store`."""
         with self._reader() as connection, reading(connection):
-            found = read_media(connection, find_run(connection, *_names(ref)), digest)
+            run = find_run(connection, *_names(ref))
+            found = read_media(connection, run, digest)
+            is_named = found is None and names_media(connection, run, digest)
+        if is_named:  # not noted as damage of the store: a sender may have made the reference itself
+            raise DamagedError(
+                f"damaged: media {digest} of run {ref.run_id!r}: an event names it, and it cannot be found; "
+                "`tensormeter check` lists what is damaged, a backup of the data folder may have it",
+                named=True,
+            )
         if found is None:
             raise NotFoundError(f"run {ref.run_id!r} has no media {digest[:80]!r}; its events name what it has")
         return found
