@@ -609,6 +609,20 @@ def test_a_store_whose_file_is_gone_is_not_begun_anew(start, make, state, killed
     assert start().get("/api/v1/runs")["runs"] == []
 
 
+@pytest.mark.parametrize("size", [0, 1, 2, 99, 4096])
+def test_a_store_that_was_cut_is_refused(tmp_path, size):
+    """SQLite takes a file of one byte for an empty one."""
+    SqliteStore(tmp_path).close()
+    os.truncate(tmp_path / "tensormeter.db", size)
+    content = (tmp_path / "tensormeter.db").read_bytes()
+    with pytest.raises(StoreError, match=r"tensormeter\.db"):
+        SqliteStore(tmp_path)
+    assert (tmp_path / "tensormeter.db").read_bytes() == content
+    done = check(tmp_path)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.startswith("damaged: ")
+
+
 def test_a_first_start_that_was_killed_goes_on(tmp_path):
     """It has made the empty file, or its first page, and no more."""
     for name, statements in (("file", ()), ("page", ("PRAGMA journal_mode = WAL",))):

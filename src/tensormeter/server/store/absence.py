@@ -15,7 +15,7 @@ def absent_store(file: Path) -> str | None:
         file: The database.
     """
     size = _size(file)
-    if size:
+    if size is not None and size > 1:  # SQLite takes one byte for none
         return None
     signs = [one for one in (file.with_name(f"{file.name}-wal"), file.with_name("reserve")) if _size(one)]
     if not signs:
