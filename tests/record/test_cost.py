@@ -55,6 +55,17 @@ def test_a_slow_call_is_warned_about_once(recording, warnings_logged, slow_value
     assert (total, sum(counts)) == (30_000_000, 3)
 
 
+def test_a_mapping_that_cannot_be_shown_is_named_by_its_type(recording, warnings_logged, slow_value):
+    class Rows(dict):
+        def __iter__(self):
+            raise RuntimeError("its keys cannot be had")
+
+    for _ in range(3):
+        recording.log(Rows(loss=slow_value(0)))
+    (warning,) = warnings_logged()
+    assert warning.startswith("log() of a Rows took 10.0 ms: ")
+
+
 def test_what_comes_first_may_take_its_time(recording, warnings_logged, slow_value):
     recording.log({"loss": slow_value(0)})
     assert warnings_logged() == []

@@ -60,8 +60,11 @@ class Notices:
             reason = "its thread was kept waiting, by other Python threads or for a processor"
         else:
             reason = "it had much to look at; log fewer values at once, or numbers instead of arrays"
-        names = ", ".join(map(shown, itertools.islice(values, _NAMES_SHOWN)))
-        more = f" and {len(values) - _NAMES_SHOWN} more" if len(values) > _NAMES_SHOWN else ""
+        try:
+            names = ", ".join(map(shown, itertools.islice(values, _NAMES_SHOWN)))
+            more = f" and {len(values) - _NAMES_SHOWN} more" if len(values) > _NAMES_SHOWN else ""
+        except Exception:  # of the mapping's own code
+            names, more = f"a {type(values).__name__}", ""
         self.once((Stopwatch, reason), "log() of %s%s took %.1f ms: %s", names, more, watch.duration / 1e6, reason)
 
 
