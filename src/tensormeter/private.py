@@ -77,12 +77,13 @@ def make_directory(path: Path) -> None:
         OSError: It cannot be made.
     """
     try:
-        path.mkdir(mode=_DIRECTORY)
+        _make_one(path)
     except FileNotFoundError:
         if path.parent == path:
             raise
         make_directory(path.parent)
-        path.mkdir(mode=_DIRECTORY, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            _make_one(path)
     except OSError:
         if not path.is_dir():
             raise
@@ -152,7 +153,7 @@ def open_file(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(f"{path} is not a regular file")
-        if flags & os.O_CREAT and status.st_mode & _OTHERS and status.st_uid == os.geteuid():
+        if flags & os.O_CREAT and stat.S_IMODE(status.st_mode) != _FILE and status.st_uid == os.geteuid():
             with contextlib.suppress(OSError):
                 os.fchmod(descriptor, _FILE)
     except BaseException:
@@ -170,7 +171,12 @@ def make_file(path: Path) -> None:
         OSError: It cannot be made.
     """
     try:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE))
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE)
+        try:
+            with contextlib.suppress(OSError):
+                os.fchmod(descriptor, _FILE)
+        finally:
+            os.close(descriptor)
     except FileExistsError:
         status = path.lstat()
         if stat.S_ISREG(status.st_mode) and status.st_mode & _OTHERS and status.st_uid == os.geteuid():
@@ -195,6 +201,18 @@ def write_file(path: Path, content: str | bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def _make_one(path: Path) -> None:
+    """Make a folder in one that is there. A umask that takes rights of its own user does not count.
+
+    Raises:
+        OSError: It cannot be made, or there is something already.
+    """
+    path.mkdir(mode=_DIRECTORY)
+    status = path.lstat()
+    if status.st_mode & _DIRECTORY != _DIRECTORY and stat.S_ISDIR(status.st_mode):
+        path.chmod(_DIRECTORY)
 
 
 @functools.cache

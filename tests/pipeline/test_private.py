@@ -19,7 +19,7 @@ def reachable():
     shutil.rmtree(folder)
 
 
-@pytest.fixture(params=[0o000, 0o002, 0o022, 0o077])
+@pytest.fixture(params=[0o000, 0o002, 0o022, 0o077, 0o277, 0o777])
 def umask(request):
     before = os.umask(request.param)
     yield request.param
