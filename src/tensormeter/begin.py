@@ -127,7 +127,7 @@ def deferred_log(
     *,
     capacity: int = 1024,
     device: Any = None,
-    first_step: int = 0,
+    first_step: int | None = None,
 ) -> "DeferredLog":
     """Record from inside functions compiled by `torch.compile`, also with `fullgraph=True`, and from inside CUDA graphs.
 
@@ -144,7 +144,8 @@ def deferred_log(
         names: Of the metrics of a row.
         capacity: Rows that are kept on the device, which takes 8 bytes a value there, and as many on the host.
         device: Where the values are, as torch names it; the current CUDA device if None and there is one, else the CPU.
-        first_step: Step of the first row written; each further one is one more.
+        first_step: Step of the first row written; each further one is one more. If None, 0; if the run was begun with
+            `resume=True`, the one behind the last step of the attempts before.
 
     Raises:
         UsageError: An argument cannot be used, or memory for the copies cannot be page-locked.
@@ -156,7 +157,7 @@ def deferred_log(
         names,
         capacity=capacity,
         device=device,
-        first_step=first_step,
+        first_step=run._identity.first_step if first_step is None else first_step,
     )
 
 

@@ -87,6 +87,11 @@ class RunIdentity:
     resume: bool = False
     basis: Basis = ""
 
+    @property
+    def first_step(self) -> int:
+        """The step of the first row that names none; that of a resumed run is known later."""
+        return AUTOMATIC_STEPS if self.resume else 0
+
 
 class FlushRequest(NamedTuple):
     """A request to the agent to deliver what was recorded.
@@ -188,7 +193,7 @@ class RunProcess:
             media_buffer_bytes=self._settings.media_buffer_bytes,
             one_launch=self._settings.device_path == "auto",
             on_fork=on_fork,
-            first_step=AUTOMATIC_STEPS if run.resume else 0,
+            first_step=run.first_step,
         )
         self._vitals = Vitals(self.recorder, self._settings.sample_interval)
         self._monitor = AgentMonitor(run.id, self._directory, self._settings, self.ring)

@@ -9,7 +9,11 @@ import pytest
 
 import tensormeter
 from tensormeter import Settings, SettingsError
-from tensormeter.otlp.decode import decode_metrics
+from tensormeter.attempt import Member
+from tensormeter.otlp.batch import Event
+from tensormeter.otlp.decode import decode_events, decode_metrics
+from tensormeter.pipeline.numbering import Settled
+from tensormeter.ring.words import AUTOMATIC_STEPS
 
 
 @pytest.fixture
@@ -148,6 +152,48 @@ def test_a_server_answers_with_number_and_last_step(settings, receiver, answerin
     assert steps(receiver, run._process.id) == [42, 43, 100, 101]
     for request in receiver.accepted().values():
         assert b"unsettled" not in gzip.decompress(request.body)
+
+
+def alert_steps(receiver):
+    return {
+        event.body["title"]: event.attributes.get("tensormeter.step")
+        for request in receiver.accepted().values()
+        if request.path == "/v1/logs"
+        for _, events in decode_events(gzip.decompress(request.body))
+        for event in events
+        if event.name == "tensormeter.alert"
+    }
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_an_alert_before_the_first_row_has_no_step(settings, receiver, answering, resume):
+    receiver.numbers = answering(200, b'{"attempt": 2, "last_step": 41}', "application/json")
+    with tensormeter.init(settings=settings, resume=resume) as run:
+        run.alert("before")
+        run.log({"x": 1.0})
+        run.alert("after")
+    assert alert_steps(receiver) == {"before": None, "after": 42 if resume else 0}
+
+
+def test_an_old_event_before_the_first_row_has_no_step(settings):
+    """Of a version that gave such an event the step before the first one."""
+    step = {"tensormeter.step": AUTOMATIC_STEPS - 1}
+    settled = Settled(Member(""), "unknown", resume=True, number=2, first_step=42)
+    event = Event("tensormeter.alert", 1, None, step | {"key": "x"})
+    assert settled.event(event).attributes == {"key": "x"}
+
+
+def test_rows_from_inside_graphs_go_on_behind_the_last_step(settings, receiver, answering):
+    torch = pytest.importorskip("torch")
+    receiver.numbers = answering(200, b'{"attempt": 2, "last_step": 41}', "application/json")
+    with tensormeter.init(settings=settings, resume=True) as run:
+        inside = tensormeter.deferred_log(run, ["loss"], device="cpu")
+        given = tensormeter.deferred_log(run, ["given"], device="cpu", first_step=7)
+        for _ in range(2):
+            inside.write({"loss": torch.zeros(())})
+            given.write({"given": torch.zeros(())})
+        inside.flush()
+    assert sorted(steps(receiver, run._process.id)) == [7, 8, 42, 43]
 
 
 def test_a_scheduler_gives_the_number_and_the_server_the_last_step(settings, receiver, answering, monkeypatch):

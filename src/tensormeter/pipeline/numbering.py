@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from tensormeter.attempt import MAX_ATTEMPT, PROVISIONAL, UNSETTLED, Member
@@ -97,12 +98,33 @@ class Settled:
         step = event.attributes.get(STEP_METRIC)
         if not isinstance(step, int):
             return event
-        return replace(event, attributes={**event.attributes, STEP_METRIC: self.step(step)})
+        others = {name: value for name, value in event.attributes.items() if name != STEP_METRIC}
+        return replace(event, attributes=others if _is_none(step) else {**others, STEP_METRIC: self.step(step)})
 
     def steps(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
         """The same for many, of shape (n,)."""
         automatic = (steps >= AUTOMATIC_STEPS) & (steps < AUTOMATIC_STEPS_END)
         return np.where(automatic, steps - AUTOMATIC_STEPS + self.first_step, steps) if automatic.any() else steps
+
+
+def _is_none(step: int) -> bool:
+    """Whether an event's step is that of a resumed process before its first row: there is none."""
+    return step == AUTOMATIC_STEPS - 1
+
+
+def _rewrite_step(record: LogRecord, settled: Settled) -> None:
+    """Settle the step of an event."""
+    kept: list[KeyValue] = []
+    for attribute in record.attributes:
+        if attribute.key == STEP_METRIC:
+            if _is_none(attribute.value.int_value):
+                continue
+            attribute.value.int_value = settled.step(attribute.value.int_value)
+        kept.append(attribute)
+    if len(kept) < len(record.attributes):
+        attributes = cast("MutableSequence[KeyValue]", record.attributes)
+        del attributes[:]
+        attributes.extend(kept)
 
 
 class Numbering:
@@ -245,9 +267,7 @@ class Numbering:
                 if (settled := self._rewrite_resource(logs.resource)) is not None:
                     for scope_logs in logs.scope_logs:
                         for record in scope_logs.log_records:
-                            for attribute in record.attributes:
-                                if attribute.key == STEP_METRIC:
-                                    attribute.value.int_value = settled.step(attribute.value.int_value)
+                            _rewrite_step(record, settled)
         return replace(request, body=gzip.compress(message.SerializeToString(), _GZIP_LEVEL, mtime=0))
 
     def _rewrite_resource(self, resource: Resource) -> Settled | None:

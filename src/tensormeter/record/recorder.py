@@ -356,11 +356,12 @@ class Recorder:
             self._rows.write(lane, numbers, devices, step)
 
     def alert(self, parcel: Parcel) -> None:
-        """Record an alert at the last row's step. As silent as `log`."""
+        """Record an alert at the last row's step, without one before the first row. As silent as `log`."""
         if self._closed or self._pid != os.getpid():
             return
         step = self._last_step[0]
-        self._send(self._lanes.mine(), parcel, None, step if step >= 0 else None)
+        is_known = step >= 0 and step != AUTOMATIC_STEPS - 1
+        self._send(self._lanes.mine(), parcel, None, step if is_known else None)
 
     def send_config(self, config: Mapping[str, Any]) -> bool:
         """Record the run's configuration from now on, in place of one that is too large for the ring's dictionary.
