@@ -125,17 +125,93 @@ def test_unknown_exporters_are_named_at_once(settings):
 def test_configuration_becomes_json(settings):
     with tensormeter.init(config={"lr": 1e-3, "path": Path("data"), 3: [1, (2,)]}, settings=settings) as run:
         assert run.config == {"lr": 1e-3, "path": "data", "3": [1, [2]]}
-    endless: dict = {}
-    endless["self"] = endless
-    with pytest.raises(SettingsError, match="config: cannot be written as JSON"):
-        tensormeter.init(config=endless, settings=settings)
-    deep: dict = {}
-    for _ in range(30):
-        deep = {"deeper": deep}
-    with pytest.raises(SettingsError, match="config: nested deeper than 24 levels"):
-        tensormeter.init(config=deep, settings=settings)
     with pytest.raises(SettingsError, match="config: expected a mapping, got list"):
         tensormeter.init(config=[1], settings=settings)
+
+
+class Unshown:
+    """Cannot be shown."""
+
+    def __repr__(self):
+        raise RuntimeError("not ready")
+
+
+def nested(levels):
+    deep: dict = {}
+    for _ in range(levels):
+        deep = {"deeper": deep}
+    return deep
+
+
+def endless():
+    found: dict = {"a": [1]}
+    found["a"].append(found)
+    return found
+
+
+class BrokenItems(dict):
+    def items(self):
+        raise RuntimeError("not ready")
+
+
+@pytest.mark.parametrize(
+    ("value", "kept", "said"),
+    [
+        (Unshown(), None, "'x' is left out: a Unshown that cannot be shown (RuntimeError)"),
+        ([1, Unshown()], [1, None], "'x'.1 is null: a Unshown that cannot be shown (RuntimeError)"),
+        ({Unshown(): 1, "n": 2}, {"n": 2}, "is left out: it is no text (RuntimeError)"),
+        (BrokenItems(), None, "'x' is left out: a BrokenItems that cannot be shown (RuntimeError)"),
+        (10**5000, None, "'x' is left out: the integer has too many digits; give it as a text"),
+        (endless(), {"a": [1, None]}, "'x'.'a'.1 is null: it contains itself"),
+        (nested(30), nested(22), "is left out: nested deeper than 24 levels; flatten it"),
+        ({1: "a", "1": "b"}, {"1": "b"}, "'x'.1 is replaced by '1': both are written 'x'.'1'"),
+    ],
+    ids=["no text", "in a list", "key", "items", "huge", "endless", "deep", "twice"],
+)
+def test_what_a_configuration_cannot_hold_is_left_out_with_one_warning(settings, caplog, value, kept, said):
+    expected = {"lr": 1} if kept is None else {"lr": 1, "x": kept}
+    with tensormeter.init(config={"x": value, "lr": 1}, settings=settings) as run:
+        assert run.config == expected
+        warnings = [record.getMessage() for record in caplog.records if record.getMessage().startswith("config: ")]
+        assert len(warnings) == 1
+        assert said in warnings[0]
+    caplog.clear()
+    with tensormeter.init(settings=settings) as run:
+        for _ in range(3):
+            run.update_config({"x": value, "lr": 1})
+        assert run.config == expected
+        warnings = [record.getMessage() for record in caplog.records if record.getMessage().startswith("config: ")]
+        assert len(warnings) == 1
+
+
+def test_a_configuration_that_cannot_be_read_is_empty(settings, caplog):
+    with tensormeter.init(settings=settings) as run:
+        run.update_config(BrokenItems(lr=1))
+        assert run.config == {}
+    assert "config: nothing of it is recorded: its items cannot be had (RuntimeError)" in caplog.text
+
+
+def test_keys_that_are_not_unicode_stay_apart(settings, caplog):
+    keys = [os.fsdecode(b"caf\xe9"), os.fsdecode(b"caf\xe8"), "caf?", "\ud83d\ude00", "\N{GRINNING FACE}"]
+    with tensormeter.init(config={**dict.fromkeys(keys, 1), "in": dict.fromkeys(keys, 2)}, settings=settings) as run:
+        names = ["caf\\udce9", "caf\\udce8", "caf?", "\\ud83d\\ude00", "\N{GRINNING FACE}"]
+        assert list(run.config) == [*names, "in"]
+        assert list(run.config["in"]) == names
+    (warning,) = (record.getMessage() for record in caplog.records if record.getMessage().startswith("config: "))
+    assert r"'caf\udce9' is recorded as 'caf\\udce9': it is not Unicode text" in warning
+
+
+def test_what_cannot_be_shown_ends_no_training(settings):
+    with tensormeter.init(settings=settings) as run:
+        run.alert(Unshown(), Unshown())
+        run.log({"text": tensormeter.Text(Unshown()), "table": tensormeter.Table([Unshown()], [[Unshown()]])})
+        with pytest.raises(UsageError, match=r"run\.phase: expected a name, got <Unshown instance"):
+            run.phase(Unshown())
+        with pytest.raises(UsageError, match="alert: expected a level of INFO, WARN, ERROR, got <Unshown instance"):
+            run.alert("title", level=Unshown())
+        with pytest.raises(UsageError, match=r"finish: expected the state .* got <Unshown instance"):
+            run.finish(Unshown())
+    assert items(settings) == 2 + 3
 
 
 def test_a_configuration_grows(settings, caplog):

@@ -61,7 +61,8 @@ def init(
     Args:
         project: What the run belongs to.
         name: For people; the id if None.
-        config: Hyperparameters and whatever else describes the run. What is not JSON is turned into a `str`. Secrets are masked
+        config: Hyperparameters and whatever else describes the run. What is not JSON is turned into a `str`; what
+            cannot be is left out, with a warning. Secrets are masked
             (see the setting `mask_config`). What becomes known later is for `Run.update_config`.
         id: Of the run; give every rank the same. Random if None.
         group: What runs belong together in, such as a sweep.

@@ -25,6 +25,7 @@ from tensormeter.process import RunIdentity, RunProcess
 from tensormeter.record.compilation import break_graph
 from tensormeter.record.lane import Writer
 from tensormeter.record.media import Parcel
+from tensormeter.record.notices import shown, text_of
 from tensormeter.record.phases import Phases
 from tensormeter.record.reduction import Reduce, Rule
 from tensormeter.record.watch import Watch, Watched
@@ -66,6 +67,7 @@ class Run:
         self.project = identity.settings.project
         self.settings = identity.settings
         self._masked: set[str] = set()
+        self._faults: set[str] = set()
         self._left_out: list[LeftOut] = []
         self._identity = replace(identity, config=self._fitting(self._without_secrets(identity.config)))
         self._parent = parent
@@ -139,15 +141,15 @@ class Run:
             values: As the `config` of `init`, and masked like it. They replace those of the same names.
 
         Raises:
-            SettingsError: They cannot be used.
+            SettingsError: Not a mapping.
         """
-        added = as_json(values)
+        added = as_json(values, self._faults)
         with self._lock:
             if self._finished:
                 logger.warning("update_config() after the run was finished: nothing is recorded")
                 return
             process = self._here()
-            config = as_json({**self._identity.config, **self._without_secrets(added)})
+            config = as_json({**self._identity.config, **self._without_secrets(added)}, self._faults)
             self._identity = replace(self._identity, config=self._fitting(config))
             if process is not None:
                 process.reconfigure(self._identity)
@@ -210,12 +212,12 @@ class Run:
         Raises:
             UsageError: Another level.
         """
-        if level not in ("INFO", "WARN", "ERROR"):
-            raise UsageError(f"alert: expected a level of INFO, WARN, ERROR, got {level!r}")
+        if not issubclass(type(level), str) or level not in ("INFO", "WARN", "ERROR"):
+            raise UsageError(f"alert: expected a level of INFO, WARN, ERROR, got {shown(level)}")
         if self._process is not None and self._process.is_this:
             body = {
-                "title": _cut(str(title), TITLE_CHARACTERS),
-                "text": _cut(str(text), ALERT_CHARACTERS),
+                "title": _cut(text_of(title), TITLE_CHARACTERS),
+                "text": _cut(text_of(text), ALERT_CHARACTERS),
                 "level": level,
             }
             self._process.recorder.alert(Parcel("tensormeter.alert", body))
@@ -276,8 +278,8 @@ class Run:
         Raises:
             UsageError: Another state.
         """
-        if state not in (None, "finished", "failed", "preempted"):
-            raise UsageError(f"finish: expected the state 'finished', 'failed' or 'preempted', got {state!r}")
+        if state is not None and not (issubclass(type(state), str) and state in ("finished", "failed", "preempted")):
+            raise UsageError(f"finish: expected the state 'finished', 'failed' or 'preempted', got {shown(state)}")
         found, message = ending.outcome()
         if state is None:
             state = found if found == "preempted" else "finished"

@@ -21,6 +21,7 @@ from tensormeter.limits import (
     TEXT_BYTES,
     too_large,
 )
+from tensormeter.record.notices import text_of
 from tensormeter.record.values import Deferred, DeviceValue, Refused, classify
 from tensormeter.ring.words import Drop
 
@@ -83,7 +84,7 @@ class Table(Media):
         Raises:
             UsageError: A row is of another length than the columns.
         """
-        self.columns = [str(column) for column in columns]
+        self.columns = [text_of(column) for column in columns]
         self._images: list[Image] = []
         self._rows: list[list[Any]] = []
         self._beyond = 0  # rows that are not kept, since the table is too large to be recorded
@@ -158,7 +159,7 @@ class Text(Media):
             text: Up to 4 MiB as JSON. A longer one is not recorded when it is logged: there is a warning, and it is counted.
             markdown: Whether it is Markdown.
         """
-        self._text = str(text)
+        self._text = text_of(text)
         self._type = "text/markdown" if markdown else "text/plain"
 
     def pack(self) -> Parcel:
@@ -196,7 +197,7 @@ class Image(Media):
         Raises:
             UsageError: It is no image.
         """
-        self._caption = str(caption)
+        self._caption = text_of(caption)
         if len(self._caption) > CAPTION_CHARACTERS:
             self._caption = self._caption[: CAPTION_CHARACTERS - 1] + "…"
         if isinstance(data, str | Path):
@@ -236,7 +237,7 @@ def _cell(value: Any) -> Any:
     try:
         number = classify(value)
     except Refused:
-        return str(value)
+        return text_of(value)
     return "(on a device)" if isinstance(number, (DeviceValue, Deferred)) else number
 
 

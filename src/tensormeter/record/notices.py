@@ -12,7 +12,7 @@ from tensormeter.logger import get_logger
 from tensormeter.record.cost import Stopwatch
 from tensormeter.ring.words import Drop
 
-__all__ = ["Notices", "describe", "shown"]
+__all__ = ["Notices", "describe", "shown", "text_of"]
 
 logger: Final = get_logger()
 
@@ -75,6 +75,14 @@ def shown(key: object) -> str:
     except Exception:  # of the key's own code
         text = f"a {type(key).__name__}"
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}... ({len(text)} characters)"
+
+
+def text_of(value: object) -> str:
+    """A value as text: what `str` makes of it, or what it is, if its own code raises."""
+    try:
+        return str.__str__(str(value))
+    except Exception:  # of the value's own code
+        return f"(a {type(value).__name__} that cannot be shown)"
 
 
 def describe(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from typing import Final
 from tensormeter.errors import UsageError
 from tensormeter.logger import get_logger
 from tensormeter.record.compilation import break_graph
+from tensormeter.record.notices import shown
 from tensormeter.record.timeline import CudaEvents, Events, Mark, Timeline
 from tensormeter.ring.layout import Layout, Stream
 
@@ -194,8 +195,8 @@ class Phases:
         Raises:
             UsageError: The name is no text, or empty.
         """
-        if not isinstance(name, str) or not name:
-            raise UsageError(f"run.phase: expected a name, got {name!r}")
+        if not issubclass(type(name), str) or not name:
+            raise UsageError(f"run.phase: expected a name, got {shown(name)}")
         return Phase(self, name)
 
     def step(self, index: int | None, items: float | None) -> Step:
