@@ -336,10 +336,10 @@ def test_what_otlp_has_no_type_for_becomes_text(value, sent):
 def test_text_that_is_not_unicode_is_sent_all_the_same():
     events = [Event("e\udc80", 1, {"path\udcff": "a\udc80b"})]
     ((resource, (event,)),) = decode_events(encode_events({"host\udc80": "\udc80"}, events))
-    assert resource == {"host?": "?"}
-    assert (event.name, event.body) == ("e?", {"path?": "a?b"})
+    assert resource == {r"host\udc80": "?"}
+    assert (event.name, event.body) == (r"e\udc80", {r"path\udcff": "a?b"})
     batch = Batch({}, [Gauge("loss\udc80", np.array([1], np.uint64), np.array([1.0]))])
-    assert decode_metrics(encode_metrics([batch]))[0].gauges[0].name == "loss?"
+    assert decode_metrics(encode_metrics([batch]))[0].gauges[0].name == r"loss\udc80"
 
 
 def test_observed_time_stands_in_for_a_missing_time():

@@ -28,6 +28,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import Sum as ProtoSum
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from tensormeter.errors import EncodingError
+from tensormeter.names import as_unicode
 from tensormeter.otlp.batch import (
     SCOPE,
     Attribute,
@@ -114,11 +115,11 @@ def any_value(value: Value) -> AnyValue:
 
 
 def _key_values(attributes: Mapping[str, Value]) -> list[KeyValue]:
-    return [KeyValue(key=_text(str(key)), value=any_value(value)) for key, value in attributes.items()]
+    return [KeyValue(key=as_unicode(str(key)), value=any_value(value)) for key, value in attributes.items()]
 
 
 def _text(text: str) -> str:
-    """Strings that are not Unicode text (from file names and the environment) cannot be sent: `?` replaces what is not."""
+    """Values that are not Unicode text (from file names and the environment) cannot be sent: `?` replaces what is not."""
     return text.encode(errors="replace").decode()
 
 
@@ -131,7 +132,7 @@ def _record(event: Event) -> LogRecord:
         observed_time_unix_nano=event.observed_time or event.time,
         severity_number=cast("SeverityNumber.ValueType", number),
         severity_text=_text(text),
-        event_name=_text(event.name),
+        event_name=as_unicode(event.name),
         body=any_value(event.body),
         attributes=_key_values(event.attributes),
         flags=event.flags,
@@ -142,7 +143,7 @@ def _record(event: Event) -> LogRecord:
 
 def _scope(scope: Scope) -> InstrumentationScope:
     return InstrumentationScope(
-        name=_text(scope.name), version=_text(scope.version), attributes=_key_values(scope.attributes)
+        name=as_unicode(scope.name), version=_text(scope.version), attributes=_key_values(scope.attributes)
     )
 
 
@@ -166,7 +167,7 @@ def _scope_metrics(scope: Scope, series: Iterable[Series]) -> bytes:
 
 def _metric(series: Series) -> tuple[bytes, int, bytes]:
     """What a metric's message has before its data, the tag of its data, and what follows the data's points."""
-    header = Metric(name=_text(series.name), description=_text(series.description), unit=_text(series.unit))
+    header = Metric(name=as_unicode(series.name), description=_text(series.description), unit=_text(series.unit))
     match series:
         case Gauge():
             tag, tail = _METRIC_GAUGE, b""

@@ -3,8 +3,10 @@
 import itertools
 import threading
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
 
+from tensormeter.names import as_unicode
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.layout import Column, Layout, Stream
 from tensormeter.ring.words import MAX_LAYOUT
@@ -32,6 +34,7 @@ class Layouts:
 
     Attributes:
         rows: Of rows of plain gauges, by names and codes. To be read only.
+        changed: Names and attributes that are not Unicode text, and what stands for them, since it was last cleared.
     """
 
     def __init__(self, ring: RingFile) -> None:
@@ -40,6 +43,7 @@ class Layouts:
         self.rows: dict[tuple[tuple[str, ...], str], Layout] = {}
         self._wide: dict[tuple[Column, ...], Layout] = {}
         self._streams: dict[tuple[StreamWriter, str], Layout] = {}
+        self.changed: dict[str, str] = {}
         self._claims = threading.RLock()  # re-entered by a signal handler that logs
 
     def names(self) -> Iterator[str]:
@@ -94,4 +98,36 @@ class Layouts:
             if number > MAX_LAYOUT:
                 return None
             layout = Layout(number, columns, stepped)
-            return layout if self._ring.add_layout(layout) else None
+            written = self._as_unicode(layout)
+            return layout if self._ring.add_layout(written) else None
+
+    def _as_unicode(self, layout: Layout) -> Layout:
+        """The layout as the reader is to know it: writers go by the names that were given, the reader by Unicode text."""
+        if all(column.stream.name.isascii() and _is_plain(column.stream) for column in layout.columns):
+            return layout
+        written = [replace(column, stream=self._stream_as_unicode(column.stream)) for column in layout.columns]
+        return replace(layout, columns=tuple(written))
+
+    def _stream_as_unicode(self, stream: Stream) -> Stream:
+        written = replace(
+            stream,
+            name=self._written(stream.name),
+            attributes=self._written(stream.attributes),
+            scope=self._written(stream.scope),
+        )
+        return stream if written == stream else written
+
+    def _written(self, given: Any) -> Any:
+        """Names, and what tells streams apart otherwise."""
+        if isinstance(given, tuple):
+            return tuple(map(self._written, given))
+        if not isinstance(given, str):
+            return given
+        written = as_unicode(given)
+        if written != given:
+            self.changed[given] = written
+        return written
+
+
+def _is_plain(stream: Stream) -> bool:
+    return not stream.attributes and not stream.scope

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, cast
 
 from tensormeter.errors import UsageError
+from tensormeter.names import as_unicode
 from tensormeter.record.compilation import break_graph, skip_own_files
 from tensormeter.record.cost import LogCost, Stopwatch
 from tensormeter.record.device import DeviceCopies
@@ -233,6 +234,7 @@ class Recorder:
         if self._pid != os.getpid() or self._closed:
             return None
         layout = self._layouts.of_columns([Column(stream, "d") for stream in streams])
+        self._warn_of_changed_names()
         if layout is None:
             self._rows.refuse(self._lanes.mine(), streams[0].name, len(streams))
         return layout
@@ -338,6 +340,7 @@ class Recorder:
             if writer is not None and lane is self._lanes.first and not self._closed and not self._chores:
                 self._on_writer(writer)
         # Only now: what can be recorded is safe, whatever happens while a warning is written.
+        self._warn_of_changed_names()
         for key, refused in refusals:
             self._refuse(lane, key, refused)
         for key, one in media:
@@ -384,7 +387,11 @@ class Recorder:
         except Exception as error:  # of the code of what is in it
             self._refuse(lane, key, Refused(f"it cannot be packed ({describe(error)})"))
             return
-        self._send(lane, parcel, cast("str", key), step)
+        given = cast("str", key)
+        name = as_unicode(given)
+        if name != given:
+            self._warn_of_changed_name(given, name)
+        self._send(lane, parcel, name, step)
         self._last_step[0] = step
 
     def _send(self, lane: Lane, parcel: Parcel, key: str | None, step: int | None) -> None:
@@ -501,8 +508,11 @@ class Recorder:
             self._refuse(lane, stream.name, refusal)
             return None
         if isinstance(number, (DeviceValue, Deferred)):
-            return self._rows.write_device_measurement(lane, stream, number)
+            word = self._rows.write_device_measurement(lane, stream, number)
+            self._warn_of_changed_names()
+            return word
         writer = self._rows.write_measurement(lane, stream, number)
+        self._warn_of_changed_names()
         if writer is not None and lane is self._lanes.first and not self._closed:
             stream.use("d" if type(number) is float else "q", writer)
         return None
@@ -513,6 +523,21 @@ class Recorder:
 
     def _settle(self) -> None:
         self._device.pending.settle(_SETTLE_TIMEOUT)
+
+    def _warn_of_changed_names(self) -> None:
+        """Outside of all locks, because a program's logging handler may do anything."""
+        changed = self._layouts.changed
+        while changed:
+            try:
+                given, written = changed.popitem()
+            except KeyError:  # another thread says it
+                return
+            self._warn_of_changed_name(given, written)
+
+    def _warn_of_changed_name(self, given: str, written: str) -> None:
+        self._notices.once(
+            (as_unicode, given), "%s is recorded as %s: it is not Unicode text", shown(given), shown(written)
+        )
 
     def _warn_of_lost_value(self, error: Exception) -> None:
         self._notices.once(DeviceCopies, "device values are lost: %s", error)

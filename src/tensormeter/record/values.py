@@ -10,6 +10,7 @@ from decimal import Decimal
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
+from tensormeter.names import as_unicode
 from tensormeter.record.jax_arrays import classify_jax
 from tensormeter.record.outcomes import Deferred, DeviceValue, Refused
 
@@ -55,8 +56,8 @@ def check_name(key: object) -> None:
         raise Refused("the name is empty")
     if key == _STEP_NAME:
         raise Refused("the name is that of the row's step; use the argument `step`")
-    if len(key) > LONGEST_NAME:
-        raise Refused(f"the name has {len(key)} characters; at most {LONGEST_NAME} are possible")
+    if (length := len(key if key.isascii() else as_unicode(key))) > LONGEST_NAME:
+        raise Refused(f"the name has {length} characters; at most {LONGEST_NAME} are possible")
 
 
 def classify(value: Any) -> float | int | DeviceValue | Deferred:
