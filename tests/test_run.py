@@ -14,6 +14,7 @@ import tensormeter
 from tensormeter import Settings, SettingsError, UsageError
 from tensormeter.pipeline.directory import list_runs
 from tensormeter.pipeline.spool import Spool
+from tensormeter.ring.file import RingFile
 
 
 @pytest.fixture
@@ -212,6 +213,23 @@ def test_what_cannot_be_shown_ends_no_training(settings):
         with pytest.raises(UsageError, match=r"finish: expected the state .* got <Unshown instance"):
             run.finish(Unshown())
     assert items(settings) == 2 + 3
+
+
+def test_a_configuration_that_is_too_large_again_and_again_is_warned_about_once(settings, caplog):
+    with tensormeter.init(settings=settings) as run:
+        for number in range(5):
+            run.update_config({"a\nkey": "x" * ((1 << 20) + number), "n": number})
+        assert run.config == {"n": 4}
+    first, last = (text for record in caplog.records if "configuration" in (text := record.getMessage()))
+    assert r"so its largest values are not recorded: config.a\nkey (1,048,588 bytes)" in first
+    assert r"not recorded: 5 configuration values ('a\nkey', ...)" in last
+
+
+def test_words_of_the_agent_are_one_line(settings):
+    with tensormeter.init(settings=settings.replace(agent="off")) as run:
+        ring = RingFile.open(run._process.ring.path)
+        ring.report("no\nanswer", "a\nrefusal of \x1b[1m", "a\nkey")
+        assert (ring.trouble, ring.set_aside, ring.lost) == (r"no\nanswer", r"a\nrefusal of \x1b[1m", r"a\nkey")
 
 
 def test_a_configuration_grows(settings, caplog):

@@ -19,6 +19,7 @@ from tensormeter.fitting import LeftOut
 from tensormeter.limits import CONFIG_BYTES
 from tensormeter.logger import get_logger
 from tensormeter.losses import describe_losses
+from tensormeter.names import printable
 from tensormeter.pipeline.attempts import count_attempt
 from tensormeter.pipeline.directory import RunDirectory, runs_locked
 from tensormeter.pipeline.launch import ensure_agent, reap_agents
@@ -58,6 +59,8 @@ _NOT_FOR_CONFIGURATION: Final = 1 / 4
 """Share of the ring's dictionary that updates of the configuration leave to rows."""
 
 _MOST_NAMED: Final = 5
+_MOST_LEFT_OUT: Final = 50
+"""Values of the configuration that are named when they are left out; those that follow are only counted."""
 _LONGEST_NAMED: Final = 100
 """Values that a warning about the configuration names, at most, and characters of each name."""
 
@@ -177,6 +180,7 @@ class RunProcess:
         self._pid = os.getpid()
         self._settings = run.settings
         self._said: set[str] = set()
+        self._left_out: set[str] = set()
         self._reconfigured = 0  # Unix time in nanoseconds
         self._let_go = False
         self._flushing = threading.RLock()  # re-entered by a signal handler that flushes
@@ -347,16 +351,22 @@ class RunProcess:
                 logger.warning("run %s: %s", run.id, message)
 
     def leave_out_of_config(self, values: Sequence[LeftOut]) -> None:
-        """Count values that the configuration had no room for, and name the largest in a warning."""
+        """Count values that the configuration had no room for, and name the largest in a warning: once for each name, of a few names."""
+        new = {value.name for value in values} - self._left_out
+        is_news = bool(new) and len(self._left_out) < _MOST_LEFT_OUT
+        self._left_out.update(new if is_news else ())
         largest = ", ".join(
-            f"config.{value.name[:_LONGEST_NAMED]} ({value.size:,} bytes)" for value in values[:_MOST_NAMED]
+            f"config.{printable(value.name[:_LONGEST_NAMED])} ({value.size:,} bytes)" for value in values[:_MOST_NAMED]
         )
         more = f" and {len(values) - _MOST_NAMED} more" if len(values) > _MOST_NAMED else ""
         self.recorder.count_lost(
             Drop.CONFIG_TOO_LARGE,
             len(values),
             f"run {self._run.id}: the configuration is larger than {CONFIG_BYTES >> 20} MiB as JSON, so its largest values are not "
-            f"recorded: {largest}{more}. Log them as a Table or Text",
+            f"recorded: {largest}{more}. Log them as a Table or Text"
+            if is_news
+            else "",
+            names=[value.name for value in values],
         )
 
     def request_flush(self) -> "FlushRequest":

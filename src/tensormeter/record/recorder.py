@@ -12,7 +12,7 @@ import os
 import struct
 import weakref
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol, cast
 
 from tensormeter.errors import UsageError
@@ -127,11 +127,23 @@ class Recorder:
         self._chores.append(chore)
         self._on_writer(self.log)  # no writer generated for the keys in use may be called in its place
 
-    def count_lost(self, reason: Drop, number: int, message: str, *arguments: object) -> None:
-        """Count what could not be recorded, and warn once for each message. In a forked child it only warns."""
+    def count_lost(
+        self, reason: Drop, number: int, message: str, *arguments: object, names: Iterable[str] = ()
+    ) -> None:
+        """Count what could not be recorded, and warn once for each message. In a forked child it only warns.
+
+        Args:
+            reason: Why.
+            number: How much.
+            message: With the arguments, as for `logging`; "" for none.
+            names: Of what was lost; some are named at the end of the run.
+        """
         if self._pid == os.getpid():
             self._lanes.mine().count(reason, number)
-        self._notices.once(message, message, *arguments)
+        for name in names:
+            self._notices.note(reason, shown(name))
+        if message:
+            self._notices.once(message, message, *arguments)
 
     def define(self, pattern: str, rule: Rule) -> None:
         """Reduce the values of metrics from now on.

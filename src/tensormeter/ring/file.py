@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tensormeter.errors import RingError
+from tensormeter.names import printable
 from tensormeter.private import open_file
 from tensormeter.ring.layout import Layout
 from tensormeter.ring.words import (
@@ -212,17 +213,17 @@ class RingFile:
     @property
     def trouble(self) -> str:
         """The agent's last words on a delivery that fails; "" if none does."""
-        return self._agent_words()[0]
+        return printable(self._agent_words()[0])
 
     @property
     def set_aside(self) -> str:
         """The agent's last words on what receivers have refused for good; "" if nothing was."""
-        return self._agent_words()[1]
+        return printable(self._agent_words()[1])
 
     @property
     def lost(self) -> str:
         """The agent's last words on what it, or a receiver, had to leave out; "" if there is nothing to say."""
-        return self._agent_words()[2]
+        return printable(self._agent_words()[2])
 
     def report(self, trouble: str, set_aside: str, lost: str = "") -> None:
         """Write `trouble`, `set_aside` and `lost`, cut to the room that there is. For the agent."""
