@@ -175,6 +175,16 @@ def test_an_alert_before_the_first_row_has_no_step(settings, receiver, answering
     assert alert_steps(receiver) == {"before": None, "after": 42 if resume else 0}
 
 
+def test_a_phase_before_the_first_row_goes_on_behind_the_last_step(settings, receiver, answering):
+    receiver.numbers = answering(200, b'{"attempt": 2, "last_step": 41}', "application/json")
+    with tensormeter.init(settings=settings, resume=True) as run, run.phase("data_loading"):
+        pass
+    found = [batch for batch in receiver.batches() if batch.resource["service.instance.id"] == run._process.id]
+    assert {
+        step for batch in found for one in batch.gauges if one.name == "tensormeter.step" for step in one.values
+    } == {42}
+
+
 def test_an_old_event_before_the_first_row_has_no_step(settings):
     """Of a version that gave such an event the step before the first one."""
     step = {"tensormeter.step": AUTOMATIC_STEPS - 1}

@@ -216,7 +216,8 @@ class Phases:
         own = getattr(self._local, "thread", None)
         for thread in self._threads.copy():
             if thread.spans:
-                thread.waiting.append(thread.close_period(max(thread.index, 0), None, {}))
+                index = thread.index if thread.index >= 0 else self.next_step()
+                thread.waiting.append(thread.close_period(index, None, {}))
             self._record_waiting(thread, keep=0, ask=thread is own)
 
     def this_thread(self) -> _Thread:
