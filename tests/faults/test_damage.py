@@ -229,6 +229,9 @@ DESCRIPTIONS = {
     "of another kind": b"[1, 2]",
     "deep": b"[" * 200_000,
     "changed": lambda text: text.replace(b"experiment", b"experimenu"),
+    "an invalid project": lambda text: text.replace(b'"project": "damage"', b'"project": "`amage"'),
+    "an invalid choice": lambda text: text.replace(b'"cumulative"', b'"cumulatiwe"'),
+    "an invalid id": lambda text: text.replace(b'"run_id": "faulty"', b'"run_id": "`aulty"'),
 }
 
 

@@ -45,7 +45,7 @@ from tensormeter.pipeline.standby import Standby
 from tensormeter.private import open_file
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import HeaderWord, SpoolLoss, State
-from tensormeter.settings import Settings
+from tensormeter.settings import IDENTIFIER, Settings
 from tensormeter.signals import SIGNALS, Signal
 
 if TYPE_CHECKING:
@@ -516,10 +516,13 @@ class Agent:
             return None
         run = self._directory.run
         project = run["settings"].get("project")
-        if isinstance(project, str):
-            return anonymous(project, run["run_id"], str(run.get("name", run["run_id"])), run["host"])
-        request = spool.oldest()
-        return None if request is None else described_in(request, run["host"])
+        valid = isinstance(project, str) and IDENTIFIER.fullmatch(project)
+        if self._directory.damage or not valid:  # what a request says has a checksum that matches
+            request = spool.oldest()
+            described = None if request is None else described_in(request, run["host"])
+            if described is not None or not valid:
+                return described
+        return anonymous(project, run["run_id"], str(run.get("name", run["run_id"])), run["host"])
 
     def _report_losses(self, spool: Spool) -> bool:
         """Report what the spool has lost to all destinations, if their last event does not say it. Returns whether it was news.

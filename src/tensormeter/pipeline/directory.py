@@ -171,10 +171,11 @@ class RunDirectory:
 
         Args:
             caller: Settings of this process; from its environment if None. They are used if the directory is in doubt, and
-                otherwise the run's, with secrets from this process's environment.
+                otherwise the run's, with secrets from this process's environment. Of a directory in doubt, what says which run
+                it is counts only where it is valid.
 
         Raises:
-            SettingsError: They were written by a version with other rules.
+            SettingsError: The run is not in doubt, and its settings were written by a version with other rules.
         """
         written: dict[str, Any] = self.run["settings"]
         here = {"directory": os.fspath(self.path.parents[1])}
@@ -183,8 +184,13 @@ class RunDirectory:
                 return Settings.from_json(written | here)
             except TypeError as error:
                 raise SettingsError(f"{self.path / 'run.json'}: its settings cannot be used: {error}") from None
-        believed: dict[str, Any] = {name: written[name] for name in _BELIEVED if name in written}
-        return (caller or Settings()).replace(**believed, **here)
+        settings = (caller or Settings()).replace(**here)
+        for name in _BELIEVED:
+            # Each by itself: one flipped bit must not keep the run from being delivered.
+            if isinstance(written.get(name), str):
+                with contextlib.suppress(SettingsError):
+                    settings = settings.replace(**{name: written[name]})
+        return settings
 
     def to_json(self) -> dict[str, Any]:
         """What an agent that is started needs to know, for `from_json`: it believes what it is given, not what is on disk."""
