@@ -72,6 +72,31 @@ def test_spool_ls_and_show(cli, new_run):
     assert "there is no run 'other' here" in cli("spool", "show", "other").stderr
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_a_disk_that_hangs_is_named(cli, new_run, state, odd_disk, given):
+    """Each command ends."""
+    new_run("first")
+    disk = odd_disk(kind="odd")
+    shutil.move(state / "runs", disk.path / "runs")
+    disk.behave(hang=True)
+    try:
+        for command, option in (("sync", ()), ("spool", ("--dir",))):
+            arguments = [
+                command,
+                *(["ls"] if command == "spool" else []),
+                *([*option, str(disk.path)] if given else []),
+            ]
+            done = cli(*arguments, TENSORMETER_DIR=str(disk.path))
+            said = done.stdout + done.stderr
+            assert (done.returncode, f"{disk.path}: " in said, "does not answer within 5 s" in said) == (
+                1,
+                True,
+                True,
+            ), said
+    finally:
+        disk.behave()
+
+
 def test_spool_purge(cli, new_run, state):
     run = new_run("first")
     reject(run)

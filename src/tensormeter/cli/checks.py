@@ -23,7 +23,7 @@ from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Request, Una
 from tensormeter.pipeline.directory import RunDirectory, find_runs, list_runs
 from tensormeter.pipeline.filesystem import network_filesystem
 from tensormeter.pipeline.places import memory_directories
-from tensormeter.pipeline.probe import answers
+from tensormeter.pipeline.probe import PATIENCE, answers
 from tensormeter.pipeline.spool import Spool
 from tensormeter.private import weakness
 from tensormeter.record.device_report import device_path_report
@@ -136,10 +136,10 @@ def agent(settings: Settings) -> Finding:
 def spool(settings: Settings) -> Finding:
     """Whether there is a place for what is not delivered yet, and how much of that there is."""
     directory = settings.directory
-    if not answers(directory, _TIMEOUT):
+    if not answers(directory, PATIENCE):
         return Finding(
             "failed",
-            f"{directory} does not answer within {_TIMEOUT:.0f} s",
+            f"{directory} does not answer within {PATIENCE:.0f} s",
             "set TENSORMETER_DIR to a folder on another disk",
         )
     existing = _existing(directory)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tensormeter.cli.state_folder import StateFolder, describe_hang
 from tensormeter.cli.terminal import local_time, plain
 from tensormeter.errors import RingError, SpoolError, UsageError
 from tensormeter.losses import describe_losses
@@ -27,7 +28,7 @@ _LAST_LINES = 10
 _directory_option = click.option(
     "--dir",
     "directory",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    type=StateFolder(),
     help="Folder that holds the runs.  [default: $TENSORMETER_DIR, or the user's state directory]",
 )
 
@@ -41,8 +42,10 @@ def spool() -> None:
 @_directory_option
 def ls(directory: Path | None) -> None:
     """List the runs that have something left here."""
-    runs = _runs(directory)
+    runs, whole = _look(directory)
     if not runs:
+        if not whole:
+            raise SystemExit(1)
         click.echo("nothing is waiting")
         return
     table = Table("run", "project", "created", "agent", box=None, header_style="bold", pad_edge=False)
@@ -76,6 +79,8 @@ def ls(directory: Path | None) -> None:
             click.echo(
                 f"{plain(run.path.name)}: {plain(run.damage)}; `tensormeter sync` delivers it with its own settings"
             )
+    if not whole:
+        raise SystemExit(1)
 
 
 @spool.command()
@@ -203,18 +208,34 @@ def _is_written(ring: Path) -> bool:
 
 
 def _runs(directory: Path | None) -> "list[RunDirectory]":
+    return _look(directory)[0]
+
+
+def _look(directory: Path | None) -> "tuple[list[RunDirectory], bool]":
+    """The runs, and whether every place where there may be some could be looked at."""
     from tensormeter.pipeline.directory import find_runs
     from tensormeter.pipeline.places import memory_directories
+    from tensormeter.pipeline.probe import PATIENCE, answers
 
     settings = Settings()
-    if directory is not None:
-        found = [find_runs(directory, given=True)]
-    else:
-        memory, refused = memory_directories(settings)
-        found = [([], refused), *(find_runs(place) for place in (settings.directory, *memory))]
-    for path, reason in [skipped for _, left in found for skipped in left]:
+    skipped: list[tuple[Path, str]] = []
+    places = [] if directory is None else [directory]
+    if directory is None:
+        memory, skipped = memory_directories(settings)
+        places = [settings.directory, *memory]
+    runs: list[RunDirectory] = []
+    whole = True
+    for place in places:
+        if answers(place, PATIENCE):
+            found, left = find_runs(place, given=directory is not None)
+            runs += found
+            skipped += left
+        else:
+            whole = False
+            skipped.append((place, describe_hang()))
+    for path, reason in skipped:
         click.echo(f"skipped {plain(path)}: {plain(reason)}", err=True)
-    return [run for runs, _ in found for run in runs]
+    return runs, whole
 
 
 def _find(selector: str, directory: Path | None) -> "RunDirectory":

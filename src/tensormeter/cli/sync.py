@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from tensormeter.cli.state_folder import StateFolder, describe_hang
 from tensormeter.cli.terminal import plain
 from tensormeter.settings import Settings
 
@@ -21,7 +22,7 @@ __all__ = ["sync"]
 
 
 @click.command()
-@click.argument("directory", required=False, type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.argument("directory", required=False, type=StateFolder())
 @click.option("--endpoint", help="Where to deliver. Default: where each run wanted to go.")
 @click.option("--watch", is_flag=True, help="Go on looking for runs to deliver, until Ctrl-C.")
 @click.option(
@@ -63,6 +64,7 @@ def _sync_once(
 ) -> tuple[int, int]:
     """Returns how many runs there were, and how many of them are delivered. What was `said` before is not said again."""
     from tensormeter.pipeline.places import memory_directories
+    from tensormeter.pipeline.probe import PATIENCE, answers
     from tensormeter.pipeline.sync import SkippedRun, sync_runs
 
     found = delivered = 0
@@ -76,6 +78,11 @@ def _sync_once(
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bars = _Bars(progress)
         for place in places:
+            if not answers(place, PATIENCE):
+                found += 1
+                line = f"{escape(plain(place))}: skipped, {describe_hang()}"
+                _say(console, said, place, line)
+                continue
             results = sync_runs(
                 place,
                 endpoint=endpoint,

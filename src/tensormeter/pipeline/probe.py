@@ -11,7 +11,10 @@ import time
 from pathlib import Path
 from typing import Final
 
-__all__ = ["answers"]
+__all__ = ["PATIENCE", "answers"]
+
+PATIENCE: Final = 5.0
+"""Seconds after which a command takes it that a disk hangs."""
 
 _SHELL: Final = "/bin/sh"
 _LOOK: Final = 'd=$1; while [ ! -d "$d" ] && [ -n "$d" ]; do d=${d%/*}; done; for entry in "$d"/*; do break; done'
@@ -24,8 +27,11 @@ _LONGEST_WAIT: Final = 0.01
 def answers(path: Path, seconds: float) -> bool:
     """Whether the file system of a folder answers in time. Takes some 2 ms if it does; the folder need not exist.
 
-    Where no process can look, the answer is that it does.
+    Where no process can look, the answer is that it does. While a process that looked there before is stuck, the answer is no, at once.
     """
+    _reap()
+    if path in _stuck.values():
+        return False
     try:
         pid = os.posix_spawn(
             _SHELL,
@@ -43,16 +49,15 @@ def answers(path: Path, seconds: float) -> bool:
     try:
         while not os.waitpid(pid, os.WNOHANG)[0]:
             if time.monotonic() > deadline:
-                _stuck.add(pid)
+                _stuck[pid] = path
                 return False
             wait(pause)
             pause = min(2 * pause, _LONGEST_WAIT)
     except ChildProcessError:  # somebody else collects the processes of this one
         pass
     except BaseException:
-        _stuck.add(pid)
+        _stuck[pid] = path
         raise
-    _reap()
     return True
 
 
@@ -62,8 +67,8 @@ def _reap() -> None:
         with contextlib.suppress(ChildProcessError):
             if not os.waitpid(pid, os.WNOHANG)[0]:
                 continue
-        _stuck.discard(pid)
+        del _stuck[pid]
 
 
-_stuck: set[int] = set()
+_stuck: dict[int, Path] = {}
 os.register_at_fork(after_in_child=_stuck.clear)
