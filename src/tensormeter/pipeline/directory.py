@@ -171,11 +171,11 @@ class RunDirectory:
 
         Args:
             caller: Settings of this process; from its environment if None. They are used if the directory is in doubt, and
-                otherwise the run's, with secrets from this process's environment. Of a directory in doubt, what says which run
-                it is counts only where it is valid.
+                otherwise the run's, with secrets from this process's environment. Where `run.json` is damaged, what it says
+                counts only where it is valid.
 
         Raises:
-            SettingsError: The run is not in doubt, and its settings were written by a version with other rules.
+            SettingsError: They were written by a version with other rules.
         """
         written: dict[str, Any] = self.run["settings"]
         here = {"directory": os.fspath(self.path.parents[1])}
@@ -186,8 +186,10 @@ class RunDirectory:
                 raise SettingsError(f"{self.path / 'run.json'}: its settings cannot be used: {error}") from None
         settings = (caller or Settings()).replace(**here)
         for name in _BELIEVED:
-            # Each by itself: one flipped bit must not keep the run from being delivered.
-            if isinstance(written.get(name), str):
+            if not self.damage and name in written:
+                settings = settings.replace(**{name: written[name]})
+            elif isinstance(written.get(name), str):
+                # One flipped bit must not keep the run from being delivered.
                 with contextlib.suppress(SettingsError):
                     settings = settings.replace(**{name: written[name]})
         return settings
