@@ -21,6 +21,7 @@ __all__ = [
     "fault",
     "make_directory",
     "make_file",
+    "oddity",
     "open_file",
     "tighten_contents",
     "tighten_directory",
@@ -160,6 +161,22 @@ def open_file(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def oddity(path: Path) -> str:
+    """What is in the place of a file that is ours, and what to do.
+
+    Returns:
+        A sentence that names the path; "" if it is a regular file, or there is none, or the disk does not say.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return ""
+    if stat.S_ISREG(mode):
+        return ""
+    kind = "a folder" if stat.S_ISDIR(mode) else "a link" if stat.S_ISLNK(mode) else "not a regular file"
+    return f"{path} is {kind}, where a file belongs; remove it"
 
 
 def make_file(path: Path) -> None:

@@ -278,6 +278,41 @@ def test_a_folder_that_cannot_be_told_from_others_is_named(waiting, state):
     assert [(path, "rename it" in reason) for path, reason in refused] == [(renamed, True)]
 
 
+@pytest.mark.parametrize(
+    "name", ["../.lock", "agent.lock", "spool.sqlite-shm", "spool.sqlite-wal", "spool.sqlite-journal"]
+)
+def test_a_folder_in_place_of_a_file_is_named(waiting, receiver, environment, name):
+    """What to do is said in one line; when that is done, everything is delivered."""
+    place = waiting / name
+    if place.exists():
+        place.unlink()
+    place.mkdir()
+    receiver.start()
+    sync = [sys.executable, "-m", "tensormeter", "sync"]
+    done = subprocess.run(sync, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode == 1, said
+    assert f"{place.name} is a folder, where a file belongs; remove it" in done.stdout, said
+    assert "Traceback" not in said
+    place.rmdir()
+    again = subprocess.run(sync, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert len(receiver.rows()) == ROWS
+
+
+def test_a_link_in_place_of_the_spool_is_counted(waiting, state, receiver, tmp_path):
+    """What was there is gone, and what the link leads to stays as it is."""
+    other = tmp_path / "other"
+    other.write_bytes(b"something else " * 50)
+    (waiting / "spool.sqlite").unlink()
+    (waiting / "spool.sqlite").symlink_to(other)
+    receiver.start()
+    result = only(state)
+    assert (result.delivered, result.is_complete, result.leftover.unsaid) == (True, False, {"damaged": 1})
+    assert told(receiver) == 1
+    assert other.read_bytes() == b"something else " * 50
+
+
 def damage_something(folder, chance, *, deletes):
     """Damage one file of a run's folder, or delete it. Returns what was done."""
     names = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".ring", ".lock"))

@@ -104,7 +104,7 @@ def show(run: str, directory: Path | None) -> None:
             console.print(Text(f"lost: {plain(sentence)}"), soft_wrap=True)
         for destination, reason, items in opened.rejections():
             console.print(Text(f"rejected by {plain(destination)}: {items:,} items, {plain(reason)}"), soft_wrap=True)
-    if found.agent_log.exists():
+    if found.agent_log.is_file():
         lines = found.agent_log.read_text(errors="replace").splitlines()[-_LAST_LINES:]
         for line in lines:
             console.print(Text(f"agent.log: {plain(line)}"), soft_wrap=True)

@@ -210,7 +210,7 @@ class Agent:
                     self._drains.clear()  # the next ones ask the repaired spool where to go on
                 finally:
                     spool.close()
-        except TensormeterError as error:
+        except (TensormeterError, OSError) as error:
             self.error = str(error)
             logger.error("%s", error)
             return False

@@ -11,7 +11,7 @@ from typing import Final
 
 from tensormeter.kernel_locks import list_locks
 from tensormeter.logger import get_logger
-from tensormeter.private import open_file
+from tensormeter.private import oddity, open_file
 
 __all__ = ["holder", "locked", "try_lock"]
 
@@ -31,7 +31,7 @@ def locked(path: Path, patience: float = _PATIENCE) -> Iterator[None]:
     Raises:
         OSError: The file cannot be made, or files cannot be locked there.
     """
-    descriptor = open_file(path)
+    descriptor = _open(path)
     try:
         deadline = time.monotonic() + patience
         while True:
@@ -61,7 +61,7 @@ def try_lock(path: Path) -> int | None:
         OSError: The file cannot be made, or files cannot be locked there.
     """
     while True:
-        descriptor = open_file(path)
+        descriptor = _open(path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(descriptor), path.lstat()):
@@ -75,6 +75,17 @@ def try_lock(path: Path) -> int | None:
             os.close(descriptor)
             raise
         os.close(descriptor)  # its holder has deleted it meanwhile: there is another one, or none
+
+
+def _open(path: Path) -> int:
+    """Open the file of a lock.
+
+    Raises:
+        OSError: It cannot be opened, or is something else than a file; then the message says what to do.
+    """
+    if reason := oddity(path):
+        raise OSError(reason)
+    return open_file(path)
 
 
 def holder(*paths: Path) -> str:

@@ -84,7 +84,13 @@ def open_repaired(
     aside = _move_aside(path)
     spool = Spool(path, durability=durability, max_bytes=max_bytes)
     with spool.transaction():
-        saved, lost = _salvage(aside, spool._database, list(destinations))
+        try:
+            os.close(_opened(aside))
+        except SpoolError as error:  # a link, or something else that no run makes: what was in the spool is gone
+            damage = f"{damage}; {error}"
+            saved, lost = 0, 1
+        else:
+            saved, lost = _salvage(aside, spool._database, list(destinations))
         lost = max(lost, int(missing and not spool.losses().get("damaged")))
     spool.count_loss("damaged", lost)
     logger.error(

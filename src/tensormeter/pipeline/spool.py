@@ -42,7 +42,7 @@ from tensormeter.pipeline.kept import FORGET, forget_kept, give_up_kept, keep, r
 from tensormeter.pipeline.report import Report
 from tensormeter.pipeline.request import Encoded, Priority, Waiting, checksum, intact, seal
 from tensormeter.pipeline.transaction import Transaction
-from tensormeter.private import make_file, open_file
+from tensormeter.private import make_file, oddity, open_file
 from tensormeter.reserve import Reserve
 from tensormeter.settings import Durability
 from tensormeter.signals import SIGNALS, Signal
@@ -137,6 +137,10 @@ class Spool:
 
     def _open(self, durability: Durability) -> None:
         path = self.path
+        for file in (path, *(path.with_name(path.name + suffix) for suffix in ("-wal", "-shm", "-journal"))):
+            # Of a link, SQLite says what is behind it.
+            if not file.is_symlink() and (reason := oddity(file)):
+                raise SpoolError(reason)
         if _names_another_file(path.with_name(f"{path.name}-journal")):
             raise SpoolError(
                 f"{path}-journal names another file, which SQLite would delete; no run makes such a journal: remove it"

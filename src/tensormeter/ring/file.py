@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from tensormeter.errors import RingError
 from tensormeter.names import printable
-from tensormeter.private import open_file
+from tensormeter.private import oddity, open_file
 from tensormeter.ring.layout import Layout
 from tensormeter.ring.words import (
     DISK_REPORT,
@@ -334,7 +334,11 @@ class RingFile:
 
 
 def is_written(path: Path) -> bool:
-    """Whether the process that created a ring file still runs and has not released it, whatever is in the file."""
+    """Whether the process that created a ring file still runs and has not released it, whatever is in the file.
+
+    Raises:
+        RingError: The file of its lock cannot be opened, so that nothing can be told.
+    """
     if path in _owned:
         return True
     lock_path = path.with_suffix(".lock")
@@ -342,6 +346,8 @@ def is_written(path: Path) -> bool:
         descriptor = open_file(lock_path, os.O_RDWR)
     except FileNotFoundError:
         return False
+    except OSError as error:
+        raise RingError(oddity(lock_path) or f"cannot open {lock_path}: {error.strerror}") from error
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
