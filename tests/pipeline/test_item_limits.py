@@ -89,7 +89,7 @@ def test_what_turns_out_too_large_when_it_is_encoded_is_named_to_the_script(sour
     source.recorder.close(State.FINISHED)
     source.ring.release()
     assert drain.advance(flush=True)
-    assert drain._end_events(last=True)[0].body["dropped"] == {reason: 1}
+    assert drain._end_events(drain._report(speaks=True))[0].body["dropped"] == {reason: 1}
 
 
 def test_losses_of_the_ring_and_of_the_spool_with_one_reason_are_added_up(source, spool):
