@@ -17,6 +17,7 @@ const main = h("main", { id: "main", tabindex: -1 });
 const skip = h("a", { class: "skip", href: "#main", on: { click: skipToMain } }, "Skip to the content");
 const trouble = h("div", { class: "banners trouble" });
 const damaged = new Set<string>();
+const MOST_NAMED = 3;
 const help = h("dialog", { class: "help", "aria-label": "Keys" });
 
 let view: View | null = null;
@@ -56,9 +57,9 @@ export function start(begun: Session | null): void {
 /** Say on every view what cannot be shown. */
 function showDamage(texts: string[]): void {
   for (const text of texts) damaged.add(text.replace(/^damaged: /, ""));
-  const [first = ""] = damaged;
-  const more = damaged.size > 1 ? ` And ${damaged.size - 1} more: tensormeter check lists them.` : "";
-  drawBanners(trouble, [{ kind: "bad", title: "The server's store is damaged.", text: `Not shown: ${first}.${more}` }]);
+  const shown = [...damaged].slice(0, MOST_NAMED);
+  const more = damaged.size > shown.length ? ` And ${damaged.size - shown.length} more: tensormeter check lists them.` : "";
+  drawBanners(trouble, [{ kind: "bad", title: "The server's store is damaged.", text: `Not shown: ${shown.join("; ")}.${more}` }]);
 }
 
 /** Menus close when somebody turns to something else. Returns the one that was open. */

@@ -108,10 +108,11 @@ class SqliteQueries:
             layers = self._heads.layers(set(runs_))
             with reading(connection):
                 layers = _unfolded(connection, layers)
-                if damaged is not None and not self._damage.is_catalog_sound:
-                    damaged.append(f"{self._damage.structure or self._damage.text()}; filters may miss runs")
                 there = [run for run in runs_ if self._check_complete(connection, run, damaged)]
-                return runs.load_runs(connection, layers, there, metrics, self._stall_after, damaged=damaged)
+                found = runs.load_runs(connection, layers, there, metrics, self._stall_after, damaged=damaged)
+        if damaged is not None and not self._damage.is_catalog_sound:  # nothing new, so not for `_noting`
+            damaged.append(f"{self._damage.structure or 'rows of the catalog are damaged'}; filters may miss runs")
+        return found
 
     def run(self, ref: RunRef) -> RunSummary:
         """See `Store`."""
