@@ -270,7 +270,7 @@ class Inspection:
                     self._sound("batch", row[-1], *row[:-1])
                 except _UnsoundError as error:
                     yield Finding(f"batch {row[0]!r}: {error}")
-            if not rows:
+            if not rows or rows[-1][0] <= last:  # in a damaged index rows may be out of order
                 return
             last = rows[-1][0]
 
