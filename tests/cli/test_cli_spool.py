@@ -182,7 +182,12 @@ def test_sync_watches_until_it_is_told_to_stop(new_run, state, url):
         stdout=subprocess.PIPE,
         text=True,
         env=variables
-        | {"TENSORMETER_DIR": str(state), "TENSORMETER_ENDPOINT": url, "TENSORMETER_TOKEN": "token-of-the-test"},
+        | {
+            "TENSORMETER_DIR": str(state),
+            "TENSORMETER_BUFFER_DIR": str(state),
+            "TENSORMETER_ENDPOINT": url,
+            "TENSORMETER_TOKEN": "token-of-the-test",
+        },
     )
     try:
         assert "watching" in process.stdout.readline()
