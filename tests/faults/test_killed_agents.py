@@ -59,6 +59,7 @@ def test_a_standby_is_replaced(train, state, agent, gone, wait_for):
     trainer = train("run = tensormeter.init('faults')\nready()\n")
     trainer.ready()
     process = agent()
+    wait_for(lambda: len(process.children()) == 1, "a standby")
     standby = standby_of(process)
     standby.kill()
     wait_for(lambda: process.children() not in ([], [standby]), "another standby")
