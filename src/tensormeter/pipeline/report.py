@@ -16,6 +16,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from tensormeter.exporter import Request
+from tensormeter.names import as_unicode
 from tensormeter.otlp.batch import Event
 from tensormeter.otlp.encode import encode_events
 from tensormeter.pipeline.request import Encoded, Priority
@@ -80,7 +81,7 @@ def due(reports: Sequence[Report], losses: Mapping[str, int]) -> Report | None:
 
 def anonymous(project: str, run_id: str, name: str, host: str) -> Report:
     """An empty report for a run whose processes the spool does not know any more. Its process is the same each time."""
-    process = uuid.uuid5(_NAMESPACE, f"{project}/{run_id}/{host}").hex
+    process = uuid.uuid5(_NAMESPACE, as_unicode(f"{project}/{run_id}/{host}")).hex
     resource = {
         "host.name": host,
         "service.name": project,
