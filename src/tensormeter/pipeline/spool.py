@@ -139,8 +139,8 @@ class Spool:
         path = self.path
         for file in (path, *(path.with_name(path.name + suffix) for suffix in ("-wal", "-shm", "-journal"))):
             # Of a link, SQLite says what is behind it.
-            if not file.is_symlink() and (reason := oddity(file)):
-                raise SpoolError(reason)
+            if not os.path.islink(file) and (reason := oddity(file)):
+                raise SpoolError(f"cannot open the spool: {reason}")
         if _names_another_file(path.with_name(f"{path.name}-journal")):
             raise SpoolError(
                 f"{path}-journal names another file, which SQLite would delete; no run makes such a journal: remove it"
