@@ -97,7 +97,7 @@ SYSTEM = [
     Surrounding("no standard error", shell="exec 2>&-"),
     Surrounding("streams that are None", before="import sys; sys.stdin = sys.stdout = sys.stderr = None"),
     Surrounding("full standard error", shell="exec 2>/dev/full"),
-    Surrounding("few open files", shell="ulimit -n 16"),
+    Surrounding("few open files", shell="ulimit -S -n 16"),
     Surrounding("short files", shell="ulimit -f 20000"),
     Surrounding("little address space", shell="ulimit -v 1500000"),
     Surrounding("no locked memory", shell="ulimit -l 0"),

@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -858,6 +859,7 @@ def main(arguments: list[str]) -> int:
     locks = [int(descriptor) for descriptor in arguments[1].split(",")]
     for lock in locks:
         os.set_inheritable(lock, False)
+    _allow_open_files()
     description = json.load(open(0, "rb", closefd=False))  # noqa: SIM115 - the next agent reads it again
     directory = RunDirectory.from_json(description["directory"])
     _open_log(directory)
@@ -873,6 +875,13 @@ def main(arguments: list[str]) -> int:
     with contextlib.suppress(OSError):
         os.nice(max(0, _NICE - os.nice(0)))  # the training process comes first
     return 0 if agent.run() else 1
+
+
+def _allow_open_files() -> None:
+    """Raise this process's own limit on open files as far as it may be: the training process may have a low one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _open_log(directory: RunDirectory) -> None:
