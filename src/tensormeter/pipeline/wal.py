@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tensormeter.boot import written_before_boot
 from tensormeter.logger import get_logger
 from tensormeter.private import open_file, write_file
+from tensormeter.wal_checksum import checksum, word_sums
 
 __all__ = ["LogState", "mend_log"]
 
@@ -33,7 +33,6 @@ _FRAME_HEADER: Final = 24
 _INDEX_HEADER: Final = 48
 _INDEX_VERSION: Final = 3007000
 _MOST_BYTES: Final = 256 << 20
-_WORD: Final = (1 << 32) - 1
 
 
 class LogState(NamedTuple):
@@ -133,7 +132,7 @@ def _index(path: Path) -> _Index | None:
     if (
         version != _INDEX_VERSION
         or not initialized
-        or _checksum(first[:40], sys.byteorder == "big") != struct.unpack_from("=II", first, 40)
+        or checksum(first[:40], big=sys.byteorder == "big") != struct.unpack_from("=II", first, 40)
     ):
         return None
     (carried_over,) = struct.unpack_from("=I", found, 2 * _INDEX_HEADER)
@@ -149,13 +148,13 @@ def _frames(log: bytes) -> tuple[int, int, int, bytes | None]:
     magic, _, size = struct.unpack_from(">III", log)
     salts = log[16:24]
     big = _MAGIC.get(magic) == ">"
-    state = _checksum(log[:24], big)
+    state = checksum(log[:24], big=big)
     if magic not in _MAGIC or state != struct.unpack_from(">II", log, 24) or not 512 <= size <= 65536 or size % 8:
         found = int(len(log) > _HEADER)
         return 0, found, found, None
     whole = (len(log) - _HEADER) // (_FRAME_HEADER + size)
     frames = np.frombuffer(log, np.uint8, whole * (_FRAME_HEADER + size), _HEADER).reshape(whole, _FRAME_HEADER + size)
-    heads, pages = _sums(frames[:, :8], big), _sums(frames[:, _FRAME_HEADER:], big)
+    heads, pages = word_sums(frames[:, :8], big=big), word_sums(frames[:, _FRAME_HEADER:], big=big)
     good = total = last = 0
     intact = True
     for number, (head, page) in enumerate(zip(heads, pages, strict=True)):
@@ -173,44 +172,3 @@ def _frames(log: bytes) -> tuple[int, int, int, bytes | None]:
         else:
             total = number + 1
     return good, total, last, salts
-
-
-@dataclass(frozen=True)
-class _Sum:
-    """What some words add to a checksum, whatever was before them."""
-
-    words: tuple[int, int]
-    power: tuple[int, int, int]
-    """The symmetric matrix by which the checksum before them is multiplied: its corners, and the two others, which are equal."""
-
-    def after(self, state: tuple[int, int]) -> tuple[int, int]:
-        first, other, second = self.power
-        return (
-            (first * state[0] + other * state[1] + self.words[0]) & _WORD,
-            (other * state[0] + second * state[1] + self.words[1]) & _WORD,
-        )
-
-
-def _sums(rows: NDArray[np.uint8], big: bool) -> list[_Sum]:
-    """The checksum of each row.
-
-    A pair of words (a, b) makes of (first, second) first' = first + second + a and second' = second + first' + b. Over many pairs that
-    is a sum of words times Fibonacci numbers.
-    """
-    words = np.ascontiguousarray(rows).view(">u4" if big else "<u4").astype(np.uint32)
-    pairs = words.shape[1] // 2
-    numbers = [0, 1]
-    while len(numbers) < 2 * pairs + 2:
-        numbers.append((numbers[-1] + numbers[-2]) & _WORD)
-    fibonacci = np.array(numbers, np.uint32)
-    behind = 2 * np.arange(pairs - 1, -1, -1)
-    a, b = words[:, ::2], words[:, 1::2]
-    firsts = (a * fibonacci[behind + 1] + b * fibonacci[behind]).sum(axis=1, dtype=np.uint32)
-    seconds = (a * fibonacci[behind + 2] + b * fibonacci[behind + 1]).sum(axis=1, dtype=np.uint32)
-    power = (numbers[2 * pairs - 1], numbers[2 * pairs], numbers[2 * pairs + 1])
-    return [_Sum((first, second), power) for first, second in zip(firsts.tolist(), seconds.tolist(), strict=True)]
-
-
-def _checksum(data: bytes, big: bool) -> tuple[int, int]:
-    (found,) = _sums(np.frombuffer(data, np.uint8).reshape(1, -1), big)
-    return found.words

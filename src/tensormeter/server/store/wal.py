@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tensormeter.private import open_file
+from tensormeter.wal_checksum import checksum, word_sums
 
 __all__ = ["keep_damaged_log", "lost_transactions"]
 
@@ -22,8 +22,6 @@ _BATCH: Final = 256
 """Frames that are read at once."""
 
 _COPY: Final = 1 << 20
-
-_State = tuple[int, int]
 
 
 def lost_transactions(file: Path) -> str | None:
@@ -62,13 +60,12 @@ def _inspect(log: BinaryIO, header: bytes, size: int) -> str | None:
     if len(header) < _HEADER:
         return None
     magic, _, page, _, salt_1, salt_2, *stored = struct.unpack(">8I", header)
-    order = {0x377F0682: "<u4", 0x377F0683: ">u4"}.get(magic)
+    big = {0x377F0682: False, 0x377F0683: True}.get(magic)
     salts = salt_1, salt_2
     # A size of 1 is 65,536, as elsewhere in SQLite's files.
-    if order is None or page < 512 or page > 65536 or page & (page - 1):
+    if big is None or page < 512 or page > 65536 or page & (page - 1):
         return "the header of the write-ahead log is damaged; what is only there is lost" if any(header) else None
-    checksums = _Checksums(order, page)
-    state = checksums.of_header(header)
+    state = checksum(header[:24], big=big)
     is_broken_at = 0 if state != tuple(stored) else None
     commits = 0
     number = 0
@@ -81,13 +78,15 @@ def _inspect(log: BinaryIO, header: bytes, size: int) -> str | None:
         heads = np.ascontiguousarray(rows[:, :_FRAME]).view(">u4")
         if is_broken_at == 0 and first == 0:  # what the header says of its frames is in doubt as well
             salts = int(heads[0][2]), int(heads[0][3])
-        sums = checksums.of_frames(rows) if is_broken_at is None else None
+        sums = None
+        if is_broken_at is None:
+            sums = word_sums(np.concatenate((rows[:, :8], rows[:, _FRAME:]), axis=1), big=big)
         for index in range(count):
             number = first + index + 1
             _, committed, frame_1, frame_2, *frame_sum = heads[index].tolist()
             if is_broken_at is None:
                 assert sums is not None
-                state = checksums.after(state, sums[index])
+                state = sums[index].after(state)
                 if (frame_1, frame_2) != salts or state != tuple(frame_sum):
                     is_broken_at = number
             elif (frame_1, frame_2) == salts and committed:
@@ -98,58 +97,4 @@ def _inspect(log: BinaryIO, header: bytes, size: int) -> str | None:
     return (
         f"the write-ahead log is damaged at {where}: {commits} transactions after it were committed and cannot be read any more; "
         "what was sent in them is missing unless senders send it again"
-    )
-
-
-class _Checksums:
-    """SQLite's checksum of a log, for many frames at once.
-
-    It is linear: with words a and b, (s, t) becomes (s + t + a, s + 2 t + a + b), modulo 2^32.
-    """
-
-    def __init__(self, order: str, page: int) -> None:
-        self._order = order
-        pairs = 1 + page // 8
-        # The weight of each pair of words in the two sums at the end of a frame: rows of powers of the matrix.
-        weights = np.empty((pairs, 2, 2), np.uint64)
-        power = ((1, 0), (0, 1))
-        for index in range(pairs - 1, -1, -1):
-            (p, q), (r, s) = power
-            weights[index] = ((p + q, q), (r + s, s))
-            power = _times(power, ((1, 1), (1, 2)))
-        self._power = power
-        self._weights = weights
-
-    def of_header(self, header: bytes) -> _State:
-        """The sums after the header of the log."""
-        s = t = 0
-        words = np.frombuffer(header[:24], self._order).tolist()
-        for a, b in zip(words[::2], words[1::2], strict=True):
-            s = (s + t + a) & 0xFFFFFFFF
-            t = (t + s + b) & 0xFFFFFFFF
-        return s, t
-
-    def of_frames(self, rows: NDArray[np.uint8]) -> list[_State]:
-        """What each frame adds to the sums."""
-        content = np.ascontiguousarray(np.concatenate((rows[:, :8], rows[:, _FRAME:]), axis=1))
-        words = content.view(self._order).astype(np.uint64)
-        firsts, seconds = words[:, ::2], words[:, 1::2]
-        sums = [firsts @ self._weights[:, side, 0] + seconds @ self._weights[:, side, 1] for side in (0, 1)]
-        return [(int(s) & 0xFFFFFFFF, int(t) & 0xFFFFFFFF) for s, t in zip(*sums, strict=True)]
-
-    def after(self, state: _State, added: _State) -> _State:
-        """The sums after one more frame."""
-        (p, q), (r, s) = self._power
-        return (p * state[0] + q * state[1] + added[0]) & 0xFFFFFFFF, (
-            r * state[0] + s * state[1] + added[1]
-        ) & 0xFFFFFFFF
-
-
-def _times(one: tuple[_State, _State], other: tuple[_State, _State]) -> tuple[_State, _State]:
-    (a, b), (c, d) = one
-    (e, f), (g, h) = other
-    mask = 0xFFFFFFFF
-    return (
-        ((a * e + b * g) & mask, (a * f + b * h) & mask),
-        ((c * e + d * g) & mask, (c * f + d * h) & mask),
     )
