@@ -5,6 +5,7 @@ import sqlite3
 
 import numpy as np
 import pytest
+from spool_version_2 import VERSION_2
 
 import tensormeter.pipeline.delivery as delivery_module
 from tensormeter.exporter import Request
@@ -301,59 +302,9 @@ def test_a_repair_keeps_what_is_accepted(spool, put, deliver, receiver, wait_for
     repaired.close()
 
 
-_VERSION_2 = """
-CREATE TABLE request (
-    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL,
-    signal TEXT NOT NULL,
-    items INTEGER NOT NULL,
-    priority INTEGER NOT NULL,
-    thinned INTEGER NOT NULL DEFAULT 0,
-    checksum INTEGER NOT NULL,
-    body BLOB NOT NULL
-);
-CREATE INDEX request_priority ON request (priority, thinned, sequence);
-CREATE TABLE pending (
-    destination TEXT NOT NULL,
-    sequence INTEGER NOT NULL REFERENCES request (sequence) ON DELETE CASCADE,
-    PRIMARY KEY (destination, sequence)
-) WITHOUT ROWID;
-CREATE INDEX pending_sequence ON pending (sequence);
-CREATE TABLE quarantine (
-    number INTEGER PRIMARY KEY,
-    destination TEXT NOT NULL,
-    id TEXT NOT NULL,
-    reason TEXT NOT NULL,
-    signal TEXT NOT NULL,
-    items INTEGER NOT NULL,
-    body BLOB NOT NULL,
-    UNIQUE (destination, id)
-);
-CREATE TABLE cursor (
-    process TEXT NOT NULL,
-    lane INTEGER NOT NULL,
-    position INTEGER NOT NULL,
-    last_time INTEGER NOT NULL,
-    PRIMARY KEY (process, lane)
-) WITHOUT ROWID;
-CREATE TABLE aggregate (
-    process TEXT NOT NULL,
-    stream TEXT NOT NULL,
-    state TEXT NOT NULL,
-    PRIMARY KEY (process, stream)
-) WITHOUT ROWID;
-CREATE TABLE process (
-    process TEXT PRIMARY KEY,
-    started INTEGER NOT NULL DEFAULT 0,
-    ended INTEGER NOT NULL DEFAULT 0
-) WITHOUT ROWID;
-CREATE TABLE loss (reason TEXT PRIMARY KEY, items INTEGER NOT NULL) WITHOUT ROWID;
-"""
-
-
 def test_a_spool_of_version_2_is_brought_up_to_date(tmp_path):
     database = sqlite3.connect(tmp_path / "spool.sqlite")
-    database.executescript(_VERSION_2)
+    database.executescript(VERSION_2)
     database.execute("PRAGMA user_version = 2")
     database.execute(f"PRAGMA application_id = {0x746D7302}")
     database.execute("INSERT INTO process VALUES ('p1', 1, 0)")
