@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from fuse_disk import Unavailable
 from hypothesis import settings
-from odd_disk import OddDisk, Unavailable
+from odd_disk import OddDisk
 
 # Nothing here depends on how fast a machine is. The examples are the same each time, but in `make chaos`.
 settings.register_profile("tensormeter", deadline=None, derandomize="CHAOS_KILLS" not in os.environ)

@@ -24,9 +24,13 @@ import random
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from fuse_disk import HIDDEN, MountedDisk, pass_through
+
+__all__ = ["OddDisk"]
 
 WRITES = frozenset(
     {"chmod", "chown", "create", "fallocate", "fsync", "fsyncdir", "link", "mkdir", "rename", "rmdir", "truncate"}
@@ -40,17 +44,10 @@ REFUSALS = {
     "link": errno.EPERM,
     "rename": errno.ENOSYS,
 }
-HIDDEN = ".fuse_hidden"
-"""Start of the names that libfuse gives to files that are open and deleted."""
 
 
-class OddDisk:
-    """A mounted file system.
-
-    Attributes:
-        path: Where it is mounted.
-        backing: The folder where its files are. What happens there happens without its manners.
-    """
+class OddDisk(MountedDisk):
+    """A mounted file system with manners."""
 
     def __init__(self, folder: Path, *, maps: bool = True, locks: bool = True, kind: str = "") -> None:
         """Mount it. Blocks until it can be used.
@@ -64,32 +61,8 @@ class OddDisk:
         Raises:
             Unavailable: This machine cannot mount it.
         """
-        if sys.platform != "linux" or not os.access("/dev/fuse", os.R_OK | os.W_OK):
-            raise Unavailable("there is no /dev/fuse that can be used")
-        if os.geteuid() != 0:
-            raise Unavailable("mounting needs root")
-        try:
-            import mfusepy  # noqa: F401
-        except (ImportError, OSError) as error:
-            raise Unavailable(f"mfusepy or libfuse2 is missing ({error})") from error
-        self.path, self.backing, log = folder / "mount", folder / "backing", folder / "odd_disk.log"
-        self.path.mkdir()
-        self.backing.mkdir()
-        options = {"maps": maps, "locks": locks, "kind": kind}
-        with log.open("wb") as errors:
-            self._process = subprocess.Popen(
-                [sys.executable, __file__, str(self.path), str(self.backing), json.dumps(options)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                start_new_session=True,
-            )
         self._lock = threading.Lock()
-        assert self._process.stdout is not None
-        if not self._process.stdout.readline():
-            self.close()
-            raise Unavailable(f"no file system can be mounted: {log.read_text()[-500:]}")
+        super().__init__(folder, __file__, json.dumps({"maps": maps, "locks": locks, "kind": kind}))
 
     def behave(self, **manners: Any) -> None:
         """Replace its manners; see the module. Returns when every operation that begins follows them."""
@@ -107,19 +80,6 @@ class OddDisk:
         """Number of operations that have failed because of manners since these were last replaced."""
         return self._ask(None)["failed"]
 
-    def close(self) -> None:
-        """Unmount it, also while files are open in it: these fail from then on."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(60)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait(60)
-            subprocess.run(["umount", "-l", str(self.path)], check=False)
-        self._process.stdout.close()
-
     def _ask(self, manners: dict[str, Any] | None) -> dict[str, int]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -130,10 +90,6 @@ class OddDisk:
         assert answer, "the process of the file system has ended; see odd_disk.log"
         counts: dict[str, int] = json.loads(answer)
         return counts
-
-
-class Unavailable(Exception):
-    """This machine cannot mount such a file system."""
 
 
 class Manners:
@@ -207,87 +163,22 @@ def serve(mount: str, backing: str, options: dict[str, Any]) -> None:
     def unmount() -> None:
         subprocess.run(["umount", "-l", mount], check=False)
 
-    class PassThrough(mfusepy.Operations):
-        use_ns = True
+    plain_operations: Any = pass_through(backing)
 
+    class Mannered(plain_operations):
         def init(self, path: str) -> None:
             threading.Thread(target=manners.serve, args=(unmount,), daemon=True).start()
             print("{}", flush=True)
 
-        def getattr(self, path: str, fh: int | None = None) -> dict[str, Any]:
-            status = os.lstat(backing + path) if fh is None else os.fstat(fh)
-            names = ("st_mode", "st_nlink", "st_size", "st_uid", "st_gid", "st_blocks")
-            times = {f"st_{name}time": getattr(status, f"st_{name}time_ns") for name in "amc"}
-            return {name: getattr(status, name) for name in names} | times
-
-        def readdir(self, path: str, fh: int) -> Sequence[str]:
-            return [".", "..", *os.listdir(backing + path)]
-
         def open(self, path: str, flags: int) -> int:
             if manners.read_only and flags & (os.O_WRONLY | os.O_RDWR):
                 raise OSError(errno.EROFS, "read-only")
-            return os.open(backing + path, flags & ~(os.O_APPEND | os.O_CREAT | os.O_EXCL))
-
-        def create(self, path: str, mode: int, fi: Any = None) -> int:
-            return os.open(backing + path, os.O_RDWR | os.O_CREAT, mode & 0o7777)
-
-        def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
-            return os.pread(fh, size, offset)
-
-        def write(self, path: str, data: bytes, offset: int, fh: int) -> int:
-            return os.pwrite(fh, data, offset)
-
-        def truncate(self, path: str, length: int, fh: int | None = None) -> None:
-            os.truncate(backing + path if fh is None else fh, length)
-
-        def fallocate(self, path: str, mode: int, offset: int, size: int, fh: int) -> None:
-            if mode:
-                raise OSError(errno.EOPNOTSUPP, "only room can be taken")
-            os.posix_fallocate(fh, offset, size)
-
-        def fsync(self, path: str, datasync: int, fh: int) -> None:
-            pass  # no test pulls a plug
-
-        def fsyncdir(self, path: str, datasync: int, fh: int) -> None:
-            pass
-
-        def flush(self, path: str, fh: int) -> None:
-            pass
-
-        def release(self, path: str, fh: int) -> None:
-            os.close(fh)
-
-        def mkdir(self, path: str, mode: int) -> None:
-            os.mkdir(backing + path, mode)
-
-        def rmdir(self, path: str) -> None:
-            os.rmdir(backing + path)
-
-        def unlink(self, path: str) -> None:
-            os.unlink(backing + path)
-
-        def rename(self, old: str, new: str) -> None:
-            os.rename(backing + old, backing + new)
-
-        def link(self, target: str, source: str) -> None:
-            os.link(backing + source, backing + target)
-
-        def chmod(self, path: str, mode: int) -> None:
-            os.chmod(backing + path, mode)
-
-        def chown(self, path: str, uid: int, gid: int) -> None:
-            os.chown(backing + path, uid, gid)
-
-        def utimens(self, path: str, times: tuple[int, int] | None = None) -> None:
-            os.utime(backing + path, ns=times)
+            return super().open(path, flags)
 
         def statfs(self, path: str) -> dict[str, int]:
-            disk = os.statvfs(backing)
-            names = ("f_bavail", "f_bfree", "f_blocks", "f_bsize", "f_favail", "f_ffree", "f_files", "f_frsize")
-            room = {name: getattr(disk, name) for name in names}
-            return room | {"f_namemax": disk.f_namemax} | ({"f_bavail": 0, "f_bfree": 0} if manners.full else {})
+            return super().statfs(path) | ({"f_bavail": 0, "f_bfree": 0} if manners.full else {})
 
-    class WithoutLocks(PassThrough):
+    class WithoutLocks(Mannered):
         def lock(self, path: str, fh: int, cmd: int, lock: Any) -> None:
             raise OSError(errno.ENOLCK, "no locks")
 
@@ -304,9 +195,10 @@ def serve(mount: str, backing: str, options: dict[str, Any]) -> None:
 
         return operate
 
-    operations = PassThrough if options["locks"] else WithoutLocks
+    operations = Mannered if options["locks"] else WithoutLocks
+    ours = operations.__mro__[: operations.__mro__.index(mfusepy.Operations)]
     for operation in WRITES | READS:
-        plain = operations.__dict__.get(operation) or PassThrough.__dict__.get(operation)
+        plain = next((each.__dict__[operation] for each in ours if operation in each.__dict__), None)
         if plain is not None:
             mannered_operation = mannered(operation, plain)
             if operation == "create":  # its parameters are counted

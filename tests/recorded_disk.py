@@ -16,7 +16,6 @@ The model of a disk:
 """
 
 import enum
-import errno
 import os
 import pickle
 import random
@@ -30,26 +29,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fuse_disk import HIDDEN, MountedDisk, pass_through
+
 PAGE = 4096
 LONG_AGO = 1_000_000_000
 """When files were written last that a loss of power has left: before the machine was started again."""
 
 MARK = "/.mark"
 MARK_HANDLE = 1 << 30
-HIDDEN = ".fuse_hidden"
-"""Start of the names that libfuse gives to files that are open and deleted."""
 
 
-class Unavailable(Exception):
-    """This machine cannot mount such a file system."""
-
-
-class RecordedDisk:
-    """A mounted file system.
+class RecordedDisk(MountedDisk):
+    """A mounted file system that records.
 
     Attributes:
-        path: Where it is mounted.
-        backing: The folder where its files are.
         record: The file of operations.
     """
 
@@ -59,48 +52,13 @@ class RecordedDisk:
         Raises:
             Unavailable: This machine cannot mount it.
         """
-        if sys.platform != "linux" or not os.access("/dev/fuse", os.R_OK | os.W_OK):
-            raise Unavailable("there is no /dev/fuse that can be used")
-        if os.geteuid() != 0:
-            raise Unavailable("mounting needs root")
-        try:
-            import mfusepy  # noqa: F401
-        except (ImportError, OSError) as error:
-            raise Unavailable(f"mfusepy or libfuse2 is missing ({error})") from error
-        self.path, self.backing, self.record = folder / "mount", folder / "backing", folder / "record"
-        self.path.mkdir()
-        self.backing.mkdir()
+        self.record = folder / "record"
         self.record.touch()
-        log = folder / "recorded_disk.log"
-        with log.open("wb") as errors:
-            self._process = subprocess.Popen(
-                [sys.executable, __file__, str(self.path), str(self.backing), str(self.record)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                start_new_session=True,
-            )
-        assert self._process.stdout is not None
-        if not self._process.stdout.readline():
-            self.close()
-            raise Unavailable(f"no file system can be mounted: {log.read_text()[-500:]}")
+        super().__init__(folder, __file__, str(self.record))
 
     def mark(self, text: str) -> None:
         """Record a promise."""
         mark(self.path, text)
-
-    def close(self) -> None:
-        """Unmount it."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(60)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait(60)
-            subprocess.run(["umount", "-l", str(self.path)], check=False)
-        self._process.stdout.close()
 
 
 def mark(mount: Path, text: str) -> None:
@@ -367,9 +325,9 @@ def serve(mount: str, backing: str, record: str) -> None:
         subprocess.run(["umount", "-l", mount], check=False)
         os._exit(0)
 
-    class Recording(mfusepy.Operations):
-        use_ns = True
+    plain_operations: Any = pass_through(backing)
 
+    class Recording(plain_operations):
         def init(self, path: str) -> None:
             threading.Thread(target=wait_for_the_end, daemon=True).start()
             print("mounted", flush=True)
@@ -377,19 +335,13 @@ def serve(mount: str, backing: str, record: str) -> None:
         def getattr(self, path: str, fh: int | None = None) -> dict[str, Any]:
             if path == MARK:
                 return {"st_mode": 0o100666, "st_nlink": 1, "st_size": 0}
-            status = os.lstat(backing + path) if fh in (None, MARK_HANDLE) else os.fstat(fh)
-            names = ("st_mode", "st_nlink", "st_size", "st_uid", "st_gid", "st_blocks")
-            times = {f"st_{name}time": getattr(status, f"st_{name}time_ns") for name in "amc"}
-            return {name: getattr(status, name) for name in names} | times
-
-        def readdir(self, path: str, fh: int) -> list[str]:
-            return [".", "..", *os.listdir(backing + path)]
+            return super().getattr(path, None if fh == MARK_HANDLE else fh)
 
         def open(self, path: str, flags: int) -> int:
             if path == MARK:
                 return MARK_HANDLE
             with order:
-                handle = os.open(backing + path, flags & ~(os.O_APPEND | os.O_CREAT | os.O_EXCL))
+                handle = super().open(path, flags)
                 if flags & os.O_TRUNC:
                     say("truncate", number_of(handle), 0)
                 return handle
@@ -397,21 +349,21 @@ def serve(mount: str, backing: str, record: str) -> None:
         def create(self, path: str, mode: int, fi: Any = None) -> int:
             nonlocal last
             with order:
-                handle = os.open(backing + path, os.O_RDWR | os.O_CREAT, mode & 0o7777)
+                handle = super().create(path, mode, fi)
                 last += 1
                 numbers[os.fstat(handle).st_ino] = last
                 say("create", path, last)
                 return handle
 
         def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
-            return b"" if fh == MARK_HANDLE else os.pread(fh, size, offset)
+            return b"" if fh == MARK_HANDLE else super().read(path, size, offset, fh)
 
         def write(self, path: str, data: bytes, offset: int, fh: int) -> int:
             with order:
                 if fh == MARK_HANDLE:
                     say("mark", bytes(data).decode())
                     return len(data)
-                written = os.pwrite(fh, data, offset)
+                written = super().write(path, data, offset, fh)
                 say("write", number_of(fh), offset, bytes(data[:written]))
                 return written
 
@@ -419,15 +371,13 @@ def serve(mount: str, backing: str, record: str) -> None:
             if path == MARK:
                 return
             with order:
-                os.truncate(backing + path if fh is None else fh, length)
+                super().truncate(path, length, fh)
                 status = os.stat(backing + path) if fh is None else os.fstat(fh)
                 say("truncate", numbers[status.st_ino], length)
 
         def fallocate(self, path: str, mode: int, offset: int, size: int, fh: int) -> None:
-            if mode:
-                raise OSError(errno.EOPNOTSUPP, "only room can be taken")
             with order:
-                os.posix_fallocate(fh, offset, size)
+                super().fallocate(path, mode, offset, size, fh)
                 say("truncate", number_of(fh), os.fstat(fh).st_size)
 
         def fsync(self, path: str, datasync: int, fh: int) -> None:
@@ -438,52 +388,38 @@ def serve(mount: str, backing: str, record: str) -> None:
             with order:
                 say("fsyncdir", path)
 
-        def flush(self, path: str, fh: int) -> None:
-            pass
-
         def release(self, path: str, fh: int) -> None:
             if fh != MARK_HANDLE:
-                os.close(fh)
+                super().release(path, fh)
 
         def mkdir(self, path: str, mode: int) -> None:
             with order:
-                os.mkdir(backing + path, mode)
+                super().mkdir(path, mode)
                 say("mkdir", path)
 
         def rmdir(self, path: str) -> None:
             with order:
-                os.rmdir(backing + path)
+                super().rmdir(path)
                 say("rmdir", path)
 
         def unlink(self, path: str) -> None:
             with order:
-                os.unlink(backing + path)
+                super().unlink(path)
                 say("unlink", path)
 
         def rename(self, old: str, new: str) -> None:
             with order:
-                os.rename(backing + old, backing + new)
+                super().rename(old, new)
                 say("rename", old, new)
 
         def link(self, target: str, source: str) -> None:
             with order:
-                os.link(backing + source, backing + target)
+                super().link(target, source)
                 say("link", source, target)
-
-        def chmod(self, path: str, mode: int) -> None:
-            os.chmod(backing + path, mode)
-
-        def chown(self, path: str, uid: int, gid: int) -> None:
-            os.chown(backing + path, uid, gid)
 
         def utimens(self, path: str, times: tuple[int, int] | None = None) -> None:
             if path != MARK:
-                os.utime(backing + path, ns=times)
-
-        def statfs(self, path: str) -> dict[str, int]:
-            disk = os.statvfs(backing)
-            names = ("f_bavail", "f_bfree", "f_blocks", "f_bsize", "f_favail", "f_ffree", "f_files", "f_frsize")
-            return {name: getattr(disk, name) for name in names} | {"f_namemax": disk.f_namemax}
+                super().utimens(path, times)
 
     mfusepy.FUSE(Recording(), mount, foreground=True, fsname="recorded_disk", allow_other=True)
 

@@ -12,7 +12,8 @@ from collections import Counter
 from string import ascii_lowercase
 
 import pytest
-from recorded_disk import Leniency, RecordedDisk, State, Unavailable, cuts, each_state, operations
+from fuse_disk import Unavailable
+from recorded_disk import Leniency, RecordedDisk, State, cuts, each_state, operations
 from whole_runs import Server  # loaded by conftest.py
 
 from tensormeter.otlp.decode import decode_events, decode_metrics
