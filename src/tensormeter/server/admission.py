@@ -60,8 +60,8 @@ class _Group:
 class Admission:
     """Counts connections up to a limit. Beyond it the address with the most connections that wait for their client loses one.
 
-    So a client that opens connections and does nothing with them, or does it slowly, only takes places from itself. For one
-    event loop.
+    So a client that opens connections and does nothing with them, or does it slowly, only takes places from itself: a new
+    connection never takes the place of an address that has no more of them than its own. For one event loop.
     """
 
     def __init__(self, most: int) -> None:
@@ -78,9 +78,10 @@ class Admission:
 
     def admit(self, connection: Admitted, address: str, now: float) -> bool:
         """Count a new connection, which waits for a request; another one may have to give way. False: there is no place."""
-        if len(self._open) >= self._most and not self._make_room(now):
+        own = client_group(address)
+        if len(self._open) >= self._most and not self._make_room(own, now):
             return False
-        self._open[connection] = client_group(address)
+        self._open[connection] = own
         self.note(connection, Waiting.HEAD, now)
         return True
 
@@ -109,9 +110,12 @@ class Admission:
             if not len(group):
                 del self._groups[address]
 
-    def _make_room(self, now: float) -> bool:
-        for group in sorted(self._groups.values(), key=len, reverse=True):
-            for connection in group.oldest(now):
+    def _make_room(self, own: str, now: float) -> bool:
+        waiting = {address: len(group) for address, group in self._groups.items()}
+        for address in sorted(waiting, key=waiting.__getitem__, reverse=True):
+            if address != own and waiting[address] <= waiting.get(own, 0):
+                continue
+            for connection in self._groups[address].oldest(now):
                 self.discard(connection)
                 connection.give_way()
                 return True
