@@ -100,9 +100,7 @@ def test_fault_126_where_both_are_killed_a_log_call_brings_them_back(
     oracle.agrees(receiver, range(steps))
 
 
-def test_where_both_are_killed_a_log_call_brings_them_back_also_where_calls_are_rare(
-    train, receiver, state, agent, gone, oracle
-):
+def test_fault_194_where_both_are_killed_a_rare_log_call_brings_them_back(train, receiver, state, agent, gone, oracle):
     """Two rows a second: after a few of them, not only after 4 KiB."""
     trainer = train(
         "import logging\nsaid, steps = [], 3\n"

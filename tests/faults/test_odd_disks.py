@@ -64,7 +64,7 @@ def test_fault_117_a_disk_that_hangs_is_not_waited_for(train, receiver, disk, ba
     oracle.agrees(receiver, range(9000))
 
 
-def test_a_forked_child_begins_while_the_disk_hangs(train, receiver, disk, backing, oracle, wait_for):
+def test_fault_193_a_forked_child_begins_while_the_disk_hangs(train, receiver, disk, backing, oracle, wait_for):
     """It makes its ring in shared memory, beside its parent's, and nothing of it looks at the disk; it ends before that answers."""
     trainer = train(
         FLUSH + "run = tensormeter.init('faults')\nlog(run, range(1000))\nflush(run)\nassert ready() == 'hangs'\n"

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-WANTED = {*range(6, 15), 17, 19, 20, 22, 27, *range(36, 56), *range(78, 95), *range(165, 193)}
+WANTED = {*range(6, 15), 17, 19, 20, 22, 27, *range(36, 56), *range(78, 95), *range(165, 193), *range(195, 198)}
 
 BOTH = {"sqlite", "clickhouse"}
 OF_MODULE = {

@@ -22,7 +22,7 @@ from tensormeter.server.app import create_app
 from tensormeter.server.config import ServerConfig
 from tensormeter.server.query import points as points_query
 from tensormeter.server.store import DamagedError, NotFoundError, RunRef, Selection, chunks
-from tensormeter.server.store.inspection import Inspection, open_read_only
+from tensormeter.server.store.inspection import _MANY, Inspection, open_read_only
 from tensormeter.server.store.sqlite import SqliteStore
 
 T0 = 1_750_000_000_000_000_000
@@ -576,6 +576,24 @@ def test_an_inspection_reads_past_what_cannot_be_read(tmp_path, image):
     assert any("event: rows after -1 cannot be read" in one for one in found)
     assert inspection.counts["chunk"] > 0
     assert inspection.counts["media"] > 0
+
+
+def test_an_inspection_of_batches_out_of_order_ends(tmp_path):
+    """The last id that is read at once comes before all others, so the next ones that come after it are the same again."""
+    store = SqliteStore(tmp_path, fold_interval=3600)
+    for number in range(_MANY + 100):
+        batch = Batch(resource("run"), [Gauge("loss", times(number, 1), np.array([0.5]))])
+        store.append_metrics([batch], payload=encode_metrics([batch]), batch_id=f"batch-{number:04}")
+    store.close()
+    file = tmp_path / "tensormeter.db"
+    last = f"batch-{_MANY - 1:04}".encode()
+    content = file.read_bytes()
+    assert content.count(last) == 1
+    file.write_bytes(content.replace(last, b"A" + last[1:]))
+    with closing(open_read_only(file)) as connection:
+        found = [str(one) for one in Inspection(connection).all()]
+    assert any("out of order" in one for one in found)
+    assert any(f"batch 'A{last.decode()[1:]}'" in one for one in found)
 
 
 @pytest.mark.parametrize("state", ["empty", "missing"])

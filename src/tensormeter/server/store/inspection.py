@@ -270,7 +270,10 @@ class Inspection:
                     self._sound("batch", row[-1], *row[:-1])
                 except _UnsoundError as error:
                     yield Finding(f"batch {row[0]!r}: {error}")
-            if not rows or rows[-1][0] <= last:  # in a damaged index rows may be out of order
+            if not rows:
+                return
+            if rows[-1][0] <= last:
+                yield Finding(f"batch: rows after {last!r} cannot be read: they are out of order")
                 return
             last = rows[-1][0]
 
