@@ -47,8 +47,11 @@ def _nothing_is_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_agent_outlives_its_test() -> Iterator[None]:
-    """An agent that goes on in a thread sends to whatever listens at the old port, and writes into the next test's log."""
+def _no_agent_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An agent that goes on in a thread sends to whatever listens at the old port, and writes into the next test's log.
+
+    What the test has patched stays so for the agent: `monkeypatch` is undone after this.
+    """
     yield
     deadline = time.monotonic() + 60
     for thread in threading.enumerate():

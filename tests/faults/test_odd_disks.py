@@ -1,7 +1,9 @@
 """State directories on disks that hang, fail, or lack something: training goes on, and everything is delivered."""
 
 import os
+import re
 import signal
+from pathlib import Path
 
 import pytest
 from agents import agents_of, kill_agents
@@ -306,7 +308,7 @@ def test_fault_123_a_disk_that_lacks_something(train, receiver, disk, backing, o
     wait_for(lambda: not [*(backing / "runs").glob("[!.]*@*")], "the run's directory is removed")
 
 
-def test_fault_124_a_ring_that_cannot_be_mapped_where_it_should_be(train, receiver, odd_disk, oracle, tmp_path):
+def test_fault_124_a_ring_that_cannot_be_mapped_where_it_should_be(train, receiver, odd_disk, oracle, wait_for):
     """Neither the place for rings nor the state directory can be mapped: it is put where it can."""
     disk = odd_disk(maps=False)
     trainer = train(
@@ -317,8 +319,9 @@ def test_fault_124_a_ring_that_cannot_be_mapped_where_it_should_be(train, receiv
     status, said = trainer.end()
     assert status == 0, said
     oracle.agrees(receiver, range(2000))
-    assert "the ring is in" in said
-    kill_agents(disk.path / "state")
+    place = Path(re.search(r"the ring is in ([^,;\s]+)", said)[1])
+    assert place.name.startswith("faulty@")
+    wait_for(lambda: not place.exists(), "the agent has removed the ring")
 
 
 def test_where_the_disk_cannot_be_mapped_the_run_is_kept_on_it(train, odd_disk, state, receiver, wait_for):
