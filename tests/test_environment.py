@@ -284,9 +284,10 @@ def test_an_endpoint_that_no_destination_uses_is_not_looked_at(monkeypatch, capl
     assert warned(caplog) == []
 
 
-def test_what_is_wrong_with_a_destinations_variables_is_said_by_init(monkeypatch, caplog):
+def test_what_is_wrong_with_a_destinations_variables_is_said_by_init(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")
-    with tensormeter.init(settings={"exporters": ["otlp"], "agent": "off", "buffer_bytes": 1 << 16}):
+    folders = {"directory": tmp_path, "buffer_directory": tmp_path}
+    with tensormeter.init(settings={"exporters": ["otlp"], "agent": "off", "buffer_bytes": 1 << 16, **folders}):
         pass
     (record,) = (record for record in caplog.records if "http/json" in record.message)
     assert record.message == (

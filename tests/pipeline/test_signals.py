@@ -217,7 +217,7 @@ def test_beginning_says_which_signals_are_left_out(tmp_path, monkeypatch, caplog
     import tensormeter
 
     monkeypatch.setenv("OTEL_LOGS_EXPORTER", "none")
-    settings = {"exporters": ("otlp",), "agent": "off", "directory": tmp_path}
+    settings = {"exporters": ("otlp",), "agent": "off", "directory": tmp_path, "buffer_directory": tmp_path}
     with caplog.at_level(logging.WARNING, "tensormeter"):
         tensormeter.init(settings=settings).finish()
     said = [record.getMessage() for record in caplog.records if "OTEL_LOGS_EXPORTER" in record.getMessage()]
