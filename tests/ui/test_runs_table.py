@@ -151,6 +151,22 @@ def test_choose_pin_and_hide_columns(tab: Any) -> None:
     expect(page.get_by_role("columnheader", name="seed")).to_have_count(0)
 
 
+def test_columns_can_be_chosen_before_the_fields_are_known(tab: Any) -> None:
+    page, held, may_go = tab.page, [], []
+    page.route("**/api/v1/runs?*", lambda route: route.continue_() if may_go else held.append(route))
+    page.goto(f"{tab.url}/#/p/vision?columns=state", wait_until="commit")
+    page.get_by_role("button", name="Choose columns").click()
+    page.get_by_label("Search fields").fill("train/loss")
+    expect(page.locator(".chooser .fields li")).to_have_count(0)
+    may_go.append(True)
+    assert held
+    for route in held:
+        route.continue_()
+    page.get_by_label(re.compile(r"^train/loss min")).check()
+    expect(page.get_by_role("columnheader", name="train/loss min")).to_be_visible()
+    expect(page.get_by_role("columnheader", name="state")).to_be_visible()
+
+
 def test_a_sparkline_shows_the_course(tab: Any) -> None:
     page = tab.go("#/p/vision?columns=spark.train%2Floss")
     expect(page.locator(".row:not([hidden]) .spark path").first).to_have_attribute("d", re.compile(r"^M.*L.*L"))

@@ -132,6 +132,7 @@ export class RunsView implements View {
       fill(this.empty, total === 0 ? firstVisit(this.project) : null);
       this.element.classList.toggle("nothing", total === 0);
       this.apply(route.current().params);
+      this.chooser.update(this.columns, this.fields);
       this.schedule(total === 0);
     } catch (error) {
       fill(this.empty, this.context.onError(error, () => void this.begin()));
@@ -161,7 +162,9 @@ export class RunsView implements View {
     if (this.fields.some((key) => key.startsWith("summary.") && !MACHINE.test(key.slice("summary.".length)))) return;
     try {
       await this.learn();
-      if (this.timer !== -1) this.apply(this.params);
+      if (this.timer === -1) return;
+      this.apply(this.params);
+      this.chooser.update(this.columns, this.fields);
     } catch {
       // The next look will tell.
     }
