@@ -29,7 +29,6 @@ class Machine:
 
     def __init__(self, folder: Path, environment: dict[str, str], name: str, state: str | None = None) -> None:
         self._folder, self._host = folder, name
-        folder.mkdir(exist_ok=True)
         buffers = Path(environment["TENSORMETER_BUFFER_DIR"]) / name
         buffers.mkdir(mode=0o700, exist_ok=True)
         dropped = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_", "TORCHELASTIC_")
@@ -41,10 +40,8 @@ class Machine:
     def start(
         self, values: range, *, resume: bool = False, end: str = "finish", **variables: str
     ) -> subprocess.Popen[str]:
-        script = self._folder / "train.py"
-        script.write_text(TRAIN)
         arguments = [values.start, values.stop, "resume" if resume else "begin", end]
-        command = [sys.executable, str(script), *map(str, arguments)]
+        command = [sys.executable, str(self._folder / "train.py"), *map(str, arguments)]
         if self._host.startswith("host-"):
             command = ["unshare", "-u", "sh", "-c", f'hostname {self._host}; exec "$@"', "sh", *command]
         return subprocess.Popen(
@@ -100,7 +97,10 @@ needs_hosts = pytest.mark.skipif(
 @pytest.fixture
 def folder(tmp_path: Path, server: Server) -> Path:
     server.start()
-    return tmp_path / "machines"
+    folder = tmp_path / "machines"
+    folder.mkdir()
+    (folder / "train.py").write_text(TRAIN)
+    return folder
 
 
 def test_machines_that_share_only_the_server_go_on_from_each_other(folder, environment, server):

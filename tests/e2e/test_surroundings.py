@@ -185,7 +185,7 @@ NAMESPACES = [
         "read-only /dev/shm and home",
         {"TENSORMETER_BUFFER_DIR": None, "HOME": "/dev/shm/home"},
         wrapper=("unshare", "-m"),
-        shell="mkdir -p /dev/shm/home; mount -t tmpfs none /dev/shm; mkdir /dev/shm/home; mount -o remount,ro /dev/shm",
+        shell="mount -t tmpfs none /dev/shm; mkdir /dev/shm/home; mount -o remount,ro /dev/shm",
     ),
 ]
 OTHER_USERS = [

@@ -95,11 +95,12 @@ def users():
     folder.chmod(0o755)
     (folder / "shared").mkdir()
     (folder / "shared").chmod(0o1777)
-    found = User(54321, folder), User(54322, folder)
+    first = 1_000_000 + 2 * os.getpid()  # no tests that run beside these have them
+    found = User(first, folder), User(first + 1, folder)
     if found[0].run("-c", "import tensormeter").returncode:
         pytest.skip("another user cannot run this Python")
     yield found
-    left = [one for one in psutil.process_iter(["uids"]) if one.info["uids"].real in (54321, 54322)]
+    left = [one for one in psutil.process_iter(["uids"]) if one.info["uids"].real in (first, first + 1)]
     for process in left:  # agents that linger
         process.kill()
     psutil.wait_procs(left, timeout=60)
