@@ -127,6 +127,28 @@ def test_signals_arrive_in_order_once_the_receiver_is_back(deliver, put, spool, 
     assert received(receiver) == [b"begin", *values, b"end"]
 
 
+def test_what_happens_during_an_attempt_that_fails_does_not_shorten_the_delay(
+    deliver, put, receiver, answering, wait_for
+):
+    release = threading.Event()
+    later = answering(503, Retry_After="3000")
+
+    def hold(handler):
+        release.wait(60)
+        later(handler)
+
+    receiver.routes |= {"/v1/metrics": hold, "/v1/logs": answering(503)}
+    put("metrics", b"1")
+    put("logs", b"2")
+    found = deliver(export_timeout=60)
+    wait_for(lambda: found["logs"].failures > 3, "the other signal fails meanwhile")
+    release.set()
+    wait_for(lambda: found["metrics"].failures, "the attempt fails")
+    failures = found["logs"].failures
+    wait_for(lambda: found["logs"].failures > failures + 10, "time passes")
+    assert found["metrics"].failures == 1
+
+
 def test_it_is_known_when_there_is_nothing_to_do(deliver, put, spool, wait_for):
     found = deliver()
     wait_for(lambda: all(one.idle for one in found.values()), "there is nothing")

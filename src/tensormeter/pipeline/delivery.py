@@ -191,6 +191,8 @@ class Delivery:
         self._jitter = jitter
         self._numbering = numbering
         self._wake = threading.Event()
+        self._again = False
+        """Whether it was woken for a further attempt, and not for news alone, which wait while attempts fail."""
         self._stop = threading.Event()
         name = "-".join(["tensormeter-deliver", destination, *(self.signals if len(self.signals) == 1 else ())])
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -255,6 +257,7 @@ class Delivery:
 
     def wake(self) -> None:
         """Try again at once. Any thread, any number of times."""
+        self._again = True
         self._wake.set()
 
     def arrived(self) -> None:
@@ -335,8 +338,16 @@ class Delivery:
                 if self._wait_for_token(token):
                     return
                 continue
+            self._pause(delay)
+
+    def _pause(self, delay: float) -> None:
+        """Wait until there is something to do, or for so many seconds; 0: without a limit."""
+        if self.failures:
+            self._wake.clear()  # news that came during an attempt that failed
+        if not (self._again or self._stop.is_set()):
             self._wake.wait(delay or None)
-            self._wake.clear()
+        self._wake.clear()
+        self._again = False
 
     def _wait_for_token(self, refused: str | None) -> bool:
         """Wait while parked. Returns whether there is another token."""
@@ -344,6 +355,7 @@ class Delivery:
         while not self._stop.is_set() and time.monotonic() < deadline:
             woken = self._wake.wait(_TOKEN_LOOK)
             self._wake.clear()
+            self._again = False
             try:
                 if self._settings.current_token() != refused:
                     self.parked = False
@@ -467,7 +479,8 @@ class Delivery:
         for sibling in self.siblings:
             if recovered and sibling.failures:
                 sibling._recalled = time.monotonic()
-            if recovered or not sibling.failures:
+                sibling.wake()
+            elif not sibling.failures:
                 sibling._wake.set()
 
     def _works(self) -> None:
