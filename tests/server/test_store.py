@@ -475,6 +475,19 @@ def test_what_is_new_since_a_cursor(client):
         assert [(change.metrics, change.events) for change in everything] == [([], True)]
 
 
+@pytest.mark.parametrize(("numbered", "state"), [(True, "crashed"), (False, "finished")])
+def test_a_rank_that_starts_after_another_has_crashed(client, numbered, state):
+    """It is of the same attempt if their sender says so; without numbers it is taken for another attempt."""
+    number = {"tensormeter.run.attempt": 1} if numbered else {}
+    client.events(Event("tensormeter.run.start", T0, {}), process="p", **number)
+    client.events(Event("tensormeter.run.end", T0 + 1, {"state": "crashed"}), process="p", **number)
+    client.events(Event("tensormeter.run.start", T0 + 2, {}), process="q", **number)
+    assert client.store.run(client.ref).state == ("crashed" if numbered else "running")
+    client.events(Event("tensormeter.run.end", T0 + 3, {}), process="q", **number)
+    run = client.store.run(client.ref)
+    assert (run.state, run.attempt) == (state, 1 if numbered else 2)
+
+
 def test_attempts(client):
     """A process of a later attempt begins where its lowest step was logged."""
     numbered = {"tensormeter.run.attempt": 2, "tensormeter.rank": 3}

@@ -12,6 +12,7 @@ from tensormeter.server.store.seals import PROCESS, is_sound
 
 __all__ = [
     "HEARTBEAT",
+    "NUMBERED",
     "PROCESS_END",
     "RUN_CONFIG",
     "RUN_END",
@@ -32,6 +33,9 @@ RUN_END: Final = "tensormeter.run.end"
 PROCESS_END: Final = "tensormeter.process.end"
 HEARTBEAT: Final = "tensormeter.run.heartbeat"
 
+NUMBERED: Final = '"tensormeter.run.attempt":'
+"""Part of a resource's JSON if its sender numbers attempts."""
+
 _PRECEDENCE: Final[tuple[State, ...]] = ("failed", "crashed", "preempted", "running", "finished")
 _END_STATES: Final = ("finished", "crashed", "preempted")
 _MAX_TAGS: Final = 100
@@ -39,12 +43,13 @@ _MAX_TAGS: Final = 100
 
 @dataclass(frozen=True)
 class Life:
-    """A process's attempt, the times of its latest start and end, and how it ended."""
+    """A process's attempt, the times of its latest start and end, how it ended, and whether its sender numbers attempts."""
 
     attempt: int
     started: int | None
     ended: int | None
     end_state: str | None
+    numbered: bool
 
     @property
     def state(self) -> State | None:
@@ -139,14 +144,16 @@ def apply_event(connection: sqlite3.Connection, run: int, process: int, event: E
 
 def refresh_run(connection: sqlite3.Connection, run: int) -> None:
     """Bring the run's state, attempt and end up to date with those of its processes."""
-    rows = connection.execute(f"SELECT {PROCESS.selection} FROM process WHERE run = ?", (run,)).fetchall()
-    lives = [Life(*row[3:7]) for row in rows]
+    rows = connection.execute(
+        f"SELECT instr(resource, ?) > 0, {PROCESS.selection} FROM process WHERE run = ?", (NUMBERED, run)
+    ).fetchall()
+    lives = [Life(*row[4:8], numbered=bool(row[0])) for row in rows]
     started = min((life.started for life in lives if life.started is not None), default=None)
     connection.execute(
         "UPDATE run SET state = ?, attempt = ?, ended = ?, started = ifnull(started, ?), stalled = 0 WHERE id = ?",
         (*run_life(lives), started, run),
     )
-    if not all(is_sound(row[-1], *row[:-1]) for row in rows):  # what is made of damage is damaged
+    if not all(is_sound(row[-1], *row[1:-1]) for row in rows):  # what is made of damage is damaged
         connection.execute("UPDATE run SET tally = tally + 1 WHERE id = ?", (run,))
 
 
@@ -175,10 +182,11 @@ def process_state(started: int | None, ended: int | None, end_state: str | None)
 def _latest_attempt(lives: Sequence[Life]) -> tuple[int, Sequence[Life]]:
     """The number of the latest attempt, and its processes.
 
-    Senders that do not number their attempts: one begins with a start after the ends of all that were there before.
+    Where no sender numbers attempts, one begins with a start after the ends of all that were there before. Where they do, a
+    process may start after others have crashed.
     """
     attempt = max((life.attempt for life in lives), default=1)
-    if attempt > 1:
+    if any(life.numbered for life in lives):
         return attempt, [life for life in lives if life.attempt == attempt]
     started = sorted((life for life in lives if life.started is not None), key=lambda life: life.started or 0)
     members: list[Life] = [life for life in lives if life.started is None]

@@ -13,7 +13,7 @@ from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.store.clickhouse.activity import NEVER
 from tensormeter.server.store.clickhouse.connection import Connection
 from tensormeter.server.store.errors import AmbiguousRunError, NotFoundError
-from tensormeter.server.store.lifecycle import Life, present_state, run_life
+from tensormeter.server.store.lifecycle import NUMBERED, Life, present_state, run_life
 from tensormeter.server.store.points import Points
 from tensormeter.server.store.reader import steps_at
 from tensormeter.server.store.runs import PARTS, dig, summary_fields, summary_of
@@ -27,7 +27,8 @@ _LOOKED_UP: Final = 10_000
 
 _PROCESS: Final = """
 SELECT run, process, anyLast(project) AS project, anyLast(run_id) AS run_id, max(name) AS name,
-    tupleElement(max(resource), 2) AS attempt, min(created) AS created, max(updated) AS updated, max(newest) AS newest,
+    tupleElement(max(resource), 2) AS attempt, position(tupleElement(max(resource), 3), '{numbered}') > 0 AS numbered,
+    min(created) AS created, max(updated) AS updated, max(newest) AS newest,
     min(first_start) AS first_start, max(started) AS started, max(ended) AS ended, max(turned) AS turned,
     max(config) AS config, min(tags) AS tags, min(grp) AS grp, min(notes) AS notes,
     tupleElement(max(losses), 2) AS losses
@@ -36,7 +37,7 @@ FROM process WHERE {condition} GROUP BY run, process"""
 _RUN: Final = """
 SELECT run, any(project), any(run_id), tupleElement(max(name), 2), min(created), min(first_start), max(updated), max(newest),
     max(turned), {config}, tupleElement(min(tags), 2), tupleElement(min(grp), 2), tupleElement(min(notes), 2),
-    groupArray((attempt, started, tupleElement(ended, 1), tupleElement(ended, 3))), groupArrayIf(losses, losses NOT IN ('', '{{}}'))
+    groupArray((attempt, started, tupleElement(ended, 1), tupleElement(ended, 3), numbered)), groupArrayIf(losses, losses NOT IN ('', '{{}}'))
 FROM ({inner}) GROUP BY run"""
 
 
@@ -210,7 +211,7 @@ class Runs:
         self, condition: str, runs: Collection[int] | None, *, config: bool = False, **parameters: Any
     ) -> dict[int, RunSummary]:
         """Runs by key; `points` and `summary` are empty, and `config` unless it is asked for."""
-        inner = _PROCESS.format(condition=f"{condition} AND {_NOT_DELETED}")
+        inner = _PROCESS.format(condition=f"{condition} AND {_NOT_DELETED}", numbered=NUMBERED)
         rows = self._connection.rows(
             _RUN.format(inner=inner, config="tupleElement(max(config), 3)" if config else "''"), **parameters
         )
@@ -230,7 +231,9 @@ class Runs:
     def _run(self, row: Sequence[Any], said: Mapping[str, tuple[Any, int]], now: int) -> RunSummary:
         _, project, run_id, name, created, first_start, updated, newest, turned, config, *rest = row
         tags, group, notes, lives, losses = rest
-        state, attempt, ended = run_life([Life(a, s or None, e or None, how or None) for a, s, e, how in lives])
+        state, attempt, ended = run_life(
+            [Life(a, s or None, e or None, how or None, bool(n)) for a, s, e, how, n in lives]
+        )
         stalled, since = said.get("stalled", (False, 0))
         present = present_state(
             state, updated, stalled=stalled and since > turned, now=now, stall_after=self._stall_after
