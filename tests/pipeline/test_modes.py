@@ -1,12 +1,12 @@
 """What a run makes is for its user alone, whatever the umask; what the user has asked for follows the umask."""
 
-import fcntl
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from agents import agents_of
 
 RECORD = """
 import os
@@ -81,12 +81,10 @@ def test_what_a_run_and_sync_keep_is_private(run, tmp_path, umask):
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o002, 0o077])
-def test_what_an_agent_keeps_is_private(run, tmp_path, umask):
+def test_what_an_agent_keeps_is_private(run, tmp_path, umask, wait_for):
     done = run(RECORD, umask, run_id="r")
     assert done.returncode == 0, done.stderr
-    (lock,) = (tmp_path / "home").rglob("agent.lock")
-    with lock.open("r+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # the agent has ended
+    wait_for(lambda: not agents_of(tmp_path / "home/.local/state/tensormeter"), "the agent has ended")
     names = {path.name for path in (tmp_path / "home").rglob("*")}
     assert names >= {"run.json", "spool.sqlite", "agent.log", ".attempts", "appended.json", "outgoing.json"}
     assert loose(tmp_path / "home") == {}
@@ -109,12 +107,10 @@ def test_folders_that_were_loose_are_tightened_and_the_run_goes_on(run, tmp_path
     assert "other users" not in run(RECORD, 0o022, agent="off").stderr
 
 
-def test_a_run_that_was_loose_is_tightened_when_it_goes_on(run, tmp_path):
+def test_a_run_that_was_loose_is_tightened_when_it_goes_on(run, tmp_path, wait_for):
     state = tmp_path / "home/.local/state/tensormeter"
     assert run(RECORD, 0o022, run_id="r").returncode == 0
-    (lock,) = state.glob("runs/r@*/agent.lock")
-    with lock.open("r+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # the agent has ended
+    wait_for(lambda: not agents_of(state), "the agent has ended")
     for path in (state, *state.rglob("*")):
         path.chmod(0o777 if path.is_dir() else 0o666)
     assert run(RECORD, 0o022, run_id="r", agent="off").returncode == 0
