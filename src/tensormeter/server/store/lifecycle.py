@@ -147,7 +147,7 @@ def refresh_run(connection: sqlite3.Connection, run: int) -> None:
     rows = connection.execute(
         f"SELECT instr(resource, ?) > 0, {PROCESS.selection} FROM process WHERE run = ?", (NUMBERED, run)
     ).fetchall()
-    lives = [Life(*row[4:8], numbered=bool(row[0])) for row in rows]
+    lives = [Life(row[4], row[5], row[6], row[7], bool(row[0])) for row in rows]
     started = min((life.started for life in lives if life.started is not None), default=None)
     connection.execute(
         "UPDATE run SET state = ?, attempt = ?, ended = ?, started = ifnull(started, ?), stalled = 0 WHERE id = ?",
