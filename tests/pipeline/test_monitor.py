@@ -9,6 +9,7 @@ from tensormeter.pipeline import agent as agent_module
 from tensormeter.pipeline import monitor as monitor_module
 from tensormeter.pipeline.directory import RunDirectory, runs_locked
 from tensormeter.pipeline.monitor import AgentMonitor
+from tensormeter.pipeline.pulse import Pulse
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import HeaderWord
 from tensormeter.settings import Settings
@@ -107,3 +108,21 @@ def test_an_agent_pulses_while_it_loads_exporters(tmp_path, monkeypatch, wait_fo
     agent.run()
     ring.release()
     assert pulses
+
+
+def test_an_agent_pulses_in_a_ring_beside_rings_that_are_gone(tmp_path, wait_for):
+    """Another ring may be deleted between the look into the folder and the one into the ring."""
+    settings = Settings(directory=tmp_path / "state", buffer_directory=tmp_path / "rings", run_id="r")
+    with runs_locked(settings.directory):
+        directory = RunDirectory.create(settings, "r", "r")
+        directory.make_ring_directory()
+        for name in range(20):
+            (directory.rings / f"{name}.ring").symlink_to(tmp_path / "gone")
+        ring = RingFile.create(directory.rings / "a.ring", {}, buffer_bytes=1 << 16, lanes=1)
+    pulse = Pulse(directory)
+    pulse.start()
+    try:
+        wait_for(lambda: ring.words[HeaderWord.PULSE], "a pulse", 10)
+    finally:
+        pulse.stop()
+        ring.release()

@@ -74,9 +74,9 @@ class Pulse:
     def _discover(self) -> None:
         if self._directory.rings == self._directory.rings_on_disk or self._directory.rings_weakness:
             return
-        for entry in os.scandir(self._directory.rings):
-            if entry.name.endswith(".ring"):
-                path = Path(entry.path).resolve()
+        for name in self._directory.rings.glob("*.ring"):
+            with contextlib.suppress(OSError):  # it is deleted meanwhile
+                path = name.resolve()
                 if path not in self._headers and (words := _header(path)) is not None:
                     self._headers.setdefault(path, words)
 

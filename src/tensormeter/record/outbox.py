@@ -1,5 +1,6 @@
 """Where media wait for the agent: files beside the ring, one for each piece."""
 
+import contextlib
 import itertools
 import os
 import threading
@@ -71,9 +72,8 @@ class Outbox:
 
     def _waiting(self) -> int:
         total = 0
-        for entry in os.scandir(self._folder):
-            try:
-                total += entry.stat().st_size
-            except FileNotFoundError:  # the agent has taken it
-                continue
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # the agent has taken it
+                    total += entry.stat().st_size
         return total
