@@ -225,12 +225,13 @@ def test_an_agent_that_is_killed_at_a_refused_item_does_not_fail_the_next_ones(t
 
 
 DAMAGED_AGENT = """
-import sys
+import sys, threading
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from conftest import Make as make
 from tensormeter.exporter import Accepted, ExporterConfig
 from tensormeter_exporters import wandb as module
+from tensormeter_exporters.wandb_file import WandbFile
 folder, damage = Path(sys.argv[2]), sys.argv[3]
 state = folder / "state"
 def exporter():
@@ -249,6 +250,11 @@ else:
     (path,) = state.glob("*.request")
     path.unlink()
 agent._runs["p0123456789"].finish()
+(path,) = folder.glob("wandb/offline-run-*/*.wandb")
+written = WandbFile(path)
+while written.last_step < 0:  # wandb's own process writes it, and may be behind
+    written.read()
+    threading.Event().wait(0.01)
 another = exporter()
 assert another.export(rows(2)) == Accepted()
 assert another.export(make.logs(3, make.end())) == Accepted()

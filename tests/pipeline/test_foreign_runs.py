@@ -4,6 +4,7 @@ The tests with two users need root: what runs as another user may read what root
 right of root's.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -86,6 +87,12 @@ class User:
                 path.chmod(mode)
 
 
+def belongs(process, folder, users):
+    """Whether a process is one of these users', or has been started for something in the folder."""
+    uids, command = process.info["uids"], process.info["cmdline"] or ()
+    return (uids and uids.real in {user.uid for user in users}) or any(str(folder) in part for part in command)
+
+
 @pytest.fixture
 def users():
     """Somebody else, and the user whose commands must not harm that user."""
@@ -100,10 +107,11 @@ def users():
     if found[0].run("-c", "import tensormeter").returncode:
         pytest.skip("another user cannot run this Python")
     yield found
-    left = [one for one in psutil.process_iter(["uids"]) if one.info["uids"].real in (first, first + 1)]
-    for process in left:  # agents that linger
-        process.kill()
-    psutil.wait_procs(left, timeout=60)
+    while left := [process for process in psutil.process_iter(["uids", "cmdline"]) if belongs(process, folder, found)]:
+        for process in left:  # agents that linger, and others that take their place
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=60)
     shutil.rmtree(folder)
 
 
