@@ -9,9 +9,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
-__all__ = ["DOUBTFUL", "MAX_ATTEMPT", "PROVISIONAL", "UNSETTLED", "Basis", "KnownMember", "Member", "choose_attempt"]
+__all__ = [
+    "DOUBTFUL",
+    "MAX_ATTEMPT",
+    "NUMBER",
+    "PROVISIONAL",
+    "UNSETTLED",
+    "Basis",
+    "KnownMember",
+    "Member",
+    "choose_attempt",
+]
 
 MAX_ATTEMPT: Final = 1 << 31
+
+NUMBER: Final = "tensormeter.run.attempt"
+"""Resource attribute: the number of the attempt, from 1 on."""
 
 PROVISIONAL: Final = "tensormeter.run.attempt.provisional"
 """Resource attribute: true if neither this machine nor a server knew whether there were attempts before."""

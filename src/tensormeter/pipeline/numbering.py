@@ -25,7 +25,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
-from tensormeter.attempt import MAX_ATTEMPT, PROVISIONAL, UNSETTLED, Member
+from tensormeter.attempt import MAX_ATTEMPT, NUMBER, PROVISIONAL, UNSETTLED, Member
 from tensormeter.exporter import AttemptNumber, AttemptQuestion, Request, Retry, Unauthorized
 from tensormeter.logger import get_logger
 from tensormeter.otlp.batch import STEP_METRIC, Attribute, Event
@@ -40,7 +40,6 @@ __all__ = ["Numbering", "Settled"]
 
 logger: Final = get_logger("tensormeter.agent")
 
-_NUMBER: Final = "tensormeter.run.attempt"
 _MARK: Final = UNSETTLED.encode()
 _GZIP_LEVEL: Final = 1
 _MOST_BYTES: Final = 4 << 20
@@ -84,7 +83,7 @@ class Settled:
         """The attributes of a process of it, as they are delivered."""
         settled = {name: value for name, value in resource.items() if name != UNSETTLED}
         if self.number is not None:
-            settled[_NUMBER] = self.number
+            settled[NUMBER] = self.number
         if self.basis == "unknown" and not self.confirmed:
             settled[PROVISIONAL] = True
         return settled
@@ -153,7 +152,7 @@ class Numbering:
     def register(self, metadata: Mapping[str, Any]) -> None:
         """A ring of a process has been found. Its number stays open until `look`. The agent's main thread."""
         resource = metadata.get("resource", {})
-        local, basis = resource.get(_NUMBER), resource.get(UNSETTLED)
+        local, basis = resource.get(NUMBER), resource.get(UNSETTLED)
         if not basis or not isinstance(local, int) or local in self._attempts:
             return
         member = Member(
@@ -178,7 +177,7 @@ class Numbering:
 
     def note_end(self, ring: RingFile, resource: Mapping[str, Any]) -> None:
         """A process has ended, and all of its rows are read: note its last step for the attempts that follow."""
-        local = resource.get(_NUMBER)
+        local = resource.get(NUMBER)
         if self._settings.run_id is None or not isinstance(local, int):
             return
         ended = ring.words[HeaderWord.LAST_STEP], ring.words[HeaderWord.LAST_AUTOMATIC]
@@ -199,7 +198,7 @@ class Numbering:
 
     def of(self, resource: Mapping[str, Any]) -> Settled | None:
         """What is settled about the process with these attributes; None if nothing is, or there is nothing to settle."""
-        local = resource.get(_NUMBER) if UNSETTLED in resource else None
+        local = resource.get(NUMBER) if UNSETTLED in resource else None
         settled = self._attempts.get(local) if isinstance(local, int) else None
         return settled if settled is not None and settled.number is not None else None
 
@@ -276,14 +275,14 @@ class Numbering:
         mark = values.pop(UNSETTLED, None)
         if mark is None:
             return None
-        local = values[_NUMBER].int_value if _NUMBER in values else 1
+        local = values[NUMBER].int_value if NUMBER in values else 1
         settled = self._attempts.get(local)
         if settled is None:
             settled = Settled(Member(""), mark.string_value, resume=False, first_step=self._first_step(local))
         kept: list[KeyValue] = [
-            item for item in resource.attributes if item.key not in (UNSETTLED, _NUMBER, PROVISIONAL)
+            item for item in resource.attributes if item.key not in (UNSETTLED, NUMBER, PROVISIONAL)
         ]
-        for name, value in settled.resource({_NUMBER: local}).items():
+        for name, value in settled.resource({NUMBER: local}).items():
             number = AnyValue(bool_value=value) if isinstance(value, bool) else AnyValue(int_value=cast("int", value))
             kept.append(KeyValue(key=name, value=number))
         attributes = cast("MutableSequence[KeyValue]", resource.attributes)

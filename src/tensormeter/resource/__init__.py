@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
+from tensormeter.attempt import NUMBER
 from tensormeter.environment import read_attributes, warn_once
 from tensormeter.redaction import environment_secrets, mask_config
 from tensormeter.resource.cluster import describe_cluster, describe_launch, describe_rank
@@ -93,7 +94,7 @@ def describe_process(
         "tensormeter.process.kind": "training",
         "tensormeter.run.id": run_id,
         "tensormeter.run.name": run_name,
-        "tensormeter.run.attempt": attempt,
+        NUMBER: attempt,
     }
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, cast
 
+from tensormeter.attempt import NUMBER
 from tensormeter.otlp.batch import Event
 from tensormeter.server.store import State
 from tensormeter.server.store.canonical import canonical_json
@@ -33,7 +34,7 @@ RUN_END: Final = "tensormeter.run.end"
 PROCESS_END: Final = "tensormeter.process.end"
 HEARTBEAT: Final = "tensormeter.run.heartbeat"
 
-NUMBERED: Final = '"tensormeter.run.attempt":'
+NUMBERED: Final = f'"{NUMBER}":'
 """Part of a resource's JSON if its sender numbers attempts."""
 
 _PRECEDENCE: Final[tuple[State, ...]] = ("failed", "crashed", "preempted", "running", "finished")

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from tensormeter.attempt import NUMBER
 from tensormeter.otlp.batch import Attribute
 from tensormeter.server.store.canonical import canonical_json
 from tensormeter.settings import IDENTIFIER
@@ -56,7 +57,7 @@ def identify(attributes: Mapping[str, Attribute]) -> Source | str:
         return f"service.name, service.instance.id or tensormeter.run.name is longer than {MAX_NAME} characters"
     if len(resource) > MAX_RESOURCE_JSON:
         return f"resource attributes are longer than {MAX_RESOURCE_JSON} characters as JSON"
-    attempt = attributes.get("tensormeter.run.attempt")
+    attempt = attributes.get(NUMBER)
     known = attempt if isinstance(attempt, int) and 1 <= attempt < 1 << 31 else 1
     return Source(project, run_id, name, instance, resource, known, derived)
 
