@@ -218,3 +218,18 @@ def test_processes_without_ranks_on_hosts_that_share_a_directory_are_one_attempt
     assert attempts(server) == [1, 1]
     gamma.train(range(3, 5), resume=True)
     assert attempts(server) == [1, 1, 2]
+
+
+@needs_hosts
+def test_a_host_that_shares_a_directory_may_be_the_last_that_asks_for_the_number(folder, environment, server):
+    """The others have ended by then. All the server sees is that none of them lives."""
+    Machine(folder, environment, "before").train(range(3))
+    alpha, beta = (Machine(folder, environment, f"host-{name}", "shared") for name in ("alpha", "beta"))
+    first = logged(alpha.start(range(3, 5), end="wait", resume=True, TENSORMETER_MODE="offline"))
+    beta.train(range(3, 5))
+    finish(first)
+    assert attempts(server) == [1, 2]
+    alpha.sync()
+    assert attempts(server) == [1, 2, 2]
+    alpha.train(range(5, 7), resume=True)
+    assert attempts(server) == [1, 2, 2, 3]

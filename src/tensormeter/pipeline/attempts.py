@@ -54,6 +54,7 @@ class AttemptRecord:
         provisional: Whether earlier attempts on other machines are possible: no server has confirmed the number.
         processes: The processes of the latest attempt by id: rank, world size, launch, host, time of their beginning.
         steps: By attempt the highest step that a process of it had logged when it ended.
+        settled: By attempt, as the hosts that share the directory have counted it, the number that a server gave first.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class AttemptRecord:
     provisional: bool = True
     processes: dict[str, tuple[int | None, int | None, str, str, float]] = field(default_factory=dict)
     steps: dict[int, int] = field(default_factory=dict)
+    settled: dict[int, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, directory: RunDirectory, project: str) -> "AttemptRecord":
@@ -77,6 +79,7 @@ class AttemptRecord:
                 for process, (rank, world, launch, host, began) in document["processes"].items()
             }
             record.steps = {int(attempt): int(step) for attempt, step in document["steps"].items()}
+            record.settled = {int(attempt): int(number) for attempt, number in document.get("settled", {}).items()}
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             record = cls(record.path)
         if not record.attempt:  # earlier versions counted in one file
@@ -98,6 +101,7 @@ class AttemptRecord:
             "provisional": self.provisional,
             "processes": dict(list(self.processes.items())[-_MOST_PROCESSES:]),
             "steps": dict(sorted(self.steps.items())[-_MOST_STEPS:]),
+            "settled": dict(sorted(self.settled.items())[-_MOST_STEPS:]),
         }
         write_file(self.path, json.dumps(document))
         if new:
@@ -107,6 +111,7 @@ class AttemptRecord:
         """Note a process of an attempt. One of an earlier attempt than the latest changes nothing."""
         if attempt > self.attempt:
             self.attempt, self.processes = attempt, {}
+            self.settled.pop(attempt, None)
         if attempt == self.attempt:
             self.processes[member.process] = (member.rank, member.world_size, member.launch, host, now)
 
@@ -119,6 +124,8 @@ class AttemptRecord:
             last_step: The highest step of its processes that have ended, if any have.
             confirmed: Whether a server gave it.
         """
+        if confirmed:
+            self.settled |= {attempt: number, number: number}
         if last_step is not None:
             self.steps.pop(attempt, None)
             self.note_step(number, last_step)

@@ -12,7 +12,7 @@ import contextlib
 import gzip
 import json
 import threading
-from collections.abc import Mapping, MutableSequence
+from collections.abc import Callable, Mapping, MutableSequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, cast
@@ -39,6 +39,8 @@ from tensormeter.settings import Settings
 __all__ = ["Numbering", "Settled"]
 
 logger: Final = get_logger("tensormeter.agent")
+
+_Ask = Callable[[AttemptQuestion], AttemptNumber | Retry | Unauthorized | None]
 
 _MARK: Final = UNSETTLED.encode()
 _GZIP_LEVEL: Final = 1
@@ -219,7 +221,7 @@ class Numbering:
             if self._failures is not failures and self._failures:  # another signal has just asked
                 return self._failures[0]
             for local in self._open():
-                answer = ask(self._question(local))
+                answer = self._ask(ask, local)
                 if isinstance(answer, Retry):
                     self._failures = [answer]
                     return answer
@@ -228,6 +230,14 @@ class Numbering:
                     return None
                 self._settle(local, answer)
         return None
+
+    def _ask(self, ask: _Ask, local: int) -> AttemptNumber | Retry | Unauthorized | None:
+        """Ask for the number of an attempt, or only for its last step if hosts that share the directory have got its number already."""
+        number = self._settled_elsewhere(local)
+        answer = ask(self._question(local, number))
+        if isinstance(answer, AttemptNumber) and (first := self._settled_elsewhere(local)) not in (None, answer.number):
+            return ask(self._question(local, first))  # another host has got it meanwhile
+        return answer
 
     def accepted(self) -> None:
         """A receiver has accepted a request. If it refused the question, it gives no numbers. Delivery threads."""
@@ -293,20 +303,22 @@ class Numbering:
     def _open(self) -> list[int]:
         return sorted(local for local, settled in list(self._attempts.items()) if settled.number is None)
 
-    def _question(self, local: int) -> AttemptQuestion:
+    def _settled_elsewhere(self, local: int) -> int | None:
+        """The number that another host which shares the directory has got for an attempt."""
+        return AttemptRecord.read(self._directory, self._settings.project).settled.get(local)
+
+    def _question(self, local: int, number: int | None) -> AttemptQuestion:
         settled = self._attempts[local]
         least = local
         if settled.basis == "unknown":  # counted from an earlier attempt here, if from any
-            before = [
-                (number, one) for number, one in self._attempts.items() if number < local and one.number is not None
-            ]
-            number, one = max(before, default=(0, None))
-            least = (one.number or number) + local - number if one is not None else 1
+            numbers = {earlier: one.number for earlier, one in self._attempts.items() if one.number is not None}
+            before = max((earlier for earlier in numbers if earlier < local), default=None)
+            least = 1 if before is None else numbers[before] + local - before
         return AttemptQuestion(
             self._settings.project,
             str(self._directory.run["run_id"]),
             settled.member,
-            local if settled.basis == "given" else None,
+            local if settled.basis == "given" else number,
             least,
             settled.resume,
         )
