@@ -250,7 +250,6 @@ def test_a_metric_of_many_series_is_read_at_bounded_cost(server_on_each):
         assert meter.seconds() - before < expansion.MAX_SECONDS, path
 
 
-@linux
 def test_json_of_too_many_points_is_refused(server):
     """Six million took 6.6 s; as binary columns they take a fraction of one."""
     times = np.arange(T0, T0 + 2_500_001, dtype=np.uint64)
@@ -258,7 +257,6 @@ def test_json_of_too_many_points_is_refused(server):
     assert server.post("/v1/metrics", encode_metrics([Batch(resource, [Gauge("m", times, times * 0.5)])])).status == 200
     query = {"runs": ["json/long"], "metrics": ["m"], "x": "time", "max_points": 0}
     series = f"{server.url}/api/v1/runs/long/series?project=json&metric=m&x=time"
-    meter = expansion.Meter(server)
     for accept in ("application/json", "application/vnd.tensormeter.columns"):
         for answer in (
             server.http.request("GET", series, headers={"Accept": accept}),
@@ -272,11 +270,9 @@ def test_json_of_too_many_points_is_refused(server):
             else:
                 assert answer.status == 200
                 assert len(answer.data) > 16 * len(times)
-    before = meter.seconds()
     answer = server.http.request("GET", f"{series}&stop={T0 + 1_999_900}")
     assert answer.status == 200
     assert len(json.loads(answer.data)["series"][0]["value"]) == 1_999_900
-    assert meter.seconds() - before < expansion.MAX_SECONDS
 
 
 def test_a_read_that_takes_too_long_says_what_to_ask():
