@@ -124,6 +124,15 @@ def test_what_was_recorded_offline_is_numbered_when_it_is_delivered(folder, envi
     assert line(server) == [(4, *counted(12))]
 
 
+def test_offline_attempts_of_a_machine_stay_apart_where_another_one_was_first(folder, environment, server):
+    here, there = (Machine(folder, environment, name) for name in ("here", "there"))
+    there.train(range(5, 8), TENSORMETER_MODE="offline")
+    there.train(range(8, 10), resume=True, TENSORMETER_MODE="offline")
+    here.train(range(5))
+    there.sync()
+    assert attempts(server) == [1, 2, 3]
+
+
 def test_a_server_that_comes_later_gives_the_number(folder, environment, server):
     here, there = (Machine(folder, environment, name) for name in ("here", "there"))
     here.train(range(5))
@@ -233,3 +242,15 @@ def test_a_host_that_shares_a_directory_may_be_the_last_that_asks_for_the_number
     assert attempts(server) == [1, 2, 2]
     alpha.train(range(5, 7), resume=True)
     assert attempts(server) == [1, 2, 2, 3]
+
+
+@needs_hosts
+def test_attempts_of_hosts_that_share_a_directory_stay_apart_in_whatever_order_they_are_delivered(
+    folder, environment, server
+):
+    """The second host's is the server's first, as the first host's is here."""
+    alpha, beta = (Machine(folder, environment, f"host-{name}", "shared") for name in ("alpha", "beta"))
+    alpha.train(range(3), TENSORMETER_MODE="offline")
+    beta.train(range(3, 5))
+    alpha.sync()
+    assert attempts(server) == [1, 2]

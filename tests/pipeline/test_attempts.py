@@ -1,6 +1,7 @@
 """A run whose id comes again is attempted again; ranks of one attempt are not."""
 
 import gzip
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from tensormeter import Settings, SettingsError
 from tensormeter.attempt import Member
 from tensormeter.otlp.batch import Event
 from tensormeter.otlp.decode import decode_events, decode_metrics
+from tensormeter.pipeline.attempts import AttemptRecord
+from tensormeter.pipeline.directory import RunDirectory
 from tensormeter.pipeline.numbering import Settled
 from tensormeter.ring.words import AUTOMATIC_STEPS
 
@@ -50,6 +53,45 @@ def test_attempts_are_counted(settings, receiver):
         assert run.attempt == 1
     with tensormeter.init(settings=settings, id="from-another-machine", resume=True) as run:
         assert run.attempt == 2
+
+
+@pytest.fixture
+def record(settings):
+    """The record of a run whose first attempt three hosts share, as it is on the disk."""
+    directory = RunDirectory.create(settings, "again", "again")
+
+    def read() -> AttemptRecord:
+        return AttemptRecord.read(directory, settings.project)
+
+    record = read()
+    for process in ("alpha", "beta"):
+        record.add(Member(process), 1, process, 0.0)
+    record.settle(1, 5, None, confirmed=True)
+    record.add(Member("gamma"), 5, "gamma", 0.0)
+    record.write()
+    return read
+
+
+def test_hosts_that_share_a_directory_have_the_number_that_one_of_them_got(record):
+    assert record().settled == {"alpha": 5, "beta": 5, "gamma": 5}
+
+
+def test_the_number_that_was_given_first_holds(record):
+    again = record()
+    again.settle(5, 7, None, confirmed=True)
+    again.add(Member("delta"), 8, "delta", 0.0)
+    again.settle(8, 9, None, confirmed=False)
+    assert again.settled == {"alpha": 5, "beta": 5, "gamma": 5}
+
+
+@pytest.mark.parametrize("settled", [None, [1], "x", {"alpha": -5, "beta": 1 << 40, "gamma": True, "delta": "3"}])
+def test_numbers_that_can_be_none_are_not_read(record, settled):
+    known = record()
+    document = json.loads(known.path.read_text()) | {"settled": settled}
+    known.path.write_text(json.dumps(document))
+    again = record()
+    assert again.settled == {}
+    assert (again.attempt, again.processes) == (5, known.processes)
 
 
 @pytest.mark.parametrize(

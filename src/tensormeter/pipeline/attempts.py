@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tensormeter.attempt import DOUBTFUL, KnownMember, Member, choose_attempt
+from tensormeter.attempt import DOUBTFUL, MAX_ATTEMPT, KnownMember, Member, choose_attempt
 from tensormeter.errors import RingError
 from tensormeter.pipeline.directory import RunDirectory
 from tensormeter.private import make_directory, open_file, tighten_directory, write_file
@@ -39,6 +39,7 @@ _ALIVE: Final = "alive"
 _MOST_RUNS: Final = 1000
 """Runs that are remembered, the latest ones."""
 _MOST_PROCESSES: Final = 10_000
+_MOST_SETTLED: Final = 1000
 _MOST_STEPS: Final = 100
 """Attempts of a run whose last steps are remembered."""
 _MOST_BYTES: Final = 4 << 20
@@ -54,7 +55,7 @@ class AttemptRecord:
         provisional: Whether earlier attempts on other machines are possible: no server has confirmed the number.
         processes: The processes of the latest attempt by id: rank, world size, launch, host, time of their beginning.
         steps: By attempt the highest step that a process of it had logged when it ended.
-        settled: By attempt, as the hosts that share the directory have counted it, the number that a server gave first.
+        settled: By process the number that a server gave its attempt, whichever host that shares the directory asked first.
     """
 
     path: Path
@@ -62,7 +63,7 @@ class AttemptRecord:
     provisional: bool = True
     processes: dict[str, tuple[int | None, int | None, str, str, float]] = field(default_factory=dict)
     steps: dict[int, int] = field(default_factory=dict)
-    settled: dict[int, int] = field(default_factory=dict)
+    settled: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, directory: RunDirectory, project: str) -> "AttemptRecord":
@@ -79,9 +80,9 @@ class AttemptRecord:
                 for process, (rank, world, launch, host, began) in document["processes"].items()
             }
             record.steps = {int(attempt): int(step) for attempt, step in document["steps"].items()}
-            record.settled = {int(attempt): int(number) for attempt, number in document.get("settled", {}).items()}
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             record = cls(record.path)
+        record.settled = _read_settled(document.get("settled"))
         if not record.attempt:  # earlier versions counted in one file
             before = _read_json(directory.path.parent / ".attempts.json").get(run)
             if isinstance(before, int) and before > 0:
@@ -101,7 +102,7 @@ class AttemptRecord:
             "provisional": self.provisional,
             "processes": dict(list(self.processes.items())[-_MOST_PROCESSES:]),
             "steps": dict(sorted(self.steps.items())[-_MOST_STEPS:]),
-            "settled": dict(sorted(self.settled.items())[-_MOST_STEPS:]),
+            "settled": dict(list(self.settled.items())[-_MOST_SETTLED:]),
         }
         write_file(self.path, json.dumps(document))
         if new:
@@ -111,8 +112,9 @@ class AttemptRecord:
         """Note a process of an attempt. One of an earlier attempt than the latest changes nothing."""
         if attempt > self.attempt:
             self.attempt, self.processes = attempt, {}
-            self.settled.pop(attempt, None)
         if attempt == self.attempt:
+            if any(self.settled.get(process) == attempt for process in self.processes):
+                self.settled[member.process] = attempt
             self.processes[member.process] = (member.rank, member.world_size, member.launch, host, now)
 
     def settle(self, attempt: int, number: int, last_step: int | None, *, confirmed: bool) -> None:
@@ -124,8 +126,8 @@ class AttemptRecord:
             last_step: The highest step of its processes that have ended, if any have.
             confirmed: Whether a server gave it.
         """
-        if confirmed:
-            self.settled |= {attempt: number, number: number}
+        if confirmed and self.attempt == attempt:
+            self.settled |= {process: self.settled.get(process, number) for process in self.processes}
         if last_step is not None:
             self.steps.pop(attempt, None)
             self.note_step(number, last_step)
@@ -280,3 +282,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _number(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _read_settled(document: Any) -> dict[str, int]:
+    """The numbers in a record that can be ones."""
+    items = document.items() if isinstance(document, dict) else ()
+    return {process: number for process, number in items if type(number) is int and 1 <= number <= MAX_ATTEMPT}

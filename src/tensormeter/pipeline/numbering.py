@@ -305,7 +305,10 @@ class Numbering:
 
     def _settled_elsewhere(self, local: int) -> int | None:
         """The number that another host which shares the directory has got for an attempt."""
-        return AttemptRecord.read(self._directory, self._settings.project).settled.get(local)
+        if self._directory.doubt:
+            return None
+        record = AttemptRecord.read(self._directory, self._settings.project)
+        return record.settled.get(self._attempts[local].member.process)
 
     def _question(self, local: int, number: int | None) -> AttemptQuestion:
         settled = self._attempts[local]
