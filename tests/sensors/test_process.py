@@ -37,12 +37,20 @@ for line in sys.stdin:
 """
 
 
+def waits_for_input(pid):
+    """Whether a process has left the processor in a system call whose first argument is its standard input."""
+    return Path(f"/proc/{pid}/syscall").read_text().split()[1:2] == ["0x0"]
+
+
 @pytest.fixture
 def trainer():
     process = subprocess.Popen(
         [sys.executable, "-c", TRAINER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     process.workers = [int(pid) for pid in process.stdout.readline().split()]
+    deadline = time.monotonic() + 60
+    while not all(map(waits_for_input, [process.pid, *process.workers])):
+        assert time.monotonic() < deadline, "they do not wait for input"
     yield process
     process.communicate()
 
