@@ -232,11 +232,10 @@ class Numbering:
         return None
 
     def _ask(self, ask: _Ask, local: int) -> AttemptNumber | Retry | Unauthorized | None:
-        """Ask for the number of an attempt, or only for its last step if hosts that share the directory have got its number already."""
-        number = self._settled_elsewhere(local)
-        answer = ask(self._question(local, number))
+        """Ask for the number of an attempt; if hosts that share the directory have got another one, ask for its last step instead."""
+        answer = ask(self._question(local))
         if isinstance(answer, AttemptNumber) and (first := self._settled_elsewhere(local)) not in (None, answer.number):
-            return ask(self._question(local, first))  # another host has got it meanwhile
+            return ask(replace(self._question(local), number=first))
         return answer
 
     def accepted(self) -> None:
@@ -304,13 +303,13 @@ class Numbering:
         return sorted(local for local, settled in list(self._attempts.items()) if settled.number is None)
 
     def _settled_elsewhere(self, local: int) -> int | None:
-        """The number that another host which shares the directory has got for an attempt."""
-        if self._directory.doubt:
+        """The number that another host which shares the directory has got for an attempt; None if a scheduler gave one."""
+        settled = self._attempts[local]
+        if self._directory.doubt or settled.basis == "given":
             return None
-        record = AttemptRecord.read(self._directory, self._settings.project)
-        return record.settled.get(self._attempts[local].member.process)
+        return AttemptRecord.read(self._directory, self._settings.project).settled.get(settled.member.process)
 
-    def _question(self, local: int, number: int | None) -> AttemptQuestion:
+    def _question(self, local: int) -> AttemptQuestion:
         settled = self._attempts[local]
         least = local
         if settled.basis == "unknown":  # counted from an earlier attempt here, if from any
@@ -321,7 +320,7 @@ class Numbering:
             self._settings.project,
             str(self._directory.run["run_id"]),
             settled.member,
-            local if settled.basis == "given" else number,
+            local if settled.basis == "given" else None,
             least,
             settled.resume,
         )
