@@ -29,7 +29,7 @@ from rich.table import Table
 import tensormeter
 from tensormeter import Settings
 from tensormeter.pipeline.directory import list_runs
-from tensormeter.pipeline.drain import Drain
+from tensormeter.pipeline.drain import RingDrainer
 from tensormeter.pipeline.spool import Spool
 from tensormeter.record.recorder import Recorder
 from tensormeter.ring.file import RingFile
@@ -86,7 +86,7 @@ def ring_to_spool(folder: Path) -> float:
     for step in range(rows):
         recorder.log(row, step)
     spool = Spool(folder / "bench.sqlite", max_bytes=1 << 30)
-    drain = Drain(RingFile.open(ring.path), spool, ["experiment"], Settings(schedule_delay=3600))
+    drain = RingDrainer(RingFile.open(ring.path), spool, ["experiment"], Settings(schedule_delay=3600))
     begun = time.process_time()
     drain.advance(flush=True)
     took = time.process_time() - begun

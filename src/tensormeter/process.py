@@ -30,7 +30,7 @@ from tensormeter.private import weakness
 from tensormeter.record.lane import Writer
 from tensormeter.record.page_locking import unlock_retired
 from tensormeter.record.recorder import Recorder
-from tensormeter.record.vitals import Vitals
+from tensormeter.record.vitals import RuntimeMetrics
 from tensormeter.resource import describe_launch, describe_process, describe_rank
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import AUTOMATIC_STEPS, Drop, HeaderWord, SpoolLoss, State
@@ -199,7 +199,7 @@ class RunProcess:
             on_fork=on_fork,
             first_step=run.first_step,
         )
-        self._vitals = Vitals(self.recorder, self._settings.sample_interval)
+        self._vitals = RuntimeMetrics(self.recorder, self._settings.sample_interval)
         self._monitor = AgentMonitor(run.id, self._directory, self._settings, self.ring)
 
     def _join_beside(self, other: "RunProcess") -> "_Place | None":

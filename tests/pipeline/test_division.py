@@ -12,7 +12,7 @@ from tensormeter.otlp.batch import Batch, Event, Gauge, Histogram, Temporality
 from tensormeter.otlp.decode import decode_events
 from tensormeter.otlp.encode import encode_events, encode_metrics
 from tensormeter.pipeline.division import piece_of
-from tensormeter.pipeline.outgoing import Outgoing
+from tensormeter.pipeline.outgoing import RequestPieces
 from tensormeter.pipeline.request import Encoded
 from tensormeter.pipeline.spool import Spool
 from tensormeter.settings import Settings
@@ -31,7 +31,7 @@ def spool(tmp_path):
 def agent(tmp_path):
     """Another agent's view of the destination."""
     settings = Settings()
-    return lambda *signals: Outgoing("otlp", settings.pace_of("otlp"), tmp_path / "otlp", signals or ("metrics",))
+    return lambda *signals: RequestPieces("otlp", settings.pace_of("otlp"), tmp_path / "otlp", signals or ("metrics",))
 
 
 @pytest.fixture

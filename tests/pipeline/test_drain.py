@@ -5,7 +5,7 @@ import gzip
 import pytest
 
 from tensormeter.otlp.decode import decode_events, decode_metrics
-from tensormeter.pipeline.drain import Drain
+from tensormeter.pipeline.drain import RingDrainer
 from tensormeter.pipeline.spool import Spool
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import HeaderWord, State
@@ -23,7 +23,7 @@ def spool(tmp_path):
 def open_drain(spool):
     def open_drain(source, **settings):
         resolved = Settings(**{"schedule_delay": 3600, **settings})
-        return Drain(RingFile.open(source.path), spool, ("a",), resolved)
+        return RingDrainer(RingFile.open(source.path), spool, ("a",), resolved)
 
     return open_drain
 

@@ -12,7 +12,7 @@ import tensormeter
 from tensormeter import MeterProvider, Settings
 from tensormeter.instruments import provider as provider_module
 from tensormeter.instruments import registry
-from tensormeter.pipeline.drain import Drain
+from tensormeter.pipeline.drain import RingDrainer
 from tensormeter.pipeline.spool import Spool
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import HeaderWord
@@ -320,7 +320,7 @@ def test_an_offline_run_is_flushed_to_disk(begin, receiver):
 def test_a_flush_that_is_held_up_makes_no_small_batches(source, tmp_path):
     """Rows that come after the request are collected as usual, though it is not complete yet."""
     spool = Spool(tmp_path / "spool.sqlite")
-    drain = Drain(RingFile.open(source.path), spool, ("a",), Settings(schedule_delay=3600))
+    drain = RingDrainer(RingFile.open(source.path), spool, ("a",), Settings(schedule_delay=3600))
     drain.advance(flush=False)
     source.log({"a": 1.0}, 0)
     number = source.ring.request_flush(source.recorder.positions)

@@ -7,8 +7,8 @@ import pytest
 
 from tensormeter.otlp.batch import Temporality
 from tensormeter.otlp.decode import decode_metrics
-from tensormeter.pipeline.drain import Drain
-from tensormeter.pipeline.health import Health
+from tensormeter.pipeline.drain import RingDrainer
+from tensormeter.pipeline.health import SelfMetrics
 from tensormeter.pipeline.processor import BatchMeasurementProcessor
 from tensormeter.pipeline.spool import Spool
 from tensormeter.ring.file import RingFile
@@ -20,7 +20,7 @@ from tensormeter.settings import Settings
 def health(source):
     ring = RingFile.open(source.path)
     processor = BatchMeasurementProcessor(ring, {}, schedule_delay=3600, max_export_batch_size=1000)
-    return Health(ring, processor, 10.0), processor, ring
+    return SelfMetrics(ring, processor, 10.0), processor, ring
 
 
 def by_name(series):
@@ -60,7 +60,9 @@ def test_what_a_report_says(source, health):
 
 def test_reports_come_at_their_interval_and_at_the_end(source, tmp_path, monkeypatch):
     spool = Spool(tmp_path / "spool.sqlite")
-    drain = Drain(RingFile.open(source.path), spool, ("a",), Settings(schedule_delay=3600, self_metrics_interval=100))
+    drain = RingDrainer(
+        RingFile.open(source.path), spool, ("a",), Settings(schedule_delay=3600, self_metrics_interval=100)
+    )
 
     def reports():
         """How many rows each report that is new in the spool tells of."""
@@ -94,6 +96,6 @@ def test_reports_come_at_their_interval_and_at_the_end(source, tmp_path, monkeyp
 
 def test_no_reports(source, health):
     _, processor, ring = health
-    silent = Health(ring, processor, 0)
+    silent = SelfMetrics(ring, processor, 0)
     assert not silent.due()
     assert silent.report(0) == []

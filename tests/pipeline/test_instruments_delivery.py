@@ -15,7 +15,7 @@ from tensormeter.instruments.streams import Streams
 from tensormeter.instruments.views import InstrumentIdentity, ScopeIdentity, Template, Views
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.pipeline.directory import list_runs
-from tensormeter.pipeline.drain import Drain
+from tensormeter.pipeline.drain import RingDrainer
 from tensormeter.pipeline.spool import Spool
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import State
@@ -109,7 +109,7 @@ def test_a_full_disk_counts_nothing_twice(source, tmp_path, wait_for):
     streams = Streams(Views(()), lambda: source.recorder, lambda: 2000)
     identity = InstrumentIdentity("counter", "a", "", "", ScopeIdentity("s"))
     stream = streams.writer(identity, Template("a", "counter", "", ""), ())
-    drain = Drain(RingFile.open(source.path), spool, ("d",), Settings(schedule_delay=0.01))
+    drain = RingDrainer(RingFile.open(source.path), spool, ("d",), Settings(schedule_delay=0.01))
     for _ in range(1000):
         stream.record(1)
     drain.advance(flush=False)
@@ -142,12 +142,12 @@ def test_a_batch_of_refused_values_moves_on_and_sends_nothing(source, tmp_path):
     stream = streams.writer(identity, Template("a", "histogram", "", "", (1.0,)), ())
     stream._finite = False
     stream.record(float("nan"))
-    drain = Drain(RingFile.open(source.path), spool, ("d",), Settings(schedule_delay=3600))
+    drain = RingDrainer(RingFile.open(source.path), spool, ("d",), Settings(schedule_delay=3600))
     drain.advance(flush=True)
     assert source.ring.tails()[0] > 0
     assert [spool.next("d")[1].signal] == ["logs"]
     assert spool.pending() == 1
-    again = Drain(RingFile.open(source.path), spool, ("d",), Settings(schedule_delay=3600))
+    again = RingDrainer(RingFile.open(source.path), spool, ("d",), Settings(schedule_delay=3600))
     assert again._processor.refused == 1
     spool.done("d", spool.next("d")[0])
     source.recorder.close(State.FINISHED)

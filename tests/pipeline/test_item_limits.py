@@ -6,7 +6,7 @@ import pytest
 from tensormeter import Image, Table, Text
 from tensormeter.fitting import json_bytes
 from tensormeter.limits import IMAGE_BYTES, PIXEL_BYTES, TABLE_BYTES, TABLE_CELLS, TEXT_BYTES
-from tensormeter.pipeline.drain import Drain
+from tensormeter.pipeline.drain import RingDrainer
 from tensormeter.pipeline.spool import Spool
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import State
@@ -25,7 +25,9 @@ def spool(tmp_path):
 
 
 def drain_of(source, spool):
-    return Drain(RingFile.open(source.path), spool, ("a",), Settings(schedule_delay=3600, self_metrics_interval=0))
+    return RingDrainer(
+        RingFile.open(source.path), spool, ("a",), Settings(schedule_delay=3600, self_metrics_interval=0)
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from tensormeter.exporter import Durability
 from tensormeter.otlp.batch import Batch, Gauge
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.encode import encode_metrics
-from tensormeter.pipeline.outgoing import Outgoing
+from tensormeter.pipeline.outgoing import RequestPieces
 from tensormeter.pipeline.request import Encoded
 from tensormeter.pipeline.spool import Spool
 from tensormeter.settings import Settings
@@ -97,7 +97,7 @@ def test_everything_arrives_once(tmp_path, seed, joins):
     spool = Spool(tmp_path / "spool.sqlite")
 
     def agent():
-        outgoing = Outgoing("experiment", pace, tmp_path / "exporters" / "experiment")
+        outgoing = RequestPieces("experiment", pace, tmp_path / "exporters" / "experiment")
         outgoing.hurry = True
         return outgoing
 

@@ -13,7 +13,7 @@ import tensormeter
 from tensormeter import Image, Table, Text, UsageError
 from tensormeter.otlp.decode import decode_events
 from tensormeter.otlp.media import media_of
-from tensormeter.pipeline.drain import Drain
+from tensormeter.pipeline.drain import RingDrainer
 from tensormeter.pipeline.spool import Spool
 from tensormeter.record.media import Parcel
 from tensormeter.ring.file import RingFile, media_directory
@@ -29,7 +29,9 @@ def spool(tmp_path):
 
 
 def drain_of(source, spool):
-    return Drain(RingFile.open(source.path), spool, ("a",), Settings(schedule_delay=3600, self_metrics_interval=0))
+    return RingDrainer(
+        RingFile.open(source.path), spool, ("a",), Settings(schedule_delay=3600, self_metrics_interval=0)
+    )
 
 
 def media_in(spool):

@@ -10,7 +10,7 @@ from tensormeter.errors import SettingsError
 from tensormeter.otlp.batch import Batch, Event, Gauge
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.encode import encode_events, encode_metrics
-from tensormeter.pipeline.outgoing import Outgoing
+from tensormeter.pipeline.outgoing import RequestPieces
 from tensormeter.pipeline.request import Encoded
 from tensormeter.pipeline.spool import Spool
 from tensormeter.settings import Settings
@@ -47,7 +47,7 @@ def outgoing(tmp_path, clock):
 
     def outgoing(**options):
         settings = Settings(exporter_options={f"jsonl.{name}": value for name, value in options.items()})
-        return Outgoing("jsonl", settings.pace_of("jsonl"), tmp_path / "exporters" / "jsonl")
+        return RequestPieces("jsonl", settings.pace_of("jsonl"), tmp_path / "exporters" / "jsonl")
 
     return outgoing
 

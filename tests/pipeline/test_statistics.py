@@ -8,9 +8,9 @@ import pytest
 from tensormeter.errors import SpoolError
 from tensormeter.otlp.batch import Sum
 from tensormeter.otlp.decode import decode_metrics
-from tensormeter.pipeline.drain import Drain
+from tensormeter.pipeline.drain import RingDrainer
 from tensormeter.pipeline.spool import Spool
-from tensormeter.pipeline.statistics import Statistics
+from tensormeter.pipeline.statistics import NodeMetrics
 from tensormeter.resource import describe_node, describe_process
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import State
@@ -31,7 +31,7 @@ def spool(tmp_path):
 
 @pytest.fixture
 def statistics(spool, settings):
-    statistics = Statistics(spool, settings)
+    statistics = NodeMetrics(spool, settings)
     yield statistics
     statistics.stop()
 
@@ -43,7 +43,7 @@ def begin(new_source, spool, settings):
     def make(name="p", parent=None):
         resource = describe_process("project", "run", "run", name)
         source = new_source({"resource": resource, "config": {}, "parent": parent})
-        return source, Drain(RingFile.open(source.path), spool, settings.exporters, settings)
+        return source, RingDrainer(RingFile.open(source.path), spool, settings.exporters, settings)
 
     return make
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tensormeter.pipeline.drain import Drain
+from tensormeter.pipeline.drain import RingDrainer
 from tensormeter.pipeline.spool import Spool
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import EntryKind, State
@@ -21,7 +21,9 @@ def drained(source, spool, state=State.FINISHED):
     if state is State.FINISHED:
         source.recorder.close(state)
     source.ring.release()
-    drain = Drain(RingFile.open(source.path), spool, ("a",), Settings(schedule_delay=0.01, self_metrics_interval=0))
+    drain = RingDrainer(
+        RingFile.open(source.path), spool, ("a",), Settings(schedule_delay=0.01, self_metrics_interval=0)
+    )
     assert drain.advance(flush=True)
     metrics = 0
     while item := spool.next("a"):

@@ -7,7 +7,7 @@ import pytest
 
 import tensormeter.record.cost as cost_module
 import tensormeter.record.lane as lane_module
-from tensormeter.record.cost import LogCost
+from tensormeter.record.cost import LogTiming
 from tensormeter.ring.words import LogPath
 
 
@@ -97,7 +97,7 @@ def test_writers_made_in_python_time_one_call_in_64(new_recording, monkeypatch):
     [(-5, 0), (0, 0), (1, 0), (64, 0), (65, 1), (128, 1), (129, 2), (1 << 30, 24), (1 << 40, 25)],
 )
 def test_buckets_are_powers_of_two(recording, duration, bucket):
-    LogCost(recording.ring).add(duration)
+    LogTiming(recording.ring).add(duration)
     total, counts = recording.ring.log_durations(LogPath.GENERAL)
     assert total == max(duration, 0)
     assert [index for index, count in enumerate(counts) if count] == [bucket]

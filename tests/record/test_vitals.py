@@ -5,7 +5,7 @@ import gc
 import pytest
 
 from tensormeter.record import vitals as vitals_module
-from tensormeter.record.vitals import Vitals
+from tensormeter.record.vitals import RuntimeMetrics
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def by_name(recording):
 
 
 def test_a_sample_is_taken_when_it_is_time(recording, clock):
-    vitals = Vitals(recording.recorder, 10.0)
+    vitals = RuntimeMetrics(recording.recorder, 10.0)
     for now in (100.0, 105.0, 109.9, 110.0):
         clock[0] = now
         vitals.beat()
@@ -36,7 +36,7 @@ def test_a_sample_is_taken_when_it_is_time(recording, clock):
 
 
 def test_off(recording, clock):
-    vitals = Vitals(recording.recorder, 0.0)
+    vitals = RuntimeMetrics(recording.recorder, 0.0)
     vitals.beat()
     vitals.sample()
     assert by_name(recording) == []
@@ -47,7 +47,7 @@ def test_what_fails_fails_once(recording, clock, monkeypatch, warnings_logged):
         raise AttributeError("memory_stats")
 
     monkeypatch.setattr(vitals_module, "torch_memory", fail)
-    vitals = Vitals(recording.recorder, 10.0)
+    vitals = RuntimeMetrics(recording.recorder, 10.0)
     vitals.beat()
     clock[0] += 1000
     vitals.beat()
@@ -57,7 +57,7 @@ def test_what_fails_fails_once(recording, clock, monkeypatch, warnings_logged):
 
 def test_a_row_that_asks_for_a_beat_while_one_is_taken(new_recording, clock, monkeypatch):
     recording = new_recording(lanes=1)
-    vitals = Vitals(recording.recorder, 10.0)
+    vitals = RuntimeMetrics(recording.recorder, 10.0)
     monkeypatch.setattr(recording.recorder._lanes.first, "_on_stride", vitals.beat)
     for number in range(500):
         clock[0] += 1

@@ -22,7 +22,7 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.server.query.axis import Axis
 from tensormeter.server.query.points import PointsQuery, query_points
-from tensormeter.server.store import RunRef, Selection, Window
+from tensormeter.server.store import PointRange, RunRef, Selection
 from tensormeter.server.store.chunks import CHUNK_POINTS
 from tensormeter.server.store.gaps import MAX_GAPS
 from tensormeter.server.store.removal import Retention
@@ -224,7 +224,7 @@ def test_lines_made_of_samples_break(open_store, monkeypatch):
         append(store, [(int(second), float(second)) for second in part if second != n // 2])
     append(store, [(n // 2, None)])
     store.fold()
-    blocks = [one.blocks for one in store.thin(RunRef("r"), Selection(["load"]), Window(), 50)]
+    blocks = [one.blocks for one in store.thin(RunRef("r"), Selection(["load"]), PointRange(), 50)]
     assert all(one is not None for one in blocks)
     found = line(store, max_points=100)
     (gap,) = found.gaps

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensormeter.errors import StoreError
-from tensormeter.server.store.chunks import CHUNK_POINTS, Chunk, decode_chunk, encode_chunk
+from tensormeter.server.store.chunks import CHUNK_POINTS, Segment, decode_chunk, encode_chunk
 from tensormeter.server.store.points import Points
 from tensormeter.server.store.reader import steps_at
 
@@ -61,9 +61,9 @@ def test_damage_is_an_error_or_other_points_but_never_worse(original, data):
     blob = bytearray(getattr(chunk, name))
     if blob:
         blob[data.draw(st.integers(0, len(blob) - 1))] ^= 1 << data.draw(st.integers(0, 7))
-    fields = {field: getattr(chunk, field) for field in Chunk.__dataclass_fields__} | {name: bytes(blob)}
+    fields = {field: getattr(chunk, field) for field in Segment.__dataclass_fields__} | {name: bytes(blob)}
     try:
-        found = decode_chunk(Chunk(**fields))
+        found = decode_chunk(Segment(**fields))
     except StoreError:
         return
     assert len(found) == len(original)

@@ -18,7 +18,7 @@ from tensormeter.server.query import points as query_points_module
 from tensormeter.server.query.axis import Axis, read_along
 from tensormeter.server.query.points import PointsQuery, query_points
 from tensormeter.server.query.sampling import sample_blocks
-from tensormeter.server.store import RunRef, Selection, TooManyPointsError, Window, chunks, samples
+from tensormeter.server.store import PointRange, RunRef, Selection, TooManyPointsError, chunks, samples
 from tensormeter.server.store.blocks import BLOCK_POINTS, Blocks
 from tensormeter.server.store.chunks import CHUNK_POINTS
 from tensormeter.server.store.maintenance import compact
@@ -64,7 +64,7 @@ def chart(store, x="step", **more):
     return series
 
 
-def blocks_of(store, window=Window(by_step=True), **more):  # noqa: B008
+def blocks_of(store, window=PointRange(by_step=True), **more):  # noqa: B008
     """The blocks of "v", or None if it was given in points."""
     (found,) = store.thin(REF, Selection(["v"], **more), window, 100)
     return found.blocks
@@ -119,13 +119,13 @@ def test_points_answer_where_samples_cannot(open_store, query):
     steps[N // 2 :] -= 1000  # it went back
     append(store, np.arange(1, N + 1), noise(), steps)
     store.fold()
-    assert store.thin(REF, Selection(["v"]), Window(by_step=True), 100) is None
+    assert store.thin(REF, Selection(["v"]), PointRange(by_step=True), 100) is None
     assert chart(store).total == N
     assert np.all(np.diff(chart(store).x) >= 0)
-    assert blocks_of(store, Window()).counts.sum() == N
+    assert blocks_of(store, PointRange()).counts.sum() == N
     assert chart(store, "time").total == N
     with pytest.raises(TooManyPointsError):
-        store.thin(REF, Selection(["v"], limit=1000), Window(start=100), 100)
+        store.thin(REF, Selection(["v"], limit=1000), PointRange(start=100), 100)
 
 
 def test_points_without_steps(open_store, query):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from live_server import LiveServer
 
-from tensormeter.server.page import Page
+from tensormeter.server.page import StaticFiles
 
 
 @pytest.mark.parametrize("accept", ["*/*", "application/json"])
@@ -81,5 +81,5 @@ def test_the_page_is_public_and_the_data_is_not(tmp_path: Path) -> None:
 
 
 def test_a_server_without_the_page_says_how_to_build_it(tmp_path: Path) -> None:
-    page = Page(tmp_path)
+    page = StaticFiles(tmp_path)
     assert b"Node 20" in page._files["index.html"].body

@@ -32,7 +32,7 @@ from tensormeter.pipeline.attempts import ALIVE_INTERVAL, mark_alive
 from tensormeter.pipeline.cut import describe_unknown, end_cut_processes
 from tensormeter.pipeline.delivery import Delivery, deliveries
 from tensormeter.pipeline.directory import RunDirectory, runs_locked
-from tensormeter.pipeline.drain import Drain
+from tensormeter.pipeline.drain import RingDrainer
 from tensormeter.pipeline.errors import SpoolDamagedError, SpoolFullError, SpoolVersionError
 from tensormeter.pipeline.launch import agent_command
 from tensormeter.pipeline.leftover import Leftover, describe_rejections, look_at, put_ring_aside
@@ -50,7 +50,7 @@ from tensormeter.settings import IDENTIFIER, Settings
 from tensormeter.signals import SIGNALS, Signal
 
 if TYPE_CHECKING:
-    from tensormeter.pipeline.statistics import Statistics
+    from tensormeter.pipeline.statistics import NodeMetrics
 
 __all__ = ["Agent"]
 
@@ -130,12 +130,12 @@ class Agent:
         self._wake = threading.Event()  # never set by a signal handler: the thread below it may be inside of it
         self._stopping = False
         self._retrying = False
-        self._drains: dict[Path, Drain] = {}
+        self._drains: dict[Path, RingDrainer] = {}
         self._unreadable: dict[Path, str] = {}
         self._deliveries: list[Delivery] = []
         self._living: set[str] = set()
         self._marked_at = 0.0
-        self._statistics: Statistics | None = None
+        self._statistics: NodeMetrics | None = None
         self._left_at = time.monotonic()
         self._status_at = 0.0
         self._reserve_at = 0.0
@@ -369,9 +369,9 @@ class Agent:
             logger.error("%s", error)
         self._start_deliveries(spool)
         if settings.sample_interval and not self._one_shot:
-            from tensormeter.pipeline.statistics import Statistics
+            from tensormeter.pipeline.statistics import NodeMetrics
 
-            self._statistics = Statistics(spool, settings)
+            self._statistics = NodeMetrics(spool, settings)
         if weak := self._directory.rings_weakness:
             logger.warning("rings in %s are left alone: %s", self._directory.rings, weak)
         try:
@@ -572,7 +572,7 @@ class Agent:
                 continue
             try:
                 ring = RingFile.open(path)
-                self._drains[path] = Drain(ring, spool, self._settings.exporters, self._settings, self._numbering)
+                self._drains[path] = RingDrainer(ring, spool, self._settings.exporters, self._settings, self._numbering)
             except SpoolError:
                 raise
             except Exception as error:  # of whatever kind, it must not keep the other processes from being delivered

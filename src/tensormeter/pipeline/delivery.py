@@ -53,7 +53,7 @@ from tensormeter.outages import is_outage
 from tensormeter.pace import UploadRate
 from tensormeter.pipeline.errors import SpoolDamagedError
 from tensormeter.pipeline.numbering import Numbering
-from tensormeter.pipeline.outgoing import Outgoing
+from tensormeter.pipeline.outgoing import RequestPieces
 from tensormeter.pipeline.spool import Spool
 from tensormeter.retrying import exponential_delays, full_jitter
 from tensormeter.settings import Settings
@@ -206,7 +206,7 @@ class Delivery:
         """Since when the spool has refused, and what it said; None if it does not refuse."""
         self._pace = settings.pace_of(destination)
         self._folder = spool.with_name("exporters") / destination
-        self._outgoing = Outgoing(destination, self._pace, self._folder, self.signals)
+        self._outgoing = RequestPieces(destination, self._pace, self._folder, self.signals)
         self._rate = rate or UploadRate(self._pace.max_upload_bytes_per_second)
         self._news = 0
         self._seen = -1

@@ -13,7 +13,7 @@ from tensormeter.otlp.encode import encode_events, encode_metrics
 from tensormeter.otlp.media import TooLargeError
 from tensormeter.pipeline.cursor import Cursor
 from tensormeter.pipeline.errors import SpoolDamagedError
-from tensormeter.pipeline.health import Health
+from tensormeter.pipeline.health import SelfMetrics
 from tensormeter.pipeline.media import CONFIG, Inbox
 from tensormeter.pipeline.numbering import Numbering
 from tensormeter.pipeline.origin import Origin
@@ -26,7 +26,7 @@ from tensormeter.ring.words import MAX_LANES, HeaderWord, SpoolLoss, State
 from tensormeter.settings import Settings
 from tensormeter.signals import SIGNALS, Signal
 
-__all__ = ["Drain"]
+__all__ = ["RingDrainer"]
 
 logger: Final = get_logger("tensormeter.agent")
 
@@ -48,7 +48,7 @@ _MOST_BATCHES: Final = 16
 """Batches of one process before the others have their turn."""
 
 
-class Drain:
+class RingDrainer:
     """One ring on its way into the spool. Used by the agent's main thread; blocks for the disk only."""
 
     def __init__(
@@ -80,7 +80,7 @@ class Drain:
         metadata = self._processor.metadata
         self._reconfigured = 0
         self._inbox = Inbox(ring.path, spool.cursor(ring.process, _MEDIA).position)
-        self._health = Health(ring, self._processor, settings.self_metrics_interval)
+        self._health = SelfMetrics(ring, self._processor, settings.self_metrics_interval)
         self.child = metadata.get("parent") is not None
         if numbering is not None:
             numbering.register(metadata)

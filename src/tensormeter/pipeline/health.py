@@ -11,14 +11,14 @@ from tensormeter.pipeline.processor import BatchMeasurementProcessor
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import DURATION_BUCKETS, SHORTEST_DURATION_BITS, HeaderWord, LogPath
 
-__all__ = ["Health"]
+__all__ = ["SelfMetrics"]
 
 _BOUNDS: Final[NDArray[np.float64]] = np.array(
     [2**bits / 1e9 for bits in range(SHORTEST_DURATION_BITS, SHORTEST_DURATION_BITS + DURATION_BUCKETS - 1)]
 )
 
 
-class Health:
+class SelfMetrics:
     """The self-metrics of one process. Used by the agent's main thread; blocks on nothing.
 
     `tensormeter.log.duration`: histogram of seconds, by `tensormeter.log.path`: of `direct` calls (a known row of plain

@@ -27,7 +27,7 @@ from tensormeter.pipeline.spool import Spool
 from tensormeter.private import make_directory, write_file
 from tensormeter.signals import SIGNALS, Signal
 
-__all__ = ["Outgoing"]
+__all__ = ["RequestPieces"]
 
 logger: Final = get_logger("tensormeter.agent")
 
@@ -41,7 +41,7 @@ _LARGEST_JOINED: Final = 4 << 20
 """Bytes of the bodies that are joined, as they are in the spool: Collectors take 20 MiB, decompressed."""
 
 
-class Outgoing:
+class RequestPieces:
     """The next piece for one destination. Used by one thread; blocks for the disk.
 
     Attributes:

@@ -9,7 +9,7 @@ from tensormeter.errors import SpoolError
 from tensormeter.logger import get_logger
 from tensormeter.otlp.batch import Batch
 from tensormeter.otlp.encode import encode_metrics
-from tensormeter.pipeline.drain import Drain
+from tensormeter.pipeline.drain import RingDrainer
 from tensormeter.pipeline.errors import SpoolDamagedError
 from tensormeter.pipeline.request import Encoded, Priority
 from tensormeter.pipeline.spool import Spool
@@ -19,7 +19,7 @@ from tensormeter.sensors.node import Node
 from tensormeter.sensors.watch import TrainingProcess, Watch
 from tensormeter.settings import Settings
 
-__all__ = ["Statistics"]
+__all__ = ["NodeMetrics"]
 
 logger: Final = get_logger("tensormeter.agent")
 
@@ -30,7 +30,7 @@ _RETRY_DELAY: Final = 1.0
 _STOP_TIMEOUT: Final = 0.5
 
 
-class Statistics:
+class NodeMetrics:
     """Samples while a training process of the run is open on this node. Used by the agent's main thread."""
 
     def __init__(self, spool: Spool, settings: Settings) -> None:
@@ -43,7 +43,7 @@ class Statistics:
         self._waiting: Encoded | None = None
         self._retry_at = 0.0
 
-    def advance(self, drains: Collection[Drain], *, flush: bool) -> bool:
+    def advance(self, drains: Collection[RingDrainer], *, flush: bool) -> bool:
         """Follow the run's processes, and move what has been sampled towards the spool.
 
         Before the drains are advanced: the last statistics are then in the spool before the news of the run's end.
@@ -73,7 +73,7 @@ class Statistics:
             self._node.stop(_STOP_TIMEOUT)
             self._node = None
 
-    def _start(self, drain: Drain) -> None:
+    def _start(self, drain: RingDrainer) -> None:
         resource = describe_node(drain.resource)
         self._process = str(resource["service.instance.id"])
         settings = self._settings
@@ -100,12 +100,12 @@ class Statistics:
         return True
 
 
-def _is_training(drain: Drain) -> bool:
+def _is_training(drain: RingDrainer) -> bool:
     """Whether it is a process that the run was begun in, and not over."""
     return not drain.child and drain.ring.state is State.OPEN and drain.ring.writer_alive()
 
 
-def _describe(drain: Drain) -> TrainingProcess:
+def _describe(drain: RingDrainer) -> TrainingProcess:
     words = drain.ring.words
     visible = drain.resource.get("tensormeter.gpu.visible_devices")
     return TrainingProcess(

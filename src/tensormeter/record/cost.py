@@ -6,13 +6,13 @@ from typing import Final
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import DURATION_BUCKETS, SHORTEST_DURATION_BITS, LogPath
 
-__all__ = ["LogCost", "Stopwatch"]
+__all__ = ["LogTiming", "Stopwatch"]
 
 _SLOW: Final = 1_000_000
 """Nanoseconds from which on a log call is worth a warning."""
 
 
-class LogCost:
+class LogTiming:
     """Counts the durations of calls: those that go through `Recorder.log`, and of writers made in Python. (The C writer
     counts its own.)
 

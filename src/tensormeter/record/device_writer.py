@@ -12,9 +12,9 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from tensormeter.record.compilation import break_graph
-from tensormeter.record.cost import LogCost, Stopwatch
+from tensormeter.record.cost import LogTiming, Stopwatch
 from tensormeter.record.lane import ABANDONED, Lane, Writer
-from tensormeter.record.notices import Notices
+from tensormeter.record.notices import WarnOnce
 from tensormeter.record.values import kind_of
 from tensormeter.ring.layout import Layout
 from tensormeter.ring.words import PENDING
@@ -49,8 +49,8 @@ def make_device_writer(
     *,
     fallback: Writer,
     last_step: "array[int]",
-    cost: LogCost,
-    notices: Notices,
+    cost: LogTiming,
+    notices: WarnOnce,
 ) -> DeviceWriter:
     """
     Args:

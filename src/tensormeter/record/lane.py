@@ -22,7 +22,7 @@ from types import CodeType
 from typing import Any, Final, Protocol
 
 from tensormeter.record.compilation import break_graph
-from tensormeter.record.cost import LogCost
+from tensormeter.record.cost import LogTiming
 from tensormeter.record.distribution import DeviceTables
 from tensormeter.record.pooling import Pools
 from tensormeter.record.reduction import Reductions
@@ -101,7 +101,7 @@ class Lane:
         self._buffer = ring.buffer
         self._words = ring.words
         self._durations = ring.log_durations_offset(LogPath.DIRECT)
-        self._cost = LogCost(ring, LogPath.DIRECT)
+        self._cost = LogTiming(ring, LogPath.DIRECT)
         self._on_stride = on_stride
         self._stride = 0  # bytes until the next look
         self._looked = 0.0

@@ -12,7 +12,7 @@ from tensormeter.logger import get_logger
 from tensormeter.record.cost import Stopwatch
 from tensormeter.ring.words import Drop
 
-__all__ = ["Notices", "describe", "shown", "text_of"]
+__all__ = ["WarnOnce", "describe", "shown", "text_of"]
 
 logger: Final = get_logger()
 
@@ -25,7 +25,7 @@ _LONGEST_SHOWN: Final = 200
 """Characters of a key, and of the words of an exception, in one message."""
 
 
-class Notices:
+class WarnOnce:
     """Remembers what has been said. Any thread; two at once may say the same thing twice."""
 
     def __init__(self) -> None:

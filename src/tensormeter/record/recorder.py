@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol, cast
 from tensormeter.errors import UsageError
 from tensormeter.names import as_unicode
 from tensormeter.record.compilation import break_graph, skip_own_files
-from tensormeter.record.cost import LogCost, Stopwatch
+from tensormeter.record.cost import LogTiming, Stopwatch
 from tensormeter.record.device import DeviceCopies
 from tensormeter.record.distribution import DeviceTables
 from tensormeter.record.histogram import DeviceDistribution, Histogram, HostDistribution
@@ -27,7 +27,7 @@ from tensormeter.record.lanes import Lanes
 from tensormeter.record.layouts import Layouts
 from tensormeter.record.measurement import StreamWriter
 from tensormeter.record.media import Media, Parcel
-from tensormeter.record.notices import Notices, describe, shown
+from tensormeter.record.notices import WarnOnce, describe, shown
 from tensormeter.record.outbox import Outbox
 from tensormeter.record.pooling import POOLED
 from tensormeter.record.reduction import Reduce, Rule
@@ -84,8 +84,8 @@ class Recorder:
         self._lanes = Lanes(ring, on_stride, tables)
         self._layouts = Layouts(ring)
         self._rules = Rules()
-        self._notices = Notices()
-        self._cost = LogCost(ring)
+        self._notices = WarnOnce()
+        self._cost = LogTiming(ring)
         self._outbox = Outbox(ring, media_buffer_bytes)
         self._device = DeviceCopies(
             ring, self._warn_of_lost_value, self._attend_pending, self._warn_of_detour, one_launch=one_launch

@@ -9,15 +9,15 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from tensormeter.record.cost import LogCost
+from tensormeter.record.cost import LogTiming
 from tensormeter.record.device import DeviceCopies, place
 from tensormeter.record.device_writer import make_device_writer
 from tensormeter.record.distribution import DeviceTables
 from tensormeter.record.lane import Lane, Writer
 from tensormeter.record.layouts import Layouts
-from tensormeter.record.notices import Notices
+from tensormeter.record.notices import WarnOnce
 from tensormeter.record.values import Deferred, DeviceValue, kind_of
-from tensormeter.record.wide import Distributions, WideRows
+from tensormeter.record.wide import Distributions, HistogramRows
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.layout import Layout, row_bytes
 from tensormeter.ring.words import Drop
@@ -45,7 +45,7 @@ class Rows:
         layouts: Layouts,
         device: DeviceCopies,
         tables: DeviceTables,
-        notices: Notices,
+        notices: WarnOnce,
         *,
         fallback: Writer,
         last_step: "array[int]",
@@ -66,8 +66,8 @@ class Rows:
         self._notices = notices
         self._fallback = fallback
         self._last_step = last_step
-        self._cost = LogCost(ring)
-        self._wide = WideRows(device, tables, layouts.of_distributions, self.lose)
+        self._cost = LogTiming(ring)
+        self._wide = HistogramRows(device, tables, layouts.of_distributions, self.lose)
 
     def write(self, lane: Lane, numbers: Numbers, devices: Devices, step: int) -> Writer | None:
         """Write a row, or none if there is nothing for it.
@@ -142,7 +142,7 @@ class Rows:
             elif written is None:
                 lane.count(Drop.TOO_MANY_LAYOUTS)
                 self._notices.once(
-                    WideRows,
+                    HistogramRows,
                     "%r is not recorded: the ring of %d bytes is too small for such a distribution, or for so many different "
                     "names: raise TENSORMETER_BUFFER_BYTES",
                     next(iter(group)),

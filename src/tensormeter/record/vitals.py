@@ -11,12 +11,12 @@ from tensormeter.record.recorder import Recorder
 from tensormeter.record.torch_memory import torch_memory
 from tensormeter.ring.layout import Stream
 
-__all__ = ["Vitals"]
+__all__ = ["RuntimeMetrics"]
 
 logger: Final = get_logger()
 
 
-class Vitals:
+class RuntimeMetrics:
     """Records them as rows without a step. Used by whichever thread logs; two at once record twice, and that is all."""
 
     def __init__(self, recorder: Recorder, interval: float) -> None:

@@ -27,7 +27,7 @@ from tensormeter.ring.words import PENDING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Distribution", "Distributions", "WideRows"]
+__all__ = ["Distribution", "Distributions", "HistogramRows"]
 
 Distribution = HostDistribution | DeviceDistribution | CountedOnDevice
 Distributions = Mapping[str, Distribution]
@@ -38,7 +38,7 @@ _LARGEST_SHARE: Final = 4
 """A row takes at most such a part of its lane, so that a lane that is drained a little has room for the next."""
 
 
-class WideRows:
+class HistogramRows:
     """Writes rows of one ring. Thread-safe as far as the lanes are."""
 
     def __init__(

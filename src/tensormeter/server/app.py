@@ -14,9 +14,9 @@ from tensormeter.otlp.elements import TooManyElementsError
 from tensormeter.server.answers import Pieces
 from tensormeter.server.api import Shutdown, api_routes
 from tensormeter.server.config import ServerConfig
-from tensormeter.server.guard import Guard
+from tensormeter.server.guard import RequestGuard
 from tensormeter.server.observer import Listener, Observer
-from tensormeter.server.page import Page, wants_page
+from tensormeter.server.page import StaticFiles, wants_page
 from tensormeter.server.receiver import THREADS, WAITING_THREADS, Receiver
 from tensormeter.server.scope import ForbiddenError, Stores
 from tensormeter.server.signals import OtherSignals
@@ -57,7 +57,7 @@ def create_app(
         shutdown: Tells streams that never end by themselves when to.
         listener: Told of what the server does.
     """
-    page = Page()
+    page = StaticFiles()
     stores = Stores(store)
     listener = listener or Listener()
 
@@ -102,7 +102,7 @@ def create_app(
         },
     )
     app.router.redirect_slashes = False
-    return Pieces(Observer(Guard(app, config, store.stalled), listener))
+    return Pieces(Observer(RequestGuard(app, config, store.stalled), listener))
 
 
 def _on_http_exception(request: Request, error: Exception) -> Response:

@@ -25,7 +25,7 @@ from tensormeter.server.status import error_response
 from tensormeter.server.store.errors import StoreUnavailableError
 from tensormeter.settings import is_loopback
 
-__all__ = ["Guard"]
+__all__ = ["RequestGuard"]
 
 _PUBLIC: Final = frozenset({"/", "/healthz", "/readyz"})
 
@@ -46,7 +46,7 @@ _HEADERS: Final = {
 }
 
 
-class Guard:
+class RequestGuard:
     """ASGI middleware around the whole application; also puts the security headers on every answer."""
 
     def __init__(self, app: ASGIApp, config: ServerConfig, stalled: Callable[[], str | None]) -> None:

@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from tensormeter.server.status import error_response
 
-__all__ = ["STATIC_PREFIX", "Page", "wants_page"]
+__all__ = ["STATIC_PREFIX", "StaticFiles", "wants_page"]
 
 STATIC_PREFIX: Final = "/static/"
 
@@ -62,7 +62,7 @@ class _File:
     caching: str
 
 
-class Page:
+class StaticFiles:
     """Handlers of the page's files. Changes on disk are not seen before the next start."""
 
     def __init__(self, folder: Path = _STATIC) -> None:

@@ -19,6 +19,7 @@ from tensormeter.server.store import (
     EventPage,
     MetricSummary,
     NotFoundError,
+    PointRange,
     ProcessSummary,
     ProjectSummary,
     Reading,
@@ -31,7 +32,6 @@ from tensormeter.server.store import (
     Store,
     StoredEvent,
     Thinned,
-    Window,
 )
 from tensormeter.server.store.durability import Syncer
 from tensormeter.server.store.source import identify
@@ -149,7 +149,7 @@ class ProjectStore:
         """See `Store`."""
         return self._store.read(self._ours(ref), selection)
 
-    def thin(self, ref: RunRef, selection: Selection, window: Window, blocks: int) -> list[Thinned] | None:
+    def thin(self, ref: RunRef, selection: Selection, window: PointRange, blocks: int) -> list[Thinned] | None:
         """See `Store`."""
         return self._store.thin(self._ours(ref), selection, window, blocks)
 

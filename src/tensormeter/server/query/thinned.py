@@ -10,7 +10,7 @@ from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.query.attempts import AttemptChoice, Attempts
 from tensormeter.server.query.axis import NO_POSITIONS, Axis, gap_positions
 from tensormeter.server.query.sampling import blocks_needed, sample, sample_blocks
-from tensormeter.server.store import RunRef, Selection, Store, Thinned, Window
+from tensormeter.server.store import PointRange, RunRef, Selection, Store, Thinned
 from tensormeter.server.store.blocks import FIRST, LAST, Blocks
 
 __all__ = ["LongPieces", "ThinnedLine", "long_pieces", "read_thinned"]
@@ -136,7 +136,7 @@ def long_pieces(
     about = store.read(ref, Selection([]))
     attempts = Attempts(about.attempts, attempt)
     origin = axis.origin(about.started)
-    window = Window(begins=attempts.shadowed())
+    window = PointRange(begins=attempts.shadowed())
     if axis.is_time:
         first, last = axis.nanoseconds(start, origin), axis.nanoseconds(stop, origin)
         window = replace(window, start=first, stop=last)

@@ -54,7 +54,7 @@ from tensormeter.server.store.values import (
     Summary,
     Thinned,
 )
-from tensormeter.server.store.window import Window
+from tensormeter.server.store.window import PointRange
 
 __all__ = [
     "MAX_READ_POINTS",
@@ -69,6 +69,7 @@ __all__ = [
     "Kind",
     "MetricSummary",
     "NotFoundError",
+    "PointRange",
     "Points",
     "ProcessAttempt",
     "ProcessSummary",
@@ -89,7 +90,6 @@ __all__ = [
     "Thinned",
     "TooManyPointsError",
     "TooManySeriesError",
-    "Window",
 ]
 
 STALL_AFTER: Final = 300.0
@@ -205,7 +205,7 @@ class Store(Protocol):
         """
         ...
 
-    def thin(self, ref: RunRef, selection: Selection, window: Window, blocks: int) -> list[Thinned] | None:
+    def thin(self, ref: RunRef, selection: Selection, window: PointRange, blocks: int) -> list[Thinned] | None:
         """Series of numbers that are too long to read every point of, by metric, process and attributes; none without points.
 
         Args:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tensormeter.server.store.chunks import Chunk
+from tensormeter.server.store.chunks import Segment
 from tensormeter.server.store.errors import DamagedError
 from tensormeter.server.store.seals import checksum, directory_of, verify
 
@@ -25,7 +25,7 @@ class Span:
     t_max: int
 
 
-def chunk_of(row: Sequence[object]) -> Chunk:
+def chunk_of(row: Sequence[object]) -> Segment:
     """A chunk from the columns `CHUNK`.
 
     Raises:
@@ -35,16 +35,16 @@ def chunk_of(row: Sequence[object]) -> Chunk:
     number = series if isinstance(series, int) else None
     verify(f"chunk {seq} of series {series}", seal, series, seq, *columns, series=number)  # type: ignore[arg-type]
     n, t_min, t_max, kind, times, words, integers = columns
-    return Chunk(n, t_min, t_max, kind, times, words, integers, number)  # type: ignore[arg-type]
+    return Segment(n, t_min, t_max, kind, times, words, integers, number)  # type: ignore[arg-type]
 
 
-def find_chunk(connection: sqlite3.Connection, series: int, seq: int) -> Chunk | None:
+def find_chunk(connection: sqlite3.Connection, series: int, seq: int) -> Segment | None:
     """One chunk, if it is there. Raises DamagedError."""
     row = connection.execute(f"SELECT {CHUNK} FROM chunk WHERE series = ? AND seq = ?", (series, seq)).fetchone()
     return None if row is None else chunk_of(row)
 
 
-def find_chunks(connection: sqlite3.Connection, series: int, wanted: Sequence[Span]) -> Iterator[Chunk]:
+def find_chunks(connection: sqlite3.Connection, series: int, wanted: Sequence[Span]) -> Iterator[Segment]:
     """Some of `spans`, in their order.
 
     Raises:
@@ -53,7 +53,7 @@ def find_chunks(connection: sqlite3.Connection, series: int, wanted: Sequence[Sp
     if not wanted:
         return
     first, last = wanted[0].seq, wanted[-1].seq
-    run: Iterator[Chunk | None] = (find_chunk(connection, series, span.seq) for span in wanted)
+    run: Iterator[Segment | None] = (find_chunk(connection, series, span.seq) for span in wanted)
     if last - first + 1 == len(wanted):
         rows = connection.execute(
             f"SELECT {CHUNK} FROM chunk WHERE series = ? AND seq BETWEEN ? AND ? ORDER BY seq", (series, first, last)
@@ -66,7 +66,7 @@ def find_chunks(connection: sqlite3.Connection, series: int, wanted: Sequence[Sp
         yield chunk
 
 
-def insert_chunks(connection: sqlite3.Connection, rows: Iterable[tuple[int, int, Chunk]]) -> None:
+def insert_chunks(connection: sqlite3.Connection, rows: Iterable[tuple[int, int, Segment]]) -> None:
     """Write chunks, each with its series and its order number in it; inside the caller's transaction."""
     columns = [(series, seq, c.n, c.t_min, c.t_max, c.kind, c.times, c.words, c.integers) for series, seq, c in rows]
     connection.executemany(

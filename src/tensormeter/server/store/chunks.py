@@ -19,7 +19,7 @@ from tensormeter.server.store.points import Blobs, Column, Points
 
 __all__ = [
     "CHUNK_POINTS",
-    "Chunk",
+    "Segment",
     "compress_words",
     "decode_blobs",
     "decode_chunk",
@@ -41,7 +41,7 @@ _MAX_BLOBS: Final = 1 << 30
 
 
 @dataclass(frozen=True)
-class Chunk:
+class Segment:
     """A row of the chunk table.
 
     Attributes:
@@ -75,7 +75,7 @@ def full_chunk(points: Column) -> int:
     return CHUNK_BLOBS if isinstance(points, Blobs) else CHUNK_POINTS
 
 
-def encode_chunk(points: Column) -> Chunk:
+def encode_chunk(points: Column) -> Segment:
     """Encode 1 to `full_chunk` points, which must be by ascending time."""
     kind, words, integers = _BLOBS, b"", b""
     if isinstance(points, Blobs):
@@ -87,7 +87,7 @@ def encode_chunk(points: Column) -> Chunk:
         words = _compress(points.words)
         if kind == _MIXED:
             integers = zstandard.compress(np.packbits(points.integers).tobytes(), _LEVEL)
-    return Chunk(
+    return Segment(
         n=len(points),
         t_min=int(points.times[0]),
         t_max=int(points.times[-1]),
@@ -98,7 +98,7 @@ def encode_chunk(points: Column) -> Chunk:
     )
 
 
-def decode_chunk(chunk: Chunk) -> Points:
+def decode_chunk(chunk: Segment) -> Points:
     """The numbers of a chunk, bit for bit.
 
     Raises:
@@ -114,7 +114,7 @@ def decode_chunk(chunk: Chunk) -> Points:
         return Points(_times(chunk), words, integers)
 
 
-def decode_blobs(chunk: Chunk) -> Blobs:
+def decode_blobs(chunk: Segment) -> Blobs:
     """The distributions of a chunk; errors as for `decode_chunk`."""
     with _about(chunk):
         packed = _inflate(chunk.words, None)
@@ -127,7 +127,7 @@ def decode_blobs(chunk: Chunk) -> Blobs:
         return Blobs.of(_times(chunk), [packed[start:end] for start, end in pairs])
 
 
-def _times(chunk: Chunk) -> NDArray[np.int64]:
+def _times(chunk: Segment) -> NDArray[np.int64]:
     times: NDArray[np.int64] = np.cumsum(_decompress(chunk.times, chunk.n)) + chunk.t_min
     if len(times) and times[-1] != chunk.t_max:
         raise DamagedError("a chunk: its last time")
@@ -135,7 +135,7 @@ def _times(chunk: Chunk) -> NDArray[np.int64]:
 
 
 @contextmanager
-def _about(chunk: Chunk) -> Iterator[None]:
+def _about(chunk: Segment) -> Iterator[None]:
     """Say in errors whose chunk it is."""
     try:
         yield

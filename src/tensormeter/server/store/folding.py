@@ -17,7 +17,7 @@ import numpy as np
 
 from tensormeter.server.store import journal
 from tensormeter.server.store.chunk_rows import Span, find_chunks, insert_chunks, spans
-from tensormeter.server.store.chunks import Chunk, encode_chunk, full_chunk
+from tensormeter.server.store.chunks import Segment, encode_chunk, full_chunk
 from tensormeter.server.store.errors import DamagedError
 from tensormeter.server.store.heads import HeadView, Layer, Newest, newest
 from tensormeter.server.store.points import Column, Points
@@ -48,7 +48,7 @@ class Fold:
     run: int
     metric: str
     first: int
-    chunks: Sequence[Chunk]
+    chunks: Sequence[Segment]
     directory: int
     added: int
     newest: Newest
@@ -139,7 +139,7 @@ def _plan(
     return Fold(series, head.run, head.metric, first, pieces, directory, added, latest, step, totals)
 
 
-def _merge(chunks: "_Chunks", points: Column) -> tuple[int, list[Chunk]]:
+def _merge(chunks: "_Chunks", points: Column) -> tuple[int, list[Segment]]:
     """New chunks out of points and the youngest chunks, and the order number of the first."""
     full = full_chunk(points)
     first = chunks.spans[-1].seq + 1 if chunks.spans else 0
@@ -187,7 +187,7 @@ class _Chunks:
             self._read[span.seq] = self._points(span)
         return self._read[span.seq]
 
-    def directory(self, first: int, added: Sequence[Chunk]) -> int:
+    def directory(self, first: int, added: Sequence[Segment]) -> int:
         """The checksum of all chunks, once those from `first` on have been replaced. Damage stays in it."""
         kept = [astuple(span) for span in self.spans if span.seq < first]
         new = [(first + i, chunk.n, chunk.t_min, chunk.t_max) for i, chunk in enumerate(added)]

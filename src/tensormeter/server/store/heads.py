@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from tensormeter.server.store.points import Column, Points
 from tensormeter.server.store.summary import Totals
 
-__all__ = ["HeadView", "Heads", "Layer", "Newest", "Placed", "newest"]
+__all__ = ["HeadView", "Layer", "Memtable", "Newest", "Placed", "newest"]
 
 Newest = tuple[int, int, bool]
 """A point in scalars: (time, word, whether the word is an integer)."""
@@ -109,7 +109,7 @@ class Layer:
     points: Mapping[int, int]
 
 
-class Heads:
+class Memtable:
     """Two tables: the active one, which grows, and at times a frozen one, which is being folded.
 
     What was folded last is kept for those who ask for what has arrived since they last asked.

@@ -5,7 +5,7 @@ import sqlite3
 from typing import Final
 
 from tensormeter.otlp.batch import STEP_METRIC
-from tensormeter.server.store.chunks import Chunk, decode_chunk
+from tensormeter.server.store.chunks import Segment, decode_chunk
 from tensormeter.server.store.reader import beginning
 from tensormeter.server.store.summary import Totals, add_totals
 
@@ -154,7 +154,7 @@ def _beginnings(connection: sqlite3.Connection) -> None:
         for row in connection.execute(
             f"SELECT {_CHUNK} FROM chunk WHERE series = ? ORDER BY seq", (series,)
         ).fetchall():
-            began = beginning(decode_chunk(Chunk(*row)))
+            began = beginning(decode_chunk(Segment(*row)))
             if began is not None:
                 connection.execute(
                     "UPDATE process SET first_step = min(ifnull(first_step, ?1), ?1), began = min(ifnull(began, ?2), ?2)"
@@ -176,7 +176,7 @@ def _summaries(connection: sqlite3.Connection) -> None:
     ).fetchall()
     for run, metric, series in rows:
         chunks = connection.execute(f"SELECT {_CHUNK} FROM chunk WHERE series = ? ORDER BY seq", (series,))
-        totals = [Totals.of(decode_chunk(Chunk(*row))) for row in chunks]
+        totals = [Totals.of(decode_chunk(Segment(*row))) for row in chunks]
         if totals:
             add_totals(connection, run, metric, Totals.merge(totals))
     connection.execute(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-__all__ = ["Precedence"]
+__all__ = ["ReadPriority"]
 
 _WORK: Final = 0.01
 """Seconds that work goes on before it looks again whether somebody reads."""
@@ -18,7 +18,7 @@ _LINGER: Final = 0.005
 """Seconds for which a reader counts after it has read: it makes something of what it found, or reads more."""
 
 
-class Precedence:
+class ReadPriority:
     """Between readers and one thread that works in the background, in small steps that each take the interpreter from the readers.
 
     Threads: `reading` on any number of them.

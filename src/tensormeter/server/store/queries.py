@@ -19,6 +19,7 @@ from tensormeter.server.store import (
     EventPage,
     MetricSummary,
     NotFoundError,
+    PointRange,
     ProcessSummary,
     ProjectSummary,
     Reading,
@@ -29,7 +30,6 @@ from tensormeter.server.store import (
     StoredEvent,
     StoreUnavailableError,
     Thinned,
-    Window,
     journal,
     listing,
     runs,
@@ -41,9 +41,9 @@ from tensormeter.server.store.errors import DamagedError, SuspectedDamageError
 from tensormeter.server.store.events import last_event, names_media, read_alerts, read_events, read_media
 from tensormeter.server.store.filesystem import FileSystem
 from tensormeter.server.store.gaps import has_new_gaps, read_gaps
-from tensormeter.server.store.heads import Heads, Layer
+from tensormeter.server.store.heads import Layer, Memtable
 from tensormeter.server.store.listing import check_series
-from tensormeter.server.store.precedence import Precedence
+from tensormeter.server.store.precedence import ReadPriority
 from tensormeter.server.store.samples import read_thinned
 from tensormeter.server.store.schema import connect
 from tensormeter.server.store.selection import find_attempts, find_series, new_series, read_series
@@ -64,7 +64,7 @@ _LATELY: Final = 24 * 3600 * 10**9
 class SqliteQueries:
     """What a `SqliteStore` answers. See the interface for threads and errors."""
 
-    def __init__(self, file: Path, filesystem: FileSystem, heads: Heads, stall_after: float) -> None:
+    def __init__(self, file: Path, filesystem: FileSystem, heads: Memtable, stall_after: float) -> None:
         """Open connections for reading.
 
         Args:
@@ -81,7 +81,7 @@ class SqliteQueries:
         self._failed_at = -math.inf
         self._suspicion = Suspicion(file, self._connect_reader)
         self._closed = False
-        self._precedence = Precedence()
+        self._precedence = ReadPriority()
         self._readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
         for _ in range(READERS):
             self._readers.put(self._connect_reader())
@@ -169,7 +169,7 @@ class SqliteQueries:
                 found = read_series(connection, layers, rows, selection)
             return Reading(found, cursor, True, started, attempts)
 
-    def thin(self, ref: RunRef, selection: Selection, window: Window, blocks: int) -> list[Thinned] | None:
+    def thin(self, ref: RunRef, selection: Selection, window: PointRange, blocks: int) -> list[Thinned] | None:
         """See `Store`."""
         with self._snapshot(ref) as (connection, layers, run), self._noting(selection.damaged):
             self._check_complete(connection, run, selection.damaged)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.server.store.chunk_rows import find_chunks, spans
-from tensormeter.server.store.chunks import Chunk, decode_blobs, decode_chunk
+from tensormeter.server.store.chunks import Segment, decode_blobs, decode_chunk
 from tensormeter.server.store.heads import Layer
 from tensormeter.server.store.points import Blobs, Column, Points
 
@@ -19,7 +19,7 @@ _FIRST_TIME: Final = 0
 _AFTER_LAST_TIME: Final = (1 << 63) - 1
 
 
-def chunks(connection: sqlite3.Connection, series: int, start: int | None, stop: int | None) -> Iterator[Chunk]:
+def chunks(connection: sqlite3.Connection, series: int, start: int | None, stop: int | None) -> Iterator[Segment]:
     """The chunks of a series that may hold points with start <= time < stop, in order of arrival.
 
     Raises:
@@ -30,7 +30,7 @@ def chunks(connection: sqlite3.Connection, series: int, start: int | None, stop:
     return find_chunks(connection, series, wanted)
 
 
-def chunk_points(chunk: Chunk) -> Column:
+def chunk_points(chunk: Segment) -> Column:
     """The points of a chunk of any kind; errors as for `decode_chunk`."""
     return decode_blobs(chunk) if chunk.kind == _BLOBS else decode_chunk(chunk)
 

@@ -28,7 +28,7 @@ from tensormeter.server.store.reader import steps_at
 from tensormeter.server.store.seals import checksum, verify
 from tensormeter.server.store.selection import SeriesRow, check_limit
 from tensormeter.server.store.values import NO_GAPS, Selection, Thinned
-from tensormeter.server.store.window import Window
+from tensormeter.server.store.window import PointRange
 
 __all__ = ["Unsampled", "find_unsampled", "read_thinned", "sample_chunks"]
 
@@ -118,7 +118,7 @@ def read_thinned(
     connection: sqlite3.Connection,
     layers: Sequence[Layer],
     rows: Sequence[SeriesRow],
-    window: Window,
+    window: PointRange,
     selection: Selection,
     *,
     blocks: int,
@@ -151,7 +151,7 @@ class _Thinner:
     """Reads series one after another, within one limit."""
 
     def __init__(
-        self, connection: sqlite3.Connection, layers: Sequence[Layer], window: Window, blocks: int, limit: int
+        self, connection: sqlite3.Connection, layers: Sequence[Layer], window: PointRange, blocks: int, limit: int
     ) -> None:
         self._connection = connection
         self._layers = layers
@@ -199,7 +199,7 @@ class _Thinner:
             raise _UnorderedError
         return self._steps if self._steps.any() else None
 
-    def _divide(self, series: int, process: str, window: Window) -> tuple[list[_Full], list[int]]:
+    def _divide(self, series: int, process: str, window: PointRange) -> tuple[list[_Full], list[int]]:
         """Full chunks that are wanted as a whole and lie apart; order numbers of those that must be looked into."""
         full: list[_Full] = []
         loose: list[int] = []

@@ -48,7 +48,7 @@ from tensormeter.server.store.events import insert_event
 from tensormeter.server.store.filesystem import FileSystem
 from tensormeter.server.store.folding import apply_folds, filled, plan_folds
 from tensormeter.server.store.gaps import gaps_of, insert_gaps
-from tensormeter.server.store.heads import Heads
+from tensormeter.server.store.heads import Memtable
 from tensormeter.server.store.ingest import insert_events, place_arrivals
 from tensormeter.server.store.lock import FolderLock
 from tensormeter.server.store.queries import SqliteQueries
@@ -134,7 +134,7 @@ class SqliteStore(SqliteQueries):
             self._folder = self._with_reserve(self._connect)
             self._stale = False
             self._catalog = Catalog(self._writer)
-            super().__init__(file, filesystem, Heads(), stall_after)
+            super().__init__(file, filesystem, Memtable(), stall_after)
             if lost is not None:
                 self._damage.add(
                     StoreError(lost if copy is None else f"{lost}; the damaged log is kept in {copy.name}")

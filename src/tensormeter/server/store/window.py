@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Window", "kept"]
+__all__ = ["PointRange", "kept"]
 
 
 @dataclass(frozen=True)
-class Window:
+class PointRange:
     """Ranges of time and of steps, and where later attempts begin.
 
     Attributes:
@@ -94,7 +94,7 @@ def kept(
     stepped: NDArray[np.bool_],
     begins: Iterable[tuple[int, int]],
 ) -> NDArray[np.bool_]:
-    """Which points of a process no later attempt shadows; arguments as for `Window.mask`.
+    """Which points of a process no later attempt shadows; arguments as for `PointRange.mask`.
 
     Args:
         begins: (step, time) where each later attempt begins.

@@ -8,7 +8,7 @@ from tensormeter.server.store.points import Points
 from tensormeter.server.store.reader import beginning
 from tensormeter.server.store.source import Source
 
-__all__ = ["COLUMNS", "NEVER", "Activity"]
+__all__ = ["COLUMNS", "NEVER", "ProcessUpdate"]
 
 NEVER: Final = (1 << 63) - 1
 """Stands for a time or step that there is none of: the least of all with any other is the other."""
@@ -42,7 +42,7 @@ COLUMNS: Final = {
 
 
 @dataclass(slots=True)
-class Activity:
+class ProcessUpdate:
     """Of one process. Numbers are those of arrivals."""
 
     run: int

@@ -13,16 +13,16 @@ from tensormeter.otlp.batch import STEP_METRIC, Event
 from tensormeter.server.store import catalog
 from tensormeter.server.store.arrivals import Arrival
 from tensormeter.server.store.clickhouse import activity
-from tensormeter.server.store.clickhouse.activity import Activity
+from tensormeter.server.store.clickhouse.activity import ProcessUpdate
 from tensormeter.server.store.clickhouse.connection import Connection
-from tensormeter.server.store.clickhouse.graves import Graves
+from tensormeter.server.store.clickhouse.graves import Tombstones
 from tensormeter.server.store.clickhouse.identity import Numbers, invert
 from tensormeter.server.store.clickhouse.incoming import (
     BLOB_COLUMNS,
     GAP_COLUMNS,
     POINT_COLUMNS,
     SERIES_COLUMNS,
-    Incoming,
+    SeriesBatch,
     encode_blobs,
     encode_gaps,
     encode_points,
@@ -33,7 +33,7 @@ from tensormeter.server.store.clickhouse.incoming import (
 )
 from tensormeter.server.store.clickhouse.intents import Description, Intent, Intents
 from tensormeter.server.store.clickhouse.log import Arrived, Log
-from tensormeter.server.store.clickhouse.memory import Memory
+from tensormeter.server.store.clickhouse.memory import CommitCache
 from tensormeter.server.store.clickhouse.request import Request
 from tensormeter.server.store.clickhouse.rowbinary import encode_rows
 from tensormeter.server.store.errors import BatchConflictError, StoreUnavailableError
@@ -91,7 +91,7 @@ class Commit:
         log: Log,
         intents: Intents,
         *,
-        memory: Memory,
+        memory: CommitCache,
         requests: Sequence[Request],
     ) -> None:
         self._connection = connection
@@ -105,8 +105,8 @@ class Commit:
         self._last_number = self._number
         self._server = log.server
         self._received = time.time_ns()
-        self._activities: dict[tuple[int, str], Activity] = {}
-        self._incoming: dict[int, Incoming] = {}
+        self._activities: dict[tuple[int, str], ProcessUpdate] = {}
+        self._incoming: dict[int, SeriesBatch] = {}
         self._gaps: dict[tuple[int, int], NDArray[np.int64]] = {}
         self._events: list[list[object]] = []
         self._media: list[_MediaRow] = []
@@ -125,7 +125,7 @@ class Commit:
             if events
         ]
         sources += [gap.source for request in fresh for gap in request.gaps]
-        graves = Graves(
+        graves = Tombstones(
             self._connection, [*sources, *(source for _, source, _ in described if isinstance(source, Source))]
         )
         for request in fresh:
@@ -175,7 +175,7 @@ class Commit:
                 fresh.append(request)
         return fresh, again
 
-    def _place(self, request: Request, arrival: Arrival, graves: Graves) -> None:
+    def _place(self, request: Request, arrival: Arrival, graves: Tombstones) -> None:
         times = arrival.points.times
         first = int(times.min())
         run = graves.run(arrival.source, first)
@@ -187,11 +187,11 @@ class Commit:
         if arrival.source.attempt > 1 and arrival.metric == STEP_METRIC and isinstance(arrival.points, Points):
             one.add_steps(arrival.points)
         key = self._memory.key(run, arrival)
-        incoming = self._incoming.setdefault(key, Incoming(run, key, arrival))
+        incoming = self._incoming.setdefault(key, SeriesBatch(run, key, arrival))
         incoming.parts.append(arrival.points)
         incoming.requests.append((request, len(times)))
 
-    def _place_gaps(self, fresh: Sequence[Request], graves: Graves) -> None:
+    def _place_gaps(self, fresh: Sequence[Request], graves: Tombstones) -> None:
         """Find the series that gaps belong to, without gaps of series that do not exist."""
         found: dict[tuple[int, int], NDArray[np.int64]] = {}
         for request in fresh:
@@ -203,7 +203,7 @@ class Commit:
         known = known_series(self._connection, [key for key in found if key[1] not in self._incoming])
         self._gaps = {key: times for key, times in found.items() if key[1] in known or key[1] in self._incoming}
 
-    def _add_event(self, request: Request, source: Source, event: Event, graves: Graves) -> None:
+    def _add_event(self, request: Request, source: Source, event: Event, graves: Tombstones) -> None:
         moment = event.time or request.received  # OTLP: both times of a log record may be unknown
         reason = refusal(event, moment)
         event, why = trim_config(event)
@@ -260,7 +260,7 @@ class Commit:
         return left_out, self._declaration(known, others)
 
     def _declaration(self, known: Collection[int], others: Sequence[Intent]) -> list[Intent]:
-        of_process: dict[tuple[int, str], list[Incoming]] = defaultdict(list)
+        of_process: dict[tuple[int, str], list[SeriesBatch]] = defaultdict(list)
         for one in self._incoming.values():
             if len(one.points):
                 of_process[one.run, one.arrival.source.process].append(one)
@@ -348,7 +348,7 @@ class Commit:
                 raise StoreUnavailableError(f"ClickHouse takes longer than {MOST_SECONDS:g} seconds to store something")
             self._connection.insert(table, columns, rows, token=token)
 
-    def _unclaimed(self) -> list[Incoming]:
+    def _unclaimed(self) -> list[SeriesBatch]:
         """What came, without points that another commit has claimed meanwhile."""
         claims = self._intents.claims(self._number)
         if not claims:
@@ -375,10 +375,10 @@ class Commit:
             for run in sorted(metrics.keys() | self._eventful | anew)
         ]
 
-    def _activity(self, run: int, source: Source) -> Activity:
+    def _activity(self, run: int, source: Source) -> ProcessUpdate:
         one = self._activities.get((run, source.process))
         if one is None:
-            one = Activity(run, source, self._number, self._received)
+            one = ProcessUpdate(run, source, self._number, self._received)
             self._activities[run, source.process] = one
         one.source = source
         return one

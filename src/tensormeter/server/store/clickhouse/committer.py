@@ -10,7 +10,7 @@ from tensormeter.server.store.clickhouse.connection import Connection
 from tensormeter.server.store.clickhouse.identity import Numbers
 from tensormeter.server.store.clickhouse.intents import Intents
 from tensormeter.server.store.clickhouse.log import Log
-from tensormeter.server.store.clickhouse.memory import Memory
+from tensormeter.server.store.clickhouse.memory import CommitCache
 from tensormeter.server.store.clickhouse.request import Request
 from tensormeter.server.store.errors import StoreUnavailableError
 from tensormeter.server.store.values import Receipt
@@ -40,7 +40,7 @@ class Committer:
         self._committing = threading.Lock()
         self._waiting: list[Request] = []
         self._begun = 0.0
-        self._memory = Memory()
+        self._memory = CommitCache()
 
     def commit(self, request: Request) -> Receipt:
         """Store a request; blocks until it is stored, with others perhaps.

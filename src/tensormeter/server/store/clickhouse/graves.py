@@ -7,13 +7,13 @@ from tensormeter.server.store.clickhouse.connection import Connection
 from tensormeter.server.store.clickhouse.identity import run_key
 from tensormeter.server.store.source import Source
 
-__all__ = ["Graves"]
+__all__ = ["Tombstones"]
 
 _IDS: Final = 200
 """Run ids in one statement: parameters travel in the address, which ClickHouse takes up to 128 KiB of in one field."""
 
 
-class Graves:
+class Tombstones:
     """The deletions that concern some sources, as of now."""
 
     def __init__(self, connection: Connection, sources: Iterable[Source]) -> None:

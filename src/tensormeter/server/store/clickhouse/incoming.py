@@ -20,7 +20,7 @@ from tensormeter.server.store.reader import steps_at
 from tensormeter.server.store.summary import Totals
 
 __all__ = [
-    "Incoming",
+    "SeriesBatch",
     "encode_blobs",
     "encode_gaps",
     "encode_points",
@@ -72,7 +72,7 @@ _NO_LAST: Final = (0, int(np.float64(np.nan).view(np.int64)), False, False, 0, 0
 
 
 @dataclass(eq=False, slots=True)
-class Incoming:
+class SeriesBatch:
     """Points of one series.
 
     Attributes:
@@ -117,12 +117,12 @@ def encode_gaps(gaps: Mapping[tuple[int, int], NDArray[np.int64]], number: int, 
     return encode_rows(GAP_COLUMNS, rows)
 
 
-def leave_out_known(connection: Connection, incoming: Iterable[Incoming], newest_known: Mapping[int, int]) -> int:
+def leave_out_known(connection: Connection, incoming: Iterable[SeriesBatch], newest_known: Mapping[int, int]) -> int:
     """Take out points that are stored already; returns how many.
 
     Only series whose points do not all come after what is known are looked up.
     """
-    late: dict[tuple[int, str], list[Incoming]] = defaultdict(list)
+    late: dict[tuple[int, str], list[SeriesBatch]] = defaultdict(list)
     for one in incoming:
         if int(one.points.times[0]) <= newest_known.get(one.key, 0):
             late[one.run, "points" if one.numeric else "distributions"].append(one)
@@ -143,7 +143,7 @@ def leave_out_known(connection: Connection, incoming: Iterable[Incoming], newest
     return left_out
 
 
-def encode_points(incoming: Iterable[Incoming], number: int, received: int) -> Iterator[bytes]:
+def encode_points(incoming: Iterable[SeriesBatch], number: int, received: int) -> Iterator[bytes]:
     """Rows of the table `points` for one insert after another, each of a bounded size; `received` in seconds."""
     rows = np.empty(_ROWS, _POINT)
     filled = 0
@@ -166,7 +166,7 @@ def encode_points(incoming: Iterable[Incoming], number: int, received: int) -> I
         yield rows[:filled].tobytes()
 
 
-def encode_blobs(incoming: Iterable[Incoming], number: int, received: int) -> bytes:
+def encode_blobs(incoming: Iterable[SeriesBatch], number: int, received: int) -> bytes:
     """Rows of the table `distributions`; `received` in seconds."""
     rows = (
         (one.run, one.key, time, blob, invert(number), received)
@@ -177,7 +177,7 @@ def encode_blobs(incoming: Iterable[Incoming], number: int, received: int) -> by
     return encode_rows(BLOB_COLUMNS, rows)
 
 
-def series_rows(incoming: Collection[Incoming], uncounted: Collection[int] = ()) -> list[list[Any]]:
+def series_rows(incoming: Collection[SeriesBatch], uncounted: Collection[int] = ()) -> list[list[Any]]:
     """Rows of the table `series`: what these points add.
 
     Args:
@@ -199,7 +199,7 @@ def mark(server: int, number: int) -> list[Any]:
     return [0, server, *[""] * 7, *_NOTHING, number, 0, 0, 0, 0, 0]
 
 
-def _series_row(one: Incoming, steps: Mapping[tuple[int, str], list[Points]]) -> list[Any]:
+def _series_row(one: SeriesBatch, steps: Mapping[tuple[int, str], list[Points]]) -> list[Any]:
     sums: tuple[int, int, float, float, float] = (len(one.points), *_NOTHING[1:])
     if isinstance(one.points, Points):
         totals = Totals.of(one.points)
@@ -215,7 +215,7 @@ def _series_row(one: Incoming, steps: Mapping[tuple[int, str], list[Points]]) ->
     return [*_about(one), *sums, time, word, integer, stepped, step, steps_key(one.run, process)]
 
 
-def _about(one: Incoming) -> list[Any]:
+def _about(one: SeriesBatch) -> list[Any]:
     said = one.arrival
     about = (said.metric, said.source.process, said.kind, said.scope, said.attributes, said.unit, said.description)
     return [one.run, one.key, *about]

@@ -4,15 +4,15 @@ from collections.abc import Iterable
 from typing import Final
 
 from tensormeter.server.store.arrivals import Arrival
-from tensormeter.server.store.clickhouse.activity import NEVER, Activity
+from tensormeter.server.store.clickhouse.activity import NEVER, ProcessUpdate
 from tensormeter.server.store.clickhouse.identity import series_key
 
-__all__ = ["Memory"]
+__all__ = ["CommitCache"]
 
 _CACHED: Final = 200_000
 
 
-class Memory:
+class CommitCache:
     """Spares saying again what was said, and working out keys again. For one commit at a time.
 
     Other servers commit as well, and what is forgotten is said once more, so nothing depends on it being whole.
@@ -35,16 +35,16 @@ class Memory:
             )
         return key
 
-    def is_news(self, one: Activity) -> bool:
+    def is_news(self, one: ProcessUpdate) -> bool:
         """Whether name and resource of a process are not what was written of it last."""
         return self._told.get((one.run, one.source.process)) != (one.source.name, one.source.resource)
 
-    def begins_earlier(self, one: Activity) -> bool:
+    def begins_earlier(self, one: ProcessUpdate) -> bool:
         """Whether readers cannot know yet where this process of a later attempt begins; also true when this server does not know."""
         step, began = self._began.get((one.run, one.source.process), (NEVER, NEVER))
         return one.first_step < step or one.began < began
 
-    def remember(self, written: Iterable[Activity]) -> None:
+    def remember(self, written: Iterable[ProcessUpdate]) -> None:
         """These have been written."""
         if len(self._told) > _CACHED:
             self.forget()

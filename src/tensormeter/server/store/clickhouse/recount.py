@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tensormeter.server.store.arrivals import Arrival
 from tensormeter.server.store.clickhouse.connection import Connection
 from tensormeter.server.store.clickhouse.identity import invert
-from tensormeter.server.store.clickhouse.incoming import SERIES_COLUMNS, Incoming, mark, series_rows
+from tensormeter.server.store.clickhouse.incoming import SERIES_COLUMNS, SeriesBatch, mark, series_rows
 from tensormeter.server.store.clickhouse.intents import Description, Intent, Intents, Times
 from tensormeter.server.store.clickhouse.rowbinary import encode_rows
 from tensormeter.server.store.clickhouse.runs import numbers
@@ -104,7 +104,7 @@ class Recount:
         )
         return bool(rows[0][0])
 
-    def _written(self, number: int) -> Iterator[Incoming]:
+    def _written(self, number: int) -> Iterator[SeriesBatch]:
         """What a commit has to count, series by series."""
         intents = self._intents.of(number)
         claims = self._intents.claims(number)
@@ -115,7 +115,7 @@ class Recount:
             if [intent.run] not in gone:
                 yield from self._written_for(intent, claims)
 
-    def _written_for(self, intent: Intent, claims: Times) -> Iterator[Incoming]:
+    def _written_for(self, intent: Intent, claims: Times) -> Iterator[SeriesBatch]:
         described = self._describe(intent)
         for numeric in (True, False):
             keys = [key for key, said in described.items() if parse_kind(said[2]).numeric == numeric]
@@ -163,7 +163,7 @@ def _points(rows: NDArray[Any], intent: Intent, *, numeric: bool) -> Column:
     return Points(times, words, np.ascontiguousarray(rows["integer"]).view(np.bool_)).distinct()
 
 
-def _incoming(run: int, key: int, said: Description, points: Column) -> Incoming:
+def _incoming(run: int, key: int, said: Description, points: Column) -> SeriesBatch:
     source = Source("", "", "", said.process, "")
     about = (said.metric, said.kind, said.scope, said.attributes, said.unit, said.description)
-    return Incoming(run, key, Arrival(source, *about, points), [points], points=points)
+    return SeriesBatch(run, key, Arrival(source, *about, points), [points], points=points)

@@ -47,7 +47,7 @@ from tensormeter.server.store.values import (
     StoredEvent,
     Thinned,
 )
-from tensormeter.server.store.window import Window
+from tensormeter.server.store.window import PointRange
 
 __all__ = ["ClickHouseStore"]
 
@@ -242,7 +242,7 @@ class ClickHouseStore:
         found = self._points.read(run, rows, selection)
         return Reading(found, cursor, complete=True, started=started, attempts=attempts)
 
-    def thin(self, ref: RunRef, selection: Selection, window: Window, blocks: int) -> list[Thinned] | None:
+    def thin(self, ref: RunRef, selection: Selection, window: PointRange, blocks: int) -> list[Thinned] | None:
         """See `Store`."""
         self._check_open()
         return None
