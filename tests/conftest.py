@@ -43,7 +43,7 @@ def _nothing_is_slow() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _nothing_is_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test sees the warnings that a process sees once."""
-    monkeypatch.setattr("tensormeter.environment._warned", set())
+    monkeypatch.setattr("tensormeter.environment.variables._warned", set())
 
 
 @pytest.fixture(autouse=True)

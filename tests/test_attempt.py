@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tensormeter.attempt import KnownMember, Member, choose_attempt
+from tensormeter.conventions.attempt_number import KnownMember, Member, choose_attempt
 
 
 def known(process, attempt=1, rank=None, world_size=None, launch="", *, alive=False, age=60.0):

@@ -15,7 +15,8 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.metrics.view import View
 
 import tensormeter
-from tensormeter import MeterProvider, Settings, SettingsError, environment
+from tensormeter import MeterProvider, Settings, SettingsError
+from tensormeter.environment import variables as environment
 from tensormeter.exporter import ExporterConfig
 from tensormeter.resource import describe_process, describe_rank
 from tensormeter_exporters.experiment import ExperimentExporter
@@ -240,7 +241,7 @@ def test_importing_the_sdk_of_others_does_not_raise(monkeypatch, caplog, variabl
         assert (variable in os.environ) == used
     assert os.environ[variable] == value
     assert warned(caplog) == ([] if used else [variable])
-    code = "from tensormeter.environment import importing_sdk\nwith importing_sdk(): import opentelemetry.sdk.trace, opentelemetry.propagate"
+    code = "from tensormeter.environment.variables import importing_sdk\nwith importing_sdk(): import opentelemetry.sdk.trace, opentelemetry.propagate"
     done = subprocess.run([sys.executable, "-c", code], env=inherited(**{variable: value}), check=False)
     assert done.returncode == 0
 

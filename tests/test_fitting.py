@@ -5,7 +5,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tensormeter.fitting import fit, json_bytes
+from tensormeter.conventions.fitting import fit, json_bytes
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers(), max_size=9)
 DOCUMENTS = st.dictionaries(

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from tensormeter import limits
-from tensormeter.losses import REASONS, describe_losses
+from tensormeter.conventions import limits
+from tensormeter.conventions.losses import REASONS, describe_losses
 from tensormeter.ring.words import Drop, SpoolLoss
 
 ROOT = Path(__file__).parents[1]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tensormeter import SettingsError
+from tensormeter.disk.user_folders import NO_FOLDER, user_data_folder, user_state_folder
 from tensormeter.server.config import ServerConfig
 from tensormeter.settings import Settings, describe_settings
-from tensormeter.user_folders import NO_FOLDER, user_data_folder, user_state_folder
 
 
 @pytest.mark.parametrize("home", ["", "relative", "~nobody-at-all"])

@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from tensormeter.checked import pack, unpack
+from tensormeter.disk.checked_json import pack, unpack
+from tensormeter.disk.private import make_directory, write_file
 from tensormeter.logger import get_logger
-from tensormeter.private import make_directory, write_file
 
 __all__ = ["AppendOnce"]
 

@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import quote, urlencode, urlsplit
 
-from tensormeter.attempt import MAX_ATTEMPT
+from tensormeter.conventions.attempt_number import MAX_ATTEMPT
+from tensormeter.environment.otlp import OtlpTarget, belongs_to_opentelemetry, read_targets, signal_url
 from tensormeter.errors import EncodingError, SettingsError
 from tensormeter.exporter import (
     Accepted,
@@ -33,7 +34,6 @@ from tensormeter.exporter import (
     TooLarge,
     Unauthorized,
 )
-from tensormeter.otlp_environment import OtlpTarget, belongs_to_opentelemetry, read_targets, signal_url
 from tensormeter_exporters.bodies import decompress
 from tensormeter_exporters.otlp_http import tls_context
 from tensormeter_exporters.otlp_post import OtlpPost

@@ -8,11 +8,11 @@ import re
 from pathlib import Path
 from typing import Final
 
+from tensormeter.disk.private import make_directory
+from tensormeter.disk.user_folders import NO_FOLDER, user_data_folder
 from tensormeter.errors import EncodingError, SettingsError
 from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Request, Retry
 from tensormeter.otlp.json_lines import encode_line
-from tensormeter.private import make_directory
-from tensormeter.user_folders import NO_FOLDER, user_data_folder
 from tensormeter_exporters.appending import AppendOnce
 from tensormeter_exporters.bodies import decoding, decompress
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
 
-from tensormeter.environment import importing_sdk
+from tensormeter.environment.variables import importing_sdk
 from tensormeter.exporter import Accepted, ExporterConfig, Request, Retry
 from tensormeter.logger import get_logger
 from tensormeter.retrying import exponential_delays, full_jitter

@@ -25,9 +25,9 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
     NumberDataPoint,
 )
 
+from tensormeter.disk.private import make_directory, write_file
 from tensormeter.exporter import Request
 from tensormeter.logger import get_logger
-from tensormeter.private import make_directory, write_file
 from tensormeter_exporters.bodies import decoding, decompress
 
 __all__ = ["DeltaToCumulative"]

@@ -2,11 +2,11 @@
 
 from typing import Final
 
-from tensormeter import environment
+from tensormeter.environment import variables
+from tensormeter.environment.otlp import OtlpTarget
+from tensormeter.environment.otlp import read_targets as _read_targets
 from tensormeter.errors import SettingsError
 from tensormeter.exporter import ExporterConfig, Signal
-from tensormeter.otlp_environment import OtlpTarget
-from tensormeter.otlp_environment import read_targets as _read_targets
 
 __all__ = ["OtlpTarget", "how_to_leave_out", "read_targets", "wants_cumulative"]
 
@@ -37,7 +37,7 @@ def wants_cumulative(config: ExporterConfig) -> bool:
         raise SettingsError(
             f"{config.destination}: expected a temporality of {', '.join(_TEMPORALITIES)}, got {option!r}"
         )
-    return (option or environment.read(_PREFERENCE).lower()) == "cumulative"
+    return (option or variables.read(_PREFERENCE).lower()) == "cumulative"
 
 
 def how_to_leave_out(signal: Signal) -> str:

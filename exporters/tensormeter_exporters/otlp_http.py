@@ -3,7 +3,7 @@
 import ssl
 from typing import Final
 
-from tensormeter.environment import key_log_usable
+from tensormeter.environment.variables import key_log_usable
 from tensormeter.errors import EncodingError, SettingsError
 from tensormeter.exporter import Outcome, Rejected, Request, Retry, TooLarge, Unauthorized
 from tensormeter_exporters.bodies import decompress

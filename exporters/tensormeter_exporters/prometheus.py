@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from tensormeter import environment
+from tensormeter.environment import variables
 from tensormeter.errors import EncodingError, SettingsError
 from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Request
 from tensormeter.logger import get_logger
@@ -220,7 +220,7 @@ class _LastValues(Collector):
 def _host() -> str:
     """The address that OpenTelemetry's variable gives, if this machine has it."""
     variable = "OTEL_EXPORTER_PROMETHEUS_HOST"
-    host = environment.read(variable)
+    host = variables.read(variable)
     if not host:
         return _LOOPBACK
     try:
@@ -229,13 +229,13 @@ def _host() -> str:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.bind(address)
     except (OSError, UnicodeError):  # UnicodeError: a label that is too long
-        environment.ignore(variable, "an address of this machine", _LOOPBACK)
+        variables.ignore(variable, "an address of this machine", _LOOPBACK)
         return _LOOPBACK
     return host
 
 
 def _port() -> str:
-    port = environment.read_count("OTEL_EXPORTER_PROMETHEUS_PORT", 65535, _PORT)
+    port = variables.read_count("OTEL_EXPORTER_PROMETHEUS_PORT", 65535, _PORT)
     return _PORT if port is None else str(port)
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
+from tensormeter.disk.private import make_directory, write_file
 from tensormeter.logger import get_logger
-from tensormeter.private import make_directory, write_file
 from tensormeter_exporters.names import suffix_of
 from tensormeter_exporters.points import SteppedSeries
 

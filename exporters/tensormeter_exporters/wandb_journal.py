@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
-from tensormeter.checked import pack, unpack
+from tensormeter.disk.checked_json import pack, unpack
+from tensormeter.disk.private import make_directory, open_file, write_file
 from tensormeter.exporter import Request, Signal
-from tensormeter.private import make_directory, open_file, write_file
 
 __all__ = ["Entry", "Journal"]
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from tensormeter.configuration import as_json
+from tensormeter.environment.otlp import belongs_to_opentelemetry, read_targets
 from tensormeter.errors import SettingsError, UsageError
 from tensormeter.exporter import check_exporters
 from tensormeter.logger import get_logger
-from tensormeter.otlp_environment import belongs_to_opentelemetry, read_targets
 from tensormeter.packages import problem_with
 from tensormeter.process import RunIdentity
 from tensormeter.resource import describe_rank

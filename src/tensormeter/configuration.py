@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from tensormeter.conventions.unicode_names import as_unicode
 from tensormeter.errors import SettingsError
 from tensormeter.logger import get_logger
-from tensormeter.names import as_unicode
 from tensormeter.record.notices import shown
 
 __all__ = ["as_json"]

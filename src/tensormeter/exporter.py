@@ -30,10 +30,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Final, Protocol
 
-from tensormeter.attempt import Member
-from tensormeter.environment import importing_sdk
+from tensormeter.conventions.attempt_number import Member
+from tensormeter.environment.signals import SIGNALS, Signal
+from tensormeter.environment.variables import importing_sdk
 from tensormeter.errors import SettingsError
-from tensormeter.signals import SIGNALS, Signal
 
 __all__ = [
     "Accepted",

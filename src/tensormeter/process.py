@@ -12,21 +12,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from tensormeter.attempt import UNSETTLED, Basis, Member
-from tensormeter.deadline import within
+from tensormeter.conventions.attempt_number import UNSETTLED, Basis, Member
+from tensormeter.conventions.fitting import LeftOut
+from tensormeter.conventions.limits import CONFIG_BYTES
+from tensormeter.conventions.losses import describe_losses
+from tensormeter.conventions.unicode_names import printable
+from tensormeter.disk.deadline import within
+from tensormeter.disk.private import weakness
+from tensormeter.disk.probe import answers
+from tensormeter.disk.user_folders import NO_FOLDER
 from tensormeter.errors import RingError
-from tensormeter.fitting import LeftOut
-from tensormeter.limits import CONFIG_BYTES
 from tensormeter.logger import get_logger
-from tensormeter.losses import describe_losses
-from tensormeter.names import printable
 from tensormeter.pipeline.attempts import count_attempt
 from tensormeter.pipeline.directory import RunDirectory, runs_locked
 from tensormeter.pipeline.launch import ensure_agent, reap_agents
 from tensormeter.pipeline.monitor import AgentMonitor
 from tensormeter.pipeline.places import make_memory_directory, memory_directories
-from tensormeter.pipeline.probe import answers
-from tensormeter.private import weakness
 from tensormeter.record.lane import Writer
 from tensormeter.record.page_locking import unlock_retired
 from tensormeter.record.recorder import Recorder
@@ -35,7 +36,6 @@ from tensormeter.resource import describe_launch, describe_process, describe_ran
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import AUTOMATIC_STEPS, Drop, HeaderWord, SpoolLoss, State
 from tensormeter.settings import Settings
-from tensormeter.user_folders import NO_FOLDER
 
 __all__ = ["FlushRequest", "RunIdentity", "RunProcess"]
 

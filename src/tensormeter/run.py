@@ -17,9 +17,9 @@ from typing import Any, Final, Literal, Self, cast
 
 from tensormeter import ending
 from tensormeter.configuration import as_json
+from tensormeter.conventions.fitting import LeftOut, fit
+from tensormeter.conventions.limits import ALERT_CHARACTERS, CONFIG_BYTES, TITLE_CHARACTERS
 from tensormeter.errors import RingError, UsageError
-from tensormeter.fitting import LeftOut, fit
-from tensormeter.limits import ALERT_CHARACTERS, CONFIG_BYTES, TITLE_CHARACTERS
 from tensormeter.logger import get_logger
 from tensormeter.process import RunIdentity, RunProcess
 from tensormeter.record.compilation import break_graph

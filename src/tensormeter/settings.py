@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 from urllib.parse import unquote, urlsplit
 
-from tensormeter import environment, inherited
+from tensormeter.disk.user_folders import user_state_folder
+from tensormeter.environment import inherited, variables
+from tensormeter.environment.otlp import opentelemetry_endpoint, opentelemetry_timeout
+from tensormeter.environment.signals import SIGNALS_OPTION, LeftOut, Signal, signals_left_out
 from tensormeter.errors import SettingsError
-from tensormeter.otlp_environment import opentelemetry_endpoint, opentelemetry_timeout
 from tensormeter.pace import PACE_OPTIONS, Pace
-from tensormeter.signals import SIGNALS_OPTION, LeftOut, Signal, signals_left_out
-from tensormeter.user_folders import user_state_folder
 
 __all__ = ["Settings", "describe_settings"]
 
@@ -537,7 +537,7 @@ class Settings:
         with contextlib.suppress(ValueError):  # which checking the destinations' options reports
             shortest = min(map(float, delays))
             if 0.01 <= shortest < self.schedule_delay:
-                environment.warn_once(
+                variables.warn_once(
                     variable, f"longer than a destination's schedule_delay; {shortest:g} s is used instead"
                 )
                 object.__setattr__(self, "schedule_delay", shortest)

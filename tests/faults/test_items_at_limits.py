@@ -9,8 +9,8 @@ import urllib3
 
 import tensormeter
 from tensormeter import Image, Settings, Table, Text
-from tensormeter.fitting import json_bytes
-from tensormeter.limits import CONFIG_BYTES, TABLE_BYTES, TABLE_CELLS, TEXT_BYTES
+from tensormeter.conventions.fitting import json_bytes
+from tensormeter.conventions.limits import CONFIG_BYTES, TABLE_BYTES, TABLE_CELLS, TEXT_BYTES
 
 
 @pytest.fixture

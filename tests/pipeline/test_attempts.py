@@ -10,7 +10,7 @@ import pytest
 
 import tensormeter
 from tensormeter import Settings, SettingsError
-from tensormeter.attempt import Member
+from tensormeter.conventions.attempt_number import Member
 from tensormeter.otlp.batch import Event
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.pipeline.attempts import AttemptRecord

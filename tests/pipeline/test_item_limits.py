@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tensormeter import Image, Table, Text
-from tensormeter.fitting import json_bytes
-from tensormeter.limits import IMAGE_BYTES, PIXEL_BYTES, TABLE_BYTES, TABLE_CELLS, TEXT_BYTES
+from tensormeter.conventions.fitting import json_bytes
+from tensormeter.conventions.limits import IMAGE_BYTES, PIXEL_BYTES, TABLE_BYTES, TABLE_CELLS, TEXT_BYTES
 from tensormeter.pipeline.drain import RingDrainer
 from tensormeter.pipeline.spool import Spool
 from tensormeter.ring.file import RingFile

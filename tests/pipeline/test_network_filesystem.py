@@ -11,7 +11,7 @@ import pytest
 import tensormeter
 from tensormeter import Settings
 from tensormeter.cli.checks import spool as spool_check
-from tensormeter.pipeline.filesystem import network_filesystem
+from tensormeter.disk.mounts import network_filesystem
 from tensormeter.pipeline.request import Encoded
 from tensormeter.pipeline.spool import Spool
 

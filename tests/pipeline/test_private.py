@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tensormeter.private import make_directory, make_file, open_file, tighten_directory, weakness, write_file
+from tensormeter.disk.private import make_directory, make_file, open_file, tighten_directory, weakness, write_file
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_no_link_or_fifo_is_opened(reachable):
 
 @pytest.mark.parametrize("loose", [0o777, 0o770, 0o757])
 def test_a_folder_counts_only_if_no_other_user_can_replace_it(reachable, loose, monkeypatch):
-    monkeypatch.setattr("tensormeter.private._is_alone_in", lambda _: False)
+    monkeypatch.setattr("tensormeter.disk.private._is_alone_in", lambda _: False)
     folder = reachable / "open" / "run"
     make_directory(folder)
     folder.parent.chmod(loose)
@@ -95,7 +95,7 @@ def test_a_group_without_other_members_is_no_weakness(reachable, monkeypatch):
     folder = reachable / "open" / "run"
     make_directory(folder)
     folder.parent.chmod(0o775)
-    monkeypatch.setattr("tensormeter.private._is_alone_in", lambda _: True)
+    monkeypatch.setattr("tensormeter.disk.private._is_alone_in", lambda _: True)
     assert weakness(folder) == ""
 
 

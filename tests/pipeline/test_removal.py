@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tensormeter.disk.private import make_directory
 from tensormeter.pipeline.directory import RunDirectory, runs_locked
 from tensormeter.pipeline.removal import remove_rings, remove_run
-from tensormeter.private import make_directory
 from tensormeter.settings import Settings
 
 MADE = (

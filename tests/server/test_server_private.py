@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tensormeter import kernel_locks
+from tensormeter.disk import kernel_locks
 from tensormeter.errors import SettingsError, StoreError
 from tensormeter.server import ServerConfig
 from tensormeter.server.store import maintenance

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from tensormeter.cli.state_folder import StateFolder, describe_hang
 from tensormeter.cli.terminal import local_time, plain
+from tensormeter.conventions.losses import describe_losses
 from tensormeter.errors import RingError, SpoolError, UsageError
-from tensormeter.losses import describe_losses
 from tensormeter.settings import Settings
 
 if TYPE_CHECKING:
@@ -213,9 +213,9 @@ def _runs(directory: Path | None) -> "list[RunDirectory]":
 
 def _look(directory: Path | None) -> "tuple[list[RunDirectory], bool]":
     """The runs, and whether every place where there may be some could be looked at."""
+    from tensormeter.disk.probe import PATIENCE, answers
     from tensormeter.pipeline.directory import find_runs
     from tensormeter.pipeline.places import memory_directories
-    from tensormeter.pipeline.probe import PATIENCE, answers
 
     settings = Settings()
     skipped: list[tuple[Path, str]] = []

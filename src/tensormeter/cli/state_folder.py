@@ -24,7 +24,7 @@ class StateFolder(click.Path):
             click.ClickException: The disk does not answer; the exit status is 1.
             click.BadParameter: There is no such folder.
         """
-        from tensormeter.pipeline.probe import PATIENCE, answers
+        from tensormeter.disk.probe import PATIENCE, answers
 
         path = Path(os.fsdecode(value))
         if not answers(path, PATIENCE):
@@ -34,6 +34,6 @@ class StateFolder(click.Path):
 
 def describe_hang() -> str:
     """What is wrong with a folder that does not answer, and what to do."""
-    from tensormeter.pipeline.probe import PATIENCE
+    from tensormeter.disk.probe import PATIENCE
 
     return f"it does not answer within {PATIENCE:.0f} s; see to its disk, and try again"

@@ -63,8 +63,8 @@ def _sync_once(
     said: dict[Path, str],
 ) -> tuple[int, int]:
     """Returns how many runs there were, and how many of them are delivered. What was `said` before is not said again."""
+    from tensormeter.disk.probe import PATIENCE, answers
     from tensormeter.pipeline.places import memory_directories
-    from tensormeter.pipeline.probe import PATIENCE, answers
     from tensormeter.pipeline.sync import SkippedRun, sync_runs
 
     found = delivered = 0

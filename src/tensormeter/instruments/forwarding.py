@@ -16,7 +16,7 @@ from opentelemetry.context import Context
 from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.util.types import Attributes
 
-from tensormeter.environment import read_word
+from tensormeter.environment.variables import read_word
 from tensormeter.instruments.registry import LOCK, warn_once
 from tensormeter.instruments.views import InstrumentIdentity, create_sdk_instrument, measuring_method
 from tensormeter.logger import get_logger

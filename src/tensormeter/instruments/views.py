@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.metrics import CallbackOptions, Observation
 
-from tensormeter.environment import sdk_enabled
+from tensormeter.environment.variables import sdk_enabled
 from tensormeter.instruments.registry import warn_once
 
 if TYPE_CHECKING:

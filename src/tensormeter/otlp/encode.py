@@ -27,8 +27,8 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Sum as ProtoSum
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
+from tensormeter.conventions.unicode_names import as_unicode
 from tensormeter.errors import EncodingError
-from tensormeter.names import as_unicode
 from tensormeter.otlp.batch import (
     SCOPE,
     Attribute,

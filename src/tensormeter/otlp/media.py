@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Final, Literal, cast
 
+from tensormeter.conventions.limits import ALERT_CHARACTERS, IMAGE_BYTES, TABLE_CELLS, TEXT_BYTES, too_large
 from tensormeter.errors import EncodingError
-from tensormeter.limits import ALERT_CHARACTERS, IMAGE_BYTES, TABLE_CELLS, TEXT_BYTES, too_large
 from tensormeter.otlp.batch import STEP_METRIC, Attribute, Event, Value
 
 __all__ = ["ALERT_LEVELS", "KEY", "Alert", "Image", "Media", "Table", "Text", "TooLargeError", "media_of"]

@@ -23,9 +23,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from tensormeter.disk.fsync import fsync_file, fsync_names
+from tensormeter.disk.private import open_file
+from tensormeter.environment.signals import SIGNALS, Signal
 from tensormeter.errors import RingError, SettingsError, SpoolError, TensormeterError
 from tensormeter.exporter import load_exporter
-from tensormeter.fsync import fsync_file, fsync_names
 from tensormeter.logger import get_logger
 from tensormeter.pipeline.agent_lock import AgentLock
 from tensormeter.pipeline.attempts import ALIVE_INTERVAL, mark_alive
@@ -43,11 +45,9 @@ from tensormeter.pipeline.repair import open_repaired
 from tensormeter.pipeline.report import Report, anonymous, described_in, due, encode_report
 from tensormeter.pipeline.spool import Spool
 from tensormeter.pipeline.standby import Standby
-from tensormeter.private import open_file
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import HeaderWord, SpoolLoss, State
 from tensormeter.settings import IDENTIFIER, Settings
-from tensormeter.signals import SIGNALS, Signal
 
 if TYPE_CHECKING:
     from tensormeter.pipeline.statistics import NodeMetrics

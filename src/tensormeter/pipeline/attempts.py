@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tensormeter.attempt import DOUBTFUL, MAX_ATTEMPT, KnownMember, Member, choose_attempt
+from tensormeter.conventions.attempt_number import DOUBTFUL, MAX_ATTEMPT, KnownMember, Member, choose_attempt
+from tensormeter.disk.private import make_directory, open_file, tighten_directory, write_file
 from tensormeter.errors import RingError
 from tensormeter.pipeline.directory import RunDirectory
-from tensormeter.private import make_directory, open_file, tighten_directory, write_file
 from tensormeter.ring.file import RingFile
 
 __all__ = ["ALIVE_INTERVAL", "AttemptRecord", "count_attempt", "mark_alive"]

@@ -34,6 +34,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
+from tensormeter.environment.signals import SIGNALS, Signal
 from tensormeter.errors import SettingsError, SpoolError
 from tensormeter.exporter import (
     Accepted,
@@ -57,7 +58,6 @@ from tensormeter.pipeline.outgoing import RequestPieces
 from tensormeter.pipeline.spool import Spool
 from tensormeter.retrying import exponential_delays, full_jitter
 from tensormeter.settings import Settings
-from tensormeter.signals import SIGNALS, Signal
 
 __all__ = ["Delivery", "deliveries"]
 

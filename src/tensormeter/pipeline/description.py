@@ -7,9 +7,9 @@ import stat
 from pathlib import Path
 from typing import Any, Final
 
-from tensormeter.checked import is_intact, pack
+from tensormeter.disk.checked_json import is_intact, pack
+from tensormeter.disk.private import open_file
 from tensormeter.errors import SpoolError
-from tensormeter.private import open_file
 from tensormeter.settings import IDENTIFIER
 
 __all__ = ["RefusedRunError", "check_contents", "describe_folder", "encode_description", "read_description"]

@@ -34,6 +34,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
+from tensormeter.disk.file_locks import locked, try_lock
+from tensormeter.disk.private import fault, make_directory, tighten_contents, tighten_directory, weakness, write_file
 from tensormeter.errors import SettingsError, SpoolError
 from tensormeter.pipeline.description import (
     RefusedRunError,
@@ -42,17 +44,8 @@ from tensormeter.pipeline.description import (
     encode_description,
     read_description,
 )
-from tensormeter.pipeline.locking import locked, try_lock
 from tensormeter.pipeline.places import make_private_directory
 from tensormeter.pipeline.removal import REMOVED, remove_rings, remove_run
-from tensormeter.private import (
-    fault,
-    make_directory,
-    tighten_contents,
-    tighten_directory,
-    weakness,
-    write_file,
-)
 from tensormeter.settings import Settings
 
 __all__ = ["RunDirectory", "find_runs", "list_runs", "runs_locked"]

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final, cast
 
+from tensormeter.environment.signals import SIGNALS, Signal
 from tensormeter.errors import EncodingError, SpoolError
 from tensormeter.logger import get_logger
 from tensormeter.otlp.batch import Attribute, Batch, Event, Value
@@ -24,7 +25,6 @@ from tensormeter.pipeline.spool import Spool
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import MAX_LANES, HeaderWord, SpoolLoss, State
 from tensormeter.settings import Settings
-from tensormeter.signals import SIGNALS, Signal
 
 __all__ = ["RingDrainer"]
 

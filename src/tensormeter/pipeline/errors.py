@@ -4,8 +4,8 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
+from tensormeter.disk.file_locks import holder
 from tensormeter.errors import SpoolError
-from tensormeter.pipeline.locking import holder
 
 __all__ = ["ERRORS", "SpoolDamagedError", "SpoolFullError", "SpoolVersionError", "named"]
 

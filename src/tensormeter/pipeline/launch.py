@@ -11,10 +11,10 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from tensormeter.disk.private import open_file
 from tensormeter.logger import get_logger
 from tensormeter.pipeline.directory import RunDirectory, runs_locked
 from tensormeter.pipeline.standby import begin_command
-from tensormeter.private import open_file
 from tensormeter.settings import Settings
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from tensormeter.disk.private import open_file
 from tensormeter.errors import EncodingError
 from tensormeter.otlp.batch import Event
 from tensormeter.otlp.media import Alert, Image, Media, Table, Text, TooLargeError
-from tensormeter.private import open_file
 from tensormeter.ring.file import media_directory
 
 __all__ = ["CONFIG", "Inbox", "Piece"]

@@ -25,13 +25,13 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
-from tensormeter.attempt import MAX_ATTEMPT, NUMBER, PROVISIONAL, UNSETTLED, Member
+from tensormeter.conventions.attempt_number import MAX_ATTEMPT, NUMBER, PROVISIONAL, UNSETTLED, Member
+from tensormeter.disk.private import open_file, write_file
 from tensormeter.exporter import AttemptNumber, AttemptQuestion, Request, Retry, Unauthorized
 from tensormeter.logger import get_logger
 from tensormeter.otlp.batch import STEP_METRIC, Attribute, Event
 from tensormeter.pipeline.attempts import AttemptRecord
 from tensormeter.pipeline.directory import RunDirectory
-from tensormeter.private import open_file, write_file
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import AUTOMATIC_STEPS, AUTOMATIC_STEPS_END, HeaderWord
 from tensormeter.settings import Settings

@@ -15,7 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from tensormeter.checked import pack, unpack
+from tensormeter.disk.checked_json import pack, unpack
+from tensormeter.disk.private import make_directory, write_file
+from tensormeter.environment.signals import SIGNALS, Signal
 from tensormeter.exporter import Durability, Request
 from tensormeter.logger import get_logger
 from tensormeter.pace import Pace
@@ -24,8 +26,6 @@ from tensormeter.pipeline.division import Division, Kind, Piece, divide, divide_
 from tensormeter.pipeline.refusals import Refusals
 from tensormeter.pipeline.request import Waiting
 from tensormeter.pipeline.spool import Spool
-from tensormeter.private import make_directory, write_file
-from tensormeter.signals import SIGNALS, Signal
 
 __all__ = ["RequestPieces"]
 

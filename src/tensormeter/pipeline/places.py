@@ -9,7 +9,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from tensormeter.private import fault, make_directory
+from tensormeter.disk.private import fault, make_directory
 from tensormeter.settings import Settings
 
 __all__ = ["make_memory_directory", "make_private_directory", "memory_directories"]

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from tensormeter.disk.private import open_file
 from tensormeter.pipeline.directory import RunDirectory
-from tensormeter.private import open_file
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import HEADER_BYTES, MAGIC, VERSION, HeaderWord
 

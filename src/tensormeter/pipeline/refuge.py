@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from tensormeter.disk.private import fault
 from tensormeter.errors import SpoolError
 from tensormeter.logger import get_logger
 from tensormeter.pipeline.directory import RunDirectory
@@ -21,7 +22,6 @@ from tensormeter.pipeline.errors import ERRORS, named
 from tensormeter.pipeline.request import seal
 from tensormeter.pipeline.schema import SEALED
 from tensormeter.pipeline.spool import Spool
-from tensormeter.private import fault
 
 __all__ = ["MAX_BYTES", "Refuge", "works"]
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from tensormeter.disk.private import fault
 from tensormeter.logger import get_logger
-from tensormeter.private import fault
 
 __all__ = ["REMOVED", "remove_rings", "remove_run"]
 

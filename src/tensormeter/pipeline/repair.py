@@ -14,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
+from tensormeter.disk.private import open_file
 from tensormeter.errors import SpoolError
 from tensormeter.logger import get_logger
 from tensormeter.pipeline.errors import ERRORS, SpoolDamagedError
@@ -21,7 +22,6 @@ from tensormeter.pipeline.request import checksum, seal
 from tensormeter.pipeline.schema import HIGHEST_SEQUENCE, OF_VERSION_2, SEALED, is_sealed, of_version_2
 from tensormeter.pipeline.spool import Spool
 from tensormeter.pipeline.wal import LogState, mend_log
-from tensormeter.private import open_file
 from tensormeter.settings import Durability
 
 __all__ = ["open_left", "open_repaired"]

@@ -15,8 +15,8 @@ from typing import Any, Final
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
+from tensormeter.conventions.unicode_names import as_unicode
 from tensormeter.exporter import Request
-from tensormeter.names import as_unicode
 from tensormeter.otlp.batch import Event
 from tensormeter.otlp.encode import encode_events
 from tensormeter.pipeline.request import Encoded, Priority

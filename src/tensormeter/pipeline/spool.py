@@ -30,6 +30,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+from tensormeter.disk.mounts import missing_features, network_filesystem
+from tensormeter.disk.private import make_file, oddity, open_file
+from tensormeter.disk.reserve import Reserve
+from tensormeter.environment.signals import SIGNALS, Signal
 from tensormeter.errors import SpoolError
 from tensormeter.exporter import Durability as ReceiverDurability
 from tensormeter.exporter import Request
@@ -37,15 +41,11 @@ from tensormeter.logger import get_logger
 from tensormeter.pipeline import schema
 from tensormeter.pipeline.cursor import Cursor
 from tensormeter.pipeline.errors import ERRORS, SpoolDamagedError, SpoolFullError, named
-from tensormeter.pipeline.filesystem import missing_features, network_filesystem
 from tensormeter.pipeline.kept import FORGET, forget_kept, give_up_kept, keep, remember, settle
 from tensormeter.pipeline.report import Report
 from tensormeter.pipeline.request import Encoded, Priority, Waiting, checksum, intact, seal
 from tensormeter.pipeline.transaction import Transaction
-from tensormeter.private import make_file, oddity, open_file
-from tensormeter.reserve import Reserve
 from tensormeter.settings import Durability
-from tensormeter.signals import SIGNALS, Signal
 
 __all__ = ["Retried", "Spool"]
 

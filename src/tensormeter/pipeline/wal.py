@@ -18,10 +18,10 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from tensormeter.boot import written_before_boot
+from tensormeter.disk.boot import written_before_boot
+from tensormeter.disk.private import open_file, write_file
+from tensormeter.disk.wal_checksum import checksum, word_sums
 from tensormeter.logger import get_logger
-from tensormeter.private import open_file, write_file
-from tensormeter.wal_checksum import checksum, word_sums
 
 __all__ = ["LogState", "mend_log"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from tensormeter.names import as_unicode
+from tensormeter.conventions.unicode_names import as_unicode
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.layout import Column, Layout, Stream
 from tensormeter.ring.words import MAX_LAYOUT

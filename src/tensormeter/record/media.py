@@ -9,9 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from tensormeter.errors import UsageError
-from tensormeter.fitting import json_bytes, json_text
-from tensormeter.limits import (
+from tensormeter.conventions.fitting import json_bytes, json_text
+from tensormeter.conventions.limits import (
     CAPTION_CHARACTERS,
     IMAGE_BYTES,
     PIXEL_BYTES,
@@ -21,6 +20,7 @@ from tensormeter.limits import (
     TEXT_BYTES,
     too_large,
 )
+from tensormeter.errors import UsageError
 from tensormeter.record.notices import text_of
 from tensormeter.record.values import Deferred, DeviceValue, Refused, classify
 from tensormeter.ring.words import Drop

@@ -15,8 +15,8 @@ from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol, cast
 
+from tensormeter.conventions.unicode_names import as_unicode
 from tensormeter.errors import UsageError
-from tensormeter.names import as_unicode
 from tensormeter.record.compilation import break_graph, skip_own_files
 from tensormeter.record.cost import LogTiming, Stopwatch
 from tensormeter.record.device import DeviceCopies

@@ -10,7 +10,7 @@ from decimal import Decimal
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
-from tensormeter.names import as_unicode
+from tensormeter.conventions.unicode_names import as_unicode
 from tensormeter.record.jax_arrays import classify_jax
 from tensormeter.record.outcomes import Deferred, DeviceValue, Refused
 

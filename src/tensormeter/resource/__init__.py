@@ -15,8 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-from tensormeter.attempt import NUMBER
-from tensormeter.environment import read_attributes, warn_once
+from tensormeter.conventions.attempt_number import NUMBER
+from tensormeter.environment.variables import read_attributes, warn_once
 from tensormeter.redaction import environment_secrets, mask_config
 from tensormeter.resource.cluster import describe_cluster, describe_launch, describe_rank
 from tensormeter.resource.command import mask_secrets

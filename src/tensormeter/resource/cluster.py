@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from tensormeter.environment import read_count
+from tensormeter.environment.variables import read_count
 
 __all__ = ["describe_cluster", "describe_launch", "describe_rank"]
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from tensormeter.conventions.unicode_names import printable
+from tensormeter.disk.private import oddity, open_file
 from tensormeter.errors import RingError
-from tensormeter.names import printable
-from tensormeter.private import oddity, open_file
 from tensormeter.ring.layout import Layout
 from tensormeter.ring.words import (
     DISK_REPORT,

@@ -13,7 +13,7 @@ from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.resources import Resource
 
-from tensormeter.environment import sdk_enabled
+from tensormeter.environment.variables import sdk_enabled
 from tensormeter.logger import get_logger
 from tensormeter.sensors.columns import Columns
 from tensormeter.sensors.instrument import Instrument, Observed, Sensor, observe

@@ -24,7 +24,7 @@ from opentelemetry.sdk.metrics.export import (
 )
 from opentelemetry.sdk.resources import Resource
 
-from tensormeter.environment import importing_sdk, read_seconds
+from tensormeter.environment.variables import importing_sdk, read_seconds
 from tensormeter.errors import SettingsError, StoreError
 from tensormeter.otlp.batch import Attribute, Event
 from tensormeter.otlp.decode import decode_metrics

@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from tensormeter.disk.kernel_locks import list_locks
 from tensormeter.errors import StoreError
-from tensormeter.kernel_locks import list_locks
 
 __all__ = ["lock_holder", "note_holder", "wait_for_lock"]
 

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tensormeter.attempt import DOUBTFUL, MAX_ATTEMPT, KnownMember, Member, choose_attempt
+from tensormeter.conventions.attempt_number import DOUBTFUL, MAX_ATTEMPT, KnownMember, Member, choose_attempt
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.server.api.request import (
     ApiThreads,

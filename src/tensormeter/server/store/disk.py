@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from tensormeter.private import open_file
+from tensormeter.disk.private import open_file
 from tensormeter.server.store.background import Background
 from tensormeter.server.store.filesystem import FULL
 from tensormeter.server.store.room import Room

@@ -28,8 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, get_args
 
+from tensormeter.disk.fsync import REFUSALS, fsync, fsync_names
 from tensormeter.errors import StoreError
-from tensormeter.fsync import REFUSALS, fsync, fsync_names
 from tensormeter.server.store.errors import StoreUnavailableError
 
 __all__ = ["DURABILITIES", "GROUP_INTERVAL", "Progress", "ServerDurability", "Syncer"]

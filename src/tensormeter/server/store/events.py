@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from tensormeter.fitting import fit
-from tensormeter.limits import (
+from tensormeter.conventions.fitting import fit
+from tensormeter.conventions.limits import (
     CONFIG_BYTES,
     ENVELOPE_BYTES,
     EVENT_BYTES,

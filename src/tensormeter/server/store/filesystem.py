@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tensormeter.disk.private import open_file
 from tensormeter.errors import StoreError
-from tensormeter.private import open_file
 from tensormeter.server.store.errors import StoreFullError
 
 __all__ = ["FULL", "FileSystem", "lacks_locks"]

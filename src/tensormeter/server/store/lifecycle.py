@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, cast
 
-from tensormeter.attempt import NUMBER
+from tensormeter.conventions.attempt_number import NUMBER
 from tensormeter.otlp.batch import Event
 from tensormeter.server.store import State
 from tensormeter.server.store.canonical import canonical_json

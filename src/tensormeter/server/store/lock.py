@@ -7,8 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from tensormeter.disk.private import make_directory, open_file
 from tensormeter.errors import StoreError
-from tensormeter.private import make_directory, open_file
 from tensormeter.server.store.filesystem import lacks_locks
 from tensormeter.server.waiting import lock_holder, note_holder
 

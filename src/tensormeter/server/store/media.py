@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tensormeter.limits import IMAGE_BYTES, TABLE_IMAGES, too_large
+from tensormeter.conventions.limits import IMAGE_BYTES, TABLE_IMAGES, too_large
 
 __all__ = ["Media", "MediaError", "is_of_type", "take_media"]
 

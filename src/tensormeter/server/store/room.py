@@ -9,7 +9,7 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
-from tensormeter.reserve import Reserve
+from tensormeter.disk.reserve import Reserve
 from tensormeter.server.store.errors import StoreFullError
 from tensormeter.server.store.transaction import primary_code
 

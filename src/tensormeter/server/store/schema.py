@@ -9,8 +9,8 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
+from tensormeter.disk.private import open_file
 from tensormeter.errors import StoreError
-from tensormeter.private import open_file
 from tensormeter.server.store.errors import StoreFullError
 from tensormeter.server.store.filesystem import FileSystem
 from tensormeter.server.store.header import APPLICATION_ID, header_fault

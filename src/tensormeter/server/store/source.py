@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from tensormeter.attempt import NUMBER
+from tensormeter.conventions.attempt_number import NUMBER
 from tensormeter.otlp.batch import Attribute
 from tensormeter.server.store.canonical import canonical_json
 from tensormeter.settings import IDENTIFIER

@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, TypeVar
 
-from tensormeter.boot import written_before_boot
+from tensormeter.disk.boot import written_before_boot
 from tensormeter.errors import EncodingError, StoreError
 from tensormeter.otlp.batch import Attribute, Batch, Event
 from tensormeter.otlp.check import Check, no_check

@@ -11,8 +11,8 @@ from typing import BinaryIO, Final
 
 import numpy as np
 
-from tensormeter.private import open_file
-from tensormeter.wal_checksum import checksum, word_sums
+from tensormeter.disk.private import open_file
+from tensormeter.disk.wal_checksum import checksum, word_sums
 
 __all__ = ["keep_damaged_log", "lost_transactions"]
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
-from tensormeter import environment
+from tensormeter.environment import variables as environment
 from tensormeter.errors import SettingsError
 
 __all__ = ["SIGNALS", "SIGNALS_OPTION", "LeftOut", "Signal", "signals_left_out"]

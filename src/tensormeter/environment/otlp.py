@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
-from tensormeter import environment
+from tensormeter.environment import variables as environment
+from tensormeter.environment.signals import SIGNALS, Signal
 from tensormeter.errors import SettingsError
-from tensormeter.signals import SIGNALS, Signal
 
 __all__ = [
     "DEFAULT_TIMEOUT",

@@ -6,7 +6,7 @@ Each function returns None if its variable is unset, or cannot be used; then it 
 import re
 from typing import Final, Literal
 
-from tensormeter import environment
+from tensormeter.environment import variables
 
 __all__ = [
     "read_disabled",
@@ -25,45 +25,45 @@ _MOST_RESTARTS: Final = 1_000_000
 
 def read_disabled(variable: str) -> Literal["disabled"] | None:
     """The mode `disabled`, if the variable is true."""
-    return "disabled" if environment.read_flag(variable) else None
+    return "disabled" if variables.read_flag(variable) else None
 
 
 def read_restarts(variable: str) -> int | None:
     """The attempt, from the number of restarts. Of 0 nothing follows: torchrun begins anew after a requeue."""
-    restarts = environment.read_count(variable, _MOST_RESTARTS, "a count of attempts on this machine")
+    restarts = variables.read_count(variable, _MOST_RESTARTS, "a count of attempts on this machine")
     return restarts + 1 if restarts else None
 
 
 def read_export_interval(variable: str) -> float | None:
     """Seconds between two exports."""
-    return environment.read_seconds(variable, 0.01, 3600, "the default")
+    return variables.read_seconds(variable, 0.01, 3600, "the default")
 
 
 def read_service_name(variable: str) -> str | None:
     """The project, from the name of a service."""
-    return _as_project(variable, environment.read(variable))
+    return _as_project(variable, variables.read(variable))
 
 
 def read_service_attribute(variable: str) -> str | None:
     """The project, from the resource attribute `service.name`."""
-    return _as_project(variable, environment.read_attributes(variable).get("service.name", ""))
+    return _as_project(variable, variables.read_attributes(variable).get("service.name", ""))
 
 
 def read_temporality(variable: str) -> str | None:
     """The temporality of sums and histograms."""
-    return environment.read_word(variable, ("cumulative", "delta", "lowmemory"), "cumulative")
+    return variables.read_word(variable, ("cumulative", "delta", "lowmemory"), "cumulative")
 
 
 def read_histogram_aggregation(variable: str) -> str | None:
     """The aggregation of histogram instruments."""
     words = ("explicit_bucket_histogram", "base2_exponential_bucket_histogram")
-    return environment.read_word(variable, words, "explicit_bucket_histogram")
+    return variables.read_word(variable, words, "explicit_bucket_histogram")
 
 
 def _as_project(variable: str, name: str) -> str | None:
     """A service's name, which may be any text, as the name of a project: `-` replaces what projects cannot have."""
-    project = _NOT_IN_PROJECTS.sub("-", environment.mask(name)).lstrip("._-")[:_LONGEST_PROJECT]
+    project = _NOT_IN_PROJECTS.sub("-", variables.mask(name)).lstrip("._-")[:_LONGEST_PROJECT]
     if name and project != name:
         expected = f"a name of up to {_LONGEST_PROJECT} letters, digits, '.', '_' and '-'"
-        environment.ignore(variable, expected, f"the project {project!r}" if project else "the default")
+        variables.ignore(variable, expected, f"the project {project!r}" if project else "the default")
     return project or None

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from tensormeter.private import open_file
+from tensormeter.disk.private import open_file
 
 __all__ = ["Reserve"]
 

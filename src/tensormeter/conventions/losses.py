@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from tensormeter.limits import CONFIG_BYTES, IMAGE_BYTES, TABLE_BYTES, TABLE_CELLS, TEXT_BYTES
+from tensormeter.conventions.limits import CONFIG_BYTES, IMAGE_BYTES, TABLE_BYTES, TABLE_CELLS, TEXT_BYTES
 
 __all__ = ["REASONS", "describe_losses"]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from threading import Event
 from typing import Final
 
-from tensormeter.kernel_locks import list_locks
+from tensormeter.disk.kernel_locks import list_locks
+from tensormeter.disk.private import oddity, open_file
 from tensormeter.logger import get_logger
-from tensormeter.private import oddity, open_file
 
 __all__ = ["holder", "locked", "try_lock"]
 

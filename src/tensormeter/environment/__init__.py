@@ -1,0 +1,1 @@
+"""Environment variables that other software defines, and the settings that they give."""
