@@ -19,7 +19,7 @@ from whole_runs import Server  # loaded by conftest.py
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.pipeline.sync import sync_runs
 from tensormeter.server.store import RunRef, Selection
-from tensormeter.server.store.sqlite import SqliteStore
+from tensormeter.server.store.sqlite.store import SqliteStore
 
 CUTS = int(os.environ.get("TENSORMETER_TEST_CUTS", "6"))
 """Cuts of each record: `make power` asks for many more."""
@@ -65,7 +65,7 @@ from tensormeter.otlp.batch import Batch, Event, Gauge
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.encode import encode_events, encode_metrics
 from tensormeter.otlp.media import Image
-from tensormeter.server.store.sqlite import SqliteStore
+from tensormeter.server.store.sqlite.store import SqliteStore
 
 store = SqliteStore(Path(sys.argv[1]), fold_points=600, fold_interval=0.2, durability=sys.argv[2])
 for number in range(int(sys.argv[3])):

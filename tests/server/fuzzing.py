@@ -20,14 +20,14 @@ from tensormeter.server.api.request import encode
 from tensormeter.server.body import decompress
 from tensormeter.server.query.histograms import decode_distribution
 from tensormeter.server.query.sampling import sample
-from tensormeter.server.store.arrivals import arrivals_of
-from tensormeter.server.store.canonical import canonical_json, json_value
-from tensormeter.server.store.chunks import encode_chunk, full_chunk
-from tensormeter.server.store.kind import parse_kind
-from tensormeter.server.store.media import MediaError, take_media
-from tensormeter.server.store.points import Blobs, Column
-from tensormeter.server.store.reader import chunk_points
-from tensormeter.server.store.summary import Totals
+from tensormeter.server.store.models.canonical_json import canonical_json, json_value
+from tensormeter.server.store.models.metric_kind import parse_kind
+from tensormeter.server.store.models.points import Blobs, Column
+from tensormeter.server.store.rules.ingest_series import arrivals_of
+from tensormeter.server.store.rules.media import MediaError, take_media
+from tensormeter.server.store.rules.totals import Totals
+from tensormeter.server.store.sqlite.points.segment_reader import chunk_points
+from tensormeter.server.store.sqlite.points.segments import encode_chunk, full_chunk
 
 T0 = 1_750_000_000_000_000_000
 LIMIT = 1 << 16

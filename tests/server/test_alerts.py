@@ -17,7 +17,7 @@ from tensormeter.server.alerts.config import AlertConfig, Rule, load_alert_confi
 from tensormeter.server.alerts.detectors import make_detector
 from tensormeter.server.alerts.watcher import Watcher
 from tensormeter.server.store import RunRef
-from tensormeter.server.store.sqlite import SqliteStore
+from tensormeter.server.store.sqlite.store import SqliteStore
 
 T0 = 1_750_000_000_000_000_000
 SECOND = 10**9

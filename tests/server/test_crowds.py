@@ -21,9 +21,9 @@ from tensormeter.server.query.rank_memory import RankMemory
 from tensormeter.server.query.ranks import RanksQuery, rank_statistics
 from tensormeter.server.scope import ProjectStore
 from tensormeter.server.store import NotFoundError, RunRef, TooManyPointsError
-from tensormeter.server.store.chunks import CHUNK_POINTS
 from tensormeter.server.store.clickhouse import ClickHouseStore, parse_address
-from tensormeter.server.store.sqlite import SqliteStore
+from tensormeter.server.store.sqlite.points.segments import CHUNK_POINTS
+from tensormeter.server.store.sqlite.store import SqliteStore
 
 T0 = 1_750_000_000 * 10**9
 SECOND = 10**9

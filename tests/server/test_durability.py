@@ -9,8 +9,8 @@ import pytest
 from tensormeter.errors import SettingsError, StoreError
 from tensormeter.server.access import needed_permissions
 from tensormeter.server.store import RunRef, StoreUnavailableError
-from tensormeter.server.store import durability as durability_module
-from tensormeter.server.store.sqlite import SqliteStore
+from tensormeter.server.store.sqlite.disk import durability as durability_module
+from tensormeter.server.store.sqlite.store import SqliteStore
 
 
 def position(answer, name):

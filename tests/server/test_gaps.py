@@ -23,10 +23,10 @@ from tensormeter.otlp.decode import decode_metrics
 from tensormeter.server.query.axis import Axis
 from tensormeter.server.query.points import PointsQuery, query_points
 from tensormeter.server.store import PointRange, RunRef, Selection
-from tensormeter.server.store.chunks import CHUNK_POINTS
-from tensormeter.server.store.gaps import MAX_GAPS
-from tensormeter.server.store.removal import Retention
-from tensormeter.server.store.sqlite import SqliteStore
+from tensormeter.server.store.sqlite.points.gaps import MAX_GAPS
+from tensormeter.server.store.sqlite.points.segments import CHUNK_POINTS
+from tensormeter.server.store.sqlite.retention import Retention
+from tensormeter.server.store.sqlite.store import SqliteStore
 
 S = 10**9
 T0 = 1_750_000_000

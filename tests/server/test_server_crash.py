@@ -127,7 +127,7 @@ from tensormeter.otlp.batch import Batch, Gauge
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.batch import Batch, Histogram, Sum
 from tensormeter.otlp.encode import encode_metrics
-from tensormeter.server.store.sqlite import SqliteStore
+from tensormeter.server.store.sqlite.store import SqliteStore
 
 store = SqliteStore(Path(sys.argv[1]), fold_points=60, fold_interval=0.001)
 index = int(sys.argv[2])
@@ -144,7 +144,7 @@ while True:
 def test_kill_in_mid_fold(tmp_path):
     """The store alone, folding all the time: kills land between and inside folds."""
     from tensormeter.server.store import RunRef, Selection
-    from tensormeter.server.store.sqlite import SqliteStore
+    from tensormeter.server.store.sqlite.store import SqliteStore
 
     chaos = random.Random(3)
     index = 0

@@ -16,7 +16,7 @@ from tensormeter.otlp.encode import encode_metrics
 from tensormeter.server.api import Shutdown, api_routes
 from tensormeter.server.api.openapi import openapi_document
 from tensormeter.server.body import BodyReader
-from tensormeter.server.store.sqlite import SqliteStore
+from tensormeter.server.store.sqlite.store import SqliteStore
 
 T0 = 1_750_000_000_000_000_000
 YEAR = 365 * 86400 * 10**9

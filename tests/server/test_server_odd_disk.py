@@ -11,7 +11,7 @@ import pytest
 
 from tensormeter.otlp.encode import encode_metrics
 from tensormeter.server.store import RunRef
-from tensormeter.server.store.sqlite import SqliteStore
+from tensormeter.server.store.sqlite.store import SqliteStore
 
 T0 = 1_750_000_000_000_000_000
 ROWS = 20

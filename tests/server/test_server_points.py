@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tensormeter.otlp.batch import Batch, Event, Gauge
 from tensormeter.server.query.histograms import decode_distribution
 from tensormeter.server.query.sampling import choose_evenly, sample
-from tensormeter.server.store.kind import Kind
+from tensormeter.server.store.models.metric_kind import Kind
 
 T0 = 1_750_000_000_000_000_000
 SECOND = 10**9

@@ -16,8 +16,8 @@ import pytest
 from tensormeter.disk import kernel_locks
 from tensormeter.errors import SettingsError, StoreError
 from tensormeter.server import ServerConfig
-from tensormeter.server.store import maintenance
-from tensormeter.server.store.sqlite import SqliteStore
+from tensormeter.server.store.sqlite import maintenance
+from tensormeter.server.store.sqlite.store import SqliteStore
 from tensormeter.server.tokens import TokenFile
 
 T0 = 1_750_000_000_000_000_000

@@ -15,7 +15,7 @@ import pytest
 from tensormeter.errors import StoreError
 from tensormeter.otlp.encode import encode_metrics
 from tensormeter.server.store import RunRef, StoreUnavailableError
-from tensormeter.server.store.sqlite import SqliteStore
+from tensormeter.server.store.sqlite.store import SqliteStore
 
 T0 = 1_750_000_000_000_000_000
 ROWS = 2_000
@@ -176,7 +176,7 @@ def append(store, make, index):
 
 
 def test_the_log_stays_small_while_reads_overlap(tmp_path, make, monkeypatch):
-    monkeypatch.setattr("tensormeter.server.store.room._LOG_BYTES", 1 << 20)
+    monkeypatch.setattr("tensormeter.server.store.sqlite.disk.free_space._LOG_BYTES", 1 << 20)
     store = SqliteStore(tmp_path / "store", fold_interval=3600)
     readers = [sqlite3.connect(tmp_path / "store" / "tensormeter.db", isolation_level=None) for _ in range(2)]
     log, largest = tmp_path / "store" / "tensormeter.db-wal", 0
@@ -201,8 +201,8 @@ def test_the_log_stays_small_while_reads_overlap(tmp_path, make, monkeypatch):
 
 
 def test_a_snapshot_that_is_kept_for_too_long_puts_requests_off(tmp_path, make, monkeypatch, eventually):
-    monkeypatch.setattr("tensormeter.server.store.room._LOG_BYTES", 128 << 10)
-    monkeypatch.setattr("tensormeter.server.store.room._MIB", 128 << 10)
+    monkeypatch.setattr("tensormeter.server.store.sqlite.disk.free_space._LOG_BYTES", 128 << 10)
+    monkeypatch.setattr("tensormeter.server.store.sqlite.disk.free_space._MIB", 128 << 10)
     store = SqliteStore(tmp_path / "store", fold_interval=3600)
     append(store, make, 0)
     with closing(sqlite3.connect(tmp_path / "store" / "tensormeter.db", isolation_level=None)) as reader:

@@ -9,7 +9,7 @@ from tensormeter.client import Client
 from tensormeter.errors import SettingsError
 from tensormeter.otlp.batch import Batch
 from tensormeter.otlp.encode import encode_metrics
-from tensormeter.server.store.sqlite import SqliteStore
+from tensormeter.server.store.sqlite.store import SqliteStore
 from tensormeter.server.telemetry import ServerMetrics
 
 T0 = 1_750_000_000_000_000_000

@@ -17,8 +17,8 @@ from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.encode import encode_events, encode_metrics
 from tensormeter.server.store import RunRef, Selection, StoreUnavailableError
 from tensormeter.server.store.clickhouse import ClickHouseStore, parse_address
+from tensormeter.server.store.clickhouse.arrival_log import Log
 from tensormeter.server.store.clickhouse.connection import Connection
-from tensormeter.server.store.clickhouse.log import Log
 from tensormeter.server.store.clickhouse.recount import RECOUNT_AFTER, Recount
 
 T0 = 1_750_000_000_000_000_000

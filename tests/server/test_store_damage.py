@@ -7,7 +7,7 @@ import pytest
 
 from tensormeter.errors import StoreError
 from tensormeter.server.store import RunRef, Selection
-from tensormeter.server.store.sqlite import SqliteStore
+from tensormeter.server.store.sqlite.store import SqliteStore
 
 T0 = 1_750_000_000_000_000_000
 

@@ -11,13 +11,16 @@ import pytest
 
 from tensormeter.errors import StoreError
 from tensormeter.otlp.encode import encode_metrics
-from tensormeter.server.store import RunRef, Selection, StoreUnavailableError, folding, journal, queries, start_check
-from tensormeter.server.store.damage import Damage
-from tensormeter.server.store.errors import DamagedError
-from tensormeter.server.store.filesystem import FileSystem
-from tensormeter.server.store.sqlite import SqliteStore
-from tensormeter.server.store.start_check import StartCheck
-from tensormeter.server.store.suspicion import Suspicion
+from tensormeter.server.store import RunRef, Selection, StoreUnavailableError
+from tensormeter.server.store.models.errors import DamagedError
+from tensormeter.server.store.sqlite import compaction, queries
+from tensormeter.server.store.sqlite.disk.filesystem_trial import FileSystem
+from tensormeter.server.store.sqlite.integrity import start_check
+from tensormeter.server.store.sqlite.integrity.damage import Damage
+from tensormeter.server.store.sqlite.integrity.start_check import StartCheck
+from tensormeter.server.store.sqlite.integrity.suspicion import Suspicion
+from tensormeter.server.store.sqlite.store import SqliteStore
+from tensormeter.server.store.sqlite.tables import commit_log
 
 T0 = 1_750_000_000_000_000_000
 ROWS = 50
@@ -134,7 +137,7 @@ def test_nothing_is_promised_once_the_file_system_cannot_sync(store_on, make, ev
 
 
 def test_a_journal_row_that_the_disk_fails_to_read_for_a_moment_is_not_set_aside(folder, monkeypatch):
-    calls = failing_once(monkeypatch, journal, "_payload")
+    calls = failing_once(monkeypatch, commit_log, "_payload")
     store = SqliteStore(folder, fold_interval=3600)
     assert len(calls) == 4
     assert store.problem() is None
@@ -149,7 +152,7 @@ def test_a_store_whose_disk_cannot_read_the_journal_does_not_open_and_loses_noth
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patch:
-        failing_once(patch, journal, "_payload")
+        failing_once(patch, commit_log, "_payload")
         patch.setattr(Suspicion, "read", fail)
         with pytest.raises(StoreError, match="the disk cannot read"):
             SqliteStore(folder, fold_interval=3600)
@@ -163,7 +166,7 @@ def test_a_fold_waits_until_it_is_known_whether_a_chunk_is_damaged(folder, make,
     store.fold()
     for index in range(3, 7):  # more than the chunk has, so that they are merged with it
         append(store, make, index)
-    failing_once(monkeypatch, folding, "find_chunks")
+    failing_once(monkeypatch, compaction, "find_chunks")
     with pytest.raises(StoreUnavailableError, match="checks whether the file is damaged"):
         store.fold()
     eventually(lambda: store.problem() is None)

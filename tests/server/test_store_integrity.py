@@ -21,9 +21,10 @@ from tensormeter.otlp.encode import encode_events, encode_metrics
 from tensormeter.server.app import create_app
 from tensormeter.server.config import ServerConfig
 from tensormeter.server.query import points as points_query
-from tensormeter.server.store import DamagedError, NotFoundError, RunRef, Selection, chunks
-from tensormeter.server.store.inspection import _MANY, Inspection, open_read_only
-from tensormeter.server.store.sqlite import SqliteStore
+from tensormeter.server.store import DamagedError, NotFoundError, RunRef, Selection
+from tensormeter.server.store.sqlite.integrity.inspection import _MANY, Inspection, open_read_only
+from tensormeter.server.store.sqlite.points import segments
+from tensormeter.server.store.sqlite.store import SqliteStore
 
 T0 = 1_750_000_000_000_000_000
 N = 7000
@@ -58,7 +59,7 @@ def times(first, count):
 @pytest.fixture(scope="module")
 def small_chunks():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunks, "CHUNK_POINTS", 2048)
+        patch.setattr(segments, "CHUNK_POINTS", 2048)
         patch.setattr(points_query, "WHOLE_POINTS", 5000)
         yield
 
@@ -489,7 +490,7 @@ def test_damage_of_a_row_is_kept_when_the_row_is_written(damaged_copy, small_chu
 
 
 def test_retention_deletes_nothing_because_of_a_flipped_bit(damaged_copy, small_chunks):
-    from tensormeter.server.store.removal import Retention
+    from tensormeter.server.store.sqlite.retention import Retention
 
     folder = damaged_copy(
         "UPDATE run SET updated = 1 WHERE run_id = 'long'", "UPDATE run SET deleted = 1 WHERE run_id = 'other'"

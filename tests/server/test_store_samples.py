@@ -18,11 +18,12 @@ from tensormeter.server.query import points as query_points_module
 from tensormeter.server.query.axis import Axis, read_along
 from tensormeter.server.query.points import PointsQuery, query_points
 from tensormeter.server.query.sampling import sample_blocks
-from tensormeter.server.store import PointRange, RunRef, Selection, TooManyPointsError, chunks, samples
-from tensormeter.server.store.blocks import BLOCK_POINTS, Blocks
-from tensormeter.server.store.chunks import CHUNK_POINTS
-from tensormeter.server.store.maintenance import compact
-from tensormeter.server.store.sqlite import SqliteStore
+from tensormeter.server.store import PointRange, RunRef, Selection, TooManyPointsError
+from tensormeter.server.store.models.rollup_blocks import BLOCK_POINTS, Blocks
+from tensormeter.server.store.sqlite.maintenance import compact
+from tensormeter.server.store.sqlite.points import rollups, segments
+from tensormeter.server.store.sqlite.points.segments import CHUNK_POINTS
+from tensormeter.server.store.sqlite.store import SqliteStore
 
 REF = RunRef("r")
 T0 = 1_750_000_000 * 10**9
@@ -279,9 +280,9 @@ def test_samples_say_what_all_points_say(shared, history, x, attempt, bounds, ma
     run = f"samples-{secrets.token_hex(8)}"
     ref = RunRef(run)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunks, "CHUNK_POINTS", 32)
-        patch.setattr(samples, "BLOCK_POINTS", 4)
-        patch.setattr(samples, "_JOINED", 2)
+        patch.setattr(segments, "CHUNK_POINTS", 32)
+        patch.setattr(rollups, "BLOCK_POINTS", 4)
+        patch.setattr(rollups, "_JOINED", 2)
         patch.setattr(query_points_module, "WHOLE_POINTS", 0)
         for piece in history:
             if piece is None:

@@ -13,16 +13,10 @@ from tensormeter.errors import StoreError
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Gauge
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.encode import encode_metrics
-from tensormeter.server.store import (
-    NotFoundError,
-    RunRef,
-    Selection,
-    StoreUnavailableError,
-    TooManyPointsError,
-    precedence,
-)
-from tensormeter.server.store.chunks import CHUNK_POINTS
-from tensormeter.server.store.sqlite import SqliteStore
+from tensormeter.server.store import NotFoundError, RunRef, Selection, StoreUnavailableError, TooManyPointsError
+from tensormeter.server.store.sqlite import read_priority
+from tensormeter.server.store.sqlite.points.segments import CHUNK_POINTS
+from tensormeter.server.store.sqlite.store import SqliteStore
 
 
 @pytest.fixture
@@ -215,7 +209,7 @@ def test_limits(open_store, monkeypatch):
     assert read(store, start=41) == []
     store.fold()
     append(store, [41], [0.0])
-    monkeypatch.setattr("tensormeter.server.store.catalog.MAX_SERIES_PER_RUN", 2)
+    monkeypatch.setattr("tensormeter.server.store.sqlite.tables.catalog.MAX_SERIES_PER_RUN", 2)
     assert append(store, [1], [1.0], name="second").rejected == 0
     receipt = append(store, [1, 2], [1.0, 1.0], name="third", batch_id="full")
     assert (receipt.rejected, "series" in receipt.message) == (2, True)
@@ -228,7 +222,7 @@ def test_a_fold_that_fails_loses_nothing_and_is_reported(open_store, monkeypatch
     store = open_store(fold_points=1, fold_interval=0.01)
     failing = threading.Event()
     failing.set()
-    from tensormeter.server.store import sqlite
+    from tensormeter.server.store.sqlite import store as sqlite
 
     apply_folds = sqlite.apply_folds
 
@@ -251,11 +245,13 @@ def test_a_fold_that_fails_loses_nothing_and_is_reported(open_store, monkeypatch
 
 
 def test_a_transaction_that_fails_leaves_no_trace(open_store, monkeypatch):
-    from tensormeter.server.store import journal
+    from tensormeter.server.store.sqlite.tables import commit_log
 
     store = open_store()
     with monkeypatch.context() as patch:
-        patch.setattr(journal, "append", lambda *_: (_ for _ in ()).throw(sqlite3.OperationalError("disk I/O error")))
+        patch.setattr(
+            commit_log, "append", lambda *_: (_ for _ in ()).throw(sqlite3.OperationalError("disk I/O error"))
+        )
         with pytest.raises(StoreUnavailableError, match="disk I/O error"):
             append(store, [1], [1.0], batch_id="a")
     with pytest.raises(NotFoundError):
@@ -309,7 +305,7 @@ def test_damage_is_named(open_store, query, tmp_path):
 def test_folding_stands_aside_for_readers_but_not_for_ever(open_store, monkeypatch, eventually):
     store = open_store()
     append(store, [1], [1.0])
-    monkeypatch.setattr(precedence, "_WAIT", 1e6)
+    monkeypatch.setattr(read_priority, "_WAIT", 1e6)
     done = []
     folding = threading.Thread(target=lambda: (store.fold(), done.append("folded")))
     with store._reader():
@@ -319,11 +315,11 @@ def test_folding_stands_aside_for_readers_but_not_for_ever(open_store, monkeypat
     folding.join()
     assert done == ["read", "folded"]
     append(store, [2], [2.0])
-    monkeypatch.setattr(precedence, "_WAIT", 0.001)
+    monkeypatch.setattr(read_priority, "_WAIT", 0.001)
     with store._reader():
         store.fold()
     append(store, [3], [3.0])
-    monkeypatch.setattr(precedence, "_WAIT", 1e6)
+    monkeypatch.setattr(read_priority, "_WAIT", 1e6)
     store._max_pending_points = 1  # it is high time
     with store._reader():
         store.fold()

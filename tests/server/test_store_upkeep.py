@@ -13,12 +13,13 @@ from tensormeter.errors import StoreError
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.encode import encode_events, encode_metrics
-from tensormeter.server.store import NotFoundError, RunChanges, RunRef, Selection, migration, removal
-from tensormeter.server.store.chunks import encode_chunk
-from tensormeter.server.store.maintenance import back_up, compact
-from tensormeter.server.store.points import Points
-from tensormeter.server.store.removal import Retention
-from tensormeter.server.store.sqlite import SqliteStore
+from tensormeter.server.store import NotFoundError, RunChanges, RunRef, Selection
+from tensormeter.server.store.models.points import Points
+from tensormeter.server.store.sqlite import migration, retention
+from tensormeter.server.store.sqlite.maintenance import back_up, compact
+from tensormeter.server.store.sqlite.points.segments import encode_chunk
+from tensormeter.server.store.sqlite.retention import Retention
+from tensormeter.server.store.sqlite.store import SqliteStore
 
 VERSION_1 = """
 CREATE TABLE run (
@@ -102,7 +103,7 @@ def query(tmp_path):
 def write_version_1(file):
     import zstandard
 
-    from tensormeter.server.store.journal import digest
+    from tensormeter.server.store.sqlite.tables.commit_log import digest
 
     file.parent.mkdir()
     with closing(sqlite3.connect(file, isolation_level=None)) as old:
@@ -211,7 +212,7 @@ def test_retention_by_size_takes_the_oldest_that_ended(open_store):
 
 
 def test_deleting_while_points_are_in_memory_and_in_chunks(open_store, query, monkeypatch):
-    monkeypatch.setattr(removal, "_CHUNKS", 1)
+    monkeypatch.setattr(retention, "_CHUNKS", 1)
     store = open_store()
     for i in range(1, 6):
         append(store, [i], [float(i)], name=f"m{i}")

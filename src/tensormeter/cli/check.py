@@ -31,7 +31,7 @@ def check(context: click.Context, directory: Path | None, store: str | None, *, 
         summary = "ClickHouse checked the tables of the database"
         counts: dict[str, int] = {}
     else:
-        from tensormeter.server.store.absence import absent_store
+        from tensormeter.server.store.sqlite.integrity.missing_file import absent_store
 
         file = store_folder(directory) / "tensormeter.db"
         absent = absent_store(file)
@@ -62,10 +62,10 @@ def _report(findings: Iterable[tuple[str, str]], *, as_json: bool) -> int:
 
 def _sqlite(file: Path, *, full: bool, as_json: bool) -> tuple[int, dict[str, int], str]:
     """Report what is damaged in a file. Returns how much is, rows that were checked by table, and a summary."""
-    from tensormeter.server.store.errors import DamagedError
-    from tensormeter.server.store.inspection import Inspection, open_read_only
-    from tensormeter.server.store.transaction import is_suspicion
-    from tensormeter.server.store.wal import lost_transactions
+    from tensormeter.server.store.models.errors import DamagedError
+    from tensormeter.server.store.sqlite.integrity.inspection import Inspection, open_read_only
+    from tensormeter.server.store.sqlite.integrity.wal_check import lost_transactions
+    from tensormeter.server.store.sqlite.transaction import is_suspicion
 
     lost = lost_transactions(file)
     try:

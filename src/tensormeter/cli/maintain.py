@@ -21,7 +21,7 @@ data_option = click.option(
 def compact(directory: Path | None) -> None:
     """Make a server's store as small as it can be. The server must be stopped."""
     need_server()
-    from tensormeter.server.store.maintenance import compact as compact_store
+    from tensormeter.server.store.sqlite.maintenance import compact as compact_store
 
     done = compact_store(store_folder(directory))
     click.echo(
@@ -40,7 +40,7 @@ def compact(directory: Path | None) -> None:
 def backup(target: Path, directory: Path | None) -> None:
     """Copy a server's store to the file TARGET, also while the server runs."""
     need_server()
-    from tensormeter.server.store.maintenance import back_up
+    from tensormeter.server.store.sqlite.maintenance import back_up
 
     click.echo(f"{back_up(store_folder(directory), target):,} bytes in {target}")
 

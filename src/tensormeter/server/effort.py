@@ -15,7 +15,7 @@ import anyio.to_thread
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-from tensormeter.server.store.errors import StoreUnavailableError
+from tensormeter.server.store.models.errors import StoreUnavailableError
 
 __all__ = ["MAX_SECONDS", "Effort", "Stalls", "TookTooLongError", "run_while_connected"]
 

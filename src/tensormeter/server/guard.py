@@ -22,7 +22,7 @@ from tensormeter.server.config import ServerConfig
 from tensormeter.server.lookup import Lookup
 from tensormeter.server.page import STATIC_PREFIX
 from tensormeter.server.status import error_response
-from tensormeter.server.store.errors import StoreUnavailableError
+from tensormeter.server.store.models.errors import StoreUnavailableError
 from tensormeter.settings import is_loopback
 
 __all__ = ["RequestGuard"]

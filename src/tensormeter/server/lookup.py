@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from tensormeter.server.store.errors import StoreUnavailableError
+from tensormeter.server.store.models.errors import StoreUnavailableError
 
 __all__ = ["Lookup"]
 

@@ -21,10 +21,10 @@ from tensormeter.server.config import ServerConfig
 from tensormeter.server.connection import limited_protocol
 from tensormeter.server.handshake import Handshakes
 from tensormeter.server.patience import limited_stop, said_wait
-from tensormeter.server.private import protect_folder
 from tensormeter.server.store import Store
-from tensormeter.server.store.removal import Retention
-from tensormeter.server.store.sqlite import SqliteStore
+from tensormeter.server.store.sqlite.private_folder import protect_folder
+from tensormeter.server.store.sqlite.retention import Retention
+from tensormeter.server.store.sqlite.store import SqliteStore
 from tensormeter.server.tls import Certificate
 from tensormeter.settings import is_loopback
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from tensormeter.disk.private import make_directory, open_file
+from tensormeter.disk.waiting import note_holder, wait_for_lock
 from tensormeter.errors import SettingsError, StoreError, UsageError
-from tensormeter.server.waiting import note_holder, wait_for_lock
 
 __all__ = ["PERMISSIONS", "Permission", "Token", "TokenFile"]
 

@@ -42,8 +42,8 @@ from tensormeter.server.query.sampling import choose_evenly
 from tensormeter.server.query.variant import Choice, Variant
 from tensormeter.server.scope import Stores
 from tensormeter.server.store import MAX_READ_POINTS, TooManyPointsError, TooManySeriesError
-from tensormeter.server.store.canonical import json_value
-from tensormeter.server.store.points import Blobs, Points
+from tensormeter.server.store.models.canonical_json import json_value
+from tensormeter.server.store.models.points import Blobs, Points
 
 __all__ = ["PointsApi"]
 

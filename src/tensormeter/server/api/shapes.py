@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from tensormeter.server.query.variant import Varying
 from tensormeter.server.store import Kind, MetricSummary, ProcessSummary, RunSummary, StoredEvent
-from tensormeter.server.store.canonical import json_value
+from tensormeter.server.store.models.canonical_json import json_value
 
 __all__ = [
     "environment_json",

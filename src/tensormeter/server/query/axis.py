@@ -12,7 +12,7 @@ from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.query.attempts import AttemptChoice, Attempts
 from tensormeter.server.store import MAX_READ_POINTS, Points, RunRef, Selection, Series, Store
-from tensormeter.server.store.points import Column
+from tensormeter.server.store.models.points import Column
 
 __all__ = ["NO_POSITIONS", "Axis", "Placed", "gap_positions", "read_along"]
 

@@ -11,9 +11,9 @@ from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.query.attempts import AttemptChoice, Attempts
 from tensormeter.server.store import MAX_READ_POINTS, Column, Kind, Points, RunRef, Selection, Series, Store
-from tensormeter.server.store.reader import steps_at
-from tensormeter.server.store.values import NO_GAPS
-from tensormeter.server.store.window import kept
+from tensormeter.server.store.models.point_range import kept
+from tensormeter.server.store.models.runs import NO_GAPS
+from tensormeter.server.store.sqlite.points.segment_reader import steps_at
 
 __all__ = ["FullSeries", "read_full"]
 

@@ -27,8 +27,8 @@ from tensormeter.server.store import (
     TooManyPointsError,
     TooManySeriesError,
 )
-from tensormeter.server.store.canonical import canonical_json
-from tensormeter.server.store.errors import DamagedError
+from tensormeter.server.store.models.canonical_json import canonical_json
+from tensormeter.server.store.models.errors import DamagedError
 
 __all__ = ["PointsQuery", "PointsResult", "SampledSeries", "query_points"]
 

@@ -16,7 +16,7 @@ from tensormeter.server.query.ranks import RanksQuery, RankStatistics, rank_stat
 from tensormeter.server.query.thinned import LongPieces, long_pieces
 from tensormeter.server.query.variant import OneVariant
 from tensormeter.server.store import MAX_READ_POINTS, Points, RunRef, Selection, Store, Thinned
-from tensormeter.server.store.blocks import FIRST, HIGHEST, LAST, LOWEST
+from tensormeter.server.store.models.rollup_blocks import FIRST, HIGHEST, LAST, LOWEST
 
 __all__ = ["RankReading", "read_placed"]
 

@@ -5,7 +5,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tensormeter.server.store.blocks import MISSING, Blocks
+from tensormeter.server.store.models.rollup_blocks import MISSING, Blocks
 
 __all__ = ["blocks_needed", "choose_evenly", "sample", "sample_blocks"]
 

@@ -11,7 +11,7 @@ from tensormeter.server.query.attempts import AttemptChoice, Attempts
 from tensormeter.server.query.axis import NO_POSITIONS, Axis, gap_positions
 from tensormeter.server.query.sampling import blocks_needed, sample, sample_blocks
 from tensormeter.server.store import PointRange, RunRef, Selection, Store, Thinned
-from tensormeter.server.store.blocks import FIRST, LAST, Blocks
+from tensormeter.server.store.models.rollup_blocks import FIRST, LAST, Blocks
 
 __all__ = ["LongPieces", "ThinnedLine", "long_pieces", "read_thinned"]
 

@@ -20,8 +20,7 @@ from typing import Final, Protocol
 
 from tensormeter.otlp.batch import Attribute, Batch, Event
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.server.store.durability import Syncer
-from tensormeter.server.store.errors import (
+from tensormeter.server.store.models.errors import (
     AmbiguousRunError,
     BatchConflictError,
     DamagedError,
@@ -30,9 +29,10 @@ from tensormeter.server.store.errors import (
     TooManyPointsError,
     TooManySeriesError,
 )
-from tensormeter.server.store.kind import Kind
-from tensormeter.server.store.points import Column, Points
-from tensormeter.server.store.values import (
+from tensormeter.server.store.models.metric_kind import Kind
+from tensormeter.server.store.models.point_range import PointRange
+from tensormeter.server.store.models.points import Column, Points
+from tensormeter.server.store.models.runs import (
     MAX_READ_POINTS,
     Change,
     Changes,
@@ -54,7 +54,7 @@ from tensormeter.server.store.values import (
     Summary,
     Thinned,
 )
-from tensormeter.server.store.window import PointRange
+from tensormeter.server.store.sqlite.disk.durability import Syncer
 
 __all__ = [
     "MAX_READ_POINTS",

@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from tensormeter.server.store.errors import StoreUnavailableError
+from tensormeter.server.store.models.errors import StoreUnavailableError
 
 __all__ = ["Background"]
 

@@ -10,14 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.otlp.batch import STEP_METRIC, Event
-from tensormeter.server.store import catalog
-from tensormeter.server.store.arrivals import Arrival
-from tensormeter.server.store.clickhouse import activity
-from tensormeter.server.store.clickhouse.activity import ProcessUpdate
+from tensormeter.server.store.clickhouse import process_updates
+from tensormeter.server.store.clickhouse.arrival_log import Arrived, Log
+from tensormeter.server.store.clickhouse.commit_cache import CommitCache
 from tensormeter.server.store.clickhouse.connection import Connection
-from tensormeter.server.store.clickhouse.graves import Tombstones
-from tensormeter.server.store.clickhouse.identity import Numbers, invert
-from tensormeter.server.store.clickhouse.incoming import (
+from tensormeter.server.store.clickhouse.intents import Description, Intent, Intents
+from tensormeter.server.store.clickhouse.keys import Numbers, invert
+from tensormeter.server.store.clickhouse.pending_request import Request
+from tensormeter.server.store.clickhouse.process_updates import ProcessUpdate
+from tensormeter.server.store.clickhouse.rowbinary import encode_rows
+from tensormeter.server.store.clickhouse.series_batch import (
     BLOB_COLUMNS,
     GAP_COLUMNS,
     POINT_COLUMNS,
@@ -31,19 +33,17 @@ from tensormeter.server.store.clickhouse.incoming import (
     mark,
     series_rows,
 )
-from tensormeter.server.store.clickhouse.intents import Description, Intent, Intents
-from tensormeter.server.store.clickhouse.log import Arrived, Log
-from tensormeter.server.store.clickhouse.memory import CommitCache
-from tensormeter.server.store.clickhouse.request import Request
-from tensormeter.server.store.clickhouse.rowbinary import encode_rows
-from tensormeter.server.store.errors import BatchConflictError, StoreUnavailableError
-from tensormeter.server.store.events import Prepared, key_and_step, prepare_event, trim_config
-from tensormeter.server.store.gaps import gap_times
-from tensormeter.server.store.ingest import refusal
-from tensormeter.server.store.lifecycle import HEARTBEAT, RUN_START, news_of
-from tensormeter.server.store.points import Points
-from tensormeter.server.store.source import Source, identify
-from tensormeter.server.store.values import NO_GAPS, Receipt
+from tensormeter.server.store.clickhouse.tombstones import Tombstones
+from tensormeter.server.store.models.errors import BatchConflictError, StoreUnavailableError
+from tensormeter.server.store.models.points import Points
+from tensormeter.server.store.models.runs import NO_GAPS, Receipt
+from tensormeter.server.store.rules.events import Prepared, key_and_step, prepare_event, trim_config
+from tensormeter.server.store.rules.ingest_series import Arrival
+from tensormeter.server.store.rules.lifecycle import HEARTBEAT, RUN_START, news_of
+from tensormeter.server.store.rules.resource_identity import Source, identify
+from tensormeter.server.store.sqlite.insert import refusal
+from tensormeter.server.store.sqlite.points.gaps import gap_times
+from tensormeter.server.store.sqlite.tables import catalog
 
 __all__ = ["EVENT_COLUMNS", "MOST_SECONDS", "Commit", "event_row"]
 
@@ -307,7 +307,7 @@ class Commit:
             self._intents.declare(intents)
         if self._activities:
             rows = [one.row(named=self._memory.is_news(one)) for one in self._activities.values()]
-            connection.insert("process", activity.COLUMNS, encode_rows(activity.COLUMNS, rows))
+            connection.insert("process", process_updates.COLUMNS, encode_rows(process_updates.COLUMNS, rows))
         for encoded in encode_points(incoming, self._number, received):
             self._insert("points", POINT_COLUMNS, encoded)
         self._insert("distributions", BLOB_COLUMNS, encode_blobs(incoming, self._number, received))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from urllib3.exceptions import HTTPError
 
 from tensormeter.server.store.clickhouse.address import Address
-from tensormeter.server.store.errors import StoreUnavailableError
+from tensormeter.server.store.models.errors import StoreUnavailableError
 
 __all__ = ["Connection"]
 

@@ -7,7 +7,7 @@ from typing import Final
 from tensormeter.server.store.clickhouse.address import Address
 from tensormeter.server.store.clickhouse.connection import Connection
 from tensormeter.server.store.clickhouse.schema import TABLES
-from tensormeter.server.store.errors import StoreUnavailableError
+from tensormeter.server.store.models.errors import StoreUnavailableError
 
 __all__ = ["check_tables"]
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tensormeter.server.store.clickhouse.connection import Connection
 from tensormeter.server.store.clickhouse.rowbinary import encode_rows
-from tensormeter.server.store.clickhouse.runs import numbers
+from tensormeter.server.store.clickhouse.run_reader import numbers
 
 __all__ = ["Description", "Intent", "Intents", "Times"]
 

@@ -13,17 +13,17 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tensormeter.server.store.arrivals import Arrival
 from tensormeter.server.store.clickhouse.connection import Connection
-from tensormeter.server.store.clickhouse.identity import invert
-from tensormeter.server.store.clickhouse.incoming import SERIES_COLUMNS, SeriesBatch, mark, series_rows
 from tensormeter.server.store.clickhouse.intents import Description, Intent, Intents, Times
+from tensormeter.server.store.clickhouse.keys import invert
 from tensormeter.server.store.clickhouse.rowbinary import encode_rows
-from tensormeter.server.store.clickhouse.runs import numbers
-from tensormeter.server.store.errors import StoreUnavailableError
-from tensormeter.server.store.kind import parse_kind
-from tensormeter.server.store.points import Blobs, Column, Points
-from tensormeter.server.store.source import Source
+from tensormeter.server.store.clickhouse.run_reader import numbers
+from tensormeter.server.store.clickhouse.series_batch import SERIES_COLUMNS, SeriesBatch, mark, series_rows
+from tensormeter.server.store.models.errors import StoreUnavailableError
+from tensormeter.server.store.models.metric_kind import parse_kind
+from tensormeter.server.store.models.points import Blobs, Column, Points
+from tensormeter.server.store.rules.ingest_series import Arrival
+from tensormeter.server.store.rules.resource_identity import Source
 
 __all__ = ["RECOUNT_AFTER", "Recount"]
 

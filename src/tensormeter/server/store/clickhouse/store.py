@@ -10,27 +10,24 @@ from typing import Any, Final
 from tensormeter.errors import StoreError
 from tensormeter.otlp.batch import Attribute, Batch, Event
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.server.store import STALL_AFTER, journal
-from tensormeter.server.store.arrivals import arrivals_of
+from tensormeter.server.store import STALL_AFTER
 from tensormeter.server.store.background import Background
 from tensormeter.server.store.clickhouse.address import Address
+from tensormeter.server.store.clickhouse.arrival_log import Arrived, Log
 from tensormeter.server.store.clickhouse.commit import EVENT_COLUMNS, event_row
-from tensormeter.server.store.clickhouse.committer import Committer
-from tensormeter.server.store.clickhouse.events import EventReader
-from tensormeter.server.store.clickhouse.identity import Numbers
+from tensormeter.server.store.clickhouse.event_reader import EventReader
+from tensormeter.server.store.clickhouse.group_commit import Committer
 from tensormeter.server.store.clickhouse.intents import Intents
-from tensormeter.server.store.clickhouse.log import Arrived, Log
-from tensormeter.server.store.clickhouse.points import PointReader
+from tensormeter.server.store.clickhouse.keys import Numbers
+from tensormeter.server.store.clickhouse.pending_request import Request
+from tensormeter.server.store.clickhouse.point_reader import PointReader
 from tensormeter.server.store.clickhouse.recount import Recount
-from tensormeter.server.store.clickhouse.request import Request
 from tensormeter.server.store.clickhouse.rowbinary import encode_rows
-from tensormeter.server.store.clickhouse.runs import Runs
+from tensormeter.server.store.clickhouse.run_reader import Runs
 from tensormeter.server.store.clickhouse.schema import TABLES, prepare
-from tensormeter.server.store.errors import NotFoundError, StoreUnavailableError
-from tensormeter.server.store.events import prepare_event
-from tensormeter.server.store.gaps import gaps_of
-from tensormeter.server.store.lifecycle import process_state
-from tensormeter.server.store.values import (
+from tensormeter.server.store.models.errors import NotFoundError, StoreUnavailableError
+from tensormeter.server.store.models.point_range import PointRange
+from tensormeter.server.store.models.runs import (
     Change,
     Changes,
     EventPage,
@@ -47,7 +44,11 @@ from tensormeter.server.store.values import (
     StoredEvent,
     Thinned,
 )
-from tensormeter.server.store.window import PointRange
+from tensormeter.server.store.rules.events import prepare_event
+from tensormeter.server.store.rules.ingest_series import arrivals_of
+from tensormeter.server.store.rules.lifecycle import process_state
+from tensormeter.server.store.sqlite.points.gaps import gaps_of
+from tensormeter.server.store.sqlite.tables import commit_log
 
 __all__ = ["ClickHouseStore"]
 
@@ -126,7 +127,7 @@ class ClickHouseStore:
         arrivals, rejections = arrivals_of(batches, check)
         gaps = gaps_of(batches, check)
         del batches  # the caller may have given them up
-        content = journal.digest("metrics", payload)
+        content = commit_log.digest("metrics", payload)
         request = Request(
             content, batch_id, time.time_ns(), "data point", arrivals=arrivals, gaps=gaps, rejections=rejections
         )
@@ -142,7 +143,7 @@ class ClickHouseStore:
     ) -> Receipt:
         """See `Store`."""
         self._check_open()
-        content = journal.digest("logs", payload)
+        content = commit_log.digest("logs", payload)
         return self._committer.commit(Request(content, batch_id, time.time_ns(), "log record", resources=resources))
 
     def projects(self) -> list[ProjectSummary]:

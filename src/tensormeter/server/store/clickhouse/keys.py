@@ -1,0 +1,58 @@
+"""Numbers that every server works out alike: of runs and series by what they are, of arrivals by the clock."""
+
+import hashlib
+import threading
+import time
+from functools import lru_cache
+from typing import Final
+
+from tensormeter.otlp.batch import STEP_METRIC
+from tensormeter.server.store.models.canonical_json import canonical_json
+
+__all__ = ["Numbers", "invert", "run_key", "series_key", "steps_key"]
+
+_ALL_BITS: Final = (1 << 64) - 1
+
+_CACHED: Final = 10_000
+"""Keys that are remembered: every series of a request asks for those of its run and its process."""
+
+
+@lru_cache(_CACHED)
+def run_key(project: str, run_id: str, generation: int) -> int:
+    """A run. `generation` is when the run of this name before it was deleted; 0 if there was none."""
+    return _hash([project, run_id, generation])
+
+
+def series_key(run: int, process: str, metric: str, *, kind: str, scope: str, attributes: str) -> int:
+    """A series of a run."""
+    return _hash([run, process, metric, kind, scope, attributes])
+
+
+@lru_cache(_CACHED)
+def steps_key(run: int, process: str) -> int:
+    """The series of steps that a process of tensormeter's own writes."""
+    return series_key(run, process, STEP_METRIC, kind="gauge", scope="", attributes="{}")
+
+
+def invert(number: int) -> int:
+    """An arrival's number as precedence, and back: the earlier, the greater."""
+    return _ALL_BITS - number
+
+
+class Numbers:
+    """Numbers of arrivals: microseconds by this server's clock, but each greater than the one before. Any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last = 0
+
+    def take(self, count: int = 1) -> int:
+        """The first of `count` numbers in a row."""
+        with self._lock:
+            first = max(self._last + 1, time.time_ns() // 1000)
+            self._last = first + count - 1
+            return first
+
+
+def _hash(value: object) -> int:
+    return int.from_bytes(hashlib.sha256(canonical_json(value).encode("utf-8", "replace")).digest()[:8], "big")

@@ -1,0 +1,52 @@
+"""One request on its way into the store."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tensormeter.otlp.batch import Attribute, Event
+from tensormeter.server.store.models.runs import Receipt
+from tensormeter.server.store.rules.ingest_series import Arrival, Rejections
+
+__all__ = ["Request", "Resources"]
+
+Resources = Sequence[tuple[Mapping[str, Attribute], Sequence[Event]]]
+
+
+@dataclass(eq=False)
+class Request:
+    """What came, and, once `done` is set, what became of it: a receipt or an error.
+
+    Attributes:
+        digest: Of signal and payload, 32 bytes.
+        received: By this server's clock, nanoseconds since the Unix epoch.
+        noun: What is counted, for the receipt.
+        gaps: As of `gaps_of`.
+    """
+
+    digest: bytes
+    batch_id: str | None
+    received: int
+    noun: str
+    arrivals: Sequence[Arrival] = ()
+    gaps: Sequence[Arrival] = ()
+    resources: Resources = ()
+    rejections: Rejections = field(default_factory=Rejections)
+    receipt: Receipt | None = None
+    error: Exception | None = None
+    done: threading.Event = field(default_factory=threading.Event)
+
+    def settle(self, outcome: Receipt | Exception) -> None:
+        """Say what became of it."""
+        if isinstance(outcome, Exception):
+            self.error = outcome
+        else:
+            self.receipt = outcome
+        self.done.set()
+
+    def answer(self) -> Receipt:
+        """The receipt; raises the error."""
+        if self.error is not None:
+            raise self.error
+        assert self.receipt is not None
+        return self.receipt

@@ -1,0 +1,190 @@
+"""Series of a run and their points."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tensormeter.server.store.clickhouse.arrival_log import Arrived
+from tensormeter.server.store.clickhouse.connection import Connection
+from tensormeter.server.store.clickhouse.keys import invert
+from tensormeter.server.store.clickhouse.run_reader import Runs, numbers
+from tensormeter.server.store.models.metric_kind import parse_kind
+from tensormeter.server.store.models.points import Blobs, Column, Points
+from tensormeter.server.store.models.runs import NO_GAPS, MetricSummary, ProcessAttempt, Selection, Series
+from tensormeter.server.store.sqlite.points.gaps import MAX_GAPS
+from tensormeter.server.store.sqlite.points.series_reader import check_limit
+
+__all__ = ["PointReader"]
+
+_ROW: Final = np.dtype([("series", "<u8"), ("time", "<i8"), ("word", "<i8"), ("integer", "u1")])
+_GAP: Final = np.dtype([("series", "<u8"), ("time", "<i8")])
+_LAST: Final = (1 << 63) - 1
+
+
+class PointReader:
+    """Reads series. For any number of threads."""
+
+    def __init__(self, connection: Connection, runs: Runs) -> None:
+        self._connection = connection
+        self._runs = runs
+
+    def metrics(self, run: int) -> list[MetricSummary]:
+        """Every series of a run, by metric, process and attributes."""
+        rows = self._connection.rows(
+            "SELECT series, metric, anyLast(kind) AS k, anyLast(process) AS p, anyLast(attributes) AS a, anyLast(unit),"
+            f" anyLast(description), sum(count), max(last), anyLast(scope) AS s FROM series WHERE run = {run} GROUP BY series, metric"
+            " ORDER BY metric, p, a, k, s"
+        )
+        steps = self._runs.step_at({(run, row[8][5], row[8][0]) for row in rows if not row[8][3]})
+        attempts = self._runs.attempts(run)
+        return [_metric(row, steps, attempts) for row in rows]
+
+    def series(self, run: int, selection: Selection) -> list[Sequence[Any]]:
+        """The selected series, by metric, process and attributes: key, process, metric, kind, attributes, points, scope, unit."""
+        only = "" if selection.process is None else " HAVING p = {process:String}"
+        rows = self._connection.rows(
+            "SELECT series, anyLast(process) AS p, metric, anyLast(kind) AS k, anyLast(attributes) AS a, sum(count),"
+            " anyLast(scope) AS s, anyLast(unit) FROM series"
+            f" WHERE run = {run} AND metric IN {{metrics:Array(String)}} GROUP BY series, metric{only}"
+            " ORDER BY metric, p, a, k, s",
+            metrics=list(selection.metrics),
+            process=selection.process or "",
+        )
+        return [row for row in rows if parse_kind(row[3]).numeric == selection.numeric]
+
+    def read(self, run: int, rows: Sequence[Sequence[Any]], selection: Selection) -> list[Series]:
+        """The selected points of these series, whenever they arrived; errors as for `check_limit`."""
+        if not rows:
+            return []
+        start, stop = selection.start, selection.stop
+        table = "points" if selection.numeric else "distributions"
+        where = f"run = {run} AND series IN ({numbers([row[0] for row in rows])}){_range(start, stop)}"
+        total = sum(row[5] for row in rows)
+        if start is not None or stop is not None:
+            total = self._connection.rows(f"SELECT count() FROM {table} WHERE {where}")[0][0]
+        gaps: Mapping[int, NDArray[np.int64]] = {}
+        if selection.gaps:
+            gaps = self._gaps(where, selection.limit - total)
+            total += sum(map(len, gaps.values()))
+        check_limit(total, selection.limit, {row[2] for row in rows})
+        tail = f"FROM {table} FINAL WHERE {where} ORDER BY series, time"
+        return self._select(rows, tail, selection, gaps=gaps)
+
+    def _gaps(self, where: str, most: int) -> Mapping[int, NDArray[np.int64]]:
+        """The newest gaps of each series, ascending; of all of them `most` at most, and one more if there are more."""
+        found = self._connection.columns(
+            f"SELECT DISTINCT series, time FROM gap WHERE {where} ORDER BY series, time DESC"
+            f" LIMIT {MAX_GAPS} BY series LIMIT {max(most, 0) + 1}",
+            _GAP,
+        )
+        keys, firsts = np.unique(found["series"], return_index=True)
+        parts = np.split(found["time"], firsts[1:])
+        return {int(key): np.sort(part) for key, part in zip(keys, parts, strict=False)}
+
+    def read_new(
+        self, run: int, rows: Sequence[Sequence[Any]], arrived: Collection[Arrived], selection: Selection
+    ) -> list[Series]:
+        """The points that came in some commits."""
+        metrics = {metric for one in arrived for metric in one.metrics}
+        rows = [row for row in rows if row[2] in metrics]
+        if not rows:
+            return []
+        first = min(one.first for one in arrived if one.metrics)
+        table = "points" if selection.numeric else "distributions"
+        commits = numbers([invert(one.number) for one in arrived])
+        # Not FINAL: of two equal points it would show the one that is not new.
+        return self._select(
+            rows,
+            f"FROM {table} WHERE run = {run} AND series IN ({numbers([row[0] for row in rows])}){_range(first, None)}"
+            f" AND precedence IN ({commits}) ORDER BY series, time",
+            selection,
+        )
+
+    def _select(
+        self,
+        rows: Sequence[Sequence[Any]],
+        tail: str,
+        selection: Selection,
+        *,
+        gaps: Mapping[int, NDArray[np.int64]] = MappingProxyType({}),
+    ) -> list[Series]:
+        if selection.numeric:
+            found = self._connection.columns(f"SELECT series, time, word, integer {tail}", _ROW)
+            keys: NDArray[np.uint64] = np.ascontiguousarray(found["series"])
+            column: Column = Points(
+                np.ascontiguousarray(found["time"]),
+                np.ascontiguousarray(found["word"]),
+                np.ascontiguousarray(found["integer"]).view(np.bool_),
+            )
+        else:
+            keys, column = _decode_blobs(self._connection.raw(f"SELECT series, time, data {tail}"))
+        series = []
+        for key, process, metric, kind, attributes, _, scope, unit in rows:
+            selection.check()
+            first, last = (
+                np.searchsorted(keys, np.array([key, key], np.uint64)[0], "left"),
+                np.searchsorted(keys, np.array([key], np.uint64)[0], "right"),
+            )
+            if last > first:
+                points = column[first:last].distinct()
+                about = (process, metric, parse_kind(kind), json.loads(attributes))
+                series.append(Series(*about, points, scope, unit, gaps.get(key, NO_GAPS)))
+        return series
+
+
+def _metric(
+    row: Sequence[Any], steps: dict[tuple[int, int], int], attempts: Mapping[str, ProcessAttempt]
+) -> MetricSummary:
+    _, metric, kind_text, process, attributes, unit, description, points, last, scope = row
+    time, word, integer, stepped, step, step_series = last
+    kind = parse_kind(kind_text)
+    value: int | float | None = None
+    if kind.numeric:
+        value = word if integer else float(np.int64(word).view(np.float64))
+    return MetricSummary(
+        metric=metric,
+        kind=kind,
+        process=process,
+        attempt=attempts[process].number if attempts else 1,
+        attributes=json.loads(attributes),
+        unit=unit,
+        description=description,
+        points=points,
+        last=value,
+        last_time=time,
+        last_step=step if stepped else steps.get((step_series, time)),
+        scope=scope,
+    )
+
+
+def _decode_blobs(data: bytes) -> tuple[NDArray[np.uint64], Blobs]:
+    """Rows of series, time and data: RowBinary with a varint before the data."""
+    keys, times, blobs = [], [], []
+    position = 0
+    while position < len(data):
+        keys.append(int.from_bytes(data[position : position + 8], "little"))
+        times.append(int.from_bytes(data[position + 8 : position + 16], "little", signed=True))
+        position += 16
+        length = shift = 0
+        while True:
+            byte = data[position]
+            position += 1
+            length |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                break
+        blobs.append(data[position : position + length])
+        position += length
+    return np.array(keys, np.uint64), Blobs.of(np.array(times, np.int64), blobs)
+
+
+def _range(start: int | None, stop: int | None) -> str:
+    found = ""
+    for operator, bound in ((">=", start), ("<", stop)):
+        if bound is not None:
+            found += f" AND time {operator} fromUnixTimestamp64Nano({min(max(bound, 0), _LAST)}, 'UTC')"
+    return found

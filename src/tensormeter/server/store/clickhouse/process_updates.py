@@ -1,0 +1,106 @@
+"""What a commit says about a process of a run: one row, which merging adds to those before."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tensormeter.server.store.models.points import Points
+from tensormeter.server.store.rules.lifecycle import News
+from tensormeter.server.store.rules.resource_identity import Source
+from tensormeter.server.store.sqlite.points.segment_reader import beginning
+
+__all__ = ["COLUMNS", "NEVER", "ProcessUpdate"]
+
+NEVER: Final = (1 << 63) - 1
+"""Stands for a time or step that there is none of: the least of all with any other is the other."""
+
+_NO_NUMBER: Final = (1 << 64) - 1
+
+COLUMNS: Final = {
+    "run": "Q",
+    "process": "s",
+    "project": "s",
+    "run_id": "s",
+    "name": "Qs",
+    "resource": "QIs",
+    "seen": "Q",
+    "created": "q",
+    "updated": "q",
+    "newest": "q",
+    "first_start": "q",
+    "started": "q",
+    "ended": "qQs",
+    "turned": "Q",
+    "losses": "Qs",
+    "config": "qQs",
+    "tags": "Qs",
+    "grp": "Qs",
+    "notes": "Qs",
+    "first_step": "q",
+    "began": "q",
+}
+"""As `encode_rows` wants them."""
+
+
+@dataclass(slots=True)
+class ProcessUpdate:
+    """Of one process. Numbers are those of arrivals."""
+
+    run: int
+    source: Source
+    number: int
+    received: int
+    created: int = NEVER
+    newest: int = 0
+    first_start: int = NEVER
+    started: int = 0
+    ended: tuple[int, int, str] = (0, 0, "")
+    turned: int = 0
+    losses: tuple[int, str] = (0, "")
+    config: tuple[int, int, str] = (0, 0, "")
+    tags: tuple[int, str] = (_NO_NUMBER, "")
+    group: tuple[int, str] = (_NO_NUMBER, "")
+    notes: tuple[int, str] = (_NO_NUMBER, "")
+    first_step: int = NEVER
+    began: int = NEVER
+
+    def add_times(self, first: int, newest: int) -> None:
+        """Points from `first` to `newest`; `newest` is 0 for an event at `first`."""
+        self.created = min(self.created, first)
+        self.newest = max(self.newest, min(newest, self.received))
+
+    def add_steps(self, steps: Points) -> None:
+        """Steps of a process of a later attempt than the first."""
+        found = beginning(steps)
+        if found is not None:
+            self.first_step, self.began = min(self.first_step, found[0]), min(self.began, found[1])
+
+    def add_news(self, news: News, time: int, number: int) -> None:
+        """What an event says."""
+        if news.losses is not None:
+            self.losses = number, news.losses
+        if news.starts:
+            self.first_start = min(self.first_start, time)
+            self.started = max(self.started, time)
+            self.turned = number
+        if news.end_state is not None:
+            self.ended = max(self.ended, (time, number, news.end_state))
+            self.turned = number
+        if news.config is not None:
+            self.config = max(self.config, (time, number, news.config))
+        if news.tags is not None:
+            self.tags = min(self.tags, (number, news.tags))
+        if news.group is not None:
+            self.group = min(self.group, (number, news.group))
+        if news.notes is not None:
+            self.notes = min(self.notes, (number, news.notes))
+
+    def row(self, *, named: bool) -> list[Any]:
+        """As `COLUMNS` say; without name and resource unless `named`."""
+        source, number = self.source, self.number
+        name = (number, source.name) if named else (0, "")
+        resource = (number, source.attempt, source.resource) if named else (0, 0, "")
+        return [
+            *(self.run, source.process, source.project, source.run_id, *name, *resource, number, self.created),
+            *(self.received, self.newest, self.first_start, self.started, *self.ended, self.turned, *self.losses),
+            *(*self.config, *self.tags, *self.group, *self.notes, self.first_step, self.began),
+        ]

@@ -1,0 +1,298 @@
+"""Runs: found by name, folded from what their processes and users said, with summaries of their metrics."""
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+
+from tensormeter.otlp.check import Check, no_check
+from tensormeter.server.store.clickhouse.connection import Connection
+from tensormeter.server.store.clickhouse.process_updates import NEVER
+from tensormeter.server.store.models.errors import AmbiguousRunError, NotFoundError
+from tensormeter.server.store.models.points import Points
+from tensormeter.server.store.models.runs import ProcessAttempt, ProjectSummary, RunRef, RunSummary, RunTable, State
+from tensormeter.server.store.rules.lifecycle import NUMBERED, Life, present_state, run_life
+from tensormeter.server.store.rules.totals import Totals
+from tensormeter.server.store.sqlite.points.segment_reader import steps_at
+from tensormeter.server.store.sqlite.tables.runs import PARTS, dig, summary_fields, summary_of
+
+__all__ = ["Runs", "numbers"]
+
+_NOT_DELETED: Final = "run GLOBAL NOT IN (SELECT run FROM deleted)"
+_LOOKED_UP: Final = 10_000
+
+_PROCESS: Final = """
+SELECT run, process, anyLast(project) AS project, anyLast(run_id) AS run_id, max(name) AS name,
+    tupleElement(max(resource), 2) AS attempt, position(tupleElement(max(resource), 3), '{numbered}') > 0 AS numbered,
+    min(created) AS created, max(updated) AS updated, max(newest) AS newest,
+    min(first_start) AS first_start, max(started) AS started, max(ended) AS ended, max(turned) AS turned,
+    max(config) AS config, min(tags) AS tags, min(grp) AS grp, min(notes) AS notes,
+    tupleElement(max(losses), 2) AS losses
+FROM process WHERE {condition} GROUP BY run, process"""
+
+_RUN: Final = """
+SELECT run, any(project), any(run_id), tupleElement(max(name), 2), min(created), min(first_start), max(updated), max(newest),
+    max(turned), {config}, tupleElement(min(tags), 2), tupleElement(min(grp), 2), tupleElement(min(notes), 2),
+    groupArray((attempt, started, tupleElement(ended, 1), tupleElement(ended, 3), numbered)), groupArrayIf(losses, losses NOT IN ('', '{{}}'))
+FROM ({inner}) GROUP BY run"""
+
+
+class Runs:
+    """Reads runs. For any number of threads."""
+
+    def __init__(self, connection: Connection, stall_after: float) -> None:
+        self._connection = connection
+        self._stall_after = stall_after
+
+    def find(self, ref: RunRef) -> int:
+        """The key of a run; errors as for `Store`."""
+        only = "" if ref.project is None else " AND project = {project:String}"
+        rows = self._connection.rows(
+            "SELECT run, any(project) AS p FROM process WHERE run_id = {run_id:String}"
+            f"{only} AND {_NOT_DELETED} GROUP BY run ORDER BY p",
+            run_id=ref.run_id,
+            project=ref.project or "",
+        )
+        if len(rows) == 1:
+            return int(rows[0][0])
+        if rows:
+            names = ", ".join(repr(row[1]) for row in rows[:10])
+            raise AmbiguousRunError(
+                f"run {ref.run_id!r} is in {len(rows)} projects ({names}); say which with `project`"
+            )
+        where = "" if ref.project is None else f" in project {ref.project!r}"
+        raise NotFoundError(f"there is no run {ref.run_id!r}{where}; list the runs to see their ids")
+
+    def existing(self, refs: Sequence[RunRef]) -> set[int]:
+        """The keys of those that exist."""
+        ids = sorted({ref.run_id for ref in refs})
+        rows = self._connection.rows(
+            f"SELECT DISTINCT run, run_id, project FROM process WHERE run_id IN {{ids:Array(String)}} AND {_NOT_DELETED}",
+            ids=ids,
+        )
+        wanted = {(ref.run_id, ref.project) for ref in refs}
+        return {run for run, run_id, project in rows if wanted & {(run_id, project), (run_id, None)}}
+
+    def recent(self, since: int) -> set[int]:
+        """Runs that something arrived for since a time."""
+        rows = self._connection.rows(f"SELECT DISTINCT run FROM process WHERE updated > {since} AND {_NOT_DELETED}")
+        return {row[0] for row in rows}
+
+    def states(self, runs: Collection[int]) -> dict[int, tuple[RunRef, State]]:
+        """Names and present states."""
+        found = self._load(f"run IN ({numbers(runs)})", runs) if runs else {}
+        return {key: (RunRef(run.run_id, run.project), run.state) for key, run in found.items()}
+
+    def names(self, runs: Collection[int]) -> dict[int, RunRef]:
+        """Names of those that are not deleted."""
+        if not runs:
+            return {}
+        rows = self._connection.rows(
+            f"SELECT DISTINCT run, run_id, project FROM process WHERE run IN ({numbers(runs)}) AND {_NOT_DELETED}"
+        )
+        return {row[0]: RunRef(row[1], row[2]) for row in rows}
+
+    def projects(self) -> list[ProjectSummary]:
+        """All projects, by name."""
+        rows = self._connection.rows(
+            "SELECT project, uniqExact(run), max(updated) FROM"
+            f" (SELECT run, any(project) AS project, max(updated) AS updated FROM process WHERE {_NOT_DELETED} GROUP BY run)"
+            " GROUP BY project ORDER BY project"
+        )
+        return [ProjectSummary(*row) for row in rows]
+
+    def attempts(self, run: int) -> dict[str, ProcessAttempt]:
+        """The attempts of a run's processes; none if all are of attempt 1."""
+        rows = self._connection.rows(
+            "SELECT process, max(resource), min(first_step), min(began) FROM process"
+            f" WHERE run = {run} GROUP BY process"
+        )
+        if all(row[1][1] == 1 for row in rows):
+            return {}
+        found = {}
+        for process, (_, number, resource), first_step, began in rows:
+            rank = json.loads(resource).get("tensormeter.rank")
+            known = first_step != NEVER
+            found[process] = ProcessAttempt(
+                number,
+                first_step if known else None,
+                began if known else 0,
+                rank if isinstance(rank, int) and not isinstance(rank, bool) else None,
+            )
+        return found
+
+    def started(self, run: int) -> int:
+        """When a run started."""
+        rows = self._connection.rows(f"SELECT min(first_start), min(created) FROM process WHERE run = {run}")
+        first_start, created = rows[0]
+        return int(created if first_start == NEVER else first_start)
+
+    def load(self, runs: Sequence[int], metrics: Collection[str] | None) -> list[RunSummary]:
+        """Runs in that order, without those that are gone, with the summaries of `metrics`, or all."""
+        if not runs:
+            return []
+        found = self._load(f"run IN ({numbers(runs)})", runs, config=True)
+        totals: Mapping[int, dict[str, Totals]] = {}
+        if found and (metrics is None or metrics):
+            totals = self._totals(f"run IN ({numbers(found)})", metrics, steps=True)
+            for run, metric in self._mixed(found):
+                if metric in totals.get(run, {}):
+                    totals[run][metric] = totals[run][metric].without_statistics()
+        points = self._points(f"run IN ({numbers(found)})") if found else {}
+        return [
+            replace(
+                found[key],
+                points=points.get(key, 0),
+                summary={name: summary_of(one) for name, one in sorted(totals.get(key, {}).items())},
+            )
+            for key in runs
+            if key in found
+        ]
+
+    def table(self, project: str | None, fields: Sequence[str], check: Check = no_check) -> RunTable:
+        """What `Store.table` returns."""
+        configured = any(name.startswith("config.") for name in fields)
+        of_project = "1" if project is None else "project = {project:String}"
+        names = {"project": project or ""}
+        found = self._load(of_project, None, config=configured, **names)
+        runs = list(found)
+        within = f"run GLOBAL IN (SELECT DISTINCT run FROM process WHERE {of_project})"
+        columns: dict[str, Sequence[Any]] = {}
+        for name in fields:
+            check()
+            group, _, rest = name.partition(".")
+            if name == "points":
+                counts = self._points(within, **names)
+                columns[name] = [counts.get(run, 0) for run in runs]
+            elif group == "config" and rest:
+                columns[name] = [dig(run.config, rest) for run in found.values()]
+            elif group != "summary":
+                columns[name] = [getattr(run, "run_id" if name == "id" else name) for run in found.values()]
+        for metric, parts in summary_fields(fields).items():
+            check()
+            totals = self._totals(within, (metric,), steps="last_step" in parts, **names)
+            of_run = {run: one[metric] for run, one in totals.items()}
+            for part in parts:
+                column = [None if run not in of_run else getattr(of_run[run], PARTS.get(part, part)) for run in runs]
+                columns[f"summary.{metric}.{part}"] = column
+        return RunTable(runs, columns)
+
+    def _mixed(self, runs: Collection[int]) -> Sequence[Sequence[Any]]:
+        """(run, metric) of metrics whose series differ in unit or kind."""
+        return self._connection.rows(
+            f"SELECT run, metric FROM series WHERE run IN ({numbers(runs)}) AND (kind = 'gauge' OR kind LIKE 'sum %')"
+            " GROUP BY run, metric HAVING uniqExact(kind, unit) > 1"
+        )
+
+    def step_at(self, wanted: Collection[tuple[int, int, int]]) -> dict[tuple[int, int], int]:
+        """Steps by (series, time), of (run, series of steps, time); without those where no step was logged."""
+        found: dict[tuple[int, int], int] = {}
+        listed = sorted(wanted)
+        for i in range(0, len(listed), _LOOKED_UP):
+            part = listed[i : i + _LOOKED_UP]
+            pairs = ", ".join(f"({series}, fromUnixTimestamp64Nano({time}, 'UTC'))" for _, series, time in part)
+            rows = self._connection.columns(
+                f"SELECT series, time, word, integer FROM points FINAL WHERE run IN ({numbers({one[0] for one in part})})"
+                f" AND series IN ({numbers({one[1] for one in part})}) AND (series, time) IN ({pairs})",
+                np.dtype([("series", "<u8"), ("time", "<i8"), ("word", "<i8"), ("integer", "u1")]),
+            )
+            for series, moment, word, integer in rows.tolist():
+                steps = Points(np.array([moment]), np.array([word]), np.array([integer], np.bool_))
+                step, known = steps_at(steps, steps.times)
+                if known[0]:
+                    found[series, moment] = int(step[0])
+        return found
+
+    def _load(
+        self, condition: str, runs: Collection[int] | None, *, config: bool = False, **parameters: Any
+    ) -> dict[int, RunSummary]:
+        """Runs by key; `points` and `summary` are empty, and `config` unless it is asked for."""
+        inner = _PROCESS.format(condition=f"{condition} AND {_NOT_DELETED}", numbered=NUMBERED)
+        rows = self._connection.rows(
+            _RUN.format(inner=inner, config="tupleElement(max(config), 3)" if config else "''"), **parameters
+        )
+        said = self._annotations(runs)
+        now = time.time_ns()
+        return {row[0]: self._run(row, said.get(row[0], {}), now) for row in rows}
+
+    def _annotations(self, runs: Collection[int] | None) -> dict[int, dict[str, tuple[Any, int]]]:
+        only = "run != 0" if runs is None else f"run IN ({numbers(runs)})"
+        found: dict[int, dict[str, tuple[Any, int]]] = defaultdict(dict)
+        for run, name, value, number in self._connection.rows(
+            f"SELECT run, field, value, number FROM annotation FINAL WHERE {only}"
+        ):
+            found[run][name] = json.loads(value), number
+        return found
+
+    def _run(self, row: Sequence[Any], said: Mapping[str, tuple[Any, int]], now: int) -> RunSummary:
+        _, project, run_id, name, created, first_start, updated, newest, turned, config, *rest = row
+        tags, group, notes, lives, losses = rest
+        state, attempt, ended = run_life(
+            [Life(a, s or None, e or None, how or None, bool(n)) for a, s, e, how, n in lives]
+        )
+        stalled, since = said.get("stalled", (False, 0))
+        present = present_state(
+            state, updated, stalled=stalled and since > turned, now=now, stall_after=self._stall_after
+        )
+
+        def chosen(field: str, sent: Any) -> Any:
+            return said[field][0] if field in said else sent
+
+        return RunSummary(
+            project=project,
+            run_id=run_id,
+            name=chosen("name", name),
+            state=present,
+            attempt=attempt,
+            created=created,
+            started=created if first_start == NEVER else first_start,
+            ended=ended,
+            updated=updated,
+            newest=newest,
+            group=chosen("group", group),
+            tags=chosen("tags", json.loads(tags or "[]")),
+            notes=chosen("notes", notes),
+            archived=chosen("archived", False),
+            config=json.loads(config or "{}"),
+            points=0,
+            processes=len(lives),
+            lost=sum(sum(json.loads(text).values()) for text in losses),
+            summary={},
+        )
+
+    def _points(self, condition: str, **parameters: Any) -> dict[int, int]:
+        rows = self._connection.rows(f"SELECT run, sum(count) FROM series WHERE {condition} GROUP BY run", **parameters)
+        return {row[0]: row[1] for row in rows}
+
+    def _totals(
+        self, condition: str, metrics: Collection[str] | None, *, steps: bool, **parameters: Any
+    ) -> dict[int, dict[str, Totals]]:
+        """Totals of numbers by run and metric."""
+        only = "" if metrics is None else " AND metric IN {metrics:Array(String)}"
+        rows = self._connection.rows(
+            "SELECT run, metric, sum(count), sum(numbers), reinterpretAsInt64(sum(total)), reinterpretAsInt64(min(minimum)),"
+            f" reinterpretAsInt64(max(maximum)), max(last) FROM series WHERE {condition}{only}"
+            " AND (startsWith(kind, 'gauge') OR startsWith(kind, 'sum ')) GROUP BY run, metric",
+            **parameters,
+            **({} if metrics is None else {"metrics": sorted(metrics)}),
+        )
+        unknown = {(row[0], row[7][5], row[7][0]) for row in rows if not row[7][3]}
+        looked_up = self.step_at(unknown) if steps and unknown else {}
+        found: dict[int, dict[str, Totals]] = defaultdict(dict)
+        for run, metric, count, n, *floats, last in rows:
+            total, minimum, maximum = np.array(floats, np.int64).view(np.float64).tolist() if n else [float("nan")] * 3
+            moment, word, integer, stepped, step, series = last
+            totals = Totals(count, n, total, minimum, maximum, moment, word, bool(integer), step if stepped else None)
+            if not stepped:
+                totals = replace(totals, last_step=looked_up.get((series, moment)))
+            found[run][metric] = totals
+        return found
+
+
+def numbers(values: Collection[int]) -> str:
+    """Integers for a statement."""
+    return ", ".join(map(str, sorted(values)))

@@ -1,0 +1,1 @@
+"""Plain values that cross the interface of a store."""

@@ -1,0 +1,1 @@
+"""Decisions that all stores make alike."""

@@ -1,0 +1,207 @@
+"""What lifecycle events say about runs: states, attempts, configuration, tags, losses."""
+
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, cast
+
+from tensormeter.conventions.attempt_number import NUMBER
+from tensormeter.otlp.batch import Event
+from tensormeter.server.store import State
+from tensormeter.server.store.models.canonical_json import canonical_json
+from tensormeter.server.store.sqlite.integrity.seals import PROCESS, is_sound
+
+__all__ = [
+    "HEARTBEAT",
+    "NUMBERED",
+    "PROCESS_END",
+    "RUN_CONFIG",
+    "RUN_END",
+    "RUN_START",
+    "Life",
+    "News",
+    "apply_event",
+    "news_of",
+    "present_state",
+    "process_state",
+    "refresh_run",
+    "run_life",
+]
+
+RUN_START: Final = "tensormeter.run.start"
+RUN_CONFIG: Final = "tensormeter.run.config"
+RUN_END: Final = "tensormeter.run.end"
+PROCESS_END: Final = "tensormeter.process.end"
+HEARTBEAT: Final = "tensormeter.run.heartbeat"
+
+NUMBERED: Final = f'"{NUMBER}":'
+"""Part of a resource's JSON if its sender numbers attempts."""
+
+_PRECEDENCE: Final[tuple[State, ...]] = ("failed", "crashed", "preempted", "running", "finished")
+_END_STATES: Final = ("finished", "crashed", "preempted")
+_MAX_TAGS: Final = 100
+
+
+@dataclass(frozen=True)
+class Life:
+    """A process's attempt, the times of its latest start and end, how it ended, and whether its sender numbers attempts."""
+
+    attempt: int
+    started: int | None
+    ended: int | None
+    end_state: str | None
+    numbered: bool
+
+    @property
+    def state(self) -> State | None:
+        """As `process_state`."""
+        return process_state(self.started, self.ended, self.end_state)
+
+    @property
+    def gone(self) -> int | None:
+        """When it ended, if it has not started again."""
+        return self.ended if self.ended is not None and self.ended >= (self.started or 0) else None
+
+
+@dataclass(frozen=True)
+class News:
+    """What an event says about its run and process; None where it says nothing. What is JSON is canonical.
+
+    Attributes:
+        losses: JSON object: counts of what the process had to drop, by reason.
+        starts: Whether the run starts.
+        end_state: How it ended, if it did.
+        config: JSON object.
+        tags: JSON array.
+    """
+
+    losses: str | None = None
+    starts: bool = False
+    end_state: str | None = None
+    config: str | None = None
+    tags: str | None = None
+    group: str | None = None
+    notes: str | None = None
+
+
+def news_of(event: Event) -> News:
+    """Read an event."""
+    details = event.body if isinstance(event.body, Mapping) else {}
+    dropped = details.get("dropped")
+    losses = None
+    if isinstance(dropped, Mapping):
+        losses = canonical_json({str(reason): n for reason, n in dropped.items() if isinstance(n, int)})
+    if event.name == RUN_END:
+        state = details.get("state", "finished")
+        return News(losses, end_state=state if state in _END_STATES else "failed")
+    if event.name not in (RUN_START, RUN_CONFIG):
+        return News(losses)
+    given = details.get("config")
+    config = canonical_json(given) if isinstance(given, Mapping) and given else None
+    if event.name == RUN_CONFIG:
+        return News(losses, config=config)
+    tags = details.get("tags")
+    group, notes = details.get("group"), details.get("notes")
+    texts = None
+    if isinstance(tags, Sequence) and not isinstance(tags, str | bytes):
+        texts = canonical_json([tag for tag in tags if isinstance(tag, str)][:_MAX_TAGS])
+    return News(
+        losses,
+        starts=True,
+        config=config,
+        tags=texts,
+        group=group if isinstance(group, str) else None,
+        notes=notes if isinstance(notes, str) else None,
+    )
+
+
+def apply_event(connection: sqlite3.Connection, run: int, process: int, event: Event, time: int) -> bool:
+    """Write into the rows of run and process what an event says about them; inside the caller's transaction.
+
+    Returns:
+        Whether the run needs `refresh_run` afterwards, once after all events of a request: it reads all processes of the run.
+    """
+    news = news_of(event)
+    if news.losses is not None:
+        connection.execute("UPDATE process SET losses = ? WHERE id = ?", (news.losses, process))
+    if news.config is not None:
+        connection.execute(
+            "UPDATE run SET config = ?, config_time = ? WHERE id = ? AND config_time <= ?",
+            (news.config, time, run, time),
+        )
+    if news.starts:
+        connection.execute("UPDATE process SET started = max(ifnull(started, 0), ?) WHERE id = ?", (time, process))
+        connection.execute("UPDATE run SET started = min(ifnull(started, ?), ?) WHERE id = ?", (time, time, run))
+        for column, value in (("tags", news.tags), ("grp", news.group), ("notes", news.notes)):
+            if value is not None:  # what a user has changed stays
+                connection.execute(f"UPDATE run SET {column} = ifnull({column}, ?) WHERE id = ?", (value, run))
+    elif news.end_state is not None:
+        connection.execute(
+            "UPDATE process SET ended = ?, end_state = ? WHERE id = ? AND ifnull(ended, 0) <= ?",
+            (time, news.end_state, process, time),
+        )
+    return news.starts or news.end_state is not None
+
+
+def refresh_run(connection: sqlite3.Connection, run: int) -> None:
+    """Bring the run's state, attempt and end up to date with those of its processes."""
+    rows = connection.execute(
+        f"SELECT instr(resource, ?) > 0, {PROCESS.selection} FROM process WHERE run = ?", (NUMBERED, run)
+    ).fetchall()
+    lives = [Life(row[4], row[5], row[6], row[7], bool(row[0])) for row in rows]
+    started = min((life.started for life in lives if life.started is not None), default=None)
+    connection.execute(
+        "UPDATE run SET state = ?, attempt = ?, ended = ?, started = ifnull(started, ?), stalled = 0 WHERE id = ?",
+        (*run_life(lives), started, run),
+    )
+    if not all(is_sound(row[-1], *row[1:-1]) for row in rows):  # what is made of damage is damaged
+        connection.execute("UPDATE run SET tally = tally + 1 WHERE id = ?", (run,))
+
+
+def run_life(lives: Sequence[Life]) -> tuple[State, int, int | None]:
+    """State, attempt and end of a run, from its processes."""
+    attempt, members = _latest_attempt(lives)
+    gone = [life.gone for life in members if life.state is not None]
+    ended = max((time for time in gone if time is not None), default=None) if None not in gone else None
+    return _run_state(life.state for life in members), attempt, ended
+
+
+def present_state(state: State, updated: int, *, stalled: bool, now: int, stall_after: float) -> State:
+    """The state that is shown: a run that should be running may be silent (times in nanoseconds), or make no steps."""
+    if state == "running" and (stalled or now - updated > stall_after * 1e9):
+        return "stalled"
+    return state
+
+
+def process_state(started: int | None, ended: int | None, end_state: str | None) -> State | None:
+    """The state of a process from the times of its latest start and end; None if it had neither."""
+    if ended is not None and ended >= (started or 0):
+        return cast("State", end_state)
+    return None if started is None else "running"
+
+
+def _latest_attempt(lives: Sequence[Life]) -> tuple[int, Sequence[Life]]:
+    """The number of the latest attempt, and its processes.
+
+    Where no sender numbers attempts, one begins with a start after the ends of all that were there before. Where they do, a
+    process may start after others have crashed.
+    """
+    attempt = max((life.attempt for life in lives), default=1)
+    if any(life.numbered for life in lives):
+        return attempt, [life for life in lives if life.attempt == attempt]
+    started = sorted((life for life in lives if life.started is not None), key=lambda life: life.started or 0)
+    members: list[Life] = [life for life in lives if life.started is None]
+    for life in started:
+        if members and all(other.gone is not None and other.gone < (life.started or 0) for other in members):
+            attempt, members = attempt + 1, []
+        members.append(life)
+    return attempt, members
+
+
+def _run_state(states: Iterable[State | None]) -> State:
+    """The state of a run from those of its processes; a process without any says nothing."""
+    known = {state for state in states if state is not None}
+    for state in _PRECEDENCE:
+        if state in known:
+            return state
+    return "running"

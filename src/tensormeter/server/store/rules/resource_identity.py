@@ -1,0 +1,69 @@
+"""Where telemetry comes from: project, run and process, read off the attributes of a resource."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from tensormeter.conventions.attempt_number import NUMBER
+from tensormeter.otlp.batch import Attribute
+from tensormeter.server.store.models.canonical_json import canonical_json
+from tensormeter.settings import IDENTIFIER
+
+__all__ = ["Source", "identify"]
+
+MAX_NAME: Final = 1024
+"""Characters in the name of a project, run, process, metric or event."""
+
+MAX_RESOURCE_JSON: Final = 65_536
+"""Characters in the attributes of one resource, as JSON."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One process of one run; `resource` is all of its attributes, as canonical JSON.
+
+    `derived` says that the sender named no run, and the id was made from its resource.
+    """
+
+    project: str
+    run_id: str
+    name: str
+    process: str
+    resource: str
+    attempt: int = 1
+    derived: bool = False
+
+
+def identify(attributes: Mapping[str, Attribute]) -> Source | str:
+    """The source that a resource describes, or the reason why the store cannot keep it.
+
+    A sender that knows nothing of tensormeter gets a run per `service.name` and `service.instance.id`, or, if it does
+    not say which instance it is, a run per distinct resource.
+    """
+    resource = canonical_json(attributes)
+    service = _text(attributes, "service.name")
+    instance = _text(attributes, "service.instance.id")
+    project = service or "default"
+    run_id = _text(attributes, "tensormeter.run.id")
+    name = _text(attributes, "tensormeter.run.name") or run_id or project
+    derived = not run_id
+    if derived:
+        identity = canonical_json([service, instance]) if instance else resource
+        run_id = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    if not IDENTIFIER.fullmatch(run_id):
+        return "tensormeter.run.id is not 1 to 128 letters, digits, '.', '_' or '-' beginning with a letter or digit"
+    if max(map(len, (project, name, instance))) > MAX_NAME:
+        return f"service.name, service.instance.id or tensormeter.run.name is longer than {MAX_NAME} characters"
+    if len(resource) > MAX_RESOURCE_JSON:
+        return f"resource attributes are longer than {MAX_RESOURCE_JSON} characters as JSON"
+    attempt = attributes.get(NUMBER)
+    known = attempt if isinstance(attempt, int) and 1 <= attempt < 1 << 31 else 1
+    return Source(project, run_id, name, instance, resource, known, derived)
+
+
+def _text(attributes: Mapping[str, Attribute], key: str) -> str:
+    value = attributes.get(key)
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else canonical_json(value)

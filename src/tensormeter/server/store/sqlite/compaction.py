@@ -1,0 +1,210 @@
+"""Folding: from heads in memory to chunks in the file.
+
+A series grows by the logarithmic method: points are folded into a new chunk, and the youngest chunks join it for as
+long as they hold no more points than it does.
+So a series has few small chunks, each point is rewritten a logarithmic number of times, and a chunk once full is never
+touched again.
+
+Chunks of a series never share a time: what is folded leaves out the times that its chunks have already.
+"""
+
+import sqlite3
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
+
+import numpy as np
+
+from tensormeter.server.store.models.errors import DamagedError
+from tensormeter.server.store.models.points import Column, Points
+from tensormeter.server.store.rules.totals import Totals, add_totals
+from tensormeter.server.store.sqlite.integrity.seals import directory_of
+from tensormeter.server.store.sqlite.points.memtable import HeadView, Layer, Newest, newest
+from tensormeter.server.store.sqlite.points.segment_reader import chunk_points
+from tensormeter.server.store.sqlite.points.segment_rows import Span, find_chunks, insert_chunks, spans
+from tensormeter.server.store.sqlite.points.segments import Segment, encode_chunk, full_chunk
+from tensormeter.server.store.sqlite.points.step_lookup import StepFinder
+from tensormeter.server.store.sqlite.tables import commit_log
+from tensormeter.server.store.sqlite.transaction import CHANGED
+
+__all__ = ["Fold", "apply_folds", "filled", "plan_folds"]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What folding changes in one series.
+
+    Attributes:
+        first: Order number of the first new chunk; old chunks from there on are replaced.
+        chunks: The new chunks.
+        directory: Of all chunks of the series, as they will be.
+        added: Points that were in no chunk before.
+        newest: The latest of them.
+        last_step: The step logged at its time, if any.
+        totals: Of them, if they are numbers.
+    """
+
+    series: int
+    run: int
+    metric: str
+    first: int
+    chunks: Sequence[Segment]
+    directory: int
+    added: int
+    newest: Newest
+    last_step: int | None
+    totals: Totals | None
+
+
+def plan_folds(
+    connection: sqlite3.Connection,
+    layer: Layer,
+    give_way: Callable[[], None],
+    report: Callable[[DamagedError], None],
+) -> list[Fold]:
+    """Read what is needed and encode what is to be written; writes nothing.
+
+    Args:
+        connection: To read with.
+        layer: What is to be folded.
+        give_way: Called before each series.
+        report: Called with damage that is come upon. A damaged chunk stays as it is, and points go into new ones after it.
+    """
+    steps = StepFinder(connection, [layer])
+    folds = []
+    for series, head in layer.series.items():
+        give_way()
+        fold = _plan(connection, steps, series, head, report)
+        if fold is not None:
+            folds.append(fold)
+    return folds
+
+
+def apply_folds(connection: sqlite3.Connection, folds: Sequence[Fold], upto: int) -> None:
+    """Write folds and retire the journal rows that they came from; inside the caller's transaction."""
+    connection.executemany("DELETE FROM chunk WHERE series = ? AND seq >= ?", [(f.series, f.first) for f in folds])
+    insert_chunks(connection, ((f.series, f.first + i, chunk) for f in folds for i, chunk in enumerate(f.chunks)))
+    connection.executemany(
+        "UPDATE series SET points = points + ?, directory = ? WHERE id = ?",
+        [(fold.added, fold.directory, fold.series) for fold in folds],
+    )
+    connection.executemany(
+        "UPDATE series SET last_time = ?, last_word = ?, last_integer = ?, last_step = ?"
+        " WHERE id = ? AND ifnull(last_time, 0) < ?",
+        [(*fold.newest, fold.last_step, fold.series, fold.newest[0]) for fold in folds],
+    )
+    added: Counter[int] = Counter()
+    totals: dict[tuple[int, str], list[Totals]] = defaultdict(list)
+    for fold in folds:
+        added[fold.run] += fold.added
+        if fold.totals is not None:
+            totals[fold.run, fold.metric].append(fold.totals)
+    connection.executemany("UPDATE run SET points = points + ? WHERE id = ?", [(n, run) for run, n in added.items()])
+    for (run, metric), parts in totals.items():
+        add_totals(connection, run, metric, Totals.merge(parts))
+    commit_log.retire(connection, upto)
+
+
+def filled(folds: Sequence[Fold]) -> list[tuple[int, int]]:
+    """(series, order number) of the full chunks of numbers that folds have made."""
+    return [(fold.series, fold.first + i) for fold in folds for i, chunk in enumerate(fold.chunks) if chunk.is_full]
+
+
+def _plan(
+    connection: sqlite3.Connection,
+    steps: StepFinder,
+    series: int,
+    head: HeadView,
+    report: Callable[[DamagedError], None],
+) -> Fold | None:
+    points = type(head.parts[0]).concat(head.parts).distinct()
+    chunks = _Chunks(connection, series, type(points), report)
+    start, stop = int(points.times[0]), int(points.times[-1])
+    for span in chunks.spans:
+        if span.t_max >= start and span.t_min <= stop:
+            known = chunks.points(span)
+            if known is not None:
+                points = points[~np.isin(points.times, known.times)]
+    if not len(points):
+        return None
+    added, latest = len(points), newest(points)
+    try:
+        step = steps.at(head.process, latest[0])
+    except DamagedError as error:
+        report(error)
+        step = None
+    totals = Totals.of(points, step) if isinstance(points, Points) else None
+    first, pieces = _merge(chunks, points)
+    directory = chunks.directory(first, pieces)
+    return Fold(series, head.run, head.metric, first, pieces, directory, added, latest, step, totals)
+
+
+def _merge(chunks: "_Chunks", points: Column) -> tuple[int, list[Segment]]:
+    """New chunks out of points and the youngest chunks, and the order number of the first."""
+    full = full_chunk(points)
+    first = chunks.spans[-1].seq + 1 if chunks.spans else 0
+    merged = len(points)
+    parts = [points]
+    for span in reversed(chunks.spans):
+        if span.n > merged or span.n >= full:
+            break
+        known = chunks.points(span)
+        if known is None:  # damaged: what can be read of it is for a person to say
+            break
+        parts.insert(0, known)
+        first, merged = span.seq, merged + span.n
+    if len(parts) > 1:
+        points = type(points).concat(parts).distinct()
+    return first, [encode_chunk(points[i : i + full]) for i in range(0, len(points), full)]
+
+
+class _Chunks:
+    """The chunks of one series, read once, without those that are damaged."""
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        series: int,
+        kind: type[Column],
+        report: Callable[[DamagedError], None],
+    ) -> None:
+        self._connection = connection
+        self._series = series
+        self._kind = kind
+        self._report = report
+        self._read: dict[int, Column | None] = {}
+        self.spans = spans(connection, series, strict=False)
+        stored = connection.execute("SELECT directory FROM series WHERE id = ?", (series,)).fetchone()
+        self._damage = 0
+        if stored is not None and isinstance(stored[0], int):
+            self._damage = stored[0] ^ directory_of(map(astuple, self.spans))
+        if self._damage:
+            report(DamagedError("its list of chunks does not match the checksum", series=series))
+
+    def points(self, span: Span) -> Column | None:
+        """What a chunk holds; None if it is damaged, which has been reported."""
+        if span.seq not in self._read:
+            self._read[span.seq] = self._points(span)
+        return self._read[span.seq]
+
+    def directory(self, first: int, added: Sequence[Segment]) -> int:
+        """The checksum of all chunks, once those from `first` on have been replaced. Damage stays in it."""
+        kept = [astuple(span) for span in self.spans if span.seq < first]
+        new = [(first + i, chunk.n, chunk.t_min, chunk.t_max) for i, chunk in enumerate(added)]
+        return directory_of(kept + new) ^ self._damage
+
+    def _points(self, span: Span) -> Column | None:
+        try:
+            (chunk,) = find_chunks(self._connection, self._series, [span])
+            found = chunk_points(chunk)
+        except DamagedError as error:
+            self._report(error)
+            return None
+        except sqlite3.OperationalError:
+            raise
+        except (sqlite3.DatabaseError, *CHANGED) as error:
+            damaged = DamagedError(f"chunk {span.seq}: {error}", series=self._series)
+            damaged.__cause__ = error
+            self._report(damaged)
+            return None
+        return found if isinstance(found, self._kind) else None

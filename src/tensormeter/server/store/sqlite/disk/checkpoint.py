@@ -1,0 +1,86 @@
+"""The write-ahead log: kept small, whatever reads meanwhile.
+
+SQLite can begin the log anew only when no snapshot needs what is in it. Normally that happens by itself at the next commit after a
+checkpoint. While reads overlap all the time it never does, so from twice its usual size on writers wait for the reads that are under
+way. Something that keeps its snapshot for longer, such as a backup, lets the log grow to 16 times its usual size. Then requests are
+refused until it ends.
+"""
+
+import contextlib
+import sqlite3
+import time
+from pathlib import Path
+from typing import Final
+
+from tensormeter.server.store.models.errors import StoreUnavailableError
+from tensormeter.server.store.sqlite.disk.free_space import Room
+
+__all__ = ["Log"]
+
+_PAGE: Final = 4096
+_WAIT_FROM: Final = 2
+_MOST: Final = 16
+"""Sizes of the log, in multiples of the usual one: writers wait for readers; requests are refused."""
+
+_PAUSE: Final = 10.0
+"""Seconds after writers have waited for readers in vain before they do it again."""
+
+
+class Log:
+    """The write-ahead log of one store. For the thread that holds the lock on writing; calls block for the disk."""
+
+    def __init__(self, file: Path, room: Room) -> None:
+        """Of the database `file`; `room` sets its usual size."""
+        self._path = file.with_name(f"{file.name}-wal")
+        self._room = room
+        self._usual: tuple[sqlite3.Connection, int] | None = None
+        self._next_wait = 0.0
+
+    def shorten(self, writer: sqlite3.Connection) -> None:
+        """Prepare for a commit: set when SQLite makes checkpoints, and empty the log if it is too long.
+
+        Raises:
+            StoreUnavailableError: It is far too long, because something keeps an old snapshot.
+            sqlite3.Error: The disk refuses.
+        """
+        usual = self._room.log_bytes
+        if self._usual is None or self._usual[0] is not writer or self._usual[1] != usual:
+            writer.execute(f"PRAGMA wal_autocheckpoint = {usual // _PAGE}")
+            writer.execute(f"PRAGMA journal_size_limit = {usual}")
+            self._usual = writer, usual
+        size = self._size()
+        if size <= _WAIT_FROM * usual:
+            return
+        patient = time.monotonic() >= self._next_wait
+        if self.empty(writer, patient=patient):
+            return
+        if patient:
+            self._next_wait = time.monotonic() + _PAUSE
+        if size > _MOST * usual:
+            raise StoreUnavailableError(
+                f"the write-ahead log {self._path} has grown to {size >> 20} MiB, because something reads an old snapshot "
+                "(`tensormeter backup`?); requests are accepted again once that has ended"
+            )
+
+    def empty(self, writer: sqlite3.Connection, *, patient: bool = True) -> bool:
+        """Write everything in the log to the database and cut the log to nothing; whether it is empty now.
+
+        Args:
+            writer: The connection that writes.
+            patient: Whether to wait some seconds for reads that are under way.
+
+        Raises:
+            sqlite3.Error: The disk refuses.
+        """
+        patience = int(writer.execute("PRAGMA busy_timeout").fetchone()[0])
+        try:
+            if not patient:
+                writer.execute("PRAGMA busy_timeout = 0")
+            return not writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        finally:
+            writer.execute(f"PRAGMA busy_timeout = {patience}")
+
+    def _size(self) -> int:
+        with contextlib.suppress(OSError):
+            return self._path.stat().st_size
+        return 0

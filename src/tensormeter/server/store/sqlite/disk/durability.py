@@ -1,0 +1,283 @@
+"""How far what a SQLite store has committed survives a loss of power.
+
+SQLite writes a commit into its log and does not wait for the disk (`synchronous=NORMAL`). A thread syncs that log in groups, at
+the latest `GROUP_INTERVAL` seconds after a commit, so many commits share one sync. When the log has been synced, every commit
+before that is durable: those in the log, and those of earlier logs too, because SQLite syncs the database before it starts a
+log anew. With a rollback journal (file systems without shared memory) SQLite syncs the database itself, and the end of the
+journal is what is synced here. On a file system that cannot sync, SQLite does not sync either, and nothing is promised.
+
+Commits are numbered from 1 in each *epoch*; an epoch is one opening of the store. A sender keeps what is accepted until its
+number is durable. If it meets another epoch instead, it sends what it kept again, and the store deduplicates by batch id.
+
+A sync that fails may have lost what it was to write, and the next one would succeed all the same. After a failure, therefore,
+nothing is durable until SQLite has carried its whole log over into the database, which it syncs itself.
+
+Files of SQLite's log and journal may be opened and closed here: SQLite's locks are on the database and its index, and closing these
+files gives none up.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, get_args
+
+from tensormeter.disk.fsync import REFUSALS, fsync, fsync_names
+from tensormeter.errors import StoreError
+from tensormeter.server.store.models.errors import StoreUnavailableError
+
+__all__ = ["DURABILITIES", "GROUP_INTERVAL", "Progress", "ServerDurability", "Syncer"]
+
+ServerDurability = Literal["group", "always"]
+"""When a request is answered: at once, and synced with others soon after (`group`), or after the sync (`always`)."""
+
+DURABILITIES: Final[tuple[ServerDurability, ...]] = get_args(ServerDurability)
+
+GROUP_INTERVAL: Final = 1.0
+"""Seconds between two syncs that were not asked for. The sync itself takes time, too: together they stay below two seconds."""
+
+_LONGEST_WAIT: Final = 30.0
+_RETRY_DELAY: Final = 1.0
+_SUFFIXES: Final = ("-wal", "-journal")
+
+_log: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a store has come.
+
+    Attributes:
+        epoch: Names this opening of the store; random.
+        committed: Number of the last commit.
+        durable: Number of the last commit that survives a loss of power, with all before it.
+    """
+
+    epoch: str
+    committed: int
+    durable: int
+
+
+class Syncer:
+    """Numbers the commits of one store, and syncs them on a thread of its own from `start` until `close`. Any thread may call it."""
+
+    def __init__(self, database: Path, carry_over: Callable[[], bool], *, interval: float = GROUP_INTERVAL) -> None:
+        """
+        Args:
+            database: The SQLite file.
+            carry_over: Carries SQLite's log over into the database. Returns whether all of it is there and synced. Called on
+                the syncer's thread, after a failure alone.
+            interval: Seconds between two syncs that were not asked for.
+        """
+        self._database = database
+        self._carry_over = carry_over
+        self._interval = interval
+        self._epoch = secrets.token_hex(8)
+        self._changed = threading.Condition()
+        self._committed = self._durable = 0
+        self._wanted = False
+        self._closed = False
+        self._supported = True
+        self._is_promised = False
+        self._problem = ""
+        self._files: dict[str, tuple[tuple[int, int], int]] = {}
+        """Descriptors of SQLite's log and journal by suffix, each with the file's identity."""
+        self._thread = threading.Thread(target=self._run, name="tensormeter-sync", daemon=True)
+
+    def start(self, durability: ServerDurability, *, syncs: bool = True) -> None:
+        """Make what the store has now durable, the names of its files included, and sync on from there.
+
+        Args:
+            durability: Whether callers wait for syncs.
+            syncs: Whether the file system can sync, as far as is known.
+
+        Raises:
+            StoreError: With `always`, on a file system that cannot sync.
+            StoreUnavailableError: With `always`, on a disk that fails to.
+        """
+        self._is_promised = durability == "always"
+        try:
+            if not syncs:
+                raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+            self._sync_files()
+            fsync_names(self._database.parent)
+        except OSError as error:
+            self._supported = error.errno not in REFUSALS
+            if durability == "always":
+                where = f"{self._database.parent}: the file system cannot sync files ({error.strerror})"
+                if not self._supported:
+                    self._close_files()
+                    raise StoreError(f"{where}; start with --durability group, or use another data folder") from error
+                raise StoreUnavailableError(
+                    f"cannot sync the store in {self._database.parent}: {error.strerror}"
+                ) from error
+            if not self._supported:
+                _log.warning(
+                    "tensormeter: the file system of %s cannot sync files (%s): a loss of power may cost what was stored in "
+                    "the last minutes, and senders are not told what is durable",
+                    self._database.parent,
+                    error.strerror,
+                )
+            else:
+                self._fail(error)
+        if self._supported:
+            self._thread.start()
+
+    def note_commit(self) -> None:
+        """Number a commit. Call it after the commit and before it is answered."""
+        with self._changed:
+            self._committed += 1
+            self._changed.notify_all()
+
+    def give_up(self) -> None:
+        """The file system has turned out not to sync: promise nothing from now on, and end the thread soon. Does not block."""
+        with self._changed:
+            self._supported = False
+            self._problem = "the file system cannot sync files"
+            self._changed.notify_all()
+
+    def problem(self) -> str | None:
+        """What is wrong, for people, or None. Does not block."""
+        problem = self._problem
+        if not problem or not (self._supported or self._is_promised):
+            return None
+        return f"the store in {self._database.parent} cannot be synced ({problem}); nothing more is durable until it is"
+
+    def progress(self) -> Progress | None:
+        """Where the store is now; None if its file system cannot sync, so that nothing is known."""
+        with self._changed:
+            return Progress(self._epoch, self._committed, self._durable) if self._supported else None
+
+    def sync(self, timeout: float) -> Progress | None:
+        """Sync now what is committed, together with whoever else asks. Blocks for `timeout` seconds at most.
+
+        Returns:
+            How far that went.
+        """
+        with self._changed:
+            self._wait(self._committed, timeout)
+        return self.progress()
+
+    def settle(self) -> None:
+        """Return when everything that is committed now is durable.
+
+        Raises:
+            StoreUnavailableError: The disk fails to sync it, or takes too long.
+        """
+        with self._changed:
+            through = self._committed
+            if not self._wait(through, _LONGEST_WAIT):
+                why = self._problem or f"the disk takes longer than {_LONGEST_WAIT:g} s"
+                raise StoreUnavailableError(
+                    f"stored, but not synced to disk yet ({why}); send this request again later"
+                )
+
+    def close(self) -> None:
+        """End the thread. Those who wait go on without their commits being durable."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._close_files()
+
+    def _wait(self, through: int, timeout: float) -> bool:
+        """Whether commits up to a number are durable within some seconds. With the condition's lock."""
+        if self._durable < through and self._supported:
+            self._wanted = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._durable >= through or self._has_ended, timeout)
+        return self._durable >= through
+
+    @property
+    def _has_ended(self) -> bool:
+        return self._closed or not self._supported
+
+    def _run(self) -> None:
+        delay = 0.0
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._has_ended or self._durable < self._committed)
+                if not self._has_ended and delay:
+                    self._changed.wait_for(lambda: self._has_ended or (self._wanted and not self._problem), delay)
+                if self._has_ended:
+                    return
+                self._wanted = False
+                through = self._committed
+            began = time.monotonic()
+            try:
+                self._sync_files()
+                if self._problem and not self._carry_over():
+                    raise OSError("the log cannot be carried over into the database yet")
+            except Exception as error:  # whatever it is, the next try may succeed
+                if not isinstance(error, OSError | StoreError):
+                    _log.exception("tensormeter: syncing the store failed")
+                self._fail(error)
+                self._close_files()  # they may be stale for good
+                delay = _RETRY_DELAY
+                continue
+            with self._changed:
+                if not self._supported:
+                    return
+                if self._problem:
+                    _log.warning("tensormeter: the store in %s can be synced again", self._database.parent)
+                self._problem = ""
+                self._durable = through
+                self._wanted &= through < self._committed
+                self._changed.notify_all()
+            delay = max(0.0, self._interval - (time.monotonic() - began))
+
+    def _fail(self, error: Exception) -> None:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        with self._changed:
+            if not self._supported:
+                return
+            is_new, self._problem = not self._problem, reason
+        if is_new:
+            _log.error(
+                "tensormeter: the store in %s cannot be synced (%s): a loss of power would cost what was stored since; "
+                "agents keep it and send it again",
+                self._database.parent,
+                reason,
+            )
+
+    def _sync_files(self) -> None:
+        """Sync SQLite's log and journal, and the folder when one of them is new or gone."""
+        names_changed = False
+        for suffix in _SUFFIXES:
+            path = self._database.with_name(self._database.name + suffix)
+            try:
+                status = os.stat(path, follow_symlinks=False)
+                identity = status.st_dev, status.st_ino
+            except FileNotFoundError:
+                identity = None
+            known = self._files.get(suffix)
+            if known is not None and known[0] != identity:
+                os.close(self._files.pop(suffix)[1])
+                names_changed, known = True, None
+            if identity is None:
+                names_changed |= suffix == "-wal"  # without a log, commits end with the journal's name
+                continue
+            if known is None:
+                try:
+                    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                except FileNotFoundError:  # a journal that has just ended
+                    names_changed = True
+                    continue
+                self._files[suffix] = known = identity, descriptor
+                names_changed = True
+            fsync(known[1])
+        if names_changed:
+            fsync_names(self._database.parent)
+
+    def _close_files(self) -> None:
+        for _, descriptor in self._files.values():
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        self._files.clear()

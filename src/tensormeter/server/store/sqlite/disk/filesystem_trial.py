@@ -1,0 +1,133 @@
+"""What the file system of a data folder can do, found out by trying it when the server starts.
+
+Network and cloud file systems lack some of what SQLite needs. Without shared memory maps the store uses a rollback journal instead of a
+write-ahead log. Without `fsync` it leaves that out. Without locks two servers could damage one store, so it does not start.
+"""
+
+import errno
+import fcntl
+import logging
+import mmap
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tensormeter.disk.private import open_file
+from tensormeter.errors import StoreError
+from tensormeter.server.store.models.errors import StoreFullError
+
+__all__ = ["FULL", "FileSystem", "lacks_locks"]
+
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What a file system answers when there is no room, or no more for this user."""
+
+_LACKING: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENODEV, errno.ENOTTY})
+"""What it answers when it does not have an operation. All else is a failure, which may pass."""
+
+_log: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FileSystem:
+    """What a file system can do.
+
+    Attributes:
+        maps: Whether processes can share memory by mapping a file.
+        syncs: Whether a file can be synced to the disk.
+    """
+
+    maps: bool = True
+    syncs: bool = True
+
+    @classmethod
+    def examine(cls, folder: Path) -> "FileSystem":
+        """Try what a store needs, with a small file in a folder; a warning names what is missing. Blocks for the disk.
+
+        Raises:
+            StoreFullError: There is no room for the file.
+            StoreError: The folder cannot be used, or the file system has no locks.
+        """
+        path = folder / "probe"
+        try:
+            descriptor = open_file(path)
+            try:
+                os.ftruncate(descriptor, mmap.PAGESIZE)
+                _lock(descriptor, folder)
+                found = cls(_maps(descriptor), _syncs(descriptor))
+            finally:
+                os.close(descriptor)
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            if error.errno in FULL:
+                raise StoreFullError(
+                    f"the disk of {folder} is full ({error.strerror}); make room there, then start the server again"
+                ) from error
+            raise StoreError(f"cannot write to the data folder {folder}: {error.strerror}; see its disk") from error
+        found._warn(folder)
+        return found
+
+    @property
+    def synchronous(self) -> str:
+        """SQLite's setting."""
+        return "NORMAL" if self.syncs else "OFF"
+
+    @property
+    def journal_mode(self) -> str:
+        """SQLite's setting."""
+        return "WAL" if self.maps else "TRUNCATE"
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for a lock. With a rollback journal, commits and reads wait for each other."""
+        return 5.0 if self.maps else 60.0
+
+    def _warn(self, folder: Path) -> None:
+        if not self.maps:
+            _log.warning(
+                "tensormeter: the file system of %s has no shared memory maps, so the store uses a rollback journal, which is slower; "
+                "a local disk is better",
+                folder,
+            )
+        if not self.syncs:
+            _log.warning(
+                "tensormeter: the file system of %s cannot sync files, so a loss of power may damage the store; a local disk is better",
+                folder,
+            )
+
+
+def lacks_locks(folder: Path, error: OSError) -> str:
+    """Why a server does not start where files cannot be locked."""
+    return (
+        f"the file system of {folder} has no file locks ({error.strerror}), so another server could damage the store; "
+        "use a local disk (for NFS: mount it with locks)"
+    )
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _LACKING:
+            raise StoreError(lacks_locks(folder, error)) from error
+        raise
+
+
+def _maps(descriptor: int) -> bool:
+    try:
+        mmap.mmap(descriptor, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE).close()
+    except OSError as error:
+        if error.errno in _LACKING:
+            return False
+        raise
+    return True
+
+
+def _syncs(descriptor: int) -> bool:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno in _LACKING:
+            return False
+        raise
+    return True

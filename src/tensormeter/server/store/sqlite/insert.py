@@ -1,0 +1,93 @@
+"""From what has arrived to rows: sources, series and events of one request, inside its transaction."""
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+
+from tensormeter.otlp.batch import Attribute, Event
+from tensormeter.otlp.check import Check, no_check
+from tensormeter.server.store.rules.events import insert_event, trim_config
+from tensormeter.server.store.rules.ingest_series import Arrival, Rejections
+from tensormeter.server.store.rules.lifecycle import RUN_START, refresh_run
+from tensormeter.server.store.rules.resource_identity import MAX_NAME, Source, identify
+from tensormeter.server.store.sqlite.points.memtable import Placed
+from tensormeter.server.store.sqlite.tables.catalog import DELETED, MAX_SERIES_PER_RUN, Catalog
+
+__all__ = ["insert_events", "place_arrivals", "refusal"]
+
+
+def place_arrivals(
+    catalog: Catalog,
+    arrivals: Sequence[Arrival],
+    received: int,
+    rejections: Rejections,
+    check: Check = no_check,
+) -> list[Placed]:
+    """Find or create the rows that arrivals belong to; inside a transaction, which ends if `check` raises."""
+    spans: dict[Source, tuple[int, int]] = {}
+    for arrival in arrivals:
+        times = arrival.points.times
+        first, last = int(times.min()), int(times.max())
+        known = spans.get(arrival.source)
+        spans[arrival.source] = (first, last) if known is None else (min(known[0], first), max(known[1], last))
+    rows = {}
+    for source, span in spans.items():
+        check()
+        rows[source] = catalog.process(source, span, received)
+    placed: list[Placed] = []
+    for arrival in arrivals:
+        check()
+        row = rows[arrival.source]
+        if row is None:
+            rejections[DELETED] += len(arrival.points)
+            continue
+        series = catalog.series(*row, arrival)
+        if series is None:
+            rejections[f"run has more than {MAX_SERIES_PER_RUN} series"] += len(arrival.points)
+        else:
+            placed.append(Placed(*row, series, arrival.metric, arrival.points))
+    return placed
+
+
+def insert_events(
+    connection: sqlite3.Connection,
+    catalog: Catalog,
+    resources: Sequence[tuple[Mapping[str, Attribute], Sequence[Event]]],
+    received: int,
+    rejections: Rejections,
+    *,
+    check: Check = no_check,
+) -> None:
+    """Store what can be stored of some events, and count the rest; inside a transaction, which ends if `check` raises."""
+    changed: set[int] = set()
+    for attributes, events in resources:
+        check()
+        source = identify(attributes)
+        if isinstance(source, str):
+            if events:
+                rejections[source] += len(events)
+            continue
+        for event in events:
+            check()
+            moment = event.time or received  # OTLP: both times of a log record may be unknown
+            reason = refusal(event, moment)
+            if reason is None:
+                starts = event.name == RUN_START
+                rows = catalog.process(source, (moment, moment), received, starts=starts, points=False)
+                kept, why = trim_config(event)
+                if why is not None:
+                    rejections[why] += 1
+                reason = DELETED if rows is None else insert_event(connection, *rows, kept, moment, changed=changed)
+            if reason is not None:
+                rejections[reason] += 1
+    for run in changed:
+        check()
+        refresh_run(connection, run)
+
+
+def refusal(event: Event, moment: int) -> str | None:
+    """Why an event at this time cannot be stored, whatever it says; None if it can."""
+    if moment >= 1 << 63:
+        return "time is above 2^63 - 1 ns"
+    if len(event.name) > MAX_NAME:
+        return f"event name is longer than {MAX_NAME} characters"
+    return None

@@ -1,0 +1,1 @@
+"""Finding damage in the SQLite file before it becomes a wrong value."""

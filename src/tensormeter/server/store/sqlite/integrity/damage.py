@@ -1,0 +1,89 @@
+"""Damage that a store has come upon: named for people, logged once, and remembered until the store is opened again."""
+
+import logging
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from tensormeter.server.store.models.errors import DamagedError
+
+__all__ = ["Damage", "leaving_out", "name_series", "named"]
+
+_MOST: Final = 1000
+"""Texts that are kept."""
+
+_log = logging.getLogger(__name__)
+
+
+class Damage:
+    """What has been found so far. Any number of threads may use it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._texts: dict[str, None] = {}
+        self.structure: str | None = None
+        """What is wrong with SQLite's own pages or indexes, so that rows may not be found."""
+        self.is_catalog_sound = True
+        """Whether the rows of runs, processes and series are as they were written, as far as is known."""
+
+    def add(self, error: Exception) -> None:
+        """Remember damage, and log it if it is new."""
+        text = str(error)
+        with self._lock:
+            if text in self._texts or len(self._texts) >= _MOST:
+                return
+            self._texts[text] = None
+        _log.warning("tensormeter: the store: %s", text)
+
+    def text(self) -> str | None:
+        """All of it in one line, for people; None if there is none."""
+        with self._lock:
+            if not self._texts:
+                return None
+            first, count = next(iter(self._texts)), len(self._texts)
+        more = f" (and {count - 1} more; `tensormeter check` lists them)" if count > 1 else ""
+        return f"the store: {first}{more}"
+
+
+def named(connection: sqlite3.Connection, error: DamagedError) -> DamagedError:
+    """The error with the names of its run and metric, as far as they can be read, and what to do."""
+    if error.named:
+        return error
+    about = "" if error.series is None else f"{name_series(connection, error.series)}: "
+    return DamagedError(
+        f"damaged: {about}{error}; it is not served, everything else is; `tensormeter check` lists what is damaged, "
+        "a backup of the data folder may have it",
+        series=error.series,
+        named=True,
+    )
+
+
+@contextmanager
+def leaving_out(connection: sqlite3.Connection, damaged: list[str] | None) -> Iterator[None]:
+    """Append to `damaged` what is come upon inside, and go on after the block; if it is None, raise it."""
+    try:
+        yield
+    except DamagedError as error:
+        if damaged is None:
+            raise
+        text = str(named(connection, error))
+        if text not in damaged:
+            damaged.append(text)
+
+
+def name_series(connection: sqlite3.Connection, series: int) -> str:
+    """A series for people: its metric, process, run and project."""
+    try:
+        row = connection.execute(
+            "SELECT metric, process.process, run_id, project FROM series JOIN process ON process.id = series.process"
+            " JOIN run ON run.id = process.run WHERE series.id = ?",
+            (series,),
+        ).fetchone()
+    except sqlite3.Error:
+        row = None
+    if row is None:
+        return f"series {series}"
+    metric, process, run, project = (str(text)[:200] for text in row)
+    return f"metric {metric!r} of run {run!r} (process {process!r}, project {project!r})"

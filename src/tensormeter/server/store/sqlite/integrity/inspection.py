@@ -1,0 +1,448 @@
+"""Inspecting a whole store: every checksum, every blob, every reference, and SQLite's own structures.
+
+It only reads, some rows at a time, so that a server may go on with the file and give back its write-ahead log in between.
+"""
+
+import hashlib
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import zstandard
+
+from tensormeter.errors import EncodingError, StoreError
+from tensormeter.otlp.decode import decode_metrics
+from tensormeter.server.store.models.errors import DamagedError, StoreUnavailableError, SuspectedDamageError
+from tensormeter.server.store.models.rollup_blocks import Blocks
+from tensormeter.server.store.rules.events import SEALED
+from tensormeter.server.store.rules.media import is_of_type
+from tensormeter.server.store.sqlite.disk.filesystem_trial import FileSystem
+from tensormeter.server.store.sqlite.integrity.damage import name_series
+from tensormeter.server.store.sqlite.integrity.file_header import header_fault, version_of_tables
+from tensormeter.server.store.sqlite.integrity.seals import ROW_SEALS, RowSeal, is_sound
+from tensormeter.server.store.sqlite.points import rollups
+from tensormeter.server.store.sqlite.points.segment_reader import chunk_points
+from tensormeter.server.store.sqlite.points.segment_rows import CHUNK, chunk_of, spans
+from tensormeter.server.store.sqlite.points.segments import decompress_words
+from tensormeter.server.store.sqlite.schema import SCHEMA, SCHEMA_VERSION, holder_of
+from tensormeter.server.store.sqlite.transaction import CHANGED, describe, is_suspicion, primary_code, reading
+
+__all__ = ["SMALL", "Finding", "Inspection", "open_read_only"]
+
+_FEW: Final = 8
+"""Rows with large blobs that are read at once."""
+
+_MANY: Final = 500
+"""Other rows that are read at once."""
+
+SMALL: Final = 1 << 30
+"""Bytes of a file that SQLite checks as a whole while a server may use it: its check is one long read."""
+
+_CATALOG: Final = ("run", "process", "series", "summary", "batch", "tombstone", "mark", "gap")
+"""Tables that are small compared with the rest of the file."""
+
+_COMPLETE: Final = FileSystem()
+_MOST_PROBLEMS: Final = 100
+_JSON: Final = {"run": ("config", "tags"), "process": ("losses",), "series": ("attributes",)}
+_LAST: Final = (1 << 63) - 1
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is damaged.
+
+    Attributes:
+        what: What it is and what is wrong with it.
+        about: The run or series that it belongs to, for people; "" if that cannot be said.
+    """
+
+    what: str
+    about: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.about}: {self.what}" if self.about else self.what
+
+
+class _UnsoundError(Exception):
+    """A row is damaged, for this reason."""
+
+
+def open_read_only(file: Path, filesystem: FileSystem = _COMPLETE) -> sqlite3.Connection:
+    """A connection that cannot write.
+
+    Args:
+        file: The database.
+        filesystem: What its file system can do.
+
+    Raises:
+        StoreUnavailableError: It cannot be read now.
+        DamagedError: It is damaged, so that nothing of it can be inspected.
+        StoreError: It is no store of this version.
+    """
+    connection = None
+    try:
+        connection = sqlite3.connect(
+            f"{file.absolute().as_uri()}?mode=ro",
+            uri=True,
+            timeout=filesystem.patience,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        try:
+            tables = version_of_tables(connection, SCHEMA)
+        except (sqlite3.Error, *CHANGED) as error:
+            if not _is_damage(error):
+                raise
+            return connection  # an inspection says what is wrong
+    except sqlite3.Error as error:
+        if connection is not None:
+            connection.close()
+        kind = (
+            StoreUnavailableError if isinstance(error, sqlite3.OperationalError) or is_suspicion(error) else StoreError
+        )
+        raise kind(f"cannot open the store {file}: {error}{holder_of(file, error)}") from error
+    if SCHEMA_VERSION not in (version, tables):
+        connection.close()
+        if tables is not None and tables != version:
+            raise DamagedError(f"{file}: its header says schema {version}, and it has the tables of schema {tables}")
+        raise StoreError(
+            f"{file} has schema {version}, and this tensormeter checks schema {SCHEMA_VERSION}; "
+            "start the server once to bring an older store up to date, or upgrade tensormeter for a newer one"
+        )
+    return connection
+
+
+class Inspection:
+    """One look at a store. For one thread.
+
+    Attributes:
+        counts: Rows that were looked at, by table.
+        unsealed: Rows without a checksum, by table: they were written by a version that had none.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, give_way: Callable[[], None] = lambda: None) -> None:
+        """Prepare.
+
+        Args:
+            connection: To read with, in autocommit mode.
+            give_way: Called between two reads; what it raises ends the inspection.
+        """
+        self._connection = connection
+        self._give_way = give_way
+        self._is_readable = True
+        self.counts: Counter[str] = Counter()
+        self.unsealed: Counter[str] = Counter()
+
+    def all(self, *, full: bool = False) -> Iterator[Finding]:
+        """Everything.
+
+        Args:
+            full: Whether SQLite checks a large file as a whole, too.
+
+        Raises:
+            StoreUnavailableError: The file cannot be read now.
+        """
+        yield from self.structure(full=full)
+        if self._is_readable:
+            yield from self.catalog()
+            yield from self.contents()
+
+    def structure(self, *, full: bool = False, most: int = SMALL) -> Iterator[Finding]:
+        """SQLite's own check of pages and indexes: of all tables, or, where the file is large, of those of the catalog.
+
+        Args:
+            full: Whether the size does not matter.
+            most: Bytes from which on a file is large.
+        """
+        try:
+            fault = header_fault(self._connection, SCHEMA)
+        except (sqlite3.Error, *CHANGED) as error:
+            if not _is_damage(error):
+                raise StoreUnavailableError(f"cannot read the store: {error}") from error
+            self._is_readable = False
+            yield Finding(f"its tables cannot be read: {describe(error)}")
+            return
+        if fault is not None:
+            yield Finding(fault)
+        pages, size = (self._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
+        tables: Sequence[str] = ("",) if full or pages * size <= most else [f"('{table}')" for table in _CATALOG]
+        for table in tables:
+            self._give_way()
+            try:
+                for (text,) in self._connection.execute(f"PRAGMA integrity_check{table}"):
+                    if text != "ok":
+                        yield Finding(f"SQLite's integrity check: {' '.join(str(text).split())}")
+            except sqlite3.DatabaseError as error:
+                if not _is_damage(error):
+                    raise StoreUnavailableError(f"cannot read the store: {error}") from error
+                yield Finding(f"SQLite's integrity check: {error}")
+
+    def catalog(self) -> Iterator[Finding]:
+        """Rows of runs, processes, series and summaries."""
+        yield from self._parts(
+            *(self._sealed(seal) for seal in ROW_SEALS),
+            self._rows("series", "series.id", "series.id, points, process", self._check_series),
+            self._rows("run", "run.id", "id, series", self._check_run),
+        )
+
+    def contents(self) -> Iterator[Finding]:
+        """Chunks and their samples, gaps, events, media, batches and the journal."""
+        joined = "sample LEFT JOIN chunk ON chunk.id = sample.chunk"
+        columns = ", ".join(f"sample.{name.strip()}" for name in rollups.SAMPLE.split(","))
+        yield from self._parts(
+            self._rows("chunk", "chunk.id", f"id, {CHUNK}", self._check_chunk, _FEW),
+            self._rows(joined, "sample.chunk", f"{columns}, chunk.series, seq, chunk.seal", self._check_sample, 64),
+            self._rows("gap", "id", "id, series, time, seq, seal", self._check_gap),
+            self._rows("event", "id", f"id, {SEALED}, seal", self._check_event, 64),
+            self._rows("media", "rowid", "rowid, run, digest, content_type, data", self._check_media, 2),
+            self._batches(),
+            self._rows("journal", "seq", "seq, payload, seal", self._check_journal, _FEW),
+            self._rows("damaged", "seq", "seq", self._check_set_aside),
+        )
+
+    def _parts(self, *parts: Iterator[Finding]) -> Iterator[Finding]:
+        """All of them; what ends one early is a finding, unless it is that the file cannot be read now."""
+        for part in parts:
+            try:
+                yield from part
+            except (sqlite3.Error, StoreUnavailableError, *CHANGED) as error:
+                cause = error.__cause__ if isinstance(error, StoreUnavailableError) else error
+                if not _is_damage(cause):
+                    if isinstance(error, StoreUnavailableError):
+                        raise
+                    raise StoreUnavailableError(f"cannot read the store: {error}") from error
+                yield Finding(f"some rows cannot be read: {describe(cause or error)}")
+
+    def _sealed(self, seal: RowSeal) -> Iterator[Finding]:
+        texts = _JSON.get(seal.table, ())
+
+        def check(row: Sequence[Any]) -> None:
+            values = row[1:]
+            self._sound(seal.table, values[-1], *values[:-1])
+            for column, value in zip(seal.columns, values, strict=False):
+                if column in texts and value is not None:
+                    _parse(value, column)
+
+        if seal.table == "summary":
+            yield from self._summaries(seal)
+        else:
+            key = f"{seal.table}.id"
+            yield from self._rows(seal.table, key, f"{key}, {seal.selection}", check, 64, count=seal.seal == "seal")
+
+    def _summaries(self, seal: RowSeal) -> Iterator[Finding]:
+        runs = [row[0] for row in self._connection.execute("SELECT id FROM run")]
+        for run in runs:
+            self._give_way()
+            with reading(self._connection):
+                rows = self._connection.execute(
+                    f"SELECT {seal.selection} FROM summary WHERE run = ?", (run,)
+                ).fetchall()
+            for row in rows:
+                self.counts["summary"] += 1
+                try:
+                    self._sound("summary", row[-1], *row[:-1])
+                except _UnsoundError as error:
+                    yield Finding(f"summary: {error}", f"metric {row[1]!r} of {self._name_run(run)}")
+
+    def _batches(self) -> Iterator[Finding]:
+        last = ""
+        while True:
+            self._give_way()
+            try:
+                rows = self._connection.execute(
+                    "SELECT id, digest, rejected, message, seal FROM batch WHERE id > ? ORDER BY id LIMIT ?",
+                    (last, _MANY),
+                ).fetchall()
+            except sqlite3.OperationalError as error:
+                raise StoreUnavailableError(f"cannot read the store: {error}") from error
+            except sqlite3.DatabaseError as error:
+                yield Finding(f"batch: rows after {last!r} cannot be read: {error}")
+                return
+            for row in rows:
+                self.counts["batch"] += 1
+                try:
+                    self._sound("batch", row[-1], *row[:-1])
+                except _UnsoundError as error:
+                    yield Finding(f"batch {row[0]!r}: {error}")
+            if not rows:
+                return
+            if rows[-1][0] <= last:
+                yield Finding(f"batch: rows after {last!r} cannot be read: they are out of order")
+                return
+            last = rows[-1][0]
+
+    def _rows(
+        self,
+        table: str,
+        key: str,
+        columns: str,
+        check: Callable[[Sequence[Any]], None],
+        most: int = _MANY,
+        *,
+        count: bool = True,
+    ) -> Iterator[Finding]:
+        """Check the rows of a table, some at a time; the first column is the key, a number."""
+        name = table.partition(" ")[0]
+        last, step = -1, 0
+        top = self._top(key, name)
+        while last < top:
+            self._give_way()
+            try:
+                with reading(self._connection):
+                    rows = self._connection.execute(
+                        f"SELECT {columns} FROM {table} WHERE {key} > ? ORDER BY {key} LIMIT ?",
+                        (last, 1 if step else most),
+                    ).fetchall()
+                    findings = [*self._check(name, rows, check, count=count)]
+            except StoreError as error:
+                if isinstance(error, StoreUnavailableError) and not isinstance(error, SuspectedDamageError):
+                    raise
+                if not step:
+                    yield Finding(f"{name}: rows after {last} cannot be read: {error.__cause__ or error}")
+                step = max(2 * step, 1)  # over what cannot be read, in longer and longer strides
+                last += step
+                continue
+            yield from findings
+            if not rows:
+                return
+            last = max(int(rows[-1][0]), last + 1)
+
+    def _top(self, key: str, name: str) -> int:
+        try:
+            found = self._connection.execute(f"SELECT max({key}) FROM {name}").fetchone()[0]
+        except sqlite3.DatabaseError:
+            return _LAST
+        return found if isinstance(found, int) else -1
+
+    def _check(
+        self, table: str, rows: Iterable[Sequence[Any]], check: Callable[[Sequence[Any]], None], *, count: bool
+    ) -> Iterator[Finding]:
+        for row in rows:
+            if count:
+                self.counts[table] += 1
+            try:
+                check(row)
+            except DamagedError as error:
+                about = "" if error.series is None else name_series(self._connection, error.series)
+                yield Finding(f"{error}", about or self._about(table, row))
+            except (_UnsoundError, *CHANGED) as error:
+                yield Finding(f"{table} {row[0]}: {error}", self._about(table, row))
+
+    def _about(self, table: str, row: Sequence[Any]) -> str:
+        if table == "run":
+            return self._name_run(row[0])
+        if table in ("event", "media"):
+            return self._name_run(row[1])
+        if table == "process":
+            return self._name(
+                "SELECT run_id, project FROM process JOIN run ON run.id = process.run WHERE process.id = ?", row[0]
+            )
+        if table in ("series", "chunk", "gap"):
+            return name_series(self._connection, row[0] if table == "series" else row[1])
+        return ""
+
+    def _name_run(self, run: object) -> str:
+        return self._name("SELECT run_id, project FROM run WHERE id = ?", run)
+
+    def _name(self, query: str, key: object) -> str:
+        try:
+            row = self._connection.execute(query, (key,)).fetchone()
+        except sqlite3.Error:
+            row = None
+        return "" if row is None else f"run {str(row[0])[:200]!r} (project {str(row[1])[:200]!r})"
+
+    def _sound(self, table: str, seal: object, *values: Any) -> None:
+        if seal is None:
+            self.unsealed[table] += 1
+        elif not is_sound(seal, *values):
+            raise _UnsoundError("the checksum does not match")
+
+    def _check_run(self, row: Sequence[Any]) -> None:
+        run, counted = row
+        (there,) = self._connection.execute(
+            "SELECT count(*) FROM process JOIN series ON series.process = process.id WHERE run = ?", (run,)
+        ).fetchone()
+        deleted = self._connection.execute("SELECT deleted FROM run WHERE id = ?", (run,)).fetchone()
+        if there != counted and deleted is not None and not deleted[0]:
+            raise _UnsoundError(f"{counted} series were written, and there are {there}")
+
+    def _check_series(self, row: Sequence[Any]) -> None:
+        series, points, process = row
+        there = spans(self._connection, series)
+        total = sum(span.n for span in there)
+        if total != points:
+            raise _UnsoundError(f"{points} points were written to chunks, and there are {total}")
+        if self._connection.execute("SELECT 1 FROM process WHERE id = ?", (process,)).fetchone() is None:
+            raise _UnsoundError(f"there is no process {process}")
+
+    def _check_chunk(self, row: Sequence[Any]) -> None:
+        if row[-1] is None:
+            self.unsealed["chunk"] += 1
+        chunk = chunk_of(row[1:])
+        points = chunk_points(chunk)
+        times = points.times
+        if len(times) != chunk.n or times[0] != chunk.t_min or np.any(times[1:] <= times[:-1]):
+            raise _UnsoundError("its times are not in order")
+        if self._connection.execute("SELECT 1 FROM series WHERE id = ?", (row[1],)).fetchone() is None:
+            raise _UnsoundError(f"there is no series {row[1]}")
+
+    def _check_sample(self, row: Sequence[Any]) -> None:
+        chunk, step_min, step_max, ascending, coarse, fine, seal, coarse_seal, fine_seal, series, seq, chunk_seal = row
+        if series is None:
+            raise _UnsoundError("there is no such chunk")
+        self._sound("sample", seal, chunk, series, seq, chunk_seal, step_min, step_max, ascending)
+        if not is_sound(coarse_seal, chunk, coarse) or not is_sound(fine_seal, chunk, fine):
+            raise _UnsoundError("the checksum does not match")
+        for blob in (coarse, decompress_words(fine)):
+            Blocks.decode(np.frombuffer(blob, "<i8").reshape(1, Blocks.ROWS, -1))
+
+    def _check_gap(self, row: Sequence[Any]) -> None:
+        self._sound("gap", row[-1], *row[1:-1])
+
+    def _check_event(self, row: Sequence[Any]) -> None:
+        self._sound("event", row[-1], *row[1:-1])
+        for name, text in zip(("body", "attributes", "record"), row[-4:-1], strict=True):
+            _parse(text or "{}", name)
+        (there,) = self._connection.execute(
+            "SELECT count(*) FROM process WHERE id = ? AND run = ?", (row[2], row[1])
+        ).fetchone()
+        if not there:
+            raise _UnsoundError(f"there is no process {row[2]} in run {row[1]}")
+
+    def _check_media(self, row: Sequence[Any]) -> None:
+        _, _, digest, content_type, data = row
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise _UnsoundError(f"its bytes do not have the SHA-256 {digest}")
+        if not is_of_type(data, content_type):
+            raise _UnsoundError(f"it is not of the type {content_type}")
+
+    def _check_journal(self, row: Sequence[Any]) -> None:
+        self._sound("journal", row[-1], row[1])
+        try:
+            decode_metrics(zstandard.decompress(row[1]))
+        except (zstandard.ZstdError, EncodingError) as error:
+            raise _UnsoundError(str(error)) from None
+
+    def _check_set_aside(self, row: Sequence[Any]) -> None:
+        raise _UnsoundError(
+            "a request of this journal row could not be read when the server started; its points are missing"
+        )
+
+
+def _is_damage(error: BaseException | None) -> bool:
+    """Whether a statement that is right fails because of what is in the file."""
+    is_text = isinstance(error, CHANGED) or "decode to UTF-8" in str(error)
+    return is_text or is_suspicion(error) or primary_code(error) == sqlite3.SQLITE_ERROR
+
+
+def _parse(text: str | bytes, what: str) -> None:
+    try:
+        json.loads(text)
+    except ValueError as error:
+        raise _UnsoundError(f"{what}: {error}") from None

@@ -1,0 +1,172 @@
+"""Seals: checksums of rows, so that a bit that flips on the disk is found before it becomes a wrong value.
+
+A seal is a CRC-32 over the columns of a row together with what identifies it, so that a row in another's place is found as well.
+NULL is the seal of a row that a version without seals wrote; it gets one when it is next written.
+
+Rows that never change are sealed where they are inserted. Rows that change are sealed by temporary triggers, which belong to a
+connection and not to the file. A trigger keeps damage: the new seal differs from the right one exactly as the old one did.
+"""
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from typing import Final
+from zlib import crc32
+
+from tensormeter.server.store.models.errors import DamagedError
+
+__all__ = [
+    "PROCESS",
+    "RESOURCE",
+    "ROW_SEALS",
+    "RUN_TALLY",
+    "RUN_TEXTS",
+    "SERIES",
+    "SUMMARY",
+    "RowSeal",
+    "checksum",
+    "directory_of",
+    "is_sound",
+    "seal_changes",
+    "verify",
+]
+
+Value = int | float | str | bytes | None
+
+
+def checksum(*values: Value) -> int:
+    """The checksum of values in this order, 32 bits. Text counts as its UTF-8."""
+    crc = 0
+    plain: list[int | float | None] = []
+    for value in values:
+        if isinstance(value, str | bytes):
+            content = value.encode(errors="surrogatepass") if isinstance(value, str) else value
+            crc = crc32(content, crc)
+            plain.append(len(content))
+        else:
+            plain.append(value)
+    return crc32(repr(plain).encode(), crc)
+
+
+def is_sound(seal: object, *values: Value) -> bool:
+    """Whether a row is as it was sealed, or has no seal yet."""
+    return seal is None or seal == checksum(*values)
+
+
+def verify(what: str, seal: object, *values: Value, series: int | None = None) -> None:
+    """Check a row that was read.
+
+    Args:
+        what: Names it in the error.
+        seal: As stored.
+        values: What it was made of.
+        series: Whose row it is, if one's.
+
+    Raises:
+        DamagedError: The row is not as it was sealed.
+    """
+    if not is_sound(seal, *values):
+        raise DamagedError(f"{what}: the checksum does not match", series=series)
+
+
+class RowSeal:
+    """A seal of rows that change.
+
+    Attributes:
+        table: Of the rows.
+        seal: The column with the seal.
+        columns: What it covers, in this order; the first ones identify the row.
+    """
+
+    def __init__(self, table: str, seal: str, columns: str, texts: str = "") -> None:
+        """Describe a seal.
+
+        Args:
+            table: As the attribute.
+            seal: As the attribute.
+            columns: Names with spaces between them.
+            texts: Those of them that hold text. Triggers read them as bytes: damaged text may be no UTF-8.
+        """
+        self.table, self.seal, self.columns = table, seal, tuple(columns.split())
+        self._texts = frozenset(texts.split())
+
+    @property
+    def selection(self) -> str:
+        """The columns and then the seal, for a SELECT."""
+        return ", ".join(f"{self.table}.{column}" for column in (*self.columns, self.seal))
+
+    def verify(self, row: Sequence[Value], what: str, series: int | None = None) -> None:
+        """Check the columns of `selection`. Raises DamagedError."""
+        verify(what, row[-1], *row[:-1], series=series)
+
+    def triggers(self) -> Iterable[str]:
+        """Statements that create the triggers of a connection."""
+        keys = "run = new.run AND metric = new.metric" if self.table == "summary" else "id = new.id"
+        name = f"{self.table}_{self.seal}"
+        new, old = (", ".join(self._bytes(side, column) for column in self.columns) for side in ("new", "old"))
+        yield (
+            f"CREATE TEMP TRIGGER {name}_inserted AFTER INSERT ON main.{self.table} BEGIN"
+            f" UPDATE {self.table} SET {self.seal} = seal_of({new}) WHERE {keys}; END"
+        )
+        yield (
+            f"CREATE TEMP TRIGGER {name}_updated AFTER UPDATE OF {', '.join(self.columns)} ON main.{self.table} BEGIN"
+            f" UPDATE {self.table} SET {self.seal} = seal_again(old.{self.seal}, {old}, {new}) WHERE {keys}; END"
+        )
+
+    def _bytes(self, side: str, column: str) -> str:
+        return f"CAST({side}.{column} AS BLOB)" if column in self._texts else f"{side}.{column}"
+
+
+RUN_TEXTS: Final = RowSeal(
+    "run", "seal", "id name title config config_time tags notes grp", "name title config tags notes grp"
+)
+RUN_TALLY: Final = RowSeal(
+    "run",
+    "tally",
+    "id project run_id state attempt created started ended updated newest stalled archived deleted series points",
+    "project run_id state",
+)
+PROCESS: Final = RowSeal(
+    "process",
+    "seal",
+    "id run process attempt started ended end_state losses first_step began began_seq",
+    "process end_state losses",
+)
+RESOURCE: Final = RowSeal("process", "resource_seal", "id resource", "resource")
+SERIES: Final = RowSeal(
+    "series",
+    "seal",
+    "id process metric kind scope attributes unit description points last_time last_word last_integer last_step directory",
+    "metric kind scope attributes unit description",
+)
+SUMMARY: Final = RowSeal(
+    "summary",
+    "seal",
+    "run metric count numbers total minimum maximum last_time last_word last_integer last_step",
+    "metric",
+)
+ROW_SEALS: Final = (RUN_TEXTS, RUN_TALLY, PROCESS, RESOURCE, SERIES, SUMMARY)
+
+
+def seal_changes(connection: sqlite3.Connection) -> None:
+    """Seal the rows that change whenever this connection writes them."""
+    connection.create_function("seal_of", -1, checksum, deterministic=True)
+    connection.create_function("seal_again", -1, _again, deterministic=True)
+    for seal in ROW_SEALS:
+        for statement in seal.triggers():
+            connection.execute(statement)
+
+
+def _again(seal: int | None, *values: Value) -> int:
+    half = len(values) // 2
+    fresh = checksum(*values[half:])
+    if not isinstance(seal, int):
+        return fresh
+    return fresh ^ seal ^ checksum(*values[:half])
+
+
+def directory_of(rows: Iterable[Sequence[int]]) -> int:
+    """The checksum of which chunks a series has: (seq, n, t_min, t_max) of each, by ascending seq.
+
+    It finds a chunk that is missing, and a bit that flips in the index.
+    """
+    return crc32(repr([tuple(row) for row in rows]).encode())

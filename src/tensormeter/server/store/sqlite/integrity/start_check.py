@@ -1,0 +1,137 @@
+"""The check of a store that was just opened: SQLite's structures and the rows of the catalog, while the server works already."""
+
+import logging
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from tensormeter.errors import StoreError
+from tensormeter.server.store.models.errors import StoreUnavailableError
+from tensormeter.server.store.sqlite.disk.filesystem_trial import FileSystem
+from tensormeter.server.store.sqlite.integrity.damage import Damage
+from tensormeter.server.store.sqlite.integrity.inspection import SMALL, Inspection, open_read_only
+
+__all__ = ["StartCheck"]
+
+_PAUSE: Final = 0.002
+"""Seconds between two reads: each takes the interpreter from those who ask the server."""
+
+_AGAIN: Final = 5.0
+"""Seconds after which a check begins again that the disk has kept from its end."""
+
+_FEW_BYTES: Final = 16 << 20
+"""Bytes of a file that SQLite checks as a whole where commits wait for its check."""
+
+_Findings = tuple[dict[str, None], dict[str, None]]
+
+_log = logging.getLogger(__name__)
+
+
+class _StoppedError(Exception):
+    """The store is being closed."""
+
+
+class StartCheck:
+    """Looks a store over once, on a daemon thread of its own with a connection of its own. What it finds goes to `damage`.
+
+    A file of more than 1 GiB (16 MiB with a rollback journal) is not read as a whole: of it, the tables of the catalog are checked.
+    `tensormeter check` reads everything. A disk that fails is no damage: what is found must be found twice, and the disk must be able
+    to read the file in between. While it cannot, the check begins again every few seconds.
+    """
+
+    def __init__(
+        self, file: Path, filesystem: FileSystem, damage: Damage, read: Callable[[Callable[[], bool]], None]
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            file: Of the store.
+            filesystem: What its file system can do.
+            damage: Where findings go.
+            read: Reads the whole file, or until what it is given says so; raises OSError if the disk cannot.
+        """
+        self._filesystem = filesystem
+        self._read = read
+        self._file = file
+        self._damage = damage
+        self._stopping = threading.Event()
+        self._connection: sqlite3.Connection | None = None
+        self._thread = threading.Thread(target=self._run, name="tensormeter-start-check", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Give up what is not done, and return once the connection is closed."""
+        self._stopping.set()
+        while self._thread.is_alive():
+            connection = self._connection
+            if connection is not None:
+                with suppress(sqlite3.ProgrammingError):  # closed in between
+                    connection.interrupt()
+            self._thread.join(0.05)
+
+    def wait(self) -> None:
+        """Return once it has looked at everything."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        suspected: _Findings | None = None
+        while True:
+            try:
+                found = self._inspect()
+                if suspected is None and any(found):
+                    self._read(self._stopping.is_set)
+            except _StoppedError:
+                return
+            except (StoreUnavailableError, OSError) as error:
+                if self._stopping.is_set():
+                    return
+                _log.info("tensormeter: the check of the store at its start begins again later: %s", error)
+                suspected = None
+                if self._stopping.wait(_AGAIN):
+                    return
+                continue
+            except StoreError as error:
+                if not self._stopping.is_set():
+                    _log.warning("tensormeter: the check of the store at its start ended early: %s", error)
+                return
+            except Exception:
+                _log.exception("tensormeter: the check of the store at its start failed")
+                return
+            if suspected is None and any(found):
+                suspected = found
+                continue
+            if suspected is not None:
+                self._report(
+                    *({text: None for text in new if text in old} for new, old in zip(found, suspected, strict=True))
+                )
+            return
+
+    def _inspect(self) -> "_Findings":
+        """What is wrong with SQLite's structures, and with rows of the catalog."""
+        self._connection = connection = open_read_only(self._file, self._filesystem)
+        try:
+            inspection = Inspection(connection, self._look)
+            most = SMALL if self._filesystem.maps else _FEW_BYTES
+            return (
+                {str(finding): None for finding in inspection.structure(most=most)},
+                {str(finding): None for finding in inspection.catalog()},
+            )
+        finally:
+            self._connection = None
+            connection.close()
+
+    def _report(self, structure: Iterable[str], catalog: Iterable[str]) -> None:
+        for text in structure:
+            self._damage.add(StoreError(text))
+            self._damage.structure = self._damage.structure or text
+            self._damage.is_catalog_sound = False
+        for text in catalog:
+            self._damage.add(StoreError(text))
+            self._damage.is_catalog_sound = False
+
+    def _look(self) -> None:
+        if self._stopping.wait(_PAUSE):
+            raise _StoppedError

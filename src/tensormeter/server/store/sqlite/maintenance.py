@@ -1,0 +1,187 @@
+"""What is done to a store's folder from outside: compacting it, and copying it while a server uses it."""
+
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tensormeter.errors import StoreError
+from tensormeter.server.store.models.errors import DamagedError, StoreUnavailableError, SuspectedDamageError
+from tensormeter.server.store.models.points import Column
+from tensormeter.server.store.sqlite.integrity.damage import named
+from tensormeter.server.store.sqlite.integrity.missing_file import absent_store
+from tensormeter.server.store.sqlite.integrity.seals import seal_changes
+from tensormeter.server.store.sqlite.points.rollups import find_unsampled, insert_samples, sample_chunks
+from tensormeter.server.store.sqlite.points.segment_reader import chunk_points
+from tensormeter.server.store.sqlite.points.segment_rows import find_chunks, insert_chunks, spans, update_directory
+from tensormeter.server.store.sqlite.points.segments import encode_chunk, full_chunk
+from tensormeter.server.store.sqlite.schema import connect, holder_of
+from tensormeter.server.store.sqlite.store import SqliteStore
+from tensormeter.server.store.sqlite.transaction import mapped_errors, writing
+
+__all__ = ["Compaction", "back_up", "compact"]
+
+_FILE: Final = "tensormeter.db"
+_PAGES: Final = 1024
+"""Pages of 4 KiB that a backup copies before it lets others have the file."""
+
+_log = logging.getLogger(__name__)
+
+_BACKUP_PATIENCE: Final = 30.0
+"""Seconds that a backup waits for a lock on the store."""
+
+
+@dataclass(frozen=True)
+class Compaction:
+    """What compacting did: chunks and bytes of the file before and after, and damaged series, which were left as they are."""
+
+    chunks_before: int
+    chunks_after: int
+    bytes_before: int
+    bytes_after: int
+    damaged: int = 0
+
+
+def compact(folder: Path) -> Compaction:
+    """Fold what is in the journal, merge the chunks of each series into as few as can be, and give free space back.
+
+    No server may use the folder. The file is written anew, so there must be room for a second one. A kill at any instant loses
+    nothing.
+
+    Raises:
+        StoreError: The folder is in use, there is no store in it, or it cannot be written to.
+    """
+    file = _existing(folder)
+    store = SqliteStore(folder, fold_interval=3600)
+    try:
+        store.fold()
+        before = file.stat().st_size
+        connection = connect(file)
+        try:
+            seal_changes(connection)
+            with _naming_holder(file), mapped_errors("compact"):
+                chunks = _count(connection)
+                damaged = 0
+                for (series,) in connection.execute("SELECT DISTINCT series FROM chunk").fetchall():
+                    try:
+                        _merge(connection, series)
+                    except (DamagedError, SuspectedDamageError) as error:
+                        damaged += 1
+                        found = named(connection, error) if isinstance(error, DamagedError) else error.__cause__
+                        _log.warning("tensormeter: not compacted: series %d: %s", series, found)
+                for wanted in find_unsampled(connection):
+                    try:
+                        samples = sample_chunks(connection, [wanted])
+                    except (DamagedError, SuspectedDamageError):
+                        continue
+                    with writing(connection):
+                        insert_samples(connection, samples)
+                after = _count(connection)
+                connection.execute("VACUUM")
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        finally:
+            connection.close()
+    finally:
+        store.close()
+    return Compaction(chunks, after, before, file.stat().st_size, damaged)
+
+
+def back_up(folder: Path, target: Path) -> int:
+    """Copy the store in a folder to a new file, also while a server uses it; returns the copy's size in bytes.
+
+    The copy is the state of one moment, journal included. To use it, put it into a folder of its own as `tensormeter.db`.
+
+    Raises:
+        StoreError: There is no store in the folder, there is a file at `target`, or it cannot be written.
+    """
+    file = _existing(folder)
+    try:
+        # Exclusively, and for the user only: what runs log is theirs.
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except OSError as error:
+        raise StoreError(f"cannot create {target}: {error.strerror}; give a file that is not there yet") from None
+    try:
+        source = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
+        copy = sqlite3.connect(target)
+        try:
+            with _naming_holder(file), mapped_errors("copy"):
+                source.execute(
+                    "BEGIN"
+                )  # one snapshot: a busy server would otherwise make the copy begin again and again
+                source.execute("SELECT count(*) FROM run").fetchall()
+                source.backup(copy, pages=_PAGES, progress=_Progress())
+                problems = copy.execute("PRAGMA quick_check(1)").fetchone()[0]
+        finally:
+            copy.close()
+            source.close()
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+    if problems != "ok":
+        target.unlink(missing_ok=True)
+        raise StoreError(f"the copy of {file} is damaged ({problems}), so the store is; restore it from a backup")
+    return target.stat().st_size
+
+
+@contextmanager
+def _naming_holder(file: Path) -> Iterator[None]:
+    """Say in the error who has locked the store, if somebody has."""
+    try:
+        yield
+    except StoreUnavailableError as error:
+        raise StoreUnavailableError(f"{error}{holder_of(file, error)}") from error
+
+
+class _Progress:
+    """Ends a backup that goes no further: SQLite's waits for a lock without an end."""
+
+    def __init__(self) -> None:
+        self._remaining = -1
+        self._moved = time.monotonic()
+
+    def __call__(self, status: int, remaining: int, total: int) -> None:
+        """See `sqlite3.Connection.backup`. Raises StoreUnavailableError."""
+        now = time.monotonic()
+        if remaining != self._remaining:
+            self._remaining, self._moved = remaining, now
+        elif now - self._moved > _BACKUP_PATIENCE:
+            raise StoreUnavailableError("cannot copy the store: it is locked")
+
+
+def _merge(connection: sqlite3.Connection, series: int) -> None:
+    """Merge the chunks of a series. Raises DamagedError: one is damaged; nothing was changed."""
+    known = spans(connection, series)
+    read: list[tuple[int, Column]] = []
+    for span, chunk in zip(known, find_chunks(connection, series, known), strict=True):
+        points = chunk_points(chunk)
+        if read or span.n != full_chunk(points):  # what is full already, at the beginning, stays as it is
+            read.append((span.seq, points))
+    if len(read) < 2:
+        return
+    points = type(read[0][1]).concat([points for _, points in read]).distinct()
+    full = full_chunk(points)
+    merged = [encode_chunk(points[i : i + full]) for i in range(0, len(points), full)]
+    first = read[0][0]
+    with writing(connection):
+        connection.execute("DELETE FROM chunk WHERE series = ? AND seq >= ?", (series, first))
+        insert_chunks(connection, ((series, first + i, chunk) for i, chunk in enumerate(merged)))
+        update_directory(connection, series)
+
+
+def _count(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("SELECT count(*) FROM chunk").fetchone()[0])
+
+
+def _existing(folder: Path) -> Path:
+    file = folder / _FILE
+    absent = absent_store(file)
+    if absent is not None:
+        raise StoreError(absent)
+    if not file.is_file():
+        raise StoreError(f"there is no store in {folder}; give the server's data folder with --data")
+    return file

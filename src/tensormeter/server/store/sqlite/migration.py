@@ -1,0 +1,190 @@
+"""Bringing files of older versions up to date: new tables beside the old ones, rows copied over, in one transaction."""
+
+import logging
+import sqlite3
+from typing import Final
+
+from tensormeter.otlp.batch import STEP_METRIC
+from tensormeter.server.store.rules.totals import Totals, add_totals
+from tensormeter.server.store.sqlite.points.segment_reader import beginning
+from tensormeter.server.store.sqlite.points.segments import Segment, decode_chunk
+
+__all__ = ["migrate"]
+
+_CHUNK: Final = "n, t_min, t_max, kind, times, words, integers"
+
+_log = logging.getLogger(__name__)
+
+_SEALS: Final = {
+    "run": ("seal", "tally"),
+    "process": ("seal", "resource_seal"),
+    "series": ("directory", "seal"),
+    "summary": ("seal",),
+    "chunk": ("seal",),
+    "sample": ("seal", "coarse_seal", "fine_seal"),
+    "gap": ("seal",),
+    "event": ("seal",),
+    "batch": ("seal",),
+    "journal": ("seal",),
+}
+
+_TABLES_1: Final = ("run", "process", "series", "chunk", "event", "batch", "journal")
+
+
+def migrate(connection: sqlite3.Connection, version: int, schema: str, target: int) -> None:
+    """Migrate a store of an older version; afterwards it cannot be read by that version any more.
+
+    A kill at any instant leaves the old or the new version, never something in between.
+
+    Args:
+        connection: In autocommit mode.
+        version: Of the file, at least 1.
+        schema: Statements that create the tables of the present version.
+        target: The present version.
+    """
+    _log.warning("tensormeter: bringing the store from version %d to %d; this can take a while", version, target)
+    connection.execute("PRAGMA foreign_keys = OFF")
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        if version == 1:
+            _from_1(connection, schema)
+        elif version == 2:
+            _from_2(connection)
+        if 1 < version < 4:
+            _from_3(connection, schema)
+        if version > 1:
+            _from_4(connection)
+            _from_5(connection, schema)
+            _from_6(connection, schema)
+        if version < 3:
+            _beginnings(connection)
+        connection.execute(f"PRAGMA user_version = {target}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _from_1(connection: sqlite3.Connection, schema: str) -> None:
+    """Version 1 had gauges only, and no summaries, tags or media."""
+    for index in ("run_by_run_id", "run_by_created", "chunk_by_series"):
+        connection.execute(f"DROP INDEX {index}")
+    connection.execute("PRAGMA legacy_alter_table = ON")  # leaves the references of other tables as they are
+    for table in _TABLES_1:
+        connection.execute(f"ALTER TABLE {table} RENAME TO old_{table}")
+    for statement in _statements(schema):
+        connection.execute(statement)
+    connection.execute("PRAGMA legacy_alter_table = OFF")
+    common = "id, project, run_id, name, config, config_time, created, updated, series, points"
+    connection.execute(f"INSERT INTO run ({common}) SELECT {common} FROM old_run")
+    common = "id, run, process, resource, started, ended, end_state"
+    connection.execute(f"INSERT INTO process ({common}) SELECT {common} FROM old_process")
+    common = "id, process, metric, attributes, unit, description, points, last_time, last_word, last_integer"
+    connection.execute(
+        f"INSERT INTO series ({common}, kind, scope) SELECT {common}, 'gauge', '' FROM old_series",
+    )
+    connection.execute(f"INSERT INTO chunk (id, series, seq, {_CHUNK}) SELECT id, series, seq, {_CHUNK} FROM old_chunk")
+    connection.execute(
+        "INSERT INTO event (id, run, process, time, name, digest, body, attributes)"
+        " SELECT old_event.id, run, process.id, time, name, digest, body, attributes"
+        " FROM old_event JOIN process ON process.id = old_event.process",
+    )
+    common = "id, digest, received, rejected, message"
+    connection.execute(f"INSERT INTO batch ({common}) SELECT {common} FROM old_batch")
+    # A number must never be used twice, also where the last one is not in the table any more.
+    connection.execute("INSERT INTO journal (seq, payload) SELECT seq, payload FROM old_journal")
+    last = connection.execute("SELECT seq FROM sqlite_sequence WHERE name IN ('journal', 'old_journal')").fetchall()
+    for table in _TABLES_1:
+        connection.execute(f"DROP TABLE old_{table}")
+    connection.execute("DELETE FROM sqlite_sequence WHERE name = 'journal'")
+    top = max((row[0] or 0 for row in last), default=0)
+    connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('journal', ?)", (top,))
+    _states(connection)
+    _summaries(connection)
+
+
+def _from_2(connection: sqlite3.Connection) -> None:
+    """Version 2 did not know where an attempt began."""
+    for column in ("first_step", "began", "began_seq"):
+        connection.execute(f"ALTER TABLE process ADD COLUMN {column} INTEGER")
+
+
+def _from_3(connection: sqlite3.Connection, schema: str) -> None:
+    """Version 3 had no samples; those of its chunks are made when the store is open."""
+    (statement,) = (one for one in _statements(schema) if "CREATE TABLE sample " in one)
+    connection.execute(statement)
+
+
+def _from_4(connection: sqlite3.Connection) -> None:
+    """Version 4 stored neither severity nor ids nor the scope of log records."""
+    columns = {row[1] for row in connection.execute("PRAGMA table_info(event)")}
+    if "record" not in columns:
+        connection.execute("ALTER TABLE event ADD COLUMN record TEXT NOT NULL DEFAULT '{}'")
+
+
+def _from_5(connection: sqlite3.Connection, schema: str) -> None:
+    """Version 5 knew of no gaps."""
+    if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'gap'").fetchone():
+        return
+    for statement in _statements(schema):
+        if "CREATE TABLE gap " in statement or "INDEX gap_by_seq" in statement:
+            connection.execute(statement)
+
+
+def _from_6(connection: sqlite3.Connection, schema: str) -> None:
+    """Version 6 had no checksums; rows get theirs when they are next written."""
+    for table, columns in _SEALS.items():
+        known = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+        for column in columns:
+            if column not in known:
+                connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} INTEGER")
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'damaged'").fetchone():
+        (statement,) = (one for one in _statements(schema) if "CREATE TABLE damaged " in one)
+        connection.execute(statement)
+
+
+def _beginnings(connection: sqlite3.Connection) -> None:
+    rows = connection.execute(
+        "SELECT process.id, series.id FROM series JOIN process ON process.id = series.process"
+        " WHERE metric = ? AND attempt > 1 AND kind = 'gauge'",
+        (STEP_METRIC,),
+    ).fetchall()
+    for process, series in rows:
+        for row in connection.execute(
+            f"SELECT {_CHUNK} FROM chunk WHERE series = ? ORDER BY seq", (series,)
+        ).fetchall():
+            began = beginning(decode_chunk(Segment(*row)))
+            if began is not None:
+                connection.execute(
+                    "UPDATE process SET first_step = min(ifnull(first_step, ?1), ?1), began = min(ifnull(began, ?2), ?2)"
+                    " WHERE id = ?3",
+                    (*began, process),
+                )
+
+
+def _states(connection: sqlite3.Connection) -> None:
+    from tensormeter.server.store.rules.lifecycle import refresh_run
+
+    for (run,) in connection.execute("SELECT id FROM run").fetchall():
+        refresh_run(connection, run)
+
+
+def _summaries(connection: sqlite3.Connection) -> None:
+    rows = connection.execute(
+        "SELECT run, metric, series.id FROM series JOIN process ON process.id = series.process",
+    ).fetchall()
+    for run, metric, series in rows:
+        chunks = connection.execute(f"SELECT {_CHUNK} FROM chunk WHERE series = ? ORDER BY seq", (series,))
+        totals = [Totals.of(decode_chunk(Segment(*row))) for row in chunks]
+        if totals:
+            add_totals(connection, run, metric, Totals.merge(totals))
+    connection.execute(
+        "UPDATE run SET newest = ifnull((SELECT max(last_time) FROM summary WHERE summary.run = run.id), 0)"
+    )
+
+
+def _statements(schema: str) -> list[str]:
+    """The statements of a script: `executescript` would commit."""
+    lines = [line.partition("--")[0] for line in schema.splitlines()]
+    return [statement for statement in "\n".join(lines).split(";") if statement.strip()]

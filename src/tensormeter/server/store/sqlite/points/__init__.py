@@ -1,0 +1,1 @@
+"""Points of series: the newest in memory, the others in segments of the file."""

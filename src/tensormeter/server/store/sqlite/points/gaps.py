@@ -1,0 +1,94 @@
+"""Gaps: times at which a sender said that a series of numbers has no value, so that its line is interrupted there.
+
+They are no points: nothing that reads values sees them. A gap belongs to a series that has points; others are passed over.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tensormeter.otlp.batch import Batch
+from tensormeter.otlp.check import Check, no_check
+from tensormeter.server.store.rules.ingest_series import Arrival, arrivals_of
+from tensormeter.server.store.sqlite.integrity.seals import checksum, verify
+
+__all__ = ["MAX_GAPS", "gap_times", "gaps_of", "has_new_gaps", "insert_gaps", "read_gaps"]
+
+MAX_GAPS: Final = 10_000
+"""Gaps of one series that are kept: the newest."""
+
+_LAST: Final = (1 << 63) - 1
+
+_FIND: Final = (
+    "SELECT series.id FROM run JOIN process ON process.run = run.id"
+    " JOIN series ON series.process = process.id WHERE project = ? AND run_id = ? AND NOT deleted AND process.process = ?"
+    " AND metric = ? AND series.kind = ? AND scope = ? AND attributes = ?"
+)
+_TRIM: Final = (
+    "DELETE FROM gap WHERE series = ?1"
+    f" AND time < (SELECT time FROM gap WHERE series = ?1 ORDER BY time DESC LIMIT 1 OFFSET {MAX_GAPS - 1})"
+)
+
+
+def gaps_of(batches: Sequence[Batch], check: Check = no_check) -> list[Arrival]:
+    """The gaps of batches that can be stored, as arrivals: of their points the times count."""
+    found, _ = arrivals_of([Batch(batch.resource, batch.gaps) for batch in batches if batch.gaps], check)
+    return found
+
+
+def gap_times(arrival: Arrival) -> NDArray[np.int64]:
+    """The newest times of one of `gaps_of`, ascending and distinct."""
+    return np.unique(arrival.points.times)[-MAX_GAPS:]
+
+
+def insert_gaps(connection: sqlite3.Connection, gaps: Iterable[Arrival], seq: int, check: Check = no_check) -> None:
+    """Store gaps of series that exist; inside a transaction, which ends if `check` raises.
+
+    Args:
+        connection: To write with.
+        gaps: As of `gaps_of`.
+        seq: The journal row that they came with, or the number that the next one will have.
+        check: Called for each series.
+    """
+    for gap in gaps:
+        check()
+        source = gap.source
+        names = (source.project, source.run_id, source.process, gap.metric, gap.kind, gap.scope, gap.attributes)
+        found = connection.execute(_FIND, names).fetchone()
+        if found is not None:
+            rows = ((found[0], time, seq, checksum(found[0], time, seq)) for time in gap_times(gap).tolist())
+            connection.executemany("INSERT OR IGNORE INTO gap (series, time, seq, seal) VALUES (?, ?, ?, ?)", rows)
+            connection.execute(_TRIM, found)
+
+
+def has_new_gaps(connection: sqlite3.Connection, series: Iterable[int], after: int) -> bool:
+    """Whether some of these series have gaps that came after a journal row."""
+    wanted = json.dumps([*series])
+    found = connection.execute(
+        "SELECT EXISTS (SELECT 1 FROM gap WHERE seq > ? AND series IN (SELECT value FROM json_each(?)))",
+        (min(after, _LAST), wanted),
+    )
+    return bool(found.fetchone()[0])
+
+
+def read_gaps(
+    connection: sqlite3.Connection, series: Iterable[int], start: int | None, stop: int | None, most: int
+) -> Mapping[int, NDArray[np.int64]]:
+    """The gaps of series with start <= time < stop, ascending; of all of them `most` at most, and one more if there are more."""
+    first, last = max(start or 0, 0), _LAST if stop is None else max(min(stop, _LAST), 0)
+    rows = connection.execute(
+        "SELECT series, time, seq, seal FROM json_each(?) JOIN gap ON gap.series = json_each.value WHERE time >= ? AND time < ?"
+        " ORDER BY series, time LIMIT ?",
+        (json.dumps([*series]), min(first, _LAST), last, max(most, 0) + 1),
+    ).fetchall()
+    if not rows:
+        return {}
+    for row_series, time, seq, seal in rows:
+        verify(f"a gap of series {row_series}", seal, row_series, time, seq, series=row_series)
+    keys, times = np.array([row[:2] for row in rows], np.int64).T
+    edges = np.flatnonzero(np.diff(keys)) + 1
+    return {int(key): part for key, part in zip(keys[np.r_[0, edges]], np.split(times, edges), strict=True)}

@@ -1,0 +1,181 @@
+"""The codec of chunks: points of one series as compressed bytes.
+
+Times are differences, and both times and values are stored byte plane by byte plane (all first bytes, all second bytes,
+...), which is what lets a general compressor see the slowly changing exponents and the even spacing; then zstd.
+Measured on a loss curve with jittered times: 2.3 + 6.9 bytes a point, 2.3 + 3.2 if the values came from float32.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from tensormeter.server.store.models.errors import DamagedError
+from tensormeter.server.store.models.points import Blobs, Column, Points
+
+__all__ = [
+    "CHUNK_POINTS",
+    "Segment",
+    "compress_words",
+    "decode_blobs",
+    "decode_chunk",
+    "decompress_words",
+    "encode_chunk",
+    "full_chunk",
+]
+
+CHUNK_POINTS: Final = 65_536
+"""Points in one chunk, at most: half a MiB of words, decoded in about a millisecond."""
+
+CHUNK_BLOBS: Final = 1024
+"""Distributions in one chunk, at most: some hundred bytes each."""
+
+_FLOATS, _INTEGERS, _MIXED, _BLOBS = 0, 1, 2, 3
+_LEVEL: Final = 1
+_BLOB_LEVEL: Final = 3
+_MAX_BLOBS: Final = 1 << 30
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A row of the chunk table.
+
+    Attributes:
+        n: Points inside.
+        t_min: Earliest time, nanoseconds since the Unix epoch.
+        t_max: Latest time.
+        kind: 0 all float64, 1 all int64, 2 mixed, 3 distributions.
+        times: Compressed.
+        words: Compressed; of distributions the length of each as uint32, then all of them.
+        integers: Compressed bit mask of which words are int64, or empty unless mixed.
+        series: Whose it is, if it was read from the table.
+    """
+
+    n: int
+    t_min: int
+    t_max: int
+    kind: int
+    times: bytes
+    words: bytes
+    integers: bytes
+    series: int | None = None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it has as many numbers as a chunk takes: it will never change."""
+        return self.kind != _BLOBS and self.n >= CHUNK_POINTS
+
+
+def full_chunk(points: Column) -> int:
+    """How many points of this kind a chunk takes."""
+    return CHUNK_BLOBS if isinstance(points, Blobs) else CHUNK_POINTS
+
+
+def encode_chunk(points: Column) -> Segment:
+    """Encode 1 to `full_chunk` points, which must be by ascending time."""
+    kind, words, integers = _BLOBS, b"", b""
+    if isinstance(points, Blobs):
+        lengths = np.array([len(blob) for blob in points.blobs], "<u4")
+        words = zstandard.compress(lengths.tobytes() + b"".join(points.blobs), _BLOB_LEVEL)
+    else:
+        assert isinstance(points, Points)
+        kind = _INTEGERS if points.integers.all() else _MIXED if points.integers.any() else _FLOATS
+        words = _compress(points.words)
+        if kind == _MIXED:
+            integers = zstandard.compress(np.packbits(points.integers).tobytes(), _LEVEL)
+    return Segment(
+        n=len(points),
+        t_min=int(points.times[0]),
+        t_max=int(points.times[-1]),
+        kind=kind,
+        times=_compress(np.diff(points.times, prepend=points.times[:1])),
+        words=words,
+        integers=integers,
+    )
+
+
+def decode_chunk(chunk: Segment) -> Points:
+    """The numbers of a chunk, bit for bit.
+
+    Raises:
+        DamagedError: The bytes are not such a chunk.
+    """
+    with _about(chunk):
+        words = _decompress(chunk.words, chunk.n)
+        if chunk.kind == _MIXED:
+            packed = np.frombuffer(_inflate(chunk.integers, (chunk.n + 7) // 8), np.uint8)
+            integers = np.unpackbits(packed, count=chunk.n).view(np.bool_)
+        else:
+            integers = np.full(chunk.n, chunk.kind == _INTEGERS)
+        return Points(_times(chunk), words, integers)
+
+
+def decode_blobs(chunk: Segment) -> Blobs:
+    """The distributions of a chunk; errors as for `decode_chunk`."""
+    with _about(chunk):
+        packed = _inflate(chunk.words, None)
+        lengths = np.frombuffer(packed[: 4 * chunk.n], "<u4")
+        ends = np.cumsum(lengths, dtype=np.int64) + 4 * chunk.n
+        if len(lengths) != chunk.n or ends[-1] != len(packed):
+            raise DamagedError("a chunk: lengths")
+        starts = ends - lengths
+        pairs = zip(starts.tolist(), ends.tolist(), strict=True)
+        return Blobs.of(_times(chunk), [packed[start:end] for start, end in pairs])
+
+
+def _times(chunk: Segment) -> NDArray[np.int64]:
+    times: NDArray[np.int64] = np.cumsum(_decompress(chunk.times, chunk.n)) + chunk.t_min
+    if len(times) and times[-1] != chunk.t_max:
+        raise DamagedError("a chunk: its last time")
+    return times
+
+
+@contextmanager
+def _about(chunk: Segment) -> Iterator[None]:
+    """Say in errors whose chunk it is."""
+    try:
+        yield
+    except DamagedError as error:
+        raise DamagedError(str(error), series=chunk.series) from None
+
+
+def compress_words(words: NDArray[np.int64]) -> bytes:
+    """Words of any shape, in C order, byte plane by byte plane."""
+    return _compress(words.reshape(-1))
+
+
+def decompress_words(blob: bytes) -> bytes:
+    """The bytes of what `compress_words` was given; errors as for `decode_chunk`."""
+    planes = np.frombuffer(_inflate(blob, None), np.uint8)
+    if len(planes) % 8:
+        raise DamagedError("samples: length")
+    return planes.reshape(8, -1).T.tobytes()
+
+
+def _compress(column: NDArray[np.int64]) -> bytes:
+    planes = np.ascontiguousarray(column).astype("<i8", copy=False).view(np.uint8).reshape(-1, 8).T
+    return zstandard.compress(planes.tobytes(), _LEVEL)
+
+
+def _decompress(blob: bytes, n: int) -> NDArray[np.int64]:
+    planes = np.frombuffer(_inflate(blob, 8 * n), np.uint8).reshape(8, n)
+    rows = np.zeros((n, 8), np.uint8)
+    for index, plane in enumerate(planes):
+        if plane.any():  # most are all zero: high bytes of differences, low bytes of what was float32
+            rows[:, index] = plane
+    return rows.view("<i8").reshape(n).astype(np.int64, copy=False)
+
+
+def _inflate(blob: bytes, size: int | None) -> bytes:
+    """Decompress to exactly `size` bytes. The claimed size is checked first: damage must not allocate gigabytes."""
+    try:
+        claimed = zstandard.frame_content_size(blob)
+        if claimed == size or (size is None and 0 <= claimed <= _MAX_BLOBS):
+            return zstandard.decompress(blob)
+    except zstandard.ZstdError as error:
+        raise DamagedError(f"a chunk: {error}") from None
+    raise DamagedError(f"a chunk: expected {size} bytes")

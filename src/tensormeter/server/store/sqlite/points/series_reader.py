@@ -1,0 +1,132 @@
+"""Reading the points of some metrics of a run, within a bound."""
+
+import json
+import sqlite3
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tensormeter.server.store import ProcessAttempt, Selection, Series, TooManyPointsError
+from tensormeter.server.store.models.metric_kind import parse_kind
+from tensormeter.server.store.models.points import Blobs, Column, Points
+from tensormeter.server.store.models.runs import NO_GAPS
+from tensormeter.server.store.sqlite.integrity.damage import leaving_out
+from tensormeter.server.store.sqlite.integrity.seals import PROCESS, SERIES
+from tensormeter.server.store.sqlite.points.gaps import read_gaps
+from tensormeter.server.store.sqlite.points.memtable import Layer
+from tensormeter.server.store.sqlite.points.segment_reader import count_points, read_points
+
+__all__ = ["SeriesRow", "check_limit", "find_attempts", "find_series", "new_series", "read_series"]
+
+SeriesRow = tuple[int, str, str, str, str, str, str]
+"""Row id, process, metric, kind, attributes, scope, unit."""
+
+
+def find_series(connection: sqlite3.Connection, run: int, selection: Selection) -> list[SeriesRow]:
+    """The selected series of a run, by metric, process and attributes."""
+    rows = connection.execute(
+        f"SELECT {SERIES.selection}, process.process FROM process JOIN series ON series.process = process.id"
+        f" WHERE run = ? AND metric IN ({', '.join('?' * len(selection.metrics))}) AND process.process = ifnull(?, process.process)"
+        " ORDER BY metric, process.process, attributes, kind, scope",
+        (run, *selection.metrics, selection.process),
+    ).fetchall()
+    found: list[SeriesRow] = []
+    known: set[int] = set()
+    for *row, process in rows:
+        series, number, metric, kind, scope, attributes, unit, *_ = row
+        with leaving_out(connection, selection.damaged):
+            SERIES.verify(row, f"the row of series {series}", series=series)
+            if number not in known:
+                about = connection.execute(
+                    f"SELECT {PROCESS.selection} FROM process WHERE id = ?", (number,)
+                ).fetchone()
+                PROCESS.verify(about, f"the row of process {process!r} of run {run}")
+                known.add(number)
+            if parse_kind(kind).numeric == selection.numeric:
+                found.append((series, process, metric, kind, attributes, scope, unit))
+    return found
+
+
+def find_attempts(connection: sqlite3.Connection, run: int) -> tuple[dict[str, ProcessAttempt], int]:
+    """The attempts of a run's processes, none if all are of attempt 1; and the journal row that last changed where one begins."""
+    if connection.execute("SELECT max(attempt) FROM process WHERE run = ?", (run,)).fetchone()[0] in (None, 1):
+        return {}, 0
+    rows = connection.execute(
+        f"SELECT {PROCESS.selection}, json_extract(resource, '$.\"tensormeter.rank\"') FROM process WHERE run = ?",
+        (run,),
+    ).fetchall()
+    attempts: dict[str, ProcessAttempt] = {}
+    changed = 0
+    for *row, rank in rows:
+        _, _, process, number, _, _, _, _, first_step, began, began_seq, _ = row
+        PROCESS.verify(row, f"the row of process {process!r} of run {run}")
+        attempts[process] = ProcessAttempt(number, first_step, began or 0, rank if isinstance(rank, int) else None)
+        changed = max(changed, began_seq or 0)
+    return attempts, changed
+
+
+def read_series(
+    connection: sqlite3.Connection,
+    layers: Sequence[Layer],
+    rows: Sequence[SeriesRow],
+    selection: Selection,
+) -> list[Series]:
+    """The selected points of these series, whenever they arrived.
+
+    Raises:
+        TooManyPointsError: More than the selection's limit would be looked at.
+    """
+    start, stop = selection.start, selection.stop
+    total = 0
+    sound: list[SeriesRow] = []
+    for row in rows:
+        selection.check()
+        with leaving_out(connection, selection.damaged):
+            total += count_points(connection, layers, row[0], start, stop)
+            sound.append(row)
+    check_limit(total, selection.limit, {row[2] for row in rows})
+    gaps: Mapping[int, NDArray[np.int64]] = {}
+    if selection.gaps:
+        gaps = read_gaps(connection, (row[0] for row in sound), start, stop, selection.limit - total)
+        check_limit(total + sum(map(len, gaps.values())), selection.limit, {row[2] for row in rows})
+    found = []
+    for row in sound:
+        selection.check()
+        with leaving_out(connection, selection.damaged):
+            points = read_points(connection, layers, row[0], start, stop, numeric=selection.numeric)
+            if len(points):
+                found.append(replace(_series(row, points), gaps=gaps.get(row[0], NO_GAPS)))
+    return found
+
+
+def check_limit(total: int, limit: int, metrics: Collection[str]) -> None:
+    """Refuse a read of more than `limit` points.
+
+    Raises:
+        TooManyPointsError: It is one.
+    """
+    if total > limit:
+        names = sorted(metrics)
+        raise TooManyPointsError(
+            f"{', '.join(map(repr, names[:3]))}{', ...' if len(names) > 3 else ''}: {total} points here, more than the "
+            f"limit of {limit} for one request; ask for fewer metrics, for one process with `process`, "
+            "or for a range of time with `start` and `stop`",
+        )
+
+
+def new_series(rows: Sequence[SeriesRow], parts: Mapping[int, Sequence[Column]], selection: Selection) -> list[Series]:
+    """Series from points that have just arrived."""
+    column = Points if selection.numeric else Blobs
+    found = []
+    for row in rows:
+        selection.check()
+        if row[0] in parts:
+            found.append(_series(row, column.concat(parts[row[0]]).distinct()))  # type: ignore[arg-type]
+    return found
+
+
+def _series(row: SeriesRow, points: Column) -> Series:
+    _, process, metric, kind, attributes, scope, unit = row
+    return Series(process, metric, parse_kind(kind), json.loads(attributes), points, scope, unit)

@@ -1,0 +1,68 @@
+"""Which step was logged at a time: the gauge `tensormeter.step` of the same process."""
+
+import sqlite3
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tensormeter.otlp.batch import STEP_METRIC
+from tensormeter.server.store.models.points import Points
+from tensormeter.server.store.sqlite.points.memtable import Layer
+from tensormeter.server.store.sqlite.points.segment_reader import read_at, steps_at
+
+__all__ = ["StepFinder"]
+
+
+class StepFinder:
+    """Looks up single steps, first in memory, then in chunks. For one snapshot and one thread."""
+
+    def __init__(self, connection: sqlite3.Connection, layers: Sequence[Layer]) -> None:
+        self._connection = connection
+        self._layers = layers
+        self._rows: dict[int, list[int]] = {}
+        self._memory: dict[int, Points] = {}
+        self._heads: dict[int, list[int]] = {}
+        for layer in layers:
+            for series, head in layer.series.items():
+                if head.metric == STEP_METRIC:
+                    self._heads.setdefault(head.process, []).append(series)
+
+    def at(self, process: int, time: int) -> int | None:
+        """The step at exactly this time, or None."""
+        times = np.array([time], np.int64)
+        found = _one(self._in_memory(process), times)
+        if found is None:
+            for series in self._series(process):
+                found = _one(read_at(self._connection, (), series, times), times)
+                if found is not None:
+                    break
+        return found
+
+    def _in_memory(self, process: int) -> Points:
+        points = self._memory.get(process)
+        if points is None:
+            parts = [
+                part
+                for layer in self._layers
+                for series in self._heads.get(process, ())
+                if series in layer.series
+                for part in layer.series[series].parts
+                if isinstance(part, Points)
+            ]
+            points = self._memory[process] = Points.concat(parts).distinct()
+        return points
+
+    def _series(self, process: int) -> list[int]:
+        rows = self._rows.get(process)
+        if rows is None:
+            found = self._connection.execute(
+                "SELECT id FROM series WHERE process = ? AND metric = ? AND kind = 'gauge'", (process, STEP_METRIC)
+            )
+            rows = self._rows[process] = [row[0] for row in found]
+        return rows
+
+
+def _one(steps: Points, times: NDArray[np.int64]) -> int | None:
+    found, stepped = steps_at(steps, times)
+    return int(found[0]) if stepped[0] else None

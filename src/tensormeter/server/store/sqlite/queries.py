@@ -1,0 +1,390 @@
+"""The reading half of the SQLite store: every question of the interface, over heads in memory and a snapshot of the file."""
+
+import math
+import queue
+import sqlite3
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tensormeter.otlp.check import Check, no_check
+from tensormeter.server.store import (
+    Change,
+    Changes,
+    EventPage,
+    MetricSummary,
+    NotFoundError,
+    PointRange,
+    ProcessSummary,
+    ProjectSummary,
+    Reading,
+    RunRef,
+    RunSummary,
+    RunTable,
+    Selection,
+    StoredEvent,
+    StoreUnavailableError,
+    Thinned,
+)
+from tensormeter.server.store.models.errors import DamagedError, SuspectedDamageError
+from tensormeter.server.store.rules.events import last_event, names_media, read_alerts, read_events, read_media
+from tensormeter.server.store.sqlite.cursor import Cursor
+from tensormeter.server.store.sqlite.disk.filesystem_trial import FileSystem
+from tensormeter.server.store.sqlite.integrity.damage import Damage, leaving_out, named
+from tensormeter.server.store.sqlite.integrity.suspicion import Suspicion
+from tensormeter.server.store.sqlite.points.gaps import has_new_gaps, read_gaps
+from tensormeter.server.store.sqlite.points.memtable import Layer, Memtable
+from tensormeter.server.store.sqlite.points.rollups import read_thinned
+from tensormeter.server.store.sqlite.points.series_reader import find_attempts, find_series, new_series, read_series
+from tensormeter.server.store.sqlite.read_priority import ReadPriority
+from tensormeter.server.store.sqlite.schema import connect
+from tensormeter.server.store.sqlite.tables import commit_log, listing, runs
+from tensormeter.server.store.sqlite.tables.catalog import find_run
+from tensormeter.server.store.sqlite.tables.listing import check_series
+from tensormeter.server.store.sqlite.transaction import reading
+
+__all__ = ["READERS", "SqliteQueries"]
+
+READERS: Final = 4
+"""Reads that run at once. A further one waits, so a server should not start more."""
+
+_DOUBT: Final = 5.0
+"""Seconds after a read that failed in which checksums that do not match are not taken for damage."""
+
+_LATELY: Final = 24 * 3600 * 10**9
+
+
+class SqliteQueries:
+    """What a `SqliteStore` answers. See the interface for threads and errors."""
+
+    def __init__(self, file: Path, filesystem: FileSystem, heads: Memtable, stall_after: float) -> None:
+        """Open connections for reading.
+
+        Args:
+            file: As `prepare` leaves it.
+            filesystem: What the file system can do.
+            heads: What is not in the file's chunks yet.
+            stall_after: Seconds without any sign of life after which a run that has not ended counts as stalled.
+        """
+        self._heads = heads
+        self._stall_after = stall_after
+        self._damage = Damage()
+        self._file = file
+        self._filesystem = filesystem
+        self._failed_at = -math.inf
+        self._suspicion = Suspicion(file, self._connect_reader)
+        self._closed = False
+        self._precedence = ReadPriority()
+        self._readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
+        for _ in range(READERS):
+            self._readers.put(self._connect_reader())
+
+    def projects(self) -> list[ProjectSummary]:
+        """See `Store`."""
+        with self._reader() as connection, reading(connection):
+            return listing.list_projects(connection)
+
+    def table(self, project: str | None, fields: Sequence[str], check: Check = no_check) -> RunTable:
+        """See `Store`."""
+        with self._reader() as connection:
+            layers = self._heads.layers(None, metrics=runs.metrics_needed(fields))
+            with reading(connection):
+                return runs.load_table(
+                    connection, _unfolded(connection, layers), project, fields, self._stall_after, check=check
+                )
+
+    def runs(
+        self, runs_: Sequence[int], metrics: Sequence[str] | None = None, damaged: list[str] | None = None
+    ) -> list[RunSummary]:
+        """See `Store`."""
+        with self._reader() as connection, self._noting(damaged):
+            layers = self._heads.layers(set(runs_))
+            with reading(connection):
+                layers = _unfolded(connection, layers)
+                there = [run for run in runs_ if self._check_complete(connection, run, damaged)]
+                found = runs.load_runs(connection, layers, there, metrics, self._stall_after, damaged=damaged)
+        if damaged is not None and not self._damage.is_catalog_sound:  # nothing new, so not for `_noting`
+            damaged.append(f"{self._damage.structure or 'rows of the catalog are damaged'}; filters may miss runs")
+        return found
+
+    def run(self, ref: RunRef) -> RunSummary:
+        """See `Store`."""
+        with self._snapshot(ref) as (connection, layers, run):
+            self._check_complete(connection, run)
+            found = runs.load_runs(connection, layers, [run], None, self._stall_after)
+        if not found:  # deleted in between
+            raise NotFoundError(f"there is no run {ref.run_id!r}; list the runs to see their ids")
+        return found[0]
+
+    def processes(self, ref: RunRef) -> list[ProcessSummary]:
+        """See `Store`."""
+        with self._reader() as connection, reading(connection):
+            run = find_run(connection, *_names(ref))
+            self._check_complete(connection, run)
+            return listing.list_processes(connection, run)
+
+    def losses(self, ref: RunRef) -> Mapping[str, int]:
+        """See `Store`."""
+        with self._reader() as connection, reading(connection):
+            run = find_run(connection, *_names(ref))
+            self._check_complete(connection, run)
+            return listing.list_losses(connection, run)
+
+    def metrics(self, ref: RunRef) -> list[MetricSummary]:
+        """See `Store`."""
+        with self._snapshot(ref) as (connection, layers, run):
+            return listing.list_metrics(connection, layers, run)
+
+    def read(self, ref: RunRef, selection: Selection) -> Reading:
+        """See `Store`."""
+        with self._reader() as connection, self._noting(selection.damaged):
+            seq = self._heads.last()  # before anything is read: what comes meanwhile is then seen twice, and not never
+            with reading(connection):
+                run = find_run(connection, *_names(ref))
+                self._check_complete(connection, run, selection.damaged)
+                started = int(
+                    connection.execute("SELECT ifnull(started, created) FROM run WHERE id = ?", (run,)).fetchone()[0]
+                )
+                rows = find_series(connection, run, selection)
+                attempts, changed = find_attempts(connection, run)
+                cursor = str(Cursor(seq, last_event(connection)))
+                wanted = {row[0] for row in rows}
+                known = None if selection.after is None else Cursor.parse(selection.after).seq
+                if known is not None and selection.gaps and has_new_gaps(connection, wanted, known):
+                    known = None
+            if known is not None and changed <= known:
+                parts = self._heads.since(run, known, wanted)
+                if parts is not None:
+                    return Reading(new_series(rows, parts, selection), cursor, False, started, attempts)
+            layers = self._heads.layers({run}, wanted)
+            with reading(connection):
+                layers = _unfolded(connection, layers)
+                found = read_series(connection, layers, rows, selection)
+            return Reading(found, cursor, True, started, attempts)
+
+    def thin(self, ref: RunRef, selection: Selection, window: PointRange, blocks: int) -> list[Thinned] | None:
+        """See `Store`."""
+        with self._snapshot(ref) as (connection, layers, run), self._noting(selection.damaged):
+            self._check_complete(connection, run, selection.damaged)
+            rows = find_series(connection, run, selection)
+            gaps: Mapping[int, NDArray[np.int64]] = {}
+            if selection.gaps:
+                gaps = read_gaps(connection, (row[0] for row in rows), window.start, window.stop, selection.limit)
+            return read_thinned(connection, layers, rows, window, selection, blocks=blocks, gaps=gaps)
+
+    def events(
+        self,
+        ref: RunRef,
+        *,
+        name: str | None = None,
+        key: str | None = None,
+        start: int | None = None,
+        stop: int | None = None,
+        limit: int = 1000,
+        before: tuple[int, int] | None = None,
+        max_body: int | None = None,
+    ) -> EventPage:
+        """See `Store`."""
+        with self._reader() as connection, reading(connection):
+            run = find_run(connection, *_names(ref))
+            if self._damage.structure is not None:
+                raise DamagedError(f"damaged: {self._damage.structure}; events may be missing", named=True)
+            return read_events(
+                connection,
+                run,
+                name=name,
+                key=key,
+                start=start,
+                stop=stop,
+                limit=limit,
+                before=before,
+                max_body=max_body,
+            )
+
+    def media(self, ref: RunRef, digest: str) -> tuple[str, bytes]:
+        """See `Store`."""
+        with self._reader() as connection, reading(connection):
+            run = find_run(connection, *_names(ref))
+            found = read_media(connection, run, digest)
+            is_named = found is None and names_media(connection, run, digest)
+        if is_named:  # not noted as damage of the store: a sender may have made the reference itself
+            raise DamagedError(
+                f"damaged: media {digest} of run {ref.run_id!r}: an event names it, and it cannot be found; "
+                "`tensormeter check` lists what is damaged, a backup of the data folder may have it",
+                named=True,
+            )
+        if found is None:
+            raise NotFoundError(f"run {ref.run_id!r} has no media {digest[:80]!r}; its events name what it has")
+        return found
+
+    def changes(self, after: str | None, refs: Sequence[RunRef] | None = None) -> Changes:
+        """See `Store`."""
+        with self._reader() as connection:
+            seq = self._heads.last()
+            with reading(connection):
+                cursor = str(Cursor(seq, last_event(connection)))
+                if after is None:
+                    return Changes(cursor, [])
+                wanted = None if refs is None else _existing(connection, refs)
+                since = Cursor.parse(after)
+                grown = self._heads.grown(since.seq, wanted)
+                rows = connection.execute("SELECT DISTINCT run FROM event WHERE id > ?", (since.event,))
+                eventful = {row[0] for row in rows}
+                if wanted is None:
+                    wanted = eventful | (grown.keys() if grown is not None else _recent(connection))
+                states = runs.load_states(connection, wanted, self._stall_after)
+                names = _names_of(connection, states)
+            changes = [
+                Change(names[run], sorted((grown or {}).get(run, ())), states[run], grown is None or run in eventful)
+                for run in sorted(states)
+            ]
+            return Changes(cursor, changes)
+
+    def alerts(self, after: int, limit: int) -> list[tuple[RunRef, StoredEvent]]:
+        """See `Store`."""
+        damaged: list[str] = []
+        with self._reader() as connection, self._noting(damaged), reading(connection):
+            return read_alerts(connection, after, limit, damaged)
+
+    @contextmanager
+    def _reader(self) -> Iterator[sqlite3.Connection]:
+        self._check_open()
+        connection = self._readers.get()
+        try:
+            with self._watched(), self._precedence.reading():
+                yield connection
+        except StoreUnavailableError as error:
+            if isinstance(error.__cause__, sqlite3.Error):
+                self._failed_at = time.monotonic()
+            connection = self._renewed(connection)
+            raise
+        except DamagedError as error:
+            if self._is_doubtful():
+                connection = self._renewed(connection)
+                raise StoreUnavailableError(f"{error}; the disk fails, so it is read again later") from error
+            found = named(connection, error)
+            if str(found) != self._suspicion.confirmed:
+                self._damage.add(found)
+            raise found from error
+        finally:
+            self._readers.put(connection)
+
+    def _check_complete(self, connection: sqlite3.Connection, run: int, damaged: list[str] | None = None) -> bool:
+        """Look whether all series of a run are there, if the catalog is known to be damaged.
+
+        Raises:
+            DamagedError: They are not, and `damaged` is None; else a text is appended to it.
+        """
+        if self._damage.is_catalog_sound:
+            return True
+        found: list[str] = []
+        with leaving_out(connection, None if damaged is None else found):
+            check_series(connection, run)
+        if damaged is not None:
+            damaged += [text for text in found if text not in damaged]
+        return not found
+
+    def _is_doubtful(self) -> bool:
+        """Whether the disk has just failed to read, so that what looks damaged may be whole."""
+        if self._suspicion.confirmed is not None:
+            return False
+        return self._suspicion.problem() is not None or time.monotonic() < self._failed_at + _DOUBT
+
+    @contextmanager
+    def _noting(self, damaged: list[str] | None) -> Iterator[None]:
+        """Remember damage that the block leaves out.
+
+        Raises:
+            StoreUnavailableError: The disk fails, so it may be none.
+        """
+        known = len(damaged or ())
+        yield
+        if self._is_doubtful() and len(damaged or ()) > known:
+            raise StoreUnavailableError(
+                "the disk fails, so what is damaged is not known; send this request again later"
+            )
+        for text in (damaged or ())[known:]:
+            self._damage.add(DamagedError(text))
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Have damage that SQLite reports inside checked before it counts as damage.
+
+        Raises:
+            DamagedError: It has been checked and is damage.
+        """
+        try:
+            yield
+        except SuspectedDamageError as error:
+            self._suspicion.suspect(str(error))
+            if self._suspicion.confirmed is not None:
+                raise DamagedError(self._suspicion.confirmed, named=True) from error
+            raise
+
+    def _connect_reader(self) -> sqlite3.Connection:
+        return connect(self._file, read_only=True, filesystem=self._filesystem)
+
+    def _renewed(self, connection: sqlite3.Connection) -> sqlite3.Connection:
+        """A new connection instead of one that could not read: its descriptors may be stale. The same if there is none."""
+        try:
+            fresh = self._connect_reader()
+        except sqlite3.Error:
+            return connection
+        connection.close()
+        return fresh
+
+    @contextmanager
+    def _snapshot(self, ref: RunRef) -> Iterator[tuple[sqlite3.Connection, list[Layer], int]]:
+        """A run, and one consistent view of it in memory and in the file."""
+        with self._reader() as connection:
+            with reading(connection):
+                run = find_run(connection, *_names(ref))
+            layers = self._heads.layers({run})
+            with reading(connection):
+                yield connection, _unfolded(connection, layers), run
+
+    def _mark(self, name: str) -> int:
+        with self._reader() as connection, reading(connection):
+            row = connection.execute("SELECT value FROM mark WHERE name = ?", (name,)).fetchone()
+            return 0 if row is None else int(row[0])
+
+    def _close_readers(self) -> None:
+        for _ in range(READERS):
+            self._readers.get().close()  # waits for reads under way
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreUnavailableError("the store is closed")
+
+
+def _names(ref: RunRef) -> tuple[str, str | None]:
+    return ref.run_id, ref.project
+
+
+def _unfolded(connection: sqlite3.Connection, layers: Sequence[Layer]) -> list[Layer]:
+    return [layer for layer in layers if not commit_log.is_folded(connection, layer.upto)]
+
+
+def _existing(connection: sqlite3.Connection, refs: Sequence[RunRef]) -> set[int]:
+    found: set[int] = set()
+    for ref in refs:
+        rows = connection.execute(
+            "SELECT id FROM run WHERE run_id = ? AND project = ifnull(?, project) AND NOT deleted", _names(ref)
+        )
+        found.update(row[0] for row in rows)
+    return found
+
+
+def _recent(connection: sqlite3.Connection) -> set[int]:
+    rows = connection.execute("SELECT id FROM run WHERE updated > ? AND NOT deleted", (time.time_ns() - _LATELY,))
+    return {row[0] for row in rows}
+
+
+def _names_of(connection: sqlite3.Connection, rows: Collection[int]) -> dict[int, RunRef]:
+    found = connection.execute(f"SELECT id, run_id, project FROM run WHERE id IN ({', '.join(map(str, rows))})")
+    return {row[0]: RunRef(row[1], row[2]) for row in found}

@@ -1,0 +1,143 @@
+"""Removing: what deleted runs have, bit by bit, and what is older or more than retention allows."""
+
+import sqlite3
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from tensormeter.server.store.models.errors import DamagedError
+from tensormeter.server.store.sqlite.integrity.seals import RUN_TALLY, RUN_TEXTS
+from tensormeter.server.store.sqlite.points.segment_rows import Span, spans, update_directory
+
+__all__ = ["Retention", "deleted_runs", "expired_runs", "purge_some", "remove_old_points", "used_bytes"]
+
+Report = Callable[[DamagedError], None]
+"""Called with damage that is come upon."""
+
+_CHUNKS: Final = 64
+"""Chunks that one transaction removes: ingest waits for it."""
+
+KEEP: Final = "keep"
+"""The tag that keeps a run from retention."""
+
+
+@dataclass(frozen=True)
+class Retention:
+    """What a store removes by itself.
+
+    Attributes:
+        max_age: Seconds after which points go, and runs that nothing was heard of; None: never.
+        max_bytes: Of the file; above it the runs that ended longest ago go, archived ones first. None: no bound.
+    """
+
+    max_age: float | None = None
+    max_bytes: int | None = None
+
+    def before(self, now: int) -> int | None:
+        """Nanoseconds since the Unix epoch before which things are too old."""
+        return None if self.max_age is None else now - int(self.max_age * 1e9)
+
+
+def deleted_runs(connection: sqlite3.Connection, report: Report) -> list[int]:
+    """Runs that were deleted and still have something; without those whose row is damaged, which may not have been."""
+    return _sound(connection, [row[0] for row in connection.execute("SELECT id FROM run WHERE deleted")], report)
+
+
+def purge_some(connection: sqlite3.Connection, run: int) -> bool:
+    """Remove some of what a deleted run still has; whether there was any. Inside the caller's transaction.
+
+    Everything of its in memory must be in chunks by now.
+    """
+    series = "SELECT series.id FROM series JOIN process ON process.id = series.process WHERE process.run = ?"
+    processes = "SELECT id FROM process WHERE run = ?"
+    for statement in (
+        f"DELETE FROM chunk WHERE id IN (SELECT id FROM chunk WHERE series IN ({series}) LIMIT {_CHUNKS})",
+        f"DELETE FROM gap WHERE id IN (SELECT id FROM gap WHERE series IN ({series}) LIMIT {100 * _CHUNKS})",
+        f"DELETE FROM event WHERE id IN (SELECT id FROM event WHERE run = ? LIMIT {100 * _CHUNKS})",
+        f"DELETE FROM media WHERE rowid IN (SELECT rowid FROM media WHERE run = ? LIMIT {_CHUNKS})",
+        "DELETE FROM summary WHERE run = ?",
+        f"DELETE FROM series WHERE process IN ({processes})",
+        "DELETE FROM process WHERE run = ?",
+        "DELETE FROM run WHERE id = ?",
+    ):
+        if connection.execute(statement, (run,)).rowcount:
+            return True
+    return False
+
+
+def remove_old_points(connection: sqlite3.Connection, before: int, report: Report) -> bool:
+    """Remove some chunks of runs without the tag "keep" whose points are all older; whether there were any.
+
+    Summaries stay as they are, and so do chunks whose times are in doubt. Inside the caller's transaction.
+    """
+    found = connection.execute(
+        "SELECT chunk.id, chunk.series, chunk.n, process.run, chunk.seq, chunk.t_min, chunk.t_max"
+        " FROM chunk JOIN series ON series.id = chunk.series"
+        " JOIN process ON process.id = series.process JOIN run ON run.id = process.run"
+        f" WHERE chunk.t_max < ? AND {_unprotected()} LIMIT ?",
+        (before, _CHUNKS),
+    ).fetchall()
+    sound = {*_sound(connection, {row[3] for row in found}, report)}
+    known: dict[int, set[Span]] = {}
+    for series in {row[1] for row in found}:
+        try:
+            known[series] = {*spans(connection, series)}
+        except DamagedError as error:
+            report(error)
+    rows = [row for row in found if row[3] in sound and Span(row[4], row[2], *row[5:]) in known.get(row[1], ())]
+    connection.executemany("DELETE FROM chunk WHERE id = ?", [(row[0],) for row in rows])
+    olds = [(series, before) for series in {row[1] for row in rows}]
+    connection.executemany("DELETE FROM gap WHERE series = ? AND time < ?", olds)
+    connection.executemany("UPDATE series SET points = points - ? WHERE id = ?", [(row[2], row[1]) for row in rows])
+    connection.executemany("UPDATE run SET points = points - ? WHERE id = ?", [(row[2], row[3]) for row in rows])
+    for series in {row[1] for row in rows}:
+        update_directory(connection, series)
+    return bool(rows)
+
+
+def expired_runs(
+    connection: sqlite3.Connection, before: int | None, max_bytes: int | None, report: Report
+) -> list[int]:
+    """Runs that retention deletes now: those that nothing was heard of since `before`.
+
+    If there are none, and the store is larger than allowed, the one that ended longest ago, archived ones first.
+    """
+    condition = f"NOT deleted AND {_unprotected()}"
+    runs: list[int] = []
+    if before is not None:
+        rows = connection.execute(f"SELECT id FROM run WHERE updated < ? AND {condition} LIMIT 100", (before,))
+        runs = [row[0] for row in rows]
+    if not runs and max_bytes is not None and used_bytes(connection) > max_bytes:
+        rows = connection.execute(
+            f"SELECT id FROM run WHERE state != 'running' AND {condition} ORDER BY archived DESC, updated LIMIT 1"
+        )
+        runs = [row[0] for row in rows]
+    return _sound(connection, runs, report)
+
+
+def used_bytes(connection: sqlite3.Connection) -> int:
+    """Bytes of the file that hold something."""
+    pages, free, size = (
+        connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+    )
+    return int((pages - free) * size)
+
+
+def _sound(connection: sqlite3.Connection, runs: Iterable[int], report: Report) -> list[int]:
+    """Those of some runs whose rows are not damaged: nothing else is deleted."""
+    found = []
+    for run in runs:
+        for seal in (RUN_TALLY, RUN_TEXTS):
+            row = connection.execute(f"SELECT {seal.selection} FROM run WHERE id = ?", (run,)).fetchone()
+            try:
+                seal.verify(row, f"the row of run {run}, so that it is not deleted")
+            except DamagedError as error:
+                report(error)
+                break
+        else:
+            found.append(run)
+    return found
+
+
+def _unprotected() -> str:
+    return f"NOT EXISTS (SELECT 1 FROM json_each(ifnull(run.tags, '[]')) WHERE json_each.value = '{KEEP}')"

@@ -1,0 +1,579 @@
+"""The store in one SQLite file: journal, catalog and chunks.
+
+The way of a point: a request is written to the journal in one transaction together with its batch id and any new rows
+of the catalog, then its points go into heads in memory, then it is answered. A background thread folds heads into
+compressed chunks, in one transaction that also drops the journal rows they came from. Opening replays the journal.
+
+Locks, in the order in which they may be taken: folding, writing, the heads' own.
+Nothing is decoded, compressed or read from a chunk while the lock on writing is held.
+"""
+
+import logging
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Final, TypeVar
+
+from tensormeter.disk.boot import written_before_boot
+from tensormeter.errors import EncodingError, StoreError
+from tensormeter.otlp.batch import Attribute, Batch, Event
+from tensormeter.otlp.check import Check, no_check
+from tensormeter.otlp.decode import decode_metrics
+from tensormeter.server.store import STALL_AFTER, Receipt, RunChanges, RunRef, StoreUnavailableError
+from tensormeter.server.store.background import Background
+from tensormeter.server.store.models.errors import DamagedError, StoreFullError, SuspectedDamageError
+from tensormeter.server.store.rules.events import insert_event
+from tensormeter.server.store.rules.ingest_series import Arrival, Rejections, arrivals_of
+from tensormeter.server.store.sqlite.compaction import apply_folds, filled, plan_folds
+from tensormeter.server.store.sqlite.disk.checkpoint import Log
+from tensormeter.server.store.sqlite.disk.disk_state import Disk
+from tensormeter.server.store.sqlite.disk.durability import ServerDurability, Syncer
+from tensormeter.server.store.sqlite.disk.filesystem_trial import FileSystem
+from tensormeter.server.store.sqlite.disk.free_space import Room
+from tensormeter.server.store.sqlite.folder_lock import FolderLock
+from tensormeter.server.store.sqlite.insert import insert_events, place_arrivals
+from tensormeter.server.store.sqlite.integrity.damage import named
+from tensormeter.server.store.sqlite.integrity.missing_file import absent_store
+from tensormeter.server.store.sqlite.integrity.seals import seal_changes
+from tensormeter.server.store.sqlite.integrity.start_check import StartCheck
+from tensormeter.server.store.sqlite.integrity.suspicion import unreadable
+from tensormeter.server.store.sqlite.integrity.wal_check import keep_damaged_log, lost_transactions
+from tensormeter.server.store.sqlite.points.gaps import gaps_of, insert_gaps
+from tensormeter.server.store.sqlite.points.memtable import Memtable
+from tensormeter.server.store.sqlite.points.rollups import Unsampled, find_unsampled, insert_samples, sample_chunks
+from tensormeter.server.store.sqlite.private_folder import tighten_files
+from tensormeter.server.store.sqlite.queries import SqliteQueries
+from tensormeter.server.store.sqlite.retention import (
+    Retention,
+    deleted_runs,
+    expired_runs,
+    purge_some,
+    remove_old_points,
+)
+from tensormeter.server.store.sqlite.schema import connect, prepare
+from tensormeter.server.store.sqlite.tables import commit_log
+from tensormeter.server.store.sqlite.tables.annotations import update_run
+from tensormeter.server.store.sqlite.tables.catalog import Catalog, find_run
+from tensormeter.server.store.sqlite.transaction import is_suspicion, mapped_errors, reading, writing
+
+__all__ = ["SqliteStore"]
+
+_SAMPLED_AT_ONCE: Final = 16
+"""Chunks whose samples one transaction writes: ingest waits for it."""
+
+_RECOVERY: Final = "recovery"
+"""Name of the mark that is written to find out whether the store can be written to again."""
+
+_log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+
+class SqliteStore(SqliteQueries):
+    """A `Store` in a folder on a local disk. See the interface for threads and errors."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        fold_points: int = 1_000_000,
+        fold_interval: float = 30.0,
+        max_pending_points: int = 8_000_000,
+        stall_after: float = STALL_AFTER,
+        retention: Retention | None = None,
+        durability: ServerDurability = "group",
+    ) -> None:
+        """Open the store in `folder`, creating what is not there, and replay its journal.
+
+        Args:
+            folder: One server at a time uses it.
+            fold_points: Points in memory that make the background thread fold at once (17 bytes each).
+            fold_interval: Seconds between two folds of fewer points.
+            max_pending_points: Points in memory above which requests are put off.
+            stall_after: Seconds without any sign of life after which a run that has not ended counts as stalled.
+            retention: What is removed by itself; by default nothing.
+            durability: Whether changes are synced in groups after they have returned, or before they return.
+
+        Raises:
+            StoreError: The folder is in use or cannot be written to, or the file is gone, damaged or of a newer version.
+        """
+        self._fold_points = fold_points
+        self._max_pending_points = max_pending_points
+        self._retention = retention or Retention()
+        self._folding = threading.Lock()
+        self._writing = threading.Lock()
+        self._problem: str | None = None
+        self._durability: ServerDurability = durability
+        self._lock = FolderLock(folder)
+        try:
+            self._file = file = folder / "tensormeter.db"
+            absent = absent_store(file)
+            if absent is not None:
+                raise StoreError(absent)
+            tighten_files(folder)
+            self._room = Room(file)
+            self._log = Log(file, self._room)
+            lost = lost_transactions(file)
+            if lost is not None and written_before_boot(file.with_name(f"{file.name}-wal")):
+                _log.warning(
+                    "tensormeter: %s. The machine was restarted since: what was not synced is lost, and agents send it again",
+                    lost,
+                )
+                lost = None
+            copy = None if lost is None else keep_damaged_log(file)  # SQLite writes over it
+            filesystem = self._with_reserve(lambda: FileSystem.examine(folder))
+            self._filesystem = filesystem
+            self._with_reserve(lambda: prepare(file, filesystem))
+            self._writer = self._with_reserve(self._connect_writer)
+            self._folder = self._with_reserve(self._connect)
+            self._stale = False
+            self._catalog = Catalog(self._writer)
+            super().__init__(file, filesystem, Memtable(), stall_after)
+            if lost is not None:
+                self._damage.add(
+                    StoreError(lost if copy is None else f"{lost}; the damaged log is kept in {copy.name}")
+                )
+            with suppress(sqlite3.Error):  # before requests take the room
+                self._with_reserve(lambda: self._log.empty(self._writer))
+            self._replay()
+            self._unsampled: deque[Unsampled] = deque(find_unsampled(self._folder))
+            self.syncer = Syncer(file, self._carry_over)
+            self.syncer.start(durability, syncs=filesystem.syncs)
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            self._lock.release()
+            raise StoreError(
+                unreadable(file) or f"cannot open the store in {folder}: {error}{self._room.hint()}"
+            ) from error
+        except BaseException:
+            self._lock.release()
+            raise
+        self._room.keep()
+        self._disk = Disk(folder, self._room)
+        self._start_check = StartCheck(file, filesystem, self._damage, self._suspicion.read)
+        self._background = Background("tensormeter-fold", self._work_in_background, fold_interval)
+        self._disk.watch(self._background.wake)
+        if self._unsampled:
+            self._background.wake()
+
+    def append_metrics(
+        self,
+        batches: Sequence[Batch],
+        *,
+        payload: bytes,
+        batch_id: str | None = None,
+        check: Check = no_check,
+    ) -> Receipt:
+        """See `Store`."""
+        received = time.time_ns()
+        arrivals, rejections = arrivals_of(batches, check)
+        gaps = gaps_of(batches, check)
+        del batches  # the caller may have given them up
+        content = commit_log.digest("metrics", payload)
+        compressed = commit_log.compress(payload)
+        with self._settled(), self._writing:
+            self._check_open()
+            self._check_pending(sum(len(arrival.points) for arrival in arrivals))
+            self._check_room(len(compressed), sum(len(arrival.points) for arrival in arrivals))
+            with self._transaction():
+                if batch_id is not None:
+                    known = commit_log.find_batch(self._writer, batch_id, content)
+                    if known is not None:
+                        return known
+                placed = place_arrivals(self._catalog, arrivals, received, rejections, check)
+                receipt = Receipt(rejections.total(), rejections.describe("data point"))
+                if batch_id is not None:
+                    commit_log.record_batch(self._writer, batch_id, content, receipt)
+                seq = commit_log.append(self._writer, compressed) if placed else 0
+                if gaps:
+                    insert_gaps(self._writer, gaps, seq or self._heads.last() + 1, check)
+                self._catalog.note_beginnings(arrivals, seq)
+            if placed:
+                self._heads.append(seq, placed)
+        if self._heads.pending() >= self._room.fold_points(self._fold_points):
+            self._background.wake()
+        return receipt
+
+    def append_events(
+        self,
+        resources: Sequence[tuple[Mapping[str, Attribute], Sequence[Event]]],
+        *,
+        payload: bytes,
+        batch_id: str | None = None,
+        check: Check = no_check,
+    ) -> Receipt:
+        """See `Store`."""
+        received = time.time_ns()
+        content = commit_log.digest("logs", payload)
+        rejections = Rejections()
+        with self._settled(), self._writing:
+            self._check_open()
+            self._check_room(len(payload), 0)
+            with self._transaction():
+                if batch_id is not None:
+                    known = commit_log.find_batch(self._writer, batch_id, content)
+                    if known is not None:
+                        return known
+                insert_events(self._writer, self._catalog, resources, received, rejections, check=check)
+                receipt = Receipt(rejections.total(), rejections.describe("log record"))
+                if batch_id is not None:
+                    commit_log.record_batch(self._writer, batch_id, content, receipt)
+        return receipt
+
+    def update(self, ref: RunRef, changes: RunChanges) -> None:
+        """See `Store`."""
+        with self._change(ref) as run:
+            update_run(self._writer, run, changes)
+
+    def delete(self, ref: RunRef) -> None:
+        """See `Store`."""
+
+        def delete() -> None:
+            with self._change(ref) as run:
+                self._catalog.delete(run, time.time_ns(), self._heads.last())
+
+        self._with_reserve(delete, self._empty_log)
+        self._background.wake()
+
+    def raise_alert(self, run: RunRef, event: Event) -> None:
+        """See `Store`."""
+        with self._change(run) as row:
+            process = self._writer.execute("SELECT min(id) FROM process WHERE run = ?", (row,)).fetchone()[0]
+            insert_event(self._writer, row, process, event, event.time, changed=set())
+
+    def mark_stalled(self, run: RunRef, *, stalled: bool) -> None:
+        """See `Store`."""
+        with self._change(run) as row:
+            self._writer.execute("UPDATE run SET stalled = ? WHERE id = ?", (stalled, row))
+
+    def mark(self, name: str, value: int | None = None) -> int:
+        """See `Store`."""
+        if value is not None:
+            with self._writing:
+                self._check_open()
+                with self._transaction():
+                    self._writer.execute("INSERT OR REPLACE INTO mark (name, value) VALUES (?, ?)", (name, value))
+            return value
+        return self._mark(name)
+
+    def pending_points(self) -> int:
+        """Points in memory and in the journal that are not in chunks yet."""
+        return self._heads.pending()
+
+    def problem(self) -> str | None:
+        """See `Store`. Damage that was come upon is said until the store is opened anew."""
+        return (
+            "; ".join(filter(None, (self._damage.text(), self._suspicion.confirmed)))
+            or self._disk.problem()
+            or self._suspicion.problem()
+            or self._problem
+            or self.syncer.problem()
+        )
+
+    def stalled(self) -> str | None:
+        """See `Store`."""
+        return self._disk.stalled()
+
+    def fold(self) -> None:
+        """Fold now what is in memory, remove what is to be removed, and sample chunks that are full.
+
+        Runs by itself on the background thread; tests call it to get there sooner.
+
+        Raises:
+            StoreError: It could not be written; it stays in memory and in the journal.
+        """
+        with self._folding:
+            self._renew_folder()
+            with self._writing:  # between a commit and its append, what is in memory is less than the journal
+                layer = self._heads.freeze()
+                with self._watched(), mapped_errors("read"):
+                    # Nothing of theirs will come any more, so what this fold does not take in is in chunks already.
+                    deleted = deleted_runs(self._writer, self._damage.add)
+            if layer is not None:
+                with self._watched(), reading(self._folder):
+                    folds = plan_folds(self._folder, layer, self._give_way, self._note)
+                with self._writing, self._transaction():
+                    apply_folds(self._writer, folds, layer.upto)
+                self._heads.discard()
+                self._unsampled.extend(filled(folds))
+            self._remove(deleted)
+            sampled = self._sample()
+            if layer is not None or deleted or sampled:
+                self._checkpoint()
+
+    def close(self) -> None:
+        """See `Store`. What cannot be folded any more stays in the journal for the next one who opens the folder."""
+        with self._writing:
+            if self._closed:
+                return
+            self._closed = True
+        self._start_check.stop()
+        self._background.stop()
+        self.syncer.close()
+        try:
+            self.fold()
+        except StoreUnavailableError as error:
+            _log.warning("tensormeter: %s; the newest points stay in the journal, for the next start", error)
+        except StoreError:
+            _log.exception("tensormeter: the store keeps its newest points in its journal")
+        self._disk.stop()
+        self._close_readers()
+        self._folder.close()
+        self._writer.close()
+        self._suspicion.close()
+        self._lock.release()
+
+    def _replay(self) -> None:
+        self._heads.begin(commit_log.folded(self._folder))
+        for seq, found in commit_log.replay(self._folder):
+            try:
+                payload = self._second_look(seq, found) if isinstance(found, DamagedError) else found
+                arrivals, _ = arrivals_of(decode_metrics(payload))
+            except (DamagedError, EncodingError) as error:
+                self._damage.add(error)
+                self._set_aside(seq, remove=True)
+                continue
+            homeless: list[Arrival] = []
+            self._heads.append(seq, self._catalog.place(seq, arrivals, homeless))
+            if homeless:
+                points, one = sum(len(arrival.points) for arrival in homeless), homeless[0]
+                self._damage.add(
+                    DamagedError(
+                        f"damaged: {points} points of journal row {seq} belong to rows that cannot be found, such as metric "
+                        f"{one.metric!r} of run {one.source.run_id!r}; they are missing, and kept in the table `damaged`"
+                    )
+                )
+                self._set_aside(seq, remove=False)
+
+    def _second_look(self, seq: int, error: DamagedError) -> bytes:
+        """Read a journal row again, on a new connection: the disk may have failed for a moment.
+
+        Raises:
+            DamagedError: It is damaged.
+            StoreError: The disk cannot read it.
+        """
+        try:
+            if is_suspicion(error.__cause__):
+                self._suspicion.read()
+            with closing(self._connect_reader()) as connection:
+                payload = commit_log.find_payload(connection, seq)
+        except (OSError, sqlite3.OperationalError) as failure:
+            raise StoreError(f"the disk cannot read {self._file}: {failure}") from failure
+        except sqlite3.DatabaseError:
+            raise error from None
+        if payload is None:
+            raise error
+        return payload
+
+    def _set_aside(self, seq: int, *, remove: bool) -> None:
+        try:
+            with writing(self._writer):
+                commit_log.set_aside(self._writer, seq, remove=remove)
+        except StoreError as error:
+            _log.warning("tensormeter: journal row %d cannot be set aside: %s", seq, error)
+
+    def _work_in_background(self) -> None:
+        try:
+            self._with_reserve(self._expire, self._empty_log)
+            self._with_reserve(self.fold, self._empty_log)
+            if self._room.tight:
+                self._empty_log()
+            if self._disk.failing:
+                self.mark(_RECOVERY, time.time_ns())
+        except StoreError as error:
+            self._leave_out_syncs(error)
+            if self._problem is None:
+                _log.warning("tensormeter: %s; points wait in memory and in the journal", error)
+            self._problem = str(error)
+            if isinstance(error, StoreUnavailableError):
+                self._disk.failed(error)
+        else:
+            self._problem = None
+        self._room.keep()
+
+    def _expire(self) -> None:
+        """Delete what retention does not allow any more."""
+        before = self._retention.before(time.time_ns())
+        if before is None and self._retention.max_bytes is None:
+            return
+        with self._writing, self._transaction():
+            for run in expired_runs(self._writer, before, self._retention.max_bytes, self._damage.add):
+                _log.warning("tensormeter: retention deletes run %d", run)
+                self._catalog.delete(run, time.time_ns(), self._heads.last())
+        if before is not None:
+            more = True
+            while more:
+                with self._writing, self._transaction():
+                    more = remove_old_points(self._writer, before, self._damage.add)
+
+    def _sample(self) -> bool:
+        """Make samples of chunks; whether any were to be made. What a closing store leaves over is made when it is opened."""
+        some = bool(self._unsampled)
+        while self._unsampled and not self._closed:
+            self._give_way()
+            wanted = [*islice(self._unsampled, _SAMPLED_AT_ONCE)]
+            try:
+                with self._watched(), reading(self._folder):
+                    samples = sample_chunks(self._folder, wanted)
+            except StoreUnavailableError:
+                raise
+            except StoreError as error:  # one of them is damaged; the others can be read point by point
+                self._note(error)
+                samples = []
+            with self._writing, self._transaction():
+                insert_samples(self._writer, samples)
+            for _ in wanted:
+                self._unsampled.popleft()
+            if self._heads.pending() >= self._fold_points:
+                self._background.wake()
+                break
+        return some
+
+    def _note(self, error: StoreError) -> None:
+        """Remember damage that the folding thread has come upon.
+
+        Raises:
+            StoreUnavailableError: It is not known yet whether the disk only failed.
+        """
+        if self._is_doubtful():
+            raise StoreUnavailableError(f"cannot read the store: {error}; the disk fails, so it is read again later")
+        if is_suspicion(error.__cause__) and self._suspicion.confirmed is None:
+            raise SuspectedDamageError(f"cannot read the store: {error}; the server checks whether the file is damaged")
+        self._damage.add(named(self._folder, error) if isinstance(error, DamagedError) else error)
+
+    def _give_way(self) -> None:
+        """Let readers go first, unless it is high time."""
+        if not self._closed and self._heads.pending() < self._max_pending_points // 2:
+            self._precedence.give_way()
+
+    def _remove(self, deleted: Sequence[int]) -> None:
+        for run in deleted:
+            more = True
+            while more:
+                with self._writing, self._transaction():
+                    more = purge_some(self._writer, run)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        try:
+            self._renew_writer()
+            with self._watched(), writing(self._writer):
+                yield
+        except StoreUnavailableError as error:
+            self._catalog.forget()
+            self._disk.failed(error)
+            self._stale = True
+            raise
+        except BaseException:
+            self._catalog.forget()
+            raise
+        self.syncer.note_commit()
+        self._disk.worked()
+
+    @contextmanager
+    def _settled(self) -> Iterator[None]:
+        """What is committed inside is durable afterwards, if the store's durability says so. No lock may be held."""
+        yield
+        if self._durability == "always":
+            self.syncer.settle()
+
+    def _carry_over(self) -> bool:
+        """Carry SQLite's log over into the database. Returns whether all of it is there."""
+        with mapped_errors("checkpoint"), closing(self._connect()) as connection:
+            busy, logged, carried = connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
+            return not busy and logged == carried
+
+    def _connect(self) -> sqlite3.Connection:
+        return connect(self._file, filesystem=self._filesystem)
+
+    def _connect_writer(self) -> sqlite3.Connection:
+        connection = self._connect()
+        try:
+            seal_changes(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _renew_writer(self) -> None:
+        """Open the file again if the disk has failed: descriptors may be stale."""
+        if self._stale:
+            with mapped_errors("open"):
+                old, self._writer = self._writer, self._connect_writer()
+                self._catalog.forget(self._writer)
+                self._stale = False
+                old.close()
+
+    def _renew_folder(self) -> None:
+        if self._disk.failing:
+            with mapped_errors("open"):
+                old, self._folder = self._folder, self._connect()
+                old.close()
+
+    def _leave_out_syncs(self, error: StoreError) -> None:
+        """If it has turned out that the file system cannot sync files, go on without that."""
+        if getattr(error.__cause__, "sqlite_errorcode", 0) != sqlite3.SQLITE_IOERR_FSYNC or not self._filesystem.syncs:
+            return
+        with suppress(StoreError):
+            if not FileSystem.examine(self._file.parent).syncs:
+                self.syncer.give_up()  # before SQLite leaves syncs out
+                self._filesystem = replace(self._filesystem, syncs=False)
+                with self._writing:
+                    self._writer.execute(f"PRAGMA synchronous = {self._filesystem.synchronous}")
+                self._folder.execute(f"PRAGMA synchronous = {self._filesystem.synchronous}")
+                self._background.wake()
+
+    def _checkpoint(self) -> None:
+        with mapped_errors("checkpoint"):
+            if not self._room.tight:
+                self._folder.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        if self._room.tight:
+            self._empty_log()
+
+    def _empty_log(self) -> None:
+        with self._writing, mapped_errors("checkpoint"):
+            self._log.empty(self._writer)
+
+    def _with_reserve(self, work: Callable[[], _T], prepare: Callable[[], object] = lambda: None) -> _T:
+        """Do what must also be possible on a full disk: if it fails there, once more with the room that is kept for it.
+
+        Args:
+            work: What to do.
+            prepare: Called before `work` is called again.
+        """
+        try:
+            return work()
+        except (StoreError, sqlite3.Error) as error:
+            if not self._room.is_short(error):
+                raise
+        self._room.give()
+        prepare()
+        return work()
+
+    @contextmanager
+    def _change(self, ref: RunRef) -> Iterator[int]:
+        with self._settled(), self._writing:
+            self._check_open()
+            with self._transaction():
+                yield find_run(self._writer, ref.run_id, ref.project)
+
+    def _check_pending(self, points: int) -> None:
+        pending = self._heads.pending()
+        if pending and pending + points > self._max_pending_points:
+            self._background.wake()
+            raise StoreUnavailableError(f"{pending} points wait to be written to disk; send this request again later")
+
+    def _check_room(self, size: int, points: int) -> None:
+        """Refuse a request that would use room that the store needs; inside of the lock on writing."""
+        try:
+            with mapped_errors("write to"):
+                self._log.shorten(self._writer)
+                self._room.admit(self._writer, size, self._heads.pending() + points)
+        except StoreFullError:
+            self._background.wake()
+            raise

@@ -1,0 +1,163 @@
+"""The journal: requests that were accepted, and the ids by which a sender names them.
+
+A request with points stays here, compressed, until its points are in chunks. Its id stays for good.
+"""
+
+import hashlib
+import sqlite3
+import time
+from collections.abc import Iterator
+
+import zstandard
+
+from tensormeter.server.store import BatchConflictError, Receipt
+from tensormeter.server.store.models.errors import DamagedError
+from tensormeter.server.store.sqlite.integrity.seals import checksum, is_sound
+
+__all__ = [
+    "append",
+    "compress",
+    "digest",
+    "find_batch",
+    "folded",
+    "is_folded",
+    "record_batch",
+    "replay",
+    "retire",
+    "set_aside",
+]
+
+
+def digest(signal: str, payload: bytes) -> bytes:
+    """Names the content of a request, however it was compressed on the way."""
+    hashed = hashlib.sha256(signal.encode() + b"\0")
+    hashed.update(payload)
+    return hashed.digest()
+
+
+def compress(payload: bytes) -> bytes:
+    """A payload as the journal keeps it."""
+    return zstandard.compress(payload, 1)
+
+
+def find_batch(connection: sqlite3.Connection, batch_id: str, content: bytes) -> Receipt | None:
+    """What was answered to the batch of this id, or None if it is new, or that cannot be read any more.
+
+    Storing a batch again does no harm: what is there is not stored twice.
+
+    Raises:
+        BatchConflictError: It had another content.
+    """
+    row = connection.execute("SELECT digest, rejected, message, seal FROM batch WHERE id = ?", (batch_id,)).fetchone()
+    if row is None or not is_sound(row[3], batch_id, *row[:3]):
+        return None
+    if row[0] != content:
+        raise BatchConflictError(batch_id)
+    return Receipt(rejected=row[1], message=row[2], duplicate=True)
+
+
+def record_batch(connection: sqlite3.Connection, batch_id: str, content: bytes, receipt: Receipt) -> None:
+    """Remember a batch for good."""
+    connection.execute(
+        "INSERT OR REPLACE INTO batch (id, digest, received, rejected, message, seal) VALUES (?, ?, ?, ?, ?, ?)",
+        (
+            *(batch_id, content, time.time_ns(), receipt.rejected, receipt.message),
+            checksum(batch_id, content, receipt.rejected, receipt.message),
+        ),
+    )
+
+
+def append(connection: sqlite3.Connection, compressed: bytes) -> int:
+    """Add a compressed payload; returns its number, which is greater than all before."""
+    seq = connection.execute(
+        "INSERT INTO journal (payload, seal) VALUES (?, ?)", (compressed, checksum(compressed))
+    ).lastrowid
+    assert seq is not None
+    return seq
+
+
+def retire(connection: sqlite3.Connection, upto: int) -> None:
+    """Drop the payloads up to this number: their points are in chunks."""
+    connection.execute("DELETE FROM journal WHERE seq <= ?", (upto,))
+
+
+def is_folded(connection: sqlite3.Connection, upto: int) -> bool:
+    """Whether every payload up to this number has been retired."""
+    row = connection.execute("SELECT EXISTS (SELECT 1 FROM journal WHERE seq <= ?)", (upto,)).fetchone()
+    return not row[0]
+
+
+def folded(connection: sqlite3.Connection) -> int:
+    """The last number of a payload before the first that is in no chunk yet."""
+    first = connection.execute("SELECT min(seq) FROM journal").fetchone()[0]
+    if first is not None:
+        return int(first) - 1
+    last = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'journal'").fetchone()
+    return 0 if last is None else int(last[0])
+
+
+def replay(connection: sqlite3.Connection) -> Iterator[tuple[int, bytes | DamagedError]]:
+    """Every payload that is in no chunk yet, in order: (number, payload, or why it cannot be had)."""
+    expected = None
+    for (seq,) in connection.execute("SELECT seq FROM journal ORDER BY seq").fetchall():
+        if expected is not None and seq != expected:
+            lost = f"journal rows {expected} to {seq - 1} are missing"
+            yield expected, DamagedError(f"{lost}: {seq - expected} requests with points are lost", named=True)
+        expected = seq + 1
+        try:
+            yield seq, _payload(connection, seq)
+        except DamagedError as error:
+            yield seq, error
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError as error:
+            damaged = DamagedError(_damaged(seq, error), named=True)
+            damaged.__cause__ = error
+            yield seq, damaged
+
+
+def find_payload(connection: sqlite3.Connection, seq: int) -> bytes | None:
+    """A payload; None: there is none of this number.
+
+    Raises:
+        DamagedError: It is not as it was written.
+        sqlite3.DatabaseError: It cannot be read.
+    """
+    return _payload(connection, seq) if _exists(connection, seq) else None
+
+
+def set_aside(connection: sqlite3.Connection, seq: int, *, remove: bool) -> None:
+    """Keep a payload that cannot be replayed; inside the caller's transaction.
+
+    Args:
+        connection: To write with.
+        seq: Its number.
+        remove: Whether nothing of it can be, so that it leaves the journal and the others can be folded.
+    """
+    connection.execute(
+        "INSERT OR REPLACE INTO damaged (seq, time, payload, seal) SELECT seq, ?, payload, seal FROM journal WHERE seq = ?",
+        (time.time_ns(), seq),
+    )
+    if remove:
+        connection.execute("DELETE FROM journal WHERE seq = ?", (seq,))
+
+
+def _exists(connection: sqlite3.Connection, seq: int) -> bool:
+    return connection.execute("SELECT 1 FROM journal WHERE seq = ?", (seq,)).fetchone() is not None
+
+
+def _payload(connection: sqlite3.Connection, seq: int) -> bytes:
+    compressed, seal = connection.execute("SELECT payload, seal FROM journal WHERE seq = ?", (seq,)).fetchone()
+    if not is_sound(seal, compressed):
+        raise DamagedError(_damaged(seq, "the checksum does not match"), named=True)
+    try:
+        return zstandard.decompress(compressed)
+    except zstandard.ZstdError as error:
+        raise DamagedError(_damaged(seq, error), named=True) from None
+
+
+def _damaged(seq: int, why: object) -> str:
+    return (
+        f"journal row {seq} is damaged: {why}; the points of one request are lost, its bytes are kept in the table `damaged`; "
+        "a backup may have them"
+    )

@@ -1,0 +1,122 @@
+"""Lists of projects, processes and metrics: rows of the catalog plus what is still in memory."""
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from tensormeter.server.store import MetricSummary, ProcessSummary, ProjectSummary
+from tensormeter.server.store.models.errors import DamagedError
+from tensormeter.server.store.models.metric_kind import parse_kind
+from tensormeter.server.store.rules.lifecycle import process_state
+from tensormeter.server.store.sqlite.integrity.seals import PROCESS, RESOURCE, SERIES
+from tensormeter.server.store.sqlite.points.memtable import Layer, Newest
+from tensormeter.server.store.sqlite.points.step_lookup import StepFinder
+
+__all__ = ["check_series", "list_losses", "list_metrics", "list_processes", "list_projects"]
+
+
+def list_projects(connection: sqlite3.Connection) -> list[ProjectSummary]:
+    """All projects, by name."""
+    rows = connection.execute(
+        "SELECT project, count(*), max(updated) FROM run WHERE NOT deleted GROUP BY project ORDER BY project"
+    )
+    return [ProjectSummary(*row) for row in rows]
+
+
+def list_processes(connection: sqlite3.Connection, run: int) -> list[ProcessSummary]:
+    """The processes of a run, in the order in which they were first seen."""
+    found = []
+    for row in _processes(connection, run, f"{PROCESS.selection}, {RESOURCE.selection}"):
+        _, _, process, attempt, started, ended, end_state, *_ = row
+        resource = row[-2]
+        RESOURCE.verify(row[-3:], f"the resource of process {process!r} of run {run}")
+        state = process_state(started, ended, end_state)
+        found.append(ProcessSummary(process, attempt, json.loads(resource), state, started))
+    return found
+
+
+def list_losses(connection: sqlite3.Connection, run: int) -> dict[str, int]:
+    """Counts of what the processes of a run had to drop, by reason."""
+    losses: dict[str, int] = {}
+    for row in _processes(connection, run, PROCESS.selection):
+        for reason, count in json.loads(row[7]).items():
+            losses[reason] = losses.get(reason, 0) + count
+    return losses
+
+
+def _processes(connection: sqlite3.Connection, run: int, columns: str) -> Iterator[Sequence[Any]]:
+    """Rows of the processes of a run; the columns begin with those of their seal. Raises DamagedError."""
+    width = len(PROCESS.columns) + 1
+    for row in connection.execute(f"SELECT {columns} FROM process WHERE run = ? ORDER BY id", (run,)):
+        PROCESS.verify(row[:width], f"the row of process {row[2]!r} of run {run}")
+        yield row
+
+
+def list_metrics(connection: sqlite3.Connection, layers: Sequence[Layer], run: int) -> list[MetricSummary]:
+    """Every series of a run, by metric, process and attributes."""
+    rows = _series(connection, run)
+    for _ in _processes(connection, run, PROCESS.selection):
+        pass
+    steps = StepFinder(connection, layers)
+    return [_metric(row, layers, steps) for row in rows]
+
+
+def check_series(connection: sqlite3.Connection, run: int) -> None:
+    """Look at the rows of all processes and series of a run. Raises DamagedError: one is damaged or missing."""
+    for row in _series(connection, run):
+        _verify(row)
+    for _ in _processes(connection, run, PROCESS.selection):
+        pass
+
+
+def _series(connection: sqlite3.Connection, run: int) -> list[Sequence[Any]]:
+    rows = connection.execute(
+        f"SELECT {SERIES.selection}, process.process, process.attempt FROM process JOIN series ON series.process = process.id WHERE run = ?"
+        " ORDER BY metric, process.process, attributes, kind, scope",
+        (run,),
+    ).fetchall()
+    counted = connection.execute("SELECT series FROM run WHERE id = ?", (run,)).fetchone()
+    if counted is not None and counted[0] != len(rows):
+        raise DamagedError(f"run {run} has {counted[0]} series, and {len(rows)} of them can be found", named=True)
+    return rows
+
+
+def _verify(row: Sequence[Any]) -> None:
+    SERIES.verify(row[: len(SERIES.columns) + 1], f"the row of series {row[0]}", series=row[0])
+
+
+def _metric(row: Sequence[Any], layers: Sequence[Layer], steps: StepFinder) -> MetricSummary:
+    _verify(row)
+    series, process, metric, kind_text, scope, attributes, unit, description, points, *last = row[: len(SERIES.columns)]
+    name, attempt = row[-2:]
+    newest: Newest | None = None if last[0] is None else (last[0], last[1], bool(last[2]))
+    step = last[3]
+    for layer in layers:
+        head = layer.series.get(series)
+        if head is not None:
+            points += head.n
+            if newest is None or head.newest[0] > newest[0]:  # of several at one time, the one that arrived first
+                newest = head.newest
+                step = steps.at(process, newest[0])
+    kind = parse_kind(kind_text)
+    return MetricSummary(
+        metric=metric,
+        kind=kind,
+        process=name,
+        attempt=attempt,
+        attributes=json.loads(attributes),
+        unit=unit,
+        description=description,
+        points=points,
+        last=None if newest is None or not kind.numeric else _number(newest),
+        last_time=None if newest is None else newest[0],
+        last_step=step,
+        scope=scope,
+    )
+
+
+def _number(newest: Newest) -> int | float:
+    return newest[1] if newest[2] else float(np.int64(newest[1]).view(np.float64))

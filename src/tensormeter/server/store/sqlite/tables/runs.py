@@ -1,0 +1,404 @@
+"""Rows of runs: single ones with their summaries, and columns of many for filters and sorting."""
+
+import json
+import re
+import sqlite3
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final, TypeVar
+
+import numpy as np
+
+from tensormeter.otlp.batch import STEP_METRIC
+from tensormeter.otlp.check import Check, no_check
+from tensormeter.server.store import RunSummary, RunTable, State, Summary
+from tensormeter.server.store.rules.lifecycle import present_state
+from tensormeter.server.store.rules.totals import Totals
+from tensormeter.server.store.sqlite.integrity.damage import leaving_out
+from tensormeter.server.store.sqlite.integrity.seals import PROCESS, RUN_TALLY, RUN_TEXTS, SUMMARY
+from tensormeter.server.store.sqlite.points.memtable import Layer
+from tensormeter.server.store.sqlite.points.step_lookup import StepFinder
+
+__all__ = [
+    "PARTS",
+    "RUN_FIELDS",
+    "dig",
+    "load_runs",
+    "load_states",
+    "load_table",
+    "metrics_needed",
+    "summary_fields",
+    "summary_of",
+]
+
+_SUMMARY_COLUMNS: Final = "count, numbers, total, minimum, maximum, last_time, last_word, last_integer, last_step"
+
+_FEW_METRICS: Final = 500
+"""As many names as one statement takes; with more, all metrics of a run are looked at."""
+
+_ROWS: Final = 64
+"""Rows that are read between two looks at whether the work has to end."""
+
+_T = TypeVar("_T")
+
+_PLAIN_KEY: Final = re.compile(r"[\w ./:@-]+")
+"""Keys that stand for themselves in a path of SQLite's JSON functions."""
+
+PARTS: Final = {"min": "minimum", "max": "maximum"}
+"""Parts of a summary that are called otherwise in `Totals`."""
+
+_SOURCES: Final = {
+    "last": ("last_word", "last_integer"),
+    "mean": ("total", "numbers"),
+    "min": ("minimum",),
+    "max": ("maximum",),
+}
+"""The columns of parts of a summary; the others are called as the part is."""
+
+_BASE: Final = {
+    "id": "run_id",
+    "run_id": "run_id",
+    "project": "project",
+    "name": "ifnull(title, name)",
+    "attempt": "attempt",
+    "created": "created",
+    "started": "ifnull(started, created)",
+    "ended": "ended",
+    "updated": "updated",
+    "newest": "newest",
+    "group": "ifnull(grp, '')",
+    "tags": "ifnull(tags, '[]')",
+    "notes": "ifnull(notes, '')",
+    "archived": "archived",
+    "processes": "(SELECT count(*) FROM process WHERE process.run = run.id)",
+    # Of any size: a sum of integers could overflow.
+    "lost": "CAST((SELECT total(value) FROM process, json_each(losses) WHERE run = run.id AND losses != '{}') AS INTEGER)",
+}
+
+_COLUMNS_OF: Final = {name: (column,) for name, column in _BASE.items()} | {
+    "state": ("state", "updated", "stalled"),
+    "points": ("points",),
+}
+_CONVERTERS: Final[Mapping[str, Callable[[Any], Any]]] = {"tags": json.loads, "archived": bool}
+
+RUN_FIELDS: Final = frozenset({*_BASE, "state", "points"})
+"""Fields of a run itself."""
+
+
+def load_runs(
+    connection: sqlite3.Connection,
+    layers: Sequence[Layer],
+    runs: Sequence[int],
+    metrics: Collection[str] | None,
+    stall_after: float,
+    *,
+    damaged: list[str] | None = None,
+) -> list[RunSummary]:
+    """Runs by row id, in that order, without those that are gone; with the summaries of `metrics`, or all.
+
+    Raises:
+        DamagedError: What is stored of one is damaged, and `damaged` is None; else the text is appended to that.
+    """
+    steps = StepFinder(connection, layers)
+    memory: dict[int, dict[str, list[Totals]]] = defaultdict(lambda: defaultdict(list))
+    if metrics is None or metrics:
+        for run, metric, totals in _in_memory(layers, steps, metrics):
+            memory[run][metric].append(totals)
+    now = time.time_ns()
+    found: list[RunSummary] = []
+    for run in runs:
+        with leaving_out(connection, damaged):
+            found += _load(connection, layers, run, metrics, memory.get(run, {}), now=now, stall_after=stall_after)
+    return found
+
+
+def _load(
+    connection: sqlite3.Connection,
+    layers: Sequence[Layer],
+    run: int,
+    metrics: Collection[str] | None,
+    memory: Mapping[str, Sequence[Totals]],
+    *,
+    now: int,
+    stall_after: float,
+) -> Iterator[RunSummary]:
+    """A run, unless it is gone."""
+    row = connection.execute(
+        f"SELECT {RUN_TALLY.selection}, {RUN_TEXTS.selection}, {_BASE['processes']} FROM run WHERE id = ? AND NOT deleted",
+        (run,),
+    ).fetchone()
+    if row is None:
+        return
+    width = len(RUN_TALLY.columns) + 1
+    RUN_TALLY.verify(row[:width], f"the row of run {row[2]!r} (project {row[1]!r})")
+    RUN_TEXTS.verify(row[width:-1], f"the texts of run {row[2]!r} (project {row[1]!r})")
+    tally = dict(zip(RUN_TALLY.columns, row, strict=False))
+    texts = dict(zip(RUN_TEXTS.columns, row[width:], strict=False))
+    stored = {} if metrics is not None and not metrics else _stored(connection, run, metrics)
+    for metric, parts in memory.items():
+        stored[metric] = Totals.merge([*([stored[metric]] if metric in stored else []), *parts])
+    for metric in _mixed(connection, run, stored) if stored else ():
+        stored[metric] = stored[metric].without_statistics()
+    state, updated, created = tally["state"], tally["updated"], tally["created"]
+    yield RunSummary(
+        project=tally["project"],
+        run_id=tally["run_id"],
+        name=texts["name"] if texts["title"] is None else texts["title"],
+        state=present_state(state, updated, stalled=tally["stalled"], now=now, stall_after=stall_after),
+        attempt=tally["attempt"],
+        created=created,
+        started=created if tally["started"] is None else tally["started"],
+        ended=tally["ended"],
+        updated=updated,
+        newest=tally["newest"],
+        group=texts["grp"] or "",
+        tags=json.loads(texts["tags"] or "[]"),
+        notes=texts["notes"] or "",
+        archived=bool(tally["archived"]),
+        config=json.loads(texts["config"]),
+        points=tally["points"] + sum(layer.points.get(run, 0) for layer in layers),
+        processes=row[-1],
+        lost=_lost(connection, run),
+        summary={metric: summary_of(stored[metric]) for metric in sorted(stored)},
+    )
+
+
+def _lost(connection: sqlite3.Connection, run: int) -> int:
+    """Points that the processes of a run had to drop."""
+    lost = 0
+    for row in connection.execute(
+        f"SELECT {PROCESS.selection} FROM process WHERE run = ? AND losses != '{{}}'", (run,)
+    ):
+        PROCESS.verify(row, f"the row of process {row[2]!r} of run {run}")
+        lost += sum(json.loads(row[7]).values())
+    return lost
+
+
+def _mixed(connection: sqlite3.Connection, run: int, metrics: Collection[str]) -> list[str]:
+    """Those of the metrics of a run whose series differ in unit or kind."""
+    few = len(metrics) < _FEW_METRICS
+    named = f" AND metric IN ({', '.join('?' * len(metrics))})" if few else ""
+    rows = connection.execute(
+        "SELECT metric FROM process JOIN series ON series.process = process.id"
+        f" WHERE run = ?{named} AND (kind = 'gauge' OR kind LIKE 'sum %') GROUP BY metric HAVING min(kind || ' ' || unit) < max(kind || ' ' || unit)",
+        (run, *(metrics if few else ())),
+    )
+    return [row[0] for row in rows if row[0] in metrics]
+
+
+def load_states(connection: sqlite3.Connection, runs: Collection[int], stall_after: float) -> dict[int, State]:
+    """The present states of runs."""
+    now = time.time_ns()
+    rows = connection.execute(
+        f"SELECT id, state, updated, stalled FROM run WHERE NOT deleted AND id IN ({', '.join(map(str, runs))})"
+    )
+    return {row[0]: present_state(row[1], row[2], stalled=row[3], now=now, stall_after=stall_after) for row in rows}
+
+
+def load_table(
+    connection: sqlite3.Connection,
+    layers: Sequence[Layer],
+    project: str | None,
+    fields: Sequence[str],
+    stall_after: float,
+    *,
+    check: Check = no_check,
+) -> RunTable:
+    """What `Store.table` returns."""
+    # Only what is needed: there may be many runs.
+    needed = [column for name in fields for column in _COLUMNS_OF.get(name, ())]
+    wanted = ["id", *dict.fromkeys(needed)]
+    rows = connection.execute(
+        f"SELECT {', '.join(wanted)} FROM run WHERE project = ifnull(?, project) AND NOT deleted", (project,)
+    ).fetchall()
+    stored: Mapping[str, Sequence[Any]] = (
+        dict(zip(wanted, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(wanted, ())
+    )
+    runs = [*stored["id"]]
+    columns: dict[str, Sequence[Any]] = {}
+    for name in fields:
+        check()
+        group, _, rest = name.partition(".")
+        if name in _BASE:
+            convert = _CONVERTERS.get(name)
+            column = stored[_BASE[name]]
+            columns[name] = [*column] if convert is None else [*map(convert, column)]
+        elif name == "state":
+            now = time.time_ns()
+            triples = zip(stored["state"], stored["updated"], stored["stalled"], strict=True)
+            columns[name] = [
+                present_state(state, updated, stalled=stalled, now=now, stall_after=stall_after)
+                for state, updated, stalled in triples
+            ]
+        elif name == "points":
+            folded = zip(runs, stored["points"], strict=True)
+            columns[name] = [points + sum(layer.points.get(run, 0) for layer in layers) for run, points in folded]
+        elif group == "config" and rest:
+            columns[name] = _config_column(connection, project, rest, runs, check)
+    for metric, parts in summary_fields(fields).items():
+        check()
+        found = _summary_parts(connection, layers, metric, parts)
+        for part in parts:
+            columns[f"summary.{metric}.{part}"] = [*map(found[part].get, runs)]
+    return RunTable(runs, columns)
+
+
+def metrics_needed(fields: Sequence[str]) -> set[str]:
+    """The metrics whose heads `load_table` has to see."""
+    wanted = summary_fields(fields)
+    stepped = any("last_step" in parts for parts in wanted.values())
+    return {*wanted, STEP_METRIC} if stepped else {*wanted}
+
+
+def summary_fields(fields: Sequence[str]) -> dict[str, list[str]]:
+    """The parts of summaries that are asked for, by metric."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in fields:
+        if name.startswith("summary."):
+            metric, _, part = name.removeprefix("summary.").rpartition(".")
+            found[metric].append(part)
+    return found
+
+
+def _config_column(
+    connection: sqlite3.Connection, project: str | None, key: str, runs: Sequence[int], check: Check
+) -> list[Any]:
+    """Values under a key with dots in it, or along a path; None where there are none."""
+    if not _PLAIN_KEY.fullmatch(key):
+        rows = connection.execute(
+            "SELECT id, config FROM run WHERE project = ifnull(?, project) AND NOT deleted", (project,)
+        )
+        found = {run: dig(json.loads(config), key) for run, config in _checked(rows, check)}
+    else:
+        paths = ('$."' + key + '"', "$" + "".join(f'."{part}"' for part in key.split(".")))
+        texts = connection.execute(
+            "SELECT id, json_quote(ifnull(json_extract(config, ?), json_extract(config, ?))) FROM run"
+            " WHERE project = ifnull(?, project) AND NOT deleted",
+            (*paths, project),
+        )
+        # SQLite says 1 for true, which is as good in every comparison.
+        found = {run: None if text == "null" else json.loads(text) for run, text in _checked(texts, check)}
+    return [found.get(run) for run in runs]
+
+
+def _checked(rows: Iterable[_T], check: Check) -> Iterator[_T]:
+    for number, row in enumerate(rows):
+        if not number % _ROWS:
+            check()
+        yield row
+
+
+def dig(config: Any, key: str) -> Any:
+    """What a configuration has under a key with dots in it, or else along a path; None if nothing."""
+    if isinstance(config, Mapping) and key in config:
+        return config[key]
+    for part in key.split("."):
+        if not isinstance(config, Mapping):
+            return None
+        config = config.get(part)
+    return config
+
+
+def _summary_parts(
+    connection: sqlite3.Connection,
+    layers: Sequence[Layer],
+    metric: str,
+    parts: Sequence[str],
+) -> dict[str, dict[int, Any]]:
+    """Parts of the summaries of one metric, by part and run: column by column, for there may be many runs."""
+    steps = StepFinder(connection, layers) if "last_step" in parts else None
+    fresh: dict[int, list[Totals]] = defaultdict(list)
+    for run, _, totals in _in_memory(layers, steps, (metric,)):
+        fresh[run].append(totals)
+    # What is in memory is merged with all that is stored; by itself, that can be read in part.
+    needed = (
+        _SUMMARY_COLUMNS.split(", ") if fresh else [column for part in parts for column in _SOURCES.get(part, (part,))]
+    )
+    names = ["run", *dict.fromkeys(needed)]
+    rows = connection.execute(f"SELECT {', '.join(names)} FROM summary WHERE metric = ?", (metric,)).fetchall()
+    columns = dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else {}
+    found = {part: dict(zip(columns["run"], _part(columns, part), strict=True)) if rows else {} for part in parts}
+    index = {run: number for number, run in enumerate(columns.get("run", ()))} if fresh else {}
+    for run, totals_of_run in fresh.items():
+        if run in index:
+            totals_of_run.insert(0, _totals(rows[index[run]][1:]))
+        merged = Totals.merge(totals_of_run)
+        for part in parts:
+            found[part][run] = getattr(merged, PARTS.get(part, part))
+    return found
+
+
+def _part(columns: Mapping[str, Sequence[Any]], part: str) -> Sequence[Any]:
+    match part:
+        case "last":
+            words = columns["last_word"]
+            floats = np.array(words, np.int64).view(np.float64).tolist()
+            integers = columns["last_integer"]
+            return [word if whole else number for word, whole, number in zip(words, integers, floats, strict=True)]
+        case "mean":
+            pairs = zip(columns["total"], columns["numbers"], strict=True)
+            return [None if total is None or not n else total / n for total, n in pairs]
+        case "min" | "max":
+            return columns[PARTS[part]]
+        case _:
+            return columns[part]
+
+
+def _stored(connection: sqlite3.Connection, run: int, metrics: Collection[str] | None) -> dict[str, Totals]:
+    query = f"SELECT {SUMMARY.selection} FROM summary WHERE run = ?"
+    if metrics is None:
+        rows = connection.execute(query, (run,)).fetchall()
+    else:
+        few = (connection.execute(f"{query} AND metric = ?", (run, metric)).fetchone() for metric in metrics)
+        rows = [row for row in few if row is not None]
+    for row in rows:
+        SUMMARY.verify(row, f"the summary of metric {row[1]!r} of run {run}")
+    return {row[1]: _totals(row[2:-1]) for row in rows}
+
+
+def _in_memory(
+    layers: Sequence[Layer],
+    steps: StepFinder | None,
+    metrics: Collection[str] | None,
+) -> list[tuple[int, str, Totals]]:
+    """(run, metric, totals) of heads, one entry a series."""
+    found = []
+    for layer in layers:
+        for head in layer.series.values():
+            totals = head.totals() if metrics is None or head.metric in metrics else None
+            if totals is not None:
+                if steps is not None:
+                    totals = replace(totals, last_step=steps.at(head.process, totals.last_time))
+                found.append((head.run, head.metric, totals))
+    return found
+
+
+def _totals(row: Sequence[Any]) -> Totals:
+    count, numbers, total, minimum, maximum, last_time, word, integer, step = row
+    nan = float("nan")
+    return Totals(
+        count,
+        numbers,
+        nan if total is None else total,
+        nan if minimum is None else minimum,
+        nan if maximum is None else maximum,
+        last_time,
+        word,
+        bool(integer),
+        step,
+    )
+
+
+def summary_of(totals: Totals) -> Summary:
+    """As the interface has it."""
+    return Summary(
+        last=totals.last,
+        min=totals.minimum,
+        max=totals.maximum,
+        mean=totals.mean,
+        count=totals.count,
+        last_step=totals.last_step,
+        last_time=totals.last_time,
+    )

@@ -1,0 +1,94 @@
+"""Transactions on a connection, and the one place where SQLite's errors become ours."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from tensormeter.errors import TensormeterError
+from tensormeter.server.store.models.errors import (
+    DamagedError,
+    StoreFullError,
+    StoreUnavailableError,
+    SuspectedDamageError,
+)
+
+__all__ = ["CHANGED", "describe", "is_suspicion", "mapped_errors", "primary_code", "reading", "writing"]
+
+_SUSPECTED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+"""Primary codes for damage. SQLite gives the first one also when the disk cannot read a page (EIO)."""
+
+CHANGED: Final = (ValueError, TypeError, AttributeError, LookupError, OverflowError)
+"""What values raise that are not of the type that was stored: SQLite gives back any, after bits have changed."""
+
+
+@contextmanager
+def writing(connection: sqlite3.Connection) -> Iterator[None]:
+    """All statements inside, or none of them.
+
+    Raises:
+        StoreFullError: The disk is full. Nothing was stored.
+        SuspectedDamageError: SQLite calls the file damaged, which may come from an I/O error. Nothing was stored.
+        StoreUnavailableError: SQLite could not do it: an I/O error, a lock. Nothing was stored.
+        DamagedError: The file is damaged.
+    """
+    with mapped_errors("write to"):
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:  # SQLite has rolled back by itself after some errors
+                connection.execute("ROLLBACK")
+            raise
+
+
+@contextmanager
+def reading(connection: sqlite3.Connection) -> Iterator[None]:
+    """One consistent snapshot for all statements inside; errors as for `writing`."""
+    with mapped_errors("read"):
+        connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+
+
+@contextmanager
+def mapped_errors(verb: str) -> Iterator[None]:
+    """What SQLite raises inside, as the errors of `Store`; `verb` says what failed."""
+    try:
+        yield
+    except TensormeterError:
+        raise
+    except sqlite3.OperationalError as error:
+        if "decode to UTF-8" in str(error):  # what was stored was text
+            raise DamagedError(f"a text: {error}") from error
+        unavailable = StoreFullError if primary_code(error) == sqlite3.SQLITE_FULL else StoreUnavailableError
+        raise unavailable(f"cannot {verb} the store: {describe(error)}") from error
+    except (sqlite3.DatabaseError, *CHANGED) as error:
+        if is_suspicion(error):
+            raise SuspectedDamageError(
+                f"cannot {verb} the store: {describe(error)}; the server checks whether the file is damaged"
+            ) from error
+        raise DamagedError(
+            f"cannot {verb} the store: {type(error).__name__}: {error}; `tensormeter check` lists what is damaged",
+            named=True,
+        ) from error
+
+
+def primary_code(error: BaseException | None) -> int:
+    """SQLite's primary result code of an error; 0 if it has none."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
+def is_suspicion(error: BaseException | None) -> bool:
+    """Whether an error of SQLite says that the file is damaged, which may come from a disk that failed to read it."""
+    return isinstance(error, sqlite3.DatabaseError) and primary_code(error) in _SUSPECTED
+
+
+def describe(error: BaseException) -> str:
+    """SQLite's text for an error, and the name of its code if that says more."""
+    name = getattr(error, "sqlite_errorname", "")
+    return f"{error} ({name})" if name.count("_") > 1 else str(error)
