@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.encode import encode_events, encode_metrics
-from tensormeter.server.query import points, rank_memory
-from tensormeter.server.query.axis import Axis, read_along
-from tensormeter.server.query.grid import Piece, RankGrid
-from tensormeter.server.query.points import PointsQuery, query_points
-from tensormeter.server.query.rank_memory import RankMemory
-from tensormeter.server.query.ranks import RanksQuery, rank_statistics
+from tensormeter.server.query.points import sampled
+from tensormeter.server.query.points.axis import Axis, read_along
+from tensormeter.server.query.points.sampled import PointsQuery, query_points
+from tensormeter.server.query.ranks import cache
+from tensormeter.server.query.ranks.cache import RankMemory
+from tensormeter.server.query.ranks.grid import Piece, RankGrid
+from tensormeter.server.query.ranks.statistics import RanksQuery, rank_statistics
 from tensormeter.server.scope import ProjectStore
 from tensormeter.server.store import NotFoundError, RunRef, TooManyPointsError
 from tensormeter.server.store.clickhouse import ClickHouseStore, parse_address
@@ -52,7 +53,7 @@ def each_store(request):
 @pytest.fixture
 def memory(monkeypatch):
     """One for which any number of points is too many."""
-    monkeypatch.setattr(rank_memory, "_WHOLE_POINTS", 0)
+    monkeypatch.setattr(cache, "_WHOLE_POINTS", 0)
     return RankMemory()
 
 
@@ -148,7 +149,7 @@ def test_projects_do_not_share_what_is_remembered(store, memory):
 
 
 def test_what_is_remembered_is_bounded(store, memory, monkeypatch):
-    monkeypatch.setattr(rank_memory, "_MOST_BYTES", 0)
+    monkeypatch.setattr(cache, "_MOST_BYTES", 0)
     for run in ("a", "b", "c"):
         append(store, run, 0, range(5), [1.0] * 5)
         check(store, memory, run)
@@ -163,8 +164,8 @@ def test_lines_are_those_of_all_points(store, monkeypatch):
     several = ({}, {"max_points": 20}, {"attempt": 1}, {"attempt": "all"}, {"start": 30, "stop": 90})
     queries = [replace(query, **more) for more in several]
     known = [query_points(store, one) for one in queries]
-    monkeypatch.setattr(points, "WHOLE_POINTS", 0)
-    monkeypatch.setattr(points, "MAX_READ_POINTS", 450)
+    monkeypatch.setattr(sampled, "WHOLE_POINTS", 0)
+    monkeypatch.setattr(sampled, "MAX_READ_POINTS", 450)
     for one, all_at_once in zip(queries, known, strict=True):
         found = {series.process: series for series in query_points(store, one).series}
         assert found.keys() == {series.process for series in all_at_once.series}
@@ -177,7 +178,7 @@ def test_lines_are_those_of_all_points(store, monkeypatch):
                 np.testing.assert_array_equal(same.y, series.y)
     with pytest.raises(TooManyPointsError, match="more than the limit"):  # a second crowd, one process alone
         query_points(store, replace(query, runs=[*query.runs, *query.runs]))
-    monkeypatch.setattr(points, "MAX_READ_POINTS", 50)
+    monkeypatch.setattr(sampled, "MAX_READ_POINTS", 50)
     with pytest.raises(TooManyPointsError, match="more than the limit of 50"):
         query_points(store, query)
 

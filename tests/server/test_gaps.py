@@ -20,8 +20,8 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from tensormeter.otlp.decode import decode_metrics
-from tensormeter.server.query.axis import Axis
-from tensormeter.server.query.points import PointsQuery, query_points
+from tensormeter.server.query.points.axis import Axis
+from tensormeter.server.query.points.sampled import PointsQuery, query_points
 from tensormeter.server.store import PointRange, RunRef, Selection
 from tensormeter.server.store.sqlite.points.gaps import MAX_GAPS
 from tensormeter.server.store.sqlite.points.segments import CHUNK_POINTS
@@ -217,7 +217,7 @@ def test_the_newest_gaps_of_a_series_are_kept(open_store, tmp_path):
 
 
 def test_lines_made_of_samples_break(open_store, monkeypatch):
-    monkeypatch.setattr("tensormeter.server.query.points.WHOLE_POINTS", 1000)
+    monkeypatch.setattr("tensormeter.server.query.points.sampled.WHOLE_POINTS", 1000)
     store = open_store()
     n = 4 * CHUNK_POINTS
     for part in np.array_split(np.arange(1, n + 1), 4):

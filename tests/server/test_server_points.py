@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensormeter.otlp.batch import Batch, Event, Gauge
-from tensormeter.server.query.histograms import decode_distribution
-from tensormeter.server.query.sampling import choose_evenly, sample
+from tensormeter.server.query.points.downsampling import choose_evenly, sample
+from tensormeter.server.query.points.histograms import decode_distribution
 from tensormeter.server.store.models.metric_kind import Kind
 
 T0 = 1_750_000_000_000_000_000

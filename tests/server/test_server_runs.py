@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tensormeter.errors import UsageError
 from tensormeter.otlp.batch import Batch, Event
 from tensormeter.otlp.encode import encode_events
-from tensormeter.server.query.filter import parse_filter
+from tensormeter.server.query.runs.filter import parse_filter
 
 T0 = 1_750_000_000_000_000_000
 SECOND = 10**9

@@ -20,7 +20,7 @@ from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge, Histogram
 from tensormeter.otlp.encode import encode_events, encode_metrics
 from tensormeter.server.app import create_app
 from tensormeter.server.config import ServerConfig
-from tensormeter.server.query import points as points_query
+from tensormeter.server.query.points import sampled as points_query
 from tensormeter.server.store import DamagedError, NotFoundError, RunRef, Selection
 from tensormeter.server.store.sqlite.integrity.inspection import _MANY, Inspection, open_read_only
 from tensormeter.server.store.sqlite.points import segments

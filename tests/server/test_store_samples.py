@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Gauge
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.encode import encode_metrics
-from tensormeter.server.query import points as query_points_module
-from tensormeter.server.query.axis import Axis, read_along
-from tensormeter.server.query.points import PointsQuery, query_points
-from tensormeter.server.query.sampling import sample_blocks
+from tensormeter.server.query.points import sampled as query_points_module
+from tensormeter.server.query.points.axis import Axis, read_along
+from tensormeter.server.query.points.downsampling import sample_blocks
+from tensormeter.server.query.points.sampled import PointsQuery, query_points
 from tensormeter.server.store import PointRange, RunRef, Selection, TooManyPointsError
 from tensormeter.server.store.models.rollup_blocks import BLOCK_POINTS, Blocks
 from tensormeter.server.store.sqlite.maintenance import compact

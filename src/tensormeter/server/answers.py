@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tensormeter.server.admission import client_group
 from tensormeter.server.connection import PIECE
 from tensormeter.server.effort import MAX_SECONDS, Effort, TookTooLongError
-from tensormeter.server.query.points import WHOLE_POINTS
+from tensormeter.server.query.points.sampled import WHOLE_POINTS
 from tensormeter.server.store import MAX_READ_POINTS, TooManyPointsError, TooManySeriesError
 
 __all__ = ["TOO_LONG", "Answers", "HeldResponse", "Pieces", "Reader", "client_of", "reader_of"]

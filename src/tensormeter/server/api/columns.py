@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.api.request import encode
 from tensormeter.server.api.shapes import variant_json
-from tensormeter.server.query.full import FullSeries
-from tensormeter.server.query.points import PointsResult
+from tensormeter.server.query.points.raw import FullSeries
+from tensormeter.server.query.points.sampled import PointsResult
 from tensormeter.server.store import Points
 
 __all__ = ["COLUMNS", "encode_columns", "encode_full_columns"]

@@ -31,15 +31,15 @@ from tensormeter.server.api.request import (
 )
 from tensormeter.server.api.shapes import variant_json
 from tensormeter.server.effort import Effort, TookTooLongError
-from tensormeter.server.query.attempts import parse_attempt
-from tensormeter.server.query.axis import Axis, Placed, read_along
-from tensormeter.server.query.full import FullSeries, read_full
-from tensormeter.server.query.histograms import Distribution, decode_distribution
-from tensormeter.server.query.points import PointsQuery, PointsResult, query_points
-from tensormeter.server.query.rank_memory import RankMemory
-from tensormeter.server.query.ranks import RanksQuery
-from tensormeter.server.query.sampling import choose_evenly
-from tensormeter.server.query.variant import Choice, Variant
+from tensormeter.server.query.points.axis import Axis, Placed, read_along
+from tensormeter.server.query.points.downsampling import choose_evenly
+from tensormeter.server.query.points.histograms import Distribution, decode_distribution
+from tensormeter.server.query.points.raw import FullSeries, read_full
+from tensormeter.server.query.points.sampled import PointsQuery, PointsResult, query_points
+from tensormeter.server.query.points.shadowing import parse_attempt
+from tensormeter.server.query.points.variant import Choice, Variant
+from tensormeter.server.query.ranks.cache import RankMemory
+from tensormeter.server.query.ranks.statistics import RanksQuery
 from tensormeter.server.scope import Stores
 from tensormeter.server.store import MAX_READ_POINTS, TooManyPointsError, TooManySeriesError
 from tensormeter.server.store.models.canonical_json import json_value

@@ -29,7 +29,7 @@ from tensormeter.server.api.shapes import (
     trim_config,
 )
 from tensormeter.server.effort import Effort
-from tensormeter.server.query.runs import find_runs
+from tensormeter.server.query.runs.search import find_runs
 from tensormeter.server.scope import Stores
 from tensormeter.server.store import RunChanges
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
-from tensormeter.server.query.variant import Varying
+from tensormeter.server.query.points.variant import Varying
 from tensormeter.server.store import Kind, MetricSummary, ProcessSummary, RunSummary, StoredEvent
 from tensormeter.server.store.models.canonical_json import json_value
 

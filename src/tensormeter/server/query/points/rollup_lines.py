@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.server.query.attempts import AttemptChoice, Attempts
-from tensormeter.server.query.axis import NO_POSITIONS, Axis, gap_positions
-from tensormeter.server.query.sampling import blocks_needed, sample, sample_blocks
+from tensormeter.server.query.points.axis import NO_POSITIONS, Axis, gap_positions
+from tensormeter.server.query.points.downsampling import blocks_needed, sample, sample_blocks
+from tensormeter.server.query.points.shadowing import AttemptChoice, Attempts
 from tensormeter.server.store import PointRange, RunRef, Selection, Store, Thinned
 from tensormeter.server.store.models.rollup_blocks import FIRST, LAST, Blocks
 

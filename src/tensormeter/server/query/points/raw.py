@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.server.query.attempts import AttemptChoice, Attempts
+from tensormeter.server.query.points.shadowing import AttemptChoice, Attempts
 from tensormeter.server.store import MAX_READ_POINTS, Column, Kind, Points, RunRef, Selection, Series, Store
 from tensormeter.server.store.models.point_range import kept
 from tensormeter.server.store.models.runs import NO_GAPS

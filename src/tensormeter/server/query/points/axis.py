@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tensormeter.errors import UsageError
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.server.query.attempts import AttemptChoice, Attempts
+from tensormeter.server.query.points.shadowing import AttemptChoice, Attempts
 from tensormeter.server.store import MAX_READ_POINTS, Points, RunRef, Selection, Series, Store
 from tensormeter.server.store.models.points import Column
 

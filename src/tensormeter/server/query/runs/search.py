@@ -6,8 +6,8 @@ from typing import Any
 
 from tensormeter.errors import UsageError
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.server.query.fields import Field, find_field
-from tensormeter.server.query.filter import parse_filter
+from tensormeter.server.query.runs.fields import Field, find_field
+from tensormeter.server.query.runs.filter import parse_filter
 from tensormeter.server.store import RunSummary, Store
 
 __all__ = ["find_runs"]

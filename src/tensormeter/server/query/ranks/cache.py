@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.server.query.rank_reading import RankReading, read_placed
-from tensormeter.server.query.ranks import RanksQuery, RankStatistics, rank_statistics
-from tensormeter.server.query.variant import OneVariant
+from tensormeter.server.query.points.variant import OneVariant
+from tensormeter.server.query.ranks.reader import RankReading, read_placed
+from tensormeter.server.query.ranks.statistics import RanksQuery, RankStatistics, rank_statistics
 from tensormeter.server.store import MAX_READ_POINTS, RunRef, Store, TooManyPointsError
 
 __all__ = ["RankMemory"]

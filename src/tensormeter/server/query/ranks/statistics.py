@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.server.query.attempts import AttemptChoice
-from tensormeter.server.query.axis import Axis, Placed
-from tensormeter.server.query.variant import ANY, Choice, Variant
+from tensormeter.server.query.points.axis import Axis, Placed
+from tensormeter.server.query.points.shadowing import AttemptChoice
+from tensormeter.server.query.points.variant import ANY, Choice, Variant
 from tensormeter.server.store import Points
 
 __all__ = ["RankStatistics", "RanksQuery", "rank_statistics", "statistics_of"]

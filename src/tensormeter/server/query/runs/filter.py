@@ -18,7 +18,7 @@ import re2
 from tensormeter.errors import EncodingError, UsageError
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.otlp.document import parse_document
-from tensormeter.server.query.fields import Columns, Field, find_field
+from tensormeter.server.query.runs.fields import Columns, Field, find_field
 
 __all__ = ["Filter", "parse_filter"]
 

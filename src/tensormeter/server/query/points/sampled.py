@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.server.query.attempts import AttemptChoice, Attempts
-from tensormeter.server.query.axis import Axis, Placed, read_along
-from tensormeter.server.query.sampling import sample
-from tensormeter.server.query.thinned import read_thinned
-from tensormeter.server.query.variant import ANY, Choice
+from tensormeter.server.query.points.axis import Axis, Placed, read_along
+from tensormeter.server.query.points.downsampling import sample
+from tensormeter.server.query.points.rollup_lines import read_thinned
+from tensormeter.server.query.points.shadowing import AttemptChoice, Attempts
+from tensormeter.server.query.points.variant import ANY, Choice
 from tensormeter.server.store import (
     MAX_READ_POINTS,
     Kind,

@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.server.query.attempts import Attempts
-from tensormeter.server.query.axis import Placed, read_along
-from tensormeter.server.query.grid import Piece, RankGrid
-from tensormeter.server.query.points import MOST_LOOKED_AT
-from tensormeter.server.query.ranks import RanksQuery, RankStatistics, rank_statistics, statistics_of
-from tensormeter.server.query.thinned import LongPieces, long_pieces
-from tensormeter.server.query.variant import OneVariant
+from tensormeter.server.query.points.axis import Placed, read_along
+from tensormeter.server.query.points.rollup_lines import LongPieces, long_pieces
+from tensormeter.server.query.points.sampled import MOST_LOOKED_AT
+from tensormeter.server.query.points.shadowing import Attempts
+from tensormeter.server.query.points.variant import OneVariant
+from tensormeter.server.query.ranks.grid import Piece, RankGrid
+from tensormeter.server.query.ranks.statistics import RanksQuery, RankStatistics, rank_statistics, statistics_of
 from tensormeter.server.store import MAX_READ_POINTS, Points, RunRef, Selection, Store, Thinned
 from tensormeter.server.store.models.rollup_blocks import FIRST, HIGHEST, LAST, LOWEST
 

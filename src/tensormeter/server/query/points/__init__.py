@@ -1,0 +1,1 @@
+"""Points of metrics: sampled for charts, in full, and as distributions."""

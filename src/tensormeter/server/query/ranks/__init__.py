@@ -1,0 +1,1 @@
+"""Statistics of a metric over the ranks of a run."""

@@ -1,0 +1,1 @@
+"""Finding runs: fields, filters, order, pages."""
