@@ -16,10 +16,10 @@ from starlette.exceptions import HTTPException
 from tensormeter.errors import EncodingError
 from tensormeter.otlp import decode, elements
 from tensormeter.otlp.json import events_from_json, metrics_from_json
-from tensormeter.server.api.request import encode
-from tensormeter.server.body import decompress
+from tensormeter.server.api.params import encode
 from tensormeter.server.query.points.downsampling import sample
 from tensormeter.server.query.points.histograms import decode_distribution
+from tensormeter.server.receivers.request_body import decompress
 from tensormeter.server.store.models.canonical_json import canonical_json, json_value
 from tensormeter.server.store.models.metric_kind import parse_kind
 from tensormeter.server.store.models.points import Blobs, Column

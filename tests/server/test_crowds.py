@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.encode import encode_events, encode_metrics
+from tensormeter.server.auth.project_scope import ProjectStore
 from tensormeter.server.query.points import sampled
 from tensormeter.server.query.points.axis import Axis, read_along
 from tensormeter.server.query.points.sampled import PointsQuery, query_points
@@ -20,7 +21,6 @@ from tensormeter.server.query.ranks import cache
 from tensormeter.server.query.ranks.cache import RankMemory
 from tensormeter.server.query.ranks.grid import Piece, RankGrid
 from tensormeter.server.query.ranks.statistics import RanksQuery, rank_statistics
-from tensormeter.server.scope import ProjectStore
 from tensormeter.server.store import NotFoundError, RunRef, TooManyPointsError
 from tensormeter.server.store.clickhouse import ClickHouseStore, parse_address
 from tensormeter.server.store.sqlite.points.segments import CHUNK_POINTS

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from tensormeter.errors import SettingsError, StoreError
-from tensormeter.server.access import needed_permissions
+from tensormeter.server.auth.authenticator import needed_permissions
 from tensormeter.server.store import RunRef, StoreUnavailableError
 from tensormeter.server.store.sqlite.disk import durability as durability_module
 from tensormeter.server.store.sqlite.store import SqliteStore

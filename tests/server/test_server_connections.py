@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tensormeter.otlp.encode import encode_metrics
-from tensormeter.server.body import BodyReader
+from tensormeter.server.receivers.request_body import BodyReader
 
 T0 = 1_750_000_000_000_000_000
 

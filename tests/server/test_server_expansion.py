@@ -35,10 +35,10 @@ from tensormeter.otlp.json import MAX_JSON_ELEMENTS
 from tensormeter.pipeline.delivery import Delivery
 from tensormeter.pipeline.request import Encoded
 from tensormeter.pipeline.spool import Spool
-from tensormeter.server.access import Access
-from tensormeter.server.answers import Answers, HeldResponse
-from tensormeter.server.api.request import ApiThreads
-from tensormeter.server.effort import MAX_SECONDS, Effort
+from tensormeter.server.api.params import ApiThreads
+from tensormeter.server.auth.authenticator import Access
+from tensormeter.server.limits.effort import MAX_SECONDS, Effort
+from tensormeter.server.limits.responses import Answers, HeldResponse
 from tensormeter.server.store import TooManyPointsError
 from tensormeter.settings import Settings
 

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from tensormeter.otlp.encode import encode_metrics
 from tensormeter.server.api import Shutdown, api_routes
 from tensormeter.server.api.openapi import openapi_document
-from tensormeter.server.body import BodyReader
+from tensormeter.server.receivers.request_body import BodyReader
 from tensormeter.server.store.sqlite.store import SqliteStore
 
 T0 = 1_750_000_000_000_000_000
@@ -51,7 +51,7 @@ def test_a_content_length_that_is_wrong(start, make):
 
 
 def test_a_body_that_comes_too_slowly(monkeypatch):
-    monkeypatch.setattr("tensormeter.server.body.READ_TIMEOUT", 0.05)
+    monkeypatch.setattr("tensormeter.server.receivers.request_body.READ_TIMEOUT", 0.05)
     bodies = BodyReader(1000)
 
     class Request:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from opentelemetry.proto.metrics.v1.metrics_pb2 import ExponentialHistogramDataPoint, HistogramDataPoint
 from starlette.exceptions import HTTPException
 
-from tensormeter.server.body import decompress
 from tensormeter.server.query.points.histograms import decode_distribution
+from tensormeter.server.receivers.request_body import decompress
 from tensormeter.server.store import Kind
 
 RUNS = int(os.environ.get("TENSORMETER_TEST_FUZZ", "2000"))  # `make chaos` asks for a million

@@ -16,9 +16,9 @@ import pytest
 from tensormeter.disk import kernel_locks
 from tensormeter.errors import SettingsError, StoreError
 from tensormeter.server import ServerConfig
+from tensormeter.server.auth.tokens import TokenFile
 from tensormeter.server.store.sqlite import maintenance
 from tensormeter.server.store.sqlite.store import SqliteStore
-from tensormeter.server.tokens import TokenFile
 
 T0 = 1_750_000_000_000_000_000
 TOKEN = "s3cret-token-of-the-test"
@@ -105,7 +105,7 @@ def test_another_user_reads_nothing(start, make, no_umask):
 
 
 def test_a_lock_on_the_tokens_that_is_kept_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("tensormeter.server.tokens.LOCK_SECONDS", 0.3)
+    monkeypatch.setattr("tensormeter.server.auth.tokens.LOCK_SECONDS", 0.3)
     file = TokenFile(tmp_path)
     file.create("alice", ["read"])
     with open(tmp_path / "tokens.lock", "rb") as held:

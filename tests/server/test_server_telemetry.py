@@ -9,8 +9,8 @@ from tensormeter.client import Client
 from tensormeter.errors import SettingsError
 from tensormeter.otlp.batch import Batch
 from tensormeter.otlp.encode import encode_metrics
+from tensormeter.server.self_metrics import ServerMetrics
 from tensormeter.server.store.sqlite.store import SqliteStore
-from tensormeter.server.telemetry import ServerMetrics
 
 T0 = 1_750_000_000_000_000_000
 PROJECT = "tensormeter-server"

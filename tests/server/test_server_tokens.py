@@ -16,7 +16,7 @@ from tensormeter.otlp.batch import Batch, Event
 from tensormeter.otlp.encode import encode_events, encode_metrics
 from tensormeter.otlp.media import Image
 from tensormeter.server import ServerConfig
-from tensormeter.server.tokens import TokenFile
+from tensormeter.server.auth.tokens import TokenFile
 
 T0 = 1_750_000_000_000_000_000
 PNG = b"\x89PNG\r\n\x1a\n" + b"the secret picture"

@@ -15,7 +15,7 @@ from tensormeter.errors import StoreError
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge, Histogram, Summary
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.encode import encode_events, encode_metrics
-from tensormeter.server.scope import ProjectStore
+from tensormeter.server.auth.project_scope import ProjectStore
 from tensormeter.server.store import (
     BatchConflictError,
     NotFoundError,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from live_server import LiveServer
 
-from tensormeter.server.page import StaticFiles
+from tensormeter.server.http.static_files import StaticFiles
 
 
 @pytest.mark.parametrize("accept", ["*/*", "application/json"])

@@ -14,7 +14,7 @@ from tensormeter.cli.maintain import data_option, need_server, store_folder
 from tensormeter.cli.terminal import plain
 
 if TYPE_CHECKING:
-    from tensormeter.server.tokens import TokenFile
+    from tensormeter.server.auth.tokens import TokenFile
 
 __all__ = ["token"]
 
@@ -92,7 +92,7 @@ def revoke(name_or_id: str, directory: Path | None) -> None:
 
 def _file(directory: Path | None) -> "TokenFile":
     need_server()
-    from tensormeter.server.tokens import TokenFile
+    from tensormeter.server.auth.tokens import TokenFile
 
     return TokenFile(store_folder(directory))
 

@@ -11,16 +11,16 @@ from starlette.types import ASGIApp
 
 from tensormeter.errors import EncodingError, StoreError, UsageError
 from tensormeter.otlp.elements import TooManyElementsError
-from tensormeter.server.answers import Pieces
 from tensormeter.server.api import Shutdown, api_routes
+from tensormeter.server.auth.project_scope import ForbiddenError, Stores
+from tensormeter.server.auth.request_guard import RequestGuard
 from tensormeter.server.config import ServerConfig
-from tensormeter.server.guard import RequestGuard
-from tensormeter.server.observer import Listener, Observer
-from tensormeter.server.page import StaticFiles, wants_page
-from tensormeter.server.receiver import THREADS, WAITING_THREADS, Receiver
-from tensormeter.server.scope import ForbiddenError, Stores
-from tensormeter.server.signals import OtherSignals
-from tensormeter.server.status import error_response
+from tensormeter.server.http.errors import error_response
+from tensormeter.server.http.request_hooks import Listener, Observer
+from tensormeter.server.http.static_files import StaticFiles, wants_page
+from tensormeter.server.limits.responses import Pieces
+from tensormeter.server.receivers.otlp_http import THREADS, WAITING_THREADS, Receiver
+from tensormeter.server.receivers.unstored_signals import OtherSignals
 from tensormeter.server.store import (
     AmbiguousRunError,
     BatchConflictError,

@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 from tensormeter.disk.user_folders import NO_FOLDER, user_data_folder
 from tensormeter.errors import SettingsError
 from tensormeter.server.alerts import AlertConfig
+from tensormeter.server.auth.tokens import TokenFile
+from tensormeter.server.http.tls import load_certificate
 from tensormeter.server.store.sqlite.disk.durability import DURABILITIES, ServerDurability
-from tensormeter.server.tls import load_certificate
-from tensormeter.server.tokens import TokenFile
 from tensormeter.settings import DEFAULT_PORT, is_loopback
 
 if TYPE_CHECKING:

@@ -5,15 +5,15 @@ Every answer is valid JSON: NaN and the infinities are the strings "NaN", "Infin
 
 from starlette.routing import Route
 
-from tensormeter.server.answers import Answers
 from tensormeter.server.api.attempts import AttemptsApi
 from tensormeter.server.api.openapi import describe_api
+from tensormeter.server.api.params import ApiThreads
 from tensormeter.server.api.points import PointsApi
-from tensormeter.server.api.request import ApiThreads
 from tensormeter.server.api.runs import RunsApi
 from tensormeter.server.api.stream import Shutdown, StreamApi
-from tensormeter.server.durable import DurableApi
-from tensormeter.server.scope import Stores
+from tensormeter.server.auth.project_scope import Stores
+from tensormeter.server.durability import DurableApi
+from tensormeter.server.limits.responses import Answers
 
 __all__ = ["Shutdown", "api_routes"]
 

@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from tensormeter.conventions.attempt_number import DOUBTFUL, MAX_ATTEMPT, KnownMember, Member, choose_attempt
 from tensormeter.otlp.batch import STEP_METRIC
-from tensormeter.server.api.request import (
+from tensormeter.server.api.params import (
     ApiThreads,
     encode,
     integer,
@@ -23,7 +23,7 @@ from tensormeter.server.api.request import (
     parameters,
     run_ref,
 )
-from tensormeter.server.scope import Stores
+from tensormeter.server.auth.project_scope import Stores
 from tensormeter.server.store import NotFoundError, ProcessSummary, RunRef, Store
 
 __all__ = ["AttemptsApi"]

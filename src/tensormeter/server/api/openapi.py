@@ -7,9 +7,9 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tensormeter.server.api.columns import COLUMNS
-from tensormeter.server.api.request import MAX_INTEGER, MAX_NUMBER, MIN_INTEGER, encode, json_response
-from tensormeter.server.status import DURABLE_PATH
+from tensormeter.server.api.binary_columns import COLUMNS
+from tensormeter.server.api.params import MAX_INTEGER, MAX_NUMBER, MIN_INTEGER, encode, json_response
+from tensormeter.server.http.errors import DURABLE_PATH
 from tensormeter.server.store import MAX_READ_POINTS
 
 __all__ = ["describe_api", "openapi_document"]

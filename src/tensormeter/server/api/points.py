@@ -12,9 +12,8 @@ from starlette.routing import Route
 
 from tensormeter.otlp.check import Check
 from tensormeter.otlp.document import parse_document
-from tensormeter.server.answers import TOO_LONG, Answers, HeldResponse
-from tensormeter.server.api.columns import COLUMNS, encode_columns, encode_full_columns
-from tensormeter.server.api.request import (
+from tensormeter.server.api.binary_columns import COLUMNS, encode_columns, encode_full_columns
+from tensormeter.server.api.params import (
     MAX_RUNS,
     ApiThreads,
     encode,
@@ -29,8 +28,10 @@ from tensormeter.server.api.request import (
     strings,
     whole,
 )
-from tensormeter.server.api.shapes import variant_json
-from tensormeter.server.effort import Effort, TookTooLongError
+from tensormeter.server.api.schemas import variant_json
+from tensormeter.server.auth.project_scope import Stores
+from tensormeter.server.limits.effort import Effort, TookTooLongError
+from tensormeter.server.limits.responses import TOO_LONG, Answers, HeldResponse
 from tensormeter.server.query.points.axis import Axis, Placed, read_along
 from tensormeter.server.query.points.downsampling import choose_evenly
 from tensormeter.server.query.points.histograms import Distribution, decode_distribution
@@ -40,7 +41,6 @@ from tensormeter.server.query.points.shadowing import parse_attempt
 from tensormeter.server.query.points.variant import Choice, Variant
 from tensormeter.server.query.ranks.cache import RankMemory
 from tensormeter.server.query.ranks.statistics import RanksQuery
-from tensormeter.server.scope import Stores
 from tensormeter.server.store import MAX_READ_POINTS, TooManyPointsError, TooManySeriesError
 from tensormeter.server.store.models.canonical_json import json_value
 from tensormeter.server.store.models.points import Blobs, Points

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tensormeter.server.api.request import (
+from tensormeter.server.api.params import (
     ApiThreads,
     encode,
     integer,
@@ -19,7 +19,7 @@ from tensormeter.server.api.request import (
     run_ref,
     run_refs,
 )
-from tensormeter.server.api.shapes import (
+from tensormeter.server.api.schemas import (
     environment_json,
     event_json,
     join_metrics,
@@ -28,9 +28,9 @@ from tensormeter.server.api.shapes import (
     run_json,
     trim_config,
 )
-from tensormeter.server.effort import Effort
+from tensormeter.server.auth.project_scope import Stores
+from tensormeter.server.limits.effort import Effort
 from tensormeter.server.query.runs.search import find_runs
-from tensormeter.server.scope import Stores
 from tensormeter.server.store import RunChanges
 
 __all__ = ["RunsApi"]

@@ -12,10 +12,10 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from tensormeter.server.access import Access
-from tensormeter.server.answers import Reader, client_of, reader_of
-from tensormeter.server.api.request import ApiThreads, encode, run_refs
-from tensormeter.server.scope import Stores
+from tensormeter.server.api.params import ApiThreads, encode, run_refs
+from tensormeter.server.auth.authenticator import Access
+from tensormeter.server.auth.project_scope import Stores
+from tensormeter.server.limits.responses import Reader, client_of, reader_of
 from tensormeter.server.store import Changes, RunRef, Store, StoreUnavailableError
 
 __all__ = ["Shutdown", "StreamApi"]

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.server.api.request import encode
-from tensormeter.server.api.shapes import variant_json
+from tensormeter.server.api.params import encode
+from tensormeter.server.api.schemas import variant_json
 from tensormeter.server.query.points.raw import FullSeries
 from tensormeter.server.query.points.sampled import PointsResult
 from tensormeter.server.store import Points

@@ -6,7 +6,7 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tensormeter.server.logs import ACCESS
+from tensormeter.server.http.logs import ACCESS
 
 __all__ = ["Ingested", "Listener", "Observed", "Observer"]
 

@@ -16,9 +16,9 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from tensormeter.server.admission import Admission, Waiting
-from tensormeter.server.framing import BoundedConnection
-from tensormeter.server.logs import Seldom
+from tensormeter.server.http.logs import Seldom
+from tensormeter.server.limits.admission import Admission, Waiting
+from tensormeter.server.limits.framing import BoundedConnection
 
 __all__ = ["PIECE", "LimitedProtocol", "limited_protocol"]
 

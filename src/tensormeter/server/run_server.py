@@ -18,18 +18,18 @@ from tensormeter.server.alerts import AlertService
 from tensormeter.server.api import Shutdown
 from tensormeter.server.app import create_app
 from tensormeter.server.config import ServerConfig
-from tensormeter.server.connection import limited_protocol
-from tensormeter.server.handshake import Handshakes
-from tensormeter.server.patience import limited_stop, said_wait
+from tensormeter.server.disk_patience import limited_stop, said_wait
+from tensormeter.server.http.tls import Certificate
+from tensormeter.server.limits.connections import limited_protocol
+from tensormeter.server.limits.handshakes import Handshakes
 from tensormeter.server.store import Store
 from tensormeter.server.store.sqlite.private_folder import protect_folder
 from tensormeter.server.store.sqlite.retention import Retention
 from tensormeter.server.store.sqlite.store import SqliteStore
-from tensormeter.server.tls import Certificate
 from tensormeter.settings import is_loopback
 
 if TYPE_CHECKING:
-    from tensormeter.server.telemetry import ServerMetrics
+    from tensormeter.server.self_metrics import ServerMetrics
 
 __all__ = ["serve"]
 
@@ -109,7 +109,7 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
 def _metrics(store: Store, config: ServerConfig) -> "ServerMetrics | None":
     if not config.self_metrics:
         return None
-    from tensormeter.server.telemetry import ServerMetrics
+    from tensormeter.server.self_metrics import ServerMetrics
 
     return ServerMetrics(store, config.directory, config.self_metrics)
 

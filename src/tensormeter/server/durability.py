@@ -14,8 +14,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from tensormeter.server.scope import Stores
-from tensormeter.server.status import DURABLE_PATH
+from tensormeter.server.auth.project_scope import Stores
+from tensormeter.server.http.errors import DURABLE_PATH
 from tensormeter.server.store import Store
 
 __all__ = ["COMMIT_HEADER", "DURABLE_HEADER", "DurableApi", "durability_headers"]

@@ -14,9 +14,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tensormeter.server.admission import client_group
-from tensormeter.server.connection import PIECE
-from tensormeter.server.effort import MAX_SECONDS, Effort, TookTooLongError
+from tensormeter.server.limits.admission import client_group
+from tensormeter.server.limits.connections import PIECE
+from tensormeter.server.limits.effort import MAX_SECONDS, Effort, TookTooLongError
 from tensormeter.server.query.points.sampled import WHOLE_POINTS
 from tensormeter.server.store import MAX_READ_POINTS, TooManyPointsError, TooManySeriesError
 

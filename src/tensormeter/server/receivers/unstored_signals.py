@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tensormeter.server.status import error_response
+from tensormeter.server.http.errors import error_response
 
 __all__ = ["OtherSignals"]
 

@@ -21,12 +21,12 @@ from tensormeter.otlp.check import Check
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.elements import check_logs, check_metrics
 from tensormeter.otlp.json import events_from_json, metrics_from_json
-from tensormeter.server.body import BodyReader, decompress
-from tensormeter.server.durable import durability_headers
-from tensormeter.server.effort import Effort, Stalls, run_while_connected
-from tensormeter.server.observer import Ingested, Listener
-from tensormeter.server.scope import Stores
-from tensormeter.server.status import JSON, PROTOBUF
+from tensormeter.server.auth.project_scope import Stores
+from tensormeter.server.durability import durability_headers
+from tensormeter.server.http.errors import JSON, PROTOBUF
+from tensormeter.server.http.request_hooks import Ingested, Listener
+from tensormeter.server.limits.effort import Effort, Stalls, run_while_connected
+from tensormeter.server.receivers.request_body import BodyReader, decompress
 from tensormeter.server.store import Receipt, Store
 
 __all__ = ["THREADS", "WAITING_THREADS", "Receiver"]

@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
-from tensormeter.server.admission import Admission, Waiting
+from tensormeter.server.limits.admission import Admission, Waiting
 
 __all__ = ["Handshakes"]
 

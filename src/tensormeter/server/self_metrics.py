@@ -30,7 +30,7 @@ from tensormeter.otlp.batch import Attribute, Event
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.encode import encode_events
 from tensormeter.server.config import SelfMetrics
-from tensormeter.server.observer import Ingested, Listener, Observed
+from tensormeter.server.http.request_hooks import Ingested, Listener, Observed
 from tensormeter.server.store import Store
 
 with importing_sdk():

@@ -11,13 +11,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tensormeter.server.status import error_response
+from tensormeter.server.http.errors import error_response
 
 __all__ = ["STATIC_PREFIX", "StaticFiles", "wants_page"]
 
 STATIC_PREFIX: Final = "/static/"
 
-_STATIC: Final = Path(__file__).with_name("static")
+_STATIC: Final = Path(__file__).parents[1] / "static"
 
 _MEDIA_TYPES: Final = {
     ".css": "text/css; charset=utf-8",

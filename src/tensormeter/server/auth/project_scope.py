@@ -12,7 +12,7 @@ from starlette.requests import Request
 from tensormeter.errors import StoreError
 from tensormeter.otlp.batch import Attribute, Batch, Event
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.server.access import Access
+from tensormeter.server.auth.authenticator import Access
 from tensormeter.server.store import (
     BatchConflictError,
     Changes,

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from tensormeter.server.auth.tokens import Permission, Token, TokenFile
 from tensormeter.server.config import ServerConfig
-from tensormeter.server.status import DURABLE_PATH, OTLP_PATHS
-from tensormeter.server.tokens import Permission, Token, TokenFile
+from tensormeter.server.http.errors import DURABLE_PATH, OTLP_PATHS
 
 __all__ = ["Access", "Authenticator", "needed_permissions"]
 

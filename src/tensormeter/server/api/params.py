@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tensormeter.otlp.document import parse_document
-from tensormeter.server.effort import Effort, Stalls, run_while_connected
+from tensormeter.server.limits.effort import Effort, Stalls, run_while_connected
 from tensormeter.server.store import RunRef
 
 __all__ = [

@@ -17,11 +17,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tensormeter.errors import StoreError
-from tensormeter.server.access import Authenticator, needed_permissions
+from tensormeter.server.auth.authenticator import Authenticator, needed_permissions
+from tensormeter.server.auth.disk_lookup import Lookup
 from tensormeter.server.config import ServerConfig
-from tensormeter.server.lookup import Lookup
-from tensormeter.server.page import STATIC_PREFIX
-from tensormeter.server.status import error_response
+from tensormeter.server.http.errors import error_response
+from tensormeter.server.http.static_files import STATIC_PREFIX
 from tensormeter.server.store.models.errors import StoreUnavailableError
 from tensormeter.settings import is_loopback
 

@@ -1,0 +1,1 @@
+"""Limits on what clients may cost: connections, memory for responses, processor time."""
