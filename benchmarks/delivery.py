@@ -28,9 +28,9 @@ from rich.table import Table
 
 import tensormeter
 from tensormeter import Settings
-from tensormeter.pipeline.directory import list_runs
-from tensormeter.pipeline.drain import RingDrainer
-from tensormeter.pipeline.spool import Spool
+from tensormeter.agent.ingest.ring_drainer import RingDrainer
+from tensormeter.agent.run_directory.directory import list_runs
+from tensormeter.agent.spool.spool import Spool
 from tensormeter.record.recorder import Recorder
 from tensormeter.ring.file import RingFile
 

@@ -12,8 +12,8 @@ import torch
 
 import tensormeter
 from tensormeter import Settings, SettingsError, UsageError
-from tensormeter.pipeline.directory import list_runs
-from tensormeter.pipeline.spool import Spool
+from tensormeter.agent.run_directory.directory import list_runs
+from tensormeter.agent.spool.spool import Spool
 from tensormeter.ring.file import RingFile
 
 

@@ -12,6 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from tensormeter.agent.attempts.counter import count_attempt
+from tensormeter.agent.launch import ensure_agent, reap_agents
+from tensormeter.agent.monitor import AgentMonitor
+from tensormeter.agent.run_directory.directory import RunDirectory, runs_locked
+from tensormeter.agent.run_directory.shared_memory import make_memory_directory, memory_directories
 from tensormeter.conventions.attempt_number import UNSETTLED, Basis, Member
 from tensormeter.conventions.fitting import LeftOut
 from tensormeter.conventions.limits import CONFIG_BYTES
@@ -23,11 +28,6 @@ from tensormeter.disk.probe import answers
 from tensormeter.disk.user_folders import NO_FOLDER
 from tensormeter.errors import RingError
 from tensormeter.logger import get_logger
-from tensormeter.pipeline.attempts import count_attempt
-from tensormeter.pipeline.directory import RunDirectory, runs_locked
-from tensormeter.pipeline.launch import ensure_agent, reap_agents
-from tensormeter.pipeline.monitor import AgentMonitor
-from tensormeter.pipeline.places import make_memory_directory, memory_directories
 from tensormeter.record.lane import Writer
 from tensormeter.record.page_locking import unlock_retired
 from tensormeter.record.recorder import Recorder

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from tensormeter import Settings
+from tensormeter.agent.run_directory.directory import RunDirectory, list_runs, runs_locked
+from tensormeter.agent.spool.request import Encoded, Priority
+from tensormeter.agent.spool.spool import Spool
 from tensormeter.cli.checks import CHECKS
-from tensormeter.pipeline.directory import RunDirectory, list_runs, runs_locked
-from tensormeter.pipeline.request import Encoded, Priority
-from tensormeter.pipeline.spool import Spool
 
 
 @pytest.fixture

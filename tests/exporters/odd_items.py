@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
+from tensormeter.agent.delivery.delivery import Delivery
+from tensormeter.agent.spool.request import Encoded
+from tensormeter.agent.spool.spool import Spool
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge, Histogram, Temporality
 from tensormeter.otlp.encode import encode_events, encode_metrics
 from tensormeter.otlp.media import Alert, Image, Table, Text
-from tensormeter.pipeline.delivery import Delivery
-from tensormeter.pipeline.request import Encoded
-from tensormeter.pipeline.spool import Spool
 from tensormeter.settings import Settings
 
 T0 = 1_790_000_000_000_000_000

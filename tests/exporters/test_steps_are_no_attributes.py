@@ -12,10 +12,10 @@ import pytest
 from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics as sdk_encode
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
+from tensormeter.agent.run_directory.directory import list_runs
+from tensormeter.agent.spool.spool import Spool
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.json_lines import encode_line
-from tensormeter.pipeline.directory import list_runs
-from tensormeter.pipeline.spool import Spool
 from tensormeter_exporters.otel import metrics_data
 from tensormeter_exporters.points import read_metrics, scalars
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 from agents import kill_agents
 
-from tensormeter.pipeline.delivery import Delivery
-from tensormeter.pipeline.request import Encoded
-from tensormeter.pipeline.spool import Spool
+from tensormeter.agent.delivery.delivery import Delivery
+from tensormeter.agent.spool.request import Encoded
+from tensormeter.agent.spool.spool import Spool
 from tensormeter.settings import Settings
 
 

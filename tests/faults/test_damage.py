@@ -13,10 +13,10 @@ from contextlib import closing
 import pytest
 from agents import agents_of, kill_agents
 
+from tensormeter.agent.run_directory.directory import find_runs, list_runs
+from tensormeter.agent.spool.spool import Spool
+from tensormeter.agent.sync import SyncResult, sync_runs
 from tensormeter.otlp.decode import decode_events
-from tensormeter.pipeline.directory import find_runs, list_runs
-from tensormeter.pipeline.spool import Spool
-from tensormeter.pipeline.sync import SyncResult, sync_runs
 
 ROWS = 1500
 OFFLINE = f"run = tensormeter.init('damage')\nlog(run, range({ROWS}))\nrun.finish()\n"

@@ -11,16 +11,16 @@ import subprocess
 import numpy as np
 import pytest
 
+from tensormeter.agent.run_directory.directory import list_runs
+from tensormeter.agent.spool.errors import SpoolDamagedError, SpoolVersionError
+from tensormeter.agent.spool.lane_cursor import Cursor
+from tensormeter.agent.spool.recovery import open_repaired
+from tensormeter.agent.spool.request import Encoded, Priority
+from tensormeter.agent.spool.spool import Spool
 from tensormeter.exporter import Request
 from tensormeter.otlp.batch import Batch, Event, Gauge
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.encode import encode_events, encode_metrics
-from tensormeter.pipeline.cursor import Cursor
-from tensormeter.pipeline.directory import list_runs
-from tensormeter.pipeline.errors import SpoolDamagedError, SpoolVersionError
-from tensormeter.pipeline.repair import open_repaired
-from tensormeter.pipeline.request import Encoded, Priority
-from tensormeter.pipeline.spool import Spool
 
 
 def test_fault_25_a_spool_that_cannot_be_opened_at_first(train, receiver, state, gone, oracle, wait_for):
@@ -286,7 +286,7 @@ def test_fault_24_an_agent_repairs_the_spool_that_it_finds(train, receiver, stat
     with run.spool.open("r+b") as file:
         file.write(b"no database")
     receiver.start()
-    from tensormeter.pipeline.sync import sync_runs
+    from tensormeter.agent.sync import sync_runs
 
     (result,) = sync_runs(state)
     assert result.delivered, result.message

@@ -11,11 +11,11 @@ from contextlib import closing
 
 import pytest
 
-from tensormeter.pipeline.cursor import Cursor
-from tensormeter.pipeline.directory import list_runs
-from tensormeter.pipeline.errors import SpoolFullError
-from tensormeter.pipeline.request import Encoded
-from tensormeter.pipeline.spool import Spool
+from tensormeter.agent.run_directory.directory import list_runs
+from tensormeter.agent.spool.errors import SpoolFullError
+from tensormeter.agent.spool.lane_cursor import Cursor
+from tensormeter.agent.spool.request import Encoded
+from tensormeter.agent.spool.spool import Spool
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import HeaderWord
 

@@ -9,8 +9,8 @@ from agents import agents_of, kill_agents
 
 import tensormeter
 from tensormeter import Settings
-from tensormeter.pipeline.directory import list_runs
-from tensormeter.pipeline.launch import replace_agent
+from tensormeter.agent.launch import replace_agent
+from tensormeter.agent.run_directory.directory import list_runs
 
 
 @pytest.fixture

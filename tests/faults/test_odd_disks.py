@@ -9,8 +9,8 @@ import pytest
 from agents import agents_of, kill_agents
 
 from tensormeter import Settings
+from tensormeter.agent.run_directory.directory import list_runs
 from tensormeter.cli import checks
-from tensormeter.pipeline.directory import list_runs
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from fuse_disk import Unavailable
 from recorded_disk import Leniency, RecordedDisk, State, cuts, each_state, operations
 from whole_runs import Server  # loaded by conftest.py
 
+from tensormeter.agent.sync import sync_runs
 from tensormeter.otlp.decode import decode_events, decode_metrics
-from tensormeter.pipeline.sync import sync_runs
 from tensormeter.server.store import RunRef, Selection
 from tensormeter.server.store.sqlite.store import SqliteStore
 
@@ -321,7 +321,7 @@ def test_finish_does_not_wait_for_the_receivers_disk_and_the_agent_does(train, r
 def test_fault_112_what_is_accepted_and_not_durable_is_left_to_sync_which_says_so(
     train, receiver, oracle, state, wait_for, gone, monkeypatch
 ):
-    monkeypatch.setattr("tensormeter.pipeline.agent._DURABLE_WAIT", 0.2)
+    monkeypatch.setattr("tensormeter.agent.agent._DURABLE_WAIT", 0.2)
     receiver.epoch, receiver.syncs = "e", False
     assert train(LOGGED, linger_timeout=0, finish_timeout=300).end() == (0, "")
     (folder,) = (state / "runs").glob("[!.]*@*")

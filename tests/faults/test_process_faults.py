@@ -12,7 +12,7 @@ import pytest
 
 import tensormeter
 from tensormeter import Settings, ending
-from tensormeter.pipeline.directory import list_runs
+from tensormeter.agent.run_directory.directory import list_runs
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import HeaderWord, State
 

@@ -8,10 +8,10 @@ from email.utils import format_datetime
 import numpy as np
 import pytest
 
+from tensormeter.agent.run_directory.directory import list_runs
+from tensormeter.agent.sync import sync_runs
 from tensormeter.otlp.batch import Batch, Gauge
 from tensormeter.otlp.encode import encode_metrics
-from tensormeter.pipeline.directory import list_runs
-from tensormeter.pipeline.sync import sync_runs
 
 ONE, TWO = gzip.compress(b""), gzip.compress(encode_metrics([]))
 RUN = "run = tensormeter.init('faults')\nlog(run, range(3000))\nrun.finish()\n"

@@ -9,11 +9,11 @@ import pytest
 
 import tensormeter
 from tensormeter import MeterProvider, Settings
+from tensormeter.agent.ingest.batch_processor import BatchMeasurementProcessor
 from tensormeter.instruments import registry
 from tensormeter.otlp.batch import Series
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.encode import encode_metrics
-from tensormeter.pipeline.processor import BatchMeasurementProcessor
 from tensormeter.ring.file import RingFile
 
 

@@ -22,10 +22,10 @@ from opentelemetry.sdk.resources import Resource
 
 import tensormeter
 from tensormeter import MeterProvider, UsageError
+from tensormeter.agent.run_directory.directory import list_runs
+from tensormeter.agent.spool.spool import Spool
+from tensormeter.agent.sync import sync_runs
 from tensormeter.otlp.decode import decode_metrics
-from tensormeter.pipeline.directory import list_runs
-from tensormeter.pipeline.spool import Spool
-from tensormeter.pipeline.sync import sync_runs
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@
 
 import collections
 
+from tensormeter.agent.ingest.batch_processor import BatchMeasurementProcessor
+from tensormeter.agent.ingest.histogram_points import NONFINITE_METRIC
 from tensormeter.otlp.batch import STEP_METRIC
-from tensormeter.pipeline.distributions import NONFINITE_METRIC
-from tensormeter.pipeline.processor import BatchMeasurementProcessor
 from tensormeter.ring.file import RingFile
 
 

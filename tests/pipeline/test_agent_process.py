@@ -12,10 +12,10 @@ import psutil
 import pytest
 from agents import kill_agents
 
+from tensormeter.agent.run_directory.directory import list_runs
+from tensormeter.agent.spool.spool import Spool
+from tensormeter.agent.sync import sync_runs
 from tensormeter.otlp.decode import decode_metrics
-from tensormeter.pipeline.directory import list_runs
-from tensormeter.pipeline.spool import Spool
-from tensormeter.pipeline.sync import sync_runs
 
 
 class Trainer:

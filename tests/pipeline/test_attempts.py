@@ -10,12 +10,12 @@ import pytest
 
 import tensormeter
 from tensormeter import Settings, SettingsError
+from tensormeter.agent.attempts.counter import AttemptRecord
+from tensormeter.agent.attempts.numbering import Settled
+from tensormeter.agent.run_directory.directory import RunDirectory
 from tensormeter.conventions.attempt_number import Member
 from tensormeter.otlp.batch import Event
 from tensormeter.otlp.decode import decode_events, decode_metrics
-from tensormeter.pipeline.attempts import AttemptRecord
-from tensormeter.pipeline.directory import RunDirectory
-from tensormeter.pipeline.numbering import Settled
 from tensormeter.ring.words import AUTOMATIC_STEPS
 
 

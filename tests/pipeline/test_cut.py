@@ -9,15 +9,15 @@ import sys
 
 import pytest
 
-import tensormeter.pipeline.origin as origin_module
+import tensormeter.agent.spool.process_origin as origin_module
+from tensormeter.agent.agent import Agent
+from tensormeter.agent.ingest.cut_processes import end_cut_processes
+from tensormeter.agent.run_directory.directory import RunDirectory, runs_locked
+from tensormeter.agent.spool.process_origin import Origin
+from tensormeter.agent.spool.request import Encoded
+from tensormeter.agent.spool.spool import Spool
+from tensormeter.agent.sync import sync_runs
 from tensormeter.otlp.decode import decode_events
-from tensormeter.pipeline.agent import Agent
-from tensormeter.pipeline.cut import end_cut_processes
-from tensormeter.pipeline.directory import RunDirectory, runs_locked
-from tensormeter.pipeline.origin import Origin
-from tensormeter.pipeline.request import Encoded
-from tensormeter.pipeline.spool import Spool
-from tensormeter.pipeline.sync import sync_runs
 from tensormeter.settings import Settings
 
 RESOURCE = {"service.name": "demo", "service.instance.id": "p1", "tensormeter.run.id": "r", "tensormeter.rank": 3}
@@ -164,7 +164,7 @@ def test_the_end_is_sent_though_delivery_had_nothing_to_do_before(tmp_path, dead
             wait_for(lambda: all(delivery.idle for delivery in self._deliveries), "all have looked")
             super()._discover(spool)
 
-    monkeypatch.setattr("tensormeter.pipeline.sync.Agent", LateAgent)
+    monkeypatch.setattr("tensormeter.agent.sync.Agent", LateAgent)
     (result,) = sync_runs(settings.directory)
     assert result.delivered
     assert [(name, body["state"]) for name, body in receiver.events()] == [("tensormeter.run.end", "crashed")]

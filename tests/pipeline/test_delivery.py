@@ -9,15 +9,15 @@ from collections import Counter
 import numpy as np
 import pytest
 
-import tensormeter.pipeline.delivery as delivery_module
+import tensormeter.agent.delivery.delivery as delivery_module
+from tensormeter.agent.delivery.delivery import Delivery
+from tensormeter.agent.spool.request import Encoded
+from tensormeter.agent.spool.spool import Spool
 from tensormeter.errors import SettingsError
 from tensormeter.exporter import Accepted, load_exporter
 from tensormeter.otlp.batch import Batch, Gauge
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.encode import encode_metrics
-from tensormeter.pipeline.delivery import Delivery
-from tensormeter.pipeline.request import Encoded
-from tensormeter.pipeline.spool import Spool
 from tensormeter.settings import Settings
 from tensormeter_exporters.experiment import ExperimentExporter
 

@@ -11,9 +11,9 @@ import threading
 
 import pytest
 
+from tensormeter.agent import launch
+from tensormeter.agent.run_directory.directory import RunDirectory, list_runs, runs_locked
 from tensormeter.errors import SpoolError
-from tensormeter.pipeline import launch
-from tensormeter.pipeline.directory import RunDirectory, list_runs, runs_locked
 from tensormeter.settings import Settings
 
 
@@ -240,7 +240,7 @@ def test_an_agent_whose_thread_cannot_be_started_leaves_the_lock(settings, direc
 HOLDING = """
 import sys, signal, os
 from pathlib import Path
-from tensormeter.pipeline.directory import RunDirectory, runs_locked
+from tensormeter.agent.run_directory.directory import RunDirectory, runs_locked
 path = Path(sys.argv[1])
 lock = RunDirectory.open(path).try_agent_lock()
 with runs_locked(path.parents[1]):

@@ -13,12 +13,12 @@ from distribution_points import Reading, nonfinite, side, steps_of
 
 import tensormeter
 from tensormeter import Histogram, UsageError
+from tensormeter.agent.ingest.histogram_points import NONFINITE_METRIC
 from tensormeter.distribution import MAX_BUCKETS, SINGLE
 from tensormeter.otlp.batch import STEP_METRIC, ExponentialHistogram, Gauge, Temporality
 from tensormeter.otlp.batch import Histogram as ExplicitHistogram
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.encode import encode_metrics
-from tensormeter.pipeline.distributions import NONFINITE_METRIC
 from tensormeter.record.reduction import Rule
 from tensormeter.ring.words import State
 

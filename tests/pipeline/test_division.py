@@ -8,13 +8,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from tensormeter.agent.delivery.division import piece_of
+from tensormeter.agent.delivery.request_pieces import RequestPieces
+from tensormeter.agent.spool.request import Encoded
+from tensormeter.agent.spool.spool import Spool
 from tensormeter.otlp.batch import Batch, Event, Gauge, Histogram, Temporality
 from tensormeter.otlp.decode import decode_events
 from tensormeter.otlp.encode import encode_events, encode_metrics
-from tensormeter.pipeline.division import piece_of
-from tensormeter.pipeline.outgoing import RequestPieces
-from tensormeter.pipeline.request import Encoded
-from tensormeter.pipeline.spool import Spool
 from tensormeter.settings import Settings
 
 RESOURCE = {"service.name": "demo", "service.instance.id": "p1"}

@@ -4,9 +4,9 @@ import gzip
 
 import pytest
 
+from tensormeter.agent.ingest.ring_drainer import RingDrainer
+from tensormeter.agent.spool.spool import Spool
 from tensormeter.otlp.decode import decode_events, decode_metrics
-from tensormeter.pipeline.drain import RingDrainer
-from tensormeter.pipeline.spool import Spool
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import HeaderWord, State
 from tensormeter.settings import Settings

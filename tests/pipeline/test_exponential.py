@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from opentelemetry.sdk.metrics._internal.exponential_histogram.mapping.exponent_mapping import ExponentMapping
 from opentelemetry.sdk.metrics._internal.exponential_histogram.mapping.logarithm_mapping import LogarithmMapping
 
-from tensormeter.pipeline.exponential import Buckets, bucket_indices, fold
+from tensormeter.agent.ingest.exponential_histogram import Buckets, bucket_indices, fold
 
 EDGES = [
     sys.float_info.min,

@@ -10,10 +10,10 @@ from opentelemetry.metrics import Observation
 
 import tensormeter
 from tensormeter import MeterProvider, Settings
+from tensormeter.agent.ingest.ring_drainer import RingDrainer
+from tensormeter.agent.spool.spool import Spool
 from tensormeter.instruments import provider as provider_module
 from tensormeter.instruments import registry
-from tensormeter.pipeline.drain import RingDrainer
-from tensormeter.pipeline.spool import Spool
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import HeaderWord
 

@@ -22,9 +22,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tensormeter.agent.launch import ensure_agent
+from tensormeter.agent.run_directory.directory import RunDirectory, find_runs, runs_locked
 from tensormeter.disk.file_locks import holder, locked
-from tensormeter.pipeline.directory import RunDirectory, find_runs, runs_locked
-from tensormeter.pipeline.launch import ensure_agent
 from tensormeter.settings import Settings
 
 RECORD = """

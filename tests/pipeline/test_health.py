@@ -5,12 +5,12 @@ import gzip
 import numpy as np
 import pytest
 
+from tensormeter.agent.ingest.batch_processor import BatchMeasurementProcessor
+from tensormeter.agent.ingest.ring_drainer import RingDrainer
+from tensormeter.agent.ingest.self_metrics import SelfMetrics
+from tensormeter.agent.spool.spool import Spool
 from tensormeter.otlp.batch import Temporality
 from tensormeter.otlp.decode import decode_metrics
-from tensormeter.pipeline.drain import RingDrainer
-from tensormeter.pipeline.health import SelfMetrics
-from tensormeter.pipeline.processor import BatchMeasurementProcessor
-from tensormeter.pipeline.spool import Spool
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import Drop, HeaderWord, LaneWord, LogPath, State
 from tensormeter.settings import Settings
@@ -76,7 +76,7 @@ def test_reports_come_at_their_interval_and_at_the_end(source, tmp_path, monkeyp
         return told
 
     now = np.float64(0)
-    monkeypatch.setattr("tensormeter.pipeline.health.time.monotonic", lambda: float(now))
+    monkeypatch.setattr("tensormeter.agent.ingest.self_metrics.time.monotonic", lambda: float(now))
     source.recorder.log({"a": 1.0}, 0)
     now += 1e9
     drain.advance(flush=False)

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from agents import kill_agents
 
+from tensormeter.agent.ingest.ring_drainer import RingDrainer
+from tensormeter.agent.run_directory.directory import list_runs
+from tensormeter.agent.spool.spool import Spool
 from tensormeter.instruments.streams import Streams
 from tensormeter.instruments.views import InstrumentIdentity, ScopeIdentity, Template, Views
 from tensormeter.otlp.decode import decode_events, decode_metrics
-from tensormeter.pipeline.directory import list_runs
-from tensormeter.pipeline.drain import RingDrainer
-from tensormeter.pipeline.spool import Spool
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import State
 from tensormeter.settings import Settings

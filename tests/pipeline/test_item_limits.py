@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from tensormeter import Image, Table, Text
+from tensormeter.agent.ingest.ring_drainer import RingDrainer
+from tensormeter.agent.spool.spool import Spool
 from tensormeter.conventions.fitting import json_bytes
 from tensormeter.conventions.limits import IMAGE_BYTES, PIXEL_BYTES, TABLE_BYTES, TABLE_CELLS, TEXT_BYTES
-from tensormeter.pipeline.drain import RingDrainer
-from tensormeter.pipeline.spool import Spool
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import State
 from tensormeter.settings import Settings

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from spool_version_2 import VERSION_2
 
-import tensormeter.pipeline.delivery as delivery_module
+import tensormeter.agent.delivery.delivery as delivery_module
+from tensormeter.agent.delivery.delivery import Delivery
+from tensormeter.agent.spool.recovery import open_repaired
+from tensormeter.agent.spool.request import Encoded, checksum
+from tensormeter.agent.spool.spool import Spool
 from tensormeter.exporter import Request
 from tensormeter.otlp.batch import Batch, Gauge
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.encode import encode_metrics
-from tensormeter.pipeline.delivery import Delivery
-from tensormeter.pipeline.repair import open_repaired
-from tensormeter.pipeline.request import Encoded, checksum
-from tensormeter.pipeline.spool import Spool
 from tensormeter.settings import Settings
 
 PROCESS = "p1"

@@ -8,13 +8,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from tensormeter.agent.delivery.request_pieces import RequestPieces
+from tensormeter.agent.spool.request import Encoded
+from tensormeter.agent.spool.spool import Spool
 from tensormeter.exporter import Durability
 from tensormeter.otlp.batch import Batch, Gauge
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.encode import encode_metrics
-from tensormeter.pipeline.outgoing import RequestPieces
-from tensormeter.pipeline.request import Encoded
-from tensormeter.pipeline.spool import Spool
 from tensormeter.settings import Settings
 
 SEEDS = 150 if "CHAOS_KILLS" in os.environ else 15

@@ -7,7 +7,7 @@ import pytest
 
 import tensormeter
 from tensormeter import Settings
-from tensormeter.pipeline import delivery
+from tensormeter.agent.delivery import delivery
 from tensormeter_exporters.experiment import ExperimentExporter
 
 

@@ -11,10 +11,10 @@ import torch
 
 import tensormeter
 from tensormeter import Image, Table, Text, UsageError
+from tensormeter.agent.ingest.ring_drainer import RingDrainer
+from tensormeter.agent.spool.spool import Spool
 from tensormeter.otlp.decode import decode_events
 from tensormeter.otlp.media import media_of
-from tensormeter.pipeline.drain import RingDrainer
-from tensormeter.pipeline.spool import Spool
 from tensormeter.record.media import Parcel
 from tensormeter.ring.file import RingFile, media_directory
 from tensormeter.ring.words import State

@@ -4,12 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from tensormeter.agent import agent as agent_module
+from tensormeter.agent import monitor as monitor_module
+from tensormeter.agent.monitor import AgentMonitor
+from tensormeter.agent.pulse import Pulse
+from tensormeter.agent.run_directory.directory import RunDirectory, runs_locked
 from tensormeter.errors import SettingsError
-from tensormeter.pipeline import agent as agent_module
-from tensormeter.pipeline import monitor as monitor_module
-from tensormeter.pipeline.directory import RunDirectory, runs_locked
-from tensormeter.pipeline.monitor import AgentMonitor
-from tensormeter.pipeline.pulse import Pulse
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import HeaderWord
 from tensormeter.settings import Settings

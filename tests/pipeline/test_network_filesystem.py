@@ -10,10 +10,10 @@ import pytest
 
 import tensormeter
 from tensormeter import Settings
+from tensormeter.agent.spool.request import Encoded
+from tensormeter.agent.spool.spool import Spool
 from tensormeter.cli.checks import spool as spool_check
 from tensormeter.disk.mounts import network_filesystem
-from tensormeter.pipeline.request import Encoded
-from tensormeter.pipeline.spool import Spool
 
 
 @pytest.fixture

@@ -5,14 +5,14 @@ import gzip
 import numpy as np
 import pytest
 
-import tensormeter.pipeline.outgoing as outgoing_module
+import tensormeter.agent.delivery.request_pieces as outgoing_module
+from tensormeter.agent.delivery.request_pieces import RequestPieces
+from tensormeter.agent.spool.request import Encoded
+from tensormeter.agent.spool.spool import Spool
 from tensormeter.errors import SettingsError
 from tensormeter.otlp.batch import Batch, Event, Gauge
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.encode import encode_events, encode_metrics
-from tensormeter.pipeline.outgoing import RequestPieces
-from tensormeter.pipeline.request import Encoded
-from tensormeter.pipeline.spool import Spool
 from tensormeter.settings import Settings
 
 RESOURCE = {"service.name": "demo", "service.instance.id": "p1"}

@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
-import tensormeter.pipeline.processor as processor_module
+import tensormeter.agent.ingest.batch_processor as processor_module
+from tensormeter.agent.ingest.batch_processor import BatchMeasurementProcessor
 from tensormeter.otlp.batch import STEP_METRIC
-from tensormeter.pipeline.processor import BatchMeasurementProcessor
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import LANE_TABLE, PENDING
 

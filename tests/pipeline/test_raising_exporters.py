@@ -8,7 +8,10 @@ import threading
 import numpy as np
 import pytest
 
-import tensormeter.pipeline.delivery as delivery_module
+import tensormeter.agent.delivery.delivery as delivery_module
+from tensormeter.agent.delivery.delivery import Delivery
+from tensormeter.agent.spool.request import Encoded
+from tensormeter.agent.spool.spool import Spool
 from tensormeter.errors import SettingsError
 from tensormeter.exporter import Accepted, Retry
 from tensormeter.otlp.batch import Batch, Gauge
@@ -16,9 +19,6 @@ from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.encode import encode_events, encode_metrics
 from tensormeter.otlp.media import Text
 from tensormeter.outages import is_outage
-from tensormeter.pipeline.delivery import Delivery
-from tensormeter.pipeline.request import Encoded
-from tensormeter.pipeline.spool import Spool
 from tensormeter.settings import Settings
 from tensormeter_exporters.points import read_metrics
 

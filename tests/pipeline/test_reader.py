@@ -5,8 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from tensormeter.pipeline.cursor import Cursor
-from tensormeter.pipeline.reader import LaneReader, Layouts
+from tensormeter.agent.ingest.lane_reader import LaneReader, Layouts
+from tensormeter.agent.spool.lane_cursor import Cursor
 from tensormeter.ring.file import RingFile
 
 

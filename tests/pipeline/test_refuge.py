@@ -6,13 +6,13 @@ from contextlib import closing
 import pytest
 
 from tensormeter import Settings
+from tensormeter.agent.run_directory.directory import RunDirectory, runs_locked
+from tensormeter.agent.spool import memory_spool as module
+from tensormeter.agent.spool.lane_cursor import Cursor
+from tensormeter.agent.spool.memory_spool import Refuge, works
+from tensormeter.agent.spool.request import Encoded
+from tensormeter.agent.spool.spool import Spool
 from tensormeter.errors import SpoolError
-from tensormeter.pipeline import refuge as module
-from tensormeter.pipeline.cursor import Cursor
-from tensormeter.pipeline.directory import RunDirectory, runs_locked
-from tensormeter.pipeline.refuge import Refuge, works
-from tensormeter.pipeline.request import Encoded
-from tensormeter.pipeline.spool import Spool
 
 
 @pytest.fixture

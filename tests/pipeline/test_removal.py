@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tensormeter.agent.run_directory.directory import RunDirectory, runs_locked
+from tensormeter.agent.run_directory.removal import remove_rings, remove_run
 from tensormeter.disk.private import make_directory
-from tensormeter.pipeline.directory import RunDirectory, runs_locked
-from tensormeter.pipeline.removal import remove_rings, remove_run
 from tensormeter.settings import Settings
 
 MADE = (

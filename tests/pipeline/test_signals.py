@@ -6,11 +6,11 @@ import threading
 
 import pytest
 
-import tensormeter.pipeline.delivery as delivery_module
+import tensormeter.agent.delivery.delivery as delivery_module
+from tensormeter.agent.delivery.delivery import deliveries
+from tensormeter.agent.spool.request import Encoded
+from tensormeter.agent.spool.spool import Spool
 from tensormeter.errors import SettingsError
-from tensormeter.pipeline.delivery import deliveries
-from tensormeter.pipeline.request import Encoded
-from tensormeter.pipeline.spool import Spool
 from tensormeter.settings import Settings
 
 

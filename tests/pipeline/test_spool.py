@@ -9,10 +9,10 @@ import sys
 import pytest
 from spool_version_2 import VERSION_2
 
+from tensormeter.agent.spool.lane_cursor import Cursor
+from tensormeter.agent.spool.request import Encoded, checksum
+from tensormeter.agent.spool.spool import Spool
 from tensormeter.errors import SpoolError
-from tensormeter.pipeline.cursor import Cursor
-from tensormeter.pipeline.request import Encoded, checksum
-from tensormeter.pipeline.spool import Spool
 
 
 @pytest.fixture
@@ -149,9 +149,9 @@ def test_two_connections_share_the_work(spool, path):
 PUTTING = """
 import sys
 from pathlib import Path
-from tensormeter.pipeline.cursor import Cursor
-from tensormeter.pipeline.request import Encoded, checksum
-from tensormeter.pipeline.spool import Spool
+from tensormeter.agent.spool.lane_cursor import Cursor
+from tensormeter.agent.spool.request import Encoded, checksum
+from tensormeter.agent.spool.spool import Spool
 spool = Spool(Path(sys.argv[1]))
 number = spool.cursor("p", 0).position
 while True:

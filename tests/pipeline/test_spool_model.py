@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tensormeter.pipeline.cursor import Cursor
-from tensormeter.pipeline.repair import open_repaired
-from tensormeter.pipeline.request import Encoded
-from tensormeter.pipeline.spool import Spool
+from tensormeter.agent.spool.lane_cursor import Cursor
+from tensormeter.agent.spool.recovery import open_repaired
+from tensormeter.agent.spool.request import Encoded
+from tensormeter.agent.spool.spool import Spool
 
 DESTINATIONS = ("a", "b")
 

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
+from tensormeter.agent.ingest.ring_drainer import RingDrainer
+from tensormeter.agent.node_metrics import NodeMetrics
+from tensormeter.agent.spool.spool import Spool
 from tensormeter.errors import SpoolError
 from tensormeter.otlp.batch import Sum
 from tensormeter.otlp.decode import decode_metrics
-from tensormeter.pipeline.drain import RingDrainer
-from tensormeter.pipeline.spool import Spool
-from tensormeter.pipeline.statistics import NodeMetrics
 from tensormeter.resource import describe_node, describe_process
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import State
@@ -116,7 +116,7 @@ def test_a_stopping_agent_puts_away_what_there_is(statistics, begin, spool, wait
 
 def test_a_spool_that_refuses_is_tried_again(statistics, begin, spool, wait_for, monkeypatch, caplog):
     _, drain = begin()
-    monkeypatch.setattr("tensormeter.pipeline.statistics._RETRY_DELAY", 0.01)
+    monkeypatch.setattr("tensormeter.agent.node_metrics._RETRY_DELAY", 0.01)
 
     def refuse(*arguments, **options):
         raise SpoolError("the disk is full")
@@ -141,5 +141,5 @@ def test_an_agent_that_does_not_sample_has_no_sensors():
     """With an interval of 0, nothing of the SDK's metrics is loaded."""
     import subprocess
 
-    code = "import sys, tensormeter.pipeline.agent; print('tensormeter.sensors' in sys.modules)"
+    code = "import sys, tensormeter.agent.agent; print('tensormeter.sensors' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

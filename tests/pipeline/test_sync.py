@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from tensormeter import Settings
+from tensormeter.agent.delivery import delivery
+from tensormeter.agent.run_directory.directory import RunDirectory, runs_locked
+from tensormeter.agent.spool.request import Encoded
+from tensormeter.agent.spool.spool import Spool
+from tensormeter.agent.sync import sync_runs, wake_agent
 from tensormeter.exporter import Accepted, Rejected, Retry, Unauthorized
 from tensormeter.otlp.batch import Batch, Gauge
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.encode import encode_metrics
-from tensormeter.pipeline import delivery
-from tensormeter.pipeline.directory import RunDirectory, runs_locked
-from tensormeter.pipeline.request import Encoded
-from tensormeter.pipeline.spool import Spool
-from tensormeter.pipeline.sync import sync_runs, wake_agent
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_there_is_no_such_exporter(left, exported, monkeypatch):
 def test_an_exporter_that_hangs_is_given_up(left, outcomes, exported, monkeypatch, where):
     monkeypatch.setattr(delivery, "_HANGING", 0.3)
     monkeypatch.setattr(delivery, "_HANGING_MAKING", 0.3)
-    monkeypatch.setattr("tensormeter.pipeline.agent._STOP_DELIVERY", 0.1)
+    monkeypatch.setattr("tensormeter.agent.agent._STOP_DELIVERY", 0.1)
     over = threading.Event()
     if where == "export":
         outcomes["a"] = lambda request: Accepted() if over.wait(300) else None

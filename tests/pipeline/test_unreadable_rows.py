@@ -2,8 +2,8 @@
 
 import pytest
 
-from tensormeter.pipeline.drain import RingDrainer
-from tensormeter.pipeline.spool import Spool
+from tensormeter.agent.ingest.ring_drainer import RingDrainer
+from tensormeter.agent.spool.spool import Spool
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import EntryKind, State
 from tensormeter.settings import Settings

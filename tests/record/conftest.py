@@ -12,8 +12,8 @@ from phases_rig import Clock
 
 import tensormeter.record.lane as lane_module
 import tensormeter.record.timeline as timeline_module
-from tensormeter.pipeline.cursor import Cursor
-from tensormeter.pipeline.reader import LaneReader, Layouts
+from tensormeter.agent.ingest.lane_reader import LaneReader, Layouts
+from tensormeter.agent.spool.lane_cursor import Cursor
 from tensormeter.record.recorder import Recorder
 from tensormeter.ring.file import RingFile
 

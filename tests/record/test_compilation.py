@@ -9,8 +9,8 @@ import torch
 SCRIPT = """
 import json, sys
 import tensormeter
-from tensormeter.pipeline.reader import LaneReader, Layouts
-from tensormeter.pipeline.cursor import Cursor
+from tensormeter.agent.ingest.lane_reader import LaneReader, Layouts
+from tensormeter.agent.spool.lane_cursor import Cursor
 from tensormeter.ring.file import RingFile
 
 if sys.argv[3] == "Python":

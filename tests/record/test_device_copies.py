@@ -12,7 +12,7 @@ import pytest
 import torch
 from device_rig import Proven
 
-from tensormeter.pipeline.reader import LaneReader
+from tensormeter.agent.ingest.lane_reader import LaneReader
 from tensormeter.record import device as device_copies
 from tensormeter.record import mapped
 from tensormeter.record.device import DeviceCopies

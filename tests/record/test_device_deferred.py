@@ -242,8 +242,8 @@ def test_a_disabled_run_records_nothing(tmp_path):
 SCRIPT = """
 import sys
 import torch, tensormeter
-from tensormeter.pipeline.reader import LaneReader, Layouts
-from tensormeter.pipeline.cursor import Cursor
+from tensormeter.agent.ingest.lane_reader import LaneReader, Layouts
+from tensormeter.agent.spool.lane_cursor import Cursor
 from tensormeter.ring.file import RingFile
 
 settings = {"directory": sys.argv[1], "buffer_directory": sys.argv[1], "agent": "off"}

@@ -16,8 +16,8 @@ import logging, sys
 import jax, jax.numpy as jnp
 import numpy as np
 import tensormeter
-from tensormeter.pipeline.cursor import Cursor
-from tensormeter.pipeline.reader import LaneReader, Layouts
+from tensormeter.agent.spool.lane_cursor import Cursor
+from tensormeter.agent.ingest.lane_reader import LaneReader, Layouts
 from tensormeter.ring.file import RingFile
 
 logging.basicConfig(format="%(message)s")

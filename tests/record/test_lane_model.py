@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tensormeter.record.lane as lane_module
-from tensormeter.pipeline.reader import LaneReader
+from tensormeter.agent.ingest.lane_reader import LaneReader
 from tensormeter.ring.words import POSITION_SHIFT
 
 pytestmark = pytest.mark.usefixtures("writers")

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import tensormeter
+from tensormeter.agent.ingest.batch_processor import BatchMeasurementProcessor
 from tensormeter.otlp.batch import STEP_METRIC
-from tensormeter.pipeline.processor import BatchMeasurementProcessor
 from tensormeter.ring.file import RingFile
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import tensormeter.record.lane as lane_module
 import tensormeter.record.layouts as layouts_module
-from tensormeter.pipeline.reader import _unique_times
+from tensormeter.agent.ingest.lane_reader import _unique_times
 from tensormeter.ring.words import State
 
 pytestmark = pytest.mark.usefixtures("writers")

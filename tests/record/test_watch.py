@@ -15,8 +15,8 @@ from torch.optim import SGD, optimizer
 
 import tensormeter
 from tensormeter import Histogram, UsageError
+from tensormeter.agent.ingest.batch_processor import BatchMeasurementProcessor
 from tensormeter.otlp.batch import STEP_METRIC
-from tensormeter.pipeline.processor import BatchMeasurementProcessor
 from tensormeter.record.values import Refused
 from tensormeter.record.watch import Watch, _euclidean_norms
 from tensormeter.ring.file import RingFile

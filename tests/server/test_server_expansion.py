@@ -21,6 +21,9 @@ from expansion import JSON, PROTOBUF
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from starlette.requests import ClientDisconnect, Request
 
+from tensormeter.agent.delivery.delivery import Delivery
+from tensormeter.agent.spool.request import Encoded
+from tensormeter.agent.spool.spool import Spool
 from tensormeter.otlp.batch import Batch, Event, Gauge
 from tensormeter.otlp.elements import (
     COLUMN,
@@ -32,9 +35,6 @@ from tensormeter.otlp.elements import (
 )
 from tensormeter.otlp.encode import encode_events, encode_metrics
 from tensormeter.otlp.json import MAX_JSON_ELEMENTS
-from tensormeter.pipeline.delivery import Delivery
-from tensormeter.pipeline.request import Encoded
-from tensormeter.pipeline.spool import Spool
 from tensormeter.server.api.params import ApiThreads
 from tensormeter.server.auth.authenticator import Access
 from tensormeter.server.limits.effort import MAX_SECONDS, Effort

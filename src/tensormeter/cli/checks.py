@@ -18,14 +18,14 @@ from uuid import uuid4
 import urllib3
 
 import tensormeter
+from tensormeter.agent.run_directory.directory import RunDirectory, find_runs, list_runs
+from tensormeter.agent.run_directory.shared_memory import memory_directories
+from tensormeter.agent.spool.spool import Spool
 from tensormeter.disk.mounts import network_filesystem
 from tensormeter.disk.private import weakness
 from tensormeter.disk.probe import PATIENCE, answers
 from tensormeter.errors import TensormeterError
 from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Request, Unauthorized, load_exporter
-from tensormeter.pipeline.directory import RunDirectory, find_runs, list_runs
-from tensormeter.pipeline.places import memory_directories
-from tensormeter.pipeline.spool import Spool
 from tensormeter.record.device_report import device_path_report
 from tensormeter.record.lane import native_writers
 from tensormeter.ring.file import RingFile

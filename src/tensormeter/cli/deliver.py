@@ -19,7 +19,7 @@ def deliver_waiting_runs(url: str, token: str | None) -> None:
 
 
 def _deliver(url: str, token: str | None) -> None:
-    from tensormeter.pipeline.sync import SkippedRun, belongs_to, sync_runs
+    from tensormeter.agent.sync import SkippedRun, belongs_to, sync_runs
 
     results = sync_runs(
         Settings().directory, endpoint=url, token=token, foreign=False, choose=lambda run: belongs_to(run, url)

@@ -18,8 +18,8 @@ from tensormeter.errors import RingError, SpoolError, UsageError
 from tensormeter.settings import Settings
 
 if TYPE_CHECKING:
-    from tensormeter.pipeline.directory import RunDirectory
-    from tensormeter.pipeline.spool import Spool
+    from tensormeter.agent.run_directory.directory import RunDirectory
+    from tensormeter.agent.spool.spool import Spool
 
 __all__ = ["spool"]
 
@@ -160,7 +160,7 @@ def retry(run: str | None, directory: Path | None) -> None:
     RUN is the run's id, or the name of its folder; without it, all runs. An agent that is at work on the run sends it at once, otherwise
     the next `tensormeter sync` does. Requests keep their ids, so a server that has one already stores nothing twice.
     """
-    from tensormeter.pipeline.sync import wake_agent
+    from tensormeter.agent.sync import wake_agent
 
     runs = _runs(directory) if run is None else [_find(run, directory)]
     failed = False
@@ -213,9 +213,9 @@ def _runs(directory: Path | None) -> "list[RunDirectory]":
 
 def _look(directory: Path | None) -> "tuple[list[RunDirectory], bool]":
     """The runs, and whether every place where there may be some could be looked at."""
+    from tensormeter.agent.run_directory.directory import find_runs
+    from tensormeter.agent.run_directory.shared_memory import memory_directories
     from tensormeter.disk.probe import PATIENCE, answers
-    from tensormeter.pipeline.directory import find_runs
-    from tensormeter.pipeline.places import memory_directories
 
     settings = Settings()
     skipped: list[tuple[Path, str]] = []
@@ -250,8 +250,8 @@ def _find(selector: str, directory: Path | None) -> "RunDirectory":
 
 @contextmanager
 def _opened(run: "RunDirectory") -> "Iterator[Spool]":
-    from tensormeter.pipeline.repair import open_left
-    from tensormeter.pipeline.spool import Spool
+    from tensormeter.agent.spool.recovery import open_left
+    from tensormeter.agent.spool.spool import Spool
 
     try:
         lock = run.try_agent_lock()

@@ -15,8 +15,8 @@ from tensormeter.cli.terminal import plain
 from tensormeter.settings import Settings
 
 if TYPE_CHECKING:
-    from tensormeter.pipeline.directory import RunDirectory
-    from tensormeter.pipeline.sync import SyncResult
+    from tensormeter.agent.run_directory.directory import RunDirectory
+    from tensormeter.agent.sync import SyncResult
 
 __all__ = ["sync"]
 
@@ -63,9 +63,9 @@ def _sync_once(
     said: dict[Path, str],
 ) -> tuple[int, int]:
     """Returns how many runs there were, and how many of them are delivered. What was `said` before is not said again."""
+    from tensormeter.agent.run_directory.shared_memory import memory_directories
+    from tensormeter.agent.sync import SkippedRun, sync_runs
     from tensormeter.disk.probe import PATIENCE, answers
-    from tensormeter.pipeline.places import memory_directories
-    from tensormeter.pipeline.sync import SkippedRun, sync_runs
 
     found = delivered = 0
     places = [] if directory is None else [directory]

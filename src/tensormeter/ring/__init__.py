@@ -21,7 +21,7 @@ leaves whole rows followed by something that is not one.
 Rows never straddle the end of a lane: a mark with the layout `WRAP` sends the reader back to its start, and one with
 `SKIP`, followed by a size, covers a row whose writing failed.
 On machines that reorder stores (arm64), a reader must let the writer's stores settle between seeing the marks and reading
-the values: see `tensormeter.pipeline.reader`.
+the values: see `tensormeter.agent.ingest.lane_reader`.
 
 Values are float64 (`d`), int64 (`q`), float64 stored by a device (`D`), or one of the columns of distributions
 (see `tensormeter.distribution`).

@@ -1,0 +1,290 @@
+"""Attempts at runs, as the state directory records them.
+
+::
+
+    <settings.directory>/runs/
+        .attempts/<hash>.json     for each run with a chosen id: its latest attempt, who is part of it, the last steps
+        <run id>@<host>/alive     which processes of the run live on this host; touched by its agent while there are any
+
+Hosts may share the directory. A process lives on another host if that host's file names it and was touched lately. Ages are
+differences of times that the file server gave, because clocks of hosts differ.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from tensormeter.agent.run_directory.directory import RunDirectory
+from tensormeter.conventions.attempt_number import DOUBTFUL, MAX_ATTEMPT, KnownMember, Member, choose_attempt
+from tensormeter.disk.private import make_directory, open_file, tighten_directory, write_file
+from tensormeter.errors import RingError
+from tensormeter.ring.file import RingFile
+
+__all__ = ["ALIVE_INTERVAL", "AttemptRecord", "count_attempt", "mark_alive"]
+
+ALIVE_INTERVAL: Final = 2.0
+"""Seconds between two touches of a host's file."""
+
+_EXPIRES: Final = 4 * ALIVE_INTERVAL
+"""Seconds without a touch after which a host counts as gone. Clients of a network file system see times some seconds late."""
+
+_FOLDER: Final = ".attempts"
+_ALIVE: Final = "alive"
+_MOST_RUNS: Final = 1000
+"""Runs that are remembered, the latest ones."""
+_MOST_PROCESSES: Final = 10_000
+_MOST_SETTLED: Final = 1000
+_MOST_STEPS: Final = 100
+"""Attempts of a run whose last steps are remembered."""
+_MOST_BYTES: Final = 4 << 20
+
+
+@dataclass
+class AttemptRecord:
+    """What is recorded of one run. Read and write it while holding `runs_locked`.
+
+    Attributes:
+        path: The file.
+        attempt: Number of the latest attempt; 0 if none is recorded.
+        provisional: Whether earlier attempts on other machines are possible: no server has confirmed the number.
+        processes: The processes of the latest attempt by id: rank, world size, launch, host, time of their beginning.
+        steps: By attempt the highest step that a process of it had logged when it ended.
+        settled: By process the number that a server gave its attempt, whichever host that shares the directory asked first.
+    """
+
+    path: Path
+    attempt: int = 0
+    provisional: bool = True
+    processes: dict[str, tuple[int | None, int | None, str, str, float]] = field(default_factory=dict)
+    steps: dict[int, int] = field(default_factory=dict)
+    settled: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, directory: RunDirectory, project: str) -> "AttemptRecord":
+        """The record of a run; one without an attempt if there is none that can be read."""
+        run = f"{project}/{directory.run['run_id']}"
+        name = hashlib.sha256(run.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        record = cls(directory.path.parent / _FOLDER / f"{name}.json")
+        document = _read_json(record.path)
+        try:
+            record.attempt = max(0, int(document["attempt"]))
+            record.provisional = bool(document["provisional"])
+            record.processes = {
+                str(process): (_number(rank), _number(world), str(launch), str(host), float(began))
+                for process, (rank, world, launch, host, began) in document["processes"].items()
+            }
+            record.steps = {int(attempt): int(step) for attempt, step in document["steps"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            record = cls(record.path)
+        record.settled = _read_settled(document.get("settled"))
+        if not record.attempt:  # earlier versions counted in one file
+            before = _read_json(directory.path.parent / ".attempts.json").get(run)
+            if isinstance(before, int) and before > 0:
+                record.attempt, record.provisional = before, False
+        return record
+
+    def write(self) -> None:
+        """
+        Raises:
+            OSError: The disk refuses.
+        """
+        new = not self.path.exists()
+        make_directory(self.path.parent)
+        tighten_directory(self.path.parent)
+        document = {
+            "attempt": self.attempt,
+            "provisional": self.provisional,
+            "processes": dict(list(self.processes.items())[-_MOST_PROCESSES:]),
+            "steps": dict(sorted(self.steps.items())[-_MOST_STEPS:]),
+            "settled": dict(list(self.settled.items())[-_MOST_SETTLED:]),
+        }
+        write_file(self.path, json.dumps(document))
+        if new:
+            _forget_oldest(self.path.parent)
+
+    def add(self, member: Member, attempt: int, host: str, now: float) -> None:
+        """Note a process of an attempt. One of an earlier attempt than the latest changes nothing."""
+        if attempt > self.attempt:
+            self.attempt, self.processes = attempt, {}
+        if attempt == self.attempt:
+            if any(self.settled.get(process) == attempt for process in self.processes):
+                self.settled[member.process] = attempt
+            self.processes[member.process] = (member.rank, member.world_size, member.launch, host, now)
+
+    def settle(self, attempt: int, number: int, last_step: int | None, *, confirmed: bool) -> None:
+        """An attempt that had a provisional number has another one.
+
+        Args:
+            attempt: The provisional number.
+            number: The number from now on.
+            last_step: The highest step of its processes that have ended, if any have.
+            confirmed: Whether a server gave it.
+        """
+        if confirmed and self.attempt == attempt:
+            self.settled |= {process: self.settled.get(process, number) for process in self.processes}
+        if last_step is not None:
+            self.steps.pop(attempt, None)
+            self.note_step(number, last_step)
+        if self.attempt == attempt:
+            self.attempt = number
+            self.provisional = self.provisional and not confirmed
+
+    def note_step(self, attempt: int, step: int) -> None:
+        """A process of an attempt has logged steps up to this one."""
+        self.steps[attempt] = max(self.steps.get(attempt, step), step)
+
+    def last_step(self, attempt: int) -> int | None:
+        """The highest step that is known of attempts before this one."""
+        return max((step for number, step in self.steps.items() if number < attempt), default=None)
+
+
+def count_attempt(
+    directory: RunDirectory, project: str, member: Member, *, resume: bool, number: int | None = None
+) -> tuple[int, bool]:
+    """Number and note the attempt that a process of this host belongs to.
+
+    Call it while holding `runs_locked`, before the process has a ring. Does not use the network, but for a directory that is on it.
+
+    Args:
+        directory: The run's directory.
+        project: The run's project.
+        member: The process.
+        resume: Whether there was an attempt before, perhaps on another machine.
+        number: The number, if it is known; then it is only noted.
+
+    Returns:
+        The number, from 1, and whether it is provisional.
+
+    Raises:
+        OSError: The record cannot be written.
+    """
+    record = AttemptRecord.read(directory, project)
+    host, now = directory.run["host"], _server_time(directory.path.parent)
+    here = _living_here(directory)
+    if number is None:
+        least = 2 if resume else 1
+        known = _members(record, directory, {host: here}, now, resume=resume)
+        number = choose_attempt(member, known, resume=resume, least=least)
+        if number > record.attempt > 0:  # unless something lives on another host
+            living = {host: here, **_living_elsewhere(record, directory, now)}
+            known = _members(record, directory, living, now, resume=resume)
+            number = choose_attempt(member, known, resume=resume, least=least)
+        if not known:
+            record.provisional = True
+    elif number > record.attempt:
+        record.provisional = False
+    record.add(member, number, host, now)
+    record.write()
+    mark_alive(directory, [*here, member.process])
+    return number, record.provisional
+
+
+def mark_alive(directory: RunDirectory, processes: Iterable[str] | None) -> None:
+    """Say which processes of the run live on this host. Call it with a list while holding `runs_locked`.
+
+    Args:
+        directory: The run's directory.
+        processes: Their ids; none of them lives if empty. None: the same as before, so that the file is only touched.
+    """
+    path = directory.path / _ALIVE
+    with contextlib.suppress(OSError):
+        if processes is None:
+            os.utime(path, follow_symlinks=False)
+            return
+        if listed := list(processes):
+            write_file(path, json.dumps(listed))
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _members(
+    record: AttemptRecord, directory: RunDirectory, living: Mapping[str, set[str]], now: float, *, resume: bool
+) -> list[KnownMember]:
+    """Processes that have a number, and which of them live, as far as that is known of hosts."""
+    here = directory.run["host"]
+    if not record.attempt:
+        return [KnownMember(process, attempt=1, alive=True) for process in living[here]]
+    found = []
+    for process, (rank, world_size, launch, host, began) in record.processes.items():
+        age = max(0.0, now - began)
+        alive = process in living.get(host, ()) and (host == here or not resume or age < DOUBTFUL)
+        found.append(KnownMember(process, rank, world_size, launch, record.attempt, alive, age))
+    # Children, and processes of which nothing was noted.
+    others = living[here] - record.processes.keys()
+    found += [KnownMember(process, attempt=record.attempt, alive=True) for process in others]
+    return found or [KnownMember("", attempt=record.attempt)]
+
+
+def _living_elsewhere(record: AttemptRecord, directory: RunDirectory, now: float) -> dict[str, set[str]]:
+    """Processes of the run by host, for each other host that has had some of the latest attempt."""
+    hosts = {host for *_, host, _ in record.processes.values()} - {directory.run["host"]}
+    run = directory.run["run_id"]
+    return {host: _living_at(directory.path.parent / f"{run}@{host}", now) for host in hosts if "/" not in host}
+
+
+def _living_here(directory: RunDirectory) -> set[str]:
+    """Processes of the run on this host."""
+    found = set()
+    for path in directory.ring_files():
+        with contextlib.suppress(RingError, OSError):
+            ring = RingFile.open(path)
+            if ring.writer_alive():
+                found.add(ring.process)
+    return found
+
+
+def _living_at(path: Path, now: float) -> set[str]:
+    """Processes of the run on another host, by that host's folder."""
+    try:
+        with open(
+            open_file(path / _ALIVE, os.O_RDONLY), "rb"
+        ) as file:  # opened, so that its time is not one from a cache
+            if now - os.fstat(file.fileno()).st_mtime > _EXPIRES:
+                return set()
+            listed = json.loads(file.read(_MOST_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return set()
+    return {process for process in listed if isinstance(process, str)} if isinstance(listed, list) else set()
+
+
+def _server_time(runs: Path) -> float:
+    """The time now, as the file server gives it to files."""
+    path = runs / ".lock"
+    with contextlib.suppress(OSError):
+        os.utime(path, follow_symlinks=False)
+        return path.lstat().st_mtime
+    return time.time()
+
+
+def _forget_oldest(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        paths = list(folder.glob("*.json"))
+        if len(paths) > _MOST_RUNS:
+            paths.sort(key=lambda path: path.lstat().st_mtime)
+            for path in paths[: len(paths) - _MOST_RUNS]:
+                path.unlink(missing_ok=True)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        with open(open_file(path, os.O_RDONLY), "rb") as file:
+            document = json.loads(file.read(_MOST_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _number(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _read_settled(document: Any) -> dict[str, int]:
+    """The numbers in a record that can be ones."""
+    items = document.items() if isinstance(document, dict) else ()
+    return {process: number for process, number in items if type(number) is int and 1 <= number <= MAX_ATTEMPT}

@@ -1,0 +1,392 @@
+"""Settling which attempt a process belongs to, and where its steps begin, before anything of it is delivered.
+
+A trainer takes the number from what its machine knows, and its agent encodes rows with that number and marks them as unsettled
+(`UNSETTLED`). The first delivery to a destination whose receiver knows attempts asks it. From then on the agent encodes rows with the
+settled number; requests that were encoded before are corrected on their way out. Requests keep their ids.
+
+A receiver that gives no numbers, or a destination that cannot ask, gets what this machine knows; if it knows nothing, the number is
+marked as provisional. What was settled is kept with the run, so another agent, or `tensormeter sync`, goes on with the same.
+"""
+
+import contextlib
+import gzip
+import json
+import threading
+from collections.abc import Callable, Mapping, MutableSequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+
+from tensormeter.agent.attempts.counter import AttemptRecord
+from tensormeter.agent.run_directory.directory import RunDirectory
+from tensormeter.conventions.attempt_number import MAX_ATTEMPT, NUMBER, PROVISIONAL, UNSETTLED, Member
+from tensormeter.disk.private import open_file, write_file
+from tensormeter.exporter import AttemptNumber, AttemptQuestion, Request, Retry, Unauthorized
+from tensormeter.logger import get_logger
+from tensormeter.otlp.batch import STEP_METRIC, Attribute, Event
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.words import AUTOMATIC_STEPS, AUTOMATIC_STEPS_END, HeaderWord
+from tensormeter.settings import Settings
+
+__all__ = ["Numbering", "Settled"]
+
+logger: Final = get_logger("tensormeter.agent")
+
+_Ask = Callable[[AttemptQuestion], AttemptNumber | Retry | Unauthorized | None]
+
+_MARK: Final = UNSETTLED.encode()
+_GZIP_LEVEL: Final = 1
+_MOST_BYTES: Final = 4 << 20
+_MOST_ATTEMPTS: Final = 1000
+_MOST_STEPS: Final = 1 << 62
+_LATEST_READY: Final = 5.0
+"""Seconds that delivery waits at most until the rows of earlier attempts are read, which say where they ended."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What is known of one attempt of this run on this host.
+
+    Attributes:
+        member: One of its processes, which speaks for all of them here.
+        basis: See `tensormeter.attempt.Basis`.
+        resume: Whether there was an attempt before.
+        number: Its number from now on; None as long as it is open.
+        first_step: Step of the first row that named none; as long as it is open, as far as this machine knows.
+        confirmed: Whether a server has given the number.
+        ended: Of processes that ended while it was open the highest `HeaderWord.LAST_STEP` and `LAST_AUTOMATIC`.
+    """
+
+    member: Member
+    basis: str
+    resume: bool
+    number: int | None = None
+    first_step: int = 0
+    confirmed: bool = False
+    ended: tuple[int, int] = (0, 0)
+
+    def last_step(self, ended: tuple[int, int]) -> int | None:
+        """The highest step as it is delivered, from the words of a ring; None if no row had one."""
+        explicit, automatic = ended
+        steps = [explicit - 1] if explicit else []
+        if automatic:
+            steps.append(self.first_step + automatic - 1)
+        return max(steps, default=None)
+
+    def resource(self, resource: Mapping[str, Attribute]) -> dict[str, Attribute]:
+        """The attributes of a process of it, as they are delivered."""
+        settled = {name: value for name, value in resource.items() if name != UNSETTLED}
+        if self.number is not None:
+            settled[NUMBER] = self.number
+        if self.basis == "unknown" and not self.confirmed:
+            settled[PROVISIONAL] = True
+        return settled
+
+    def step(self, step: int) -> int:
+        """A step as it is delivered."""
+        return step - AUTOMATIC_STEPS + self.first_step if AUTOMATIC_STEPS <= step < AUTOMATIC_STEPS_END else step
+
+    def event(self, event: Event) -> Event:
+        """An event with its step as it is delivered."""
+        step = event.attributes.get(STEP_METRIC)
+        if not isinstance(step, int):
+            return event
+        others = {name: value for name, value in event.attributes.items() if name != STEP_METRIC}
+        return replace(event, attributes=others if _is_none(step) else {**others, STEP_METRIC: self.step(step)})
+
+    def steps(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The same for many, of shape (n,)."""
+        automatic = (steps >= AUTOMATIC_STEPS) & (steps < AUTOMATIC_STEPS_END)
+        return np.where(automatic, steps - AUTOMATIC_STEPS + self.first_step, steps) if automatic.any() else steps
+
+
+def _is_none(step: int) -> bool:
+    """Whether an event's step is that of a resumed process before its first row: there is none."""
+    return step == AUTOMATIC_STEPS - 1
+
+
+def _rewrite_step(record: LogRecord, settled: Settled) -> None:
+    """Settle the step of an event."""
+    kept: list[KeyValue] = []
+    for attribute in record.attributes:
+        if attribute.key == STEP_METRIC:
+            if _is_none(attribute.value.int_value):
+                continue
+            attribute.value.int_value = settled.step(attribute.value.int_value)
+        kept.append(attribute)
+    if len(kept) < len(record.attributes):
+        attributes = cast("MutableSequence[KeyValue]", record.attributes)
+        del attributes[:]
+        attributes.extend(kept)
+
+
+class Numbering:
+    """The attempts of one run on this host. The agent's main thread registers processes; delivery threads ask."""
+
+    def __init__(self, directory: RunDirectory, settings: Settings, *, asks: bool) -> None:
+        """
+        Args:
+            directory: The run's directory.
+            settings: The run's settings.
+            asks: Whether a destination can ask its receiver. If not, what this machine knows is settled at once.
+        """
+        self._directory = directory
+        self._settings = settings
+        self._asks = asks
+        self._lock = threading.Lock()
+        self._attempts: dict[int, Settled] = {}
+        self._refused = False
+        self._ready = threading.Event()
+        self._failures: list[Retry] = []
+        """What came of the last questions that are to be asked again, one at most."""
+        self._load()
+        if not self._open():
+            self._ready.set()
+
+    def register(self, metadata: Mapping[str, Any]) -> None:
+        """A ring of a process has been found. Its number stays open until `look`. The agent's main thread."""
+        resource = metadata.get("resource", {})
+        local, basis = resource.get(NUMBER), resource.get(UNSETTLED)
+        if not basis or not isinstance(local, int) or local in self._attempts:
+            return
+        member = Member(
+            str(metadata.get("parent") or resource.get("service.instance.id")),
+            resource.get("tensormeter.rank"),
+            resource.get("tensormeter.world_size"),
+            str(resource.get("tensormeter.launch.id", "")),
+        )
+        self._ready.clear()
+        self._keep(local, Settled(member, str(basis), bool(metadata.get("resume"))))
+
+    def look(self, *, unread: bool) -> None:
+        """Let delivery go on, unless rings of processes that have ended are still to be read. The agent's main thread."""
+        if self._ready.is_set() or unread:
+            return
+        for local in self._open():
+            first = max(self._attempts[local].first_step, self._first_step(local))
+            self._keep(local, replace(self._attempts[local], first_step=first))
+            if not self._asks:
+                self._settle(local, None)
+        self._ready.set()
+
+    def note_end(self, ring: RingFile, resource: Mapping[str, Any]) -> None:
+        """A process has ended, and all of its rows are read: note its last step for the attempts that follow."""
+        local = resource.get(NUMBER)
+        if self._settings.run_id is None or not isinstance(local, int):
+            return
+        ended = ring.words[HeaderWord.LAST_STEP], ring.words[HeaderWord.LAST_AUTOMATIC]
+        settled = self._attempts.get(local) if UNSETTLED in resource else None
+        if settled is None:
+            settled = Settled(Member(""), "", resume=False, number=local, first_step=self._first_step(local))
+        elif settled.number is None:
+            settled = replace(settled, ended=(max(settled.ended[0], ended[0]), max(settled.ended[1], ended[1])))
+            self._keep(local, settled)
+        last = settled.last_step(ended)
+        if last is None or self._directory.doubt:
+            return
+        with contextlib.suppress(OSError), self._directory.siblings_locked():
+            record = AttemptRecord.read(self._directory, self._settings.project)
+            record.note_step(settled.number or local, last)
+            record.attempt = max(record.attempt, settled.number or local)
+            record.write()
+
+    def of(self, resource: Mapping[str, Any]) -> Settled | None:
+        """What is settled about the process with these attributes; None if nothing is, or there is nothing to settle."""
+        local = resource.get(NUMBER) if UNSETTLED in resource else None
+        settled = self._attempts.get(local) if isinstance(local, int) else None
+        return settled if settled is not None and settled.number is not None else None
+
+    def ask(self, exporter: object) -> Retry | None:
+        """Settle what is open, if the exporter can ask its receiver. Delivery threads; blocks for the exporter's timeout.
+
+        Returns:
+            `Retry` if the receiver must be asked again before anything is exported.
+        """
+        if not self._open():
+            return None
+        self._ready.wait(_LATEST_READY)
+        ask = getattr(exporter, "ask_attempt", None)
+        if ask is None:
+            return None
+        failures = self._failures
+        with self._lock:
+            if self._failures is not failures and self._failures:  # another signal has just asked
+                return self._failures[0]
+            for local in self._open():
+                answer = self._ask(ask, local)
+                if isinstance(answer, Retry):
+                    self._failures = [answer]
+                    return answer
+                if isinstance(answer, Unauthorized):
+                    self._refused = True
+                    return None
+                self._settle(local, answer)
+        return None
+
+    def _ask(self, ask: _Ask, local: int) -> AttemptNumber | Retry | Unauthorized | None:
+        """Ask for the number of an attempt; if hosts that share the directory have got another one, ask for its last step instead."""
+        answer = ask(self._question(local))
+        if isinstance(answer, AttemptNumber) and (first := self._settled_elsewhere(local)) not in (None, answer.number):
+            return ask(replace(self._question(local), number=first))
+        return answer
+
+    def accepted(self) -> None:
+        """A receiver has accepted a request. If it refused the question, it gives no numbers. Delivery threads."""
+        if self._refused:
+            with self._lock:
+                self._refused = False
+                for local in self._open():
+                    self._settle(local, None)
+
+    def rewrite(self, request: Request) -> Request:
+        """A request as it is delivered: with numbers and steps as they are settled, under its own id."""
+        if self._settings.run_id is None:
+            return request
+        try:
+            return self._rewritten(request)
+        except Exception as error:  # whatever is wrong with the body, the receiver says what it thinks of it
+            logger.warning("%r is sent as it is: %s", request, error)
+            return request
+
+    def _rewritten(self, request: Request) -> Request:
+        body = gzip.decompress(request.body)
+        if _MARK not in body:
+            return request
+        message = ExportMetricsServiceRequest() if request.signal == "metrics" else ExportLogsServiceRequest()
+        message.ParseFromString(body)
+        if isinstance(message, ExportMetricsServiceRequest):
+            for metrics in message.resource_metrics:
+                if (settled := self._rewrite_resource(metrics.resource)) is not None:
+                    for scope in metrics.scope_metrics:
+                        for metric in scope.metrics:
+                            if metric.name == STEP_METRIC:
+                                for point in metric.gauge.data_points:
+                                    point.as_int = settled.step(point.as_int)
+        else:
+            for logs in message.resource_logs:
+                if (settled := self._rewrite_resource(logs.resource)) is not None:
+                    for scope_logs in logs.scope_logs:
+                        for record in scope_logs.log_records:
+                            _rewrite_step(record, settled)
+        return replace(request, body=gzip.compress(message.SerializeToString(), _GZIP_LEVEL, mtime=0))
+
+    def _rewrite_resource(self, resource: Resource) -> Settled | None:
+        """Settle the attributes of a resource, if they are unsettled. Returns how steps below it are settled."""
+        values = {item.key: item.value for item in resource.attributes}
+        mark = values.pop(UNSETTLED, None)
+        if mark is None:
+            return None
+        local = values[NUMBER].int_value if NUMBER in values else 1
+        settled = self._attempts.get(local)
+        if settled is None:
+            settled = Settled(Member(""), mark.string_value, resume=False, first_step=self._first_step(local))
+        kept: list[KeyValue] = [
+            item for item in resource.attributes if item.key not in (UNSETTLED, NUMBER, PROVISIONAL)
+        ]
+        for name, value in settled.resource({NUMBER: local}).items():
+            number = AnyValue(bool_value=value) if isinstance(value, bool) else AnyValue(int_value=cast("int", value))
+            kept.append(KeyValue(key=name, value=number))
+        attributes = cast("MutableSequence[KeyValue]", resource.attributes)
+        del attributes[:]
+        attributes.extend(kept)
+        return settled
+
+    def _open(self) -> list[int]:
+        return sorted(local for local, settled in list(self._attempts.items()) if settled.number is None)
+
+    def _settled_elsewhere(self, local: int) -> int | None:
+        """The number that another host which shares the directory has got for an attempt; None if a scheduler gave one."""
+        settled = self._attempts[local]
+        if self._directory.doubt or settled.basis == "given":
+            return None
+        return AttemptRecord.read(self._directory, self._settings.project).settled.get(settled.member.process)
+
+    def _question(self, local: int) -> AttemptQuestion:
+        settled = self._attempts[local]
+        least = local
+        if settled.basis == "unknown":  # counted from an earlier attempt here, if from any
+            numbers = {earlier: one.number for earlier, one in self._attempts.items() if one.number is not None}
+            before = max((earlier for earlier in numbers if earlier < local), default=None)
+            least = 1 if before is None else numbers[before] + local - before
+        return AttemptQuestion(
+            self._settings.project,
+            str(self._directory.run["run_id"]),
+            settled.member,
+            local if settled.basis == "given" else None,
+            least,
+            settled.resume,
+        )
+
+    def _settle(self, local: int, answer: AttemptNumber | None) -> None:
+        settled = self._attempts[local]
+        first, number = settled.first_step, local
+        if answer is not None:
+            number = answer.number
+            first = max(first, 0 if answer.last_step is None else answer.last_step + 1)
+        settled = replace(settled, number=number, first_step=first, confirmed=answer is not None)
+        self._keep(local, settled)
+        last = settled.last_step(settled.ended)
+        if last is not None:  # attempts that followed while this one was open go on behind it
+            for later in self._open():
+                if later > local and (one := self._attempts[later]).first_step <= last:
+                    self._keep(later, replace(one, first_step=last + 1))
+        if not self._directory.doubt:
+            with contextlib.suppress(OSError), self._directory.siblings_locked():
+                record = AttemptRecord.read(self._directory, self._settings.project)
+                record.settle(local, number, last, confirmed=answer is not None)
+                if record.attempt:
+                    record.write()
+        if number != local:
+            logger.info("this is attempt %d at the run, not %d: there were others on other machines", number, local)
+
+    def _first_step(self, local: int) -> int:
+        """The step behind the last one that this machine knows of earlier attempts."""
+        last = AttemptRecord.read(self._directory, self._settings.project).last_step(local)
+        return 0 if last is None else last + 1
+
+    def _keep(self, local: int, settled: Settled) -> None:
+        self._attempts = dict(sorted({**self._attempts, local: settled}.items())[-_MOST_ATTEMPTS:])
+        document = {str(number): asdict(one) for number, one in self._attempts.items()}
+        try:
+            write_file(self._path, json.dumps(document))
+        except OSError as error:
+            logger.warning("%s cannot be written: %s", self._path, error)
+
+    def _load(self) -> None:
+        try:
+            with open(open_file(self._path, 0), "rb") as file:
+                document = json.loads(file.read(_MOST_BYTES))
+            found = {int(local): _parse(one) for local, one in document.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return
+        self._attempts = {local: one for local, one in found.items() if 1 <= local <= MAX_ATTEMPT}
+
+    @property
+    def _path(self) -> Path:
+        return self._directory.path / "attempts.json"
+
+
+def _parse(document: Mapping[str, Any]) -> Settled:
+    member = document["member"]
+    number = document["number"]
+    return Settled(
+        Member(str(member["process"]), _integer(member["rank"]), _integer(member["world_size"]), str(member["launch"])),
+        str(document["basis"]),
+        bool(document["resume"]),
+        None if number is None else min(max(int(number), 1), MAX_ATTEMPT),
+        min(max(int(document["first_step"]), -_MOST_STEPS), _MOST_STEPS),
+        bool(document["confirmed"]),
+        (int(document["ended"][0]), int(document["ended"][1])),
+    )
+
+
+def _integer(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -1,0 +1,101 @@
+"""Memory of the kinds that one receiver refuses, so that a refused request is divided with few attempts."""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Final, Literal
+
+from tensormeter.agent.delivery.division import Kind
+
+__all__ = ["Refusals"]
+
+_SUSPECT: Final = 3
+"""Pieces of a kind that were set aside in a row, after which it is separated from the others."""
+
+_LOST: Final = 16
+"""The same, after which only the latest item is tried before everything is set aside."""
+
+_LOST_KINDS: Final = 8
+"""Kinds of one type that were refused while nothing of the type was ever accepted, after which all kinds of it are lost."""
+
+_BARREN: Final = 3
+"""Requests in a row with something of a kind and nothing of it accepted, after which it is set aside without trying an item."""
+
+Advice = Literal["divide", "try one", "set aside"]
+
+
+class Refusals:
+    """Counts of what one receiver has refused. Used by one thread."""
+
+    def __init__(self) -> None:
+        self._strikes: Counter[Kind] = Counter()
+        self._barren: Counter[Kind] = Counter()
+        self._taken_types: set[str] = set()
+        self._refused: set[Kind] = set()
+
+    @property
+    def doubts(self) -> bool:
+        """Whether there are kinds of which an acceptance would be news."""
+        return bool(self._strikes)
+
+    def accepted(self, kinds: Iterable[Kind]) -> None:
+        """The receiver has accepted a piece with these kinds."""
+        for kind in kinds:
+            self._strikes.pop(kind, None)
+            self._barren.pop(kind, None)
+            self._refused.discard(kind)
+            self._taken_types.add(kind.type)
+
+    def refused(self, kinds: Iterable[Kind]) -> None:
+        """A piece with these kinds was set aside."""
+        for kind in kinds:
+            self._strikes[kind] += 1
+            self._refused.add(kind)
+
+    def request_is_over(self) -> None:
+        """Nothing is left of the request that the last pieces were of."""
+        self._barren.update(self._refused)
+        self._refused.clear()
+
+    @property
+    def suspects(self) -> set[Kind]:
+        """Kinds that are better separated from the others."""
+        return {kind for kind, strikes in self._strikes.items() if strikes >= _SUSPECT or self._is_lost(kind)}
+
+    def advice(self, kinds: Collection[Kind]) -> Advice:
+        """What to do with a refused piece of these kinds.
+
+        Returns:
+            `set aside` if all of them are refused for good; now and then they are tried again nevertheless, in case the receiver has
+            changed. `try one` if it seems that they are: then a single item will tell. Else `divide`.
+        """
+        barren = min((self._barren[kind] for kind in kinds), default=0)
+        if barren >= _BARREN and barren & (barren - 1):
+            return "set aside"
+        return "try one" if all(map(self._is_lost, kinds)) else "divide"
+
+    def _is_lost(self, kind: Kind) -> bool:
+        if self._strikes[kind] >= _LOST:
+            return True
+        if kind.type in self._taken_types:
+            return False
+        return sum(1 for other in self._strikes if other.type == kind.type) >= _LOST_KINDS
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "strikes": [[kind.name, kind.type, count] for kind, count in self._strikes.items()],
+            "barren": [[kind.name, kind.type, count] for kind, count in self._barren.items()],
+            "taken_types": sorted(self._taken_types),
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "Refusals":
+        """The inverse of `to_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError: The document is something else.
+        """
+        found = cls()
+        for counts, name in ((found._strikes, "strikes"), (found._barren, "barren")):
+            counts.update({Kind(str(kind), str(type_)): int(count) for kind, type_, count in document[name]})
+        found._taken_types.update(map(str, document["taken_types"]))
+        return found

@@ -1,0 +1,1 @@
+"""From rings to the spool: rows become batches, batches become encoded requests."""

@@ -1,0 +1,247 @@
+"""The batching processor: rows of one process become batches of columns.
+
+Rows are read as they come and held until there are enough of them, until the delay is over, or until the ring needs the
+space. They keep their space in the ring until the caller says that they are in the spool, so a killed agent loses none.
+"""
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tensormeter.agent.ingest.aggregation import AGGREGATED, Aggregator, Piece, describe
+from tensormeter.agent.ingest.histogram_points import distribution_series
+from tensormeter.agent.ingest.lane_reader import LaneReader, Layouts, Rows
+from tensormeter.agent.spool.lane_cursor import Cursor
+from tensormeter.distribution import KIND
+from tensormeter.otlp.batch import STEP_METRIC, Attribute, Batch, Gauge, Series
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.layout import Layout, Stream
+from tensormeter.ring.words import AUTOMATIC_STEPS, AUTOMATIC_STEPS_END
+
+__all__ = ["BatchMeasurementProcessor"]
+
+_STEPS: Final = Stream(STEP_METRIC)
+_STEPS_KEY: Final = json.dumps(_STEPS.to_json())
+
+_LARGEST: Final = (1 << 63) - 1
+
+_FULL_ENOUGH: Final = 1 / 8
+"""Share of a lane that may be held before a batch is due, whatever the delay."""
+
+
+class BatchMeasurementProcessor:
+    """Groups the rows of one ring. Used by one thread; blocks on nothing."""
+
+    def __init__(
+        self,
+        ring: RingFile,
+        cursors: Mapping[int, Cursor],
+        aggregates: Mapping[str, str] = MappingProxyType({}),
+        *,
+        temporality: str = "cumulative",
+        schedule_delay: float,
+        max_export_batch_size: int,
+        on_skip: Callable[[dict[int, Cursor]], None] = lambda cursors: None,
+    ) -> None:
+        """
+        Args:
+            ring: The ring to read.
+            cursors: How far each lane has been read before, by lane.
+            aggregates: The states of the aggregated streams at these cursors.
+            temporality: As for `Aggregator`.
+            schedule_delay: Seconds after its first row when a batch is due.
+            max_export_batch_size: Points of a batch at most (a row is never split, so one row may exceed it).
+            on_skip: Called with the cursors before space is given back in which there was no row.
+        """
+        self._layouts = Layouts(ring)
+        self._layouts.refresh()
+        self._lanes = [LaneReader(self._layouts, i, cursors.get(i, Cursor())) for i in range(len(ring.lanes))]
+        self._lanes_in_turn = deque(self._lanes)
+        self._on_skip = on_skip
+        self._delay = schedule_delay
+        self._most = max_export_batch_size
+        self._aggregator = Aggregator(aggregates, temporality)
+        self._keys: dict[int, list[str]] = {}
+        self._rows: list[Rows] = []
+        self._points = 0
+        self._since = 0.0
+        self._last_steps = [0, 0]
+        self.rows = 0
+        """Rows read so far."""
+        self.lost = 0
+        """Device values given up so far because their process died before the device had finished them."""
+
+    @property
+    def metadata(self) -> Mapping[str, object]:
+        """What the writer says of itself: `resource`, `config`, and so on."""
+        return self._layouts.metadata
+
+    def refresh(self) -> None:
+        """Look for new metadata."""
+        self._layouts.refresh()
+
+    def poll(self, *, abandon_pending: bool) -> bool:
+        """Read the rows that are there, as far as they fit the batch.
+
+        Returns:
+            Whether there may be more.
+        """
+        before = self._points
+        self._lanes_in_turn.rotate(1)  # so that a busy lane that fills every batch does not keep out the others
+        for lane in self._lanes_in_turn:
+            if self._points >= self._most:
+                break
+            for rows in lane.read(self._most - self._points, abandon_pending=abandon_pending):
+                self._rows.append(rows)
+                self.rows += len(rows.times)
+                self._points += len(rows.times) * (len(rows.columns) + 1)
+        if self._points == 0:
+            if any(lane.unreleased for lane in self._lanes):
+                self._on_skip(dict(enumerate(self.cursors())))
+            self.release()  # what was read had no row in it: laps, and rows whose writing failed
+        elif before == 0:
+            self._since = time.monotonic()
+        return self._points > before or self._points >= self._most
+
+    def due(self) -> bool:
+        """Whether the held rows should become a batch now."""
+        return self._points > 0 and (
+            self._points >= self._most
+            or time.monotonic() - self._since >= self._delay
+            or self.utilization > _FULL_ENOUGH
+        )
+
+    def holds_any_before(self, positions: Sequence[int]) -> bool:
+        """Whether a row that is held stands before the position of its lane."""
+        return any(
+            lane.released < min(position, lane.cursor.position)
+            for lane, position in zip(self._lanes, positions, strict=True)
+        )
+
+    @property
+    def utilization(self) -> float:
+        """Largest share of a lane that is held, from 0 to 1."""
+        return max(lane.unreleased for lane in self._lanes)
+
+    @property
+    def lag(self) -> float:
+        """Seconds since the oldest of the held rows was read; 0 if none is held."""
+        return time.monotonic() - self._since if self._points else 0.0
+
+    def batch(
+        self,
+        resource: Mapping[str, Attribute],
+        settle: Callable[[NDArray[np.int64]], NDArray[np.int64]] = lambda steps: steps,
+    ) -> tuple[Batch, dict[int, Cursor]] | None:
+        """The held rows as columns, and the cursors after them. They stay held until `release`.
+
+        Into the spool belongs, with both, what `aggregates` is then.
+
+        Args:
+            resource: The process's attributes.
+            settle: Turns steps as they were recorded into those that are delivered; both of shape (n,).
+        """
+        if not self._rows:
+            return None
+        self._aggregator.discard()
+        gauges: dict[tuple[str, str], tuple[Stream, list[Piece]]] = {}
+        aggregated: dict[str, tuple[Stream, list[Piece]]] = {}
+        for rows in self._rows:
+            if rows.layout.stepped:
+                gauges.setdefault((_STEPS_KEY, "i"), (_STEPS, []))[1].append((rows.times, settle(rows.steps)))
+                self._note_steps(rows.steps)
+            columns = zip(rows.layout.columns, self._stream_keys(rows.layout), rows.columns, rows.lost, strict=True)
+            for column, key, values, missing in columns:
+                stream = column.stream
+                if stream.kind == KIND:
+                    continue
+                _, pieces = (
+                    aggregated.setdefault(key, (stream, []))
+                    if stream.kind in AGGREGATED
+                    else gauges.setdefault((key, values.dtype.kind), (stream, []))
+                )
+                pieces.append((rows.times, values) if missing is None else (rows.times[~missing], values[~missing]))
+        found: list[Series | None] = [_gauge(stream, pieces) for stream, pieces in gauges.values()]
+        found += [self._aggregator.fold(key, stream, pieces) for key, (stream, pieces) in aggregated.items()]
+        found += distribution_series(self._rows)
+        series = [item for item in found if item is not None and len(item.times)]
+        return Batch(resource, _neighbours(series)), dict(enumerate(self.cursors()))
+
+    @property
+    def last_steps(self) -> tuple[int, int]:
+        """What `HeaderWord.LAST_STEP` and `LAST_AUTOMATIC` are about, of all batches so far."""
+        return self._last_steps[0], self._last_steps[1]
+
+    def _note_steps(self, steps: NDArray[np.int64]) -> None:
+        automatic = (steps >= AUTOMATIC_STEPS) & (steps < AUTOMATIC_STEPS_END)
+        for index, (chosen, start) in enumerate(((steps[~automatic], 0), (steps[automatic], AUTOMATIC_STEPS))):
+            if len(chosen):
+                last = min(int(chosen.max()), _LARGEST - 1) - start + 1
+                self._last_steps[index] = max(self._last_steps[index], last)
+
+    @property
+    def aggregates(self) -> dict[str, str]:
+        """The states of the aggregated streams that the last `batch` has changed."""
+        return self._aggregator.states
+
+    @property
+    def refused(self) -> int:
+        """Values of instruments that could not be aggregated."""
+        return self._aggregator.refused
+
+    def take_unreadable(self) -> int:
+        """Points that could not be read since the last call."""
+        found = sum(lane.unreadable for lane in self._lanes)
+        for lane in self._lanes:
+            lane.unreadable = 0
+        return found
+
+    def cursors(self) -> Iterable[Cursor]:
+        """How far each lane has been read."""
+        return [lane.cursor for lane in self._lanes]
+
+    def release(self) -> None:
+        """The held rows are in the spool: forget them, and give their space back."""
+        self.lost += sum(int(missing.sum()) for rows in self._rows for missing in rows.lost if missing is not None)
+        self._aggregator.commit()
+        self._rows.clear()
+        self._points = 0
+        for lane in self._lanes:
+            lane.release()
+
+    def _stream_keys(self, layout: Layout) -> list[str]:
+        """The JSON of a layout's streams. (Streams themselves are no keys: True equals 1.)"""
+        if layout.id not in self._keys:
+            self._keys[layout.id] = [json.dumps(column.stream.to_json()) for column in layout.columns]
+        return self._keys[layout.id]
+
+
+def _neighbours(series: list[Series]) -> list[Series]:
+    """Series of one scope, and in it of one metric, next to each other, so that they share a message."""
+    order: dict[tuple[str, str], tuple[int, int]] = {}
+    scopes: dict[str, int] = {}
+    keys = [(repr(item.scope), item.name) for item in series]
+    for scope, name in keys:
+        order.setdefault((scope, name), (scopes.setdefault(scope, len(scopes)), len(order)))
+    return [item for _, item in sorted(zip(keys, series, strict=True), key=lambda pair: order[pair[0]])]
+
+
+def _gauge(stream: Stream, pieces: list[Piece]) -> Gauge:
+    """One column, in order of time: some receivers (Prometheus remote write) refuse points that go back."""
+    times = np.concatenate([piece for piece, _ in pieces])
+    values = np.concatenate([piece for _, piece in pieces])
+    if np.any(times[1:] < times[:-1]):
+        order = np.argsort(times, kind="stable")
+        times, values = times[order], values[order]
+    return Gauge(
+        stream.name,
+        times,
+        values,
+        **describe(stream),
+    )

@@ -1,0 +1,91 @@
+"""Processes that were cut off: their rings are gone, and the spool does not have their end.
+
+So it is after a loss of power, and when a container or somebody has deleted the memory in which rings are. The spool has what was
+put into it, and what it has is right; the last values may be missing. For a process that is certainly gone the agent puts its
+end into the spool, as a crash, so that the run does not stay "running" for ever.
+"""
+
+import gzip
+import time
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final
+
+from tensormeter.agent.spool.process_origin import Origin
+from tensormeter.agent.spool.request import Encoded, Priority
+from tensormeter.agent.spool.spool import Spool
+from tensormeter.logger import get_logger
+from tensormeter.otlp.batch import Event, Value
+from tensormeter.otlp.encode import encode_events
+
+__all__ = ["describe_unknown", "end_cut_processes"]
+
+logger: Final = get_logger("tensormeter.agent")
+
+_GZIP_LEVEL: Final = 1
+
+_NOTHING_STORED: Final = (
+    "nothing of it had reached the disk when it was cut off, by a loss of power or because its files were deleted; its values "
+    "are lost"
+)
+
+_NOTHING_KNOWN: Final = "its spool was damaged and does not know its processes any more; its last values may be missing"
+
+
+_NEVER_SYNCED: Final = "the machine lost power or was restarted, and durability is none, so the spool was not synced: any of its values may be missing"
+
+
+def describe_unknown(losses: Mapping[str, int]) -> str:
+    """What is to be told of a run whose spool knows no process and which has no ring. `losses`: what the spool has lost."""
+    return _NOTHING_KNOWN if losses else _NOTHING_STORED
+
+
+def end_cut_processes(
+    spool: Spool,
+    present: Collection[str],
+    destinations: Sequence[str],
+    losses: Mapping[str, int],
+    *,
+    synced: bool = True,
+) -> list[str]:
+    """Put the ends of cut-off processes into the spool.
+
+    Args:
+        spool: The run's spool.
+        present: Processes whose rings are there.
+        destinations: Who is sent log records.
+        losses: What the spool has lost so far, for the events.
+        synced: Whether the spool was synced at all. If not, anything in it may be missing after a loss of power.
+
+    Returns:
+        What is to be told, without repetitions.
+
+    Raises:
+        SpoolError: The disk refuses.
+    """
+    told: dict[str, None] = {}
+    for process, ended, description in spool.processes():
+        origin = Origin.from_json(description)
+        if origin is not None and origin.rebooted and not synced:
+            told[_NEVER_SYNCED] = None
+        if ended or process in present:
+            continue
+        fate = origin.fate() if origin is not None else ""
+        if origin is None or not fate:
+            told["it had not ended when its spool was written last; its last values may be missing"] = None
+            continue
+        told[f"{fate}; its last values may be missing"] = None
+        encoded = [] if origin.child else _end(origin, fate, spool.last_time(process), losses)
+        spool.put(encoded, destinations, process, {}, started=True, ended=True)
+    return list(told)
+
+
+def _end(origin: Origin, fate: str, last_time: int, losses: Mapping[str, int]) -> list[Encoded]:
+    """The request that ends a process; none if its resource, which may have come from anywhere, is none."""
+    message = f"{fate}; the last values may be missing"
+    body: dict[str, Value] = {"state": "crashed", "message": message, "dropped": dict(losses)}
+    try:
+        encoded = encode_events(origin.resource, [Event("tensormeter.run.end", last_time or time.time_ns(), body)])
+    except Exception as error:
+        logger.warning("the end of a process cannot be sent: %s", error)
+        return []
+    return [Encoded("logs", gzip.compress(encoded, _GZIP_LEVEL, mtime=0), 1, Priority.ESSENTIAL)]

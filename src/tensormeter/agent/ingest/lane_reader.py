@@ -1,0 +1,333 @@
+"""Reading rows out of a ring's lane.
+
+Rows of one layout that follow each other are found and copied by NumPy, a stretch at a time; so are measurements of
+instruments, whose rows are all of one size, in whatever order the instruments have come.
+The reader works on the file alone, so it makes no difference whether the writer lives.
+"""
+
+import platform
+from dataclasses import dataclass, field
+from threading import Event
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tensormeter.agent.spool.lane_cursor import Cursor
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.layout import Layout, row_bytes
+from tensormeter.ring.words import (
+    LANE_HEADER_BYTES,
+    LAYOUT_BITS,
+    LOST,
+    MAX_LANES,
+    PENDING,
+    POSITION_SHIFT,
+    SKIP,
+    WRAP,
+    EntryKind,
+    HeaderWord,
+    LaneWord,
+    State,
+)
+
+__all__ = ["LaneReader", "Layouts", "Rows"]
+
+_STORES_IN_ORDER: Final = platform.machine() in ("x86_64", "AMD64", "i686")
+_SETTLE: Final = 0.002
+"""Seconds after which another core's stores are visible for certain; they take well under a microsecond."""
+
+_MEASUREMENT_BYTES: Final = row_bytes(1)
+
+_LAYOUT_MASK: Final = (1 << LAYOUT_BITS) - 1
+
+_ROW_WORDS: Final = 4
+"""Words of a row that are no values: two marks, time and step."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Consecutive rows of one layout.
+
+    Attributes:
+        layout: Their layout.
+        times: uint64, shape (n,); unique in the process: a multiple of 64 ns plus the lane's index.
+        steps: int64, shape (n,).
+        columns: One array for each of the layout's columns: float64 or int64, of shape (n,), or (n, words) if wider.
+            Those of distributions are int64 whatever is in their words.
+        lost: For each column the boolean mask of values that their device never finished, or None.
+    """
+
+    layout: Layout
+    times: NDArray[np.uint64]
+    steps: NDArray[np.int64]
+    columns: list[NDArray[np.float64] | NDArray[np.int64]]
+    lost: list[NDArray[np.bool_] | None]
+
+
+@dataclass
+class Layouts:
+    """The layouts that a ring has published so far."""
+
+    ring: RingFile
+    metadata: dict[str, object] = field(default_factory=dict)
+    measurements: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1 << LAYOUT_BITS, np.bool_))
+    """By layout id whether its rows are measurements of instruments: one value of one word, without a step."""
+    deferred: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1 << LAYOUT_BITS, np.bool_))
+    """By layout id whether they are those of a device."""
+    _known: dict[int, tuple[Layout, np.dtype[np.void]]] = field(default_factory=dict)
+
+    def refresh(self) -> None:
+        """Read the entries that are new."""
+        for kind, entry in self.ring.entries():
+            if kind is EntryKind.METADATA:
+                self.metadata = {**self.metadata, **entry}
+            elif kind is EntryKind.LAYOUT:
+                layout = Layout.from_json(entry)
+                fields: list[Any] = [("mark", "<i8"), ("time", "<i8"), ("step", "<i8")]
+                fields += [
+                    (f"v{i}", "<f8" if column.code in "dD" else "<i8", () if column.words == 1 else (column.words,))
+                    for i, column in enumerate(layout.columns)
+                ]
+                if not layout.stepped and layout.row_bytes == _MEASUREMENT_BYTES:
+                    self.measurements[layout.id] = True
+                    self.deferred[layout.id] = layout.codes == "D"
+                self._known[layout.id] = (layout, np.dtype([*fields, ("end", "<i8")]))
+
+    def find(self, number: int) -> tuple[Layout, np.dtype[np.void]] | None:
+        """A layout by its id; None if the ring has published none such."""
+        if number not in self._known:
+            self.refresh()
+        return self._known.get(number)
+
+
+class LaneReader:
+    """Reads one lane from a cursor on."""
+
+    def __init__(self, layouts: Layouts, index: int, cursor: Cursor) -> None:
+        ring = layouts.ring
+        header, self._size = ring.lanes[index]
+        self._start = header + LANE_HEADER_BYTES
+        self._tail_word = (header >> 3) + LaneWord.TAIL
+        self._index = index
+        self._layouts = layouts
+        self._buffer = ring.buffer
+        self._words = ring.words
+        self._head_word = (header >> 3) + LaneWord.HEAD
+        self.unreadable = 0
+        """Points that were passed over so far, since nothing says what they are: an estimate, from the words they take."""
+        # Past the cursor there may be space that was given back because no row was in it.
+        self.cursor = Cursor(max(cursor.position, self._words[self._tail_word]), cursor.last_time)
+
+    def read(self, most: int, *, abandon_pending: bool) -> list[Rows]:
+        """Copy out whole rows, up to about `most` values, and move the cursor past them.
+
+        Their space is not free until `release`.
+
+        Args:
+            most: Values to read before stopping at the next row.
+            abandon_pending: The writer is gone: take rows with values that a device has not finished, because it never will, and
+                pass over what cannot be read.
+        """
+        found: list[Rows] = []
+        position = self.cursor.position
+        while True:
+            position = self._read_from(position, most, found, abandon_pending)
+            if not abandon_pending or sum(_values_of(rows) for rows in found) >= most:
+                break
+            following = self._following(position)
+            if following is None:
+                break
+            self.unreadable += max(1, (following - position) // 8 - _ROW_WORDS)
+            position = following
+        self.cursor = Cursor(position, self.cursor.last_time)
+        return found
+
+    def _following(self, position: int) -> int | None:
+        """Where reading can go on behind a position at which there is no whole row; None if nothing was written behind it."""
+        head = self._words[self._head_word]
+        if position == head and self._words[HeaderWord.STATE] != State.OPEN:
+            return None
+        words = np.frombuffer(self._buffer, np.int64, self._size >> 3, self._start)
+        positions = position + np.arange(8, self._size, 8)
+        marks = words[(positions % self._size) >> 3]
+        for index in np.flatnonzero(marks >> LAYOUT_BITS == positions >> 3):
+            following, number = int(positions[index]), int(marks[index]) & _LAYOUT_MASK
+            if number in (WRAP, SKIP):
+                return following
+            entry = self._layouts.find(number)
+            end = following % self._size + (0 if entry is None else entry[0].row_bytes)
+            if entry is not None and end <= self._size and words[(end >> 3) - 1] == marks[index]:
+                return following
+        return head if position < head <= position + self._size else None
+
+    def _read_from(self, position: int, most: int, found: list[Rows], abandon_pending: bool) -> int:
+        """Read whole rows from a position on; returns the position behind them."""
+        values = sum(_values_of(rows) for rows in found)
+        while values < most:
+            offset = self._start + position % self._size
+            mark = self._words[offset >> 3]
+            number = mark & _LAYOUT_MASK
+            if mark >> LAYOUT_BITS != position >> 3:
+                break
+            if number == WRAP:
+                position += self._size - position % self._size
+                continue
+            if number == SKIP:
+                position += self._words[(offset >> 3) + 1]
+                continue
+            entry = self._layouts.find(number)
+            if entry is None:
+                break
+            layout, dtype = entry
+            if self._layouts.measurements[number]:
+                measured = self._measurements(position, offset, max(1, (most - values) // 2), abandon_pending)
+                if not measured:
+                    break
+                found += measured
+                count = sum(len(rows.times) for rows in measured)
+                position += count * _MEASUREMENT_BYTES
+                values += 2 * count
+                continue
+            per_row = len(layout.columns) + 1
+            rows = self._stretch(position, offset, layout, dtype, max(1, (most - values) // per_row))
+            if "D" in layout.codes and not abandon_pending:
+                rows = rows[: _finished(rows, layout)]
+            if len(rows) == 0:
+                break
+            found.append(self._unpack(rows, layout))
+            position += len(rows) * layout.row_bytes
+            values += len(rows) * per_row
+        return position
+
+    def release(self) -> None:
+        """Give the space of everything read so far back to the writer. Call it once the rows are in the spool."""
+        self._words[self._tail_word] = self.cursor.position
+
+    @property
+    def released(self) -> int:
+        """Position up to which the space has been given back."""
+        return self._words[self._tail_word]
+
+    @property
+    def unreleased(self) -> float:
+        """Share of the lane that has been read but not released, from 0 to 1."""
+        return (self.cursor.position - self._words[self._tail_word]) / self._size
+
+    def _stretch(
+        self, position: int, offset: int, layout: Layout, dtype: np.dtype[np.void], most: int
+    ) -> NDArray[np.void]:
+        """A copy of the whole rows of one layout at a position. Looks further and further, so that a mixture of layouts
+        costs little and a long stretch is found in few steps.
+        """
+        size = layout.row_bytes
+        room = min(most, (self._start + self._size - offset) // size)
+        count, look = 0, 16
+        base = position << POSITION_SHIFT | layout.id
+        while count < room:
+            look = min(look, room - count)
+            rows = np.frombuffer(self._buffer, dtype, look, offset + count * size)
+            expected = base + (np.arange(count, count + look, dtype=np.int64) * (size << POSITION_SHIFT))
+            whole = (rows["mark"] == expected) & (rows["end"] == expected)
+            if not whole.all():
+                count += int(whole.argmin())
+                break
+            count += look
+            look *= 4
+        if count and not _STORES_IN_ORDER:
+            Event().wait(_SETTLE)
+        return np.frombuffer(self._buffer, dtype, count, offset).copy()
+
+    def _measurements(self, position: int, offset: int, most: int, abandon_pending: bool) -> list[Rows]:
+        """The whole measurements at a position, by layout. Looks further and further, as `_stretch` does."""
+        room = min(most, (self._start + self._size - offset) // _MEASUREMENT_BYTES)
+        count, look = 0, 16
+        while count < room:
+            look = min(look, room - count)
+            rows = self._words_of(offset + count * _MEASUREMENT_BYTES, look)
+            marks, ends = rows[:, 0], rows[:, -1]
+            expected = (position + np.arange(count, count + look) * _MEASUREMENT_BYTES) >> 3
+            whole = (
+                (marks >> LAYOUT_BITS == expected) & (marks == ends) & self._layouts.measurements[marks & _LAYOUT_MASK]
+            )
+            if not whole.all():
+                count += int(whole.argmin())
+                break
+            count += look
+            look *= 4
+        if count and not _STORES_IN_ORDER:
+            Event().wait(_SETTLE)
+        rows = self._words_of(offset, count).copy()
+        numbers, values = rows[:, 0] & _LAYOUT_MASK, np.ascontiguousarray(rows[:, 3])
+        if not abandon_pending:
+            waiting = self._layouts.deferred[numbers] & (values == PENDING)
+            if waiting.any():
+                rows = rows[: waiting.argmax()]
+                numbers, values = numbers[: len(rows)], values[: len(rows)]
+        if len(rows) == 0:
+            return []
+        times = _unique_times(rows[:, 1], self.cursor.last_time, self._index)
+        self.cursor = Cursor(self.cursor.position, int(times[-1]))
+        order = np.argsort(numbers, kind="stable")
+        firsts = np.flatnonzero(np.diff(numbers[order], prepend=-1))
+        found = []
+        for group in np.split(order, firsts[1:]):
+            entry = self._layouts.find(int(numbers[group[0]]))
+            assert entry is not None
+            layout, words = entry[0], values[group]
+            missing = (words == PENDING) | (words == LOST) if layout.codes == "D" else None
+            column = words if layout.codes == "q" else words.view(np.float64)
+            lost = missing if missing is not None and missing.any() else None
+            found.append(Rows(layout, times[group], rows[group, 2], [column], [lost]))
+        return found
+
+    def _words_of(self, offset: int, count: int) -> NDArray[np.int64]:
+        """So many measurements as words, one a line."""
+        line = _MEASUREMENT_BYTES >> 3
+        return np.frombuffer(self._buffer, np.int64, count * line, offset).reshape(count, line)
+
+    def _unpack(self, rows: NDArray[np.void], layout: Layout) -> Rows:
+        times = _unique_times(rows["time"], self.cursor.last_time, self._index)
+        self.cursor = Cursor(self.cursor.position, int(times[-1]))
+        columns: list[NDArray[np.float64] | NDArray[np.int64]] = []
+        lost: list[NDArray[np.bool_] | None] = []
+        for i, code in enumerate(layout.codes):
+            column = np.ascontiguousarray(rows[f"v{i}"])
+            columns.append(column)
+            if code == "D":
+                words = column.view(np.int64)
+                missing = _in_any_word((words == PENDING) | (words == LOST))
+                lost.append(missing if missing.any() else None)
+            else:
+                lost.append(None)
+        return Rows(layout, times, np.ascontiguousarray(rows["step"]), columns, lost)
+
+
+def _values_of(rows: Rows) -> int:
+    return len(rows.times) * (len(rows.columns) + 1)
+
+
+def _finished(rows: NDArray[np.void], layout: Layout) -> int:
+    """How many of the first rows have all their device values."""
+    waiting = np.zeros(len(rows), np.bool_)
+    for i, code in enumerate(layout.codes):
+        if code == "D":
+            waiting |= _in_any_word(np.ascontiguousarray(rows[f"v{i}"]).view(np.int64) == PENDING)
+    return int(waiting.argmax()) if waiting.any() else len(rows)
+
+
+def _in_any_word(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """From shape (n,) or (n, words) to (n,)."""
+    whole: NDArray[np.bool_] = mask if mask.ndim == 1 else np.logical_or.reduce(mask, axis=1)
+    return whole
+
+
+def _unique_times(times: NDArray[np.int64], last: int, lane: int) -> NDArray[np.uint64]:
+    """Make times unique in the process: ticks of 64 ns, strictly increasing in a lane, with the lane's index in the low bits.
+
+    A clock that was set back makes them advance by one tick a row until it has caught up.
+    """
+    ticks = times // MAX_LANES
+    index = np.arange(len(ticks), dtype=np.int64)
+    ticks = np.maximum.accumulate(np.maximum(ticks, last // MAX_LANES + 1) - index) + index
+    return (ticks * MAX_LANES + lane).astype(np.uint64)

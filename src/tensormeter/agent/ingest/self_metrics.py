@@ -1,0 +1,117 @@
+"""What tensormeter says of itself: what logging costs the process, what was dropped, how far the agent is behind."""
+
+import time
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tensormeter.agent.ingest.batch_processor import BatchMeasurementProcessor
+from tensormeter.otlp.batch import Gauge, Histogram, Series, Sum
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.words import DURATION_BUCKETS, SHORTEST_DURATION_BITS, HeaderWord, LogPath
+
+__all__ = ["SelfMetrics"]
+
+_BOUNDS: Final[NDArray[np.float64]] = np.array(
+    [2**bits / 1e9 for bits in range(SHORTEST_DURATION_BITS, SHORTEST_DURATION_BITS + DURATION_BUCKETS - 1)]
+)
+
+
+class SelfMetrics:
+    """The self-metrics of one process. Used by the agent's main thread; blocks on nothing.
+
+    `tensormeter.log.duration`: histogram of seconds, by `tensormeter.log.path`: of `direct` calls (a known row of plain
+    numbers) one in 64 is timed, of `general` ones each.
+    `tensormeter.rows`: rows that this agent has read.
+    `tensormeter.dropped`: what could not be recorded, by `tensormeter.reason`.
+    `tensormeter.ring.utilization`: largest share of a lane that waits for the spool.
+    `tensormeter.agent.lag`: seconds since the oldest row that waits for the spool was read.
+    `tensormeter.spool.requests`: requests that wait for a receiver.
+    """
+
+    def __init__(self, ring: RingFile, processor: BatchMeasurementProcessor, interval: float) -> None:
+        """
+        Args:
+            ring: The process's ring.
+            processor: Reads it.
+            interval: Seconds between two reports; 0 for none.
+        """
+        self._ring = ring
+        self._processor = processor
+        self._interval = interval
+        self._created = ring.words[HeaderWord.CREATED]
+        self._since = time.time_ns()
+        self._next = time.monotonic() + interval
+
+    def due(self) -> bool:
+        """Whether it is time for a report."""
+        return self._interval > 0 and time.monotonic() >= self._next
+
+    def report(self, pending_requests: int) -> list[Series]:
+        """The present figures, one point each; nothing if reports are off.
+
+        Args:
+            pending_requests: In the spool.
+        """
+        if not self._interval:
+            return []
+        self._next = time.monotonic() + self._interval
+        now = np.array([max(time.time_ns(), self._created + 1)], np.uint64)
+        created, since = np.array([self._created], np.uint64), np.array([self._since], np.uint64)
+        series: list[Series] = []
+        for path in LogPath:
+            total, counts = self._ring.log_durations(path)
+            if sum(counts):
+                none = np.array([np.nan])
+                series.append(
+                    Histogram(
+                        "tensormeter.log.duration",
+                        now,
+                        created,
+                        np.array([sum(counts)], np.uint64),
+                        np.array([total / 1e9]),
+                        none,
+                        none,
+                        _BOUNDS,
+                        np.array([counts], np.uint64),
+                        unit="s",
+                        description="How long log calls took.",
+                        attributes={"tensormeter.log.path": path.name.lower()},
+                    ),
+                )
+        series.append(
+            Sum(
+                "tensormeter.rows",
+                now,
+                np.array([self._processor.rows], np.int64),
+                since,
+                unit="{row}",
+                description="Rows read by the agent.",
+            ),
+        )
+        dropped = self._ring.drops()
+        if self._processor.lost:
+            dropped["device_unfinished"] = dropped.get("device_unfinished", 0) + self._processor.lost
+        for reason, count in dropped.items():
+            series.append(
+                Sum(
+                    "tensormeter.dropped",
+                    now,
+                    np.array([count], np.int64),
+                    created,
+                    unit="{row}",
+                    description="Points that could not be recorded.",
+                    attributes={"tensormeter.reason": reason},
+                ),
+            )
+        gauges = [
+            ("tensormeter.ring.utilization", "1", self._processor.utilization, "Share of the ring that waits."),
+            ("tensormeter.agent.lag", "s", self._processor.lag, "Age of the oldest row that waits for the spool."),
+            ("tensormeter.spool.requests", "{request}", pending_requests, "Requests that wait for a receiver."),
+        ]
+        series += [
+            Gauge(name, now, np.array([value]), unit=unit, description=description)
+            for name, unit, value, description in gauges
+        ]
+        return series

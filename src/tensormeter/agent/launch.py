@@ -1,0 +1,206 @@
+"""Starting the agent, from the training process."""
+
+import contextlib
+import fcntl
+import json
+import os
+import sys
+import tempfile
+import threading
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tensormeter.agent.run_directory.directory import RunDirectory, runs_locked
+from tensormeter.agent.standby import begin_command
+from tensormeter.disk.private import open_file
+from tensormeter.logger import get_logger
+from tensormeter.settings import Settings
+
+if TYPE_CHECKING:
+    from tensormeter.agent.agent import Agent
+
+__all__ = ["agent_command", "ensure_agent", "reap_agents", "replace_agent"]
+
+logger: Final = get_logger("tensormeter")
+
+_INHERITED_LOCK: Final = 3
+_children: set[int] = set()
+_handed_over: set[int] = set()
+"""Locks on their way to an agent. A child that another thread forks now would hold them as long as it lives."""
+
+_warned: list[object] = []
+"""What was said about `sys.executable`, once."""
+
+_thread_agents: "weakref.WeakSet[Agent]" = weakref.WeakSet()
+
+
+def ensure_agent(directory: RunDirectory, settings: Settings) -> bool:
+    """Start an agent for the run unless one holds the lock.
+
+    The lock is taken here and handed to the new process, so that no two agents are ever started at once.
+    The agent gets its own session (Ctrl-C in the trainer's terminal does not reach it) and a fresh interpreter; nothing of
+    the trainer's memory, threads or CUDA context goes with it. Takes a few milliseconds; does not wait for the agent.
+
+    Returns:
+        Whether one was started.
+
+    Raises:
+        OSError: It could not be started.
+    """
+    lock = directory.try_agent_lock()
+    if lock is None:
+        return False
+    _start(directory, settings, lock, log=True)
+    return True
+
+
+def replace_agent(directory: RunDirectory, settings: Settings) -> bool:
+    """Start an agent for a run whose agent seems to be gone, unless one holds the lock.
+
+    Only the lock in shared memory is looked at and handed over, so a disk that hangs makes nothing wait here: the agent takes the
+    other lock, makes the run's directory again if that was deleted, and opens its log. Where there is no shared memory, this
+    blocks for the disk.
+
+    Returns:
+        Whether one was started.
+
+    Raises:
+        OSError, RuntimeError: It could not be started.
+    """
+    try:
+        lock = directory.try_memory_lock()
+    except OSError:
+        if not directory.path.exists():
+            with runs_locked(directory.path.parents[1]):
+                directory.restore()
+        return ensure_agent(directory, settings)
+    if lock is None:
+        return False
+    _start(directory, settings, lock, log=False)
+    return True
+
+
+def _start(directory: RunDirectory, settings: Settings, lock: int, *, log: bool) -> None:
+    """Hand the lock over to a new agent. `log`: whether its log can be opened here."""
+    _handed_over.add(lock)
+    try:
+        if settings.agent == "thread" or not _can_start_python():
+            _start_thread(directory, settings, lock)
+        else:
+            _children.add(_spawn(directory, settings, lock, log=log))
+    finally:
+        _handed_over.discard(lock)
+        os.close(lock)
+
+
+def _can_start_python() -> bool:
+    """Whether `sys.executable` is a Python: embedded and frozen programs have none, or themselves."""
+    executable: object = sys.executable
+    if isinstance(executable, str) and not getattr(sys, "frozen", False) and os.access(executable, os.X_OK):
+        return True
+    if not _warned:
+        _warned.append(executable)
+        logger.warning("the agent is a thread of this process, because sys.executable is no Python: %r", executable)
+    return False
+
+
+def reap_agents(adopted: int = 0) -> None:
+    """Collect the exit status of agents that have ended, so that they do not stay zombies.
+
+    Args:
+        adopted: Process id of an agent that this process has not started, or 0. It is looked at if this is the first process of a
+            container, which gets all processes whose parent is gone.
+    """
+    if adopted and os.getpid() == 1:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(adopted, os.WNOHANG)
+    for pid in list(_children):
+        try:
+            ended, _ = os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            ended = pid
+        if ended:
+            _children.discard(pid)
+
+
+def _spawn(directory: RunDirectory, settings: Settings, lock: int, *, log: bool) -> int:
+    environment = dict(os.environ)
+    environment.pop("TENSORMETER_TOKEN", None)
+    if settings.token:
+        environment["TENSORMETER_TOKEN"] = settings.token  # through the environment: arguments can be seen by everyone
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        environment[variable] = "1"
+    description = _description(directory, settings)
+    output = _output(directory.agent_log if log else None)
+    try:
+        return os.posix_spawn(
+            sys.executable,
+            # The path is for people who look at the list of processes.
+            begin_command(os.fspath(directory.path), str(_INHERITED_LOCK), agent_command(directory.path)),
+            environment,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, description, 0),
+                (os.POSIX_SPAWN_DUP2, output, 1),
+                (os.POSIX_SPAWN_DUP2, output, 2),
+                (os.POSIX_SPAWN_DUP2, lock, _INHERITED_LOCK),
+            ],
+            setsid=True,
+        )
+    finally:
+        os.close(description)
+        os.close(output)
+
+
+def agent_command(path: Path) -> list[str]:
+    """The command line of an agent, without what is for itself alone."""
+    return [sys.executable, "-P", "-m", "tensormeter.agent.agent", os.fspath(path)]
+
+
+def _output(path: Path | None) -> int:
+    """The file of an agent's output: its log, or nothing, if that cannot be opened; then the agent opens it."""
+    if path is not None:
+        with contextlib.suppress(OSError):
+            log = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            try:
+                return fcntl.fcntl(log, fcntl.F_DUPFD_CLOEXEC, _INHERITED_LOCK + 1)
+            finally:
+                os.close(log)
+    nothing = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        return fcntl.fcntl(nothing, fcntl.F_DUPFD_CLOEXEC, _INHERITED_LOCK + 1)
+    finally:
+        os.close(nothing)
+
+
+def _description(directory: RunDirectory, settings: Settings) -> int:
+    """The run and its settings, as a file for the agent's standard input: others might replace `run.json` in the meantime."""
+    document = json.dumps({"directory": directory.to_json(), "settings": settings.to_json()}).encode()
+    with tempfile.TemporaryFile() if not hasattr(os, "memfd_create") else open(os.memfd_create("run"), "w+b") as file:
+        file.write(document)
+        file.seek(0)
+        return fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, _INHERITED_LOCK + 1)
+
+
+def _start_thread(directory: RunDirectory, settings: Settings, lock: int) -> None:
+    from tensormeter.agent.agent import Agent  # NumPy, SQLite and HTTP: only where the thread is wanted
+
+    agent = Agent(directory, settings, os.dup(lock))
+    _thread_agents.add(agent)
+    try:
+        threading.Thread(target=agent.run, name="tensormeter-agent", daemon=True).start()
+    except BaseException:  # RuntimeError: no thread can be started
+        agent.close_lock()
+        raise
+
+
+def _after_fork() -> None:
+    _children.clear()
+    while _handed_over:
+        os.close(_handed_over.pop())
+    for agent in _thread_agents:
+        agent.close_lock()
+    _thread_agents.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,146 @@
+"""The care for an agent, in a process that records.
+
+A thread that records compares words in memory, and no more. If the agent's pulse has stopped, or there is something to report, a
+thread is started that does it and ends: so the process has no thread of ours as long as nothing is wrong, and forks safely.
+That thread looks at the lock in shared memory, and touches the disk only where there is none.
+"""
+
+import threading
+import time
+from typing import Final
+
+from tensormeter.agent.launch import reap_agents, replace_agent
+from tensormeter.agent.run_directory.directory import RunDirectory
+from tensormeter.logger import get_logger
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.words import HeaderWord
+from tensormeter.settings import Settings
+
+__all__ = ["AgentMonitor"]
+
+logger: Final = get_logger("tensormeter")
+
+_INTERVAL: Final = 0.25
+_LONGEST_INTERVAL: Final = 4.0
+"""Seconds between two looks while the pulse has stopped and the lock is held: an agent that is suspended, or just starting."""
+
+_STOPPED: Final = 0.75
+"""Seconds after which a pulse has stopped; an agent makes four a second."""
+
+_START: Final = 5.0
+"""Seconds that an agent may take to its first pulse."""
+
+_LONG: Final = 5.0
+"""Seconds from its start to its last pulse after which an agent has lived long enough to be replaced at once."""
+
+_WORKED: Final = 1.0
+"""The same from the first pulse that was seen on, which leaves out how long it took to start."""
+
+_FIRST_DELAY: Final = 1.0
+_LONGEST_DELAY: Final = 60.0
+
+
+class AgentMonitor:
+    """Sees that a run has an agent. `look` may be called on any thread, also from a signal handler."""
+
+    def __init__(self, run_id: str, directory: RunDirectory, settings: Settings, ring: RingFile) -> None:
+        """
+        Args:
+            run_id: Id of the run, for messages.
+            directory: The run's directory.
+            settings: Settings for another agent.
+            ring: This process's ring, whose header has the pulse.
+        """
+        self._run_id = run_id
+        self._directory = directory
+        self._settings = settings
+        self._ring = ring
+        self._words = ring.words
+        self._next = 0.0
+        self._interval = _INTERVAL
+        self._started = time.monotonic()
+        self._started_here = False
+        self._delay = 0.0
+        self._first_pulse = 0.0
+        self._pid = 0
+        self._reported = 0
+        self._warned: set[str] = set()
+        self._busy = False
+
+    def look(self) -> None:
+        """See to it that there is an agent, without waiting for it. Does nothing but compare words if there is one."""
+        now = time.monotonic()
+        if now < self._next or self._busy or self._settings.agent == "off":
+            return
+        self._next = now + self._interval
+        words = self._words
+        pulse = words[HeaderWord.PULSE] / 1e9
+        stopped = now - pulse > _STOPPED and now - self._started > (_START if pulse < self._started else _STOPPED)
+        if not stopped:
+            self._interval = _INTERVAL
+            if not self._first_pulse and pulse > self._started:
+                self._first_pulse = pulse
+            if not self._pid:
+                self._pid = words[HeaderWord.AGENT_PID]
+            if words[HeaderWord.AGENT_PID] == self._pid and words[HeaderWord.DISK_REPORTS] == self._reported:
+                return
+        self._busy = True
+        try:
+            threading.Thread(target=self._tend, args=(stopped,), name="tensormeter-tend", daemon=True).start()
+        except RuntimeError:  # no thread can be started: not now, or not any more, because the interpreter ends
+            self._busy = False
+            if threading.current_thread() is threading.main_thread() and not threading.main_thread().is_alive():
+                self._tend(stopped)
+
+    def report(self) -> None:
+        """Warn of an agent that was replaced, and of what is wrong with the disk, if that is news. For a thread that may wait."""
+        self._note_successor()
+        number = self._words[HeaderWord.DISK_REPORTS]
+        if number != self._reported:
+            self._reported = number
+            if text := self._ring.disk_report:
+                logger.warning("run %s: %s", self._run_id, text)
+
+    def _tend(self, stopped: bool) -> None:
+        try:
+            self.report()
+            if stopped:
+                self._start()
+        except Exception:  # a thread of ours must not write a traceback to stderr
+            logger.warning("run %s: its agent cannot be looked after", self._run_id, exc_info=True)
+        finally:
+            self._busy = False
+
+    def _note_successor(self) -> None:
+        pid, before = self._words[HeaderWord.AGENT_PID], self._pid
+        reap_agents(before)
+        self._pid = pid
+        if before and pid != before and not self._started_here:
+            logger.warning("the agent of run %s had ended; started another, which goes on where it was", self._run_id)
+        if pid != before:
+            self._started_here = False
+
+    def _start(self) -> None:
+        now, pulse = time.monotonic(), self._words[HeaderWord.PULSE] / 1e9
+        if now < self._started + self._delay:
+            return
+        try:
+            started = replace_agent(self._directory, self._settings)
+        except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
+            self._interval = min(2 * self._interval, _LONGEST_INTERVAL)
+            if str(error) not in self._warned:
+                self._warned.add(str(error))
+                logger.warning(
+                    "no agent for run %s can be started (%s); `tensormeter sync` delivers the run", self._run_id, error
+                )
+            return
+        if not started:
+            self._interval = min(2 * self._interval, _LONGEST_INTERVAL)
+            return
+        # Only an agent that does not live for long is a reason to wait with the next one.
+        worked = pulse - self._started > _LONG or (self._first_pulse and pulse - self._first_pulse > _WORKED)
+        self._delay = 0.0 if worked else min(max(2 * self._delay, _FIRST_DELAY), _LONGEST_DELAY)
+        self._started = now
+        self._first_pulse = 0.0
+        self._started_here = True
+        logger.warning("the agent of run %s had ended; started another, which goes on where it was", self._run_id)

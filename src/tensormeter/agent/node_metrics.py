@@ -1,0 +1,116 @@
+"""Statistics of the node, from the sensors into the spool: one set for each run and node, whatever the number of its ranks."""
+
+import gzip
+import time
+from collections.abc import Collection
+from typing import Final
+
+from tensormeter.agent.ingest.ring_drainer import RingDrainer
+from tensormeter.agent.spool.errors import SpoolDamagedError
+from tensormeter.agent.spool.request import Encoded, Priority
+from tensormeter.agent.spool.spool import Spool
+from tensormeter.errors import SpoolError
+from tensormeter.logger import get_logger
+from tensormeter.otlp.batch import Batch
+from tensormeter.otlp.encode import encode_metrics
+from tensormeter.resource import describe_node
+from tensormeter.ring.words import HeaderWord, State
+from tensormeter.sensors.node import Node
+from tensormeter.sensors.watch import TrainingProcess, Watch
+from tensormeter.settings import Settings
+
+__all__ = ["NodeMetrics"]
+
+logger: Final = get_logger("tensormeter.agent")
+
+_GZIP_LEVEL: Final = 6
+"""Names and attributes come again in every point: these bodies shrink to a twentieth."""
+
+_RETRY_DELAY: Final = 1.0
+_STOP_TIMEOUT: Final = 0.5
+
+
+class NodeMetrics:
+    """Samples while a training process of the run is open on this node. Used by the agent's main thread."""
+
+    def __init__(self, spool: Spool, settings: Settings) -> None:
+        self._spool = spool
+        self._settings = settings
+        self._metrics_to = settings.takers("metrics", settings.exporters)
+        self._watch = Watch(folders=(str(settings.directory),))
+        self._node: Node | None = None
+        self._process = ""
+        self._waiting: Encoded | None = None
+        self._retry_at = 0.0
+
+    def advance(self, drains: Collection[RingDrainer], *, flush: bool) -> bool:
+        """Follow the run's processes, and move what has been sampled towards the spool.
+
+        Before the drains are advanced: the last statistics are then in the spool before the news of the run's end.
+
+        Args:
+            drains: All processes of the run.
+            flush: Do not wait until there is enough for a request.
+
+        Returns:
+            Whether something has come into the spool.
+        """
+        running = [drain for drain in drains if _is_training(drain)]
+        self._watch.processes = tuple(_describe(drain) for drain in running)
+        if self._node is None and running and not flush:
+            self._start(running[0])
+        if self._node is not None and self._waiting is None:
+            over = flush or not running
+            self._encode(self._node.take(flush=over, most_points=self._settings.max_export_batch_size))
+            if over:
+                self._node.stop()
+                self._node = None
+        return self._waiting is not None and self._put(self._waiting)
+
+    def stop(self) -> None:
+        """Sample no more. What is not in the spool yet is lost."""
+        if self._node is not None:
+            self._node.stop(_STOP_TIMEOUT)
+            self._node = None
+
+    def _start(self, drain: RingDrainer) -> None:
+        resource = describe_node(drain.resource)
+        self._process = str(resource["service.instance.id"])
+        settings = self._settings
+        self._node = Node(resource, self._watch, interval=settings.sample_interval, delay=settings.schedule_delay)
+
+    def _encode(self, batch: Batch | None) -> None:
+        if batch is not None:
+            body = gzip.compress(encode_metrics([batch]), _GZIP_LEVEL, mtime=0)
+            self._waiting = Encoded("metrics", body, batch.points, Priority.SYSTEM)
+
+    def _put(self, encoded: Encoded) -> bool:
+        if time.monotonic() < self._retry_at:
+            return False
+        try:
+            self._spool.put([encoded], self._metrics_to, self._process, {}, started=True, ended=True)
+        except SpoolDamagedError:
+            raise
+        except SpoolError as error:
+            if not self._retry_at:
+                logger.error("%s; statistics wait until this is mended", error)
+            self._retry_at = time.monotonic() + _RETRY_DELAY
+            return False
+        self._waiting, self._retry_at = None, 0.0
+        return True
+
+
+def _is_training(drain: RingDrainer) -> bool:
+    """Whether it is a process that the run was begun in, and not over."""
+    return not drain.child and drain.ring.state is State.OPEN and drain.ring.writer_alive()
+
+
+def _describe(drain: RingDrainer) -> TrainingProcess:
+    words = drain.ring.words
+    visible = drain.resource.get("tensormeter.gpu.visible_devices")
+    return TrainingProcess(
+        drain.ring.process,
+        words[HeaderWord.WRITER_PID],
+        words[HeaderWord.CREATED] / 1e9,
+        None if visible is None else str(visible),
+    )

@@ -1,0 +1,90 @@
+"""The agent's pulse: a time in the header of each ring, by which the processes that record see that they have an agent.
+
+They compare two words in memory, so a look costs them nothing, whatever their disks do. It is written on a thread of its own: an
+agent that waits for a disk is alive, and is not to be replaced.
+"""
+
+import contextlib
+import mmap
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from tensormeter.agent.run_directory.directory import RunDirectory
+from tensormeter.disk.private import open_file
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.words import HEADER_BYTES, MAGIC, VERSION, HeaderWord
+
+__all__ = ["Pulse"]
+
+_INTERVAL: Final = 0.25
+_PATIENCE: Final = 5.0
+
+
+class Pulse:
+    """Writes the time into the rings of a run until `stop`. Rings in shared memory are found by the thread itself."""
+
+    def __init__(self, directory: RunDirectory, on_beat: Callable[[], None] = lambda: None) -> None:
+        """
+        Args:
+            directory: The run's directory.
+            on_beat: Called on the thread with each beat. Must not wait for a disk.
+        """
+        self._directory = directory
+        self._on_beat = on_beat
+        self._headers: dict[Path, memoryview] = {}
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="tensormeter-pulse", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread.
+
+        Raises:
+            RuntimeError: No thread can be started.
+        """
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread. Blocks for a moment, or some seconds if a process cannot be started."""
+        self._stopped.set()
+        self._thread.join(_PATIENCE)
+
+    def add(self, ring: RingFile) -> None:
+        """Write into this ring as well: it may be in another place than shared memory."""
+        self._headers.setdefault(ring.path, ring.words)
+
+    def remove(self, ring: RingFile) -> None:
+        """The ring is deleted."""
+        self._headers.pop(ring.path, None)
+
+    def _run(self) -> None:
+        while True:
+            with contextlib.suppress(OSError):
+                self._discover()
+            for words in list(self._headers.values()):
+                words[HeaderWord.AGENT_PID] = os.getpid()
+                words[HeaderWord.PULSE] = time.monotonic_ns()
+            self._on_beat()
+            if self._stopped.wait(_INTERVAL):
+                return
+
+    def _discover(self) -> None:
+        if self._directory.rings == self._directory.rings_on_disk or self._directory.rings_weakness:
+            return
+        for name in self._directory.rings.glob("*.ring"):
+            with contextlib.suppress(OSError):  # it is deleted meanwhile
+                path = name.resolve()
+                if path not in self._headers and (words := _header(path)) is not None:
+                    self._headers.setdefault(path, words)
+
+
+def _header(path: Path) -> memoryview | None:
+    """The words of a ring's header; None if it is no ring of this version."""
+    with open(open_file(path, os.O_RDWR), "r+b") as file:
+        if os.fstat(file.fileno()).st_size < HEADER_BYTES:
+            return None
+        words = memoryview(mmap.mmap(file.fileno(), HEADER_BYTES)).cast("q")
+    return words if words[HeaderWord.MAGIC] == MAGIC and words[HeaderWord.VERSION] == VERSION else None

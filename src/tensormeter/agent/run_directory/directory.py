@@ -1,0 +1,480 @@
+"""Run directories: where a run keeps, on one node, what is not delivered yet.
+
+::
+
+    <settings.directory>/runs/
+        .lock                     held for moments, while runs come and go
+        <run id>@<host>/
+            run.json              what the run is called, where its rings are, where it wants to be delivered
+            agent.lock            held by the agent for as long as it lives; holds its process id
+            agent.log
+            spool.sqlite
+
+Rings lie in `settings.buffer_directory` (shared memory), or in the run directory where there is none.
+Folders are private (0700), and so are files (0600). The directory is deleted when everything in it has been delivered.
+
+A folder with a spool or rings is a run, also if its `run.json` is missing or damaged: its id and host are the folder's name, the spool
+knows the rest, and it is delivered like a run in doubt.
+
+A run directory that others could have put there, or that a command was given by its path, is in doubt: it is data only. Of its
+`run.json` the identity of the run is used and the temporality of its sums; every other setting is the caller's.
+"""
+
+import contextlib
+import functools
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+from tensormeter.agent.run_directory.description import (
+    RefusedRunError,
+    check_contents,
+    describe_folder,
+    encode_description,
+    read_description,
+)
+from tensormeter.agent.run_directory.removal import REMOVED, remove_rings, remove_run
+from tensormeter.agent.run_directory.shared_memory import make_private_directory
+from tensormeter.disk.file_locks import locked, try_lock
+from tensormeter.disk.private import fault, make_directory, tighten_contents, tighten_directory, weakness, write_file
+from tensormeter.errors import SettingsError, SpoolError
+from tensormeter.settings import Settings
+
+__all__ = ["RunDirectory", "find_runs", "list_runs", "runs_locked"]
+
+_BELIEVED: Final = ("project", "run_id", "name", "temporality")
+"""Settings that are used of a run.json in doubt: they say which run it is, and how its rows are to be read."""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """One run's directory on this node.
+
+    Attributes:
+        path: The directory.
+        rings: Where the ring files are.
+        run: The contents of `run.json`: run_id, name, host, created (nanoseconds), and the settings of the process that
+            came last, without secrets.
+        doubt: Why the settings in `run` are not used, as a phrase; "" if they are.
+        damage: What is wrong with `run.json`, as a phrase; "" if nothing is.
+    """
+
+    path: Path
+    rings: Path
+    run: dict[str, Any]
+    doubt: str = ""
+    damage: str = ""
+
+    @classmethod
+    def create(cls, settings: Settings, run_id: str, name: str) -> "RunDirectory":
+        """Make the directories, or find those that another rank made. Call it while holding `runs_locked`.
+
+        Raises:
+            OSError: They cannot be made, or are another user's.
+        """
+        host = socket.gethostname().replace("/", "-")
+        path = settings.directory / "runs" / f"{run_id}@{host}"
+        _make_runs_directory(settings.directory)
+        for removed in path.parent.glob(f"{REMOVED}*"):
+            shutil.rmtree(removed, ignore_errors=True)
+        run: dict[str, Any] = {
+            "version": 1,
+            "run_id": run_id,
+            "name": name,
+            "host": host,
+            "created": time.time_ns(),
+            "rings": str(_ring_directory(settings.buffer_directory, path)),
+            "settings": settings.to_json(),
+        }
+        directory = cls(path, Path(str(run["rings"])), run)
+        try:
+            directory.restore()
+        except OSError:
+            with contextlib.suppress(OSError):
+                path.rmdir()  # if nothing is in it: the run is kept elsewhere
+            raise
+        return directory
+
+    @classmethod
+    def open(cls, path: Path, *, given: bool = False) -> "RunDirectory":
+        """Read an existing directory.
+
+        Args:
+            path: The directory.
+            given: Whether a command was given it by its path, so that it may have come from anywhere.
+
+        Raises:
+            RefusedRunError: A run directory with something in it that no run makes, such as a link.
+            SpoolError: Not a run directory.
+        """
+        if (path / "run.json").is_symlink():
+            raise RefusedRunError(f"{path / 'run.json'} is a link, which no run makes; remove it")
+        damage = ""
+        try:
+            run, owner, matches = read_description(path)
+            if not matches:
+                damage = "its run.json does not match its checksum (if you have edited it, remove the checksum)"
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
+            if not _holds_data(path):
+                raise SpoolError(f"{path} is not a run directory: {error}") from error
+            if isinstance(error, PermissionError):
+                raise RefusedRunError(f"its run.json cannot be read: {error}") from error
+            missing = isinstance(error, FileNotFoundError)
+            damage = "it has no run.json" if missing else f"its run.json cannot be read ({_first_words(error)})"
+            try:
+                run, owner = describe_folder(path), path.stat().st_uid
+            except ValueError:
+                raise RefusedRunError(
+                    f"{damage}, and the folder's name is not that of a run; rename it to RUN_ID@HOST"
+                ) from error
+        weak = weakness(path)
+        if not weak and owner not in (0, os.geteuid()):
+            weak = f"run.json belongs to user {owner}"
+        doubt = weak or ("the folder was given by its path" if given and not damage else damage)
+        if doubt:
+            check_contents(path)
+        buffer = run["settings"].get("buffer_directory")
+        if doubt or not isinstance(buffer, str | None):
+            buffer = Settings().buffer_directory
+        place = path.absolute() if weak else _place_when_made(path, run)
+        return cls(path, _ring_directory(None if buffer is None else Path(buffer), place), run, doubt, damage)
+
+    def restore(self) -> None:
+        """Make the directory, and its description, if they are not there. Call it while holding `runs_locked`.
+
+        Raises:
+            OSError: They cannot be made, or are another user's.
+        """
+        make_directory(self.path)
+        tighten_directory(self.path)
+        tighten_contents(self.path)
+        write_file(self.path / "run.json", encode_description(self.run))
+
+    def settings(self, caller: Settings | None = None) -> Settings:
+        """The settings to deliver with; `directory` is as it is now: the run may have been moved, or copied from another
+        machine.
+
+        Args:
+            caller: Settings of this process; from its environment if None. They are used if the directory is in doubt, and
+                otherwise the run's, with secrets from this process's environment. Where `run.json` is damaged, what it says
+                counts only where it is valid.
+
+        Raises:
+            SettingsError: They were written by a version with other rules.
+        """
+        written: dict[str, Any] = self.run["settings"]
+        here = {"directory": os.fspath(self.path.parents[1])}
+        if not self.doubt:
+            try:
+                return Settings.from_json(written | here)
+            except TypeError as error:
+                raise SettingsError(f"{self.path / 'run.json'}: its settings cannot be used: {error}") from None
+        settings = (caller or Settings()).replace(**here)
+        for name in _BELIEVED:
+            if not self.damage and name in written:
+                settings = settings.replace(**{name: written[name]})
+            elif isinstance(written.get(name), str):
+                # One flipped bit must not keep the run from being delivered.
+                with contextlib.suppress(SettingsError):
+                    settings = settings.replace(**{name: written[name]})
+        return settings
+
+    def to_json(self) -> dict[str, Any]:
+        """What an agent that is started needs to know, for `from_json`: it believes what it is given, not what is on disk."""
+        return {"path": os.fspath(self.path), "rings": os.fspath(self.rings), "run": self.run}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "RunDirectory":
+        """The inverse of `to_json`."""
+        return cls(Path(values["path"]), Path(values["rings"]), values["run"])
+
+    def siblings_locked(self) -> AbstractContextManager[None]:
+        """`runs_locked` for the place where this run directory is.
+
+        Raises:
+            OSError: The file of the lock cannot be made.
+        """
+        return locked(self.path.parent / ".lock")
+
+    @property
+    def spool(self) -> Path:
+        return self.path / "spool.sqlite"
+
+    @property
+    def agent_log(self) -> Path:
+        return self.path / "agent.log"
+
+    def ring_files(self) -> list[Path]:
+        """The rings that are there now, whole ones only, without those in a place that others can write to."""
+        found: list[Path] = []
+        for folder in dict.fromkeys(self.ring_folders):
+            if folder != self.rings_on_disk and (fault(folder.parent) or fault(folder)):
+                continue
+            with contextlib.suppress(OSError), os.scandir(folder) as entries:
+                found += [
+                    Path(entry.path) for entry in entries if entry.name.endswith(".ring") and not entry.is_symlink()
+                ]
+        return sorted(found)
+
+    @property
+    def rings_weakness(self) -> str:
+        """Why the place in shared memory is left alone; "" if it is not, or not there."""
+        if self.rings == self.rings_on_disk:
+            return ""
+        return fault(self.rings.parent) or fault(self.rings)
+
+    @property
+    def unread_rings(self) -> str:
+        """Which rings of this run are there and not read, and what to do; "" if there are none."""
+        weak = self.rings_weakness
+        if weak and any(_owner(path) == os.geteuid() for path in self.rings.glob("*.ring")):
+            return (
+                f"points of it are in {self.rings}, which is not read: {weak}; if they are its own, run chmod 700 on it"
+            )
+        written = Path(self.run["rings"] or self.rings)
+        same_run = written.name == _ring_name(_place_when_made(self.path, self.run))
+        if self.doubt and same_run and written != self.rings and any(written.glob("*.ring")):
+            return (
+                f"points of it are in {written}, which is not read: "
+                f"set TENSORMETER_BUFFER_DIR to {written.parent.parent}, and run this as the user who recorded it"
+            )
+        return ""
+
+    def make_ring_directory(self, folder: Path | None = None) -> None:
+        """Make one of `ring_folders`; the place in shared memory if None.
+
+        Raises:
+            OSError: It cannot be made, or others can write to it.
+        """
+        folder = folder or self.rings
+        if folder == self.rings_on_disk:
+            make_directory(folder)
+            return
+        make_private_directory(folder.parent)
+        make_private_directory(folder)
+
+    def remove_ring_directory(self) -> None:
+        """Delete the place in shared memory if no ring is in it. Call it while holding `runs_locked`."""
+        with contextlib.suppress(OSError):
+            if self.memory_lock is not None and os.listdir(self.rings) == [self.memory_lock.name]:
+                self.memory_lock.unlink()
+            self.rings.rmdir()
+        for folder in self.ring_folders[2:]:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+    @functools.cached_property
+    def ring_folders(self) -> list[Path]:
+        """Where rings of the run may be: the place in shared memory, the run directory, and others for those that cannot be
+        mapped in either.
+        """
+        name = (
+            _ring_name(_place_when_made(self.path, self.run)) if self.rings == self.rings_on_disk else self.rings.name
+        )
+        others = [
+            place / f"tensormeter-{os.getuid()}" / name
+            for place in (Path("/dev/shm"), Path(tempfile.gettempdir()))  # noqa: S108 - its folder is private (0700)
+            if place.is_dir()
+        ]
+        return [self.rings, self.rings_on_disk, *(other for other in others if other != self.rings)]
+
+    @property
+    def rings_on_disk(self) -> Path:
+        """Where rings go that do not fit `rings`."""
+        return self.path / "rings"
+
+    @property
+    def memory(self) -> Path:
+        """The folder in shared memory that is the run's own; among the temporary files where there is no shared memory."""
+        return self.rings if self.rings != self.rings_on_disk else self.ring_folders[2]
+
+    @property
+    def agent_lock(self) -> Path:
+        return self.path / "agent.lock"
+
+    @property
+    def memory_lock(self) -> Path | None:
+        """The agent's second lock, in shared memory, where no disk can make it wait; None where there is none."""
+        return None if self.rings == self.rings_on_disk else self.rings / "agent.lock"
+
+    def try_agent_lock(self) -> int | None:
+        """Take the agent's lock if nobody holds it.
+
+        Returns:
+            A descriptor whose open file description holds the lock, also over exec in a child that inherits it; or None.
+        """
+        return try_lock(self.agent_lock)
+
+    def try_memory_lock(self) -> int | None:
+        """As `try_agent_lock`, for the lock in shared memory.
+
+        Raises:
+            OSError: There is no such place, or others can write to it.
+        """
+        if self.memory_lock is None:
+            raise FileNotFoundError("there is no shared memory")
+        if weak := self.rings_weakness:
+            raise PermissionError(weak)
+        return try_lock(self.memory_lock)
+
+    def agent_pid(self) -> int | None:
+        """Process id of the agent that holds the lock; None if it is a thread of another process, or just starting."""
+        for path in (self.agent_lock, self.memory_lock):
+            if path is not None and (path == self.agent_lock or not self.rings_weakness):
+                with contextlib.suppress(OSError, ValueError):
+                    return int(path.read_text())
+        return None
+
+    def remove(self) -> None:
+        """Delete the directory. Call it while holding `runs_locked` and the agent's lock, when there are no rings.
+
+        Raises:
+            OSError: It cannot be deleted.
+        """
+        if self.rings != self.rings_on_disk:
+            remove_rings(self.rings)
+        usual = self.path == _place(self.path.parents[1], self.run)
+        remove_run(self.path, whole=usual and not self.doubt and not weakness(self.path))
+
+
+def list_runs(directory: Path) -> list[RunDirectory]:
+    """Every run directory below `settings.directory`, the oldest first; what is not one is left out.
+
+    A folder that holds run directories, and a run directory itself, will do as well.
+    """
+    return find_runs(directory)[0]
+
+
+def find_runs(
+    directory: Path, *, given: bool = False, foreign: bool = True
+) -> tuple[list[RunDirectory], list[tuple[Path, str]]]:
+    """As `list_runs`, with what is left alone.
+
+    Args:
+        directory: As for `list_runs`.
+        given: As for `RunDirectory.open`.
+        foreign: Whether runs in doubt are listed.
+
+    Returns:
+        The runs, and for each folder that is left alone its path and the reason.
+    """
+    runs: list[RunDirectory] = []
+    refused: list[tuple[Path, str]] = []
+    if not foreign and (reason := weakness(directory / "runs")):
+        return [], [(directory, reason)]
+    if given:
+        directory = directory.resolve()
+    for path in [directory, *_folders(directory, refused), *_folders(directory / "runs", refused)]:
+        try:
+            if given and path.resolve() != path:
+                raise RefusedRunError(f"{path} is a link, or leads through one; give the folder itself")
+            run = RunDirectory.open(path, given=given)
+            if run.doubt and not foreign:
+                raise RefusedRunError(f"{run.doubt}; `tensormeter sync` delivers it" if run.damage else run.doubt)
+        except RefusedRunError as error:
+            refused.append((path, str(error)))
+        except PermissionError as error:
+            refused.append((path, f"it cannot be read: {error.strerror}"))
+        except (SpoolError, OSError):  # OSError: it has just been removed
+            continue
+        else:
+            runs.append(run)
+    return sorted(runs, key=lambda run: run.run["created"]), refused
+
+
+@contextlib.contextmanager
+def runs_locked(directory: Path, patience: float = 5.0) -> Iterator[None]:
+    """Keep runs below a `settings.directory` from coming or going on this node meanwhile.
+
+    Args:
+        directory: The `settings.directory`.
+        patience: As for `locked`.
+
+    Raises:
+        OSError: The directory cannot be made, or files cannot be locked there.
+    """
+    _make_runs_directory(directory)
+    with locked(directory / "runs" / ".lock", patience):
+        yield
+
+
+def _folders(directory: Path, refused: list[tuple[Path, str]]) -> list[Path]:
+    """The folders in a directory that may be runs. One that cannot be read is `refused`."""
+    try:
+        with os.scandir(directory) as entries:
+            return sorted(Path(entry.path) for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        refused.append((directory, f"it cannot be read: {error.strerror}"))
+        return []
+
+
+def _holds_data(path: Path) -> bool:
+    """Whether there is something of a run in a folder, whatever its `run.json` is.
+
+    Raises:
+        OSError: The folder cannot be read.
+    """
+    with os.scandir(path) as entries:
+        names = [entry.name for entry in entries]
+    if any(name == "reserve" or name.startswith("spool.sqlite") for name in names):
+        return True
+    rings = {path / "rings"}
+    with contextlib.suppress(SettingsError):
+        rings.add(_ring_directory(Settings().buffer_directory, path.absolute()))
+    return "@" in path.name and any(any(folder.glob("*.ring")) for folder in rings)
+
+
+def _first_words(error: Exception) -> str:
+    text = f"{type(error).__name__}: {error}"
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def _make_runs_directory(directory: Path) -> None:
+    """Make the folder that holds the runs, for this user alone; and so its parent, if nothing else is in there."""
+    runs = directory / "runs"
+    make_directory(runs)
+    tighten_directory(runs)
+    status = directory.stat()
+    if status.st_mode & 0o077 and status.st_uid == os.geteuid() and os.listdir(directory) == ["runs"]:
+        tighten_directory(directory)
+
+
+def _owner(path: Path) -> int | None:
+    try:
+        return path.lstat().st_uid
+    except OSError:
+        return None
+
+
+def _place(directory: Path, run: dict[str, Any]) -> Path:
+    return directory / "runs" / f"{run['run_id']}@{run['host']}"
+
+
+def _place_when_made(path: Path, run: dict[str, Any]) -> Path:
+    """The path by which the ring directory is named: as the run spelled it, if that is this folder, or has been moved here."""
+    written = run["settings"].get("directory")
+    made = _place(Path(written), run) if isinstance(written, str) else path
+    with contextlib.suppress(OSError):
+        if not os.path.lexists(made) or made.samefile(path):
+            return made
+    return path.absolute()
+
+
+def _ring_directory(buffer: Path | None, path: Path) -> Path:
+    if buffer is None:
+        return path / "rings"
+    return buffer / f"tensormeter-{os.getuid()}" / _ring_name(path)
+
+
+def _ring_name(path: Path) -> str:
+    return f"{path.name}-{sha256(os.fsencode(path)).hexdigest()[:12]}"

@@ -1,0 +1,1 @@
+"""The spool: encoded requests on disk until every destination has acknowledged them."""

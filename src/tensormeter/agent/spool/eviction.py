@@ -1,0 +1,114 @@
+"""What a full spool gives up, and in which order.
+
+First what receivers have accepted and only their disks do not have yet, which is no loss. Then what was rejected and is only
+kept for people, then statistics of the system, then media, the oldest of each first.
+Then scalars are thinned: the history loses every second row, evenly, again and again.
+When nothing but the last value of each series is left of it, old requests are joined into one with the latest of those.
+The configuration, how the run began and ended, and the last value of every series stay, even if that is more than the limit.
+"""
+
+import gzip
+import sqlite3
+import uuid
+import zlib
+from typing import Final
+
+from google.protobuf.message import DecodeError
+
+from tensormeter.agent.spool.request import Priority, checksum, seal
+from tensormeter.agent.spool.request_editing import condensed, thinned
+from tensormeter.agent.spool.retained import give_up_kept
+
+__all__ = ["sacrifice"]
+
+_AT_THE_FLOOR: Final = 1000
+"""Value of `thinned` when there is nothing left to thin."""
+
+_JOINED: Final = 64
+"""Requests that are joined into one at a time."""
+
+_UNREADABLE: Final = (OSError, EOFError, zlib.error, DecodeError, gzip.BadGzipFile)
+
+
+def sacrifice(database: sqlite3.Connection) -> tuple[str, int] | None:
+    """Give something up. To be called in a transaction.
+
+    Returns:
+        Why it was, and how many items it was; None if there is nothing left that may be given up.
+    """
+    if give_up_kept(database):
+        return "accepted", 0  # nothing is lost, unless the receiver loses its power now
+    if database.execute(
+        "UPDATE quarantine SET body = x'' WHERE number = (SELECT min(number) FROM quarantine WHERE length(body) > 0)"
+    ).rowcount:
+        return "rejected", 0  # counted before
+    for priority, reason in ((Priority.SYSTEM, "spool_full_system"), (Priority.MEDIA, "spool_full_media")):
+        found = database.execute(
+            "DELETE FROM request WHERE sequence = (SELECT min(sequence) FROM request WHERE priority = ?) RETURNING items",
+            (priority,),
+        ).fetchone()
+        if found is not None:
+            return reason, found[0]
+    return _thin(database) or _join(database)
+
+
+def _thin(database: sqlite3.Connection) -> tuple[str, int] | None:
+    found = database.execute(
+        "SELECT sequence, thinned, body FROM request WHERE priority = ? AND thinned < ? ORDER BY thinned, sequence LIMIT 1",
+        (Priority.SCALARS, _AT_THE_FLOOR),
+    ).fetchone()
+    if found is None:
+        return None
+    sequence, times, body = found
+    try:
+        smaller, items, lost = thinned(body)
+    except _UNREADABLE:
+        lost = _items(database, sequence)
+        database.execute("DELETE FROM request WHERE sequence = ?", (sequence,))
+        return "damaged", lost
+    _replace(database, sequence, smaller, items, times + 1 if lost else _AT_THE_FLOOR)
+    return "spool_full_scalars", lost
+
+
+def _join(database: sqlite3.Connection) -> tuple[str, int] | None:
+    """Join the oldest requests that are pending for the same destinations."""
+    rows = database.execute(
+        "SELECT sequence, body, (SELECT group_concat(destination) FROM pending WHERE pending.sequence = request.sequence) "
+        "FROM request WHERE priority = ? ORDER BY sequence LIMIT ?",
+        (Priority.SCALARS, 4 * _JOINED),
+    ).fetchall()
+    groups: dict[str, list[tuple[int, bytes]]] = {}
+    for sequence, body, destinations in rows:
+        groups.setdefault(destinations, []).append((sequence, body))
+    group = max(groups.values(), key=len, default=[])[:_JOINED]
+    if len(group) < 2:
+        return None
+    try:
+        smaller, items, lost = condensed([body for _, body in group])
+    except _UNREADABLE:
+        lost = sum(_items(database, sequence) for sequence, _ in group)
+        database.executemany("DELETE FROM request WHERE sequence = ?", [(sequence,) for sequence, _ in group])
+        return "damaged", lost
+    database.executemany("DELETE FROM request WHERE sequence = ?", [(sequence,) for sequence, _ in group[:-1]])
+    _replace(database, group[-1][0], smaller, items, _AT_THE_FLOOR)
+    return "spool_full_scalars", lost
+
+
+def _replace(database: sqlite3.Connection, sequence: int, body: bytes, items: int, times: int) -> None:
+    # Another id: a receiver that has the whole request already, and whose answer was lost, must not take this for it.
+    batch = uuid.uuid4().hex
+    database.execute(
+        "UPDATE request SET id = ?, items = ?, thinned = ?, checksum = ?, body = ? WHERE sequence = ?",
+        (batch, items, times, checksum(batch, "metrics", items, body), body, sequence),
+    )
+    rows = database.execute("SELECT destination, retried FROM pending WHERE sequence = ?", (sequence,)).fetchall()
+    database.executemany(
+        "UPDATE pending SET items = ?, checksum = ? WHERE destination = ? AND sequence = ?",
+        [(items, seal(to, sequence, items, retried), to, sequence) for to, retried in rows],
+    )
+
+
+def _items(database: sqlite3.Connection, sequence: int) -> int:
+    """How many items a damaged request held."""
+    found = database.execute("SELECT max(items) FROM pending WHERE sequence = ?", (sequence,)).fetchone()[0]
+    return found if isinstance(found, int) and found > 0 else 1

@@ -1,0 +1,116 @@
+"""Reports of losses: what an event told a receiver, or has to tell it, about what will never arrive.
+
+The event that ends a process is encoded when the process ends. What the spool loses afterwards (to damage, or because a receiver
+leaves something out) is reported by one more event of that process, once everything else is delivered. Each event replaces the
+counts of the one before, so reports of one process never add up.
+"""
+
+import gzip
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+
+from tensormeter.agent.spool.request import Encoded, Priority
+from tensormeter.conventions.unicode_names import as_unicode
+from tensormeter.exporter import Request
+from tensormeter.otlp.batch import Event
+from tensormeter.otlp.encode import encode_events
+
+__all__ = ["Report", "anonymous", "described_in", "due", "encode_report", "untold"]
+
+_NAMESPACE: Final = uuid.UUID("b1f3d0a2-5f57-5d0e-8f0c-3f7a0e6a9c55")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one process reports.
+
+    Attributes:
+        process: Its id.
+        resource: Its resource: the source of its events.
+        dropped: What the process itself could not record, by reason.
+        told: What the spool has lost, by reason, as far as this process reports it.
+    """
+
+    process: str
+    resource: Mapping[str, Any]
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    told: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Both added up: what an event says."""
+        counts = dict(self.dropped)
+        for reason, count in self.told.items():
+            counts[reason] = counts.get(reason, 0) + count
+        return counts
+
+
+def untold(process: str, reports: Sequence[Report], losses: Mapping[str, int]) -> dict[str, int]:
+    """Losses of the spool, by reason, that no other process has reported: those that this one reports.
+
+    Args:
+        process: Id of the process.
+        reports: What all processes have reported.
+        losses: Losses of the spool.
+    """
+    left = dict(losses)
+    for report in reports:
+        if report.process != process:
+            for reason, count in report.told.items():
+                left[reason] = left.get(reason, 0) - count
+    return {reason: count for reason, count in left.items() if count > 0}
+
+
+def due(reports: Sequence[Report], losses: Mapping[str, int]) -> Report | None:
+    """The report that has to be made so that receivers know all losses; None if they do. The last process makes it.
+
+    Args:
+        reports: What has been reported, the last one last; not empty.
+        losses: Losses of the spool.
+    """
+    speaker = reports[-1]
+    told = untold(speaker.process, reports, losses)
+    return None if told == speaker.told else replace(speaker, told=told)
+
+
+def anonymous(project: str, run_id: str, name: str, host: str) -> Report:
+    """An empty report for a run whose processes the spool does not know any more. Its process is the same each time."""
+    process = uuid.uuid5(_NAMESPACE, as_unicode(f"{project}/{run_id}/{host}")).hex
+    resource = {
+        "host.name": host,
+        "service.name": project,
+        "service.instance.id": process,
+        "tensormeter.process.kind": "node",
+        "tensormeter.run.id": run_id,
+        "tensormeter.run.name": name,
+    }
+    return Report(process, resource)
+
+
+def described_in(request: Request, host: str) -> Report | None:
+    """An empty report for the run that a request is of; None if its body cannot be read."""
+    try:
+        body = gzip.decompress(request.body)
+        if request.signal == "logs":
+            resource = ExportLogsServiceRequest.FromString(body).resource_logs[0].resource
+        else:
+            resource = ExportMetricsServiceRequest.FromString(body).resource_metrics[0].resource
+    except Exception:  # whatever a damaged body makes of protobuf
+        return None
+    found = {item.key: item.value.string_value for item in resource.attributes}
+    run_id = found.get("tensormeter.run.id", "")
+    name = found.get("tensormeter.run.name", run_id)
+    return anonymous(found.get("service.name", ""), run_id, name, found.get("host.name", host))
+
+
+def encode_report(report: Report) -> Encoded:
+    """The event: a heartbeat, which changes nothing about the run's state, of a process that has ended."""
+    event = Event("tensormeter.run.heartbeat", time.time_ns(), {"state": "ended", "dropped": report.counts})
+    body = gzip.compress(encode_events(report.resource, [event]), 1, mtime=0)
+    return Encoded("logs", body, 1, Priority.ESSENTIAL)

@@ -1,0 +1,235 @@
+"""A spool in shared memory, while the disk fails.
+
+When the disk refuses for some seconds, the agent copies what waits there into a spool in shared memory, works with that one, and
+goes back when the disk works: what is left is moved into the spool on the disk then, in one transaction. Both spools may be there
+when an agent is killed; the next one finds both. Requests keep their ids all the way, so none is stored twice.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from tensormeter.agent.run_directory.directory import RunDirectory
+from tensormeter.agent.spool.errors import ERRORS, named
+from tensormeter.agent.spool.request import seal
+from tensormeter.agent.spool.schema import SEALED
+from tensormeter.agent.spool.spool import Spool
+from tensormeter.disk.private import fault
+from tensormeter.errors import SpoolError
+from tensormeter.logger import get_logger
+
+__all__ = ["MAX_BYTES", "Refuge", "works"]
+
+logger: Final = get_logger("tensormeter.agent")
+
+MAX_BYTES: Final = 64 << 20
+"""Size of a spool that is kept in memory, at most."""
+
+_MOST_COPIED: Final = MAX_BYTES // 2
+"""Bytes of waiting requests that are copied from the disk; the others wait there until it works again."""
+
+_NOTE: Final = ("", "refuge")
+"""Key in the table `aggregate`, in which no process has an empty name: which requests were copied here, or moved from where."""
+
+_TRIAL: Final = ("", "trial")
+_TRIAL_BYTES: Final = 64 << 10
+
+_REQUEST: Final = "id, signal, items, priority, thinned, checksum, body"
+
+
+class Refuge:
+    """The place in shared memory for one run. Used by the agent's main thread."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self._directory = directory
+        self._folder = directory.memory
+
+    @property
+    def spool(self) -> Path:
+        """The path of its spool."""
+        return self._folder / "spool.sqlite"
+
+    def exists(self) -> bool:
+        """Whether something of this user is kept there."""
+        return not fault(self._folder.parent) and not fault(self._folder) and os.path.lexists(self.spool)
+
+    def open(self, disk: Spool | None, max_bytes: int) -> Spool:
+        """Open its spool; if there is none, make it, and copy what waits on the disk, as far as that can be read.
+
+        Args:
+            disk: The spool on the disk, if it is open.
+            max_bytes: As for `Spool`; not more than `MAX_BYTES`.
+
+        Raises:
+            OSError: Its folder cannot be made.
+            SpoolError: It cannot be opened.
+        """
+        self._directory.make_ring_directory(self._folder)
+        is_new = not self.exists()
+        spool = Spool(self.spool, durability="none", max_bytes=min(max_bytes, MAX_BYTES))
+        try:
+            if is_new:
+                self._fill(spool, disk)
+            spool.elsewhere = self._note(spool).get("left", 0)
+        except BaseException:
+            spool.close()
+            raise
+        return spool
+
+    def give_back(self, disk: Spool) -> None:
+        """Move what is kept here into the spool on the disk, and delete the rest. Does nothing if nothing is kept here.
+
+        Raises:
+            SpoolError: The disk refuses.
+        """
+        if not self.exists():
+            return
+        spool = Spool(self.spool, durability="none")
+        try:
+            note = self._note(spool)
+            self._copy_states(self._folder, self._directory.path)
+            with disk.transaction():
+                if self._note(disk).get("id") != note.get("id", ""):
+                    _move(spool, disk, note)
+        except ERRORS as error:
+            raise named(error, f"cannot move {self.spool} to the disk", self.spool) from error
+        finally:
+            spool.close()
+        self.remove()
+
+    def remove(self) -> None:
+        """Delete what is kept here."""
+        for path in self._folder.glob("spool.sqlite*"):
+            path.unlink(missing_ok=True)
+        (self._folder / "reserve").unlink(missing_ok=True)
+        shutil.rmtree(self._folder / "exporters", ignore_errors=True)  # follows no links
+
+    def _fill(self, spool: Spool, disk: Spool | None) -> None:
+        note: dict[str, Any] = {"id": uuid.uuid4().hex, "copied": [], "left": 0}
+        with spool.transaction():
+            try:
+                if disk is not None:
+                    _copy(disk, spool, note)
+            except (*ERRORS, SpoolError) as error:
+                logger.warning("what waits on the disk cannot be read now: %s", error)
+                assert disk is not None
+                _copy_recent(disk, spool, note)
+            losses = disk.last_losses if disk is not None else {}
+            _insert(spool, "IGNORE", "loss", [(reason, items, 0) for reason, items in losses.items()])
+            _insert(spool, "REPLACE", "aggregate", [(*_NOTE, json.dumps(note))])
+        self._copy_states(self._directory.path, self._folder)
+
+    def _note(self, spool: Spool) -> dict[str, Any]:
+        state = spool.aggregates(_NOTE[0]).get(_NOTE[1], "{}")
+        with contextlib.suppress(ValueError):
+            note = json.loads(state)
+            if isinstance(note, dict):
+                return note
+        return {}
+
+    def _copy_states(self, source: Path, target: Path) -> None:
+        """The state of destinations, such as which parts of a request are delivered."""
+        with contextlib.suppress(OSError, shutil.Error):
+            shutil.copytree(source / "exporters", target / "exporters", symlinks=True, dirs_exist_ok=True)
+
+
+def works(path: Path) -> bool:
+    """Whether a spool can be opened and written to. Blocks for the disk."""
+    try:
+        spool = Spool(path)
+        try:
+            with spool.transaction():
+                _insert(spool, "REPLACE", "aggregate", [(*_TRIAL, "x" * _TRIAL_BYTES)])
+            with spool.transaction():
+                _execute(spool, "DELETE FROM aggregate WHERE process = ? AND stream = ?", [_TRIAL])
+        finally:
+            spool.close()
+    except SpoolError:
+        return False
+    return True
+
+
+def _copy(disk: Spool, memory: Spool, note: dict[str, Any]) -> None:
+    """Copy positions, states, and the oldest requests that wait."""
+    # Everything is read before anything is written: the disk may fail in between.
+    tables = {table: _rows(disk, table) for table in ("cursor", "process", "aggregate", "loss", "report", "origin")}
+    requests, size = [], 0
+    for (sequence,) in disk._fetch_all("SELECT DISTINCT sequence FROM pending ORDER BY sequence"):
+        found = disk._fetch(f"SELECT sequence, {_REQUEST} FROM request WHERE sequence = ?", sequence)
+        if found is None:
+            continue
+        size += len(found[-1])
+        if size > _MOST_COPIED:
+            break
+        requests.append(found)
+    copied = {row[0] for row in requests}
+    pending, kept = _rows(disk, "pending"), _rows(disk, "kept")
+    for table, content in tables.items():
+        _insert(memory, "REPLACE", table, content)
+    _execute(memory, f"INSERT INTO request (sequence, {_REQUEST}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", requests)
+    _insert(memory, "ABORT", "pending", [row for row in pending if row[1] in copied])
+    _insert(memory, "ABORT", "kept", [row for row in kept if row[1] in copied])
+    note["copied"] = sorted(copied)
+    note["left"] = sum(row[1] not in copied for row in pending)
+
+
+def _copy_recent(disk: Spool, memory: Spool, note: dict[str, Any]) -> None:
+    """Copy the requests that may wait and are still in memory: nothing can be read from the disk."""
+    for recent in disk.recent:
+        batch, signal, items, priority, check, body = recent.row
+        row = (recent.sequence, batch, signal, items, priority, 0, check, body)
+        _execute(memory, f"INSERT INTO request (sequence, {_REQUEST}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [row])
+        _insert(memory, "ABORT", "pending", [(name, recent.sequence, items, 0) for name in recent.destinations])
+    note["copied"] = [recent.sequence for recent in disk.recent]
+    note["left"] = max(0, disk.last_pending - sum(len(recent.destinations) for recent in disk.recent))
+
+
+def _move(memory: Spool, disk: Spool, note: dict[str, Any]) -> None:
+    """In a transaction of the disk's spool: let it be what both are together."""
+    copied = [number for number in note.get("copied", ()) if isinstance(number, int)]
+    _execute(disk, "DELETE FROM request WHERE sequence = ?", [(number,) for number in copied])
+    pending, kept = _rows(memory, "pending"), _rows(memory, "kept")
+    for row in memory._fetch_all(f"SELECT sequence, {_REQUEST} FROM request ORDER BY sequence"):
+        sequence = row[0] if row[0] in copied else None
+        inserted = disk._database.execute(
+            f"INSERT INTO request (sequence, {_REQUEST}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (sequence, *row[1:])
+        ).lastrowid
+        for table, rows in (("pending", pending), ("kept", kept)):
+            _insert(disk, "ABORT", table, [(name, inserted, *rest) for name, at, *rest in rows if at == row[0]])
+    positions = {row[:2]: row[2] for row in _rows(disk, "cursor")}
+    _insert(disk, "REPLACE", "cursor", [row for row in _rows(memory, "cursor") if row[2] > positions.get(row[:2], -1)])
+    lives = {process: (started, ended) for process, started, ended in _rows(disk, "process")}
+    for process, started, ended in _rows(memory, "process"):
+        before = lives.get(process, (0, 0))
+        _insert(disk, "REPLACE", "process", [(process, max(started, before[0]), max(ended, before[1]))])
+    losses = {reason: (items, said) for reason, items, said in _rows(disk, "loss")}
+    for reason, items, said in _rows(memory, "loss"):
+        known = losses.get(reason, (0, 0))
+        _insert(disk, "REPLACE", "loss", [(reason, max(items, known[0]), max(said, known[1]))])
+    for table in ("aggregate", "report", "origin"):  # the note, too
+        _insert(disk, "REPLACE", table, _rows(memory, table))
+    columns = "destination, id, reason, signal, items, priority, checksum, body"
+    _execute(
+        disk,
+        f"INSERT OR IGNORE INTO quarantine ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        memory._fetch_all(f"SELECT {columns} FROM quarantine"),
+    )
+
+
+def _rows(spool: Spool, table: str) -> list[tuple[Any, ...]]:
+    """The rows of a small table, without their checksums. Raises SpoolDamagedError if one does not match its own."""
+    return spool._all_sealed(table, "1")
+
+
+def _insert(spool: Spool, on_conflict: str, table: str, rows: "Sequence[tuple[Any, ...]]") -> None:
+    marks = ", ".join("?" * (SEALED[table].count(",") + 2))
+    _execute(spool, f"INSERT OR {on_conflict} INTO {table} VALUES ({marks})", [(*row, seal(*row)) for row in rows])
+
+
+def _execute(spool: Spool, statement: str, rows: "Sequence[tuple[Any, ...]]") -> None:
+    spool._database.executemany(statement, rows)

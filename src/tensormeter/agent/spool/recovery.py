@@ -1,0 +1,348 @@
+"""Opening a spool that may be damaged: cut off by a full disk, or with bits that have changed.
+
+What cannot be used is moved aside, and every request that can still be read goes into a new spool, under its old id.
+A request that only some of its destinations had accepted may be delivered to all of them again, under the same id.
+What is lost counts as `damaged`: the items of each request as far as they are known, and at least one.
+"""
+
+import contextlib
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final
+
+from tensormeter.agent.spool.errors import ERRORS, SpoolDamagedError
+from tensormeter.agent.spool.request import checksum, seal
+from tensormeter.agent.spool.schema import HIGHEST_SEQUENCE, OF_VERSION_2, SEALED, is_sealed, of_version_2
+from tensormeter.agent.spool.spool import Spool
+from tensormeter.agent.spool.wal_check import LogState, mend_log
+from tensormeter.disk.private import open_file
+from tensormeter.errors import SpoolError
+from tensormeter.logger import get_logger
+from tensormeter.settings import Durability
+
+__all__ = ["open_left", "open_repaired"]
+
+logger: Final = get_logger("tensormeter.agent")
+
+_MOST_FAILURES: Final = 5000
+"""Numbers that are tried, one after the other, behind a place that cannot be read."""
+
+_SMALLEST: Final = 100
+"""Bytes of SQLite's header; a shorter file is as good as none."""
+
+_HEADER: Final = (
+    # What stands at these places of every spool: file format of SQLite, section 1.3.
+    (0, b"SQLite format 3\0\x10\x00"),
+    (20, b"\x00\x40\x20\x20"),
+    (44, b"\x00\x00\x00\x04"),
+    (56, b"\x00\x00\x00\x01"),
+)
+
+
+def open_repaired(
+    path: Path,
+    destinations: Iterable[str],
+    *,
+    durability: Durability = "flush",
+    max_bytes: int | None = None,
+    damage: str = "",
+) -> Spool:
+    """Open a spool, and repair it first if need be. Nobody else may have it open.
+
+    Args:
+        path: Of the spool.
+        destinations: For whom a request is when that can no longer be read.
+        durability: As for `Spool`.
+        max_bytes: As for `Spool`.
+        damage: What somebody came upon who worked with it: then it is repaired, whatever a look at it says. Not everything
+            that is wrong with an index is seen before it is used.
+
+    Raises:
+        SpoolError: The disk refuses, or the spool is of another version.
+    """
+    missing = False
+    if not damage:
+        spool: Spool | None = None
+        log = mend_log(path)
+        missing = log.lost
+        try:
+            spool = _open_behind(log, path, durability=durability, max_bytes=max_bytes)
+            spool.check()
+            return spool
+        except SpoolDamagedError as error:
+            damage = str(error)
+            if spool is not None:
+                spool.close()
+        except BaseException:
+            if spool is not None:
+                spool.close()
+            raise
+    aside = _move_aside(path)
+    spool = Spool(path, durability=durability, max_bytes=max_bytes)
+    with spool.transaction():
+        try:
+            os.close(_opened(aside))
+        except SpoolError as error:  # a link, or something else that no run makes: what was in the spool is gone
+            damage = f"{damage}; {error}"
+            saved, lost = 0, 1
+        else:
+            saved, lost = _salvage(aside, spool._database, list(destinations))
+        lost = max(lost, int(missing and not spool.losses().get("damaged")))
+    spool.count_loss("damaged", lost)
+    logger.error(
+        "%s; it is now %s. %d requests could be saved; %s",
+        damage,
+        aside.name,
+        saved,
+        f"at least {lost} items are lost, and count as damaged" if lost else "nothing is known to be lost",
+    )
+    if not lost:
+        _remove(aside)
+    return spool
+
+
+def open_left(path: Path, *, durability: Durability = "flush", max_bytes: int | None = None) -> Spool:
+    """Open a spool as its last agent left it, and count what is missing at the end of SQLite's log. No agent may have it open.
+
+    Args:
+        path: As for `Spool`.
+        durability: As for `Spool`.
+        max_bytes: As for `Spool`.
+
+    Raises:
+        SpoolError: As for `Spool`.
+    """
+    return _open_behind(mend_log(path), path, durability=durability, max_bytes=max_bytes)
+
+
+def _open_behind(log: LogState, path: Path, *, durability: Durability, max_bytes: int | None) -> Spool:
+    gone = _is_gone(path)
+    spool = Spool(path, durability=durability, max_bytes=max_bytes)
+    try:
+        if log.torn:
+            spool.carry_over()
+        if gone:
+            logger.error(
+                "the spool %s was there, and is missing or empty; what was in it counts as lost (damaged)", path
+            )
+        if log.lost or gone:
+            spool.count_loss("damaged", 1)
+    except BaseException:
+        spool.close()
+        raise
+    return spool
+
+
+def _is_gone(path: Path) -> bool:
+    """Whether there has been a spool, of which nothing is left but files beside it."""
+    try:
+        if path.stat().st_size >= _SMALLEST:
+            return False
+    except FileNotFoundError:
+        pass
+    except OSError:  # SQLite will say what is wrong
+        return False
+    return path.with_name("reserve").exists()
+
+
+def _remove(aside: Path) -> None:
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        with contextlib.suppress(OSError):
+            aside.with_name(aside.name + suffix).unlink(missing_ok=True)
+
+
+def _move_aside(path: Path) -> Path:
+    aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+    for suffix in ("-wal", "-journal"):
+        beside = path.with_name(path.name + suffix)
+        if beside.exists():
+            beside.rename(aside.with_name(aside.name + suffix))
+    path.with_name(path.name + "-shm").unlink(missing_ok=True)
+    path.rename(aside)
+    return aside
+
+
+def _opened(aside: Path) -> int:
+    try:
+        return open_file(aside, os.O_RDWR)
+    except OSError as error:  # no link is followed: what is written there would change another file
+        raise SpoolError(f"cannot repair the spool {aside}: {error}") from error
+
+
+def _salvage(aside: Path, new: sqlite3.Connection, destinations: list[str]) -> tuple[int, int]:
+    """Copy what can be read. Returns how many requests are saved, and how many are known to be lost."""
+    with open(_opened(aside), "r+b") as file:
+        size = file.seek(0, 2)
+        for offset, right in _HEADER:
+            if size >= 100:
+                file.seek(offset)
+                file.write(right)
+        if size >= 100:
+            logged = aside.with_name(aside.name + "-wal").exists()
+            file.seek(18)
+            file.write(b"\x02\x02" if logged else b"\x01\x01")
+    with closing(sqlite3.connect(aside, isolation_level=None)) as old:
+        old.text_factory = lambda text: text.decode(errors="replace")
+        try:
+            # Lets SQLite read a file that is shorter than its header says.
+            old.execute("PRAGMA writable_schema = ON")
+            old.execute("PRAGMA cell_size_check = ON")
+            list(old.execute("SELECT name FROM sqlite_master"))
+        except ERRORS:
+            return 0, 1
+        tables = _Tables(old)
+        requests = list(_readable(old, "sequence, id, signal, items, priority, thinned, checksum, body", "request"))
+        good = [row for row in requests if _good(row)]
+        known = {row[0] for row in good}
+        pending, whole = tables.read("pending")
+        destinations = list(dict.fromkeys([*(row[0] for row in pending), *destinations]))
+        whole = whole and _is_whole(old, "pending")
+        missing: dict[int, int] = {}
+        for _, sequence, items, _ in pending:
+            if sequence not in known:
+                missing[sequence] = max(1, items, missing.get(sequence, 1))
+        # What is accepted, but not known to be on the receiver's disk, is sent again. If it cannot be read, nothing is lost.
+        kept, _ = tables.read("kept")
+        unknown = {row[0] for row in requests} - known - missing.keys() - {row[1] for row in kept}
+        lost = sum(missing.values()) + len(unknown)
+        # Without all of `pending`, a request goes rather to all destinations than to none.
+        waiting = [row for row in pending if row[1] in known]
+        sizes = {row[0]: row[3] for row in good}
+        waiting += [
+            (destination, sequence, sizes[sequence], 0) for destination, sequence, *_ in kept if sequence in known
+        ]
+        placed = {row[1] for row in waiting}
+        waiting += [
+            (destination, row[0], row[3], 0)
+            for row in good
+            if not whole or row[0] not in placed
+            for destination in destinations
+        ]
+        if not whole:
+            lost = max(lost, 1)
+        new.executemany(
+            "INSERT INTO request (sequence, id, signal, items, priority, thinned, checksum, body) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            good,
+        )
+        tables.write(new, "pending", waiting)
+        for table in ("cursor", "process", "aggregate", "loss", "report", "origin"):
+            rows, whole = tables.read(table)
+            tables.write(new, table, rows)
+            if not whole:
+                logger.error("rows of the table %s in %s cannot be read", table, aside)
+                # Cursors are in the ring, too; a process is described again. A sum begins anew, and counts are gone.
+                lost += table in ("aggregate", "loss")
+        rejected = tables.rejected()
+        columns = "destination, id, reason, signal, items, priority, checksum, body"
+        saved = [row for row in rejected if _of(row, (str, str, str, str, int, int, int, bytes))]
+        new.executemany(
+            f"INSERT OR IGNORE INTO quarantine ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            saved,
+        )
+        lost += len(rejected) - len(saved) + (not _is_whole(old, "quarantine"))
+    return len(good), lost
+
+
+class _Tables:
+    """The small tables of a damaged spool, of this version or of version 2."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+        try:
+            self._columns = {
+                table: {row[1] for row in database.execute(f"PRAGMA table_info({table})")}
+                for table in (*SEALED, "quarantine")
+            }
+        except ERRORS:
+            self._columns = {}
+
+    def read(self, table: str) -> tuple[list[tuple[Any, ...]], bool]:
+        """The rows that can be read and match their checksums, and whether those are all."""
+        columns = self._columns.get(table)
+        if columns == set():  # version 2 had no such table
+            return [], True
+        if columns is not None and "checksum" not in columns:
+            rows, whole = _rows(self._database, OF_VERSION_2[table])
+            sound = [row for row in rows if all(isinstance(value, str | int) for value in row)]
+            return sound, whole and len(sound) == len(rows)
+        rows, whole = _rows(self._database, f"SELECT {SEALED[table]}, checksum FROM {table}")
+        sound = [row[:-1] for row in rows if is_sealed(row)]
+        return sound, whole and len(sound) == len(rows)
+
+    @staticmethod
+    def write(database: sqlite3.Connection, table: str, rows: Iterable[tuple[Any, ...]]) -> None:
+        marks = ", ".join("?" * (SEALED[table].count(",") + 2))
+        database.executemany(
+            f"INSERT OR IGNORE INTO {table} ({SEALED[table]}, checksum) VALUES ({marks})",
+            [(*row, seal(*row)) for row in rows],
+        )
+
+    def rejected(self) -> list[tuple[Any, ...]]:
+        """The rows of `quarantine` that can be read, without their numbers."""
+        if "checksum" in self._columns.get("quarantine", {"checksum"}):
+            columns = "number, destination, id, reason, signal, items, priority, checksum, body"
+            return [row[1:] for row in _readable(self._database, columns, "quarantine", key="number")]
+        columns = "number, destination, id, reason, signal, items, body"
+        found = [row[1:] for row in _readable(self._database, columns, "quarantine", key="number")]
+        return [of_version_2(row) if _of(row, (str, str, str, str, int, bytes)) else row for row in found]
+
+
+def _is_whole(database: sqlite3.Connection, table: str) -> bool:
+    """Whether a table and its indexes are as SQLite made them."""
+    try:
+        return bool(database.execute(f"PRAGMA integrity_check({table})").fetchone() == ("ok",))
+    except ERRORS:
+        return False
+
+
+def _readable(
+    database: sqlite3.Connection, columns: str, table: str, *, key: str = "sequence"
+) -> Iterator[tuple[Any, ...]]:
+    """Row by row, past the places where the table cannot be read."""
+    at, failures = -1, 0
+    while failures < _MOST_FAILURES:
+        try:
+            row = database.execute(
+                f"SELECT {columns} FROM {table} WHERE {key} > ? ORDER BY {key} LIMIT 1", (at,)
+            ).fetchone()
+        except ERRORS:
+            failures += 1
+            at += 1
+            continue
+        if row is None:
+            return
+        if not isinstance(row[0], int) or row[0] <= at:
+            at += 1
+            failures += 1
+            continue
+        failures = 0
+        at = row[0]
+        yield row
+
+
+def _rows(database: sqlite3.Connection, query: str) -> tuple[list[tuple[Any, ...]], bool]:
+    """The rows up to the first place that cannot be read, and whether there was none."""
+    rows: list[tuple[Any, ...]] = []
+    try:
+        rows.extend(database.execute(query))
+    except ERRORS:
+        return rows, False
+    return rows, True
+
+
+def _good(row: tuple[Any, ...]) -> bool:
+    sequence, batch, signal, items, priority, thinned, expected, body = row
+    if not 0 < sequence < HIGHEST_SEQUENCE or not _of(
+        (batch, signal, items, priority, thinned, body), (str, str, int, int, int, bytes)
+    ):
+        return False
+    return bool(checksum(batch, signal, items, body) == expected)
+
+
+def _of(row: tuple[Any, ...], kinds: tuple[type, ...]) -> bool:
+    return len(row) == len(kinds) and all(isinstance(value, kind) for value, kind in zip(row, kinds, strict=True))

@@ -1,0 +1,258 @@
+"""The tables of the spool, and whether a file has them.
+
+Every row has a checksum: that of a request covers its body (`request.checksum`), those of the other tables all other columns
+(`request.seal`). How many items a request holds stands in `pending` as well, so that they can be counted when the request is damaged.
+"""
+
+import re
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final
+
+from tensormeter.agent.spool.errors import SpoolDamagedError, SpoolVersionError
+from tensormeter.agent.spool.request import Priority, checksum, seal
+from tensormeter.errors import SpoolError
+
+__all__ = ["HIGHEST_SEQUENCE", "OF_VERSION_2", "SEALED", "check", "is_sealed", "of_version_2", "prepare"]
+
+_VERSION: Final = 3
+
+_SCHEMA: Final = """
+CREATE TABLE request (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL,
+    signal TEXT NOT NULL,
+    items INTEGER NOT NULL,
+    priority INTEGER NOT NULL,
+    thinned INTEGER NOT NULL DEFAULT 0,
+    checksum INTEGER NOT NULL,
+    body BLOB NOT NULL
+);
+CREATE INDEX request_priority ON request (priority, thinned, sequence);
+CREATE TABLE pending (
+    destination TEXT NOT NULL,
+    sequence INTEGER NOT NULL REFERENCES request (sequence) ON DELETE CASCADE,
+    items INTEGER NOT NULL,
+    retried INTEGER NOT NULL,
+    checksum INTEGER NOT NULL,
+    PRIMARY KEY (destination, sequence)
+) WITHOUT ROWID;
+CREATE INDEX pending_sequence ON pending (sequence);
+CREATE TABLE quarantine (
+    number INTEGER PRIMARY KEY,
+    destination TEXT NOT NULL,
+    id TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    signal TEXT NOT NULL,
+    items INTEGER NOT NULL,
+    priority INTEGER NOT NULL,
+    checksum INTEGER NOT NULL,
+    body BLOB NOT NULL,
+    UNIQUE (destination, id)
+);
+CREATE TABLE cursor (
+    process TEXT NOT NULL,
+    lane INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    last_time INTEGER NOT NULL,
+    checksum INTEGER NOT NULL,
+    PRIMARY KEY (process, lane)
+) WITHOUT ROWID;
+CREATE TABLE aggregate (
+    process TEXT NOT NULL,
+    stream TEXT NOT NULL,
+    state TEXT NOT NULL,
+    checksum INTEGER NOT NULL,
+    PRIMARY KEY (process, stream)
+) WITHOUT ROWID;
+CREATE TABLE process (
+    process TEXT PRIMARY KEY,
+    started INTEGER NOT NULL,
+    ended INTEGER NOT NULL,
+    checksum INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE loss (
+    reason TEXT PRIMARY KEY,
+    items INTEGER NOT NULL,
+    said INTEGER NOT NULL,
+    checksum INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE report (
+    process TEXT PRIMARY KEY,
+    resource TEXT NOT NULL,
+    dropped TEXT NOT NULL,
+    told TEXT NOT NULL,
+    time INTEGER NOT NULL,
+    checksum INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE kept (
+    destination TEXT NOT NULL,
+    sequence INTEGER NOT NULL REFERENCES request (sequence) ON DELETE CASCADE,
+    epoch TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    sent TEXT NOT NULL,
+    checksum INTEGER NOT NULL,
+    PRIMARY KEY (destination, sequence)
+) WITHOUT ROWID;
+CREATE INDEX kept_sequence ON kept (sequence);
+CREATE INDEX kept_number ON kept (destination, epoch, number);
+CREATE TABLE origin (
+    process TEXT PRIMARY KEY,
+    description TEXT NOT NULL,
+    checksum INTEGER NOT NULL
+) WITHOUT ROWID;
+"""
+
+SEALED: Final = {
+    "pending": "destination, sequence, items, retried",
+    "cursor": "process, lane, position, last_time",
+    "aggregate": "process, stream, state",
+    "process": "process, started, ended",
+    "loss": "reason, items, said",
+    "report": "process, resource, dropped, told, time",
+    "kept": "destination, sequence, epoch, number, sent",
+    "origin": "process, description",
+}
+"""Columns of the small tables that `seal` covers."""
+
+OF_VERSION_2: Final = {
+    "pending": "SELECT destination, sequence, (SELECT items FROM request WHERE request.sequence = pending.sequence), 0 FROM pending",
+    "cursor": "SELECT process, lane, position, last_time FROM cursor",
+    "aggregate": "SELECT process, stream, state FROM aggregate",
+    "process": "SELECT process, started, ended FROM process",
+    "loss": "SELECT reason, items, 0 FROM loss",
+}
+"""Queries for the same columns in version 2, which had checksums of requests only."""
+
+HIGHEST_SEQUENCE: Final = 1 << 60
+
+_FAILURE: Final = re.compile(r"error code=(\d+)")
+"""What SQLite's check says of a page that it could not read."""
+
+_APPLICATION_ID: Final = 0x746D7300 | _VERSION
+"""The version once more: a spool whose two numbers differ is damaged, not of another version."""
+
+
+def prepare(database: sqlite3.Connection, path: Path) -> None:
+    """Make the tables in a file that has none, and bring those of version 2 up to date. To be called in a transaction.
+
+    Raises:
+        SpoolDamagedError: The file is damaged.
+        SpoolVersionError: It is a spool of another version.
+    """
+    version = database.execute("PRAGMA user_version").fetchone()[0]
+    known = database.execute("PRAGMA application_id").fetchone()[0]
+    if version == known == 0 and not _tables(database):
+        for statement in _SCHEMA.split(";"):
+            database.execute(statement)
+        _number(database)
+    elif version == known ^ 0x746D7300 == 2:
+        _migrate(database)
+    elif version != _VERSION:
+        if known in (0, _APPLICATION_ID, 0x746D7302):
+            raise SpoolDamagedError(f"the spool {path} is damaged: version {version}")
+        raise SpoolVersionError(
+            f"{path} has spool version {version}, this tensormeter reads {_VERSION}; "
+            "deliver it with the version that wrote it"
+        )
+
+
+def check(database: sqlite3.Connection, path: Path) -> None:
+    """Look through the whole file, by way of SQLite alone.
+
+    Whoever closes a file gives up all POSIX locks that its process has on it. If the file were read here otherwise, SQLite would
+    not know that its locks are gone, and others who close the database would delete its log as the last who have it open.
+
+    Raises:
+        SpoolDamagedError: It is not as it should be.
+        sqlite3.Error, UnicodeDecodeError, OverflowError: It cannot be read.
+    """
+    found = database.execute("PRAGMA integrity_check(1)").fetchone()
+    if found and (failure := _FAILURE.search(str(found[0]))) and int(failure[1]) & 0xFF == sqlite3.SQLITE_IOERR:
+        raise SpoolError(f"cannot read the spool {path}: {found[0]}")  # a disk that fails damages nothing
+    if found != ("ok",):
+        raise SpoolDamagedError(f"the spool {path} is damaged: {found and found[0]}")
+    with closing(sqlite3.connect(":memory:")) as model:
+        model.executescript(_SCHEMA)
+        right = _tables(model)
+    if _tables(database) != right:
+        raise SpoolDamagedError(f"the spool {path} is damaged: its tables are not those of a spool")
+    if wrong := next(_contradictions(database), ""):
+        raise SpoolDamagedError(f"the spool {path} is damaged: {wrong}")
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        # What it is already; BEGIN alone does not ask whether one may write.
+        database.execute(f"PRAGMA user_version = {_VERSION}")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
+            raise
+        raise SpoolDamagedError(f"the spool {path} is damaged: SQLite takes it for one of a future format") from error
+    finally:
+        if database.in_transaction:
+            database.execute("ROLLBACK")
+
+
+def is_sealed(row: Sequence[Any]) -> bool:
+    """Whether the last column of a row is the checksum of the others."""
+    return all(isinstance(value, str | int) for value in row) and seal(*row[:-1]) == row[-1]
+
+
+def of_version_2(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A row of `quarantine` (destination, id, reason, signal, items, body) with the columns that version 2 lacked."""
+    destination, batch, reason, signal, items, body = row
+    priority = Priority.SCALARS if signal == "metrics" else Priority.ESSENTIAL
+    return destination, batch, reason, signal, items, priority, checksum(batch, signal, items, body), body
+
+
+def _contradictions(database: sqlite3.Connection) -> Iterator[str]:
+    """What cannot be, in tables that SQLite can read."""
+    for table, columns in SEALED.items():
+        for row in database.execute(f"SELECT {columns}, checksum FROM {table}"):
+            if not is_sealed(row):
+                yield f"a row of the table {table} does not match its checksum"
+    if database.execute(
+        "SELECT 1 FROM pending LEFT JOIN request USING (sequence) WHERE request.sequence IS NULL LIMIT 1"
+    ).fetchone():
+        yield "a request waits and is not there"
+    if database.execute(
+        "SELECT 1 FROM request WHERE NOT EXISTS (SELECT 1 FROM pending WHERE pending.sequence = request.sequence) "
+        "AND NOT EXISTS (SELECT 1 FROM kept WHERE kept.sequence = request.sequence) LIMIT 1"
+    ).fetchone():
+        yield "a request is there, and no destination needs it"
+    for (number,) in database.execute("SELECT seq FROM sqlite_sequence UNION ALL SELECT max(sequence) FROM request"):
+        if number is not None and not (isinstance(number, int) and 0 <= number < HIGHEST_SEQUENCE):
+            yield f"the number of a request is {number!r}"
+
+
+def _number(database: sqlite3.Connection) -> None:
+    database.execute(f"PRAGMA user_version = {_VERSION}")
+    database.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+
+
+def _migrate(database: sqlite3.Connection) -> None:
+    """Bring the tables of version 2 up to date."""
+    rows = {table: database.execute(query).fetchall() for table, query in OF_VERSION_2.items()}
+    rejected = database.execute("SELECT destination, id, reason, signal, items, body FROM quarantine").fetchall()
+    for table in (*OF_VERSION_2, "quarantine"):
+        database.execute(f"DROP TABLE {table}")
+    for statement in _SCHEMA.split(";"):
+        words = statement.split()
+        if words and words[2] not in ("request", "request_priority"):
+            database.execute(statement)
+    for table, found in rows.items():
+        marks = ", ".join("?" * (SEALED[table].count(",") + 2))
+        database.executemany(
+            f"INSERT INTO {table} ({SEALED[table]}, checksum) VALUES ({marks})", [(*row, seal(*row)) for row in found]
+        )
+    database.executemany(
+        "INSERT INTO quarantine (destination, id, reason, signal, items, priority, checksum, body) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        map(of_version_2, rejected),
+    )
+    _number(database)
+
+
+def _tables(database: sqlite3.Connection) -> dict[str, str]:
+    return dict(database.execute("SELECT name, sql FROM sqlite_master").fetchall())

@@ -1,0 +1,230 @@
+"""Delivering what earlier runs have left on this machine."""
+
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from tensormeter.agent.agent import Agent
+from tensormeter.agent.leftovers import Leftover, describe_rejections
+from tensormeter.agent.run_directory.directory import RunDirectory, find_runs
+from tensormeter.agent.spool.spool import Spool
+from tensormeter.errors import SpoolError, TensormeterError
+from tensormeter.settings import Settings, default_endpoint, is_loopback
+
+__all__ = ["SkippedRun", "SyncResult", "belongs_to", "sync_runs", "wake_agent"]
+
+_SHOWN: Final = ("endpoint", "exporters", "token_file", "buffer_directory")
+_NOT_SETTINGS_OF_DELIVERY: Final = ("mode", "directory", "agent")
+
+
+@dataclass(frozen=True)
+class SyncResult:
+    """What became of one run.
+
+    Attributes:
+        run: The run's directory, which is gone if everything was delivered and nothing is kept.
+        delivered: Whether everything that could still be delivered was.
+        message: Why not.
+        note: Which settings were the caller's instead of the run's, and why; "" if none were.
+        cut: How processes of the run were cut off, so that their last values may be missing.
+        accepted: Whether everything was accepted, though not everything is known to be on the receiver's disk.
+        leftover: What is left of it, and what is lost.
+    """
+
+    run: RunDirectory
+    delivered: bool
+    message: str = ""
+    note: str = ""
+    cut: Sequence[str] = ()
+    accepted: bool = False
+    leftover: Leftover = field(default_factory=Leftover)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether everything is delivered, and nothing is lost but what a command has reported before."""
+        return self.delivered and not self.leftover.unsaid and not self.leftover.rejected
+
+    @property
+    def outcome(self) -> str:
+        """What became of it, for people."""
+        run, left = self.run.path, self.leftover
+        losses = left.unsaid or left.losses
+        lost = f"{sum(losses.values()):,} points were lost: {_list(losses)}" if losses else ""
+        kept = f"{run} keeps what is left of it; `tensormeter spool purge {run.name}` deletes that"
+        if not self.delivered or left.rejected:
+            if self.delivered:
+                words = []
+            elif self.accepted:
+                words = [f"delivered, but {self.message}"]
+            else:
+                words = [f"not delivered, {self.message or 'see its agent.log'}"]
+            if left.rejected:
+                aside = (
+                    f"{describe_rejections(left.rejected)}, which are set aside; `tensormeter spool retry {run.name}` puts them back "
+                    f"into the queue, `tensormeter spool purge --rejected {run.name}` deletes them"
+                )
+                words.append(aside if words else f"not delivered, {aside}")
+            return "; ".join([*words, *([lost] if lost else [])])
+        if left.unsaid:
+            return f"delivered, but {lost}" + (f"; {kept}" if left.keeps_folder else "")
+        if left.keeps_folder:
+            return f"nothing waits; {lost or 'a file was damaged'}, as reported before; {kept}"
+        return "delivered"
+
+
+@dataclass(frozen=True)
+class SkippedRun:
+    """A folder that was left alone.
+
+    Attributes:
+        path: The folder.
+        reason: Why.
+    """
+
+    path: Path
+    reason: str
+
+
+def sync_runs(
+    directory: Path,
+    *,
+    endpoint: str | None = None,
+    token: str | None = None,
+    caller: Settings | None = None,
+    given: bool = False,
+    foreign: bool = True,
+    marks: bool = False,
+    choose: Callable[[RunDirectory], bool] = lambda run: True,
+    on_status: Callable[[RunDirectory, int], None] = lambda run, items: None,
+) -> Iterator[SyncResult | SkippedRun]:
+    """Deliver every run below a directory, one after the other; a bad one does not stop the others.
+
+    A run whose agent is alive is left to it, and the agent is told to try at once.
+    Blocks while it delivers; stops with a run as soon as its receiver fails three times in a row.
+
+    Args:
+        directory: `Settings.directory` of the runs.
+        endpoint: Where to deliver; where each run wanted to go if None.
+        token: Bearer token; the one of the environment if None.
+        caller: Settings for runs whose own are in doubt; from the environment if None.
+        given: Whether the directory was given by its path, so that all of its runs are in doubt.
+        foreign: Whether runs in doubt are delivered.
+        marks: Whether the caller shows a person what is lost, so that the next call does not count it as new.
+        choose: Which runs.
+        on_status: Called now and then with the number of items of a run that are not delivered yet.
+    """
+    runs, refused = find_runs(directory, given=given, foreign=foreign)
+    yield from (SkippedRun(path, reason) for path, reason in refused)
+    for run in runs:
+        try:
+            if choose(run):
+                yield _sync(run, endpoint, token, caller, on_status, marks=marks)
+        except (TensormeterError, OSError) as error:
+            doubt = f" ({run.doubt})" if run.doubt else ""
+            yield SyncResult(run, delivered=False, message=f"{error}{doubt}")
+
+
+def belongs_to(run: RunDirectory, url: str) -> bool:
+    """Whether a server that has just started at `url` is where a run wants to go.
+
+    So it is if the run's endpoint is that address, or if the run was offline and no endpoint had been chosen for it.
+    """
+    settings = run.settings()
+    wanted, server = urlsplit(settings.endpoint), urlsplit(url)
+    if settings.mode == "offline" and settings.endpoint == default_endpoint():
+        return True
+    same_host = wanted.hostname == server.hostname or (
+        is_loopback(wanted.hostname or "") and is_loopback(server.hostname or "")
+    )
+    return same_host and wanted.port == server.port
+
+
+def _sync(
+    run: RunDirectory,
+    endpoint: str | None,
+    token: str | None,
+    caller: Settings | None,
+    on_status: Callable[[RunDirectory, int], None],
+    *,
+    marks: bool,
+) -> SyncResult:
+    settings = run.settings(caller).replace(mode="online")
+    changes = {"endpoint": endpoint, "token": token}
+    settings = settings.replace(**{name: value for name, value in changes.items() if value})
+    if unread := run.unread_rings:
+        return SyncResult(run, delivered=False, message=unread)
+    note = _note(run, settings)
+    lock = run.try_agent_lock()
+    if lock is None:
+        return SyncResult(run, delivered=False, message=wake_agent(run), note=note)
+    agent = Agent(run, settings, lock, one_shot=True, on_status=lambda items: on_status(run, items))
+    delivered = agent.run()
+    message = agent.error
+    if endpoint is None and "experiment" in agent.unreachable:
+        message += (
+            f"; the run is for the server at {settings.endpoint}: start that, or name another one with --endpoint"
+        )
+    if marks and agent.leftover.unsaid:
+        _mark_as_said(run)
+    return SyncResult(run, delivered, message, note, agent.cut, agent.accepted, agent.leftover)
+
+
+def _mark_as_said(run: RunDirectory) -> None:
+    if run.spool.exists():
+        with contextlib.suppress(SpoolError), closing(Spool(run.spool)) as spool:
+            spool.say_losses()
+
+
+def _list(losses: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {items:,}" for reason, items in losses.items())
+
+
+def _note(run: RunDirectory, used: Settings) -> str:
+    """Which settings of `run.json` were not used."""
+    if not run.doubt:
+        return ""
+    ours: dict[str, Any] = json.loads(json.dumps(used.to_json()))
+    theirs = {name: value for name, value in run.run["settings"].items() if name not in _NOT_SETTINGS_OF_DELIVERY}
+    differ = sorted(name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name])
+    if not differ:
+        return ""
+    shown = [f"{name} {_shorten(ours[name])} (run.json: {_shorten(theirs[name])})" for name in differ if name in _SHOWN]
+    others = [name for name in differ if name not in _SHOWN]
+    shown += [", ".join(others)] if others else []
+    return f"delivered with this command's settings, not those of its run.json, because {run.doubt}: {'; '.join(shown)}"
+
+
+def _shorten(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return "none" if value is None else text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def wake_agent(run: RunDirectory) -> str:
+    """Tell the agent that is at work on a run to try at once. Returns what that led to, for people."""
+    if run.doubt:
+        return "its agent is at work"  # whose process id is what the folder says
+    pid = run.agent_pid()
+    if pid is None or not _is_agent(pid):
+        return "its agent is at work"
+    try:
+        os.kill(pid, signal.SIGUSR1)
+    except ProcessLookupError:
+        return "its agent has just ended; try again"
+    return f"its agent (process {pid}) is at work, and was told to try now"
+
+
+def _is_agent(pid: int) -> bool:
+    """Whether a process may be an agent: `agent.lock` is a file like others, and the signal ends most processes."""
+    try:
+        return b"tensormeter" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError:
+        return not Path("/proc/self").exists()
+    except OSError:
+        return False
