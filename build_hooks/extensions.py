@@ -8,7 +8,7 @@ from setuptools import Distribution, Extension
 from setuptools.command.build_ext import build_ext
 
 _MODULES = {
-    "tensormeter.record._writer": "log calls take three to four times as long",
+    "tensormeter.record.rows._writer": "log calls take three to four times as long",
     "tensormeter.ending._sigterm": "a process that hangs in native code does not die of SIGTERM",
 }
 """And what is so without them."""

@@ -13,8 +13,8 @@ from tensormeter.errors import (
     UsageError,
 )
 from tensormeter.instruments import MeterProvider, configure
-from tensormeter.record.histogram import Histogram
-from tensormeter.record.media import Image, Table, Text
+from tensormeter.record.histogram.histogram import Histogram
+from tensormeter.record.media.parcel import Image, Table, Text
 from tensormeter.run import Run
 from tensormeter.settings import Settings
 

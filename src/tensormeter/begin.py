@@ -19,7 +19,7 @@ from tensormeter.run import Run, finish_all, open_runs, remember
 from tensormeter.settings import Settings
 
 if TYPE_CHECKING:
-    from tensormeter.record.deferred import DeferredLog
+    from tensormeter.record.deferred_log import DeferredLog
 
 __all__ = ["deferred_log", "finish", "init", "log"]
 
@@ -151,7 +151,7 @@ def deferred_log(
     Raises:
         UsageError: An argument cannot be used, or memory for the copies cannot be page-locked.
     """
-    from tensormeter.record.deferred import DeferredLog
+    from tensormeter.record.deferred_log import DeferredLog
 
     return DeferredLog(
         run._process.recorder if run._process is not None else None,

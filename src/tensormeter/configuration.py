@@ -7,7 +7,7 @@ from typing import Any, Final
 from tensormeter.conventions.unicode_names import as_unicode
 from tensormeter.errors import SettingsError
 from tensormeter.logger import get_logger
-from tensormeter.record.notices import shown
+from tensormeter.record.warn_once import shown
 
 __all__ = ["as_json"]
 

@@ -28,10 +28,10 @@ from tensormeter.disk.probe import answers
 from tensormeter.disk.user_folders import NO_FOLDER
 from tensormeter.errors import RingError
 from tensormeter.logger import get_logger
-from tensormeter.record.lane import Writer
-from tensormeter.record.page_locking import unlock_retired
+from tensormeter.record.device.page_locking import unlock_retired
 from tensormeter.record.recorder import Recorder
-from tensormeter.record.vitals import RuntimeMetrics
+from tensormeter.record.rows.lane import Writer
+from tensormeter.record.runtime.metrics import RuntimeMetrics
 from tensormeter.resource import describe_launch, describe_process, describe_rank
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import AUTOMATIC_STEPS, Drop, HeaderWord, SpoolLoss, State

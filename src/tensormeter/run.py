@@ -22,13 +22,13 @@ from tensormeter.conventions.limits import ALERT_CHARACTERS, CONFIG_BYTES, TITLE
 from tensormeter.errors import RingError, UsageError
 from tensormeter.logger import get_logger
 from tensormeter.process import RunIdentity, RunProcess
-from tensormeter.record.compilation import break_graph
-from tensormeter.record.lane import Writer
-from tensormeter.record.media import Parcel
-from tensormeter.record.notices import shown, text_of
-from tensormeter.record.phases import Phases
-from tensormeter.record.reduction import Reduce, Rule
-from tensormeter.record.watch import Watch, Watched
+from tensormeter.record.dynamo import break_graph
+from tensormeter.record.media.parcel import Parcel
+from tensormeter.record.model_watch import Watch, Watched
+from tensormeter.record.phases.phases import Phases
+from tensormeter.record.reduction.reduction import Reduce, Rule
+from tensormeter.record.rows.lane import Writer
+from tensormeter.record.warn_once import shown, text_of
 from tensormeter.redaction import environment_secrets, mask_config
 from tensormeter.resource import describe_rank
 from tensormeter.ring.words import State

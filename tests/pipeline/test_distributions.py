@@ -19,7 +19,7 @@ from tensormeter.otlp.batch import STEP_METRIC, ExponentialHistogram, Gauge, Tem
 from tensormeter.otlp.batch import Histogram as ExplicitHistogram
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.encode import encode_metrics
-from tensormeter.record.reduction import Rule
+from tensormeter.record.reduction.reduction import Rule
 from tensormeter.ring.words import State
 
 
@@ -226,7 +226,7 @@ class TestOverSteps:
         assert rows == [([0, 1, 2], [0, 3, 3, 0]), ([0, 1, 3], [0, 2, 7, 0]), ([0, 1], [0, 1, 0])]
 
     def test_a_bin_does_not_overflow(self, source, monkeypatch):
-        monkeypatch.setattr("tensormeter.record.distribution.MOST_ON_DEVICE", 5)
+        monkeypatch.setattr("tensormeter.record.histogram.counting.MOST_ON_DEVICE", 5)
         for step in range(4):
             source.log({"g": Histogram([1.0, 1.0])}, step, every=4)
         source.recorder.close(State.FINISHED)

@@ -12,12 +12,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tensormeter import Histogram
 from tensormeter.distribution import DOUBLE, SINGLE, STATISTICS_WORDS
-from tensormeter.record.device import DeviceCopies
-from tensormeter.record.event_copies import EventCopies
-from tensormeter.record.histogram import DeviceDistribution
+from tensormeter.record.device.device_copies import DeviceCopies
+from tensormeter.record.device.event_copies import EventCopies
+from tensormeter.record.histogram.histogram import DeviceDistribution
 from tensormeter.record.recorder import Recorder
-from tensormeter.record.reduction import Rule
-from tensormeter.record.values import DeviceValue
+from tensormeter.record.reduction.reduction import Rule
+from tensormeter.record.values.classify import DeviceValue
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import PENDING, State
 
@@ -90,7 +90,7 @@ class TestOverStepsOnADevice:
         }
 
     def test_a_bin_does_not_overflow(self, device_source, monkeypatch):
-        monkeypatch.setattr("tensormeter.record.pooling.MOST_ON_DEVICE", 5)
+        monkeypatch.setattr("tensormeter.record.histogram.pooling.MOST_ON_DEVICE", 5)
         for step in range(4):
             self.log(device_source, step, Rule(4, "mean"), g=torch.ones(2))
         device_source.recorder.close(State.FINISHED)
@@ -100,7 +100,7 @@ class TestOverStepsOnADevice:
         def fail(self, tensors, table):
             raise RuntimeError("out of memory")
 
-        monkeypatch.setattr("tensormeter.record.distribution.DeviceTables.count", fail)
+        monkeypatch.setattr("tensormeter.record.histogram.counting.DeviceTables.count", fail)
         self.log(device_source, 0, Rule(2, "mean"), g=torch.ones(2), h=torch.ones(2))
         assert device_source.ring.drops() == {"device_unfinished": 2}
         assert "out of memory" in caplog.text
@@ -223,7 +223,7 @@ class TestEvents:
 
         copies = source.recorder._device
         copies._events = EventCopies(copies.pending, record)
-        monkeypatch.setattr("tensormeter.record.device.EVENT_DEVICES", ("cpu",))
+        monkeypatch.setattr("tensormeter.record.device.device_copies.EVENT_DEVICES", ("cpu",))
         return made
 
     def test_counts_and_statistics_come_with_the_event(self, source, events):
@@ -272,7 +272,9 @@ class TestEvents:
 
 
 def test_wide_integers_on_a_device_without_float64_are_refused(source, monkeypatch, caplog):
-    monkeypatch.setattr("tensormeter.record.histogram.check_plain", lambda tensor: None)  # for it is a fake one
+    monkeypatch.setattr(
+        "tensormeter.record.histogram.histogram.check_plain", lambda tensor: None
+    )  # for it is a fake one
     with FakeTensorMode():
         source.log({"a": Histogram(torch.empty(3, device="mps", dtype=torch.int64)), "n": 1.0}, 0)
     assert [series.name for series in Reading(source).batch().series] == ["tensormeter.step", "n"]

@@ -15,7 +15,7 @@ from tensormeter.agent.ingest.ring_drainer import RingDrainer
 from tensormeter.agent.spool.spool import Spool
 from tensormeter.otlp.decode import decode_events
 from tensormeter.otlp.media import media_of
-from tensormeter.record.media import Parcel
+from tensormeter.record.media.parcel import Parcel
 from tensormeter.ring.file import RingFile, media_directory
 from tensormeter.ring.words import State
 from tensormeter.settings import Settings

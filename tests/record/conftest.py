@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import pytest
 from phases_rig import Clock
 
-import tensormeter.record.lane as lane_module
-import tensormeter.record.timeline as timeline_module
+import tensormeter.record.phases.timeline as timeline_module
+import tensormeter.record.rows.lane as lane_module
 from tensormeter.agent.ingest.lane_reader import LaneReader, Layouts
 from tensormeter.agent.spool.lane_cursor import Cursor
 from tensormeter.record.recorder import Recorder

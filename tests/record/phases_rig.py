@@ -4,7 +4,7 @@ import threading
 from contextlib import nullcontext
 from types import SimpleNamespace
 
-from tensormeter.record.phases import Phases
+from tensormeter.record.phases.phases import Phases
 
 
 class FakeDevice:

@@ -14,7 +14,7 @@ from tensormeter.agent.spool.lane_cursor import Cursor
 from tensormeter.ring.file import RingFile
 
 if sys.argv[3] == "Python":
-    tensormeter.record.lane._writer = None
+    tensormeter.record.rows.lane._writer = None
 settings = {"directory": sys.argv[1], "buffer_directory": sys.argv[1], "agent": "off"}
 if sys.argv[2] == "before":
     import torch, torch._dynamo

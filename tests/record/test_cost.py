@@ -5,9 +5,9 @@ from fractions import Fraction
 
 import pytest
 
-import tensormeter.record.cost as cost_module
-import tensormeter.record.lane as lane_module
-from tensormeter.record.cost import LogTiming
+import tensormeter.record.log_timing as cost_module
+import tensormeter.record.rows.lane as lane_module
+from tensormeter.record.log_timing import LogTiming
 from tensormeter.ring.words import LogPath
 
 

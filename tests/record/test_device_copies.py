@@ -13,12 +13,11 @@ import torch
 from device_rig import Proven
 
 from tensormeter.agent.ingest.lane_reader import LaneReader
-from tensormeter.record import device as device_copies
-from tensormeter.record import mapped
-from tensormeter.record.device import DeviceCopies
-from tensormeter.record.event_copies import EventCopies
-from tensormeter.record.mapped import MappedRing
-from tensormeter.record.outcomes import DeviceValue, Refused
+from tensormeter.record.device import device_copies, host_mapped
+from tensormeter.record.device.device_copies import DeviceCopies
+from tensormeter.record.device.event_copies import EventCopies
+from tensormeter.record.device.host_mapped import MappedRing
+from tensormeter.record.values.outcomes import DeviceValue, Refused
 from tensormeter.ring.words import State
 
 CPU = torch.device("cpu")
@@ -204,8 +203,8 @@ class TestTrial:
 
     @pytest.fixture
     def memory(self, monkeypatch):
-        monkeypatch.setattr(mapped, "page_lock", lambda memory, device: None)
-        monkeypatch.setattr(mapped, "view_on_device", lambda memory, device: memory)
+        monkeypatch.setattr(host_mapped, "page_lock", lambda memory, device: None)
+        monkeypatch.setattr(host_mapped, "view_on_device", lambda memory, device: memory)
         return torch.zeros(8, dtype=torch.float64)
 
     def test_passes_when_every_value_has_come_and_is_right(self, memory):
@@ -217,7 +216,7 @@ class TestTrial:
 
     def test_runs_as_long_as_any_value_is_missing(self, memory, monkeypatch):
         held = []
-        monkeypatch.setattr(mapped, "gather", lambda sources, words: held.append((sources, words)))
+        monkeypatch.setattr(host_mapped, "gather", lambda sources, words: held.append((sources, words)))
         ring = MappedRing(memory, CPU)
         ((sources, words),) = held
         for index, source in enumerate(sources):
@@ -228,7 +227,7 @@ class TestTrial:
         assert ring.verdict == "passed"
 
     def test_fails_when_a_value_is_wrong(self, memory, monkeypatch):
-        monkeypatch.setattr(mapped, "gather", lambda sources, words: words.fill_(0.1))
+        monkeypatch.setattr(host_mapped, "gather", lambda sources, words: words.fill_(0.1))
         ring = MappedRing(memory, CPU)
         for _ in range(2):
             ring.look()
@@ -240,7 +239,7 @@ class TestTrial:
         def refuse(memory, device):
             raise error
 
-        monkeypatch.setattr(mapped, "view_on_device", refuse)
+        monkeypatch.setattr(host_mapped, "view_on_device", refuse)
         ring = MappedRing(memory, CPU)
         ring.look()
         assert ring.view is None
@@ -403,10 +402,10 @@ def test_values_come_by_events_if_the_ring_cannot_be_page_locked(recording, monk
 
 def test_a_closed_recorder_gives_its_ring_back_when_all_values_have_come(recording, monkeypatch):
     retired = {}
-    for module in (device_copies, mapped):
+    for module in (device_copies, host_mapped):
         monkeypatch.setattr(module, "page_lock", lambda memory, device: None)
         monkeypatch.setattr(module, "retire", lambda memory, is_quiet: retired.update({memory.data_ptr(): is_quiet}))
-    monkeypatch.setattr(mapped, "view_on_device", lambda memory, device: memory)
+    monkeypatch.setattr(host_mapped, "view_on_device", lambda memory, device: memory)
     monkeypatch.setattr(device_copies, "is_in_memory", lambda path: True)
     copies = recording.recorder._device
     copies._begin(CPU)
@@ -441,7 +440,7 @@ def test_a_failing_reduction_loses_its_values_only(recording, warnings_logged, m
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(DeviceCopies, "prepare", lambda self, tensor: None)
-    monkeypatch.setattr("tensormeter.record.reduction.gather", fail)
+    monkeypatch.setattr("tensormeter.record.reduction.reduction.gather", fail)
     monkeypatch.setattr("tensormeter.record.recorder.classify", lambda value: value)
     for step in range(2):
         recording.log({"a": DeviceValue(torch.tensor(1.0)), "b": 1.0}, step, every=1)

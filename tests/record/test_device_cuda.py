@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import tensormeter
-from tensormeter.record.deferred import DeferredLog
-from tensormeter.record.device_report import device_path_report
-from tensormeter.record.histogram import Histogram
-from tensormeter.record.outcomes import Refused
-from tensormeter.record.page_locking import unlock_retired
-from tensormeter.record.phases import Phases
+from tensormeter.record.deferred_log import DeferredLog
+from tensormeter.record.device.page_locking import unlock_retired
+from tensormeter.record.device.path_report import device_path_report
+from tensormeter.record.histogram.histogram import Histogram
+from tensormeter.record.phases.phases import Phases
+from tensormeter.record.values.outcomes import Refused
 from tensormeter.ring.words import PENDING, State
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -347,7 +347,7 @@ def test_a_run_that_ends_before_its_values_have_come(new_recording):
 @pytest.fixture
 def detoured(new_recording, monkeypatch):
     """One whose ring cannot be page-locked."""
-    monkeypatch.setattr("tensormeter.record.device.is_in_memory", lambda path: False)
+    monkeypatch.setattr("tensormeter.record.device.device_copies.is_in_memory", lambda path: False)
     recording = new_recording()
     recording.log({"warm": torch.tensor(1.0, device="cuda"), "counted": Histogram(torch.ones(3, device="cuda"))})
     torch.cuda.synchronize()
@@ -408,7 +408,7 @@ def test_writes_from_inside_a_graph_without_page_locking(detoured, monkeypatch):
     def refuse(memory, device):
         raise Refused("memory could not be page-locked")
 
-    monkeypatch.setattr("tensormeter.record.deferred.page_lock", refuse)
+    monkeypatch.setattr("tensormeter.record.deferred_log.page_lock", refuse)
     log = DeferredLog(detoured.recorder, ["a"], capacity=8, device="cuda", first_step=0)
     for number in range(3):
         log.write({"a": torch.tensor(float(number), device="cuda")})

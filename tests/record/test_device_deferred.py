@@ -9,7 +9,7 @@ import torch
 
 import tensormeter
 from tensormeter.errors import UsageError
-from tensormeter.record.deferred import DeferredLog
+from tensormeter.record.deferred_log import DeferredLog
 from tensormeter.ring.words import State
 
 
@@ -154,7 +154,7 @@ def test_log_calls_fetch_what_has_been_written(recording, log, monkeypatch):
     run(step_of(log), 0)
     recording.log({"host": 1.0}, 102)
     assert rows(recording) == [(102, {"host": 1.0})]  # not yet again
-    monkeypatch.setattr("tensormeter.record.deferred._INTERVAL", 0.0)
+    monkeypatch.setattr("tensormeter.record.deferred_log._INTERVAL", 0.0)
     log._next_copy = 0.0
     recording.log({"host": 1.0}, 103)
     assert rows(recording) == [*written([0]), (103, {"host": 1.0})]

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tensormeter.record import cuda_runtime, page_locking
-from tensormeter.record.outcomes import Refused
-from tensormeter.record.page_locking import is_in_memory, page_lock, retire, unlock_retired, view_on_device
+from tensormeter.record.device import cuda_runtime, page_locking
+from tensormeter.record.device.page_locking import is_in_memory, page_lock, retire, unlock_retired, view_on_device
+from tensormeter.record.values.outcomes import Refused
 
 
 class Runtime:

@@ -8,8 +8,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from tensormeter.record.event_copies import EventCopies
-from tensormeter.record.outcomes import DeviceValue
+from tensormeter.record.device.event_copies import EventCopies
+from tensormeter.record.values.outcomes import DeviceValue
 from tensormeter.ring.words import State
 
 
@@ -172,7 +172,7 @@ class TestEvents:
 
         copies = recording.recorder._device
         copies._events = EventCopies(copies.pending, record)
-        monkeypatch.setattr("tensormeter.record.device.EVENT_DEVICES", ("cpu",))
+        monkeypatch.setattr("tensormeter.record.device.device_copies.EVENT_DEVICES", ("cpu",))
         return made
 
     @staticmethod

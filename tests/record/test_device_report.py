@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tensormeter.record import device, device_report, mapped
-from tensormeter.record.device_report import device_path_report
-from tensormeter.record.event_copies import EventCopies
+from tensormeter.record.device import device_copies as device
+from tensormeter.record.device import host_mapped, path_report
+from tensormeter.record.device.event_copies import EventCopies
+from tensormeter.record.device.path_report import device_path_report
 
 
 @pytest.fixture
@@ -20,10 +21,10 @@ def disguised(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
-    monkeypatch.setattr(device_report, "_device", lambda index: torch.device("cpu"))
-    for module in (device, mapped):
+    monkeypatch.setattr(path_report, "_device", lambda index: torch.device("cpu"))
+    for module in (device, host_mapped):
         monkeypatch.setattr(module, "page_lock", lambda memory, device: None)
-    monkeypatch.setattr(mapped, "view_on_device", lambda memory, device: memory)
+    monkeypatch.setattr(host_mapped, "view_on_device", lambda memory, device: memory)
 
     monkeypatch.setattr(device.DeviceCopies, "prepare", lambda self, tensor: self._begin(tensor.device))
     monkeypatch.setattr(device, "is_in_memory", lambda path: True)
@@ -53,16 +54,16 @@ def test_a_copy_that_waits_is_told_from_what_torch_says_of_its_own_watch(disguis
 
     plain = device.DeviceCopies
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", watch)
-    monkeypatch.setattr(device_report, "DeviceCopies", type("Copies", (plain,), {"copy": copy}))
+    monkeypatch.setattr(path_report, "DeviceCopies", type("Copies", (plain,), {"copy": copy}))
     (path,) = device_path_report(tmp_path)
     assert path.synchronizes is waits
 
 
 def test_a_device_that_cannot_store_into_the_ring(disguised, tmp_path, monkeypatch):
     def refuse(memory, device):
-        raise mapped.Refused("the device reaches host memory under other addresses only")
+        raise host_mapped.Refused("the device reaches host memory under other addresses only")
 
-    monkeypatch.setattr(mapped, "view_on_device", refuse)
+    monkeypatch.setattr(host_mapped, "view_on_device", refuse)
     (path,) = device_path_report(tmp_path)
     assert path.works
     assert path.path == "two launches (trial: the device reaches host memory under other addresses only)"

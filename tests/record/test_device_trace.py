@@ -11,10 +11,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tensormeter.record import deferred, reduction
-from tensormeter.record.device import DeviceCopies, place
-from tensormeter.record.reduction import Reductions, Rule
-from tensormeter.record.values import DeviceValue
+from tensormeter.record import deferred_log
+from tensormeter.record.device.device_copies import DeviceCopies, place
+from tensormeter.record.reduction import reduction
+from tensormeter.record.reduction.reduction import Reductions, Rule
+from tensormeter.record.values.classify import DeviceValue
 
 CUDA = torch.device("cuda:0")
 LAUNCHES = {
@@ -81,7 +82,7 @@ class Trace(TorchDispatchMode):
             raise Waits("a copy to memory that is not page-locked")
 
     def look_at_gather(self, to, sources):
-        """The conditions under which this is one kernel and not one a tensor: see `tensormeter.record.gather`."""
+        """The conditions under which this is one kernel and not one a tensor: see `tensormeter.record.device.gather`."""
         kinds = {(tensor.device, tensor.dtype) for tensor in sources}
         if len(kinds) != 1 or {tensor.device for tensor in to} != {sources[0].device}:
             raise Waits("not one device and one dtype: a copy for each tensor")
@@ -209,9 +210,9 @@ def test_reductions(pretended, monkeypatch):
 
 def test_writes_from_inside_a_graph_and_their_copies(pretended, monkeypatch):
     _, traced = pretended
-    locked = deferred._Locked
-    monkeypatch.setattr(deferred, "_Locked", lambda rows, count: None)
-    log = deferred.DeferredLog(None, ["a", "b"], capacity=8, device=CUDA, first_step=0)
+    locked = deferred_log._Locked
+    monkeypatch.setattr(deferred_log, "_Locked", lambda rows, count: None)
+    log = deferred_log.DeferredLog(None, ["a", "b"], capacity=8, device=CUDA, first_step=0)
     copies = object.__new__(locked)  # without its page-locking
     copies._device, copies._words = (log._rows, log._count), [0]
     copies._host_rows, copies._host_count = torch.empty(8, 2, dtype=torch.float64), torch.empty(1, dtype=torch.int64)

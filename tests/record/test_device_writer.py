@@ -12,10 +12,10 @@ import torch
 from device_rig import Proven
 
 from tensormeter.record import recorder as recorder_module
-from tensormeter.record import rows as rows_module
-from tensormeter.record.device import DeviceCopies
-from tensormeter.record.outcomes import DeviceValue
-from tensormeter.record.reduction import Rule
+from tensormeter.record.device.device_copies import DeviceCopies
+from tensormeter.record.reduction.reduction import Rule
+from tensormeter.record.rows import rows as rows_module
+from tensormeter.record.values.outcomes import DeviceValue
 from tensormeter.ring.words import State
 
 CPU = torch.device("cpu")
@@ -301,7 +301,7 @@ def test_a_forked_child(new_recording, on_device):
 
 def test_it_says_when_it_is_slow(recording, monkeypatch, warnings_logged):
     recording.log({"a": torch.tensor(1.0)})
-    monkeypatch.setattr("tensormeter.record.cost._SLOW", -1)
+    monkeypatch.setattr("tensormeter.record.log_timing._SLOW", -1)
     recording.log({"a": torch.tensor(2.0)})
     assert recording.general == 1
     (message,) = warnings_logged()

@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tensormeter.distribution import DOUBLE, SINGLE
-from tensormeter.record import pooling
-from tensormeter.record.distribution import (
+from tensormeter.record.histogram import pooling
+from tensormeter.record.histogram.counting import (
     DeviceTables,
     _bounds,
     array_pieces,
@@ -25,8 +25,8 @@ from tensormeter.record.distribution import (
     count_on_host,
     tensor_pieces,
 )
-from tensormeter.record.histogram import DeviceDistribution
-from tensormeter.record.reduction import Rule
+from tensormeter.record.histogram.histogram import DeviceDistribution
+from tensormeter.record.reduction.reduction import Rule
 
 TABLES = pytest.mark.parametrize("table", [SINGLE, DOUBLE], ids=["single", "double"])
 DTYPES = {SINGLE: np.float32, DOUBLE: np.float64}
@@ -124,7 +124,7 @@ def test_the_device_has_the_same_bounds_and_counts(table):
 
 
 def test_large_tensors_are_counted_in_pieces(monkeypatch):
-    monkeypatch.setattr("tensormeter.record.distribution._DEVICE_PIECE", 1000)
+    monkeypatch.setattr("tensormeter.record.histogram.counting._DEVICE_PIECE", 1000)
     values = torch.randn(12_345, generator=torch.Generator().manual_seed(1))
     found, statistics = DeviceTables().count([values], SINGLE)
     host = count_on_host(tensor_pieces(values, SINGLE), SINGLE)

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-import tensormeter.record.lane as lane_module
+import tensormeter.record.rows.lane as lane_module
 from tensormeter.record.recorder import Recorder
 from tensormeter.ring.file import RingFile
 

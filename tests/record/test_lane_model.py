@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tensormeter.record.lane as lane_module
+import tensormeter.record.rows.lane as lane_module
 from tensormeter.agent.ingest.lane_reader import LaneReader
 from tensormeter.ring.words import POSITION_SHIFT
 

@@ -7,7 +7,7 @@ import torch
 from phases_rig import Rig
 
 from tensormeter import UsageError
-from tensormeter.record.phases import _MOST_EVENTS, DATA_LOADING
+from tensormeter.record.phases.phases import _MOST_EVENTS, DATA_LOADING
 
 
 @pytest.fixture

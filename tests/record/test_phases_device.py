@@ -9,8 +9,8 @@ import pytest
 import torch
 from phases_rig import FakeDevice, Rig
 
-from tensormeter.record.phases import _MOST_EVENTS, _MOST_WAITING
-from tensormeter.record.timeline import CudaEvents
+from tensormeter.record.phases.phases import _MOST_EVENTS, _MOST_WAITING
+from tensormeter.record.phases.timeline import CudaEvents
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import tensormeter.record.lane as lane_module
-import tensormeter.record.layouts as layouts_module
+import tensormeter.record.rows.lane as lane_module
+import tensormeter.record.rows.layouts as layouts_module
 from tensormeter.agent.ingest.lane_reader import _unique_times
 from tensormeter.ring.words import State
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tensormeter.errors import UsageError
-from tensormeter.record.reduction import Reductions, Rule
-from tensormeter.record.values import DeviceValue
+from tensormeter.record.reduction.reduction import Reductions, Rule
+from tensormeter.record.values.classify import DeviceValue
 from tensormeter.ring.words import State
 
 VALUES = [3.0, -1.0, 7.5, 2.0]

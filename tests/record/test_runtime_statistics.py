@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tensormeter.record.garbage import garbage
-from tensormeter.record.torch_memory import TORCH_MEMORY, torch_memory
+from tensormeter.record.runtime.gc_metrics import garbage
+from tensormeter.record.runtime.torch_memory import TORCH_MEMORY, torch_memory
 
 USED = {
     "allocated_bytes": {"all": {"current": 100, "peak": 300}, "small_pool": {"current": 1, "peak": 2}},
@@ -58,7 +58,7 @@ def test_no_cuda_is_initialized_for_it(monkeypatch):
 
 
 def test_torch_is_not_imported_for_it():
-    code = "import sys; from tensormeter.record.torch_memory import torch_memory; "
+    code = "import sys; from tensormeter.record.runtime.torch_memory import torch_memory; "
     code += "print(list(torch_memory()), 'torch' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said == "[] False\n"

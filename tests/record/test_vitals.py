@@ -4,8 +4,8 @@ import gc
 
 import pytest
 
-from tensormeter.record import vitals as vitals_module
-from tensormeter.record.vitals import RuntimeMetrics
+from tensormeter.record.runtime import metrics as vitals_module
+from tensormeter.record.runtime.metrics import RuntimeMetrics
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ import tensormeter
 from tensormeter import Histogram, UsageError
 from tensormeter.agent.ingest.batch_processor import BatchMeasurementProcessor
 from tensormeter.otlp.batch import STEP_METRIC
-from tensormeter.record.values import Refused
-from tensormeter.record.watch import Watch, _euclidean_norms
+from tensormeter.record.model_watch import Watch, _euclidean_norms
+from tensormeter.record.values.classify import Refused
 from tensormeter.ring.file import RingFile
 
 
@@ -367,7 +367,7 @@ class TestCuda:
     pytestmark = gpu
 
     def test_no_step_synchronizes(self, watching):
-        from tensormeter.record.distribution import DeviceTables
+        from tensormeter.record.histogram.counting import DeviceTables
 
         model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(8))).cuda()
         tables = DeviceTables()

@@ -8,7 +8,7 @@ from array import array
 
 import pytest
 
-_writer = pytest.importorskip("tensormeter.record._writer", reason="the C writer could not be compiled")
+_writer = pytest.importorskip("tensormeter.record.rows._writer", reason="the C writer could not be compiled")
 
 
 class Words:

@@ -26,8 +26,8 @@ from tensormeter.disk.private import weakness
 from tensormeter.disk.probe import PATIENCE, answers
 from tensormeter.errors import TensormeterError
 from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Request, Unauthorized, load_exporter
-from tensormeter.record.device_report import device_path_report
-from tensormeter.record.lane import native_writers
+from tensormeter.record.device.path_report import device_path_report
+from tensormeter.record.rows.lane import native_writers
 from tensormeter.ring.file import RingFile
 from tensormeter.settings import Settings, is_loopback
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from tensormeter.record.garbage import GARBAGE
-from tensormeter.record.torch_memory import TORCH_MEMORY
+from tensormeter.record.runtime.gc_metrics import GARBAGE
+from tensormeter.record.runtime.torch_memory import TORCH_MEMORY
 from tensormeter.sensors.amd import AmdSensor
 from tensormeter.sensors.container import ContainerSensor
 from tensormeter.sensors.filesystem import FilesystemSensor

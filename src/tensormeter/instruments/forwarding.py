@@ -21,7 +21,7 @@ from tensormeter.instruments.registry import LOCK, warn_once
 from tensormeter.instruments.views import InstrumentIdentity, create_sdk_instrument, measuring_method
 from tensormeter.logger import get_logger
 from tensormeter.record.recorder import Recorder
-from tensormeter.record.values import Deferred, DeviceValue, Refused, classify
+from tensormeter.record.values.classify import Deferred, DeviceValue, Refused, classify
 from tensormeter.ring.words import LOST, PENDING
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from opentelemetry.metrics import CallbackOptions, CallbackT, Observation
 from tensormeter.instruments.registry import LOCK, warn_once
 from tensormeter.instruments.streams import Binder, Bound, StreamGroup
 from tensormeter.logger import get_logger
-from tensormeter.record.measurement import StreamWriter
-from tensormeter.record.values import Deferred, DeviceValue, Refused, classify
+from tensormeter.record.rows.stream_writer import StreamWriter
+from tensormeter.record.values.classify import Deferred, DeviceValue, Refused, classify
 
 __all__ = ["ObservableCounter", "ObservableGauge", "ObservableUpDownCounter", "Observer"]
 

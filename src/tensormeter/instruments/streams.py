@@ -8,9 +8,9 @@ from typing import Any, Final
 from tensormeter.instruments.attributes import OVERFLOW, AttributeSet, clean_attributes, equals_by_content
 from tensormeter.instruments.registry import LOCK, warn_once
 from tensormeter.instruments.views import InstrumentIdentity, Template, Views
-from tensormeter.record.compilation import break_graph, skip_own_files
-from tensormeter.record.measurement import StreamWriter
+from tensormeter.record.dynamo import break_graph, skip_own_files
 from tensormeter.record.recorder import Recorder
+from tensormeter.record.rows.stream_writer import StreamWriter
 from tensormeter.ring.layout import Stream
 
 __all__ = ["Binder", "Bound", "StreamGroup", "Streams"]

@@ -16,7 +16,7 @@ from opentelemetry.util.types import Attributes
 
 from tensormeter.instruments.forwarding import Forward
 from tensormeter.instruments.streams import Binder
-from tensormeter.record.compilation import break_graph
+from tensormeter.record.dynamo import break_graph
 
 __all__ = ["Counter", "Gauge", "Histogram", "UpDownCounter"]
 

@@ -17,24 +17,24 @@ from typing import Any, Final, Protocol, cast
 
 from tensormeter.conventions.unicode_names import as_unicode
 from tensormeter.errors import UsageError
-from tensormeter.record.compilation import break_graph, skip_own_files
-from tensormeter.record.cost import LogTiming, Stopwatch
-from tensormeter.record.device import DeviceCopies
-from tensormeter.record.distribution import DeviceTables
-from tensormeter.record.histogram import DeviceDistribution, Histogram, HostDistribution
-from tensormeter.record.lane import Lane, Writer
-from tensormeter.record.lanes import Lanes
-from tensormeter.record.layouts import Layouts
-from tensormeter.record.measurement import StreamWriter
-from tensormeter.record.media import Media, Parcel
-from tensormeter.record.notices import WarnOnce, describe, shown
-from tensormeter.record.outbox import Outbox
-from tensormeter.record.pooling import POOLED
-from tensormeter.record.reduction import Reduce, Rule
-from tensormeter.record.rows import Devices, Numbers, Rows
-from tensormeter.record.rules import Rules
-from tensormeter.record.values import Deferred, DeviceValue, Refused, check_name, classify, classify_step
-from tensormeter.record.wide import Distributions
+from tensormeter.record.device.device_copies import DeviceCopies
+from tensormeter.record.dynamo import break_graph, skip_own_files
+from tensormeter.record.histogram.counting import DeviceTables
+from tensormeter.record.histogram.histogram import DeviceDistribution, Histogram, HostDistribution
+from tensormeter.record.histogram.pooling import POOLED
+from tensormeter.record.log_timing import LogTiming, Stopwatch
+from tensormeter.record.media.outbox import Outbox
+from tensormeter.record.media.parcel import Media, Parcel
+from tensormeter.record.reduction.reduction import Reduce, Rule
+from tensormeter.record.reduction.rules import Rules
+from tensormeter.record.rows.histogram_rows import Distributions
+from tensormeter.record.rows.lane import Lane, Writer
+from tensormeter.record.rows.lanes import Lanes
+from tensormeter.record.rows.layouts import Layouts
+from tensormeter.record.rows.rows import Devices, Numbers, Rows
+from tensormeter.record.rows.stream_writer import StreamWriter
+from tensormeter.record.values.classify import Deferred, DeviceValue, Refused, check_name, classify, classify_step
+from tensormeter.record.warn_once import WarnOnce, describe, shown
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.layout import Column, Layout, Stream
 from tensormeter.ring.words import AUTOMATIC_STEPS, Drop, HeaderWord, State

@@ -1,0 +1,262 @@
+"""Device values: asynchronous copies, in stream order, into the page-locked ring.
+
+The ring's pages are registered with CUDA once, so that a device can store into them while the processor goes on.
+Logging values of one CUDA device then takes, on the caller's current stream,
+
+- one kernel for each dtype (and 64 values, see `gather`) that gathers them as float64 *straight into the row*, where a trial at the
+  device's first use has shown that this works (see `MappedRing`); or else
+- the same into memory of the device, and one copy from there into the row.
+
+The stream's order makes it a snapshot: what the program does to the tensors afterwards happens after the copy.
+Completion is seen in memory, by whoever reads the row: the words hold `PENDING` until the device has stored over them.
+No event is recorded or polled, and nothing waits.
+
+Apple's and Intel's devices are read by way of events (`EventCopies`), as are CUDA's where the ring cannot be page-locked,
+because it is on a disk, say; values that come from elsewhere, later, are polled (`PendingValues`).
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from tensormeter.record.device.event_copies import EVENT_DEVICES, EventCopies
+from tensormeter.record.device.gather import NoGradients, dtype_order, gather
+from tensormeter.record.device.host_mapped import MappedRing
+from tensormeter.record.device.page_locking import is_in_memory, page_lock, retire
+from tensormeter.record.device.pending_values import PendingValues
+from tensormeter.record.values.outcomes import Deferred, DeviceValue, Refused
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.words import LOST, PENDING
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["DeviceCopies", "place"]
+
+
+def place(value: DeviceValue | Deferred) -> tuple[int, int]:
+    """The key by which a row's values are sorted for `DeviceCopies.copy`: by device, then by dtype."""
+    if isinstance(value, Deferred):
+        return -2, 0
+    return value.tensor.get_device(), dtype_order(value.tensor)  # a process has devices of one kind
+
+
+class DeviceCopies:
+    """Copies of device values into one ring.
+
+    Thread-safe as far as the ring's lanes are: each call touches its own row only.
+    After a fork it must not be used in the child; CUDA cannot be either.
+
+    Attributes:
+        pending: What log calls have to look at, because no device stores it by itself.
+    """
+
+    def __init__(
+        self,
+        ring: RingFile,
+        on_failure: Callable[[Exception], None] = lambda error: None,
+        on_pending: Callable[[], None] = lambda: None,
+        on_detour: Callable[[str], None] = lambda why: None,
+        *,
+        one_launch: bool = True,
+    ) -> None:
+        """
+        Args:
+            ring: Created by this process.
+            on_failure: Told of a value that was to be polled and will never come.
+            on_pending: Called whenever there is something in `pending` to look at.
+            on_detour: Told why values of CUDA devices are read by way of events.
+            one_launch: Whether to store straight into the ring where a trial shows that this works.
+        """
+        self.pending = PendingValues(ring, on_failure, on_pending)
+        self._events = EventCopies(self.pending)
+        self._one_launch = one_launch
+        self._path = ring.path
+        self._words = ring.words
+        self._buffer = ring.buffer
+        self._host: torch.Tensor | None = None
+        self._failure: str | None = None
+        self._gave_up = False
+        self._on_detour = on_detour
+        self._detours: set[torch.device] = set()
+        self._mapped: dict[torch.device, MappedRing] = {}
+        self._preparing = threading.RLock()
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """How values of each CUDA device in use reach the ring: `one launch`, `two launches` or `events`, and why so."""
+        detours = {str(device): f"events ({self._failure})" for device in self._detours.copy()}
+        return detours | {
+            str(device): "one launch" if mapped.view is not None else f"two launches (trial: {mapped.verdict})"
+            for device, mapped in self._mapped.copy().items()
+        }
+
+    def prepare(self, tensor: "torch.Tensor") -> None:
+        """Make sure that a tensor's value can be copied.
+
+        Raises:
+            Refused: Not on this device, or not while a CUDA graph is captured.
+        """
+        import torch
+
+        device = tensor.device
+        if not tensor.is_cuda:
+            if device.type in EVENT_DEVICES:
+                return
+            raise Refused(f"a tensor on {device}; only CUDA, MPS and XPU devices are read without waiting: log .item()")
+        if torch.cuda.is_current_stream_capturing():
+            raise Refused(
+                "a CUDA graph is being captured, and its replays would overwrite this row; "
+                "log after the replay, or inside the graph by tensormeter.deferred_log"
+            )
+        if device not in self._mapped and device not in self._detours:
+            with self._preparing:
+                self._begin(device)
+
+    def copy(self, word: int, values: Sequence[DeviceValue | Deferred]) -> None:
+        """Launch the copies of values into consecutive words of the ring. Never waits.
+
+        Args:
+            word: Index of the first word, which holds PENDING, as do the following.
+            values: Tensors of devices that were prepared, and deferred values; sorted by `place`.
+
+        Raises:
+            Exception: Whatever CUDA says; then call `give_up`.
+        """
+        for device, group in groupby(values, key=_device):
+            members = list(group)
+            if device is None:  # not of torch, which may not be there
+                for index, value in enumerate(members, word):
+                    if isinstance(value, Deferred):
+                        self.pending.add(index, 1, _one(value.poll))
+            else:
+                self.copy_tensors(word, device, [value.tensor for value in members if isinstance(value, DeviceValue)])
+            word += len(members)
+
+    def copy_distributions(
+        self, counts_at: int, statistics_at: int, counted: Sequence[tuple["torch.Tensor", "torch.Tensor"]]
+    ) -> None:
+        """Launch the copies of distributions on the current streams: first all counts, then all statistics. Never waits.
+
+        Args:
+            counts_at: Index of the first word of the counts.
+            statistics_at: Index of the first word of the statistics, which holds PENDING, as do the following.
+            counted: Counts and statistics, on devices that were prepared; each contiguous, of a multiple of 8 bytes.
+
+        Raises:
+            Exception: Whatever a device says.
+        """
+        statistics_to_copy = []
+        for counts, statistics in counted:
+            if self._by_events(counts.device):
+                self._events.copy_distributions(counts_at, counts, statistics_at, statistics)
+            else:
+                self.copy_words(counts_at, counts)
+                statistics_to_copy.append((statistics_at, statistics))
+            counts_at += counts.numel() * counts.element_size() // 8
+            statistics_at += statistics.numel()
+        for word, statistics in statistics_to_copy:
+            self.copy_words(word, statistics)
+
+    def copy_words(self, word: int, words: "torch.Tensor") -> None:
+        """Launch the copy of a whole tensor of a CUDA device; as `copy_distributions`."""
+        import torch
+
+        assert self._host is not None
+        flat = words.view(-1).view(torch.float64)
+        self._host[word : word + len(flat)].copy_(flat, non_blocking=True)
+
+    def give_up(self, word: int, number: int) -> None:
+        """Say that values that `copy` was to fill in, and that have not come, will not."""
+        self._gave_up = True
+        for index in range(word, word + number):
+            if self._words[index] == PENDING:
+                self._words[index] = LOST
+
+    def close(self) -> None:
+        """Copy no more. What is on its way still arrives; then the memory can be given back, as `page_locking.retire` says."""
+        if self._host is not None:
+            retire(self._host, self._is_quiet)
+        for mapped in self._mapped.values():
+            mapped.retire()
+
+    def _is_quiet(self) -> bool:
+        """Whether everything that was launched has been stored in the ring."""
+        import torch
+
+        assert self._host is not None
+        return not self._gave_up and not bool((self._host.view(torch.int64) == PENDING).any())
+
+    def is_settled(self, values: Iterable[object]) -> bool:
+        """Whether values are plain tensors on one CUDA device, and it is known how they reach the ring."""
+        if not self._mapped:  # torch may not be there
+            return False
+        import torch
+
+        devices = {value.device if type(value) is torch.Tensor else None for value in values}
+        mapped = self._mapped.get(device) if len(devices) == 1 and (device := devices.pop()) is not None else None
+        return mapped is not None and mapped.verdict != "running"
+
+    def copy_tensors(self, word: int, device: "torch.device", tensors: Sequence["torch.Tensor"]) -> None:
+        """`copy` for tensors of one device; equal dtypes are neighbours."""
+        import torch
+
+        with NoGradients():  # a loss that requires grad must not put the ring into its graph
+            mapped = self._mapped.get(device)
+            if mapped is None and device.type in EVENT_DEVICES:
+                self._events.copy(word, tensors)
+                return
+            if mapped is not None:
+                mapped.look()
+                if mapped.view is not None:
+                    gather(tensors, mapped.view, word)
+                    return
+            gathered = torch.empty(len(tensors), dtype=torch.float64, device=device)
+            gather(tensors, gathered)
+            if self._host is None:
+                self._events.copy_gathered(word, gathered)
+            else:
+                self._host[word : word + len(tensors)].copy_(gathered, non_blocking=True)
+
+    def _by_events(self, device: "torch.device") -> bool:
+        return device not in self._mapped and (device.type in EVENT_DEVICES or self._host is None)
+
+    def _begin(self, device: "torch.device") -> None:
+        """Page-lock the ring at the first use of any CUDA device, and begin the trial of this one."""
+        if self._host is None and self._failure is None:
+            self._page_lock(device)
+        if self._failure is not None:
+            self._detours.add(device)
+            self._on_detour(self._failure)
+        elif self._host is not None and device not in self._mapped:
+            self._mapped[device] = MappedRing(self._host, device, try_it=self._one_launch)
+
+    def _page_lock(self, device: "torch.device") -> None:
+        """Page-lock the whole ring."""
+        import torch
+
+        remedy = "put TENSORMETER_BUFFER_DIR on a tmpfs such as /dev/shm"
+        if not is_in_memory(self._path):
+            self._failure = f"the ring {self._path} is on a disk; {remedy}"
+            return
+        with torch.inference_mode(mode=False):  # an inference tensor could not be written to later
+            host = torch.frombuffer(self._buffer, dtype=torch.float64)
+        try:
+            page_lock(host, device)
+        except Refused as refusal:
+            self._failure = f"the ring's {refusal}; {remedy}, and raise `ulimit -l`"
+            return
+        self._host = host
+
+
+def _device(value: DeviceValue | Deferred) -> "torch.device | None":
+    return value.tensor.device if isinstance(value, DeviceValue) else None
+
+
+def _one(poll: Callable[[], float | None]) -> Callable[[], Sequence[float] | None]:
+    def polled() -> Sequence[float] | None:
+        value = poll()
+        return None if value is None else (value,)
+
+    return polled

@@ -1,0 +1,149 @@
+"""A check of the way that device values take, for people who want to know what works on their machine."""
+
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tensormeter.errors import TensormeterError
+from tensormeter.record.device.device_copies import DeviceCopies, place
+from tensormeter.record.values.outcomes import DeviceValue
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.words import PENDING
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["DevicePath", "device_path_report"]
+
+_VALUES: Final = {"float32": 1.5, "bfloat16": -2.0, "int64": 7.0, "bool": 1.0, "float8_e4m3fn": 0.25, "uint16": 40000.0}
+
+
+@dataclass(frozen=True)
+class DevicePath:
+    """What was found for one device.
+
+    Attributes:
+        device: As in `cuda:0`.
+        name: Of the product.
+        path: As in `DeviceCopies.paths`; or, by `works`, why nothing arrives.
+        works: Whether values of every dtype arrived and were right.
+        synchronizes: Whether a copy made the host wait for the device, where that can be told; None where not.
+    """
+
+    device: str
+    name: str
+    path: str
+    works: bool
+    synchronizes: bool | None
+
+
+def device_path_report(
+    directory: Path | None = None, timeout: float = 10.0, *, one_launch: bool = True
+) -> list[DevicePath]:
+    """Try on each CUDA device whether its values reach a ring, and how. Waits for the devices; not for training loops.
+
+    Args:
+        directory: Where a ring is made for a moment; `/dev/shm`, if there is one, if None.
+        timeout: Seconds to wait for a value.
+        one_launch: As for `DeviceCopies`.
+
+    Returns:
+        One for each device; none where torch is not installed or finds no device.
+    """
+    try:
+        import torch
+    except ImportError:
+        return []
+    if not torch.cuda.is_available():
+        return []
+    shared = Path("/dev/shm")  # noqa: S108 - a file of its own name in there
+    parent = directory or (shared if shared.is_dir() else None)
+    with tempfile.TemporaryDirectory(prefix="tensormeter-", dir=parent) as folder:
+        try:
+            ring = RingFile.create(Path(folder) / "doctor.ring", {}, buffer_bytes=1 << 16, lanes=1)
+        except TensormeterError as error:
+            return [_failed(_device(index), str(error)) for index in range(torch.cuda.device_count())]
+        copies = DeviceCopies(ring, one_launch=one_launch)
+        try:
+            return [_try(copies, ring, _device(index), timeout) for index in range(torch.cuda.device_count())]
+        finally:
+            copies.close()
+            ring.release()
+
+
+def _try(copies: DeviceCopies, ring: RingFile, device: "torch.device", timeout: float) -> DevicePath:
+    import torch
+
+    try:
+        tensors = [
+            torch.tensor(value, device=device).to(getattr(torch, name))
+            for name, value in _VALUES.items()
+            if hasattr(torch, name)
+        ]
+        copies.prepare(tensors[0])
+        torch.cuda.synchronize(device)
+        values = sorted((DeviceValue(tensor) for tensor in tensors), key=place)
+        expected = [value.tensor.double().item() for value in values]
+        word = ring.lanes[0][0] // 8 + 64
+        synchronizes = False
+        for _ in range(2):  # the second time by the way that the trial has chosen
+            for index in range(len(values)):
+                ring.words[word + index] = PENDING
+            synchronizes |= _synchronizes(lambda: copies.copy(word, values))
+            if not _wait(lambda: _have_come(copies, ring, word, len(values)), timeout):
+                return _failed(device, f"no value arrived within {timeout:g} s")
+            found = [memoryview(ring.buffer).cast("d")[word + i] for i in range(len(values))]
+            if found != expected:
+                return _failed(device, f"expected {expected}, found {found}")
+        return DevicePath(
+            str(device), torch.cuda.get_device_name(device), copies.paths[str(device)], True, synchronizes
+        )
+    except Exception as error:  # whatever CUDA says is the finding
+        return _failed(device, f"{type(error).__name__}: {error}")
+
+
+def _have_come(copies: DeviceCopies, ring: RingFile, word: int, number: int) -> bool:
+    copies.pending.look()
+    return all(ring.words[word + i] != PENDING for i in range(number))
+
+
+def _synchronizes(action: Callable[[], None]) -> bool:
+    """Whether torch knows of a call in an action that waits for the device."""
+    import torch
+
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")  # which warns itself that it does not see every synchronizing call
+        caught.clear()
+        try:
+            action()
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    return any("synchronizing" in str(warning.message) for warning in caught)
+
+
+def _wait(condition: Callable[[], bool], timeout: float) -> bool:
+    deadline, pause = time.monotonic() + timeout, threading.Event()
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        pause.wait(0.001)
+    return True
+
+
+def _device(index: int) -> "torch.device":
+    import torch
+
+    return torch.device("cuda", index)
+
+
+def _failed(device: "torch.device", why: str) -> DevicePath:
+    import torch
+
+    return DevicePath(str(device), torch.cuda.get_device_name(device), why, False, None)

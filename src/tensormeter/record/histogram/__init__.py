@@ -1,0 +1,1 @@
+"""Histograms: counted on the host or on the device."""

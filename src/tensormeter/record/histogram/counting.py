@@ -1,0 +1,280 @@
+"""Counting many values into the buckets of `tensormeter.distribution`, where they are: on the host or on a device.
+
+On a device everything has a static shape and nothing is asked for, so nothing synchronizes: no `bincount`, no boolean index,
+no `.item()`, not even an upload of the bounds, which the device computes itself.
+On the host NumPy counts, in the calling thread; a large array takes less time than `np.histogram` takes for it.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from tensormeter.distribution import Table
+from tensormeter.record.device.gather import accumulator_dtype
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+__all__ = [
+    "MOST_ON_DEVICE",
+    "Counted",
+    "DeviceTables",
+    "add_explicit",
+    "add_exponential",
+    "array_pieces",
+    "count_on_host",
+    "tensor_pieces",
+]
+
+MOST_ON_DEVICE: Final = (1 << 31) - 1
+"""Elements of one tensor: a bin's count has 32 bits."""
+
+_DEVICE_PIECE: Final = 1 << 23
+"""Elements counted at a time: what they need for a moment is 12 bytes for each, in the device's memory."""
+
+_HOST_PIECE: Final = 1 << 17
+"""Elements counted at a time: they stay in the cache."""
+
+
+class Counted(NamedTuple):
+    """A distribution counted on the host.
+
+    Attributes:
+        counts: int32 as bytes, in the order of the table's bins.
+        statistics: Sum, minimum and maximum; NaN where there is none.
+    """
+
+    counts: bytes
+    statistics: tuple[float, float, float]
+
+
+def count_on_host(pieces: Iterable["NDArray[Any]"], table: Table) -> Counted:
+    """Count arrays of the table's format.
+
+    Args:
+        pieces: Of shape (n,), native byte order, contiguous; not empty.
+        table: For float32 or float64.
+    """
+    import numpy as np
+
+    counts = np.zeros(table.bins, np.int64)
+    total, low, high = 0.0, np.inf, -np.inf
+    with np.errstate(all="ignore"):  # NaN and infinities are values
+        cells = _cells(table)
+        for piece in pieces:
+            total += float(piece.sum(dtype=np.float64))
+            low, high = np.minimum(low, piece.min()), np.maximum(high, piece.max())
+            for start in range(0, len(piece), _HOST_PIECE):
+                counts += np.bincount(cells.bins_of(piece[start : start + _HOST_PIECE]), minlength=table.bins)
+    nothing_else = counts[0] + counts[-1] + counts[-2] == 0
+    statistics = (total, float(low), float(high)) if nothing_else and counts.any() else (total, np.nan, np.nan)
+    return Counted(counts.astype(np.int32).tobytes(), statistics if nothing_else else (np.nan, np.nan, np.nan))
+
+
+def add_exponential(first: bytes, second: bytes) -> bytes | None:
+    """The counts of two distributions in one table together; None if a bin would overflow."""
+    import numpy as np
+
+    counts = np.frombuffer(first, np.int32) + np.frombuffer(second, np.int32).astype(np.int64)
+    return None if counts.max() > MOST_ON_DEVICE else counts.astype(np.int32).tobytes()
+
+
+def add_explicit(first: bytes, second: bytes) -> bytes | None:
+    """The words of two ready-made histograms together: edges, then counts; None if the edges differ, or a count is too large."""
+    import numpy as np
+
+    edges = len(first) // 16 * 8 + 8  # bytes: one edge more than there are counts
+    if len(first) != len(second) or first[:edges] != second[:edges]:
+        return None
+    counts, more = np.frombuffer(first, np.int64, offset=edges), np.frombuffer(second, np.int64, offset=edges)
+    if (counts > np.iinfo(np.int64).max - more).any():
+        return None
+    return first[:edges] + (counts + more).tobytes()
+
+
+def array_pieces(array: "NDArray[Any]", table: Table) -> Iterator["NDArray[Any]"]:
+    """An array's elements in the table's format, which costs no copy if they are in it."""
+    import numpy as np
+
+    flat, dtype = array.reshape(-1), np.float32 if table.fraction_bits == 23 else np.float64
+    for start in range(0, len(flat), _DEVICE_PIECE):
+        yield np.ascontiguousarray(flat[start : start + _DEVICE_PIECE], dtype)
+
+
+def tensor_pieces(tensor: "torch.Tensor", table: Table) -> Iterator["NDArray[Any]"]:
+    """The same for a tensor on the CPU."""
+    import torch
+
+    for piece in torch.split(tensor.detach().reshape(-1), _DEVICE_PIECE):
+        yield _as_format(piece, table).resolve_neg().contiguous().numpy()
+
+
+class DeviceTables:
+    """Counts tensors on devices, and keeps the tables' bounds there: 12 or 68 KiB for each device and table.
+
+    Thread-safe; after a fork it must not be used in the child.
+    """
+
+    def __init__(self) -> None:
+        self._bounds: dict[tuple[torch.device, Table], _Bounds] = {}
+
+    def count(self, tensors: Sequence["torch.Tensor"], table: Table) -> tuple["torch.Tensor", "torch.Tensor"]:
+        """Launch the counting on the current stream. Never waits.
+
+        Args:
+            tensors: On one device, none empty, each of at most `MOST_ON_DEVICE` elements of dtypes that the table holds.
+            table: For all of them.
+
+        Returns:
+            The counts, of shape (tensors * bins,), int32; and sum, minimum and maximum, of shape (tensors, 3), float64; float32
+            on Apple's devices, which have nothing wider, and no table for float64.
+        """
+        import torch
+
+        counts, sums, extremes = [], [], []
+        grad = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+        try:
+            with torch.inference_mode(mode=False):  # what is kept must be of use outside of it
+                bounds = self._bounds_on(tensors[0].device, table)
+            for tensor in tensors:
+                count, total, low, high = _count(tensor.detach().reshape(-1), table, bounds)
+                counts.append(count)
+                sums.append(total)
+                extremes += [low, high]
+            together = torch.stack(extremes).to(accumulator_dtype(tensors[0].device)).view(-1, 2)
+            statistics = torch.cat([torch.stack(sums).unsqueeze(1), together], dim=1)
+            return torch.cat(counts), statistics
+        finally:
+            torch._C._set_grad_enabled(grad)
+
+    def _bounds_on(self, device: "torch.device", table: Table) -> "torch.Tensor":
+        import torch
+
+        found = self._bounds.get((device, table))
+        if found is None:
+            tensor = bounds_on_device(device, table)
+            # In a trace without a device there is no stream.
+            stream = torch.cuda.current_stream(device) if device.type == "cuda" and _has_cuda() else None
+            found = self._bounds[device, table] = _Bounds(tensor, stream, stream and stream.record_event())
+        elif found.stream is not None:
+            current = torch.cuda.current_stream(device)
+            if current != found.stream:  # on the device, not here
+                current.wait_event(found.ready)
+        return found.tensor
+
+
+class _Bounds(NamedTuple):
+    """Bounds on a device, the stream that computes them, and the event behind that."""
+
+    tensor: "torch.Tensor"
+    stream: "torch.cuda.Stream | None"
+    ready: Any
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+def bounds_on_device(device: "torch.device", table: Table) -> "torch.Tensor":
+    """The bounds between a table's bins, computed on the device from scalars that kernels take as arguments."""
+    import torch
+
+    single = table.fraction_bits == 23
+    integer = torch.int32 if single else torch.int64
+    lowest, highest = table.lowest + table.bias, table.highest + table.bias
+    exponents = torch.arange(lowest, highest, dtype=integer, device=device) << table.fraction_bits
+    lower = torch.stack([exponents + fraction for fraction in table.fractions], dim=1).view(-1)
+    ends = torch.cat([lower, torch.full((1,), table.largest, dtype=integer, device=device)])
+    negative = ends.flip(0) + 1 + (-(1 << 31) if single else -(1 << 63))  # the next larger magnitude, with the sign bit
+    infinity = torch.full((1,), table.largest + 1, dtype=integer, device=device)
+    return torch.cat([negative, ends, infinity]).view(torch.float32 if single else torch.float64)
+
+
+def _count(
+    flat: "torch.Tensor", table: Table, bounds: "torch.Tensor"
+) -> tuple["torch.Tensor", "torch.Tensor", "torch.Tensor", "torch.Tensor"]:
+    """Counts (int32), sum (`accumulator_dtype`), minimum and maximum (of the table's format) of one tensor's elements."""
+    import torch
+
+    found, wide = None, accumulator_dtype(flat.device)
+    for piece in torch.split(flat, _DEVICE_PIECE):
+        values = _as_format(piece, table)
+        bins = torch.bucketize(values, bounds, out_int32=True)
+        low, high = torch.aminmax(values)
+        new = (_count_bins(bins, table.bins), values.sum(dtype=wide), low, high)
+        if found is None:
+            found = new
+        else:
+            found = (
+                found[0] + new[0],
+                found[1] + new[1],
+                torch.minimum(found[2], new[2]),
+                torch.maximum(found[3], new[3]),
+            )
+    assert found is not None
+    return found
+
+
+def _count_bins(bins: "torch.Tensor", number: int) -> "torch.Tensor":
+    import torch
+
+    if bins.is_cuda:  # in shared memory, and in integers throughout: exact, and deterministic
+        return torch.histc(bins, bins=number, min=0, max=number - 1)
+    ones = torch.ones((), dtype=torch.int32, device=bins.device).expand(len(bins))
+    return torch.zeros(number, dtype=torch.int32, device=bins.device).index_add_(0, bins, ones)
+
+
+def _as_format(values: "torch.Tensor", table: Table) -> "torch.Tensor":
+    return values.float() if table.fraction_bits == 23 else values.double()
+
+
+class _Cells:
+    """A faster search on the host. A cell is all numbers with the same 16 highest bits; at most one bound is in each.
+
+    Attributes:
+        split: For each cell the bound in it, or any number if there is none.
+        bins: For each cell, in turn, the bin of its numbers above the bound, and of those up to it.
+    """
+
+    def __init__(self, table: Table) -> None:
+        import numpy as np
+
+        bits = 32 if table.fraction_bits == 23 else 64
+        bounds = _bounds(table)
+        first = np.arange(1 << 16, dtype=f"u{bits // 8}") << (bits - 16)
+        last = first | ((1 << (bits - 16)) - 1)
+        ends = np.stack([np.searchsorted(bounds, words.view(bounds.dtype)) for words in (first, last)])
+        self.split = bounds[np.minimum(ends.min(axis=0), len(bounds) - 1)]
+        self.bins = np.stack([ends.max(axis=0), ends.min(axis=0)], axis=1).ravel()
+        self._halves = bits // 16
+
+    def bins_of(self, values: "NDArray[Any]") -> "NDArray[np.intp]":
+        import numpy as np
+
+        keys = values.view(np.uint16)[self._halves - 1 :: self._halves].astype(np.intp)
+        up_to = values <= self.split.take(keys)
+        keys += keys
+        keys += up_to
+        return self.bins.take(keys)
+
+
+@cache
+def _cells(table: Table) -> _Cells:
+    return _Cells(table)
+
+
+@cache
+def _bounds(table: Table) -> "NDArray[Any]":
+    """As `bounds_on_device`, for NumPy."""
+    import numpy as np
+
+    exponents = (np.arange(table.lowest, table.highest, dtype=np.int64) + table.bias) << table.fraction_bits
+    ends = np.append((exponents[:, None] + np.array(table.fractions)).ravel(), table.largest)
+    sign = np.int64(-(1 << 31) if table.fraction_bits == 23 else -(1 << 63))
+    bits = np.concatenate([ends[::-1] + 1 + sign, ends, [table.largest + 1]])
+    return bits.astype(np.int32).view(np.float32) if table.fraction_bits == 23 else bits.view(np.float64)

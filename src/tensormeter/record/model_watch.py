@@ -1,0 +1,241 @@
+"""Watching a model: norms and distributions of its gradients and parameters, every so many steps of its optimizer.
+
+One hook is called by torch before any optimizer's step, on the thread that makes the step. Nothing is attached to the model
+or its parameters, so it can be pickled, compiled, wrapped and thrown away as before, and the backward pass costs nothing.
+At that moment gradients are complete, whichever threads computed them: accumulated, reduced over ranks, clipped, unscaled.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+
+from tensormeter.errors import UsageError
+from tensormeter.logger import get_logger
+from tensormeter.record.device.gather import accumulator_dtype
+from tensormeter.record.dynamo import break_graph
+from tensormeter.record.histogram.histogram import Histogram
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Watch", "Watched"]
+
+logger: Final = get_logger()
+
+Watched = Literal["gradients", "parameters", "all"]
+
+_WRAPPERS: Final = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+"""What torch.compile, FSDP and activation checkpointing put into the names of parameters."""
+
+
+class Watch:
+    """A model that is watched from `start` until `stop`. It does not keep the model alive.
+
+    Its methods may be called on any thread; they never raise for what they find, and never wait for a device.
+    """
+
+    def __init__(
+        self,
+        model: "torch.nn.Module",
+        record: Callable[[Mapping[str, Any]], None],
+        *,
+        log: Watched,
+        every: int,
+        norms: bool,
+        histograms: bool,
+    ) -> None:
+        """
+        Args:
+            model: What to watch.
+            record: Records a row, as `run.log` does.
+            log: Of what.
+            every: Optimizer steps from one row to the next; the first step has one.
+            norms: Whether to log Euclidean norms, of everything and by parameter.
+            histograms: Whether to log distributions by parameter.
+
+        Raises:
+            UsageError: An argument cannot be used.
+        """
+        if not callable(getattr(model, "named_parameters", None)):
+            raise UsageError(f"watch: expected a torch.nn.Module, got a {type(model).__name__}")
+        if log not in get_args(Watched):
+            raise UsageError(f"watch: log: expected one of {', '.join(get_args(Watched))}, got {log!r}")
+        if type(every) is not int or every < 1:
+            raise UsageError(f"watch: every: expected a positive integer, got {every!r}")
+        self._model = weakref.ref(model)
+        self._name = type(model).__name__
+        self._record = record
+        self._log = log
+        self._every = every
+        self._norms = norms
+        self._histograms = histograms
+        self._leader: weakref.ref[torch.optim.Optimizer] | None = None
+        self._strangers: weakref.WeakKeyDictionary[torch.optim.Optimizer, int] = weakref.WeakKeyDictionary()
+        self._steps = 0
+        self._rows = 0
+        self._warned = False
+        self._in_hook = False
+        self._handle: torch.utils.hooks.RemovableHandle | None = None
+
+    def is_of(self, model: object) -> bool:
+        """Whether this is the watch of a model, or of one that is gone."""
+        own = self._model()
+        return own is model or own is None
+
+    def start(self) -> None:
+        """Be called before optimizers' steps."""
+        from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+        self._handle = register_optimizer_step_pre_hook(self._before_step)
+
+    def log(self) -> None:
+        """Record a row now: for training loops without a `torch.optim.Optimizer`, or with a step that is a CUDA graph."""
+        model = self._model()
+        if model is None:
+            return
+        self._rows += 1
+        try:
+            self._record(dict(self._values(model)))
+        except Exception as error:  # nothing of a model's own code may stop the training
+            self._warn("watch(%s) does not record: %s: %s", self._name, type(error).__name__, error)
+
+    def stop(self) -> None:
+        """Watch no more. Idempotent."""
+        if self._handle is None:
+            return
+        if not self._in_hook:  # else torch is going through its hooks, in another thread or below a signal handler
+            self._handle.remove()
+        self._handle = None
+        if not self._rows and self._model() is not None:
+            self._warn(
+                "watch(%s) has recorded nothing: no torch optimizer with its parameters has made a step; "
+                "call log() of what watch() returns instead",
+                self._name,
+            )
+
+    def _before_step(self, optimizer: "torch.optim.Optimizer", arguments: object, options: object) -> None:
+        """Called by torch. The first optimizer found to have a parameter of the model sets the pace from then on."""
+        if self._handle is None:
+            return
+        self._in_hook = True
+        try:
+            if (self._leader is not None and self._leader() is optimizer) or self._follows(optimizer):
+                self._step()
+        except Exception as error:  # nothing in here may stop the training
+            self._warn("watch(%s) does not record: %s: %s", self._name, type(error).__name__, error)
+        finally:
+            self._in_hook = False
+
+    def _step(self) -> None:
+        if _is_captured():
+            self._warn(
+                "watch(%s) cannot record while a CUDA graph is captured; call its log() after replays", self._name
+            )
+            return
+        if self._steps % self._every == 0:
+            self.log()
+        self._steps += 1
+
+    def _follows(self, optimizer: "torch.optim.Optimizer") -> bool:
+        if self._leader is not None and self._leader() is not None:
+            return False
+        groups = optimizer.param_groups
+        if self._strangers.get(optimizer) == len(groups):
+            return False
+        model = self._model()
+        own = set() if model is None else {id(parameter) for parameter in model.parameters()}
+        if any(id(parameter) in own for group in groups for parameter in group["params"]):
+            self._leader = weakref.ref(optimizer)
+            return True
+        self._strangers[optimizer] = len(groups)
+        return False
+
+    def _values(self, model: "torch.nn.Module") -> Iterator[tuple[str, Any]]:
+        parameters = {_plain_name(name): parameter for name, parameter in model.named_parameters()}
+        if self._log in ("gradients", "all"):
+            gradients = {name: _local(p.grad) for name, p in parameters.items() if p.grad is not None}
+            yield from self._describe("gradient", gradients)
+        if self._log in ("parameters", "all"):
+            yield from self._describe("parameter", {name: _local(p) for name, p in parameters.items()})
+
+    def _describe(self, what: str, tensors: Mapping[str, "torch.Tensor"]) -> Iterator[tuple[str, Any]]:
+        import torch
+
+        if self._norms:
+            plain = (torch.Tensor, torch.nn.Parameter)
+            total, norms = _euclidean_norms({name: tensor for name, tensor in tensors.items() if type(tensor) in plain})
+            if total is not None:
+                yield f"{what}_norm", total
+            for name, norm in norms.items():
+                yield f"{what}_norm/{name}", norm
+        if self._histograms:
+            for name, tensor in tensors.items():
+                yield f"{what}s/{name}", Histogram(tensor)
+
+    def _warn(self, message: str, *arguments: object) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(message, *arguments)
+
+
+break_graph(Watch._before_step)
+
+
+def _euclidean_norms(
+    tensors: Mapping[str, "torch.Tensor"],
+) -> tuple["torch.Tensor | None", dict[str, "torch.Tensor"]]:
+    """The norm of everything and of each tensor, on their devices: a few launches for each device and dtype."""
+    import torch
+
+    groups: dict[tuple[torch.device, torch.dtype], dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        if tensor.layout is torch.strided and tensor.is_floating_point():
+            groups.setdefault((tensor.device, tensor.dtype), {})[name] = tensor
+    found: dict[str, torch.Tensor] = {}
+    squares = []
+    grad = torch.is_grad_enabled()
+    torch._C._set_grad_enabled(False)
+    try:
+        for (device, dtype), group in groups.items():
+            stacked = torch.stack(_foreach_norm([tensor.detach() for tensor in group.values()], dtype))
+            stacked = stacked.to(accumulator_dtype(device))
+            squares.append(stacked.square().sum())
+            found.update(zip(group, stacked.unbind(), strict=True))
+        if not squares:
+            return None, found
+        first = squares[0]  # devices may differ in what they add up in, too
+        return torch.stack([square.to(first, non_blocking=True) for square in squares]).sum().sqrt(), found
+    finally:
+        torch._C._set_grad_enabled(grad)
+
+
+def _foreach_norm(tensors: Sequence["torch.Tensor"], dtype: "torch.dtype") -> list["torch.Tensor"]:
+    import torch
+
+    if dtype.itemsize == 1:  # there is no such kernel for 8-bit floats
+        tensors, dtype = [tensor.float() for tensor in tensors], torch.float32
+    if dtype.itemsize < 4:  # a norm in 16 bits would overflow, or have two digits
+        return list(torch._foreach_norm(list(tensors), 2, dtype=torch.float32))
+    return list(torch._foreach_norm(list(tensors), 2))
+
+
+def _plain_name(name: str) -> str:
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
+def _local(tensor: "torch.Tensor") -> "torch.Tensor":
+    """Of a tensor that is sharded over ranks, this rank's part. The whole would be a collective; a partial sum is refused."""
+    placements = getattr(tensor, "placements", None)
+    if placements is None or any(placement.is_partial() for placement in placements):
+        return tensor
+    local: torch.Tensor = tensor.to_local()  # type: ignore[attr-defined]
+    return local
+
+
+def _is_captured() -> bool:
+    import torch
+
+    initialized = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return initialized and torch.cuda.is_current_stream_capturing()

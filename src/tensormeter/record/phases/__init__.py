@@ -1,0 +1,1 @@
+"""Phases of a training step, and their timeline."""

@@ -1,0 +1,344 @@
+"""Where the time of a training step goes: on the host, on the device, and in between.
+
+At the ends of a phase the host's clock is read and, if the process uses CUDA, a timing event is recorded on the current
+stream. Events are looked at when two more steps have ended, on the thread that recorded them, and only if they are over by
+then: nothing waits. No event is recorded or looked at while the thread captures a CUDA graph.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Final
+
+from tensormeter.errors import UsageError
+from tensormeter.logger import get_logger
+from tensormeter.record.dynamo import break_graph
+from tensormeter.record.phases.timeline import CudaEvents, Events, Mark, Timeline
+from tensormeter.record.warn_once import shown
+from tensormeter.ring.layout import Layout, Stream
+
+__all__ = ["DATA_LOADING", "Phase", "Phases", "Step"]
+
+logger: Final = get_logger()
+
+DATA_LOADING: Final = "data_loading"
+"""The phase that counts as waiting for data. This name and `model_forward`, `model_backward`, `optimizer_update` and
+`checkpoint_save` are those of NVIDIA's one-logger."""
+
+_LATER: Final = 2
+"""Steps that must have ended after one before its events are looked at."""
+
+_MOST_WAITING: Final = 64
+"""Steps whose events are not over. Beyond, the oldest is recorded without them."""
+
+_MOST_EVENTS: Final = 1000
+"""Of one step; what comes after has host times only. Also the number of phases outside of steps for one row."""
+
+_PHASE: Final = "tensormeter.phase.duration"
+_STEP: Final = "tensormeter.step.duration"
+_THROUGHPUT: Final = "tensormeter.step.throughput"
+_SHARE: Final = "tensormeter.step.data_loading.share"
+_UNITS: Final = {_PHASE: "s", _STEP: "s", _THROUGHPUT: "{item}/s", _SHARE: "1"}
+
+_Key = tuple[str, str, str]
+"""Metric, phase, clock; the latter two "" if it has none."""
+
+
+class _Span:
+    __slots__ = ("end", "name", "start")
+
+    def __init__(self, name: str, start: Mark, end: Mark) -> None:
+        self.name = name
+        self.start = start
+        self.end = end
+
+    @property
+    def host(self) -> float:
+        return (self.end.host - self.start.host) / 1e9
+
+
+class _Period:
+    """What becomes a row: a step, or phases outside of steps."""
+
+    __slots__ = ("index", "marks", "spans", "step", "values")
+
+    def __init__(
+        self, index: int, spans: list[_Span], marks: list[Mark], step: _Span | None, values: dict[_Key, float]
+    ) -> None:
+        self.index = index
+        self.spans = spans
+        self.marks = marks
+        self.step = step
+        self.values = values
+
+
+class _Thread:
+    """One thread's phases."""
+
+    def __init__(self, events: Events) -> None:
+        self.thread = threading.current_thread()
+        self.events = events
+        self.timeline = Timeline(events)
+        self.on_device = True
+        self.waiting: deque[_Period] = deque()
+        self.step: Step | None = None
+        self.last_end: int | None = None
+        self.index = -1
+        self.depth = 0
+        self.loading = 0.0
+        """Seconds in phases of data loading: within the current step, or outside of steps since the last one."""
+        self.elsewhere = 0.0
+        """Seconds in other phases outside of steps since the last one ended."""
+        self.spans: list[_Span] = []
+        self.marks: list[Mark] = []
+
+    def mark(self) -> Mark:
+        event = None
+        if self.on_device and len(self.marks) < _MOST_EVENTS:
+            try:
+                event = self.events.record()
+            except Exception as error:  # of CUDA; the program will meet it again in its own calls
+                self.on_device = False
+                logger.warning("phases have host times only from now on: %s", error)
+        mark = Mark(event)
+        if event is not None:
+            self.marks.append(mark)
+        return mark
+
+    def close_period(self, index: int, step: _Span | None, values: dict[_Key, float]) -> _Period:
+        period = _Period(index, self.spans, self.marks, step, values)
+        self.spans, self.marks = [], []
+        return period
+
+
+class Phase:
+    """A phase, as a context manager for one use. Exceptions pass through."""
+
+    __slots__ = ("_name", "_phases", "_start", "_thread")
+
+    def __init__(self, phases: "Phases", name: str) -> None:
+        self._phases = phases
+        self._name = name
+
+    def __enter__(self) -> None:
+        self._thread = thread = self._phases.this_thread()
+        thread.depth += 1
+        self._start = thread.mark()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._phases.end_phase(self._thread, self._name, self._start)
+
+
+class Step:
+    """A training step, as a context manager for one use. Exceptions pass through."""
+
+    __slots__ = ("_phases", "_thread", "given", "items", "loading", "next_before", "start")
+
+    def __init__(self, phases: "Phases", given: int | None, items: float | None) -> None:
+        self._phases = phases
+        self.given = given
+        self.items = items
+
+    def __enter__(self) -> None:
+        self._thread = thread = self._phases.this_thread()
+        if thread.step is not None:
+            raise UsageError("run.step: a step has not ended yet on this thread; use run.phase inside of it")
+        thread.step = self
+        thread.depth += 1
+        self.next_before = self._phases.next_step()
+        self.start = start = thread.mark()
+        # What passed since the last step, outside of other phases, was waiting for data.
+        if thread.last_end is None:
+            self.loading = thread.loading
+        else:
+            self.loading = max(0.0, (start.host - thread.last_end) / 1e9 - thread.elsewhere)
+        thread.loading = thread.elsewhere = 0.0
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._phases.end_step(self._thread, self)
+
+
+class Phases:
+    """The phases and steps of one process of a run. Any thread may have its own; none waits for another."""
+
+    def __init__(
+        self,
+        find_row: Callable[[Sequence[Stream]], Layout | None],
+        write_row: Callable[[Layout, Sequence[float], int], None],
+        next_step: Callable[[], int],
+        new_events: Callable[[], Events] = CudaEvents,
+    ) -> None:
+        """
+        Args:
+            find_row: Gives the layout of a row of such gauges, or None if there can be no more.
+            write_row: Records a row of that layout at a step.
+            next_step: The step of the next row that is logged without one.
+            new_events: Makes a thread's events.
+        """
+        self._find_row = find_row
+        self._write_row = write_row
+        self.next_step = next_step
+        self._new_events = new_events
+        self._local = threading.local()
+        self._threads: list[_Thread] = []
+        self._rows: dict[tuple[_Key, ...], Layout] = {}
+        self._warned = False
+
+    def phase(self, name: str) -> Phase:
+        """A phase to enter.
+
+        Raises:
+            UsageError: The name is no text, or empty.
+        """
+        if not issubclass(type(name), str) or not name:
+            raise UsageError(f"run.phase: expected a name, got {shown(name)}")
+        return Phase(self, name)
+
+    def step(self, index: int | None, items: float | None) -> Step:
+        """A step to enter.
+
+        Raises:
+            UsageError: An argument cannot be used. (A tensor would have to be waited for.)
+        """
+        if index is not None and (type(index) is not int or not -(1 << 63) <= index < 1 << 63):
+            raise UsageError(f"run.step: step: expected an int of 64 bits, got a {type(index).__name__}")
+        if items is not None and type(items) not in (int, float):
+            raise UsageError(f"run.step: items: expected an int or a float, got a {type(items).__name__}")
+        return Step(self, index, items)
+
+    def flush(self) -> None:
+        """Record what has not been yet, as far as it is known, of all threads. Never waits."""
+        own = getattr(self._local, "thread", None)
+        for thread in self._threads.copy():
+            if thread.spans:
+                index = thread.index if thread.index >= 0 else self.next_step()
+                thread.waiting.append(thread.close_period(index, None, {}))
+            self._record_waiting(thread, keep=0, ask=thread is own)
+
+    def this_thread(self) -> _Thread:
+        try:
+            thread: _Thread = self._local.thread
+        except AttributeError:
+            for gone in [thread for thread in self._threads if not thread.thread.is_alive()]:
+                self._record_waiting(gone, keep=0, ask=False)
+                self._threads.remove(gone)
+            thread = self._local.thread = _Thread(self._new_events())
+            self._threads.append(thread)
+        return thread
+
+    def end_phase(self, thread: _Thread, name: str, start: Mark) -> None:
+        span = _Span(name, start, thread.mark())
+        thread.depth -= 1
+        thread.spans.append(span)
+        outermost = thread.depth == 0
+        if name == DATA_LOADING and (outermost or thread.step is not None):
+            thread.loading += span.host
+        elif outermost:
+            thread.elsewhere += span.host
+        # Without steps, a row for each outermost phase. Between steps, and for the data of the first, the next step's row.
+        kept = name == DATA_LOADING or thread.last_end is not None
+        if outermost and (not kept or len(thread.spans) >= _MOST_EVENTS):
+            self._end_period(thread, self.next_step(), None)
+
+    def end_step(self, thread: _Thread, step: Step) -> None:
+        end = thread.mark()
+        thread.step = None
+        thread.depth -= 1
+        thread.last_end = end.host
+        span = _Span("", step.start, end)
+        whole = span.host + step.loading
+        step.loading += thread.loading
+        thread.loading = thread.elsewhere = 0.0
+        values = {(_SHARE, "", ""): step.loading / whole} if whole > 0 else {}
+        if step.items is not None and whole > 0:
+            values[_THROUGHPUT, "", ""] = step.items / whole
+        thread.index = self._index(thread, step)
+        self._end_period(thread, thread.index, span, values)
+
+    def _index(self, thread: _Thread, step: Step) -> int:
+        """As given; or that of the last row logged meanwhile; or one after the last, if that is not before what is logged."""
+        if step.given is not None:
+            return step.given
+        next_step = self.next_step()
+        return next_step - 1 if next_step != step.next_before else max(thread.index + 1, next_step)
+
+    def _end_period(
+        self, thread: _Thread, index: int, step: _Span | None, values: dict[_Key, float] | None = None
+    ) -> None:
+        period = thread.close_period(index, step, values or {})
+        if period.marks:
+            thread.waiting.append(period)
+        else:
+            self._record(period, None)
+        if thread.waiting:
+            self._record_waiting(thread, keep=_LATER, ask=True)
+
+    def _record_waiting(self, thread: _Thread, *, keep: int, ask: bool) -> None:
+        """Record the oldest periods whose events are over, but for the last few; without events if there are too many."""
+        waiting, timeline = thread.waiting, thread.timeline
+        while len(waiting) > keep:
+            period = waiting[0]
+            placed = False
+            try:
+                if ask and period.marks:
+                    with thread.events.asking():
+                        if thread.events.are_over([mark.event for mark in period.marks]):
+                            timeline.place(period.marks)
+                            placed = True
+            except Exception as error:
+                self._warn("phases have host times only: %s", error)
+            if not placed and keep and len(waiting) <= _MOST_WAITING:
+                return
+            waiting.popleft()
+            if not placed and ask:
+                timeline.interrupt(period.marks)
+                if keep:
+                    self._warn("a device is more than %d steps behind: phases have host times only", _MOST_WAITING)
+            self._record(period, timeline if placed else None)
+
+    def _record(self, period: _Period, timeline: Timeline | None) -> None:
+        values = dict(period.values)
+        if period.step is not None:
+            _add(values, _STEP, "", period.step, timeline)
+        for span in period.spans:
+            _add(values, _PHASE, span.name, span, timeline)
+        keys = tuple(values)
+        layout = self._rows.get(keys)
+        if layout is None:
+            layout = self._find_row([_stream(*key) for key in keys])
+            if layout is None:
+                return
+            self._rows[keys] = layout
+        self._write_row(layout, tuple(values.values()), period.index)
+
+    def _warn(self, message: str, *arguments: object) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(message, *arguments)
+
+
+def _add(values: dict[_Key, float], metric: str, phase: str, span: _Span, timeline: Timeline | None) -> None:
+    """A phase that comes several times in a step has the sum of its durations, and the largest lag."""
+    key = (metric, phase, "host")
+    values[key] = values.get(key, 0.0) + span.host
+    if timeline is not None and span.start.device is not None and span.end.device is not None:
+        key = (metric, phase, "device")
+        values[key] = values.get(key, 0.0) + span.end.device - span.start.device
+        key = (metric, phase, "lag")
+        values[key] = max(values.get(key, 0.0), timeline.lag(span.start))
+
+
+def _stream(metric: str, phase: str, clock: str) -> Stream:
+    attributes = {"tensormeter.phase": phase, "tensormeter.clock": clock}
+    return Stream(
+        metric, unit=_UNITS[metric], attributes=tuple((key, text) for key, text in attributes.items() if text)
+    )
+
+
+for _method in (Phase.__enter__, Phase.__exit__, Step.__enter__, Step.__exit__):
+    break_graph(_method)

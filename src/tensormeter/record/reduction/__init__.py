@@ -1,0 +1,1 @@
+"""Reducing many values to one row: `every=` and `define_metric`."""

@@ -1,0 +1,352 @@
+"""One thread's part of the ring, and the writers that fill it.
+
+A writer is a function ``write(values, step)`` made for one set of keys and types, because this is the one place where
+nanoseconds count. It comes from C (`_writer.c`), or, where that could not be compiled, it is generated in Python: names and
+offsets are constants in its code, and a row costs one `struct` call.
+Whatever a writer does not expect (other keys, other types, no room, another thread) it hands to `fallback`.
+
+A lane belongs to one thread (but for the last, see `Recorder`), so nothing here takes a lock.
+It can be re-entered, by a signal handler that logs: the space of a row is claimed before it is written, and between the
+claim and the end of the write CPython runs no handler, because there is no call and no backward jump on that path before
+the C function that does the write. `Lane.make_room` keeps the same discipline.
+"""
+
+import struct
+import sys
+import threading
+from array import array
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from time import monotonic, time_ns
+from types import CodeType
+from typing import Any, Final, Protocol
+
+from tensormeter.record.dynamo import break_graph
+from tensormeter.record.histogram.counting import DeviceTables
+from tensormeter.record.histogram.pooling import Pools
+from tensormeter.record.log_timing import LogTiming
+from tensormeter.record.reduction.reduction import Reductions
+from tensormeter.record.values.classify import EXACT_INT
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.layout import Layout
+from tensormeter.ring.words import (
+    LANE_HEADER_BYTES,
+    LAYOUT_BITS,
+    PENDING,
+    POSITION_SHIFT,
+    SKIP,
+    WRAP,
+    Drop,
+    LaneWord,
+    LogPath,
+)
+
+try:
+    from tensormeter.record.rows import _writer
+except ImportError:
+    _writer = None  # type: ignore[assignment]
+
+__all__ = ["ABANDONED", "Lane", "Writer", "native_writers"]
+
+ABANDONED: Final = -1
+"""A lane's limit when its writers must not write any more: in a forked child, and after `finish`."""
+
+_STRIDE: Final = 1 << 12
+"""Bytes between two looks at the reader's position, and at whether there is a reader, at most: some seventy rows of four floats."""
+
+_OFTEN: Final = 0.05
+"""Seconds between two looks; if they come sooner, more rows go between them. Where rows are rare, each one looks."""
+
+
+class Writer(Protocol):
+    """Writes one row. Never blocks, never raises for what is in `values`."""
+
+    def __call__(
+        self,
+        values: Mapping[str, Any],
+        step: int | None = None,
+        *,
+        every: int | None = None,
+        reduce: str | None = None,
+    ) -> None: ...
+
+
+class Lane:
+    """The writing end of a lane.
+
+    Attributes:
+        cursor: ``[offset, limit, mark]``: where in the file the next row goes, up to where rows may go without asking
+            `make_room`, and the mark of the next row less its layout. Shared with the writers.
+        size: Bytes for rows. A row of up to half of them always fits once everything has been read.
+        writers: By names, or an instrument's stream, and kinds.
+        device_writers: By names, in the order in which they are logged: see `device_writer`.
+    """
+
+    def __init__(
+        self, ring: RingFile, index: int, owner: int | None, on_stride: Callable[[], None], tables: DeviceTables
+    ) -> None:
+        """
+        Args:
+            ring: Created by this process.
+            index: Which of its lanes.
+            owner: Identifier of the only thread that may write, or None if the caller keeps writers apart by a lock.
+            on_stride: Called by each row where rows are 50 ms apart or more, and at most every 4 KiB of rows where they are many.
+            tables: For distributions of devices that are put together over steps.
+        """
+        header, self.size = ring.lanes[index]
+        self._start = header + LANE_HEADER_BYTES
+        self._end = self._start + self.size
+        self._header = header >> 3
+        self._tail = self._header + LaneWord.TAIL
+        self._buffer = ring.buffer
+        self._words = ring.words
+        self._durations = ring.log_durations_offset(LogPath.DIRECT)
+        self._cost = LogTiming(ring, LogPath.DIRECT)
+        self._on_stride = on_stride
+        self._stride = 0  # bytes until the next look
+        self._looked = 0.0
+        self._lap = 0  # position of the lane's start in this lap
+        self.cursor = array("q", [self._start, self._start, 0])
+        self.owner = owner
+        self.writers: dict[tuple[object, str], Writer] = {}
+        self.device_writers: dict[tuple[str, ...], Callable[[Any, int], bool]] = {}
+        self.reductions = Reductions()
+        self.pools = Pools(tables)
+
+    def lend(self, owner: int) -> None:
+        """Give the lane of a thread that has ended to another."""
+        self.owner = owner
+        self.writers.clear()  # they check for the thread that they were generated for
+
+    @property
+    def position(self) -> int:
+        """Bytes written to the lane so far, over all laps."""
+        return self._lap + self.cursor[0] - self._start
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether no more rows are written."""
+        return self.cursor[1] == ABANDONED
+
+    def make_room(self, size: int) -> bool:
+        """Let the cursor's limit cover a row of `size` bytes. False: the reader is a whole lane behind."""
+        now = monotonic()
+        # A handler that logs in between changes how soon the next look comes, and nothing else.
+        if now - self._looked >= _OFTEN:
+            self._stride = 0
+        elif self._stride < _STRIDE:
+            self._stride = 2 * self._stride or size
+            self._stride = min(self._stride, _STRIDE)
+        self._looked = now
+        extended = self._extend(size)
+        self._on_stride()  # also when the lane is full: that may be because there is no reader
+        return extended
+
+    def _extend(self, size: int) -> bool:
+        # No call and no loop in here: a signal handler (which may log, or raise) runs before all of it or after.
+        cursor, words = self.cursor, self._words
+        if cursor[1] == ABANDONED:
+            return False
+        offset = cursor[0]
+        free = self.size - (self._lap + offset - self._start - words[self._tail])
+        room = self._end - offset
+        if room < size <= self.size and room <= free:  # though the row may not fit there before more has been read
+            if room:
+                words[offset >> 3] = cursor[2] | WRAP
+            self._lap += self.size
+            cursor[0] = offset = self._start
+            cursor[2] += room << POSITION_SHIFT
+            free -= room
+            room = self.size
+        if size > room or size > free:
+            cursor[1] = offset
+            return False
+        stride = size if size > self._stride else self._stride  # noqa: FURB136 - no call, see above
+        room = room if room < free else free  # noqa: FURB136
+        cursor[1] = offset + (room if room < stride else stride)  # noqa: FURB136
+        return True
+
+    def count(self, reason: Drop, number: int = 1) -> None:
+        """Count something that could not be recorded."""
+        self._words[self._header + LaneWord.DROPS + reason] += number
+
+    def close(self) -> None:
+        """Write no more rows, and say where the last one ended."""
+        self.cursor[1] = ABANDONED
+        self._words[self._header + LaneWord.HEAD] = self.position
+
+    def abandon(self) -> None:
+        """In a forked child: the lane is the parent's. Make every writer that anyone kept fall back."""
+        self.cursor[1] = ABANDONED
+
+    def write_pending(self, layout: Layout, values: list[float], step: int) -> int | None:
+        """Write a row whose `D` columns, which must be the last, are PENDING.
+
+        Returns:
+            The word index of the first of them, or None when there was no room.
+        """
+        pending = [PENDING] * (len(layout.names) - len(values))
+        words = struct.pack(f"<{layout.codes.replace('D', 'q')}", *values, *pending)
+        word = self.write_words(layout, words, step)
+        return None if word is None else word + len(values)
+
+    def write_words(self, layout: Layout, words: bytes, step: int) -> int | None:
+        """Write a row whose values are given as the bytes of its words.
+
+        Returns:
+            The word index of the first value, or None when there was no room.
+        """
+        size = layout.row_bytes
+        row = _row(len(words))
+        now = time_ns()
+        while (offset := self.cursor[0]) + size > self.cursor[1]:
+            if not self.make_room(size):
+                return None
+        mark = self.cursor[2] | layout.id
+        self.cursor[0] = offset + size
+        self.cursor[2] += size << POSITION_SHIFT
+        try:
+            row.pack_into(self._buffer, offset, mark, now, step, words, mark)
+        except BaseException:
+            self._cover(offset, size, mark)  # even if the row is whole: nobody would ever resolve it
+            raise
+        return (offset >> 3) + 3
+
+    def make_writer(self, layout: Layout, kinds: str, fallback: Writer, last_step: "array[int]") -> Writer:
+        """The function that writes rows of `layout` whose values are of `kinds`.
+
+        Args:
+            layout: Without `D` columns.
+            kinds: For each column `d` (a float), `i` (an int that is exact as float64) or `q` (an int of 64 bits).
+            fallback: Called with the same arguments for every row that is not exactly so.
+            last_step: One int64, which keeps the step of the last row.
+        """
+        if not native_writers():
+            return self._generate_writer(layout, kinds, fallback, last_step)
+        writer: Writer = _writer.Writer(
+            ring=self._buffer,
+            cursor=self.cursor,
+            last_step=last_step,
+            keys=tuple(map(sys.intern, layout.names)),
+            codes=layout.codes.encode(),
+            layout=layout.id,
+            advance=layout.row_bytes << POSITION_SHIFT,
+            owner=self.owner,
+            make_room=self.make_room,
+            fallback=fallback,
+            durations=self._durations,
+        )
+        break_graph(writer)
+        return writer
+
+    def _generate_writer(self, layout: Layout, kinds: str, fallback: Writer, last_step: "array[int]") -> Writer:
+        names = [f"v{i}" for i in range(len(layout.names))]
+        fetch = "; ".join(f"{name} = values[{key!r}]" for name, key in zip(names, layout.names, strict=True)) or "pass"
+        check = " or ".join(_CHECKS[kind].format(name) for name, kind in zip(names, kinds, strict=True)) or "False"
+        source = _WRITER.format(
+            count=len(names),
+            wrong_thread="" if self.owner is None else " or get_ident() != owner",
+            fetch=fetch,
+            check=check,
+            values="".join(f"{name}, " for name in names),
+        )
+        scope = {
+            "buffer": self._buffer,
+            "count": self._cost.add,
+            "cursor": self.cursor,
+            "fallback": fallback,
+            "get_ident": threading.get_ident,
+            "last_step": last_step,
+            "make_room": self.make_room,
+            "layout_id": layout.id,
+            "owner": self.owner,
+            "pack_into": struct.Struct(f"<qqq{layout.codes}q").pack_into,
+            "StructError": struct.error,
+            "size": layout.row_bytes,
+            "advance": layout.row_bytes << POSITION_SHIFT,
+            "skip": self._skip,
+            "time_ns": time_ns,
+        }
+        arguments = ", ".join(scope)
+        body = "".join(f"    {line}\n" for line in source.splitlines())
+        namespace: dict[str, Any] = {}
+        exec(_compiled(f"def bind({arguments}):\n{body}    return log\n"), namespace)  # noqa: S102 - keys enter by repr() only
+        writer: Writer = namespace["bind"](**scope)
+        break_graph(writer)
+        return writer
+
+    def _skip(self, offset: int, size: int, mark: int) -> None:
+        """Cover a claimed row whose writing failed, unless it had ended before the failure."""
+        if self._words[(offset + size >> 3) - 1] != mark:
+            self._cover(offset, size, mark)
+
+    def _cover(self, offset: int, size: int, mark: int) -> None:
+        self._words[(offset >> 3) + 1] = size
+        self._words[offset >> 3] = mark >> LAYOUT_BITS << LAYOUT_BITS | SKIP  # last, because it publishes
+
+
+def native_writers() -> bool:
+    """Whether writers come from C: it was compiled, and the machine's words are those of the ring."""
+    return _writer is not None and sys.byteorder == "little"
+
+
+@lru_cache(maxsize=1024)
+def _row(content: int) -> struct.Struct:
+    """Of a row with so many bytes of values."""
+    return struct.Struct(f"<qqq{content}sq")
+
+
+@lru_cache(maxsize=1024)
+def _compiled(source: str) -> CodeType:
+    """Compiling takes half a millisecond; attribute sets of one instrument, and lanes, have the same source."""
+    return compile(source, __file__, "exec")
+
+
+_CHECKS: Final = {
+    "d": "{0}.__class__ is not float",
+    "i": f"{{0}}.__class__ is not int or not -{EXACT_INT} <= {{0}} <= {EXACT_INT}",
+    "q": "{0}.__class__ is not int or not -9223372036854775808 <= {0} <= 9223372036854775807",
+}
+
+# One row. Order matters: time first, then claim, then write; see the module's text on signal handlers. (Leaving the loop is
+# no backward jump.)
+# One call in 64 or so is timed, which the last bits of its time decide; the row is whole by then, so a handler may run.
+# Of mappings only a plain dict: `values[key]` of a defaultdict would make up a value.
+_WRITER: Final = """\
+def log(values, step=None, *, every=None, reduce=None):
+    now = time_ns()
+    if values.__class__ is not dict or len(values) != {count} or every is not None{wrong_thread}:
+        return fallback(values, step, every=every, reduce=reduce)
+    if step.__class__ is not int:
+        if step is not None:
+            return fallback(values, step)
+        step = last_step[0] + 1
+    try:
+        {fetch}
+    except KeyError:
+        return fallback(values, step)
+    if {check}:
+        return fallback(values, step)
+    offset = cursor[0]
+    end = offset + size
+    while end > cursor[1]:
+        if not make_room(size):
+            return fallback(values, step)
+        offset = cursor[0]
+        end = offset + size
+    base = cursor[2]
+    mark = base | layout_id
+    cursor[0] = end
+    cursor[2] = base + advance
+    try:
+        pack_into(buffer, offset, mark, now, step, {values}mark)
+    except StructError:  # the step does not fit
+        skip(offset, size, mark)
+        return fallback(values, step)
+    except BaseException:
+        skip(offset, size, mark)
+        raise
+    last_step[0] = step
+    if not now & 63:
+        count(time_ns() - now)
+"""

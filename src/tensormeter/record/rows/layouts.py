@@ -1,0 +1,133 @@
+"""The layouts of the rows that a process has logged: each is made known to the reader once, by the ring's dictionary."""
+
+import itertools
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from tensormeter.conventions.unicode_names import as_unicode
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.layout import Column, Layout, Stream
+from tensormeter.ring.words import MAX_LAYOUT
+
+if TYPE_CHECKING:
+    from tensormeter.record.rows.stream_writer import StreamWriter
+
+__all__ = ["Layouts"]
+
+_MAX_KEY_SETS: Final = 4096
+"""Beyond so many sets of keys, a row of a new set is written as one row a key, so that key sets need not be bounded."""
+
+_MAX_WIDE_SETS: Final = 64
+"""The same for rows with distributions, whose layouts take hundreds of bytes for each: of a model with experts, say, every
+row may have gradients of others."""
+
+_NOT_FOR_STREAMS: Final = 1 / 4
+"""Share of the ring's dictionary that streams of instruments leave to rows."""
+
+
+class Layouts:
+    """Layouts by what they hold. Any thread may ask, a signal handler too.
+
+    None as an answer means that there can be no more such layouts: there are too many, or the dictionary is full.
+
+    Attributes:
+        rows: Of rows of plain gauges, by names and codes. To be read only.
+        changed: Names and attributes that are not Unicode text, and what stands for them, since it was last cleared.
+    """
+
+    def __init__(self, ring: RingFile) -> None:
+        self._ring = ring
+        self._numbers = itertools.count(1)
+        self.rows: dict[tuple[tuple[str, ...], str], Layout] = {}
+        self._wide: dict[tuple[Column, ...], Layout] = {}
+        self._streams: dict[tuple[StreamWriter, str], Layout] = {}
+        self.changed: dict[str, str] = {}
+        self._claims = threading.RLock()  # re-entered by a signal handler that logs
+
+    def names(self) -> Iterator[str]:
+        """The names in rows of plain gauges so far."""
+        for names, _ in list(self.rows):
+            yield from names
+
+    def of_row(self, names: tuple[str, ...], codes: str) -> Layout | None:
+        """Of a row of plain gauges."""
+        layout = self.rows.get((names, codes))
+        if layout is None:
+            with self._claims:
+                if len(names) > 1 and len(self.rows) >= _MAX_KEY_SETS:
+                    return None
+                columns = tuple(Column(Stream(name), code) for name, code in zip(names, codes, strict=True))
+                layout = self._add(columns, stepped=True)
+                if layout is not None:
+                    self.rows[names, codes] = layout
+        return layout
+
+    def of_distributions(self, columns: Sequence[Column]) -> Layout | None:
+        """Of a row with distributions; one alone has two columns."""
+        if len(columns) > 2 and len(self._wide) >= _MAX_WIDE_SETS and tuple(columns) not in self._wide:
+            return None
+        return self.of_columns(columns)
+
+    def of_columns(self, columns: Sequence[Column]) -> Layout | None:
+        """Of a row of columns of any kind."""
+        key = tuple(columns)
+        layout = self._wide.get(key)
+        if layout is None:
+            with self._claims:
+                if len(self._wide) >= _MAX_KEY_SETS:
+                    return None
+                layout = self._add(key, stepped=True)
+                if layout is not None:
+                    self._wide[key] = layout
+        return layout
+
+    def of_stream(self, stream: "StreamWriter", code: str) -> Layout | None:
+        """Of a measurement of an instrument, which has no step."""
+        layout = self._streams.get((stream, code))
+        if layout is None and self._ring.dictionary_left > _NOT_FOR_STREAMS:
+            layout = self._add((Column(stream.stream, code),), stepped=False)
+            if layout is not None:
+                self._streams[stream, code] = layout
+        return layout
+
+    def _add(self, columns: tuple[Column, ...], *, stepped: bool) -> Layout | None:
+        with self._claims:
+            number = next(self._numbers)
+            if number > MAX_LAYOUT:
+                return None
+            layout = Layout(number, columns, stepped)
+            written = self._as_unicode(layout)
+            return layout if self._ring.add_layout(written) else None
+
+    def _as_unicode(self, layout: Layout) -> Layout:
+        """The layout as the reader is to know it: writers go by the names that were given, the reader by Unicode text."""
+        if all(column.stream.name.isascii() and _is_plain(column.stream) for column in layout.columns):
+            return layout
+        written = [replace(column, stream=self._stream_as_unicode(column.stream)) for column in layout.columns]
+        return replace(layout, columns=tuple(written))
+
+    def _stream_as_unicode(self, stream: Stream) -> Stream:
+        written = replace(
+            stream,
+            name=self._written(stream.name),
+            attributes=self._written(stream.attributes),
+            scope=self._written(stream.scope),
+        )
+        return stream if written == stream else written
+
+    def _written(self, given: Any) -> Any:
+        """Names, and what tells streams apart otherwise."""
+        if isinstance(given, tuple):
+            return tuple(map(self._written, given))
+        if not isinstance(given, str):
+            return given
+        written = as_unicode(given)
+        if written != given:
+            self.changed[given] = written
+        return written
+
+
+def _is_plain(stream: Stream) -> bool:
+    return not stream.attributes and not stream.scope

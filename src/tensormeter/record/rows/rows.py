@@ -1,0 +1,282 @@
+"""Writing rows of classified values: numbers, device values, distributions, measurements.
+
+A row of numbers goes through the lane's writer for its names and kinds, which is made when there is none; values of devices
+are copied into a row that was written before them; rows with distributions are `wide`.
+What cannot be written is counted, and warned about once.
+"""
+
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+from tensormeter.record.device.device_copies import DeviceCopies, place
+from tensormeter.record.histogram.counting import DeviceTables
+from tensormeter.record.log_timing import LogTiming
+from tensormeter.record.rows.device_rows import make_device_writer
+from tensormeter.record.rows.histogram_rows import Distributions, HistogramRows
+from tensormeter.record.rows.lane import Lane, Writer
+from tensormeter.record.rows.layouts import Layouts
+from tensormeter.record.values.classify import Deferred, DeviceValue, kind_of
+from tensormeter.record.warn_once import WarnOnce
+from tensormeter.ring.file import RingFile
+from tensormeter.ring.layout import Layout, row_bytes
+from tensormeter.ring.words import Drop
+
+if TYPE_CHECKING:
+    from tensormeter.record.rows.stream_writer import StreamWriter
+
+__all__ = ["Devices", "Numbers", "Rows"]
+
+Numbers = dict[str, float | int]
+Devices = Mapping[str, DeviceValue | Deferred]
+
+_NO_STEP: Final = 0
+
+_MOST_DEVICE_WRITERS: Final = 256
+"""Key sets with values of devices that a lane remembers."""
+
+
+class Rows:
+    """Writes rows of one ring. Each call is made by whoever may write to the lane that it names."""
+
+    def __init__(
+        self,
+        ring: RingFile,
+        layouts: Layouts,
+        device: DeviceCopies,
+        tables: DeviceTables,
+        notices: WarnOnce,
+        *,
+        fallback: Writer,
+        last_step: "array[int]",
+    ) -> None:
+        """
+        Args:
+            ring: Created by this process.
+            layouts: Of its rows.
+            device: For the copies of device values.
+            tables: For counting on devices.
+            notices: For what cannot be written.
+            fallback: Called by writers for what they do not expect.
+            last_step: One int64, which is set to the step of each row.
+        """
+        self._ring_bytes = len(ring.buffer)
+        self._layouts = layouts
+        self._device = device
+        self._notices = notices
+        self._fallback = fallback
+        self._last_step = last_step
+        self._cost = LogTiming(ring)
+        self._wide = HistogramRows(device, tables, layouts.of_distributions, self.lose)
+
+    def write(self, lane: Lane, numbers: Numbers, devices: Devices, step: int) -> Writer | None:
+        """Write a row, or none if there is nothing for it.
+
+        Returns:
+            The writer that will do for rows like this one, if there is one.
+        """
+        if devices:
+            self.write_devices(lane, numbers, devices, step)
+            return None
+        return self._write_numbers(lane, numbers, step) if numbers else None
+
+    def write_devices(self, lane: Lane, numbers: Numbers, devices: Devices, step: int) -> None:
+        """Write a row some values of which are still to come."""
+        ordered, kinds, layout = self._of_devices(lane, numbers, devices)
+        if layout is None:
+            self.refuse(lane, next(iter(ordered)), len(kinds) + len(ordered))
+            return
+        if self._write_copies(lane, layout, list(numbers.values()), list(ordered.values()), step) is not None:
+            self._last_step[0] = step
+
+    def make_device_writer(
+        self, lane: Lane, values: Mapping[str, object], numbers: Numbers, devices: Devices
+    ) -> Writer | None:
+        """What writes further rows like one with values of devices that has just been written; None if nothing does.
+
+        The lane remembers it.
+
+        Args:
+            lane: Where.
+            values: The row's, as they were logged.
+            numbers: What of them is no device's.
+            devices: The others.
+        """
+        if not self._device.is_settled(values[name] for name in devices) or any(
+            type(values[name]) is not type(number) for name, number in numbers.items()
+        ):
+            return None
+        ordered, kinds, layout = self._of_devices(lane, numbers, devices)
+        if layout is None:
+            return None
+        tensors = [value.tensor for value in ordered.values() if isinstance(value, DeviceValue)]
+        device = tensors[0].device
+        writer = make_device_writer(
+            lane,
+            layout,
+            kinds,
+            tensors,
+            lambda word, found: self._copy(
+                lane, word, len(found), lambda: self._device.copy_tensors(word, device, found)
+            ),
+            fallback=self._fallback,
+            last_step=self._last_step,
+            cost=self._cost,
+            notices=self._notices,
+        )
+        if len(lane.device_writers) >= _MOST_DEVICE_WRITERS:
+            lane.device_writers.clear()
+        lane.device_writers[tuple(values)] = writer.write
+        return writer.log
+
+    def write_distributions(
+        self, lane: Lane, numbers: Numbers, devices: Devices, distributions: Distributions, step: int
+    ) -> None:
+        """One row, or as many as the lane's size asks for; the first holds what is no distribution."""
+        for group in self._wide.split(lane, len(numbers) + len(devices), distributions):
+            written = self._wide.write(lane, numbers, devices, group, step)
+            if written is None and (len(group) > 1 or numbers or devices):
+                self.write(lane, numbers, devices, step)
+                for name, distribution in group.items():
+                    self.write_distributions(lane, {}, {}, {name: distribution}, step)
+            elif written is None:
+                lane.count(Drop.TOO_MANY_LAYOUTS)
+                self._notices.once(
+                    HistogramRows,
+                    "%r is not recorded: the ring of %d bytes is too small for such a distribution, or for so many different "
+                    "names: raise TENSORMETER_BUFFER_BYTES",
+                    next(iter(group)),
+                    self._ring_bytes,
+                )
+            elif not written:
+                self._full(lane, len(group) + len(numbers) + len(devices))
+            numbers, devices = {}, {}
+        self._last_step[0] = step
+
+    def write_words(self, lane: Lane, layout: Layout, words: bytes, step: int) -> None:
+        """Write a row that does not count for the steps of rows that name none, given as the bytes of its values."""
+        if lane.write_words(layout, words, step) is None:
+            self._full(lane, len(layout.names))
+
+    def write_measurement(self, lane: Lane, stream: "StreamWriter", number: float) -> Writer | None:
+        """Write the measurement of an instrument.
+
+        Returns:
+            The writer that will do for numbers like this one; None if it is not recorded.
+        """
+        code = "d" if type(number) is float else "q"
+        layout = self._layouts.of_stream(stream, code)
+        if layout is None:
+            self.refuse(lane, stream.name)
+            return None
+        writer = lane.writers.get((stream, code))
+        if writer is None:
+            writer = lane.make_writer(layout, code, stream.fall_back, array("q", [_NO_STEP]))
+            lane.writers[stream, code] = writer
+        size = layout.row_bytes
+        if lane.cursor[0] + size > lane.cursor[1] and not lane.make_room(size):
+            self._full(lane, 1)
+            return None
+        writer({stream.name: number}, _NO_STEP)
+        return writer
+
+    def write_device_measurement(self, lane: Lane, stream: "StreamWriter", value: DeviceValue | Deferred) -> int | None:
+        """The same where the value is still to come.
+
+        Returns:
+            The word of the ring that it will be in; None if it is not recorded.
+        """
+        layout = self._layouts.of_stream(stream, "D")
+        if layout is None:
+            self.refuse(lane, stream.name)
+            return None
+        return self._write_copies(lane, layout, [], [value], _NO_STEP)
+
+    def layout(self, lane: Lane, names: tuple[str, ...], codes: str) -> Layout | None:
+        """The layout of a row of plain gauges; None if there can be no more, or the row is larger than the lane."""
+        return self._layouts.of_row(names, codes) if row_bytes(len(names)) <= lane.size else None
+
+    def refuse(self, lane: Lane, name: str, number: int = 1) -> None:
+        """Count values for which there is no layout."""
+        lane.count(Drop.TOO_MANY_LAYOUTS, number)
+        self._notices.note(Drop.TOO_MANY_LAYOUTS, repr(name))
+        self._notices.once(
+            Drop.TOO_MANY_LAYOUTS, "%r is not recorded: this process has logged too many different names", name
+        )
+
+    def lose(self, lane: Lane, error: Exception, number: int) -> None:
+        """Count device values that are in no row. The error is the device's own: the program will meet it again."""
+        if number:
+            lane.count(Drop.DEVICE_UNFINISHED, number)
+        self._notices.once(DeviceCopies, "device values are lost: %s", error)
+
+    def _write_numbers(self, lane: Lane, numbers: Numbers, step: int) -> Writer | None:
+        names = tuple(numbers)
+        kinds = "".join(map(kind_of, numbers.values()))
+        writer = lane.writers.get((names, kinds))
+        if writer is None:
+            layout = self.layout(lane, names, kinds.replace("i", "d"))
+            if layout is None:
+                return self._write_apart(lane, numbers, step)
+            writer = lane.make_writer(layout, kinds, self._fallback, self._last_step)
+            lane.writers[names, kinds] = writer
+        size = row_bytes(len(names))
+        if lane.cursor[0] + size > lane.cursor[1] and not lane.make_room(size):
+            self._full(lane, len(numbers))
+            return None
+        writer(numbers, step)
+        return writer
+
+    def _write_apart(self, lane: Lane, numbers: Numbers, step: int) -> Writer | None:
+        """One row a value: for rows larger than their lane, and key sets beyond the number that is kept."""
+        writer = None
+        if len(numbers) > 1:
+            for name, number in numbers.items():
+                writer = self._write_numbers(lane, {name: number}, step) or writer
+        else:
+            self.refuse(lane, next(iter(numbers)))
+        return writer
+
+    def _of_devices(
+        self, lane: Lane, numbers: Numbers, devices: Devices
+    ) -> tuple[dict[str, DeviceValue | Deferred], str, Layout | None]:
+        """The values of devices in the order of their columns, the numbers' kinds, and the layout if there can be one."""
+        ordered = dict(sorted(devices.items(), key=lambda item: place(item[1])))
+        kinds = "".join(map(kind_of, numbers.values()))
+        return ordered, kinds, self.layout(lane, (*numbers, *ordered), kinds.replace("i", "d") + "D" * len(ordered))
+
+    def _write_copies(
+        self,
+        lane: Lane,
+        layout: Layout,
+        values: list[float],
+        devices: Sequence[DeviceValue | Deferred],
+        step: int,
+    ) -> int | None:
+        """Write a row whose last values come from devices; returns the word of the first of those."""
+        word = lane.write_pending(layout, values, step)
+        if word is None:
+            self._full(lane, len(layout.names))
+            return None
+        self._copy(lane, word, len(devices), lambda: self._device.copy(word, devices))
+        return word
+
+    def _copy(self, lane: Lane, word: int, number: int, launch: Callable[[], None]) -> None:
+        """Launch copies into words of a row; if that fails, say that the values will not come."""
+        try:
+            launch()
+        except BaseException as error:
+            self._device.give_up(word, number)
+            if not isinstance(error, Exception):
+                raise
+            self.lose(lane, error, 0)  # the reader counts them
+
+    def _full(self, lane: Lane, points: int) -> None:
+        if lane.is_closed:  # meanwhile, by another thread or a signal handler
+            return
+        lane.count(Drop.RING_FULL, points)
+        self._notices.once(
+            Drop.RING_FULL,
+            "the ring of %d bytes is full, rows are dropped: raise TENSORMETER_BUFFER_BYTES, or see whether the agent runs",
+            self._ring_bytes,
+        )

@@ -1,0 +1,1 @@
+"""Metrics of the training process: garbage collection, memory of torch."""

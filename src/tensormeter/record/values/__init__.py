@@ -1,0 +1,1 @@
+"""Classifying the values that users log."""

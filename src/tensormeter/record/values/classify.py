@@ -1,0 +1,246 @@
+"""What may be logged, and what each kind of value becomes.
+
+Nothing here ever synchronizes with a device: a tensor's type and place are looked at before its value.
+"""
+
+import numbers
+import sys
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
+
+from tensormeter.conventions.unicode_names import as_unicode
+from tensormeter.record.values.jax_arrays import classify_jax
+from tensormeter.record.values.outcomes import Deferred, DeviceValue, Refused
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "EXACT_INT",
+    "LONGEST_NAME",
+    "Deferred",
+    "DeviceValue",
+    "Refused",
+    "check_name",
+    "check_plain",
+    "classify",
+    "classify_step",
+    "kind_of",
+]
+
+EXACT_INT: Final = 1 << 53
+"""Integers up to this magnitude are exact as float64."""
+
+LONGEST_NAME: Final = 1024
+"""Characters of a metric's name, at most; the server takes no longer ones."""
+
+_STEP_NAME: Final = "tensormeter.step"
+"""Taken: the pipeline sends each row's step under this name."""
+
+_INT64: Final = 1 << 63
+
+_PROTOCOL: Final = "__tensormeter_snapshot__"
+
+
+def check_name(key: object) -> None:
+    """See whether a value can be logged under a name.
+
+    Raises:
+        Refused: It cannot.
+    """
+    if type(key) is not str:
+        raise Refused(f"the key is a {type(key).__name__}; use a str")
+    if not key:
+        raise Refused("the name is empty")
+    if key == _STEP_NAME:
+        raise Refused("the name is that of the row's step; use the argument `step`")
+    if (length := len(key if key.isascii() else as_unicode(key))) > LONGEST_NAME:
+        raise Refused(f"the name has {length} characters; at most {LONGEST_NAME} are possible")
+
+
+def classify(value: Any) -> float | int | DeviceValue | Deferred:
+    """Turn a logged value into a float, an int of 64 bits, a device value or one that comes later. Never blocks.
+
+    Integers whose magnitude exceeds 2**63 become the nearest float64. Booleans become 0.0 or 1.0.
+    Objects of other types are asked for `__tensormeter_snapshot__()`: see `_snapshot`.
+
+    Raises:
+        Refused: Anything else.
+    """
+    kind = type(value)
+    if kind is float:
+        return value  # type: ignore[no-any-return]
+    if kind is bool:
+        return float(value)
+    if isinstance(value, int):
+        return _integer(int(value))
+    torch = sys.modules.get("torch")
+    tensor_type = getattr(torch, "Tensor", None)
+    if tensor_type is not None and isinstance(value, tensor_type):
+        return _tensor(value)
+    numpy = sys.modules.get("numpy")
+    array_type = getattr(numpy, "ndarray", None)
+    if array_type is not None and isinstance(value, (array_type, numpy.generic)):  # type: ignore[union-attr]
+        return _array(value)
+    jax = sys.modules.get("jax")
+    array_type = getattr(jax, "Array", None)
+    if jax is not None and array_type is not None and isinstance(value, array_type):
+        return classify_jax(value, jax)
+    if hasattr(kind, _PROTOCOL):
+        return _snapshot(value)
+    if isinstance(value, (numbers.Real, Decimal)):  # float subclasses, Fraction, ...
+        return _real(value)
+    if isinstance(value, Mapping):
+        raise Refused(f"cannot record a {_name(value)}; log each of its values under a name of its own")
+    raise Refused(
+        f"cannot record a {_name(value)}; log a number, a tensor with one element, or a tensormeter.Histogram"
+    )
+
+
+def classify_step(step: Any) -> int:
+    """Turn a step into an int of 64 bits. Never blocks.
+
+    Raises:
+        Refused: It is no whole number, or one that is not known yet.
+    """
+    if type(step) is not int:
+        try:
+            number = classify(step)
+        except Refused:
+            raise Refused(f"a {_name(step)} is no whole number") from None
+        if isinstance(number, (DeviceValue, Deferred)):
+            raise Refused("it is still being computed by a device; keep the step as an int")
+        if number != number // 1:
+            raise Refused(f"{number!r} is no whole number")
+        step = int(number)
+    if not -_INT64 <= step < _INT64:
+        raise Refused("the step does not fit 64 bits")
+    return int(step)
+
+
+def _integer(value: int) -> float | int:
+    if -_INT64 <= value < _INT64:
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        raise Refused("the integer is too large for a float64; scale it before logging") from None
+
+
+def _real(value: Any) -> float | int:
+    try:
+        return float(value)
+    except (OverflowError, ValueError, TypeError) as error:
+        raise Refused(f"a {_name(value)} that does not convert to a float ({error})") from None
+
+
+def _array(value: Any) -> float | int:
+    """NumPy scalars, and arrays with one element."""
+    if value.size != 1:
+        raise Refused(f"an array of shape {value.shape}; log one element, its mean, or a tensormeter.Histogram of it")
+    if value.dtype.kind not in "fiub":
+        raise Refused(f"an array of dtype {value.dtype}; log a real number")
+    if getattr(value, "mask", None) is not None and value.mask.any():
+        raise Refused("a masked value; log it where it is valid")
+    item = value.item()
+    return _integer(item) if type(item) is int else _real(item)
+
+
+def _snapshot(value: Any) -> float | int | DeviceValue | Deferred:
+    """What an object says about itself.
+
+    Its method `__tensormeter_snapshot__()` takes no argument and returns, without waiting, either
+
+    - a number, or an array or tensor with one element, which is then recorded like one that is logged; or
+    - a callable without arguments, which log calls and `finish` call, on their threads, until it returns the number.
+      It returns None as long as there is none, never waits, and raises if there will never be one.
+    """
+    answer = value.__tensormeter_snapshot__()
+    if hasattr(type(answer), _PROTOCOL):
+        raise Refused(f"the snapshot of a {_name(value)} is an object of the same kind; return a number or a callable")
+    if callable(answer) and not isinstance(answer, numbers.Number):
+        poll: Callable[[], float | None] = answer
+        return Deferred(poll)
+    return classify(answer)
+
+
+def _tensor(value: "torch.Tensor") -> float | int | DeviceValue | Deferred:
+    """Tensors by value if they are on the CPU, else to be copied in stream order."""
+    import torch
+
+    if type(value) not in (torch.Tensor, torch.nn.Parameter):
+        return _tensor_of_other_type(value)
+    check_plain(value)
+    if value.numel() != 1:
+        raise Refused(
+            f"a tensor of shape {tuple(value.shape)}; log one element, its mean, or a tensormeter.Histogram of it"
+        )
+    if value.device.type != "cpu":
+        return DeviceValue(value)
+    item = value.item()
+    return _integer(item) if type(item) is int else float(item)
+
+
+def check_plain(value: "torch.Tensor") -> None:
+    """Look at whether a tensor is one whose elements are real numbers that are where it says.
+
+    Raises:
+        Refused: It is not.
+    """
+    import torch
+
+    if type(value) not in (torch.Tensor, torch.nn.Parameter):
+        raise Refused(f"a tensor of type {_name(value)}; log a plain tensor, such as its local part")
+    if torch._C._functorch.is_functorch_wrapped_tensor(value):
+        raise Refused("a tensor inside a function transform (vmap, grad, ...); log outside of it")
+    if value.layout is not torch.strided or value.is_meta:
+        raise Refused("a sparse or meta tensor has no single value; log a dense one")
+    if value.is_complex():
+        raise Refused("a complex tensor; log its .real, .imag or .abs()")
+    if value.dtype not in _numeric_dtypes():
+        raise Refused(f"a tensor of dtype {value.dtype}; log a real number")
+
+
+def _tensor_of_other_type(value: "torch.Tensor") -> float | int | DeviceValue | Deferred:
+    """Subclasses: what they say of themselves, and DTensors of which every rank has the value."""
+    distributed = sys.modules.get("torch.distributed.tensor")
+    if distributed is not None and isinstance(value, distributed.DTensor):
+        import torch
+
+        if all(placement.is_replicate() for placement in value.placements):
+            with torch.no_grad():  # to_local() does not communicate, and without a gradient is just an attribute
+                return classify(value.to_local())
+        # full_tensor() is a collective: it would hang where only one rank logs. item() would give the local part as if it
+        # were the value.
+        raise Refused(
+            f"a DTensor with placements {tuple(value.placements)}, whose value is spread over ranks; "
+            "log .full_tensor() on every rank, or .to_local() for the local part"
+        )
+    if hasattr(type(value), _PROTOCOL):
+        return _snapshot(value)
+    raise Refused(f"a tensor of type {_name(value)}; log a plain tensor, such as its local part")
+
+
+@cache
+def _numeric_dtypes() -> "frozenset[torch.dtype]":
+    """Dtypes whose elements are real numbers: no quantized ones, bits, or packed pairs."""
+    import torch
+
+    names = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz",
+             "float8_e5m2fnuz", "float8_e8m0fnu", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8",
+             "bool")  # fmt: skip
+    return frozenset(getattr(torch, name) for name in names if hasattr(torch, name))
+
+
+def kind_of(value: float) -> str:
+    """The writer's kind of a classified host value: see `Lane.make_writer`."""
+    if type(value) is float:
+        return "d"
+    return "i" if -EXACT_INT <= value <= EXACT_INT else "q"
+
+
+def _name(value: Any) -> str:
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
