@@ -9,11 +9,11 @@ from setuptools.command.build_ext import build_ext
 
 _MODULES = {
     "tensormeter.record.rows._writer": "log calls take three to four times as long",
-    "tensormeter.ending._sigterm": "a process that hangs in native code does not die of SIGTERM",
+    "tensormeter.session.exit_hooks._sigterm": "a process that hangs in native code does not die of SIGTERM",
 }
 """And what is so without them."""
 
-_LINUX_ONLY = {"tensormeter.ending._sigterm"}
+_LINUX_ONLY = {"tensormeter.session.exit_hooks._sigterm"}
 
 
 class Extensions:

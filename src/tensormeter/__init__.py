@@ -2,7 +2,7 @@
 
 import typing
 
-from tensormeter.begin import deferred_log, finish, init, log
+from tensormeter.api import deferred_log, finish, init, log
 from tensormeter.errors import (
     EncodingError,
     RingError,
@@ -15,7 +15,7 @@ from tensormeter.errors import (
 from tensormeter.instruments import MeterProvider, configure
 from tensormeter.record.histogram.histogram import Histogram
 from tensormeter.record.media.parcel import Image, Table, Text
-from tensormeter.run import Run
+from tensormeter.session.run import Run
 from tensormeter.settings import Settings
 
 if typing.TYPE_CHECKING:

@@ -476,7 +476,7 @@ class Settings:
         return {name: value for name, value in self._all_options_of(destination).items() if name not in own}
 
     def signals_left_out(self, destination: str) -> tuple[LeftOut, ...]:
-        """The signals that a destination is not sent, and why: see `tensormeter.signals`."""
+        """The signals that a destination is not sent, and why: see `tensormeter.environment.signals`."""
         return signals_left_out(destination, self._all_options_of(destination))
 
     def takers(self, signal: Signal, destinations: Sequence[str]) -> tuple[str, ...]:

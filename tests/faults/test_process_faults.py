@@ -11,10 +11,11 @@ import threading
 import pytest
 
 import tensormeter
-from tensormeter import Settings, ending
+from tensormeter import Settings
 from tensormeter.agent.run_directory.directory import list_runs
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.words import HeaderWord, State
+from tensormeter.session import exit_hooks
 
 ENDLESS = """
 run = tensormeter.init("faults")
@@ -298,7 +299,7 @@ lib.pthread_mutex_lock(mutex)
 """
 
 
-@pytest.mark.skipif(ending._sigterm is None, reason="the handler in C could not be compiled")
+@pytest.mark.skipif(exit_hooks._sigterm is None, reason="the handler in C could not be compiled")
 def test_fault_34_sigterm_while_native_code_hangs(train, receiver, gone, oracle):
     """Python cannot run a handler; the process dies of the signal all the same, after `sigterm_timeout`."""
     start = "import ctypes\nrun = tensormeter.init('faults')\nlog(run, range(1000))\n"
@@ -312,7 +313,7 @@ def test_fault_34_sigterm_while_native_code_hangs(train, receiver, gone, oracle)
     assert end_event(receiver)["state"] == "preempted"
 
 
-@pytest.mark.skipif(ending._sigterm is None, reason="the handler in C could not be compiled")
+@pytest.mark.skipif(exit_hooks._sigterm is None, reason="the handler in C could not be compiled")
 def test_fault_34_sigterm_while_native_code_hangs_below_the_scripts_own_handler(
     train, receiver, state, gone, oracle, wait_for
 ):

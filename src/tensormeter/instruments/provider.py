@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry import metrics
 from opentelemetry.util.types import Attributes
 
-from tensormeter.begin import init
+from tensormeter.api import init
 from tensormeter.errors import TensormeterError, UsageError
 from tensormeter.instruments.attributes import clean_attributes, plain_text
 from tensormeter.instruments.forwarding import Forwarding
@@ -21,7 +21,7 @@ from tensormeter.instruments.registry import LOCK, warn_once
 from tensormeter.instruments.streams import Streams
 from tensormeter.instruments.views import ScopeIdentity, Views
 from tensormeter.record.recorder import Recorder
-from tensormeter.run import Run, before_finish, latest_run
+from tensormeter.session.run import Run, before_finish, latest_run
 from tensormeter.settings import Settings
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ A log record is not a time series, so here the step may be an attribute; on a me
 | `tensormeter.alert` | `title`; `text`; `level`: `INFO`, `WARN` or `ERROR` | `tensormeter.step` |
 
 `tensormeter.run.start` (`config`) and `tensormeter.run.end` (`state`) travel in the same way.
-`tensormeter.limits` says how large each may be.
+`tensormeter.conventions.limits` says how large each may be.
 """
 
 from collections.abc import Sequence

@@ -7,15 +7,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from tensormeter.configuration import as_json
 from tensormeter.environment.otlp import belongs_to_opentelemetry, read_targets
 from tensormeter.errors import SettingsError, UsageError
 from tensormeter.exporter import check_exporters
 from tensormeter.logger import get_logger
 from tensormeter.packages import problem_with
-from tensormeter.process import RunIdentity
 from tensormeter.resource import describe_rank
-from tensormeter.run import Run, finish_all, open_runs, remember
+from tensormeter.session.run import Run, finish_all, open_runs, remember
+from tensormeter.session.run_config import as_json
+from tensormeter.session.run_process import RunIdentity
 from tensormeter.settings import Settings
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 try:
-    from tensormeter.ending import _sigterm
+    from tensormeter.session.exit_hooks import _sigterm
 except ImportError:
     _sigterm = None  # type: ignore[assignment]
 

@@ -15,13 +15,10 @@ from dataclasses import fields, replace
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Literal, Self, cast
 
-from tensormeter import ending
-from tensormeter.configuration import as_json
 from tensormeter.conventions.fitting import LeftOut, fit
 from tensormeter.conventions.limits import ALERT_CHARACTERS, CONFIG_BYTES, TITLE_CHARACTERS
 from tensormeter.errors import RingError, UsageError
 from tensormeter.logger import get_logger
-from tensormeter.process import RunIdentity, RunProcess
 from tensormeter.record.dynamo import break_graph
 from tensormeter.record.media.parcel import Parcel
 from tensormeter.record.model_watch import Watch, Watched
@@ -32,6 +29,9 @@ from tensormeter.record.warn_once import shown, text_of
 from tensormeter.redaction import environment_secrets, mask_config
 from tensormeter.resource import describe_rank
 from tensormeter.ring.words import State
+from tensormeter.session import exit_hooks
+from tensormeter.session.run_config import as_json
+from tensormeter.session.run_process import RunIdentity, RunProcess
 from tensormeter.settings import Settings
 
 __all__ = ["Run", "before_finish", "finish_all", "latest_run", "open_runs", "remember"]
@@ -280,7 +280,7 @@ class Run:
         """
         if state is not None and not (issubclass(type(state), str) and state in ("finished", "failed", "preempted")):
             raise UsageError(f"finish: expected the state 'finished', 'failed' or 'preempted', got {shown(state)}")
-        found, message = ending.outcome()
+        found, message = exit_hooks.outcome()
         if state is None:
             state = found if found == "preempted" else "finished"
         self._finish(
@@ -293,7 +293,7 @@ class Run:
                 prepare(self)
         process = self._process if self._process is not None and self._process.is_this else None
         # When one rank has failed, so do the others, and are sent SIGTERM at that moment.
-        with ending.sigterm_held():
+        with exit_hooks.sigterm_held():
             with self._lock:
                 if self._finished:
                     return
@@ -318,8 +318,8 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        failure = "" if kind is None else ending.describe_exception(kind, error)
-        state, message = ending.outcome()
+        failure = "" if kind is None else exit_hooks.describe_exception(kind, error)
+        state, message = exit_hooks.outcome()
         if state != "preempted":
             state, message = ("failed", failure) if failure else ("finished", "")
         self._finish(state, message, self.settings.finish_timeout)
@@ -490,10 +490,10 @@ os.register_at_fork(after_in_child=_after_fork)
 
 def remember(run: Run) -> None:
     """A run has begun: finish it when the process ends."""
-    ending.watch(finish_all)
+    exit_hooks.watch(finish_all)
     if run.settings.sigterm_timeout and run._process is not None:
-        ending.take_sigterm(_on_sigterm, run.settings.sigterm_timeout)
-        ending.mark_sigterm(run._process.sigterm_word)
+        exit_hooks.take_sigterm(_on_sigterm, run.settings.sigterm_timeout)
+        exit_hooks.mark_sigterm(run._process.sigterm_word)
     open_runs.append(run)
 
 
@@ -501,14 +501,14 @@ def _forget(run: Run) -> None:
     if run in open_runs:
         open_runs.remove(run)
         if run._process is not None:
-            ending.unmark_sigterm(run._process.sigterm_word)
+            exit_hooks.unmark_sigterm(run._process.sigterm_word)
     if not open_runs:
-        ending.give_sigterm_back()
+        exit_hooks.give_sigterm_back()
 
 
 def finish_all() -> None:
     """Finish what is not finished, the latest first, in the state in which the process ends."""
-    state, message = ending.outcome()
+    state, message = exit_hooks.outcome()
     for run in reversed(open_runs.copy()):  # a copy: a forked child's `finish` leaves its parent's runs where they are
         run._finish(state, message, run.settings.finish_timeout)
 

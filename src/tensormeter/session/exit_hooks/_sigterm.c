@@ -217,7 +217,7 @@ static PyMethodDef functions[] = {
 
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT,
-    .m_name = "tensormeter.ending._sigterm",
+    .m_name = "tensormeter.session.exit_hooks._sigterm",
     .m_doc = "SIGTERM while Python cannot run its handler.",
     .m_size = -1,
     .m_methods = functions,
