@@ -52,7 +52,7 @@ def tensormeter() -> Figures:
 
     from tensormeter.otlp.encode import encode_metrics
     from tensormeter.sensors.node import Node
-    from tensormeter.sensors.watch import TrainingProcess, Watch
+    from tensormeter.sensors.targets import TrainingProcess, Watch
 
     me = psutil.Process()
     before = resident(me)

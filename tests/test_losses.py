@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tensormeter.conventions import limits
 from tensormeter.conventions.losses import REASONS, describe_losses
-from tensormeter.ring.words import Drop, SpoolLoss
+from tensormeter.ring.format import Drop, SpoolLoss
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,7 +16,7 @@ from tensormeter import Settings
 from tensormeter.agent.run_directory.directory import RunDirectory, list_runs, runs_locked
 from tensormeter.agent.spool.request import Encoded, Priority
 from tensormeter.agent.spool.spool import Spool
-from tensormeter.cli.checks import CHECKS
+from tensormeter.cli.doctor_checks import CHECKS
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tensormeter.agent.spool.lane_cursor import Cursor
 from tensormeter.agent.spool.request import Encoded
 from tensormeter.agent.spool.spool import Spool
 from tensormeter.ring.file import RingFile
-from tensormeter.ring.words import HeaderWord
+from tensormeter.ring.format import HeaderWord
 
 
 def test_fault_21_client_disk_full(mount, train, receiver, state, gone, wait_for):

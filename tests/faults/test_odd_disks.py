@@ -10,7 +10,7 @@ from agents import agents_of, kill_agents
 
 from tensormeter import Settings
 from tensormeter.agent.run_directory.directory import list_runs
-from tensormeter.cli import checks
+from tensormeter.cli import doctor_checks
 
 
 @pytest.fixture
@@ -129,9 +129,9 @@ def test_fault_114_sigterm_while_the_disk_hangs(train, receiver, disk, backing, 
 
 
 def test_doctor_says_that_the_disk_hangs(disk, state, monkeypatch):
-    monkeypatch.setattr(checks, "_TIMEOUT", 0.2)
+    monkeypatch.setattr(doctor_checks, "_TIMEOUT", 0.2)
     disk.behave(hang=True)
-    finding = checks.spool(Settings(directory=state))
+    finding = doctor_checks.spool(Settings(directory=state))
     assert (finding.state, "does not answer" in finding.found) == ("failed", True)
 
 

@@ -14,7 +14,7 @@ import tensormeter
 from tensormeter import Settings
 from tensormeter.agent.run_directory.directory import list_runs
 from tensormeter.ring.file import RingFile
-from tensormeter.ring.words import HeaderWord, State
+from tensormeter.ring.format import HeaderWord, State
 from tensormeter.session import exit_hooks
 
 ENDLESS = """

@@ -13,7 +13,7 @@ import tensormeter.record.recorder as recorder_module
 from tensormeter.instruments import forwarding as forwarding_module
 from tensormeter.instruments import observing as observing_module
 from tensormeter.record.values.classify import DeviceValue, classify
-from tensormeter.ring.words import LOST, PENDING
+from tensormeter.ring.format import LOST, PENDING
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

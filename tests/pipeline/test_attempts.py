@@ -16,7 +16,7 @@ from tensormeter.agent.run_directory.directory import RunDirectory
 from tensormeter.conventions.attempt_number import Member
 from tensormeter.otlp.batch import Event
 from tensormeter.otlp.decode import decode_events, decode_metrics
-from tensormeter.ring.words import AUTOMATIC_STEPS
+from tensormeter.ring.format import AUTOMATIC_STEPS
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ from distribution_points import Reading, nonfinite, side, steps_of
 import tensormeter
 from tensormeter import Histogram, UsageError
 from tensormeter.agent.ingest.histogram_points import NONFINITE_METRIC
-from tensormeter.distribution import MAX_BUCKETS, SINGLE
 from tensormeter.otlp.batch import STEP_METRIC, ExponentialHistogram, Gauge, Temporality
 from tensormeter.otlp.batch import Histogram as ExplicitHistogram
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.encode import encode_metrics
 from tensormeter.record.reduction.reduction import Rule
-from tensormeter.ring.words import State
+from tensormeter.ring.format import State
+from tensormeter.ring.histogram_buckets import MAX_BUCKETS, SINGLE
 
 
 def expected_side(values, scale):

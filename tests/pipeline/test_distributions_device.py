@@ -11,7 +11,6 @@ from distribution_points import Reading, nonfinite, side, steps_of
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tensormeter import Histogram
-from tensormeter.distribution import DOUBLE, SINGLE, STATISTICS_WORDS
 from tensormeter.record.device.device_copies import DeviceCopies
 from tensormeter.record.device.event_copies import EventCopies
 from tensormeter.record.histogram.histogram import DeviceDistribution
@@ -19,7 +18,8 @@ from tensormeter.record.recorder import Recorder
 from tensormeter.record.reduction.reduction import Rule
 from tensormeter.record.values.classify import DeviceValue
 from tensormeter.ring.file import RingFile
-from tensormeter.ring.words import PENDING, State
+from tensormeter.ring.format import PENDING, State
+from tensormeter.ring.histogram_buckets import DOUBLE, SINGLE, STATISTICS_WORDS
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from tensormeter.agent.ingest.ring_drainer import RingDrainer
 from tensormeter.agent.spool.spool import Spool
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.ring.file import RingFile
-from tensormeter.ring.words import HeaderWord, State
+from tensormeter.ring.format import HeaderWord, State
 from tensormeter.settings import Settings
 
 

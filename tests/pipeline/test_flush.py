@@ -15,7 +15,7 @@ from tensormeter.agent.spool.spool import Spool
 from tensormeter.instruments import provider as provider_module
 from tensormeter.instruments import registry
 from tensormeter.ring.file import RingFile
-from tensormeter.ring.words import HeaderWord
+from tensormeter.ring.format import HeaderWord
 
 LONG = 300_000
 """Milliseconds that a flush may take in a test, far less than an hour."""

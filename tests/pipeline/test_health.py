@@ -12,7 +12,7 @@ from tensormeter.agent.spool.spool import Spool
 from tensormeter.otlp.batch import Temporality
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.ring.file import RingFile
-from tensormeter.ring.words import Drop, HeaderWord, LaneWord, LogPath, State
+from tensormeter.ring.format import Drop, HeaderWord, LaneWord, LogPath, State
 from tensormeter.settings import Settings
 
 

@@ -18,7 +18,7 @@ from tensormeter.instruments.streams import Streams
 from tensormeter.instruments.views import InstrumentIdentity, ScopeIdentity, Template, Views
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.ring.file import RingFile
-from tensormeter.ring.words import State
+from tensormeter.ring.format import State
 from tensormeter.settings import Settings
 
 

@@ -9,7 +9,7 @@ from tensormeter.agent.spool.spool import Spool
 from tensormeter.conventions.fitting import json_bytes
 from tensormeter.conventions.limits import IMAGE_BYTES, PIXEL_BYTES, TABLE_BYTES, TABLE_CELLS, TEXT_BYTES
 from tensormeter.ring.file import RingFile
-from tensormeter.ring.words import State
+from tensormeter.ring.format import State
 from tensormeter.settings import Settings
 
 NOISE = np.random.default_rng(0).integers(0, 255, (2600, 2600, 3), dtype=np.uint8)

@@ -17,7 +17,7 @@ from tensormeter.otlp.decode import decode_events
 from tensormeter.otlp.media import media_of
 from tensormeter.record.media.parcel import Parcel
 from tensormeter.ring.file import RingFile, media_directory
-from tensormeter.ring.words import State
+from tensormeter.ring.format import State
 from tensormeter.settings import Settings
 
 

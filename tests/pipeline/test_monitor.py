@@ -11,7 +11,7 @@ from tensormeter.agent.pulse import Pulse
 from tensormeter.agent.run_directory.directory import RunDirectory, runs_locked
 from tensormeter.errors import SettingsError
 from tensormeter.ring.file import RingFile
-from tensormeter.ring.words import HeaderWord
+from tensormeter.ring.format import HeaderWord
 from tensormeter.settings import Settings
 
 

@@ -12,7 +12,7 @@ import tensormeter
 from tensormeter import Settings
 from tensormeter.agent.spool.request import Encoded
 from tensormeter.agent.spool.spool import Spool
-from tensormeter.cli.checks import spool as spool_check
+from tensormeter.cli.doctor_checks import spool as spool_check
 from tensormeter.disk.mounts import network_filesystem
 
 

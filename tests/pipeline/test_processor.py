@@ -9,7 +9,7 @@ import tensormeter.agent.ingest.batch_processor as processor_module
 from tensormeter.agent.ingest.batch_processor import BatchMeasurementProcessor
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.ring.file import RingFile
-from tensormeter.ring.words import LANE_TABLE, PENDING
+from tensormeter.ring.format import LANE_TABLE, PENDING
 
 
 class Clock:

@@ -13,7 +13,7 @@ from tensormeter.otlp.batch import Sum
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.resource import describe_node, describe_process
 from tensormeter.ring.file import RingFile
-from tensormeter.ring.words import State
+from tensormeter.ring.format import State
 from tensormeter.settings import Settings
 
 

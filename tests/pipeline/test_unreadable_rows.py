@@ -5,7 +5,7 @@ import pytest
 from tensormeter.agent.ingest.ring_drainer import RingDrainer
 from tensormeter.agent.spool.spool import Spool
 from tensormeter.ring.file import RingFile
-from tensormeter.ring.words import EntryKind, State
+from tensormeter.ring.format import EntryKind, State
 from tensormeter.settings import Settings
 
 

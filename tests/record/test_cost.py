@@ -8,7 +8,7 @@ import pytest
 import tensormeter.record.log_timing as cost_module
 import tensormeter.record.rows.lane as lane_module
 from tensormeter.record.log_timing import LogTiming
-from tensormeter.ring.words import LogPath
+from tensormeter.ring.format import LogPath
 
 
 class Clock:

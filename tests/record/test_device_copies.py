@@ -18,7 +18,7 @@ from tensormeter.record.device.device_copies import DeviceCopies
 from tensormeter.record.device.event_copies import EventCopies
 from tensormeter.record.device.host_mapped import MappedRing
 from tensormeter.record.values.outcomes import DeviceValue, Refused
-from tensormeter.ring.words import State
+from tensormeter.ring.format import State
 
 CPU = torch.device("cpu")
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

@@ -15,7 +15,7 @@ from tensormeter.record.device.path_report import device_path_report
 from tensormeter.record.histogram.histogram import Histogram
 from tensormeter.record.phases.phases import Phases
 from tensormeter.record.values.outcomes import Refused
-from tensormeter.ring.words import PENDING, State
+from tensormeter.ring.format import PENDING, State
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -10,7 +10,7 @@ import torch
 import tensormeter
 from tensormeter.errors import UsageError
 from tensormeter.record.deferred_log import DeferredLog
-from tensormeter.ring.words import State
+from tensormeter.ring.format import State
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 
 from tensormeter.record.device.event_copies import EventCopies
 from tensormeter.record.values.outcomes import DeviceValue
-from tensormeter.ring.words import State
+from tensormeter.ring.format import State
 
 
 class Later:

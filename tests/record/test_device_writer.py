@@ -16,7 +16,7 @@ from tensormeter.record.device.device_copies import DeviceCopies
 from tensormeter.record.reduction.reduction import Rule
 from tensormeter.record.rows import rows as rows_module
 from tensormeter.record.values.outcomes import DeviceValue
-from tensormeter.ring.words import State
+from tensormeter.ring.format import State
 
 CPU = torch.device("cpu")
 

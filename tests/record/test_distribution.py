@@ -15,7 +15,6 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tensormeter.distribution import DOUBLE, SINGLE
 from tensormeter.record.histogram import pooling
 from tensormeter.record.histogram.counting import (
     DeviceTables,
@@ -27,6 +26,7 @@ from tensormeter.record.histogram.counting import (
 )
 from tensormeter.record.histogram.histogram import DeviceDistribution
 from tensormeter.record.reduction.reduction import Rule
+from tensormeter.ring.histogram_buckets import DOUBLE, SINGLE
 
 TABLES = pytest.mark.parametrize("table", [SINGLE, DOUBLE], ids=["single", "double"])
 DTYPES = {SINGLE: np.float32, DOUBLE: np.float64}

@@ -220,7 +220,7 @@ def test_a_ring_with_one_lane_serves_all_threads(new_recording):
 
 def test_finishing_while_threads_log(new_recording):
     """What was accepted before the end is there; what comes after is refused without harm."""
-    from tensormeter.ring.words import State
+    from tensormeter.ring.format import State
 
     recording = new_recording(lanes=4, buffer_bytes=4 << 20)
     started, over = threading.Barrier(4), threading.Event()

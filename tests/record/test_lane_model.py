@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import tensormeter.record.rows.lane as lane_module
 from tensormeter.agent.ingest.lane_reader import LaneReader
-from tensormeter.ring.words import POSITION_SHIFT
+from tensormeter.ring.format import POSITION_SHIFT
 
 pytestmark = pytest.mark.usefixtures("writers")
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import tensormeter.record.rows.lane as lane_module
 import tensormeter.record.rows.layouts as layouts_module
 from tensormeter.agent.ingest.lane_reader import _unique_times
-from tensormeter.ring.words import State
+from tensormeter.ring.format import State
 
 pytestmark = pytest.mark.usefixtures("writers")
 

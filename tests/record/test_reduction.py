@@ -9,7 +9,7 @@ import torch
 from tensormeter.errors import UsageError
 from tensormeter.record.reduction.reduction import Reductions, Rule
 from tensormeter.record.values.classify import DeviceValue
-from tensormeter.ring.words import State
+from tensormeter.ring.format import State
 
 VALUES = [3.0, -1.0, 7.5, 2.0]
 REDUCED = {"mean": 2.875, "min": -1.0, "max": 7.5, "sum": 11.5, "last": 2.0}

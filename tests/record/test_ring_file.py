@@ -10,8 +10,8 @@ import pytest
 
 from tensormeter.errors import RingError
 from tensormeter.ring.file import RingFile
+from tensormeter.ring.format import Drop, EntryKind, HeaderWord, LaneWord, State
 from tensormeter.ring.layout import Column, Layout, Stream
-from tensormeter.ring.words import Drop, EntryKind, HeaderWord, LaneWord, State
 
 
 @pytest.fixture

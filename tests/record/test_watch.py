@@ -376,7 +376,7 @@ class TestCuda:
 
         def record(values):
             gather(values)
-            from tensormeter.distribution import SINGLE
+            from tensormeter.ring.histogram_buckets import SINGLE
 
             tables.count([v.reduce().tensor for v in values.values() if isinstance(v, Histogram)], SINGLE)
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pynvml
 
+from tensormeter.sensors.gpu.nvidia import NvidiaSensor
 from tensormeter.sensors.instrument import observe
-from tensormeter.sensors.nvidia import NvidiaSensor
-from tensormeter.sensors.watch import TrainingProcess, Watch
+from tensormeter.sensors.targets import TrainingProcess, Watch
 
 _HANDLES = ("nvmlDeviceGetHandleByIndex_v2", "nvmlDeviceGetMigDeviceHandleByIndex")
 _NOT_NOTED = ("nvmlInit", "nvmlShutdown", "nvmlErrorString", "nvmlEvent", "nvmlGpm")

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tensormeter.sensors.amd import AmdSensor
+from tensormeter.sensors.gpu.amd import AmdSensor
 from tensormeter.sensors.instrument import observe
-from tensormeter.sensors.watch import TrainingProcess, Watch
+from tensormeter.sensors.targets import TrainingProcess, Watch
 
 NOT_SUPPORTED, IO_ERROR, SUCCESS = 2, 12, 0
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tensormeter.sensors.container import ContainerSensor
+from tensormeter.sensors.host.container import ContainerSensor
 from tensormeter.sensors.instrument import observe
 
 MOUNT_V2 = "30 24 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw\n"

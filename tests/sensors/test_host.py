@@ -6,10 +6,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tensormeter.sensors.filesystem import FilesystemSensor, _mount_point
-from tensormeter.sensors.host import HostSensor
+from tensormeter.sensors.host.filesystem import FilesystemSensor, _mount_point
+from tensormeter.sensors.host.host import HostSensor
 from tensormeter.sensors.instrument import observe
-from tensormeter.sensors.watch import Watch
+from tensormeter.sensors.targets import Watch
 
 pytestmark = pytest.mark.skipif(not Path("/proc/stat").exists(), reason="compares with Linux's /proc")
 

@@ -11,14 +11,14 @@ import opentelemetry.semconv._incubating.metrics as metric_modules
 import opentelemetry.semconv.attributes as stable_attribute_modules
 import pytest
 
-from tensormeter.cli.sensors_page import ALL_INSTRUMENTS, page
-from tensormeter.sensors.container import ContainerSensor
-from tensormeter.sensors.filesystem import FilesystemSensor
-from tensormeter.sensors.host import HostSensor
+from tensormeter.cli.sensors_reference import ALL_INSTRUMENTS, page
+from tensormeter.sensors.gpu.nvidia import NvidiaSensor
+from tensormeter.sensors.host.container import ContainerSensor
+from tensormeter.sensors.host.filesystem import FilesystemSensor
+from tensormeter.sensors.host.host import HostSensor
+from tensormeter.sensors.host.process import ProcessSensor
 from tensormeter.sensors.instrument import observe
-from tensormeter.sensors.nvidia import NvidiaSensor
-from tensormeter.sensors.process import ProcessSensor
-from tensormeter.sensors.watch import TrainingProcess, Watch
+from tensormeter.sensors.targets import TrainingProcess, Watch
 
 ROOT = Path(__file__).parents[2]
 KINDS = {"gauge": "observable_gauge", "counter": "counter", "updowncounter": "up_down_counter"}
@@ -80,7 +80,9 @@ def test_names_are_unique():
 
 
 def test_the_page_is_what_the_code_says():
-    assert (ROOT / "docs/sensors.md").read_text() == page(), "python -m tensormeter.cli.sensors_page > docs/sensors.md"
+    assert (ROOT / "docs/sensors.md").read_text() == page(), (
+        "python -m tensormeter.cli.sensors_reference > docs/sensors.md"
+    )
 
 
 def test_points_have_only_the_attributes_that_are_listed(nvml):

@@ -7,10 +7,10 @@ import pynvml
 import pytest
 from record_nvml import record
 
-from tensormeter.sensors.gpu import GPU_INSTRUMENTS, Monotonic, visible_to
+from tensormeter.sensors.gpu.instruments import GPU_INSTRUMENTS, Monotonic, visible_to
+from tensormeter.sensors.gpu.nvidia import NvidiaSensor
 from tensormeter.sensors.instrument import observe
-from tensormeter.sensors.nvidia import NvidiaSensor
-from tensormeter.sensors.watch import TrainingProcess, Watch
+from tensormeter.sensors.targets import TrainingProcess, Watch
 
 HEALTHY = "GPU-5c1ad2e5-89ad-5f5e-0f0d-000000000000"
 SPLIT = "GPU-5c1ad2e5-89ad-5f5e-0f0d-000000000001"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tensormeter.sensors.host.process import ProcessSensor, _ChildrenTime
 from tensormeter.sensors.instrument import observe
-from tensormeter.sensors.process import ProcessSensor, _ChildrenTime
-from tensormeter.sensors.watch import TrainingProcess, Watch
+from tensormeter.sensors.targets import TrainingProcess, Watch
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="compares with Linux's /proc")
 

@@ -16,7 +16,7 @@ from tensormeter.sensors.columns import Columns
 from tensormeter.sensors.instrument import AbsentError, Instrument
 from tensormeter.sensors.node import Node
 from tensormeter.sensors.sampler import Sampler, next_due
-from tensormeter.sensors.watch import TrainingProcess, Watch
+from tensormeter.sensors.targets import TrainingProcess, Watch
 
 LEVEL = Instrument("level", "gauge", "1", "A level.", ("place",))
 COUNT = Instrument("count", "counter", "{thing}", "A count.")

@@ -46,7 +46,7 @@ from tensormeter.errors import RingError, SettingsError, SpoolError, Tensormeter
 from tensormeter.exporter import load_exporter
 from tensormeter.logger import get_logger
 from tensormeter.ring.file import RingFile
-from tensormeter.ring.words import HeaderWord, SpoolLoss, State
+from tensormeter.ring.format import HeaderWord, SpoolLoss, State
 from tensormeter.settings import IDENTIFIER, Settings
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from tensormeter.agent.launch import reap_agents, replace_agent
 from tensormeter.agent.run_directory.directory import RunDirectory
 from tensormeter.logger import get_logger
 from tensormeter.ring.file import RingFile
-from tensormeter.ring.words import HeaderWord
+from tensormeter.ring.format import HeaderWord
 from tensormeter.settings import Settings
 
 __all__ = ["AgentMonitor"]

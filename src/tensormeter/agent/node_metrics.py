@@ -14,9 +14,9 @@ from tensormeter.logger import get_logger
 from tensormeter.otlp.batch import Batch
 from tensormeter.otlp.encode import encode_metrics
 from tensormeter.resource import describe_node
-from tensormeter.ring.words import HeaderWord, State
+from tensormeter.ring.format import HeaderWord, State
 from tensormeter.sensors.node import Node
-from tensormeter.sensors.watch import TrainingProcess, Watch
+from tensormeter.sensors.targets import TrainingProcess, Watch
 from tensormeter.settings import Settings
 
 __all__ = ["NodeMetrics"]

@@ -16,7 +16,7 @@ from typing import Final
 from tensormeter.agent.run_directory.directory import RunDirectory
 from tensormeter.disk.private import open_file
 from tensormeter.ring.file import RingFile
-from tensormeter.ring.words import HEADER_BYTES, MAGIC, VERSION, HeaderWord
+from tensormeter.ring.format import HEADER_BYTES, MAGIC, VERSION, HeaderWord
 
 __all__ = ["Pulse"]
 

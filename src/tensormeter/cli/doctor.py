@@ -24,7 +24,7 @@ def doctor(endpoint: str | None) -> None:
 
     The exit status is 1 if something does not work.
     """
-    from tensormeter.cli.checks import CHECKS, Finding
+    from tensormeter.cli.doctor_checks import CHECKS, Finding
 
     settings = Settings() if endpoint is None else Settings(endpoint=endpoint)
     table = Table(box=None, show_header=False, pad_edge=False)

@@ -8,7 +8,7 @@ from typing import Final, get_args
 
 import click
 
-from tensormeter.cli.endpoint import endpoint_option
+from tensormeter.cli.options import endpoint_option
 from tensormeter.client import Connection, StoredRun, find_run
 from tensormeter.client.export import Format, export_points, export_run
 from tensormeter.errors import TensormeterError, UsageError

@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from tensormeter.cli.endpoint import endpoint_option
+from tensormeter.cli.options import endpoint_option
 from tensormeter.errors import EncodingError, TensormeterError
 from tensormeter.exporter import Accepted, Exporter, ExporterConfig, Request, Retry, load_exporter
 from tensormeter.otlp.json_lines import decode_line

@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tensormeter.cli.endpoint import endpoint_option
+from tensormeter.cli.options import endpoint_option
 from tensormeter.cli.terminal import local_time, plain
 from tensormeter.client import Connection
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tensormeter.cli.chart import draw_chart
-from tensormeter.cli.endpoint import endpoint_option
+from tensormeter.cli.options import endpoint_option
 from tensormeter.cli.terminal import local_time, number, plain
 from tensormeter.client import Connection, find_run
 from tensormeter.otlp.batch import STEP_METRIC

@@ -22,7 +22,7 @@ from tensormeter.instruments.views import InstrumentIdentity, create_sdk_instrum
 from tensormeter.logger import get_logger
 from tensormeter.record.recorder import Recorder
 from tensormeter.record.values.classify import Deferred, DeviceValue, Refused, classify
-from tensormeter.ring.words import LOST, PENDING
+from tensormeter.ring.format import LOST, PENDING
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics import ExemplarFilter

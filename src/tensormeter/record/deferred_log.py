@@ -20,7 +20,7 @@ from tensormeter.record.device.page_locking import page_lock, retire
 from tensormeter.record.dynamo import trace_into
 from tensormeter.record.recorder import Recorder
 from tensormeter.record.values.outcomes import Refused
-from tensormeter.ring.words import Drop
+from tensormeter.ring.format import Drop
 
 if TYPE_CHECKING:
     import torch

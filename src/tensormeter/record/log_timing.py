@@ -4,7 +4,7 @@ import time
 from typing import Final
 
 from tensormeter.ring.file import RingFile
-from tensormeter.ring.words import DURATION_BUCKETS, SHORTEST_DURATION_BITS, LogPath
+from tensormeter.ring.format import DURATION_BUCKETS, SHORTEST_DURATION_BITS, LogPath
 
 __all__ = ["LogTiming", "Stopwatch"]
 

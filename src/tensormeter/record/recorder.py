@@ -36,8 +36,8 @@ from tensormeter.record.rows.stream_writer import StreamWriter
 from tensormeter.record.values.classify import Deferred, DeviceValue, Refused, check_name, classify, classify_step
 from tensormeter.record.warn_once import WarnOnce, describe, shown
 from tensormeter.ring.file import RingFile
+from tensormeter.ring.format import AUTOMATIC_STEPS, Drop, HeaderWord, State
 from tensormeter.ring.layout import Column, Layout, Stream
-from tensormeter.ring.words import AUTOMATIC_STEPS, Drop, HeaderWord, State
 
 __all__ = ["Chore", "Recorder"]
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from tensormeter.logger import get_logger
 from tensormeter.record.log_timing import Stopwatch
-from tensormeter.ring.words import Drop
+from tensormeter.ring.format import Drop
 
 __all__ = ["WarnOnce", "describe", "shown", "text_of"]
 

@@ -24,7 +24,7 @@ On machines that reorder stores (arm64), a reader must let the writer's stores s
 the values: see `tensormeter.agent.ingest.lane_reader`.
 
 Values are float64 (`d`), int64 (`q`), float64 stored by a device (`D`), or one of the columns of distributions
-(see `tensormeter.distribution`).
+(see `tensormeter.ring.histogram_buckets`).
 A device's word holds `PENDING` until the device has stored its value over it; `LOST` says that it never will.
 Both are NaNs that arithmetic does not produce.
 

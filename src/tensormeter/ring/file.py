@@ -14,8 +14,7 @@ from typing import Any, Final
 from tensormeter.conventions.unicode_names import printable
 from tensormeter.disk.private import oddity, open_file
 from tensormeter.errors import RingError
-from tensormeter.ring.layout import Layout
-from tensormeter.ring.words import (
+from tensormeter.ring.format import (
     DISK_REPORT,
     DISK_REPORT_BYTES,
     DURATION_BUCKETS,
@@ -36,6 +35,7 @@ from tensormeter.ring.words import (
     SpoolLoss,
     State,
 )
+from tensormeter.ring.layout import Layout
 
 __all__ = ["RingFile", "is_of_another_version", "is_written", "media_directory"]
 

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Final
 
 from tensormeter.otlp.batch import Attribute, Batch
-from tensormeter.sensors.amd import AmdSensor
-from tensormeter.sensors.container import ContainerSensor
-from tensormeter.sensors.filesystem import FilesystemSensor
-from tensormeter.sensors.host import HostSensor
-from tensormeter.sensors.nvidia import NvidiaSensor
-from tensormeter.sensors.process import ProcessSensor
+from tensormeter.sensors.gpu.amd import AmdSensor
+from tensormeter.sensors.gpu.nvidia import NvidiaSensor
+from tensormeter.sensors.host.container import ContainerSensor
+from tensormeter.sensors.host.filesystem import FilesystemSensor
+from tensormeter.sensors.host.host import HostSensor
+from tensormeter.sensors.host.process import ProcessSensor
 from tensormeter.sensors.sampler import Sampler
-from tensormeter.sensors.watch import Watch
+from tensormeter.sensors.targets import Watch
 
 __all__ = ["Node"]
 

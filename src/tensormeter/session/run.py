@@ -28,7 +28,7 @@ from tensormeter.record.rows.lane import Writer
 from tensormeter.record.warn_once import shown, text_of
 from tensormeter.redaction import environment_secrets, mask_config
 from tensormeter.resource import describe_rank
-from tensormeter.ring.words import State
+from tensormeter.ring.format import State
 from tensormeter.session import exit_hooks
 from tensormeter.session.run_config import as_json
 from tensormeter.session.run_process import RunIdentity, RunProcess

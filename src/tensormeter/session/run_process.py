@@ -34,7 +34,7 @@ from tensormeter.record.rows.lane import Writer
 from tensormeter.record.runtime.metrics import RuntimeMetrics
 from tensormeter.resource import describe_launch, describe_process, describe_rank
 from tensormeter.ring.file import RingFile
-from tensormeter.ring.words import AUTOMATIC_STEPS, Drop, HeaderWord, SpoolLoss, State
+from tensormeter.ring.format import AUTOMATIC_STEPS, Drop, HeaderWord, SpoolLoss, State
 from tensormeter.settings import Settings
 
 __all__ = ["FlushRequest", "RunIdentity", "RunProcess"]

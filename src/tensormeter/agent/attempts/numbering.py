@@ -33,7 +33,7 @@ from tensormeter.exporter import AttemptNumber, AttemptQuestion, Request, Retry,
 from tensormeter.logger import get_logger
 from tensormeter.otlp.batch import STEP_METRIC, Attribute, Event
 from tensormeter.ring.file import RingFile
-from tensormeter.ring.words import AUTOMATIC_STEPS, AUTOMATIC_STEPS_END, HeaderWord
+from tensormeter.ring.format import AUTOMATIC_STEPS, AUTOMATIC_STEPS_END, HeaderWord
 from tensormeter.settings import Settings
 
 __all__ = ["Numbering", "Settled"]

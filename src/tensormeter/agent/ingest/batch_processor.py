@@ -18,11 +18,11 @@ from tensormeter.agent.ingest.aggregation import AGGREGATED, Aggregator, Piece, 
 from tensormeter.agent.ingest.histogram_points import distribution_series
 from tensormeter.agent.ingest.lane_reader import LaneReader, Layouts, Rows
 from tensormeter.agent.spool.lane_cursor import Cursor
-from tensormeter.distribution import KIND
 from tensormeter.otlp.batch import STEP_METRIC, Attribute, Batch, Gauge, Series
 from tensormeter.ring.file import RingFile
+from tensormeter.ring.format import AUTOMATIC_STEPS, AUTOMATIC_STEPS_END
+from tensormeter.ring.histogram_buckets import KIND
 from tensormeter.ring.layout import Layout, Stream
-from tensormeter.ring.words import AUTOMATIC_STEPS, AUTOMATIC_STEPS_END
 
 __all__ = ["BatchMeasurementProcessor"]
 

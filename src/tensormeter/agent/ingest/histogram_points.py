@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.agent.ingest.lane_reader import Rows
-from tensormeter.distribution import EXPLICIT, KIND, MAX_BUCKETS, TABLES, Table
 from tensormeter.otlp.batch import Buckets, ExponentialHistogram, Gauge, Histogram, Series, Temporality
+from tensormeter.ring.histogram_buckets import EXPLICIT, KIND, MAX_BUCKETS, TABLES, Table
 from tensormeter.ring.layout import Stream
 
 __all__ = ["NONFINITE_METRIC", "distribution_series"]

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from tensormeter.agent.spool.lane_cursor import Cursor
 from tensormeter.ring.file import RingFile
-from tensormeter.ring.layout import Layout, row_bytes
-from tensormeter.ring.words import (
+from tensormeter.ring.format import (
     LANE_HEADER_BYTES,
     LAYOUT_BITS,
     LOST,
@@ -30,6 +29,7 @@ from tensormeter.ring.words import (
     LaneWord,
     State,
 )
+from tensormeter.ring.layout import Layout, row_bytes
 
 __all__ = ["LaneReader", "Layouts", "Rows"]
 

@@ -23,7 +23,7 @@ from tensormeter.otlp.batch import Attribute, Batch, Event, Value
 from tensormeter.otlp.encode import encode_events, encode_metrics
 from tensormeter.otlp.media import TooLargeError
 from tensormeter.ring.file import RingFile
-from tensormeter.ring.words import MAX_LANES, HeaderWord, SpoolLoss, State
+from tensormeter.ring.format import MAX_LANES, HeaderWord, SpoolLoss, State
 from tensormeter.settings import Settings
 
 __all__ = ["RingDrainer"]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from tensormeter.agent.ingest.batch_processor import BatchMeasurementProcessor
 from tensormeter.otlp.batch import Gauge, Histogram, Series, Sum
 from tensormeter.ring.file import RingFile
-from tensormeter.ring.words import DURATION_BUCKETS, SHORTEST_DURATION_BITS, HeaderWord, LogPath
+from tensormeter.ring.format import DURATION_BUCKETS, SHORTEST_DURATION_BITS, HeaderWord, LogPath
 
 __all__ = ["SelfMetrics"]
 

@@ -27,7 +27,7 @@ from tensormeter.record.device.page_locking import is_in_memory, page_lock, reti
 from tensormeter.record.device.pending_values import PendingValues
 from tensormeter.record.values.outcomes import Deferred, DeviceValue, Refused
 from tensormeter.ring.file import RingFile
-from tensormeter.ring.words import LOST, PENDING
+from tensormeter.ring.format import LOST, PENDING
 
 if TYPE_CHECKING:
     import torch

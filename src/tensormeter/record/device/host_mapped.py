@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from tensormeter.record.device.gather import NoGradients, gather
 from tensormeter.record.device.page_locking import page_lock, retire, view_on_device
 from tensormeter.record.values.outcomes import Refused
-from tensormeter.ring.words import PENDING
+from tensormeter.ring.format import PENDING
 
 if TYPE_CHECKING:
     import torch

@@ -13,7 +13,7 @@ from tensormeter.errors import TensormeterError
 from tensormeter.record.device.device_copies import DeviceCopies, place
 from tensormeter.record.values.outcomes import DeviceValue
 from tensormeter.ring.file import RingFile
-from tensormeter.ring.words import PENDING
+from tensormeter.ring.format import PENDING
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from tensormeter.ring.file import RingFile
-from tensormeter.ring.words import LOST, PENDING
+from tensormeter.ring.format import LOST, PENDING
 
 __all__ = ["PendingValues"]
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from tensormeter.distribution import Table
 from tensormeter.record.device.gather import accumulator_dtype
+from tensormeter.ring.histogram_buckets import Table
 
 if TYPE_CHECKING:
     import numpy as np

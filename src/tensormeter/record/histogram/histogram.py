@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from tensormeter.distribution import DOUBLE, EXPLICIT, SINGLE, Table
 from tensormeter.errors import UsageError
 from tensormeter.record.device.event_copies import EVENT_DEVICES
 from tensormeter.record.histogram.counting import MOST_ON_DEVICE, Counted, array_pieces, count_on_host, tensor_pieces
 from tensormeter.record.values.classify import Refused, check_plain
+from tensormeter.ring.histogram_buckets import DOUBLE, EXPLICIT, SINGLE, Table
 
 if TYPE_CHECKING:
     import torch

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
-from tensormeter.distribution import EXPLICIT, Table
 from tensormeter.record.device.gather import NoGradients
 from tensormeter.record.histogram.counting import MOST_ON_DEVICE, DeviceTables, add_explicit, add_exponential
 from tensormeter.record.histogram.histogram import CountedOnDevice, DeviceDistribution, HostDistribution
 from tensormeter.record.reduction.reduction import Rule
+from tensormeter.ring.histogram_buckets import EXPLICIT, Table
 
 if TYPE_CHECKING:
     import torch

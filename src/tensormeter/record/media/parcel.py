@@ -23,7 +23,7 @@ from tensormeter.conventions.limits import (
 from tensormeter.errors import UsageError
 from tensormeter.record.values.classify import Deferred, DeviceValue, Refused, classify
 from tensormeter.record.warn_once import text_of
-from tensormeter.ring.words import Drop
+from tensormeter.ring.format import Drop
 
 __all__ = ["Image", "Media", "Parcel", "Table", "Text", "to_line"]
 

@@ -20,7 +20,7 @@
 #define LOCAL_WORDS 64
 #define HEAD_WORDS 3                  // mark, time, step
 #define TIMED_CALLS 64                // one call in so many is timed
-#define SHORTEST_DURATION_BITS 6      // as in ring/words.py
+#define SHORTEST_DURATION_BITS 6      // as in ring/format.py
 #define DURATION_BUCKETS 26
 
 typedef struct {

@@ -16,8 +16,8 @@ from tensormeter.record.log_timing import LogTiming, Stopwatch
 from tensormeter.record.rows.lane import ABANDONED, Lane, Writer
 from tensormeter.record.values.classify import kind_of
 from tensormeter.record.warn_once import WarnOnce
+from tensormeter.ring.format import PENDING
 from tensormeter.ring.layout import Layout
-from tensormeter.ring.words import PENDING
 
 if TYPE_CHECKING:
     import torch

@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
-from tensormeter.distribution import EXPLICIT, KIND, STATISTICS_WORDS, Table
 from tensormeter.record.device.device_copies import DeviceCopies, place
 from tensormeter.record.histogram.counting import DeviceTables
 from tensormeter.record.histogram.histogram import CountedOnDevice, DeviceDistribution, HostDistribution
 from tensormeter.record.rows.lane import Lane
 from tensormeter.record.values.classify import Deferred, DeviceValue, kind_of
+from tensormeter.ring.format import PENDING
+from tensormeter.ring.histogram_buckets import EXPLICIT, KIND, STATISTICS_WORDS, Table
 from tensormeter.ring.layout import Column, Layout, Stream, row_bytes
-from tensormeter.ring.words import PENDING
 
 if TYPE_CHECKING:
     import torch

@@ -28,8 +28,7 @@ from tensormeter.record.log_timing import LogTiming
 from tensormeter.record.reduction.reduction import Reductions
 from tensormeter.record.values.classify import EXACT_INT
 from tensormeter.ring.file import RingFile
-from tensormeter.ring.layout import Layout
-from tensormeter.ring.words import (
+from tensormeter.ring.format import (
     LANE_HEADER_BYTES,
     LAYOUT_BITS,
     PENDING,
@@ -40,6 +39,7 @@ from tensormeter.ring.words import (
     LaneWord,
     LogPath,
 )
+from tensormeter.ring.layout import Layout
 
 try:
     from tensormeter.record.rows import _writer

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tensormeter.conventions.unicode_names import as_unicode
 from tensormeter.ring.file import RingFile
+from tensormeter.ring.format import MAX_LAYOUT
 from tensormeter.ring.layout import Column, Layout, Stream
-from tensormeter.ring.words import MAX_LAYOUT
 
 if TYPE_CHECKING:
     from tensormeter.record.rows.stream_writer import StreamWriter

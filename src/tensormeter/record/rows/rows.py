@@ -19,8 +19,8 @@ from tensormeter.record.rows.layouts import Layouts
 from tensormeter.record.values.classify import Deferred, DeviceValue, kind_of
 from tensormeter.record.warn_once import WarnOnce
 from tensormeter.ring.file import RingFile
+from tensormeter.ring.format import Drop
 from tensormeter.ring.layout import Layout, row_bytes
-from tensormeter.ring.words import Drop
 
 if TYPE_CHECKING:
     from tensormeter.record.rows.stream_writer import StreamWriter

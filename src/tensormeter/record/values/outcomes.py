@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from tensormeter.ring.words import Drop
+from tensormeter.ring.format import Drop
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ from typing import Final
 
 import psutil
 
-from tensormeter.sensors.cgroup import Controller, controllers, flat_keyed, number
+from tensormeter.sensors.host.cgroup import Controller, controllers, flat_keyed, number
 from tensormeter.sensors.instrument import Instrument, Observed, Reading
 
 __all__ = ["ContainerSensor"]

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from tensormeter.sensors import gpu
+from tensormeter.sensors.gpu import instruments
+from tensormeter.sensors.gpu.nvidia_profile import Profile
 from tensormeter.sensors.instrument import AbsentError, Instrument, Observed, Reading
-from tensormeter.sensors.nvidia_profile import Profile
-from tensormeter.sensors.watch import Watch
+from tensormeter.sensors.targets import Watch
 
 __all__ = ["Device"]
 
@@ -54,11 +54,11 @@ class Device:
             info = nvml.nvmlDeviceGetMemoryInfo(self.handle, version=nvml.nvmlMemory_v2)
         except nvml.NVMLError_FunctionNotFound:
             info = nvml.nvmlDeviceGetMemoryInfo(self.handle)
-        yield self.value(gpu.MEMORY_USAGE, info.used)
+        yield self.value(instruments.MEMORY_USAGE, info.used)
         if info.total:
-            yield self.value(gpu.MEMORY_UTILIZATION, info.used / info.total)
+            yield self.value(instruments.MEMORY_UTILIZATION, info.used / info.total)
         yield self.value(
-            gpu.MEMORY_LIMIT,
+            instruments.MEMORY_LIMIT,
             info.total,
             hw__model=nvml.nvmlDeviceGetName(self.handle),
             hw__vendor="NVIDIA",
@@ -71,7 +71,7 @@ class Device:
             if process.usedGpuMemory is not None:
                 role = "trainer" if process.pid in own else "other"
                 attributes = {**self.attributes, "process.pid": process.pid, "tensormeter.process.role": role}
-                yield gpu.PROCESS_MEMORY, process.usedGpuMemory, attributes
+                yield instruments.PROCESS_MEMORY, process.usedGpuMemory, attributes
 
     def profile(self, profile: Profile) -> Iterable[Observed]:
         for instrument, share in profile.read():

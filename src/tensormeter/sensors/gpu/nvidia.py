@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, Final
 
-from tensormeter.sensors import gpu
+from tensormeter.sensors.gpu import instruments as gpu
+from tensormeter.sensors.gpu.nvidia_device import Device
+from tensormeter.sensors.gpu.nvidia_profile import Profile
 from tensormeter.sensors.instrument import Instrument, Observed, Reading
-from tensormeter.sensors.nvidia_device import Device
-from tensormeter.sensors.nvidia_profile import Profile
-from tensormeter.sensors.watch import Watch
+from tensormeter.sensors.targets import Watch
 
 __all__ = ["NvidiaSensor"]
 

@@ -1,18 +1,18 @@
-"""The page of all instruments, from the code: ``python -m tensormeter.cli.sensors_page > docs/sensors.md``."""
+"""The page of all instruments, from the code: ``python -m tensormeter.cli.sensors_reference > docs/sensors.md``."""
 
 from collections.abc import Iterable, Iterator
 from typing import Final
 
 from tensormeter.record.runtime.gc_metrics import GARBAGE
 from tensormeter.record.runtime.torch_memory import TORCH_MEMORY
-from tensormeter.sensors.amd import AmdSensor
-from tensormeter.sensors.container import ContainerSensor
-from tensormeter.sensors.filesystem import FilesystemSensor
-from tensormeter.sensors.gpu import GPU_INSTRUMENTS
-from tensormeter.sensors.host import HostSensor
+from tensormeter.sensors.gpu.amd import AmdSensor
+from tensormeter.sensors.gpu.instruments import GPU_INSTRUMENTS
+from tensormeter.sensors.gpu.nvidia import NvidiaSensor
+from tensormeter.sensors.host.container import ContainerSensor
+from tensormeter.sensors.host.filesystem import FilesystemSensor
+from tensormeter.sensors.host.host import HostSensor
+from tensormeter.sensors.host.process import ProcessSensor
 from tensormeter.sensors.instrument import Instrument
-from tensormeter.sensors.nvidia import NvidiaSensor
-from tensormeter.sensors.process import ProcessSensor
 from tensormeter.sensors.sampler import SAMPLER_INSTRUMENTS
 
 __all__ = ["ALL_INSTRUMENTS", "page"]
@@ -69,7 +69,7 @@ everything else begins with `tensormeter.`. Counters and up-down counters are cu
 and counted in `tensormeter.sensor.failures`; a sensor that hangs stops only itself. Apple's GPUs are left out: no well-kept
 library reads them without root.
 
-This page is made from the code: `python -m tensormeter.cli.sensors_page > docs/sensors.md`.
+This page is made from the code: `python -m tensormeter.cli.sensors_reference > docs/sensors.md`.
 """
 
 _VITALS: Final = """

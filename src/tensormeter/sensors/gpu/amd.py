@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from tensormeter.sensors import gpu
+from tensormeter.sensors.gpu import instruments as gpu
 from tensormeter.sensors.instrument import AbsentError, Instrument, Observed, Reading
-from tensormeter.sensors.watch import Watch
+from tensormeter.sensors.targets import Watch
 
 __all__ = ["AmdSensor"]
 

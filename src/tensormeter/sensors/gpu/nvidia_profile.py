@@ -3,16 +3,16 @@
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from tensormeter.sensors import gpu
+from tensormeter.sensors.gpu import instruments
 from tensormeter.sensors.instrument import AbsentError, Instrument
 
 __all__ = ["Profile"]
 
 _METRICS: Final = {
-    "NVML_GPM_METRIC_SM_UTIL": gpu.SM_ACTIVITY,
-    "NVML_GPM_METRIC_SM_OCCUPANCY": gpu.SM_OCCUPANCY,
-    "NVML_GPM_METRIC_ANY_TENSOR_UTIL": gpu.TENSOR_ACTIVITY,
-    "NVML_GPM_METRIC_DRAM_BW_UTIL": gpu.DRAM_ACTIVITY,
+    "NVML_GPM_METRIC_SM_UTIL": instruments.SM_ACTIVITY,
+    "NVML_GPM_METRIC_SM_OCCUPANCY": instruments.SM_OCCUPANCY,
+    "NVML_GPM_METRIC_ANY_TENSOR_UTIL": instruments.TENSOR_ACTIVITY,
+    "NVML_GPM_METRIC_DRAM_BW_UTIL": instruments.DRAM_ACTIVITY,
 }
 
 

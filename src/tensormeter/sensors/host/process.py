@@ -10,7 +10,7 @@ from typing import Any, Final
 import psutil
 
 from tensormeter.sensors.instrument import AbsentError, Instrument, Observed, Reading
-from tensormeter.sensors.watch import TrainingProcess, Watch
+from tensormeter.sensors.targets import TrainingProcess, Watch
 
 __all__ = ["ProcessSensor"]
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 import psutil
 
 from tensormeter.sensors.instrument import Instrument, Observed, Reading
-from tensormeter.sensors.watch import Watch
+from tensormeter.sensors.targets import Watch
 
 __all__ = ["FilesystemSensor"]
 

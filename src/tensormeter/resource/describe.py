@@ -1,0 +1,235 @@
+"""Who is speaking: the OpenTelemetry resources of a training process, and of the node that it runs on.
+
+Attributes have the semantic conventions' names where there are any.
+Nothing here imports torch, starts a process, or asks the network or a driver: files, environment and package metadata only.
+"""
+
+import logging
+import os
+import platform
+import socket
+import sys
+import uuid
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+from tensormeter.conventions.attempt_number import NUMBER
+from tensormeter.environment.variables import read_attributes, warn_once
+from tensormeter.redaction import environment_secrets, mask_config
+from tensormeter.resource.cluster import describe_cluster, describe_launch, describe_rank
+from tensormeter.resource.command import mask_secrets
+from tensormeter.resource.revision import describe_revision
+
+__all__ = ["describe_launch", "describe_node", "describe_process", "describe_rank"]
+
+logger: Final = logging.getLogger("tensormeter")
+
+_NODE_NAMESPACE: Final = uuid.UUID("6f0d5c1e-6a0c-5d0f-9a51-2f5c3f0e7a4d")
+
+_OF_THE_NODE: Final = ("host.", "os.", "service.", "telemetry.", "tensormeter.slurm.job.", "k8s.")
+_ALSO_OF_THE_NODE: Final = (
+    "tensormeter.run.id",
+    "tensormeter.run.name",
+    "tensormeter.gpu.models",
+    "tensormeter.gpu.driver_version",
+)
+
+_MOST_ATTRIBUTE_BYTES: Final = 16_384
+"""Of attributes from the environment. Receivers refuse long resources: the experiment server, above 65,536 bytes of JSON."""
+
+_IDENTITY: Final = ("service.name", "tensormeter.run.id", "host.name", "host.id")
+"""Of a node. Containers may share `host.id`, machines without a network their `host.name`."""
+
+_PACKAGES: Final = ("torch", "lightning", "transformers", "jax")
+_LONGEST_DEVICES: Final = 1024
+_PROC_NVIDIA: Final = Path("/proc/driver/nvidia")
+
+
+def describe_process(
+    project: str,
+    run_id: str,
+    run_name: str,
+    process: str,
+    *,
+    attempt: int = 1,
+    given: Mapping[str, Any] | None = None,
+    command: bool = True,
+) -> Mapping[str, Any]:
+    """The resource of this process.
+
+    `OTEL_RESOURCE_ATTRIBUTES` adds to it and cannot change what identifies the run. A `service.instance.id` in it becomes
+    `tensormeter.service.instance.id`: all processes of a run inherit it, and points of processes with one id would replace
+    each other. What looks like a secret there is masked, as in the command line.
+
+    Args:
+        project: Becomes `service.name`.
+        run_id: Becomes `tensormeter.run.id`.
+        run_name: Becomes `tensormeter.run.name`.
+        process: Becomes `service.instance.id`; unique in the world.
+        attempt: Becomes `tensormeter.run.attempt`.
+        given: Further attributes. They too cannot change what identifies the run.
+        command: Whether to tell the command line, with what looks like a secret masked.
+    """
+    detected = {
+        **_described(_host),
+        **_described(_python),
+        **_described(_gpus),
+        **_described(describe_revision),
+        **_described(lambda: describe_cluster(os.environ)),
+        **describe_rank(),
+        **({"tensormeter.launch.id": launch} if (launch := describe_launch(os.environ)) else {}),
+        **(_described(_command) if command else {}),
+    }
+    added, _ = mask_config({**_from_environment(detected), **(given or {})}, environment_secrets(os.environ))
+    return {
+        **detected,
+        **added,
+        "service.name": project,
+        "service.instance.id": process,
+        "telemetry.sdk.name": "tensormeter",
+        "telemetry.sdk.language": "python",
+        "telemetry.sdk.version": version("tensormeter"),
+        "tensormeter.process.kind": "training",
+        "tensormeter.run.id": run_id,
+        "tensormeter.run.name": run_name,
+        NUMBER: attempt,
+    }
+
+
+def _described(describe: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What can be found out about one thing; nothing if that fails: a run is recorded in surroundings that cannot be described."""
+    try:
+        return describe()
+    except Exception as error:
+        logger.debug("%r cannot be described", describe, exc_info=error)
+        return {}
+
+
+def _from_environment(detected: Mapping[str, Any]) -> dict[str, str]:
+    """The attributes of `OTEL_RESOURCE_ATTRIBUTES`, which are texts: what is detected as something else stays."""
+    variable = "OTEL_RESOURCE_ATTRIBUTES"
+    attributes: dict[str, str] = {}
+    room = _MOST_ATTRIBUTE_BYTES
+    for name, value in read_attributes(variable).items():
+        room -= len(f"{name}{value}".encode("utf-8", "surrogatepass"))
+        if room < 0:
+            warn_once(variable, f"longer than {_MOST_ATTRIBUTE_BYTES} bytes; attributes from {name!r} on are left out")
+            break
+        if not isinstance(detected.get(name, ""), str):
+            warn_once(variable, f"{name} is no text; what was detected is used instead")
+        else:
+            attributes[name] = value
+    if instance := attributes.pop("service.instance.id", ""):
+        attributes["tensormeter.service.instance.id"] = instance
+    return attributes
+
+
+def describe_node(process: Mapping[str, Any]) -> dict[str, Any]:
+    """The resource of a node, as a process of the run, from that of any training process on it.
+
+    Args:
+        process: From `describe_process`.
+
+    Returns:
+        What all processes of the run on this node have in common. `service.instance.id` is the same each time for the same
+        project, run and host, so that an agent that was started again goes on with the same series.
+    """
+    common = {
+        name: value for name, value in process.items() if name.startswith(_OF_THE_NODE) or name in _ALSO_OF_THE_NODE
+    }
+    identity = "/".join(str(process.get(name, "")) for name in _IDENTITY)
+    return {
+        **common,
+        "service.instance.id": uuid.uuid5(_NODE_NAMESPACE, identity).hex,
+        "tensormeter.process.kind": "node",
+    }
+
+
+def _host() -> Mapping[str, Any]:
+    system = platform.uname()
+    attributes = {
+        "host.name": socket.gethostname(),
+        "host.arch": {"x86_64": "amd64", "aarch64": "arm64"}.get(system.machine, system.machine),
+        "host.id": _first_line(Path("/etc/machine-id")),
+        "os.type": system.system.lower(),
+        "os.version": system.release,
+        "os.description": _os_name(),
+    }
+    return {name: value for name, value in attributes.items() if value}
+
+
+def _python() -> Mapping[str, Any]:
+    attributes: dict[str, Any] = {
+        "process.pid": os.getpid(),
+        "process.parent_pid": os.getppid(),
+        "process.executable.path": sys.executable,
+        "process.runtime.name": sys.implementation.name,
+        "process.runtime.version": platform.python_version(),
+        "process.working_directory": _working_directory(),
+    }
+    for package in _PACKAGES:
+        try:
+            attributes[f"tensormeter.{package}.version"] = version(package)
+        except PackageNotFoundError:
+            continue
+    torch = sys.modules.get("torch")
+    if isinstance(release := getattr(torch, "__version__", None), str):
+        attributes["tensormeter.torch.version"] = str(
+            release
+        )  # with its build, as in 2.13.0+cu130, which packages omit
+    for name, module in (("cuda", "cuda"), ("hip", "hip")):
+        release = getattr(getattr(torch, "version", None), module, None)
+        if isinstance(release, str):
+            attributes[f"tensormeter.torch.{name}.version"] = release
+    return {name: value for name, value in attributes.items() if value}
+
+
+def _gpus() -> Mapping[str, Any]:
+    """From the driver's files: asking CUDA would initialize it."""
+    attributes: dict[str, Any] = {}
+    for variable in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
+        if variable in os.environ:
+            attributes["tensormeter.gpu.visible_devices"] = os.environ[variable][:_LONGEST_DEVICES]
+            break
+    models = []
+    for path in sorted(_PROC_NVIDIA.glob("gpus/*/information")):
+        try:
+            fields = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
+        except OSError:
+            continue
+        models.append(fields.get("Model", "").strip())
+    if models:
+        attributes["tensormeter.gpu.models"] = models
+    driver = _first_line(_PROC_NVIDIA / "version").partition("Kernel Module")[2].split()
+    numbers = [word for word in driver if word[:1].isdigit()]
+    if numbers:
+        attributes["tensormeter.gpu.driver_version"] = numbers[0]
+    return attributes
+
+
+def _command() -> Mapping[str, Any]:
+    """The command line as it was given, with the interpreter and its options, and without secrets."""
+    return {"process.command_args": mask_secrets(list(sys.orig_argv) or list(getattr(sys, "argv", ())), os.environ)}
+
+
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it has been removed
+        return ""
+
+
+def _os_name() -> str:
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME", "")
+    except OSError:
+        return platform.platform()
+
+
+def _first_line(path: Path) -> str:
+    try:
+        return path.read_text().partition("\n")[0].strip()
+    except (OSError, UnicodeDecodeError):
+        return ""

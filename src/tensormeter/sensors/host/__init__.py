@@ -1,0 +1,1 @@
+"""Sensors of the host: processor, memory, processes, file systems, containers."""
