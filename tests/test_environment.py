@@ -21,8 +21,8 @@ from tensormeter.exporter import ExporterConfig
 from tensormeter.resource import describe_process, describe_rank
 from tensormeter_exporters.experiment import ExperimentExporter
 from tensormeter_exporters.metric_exporter import TensormeterMetricExporter
-from tensormeter_exporters.otlp import OtlpExporter
-from tensormeter_exporters.prometheus import PrometheusExporter
+from tensormeter_exporters.otlp.exporter import OtlpExporter
+from tensormeter_exporters.prometheus.exporter import PrometheusExporter
 
 OTEL = sorted(
     {

@@ -9,7 +9,7 @@ import sys
 from tensormeter.errors import EncodingError
 from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Request, Retry
 from tensormeter.otlp.media import Alert
-from tensormeter_exporters.points import Speaker, Spoken, read_events, read_metrics, scalars
+from tensormeter_exporters.otlp_series import Speaker, Spoken, read_events, read_metrics, scalars
 
 __all__ = ["ConsoleExporter"]
 

@@ -34,9 +34,9 @@ from tensormeter.exporter import (
     TooLarge,
     Unauthorized,
 )
-from tensormeter_exporters.bodies import decompress
-from tensormeter_exporters.otlp_http import tls_context
-from tensormeter_exporters.otlp_post import OtlpPost
+from tensormeter_exporters.otlp.http import tls_context
+from tensormeter_exporters.otlp.http_client import OtlpPost
+from tensormeter_exporters.request_bodies import decompress
 
 __all__ = ["ExperimentExporter"]
 
@@ -239,7 +239,7 @@ def _route(target: OtlpTarget) -> OtlpPost | Exporter:
         encoding = {"content-encoding": "gzip"} if target.gzip else {}
         return OtlpPost(target.timeout, {**target.headers, **encoding}, tls_context(target))
     try:
-        from tensormeter_exporters.otlp_grpc import OtlpGrpcSender  # gRPC only where it is wanted
+        from tensormeter_exporters.otlp.grpc import OtlpGrpcSender  # gRPC only where it is wanted
     except ModuleNotFoundError as error:
         raise SettingsError(
             f"OTEL_EXPORTER_OTLP_PROTOCOL=grpc needs the package {error.name!r}; pip install 'tensormeter[grpc]', or set it "

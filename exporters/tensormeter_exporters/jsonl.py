@@ -13,8 +13,8 @@ from tensormeter.disk.user_folders import NO_FOLDER, user_data_folder
 from tensormeter.errors import EncodingError, SettingsError
 from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Request, Retry
 from tensormeter.otlp.json_lines import encode_line
-from tensormeter_exporters.appending import AppendOnce
-from tensormeter_exporters.bodies import decoding, decompress
+from tensormeter_exporters.append_once import AppendOnce
+from tensormeter_exporters.request_bodies import decoding, decompress
 
 __all__ = ["JsonLinesExporter"]
 

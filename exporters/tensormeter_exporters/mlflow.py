@@ -27,7 +27,7 @@ from tensormeter.exporter import ExporterConfig, Outcome, Rejected, Request, Ret
 from tensormeter.otlp.media import Alert, Image, Table, Text
 from tensormeter.outages import is_outage
 from tensormeter_exporters.names import ChangedNames
-from tensormeter_exporters.points import (
+from tensormeter_exporters.otlp_series import (
     RUN_CONFIG,
     RUN_END,
     RUN_START,

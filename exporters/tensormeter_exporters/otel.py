@@ -37,7 +37,7 @@ from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Re
 from tensormeter.logger import get_logger
 from tensormeter.otlp import batch as columns
 from tensormeter.otlp.decode import decode_metrics
-from tensormeter_exporters.bodies import decoding, decompress
+from tensormeter_exporters.request_bodies import decoding, decompress
 
 __all__ = ["OTelExporter", "metrics_data"]
 

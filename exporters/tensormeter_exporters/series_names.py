@@ -13,7 +13,7 @@ from typing import Any, Final
 from tensormeter.disk.private import make_directory, write_file
 from tensormeter.logger import get_logger
 from tensormeter_exporters.names import suffix_of
-from tensormeter_exporters.points import SteppedSeries
+from tensormeter_exporters.otlp_series import SteppedSeries
 
 __all__ = ["SeriesNames"]
 

@@ -26,9 +26,9 @@ from tensormeter.errors import EncodingError
 from tensormeter.exporter import ExporterConfig, Outcome, Rejected, Request, Retry
 from tensormeter.otlp.batch import Distribution
 from tensormeter.otlp.media import Alert, Image, Table, Text
-from tensormeter_exporters.appending import AppendOnce
+from tensormeter_exporters.append_once import AppendOnce
 from tensormeter_exporters.names import ChangedNames
-from tensormeter_exporters.points import (
+from tensormeter_exporters.otlp_series import (
     RUN_CONFIG,
     RUN_END,
     RUN_START,

@@ -11,7 +11,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceResponse,
 )
 
-from tensormeter_exporters.otlp import OtlpExporter
+from tensormeter_exporters.otlp.exporter import OtlpExporter
 
 PARTIAL = ExportMetricsServiceResponse(
     partial_success={"rejected_data_points": 2, "error_message": "two were bad"},

@@ -8,8 +8,8 @@ import pytest
 
 from tensormeter.errors import EncodingError
 from tensormeter.exporter import Accepted, Rejected, Request, load_exporter
-from tensormeter_exporters import bodies
-from tensormeter_exporters.points import read_events, read_metrics
+from tensormeter_exporters import request_bodies
+from tensormeter_exporters.otlp_series import read_events, read_metrics
 
 
 def damaged(good):
@@ -95,10 +95,10 @@ def test_flipped_bits_are_read_or_refused(good, signal):
 
 
 def test_a_body_is_not_decompressed_without_a_limit(monkeypatch):
-    monkeypatch.setattr(bodies, "_LARGEST", 1000)
+    monkeypatch.setattr(request_bodies, "_LARGEST", 1000)
     with pytest.raises(EncodingError, match="more than 1000 bytes"):
-        bodies.decompress(Request("id", "metrics", gzip.compress(bytes(1001)), 1))
-    assert bodies.decompress(Request("id", "metrics", gzip.compress(bytes(1000)), 1)) == bytes(1000)
+        request_bodies.decompress(Request("id", "metrics", gzip.compress(bytes(1001)), 1))
+    assert request_bodies.decompress(Request("id", "metrics", gzip.compress(bytes(1000)), 1)) == bytes(1000)
 
 
 def test_one_unreadable_event_costs_itself_alone(make, config, tmp_path):

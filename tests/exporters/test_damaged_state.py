@@ -1,6 +1,6 @@
 """The files in which exporters remember how far they are: damage in them loses nothing that was written."""
 
-from tensormeter_exporters.appending import AppendOnce
+from tensormeter_exporters.append_once import AppendOnce
 
 
 def test_whatever_bit_of_the_state_flips_what_is_in_the_files_stays(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 
 from tensormeter.otlp.batch import Batch, Event
 from tensormeter.otlp.media import Alert, Image, Table, Text
-from tensormeter_exporters.points import bucket_edges, flatten, read_events, read_metrics, scalars
+from tensormeter_exporters.otlp_series import bucket_edges, flatten, read_events, read_metrics, scalars
 
 TINY = float(np.nextafter(0.0, 1.0))
 

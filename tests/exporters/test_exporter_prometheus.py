@@ -16,8 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tensormeter.exporter import Accepted
 from tensormeter.otlp.batch import Buckets, ExponentialHistogram, Scope, Temporality
-from tensormeter_exporters.classic_buckets import ClassicBuckets
-from tensormeter_exporters.prometheus import PrometheusExporter
+from tensormeter_exporters.prometheus.classic_buckets import ClassicBuckets
+from tensormeter_exporters.prometheus.exporter import PrometheusExporter
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from wandb_records import nested, records, rows
 
-from tensormeter_exporters.wandb_journal import Journal
+from tensormeter_exporters.wandb.journal import Journal
 
 LOGGING = """
 import sys

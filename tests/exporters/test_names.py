@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tensormeter.otlp.batch import Scope
-from tensormeter_exporters import mlflow, wandb
+from tensormeter_exporters import mlflow
 from tensormeter_exporters.names import ChangedNames, suffix_of
-from tensormeter_exporters.points import Speaker, flatten, read_metrics
+from tensormeter_exporters.otlp_series import Speaker, flatten, read_metrics
 from tensormeter_exporters.series_names import SeriesNames
+from tensormeter_exporters.wandb import exporter
 
 ODD = st.text(st.sampled_from("ab/. @#_%\\\x00é损🔥1f-:"), min_size=1, max_size=300) | st.text(min_size=1, max_size=60)
 
@@ -20,10 +21,10 @@ CHANGES = {
     "mlflow keys": lambda: ChangedNames("mlflow", "", mlflow._clean, 233),
     "mlflow tags": lambda: ChangedNames("mlflow", "", mlflow._clean_tag, 233),
     "mlflow paths": lambda: ChangedNames("mlflow", "", mlflow._clean_path, 200, in_bytes=True),
-    "wandb media": lambda: ChangedNames("wandb", "", wandb._clean_media, 60, in_bytes=True),
-    "wandb columns": lambda: ChangedNames("wandb", "", wandb._clean_key, 4096),
-    "wandb config": lambda: ChangedNames("wandb", "", wandb._clean_config, 4096),
-    "wandb tags": lambda: ChangedNames("wandb", "", wandb._clean_tag, 64),
+    "wandb media": lambda: ChangedNames("wandb", "", exporter._clean_media, 60, in_bytes=True),
+    "wandb columns": lambda: ChangedNames("wandb", "", exporter._clean_key, 4096),
+    "wandb config": lambda: ChangedNames("wandb", "", exporter._clean_config, 4096),
+    "wandb tags": lambda: ChangedNames("wandb", "", exporter._clean_tag, 64),
 }
 
 
@@ -154,14 +155,14 @@ def test_nested_keys_of_a_configuration_stay_apart():
 
 @given(original=ODD)
 def test_what_wandb_gets_is_what_it_takes(original):
-    from wandb.sdk.artifacts._internal_artifact import sanitize_artifact_name
-    from wandb.sdk.artifacts._validators import validate_artifact_name
-    from wandb.sdk.lib.paths import validate_relpath
+    from exporter.sdk.artifacts._internal_artifact import sanitize_artifact_name
+    from exporter.sdk.artifacts._validators import validate_artifact_name
+    from exporter.sdk.lib.paths import validate_relpath
 
     speaker = Speaker("demo", "r" * 128, "", "p0123456789")
-    run = wandb._run_id(speaker)
+    run = exporter._run_id(speaker)
     room = 128 - 7 - len(f"run-{run}-")
-    name = ChangedNames("wandb", "", wandb._clean_media, room, in_bytes=True)(original)
+    name = ChangedNames("wandb", "", exporter._clean_media, room, in_bytes=True)(original)
     assert len(run) <= 64
     validate_artifact_name(sanitize_artifact_name(f"run-{run}-{name}"))
     assert validate_relpath(f"{name}.table.json") == f"{name}.table.json"

@@ -9,8 +9,8 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 
 from tensormeter.errors import SettingsError
 from tensormeter.exporter import ExporterConfig, Request
-from tensormeter_exporters.otlp_cumulative import DeltaToCumulative
-from tensormeter_exporters.otlp_environment import wants_cumulative
+from tensormeter_exporters.otlp.cumulative import DeltaToCumulative
+from tensormeter_exporters.otlp.environment import wants_cumulative
 
 CUMULATIVE, DELTA = 2, 1
 NAMES = itertools.count()

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from tensormeter.errors import SettingsError
-from tensormeter_exporters.otlp_environment import read_targets
+from tensormeter_exporters.otlp.environment import read_targets
 
 pytestmark = pytest.mark.usefixtures("only_our_variables")
 

@@ -9,8 +9,8 @@ from otlp_receivers import Grpc, Http, exporting
 
 from tensormeter.errors import SettingsError
 from tensormeter.exporter import Accepted, Retry
-from tensormeter_exporters.otlp import OtlpExporter
-from tensormeter_exporters.otlp_environment import read_targets
+from tensormeter_exporters.otlp.environment import read_targets
+from tensormeter_exporters.otlp.exporter import OtlpExporter
 
 pytestmark = pytest.mark.usefixtures("only_our_variables")
 

@@ -17,7 +17,7 @@ from tensormeter.agent.spool.spool import Spool
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.json_lines import encode_line
 from tensormeter_exporters.otel import metrics_data
-from tensormeter_exporters.points import read_metrics, scalars
+from tensormeter_exporters.otlp_series import read_metrics, scalars
 
 STEPS = [3, 1, 4, 15, 92653]
 

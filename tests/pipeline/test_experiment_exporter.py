@@ -12,7 +12,7 @@ import tensormeter
 from tensormeter import Settings
 from tensormeter.exporter import Accepted, ExporterConfig, Rejected, Request, Retry, TooLarge, Unauthorized
 from tensormeter_exporters.experiment import ExperimentExporter
-from tensormeter_exporters.otlp import OtlpExporter
+from tensormeter_exporters.otlp.exporter import OtlpExporter
 
 REQUEST = Request("spool-1", "metrics", gzip.compress(b""), 7)
 

@@ -20,7 +20,7 @@ from tensormeter.otlp.encode import encode_events, encode_metrics
 from tensormeter.otlp.media import Text
 from tensormeter.outages import is_outage
 from tensormeter.settings import Settings
-from tensormeter_exporters.points import read_metrics
+from tensormeter_exporters.otlp_series import read_metrics
 
 RESOURCE = {"service.name": "demo", "service.instance.id": "p1"}
 

@@ -28,7 +28,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
 from tensormeter.disk.private import make_directory, write_file
 from tensormeter.exporter import Request
 from tensormeter.logger import get_logger
-from tensormeter_exporters.bodies import decoding, decompress
+from tensormeter_exporters.request_bodies import decoding, decompress
 
 __all__ = ["DeltaToCumulative"]
 

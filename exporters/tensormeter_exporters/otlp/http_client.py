@@ -14,7 +14,7 @@ from typing import Final
 import urllib3
 
 from tensormeter.exporter import Retry
-from tensormeter_exporters.otlp_answer import PROTOBUF, Answer
+from tensormeter_exporters.otlp.answers import PROTOBUF, Answer
 
 __all__ = ["OtlpPost"]
 

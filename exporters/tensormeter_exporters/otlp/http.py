@@ -6,9 +6,9 @@ from typing import Final
 from tensormeter.environment.variables import key_log_usable
 from tensormeter.errors import EncodingError, SettingsError
 from tensormeter.exporter import Outcome, Rejected, Request, Retry, TooLarge, Unauthorized
-from tensormeter_exporters.bodies import decompress
-from tensormeter_exporters.otlp_environment import OtlpTarget, how_to_leave_out
-from tensormeter_exporters.otlp_post import OtlpPost
+from tensormeter_exporters.otlp.environment import OtlpTarget, how_to_leave_out
+from tensormeter_exporters.otlp.http_client import OtlpPost
+from tensormeter_exporters.request_bodies import decompress
 
 __all__ = ["OtlpHttpSender", "tls_context"]
 

@@ -36,7 +36,7 @@ from tensormeter.otlp.batch import Distribution
 from tensormeter.otlp.media import Alert, Image, Table, Text
 from tensormeter.outages import is_outage
 from tensormeter_exporters.names import ChangedNames, suffix_of
-from tensormeter_exporters.points import (
+from tensormeter_exporters.otlp_series import (
     RUN_CONFIG,
     RUN_END,
     RUN_START,
@@ -50,8 +50,8 @@ from tensormeter_exporters.points import (
 )
 from tensormeter_exporters.refused_items import RefusedItems
 from tensormeter_exporters.series_names import SeriesNames
-from tensormeter_exporters.wandb_file import WandbFile
-from tensormeter_exporters.wandb_journal import Entry, Journal
+from tensormeter_exporters.wandb.journal import Entry, Journal
+from tensormeter_exporters.wandb.records import WandbFile
 
 __all__ = ["WandbExporter"]
 

@@ -7,9 +7,9 @@ from typing import Final
 
 from tensormeter.errors import EncodingError, SettingsError
 from tensormeter.exporter import Accepted, Exporter, ExporterConfig, Outcome, Rejected, Request, Signal
-from tensormeter_exporters.otlp_cumulative import DeltaToCumulative
-from tensormeter_exporters.otlp_environment import OtlpTarget, read_targets, wants_cumulative
-from tensormeter_exporters.otlp_http import OtlpHttpSender
+from tensormeter_exporters.otlp.cumulative import DeltaToCumulative
+from tensormeter_exporters.otlp.environment import OtlpTarget, read_targets, wants_cumulative
+from tensormeter_exporters.otlp.http import OtlpHttpSender
 
 __all__ = ["OtlpExporter"]
 
@@ -62,7 +62,7 @@ def _sender(target: OtlpTarget, timeout: float) -> "Exporter | OtlpHttpSender":
     if target.protocol == "http/protobuf":
         return OtlpHttpSender(target, timeout)
     try:
-        from tensormeter_exporters.otlp_grpc import OtlpGrpcSender  # gRPC only where it is wanted
+        from tensormeter_exporters.otlp.grpc import OtlpGrpcSender  # gRPC only where it is wanted
     except ModuleNotFoundError as error:
         raise SettingsError(f"otlp needs the package {error.name!r}; pip install 'tensormeter[grpc]'") from None
     return OtlpGrpcSender(target, timeout)

@@ -12,9 +12,9 @@ from google.rpc.status_pb2 import Status
 
 from tensormeter.errors import EncodingError, SettingsError
 from tensormeter.exporter import Outcome, Rejected, Request, Retry, Signal, TooLarge, Unauthorized
-from tensormeter_exporters.bodies import decompress
-from tensormeter_exporters.otlp_answer import read_response
-from tensormeter_exporters.otlp_environment import OtlpTarget, how_to_leave_out
+from tensormeter_exporters.otlp.answers import read_response
+from tensormeter_exporters.otlp.environment import OtlpTarget, how_to_leave_out
+from tensormeter_exporters.request_bodies import decompress
 
 __all__ = ["OtlpGrpcSender"]
 

@@ -21,9 +21,9 @@ from tensormeter.errors import EncodingError, SettingsError
 from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Request
 from tensormeter.logger import get_logger
 from tensormeter.otlp.batch import STEP_METRIC, Distribution, Gauge, Scope, Series, Sum, Temporality
-from tensormeter_exporters.classic_buckets import ClassicBuckets
-from tensormeter_exporters.points import Speaker, SteppedSeries, read_metrics, scalars
-from tensormeter_exporters.prometheus_names import IDENTITY_LABELS, Kind, LabelNames, MetricNames, Origin
+from tensormeter_exporters.otlp_series import Speaker, SteppedSeries, read_metrics, scalars
+from tensormeter_exporters.prometheus.classic_buckets import ClassicBuckets
+from tensormeter_exporters.prometheus.names import IDENTITY_LABELS, Kind, LabelNames, MetricNames, Origin
 from tensormeter_exporters.refused_items import RefusedItems
 
 __all__ = ["PrometheusExporter"]

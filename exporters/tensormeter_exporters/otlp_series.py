@@ -31,8 +31,8 @@ from tensormeter.otlp.batch import (
 from tensormeter.otlp.buckets import explicit_buckets
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.media import Media, media_of
-from tensormeter_exporters.bodies import decoding, decompress
 from tensormeter_exporters.names import suffix_of
+from tensormeter_exporters.request_bodies import decoding, decompress
 
 __all__ = [
     "RUN_CONFIG",

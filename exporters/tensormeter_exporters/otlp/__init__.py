@@ -1,0 +1,1 @@
+"""The `otlp` destination: any OTLP endpoint, over HTTP or gRPC."""

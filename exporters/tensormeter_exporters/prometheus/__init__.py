@@ -1,0 +1,1 @@
+"""The `prometheus` destination: a scrape endpoint in the agent."""

@@ -1,0 +1,1 @@
+"""The `wandb` destination: Weights & Biases."""
