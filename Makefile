@@ -37,8 +37,8 @@ bench: $(VENV)/bench
 
 chaos: $(VENV)/ready
 	CHAOS_KILLS=500 TENSORMETER_TEST_CUTS=100 TENSORMETER_TEST_KILLS=500 TENSORMETER_TEST_FUZZ=1000000 $(RUN) -m pytest --timeout 36000 \
-	  tests/faults tests/pipeline/test_spool_model.py tests/server/test_server_crash.py tests/server/test_store_integrity.py tests/server/test_server_fuzz.py tests/server/test_server_expansion.py \
-	  tests/server/test_store_clickhouse.py tests/server/test_clickhouse_outages.py $(ARGS)
+	  tests/faults tests/agent/test_spool_model.py tests/server/store/test_server_crash.py tests/server/store/test_store_integrity.py tests/server/limits/test_server_fuzz.py tests/server/limits/test_server_expansion.py \
+	  tests/server/store/test_store_clickhouse.py tests/server/store/test_clickhouse_outages.py $(ARGS)
 
 power: $(VENV)/ready
 	TENSORMETER_TEST_CUTS=$(or $(CUTS),100) $(RUN) -m pytest --timeout 36000 tests/faults/test_power.py $(ARGS)

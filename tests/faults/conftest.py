@@ -33,7 +33,7 @@ def _load(name, path):
     return module
 
 
-_pipeline = _load("pipeline_fixtures", "pipeline/conftest.py")
+_pipeline = _load("pipeline_fixtures", "agent/conftest.py")
 _harness = _load("whole_runs", "e2e/harness.py")
 
 receiver = _pipeline.receiver

@@ -9,13 +9,13 @@ WANTED = {*range(6, 15), 17, 19, 20, 22, 27, *range(36, 56), *range(78, 95), *ra
 
 BOTH = {"sqlite", "clickhouse"}
 OF_MODULE = {
-    "server/test_server_distributions": BOTH,
-    "server/test_store": BOTH,
-    "server/test_store_sqlite": {"sqlite"},
-    "server/test_store_upkeep": {"sqlite"},
-    "server/test_store_clickhouse": {"clickhouse"},
-    "server/test_clickhouse_outages": {"clickhouse"},
-    "server/test_clickhouse_tables": {"clickhouse"},
+    "server/api/test_server_distributions": BOTH,
+    "server/store/test_store": BOTH,
+    "server/store/test_store_sqlite": {"sqlite"},
+    "server/store/test_store_upkeep": {"sqlite"},
+    "server/store/test_store_clickhouse": {"clickhouse"},
+    "server/store/test_clickhouse_outages": {"clickhouse"},
+    "server/store/test_clickhouse_tables": {"clickhouse"},
 }
 OF_FIXTURE = {"filled": BOTH, "server_on_each": BOTH, "start_on_each": BOTH, "server": {"sqlite"}, "start": {"sqlite"}}
 

@@ -7,7 +7,7 @@ from tensormeter.conventions import limits
 from tensormeter.conventions.losses import REASONS, describe_losses
 from tensormeter.ring.format import Drop, SpoolLoss
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_every_reason_that_is_counted_has_words():

@@ -33,7 +33,7 @@ class Own:
     def begin(self):
         command = [
             sys.executable,
-            str(Path(__file__).parent.parent / "clickhouse_server.py"),
+            str(Path(__file__).parents[2] / "clickhouse_server.py"),
             str(self.folder),
             self.port,
         ]
