@@ -82,7 +82,7 @@ def test_versions_of_torch_without_importing_it():
     ],
 )
 def test_gpus_from_the_files_of_the_driver(monkeypatch, tmp_path, line):
-    monkeypatch.setattr("tensormeter.resource._PROC_NVIDIA", tmp_path)
+    monkeypatch.setattr("tensormeter.resource.describe._PROC_NVIDIA", tmp_path)
     (tmp_path / "version").write_text(line)
     for bus in ("0000:01:00.0", "0000:02:00.0"):
         folder = tmp_path / "gpus" / bus
