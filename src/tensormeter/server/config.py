@@ -14,7 +14,7 @@ from tensormeter.errors import SettingsError
 from tensormeter.server.alerts import AlertConfig
 from tensormeter.server.auth.tokens import TokenFile
 from tensormeter.server.http.tls import load_certificate
-from tensormeter.server.store.sqlite.disk.durability import DURABILITIES, ServerDurability
+from tensormeter.server.store.models.durability import DURABILITIES, ServerDurability
 from tensormeter.settings import DEFAULT_PORT, is_loopback
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from tensormeter.otlp.decode import decode_metrics
 from tensormeter.server.query.points.axis import Axis
 from tensormeter.server.query.points.sampled import PointsQuery, query_points
 from tensormeter.server.store import PointRange, RunRef, Selection
-from tensormeter.server.store.sqlite.points.gaps import MAX_GAPS
+from tensormeter.server.store.rules.gaps import MAX_GAPS
 from tensormeter.server.store.sqlite.points.segments import CHUNK_POINTS
 from tensormeter.server.store.sqlite.retention import Retention
 from tensormeter.server.store.sqlite.store import SqliteStore

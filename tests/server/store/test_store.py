@@ -232,8 +232,7 @@ def test_ranges_and_limits(client, monkeypatch):
     assert client.read(start=-5, stop=0) == client.read(start=12, stop=1 << 70) == []
     with pytest.raises(TooManyPointsError, match="11 points here"):
         client.read(limit=10)
-    monkeypatch.setattr("tensormeter.server.store.sqlite.tables.catalog.MAX_SERIES_PER_RUN", 2)
-    monkeypatch.setattr("tensormeter.server.store.sqlite.insert.MAX_SERIES_PER_RUN", 2)
+    monkeypatch.setattr("tensormeter.server.store.rules.limits.MAX_SERIES_PER_RUN", 2)
     assert client.append([1], [1.0], name="second").rejected == 0
     full = f"{client.run_id}/full"
     receipt = client.append([1, 2], [1.0, 1.0], name="third", batch_id=full)

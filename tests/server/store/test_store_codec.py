@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensormeter.errors import StoreError
-from tensormeter.server.store.models.points import Points
-from tensormeter.server.store.sqlite.points.segment_reader import steps_at
+from tensormeter.server.store.models.points import Points, steps_at
 from tensormeter.server.store.sqlite.points.segments import CHUNK_POINTS, Segment, decode_chunk, encode_chunk
 
 INT64 = st.integers(-(1 << 63), (1 << 63) - 1)

@@ -209,7 +209,7 @@ def test_limits(open_store, monkeypatch):
     assert read(store, start=41) == []
     store.fold()
     append(store, [41], [0.0])
-    monkeypatch.setattr("tensormeter.server.store.sqlite.tables.catalog.MAX_SERIES_PER_RUN", 2)
+    monkeypatch.setattr("tensormeter.server.store.rules.limits.MAX_SERIES_PER_RUN", 2)
     assert append(store, [1], [1.0], name="second").rejected == 0
     receipt = append(store, [1, 2], [1.0, 1.0], name="third", batch_id="full")
     assert (receipt.rejected, "series" in receipt.message) == (2, True)

@@ -103,7 +103,7 @@ def query(tmp_path):
 def write_version_1(file):
     import zstandard
 
-    from tensormeter.server.store.sqlite.tables.commit_log import digest
+    from tensormeter.server.store.rules.batch_digest import digest
 
     file.parent.mkdir()
     with closing(sqlite3.connect(file, isolation_level=None)) as old:

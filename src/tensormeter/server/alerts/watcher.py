@@ -23,7 +23,7 @@ from tensormeter.server.store import (
     Store,
     StoreUnavailableError,
 )
-from tensormeter.server.store.sqlite.points.segment_reader import steps_at
+from tensormeter.server.store.models.points import steps_at
 
 __all__ = ["Watcher"]
 

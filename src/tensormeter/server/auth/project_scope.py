@@ -33,8 +33,8 @@ from tensormeter.server.store import (
     StoredEvent,
     Thinned,
 )
+from tensormeter.server.store.models.durability import Syncer
 from tensormeter.server.store.rules.resource_identity import identify
-from tensormeter.server.store.sqlite.disk.durability import Syncer
 
 __all__ = ["ForbiddenError", "ProjectStore", "Stores"]
 

@@ -12,8 +12,8 @@ from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.query.points.shadowing import AttemptChoice, Attempts
 from tensormeter.server.store import MAX_READ_POINTS, Column, Kind, Points, RunRef, Selection, Series, Store
 from tensormeter.server.store.models.point_range import kept
-from tensormeter.server.store.models.runs import NO_GAPS
-from tensormeter.server.store.sqlite.points.segment_reader import steps_at
+from tensormeter.server.store.models.points import steps_at
+from tensormeter.server.store.models.series import NO_GAPS
 
 __all__ = ["FullSeries", "read_full"]
 

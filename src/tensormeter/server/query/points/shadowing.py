@@ -17,7 +17,7 @@ from tensormeter.errors import UsageError
 from tensormeter.server.store import Points, ProcessAttempt, Series, Thinned
 from tensormeter.server.store.models.canonical_json import canonical_json
 from tensormeter.server.store.models.point_range import kept
-from tensormeter.server.store.sqlite.points.segment_reader import steps_at
+from tensormeter.server.store.models.points import steps_at
 
 __all__ = ["AttemptChoice", "Attempts", "parse_attempt"]
 

@@ -36,14 +36,15 @@ from tensormeter.server.store.clickhouse.series_batch import (
 from tensormeter.server.store.clickhouse.tombstones import Tombstones
 from tensormeter.server.store.models.errors import BatchConflictError, StoreUnavailableError
 from tensormeter.server.store.models.points import Points
-from tensormeter.server.store.models.runs import NO_GAPS, Receipt
-from tensormeter.server.store.rules.events import Prepared, key_and_step, prepare_event, trim_config
+from tensormeter.server.store.models.runs import Receipt
+from tensormeter.server.store.models.series import NO_GAPS
+from tensormeter.server.store.rules import limits
+from tensormeter.server.store.rules.events import Prepared, key_and_step, prepare_event, refusal, trim_config
+from tensormeter.server.store.rules.gaps import gap_times
 from tensormeter.server.store.rules.ingest_series import Arrival
 from tensormeter.server.store.rules.lifecycle import HEARTBEAT, RUN_START, news_of
+from tensormeter.server.store.rules.limits import DELETED
 from tensormeter.server.store.rules.resource_identity import Source, identify
-from tensormeter.server.store.sqlite.insert import refusal
-from tensormeter.server.store.sqlite.points.gaps import gap_times
-from tensormeter.server.store.sqlite.tables import catalog
 
 __all__ = ["EVENT_COLUMNS", "MOST_SECONDS", "Commit", "event_row"]
 
@@ -180,7 +181,7 @@ class Commit:
         first = int(times.min())
         run = graves.run(arrival.source, first)
         if run is None:
-            request.rejections[catalog.DELETED] += len(times)
+            request.rejections[DELETED] += len(times)
             return
         one = self._activity(run, arrival.source)
         one.add_times(first, int(times.max()))
@@ -214,7 +215,7 @@ class Commit:
         if not isinstance(prepared, str):
             run = graves.run(source, moment, starts=event.name == RUN_START)
         if isinstance(prepared, str) or run is None:
-            request.rejections[prepared if isinstance(prepared, str) else catalog.DELETED] += 1
+            request.rejections[prepared if isinstance(prepared, str) else DELETED] += 1
             return
         self._last_number += 1
         number = self._last_number
@@ -246,9 +247,9 @@ class Commit:
         if unknown:
             counts = self._counts({one.run for one in unknown})
             for one in unknown:
-                if counts[one.run] >= catalog.MAX_SERIES_PER_RUN:
+                if counts[one.run] >= limits.MAX_SERIES_PER_RUN:
                     for request, points in one.requests:
-                        request.rejections[f"run has more than {catalog.MAX_SERIES_PER_RUN} series"] += points
+                        request.rejections[f"run has more than {limits.MAX_SERIES_PER_RUN} series"] += points
                     del incoming[one.key]
                 counts[one.run] += 1
         perhaps = dict(known)

@@ -14,9 +14,10 @@ from tensormeter.server.store.clickhouse.keys import invert
 from tensormeter.server.store.clickhouse.run_reader import Runs, numbers
 from tensormeter.server.store.models.metric_kind import parse_kind
 from tensormeter.server.store.models.points import Blobs, Column, Points
-from tensormeter.server.store.models.runs import NO_GAPS, MetricSummary, ProcessAttempt, Selection, Series
-from tensormeter.server.store.sqlite.points.gaps import MAX_GAPS
-from tensormeter.server.store.sqlite.points.series_reader import check_limit
+from tensormeter.server.store.models.runs import ProcessAttempt
+from tensormeter.server.store.models.series import NO_GAPS, MetricSummary, Selection, Series
+from tensormeter.server.store.rules.gaps import MAX_GAPS
+from tensormeter.server.store.rules.limits import check_limit
 
 __all__ = ["PointReader"]
 

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tensormeter.server.store.models.points import Points
+from tensormeter.server.store.models.points import Points, beginning
 from tensormeter.server.store.rules.lifecycle import News
 from tensormeter.server.store.rules.resource_identity import Source
-from tensormeter.server.store.sqlite.points.segment_reader import beginning
 
 __all__ = ["COLUMNS", "NEVER", "ProcessUpdate"]
 

@@ -13,12 +13,11 @@ from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.store.clickhouse.connection import Connection
 from tensormeter.server.store.clickhouse.process_updates import NEVER
 from tensormeter.server.store.models.errors import AmbiguousRunError, NotFoundError
-from tensormeter.server.store.models.points import Points
+from tensormeter.server.store.models.points import Points, steps_at
 from tensormeter.server.store.models.runs import ProcessAttempt, ProjectSummary, RunRef, RunSummary, RunTable, State
 from tensormeter.server.store.rules.lifecycle import NUMBERED, Life, present_state, run_life
+from tensormeter.server.store.rules.run_fields import PARTS, dig, summary_fields, summary_of
 from tensormeter.server.store.rules.totals import Totals
-from tensormeter.server.store.sqlite.points.segment_reader import steps_at
-from tensormeter.server.store.sqlite.tables.runs import PARTS, dig, summary_fields, summary_of
 
 __all__ = ["Runs", "numbers"]
 

@@ -13,11 +13,9 @@ from tensormeter.server.store.clickhouse.connection import Connection
 from tensormeter.server.store.clickhouse.keys import invert, steps_key
 from tensormeter.server.store.clickhouse.pending_request import Request
 from tensormeter.server.store.clickhouse.rowbinary import encode_rows
-from tensormeter.server.store.models.points import Blobs, Column, Points
+from tensormeter.server.store.models.points import Blobs, Column, Points, newest, steps_at
 from tensormeter.server.store.rules.ingest_series import Arrival
 from tensormeter.server.store.rules.totals import Totals
-from tensormeter.server.store.sqlite.points.memtable import newest
-from tensormeter.server.store.sqlite.points.segment_reader import steps_at
 
 __all__ = [
     "SeriesBatch",

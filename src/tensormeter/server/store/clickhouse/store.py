@@ -10,7 +10,6 @@ from typing import Any, Final
 from tensormeter.errors import StoreError
 from tensormeter.otlp.batch import Attribute, Batch, Event
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.server.store import STALL_AFTER
 from tensormeter.server.store.background import Background
 from tensormeter.server.store.clickhouse.address import Address
 from tensormeter.server.store.clickhouse.arrival_log import Arrived, Log
@@ -31,24 +30,22 @@ from tensormeter.server.store.models.runs import (
     Change,
     Changes,
     EventPage,
-    MetricSummary,
     ProcessSummary,
     ProjectSummary,
-    Reading,
     Receipt,
     RunChanges,
     RunRef,
     RunSummary,
     RunTable,
-    Selection,
     StoredEvent,
-    Thinned,
 )
+from tensormeter.server.store.models.series import MetricSummary, Reading, Selection, Thinned
+from tensormeter.server.store.protocol import STALL_AFTER
+from tensormeter.server.store.rules.batch_digest import digest
 from tensormeter.server.store.rules.events import prepare_event
+from tensormeter.server.store.rules.gaps import gaps_of
 from tensormeter.server.store.rules.ingest_series import arrivals_of
 from tensormeter.server.store.rules.lifecycle import process_state
-from tensormeter.server.store.sqlite.points.gaps import gaps_of
-from tensormeter.server.store.sqlite.tables import commit_log
 
 __all__ = ["ClickHouseStore"]
 
@@ -127,7 +124,7 @@ class ClickHouseStore:
         arrivals, rejections = arrivals_of(batches, check)
         gaps = gaps_of(batches, check)
         del batches  # the caller may have given them up
-        content = commit_log.digest("metrics", payload)
+        content = digest("metrics", payload)
         request = Request(
             content, batch_id, time.time_ns(), "data point", arrivals=arrivals, gaps=gaps, rejections=rejections
         )
@@ -143,7 +140,7 @@ class ClickHouseStore:
     ) -> Receipt:
         """See `Store`."""
         self._check_open()
-        content = commit_log.digest("logs", payload)
+        content = digest("logs", payload)
         return self._committer.commit(Request(content, batch_id, time.time_ns(), "log record", resources=resources))
 
     def projects(self) -> list[ProjectSummary]:

@@ -1,15 +1,13 @@
 """What lifecycle events say about runs: states, attempts, configuration, tags, losses."""
 
-import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, cast
 
 from tensormeter.conventions.attempt_number import NUMBER
 from tensormeter.otlp.batch import Event
-from tensormeter.server.store import State
 from tensormeter.server.store.models.canonical_json import canonical_json
-from tensormeter.server.store.sqlite.integrity.seals import PROCESS, is_sound
+from tensormeter.server.store.models.runs import State
 
 __all__ = [
     "HEARTBEAT",
@@ -20,11 +18,9 @@ __all__ = [
     "RUN_START",
     "Life",
     "News",
-    "apply_event",
     "news_of",
     "present_state",
     "process_state",
-    "refresh_run",
     "run_life",
 ]
 
@@ -113,49 +109,6 @@ def news_of(event: Event) -> News:
         group=group if isinstance(group, str) else None,
         notes=notes if isinstance(notes, str) else None,
     )
-
-
-def apply_event(connection: sqlite3.Connection, run: int, process: int, event: Event, time: int) -> bool:
-    """Write into the rows of run and process what an event says about them; inside the caller's transaction.
-
-    Returns:
-        Whether the run needs `refresh_run` afterwards, once after all events of a request: it reads all processes of the run.
-    """
-    news = news_of(event)
-    if news.losses is not None:
-        connection.execute("UPDATE process SET losses = ? WHERE id = ?", (news.losses, process))
-    if news.config is not None:
-        connection.execute(
-            "UPDATE run SET config = ?, config_time = ? WHERE id = ? AND config_time <= ?",
-            (news.config, time, run, time),
-        )
-    if news.starts:
-        connection.execute("UPDATE process SET started = max(ifnull(started, 0), ?) WHERE id = ?", (time, process))
-        connection.execute("UPDATE run SET started = min(ifnull(started, ?), ?) WHERE id = ?", (time, time, run))
-        for column, value in (("tags", news.tags), ("grp", news.group), ("notes", news.notes)):
-            if value is not None:  # what a user has changed stays
-                connection.execute(f"UPDATE run SET {column} = ifnull({column}, ?) WHERE id = ?", (value, run))
-    elif news.end_state is not None:
-        connection.execute(
-            "UPDATE process SET ended = ?, end_state = ? WHERE id = ? AND ifnull(ended, 0) <= ?",
-            (time, news.end_state, process, time),
-        )
-    return news.starts or news.end_state is not None
-
-
-def refresh_run(connection: sqlite3.Connection, run: int) -> None:
-    """Bring the run's state, attempt and end up to date with those of its processes."""
-    rows = connection.execute(
-        f"SELECT instr(resource, ?) > 0, {PROCESS.selection} FROM process WHERE run = ?", (NUMBERED, run)
-    ).fetchall()
-    lives = [Life(row[4], row[5], row[6], row[7], bool(row[0])) for row in rows]
-    started = min((life.started for life in lives if life.started is not None), default=None)
-    connection.execute(
-        "UPDATE run SET state = ?, attempt = ?, ended = ?, started = ifnull(started, ?), stalled = 0 WHERE id = ?",
-        (*run_life(lives), started, run),
-    )
-    if not all(is_sound(row[-1], *row[1:-1]) for row in rows):  # what is made of damage is damaged
-        connection.execute("UPDATE run SET tally = tally + 1 WHERE id = ?", (run,))
 
 
 def run_life(lives: Sequence[Life]) -> tuple[State, int, int | None]:

@@ -1,7 +1,6 @@
 """Summaries of metrics: count, extremes, mean and last value, added up as points are folded."""
 
 import math
-import sqlite3
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ import numpy as np
 
 from tensormeter.server.store.models.points import Points
 
-__all__ = ["Totals", "add_totals"]
+__all__ = ["Totals"]
 
 _WORD, _FLOAT = struct.Struct("q"), struct.Struct("d")
 
@@ -99,37 +98,3 @@ class Totals:
             return self.last_word
         number: float = _FLOAT.unpack(_WORD.pack(self.last_word))[0]
         return number
-
-
-_LATER = "excluded.last_time > last_time"
-
-
-def add_totals(connection: sqlite3.Connection, run: int, metric: str, totals: Totals) -> None:
-    """Add to what is stored; inside the caller's transaction."""
-    connection.execute(
-        "INSERT INTO summary (run, metric, count, numbers, total, minimum, maximum, last_time, last_word, last_integer, last_step)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
-        " count = count + excluded.count,"
-        " total = CASE WHEN numbers = 0 THEN excluded.total WHEN excluded.numbers = 0 THEN total"
-        " ELSE total + excluded.total END,"
-        " numbers = numbers + excluded.numbers,"
-        " minimum = min(ifnull(minimum, excluded.minimum), ifnull(excluded.minimum, minimum)),"
-        " maximum = max(ifnull(maximum, excluded.maximum), ifnull(excluded.maximum, maximum)),"
-        + ", ".join(
-            f" {name} = CASE WHEN {_LATER} THEN excluded.{name} ELSE {name} END"
-            for name in ("last_word", "last_integer", "last_step", "last_time")
-        ),
-        (
-            run,
-            metric,
-            totals.count,
-            totals.numbers,
-            totals.total,  # SQLite makes NULL of NaN
-            totals.minimum,
-            totals.maximum,
-            totals.last_time,
-            totals.last_word,
-            totals.last_integer,
-            totals.last_step,
-        ),
-    )

@@ -16,15 +16,16 @@ from dataclasses import astuple, dataclass
 import numpy as np
 
 from tensormeter.server.store.models.errors import DamagedError
-from tensormeter.server.store.models.points import Column, Points
-from tensormeter.server.store.rules.totals import Totals, add_totals
+from tensormeter.server.store.models.points import Column, Newest, Points, newest
+from tensormeter.server.store.rules.totals import Totals
 from tensormeter.server.store.sqlite.integrity.seals import directory_of
-from tensormeter.server.store.sqlite.points.memtable import HeadView, Layer, Newest, newest
+from tensormeter.server.store.sqlite.points.memtable import HeadView, Layer
 from tensormeter.server.store.sqlite.points.segment_reader import chunk_points
 from tensormeter.server.store.sqlite.points.segment_rows import Span, find_chunks, insert_chunks, spans
 from tensormeter.server.store.sqlite.points.segments import Segment, encode_chunk, full_chunk
 from tensormeter.server.store.sqlite.points.step_lookup import StepFinder
 from tensormeter.server.store.sqlite.tables import commit_log
+from tensormeter.server.store.sqlite.tables.summaries import add_totals
 from tensormeter.server.store.sqlite.transaction import CHANGED
 
 __all__ = ["Fold", "apply_folds", "filled", "plan_folds"]

@@ -5,14 +5,18 @@ from collections.abc import Mapping, Sequence
 
 from tensormeter.otlp.batch import Attribute, Event
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.server.store.rules.events import insert_event, trim_config
+from tensormeter.server.store.rules import limits
+from tensormeter.server.store.rules.events import refusal, trim_config
 from tensormeter.server.store.rules.ingest_series import Arrival, Rejections
-from tensormeter.server.store.rules.lifecycle import RUN_START, refresh_run
-from tensormeter.server.store.rules.resource_identity import MAX_NAME, Source, identify
+from tensormeter.server.store.rules.lifecycle import RUN_START
+from tensormeter.server.store.rules.limits import DELETED
+from tensormeter.server.store.rules.resource_identity import Source, identify
 from tensormeter.server.store.sqlite.points.memtable import Placed
-from tensormeter.server.store.sqlite.tables.catalog import DELETED, MAX_SERIES_PER_RUN, Catalog
+from tensormeter.server.store.sqlite.tables.catalog import Catalog
+from tensormeter.server.store.sqlite.tables.events import insert_event
+from tensormeter.server.store.sqlite.tables.run_state import refresh_run
 
-__all__ = ["insert_events", "place_arrivals", "refusal"]
+__all__ = ["insert_events", "place_arrivals"]
 
 
 def place_arrivals(
@@ -42,7 +46,7 @@ def place_arrivals(
             continue
         series = catalog.series(*row, arrival)
         if series is None:
-            rejections[f"run has more than {MAX_SERIES_PER_RUN} series"] += len(arrival.points)
+            rejections[f"run has more than {limits.MAX_SERIES_PER_RUN} series"] += len(arrival.points)
         else:
             placed.append(Placed(*row, series, arrival.metric, arrival.points))
     return placed
@@ -82,12 +86,3 @@ def insert_events(
     for run in changed:
         check()
         refresh_run(connection, run)
-
-
-def refusal(event: Event, moment: int) -> str | None:
-    """Why an event at this time cannot be stored, whatever it says; None if it can."""
-    if moment >= 1 << 63:
-        return "time is above 2^63 - 1 ns"
-    if len(event.name) > MAX_NAME:
-        return f"event name is longer than {MAX_NAME} characters"
-    return None

@@ -5,9 +5,10 @@ import sqlite3
 from typing import Final
 
 from tensormeter.otlp.batch import STEP_METRIC
-from tensormeter.server.store.rules.totals import Totals, add_totals
-from tensormeter.server.store.sqlite.points.segment_reader import beginning
+from tensormeter.server.store.models.points import beginning
+from tensormeter.server.store.rules.totals import Totals
 from tensormeter.server.store.sqlite.points.segments import Segment, decode_chunk
+from tensormeter.server.store.sqlite.tables.summaries import add_totals
 
 __all__ = ["migrate"]
 
@@ -164,7 +165,7 @@ def _beginnings(connection: sqlite3.Connection) -> None:
 
 
 def _states(connection: sqlite3.Connection) -> None:
-    from tensormeter.server.store.rules.lifecycle import refresh_run
+    from tensormeter.server.store.sqlite.tables.run_state import refresh_run
 
     for (run,) in connection.execute("SELECT id FROM run").fetchall():
         refresh_run(connection, run)

@@ -13,26 +13,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.server.store import (
+from tensormeter.server.store.models.errors import (
+    DamagedError,
+    NotFoundError,
+    StoreUnavailableError,
+    SuspectedDamageError,
+)
+from tensormeter.server.store.models.point_range import PointRange
+from tensormeter.server.store.models.runs import (
     Change,
     Changes,
     EventPage,
-    MetricSummary,
-    NotFoundError,
-    PointRange,
     ProcessSummary,
     ProjectSummary,
-    Reading,
     RunRef,
     RunSummary,
     RunTable,
-    Selection,
     StoredEvent,
-    StoreUnavailableError,
-    Thinned,
 )
-from tensormeter.server.store.models.errors import DamagedError, SuspectedDamageError
-from tensormeter.server.store.rules.events import last_event, names_media, read_alerts, read_events, read_media
+from tensormeter.server.store.models.series import MetricSummary, Reading, Selection, Thinned
 from tensormeter.server.store.sqlite.cursor import Cursor
 from tensormeter.server.store.sqlite.disk.filesystem_trial import FileSystem
 from tensormeter.server.store.sqlite.integrity.damage import Damage, leaving_out, named
@@ -45,6 +44,7 @@ from tensormeter.server.store.sqlite.read_priority import ReadPriority
 from tensormeter.server.store.sqlite.schema import connect
 from tensormeter.server.store.sqlite.tables import commit_log, listing, runs
 from tensormeter.server.store.sqlite.tables.catalog import find_run
+from tensormeter.server.store.sqlite.tables.events import last_event, names_media, read_alerts, read_events, read_media
 from tensormeter.server.store.sqlite.tables.listing import check_series
 from tensormeter.server.store.sqlite.transaction import reading
 

@@ -25,15 +25,23 @@ from tensormeter.errors import EncodingError, StoreError
 from tensormeter.otlp.batch import Attribute, Batch, Event
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.otlp.decode import decode_metrics
-from tensormeter.server.store import STALL_AFTER, Receipt, RunChanges, RunRef, StoreUnavailableError
 from tensormeter.server.store.background import Background
-from tensormeter.server.store.models.errors import DamagedError, StoreFullError, SuspectedDamageError
-from tensormeter.server.store.rules.events import insert_event
+from tensormeter.server.store.models.durability import ServerDurability
+from tensormeter.server.store.models.errors import (
+    DamagedError,
+    StoreFullError,
+    StoreUnavailableError,
+    SuspectedDamageError,
+)
+from tensormeter.server.store.models.runs import Receipt, RunChanges, RunRef
+from tensormeter.server.store.protocol import STALL_AFTER
+from tensormeter.server.store.rules.batch_digest import digest
+from tensormeter.server.store.rules.gaps import gaps_of
 from tensormeter.server.store.rules.ingest_series import Arrival, Rejections, arrivals_of
 from tensormeter.server.store.sqlite.compaction import apply_folds, filled, plan_folds
 from tensormeter.server.store.sqlite.disk.checkpoint import Log
 from tensormeter.server.store.sqlite.disk.disk_state import Disk
-from tensormeter.server.store.sqlite.disk.durability import ServerDurability, Syncer
+from tensormeter.server.store.sqlite.disk.durability import LogSyncer
 from tensormeter.server.store.sqlite.disk.filesystem_trial import FileSystem
 from tensormeter.server.store.sqlite.disk.free_space import Room
 from tensormeter.server.store.sqlite.folder_lock import FolderLock
@@ -44,7 +52,7 @@ from tensormeter.server.store.sqlite.integrity.seals import seal_changes
 from tensormeter.server.store.sqlite.integrity.start_check import StartCheck
 from tensormeter.server.store.sqlite.integrity.suspicion import unreadable
 from tensormeter.server.store.sqlite.integrity.wal_check import keep_damaged_log, lost_transactions
-from tensormeter.server.store.sqlite.points.gaps import gaps_of, insert_gaps
+from tensormeter.server.store.sqlite.points.gaps import insert_gaps
 from tensormeter.server.store.sqlite.points.memtable import Memtable
 from tensormeter.server.store.sqlite.points.rollups import Unsampled, find_unsampled, insert_samples, sample_chunks
 from tensormeter.server.store.sqlite.private_folder import tighten_files
@@ -60,6 +68,7 @@ from tensormeter.server.store.sqlite.schema import connect, prepare
 from tensormeter.server.store.sqlite.tables import commit_log
 from tensormeter.server.store.sqlite.tables.annotations import update_run
 from tensormeter.server.store.sqlite.tables.catalog import Catalog, find_run
+from tensormeter.server.store.sqlite.tables.events import insert_event
 from tensormeter.server.store.sqlite.transaction import is_suspicion, mapped_errors, reading, writing
 
 __all__ = ["SqliteStore"]
@@ -143,7 +152,7 @@ class SqliteStore(SqliteQueries):
                 self._with_reserve(lambda: self._log.empty(self._writer))
             self._replay()
             self._unsampled: deque[Unsampled] = deque(find_unsampled(self._folder))
-            self.syncer = Syncer(file, self._carry_over)
+            self.syncer = LogSyncer(file, self._carry_over)
             self.syncer.start(durability, syncs=filesystem.syncs)
         except (sqlite3.Error, UnicodeDecodeError) as error:
             self._lock.release()
@@ -174,7 +183,7 @@ class SqliteStore(SqliteQueries):
         arrivals, rejections = arrivals_of(batches, check)
         gaps = gaps_of(batches, check)
         del batches  # the caller may have given them up
-        content = commit_log.digest("metrics", payload)
+        content = digest("metrics", payload)
         compressed = commit_log.compress(payload)
         with self._settled(), self._writing:
             self._check_open()
@@ -209,7 +218,7 @@ class SqliteStore(SqliteQueries):
     ) -> Receipt:
         """See `Store`."""
         received = time.time_ns()
-        content = commit_log.digest("logs", payload)
+        content = digest("logs", payload)
         rejections = Rejections()
         with self._settled(), self._writing:
             self._check_open()

@@ -24,20 +24,16 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Final
 
 from tensormeter.disk.fsync import REFUSALS, fsync, fsync_names
 from tensormeter.errors import StoreError
+from tensormeter.server.store.models.durability import Progress, ServerDurability
 from tensormeter.server.store.models.errors import StoreUnavailableError
 
-__all__ = ["DURABILITIES", "GROUP_INTERVAL", "Progress", "ServerDurability", "Syncer"]
+__all__ = ["GROUP_INTERVAL", "LogSyncer"]
 
-ServerDurability = Literal["group", "always"]
-"""When a request is answered: at once, and synced with others soon after (`group`), or after the sync (`always`)."""
-
-DURABILITIES: Final[tuple[ServerDurability, ...]] = get_args(ServerDurability)
 
 GROUP_INTERVAL: Final = 1.0
 """Seconds between two syncs that were not asked for. The sync itself takes time, too: together they stay below two seconds."""
@@ -49,22 +45,7 @@ _SUFFIXES: Final = ("-wal", "-journal")
 _log: Final = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a store has come.
-
-    Attributes:
-        epoch: Names this opening of the store; random.
-        committed: Number of the last commit.
-        durable: Number of the last commit that survives a loss of power, with all before it.
-    """
-
-    epoch: str
-    committed: int
-    durable: int
-
-
-class Syncer:
+class LogSyncer:
     """Numbers the commits of one store, and syncs them on a thread of its own from `start` until `close`. Any thread may call it."""
 
     def __init__(self, database: Path, carry_over: Callable[[], bool], *, interval: float = GROUP_INTERVAL) -> None:

@@ -19,7 +19,6 @@ from tensormeter.errors import EncodingError, StoreError
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.server.store.models.errors import DamagedError, StoreUnavailableError, SuspectedDamageError
 from tensormeter.server.store.models.rollup_blocks import Blocks
-from tensormeter.server.store.rules.events import SEALED
 from tensormeter.server.store.rules.media import is_of_type
 from tensormeter.server.store.sqlite.disk.filesystem_trial import FileSystem
 from tensormeter.server.store.sqlite.integrity.damage import name_series
@@ -30,6 +29,7 @@ from tensormeter.server.store.sqlite.points.segment_reader import chunk_points
 from tensormeter.server.store.sqlite.points.segment_rows import CHUNK, chunk_of, spans
 from tensormeter.server.store.sqlite.points.segments import decompress_words
 from tensormeter.server.store.sqlite.schema import SCHEMA, SCHEMA_VERSION, holder_of
+from tensormeter.server.store.sqlite.tables.events import SEALED
 from tensormeter.server.store.sqlite.transaction import CHANGED, describe, is_suspicion, primary_code, reading
 
 __all__ = ["SMALL", "Finding", "Inspection", "open_read_only"]

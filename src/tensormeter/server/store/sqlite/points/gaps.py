@@ -5,21 +5,19 @@ They are no points: nothing that reads values sees them. A gap belongs to a seri
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tensormeter.otlp.batch import Batch
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.server.store.rules.ingest_series import Arrival, arrivals_of
+from tensormeter.server.store.rules.gaps import MAX_GAPS, gap_times
+from tensormeter.server.store.rules.ingest_series import Arrival
 from tensormeter.server.store.sqlite.integrity.seals import checksum, verify
 
-__all__ = ["MAX_GAPS", "gap_times", "gaps_of", "has_new_gaps", "insert_gaps", "read_gaps"]
+__all__ = ["has_new_gaps", "insert_gaps", "read_gaps"]
 
-MAX_GAPS: Final = 10_000
-"""Gaps of one series that are kept: the newest."""
 
 _LAST: Final = (1 << 63) - 1
 
@@ -32,17 +30,6 @@ _TRIM: Final = (
     "DELETE FROM gap WHERE series = ?1"
     f" AND time < (SELECT time FROM gap WHERE series = ?1 ORDER BY time DESC LIMIT 1 OFFSET {MAX_GAPS - 1})"
 )
-
-
-def gaps_of(batches: Sequence[Batch], check: Check = no_check) -> list[Arrival]:
-    """The gaps of batches that can be stored, as arrivals: of their points the times count."""
-    found, _ = arrivals_of([Batch(batch.resource, batch.gaps) for batch in batches if batch.gaps], check)
-    return found
-
-
-def gap_times(arrival: Arrival) -> NDArray[np.int64]:
-    """The newest times of one of `gaps_of`, ascending and distinct."""
-    return np.unique(arrival.points.times)[-MAX_GAPS:]
 
 
 def insert_gaps(connection: sqlite3.Connection, gaps: Iterable[Arrival], seq: int, check: Check = no_check) -> None:

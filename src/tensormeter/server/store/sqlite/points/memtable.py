@@ -8,21 +8,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from tensormeter.server.store.models.points import Column, Points
+from tensormeter.server.store.models.points import Column, Newest, Points, newest
 from tensormeter.server.store.rules.totals import Totals
 
-__all__ = ["HeadView", "Layer", "Memtable", "Newest", "Placed", "newest"]
-
-Newest = tuple[int, int, bool]
-"""A point in scalars: (time, word, whether the word is an integer)."""
-
-
-def newest(points: Column) -> Newest:
-    """The point with the latest time; of several, the first. `points` must not be empty."""
-    index = int(points.times.argmax())
-    if isinstance(points, Points):
-        return int(points.times[index]), int(points.words[index]), bool(points.integers[index])
-    return int(points.times[index]), 0, True
+__all__ = ["HeadView", "Layer", "Memtable", "Placed"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,17 +18,17 @@ from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.server.store.models.errors import DamagedError
 from tensormeter.server.store.models.metric_kind import parse_kind
 from tensormeter.server.store.models.point_range import PointRange
-from tensormeter.server.store.models.points import Points
+from tensormeter.server.store.models.points import Points, steps_at
 from tensormeter.server.store.models.rollup_blocks import BLOCK_POINTS, FIRST, LAST, Blocks
-from tensormeter.server.store.models.runs import NO_GAPS, Selection, Thinned
+from tensormeter.server.store.models.series import NO_GAPS, Selection, Thinned
+from tensormeter.server.store.rules.limits import check_limit
 from tensormeter.server.store.sqlite.integrity.damage import leaving_out
 from tensormeter.server.store.sqlite.integrity.seals import checksum, verify
 from tensormeter.server.store.sqlite.points import segments
 from tensormeter.server.store.sqlite.points.memtable import Layer
-from tensormeter.server.store.sqlite.points.segment_reader import steps_at
 from tensormeter.server.store.sqlite.points.segment_rows import CHUNK, Span, chunk_of, find_chunks, spans
 from tensormeter.server.store.sqlite.points.segments import compress_words, decode_chunk, decompress_words
-from tensormeter.server.store.sqlite.points.series_reader import SeriesRow, check_limit
+from tensormeter.server.store.sqlite.points.series_reader import SeriesRow
 
 __all__ = ["Unsampled", "find_unsampled", "read_thinned", "sample_chunks"]
 

@@ -12,7 +12,7 @@ from tensormeter.server.store.sqlite.points.memtable import Layer
 from tensormeter.server.store.sqlite.points.segment_rows import find_chunks, spans
 from tensormeter.server.store.sqlite.points.segments import Segment, decode_blobs, decode_chunk
 
-__all__ = ["beginning", "chunk_points", "chunks", "count_points", "read_at", "read_points", "steps_at"]
+__all__ = ["chunk_points", "chunks", "count_points", "read_at", "read_points"]
 
 _BLOBS: Final = 3
 _FIRST_TIME: Final = 0
@@ -87,37 +87,6 @@ def read_at(
         if series in layer.series:
             parts.extend(part for part in layer.series[series].parts if isinstance(part, Points))
     return Points.concat(parts).distinct()
-
-
-def steps_at(steps: Points, times: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """The steps logged at exactly these times: (step or 0, whether there is one), shapes (n,).
-
-    Args:
-        steps: Points of `tensormeter.step`, by distinct ascending time. One that is not a whole number says nothing.
-        times: int64, shape (n,).
-    """
-    words, known = steps.words, steps.integers
-    if not known.all():
-        with np.errstate(invalid="ignore"):
-            floats = steps.words.view(np.float64)
-            whole = ~known & (floats == np.floor(floats)) & (np.abs(floats) < 2.0**63)
-            words = np.where(whole, np.where(whole, floats, 0.0).astype(np.int64), words)
-            known = known | whole
-    if not len(words):
-        return np.zeros(len(times), np.int64), np.zeros(len(times), np.bool_)
-    if np.array_equal(steps.times, times):  # a metric of every row: the usual case, and four times as fast
-        return np.where(known, words, 0), known
-    index = np.minimum(np.searchsorted(steps.times, times), len(words) - 1)
-    stepped = (steps.times[index] == times) & known[index]
-    return np.where(stepped, words[index], 0), stepped
-
-
-def beginning(steps: Points) -> tuple[int, int] | None:
-    """The lowest step among points of `tensormeter.step`, and the earliest time of any; None if there is no step."""
-    logged, stepped = steps_at(steps, steps.times)
-    if not stepped.any():
-        return None
-    return int(logged[stepped].min()), int(steps.times[stepped].min())
 
 
 def _bounds(start: int | None, stop: int | None) -> tuple[int, int]:

@@ -2,23 +2,24 @@
 
 import json
 import sqlite3
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tensormeter.server.store import ProcessAttempt, Selection, Series, TooManyPointsError
 from tensormeter.server.store.models.metric_kind import parse_kind
 from tensormeter.server.store.models.points import Blobs, Column, Points
-from tensormeter.server.store.models.runs import NO_GAPS
+from tensormeter.server.store.models.runs import ProcessAttempt
+from tensormeter.server.store.models.series import NO_GAPS, Selection, Series
+from tensormeter.server.store.rules.limits import check_limit
 from tensormeter.server.store.sqlite.integrity.damage import leaving_out
 from tensormeter.server.store.sqlite.integrity.seals import PROCESS, SERIES
 from tensormeter.server.store.sqlite.points.gaps import read_gaps
 from tensormeter.server.store.sqlite.points.memtable import Layer
 from tensormeter.server.store.sqlite.points.segment_reader import count_points, read_points
 
-__all__ = ["SeriesRow", "check_limit", "find_attempts", "find_series", "new_series", "read_series"]
+__all__ = ["SeriesRow", "find_attempts", "find_series", "new_series", "read_series"]
 
 SeriesRow = tuple[int, str, str, str, str, str, str]
 """Row id, process, metric, kind, attributes, scope, unit."""
@@ -99,21 +100,6 @@ def read_series(
             if len(points):
                 found.append(replace(_series(row, points), gaps=gaps.get(row[0], NO_GAPS)))
     return found
-
-
-def check_limit(total: int, limit: int, metrics: Collection[str]) -> None:
-    """Refuse a read of more than `limit` points.
-
-    Raises:
-        TooManyPointsError: It is one.
-    """
-    if total > limit:
-        names = sorted(metrics)
-        raise TooManyPointsError(
-            f"{', '.join(map(repr, names[:3]))}{', ...' if len(names) > 3 else ''}: {total} points here, more than the "
-            f"limit of {limit} for one request; ask for fewer metrics, for one process with `process`, "
-            "or for a range of time with `start` and `stop`",
-        )
 
 
 def new_series(rows: Sequence[SeriesRow], parts: Mapping[int, Sequence[Column]], selection: Selection) -> list[Series]:

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.otlp.batch import STEP_METRIC
-from tensormeter.server.store.models.points import Points
+from tensormeter.server.store.models.points import Points, steps_at
 from tensormeter.server.store.sqlite.points.memtable import Layer
-from tensormeter.server.store.sqlite.points.segment_reader import read_at, steps_at
+from tensormeter.server.store.sqlite.points.segment_reader import read_at
 
 __all__ = ["StepFinder"]
 

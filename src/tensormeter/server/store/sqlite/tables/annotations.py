@@ -2,8 +2,8 @@
 
 import sqlite3
 
-from tensormeter.server.store import RunChanges
 from tensormeter.server.store.models.canonical_json import canonical_json
+from tensormeter.server.store.models.runs import RunChanges
 
 __all__ = ["update_run"]
 

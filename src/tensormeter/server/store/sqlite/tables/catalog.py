@@ -6,21 +6,16 @@ from dataclasses import dataclass
 from typing import Final
 
 from tensormeter.otlp.batch import STEP_METRIC
-from tensormeter.server.store import AmbiguousRunError, NotFoundError
-from tensormeter.server.store.models.points import Points
+from tensormeter.server.store.models.errors import AmbiguousRunError, NotFoundError
+from tensormeter.server.store.models.points import Points, beginning
+from tensormeter.server.store.rules import limits
 from tensormeter.server.store.rules.ingest_series import Arrival
 from tensormeter.server.store.rules.resource_identity import Source
 from tensormeter.server.store.sqlite.integrity.seals import RUN_TALLY
 from tensormeter.server.store.sqlite.points.memtable import Placed
-from tensormeter.server.store.sqlite.points.segment_reader import beginning
 
-__all__ = ["DELETED", "Catalog", "find_run"]
+__all__ = ["Catalog", "find_run"]
 
-DELETED: Final = "the run was deleted; start it anew, or under another id"
-"""Why something is refused that was sent for a run after somebody had deleted it."""
-
-MAX_SERIES_PER_RUN: Final = 100_000
-"""Past this, new series of a run are refused: somebody put an id or a step into a name or an attribute."""
 
 _CACHED: Final = 200_000
 
@@ -144,7 +139,7 @@ class Catalog:
             return found
         counted = self._connection.execute(
             "UPDATE run SET series = series + 1 WHERE id = ? AND series < ?",
-            (run, MAX_SERIES_PER_RUN),
+            (run, limits.MAX_SERIES_PER_RUN),
         )
         if not counted.rowcount:
             return None
@@ -188,7 +183,7 @@ class Catalog:
     def _is_crowded(self, run: int) -> bool:
         """Whether a run can have no more series."""
         row = self._connection.execute("SELECT series FROM run WHERE id = ?", (run,)).fetchone()
-        return row is not None and row[0] >= MAX_SERIES_PER_RUN
+        return row is not None and row[0] >= limits.MAX_SERIES_PER_RUN
 
     def delete(self, run: int, received: int, journal: int) -> None:
         """Make a run unknown from now on; what it has is for others to remove."""

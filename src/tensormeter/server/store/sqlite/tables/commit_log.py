@@ -3,36 +3,17 @@
 A request with points stays here, compressed, until its points are in chunks. Its id stays for good.
 """
 
-import hashlib
 import sqlite3
 import time
 from collections.abc import Iterator
 
 import zstandard
 
-from tensormeter.server.store import BatchConflictError, Receipt
-from tensormeter.server.store.models.errors import DamagedError
+from tensormeter.server.store.models.errors import BatchConflictError, DamagedError
+from tensormeter.server.store.models.runs import Receipt
 from tensormeter.server.store.sqlite.integrity.seals import checksum, is_sound
 
-__all__ = [
-    "append",
-    "compress",
-    "digest",
-    "find_batch",
-    "folded",
-    "is_folded",
-    "record_batch",
-    "replay",
-    "retire",
-    "set_aside",
-]
-
-
-def digest(signal: str, payload: bytes) -> bytes:
-    """Names the content of a request, however it was compressed on the way."""
-    hashed = hashlib.sha256(signal.encode() + b"\0")
-    hashed.update(payload)
-    return hashed.digest()
+__all__ = ["append", "compress", "find_batch", "folded", "is_folded", "record_batch", "replay", "retire", "set_aside"]
 
 
 def compress(payload: bytes) -> bytes:

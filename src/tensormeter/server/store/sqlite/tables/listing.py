@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from tensormeter.server.store import MetricSummary, ProcessSummary, ProjectSummary
 from tensormeter.server.store.models.errors import DamagedError
 from tensormeter.server.store.models.metric_kind import parse_kind
+from tensormeter.server.store.models.points import Newest
+from tensormeter.server.store.models.runs import ProcessSummary, ProjectSummary
+from tensormeter.server.store.models.series import MetricSummary
 from tensormeter.server.store.rules.lifecycle import process_state
 from tensormeter.server.store.sqlite.integrity.seals import PROCESS, RESOURCE, SERIES
-from tensormeter.server.store.sqlite.points.memtable import Layer, Newest
+from tensormeter.server.store.sqlite.points.memtable import Layer
 from tensormeter.server.store.sqlite.points.step_lookup import StepFinder
 
 __all__ = ["check_series", "list_losses", "list_metrics", "list_processes", "list_projects"]

@@ -13,25 +13,16 @@ import numpy as np
 
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.server.store import RunSummary, RunTable, State, Summary
+from tensormeter.server.store.models.runs import RunSummary, RunTable, State
 from tensormeter.server.store.rules.lifecycle import present_state
+from tensormeter.server.store.rules.run_fields import PARTS, dig, summary_fields, summary_of
 from tensormeter.server.store.rules.totals import Totals
 from tensormeter.server.store.sqlite.integrity.damage import leaving_out
 from tensormeter.server.store.sqlite.integrity.seals import PROCESS, RUN_TALLY, RUN_TEXTS, SUMMARY
 from tensormeter.server.store.sqlite.points.memtable import Layer
 from tensormeter.server.store.sqlite.points.step_lookup import StepFinder
 
-__all__ = [
-    "PARTS",
-    "RUN_FIELDS",
-    "dig",
-    "load_runs",
-    "load_states",
-    "load_table",
-    "metrics_needed",
-    "summary_fields",
-    "summary_of",
-]
+__all__ = ["RUN_FIELDS", "load_runs", "load_states", "load_table", "metrics_needed"]
 
 _SUMMARY_COLUMNS: Final = "count, numbers, total, minimum, maximum, last_time, last_word, last_integer, last_step"
 
@@ -46,8 +37,6 @@ _T = TypeVar("_T")
 _PLAIN_KEY: Final = re.compile(r"[\w ./:@-]+")
 """Keys that stand for themselves in a path of SQLite's JSON functions."""
 
-PARTS: Final = {"min": "minimum", "max": "maximum"}
-"""Parts of a summary that are called otherwise in `Totals`."""
 
 _SOURCES: Final = {
     "last": ("last_word", "last_integer"),
@@ -252,16 +241,6 @@ def metrics_needed(fields: Sequence[str]) -> set[str]:
     return {*wanted, STEP_METRIC} if stepped else {*wanted}
 
 
-def summary_fields(fields: Sequence[str]) -> dict[str, list[str]]:
-    """The parts of summaries that are asked for, by metric."""
-    found: dict[str, list[str]] = defaultdict(list)
-    for name in fields:
-        if name.startswith("summary."):
-            metric, _, part = name.removeprefix("summary.").rpartition(".")
-            found[metric].append(part)
-    return found
-
-
 def _config_column(
     connection: sqlite3.Connection, project: str | None, key: str, runs: Sequence[int], check: Check
 ) -> list[Any]:
@@ -288,17 +267,6 @@ def _checked(rows: Iterable[_T], check: Check) -> Iterator[_T]:
         if not number % _ROWS:
             check()
         yield row
-
-
-def dig(config: Any, key: str) -> Any:
-    """What a configuration has under a key with dots in it, or else along a path; None if nothing."""
-    if isinstance(config, Mapping) and key in config:
-        return config[key]
-    for part in key.split("."):
-        if not isinstance(config, Mapping):
-            return None
-        config = config.get(part)
-    return config
 
 
 def _summary_parts(
@@ -388,17 +356,4 @@ def _totals(row: Sequence[Any]) -> Totals:
         word,
         bool(integer),
         step,
-    )
-
-
-def summary_of(totals: Totals) -> Summary:
-    """As the interface has it."""
-    return Summary(
-        last=totals.last,
-        min=totals.minimum,
-        max=totals.maximum,
-        mean=totals.mean,
-        count=totals.count,
-        last_step=totals.last_step,
-        last_time=totals.last_time,
     )

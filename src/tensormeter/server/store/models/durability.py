@@ -1,0 +1,39 @@
+"""Durability of commits: when a request is answered, and how far commits survive a loss of power."""
+
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol, get_args
+
+__all__ = ["DURABILITIES", "Progress", "ServerDurability", "Syncer"]
+
+ServerDurability = Literal["group", "always"]
+"""When a request is answered: at once, and synced with others soon after (`group`), or after the sync (`always`)."""
+
+
+DURABILITIES: Final[tuple[ServerDurability, ...]] = get_args(ServerDurability)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a store has come.
+
+    Attributes:
+        epoch: Names this opening of the store; random.
+        committed: Number of the last commit.
+        durable: Number of the last commit that survives a loss of power, with all before it.
+    """
+
+    epoch: str
+    committed: int
+    durable: int
+
+
+class Syncer(Protocol):
+    """Makes commits durable, and reports how far it has come. Methods may be called on any thread."""
+
+    def progress(self) -> Progress | None:
+        """How far commits are durable; None if the disk cannot promise anything. Never blocks."""
+        ...
+
+    def sync(self, timeout: float) -> Progress | None:
+        """Sync all that is committed now, for at most `timeout` seconds, and return how far that went."""
+        ...

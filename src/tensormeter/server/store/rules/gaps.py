@@ -1,0 +1,27 @@
+"""Gaps: times at which a sender reports that a series of numbers has no value, so that its line is interrupted there."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tensormeter.otlp.batch import Batch
+from tensormeter.otlp.check import Check, no_check
+from tensormeter.server.store.rules.ingest_series import Arrival, arrivals_of
+
+__all__ = ["MAX_GAPS", "gap_times", "gaps_of"]
+
+MAX_GAPS: Final = 10_000
+"""Gaps of one series that are kept: the newest."""
+
+
+def gaps_of(batches: Sequence[Batch], check: Check = no_check) -> list[Arrival]:
+    """The gaps of batches that can be stored, as arrivals: of their points the times count."""
+    found, _ = arrivals_of([Batch(batch.resource, batch.gaps) for batch in batches if batch.gaps], check)
+    return found
+
+
+def gap_times(arrival: Arrival) -> NDArray[np.int64]:
+    """The newest times of one of `gaps_of`, ascending and distinct."""
+    return np.unique(arrival.points.times)[-MAX_GAPS:]

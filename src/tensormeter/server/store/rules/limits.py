@@ -1,0 +1,31 @@
+"""Limits that all stores enforce: points of one read, series of a run."""
+
+from collections.abc import Collection
+from typing import Final
+
+from tensormeter.server.store.models.errors import TooManyPointsError
+
+__all__ = ["DELETED", "MAX_SERIES_PER_RUN", "check_limit"]
+
+
+def check_limit(total: int, limit: int, metrics: Collection[str]) -> None:
+    """Refuse a read of more than `limit` points.
+
+    Raises:
+        TooManyPointsError: It is one.
+    """
+    if total > limit:
+        names = sorted(metrics)
+        raise TooManyPointsError(
+            f"{', '.join(map(repr, names[:3]))}{', ...' if len(names) > 3 else ''}: {total} points here, more than the "
+            f"limit of {limit} for one request; ask for fewer metrics, for one process with `process`, "
+            "or for a range of time with `start` and `stop`",
+        )
+
+
+DELETED: Final = "the run was deleted; start it anew, or under another id"
+"""Why something is refused that was sent for a run after somebody had deleted it."""
+
+
+MAX_SERIES_PER_RUN: Final = 100_000
+"""Past this, new series of a run are refused: somebody put an id or a step into a name or an attribute."""

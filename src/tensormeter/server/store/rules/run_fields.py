@@ -1,0 +1,47 @@
+"""Fields of runs for lists: values inside configurations and parts of summaries."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from tensormeter.server.store.models.runs import Summary
+from tensormeter.server.store.rules.totals import Totals
+
+__all__ = ["PARTS", "dig", "summary_fields", "summary_of"]
+
+PARTS: Final = {"min": "minimum", "max": "maximum"}
+"""Parts of a summary that are called otherwise in `Totals`."""
+
+
+def summary_fields(fields: Sequence[str]) -> dict[str, list[str]]:
+    """The parts of summaries that are asked for, by metric."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in fields:
+        if name.startswith("summary."):
+            metric, _, part = name.removeprefix("summary.").rpartition(".")
+            found[metric].append(part)
+    return found
+
+
+def dig(config: Any, key: str) -> Any:
+    """What a configuration has under a key with dots in it, or else along a path; None if nothing."""
+    if isinstance(config, Mapping) and key in config:
+        return config[key]
+    for part in key.split("."):
+        if not isinstance(config, Mapping):
+            return None
+        config = config.get(part)
+    return config
+
+
+def summary_of(totals: Totals) -> Summary:
+    """As the interface has it."""
+    return Summary(
+        last=totals.last,
+        min=totals.minimum,
+        max=totals.maximum,
+        mean=totals.mean,
+        count=totals.count,
+        last_step=totals.last_step,
+        last_time=totals.last_time,
+    )

@@ -1,0 +1,161 @@
+"""Events and images in the SQLite file."""
+
+import hashlib
+import sqlite3
+from collections.abc import Sequence
+from typing import Any, Final
+
+from tensormeter.otlp.batch import Event
+from tensormeter.server.store.models.errors import MAX_ANSWER_TEXT, DamagedError
+from tensormeter.server.store.models.runs import EventPage, RunRef, StoredEvent
+from tensormeter.server.store.rules.events import ALERT, DIGEST, key_and_step, prepare_event, stored_event
+from tensormeter.server.store.rules.lifecycle import HEARTBEAT
+from tensormeter.server.store.rules.media import is_of_type
+from tensormeter.server.store.sqlite.integrity.damage import leaving_out
+from tensormeter.server.store.sqlite.integrity.seals import PROCESS, checksum, verify
+from tensormeter.server.store.sqlite.tables.run_state import apply_event
+
+__all__ = ["SEALED", "insert_event", "last_event", "names_media", "read_alerts", "read_events", "read_media"]
+
+SEALED: Final = "run, process, time, name, key, step, digest, body, attributes, record"
+"""Columns of an event that its seal covers."""
+
+
+_READ: Final = (
+    "event.id, event.run, event.process, event.time, event.name, event.key, event.step, event.digest, event.body,"
+    " event.attributes, event.record, event.seal, process.process"
+)
+
+
+def insert_event(
+    connection: sqlite3.Connection, run: int, process: int, event: Event, time: int, *, changed: set[int]
+) -> str | None:
+    """Store one event, unless the process has exactly this one already; returns why it is refused, or None.
+
+    A heartbeat leaves no trace but that something has arrived for the run, and what its process has dropped.
+    The run is added to `changed` if it needs `refresh_run`.
+    """
+    prepared = prepare_event(event)
+    if isinstance(prepared, str):
+        return prepared
+    if apply_event(connection, run, process, event, time):
+        changed.add(run)
+    if event.name == HEARTBEAT:
+        return None
+    columns = (
+        *(run, process, time, event.name, *key_and_step(event), prepared.digest),
+        *(prepared.body, prepared.attributes, prepared.record),
+    )
+    connection.execute(
+        f"INSERT OR IGNORE INTO event ({SEALED}, seal) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (*columns, checksum(*columns)),
+    )
+    connection.executemany(
+        "INSERT OR IGNORE INTO media (run, digest, content_type, data) VALUES (?, ?, ?, ?)",
+        [(run, image.digest, image.content_type, image.data) for image in prepared.images],
+    )
+    return None
+
+
+def read_events(
+    connection: sqlite3.Connection,
+    run: int,
+    *,
+    name: str | None,
+    key: str | None,
+    start: int | None,
+    stop: int | None,
+    limit: int,
+    before: tuple[int, int] | None,
+    max_body: int | None,
+) -> EventPage:
+    """Events of a run; see `Store.events`."""
+    condition = "event.run = ?"
+    parameters: list[Any] = [run]
+    if name is not None and name.endswith("*"):
+        condition += " AND substr(name, 1, ?) = ?"
+        parameters += [len(name) - 1, name[:-1]]
+    elif name is not None:
+        condition += " AND name = ?"
+        parameters.append(name)
+    for column, operator, value in (("key", "=", key), ("time", ">=", start), ("time", "<", stop)):
+        if value is not None:
+            condition += f" AND {column} {operator} ?"
+            parameters.append(value)
+    if before is not None:
+        condition += " AND (time, event.id) < (?, ?)"
+        parameters += before
+    rows = connection.execute(
+        f"SELECT {_READ} FROM event LEFT JOIN process ON process.id = event.process WHERE {condition}"
+        " ORDER BY time DESC, event.id DESC LIMIT ?",
+        (*parameters, limit + 1),
+    )
+    events: list[StoredEvent] = []
+    processes: set[int] = set()
+    size, more = 0, False
+    for row in rows:
+        event = _sealed_event(row, max_body)
+        size += len(row[9]) + (event.size if event.body is not None else 0)
+        if len(events) == limit or (events and size > MAX_ANSWER_TEXT):
+            more = True
+            break
+        processes.add(row[2])
+        events.append(event)
+    for process in processes:
+        about = connection.execute(f"SELECT {PROCESS.selection} FROM process WHERE id = ?", (process,)).fetchone()
+        PROCESS.verify(about, f"the row of process {about[2]!r} of run {run}")
+    return EventPage(events, more=more)
+
+
+def read_alerts(
+    connection: sqlite3.Connection, after: int, limit: int, damaged: list[str]
+) -> list[tuple[RunRef, StoredEvent]]:
+    """Alerts of all runs with greater ids, the oldest first. What is damaged is left out, and a text about it appended."""
+    rows = connection.execute(
+        f"SELECT run_id, project, {_READ} FROM event JOIN run ON run.id = event.run LEFT JOIN process ON process.id = event.process"
+        " WHERE event.id > ? AND event.name = ? AND NOT deleted ORDER BY event.id LIMIT ?",
+        (after, ALERT, limit),
+    )
+    found = []
+    for row in rows:
+        with leaving_out(connection, damaged):
+            found.append((RunRef(row[0], row[1]), _sealed_event(row[2:])))
+    return found
+
+
+def read_media(connection: sqlite3.Connection, run: int, digest: str) -> tuple[str, bytes] | None:
+    """Type and bytes of an image of a run."""
+    row = connection.execute(
+        "SELECT content_type, data FROM media WHERE run = ? AND digest = ?", (run, digest)
+    ).fetchone()
+    if row is None:
+        return None
+    content_type, data = row
+    if hashlib.sha256(data).hexdigest() != digest or not is_of_type(data, content_type):
+        raise DamagedError(f"media {digest} of run {run}: its bytes are not those that were stored")
+    return content_type, data
+
+
+def names_media(connection: sqlite3.Connection, run: int, digest: str) -> bool:
+    """Whether an event of a run has a reference to an image. Reads the bodies of all its events."""
+    if not DIGEST.fullmatch(digest):
+        return False
+    reference = f'"digest":"{digest}"'
+    query = "SELECT 1 FROM event WHERE run = ? AND instr(body, ?) LIMIT 1"
+    return connection.execute(query, (run, reference)).fetchone() is not None
+
+
+def last_event(connection: sqlite3.Connection) -> int:
+    """The highest id of an event."""
+    row = connection.execute("SELECT ifnull(max(id), 0) FROM event").fetchone()
+    return int(row[0])
+
+
+def _sealed_event(row: Sequence[Any], max_body: int | None = None) -> StoredEvent:
+    """An event from the columns `_READ`; `max_body` as for `Store.events`. Raises DamagedError."""
+    number, run, process, time, name, key, step, digest, body, attributes, record, seal, process_name = row
+    columns = run, process, time, name, key, step, digest, body, attributes, record
+    verify(f"event {number} of run {run}", seal, *columns)
+    if process_name is None:
+        raise DamagedError(f"event {number} of run {run}: its process {process} cannot be found")
+    return stored_event((number, time, name, step, process_name, attributes, body, record), max_body)
