@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 def test_every_reason_that_is_counted_has_words():
     counted = {reason.name.lower() for reason in (*Drop, *SpoolLoss)}
     assert set(REASONS) == counted
-    page = (ROOT / "ui/src/views/losses.ts").read_text()
+    page = (ROOT / "ui/src/widgets/lossSummary.ts").read_text()
     documented = (ROOT / "docs/api.md").read_text()
     for reason in counted:
         assert re.search(rf"^  {reason}: \[", page, re.MULTILINE), reason

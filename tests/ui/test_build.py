@@ -33,7 +33,7 @@ def test_built_once_and_again_when_a_source_changes(checkout: Path) -> None:
         "chunk.js",
         "favicon.svg",
         "index.html",
-        "page.js",
+        "shell.js",
         "sources.sha256",
         "style.css",
     ]
@@ -44,7 +44,7 @@ def test_built_once_and_again_when_a_source_changes(checkout: Path) -> None:
     Page(checkout).build("wheel", {})
     assert not (checkout / "ui" / "node_modules").exists()
     assert Page(checkout).dependencies() == []
-    with (checkout / "ui" / "src" / "format.ts").open("a") as source:
+    with (checkout / "ui" / "src" / "base" / "format.ts").open("a") as source:
         source.write("// changed\n")
     assert Page(checkout)._is_needed()
 

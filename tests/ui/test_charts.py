@@ -62,7 +62,7 @@ def test_drawn_when_in_sight(tab: Any) -> None:
 def test_the_first_points_are_asked_for_while_code_is_on_its_way(tab: Any) -> None:
     page, held = tab.page, []
     page.route(
-        "**/static/page-*.js",
+        "**/static/shell-*.js",
         lambda route: route.continue_() if tab.asked("/api/v1/query") else held.append(route),
     )
     with page.expect_response("**/api/v1/query"):

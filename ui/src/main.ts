@@ -1,8 +1,8 @@
 // Where the page begins: what the address needs is asked for, then the rest of the code is taken in.
 
-import * as route from "./route";
-import { askAhead } from "./views/ahead";
+import * as route from "./base/route";
+import { askAhead } from "./pages/prefetch";
 
 const session = askAhead(route.current());
-const { start } = await import("./page");
+const { start } = await import("./shell");
 start(session);

@@ -1,8 +1,8 @@
 // Distributions over steps: a column for each point, value upwards on a symmetric logarithmic axis, colour for density.
 
-import { type HistogramPoint, num } from "../api";
-import * as format from "../format";
-import { color, isDark } from "../theme";
+import * as format from "../base/format";
+import { color, isDark } from "../base/theme";
+import { type HistogramPoint, num } from "../data/api";
 
 const LEFT = 64;
 const BOTTOM = 24;

@@ -1,8 +1,8 @@
 // One plot: uPlot makes axes, grid, cursor and selection; the curves are drawn here, each with its own positions.
 
 import uPlot from "uplot";
-import * as format from "../format";
-import { color } from "../theme";
+import * as format from "../base/format";
+import { color } from "../base/theme";
 import { type Band, type Curve, type Range, central, extent, nearest, padded } from "./curve";
 import * as paint from "./paint";
 

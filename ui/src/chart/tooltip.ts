@@ -1,7 +1,7 @@
 // What the pointer is at: every curve's value, highest first, the nearest one marked.
 
-import { fill, h } from "../dom";
-import * as format from "../format";
+import { fill, h } from "../base/dom";
+import * as format from "../base/format";
 import type { Reading } from "./plot";
 
 const SHOWN = 24;

@@ -1,6 +1,6 @@
 // Charts of metrics. Metrics of one name that differ in unit or kind are charts of their own.
 
-import type { Line, Metric } from "../api";
+import type { Line, Metric } from "../data/api";
 
 export interface Chart extends Metric {
   /** The name, and what tells it from other charts of that name. */

@@ -1,15 +1,15 @@
 // Columns of the runs table: what every run has, and any field of configuration or summary.
 
-import * as api from "../api";
-import { fillBadge } from "../badge";
-import { fill, h, write } from "../dom";
-import * as format from "../format";
-import { address } from "../route";
-import { field } from "../field";
-import { editTags, editText } from "./edit";
+import { fill, h, write } from "../base/dom";
+import * as format from "../base/format";
+import { address } from "../base/route";
+import * as api from "../data/api";
+import { field } from "../data/fields";
+import { fillBadge } from "../widgets/badge";
 import type { GridColumn } from "./grid";
+import { editTags, editText } from "./inlineEdit";
 import type { Item } from "./rows";
-import { drawSpark } from "./spark";
+import { drawSpark } from "./sparkline";
 
 export interface ColumnContext {
   project: string;

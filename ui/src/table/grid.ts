@@ -1,7 +1,7 @@
 // A table of any length of which only the rows in sight exist. Rows, and the elements in their cells, are reused while it
 // scrolls: a frame moves a few of them and changes their texts.
 
-import { fill, h } from "../dom";
+import { fill, h } from "../base/dom";
 
 export interface GridColumn<Row> {
   key: string;

@@ -1,7 +1,7 @@
 // The rows of the runs table: pages of a long list read as they come into sight, or all of them, in groups.
 
-import * as api from "../api";
-import { fieldText } from "../field";
+import * as api from "../data/api";
+import { fieldText } from "../data/fields";
 
 export interface Heading {
   heading: string;

@@ -1,8 +1,8 @@
 // What the runs table shows when nobody has chosen yet: how runs are doing, and what they differ in.
 
-import type { Run } from "../api";
-import { MACHINE } from "../field";
-import * as format from "../format";
+import * as format from "../base/format";
+import type { Run } from "../data/api";
+import { MACHINE } from "../data/fields";
 
 /** Columns for a table of which `sample` are some runs, and `fields` what they have. */
 export function suggestedColumns(sample: Run[], fields: string[]): string[] {

@@ -1,0 +1,150 @@
+// The phases of a step upon each other, by the host's clock or the device's, and how far the device is behind.
+
+import * as format from "../base/format";
+import { lineColor } from "../base/theme";
+import type { Line } from "../data/api";
+import type { Source } from "./chartCard";
+import { type Look, xKind } from "./chartOptions";
+import { type Curve, aggregate } from "./curve";
+import type { Trace, View } from "./plot";
+import type { Feed } from "./pointCache";
+
+/** Metrics whose name has a part `phase`. */
+export const PHASE = /(?:^|[./])phase(?:[./]|$)/;
+export const CLOCK = "tensormeter.clock";
+const LAG = "lag";
+
+/** Phases in the order in which a step goes through them. */
+const ORDER = ["data", "data_loading", "forward", "model_forward", "backward", "model_backward", "optimizer", "optimizer_update", "checkpoint", "checkpoint_save"];
+
+export interface PhaseChoice {
+  clock: string;
+  /** Null: the mean of all. */
+  process: string | null;
+  /** Name of a process, such as "rank 3 on node1". */
+  processName: (process: string) => string;
+}
+
+/** The uppermost line is the whole step. */
+export function stackedPhases(feed: Feed, metrics: string[], unit: string, look: () => Look, choice: () => PhaseChoice): Source {
+  let remark = "";
+  return {
+    title: "phases, stacked",
+    unit,
+    description: "Time in each phase of a step, one above the other",
+    on: listening(feed, metrics),
+    remark: () => remark,
+    warns: false,
+    read: async () => {
+      const { clock, process, processName } = choice();
+      const lines = (await loaded(feed, metrics)).filter((line) => clockOf(line) === clock && (process === null || line.process === process));
+      const processes = new Set(lines.map((line) => line.process));
+      const [only = ""] = processes;
+      const whose = processes.size > 1 ? `mean of ${processes.size} processes` : processes.size && process !== null ? processName(only) : "";
+      remark = whose && lines.some((line) => CLOCK in line.attributes) ? `${whose}, ${clock} time` : whose;
+      return view(stack(byPhase(lines)), unit, look());
+    },
+  };
+}
+
+/** What the device is behind the host, for each phase and process; null if no process has a device. */
+export function phaseLag(feed: Feed, metrics: string[], unit: string, look: () => Look, choice: () => PhaseChoice): Source {
+  return {
+    title: "lag of the device",
+    unit,
+    description: "How long after the host asked for a phase the device began with it. Near zero: the device waits for the host.",
+    on: listening(feed, metrics),
+    read: async () => {
+      const { process, processName } = choice();
+      const lines = (await loaded(feed, metrics)).filter((line) => clockOf(line) === LAG && (process === null || line.process === process));
+      lines.sort((a, b) => inOrder(phaseOf(a), phaseOf(b)));
+      const several = new Set(lines.map((line) => line.process)).size > 1;
+      const traces = lines.map((line, index): Trace => {
+        const label = several ? `${phaseOf(line)} · ${processName(line.process)}` : phaseOf(line);
+        return { x: line.x, y: line.y, gaps: line.gaps, label, color: lineColor(index), thin: lines.length > 12 };
+      });
+      return view(traces, unit, look());
+    },
+  };
+}
+
+function view(traces: Trace[], unit: string, look: Look): View {
+  return {
+    traces,
+    x: look.x,
+    xKind: xKind(look.x),
+    xLabel: look.x,
+    xLog: false,
+    yLog: false,
+    unit,
+    window: look.window,
+    clip: look.clip,
+  };
+}
+
+async function loaded(feed: Feed, metrics: string[]): Promise<Line[]> {
+  return (await Promise.all(metrics.map((metric) => feed.load(metric)))).flat();
+}
+
+function listening(feed: Feed, metrics: string[]): (listener: () => void) => () => void {
+  return (listener) => {
+    const offs = metrics.map((metric) => feed.on(metric, listener));
+    return () => {
+      for (const off of offs) off();
+    };
+  };
+}
+
+function clockOf(line: Line): string {
+  return String(line.attributes[CLOCK] ?? "host");
+}
+
+function phaseOf(line: Line): string {
+  const entry = Object.entries(line.attributes).find(([key]) => /phase/.test(key) || key === "name");
+  return entry ? String(entry[1]) : (line.metric.split(PHASE).pop() ?? line.metric).replace(/^[./]/, "") || line.metric;
+}
+
+/** One curve for each phase, in the order of a step: of several processes their mean. */
+function byPhase(lines: Line[]): [string, Curve][] {
+  const found = new Map<string, Line[]>();
+  for (const line of lines) found.set(phaseOf(line), [...(found.get(phaseOf(line)) ?? []), line]);
+  const names = [...found.keys()].sort(inOrder);
+  return names.map((name) => {
+    const own = found.get(name) as Line[];
+    if (own.length === 1) return [name, own[0] as Line];
+    const { x, middle, gaps } = aggregate(own);
+    return [name, { x, y: middle, gaps }];
+  });
+}
+
+function stack(phases: [string, Curve][]): Trace[] {
+  const traces: Trace[] = [];
+  let below: Curve | null = null;
+  for (const [index, [name, own]] of phases.entries()) {
+    const base: Curve | null = below;
+    const { x, gaps } = own;
+    const low: Float64Array = Float64Array.from(x, (at) => (base ? valueAt(base, at) : 0));
+    const high: Float64Array = Float64Array.from(own.y, (value, i) => value + (low[i] as number));
+    const note = (i: number) => `${format.withUnit(own.y[i] as number, "s")} of it`;
+    traces.push({ x, y: high, gaps, label: name, color: lineColor(index), stack: true, band: { x, low, middle: high, high, gaps }, note });
+    below = { x, y: high };
+  }
+  return traces;
+}
+
+/** The value of the last point that is not after `at`. */
+function valueAt({ x, y }: Curve, at: number): number {
+  let low = 0;
+  let high = x.length - 1;
+  while (low < high) {
+    const middle = (low + high + 1) >> 1;
+    if ((x[middle] as number) <= at) low = middle;
+    else high = middle - 1;
+  }
+  return (y[low] as number) || 0;
+}
+
+function inOrder(a: string, b: string): number {
+  const position = (phase: string) => (ORDER.includes(phase) ? ORDER.indexOf(phase) : ORDER.length);
+  return position(a) - position(b) || (a < b ? -1 : a > b ? 1 : 0);
+}

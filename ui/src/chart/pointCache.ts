@@ -1,0 +1,271 @@
+// The points of a selection of runs: asked for in batches, kept, and grown by what is new.
+
+import * as api from "../data/api";
+import { follow, type Update } from "../data/live";
+import { type Curve, join, thin } from "./curve";
+
+export interface Wanted {
+  x: string;
+  /** Whether somebody has chosen x; else metrics without steps go by another than the step. */
+  chosen?: boolean;
+  window: [number, number] | null;
+}
+
+interface Entry {
+  /** The axis that they are along. */
+  x: string;
+  lines: api.Line[];
+  cursor: string;
+}
+
+interface Waiting {
+  metric: string;
+  resolve: (lines: api.Line[]) => void;
+  reject: (error: unknown) => void;
+}
+
+const BATCH_POINTS = 50_000;
+/** Points that a line has grown by, mostly, when it is asked for again. */
+const GROWN_POINTS = 50;
+/** How many times the points that are asked for a line may have before it is made of fewer. */
+const GROWN_TIMES = 4;
+const MAX_REQUESTS = 3;
+const MAX_METRICS = 100;
+
+export class Feed {
+  connected = true;
+  private entries = new Map<string, Entry>();
+  private waiting: Waiting[] = [];
+  /** What has been asked for and is not there yet. */
+  private coming = new Map<string, Promise<api.Line[]>>();
+  private reading = new Set<string>();
+  private dirty = new Set<string>();
+  private listeners = new Map<string, Set<() => void>>();
+  private running = 0;
+  private generation = 0;
+  private abort = new AbortController();
+  private stop: (() => void) | null = null;
+  /** Where the stream of updates began; "" before. */
+  private began = "";
+  private scheduled = false;
+  private idlers: (() => void)[] = [];
+
+  constructor(
+    readonly project: string,
+    readonly runs: string[],
+    private wanted: Wanted,
+    /** About how many lines a metric has in one run: one for each process and set of attributes. */
+    private readonly linesOf: (metric: string) => number = () => 1,
+    /** The axis of a metric that has no steps; null: it has some. */
+    private readonly axisWithoutSteps: (metric: string) => string | null = () => null,
+  ) {}
+
+  /** What x is for a metric. */
+  axis(metric: string): string {
+    const { x, chosen } = this.wanted;
+    return (x === "step" && !chosen && this.axisWithoutSteps(metric)) || x;
+  }
+
+  /** What is zoomed to; nothing for a metric along another axis than the others. */
+  window(metric: string): [number, number] | null {
+    return this.axis(metric) === this.wanted.x ? this.wanted.window : null;
+  }
+
+  /** Begin to follow; `onUpdate` hears of states and events too. */
+  follow(onUpdate: (update: Update) => void, onConnection: (connected: boolean) => void): void {
+    this.stop = follow(
+      this.runs,
+      this.project,
+      (update) => {
+        for (const metric of update.metrics ?? []) this.grow(metric);
+        onUpdate(update);
+      },
+      (connected) => {
+        this.connected = connected;
+        onConnection(connected);
+      },
+      (cursor) => {
+        this.began = cursor;
+        for (const [metric, entry] of this.entries) if (entry.cursor !== cursor) this.grow(metric);
+      },
+    );
+  }
+
+  private grow(metric: string): void {
+    this.dirty.add(metric);
+    for (const listener of this.listeners.get(metric) ?? []) listener();
+  }
+
+  close(): void {
+    this.stop?.();
+    this.abort.abort();
+  }
+
+  /** Look at the runs in another way; what was read for the former one is dropped. */
+  want(wanted: Wanted): void {
+    if (JSON.stringify(wanted) === JSON.stringify(this.wanted)) return;
+    this.wanted = wanted;
+    this.abort.abort();
+    this.abort = new AbortController();
+    this.generation++;
+    this.entries.clear();
+    this.waiting = [];
+    this.coming.clear();
+    this.reading.clear();
+    this.running = 0;
+    for (const resolve of this.idlers.splice(0)) resolve();
+  }
+
+  /** Resolves when nothing is asked for any more. */
+  async idle(): Promise<void> {
+    while (this.running > 0 || this.waiting.length > 0) await new Promise<void>((resolve) => this.idlers.push(resolve));
+  }
+
+  /** Hear when a metric has grown. */
+  on(metric: string, listener: () => void): () => void {
+    const set = this.listeners.get(metric) ?? new Set();
+    this.listeners.set(metric, set.add(listener));
+    return () => set.delete(listener);
+  }
+
+  /** The lines of a metric: at once if they are there and nothing is new, else after a request. */
+  load(metric: string): Promise<api.Line[]> {
+    let entry = this.entries.get(metric);
+    if (entry && entry.x !== this.axis(metric)) {
+      this.entries.delete(metric);
+      entry = undefined;
+    }
+    const coming = this.coming.get(metric);
+    if (!this.dirty.has(metric)) {
+      if (coming) return coming;
+      if (entry) return Promise.resolve(entry.lines);
+    }
+    const asked = this.ask(metric);
+    this.coming.set(metric, asked);
+    const forget = () => {
+      if (this.coming.get(metric) === asked) this.coming.delete(metric);
+    };
+    asked.then(forget, forget);
+    return asked;
+  }
+
+  /** Ask for what will be wanted, at once; whoever wants it gets the answer, or asks again where that failed. */
+  ahead(metrics: string[]): void {
+    for (const metric of metrics) this.load(metric).catch(() => {});
+    this.pump();
+  }
+
+  private ask(metric: string): Promise<api.Line[]> {
+    return new Promise((resolve, reject) => {
+      this.waiting.push({ metric, resolve, reject });
+      if (!this.scheduled) {
+        this.scheduled = true;
+        queueMicrotask(() => {
+          this.scheduled = false;
+          this.pump();
+        });
+      }
+    });
+  }
+
+  /** Points for each line; fewer where there are many lines, because then they are thin and near each other. */
+  private maxPoints(metric: string): number {
+    const lines = this.lines(metric);
+    return lines > 40 ? 240 : lines > 12 ? 500 : 1000;
+  }
+
+  /** About how many lines a metric has. */
+  lines(metric: string): number {
+    return this.runs.length * Math.max(1, this.linesOf(metric));
+  }
+
+  private pump(): void {
+    while (this.running < MAX_REQUESTS) {
+      // Two answers from one cursor would bring the same points twice.
+      const ready = this.waiting.filter(({ metric }) => !this.reading.has(metric));
+      const [first] = ready;
+      if (!first) return;
+      // Those that have been read go together by the cursor they were read at, the others without one.
+      const cursor = this.cursorOf(first);
+      const x = this.axis(first.metric);
+      const points = this.maxPoints(first.metric);
+      const batch: Waiting[] = [];
+      let room = BATCH_POINTS;
+      for (const one of ready) {
+        if (this.cursorOf(one) !== cursor || this.maxPoints(one.metric) !== points || this.axis(one.metric) !== x) continue;
+        room -= (cursor ? GROWN_POINTS : points) * this.lines(one.metric);
+        if (batch.length > 0 && (room < 0 || batch.length >= MAX_METRICS)) break;
+        batch.push(one);
+      }
+      this.waiting = this.waiting.filter((one) => !batch.includes(one));
+      this.running++;
+      void this.read(batch, x, cursor, points);
+    }
+  }
+
+  private cursorOf({ metric }: Waiting): string {
+    return this.entries.get(metric)?.cursor ?? "";
+  }
+
+  private async read(batch: Waiting[], x: string, cursor: string, maxPoints: number): Promise<void> {
+    const { generation, began } = this;
+    const names = [...new Set(batch.map(({ metric }) => metric))];
+    for (const name of names) {
+      this.dirty.delete(name);
+      this.reading.add(name);
+    }
+    try {
+      const window = this.window(names[0] as string);
+      const answer = await api.series(
+        {
+          runs: this.runs.map((id) => api.reference(this.project, id)),
+          metrics: names,
+          x,
+          max_points: maxPoints,
+          ...(window ? { start: window[0], stop: window[1] } : {}),
+          ...(cursor ? { after: cursor } : {}),
+        },
+        this.abort.signal,
+      );
+      if (generation !== this.generation) return;
+      for (const name of names) {
+        const fresh = answer.series.filter(({ metric }) => metric === name);
+        const before = cursor && !answer.reset ? (this.entries.get(name)?.lines ?? []) : [];
+        this.entries.set(name, { x, cursor: answer.cursor, lines: merge(before, fresh, maxPoints) });
+      }
+      for (const { metric, resolve } of batch) resolve(this.entries.get(metric)?.lines ?? []);
+      // The stream began meanwhile: what arrived between the two is in neither.
+      if (began !== this.began && answer.cursor !== this.began) for (const name of names) this.grow(name);
+    } catch (error) {
+      if (generation !== this.generation) return;
+      for (const name of names) this.dirty.add(name);
+      for (const { reject } of batch) reject(error);
+    } finally {
+      if (generation === this.generation) {
+        this.running--;
+        for (const name of names) this.reading.delete(name);
+        this.pump();
+        if (this.running === 0) for (const resolve of this.idlers.splice(0)) resolve();
+      }
+    }
+  }
+}
+
+function key(line: api.Line): string {
+  return JSON.stringify([line.run, line.process, line.kind, line.temporality, line.monotonic, line.scope, line.unit, line.attributes]);
+}
+
+function merge(before: api.Line[], fresh: api.Line[], points: number): api.Line[] {
+  const lines = new Map(before.map((line) => [key(line), line]));
+  for (const line of fresh) {
+    const old = lines.get(key(line));
+    lines.set(key(line), old ? { ...old, ...grow(old, line, points), total: old.total + line.total } : line);
+  }
+  return [...lines.values()];
+}
+
+/** A page that is open for days must not hold, nor draw, all that came meanwhile. */
+function grow(old: api.Line, fresh: api.Line, points: number): Curve {
+  const curve = join(old, fresh);
+  return curve.x.length > points * GROWN_TIMES ? thin(curve, points / 2) : curve;
+}

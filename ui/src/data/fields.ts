@@ -1,0 +1,32 @@
+// Fields of runs by name: columns, groups and comparisons show them.
+
+import * as format from "../base/format";
+import type * as api from "./api";
+
+/** What nobody logged: names of metrics of the machine, and of tensormeter itself. */
+export const MACHINE = /^(system|process|hw|container|k8s|tensormeter|phase|cpython|gc)\./;
+
+/** A field of a run by the name that filters use. */
+export function field(run: api.Run, name: string): unknown {
+  if (name.startsWith("config.")) {
+    const key = name.slice("config.".length);
+    return key in run.config ? run.config[key] : format.flatten(run.config).get(key);
+  }
+  if (name.startsWith("summary.")) {
+    const key = name.slice("summary.".length);
+    const cut = key.lastIndexOf(".");
+    const whole = run.summary[key];
+    if (whole) return whole.last;
+    return (run.summary[key.slice(0, cut)] as Record<string, unknown> | undefined)?.[key.slice(cut + 1)];
+  }
+  if (name === "duration") {
+    const end = run.ended ?? (run.state === "running" ? null : run.last_time);
+    return (end === null ? Date.now() / 1000 : format.epoch(end)) - format.epoch(run.started);
+  }
+  return run[name as keyof api.Run];
+}
+
+export function fieldText(run: api.Run, name: string): string {
+  const found = field(run, name);
+  return Array.isArray(found) ? found.join(", ") || "none" : format.value(found);
+}

@@ -1,0 +1,92 @@
+// All projects; where there are none, how to make one.
+
+import { arrange, fill, h } from "../base/dom";
+import * as format from "../base/format";
+import { address } from "../base/route";
+import * as api from "../data/api";
+import { stateBadge } from "../widgets/badge";
+import { firstVisit } from "../widgets/welcome";
+import type { Context, View } from "./page";
+
+const AGAIN_MS = 5000;
+
+export class Projects implements View {
+  readonly element = h("div", { class: "projects" }, h("p", { class: "state", role: "status" }, "Loading …"));
+  private readonly title = h("h1", {}, "Projects");
+  private readonly cards = h("div", { class: "grid" });
+  private readonly heading = h("h2", {}, "Under way, or in need of a look");
+  private readonly attention = h("ul", { class: "attention" });
+  private readonly links = new Map<string, HTMLElement>();
+  private timer = 0;
+  private shown = "";
+
+  constructor(private readonly context: Context) {
+    context.title();
+    void this.load();
+  }
+
+  apply(): void {}
+
+  close(): void {
+    clearTimeout(this.timer);
+    this.timer = -1;
+  }
+
+  private async load(): Promise<void> {
+    try {
+      const projects = await api.projects();
+      const text = JSON.stringify(projects);
+      if (text !== this.shown) await this.draw(projects);
+      this.shown = text;
+    } catch (error) {
+      this.shown = "";
+      fill(this.element, this.context.onError(error, () => void this.load()));
+      if (error instanceof api.ApiError && error.status !== 0) return;
+    }
+    if (this.timer !== -1) this.timer = window.setTimeout(() => void this.load(), AGAIN_MS);
+  }
+
+  private async draw(projects: api.Project[]): Promise<void> {
+    if (projects.length === 0) {
+      fill(this.element, firstVisit());
+      return;
+    }
+    // What needs a person now comes before everything else.
+    const { runs } = await api.runs({
+      filter: 'state in ("failed", "crashed", "stalled", "running")',
+      sort: "-last_time",
+      limit: 12,
+      fields: "",
+    });
+    // Bad ones first.
+    runs.sort((a, b) => Number(a.state === "running") - Number(b.state === "running"));
+    const ordered = [...projects].sort((a, b) => format.epoch(b.last_time) - format.epoch(a.last_time));
+    arrange(
+      this.cards,
+      ordered.map((project) => this.card(project)),
+    );
+    arrange(this.attention, runs.map((run) => this.item(run)));
+    const parts = [this.title, this.cards, ...(runs.length ? [this.heading, this.attention] : [])];
+    arrange(this.element, parts);
+  }
+
+  /** Elements stay, with the focus on them, while what they say changes. */
+  private card({ name, runs, last_time: heard }: api.Project): HTMLElement {
+    const link = this.links.get(name) ?? h("a", { class: "project", href: address(["p", name]) });
+    this.links.set(name, link);
+    const words = `${format.count(runs)} ${runs === 1 ? "run" : "runs"}`;
+    fill(link, h("h3", {}, name), h("p", {}, words), h("p", { class: "muted" }, `last heard ${format.ago(format.epoch(heard))}`));
+    return link;
+  }
+
+  private item(run: api.Run): HTMLElement {
+    const key = JSON.stringify([run.project, run.id]);
+    const link = this.links.get(key) ?? h("a", { href: address(["p", run.project, "runs", run.id]) });
+    this.links.set(key, link);
+    link.textContent = run.name || run.id;
+    const heard = h("span", { class: "muted" }, `heard ${format.ago(format.epoch(run.last_time))}`);
+    const line = (link.parentElement as HTMLLIElement | null) ?? h("li", {}, link);
+    arrange(line, [stateBadge(run), link, h("span", { class: "muted" }, run.project), heard]);
+    return line;
+  }
+}

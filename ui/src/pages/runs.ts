@@ -1,0 +1,338 @@
+// A project's runs: filter, sort, group, choose columns, select to compare. The address holds all of it.
+
+import { button, fill, h, iconButton } from "../base/dom";
+import * as format from "../base/format";
+import * as route from "../base/route";
+import { lineColor, onTheme } from "../base/theme";
+import * as api from "../data/api";
+import { MACHINE, field } from "../data/fields";
+import { ColumnChooser } from "../table/columnChooser";
+import { ColumnMenu } from "../table/columnMenu";
+import { type ColumnContext, column, nameColumns, shortLabel } from "../table/columns";
+import { FilterBar } from "../table/filterBar";
+import { Grid, ROW } from "../table/grid";
+import { type Heading, type Item, type Request, Rows, isHeading } from "../table/rows";
+import { suggestedColumns } from "../table/suggested";
+import { LATE_NOW, LOST, drawBanners, ofRuns } from "../widgets/banner";
+import { firstVisit } from "../widgets/welcome";
+import type { Context, View } from "./page";
+
+const REFRESH_MS = 5000;
+/** Between looks at which runs lost something or are late. */
+const TROUBLE_MS = 30_000;
+/** Runs that such a look reads. */
+const TROUBLED = 5;
+/** Runs whose charts are shown where none is selected. */
+const COMPARED = 100;
+
+export class RunsView implements View {
+  readonly element = h("div", { class: "runs" });
+  private params = new URLSearchParams();
+  private readonly grid: Grid<Item>;
+  private readonly rows = new Rows(
+    () => this.onRows(),
+    (error) => this.onError(error),
+  );
+  private readonly filter = new FilterBar(() => this.fields);
+  private readonly menu = new ColumnMenu({
+    filterBy: (key) => this.filter.begin(key),
+    hide: (key) => this.setColumns(this.columns.filter((other) => other !== key)),
+  });
+  private readonly chooser = new ColumnChooser((columns) => this.setColumns(columns));
+  private readonly problem = h("p", { class: "problem", role: "alert" });
+  private readonly banners = h("div", { class: "banners" });
+  private looked = 0;
+  private readonly status = h("p", { class: "muted", role: "status" }, "Loading …");
+  private readonly actions = h("div", { class: "actions" });
+  private readonly empty = h("div", {});
+  private loaded = "";
+  private shape = "";
+  private timer = 0;
+  private fields: string[] = [];
+  private sample: api.Run[] = [];
+  private columns: string[] = [];
+  private selected: string[] = [];
+  private readonly offTheme: () => void;
+
+  constructor(
+    private readonly context: Context,
+    private readonly project: string,
+  ) {
+    context.title(project);
+    this.grid = new Grid<Item>(`Runs of ${project}`, {
+      need: (first, last) => this.rows.need(first, last),
+      header: ({ key }, anchor) => this.menu.open(key, anchor),
+      open: (row) => (isHeading(row) ? this.fold(row) : route.go(["p", project, "runs", row.id])),
+      select: (row) => (isHeading(row) ? this.fold(row) : this.toggle(row)),
+      isSelected: (row) => !isHeading(row) && this.selected.includes(row.id),
+      heading: (row) => (isHeading(row) ? this.heading(row) : null),
+    });
+    const choose = iconButton("columns", "Choose columns", () => this.chooser.open(this.columns, this.fields));
+    choose.append("Columns");
+    choose.classList.add("wide");
+    this.element.append(
+      h("div", { class: "controls" }, this.filter.field, this.filter.completions, choose, this.actions),
+      this.problem,
+      this.banners,
+      this.filter.chips,
+      this.empty,
+      this.grid.element,
+      h("footer", {}, this.status),
+      this.menu.element,
+      this.chooser.element,
+    );
+    this.offTheme = onTheme(() => this.grid.refresh());
+    void this.begin();
+  }
+
+  apply(params: URLSearchParams): void {
+    this.params = params;
+    this.selected = route.list(params, "selected");
+    this.filter.update(params);
+    this.columns = params.has("columns") ? route.list(params, "columns") : suggestedColumns(this.sample, this.fields);
+    const shape = JSON.stringify([this.columns, params.get("pin"), params.get("sort"), this.numbers]);
+    if (shape !== this.shape) {
+      this.shape = shape;
+      const context = this.columnContext();
+      const ordered = [...this.columns].sort((a, b) => Number(context.pinned.has(b)) - Number(context.pinned.has(a)));
+      this.grid.setColumns([...nameColumns(context), ...ordered.map((key) => column(key, context))]);
+    }
+    const request = this.request();
+    if (JSON.stringify(request) !== this.loaded && this.fields.length + this.sample.length > 0) {
+      this.loaded = JSON.stringify(request);
+      void this.rows.load(request);
+    }
+    this.drawActions();
+    this.grid.refresh();
+  }
+
+  onKey(event: KeyboardEvent): void {
+    if (event.key === "c") this.compare();
+    else if (event.key === "n" || event.key === "#") {
+      const cell = event.key === "n" ? '.editable[aria-label^="Edit notes"]' : ".edit";
+      this.grid.element.querySelector<HTMLElement>(`.row.active:not([hidden]) ${cell}`)?.click();
+      event.preventDefault();
+    }
+    else if (["ArrowDown", "ArrowUp", "j", "k"].includes(event.key) && event.target === document.body) this.grid.element.focus();
+  }
+
+  close(): void {
+    clearTimeout(this.timer);
+    this.timer = -1;
+    this.rows.close();
+    this.grid.close();
+    this.offTheme();
+  }
+
+  /** Learn from the newest runs which fields there are. */
+  private async begin(): Promise<void> {
+    try {
+      // Together, so that no banner moves what somebody is about to click.
+      const [total] = await Promise.all([this.learn(), this.lookForTrouble()]);
+      fill(this.empty, total === 0 ? firstVisit(this.project) : null);
+      this.element.classList.toggle("nothing", total === 0);
+      this.apply(route.current().params);
+      this.chooser.update(this.columns, this.fields);
+      this.schedule(total === 0);
+    } catch (error) {
+      fill(this.empty, this.context.onError(error, () => void this.begin()));
+      this.element.classList.add("nothing");
+    }
+  }
+
+  /** Returns how many runs there are. */
+  private async learn(): Promise<number> {
+    const { runs, total } = await api.runs({ project: this.project, limit: 5 });
+    this.sample = runs;
+    const found = new Set<string>();
+    for (const run of runs) {
+      for (const key of format.flatten(run.config).keys()) found.add(`config.${key}`);
+      for (const name of Object.keys(run.summary)) found.add(`summary.${name}`);
+    }
+    this.fields = [...found].sort();
+    return total;
+  }
+
+  /** Look again at what is under way; where nothing was logged yet, also for what there is to show. */
+  private async refresh(): Promise<void> {
+    const { scrollTop, clientHeight } = this.grid.element;
+    await this.rows.refresh(Math.floor(scrollTop / ROW), Math.ceil((scrollTop + clientHeight) / ROW));
+    this.grid.refresh();
+    void this.lookForTrouble();
+    if (this.fields.some((key) => key.startsWith("summary.") && !MACHINE.test(key.slice("summary.".length)))) return;
+    try {
+      await this.learn();
+      if (this.timer === -1) return;
+      this.apply(this.params);
+      this.chooser.update(this.columns, this.fields);
+    } catch {
+      // The next look will tell.
+    }
+  }
+
+  private async lookForTrouble(): Promise<void> {
+    if (Date.now() - this.looked < TROUBLE_MS) return;
+    this.looked = Date.now();
+    const find = (filter: string) => api.runs({ project: this.project, filter, limit: TROUBLED, fields: "" });
+    try {
+      const [lost, late] = await Promise.all([find(LOST), find(LATE_NOW)]);
+      drawBanners(this.banners, ofRuns(this.project, lost.runs, late.runs, { lost: lost.total, late: late.total }));
+    } catch {
+      // The list of runs says what is wrong.
+    }
+  }
+
+  private schedule(again = false): void {
+    if (this.timer === -1) return;
+    clearTimeout(this.timer);
+    this.timer = window.setTimeout(async () => {
+      if (again) return void this.begin();
+      if (!document.hidden) await this.refresh();
+      this.schedule();
+    }, REFRESH_MS);
+  }
+
+  private request(): Request {
+    const group = this.params.get("group") ?? "";
+    const wanted = [...this.columns, group].filter((key) => key.startsWith("config.") || key.startsWith("summary."));
+    // A statistic of a metric is in the metric's summary.
+    const fields = wanted.map((key) => key.replace(/^(summary\..+)\.(last|min|max|mean|count|last_step)$/, "$1"));
+    return {
+      project: this.project,
+      filter: this.params.get("filter") ?? "",
+      sort: this.sort,
+      group,
+      fields: [...new Set(fields)].join(","),
+      pinned: route.list(this.params, "pinned"),
+    };
+  }
+
+  private get sort(): string {
+    return this.params.get("sort") ?? "-started";
+  }
+
+  /** Columns of numbers, going by the newest runs. */
+  private get numbers(): string[] {
+    return this.columns.filter((key) => this.sample.some((run) => typeof field(run, key) === "number"));
+  }
+
+  private columnContext(): ColumnContext {
+    return {
+      project: this.project,
+      sort: this.sort,
+      pinned: new Set(route.list(this.params, "pin")),
+      numbers: new Set(this.numbers),
+      selectedColor: (id) => {
+        const position = this.selected.indexOf(id);
+        return position < 0 ? null : lineColor(position);
+      },
+      toggle: (run) => this.toggle(run),
+      filterBy: (clause) => this.filter.add(clause),
+      changed: (run, change) => void this.change(run, change),
+    };
+  }
+
+  private async change(run: api.Run, change: api.RunChange): Promise<void> {
+    const before = { ...run };
+    // The list may have been read again while somebody was typing.
+    const write = (values: Partial<api.Run>) => {
+      for (const one of this.rows.known()) if (one.id === run.id) Object.assign(one, values);
+      this.grid.refresh();
+    };
+    write(change);
+    try {
+      await api.changeRun(run.id, run.project, change);
+      this.problem.textContent = "";
+    } catch (error) {
+      write(Object.fromEntries(Object.keys(change).map((key) => [key, before[key as keyof api.Run]])));
+      this.problem.textContent = `Not saved: ${error instanceof Error ? error.message : error}`;
+    }
+  }
+
+  private toggle(run: api.Run): void {
+    const without = this.selected.filter((id) => id !== run.id);
+    route.change({ selected: route.joined(without.length < this.selected.length ? without : [...this.selected, run.id]) });
+  }
+
+  private compare(): void {
+    if (this.selected.length) route.go(["p", this.project, "runs", this.selected.join(",")]);
+  }
+
+  private setColumns(columns: string[] | null): void {
+    route.change({ columns: columns && (route.joined(columns) || " ") });
+  }
+
+  private onRows(): void {
+    this.problem.textContent = "";
+    this.grid.setRows(this.rows.total, (index) => this.rows.at(index));
+    const { found } = this.rows;
+    const words = `${found.toLocaleString("en")} ${found === 1 ? "run" : "runs"}${this.params.has("filter") ? (found === 1 ? " matches" : " match") : ""}`;
+    if (this.status.textContent !== words) this.status.textContent = words;
+    if (this.sample.length && this.element.classList.toggle("unmatched", found === 0)) {
+      fill(
+        this.empty,
+        h("div", { class: "state" }, h("h2", {}, "No run matches"), h("p", {}, button("Clear the filter", () => route.change({ filter: null })))),
+      );
+    } else if (this.sample.length) fill(this.empty);
+    this.drawActions();
+  }
+
+  private onError(error: unknown): void {
+    this.problem.textContent = error instanceof Error ? error.message : String(error);
+    if (this.rows.found === 0) this.status.textContent = "";
+    if (!(error instanceof api.ApiError && error.status === 400)) this.loaded = "";
+  }
+
+  private drawActions(): void {
+    const { selected } = this;
+    const n = Math.min(this.rows.found, COMPARED);
+    const drawn = JSON.stringify([selected.length, n, this.rows.found === n]);
+    if (this.actions.dataset.drawn === drawn) return;
+    this.actions.dataset.drawn = drawn;
+    fill(
+      this.actions,
+      selected.length
+        ? button(`Compare ${selected.length}`, () => this.compare(), { class: "primary" })
+        : button(`Charts of ${n === this.rows.found ? "all" : "the first"} ${n}`, () => this.compareFirst(), { disabled: n === 0 }),
+      selected.length > 0 && button("Pin", () => this.pinSelected(), { title: "Keep the selected runs on top" }),
+      selected.length > 0 && button("Clear", () => route.change({ selected: null }), { "aria-label": "Clear the selection" }),
+    );
+  }
+
+  private compareFirst(): void {
+    const ids = new Set<string>();
+    for (const { id } of this.rows.known()) if (ids.size < COMPARED) ids.add(id);
+    route.go(["p", this.project, "runs", [...ids].join(",")]);
+  }
+
+  private pinSelected(): void {
+    const pinned = new Set(route.list(this.params, "pinned"));
+    const all = this.selected.every((id) => pinned.has(id));
+    for (const id of this.selected) all ? pinned.delete(id) : pinned.add(id);
+    route.change({ pinned: route.joined(pinned) });
+  }
+
+  private fold(row: Heading): void {
+    this.rows.fold(row);
+    this.grid.refresh();
+  }
+
+  private heading(row: Heading): HTMLElement {
+    const group = this.params.get("group") ?? "";
+    const means = this.columns
+      .filter((key) => key.startsWith("summary."))
+      .slice(0, 3)
+      .map((key) => {
+        const metric = key.slice("summary.".length);
+        const values = row.runs.map((run) => api.num(run.summary[metric]?.last)).filter(Number.isFinite);
+        const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
+        const some = values.length < row.runs.length ? ` of ${values.length}` : "";
+        return values.length ? `${shortLabel(key)} ${format.number(mean)} on average${some}` : "";
+      });
+    const toggle = button(`${row.open ? "▾" : "▸"} ${shortLabel(group)} = ${row.heading}`, () => this.fold(row), {
+      "aria-expanded": String(row.open),
+      tabindex: -1,
+    });
+    return h("div", { class: "heading" }, toggle, h("span", { class: "muted" }, [`${row.runs.length} runs`, ...means].filter(Boolean).join(" · ")));
+  }
+}

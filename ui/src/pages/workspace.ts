@@ -1,0 +1,153 @@
+// One run, or several beside each other: what they are, how they are, and panes to look into.
+
+import { fill, h } from "../base/dom";
+import * as route from "../base/route";
+import { lineColor, onTheme } from "../base/theme";
+import { usePalette } from "../chart/metricSource";
+import type { Update } from "../data/live";
+import { ChartsPane } from "../panes/charts";
+import { DifferencePane } from "../panes/configDiff";
+import { DistributionsPane } from "../panes/distributions";
+import { Health } from "../panes/health";
+import { MediaPane } from "../panes/media";
+import { OverviewPane } from "../panes/overview";
+import type { Pane } from "../panes/pane";
+import { SystemPane } from "../panes/system";
+import type { Session } from "../selection/runSelection";
+import type { Context, View } from "./page";
+
+const ONE = { charts: "Charts", system: "System", distributions: "Distributions", media: "Media", overview: "Overview" };
+const MANY = { charts: "Charts", difference: "Configuration" };
+const RELOAD_MS = 3000;
+/** Where several runs are shown, and nothing that is not known has come. */
+const QUIET_MS = 30_000;
+
+export class Workspace implements View {
+  readonly element = h("div", { class: "workspace" }, h("p", { class: "state", role: "status" }, "Loading …"));
+  private readonly health: Health;
+  private pane: Pane | null = null;
+  private params = new URLSearchParams();
+  private readonly offTheme: () => void;
+  private reloading = 0;
+  private reloadAt = Number.POSITIVE_INFINITY;
+  private closed = false;
+
+  constructor(
+    private readonly context: Context,
+    private readonly session: Session,
+    private readonly tab: string,
+  ) {
+    const { project, ids } = session;
+    this.health = new Health(this.session);
+    usePalette(lineColor);
+    this.offTheme = onTheme(() => this.pane?.apply(this.params));
+    context.title(ids.length > 1 ? `${ids.length} runs` : (ids[0] ?? ""), project);
+    void this.load();
+  }
+
+  apply(params: URLSearchParams): void {
+    this.params = params;
+    this.pane?.apply(params);
+    this.drawTabs();
+  }
+
+  onKey(event: KeyboardEvent): void {
+    this.pane?.onKey?.(event);
+  }
+
+  close(): void {
+    this.closed = true;
+    clearTimeout(this.reloading);
+    this.offTheme();
+    this.pane?.close();
+    this.health.close();
+    this.session.feed.close();
+  }
+
+  private readonly tabs = h("nav", { class: "tabs", "aria-label": "Panes" });
+
+  private async load(): Promise<void> {
+    try {
+      await this.session.load();
+    } catch (error) {
+      if (!this.closed) fill(this.element, this.context.onError(error, () => void this.load()));
+      return;
+    }
+    if (this.closed) return;
+    const single = this.session.single;
+    if (single) this.context.title(single.name || single.id, this.session.project);
+    this.pane = this.makePane();
+    this.drawTabs();
+    fill(this.element, h("div", { class: "top" }, this.health.element, this.tabs), this.pane.element);
+    this.pane.apply(this.params);
+    this.tabs.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
+    this.health.update();
+    void this.session.loadMore(() => this.closed || this.pane?.onMetrics?.());
+    this.session.feed.follow(
+      (update) => this.onUpdate(update),
+      (connected) => this.health.connection(connected),
+    );
+  }
+
+  private onUpdate(update: Update): void {
+    const unknown = this.session.heard(update);
+    this.pane?.onUpdate?.(update);
+    this.health.update();
+    this.reloadIn(unknown || this.session.ids.length === 1 ? RELOAD_MS : QUIET_MS);
+  }
+
+  private reloadIn(milliseconds: number): void {
+    const at = Date.now() + milliseconds;
+    if (at >= this.reloadAt) return;
+    this.reloadAt = at;
+    clearTimeout(this.reloading);
+    this.reloading = window.setTimeout(() => void this.reload(), milliseconds);
+  }
+
+  private async reload(): Promise<void> {
+    try {
+      if (await this.session.reload()) this.pane?.onMetrics?.();
+      this.pane?.onReload?.();
+      this.health.update();
+    } catch {
+      // The next update tries again; the bar says when the server is away.
+    }
+    this.reloadAt = Number.POSITIVE_INFINITY;
+  }
+
+  private makePane(): Pane {
+    switch (this.tab) {
+      case "difference":
+        return new DifferencePane(this.session);
+      case "distributions":
+        return new DistributionsPane(this.session);
+      case "media":
+        return new MediaPane(this.session);
+      case "overview":
+        return new OverviewPane(this.session);
+      case "system":
+        return new SystemPane(this.session);
+      default:
+        return new ChartsPane(this.session);
+    }
+  }
+
+  private drawTabs(): void {
+    const base = ["p", this.session.project, "runs", this.session.ids.join(",")];
+    const shared = new URLSearchParams([...this.params].filter(([name]) => SHARED.has(name)));
+    const labels = this.session.ids.length > 1 ? MANY : ONE;
+    fill(
+      this.tabs,
+      ...Object.entries(labels).map(([tab, label]) =>
+        h(
+          "a",
+          { href: route.address(tab === "charts" ? base : [...base, tab], shared), "aria-current": tab === this.tab ? "page" : undefined },
+          label,
+        ),
+      ),
+    );
+  }
+}
+
+/** Parts of the view that hold on every pane. */
+const SHARED = new Set(["x", "from", "to", "s", "colors", "hide", "group"]);

@@ -1,0 +1,206 @@
+// Histograms over steps, and one of them by a slider.
+
+import { arrange, fill, h } from "../base/dom";
+import * as format from "../base/format";
+import * as route from "../base/route";
+import { drawHeatmap, drawSingle, type Frame } from "../chart/heatmap";
+import { type Chart, key } from "../chart/variant";
+import * as api from "../data/api";
+import type { Update } from "../data/live";
+import { matcher } from "../selection/metricSections";
+import type { Session } from "../selection/runSelection";
+import type { Pane } from "./pane";
+
+const KINDS = new Set(["histogram", "exponential_histogram"]);
+
+export class DistributionsPane implements Pane {
+  readonly element = h("div", { class: "pane" });
+  private readonly cards = new Map<string, DistributionCard>();
+  private readonly search = h("input", {
+    type: "search",
+    "data-search": true,
+    class: "search",
+    placeholder: "Search distributions, by regular expression",
+    "aria-label": "Search distributions, by regular expression",
+    on: { input: () => route.change({ q: this.search.value }) },
+  });
+  private readonly grid = h("div", { class: "charts wide" });
+  private readonly observer = new IntersectionObserver(
+    (entries) => {
+      for (const { target, isIntersecting } of entries) if (isIntersecting) this.cards.get((target as HTMLElement).dataset.key ?? "")?.wake();
+    },
+    { rootMargin: "200px" },
+  );
+  private width = 0;
+  private readonly resized = new ResizeObserver(() => {
+    if (this.width === this.grid.clientWidth) return;
+    this.width = this.grid.clientWidth;
+    for (const card of this.cards.values()) card.draw();
+  });
+  private params = new URLSearchParams();
+
+  constructor(private readonly session: Session) {
+    this.element.append(h("div", { class: "content" }, h("div", { class: "controls", role: "search" }, this.search), this.grid));
+    this.resized.observe(this.grid);
+  }
+
+  apply(params: URLSearchParams): void {
+    this.params = params;
+    if (document.activeElement !== this.search) this.search.value = params.get("q") ?? "";
+    const matches = matcher(params.get("q") ?? "");
+    const [run = ""] = this.session.ids;
+    const shown: DistributionCard[] = [];
+    const metrics = this.session.charts.filter(({ kind, name }) => KINDS.has(kind) && matches(name));
+    for (const metric of metrics.sort((a, b) => (a.name < b.name ? -1 : 1))) {
+      const sets = metric.attributes.length ? metric.attributes : [{}];
+      for (const [scope, attributes] of metric.scopes.flatMap((scope) => sets.map((set) => [scope, set] as const))) {
+        const name = JSON.stringify([key(metric), scope, attributes]);
+        const card = this.cards.get(name) ?? new DistributionCard(run, this.session.project, metric, scope, attributes);
+        card.element.dataset.key = name;
+        this.cards.set(name, card);
+        shown.push(card);
+        this.observer.observe(card.element);
+      }
+    }
+    if (shown.length) arrange(this.grid, shown.map(({ element }) => element));
+    else {
+      const any = this.session.metrics.some(({ kind }) => KINDS.has(kind));
+      fill(
+        this.grid,
+        h(
+          "div",
+          { class: "state" },
+          h("h2", {}, any ? "No distribution has such a name" : "No distributions yet"),
+          any ? null : h("p", {}, "Log one with ", h("code", {}, "run.log({\"gradients\": tensormeter.Histogram(tensor)})"), ", or watch a whole model with ", h("code", {}, "run.watch(model)"), "."),
+        ),
+      );
+    }
+    for (const card of shown) card.draw();
+  }
+
+  onUpdate(update: Update): void {
+    for (const card of this.cards.values()) if (update.metrics?.includes(card.metric.name)) card.soon();
+  }
+
+  onMetrics(): void {
+    this.apply(this.params);
+  }
+
+  close(): void {
+    this.observer.disconnect();
+    this.resized.disconnect();
+    for (const card of this.cards.values()) card.close();
+  }
+}
+
+class DistributionCard {
+  readonly element: HTMLElement;
+  private readonly heat = h("canvas", { class: "heat", role: "img" });
+  private readonly single = h("canvas", { class: "single", role: "img" });
+  private readonly slider = h("input", { type: "range", min: 0, value: 0, "aria-label": "Step", on: { input: () => this.draw() } });
+  private readonly words = h("p", { class: "remark" });
+  private readonly status = h("p", { class: "status", role: "status" }, "Loading …");
+  private points: api.HistogramPoint[] = [];
+  private timer = 0;
+  private awake = false;
+
+  constructor(
+    private readonly run: string,
+    private readonly project: string,
+    readonly metric: Chart,
+    private readonly scope: string,
+    private readonly attributes: Record<string, unknown>,
+  ) {
+    const from = metric.scopes.length > 1 && scope ? [scope] : [];
+    const title = [metric.title, ...from, ...Object.values(attributes).map(String)].join(" · ");
+    this.heat.setAttribute("aria-label", `${title} over ${this.axis === "step" ? "steps" : "time"}; brighter is denser`);
+    this.single.setAttribute("aria-label", `${title} at one ${this.axis === "step" ? "step" : "time"}`);
+    this.heat.addEventListener("click", (event) => this.pick(event));
+    this.element = h(
+      "section",
+      { class: "card", "aria-label": title },
+      h("header", {}, h("h3", { title: metric.description || title }, title)),
+      h("div", { class: "stage" }, this.heat, this.status),
+      h("label", { class: "slider" }, this.axis === "step" ? "step " : "time ", this.slider),
+      this.single,
+      this.words,
+    );
+  }
+
+  /** Distributions that were recorded without steps go by the time since the run's start. */
+  private get axis(): string {
+    return this.metric.stepped ? "step" : "relative";
+  }
+
+  private at(x: number): string {
+    return this.axis === "step" ? `step ${format.number(x)}` : `after ${format.duration(x)}`;
+  }
+
+  wake(): void {
+    if (this.awake) return;
+    this.awake = true;
+    void this.load();
+  }
+
+  soon(): void {
+    if (!this.awake || this.timer) return;
+    this.timer = window.setTimeout(() => {
+      this.timer = 0;
+      void this.load();
+    }, 1000);
+  }
+
+  close(): void {
+    clearTimeout(this.timer);
+  }
+
+  private async load(): Promise<void> {
+    try {
+      const atEnd = Number(this.slider.value) >= this.points.length - 1;
+      const attributes = Object.keys(this.attributes).length ? JSON.stringify(this.attributes) : "";
+      const { scope } = this;
+      const { name, kind, temporality, unit } = this.metric;
+      this.points = await api.histograms(this.run, { project: this.project, metric: name, kind, temporality, scope, unit, attributes, x: this.axis, max_points: 200 });
+      this.slider.max = String(Math.max(0, this.points.length - 1));
+      if (atEnd) this.slider.value = this.slider.max;
+      this.status.hidden = this.points.length > 0;
+      this.status.textContent = "No points yet.";
+      this.draw();
+    } catch (error) {
+      this.status.hidden = false;
+      this.status.textContent = error instanceof Error ? error.message : String(error);
+    }
+  }
+
+  draw(): void {
+    const chosen = Number(this.slider.value);
+    const point = this.points[chosen];
+    if (!point || !this.element.isConnected) return;
+    const frame: Frame | null = drawHeatmap(this.heat, this.points, chosen, this.metric.unit, this.axis === "step" ? (x) => format.number(Math.round(x)) : format.duration);
+    if (frame) drawSingle(this.single, point, frame, this.metric.unit);
+    const mean = api.num(point.sum) / point.count;
+    this.words.textContent = [
+      this.at(point.x),
+      `${format.count(point.count)} values`,
+      Number.isFinite(mean) ? `mean ${format.number(mean)}` : "",
+      point.min === null ? "" : `from ${format.number(api.num(point.min))}`,
+      point.max === null ? "" : `to ${format.number(api.num(point.max))}`,
+    ]
+      .filter(Boolean)
+      .join(" · ");
+    this.slider.setAttribute("aria-valuetext", this.at(point.x));
+    this.element.dataset.drawn = String((Number(this.element.dataset.drawn) || 0) + 1);
+  }
+
+  private pick(event: MouseEvent): void {
+    const place = this.heat.getBoundingClientRect();
+    const share = (event.clientX - place.left - 64) / (place.width - 72);
+    const first = this.points[0]?.x ?? 0;
+    const last = this.points[this.points.length - 1]?.x ?? 0;
+    const at = first + share * (last - first);
+    let best = 0;
+    for (const [i, { x }] of this.points.entries()) if (Math.abs(x - at) < Math.abs((this.points[best]?.x ?? 0) - at)) best = i;
+    this.slider.value = String(best);
+    this.draw();
+  }
+}

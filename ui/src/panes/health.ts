@@ -1,0 +1,146 @@
+// The first thing to see: is it alive, is it healthy, was anything lost.
+
+import { fill, h } from "../base/dom";
+import * as format from "../base/format";
+import * as api from "../data/api";
+import { isProvisional } from "../data/attempt";
+import { alertOf, chartLinks } from "../selection/alert";
+import type { Session } from "../selection/runSelection";
+import { isForeign, meaning, stateBadge } from "../widgets/badge";
+import { type Banner, drawBanners, isLate, ofRuns } from "../widgets/banner";
+import { endWords } from "../widgets/endSummary";
+import { lossSentences } from "../widgets/lossSummary";
+
+const TICK_MS = 1000;
+const ALERTS_MS = 5000;
+const MOST_ENDS = 1000;
+const ENDED_BADLY: (api.State | undefined)[] = ["failed", "crashed", "preempted"];
+
+export class Health {
+  readonly element = h("div", { class: "health" });
+  private readonly heading = h("div", { class: "heading" });
+  private readonly facts = h("dl", { class: "facts" });
+  private readonly banners = h("div", { class: "banners" });
+  private connected = true;
+  private alerts: api.TelemetryEvent[] = [];
+  private ends: api.TelemetryEvent[] = [];
+  private asked = 0;
+  private waiting = 0;
+  private readonly timer = setInterval(() => this.drawFacts(), TICK_MS);
+
+  constructor(private readonly session: Session) {
+    this.element.append(this.heading, this.facts, this.banners);
+  }
+
+  close(): void {
+    clearInterval(this.timer);
+    clearTimeout(this.waiting);
+  }
+
+  connection(connected: boolean): void {
+    this.connected = connected;
+    this.drawBanners();
+  }
+
+  update(): void {
+    const { single, runs } = this.session;
+    if (single) {
+      fill(this.heading, h("h1", {}, single.name || single.id), stateBadge(runs[0] ?? single), ...single.tags.map((tag) => h("span", { class: "tag" }, tag)));
+      this.soon();
+    } else {
+      const states = new Map<api.State, number>();
+      for (const { state } of runs) states.set(state, (states.get(state) ?? 0) + 1);
+      fill(
+        this.heading,
+        h("h1", {}, `${runs.length} runs`),
+        ...[...states].map(([state, n]) => h("span", { class: `badge ${state}` }, `${n} ${state}`)),
+      );
+    }
+    this.drawFacts();
+    this.drawBanners();
+  }
+
+  /** Look for alerts and ends, but not more often than every few seconds, and once more when something came meanwhile. */
+  private soon(): void {
+    if (this.waiting) return;
+    this.waiting = window.setTimeout(
+      () => {
+        this.waiting = 0;
+        if (this.session.single) void this.readEvents(this.session.single);
+      },
+      Math.max(0, this.asked + ALERTS_MS - Date.now()),
+    );
+  }
+
+  private async readEvents({ id, project }: api.RunDetail): Promise<void> {
+    this.asked = Date.now();
+    try {
+      this.alerts = await api.events(id, { project, name: "tensormeter.alert", limit: 20 });
+      if (ENDED_BADLY.includes(this.session.runs[0]?.state)) {
+        this.ends = await api.events(id, { project, name: "tensormeter.run.end", limit: MOST_ENDS });
+      }
+      this.drawBanners();
+    } catch {
+      // The overview tells what events there are; a banner that cannot be read is no reason for another one.
+    }
+  }
+
+  private drawFacts(): void {
+    const { single, runs, metrics } = this.session;
+    const run = runs[0];
+    if (!single || !run) {
+      this.facts.hidden = true;
+      return;
+    }
+    const step = Math.max(...metrics.map(({ last_step }) => last_step ?? -1));
+    const started = format.epoch(single.started);
+    const end = single.ended ? format.epoch(single.ended) : run.state === "running" ? Date.now() / 1000 : format.epoch(single.last_time);
+    const ranked = single.processes.filter(({ rank }) => rank !== null);
+    const ranks = ranked.length ? ranked : single.processes;
+    const alive = ranks.filter(({ state }) => state === "running" || state === null).length;
+    const rate = step > 0 && end > started ? step / (end - started) : Number.NaN;
+    const facts: [string, string, string?][] = [
+      ["last heard", format.ago(format.epoch(run.last_time)), format.moment(format.epoch(run.last_time))],
+      ["step", step >= 0 ? step.toLocaleString("en").replaceAll(",", "\u2009") : "–"],
+      ["steps/s", Number.isFinite(rate) ? format.number(rate) : "–", "over the whole run"],
+      [single.ended ? "took" : "running for", format.duration(end - started), `since ${format.moment(started)}`],
+      ["ranks", run.state === "running" && alive < ranks.length ? `${alive} of ${ranks.length}` : String(ranks.length)],
+    ];
+    if (isProvisional(single)) facts.push(["attempt", `${single.attempt}, provisional`, "attempts on other machines may have the same number"]);
+    else if (single.attempt > 1) facts.push(["attempt", String(single.attempt), "it was resumed"]);
+    const text = JSON.stringify(facts);
+    if (this.facts.dataset.text === text) return;
+    this.facts.dataset.text = text;
+    fill(this.facts, ...facts.map(([name, value, title]) => h("div", { title }, h("dt", {}, name), h("dd", {}, value))));
+  }
+
+  private drawBanners(): void {
+    const { single, runs, project } = this.session;
+    const found: Banner[] = [];
+    if (!this.connected) found.push({ kind: "warn", title: "Not live", text: "The server does not answer; this page tries again by itself. What is shown may be old." });
+    if (single) found.push(...this.ofSingle(single, runs[0] ?? single));
+    else found.push(...ofRuns(project, runs.filter(({ lost }) => lost > 0), runs.filter(isLate)));
+    drawBanners(this.banners, found);
+  }
+
+  private ofSingle(run: api.RunDetail, { state }: Pick<api.Run, "state">): Banner[] {
+    const found: Banner[] = [];
+    if (state === "stalled" || ENDED_BADLY.includes(state)) {
+      const why = state === "stalled" ? "" : endWords(run, this.ends);
+      found.push({ kind: state === "preempted" || isForeign(run) ? "warn" : "bad", title: isForeign(run) ? "Silent" : state, text: [meaning(state, isForeign(run)), why].filter(Boolean).join(" ") });
+    }
+    const losses = lossSentences(run.losses);
+    if (losses.length) found.push({ kind: "bad", title: "Data was lost.", text: losses.join(" ") });
+    if (isLate({ state, lag: run.lag })) {
+      found.push({ kind: "warn", title: "Late", text: `The newest point is ${format.duration(run.lag ?? 0)} older than the last sign of life. Points that are late are kept where the trainer runs.` });
+    }
+    const serious = this.alerts.filter((event) => alertOf(event).serious);
+    if (serious[0]) {
+      const { title, text, level } = alertOf(serious[0]);
+      const { step } = serious[0];
+      const words = [text, step === null || text.includes(`step ${step}`) ? "" : `(step ${step})`, serious.length > 1 ? `and ${serious.length - 1} more, on the overview` : ""];
+      found.push({ kind: level === "ERROR" ? "bad" : "warn", title, text: words.filter(Boolean).join(" "), links: chartLinks(serious[0], this.session) });
+    }
+    return found;
+  }
+}

@@ -1,0 +1,197 @@
+// What a run is: how it ended, alerts, configuration, environment, processes, what happened.
+
+import { arrange, fill, h, type Child } from "../base/dom";
+import * as format from "../base/format";
+import * as api from "../data/api";
+import { attemptWords } from "../data/attempt";
+import type { Update } from "../data/live";
+import { alertOf, chartLinks, levelClass, levelOf } from "../selection/alert";
+import { RunEditor } from "../selection/runEditor";
+import type { Session } from "../selection/runSelection";
+import { isForeign, meaning, stateBadge } from "../widgets/badge";
+import { lossSentences } from "../widgets/lossSummary";
+import type { Pane } from "./pane";
+
+const FIRST: [string, string][] = [
+  ["command", "process.command_line"],
+  ["arguments", "process.command_args"],
+  ["git commit", "vcs.ref.head.revision"],
+  ["git branch", "vcs.ref.head.name"],
+  ["repository", "vcs.repository.url.full"],
+  ["host", "host.name"],
+  ["Python", "process.runtime.version"],
+  ["system", "os.description"],
+];
+const SHOWN_PROCESSES = 600;
+/** Larger bodies of events are not read: alerts are smaller, and of others only the beginning is shown. */
+const MOST_CHARACTERS = 100_000;
+
+export class OverviewPane implements Pane {
+  private readonly content = h("div", { class: "content overview" });
+  readonly element = h("div", { class: "pane" }, this.content);
+  private readonly facts = h("dl", { class: "facts long" });
+  private readonly editor: RunEditor;
+  /** Panels by title, and what they were made of. */
+  private readonly panels = new Map<string, { made: string; element: HTMLElement }>();
+  private readonly run: HTMLElement;
+  private events: api.TelemetryEvent[] = [];
+  private problem = "";
+
+  constructor(private readonly session: Session) {
+    this.editor = new RunEditor(session, () => this.draw());
+    this.run = panel("Run", this.facts, this.editor.element);
+    void this.load();
+  }
+
+  apply(): void {
+    this.draw();
+  }
+
+  onUpdate(update: Update): void {
+    if (update.events || update.state) void this.load();
+  }
+
+  onReload(): void {
+    this.draw();
+  }
+
+  close(): void {}
+
+  private async load(): Promise<void> {
+    const [run = ""] = this.session.ids;
+    try {
+      this.events = await api.events(run, { project: this.session.project, limit: 200, max_body: MOST_CHARACTERS });
+      this.problem = "";
+    } catch (error) {
+      this.problem = error instanceof Error ? error.message : String(error);
+    }
+    this.draw();
+  }
+
+  private draw(): void {
+    const run = this.session.single;
+    if (!run) return;
+    this.drawFacts(runFacts(run, this.events).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+    this.editor.update();
+    const { events, problem } = this;
+    const alerts = events.filter(({ name }) => name === "tensormeter.alert");
+    const others = events.filter(({ name }) => !/^tensormeter\.(alert|table|image|text|run\.heartbeat)$/.test(name));
+    const config = [...format.flatten(run.config)].map(([key, value]): [string, string] => [key, format.setting(value)]);
+    const environment = Object.entries(run.environment ?? {})
+      .sort()
+      .map(([key, value]): [string, string] => [key, words(value)]);
+    arrange(this.content, [
+      this.run,
+      this.panel("Alerts", [alerts, alerts.map((event) => chartLinks(event, this.session)), problem], () => [
+        problem ? h("p", { class: "problem" }, problem) : null,
+        alerts.length ? h("ul", { class: "events" }, ...alerts.map((event) => alertItem(event, chartLinks(event, this.session)))) : h("p", { class: "muted" }, "None. A NaN, a spike or a stall would be here."),
+      ]),
+      this.panel("Configuration", config, () => [table(config, "No configuration was given to init.")]),
+      this.panel("Environment", environment, () => [table(environment, "The processes said nothing about their environment.")]),
+      this.panel("Processes", run.processes, () => [processTable(run.processes)]),
+      this.panel("What happened", others, () => [
+        others.length ? h("ul", { class: "events" }, ...others.map(eventItem)) : h("p", { class: "muted" }, "No events."),
+      ]),
+    ]);
+  }
+
+  /** They stay as they are, selected, until one says something else. */
+  private drawFacts(facts: HTMLElement[]): void {
+    const text = facts.map(({ outerHTML }) => outerHTML).join("");
+    if (this.facts.dataset.text === text) return;
+    this.facts.dataset.text = text;
+    fill(this.facts, ...facts);
+  }
+
+  /** A panel stays as it is, scrolled and selected, until what it shows is something else. */
+  private panel(title: string, content: unknown, make: () => Child[]): HTMLElement {
+    const made = JSON.stringify(content);
+    const known = this.panels.get(title);
+    if (known?.made === made) return known.element;
+    const element = panel(title, ...make());
+    this.panels.set(title, { made, element });
+    return element;
+  }
+}
+
+function runFacts(run: api.RunDetail, events: api.TelemetryEvent[]): [string, Child][] {
+  const losses = lossSentences(run.losses);
+  const environment = new Map(Object.entries(run.environment ?? {}));
+  return [
+    ["state", h("span", {}, stateBadge(run), " ", h("span", { class: "muted" }, meaning(run.state, isForeign(run))))],
+    ["id", run.id],
+    ["started", format.moment(format.epoch(run.started))],
+    ["ended", run.ended ? format.moment(format.epoch(run.ended)) : "not yet"],
+    ["last heard", format.moment(format.epoch(run.last_time))],
+    ["attempt", attemptWords(run)],
+    ["group", run.group || "–"],
+    ["exit", exitWords(events)],
+    ["points", run.points === undefined ? "–" : format.count(run.points)],
+    ["lost", losses.length ? losses.join(" ") : "nothing"],
+    ...FIRST.flatMap(([label, key]): [string, Child][] => (environment.has(key) ? [[label, words(environment.get(key))]] : [])),
+  ];
+}
+
+function words(value: unknown): string {
+  return Array.isArray(value) ? value.join(" ") : format.value(value);
+}
+
+function processTable(processes: api.Process[]): HTMLElement {
+  const shown = [...processes].sort((a, b) => (a.rank ?? 1e9) - (b.rank ?? 1e9)).slice(0, SHOWN_PROCESSES);
+  const cells = ({ id, rank, host, state }: api.Process) => [h("td", {}, rank ?? "–"), h("td", {}, host ?? "–"), h("td", {}, state ?? "–"), h("td", { class: "mono" }, id)];
+  return h(
+    "div",
+    { class: "scroll", tabindex: 0, role: "region", "aria-label": "Processes" },
+    h(
+      "table",
+      { class: "plain" },
+      h("thead", {}, h("tr", {}, ...["rank", "host", "state", "process"].map((name) => h("th", { scope: "col" }, name)))),
+      h("tbody", {}, ...shown.map((process) => h("tr", {}, ...cells(process)))),
+    ),
+    processes.length > shown.length && h("p", { class: "muted" }, `and ${processes.length - shown.length} more`),
+  );
+}
+
+function panel(title: string, ...content: Child[]): HTMLElement {
+  return h("section", { class: "panel", "aria-label": title }, h("h2", {}, title), ...content);
+}
+
+function table(rows: [string, string][], none: string): HTMLElement {
+  if (rows.length === 0) return h("p", { class: "muted" }, none);
+  return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Values" }, h("table", { class: "plain" }, h("tbody", {}, ...rows.map(([key, value]) => h("tr", {}, h("th", { scope: "row" }, key), h("td", { class: "mono" }, value))))));
+}
+
+function exitWords(events: api.TelemetryEvent[]): string {
+  const end = events.find(({ name }) => name === "tensormeter.run.end");
+  if (!end) return "–";
+  const { state, message, exit_code: code, signal } = (end.body ?? {}) as Record<string, unknown>;
+  return [state, code === undefined || code === null ? "" : `exit code ${code}`, signal ? `signal ${signal}` : "", message].filter(Boolean).join(", ");
+}
+
+function alertItem(event: api.TelemetryEvent, links: [string, string][]): HTMLElement {
+  const { title, text, level } = alertOf(event);
+  return h("li", { class: levelClass(level) }, h("strong", {}, `${level} ${title}`), " ", text, " ", ...links.map(([label, href]) => h("a", { href }, label)), " ", when(event));
+}
+
+function eventItem(event: api.TelemetryEvent): HTMLElement {
+  const { name, body, size, scope, trace_id: trace, severity_text: said } = event;
+  const content = body === null || body === undefined ? (size > MOST_CHARACTERS ? `(${format.count(size)} characters)` : "") : typeof body === "string" ? body : JSON.stringify(body);
+  const level = levelOf(event);
+  // The lifecycle of every run is information, which needs no label.
+  const labelled = level && !(name.startsWith("tensormeter.") && level === "INFO");
+  return h(
+    "li",
+    { class: levelClass(level) },
+    h("strong", { title: said && said !== level ? `severity ${said}` : undefined }, [labelled ? level : "", name.replace(/^tensormeter\./, "")].filter(Boolean).join(" ")),
+    " ",
+    h("span", { class: "mono" }, content.slice(0, 300)),
+    " ",
+    when(event),
+    scope.name && scope.name !== "tensormeter" ? h("span", { class: "muted" }, ` · ${scope.name}`) : null,
+    trace ? h("span", { class: "muted" }, ` · trace ${trace}`) : null,
+  );
+}
+
+function when({ time, step }: api.TelemetryEvent): HTMLElement {
+  return h("span", { class: "muted" }, `${step === null ? "" : `step ${step} · `}${format.moment(format.epoch(time))}`);
+}

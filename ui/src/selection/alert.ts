@@ -1,0 +1,49 @@
+// What an alert says: those that scripts raise (title, text, level) and those of the server (kind, message).
+
+import { address } from "../base/route";
+import type { TelemetryEvent } from "../data/api";
+import type { Session } from "./runSelection";
+
+export interface Alert {
+  title: string;
+  text: string;
+  level: string;
+  serious: boolean;
+}
+
+const TITLES: Record<string, string> = { nan: "Not finite", spike: "Spike", stall: "Stalled", threshold: "Beyond a bound" };
+
+const LEVELS = ["TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL"];
+
+/** The level of a record: OTLP has four numbers to each. "" without a severity. */
+export function levelOf({ severity_number: number, severity_text: text }: TelemetryEvent): string {
+  return LEVELS[Math.ceil(number / 4) - 1] ?? text;
+}
+
+/** The class of a list item with a record of this level. */
+export function levelClass(level: string): string {
+  return level === "ERROR" || level === "FATAL" ? "bad" : level === "WARN" ? "warn" : "";
+}
+
+export function alertOf(event: TelemetryEvent): Alert {
+  const { body } = event;
+  const { title, text, level, kind, message } = (typeof body === "string" ? { text: body } : (body ?? {})) as Record<string, unknown>;
+  const own = String(kind ?? "");
+  // The server notices only what somebody should look at.
+  const grave = String(level ?? (own === "nan" ? "ERROR" : own ? "WARN" : levelOf(event) || "INFO"));
+  return {
+    title: String(title ?? TITLES[own] ?? own),
+    text: String(text ?? message ?? ""),
+    level: grave,
+    serious: grave === "ERROR" || grave === "WARN",
+  };
+}
+
+/** The chart that an alert is about: the server says of which metric it is, and what a script says may name one. */
+export function chartLinks(event: TelemetryEvent, { metrics, project, ids }: Session): [string, string][] {
+  const { metric } = (event.body ?? {}) as Record<string, unknown>;
+  const { title, text } = alertOf(event);
+  const words = new Set([String(metric ?? ""), ...`${title} ${text}`.split(/\s+/).map((word) => word.replace(/^["'`(]+|["'`).,:;!?]+$/g, ""))]);
+  const found = metrics.find(({ name }) => words.has(name));
+  return found ? [[`Show ${found.name}`, address(["p", project, "runs", ...ids], { full: found.name })]] : [];
+}

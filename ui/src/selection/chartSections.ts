@@ -1,0 +1,107 @@
+// Charts in sections by the prefix of their names, drawn when they come into sight.
+
+import { button, drawing, fill, h } from "../base/dom";
+import { Card, type CardEvents, type Source } from "../chart/chartCard";
+import type { Section } from "./metricSections";
+
+const NEAR = "300px";
+
+export class ChartGrid {
+  readonly element = h("div", { class: "sections" });
+  private cards = new Map<string, Card>();
+  private cells = new Map<Element, Card>();
+  private shape = "";
+  private readonly observer = new IntersectionObserver((entries) => this.onSight(entries), { rootMargin: NEAR });
+  private width = 0;
+  private readonly resized = new ResizeObserver(() => {
+    // The height changes with every word below a chart.
+    const before = this.width;
+    this.width = this.element.clientWidth;
+    if (!before || before === this.width) return;
+    for (const card of this.cards.values()) card.measure();
+    this.redraw();
+  });
+
+  constructor(
+    private readonly events: CardEvents,
+    private readonly onFold: (closed: string[]) => void,
+    private readonly listed: boolean,
+  ) {
+    this.resized.observe(this.element);
+  }
+
+  /** Show these sections; cards that stay keep their plots. */
+  update(all: Section<Source>[], closed: string[]): void {
+    const shape = JSON.stringify([all.map(({ name, sources }) => [name, sources.map(({ title }) => title)]), closed]);
+    if (shape === this.shape) return;
+    this.shape = shape;
+    const kept = new Map<string, Card>();
+    this.observer.disconnect();
+    this.cells.clear();
+    fill(this.element, ...all.map((section) => this.section(section, all, closed, kept)));
+    for (const [title, card] of this.cards) if (!kept.has(title)) card.sleep();
+    this.cards = kept;
+    this.wakeFirst();
+  }
+
+  /** Cards in sight do not wait for the observer, which speaks after the next frame. */
+  private wakeFirst(): void {
+    const inSight: Card[] = [];
+    for (const card of this.cards.values()) {
+      const { top, bottom, height } = card.element.getBoundingClientRect();
+      if (top > innerHeight) break;
+      if (bottom > 0 && height > 0) inSight.push(card);
+    }
+    this.wake(inSight);
+  }
+
+  private wake(cards: Card[]): void {
+    for (const card of cards) card.measure();
+    for (const card of cards) card.wake();
+  }
+
+  /** Read again what is in sight. */
+  refresh(): void {
+    for (const card of this.cards.values()) void card.refresh();
+  }
+
+  redraw(): void {
+    for (const card of this.cards.values()) card.draw();
+  }
+
+  close(): void {
+    this.observer.disconnect();
+    this.resized.disconnect();
+    for (const card of this.cards.values()) card.sleep();
+    this.cards.clear();
+  }
+
+  private section(section: Section<Source>, all: Section<Source>[], closed: string[], kept: Map<string, Card>): HTMLElement {
+    const open = !closed.includes(section.name);
+    const toggle = button(
+      "",
+      () => this.onFold(open ? [...closed, section.name] : closed.filter((name) => name !== section.name)),
+      { "aria-expanded": String(open), class: "fold" },
+    );
+    toggle.append(drawing(open ? "down" : "right"), section.name || "charts", h("span", { class: "muted" }, section.sources.length));
+    const grid = h("div", { class: section.spread ? "charts spread" : "charts" });
+    if (open) {
+      for (const source of section.sources) {
+        const card = this.cards.get(source.title) ?? new Card(source, this.events, false, this.listed);
+        kept.set(source.title, card);
+        this.cells.set(card.element, card);
+        grid.append(card.element);
+        this.observer.observe(card.element);
+      }
+    }
+    const heading = all.length > 1 || section.name ? h("h2", {}, toggle) : null;
+    return h("section", { class: "section" }, heading, grid);
+  }
+
+  private onSight(entries: IntersectionObserverEntry[]): void {
+    const cards = (inSight: boolean) =>
+      entries.filter(({ isIntersecting }) => isIntersecting === inSight).flatMap(({ target }) => this.cells.get(target) ?? []);
+    for (const card of cards(false)) card.sleep();
+    this.wake(cards(true));
+  }
+}

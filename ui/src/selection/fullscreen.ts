@@ -1,0 +1,37 @@
+// One chart over the whole window. Which one is in the address.
+
+import { button, fill, h } from "../base/dom";
+import * as route from "../base/route";
+import { Card, type CardEvents, type Source } from "../chart/chartCard";
+
+export class FullScreen {
+  readonly element = h("dialog", { class: "full", on: { close: () => route.change({ full: null }) } });
+  private card: Card | null = null;
+
+  constructor(private readonly events: CardEvents) {}
+
+  /** Show this chart, or none. */
+  show(source: Source | undefined): void {
+    if (this.card?.source === source) return;
+    this.card?.sleep();
+    this.card = null;
+    if (!source) {
+      if (this.element.open) this.element.close();
+      return;
+    }
+    this.element.setAttribute("aria-label", source.title);
+    this.card = new Card(source, this.events, true);
+    fill(this.element, button("Close", () => this.element.close(), { class: "close" }), this.card.element);
+    if (!this.element.open) this.element.showModal();
+    this.card.wake();
+  }
+
+  /** Read again. */
+  refresh(): void {
+    void this.card?.refresh();
+  }
+
+  close(): void {
+    this.card?.sleep();
+  }
+}

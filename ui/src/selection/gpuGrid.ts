@@ -1,0 +1,95 @@
+// Each GPU of the run as a cell: which one idles is seen at once, also among 512.
+
+import { fill, h } from "../base/dom";
+import * as api from "../data/api";
+import type { Session } from "./runSelection";
+
+const BUSY = "hw.gpu.utilization";
+const MEMORY = "hw.gpu.memory.utilization";
+/** Share of the time below which a GPU counts as idle. */
+const IDLE = 0.1;
+const AGAIN_MS = 5000;
+
+interface Gpu {
+  name: string;
+  busy: number;
+  memory: number;
+}
+
+export class Fleet {
+  readonly element = h("section", { class: "fleet", "aria-label": "GPUs by node" });
+  private timer = 0;
+
+  constructor(private readonly session: Session) {
+    void this.read();
+  }
+
+  /** There are new readings: they are shown, but not more often than every few seconds. */
+  soon(): void {
+    if (this.timer) return;
+    this.timer = window.setTimeout(() => {
+      this.timer = 0;
+      void this.read();
+    }, AGAIN_MS);
+  }
+
+  close(): void {
+    clearTimeout(this.timer);
+  }
+
+  private async read(): Promise<void> {
+    const [run = ""] = this.session.ids;
+    const { project } = this.session;
+    if (!this.session.metrics.some(({ name }) => name === BUSY)) return;
+    try {
+      const { series } = await api.series({ runs: [api.reference(project, run)], metrics: [BUSY, MEMORY], x: "time", max_points: 4 });
+      this.draw(this.nodes(series));
+    } catch {
+      // The charts below say what is wrong.
+    }
+  }
+
+  private nodes(series: api.Line[]): [string, [string, Gpu][]][] {
+    const hosts = new Map(this.session.single?.processes.map(({ id, host }) => [id, host ?? id]));
+    const nodes = new Map<string, Map<string, Gpu>>();
+    for (const line of series) {
+      const node = hosts.get(line.process) ?? line.process;
+      const gpus = nodes.get(node) ?? new Map<string, Gpu>();
+      nodes.set(node, gpus);
+      const id = String(line.attributes["hw.id"] ?? line.process);
+      const gpu = gpus.get(id) ?? { name: String(line.attributes["hw.name"] ?? id), busy: Number.NaN, memory: Number.NaN };
+      gpus.set(id, gpu);
+      const last = line.y[line.y.length - 1] as number;
+      if (line.metric === BUSY) gpu.busy = last;
+      else gpu.memory = last;
+    }
+    return [...nodes]
+      .map(([node, gpus]): [string, [string, Gpu][]] => [node, [...gpus].sort(([a], [b]) => natural(a, b))])
+      .sort(([a], [b]) => natural(a, b));
+  }
+
+  private draw(nodes: [string, [string, Gpu][]][]): void {
+    const all = nodes.flatMap(([, gpus]) => gpus);
+    const idle = all.filter(([, { busy }]) => busy < IDLE).length;
+    const words = [`${all.length} on ${nodes.length} ${nodes.length === 1 ? "node" : "nodes"}`, idle ? `${idle} idle` : ""].filter(Boolean).join(", ");
+    fill(
+      this.element,
+      h("h2", {}, "GPUs by node ", h("span", { class: "muted" }, `${words}; percent busy, last reading`)),
+      ...nodes.map(([node, gpus]) => h("div", { class: "node" }, h("span", { class: "name", title: node }, node), h("div", { class: "gpus" }, ...gpus.map(cell)))),
+    );
+  }
+}
+
+function cell([id, { name, busy, memory }]: [string, Gpu]): HTMLElement {
+  const known = Number.isFinite(busy);
+  const percent = Math.round(busy * 100);
+  const words = [`${name} ${id}: ${known ? `${percent} % busy` : "unknown"}`, Number.isFinite(memory) ? `${Math.round(memory * 100)} % of memory` : ""];
+  const text = words.filter(Boolean).join(", ");
+  const element = h("span", { class: `gpu${busy < IDLE ? " idle" : ""}`, title: text, role: "img", "aria-label": text }, known ? percent : "?");
+  element.style.setProperty("--busy", `${known ? percent : 0}%`);
+  return element;
+}
+
+function natural(a: string, b: string): number {
+  return a.localeCompare(b, "en", { numeric: true });
+}

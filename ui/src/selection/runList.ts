@@ -1,0 +1,105 @@
+// The runs beside their charts: colour, name, state, what each has at the pointer; hide and show, group.
+
+import { fill, h, options } from "../base/dom";
+import * as format from "../base/format";
+import * as route from "../base/route";
+import type { Reading } from "../chart/plot";
+import type { Session } from "./runSelection";
+
+export class RunList {
+  readonly element = h("aside", { class: "runlist", "aria-label": "Runs" });
+  private readonly title = h("h2", {});
+  private readonly toggle = h("button", { type: "button" });
+  private readonly group = h("select", { "aria-label": "Group by", on: { change: () => route.change({ group: this.group.value }) } });
+  private readonly rows = h("ul", {});
+  private readonly values = new Map<string, HTMLElement>();
+  private nearest: Element | null = null;
+  private readings: Reading[] = [];
+  private hidden = new Set<string>();
+  private shape = "";
+
+  constructor(private readonly session: Session) {
+    this.toggle.addEventListener("click", () => route.change({ hide: this.hidden.size ? null : route.joined(session.ids) }));
+    this.element.append(h("header", {}, this.title, h("label", {}, "group by ", this.group), this.toggle), this.rows);
+  }
+
+  update(params: URLSearchParams): void {
+    const hidden = new Set(route.list(params, "hide"));
+    this.hidden = hidden;
+    options(this.group, this.groups());
+    this.group.value = params.get("group") ?? "";
+    const selected = this.session.selected(params);
+    const states = this.session.runs.map(({ state }) => state);
+    const shape = JSON.stringify([selected.map(({ id, name, color, group }) => [id, name, color, group]), [...hidden], states]);
+    if (shape === this.shape) return;
+    this.shape = shape;
+    this.values.clear();
+    const rows = selected.map((run, position) => {
+      const value = h("span", { class: "value" });
+      this.values.set(run.group ?? run.name, value);
+      const show = h("input", {
+        type: "checkbox",
+        checked: !hidden.has(run.id),
+        "aria-label": `Show ${run.name}`,
+        on: {
+          change: () => {
+            if (!hidden.delete(run.id)) hidden.add(run.id);
+            route.change({ hide: route.joined(hidden) });
+          },
+        },
+      });
+      const color = h("input", {
+        type: "color",
+        value: hex(run.color),
+        class: "color",
+        "aria-label": `Colour of ${run.name}`,
+        on: { change: (event) => this.recolor(params, run.id, (event.target as HTMLInputElement).value) },
+      });
+      const name = h("a", { href: route.address(["p", this.session.project, "runs", run.id]), title: run.group ?? run.name }, run.name);
+      return h("li", { class: hidden.has(run.id) ? "hidden" : "" }, show, color, h("span", { class: `dot ${states[position]}`, title: states[position], role: "img", "aria-label": states[position] }), name, value);
+    });
+    fill(this.title, `${selected.length} runs`);
+    fill(this.toggle, hidden.size === 0 ? "Hide all" : "Show all");
+    fill(this.rows, ...rows);
+    this.show(this.readings);
+  }
+
+  /** What runs can be grouped by. */
+  private groups(): [string, string][] {
+    const fields = new Set<string>(["group", "state"]);
+    for (const run of this.session.runs) for (const key of format.flatten(run.config).keys()) fields.add(`config.${key}`);
+    return [["", "none"], ...[...fields].map((name): [string, string] => [name, name.replace(/^config\./, "")])];
+  }
+
+  /** What the curves have where the pointer is. */
+  show(readings: Reading[]): void {
+    this.readings = readings;
+    const found = new Map(readings.map(({ label, y }) => [label, y]));
+    for (const [name, element] of this.values) {
+      const value = found.get(name);
+      const text = value === undefined ? "" : format.number(value);
+      if (element.textContent !== text) element.textContent = text;
+    }
+    const near = readings.find(({ nearest }) => nearest);
+    const line = (near && this.values.get(near.label)?.closest("li")) ?? null;
+    if (line === this.nearest) return;
+    this.nearest?.classList.remove("nearest");
+    line?.classList.add("nearest");
+    this.nearest = line;
+  }
+
+  private recolor(params: URLSearchParams, id: string, color: string): void {
+    const others = route.list(params, "colors").filter((pair) => !pair.startsWith(`${id}~`));
+    route.change({ colors: route.joined([...others, `${id}~${color.slice(1)}`]) });
+  }
+}
+
+let context: CanvasRenderingContext2D | null = null;
+
+/** Any colour as #rrggbb, which the colour field wants. */
+export function hex(color: string): string {
+  context ??= document.createElement("canvas").getContext("2d");
+  if (!context) return "#888888";
+  context.fillStyle = color;
+  return String(context.fillStyle).slice(0, 7);
+}

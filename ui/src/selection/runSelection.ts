@@ -1,0 +1,230 @@
+// The runs that a workspace looks at: what they are, which metrics they have, and how their points come.
+
+import * as route from "../base/route";
+import { lineColor } from "../base/theme";
+import type { Selected } from "../chart/metricSource";
+import { Feed } from "../chart/pointCache";
+import { type Chart, key, titled } from "../chart/variant";
+import * as api from "../data/api";
+import { fieldText } from "../data/fields";
+import type { Update } from "../data/live";
+import { charted } from "./metricSections";
+
+const DETAILED = 16;
+/** Runs of which the metrics come in one answer. */
+const TOGETHER = 25;
+/** That the server takes in one request. */
+const MOST_RUNS = 200;
+/** After which the first picture is there, mostly. */
+const LATER_MS = 600;
+
+export class Session {
+  runs: api.Run[] = [];
+  details = new Map<string, api.RunDetail>();
+  metrics: api.Metric[] = [];
+  readonly feed: Feed;
+  private loading: Promise<void> | null = null;
+  /** Runs whose metrics have grown since they were read. */
+  private readonly grown = new Set<string>();
+
+  constructor(
+    readonly project: string,
+    readonly ids: string[],
+  ) {
+    this.feed = new Feed(
+      project,
+      ids,
+      { x: "step", window: null },
+      (metric) => this.linesOf(metric),
+      (metric) => this.axisWithoutSteps(metric),
+    );
+  }
+
+  /** The charts that the metrics make. */
+  get charts(): Chart[] {
+    return titled(this.metrics);
+  }
+
+  /** What x is unless somebody has chosen: the step, but time where no script has logged any step. */
+  get axis(): string {
+    const logged = charted(this.metrics, "");
+    return logged.length === 0 || logged.some(({ stepped }) => stepped) ? "step" : this.clock;
+  }
+
+  private get clock(): string {
+    return this.ids.length > 1 ? "relative" : "time";
+  }
+
+  private axisWithoutSteps(metric: string): string | null {
+    const found = this.metrics.filter(({ name, points }) => name === metric && points > 0);
+    return found.length > 0 && found.every(({ stepped }) => !stepped) ? this.clock : null;
+  }
+
+  /** No fewer than there are: each process may have each set of attributes. */
+  private linesOf(metric: string): number {
+    const found = this.metrics.filter(({ name }) => name === metric);
+    return found.reduce((sum, { processes, attributes }) => sum + processes * Math.max(1, attributes.length), 0) || 1;
+  }
+
+  get single(): api.RunDetail | null {
+    return this.ids.length === 1 ? (this.details.get(this.ids[0] as string) ?? null) : null;
+  }
+
+  /** What the first picture needs: the runs, and the metrics of some of them. It is asked for once, and again if that failed. */
+  load(): Promise<void> {
+    this.loading ??= this.read().catch((error: unknown) => {
+      this.loading = null;
+      throw error;
+    });
+    return this.loading;
+  }
+
+  private async read(): Promise<void> {
+    const [first = ""] = this.ids;
+    if (this.ids.length === 1) {
+      const [detail, metrics] = await Promise.all([api.run(first, this.project), api.metrics(first, this.project)]);
+      this.take(detail);
+      this.metrics = metrics;
+      return;
+    }
+    const [runs, metrics] = await Promise.all([
+      this.list("config"),
+      api.metrics(first, this.project).catch(() => []),
+    ]);
+    const found = new Map(runs.map((run) => [run.id, run]));
+    this.runs = this.ids.flatMap((id) => found.get(id) ?? []);
+    if (this.runs.length === 0) throw new api.ApiError(404, "not_found", "None of these runs is in this project.");
+    this.metrics = metrics;
+  }
+
+  private async list(fields: string): Promise<api.Run[]> {
+    const listed = this.ids.map((id) => JSON.stringify(id)).join(", ");
+    const filter = `id in (${listed}) and archived in (true, false)`;
+    return (await api.runs({ project: this.project, filter, limit: 1000, fields })).runs;
+  }
+
+  /** The rest, which a first picture does not wait for. */
+  async loadMore(onMore: () => void): Promise<void> {
+    if (this.ids.length === 1) return;
+    // Only who has several processes needs their names.
+    const waiting = this.runs.filter(({ processes }) => processes > 1).slice(0, DETAILED).map(({ id }) => id);
+    const others = this.runs.slice(1).map(({ id }) => id);
+    const readMetrics = async () => {
+      for (let i = 0; i < others.length; i += TOGETHER) this.merge(await api.metricsOf(others.slice(i, i + TOGETHER), this.project));
+    };
+    const readDetails = async () => {
+      for (const id of waiting) this.details.set(id, await api.run(id, this.project));
+    };
+    const before = this.metrics.length;
+    await new Promise((resolve) => setTimeout(resolve, LATER_MS));
+    await this.feed.idle();
+    await Promise.allSettled([readMetrics(), readDetails()]);
+    if (this.metrics.length !== before || this.details.size > 0) onMore();
+  }
+
+  /** Take in what an update says. Returns whether it is of a metric that is not known, or another state, and so worth a look soon. */
+  heard({ run: id, metrics, state, events }: Update): boolean {
+    const run = this.runs.find((one) => one.id === id);
+    if (!run) return false;
+    if (metrics?.length || events) run.last_time = String(Date.now() * 1e6);
+    const turned = state !== undefined && state !== run.state;
+    if (state) run.state = state;
+    if (metrics?.length) this.grown.add(id);
+    const known = new Set(this.metrics.map(({ name }) => name));
+    return turned || (metrics?.some((name) => !known.has(name)) ?? false);
+  }
+
+  /** Look again at what has grown: new metrics, processes, losses. Returns whether there are metrics that were not known. */
+  async reload(): Promise<boolean> {
+    const before = this.metrics.length;
+    const [first = ""] = this.ids;
+    if (this.ids.length === 1) {
+      this.take(await api.run(first, this.project));
+      this.merge(await api.metrics(first, this.project));
+      return this.metrics.length !== before;
+    }
+    const grown = [...this.grown].slice(0, MOST_RUNS);
+    for (const id of grown) this.grown.delete(id);
+    try {
+      const now = new Map((await this.list("")).map((run) => [run.id, run]));
+      for (const run of this.runs) {
+        const { state, lost, lag } = now.get(run.id) ?? run;
+        Object.assign(run, { state, lost, lag });
+      }
+      if (grown.length) this.merge(await api.metricsOf(grown, this.project));
+    } catch (error) {
+      for (const id of grown) this.grown.add(id);
+      throw error;
+    }
+    return this.metrics.length !== before;
+  }
+
+  selected(params: URLSearchParams): Selected[] {
+    const colors = chosenColors(params);
+    const groupBy = params.get("group");
+    const groups = new Map<string, number>();
+    const named = new Map<string, number>();
+    for (const { name } of this.runs) named.set(name, (named.get(name) ?? 0) + 1);
+    return this.runs.map((run, index) => {
+      const group = groupBy && this.runs.length > 1 ? fieldText(run, groupBy) : null;
+      if (group !== null && !groups.has(group)) groups.set(group, groups.size);
+      const own = group === null ? index : (groups.get(group) as number);
+      return {
+        id: run.id,
+        // Lines are told apart by their names.
+        name: !run.name ? run.id : named.get(run.name) === 1 ? run.name : `${run.name} (${run.id})`,
+        color: (group === null ? colors.get(run.id) : undefined) ?? lineColor(own),
+        group: group === null ? null : `${groupBy?.replace(/^config\./, "")} = ${group}`,
+        processes: run.processes,
+        processName: (process) => this.processName(run.id, process),
+        firstProcess: () => this.firstProcess(run.id),
+      };
+    });
+  }
+
+  processName(run: string, process: string): string {
+    const found = this.details.get(run)?.processes.find(({ id }) => id === process);
+    if (!found) return process;
+    if (found.rank === null) return found.host ? `${found.host} ${process}` : process;
+    return found.host ? `rank ${found.rank} (${found.host})` : `rank ${found.rank}`;
+  }
+
+  private firstProcess(run: string): string | null {
+    const ranked = this.details.get(run)?.processes.filter(({ rank }) => rank !== null) ?? [];
+    // Of a run that was resumed, the latest attempt: lines bear its name.
+    return ranked.sort((a, b) => (a.rank as number) - (b.rank as number) || b.attempt - a.attempt)[0]?.id ?? null;
+  }
+
+  private take(detail: api.RunDetail): void {
+    this.details.set(detail.id, detail);
+    this.runs = [{ ...detail, processes: detail.processes.length }];
+  }
+
+  private merge(metrics: api.Metric[]): void {
+    const known = new Map(this.metrics.map((metric) => [key(metric), metric]));
+    const several = this.ids.length > 1;
+    for (const metric of metrics) {
+      const old = known.get(key(metric));
+      if (!old) this.metrics.push(metric);
+      else if (several) {
+        const { points, last_step, last_time } = metric;
+        const newer = Number(last_time ?? 0) > Number(old.last_time ?? 0) ? { last_step, last_time } : {};
+        const processes = Math.max(metric.processes, old.processes);
+        const attributes = union(old.attributes, metric.attributes);
+        const scopes = union(old.scopes, metric.scopes);
+        Object.assign(old, { ...newer, processes, attributes, scopes, points: Math.max(points, old.points), stepped: old.stepped || metric.stepped });
+      }
+      else Object.assign(old, metric);
+    }
+  }
+}
+
+function union<T>(one: T[], other: T[]): T[] {
+  return [...new Map([...one, ...other].map((item) => [JSON.stringify(item), item])).values()];
+}
+
+/** Colours that somebody has chosen: id~hex, in the address. */
+export function chosenColors(params: URLSearchParams): Map<string, string> {
+  const pairs = route.list(params, "colors").map((pair) => pair.split("~") as [string, string]);
+  return new Map(pairs.filter(([, hex]) => /^[0-9a-f]{6}$/.test(hex ?? "")).map(([id, hex]) => [id, `#${hex}`]));
+}

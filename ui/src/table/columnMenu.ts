@@ -1,0 +1,48 @@
+// What can be done with a column of the runs table.
+
+import { button, fill, h } from "../base/dom";
+import * as route from "../base/route";
+
+export interface ColumnEvents {
+  filterBy: (key: string) => void;
+  hide: (key: string) => void;
+}
+
+export class ColumnMenu {
+  readonly element = h("div", { class: "menu floating", role: "menu", popover: "auto" });
+
+  constructor(private readonly events: ColumnEvents) {}
+
+  open(key: string, anchor: HTMLElement): void {
+    const sortable = key.startsWith("summary.") && !/\.(last|min|max|mean|count|last_step)$/.test(key) ? `${key}.last` : key;
+    const pinned = new Set(route.list(route.current().params, "pin"));
+    const act = (label: string, action: () => void) =>
+      button(
+        label,
+        () => {
+          this.element.hidePopover();
+          action();
+        },
+        { role: "menuitem" },
+      );
+    const movable = key !== "name";
+    fill(
+      this.element,
+      !key.startsWith("spark.") && act("Sort ascending", () => route.change({ sort: sortable })),
+      !key.startsWith("spark.") && act("Sort descending", () => route.change({ sort: `-${sortable}` })),
+      !/^(spark|summary)\.|^(last_time|started|duration|notes|id|name)$/.test(key) && act("Group by this", () => route.change({ group: key })),
+      !key.startsWith("spark.") && act("Filter by this …", () => this.events.filterBy(sortable)),
+      movable &&
+        act(pinned.has(key) ? "Unpin" : "Pin to the left", () => {
+          if (!pinned.delete(key)) pinned.add(key);
+          route.change({ pin: route.joined(pinned) });
+        }),
+      movable && act("Hide", () => this.events.hide(key)),
+    );
+    this.element.showPopover();
+    const place = anchor.getBoundingClientRect();
+    this.element.style.left = `${Math.min(place.left, innerWidth - this.element.offsetWidth - 8)}px`;
+    this.element.style.top = `${place.bottom + 2}px`;
+    this.element.querySelector("button")?.focus();
+  }
+}

@@ -1,0 +1,85 @@
+// The filter of the runs table: the language in a field, with the fields of runs offered, and the usual clauses as buttons.
+
+import { button, fill, h } from "../base/dom";
+import * as route from "../base/route";
+import type { State } from "../data/api";
+import { BASIC_KEYS, quoted, shortLabel } from "./columns";
+
+const COMPLETIONS = 20;
+const STATES: State[] = ["running", "stalled", "failed", "crashed", "preempted", "finished"];
+
+export class FilterBar {
+  readonly field = h("input", {
+    type: "search",
+    "data-search": true,
+    class: "filter",
+    placeholder: 'Filter, such as: state = "running" and config.lr > 1e-4',
+    "aria-label": "Filter runs",
+    autocomplete: "off",
+    spellcheck: "false",
+    list: "fields",
+    on: { change: () => route.change({ filter: this.field.value.trim() }), input: () => this.complete() },
+  });
+  readonly completions = h("datalist", { id: "fields" });
+  readonly chips = h("div", { class: "chips" });
+  private params = new URLSearchParams();
+  private drawn = "";
+
+  /** `fields`: what a filter can be about, apart from what every run has. */
+  constructor(private readonly fields: () => string[]) {}
+
+  update(params: URLSearchParams): void {
+    this.params = params;
+    const filter = params.get("filter") ?? "";
+    const group = params.get("group");
+    if (document.activeElement !== this.field) this.field.value = filter;
+    const drawn = JSON.stringify([filter, group]);
+    if (drawn === this.drawn) return;
+    this.drawn = drawn;
+    fill(
+      this.chips,
+      ...STATES.map((state) => {
+        const clause = `state = "${state}"`;
+        const on = filter.includes(clause);
+        return button(state, () => (on ? route.change({ filter: withoutClause(filter, clause) }) : this.add(clause)), {
+          class: `chip badge ${state}`,
+          "aria-pressed": String(on),
+        });
+      }),
+      group ? button(`grouped by ${shortLabel(group)} ✕`, () => route.change({ group: null }), { class: "chip" }) : null,
+    );
+  }
+
+  /** Only runs for which this holds as well. */
+  add(clause: string): void {
+    const filter = this.params.get("filter");
+    if (filter?.includes(clause)) return;
+    const simple = !filter || !/\bor\b/.test(filter);
+    route.change({ filter: filter ? `${simple ? filter : `(${filter})`} and ${clause}` : clause });
+  }
+
+  /** Leave it to the person to write what a field must be. */
+  begin(key: string): void {
+    const before = this.field.value.trim();
+    this.field.value = `${before ? `${before} and ` : ""}${quoted(key)} = `;
+    this.field.focus();
+    this.field.setSelectionRange(this.field.value.length, this.field.value.length);
+  }
+
+  /** Offer the fields that go on as the last word begins. */
+  private complete(): void {
+    const text = this.field.value;
+    const [word = ""] = /[\w./-]*$/.exec(text) ?? [];
+    const before = text.slice(0, text.length - word.length);
+    const inText = (before.match(/"/g)?.length ?? 0) % 2 === 1;
+    const found = word && !inText ? [...BASIC_KEYS, "name", ...this.fields()].filter((key) => key.startsWith(word) && key !== word) : [];
+    fill(this.completions, ...found.slice(0, COMPLETIONS).map((key) => h("option", { value: before + quoted(key) })));
+  }
+}
+
+function withoutClause(filter: string, clause: string): string {
+  return filter
+    .split(" and ")
+    .filter((part) => part.trim() !== clause)
+    .join(" and ");
+}

@@ -1,0 +1,98 @@
+// A metric's course in a cell: read for rows that stay in sight, many at once, and kept.
+
+import { svg } from "../base/dom";
+import { isInterrupted } from "../chart/curve";
+import * as api from "../data/api";
+
+const POINTS = 60;
+const WIDTH = 110;
+const HEIGHT = 24;
+const CALM_MS = 120;
+
+const known = new Map<string, api.Line | null>();
+interface Entry {
+  run: api.Run;
+  metric: string;
+  cells: Set<HTMLElement>;
+}
+
+let waiting = new Map<string, Entry>();
+const asked = new Map<string, Entry>();
+let timer = 0;
+
+export function drawSpark(cell: HTMLElement, run: api.Run, metric: string): void {
+  const key = keyOf(run, metric);
+  cell.dataset.spark = key;
+  const line = known.get(key);
+  if (line !== undefined) {
+    paint(cell, line);
+    return;
+  }
+  cell.textContent = "";
+  const entry = asked.get(key) ?? waiting.get(key) ?? { run, metric, cells: new Set() };
+  entry.cells.add(cell);
+  if (asked.has(key)) return;
+  waiting.set(key, entry);
+  clearTimeout(timer);
+  timer = window.setTimeout(() => void read(), CALM_MS);
+}
+
+/** A run that goes on has a new course when it was heard again. */
+function keyOf(run: api.Run, metric: string): string {
+  return JSON.stringify([run.project, run.id, metric, run.last_time]);
+}
+
+async function read(): Promise<void> {
+  // Rows that were scrolled past do not ask.
+  const wanted = [...waiting].filter(([key, { cells }]) => [...cells].some((cell) => cell.dataset.spark === key && cell.isConnected));
+  waiting = new Map();
+  for (const [key, entry] of wanted) asked.set(key, entry);
+  const byMetric = new Map<string, typeof wanted>();
+  for (const one of wanted) byMetric.set(one[1].metric, [...(byMetric.get(one[1].metric) ?? []), one]);
+  for (const [metric, entries] of byMetric) {
+    try {
+      const { series } = await api.series({
+        runs: entries.map(([, { run }]) => api.reference(run.project, run.id)),
+        metrics: [metric],
+        x: "step",
+        max_points: POINTS,
+      });
+      for (const [key, { run, cells }] of entries) {
+        const line = series.find((one) => one.run === run.id) ?? null;
+        known.set(key, line);
+        for (const cell of cells) if (cell.dataset.spark === key) paint(cell, line);
+      }
+    } catch {
+      // An empty cell says as much as an error in each would.
+    } finally {
+      for (const [key] of entries) asked.delete(key);
+    }
+  }
+}
+
+function paint(cell: HTMLElement, line: api.Line | null): void {
+  cell.textContent = "";
+  if (!line) return;
+  const finite = [...line.y].filter(Number.isFinite);
+  const low = Math.min(...finite);
+  const high = Math.max(...finite);
+  const first = line.x[0] as number;
+  const last = line.x[line.x.length - 1] as number;
+  let d = "";
+  let pen = "M";
+  for (let i = 0; i < line.x.length; i++) {
+    const value = line.y[i] as number;
+    if (!Number.isFinite(value)) {
+      pen = "M";
+      continue;
+    }
+    const x = 2 + ((WIDTH - 4) * ((line.x[i] as number) - first)) / (last - first || 1);
+    const y = HEIGHT - 3 - ((HEIGHT - 6) * (value - low)) / (high - low || 1);
+    if (isInterrupted(line, i)) pen = "M";
+    d += `${pen}${x.toFixed(1)} ${y.toFixed(1)}`;
+    pen = "L";
+  }
+  const drawing = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, width: WIDTH, height: HEIGHT, class: "spark", "aria-hidden": "true" }, svg("path", { d }));
+  if (finite.length < line.y.length) drawing.append(svg("circle", { cx: WIDTH - 5, cy: 5, r: 3, class: "bad" }));
+  cell.append(drawing);
+}

@@ -1,0 +1,43 @@
+// How the processes of a run ended. The first of many that did not end well is where to look.
+
+import * as format from "../base/format";
+import type { RunDetail, TelemetryEvent } from "../data/api";
+
+const BAD = ["crashed", "failed", "preempted"];
+const LONGEST = 300;
+
+interface End {
+  time: number;
+  state: string;
+  message: string;
+  who: string;
+}
+
+/** In words, from the events of that name; "" if all ended well, or nobody said why not. */
+export function endWords({ processes, attempt }: RunDetail, events: TelemetryEvent[]): string {
+  const latest = processes.filter((process) => process.attempt === attempt);
+  const members = new Map((latest.length ? latest : processes).map((process) => [process.id, process]));
+  const ends: End[] = events
+    .filter(({ process }) => members.has(process))
+    .map(({ time, process, body }) => {
+      const { state, message } = (body ?? {}) as Record<string, unknown>;
+      const { rank, host } = members.get(process) ?? { rank: null, host: null };
+      const name = rank === null ? process.slice(0, 8) : `rank ${rank}`;
+      return { time: format.epoch(time), state: String(state ?? ""), message: String(message ?? ""), who: host ? `${name} on ${host}` : name };
+    })
+    .filter(({ state }) => BAD.includes(state))
+    .sort((a, b) => a.time - b.time);
+  const [first, ...others] = ends;
+  if (!first) return "";
+  const reason = first.message.slice(0, LONGEST);
+  if (members.size === 1 || (others.length === 0 && ranks(members.values()) < 2)) return reason && `${reason}.`;
+  const after = BAD.map((state) => [others.filter((end) => end.state === state).length, state] as const)
+    .filter(([count]) => count > 0)
+    .map(([count, state]) => `${count} ${state}`);
+  const told = `First ${first.who} ${first.state === "preempted" ? "was preempted" : first.state}${reason && ` (${reason})`}, ${format.moment(first.time)}`;
+  return after.length ? `${told}; after it, ${after.join(", ")}.` : `${told}.`;
+}
+
+function ranks(processes: Iterable<{ rank: number | null }>): number {
+  return [...processes].filter(({ rank }) => rank !== null).length;
+}

@@ -1,0 +1,24 @@
+// An image as large as the window allows, over everything else.
+
+import { button, fill, h } from "../base/dom";
+
+const SMALL = 512;
+
+/** A picture that is opened by a click or a key; `caption` is what it says to people who do not see it. */
+export function picture(image: HTMLImageElement, caption: string): HTMLButtonElement {
+  const element = h("button", { type: "button", class: "picture", title: caption ? `${caption}: open large` : "Open large", on: { click: () => open(image, caption) } });
+  element.append(image);
+  return element;
+}
+
+function open({ src, naturalWidth, naturalHeight }: HTMLImageElement, caption: string): void {
+  const large = h("img", { src, alt: caption || "image", class: Math.max(naturalWidth, naturalHeight) < SMALL ? "pixels" : "" });
+  const words = [caption, `${naturalWidth} × ${naturalHeight}`].filter(Boolean).join(" · ");
+  const dialog = h("dialog", { class: "lightbox", "aria-label": caption || "Image" });
+  dialog.addEventListener("close", () => dialog.remove());
+  // A click beside the image closes it.
+  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+  fill(dialog, h("figure", {}, large, h("figcaption", {}, words)), button("Close", () => dialog.close(), { class: "close" }));
+  document.body.append(dialog);
+  dialog.showModal();
+}

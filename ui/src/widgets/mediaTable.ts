@@ -1,0 +1,91 @@
+// A logged table: sorted by a click on a column, filtered by a text, with images in its cells.
+
+import { button, fill, h } from "../base/dom";
+import * as format from "../base/format";
+import { picture } from "./lightbox";
+
+const SHOWN = 200;
+
+export class TableView {
+  readonly element: HTMLElement;
+  private readonly body = h("tbody", {});
+  private readonly head = h("tr", {});
+  private readonly words = h("p", { class: "muted" });
+  private readonly search = h("input", { type: "search", placeholder: "Filter rows", "aria-label": "Filter rows", on: { input: () => this.draw() } });
+  private readonly columns: string[];
+  private readonly rows: unknown[][];
+  private sort = -1;
+  private up = true;
+  private shown = SHOWN;
+
+  constructor(
+    columns: unknown,
+    rows: unknown,
+    private readonly image: (digest: string) => Promise<string>,
+  ) {
+    this.columns = Array.isArray(columns) ? columns.map(String) : [];
+    this.rows = Array.isArray(rows) ? rows.filter(Array.isArray) : [];
+    const region = h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table" }, h("table", { class: "plain" }, h("thead", {}, this.head), this.body));
+    region.addEventListener("scroll", () => {
+      if (region.scrollTop + region.clientHeight < region.scrollHeight - 100 || this.shown >= this.rows.length) return;
+      this.shown += SHOWN;
+      this.draw();
+    });
+    fill(this.head, ...this.columns.map((name, position) => h("th", { scope: "col" }, button(name, () => this.sortBy(position)))));
+    this.element = h("div", { class: "logged" }, this.search, region, this.words);
+    this.draw();
+  }
+
+  private draw(): void {
+    const text = this.search.value.toLowerCase();
+    let rows = text ? this.rows.filter((row) => row.some((cell) => plain(cell).toLowerCase().includes(text))) : this.rows;
+    if (this.sort >= 0) {
+      const sign = this.up ? 1 : -1;
+      rows = [...rows].sort((a, b) => sign * compare(a[this.sort], b[this.sort]));
+    }
+    for (const [position, cell] of [...this.head.children].entries()) {
+      if (position === this.sort) cell.setAttribute("aria-sort", this.up ? "ascending" : "descending");
+      else cell.removeAttribute("aria-sort");
+    }
+    fill(this.body, ...rows.slice(0, this.shown).map((row) => h("tr", {}, ...row.map((cell) => this.cell(cell)))));
+    this.words.textContent = rows.length === this.rows.length ? `${rows.length} rows` : `${rows.length} of ${this.rows.length} rows`;
+  }
+
+  private sortBy(position: number): void {
+    this.up = this.sort === position ? !this.up : true;
+    this.sort = position;
+    this.draw();
+  }
+
+  private cell(content: unknown): HTMLElement {
+    const shown = imageIn(content);
+    if (!shown) return h("td", { class: typeof content === "number" ? "numeric" : "" }, format.value(content));
+    const image = h("img", { alt: shown.caption || "image", class: "thumb" });
+    const opener = picture(image, shown.caption);
+    this.image(shown.digest).then(
+      (address) => {
+        image.src = address;
+      },
+      () => opener.replaceWith("not shown"),
+    );
+    return h("td", {}, opener);
+  }
+}
+
+function imageIn(cell: unknown): { digest: string; caption: string } | null {
+  if (cell === null || typeof cell !== "object" || !("digest" in cell)) return null;
+  return { digest: String(cell.digest), caption: "caption" in cell ? String(cell.caption ?? "") : "" };
+}
+
+/** What a cell is found and sorted by. */
+function plain(cell: unknown): string {
+  const image = imageIn(cell);
+  return image ? image.caption : cell === null || cell === undefined ? "" : typeof cell === "object" ? JSON.stringify(cell) : String(cell);
+}
+
+function compare(a: unknown, b: unknown): number {
+  if (typeof a === "number" && typeof b === "number") return a - b;
+  if (a === null || a === undefined) return 1;
+  if (b === null || b === undefined) return -1;
+  return plain(a).localeCompare(plain(b), "en", { numeric: true });
+}
