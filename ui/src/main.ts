@@ -1,8 +1,8 @@
 // Where the page begins: what the address needs is asked for, then the rest of the code is taken in.
 
 import * as route from "./base/route";
-import { askAhead } from "./pages/prefetch";
+import { prefetch } from "./pages/prefetch";
 
-const session = askAhead(route.current());
+const selection = prefetch(route.current());
 const { start } = await import("./shell");
-start(session);
+start(selection);

@@ -4,30 +4,30 @@ import { button, fill, h, iconButton } from "./base/dom";
 import * as route from "./base/route";
 import * as theme from "./base/theme";
 import * as tooltip from "./chart/tooltip";
-import { ApiError, hearDamage, useToken } from "./data/api";
-import type { View } from "./pages/page";
+import { ApiError, onStoreDamage, setToken } from "./data/api";
+import type { Page } from "./pages/page";
 import { Projects } from "./pages/projects";
-import { RunsView } from "./pages/runs";
+import { RunsPage } from "./pages/runs";
 import { Workspace } from "./pages/workspace";
-import { Session } from "./selection/runSelection";
+import { RunSelection } from "./selection/runSelection";
 import { drawBanners } from "./widgets/banner";
 
 const crumbs = h("nav", { class: "crumbs", "aria-label": "Where you are" });
 const main = h("main", { id: "main", tabindex: -1 });
 const skip = h("a", { class: "skip", href: "#main", on: { click: skipToMain } }, "Skip to the content");
-const trouble = h("div", { class: "banners trouble" });
+const damageBanners = h("div", { class: "banners trouble" });
 const damaged = new Set<string>();
-const MOST_NAMED = 3;
+const MAX_LISTED = 3;
 const help = h("dialog", { class: "help", "aria-label": "Keys" });
 
-let view: View | null = null;
+let page: Page | null = null;
 let key = "";
-let ahead: Session | null = null;
+let prefetchedSelection: RunSelection | null = null;
 
 /** Show what the address names; a session that was begun for it is gone on with. */
-export function start(begun: Session | null): void {
-  ahead = begun;
-  hearDamage(showDamage);
+export function start(prefetched: RunSelection | null): void {
+  prefetchedSelection = prefetched;
+  onStoreDamage(showDamage);
   // What a view asks for goes out before anything else is done: reading what the browser keeps can take a while.
   route.onChange(render);
   render();
@@ -49,7 +49,7 @@ export function start(begun: Session | null): void {
     ),
     button("Close", () => help.close()),
   );
-  document.body.append(skip, h("header", { class: "bar" }, brand, crumbs, tools), trouble, main, help);
+  document.body.append(skip, h("header", { class: "bar" }, brand, crumbs, tools), damageBanners, main, help);
   addEventListener("keydown", onKey);
   for (const type of ["pointerdown", "focusin"]) addEventListener(type, ({ target }) => closeMenus(target as Node));
 }
@@ -57,16 +57,16 @@ export function start(begun: Session | null): void {
 /** Say on every view what cannot be shown. */
 function showDamage(texts: string[]): void {
   for (const text of texts) damaged.add(text.replace(/^damaged: /, ""));
-  const shown = [...damaged].slice(0, MOST_NAMED);
-  const more = damaged.size > shown.length ? ` And ${damaged.size - shown.length} more: tensormeter check lists them.` : "";
-  drawBanners(trouble, [{ kind: "bad", title: "The server's store is damaged.", text: `Not shown: ${shown.join("; ")}.${more}` }]);
+  const visible = [...damaged].slice(0, MAX_LISTED);
+  const more = damaged.size > visible.length ? ` And ${damaged.size - visible.length} more: tensormeter check lists them.` : "";
+  drawBanners(damageBanners, [{ kind: "bad", title: "The server's store is damaged.", text: `Not shown: ${visible.join("; ")}.${more}` }]);
 }
 
 /** Menus close when somebody turns to something else. Returns the one that was open. */
-function closeMenus(turnedTo: Node | null): HTMLDetailsElement | undefined {
-  const left = [...document.querySelectorAll<HTMLDetailsElement>("details.dropdown[open]")].filter((menu) => !menu.contains(turnedTo));
-  for (const menu of left) menu.open = false;
-  return left[0];
+function closeMenus(target: Node | null): HTMLDetailsElement | undefined {
+  const open = [...document.querySelectorAll<HTMLDetailsElement>("details.dropdown[open]")].filter((menu) => !menu.contains(target));
+  for (const menu of open) menu.open = false;
+  return open[0];
 }
 
 const KEYS: [string, string][] = [
@@ -86,28 +86,28 @@ function render(): void {
   const { path, params } = route.current();
   tooltip.hide();
   const next = path.join("\n");
-  if (view && key === next) {
-    view.apply(params);
+  if (page && key === next) {
+    page.apply(params);
     return;
   }
-  view?.close();
+  page?.close();
   key = next;
-  view = make(path);
-  fill(main, view.element);
+  page = make(path);
+  fill(main, page.element);
   drawCrumbs(path);
-  view.apply(params);
+  page.apply(params);
 }
 
-function make(path: string[]): View {
+function make(path: string[]): Page {
   const [kind, project, section, ids, tab] = path;
   const context = { title: setTitle, onError };
   if (kind !== "p" || project === undefined) return new Projects(context);
   if (section === "runs" && ids) {
-    const session = ahead ?? new Session(project, ids.split(","));
-    ahead = null;
-    return new Workspace(context, session, tab ?? "charts");
+    const selection = prefetchedSelection ?? new RunSelection(project, ids.split(","));
+    prefetchedSelection = null;
+    return new Workspace(context, selection, tab ?? "charts");
   }
-  return new RunsView(context, project);
+  return new RunsPage(context, project);
 }
 
 function drawCrumbs(path: string[]): void {
@@ -145,7 +145,7 @@ function askForToken(): HTMLElement {
   const field = h("input", { type: "password", autocomplete: "current-password", "aria-label": "Token", required: true });
   const submit = (event: Event) => {
     event.preventDefault();
-    useToken(field.value.trim());
+    setToken(field.value.trim());
     key = "";
     render();
   };
@@ -174,7 +174,7 @@ function onKey(event: KeyboardEvent): void {
   else if (event.key === "/") {
     document.querySelector<HTMLInputElement>("[data-search]")?.focus();
     event.preventDefault();
-  } else view?.onKey?.(event);
+  } else page?.onKey?.(event);
 }
 
 function skipToMain(event: Event): void {

@@ -42,29 +42,29 @@ export function fill(parent: Element, ...children: Child[]): void {
 }
 
 /** Change what an element says, where it stands and only if it changes: a new text would have its style worked out. */
-export function write(element: HTMLElement, text: string): void {
-  const only = element.firstChild;
-  if (only instanceof Text && !only.nextSibling) {
-    if (only.data !== text) only.data = text;
-  } else if (only || text) element.textContent = text;
+export function setText(element: HTMLElement, text: string): void {
+  const node = element.firstChild;
+  if (node instanceof Text && !node.nextSibling) {
+    if (node.data !== text) node.data = text;
+  } else if (node || text) element.textContent = text;
 }
 
 /** Show these elements in this order. Those that are there stay, with the focus, the scroll position and a click half done. */
 export function arrange(parent: Element, elements: Element[]): void {
-  const wanted = new Set<Element>(elements);
-  for (const child of [...parent.childNodes]) if (!wanted.has(child as Element)) child.remove();
+  const remaining = new Set<Element>(elements);
+  for (const child of [...parent.childNodes]) if (!remaining.has(child as Element)) child.remove();
   for (const [position, element] of elements.entries()) {
-    const there = parent.childNodes[position];
-    if (there !== element) parent.insertBefore(element, there ?? null);
+    const current = parent.childNodes[position];
+    if (current !== element) parent.insertBefore(element, current ?? null);
   }
 }
 
 /** What a select offers, as pairs of value and label. It stays as it is, and open, where nothing has changed. */
-export function options(select: HTMLSelectElement, wanted: [string, string][]): void {
-  const key = JSON.stringify(wanted);
+export function setOptions(select: HTMLSelectElement, choices: [string, string][]): void {
+  const key = JSON.stringify(choices);
   if (select.dataset.key === key) return;
   select.dataset.key = key;
-  fill(select, ...wanted.map(([value, label]) => h("option", { value }, label)));
+  fill(select, ...choices.map(([value, label]) => h("option", { value }, label)));
 }
 
 export function svg(tag: string, attributes: Record<string, string | number>, ...children: Node[]): SVGElement {

@@ -45,7 +45,7 @@ export function list(params: URLSearchParams, name: string): string[] {
   return text ? text.split(",").map(decode) : [];
 }
 
-export function joined(items: Iterable<string>): string {
+export function join(items: Iterable<string>): string {
   return [...items].map((item) => item.replace(/[%,]/g, encodeURIComponent)).join(",");
 }
 

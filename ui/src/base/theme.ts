@@ -5,14 +5,14 @@ const listeners = new Set<() => void>();
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 export function isDark(): boolean {
-  const chosen = document.documentElement.dataset.theme;
-  return chosen ? chosen === "dark" : dark.matches;
+  const choice = document.documentElement.dataset.theme;
+  return choice ? choice === "dark" : dark.matches;
 }
 
 export function restore(): void {
-  const chosen = read();
-  if (chosen === "light" || chosen === "dark") document.documentElement.dataset.theme = chosen;
-  dark.addEventListener("change", tell);
+  const choice = readStored();
+  if (choice === "light" || choice === "dark") document.documentElement.dataset.theme = choice;
+  dark.addEventListener("change", notify);
 }
 
 export function toggle(): void {
@@ -23,7 +23,7 @@ export function toggle(): void {
   } catch {
     // Storage may be off; then the choice lasts until the page is closed.
   }
-  tell();
+  notify();
 }
 
 export function onTheme(listener: () => void): () => void {
@@ -34,12 +34,12 @@ export function onTheme(listener: () => void): () => void {
 const resolved = new Map<string, string>();
 
 const SERIES = 10;
-const DRAWN = ["muted", "grid", "bad", ...Array.from({ length: SERIES }, (_, index) => `series-${index}`)];
+const CANVAS_TOKENS = ["muted", "grid", "bad", ...Array.from({ length: SERIES }, (_, index) => `series-${index}`)];
 
 /** A colour token of the style sheet as a colour that a canvas takes. */
 export function color(token: string): string {
   // All together: after each change of the document the browser works its styles out anew.
-  if (!resolved.has(token)) resolve(DRAWN.includes(token) ? DRAWN : [token]);
+  if (!resolved.has(token)) resolve(CANVAS_TOKENS.includes(token) ? CANVAS_TOKENS : [token]);
   return resolved.get(token) as string;
 }
 
@@ -60,12 +60,12 @@ export function lineColor(index: number): string {
   return `hsl(${Math.round((index * 137.5) % 360)} ${isDark() ? "70% 68%" : "65% 38%"})`;
 }
 
-function tell(): void {
+function notify(): void {
   resolved.clear();
   for (const listener of listeners) listener();
 }
 
-function read(): string | null {
+function readStored(): string | null {
   try {
     return localStorage.getItem(KEY);
   } catch {

@@ -2,27 +2,27 @@
 
 import { button, drawing, fill, h, iconButton } from "../base/dom";
 import * as format from "../base/format";
-import * as save from "./exportChart";
-import { Plot, type Reading, type Trace, type View } from "./plot";
+import * as exportChart from "./exportChart";
+import { Plot, type Reading, type Trace, type ChartView } from "./plot";
 import * as tooltip from "./tooltip";
 
-export interface Source {
+export interface ChartSource {
   title: string;
   unit: string;
   description?: string;
   /** What to draw now; called again whenever the source says that it changed. */
-  read: () => Promise<View>;
+  read: () => Promise<ChartView>;
   /** Calls back when there is more; returns how to stop that. */
-  on?: (listener: () => void) => () => void;
+  subscribe?: (listener: () => void) => () => void;
   /** One line below the plot, such as which rank is the slowest. */
   remark?: () => string;
   /** Milliseconds between two readings while it grows. */
-  pace?: number;
+  refreshMs?: number;
   /** False: what it remarks is no trouble. */
   warns?: boolean;
 }
 
-export interface CardEvents {
+export interface ChartCardEvents {
   /** Zoom to a range of the axis `x`. */
   zoom: (window: [number, number] | null, x?: string) => void;
   /** Choose another axis. */
@@ -32,9 +32,9 @@ export interface CardEvents {
 }
 
 const HEIGHT = 234;
-const FRESH_MS = 250;
+const REFRESH_MS = 250;
 
-export class Card {
+export class ChartCard {
   readonly element: HTMLElement;
   private readonly area: HTMLElement;
   private readonly legend: HTMLElement;
@@ -43,19 +43,19 @@ export class Card {
   private readonly remark: HTMLElement;
   private readonly status: HTMLElement;
   private plot: Plot | null = null;
-  private view: View | null = null;
+  private view: ChartView | null = null;
   private hidden = new Set<string>();
   private awake = false;
-  private off: (() => void) | null = null;
+  private unsubscribe: (() => void) | null = null;
   private request = 0;
   private width = 0;
   private timer = 0;
 
   constructor(
-    readonly source: Source,
-    private readonly events: CardEvents,
+    readonly source: ChartSource,
+    private readonly events: ChartCardEvents,
     private readonly tall = false,
-    private readonly listed = true,
+    private readonly showsLegend = true,
   ) {
     this.area = h("div", { class: "plot" });
     this.legend = h("div", { class: "legend" });
@@ -75,8 +75,8 @@ export class Card {
   wake(): void {
     if (this.awake) return;
     this.awake = true;
-    if (!this.tools.hasChildNodes()) this.equip();
-    this.off = this.source.on?.(() => this.soon()) ?? null;
+    if (!this.tools.hasChildNodes()) this.addTools();
+    this.unsubscribe = this.source.subscribe?.(() => this.scheduleRefresh()) ?? null;
     void this.refresh();
   }
 
@@ -84,7 +84,7 @@ export class Card {
   sleep(): void {
     if (!this.awake) return;
     this.awake = false;
-    this.off?.();
+    this.unsubscribe?.();
     clearTimeout(this.timer);
     this.timer = 0;
     this.plot?.destroy();
@@ -106,25 +106,25 @@ export class Card {
       this.draw();
     } catch (error) {
       if (request !== this.request || !this.awake) return;
-      this.say(error instanceof Error ? error.message : String(error), true);
+      this.showStatus(error instanceof Error ? error.message : String(error), true);
     }
   }
 
   draw(): void {
     if (!this.view || !this.awake) return;
-    const shown = { ...this.view, traces: this.view.traces.filter(({ label }) => !this.hidden.has(label)) };
+    const visible = { ...this.view, traces: this.view.traces.filter(({ label }) => !this.hidden.has(label)) };
     const empty = this.view.traces.every(({ x }) => x.length === 0);
     this.area.style.visibility = empty ? "hidden" : "";
-    if (empty && this.view.window) this.offerAll();
-    else if (empty) this.sayEmpty();
-    else this.say("");
-    this.plot ??= new Plot(this.area, this.source.title, shown, {
+    if (empty && this.view.window) this.offerZoomOut();
+    else if (empty) this.showEmpty();
+    else this.showStatus("");
+    this.plot ??= new Plot(this.area, this.source.title, visible, {
       zoom: (window) => this.events.zoom(window, this.view?.x),
       hover: (at, readings, place) => this.hover(at, readings, place),
     });
     const height = this.tall ? Math.max(280, innerHeight - 170) : HEIGHT;
     if (!this.width) this.measure();
-    this.plot.update(shown, this.width || 400, height);
+    this.plot.update(visible, this.width || 400, height);
     requestAnimationFrame(() => this.afterDraw());
   }
 
@@ -135,18 +135,18 @@ export class Card {
     const value = this.view.traces.length === 1 && only ? only.y[only.y.length - 1] : undefined;
     this.last.textContent = value === undefined ? "" : format.withUnit(value, this.view.unit);
     this.last.classList.toggle("bad", value !== undefined && !Number.isFinite(value));
-    const said = this.source.remark?.() ?? "";
+    const remark = this.source.remark?.() ?? "";
     const sampled = this.view.traces.some((trace) => trace.sampled);
-    const some = (n: number) => (sampled ? "some" : format.count(n));
-    this.remark.classList.toggle("warn", (said !== "" && this.source.warns !== false) || marked > 0);
+    const count = (n: number) => (sampled ? "some" : format.count(n));
+    this.remark.classList.toggle("warn", (remark !== "" && this.source.warns !== false) || marked > 0);
     const words = [
-      said,
-      marked ? `${some(marked)} not finite (✕ NaN, ▲ ∞)` : "",
-      outside ? `${some(outside)} outliers outside` : "",
+      remark,
+      marked ? `${count(marked)} not finite (✕ NaN, ▲ ∞)` : "",
+      outside ? `${count(outside)} outliers outside` : "",
     ];
     this.remark.textContent = words.filter(Boolean).join(" · ");
     this.element.dataset.drawn = String((Number(this.element.dataset.drawn) || 0) + 1);
-    this.drawLegend(this.listed || this.view.grouped ? this.view.traces : []);
+    this.drawLegend(this.showsLegend || this.view.grouped ? this.view.traces : []);
   }
 
   private drawLegend(traces: Trace[]): void {
@@ -186,44 +186,44 @@ export class Card {
       return;
     }
     const { xKind, xLabel, unit } = this.view;
-    const where = xKind === "duration" && at >= 1 ? format.duration(at) : format.number(xLabel === "step" ? Math.round(at) : at);
-    const title = xKind === "time" ? format.moment(at) : `${xLabel} ${where}`;
+    const position = xKind === "duration" && at >= 1 ? format.duration(at) : format.number(xLabel === "step" ? Math.round(at) : at);
+    const title = xKind === "time" ? format.moment(at) : `${xLabel} ${position}`;
     tooltip.show(title, readings, unit, place);
     this.events.hover?.(readings);
   }
 
   /** Many updates in a short time are one. */
-  private soon(): void {
+  private scheduleRefresh(): void {
     if (this.timer) return;
     this.timer = window.setTimeout(() => {
       this.timer = 0;
       void this.refresh();
-    }, this.source.pace ?? FRESH_MS);
+    }, this.source.refreshMs ?? REFRESH_MS);
   }
 
-  private offerAll(): void {
+  private offerZoomOut(): void {
     // Somebody may be about to click on what is there.
     if (this.status.querySelector("button")) return;
-    this.say("Nothing in this range. ");
+    this.showStatus("Nothing in this range. ");
     this.status.append(button("Zoom out", () => this.events.zoom(null)));
   }
 
-  private sayEmpty(): void {
+  private showEmpty(): void {
     const { text, x } = this.view?.hint ?? { text: "No points yet." };
-    if (this.status.dataset.said === `${text} ${x}` && this.status.querySelector("button")) return;
-    this.say(text);
-    this.status.dataset.said = `${text} ${x}`;
+    if (this.status.dataset.status === `${text} ${x}` && this.status.querySelector("button")) return;
+    this.showStatus(text);
+    this.status.dataset.status = `${text} ${x}`;
     const { axis } = this.events;
     if (x && axis) this.status.append(" ", button("Show them by time", () => axis(x)));
   }
 
-  private say(text: string, bad = false): void {
+  private showStatus(text: string, bad = false): void {
     this.status.textContent = text;
     this.status.hidden = text === "";
     this.status.classList.toggle("bad", bad);
   }
 
-  private equip(): void {
+  private addTools(): void {
     const { title } = this.source;
     this.tools.append(this.saveMenu());
     if (this.events.full) this.tools.append(iconButton("expand", `Show ${title} full screen`, () => this.events.full?.(title)));
@@ -233,9 +233,9 @@ export class Card {
     const menu = h("div", { class: "menu", role: "menu" });
     const { title } = this.source;
     const items: [string, () => Promise<Blob | null> | Blob | null][] = [
-      ["PNG", () => (this.plot && this.view ? save.png(title, this.plot, this.view.traces) : null)],
-      ["SVG", () => (this.plot && this.view ? save.drawing(title, this.view, this.plot) : null)],
-      ["CSV", () => (this.view ? save.csv(this.view) : null)],
+      ["PNG", () => (this.plot && this.view ? exportChart.toPng(title, this.plot, this.view.traces) : null)],
+      ["SVG", () => (this.plot && this.view ? exportChart.toSvg(title, this.view, this.plot) : null)],
+      ["CSV", () => (this.view ? exportChart.toCsv(this.view) : null)],
     ];
     for (const [kind, make] of items) {
       menu.append(
@@ -244,7 +244,7 @@ export class Card {
           async () => {
             details.open = false;
             const blob = await make();
-            if (blob) save.download(`${title}.${kind.toLowerCase()}`, blob);
+            if (blob) exportChart.download(`${title}.${kind.toLowerCase()}`, blob);
           },
           { role: "menuitem" },
         ),

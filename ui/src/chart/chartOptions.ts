@@ -1,13 +1,13 @@
 // How charts look: what of it is in the address, and what follows from it.
 
 import * as route from "../base/route";
-import type { View } from "./plot";
+import type { ChartView } from "./plot";
 import type { Chart } from "./variant";
 
-export interface Look {
+export interface ChartOptions {
   x: string;
   /** Whether somebody has chosen x; else charts without steps go by time. */
-  chosen: boolean;
+  explicitAxis: boolean;
   window: [number, number] | null;
   xLog: boolean;
   yLog: boolean;
@@ -22,20 +22,20 @@ export interface Look {
 }
 
 /** Whether a metric is shown by statistics over its processes, which know no attributes. */
-export function acrossRanks(metric: Chart, look: Look): boolean {
+export function usesRankStatistics(metric: Chart, options: ChartOptions): boolean {
   const plain = metric.attributes.every((attributes) => Object.keys(attributes).length === 0);
-  return metric.processes > 1 && metric.scopes.length < 2 && plain && look.ranks === "range" && !look.process && !look.x.startsWith("metric:");
+  return metric.processes > 1 && metric.scopes.length < 2 && plain && options.ranks === "range" && !options.process && !options.x.startsWith("metric:");
 }
 
 /** The look of charts that the address asks for; `axis` is x where it does not say. */
-export function readLook(params: URLSearchParams, axis: string): Look {
+export function readChartOptions(params: URLSearchParams, axis: string): ChartOptions {
   const from = Number.parseFloat(params.get("from") ?? "");
   const to = Number.parseFloat(params.get("to") ?? "");
   const smoothing = Number(params.get("s") ?? 0);
   const ranks = params.get("ranks");
   return {
     x: params.get("x") || axis,
-    chosen: Boolean(params.get("x")),
+    explicitAxis: Boolean(params.get("x")),
     window: Number.isFinite(from) && Number.isFinite(to) && from < to ? [from, to] : null,
     xLog: params.has("xlog"),
     yLog: params.has("ylog"),
@@ -46,6 +46,6 @@ export function readLook(params: URLSearchParams, axis: string): Look {
   };
 }
 
-export function xKind(x: string): View["xKind"] {
+export function xKind(x: string): ChartView["xKind"] {
   return x === "time" ? "time" : x === "relative" ? "duration" : "number";
 }

@@ -36,10 +36,10 @@ export function smooth({ x, y }: Curve, weight: number): Float64Array {
       continue;
     }
     const at = x[i] as number;
-    const kept = weight ** Math.max((at - previous) / unit, 1e-3);
+    const decay = weight ** Math.max((at - previous) / unit, 1e-3);
     // A later point counts with what time has left of the earlier ones.
-    mean = mean * kept + value * (1 - kept);
-    mass = mass * kept + (1 - kept);
+    mean = mean * decay + value * (1 - decay);
+    mass = mass * decay + (1 - decay);
     previous = at;
     result[i] = mass > 0 ? mean / mass : value;
   }
@@ -64,8 +64,8 @@ export function aggregate(curves: Curve[], positions = 400): Band {
   const low = new Float64Array(n).fill(Number.POSITIVE_INFINITY);
   const high = new Float64Array(n).fill(Number.NEGATIVE_INFINITY);
   const middle = new Float64Array(n);
-  const seen = new Float64Array(n);
-  const absent = new Uint8Array(n);
+  const counts = new Float64Array(n);
+  const inGap = new Uint8Array(n);
   for (const curve of curves) {
     let j = 0;
     const end = curve.x.length - 1;
@@ -74,7 +74,7 @@ export function aggregate(curves: Curve[], positions = 400): Band {
       if (end < 0 || at < (curve.x[0] as number) || at > (curve.x[end] as number)) continue;
       while (j < end && (curve.x[j + 1] as number) <= at) j++;
       if (j < end && curve.x[j] !== at && interrupted(curve, curve.x[j] as number, curve.x[j + 1] as number)) {
-        absent[i] = 1;
+        inGap[i] = 1;
         continue;
       }
       const value = between(curve, j, at);
@@ -82,7 +82,7 @@ export function aggregate(curves: Curve[], positions = 400): Band {
       low[i] = Math.min(low[i] as number, value);
       high[i] = Math.max(high[i] as number, value);
       middle[i] = (middle[i] as number) + value;
-      seen[i] = (seen[i] as number) + 1;
+      counts[i] = (counts[i] as number) + 1;
     }
   }
   if (!shared && n > 1) {
@@ -98,18 +98,18 @@ export function aggregate(curves: Curve[], positions = 400): Band {
     }
   }
   for (let i = 0; i < n; i++) {
-    const many = seen[i] as number;
-    middle[i] = many ? (middle[i] as number) / many : Number.NaN;
-    if (!many) low[i] = high[i] = Number.NaN;
+    const count = counts[i] as number;
+    middle[i] = count ? (middle[i] as number) / count : Number.NaN;
+    if (!count) low[i] = high[i] = Number.NaN;
   }
   const band = { x, low, middle, high };
-  return curves.some(({ gaps }) => gaps?.length) ? interrupt(band, curves, (i) => seen[i] === 0 && absent[i] === 1) : band;
+  return curves.some(({ gaps }) => gaps?.length) ? interrupt(band, curves, (i) => counts[i] === 0 && inGap[i] === 1) : band;
 }
 
 /** A band without the positions where nothing was recorded, and with gaps where all of its curves have some. */
 function interrupt(band: Band, curves: Curve[], empty: (i: number) => boolean): Band {
-  const kept = [...band.x.keys()].filter((i) => !empty(i));
-  const part = (column: Float64Array) => Float64Array.from(kept, (i) => column[i] as number);
+  const indices = [...band.x.keys()].filter((i) => !empty(i));
+  const part = (column: Float64Array) => Float64Array.from(indices, (i) => column[i] as number);
   const x = part(band.x);
   const gaps = x.filter((from, i) => {
     const to = x[i + 1];
@@ -233,18 +233,18 @@ export function join(left: Curve, right: Curve): Curve {
 export function thin({ x, y, gaps }: Curve, parts: number): Curve {
   const start = x[0] ?? 0;
   const width = ((x[x.length - 1] ?? 0) - start) / parts || 1;
-  const kept: number[] = [];
+  const indices: number[] = [];
   let from = 0;
   for (let part = 0; from < x.length; part++) {
     const to = part + 1 >= parts ? x.length : lowerBound(x, start + width * (part + 1));
-    if (to > from) kept.push(...telling(y, from, to));
+    if (to > from) indices.push(...representatives(y, from, to));
     from = Math.max(from, to);
   }
-  return { x: Float64Array.from(kept, (i) => x[i] as number), y: Float64Array.from(kept, (i) => y[i] as number), gaps };
+  return { x: Float64Array.from(indices, (i) => x[i] as number), y: Float64Array.from(indices, (i) => y[i] as number), gaps };
 }
 
 /** Which of the points `from` to `to` say most about all of them, in their order. */
-function telling(y: Float64Array, from: number, to: number): number[] {
+function representatives(y: Float64Array, from: number, to: number): number[] {
   let [low, high, bad] = [-1, -1, -1];
   for (let i = from; i < to; i++) {
     const value = y[i] as number;

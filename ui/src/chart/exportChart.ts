@@ -5,7 +5,7 @@ import * as format from "../base/format";
 import { color } from "../base/theme";
 import { type Band, type Curve, isInterrupted } from "./curve";
 import { type Scale, marks, scale } from "./paint";
-import { MARK, MARK_LINE, type Plot, type Trace, type View } from "./plot";
+import { MARK, MARK_LINE, type Plot, type Trace, type ChartView } from "./plot";
 
 export function download(name: string, content: Blob): void {
   const link = document.createElement("a");
@@ -15,7 +15,7 @@ export function download(name: string, content: Blob): void {
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
-export function png(title: string, plot: Plot, traces: Trace[]): Promise<Blob | null> {
+export function toPng(title: string, plot: Plot, traces: Trace[]): Promise<Blob | null> {
   const source = plot.canvas;
   if (!source) return Promise.resolve(null);
   const ratio = devicePixelRatio || 1;
@@ -42,7 +42,7 @@ export function png(title: string, plot: Plot, traces: Trace[]): Promise<Blob | 
   return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
 }
 
-export function csv(view: View): Blob {
+export function toCsv(view: ChartView): Blob {
   const quote = (text: string) => (/[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
   // A spreadsheet must not take a name for a formula.
   const safe = (text: string) => quote(/^[=+\-@\t\r]/.test(text) ? `'${text}` : text);
@@ -56,7 +56,7 @@ export function csv(view: View): Blob {
   return new Blob([`${rows.join("\n")}\n`], { type: "text/csv" });
 }
 
-export function drawing(title: string, view: View, plot: Plot): Blob {
+export function toSvg(title: string, view: ChartView, plot: Plot): Blob {
   const { x, y, box } = plot.ranges;
   const top = box.top + 28;
   const bottom = top + box.height;
@@ -77,15 +77,15 @@ export function drawing(title: string, view: View, plot: Plot): Blob {
     const along = box.left + box.width * share;
     root.append(
       svg("line", { x1: box.left, x2: box.left + box.width, y1: down, y2: down, stroke: color("grid") }),
-      text(box.left - 6, down + 4, format.number(at(y.min, y.max, share, view.yLog)), { "text-anchor": "end" }),
-      text(along, bottom + 16, position(at(x.min, x.max, share, view.xLog), view), { "text-anchor": "middle" }),
+      text(box.left - 6, down + 4, format.number(interpolate(y.min, y.max, share, view.yLog)), { "text-anchor": "end" }),
+      text(along, bottom + 16, position(interpolate(x.min, x.max, share, view.xLog), view), { "text-anchor": "middle" }),
     );
   }
   for (const [row, trace] of view.traces.entries()) {
     if (trace.band) {
-      const there = [...trace.band.x].map((v, i) => `${sx(v)},${sy(trace.band?.high[i] as number)}`);
-      const back = [...trace.band.x].map((v, i) => `${sx(v)},${sy(trace.band?.low[i] as number)}`).reverse();
-      const points = [...there, ...back].filter((pair) => !pair.includes("NaN")).join(" ");
+      const upper = [...trace.band.x].map((v, i) => `${sx(v)},${sy(trace.band?.high[i] as number)}`);
+      const lower = [...trace.band.x].map((v, i) => `${sx(v)},${sy(trace.band?.low[i] as number)}`).reverse();
+      const points = [...upper, ...lower].filter((pair) => !pair.includes("NaN")).join(" ");
       root.append(svg("polygon", { points, fill: trace.color, opacity: 0.18 }));
     }
     if (trace.raw) root.append(path(trace.raw, sx, sy, trace.color, 0.3));
@@ -116,11 +116,11 @@ function path(curve: Curve, sx: Scale, sy: Scale, stroke: string, opacity: numbe
   return svg("path", { d, fill: "none", stroke, "stroke-width": 1.5, opacity, "stroke-linejoin": "round" });
 }
 
-function at(min: number, max: number, share: number, log: boolean): number {
+function interpolate(min: number, max: number, share: number, log: boolean): number {
   return log ? min * (max / min) ** share : min + (max - min) * share;
 }
 
-function position(value: number, view: View): string {
+function position(value: number, view: ChartView): string {
   if (view.xKind === "duration" && value >= 1) return format.duration(value);
   return view.xKind === "time" ? new Date(value * 1000).toLocaleTimeString() : format.number(value);
 }

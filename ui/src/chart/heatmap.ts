@@ -2,7 +2,7 @@
 
 import * as format from "../base/format";
 import { color, isDark } from "../base/theme";
-import { type HistogramPoint, num } from "../data/api";
+import { type HistogramPoint, toNumber } from "../data/api";
 
 const LEFT = 64;
 const BOTTOM = 24;
@@ -36,8 +36,8 @@ export interface Bucket {
  */
 export function buckets(point: HistogramPoint): Bucket[] {
   const { bounds, counts } = point;
-  const found: Bucket[] = [];
-  const [min, max] = [num(point.min), num(point.max)];
+  const closed: Bucket[] = [];
+  const [min, max] = [toNumber(point.min), toNumber(point.max)];
   for (const [i, count] of counts.entries()) {
     if (!count) continue;
     let low = bounds[i - 1];
@@ -45,9 +45,9 @@ export function buckets(point: HistogramPoint): Bucket[] {
     if (low === undefined && high === undefined) [low, high] = [min, max];
     else if (low === undefined) low = Number.isFinite(min) ? Math.min(min, high as number) : high === 0 ? 0 : outward(high as number, bounds[i + 1], -1);
     else if (high === undefined) high = Number.isFinite(max) ? Math.max(max, low) : outward(low, bounds[i - 2], 1);
-    if (Number.isFinite(low) && Number.isFinite(high)) found.push({ low: low as number, high: high as number, count });
+    if (Number.isFinite(low) && Number.isFinite(high)) closed.push({ low: low as number, high: high as number, count });
   }
-  return found;
+  return closed;
 }
 
 function outward(edge: number, neighbour: number | undefined, sign: number): number {
@@ -85,48 +85,48 @@ export interface Frame {
   scale: Symlog;
 }
 
-export function drawHeatmap(canvas: HTMLCanvasElement, points: HistogramPoint[], chosen: number, unit: string, spelled: (x: number) => string): Frame | null {
+export function drawHeatmap(canvas: HTMLCanvasElement, points: HistogramPoint[], selected: number, unit: string, formatX: (x: number) => string): Frame | null {
   const [context, width, height] = prepare(canvas);
   const scale = symlog(threshold(points));
   let low = Number.POSITIVE_INFINITY;
   let high = Number.NEGATIVE_INFINITY;
   const columns = points.map((point) => {
-    const found = buckets(point).map((bucket) => ({ a: scale.to(bucket.low), b: scale.to(bucket.high), count: bucket.count }));
-    for (const { a, b } of found) {
+    const bars = buckets(point).map((bucket) => ({ a: scale.to(bucket.low), b: scale.to(bucket.high), count: bucket.count }));
+    for (const { a, b } of bars) {
       low = Math.min(low, a);
       high = Math.max(high, b);
     }
-    return { x: point.x, total: Math.max(point.count, 1), found };
+    return { x: point.x, total: Math.max(point.count, 1), bars };
   });
   if (!(low <= high)) return null;
   if (low === high) [low, high] = [low - 0.5, high + 0.5];
-  const shares = columns.map(({ found, total }) => rows(found, low, high).map((count) => count / total));
+  const shares = columns.map(({ bars, total }) => rows(bars, low, high).map((count) => count / total));
   const densest = Math.max(...shares.map((column) => Math.max(...column)));
   const first = points[0]?.x ?? 0;
   const last = points[points.length - 1]?.x ?? 1;
   const span = width - LEFT - 8;
   const at = (x: number) => LEFT + (span * (x - first)) / (last - first || 1);
   const up = (position: number) => height - BOTTOM - ((height - BOTTOM - TOP) * (position - low)) / (high - low);
-  const tall = (height - BOTTOM - TOP) / ROWS;
+  const rowHeight = (height - BOTTOM - TOP) / ROWS;
   for (const [i, { x }] of columns.entries()) {
     const from = i === 0 ? LEFT : (at(columns[i - 1]?.x as number) + at(x)) / 2;
     const to = i === columns.length - 1 ? width - 8 : (at(x) + at(columns[i + 1]?.x as number)) / 2;
     for (const [row, share] of (shares[i] as number[]).entries()) {
       if (share === 0) continue;
       context.fillStyle = shade(share / densest);
-      context.fillRect(from, height - BOTTOM - (row + 1) * tall, to - from + 0.5, tall + 0.5);
+      context.fillRect(from, height - BOTTOM - (row + 1) * rowHeight, to - from + 0.5, rowHeight + 0.5);
     }
   }
-  axisUp(context, scale, low, high, up, unit);
+  drawYAxis(context, scale, low, high, up, unit);
   context.fillStyle = color("muted");
   context.textBaseline = "alphabetic";
   const steps = Math.max(2, Math.min(7, Math.floor(span / 90)));
   for (let i = 0; i < steps; i++) {
     const x = first + ((last - first) * i) / (steps - 1);
     context.textAlign = i === 0 ? "left" : i === steps - 1 ? "right" : "center";
-    context.fillText(spelled(x), at(x), height - 7);
+    context.fillText(formatX(x), at(x), height - 7);
   }
-  const point = points[chosen];
+  const point = points[selected];
   if (point) {
     context.strokeStyle = color("ink");
     context.lineWidth = 1.5;
@@ -139,14 +139,14 @@ export function drawSingle(canvas: HTMLCanvasElement, point: HistogramPoint, fra
   const [context, width, height] = prepare(canvas);
   const { scale, low, high } = frame;
   const along = (position: number) => LEFT + ((width - LEFT - 8) * (position - low)) / (high - low || 1);
-  const found = buckets(point);
-  const most = Math.max(...found.map(({ count }) => count), 1);
+  const bars = buckets(point);
+  const largest = Math.max(...bars.map(({ count }) => count), 1);
   const floor = height - BOTTOM;
   context.fillStyle = color("series-0");
-  for (const { low: from, high: to, count } of found) {
+  for (const { low: from, high: to, count } of bars) {
     const left = along(scale.to(from));
-    const tall = ((floor - TOP) * count) / most;
-    context.fillRect(left, floor - tall, Math.max(along(scale.to(to)) - left - 1, 1.5), tall);
+    const barHeight = ((floor - TOP) * count) / largest;
+    context.fillRect(left, floor - barHeight, Math.max(along(scale.to(to)) - left - 1, 1.5), barHeight);
   }
   context.strokeStyle = color("grid");
   context.beginPath();
@@ -156,7 +156,7 @@ export function drawSingle(canvas: HTMLCanvasElement, point: HistogramPoint, fra
   context.fillStyle = color("muted");
   context.textBaseline = "alphabetic";
   context.textAlign = "right";
-  context.fillText(format.count(most), LEFT - 6, TOP + 10);
+  context.fillText(format.count(largest), LEFT - 6, TOP + 10);
   context.fillText("0", LEFT - 6, floor);
   let previous = Number.NEGATIVE_INFINITY;
   context.textAlign = "center";
@@ -169,10 +169,10 @@ export function drawSingle(canvas: HTMLCanvasElement, point: HistogramPoint, fra
 }
 
 /** Counts in equal parts of the axis; a bucket's count is spread over the parts that it covers. */
-function rows(found: { a: number; b: number; count: number }[], low: number, high: number): number[] {
+function rows(bars: { a: number; b: number; count: number }[], low: number, high: number): number[] {
   const counts = new Array<number>(ROWS).fill(0);
   const unit = (high - low) / ROWS;
-  for (const { a, b, count } of found) {
+  for (const { a, b, count } of bars) {
     const from = (a - low) / unit;
     const to = Math.max((b - low) / unit, from + 1e-9);
     for (let row = Math.floor(from); row < to && row < ROWS; row++) {
@@ -185,26 +185,26 @@ function rows(found: { a: number; b: number; count: number }[], low: number, hig
 
 /** Powers of ten on both sides, and zero. */
 function ticks(scale: Symlog, low: number, high: number): number[] {
-  const found: number[] = [];
+  const values: number[] = [];
   const largest = Math.max(Math.abs(scale.from(low)), Math.abs(scale.from(high)));
-  for (let power = Math.floor(Math.log10(largest || 1)); power > -300 && found.length < 40; power--) {
+  for (let power = Math.floor(Math.log10(largest || 1)); power > -300 && values.length < 40; power--) {
     const value = 10 ** power;
     if (scale.to(value) < 0.15) break;
-    found.push(value, -value);
+    values.push(value, -value);
   }
-  return [...found, 0].filter((value) => scale.to(value) >= low && scale.to(value) <= high).sort((a, b) => a - b);
+  return [...values, 0].filter((value) => scale.to(value) >= low && scale.to(value) <= high).sort((a, b) => a - b);
 }
 
-function axisUp(context: CanvasRenderingContext2D, scale: Symlog, low: number, high: number, up: (position: number) => number, unit: string): void {
+function drawYAxis(context: CanvasRenderingContext2D, scale: Symlog, low: number, high: number, up: (position: number) => number, unit: string): void {
   context.textAlign = "right";
   context.textBaseline = "middle";
   context.fillStyle = color("muted");
-  const taken: number[] = [];
+  const labelled: number[] = [];
   // Zero and what is far out first: what is near zero gives way.
   for (const value of ticks(scale, low, high).sort((a, b) => Number(b === 0) - Number(a === 0) || Math.abs(b) - Math.abs(a))) {
     const y = up(scale.to(value));
-    if (taken.some((other) => Math.abs(other - y) < 16)) continue;
-    taken.push(y);
+    if (labelled.some((other) => Math.abs(other - y) < 16)) continue;
+    labelled.push(y);
     context.fillText(format.withUnit(value, unit), LEFT - 8, y);
     context.fillRect(LEFT - 4, Math.round(y), 4, 1);
   }

@@ -138,19 +138,19 @@ export interface Box {
 
 /** Where values are no numbers: how many there are, and shapes for those that can be told apart, as SVG has paths. */
 export interface Marks {
-  found: number;
+  count: number;
   shapes: string[];
 }
 
 /** A cross at the lower edge for NaN, a triangle at the edge that an infinity lies beyond; of half this size. */
 export function marks({ x, y }: Curve, sx: Scale, { left, top, width, height }: Box, size: number): Marks {
   const shapes: string[] = [];
-  let found = 0;
+  let count = 0;
   let previous = Number.NEGATIVE_INFINITY;
   for (let i = 0; i < x.length; i++) {
     const value = y[i] as number;
     if (Number.isFinite(value)) continue;
-    found++;
+    count++;
     const px = sx(x[i] as number);
     if (Math.abs(px - previous) < size || px < left || px > left + width) continue;
     previous = px;
@@ -165,7 +165,7 @@ export function marks({ x, y }: Curve, sx: Scale, { left, top, width, height }: 
       shapes.push(`M${at} ${tip}L${at - size} ${base}L${at + size} ${base}Z`);
     }
   }
-  return { found, shapes };
+  return { count, shapes };
 }
 
 export function drawMarks(context: CanvasRenderingContext2D, { shapes }: Marks, color: string, width: number): void {

@@ -3,11 +3,11 @@
 import * as format from "../base/format";
 import { lineColor } from "../base/theme";
 import type { Line } from "../data/api";
-import type { Source } from "./chartCard";
-import { type Look, xKind } from "./chartOptions";
+import type { ChartSource } from "./chartCard";
+import { type ChartOptions, xKind } from "./chartOptions";
 import { type Curve, aggregate } from "./curve";
-import type { Trace, View } from "./plot";
-import type { Feed } from "./pointCache";
+import type { Trace, ChartView } from "./plot";
+import type { PointCache } from "./pointCache";
 
 /** Metrics whose name has a part `phase`. */
 export const PHASE = /(?:^|[./])phase(?:[./]|$)/;
@@ -26,69 +26,69 @@ export interface PhaseChoice {
 }
 
 /** The uppermost line is the whole step. */
-export function stackedPhases(feed: Feed, metrics: string[], unit: string, look: () => Look, choice: () => PhaseChoice): Source {
+export function stackedPhases(cache: PointCache, metrics: string[], unit: string, options: () => ChartOptions, choice: () => PhaseChoice): ChartSource {
   let remark = "";
   return {
     title: "phases, stacked",
     unit,
     description: "Time in each phase of a step, one above the other",
-    on: listening(feed, metrics),
+    subscribe: subscribeAll(cache, metrics),
     remark: () => remark,
     warns: false,
     read: async () => {
       const { clock, process, processName } = choice();
-      const lines = (await loaded(feed, metrics)).filter((line) => clockOf(line) === clock && (process === null || line.process === process));
+      const lines = (await loadAll(cache, metrics)).filter((line) => clockOf(line) === clock && (process === null || line.process === process));
       const processes = new Set(lines.map((line) => line.process));
       const [only = ""] = processes;
-      const whose = processes.size > 1 ? `mean of ${processes.size} processes` : processes.size && process !== null ? processName(only) : "";
-      remark = whose && lines.some((line) => CLOCK in line.attributes) ? `${whose}, ${clock} time` : whose;
-      return view(stack(byPhase(lines)), unit, look());
+      const source = processes.size > 1 ? `mean of ${processes.size} processes` : processes.size && process !== null ? processName(only) : "";
+      remark = source && lines.some((line) => CLOCK in line.attributes) ? `${source}, ${clock} time` : source;
+      return view(stack(byPhase(lines)), unit, options());
     },
   };
 }
 
 /** What the device is behind the host, for each phase and process; null if no process has a device. */
-export function phaseLag(feed: Feed, metrics: string[], unit: string, look: () => Look, choice: () => PhaseChoice): Source {
+export function phaseLag(cache: PointCache, metrics: string[], unit: string, options: () => ChartOptions, choice: () => PhaseChoice): ChartSource {
   return {
     title: "lag of the device",
     unit,
     description: "How long after the host asked for a phase the device began with it. Near zero: the device waits for the host.",
-    on: listening(feed, metrics),
+    subscribe: subscribeAll(cache, metrics),
     read: async () => {
       const { process, processName } = choice();
-      const lines = (await loaded(feed, metrics)).filter((line) => clockOf(line) === LAG && (process === null || line.process === process));
-      lines.sort((a, b) => inOrder(phaseOf(a), phaseOf(b)));
+      const lines = (await loadAll(cache, metrics)).filter((line) => clockOf(line) === LAG && (process === null || line.process === process));
+      lines.sort((a, b) => compareOrder(phaseOf(a), phaseOf(b)));
       const several = new Set(lines.map((line) => line.process)).size > 1;
       const traces = lines.map((line, index): Trace => {
         const label = several ? `${phaseOf(line)} · ${processName(line.process)}` : phaseOf(line);
         return { x: line.x, y: line.y, gaps: line.gaps, label, color: lineColor(index), thin: lines.length > 12 };
       });
-      return view(traces, unit, look());
+      return view(traces, unit, options());
     },
   };
 }
 
-function view(traces: Trace[], unit: string, look: Look): View {
+function view(traces: Trace[], unit: string, options: ChartOptions): ChartView {
   return {
     traces,
-    x: look.x,
-    xKind: xKind(look.x),
-    xLabel: look.x,
+    x: options.x,
+    xKind: xKind(options.x),
+    xLabel: options.x,
     xLog: false,
     yLog: false,
     unit,
-    window: look.window,
-    clip: look.clip,
+    window: options.window,
+    clip: options.clip,
   };
 }
 
-async function loaded(feed: Feed, metrics: string[]): Promise<Line[]> {
-  return (await Promise.all(metrics.map((metric) => feed.load(metric)))).flat();
+async function loadAll(cache: PointCache, metrics: string[]): Promise<Line[]> {
+  return (await Promise.all(metrics.map((metric) => cache.load(metric)))).flat();
 }
 
-function listening(feed: Feed, metrics: string[]): (listener: () => void) => () => void {
+function subscribeAll(cache: PointCache, metrics: string[]): (listener: () => void) => () => void {
   return (listener) => {
-    const offs = metrics.map((metric) => feed.on(metric, listener));
+    const offs = metrics.map((metric) => cache.subscribe(metric, listener));
     return () => {
       for (const off of offs) off();
     };
@@ -106,13 +106,13 @@ function phaseOf(line: Line): string {
 
 /** One curve for each phase, in the order of a step: of several processes their mean. */
 function byPhase(lines: Line[]): [string, Curve][] {
-  const found = new Map<string, Line[]>();
-  for (const line of lines) found.set(phaseOf(line), [...(found.get(phaseOf(line)) ?? []), line]);
-  const names = [...found.keys()].sort(inOrder);
+  const byName = new Map<string, Line[]>();
+  for (const line of lines) byName.set(phaseOf(line), [...(byName.get(phaseOf(line)) ?? []), line]);
+  const names = [...byName.keys()].sort(compareOrder);
   return names.map((name) => {
-    const own = found.get(name) as Line[];
-    if (own.length === 1) return [name, own[0] as Line];
-    const { x, middle, gaps } = aggregate(own);
+    const phaseLines = byName.get(name) as Line[];
+    if (phaseLines.length === 1) return [name, phaseLines[0] as Line];
+    const { x, middle, gaps } = aggregate(phaseLines);
     return [name, { x, y: middle, gaps }];
   });
 }
@@ -120,12 +120,12 @@ function byPhase(lines: Line[]): [string, Curve][] {
 function stack(phases: [string, Curve][]): Trace[] {
   const traces: Trace[] = [];
   let below: Curve | null = null;
-  for (const [index, [name, own]] of phases.entries()) {
+  for (const [index, [name, curve]] of phases.entries()) {
     const base: Curve | null = below;
-    const { x, gaps } = own;
+    const { x, gaps } = curve;
     const low: Float64Array = Float64Array.from(x, (at) => (base ? valueAt(base, at) : 0));
-    const high: Float64Array = Float64Array.from(own.y, (value, i) => value + (low[i] as number));
-    const note = (i: number) => `${format.withUnit(own.y[i] as number, "s")} of it`;
+    const high: Float64Array = Float64Array.from(curve.y, (value, i) => value + (low[i] as number));
+    const note = (i: number) => `${format.withUnit(curve.y[i] as number, "s")} of it`;
     traces.push({ x, y: high, gaps, label: name, color: lineColor(index), stack: true, band: { x, low, middle: high, high, gaps }, note });
     below = { x, y: high };
   }
@@ -144,7 +144,7 @@ function valueAt({ x, y }: Curve, at: number): number {
   return (y[low] as number) || 0;
 }
 
-function inOrder(a: string, b: string): number {
+function compareOrder(a: string, b: string): number {
   const position = (phase: string) => (ORDER.includes(phase) ? ORDER.indexOf(phase) : ORDER.length);
   return position(a) - position(b) || (a < b ? -1 : a > b ? 1 : 0);
 }

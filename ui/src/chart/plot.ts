@@ -20,7 +20,7 @@ export interface Trace extends Curve {
   sampled?: boolean;
 }
 
-export interface View {
+export interface ChartView {
   traces: Trace[];
   /** `duration` and `time` are in seconds, the latter since the epoch. */
   xKind: "number" | "duration" | "time";
@@ -86,20 +86,20 @@ export class Plot {
   private shape = "";
   private cursors: uPlot.SyncPubSub | null = null;
   /** Whether keys move the cursor. */
-  private keyed = false;
+  private keyboardActive = false;
   /** Whether the values at the cursor are those of this plot. */
-  private reading = false;
+  private ownsReadings = false;
   private x: Range = { min: 0, max: 1 };
   private y: [number, number] = [0, 1];
 
   constructor(
     private readonly parent: HTMLElement,
     private readonly name: string,
-    private view: View,
+    private view: ChartView,
     private readonly events: PlotEvents,
   ) {}
 
-  update(view: View, width: number, height: number): void {
+  update(view: ChartView, width: number, height: number): void {
     this.view = view;
     this.measure();
     const shape = [view.x, view.xLog, view.yLog, view.unit, view.xLabel].join();
@@ -110,7 +110,7 @@ export class Plot {
     if (this.plot && shape === this.shape) {
       if (this.plot.width !== width || this.plot.height !== height) this.plot.setSize({ width, height });
       this.plot.setData(data);
-      this.tellRange(this.plot);
+      this.updateAriaRange(this.plot);
       return;
     }
     this.destroy();
@@ -156,17 +156,17 @@ export class Plot {
     if (!(min <= max)) [min, max] = xLog ? [1, 10] : [0, 1];
     if (min === max) [min, max] = xLog ? [min / 2, max * 2] : [min - 0.5, max + 0.5];
     this.x = { min, max };
-    const shown = traces.flatMap((trace): Curve[] => [
+    const curves = traces.flatMap((trace): Curve[] => [
       trace.raw ?? trace,
       ...(trace.band ? [{ x: trace.band.x, y: trace.band.low }, { x: trace.band.x, y: trace.band.high }] : []),
     ]);
-    if (traces.some((trace) => trace.stack)) shown.push({ x: new Float64Array([min]), y: new Float64Array([0]) });
-    const all = extent(shown, min, max, yLog);
-    const range = clip ? central(shown, min, max, yLog) : all;
+    if (traces.some((trace) => trace.stack)) curves.push({ x: new Float64Array([min]), y: new Float64Array([0]) });
+    const all = extent(curves, min, max, yLog);
+    const range = clip ? central(curves, min, max, yLog) : all;
     this.y = range ? padded(range, yLog) : yLog ? [0.1, 10] : [0, 1];
     this.outside = 0;
     if (clip && range && all) {
-      for (const { x, y } of shown) {
+      for (const { x, y } of curves) {
         for (let i = 0; i < y.length; i++) {
           const at = x[i] as number;
           const value = y[i] as number;
@@ -186,11 +186,11 @@ export class Plot {
       ticks: { show: false },
     };
     const values = (_: uPlot, splits: number[]) => {
-      const labelled = yLog ? legible(splits) : splits;
-      return labelled.map((split) => (split === null ? "" : axisLabel(split, unit)));
+      const labels = yLog ? legible(splits) : splits;
+      return labels.map((split) => (split === null ? "" : axisLabel(split, unit)));
     };
-    const spelled = xKind === "duration" ? (split: number) => (split === 0 ? "0" : split < 1 ? compact(split) : format.duration(split)) : compact;
-    const xValues = (_: uPlot, splits: number[]) => (xLog ? legible(splits) : splits).map((split) => (split === null ? "" : spelled(split)));
+    const formatX = xKind === "duration" ? (split: number) => (split === 0 ? "0" : split < 1 ? compact(split) : format.duration(split)) : compact;
+    const xValues = (_: uPlot, splits: number[]) => (xLog ? legible(splits) : splits).map((split) => (split === null ? "" : formatX(split)));
     return {
       width,
       height,
@@ -227,7 +227,7 @@ export class Plot {
         init: [
           (plot) => {
             plot.over.addEventListener("dblclick", () => this.events.zoom(null));
-            this.takeKeys(plot);
+            this.addKeyboard(plot);
           },
         ],
       },
@@ -260,27 +260,27 @@ export class Plot {
     for (const trace of traces) {
       const marks = paint.marks(trace.raw ?? trace, sx, box, MARK * ratio);
       paint.drawMarks(context, marks, color("bad"), MARK_LINE * ratio);
-      this.marked += marks.found;
+      this.marked += marks.count;
     }
     context.restore();
   }
 
   /** The arrows move the cursor, so who has no pointer reads values too; plus zooms in around it. */
-  private takeKeys(plot: uPlot): void {
+  private addKeyboard(plot: uPlot): void {
     const { over } = plot;
     const attributes = { tabindex: 0, role: "slider", "aria-label": `Values of ${this.name}: arrow keys`, "aria-valuenow": this.x.min };
     for (const [name, value] of Object.entries(attributes)) over.setAttribute(name, String(value));
-    this.tellRange(plot);
+    this.updateAriaRange(plot);
     over.addEventListener("keydown", (event) => {
       if (event.ctrlKey || event.metaKey || event.altKey) return;
       const { clientWidth: width, clientHeight: height } = over;
-      const from = this.keyed ? (plot.cursor.left ?? 0) : -1;
+      const from = this.keyboardActive ? (plot.cursor.left ?? 0) : -1;
       const step = width * (event.shiftKey ? KEY_LEAP : KEY_STEP);
       const middle = width / 2;
       const places: Record<string, number> = { ArrowLeft: from < 0 ? middle : from - step, ArrowRight: from < 0 ? middle : from + step, Home: 0, End: width };
       const place = places[event.key];
       if (place !== undefined) {
-        this.keyed = true;
+        this.keyboardActive = true;
         move(plot, Math.max(0, Math.min(width, place)), height / 2);
       } else if (event.key === "+" && from >= 0) {
         const at = plot.posToVal(from, "x");
@@ -292,13 +292,13 @@ export class Plot {
       event.stopPropagation();
     });
     over.addEventListener("blur", () => {
-      if (this.keyed) move(plot, -10, -10);
-      this.keyed = false;
+      if (this.keyboardActive) move(plot, -10, -10);
+      this.keyboardActive = false;
     });
   }
 
   /** Between which positions keys can move. */
-  private tellRange({ over }: uPlot): void {
+  private updateAriaRange({ over }: uPlot): void {
     over.setAttribute("aria-valuemin", String(this.x.min));
     over.setAttribute("aria-valuemax", String(this.x.max));
   }
@@ -307,25 +307,25 @@ export class Plot {
     const { left, top } = plot.cursor;
     if (left === undefined || top === undefined || left < 0) {
       // A plot that has just been made has no cursor either; the values at the pointer belong to another one then.
-      if (this.reading) this.events.hover(null, [], { left: 0, top: 0 });
-      this.reading = false;
+      if (this.ownsReadings) this.events.hover(null, [], { left: 0, top: 0 });
+      this.ownsReadings = false;
       return;
     }
     // Other plots move along but only the one under the pointer speaks, or the one that has the keys.
-    if (this.keyed || (plot.cursor as { event?: unknown }).event) {
+    if (this.keyboardActive || (plot.cursor as { event?: unknown }).event) {
       const at = plot.posToVal(left, "x");
       const readings = this.readings(at);
-      if (!this.keyed) mark(readings, (value) => Math.abs(plot.valToPos(value, "y") - top));
+      if (!this.keyboardActive) mark(readings, (value) => Math.abs(plot.valToPos(value, "y") - top));
       plot.over.setAttribute("aria-valuenow", String(at));
       plot.over.setAttribute("aria-valuetext", readings.map(({ label, y }) => `${label} ${format.withUnit(y, this.view.unit)}`).join(", "));
       const place = plot.over.getBoundingClientRect();
-      this.reading = true;
+      this.ownsReadings = true;
       this.events.hover(at, readings, { left: place.left + left, top: place.top + top });
     }
   }
 
   readings(at: number): Reading[] {
-    const found: Reading[] = [];
+    const readings: Reading[] = [];
     for (const trace of this.view.traces) {
       const index = nearest(trace.x, at);
       if (index < 0) continue;
@@ -338,13 +338,13 @@ export class Plot {
         note: [raw === undefined ? "" : `raw ${format.number(raw)}`, trace.note?.(index) ?? ""].filter(Boolean).join(" · "),
       };
       if (trace.band) {
-        const inside = nearest(trace.band.x, at);
-        reading.low = trace.band.low[inside] as number;
-        reading.high = trace.band.high[inside] as number;
+        const bandIndex = nearest(trace.band.x, at);
+        reading.low = trace.band.low[bandIndex] as number;
+        reading.high = trace.band.high[bandIndex] as number;
       }
-      found.push(reading);
+      readings.push(reading);
     }
-    return found;
+    return readings;
   }
 }
 
@@ -357,10 +357,10 @@ function move(plot: uPlot, left: number, top: number): void {
 /** Mark the reading whose distance is the smallest. */
 function mark(readings: Reading[], distance: (value: number) => number): void {
   let best: Reading | null = null;
-  let least = Number.POSITIVE_INFINITY;
+  let smallest = Number.POSITIVE_INFINITY;
   for (const reading of readings) {
-    const away = distance(reading.y);
-    if (away < least) [best, least] = [reading, away];
+    const length = distance(reading.y);
+    if (length < smallest) [best, smallest] = [reading, length];
   }
   if (best && readings.length > 1) best.nearest = true;
 }

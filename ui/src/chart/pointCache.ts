@@ -4,10 +4,10 @@ import * as api from "../data/api";
 import { follow, type Update } from "../data/live";
 import { type Curve, join, thin } from "./curve";
 
-export interface Wanted {
+export interface AxisChoice {
   x: string;
   /** Whether somebody has chosen x; else metrics without steps go by another than the step. */
-  chosen?: boolean;
+  explicitAxis?: boolean;
   window: [number, number] | null;
 }
 
@@ -18,7 +18,7 @@ interface Entry {
   cursor: string;
 }
 
-interface Waiting {
+interface QueuedRead {
   metric: string;
   resolve: (lines: api.Line[]) => void;
   reject: (error: unknown) => void;
@@ -26,49 +26,49 @@ interface Waiting {
 
 const BATCH_POINTS = 50_000;
 /** Points that a line has grown by, mostly, when it is asked for again. */
-const GROWN_POINTS = 50;
+const UPDATE_POINTS = 50;
 /** How many times the points that are asked for a line may have before it is made of fewer. */
-const GROWN_TIMES = 4;
+const MAX_GROWTH = 4;
 const MAX_REQUESTS = 3;
 const MAX_METRICS = 100;
 
-export class Feed {
+export class PointCache {
   connected = true;
   private entries = new Map<string, Entry>();
-  private waiting: Waiting[] = [];
+  private queue: QueuedRead[] = [];
   /** What has been asked for and is not there yet. */
-  private coming = new Map<string, Promise<api.Line[]>>();
+  private pending = new Map<string, Promise<api.Line[]>>();
   private reading = new Set<string>();
   private dirty = new Set<string>();
   private listeners = new Map<string, Set<() => void>>();
-  private running = 0;
+  private activeRequests = 0;
   private generation = 0;
   private abort = new AbortController();
   private stop: (() => void) | null = null;
   /** Where the stream of updates began; "" before. */
-  private began = "";
+  private streamCursor = "";
   private scheduled = false;
-  private idlers: (() => void)[] = [];
+  private idleCallbacks: (() => void)[] = [];
 
   constructor(
     readonly project: string,
     readonly runs: string[],
-    private wanted: Wanted,
+    private axisChoice: AxisChoice,
     /** About how many lines a metric has in one run: one for each process and set of attributes. */
-    private readonly linesOf: (metric: string) => number = () => 1,
+    private readonly linesPerRun: (metric: string) => number = () => 1,
     /** The axis of a metric that has no steps; null: it has some. */
     private readonly axisWithoutSteps: (metric: string) => string | null = () => null,
   ) {}
 
   /** What x is for a metric. */
   axis(metric: string): string {
-    const { x, chosen } = this.wanted;
-    return (x === "step" && !chosen && this.axisWithoutSteps(metric)) || x;
+    const { x, explicitAxis } = this.axisChoice;
+    return (x === "step" && !explicitAxis && this.axisWithoutSteps(metric)) || x;
   }
 
   /** What is zoomed to; nothing for a metric along another axis than the others. */
   window(metric: string): [number, number] | null {
-    return this.axis(metric) === this.wanted.x ? this.wanted.window : null;
+    return this.axis(metric) === this.axisChoice.x ? this.axisChoice.window : null;
   }
 
   /** Begin to follow; `onUpdate` hears of states and events too. */
@@ -77,7 +77,7 @@ export class Feed {
       this.runs,
       this.project,
       (update) => {
-        for (const metric of update.metrics ?? []) this.grow(metric);
+        for (const metric of update.metrics ?? []) this.markGrown(metric);
         onUpdate(update);
       },
       (connected) => {
@@ -85,13 +85,13 @@ export class Feed {
         onConnection(connected);
       },
       (cursor) => {
-        this.began = cursor;
-        for (const [metric, entry] of this.entries) if (entry.cursor !== cursor) this.grow(metric);
+        this.streamCursor = cursor;
+        for (const [metric, entry] of this.entries) if (entry.cursor !== cursor) this.markGrown(metric);
       },
     );
   }
 
-  private grow(metric: string): void {
+  private markGrown(metric: string): void {
     this.dirty.add(metric);
     for (const listener of this.listeners.get(metric) ?? []) listener();
   }
@@ -102,27 +102,27 @@ export class Feed {
   }
 
   /** Look at the runs in another way; what was read for the former one is dropped. */
-  want(wanted: Wanted): void {
-    if (JSON.stringify(wanted) === JSON.stringify(this.wanted)) return;
-    this.wanted = wanted;
+  setAxis(axisChoice: AxisChoice): void {
+    if (JSON.stringify(axisChoice) === JSON.stringify(this.axisChoice)) return;
+    this.axisChoice = axisChoice;
     this.abort.abort();
     this.abort = new AbortController();
     this.generation++;
     this.entries.clear();
-    this.waiting = [];
-    this.coming.clear();
+    this.queue = [];
+    this.pending.clear();
     this.reading.clear();
-    this.running = 0;
-    for (const resolve of this.idlers.splice(0)) resolve();
+    this.activeRequests = 0;
+    for (const resolve of this.idleCallbacks.splice(0)) resolve();
   }
 
   /** Resolves when nothing is asked for any more. */
   async idle(): Promise<void> {
-    while (this.running > 0 || this.waiting.length > 0) await new Promise<void>((resolve) => this.idlers.push(resolve));
+    while (this.activeRequests > 0 || this.queue.length > 0) await new Promise<void>((resolve) => this.idleCallbacks.push(resolve));
   }
 
   /** Hear when a metric has grown. */
-  on(metric: string, listener: () => void): () => void {
+  subscribe(metric: string, listener: () => void): () => void {
     const set = this.listeners.get(metric) ?? new Set();
     this.listeners.set(metric, set.add(listener));
     return () => set.delete(listener);
@@ -135,34 +135,34 @@ export class Feed {
       this.entries.delete(metric);
       entry = undefined;
     }
-    const coming = this.coming.get(metric);
+    const pending = this.pending.get(metric);
     if (!this.dirty.has(metric)) {
-      if (coming) return coming;
+      if (pending) return pending;
       if (entry) return Promise.resolve(entry.lines);
     }
-    const asked = this.ask(metric);
-    this.coming.set(metric, asked);
+    const request = this.enqueue(metric);
+    this.pending.set(metric, request);
     const forget = () => {
-      if (this.coming.get(metric) === asked) this.coming.delete(metric);
+      if (this.pending.get(metric) === request) this.pending.delete(metric);
     };
-    asked.then(forget, forget);
-    return asked;
+    request.then(forget, forget);
+    return request;
   }
 
   /** Ask for what will be wanted, at once; whoever wants it gets the answer, or asks again where that failed. */
-  ahead(metrics: string[]): void {
+  prefetch(metrics: string[]): void {
     for (const metric of metrics) this.load(metric).catch(() => {});
-    this.pump();
+    this.startRequests();
   }
 
-  private ask(metric: string): Promise<api.Line[]> {
+  private enqueue(metric: string): Promise<api.Line[]> {
     return new Promise((resolve, reject) => {
-      this.waiting.push({ metric, resolve, reject });
+      this.queue.push({ metric, resolve, reject });
       if (!this.scheduled) {
         this.scheduled = true;
         queueMicrotask(() => {
           this.scheduled = false;
-          this.pump();
+          this.startRequests();
         });
       }
     });
@@ -170,45 +170,45 @@ export class Feed {
 
   /** Points for each line; fewer where there are many lines, because then they are thin and near each other. */
   private maxPoints(metric: string): number {
-    const lines = this.lines(metric);
+    const lines = this.lineCount(metric);
     return lines > 40 ? 240 : lines > 12 ? 500 : 1000;
   }
 
   /** About how many lines a metric has. */
-  lines(metric: string): number {
-    return this.runs.length * Math.max(1, this.linesOf(metric));
+  lineCount(metric: string): number {
+    return this.runs.length * Math.max(1, this.linesPerRun(metric));
   }
 
-  private pump(): void {
-    while (this.running < MAX_REQUESTS) {
+  private startRequests(): void {
+    while (this.activeRequests < MAX_REQUESTS) {
       // Two answers from one cursor would bring the same points twice.
-      const ready = this.waiting.filter(({ metric }) => !this.reading.has(metric));
+      const ready = this.queue.filter(({ metric }) => !this.reading.has(metric));
       const [first] = ready;
       if (!first) return;
       // Those that have been read go together by the cursor they were read at, the others without one.
       const cursor = this.cursorOf(first);
       const x = this.axis(first.metric);
       const points = this.maxPoints(first.metric);
-      const batch: Waiting[] = [];
+      const batch: QueuedRead[] = [];
       let room = BATCH_POINTS;
-      for (const one of ready) {
-        if (this.cursorOf(one) !== cursor || this.maxPoints(one.metric) !== points || this.axis(one.metric) !== x) continue;
-        room -= (cursor ? GROWN_POINTS : points) * this.lines(one.metric);
+      for (const item of ready) {
+        if (this.cursorOf(item) !== cursor || this.maxPoints(item.metric) !== points || this.axis(item.metric) !== x) continue;
+        room -= (cursor ? UPDATE_POINTS : points) * this.lineCount(item.metric);
         if (batch.length > 0 && (room < 0 || batch.length >= MAX_METRICS)) break;
-        batch.push(one);
+        batch.push(item);
       }
-      this.waiting = this.waiting.filter((one) => !batch.includes(one));
-      this.running++;
+      this.queue = this.queue.filter((item) => !batch.includes(item));
+      this.activeRequests++;
       void this.read(batch, x, cursor, points);
     }
   }
 
-  private cursorOf({ metric }: Waiting): string {
+  private cursorOf({ metric }: QueuedRead): string {
     return this.entries.get(metric)?.cursor ?? "";
   }
 
-  private async read(batch: Waiting[], x: string, cursor: string, maxPoints: number): Promise<void> {
-    const { generation, began } = this;
+  private async read(batch: QueuedRead[], x: string, cursor: string, maxPoints: number): Promise<void> {
+    const { generation, streamCursor } = this;
     const names = [...new Set(batch.map(({ metric }) => metric))];
     for (const name of names) {
       this.dirty.delete(name);
@@ -235,17 +235,17 @@ export class Feed {
       }
       for (const { metric, resolve } of batch) resolve(this.entries.get(metric)?.lines ?? []);
       // The stream began meanwhile: what arrived between the two is in neither.
-      if (began !== this.began && answer.cursor !== this.began) for (const name of names) this.grow(name);
+      if (streamCursor !== this.streamCursor && answer.cursor !== this.streamCursor) for (const name of names) this.markGrown(name);
     } catch (error) {
       if (generation !== this.generation) return;
       for (const name of names) this.dirty.add(name);
       for (const { reject } of batch) reject(error);
     } finally {
       if (generation === this.generation) {
-        this.running--;
+        this.activeRequests--;
         for (const name of names) this.reading.delete(name);
-        this.pump();
-        if (this.running === 0) for (const resolve of this.idlers.splice(0)) resolve();
+        this.startRequests();
+        if (this.activeRequests === 0) for (const resolve of this.idleCallbacks.splice(0)) resolve();
       }
     }
   }
@@ -258,14 +258,14 @@ function key(line: api.Line): string {
 function merge(before: api.Line[], fresh: api.Line[], points: number): api.Line[] {
   const lines = new Map(before.map((line) => [key(line), line]));
   for (const line of fresh) {
-    const old = lines.get(key(line));
-    lines.set(key(line), old ? { ...old, ...grow(old, line, points), total: old.total + line.total } : line);
+    const existing = lines.get(key(line));
+    lines.set(key(line), existing ? { ...existing, ...extend(existing, line, points), total: existing.total + line.total } : line);
   }
   return [...lines.values()];
 }
 
 /** A page that is open for days must not hold, nor draw, all that came meanwhile. */
-function grow(old: api.Line, fresh: api.Line, points: number): Curve {
-  const curve = join(old, fresh);
-  return curve.x.length > points * GROWN_TIMES ? thin(curve, points / 2) : curve;
+function extend(existing: api.Line, fresh: api.Line, points: number): Curve {
+  const curve = join(existing, fresh);
+  return curve.x.length > points * MAX_GROWTH ? thin(curve, points / 2) : curve;
 }

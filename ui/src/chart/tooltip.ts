@@ -13,8 +13,8 @@ export function show(title: string, readings: Reading[], unit: string, place: { 
   const parent = document.querySelector("dialog[open]") ?? document.body;
   if (box.parentElement !== parent) parent.append(box);
   const ordered = [...readings].sort((a, b) => rank(b.y) - rank(a.y));
-  const shown = ordered.filter(({ nearest }, position) => position < SHOWN || nearest);
-  const rows = shown.map((reading) => {
+  const visible = ordered.filter(({ nearest }, position) => position < SHOWN || nearest);
+  const rows = visible.map((reading) => {
     const swatch = h("i", { class: "swatch" });
     swatch.style.background = reading.color;
     const spread =
@@ -35,7 +35,7 @@ export function show(title: string, readings: Reading[], unit: string, place: { 
     box,
     h("div", { class: "at" }, title),
     h("div", { class: "readings" }, ...rows),
-    ordered.length > shown.length && h("div", { class: "note" }, `and ${ordered.length - shown.length} more`),
+    ordered.length > visible.length && h("div", { class: "note" }, `and ${ordered.length - visible.length} more`),
   );
   box.hidden = false;
   const { width, height } = box.getBoundingClientRect();

@@ -8,7 +8,7 @@ export interface Chart extends Metric {
 }
 
 /** What tells metrics apart. */
-export function key({ name, kind, temporality, monotonic, unit }: Metric): string {
+export function metricKey({ name, kind, temporality, monotonic, unit }: Metric): string {
   return JSON.stringify([name, kind, temporality, monotonic, unit]);
 }
 
@@ -18,14 +18,14 @@ export function belongs(line: Line, { kind, temporality, monotonic, unit }: Metr
 }
 
 /** The same metrics with their titles. */
-export function titled(metrics: Metric[]): Chart[] {
-  const named = new Map<string, Metric[]>();
-  for (const metric of metrics) named.set(metric.name, [...(named.get(metric.name) ?? []), metric]);
-  return metrics.map((metric) => Object.assign(metric, { title: title(metric, named.get(metric.name) ?? []) }));
+export function withTitles(metrics: Metric[]): Chart[] {
+  const byName = new Map<string, Metric[]>();
+  for (const metric of metrics) byName.set(metric.name, [...(byName.get(metric.name) ?? []), metric]);
+  return metrics.map((metric) => Object.assign(metric, { title: title(metric, byName.get(metric.name) ?? []) }));
 }
 
 function title(metric: Metric, others: Metric[]): string {
-  const differ = (part: (one: Metric) => unknown) => new Set(others.map(part)).size > 1;
+  const differ = (part: (metric: Metric) => unknown) => new Set(others.map(part)).size > 1;
   const words = [
     differ(({ unit }) => unit) ? metric.unit || "no unit" : "",
     differ(({ kind }) => kind) ? metric.kind.replace("_", " ") : "",

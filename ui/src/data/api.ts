@@ -1,7 +1,7 @@
 // The server's query API: types, requests, and arrays in binary.
 
 export type State = "running" | "finished" | "failed" | "crashed" | "preempted" | "stalled";
-export type Number_ = number | "NaN" | "Infinity" | "-Infinity";
+export type JsonNumber = number | "NaN" | "Infinity" | "-Infinity";
 
 export interface Project {
   name: string;
@@ -10,10 +10,10 @@ export interface Project {
 }
 
 export interface Summary {
-  last: Number_;
-  min: Number_ | null;
-  max: Number_ | null;
-  mean: Number_ | null;
+  last: JsonNumber;
+  min: JsonNumber | null;
+  max: JsonNumber | null;
+  mean: JsonNumber | null;
   count: number;
   last_step: number | null;
 }
@@ -70,7 +70,7 @@ export interface Metric {
   /** Whether a latest point of its series has a step. */
   stepped: boolean;
   processes: number;
-  last: Number_ | null;
+  last: JsonNumber | null;
   last_step: number | null;
   last_time: string | null;
 }
@@ -93,7 +93,7 @@ export interface Line {
   total: number;
 }
 
-export interface Query {
+export interface SeriesQuery {
   runs: string[];
   metrics: string[];
   x: string;
@@ -114,10 +114,10 @@ export interface Variant {
 }
 
 export interface Ranks {
-  x: Number_[];
-  min: Number_[];
-  median: Number_[];
-  max: Number_[];
+  x: JsonNumber[];
+  min: JsonNumber[];
+  median: JsonNumber[];
+  max: JsonNumber[];
   processes: number;
   lowest: string[];
   highest: string[];
@@ -126,9 +126,9 @@ export interface Ranks {
 export interface HistogramPoint {
   x: number;
   count: number;
-  sum: Number_ | null;
-  min: Number_ | null;
-  max: Number_ | null;
+  sum: JsonNumber | null;
+  min: JsonNumber | null;
+  max: JsonNumber | null;
   bounds: number[];
   counts: number[];
   quantiles?: [number, number][];
@@ -152,6 +152,24 @@ export interface TelemetryEvent {
   size: number;
 }
 
+export interface SeriesPage {
+  series: Line[];
+  cursor: string;
+  /** The server forgot what came after the cursor; `series` holds everything. */
+  reset: boolean;
+}
+
+export interface RunsRequest {
+  project?: string;
+  filter?: string;
+  sort?: string;
+  limit?: number;
+  offset?: number;
+  fields?: string;
+}
+
+export type RunChange = Partial<Pick<Run, "name" | "tags" | "notes" | "group" | "archived">>;
+
 export class ApiError extends Error {
   constructor(
     readonly status: number,
@@ -169,9 +187,9 @@ const TOKEN = "tensormeter.token";
 
 let token = sessionStorage.getItem(TOKEN);
 
-export function useToken(given: string): void {
-  token = given;
-  sessionStorage.setItem(TOKEN, given);
+export function setToken(value: string): void {
+  token = value;
+  sessionStorage.setItem(TOKEN, value);
 }
 
 export async function request(path: string, options: RequestInit = {}): Promise<Response> {
@@ -184,11 +202,11 @@ export async function request(path: string, options: RequestInit = {}): Promise<
     if (options.signal?.aborted) throw error;
     throw new ApiError(0, "unreachable", "The server does not answer.");
   }
-  if (!response.ok) throw await failure(response);
+  if (!response.ok) throw await toApiError(response);
   return response;
 }
 
-async function failure(response: Response): Promise<ApiError> {
+async function toApiError(response: Response): Promise<ApiError> {
   try {
     const { error } = (await response.json()) as { error: { code: string; message: string } };
     const { code, message, ...details } = error;
@@ -202,13 +220,13 @@ async function json<T>(path: string, options: RequestInit = {}): Promise<T> {
   return (await (await request(path, options)).json()) as T;
 }
 
-const EMPTY = new Set(["fields", "scope", "unit"]);
+const MAY_BE_EMPTY = new Set(["fields", "scope", "unit"]);
 
-function query(parameters: Record<string, string | number | undefined | null>): string {
+function queryString(parameters: Record<string, string | number | undefined | null>): string {
   const search = new URLSearchParams();
   for (const [name, value] of Object.entries(parameters)) {
     // An empty list of fields means none of them, an empty unit or scope means none; of all others, empty means not given.
-    if (value !== undefined && value !== null && (value !== "" || EMPTY.has(name))) search.set(name, String(value));
+    if (value !== undefined && value !== null && (value !== "" || MAY_BE_EMPTY.has(name))) search.set(name, String(value));
   }
   const text = search.toString();
   return text ? `?${text}` : "";
@@ -220,36 +238,25 @@ export async function projects(): Promise<Project[]> {
   return (await json<{ projects: Project[] }>("/projects")).projects;
 }
 
-export interface RunsRequest {
-  project?: string;
-  filter?: string;
-  sort?: string;
-  limit?: number;
-  offset?: number;
-  fields?: string;
-}
-
-let onDamage: (texts: string[]) => void = () => {};
+let damageListener: (texts: string[]) => void = () => {};
 
 /** The listener gets what the server has left out of an answer because its store is damaged, again with each answer. */
-export function hearDamage(listener: (texts: string[]) => void): void {
-  onDamage = listener;
+export function onStoreDamage(listener: (texts: string[]) => void): void {
+  damageListener = listener;
 }
 
-export async function runs(wanted: RunsRequest, signal?: AbortSignal): Promise<{ runs: Run[]; total: number }> {
-  const page = await json<{ runs: Run[]; total: number; damaged?: string[] }>(`/runs${query({ ...wanted })}`, signal ? { signal } : {});
-  if (page.damaged) onDamage(page.damaged);
+export async function runs(query: RunsRequest, signal?: AbortSignal): Promise<{ runs: Run[]; total: number }> {
+  const page = await json<{ runs: Run[]; total: number; damaged?: string[] }>(`/runs${queryString({ ...query })}`, signal ? { signal } : {});
+  if (page.damaged) damageListener(page.damaged);
   return page;
 }
 
 export async function run(id: string, project: string): Promise<RunDetail> {
-  return json(`${runPath(id)}${query({ project })}`);
+  return json(`${runPath(id)}${queryString({ project })}`);
 }
 
-export type RunChange = Partial<Pick<Run, "name" | "tags" | "notes" | "group" | "archived">>;
-
 export async function changeRun(id: string, project: string, change: RunChange): Promise<void> {
-  await request(`${runPath(id)}${query({ project })}`, {
+  await request(`${runPath(id)}${queryString({ project })}`, {
     method: "PATCH",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify(change),
@@ -257,68 +264,61 @@ export async function changeRun(id: string, project: string, change: RunChange):
 }
 
 export async function deleteRun(id: string, project: string): Promise<void> {
-  await request(`${runPath(id)}${query({ project })}`, { method: "DELETE" });
+  await request(`${runPath(id)}${queryString({ project })}`, { method: "DELETE" });
 }
 
 export async function metrics(id: string, project: string): Promise<Metric[]> {
-  return (await json<{ metrics: Metric[] }>(`${runPath(id)}/metrics${query({ project })}`)).metrics.map(whole);
+  return (await json<{ metrics: Metric[] }>(`${runPath(id)}/metrics${queryString({ project })}`)).metrics.map(withDefaults);
 }
 
 /** With what the server leaves out where it is as usual. */
-function whole(metric: Metric): Metric {
+function withDefaults(metric: Metric): Metric {
   return { ...metric, scopes: metric.scopes ?? [""], stepped: metric.stepped ?? metric.last_step !== null };
 }
 
 /** What any of several runs has. */
 export async function metricsOf(ids: string[], project: string): Promise<Metric[]> {
   const runs = ids.map((id) => reference(project, id)).join(",");
-  return (await json<{ metrics: Metric[] }>(`/metrics${query({ runs })}`)).metrics.map(whole);
+  return (await json<{ metrics: Metric[] }>(`/metrics${queryString({ runs })}`)).metrics.map(withDefaults);
 }
 
 export async function ranks(
   id: string,
   parameters: { project: string; metric: string; x: string; start?: number; stop?: number; max_points?: number } & Variant,
 ): Promise<Ranks> {
-  return json(`${runPath(id)}/ranks${query({ ...parameters })}`);
+  return json(`${runPath(id)}/ranks${queryString({ ...parameters })}`);
 }
 
 export async function histograms(
   id: string,
   parameters: { project: string; metric: string; process?: string; attributes?: string; x?: string; max_points?: number } & Variant,
 ): Promise<HistogramPoint[]> {
-  return (await json<{ points: HistogramPoint[] }>(`${runPath(id)}/histograms${query({ ...parameters })}`)).points;
+  return (await json<{ points: HistogramPoint[] }>(`${runPath(id)}/histograms${queryString({ ...parameters })}`)).points;
 }
 
 export async function events(
   id: string,
   parameters: { project: string; name?: string; key?: string; start?: string; stop?: string; limit?: number; max_body?: number },
 ): Promise<TelemetryEvent[]> {
-  return (await json<{ events: TelemetryEvent[] }>(`${runPath(id)}/events${query(parameters)}`)).events;
+  return (await json<{ events: TelemetryEvent[] }>(`${runPath(id)}/events${queryString(parameters)}`)).events;
 }
 
 /** An image as an address for `img`. It goes through fetch because `img` cannot send a token. */
 export async function media(id: string, digest: string, project: string): Promise<string> {
-  const response = await request(`${runPath(id)}/media/${encodeURIComponent(digest)}${query({ project })}`);
+  const response = await request(`${runPath(id)}/media/${encodeURIComponent(digest)}${queryString({ project })}`);
   return URL.createObjectURL(await response.blob());
-}
-
-export interface Answer {
-  series: Line[];
-  cursor: string;
-  /** The server forgot what came after the cursor; `series` holds everything. */
-  reset: boolean;
 }
 
 /** A run in a list of runs: ids may repeat over projects. */
 export const reference = (project: string, id: string) => `${project}/${id}`;
 
-const bare = (run: string) => run.slice(run.lastIndexOf("/") + 1);
+const withoutProject = (run: string) => run.slice(run.lastIndexOf("/") + 1);
 
-export async function series(wanted: Query, signal?: AbortSignal): Promise<Answer> {
+export async function series(query: SeriesQuery, signal?: AbortSignal): Promise<SeriesPage> {
   const response = await request("/query", {
     method: "POST",
     headers: { "Content-Type": "application/json", Accept: COLUMNS },
-    body: JSON.stringify(wanted),
+    body: JSON.stringify(query),
     ...(signal ? { signal } : {}),
   });
   return decodeColumns(await response.arrayBuffer());
@@ -330,7 +330,7 @@ interface Column {
 }
 
 /** u32 length of a JSON header, the header, then its arrays of float64, aligned to 8 bytes, little-endian. */
-export function decodeColumns(buffer: ArrayBuffer): Answer {
+export function decodeColumns(buffer: ArrayBuffer): SeriesPage {
   const length = new DataView(buffer).getUint32(0, true);
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length))) as {
     series: (Omit<Line, "x" | "y" | "gaps"> & { x: Column; y: Column; gaps?: Column })[];
@@ -338,11 +338,11 @@ export function decodeColumns(buffer: ArrayBuffer): Answer {
     reset?: boolean;
     damaged?: string[];
   };
-  if (header.damaged) onDamage(header.damaged);
+  if (header.damaged) damageListener(header.damaged);
   const column = ({ offset, length: n }: Column) => new Float64Array(buffer, offset, n);
   const lines = header.series.map(({ gaps, ...line }) => ({
     ...line,
-    run: bare(line.run),
+    run: withoutProject(line.run),
     x: column(line.x),
     y: column(line.y),
     ...(gaps ? { gaps: column(gaps) } : {}),
@@ -351,6 +351,6 @@ export function decodeColumns(buffer: ArrayBuffer): Answer {
 }
 
 /** A number of the API; NaN and the infinities travel as strings. */
-export function num(value: Number_ | null | undefined): number {
+export function toNumber(value: JsonNumber | null | undefined): number {
   return value === null || value === undefined ? Number.NaN : Number(value);
 }

@@ -8,6 +8,6 @@ export function isProvisional({ processes, attempt }: RunDetail): boolean {
 }
 
 /** The number of the latest attempt, in words. */
-export function attemptWords(run: RunDetail): string {
+export function attemptText(run: RunDetail): string {
   return isProvisional(run) ? `${run.attempt}, provisional: attempts on other machines may have the same number` : String(run.attempt);
 }

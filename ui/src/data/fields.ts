@@ -4,10 +4,10 @@ import * as format from "../base/format";
 import type * as api from "./api";
 
 /** What nobody logged: names of metrics of the machine, and of tensormeter itself. */
-export const MACHINE = /^(system|process|hw|container|k8s|tensormeter|phase|cpython|gc)\./;
+export const SYSTEM_METRIC = /^(system|process|hw|container|k8s|tensormeter|phase|cpython|gc)\./;
 
 /** A field of a run by the name that filters use. */
-export function field(run: api.Run, name: string): unknown {
+export function fieldValue(run: api.Run, name: string): unknown {
   if (name.startsWith("config.")) {
     const key = name.slice("config.".length);
     return key in run.config ? run.config[key] : format.flatten(run.config).get(key);
@@ -15,8 +15,8 @@ export function field(run: api.Run, name: string): unknown {
   if (name.startsWith("summary.")) {
     const key = name.slice("summary.".length);
     const cut = key.lastIndexOf(".");
-    const whole = run.summary[key];
-    if (whole) return whole.last;
+    const summary = run.summary[key];
+    if (summary) return summary.last;
     return (run.summary[key.slice(0, cut)] as Record<string, unknown> | undefined)?.[key.slice(cut + 1)];
   }
   if (name === "duration") {
@@ -27,6 +27,6 @@ export function field(run: api.Run, name: string): unknown {
 }
 
 export function fieldText(run: api.Run, name: string): string {
-  const found = field(run, name);
-  return Array.isArray(found) ? found.join(", ") || "none" : format.value(found);
+  const value = fieldValue(run, name);
+  return Array.isArray(value) ? value.join(", ") || "none" : format.value(value);
 }

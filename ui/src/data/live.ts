@@ -20,7 +20,7 @@ export function follow(
   project: string,
   onUpdate: (update: Update) => void,
   onState: (connected: boolean) => void,
-  onBegin: (cursor: string) => void = () => {},
+  onStart: (cursor: string) => void = () => {},
 ): () => void {
   const abort = new AbortController();
   let cursor = "";
@@ -34,23 +34,23 @@ export function follow(
     failures = 0;
     onState(true);
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-    let waiting = "";
-    let begun = false;
-    const begin = (from: string) => {
-      if (!begun) onBegin(from);
-      begun = true;
+    let buffer = "";
+    let started = false;
+    const reportStart = (from: string) => {
+      if (!started) onStart(from);
+      started = true;
     };
     for (;;) {
       const { done, value } = await reader.read();
       if (done) return;
-      waiting += value.replaceAll("\r", "");
-      const blocks = waiting.split("\n\n");
-      waiting = blocks.pop() ?? "";
-      for (const block of blocks) take(block, begin);
+      buffer += value.replaceAll("\r", "");
+      const blocks = buffer.split("\n\n");
+      buffer = blocks.pop() ?? "";
+      for (const block of blocks) handleBlock(block, reportStart);
     }
   }
 
-  function take(block: string, begin: (from: string) => void): void {
+  function handleBlock(block: string, reportStart: (from: string) => void): void {
     let type = "message";
     const data: string[] = [];
     for (const line of block.split("\n")) {
@@ -60,7 +60,7 @@ export function follow(
       else if (field === "data") data.push(value);
       else if (field === "id") cursor = value;
     }
-    if (type === "cursor") begin((cursor = (JSON.parse(data.join("\n")) as { cursor: string }).cursor));
+    if (type === "cursor") reportStart((cursor = (JSON.parse(data.join("\n")) as { cursor: string }).cursor));
     else if (type === "update") {
       const update = JSON.parse(data.join("\n")) as Update;
       onUpdate({ ...update, run: update.run.slice(update.run.lastIndexOf("/") + 1) });

@@ -5,12 +5,12 @@ import * as format from "../base/format";
 import { address } from "../base/route";
 import * as api from "../data/api";
 import { stateBadge } from "../widgets/badge";
-import { firstVisit } from "../widgets/welcome";
-import type { Context, View } from "./page";
+import { welcome } from "../widgets/welcome";
+import type { PageContext, Page } from "./page";
 
-const AGAIN_MS = 5000;
+const REFRESH_MS = 5000;
 
-export class Projects implements View {
+export class Projects implements Page {
   readonly element = h("div", { class: "projects" }, h("p", { class: "state", role: "status" }, "Loading …"));
   private readonly title = h("h1", {}, "Projects");
   private readonly cards = h("div", { class: "grid" });
@@ -18,9 +18,9 @@ export class Projects implements View {
   private readonly attention = h("ul", { class: "attention" });
   private readonly links = new Map<string, HTMLElement>();
   private timer = 0;
-  private shown = "";
+  private drawnProjects = "";
 
-  constructor(private readonly context: Context) {
+  constructor(private readonly context: PageContext) {
     context.title();
     void this.load();
   }
@@ -36,19 +36,19 @@ export class Projects implements View {
     try {
       const projects = await api.projects();
       const text = JSON.stringify(projects);
-      if (text !== this.shown) await this.draw(projects);
-      this.shown = text;
+      if (text !== this.drawnProjects) await this.draw(projects);
+      this.drawnProjects = text;
     } catch (error) {
-      this.shown = "";
+      this.drawnProjects = "";
       fill(this.element, this.context.onError(error, () => void this.load()));
       if (error instanceof api.ApiError && error.status !== 0) return;
     }
-    if (this.timer !== -1) this.timer = window.setTimeout(() => void this.load(), AGAIN_MS);
+    if (this.timer !== -1) this.timer = window.setTimeout(() => void this.load(), REFRESH_MS);
   }
 
   private async draw(projects: api.Project[]): Promise<void> {
     if (projects.length === 0) {
-      fill(this.element, firstVisit());
+      fill(this.element, welcome());
       return;
     }
     // What needs a person now comes before everything else.
@@ -71,11 +71,11 @@ export class Projects implements View {
   }
 
   /** Elements stay, with the focus on them, while what they say changes. */
-  private card({ name, runs, last_time: heard }: api.Project): HTMLElement {
+  private card({ name, runs, last_time: lastTime }: api.Project): HTMLElement {
     const link = this.links.get(name) ?? h("a", { class: "project", href: address(["p", name]) });
     this.links.set(name, link);
     const words = `${format.count(runs)} ${runs === 1 ? "run" : "runs"}`;
-    fill(link, h("h3", {}, name), h("p", {}, words), h("p", { class: "muted" }, `last heard ${format.ago(format.epoch(heard))}`));
+    fill(link, h("h3", {}, name), h("p", {}, words), h("p", { class: "muted" }, `last heard ${format.ago(format.epoch(lastTime))}`));
     return link;
   }
 
@@ -84,9 +84,9 @@ export class Projects implements View {
     const link = this.links.get(key) ?? h("a", { href: address(["p", run.project, "runs", run.id]) });
     this.links.set(key, link);
     link.textContent = run.name || run.id;
-    const heard = h("span", { class: "muted" }, `heard ${format.ago(format.epoch(run.last_time))}`);
+    const updated = h("span", { class: "muted" }, `heard ${format.ago(format.epoch(run.last_time))}`);
     const line = (link.parentElement as HTMLLIElement | null) ?? h("li", {}, link);
-    arrange(line, [stateBadge(run), link, h("span", { class: "muted" }, run.project), heard]);
+    arrange(line, [stateBadge(run), link, h("span", { class: "muted" }, run.project), updated]);
     return line;
   }
 }

@@ -5,7 +5,7 @@ import * as format from "../base/format";
 import * as route from "../base/route";
 import { lineColor, onTheme } from "../base/theme";
 import * as api from "../data/api";
-import { MACHINE, field } from "../data/fields";
+import { SYSTEM_METRIC, fieldValue } from "../data/fields";
 import { ColumnChooser } from "../table/columnChooser";
 import { ColumnMenu } from "../table/columnMenu";
 import { type ColumnContext, column, nameColumns, shortLabel } from "../table/columns";
@@ -13,19 +13,19 @@ import { FilterBar } from "../table/filterBar";
 import { Grid, ROW } from "../table/grid";
 import { type Heading, type Item, type Request, Rows, isHeading } from "../table/rows";
 import { suggestedColumns } from "../table/suggested";
-import { LATE_NOW, LOST, drawBanners, ofRuns } from "../widgets/banner";
-import { firstVisit } from "../widgets/welcome";
-import type { Context, View } from "./page";
+import { LATE_FILTER, LOST_FILTER, drawBanners, runBanners } from "../widgets/banner";
+import { welcome } from "../widgets/welcome";
+import type { PageContext, Page } from "./page";
 
 const REFRESH_MS = 5000;
 /** Between looks at which runs lost something or are late. */
-const TROUBLE_MS = 30_000;
+const BANNERS_REFRESH_MS = 30_000;
 /** Runs that such a look reads. */
-const TROUBLED = 5;
+const MAX_BANNER_RUNS = 5;
 /** Runs whose charts are shown where none is selected. */
-const COMPARED = 100;
+const MAX_COMPARED = 100;
 
-export class RunsView implements View {
+export class RunsPage implements Page {
   readonly element = h("div", { class: "runs" });
   private params = new URLSearchParams();
   private readonly grid: Grid<Item>;
@@ -35,13 +35,13 @@ export class RunsView implements View {
   );
   private readonly filter = new FilterBar(() => this.fields);
   private readonly menu = new ColumnMenu({
-    filterBy: (key) => this.filter.begin(key),
+    filterBy: (key) => this.filter.startClause(key),
     hide: (key) => this.setColumns(this.columns.filter((other) => other !== key)),
   });
   private readonly chooser = new ColumnChooser((columns) => this.setColumns(columns));
   private readonly problem = h("p", { class: "problem", role: "alert" });
   private readonly banners = h("div", { class: "banners" });
-  private looked = 0;
+  private bannersReadAt = 0;
   private readonly status = h("p", { class: "muted", role: "status" }, "Loading …");
   private readonly actions = h("div", { class: "actions" });
   private readonly empty = h("div", {});
@@ -55,7 +55,7 @@ export class RunsView implements View {
   private readonly offTheme: () => void;
 
   constructor(
-    private readonly context: Context,
+    private readonly context: PageContext,
     private readonly project: string,
   ) {
     context.title(project);
@@ -128,8 +128,8 @@ export class RunsView implements View {
   private async begin(): Promise<void> {
     try {
       // Together, so that no banner moves what somebody is about to click.
-      const [total] = await Promise.all([this.learn(), this.lookForTrouble()]);
-      fill(this.empty, total === 0 ? firstVisit(this.project) : null);
+      const [total] = await Promise.all([this.readFields(), this.refreshBanners()]);
+      fill(this.empty, total === 0 ? welcome(this.project) : null);
       this.element.classList.toggle("nothing", total === 0);
       this.apply(route.current().params);
       this.chooser.update(this.columns, this.fields);
@@ -141,15 +141,15 @@ export class RunsView implements View {
   }
 
   /** Returns how many runs there are. */
-  private async learn(): Promise<number> {
+  private async readFields(): Promise<number> {
     const { runs, total } = await api.runs({ project: this.project, limit: 5 });
     this.sample = runs;
-    const found = new Set<string>();
+    const fields = new Set<string>();
     for (const run of runs) {
-      for (const key of format.flatten(run.config).keys()) found.add(`config.${key}`);
-      for (const name of Object.keys(run.summary)) found.add(`summary.${name}`);
+      for (const key of format.flatten(run.config).keys()) fields.add(`config.${key}`);
+      for (const name of Object.keys(run.summary)) fields.add(`summary.${name}`);
     }
-    this.fields = [...found].sort();
+    this.fields = [...fields].sort();
     return total;
   }
 
@@ -158,10 +158,10 @@ export class RunsView implements View {
     const { scrollTop, clientHeight } = this.grid.element;
     await this.rows.refresh(Math.floor(scrollTop / ROW), Math.ceil((scrollTop + clientHeight) / ROW));
     this.grid.refresh();
-    void this.lookForTrouble();
-    if (this.fields.some((key) => key.startsWith("summary.") && !MACHINE.test(key.slice("summary.".length)))) return;
+    void this.refreshBanners();
+    if (this.fields.some((key) => key.startsWith("summary.") && !SYSTEM_METRIC.test(key.slice("summary.".length)))) return;
     try {
-      await this.learn();
+      await this.readFields();
       if (this.timer === -1) return;
       this.apply(this.params);
       this.chooser.update(this.columns, this.fields);
@@ -170,13 +170,13 @@ export class RunsView implements View {
     }
   }
 
-  private async lookForTrouble(): Promise<void> {
-    if (Date.now() - this.looked < TROUBLE_MS) return;
-    this.looked = Date.now();
-    const find = (filter: string) => api.runs({ project: this.project, filter, limit: TROUBLED, fields: "" });
+  private async refreshBanners(): Promise<void> {
+    if (Date.now() - this.bannersReadAt < BANNERS_REFRESH_MS) return;
+    this.bannersReadAt = Date.now();
+    const search = (filter: string) => api.runs({ project: this.project, filter, limit: MAX_BANNER_RUNS, fields: "" });
     try {
-      const [lost, late] = await Promise.all([find(LOST), find(LATE_NOW)]);
-      drawBanners(this.banners, ofRuns(this.project, lost.runs, late.runs, { lost: lost.total, late: late.total }));
+      const [lost, late] = await Promise.all([search(LOST_FILTER), search(LATE_FILTER)]);
+      drawBanners(this.banners, runBanners(this.project, lost.runs, late.runs, { lost: lost.total, late: late.total }));
     } catch {
       // The list of runs says what is wrong.
     }
@@ -194,9 +194,9 @@ export class RunsView implements View {
 
   private request(): Request {
     const group = this.params.get("group") ?? "";
-    const wanted = [...this.columns, group].filter((key) => key.startsWith("config.") || key.startsWith("summary."));
+    const keys = [...this.columns, group].filter((key) => key.startsWith("config.") || key.startsWith("summary."));
     // A statistic of a metric is in the metric's summary.
-    const fields = wanted.map((key) => key.replace(/^(summary\..+)\.(last|min|max|mean|count|last_step)$/, "$1"));
+    const fields = keys.map((key) => key.replace(/^(summary\..+)\.(last|min|max|mean|count|last_step)$/, "$1"));
     return {
       project: this.project,
       filter: this.params.get("filter") ?? "",
@@ -213,7 +213,7 @@ export class RunsView implements View {
 
   /** Columns of numbers, going by the newest runs. */
   private get numbers(): string[] {
-    return this.columns.filter((key) => this.sample.some((run) => typeof field(run, key) === "number"));
+    return this.columns.filter((key) => this.sample.some((run) => typeof fieldValue(run, key) === "number"));
   }
 
   private columnContext(): ColumnContext {
@@ -235,23 +235,23 @@ export class RunsView implements View {
   private async change(run: api.Run, change: api.RunChange): Promise<void> {
     const before = { ...run };
     // The list may have been read again while somebody was typing.
-    const write = (values: Partial<api.Run>) => {
-      for (const one of this.rows.known()) if (one.id === run.id) Object.assign(one, values);
+    const assign = (values: Partial<api.Run>) => {
+      for (const row of this.rows.loadedRuns()) if (row.id === run.id) Object.assign(row, values);
       this.grid.refresh();
     };
-    write(change);
+    assign(change);
     try {
       await api.changeRun(run.id, run.project, change);
       this.problem.textContent = "";
     } catch (error) {
-      write(Object.fromEntries(Object.keys(change).map((key) => [key, before[key as keyof api.Run]])));
+      assign(Object.fromEntries(Object.keys(change).map((key) => [key, before[key as keyof api.Run]])));
       this.problem.textContent = `Not saved: ${error instanceof Error ? error.message : error}`;
     }
   }
 
   private toggle(run: api.Run): void {
-    const without = this.selected.filter((id) => id !== run.id);
-    route.change({ selected: route.joined(without.length < this.selected.length ? without : [...this.selected, run.id]) });
+    const others = this.selected.filter((id) => id !== run.id);
+    route.change({ selected: route.join(others.length < this.selected.length ? others : [...this.selected, run.id]) });
   }
 
   private compare(): void {
@@ -259,16 +259,16 @@ export class RunsView implements View {
   }
 
   private setColumns(columns: string[] | null): void {
-    route.change({ columns: columns && (route.joined(columns) || " ") });
+    route.change({ columns: columns && (route.join(columns) || " ") });
   }
 
   private onRows(): void {
     this.problem.textContent = "";
     this.grid.setRows(this.rows.total, (index) => this.rows.at(index));
-    const { found } = this.rows;
-    const words = `${found.toLocaleString("en")} ${found === 1 ? "run" : "runs"}${this.params.has("filter") ? (found === 1 ? " matches" : " match") : ""}`;
+    const { matches } = this.rows;
+    const words = `${matches.toLocaleString("en")} ${matches === 1 ? "run" : "runs"}${this.params.has("filter") ? (matches === 1 ? " matches" : " match") : ""}`;
     if (this.status.textContent !== words) this.status.textContent = words;
-    if (this.sample.length && this.element.classList.toggle("unmatched", found === 0)) {
+    if (this.sample.length && this.element.classList.toggle("unmatched", matches === 0)) {
       fill(
         this.empty,
         h("div", { class: "state" }, h("h2", {}, "No run matches"), h("p", {}, button("Clear the filter", () => route.change({ filter: null })))),
@@ -279,21 +279,21 @@ export class RunsView implements View {
 
   private onError(error: unknown): void {
     this.problem.textContent = error instanceof Error ? error.message : String(error);
-    if (this.rows.found === 0) this.status.textContent = "";
+    if (this.rows.matches === 0) this.status.textContent = "";
     if (!(error instanceof api.ApiError && error.status === 400)) this.loaded = "";
   }
 
   private drawActions(): void {
     const { selected } = this;
-    const n = Math.min(this.rows.found, COMPARED);
-    const drawn = JSON.stringify([selected.length, n, this.rows.found === n]);
-    if (this.actions.dataset.drawn === drawn) return;
-    this.actions.dataset.drawn = drawn;
+    const n = Math.min(this.rows.matches, MAX_COMPARED);
+    const fingerprint = JSON.stringify([selected.length, n, this.rows.matches === n]);
+    if (this.actions.dataset.fingerprint === fingerprint) return;
+    this.actions.dataset.fingerprint = fingerprint;
     fill(
       this.actions,
       selected.length
         ? button(`Compare ${selected.length}`, () => this.compare(), { class: "primary" })
-        : button(`Charts of ${n === this.rows.found ? "all" : "the first"} ${n}`, () => this.compareFirst(), { disabled: n === 0 }),
+        : button(`Charts of ${n === this.rows.matches ? "all" : "the first"} ${n}`, () => this.compareFirst(), { disabled: n === 0 }),
       selected.length > 0 && button("Pin", () => this.pinSelected(), { title: "Keep the selected runs on top" }),
       selected.length > 0 && button("Clear", () => route.change({ selected: null }), { "aria-label": "Clear the selection" }),
     );
@@ -301,7 +301,7 @@ export class RunsView implements View {
 
   private compareFirst(): void {
     const ids = new Set<string>();
-    for (const { id } of this.rows.known()) if (ids.size < COMPARED) ids.add(id);
+    for (const { id } of this.rows.loadedRuns()) if (ids.size < MAX_COMPARED) ids.add(id);
     route.go(["p", this.project, "runs", [...ids].join(",")]);
   }
 
@@ -309,7 +309,7 @@ export class RunsView implements View {
     const pinned = new Set(route.list(this.params, "pinned"));
     const all = this.selected.every((id) => pinned.has(id));
     for (const id of this.selected) all ? pinned.delete(id) : pinned.add(id);
-    route.change({ pinned: route.joined(pinned) });
+    route.change({ pinned: route.join(pinned) });
   }
 
   private fold(row: Heading): void {
@@ -324,10 +324,10 @@ export class RunsView implements View {
       .slice(0, 3)
       .map((key) => {
         const metric = key.slice("summary.".length);
-        const values = row.runs.map((run) => api.num(run.summary[metric]?.last)).filter(Number.isFinite);
+        const values = row.runs.map((run) => api.toNumber(run.summary[metric]?.last)).filter(Number.isFinite);
         const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
-        const some = values.length < row.runs.length ? ` of ${values.length}` : "";
-        return values.length ? `${shortLabel(key)} ${format.number(mean)} on average${some}` : "";
+        const share = values.length < row.runs.length ? ` of ${values.length}` : "";
+        return values.length ? `${shortLabel(key)} ${format.number(mean)} on average${share}` : "";
       });
     const toggle = button(`${row.open ? "▾" : "▸"} ${shortLabel(group)} = ${row.heading}`, () => this.fold(row), {
       "aria-expanded": String(row.open),

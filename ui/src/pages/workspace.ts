@@ -6,15 +6,15 @@ import { lineColor, onTheme } from "../base/theme";
 import { usePalette } from "../chart/metricSource";
 import type { Update } from "../data/live";
 import { ChartsPane } from "../panes/charts";
-import { DifferencePane } from "../panes/configDiff";
+import { ConfigDiffPane } from "../panes/configDiff";
 import { DistributionsPane } from "../panes/distributions";
 import { Health } from "../panes/health";
 import { MediaPane } from "../panes/media";
 import { OverviewPane } from "../panes/overview";
 import type { Pane } from "../panes/pane";
 import { SystemPane } from "../panes/system";
-import type { Session } from "../selection/runSelection";
-import type { Context, View } from "./page";
+import type { RunSelection } from "../selection/runSelection";
+import type { PageContext, Page } from "./page";
 
 const ONE = { charts: "Charts", system: "System", distributions: "Distributions", media: "Media", overview: "Overview" };
 const MANY = { charts: "Charts", difference: "Configuration" };
@@ -22,7 +22,7 @@ const RELOAD_MS = 3000;
 /** Where several runs are shown, and nothing that is not known has come. */
 const QUIET_MS = 30_000;
 
-export class Workspace implements View {
+export class Workspace implements Page {
   readonly element = h("div", { class: "workspace" }, h("p", { class: "state", role: "status" }, "Loading …"));
   private readonly health: Health;
   private pane: Pane | null = null;
@@ -33,12 +33,12 @@ export class Workspace implements View {
   private closed = false;
 
   constructor(
-    private readonly context: Context,
-    private readonly session: Session,
+    private readonly context: PageContext,
+    private readonly selection: RunSelection,
     private readonly tab: string,
   ) {
-    const { project, ids } = session;
-    this.health = new Health(this.session);
+    const { project, ids } = selection;
+    this.health = new Health(this.selection);
     usePalette(lineColor);
     this.offTheme = onTheme(() => this.pane?.apply(this.params));
     context.title(ids.length > 1 ? `${ids.length} runs` : (ids[0] ?? ""), project);
@@ -61,39 +61,39 @@ export class Workspace implements View {
     this.offTheme();
     this.pane?.close();
     this.health.close();
-    this.session.feed.close();
+    this.selection.cache.close();
   }
 
   private readonly tabs = h("nav", { class: "tabs", "aria-label": "Panes" });
 
   private async load(): Promise<void> {
     try {
-      await this.session.load();
+      await this.selection.load();
     } catch (error) {
       if (!this.closed) fill(this.element, this.context.onError(error, () => void this.load()));
       return;
     }
     if (this.closed) return;
-    const single = this.session.single;
-    if (single) this.context.title(single.name || single.id, this.session.project);
+    const single = this.selection.single;
+    if (single) this.context.title(single.name || single.id, this.selection.project);
     this.pane = this.makePane();
     this.drawTabs();
     fill(this.element, h("div", { class: "top" }, this.health.element, this.tabs), this.pane.element);
     this.pane.apply(this.params);
     this.tabs.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
     this.health.update();
-    void this.session.loadMore(() => this.closed || this.pane?.onMetrics?.());
-    this.session.feed.follow(
+    void this.selection.loadMore(() => this.closed || this.pane?.onMetrics?.());
+    this.selection.cache.follow(
       (update) => this.onUpdate(update),
       (connected) => this.health.connection(connected),
     );
   }
 
   private onUpdate(update: Update): void {
-    const unknown = this.session.heard(update);
+    const isNew = this.selection.applyUpdate(update);
     this.pane?.onUpdate?.(update);
     this.health.update();
-    this.reloadIn(unknown || this.session.ids.length === 1 ? RELOAD_MS : QUIET_MS);
+    this.reloadIn(isNew || this.selection.ids.length === 1 ? RELOAD_MS : QUIET_MS);
   }
 
   private reloadIn(milliseconds: number): void {
@@ -106,7 +106,7 @@ export class Workspace implements View {
 
   private async reload(): Promise<void> {
     try {
-      if (await this.session.reload()) this.pane?.onMetrics?.();
+      if (await this.selection.reload()) this.pane?.onMetrics?.();
       this.pane?.onReload?.();
       this.health.update();
     } catch {
@@ -118,24 +118,24 @@ export class Workspace implements View {
   private makePane(): Pane {
     switch (this.tab) {
       case "difference":
-        return new DifferencePane(this.session);
+        return new ConfigDiffPane(this.selection);
       case "distributions":
-        return new DistributionsPane(this.session);
+        return new DistributionsPane(this.selection);
       case "media":
-        return new MediaPane(this.session);
+        return new MediaPane(this.selection);
       case "overview":
-        return new OverviewPane(this.session);
+        return new OverviewPane(this.selection);
       case "system":
-        return new SystemPane(this.session);
+        return new SystemPane(this.selection);
       default:
-        return new ChartsPane(this.session);
+        return new ChartsPane(this.selection);
     }
   }
 
   private drawTabs(): void {
-    const base = ["p", this.session.project, "runs", this.session.ids.join(",")];
+    const base = ["p", this.selection.project, "runs", this.selection.ids.join(",")];
     const shared = new URLSearchParams([...this.params].filter(([name]) => SHARED.has(name)));
-    const labels = this.session.ids.length > 1 ? MANY : ONE;
+    const labels = this.selection.ids.length > 1 ? MANY : ONE;
     fill(
       this.tabs,
       ...Object.entries(labels).map(([tab, label]) =>

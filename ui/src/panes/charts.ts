@@ -2,69 +2,69 @@
 
 import { button, fill, h } from "../base/dom";
 import * as route from "../base/route";
-import type { CardEvents } from "../chart/chartCard";
-import { type Look, readLook } from "../chart/chartOptions";
+import type { ChartCardEvents } from "../chart/chartCard";
+import { type ChartOptions, readChartOptions } from "../chart/chartOptions";
 import { MetricSource } from "../chart/metricSource";
 import type { Chart } from "../chart/variant";
-import { Controls } from "../selection/chartControls";
-import { ChartGrid } from "../selection/chartSections";
+import { ChartControls } from "../selection/chartControls";
+import { ChartSections } from "../selection/chartSections";
 import { FullScreen } from "../selection/fullscreen";
-import { charted, sections } from "../selection/metricSections";
+import { trainingCharts, groupIntoSections } from "../selection/metricSections";
 import { RunList } from "../selection/runList";
-import type { Session } from "../selection/runSelection";
+import type { RunSelection } from "../selection/runSelection";
 import type { Pane } from "./pane";
 
 export class ChartsPane implements Pane {
   readonly element: HTMLElement;
   private params = new URLSearchParams();
-  private readonly controls: Controls;
-  private readonly grid: ChartGrid;
+  private readonly controls: ChartControls;
+  private readonly grid: ChartSections;
   private readonly list: RunList | null;
   private readonly empty = h("div", { class: "state" });
   private readonly full: FullScreen;
   private readonly sources = new Map<Chart, MetricSource>();
   private axis = "";
-  private drawn = "";
+  private fingerprint = "";
 
-  constructor(private readonly session: Session) {
-    const many = session.ids.length > 1;
-    const events: CardEvents = {
+  constructor(private readonly selection: RunSelection) {
+    const many = selection.ids.length > 1;
+    const events: ChartCardEvents = {
       zoom: (window, x) => this.zoom(window, x),
       axis: (x) => route.change({ x }),
       full: (title) => route.change({ full: title }),
-      hover: (readings) => this.list?.show(readings),
+      hover: (readings) => this.list?.showReadings(readings),
     };
-    this.full = new FullScreen({ zoom: events.zoom, axis: (x) => route.change({ x }), hover: (readings) => this.list?.show(readings) });
-    this.grid = new ChartGrid(events, (closed) => route.change({ closed: route.joined(closed) }), !many);
-    this.list = many ? new RunList(session) : null;
-    this.controls = new Controls(session);
+    this.full = new FullScreen({ zoom: events.zoom, axis: (x) => route.change({ x }), hover: (readings) => this.list?.showReadings(readings) });
+    this.grid = new ChartSections(events, (closed) => route.change({ closed: route.join(closed) }), !many);
+    this.list = many ? new RunList(selection) : null;
+    this.controls = new ChartControls(selection);
     const charts = h("div", { class: "content" }, this.controls.element, this.empty, this.grid.element);
     this.element = h("div", { class: many ? "pane beside" : "pane" }, this.list?.element, charts, this.full.element);
   }
 
   apply(params: URLSearchParams): void {
     this.params = params;
-    const { x, chosen, window } = this.look();
-    this.session.feed.want({ x, chosen, window });
-    this.axis = this.session.axis;
+    const { x, explicitAxis, window } = this.options();
+    this.selection.cache.setAxis({ x, explicitAxis, window });
+    this.axis = this.selection.axis;
     this.controls.update(params, this.axis);
     this.list?.update(params);
     this.draw();
     // What decides how it looks, apart from what is shown: then all in sight is read again, from memory if possible.
-    const { hidden, ...look } = this.look();
-    const drawn = JSON.stringify([look, [...hidden], params.get("group"), params.get("colors")]);
-    if (drawn !== this.drawn) this.grid.refresh();
+    const { hidden, ...options } = this.options();
+    const fingerprint = JSON.stringify([options, [...hidden], params.get("group"), params.get("colors")]);
+    if (fingerprint !== this.fingerprint) this.grid.refresh();
     else this.grid.redraw();
-    if (drawn !== this.drawn) this.full.refresh();
-    this.drawn = drawn;
+    if (fingerprint !== this.fingerprint) this.full.refresh();
+    this.fingerprint = fingerprint;
     const full = params.get("full");
-    const { charts } = this.session;
+    const { charts } = this.selection;
     const metric = charts.find(({ title }) => title === full) ?? charts.find(({ name }) => name === full);
     this.full.show(metric && this.source(metric));
   }
 
   onMetrics(): void {
-    if (this.session.axis !== this.axis) {
+    if (this.selection.axis !== this.axis) {
       this.apply(this.params);
       return;
     }
@@ -74,7 +74,7 @@ export class ChartsPane implements Pane {
 
   /** Charts without steps may be along another axis than the others; who zooms into one chooses it for all. */
   private zoom(window: [number, number] | null, x?: string): void {
-    zoom(window, window && x !== this.look().x ? x : undefined);
+    zoom(window, window && x !== this.options().x ? x : undefined);
   }
 
   onUpdate(): void {
@@ -95,10 +95,10 @@ export class ChartsPane implements Pane {
   }
 
   private draw(): void {
-    const shown = charted(this.session.charts, this.params.get("q") ?? "");
-    this.empty.hidden = shown.length > 0;
-    if (shown.length === 0) {
-      const all = charted(this.session.charts, "");
+    const matching = trainingCharts(this.selection.charts, this.params.get("q") ?? "");
+    this.empty.hidden = matching.length > 0;
+    if (matching.length === 0) {
+      const all = trainingCharts(this.selection.charts, "");
       fill(
         this.empty,
         h("h2", {}, all.length ? "No chart has such a name" : "Nothing was logged yet"),
@@ -108,26 +108,26 @@ export class ChartsPane implements Pane {
       );
     }
     this.grid.update(
-      sections(shown, (metric) => this.source(metric)),
+      groupIntoSections(matching, (metric) => this.source(metric)),
       route.list(this.params, "closed"),
     );
   }
 
   private source(metric: Chart): MetricSource {
-    const known = this.sources.get(metric);
-    if (known) return known;
-    const made = new MetricSource(
-      this.session.feed,
+    const existing = this.sources.get(metric);
+    if (existing) return existing;
+    const source = new MetricSource(
+      this.selection.cache,
       metric,
-      () => this.look(),
-      () => this.session.selected(this.params),
+      () => this.options(),
+      () => this.selection.selectedRuns(this.params),
     );
-    this.sources.set(metric, made);
-    return made;
+    this.sources.set(metric, source);
+    return source;
   }
 
-  private look(): Look {
-    return readLook(this.params, this.session.axis);
+  private options(): ChartOptions {
+    return readChartOptions(this.params, this.selection.axis);
   }
 }
 

@@ -3,16 +3,16 @@
 import { fill, h } from "../base/dom";
 import * as format from "../base/format";
 import * as route from "../base/route";
-import type { Session } from "../selection/runSelection";
+import type { RunSelection } from "../selection/runSelection";
 import type { Pane } from "./pane";
 
-export class DifferencePane implements Pane {
+export class ConfigDiffPane implements Pane {
   readonly element = h("div", { class: "pane" });
 
-  constructor(private readonly session: Session) {}
+  constructor(private readonly selection: RunSelection) {}
 
   apply(params: URLSearchParams): void {
-    const { runs } = this.session;
+    const { runs } = this.selection;
     const all = params.has("equal");
     const configs = runs.map((run) => format.flatten(run.config));
     const keys = [...new Set(configs.flatMap((config) => [...config.keys()]))].sort();
@@ -20,7 +20,7 @@ export class DifferencePane implements Pane {
       const values = configs.map((config) => (config.has(key) ? JSON.stringify(config.get(key)) : null));
       return { key, values, differs: new Set(values).size > 1 };
     });
-    const shown = rows.filter(({ differs }) => all || differs);
+    const visibleRows = rows.filter(({ differs }) => all || differs);
     const box = h("input", { type: "checkbox", checked: all, on: { change: () => route.change({ equal: all ? null : "1" }) } });
     fill(
       this.element,
@@ -28,7 +28,7 @@ export class DifferencePane implements Pane {
         "div",
         { class: "content" },
         h("div", { class: "controls" }, h("label", { class: "check" }, box, "show what is equal too"), h("span", { class: "muted" }, `${rows.filter(({ differs }) => differs).length} of ${rows.length} settings differ`)),
-        shown.length === 0
+        visibleRows.length === 0
           ? h("div", { class: "state" }, h("h2", {}, keys.length ? "These runs are configured alike" : "These runs have no configuration"), keys.length ? null : h("p", {}, "Give one to tensormeter.init(config={...}), and it is here."))
           : h(
               "div",
@@ -44,7 +44,7 @@ export class DifferencePane implements Pane {
                 h(
                   "tbody",
                   {},
-                  ...shown.map(({ key, values, differs }) =>
+                  ...visibleRows.map(({ key, values, differs }) =>
                     h("tr", { class: differs ? "differs" : "" }, h("th", { scope: "row" }, key), ...values.map((value) => h("td", { class: value === null ? "muted" : value === values[0] ? "" : "other" }, value ?? "–"))),
                   ),
                 ),

@@ -4,11 +4,11 @@ import { arrange, fill, h } from "../base/dom";
 import * as format from "../base/format";
 import * as route from "../base/route";
 import { drawHeatmap, drawSingle, type Frame } from "../chart/heatmap";
-import { type Chart, key } from "../chart/variant";
+import { type Chart, metricKey } from "../chart/variant";
 import * as api from "../data/api";
 import type { Update } from "../data/live";
 import { matcher } from "../selection/metricSections";
-import type { Session } from "../selection/runSelection";
+import type { RunSelection } from "../selection/runSelection";
 import type { Pane } from "./pane";
 
 const KINDS = new Set(["histogram", "exponential_histogram"]);
@@ -39,7 +39,7 @@ export class DistributionsPane implements Pane {
   });
   private params = new URLSearchParams();
 
-  constructor(private readonly session: Session) {
+  constructor(private readonly selection: RunSelection) {
     this.element.append(h("div", { class: "content" }, h("div", { class: "controls", role: "search" }, this.search), this.grid));
     this.resized.observe(this.grid);
   }
@@ -48,23 +48,23 @@ export class DistributionsPane implements Pane {
     this.params = params;
     if (document.activeElement !== this.search) this.search.value = params.get("q") ?? "";
     const matches = matcher(params.get("q") ?? "");
-    const [run = ""] = this.session.ids;
-    const shown: DistributionCard[] = [];
-    const metrics = this.session.charts.filter(({ kind, name }) => KINDS.has(kind) && matches(name));
+    const [run = ""] = this.selection.ids;
+    const matching: DistributionCard[] = [];
+    const metrics = this.selection.charts.filter(({ kind, name }) => KINDS.has(kind) && matches(name));
     for (const metric of metrics.sort((a, b) => (a.name < b.name ? -1 : 1))) {
       const sets = metric.attributes.length ? metric.attributes : [{}];
       for (const [scope, attributes] of metric.scopes.flatMap((scope) => sets.map((set) => [scope, set] as const))) {
-        const name = JSON.stringify([key(metric), scope, attributes]);
-        const card = this.cards.get(name) ?? new DistributionCard(run, this.session.project, metric, scope, attributes);
+        const name = JSON.stringify([metricKey(metric), scope, attributes]);
+        const card = this.cards.get(name) ?? new DistributionCard(run, this.selection.project, metric, scope, attributes);
         card.element.dataset.key = name;
         this.cards.set(name, card);
-        shown.push(card);
+        matching.push(card);
         this.observer.observe(card.element);
       }
     }
-    if (shown.length) arrange(this.grid, shown.map(({ element }) => element));
+    if (matching.length) arrange(this.grid, matching.map(({ element }) => element));
     else {
-      const any = this.session.metrics.some(({ kind }) => KINDS.has(kind));
+      const any = this.selection.metrics.some(({ kind }) => KINDS.has(kind));
       fill(
         this.grid,
         h(
@@ -75,11 +75,11 @@ export class DistributionsPane implements Pane {
         ),
       );
     }
-    for (const card of shown) card.draw();
+    for (const card of matching) card.draw();
   }
 
   onUpdate(update: Update): void {
-    for (const card of this.cards.values()) if (update.metrics?.includes(card.metric.name)) card.soon();
+    for (const card of this.cards.values()) if (update.metrics?.includes(card.metric.name)) card.scheduleLoad();
   }
 
   onMetrics(): void {
@@ -132,7 +132,7 @@ class DistributionCard {
     return this.metric.stepped ? "step" : "relative";
   }
 
-  private at(x: number): string {
+  private describeX(x: number): string {
     return this.axis === "step" ? `step ${format.number(x)}` : `after ${format.duration(x)}`;
   }
 
@@ -142,7 +142,7 @@ class DistributionCard {
     void this.load();
   }
 
-  soon(): void {
+  scheduleLoad(): void {
     if (!this.awake || this.timer) return;
     this.timer = window.setTimeout(() => {
       this.timer = 0;
@@ -173,22 +173,22 @@ class DistributionCard {
   }
 
   draw(): void {
-    const chosen = Number(this.slider.value);
-    const point = this.points[chosen];
+    const index = Number(this.slider.value);
+    const point = this.points[index];
     if (!point || !this.element.isConnected) return;
-    const frame: Frame | null = drawHeatmap(this.heat, this.points, chosen, this.metric.unit, this.axis === "step" ? (x) => format.number(Math.round(x)) : format.duration);
+    const frame: Frame | null = drawHeatmap(this.heat, this.points, index, this.metric.unit, this.axis === "step" ? (x) => format.number(Math.round(x)) : format.duration);
     if (frame) drawSingle(this.single, point, frame, this.metric.unit);
-    const mean = api.num(point.sum) / point.count;
+    const mean = api.toNumber(point.sum) / point.count;
     this.words.textContent = [
-      this.at(point.x),
+      this.describeX(point.x),
       `${format.count(point.count)} values`,
       Number.isFinite(mean) ? `mean ${format.number(mean)}` : "",
-      point.min === null ? "" : `from ${format.number(api.num(point.min))}`,
-      point.max === null ? "" : `to ${format.number(api.num(point.max))}`,
+      point.min === null ? "" : `from ${format.number(api.toNumber(point.min))}`,
+      point.max === null ? "" : `to ${format.number(api.toNumber(point.max))}`,
     ]
       .filter(Boolean)
       .join(" · ");
-    this.slider.setAttribute("aria-valuetext", this.at(point.x));
+    this.slider.setAttribute("aria-valuetext", this.describeX(point.x));
     this.element.dataset.drawn = String((Number(this.element.dataset.drawn) || 0) + 1);
   }
 

@@ -5,15 +5,15 @@ import * as format from "../base/format";
 import * as api from "../data/api";
 import { isProvisional } from "../data/attempt";
 import { alertOf, chartLinks } from "../selection/alert";
-import type { Session } from "../selection/runSelection";
-import { isForeign, meaning, stateBadge } from "../widgets/badge";
-import { type Banner, drawBanners, isLate, ofRuns } from "../widgets/banner";
-import { endWords } from "../widgets/endSummary";
+import type { RunSelection } from "../selection/runSelection";
+import { isForeign, describeState, stateBadge } from "../widgets/badge";
+import { type Banner, drawBanners, isLate, runBanners } from "../widgets/banner";
+import { endSummary } from "../widgets/endSummary";
 import { lossSentences } from "../widgets/lossSummary";
 
 const TICK_MS = 1000;
 const ALERTS_MS = 5000;
-const MOST_ENDS = 1000;
+const MAX_ENDS = 1000;
 const ENDED_BADLY: (api.State | undefined)[] = ["failed", "crashed", "preempted"];
 
 export class Health {
@@ -24,17 +24,17 @@ export class Health {
   private connected = true;
   private alerts: api.TelemetryEvent[] = [];
   private ends: api.TelemetryEvent[] = [];
-  private asked = 0;
-  private waiting = 0;
+  private eventsReadAt = 0;
+  private eventsTimer = 0;
   private readonly timer = setInterval(() => this.drawFacts(), TICK_MS);
 
-  constructor(private readonly session: Session) {
+  constructor(private readonly selection: RunSelection) {
     this.element.append(this.heading, this.facts, this.banners);
   }
 
   close(): void {
     clearInterval(this.timer);
-    clearTimeout(this.waiting);
+    clearTimeout(this.eventsTimer);
   }
 
   connection(connected: boolean): void {
@@ -43,10 +43,10 @@ export class Health {
   }
 
   update(): void {
-    const { single, runs } = this.session;
+    const { single, runs } = this.selection;
     if (single) {
       fill(this.heading, h("h1", {}, single.name || single.id), stateBadge(runs[0] ?? single), ...single.tags.map((tag) => h("span", { class: "tag" }, tag)));
-      this.soon();
+      this.scheduleEvents();
     } else {
       const states = new Map<api.State, number>();
       for (const { state } of runs) states.set(state, (states.get(state) ?? 0) + 1);
@@ -61,23 +61,23 @@ export class Health {
   }
 
   /** Look for alerts and ends, but not more often than every few seconds, and once more when something came meanwhile. */
-  private soon(): void {
-    if (this.waiting) return;
-    this.waiting = window.setTimeout(
+  private scheduleEvents(): void {
+    if (this.eventsTimer) return;
+    this.eventsTimer = window.setTimeout(
       () => {
-        this.waiting = 0;
-        if (this.session.single) void this.readEvents(this.session.single);
+        this.eventsTimer = 0;
+        if (this.selection.single) void this.readEvents(this.selection.single);
       },
-      Math.max(0, this.asked + ALERTS_MS - Date.now()),
+      Math.max(0, this.eventsReadAt + ALERTS_MS - Date.now()),
     );
   }
 
   private async readEvents({ id, project }: api.RunDetail): Promise<void> {
-    this.asked = Date.now();
+    this.eventsReadAt = Date.now();
     try {
       this.alerts = await api.events(id, { project, name: "tensormeter.alert", limit: 20 });
-      if (ENDED_BADLY.includes(this.session.runs[0]?.state)) {
-        this.ends = await api.events(id, { project, name: "tensormeter.run.end", limit: MOST_ENDS });
+      if (ENDED_BADLY.includes(this.selection.runs[0]?.state)) {
+        this.ends = await api.events(id, { project, name: "tensormeter.run.end", limit: MAX_ENDS });
       }
       this.drawBanners();
     } catch {
@@ -86,7 +86,7 @@ export class Health {
   }
 
   private drawFacts(): void {
-    const { single, runs, metrics } = this.session;
+    const { single, runs, metrics } = this.selection;
     const run = runs[0];
     if (!single || !run) {
       this.facts.hidden = true;
@@ -115,32 +115,32 @@ export class Health {
   }
 
   private drawBanners(): void {
-    const { single, runs, project } = this.session;
-    const found: Banner[] = [];
-    if (!this.connected) found.push({ kind: "warn", title: "Not live", text: "The server does not answer; this page tries again by itself. What is shown may be old." });
-    if (single) found.push(...this.ofSingle(single, runs[0] ?? single));
-    else found.push(...ofRuns(project, runs.filter(({ lost }) => lost > 0), runs.filter(isLate)));
-    drawBanners(this.banners, found);
+    const { single, runs, project } = this.selection;
+    const banners: Banner[] = [];
+    if (!this.connected) banners.push({ kind: "warn", title: "Not live", text: "The server does not answer; this page tries again by itself. What is shown may be old." });
+    if (single) banners.push(...this.singleRunBanners(single, runs[0] ?? single));
+    else banners.push(...runBanners(project, runs.filter(({ lost }) => lost > 0), runs.filter(isLate)));
+    drawBanners(this.banners, banners);
   }
 
-  private ofSingle(run: api.RunDetail, { state }: Pick<api.Run, "state">): Banner[] {
-    const found: Banner[] = [];
+  private singleRunBanners(run: api.RunDetail, { state }: Pick<api.Run, "state">): Banner[] {
+    const banners: Banner[] = [];
     if (state === "stalled" || ENDED_BADLY.includes(state)) {
-      const why = state === "stalled" ? "" : endWords(run, this.ends);
-      found.push({ kind: state === "preempted" || isForeign(run) ? "warn" : "bad", title: isForeign(run) ? "Silent" : state, text: [meaning(state, isForeign(run)), why].filter(Boolean).join(" ") });
+      const why = state === "stalled" ? "" : endSummary(run, this.ends);
+      banners.push({ kind: state === "preempted" || isForeign(run) ? "warn" : "bad", title: isForeign(run) ? "Silent" : state, text: [describeState(state, isForeign(run)), why].filter(Boolean).join(" ") });
     }
     const losses = lossSentences(run.losses);
-    if (losses.length) found.push({ kind: "bad", title: "Data was lost.", text: losses.join(" ") });
+    if (losses.length) banners.push({ kind: "bad", title: "Data was lost.", text: losses.join(" ") });
     if (isLate({ state, lag: run.lag })) {
-      found.push({ kind: "warn", title: "Late", text: `The newest point is ${format.duration(run.lag ?? 0)} older than the last sign of life. Points that are late are kept where the trainer runs.` });
+      banners.push({ kind: "warn", title: "Late", text: `The newest point is ${format.duration(run.lag ?? 0)} older than the last sign of life. Points that are late are kept where the trainer runs.` });
     }
     const serious = this.alerts.filter((event) => alertOf(event).serious);
     if (serious[0]) {
       const { title, text, level } = alertOf(serious[0]);
       const { step } = serious[0];
       const words = [text, step === null || text.includes(`step ${step}`) ? "" : `(step ${step})`, serious.length > 1 ? `and ${serious.length - 1} more, on the overview` : ""];
-      found.push({ kind: level === "ERROR" ? "bad" : "warn", title, text: words.filter(Boolean).join(" "), links: chartLinks(serious[0], this.session) });
+      banners.push({ kind: level === "ERROR" ? "bad" : "warn", title, text: words.filter(Boolean).join(" "), links: chartLinks(serious[0], this.selection) });
     }
-    return found;
+    return banners;
   }
 }

@@ -1,14 +1,14 @@
 // Images by step, tables, texts.
 
-import { arrange, fill, h, write } from "../base/dom";
+import { arrange, fill, h, setText } from "../base/dom";
 import * as format from "../base/format";
 import * as route from "../base/route";
 import * as api from "../data/api";
 import type { Update } from "../data/live";
 import { matcher } from "../selection/metricSections";
-import type { Session } from "../selection/runSelection";
+import type { RunSelection } from "../selection/runSelection";
 import { picture } from "../widgets/lightbox";
-import { TableView } from "../widgets/mediaTable";
+import { MediaTable } from "../widgets/mediaTable";
 import type { Pane } from "./pane";
 
 type Kind = "image" | "table" | "text";
@@ -19,9 +19,9 @@ const SHELVES: [Kind, string][] = [
   ["text", "Texts"],
 ];
 /** Of each kind the newest ones. */
-const MOST = 500;
+const MAX_EVENTS = 500;
 /** Larger bodies are read one by one, when they are to be seen. */
-const MOST_CHARACTERS = 20_000;
+const MAX_CHARACTERS = 20_000;
 
 interface Group {
   key: string;
@@ -41,13 +41,13 @@ export class MediaPane implements Pane {
     on: { input: () => route.change({ q: this.search.value }) },
   });
   private readonly shelves = new Map(SHELVES.map(([kind, title]) => [kind, new Shelf(kind, title)]));
-  private readonly said = h("div", {}, h("p", { class: "state", role: "status" }, "Loading …"));
+  private readonly message = h("div", {}, h("p", { class: "state", role: "status" }, "Loading …"));
   private readonly cards = new Map<string, MediaCard>();
   private groups: Group[] | null = null;
   private params = new URLSearchParams();
 
-  constructor(private readonly session: Session) {
-    this.element.append(h("div", { class: "content" }, h("div", { class: "controls", role: "search" }, this.search), this.said, ...[...this.shelves.values()].map(({ element }) => element)));
+  constructor(private readonly selection: RunSelection) {
+    this.element.append(h("div", { class: "content" }, h("div", { class: "controls", role: "search" }, this.search), this.message, ...[...this.shelves.values()].map(({ element }) => element)));
     void this.load();
   }
 
@@ -66,15 +66,15 @@ export class MediaPane implements Pane {
   }
 
   private async load(): Promise<void> {
-    const [run = ""] = this.session.ids;
-    const { project } = this.session;
+    const [run = ""] = this.selection.ids;
+    const { project } = this.selection;
     try {
       const kinds = SHELVES.map(([kind]) => kind);
-      const answers = await Promise.all(kinds.map((kind) => api.events(run, { project, name: `tensormeter.${kind}`, limit: MOST, max_body: MOST_CHARACTERS })));
+      const answers = await Promise.all(kinds.map((kind) => api.events(run, { project, name: `tensormeter.${kind}`, limit: MAX_EVENTS, max_body: MAX_CHARACTERS })));
       const groups = new Map<string, Group>();
       for (const [position, events] of answers.entries()) {
         const kind = kinds[position] as Kind;
-        this.shelves.get(kind)?.tell(events.length < MOST ? "" : `the newest ${MOST}`);
+        this.shelves.get(kind)?.setNote(events.length < MAX_EVENTS ? "" : `the newest ${MAX_EVENTS}`);
         for (const event of [...events].reverse()) {
           const key = String(event.attributes["tensormeter.key"] ?? kind);
           const group = groups.get(`${kind} ${key}`) ?? { key, kind, events: [] };
@@ -85,32 +85,32 @@ export class MediaPane implements Pane {
       this.groups = [...groups.values()].sort((a, b) => (a.key < b.key ? -1 : 1));
       this.draw();
     } catch (error) {
-      fill(this.said, h("div", { class: "state", role: "alert" }, h("h2", {}, "Media cannot be read"), h("p", {}, error instanceof Error ? error.message : String(error))));
+      fill(this.message, h("div", { class: "state", role: "alert" }, h("h2", {}, "Media cannot be read"), h("p", {}, error instanceof Error ? error.message : String(error))));
     }
   }
 
   private draw(): void {
     if (!this.groups) return;
     const matches = matcher(this.params.get("q") ?? "");
-    const shown = this.groups.filter(({ key }) => matches(key));
-    const [run = ""] = this.session.ids;
-    const cards = shown.map((group): [Kind, HTMLElement] => {
+    const matching = this.groups.filter(({ key }) => matches(key));
+    const [run = ""] = this.selection.ids;
+    const cards = matching.map((group): [Kind, HTMLElement] => {
       const name = `${group.kind} ${group.key}`;
       const card = this.cards.get(name) ?? new MediaCard(
           group.key,
           group.kind,
-          (digest) => api.media(run, digest, this.session.project),
-          (event) => bodyOf(run, this.session.project, event),
+          (digest) => api.media(run, digest, this.selection.project),
+          (event) => bodyOf(run, this.selection.project, event),
         );
       this.cards.set(name, card);
       card.update(group.events);
       return [group.kind, card.element];
     });
     for (const [kind, shelf] of this.shelves) shelf.show(cards.filter(([of]) => of === kind).map(([, element]) => element));
-    if (cards.length) fill(this.said);
+    if (cards.length) fill(this.message);
     else {
       fill(
-        this.said,
+        this.message,
         h(
           "div",
           { class: "state" },
@@ -124,8 +124,8 @@ export class MediaPane implements Pane {
 
 /** The body of one event. */
 async function bodyOf(run: string, project: string, { id, name, time }: api.TelemetryEvent): Promise<unknown> {
-  const found = await api.events(run, { project, name, start: time, stop: String(BigInt(time) + 1n) });
-  return found.find((event) => event.id === id)?.body ?? null;
+  const events = await api.events(run, { project, name, start: time, stop: String(BigInt(time) + 1n) });
+  return events.find((event) => event.id === id)?.body ?? null;
 }
 
 /** What there is of one kind. */
@@ -139,8 +139,8 @@ class Shelf {
     this.element = h("section", { class: "section", "aria-label": title, hidden: true }, h("h2", {}, title, " ", this.words), this.grid);
   }
 
-  tell(words: string): void {
-    write(this.words, words);
+  setNote(words: string): void {
+    setText(this.words, words);
   }
 
   show(cards: HTMLElement[]): void {
@@ -172,12 +172,12 @@ class MediaCard {
 
   update(events: api.TelemetryEvent[]): void {
     const atEnd = Number(this.slider.value) >= this.events.length - 1;
-    const grown = events.length !== this.events.length;
+    const hasChanged = events.length !== this.events.length;
     this.events = events;
     this.slider.max = String(events.length - 1);
     this.sliderLabel.hidden = events.length < 2;
     if (atEnd) this.slider.value = this.slider.max;
-    if (grown) void this.draw();
+    if (hasChanged) void this.draw();
   }
 
   close(): void {
@@ -190,7 +190,7 @@ class MediaCard {
     const turn = ++this.turn;
     let body: Record<string, unknown>;
     try {
-      body = ((event.body === null && event.size > MOST_CHARACTERS ? await this.whole(event) : event.body) ?? {}) as Record<string, unknown>;
+      body = ((event.body === null && event.size > MAX_CHARACTERS ? await this.fullBody(event) : event.body) ?? {}) as Record<string, unknown>;
     } catch (error) {
       if (turn === this.turn) fill(this.stage, h("p", { class: "status bad" }, error instanceof Error ? error.message : String(error)));
       return;
@@ -214,13 +214,13 @@ class MediaCard {
     } else if (this.kind === "text") {
       fill(this.stage, h("pre", { class: "text", tabindex: 0 }, String(body.text ?? "")));
     } else {
-      fill(this.stage, new TableView(body.columns, body.rows, (digest) => this.address(digest)).element);
+      fill(this.stage, new MediaTable(body.columns, body.rows, (digest) => this.address(digest)).element);
     }
     this.words.textContent = words.filter(Boolean).join(" · ");
   }
 
   /** The body of an event that was too large for the list. The last one is kept. */
-  private whole(event: api.TelemetryEvent): Promise<unknown> {
+  private fullBody(event: api.TelemetryEvent): Promise<unknown> {
     if (this.large?.id !== event.id) {
       const body = this.read(event);
       this.large = { id: event.id, body };
@@ -230,8 +230,8 @@ class MediaCard {
   }
 
   private address(digest: string): Promise<string> {
-    const known = this.urls.get(digest) ?? this.open(digest);
-    this.urls.set(digest, known);
-    return known;
+    const url = this.urls.get(digest) ?? this.open(digest);
+    this.urls.set(digest, url);
+    return url;
   }
 }

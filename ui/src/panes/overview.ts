@@ -3,16 +3,16 @@
 import { arrange, fill, h, type Child } from "../base/dom";
 import * as format from "../base/format";
 import * as api from "../data/api";
-import { attemptWords } from "../data/attempt";
+import { attemptText } from "../data/attempt";
 import type { Update } from "../data/live";
 import { alertOf, chartLinks, levelClass, levelOf } from "../selection/alert";
 import { RunEditor } from "../selection/runEditor";
-import type { Session } from "../selection/runSelection";
-import { isForeign, meaning, stateBadge } from "../widgets/badge";
+import type { RunSelection } from "../selection/runSelection";
+import { isForeign, describeState, stateBadge } from "../widgets/badge";
 import { lossSentences } from "../widgets/lossSummary";
 import type { Pane } from "./pane";
 
-const FIRST: [string, string][] = [
+const MAIN_FACTS: [string, string][] = [
   ["command", "process.command_line"],
   ["arguments", "process.command_args"],
   ["git commit", "vcs.ref.head.revision"],
@@ -22,9 +22,9 @@ const FIRST: [string, string][] = [
   ["Python", "process.runtime.version"],
   ["system", "os.description"],
 ];
-const SHOWN_PROCESSES = 600;
+const MAX_PROCESSES = 600;
 /** Larger bodies of events are not read: alerts are smaller, and of others only the beginning is shown. */
-const MOST_CHARACTERS = 100_000;
+const MAX_CHARACTERS = 100_000;
 
 export class OverviewPane implements Pane {
   private readonly content = h("div", { class: "content overview" });
@@ -32,13 +32,13 @@ export class OverviewPane implements Pane {
   private readonly facts = h("dl", { class: "facts long" });
   private readonly editor: RunEditor;
   /** Panels by title, and what they were made of. */
-  private readonly panels = new Map<string, { made: string; element: HTMLElement }>();
+  private readonly panels = new Map<string, { key: string; element: HTMLElement }>();
   private readonly run: HTMLElement;
   private events: api.TelemetryEvent[] = [];
   private problem = "";
 
-  constructor(private readonly session: Session) {
-    this.editor = new RunEditor(session, () => this.draw());
+  constructor(private readonly selection: RunSelection) {
+    this.editor = new RunEditor(selection, () => this.draw());
     this.run = panel("Run", this.facts, this.editor.element);
     void this.load();
   }
@@ -58,9 +58,9 @@ export class OverviewPane implements Pane {
   close(): void {}
 
   private async load(): Promise<void> {
-    const [run = ""] = this.session.ids;
+    const [run = ""] = this.selection.ids;
     try {
-      this.events = await api.events(run, { project: this.session.project, limit: 200, max_body: MOST_CHARACTERS });
+      this.events = await api.events(run, { project: this.selection.project, limit: 200, max_body: MAX_CHARACTERS });
       this.problem = "";
     } catch (error) {
       this.problem = error instanceof Error ? error.message : String(error);
@@ -69,7 +69,7 @@ export class OverviewPane implements Pane {
   }
 
   private draw(): void {
-    const run = this.session.single;
+    const run = this.selection.single;
     if (!run) return;
     this.drawFacts(runFacts(run, this.events).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
     this.editor.update();
@@ -79,12 +79,12 @@ export class OverviewPane implements Pane {
     const config = [...format.flatten(run.config)].map(([key, value]): [string, string] => [key, format.setting(value)]);
     const environment = Object.entries(run.environment ?? {})
       .sort()
-      .map(([key, value]): [string, string] => [key, words(value)]);
+      .map(([key, value]): [string, string] => [key, toText(value)]);
     arrange(this.content, [
       this.run,
-      this.panel("Alerts", [alerts, alerts.map((event) => chartLinks(event, this.session)), problem], () => [
+      this.panel("Alerts", [alerts, alerts.map((event) => chartLinks(event, this.selection)), problem], () => [
         problem ? h("p", { class: "problem" }, problem) : null,
-        alerts.length ? h("ul", { class: "events" }, ...alerts.map((event) => alertItem(event, chartLinks(event, this.session)))) : h("p", { class: "muted" }, "None. A NaN, a spike or a stall would be here."),
+        alerts.length ? h("ul", { class: "events" }, ...alerts.map((event) => alertItem(event, chartLinks(event, this.selection)))) : h("p", { class: "muted" }, "None. A NaN, a spike or a stall would be here."),
       ]),
       this.panel("Configuration", config, () => [table(config, "No configuration was given to init.")]),
       this.panel("Environment", environment, () => [table(environment, "The processes said nothing about their environment.")]),
@@ -105,11 +105,11 @@ export class OverviewPane implements Pane {
 
   /** A panel stays as it is, scrolled and selected, until what it shows is something else. */
   private panel(title: string, content: unknown, make: () => Child[]): HTMLElement {
-    const made = JSON.stringify(content);
-    const known = this.panels.get(title);
-    if (known?.made === made) return known.element;
+    const key = JSON.stringify(content);
+    const existing = this.panels.get(title);
+    if (existing?.key === key) return existing.element;
     const element = panel(title, ...make());
-    this.panels.set(title, { made, element });
+    this.panels.set(title, { key, element });
     return element;
   }
 }
@@ -118,26 +118,26 @@ function runFacts(run: api.RunDetail, events: api.TelemetryEvent[]): [string, Ch
   const losses = lossSentences(run.losses);
   const environment = new Map(Object.entries(run.environment ?? {}));
   return [
-    ["state", h("span", {}, stateBadge(run), " ", h("span", { class: "muted" }, meaning(run.state, isForeign(run))))],
+    ["state", h("span", {}, stateBadge(run), " ", h("span", { class: "muted" }, describeState(run.state, isForeign(run))))],
     ["id", run.id],
     ["started", format.moment(format.epoch(run.started))],
     ["ended", run.ended ? format.moment(format.epoch(run.ended)) : "not yet"],
     ["last heard", format.moment(format.epoch(run.last_time))],
-    ["attempt", attemptWords(run)],
+    ["attempt", attemptText(run)],
     ["group", run.group || "–"],
     ["exit", exitWords(events)],
     ["points", run.points === undefined ? "–" : format.count(run.points)],
     ["lost", losses.length ? losses.join(" ") : "nothing"],
-    ...FIRST.flatMap(([label, key]): [string, Child][] => (environment.has(key) ? [[label, words(environment.get(key))]] : [])),
+    ...MAIN_FACTS.flatMap(([label, key]): [string, Child][] => (environment.has(key) ? [[label, toText(environment.get(key))]] : [])),
   ];
 }
 
-function words(value: unknown): string {
+function toText(value: unknown): string {
   return Array.isArray(value) ? value.join(" ") : format.value(value);
 }
 
 function processTable(processes: api.Process[]): HTMLElement {
-  const shown = [...processes].sort((a, b) => (a.rank ?? 1e9) - (b.rank ?? 1e9)).slice(0, SHOWN_PROCESSES);
+  const visible = [...processes].sort((a, b) => (a.rank ?? 1e9) - (b.rank ?? 1e9)).slice(0, MAX_PROCESSES);
   const cells = ({ id, rank, host, state }: api.Process) => [h("td", {}, rank ?? "–"), h("td", {}, host ?? "–"), h("td", {}, state ?? "–"), h("td", { class: "mono" }, id)];
   return h(
     "div",
@@ -146,9 +146,9 @@ function processTable(processes: api.Process[]): HTMLElement {
       "table",
       { class: "plain" },
       h("thead", {}, h("tr", {}, ...["rank", "host", "state", "process"].map((name) => h("th", { scope: "col" }, name)))),
-      h("tbody", {}, ...shown.map((process) => h("tr", {}, ...cells(process)))),
+      h("tbody", {}, ...visible.map((process) => h("tr", {}, ...cells(process)))),
     ),
-    processes.length > shown.length && h("p", { class: "muted" }, `and ${processes.length - shown.length} more`),
+    processes.length > visible.length && h("p", { class: "muted" }, `and ${processes.length - visible.length} more`),
   );
 }
 
@@ -174,15 +174,15 @@ function alertItem(event: api.TelemetryEvent, links: [string, string][]): HTMLEl
 }
 
 function eventItem(event: api.TelemetryEvent): HTMLElement {
-  const { name, body, size, scope, trace_id: trace, severity_text: said } = event;
-  const content = body === null || body === undefined ? (size > MOST_CHARACTERS ? `(${format.count(size)} characters)` : "") : typeof body === "string" ? body : JSON.stringify(body);
+  const { name, body, size, scope, trace_id: trace, severity_text: severityText } = event;
+  const content = body === null || body === undefined ? (size > MAX_CHARACTERS ? `(${format.count(size)} characters)` : "") : typeof body === "string" ? body : JSON.stringify(body);
   const level = levelOf(event);
   // The lifecycle of every run is information, which needs no label.
   const labelled = level && !(name.startsWith("tensormeter.") && level === "INFO");
   return h(
     "li",
     { class: levelClass(level) },
-    h("strong", { title: said && said !== level ? `severity ${said}` : undefined }, [labelled ? level : "", name.replace(/^tensormeter\./, "")].filter(Boolean).join(" ")),
+    h("strong", { title: severityText && severityText !== level ? `severity ${severityText}` : undefined }, [labelled ? level : "", name.replace(/^tensormeter\./, "")].filter(Boolean).join(" ")),
     " ",
     h("span", { class: "mono" }, content.slice(0, 300)),
     " ",

@@ -2,7 +2,7 @@
 
 import { address } from "../base/route";
 import type { TelemetryEvent } from "../data/api";
-import type { Session } from "./runSelection";
+import type { RunSelection } from "./runSelection";
 
 export interface Alert {
   title: string;
@@ -28,22 +28,22 @@ export function levelClass(level: string): string {
 export function alertOf(event: TelemetryEvent): Alert {
   const { body } = event;
   const { title, text, level, kind, message } = (typeof body === "string" ? { text: body } : (body ?? {})) as Record<string, unknown>;
-  const own = String(kind ?? "");
+  const serverKind = String(kind ?? "");
   // The server notices only what somebody should look at.
-  const grave = String(level ?? (own === "nan" ? "ERROR" : own ? "WARN" : levelOf(event) || "INFO"));
+  const severity = String(level ?? (serverKind === "nan" ? "ERROR" : serverKind ? "WARN" : levelOf(event) || "INFO"));
   return {
-    title: String(title ?? TITLES[own] ?? own),
+    title: String(title ?? TITLES[serverKind] ?? serverKind),
     text: String(text ?? message ?? ""),
-    level: grave,
-    serious: grave === "ERROR" || grave === "WARN",
+    level: severity,
+    serious: severity === "ERROR" || severity === "WARN",
   };
 }
 
 /** The chart that an alert is about: the server says of which metric it is, and what a script says may name one. */
-export function chartLinks(event: TelemetryEvent, { metrics, project, ids }: Session): [string, string][] {
+export function chartLinks(event: TelemetryEvent, { metrics, project, ids }: RunSelection): [string, string][] {
   const { metric } = (event.body ?? {}) as Record<string, unknown>;
   const { title, text } = alertOf(event);
   const words = new Set([String(metric ?? ""), ...`${title} ${text}`.split(/\s+/).map((word) => word.replace(/^["'`(]+|["'`).,:;!?]+$/g, ""))]);
-  const found = metrics.find(({ name }) => words.has(name));
-  return found ? [[`Show ${found.name}`, address(["p", project, "runs", ...ids], { full: found.name })]] : [];
+  const named = metrics.find(({ name }) => words.has(name));
+  return named ? [[`Show ${named.name}`, address(["p", project, "runs", ...ids], { full: named.name })]] : [];
 }

@@ -1,13 +1,13 @@
 // How charts look: search, x-axis, smoothing, axes, ranks. All of it is in the address.
 
-import { button, fill, h, options } from "../base/dom";
+import { button, fill, h, setOptions } from "../base/dom";
 import * as format from "../base/format";
 import * as route from "../base/route";
-import type { Session } from "./runSelection";
+import type { RunSelection } from "./runSelection";
 
 const AXES = { step: "step", relative: "relative time", time: "time" };
 
-export class Controls {
+export class ChartControls {
   readonly element = h("div", { class: "controls", role: "search" });
   private readonly search = h("input", {
     type: "search",
@@ -34,7 +34,7 @@ export class Controls {
   private readonly toggles: [string, HTMLInputElement][];
   private readonly ranksLabel: HTMLElement;
 
-  constructor(private readonly session: Session) {
+  constructor(private readonly selection: RunSelection) {
     this.toggles = ["xlog", "ylog", "clip"].map((name) => [
       name,
       h("input", { type: "checkbox", on: { change: (event) => route.change({ [name]: (event.target as HTMLInputElement).checked ? "1" : null }) } }),
@@ -59,9 +59,9 @@ export class Controls {
     set(this.search, params.get("q") ?? "");
     this.fallback = axis;
     const x = params.get("x") || axis;
-    const own = this.session.metrics.filter(({ kind }) => kind === "gauge" || kind === "sum").map(({ name }) => `metric:${name}`);
-    const names = new Set(own);
-    options(this.axis, [
+    const axes = this.selection.metrics.filter(({ kind }) => kind === "gauge" || kind === "sum").map(({ name }) => `metric:${name}`);
+    const names = new Set(axes);
+    setOptions(this.axis, [
       ...Object.entries(AXES),
       ...[...names].filter((name) => !/^metric:(system|process|hw|container|tensormeter)\./.test(name)).map((name): [string, string] => [name, name.slice(7)]),
     ]);
@@ -69,7 +69,7 @@ export class Controls {
     set(this.smoothing, params.get("s") ?? "0");
     this.weight.value = Number(params.get("s") ?? 0) ? format.number(Number(params.get("s"))) : "off";
     for (const [name, box] of this.toggles) box.checked = params.has(name);
-    this.ranksLabel.hidden = this.session.runs.every(({ processes }) => processes < 2);
+    this.ranksLabel.hidden = this.selection.runs.every(({ processes }) => processes < 2);
     this.ranks.value = params.get("ranks") ?? "range";
     this.out.hidden = !params.has("from");
     if (params.has("from")) {
@@ -80,7 +80,7 @@ export class Controls {
   }
 
   /** For panes that have another default. */
-  ranksAre(ranks: string): void {
+  setRanks(ranks: string): void {
     this.ranks.value = ranks;
   }
 

@@ -1,15 +1,15 @@
 // Charts in sections by the prefix of their names, drawn when they come into sight.
 
 import { button, drawing, fill, h } from "../base/dom";
-import { Card, type CardEvents, type Source } from "../chart/chartCard";
+import { ChartCard, type ChartCardEvents, type ChartSource } from "../chart/chartCard";
 import type { Section } from "./metricSections";
 
 const NEAR = "300px";
 
-export class ChartGrid {
+export class ChartSections {
   readonly element = h("div", { class: "sections" });
-  private cards = new Map<string, Card>();
-  private cells = new Map<Element, Card>();
+  private cards = new Map<string, ChartCard>();
+  private cells = new Map<Element, ChartCard>();
   private shape = "";
   private readonly observer = new IntersectionObserver((entries) => this.onSight(entries), { rootMargin: NEAR });
   private width = 0;
@@ -23,30 +23,30 @@ export class ChartGrid {
   });
 
   constructor(
-    private readonly events: CardEvents,
+    private readonly events: ChartCardEvents,
     private readonly onFold: (closed: string[]) => void,
-    private readonly listed: boolean,
+    private readonly showsLegend: boolean,
   ) {
     this.resized.observe(this.element);
   }
 
   /** Show these sections; cards that stay keep their plots. */
-  update(all: Section<Source>[], closed: string[]): void {
+  update(all: Section<ChartSource>[], closed: string[]): void {
     const shape = JSON.stringify([all.map(({ name, sources }) => [name, sources.map(({ title }) => title)]), closed]);
     if (shape === this.shape) return;
     this.shape = shape;
-    const kept = new Map<string, Card>();
+    const cards = new Map<string, ChartCard>();
     this.observer.disconnect();
     this.cells.clear();
-    fill(this.element, ...all.map((section) => this.section(section, all, closed, kept)));
-    for (const [title, card] of this.cards) if (!kept.has(title)) card.sleep();
-    this.cards = kept;
+    fill(this.element, ...all.map((section) => this.section(section, all, closed, cards)));
+    for (const [title, card] of this.cards) if (!cards.has(title)) card.sleep();
+    this.cards = cards;
     this.wakeFirst();
   }
 
   /** Cards in sight do not wait for the observer, which speaks after the next frame. */
   private wakeFirst(): void {
-    const inSight: Card[] = [];
+    const inSight: ChartCard[] = [];
     for (const card of this.cards.values()) {
       const { top, bottom, height } = card.element.getBoundingClientRect();
       if (top > innerHeight) break;
@@ -55,7 +55,7 @@ export class ChartGrid {
     this.wake(inSight);
   }
 
-  private wake(cards: Card[]): void {
+  private wake(cards: ChartCard[]): void {
     for (const card of cards) card.measure();
     for (const card of cards) card.wake();
   }
@@ -76,7 +76,7 @@ export class ChartGrid {
     this.cards.clear();
   }
 
-  private section(section: Section<Source>, all: Section<Source>[], closed: string[], kept: Map<string, Card>): HTMLElement {
+  private section(section: Section<ChartSource>, all: Section<ChartSource>[], closed: string[], cards: Map<string, ChartCard>): HTMLElement {
     const open = !closed.includes(section.name);
     const toggle = button(
       "",
@@ -87,8 +87,8 @@ export class ChartGrid {
     const grid = h("div", { class: section.spread ? "charts spread" : "charts" });
     if (open) {
       for (const source of section.sources) {
-        const card = this.cards.get(source.title) ?? new Card(source, this.events, false, this.listed);
-        kept.set(source.title, card);
+        const card = this.cards.get(source.title) ?? new ChartCard(source, this.events, false, this.showsLegend);
+        cards.set(source.title, card);
         this.cells.set(card.element, card);
         grid.append(card.element);
         this.observer.observe(card.element);

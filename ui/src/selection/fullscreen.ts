@@ -2,16 +2,16 @@
 
 import { button, fill, h } from "../base/dom";
 import * as route from "../base/route";
-import { Card, type CardEvents, type Source } from "../chart/chartCard";
+import { ChartCard, type ChartCardEvents, type ChartSource } from "../chart/chartCard";
 
 export class FullScreen {
   readonly element = h("dialog", { class: "full", on: { close: () => route.change({ full: null }) } });
-  private card: Card | null = null;
+  private card: ChartCard | null = null;
 
-  constructor(private readonly events: CardEvents) {}
+  constructor(private readonly events: ChartCardEvents) {}
 
   /** Show this chart, or none. */
-  show(source: Source | undefined): void {
+  show(source: ChartSource | undefined): void {
     if (this.card?.source === source) return;
     this.card?.sleep();
     this.card = null;
@@ -20,7 +20,7 @@ export class FullScreen {
       return;
     }
     this.element.setAttribute("aria-label", source.title);
-    this.card = new Card(source, this.events, true);
+    this.card = new ChartCard(source, this.events, true);
     fill(this.element, button("Close", () => this.element.close(), { class: "close" }), this.card.element);
     if (!this.element.open) this.element.showModal();
     this.card.wake();

@@ -2,13 +2,13 @@
 
 import { fill, h } from "../base/dom";
 import * as api from "../data/api";
-import type { Session } from "./runSelection";
+import type { RunSelection } from "./runSelection";
 
 const BUSY = "hw.gpu.utilization";
 const MEMORY = "hw.gpu.memory.utilization";
 /** Share of the time below which a GPU counts as idle. */
 const IDLE = 0.1;
-const AGAIN_MS = 5000;
+const REFRESH_MS = 5000;
 
 interface Gpu {
   name: string;
@@ -16,21 +16,21 @@ interface Gpu {
   memory: number;
 }
 
-export class Fleet {
+export class GpuGrid {
   readonly element = h("section", { class: "fleet", "aria-label": "GPUs by node" });
   private timer = 0;
 
-  constructor(private readonly session: Session) {
+  constructor(private readonly selection: RunSelection) {
     void this.read();
   }
 
   /** There are new readings: they are shown, but not more often than every few seconds. */
-  soon(): void {
+  scheduleRead(): void {
     if (this.timer) return;
     this.timer = window.setTimeout(() => {
       this.timer = 0;
       void this.read();
-    }, AGAIN_MS);
+    }, REFRESH_MS);
   }
 
   close(): void {
@@ -38,9 +38,9 @@ export class Fleet {
   }
 
   private async read(): Promise<void> {
-    const [run = ""] = this.session.ids;
-    const { project } = this.session;
-    if (!this.session.metrics.some(({ name }) => name === BUSY)) return;
+    const [run = ""] = this.selection.ids;
+    const { project } = this.selection;
+    if (!this.selection.metrics.some(({ name }) => name === BUSY)) return;
     try {
       const { series } = await api.series({ runs: [api.reference(project, run)], metrics: [BUSY, MEMORY], x: "time", max_points: 4 });
       this.draw(this.nodes(series));
@@ -50,7 +50,7 @@ export class Fleet {
   }
 
   private nodes(series: api.Line[]): [string, [string, Gpu][]][] {
-    const hosts = new Map(this.session.single?.processes.map(({ id, host }) => [id, host ?? id]));
+    const hosts = new Map(this.selection.single?.processes.map(({ id, host }) => [id, host ?? id]));
     const nodes = new Map<string, Map<string, Gpu>>();
     for (const line of series) {
       const node = hosts.get(line.process) ?? line.process;
@@ -69,24 +69,24 @@ export class Fleet {
   }
 
   private draw(nodes: [string, [string, Gpu][]][]): void {
-    const all = nodes.flatMap(([, gpus]) => gpus);
-    const idle = all.filter(([, { busy }]) => busy < IDLE).length;
-    const words = [`${all.length} on ${nodes.length} ${nodes.length === 1 ? "node" : "nodes"}`, idle ? `${idle} idle` : ""].filter(Boolean).join(", ");
+    const gpus = nodes.flatMap(([, gpus]) => gpus);
+    const idle = gpus.filter(([, { busy }]) => busy < IDLE).length;
+    const words = [`${gpus.length} on ${nodes.length} ${nodes.length === 1 ? "node" : "nodes"}`, idle ? `${idle} idle` : ""].filter(Boolean).join(", ");
     fill(
       this.element,
       h("h2", {}, "GPUs by node ", h("span", { class: "muted" }, `${words}; percent busy, last reading`)),
-      ...nodes.map(([node, gpus]) => h("div", { class: "node" }, h("span", { class: "name", title: node }, node), h("div", { class: "gpus" }, ...gpus.map(cell)))),
+      ...nodes.map(([node, nodeGpus]) => h("div", { class: "node" }, h("span", { class: "name", title: node }, node), h("div", { class: "gpus" }, ...nodeGpus.map(cell)))),
     );
   }
 }
 
 function cell([id, { name, busy, memory }]: [string, Gpu]): HTMLElement {
-  const known = Number.isFinite(busy);
+  const isKnown = Number.isFinite(busy);
   const percent = Math.round(busy * 100);
-  const words = [`${name} ${id}: ${known ? `${percent} % busy` : "unknown"}`, Number.isFinite(memory) ? `${Math.round(memory * 100)} % of memory` : ""];
+  const words = [`${name} ${id}: ${isKnown ? `${percent} % busy` : "unknown"}`, Number.isFinite(memory) ? `${Math.round(memory * 100)} % of memory` : ""];
   const text = words.filter(Boolean).join(", ");
-  const element = h("span", { class: `gpu${busy < IDLE ? " idle" : ""}`, title: text, role: "img", "aria-label": text }, known ? percent : "?");
-  element.style.setProperty("--busy", `${known ? percent : 0}%`);
+  const element = h("span", { class: `gpu${busy < IDLE ? " idle" : ""}`, title: text, role: "img", "aria-label": text }, isKnown ? percent : "?");
+  element.style.setProperty("--busy", `${isKnown ? percent : 0}%`);
   return element;
 }
 

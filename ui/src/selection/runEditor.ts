@@ -3,21 +3,21 @@
 import { button, fill, h } from "../base/dom";
 import { go } from "../base/route";
 import * as api from "../data/api";
-import type { Session } from "./runSelection";
+import type { RunSelection } from "./runSelection";
 
 export class RunEditor {
   readonly element: HTMLElement;
   private readonly tags = h("input", { "aria-label": "Tags, separated by commas", placeholder: "tags, separated by commas", on: { change: () => this.saveTags() } });
   private readonly notes = h("textarea", { rows: 3, "aria-label": "Notes", placeholder: "Notes", on: { change: () => void this.save({ notes: this.notes.value }) } });
-  private readonly archive = button("Archive", () => void this.save({ archived: !this.session.single?.archived }));
+  private readonly archive = button("Archive", () => void this.save({ archived: !this.selection.single?.archived }));
   private readonly problem = h("p", { class: "problem", role: "alert" });
   private readonly dialog = h("dialog", { "aria-label": "Delete the run" });
 
   constructor(
-    private readonly session: Session,
+    private readonly selection: RunSelection,
     private readonly onChange: () => void,
   ) {
-    const remove = button("Delete …", () => this.ask(), { class: "danger" });
+    const remove = button("Delete …", () => this.confirmDelete(), { class: "danger" });
     this.element = h(
       "div",
       { class: "editor" },
@@ -31,7 +31,7 @@ export class RunEditor {
 
   /** Show what the run has now, but not over what somebody is writing. */
   update(): void {
-    const run = this.session.single;
+    const run = this.selection.single;
     if (!run) return;
     if (document.activeElement !== this.tags) this.tags.value = run.tags.join(", ");
     if (document.activeElement !== this.notes) this.notes.value = run.notes;
@@ -44,13 +44,13 @@ export class RunEditor {
   }
 
   private async save(change: api.RunChange): Promise<void> {
-    const run = this.session.single;
+    const run = this.selection.single;
     if (!run) return;
     try {
       await api.changeRun(run.id, run.project, change);
       this.problem.textContent = "";
       // It may have been read again meanwhile.
-      Object.assign(this.session.single ?? run, change);
+      Object.assign(this.selection.single ?? run, change);
     } catch (error) {
       this.problem.textContent = `Not saved: ${error instanceof Error ? error.message : String(error)}`;
     }
@@ -58,8 +58,8 @@ export class RunEditor {
     this.onChange();
   }
 
-  private ask(): void {
-    const run = this.session.single;
+  private confirmDelete(): void {
+    const run = this.selection.single;
     if (!run) return;
     const problem = h("p", { class: "problem", role: "alert" });
     const remove = async () => {

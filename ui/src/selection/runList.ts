@@ -1,10 +1,10 @@
 // The runs beside their charts: colour, name, state, what each has at the pointer; hide and show, group.
 
-import { fill, h, options } from "../base/dom";
+import { fill, h, setOptions } from "../base/dom";
 import * as format from "../base/format";
 import * as route from "../base/route";
 import type { Reading } from "../chart/plot";
-import type { Session } from "./runSelection";
+import type { RunSelection } from "./runSelection";
 
 export class RunList {
   readonly element = h("aside", { class: "runlist", "aria-label": "Runs" });
@@ -18,18 +18,18 @@ export class RunList {
   private hidden = new Set<string>();
   private shape = "";
 
-  constructor(private readonly session: Session) {
-    this.toggle.addEventListener("click", () => route.change({ hide: this.hidden.size ? null : route.joined(session.ids) }));
+  constructor(private readonly selection: RunSelection) {
+    this.toggle.addEventListener("click", () => route.change({ hide: this.hidden.size ? null : route.join(selection.ids) }));
     this.element.append(h("header", {}, this.title, h("label", {}, "group by ", this.group), this.toggle), this.rows);
   }
 
   update(params: URLSearchParams): void {
     const hidden = new Set(route.list(params, "hide"));
     this.hidden = hidden;
-    options(this.group, this.groups());
+    setOptions(this.group, this.groups());
     this.group.value = params.get("group") ?? "";
-    const selected = this.session.selected(params);
-    const states = this.session.runs.map(({ state }) => state);
+    const selected = this.selection.selectedRuns(params);
+    const states = this.selection.runs.map(({ state }) => state);
     const shape = JSON.stringify([selected.map(({ id, name, color, group }) => [id, name, color, group]), [...hidden], states]);
     if (shape === this.shape) return;
     this.shape = shape;
@@ -44,7 +44,7 @@ export class RunList {
         on: {
           change: () => {
             if (!hidden.delete(run.id)) hidden.add(run.id);
-            route.change({ hide: route.joined(hidden) });
+            route.change({ hide: route.join(hidden) });
           },
         },
       });
@@ -55,42 +55,42 @@ export class RunList {
         "aria-label": `Colour of ${run.name}`,
         on: { change: (event) => this.recolor(params, run.id, (event.target as HTMLInputElement).value) },
       });
-      const name = h("a", { href: route.address(["p", this.session.project, "runs", run.id]), title: run.group ?? run.name }, run.name);
+      const name = h("a", { href: route.address(["p", this.selection.project, "runs", run.id]), title: run.group ?? run.name }, run.name);
       return h("li", { class: hidden.has(run.id) ? "hidden" : "" }, show, color, h("span", { class: `dot ${states[position]}`, title: states[position], role: "img", "aria-label": states[position] }), name, value);
     });
     fill(this.title, `${selected.length} runs`);
     fill(this.toggle, hidden.size === 0 ? "Hide all" : "Show all");
     fill(this.rows, ...rows);
-    this.show(this.readings);
+    this.showReadings(this.readings);
   }
 
   /** What runs can be grouped by. */
   private groups(): [string, string][] {
     const fields = new Set<string>(["group", "state"]);
-    for (const run of this.session.runs) for (const key of format.flatten(run.config).keys()) fields.add(`config.${key}`);
+    for (const run of this.selection.runs) for (const key of format.flatten(run.config).keys()) fields.add(`config.${key}`);
     return [["", "none"], ...[...fields].map((name): [string, string] => [name, name.replace(/^config\./, "")])];
   }
 
   /** What the curves have where the pointer is. */
-  show(readings: Reading[]): void {
+  showReadings(readings: Reading[]): void {
     this.readings = readings;
-    const found = new Map(readings.map(({ label, y }) => [label, y]));
+    const byLabel = new Map(readings.map(({ label, y }) => [label, y]));
     for (const [name, element] of this.values) {
-      const value = found.get(name);
+      const value = byLabel.get(name);
       const text = value === undefined ? "" : format.number(value);
       if (element.textContent !== text) element.textContent = text;
     }
-    const near = readings.find(({ nearest }) => nearest);
-    const line = (near && this.values.get(near.label)?.closest("li")) ?? null;
-    if (line === this.nearest) return;
+    const nearestReading = readings.find(({ nearest }) => nearest);
+    const row = (nearestReading && this.values.get(nearestReading.label)?.closest("li")) ?? null;
+    if (row === this.nearest) return;
     this.nearest?.classList.remove("nearest");
-    line?.classList.add("nearest");
-    this.nearest = line;
+    row?.classList.add("nearest");
+    this.nearest = row;
   }
 
   private recolor(params: URLSearchParams, id: string, color: string): void {
     const others = route.list(params, "colors").filter((pair) => !pair.startsWith(`${id}~`));
-    route.change({ colors: route.joined([...others, `${id}~${color.slice(1)}`]) });
+    route.change({ colors: route.join([...others, `${id}~${color.slice(1)}`]) });
   }
 }
 

@@ -2,52 +2,52 @@
 
 import * as route from "../base/route";
 import { lineColor } from "../base/theme";
-import type { Selected } from "../chart/metricSource";
-import { Feed } from "../chart/pointCache";
-import { type Chart, key, titled } from "../chart/variant";
+import type { SelectedRun } from "../chart/metricSource";
+import { PointCache } from "../chart/pointCache";
+import { type Chart, metricKey, withTitles } from "../chart/variant";
 import * as api from "../data/api";
 import { fieldText } from "../data/fields";
 import type { Update } from "../data/live";
-import { charted } from "./metricSections";
+import { trainingCharts } from "./metricSections";
 
-const DETAILED = 16;
+const MAX_DETAILS = 16;
 /** Runs of which the metrics come in one answer. */
-const TOGETHER = 25;
+const RUNS_PER_REQUEST = 25;
 /** That the server takes in one request. */
-const MOST_RUNS = 200;
+const MAX_RUNS = 200;
 /** After which the first picture is there, mostly. */
-const LATER_MS = 600;
+const SECOND_STAGE_DELAY_MS = 600;
 
-export class Session {
+export class RunSelection {
   runs: api.Run[] = [];
   details = new Map<string, api.RunDetail>();
   metrics: api.Metric[] = [];
-  readonly feed: Feed;
+  readonly cache: PointCache;
   private loading: Promise<void> | null = null;
   /** Runs whose metrics have grown since they were read. */
-  private readonly grown = new Set<string>();
+  private readonly changedRuns = new Set<string>();
 
   constructor(
     readonly project: string,
     readonly ids: string[],
   ) {
-    this.feed = new Feed(
+    this.cache = new PointCache(
       project,
       ids,
       { x: "step", window: null },
-      (metric) => this.linesOf(metric),
+      (metric) => this.linesPerRun(metric),
       (metric) => this.axisWithoutSteps(metric),
     );
   }
 
   /** The charts that the metrics make. */
   get charts(): Chart[] {
-    return titled(this.metrics);
+    return withTitles(this.metrics);
   }
 
   /** What x is unless somebody has chosen: the step, but time where no script has logged any step. */
   get axis(): string {
-    const logged = charted(this.metrics, "");
+    const logged = trainingCharts(this.metrics, "");
     return logged.length === 0 || logged.some(({ stepped }) => stepped) ? "step" : this.clock;
   }
 
@@ -56,14 +56,14 @@ export class Session {
   }
 
   private axisWithoutSteps(metric: string): string | null {
-    const found = this.metrics.filter(({ name, points }) => name === metric && points > 0);
-    return found.length > 0 && found.every(({ stepped }) => !stepped) ? this.clock : null;
+    const matches = this.metrics.filter(({ name, points }) => name === metric && points > 0);
+    return matches.length > 0 && matches.every(({ stepped }) => !stepped) ? this.clock : null;
   }
 
   /** No fewer than there are: each process may have each set of attributes. */
-  private linesOf(metric: string): number {
-    const found = this.metrics.filter(({ name }) => name === metric);
-    return found.reduce((sum, { processes, attributes }) => sum + processes * Math.max(1, attributes.length), 0) || 1;
+  private linesPerRun(metric: string): number {
+    const matches = this.metrics.filter(({ name }) => name === metric);
+    return matches.reduce((sum, { processes, attributes }) => sum + processes * Math.max(1, attributes.length), 0) || 1;
   }
 
   get single(): api.RunDetail | null {
@@ -83,23 +83,23 @@ export class Session {
     const [first = ""] = this.ids;
     if (this.ids.length === 1) {
       const [detail, metrics] = await Promise.all([api.run(first, this.project), api.metrics(first, this.project)]);
-      this.take(detail);
+      this.setSingle(detail);
       this.metrics = metrics;
       return;
     }
     const [runs, metrics] = await Promise.all([
-      this.list("config"),
+      this.listRuns("config"),
       api.metrics(first, this.project).catch(() => []),
     ]);
-    const found = new Map(runs.map((run) => [run.id, run]));
-    this.runs = this.ids.flatMap((id) => found.get(id) ?? []);
+    const byId = new Map(runs.map((run) => [run.id, run]));
+    this.runs = this.ids.flatMap((id) => byId.get(id) ?? []);
     if (this.runs.length === 0) throw new api.ApiError(404, "not_found", "None of these runs is in this project.");
     this.metrics = metrics;
   }
 
-  private async list(fields: string): Promise<api.Run[]> {
-    const listed = this.ids.map((id) => JSON.stringify(id)).join(", ");
-    const filter = `id in (${listed}) and archived in (true, false)`;
+  private async listRuns(fields: string): Promise<api.Run[]> {
+    const ids = this.ids.map((id) => JSON.stringify(id)).join(", ");
+    const filter = `id in (${ids}) and archived in (true, false)`;
     return (await api.runs({ project: this.project, filter, limit: 1000, fields })).runs;
   }
 
@@ -107,31 +107,31 @@ export class Session {
   async loadMore(onMore: () => void): Promise<void> {
     if (this.ids.length === 1) return;
     // Only who has several processes needs their names.
-    const waiting = this.runs.filter(({ processes }) => processes > 1).slice(0, DETAILED).map(({ id }) => id);
+    const multiProcess = this.runs.filter(({ processes }) => processes > 1).slice(0, MAX_DETAILS).map(({ id }) => id);
     const others = this.runs.slice(1).map(({ id }) => id);
     const readMetrics = async () => {
-      for (let i = 0; i < others.length; i += TOGETHER) this.merge(await api.metricsOf(others.slice(i, i + TOGETHER), this.project));
+      for (let i = 0; i < others.length; i += RUNS_PER_REQUEST) this.mergeMetrics(await api.metricsOf(others.slice(i, i + RUNS_PER_REQUEST), this.project));
     };
     const readDetails = async () => {
-      for (const id of waiting) this.details.set(id, await api.run(id, this.project));
+      for (const id of multiProcess) this.details.set(id, await api.run(id, this.project));
     };
     const before = this.metrics.length;
-    await new Promise((resolve) => setTimeout(resolve, LATER_MS));
-    await this.feed.idle();
+    await new Promise((resolve) => setTimeout(resolve, SECOND_STAGE_DELAY_MS));
+    await this.cache.idle();
     await Promise.allSettled([readMetrics(), readDetails()]);
     if (this.metrics.length !== before || this.details.size > 0) onMore();
   }
 
   /** Take in what an update says. Returns whether it is of a metric that is not known, or another state, and so worth a look soon. */
-  heard({ run: id, metrics, state, events }: Update): boolean {
-    const run = this.runs.find((one) => one.id === id);
+  applyUpdate({ run: id, metrics, state, events }: Update): boolean {
+    const run = this.runs.find((candidate) => candidate.id === id);
     if (!run) return false;
     if (metrics?.length || events) run.last_time = String(Date.now() * 1e6);
-    const turned = state !== undefined && state !== run.state;
+    const stateChanged = state !== undefined && state !== run.state;
     if (state) run.state = state;
-    if (metrics?.length) this.grown.add(id);
-    const known = new Set(this.metrics.map(({ name }) => name));
-    return turned || (metrics?.some((name) => !known.has(name)) ?? false);
+    if (metrics?.length) this.changedRuns.add(id);
+    const names = new Set(this.metrics.map(({ name }) => name));
+    return stateChanged || (metrics?.some((name) => !names.has(name)) ?? false);
   }
 
   /** Look again at what has grown: new metrics, processes, losses. Returns whether there are metrics that were not known. */
@@ -139,41 +139,41 @@ export class Session {
     const before = this.metrics.length;
     const [first = ""] = this.ids;
     if (this.ids.length === 1) {
-      this.take(await api.run(first, this.project));
-      this.merge(await api.metrics(first, this.project));
+      this.setSingle(await api.run(first, this.project));
+      this.mergeMetrics(await api.metrics(first, this.project));
       return this.metrics.length !== before;
     }
-    const grown = [...this.grown].slice(0, MOST_RUNS);
-    for (const id of grown) this.grown.delete(id);
+    const changedRuns = [...this.changedRuns].slice(0, MAX_RUNS);
+    for (const id of changedRuns) this.changedRuns.delete(id);
     try {
-      const now = new Map((await this.list("")).map((run) => [run.id, run]));
+      const now = new Map((await this.listRuns("")).map((run) => [run.id, run]));
       for (const run of this.runs) {
         const { state, lost, lag } = now.get(run.id) ?? run;
         Object.assign(run, { state, lost, lag });
       }
-      if (grown.length) this.merge(await api.metricsOf(grown, this.project));
+      if (changedRuns.length) this.mergeMetrics(await api.metricsOf(changedRuns, this.project));
     } catch (error) {
-      for (const id of grown) this.grown.add(id);
+      for (const id of changedRuns) this.changedRuns.add(id);
       throw error;
     }
     return this.metrics.length !== before;
   }
 
-  selected(params: URLSearchParams): Selected[] {
-    const colors = chosenColors(params);
+  selectedRuns(params: URLSearchParams): SelectedRun[] {
+    const colors = colorsFrom(params);
     const groupBy = params.get("group");
     const groups = new Map<string, number>();
-    const named = new Map<string, number>();
-    for (const { name } of this.runs) named.set(name, (named.get(name) ?? 0) + 1);
+    const nameCounts = new Map<string, number>();
+    for (const { name } of this.runs) nameCounts.set(name, (nameCounts.get(name) ?? 0) + 1);
     return this.runs.map((run, index) => {
       const group = groupBy && this.runs.length > 1 ? fieldText(run, groupBy) : null;
       if (group !== null && !groups.has(group)) groups.set(group, groups.size);
-      const own = group === null ? index : (groups.get(group) as number);
+      const colorIndex = group === null ? index : (groups.get(group) as number);
       return {
         id: run.id,
         // Lines are told apart by their names.
-        name: !run.name ? run.id : named.get(run.name) === 1 ? run.name : `${run.name} (${run.id})`,
-        color: (group === null ? colors.get(run.id) : undefined) ?? lineColor(own),
+        name: !run.name ? run.id : nameCounts.get(run.name) === 1 ? run.name : `${run.name} (${run.id})`,
+        color: (group === null ? colors.get(run.id) : undefined) ?? lineColor(colorIndex),
         group: group === null ? null : `${groupBy?.replace(/^config\./, "")} = ${group}`,
         processes: run.processes,
         processName: (process) => this.processName(run.id, process),
@@ -182,11 +182,12 @@ export class Session {
     });
   }
 
-  processName(run: string, process: string): string {
-    const found = this.details.get(run)?.processes.find(({ id }) => id === process);
-    if (!found) return process;
-    if (found.rank === null) return found.host ? `${found.host} ${process}` : process;
-    return found.host ? `rank ${found.rank} (${found.host})` : `rank ${found.rank}`;
+  processName(run: string, id: string): string {
+    const process = this.details.get(run)?.processes.find((candidate) => candidate.id === id);
+    if (!process) return id;
+    const { rank, host } = process;
+    if (rank === null) return host ? `${host} ${id}` : id;
+    return host ? `rank ${rank} (${host})` : `rank ${rank}`;
   }
 
   private firstProcess(run: string): string | null {
@@ -195,36 +196,36 @@ export class Session {
     return ranked.sort((a, b) => (a.rank as number) - (b.rank as number) || b.attempt - a.attempt)[0]?.id ?? null;
   }
 
-  private take(detail: api.RunDetail): void {
+  private setSingle(detail: api.RunDetail): void {
     this.details.set(detail.id, detail);
     this.runs = [{ ...detail, processes: detail.processes.length }];
   }
 
-  private merge(metrics: api.Metric[]): void {
-    const known = new Map(this.metrics.map((metric) => [key(metric), metric]));
+  private mergeMetrics(metrics: api.Metric[]): void {
+    const byKey = new Map(this.metrics.map((metric) => [metricKey(metric), metric]));
     const several = this.ids.length > 1;
     for (const metric of metrics) {
-      const old = known.get(key(metric));
-      if (!old) this.metrics.push(metric);
+      const existing = byKey.get(metricKey(metric));
+      if (!existing) this.metrics.push(metric);
       else if (several) {
         const { points, last_step, last_time } = metric;
-        const newer = Number(last_time ?? 0) > Number(old.last_time ?? 0) ? { last_step, last_time } : {};
-        const processes = Math.max(metric.processes, old.processes);
-        const attributes = union(old.attributes, metric.attributes);
-        const scopes = union(old.scopes, metric.scopes);
-        Object.assign(old, { ...newer, processes, attributes, scopes, points: Math.max(points, old.points), stepped: old.stepped || metric.stepped });
+        const newer = Number(last_time ?? 0) > Number(existing.last_time ?? 0) ? { last_step, last_time } : {};
+        const processes = Math.max(metric.processes, existing.processes);
+        const attributes = union(existing.attributes, metric.attributes);
+        const scopes = union(existing.scopes, metric.scopes);
+        Object.assign(existing, { ...newer, processes, attributes, scopes, points: Math.max(points, existing.points), stepped: existing.stepped || metric.stepped });
       }
-      else Object.assign(old, metric);
+      else Object.assign(existing, metric);
     }
   }
 }
 
-function union<T>(one: T[], other: T[]): T[] {
-  return [...new Map([...one, ...other].map((item) => [JSON.stringify(item), item])).values()];
+function union<T>(left: T[], right: T[]): T[] {
+  return [...new Map([...left, ...right].map((item) => [JSON.stringify(item), item])).values()];
 }
 
 /** Colours that somebody has chosen: id~hex, in the address. */
-export function chosenColors(params: URLSearchParams): Map<string, string> {
+export function colorsFrom(params: URLSearchParams): Map<string, string> {
   const pairs = route.list(params, "colors").map((pair) => pair.split("~") as [string, string]);
   return new Map(pairs.filter(([, hex]) => /^[0-9a-f]{6}$/.test(hex ?? "")).map(([id, hex]) => [id, `#${hex}`]));
 }

@@ -29,20 +29,20 @@ export class ColumnChooser {
     );
   }
 
-  open(shown: string[], fields: string[]): void {
+  open(columns: string[], fields: string[]): void {
     this.search.value = "";
     this.element.showModal();
-    this.update(shown, fields);
+    this.update(columns, fields);
   }
 
   /** Offer these fields, and check those that are shown, if it is open: the fields of runs may become known later. */
-  update(shown: string[], fields: string[]): void {
+  update(columns: string[], fields: string[]): void {
     if (!this.element.open) return;
     const metrics = fields.filter((key) => key.startsWith("summary."));
     const sparks = metrics.map((key) => key.replace("summary.", "spark."));
     const extremes = metrics.flatMap((key) => [`${key}.min`, `${key}.max`]);
-    this.columns = shown;
-    this.keys = [...new Set([...shown, ...BASIC_KEYS, ...fields, ...sparks, ...extremes])];
+    this.columns = columns;
+    this.keys = [...new Set([...columns, ...BASIC_KEYS, ...fields, ...sparks, ...extremes])];
     this.draw();
   }
 

@@ -16,7 +16,7 @@ export class ColumnMenu {
   open(key: string, anchor: HTMLElement): void {
     const sortable = key.startsWith("summary.") && !/\.(last|min|max|mean|count|last_step)$/.test(key) ? `${key}.last` : key;
     const pinned = new Set(route.list(route.current().params, "pin"));
-    const act = (label: string, action: () => void) =>
+    const item = (label: string, action: () => void) =>
       button(
         label,
         () => {
@@ -28,21 +28,21 @@ export class ColumnMenu {
     const movable = key !== "name";
     fill(
       this.element,
-      !key.startsWith("spark.") && act("Sort ascending", () => route.change({ sort: sortable })),
-      !key.startsWith("spark.") && act("Sort descending", () => route.change({ sort: `-${sortable}` })),
-      !/^(spark|summary)\.|^(last_time|started|duration|notes|id|name)$/.test(key) && act("Group by this", () => route.change({ group: key })),
-      !key.startsWith("spark.") && act("Filter by this …", () => this.events.filterBy(sortable)),
+      !key.startsWith("spark.") && item("Sort ascending", () => route.change({ sort: sortable })),
+      !key.startsWith("spark.") && item("Sort descending", () => route.change({ sort: `-${sortable}` })),
+      !/^(spark|summary)\.|^(last_time|started|duration|notes|id|name)$/.test(key) && item("Group by this", () => route.change({ group: key })),
+      !key.startsWith("spark.") && item("Filter by this …", () => this.events.filterBy(sortable)),
       movable &&
-        act(pinned.has(key) ? "Unpin" : "Pin to the left", () => {
+        item(pinned.has(key) ? "Unpin" : "Pin to the left", () => {
           if (!pinned.delete(key)) pinned.add(key);
-          route.change({ pin: route.joined(pinned) });
+          route.change({ pin: route.join(pinned) });
         }),
-      movable && act("Hide", () => this.events.hide(key)),
+      movable && item("Hide", () => this.events.hide(key)),
     );
     this.element.showPopover();
-    const place = anchor.getBoundingClientRect();
-    this.element.style.left = `${Math.min(place.left, innerWidth - this.element.offsetWidth - 8)}px`;
-    this.element.style.top = `${place.bottom + 2}px`;
+    const box = anchor.getBoundingClientRect();
+    this.element.style.left = `${Math.min(box.left, innerWidth - this.element.offsetWidth - 8)}px`;
+    this.element.style.top = `${box.bottom + 2}px`;
     this.element.querySelector("button")?.focus();
   }
 }

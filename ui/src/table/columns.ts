@@ -1,15 +1,15 @@
 // Columns of the runs table: what every run has, and any field of configuration or summary.
 
-import { fill, h, write } from "../base/dom";
+import { fill, h, setText } from "../base/dom";
 import * as format from "../base/format";
 import { address } from "../base/route";
 import * as api from "../data/api";
-import { field } from "../data/fields";
+import { fieldValue } from "../data/fields";
 import { fillBadge } from "../widgets/badge";
 import type { GridColumn } from "./grid";
 import { editTags, editText } from "./inlineEdit";
 import type { Item } from "./rows";
-import { drawSpark } from "./sparkline";
+import { drawSparkline } from "./sparkline";
 
 export interface ColumnContext {
   project: string;
@@ -23,7 +23,7 @@ export interface ColumnContext {
   changed: (run: api.Run, change: api.RunChange) => void;
 }
 
-const BASIC: Record<string, [string, number]> = {
+const BASIC_COLUMNS: Record<string, [string, number]> = {
   archived: ["archived", 90],
   attempt: ["attempt", 80],
   duration: ["took", 100],
@@ -40,11 +40,11 @@ const BASIC: Record<string, [string, number]> = {
   tags: ["tags", 180],
 };
 
-export const BASIC_KEYS = Object.keys(BASIC);
+export const BASIC_KEYS = Object.keys(BASIC_COLUMNS);
 
 export function column(key: string, context: ColumnContext): GridColumn<Item> {
   const numeric = key.startsWith("summary.") || context.numbers.has(key);
-  const [label, width] = BASIC[key] ?? [shortLabel(key), key.startsWith("spark.") ? 130 : widthOf(shortLabel(key), numeric)];
+  const [label, width] = BASIC_COLUMNS[key] ?? [shortLabel(key), key.startsWith("spark.") ? 130 : widthOf(shortLabel(key), numeric)];
   return {
     key,
     label,
@@ -52,7 +52,7 @@ export function column(key: string, context: ColumnContext): GridColumn<Item> {
     numeric,
     pinned: context.pinned.has(key),
     sort: direction(key, context.sort),
-    create: (cell) => ofRun(runCell(cell, key, context)),
+    create: (cell) => forRuns(runCell(cell, key, context)),
   };
 }
 
@@ -64,7 +64,7 @@ function widthOf(label: string, numeric: boolean): number {
 /** Selection, colour and name: always there, always at the left. */
 export function nameColumns(context: ColumnContext): GridColumn<Item>[] {
   return [
-    { key: "select", label: "", width: 40, pinned: true, create: (cell) => ofRun(selectCell(cell, context)) },
+    { key: "select", label: "", width: 40, pinned: true, create: (cell) => forRuns(selectCell(cell, context)) },
     {
       key: "name",
       label: "name",
@@ -74,11 +74,11 @@ export function nameColumns(context: ColumnContext): GridColumn<Item>[] {
       create: (cell) => {
         const link = h("a", { tabindex: -1 });
         cell.append(link);
-        const tell = hint(link);
-        return ofRun((run) => {
+        const setTitle = hoverTitle(link);
+        return forRuns((run) => {
           link.href = address(["p", context.project, "runs", run.id]);
-          tell(run.id);
-          write(link, run.name || run.id);
+          setTitle(run.id);
+          setText(link, run.name || run.id);
         });
       },
     },
@@ -88,16 +88,16 @@ export function nameColumns(context: ColumnContext): GridColumn<Item>[] {
 type Show = (run: api.Run) => void;
 
 /** Headings of groups show no cells. */
-function ofRun(show: Show): (row: Item) => void {
+function forRuns(show: Show): (row: Item) => void {
   return (row) => show(row as api.Run);
 }
 
 function selectCell(cell: HTMLElement, context: ColumnContext): Show {
-  let shown: api.Run | null = null;
-  const box = h("input", { type: "checkbox", tabindex: -1, class: "choose", on: { change: () => shown && context.toggle(shown) } });
+  let current: api.Run | null = null;
+  const box = h("input", { type: "checkbox", tabindex: -1, class: "choose", on: { change: () => current && context.toggle(current) } });
   cell.append(box);
   return (run) => {
-    shown = run;
+    current = run;
     const color = context.selectedColor(run.id);
     box.checked = color !== null;
     box.setAttribute("aria-label", `Select ${run.name || run.id}`);
@@ -113,19 +113,19 @@ function runCell(cell: HTMLElement, key: string, context: ColumnContext): Show {
       return (run) => fillBadge(badge, run);
     }
     case "last_time": {
-      const tell = hint(cell);
+      const setTitle = hoverTitle(cell);
       return (run) => {
-        const heard = format.epoch(run.last_time);
-        write(cell, format.ago(heard));
-        tell(format.moment(heard));
+        const lastUpdate = format.epoch(run.last_time);
+        setText(cell, format.ago(lastUpdate));
+        setTitle(format.moment(lastUpdate));
       };
     }
     case "started":
-      return (run) => write(cell, format.moment(format.epoch(run.started)));
+      return (run) => setText(cell, format.moment(format.epoch(run.started)));
     case "lag":
-      return (run) => write(cell, run.lag === null ? "–" : format.duration(Math.max(0, run.lag)));
+      return (run) => setText(cell, run.lag === null ? "–" : format.duration(Math.max(0, run.lag)));
     case "duration":
-      return (run) => write(cell, format.duration(Number(field(run, "duration"))));
+      return (run) => setText(cell, format.duration(Number(fieldValue(run, "duration"))));
     case "tags":
       return tagsCell(cell, context);
     case "notes":
@@ -134,34 +134,34 @@ function runCell(cell: HTMLElement, key: string, context: ColumnContext): Show {
     default: {
       if (key.startsWith("spark.")) {
         const metric = key.slice("spark.".length);
-        return (run) => drawSpark(cell, run, metric);
+        return (run) => drawSparkline(cell, run, metric);
       }
-      const tell = hint(cell);
-      return (run) => tell(showValue(cell, field(run, key)));
+      const setTitle = hoverTitle(cell);
+      return (run) => setTitle(showValue(cell, fieldValue(run, key)));
     }
   }
 }
 
 /** What an element says more when the pointer rests on it. Until then it is no attribute, each change of which has a cost in style. */
-function hint(element: HTMLElement): (text: string) => void {
-  let told = "";
-  element.addEventListener("pointerenter", () => (element.title = told));
+function hoverTitle(element: HTMLElement): (text: string) => void {
+  let title = "";
+  element.addEventListener("pointerenter", () => (element.title = title));
   return (text) => {
-    told = text;
+    title = text;
   };
 }
 
 /** Show a value; returns it at full length. */
-function showValue(cell: HTMLElement, found: unknown): string {
-  const bad = found === "NaN" || found === "Infinity" || found === "-Infinity";
-  const text = bad ? format.number(Number(found)) : format.value(found);
-  write(cell, text);
+function showValue(cell: HTMLElement, value: unknown): string {
+  const bad = value === "NaN" || value === "Infinity" || value === "-Infinity";
+  const text = bad ? format.number(Number(value)) : format.value(value);
+  setText(cell, text);
   cell.classList.toggle("bad", bad);
-  return found === undefined || found === null ? "" : String(typeof found === "object" ? text : found);
+  return value === undefined || value === null ? "" : String(typeof value === "object" ? text : value);
 }
 
 function tagsCell(cell: HTMLElement, context: ColumnContext): Show {
-  let shown: api.Run | null = null;
+  let current: api.Run | null = null;
   let tags = "";
   const edit = h(
     "button",
@@ -172,7 +172,7 @@ function tagsCell(cell: HTMLElement, context: ColumnContext): Show {
       title: "Edit tags",
       on: {
         click: () => {
-          const run = shown;
+          const run = current;
           if (run) editTags(box, run.tags, (changed) => context.changed(run, { tags: changed }));
         },
       },
@@ -182,7 +182,7 @@ function tagsCell(cell: HTMLElement, context: ColumnContext): Show {
   const box = h("span", { class: "tags" }, edit);
   cell.append(box);
   return (run) => {
-    shown = run;
+    current = run;
     edit.setAttribute("aria-label", `Edit tags of ${run.name || run.id}`);
     const text = run.tags.join("\n");
     if (text === tags) return;
@@ -199,23 +199,23 @@ function tagsCell(cell: HTMLElement, context: ColumnContext): Show {
 }
 
 function textCell(cell: HTMLElement, key: "notes" | "group", context: ColumnContext): Show {
-  let shown: api.Run | null = null;
+  let current: api.Run | null = null;
   const element = h("button", {
     type: "button",
     class: "editable",
     tabindex: -1,
     on: {
       click: () => {
-        const run = shown;
+        const run = current;
         if (run) editText(element, run[key] || "", (text) => context.changed(run, { [key]: text }));
       },
     },
   });
   cell.append(element);
   return (run) => {
-    shown = run;
+    current = run;
     const text = run[key] || "";
-    write(element, text || "+");
+    setText(element, text || "+");
     element.title = text || `Add ${key === "notes" ? "notes" : "a group"}`;
     element.setAttribute("aria-label", `Edit ${key}: ${text}`);
     element.classList.toggle("empty", text === "");
@@ -235,6 +235,6 @@ export function shortLabel(key: string): string {
 }
 
 /** A name as the filter language takes it. */
-export function quoted(key: string): string {
+export function quoteField(key: string): string {
   return /^[\w./-]+$/.test(key) ? key : `\`${key}\``;
 }

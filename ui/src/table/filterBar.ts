@@ -3,7 +3,7 @@
 import { button, fill, h } from "../base/dom";
 import * as route from "../base/route";
 import type { State } from "../data/api";
-import { BASIC_KEYS, quoted, shortLabel } from "./columns";
+import { BASIC_KEYS, quoteField, shortLabel } from "./columns";
 
 const COMPLETIONS = 20;
 const STATES: State[] = ["running", "stalled", "failed", "crashed", "preempted", "finished"];
@@ -23,7 +23,7 @@ export class FilterBar {
   readonly completions = h("datalist", { id: "fields" });
   readonly chips = h("div", { class: "chips" });
   private params = new URLSearchParams();
-  private drawn = "";
+  private fingerprint = "";
 
   /** `fields`: what a filter can be about, apart from what every run has. */
   constructor(private readonly fields: () => string[]) {}
@@ -33,17 +33,17 @@ export class FilterBar {
     const filter = params.get("filter") ?? "";
     const group = params.get("group");
     if (document.activeElement !== this.field) this.field.value = filter;
-    const drawn = JSON.stringify([filter, group]);
-    if (drawn === this.drawn) return;
-    this.drawn = drawn;
+    const fingerprint = JSON.stringify([filter, group]);
+    if (fingerprint === this.fingerprint) return;
+    this.fingerprint = fingerprint;
     fill(
       this.chips,
       ...STATES.map((state) => {
         const clause = `state = "${state}"`;
-        const on = filter.includes(clause);
-        return button(state, () => (on ? route.change({ filter: withoutClause(filter, clause) }) : this.add(clause)), {
+        const active = filter.includes(clause);
+        return button(state, () => (active ? route.change({ filter: withoutClause(filter, clause) }) : this.add(clause)), {
           class: `chip badge ${state}`,
-          "aria-pressed": String(on),
+          "aria-pressed": String(active),
         });
       }),
       group ? button(`grouped by ${shortLabel(group)} ✕`, () => route.change({ group: null }), { class: "chip" }) : null,
@@ -59,9 +59,9 @@ export class FilterBar {
   }
 
   /** Leave it to the person to write what a field must be. */
-  begin(key: string): void {
+  startClause(key: string): void {
     const before = this.field.value.trim();
-    this.field.value = `${before ? `${before} and ` : ""}${quoted(key)} = `;
+    this.field.value = `${before ? `${before} and ` : ""}${quoteField(key)} = `;
     this.field.focus();
     this.field.setSelectionRange(this.field.value.length, this.field.value.length);
   }
@@ -72,8 +72,8 @@ export class FilterBar {
     const [word = ""] = /[\w./-]*$/.exec(text) ?? [];
     const before = text.slice(0, text.length - word.length);
     const inText = (before.match(/"/g)?.length ?? 0) % 2 === 1;
-    const found = word && !inText ? [...BASIC_KEYS, "name", ...this.fields()].filter((key) => key.startsWith(word) && key !== word) : [];
-    fill(this.completions, ...found.slice(0, COMPLETIONS).map((key) => h("option", { value: before + quoted(key) })));
+    const matches = word && !inText ? [...BASIC_KEYS, "name", ...this.fields()].filter((key) => key.startsWith(word) && key !== word) : [];
+    fill(this.completions, ...matches.slice(0, COMPLETIONS).map((key) => h("option", { value: before + quoteField(key) })));
   }
 }
 

@@ -20,7 +20,7 @@ interface Slot<Row> {
   element: HTMLElement;
   show: ((row: Row) => void)[];
   index: number;
-  drawn: Row | undefined;
+  shownRow: Row | undefined;
   stale: boolean;
   heading: HTMLElement | null;
 }
@@ -47,9 +47,9 @@ export class Grid<Row> {
   private readonly body = h("div", { class: "rows", role: "rowgroup" });
   private columns: GridColumn<Row>[] = [];
   private count = 0;
-  private at: (index: number) => Row | undefined = () => undefined;
-  private readonly live = new Map<number, Slot<Row>>();
-  private free: Slot<Row>[] = [];
+  private rowAt: (index: number) => Row | undefined = () => undefined;
+  private readonly visible = new Map<number, Slot<Row>>();
+  private spare: Slot<Row>[] = [];
   private frame = 0;
   private height = 0;
   private readonly resized: ResizeObserver;
@@ -78,7 +78,7 @@ export class Grid<Row> {
     let left = 0;
     const total = columns.reduce((sum, { width }) => sum + width, 0);
     this.element.style.setProperty("--width", `${total}px`);
-    const heads = columns.map((column) => {
+    const headings = columns.map((column) => {
       const cell = h(
         "div",
         { class: cellClass(column), role: "columnheader", "aria-sort": column.sort, title: column.label },
@@ -90,16 +90,16 @@ export class Grid<Row> {
       left += column.width;
       return cell;
     });
-    fill(this.head, ...heads);
-    for (const { element } of [...this.live.values(), ...this.free]) element.remove();
-    this.live.clear();
-    this.free = [];
+    fill(this.head, ...headings);
+    for (const { element } of [...this.visible.values(), ...this.spare]) element.remove();
+    this.visible.clear();
+    this.spare = [];
     this.schedule();
   }
 
-  setRows(count: number, at: (index: number) => Row | undefined): void {
+  setRows(count: number, rowAt: (index: number) => Row | undefined): void {
     this.count = count;
-    this.at = at;
+    this.rowAt = rowAt;
     this.active = Math.min(this.active, Math.max(0, count - 1));
     if (this.element.getAttribute("aria-rowcount") !== String(count + 1)) {
       this.element.setAttribute("aria-rowcount", String(count + 1));
@@ -110,7 +110,7 @@ export class Grid<Row> {
 
   /** Draw again what is in sight. */
   refresh(): void {
-    for (const slot of this.live.values()) slot.stale = true;
+    for (const slot of this.visible.values()) slot.stale = true;
     this.schedule();
   }
 
@@ -132,25 +132,25 @@ export class Grid<Row> {
     const from = Math.floor(scrollTop / ROW) - SPARE;
     const first = Math.max(0, from);
     const last = Math.min(this.count, from + Math.ceil(this.height / ROW) + 1 + 2 * SPARE);
-    for (const [index, slot] of this.live) {
+    for (const [index, slot] of this.visible) {
       if (index >= first && index < last) continue;
       // Who edits in a row that leaves is done with it.
-      editor(slot.element)?.blur();
-      this.live.delete(index);
-      this.free.push(slot);
+      activeEditor(slot.element)?.blur();
+      this.visible.delete(index);
+      this.spare.push(slot);
     }
     for (let index = first; index < last; index++) {
-      let slot = this.live.get(index);
+      let slot = this.visible.get(index);
       if (!slot) {
-        slot = this.free.pop() ?? this.makeSlot();
-        this.live.set(index, slot);
+        slot = this.spare.pop() ?? this.makeSlot();
+        this.visible.set(index, slot);
         this.move(slot, index);
       }
-      const content = this.at(index);
-      if ((slot.stale || slot.drawn !== content) && !editor(slot.element)) this.draw(slot, content);
+      const content = this.rowAt(index);
+      if ((slot.stale || slot.shownRow !== content) && !activeEditor(slot.element)) this.draw(slot, content);
       slot.element.classList.toggle("active", index === this.active);
     }
-    for (const { element } of this.free) if (!element.hidden) element.hidden = true;
+    for (const { element } of this.spare) if (!element.hidden) element.hidden = true;
     this.events.need(first, last);
   }
 
@@ -176,7 +176,7 @@ export class Grid<Row> {
       return cell;
     });
     const element = h("div", { class: "row", role: "row" }, ...cells);
-    const slot: Slot<Row> = { element, show, index: -1, drawn: undefined, stale: true, heading: null };
+    const slot: Slot<Row> = { element, show, index: -1, shownRow: undefined, stale: true, heading: null };
     element.addEventListener("click", (event) => {
       this.active = slot.index;
       const target = event.target as HTMLElement;
@@ -187,9 +187,9 @@ export class Grid<Row> {
 
   private draw(slot: Slot<Row>, content: Row | undefined): void {
     const { element } = slot;
-    const heading = slot.heading && slot.drawn === content ? slot.heading : content === undefined ? null : (this.events.heading?.(content) ?? null);
+    const heading = slot.heading && slot.shownRow === content ? slot.heading : content === undefined ? null : (this.events.heading?.(content) ?? null);
     if (slot.heading !== heading) slot.heading?.remove();
-    slot.drawn = content;
+    slot.shownRow = content;
     slot.stale = false;
     slot.heading = heading;
     // The cells of a heading, and of a row that is not there yet, keep what they had, unseen.
@@ -217,7 +217,7 @@ export class Grid<Row> {
       End: this.count,
     };
     const move = moves[event.key];
-    const row = this.at(this.active);
+    const row = this.rowAt(this.active);
     if (move !== undefined) {
       this.active = Math.max(0, Math.min(this.count - 1, this.active + move));
       const top = this.active * ROW;
@@ -244,7 +244,7 @@ function place<Row>(cell: HTMLElement, column: GridColumn<Row>, left: number): v
 }
 
 /** The field in a row in which somebody edits, if there is one. */
-function editor(row: HTMLElement): HTMLElement | null {
+function activeEditor(row: HTMLElement): HTMLElement | null {
   const focused = document.activeElement as HTMLElement | null;
   return focused?.matches("input.inline") && row.contains(focused) ? focused : null;
 }

@@ -4,29 +4,29 @@ import { h } from "../base/dom";
 
 export function editText(element: HTMLElement, text: string, onDone: (text: string) => void): void {
   const input = h("input", { class: "inline", value: text, "aria-label": "Text" });
-  begin(element, input, () => {
+  startEditing(element, input, () => {
     if (input.value !== text) onDone(input.value);
   });
 }
 
 export function editTags(element: HTMLElement, tags: string[], onDone: (tags: string[]) => void): void {
   const input = h("input", { class: "inline", value: tags.join(", "), "aria-label": "Tags, separated by commas", placeholder: "tags, separated by commas" });
-  begin(element, input, () => {
-    const given = [...new Set(input.value.split(",").map((tag) => tag.trim()).filter(Boolean))];
-    if (given.join("\n") !== tags.join("\n")) onDone(given);
+  startEditing(element, input, () => {
+    const edited = [...new Set(input.value.split(",").map((tag) => tag.trim()).filter(Boolean))];
+    if (edited.join("\n") !== tags.join("\n")) onDone(edited);
   });
 }
 
-function begin(element: HTMLElement, input: HTMLInputElement, keep: () => void): void {
+function startEditing(element: HTMLElement, input: HTMLInputElement, onSave: () => void): void {
   element.replaceWith(input);
   input.focus();
   input.select();
-  let over = false;
-  const end = (kept: boolean) => {
-    if (over) return;
-    over = true;
+  let done = false;
+  const end = (save: boolean) => {
+    if (done) return;
+    done = true;
     input.replaceWith(element);
-    if (kept) keep();
+    if (save) onSave();
     element.closest<HTMLElement>("[role=grid]")?.focus();
   };
   input.addEventListener("keydown", (event) => {

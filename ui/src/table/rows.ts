@@ -22,9 +22,9 @@ export interface Request {
 
 const PAGE = 200;
 /** Rows that are read before they come into sight. */
-const AHEAD = 150;
-const WHOLE_PAGE = 1000;
-const MOST_GROUPED = 10_000;
+const PREFETCH_ROWS = 150;
+const GROUP_PAGE = 1000;
+const MAX_GROUPED_RUNS = 10_000;
 
 export function isHeading(item: Item): item is Heading {
   return "heading" in item;
@@ -33,10 +33,10 @@ export function isHeading(item: Item): item is Heading {
 export class Rows {
   total = 0;
   /** Runs that the filter finds; headings and pinned ones are not counted. */
-  found = 0;
+  matches = 0;
   private request: Request | null = null;
   private pages = new Map<number, api.Run[]>();
-  private asked = new Set<number>();
+  private requestedPages = new Set<number>();
   private items: Item[] | null = null;
   private pinned: api.Run[] = [];
   private folded = new Set<string>();
@@ -55,7 +55,7 @@ export class Rows {
   }
 
   /** All that is in memory. */
-  *known(): Iterable<api.Run> {
+  *loadedRuns(): Iterable<api.Run> {
     yield* this.pinned;
     for (const page of this.pages.values()) yield* page;
     for (const item of this.items ?? []) if (isHeading(item)) yield* item.runs;
@@ -75,8 +75,8 @@ export class Rows {
         this.items = null;
         this.pinned = pinned;
         this.pages = new Map([[0, runs]]);
-        this.asked = new Set([0]);
-        this.found = total;
+        this.requestedPages = new Set([0]);
+        this.matches = total;
         this.total = total + pinned.length;
       }
       this.onChange();
@@ -88,7 +88,7 @@ export class Rows {
   /** Look again at the pages in sight, quietly: for what is under way. */
   async refresh(first: number, last: number): Promise<void> {
     const request = this.request;
-    if (!request || (this.items && this.found > WHOLE_PAGE)) return;
+    if (!request || (this.items && this.matches > GROUP_PAGE)) return;
     const { signal } = this.abort;
     const from = Math.max(0, Math.floor((first - this.pinned.length) / PAGE));
     const to = Math.max(0, Math.floor((last - this.pinned.length) / PAGE));
@@ -104,7 +104,7 @@ export class Rows {
         if (!this.pages.has(number)) continue;
         const { runs, total } = await this.page(request, number * PAGE, PAGE, signal);
         this.pages.set(number, runs);
-        this.found = total;
+        this.matches = total;
         this.total = total + this.pinned.length;
       }
       this.onChange();
@@ -117,20 +117,20 @@ export class Rows {
   need(first: number, last: number): void {
     const request = this.request;
     if (!request || this.items) return;
-    const pages = Math.ceil(this.found / PAGE);
-    const from = Math.max(0, Math.floor((first - this.pinned.length - AHEAD) / PAGE));
-    const to = Math.min(pages - 1, Math.floor(Math.max(0, last - 1 - this.pinned.length + AHEAD) / PAGE));
+    const pages = Math.ceil(this.matches / PAGE);
+    const from = Math.max(0, Math.floor((first - this.pinned.length - PREFETCH_ROWS) / PAGE));
+    const to = Math.min(pages - 1, Math.floor(Math.max(0, last - 1 - this.pinned.length + PREFETCH_ROWS) / PAGE));
     const { signal } = this.abort;
     for (let number = from; number <= to; number++) {
-      if (this.asked.has(number)) continue;
-      this.asked.add(number);
+      if (this.requestedPages.has(number)) continue;
+      this.requestedPages.add(number);
       this.page(request, number * PAGE, PAGE, signal).then(
         ({ runs }) => {
           this.pages.set(number, runs);
           this.onChange();
         },
         (error) => {
-          this.asked.delete(number);
+          this.requestedPages.delete(number);
           if (!signal.aborted) this.onError(error);
         },
       );
@@ -140,7 +140,7 @@ export class Rows {
   fold(heading: Heading): void {
     if (!this.folded.delete(heading.heading)) this.folded.add(heading.heading);
     const headings = (this.items ?? []).filter(isHeading);
-    this.arrange(headings.map((one) => (one.heading === heading.heading ? { ...one, open: !one.open } : one)));
+    this.arrange(headings.map((other) => (other.heading === heading.heading ? { ...other, open: !other.open } : other)));
     this.onChange();
   }
 
@@ -163,8 +163,8 @@ export class Rows {
   private async loadGroups(request: Request, pinned: api.Run[], signal: AbortSignal): Promise<void> {
     const runs: api.Run[] = [];
     let total = 1;
-    while (runs.length < Math.min(total, MOST_GROUPED)) {
-      const page = await this.page(request, runs.length, WHOLE_PAGE, signal);
+    while (runs.length < Math.min(total, MAX_GROUPED_RUNS)) {
+      const page = await this.page(request, runs.length, GROUP_PAGE, signal);
       total = page.total;
       runs.push(...page.runs);
       if (page.runs.length === 0) break;
@@ -176,7 +176,7 @@ export class Rows {
     }
     this.pinned = pinned;
     this.pages.clear();
-    this.found = total;
+    this.matches = total;
     const before = new Map((this.items ?? []).filter(isHeading).map((heading) => [JSON.stringify(heading), heading]));
     const headings = [...groups].map(([heading, members]): Heading => ({ heading, runs: members, open: !this.folded.has(heading) }));
     // One that says the same stays, and with it what is drawn of it.

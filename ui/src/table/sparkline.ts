@@ -7,34 +7,34 @@ import * as api from "../data/api";
 const POINTS = 60;
 const WIDTH = 110;
 const HEIGHT = 24;
-const CALM_MS = 120;
+const DEBOUNCE_MS = 120;
 
-const known = new Map<string, api.Line | null>();
+const cache = new Map<string, api.Line | null>();
 interface Entry {
   run: api.Run;
   metric: string;
   cells: Set<HTMLElement>;
 }
 
-let waiting = new Map<string, Entry>();
-const asked = new Map<string, Entry>();
+let queued = new Map<string, Entry>();
+const inFlight = new Map<string, Entry>();
 let timer = 0;
 
-export function drawSpark(cell: HTMLElement, run: api.Run, metric: string): void {
+export function drawSparkline(cell: HTMLElement, run: api.Run, metric: string): void {
   const key = keyOf(run, metric);
   cell.dataset.spark = key;
-  const line = known.get(key);
+  const line = cache.get(key);
   if (line !== undefined) {
     paint(cell, line);
     return;
   }
   cell.textContent = "";
-  const entry = asked.get(key) ?? waiting.get(key) ?? { run, metric, cells: new Set() };
+  const entry = inFlight.get(key) ?? queued.get(key) ?? { run, metric, cells: new Set() };
   entry.cells.add(cell);
-  if (asked.has(key)) return;
-  waiting.set(key, entry);
+  if (inFlight.has(key)) return;
+  queued.set(key, entry);
   clearTimeout(timer);
-  timer = window.setTimeout(() => void read(), CALM_MS);
+  timer = window.setTimeout(() => void read(), DEBOUNCE_MS);
 }
 
 /** A run that goes on has a new course when it was heard again. */
@@ -44,28 +44,28 @@ function keyOf(run: api.Run, metric: string): string {
 
 async function read(): Promise<void> {
   // Rows that were scrolled past do not ask.
-  const wanted = [...waiting].filter(([key, { cells }]) => [...cells].some((cell) => cell.dataset.spark === key && cell.isConnected));
-  waiting = new Map();
-  for (const [key, entry] of wanted) asked.set(key, entry);
-  const byMetric = new Map<string, typeof wanted>();
-  for (const one of wanted) byMetric.set(one[1].metric, [...(byMetric.get(one[1].metric) ?? []), one]);
-  for (const [metric, entries] of byMetric) {
+  const entries = [...queued].filter(([key, { cells }]) => [...cells].some((cell) => cell.dataset.spark === key && cell.isConnected));
+  queued = new Map();
+  for (const [key, entry] of entries) inFlight.set(key, entry);
+  const byMetric = new Map<string, typeof entries>();
+  for (const item of entries) byMetric.set(item[1].metric, [...(byMetric.get(item[1].metric) ?? []), item]);
+  for (const [metric, group] of byMetric) {
     try {
       const { series } = await api.series({
-        runs: entries.map(([, { run }]) => api.reference(run.project, run.id)),
+        runs: group.map(([, { run }]) => api.reference(run.project, run.id)),
         metrics: [metric],
         x: "step",
         max_points: POINTS,
       });
-      for (const [key, { run, cells }] of entries) {
-        const line = series.find((one) => one.run === run.id) ?? null;
-        known.set(key, line);
+      for (const [key, { run, cells }] of group) {
+        const line = series.find((candidate) => candidate.run === run.id) ?? null;
+        cache.set(key, line);
         for (const cell of cells) if (cell.dataset.spark === key) paint(cell, line);
       }
     } catch {
       // An empty cell says as much as an error in each would.
     } finally {
-      for (const [key] of entries) asked.delete(key);
+      for (const [key] of group) inFlight.delete(key);
     }
   }
 }

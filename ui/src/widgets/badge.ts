@@ -10,9 +10,9 @@ export function stateBadge(run: Pick<Run, "state" | "last_time">): HTMLElement {
 
 /** Make an element the badge of a run. */
 export function fillBadge(badge: HTMLElement, run: Pick<Run, "state" | "last_time">): HTMLElement {
-  const kind = `badge ${run.state}`;
-  if (badge.className !== kind) {
-    badge.className = kind;
+  const className = `badge ${run.state}`;
+  if (badge.className !== className) {
+    badge.className = className;
     badge.textContent = run.state;
   }
   badge.title = `last heard ${format.ago(format.epoch(run.last_time))}`;
@@ -25,7 +25,7 @@ export function isForeign({ processes }: Pick<RunDetail, "processes">): boolean 
 }
 
 /** What the state means, for somebody who has just been woken; of a foreign run, see `isForeign`. */
-export function meaning(state: State, foreign = false): string {
+export function describeState(state: State, foreign = false): string {
   if (state === "stalled" && foreign) return "Nothing has arrived for some minutes. A service that does not record with tensormeter never says that it ends.";
   return {
     running: "Points are arriving.",

@@ -14,22 +14,22 @@ export interface Banner {
 }
 
 /** Seconds after which points are late. */
-const LATE = 60;
+const LATE_SECONDS = 60;
 /** Runs that a banner names. */
-const NAMED = 5;
+const MAX_LINKS = 5;
 
 /** Filters for runs that a banner is about. */
-export const LOST = "lost > 0";
-export const LATE_NOW = `state = "running" and lag > ${LATE}`;
+export const LOST_FILTER = "lost > 0";
+export const LATE_FILTER = `state = "running" and lag > ${LATE_SECONDS}`;
 
 export function isLate({ state, lag }: Pick<api.Run, "state" | "lag">): boolean {
-  return state === "running" && lag !== null && lag > LATE;
+  return state === "running" && lag !== null && lag > LATE_SECONDS;
 }
 
 export function drawBanners(element: HTMLElement, banners: Banner[]): void {
-  const shown = JSON.stringify(banners);
-  if (element.dataset.shown === shown) return;
-  element.dataset.shown = shown;
+  const fingerprint = JSON.stringify(banners);
+  if (element.dataset.fingerprint === fingerprint) return;
+  element.dataset.fingerprint = fingerprint;
   fill(
     element,
     ...banners.map(({ kind, title, text, links }) => {
@@ -41,24 +41,24 @@ export function drawBanners(element: HTMLElement, banners: Banner[]): void {
 }
 
 /** Which of several runs lost points, and of which they come late; the numbers where these are not all of them. */
-export function ofRuns(project: string, lost: api.Run[], late: api.Run[], numbers = { lost: lost.length, late: late.length }): Banner[] {
+export function runBanners(project: string, lost: api.Run[], late: api.Run[], totals = { lost: lost.length, late: late.length }): Banner[] {
   const banners: Banner[] = [];
   if (lost.length) {
-    const named = links(project, lost, numbers.lost, LOST, (run) => format.count(run.lost));
-    banners.push({ kind: "bad", title: "Data was lost", text: `by ${runs(numbers.lost)}:`, links: named });
+    const runLinks = linksTo(project, lost, totals.lost, LOST_FILTER, (run) => format.count(run.lost));
+    banners.push({ kind: "bad", title: "Data was lost", text: `by ${countRuns(totals.lost)}:`, links: runLinks });
   }
   if (late.length) {
-    const named = links(project, late, numbers.late, LATE_NOW, (run) => format.duration(run.lag ?? 0));
-    banners.push({ kind: "warn", title: "Late", text: `are the newest points of ${runs(numbers.late)}:`, links: named });
+    const runLinks = linksTo(project, late, totals.late, LATE_FILTER, (run) => format.duration(run.lag ?? 0));
+    banners.push({ kind: "warn", title: "Late", text: `are the newest points of ${countRuns(totals.late)}:`, links: runLinks });
   }
   return banners;
 }
 
-function runs(n: number): string {
+function countRuns(n: number): string {
   return n === 1 ? "a run" : `${n} runs`;
 }
 
-function links(project: string, found: api.Run[], n: number, filter: string, amount: (run: api.Run) => string): [string, string][] {
-  const named = found.slice(0, NAMED).map((run): [string, string] => [`${run.name || run.id} (${amount(run)})`, address(["p", project, "runs", run.id])]);
+function linksTo(project: string, affected: api.Run[], n: number, filter: string, amount: (run: api.Run) => string): [string, string][] {
+  const named = affected.slice(0, MAX_LINKS).map((run): [string, string] => [`${run.name || run.id} (${amount(run)})`, address(["p", project, "runs", run.id])]);
   return n > named.length ? [...named, [`and ${n - named.length} more`, address(["p", project], { filter })]] : named;
 }

@@ -3,18 +3,18 @@
 import * as format from "../base/format";
 import type { RunDetail, TelemetryEvent } from "../data/api";
 
-const BAD = ["crashed", "failed", "preempted"];
-const LONGEST = 300;
+const BAD_STATES = ["crashed", "failed", "preempted"];
+const MAX_REASON = 300;
 
 interface End {
   time: number;
   state: string;
   message: string;
-  who: string;
+  source: string;
 }
 
 /** In words, from the events of that name; "" if all ended well, or nobody said why not. */
-export function endWords({ processes, attempt }: RunDetail, events: TelemetryEvent[]): string {
+export function endSummary({ processes, attempt }: RunDetail, events: TelemetryEvent[]): string {
   const latest = processes.filter((process) => process.attempt === attempt);
   const members = new Map((latest.length ? latest : processes).map((process) => [process.id, process]));
   const ends: End[] = events
@@ -23,19 +23,19 @@ export function endWords({ processes, attempt }: RunDetail, events: TelemetryEve
       const { state, message } = (body ?? {}) as Record<string, unknown>;
       const { rank, host } = members.get(process) ?? { rank: null, host: null };
       const name = rank === null ? process.slice(0, 8) : `rank ${rank}`;
-      return { time: format.epoch(time), state: String(state ?? ""), message: String(message ?? ""), who: host ? `${name} on ${host}` : name };
+      return { time: format.epoch(time), state: String(state ?? ""), message: String(message ?? ""), source: host ? `${name} on ${host}` : name };
     })
-    .filter(({ state }) => BAD.includes(state))
+    .filter(({ state }) => BAD_STATES.includes(state))
     .sort((a, b) => a.time - b.time);
   const [first, ...others] = ends;
   if (!first) return "";
-  const reason = first.message.slice(0, LONGEST);
+  const reason = first.message.slice(0, MAX_REASON);
   if (members.size === 1 || (others.length === 0 && ranks(members.values()) < 2)) return reason && `${reason}.`;
-  const after = BAD.map((state) => [others.filter((end) => end.state === state).length, state] as const)
+  const after = BAD_STATES.map((state) => [others.filter((end) => end.state === state).length, state] as const)
     .filter(([count]) => count > 0)
     .map(([count, state]) => `${count} ${state}`);
-  const told = `First ${first.who} ${first.state === "preempted" ? "was preempted" : first.state}${reason && ` (${reason})`}, ${format.moment(first.time)}`;
-  return after.length ? `${told}; after it, ${after.join(", ")}.` : `${told}.`;
+  const sentence = `First ${first.source} ${first.state === "preempted" ? "was preempted" : first.state}${reason && ` (${reason})`}, ${format.moment(first.time)}`;
+  return after.length ? `${sentence}; after it, ${after.join(", ")}.` : `${sentence}.`;
 }
 
 function ranks(processes: Iterable<{ rank: number | null }>): number {

@@ -28,7 +28,7 @@ export function lossSentences(losses: api.RunDetail["losses"] | undefined): stri
     .filter(([, n]) => n > 0)
     .sort(([, a], [, b]) => b - a)
     .map(([reason, n]) => {
-      const [one, several, why] = REASONS[reason] ?? ["item", "items", reason.replaceAll("_", " ")];
-      return `${format.count(n)} ${n === 1 ? one : several}: ${why}.`;
+      const [singular, plural, why] = REASONS[reason] ?? ["item", "items", reason.replaceAll("_", " ")];
+      return `${format.count(n)} ${n === 1 ? singular : plural}: ${why}.`;
     });
 }

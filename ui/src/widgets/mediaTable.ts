@@ -4,19 +4,19 @@ import { button, fill, h } from "../base/dom";
 import * as format from "../base/format";
 import { picture } from "./lightbox";
 
-const SHOWN = 200;
+const PAGE_ROWS = 200;
 
-export class TableView {
+export class MediaTable {
   readonly element: HTMLElement;
   private readonly body = h("tbody", {});
   private readonly head = h("tr", {});
-  private readonly words = h("p", { class: "muted" });
+  private readonly count = h("p", { class: "muted" });
   private readonly search = h("input", { type: "search", placeholder: "Filter rows", "aria-label": "Filter rows", on: { input: () => this.draw() } });
   private readonly columns: string[];
   private readonly rows: unknown[][];
   private sort = -1;
-  private up = true;
-  private shown = SHOWN;
+  private ascending = true;
+  private rowLimit = PAGE_ROWS;
 
   constructor(
     columns: unknown,
@@ -27,44 +27,44 @@ export class TableView {
     this.rows = Array.isArray(rows) ? rows.filter(Array.isArray) : [];
     const region = h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table" }, h("table", { class: "plain" }, h("thead", {}, this.head), this.body));
     region.addEventListener("scroll", () => {
-      if (region.scrollTop + region.clientHeight < region.scrollHeight - 100 || this.shown >= this.rows.length) return;
-      this.shown += SHOWN;
+      if (region.scrollTop + region.clientHeight < region.scrollHeight - 100 || this.rowLimit >= this.rows.length) return;
+      this.rowLimit += PAGE_ROWS;
       this.draw();
     });
     fill(this.head, ...this.columns.map((name, position) => h("th", { scope: "col" }, button(name, () => this.sortBy(position)))));
-    this.element = h("div", { class: "logged" }, this.search, region, this.words);
+    this.element = h("div", { class: "logged" }, this.search, region, this.count);
     this.draw();
   }
 
   private draw(): void {
     const text = this.search.value.toLowerCase();
-    let rows = text ? this.rows.filter((row) => row.some((cell) => plain(cell).toLowerCase().includes(text))) : this.rows;
+    let rows = text ? this.rows.filter((row) => row.some((cell) => cellText(cell).toLowerCase().includes(text))) : this.rows;
     if (this.sort >= 0) {
-      const sign = this.up ? 1 : -1;
+      const sign = this.ascending ? 1 : -1;
       rows = [...rows].sort((a, b) => sign * compare(a[this.sort], b[this.sort]));
     }
     for (const [position, cell] of [...this.head.children].entries()) {
-      if (position === this.sort) cell.setAttribute("aria-sort", this.up ? "ascending" : "descending");
+      if (position === this.sort) cell.setAttribute("aria-sort", this.ascending ? "ascending" : "descending");
       else cell.removeAttribute("aria-sort");
     }
-    fill(this.body, ...rows.slice(0, this.shown).map((row) => h("tr", {}, ...row.map((cell) => this.cell(cell)))));
-    this.words.textContent = rows.length === this.rows.length ? `${rows.length} rows` : `${rows.length} of ${this.rows.length} rows`;
+    fill(this.body, ...rows.slice(0, this.rowLimit).map((row) => h("tr", {}, ...row.map((cell) => this.cell(cell)))));
+    this.count.textContent = rows.length === this.rows.length ? `${rows.length} rows` : `${rows.length} of ${this.rows.length} rows`;
   }
 
   private sortBy(position: number): void {
-    this.up = this.sort === position ? !this.up : true;
+    this.ascending = this.sort === position ? !this.ascending : true;
     this.sort = position;
     this.draw();
   }
 
   private cell(content: unknown): HTMLElement {
-    const shown = imageIn(content);
-    if (!shown) return h("td", { class: typeof content === "number" ? "numeric" : "" }, format.value(content));
-    const image = h("img", { alt: shown.caption || "image", class: "thumb" });
-    const opener = picture(image, shown.caption);
-    this.image(shown.digest).then(
+    const image = imageIn(content);
+    if (!image) return h("td", { class: typeof content === "number" ? "numeric" : "" }, format.value(content));
+    const element = h("img", { alt: image.caption || "image", class: "thumb" });
+    const opener = picture(element, image.caption);
+    this.image(image.digest).then(
       (address) => {
-        image.src = address;
+        element.src = address;
       },
       () => opener.replaceWith("not shown"),
     );
@@ -78,7 +78,7 @@ function imageIn(cell: unknown): { digest: string; caption: string } | null {
 }
 
 /** What a cell is found and sorted by. */
-function plain(cell: unknown): string {
+function cellText(cell: unknown): string {
   const image = imageIn(cell);
   return image ? image.caption : cell === null || cell === undefined ? "" : typeof cell === "object" ? JSON.stringify(cell) : String(cell);
 }
@@ -87,5 +87,5 @@ function compare(a: unknown, b: unknown): number {
   if (typeof a === "number" && typeof b === "number") return a - b;
   if (a === null || a === undefined) return 1;
   if (b === null || b === undefined) return -1;
-  return plain(a).localeCompare(plain(b), "en", { numeric: true });
+  return cellText(a).localeCompare(cellText(b), "en", { numeric: true });
 }

@@ -2,7 +2,7 @@
 
 import { button, h } from "../base/dom";
 
-export function firstVisit(project = "demo"): HTMLElement {
+export function welcome(project = "demo"): HTMLElement {
   const endpoint = location.origin === "http://127.0.0.1:4320" ? "" : `export TENSORMETER_ENDPOINT=${location.origin}\n`;
   const code = `import math, random, tensormeter
 
@@ -13,7 +13,7 @@ with tensormeter.init(project=${JSON.stringify(project)}, config={"lr": 1e-3}) a
         if step % 50 == 0:
             run.log({"eval/accuracy": 1 - loss}, step)
 print("have a look at", run.id)`;
-  const shown = h("pre", { class: "code", tabindex: 0 }, code);
+  const snippet = h("pre", { class: "code", tabindex: 0 }, code);
   const copy = button("Copy", async () => {
     await navigator.clipboard.writeText(code);
     copy.textContent = "Copied";
@@ -24,7 +24,7 @@ print("have a look at", run.id)`;
     h("h1", {}, "Nothing here yet"),
     h("p", {}, "Ten lines make a first run. This page notices by itself."),
     endpoint ? h("pre", { class: "code", tabindex: 0 }, endpoint.trim()) : null,
-    h("div", { class: "example" }, shown, copy),
+    h("div", { class: "example" }, snippet, copy),
     h("p", { class: "muted" }, "Tensors, on the CPU or the GPU, can be logged as they are: log never waits for the GPU."),
   );
 }
