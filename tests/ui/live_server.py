@@ -1,4 +1,4 @@
-"""A real server process with sample runs in it, and where the browser is."""
+"""A real server process with sample runs, and the path of the browser."""
 
 import os
 import shutil
@@ -14,14 +14,14 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--force-color-profile=srgb", "--hide-scrollbars", "--disable-gpu"]
 
 FRAMES = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
-"""Script: what is to be drawn is drawn."""
+"""Script that waits until pending changes are drawn."""
 
 ALERTS = "defaults = false"
-"""None but those that samples bring: the server's own would come while a test looks, and move what it points at."""
+"""Alert rules: none. Alerts of the server would appear during a test and move elements away from the pointer."""
 
 
 class LiveServer:
-    """`tensormeter serve` in a process of its own, on any free port."""
+    """A `tensormeter serve` process on a free port."""
 
     def __init__(self, folder: Path, token: str | None = None) -> None:
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("TENSORMETER_", "OTEL_"))}
@@ -44,8 +44,8 @@ class LiveServer:
             self._headers["Authorization"] = f"Bearer {token}"
 
     def post(self, path: str, body: bytes) -> None:
-        answer = self._http.request("POST", f"{self.url}{path}", body=body, headers=self._headers)
-        assert answer.status == 200, answer.data
+        response = self._http.request("POST", f"{self.url}{path}", body=body, headers=self._headers)
+        assert response.status == 200, response.data
 
     def get(self, path: str, **headers: str) -> urllib3.BaseHTTPResponse:
         named = {key.replace("_", "-"): value for key, value in headers.items()}
@@ -60,7 +60,7 @@ class LiveServer:
 
 
 def sample_server(folder: Path, *sends: Callable[[Callable[[str, bytes], None]], None]) -> LiveServer:
-    """A server into which these have sent their runs."""
+    """Start a server, and send it the sample runs of all `sends`."""
     server = LiveServer(folder)
     for send in sends:
         send(server.post)

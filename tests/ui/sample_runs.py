@@ -1,4 +1,4 @@
-"""Runs to look at, made up but shaped like real ones, as OTLP requests: for the browser tests and the screenshots."""
+"""Synthetic sample runs as OTLP requests, for browser tests and screenshots."""
 
 import struct
 import time
@@ -13,14 +13,14 @@ from tensormeter.otlp.batch import STEP_METRIC, Batch, Buckets, Event, Exponenti
 from tensormeter.otlp.encode import encode_events, encode_metrics
 
 Post = Callable[[str, bytes], None]
-"""Sends the body of one request to a path of the server; raises if it is refused."""
+"""Function that posts a request body to a path of the server, and raises if it is refused."""
 
 SECOND = 10**9
 HOSTILE = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>\'"${7*7}'
 
 
 class Sender:
-    """One process of one run."""
+    """Sends data as one process of a run."""
 
     def __init__(self, post: Post, project: str, run: str, name: str, process: str = "p0", **resource: Any) -> None:
         self._post = post
@@ -37,7 +37,7 @@ class Sender:
     def rows(
         self, times: NDArray[np.int64], steps: NDArray[np.int64], columns: Mapping[str, Any], **attributes: str
     ) -> None:
-        """Rows as `run.log` makes them: each value at the time of its row's step."""
+        """Send rows as `run.log` does: each value has the time of its row's step."""
         at = times.astype(np.uint64)
         gauges = [Gauge(STEP_METRIC, at, steps)]
         gauges += [
@@ -51,7 +51,7 @@ class Sender:
 
 
 def send_gallery(post: Post) -> None:
-    """Everything that the page can show, in two projects: vision and language."""
+    """Send data for all features of the page, in the projects vision and language."""
     now = time.time_ns()
     rng = np.random.default_rng(7)
     for index in range(12):
@@ -60,7 +60,7 @@ def send_gallery(post: Post) -> None:
 
 
 def send_wide(post: Post, runs: int = 100, metrics: int = 300, points: int = 20) -> None:
-    """A project of many runs with many metrics."""
+    """Send a project of many runs with many metrics."""
     now = time.time_ns()
     steps = np.arange(points, dtype=np.int64)
     x = np.linspace(0, 4, points)
@@ -77,7 +77,7 @@ def send_wide(post: Post, runs: int = 100, metrics: int = 300, points: int = 20)
 
 
 def send_hostile(post: Post) -> None:
-    """Markup wherever a sender can put text."""
+    """Send runs with markup in all texts that a sender controls."""
     now = time.time_ns()
     steps = np.arange(10, dtype=np.int64)
     times = now + steps * SECOND
@@ -102,7 +102,7 @@ def send_hostile(post: Post) -> None:
 def histogram(
     name: str, times: NDArray[np.int64], samples: Sequence[NDArray[np.float64]], layer: str, scale: int = 3
 ) -> ExponentialHistogram:
-    """An exponential histogram of each of the samples."""
+    """Build a metric with one exponential histogram per sample array."""
     n = len(samples)
 
     def side(parts: list[NDArray[np.float64]]) -> Buckets:
@@ -132,7 +132,7 @@ def histogram(
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
-    """A PNG of gray pixels, shape (height, width)."""
+    """Encode gray pixels of shape (height, width) as PNG."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -282,7 +282,7 @@ def _extras(sender: Sender, times: NDArray[np.int64], steps: NDArray[np.int64], 
 
 
 def _language(post: Post, now: int, rng: np.random.Generator) -> None:
-    """Eight ranks on two nodes, of which rank 5 is slow, and a second run without it."""
+    """Send two runs with eight ranks on two nodes; rank 5 of the first run is slow."""
     n = 800
     steps = np.arange(n, dtype=np.int64)
     for run, slow in (("llm1", 5), ("llm2", None)):
@@ -313,7 +313,7 @@ def _language(post: Post, now: int, rng: np.random.Generator) -> None:
 
 
 def _phases(sender: Sender, times: NDArray[np.int64], wait: float, rng: np.random.Generator) -> None:
-    """Phases by the host's clock and the device's: the host runs ahead, and waits in the optimizer's update."""
+    """Send phases timed by host and device: the host runs ahead and waits in the optimizer update."""
     at, n = times.astype(np.uint64), len(times)
     shares = {"data_loading": (0.02, 0.0), "forward": (0.06, 0.3), "backward": (0.1, 0.6), "optimizer": (0.82, 0.1)}
     sender.series(

@@ -1,4 +1,4 @@
-"""Pictures of every view, light and dark, of a server with sample runs: `make screenshots`."""
+"""Take screenshots of all views with sample runs, light and dark: `make screenshots`."""
 
 import argparse
 import sys
@@ -31,15 +31,15 @@ VIEWS = {
     "first-visit": "#/p/brand-new",
 }
 README = {"compare": "light", "system": "dark"}
-"""What the README shows, and how: into docs/images/ by `--readme`."""
+"""Views and themes of the README's images, which `--readme` writes to docs/images/."""
 POINTED = {"compare": (620, 330), "ranks": (300, 420)}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("screenshots"))
-    parser.add_argument("--readme", action="store_true", help="only the README's pictures, where it wants them")
-    parser.add_argument("names", nargs="*", help="only these views")
+    parser.add_argument("--readme", action="store_true", help="take only the images of the README, into docs/images/")
+    parser.add_argument("names", nargs="*", help="names of the views to take; default: all")
     arguments = parser.parse_args()
     if CHROMIUM is None:
         print("screenshots: needs Chromium: apt-get install chromium", file=sys.stderr)
@@ -77,7 +77,7 @@ def take(browser: Browser, url: str, path: Path, scheme: str, width: int) -> Non
 
 
 def settle(page: Page) -> None:
-    """Wait until no chart in sight is still without its points."""
+    """Wait until all visible charts and images are drawn."""
     page.wait_for_selector("main > *")
     page.wait_for_function(
         """() => !document.querySelector('main > .state[role=status], main > .workspace > .state[role=status]')

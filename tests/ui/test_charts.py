@@ -1,4 +1,4 @@
-"""Charts: found, drawn when in sight, looked at in every way, saved, and kept up to date."""
+"""Tests of charts: search, drawing, tooltips, zoom, options, groups, ranks, export, and live updates."""
 
 import json
 import re
@@ -27,7 +27,7 @@ def queries(tab: Any) -> list[dict[str, Any]]:
     return [json.loads(request.post_data) for request in tab.asked("/api/v1/query")]
 
 
-def test_sections_by_prefix_fold(tab: Any) -> None:
+def test_sections_by_name_prefix_can_be_folded(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis00")
     tab.card("eval/loss")
     assert page.locator(".section h2 button").all_text_contents() == ["eval2", "train5", "throughput1"]
@@ -36,18 +36,18 @@ def test_sections_by_prefix_fold(tab: Any) -> None:
     assert "closed=eval" in page.url
 
 
-def test_search_by_regular_expression(tab: Any) -> None:
+def test_charts_are_searched_by_regular_expression(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis00")
     tab.card("eval/loss")
     page.get_by_label("Search charts").fill("^(train|eval)/l.ss$")
     expect(page.locator(".card")).to_have_count(2)
     page.get_by_label("Search charts").fill("(")
-    expect(page.get_by_text("No chart has such a name")).to_be_visible()
+    expect(page.get_by_text("No matching charts")).to_be_visible()
     page.get_by_role("button", name="Show all").click()
     expect(page.locator(".card")).to_have_count(8)
 
 
-def test_drawn_when_in_sight(tab: Any) -> None:
+def test_charts_are_drawn_only_while_visible(tab: Any) -> None:
     page = tab.go("#/p/wide/runs/wide000")
     tab.card("block00/weight00/norm")
     assert page.locator(".card").count() == 300
@@ -59,16 +59,16 @@ def test_drawn_when_in_sight(tab: Any) -> None:
     page.wait_for_function("() => document.querySelectorAll('.card canvas').length < 60")
 
 
-def test_the_first_points_are_asked_for_while_code_is_on_its_way(tab: Any) -> None:
-    page, held = tab.page, []
+def test_first_points_are_requested_while_code_loads(tab: Any) -> None:
+    page, delayed = tab.page, []
     page.route(
         "**/static/shell-*.js",
-        lambda route: route.continue_() if tab.asked("/api/v1/query") else held.append(route),
+        lambda route: route.continue_() if tab.asked("/api/v1/query") else delayed.append(route),
     )
     with page.expect_response("**/api/v1/query"):
         page.goto(f"{tab.url}/#/p/vision/runs/vis00,vis01", wait_until="commit")
-    assert held
-    for route in held:
+    assert delayed
+    for route in delayed:
         route.continue_()
     tab.card("eval/loss")
     tab.settle()
@@ -76,11 +76,11 @@ def test_the_first_points_are_asked_for_while_code_is_on_its_way(tab: Any) -> No
     assert len(asked) == len(set(asked)) > 0
 
 
-def test_points_come_in_binary(tab: Any) -> None:
+def test_points_are_transferred_in_binary(tab: Any) -> None:
     tab.go("#/p/vision/runs/vis00")
     tab.card(LOSS)
-    answer = tab.asked("/api/v1/query")[0].response()
-    assert answer.headers["content-type"].startswith("application/vnd.tensormeter.columns")
+    response = tab.asked("/api/v1/query")[0].response()
+    assert response.headers["content-type"].startswith("application/vnd.tensormeter.columns")
 
 
 def test_hover_shows_all_values_highest_first(tab: Any) -> None:
@@ -111,19 +111,19 @@ def test_keys_read_values_and_zoom(tab: Any) -> None:
     expect(page.locator(".tooltip")).to_be_hidden()
 
 
-def test_an_empty_range_offers_the_way_back(tab: Any) -> None:
+def test_an_empty_range_offers_to_zoom_out(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis00?q=train/loss$&from=90000&to=90001")
     card = tab.card(LOSS)
     card.get_by_role("button", name="Zoom out").click()
     page.wait_for_function("() => !location.hash.includes('from=')")
-    expect(card.get_by_text("Nothing in this range.")).to_be_hidden()
+    expect(card.get_by_text("No points in this range.")).to_be_hidden()
     expect(card.locator(".plot")).to_be_visible()
 
 
-def test_the_spike_stays_in_sight(tab: Any) -> None:
+def test_spikes_survive_sampling(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis00")
     card = tab.card(LOSS)
-    # One sample in 3000, of which 1000 came.
+    # The spike is one of 3000 points, of which the server sends 1000.
     with page.expect_download() as download:
         save(page, card, "CSV")
     rows = Path(download.value.path()).read_text().splitlines()
@@ -135,7 +135,7 @@ def save(page: Page, card: Any, kind: str) -> None:
     card.get_by_role("menuitem", name=kind).click()
 
 
-def test_zoom_reads_again_at_full_detail_in_all_charts(tab: Any) -> None:
+def test_zoom_reloads_all_charts_at_full_detail(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis00?q=train/(loss%7Caccuracy)$")
     card = tab.card(LOSS)
     tab.card("train/accuracy")
@@ -147,8 +147,8 @@ def test_zoom_reads_again_at_full_detail_in_all_charts(tab: Any) -> None:
     asked = queries(tab)[before:]
     assert {metric for query in asked for metric in query["metrics"]} == {LOSS, "train/accuracy"}
     assert all(1150 < query["start"] < 1250 and 1750 < query["stop"] < 1850 for query in asked)
-    answer = tab.asked("/api/v1/query")[-1].response().body()
-    header = json.loads(answer[4 : 4 + struct.unpack("<I", answer[:4])[0]])
+    body = tab.asked("/api/v1/query")[-1].response().body()
+    header = json.loads(body[4 : 4 + struct.unpack("<I", body[:4])[0]])
     assert all(series["x"]["length"] == series["total"] for series in header["series"])
     assert "from=" in page.url
     expect(page.get_by_role("button", name="Zoom out")).to_be_visible()
@@ -175,7 +175,7 @@ def test_smoothing_is_debiased(tab: Any) -> None:
     assert float(rows[1][3]) == float(rows[1][2])
 
 
-def test_axes(tab: Any) -> None:
+def test_x_axis_and_scales_can_be_changed(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis00?q=train/loss$")
     card = tab.card(LOSS)
     for axis, words in (("relative", "relative "), ("time", "20"), ("metric:train/epoch", "train/epoch ")):
@@ -189,7 +189,7 @@ def test_axes(tab: Any) -> None:
     expect(tab.hover(card)).to_be_visible()
 
 
-def test_what_is_not_finite_is_marked(tab: Any) -> None:
+def test_values_that_are_not_finite_are_marked(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis03?q=gradient")
     card = tab.card("train/gradient_norm")
     expect(card.locator(".remark")).to_contain_text(re.compile(r"not finite \(✕ NaN, ▲ ∞\)"))
@@ -205,16 +205,16 @@ def red_pixels(page: Page, card: Any) -> int:
         card.locator("canvas").evaluate(
             """(canvas) => {
                 const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
-                let found = 0;
-                for (let i = 0; i < data.length; i += 4) if (data[i] > 150 && data[i + 1] < 60 && data[i + 2] < 60) found++;
-                return found;
+                let pixels = 0;
+                for (let i = 0; i < data.length; i += 4) if (data[i] > 150 && data[i + 1] < 60 && data[i + 2] < 60) pixels++;
+                return pixels;
             }"""
         )
     )
 
 
 def test_lines_break_where_nothing_was_recorded(open_tab: Callable[..., Any], site: Any) -> None:
-    """A flagged point, as Collectors send it when a scrape fails, leaves no stroke between its neighbours, also while one looks on."""
+    """A point flagged as not recorded, as Collectors send it after a failed scrape, interrupts the line, also in live updates."""
     began = time.time_ns() - 100 * SECOND
 
     def send(first: int, last: int, value: float = 5, *, recorded: bool = True) -> None:
@@ -249,36 +249,36 @@ def test_lines_break_where_nothing_was_recorded(open_tab: Callable[..., Any], si
 
 
 def inked_stretches(card: Any) -> int:
-    """How many stretches of a chart's width have colour in them, with some pixels without any between them."""
+    """Count the coloured stretches of a chart's width that are separated by blank pixels."""
     return int(
         card.locator("canvas").evaluate(
             """(canvas) => {
                 const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
-                let found = 0;
+                let stretches = 0;
                 let last = -9;
                 for (let x = 0; x < canvas.width; x++) {
                     for (let y = 0; y < canvas.height; y++) {
                         const [r, g, b] = data.subarray(4 * (y * canvas.width + x));
                         if (Math.max(r, g, b) - Math.min(r, g, b) < 80) continue;
-                        if (x - last > 8) found++;
+                        if (x - last > 8) stretches++;
                         last = x;
                         break;
                     }
                 }
-                return found;
+                return stretches;
             }"""
         )
     )
 
 
-def test_outliers_can_be_left_out(tab: Any) -> None:
+def test_outliers_can_be_excluded(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis00?q=train/loss$")
     card = tab.card(LOSS)
     page.get_by_label("ignore outliers").check()
-    expect(card.locator(".remark")).to_contain_text("outliers outside")
+    expect(card.locator(".remark")).to_contain_text("outliers not shown")
 
 
-def test_groups_have_mean_and_range(tab: Any) -> None:
+def test_groups_are_drawn_as_mean_and_range(tab: Any) -> None:
     ids = ",".join(f"vis{index:02}" for index in range(6))
     page = tab.go(f"#/p/vision/runs/{ids}?q=train/loss$")
     tab.card(LOSS)
@@ -297,7 +297,7 @@ def test_groups_have_mean_and_range(tab: Any) -> None:
     assert low < float(first.split(",")[2]) < high
 
 
-def test_ranks_name_the_straggler(tab: Any) -> None:
+def test_remark_names_the_slowest_rank(tab: Any) -> None:
     page = tab.go("#/p/language/runs/llm1")
     card = tab.card("time_metrics/end_to_end(s)")
     expect(card.locator(".remark")).to_contain_text("rank 5 (node-1) is the highest 100 % of the time")
@@ -309,14 +309,14 @@ def test_ranks_name_the_straggler(tab: Any) -> None:
     expect(card.locator(".legend button")).to_have_count(0)
 
 
-def test_ranks_of_grouped_runs(tab: Any) -> None:
+def test_ranks_of_grouped_runs_are_combined(tab: Any) -> None:
     tab.go("#/p/language/runs/llm1,llm2?group=config.slow&q=end_to_end")
     readings = tab.hover(tab.card("time_metrics/end_to_end(s)")).locator(".reading")
     expect(readings).to_have_count(2)
     expect(readings.first).to_contain_text(re.compile(r"slow = .*mean of the medians of 1 run, 8 ranks"))
 
 
-def test_ranks_of_many_runs(open_tab: Callable[..., Any], site: Any) -> None:
+def test_ranks_of_many_runs_are_aggregated_in_the_browser(open_tab: Callable[..., Any], site: Any) -> None:
     steps = np.arange(101, dtype=np.int64)
     times = time.time_ns() - 3600 * SECOND + steps * SECOND
     for run in range(14):
@@ -325,13 +325,13 @@ def test_ranks_of_many_runs(open_tab: Callable[..., Any], site: Any) -> None:
                 site.post, "fleet", f"fleet{run:02}", f"fleet {run:02}", f"rank{rank}", tensormeter__rank=rank
             )
             sender.event("run.start", int(times[0]), {"config": {"half": run % 2}} if rank == 0 else None)
-            # One rank apart from the others, with a spike.
+            # The last rank is higher than the others and has a spike.
             sender.rows(
                 times + rank,
                 steps,
                 {"wait": np.where(steps == 50, 90, 8 + run) if rank == 2 else 2.0 + run + 0 * steps},
             )
-            # Other tests look at what is under way.
+            # Other tests expect no other running runs.
             sender.event("run.end", int(times[-1]), {"state": "finished"})
     tab = open_tab(site.url)
     page = tab.go("#/p/fleet/runs/" + ",".join(f"fleet{run:02}" for run in range(14)))
@@ -347,7 +347,7 @@ def test_ranks_of_many_runs(open_tab: Callable[..., Any], site: Any) -> None:
     expect(grouped).to_contain_text(re.compile(r"10\s*2 to 20 · mean of the means of 7 runs, 21 ranks"))
 
 
-def test_more_ranks_than_the_server_gives_lines(open_tab: Callable[..., Any], site: Any) -> None:
+def test_server_aggregates_ranks_beyond_its_line_limit(open_tab: Callable[..., Any], site: Any) -> None:
     runs, ranks = 13, 155
     times = (time.time_ns() - 3600 * SECOND + np.arange(3) * SECOND).astype(np.uint64)
     for run in range(runs):
@@ -357,7 +357,7 @@ def test_more_ranks_than_the_server_gives_lines(open_tab: Callable[..., Any], si
             gauges = [Gauge(STEP_METRIC, times, np.arange(3)), Gauge("wait", times, np.full(3, float(rank + run)))]
             batches.append(Batch(resource | {"service.instance.id": f"{run}-{rank}"}, gauges))
         site.post("/v1/metrics", encode_metrics(batches))
-        # Other tests look at what is under way.
+        # Other tests expect no other running runs.
         ended = Event("tensormeter.run.end", int(times[-1]), {"state": "finished"})
         site.post("/v1/logs", encode_events(batches[0].resource, [ended]))
     tab = open_tab(site.url)
@@ -367,7 +367,7 @@ def test_more_ranks_than_the_server_gives_lines(open_tab: Callable[..., Any], si
     expect(readings.last).to_contain_text(re.compile(r"crowd0\s*77\s*0 to 154 · highest .*, lowest "))
 
 
-def test_legend_hides_and_shows(tab: Any) -> None:
+def test_legend_hides_lines(tab: Any) -> None:
     tab.go("#/p/language/runs/llm1?ranks=each")
     card = tab.card("throughput(tps)")
     card.get_by_role("button", name="rank 5 (node-1)").click()
@@ -375,7 +375,7 @@ def test_legend_hides_and_shows(tab: Any) -> None:
     expect(tab.hover(card).locator(".reading")).to_have_count(7)
 
 
-def test_runs_are_hidden_by_the_list(tab: Any) -> None:
+def test_run_list_hides_runs(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis00,vis01,vis02?q=train/loss$")
     card = tab.card(LOSS)
     page.get_by_label("Show resnet34-brisk-01").uncheck()
@@ -383,7 +383,7 @@ def test_runs_are_hidden_by_the_list(tab: Any) -> None:
     expect(tab.hover(card).locator(".reading")).to_have_count(2)
 
 
-def test_full_screen_and_back(tab: Any) -> None:
+def test_full_screen_opens_and_closes(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis00")
     tab.card(LOSS).get_by_role("button", name=f"Show {LOSS} full screen").click()
     dialog = page.locator("dialog.full")
@@ -407,7 +407,7 @@ def test_full_screen_and_back(tab: Any) -> None:
     page.wait_for_function("() => !location.hash.includes('full=')")
 
 
-def test_saved_as_picture_and_drawing(tab: Any) -> None:
+def test_charts_are_saved_as_png_and_svg(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis00,vis01?q=train/loss$&s=0.9")
     card = tab.card(LOSS)
     with page.expect_download() as download:
@@ -425,19 +425,19 @@ def test_saved_as_picture_and_drawing(tab: Any) -> None:
     expect(card.get_by_role("menu")).to_be_hidden()
 
 
-def test_many_runs_of_many_metrics(tab: Any) -> None:
+def test_tooltip_of_many_runs_shows_the_highest_and_the_nearest(tab: Any) -> None:
     ids = ",".join(f"wide{run:03}" for run in range(100))
     page = tab.go(f"#/p/wide/runs/{ids}")
     card = tab.card("block00/weight00/norm")
     tooltip = tab.hover(card)
-    # The highest ones, and the one at the pointer.
+    # The tooltip shows the highest values and the nearest one.
     expect(tooltip).to_contain_text(re.compile("and 7[56] more"))
     expect(tooltip.locator(".nearest")).to_have_count(1)
     expect(page.locator(".runlist .nearest")).to_contain_text(tooltip.locator(".nearest .name").inner_text())
     assert len([text for text in page.locator(".runlist .value").all_inner_texts() if text]) == 100
 
 
-def test_live_without_reading_the_past_again(open_tab: Callable[..., Any], site: Any) -> None:
+def test_live_updates_read_only_new_points(open_tab: Callable[..., Any], site: Any) -> None:
     sender = Sender(site.post, "live", "live1", "a run under way")
     began = time.time_ns()
     sender.event("run.start", began, {"config": {}})
@@ -460,7 +460,7 @@ def test_live_without_reading_the_past_again(open_tab: Callable[..., Any], site:
     expect(page.locator(".health .badge")).to_have_text("failed")
 
 
-def test_values_at_the_pointer_stay_while_other_charts_come(open_tab: Callable[..., Any], site: Any) -> None:
+def test_tooltip_stays_while_other_charts_appear(open_tab: Callable[..., Any], site: Any) -> None:
     began = time.time_ns()
     steps = np.arange(10, dtype=np.int64)
     senders = [Sender(site.post, "pointed", f"pointed{run}", f"pointed {run}") for run in range(2)]
@@ -488,15 +488,15 @@ def test_values_at_the_pointer_stay_while_other_charts_come(open_tab: Callable[.
     expect(page.locator(".runlist .nearest")).to_have_count(0)
 
 
-def test_runs_that_grow_stay_small_and_keep_their_spikes(open_tab: Callable[..., Any], site: Any) -> None:
+def test_growing_runs_are_thinned_and_keep_spikes(open_tab: Callable[..., Any], site: Any) -> None:
     began = time.time_ns()
-    one, other = (Sender(site.post, "live", run, "twin") for run in ("twin1", "twin2"))
+    growing, other = (Sender(site.post, "live", run, "twin") for run in ("twin1", "twin2"))
 
     def grow(first: int, n: int, value: float) -> None:
         steps = np.arange(first, first + n, dtype=np.int64)
-        one.rows(began + steps, steps, {"loss": np.where(steps == 500, 9.0, value)})
+        growing.rows(began + steps, steps, {"loss": np.where(steps == 500, 9.0, value)})
 
-    for sender in (one, other):
+    for sender in (growing, other):
         sender.event("run.start", began, {"config": {}})
     grow(0, 1000, 1.0)
     few = np.arange(10, dtype=np.int64)
@@ -520,7 +520,7 @@ def test_runs_that_grow_stay_small_and_keep_their_spikes(open_tab: Callable[...,
     assert [row[0] for row in (rows[0], rows[-1])] == ["0", "5999"]
     other.rows(began + few + SECOND, few + 10, {"third": few})
     tab.card("third")
-    # Of runs beside each other the metrics come together.
+    # Metrics of several runs are read with one request.
     assert not tab.asked("/runs/twin2/metrics")
-    for sender in (one, other):
+    for sender in (growing, other):
         sender.event("run.end", began + 3 * SECOND, {"state": "finished"})

@@ -1,4 +1,4 @@
-"""The page with real runs: those of the demo, while it trains and afterwards."""
+"""Tests of the page with the demo, during and after its training."""
 
 import os
 import re
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of the run's page, as the demo prints it at first."""
+    """Address of the run's page, as printed by the demo."""
     pytest.importorskip("torch")
     pytest.importorskip("sklearn")
     folder = tmp_path_factory.mktemp("demo")
@@ -61,7 +61,7 @@ def place(demo: str, pane: str = "") -> str:
     return "#" + demo.partition("#")[2] + pane
 
 
-def test_the_run_is_there_while_it_trains_and_when_it_is_over(tab: Any, demo: str) -> None:
+def test_run_is_shown_during_and_after_training(tab: Any, demo: str) -> None:
     page = tab.go("#/p/digits")
     expect(page.get_by_text("1 run", exact=True)).to_be_visible()
     page.locator(".rows .row a").first.click()
@@ -69,14 +69,14 @@ def test_the_run_is_there_while_it_trains_and_when_it_is_over(tab: Any, demo: st
     for name in ("train/loss", "train/accuracy", "eval/loss", "eval/averaged_accuracy"):
         tab.card(name)
     expect(page.locator(".health .badge")).to_have_text("finished")
-    # It logs a NaN and an infinity on purpose, which the server notices.
+    # The demo logs a NaN and an infinity on purpose, for which the server raises alerts.
     expect(page.get_by_role("alert").filter(has_text=re.compile("Not finite .* and 1 more"))).to_be_visible()
     expect(tab.card("train/gradient_cosine").locator(".remark")).to_contain_text("1 not finite")
     expect(tab.card("eval/best_loss").locator(".remark")).to_contain_text("1 not finite")
     expect(tab.hover(tab.card("train/loss"))).to_contain_text(re.compile(r"step \d+"))
 
 
-def test_phases_gradients_and_mistakes(tab: Any, demo: str) -> None:
+def test_demo_run_has_phases_gradients_and_mistakes(tab: Any, demo: str) -> None:
     page = tab.go(place(demo, "/system"))
     names = tab.card("phases, stacked").locator(".legend button")
     expect(names).to_have_text(["model_forward", "model_backward", "optimizer_update"])

@@ -1,4 +1,4 @@
-"""What stands beside the charts: distributions, system, media, overview, configurations."""
+"""Tests of the other panes: distributions, system, media, overview, configuration."""
 
 import re
 import time
@@ -10,7 +10,7 @@ from sample_runs import SECOND, Sender
 
 
 def painted(canvas: Any) -> int:
-    """How many different colours a canvas shows."""
+    """Count the different colours of a canvas."""
     return int(
         canvas.evaluate(
             """(canvas) => {
@@ -21,7 +21,7 @@ def painted(canvas: Any) -> int:
     )
 
 
-def test_distributions_over_steps_and_at_one(tab: Any) -> None:
+def test_distributions_show_a_heat_map_and_one_step(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis00/distributions")
     card = tab.card("gradients · conv1")
     assert page.locator(".card").count() == 4
@@ -34,16 +34,16 @@ def test_distributions_over_steps_and_at_one(tab: Any) -> None:
     card.locator("canvas.heat").click(position={"x": 300, "y": 60})
     expect(card.locator(".remark")).not_to_contain_text("step 0 ·")
     page.get_by_label("Search distributions").fill("nothing")
-    expect(page.get_by_text("No distribution has such a name")).to_be_visible()
+    expect(page.get_by_text("No matching distributions")).to_be_visible()
 
 
-def test_no_distributions_say_how_to_make_some(tab: Any) -> None:
+def test_empty_distributions_pane_explains_how_to_log_them(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis02/distributions")
     expect(page.get_by_text("No distributions yet")).to_be_visible()
     expect(page.get_by_text("run.watch(model)")).to_be_visible()
 
 
-def test_system_by_node_and_kind(tab: Any) -> None:
+def test_system_pane_groups_gpus_by_node_and_metrics_by_kind(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis00/system")
     expect(page.locator(".fleet h2")).to_contain_text("8 on 1 node, 1 idle")
     expect(page.locator(".fleet .gpu")).to_have_count(8)
@@ -56,7 +56,7 @@ def test_system_by_node_and_kind(tab: Any) -> None:
         "GPU",
         "Process",
         "Host",
-        "Logging itself",
+        "Logging",
     ]
 
 
@@ -68,10 +68,10 @@ def test_phases_are_stacked_in_the_order_of_a_step(tab: Any) -> None:
     tab.hover(card, 0.3)
     names = page.locator(".tooltip .reading .name").all_text_contents()
     assert names == ["optimizer", "backward", "forward", "data_loading"]
-    expect(page.locator(".tooltip")).to_contain_text("ms of it")
+    expect(page.locator(".tooltip")).to_contain_text("ms in this phase")
 
 
-def test_phases_by_clock_and_process(tab: Any) -> None:
+def test_phases_are_filtered_by_clock_and_process(tab: Any) -> None:
     page = tab.go("#/p/language/runs/llm1/system")
     card = tab.card("phases, stacked")
     expect(card.locator(".remark")).to_have_text("mean of 8 processes, host time")
@@ -86,13 +86,13 @@ def test_phases_by_clock_and_process(tab: Any) -> None:
     assert "process=llm1-rank5" in page.url
 
 
-def test_the_cost_of_logging_has_units(tab: Any) -> None:
+def test_system_metrics_have_units(tab: Any) -> None:
     tab.go("#/p/vision/runs/vis00/system")
     expect(tab.card("tensormeter.log.duration").locator(".last")).to_have_text(re.compile(r"\d ns"))
     expect(tab.card("process.memory.usage").locator(".last")).to_have_text(re.compile(r"\d GiB"))
 
 
-def test_a_chart_of_the_machine_full_screen(tab: Any) -> None:
+def test_system_charts_open_in_full_screen(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis00/system?full=hw.gpu.utilization")
     dialog = page.get_by_role("dialog", name="hw.gpu.utilization")
     expect(dialog.locator(".legend button")).to_have_count(8)
@@ -101,7 +101,7 @@ def test_a_chart_of_the_machine_full_screen(tab: Any) -> None:
     page.wait_for_function("() => !location.hash.includes('full=')")
 
 
-def test_images_by_step(tab: Any) -> None:
+def test_images_are_selected_by_step(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis00/media")
     card = page.locator('.card[aria-label="filters"]')
     expect(card.locator(".remark")).to_contain_text("filters after 2000 steps · 64 × 64")  # noqa: RUF001
@@ -112,11 +112,11 @@ def test_images_by_step(tab: Any) -> None:
     expect(card.locator(".remark")).to_contain_text("step 500")
 
 
-def test_tables_sort_filter_and_hold_images(tab: Any) -> None:
+def test_tables_sort_and_filter_and_show_images(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis00/media")
     card = page.locator('.card[aria-label="confusions"]')
     expect(card.locator("tbody img")).to_have_count(4)
-    # An image gets its address once it was read, which can be after its row is there.
+    # An image gets its address after it was loaded, which can be later than its row.
     card.locator("tbody img[src]").first.evaluate("(image) => image.decode()")
     card.locator("tbody .picture").first.click()
     large = page.get_by_role("dialog", name="Image")
@@ -134,12 +134,12 @@ def test_tables_sort_filter_and_hold_images(tab: Any) -> None:
     expect(card).to_contain_text("1 of 4 rows")
 
 
-def test_texts(tab: Any) -> None:
+def test_texts_are_shown(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis00/media")
     expect(page.locator('.card[aria-label="captions"]')).to_contain_text("A photo of an owl.")
 
 
-def test_overview_tells_how_it_ended(tab: Any) -> None:
+def test_overview_shows_how_the_run_ended(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis03/overview")
     run = page.get_by_role("region", name="Run", exact=True)
     expect(run).to_contain_text("failed, exit code 1, ValueError: loss is not finite")
@@ -152,8 +152,8 @@ def test_overview_tells_how_it_ended(tab: Any) -> None:
     expect(page.get_by_role("region", name="Environment")).to_contain_text("gpu-node-1")
 
 
-def test_the_overview_of_a_running_run_says_what_is_so_now(tab: Any, site: Any) -> None:
-    """The node is heard first; then a rank, whose command line it is, loses points."""
+def test_overview_of_a_running_run_is_updated(tab: Any, site: Any) -> None:
+    """The node sends data first; then a rank sends its command line and loses points."""
     steps = np.arange(3, dtype=np.int64)
     times = time.time_ns() + steps
     node = Sender(site.post, "growing", "grow", "grow", "node", tensormeter__process__kind="node", host__name="gpu-7")
@@ -171,16 +171,16 @@ def test_the_overview_of_a_running_run_says_what_is_so_now(tab: Any, site: Any) 
     expect(run).not_to_contain_text("gpu-7")
     expect(page.get_by_role("region", name="Processes").locator("tbody tr")).to_have_count(2)
     rank.event("process.end", int(times[-1]), {"dropped": {"ring_full": 5}})
-    expect(run).to_contain_text("points12lost5 points: the trainer's ring buffer was full")
+    expect(run).to_contain_text("points12lost5 points: the ring buffer was full")
 
 
 def test_losses_and_failures_are_banners_on_every_pane(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis05/media")
     banners = page.get_by_role("alert")
-    expect(banners.filter(has_text="The process is gone without saying goodbye.")).to_be_visible()
-    expect(banners.filter(has_text="1.28k points: the trainer's ring buffer was full")).to_be_visible()
+    expect(banners.filter(has_text="The process ended without finishing the run (crash or kill).")).to_be_visible()
+    expect(banners.filter(has_text="1.28k points: the ring buffer was full")).to_be_visible()
     page.get_by_role("link", name="Charts").click()
-    expect(banners.filter(has_text="1.28k points: the trainer's ring buffer was full")).to_be_visible()
+    expect(banners.filter(has_text="1.28k points: the ring buffer was full")).to_be_visible()
     tab.go("#/p/vision/runs/vis03")
     page.get_by_role("alert").filter(has_text="is NaN since step 2940").get_by_role(
         "link", name="Show train/loss"
@@ -188,7 +188,7 @@ def test_losses_and_failures_are_banners_on_every_pane(tab: Any) -> None:
     expect(page.locator("dialog.full[aria-label='train/loss'] canvas")).to_be_visible()
 
 
-def test_of_several_runs_those_that_lost_something_are_named(tab: Any, site: Any) -> None:
+def test_banners_name_runs_with_lost_or_late_data(tab: Any, site: Any) -> None:
     for run, late in (("late1", 3600), ("late2", 0)):
         sender = Sender(site.post, "late", run, f"run {run}")
         now = time.time_ns()
@@ -196,45 +196,41 @@ def test_of_several_runs_those_that_lost_something_are_named(tab: Any, site: Any
         steps = np.arange(3, dtype=np.int64)
         sender.rows(now - late * SECOND + steps, steps, {"loss": steps})
     page = tab.go("#/p/vision/runs/vis00,vis05/difference")
-    lost = page.get_by_role("alert").filter(has_text="Data was lost by a run:")
+    lost = page.get_by_role("alert").filter(has_text="Data was lost in 1 run:")
     lost.get_by_role("link", name="resnet50-brisk-05 (1.28k)").click()
-    expect(
-        page.get_by_role("alert").filter(has_text="1.28k points: the trainer's ring buffer was full")
-    ).to_be_visible()
+    expect(page.get_by_role("alert").filter(has_text="1.28k points: the ring buffer was full")).to_be_visible()
     tab.go("#/p/vision")
     expect(lost.get_by_role("link", name="resnet50-brisk-05 (1.28k)")).to_be_visible()
     for address in ("#/p/late", "#/p/late/runs/late1,late2"):
         tab.go(address)
-        expect(page.get_by_role("alert")).to_have_text(
-            re.compile(r"Late are the newest points of a run: run late1 \(1h")
-        )
+        expect(page.get_by_role("alert")).to_have_text(re.compile(r"Late data in 1 run: run late1 \(1h"))
 
 
-def test_archive_and_bring_back(tab: Any) -> None:
+def test_runs_can_be_archived_and_restored(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis07/overview")
     page.get_by_role("button", name="Archive").click()
-    expect(page.get_by_role("button", name="Bring back from the archive")).to_be_visible()
+    expect(page.get_by_role("button", name="Restore from archive")).to_be_visible()
     tab.go("#/p/vision")
     expect(page.get_by_text("11 runs", exact=True)).to_be_visible()
     tab.go("#/p/vision/runs/vis07/overview")
-    page.get_by_role("button", name="Bring back from the archive").click()
+    page.get_by_role("button", name="Restore from archive").click()
     expect(page.get_by_role("button", name="Archive")).to_be_visible()
 
 
-def test_deleting_asks_first(tab: Any) -> None:
+def test_delete_asks_for_confirmation(tab: Any) -> None:
     page = tab.go("#/p/language/runs/llm2/overview")
     page.get_by_role("button", name="Delete …").click()
-    page.get_by_role("button", name="Keep it").click()
+    page.get_by_role("button", name="Cancel").click()
     expect(page.get_by_role("heading", name="llama-7b-llm2", exact=True)).to_be_visible()
     assert not [request for request in tab.requests if request.method == "DELETE"]
 
 
-def test_configurations_beside_each_other(tab: Any) -> None:
+def test_configuration_pane_shows_differing_settings(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/vis00,vis01,vis06/difference")
     table = page.locator("table.difference")
     expect(table.locator("tbody th").filter(has_text="optimizer")).to_be_visible()
     expect(table.locator("tbody th").filter(has_text="model.width")).to_have_count(0)
-    page.get_by_label("show what is equal too").check()
+    page.get_by_label("show equal settings").check()
     expect(table.locator("tbody th").filter(has_text="model.width")).to_be_visible()
     row = table.locator("tr", has=page.locator("th", has_text="optimizer"))
     assert row.locator("td").all_text_contents() == ['"adamw"', '"sgd"', '"adamw"']
@@ -256,18 +252,18 @@ def test_every_reason_for_a_loss_is_a_sentence(tab: Any, site: Any) -> None:
     page = tab.go("#/p/lossy/runs/lossy/overview")
     banner = page.get_by_role("alert").filter(has_text="Data was lost.")
     sentences = [
-        "70 points: the trainer's ring buffer was full; a larger buffer_bytes helps.",
+        "70 points: the ring buffer was full; raise buffer_bytes or log less often.",
         "5 items: new reason.",
         "3 images: larger than 16 MiB.",
-        "2 configuration values: the configuration was larger than 1 MiB, so its largest values were left out.",
-        "1 item: refused by the server; its reasons are in the trainer's warnings.",
+        "2 configuration values: the configuration exceeded 1 MiB, so its largest values were dropped.",
+        "1 item: refused by the server; warnings of the training process give the reason.",
         "1 text: larger than 4 MiB.",
     ]
     expect(banner).to_have_text("Data was lost. " + " ".join(sentences))
     expect(page.get_by_role("region", name="Run", exact=True)).to_contain_text(sentences[0])
 
 
-def test_large_tables_and_texts_are_read_when_they_are_seen(tab: Any, site: Any) -> None:
+def test_large_tables_and_texts_are_read_when_shown(tab: Any, site: Any) -> None:
     sender = Sender(site.post, "large", "large", "large", tensormeter__rank=0)
     now = time.time_ns()
     sender.event("run.start", now - 9, {"config": {}})

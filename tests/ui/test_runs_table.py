@@ -1,4 +1,4 @@
-"""The table of runs: what is in it, how it is arranged, and that the address holds all of it."""
+"""Tests of the runs table: contents, filter, sort, groups, columns, editing, and state in the address."""
 
 import json
 import re
@@ -14,20 +14,20 @@ from sample_runs import Sender
 
 
 def names(page: Page) -> list[str]:
-    """The names of the runs in sight, from top to bottom."""
+    """Names of the visible runs, from top to bottom."""
     expect(page.locator(".rows .row:not([hidden]):not(.waiting)").first).to_be_visible()
-    # Rows are drawn in the frame after they have come.
+    # Rows are drawn in the frame after their response.
     page.evaluate(FRAMES)
     expect(page.locator(".rows .row.waiting:not([hidden])")).to_have_count(0)
-    found = page.evaluate(
+    texts = page.evaluate(
         """() => [...document.querySelectorAll('.rows .row:not([hidden]):not(.group)')]
             .sort((a, b) => a.dataset.index - b.dataset.index)
             .map((row) => row.querySelector('a')?.textContent).filter(Boolean)"""
     )
-    return list(found)
+    return list(texts)
 
 
-def test_projects_lead_to_runs(tab: Any) -> None:
+def test_projects_link_to_their_runs(tab: Any) -> None:
     page = tab.go("")
     expect(page.locator(".attention")).to_contain_text("crashed")
     page.get_by_role("link", name="vision 12 runs").click()
@@ -36,17 +36,17 @@ def test_projects_lead_to_runs(tab: Any) -> None:
     assert page.title() == "vision · tensormeter"
 
 
-def test_states_are_words_with_a_heartbeat(tab: Any, site: Any) -> None:
-    # Without this, the run stalls while other tests run.
+def test_states_are_words_with_the_time_of_the_last_update(tab: Any, site: Any) -> None:
+    # Without a heartbeat, the run stalls while other tests run.
     Sender(site.post, "vision", "vis00", "resnet18-calm-00").event("run.heartbeat", time.time_ns())
     page = tab.go("#/p/vision")
     states = page.locator(".rows .badge")
     for state in ("running", "failed", "crashed", "preempted", "finished"):
         expect(states.filter(has_text=state).first).to_be_visible()
-    expect(states.filter(has_text="running").first).to_have_attribute("title", re.compile(r"last heard .* ago|now"))
+    expect(states.filter(has_text="running").first).to_have_attribute("title", re.compile(r"last update (.* ago|now)"))
 
 
-def test_cells_tell_more_under_the_pointer(tab: Any) -> None:
+def test_cells_show_full_values_under_the_pointer(tab: Any) -> None:
     page = tab.go("#/p/vision?columns=config.optimizer")
     link = page.get_by_role("link", name="resnet18-calm-00", exact=True)
     link.hover()
@@ -56,7 +56,7 @@ def test_cells_tell_more_under_the_pointer(tab: Any) -> None:
     expect(cell).to_have_attribute("title", "adamw")
 
 
-def test_filter_by_text_and_by_click(tab: Any) -> None:
+def test_runs_are_filtered_by_text_and_by_button(tab: Any) -> None:
     page = tab.go("#/p/vision")
     expect(page.get_by_text("12 runs", exact=True)).to_be_visible()
     page.keyboard.press("/")
@@ -73,7 +73,7 @@ def test_filter_by_text_and_by_click(tab: Any) -> None:
     expect(page.get_by_text("12 runs", exact=True)).to_be_visible()
 
 
-def test_fields_are_offered_while_a_filter_is_typed(tab: Any) -> None:
+def test_filter_completes_field_names(tab: Any) -> None:
     page = tab.go("#/p/vision")
     expect(page.get_by_text("12 runs", exact=True)).to_be_visible()
     page.get_by_label("Filter runs").fill('state = "failed" and config.mo')
@@ -82,21 +82,21 @@ def test_fields_are_offered_while_a_filter_is_typed(tab: Any) -> None:
     assert options.nth(0).get_attribute("value") == 'state = "failed" and config.model.depth'
 
 
-def test_a_wrong_filter_names_the_position(tab: Any) -> None:
+def test_filter_errors_name_the_position(tab: Any) -> None:
     page = tab.go("#/p/vision?filter=config.lr+%3E+and")
     expect(page.locator(".problem")).to_contain_text(re.compile(r"filter: .* at \d+"))
     expect(page.get_by_text("Loading …")).to_have_count(0)
     assert [error for error in tab.errors if "400" not in error] == []
-    tab.errors.clear()  # the browser itself reports the 400
+    tab.errors.clear()  # the browser logs the status 400
 
 
-def test_no_match_offers_the_way_back(tab: Any) -> None:
+def test_empty_result_offers_to_clear_the_filter(tab: Any) -> None:
     page = tab.go("#/p/vision?filter=name+%3D+%22nobody%22")
-    page.get_by_role("button", name="Clear the filter").click()
+    page.get_by_role("button", name="Clear filter").click()
     expect(page.get_by_text("12 runs", exact=True)).to_be_visible()
 
 
-def test_sort_by_the_header(tab: Any) -> None:
+def test_runs_are_sorted_by_column(tab: Any) -> None:
     page = tab.go("#/p/vision?columns=summary.eval%2Floss,config.seed")
     page.get_by_role("button", name="seed", exact=True).click()
     page.get_by_role("menuitem", name="Sort ascending").click()
@@ -111,7 +111,7 @@ def test_sort_by_the_header(tab: Any) -> None:
     assert "sort=-summary.eval%2Floss.last" in page.url
 
 
-def test_group_and_fold(tab: Any) -> None:
+def test_groups_can_be_folded(tab: Any) -> None:
     page = tab.go("#/p/vision?columns=config.optimizer,summary.eval%2Floss")
     page.get_by_role("button", name="optimizer", exact=True).click()
     page.get_by_role("menuitem", name="Group by this").click()
@@ -122,7 +122,7 @@ def test_group_and_fold(tab: Any) -> None:
     page.wait_for_function("() => document.querySelectorAll('.rows .row:not([hidden]):not(.group) a').length === 6")
 
 
-def test_a_table_in_groups_follows_what_happens(open_tab: Callable[..., Any], site: Any) -> None:
+def test_grouped_table_is_updated_live(open_tab: Callable[..., Any], site: Any) -> None:
     sender = Sender(site.post, "begun", "begun1", "just begun")
     began = time.time_ns()
     sender.event("run.start", began, {"config": {"lr": 1}})
@@ -135,7 +135,7 @@ def test_a_table_in_groups_follows_what_happens(open_tab: Callable[..., Any], si
     expect(page.locator(".row.group .heading")).to_contain_text("loss 2.5 on average")
 
 
-def test_choose_pin_and_hide_columns(tab: Any) -> None:
+def test_columns_can_be_chosen_pinned_and_hidden(tab: Any) -> None:
     page = tab.go("#/p/vision?columns=state,config.seed")
     page.get_by_role("button", name="Choose columns").click()
     page.get_by_label("Search fields").fill("train/loss")
@@ -151,29 +151,29 @@ def test_choose_pin_and_hide_columns(tab: Any) -> None:
     expect(page.get_by_role("columnheader", name="seed")).to_have_count(0)
 
 
-def test_columns_can_be_chosen_before_the_fields_are_known(tab: Any) -> None:
-    page, held, may_go = tab.page, [], []
-    page.route("**/api/v1/runs?*", lambda route: route.continue_() if may_go else held.append(route))
+def test_columns_can_be_chosen_before_fields_are_loaded(tab: Any) -> None:
+    page, delayed, released = tab.page, [], []
+    page.route("**/api/v1/runs?*", lambda route: route.continue_() if released else delayed.append(route))
     page.goto(f"{tab.url}/#/p/vision?columns=state", wait_until="commit")
     page.get_by_role("button", name="Choose columns").click()
     page.get_by_label("Search fields").fill("train/loss")
     expect(page.locator(".chooser .fields li")).to_have_count(0)
-    may_go.append(True)
-    assert held
-    for route in held:
+    released.append(True)
+    assert delayed
+    for route in delayed:
         route.continue_()
     page.get_by_label(re.compile(r"^train/loss min")).check()
     expect(page.get_by_role("columnheader", name="train/loss min")).to_be_visible()
     expect(page.get_by_role("columnheader", name="state")).to_be_visible()
 
 
-def test_a_sparkline_shows_the_course(tab: Any) -> None:
+def test_sparklines_of_all_rows_take_one_request(tab: Any) -> None:
     page = tab.go("#/p/vision?columns=spark.train%2Floss")
     expect(page.locator(".row:not([hidden]) .spark path").first).to_have_attribute("d", re.compile(r"^M.*L.*L"))
     assert len(tab.asked("/api/v1/query")) == 1
 
 
-def test_tags_and_notes_in_place(tab: Any, site: Any) -> None:
+def test_tags_and_notes_are_edited_in_place(tab: Any, site: Any) -> None:
     page = tab.go("#/p/vision?columns=tags,notes&sort=-config.seed")
     row = page.locator('.row[data-index="0"]')
     row.get_by_role("button", name=re.compile("Edit tags")).click()
@@ -194,7 +194,7 @@ def test_tags_and_notes_in_place(tab: Any, site: Any) -> None:
     expect(page.get_by_text("1 run match")).to_be_visible()
 
 
-def test_reading_again_does_not_disturb_who_writes(tab: Any) -> None:
+def test_refresh_keeps_an_open_editor(tab: Any) -> None:
     page = tab.go("#/p/vision?columns=state,notes&sort=config.seed")
     row = page.locator('.row[data-index="2"]')
     row.get_by_role("button", name=re.compile("Edit notes")).click()
@@ -208,7 +208,7 @@ def test_reading_again_does_not_disturb_who_writes(tab: Any) -> None:
     expect(row.get_by_role("button", name="Edit notes:")).to_be_visible()
 
 
-def test_select_compare_and_colour(tab: Any) -> None:
+def test_selected_runs_are_compared_and_recoloured(tab: Any) -> None:
     page = tab.go("#/p/vision?columns=state&sort=config.seed")
     for index in (1, 4):
         page.locator(f'.row[data-index="{index}"]').get_by_role("checkbox").check()
@@ -227,7 +227,7 @@ def test_pinned_runs_stay_on_top(tab: Any) -> None:
     page.wait_for_function("() => document.querySelector('.rows .row[data-index=\"0\"] a')?.textContent.endsWith('09')")
 
 
-def test_a_link_shows_the_same(tab: Any, open_tab: Callable[..., Any]) -> None:
+def test_a_link_restores_the_view(tab: Any, open_tab: Callable[..., Any]) -> None:
     page = tab.go(
         "#/p/vision?columns=state,config.seed&sort=-config.seed&filter=state+%3D+%22finished%22&selected=vis10"
     )
@@ -239,7 +239,7 @@ def test_a_link_shows_the_same(tab: Any, open_tab: Callable[..., Any]) -> None:
     expect(copy.get_by_role("button", name="Compare 1")).to_be_visible()
 
 
-def test_keys_move_select_and_open(tab: Any) -> None:
+def test_keys_move_select_edit_and_open(tab: Any) -> None:
     page = tab.go("#/p/vision?sort=config.seed&columns=state,tags,notes")
     expect(page.get_by_text("12 runs", exact=True)).to_be_visible()
     page.get_by_role("grid").focus()
@@ -255,7 +255,7 @@ def test_keys_move_select_and_open(tab: Any) -> None:
     page.wait_for_url("**/runs/vis01")
 
 
-def test_only_rows_in_sight_exist(tab: Any) -> None:
+def test_only_visible_rows_have_elements(tab: Any) -> None:
     page = tab.go("#/p/wide?columns=config.seed&sort=config.seed")
     expect(page.get_by_text("100 runs", exact=True)).to_be_visible()
     assert page.locator(".rows .row").count() < 50
@@ -264,7 +264,7 @@ def test_only_rows_in_sight_exist(tab: Any) -> None:
     assert page.locator(".rows .row").count() < 60
 
 
-def test_the_table_asks_only_for_what_it_shows(tab: Any) -> None:
+def test_table_requests_only_visible_fields(tab: Any) -> None:
     page = tab.go("#/p/wide?columns=config.seed")
     expect(page.get_by_text("100 runs", exact=True)).to_be_visible()
     page.wait_for_load_state("networkidle")

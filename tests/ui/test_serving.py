@@ -1,4 +1,4 @@
-"""The page's files: who gets them, under which policy, and how they are kept."""
+"""Tests of how the page's files are served: content negotiation, security policy, caching."""
 
 import gzip
 import json
@@ -12,31 +12,31 @@ from tensormeter.server.http.static_files import StaticFiles
 
 
 @pytest.mark.parametrize("accept", ["*/*", "application/json"])
-def test_programs_get_json(site: LiveServer, accept: str) -> None:
-    answer = site.get("/", Accept=accept)
-    assert json.loads(answer.data)["name"] == "tensormeter"
+def test_programs_receive_json(site: LiveServer, accept: str) -> None:
+    response = site.get("/", Accept=accept)
+    assert json.loads(response.data)["name"] == "tensormeter"
 
 
-def test_browsers_get_the_page_under_a_strict_policy(site: LiveServer) -> None:
-    answer = site.get("/", Accept="text/html,application/xhtml+xml,*/*;q=0.8")
-    assert answer.data.startswith(b"<!doctype html>")
-    assert b"<script>" not in answer.data
-    assert b"style=" not in answer.data
-    policy = dict(part.strip().split(" ", 1) for part in answer.headers["Content-Security-Policy"].split(";"))
+def test_browsers_receive_the_page_with_a_strict_policy(site: LiveServer) -> None:
+    response = site.get("/", Accept="text/html,application/xhtml+xml,*/*;q=0.8")
+    assert response.data.startswith(b"<!doctype html>")
+    assert b"<script>" not in response.data
+    assert b"style=" not in response.data
+    policy = dict(part.strip().split(" ", 1) for part in response.headers["Content-Security-Policy"].split(";"))
     assert policy["default-src"] == "'none'"
     assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
     assert policy["require-trusted-types-for"] == "'script'"
     assert policy["frame-ancestors"] == "'none'"
-    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
 
 
 def files(site: LiveServer, suffix: str) -> list[str]:
-    """What the page asks for, by address."""
+    """Addresses of the files that the page loads."""
     page = site.get("/", Accept="text/html").data.decode()
     return re.findall(rf'"(/static/[\w-]+\.{suffix})"', page)
 
 
-def test_the_page_is_asked_for_again_until_it_changes(site: LiveServer) -> None:
+def test_page_is_revalidated_by_etag(site: LiveServer) -> None:
     first = site.get("/", Accept="text/html", Accept_Encoding="identity")
     assert first.headers["Cache-Control"] == "no-cache"
     again = site.get("/", Accept="text/html", If_None_Match=first.headers["ETag"])
@@ -45,7 +45,7 @@ def test_the_page_is_asked_for_again_until_it_changes(site: LiveServer) -> None:
     assert (other.status, other.data) == (200, first.data)
 
 
-def test_files_that_are_named_by_what_is_in_them_are_kept(site: LiveServer) -> None:
+def test_hashed_files_are_cached_forever(site: LiveServer) -> None:
     named = files(site, "js") + files(site, "css")
     assert len(named) == 4
     for name in named:
@@ -53,7 +53,7 @@ def test_files_that_are_named_by_what_is_in_them_are_kept(site: LiveServer) -> N
     assert site.get("/static/favicon.svg").headers["Cache-Control"] == "no-cache"
 
 
-def test_files_travel_packed(site: LiveServer) -> None:
+def test_files_are_compressed_and_small(site: LiveServer) -> None:
     sent = 0
     for name in files(site, "js"):
         plain = site.get(name, Accept_Encoding="identity")
@@ -80,6 +80,6 @@ def test_the_page_is_public_and_the_data_is_not(tmp_path: Path) -> None:
         server.stop()
 
 
-def test_a_server_without_the_page_says_how_to_build_it(tmp_path: Path) -> None:
+def test_server_without_the_page_explains_how_to_build_it(tmp_path: Path) -> None:
     page = StaticFiles(tmp_path)
     assert b"Node 20" in page._files["index.html"].body

@@ -1,4 +1,4 @@
-"""Nothing there yet, something wrong, nobody let in: each says what to do next."""
+"""Tests of special states: no data, errors, missing token, lost connection. Each text explains what to do next."""
 
 import sqlite3
 import subprocess
@@ -25,12 +25,10 @@ def empty(tmp_path: Path) -> Iterator[LiveServer]:
     server.stop()
 
 
-def test_the_ten_lines_of_a_first_visit_make_data(
-    empty: LiveServer, open_tab: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_welcome_code_logs_a_run(empty: LiveServer, open_tab: Callable[..., Any], tmp_path: Path) -> None:
     tab = open_tab(empty.url)
     page = tab.go("")
-    expect(page.get_by_role("heading", name="Nothing here yet")).to_be_visible()
+    expect(page.get_by_role("heading", name="No runs yet")).to_be_visible()
     code = page.locator("pre.code").last.inner_text()
     assert len(code.strip().splitlines()) <= 10
     environment = {
@@ -47,16 +45,16 @@ def test_the_ten_lines_of_a_first_visit_make_data(
     tab.card("eval/accuracy")
 
 
-def test_a_token_is_asked_for_and_kept_for_the_tab(tmp_path: Path, open_tab: Callable[..., Any]) -> None:
+def test_token_is_requested_and_kept_for_the_tab(tmp_path: Path, open_tab: Callable[..., Any]) -> None:
     server = LiveServer(tmp_path, token=TOKEN)
     try:
         Sender(server.post, "secret", "s1", "hidden").event("run.start", 10**18, {"config": {}})
         tab = open_tab(server.url)
         page = tab.go("#/p/secret")
-        page.get_by_label("Token").fill("wrong")
-        page.get_by_role("button", name="Go on").click()
-        page.get_by_label("Token").fill(TOKEN)
-        page.get_by_role("button", name="Go on").click()
+        page.get_by_label("Access token").fill("wrong")
+        page.get_by_role("button", name="Continue").click()
+        page.get_by_label("Access token").fill(TOKEN)
+        page.get_by_role("button", name="Continue").click()
         expect(page.get_by_text("1 run", exact=True)).to_be_visible()
         page.reload()
         expect(page.get_by_text("1 run", exact=True)).to_be_visible()
@@ -68,7 +66,7 @@ def test_a_token_is_asked_for_and_kept_for_the_tab(tmp_path: Path, open_tab: Cal
         server.stop()
 
 
-def test_what_a_damaged_store_leaves_out_is_said(tmp_path: Path, open_tab: Callable[..., Any]) -> None:
+def test_damaged_store_shows_a_banner(tmp_path: Path, open_tab: Callable[..., Any]) -> None:
     server = LiveServer(tmp_path)
     steps = np.arange(50)
     for run in ("whole", "spoilt"):
@@ -94,21 +92,21 @@ def test_what_a_damaged_store_leaves_out_is_said(tmp_path: Path, open_tab: Calla
         server.stop()
 
 
-def test_an_unknown_run_leads_back(tab: Any) -> None:
+def test_unknown_run_links_to_projects(tab: Any) -> None:
     page = tab.go("#/p/vision/runs/nobody")
-    expect(page.get_by_role("heading", name="There is no such thing here")).to_be_visible()
+    expect(page.get_by_role("heading", name="Run not found")).to_be_visible()
     page.get_by_role("link", name="All projects").click()
     expect(page.get_by_role("heading", name="Projects")).to_be_visible()
     assert all("404" in error for error in tab.errors)
     tab.errors.clear()
 
 
-def test_a_project_without_runs_shows_how_to_make_one(tab: Any) -> None:
+def test_project_without_runs_shows_how_to_log_one(tab: Any) -> None:
     page = tab.go("#/p/brand-new")
     expect(page.locator("pre.code").last).to_contain_text('project="brand-new"')
 
 
-def test_a_run_that_failed_says_who_was_first(site: Any, open_tab: Callable[..., Any]) -> None:
+def test_failed_run_names_the_first_failed_rank(site: Any, open_tab: Callable[..., Any]) -> None:
     began = time.time_ns() - 7200 * 10**9
     ends = {
         0: ("preempted", "SIGTERM", 2),
@@ -123,15 +121,15 @@ def test_a_run_that_failed_says_who_was_first(site: Any, open_tab: Callable[...,
         steps = np.arange(3, dtype=np.int64)
         sender.rows(began + steps, steps, {"loss": steps, "cpython.gc.collections": steps})
         sender.event("run.end", began + after * 10**9, {"state": state, "message": message})
-    alone = Sender(site.post, "ends", "e2", "one")
-    alone.event("run.start", began, {"config": {"a": 2}})
-    alone.event("run.end", began + 10**9, {"state": "failed", "message": "ValueError"})
+    single = Sender(site.post, "ends", "e2", "one")
+    single.event("run.start", began, {"config": {"a": 2}})
+    single.event("run.end", began + 10**9, {"state": "failed", "message": "ValueError"})
     tab = open_tab(site.url)
     tab.page.clock.set_fixed_time(time.time() + 2 * 3600 + 60)
     page = tab.go("#/p/ends/runs/e1")
     banner = page.locator(".banner.bad")
-    expect(banner).to_contain_text(f"First rank 2 on node2 crashed ({HOSTILE})")
-    expect(banner).to_contain_text("after it, 1 failed, 1 preempted.")
+    expect(banner).to_contain_text(f"First: rank 2 on node2 crashed ({HOSTILE})")
+    expect(banner).to_contain_text("later: 1 failed, 1 preempted.")
     expect(page.locator(".health .facts")).to_contain_text("2h ago")
     page = tab.go("#/p/ends/runs/e2")
     expect(banner).to_have_text("failed The script ended with an error. ValueError.")
@@ -140,21 +138,21 @@ def test_a_run_that_failed_says_who_was_first(site: Any, open_tab: Callable[...,
     expect(page.get_by_role("columnheader", name="cpython")).to_have_count(0)
 
 
-def test_a_server_that_goes_away_is_told_and_nothing_is_lost(tmp_path: Path, open_tab: Callable[..., Any]) -> None:
+def test_lost_connection_shows_a_banner(tmp_path: Path, open_tab: Callable[..., Any]) -> None:
     server = LiveServer(tmp_path)
     sender = Sender(server.post, "p", "r1", "r")
     sender.event("run.start", 10**18, {"config": {"a": 1}})
     tab = open_tab(server.url)
     page = tab.go("#/p/p/runs/r1")
-    expect(page.get_by_role("heading", name="Nothing was logged yet")).to_be_visible()
+    expect(page.get_by_role("heading", name="No metrics yet")).to_be_visible()
     server.stop()
     expect(page.get_by_role("alert").filter(has_text="Not live")).to_be_visible()
     page.evaluate("() => { location.hash = '#/'; }")
-    expect(page.get_by_role("heading", name="The server does not answer")).to_be_visible()
+    expect(page.get_by_role("heading", name="Server not reachable")).to_be_visible()
     tab.errors.clear()  # refused connections
 
 
-def test_a_number_that_no_server_has_confirmed_is_provisional(site: Any, open_tab: Callable[..., Any]) -> None:
+def test_unconfirmed_attempt_number_is_marked_provisional(site: Any, open_tab: Callable[..., Any]) -> None:
     now = time.time_ns()
     named = {"tensormeter__run__attempt": 2, "tensormeter__run__attempt__provisional": True}
     sender = Sender(site.post, "attempts", "a1", "resumed", **named)

@@ -1,4 +1,4 @@
-"""What has no steps, as instruments and other software's metrics, is shown by time, and never left out without a word."""
+"""Tests of metrics without steps, from instruments or other software: they are shown by time, or a remark explains why not."""
 
 import re
 import time
@@ -22,7 +22,7 @@ def values(name: str, first: int, unit: str = "", scope: str = "data", **attribu
 
 
 def distribution(name: str, first: int) -> ExponentialHistogram:
-    """Zeros, and values of about 100."""
+    """A histogram metric with zeros and values near 100."""
     times = (first + np.arange(N) * SECOND).astype(np.uint64)
     hundreds = Buckets(np.full(N, 53), [np.array([400], np.uint64)] * N)
     nothing = Buckets(np.zeros(N, np.int64), [np.array([], np.uint64)] * N)
@@ -37,7 +37,7 @@ def distribution(name: str, first: int) -> ExponentialHistogram:
 
 @pytest.fixture(scope="module")
 def first(site: LiveServer) -> int:
-    """When runs began that are sent here: stepless, stepped, mixed, and a foreign service."""
+    """Send runs without steps, with steps, with both, and a foreign service. Returns their start time."""
     began = time.time_ns() - N * SECOND
     times = began + np.arange(N) * SECOND
     Sender(site.post, "steps", "stepless", "stepless").series(values("loss", began), distribution("relu", began))
@@ -59,7 +59,7 @@ def axis(page: Any) -> str:
     return chosen
 
 
-def test_a_run_without_steps_goes_by_time(tab: Any, first: int) -> None:
+def test_run_without_steps_uses_time(tab: Any, first: int) -> None:
     page = tab.go("#/p/steps/runs/stepless")
     expect(tab.card("loss").get_by_role("status")).to_be_hidden()
     assert axis(page) == "time"
@@ -67,25 +67,25 @@ def test_a_run_without_steps_goes_by_time(tab: Any, first: int) -> None:
     card = tab.card("loss")
     expect(card.get_by_role("status")).to_have_text(re.compile("100 points without a step"))
     assert "x=step" in page.url
-    card.get_by_role("button", name="Show them by time").click()
+    card.get_by_role("button", name="Show by time").click()
     expect(card.get_by_role("status")).to_be_hidden()
 
 
-def test_a_foreign_service_goes_by_time(tab: Any, site: LiveServer, first: int) -> None:
+def test_foreign_service_uses_time(tab: Any, site: LiveServer, first: int) -> None:
     page = tab.go("#/p/steps-web")
     page.locator(".row a").first.click()
     expect(tab.card("requests").get_by_role("status")).to_be_hidden()
     assert axis(page) == "time"
 
 
-def test_several_runs_without_steps_begin_together(tab: Any, first: int) -> None:
+def test_several_runs_without_steps_use_relative_time(tab: Any, first: int) -> None:
     page = tab.go("#/p/steps/runs/stepless,other")
     expect(tab.card("loss").get_by_role("status")).to_be_hidden()
     assert axis(page) == "relative"
 
 
-def test_one_chart_without_steps_among_others(tab: Any, first: int) -> None:
-    """It goes by time, the others by step; who zooms into it chooses time for all."""
+def test_one_chart_without_steps_uses_time(tab: Any, first: int) -> None:
+    """It uses time, the others use steps. Zooming into it selects time for all charts."""
     page = tab.go("#/p/steps/runs/mixed")
     for name in ("loss", "queue"):
         expect(tab.card(name).get_by_role("status")).to_be_hidden()
@@ -95,7 +95,7 @@ def test_one_chart_without_steps_among_others(tab: Any, first: int) -> None:
     assert axis(page) == "time"
 
 
-def test_runs_without_steps_among_others_are_named(tab: Any, first: int) -> None:
+def test_remark_counts_runs_without_steps(tab: Any, first: int) -> None:
     page = tab.go("#/p/steps/runs/stepped,stepless")
     card = tab.card("loss")
     expect(card).to_contain_text("1 run has points without a step")
@@ -104,40 +104,40 @@ def test_runs_without_steps_among_others_are_named(tab: Any, first: int) -> None
     expect(card).not_to_contain_text("without a step")
 
 
-def test_distributions_without_steps_go_by_time(tab: Any, first: int) -> None:
+def test_distributions_without_steps_use_time(tab: Any, first: int) -> None:
     tab.go("#/p/steps/runs/stepless/distributions")
     card = tab.card("relu")
     expect(card).to_contain_text(re.compile("after 1m 3[89]s"))
     expect(card).to_contain_text("1k values")
 
 
-def test_metrics_of_two_units_are_two_charts(tab: Any, first: int) -> None:
+def test_metrics_with_two_units_get_two_charts(tab: Any, first: int) -> None:
     page = tab.go("#/p/steps/runs/units")
     for title, unit in (("requests (By)", "B"), ("requests ({request})", "")):
         expect(tab.card(title).get_by_role("status")).to_be_hidden()
         expect(tab.card(title).locator(".last")).to_have_text(re.compile(f"0.01.*{unit}"))
-    # Of one unit, libraries share a chart, and lines have their names.
+    # Libraries with the same unit share a chart, whose lines have their names.
     assert tab.card("wait").locator(".legend button").all_text_contents() == ["liba", "libb"]
     assert page.locator(".card").count() == 3
 
 
-def test_a_silent_service_is_not_said_to_make_steps(tab: Any, site: LiveServer, first: int) -> None:
+def test_idle_service_banner_does_not_mention_steps(tab: Any, site: LiveServer, first: int) -> None:
     page = tab.page
 
     def silent(route: Any) -> None:
-        answer = route.fetch()
-        document = answer.json()
-        route.fulfill(response=answer, json=document | {"state": "stalled"})
+        response = route.fetch()
+        document = response.json()
+        route.fulfill(response=response, json=document | {"state": "stalled"})
 
     (run,) = site.get("/api/v1/runs?project=steps-web").json()["runs"]
     page.route(f"**/api/v1/runs/{run['id']}?*", silent)
     tab.go(f"#/p/steps-web/runs/{run['id']}")
     banner = page.get_by_role("alert")
-    expect(banner).to_contain_text("Nothing has arrived for some minutes")
-    expect(banner).not_to_contain_text("steps take")
+    expect(banner).to_contain_text("No data has arrived for several minutes")
+    expect(banner).not_to_contain_text("step usually takes")
 
 
-def test_records_have_their_level(tab: Any, site: LiveServer, first: int) -> None:
+def test_log_records_show_their_level(tab: Any, site: LiveServer, first: int) -> None:
     scope, trace = Scope("lib.a"), "5b8efff798038103d269b633813fc60c"
     resource = {"service.name": "steps-web", "service.instance.id": "1"}
     broke = Event("broke", first, "it broke", severity_number=17, severity_text="Fatal!", trace_id=trace, scope=scope)
@@ -145,13 +145,13 @@ def test_records_have_their_level(tab: Any, site: LiveServer, first: int) -> Non
     site.post("/v1/logs", encode_events(resource, [broke, odd]))
     (run,) = site.get("/api/v1/runs?project=steps-web").json()["runs"]
     page = tab.go(f"#/p/steps-web/runs/{run['id']}/overview")
-    panel = page.get_by_label("What happened")
+    panel = page.get_by_label("Events", exact=True)
     expect(panel.locator("li.bad")).to_contain_text(re.compile(f"ERROR broke it broke .*lib.a · trace {trace}"))
     expect(panel.locator("li.warn")).to_contain_text('WARN odd {"a":1}')
 
 
-def test_the_stream_of_steps_brings_the_axis_back(tab: Any, site: LiveServer) -> None:
-    """A run that has logged no steps yet goes by time, and by step once it does."""
+def test_first_steps_switch_the_axis_to_step(tab: Any, site: LiveServer) -> None:
+    """A run uses time until it logs steps."""
     now = time.time_ns()
     sender = Sender(site.post, "steps", "late", "late")
     sender.series(values("warmup", now - N * SECOND))

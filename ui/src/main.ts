@@ -1,4 +1,4 @@
-// Where the page begins: what the address needs is asked for, then the rest of the code is taken in.
+// Entry point: prefetches the data of the current address while the rest of the code loads.
 
 import * as route from "./base/route";
 import { prefetch } from "./pages/prefetch";

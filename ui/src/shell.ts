@@ -1,4 +1,4 @@
-// The page: a bar that is always there, and the view that the address names.
+// The shell of the page: a bar that is always visible, and the page in the address.
 
 import { button, fill, h, iconButton } from "./base/dom";
 import * as route from "./base/route";
@@ -12,23 +12,23 @@ import { Workspace } from "./pages/workspace";
 import { RunSelection } from "./selection/runSelection";
 import { drawBanners } from "./widgets/banner";
 
-const crumbs = h("nav", { class: "crumbs", "aria-label": "Where you are" });
+const crumbs = h("nav", { class: "crumbs", "aria-label": "Breadcrumb" });
 const main = h("main", { id: "main", tabindex: -1 });
-const skip = h("a", { class: "skip", href: "#main", on: { click: skipToMain } }, "Skip to the content");
+const skip = h("a", { class: "skip", href: "#main", on: { click: skipToMain } }, "Skip to content");
 const damageBanners = h("div", { class: "banners trouble" });
 const damaged = new Set<string>();
 const MAX_LISTED = 3;
-const help = h("dialog", { class: "help", "aria-label": "Keys" });
+const help = h("dialog", { class: "help", "aria-label": "Keyboard shortcuts" });
 
 let page: Page | null = null;
 let key = "";
 let prefetchedSelection: RunSelection | null = null;
 
-/** Show what the address names; a session that was begun for it is gone on with. */
+/** Show the page in the address, with the data that was prefetched for it. */
 export function start(prefetched: RunSelection | null): void {
   prefetchedSelection = prefetched;
   onStoreDamage(showDamage);
-  // What a view asks for goes out before anything else is done: reading what the browser keeps can take a while.
+  // Render first, so that requests are sent early: reading the browser's storage can take a while.
   route.onChange(render);
   render();
   theme.restore();
@@ -36,12 +36,12 @@ export function start(prefetched: RunSelection | null): void {
   const tools = h(
     "div",
     { class: "tools" },
-    button("?", () => help.showModal(), { class: "icon", title: "Keys", "aria-label": "Keys" }),
-    iconButton(theme.isDark() ? "sun" : "moon", "Light or dark", () => theme.toggle()),
+    button("?", () => help.showModal(), { class: "icon", title: "Keyboard shortcuts", "aria-label": "Keyboard shortcuts" }),
+    iconButton(theme.isDark() ? "sun" : "moon", "Switch between light and dark", () => theme.toggle()),
   );
   fill(
     help,
-    h("h2", {}, "Keys"),
+    h("h2", {}, "Keyboard shortcuts"),
     h(
       "dl",
       {},
@@ -54,15 +54,15 @@ export function start(prefetched: RunSelection | null): void {
   for (const type of ["pointerdown", "focusin"]) addEventListener(type, ({ target }) => closeMenus(target as Node));
 }
 
-/** Say on every view what cannot be shown. */
+/** Show a banner on all pages that lists damaged parts of the store. */
 function showDamage(texts: string[]): void {
   for (const text of texts) damaged.add(text.replace(/^damaged: /, ""));
   const visible = [...damaged].slice(0, MAX_LISTED);
-  const more = damaged.size > visible.length ? ` And ${damaged.size - visible.length} more: tensormeter check lists them.` : "";
+  const more = damaged.size > visible.length ? ` ${damaged.size - visible.length} more: run tensormeter check on the server to list them.` : "";
   drawBanners(damageBanners, [{ kind: "bad", title: "The server's store is damaged.", text: `Not shown: ${visible.join("; ")}.${more}` }]);
 }
 
-/** Menus close when somebody turns to something else. Returns the one that was open. */
+/** Close menus that do not contain the target. Returns the menu that was open. */
 function closeMenus(target: Node | null): HTMLDetailsElement | undefined {
   const open = [...document.querySelectorAll<HTMLDetailsElement>("details.dropdown[open]")].filter((menu) => !menu.contains(target));
   for (const menu of open) menu.open = false;
@@ -70,16 +70,16 @@ function closeMenus(target: Node | null): HTMLDetailsElement | undefined {
 }
 
 const KEYS: [string, string][] = [
-  ["/", "to the search or filter"],
+  ["/", "focus the search or filter"],
   ["↑ ↓", "move through the runs"],
   ["Space", "select a run to compare"],
   ["Enter", "open a run"],
-  ["c", "compare what is selected"],
-  ["n #", "edit the notes or the tags of a run, where they are columns"],
+  ["c", "compare the selected runs"],
+  ["n #", "edit the notes or tags of a run, if the column is shown"],
   ["Esc", "close, or leave a field"],
-  ["← →", "read the values of a chart, with Shift in leaps"],
-  ["+ 0", "zoom in there, zoom out"],
-  ["t", "light or dark"],
+  ["← →", "read the values of a chart, with Shift in larger steps"],
+  ["+ 0", "zoom in at the cursor, zoom out"],
+  ["t", "switch between light and dark"],
 ];
 
 function render(): void {
@@ -126,7 +126,7 @@ function setTitle(...parts: string[]): void {
   if (crumb && parts[0]) crumb.textContent = parts[0];
 }
 
-/** What a view could not get, told in its place, with what to do next. */
+/** Explain an error in place of the page, and offer a retry. */
 function onError(error: unknown, retry: () => void): HTMLElement {
   if (error instanceof ApiError && error.status === 401) return askForToken();
   const message = error instanceof Error ? error.message : String(error);
@@ -135,14 +135,14 @@ function onError(error: unknown, retry: () => void): HTMLElement {
   return h(
     "div",
     { class: "state", role: "alert" },
-    h("h2", {}, unreachable ? "The server does not answer" : missing ? "There is no such thing here" : "That did not work"),
-    h("p", {}, unreachable ? "Is `tensormeter serve` still running? Nothing is lost: trainers keep their points and send them later." : message),
-    h("p", {}, button("Try again", retry), " ", h("a", { href: "#/" }, "All projects")),
+    h("h2", {}, unreachable ? "Server not reachable" : missing ? "Run not found" : "Request failed"),
+    h("p", {}, unreachable ? "Check that tensormeter serve is running. Training processes keep their points and send them when the server is back." : message),
+    h("p", {}, button("Retry", retry), " ", h("a", { href: "#/" }, "All projects")),
   );
 }
 
 function askForToken(): HTMLElement {
-  const field = h("input", { type: "password", autocomplete: "current-password", "aria-label": "Token", required: true });
+  const field = h("input", { type: "password", autocomplete: "current-password", "aria-label": "Access token", required: true });
   const submit = (event: Event) => {
     event.preventDefault();
     setToken(field.value.trim());
@@ -152,9 +152,9 @@ function askForToken(): HTMLElement {
   return h(
     "form",
     { class: "state", on: { submit } },
-    h("h2", {}, "This server wants a token"),
-    h("p", {}, "It is kept in this tab only. Who started the server has it, as TENSORMETER_TOKEN."),
-    h("p", {}, field, " ", h("button", { class: "primary" }, "Go on")),
+    h("h2", {}, "Access token required"),
+    h("p", {}, "Create one with tensormeter token create on the server, or use the TENSORMETER_TOKEN it was started with. The token is kept in this tab only."),
+    h("p", {}, field, " ", h("button", { class: "primary" }, "Continue")),
   );
 }
 
@@ -164,7 +164,7 @@ function onKey(event: KeyboardEvent): void {
   if (event.key === "Escape") {
     const menu = closeMenus(null);
     menu?.querySelector("summary")?.focus();
-    // Not the dialog that it is in as well.
+    // Keep the dialog that contains the menu open.
     if (menu) event.preventDefault();
     else if (typing) target.blur();
   }

@@ -1,5 +1,5 @@
-// Elements. Data reaches the page as text nodes and attribute values only; there is no markup from strings anywhere,
-// and the server's policy (Trusted Types) makes the browser refuse any.
+// Builds DOM elements. Data reaches the page as text nodes and attribute values only; markup is never built from strings,
+// and the server's content policy (Trusted Types) makes the browser refuse it.
 
 export type Child = Node | string | number | null | undefined | false;
 
@@ -9,7 +9,7 @@ export interface Props {
   class?: string;
   title?: string | undefined;
   on?: Handlers;
-  /** Attributes; false and undefined leave one out, true sets it empty. */
+  /** Attributes: false and undefined omit the attribute, true sets it to the empty string. */
   [attribute: string]: string | number | boolean | undefined | Handlers;
 }
 
@@ -41,7 +41,7 @@ export function fill(parent: Element, ...children: Child[]): void {
   append(parent, children);
 }
 
-/** Change what an element says, where it stands and only if it changes: a new text would have its style worked out. */
+/** Set the text of an element in place. Unchanged text is not written, because a write makes the browser restyle the element. */
 export function setText(element: HTMLElement, text: string): void {
   const node = element.firstChild;
   if (node instanceof Text && !node.nextSibling) {
@@ -49,7 +49,7 @@ export function setText(element: HTMLElement, text: string): void {
   } else if (node || text) element.textContent = text;
 }
 
-/** Show these elements in this order. Those that are there stay, with the focus, the scroll position and a click half done. */
+/** Show these elements in this order. Elements that are present already are kept, with their focus, scroll position and pending clicks. */
 export function arrange(parent: Element, elements: Element[]): void {
   const remaining = new Set<Element>(elements);
   for (const child of [...parent.childNodes]) if (!remaining.has(child as Element)) child.remove();
@@ -59,7 +59,7 @@ export function arrange(parent: Element, elements: Element[]): void {
   }
 }
 
-/** What a select offers, as pairs of value and label. It stays as it is, and open, where nothing has changed. */
+/** Set the options of a select, as pairs of value and label. An unchanged select is not touched, so it stays open. */
 export function setOptions(select: HTMLSelectElement, choices: [string, string][]): void {
   const key = JSON.stringify(choices);
   if (select.dataset.key === key) return;
@@ -82,7 +82,7 @@ export function button(label: string, onClick: (event: MouseEvent) => void, prop
   return h("button", { type: "button", ...props, on: { click: onClick } }, label);
 }
 
-/** A button that shows a drawing and says its name to people who do not see it. */
+/** Create a button with an icon and an accessible name. */
 export function iconButton(icon: keyof typeof ICONS, name: string, onClick: (event: MouseEvent) => void): HTMLButtonElement {
   const element = h("button", { type: "button", class: "icon", title: name, "aria-label": name, on: { click: onClick } });
   element.append(drawing(icon));

@@ -1,8 +1,8 @@
-// Numbers, times and other values as people read them.
+// Formats numbers, times and other values for people.
 
 const SI = ["", "k", "M", "G", "T", "P", "E"];
 
-/** A measured value: four significant digits, scientific where that is shorter; whole numbers whole. */
+/** Format a measured value with four significant digits, in scientific notation if that is shorter. Integers keep all digits. */
 export function number(value: number): string {
   if (Number.isNaN(value)) return "NaN";
   if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
@@ -13,7 +13,7 @@ export function number(value: number): string {
   return String(Number(value.toPrecision(4))).replace("-", "−");
 }
 
-/** A count: 1.2k, 3.4M. */
+/** Format a count with an SI prefix: 1.2k, 3.4M. */
 export function count(value: number): string {
   let scale = 0;
   while (Math.abs(value) >= 999.5 && scale < SI.length - 1) {
@@ -23,7 +23,7 @@ export function count(value: number): string {
   return `${scale === 0 ? value : Number(value.toPrecision(3))}${SI[scale]}`;
 }
 
-/** Bytes in binary units. */
+/** Format bytes in binary units. */
 export function bytes(value: number): string {
   let scale = 0;
   while (Math.abs(value) >= 1024 && scale < SI.length - 1) {
@@ -33,10 +33,10 @@ export function bytes(value: number): string {
   return `${Number(value.toPrecision(3))} ${scale === 0 ? "B" : `${(SI[scale] ?? "").toUpperCase()}iB`}`;
 }
 
-/** Not of UCUM: a part of a whole, from 0 to 1, which is read as percent. */
+/** Unit of fractions from 0 to 1 that are shown as percentages. It is not a UCUM unit. */
 export const SHARE = "share";
 
-/** A value with its UCUM unit. */
+/** Format a value with its UCUM unit. */
 export function withUnit(value: number, unit: string): string {
   if (unit === "By") return bytes(value);
   if (unit === "1" || unit === "") return number(value);
@@ -54,7 +54,7 @@ function seconds(value: number): string {
   return size < 120 ? `${number(value)} s` : duration(value);
 }
 
-/** Seconds as 3d 4h, 2h 5m, 4m 10s. */
+/** Format seconds with the two largest units: 3d 4h, 2h 5m, 4m 10s. */
 export function duration(total: number): string {
   if (!Number.isFinite(total) || total < 0) return "–";
   const units: [number, string][] = [
@@ -73,19 +73,19 @@ export function duration(total: number): string {
   return "0s";
 }
 
-/** Nanoseconds since the epoch, as the API sends them, in seconds. */
+/** Convert nanoseconds since the epoch, as the API sends them, to seconds. */
 export function epoch(time: string | number | null | undefined): number {
   return time === null || time === undefined ? Number.NaN : Number(time) / 1e9;
 }
 
-/** How long ago, for people, in one unit. */
+/** Format the time since a moment, in the largest unit. */
 export function ago(time: number): string {
   const passed = Date.now() / 1000 - time;
   if (!Number.isFinite(passed)) return "–";
   return passed < 2 ? "now" : `${duration(passed).split(" ")[0]} ago`;
 }
 
-// Making one takes a hundred times as long as using it.
+// Cached, because creating a formatter takes a hundred times as long as using it.
 let moments: Intl.DateTimeFormat | null = null;
 
 export function moment(time: number): string {
@@ -93,7 +93,7 @@ export function moment(time: number): string {
   return Number.isFinite(time) ? moments.format(time * 1000) : "–";
 }
 
-/** Anything that JSON can hold, in one line. */
+/** Format any JSON value in one line. */
 export function value(content: unknown): string {
   if (content === null || content === undefined) return "–";
   if (typeof content === "number") return number(content);
@@ -101,12 +101,12 @@ export function value(content: unknown): string {
   return JSON.stringify(content);
 }
 
-/** The same with all digits, as somebody has set it. */
+/** Format a configuration value, with all digits of a number. */
 export function setting(content: unknown): string {
   return typeof content === "number" ? String(content) : value(content);
 }
 
-/** Nested objects as paths with dots: {a: {b: 1}} is {"a.b": 1}. */
+/** Flatten nested objects to dotted paths: {a: {b: 1}} becomes {"a.b": 1}. */
 export function flatten(content: unknown, prefix = "", into: Map<string, unknown> = new Map()): Map<string, unknown> {
   if (content !== null && typeof content === "object" && !Array.isArray(content)) {
     for (const [key, inner] of Object.entries(content)) flatten(inner, prefix ? `${prefix}.${key}` : key, into);

@@ -1,4 +1,4 @@
-// The address: everything a view shows is in it, so a link shows the same. It stays behind the `#` and so in the browser.
+// The address holds the whole state of the page, so a link shows the same. It follows the `#`, so it never leaves the browser.
 
 export interface Route {
   path: string[];
@@ -21,7 +21,7 @@ export function go(path: string[], params: Record<string, string> | URLSearchPar
   location.hash = address(path, params);
 }
 
-/** Change parts of the view without a new entry in the history; an empty value drops the part. */
+/** Change parameters without adding a history entry. An empty value deletes the parameter. */
 export function change(parts: Record<string, string | null>): void {
   const { path, params } = current();
   for (const [name, value] of Object.entries(parts)) {
@@ -39,7 +39,7 @@ export function onChange(listener: () => void): void {
   addEventListener("hashchange", listener);
 }
 
-/** A list within one parameter; its items may hold anything. */
+/** Read a list from one parameter. Its items may contain any characters. */
 export function list(params: URLSearchParams, name: string): string[] {
   const text = params.get(name);
   return text ? text.split(",").map(decode) : [];

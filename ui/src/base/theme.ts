@@ -1,4 +1,4 @@
-// Light and dark: the system's choice until somebody chooses here.
+// Light and dark theme: the system's setting, unless the user has chosen one here.
 
 const KEY = "tensormeter.theme";
 const listeners = new Set<() => void>();
@@ -21,7 +21,7 @@ export function toggle(): void {
   try {
     localStorage.setItem(KEY, next);
   } catch {
-    // Storage may be off; then the choice lasts until the page is closed.
+    // Storage may be disabled; then the choice lasts until the page is closed.
   }
   notify();
 }
@@ -36,9 +36,9 @@ const resolved = new Map<string, string>();
 const SERIES = 10;
 const CANVAS_TOKENS = ["muted", "grid", "bad", ...Array.from({ length: SERIES }, (_, index) => `series-${index}`)];
 
-/** A colour token of the style sheet as a colour that a canvas takes. */
+/** Resolve a colour token of the style sheet to a colour that canvas accepts. */
 export function color(token: string): string {
-  // All together: after each change of the document the browser works its styles out anew.
+  // Resolve all tokens together: the browser recomputes styles after each change of the document.
   if (!resolved.has(token)) resolve(CANVAS_TOKENS.includes(token) ? CANVAS_TOKENS : [token]);
   return resolved.get(token) as string;
 }
@@ -54,7 +54,7 @@ function resolve(tokens: string[]): void {
   for (const probe of probes) probe.remove();
 }
 
-/** The colour of the nth line: ten that the style sheet names, then hues that are far apart. */
+/** The colour of the nth line: ten named in the style sheet, then generated hues that are far apart. */
 export function lineColor(index: number): string {
   if (index < SERIES) return color(`series-${index}`);
   return `hsl(${Math.round((index * 137.5) % 360)} ${isDark() ? "70% 68%" : "65% 38%"})`;

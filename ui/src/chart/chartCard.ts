@@ -1,4 +1,4 @@
-// A chart in its frame: title, tools, plot, legend. It reads its points when it comes into sight.
+// A chart with its title, tools, plot and legend. It loads its points when it becomes visible.
 
 import { button, drawing, fill, h, iconButton } from "../base/dom";
 import * as format from "../base/format";
@@ -10,15 +10,15 @@ export interface ChartSource {
   title: string;
   unit: string;
   description?: string;
-  /** What to draw now; called again whenever the source says that it changed. */
+  /** Read the data to draw. Called again after each notification of the source. */
   read: () => Promise<ChartView>;
-  /** Calls back when there is more; returns how to stop that. */
+  /** Call the listener when there is new data. Returns a function that unsubscribes. */
   subscribe?: (listener: () => void) => () => void;
-  /** One line below the plot, such as which rank is the slowest. */
+  /** One line of text below the plot, for example the slowest rank. */
   remark?: () => string;
-  /** Milliseconds between two readings while it grows. */
+  /** Minimum interval between two reads while the data grows, in milliseconds. */
   refreshMs?: number;
-  /** False: what it remarks is no trouble. */
+  /** Whether the remark is a warning; default true. */
   warns?: boolean;
 }
 
@@ -71,7 +71,7 @@ export class ChartCard {
     );
   }
 
-  /** Comes into sight. */
+  /** Start drawing, when the card becomes visible. */
   wake(): void {
     if (this.awake) return;
     this.awake = true;
@@ -80,7 +80,7 @@ export class ChartCard {
     void this.refresh();
   }
 
-  /** Goes out of sight: canvases are large, so they go. */
+  /** Free the canvas, which is large, when the card is no longer visible. */
   sleep(): void {
     if (!this.awake) return;
     this.awake = false;
@@ -91,7 +91,7 @@ export class ChartCard {
     this.plot = null;
   }
 
-  /** Look how wide it is; not in between changes of other cards, each of which would have the page laid out again. */
+  /** Read the width. Done for all cards together, because a read after each change would force a layout per card. */
   measure(): void {
     this.width = this.area.clientWidth;
   }
@@ -142,7 +142,7 @@ export class ChartCard {
     const words = [
       remark,
       marked ? `${count(marked)} not finite (✕ NaN, ▲ ∞)` : "",
-      outside ? `${count(outside)} outliers outside` : "",
+      outside ? `${count(outside)} outliers not shown` : "",
     ];
     this.remark.textContent = words.filter(Boolean).join(" · ");
     this.element.dataset.drawn = String((Number(this.element.dataset.drawn) || 0) + 1);
@@ -164,7 +164,7 @@ export class ChartCard {
         swatch.style.background = color;
         const entry = button("", (event) => this.toggle(label, event.altKey || event.shiftKey), {
           "aria-pressed": String(!this.hidden.has(label)),
-          title: "Click to hide or show; with Shift to show it alone",
+          title: "Click to hide or show; Shift-click to show only this line",
         });
         entry.append(swatch, label);
         return entry;
@@ -192,7 +192,7 @@ export class ChartCard {
     this.events.hover?.(readings);
   }
 
-  /** Many updates in a short time are one. */
+  /** Refresh once for many updates within a short time. */
   private scheduleRefresh(): void {
     if (this.timer) return;
     this.timer = window.setTimeout(() => {
@@ -202,9 +202,9 @@ export class ChartCard {
   }
 
   private offerZoomOut(): void {
-    // Somebody may be about to click on what is there.
+    // Keep the existing button: the user may be about to click it.
     if (this.status.querySelector("button")) return;
-    this.showStatus("Nothing in this range. ");
+    this.showStatus("No points in this range. ");
     this.status.append(button("Zoom out", () => this.events.zoom(null)));
   }
 
@@ -214,7 +214,7 @@ export class ChartCard {
     this.showStatus(text);
     this.status.dataset.status = `${text} ${x}`;
     const { axis } = this.events;
-    if (x && axis) this.status.append(" ", button("Show them by time", () => axis(x)));
+    if (x && axis) this.status.append(" ", button("Show by time", () => axis(x)));
   }
 
   private showStatus(text: string, bad = false): void {

@@ -1,4 +1,4 @@
-// How charts look: what of it is in the address, and what follows from it.
+// Display options of charts, read from the address.
 
 import * as route from "../base/route";
 import type { ChartView } from "./plot";
@@ -6,28 +6,28 @@ import type { Chart } from "./variant";
 
 export interface ChartOptions {
   x: string;
-  /** Whether somebody has chosen x; else charts without steps go by time. */
+  /** Whether the user has chosen x. If not, charts without steps use time. */
   explicitAxis: boolean;
   window: [number, number] | null;
   xLog: boolean;
   yLog: boolean;
   smoothing: number;
   clip: boolean;
-  /** Across processes: their median and range, each of them, or the first alone. */
+  /** How to show several processes: median and range, each one, or the first only. */
   ranks: "range" | "each" | "first";
-  /** Of one process only, where it has the metric. */
+  /** Id of the only process to show, if it has the metric. */
   process?: string | null;
-  /** Runs that are not shown. */
+  /** Ids of hidden runs. */
   hidden: Set<string>;
 }
 
-/** Whether a metric is shown by statistics over its processes, which know no attributes. */
+/** Whether a metric is shown as statistics over its processes. Statistics ignore attributes. */
 export function usesRankStatistics(metric: Chart, options: ChartOptions): boolean {
   const plain = metric.attributes.every((attributes) => Object.keys(attributes).length === 0);
   return metric.processes > 1 && metric.scopes.length < 2 && plain && options.ranks === "range" && !options.process && !options.x.startsWith("metric:");
 }
 
-/** The look of charts that the address asks for; `axis` is x where it does not say. */
+/** Read the options from the address. `axis` is the default of x. */
 export function readChartOptions(params: URLSearchParams, axis: string): ChartOptions {
   const from = Number.parseFloat(params.get("from") ?? "");
   const to = Number.parseFloat(params.get("to") ?? "");

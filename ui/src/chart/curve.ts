@@ -1,9 +1,9 @@
-// Mathematics on curves: smoothing, means over runs, ranges. No drawing here.
+// Mathematics on curves: smoothing, means over runs, ranges.
 
 export interface Curve {
   x: Float64Array;
   y: Float64Array;
-  /** Where nothing was recorded: there is no stroke between neighbouring points a and b if a.x <= gap < b.x. Ascending. */
+  /** Positions where recording was interrupted, ascending: points a and b are not connected if a.x <= gap < b.x. */
   gaps?: Float64Array | undefined;
 }
 
@@ -12,15 +12,15 @@ export interface Band {
   low: Float64Array;
   middle: Float64Array;
   high: Float64Array;
-  /** As of a curve. */
+  /** Gaps, as in `Curve`. */
   gaps?: Float64Array | undefined;
 }
 
 /**
  * Exponential moving average, debiased, so that it starts at the first value and not near zero.
  *
- * The weight applies to a thousandth of the range and is raised to the distance of two points, so the shape does not
- * depend on how many points the server left out. NaN and infinities are passed over.
+ * The weight applies per thousandth of the range and is raised to the distance between points, so the shape does not
+ * depend on how many points the server left out. NaN and infinities are skipped.
  */
 export function smooth({ x, y }: Curve, weight: number): Float64Array {
   const result = new Float64Array(y.length);
@@ -37,7 +37,7 @@ export function smooth({ x, y }: Curve, weight: number): Float64Array {
     }
     const at = x[i] as number;
     const decay = weight ** Math.max((at - previous) / unit, 1e-3);
-    // A later point counts with what time has left of the earlier ones.
+    // Earlier points decay with the distance to the new one.
     mean = mean * decay + value * (1 - decay);
     mass = mass * decay + (1 - decay);
     previous = at;
@@ -47,8 +47,8 @@ export function smooth({ x, y }: Curve, weight: number): Float64Array {
 }
 
 /**
- * Mean, lowest and highest of several curves on common positions, between which each is a straight line. Lowest and highest
- * hold every value: what lies between two positions counts at the nearer one. There is nothing where all curves are interrupted.
+ * Mean, minimum and maximum of several curves at common positions, interpolated linearly. Minimum and maximum include every
+ * value: a value between two positions counts at the nearer one. There is no value where all curves have a gap.
  */
 export function aggregate(curves: Curve[], positions = 400): Band {
   let start = Number.POSITIVE_INFINITY;
@@ -106,7 +106,7 @@ export function aggregate(curves: Curve[], positions = 400): Band {
   return curves.some(({ gaps }) => gaps?.length) ? interrupt(band, curves, (i) => counts[i] === 0 && inGap[i] === 1) : band;
 }
 
-/** A band without the positions where nothing was recorded, and with gaps where all of its curves have some. */
+/** Remove the positions where nothing was recorded, and add gaps where all curves have one. */
 function interrupt(band: Band, curves: Curve[], empty: (i: number) => boolean): Band {
   const indices = [...band.x.keys()].filter((i) => !empty(i));
   const part = (column: Float64Array) => Float64Array.from(indices, (i) => column[i] as number);
@@ -130,14 +130,14 @@ function sharedPositions(curves: Curve[]): Float64Array | null {
   return first;
 }
 
-/** Whether nothing was recorded somewhere between two positions. */
+/** Whether a gap lies between two positions. */
 function interrupted({ gaps }: Pick<Curve, "gaps">, from: number, to: number): boolean {
   if (!gaps?.length) return false;
   const next = lowerBound(gaps, from);
   return next < gaps.length && (gaps[next] as number) < to;
 }
 
-/** Whether a line has no stroke to its point `i` from the one before. */
+/** Whether point `i` is not connected to the point before it. */
 export function isInterrupted(curve: Pick<Curve, "x" | "gaps">, i: number): boolean {
   return i > 0 && interrupted(curve, curve.x[i - 1] as number, curve.x[i] as number);
 }
@@ -158,7 +158,7 @@ export function nearest(x: Float64Array, at: number): number {
   return at - (x[right - 1] as number) <= (x[right] as number) - at ? right - 1 : right;
 }
 
-/** Index of the first point that is not below `at`. */
+/** Index of the first point at or after `at`. */
 export function lowerBound(x: Float64Array, at: number): number {
   let low = 0;
   let high = x.length;
@@ -175,7 +175,7 @@ export interface Range {
   max: number;
 }
 
-/** The finite values of arrays within positions [from, to]; on a logarithmic axis the positive ones. */
+/** Range of the finite values at positions [from, to]; on a logarithmic axis, of the positive ones. */
 export function extent(curves: Curve[], from: number, to: number, positive: boolean): Range | null {
   let min = Number.POSITIVE_INFINITY;
   let max = Number.NEGATIVE_INFINITY;
@@ -190,7 +190,7 @@ export function extent(curves: Curve[], from: number, to: number, positive: bool
   return min <= max ? { min, max } : null;
 }
 
-/** The range that holds all but the most extreme hundredth of the values on each side. */
+/** Range of the values without the most extreme hundredth on each side. */
 export function central(curves: Curve[], from: number, to: number, positive: boolean): Range | null {
   const values: number[] = [];
   for (const { x, y } of curves) {
@@ -205,7 +205,7 @@ export function central(curves: Curve[], from: number, to: number, positive: boo
   return { min: at(0.01), max: at(0.99) };
 }
 
-/** A little room around a range, and some where it is a single value. */
+/** Add a margin to a range, also to one of a single value. */
 export function padded({ min, max }: Range, log: boolean): [number, number] {
   if (log) {
     const room = max > min ? (max / min) ** 0.05 : 2;
@@ -229,7 +229,7 @@ export function join(left: Curve, right: Curve): Curve {
   return { ...(ordered ? { x, y } : sorted(x, y)), gaps };
 }
 
-/** A curve of fewer points: of each of so many equal parts of its range the first, the last, the lowest, the highest and a NaN. */
+/** Reduce a curve to a few points for each of `parts` equal parts of its range: first, last, lowest, highest, and a NaN. */
 export function thin({ x, y, gaps }: Curve, parts: number): Curve {
   const start = x[0] ?? 0;
   const width = ((x[x.length - 1] ?? 0) - start) / parts || 1;
@@ -243,7 +243,7 @@ export function thin({ x, y, gaps }: Curve, parts: number): Curve {
   return { x: Float64Array.from(indices, (i) => x[i] as number), y: Float64Array.from(indices, (i) => y[i] as number), gaps };
 }
 
-/** Which of the points `from` to `to` say most about all of them, in their order. */
+/** Indices of the points that represent the points from `from` to `to`, in order. */
 function representatives(y: Float64Array, from: number, to: number): number[] {
   let [low, high, bad] = [-1, -1, -1];
   for (let i = from; i < to; i++) {
@@ -257,7 +257,7 @@ function representatives(y: Float64Array, from: number, to: number): number[] {
   return [...new Set([from, low, high, bad, to - 1])].filter((i) => i >= 0).sort((a, b) => a - b);
 }
 
-/** Rows may arrive late and for earlier steps. */
+/** Sort by position: rows may arrive late and belong to earlier steps. */
 function sorted(x: Float64Array, y: Float64Array): Curve {
   const order = Uint32Array.from(x, (_, i) => i).sort((a, b) => (x[a] as number) - (x[b] as number) || a - b);
   return { x: Float64Array.from(order, (i) => x[i] as number), y: Float64Array.from(order, (i) => y[i] as number) };

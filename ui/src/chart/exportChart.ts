@@ -1,4 +1,4 @@
-// A chart as a file: PNG, SVG or CSV.
+// Exports a chart as PNG, SVG or CSV.
 
 import { svg } from "../base/dom";
 import * as format from "../base/format";
@@ -44,7 +44,7 @@ export function toPng(title: string, plot: Plot, traces: Trace[]): Promise<Blob 
 
 export function toCsv(view: ChartView): Blob {
   const quote = (text: string) => (/[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
-  // A spreadsheet must not take a name for a formula.
+  // Quote names that a spreadsheet would evaluate as a formula.
   const safe = (text: string) => quote(/^[=+\-@\t\r]/.test(text) ? `'${text}` : text);
   const banded = view.traces.some(({ band }) => band);
   const rows = [`${safe(view.xLabel)},series,value,smoothed${banded ? ",low,high" : ""}`];

@@ -1,4 +1,4 @@
-// Distributions over steps: a column for each point, value upwards on a symmetric logarithmic axis, colour for density.
+// Heat map of histograms over steps: one column per point, values on a symmetric logarithmic axis, colour for density.
 
 import * as format from "../base/format";
 import { color, isDark } from "../base/theme";
@@ -8,10 +8,10 @@ const LEFT = 64;
 const BOTTOM = 24;
 const TOP = 8;
 const ROWS = 64;
-/** Share of the values that lie where the axis is linear. */
+/** Share of the values in the linear part of the axis. */
 const SMALL_SHARE = 0.1;
 
-/** Near zero linear, further out logarithmic, on both sides. */
+/** A symmetric logarithmic scale: linear near zero, logarithmic beyond. */
 export interface Symlog {
   to: (value: number) => number;
   from: (position: number) => number;
@@ -31,8 +31,8 @@ export interface Bucket {
 }
 
 /**
- * Buckets with both ends; the open ones end at the smallest and the largest value, or as wide as their neighbour.
- * As in Prometheus: without a minimum, a first bucket up to 0 holds zeros.
+ * Buckets with finite bounds. Open buckets end at the smallest or largest value, or are as wide as their neighbour.
+ * As in Prometheus, a first bucket up to 0 holds zeros if the minimum is missing.
  */
 export function buckets(point: HistogramPoint): Bucket[] {
   const { bounds, counts } = point;
@@ -54,7 +54,7 @@ function outward(edge: number, neighbour: number | undefined, sign: number): num
   return edge + sign * (neighbour === undefined ? Math.abs(edge) || 1 : Math.abs(neighbour - edge));
 }
 
-/** Where linear turns to logarithmic: below nearly all magnitudes that occur. */
+/** Magnitude at which the scale turns from linear to logarithmic: below nearly all magnitudes that occur. */
 export function threshold(points: HistogramPoint[]): number {
   const sizes: [number, number][] = [];
   let values = 0;
@@ -168,7 +168,7 @@ export function drawSingle(canvas: HTMLCanvasElement, point: HistogramPoint, fra
   }
 }
 
-/** Counts in equal parts of the axis; a bucket's count is spread over the parts that it covers. */
+/** Spread the counts of buckets over equal rows of the axis. */
 function rows(bars: { a: number; b: number; count: number }[], low: number, high: number): number[] {
   const counts = new Array<number>(ROWS).fill(0);
   const unit = (high - low) / ROWS;
@@ -200,7 +200,7 @@ function drawYAxis(context: CanvasRenderingContext2D, scale: Symlog, low: number
   context.textBaseline = "middle";
   context.fillStyle = color("muted");
   const labelled: number[] = [];
-  // Zero and what is far out first: what is near zero gives way.
+  // Zero and large values first; labels near zero are dropped if they overlap.
   for (const value of ticks(scale, low, high).sort((a, b) => Number(b === 0) - Number(a === 0) || Math.abs(b) - Math.abs(a))) {
     const y = up(scale.to(value));
     if (labelled.some((other) => Math.abs(other - y) < 16)) continue;
@@ -223,7 +223,7 @@ function prepare(canvas: HTMLCanvasElement): [CanvasRenderingContext2D, number, 
   return [context, width, height];
 }
 
-/** From the panel's colour to a strong one; the root spreads what is rare. */
+/** Colour of a density, from the panel's colour to a strong one. The square root makes rare values visible. */
 function shade(share: number): string {
   const t = Math.sqrt(Math.min(1, share));
   return isDark() ? `hsl(${200 - 20 * t} ${55 + 25 * t}% ${14 + 62 * t}%)` : `hsl(${190 + 20 * t} ${50 + 30 * t}% ${95 - 62 * t}%)`;

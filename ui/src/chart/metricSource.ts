@@ -1,4 +1,4 @@
-// What a metric of the selected runs looks like: lines, means of groups, or statistics over ranks.
+// The curves of one metric for the selected runs: lines, means of groups, or statistics over ranks.
 
 import * as format from "../base/format";
 import * as api from "../data/api";
@@ -12,17 +12,17 @@ export interface SelectedRun {
   id: string;
   name: string;
   color: string;
-  /** Runs of one group are drawn as their mean and range; null draws the run itself. */
+  /** Name of the group, which is drawn as mean and range; null draws the run itself. */
   group: string | null;
   processes: number;
-  /** Names of processes, such as "rank 3 on node1". */
+  /** Name of a process, for example "rank 3 on node1". */
   processName: (process: string) => string;
   firstProcess: () => string | null;
 }
 
-/** Runs beyond which statistics over the ranks of each would be too many questions. */
+/** Number of runs up to which the server computes statistics over ranks, with one request per run. */
 const MAX_RANKED_RUNS = 12;
-/** Lines that the server gives for one question, at most. */
+/** Maximum number of lines that the server returns in one response. */
 const MAX_SERVER_LINES = 2000;
 const LINES_MS = 250;
 const STATISTICS_MS = 3000;
@@ -32,7 +32,7 @@ export class MetricSource {
   remarkText = "";
   warns = true;
   refreshMs = LINES_MS;
-  /** Runs that were asked about, and how many of them have points. */
+  /** Runs that were checked for points without steps, and the number of those that have some. */
   private remarkedRuns = "";
   private stepless = Promise.resolve(0);
 
@@ -71,10 +71,10 @@ export class MetricSource {
     const options = { ...this.options(), x: axis, window: this.cache.window(this.metric.name) };
     const runs = this.selected().filter(({ id }) => !options.hidden.has(id));
     this.remarkText = "";
-    // The server's statistics over ranks take a request for each run; those of many runs are made here, of the lines, if it gives them.
+    // Statistics over ranks take one request per run. For many runs they are computed here, from lines, if there are few enough.
     const ranked = usesRankStatistics(this.metric, options);
     const served = ranked && (runs.length <= MAX_RANKED_RUNS || this.cache.lineCount(this.metric.name) > MAX_SERVER_LINES);
-    // Lines grow by what is new; of the server's statistics all are sent again.
+    // Updates of lines contain new points only; statistics are sent in full.
     this.refreshMs = served ? STATISTICS_MS : LINES_MS;
     this.warns = served;
     const traces = served ? await this.readRankStatistics(runs, options) : await this.readLines(runs, options, ranked);
@@ -95,7 +95,7 @@ export class MetricSource {
     };
   }
 
-  /** Why there is nothing along an axis, though there are points. */
+  /** Explain why no points are shown, although there are some. */
   private hint(axis: string): ChartView["hint"] | null {
     const { points } = this.metric;
     if (points === 0) return null;
@@ -104,7 +104,7 @@ export class MetricSource {
     return axis.startsWith("metric:") ? { text: `${words}, none logged together with ${axis.slice(7)}.` } : null;
   }
 
-  /** Say which runs have points, but none with a step. */
+  /** Remark on runs that have points, but none with a step. */
   private async remarkOnRuns(runs: SelectedRun[]): Promise<void> {
     const lines = await this.cache.load(this.metric.name);
     const withLines = new Set(lines.map(({ run }) => run));
@@ -117,7 +117,7 @@ export class MetricSource {
     }
     const stepless = await this.stepless;
     if (stepless === 0) return;
-    const words = `${stepless === 1 ? "1 run has" : `${stepless} runs have`} points without a step: choose time for x to see them`;
+    const words = `${stepless === 1 ? "1 run has" : `${stepless} runs have`} points without a step; set x to time to see them`;
     this.remarkText = [this.remarkText, words].filter(Boolean).join(" · ");
   }
 
@@ -206,14 +206,14 @@ export class MetricSource {
   }
 }
 
-/** How many of some runs have points of a metric. */
+/** Count the runs that have points of a metric. */
 async function runsWithPoints(project: string, ids: string[], metric: string): Promise<number> {
   const filter = `id in (${ids.map((id) => JSON.stringify(id)).join(", ")}) and archived in (true, false)`;
   const { runs } = await api.runs({ project, filter, limit: 1000, fields: `summary.${metric}` });
   return runs.filter(({ summary }) => (summary[metric]?.count ?? 0) > 0).length;
 }
 
-/** Groups of runs, of which each has a band over its ranks. */
+/** Groups of runs, each with a band over its ranks. */
 class Groups {
   private readonly groups = new Map<string, { color: string; bands: Band[]; ranks: number }>();
 
@@ -233,7 +233,7 @@ class Groups {
   }
 }
 
-/** Of several bands: the mean of their middles, and their lowest and highest edges. */
+/** Combine bands: the mean of their middles, and their lowest and highest edges. */
 function combineBands(bands: Band[]): Band {
   const part = (name: "low" | "middle" | "high") => aggregate(bands.map((band) => ({ x: band.x, y: band[name], gaps: band.gaps })));
   const { x, middle, gaps } = part("middle");
@@ -247,7 +247,7 @@ function curves({ x, y, gaps }: Curve, smoothing: number): Pick<Trace, "x" | "y"
 
 let palette: (index: number) => string = () => "currentColor";
 
-/** Colours of lines that are not runs. */
+/** Set the colours of lines that do not stand for a run. */
 export function usePalette(colors: (index: number) => string): void {
   palette = colors;
 }
@@ -261,7 +261,7 @@ function roundToSteps(window: { start?: number; stop?: number }, x: string): { s
   return { start: Math.floor(window.start), stop: Math.ceil(window.stop) };
 }
 
-/** The rank that stands apart: highest or lowest nearly always, and far from the median. */
+/** Name the rank that is nearly always the highest or lowest, and far from the median. */
 function outlier(ranks: api.Ranks, name: (process: string) => string): string {
   const n = ranks.x.length;
   if (n < 4 || ranks.processes < 3) return "";

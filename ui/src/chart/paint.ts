@@ -1,8 +1,8 @@
-// Drawing curves on the canvas that uPlot made: lines, bands, and marks where a value is no number.
+// Draws curves on uPlot's canvas: lines, bands, and marks for values that are not finite.
 
 import { type Band, type Curve, isInterrupted } from "./curve";
 
-/** From values to pixels, along one axis. */
+/** Maps values to pixels along one axis. */
 export type Scale = (value: number) => number;
 
 export function scale(min: number, max: number, from: number, to: number, log: boolean): Scale {
@@ -22,12 +22,12 @@ export interface Stroke {
 }
 
 /**
- * From how many points on a line is drawn as hairlines beside each other. Browsers draw a line of one pixel 30 times faster
- * than a thicker one with joints, and with so many points no joint is seen.
+ * Number of points from which a line is drawn as parallel hairlines. Browsers draw a line of one pixel 30 times faster
+ * than a thicker one with joins, and joins are not visible with so many points.
  */
 const DENSE = 200;
 
-/** A line with gaps where a value cannot be drawn, or none was recorded. A single point between gaps becomes a dot. */
+/** Draw a line with gaps where a value cannot be drawn or recording was interrupted. A single point between gaps becomes a dot. */
 export function line(context: CanvasRenderingContext2D, curve: Curve, sx: Scale, sy: Scale, stroke: Stroke): void {
   const { x, y } = curve;
   context.save();
@@ -63,7 +63,7 @@ export function line(context: CanvasRenderingContext2D, curve: Curve, sx: Scale,
     context.stroke(path);
   } else {
     context.lineWidth = 1;
-    // Hairlines that overlap would add up where they are not opaque.
+    // Overlapping hairlines would add up if they are not opaque.
     const lines = stroke.alpha < 1 ? 1 : Math.max(1, Math.ceil(stroke.width));
     const gap = lines > 1 ? (stroke.width - 1) / (lines - 1) : 0;
     context.translate(0, (-gap * (lines - 1)) / 2);
@@ -83,7 +83,7 @@ export function line(context: CanvasRenderingContext2D, curve: Curve, sx: Scale,
   context.restore();
 }
 
-/** What lies between the lowest and the highest samples of each two pixels, where there are more than one. */
+/** Fill the area between the lowest and highest samples of each pixel column that has several. */
 export function envelope(context: CanvasRenderingContext2D, { x, y }: Curve, sx: Scale, sy: Scale, color: string): void {
   const columns: [number, number, number][] = [];
   let column = Number.NaN;
@@ -136,13 +136,13 @@ export interface Box {
   height: number;
 }
 
-/** Where values are no numbers: how many there are, and shapes for those that can be told apart, as SVG has paths. */
+/** Marks for values that are not finite: their number, and SVG paths of those that do not overlap. */
 export interface Marks {
   count: number;
   shapes: string[];
 }
 
-/** A cross at the lower edge for NaN, a triangle at the edge that an infinity lies beyond; of half this size. */
+/** Mark NaN with a cross at the lower edge, and an infinity with a triangle at its edge. `size` is half the size of a mark. */
 export function marks({ x, y }: Curve, sx: Scale, { left, top, width, height }: Box, size: number): Marks {
   const shapes: string[] = [];
   let count = 0;
@@ -154,7 +154,7 @@ export function marks({ x, y }: Curve, sx: Scale, { left, top, width, height }: 
     const px = sx(x[i] as number);
     if (Math.abs(px - previous) < size || px < left || px > left + width) continue;
     previous = px;
-    // Whole also at the edges of the plot.
+    // Marks at the edges of the plot are moved inwards, so that they are complete.
     const at = Math.min(Math.max(px, left + size), left + width - size);
     if (Number.isNaN(value)) {
       const py = top + height - size * 1.5;

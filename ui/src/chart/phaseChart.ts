@@ -1,4 +1,4 @@
-// The phases of a step upon each other, by the host's clock or the device's, and how far the device is behind.
+// Charts of the phases of a step: stacked durations by host or device clock, and how far the device lags behind the host.
 
 import * as format from "../base/format";
 import { lineColor } from "../base/theme";
@@ -9,29 +9,29 @@ import { type Curve, aggregate } from "./curve";
 import type { Trace, ChartView } from "./plot";
 import type { PointCache } from "./pointCache";
 
-/** Metrics whose name has a part `phase`. */
+/** Matches metrics with a name part `phase`. */
 export const PHASE = /(?:^|[./])phase(?:[./]|$)/;
 export const CLOCK = "tensormeter.clock";
 const LAG = "lag";
 
-/** Phases in the order in which a step goes through them. */
+/** Usual order of the phases within a step. */
 const ORDER = ["data", "data_loading", "forward", "model_forward", "backward", "model_backward", "optimizer", "optimizer_update", "checkpoint", "checkpoint_save"];
 
 export interface PhaseChoice {
   clock: string;
-  /** Null: the mean of all. */
+  /** Id of the process to show; null shows the mean of all. */
   process: string | null;
-  /** Name of a process, such as "rank 3 on node1". */
+  /** Name of a process, for example "rank 3 on node1". */
   processName: (process: string) => string;
 }
 
-/** The uppermost line is the whole step. */
+/** Chart of stacked phases. The top line is the duration of the whole step. */
 export function stackedPhases(cache: PointCache, metrics: string[], unit: string, options: () => ChartOptions, choice: () => PhaseChoice): ChartSource {
   let remark = "";
   return {
     title: "phases, stacked",
     unit,
-    description: "Time in each phase of a step, one above the other",
+    description: "Duration of each phase of a step, stacked",
     subscribe: subscribeAll(cache, metrics),
     remark: () => remark,
     warns: false,
@@ -47,12 +47,12 @@ export function stackedPhases(cache: PointCache, metrics: string[], unit: string
   };
 }
 
-/** What the device is behind the host, for each phase and process; null if no process has a device. */
+/** Chart of the delay between host and device, for each phase and process. */
 export function phaseLag(cache: PointCache, metrics: string[], unit: string, options: () => ChartOptions, choice: () => PhaseChoice): ChartSource {
   return {
     title: "lag of the device",
     unit,
-    description: "How long after the host asked for a phase the device began with it. Near zero: the device waits for the host.",
+    description: "Delay between the launch of a phase on the host and its start on the device. Near zero, the device waits for the host.",
     subscribe: subscribeAll(cache, metrics),
     read: async () => {
       const { process, processName } = choice();
@@ -104,7 +104,7 @@ function phaseOf(line: Line): string {
   return entry ? String(entry[1]) : (line.metric.split(PHASE).pop() ?? line.metric).replace(/^[./]/, "") || line.metric;
 }
 
-/** One curve for each phase, in the order of a step: of several processes their mean. */
+/** One curve per phase, in the order of a step: the mean over processes. */
 function byPhase(lines: Line[]): [string, Curve][] {
   const byName = new Map<string, Line[]>();
   for (const line of lines) byName.set(phaseOf(line), [...(byName.get(phaseOf(line)) ?? []), line]);
@@ -125,14 +125,14 @@ function stack(phases: [string, Curve][]): Trace[] {
     const { x, gaps } = curve;
     const low: Float64Array = Float64Array.from(x, (at) => (base ? valueAt(base, at) : 0));
     const high: Float64Array = Float64Array.from(curve.y, (value, i) => value + (low[i] as number));
-    const note = (i: number) => `${format.withUnit(curve.y[i] as number, "s")} of it`;
+    const note = (i: number) => `${format.withUnit(curve.y[i] as number, "s")} in this phase`;
     traces.push({ x, y: high, gaps, label: name, color: lineColor(index), stack: true, band: { x, low, middle: high, high, gaps }, note });
     below = { x, y: high };
   }
   return traces;
 }
 
-/** The value of the last point that is not after `at`. */
+/** The value of the last point at or before `at`. */
 function valueAt({ x, y }: Curve, at: number): number {
   let low = 0;
   let high = x.length - 1;

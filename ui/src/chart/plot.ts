@@ -1,4 +1,4 @@
-// One plot: uPlot makes axes, grid, cursor and selection; the curves are drawn here, each with its own positions.
+// One plot. uPlot draws axes, grid, cursor and selection; curves are drawn here, because each has its own positions.
 
 import uPlot from "uplot";
 import * as format from "../base/format";
@@ -9,34 +9,34 @@ import * as paint from "./paint";
 export interface Trace extends Curve {
   label: string;
   color: string;
-  /** The curve before it was smoothed. */
+  /** The curve before smoothing. */
   raw?: Curve;
   band?: Band;
-  /** Further words for the value at an index, such as which rank it is from. */
+  /** Additional text for the value at an index, for example its rank. */
   note?: (index: number) => string;
   thin?: boolean;
   stack?: boolean;
-  /** Whether there are more points than these, so that counting these tells little. */
+  /** Whether the server left points out, so that counts of points are not exact. */
   sampled?: boolean;
 }
 
 export interface ChartView {
   traces: Trace[];
-  /** `duration` and `time` are in seconds, the latter since the epoch. */
+  /** Unit of x: `duration` is in seconds, `time` in seconds since the epoch. */
   xKind: "number" | "duration" | "time";
-  /** The axis, as the address names it. */
+  /** Name of the axis in the address. */
   x: string;
   xLabel: string;
   xLog: boolean;
   yLog: boolean;
   unit: string;
-  /** Zoomed to; null shows everything. */
+  /** Range to zoom to; null shows everything. */
   window: [number, number] | null;
-  /** Leave the most extreme values out of the y range. */
+  /** Whether to exclude the most extreme values from the y range. */
   clip: boolean;
-  /** What to say where there is nothing to draw, and the axis along which there is. */
+  /** Text to show if there is nothing to draw, and an axis on which there is. */
   hint?: { text: string; x?: string };
-  /** Lines are of groups, which no list beside the charts names. */
+  /** Whether lines stand for groups, which the list of runs does not name. */
   grouped?: boolean;
 }
 
@@ -48,7 +48,7 @@ export interface Reading {
   note: string;
   low?: number;
   high?: number;
-  /** Its curve is the one at the pointer. */
+  /** Whether its curve is the nearest to the pointer. */
   nearest?: boolean;
 }
 
@@ -57,29 +57,29 @@ export interface PlotEvents {
   hover: (at: number | null, readings: Reading[], place: { left: number; top: number }) => void;
 }
 
-/** Half the size of a mark, and how thick its lines are. */
+/** Half the size of a mark, and the width of its lines. */
 export const MARK = 4;
 export const MARK_LINE = 1.8;
-/** Shares of a plot's width by which keys move the cursor, the latter with Shift. */
+/** Distance that a key moves the cursor, as a share of the plot's width, without and with Shift. */
 const KEY_STEP = 0.01;
 const KEY_LEAP = 0.1;
 const MINUTE = 60;
 const HOUR = 3600;
-/** Seconds between ticks that are easily read as durations. */
+/** Intervals between ticks in seconds that are easy to read as durations. */
 const DURATIONS = [
   ...[0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30],
   ...[1, 2, 5, 10, 15, 30].map((minutes) => minutes * MINUTE),
   ...[1, 2, 3, 6, 12, 24, 48, 96, 168, 336, 672, 1344, 2688].map((hours) => hours * HOUR),
 ];
 
-/** Between ticks of steps, which are whole numbers. */
+/** Intervals between ticks of steps, which are integers. */
 const STEPS = Array.from({ length: 16 }, (_, power) => [1, 2, 5].map((digit) => digit * 10 ** power)).flat();
 
-/** Moves the cursors of all plots along one axis together. */
+/** Synchronizes the cursors of all plots with the same axis. */
 const cursors = (x: string) => uPlot.sync(`tensormeter ${x}`);
 
 export class Plot {
-  /** Values that are NaN or infinite, and samples out of sight, in what is shown. */
+  /** Number of values in the visible range that are not finite, and that lie outside the y range. */
   marked = 0;
   outside = 0;
   private plot: uPlot | null = null;
@@ -87,7 +87,7 @@ export class Plot {
   private cursors: uPlot.SyncPubSub | null = null;
   /** Whether keys move the cursor. */
   private keyboardActive = false;
-  /** Whether the values at the cursor are those of this plot. */
+  /** Whether the values at the cursor come from this plot. */
   private ownsReadings = false;
   private x: Range = { min: 0, max: 1 };
   private y: [number, number] = [0, 1];
@@ -265,10 +265,10 @@ export class Plot {
     context.restore();
   }
 
-  /** The arrows move the cursor, so who has no pointer reads values too; plus zooms in around it. */
+  /** Let the arrow keys move the cursor, so that values can be read without a pointer. Plus zooms in around the cursor. */
   private addKeyboard(plot: uPlot): void {
     const { over } = plot;
-    const attributes = { tabindex: 0, role: "slider", "aria-label": `Values of ${this.name}: arrow keys`, "aria-valuenow": this.x.min };
+    const attributes = { tabindex: 0, role: "slider", "aria-label": `Values of ${this.name}, read with the arrow keys`, "aria-valuenow": this.x.min };
     for (const [name, value] of Object.entries(attributes)) over.setAttribute(name, String(value));
     this.updateAriaRange(plot);
     over.addEventListener("keydown", (event) => {
@@ -297,7 +297,7 @@ export class Plot {
     });
   }
 
-  /** Between which positions keys can move. */
+  /** Report the range of the cursor to assistive technology. */
   private updateAriaRange({ over }: uPlot): void {
     over.setAttribute("aria-valuemin", String(this.x.min));
     over.setAttribute("aria-valuemax", String(this.x.max));
@@ -306,12 +306,12 @@ export class Plot {
   private hover(plot: uPlot): void {
     const { left, top } = plot.cursor;
     if (left === undefined || top === undefined || left < 0) {
-      // A plot that has just been made has no cursor either; the values at the pointer belong to another one then.
+      // A new plot has no cursor either; the current values then belong to another plot.
       if (this.ownsReadings) this.events.hover(null, [], { left: 0, top: 0 });
       this.ownsReadings = false;
       return;
     }
-    // Other plots move along but only the one under the pointer speaks, or the one that has the keys.
+    // Cursors of other plots move along, but only the plot under the pointer or with the keyboard focus reports values.
     if (this.keyboardActive || (plot.cursor as { event?: unknown }).event) {
       const at = plot.posToVal(left, "x");
       const readings = this.readings(at);
@@ -348,13 +348,13 @@ export class Plot {
   }
 }
 
-/** Move the cursor, and those of the other plots. */
+/** Move the cursor, and those of synchronized plots. */
 function move(plot: uPlot, left: number, top: number): void {
-  // That others follow is asked for by an argument that the declaration lacks.
+  // uPlot's type declaration lacks the argument that moves the other plots.
   (plot.setCursor as (place: { left: number; top: number }, tell: boolean, others: boolean) => void)({ left, top }, true, true);
 }
 
-/** Mark the reading whose distance is the smallest. */
+/** Mark the reading with the smallest distance. */
 function mark(readings: Reading[], distance: (value: number) => number): void {
   let best: Reading | null = null;
   let smallest = Number.POSITIVE_INFINITY;
@@ -365,7 +365,7 @@ function mark(readings: Reading[], distance: (value: number) => number): void {
   if (best && readings.length > 1) best.nearest = true;
 }
 
-/** A logarithmic axis begins anywhere; only numbers of one digit are worth a label, if there are any. */
+/** Keep only the labels with one significant digit on a logarithmic axis, if there are any. */
 function legible(splits: (number | null)[]): (number | null)[] {
   const round = splits.map((split) => (split !== null && Math.abs(split / Number(split.toPrecision(1)) - 1) < 1e-9 ? split : null));
   return round.some((split) => split !== null) ? round : splits;

@@ -1,4 +1,4 @@
-// The points of a selection of runs: asked for in batches, kept, and grown by what is new.
+// Cache of the points of a selection of runs: batches requests, keeps responses, and appends new points.
 
 import * as api from "../data/api";
 import { follow, type Update } from "../data/live";
@@ -6,13 +6,13 @@ import { type Curve, join, thin } from "./curve";
 
 export interface AxisChoice {
   x: string;
-  /** Whether somebody has chosen x; else metrics without steps go by another than the step. */
+  /** Whether the user has chosen x. If not, metrics without steps use another axis. */
   explicitAxis?: boolean;
   window: [number, number] | null;
 }
 
 interface Entry {
-  /** The axis that they are along. */
+  /** The axis of the lines. */
   x: string;
   lines: api.Line[];
   cursor: string;
@@ -25,9 +25,9 @@ interface QueuedRead {
 }
 
 const BATCH_POINTS = 50_000;
-/** Points that a line has grown by, mostly, when it is asked for again. */
+/** Estimated number of new points per line in an update. */
 const UPDATE_POINTS = 50;
-/** How many times the points that are asked for a line may have before it is made of fewer. */
+/** Factor by which a line may exceed the requested number of points before it is thinned. */
 const MAX_GROWTH = 4;
 const MAX_REQUESTS = 3;
 const MAX_METRICS = 100;
@@ -36,7 +36,7 @@ export class PointCache {
   connected = true;
   private entries = new Map<string, Entry>();
   private queue: QueuedRead[] = [];
-  /** What has been asked for and is not there yet. */
+  /** Requests whose responses have not arrived. */
   private pending = new Map<string, Promise<api.Line[]>>();
   private reading = new Set<string>();
   private dirty = new Set<string>();
@@ -45,7 +45,7 @@ export class PointCache {
   private generation = 0;
   private abort = new AbortController();
   private stop: (() => void) | null = null;
-  /** Where the stream of updates began; "" before. */
+  /** Cursor at which the stream of updates started; "" before that. */
   private streamCursor = "";
   private scheduled = false;
   private idleCallbacks: (() => void)[] = [];
@@ -54,24 +54,24 @@ export class PointCache {
     readonly project: string,
     readonly runs: string[],
     private axisChoice: AxisChoice,
-    /** About how many lines a metric has in one run: one for each process and set of attributes. */
+    /** Estimated number of lines of a metric in one run: one per process and set of attributes. */
     private readonly linesPerRun: (metric: string) => number = () => 1,
-    /** The axis of a metric that has no steps; null: it has some. */
+    /** The axis of a metric without steps; null if it has steps. */
     private readonly axisWithoutSteps: (metric: string) => string | null = () => null,
   ) {}
 
-  /** What x is for a metric. */
+  /** The axis of a metric. */
   axis(metric: string): string {
     const { x, explicitAxis } = this.axisChoice;
     return (x === "step" && !explicitAxis && this.axisWithoutSteps(metric)) || x;
   }
 
-  /** What is zoomed to; nothing for a metric along another axis than the others. */
+  /** The range that a metric is zoomed to; null if the metric uses another axis than the others. */
   window(metric: string): [number, number] | null {
     return this.axis(metric) === this.axisChoice.x ? this.axisChoice.window : null;
   }
 
-  /** Begin to follow; `onUpdate` hears of states and events too. */
+  /** Follow the runs. `onUpdate` also receives states and events. */
   follow(onUpdate: (update: Update) => void, onConnection: (connected: boolean) => void): void {
     this.stop = follow(
       this.runs,
@@ -101,7 +101,7 @@ export class PointCache {
     this.abort.abort();
   }
 
-  /** Look at the runs in another way; what was read for the former one is dropped. */
+  /** Change the axis or range. Points that were read for the previous one are dropped. */
   setAxis(axisChoice: AxisChoice): void {
     if (JSON.stringify(axisChoice) === JSON.stringify(this.axisChoice)) return;
     this.axisChoice = axisChoice;
@@ -116,19 +116,19 @@ export class PointCache {
     for (const resolve of this.idleCallbacks.splice(0)) resolve();
   }
 
-  /** Resolves when nothing is asked for any more. */
+  /** Wait until no requests are pending. */
   async idle(): Promise<void> {
     while (this.activeRequests > 0 || this.queue.length > 0) await new Promise<void>((resolve) => this.idleCallbacks.push(resolve));
   }
 
-  /** Hear when a metric has grown. */
+  /** Call the listener when a metric has new points. Returns a function that unsubscribes. */
   subscribe(metric: string, listener: () => void): () => void {
     const set = this.listeners.get(metric) ?? new Set();
     this.listeners.set(metric, set.add(listener));
     return () => set.delete(listener);
   }
 
-  /** The lines of a metric: at once if they are there and nothing is new, else after a request. */
+  /** Load the lines of a metric, from memory if they are up to date. */
   load(metric: string): Promise<api.Line[]> {
     let entry = this.entries.get(metric);
     if (entry && entry.x !== this.axis(metric)) {
@@ -149,7 +149,7 @@ export class PointCache {
     return request;
   }
 
-  /** Ask for what will be wanted, at once; whoever wants it gets the answer, or asks again where that failed. */
+  /** Request metrics before they are needed. Errors are ignored, because a later load retries. */
   prefetch(metrics: string[]): void {
     for (const metric of metrics) this.load(metric).catch(() => {});
     this.startRequests();
@@ -168,24 +168,24 @@ export class PointCache {
     });
   }
 
-  /** Points for each line; fewer where there are many lines, because then they are thin and near each other. */
+  /** Number of points to request per line: fewer if there are many lines, which are thin and close to each other. */
   private maxPoints(metric: string): number {
     const lines = this.lineCount(metric);
     return lines > 40 ? 240 : lines > 12 ? 500 : 1000;
   }
 
-  /** About how many lines a metric has. */
+  /** Estimated number of lines of a metric. */
   lineCount(metric: string): number {
     return this.runs.length * Math.max(1, this.linesPerRun(metric));
   }
 
   private startRequests(): void {
     while (this.activeRequests < MAX_REQUESTS) {
-      // Two answers from one cursor would bring the same points twice.
+      // Two responses from one cursor would contain the same points twice.
       const ready = this.queue.filter(({ metric }) => !this.reading.has(metric));
       const [first] = ready;
       if (!first) return;
-      // Those that have been read go together by the cursor they were read at, the others without one.
+      // Metrics with the same cursor are read together, as are those without one.
       const cursor = this.cursorOf(first);
       const x = this.axis(first.metric);
       const points = this.maxPoints(first.metric);
@@ -234,7 +234,7 @@ export class PointCache {
         this.entries.set(name, { x, cursor: answer.cursor, lines: merge(before, fresh, maxPoints) });
       }
       for (const { metric, resolve } of batch) resolve(this.entries.get(metric)?.lines ?? []);
-      // The stream began meanwhile: what arrived between the two is in neither.
+      // The stream started in the meantime: points that arrived between the two cursors are in neither.
       if (streamCursor !== this.streamCursor && answer.cursor !== this.streamCursor) for (const name of names) this.markGrown(name);
     } catch (error) {
       if (generation !== this.generation) return;
@@ -264,7 +264,7 @@ function merge(before: api.Line[], fresh: api.Line[], points: number): api.Line[
   return [...lines.values()];
 }
 
-/** A page that is open for days must not hold, nor draw, all that came meanwhile. */
+/** Append points, and thin the curve if it has grown too long, so that a page that is open for days stays small. */
 function extend(existing: api.Line, fresh: api.Line, points: number): Curve {
   const curve = join(existing, fresh);
   return curve.x.length > points * MAX_GROWTH ? thin(curve, points / 2) : curve;

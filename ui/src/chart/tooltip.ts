@@ -1,4 +1,4 @@
-// What the pointer is at: every curve's value, highest first, the nearest one marked.
+// Tooltip with the values at the pointer, highest first, the nearest one marked.
 
 import { fill, h } from "../base/dom";
 import * as format from "../base/format";
@@ -9,7 +9,7 @@ let box: HTMLElement | null = null;
 
 export function show(title: string, readings: Reading[], unit: string, place: { left: number; top: number }): void {
   box ??= h("div", { class: "tooltip", role: "status", "aria-live": "off" });
-  // An open dialog lies above everything that is not in it.
+  // An open dialog covers everything outside it.
   const parent = document.querySelector("dialog[open]") ?? document.body;
   if (box.parentElement !== parent) parent.append(box);
   const ordered = [...readings].sort((a, b) => rank(b.y) - rank(a.y));

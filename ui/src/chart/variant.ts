@@ -1,23 +1,23 @@
-// Charts of metrics. Metrics of one name that differ in unit or kind are charts of their own.
+// Charts of metrics. Metrics with the same name but another unit or kind get separate charts.
 
 import type { Line, Metric } from "../data/api";
 
 export interface Chart extends Metric {
-  /** The name, and what tells it from other charts of that name. */
+  /** The name, and the properties that distinguish it from other charts with that name. */
   title: string;
 }
 
-/** What tells metrics apart. */
+/** Key of a metric, from all properties that distinguish metrics. */
 export function metricKey({ name, kind, temporality, monotonic, unit }: Metric): string {
   return JSON.stringify([name, kind, temporality, monotonic, unit]);
 }
 
-/** Whether a line belongs into a chart of the metric. */
+/** Whether a line belongs to the chart of a metric. */
 export function belongs(line: Line, { kind, temporality, monotonic, unit }: Metric): boolean {
   return line.kind === kind && line.unit === unit && line.temporality === temporality && line.monotonic === monotonic;
 }
 
-/** The same metrics with their titles. */
+/** Add the titles of charts to metrics. */
 export function withTitles(metrics: Metric[]): Chart[] {
   const byName = new Map<string, Metric[]>();
   for (const metric of metrics) byName.set(metric.name, [...(byName.get(metric.name) ?? []), metric]);

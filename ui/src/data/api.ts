@@ -1,4 +1,4 @@
-// The server's query API: types, requests, and arrays in binary.
+// Client of the server's query API: types, requests, and decoding of binary arrays.
 
 export type State = "running" | "finished" | "failed" | "crashed" | "preempted" | "stalled";
 export type JsonNumber = number | "NaN" | "Infinity" | "-Infinity";
@@ -33,9 +33,9 @@ export interface Run {
   archived: boolean;
   processes: number;
   points: number;
-  /** Points that were dropped where it runs. */
+  /** Points that were dropped before they reached the server. */
   lost: number;
-  /** Seconds between the time of its newest point and when something last arrived. */
+  /** Seconds between the timestamp of the newest point and the arrival of the latest data. */
   lag: number | null;
   config: Record<string, unknown>;
   summary: Record<string, Summary>;
@@ -63,11 +63,11 @@ export interface Metric {
   description: string;
   temporality: "delta" | "cumulative" | null;
   monotonic: boolean | null;
-  /** Names of the libraries that record it; "" is tensormeter itself. */
+  /** Names of the instrumentation scopes that record it; "" is tensormeter. */
   scopes: string[];
   attributes: Record<string, unknown>[];
   points: number;
-  /** Whether a latest point of its series has a step. */
+  /** Whether the latest point of any of its series has a step. */
   stepped: boolean;
   processes: number;
   last: JsonNumber | null;
@@ -87,9 +87,9 @@ export interface Line {
   attributes: Record<string, unknown>;
   x: Float64Array;
   y: Float64Array;
-  /** See `Curve`. */
+  /** Positions of gaps, see `Curve`. */
   gaps?: Float64Array | undefined;
-  /** Points that the range holds; more than x has, where the server left some out. */
+  /** Number of points in the range. It exceeds the length of x if the server sampled them. */
   total: number;
 }
 
@@ -105,7 +105,7 @@ export interface SeriesQuery {
   attributes?: Record<string, unknown>;
 }
 
-/** Which of several metrics of one name. */
+/** Selects one of several metrics that share a name. */
 export interface Variant {
   scope?: string;
   unit?: string;
@@ -140,7 +140,7 @@ export interface TelemetryEvent {
   name: string;
   step: number | null;
   process: string;
-  /** OTLP's number, 1 (TRACE) to 24 (FATAL4); 0: none. */
+  /** OTLP severity number from 1 (TRACE) to 24 (FATAL4); 0 if unset. */
   severity_number: number;
   severity_text: string;
   trace_id: string;
@@ -148,14 +148,14 @@ export interface TelemetryEvent {
   scope: { name?: string; version?: string };
   attributes: Record<string, unknown>;
   body: unknown;
-  /** Characters of the body as JSON. */
+  /** Length of the body as JSON, in characters. */
   size: number;
 }
 
 export interface SeriesPage {
   series: Line[];
   cursor: string;
-  /** The server forgot what came after the cursor; `series` holds everything. */
+  /** Whether the server could not resume from the cursor; `series` then holds all points. */
   reset: boolean;
 }
 
@@ -200,7 +200,7 @@ export async function request(path: string, options: RequestInit = {}): Promise<
     response = await fetch(BASE + path, { ...options, headers });
   } catch (error) {
     if (options.signal?.aborted) throw error;
-    throw new ApiError(0, "unreachable", "The server does not answer.");
+    throw new ApiError(0, "unreachable", "The server is not reachable.");
   }
   if (!response.ok) throw await toApiError(response);
   return response;
@@ -212,7 +212,7 @@ async function toApiError(response: Response): Promise<ApiError> {
     const { code, message, ...details } = error;
     return new ApiError(response.status, code, message, details);
   } catch {
-    return new ApiError(response.status, "error", `The server answered ${response.status}.`);
+    return new ApiError(response.status, "error", `The server responded with status ${response.status}.`);
   }
 }
 
@@ -225,7 +225,7 @@ const MAY_BE_EMPTY = new Set(["fields", "scope", "unit"]);
 function queryString(parameters: Record<string, string | number | undefined | null>): string {
   const search = new URLSearchParams();
   for (const [name, value] of Object.entries(parameters)) {
-    // An empty list of fields means none of them, an empty unit or scope means none; of all others, empty means not given.
+    // Empty parameters are omitted, except where empty has a meaning: no fields, no unit, no scope.
     if (value !== undefined && value !== null && (value !== "" || MAY_BE_EMPTY.has(name))) search.set(name, String(value));
   }
   const text = search.toString();
@@ -240,7 +240,7 @@ export async function projects(): Promise<Project[]> {
 
 let damageListener: (texts: string[]) => void = () => {};
 
-/** The listener gets what the server has left out of an answer because its store is damaged, again with each answer. */
+/** Set the listener for damage of the store. It receives the parts that the server left out of a response, for each such response. */
 export function onStoreDamage(listener: (texts: string[]) => void): void {
   damageListener = listener;
 }
@@ -271,12 +271,12 @@ export async function metrics(id: string, project: string): Promise<Metric[]> {
   return (await json<{ metrics: Metric[] }>(`${runPath(id)}/metrics${queryString({ project })}`)).metrics.map(withDefaults);
 }
 
-/** With what the server leaves out where it is as usual. */
+/** Fill in the fields that the server omits if they have their default. */
 function withDefaults(metric: Metric): Metric {
   return { ...metric, scopes: metric.scopes ?? [""], stepped: metric.stepped ?? metric.last_step !== null };
 }
 
-/** What any of several runs has. */
+/** Read the metrics of several runs, merged by the server. */
 export async function metricsOf(ids: string[], project: string): Promise<Metric[]> {
   const runs = ids.map((id) => reference(project, id)).join(",");
   return (await json<{ metrics: Metric[] }>(`/metrics${queryString({ runs })}`)).metrics.map(withDefaults);
@@ -303,13 +303,13 @@ export async function events(
   return (await json<{ events: TelemetryEvent[] }>(`${runPath(id)}/events${queryString(parameters)}`)).events;
 }
 
-/** An image as an address for `img`. It goes through fetch because `img` cannot send a token. */
+/** Load an image as an object URL for `img`. It uses fetch, because `img` cannot send a token. */
 export async function media(id: string, digest: string, project: string): Promise<string> {
   const response = await request(`${runPath(id)}/media/${encodeURIComponent(digest)}${queryString({ project })}`);
   return URL.createObjectURL(await response.blob());
 }
 
-/** A run in a list of runs: ids may repeat over projects. */
+/** A run as the API refers to it in lists: run ids are unique only within a project. */
 export const reference = (project: string, id: string) => `${project}/${id}`;
 
 const withoutProject = (run: string) => run.slice(run.lastIndexOf("/") + 1);
@@ -329,7 +329,7 @@ interface Column {
   length: number;
 }
 
-/** u32 length of a JSON header, the header, then its arrays of float64, aligned to 8 bytes, little-endian. */
+/** Decode a columns response: u32 length of a JSON header, the header, then float64 arrays, aligned to 8 bytes, little-endian. */
 export function decodeColumns(buffer: ArrayBuffer): SeriesPage {
   const length = new DataView(buffer).getUint32(0, true);
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length))) as {
@@ -350,7 +350,7 @@ export function decodeColumns(buffer: ArrayBuffer): SeriesPage {
   return { cursor: header.cursor, reset: header.reset === true, series: lines };
 }
 
-/** A number of the API; NaN and the infinities travel as strings. */
+/** Convert a number of the API. NaN and infinities are sent as strings. */
 export function toNumber(value: JsonNumber | null | undefined): number {
   return value === null || value === undefined ? Number.NaN : Number(value);
 }

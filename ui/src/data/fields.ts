@@ -1,12 +1,12 @@
-// Fields of runs by name: columns, groups and comparisons show them.
+// Reads fields of runs by the names that columns, groups and filters use.
 
 import * as format from "../base/format";
 import type * as api from "./api";
 
-/** What nobody logged: names of metrics of the machine, and of tensormeter itself. */
+/** Matches metrics that the training script did not log: metrics of the system and of tensormeter itself. */
 export const SYSTEM_METRIC = /^(system|process|hw|container|k8s|tensormeter|phase|cpython|gc)\./;
 
-/** A field of a run by the name that filters use. */
+/** Read a field of a run by its name in the filter language. */
 export function fieldValue(run: api.Run, name: string): unknown {
   if (name.startsWith("config.")) {
     const key = name.slice("config.".length);

@@ -1,4 +1,4 @@
-// Live updates: server-sent events, read with fetch because EventSource cannot send a token.
+// Live updates by server-sent events, read with fetch because EventSource cannot send a token.
 
 import { type State, reference, request } from "./api";
 
@@ -12,8 +12,8 @@ export interface Update {
 const RETRY_MS = [1000, 2000, 5000, 15000];
 
 /**
- * Follow runs until the returned function is called. Goes on by itself when the server comes back. `onBegin` hears from which
- * cursor on updates come, whenever a connection begins: what was read at another one may be old.
+ * Follow runs until the returned function is called. Reconnects when the server returns. `onStart` receives the cursor from
+ * which updates follow, once per connection: points read at another cursor may be outdated.
  */
 export function follow(
   runs: string[],
@@ -72,7 +72,7 @@ export function follow(
       try {
         await read();
       } catch {
-        // Told below; the server may be restarting.
+        // Reported below. The server may be restarting.
       }
       if (abort.signal.aborted) return;
       onState(false);

@@ -1,15 +1,15 @@
-// What the page asks of a view.
+// Interface between the shell and its pages.
 
 export interface PageContext {
-  /** Name the view in the window's title and the bar. */
+  /** Set the title of the window and the breadcrumb. */
   title: (...parts: string[]) => void;
-  /** An element that tells what went wrong and what to do next. */
+  /** Create an element that explains an error and offers a retry. */
   onError: (error: unknown, retry: () => void) => HTMLElement;
 }
 
 export interface Page {
   readonly element: HTMLElement;
-  /** Show what the address says; called at first and whenever its parameters change. */
+  /** Show the state in the address. Called at the start and after each change of the parameters. */
   apply: (params: URLSearchParams) => void;
   close: () => void;
   onKey?: (event: KeyboardEvent) => void;

@@ -1,21 +1,21 @@
-// What the first picture needs is asked for while most of the page's own code is still on its way.
+// Requests the data of the first view while most of the page's code is still loading.
 
 import type { Route } from "../base/route";
 import { usesRankStatistics, readChartOptions } from "../chart/chartOptions";
 import { trainingCharts, groupIntoSections } from "../selection/metricSections";
 import { RunSelection } from "../selection/runSelection";
 
-/** Pixels that a chart takes at least, that stand beside and above all of them, and that the list of several runs takes. */
+/** Sizes in pixels: the smallest chart, the margins around all charts, and the list of several runs. */
 const CHART = { width: 372, height: 290 };
 const MARGINS = { width: 20, height: 170 };
 const LIST = 250;
 
-/** The runs that an address shows, and the points of the charts that will be in sight at first. */
+/** Load the runs in the address, and the points of the charts that will be visible first. */
 export function prefetch({ path, params }: Route): RunSelection | null {
   const [kind, project, section, ids, tab = "charts"] = path;
   if (kind !== "p" || project === undefined || section !== "runs" || !ids) return null;
   const selection = new RunSelection(project, ids.split(","));
-  // Who shows the session waits for the same, and tells what went wrong.
+  // Errors are handled by the page, which waits for the same promise.
   selection.load().then(
     () => tab === "charts" && prefetchPoints(selection, params),
     () => {},

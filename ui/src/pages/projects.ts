@@ -1,4 +1,4 @@
-// All projects; where there are none, how to make one.
+// The list of projects, or the welcome text if there are none.
 
 import { arrange, fill, h } from "../base/dom";
 import * as format from "../base/format";
@@ -14,7 +14,7 @@ export class Projects implements Page {
   readonly element = h("div", { class: "projects" }, h("p", { class: "state", role: "status" }, "Loading …"));
   private readonly title = h("h1", {}, "Projects");
   private readonly cards = h("div", { class: "grid" });
-  private readonly heading = h("h2", {}, "Under way, or in need of a look");
+  private readonly heading = h("h2", {}, "Running, or in need of attention");
   private readonly attention = h("ul", { class: "attention" });
   private readonly links = new Map<string, HTMLElement>();
   private timer = 0;
@@ -51,14 +51,14 @@ export class Projects implements Page {
       fill(this.element, welcome());
       return;
     }
-    // What needs a person now comes before everything else.
+    // Runs that need attention.
     const { runs } = await api.runs({
       filter: 'state in ("failed", "crashed", "stalled", "running")',
       sort: "-last_time",
       limit: 12,
       fields: "",
     });
-    // Bad ones first.
+    // Runs with problems come first.
     runs.sort((a, b) => Number(a.state === "running") - Number(b.state === "running"));
     const ordered = [...projects].sort((a, b) => format.epoch(b.last_time) - format.epoch(a.last_time));
     arrange(
@@ -70,12 +70,12 @@ export class Projects implements Page {
     arrange(this.element, parts);
   }
 
-  /** Elements stay, with the focus on them, while what they say changes. */
+  /** Create or update the card of a project. Elements are reused, so they keep the focus. */
   private card({ name, runs, last_time: lastTime }: api.Project): HTMLElement {
     const link = this.links.get(name) ?? h("a", { class: "project", href: address(["p", name]) });
     this.links.set(name, link);
     const words = `${format.count(runs)} ${runs === 1 ? "run" : "runs"}`;
-    fill(link, h("h3", {}, name), h("p", {}, words), h("p", { class: "muted" }, `last heard ${format.ago(format.epoch(lastTime))}`));
+    fill(link, h("h3", {}, name), h("p", {}, words), h("p", { class: "muted" }, `last update ${format.ago(format.epoch(lastTime))}`));
     return link;
   }
 
@@ -84,7 +84,7 @@ export class Projects implements Page {
     const link = this.links.get(key) ?? h("a", { href: address(["p", run.project, "runs", run.id]) });
     this.links.set(key, link);
     link.textContent = run.name || run.id;
-    const updated = h("span", { class: "muted" }, `heard ${format.ago(format.epoch(run.last_time))}`);
+    const updated = h("span", { class: "muted" }, `updated ${format.ago(format.epoch(run.last_time))}`);
     const line = (link.parentElement as HTMLLIElement | null) ?? h("li", {}, link);
     arrange(line, [stateBadge(run), link, h("span", { class: "muted" }, run.project), updated]);
     return line;

@@ -1,4 +1,4 @@
-// A project's runs: filter, sort, group, choose columns, select to compare. The address holds all of it.
+// The runs of a project: filter, sort, group, choose columns, select runs to compare. The address holds all of this state.
 
 import { button, fill, h, iconButton } from "../base/dom";
 import * as format from "../base/format";
@@ -18,11 +18,11 @@ import { welcome } from "../widgets/welcome";
 import type { PageContext, Page } from "./page";
 
 const REFRESH_MS = 5000;
-/** Between looks at which runs lost something or are late. */
+/** Interval at which the banners for lost and late data are refreshed. */
 const BANNERS_REFRESH_MS = 30_000;
-/** Runs that such a look reads. */
+/** Number of runs that each banner names. */
 const MAX_BANNER_RUNS = 5;
-/** Runs whose charts are shown where none is selected. */
+/** Number of runs whose charts are compared if none is selected. */
 const MAX_COMPARED = 100;
 
 export class RunsPage implements Page {
@@ -124,10 +124,10 @@ export class RunsPage implements Page {
     this.offTheme();
   }
 
-  /** Learn from the newest runs which fields there are. */
+  /** Read the fields and the banners, then show the table. */
   private async begin(): Promise<void> {
     try {
-      // Together, so that no banner moves what somebody is about to click.
+      // Loaded together, so that a late banner does not move the table under the pointer.
       const [total] = await Promise.all([this.readFields(), this.refreshBanners()]);
       fill(this.empty, total === 0 ? welcome(this.project) : null);
       this.element.classList.toggle("nothing", total === 0);
@@ -140,7 +140,7 @@ export class RunsPage implements Page {
     }
   }
 
-  /** Returns how many runs there are. */
+  /** Read the fields of the newest runs. Returns the number of runs. */
   private async readFields(): Promise<number> {
     const { runs, total } = await api.runs({ project: this.project, limit: 5 });
     this.sample = runs;
@@ -153,7 +153,7 @@ export class RunsPage implements Page {
     return total;
   }
 
-  /** Look again at what is under way; where nothing was logged yet, also for what there is to show. */
+  /** Refresh the visible rows, and the fields as long as no metrics have been logged. */
   private async refresh(): Promise<void> {
     const { scrollTop, clientHeight } = this.grid.element;
     await this.rows.refresh(Math.floor(scrollTop / ROW), Math.ceil((scrollTop + clientHeight) / ROW));
@@ -166,7 +166,7 @@ export class RunsPage implements Page {
       this.apply(this.params);
       this.chooser.update(this.columns, this.fields);
     } catch {
-      // The next look will tell.
+      // Retried at the next refresh.
     }
   }
 
@@ -178,7 +178,7 @@ export class RunsPage implements Page {
       const [lost, late] = await Promise.all([search(LOST_FILTER), search(LATE_FILTER)]);
       drawBanners(this.banners, runBanners(this.project, lost.runs, late.runs, { lost: lost.total, late: late.total }));
     } catch {
-      // The list of runs says what is wrong.
+      // The table shows the error.
     }
   }
 
@@ -195,7 +195,7 @@ export class RunsPage implements Page {
   private request(): Request {
     const group = this.params.get("group") ?? "";
     const keys = [...this.columns, group].filter((key) => key.startsWith("config.") || key.startsWith("summary."));
-    // A statistic of a metric is in the metric's summary.
+    // Statistics of a metric are part of its summary.
     const fields = keys.map((key) => key.replace(/^(summary\..+)\.(last|min|max|mean|count|last_step)$/, "$1"));
     return {
       project: this.project,
@@ -211,7 +211,7 @@ export class RunsPage implements Page {
     return this.params.get("sort") ?? "-started";
   }
 
-  /** Columns of numbers, going by the newest runs. */
+  /** Keys of the columns that hold numbers in the newest runs. */
   private get numbers(): string[] {
     return this.columns.filter((key) => this.sample.some((run) => typeof fieldValue(run, key) === "number"));
   }
@@ -234,7 +234,7 @@ export class RunsPage implements Page {
 
   private async change(run: api.Run, change: api.RunChange): Promise<void> {
     const before = { ...run };
-    // The list may have been read again while somebody was typing.
+    // The rows may have been reloaded while the user was typing.
     const assign = (values: Partial<api.Run>) => {
       for (const row of this.rows.loadedRuns()) if (row.id === run.id) Object.assign(row, values);
       this.grid.refresh();
@@ -271,7 +271,7 @@ export class RunsPage implements Page {
     if (this.sample.length && this.element.classList.toggle("unmatched", matches === 0)) {
       fill(
         this.empty,
-        h("div", { class: "state" }, h("h2", {}, "No run matches"), h("p", {}, button("Clear the filter", () => route.change({ filter: null })))),
+        h("div", { class: "state" }, h("h2", {}, "No matching runs"), h("p", {}, button("Clear filter", () => route.change({ filter: null })))),
       );
     } else if (this.sample.length) fill(this.empty);
     this.drawActions();
@@ -295,7 +295,7 @@ export class RunsPage implements Page {
         ? button(`Compare ${selected.length}`, () => this.compare(), { class: "primary" })
         : button(`Charts of ${n === this.rows.matches ? "all" : "the first"} ${n}`, () => this.compareFirst(), { disabled: n === 0 }),
       selected.length > 0 && button("Pin", () => this.pinSelected(), { title: "Keep the selected runs on top" }),
-      selected.length > 0 && button("Clear", () => route.change({ selected: null }), { "aria-label": "Clear the selection" }),
+      selected.length > 0 && button("Clear", () => route.change({ selected: null }), { "aria-label": "Clear selection" }),
     );
   }
 

@@ -1,4 +1,4 @@
-// One run, or several beside each other: what they are, how they are, and panes to look into.
+// The page of one run, or of several runs to compare: a status header and tabs with panes.
 
 import { fill, h } from "../base/dom";
 import * as route from "../base/route";
@@ -19,7 +19,7 @@ import type { PageContext, Page } from "./page";
 const ONE = { charts: "Charts", system: "System", distributions: "Distributions", media: "Media", overview: "Overview" };
 const MANY = { charts: "Charts", difference: "Configuration" };
 const RELOAD_MS = 3000;
-/** Where several runs are shown, and nothing that is not known has come. */
+/** Reload interval for several runs, unless a new metric or state arrives. */
 const QUIET_MS = 30_000;
 
 export class Workspace implements Page {
@@ -110,7 +110,7 @@ export class Workspace implements Page {
       this.pane?.onReload?.();
       this.health.update();
     } catch {
-      // The next update tries again; the bar says when the server is away.
+      // Retried after the next update. A banner reports a lost connection.
     }
     this.reloadAt = Number.POSITIVE_INFINITY;
   }
@@ -149,5 +149,5 @@ export class Workspace implements Page {
   }
 }
 
-/** Parts of the view that hold on every pane. */
+/** Parameters that apply to all panes. */
 const SHARED = new Set(["x", "from", "to", "s", "colors", "hide", "group"]);

@@ -1,4 +1,4 @@
-// The charts of a selection of runs, and the list of the runs beside them.
+// The charts of the selected runs, and the list of runs next to them.
 
 import { button, fill, h } from "../base/dom";
 import * as route from "../base/route";
@@ -50,7 +50,7 @@ export class ChartsPane implements Pane {
     this.controls.update(params, this.axis);
     this.list?.update(params);
     this.draw();
-    // What decides how it looks, apart from what is shown: then all in sight is read again, from memory if possible.
+    // If options other than the runs changed, all visible charts are read again, from memory if possible.
     const { hidden, ...options } = this.options();
     const fingerprint = JSON.stringify([options, [...hidden], params.get("group"), params.get("colors")]);
     if (fingerprint !== this.fingerprint) this.grid.refresh();
@@ -72,7 +72,7 @@ export class ChartsPane implements Pane {
     this.draw();
   }
 
-  /** Charts without steps may be along another axis than the others; who zooms into one chooses it for all. */
+  /** Zoom all charts. Charts without steps may use another axis; zooming into one chooses its axis for all. */
   private zoom(window: [number, number] | null, x?: string): void {
     zoom(window, window && x !== this.options().x ? x : undefined);
   }
@@ -101,10 +101,10 @@ export class ChartsPane implements Pane {
       const all = trainingCharts(this.selection.charts, "");
       fill(
         this.empty,
-        h("h2", {}, all.length ? "No chart has such a name" : "Nothing was logged yet"),
+        h("h2", {}, all.length ? "No matching charts" : "No metrics yet"),
         all.length
-          ? h("p", {}, `${all.length} charts have other names. `, button("Show all", () => route.change({ q: null })))
-          : h("p", {}, "Charts appear here by themselves as soon as run.log is called."),
+          ? h("p", {}, `${all.length} charts do not match. `, button("Show all", () => route.change({ q: null })))
+          : h("p", {}, "Charts appear here automatically after the first call of run.log."),
       );
     }
     this.grid.update(

@@ -1,4 +1,4 @@
-// Configurations beside each other: what differs comes first, what is equal on demand.
+// Configurations of several runs in columns: settings that differ, and the others on demand.
 
 import { fill, h } from "../base/dom";
 import * as format from "../base/format";
@@ -27,9 +27,9 @@ export class ConfigDiffPane implements Pane {
       h(
         "div",
         { class: "content" },
-        h("div", { class: "controls" }, h("label", { class: "check" }, box, "show what is equal too"), h("span", { class: "muted" }, `${rows.filter(({ differs }) => differs).length} of ${rows.length} settings differ`)),
+        h("div", { class: "controls" }, h("label", { class: "check" }, box, "show equal settings"), h("span", { class: "muted" }, `${rows.filter(({ differs }) => differs).length} of ${rows.length} settings differ`)),
         visibleRows.length === 0
-          ? h("div", { class: "state" }, h("h2", {}, keys.length ? "These runs are configured alike" : "These runs have no configuration"), keys.length ? null : h("p", {}, "Give one to tensormeter.init(config={...}), and it is here."))
+          ? h("div", { class: "state" }, h("h2", {}, keys.length ? "All settings are equal" : "No configuration"), keys.length ? null : h("p", {}, "Pass one to tensormeter.init(config={...})."))
           : h(
               "div",
               { class: "scroll", tabindex: 0, role: "region", "aria-label": "Configurations" },

@@ -1,4 +1,4 @@
-// Histograms over steps, and one of them by a slider.
+// Histograms over steps as heat maps, with a slider that selects one of them.
 
 import { arrange, fill, h } from "../base/dom";
 import * as format from "../base/format";
@@ -20,8 +20,8 @@ export class DistributionsPane implements Pane {
     type: "search",
     "data-search": true,
     class: "search",
-    placeholder: "Search distributions, by regular expression",
-    "aria-label": "Search distributions, by regular expression",
+    placeholder: "Search distributions (regular expression)",
+    "aria-label": "Search distributions (regular expression)",
     on: { input: () => route.change({ q: this.search.value }) },
   });
   private readonly grid = h("div", { class: "charts wide" });
@@ -70,7 +70,7 @@ export class DistributionsPane implements Pane {
         h(
           "div",
           { class: "state" },
-          h("h2", {}, any ? "No distribution has such a name" : "No distributions yet"),
+          h("h2", {}, any ? "No matching distributions" : "No distributions yet"),
           any ? null : h("p", {}, "Log one with ", h("code", {}, "run.log({\"gradients\": tensormeter.Histogram(tensor)})"), ", or watch a whole model with ", h("code", {}, "run.watch(model)"), "."),
         ),
       );
@@ -113,7 +113,7 @@ class DistributionCard {
   ) {
     const from = metric.scopes.length > 1 && scope ? [scope] : [];
     const title = [metric.title, ...from, ...Object.values(attributes).map(String)].join(" · ");
-    this.heat.setAttribute("aria-label", `${title} over ${this.axis === "step" ? "steps" : "time"}; brighter is denser`);
+    this.heat.setAttribute("aria-label", `${title} over ${this.axis === "step" ? "steps" : "time"}; a stronger colour means more values`);
     this.single.setAttribute("aria-label", `${title} at one ${this.axis === "step" ? "step" : "time"}`);
     this.heat.addEventListener("click", (event) => this.pick(event));
     this.element = h(
@@ -127,7 +127,7 @@ class DistributionCard {
     );
   }
 
-  /** Distributions that were recorded without steps go by the time since the run's start. */
+  /** The axis: time since the start of the run for histograms without steps. */
   private get axis(): string {
     return this.metric.stepped ? "step" : "relative";
   }

@@ -1,4 +1,4 @@
-// The first thing to see: is it alive, is it healthy, was anything lost.
+// Header of a run: state, last update, progress, and banners for problems.
 
 import { fill, h } from "../base/dom";
 import * as format from "../base/format";
@@ -60,7 +60,7 @@ export class Health {
     this.drawBanners();
   }
 
-  /** Look for alerts and ends, but not more often than every few seconds, and once more when something came meanwhile. */
+  /** Read alerts and run ends at most every few seconds; a last read follows the last update. */
   private scheduleEvents(): void {
     if (this.eventsTimer) return;
     this.eventsTimer = window.setTimeout(
@@ -81,7 +81,7 @@ export class Health {
       }
       this.drawBanners();
     } catch {
-      // The overview tells what events there are; a banner that cannot be read is no reason for another one.
+      // The overview shows errors of events, so no banner is added here.
     }
   }
 
@@ -100,14 +100,14 @@ export class Health {
     const alive = ranks.filter(({ state }) => state === "running" || state === null).length;
     const rate = step > 0 && end > started ? step / (end - started) : Number.NaN;
     const facts: [string, string, string?][] = [
-      ["last heard", format.ago(format.epoch(run.last_time)), format.moment(format.epoch(run.last_time))],
+      ["last update", format.ago(format.epoch(run.last_time)), format.moment(format.epoch(run.last_time))],
       ["step", step >= 0 ? step.toLocaleString("en").replaceAll(",", "\u2009") : "–"],
       ["steps/s", Number.isFinite(rate) ? format.number(rate) : "–", "over the whole run"],
-      [single.ended ? "took" : "running for", format.duration(end - started), `since ${format.moment(started)}`],
+      [single.ended ? "duration" : "running for", format.duration(end - started), `since ${format.moment(started)}`],
       ["ranks", run.state === "running" && alive < ranks.length ? `${alive} of ${ranks.length}` : String(ranks.length)],
     ];
     if (isProvisional(single)) facts.push(["attempt", `${single.attempt}, provisional`, "attempts on other machines may have the same number"]);
-    else if (single.attempt > 1) facts.push(["attempt", String(single.attempt), "it was resumed"]);
+    else if (single.attempt > 1) facts.push(["attempt", String(single.attempt), "the run was resumed"]);
     const text = JSON.stringify(facts);
     if (this.facts.dataset.text === text) return;
     this.facts.dataset.text = text;
@@ -117,7 +117,7 @@ export class Health {
   private drawBanners(): void {
     const { single, runs, project } = this.selection;
     const banners: Banner[] = [];
-    if (!this.connected) banners.push({ kind: "warn", title: "Not live", text: "The server does not answer; this page tries again by itself. What is shown may be old." });
+    if (!this.connected) banners.push({ kind: "warn", title: "Not live", text: "The server is not reachable. This page reconnects automatically; the values shown may be outdated." });
     if (single) banners.push(...this.singleRunBanners(single, runs[0] ?? single));
     else banners.push(...runBanners(project, runs.filter(({ lost }) => lost > 0), runs.filter(isLate)));
     drawBanners(this.banners, banners);
@@ -127,18 +127,18 @@ export class Health {
     const banners: Banner[] = [];
     if (state === "stalled" || ENDED_BADLY.includes(state)) {
       const why = state === "stalled" ? "" : endSummary(run, this.ends);
-      banners.push({ kind: state === "preempted" || isForeign(run) ? "warn" : "bad", title: isForeign(run) ? "Silent" : state, text: [describeState(state, isForeign(run)), why].filter(Boolean).join(" ") });
+      banners.push({ kind: state === "preempted" || isForeign(run) ? "warn" : "bad", title: isForeign(run) ? "Idle" : state, text: [describeState(state, isForeign(run)), why].filter(Boolean).join(" ") });
     }
     const losses = lossSentences(run.losses);
     if (losses.length) banners.push({ kind: "bad", title: "Data was lost.", text: losses.join(" ") });
     if (isLate({ state, lag: run.lag })) {
-      banners.push({ kind: "warn", title: "Late", text: `The newest point is ${format.duration(run.lag ?? 0)} older than the last sign of life. Points that are late are kept where the trainer runs.` });
+      banners.push({ kind: "warn", title: "Late data.", text: `The newest point is ${format.duration(run.lag ?? 0)} older than the last update. Points wait on the training node until they can be sent.` });
     }
     const serious = this.alerts.filter((event) => alertOf(event).serious);
     if (serious[0]) {
       const { title, text, level } = alertOf(serious[0]);
       const { step } = serious[0];
-      const words = [text, step === null || text.includes(`step ${step}`) ? "" : `(step ${step})`, serious.length > 1 ? `and ${serious.length - 1} more, on the overview` : ""];
+      const words = [text, step === null || text.includes(`step ${step}`) ? "" : `(step ${step})`, serious.length > 1 ? `and ${serious.length - 1} more (see Overview)` : ""];
       banners.push({ kind: level === "ERROR" ? "bad" : "warn", title, text: words.filter(Boolean).join(" "), links: chartLinks(serious[0], this.selection) });
     }
     return banners;

@@ -1,4 +1,4 @@
-// Images by step, tables, texts.
+// Logged images by step, tables and texts.
 
 import { arrange, fill, h, setText } from "../base/dom";
 import * as format from "../base/format";
@@ -18,15 +18,15 @@ const SHELVES: [Kind, string][] = [
   ["table", "Tables"],
   ["text", "Texts"],
 ];
-/** Of each kind the newest ones. */
+/** Number of items that are listed per kind, the newest ones. */
 const MAX_EVENTS = 500;
-/** Larger bodies are read one by one, when they are to be seen. */
+/** Size up to which bodies are part of the list, in characters. Larger ones are read one by one when they are shown. */
 const MAX_CHARACTERS = 20_000;
 
 interface Group {
   key: string;
   kind: Kind;
-  /** Oldest first. */
+  /** Events from oldest to newest. */
   events: api.TelemetryEvent[];
 }
 
@@ -36,8 +36,8 @@ export class MediaPane implements Pane {
     type: "search",
     "data-search": true,
     class: "search",
-    placeholder: "Search media, by regular expression",
-    "aria-label": "Search media, by regular expression",
+    placeholder: "Search media (regular expression)",
+    "aria-label": "Search media (regular expression)",
     on: { input: () => route.change({ q: this.search.value }) },
   });
   private readonly shelves = new Map(SHELVES.map(([kind, title]) => [kind, new Shelf(kind, title)]));
@@ -85,7 +85,7 @@ export class MediaPane implements Pane {
       this.groups = [...groups.values()].sort((a, b) => (a.key < b.key ? -1 : 1));
       this.draw();
     } catch (error) {
-      fill(this.message, h("div", { class: "state", role: "alert" }, h("h2", {}, "Media cannot be read"), h("p", {}, error instanceof Error ? error.message : String(error))));
+      fill(this.message, h("div", { class: "state", role: "alert" }, h("h2", {}, "Could not load media"), h("p", {}, error instanceof Error ? error.message : String(error))));
     }
   }
 
@@ -114,21 +114,21 @@ export class MediaPane implements Pane {
         h(
           "div",
           { class: "state" },
-          h("h2", {}, this.groups.length ? "Nothing has such a name" : "No tables, images or texts yet"),
-          this.groups.length ? null : h("p", {}, "Log them beside your numbers: ", h("code", {}, 'run.log({"samples": tensormeter.Image(array)}, step)'), "."),
+          h("h2", {}, this.groups.length ? "No matching media" : "No tables, images or texts yet"),
+          this.groups.length ? null : h("p", {}, "Log them together with your metrics: ", h("code", {}, 'run.log({"samples": tensormeter.Image(array)}, step)'), "."),
         ),
       );
     }
   }
 }
 
-/** The body of one event. */
+/** Read the body of one event. */
 async function bodyOf(run: string, project: string, { id, name, time }: api.TelemetryEvent): Promise<unknown> {
   const events = await api.events(run, { project, name, start: time, stop: String(BigInt(time) + 1n) });
   return events.find((event) => event.id === id)?.body ?? null;
 }
 
-/** What there is of one kind. */
+/** A section with all items of one kind. */
 class Shelf {
   readonly element: HTMLElement;
   private readonly grid: HTMLElement;
@@ -207,7 +207,7 @@ class MediaCard {
         const image = h("img", { alt: caption });
         if (digest) image.src = await this.address(digest);
         if (turn !== this.turn) return;
-        fill(this.stage, digest ? picture(image, caption) : h("p", { class: "status" }, "This image is of a kind that is not shown."));
+        fill(this.stage, digest ? picture(image, caption) : h("p", { class: "status" }, "This image format is not supported."));
       } catch (error) {
         fill(this.stage, h("p", { class: "status bad" }, error instanceof Error ? error.message : String(error)));
       }
@@ -219,7 +219,7 @@ class MediaCard {
     this.words.textContent = words.filter(Boolean).join(" · ");
   }
 
-  /** The body of an event that was too large for the list. The last one is kept. */
+  /** Read the body of an event that was too large for the list. The latest one is cached. */
   private fullBody(event: api.TelemetryEvent): Promise<unknown> {
     if (this.large?.id !== event.id) {
       const body = this.read(event);

@@ -1,4 +1,4 @@
-// What a run is: how it ended, alerts, configuration, environment, processes, what happened.
+// Overview of a run: end, alerts, configuration, environment, processes, events.
 
 import { arrange, fill, h, type Child } from "../base/dom";
 import * as format from "../base/format";
@@ -23,7 +23,7 @@ const MAIN_FACTS: [string, string][] = [
   ["system", "os.description"],
 ];
 const MAX_PROCESSES = 600;
-/** Larger bodies of events are not read: alerts are smaller, and of others only the beginning is shown. */
+/** Size up to which bodies of events are read, in characters. Alerts are smaller, and other events are abbreviated anyway. */
 const MAX_CHARACTERS = 100_000;
 
 export class OverviewPane implements Pane {
@@ -31,7 +31,7 @@ export class OverviewPane implements Pane {
   readonly element = h("div", { class: "pane" }, this.content);
   private readonly facts = h("dl", { class: "facts long" });
   private readonly editor: RunEditor;
-  /** Panels by title, and what they were made of. */
+  /** Panels by title, with a key of their contents. */
   private readonly panels = new Map<string, { key: string; element: HTMLElement }>();
   private readonly run: HTMLElement;
   private events: api.TelemetryEvent[] = [];
@@ -84,18 +84,18 @@ export class OverviewPane implements Pane {
       this.run,
       this.panel("Alerts", [alerts, alerts.map((event) => chartLinks(event, this.selection)), problem], () => [
         problem ? h("p", { class: "problem" }, problem) : null,
-        alerts.length ? h("ul", { class: "events" }, ...alerts.map((event) => alertItem(event, chartLinks(event, this.selection)))) : h("p", { class: "muted" }, "None. A NaN, a spike or a stall would be here."),
+        alerts.length ? h("ul", { class: "events" }, ...alerts.map((event) => alertItem(event, chartLinks(event, this.selection)))) : h("p", { class: "muted" }, "None. NaN values, spikes and stalls are listed here."),
       ]),
-      this.panel("Configuration", config, () => [table(config, "No configuration was given to init.")]),
-      this.panel("Environment", environment, () => [table(environment, "The processes said nothing about their environment.")]),
+      this.panel("Configuration", config, () => [table(config, "No configuration was passed to init.")]),
+      this.panel("Environment", environment, () => [table(environment, "No environment was reported.")]),
       this.panel("Processes", run.processes, () => [processTable(run.processes)]),
-      this.panel("What happened", others, () => [
+      this.panel("Events", others, () => [
         others.length ? h("ul", { class: "events" }, ...others.map(eventItem)) : h("p", { class: "muted" }, "No events."),
       ]),
     ]);
   }
 
-  /** They stay as they are, selected, until one says something else. */
+  /** Redraw the facts only if they changed, so that a text selection is kept. */
   private drawFacts(facts: HTMLElement[]): void {
     const text = facts.map(({ outerHTML }) => outerHTML).join("");
     if (this.facts.dataset.text === text) return;
@@ -103,7 +103,7 @@ export class OverviewPane implements Pane {
     fill(this.facts, ...facts);
   }
 
-  /** A panel stays as it is, scrolled and selected, until what it shows is something else. */
+  /** Create a panel, or return the existing one if its contents are unchanged, so that scroll position and selection are kept. */
   private panel(title: string, content: unknown, make: () => Child[]): HTMLElement {
     const key = JSON.stringify(content);
     const existing = this.panels.get(title);
@@ -122,7 +122,7 @@ function runFacts(run: api.RunDetail, events: api.TelemetryEvent[]): [string, Ch
     ["id", run.id],
     ["started", format.moment(format.epoch(run.started))],
     ["ended", run.ended ? format.moment(format.epoch(run.ended)) : "not yet"],
-    ["last heard", format.moment(format.epoch(run.last_time))],
+    ["last update", format.moment(format.epoch(run.last_time))],
     ["attempt", attemptText(run)],
     ["group", run.group || "–"],
     ["exit", exitWords(events)],
@@ -177,7 +177,7 @@ function eventItem(event: api.TelemetryEvent): HTMLElement {
   const { name, body, size, scope, trace_id: trace, severity_text: severityText } = event;
   const content = body === null || body === undefined ? (size > MAX_CHARACTERS ? `(${format.count(size)} characters)` : "") : typeof body === "string" ? body : JSON.stringify(body);
   const level = levelOf(event);
-  // The lifecycle of every run is information, which needs no label.
+  // Lifecycle events of runs have the level INFO, which needs no label.
   const labelled = level && !(name.startsWith("tensormeter.") && level === "INFO");
   return h(
     "li",

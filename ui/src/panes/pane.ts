@@ -1,4 +1,4 @@
-// What a workspace asks of a pane: charts, the system, media, …
+// Interface between a workspace and its panes.
 
 import type { Update } from "../data/live";
 
@@ -7,9 +7,9 @@ export interface Pane {
   apply: (params: URLSearchParams) => void;
   onUpdate?: (update: Update) => void;
   onKey?: (event: KeyboardEvent) => void;
-  /** There are metrics that were not known. */
+  /** Called when new metrics were detected. */
   onMetrics?: () => void;
-  /** What the session knows of its runs was read again. */
+  /** Called after the runs were reloaded. */
   onReload?: () => void;
   close: () => void;
 }

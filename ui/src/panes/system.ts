@@ -1,4 +1,4 @@
-// The machine: GPUs by node, host, process, phases of a step, and what logging costs.
+// System metrics: GPUs by node, host, process, phases of a step, and the cost of logging.
 
 import { fill, h, setOptions } from "../base/dom";
 import * as route from "../base/route";
@@ -24,9 +24,9 @@ const SECTIONS: [string, RegExp][] = [
   ["GPU", /^hw\.|^tensormeter\.gpu/],
   ["Process", /^process\.|^cpython\.|^gc\./],
   ["Host", /^system\.|^container\.|^k8s\./],
-  ["Logging itself", /^tensormeter\./],
+  ["Logging", /^tensormeter\./],
 ];
-/** Processes beyond which a chart shows their median and range at first. */
+/** Number of processes up to which a chart shows each of them by default; above, their median and range. */
 const EACH = 8;
 
 export class SystemPane implements Pane {
@@ -50,7 +50,7 @@ export class SystemPane implements Pane {
     this.element = h("div", { class: "pane" }, h("div", { class: "content" }, this.controls.element, this.gpuGrid.element, this.empty, this.grid.element), this.full.element);
   }
 
-  /** The machine goes by the clock unless somebody says otherwise. */
+  /** Options of the charts. System metrics use relative time by default. */
   private options(): ChartOptions {
     const options = readChartOptions(this.params, "relative");
     const many = this.selection.metrics.some(({ processes }) => processes > EACH);
@@ -96,7 +96,7 @@ export class SystemPane implements Pane {
     if (phases.length) bySection.set(PHASES, this.phases(phases));
     for (const metric of metrics.sort((a, b) => (a.name < b.name ? -1 : 1))) {
       if (phases.includes(metric)) continue;
-      const [section] = SECTIONS.find(([, pattern]) => pattern.test(metric.name)) ?? ["Others"];
+      const [section] = SECTIONS.find(([, pattern]) => pattern.test(metric.name)) ?? ["Other"];
       bySection.set(section, [...(bySection.get(section) ?? []), this.source(metric)]);
     }
     const order = SECTIONS.map(([name]) => name);
@@ -107,8 +107,8 @@ export class SystemPane implements Pane {
     this.empty.hidden = sections.length > 0;
     fill(
       this.empty,
-      h("h2", {}, this.params.get("q") ? "Nothing has such a name" : "No statistics of the machine yet"),
-      h("p", {}, "They come from the agent beside the trainer, every few seconds, unless sensors are off."),
+      h("h2", {}, this.params.get("q") ? "No matching metrics" : "No system metrics yet"),
+      h("p", {}, "The agent on the training node sends them every few seconds, unless sensors are disabled."),
     );
   }
 
@@ -151,7 +151,7 @@ export class SystemPane implements Pane {
     };
   }
 
-  /** By which phases were timed. */
+  /** Clocks that timed the phases. */
   private clocks(): Set<string> {
     const phases = this.selection.metrics.filter(({ name }) => PHASE.test(name));
     return new Set(phases.flatMap(({ attributes }) => attributes.map((set) => String(set[CLOCK] ?? "host"))));
@@ -167,7 +167,7 @@ export class SystemPane implements Pane {
   }
 }
 
-/** A choice that is in the address as `name`; its first value is not. */
+/** Create a select whose value is the parameter `name`. The first value is the default, which is not in the address. */
 function select(title: string, name: string) {
   const field = h("select", { "aria-label": title, on: { change: () => route.change({ [name]: field.selectedIndex > 0 ? field.value : null }) } });
   const label = h("label", {}, `${name} `, field);

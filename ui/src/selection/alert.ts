@@ -1,4 +1,4 @@
-// What an alert says: those that scripts raise (title, text, level) and those of the server (kind, message).
+// Reads alerts: those of scripts have title, text and level, those of the server kind and message.
 
 import { address } from "../base/route";
 import type { TelemetryEvent } from "../data/api";
@@ -11,16 +11,16 @@ export interface Alert {
   serious: boolean;
 }
 
-const TITLES: Record<string, string> = { nan: "Not finite", spike: "Spike", stall: "Stalled", threshold: "Beyond a bound" };
+const TITLES: Record<string, string> = { nan: "Not finite", spike: "Spike", stall: "Stalled", threshold: "Threshold exceeded" };
 
 const LEVELS = ["TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL"];
 
-/** The level of a record: OTLP has four numbers to each. "" without a severity. */
+/** The level of a log record; "" if it has no severity. OTLP has four numbers per level. */
 export function levelOf({ severity_number: number, severity_text: text }: TelemetryEvent): string {
   return LEVELS[Math.ceil(number / 4) - 1] ?? text;
 }
 
-/** The class of a list item with a record of this level. */
+/** CSS class of a list item with a record of this level. */
 export function levelClass(level: string): string {
   return level === "ERROR" || level === "FATAL" ? "bad" : level === "WARN" ? "warn" : "";
 }
@@ -29,7 +29,7 @@ export function alertOf(event: TelemetryEvent): Alert {
   const { body } = event;
   const { title, text, level, kind, message } = (typeof body === "string" ? { text: body } : (body ?? {})) as Record<string, unknown>;
   const serverKind = String(kind ?? "");
-  // The server notices only what somebody should look at.
+  // Alerts of the server are warnings at least.
   const severity = String(level ?? (serverKind === "nan" ? "ERROR" : serverKind ? "WARN" : levelOf(event) || "INFO"));
   return {
     title: String(title ?? TITLES[serverKind] ?? serverKind),
@@ -39,7 +39,7 @@ export function alertOf(event: TelemetryEvent): Alert {
   };
 }
 
-/** The chart that an alert is about: the server says of which metric it is, and what a script says may name one. */
+/** Link to the chart of an alert's metric. Alerts of the server name it; in those of scripts, any word may be its name. */
 export function chartLinks(event: TelemetryEvent, { metrics, project, ids }: RunSelection): [string, string][] {
   const { metric } = (event.body ?? {}) as Record<string, unknown>;
   const { title, text } = alertOf(event);

@@ -1,4 +1,4 @@
-// How charts look: search, x-axis, smoothing, axes, ranks. All of it is in the address.
+// Controls of charts: search, x axis, smoothing, scales, ranks. Their state is in the address.
 
 import { button, fill, h, setOptions } from "../base/dom";
 import * as format from "../base/format";
@@ -12,13 +12,13 @@ export class ChartControls {
   private readonly search = h("input", {
     type: "search",
     "data-search": true,
-    placeholder: "Search charts, by regular expression",
-    "aria-label": "Search charts, by regular expression",
+    placeholder: "Search charts (regular expression)",
+    "aria-label": "Search charts (regular expression)",
     class: "search",
     on: { input: () => route.change({ q: this.search.value }) },
   });
   private readonly axis = h("select", { class: "axis", "aria-label": "x axis", on: { change: () => route.change({ x: this.axis.value === this.fallback ? null : this.axis.value, from: null, to: null }) } });
-  /** What x is where the address does not say. */
+  /** The x axis if the address names none. */
   private fallback = "step";
   private readonly smoothing = h("input", {
     type: "range",
@@ -48,7 +48,7 @@ export class ChartControls {
     this.element.append(
       this.search,
       h("label", {}, "x ", this.axis),
-      h("label", { title: "Exponential moving average; the raw curve stays behind it" }, "smooth ", this.smoothing, this.weight),
+      h("label", { title: "Exponential moving average; the raw curve stays visible behind it" }, "smooth ", this.smoothing, this.weight),
       ...this.toggles.map(([, box], position) => h("label", { class: "check" }, box, names[position])),
       this.ranksLabel,
       this.out,
@@ -79,7 +79,7 @@ export class ChartControls {
     }
   }
 
-  /** For panes that have another default. */
+  /** Show another default, for panes that have one. */
   setRanks(ranks: string): void {
     this.ranks.value = ranks;
   }
@@ -90,7 +90,7 @@ export class ChartControls {
   }
 }
 
-/** Not while somebody types there. */
+/** Set the value, unless the user is typing in the field. */
 function set(input: HTMLInputElement, value: string): void {
   if (document.activeElement !== input || input.type === "range") input.value = value;
 }

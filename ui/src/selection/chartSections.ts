@@ -1,4 +1,4 @@
-// Charts in sections by the prefix of their names, drawn when they come into sight.
+// Charts in sections by the prefix of their names. Charts are drawn when they become visible.
 
 import { button, drawing, fill, h } from "../base/dom";
 import { ChartCard, type ChartCardEvents, type ChartSource } from "../chart/chartCard";
@@ -14,7 +14,7 @@ export class ChartSections {
   private readonly observer = new IntersectionObserver((entries) => this.onSight(entries), { rootMargin: NEAR });
   private width = 0;
   private readonly resized = new ResizeObserver(() => {
-    // The height changes with every word below a chart.
+    // Only the width matters: the height changes with every remark below a chart.
     const before = this.width;
     this.width = this.element.clientWidth;
     if (!before || before === this.width) return;
@@ -30,7 +30,7 @@ export class ChartSections {
     this.resized.observe(this.element);
   }
 
-  /** Show these sections; cards that stay keep their plots. */
+  /** Show these sections. Existing cards keep their plots. */
   update(all: Section<ChartSource>[], closed: string[]): void {
     const shape = JSON.stringify([all.map(({ name, sources }) => [name, sources.map(({ title }) => title)]), closed]);
     if (shape === this.shape) return;
@@ -44,7 +44,7 @@ export class ChartSections {
     this.wakeFirst();
   }
 
-  /** Cards in sight do not wait for the observer, which speaks after the next frame. */
+  /** Draw visible cards at once, because the observer reports only after the next frame. */
   private wakeFirst(): void {
     const inSight: ChartCard[] = [];
     for (const card of this.cards.values()) {
@@ -60,7 +60,7 @@ export class ChartSections {
     for (const card of cards) card.wake();
   }
 
-  /** Read again what is in sight. */
+  /** Read the points of visible charts again. */
   refresh(): void {
     for (const card of this.cards.values()) void card.refresh();
   }

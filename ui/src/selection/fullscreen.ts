@@ -1,4 +1,4 @@
-// One chart over the whole window. Which one is in the address.
+// One chart in full screen. The address names the chart.
 
 import { button, fill, h } from "../base/dom";
 import * as route from "../base/route";
@@ -10,7 +10,7 @@ export class FullScreen {
 
   constructor(private readonly events: ChartCardEvents) {}
 
-  /** Show this chart, or none. */
+  /** Show this chart; undefined closes the dialog. */
   show(source: ChartSource | undefined): void {
     if (this.card?.source === source) return;
     this.card?.sleep();
@@ -26,7 +26,7 @@ export class FullScreen {
     this.card.wake();
   }
 
-  /** Read again. */
+  /** Read the points again. */
   refresh(): void {
     void this.card?.refresh();
   }

@@ -1,4 +1,4 @@
-// Each GPU of the run as a cell: which one idles is seen at once, also among 512.
+// A cell for each GPU of the run, so that idle GPUs are easy to spot, also among 512.
 
 import { fill, h } from "../base/dom";
 import * as api from "../data/api";
@@ -6,7 +6,7 @@ import type { RunSelection } from "./runSelection";
 
 const BUSY = "hw.gpu.utilization";
 const MEMORY = "hw.gpu.memory.utilization";
-/** Share of the time below which a GPU counts as idle. */
+/** Utilization below which a GPU counts as idle. */
 const IDLE = 0.1;
 const REFRESH_MS = 5000;
 
@@ -24,7 +24,7 @@ export class GpuGrid {
     void this.read();
   }
 
-  /** There are new readings: they are shown, but not more often than every few seconds. */
+  /** Read new values, at most every few seconds. */
   scheduleRead(): void {
     if (this.timer) return;
     this.timer = window.setTimeout(() => {
@@ -45,7 +45,7 @@ export class GpuGrid {
       const { series } = await api.series({ runs: [api.reference(project, run)], metrics: [BUSY, MEMORY], x: "time", max_points: 4 });
       this.draw(this.nodes(series));
     } catch {
-      // The charts below say what is wrong.
+      // The charts below show the error.
     }
   }
 

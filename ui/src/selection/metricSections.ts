@@ -1,11 +1,11 @@
-// Which metrics are charts, in which order, and under which headings.
+// Selects the metrics that become charts, and groups them into sections.
 
 import type { Metric } from "../data/api";
 import { SYSTEM_METRIC } from "../data/fields";
 
 const DISTRIBUTION = new Set(["histogram", "exponential_histogram", "summary"]);
 
-/** What the script logged; what the machine did is on the system pane. */
+/** Whether the training script logged the metric. System metrics are on the system pane. */
 function isTrainingMetric({ name, kind }: Metric): boolean {
   return !SYSTEM_METRIC.test(name) && !DISTRIBUTION.has(kind);
 }
@@ -14,7 +14,7 @@ export function isSystemMetric({ name, kind }: Metric): boolean {
   return SYSTEM_METRIC.test(name) && !DISTRIBUTION.has(kind) && name !== "tensormeter.step";
 }
 
-/** The charts that a search leaves over, by name. */
+/** The training metrics that match a search, sorted by name. */
 export function trainingCharts<Charted extends Metric>(metrics: Charted[], search: string): Charted[] {
   const matches = matcher(search);
   return metrics.filter((metric) => isTrainingMetric(metric) && matches(metric.name)).sort((a, b) => (a.name < b.name ? -1 : 1));
@@ -27,11 +27,11 @@ interface Titled {
 export interface Section<Source extends Titled> {
   name: string;
   sources: Source[];
-  /** Its charts take all the width there is. */
+  /** Whether its charts take the full width. */
   spread?: boolean;
 }
 
-/** Names as paths: what stands before the first slash is the section. */
+/** Group metrics by the part of their names before the first slash. */
 export function groupIntoSections<Charted extends Metric, Source extends Titled>(metrics: Charted[], toSource: (metric: Charted) => Source): Section<Source>[] {
   const bySection = new Map<string, Source[]>();
   for (const metric of metrics) {
@@ -41,7 +41,7 @@ export function groupIntoSections<Charted extends Metric, Source extends Titled>
     sources.push(toSource(metric));
     bySection.set(section, sources);
   }
-  // A section for a single chart is mostly empty space.
+  // Sections with a single chart would be mostly empty, so they are merged.
   const singles = [...bySection].filter(([name, sources]) => name && sources.length === 1);
   if (singles.length > 1) {
     for (const [name] of singles) bySection.delete(name);
@@ -51,13 +51,13 @@ export function groupIntoSections<Charted extends Metric, Source extends Titled>
   return [...bySection].map(([name, sources]) => ({ name, sources })).sort((a, b) => sectionRank(a.name) - sectionRank(b.name) || (a.name < b.name ? -1 : 1));
 }
 
-/** What people look at first stands first. */
+/** Position of a section: evaluation first, then training, then the others. */
 function sectionRank(name: string): number {
   const position = ["eval", "val", "validation", "train", ""].indexOf(name);
   return position < 0 ? 9 : position;
 }
 
-/** A regular expression, or the text itself where it is none. */
+/** Create a filter from a regular expression, or from the text itself if it is not a valid one. */
 export function matcher(text: string): (name: string) => boolean {
   if (!text) return () => true;
   try {

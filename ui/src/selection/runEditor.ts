@@ -1,4 +1,4 @@
-// What a person can change about a run: tags, notes, whether it is archived, whether it is there at all.
+// Editor of a run: tags, notes, archive, delete.
 
 import { button, fill, h } from "../base/dom";
 import { go } from "../base/route";
@@ -11,7 +11,7 @@ export class RunEditor {
   private readonly notes = h("textarea", { rows: 3, "aria-label": "Notes", placeholder: "Notes", on: { change: () => void this.save({ notes: this.notes.value }) } });
   private readonly archive = button("Archive", () => void this.save({ archived: !this.selection.single?.archived }));
   private readonly problem = h("p", { class: "problem", role: "alert" });
-  private readonly dialog = h("dialog", { "aria-label": "Delete the run" });
+  private readonly dialog = h("dialog", { "aria-label": "Delete run" });
 
   constructor(
     private readonly selection: RunSelection,
@@ -29,13 +29,13 @@ export class RunEditor {
     );
   }
 
-  /** Show what the run has now, but not over what somebody is writing. */
+  /** Show the current values, except in the field that has the focus. */
   update(): void {
     const run = this.selection.single;
     if (!run) return;
     if (document.activeElement !== this.tags) this.tags.value = run.tags.join(", ");
     if (document.activeElement !== this.notes) this.notes.value = run.notes;
-    const label = run.archived ? "Bring back from the archive" : "Archive";
+    const label = run.archived ? "Restore from archive" : "Archive";
     if (this.archive.textContent !== label) this.archive.textContent = label;
   }
 
@@ -49,7 +49,7 @@ export class RunEditor {
     try {
       await api.changeRun(run.id, run.project, change);
       this.problem.textContent = "";
-      // It may have been read again meanwhile.
+      // The run may have been reloaded in the meantime.
       Object.assign(this.selection.single ?? run, change);
     } catch (error) {
       this.problem.textContent = `Not saved: ${error instanceof Error ? error.message : String(error)}`;
@@ -74,8 +74,8 @@ export class RunEditor {
     fill(
       this.dialog,
       h("h2", {}, `Delete ${run.name || run.id}?`),
-      h("p", {}, "All its points are removed from the server. There is no way back."),
-      h("p", { class: "row-of-buttons" }, button("Delete", () => void remove(), { class: "danger" }), button("Keep it", () => this.dialog.close())),
+      h("p", {}, "This removes all of its data from the server and cannot be undone."),
+      h("p", { class: "row-of-buttons" }, button("Delete", () => void remove(), { class: "danger" }), button("Cancel", () => this.dialog.close())),
       problem,
     );
     this.dialog.showModal();

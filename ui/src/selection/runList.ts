@@ -1,4 +1,4 @@
-// The runs beside their charts: colour, name, state, what each has at the pointer; hide and show, group.
+// The list of runs next to their charts: colour, name, state and value at the pointer; hides, shows and groups runs.
 
 import { fill, h, setOptions } from "../base/dom";
 import * as format from "../base/format";
@@ -64,14 +64,14 @@ export class RunList {
     this.showReadings(this.readings);
   }
 
-  /** What runs can be grouped by. */
+  /** Fields that runs can be grouped by. */
   private groups(): [string, string][] {
     const fields = new Set<string>(["group", "state"]);
     for (const run of this.selection.runs) for (const key of format.flatten(run.config).keys()) fields.add(`config.${key}`);
     return [["", "none"], ...[...fields].map((name): [string, string] => [name, name.replace(/^config\./, "")])];
   }
 
-  /** What the curves have where the pointer is. */
+  /** Show the values of the curves at the pointer. */
   showReadings(readings: Reading[]): void {
     this.readings = readings;
     const byLabel = new Map(readings.map(({ label, y }) => [label, y]));
@@ -96,7 +96,7 @@ export class RunList {
 
 let context: CanvasRenderingContext2D | null = null;
 
-/** Any colour as #rrggbb, which the colour field wants. */
+/** Convert a colour to #rrggbb, which colour inputs require. */
 export function hex(color: string): string {
   context ??= document.createElement("canvas").getContext("2d");
   if (!context) return "#888888";

@@ -1,4 +1,4 @@
-// The runs that a workspace looks at: what they are, which metrics they have, and how their points come.
+// The runs of a workspace with their metrics, details and points.
 
 import * as route from "../base/route";
 import { lineColor } from "../base/theme";
@@ -11,11 +11,11 @@ import type { Update } from "../data/live";
 import { trainingCharts } from "./metricSections";
 
 const MAX_DETAILS = 16;
-/** Runs of which the metrics come in one answer. */
+/** Number of runs whose metrics are read with one request. */
 const RUNS_PER_REQUEST = 25;
-/** That the server takes in one request. */
+/** Number of runs that the server accepts in one request. */
 const MAX_RUNS = 200;
-/** After which the first picture is there, mostly. */
+/** Delay after which the first view has usually been drawn. */
 const SECOND_STAGE_DELAY_MS = 600;
 
 export class RunSelection {
@@ -24,7 +24,7 @@ export class RunSelection {
   metrics: api.Metric[] = [];
   readonly cache: PointCache;
   private loading: Promise<void> | null = null;
-  /** Runs whose metrics have grown since they were read. */
+  /** Runs with new points since their metrics were read. */
   private readonly changedRuns = new Set<string>();
 
   constructor(
@@ -40,12 +40,12 @@ export class RunSelection {
     );
   }
 
-  /** The charts that the metrics make. */
+  /** The charts of the metrics. */
   get charts(): Chart[] {
     return withTitles(this.metrics);
   }
 
-  /** What x is unless somebody has chosen: the step, but time where no script has logged any step. */
+  /** The default x axis: steps, or time if no logged metric has steps. */
   get axis(): string {
     const logged = trainingCharts(this.metrics, "");
     return logged.length === 0 || logged.some(({ stepped }) => stepped) ? "step" : this.clock;
@@ -60,7 +60,7 @@ export class RunSelection {
     return matches.length > 0 && matches.every(({ stepped }) => !stepped) ? this.clock : null;
   }
 
-  /** No fewer than there are: each process may have each set of attributes. */
+  /** Upper bound of the number of lines: each process may have each set of attributes. */
   private linesPerRun(metric: string): number {
     const matches = this.metrics.filter(({ name }) => name === metric);
     return matches.reduce((sum, { processes, attributes }) => sum + processes * Math.max(1, attributes.length), 0) || 1;
@@ -70,7 +70,7 @@ export class RunSelection {
     return this.ids.length === 1 ? (this.details.get(this.ids[0] as string) ?? null) : null;
   }
 
-  /** What the first picture needs: the runs, and the metrics of some of them. It is asked for once, and again if that failed. */
+  /** Load the runs and the metrics for the first view. Repeated calls share one request; after an error the next call retries. */
   load(): Promise<void> {
     this.loading ??= this.read().catch((error: unknown) => {
       this.loading = null;
@@ -93,7 +93,7 @@ export class RunSelection {
     ]);
     const byId = new Map(runs.map((run) => [run.id, run]));
     this.runs = this.ids.flatMap((id) => byId.get(id) ?? []);
-    if (this.runs.length === 0) throw new api.ApiError(404, "not_found", "None of these runs is in this project.");
+    if (this.runs.length === 0) throw new api.ApiError(404, "not_found", "None of these runs exists in this project.");
     this.metrics = metrics;
   }
 
@@ -103,10 +103,10 @@ export class RunSelection {
     return (await api.runs({ project: this.project, filter, limit: 1000, fields })).runs;
   }
 
-  /** The rest, which a first picture does not wait for. */
+  /** Load the metrics and details that the first view does not need. */
   async loadMore(onMore: () => void): Promise<void> {
     if (this.ids.length === 1) return;
-    // Only who has several processes needs their names.
+    // Names of processes are needed only for runs with several.
     const multiProcess = this.runs.filter(({ processes }) => processes > 1).slice(0, MAX_DETAILS).map(({ id }) => id);
     const others = this.runs.slice(1).map(({ id }) => id);
     const readMetrics = async () => {
@@ -122,7 +122,7 @@ export class RunSelection {
     if (this.metrics.length !== before || this.details.size > 0) onMore();
   }
 
-  /** Take in what an update says. Returns whether it is of a metric that is not known, or another state, and so worth a look soon. */
+  /** Apply a live update. Returns whether it has a new metric or state, which is a reason to reload soon. */
   applyUpdate({ run: id, metrics, state, events }: Update): boolean {
     const run = this.runs.find((candidate) => candidate.id === id);
     if (!run) return false;
@@ -134,7 +134,7 @@ export class RunSelection {
     return stateChanged || (metrics?.some((name) => !names.has(name)) ?? false);
   }
 
-  /** Look again at what has grown: new metrics, processes, losses. Returns whether there are metrics that were not known. */
+  /** Reload changed runs: new metrics, processes, losses. Returns whether there are new metrics. */
   async reload(): Promise<boolean> {
     const before = this.metrics.length;
     const [first = ""] = this.ids;
@@ -171,7 +171,7 @@ export class RunSelection {
       const colorIndex = group === null ? index : (groups.get(group) as number);
       return {
         id: run.id,
-        // Lines are told apart by their names.
+        // Names must be unique, because they label the lines.
         name: !run.name ? run.id : nameCounts.get(run.name) === 1 ? run.name : `${run.name} (${run.id})`,
         color: (group === null ? colors.get(run.id) : undefined) ?? lineColor(colorIndex),
         group: group === null ? null : `${groupBy?.replace(/^config\./, "")} = ${group}`,
@@ -192,7 +192,7 @@ export class RunSelection {
 
   private firstProcess(run: string): string | null {
     const ranked = this.details.get(run)?.processes.filter(({ rank }) => rank !== null) ?? [];
-    // Of a run that was resumed, the latest attempt: lines bear its name.
+    // Processes of the latest attempt come first: lines have their id.
     return ranked.sort((a, b) => (a.rank as number) - (b.rank as number) || b.attempt - a.attempt)[0]?.id ?? null;
   }
 
@@ -224,7 +224,7 @@ function union<T>(left: T[], right: T[]): T[] {
   return [...new Map([...left, ...right].map((item) => [JSON.stringify(item), item])).values()];
 }
 
-/** Colours that somebody has chosen: id~hex, in the address. */
+/** Colours chosen by the user, from the address: id~hex. */
 export function colorsFrom(params: URLSearchParams): Map<string, string> {
   const pairs = route.list(params, "colors").map((pair) => pair.split("~") as [string, string]);
   return new Map(pairs.filter(([, hex]) => /^[0-9a-f]{6}$/.test(hex ?? "")).map(([id, hex]) => [id, `#${hex}`]));

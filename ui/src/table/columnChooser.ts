@@ -1,4 +1,4 @@
-// Which columns the runs table has: any field of the configuration or the summary, and what every run has.
+// Dialog that chooses the columns of the runs table.
 
 import { button, fill, h } from "../base/dom";
 import { BASIC_KEYS, shortLabel } from "./columns";
@@ -13,7 +13,7 @@ export class ColumnChooser {
   private columns: string[] = [];
   private keys: string[] = [];
 
-  /** `choose` gets the columns in order; null: those that are suggested. */
+  /** `choose` receives the columns in order, or null for the suggested ones. */
   constructor(private readonly choose: (columns: string[] | null) => void) {
     const suggested = () => {
       this.choose(null);
@@ -25,7 +25,7 @@ export class ColumnChooser {
       this.search,
       this.list,
       this.more,
-      h("p", { class: "row-of-buttons" }, button("Done", () => this.element.close(), { class: "primary" }), button("As suggested", suggested)),
+      h("p", { class: "row-of-buttons" }, button("Done", () => this.element.close(), { class: "primary" }), button("Reset to suggested", suggested)),
     );
   }
 
@@ -35,7 +35,7 @@ export class ColumnChooser {
     this.update(columns, fields);
   }
 
-  /** Offer these fields, and check those that are shown, if it is open: the fields of runs may become known later. */
+  /** Update the list of fields if the dialog is open: fields may be loaded after it was opened. */
   update(columns: string[], fields: string[]): void {
     if (!this.element.open) return;
     const metrics = fields.filter((key) => key.startsWith("summary."));
@@ -50,7 +50,7 @@ export class ColumnChooser {
     const text = this.search.value.toLowerCase();
     const matches = this.keys.filter((key) => key.toLowerCase().includes(text));
     fill(this.list, ...matches.slice(0, SHOWN).map((key) => this.item(key)));
-    this.more.textContent = matches.length > SHOWN ? `and ${matches.length - SHOWN} more: search for them` : "";
+    this.more.textContent = matches.length > SHOWN ? `and ${matches.length - SHOWN} more; search to find them` : "";
   }
 
   private item(key: string): HTMLElement {

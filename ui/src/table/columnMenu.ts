@@ -1,4 +1,4 @@
-// What can be done with a column of the runs table.
+// Menu of a column in the runs table.
 
 import { button, fill, h } from "../base/dom";
 import * as route from "../base/route";

@@ -1,4 +1,4 @@
-// Columns of the runs table: what every run has, and any field of configuration or summary.
+// Columns of the runs table: basic fields, and any field of the configuration or the summary.
 
 import { fill, h, setText } from "../base/dom";
 import * as format from "../base/format";
@@ -26,11 +26,11 @@ export interface ColumnContext {
 const BASIC_COLUMNS: Record<string, [string, number]> = {
   archived: ["archived", 90],
   attempt: ["attempt", 80],
-  duration: ["took", 100],
+  duration: ["duration", 100],
   group: ["group", 120],
   id: ["id", 130],
-  lag: ["late by", 92],
-  last_time: ["heard", 92],
+  lag: ["lag", 92],
+  last_time: ["last update", 116],
   lost: ["lost", 80],
   notes: ["notes", 220],
   points: ["points", 90],
@@ -56,12 +56,12 @@ export function column(key: string, context: ColumnContext): GridColumn<Item> {
   };
 }
 
-/** Pixels that a label takes with its arrow, and what most values take. */
+/** Width in pixels for the label with its arrow, and for most values. */
 function widthOf(label: string, numeric: boolean): number {
   return Math.min(Math.max(numeric ? 92 : 120, 7.4 * label.length + 36), 240);
 }
 
-/** Selection, colour and name: always there, always at the left. */
+/** The columns that are always pinned: selection with colour, and name. */
 export function nameColumns(context: ColumnContext): GridColumn<Item>[] {
   return [
     { key: "select", label: "", width: 40, pinned: true, create: (cell) => forRuns(selectCell(cell, context)) },
@@ -87,7 +87,7 @@ export function nameColumns(context: ColumnContext): GridColumn<Item>[] {
 
 type Show = (run: api.Run) => void;
 
-/** Headings of groups show no cells. */
+/** Adapt a cell of runs to rows; group headings have no cells. */
 function forRuns(show: Show): (row: Item) => void {
   return (row) => show(row as api.Run);
 }
@@ -142,7 +142,7 @@ function runCell(cell: HTMLElement, key: string, context: ColumnContext): Show {
   }
 }
 
-/** What an element says more when the pointer rests on it. Until then it is no attribute, each change of which has a cost in style. */
+/** Show a title when the pointer enters the element. The attribute is set only then, because each change of it restyles the element. */
 function hoverTitle(element: HTMLElement): (text: string) => void {
   let title = "";
   element.addEventListener("pointerenter", () => (element.title = title));
@@ -151,7 +151,7 @@ function hoverTitle(element: HTMLElement): (text: string) => void {
   };
 }
 
-/** Show a value; returns it at full length. */
+/** Show a value in a cell. Returns the full text. */
 function showValue(cell: HTMLElement, value: unknown): string {
   const bad = value === "NaN" || value === "Infinity" || value === "-Infinity";
   const text = bad ? format.number(Number(value)) : format.value(value);
@@ -228,13 +228,13 @@ export function direction(key: string, sort: string): "ascending" | "descending"
   return keys.includes(`-${key}`) || keys.includes(`-${key}.last`) ? "descending" : undefined;
 }
 
-/** config.optimizer.lr is optimizer.lr; summary.train/loss.min is train/loss min. */
+/** Short label of a column: config.optimizer.lr becomes optimizer.lr, summary.train/loss.min becomes train/loss min. */
 export function shortLabel(key: string): string {
   if (key.startsWith("spark.")) return `${key.slice("spark.".length)} ∿`;
   return key.replace(/^(config|summary)\./, "").replace(/\.(last)$/, "").replace(/\.(min|max|mean|count|last_step)$/, " $1");
 }
 
-/** A name as the filter language takes it. */
+/** Quote a field name for the filter language if necessary. */
 export function quoteField(key: string): string {
   return /^[\w./-]+$/.test(key) ? key : `\`${key}\``;
 }

@@ -1,4 +1,4 @@
-// The filter of the runs table: the language in a field, with the fields of runs offered, and the usual clauses as buttons.
+// Filter of the runs table: a field with completion, and buttons for common clauses.
 
 import { button, fill, h } from "../base/dom";
 import * as route from "../base/route";
@@ -13,7 +13,7 @@ export class FilterBar {
     type: "search",
     "data-search": true,
     class: "filter",
-    placeholder: 'Filter, such as: state = "running" and config.lr > 1e-4',
+    placeholder: 'Filter, for example: state = "running" and config.lr > 1e-4',
     "aria-label": "Filter runs",
     autocomplete: "off",
     spellcheck: "false",
@@ -25,7 +25,7 @@ export class FilterBar {
   private params = new URLSearchParams();
   private fingerprint = "";
 
-  /** `fields`: what a filter can be about, apart from what every run has. */
+  /** `fields` returns the fields of the configuration and the summary. */
   constructor(private readonly fields: () => string[]) {}
 
   update(params: URLSearchParams): void {
@@ -50,7 +50,7 @@ export class FilterBar {
     );
   }
 
-  /** Only runs for which this holds as well. */
+  /** Add a clause to the filter. */
   add(clause: string): void {
     const filter = this.params.get("filter");
     if (filter?.includes(clause)) return;
@@ -58,7 +58,7 @@ export class FilterBar {
     route.change({ filter: filter ? `${simple ? filter : `(${filter})`} and ${clause}` : clause });
   }
 
-  /** Leave it to the person to write what a field must be. */
+  /** Start a clause about a field, and let the user type the value. */
   startClause(key: string): void {
     const before = this.field.value.trim();
     this.field.value = `${before ? `${before} and ` : ""}${quoteField(key)} = `;
@@ -66,7 +66,7 @@ export class FilterBar {
     this.field.setSelectionRange(this.field.value.length, this.field.value.length);
   }
 
-  /** Offer the fields that go on as the last word begins. */
+  /** Offer the fields that start with the last word. */
   private complete(): void {
     const text = this.field.value;
     const [word = ""] = /[\w./-]*$/.exec(text) ?? [];

@@ -1,5 +1,5 @@
-// A table of any length of which only the rows in sight exist. Rows, and the elements in their cells, are reused while it
-// scrolls: a frame moves a few of them and changes their texts.
+// A virtual table: only the visible rows have elements. Rows and the elements in their cells are reused while the table
+// scrolls; each frame moves a few of them and changes their texts.
 
 import { fill, h } from "../base/dom";
 
@@ -7,15 +7,15 @@ export interface GridColumn<Row> {
   key: string;
   label: string;
   width: number;
-  /** Stays at the left edge when the table is moved sideways. */
+  /** Whether the column stays at the left edge when the table scrolls sideways. */
   pinned: boolean;
   numeric?: boolean;
   sort?: "ascending" | "descending" | undefined;
-  /** Prepare an empty cell. What is returned makes it show a row, and then other rows. */
+  /** Fill an empty cell. Returns a function that shows a row in it. */
   create: (cell: HTMLElement) => (row: Row) => void;
 }
 
-/** What stands in one place of the table. */
+/** The elements of one visible row. */
 interface Slot<Row> {
   element: HTMLElement;
   show: ((row: Row) => void)[];
@@ -26,17 +26,17 @@ interface Slot<Row> {
 }
 
 export interface GridEvents<Row> {
-  /** Rows that are in sight, whether they are there yet or not; called in each frame that moves the table. */
+  /** Called with the range of visible rows, loaded or not, in each frame that scrolls the table. */
   need: (first: number, last: number) => void;
   header: (column: GridColumn<Row>, anchor: HTMLElement) => void;
   open: (row: Row) => void;
   select: (row: Row, index: number) => void;
   isSelected: (row: Row) => boolean;
-  /** A row that heads a group, instead of cells. */
+  /** Create the heading of a group; null for other rows. */
   heading?: (row: Row) => HTMLElement | null;
 }
 
-/** Pixels of a row, and of the head. */
+/** Height of a row and of the head, in pixels. */
 export const ROW = 34;
 const SPARE = 6;
 
@@ -108,7 +108,7 @@ export class Grid<Row> {
     this.schedule();
   }
 
-  /** Draw again what is in sight. */
+  /** Redraw the visible rows. */
   refresh(): void {
     for (const slot of this.visible.values()) slot.stale = true;
     this.schedule();
@@ -128,13 +128,13 @@ export class Grid<Row> {
   private render(): void {
     const { scrollTop, scrollLeft } = this.element;
     this.element.classList.toggle("moved", scrollLeft > 0);
-    // Always as many: a row that were left over in one frame and wanted in the next would be laid out anew.
+    // The number of rows is constant, because adding and removing elements would cost a layout.
     const from = Math.floor(scrollTop / ROW) - SPARE;
     const first = Math.max(0, from);
     const last = Math.min(this.count, from + Math.ceil(this.height / ROW) + 1 + 2 * SPARE);
     for (const [index, slot] of this.visible) {
       if (index >= first && index < last) continue;
-      // Who edits in a row that leaves is done with it.
+      // An editor in a row that scrolls out of sight is closed.
       activeEditor(slot.element)?.blur();
       this.visible.delete(index);
       this.spare.push(slot);
@@ -192,7 +192,7 @@ export class Grid<Row> {
     slot.shownRow = content;
     slot.stale = false;
     slot.heading = heading;
-    // The cells of a heading, and of a row that is not there yet, keep what they had, unseen.
+    // Cells of headings and of rows that are still loading keep their old contents, hidden.
     element.classList.toggle("group", slot.heading !== null);
     element.classList.toggle("waiting", content === undefined);
     element.ariaBusy = String(content === undefined);
@@ -222,7 +222,7 @@ export class Grid<Row> {
       this.active = Math.max(0, Math.min(this.count - 1, this.active + move));
       const top = this.active * ROW;
       const { scrollTop } = this.element;
-      // The head, which stays on top, is as high as a row.
+      // The sticky head is as high as a row.
       if (top < scrollTop) this.element.scrollTop = top;
       else if (top + 2 * ROW > scrollTop + this.height) this.element.scrollTop = top + 2 * ROW - this.height;
       this.schedule();
@@ -243,7 +243,7 @@ function place<Row>(cell: HTMLElement, column: GridColumn<Row>, left: number): v
   if (column.pinned) cell.style.left = `${left}px`;
 }
 
-/** The field in a row in which somebody edits, if there is one. */
+/** The focused editor in a row; null if there is none. */
 function activeEditor(row: HTMLElement): HTMLElement | null {
   const focused = document.activeElement as HTMLElement | null;
   return focused?.matches("input.inline") && row.contains(focused) ? focused : null;

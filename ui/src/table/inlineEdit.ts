@@ -1,4 +1,4 @@
-// Tags and notes, edited where they stand. Enter keeps, Escape leaves it as it was.
+// Edits tags and notes in place. Enter saves, Escape cancels.
 
 import { h } from "../base/dom";
 

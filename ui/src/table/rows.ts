@@ -1,4 +1,4 @@
-// The rows of the runs table: pages of a long list read as they come into sight, or all of them, in groups.
+// Data of the runs table: pages of a long list, loaded when they become visible, or all runs in groups.
 
 import * as api from "../data/api";
 import { fieldText } from "../data/fields";
@@ -21,7 +21,7 @@ export interface Request {
 }
 
 const PAGE = 200;
-/** Rows that are read before they come into sight. */
+/** Number of rows that are loaded before they become visible. */
 const PREFETCH_ROWS = 150;
 const GROUP_PAGE = 1000;
 const MAX_GROUPED_RUNS = 10_000;
@@ -32,7 +32,7 @@ export function isHeading(item: Item): item is Heading {
 
 export class Rows {
   total = 0;
-  /** Runs that the filter finds; headings and pinned ones are not counted. */
+  /** Number of runs that match the filter, without headings and pinned runs. */
   matches = 0;
   private request: Request | null = null;
   private pages = new Map<number, api.Run[]>();
@@ -54,14 +54,14 @@ export class Rows {
     return this.pages.get(Math.floor(rest / PAGE))?.[rest % PAGE];
   }
 
-  /** All that is in memory. */
+  /** All runs in memory. */
   *loadedRuns(): Iterable<api.Run> {
     yield* this.pinned;
     for (const page of this.pages.values()) yield* page;
     for (const item of this.items ?? []) if (isHeading(item)) yield* item.runs;
   }
 
-  /** Begin anew; what is shown stays until the answer is there. */
+  /** Load another list. The old one stays visible until the response arrives. */
   async load(request: Request): Promise<void> {
     this.request = request;
     this.abort.abort();
@@ -85,7 +85,7 @@ export class Rows {
     }
   }
 
-  /** Look again at the pages in sight, quietly: for what is under way. */
+  /** Reload the visible pages in the background. Errors are ignored. */
   async refresh(first: number, last: number): Promise<void> {
     const request = this.request;
     if (!request || (this.items && this.matches > GROUP_PAGE)) return;
@@ -109,11 +109,11 @@ export class Rows {
       }
       this.onChange();
     } catch {
-      // The next look will tell.
+      // Retried at the next refresh.
     }
   }
 
-  /** Rows that are in sight: their pages are read, and those beside them, so that they are there when they come into sight. */
+  /** Load the pages of visible rows, and those next to them, so that they are present before they become visible. */
   need(first: number, last: number): void {
     const request = this.request;
     if (!request || this.items) return;
@@ -179,7 +179,7 @@ export class Rows {
     this.matches = total;
     const before = new Map((this.items ?? []).filter(isHeading).map((heading) => [JSON.stringify(heading), heading]));
     const headings = [...groups].map(([heading, members]): Heading => ({ heading, runs: members, open: !this.folded.has(heading) }));
-    // One that says the same stays, and with it what is drawn of it.
+    // Unchanged headings are kept, and with them their elements.
     this.arrange(headings.map((heading) => before.get(JSON.stringify(heading)) ?? heading));
   }
 

@@ -1,4 +1,4 @@
-// A metric's course in a cell: read for rows that stay in sight, many at once, and kept.
+// Sparklines in cells. Points are read for many visible rows at once, and cached.
 
 import { svg } from "../base/dom";
 import { isInterrupted } from "../chart/curve";
@@ -37,13 +37,13 @@ export function drawSparkline(cell: HTMLElement, run: api.Run, metric: string): 
   timer = window.setTimeout(() => void read(), DEBOUNCE_MS);
 }
 
-/** A run that goes on has a new course when it was heard again. */
+/** Cache key. The time of the last update is part of it, so that a running run is read again. */
 function keyOf(run: api.Run, metric: string): string {
   return JSON.stringify([run.project, run.id, metric, run.last_time]);
 }
 
 async function read(): Promise<void> {
-  // Rows that were scrolled past do not ask.
+  // Skip rows that were scrolled out of sight.
   const entries = [...queued].filter(([key, { cells }]) => [...cells].some((cell) => cell.dataset.spark === key && cell.isConnected));
   queued = new Map();
   for (const [key, entry] of entries) inFlight.set(key, entry);
@@ -63,7 +63,7 @@ async function read(): Promise<void> {
         for (const cell of cells) if (cell.dataset.spark === key) paint(cell, line);
       }
     } catch {
-      // An empty cell says as much as an error in each would.
+      // Cells stay empty after an error.
     } finally {
       for (const [key] of group) inFlight.delete(key);
     }

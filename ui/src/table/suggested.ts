@@ -1,10 +1,10 @@
-// What the runs table shows when nobody has chosen yet: how runs are doing, and what they differ in.
+// Default columns of the runs table: the state of runs, and the settings in which they differ.
 
 import * as format from "../base/format";
 import type { Run } from "../data/api";
 import { SYSTEM_METRIC } from "../data/fields";
 
-/** Columns for a table of which `sample` are some runs, and `fields` what they have. */
+/** Suggest columns from a sample of runs and their fields. */
 export function suggestedColumns(sample: Run[], fields: string[]): string[] {
   const differingKeys = fields.filter((key) => {
     if (!key.startsWith("config.")) return false;
@@ -17,7 +17,7 @@ export function suggestedColumns(sample: Run[], fields: string[]): string[] {
   return ["state", ...spark, ...shownMetrics, ...differingKeys.slice(0, 3), "last_time", "duration", "tags", "notes"];
 }
 
-/** Losses and accuracies tell more than learning rates. */
+/** Priority of a metric: losses and accuracies before learning rates. */
 function rank(key: string): number {
   const position = [/(eval|val).*loss/, /(eval|val).*acc/, /loss/, /acc/].findIndex((pattern) => pattern.test(key));
   return position < 0 ? 9 : position;

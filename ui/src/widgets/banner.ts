@@ -1,4 +1,4 @@
-// Banners: what somebody should know before they look at anything else.
+// Banners for lost data, late data and other problems.
 
 import { fill, h } from "../base/dom";
 import * as format from "../base/format";
@@ -9,16 +9,16 @@ export interface Banner {
   kind: "bad" | "warn";
   title: string;
   text: string;
-  /** Where to look, as pairs of label and address. */
+  /** Links for more detail, as pairs of label and address. */
   links?: [string, string][];
 }
 
-/** Seconds after which points are late. */
+/** Seconds of delay after which points count as late. */
 const LATE_SECONDS = 60;
-/** Runs that a banner names. */
+/** Number of runs that a banner links to. */
 const MAX_LINKS = 5;
 
-/** Filters for runs that a banner is about. */
+/** Filters that select the runs with lost or late points. */
 export const LOST_FILTER = "lost > 0";
 export const LATE_FILTER = `state = "running" and lag > ${LATE_SECONDS}`;
 
@@ -40,22 +40,22 @@ export function drawBanners(element: HTMLElement, banners: Banner[]): void {
   );
 }
 
-/** Which of several runs lost points, and of which they come late; the numbers where these are not all of them. */
+/** Create banners for runs with lost or late points. `totals` counts them if the lists are incomplete. */
 export function runBanners(project: string, lost: api.Run[], late: api.Run[], totals = { lost: lost.length, late: late.length }): Banner[] {
   const banners: Banner[] = [];
   if (lost.length) {
     const runLinks = linksTo(project, lost, totals.lost, LOST_FILTER, (run) => format.count(run.lost));
-    banners.push({ kind: "bad", title: "Data was lost", text: `by ${countRuns(totals.lost)}:`, links: runLinks });
+    banners.push({ kind: "bad", title: "Data was lost", text: `in ${countRuns(totals.lost)}:`, links: runLinks });
   }
   if (late.length) {
     const runLinks = linksTo(project, late, totals.late, LATE_FILTER, (run) => format.duration(run.lag ?? 0));
-    banners.push({ kind: "warn", title: "Late", text: `are the newest points of ${countRuns(totals.late)}:`, links: runLinks });
+    banners.push({ kind: "warn", title: "Late data", text: `in ${countRuns(totals.late)}:`, links: runLinks });
   }
   return banners;
 }
 
 function countRuns(n: number): string {
-  return n === 1 ? "a run" : `${n} runs`;
+  return n === 1 ? "1 run" : `${n} runs`;
 }
 
 function linksTo(project: string, affected: api.Run[], n: number, filter: string, amount: (run: api.Run) => string): [string, string][] {

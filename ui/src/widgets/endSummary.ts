@@ -1,4 +1,4 @@
-// How the processes of a run ended. The first of many that did not end well is where to look.
+// Summarizes how the processes of a run ended. The first process that failed is usually the cause.
 
 import * as format from "../base/format";
 import type { RunDetail, TelemetryEvent } from "../data/api";
@@ -13,7 +13,7 @@ interface End {
   source: string;
 }
 
-/** In words, from the events of that name; "" if all ended well, or nobody said why not. */
+/** Summarize run-end events in a sentence; "" if all processes ended well or none gave a reason. */
 export function endSummary({ processes, attempt }: RunDetail, events: TelemetryEvent[]): string {
   const latest = processes.filter((process) => process.attempt === attempt);
   const members = new Map((latest.length ? latest : processes).map((process) => [process.id, process]));
@@ -34,8 +34,8 @@ export function endSummary({ processes, attempt }: RunDetail, events: TelemetryE
   const after = BAD_STATES.map((state) => [others.filter((end) => end.state === state).length, state] as const)
     .filter(([count]) => count > 0)
     .map(([count, state]) => `${count} ${state}`);
-  const sentence = `First ${first.source} ${first.state === "preempted" ? "was preempted" : first.state}${reason && ` (${reason})`}, ${format.moment(first.time)}`;
-  return after.length ? `${sentence}; after it, ${after.join(", ")}.` : `${sentence}.`;
+  const sentence = `First: ${first.source} ${first.state === "preempted" ? "was preempted" : first.state}${reason && ` (${reason})`}, ${format.moment(first.time)}`;
+  return after.length ? `${sentence}; later: ${after.join(", ")}.` : `${sentence}.`;
 }
 
 function ranks(processes: Iterable<{ rank: number | null }>): number {

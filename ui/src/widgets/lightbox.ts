@@ -1,10 +1,10 @@
-// An image as large as the window allows, over everything else.
+// Shows an image as large as the window allows, on top of the page.
 
 import { button, fill, h } from "../base/dom";
 
 const SMALL = 512;
 
-/** A picture that is opened by a click or a key; `caption` is what it says to people who do not see it. */
+/** Create a button that shows an image and opens it large. `caption` is its accessible name. */
 export function picture(image: HTMLImageElement, caption: string): HTMLButtonElement {
   const element = h("button", { type: "button", class: "picture", title: caption ? `${caption}: open large` : "Open large", on: { click: () => open(image, caption) } });
   element.append(image);
@@ -16,7 +16,7 @@ function open({ src, naturalWidth, naturalHeight }: HTMLImageElement, caption: s
   const words = [caption, `${naturalWidth} × ${naturalHeight}`].filter(Boolean).join(" · ");
   const dialog = h("dialog", { class: "lightbox", "aria-label": caption || "Image" });
   dialog.addEventListener("close", () => dialog.remove());
-  // A click beside the image closes it.
+  // A click outside the image closes the dialog.
   dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
   fill(dialog, h("figure", {}, large, h("figcaption", {}, words)), button("Close", () => dialog.close(), { class: "close" }));
   document.body.append(dialog);

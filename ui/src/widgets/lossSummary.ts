@@ -1,28 +1,28 @@
-// What a run lost, in words. The reasons are those of `losses` in the API.
+// Describes lost data in sentences. The reasons are the keys of `losses` in the API.
 
 import * as format from "../base/format";
 import type * as api from "../data/api";
 
-/** For each reason: one of what is counted, several of it, and why it was lost. */
+/** For each reason: the counted item in singular and plural, and the cause. */
 const REASONS: Record<string, [string, string, string]> = {
-  ring_full: ["point", "points", "the trainer's ring buffer was full; a larger buffer_bytes helps"],
-  unsupported_value: ["value", "values", "of a kind that cannot be recorded; the trainer's warnings name each key"],
+  ring_full: ["point", "points", "the ring buffer was full; raise buffer_bytes or log less often"],
+  unsupported_value: ["value", "values", "unsupported type; warnings of the training process name each key"],
   too_many_layouts: ["point", "points", "too many different metrics were logged"],
   device_unfinished: ["point", "points", "not computed by the device before the process ended"],
-  media_full: ["item", "items", "too many tables, images and texts waited to be sent"],
+  media_full: ["item", "items", "too many tables, images and texts were waiting to be sent"],
   text_too_large: ["text", "texts", "larger than 4 MiB"],
   table_too_large: ["table", "tables", "larger than 12 MiB or 700,000 cells, or with too many images"],
   image_too_large: ["image", "images", "larger than 16 MiB"],
-  config_too_large: ["configuration value", "configuration values", "the configuration was larger than 1 MiB, so its largest values were left out"],
-  media_damaged: ["item", "items", "tables, images or texts that could not be read or encoded"],
-  spool_full_system: ["point", "points", "system metrics; the disk space for undelivered data was used up"],
-  spool_full_media: ["item", "items", "tables, images and texts; the disk space for undelivered data was used up"],
-  spool_full_scalars: ["point", "points", "the disk space for undelivered data was used up, so the history was thinned"],
-  damaged: ["point", "points", "could not be read any more"],
-  refused: ["item", "items", "refused by the server; its reasons are in the trainer's warnings"],
+  config_too_large: ["configuration value", "configuration values", "the configuration exceeded 1 MiB, so its largest values were dropped"],
+  media_damaged: ["item", "items", "tables, images or texts could not be read or encoded"],
+  spool_full_system: ["point", "points", "system metrics were evicted because the spool was full"],
+  spool_full_media: ["item", "items", "tables, images and texts were evicted because the spool was full"],
+  spool_full_scalars: ["point", "points", "the history was thinned because the spool was full"],
+  damaged: ["point", "points", "unreadable because of damage on disk"],
+  refused: ["item", "items", "refused by the server; warnings of the training process give the reason"],
 };
 
-/** One sentence for each reason, the largest count first. */
+/** Describe each reason in a sentence, the largest count first. */
 export function lossSentences(losses: api.RunDetail["losses"] | undefined): string[] {
   return Object.entries(losses ?? {})
     .filter(([, n]) => n > 0)

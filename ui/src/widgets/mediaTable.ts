@@ -1,4 +1,4 @@
-// A logged table: sorted by a click on a column, filtered by a text, with images in its cells.
+// A logged table that can be sorted by column and filtered by text. Its cells may contain images.
 
 import { button, fill, h } from "../base/dom";
 import * as format from "../base/format";
@@ -66,7 +66,7 @@ export class MediaTable {
       (address) => {
         element.src = address;
       },
-      () => opener.replaceWith("not shown"),
+      () => opener.replaceWith("image not available"),
     );
     return h("td", {}, opener);
   }
@@ -77,7 +77,7 @@ function imageIn(cell: unknown): { digest: string; caption: string } | null {
   return { digest: String(cell.digest), caption: "caption" in cell ? String(cell.caption ?? "") : "" };
 }
 
-/** What a cell is found and sorted by. */
+/** The text of a cell for filtering and sorting. */
 function cellText(cell: unknown): string {
   const image = imageIn(cell);
   return image ? image.caption : cell === null || cell === undefined ? "" : typeof cell === "object" ? JSON.stringify(cell) : String(cell);

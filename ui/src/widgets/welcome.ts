@@ -1,4 +1,4 @@
-// The first visit: ten lines that make data.
+// The first visit: ten lines of code that log a run.
 
 import { button, h } from "../base/dom";
 
@@ -12,7 +12,7 @@ with tensormeter.init(project=${JSON.stringify(project)}, config={"lr": 1e-3}) a
         run.log({"train/loss": loss, "train/lr": 1e-3}, step)
         if step % 50 == 0:
             run.log({"eval/accuracy": 1 - loss}, step)
-print("have a look at", run.id)`;
+print("logged run", run.id)`;
   const snippet = h("pre", { class: "code", tabindex: 0 }, code);
   const copy = button("Copy", async () => {
     await navigator.clipboard.writeText(code);
@@ -21,10 +21,10 @@ print("have a look at", run.id)`;
   return h(
     "div",
     { class: "state welcome" },
-    h("h1", {}, "Nothing here yet"),
-    h("p", {}, "Ten lines make a first run. This page notices by itself."),
+    h("h1", {}, "No runs yet"),
+    h("p", {}, "Log a first run with these ten lines. It appears here automatically."),
     endpoint ? h("pre", { class: "code", tabindex: 0 }, endpoint.trim()) : null,
     h("div", { class: "example" }, snippet, copy),
-    h("p", { class: "muted" }, "Tensors, on the CPU or the GPU, can be logged as they are: log never waits for the GPU."),
+    h("p", { class: "muted" }, "You can log CPU and GPU tensors directly: log never waits for the GPU."),
   );
 }
