@@ -20,7 +20,6 @@ from tensormeter.environment.variables import read_word
 from tensormeter.instruments.registry import LOCK, warn_once
 from tensormeter.instruments.views import InstrumentIdentity, create_sdk_instrument, measuring_method
 from tensormeter.logger import get_logger
-from tensormeter.record.recorder import Recorder
 from tensormeter.record.values.classify import Deferred, DeviceValue, Refused, classify
 from tensormeter.ring.format import LOST, PENDING
 
@@ -36,7 +35,7 @@ logger: Final = get_logger()
 _MOST_WAITING: Final = 100_000
 """Device values that wait to be passed on, at most."""
 
-Forward = Callable[[Any, Attributes, Context | None, "tuple[Recorder, int] | None"], None]
+Forward = Callable[[Any, Attributes, Context | None, tuple[memoryview, int] | None], None]
 """Passes a measurement on: amount, attributes, context, and for a device's value where it will be."""
 
 
@@ -102,12 +101,11 @@ class Forwarding:
             amount: Any,
             attributes: Attributes,
             context: Context | None,
-            place: tuple[Recorder, int] | None,
+            place: tuple[memoryview, int] | None,
         ) -> None:
             try:
                 if place is not None:
-                    recorder, word = place
-                    words = recorder._ring.words
+                    words, word = place
                     kept = dict(attributes) if attributes else None
                     self._wait(_Waiting(measure, kept, context, words, word, words[word - _BEFORE_VALUE]))
                     return

@@ -9,8 +9,7 @@ from tensormeter.instruments.attributes import OVERFLOW, AttributeSet, clean_att
 from tensormeter.instruments.registry import LOCK, warn_once
 from tensormeter.instruments.views import InstrumentIdentity, Template, Views
 from tensormeter.record.dynamo import break_graph, skip_own_files
-from tensormeter.record.recorder import Recorder
-from tensormeter.record.rows.stream_writer import StreamWriter
+from tensormeter.record.rows.stream_writer import MeasurementRecorder, StreamWriter
 from tensormeter.ring.layout import Stream
 
 __all__ = ["Binder", "Bound", "StreamGroup", "Streams"]
@@ -41,7 +40,7 @@ class StreamGroup:
             for stream in self.streams:
                 stream.write_int({stream.name: value}, step)
 
-    def record(self, value: Any) -> tuple[Recorder, int] | None:
+    def record(self, value: Any) -> tuple[memoryview, int] | None:
         place = None
         for stream in self.streams:
             place = stream.record(value) or place
@@ -54,7 +53,7 @@ Bound = StreamWriter | StreamGroup
 class Streams:
     """All streams of one provider."""
 
-    def __init__(self, views: Views, find: Callable[[], Recorder | None], limit: Callable[[], int]) -> None:
+    def __init__(self, views: Views, find: Callable[[], MeasurementRecorder | None], limit: Callable[[], int]) -> None:
         """
         Args:
             views: The user's.

@@ -107,6 +107,11 @@ class Recorder:
         return min(self._last_step[0] + 1, _LAST_STEP)
 
     @property
+    def words(self) -> memoryview:
+        """Words of the ring that this recorder writes into."""
+        return self._ring.words
+
+    @property
     def lost_names(self) -> dict[str, list[str]]:
         """For each reason some names of what could not be recorded, quoted."""
         return self._notices.noted

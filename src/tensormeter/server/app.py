@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 from tensormeter.errors import EncodingError, StoreError, UsageError
 from tensormeter.otlp.elements import TooManyElementsError
 from tensormeter.server.api import Shutdown, api_routes
+from tensormeter.server.auth.authenticator import Authenticator
 from tensormeter.server.auth.project_scope import ForbiddenError, Stores
 from tensormeter.server.auth.request_guard import RequestGuard
 from tensormeter.server.config import ServerConfig
@@ -102,7 +103,9 @@ def create_app(
         },
     )
     app.router.redirect_slashes = False
-    return Pieces(Observer(RequestGuard(app, config, store.stalled), listener))
+    authenticator = Authenticator(config.directory, config.token, config.own_token, is_local=config.is_local)
+    guard = RequestGuard(app, authenticator, config.host, config.allowed_hosts, store.stalled)
+    return Pieces(Observer(guard, listener))
 
 
 def _on_http_exception(request: Request, error: Exception) -> Response:

@@ -2,17 +2,14 @@
 
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from tensormeter.conventions.unicode_names import as_unicode
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.format import MAX_LAYOUT
 from tensormeter.ring.layout import Column, Layout, Stream
-
-if TYPE_CHECKING:
-    from tensormeter.record.rows.stream_writer import StreamWriter
 
 __all__ = ["Layouts"]
 
@@ -42,7 +39,7 @@ class Layouts:
         self._numbers = itertools.count(1)
         self.rows: dict[tuple[tuple[str, ...], str], Layout] = {}
         self._wide: dict[tuple[Column, ...], Layout] = {}
-        self._streams: dict[tuple[StreamWriter, str], Layout] = {}
+        self._streams: dict[tuple[Hashable, str], Layout] = {}
         self.changed: dict[str, str] = {}
         self._claims = threading.RLock()  # re-entered by a signal handler that logs
 
@@ -83,13 +80,16 @@ class Layouts:
                     self._wide[key] = layout
         return layout
 
-    def of_stream(self, stream: "StreamWriter", code: str) -> Layout | None:
-        """Of a measurement of an instrument, which has no step."""
-        layout = self._streams.get((stream, code))
+    def of_stream(self, writer: Hashable, stream: Stream, code: str) -> Layout | None:
+        """The layout of an instrument's measurement, which has no step.
+
+        `writer` identifies the stream: attributes that compare equal (1, 1.0 and True) are different streams.
+        """
+        layout = self._streams.get((writer, code))
         if layout is None and self._ring.dictionary_left > _NOT_FOR_STREAMS:
-            layout = self._add((Column(stream.stream, code),), stepped=False)
+            layout = self._add((Column(stream, code),), stepped=False)
             if layout is not None:
-                self._streams[stream, code] = layout
+                self._streams[writer, code] = layout
         return layout
 
     def _add(self, columns: tuple[Column, ...], *, stepped: bool) -> Layout | None:

@@ -165,7 +165,7 @@ class Rows:
             The writer that will do for numbers like this one; None if it is not recorded.
         """
         code = "d" if type(number) is float else "q"
-        layout = self._layouts.of_stream(stream, code)
+        layout = self._layouts.of_stream(stream, stream.stream, code)
         if layout is None:
             self.refuse(lane, stream.name)
             return None
@@ -186,7 +186,7 @@ class Rows:
         Returns:
             The word of the ring that it will be in; None if it is not recorded.
         """
-        layout = self._layouts.of_stream(stream, "D")
+        layout = self._layouts.of_stream(stream, stream.stream, "D")
         if layout is None:
             self.refuse(lane, stream.name)
             return None

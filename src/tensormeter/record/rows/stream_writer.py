@@ -7,17 +7,29 @@ not expect, goes to `record`.
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tensormeter.record.dynamo import break_graph
 from tensormeter.record.values.classify import Refused
 from tensormeter.ring.layout import Stream
 
 if TYPE_CHECKING:
-    from tensormeter.record.recorder import Recorder
     from tensormeter.record.rows.lane import Writer
 
-__all__ = ["StreamWriter"]
+__all__ = ["MeasurementRecorder", "StreamWriter"]
+
+
+class MeasurementRecorder(Protocol):
+    """A recorder, as far as a `StreamWriter` needs it."""
+
+    def record(self, stream: "StreamWriter", value: Any) -> int | None:
+        """Record a value, and return the word of the ring that a device's value will be in, if any."""
+        ...
+
+    @property
+    def words(self) -> memoryview:
+        """Words of the ring that the recorder writes into."""
+        ...
 
 
 class StreamWriter:
@@ -35,7 +47,7 @@ class StreamWriter:
     def __init__(
         self,
         stream: Stream,
-        find: "Callable[[], Recorder | None]",
+        find: Callable[[], MeasurementRecorder | None],
         *,
         finite: bool = True,
         minimum: float = -math.inf,
@@ -55,15 +67,15 @@ class StreamWriter:
         self.write_float: Writer = self.fall_back
         self.write_int: Writer = self.fall_back
 
-    def record(self, value: Any) -> "tuple[Recorder, int] | None":
+    def record(self, value: Any) -> tuple[memoryview, int] | None:
         """Record whatever value. Never blocks, never raises for the value.
 
         Returns:
-            For a device's value where it will be: the recorder, and the word of its ring.
+            For a value of a device, where it will be: the words of the ring, and the index in them.
         """
         recorder = self._find()
         word = None if recorder is None else recorder.record(self, value)
-        return None if recorder is None or word is None else (recorder, word)
+        return None if recorder is None or word is None else (recorder.words, word)
 
     def check(self, number: float) -> None:
         """See whether the stream takes a number.

@@ -4,10 +4,10 @@ import hmac
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from tensormeter.server.auth.tokens import Permission, Token, TokenFile
-from tensormeter.server.config import ServerConfig
 from tensormeter.server.http.errors import DURABLE_PATH, OTLP_PATHS
 
 __all__ = ["Access", "Authenticator", "needed_permissions"]
@@ -36,11 +36,18 @@ class Access:
 class Authenticator:
     """Knows the server's token, that of its own process, and the file of tokens, as it was when `refresh` was last called."""
 
-    def __init__(self, config: ServerConfig) -> None:
-        self._tokens = TokenFile(config.directory)
-        self._server_token = config.token.encode() if config.token else None
-        self._own_token = config.own_token.encode()
-        self._local = config.is_local
+    def __init__(self, directory: Path, token: str | None, own_token: str, *, is_local: bool) -> None:
+        """
+        Args:
+            directory: Folder of the token file.
+            token: Server token with every permission, if there is one.
+            own_token: Token of this process, which may write.
+            is_local: Whether only this machine can connect.
+        """
+        self._tokens = TokenFile(directory)
+        self._server_token = token.encode() if token else None
+        self._own_token = own_token.encode()
+        self._local = is_local
 
     def refresh(self) -> None:
         """Look at the file of tokens. Blocks for the disk.

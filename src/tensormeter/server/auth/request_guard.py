@@ -8,7 +8,7 @@
 import ipaddress
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -19,7 +19,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tensormeter.errors import StoreError
 from tensormeter.server.auth.authenticator import Authenticator, needed_permissions
 from tensormeter.server.auth.disk_lookup import Lookup
-from tensormeter.server.config import ServerConfig
 from tensormeter.server.http.errors import error_response
 from tensormeter.server.http.static_files import STATIC_PREFIX
 from tensormeter.server.store.models.errors import StoreUnavailableError
@@ -49,19 +48,29 @@ _HEADERS: Final = {
 class RequestGuard:
     """ASGI middleware around the whole application; also puts the security headers on every answer."""
 
-    def __init__(self, app: ASGIApp, config: ServerConfig, stalled: Callable[[], str | None]) -> None:
-        """Args:
-        app: What is guarded.
-        config: Who may ask.
-        stalled: Why the disk cannot be asked now, or None; does not block.
+    def __init__(
+        self,
+        app: ASGIApp,
+        authenticator: Authenticator,
+        host: str,
+        allowed_hosts: Iterable[str],
+        stalled: Callable[[], str | None],
+    ) -> None:
+        """
+        Args:
+            app: Application to guard.
+            authenticator: Source of permissions.
+            host: Address that the server is bound to.
+            allowed_hosts: Further values of `Host` that requests may carry.
+            stalled: Reason why the disk cannot be asked now, or None; does not block.
         """
         self._app = app
         self._stalled = stalled
-        self._authenticator = Authenticator(config)
+        self._authenticator = authenticator
         self._tokens = Lookup(self._authenticator.refresh)
         self._reported: tuple[str, float] | None = None
-        self._hosts = frozenset({*config.allowed_hosts, config.host.lower()})
-        self._bound_to_loopback = is_loopback(config.host)
+        self._hosts = frozenset({*allowed_hosts, host.lower()})
+        self._bound_to_loopback = is_loopback(host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on or refuse it."""
