@@ -15,12 +15,14 @@ from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.encode import encode_events, encode_metrics
 from tensormeter.server.auth.project_scope import ProjectStore
 from tensormeter.server.query.points import sampled
-from tensormeter.server.query.points.axis import Axis, read_along
-from tensormeter.server.query.points.sampled import PointsQuery, query_points
+from tensormeter.server.query.points.axis import Axis
+from tensormeter.server.query.points.sampled import query_points
 from tensormeter.server.query.ranks import cache
 from tensormeter.server.query.ranks.cache import RankMemory
 from tensormeter.server.query.ranks.grid import Piece, RankGrid
-from tensormeter.server.query.ranks.statistics import RanksQuery, rank_statistics
+from tensormeter.server.query.ranks.statistics import rank_statistics
+from tensormeter.server.query.reader import RunReader
+from tensormeter.server.query.request import RunQuery
 from tensormeter.server.store import NotFoundError, RunRef, TooManyPointsError
 from tensormeter.server.store.clickhouse import ClickHouseStore, parse_address
 from tensormeter.server.store.sqlite.points.segments import CHUNK_POINTS
@@ -76,14 +78,11 @@ def append(store, run, rank, steps, values, *, start=0, attempt=1, project="p"):
 
 
 def expected(store, ref, query):
-    placed, _, _ = read_along(
-        store, ref, [query.metric], query.axis, start=query.start, stop=query.stop, attempt=query.attempt
-    )
-    return rank_statistics(placed, query.max_points)
+    return rank_statistics(RunReader(store, ref, query).lines().lines, query.max_points)
 
 
 def check(store, memory, run, **given):
-    ref, query = RunRef(run, "p"), RanksQuery("v", Axis.parse(given.pop("x", "step")), **given)
+    ref, query = RunRef(run, "p"), RunQuery(("v",), Axis.parse(given.pop("x", "step")), **given)
     found, known = memory.query(store, ref, query, project=None), expected(store, ref, query)
     assert found.processes == known.processes
     for name in ("x", "minimum", "median", "maximum"):
@@ -102,7 +101,7 @@ def test_they_are_those_of_all_points(store, memory):
     check(store, memory, "r", start=20, stop=55)
     assert check(store, memory, "r", start=200).processes == 0
     with pytest.raises(NotFoundError):
-        memory.query(store, RunRef("other", "p"), RanksQuery("v", Axis.parse("step")), project=None)
+        memory.query(store, RunRef("other", "p"), RunQuery(("v",), Axis.parse("step")), project=None)
 
 
 def test_they_grow(each_store, memory):
@@ -142,7 +141,7 @@ def test_a_run_that_is_made_anew_has_nothing_of_the_former(store, memory):
 def test_projects_do_not_share_what_is_remembered(store, memory):
     for project, value in (("one", 1.0), ("other", 2.0)):
         append(store, "same", 0, range(5), [value] * 5, project=project)
-    query = RanksQuery("v", Axis.parse("step"))
+    query = RunQuery(("v",), Axis.parse("step"))
     for project, value in (("one", 1.0), ("other", 2.0)):
         seen = memory.query(ProjectStore(store, project), RunRef("same"), query, project=project)
         assert seen.maximum.tolist() == [value] * 5
@@ -160,14 +159,14 @@ def test_lines_are_those_of_all_points(store, monkeypatch):
     for rank in range(4):
         append(store, "lines", rank, range(100), [step + rank for step in range(100)])
     append(store, "lines", 2, range(60, 120), [-1.0] * 60, start=1000, attempt=2)
-    query = PointsQuery([RunRef("lines", "p")], ["v"], Axis.parse("step"))
+    runs, query = [RunRef("lines", "p")], RunQuery(("v",), Axis.parse("step"))
     several = ({}, {"max_points": 20}, {"attempt": 1}, {"attempt": "all"}, {"start": 30, "stop": 90})
     queries = [replace(query, **more) for more in several]
-    known = [query_points(store, one) for one in queries]
+    known = [query_points(store, runs, one) for one in queries]
     monkeypatch.setattr(sampled, "WHOLE_POINTS", 0)
     monkeypatch.setattr(sampled, "MAX_READ_POINTS", 450)
     for one, all_at_once in zip(queries, known, strict=True):
-        found = {series.process: series for series in query_points(store, one).series}
+        found = {series.process: series for series in query_points(store, runs, one).series}
         assert found.keys() == {series.process for series in all_at_once.series}
         for series in all_at_once.series:
             same = found[series.process]
@@ -177,10 +176,10 @@ def test_lines_are_those_of_all_points(store, monkeypatch):
                 np.testing.assert_array_equal(same.x, series.x)
                 np.testing.assert_array_equal(same.y, series.y)
     with pytest.raises(TooManyPointsError, match="more than the limit"):  # a second crowd, one process alone
-        query_points(store, replace(query, runs=[*query.runs, *query.runs]))
+        query_points(store, [*runs, *runs], query)
     monkeypatch.setattr(sampled, "MAX_READ_POINTS", 50)
     with pytest.raises(TooManyPointsError, match="more than the limit of 50"):
-        query_points(store, query)
+        query_points(store, runs, query)
 
 
 def test_long_series_are_taken_by_samples(store):
@@ -195,7 +194,7 @@ def test_long_series_are_taken_by_samples(store):
     store.fold()
     memory, ref = RankMemory(), RunRef("long", "p")
     for x in ("step", "time"):
-        query = RanksQuery("v", Axis.parse(x), max_points=100)
+        query = RunQuery(("v",), Axis.parse(x), max_points=100)
         found, known = memory.query(store, ref, query, project=None), expected(store, ref, query)
         assert (found.processes, found.minimum.min(), found.maximum.max()) == (3, -50.0, 60.0)
         assert found.lowest[int(found.minimum.argmin())] == found.highest[-1] == "rank 1 of 1"

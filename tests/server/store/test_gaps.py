@@ -21,7 +21,8 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.server.query.points.axis import Axis
-from tensormeter.server.query.points.sampled import PointsQuery, query_points
+from tensormeter.server.query.points.sampled import query_points
+from tensormeter.server.query.request import RunQuery
 from tensormeter.server.store import PointRange, RunRef, Selection
 from tensormeter.server.store.rules.gaps import MAX_GAPS
 from tensormeter.server.store.sqlite.points.segments import CHUNK_POINTS
@@ -198,7 +199,7 @@ def append(store, points, **more):
 
 
 def line(store, **query):
-    (found,) = query_points(store, PointsQuery([RunRef("r")], ["load"], Axis.parse("time"), **query)).series
+    (found,) = query_points(store, [RunRef("r")], RunQuery(("load",), Axis.parse("time"), **query)).series
     return found
 
 

@@ -15,9 +15,11 @@ from tensormeter.otlp.batch import STEP_METRIC, Batch, Gauge
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.encode import encode_metrics
 from tensormeter.server.query.points import sampled as query_points_module
-from tensormeter.server.query.points.axis import Axis, read_along
+from tensormeter.server.query.points.axis import Axis
 from tensormeter.server.query.points.downsampling import sample_blocks
-from tensormeter.server.query.points.sampled import PointsQuery, query_points
+from tensormeter.server.query.points.sampled import query_points
+from tensormeter.server.query.reader import RunReader
+from tensormeter.server.query.request import RunQuery
 from tensormeter.server.store import PointRange, RunRef, Selection, TooManyPointsError
 from tensormeter.server.store.models.rollup_blocks import BLOCK_POINTS, Blocks
 from tensormeter.server.store.sqlite.maintenance import compact
@@ -61,7 +63,7 @@ def append(store, times, values, steps=None):
 
 
 def chart(store, x="step", **more):
-    (series,) = query_points(store, PointsQuery([REF], ["v"], Axis.parse(x), max_points=100, **more)).series
+    (series,) = query_points(store, [REF], RunQuery(("v",), Axis.parse(x), max_points=100, **more)).series
     return series
 
 
@@ -301,15 +303,13 @@ def test_samples_say_what_all_points_say(shared, history, x, attempt, bounds, ma
             return
         scale, origin = (300, 0) if x == "step" else (3000e-9, T0 / 1e9 if x == "time" else 0)
         start, stop = (None if bound is None else origin + bound * scale for bound in bounds)
-        axis = Axis.parse(x)
-        placed, *_ = read_along(shared, ref, ["v"], axis, start=start, stop=stop, attempt=attempt)
-        asked = PointsQuery([ref], ["v"], axis, start, stop, max_points, attempt=attempt)
-        found = sorted(query_points(shared, asked).series, key=lambda one: one.process)
-        placed = sorted(placed, key=lambda one: one.series.process)
+        query = RunQuery(("v",), Axis.parse(x), start, stop, attempt=attempt, max_points=max_points)
+        found = sorted(query_points(shared, [ref], query).series, key=lambda one: one.process)
+        lines = sorted(RunReader(shared, ref, query).lines().lines, key=lambda line: line.series.process)
         assert [(one.process, one.attempt, one.total) for one in found] == [
-            (one.series.process, one.attempt, len(one.x)) for one in placed
+            (line.series.process, line.attempt, len(line.x)) for line in lines
         ]
-        for one, whole in zip(found, placed, strict=True):
+        for one, whole in zip(found, lines, strict=True):
             values = whole.series.points.floats()
             points = [*zip(whole.x.tolist(), values.view(np.int64).tolist(), strict=True)]
             shown = [*zip(one.x.tolist(), one.y.view(np.int64).tolist(), strict=True)]

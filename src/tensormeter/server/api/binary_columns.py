@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.api.params import encode
 from tensormeter.server.api.schemas import variant_json
-from tensormeter.server.query.points.raw import FullSeries
+from tensormeter.server.query.points.raw import RawSeries
 from tensormeter.server.query.points.sampled import PointsResult
 from tensormeter.server.store import Points
 
@@ -77,7 +77,7 @@ def encode_columns(result: PointsResult, *, reset: bool, check: Check = no_check
     return arrays.encode({"series": series, "cursor": result.cursor, "reset": reset} | rest)
 
 
-def encode_full_columns(metric: str, x: str, found: Sequence[FullSeries], check: Check = no_check) -> list[bytes]:
+def encode_full_columns(metric: str, x: str, found: Sequence[RawSeries], check: Check = no_check) -> list[bytes]:
     """The document of `/series` with arrays apart, in parts: `value` is the bits of float64, or int64 where `integers` is 1."""
     arrays = _Arrays()
     series = []

@@ -10,7 +10,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tensormeter.otlp.check import Check
 from tensormeter.otlp.document import parse_document
 from tensormeter.server.api.binary_columns import COLUMNS, encode_columns, encode_full_columns
 from tensormeter.server.api.params import (
@@ -32,16 +31,18 @@ from tensormeter.server.api.schemas import variant_json
 from tensormeter.server.auth.project_scope import Stores
 from tensormeter.server.limits.effort import Effort, TookTooLongError
 from tensormeter.server.limits.responses import TOO_LONG, Answers, HeldResponse
-from tensormeter.server.query.points.axis import Axis, Placed, read_along
+from tensormeter.server.query.lines import Line
+from tensormeter.server.query.points.axis import Axis
 from tensormeter.server.query.points.downsampling import choose_evenly
 from tensormeter.server.query.points.histograms import Distribution, decode_distribution
-from tensormeter.server.query.points.raw import FullSeries, read_full
-from tensormeter.server.query.points.sampled import PointsQuery, PointsResult, query_points
+from tensormeter.server.query.points.raw import RawSeries
+from tensormeter.server.query.points.sampled import PointsResult, query_points
 from tensormeter.server.query.points.shadowing import parse_attempt
 from tensormeter.server.query.points.variant import Choice, Variant
 from tensormeter.server.query.ranks.cache import RankMemory
-from tensormeter.server.query.ranks.statistics import RanksQuery
-from tensormeter.server.store import MAX_READ_POINTS, TooManyPointsError, TooManySeriesError
+from tensormeter.server.query.reader import RunReader
+from tensormeter.server.query.request import RunQuery
+from tensormeter.server.store import MAX_READ_POINTS, RunRef, TooManyPointsError, TooManySeriesError
 from tensormeter.server.store.models.canonical_json import json_value
 from tensormeter.server.store.models.points import Blobs, Points
 
@@ -93,11 +94,11 @@ class PointsApi:
 
     async def query(self, request: Request) -> Response:
         """Sampled points of many series of many runs."""
-        query = _query(await read_json(request))
+        refs, query = _query(await read_json(request))
         binary = COLUMNS in request.headers.get("accept", "")
 
         def work(most: int, effort: Effort) -> HeldResponse:
-            result = query_points(self._stores.of(request), query, most, effort.check)
+            result = query_points(self._stores.of(request), refs, query, most, effort.check)
             reset = query.after is not None and result.complete
             held = sum(one.x.nbytes + one.y.nbytes + one.gaps.nbytes for one in result.series)
             if binary:
@@ -115,25 +116,12 @@ class PointsApi:
             raise HTTPException(400, "metric: expected the name of a metric; /metrics lists them")
         if x not in ("step", "time"):
             raise HTTPException(400, f"x: expected step or time, got {x[:40]!r}")
-        start, stop = optional_integer(query, "start"), optional_integer(query, "stop")
+        points = _raw_query(metric, x, query)
         limit = integer(query, "limit", MAX_READ_POINTS, 1, MAX_READ_POINTS)
-        process = query.get("process")
-        attempt = parse_attempt(query.get("attempt"))
         binary = COLUMNS in request.headers.get("accept", "")
 
         def work(most: int, effort: Effort) -> HeldResponse:
-            found = read_full(
-                self._stores.of(request),
-                ref,
-                metric,
-                by_step=x == "step",
-                process=process,
-                start=start,
-                stop=stop,
-                attempt=attempt,
-                limit=most,
-                check=effort.check,
-            )
+            found = RunReader(self._stores.of(request), ref, points, effort.check).raw(most)
             if binary:
                 return HeldResponse(encode_full_columns(metric, x, found, effort.check), _held(found), COLUMNS)
             _check_json(sum(len(one.points) for one in found), len(found))
@@ -144,14 +132,14 @@ class PointsApi:
     async def ranks(self, request: Request) -> Response:
         """Statistics of a metric over the processes of a run."""
         ref, query = run_ref(request), parameters(request)
-        wanted = RanksQuery(
-            _metric(query),
+        wanted = RunQuery(
+            (_metric(query),),
             Axis.parse(query.get("x", "step")),
             number(query, "start"),
             number(query, "stop"),
-            parse_attempt(query.get("attempt")),
-            integer(query, "max_points", 500, 1, MAX_POINTS),
-            _choice(query),
+            attempt=parse_attempt(query.get("attempt")),
+            variant=_choice(query),
+            max_points=integer(query, "max_points", 500, 1, MAX_POINTS),
         )
 
         def work(effort: Effort) -> bytes:
@@ -176,54 +164,34 @@ class PointsApi:
     async def histograms(self, request: Request) -> Response:
         """Distributions of a metric over time."""
         ref, query = run_ref(request), parameters(request)
-        metric, axis = _metric(query), Axis.parse(query.get("x", "step"))
-        most = integer(query, "max_points", 200, 2, 2000)
-        start, stop = number(query, "start"), number(query, "stop")
-        attributes, choice = _attributes(query.get("attributes")), _choice(query)
-        attempt = parse_attempt(query.get("attempt"))
-
-        def placed(check: Check) -> list[Placed]:
-            found, _, _ = read_along(
-                self._stores.of(request),
-                ref,
-                [metric],
-                axis,
-                process=query.get("process"),
-                numeric=False,
-                start=start,
-                stop=stop,
-                attempt=attempt,
-                check=check,
-            )
-            return found
+        points = RunQuery(
+            (_metric(query),),
+            Axis.parse(query.get("x", "step")),
+            number(query, "start"),
+            number(query, "stop"),
+            query.get("process"),
+            parse_attempt(query.get("attempt")),
+            variant=_choice(query),
+            attributes=_attributes(query.get("attributes")),
+            max_points=integer(query, "max_points", 200, 2, 2000),
+            numeric=False,
+        )
 
         def work(effort: Effort) -> bytes:
-            return encode(_histograms(placed(effort.check), choice, attributes, most))
+            lines = RunReader(self._stores.of(request), ref, points, effort.check).lines().lines
+            return encode(_histograms(lines, points))
 
         return json_response(await self._read(request, work))
 
     async def distributions(self, request: Request) -> Response:
         """Every distribution of a metric."""
         ref, query = run_ref(request), parameters(request)
-        metric, process = _metric(query), query.get("process")
-        start, stop = optional_integer(query, "start"), optional_integer(query, "stop")
+        metric = _metric(query)
+        points = _raw_query(metric, "time", query, numeric=False)
         limit = integer(query, "limit", 2000, 1, MAX_DISTRIBUTIONS)
-        attempt = parse_attempt(query.get("attempt"))
 
         def work(most: int, effort: Effort) -> HeldResponse:
-            found = read_full(
-                self._stores.of(request),
-                ref,
-                metric,
-                numeric=False,
-                by_step=False,
-                process=process,
-                start=start,
-                stop=stop,
-                attempt=attempt,
-                limit=most,
-                check=effort.check,
-            )
+            found = RunReader(self._stores.of(request), ref, points, effort.check).raw(most)
             return HeldResponse(_encode_distributions(metric, found), _held(found), "application/json")
 
         return await self._answers.points(request, self._threads.run_checked, work, limit)
@@ -253,7 +221,7 @@ def _check_json(points: int, series: int) -> None:
         )
 
 
-def _query(document: Mapping[str, Any]) -> PointsQuery:
+def _query(document: Mapping[str, Any]) -> tuple[list[RunRef], RunQuery]:
     project = document.get("project")
     most = whole(document.get("max_points", 1000))
     if isinstance(most, bool) or not isinstance(most, int) or not (most == 0 or 4 <= most <= MAX_POINTS):
@@ -266,33 +234,42 @@ def _query(document: Mapping[str, Any]) -> PointsQuery:
             raise HTTPException(400, f"{name}: expected a text, got {str(value)[:40]!r}")
     if attributes is not None and not isinstance(attributes, dict):
         raise HTTPException(400, "attributes: expected an object")
-    return PointsQuery(
-        [parse_ref(text, project) for text in strings(document, "runs", MAX_RUNS)],
-        strings(document, "metrics", MAX_METRICS),
+    refs = [parse_ref(text, project) for text in strings(document, "runs", MAX_RUNS)]
+    query = RunQuery(
+        tuple(strings(document, "metrics", MAX_METRICS)),
         Axis.parse(x or "step"),
         number(document, "start"),
         number(document, "stop"),
-        most,
         None if process == "all" else process,
-        attributes,
-        after or None,
         parse_attempt(whole(document.get("attempt"))),
+        after or None,
         _choice(document),
+        attributes,
+        most,
+    )
+    return refs, query
+
+
+def _raw_query(metric: str, x: str, query: Mapping[str, str], *, numeric: bool = True) -> RunQuery:
+    return RunQuery(
+        (metric,),
+        Axis.parse(x),
+        optional_integer(query, "start"),
+        optional_integer(query, "stop"),
+        query.get("process"),
+        parse_attempt(query.get("attempt")),
+        numeric=numeric,
     )
 
 
-def _histograms(
-    placed: Sequence[Placed], choice: Choice, attributes: Mapping[str, Any] | None, most: int
-) -> dict[str, Any]:
-    wanted = {} if attributes is None else attributes
-    fitting = (one for one in placed if choice.fits(one.series))
-    chosen = next((one for one in fitting if wanted.items() <= dict(one.series.attributes).items()), None)
+def _histograms(lines: Sequence[Line], query: RunQuery) -> dict[str, Any]:
+    chosen = next((line for line in lines if query.matches(line.series)), None)
     if chosen is None:
         return {"points": [], "total": 0}
     series = chosen.series
     assert isinstance(series.points, Blobs)
     points = []
-    for index in choose_evenly(len(chosen.x), most).tolist():
+    for index in choose_evenly(len(chosen.x), query.max_points).tolist():
         found = decode_distribution(series.kind, series.points.blobs[index])
         points.append({"x": json_value(float(chosen.x[index]))} | _distribution(found))
     about = {"process": series.process} | variant_json(series) | {"attributes": series.attributes}
@@ -365,7 +342,7 @@ def _encode_array(name: str, column: NDArray[np.float64]) -> Iterator[bytes]:
     yield b"]" if len(column) else start + b"]"
 
 
-def _held(found: Sequence[FullSeries]) -> int:
+def _held(found: Sequence[RawSeries]) -> int:
     """Bytes of series in memory."""
     size = 0
     for one in found:
@@ -377,7 +354,7 @@ def _held(found: Sequence[FullSeries]) -> int:
     return size
 
 
-def _encode_full(metric: str, x: str, found: Sequence[FullSeries]) -> Generator[bytes, None, None]:
+def _encode_full(metric: str, x: str, found: Sequence[RawSeries]) -> Generator[bytes, None, None]:
     """The document piece by piece; Starlette draws each piece on a worker thread."""
     yield encode({"metric": metric, "x": x})[:-1] + b',"series":['
     ambiguous = len({(one.kind, one.scope, one.unit) for one in found}) > 1
@@ -398,7 +375,7 @@ def _encode_full(metric: str, x: str, found: Sequence[FullSeries]) -> Generator[
     yield b"]}"
 
 
-def _column(series: FullSeries, name: str, part: slice) -> list[Any]:
+def _column(series: RawSeries, name: str, part: slice) -> list[Any]:
     if name == "time":
         return list(series.points.times[part].tolist())
     if name == "step":
@@ -409,7 +386,7 @@ def _column(series: FullSeries, name: str, part: slice) -> list[Any]:
     return [json_value(value) for value in points.values()]
 
 
-def _encode_distributions(metric: str, found: Sequence[FullSeries]) -> Generator[bytes, None, None]:
+def _encode_distributions(metric: str, found: Sequence[RawSeries]) -> Generator[bytes, None, None]:
     """The document piece by piece, as `_encode_full`."""
     yield encode({"metric": metric})[:-1] + b',"series":['
     for position, series in enumerate(found):

@@ -1,20 +1,19 @@
-"""Many series of many runs, sampled: what a page of charts asks for."""
+"""Sampled points of many series of many runs, for charts."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.server.query.points.axis import Axis, Placed, read_along
-from tensormeter.server.query.points.downsampling import sample
-from tensormeter.server.query.points.rollup_lines import read_thinned
-from tensormeter.server.query.points.shadowing import AttemptChoice, Attempts
-from tensormeter.server.query.points.variant import ANY, Choice
+from tensormeter.server.query.lines import LineReading
+from tensormeter.server.query.points.downsampling import blocks_needed, sample
+from tensormeter.server.query.points.shadowing import Attempts
+from tensormeter.server.query.reader import RunReader
+from tensormeter.server.query.request import RunQuery
 from tensormeter.server.store import (
     MAX_READ_POINTS,
     Kind,
@@ -30,43 +29,27 @@ from tensormeter.server.store import (
 from tensormeter.server.store.models.canonical_json import canonical_json
 from tensormeter.server.store.models.errors import DamagedError
 
-__all__ = ["PointsQuery", "PointsResult", "SampledSeries", "query_points"]
+__all__ = ["PointsResult", "SampledSeries", "query_points"]
 
 MAX_SERIES: Final = 2000
 
 WHOLE_POINTS: Final = 1_000_000
-"""Points of a run that are all read, in some 70 ms; beyond that samples are asked for first."""
+"""Number of points of a run up to which all of them are read, in about 70 ms; above it rollups are tried first."""
 
 MOST_LOOKED_AT: Final = 150_000_000
-"""Points that are looked at for one answer, those of x among them, where not all are held. A request's processor
-time may end the work earlier."""
-
-
-@dataclass(frozen=True)
-class PointsQuery:
-    """What is asked for. `start` and `stop` are in units of x; `max_points` are those of one series, 0: all."""
-
-    runs: Sequence[RunRef]
-    metrics: Sequence[str]
-    axis: Axis
-    start: float | None = None
-    stop: float | None = None
-    max_points: int = 1000
-    process: str | None = None
-    attributes: Mapping[str, Any] | None = None
-    after: str | None = None
-    attempt: AttemptChoice = None
-    variant: Choice = ANY
+"""Maximum number of points, including those of x, that one answer looks at when it reads one process after another. The limit
+of processor time of a request may end the work earlier."""
 
 
 @dataclass(frozen=True, eq=False)
 class SampledSeries:
-    """One series.
+    """A sampled series.
 
     Attributes:
-        x: float64; so is `y`, of equal length.
-        total: How many points it has in the range.
-        gaps: As `gap_positions` gives them.
+        x: float64, shape (n,).
+        y: float64, shape (n,).
+        total: Number of points in the range before sampling.
+        gaps: Positions of interruptions, see `gap_positions`.
     """
 
     run: str
@@ -85,7 +68,14 @@ class SampledSeries:
 
 @dataclass(frozen=True, eq=False)
 class PointsResult:
-    """`complete` is False if only what arrived after the query's cursor is there; `damaged` says what is left out, and why."""
+    """The answer to a query.
+
+    Attributes:
+        series: Series of all runs.
+        cursor: Cursor for a later query.
+        complete: False if only points after the query's cursor are included.
+        damaged: Messages about damaged data that was left out.
+    """
 
     series: Sequence[SampledSeries]
     cursor: str
@@ -93,174 +83,160 @@ class PointsResult:
     damaged: Sequence[str] = ()
 
 
-def query_points(store: Store, query: PointsQuery, most: int | None = None, check: Check = no_check) -> PointsResult:
-    """Read, cut, sample.
+class _RunResult(NamedTuple):
+    """Series of one run, the cursor, whether they are complete, and the number of points that were loaded for them."""
+
+    series: list[SampledSeries]
+    cursor: str
+    complete: bool
+    loaded: int
+
+
+def query_points(
+    store: Store, runs: Sequence[RunRef], query: RunQuery, limit: int | None = None, check: Check = no_check
+) -> PointsResult:
+    """Read and sample the points of several runs.
 
     Args:
-        store: From where.
-        query: What.
-        most: Points that may be read; None: as many as one request may have.
-        check: Called for each series; whatever it raises ends the work.
+        store: Store to read from.
+        runs: Runs to read.
+        query: Points to read of each run.
+        limit: Maximum number of points to read; None for the maximum of a request.
+        check: Callable for each series; an exception of it ends the work.
 
     Raises:
-        TooManyPointsError: More series, or more points to look at, than one request may have.
-        DamagedError: All that was asked for is damaged. Where something is not, the rest is left out.
-        StoreError: As `Store.read`.
+        TooManyPointsError: The query needs more series, or more points, than one request may read.
+        DamagedError: All data of the query is damaged. If only a part is damaged, that part is left out.
+        StoreError: See `Store.read`.
     """
-    most = MAX_READ_POINTS if most is None else min(most, MAX_READ_POINTS)
-    result = _query(store, query, query.after, most, check)
-    if query.after is not None and result is None:
-        # Some of it is not known to be new any more: then everything, so that what is there is consistent.
-        result = _query(store, query, None, most, check)
+    limit = MAX_READ_POINTS if limit is None else min(limit, MAX_READ_POINTS)
+    result = _query_runs(store, runs, query, limit, check)
+    if result is None:
+        # The store cannot tell for one of the runs which points are new. Read all points, so that the answer is consistent.
+        result = _query_runs(store, runs, replace(query, after=None), limit, check)
     assert result is not None
     return result
 
 
-def _query(store: Store, query: PointsQuery, after: str | None, budget: int, check: Check) -> PointsResult | None:
-    found: list[SampledSeries] = []
-    # Of the first read: what comes meanwhile is seen twice rather than never.
+def _query_runs(
+    store: Store, runs: Sequence[RunRef], query: RunQuery, budget: int, check: Check
+) -> PointsResult | None:
+    """Read all runs; None if not all of them can be read from the query's cursor on."""
+    series: list[SampledSeries] = []
+    # Keep the cursor of the first read: points that arrive meanwhile are then read twice, and not lost.
     cursor: str | None = None
-    complete = after is None
     damaged: list[str] = []
-    for ref in query.runs:
+    for ref in runs:
         try:
-            series, seen, all_there, held = _read(store, ref, query, after, budget, check=check, damaged=damaged)
+            result = _query_run(store, ref, query, budget, check=check, damaged=damaged)
         except DamagedError as error:
-            if len(query.runs) == 1:
+            if len(runs) == 1:
                 raise
             damaged.append(str(error))
             continue
         except TooManyPointsError:
-            if after is None:
+            if query.after is None:
                 raise
             return None
-        if all_there and after is not None:
+        if result.complete and query.after is not None:
             return None
-        cursor = cursor or seen
-        budget -= held
-        found += series
-        if len(found) > MAX_SERIES:
+        cursor = cursor or result.cursor
+        budget -= result.loaded
+        series += result.series
+        if len(series) > MAX_SERIES:
             raise TooManySeriesError(
                 f"more than {MAX_SERIES} series; ask for fewer runs or metrics, or for one process with `process`"
             )
-    if damaged and not found:
+    if damaged and not series:
         raise DamagedError(damaged[0], named=True)
-    return PointsResult(found, cursor or store.changes(None).cursor, complete, damaged)
+    return PointsResult(series, cursor or store.changes(None).cursor, query.after is None, damaged)
 
 
-def _read(
-    store: Store,
-    ref: RunRef,
-    query: PointsQuery,
-    after: str | None,
-    budget: int,
-    *,
-    check: Check,
-    damaged: list[str],
-) -> tuple[list[SampledSeries], str, bool, int]:
-    """Series of one run, the cursor, whether they are all that there is, and how many points were held for them."""
-    read = partial(
-        read_along,
-        store,
-        ref,
-        query.metrics,
-        query.axis,
-        process=query.process,
-        start=query.start,
-        stop=query.stop,
-        attempt=query.attempt,
-        gaps=True,
-        check=check,
-        damaged=damaged,
-    )
-    if after is not None or not query.max_points:
-        placed, cursor, complete = read(after=after, limit=budget)
-        return _sampled(ref, placed, query, check), cursor, complete, sum(len(one.x) for one in placed)
+def _query_run(
+    store: Store, ref: RunRef, query: RunQuery, budget: int, *, check: Check, damaged: list[str]
+) -> _RunResult:
+    reader = RunReader(store, ref, query, check, damaged)
+    if query.after is not None or not query.max_points:
+        return _sample_lines(ref, reader.lines(budget, gaps=True), query, check)
     try:
-        placed, cursor, _ = read(limit=min(budget, WHOLE_POINTS))
+        return _sample_lines(ref, reader.lines(min(budget, WHOLE_POINTS), gaps=True), query, check)
     except TooManyPointsError:
         try:
-            thinned = read_thinned(
-                store,
-                ref,
-                query.metrics,
-                query.axis,
-                process=query.process,
-                start=query.start,
-                stop=query.stop,
-                attempt=query.attempt,
-                max_points=query.max_points,
-                limit=budget,
-                check=check,
-                damaged=damaged,
+            return _sample_rollups(ref, reader, query, budget, check) or _sample_lines(
+                ref, reader.lines(budget, gaps=True), query, check
             )
-            if thinned is not None:
-                lines, cursor = thinned
-                drawn = (_series(ref, one.series, one.attempt, (one.x, one.y, one.gaps), one.total) for one in lines)
-                return [one for one in drawn if _is_wanted(one, query)], cursor, True, sum(one.held for one in lines)
-            placed, cursor, _ = read(limit=budget)
         except TooManyPointsError:
             if query.process is not None or budget < MAX_READ_POINTS:
                 raise
-            return *_one_by_one(store, ref, query, check, damaged), True, budget
-    return _sampled(ref, placed, query, check), cursor, True, sum(len(one.x) for one in placed)
+            series, cursor = _query_each_process(store, ref, query, check, damaged)
+            return _RunResult(series, cursor, complete=True, loaded=budget)
 
 
-def _one_by_one(
-    store: Store, ref: RunRef, query: PointsQuery, check: Check, damaged: list[str]
+def _query_each_process(
+    store: Store, ref: RunRef, query: RunQuery, check: Check, damaged: list[str]
 ) -> tuple[list[SampledSeries], str]:
-    """Series of a run with too many points to hold them all: each process is sampled before the next is read.
+    """Read a run with too many points for the memory: each process is sampled before the next one is read.
 
     Raises:
-        TooManyPointsError: One process has too many, or all of them together have more than `MOST_LOOKED_AT`.
+        TooManyPointsError: One process has too many points, or all of them together have more than `MOST_LOOKED_AT`.
     """
-    about = store.read(ref, Selection([]))
-    found: list[SampledSeries] = []
-    left = MOST_LOOKED_AT
-    for processes in Attempts(about.attempts, query.attempt).ranks(one.process for one in store.processes(ref)):
+    run = store.read(ref, Selection([]))
+    joined: list[SampledSeries] = []
+    budget = MOST_LOOKED_AT
+    for processes in Attempts(run.attempts, query.attempt).ranks(one.process for one in store.processes(ref)):
         lines: dict[str, list[SampledSeries]] = defaultdict(list)
         for process in processes:
-            alone = replace(query, process=process)
-            most = max(min(left, MAX_READ_POINTS), 0)
-            series, _, _, held = _read(store, ref, alone, None, most, check=check, damaged=damaged)
-            left -= 2 * held
-            for one in series:
-                lines[canonical_json([one.metric, str(one.kind), one.scope, one.unit, one.attributes])].append(one)
-        found += (_joined(pieces, query.max_points) for pieces in lines.values())
-    return found, about.cursor
+            limit = max(min(budget, MAX_READ_POINTS), 0)
+            of_process = replace(query, process=process)
+            result = _query_run(store, ref, of_process, limit, check=check, damaged=damaged)
+            budget -= 2 * result.loaded
+            for series in result.series:
+                key = [series.metric, str(series.kind), series.scope, series.unit, series.attributes]
+                lines[canonical_json(key)].append(series)
+        joined += (_join(pieces, query.max_points) for pieces in lines.values())
+    return joined, run.cursor
 
 
-def _joined(pieces: Sequence[SampledSeries], max_points: int) -> SampledSeries:
-    """One line out of its pieces, in the order of attempts."""
+def _join(pieces: Sequence[SampledSeries], max_points: int) -> SampledSeries:
+    """Join the pieces of one line, given in the order of attempts, and sample the result."""
     if len(pieces) == 1:
         return pieces[0]
-    x, y = np.concatenate([one.x for one in pieces]), np.concatenate([one.y for one in pieces])
+    x, y = np.concatenate([piece.x for piece in pieces]), np.concatenate([piece.y for piece in pieces])
     order = np.argsort(x, kind="stable")
-    kept = order[sample(y[order], max_points)]
-    gaps = np.unique(np.concatenate([one.gaps for one in pieces]))
-    return replace(pieces[-1], x=x[kept], y=y[kept], total=sum(one.total for one in pieces), gaps=gaps)
+    index = order[sample(y[order], max_points)]
+    gaps = np.unique(np.concatenate([piece.gaps for piece in pieces]))
+    return replace(pieces[-1], x=x[index], y=y[index], total=sum(piece.total for piece in pieces), gaps=gaps)
 
 
-def _sampled(ref: RunRef, placed: Sequence[Placed], query: PointsQuery, check: Check) -> list[SampledSeries]:
-    found = []
-    for one in placed:
+def _sample_lines(ref: RunRef, reading: LineReading, query: RunQuery, check: Check) -> _RunResult:
+    sampled = []
+    for line in reading.lines:
         check()
-        assert isinstance(one.series.points, Points)
-        values = one.series.points.floats()
-        kept = sample(values, query.max_points)
-        series = _series(ref, one.series, one.attempt, (one.x[kept], values[kept], one.gaps), len(values))
-        if _is_wanted(series, query):
-            found.append(series)
-    return found
+        if not query.matches(line.series):
+            continue
+        assert isinstance(line.series.points, Points)
+        values = line.series.points.floats()
+        index = sample(values, query.max_points)
+        columns = line.x[index], values[index], line.gaps
+        sampled.append(_sampled(ref, line.series, line.attempt, columns, len(values)))
+    return _RunResult(sampled, reading.cursor, reading.complete, reading.points)
 
 
-def _is_wanted(series: SampledSeries, query: PointsQuery) -> bool:
-    if not query.variant.fits(series):
-        return False
-    return not query.attributes or query.attributes.items() <= dict(series.attributes).items()
+def _sample_rollups(ref: RunRef, reader: RunReader, query: RunQuery, budget: int, check: Check) -> _RunResult | None:
+    """Read and sample rollups; None if only points can answer."""
+    rollups = reader.rollups(blocks_needed(query.max_points), budget, gaps=True)
+    lines = None if rollups is None else rollups.lines(query.max_points, check)
+    if rollups is None or lines is None:
+        return None
+    sampled = [
+        _sampled(ref, line.series, line.attempt, (line.x, line.y, line.gaps), line.total)
+        for line in lines
+        if query.matches(line.series)
+    ]
+    return _RunResult(sampled, rollups.cursor, complete=True, loaded=sum(line.loaded for line in lines))
 
 
-def _series(
+def _sampled(
     ref: RunRef,
     series: Series | Thinned,
     attempt: int,
@@ -268,7 +244,7 @@ def _series(
     total: int,
 ) -> SampledSeries:
     x, y, gaps = columns
-    about = (
+    return SampledSeries(
         ref.run_id,
         series.process,
         attempt,
@@ -277,5 +253,8 @@ def _series(
         series.scope,
         series.unit,
         series.attributes,
+        x,
+        y,
+        total,
+        np.unique(gaps),
     )
-    return SampledSeries(*about, x, y, total, np.unique(gaps))

@@ -8,8 +8,10 @@ from typing import Final
 
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.query.points.variant import OneVariant
-from tensormeter.server.query.ranks.reader import RankReading, read_placed
-from tensormeter.server.query.ranks.statistics import RanksQuery, RankStatistics, rank_statistics
+from tensormeter.server.query.ranks.reader import RankReading
+from tensormeter.server.query.ranks.statistics import RankStatistics, rank_statistics
+from tensormeter.server.query.reader import RunReader
+from tensormeter.server.query.request import RunQuery
 from tensormeter.server.store import MAX_READ_POINTS, RunRef, Store, TooManyPointsError
 
 __all__ = ["RankMemory"]
@@ -30,7 +32,7 @@ class _Entry:
     made: float = 0.0
 
 
-_Key = tuple[str | None, RunRef, RanksQuery]
+_Key = tuple[str | None, RunRef, RunQuery]
 
 
 class RankMemory:
@@ -41,7 +43,7 @@ class RankMemory:
         self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
 
     def query(
-        self, store: Store, ref: RunRef, query: RanksQuery, *, project: str | None, check: Check = no_check
+        self, store: Store, ref: RunRef, query: RunQuery, *, project: str | None, check: Check = no_check
     ) -> RankStatistics:
         """Statistics of a metric over a run's processes: those of `rank_statistics`, or where there are too many points of `RankReading`.
 
@@ -62,11 +64,11 @@ class RankMemory:
         if not known:
             limit = _WHOLE_POINTS if query.axis.is_time or query.axis.is_step else MAX_READ_POINTS
             try:
-                placed, _, _ = read_placed(store, ref, query, limit=limit, check=check)
-                chosen = OneVariant(query.variant)
-                alike = [one for one in placed if chosen.takes(one.series)]
-                found = rank_statistics(alike, query.max_points, check)
-                return replace(found, variant=chosen.variant, others=tuple(chosen.others))
+                reading = RunReader(store, ref, query, check).lines(limit)
+                variant = OneVariant(query.variant)
+                lines = [line for line in reading.lines if variant.takes(line.series)]
+                statistics = rank_statistics(lines, query.max_points, check)
+                return replace(statistics, variant=variant.variant, others=tuple(variant.others))
             except TooManyPointsError:
                 if limit == MAX_READ_POINTS:
                     raise

@@ -8,17 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.server.query.points.axis import Placed, read_along
-from tensormeter.server.query.points.rollup_lines import LongPieces, long_pieces
+from tensormeter.server.query.lines import Line
+from tensormeter.server.query.points.rollup_lines import Rollups
 from tensormeter.server.query.points.sampled import MOST_LOOKED_AT
 from tensormeter.server.query.points.shadowing import Attempts
 from tensormeter.server.query.points.variant import OneVariant
 from tensormeter.server.query.ranks.grid import Piece, RankGrid
-from tensormeter.server.query.ranks.statistics import RanksQuery, RankStatistics, rank_statistics, statistics_of
-from tensormeter.server.store import MAX_READ_POINTS, Points, RunRef, Selection, Store, Thinned
+from tensormeter.server.query.ranks.statistics import RankStatistics, rank_statistics, statistics_of
+from tensormeter.server.query.reader import RunReader
+from tensormeter.server.query.request import RunQuery
+from tensormeter.server.store import Points, RunRef, Selection, Store, Thinned
 from tensormeter.server.store.models.rollup_blocks import FIRST, HIGHEST, LAST, LOWEST
 
-__all__ = ["RankReading", "read_placed"]
+__all__ = ["RankReading"]
 
 _LONG_BLOCKS: Final = 128
 """Blocks that a process must have to be taken by samples: 65,536 points, of which each 512 have one lowest and one highest."""
@@ -31,7 +33,7 @@ class RankReading:
     Not for several threads at once.
     """
 
-    def __init__(self, store: Store, ref: RunRef, query: RanksQuery, check: Check = no_check) -> None:
+    def __init__(self, store: Store, ref: RunRef, query: RunQuery, check: Check = no_check) -> None:
         """Read everything. The axis is time or the step.
 
         Raises:
@@ -70,13 +72,13 @@ class RankReading:
         about = store.read(self._ref, Selection([]))
         if (about.started, about.attempts) != (self._started, self._attempts):
             return False
-        placed, cursor, complete = read_placed(store, self._ref, self._query, after=self._cursor, check=check)
-        if complete or not all(one.series.process in self._rows for one in placed):
+        new = RunReader(store, self._ref, replace(self._query, after=self._cursor), check).lines()
+        if new.complete or not all(line.series.process in self._rows for line in new.lines):
             return False
-        for one in placed:
-            if self._variant.takes(one.series):
-                self._add(one.series.process, _of_placed(one))
-        self._cursor = cursor
+        for line in new.lines:
+            if self._variant.takes(line.series):
+                self._add(line.series.process, _of_line(line))
+        self._cursor = new.cursor
         return True
 
     def statistics(self) -> RankStatistics:
@@ -109,76 +111,38 @@ class RankReading:
 
     def _read(self, store: Store, process: str, limit: int, check: Check) -> Iterator[Piece]:
         """Of each series of a process."""
-        query = self._query
-        long = long_pieces(
-            store,
-            self._ref,
-            [query.metric],
-            query.axis,
-            process=process,
-            start=query.start,
-            stop=query.stop,
-            attempt=query.attempt,
-            blocks=_LONG_BLOCKS,
-            limit=limit,
-            check=check,
-        )
-        if long is not None:
-            for thinned in long.found:
-                if not self._variant.takes(thinned):
-                    continue
-                if thinned.blocks is not None:
-                    # Intervals that are narrower than blocks would know few processes each.
-                    self._most = min(self._most, len(thinned.blocks))
-                yield _of_thinned(long, thinned)
+        reader = RunReader(store, self._ref, replace(self._query, process=process), check)
+        rollups = reader.rollups(_LONG_BLOCKS, limit)
+        if rollups is None:
+            lines = reader.lines(limit).lines
+            yield from (_of_line(line) for line in lines if self._variant.takes(line.series))
             return
-        placed, _, _ = read_placed(store, self._ref, query, process=process, limit=limit, check=check)
-        yield from (_of_placed(one) for one in placed if self._variant.takes(one.series))
+        for series in rollups.series:
+            if not self._variant.takes(series):
+                continue
+            if series.blocks is not None:
+                # Intervals that are narrower than blocks would contain points of few processes each.
+                self._most = min(self._most, len(series.blocks))
+            yield _of_rollup(rollups, series)
 
 
-def read_placed(
-    store: Store,
-    ref: RunRef,
-    query: RanksQuery,
-    *,
-    process: str | None = None,
-    after: str | None = None,
-    limit: int = MAX_READ_POINTS,
-    check: Check = no_check,
-) -> tuple[list[Placed], str, bool]:
-    """As `read_along`, of what is asked for."""
-    return read_along(
-        store,
-        ref,
-        [query.metric],
-        query.axis,
-        process=process,
-        start=query.start,
-        stop=query.stop,
-        after=after,
-        attempt=query.attempt,
-        limit=limit,
-        check=check,
-    )
-
-
-def _of_placed(one: Placed) -> Piece:
-    assert isinstance(one.series.points, Points)
-    return _of_points(one.x, one.series.points.floats())
+def _of_line(line: Line) -> Piece:
+    assert isinstance(line.series.points, Points)
+    return _of_points(line.x, line.series.points.floats())
 
 
 def _of_points(x: NDArray[np.float64], values: NDArray[np.float64]) -> Piece:
     return Piece(x, values, values, values, np.ones(len(x)))
 
 
-def _of_thinned(long: LongPieces, one: Thinned) -> Piece:
-    if one.blocks is None:
-        assert one.points is not None
-        assert one.steps is not None
-        x, values = long.x(one.points.times, one.steps), one.points.floats()
+def _of_rollup(rollups: Rollups, series: Thinned) -> Piece:
+    if series.blocks is None:
+        assert series.points is not None
+        assert series.steps is not None
+        x, values = rollups.x(series.points.times, series.steps), series.points.floats()
         order = np.argsort(x, kind="stable")
         return _of_points(x[order], values[order])
-    blocks = one.blocks
+    blocks = series.blocks
     low, high = blocks.values[:, LOWEST], blocks.values[:, HIGHEST]
     # Not of the extremes: one spike would be a quarter of its block.
     ends = blocks.values[:, [FIRST, LAST]]
@@ -186,5 +150,5 @@ def _of_thinned(long: LongPieces, one: Thinned) -> Piece:
     with np.errstate(invalid="ignore", divide="ignore"):
         means = np.where(present, ends, 0.0).sum(axis=1) / present.sum(axis=1)
         means = np.where(present.any(axis=1), means, (low + high) / 2)
-    x = long.x(blocks.times[:, FIRST], blocks.steps[:, FIRST])
+    x = rollups.x(blocks.times[:, FIRST], blocks.steps[:, FIRST])
     return Piece(x, low, high, means, blocks.counts.astype(np.float64))

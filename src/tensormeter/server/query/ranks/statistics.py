@@ -8,31 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.server.query.points.axis import Axis, Placed
-from tensormeter.server.query.points.shadowing import AttemptChoice
-from tensormeter.server.query.points.variant import ANY, Choice, Variant
+from tensormeter.server.query.lines import Line
+from tensormeter.server.query.points.variant import Variant
 from tensormeter.server.store import Points
 
-__all__ = ["RankStatistics", "RanksQuery", "rank_statistics", "statistics_of"]
+__all__ = ["RankStatistics", "rank_statistics", "statistics_of"]
 
 _MOST_CELLS: Final = 2_000_000
 """Processes times buckets: 64 MB of sums, and about as much again for medians."""
 
 _UNITED: Final = 10_000
 """Points of x that are sorted together, at least."""
-
-
-@dataclass(frozen=True)
-class RanksQuery:
-    """What is asked for, in start <= x < stop in units of x; `max_points` are x, at most."""
-
-    metric: str
-    axis: Axis
-    start: float | None = None
-    stop: float | None = None
-    attempt: AttemptChoice = None
-    max_points: int = 500
-    variant: Choice = ANY
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,17 +40,17 @@ class RankStatistics:
     others: Sequence[Variant] = ()
 
 
-def rank_statistics(placed: Sequence[Placed], max_points: int, check: Check = no_check) -> RankStatistics:
-    """Compute them at every x that any process has.
+def rank_statistics(lines: Sequence[Line], max_points: int, check: Check = no_check) -> RankStatistics:
+    """Compute statistics at every x that any process has.
 
-    If there are more than `max_points`, neighbouring x are taken together: the lowest and highest value of all of them, and
-    the median of the processes' means.
+    If there are more than `max_points`, neighbouring x are merged: the lowest and highest value of all of them, and the
+    median of the processes' means.
     """
-    processes = sorted({one.series.process for one in placed})
-    if not placed:
+    processes = sorted({line.series.process for line in lines})
+    if not lines:
         empty = np.empty(0)
         return RankStatistics(empty, empty, empty, empty, [], [], 0)
-    x = _every_x(placed, check)
+    x = _every_x(lines, check)
     buckets = min(len(x), max_points) if max_points else len(x)
     # What is made below has a cell for each process in each bucket.
     buckets = max(min(buckets, _MOST_CELLS // len(processes)), 1)
@@ -75,12 +61,12 @@ def rank_statistics(placed: Sequence[Placed], max_points: int, check: Check = no
     low, high = np.full(shape, np.inf), np.full(shape, -np.inf)
     total, count = np.zeros(shape), np.zeros(shape)
     with np.errstate(invalid="ignore", divide="ignore"):
-        for one in placed:
+        for line in lines:
             check()
-            assert isinstance(one.series.points, Points)
-            row, values = rows[one.series.process], one.series.points.floats()
+            assert isinstance(line.series.points, Points)
+            row, values = rows[line.series.process], line.series.points.floats()
             present = ~np.isnan(values)
-            column = np.searchsorted(edges, one.x[present], side="right") - 1
+            column = np.searchsorted(edges, line.x[present], side="right") - 1
             values = values[present]
             # x ascend, so columns do: each bucket's points are neighbours.
             columns, first = np.unique(column, return_index=True)
@@ -92,19 +78,19 @@ def rank_statistics(placed: Sequence[Placed], max_points: int, check: Check = no
     return statistics_of(processes, edges, (low, high, total, count))
 
 
-def _every_x(placed: Sequence[Placed], check: Check) -> NDArray[np.float64]:
-    """Every x that any process has, once, in order."""
-    x = placed[0].x[:1]
-    waiting: list[NDArray[np.float64]] = []
+def _every_x(lines: Sequence[Line], check: Check) -> NDArray[np.float64]:
+    """Return every x that any process has, once, in order."""
+    x = lines[0].x[:1]
+    unmerged: list[NDArray[np.float64]] = []
     size = 0
-    for one in placed:
+    for line in lines:
         check()
-        if not np.array_equal(one.x, x):
-            waiting.append(one.x)
-            size += len(one.x)
-        if size > max(_UNITED, len(x)):  # one by one, the work would grow with the square of their number
-            x, waiting, size = np.unique(np.concatenate([x, *waiting])), [], 0
-    return np.unique(np.concatenate([x, *waiting])) if waiting else x
+        if not np.array_equal(line.x, x):
+            unmerged.append(line.x)
+            size += len(line.x)
+        if size > max(_UNITED, len(x)):  # merging each line separately would take quadratic time
+            x, unmerged, size = np.unique(np.concatenate([x, *unmerged])), [], 0
+    return np.unique(np.concatenate([x, *unmerged])) if unmerged else x
 
 
 def statistics_of(

@@ -1,0 +1,124 @@
+"""Lines: series of points with their position on the x axis."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tensormeter.server.store import Points, Series
+from tensormeter.server.store.models.points import Column
+
+__all__ = ["NO_POSITIONS", "Line", "LineReading", "add_gaps", "cut_line", "gap_positions", "join_lines", "line_along"]
+
+NO_POSITIONS: Final[NDArray[np.float64]] = np.empty(0, np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """A series and the x of its points.
+
+    Attributes:
+        series: Series with n points, in the order of x.
+        x: float64, shape (n,), ascending.
+        attempt: Attempt that the process of the series belongs to.
+        gaps: Positions of interruptions, see `gap_positions`.
+    """
+
+    series: Series
+    x: NDArray[np.float64]
+    attempt: int = 1
+    gaps: NDArray[np.float64] = field(default_factory=lambda: NO_POSITIONS)
+
+
+class LineReading(NamedTuple):
+    """Result of reading lines.
+
+    Attributes:
+        lines: Lines that have points.
+        cursor: Cursor for a later read, see `Reading`.
+        complete: False if only points after a cursor were read.
+    """
+
+    lines: Sequence[Line]
+    cursor: str
+    complete: bool
+
+    @property
+    def points(self) -> int:
+        """Number of points in all lines."""
+        return sum(len(line.x) for line in self.lines)
+
+
+def line_along(series: Series, x_series: Sequence[Series]) -> Line:
+    """Place points at another metric's value at the same time; points without one are left out.
+
+    Args:
+        series: Series to place.
+        x_series: Series of the metric that is x, of any processes.
+    """
+    candidates = [candidate for candidate in x_series if candidate.process == series.process]
+    if len(candidates) > 1:
+        equal = [candidate for candidate in candidates if candidate.attributes == series.attributes]
+        candidates = equal or candidates
+    points: Column = series.points
+    x = np.full(len(points), np.nan)
+    for candidate in candidates:
+        assert isinstance(candidate.points, Points)
+        times = candidate.points.times
+        if np.array_equal(times, points.times):
+            x = candidate.points.floats()
+            break
+        index = np.minimum(np.searchsorted(times, points.times), len(times) - 1)
+        is_match = times[index] == points.times
+        x = np.where(is_match & np.isnan(x), candidate.points.floats()[index], x)
+    has_x = ~np.isnan(x)
+    if not has_x.all():
+        points, x = points[has_x], x[has_x]
+    # Points of equal x stay in the order of time.
+    if np.any(x[1:] < x[:-1]):
+        order = np.argsort(x, kind="stable")
+        points, x = points[order], x[order]
+    return Line(replace(series, points=points), x)
+
+
+def cut_line(line: Line, start: float | None, stop: float | None) -> Line:
+    """Keep the points with start <= x < stop."""
+    first = 0 if start is None else int(np.searchsorted(line.x, start))
+    last = len(line.x) if stop is None else int(np.searchsorted(line.x, stop))
+    if first == 0 and last == len(line.x):
+        return line
+    part = slice(first, max(first, last))
+    return Line(replace(line.series, points=line.series.points[part]), line.x[part])
+
+
+def add_gaps(line: Line) -> Line:
+    """Return the line with the positions of its series' gaps."""
+    gaps = line.series.gaps
+    return replace(line, gaps=gap_positions(gaps, line.series.points.times, line.x)) if len(gaps) else line
+
+
+def join_lines(pieces: Sequence[Line]) -> Line:
+    """Join the pieces of several attempts; the result has the name of the last one."""
+    if len(pieces) == 1:
+        return pieces[0]
+    x = np.concatenate([piece.x for piece in pieces])
+    points: Column = type(pieces[0].series.points).concat([piece.series.points for piece in pieces])
+    if np.any(x[1:] < x[:-1]):
+        order = np.argsort(x, kind="stable")
+        x, points = x[order], points[order]
+    return Line(replace(pieces[-1].series, points=points), x, gaps=np.concatenate([piece.gaps for piece in pieces]))
+
+
+def gap_positions(gaps: NDArray[np.int64], times: NDArray[np.int64], x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the x of the last point before each gap, ascending; gaps before the first point are left out.
+
+    A chart draws no stroke between neighbouring points a and b if a.x <= position < b.x. This holds for any subset of
+    the points, so sampling does not move the interruptions.
+    """
+    if not len(gaps):
+        return NO_POSITIONS
+    order = np.argsort(times, kind="stable")
+    index = np.searchsorted(times[order], gaps, "right") - 1
+    return np.unique(x[order[index[index >= 0]]])

@@ -1,0 +1,196 @@
+"""Reading the points of a run that a query asks for: as lines, as rollups, or as they were logged."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tensormeter.otlp.batch import STEP_METRIC
+from tensormeter.otlp.check import Check, no_check
+from tensormeter.server.query.lines import Line, LineReading, add_gaps, cut_line, join_lines, line_along
+from tensormeter.server.query.points.raw import RawSeries, join_raw
+from tensormeter.server.query.points.rollup_lines import Rollups
+from tensormeter.server.query.points.shadowing import Attempts
+from tensormeter.server.query.request import RunQuery
+from tensormeter.server.store import MAX_READ_POINTS, PointRange, Points, Reading, RunRef, Selection, Series, Store
+
+__all__ = ["RunReader"]
+
+
+class RunReader:
+    """Reads the points of one run that one query asks for."""
+
+    def __init__(
+        self, store: Store, ref: RunRef, query: RunQuery, check: Check = no_check, damaged: list[str] | None = None
+    ) -> None:
+        """Create a reader.
+
+        Args:
+            store: Store to read from.
+            ref: Run to read.
+            query: Points to read.
+            check: Callable for each series; an exception of it ends the work.
+            damaged: List of messages about damaged data, see `Selection`.
+        """
+        self._store = store
+        self._ref = ref
+        self._query = query
+        self._check = check
+        self._damaged = damaged
+
+    def lines(self, limit: int = MAX_READ_POINTS, *, gaps: bool = False) -> LineReading:
+        """Read points with their x, in start <= x < stop.
+
+        If the query asks for the effective line, the pieces of several attempts are one line. It has the name of the latest
+        process that has points in the range.
+
+        Args:
+            limit: Maximum number of points to look at, including those of x and gaps.
+            gaps: True to read gaps.
+
+        Raises:
+            StoreError: See `Store.read`.
+        """
+        query, axis = self._query, self._query.axis
+        metrics = dict.fromkeys(query.metrics)
+        if axis.metric is not None and query.numeric:
+            metrics[axis.metric] = None
+        origin, first, last = 0.0, None, None
+        if axis.is_time:
+            origin = axis.origin(self._read(Selection([])).started) if axis.relative else 0.0
+            first, last = axis.nanoseconds(query.start, origin), axis.nanoseconds(query.stop, origin)
+        selection = Selection(
+            [*metrics],
+            query.process,
+            numeric=query.numeric,
+            start=first,
+            stop=last,
+            after=query.after,
+            limit=limit,
+            gaps=gaps,
+            check=self._check,
+            damaged=self._damaged,
+        )
+        reading = self._read(selection)
+        attempts = Attempts(reading.attempts, query.attempt)
+        series = attempts.chosen(candidate for candidate in reading.series if candidate.metric in query.metrics)
+        x_series: Sequence[Series] = []
+        if axis.metric is not None:
+            if query.numeric and reading.complete:
+                x_series = [candidate for candidate in reading.series if candidate.metric == axis.metric]
+            elif series:
+                x_series = self._read_during(axis.metric, series, limit)  # their x may have arrived before them
+        cuts = attempts.shadowed()
+        shadowed = [candidate for candidate in series if candidate.process in cuts]
+        if shadowed:
+            steps = x_series if axis.is_step else self._read_during(STEP_METRIC, shadowed, limit)
+            series = attempts.effective(series, steps)
+        lines = []
+        for group in attempts.lines(series):
+            pieces = []
+            for piece in group:
+                self._check()
+                if axis.metric is not None:
+                    line = cut_line(line_along(piece, x_series), query.start, query.stop)
+                else:
+                    line = Line(piece, axis.seconds(piece.points.times, origin))
+                    if query.after is not None:
+                        line = cut_line(line, query.start, query.stop)
+                if len(line.x):
+                    pieces.append(add_gaps(line))
+            if pieces:
+                line = join_lines(pieces)
+                lines.append(replace(line, attempt=attempts.number(line.series.process)))
+        return LineReading(lines, reading.cursor, reading.complete)
+
+    def rollups(self, blocks: int, limit: int, *, gaps: bool = False) -> Rollups | None:
+        """Read long series as rollups and short ones as points, in start <= x < stop.
+
+        Args:
+            blocks: Minimum number of blocks of a series, see `Store.thin`.
+            limit: Maximum number of points to look at.
+            gaps: True to read gaps.
+
+        Returns:
+            None if rollups cannot answer: x is a metric other than the step, steps or attempts are not in the order of time,
+            or there are no long series.
+
+        Raises:
+            StoreError: See `Store.thin`.
+        """
+        query, axis = self._query, self._query.axis
+        if not axis.is_time and not axis.is_step:
+            return None
+        run = self._read(Selection([]))
+        attempts = Attempts(run.attempts, query.attempt)
+        origin = axis.origin(run.started)
+        window = PointRange(begins=attempts.shadowed())
+        if axis.is_time:
+            first, last = axis.nanoseconds(query.start, origin), axis.nanoseconds(query.stop, origin)
+            window = replace(window, start=first, stop=last)
+        else:
+            window = replace(window, by_step=True, first_step=query.start, last_step=query.stop)
+        selection = Selection(
+            query.metrics, query.process, limit=limit, gaps=gaps, check=self._check, damaged=self._damaged
+        )
+        series = self._store.thin(self._ref, selection, window, blocks)
+        return None if series is None else Rollups(attempts.chosen(series), attempts, axis, origin, run.cursor)
+
+    def raw(self, limit: int = MAX_READ_POINTS) -> list[RawSeries]:
+        """Read every point of one metric as it was logged, by time, or by step and time with points without a step last.
+
+        If the query asks for the effective line, the pieces of several attempts are one series with the name of the latest
+        process. A point without a step is in no range of steps. `after` is ignored.
+
+        Args:
+            limit: Maximum number of points to look at; for numbers this includes their steps.
+
+        Raises:
+            StoreError: See `Store.read`.
+        """
+        query, by_step = self._query, self._query.axis.is_step
+        (metric,) = query.metrics
+        first, last = (None, None) if by_step else (_integer(query.start), _integer(query.stop))
+        names = [metric, STEP_METRIC] if query.numeric else [metric]
+        selection = Selection(
+            names,
+            query.process,
+            query.numeric,
+            start=first,
+            stop=last,
+            limit=limit,
+            gaps=query.numeric,
+            check=self._check,
+            damaged=self._damaged,
+        )
+        reading = step_reading = self._read(selection)
+        if not query.numeric:
+            step_reading = self._read(
+                Selection([STEP_METRIC], query.process, start=first, stop=last, check=self._check)
+            )
+        steps: dict[str, list[Points]] = {}
+        for series in step_reading.series:
+            if series.metric == STEP_METRIC:
+                assert isinstance(series.points, Points)
+                steps.setdefault(series.process, []).append(series.points)
+        steps_of = {process: Points.concat(parts).distinct() for process, parts in steps.items()}
+        attempts = Attempts(reading.attempts, query.attempt)
+        shadowed = attempts.shadowed()
+        raw = []
+        for pieces in attempts.lines(attempts.chosen(series for series in reading.series if series.metric == metric)):
+            self._check()
+            joined = join_raw(pieces, attempts.number(pieces[-1].process), steps_of, shadowed)
+            raw.append(joined.by_step(query.start, query.stop) if by_step else joined)
+        return raw
+
+    def _read(self, selection: Selection) -> Reading:
+        return self._store.read(self._ref, selection)
+
+    def _read_during(self, metric: str, series: Sequence[Series], limit: int) -> Sequence[Series]:
+        """Read a metric over the times at which these series have points."""
+        first = min(int(one.points.times[0]) for one in series)
+        last = max(int(one.points.times[-1]) for one in series) + 1
+        selection = Selection([metric], self._query.process, start=first, stop=last, limit=limit, check=self._check)
+        return self._read(selection).series
+
+
+def _integer(x: float | None) -> int | None:
+    return None if x is None else int(x)
