@@ -30,7 +30,7 @@ from tensormeter.server.api.schemas import (
 )
 from tensormeter.server.auth.project_scope import Stores
 from tensormeter.server.limits.effort import Effort
-from tensormeter.server.query.runs.search import find_runs
+from tensormeter.server.query.runs.search import RunSearch, find_runs
 from tensormeter.server.store import RunChanges
 
 __all__ = ["RunsApi"]
@@ -93,17 +93,9 @@ class RunsApi:
 
         def work(effort: Effort) -> bytes:
             damaged: list[str] = []
-            runs, total = find_runs(
-                self._stores.of(request),
-                query.get("project") or None,
-                filter_text=query.get("filter", ""),
-                sort=query.get("sort", ""),
-                limit=limit,
-                offset=offset,
-                metrics=metrics,
-                check=effort.look,
-                damaged=damaged,
-            )
+            project, text, sort = query.get("project") or None, query.get("filter", ""), query.get("sort", "")
+            search = RunSearch(limit, offset, project, text, sort, metrics)
+            runs, total = find_runs(self._stores.of(request), search, effort.look, damaged)
             listed = [run_json(run, None if keys is None else trim_config(run.config, keys)) for run in runs]
             return encode({"runs": listed, "total": total} | ({"damaged": damaged} if damaged else {}))
 

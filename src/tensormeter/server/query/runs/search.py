@@ -1,4 +1,4 @@
-"""Finding runs: filter, order, page."""
+"""Searching runs: filter, sort order, page."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from tensormeter.server.query.runs.fields import Field, find_field
 from tensormeter.server.query.runs.filter import parse_filter
 from tensormeter.server.store import RunSummary, Store
 
-__all__ = ["find_runs"]
+__all__ = ["RunSearch", "find_runs"]
 
 
 @dataclass(frozen=True)
@@ -19,31 +19,46 @@ class _Order:
     descending: bool
 
 
-def find_runs(
-    store: Store,
-    project: str | None,
-    *,
-    filter_text: str = "",
-    sort: str = "",
-    limit: int,
-    offset: int,
-    metrics: Sequence[str] | None = None,
-    check: Check = no_check,
-    damaged: list[str] | None = None,
-) -> tuple[list[RunSummary], int]:
-    """A page of the runs that fulfil a filter, in order, and how many fulfil it.
+@dataclass(frozen=True)
+class RunSearch:
+    """A search for runs.
 
-    Archived runs are left out unless the filter speaks of `archived`. `check` is called for each field that is looked at and for
-    each run; whatever it raises ends the search. `damaged` is as for `Store.runs`.
+    Attributes:
+        limit: Maximum number of runs on the page.
+        offset: Number of matching runs before the page.
+        project: Name of the project; None for all projects.
+        filter: Condition in the filter language; archived runs match only if it names `archived`.
+        sort: Names of fields between commas, `-` for descending order; "" for the newest start first.
+        metrics: Names of the metrics to summarize; None for all metrics.
+    """
+
+    limit: int
+    offset: int = 0
+    project: str | None = None
+    filter: str = ""
+    sort: str = ""
+    metrics: Sequence[str] | None = None
+
+
+def find_runs(
+    store: Store, search: RunSearch, check: Check = no_check, damaged: list[str] | None = None
+) -> tuple[list[RunSummary], int]:
+    """Return a page of the matching runs, and the number of all matching runs.
+
+    Args:
+        store: Store to search.
+        search: Filter, sort order and page.
+        check: Callable for each field and each run; an exception of it ends the search.
+        damaged: List of messages about damaged runs, see `Store.runs`.
 
     Raises:
-        UsageError: Filter or order cannot be understood.
+        UsageError: The filter or the sort order cannot be parsed.
     """
-    condition = parse_filter(filter_text, check)
-    orders = _parse_sort(sort or "-started")
+    condition = parse_filter(search.filter, check)
+    orders = _parse_sort(search.sort or "-started")
     shows_archived = any(field.name == "archived" for field in condition.fields.values())
     fields = [*condition.fields.values(), *(order.field for order in orders), find_field("archived")]
-    table = store.table(project, [*dict.fromkeys(name for field in fields for name in field.stored)], check)
+    table = store.table(search.project, [*dict.fromkeys(name for field in fields for name in field.stored)], check)
     predicate = condition.bind(table.columns)
     archived = table.columns["archived"]
     rows = []
@@ -51,7 +66,7 @@ def find_runs(
         check()
         if (shows_archived or not archived[row]) and predicate(row):
             rows.append(row)
-    # Sorting is stable, so the least important goes first; among equals the newest.
+    # Sorting is stable: sort by the least important field first. Among equal runs, the newest is first.
     rows.sort(key=table.runs.__getitem__, reverse=True)
     for order in reversed(orders):
         column = order.field.column(table.columns)
@@ -59,8 +74,8 @@ def find_runs(
         missing = [row for row in rows if column[row] is None]
         present.sort(key=_key(column, present), reverse=order.descending)
         rows = present + missing
-    page = rows[offset : offset + limit]
-    return store.runs([table.runs[row] for row in page], metrics, damaged), len(rows)
+    page = rows[search.offset : search.offset + search.limit]
+    return store.runs([table.runs[row] for row in page], search.metrics, damaged), len(rows)
 
 
 def _parse_sort(text: str) -> Sequence[_Order]:
@@ -68,7 +83,7 @@ def _parse_sort(text: str) -> Sequence[_Order]:
     for part in text.split(","):
         name = part.strip()
         if not name.lstrip("-+"):
-            raise UsageError(f"sort: expected names of fields between commas, got {text[:80]!r}")
+            raise UsageError(f"sort: expected names of fields, separated by commas, got {text[:80]!r}")
         try:
             field = find_field(name.removeprefix("-").removeprefix("+").strip("`"))
         except UsageError as error:
@@ -80,7 +95,7 @@ def _parse_sort(text: str) -> Sequence[_Order]:
 
 
 def _key(column: Sequence[Any], rows: Sequence[int]) -> Callable[[int], Any]:
-    """The key of a row: the value itself where all are of one sort, as they nearly always are."""
+    """Return a function from row to sort key: the value itself if all values have comparable types, as is usual."""
     types = {type(column[row]) for row in rows}
     if types <= {int, float, bool} or types == {str}:
         return column.__getitem__
@@ -88,7 +103,7 @@ def _key(column: Sequence[Any], rows: Sequence[int]) -> Callable[[int], Any]:
 
 
 def _sortable(value: Any) -> tuple[int, Any]:
-    """Numbers before text before everything else."""
+    """Return a key that sorts numbers before text, and text before all other values."""
     if isinstance(value, int | float):
         return 0, value
     if isinstance(value, str):
