@@ -18,8 +18,8 @@ from tensormeter.server.query.points import sampled
 from tensormeter.server.query.points.axis import Axis
 from tensormeter.server.query.points.sampled import query_points
 from tensormeter.server.query.ranks import cache
-from tensormeter.server.query.ranks.cache import RankMemory
-from tensormeter.server.query.ranks.grid import Piece, RankGrid
+from tensormeter.server.query.ranks.cache import RankCache
+from tensormeter.server.query.ranks.grid import Aggregates, RankGrid
 from tensormeter.server.query.ranks.statistics import rank_statistics
 from tensormeter.server.query.reader import RunReader
 from tensormeter.server.query.request import RunQuery
@@ -56,7 +56,7 @@ def each_store(request):
 def memory(monkeypatch):
     """One for which any number of points is too many."""
     monkeypatch.setattr(cache, "_WHOLE_POINTS", 0)
-    return RankMemory()
+    return RankCache()
 
 
 def append(store, run, rank, steps, values, *, start=0, attempt=1, project="p"):
@@ -110,13 +110,13 @@ def test_they_grow(each_store, memory):
         append(store, "g", rank, range(10), [step + rank for step in range(10)])
     check(store, memory, "g")
     ((entry,),) = [memory._entries.values()]
-    reading = entry.reading
+    reader = entry.reader
     for round_number in range(1, 4):
         steps = range(10 * round_number, 10 * round_number + 10)
         for rank in range(3):
             append(store, "g", rank, steps, [step - rank for step in steps], start=10 * round_number)
         check(store, memory, "g")
-    assert entry.reading is reading  # nothing was read again
+    assert entry.reader is reader  # nothing was read again
     append(store, "g", 3, range(40), [-5.0] * 40)
     assert check(store, memory, "g").processes == 4
     # Another attempt shadows what is known already.
@@ -148,7 +148,7 @@ def test_projects_do_not_share_what_is_remembered(store, memory):
 
 
 def test_what_is_remembered_is_bounded(store, memory, monkeypatch):
-    monkeypatch.setattr(cache, "_MOST_BYTES", 0)
+    monkeypatch.setattr(cache, "_MAX_BYTES", 0)
     for run in ("a", "b", "c"):
         append(store, run, 0, range(5), [1.0] * 5)
         check(store, memory, run)
@@ -192,7 +192,7 @@ def test_long_series_are_taken_by_samples(store):
             values[123_456], values[-1] = -50.0, 60.0
         append(store, "long", rank, range(n), values)
     store.fold()
-    memory, ref = RankMemory(), RunRef("long", "p")
+    memory, ref = RankCache(), RunRef("long", "p")
     for x in ("step", "time"):
         query = RunQuery(("v",), Axis.parse(x), max_points=100)
         found, known = memory.query(store, ref, query, project=None), expected(store, ref, query)
@@ -218,7 +218,7 @@ def test_a_grid_knows_what_its_points_know(given, most, fractions):
     for process, xs, random in given:
         x = np.sort(np.array(xs, np.float64) * (2.0**-7 if fractions else 1.0))
         values = np.array([random.choice([random.uniform(-9, 9), math.nan]) for _ in x])
-        grid.add(process, Piece(x, values, values, values, np.ones(len(x))))
+        grid.add(process, Aggregates(x, values, values, values, np.ones(len(x))))
         rows += [(process, *row) for row in zip(x.tolist(), values.tolist(), strict=True)]
     used = np.flatnonzero(np.isfinite(grid.x))
     edges = grid.x[used]

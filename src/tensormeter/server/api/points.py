@@ -38,8 +38,8 @@ from tensormeter.server.query.points.histograms import Distribution, decode_dist
 from tensormeter.server.query.points.raw import RawSeries
 from tensormeter.server.query.points.sampled import PointsResult, query_points
 from tensormeter.server.query.points.shadowing import parse_attempt
-from tensormeter.server.query.points.variant import Choice, Variant
-from tensormeter.server.query.ranks.cache import RankMemory
+from tensormeter.server.query.points.variant import Variant, VariantFilter
+from tensormeter.server.query.ranks.cache import RankCache
 from tensormeter.server.query.reader import RunReader
 from tensormeter.server.query.request import RunQuery
 from tensormeter.server.store import MAX_READ_POINTS, RunRef, TooManyPointsError, TooManySeriesError
@@ -80,7 +80,7 @@ class PointsApi:
         self._stores = stores
         self._threads = threads
         self._answers = answers
-        self._ranks = RankMemory()
+        self._ranks = RankCache()
 
     def routes(self) -> list[Route]:
         """Where the handlers go."""
@@ -288,8 +288,8 @@ def _distribution(one: Distribution) -> dict[str, Any]:
     return document | ({"quantiles": json_value(one.quantiles)} if one.quantiles else {})
 
 
-def _choice(query: Mapping[str, Any]) -> Choice:
-    return Choice(*(query.get(name) for name in _CHOICE))
+def _choice(query: Mapping[str, Any]) -> VariantFilter:
+    return VariantFilter(*(query.get(name) for name in _CHOICE))
 
 
 def _variant(variant: Variant) -> dict[str, Any]:

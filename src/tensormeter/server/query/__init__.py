@@ -1,4 +1,4 @@
-"""What the API makes of a store's columns: axes, sampling, statistics over processes, filters and order of runs.
+"""Queries on a store: x axes, sampling, statistics over processes, and searching runs.
 
-Nothing here knows SQLite, HTTP or JSON: columns in, columns out.
+Input and output are columns; this package is independent of SQLite, HTTP and JSON.
 """

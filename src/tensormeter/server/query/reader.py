@@ -71,7 +71,7 @@ class RunReader:
         )
         reading = self._read(selection)
         attempts = Attempts(reading.attempts, query.attempt)
-        series = attempts.chosen(candidate for candidate in reading.series if candidate.metric in query.metrics)
+        series = attempts.select(candidate for candidate in reading.series if candidate.metric in query.metrics)
         x_series: Sequence[Series] = []
         if axis.metric is not None:
             if query.numeric and reading.complete:
@@ -82,9 +82,9 @@ class RunReader:
         shadowed = [candidate for candidate in series if candidate.process in cuts]
         if shadowed:
             steps = x_series if axis.is_step else self._read_during(STEP_METRIC, shadowed, limit)
-            series = attempts.effective(series, steps)
+            series = attempts.remove_shadowed(series, steps)
         lines = []
-        for group in attempts.lines(series):
+        for group in attempts.group_series(series):
             pieces = []
             for piece in group:
                 self._check()
@@ -132,7 +132,7 @@ class RunReader:
             query.metrics, query.process, limit=limit, gaps=gaps, check=self._check, damaged=self._damaged
         )
         series = self._store.thin(self._ref, selection, window, blocks)
-        return None if series is None else Rollups(attempts.chosen(series), attempts, axis, origin, run.cursor)
+        return None if series is None else Rollups(attempts.select(series), attempts, axis, origin, run.cursor)
 
     def raw(self, limit: int = MAX_READ_POINTS) -> list[RawSeries]:
         """Read every point of one metric as it was logged, by time, or by step and time with points without a step last.
@@ -175,7 +175,9 @@ class RunReader:
         attempts = Attempts(reading.attempts, query.attempt)
         shadowed = attempts.shadowed()
         raw = []
-        for pieces in attempts.lines(attempts.chosen(series for series in reading.series if series.metric == metric)):
+        for pieces in attempts.group_series(
+            attempts.select(series for series in reading.series if series.metric == metric)
+        ):
             self._check()
             joined = join_raw(pieces, attempts.number(pieces[-1].process), steps_of, shadowed)
             raw.append(joined.by_step(query.start, query.stop) if by_step else joined)
@@ -186,8 +188,8 @@ class RunReader:
 
     def _read_during(self, metric: str, series: Sequence[Series], limit: int) -> Sequence[Series]:
         """Read a metric over the times at which these series have points."""
-        first = min(int(one.points.times[0]) for one in series)
-        last = max(int(one.points.times[-1]) for one in series) + 1
+        first = min(int(piece.points.times[0]) for piece in series)
+        last = max(int(piece.points.times[-1]) for piece in series) + 1
         selection = Selection([metric], self._query.process, start=first, stop=last, limit=limit, check=self._check)
         return self._read(selection).series
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from tensormeter.server.query.points.axis import Axis
 from tensormeter.server.query.points.shadowing import AttemptChoice
-from tensormeter.server.query.points.variant import ANY, Choice
+from tensormeter.server.query.points.variant import ANY, VariantFilter
 from tensormeter.server.store import Series, Thinned
 
 __all__ = ["RunQuery"]
@@ -37,13 +37,13 @@ class RunQuery:
     process: str | None = None
     attempt: AttemptChoice = None
     after: str | None = None
-    variant: Choice = ANY
+    variant: VariantFilter = ANY
     attributes: Mapping[str, Any] | None = None
     max_points: int = 1000
     numeric: bool = True
 
     def matches(self, series: Series | Thinned) -> bool:
         """Return whether a series has the variant and the attributes of the query."""
-        if not self.variant.fits(series):
+        if not self.variant.matches(series):
             return False
         return not self.attributes or self.attributes.items() <= dict(series.attributes).items()

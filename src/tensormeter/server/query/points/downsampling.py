@@ -1,4 +1,4 @@
-"""Fewer points that look the same: no peak, no gap and no NaN is lost."""
+"""Downsampling that keeps the look of a chart: no peak, no gap and no NaN is lost."""
 
 from typing import Final
 
@@ -10,21 +10,21 @@ from tensormeter.server.store.models.rollup_blocks import MISSING, Blocks
 __all__ = ["blocks_needed", "choose_evenly", "sample", "sample_blocks"]
 
 _BLOCKS_IN_BUCKET: Final = 2
-"""Blocks that a bucket is made of at least, where buckets are made of blocks: two or three, so a series of half a million is read in blocks."""
+"""Minimum number of blocks in a bucket. With two or three, a series of half a million points is read in blocks."""
 
 
 def sample(values: NDArray[np.float64], max_points: int) -> NDArray[np.intp]:
-    """Which points to keep of a series in order of x.
+    """Select the points of a series, given in order of x, that a chart shows.
 
-    The points are cut into buckets of equally many; of each the first, the last, the lowest and the highest are kept,
-    and one NaN, if there is any. So the lowest and the highest of all are kept, wherever they are.
+    The points are divided into buckets of equal size. The first, the last, the lowest and the highest point of each bucket are
+    kept, and one NaN if there is any. So the lowest and the highest of all points are kept.
 
     Args:
         values: float64, shape (n,).
-        max_points: How many to keep at most, at least 4; 0: all.
+        max_points: Maximum number of points to keep, at least 4; 0 for all points.
 
     Returns:
-        Indices, ascending, shape (m,), m <= max_points unless that is below 5 and there are NaN.
+        Ascending indices, shape (m,), with m <= max_points unless that is below 5 and there are NaN.
     """
     n = len(values)
     if max_points == 0 or n <= max_points:
@@ -35,35 +35,35 @@ def sample(values: NDArray[np.float64], max_points: int) -> NDArray[np.intp]:
     size = -(-n // buckets)
     buckets = -(-n // size)
     padding = buckets * size - n
-    # The last point again and again: it is kept anyway.
+    # Fill the last bucket with its last point, which is kept anyway.
     grid = np.concatenate((values, np.full(padding, values[-1]))).reshape(buckets, size)
     starts = np.arange(buckets) * size
-    kept = [starts, np.minimum(starts + size, n) - 1]
+    indices = [starts, np.minimum(starts + size, n) - 1]
     if any_missing:
         gaps = np.concatenate((missing, np.zeros(padding, np.bool_))).reshape(buckets, size)
-        kept.append((starts + gaps.argmax(axis=1))[gaps.any(axis=1)])
+        indices.append((starts + gaps.argmax(axis=1))[gaps.any(axis=1)])
         low, high = np.where(np.isnan(grid), np.inf, grid), np.where(np.isnan(grid), -np.inf, grid)
     else:
         low = high = grid
-    kept.append(starts + low.argmin(axis=1))
-    kept.append(starts + high.argmax(axis=1))
-    return np.unique(np.minimum(np.concatenate(kept), n - 1))
+    indices.append(starts + low.argmin(axis=1))
+    indices.append(starts + high.argmax(axis=1))
+    return np.unique(np.minimum(np.concatenate(indices), n - 1))
 
 
 def blocks_needed(max_points: int) -> int:
-    """How many blocks a series needs for `sample_blocks` to make good buckets of them."""
+    """Return how many blocks of a series `sample_blocks` needs for good buckets."""
     return _BLOCKS_IN_BUCKET * max(max_points // 4, 1)
 
 
 def sample_blocks(blocks: Blocks, max_points: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Which points to keep of a series in order of x, as `sample` does; but buckets are whole blocks, of about equally many points.
+    """Select points as `sample` does, with buckets that are whole blocks of about equally many points.
 
     Args:
-        blocks: In order of x, as are the points of each.
-        max_points: How many to keep at most, at least 4.
+        blocks: Blocks in order of x; the points in each block are in order of x, too.
+        max_points: Maximum number of points to keep, at least 4.
 
     Returns:
-        Rows and columns of what is kept in the arrays of `blocks`, in order of x, shapes (m,).
+        Rows and columns of the selected points in the arrays of `blocks`, in order of x, shapes (m,).
     """
     any_missing = bool(np.isnan(blocks.values[:, MISSING]).any())
     buckets = max(max_points // (5 if any_missing else 4), 1)
@@ -75,13 +75,13 @@ def sample_blocks(blocks: Blocks, max_points: int) -> tuple[NDArray[np.intp], ND
     times = blocks.times[rows, columns]
     order = np.lexsort((times, rows))
     rows, columns, times = rows[order], columns[order], times[order]
-    # Within a block a time is a point: the lowest may be the first, and so on.
-    fresh = np.concatenate(([True], (rows[1:] != rows[:-1]) | (times[1:] != times[:-1])))
-    return rows[fresh], columns[fresh]
+    # Within a block a time identifies a point. One point may have been selected twice, as first and as lowest, for example.
+    distinct = np.concatenate(([True], (rows[1:] != rows[:-1]) | (times[1:] != times[:-1])))
+    return rows[distinct], columns[distinct]
 
 
 def choose_evenly(n: int, max_points: int) -> NDArray[np.intp]:
-    """Indices of at most `max_points` of n, the first and the last among them."""
+    """Return at most `max_points` indices below n, at equal distances, including the first and the last; 0 for all."""
     if max_points == 0 or n <= max_points:
         return np.arange(n)
     return np.unique(np.linspace(0, n - 1, max(max_points, 2)).round().astype(np.intp))

@@ -1,4 +1,4 @@
-"""Distributions as bounds and counts, whatever kind of histogram they came as."""
+"""Decoding stored distributions of any kind to bounds and counts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from tensormeter.server.store import Kind
 __all__ = ["Distribution", "decode_distribution"]
 
 MAX_BUCKETS: Final = 160
-"""Buckets of an exponential histogram that is to be looked at."""
+"""Maximum number of buckets of an exponential histogram that is drawn."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,12 @@ class Distribution:
     """One distribution.
 
     Attributes:
-        sum: None if it was not sent; so are `min` and `max`.
-        bounds: Increasing. Bucket i is (bounds[i - 1], bounds[i]]; the first and the last are open.
-        counts: One more than bounds; empty if there are none.
-        quantiles: Of a summary: (quantile, value).
+        sum: Sum of the values; None if the sender did not send it.
+        min: Lowest value; None if the sender did not send it.
+        max: Highest value; None if the sender did not send it.
+        bounds: Increasing bounds. Bucket i is (bounds[i - 1], bounds[i]]; the first and the last bucket are unbounded.
+        counts: Number of values in each bucket, one more than `bounds`; empty if there are no buckets.
+        quantiles: Pairs (quantile, value) of a summary.
     """
 
     count: int
@@ -43,24 +45,24 @@ class Distribution:
 
 
 def decode_distribution(kind: Kind, blob: bytes, max_buckets: int = MAX_BUCKETS) -> Distribution:
-    """A stored distribution.
+    """Decode a stored distribution.
 
     Args:
-        kind: Of its series.
-        blob: As it is stored.
-        max_buckets: Of an exponential histogram; above it neighbours are merged, which is exact.
+        kind: Kind of its series.
+        blob: Stored bytes.
+        max_buckets: Maximum number of buckets of an exponential histogram; above it neighbours are merged, which is exact.
 
     Raises:
-        StoreError: The bytes are not one.
+        StoreError: The bytes are not a distribution of this kind.
     """
     try:
         match kind.name:
             case "histogram":
                 point = HistogramDataPoint.FromString(blob)
-                return _of(point, *_ordered(list(point.explicit_bounds), list(point.bucket_counts)))
+                return _distribution(point, *_valid_buckets(list(point.explicit_bounds), list(point.bucket_counts)))
             case "exponential_histogram":
                 exponential = ExponentialHistogramDataPoint.FromString(blob)
-                return _of(exponential, *_explicit(exponential, max_buckets))
+                return _distribution(exponential, *_explicit(exponential, max_buckets))
             case _:
                 summary = SummaryDataPoint.FromString(blob)
                 quantiles = [(value.quantile, value.value) for value in summary.quantile_values]
@@ -69,7 +71,7 @@ def decode_distribution(kind: Kind, blob: bytes, max_buckets: int = MAX_BUCKETS)
         raise StoreError(f"a distribution in the store is damaged: {error}") from None
 
 
-def _of(
+def _distribution(
     point: HistogramDataPoint | ExponentialHistogramDataPoint, bounds: list[float], counts: list[int]
 ) -> Distribution:
     return Distribution(
@@ -82,8 +84,8 @@ def _of(
     )
 
 
-def _ordered(bounds: list[float], counts: list[int]) -> tuple[list[float], list[int]]:
-    """Bounds and counts as they were sent; nothing if they do not fit each other, which OTLP does not allow."""
+def _valid_buckets(bounds: list[float], counts: list[int]) -> tuple[list[float], list[int]]:
+    """Return bounds and counts as they were sent; empty lists if their lengths do not match, which OTLP does not allow."""
     return increasing(bounds, counts) if len(counts) == len(bounds) + 1 else ([], [])
 
 

@@ -73,7 +73,7 @@ class Rollups:
             None if the attempts of a line are not in the order of time; then only points can answer.
         """
         lines = []
-        for pieces in self.attempts.lines(self.series):
+        for pieces in self.attempts.group_series(self.series):
             check()
             line = self._line(pieces, max_points)
             if line is None:

@@ -112,7 +112,7 @@ def query_points(
     limit = MAX_READ_POINTS if limit is None else min(limit, MAX_READ_POINTS)
     result = _query_runs(store, runs, query, limit, check)
     if result is None:
-        # The store cannot tell for one of the runs which points are new. Read all points, so that the answer is consistent.
+        # It is unknown which points of one of the runs are new. Read all points, so that the answer is consistent.
         result = _query_runs(store, runs, replace(query, after=None), limit, check)
     assert result is not None
     return result
@@ -183,7 +183,8 @@ def _query_each_process(
     run = store.read(ref, Selection([]))
     joined: list[SampledSeries] = []
     budget = MOST_LOOKED_AT
-    for processes in Attempts(run.attempts, query.attempt).ranks(one.process for one in store.processes(ref)):
+    ids = (summary.process for summary in store.processes(ref))
+    for processes in Attempts(run.attempts, query.attempt).group_processes(ids):
         lines: dict[str, list[SampledSeries]] = defaultdict(list)
         for process in processes:
             limit = max(min(budget, MAX_READ_POINTS), 0)

@@ -1,9 +1,9 @@
-"""Attempts at a run: what a later one shadows of the earlier ones, and how their pieces become one line.
+"""Shadowing: points of earlier attempts that a later attempt repeats, and joining the attempts to one line.
 
-A run that was preempted goes on from its last checkpoint, so it logs some steps again. An attempt shadows, from its first
-step on, what attempts of lower numbers had logged before it began: that is not shown, unless somebody asks for it. Nothing
-is deleted. What was logged later is of processes that ran beside it, whatever number they have, and stays.
-What was logged without a step (statistics of the machine, instruments) repeats nothing, and is never shadowed.
+A preempted run continues from its last checkpoint, so it logs some steps again. An attempt shadows the steps from its first
+step on that attempts with lower numbers logged before it began. Shadowed points are not deleted; a query can ask for them.
+Points that were logged after the attempt began are of concurrent processes and are not shadowed, whatever the attempt. Points
+without a step (metrics of the machine, instruments) repeat nothing and are never shadowed.
 """
 
 from collections import defaultdict
@@ -22,7 +22,7 @@ from tensormeter.server.store.models.points import steps_at
 __all__ = ["AttemptChoice", "Attempts", "parse_attempt"]
 
 AttemptChoice = int | Literal["all"] | None
-"""One attempt, whole; all of them, whole and apart; or None: the effective line."""
+"""Number of one attempt; `all` for every attempt as a separate line; None for the effective line, without shadowed points."""
 
 _Piece = TypeVar("_Piece", Series, Thinned)
 _T = TypeVar("_T")
@@ -32,10 +32,10 @@ _FIRST: Final = ProcessAttempt(1, None, 0, None)
 
 
 def parse_attempt(text: object) -> AttemptChoice:
-    """`attempt` of a request: a number from 1, `all`, or nothing.
+    """Parse the `attempt` of a request: a number from 1, `all`, or nothing.
 
     Raises:
-        UsageError: It is none of these.
+        UsageError: The value is none of these.
     """
     if text is None or text == "":
         return None
@@ -50,97 +50,102 @@ def parse_attempt(text: object) -> AttemptChoice:
 
 @dataclass(frozen=True)
 class Attempts:
-    """The attempts of one run, and which of them are wanted.
+    """The attempts of one run, and the attempts that a query asks for.
 
     Attributes:
-        of: By process; empty if there is only one attempt.
-        choice: Which are wanted.
+        by_process: Attempt of each process; empty if there is only one attempt.
+        choice: Attempts that the query asks for.
     """
 
-    of: Mapping[str, ProcessAttempt]
+    by_process: Mapping[str, ProcessAttempt]
     choice: AttemptChoice = None
 
     def number(self, process: str) -> int:
-        """Which attempt a process belongs to."""
-        return self.of.get(process, _FIRST).number
+        """Return the number of the attempt that a process belongs to."""
+        return self.by_process.get(process, _FIRST).number
 
-    def chosen(self, series: Iterable[_Piece]) -> list[_Piece]:
-        """Those of the attempt that is wanted."""
+    def select(self, series: Iterable[_Piece]) -> list[_Piece]:
+        """Return the series of the attempts that the query asks for."""
         if isinstance(self.choice, int):
-            return [one for one in series if self.number(one.process) == self.choice]
+            return [piece for piece in series if self.number(piece.process) == self.choice]
         return list(series)
 
     def shadowed(self) -> dict[str, list[tuple[int, int]]]:
-        """For each process that is shadowed: (step, time) where each later attempt begins. Empty if all is wanted."""
+        """Return, for each shadowed process, (step, time) at which each later attempt begins. Empty without an effective line."""
         if self.choice is not None:
             return {}
         begins: dict[int, tuple[int, int]] = {}
-        for one in self.of.values():
-            if one.first_step is not None:
-                step, began = begins.get(one.number, (one.first_step, one.began))
-                begins[one.number] = min(step, one.first_step), min(began, one.began)
-        found = {}
-        for process, one in self.of.items():
-            later = [begin for number, begin in begins.items() if number > one.number]
+        for attempt in self.by_process.values():
+            if attempt.first_step is not None:
+                step, began = begins.get(attempt.number, (attempt.first_step, attempt.began))
+                begins[attempt.number] = min(step, attempt.first_step), min(began, attempt.began)
+        shadowed = {}
+        for process, attempt in self.by_process.items():
+            later = [begin for number, begin in begins.items() if number > attempt.number]
             if later:
-                found[process] = later
-        return found
+                shadowed[process] = later
+        return shadowed
 
-    def effective(self, series: Iterable[Series], steps: Iterable[Series]) -> list[Series]:
-        """Without what is shadowed, and without what is then empty.
+    def remove_shadowed(self, series: Iterable[Series], steps: Iterable[Series]) -> list[Series]:
+        """Remove shadowed points, and series that are then empty.
 
         Args:
-            series: Of any processes.
-            steps: `tensormeter.step` of those that are shadowed, at the times of their series at least.
+            series: Series of any processes.
+            steps: Series of `tensormeter.step` of the shadowed processes, covering at least the times of their series.
         """
         shadowed = self.shadowed()
         logged: dict[str, list[Points]] = defaultdict(list)
-        for one in steps:
-            if isinstance(one.points, Points):
-                logged[one.process].append(one.points)
+        for step_series in steps:
+            if isinstance(step_series.points, Points):
+                logged[step_series.process].append(step_series.points)
         joined = {process: Points.concat(parts).distinct() for process, parts in logged.items()}
         no_steps = Points.empty()
-        cut = (
-            _cut(one, shadowed[one.process], joined.get(one.process, no_steps)) if one.process in shadowed else one
-            for one in series
+        remaining = (
+            _remove(piece, shadowed[piece.process], joined.get(piece.process, no_steps))
+            if piece.process in shadowed
+            else piece
+            for piece in series
         )
-        return [one for one in cut if len(one.points)]
+        return [piece for piece in remaining if len(piece.points)]
 
-    def lines(self, series: Sequence[_Piece]) -> list[list[_Piece]]:
-        """Which series are pieces of one line, in the order of attempts: those of one rank, one for each attempt.
+    def group_series(self, series: Sequence[_Piece]) -> list[list[_Piece]]:
+        """Group series into the pieces of one line, in the order of attempts: one series of a rank for each attempt.
 
-        Where an attempt has several of a rank, nobody knows which one goes on; they stay apart.
+        If an attempt has several series of a rank, it is unknown which of them continues the line. They stay separate lines.
         """
 
-        def about(one: _Piece) -> tuple[object, ...]:
-            return one.metric, one.kind, one.scope, one.unit, canonical_json(one.attributes)
+        def identity(piece: _Piece) -> tuple[object, ...]:
+            return piece.metric, piece.kind, piece.scope, piece.unit, canonical_json(piece.attributes)
 
-        return self._joined(series, lambda one: one.process, about)
+        return self._group(series, lambda piece: piece.process, identity)
 
-    def ranks(self, processes: Iterable[str]) -> list[list[str]]:
-        """As `lines`, of processes; without those of attempts that are not wanted."""
-        wanted = [one for one in processes if not isinstance(self.choice, int) or self.number(one) == self.choice]
-        return self._joined(wanted, lambda one: one, lambda one: ())
+    def group_processes(self, processes: Iterable[str]) -> list[list[str]]:
+        """Group processes as `group_series` does, without processes of attempts that the query does not ask for."""
+        selected = [
+            process for process in processes if not isinstance(self.choice, int) or self.number(process) == self.choice
+        ]
+        return self._group(selected, lambda process: process, lambda process: ())
 
-    def _joined(
-        self, items: Sequence[_T], process: Callable[[_T], str], about: Callable[[_T], tuple[object, ...]]
+    def _group(
+        self, items: Sequence[_T], process_of: Callable[[_T], str], identity: Callable[[_T], tuple[object, ...]]
     ) -> list[list[_T]]:
-        if self.choice is not None or not self.of:
-            return [[one] for one in items]
-        groups: dict[tuple[object, ...], list[_T]] = defaultdict(list)
-        for one in items:
-            groups[(*about(one), self.of.get(process(one), _FIRST).rank)].append(one)
-        found = []
-        for group in groups.values():
-            numbers = [self.number(process(one)) for one in group]
+        if self.choice is not None or not self.by_process:
+            return [[item] for item in items]
+        by_identity: dict[tuple[object, ...], list[_T]] = defaultdict(list)
+        for item in items:
+            rank = self.by_process.get(process_of(item), _FIRST).rank
+            by_identity[(*identity(item), rank)].append(item)
+        groups = []
+        for group in by_identity.values():
+            numbers = [self.number(process_of(item)) for item in group]
             if len(set(numbers)) == len(numbers):
-                found.append([group[index] for index in np.argsort(numbers)])
+                groups.append([group[index] for index in np.argsort(numbers)])
             else:
-                found += [[one] for one in group]
-        return found
+                groups += [[item] for item in group]
+        return groups
 
 
-def _cut(series: Series, begins: Iterable[tuple[int, int]], steps: Points) -> Series:
+def _remove(series: Series, begins: Iterable[tuple[int, int]], steps: Points) -> Series:
     times = series.points.times
     mask = kept(times, *steps_at(steps, times), begins)
     return series if mask.all() else replace(series, points=series.points[mask])

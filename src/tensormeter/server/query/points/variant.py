@@ -1,18 +1,18 @@
-"""Which of several metrics of one name is meant: two libraries, or two processes, may give one name to different things."""
+"""Variants of a metric: two libraries, or two processes, may use the same name for different things."""
 
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from tensormeter.server.store import Kind
 
-__all__ = ["ANY", "Choice", "OneVariant", "Variant", "Varying"]
+__all__ = ["ANY", "Variant", "VariantFilter", "VariantSelector", "Varying"]
 
 Variant = tuple[Kind, str, str]
-"""Kind, scope and unit: series of one metric that differ in one of them are not comparable."""
+"""Kind, scope and unit. Series of one metric that differ in one of them cannot be compared."""
 
 
 class Varying(Protocol):
-    """A series as far as this module looks at it."""
+    """A series with a kind, a scope and a unit."""
 
     @property
     def kind(self) -> Kind: ...
@@ -25,16 +25,16 @@ class Varying(Protocol):
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The variants that a request asks for; None: any."""
+class VariantFilter:
+    """The variants that a request asks for; None stands for any value."""
 
     scope: str | None = None
     unit: str | None = None
     kind: str | None = None
     temporality: str | None = None
 
-    def fits(self, series: Varying) -> bool:
-        """Whether it asks for this series."""
+    def matches(self, series: Varying) -> bool:
+        """Return whether the request asks for the variant of this series."""
         return (
             self.scope in (None, series.scope)
             and self.unit in (None, series.unit)
@@ -43,25 +43,25 @@ class Choice:
         )
 
 
-ANY: Final = Choice()
+ANY: Final = VariantFilter()
 
 
-class OneVariant:
-    """Takes in series of one variant: that of the first series which fits.
+class VariantSelector:
+    """Selects the series of one variant: the variant of the first series that matches a filter.
 
     Attributes:
-        variant: That one; None before there is one.
-        others: Further variants which fit, in the order of their series.
+        variant: The selected variant; None before the first match.
+        others: Other variants that match the filter, in the order of their series.
     """
 
-    def __init__(self, choice: Choice) -> None:
-        self._choice = choice
+    def __init__(self, variants: VariantFilter) -> None:
+        self._variants = variants
         self.variant: Variant | None = None
         self.others: list[Variant] = []
 
-    def takes(self, series: Varying) -> bool:
-        """Whether a series is of the variant."""
-        if not self._choice.fits(series):
+    def accepts(self, series: Varying) -> bool:
+        """Return whether a series has the selected variant. The first series that matches selects it."""
+        if not self._variants.matches(series):
             return False
         variant = series.kind, series.scope, series.unit
         if self.variant is None:

@@ -1,4 +1,4 @@
-"""Statistics over processes, of which the expensive ones are remembered and grown: a page that is open asks again and again."""
+"""Cache of statistics over processes: an open page asks repeatedly, so expensive statistics are kept and extended."""
 
 import threading
 import time
@@ -7,36 +7,36 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.server.query.points.variant import OneVariant
-from tensormeter.server.query.ranks.reader import RankReading
+from tensormeter.server.query.points.variant import VariantSelector
+from tensormeter.server.query.ranks.reader import RankReader
 from tensormeter.server.query.ranks.statistics import RankStatistics, rank_statistics
 from tensormeter.server.query.reader import RunReader
 from tensormeter.server.query.request import RunQuery
 from tensormeter.server.store import MAX_READ_POINTS, RunRef, Store, TooManyPointsError
 
-__all__ = ["RankMemory"]
+__all__ = ["RankCache"]
 
 _WHOLE_POINTS: Final = 1_000_000
-"""Points, those of x among them, that are all read, each time."""
+"""Number of points, including those of x, up to which statistics are computed from all points and not cached."""
 
 _LIFETIME: Final = 600.0
-"""Seconds after which everything is read anew: points may have been removed, by retention."""
+"""Seconds after which all points are read again, because retention may have removed some."""
 
-_MOST_BYTES: Final = 128 << 20
+_MAX_BYTES: Final = 128 << 20
 
 
 @dataclass(eq=False)
 class _Entry:
     lock: threading.Lock = field(default_factory=threading.Lock)
-    reading: RankReading | None = None
-    made: float = 0.0
+    reader: RankReader | None = None
+    created: float = 0.0
 
 
 _Key = tuple[str | None, RunRef, RunQuery]
 
 
-class RankMemory:
-    """Answers questions about one store. Any number of threads; those that ask the same wait for each other."""
+class RankCache:
+    """Computes statistics over the processes of runs of one store. Thread-safe; equal queries wait for each other."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -45,53 +45,53 @@ class RankMemory:
     def query(
         self, store: Store, ref: RunRef, query: RunQuery, *, project: str | None, check: Check = no_check
     ) -> RankStatistics:
-        """Statistics of a metric over a run's processes: those of `rank_statistics`, or where there are too many points of `RankReading`.
+        """Return statistics of a metric over a run's processes: by `rank_statistics`, or for many points by `RankReader`.
 
         Args:
-            store: As whoever asks may see it.
-            ref: The run.
-            query: What is asked for.
-            check: Called for each series; whatever it raises ends the work.
-            project: What whoever asks may see, if that is one project alone: others mean other runs by the same `ref`.
+            store: Store with the permissions of the client.
+            ref: Run to read.
+            query: Points to read, of one metric; `max_points` is the maximum number of x.
+            project: Project of a client that is limited to one project; the same `ref` may be another run for another client.
+            check: Callable for each series; an exception of it ends the work.
 
         Raises:
-            TooManyPointsError: There are more points to look at than one request may have.
-            StoreError: As `Store.read`.
+            TooManyPointsError: The query needs more points than one request may read.
+            StoreError: See `Store.read`.
         """
         key = project, ref, query
         with self._lock:
-            known = key in self._entries
-        if not known:
+            cached = key in self._entries
+        if not cached:
             limit = _WHOLE_POINTS if query.axis.is_time or query.axis.is_step else MAX_READ_POINTS
             try:
                 reading = RunReader(store, ref, query, check).lines(limit)
-                variant = OneVariant(query.variant)
-                lines = [line for line in reading.lines if variant.takes(line.series)]
+                variant = VariantSelector(query.variant)
+                lines = [line for line in reading.lines if variant.accepts(line.series)]
                 statistics = rank_statistics(lines, query.max_points, check)
                 return replace(statistics, variant=variant.variant, others=tuple(variant.others))
             except TooManyPointsError:
                 if limit == MAX_READ_POINTS:
                     raise
-        return self._grown(store, key, check)
+        return self._query_cached(store, key, check)
 
-    def _grown(self, store: Store, key: _Key, check: Check) -> RankStatistics:
+    def _query_cached(self, store: Store, key: _Key, check: Check) -> RankStatistics:
         with self._lock:
             entry = self._entries.setdefault(key, _Entry())
             self._entries.move_to_end(key)
         with entry.lock:
             now = time.monotonic()
-            reading = entry.reading
-            if reading is None or now - entry.made > _LIFETIME or not reading.grow(store, check):
-                entry.reading = None
-                reading = RankReading(store, *key[1:], check)
-                entry.reading, entry.made = reading, now
-            found = reading.statistics()
-        self._forget_oldest()
-        return found
+            reader = entry.reader
+            if reader is None or now - entry.created > _LIFETIME or not reader.update(store, check):
+                entry.reader = None
+                reader = RankReader(store, *key[1:], check)
+                entry.reader, entry.created = reader, now
+            statistics = reader.statistics()
+        self._evict_oldest()
+        return statistics
 
-    def _forget_oldest(self) -> None:
+    def _evict_oldest(self) -> None:
         with self._lock:
-            held = sum(entry.reading.size for entry in self._entries.values() if entry.reading is not None)
-            while held > _MOST_BYTES and len(self._entries) > 1:
+            size = sum(entry.reader.size for entry in self._entries.values() if entry.reader is not None)
+            while size > _MAX_BYTES and len(self._entries) > 1:
                 _, entry = self._entries.popitem(last=False)
-                held -= entry.reading.size if entry.reading is not None else 0
+                size -= entry.reader.size if entry.reader is not None else 0

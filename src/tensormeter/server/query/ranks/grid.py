@@ -1,4 +1,4 @@
-"""Statistics over processes that come one after another: too many points to hold at once, and no range known beforehand."""
+"""A grid of statistics over processes, filled with one process after another when all points do not fit into memory."""
 
 import math
 from typing import Final, NamedTuple
@@ -6,23 +6,23 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Piece", "RankGrid"]
+__all__ = ["Aggregates", "RankGrid"]
 
 _CELLS: Final = 2_000_000
-"""Of all processes together, at most; each is four numbers."""
+"""Maximum number of cells of all processes together; a cell has four numbers."""
 
 _FEWEST_COLUMNS: Final = 100
 
 
-class Piece(NamedTuple):
-    """Points of a process, or blocks of points; arrays of shape (n,).
+class Aggregates(NamedTuple):
+    """Aggregates of points, or of blocks of points, of one process; arrays of shape (n,).
 
     Attributes:
-        x: Finite and ascending; of a block the first.
-        low: The lowest value; NaN if there is none, and then the others are not looked at.
-        high: The highest.
-        mean: Of the values.
-        weight: How many there are.
+        x: The x of a point, or of the first point in a block; finite and ascending.
+        low: Lowest value; NaN if there is no value, and then `high`, `mean` and `weight` are ignored.
+        high: Highest value.
+        mean: Mean of the values.
+        weight: Number of values.
     """
 
     x: NDArray[np.float64]
@@ -33,32 +33,33 @@ class Piece(NamedTuple):
 
 
 class RankGrid:
-    """Points of processes in equal intervals of x. An interval is as wide as a power of two, and grows with the range of x.
+    """Aggregates of processes in equal intervals of x. The width of an interval is a power of two and grows with the range of x.
 
     Attributes:
-        columns: Intervals, at most.
-        low, high, total, count: float64, shape (processes, columns): the lowest and the highest value, the sum and the number
-            of values of a process in an interval; inf, -inf, 0 and 0 where it has none.
-        x: float64, shape (columns,): the lowest x of any point in an interval; inf where there is none.
+        columns: Maximum number of intervals.
+        low, high, total, count: float64, shape (processes, columns): lowest value, highest value, sum and number of values of
+            a process in an interval; inf, -inf, 0 and 0 if it has none.
+        x: float64, shape (columns,): lowest x of any point in an interval; inf if there is none.
     """
 
-    def __init__(self, processes: int, most: int) -> None:
-        """
+    def __init__(self, processes: int, max_points: int) -> None:
+        """Create an empty grid.
+
         Args:
-            processes: How many there are.
-            most: Intervals that are wanted, at most; with many processes there are fewer.
+            processes: Number of processes.
+            max_points: Maximum number of intervals to show; many processes reduce it.
         """
-        self.columns = 2 * max(min(most, _CELLS // max(processes, 1) // 2), min(most, _FEWEST_COLUMNS))
+        self.columns = 2 * max(min(max_points, _CELLS // max(processes, 1) // 2), min(max_points, _FEWEST_COLUMNS))
         shape = processes, self.columns
         self.low, self.high = np.full(shape, np.inf), np.full(shape, -np.inf)
         self.total, self.count = np.zeros(shape), np.zeros(shape)
         self.x = np.full(self.columns, np.inf)
-        self._exponent: int | None = None  # intervals are 2 ** this wide
-        self._first = 0  # the number of the first column's interval: it begins at `_first` times the width
+        self._exponent: int | None = None  # the width of an interval is 2 ** exponent
+        self._first = 0  # number of the first column's interval, which begins at number * width
 
-    def add(self, process: int, piece: Piece) -> None:
-        """Add what a process has; `process` is its row."""
-        x, low, high, mean, weight = piece
+    def add(self, row: int, aggregates: Aggregates) -> None:
+        """Add aggregates of the process that has this row."""
+        x, low, high, mean, weight = aggregates
         if not len(x):
             return
         self._widen(float(x[0]), float(x[-1]))
@@ -69,25 +70,25 @@ class RankGrid:
             low, high = np.where(missing, np.inf, low), np.where(missing, -np.inf, high)
             mean, weight = np.where(missing, 0.0, mean), np.where(missing, 0.0, weight)
         with np.errstate(invalid="ignore"):  # infinities of both signs
-            self.low[process, columns] = np.minimum(self.low[process, columns], np.minimum.reduceat(low, first))
-            self.high[process, columns] = np.maximum(self.high[process, columns], np.maximum.reduceat(high, first))
-            self.total[process, columns] += np.add.reduceat(mean * weight, first)
-            self.count[process, columns] += np.add.reduceat(weight, first)
+            self.low[row, columns] = np.minimum(self.low[row, columns], np.minimum.reduceat(low, first))
+            self.high[row, columns] = np.maximum(self.high[row, columns], np.maximum.reduceat(high, first))
+            self.total[row, columns] += np.add.reduceat(mean * weight, first)
+            self.count[row, columns] += np.add.reduceat(weight, first)
 
     def _intervals(self, x: NDArray[np.float64]) -> NDArray[np.int64]:
         assert self._exponent is not None
         return np.floor(np.ldexp(x, -self._exponent)).astype(np.int64)
 
     def _widen(self, first: float, last: float) -> None:
-        """Make room for points between two x."""
+        """Widen the grid so that it covers first <= x <= last."""
         if self._exponent is None:
             span = max(last - first, abs(last) * 2.0**-40, 2.0**-40)
             self._exponent = math.ceil(math.log2(span / self.columns))
             self._first = int(self._intervals(np.array([first]))[0])
             low = high = self._first
         else:
-            known = np.flatnonzero(np.isfinite(self.x))
-            low, high = self._first + int(known[0]), self._first + int(known[-1])
+            used = np.flatnonzero(np.isfinite(self.x))
+            low, high = self._first + int(used[0]), self._first + int(used[-1])
         wider = 0
         while True:
             begin, end = (math.floor(math.ldexp(x, -self._exponent - wider)) for x in (first, last))
@@ -99,13 +100,13 @@ class RankGrid:
             self._move(begin, wider)
 
     def _move(self, begin: int, wider: int) -> None:
-        """Let the first column be interval `begin`, after all have become `2 ** wider` times as wide."""
+        """Make intervals `2 ** wider` times as wide, then let the first column be interval `begin`."""
         assert self._exponent is not None
         used = np.flatnonzero(np.isfinite(self.x))
-        to = ((self._first + used) >> wider) - begin
+        targets = ((self._first + used) >> wider) - begin
         self._exponent += wider
         self._first = begin
-        columns, first = np.unique(to, return_index=True)
+        columns, first = np.unique(targets, return_index=True)
         for values, combine, empty in (
             (self.low, np.minimum, np.inf),
             (self.high, np.maximum, -np.inf),

@@ -1,4 +1,4 @@
-"""Statistics over processes with more points than can be held: read one process after another, then grown by what is new."""
+"""Statistics over processes with more points than fit into memory: one process is read after another, then new points are added."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,84 +12,90 @@ from tensormeter.server.query.lines import Line
 from tensormeter.server.query.points.rollup_lines import Rollups
 from tensormeter.server.query.points.sampled import MOST_LOOKED_AT
 from tensormeter.server.query.points.shadowing import Attempts
-from tensormeter.server.query.points.variant import OneVariant
-from tensormeter.server.query.ranks.grid import Piece, RankGrid
+from tensormeter.server.query.points.variant import VariantSelector
+from tensormeter.server.query.ranks.grid import Aggregates, RankGrid
 from tensormeter.server.query.ranks.statistics import RankStatistics, rank_statistics, statistics_of
 from tensormeter.server.query.reader import RunReader
 from tensormeter.server.query.request import RunQuery
 from tensormeter.server.store import Points, RunRef, Selection, Store, Thinned
 from tensormeter.server.store.models.rollup_blocks import FIRST, HIGHEST, LAST, LOWEST
 
-__all__ = ["RankReading"]
+__all__ = ["RankReader"]
 
 _LONG_BLOCKS: Final = 128
-"""Blocks that a process must have to be taken by samples: 65,536 points, of which each 512 have one lowest and one highest."""
+"""Minimum number of blocks of a process whose rollups are read: 65,536 points. A block is the lowest and highest of 512 points."""
 
 
-class RankReading:
-    """What `rank_statistics` says, but for neighbouring x, which are taken together in intervals of equal width, and for the mean of a
-    process with more than 65,536 points, which is that of its samples. The lowest and the highest values are those of all points.
+class RankReader:
+    """Computes the statistics of `rank_statistics` with less memory, and with two approximations.
 
-    Not for several threads at once.
+    Neighbouring x are merged in intervals of equal width. The mean of a process with more than 65,536 points is that of the first
+    and last points of its blocks. The lowest and highest values are exact.
+
+    Not thread-safe.
     """
 
     def __init__(self, store: Store, ref: RunRef, query: RunQuery, check: Check = no_check) -> None:
-        """Read everything. The axis is time or the step.
+        """Read all points; the axis of the query must be the time or the step.
 
         Raises:
-            TooManyPointsError: There are more points to look at than one request may have.
-            StoreError: As `Store.read`.
+            TooManyPointsError: The query needs more points than one request may read.
+            StoreError: See `Store.read`.
         """
         self._ref = ref
         self._query = query
-        # Before anything else is read: what comes meanwhile then counts twice in means, and not never.
-        about = store.read(ref, Selection([]))
-        self._started, self._attempts, self._cursor = about.started, about.attempts, about.cursor
-        ranks = Attempts(about.attempts, query.attempt).ranks(one.process for one in store.processes(ref))
-        self._rows = {process: row for row, processes in enumerate(ranks) for process in processes}
+        # Get the cursor before reading points: points that arrive meanwhile count twice in means, and are not lost.
+        run = store.read(ref, Selection([]))
+        self._started, self._attempts, self._cursor = run.started, run.attempts, run.cursor
+        processes = (summary.process for summary in store.processes(ref))
+        ranks = Attempts(run.attempts, query.attempt).group_processes(processes)
+        self._rows = {process: row for row, rank in enumerate(ranks) for process in rank}
         self._names: list[str | None] = [None] * len(ranks)
         self._grid = RankGrid(len(ranks), query.max_points)
-        self._most = query.max_points
-        self._variant = OneVariant(query.variant)
-        left = MOST_LOOKED_AT
+        self._max_points = query.max_points
+        self._variant = VariantSelector(query.variant)
+        budget = MOST_LOOKED_AT
         for process in self._rows:
             check()
-            for piece in self._read(store, process, left, check):
-                self._add(process, piece)
-                left -= 2 * len(piece.x)
+            for aggregates in self._read(store, process, budget, check):
+                self._add(process, aggregates)
+                budget -= 2 * len(aggregates.x)
 
     @property
     def size(self) -> int:
-        """Bytes that are held."""
+        """Number of bytes in memory."""
         return self._grid.low.nbytes * 4
 
-    def grow(self, store: Store, check: Check = no_check) -> bool:
-        """Add what has arrived since. False: that is not possible, everything must be read anew.
+    def update(self, store: Store, check: Check = no_check) -> bool:
+        """Add points that have arrived since the last read.
+
+        Returns:
+            False if that is impossible, and a new reader must read all points.
 
         Raises:
-            StoreError: As `Store.read`.
+            StoreError: See `Store.read`.
         """
-        about = store.read(self._ref, Selection([]))
-        if (about.started, about.attempts) != (self._started, self._attempts):
+        run = store.read(self._ref, Selection([]))
+        if (run.started, run.attempts) != (self._started, self._attempts):
             return False
         new = RunReader(store, self._ref, replace(self._query, after=self._cursor), check).lines()
         if new.complete or not all(line.series.process in self._rows for line in new.lines):
             return False
         for line in new.lines:
-            if self._variant.takes(line.series):
-                self._add(line.series.process, _of_line(line))
+            if self._variant.accepts(line.series):
+                self._add(line.series.process, _aggregate_line(line))
         self._cursor = new.cursor
         return True
 
     def statistics(self) -> RankStatistics:
-        """What is known."""
+        """Return the statistics of all points that were read."""
         grid = self._grid
         names = {row: name for row, name in enumerate(self._names) if name is not None}
         present = np.array([*names], np.intp)
         used = np.flatnonzero(np.isfinite(grid.x))
         if not len(used):
-            return self._said(rank_statistics([], self._most))
-        edges = np.arange(0, len(used), -(-len(used) // self._most))
+            return self._with_variants(rank_statistics([], self._max_points))
+        edges = np.arange(0, len(used), -(-len(used) // self._max_points))
         sums = [
             combine.reduceat(values[np.ix_(present, used)], edges, axis=1)
             for values, combine in (
@@ -99,56 +105,56 @@ class RankReading:
                 (grid.count, np.add),
             )
         ]
-        return self._said(statistics_of([*names.values()], grid.x[used[edges]], sums))
+        return self._with_variants(statistics_of([*names.values()], grid.x[used[edges]], sums))
 
-    def _said(self, found: RankStatistics) -> RankStatistics:
-        return replace(found, variant=self._variant.variant, others=tuple(self._variant.others))
+    def _with_variants(self, statistics: RankStatistics) -> RankStatistics:
+        return replace(statistics, variant=self._variant.variant, others=tuple(self._variant.others))
 
-    def _add(self, process: str, piece: Piece) -> None:
+    def _add(self, process: str, aggregates: Aggregates) -> None:
         row = self._rows[process]
-        self._names[row] = process  # of several attempts at one rank the latest, which comes last
-        self._grid.add(row, piece)
+        self._names[row] = process  # the latest attempt of a rank comes last and gives the name
+        self._grid.add(row, aggregates)
 
-    def _read(self, store: Store, process: str, limit: int, check: Check) -> Iterator[Piece]:
-        """Of each series of a process."""
+    def _read(self, store: Store, process: str, limit: int, check: Check) -> Iterator[Aggregates]:
+        """Read the series of one process."""
         reader = RunReader(store, self._ref, replace(self._query, process=process), check)
         rollups = reader.rollups(_LONG_BLOCKS, limit)
         if rollups is None:
             lines = reader.lines(limit).lines
-            yield from (_of_line(line) for line in lines if self._variant.takes(line.series))
+            yield from (_aggregate_line(line) for line in lines if self._variant.accepts(line.series))
             return
         for series in rollups.series:
-            if not self._variant.takes(series):
+            if not self._variant.accepts(series):
                 continue
             if series.blocks is not None:
                 # Intervals that are narrower than blocks would contain points of few processes each.
-                self._most = min(self._most, len(series.blocks))
-            yield _of_rollup(rollups, series)
+                self._max_points = min(self._max_points, len(series.blocks))
+            yield _aggregate_rollup(rollups, series)
 
 
-def _of_line(line: Line) -> Piece:
+def _aggregate_line(line: Line) -> Aggregates:
     assert isinstance(line.series.points, Points)
-    return _of_points(line.x, line.series.points.floats())
+    return _aggregate_points(line.x, line.series.points.floats())
 
 
-def _of_points(x: NDArray[np.float64], values: NDArray[np.float64]) -> Piece:
-    return Piece(x, values, values, values, np.ones(len(x)))
+def _aggregate_points(x: NDArray[np.float64], values: NDArray[np.float64]) -> Aggregates:
+    return Aggregates(x, values, values, values, np.ones(len(x)))
 
 
-def _of_rollup(rollups: Rollups, series: Thinned) -> Piece:
+def _aggregate_rollup(rollups: Rollups, series: Thinned) -> Aggregates:
     if series.blocks is None:
         assert series.points is not None
         assert series.steps is not None
         x, values = rollups.x(series.points.times, series.steps), series.points.floats()
         order = np.argsort(x, kind="stable")
-        return _of_points(x[order], values[order])
+        return _aggregate_points(x[order], values[order])
     blocks = series.blocks
     low, high = blocks.values[:, LOWEST], blocks.values[:, HIGHEST]
-    # Not of the extremes: one spike would be a quarter of its block.
+    # The mean is that of the first and the last point. With the extremes, one spike would be a quarter of its block.
     ends = blocks.values[:, [FIRST, LAST]]
     present = ~np.isnan(ends)
     with np.errstate(invalid="ignore", divide="ignore"):
         means = np.where(present, ends, 0.0).sum(axis=1) / present.sum(axis=1)
         means = np.where(present.any(axis=1), means, (low + high) / 2)
     x = rollups.x(blocks.times[:, FIRST], blocks.steps[:, FIRST])
-    return Piece(x, low, high, means, blocks.counts.astype(np.float64))
+    return Aggregates(x, low, high, means, blocks.counts.astype(np.float64))

@@ -1,4 +1,4 @@
-"""Statistics of a metric over the processes of a run, which need no communication between them."""
+"""Statistics of a metric over the processes of a run, computed without communication between the processes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,19 +14,24 @@ from tensormeter.server.store import Points
 
 __all__ = ["RankStatistics", "rank_statistics", "statistics_of"]
 
-_MOST_CELLS: Final = 2_000_000
-"""Processes times buckets: 64 MB of sums, and about as much again for medians."""
+_MAX_CELLS: Final = 2_000_000
+"""Maximum number of processes times buckets: 64 MB of sums, and about as much again for medians."""
 
-_UNITED: Final = 10_000
-"""Points of x that are sorted together, at least."""
+_MERGE_SIZE: Final = 10_000
+"""Minimum number of x that are merged at once."""
 
 
 @dataclass(frozen=True, eq=False)
 class RankStatistics:
-    """At each x the lowest, the median and the highest value over processes, and which they are; arrays of shape (n,).
+    """Lowest, median and highest value over processes at each x, of one variant of a metric; arrays of shape (n,).
 
-    NaN counts as no value; where no process has one, statistics are NaN and the process is "".
-    They are of one variant of the metric: what other units and kinds it has is in `others`.
+    NaN counts as a missing value. If no process has a value at an x, the statistics are NaN and the processes are "".
+
+    Attributes:
+        lowest: Process with the lowest value.
+        highest: Process with the highest value.
+        processes: Number of processes.
+        others: Other variants of the metric, which the statistics do not include.
     """
 
     x: NDArray[np.float64]
@@ -52,8 +57,8 @@ def rank_statistics(lines: Sequence[Line], max_points: int, check: Check = no_ch
         return RankStatistics(empty, empty, empty, empty, [], [], 0)
     x = _every_x(lines, check)
     buckets = min(len(x), max_points) if max_points else len(x)
-    # What is made below has a cell for each process in each bucket.
-    buckets = max(min(buckets, _MOST_CELLS // len(processes)), 1)
+    # The arrays below have a cell for each process in each bucket.
+    buckets = max(min(buckets, _MAX_CELLS // len(processes)), 1)
     size = -(-len(x) // buckets)
     edges = x[::size]
     shape = len(processes), len(edges)
@@ -68,7 +73,7 @@ def rank_statistics(lines: Sequence[Line], max_points: int, check: Check = no_ch
             present = ~np.isnan(values)
             column = np.searchsorted(edges, line.x[present], side="right") - 1
             values = values[present]
-            # x ascend, so columns do: each bucket's points are neighbours.
+            # x is ascending, and so are the columns: the points of a bucket are neighbours.
             columns, first = np.unique(column, return_index=True)
             if len(columns):
                 low[row, columns] = np.minimum(low[row, columns], np.minimum.reduceat(values, first))
@@ -88,7 +93,7 @@ def _every_x(lines: Sequence[Line], check: Check) -> NDArray[np.float64]:
         if not np.array_equal(line.x, x):
             unmerged.append(line.x)
             size += len(line.x)
-        if size > max(_UNITED, len(x)):  # merging each line separately would take quadratic time
+        if size > max(_MERGE_SIZE, len(x)):  # merging each line separately would take quadratic time
             x, unmerged, size = np.unique(np.concatenate([x, *unmerged])), [], 0
     return np.unique(np.concatenate([x, *unmerged])) if unmerged else x
 
@@ -96,21 +101,21 @@ def _every_x(lines: Sequence[Line], check: Check) -> NDArray[np.float64]:
 def statistics_of(
     processes: Sequence[str], x: NDArray[np.float64], columns: Sequence[NDArray[np.float64]]
 ) -> RankStatistics:
-    """Of the lowest, the highest, the sum and the number of values of each process at each x, shapes (processes, n)."""
+    """Combine processes; `columns` are lowest, highest, sum and number of values of each process at each x, shape (processes, n)."""
     low, high, total, count = columns
     with np.errstate(invalid="ignore", divide="ignore"):
         means = np.where(count > 0, total / count, np.nan)
-    known: NDArray[np.bool_] = np.asarray(count.any(axis=0))
+    has_value: NDArray[np.bool_] = np.asarray(count.any(axis=0))
     lowest, highest = low.argmin(axis=0), high.argmax(axis=0)
     median = np.full(len(x), np.nan)
-    if known.any():
-        median[known] = np.nanmedian(means[:, known], axis=0)
+    if has_value.any():
+        median[has_value] = np.nanmedian(means[:, has_value], axis=0)
     return RankStatistics(
         x,
-        np.where(known, low.min(axis=0), np.nan),
+        np.where(has_value, low.min(axis=0), np.nan),
         median,
-        np.where(known, high.max(axis=0), np.nan),
-        [processes[i] if there else "" for i, there in zip(lowest.tolist(), known.tolist(), strict=True)],
-        [processes[i] if there else "" for i, there in zip(highest.tolist(), known.tolist(), strict=True)],
+        np.where(has_value, high.max(axis=0), np.nan),
+        [processes[i] if known else "" for i, known in zip(lowest.tolist(), has_value.tolist(), strict=True)],
+        [processes[i] if known else "" for i, known in zip(highest.tolist(), has_value.tolist(), strict=True)],
         len(processes),
     )

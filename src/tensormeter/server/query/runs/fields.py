@@ -1,4 +1,4 @@
-"""Fields of runs as users name them in filters and sort orders."""
+"""Fields of runs, with the names that users write in filters and sort orders."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ Columns = Mapping[str, Sequence[Any]]
 
 @dataclass(frozen=True)
 class Field:
-    """A field.
+    """A field of runs.
 
     Attributes:
-        name: As the user wrote it.
-        stored: The columns of `Store.table` that it is made of.
-        column: Its values, from those columns; None where a run has none.
-        is_time: Whether it is nanoseconds since the Unix epoch.
+        name: Name that the user wrote.
+        stored: Columns of `Store.table` that the field is computed from.
+        column: Function from these columns to the values of the field; None for a run without a value.
+        is_time: True if the values are nanoseconds since the Unix epoch.
     """
 
     name: str
@@ -39,10 +39,10 @@ class Field:
 
 
 def find_field(name: str) -> Field:
-    """The field of a name.
+    """Return the field with this name.
 
     Raises:
-        UsageError: There is none.
+        UsageError: There is no such field.
     """
     if name == "duration":
         return Field(name, ("started", "ended", "updated"), _durations)
@@ -55,10 +55,10 @@ def find_field(name: str) -> Field:
     if stored is None and rest and group == "summary":
         metric, _, part = rest.rpartition(".")
         stored = name if metric and part in _PARTS else f"{name}.last"
-        return Field(name, (stored,), lambda columns: [_known(value) for value in columns[stored]])
+        return Field(name, (stored,), lambda columns: [_without_nan(value) for value in columns[stored]])
     if stored is None:
         raise UsageError(
-            f"there is no field {name[:80]!r}; known are {', '.join(sorted(_STORED))}, config.*, summary.*"
+            f"there is no field {name[:80]!r}; expected one of {', '.join(sorted(_STORED))}, config.*, summary.*"
         )
     return Field(name, (stored,), lambda columns: columns[stored], is_time=name in _TIMES)
 
@@ -73,6 +73,6 @@ def _lags(columns: Columns) -> Sequence[Any]:
     return [max(updated - newest, 0) / 1e9 if newest else None for updated, newest in pairs]
 
 
-def _known(value: Any) -> Any:
-    """NaN counts as missing: it has no place in an order."""
+def _without_nan(value: Any) -> Any:
+    """Replace NaN, which has no place in a sort order, by None."""
     return None if value != value else value  # noqa: PLR0124

@@ -1,7 +1,7 @@
 """The filter language: `state = "running" and config.lr > 1e-4 and not tags has "base"`.
 
-It is parsed by recursive descent into functions over columns; nothing of it reaches a database. Regular expressions are
-RE2's, which take linear time, whatever the pattern.
+A recursive descent parser turns the text into functions over columns; no part of the text reaches a database. Regular
+expressions are those of RE2, whose time is linear for every pattern.
 """
 
 import json
@@ -29,7 +29,7 @@ MAX_PATTERNS: Final = 10
 MAX_FIELDS: Final = 100
 
 _MATCHED: Final = 4096
-"""Characters of a value that a regular expression sees: RE2 takes linear time, but of text times pattern."""
+"""Number of characters of a value that a regular expression searches: the time of RE2 grows with text times pattern."""
 
 Predicate = Callable[[int], bool]
 _Bind = Callable[[Columns], Predicate]
@@ -55,8 +55,8 @@ class Filter:
     """A condition on runs.
 
     Attributes:
-        fields: What it looks at.
-        bind: Given the columns of all that `fields` are made of, says of each row whether it fulfils the condition.
+        fields: Fields that the condition uses, by name.
+        bind: Function from the columns of these fields to a predicate of rows.
     """
 
     fields: Mapping[str, Field]
@@ -64,10 +64,14 @@ class Filter:
 
 
 def parse_filter(text: str, check: Check = no_check) -> Filter:
-    """Parse a filter; an empty one takes everything. `check` is called before each search for a regular expression.
+    """Parse a filter; an empty one matches all runs.
+
+    Args:
+        text: Condition in the filter language.
+        check: Callable before each search for a regular expression; an exception of it ends the work.
 
     Raises:
-        UsageError: It is not one; the message names the position.
+        UsageError: The text is not a filter; the message names the position.
     """
     if len(text) > MAX_LENGTH:
         raise UsageError(f"filter: expected at most {MAX_LENGTH} characters, got {len(text)}")
@@ -108,8 +112,8 @@ class _Parser:
     def expect(self, kind: str, wanted: str) -> _Token:
         token = self._next
         if kind not in (token.kind, token.text if token.kind in ("operator", "keyword") else None):
-            found = "the end" if token.kind == "end" else repr(token.text[:40])
-            raise UsageError(f"filter: expected {wanted} at {token.position}, got {found}")
+            text = "the end" if token.kind == "end" else repr(token.text[:40])
+            raise UsageError(f"filter: expected {wanted} at {token.position}, got {text}")
         self._index += 1
         return token
 
@@ -152,7 +156,7 @@ class _Parser:
             while self._take(","):
                 values.append(self._literal(field))
             self.expect(")", "a comma or a closing parenthesis")
-            return _over(field, lambda value: any(_equal(value, one) for one in values))
+            return _over(field, lambda value: any(_equal(value, literal) for literal in values))
         if self._take("~"):
             return _over(field, _matcher(self._pattern(), self._check))
         if self._take("has"):
@@ -206,14 +210,14 @@ def _tokenize(text: str) -> Sequence[_Token]:
             start = position + len(text[position:]) - len(text[position:].lstrip())
             raise UsageError(f"filter: cannot read {text[start : start + 20]!r} at {start}")
         kind = match.lastgroup or "end"
-        found = match.group(kind)
+        token = match.group(kind)
         start = match.start(kind)
         position = match.end()
         if kind == "word":
-            kind = "keyword" if found in _KEYWORDS else "field"
+            kind = "keyword" if token in _KEYWORDS else "field"
         elif kind == "quoted":
-            kind, found = "field", found[1:-1]
-        tokens.append(_Token(kind, found, start))
+            kind, token = "field", token[1:-1]
+        tokens.append(_Token(kind, token, start))
     return tokens
 
 
@@ -221,9 +225,9 @@ def _unquote(token: _Token) -> str:
     inner = token.text[1:-1]
     if token.text[0] == "'":
         inner = inner.replace("\\'", "'").replace('"', '\\"')
-    # A backslash that begins no escape of JSON stands for itself, so that patterns need no doubling.
+    # Double a backslash that begins no escape of JSON, so that users need not do it in patterns.
     inner = re.sub(r'\\(?!["\\/bfnrtu])', r"\\\\", inner)
-    # A text may hold line ends and tabs as they are, which JSON does not allow.
+    # Escape line ends and tabs, which JSON does not allow in a text.
     inner = re.sub(r"[\x00-\x1f]", lambda control: f"\\u{ord(control[0]):04x}", inner)
     try:
         return str(parse_document(f'"{inner}"'))
@@ -314,7 +318,7 @@ def _has(value: Any, wanted: Any) -> bool:
         case Mapping():
             return wanted in value
         case list() | tuple():
-            return any(_equal(one, wanted) for one in value)
+            return any(_equal(item, wanted) for item in value)
         case _:
             return False
 
