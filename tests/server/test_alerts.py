@@ -80,12 +80,12 @@ def watched(tmp_path):
 
 def test_the_watcher_raises_alerts_once(watched):
     watched.rows(0, [1.0] * 30)
-    watched.watcher.look()
+    watched.watcher.check()
     assert watched.alerts() == []
     watched.rows(30, [9.0, 1.0, math.nan])
     watched.rows(30, [9.0, 1.0, math.nan], process="another rank, the same trouble")
     for _ in range(2):
-        watched.watcher.look()
+        watched.watcher.check()
         assert watched.alerts() == [("spike", 30), ("nan", 32)]
     (nan, spike) = watched.store.events(RunRef("r"), name="tensormeter.alert")
     assert nan.body["message"] == "train/loss: the value is nan"
@@ -93,7 +93,7 @@ def test_the_watcher_raises_alerts_once(watched):
     watched.now += 61
     watched.store.fold()
     watched.rows(33, [1.0] * 30 + [math.nan])
-    watched.watcher.look()
+    watched.watcher.check()
     assert watched.alerts() == [("spike", 30), ("nan", 32), ("nan", 63)]
 
 
@@ -111,7 +111,7 @@ def test_metrics_of_one_name_are_watched_apart(watched):
         ]
         payload = encode_metrics([Batch(resource, series)])
         watched.store.append_metrics(decode_metrics(payload), payload=payload)
-        watched.watcher.look()
+        watched.watcher.check()
 
     log(slice(0, 50))
     log(slice(50, 60))
@@ -131,7 +131,7 @@ def test_a_process_that_drops_something_is_told_once(watched):
         resource = {"service.name": "demo", "tensormeter.run.id": "r", "service.instance.id": "p"}
         payload = encode_metrics([Batch(resource, [dropped])])
         watched.store.append_metrics(decode_metrics(payload), payload=payload)
-        watched.watcher.look()
+        watched.watcher.check()
         watched.now += 61
     (alert,) = watched.store.events(RunRef("r"), name="tensormeter.alert")
     assert alert.body["message"] == "tensormeter.dropped: 3 is above 0"
@@ -140,30 +140,30 @@ def test_a_process_that_drops_something_is_told_once(watched):
 
 def test_a_run_without_steps_is_stalled_until_it_goes_on(watched):
     watched.rows(0, [1.0] * 30)  # a step a second
-    watched.watcher.look()
+    watched.watcher.check()
     watched.now += 59
-    watched.watcher.look()
+    watched.watcher.check()
     assert watched.alerts() == []
     watched.now += 2
     for _ in range(2):
-        watched.watcher.look()
+        watched.watcher.check()
         assert watched.alerts() == [("stall", None)]
         assert watched.store.run(RunRef("r")).state == "stalled"
     watched.rows(30, [1.0])
-    watched.watcher.look()
+    watched.watcher.check()
     assert watched.store.run(RunRef("r")).state == "running"
     watched.now += 61
-    watched.watcher.look()
+    watched.watcher.check()
     assert len(watched.alerts()) == 2
 
 
 def test_what_is_gone_is_not_watched(watched):
     watched.rows(0, [1.0] * 30)
-    watched.watcher.look()
+    watched.watcher.check()
     watched.store.delete(RunRef("r"))
     watched.now += 1000
-    watched.watcher.look()
-    watched.watcher.look()
+    watched.watcher.check()
+    watched.watcher.check()
 
 
 class Receiver:

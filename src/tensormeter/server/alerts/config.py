@@ -1,4 +1,4 @@
-"""Rules and webhooks, from a TOML file of the server's owner. Nothing that is sent to the server can add to them."""
+"""Rules and webhooks, read from a TOML file of the server's owner. Clients cannot add any."""
 
 import math
 import tomllib
@@ -18,23 +18,23 @@ Kind = Literal["nan", "spike", "stall", "threshold"]
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """When to raise an alert.
+    """A condition that raises an alert.
 
     Attributes:
-        kind: `nan`: a value that is NaN or infinite. `spike`: a value far above those before it. `stall`: no step for long.
-            `threshold`: a value above or below a bound.
-        project: Pattern of projects, as in file names.
-        metric: Pattern of metrics; means nothing for `stall`.
-        above: For `threshold`.
-        below: For `threshold`.
-        score: For `spike`: how many robust standard deviations (1.4826 times the median absolute deviation) above the median
-            of the values before.
-        window: For `spike`: how many values before.
-        factor: For `stall`: how many median step times without a step.
-        seconds: For `stall`: but at least so long.
+        kind: `nan` for a value that is NaN or infinite, `spike` for a value far above the values before it, `stall` for a run
+            that makes no steps, `threshold` for a value above or below a bound.
+        project: Pattern of project names, as for file names.
+        metric: Pattern of metric names; `stall` ignores it.
+        above: Upper bound of a `threshold`.
+        below: Lower bound of a `threshold`.
+        score: Number of robust standard deviations (1.4826 times the median absolute deviation) above the median of the
+            previous values at which a value is a `spike`.
+        window: Number of previous values that a `spike` is compared with, 20 to 10,000.
+        factor: Number of median step times without a step after which a run has stalled.
+        seconds: Minimum number of seconds without a step after which a run has stalled.
 
     Raises:
-        SettingsError: A value cannot be used.
+        SettingsError: A value is invalid.
     """
 
     kind: Kind
@@ -65,7 +65,7 @@ class Rule:
             raise SettingsError("threshold: expected above, or below, or both")
 
     def applies(self, project: str, metric: str | None = None) -> bool:
-        """Whether the rule is about this project, and this metric."""
+        """Return whether the rule applies to this project and, if given, this metric."""
         return fnmatchcase(project, self.project) and (metric is None or fnmatchcase(metric, self.metric))
 
 
@@ -80,7 +80,7 @@ _DEFAULTS: Final = (
 
 @dataclass(frozen=True)
 class AlertConfig:
-    """What to look for, and whom to tell. Addresses of webhooks are secrets."""
+    """Rules and addresses of webhooks. The addresses are secrets."""
 
     rules: Sequence[Rule] = _DEFAULTS
     webhooks: Sequence[str] = field(default=(), repr=False)
@@ -90,7 +90,7 @@ def load_alert_config(file: Path) -> AlertConfig:
     """Read a file: `defaults = false`, `[[rule]]` with the attributes of `Rule`, `[[webhook]]` with `url`.
 
     Raises:
-        SettingsError: It cannot be read, or says something that cannot be used; the message says where.
+        SettingsError: The file cannot be read or contains an invalid value; the message names the place.
     """
     try:
         document = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -109,7 +109,7 @@ def load_alert_config(file: Path) -> AlertConfig:
     for number, entry in enumerate(_tables(document, "webhook", file), 1):
         url = entry.get("url")
         if not isinstance(url, str) or not _is_url(url):
-            raise SettingsError(f"alerts {file}: webhook {number}: expected url = 'https://...'")  # it is a secret
+            raise SettingsError(f"alerts {file}: webhook {number}: expected url = 'https://...'")  # the URL is a secret
         webhooks.append(url)
     return AlertConfig(tuple(rules), tuple(dict.fromkeys(webhooks)))
 
@@ -122,7 +122,7 @@ def _tables(document: Mapping[str, Any], name: str, file: Path) -> Sequence[Mapp
 
 
 def _rule(entry: Mapping[str, Any]) -> Rule:
-    known = {one.name for one in fields(Rule)}
+    known = {attribute.name for attribute in fields(Rule)}
     if not entry.keys() <= known or "kind" not in entry:
         raise SettingsError(f"expected kind and some of {', '.join(sorted(known - {'kind'}))}, got {sorted(entry)}")
     return Rule(**entry)

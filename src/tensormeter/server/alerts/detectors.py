@@ -1,4 +1,4 @@
-"""Detectors: fed with the values of one series, in order, they say at which something begins to be wrong."""
+"""Detectors: functions that receive the values of one series in order and return a message when a problem begins."""
 
 import math
 from collections import deque
@@ -12,50 +12,50 @@ from tensormeter.server.alerts.config import Rule
 __all__ = ["Detector", "make_detector"]
 
 Detector = Callable[[float], str | None]
-"""Takes the next value; returns what is wrong, in words, when it begins to be."""
+"""Receives the next value; returns a message if a problem begins with it, or None."""
 
 _MIN_VALUES: Final = 20
 _MAD_TO_SIGMA: Final = 1.4826  # of a normal distribution
-_CALM: Final = 20
-"""Values without trouble after which the next trouble is a new one."""
+_QUIET_VALUES: Final = 20
+"""Number of values without a problem after which the next problem is reported again."""
 
 
 def make_detector(rule: Rule) -> Detector:
-    """A detector for one series, with a memory of its own."""
+    """Create a detector for one series."""
     match rule.kind:
         case "nan":
             return _Once(_not_finite)
         case "spike":
             return _Once(_Spike(rule))
         case "threshold":
-            return _Once(_beyond(rule), calm=1)
+            return _Once(_beyond(rule), quiet_values=1)
         case _:
             raise AssertionError(rule.kind)
 
 
 class _Once:
-    """Says what is wrong once, and again only after some calm."""
+    """Reports a problem once, and again only after some values without a problem."""
 
-    def __init__(self, test: Detector, calm: int = _CALM) -> None:
+    def __init__(self, test: Detector, quiet_values: int = _QUIET_VALUES) -> None:
         self._test = test
-        self._wanted = calm
-        self._calm = calm
+        self._required = quiet_values
+        self._quiet = quiet_values
 
     def __call__(self, value: float) -> str | None:
-        found = self._test(value)
-        if found is None:
-            self._calm += 1
+        message = self._test(value)
+        if message is None:
+            self._quiet += 1
             return None
-        is_new = self._calm >= self._wanted
-        self._calm = 0
-        return found if is_new else None
+        is_new = self._quiet >= self._required
+        self._quiet = 0
+        return message if is_new else None
 
 
 class _Spike:
-    """A value far above the median of those before it, in robust standard deviations.
+    """Detects a value far above the median of the previous values, in robust standard deviations.
 
     Iglewicz and Hoaglin, "How to Detect and Handle Outliers" (1993). The scale is at least a hundredth of the median, so that
-    a series that hardly moves may move a little.
+    small changes of a nearly constant series are no spikes.
     """
 
     def __init__(self, rule: Rule) -> None:
@@ -65,16 +65,16 @@ class _Spike:
     def __call__(self, value: float) -> str | None:
         if not math.isfinite(value):
             return None
-        found = None
+        message = None
         if len(self._values) >= _MIN_VALUES:
             before = np.array(self._values)
             median = float(np.median(before))
             scale = max(_MAD_TO_SIGMA * float(np.median(np.abs(before - median))), 0.01 * abs(median), 1e-12)
             if (value - median) / scale > self._score:
                 score = (value - median) / scale
-                found = f"{value:.6g} is {score:.1f} robust standard deviations above the median {median:.6g}"
+                message = f"{value:.6g} is {score:.1f} robust standard deviations above the median {median:.6g}"
         self._values.append(value)
-        return found
+        return message
 
 
 def _not_finite(value: float) -> str | None:

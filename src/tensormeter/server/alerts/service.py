@@ -1,4 +1,4 @@
-"""The alerts of a server: a watcher on a thread, and a thread for each webhook."""
+"""The alert service of a server: a thread for the watcher, and one for each webhook."""
 
 from tensormeter.server.alerts.config import AlertConfig
 from tensormeter.server.alerts.watcher import Watcher
@@ -10,21 +10,21 @@ __all__ = ["AlertService"]
 
 
 class AlertService:
-    """Runs from construction until `stop`, which must come before the store is closed."""
+    """Watches a store from construction until `stop`; call `stop` before the store is closed."""
 
     def __init__(self, store: Store, config: AlertConfig, interval: float = 5.0) -> None:
         """Start the threads.
 
         Args:
-            store: What to look at.
+            store: Store to watch.
             config: Rules and webhooks.
-            interval: Seconds between two looks.
+            interval: Seconds between two checks.
         """
-        self._watching = Background("tensormeter-alerts", Watcher(store, config.rules).look, interval)
+        self._watcher = Background("tensormeter-alerts", Watcher(store, config.rules).check, interval)
         self._webhooks = [Webhook(store, url) for url in config.webhooks]
 
     def stop(self) -> None:
-        """Return when all threads have ended."""
-        self._watching.stop()
+        """Stop all threads and wait for them."""
+        self._watcher.stop()
         for webhook in self._webhooks:
             webhook.stop()

@@ -1,4 +1,4 @@
-"""Looking at what has arrived since the last look, and raising alerts."""
+"""Watching a store: checking new points against rules, and raising alerts."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ from tensormeter.server.store.models.points import steps_at
 __all__ = ["Watcher"]
 
 _MAX_NEW: Final = 10_000
-"""Points of one series that one look takes in; if a run delivers more at once, the oldest of them are passed over."""
+"""Maximum number of new points of one series in one check; if more have arrived, the oldest of them are skipped."""
 
 _MAX_RUNS: Final = 10_000
 _STEPS: Final = 100
@@ -38,7 +38,7 @@ _SeriesKey = tuple[str, str, str]
 
 @dataclass
 class _Pace:
-    """When steps were made: their times by the sender's clock, and when the last arrived by ours."""
+    """Times of the last steps by the sender's clock, and the arrival of the newest one by the server's clock."""
 
     times: list[int] = field(default_factory=list)
     arrived: float = 0.0
@@ -46,98 +46,97 @@ class _Pace:
 
     @property
     def median(self) -> float | None:
-        """Seconds from step to step."""
+        """Median seconds between two steps; None if there are fewer than three."""
         return None if len(self.times) < 3 else float(np.median(np.diff(self.times))) / 1e9
 
 
 @dataclass
-class _Watched:
-    """What is remembered of a run that goes on."""
+class _RunState:
+    """State of the detectors of a running run."""
 
     detectors: dict[tuple[_SeriesKey, int], Detector] = field(default_factory=dict)
-    seen: dict[_SeriesKey, int] = field(default_factory=dict)
-    said: dict[tuple[str, int], float] = field(default_factory=dict)
+    last_times: dict[_SeriesKey, int] = field(default_factory=dict)
+    last_alerts: dict[tuple[str, int], float] = field(default_factory=dict)
     pace: dict[str, _Pace] = field(default_factory=dict)
     stalled: bool = False
 
 
 class Watcher:
-    """Knows a store only through its interface. For one thread."""
+    """Checks the new points of all runs of a store, through its public interface. Not thread-safe."""
 
     def __init__(self, store: Store, rules: Sequence[Rule], clock: Callable[[], float] = time.monotonic) -> None:
-        """Create a watcher; it begins with what arrives from now on.
+        """Create a watcher of points that arrive from now on.
 
         Args:
-            store: What to look at, and where alerts go.
-            rules: What to look for.
-            clock: Seconds; tests give their own.
+            store: Store to watch, and to store alerts in.
+            rules: Rules to check.
+            clock: Monotonic clock, in seconds.
         """
         self._store = store
         self._rules = rules
         self._clock = clock
-        self._runs: dict[RunRef, _Watched] = {}
+        self._runs: dict[RunRef, _RunState] = {}
         self._cursor: str | None = None
-        with suppress(StoreUnavailableError):  # a disk that fails: from the first look on that succeeds
+        with suppress(StoreUnavailableError):  # if the disk fails, start at the first check that succeeds
             self._cursor = store.changes(None).cursor
 
-    def look(self) -> None:
-        """Take in what has arrived, and raise alerts about it.
+    def check(self) -> None:
+        """Check the points that have arrived since the last check, and raise alerts.
 
         Raises:
-            StoreError: The store cannot be read or written now; the next look goes on from here.
+            StoreError: The store cannot be read or written now; the next check continues from here.
         """
         after = self._cursor
-        found = self._store.changes(after)
+        changes = self._store.changes(after)
         if after is None:
-            self._cursor = found.cursor
+            self._cursor = changes.cursor
             return
-        for change in found.changes:
+        for change in changes.changes:
             try:
-                self._take_in(change, after)
+                self._check_run(change, after)
                 if change.state not in ("running", "stalled"):
                     self._runs.pop(change.run, None)
-            except (NotFoundError, DamagedError):  # deleted in between; other runs are watched on
+            except (NotFoundError, DamagedError):  # deleted meanwhile; continue with other runs
                 self._runs.pop(change.run, None)
-        self._cursor = found.cursor
-        self._look_for_stalls()
+        self._cursor = changes.cursor
+        self._check_stalls()
 
-    def _take_in(self, change: Change, after: str) -> None:
+    def _check_run(self, change: Change, after: str) -> None:
         ref = change.run
         assert ref.project is not None
-        wanted = [
+        metrics = [
             metric
             for metric in change.metrics
             if any(rule.kind != "stall" and rule.applies(ref.project, metric) for rule in self._rules)
         ]
-        stepped = STEP_METRIC in change.metrics
-        if not wanted and not stepped:
+        if not metrics and STEP_METRIC not in change.metrics:
             return
-        reading = self._store.read(ref, Selection([*wanted, STEP_METRIC], after=after))
+        reading = self._store.read(ref, Selection([*metrics, STEP_METRIC], after=after))
         if len(self._runs) >= _MAX_RUNS:
             self._runs.pop(next(iter(self._runs)))
-        watched = self._runs.setdefault(ref, _Watched())
-        self._take_pace(ref, watched, reading)
+        state = self._runs.setdefault(ref, _RunState())
+        self._update_pace(ref, state, reading)
         for series in reading.series:
-            if series.metric in wanted:
-                self._take_values(ref, watched, series, reading)
+            if series.metric in metrics:
+                self._check_values(ref, state, series, reading)
 
-    def _take_values(self, ref: RunRef, watched: _Watched, series: Series, reading: Reading) -> None:
+    def _check_values(self, ref: RunRef, state: _RunState, series: Series, reading: Reading) -> None:
         points = series.points
         assert isinstance(points, Points)
         key = series.process, series.metric, repr((series.kind, series.scope, series.attributes))
-        points = points[points.times > watched.seen.get(key, 0)][-_MAX_NEW:]
+        points = points[points.times > state.last_times.get(key, 0)][-_MAX_NEW:]
         if not len(points):
             return
-        watched.seen[key] = int(points.times[-1])
+        state.last_times[key] = int(points.times[-1])
         assert ref.project is not None
         for number, rule in enumerate(self._rules):
             if rule.kind == "stall" or not rule.applies(ref.project, series.metric):
                 continue
-            detector = watched.detectors.setdefault((key, number), make_detector(rule))
+            detector = state.detectors.setdefault((key, number), make_detector(rule))
             for index, value in enumerate(points.floats().tolist()):
                 message = detector(value)
-                # If it is not known what is new, detectors learn from it, and say nothing about the past.
-                if message is not None and reading.complete is False and self._is_news(watched, series.metric, number):
+                # If the reading is complete, its points may be old: update the detectors, but raise no alerts.
+                if message is not None and reading.complete is False and self._is_due(state, series.metric, number):
                     moment = int(points.times[index])
                     self._raise(
                         ref,
@@ -148,40 +147,40 @@ class Watcher:
                         step=_step(reading, series.process, moment),
                     )
 
-    def _is_news(self, watched: _Watched, metric: str, rule: int) -> bool:
-        """Whether the rule has not just spoken about the metric, because of another rank, say."""
+    def _is_due(self, state: _RunState, metric: str, rule: int) -> bool:
+        """Return whether the rule has not raised an alert about the metric recently, for another rank for example."""
         now = self._clock()
-        if now - watched.said.get((metric, rule), -1e9) < _QUIET:
+        if now - state.last_alerts.get((metric, rule), -1e9) < _MIN_INTERVAL:
             return False
-        watched.said[metric, rule] = now
+        state.last_alerts[metric, rule] = now
         return True
 
-    def _take_pace(self, ref: RunRef, watched: _Watched, reading: Reading) -> None:
+    def _update_pace(self, ref: RunRef, state: _RunState, reading: Reading) -> None:
         for series in reading.series:
             if series.metric == STEP_METRIC:
-                pace = watched.pace.setdefault(series.process, _Pace())
+                pace = state.pace.setdefault(series.process, _Pace())
                 newest = pace.times[-1] if pace.times else 0
                 pace.times = [*pace.times, *(t for t in series.points.times.tolist() if t > newest)][-_STEPS:]
                 pace.arrived = self._clock()
-        if watched.stalled and any(series.metric == STEP_METRIC for series in reading.series):
-            watched.stalled = False
+        if state.stalled and any(series.metric == STEP_METRIC for series in reading.series):
+            state.stalled = False
             self._store.mark_stalled(ref, stalled=False)
 
-    def _look_for_stalls(self) -> None:
+    def _check_stalls(self) -> None:
         now = self._clock()
-        for ref, watched in list(self._runs.items()):
+        for ref, state in list(self._runs.items()):
             assert ref.project is not None
             rules = [rule for rule in self._rules if rule.kind == "stall" and rule.applies(ref.project)]
-            if not rules or watched.stalled or not watched.pace:
+            if not rules or state.stalled or not state.pace:
                 continue
-            silent = now - max(pace.arrived for pace in watched.pace.values())
-            medians = [pace.median for pace in watched.pace.values() if pace.median is not None]
+            silent = now - max(pace.arrived for pace in state.pace.values())
+            medians = [pace.median for pace in state.pace.values() if pace.median is not None]
             if not medians:
                 continue
             usual = max(medians)
             for rule in rules:
                 if silent > max(rule.factor * usual, rule.seconds):
-                    watched.stalled = True
+                    state.stalled = True
                     try:
                         self._store.mark_stalled(ref, stalled=True)
                         message = f"no step for {silent:.0f} s; a step usually takes {usual:.3g} s"
@@ -215,14 +214,14 @@ _SEVERE: Final = (13, "WARN")
 _SEVERITIES: Final = {"nan": (17, "ERROR")}
 """Severity of alerts, by kind."""
 
-_QUIET: Final = 60.0
-"""Seconds in which one rule speaks once about one metric of one run."""
+_MIN_INTERVAL: Final = 60.0
+"""Minimum number of seconds between two alerts of one rule about one metric of one run."""
 
 
 def _step(reading: Reading, process: str, moment: int) -> int | None:
     for series in reading.series:
         if series.metric == STEP_METRIC and series.process == process and isinstance(series.points, Points):
-            found, stepped = steps_at(series.points, np.array([moment], np.int64))
+            steps, stepped = steps_at(series.points, np.array([moment], np.int64))
             if stepped[0]:
-                return int(found[0])
+                return int(steps[0])
     return None

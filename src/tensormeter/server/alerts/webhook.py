@@ -1,4 +1,4 @@
-"""Telling a webhook about alerts: each at least once, in order, also after a restart."""
+"""Sending alerts to a webhook: each at least once, in order, across restarts of the server."""
 
 import hashlib
 import json
@@ -29,9 +29,9 @@ _log = logging.getLogger(__name__)
 
 
 class Webhook:
-    """Sends alerts to one address, on a daemon thread of its own, from construction until `stop`.
+    """Sends alerts to one address, on a daemon thread, from construction until `stop`.
 
-    How far it has come is kept in the store. Redirects are not followed, and the address, which is a secret, is not logged.
+    The store keeps the position of the last acknowledged alert. Redirects are not followed. The address is a secret and not logged.
     """
 
     def __init__(self, store: Store, url: str) -> None:
@@ -39,17 +39,17 @@ class Webhook:
         self._store = store
         self._url = url
         self._host = urlsplit(url).hostname or ""
-        self._mark = f"webhook:{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+        self._watermark = f"webhook:{hashlib.sha256(url.encode()).hexdigest()[:16]}"
         self._pool = urllib3.PoolManager(retries=False, timeout=_TIMEOUT)
         self._stopping = threading.Event()
-        self._begun = False
-        with suppress(StoreError):  # a full disk: later
-            self._begin()
+        self._skipped_old = False
+        with suppress(StoreError):  # a full disk; the thread tries again
+            self._skip_old_alerts()
         self._thread = threading.Thread(target=self._loop, name="tensormeter-webhook", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Return when the thread has ended: a request under way is waited for, for 15 s at most."""
+        """Stop the thread and wait for it, including a request in progress (15 s at most)."""
         self._stopping.set()
         self._thread.join()
         self._pool.clear()
@@ -57,52 +57,52 @@ class Webhook:
     def _loop(self) -> None:
         while not self._stopping.is_set():
             try:
-                self._begin()
+                self._skip_old_alerts()
                 self._deliver()
             except StoreError as error:
-                _log.warning("tensormeter: webhook %s: %s; it goes on later", self._host, error)
+                _log.warning("tensormeter: webhook %s: %s; will retry", self._host, error)
             self._stopping.wait(_POLL)
 
     def _deliver(self) -> None:
-        next_id = self._store.mark(self._mark)
+        next_id = self._store.mark(self._watermark)
         for ref, event in self._store.alerts(next_id - 1, 100):
             if not self._send(ref, event):
                 return
-            self._store.mark(self._mark, event.id + 1)
+            self._store.mark(self._watermark, event.id + 1)
 
-    def _begin(self) -> None:
-        """An address that is new is told of what comes, not of what was."""
-        if self._begun:
+    def _skip_old_alerts(self) -> None:
+        """Skip the alerts that are older than a new address."""
+        if self._skipped_old:
             return
-        if self._store.mark(self._mark) == 0:
+        if self._store.mark(self._watermark) == 0:
             last = 0
             while page := self._store.alerts(last, 1000):
                 last = page[-1][1].id
-            self._store.mark(self._mark, last + 1)
-        self._begun = True
+            self._store.mark(self._watermark, last + 1)
+        self._skipped_old = True
 
     def _send(self, ref: RunRef, event: StoredEvent) -> bool:
-        """Send one alert until it is taken or refused for good; False if the server stops first."""
+        """Send one alert until it is accepted or permanently refused; return False if the server stops first."""
         body = json.dumps(_document(ref, event), ensure_ascii=False).encode(errors="replace")
         waits = exponential_delays(1, _MAX_DELAY)
         while not self._stopping.is_set():
             floor = 0.0
             try:
-                answer = self._pool.request(
+                response = self._pool.request(
                     "POST", self._url, body=body, headers={"Content-Type": "application/json"}, redirect=False
                 )
             except urllib3.exceptions.HTTPError as error:
                 problem = type(error).__name__
             else:
-                if 200 <= answer.status < 300:
+                if 200 <= response.status < 300:
                     return True
-                problem = f"status {answer.status}"
-                if answer.status < 500 and answer.status not in _RETRIED:
+                problem = f"status {response.status}"
+                if response.status < 500 and response.status not in _RETRIED:
                     _log.warning("tensormeter: webhook %s refused alert %d: %s", self._host, event.id, problem)
                     return True
-                floor = _retry_after(answer.headers.get("Retry-After"))
+                floor = _retry_after(response.headers.get("Retry-After"))
             delay = max(floor, full_jitter(next(waits)))
-            _log.info("tensormeter: webhook %s: %s; again in %.1f s", self._host, problem, delay)
+            _log.info("tensormeter: webhook %s: %s; retry in %.1f s", self._host, problem, delay)
             self._stopping.wait(delay)
         return False
 
@@ -111,7 +111,7 @@ def _document(ref: RunRef, event: StoredEvent) -> Mapping[str, Any]:
     body = event.body if isinstance(event.body, Mapping) else {"message": event.body}
     message = str(body.get("message") or body.get("text") or body.get("title") or event.name)[:2000]
     return {
-        "text": f"{ref.project}/{ref.run_id}: {message}",  # what chat services show
+        "text": f"{ref.project}/{ref.run_id}: {message}",  # the text that chat services show
         "project": ref.project,
         "run": ref.run_id,
         "process": event.process,
@@ -123,14 +123,14 @@ def _document(ref: RunRef, event: StoredEvent) -> Mapping[str, Any]:
 
 
 def _retry_after(text: str | None) -> float:
-    """Seconds, from a number of them or a date (RFC 9110); 0 if it says nothing that can be understood."""
+    """Parse a delay in seconds or a date (RFC 9110) to seconds; 0 if it is neither."""
     if not text:
         return 0.0
     if text.strip().isascii() and text.strip().isdecimal() and len(text) < 12:
         return min(float(text), _MAX_RETRY_AFTER)
     try:
-        moment = parsedate_to_datetime(text)
+        date = parsedate_to_datetime(text)
     except ValueError:
         return 0.0
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return min(max((moment - datetime.now(UTC)).total_seconds(), 0.0), _MAX_RETRY_AFTER)
+    date = date if date.tzinfo else date.replace(tzinfo=UTC)
+    return min(max((date - datetime.now(UTC)).total_seconds(), 0.0), _MAX_RETRY_AFTER)
