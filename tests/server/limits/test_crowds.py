@@ -16,13 +16,13 @@ from tensormeter.otlp.encode import encode_events, encode_metrics
 from tensormeter.server.auth.project_scope import ProjectStore
 from tensormeter.server.query.points import sampled
 from tensormeter.server.query.points.axis import Axis
+from tensormeter.server.query.points.reader import RunReader
+from tensormeter.server.query.points.request import RunQuery
 from tensormeter.server.query.points.sampled import query_points
 from tensormeter.server.query.ranks import cache
 from tensormeter.server.query.ranks.cache import RankCache
 from tensormeter.server.query.ranks.grid import Aggregates, RankGrid
 from tensormeter.server.query.ranks.statistics import rank_statistics
-from tensormeter.server.query.reader import RunReader
-from tensormeter.server.query.request import RunQuery
 from tensormeter.server.store import NotFoundError, RunRef, TooManyPointsError
 from tensormeter.server.store.clickhouse import ClickHouseStore, parse_address
 from tensormeter.server.store.sqlite.points.segments import CHUNK_POINTS

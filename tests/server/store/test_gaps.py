@@ -21,8 +21,8 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.server.query.points.axis import Axis
+from tensormeter.server.query.points.request import RunQuery
 from tensormeter.server.query.points.sampled import query_points
-from tensormeter.server.query.request import RunQuery
 from tensormeter.server.store import PointRange, RunRef, Selection
 from tensormeter.server.store.rules.gaps import MAX_GAPS
 from tensormeter.server.store.sqlite.points.segments import CHUNK_POINTS

@@ -17,9 +17,9 @@ from tensormeter.otlp.encode import encode_metrics
 from tensormeter.server.query.points import sampled as query_points_module
 from tensormeter.server.query.points.axis import Axis
 from tensormeter.server.query.points.downsampling import sample_blocks
+from tensormeter.server.query.points.reader import RunReader
+from tensormeter.server.query.points.request import RunQuery
 from tensormeter.server.query.points.sampled import query_points
-from tensormeter.server.query.reader import RunReader
-from tensormeter.server.query.request import RunQuery
 from tensormeter.server.store import PointRange, RunRef, Selection, TooManyPointsError
 from tensormeter.server.store.models.rollup_blocks import BLOCK_POINTS, Blocks
 from tensormeter.server.store.sqlite.maintenance import compact

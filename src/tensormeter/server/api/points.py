@@ -31,17 +31,17 @@ from tensormeter.server.api.schemas import variant_json
 from tensormeter.server.auth.project_scope import Stores
 from tensormeter.server.limits.effort import Effort, TookTooLongError
 from tensormeter.server.limits.responses import TOO_LONG, Answers, HeldResponse
-from tensormeter.server.query.lines import Line
 from tensormeter.server.query.points.axis import Axis
 from tensormeter.server.query.points.downsampling import choose_evenly
 from tensormeter.server.query.points.histograms import Distribution, decode_distribution
+from tensormeter.server.query.points.lines import Line
 from tensormeter.server.query.points.raw import RawSeries
+from tensormeter.server.query.points.reader import RunReader
+from tensormeter.server.query.points.request import RunQuery
 from tensormeter.server.query.points.sampled import PointsResult, query_points
 from tensormeter.server.query.points.shadowing import parse_attempt
 from tensormeter.server.query.points.variant import Variant, VariantFilter
 from tensormeter.server.query.ranks.cache import RankCache
-from tensormeter.server.query.reader import RunReader
-from tensormeter.server.query.request import RunQuery
 from tensormeter.server.store import MAX_READ_POINTS, RunRef, TooManyPointsError, TooManySeriesError
 from tensormeter.server.store.models.canonical_json import json_value
 from tensormeter.server.store.models.points import Blobs, Points

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.server.query.lines import NO_POSITIONS, gap_positions
 from tensormeter.server.query.points.axis import Axis
 from tensormeter.server.query.points.downsampling import sample, sample_blocks
+from tensormeter.server.query.points.lines import NO_POSITIONS, gap_positions
 from tensormeter.server.query.points.shadowing import Attempts
 from tensormeter.server.store import Thinned
 from tensormeter.server.store.models.rollup_blocks import FIRST, LAST, Blocks

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.server.query.lines import LineReading
 from tensormeter.server.query.points.downsampling import blocks_needed, sample
+from tensormeter.server.query.points.lines import LineReading
+from tensormeter.server.query.points.reader import RunReader
+from tensormeter.server.query.points.request import RunQuery
 from tensormeter.server.query.points.shadowing import Attempts
-from tensormeter.server.query.reader import RunReader
-from tensormeter.server.query.request import RunQuery
 from tensormeter.server.store import (
     MAX_READ_POINTS,
     Kind,

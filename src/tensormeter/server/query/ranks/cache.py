@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from tensormeter.otlp.check import Check, no_check
+from tensormeter.server.query.points.reader import RunReader
+from tensormeter.server.query.points.request import RunQuery
 from tensormeter.server.query.points.variant import VariantSelector
 from tensormeter.server.query.ranks.reader import RankReader
 from tensormeter.server.query.ranks.statistics import RankStatistics, rank_statistics
-from tensormeter.server.query.reader import RunReader
-from tensormeter.server.query.request import RunQuery
 from tensormeter.server.store import MAX_READ_POINTS, RunRef, Store, TooManyPointsError
 
 __all__ = ["RankCache"]

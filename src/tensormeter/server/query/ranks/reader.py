@@ -8,15 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.server.query.lines import Line
+from tensormeter.server.query.points.lines import Line
+from tensormeter.server.query.points.reader import RunReader
+from tensormeter.server.query.points.request import RunQuery
 from tensormeter.server.query.points.rollup_lines import Rollups
 from tensormeter.server.query.points.sampled import MOST_LOOKED_AT
 from tensormeter.server.query.points.shadowing import Attempts
 from tensormeter.server.query.points.variant import VariantSelector
 from tensormeter.server.query.ranks.grid import Aggregates, RankGrid
 from tensormeter.server.query.ranks.statistics import RankStatistics, rank_statistics, statistics_of
-from tensormeter.server.query.reader import RunReader
-from tensormeter.server.query.request import RunQuery
 from tensormeter.server.store import Points, RunRef, Selection, Store, Thinned
 from tensormeter.server.store.models.rollup_blocks import FIRST, HIGHEST, LAST, LOWEST
 

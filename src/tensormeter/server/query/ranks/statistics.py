@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.server.query.lines import Line
+from tensormeter.server.query.points.lines import Line
 from tensormeter.server.query.points.variant import Variant
 from tensormeter.server.store import Points
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.server.query.lines import Line, LineReading, add_gaps, cut_line, join_lines, line_along
+from tensormeter.server.query.points.lines import Line, LineReading, add_gaps, cut_line, join_lines, line_along
 from tensormeter.server.query.points.raw import RawSeries, join_raw
+from tensormeter.server.query.points.request import RunQuery
 from tensormeter.server.query.points.rollup_lines import Rollups
 from tensormeter.server.query.points.shadowing import Attempts
-from tensormeter.server.query.request import RunQuery
 from tensormeter.server.store import MAX_READ_POINTS, PointRange, Points, Reading, RunRef, Selection, Series, Store
 
 __all__ = ["RunReader"]
