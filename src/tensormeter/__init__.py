@@ -46,9 +46,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> typing.Any:
-    # What training does not need is loaded when somebody asks for it.
+    """Load `Client` when it is first used; `run` is the run that began last and has not ended, or None."""
     if name == "Client":
         from tensormeter.client import Client
 
         return Client
+    if name == "run":
+        from tensormeter.session.run import latest_run
+
+        return latest_run()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

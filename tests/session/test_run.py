@@ -56,6 +56,16 @@ def test_module_level_functions_go_to_the_last_run(settings):
         tensormeter.log({"loss": 1.0})
 
 
+def test_the_current_run_is_the_last_one_that_has_not_ended(settings):
+    assert tensormeter.run is None
+    with tensormeter.init(settings=settings) as first:
+        with tensormeter.init(settings=settings) as second:
+            assert tensormeter.run is second
+        assert tensormeter.run is first
+    assert tensormeter.run is None
+    assert "run" not in vars(tensormeter)  # neither a submodule nor remembered
+
+
 def test_with_block_says_how_it_ended(settings):
     with tensormeter.init(settings=settings) as run:
         run.log({"loss": 1.0}, step=0)
