@@ -1,5 +1,5 @@
 # demo: train a small model and see its run    test: everything that must hold
-# check: style, types, layers                  bench: what it costs, beside the alternatives
+# check: style, types, layers, wording        bench: what it costs, compared with the alternatives
 # chaos: the tests of faults, with 500 kills each, every byte, ten times the flipped bits, and a million inputs for the decoders
 # power: power fails a hundred times each, for a run at each durability and for the server
 # fuzz: what a request may cost, tried with bodies that expand into many things (SEEDS of them random)
@@ -21,6 +21,7 @@ check: $(VENV)/ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+	$(RUN) tests/support/wording.py
 	@if [ -d ui/node_modules ]; then cd ui && npm run --silent check; else echo "check: the page's types need Node; left out"; fi
 
 bench: $(VENV)/bench

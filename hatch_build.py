@@ -1,4 +1,4 @@
-"""What a build does beyond packing files: each part of it is a module in build_hooks/."""
+"""The build steps beyond packing files: each step is a module in build_hooks/."""
 
 import sys
 from pathlib import Path
@@ -15,10 +15,10 @@ PARTS = (Extensions, Page)
 
 
 class BuildHook(BuildHookInterface):
-    """Runs the parts in order, for wheels, editable installs and source distributions."""
+    """Run the parts in order, for wheels, editable installs and source distributions."""
 
     def dependencies(self) -> list[str]:
-        """What the parts need from the package index while they build."""
+        """Requirements that the parts install from the package index to build."""
         return [requirement for part in PARTS for requirement in part(Path(self.root)).dependencies()]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:

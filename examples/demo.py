@@ -1,4 +1,4 @@
-"""The demo: start the experiment server, train, show what came out of it."""
+"""The demo: start the experiment server, train a model and show its run."""
 
 import argparse
 import os
@@ -14,7 +14,7 @@ EXAMPLES = Path(__file__).parent
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--once", action="store_true", help="stop the server at the end instead of leaving it up")
-    parser.add_argument("--folder", type=Path, default=Path(".demo"), help="where the demo keeps its data")
+    parser.add_argument("--folder", type=Path, default=Path(".demo"), help="folder for the data of the demo")
     parser.add_argument("--port", type=int, default=4320, help="0 for any free one")
     parser.add_argument("training", nargs="*", help="arguments for examples/digits.py, after --")
     arguments = parser.parse_args()

@@ -137,7 +137,7 @@ def evaluate(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tu
 
 @torch.no_grad()
 def mistakes(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tensormeter.Table:
-    """What the model takes for something else, the surest first, with pictures if Pillow is installed."""
+    """Table of misclassified digits, most confident first, with pictures if Pillow is installed."""
     confidence, predicted = model(images).softmax(1).max(1)
     table = tensormeter.Table(["picture", "label", "predicted", "confidence"])
     for i in confidence.argsort(descending=True).tolist():
