@@ -18,7 +18,6 @@ NOT_YET = {
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "DESIGN.md",
-    "README.md",
     "benchmarks/RESULTS.md",
     "docs/api.md",
     "docs/destinations.md",
@@ -120,6 +119,10 @@ def markdown_texts(source: str) -> Iterator[tuple[int, str]]:
     """Line number and text of each heading, paragraph, list item and table cell outside of code blocks."""
     block: list[str] = []
     start, fence = 1, ""
+    # The README's table of settings is made from settings.py, which is checked itself.
+    source = re.sub(
+        r"<!-- settings -->.*?<!-- /settings -->", lambda table: "\n" * table[0].count("\n"), source, flags=re.DOTALL
+    )
     for number, line in enumerate([*source.splitlines(), ""], 1):
         bare = line.strip()
         marker = re.match(r"`{3,}|~{3,}", bare)
