@@ -19,7 +19,6 @@ NOT_YET = {
     "CONTRIBUTING.md",
     "DESIGN.md",
     "benchmarks/RESULTS.md",
-    "docs/reliability.md",
     "docs/sensors.md",
     "docs/server.md",
     "exporters/tensormeter_exporters",
