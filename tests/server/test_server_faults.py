@@ -1,4 +1,4 @@
-"""What else can go wrong: see the table in docs/server.md for all of it."""
+"""Further faults of the server; docs/reliability.md and docs/server.md list all of them."""
 
 import json
 import socket

@@ -20,7 +20,6 @@ NOT_YET = {
     "DESIGN.md",
     "benchmarks/RESULTS.md",
     "docs/sensors.md",
-    "docs/server.md",
     "exporters/tensormeter_exporters",
     "exporters/tensormeter_exporters/otlp",
     "exporters/tensormeter_exporters/prometheus",
