@@ -1,1 +1,1 @@
-"""Parts of a build, each in a module of its own; hatch_build.py runs them."""
+"""Steps of a build, one per module; hatch_build.py runs them."""

@@ -1,4 +1,4 @@
-"""What of the package is in C, compiled into it where that is possible; without it, all goes on in Python."""
+"""Compiles the package's C extensions if a C compiler is available; otherwise Python code replaces them."""
 
 import sys
 from pathlib import Path
@@ -11,13 +11,13 @@ _MODULES = {
     "tensormeter.record.rows._writer": "log calls take three to four times as long",
     "tensormeter.session.exit_hooks._sigterm": "a process that hangs in native code does not die of SIGTERM",
 }
-"""And what is so without them."""
+"""Names of the modules, and the disadvantage without each."""
 
 _LINUX_ONLY = {"tensormeter.session.exit_hooks._sigterm"}
 
 
 class Extensions:
-    """Compiles each module beside its source."""
+    """Compiles each module into the folder of its source."""
 
     def __init__(self, root: Path) -> None:
         """
@@ -27,11 +27,11 @@ class Extensions:
         self._root = root
 
     def dependencies(self) -> list[str]:
-        """Nothing beyond what the build itself requires."""
+        """Return the requirements for compiling: only those of the build itself."""
         return []
 
     def build(self, target_name: str, build_data: dict[str, Any]) -> None:
-        """Compile, for wheels and editable installs, and say that the wheel is of this platform."""
+        """Compile for wheels and editable installs, and mark the wheel as specific to this platform."""
         if target_name != "wheel":
             return
         for module, without in _MODULES.items():
