@@ -15,7 +15,7 @@ HIDDEN = ".fuse_hidden"
 
 
 class Unavailable(Exception):
-    """This machine cannot mount such a file system."""
+    """The machine cannot mount such a file system."""
 
 
 class MountedDisk:

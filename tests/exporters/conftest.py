@@ -180,7 +180,7 @@ def free_port() -> Callable[[], int]:
 
 @pytest.fixture(scope="session")
 def clean_environment() -> dict[str, str]:
-    """This environment without anything of the user's that a destination would read."""
+    """The environment without variables that a destination would read."""
     prefixes = ("TENSORMETER_", "OTEL_", "MLFLOW_", "WANDB_")
     return {key: value for key, value in os.environ.items() if not key.startswith(prefixes)}
 

@@ -55,7 +55,7 @@ def write_certificate(certificate, key, *, passphrase=None):
 
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory):
-    """(certificate, key, another key with a passphrase)"""
+    """Paths of a certificate, its key, and another key with a passphrase."""
     folder = tmp_path_factory.mktemp("tls")
     files = folder / "cert.pem", folder / "key.pem", folder / "locked.pem"
     write_certificate(folder / "other.pem", files[2], passphrase=b"passphrase")

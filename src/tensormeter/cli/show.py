@@ -84,7 +84,10 @@ def _print_header(console: Console, run: dict[str, Any]) -> None:
 
 
 def _tell_processes(processes: list[dict[str, Any]]) -> Text:
-    """How many train, and if they ended differently, which of the latest attempt how. (An agent is one without a state.)"""
+    """Number of training processes, and their end states if these differ within the latest attempt.
+
+    Processes without a state are agents.
+    """
     training = [process for process in processes if process["state"] is not None] or processes
     latest = max((process["attempt"] for process in training), default=1)
     by_state: dict[str, list[str]] = {}

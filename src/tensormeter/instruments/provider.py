@@ -207,7 +207,7 @@ class MeterProvider(metrics.MeterProvider):
         return {} if settings is None else {"service.name": settings.project}
 
     def _recorder(self) -> Recorder | None:
-        """This process's recorder. Called for a stream's first measurement, and whenever a fast path does not fit."""
+        """Return the recorder of this process. Called for a stream's first measurement, and whenever a fast path does not fit."""
         run = self._current_run()
         process = run._here() if run is not None else None
         if process is None:

@@ -13,8 +13,7 @@ _SLOW: Final = 1_000_000
 
 
 class LogTiming:
-    """Counts the durations of calls: those that go through `Recorder.log`, and of writers made in Python. (The C writer
-    counts its own.)
+    """Counts the durations of calls through `Recorder.log` and of writers made in Python; the C writer counts its own.
 
     Threads may count at the same time; a count can then be missing.
     """

@@ -10,7 +10,7 @@ __all__ = ["Column", "Layout", "Stream", "row_bytes"]
 
 @dataclass(frozen=True)
 class Stream:
-    """What values are of: one metric with one attribute set. (OpenTelemetry's data model calls this a metric stream.)
+    """A metric with one attribute set; OpenTelemetry's data model calls this a metric stream.
 
     Attributes:
         name: The metric's name.

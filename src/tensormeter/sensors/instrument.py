@@ -41,7 +41,7 @@ Reading = tuple[str, Callable[[], Iterable[Observed]]]
 
 
 class AbsentError(Exception):
-    """This machine does not have what was asked for. Left out without being counted as a failure."""
+    """The machine lacks the requested device or file. Omitted without being counted as a failure."""
 
 
 class Sensor(Protocol):

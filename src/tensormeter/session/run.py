@@ -389,13 +389,13 @@ class Run:
             process.leave_out_of_config(left_out)
 
     def _here(self) -> RunProcess | None:
-        """This process's part in the run; None if nothing is recorded. A forked child takes part from its first call on."""
+        """Return the run's process here; None if nothing is recorded. A forked child joins the run with its first call."""
         if self._process is not None and not self._process.is_this:
             self._take_part_after_fork()
         return self._taking_part()
 
     def _taking_part(self) -> RunProcess | None:
-        """This process's part in the run, if it has one already: a forked child does not begin to take part by this."""
+        """Return the run's process here, if there is one. A forked child does not join the run by this call."""
         return self._process if self._process is not None and self._process.is_this else None
 
     def _describe(self, resource: Mapping[str, Any]) -> None:

@@ -140,7 +140,7 @@ class _Place:
 
 
 class RunProcess:
-    """This process in a run, from construction until `finish`.
+    """A process in a run, from construction until `finish`.
 
     Attributes:
         id: Unique in the world; `service.instance.id` of the resource.

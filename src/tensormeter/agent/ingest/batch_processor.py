@@ -216,7 +216,7 @@ class BatchMeasurementProcessor:
             lane.release()
 
     def _stream_keys(self, layout: Layout) -> list[str]:
-        """The JSON of a layout's streams. (Streams themselves are no keys: True equals 1.)"""
+        """Return the streams of a layout as JSON, usable as keys: streams themselves are not, because True equals 1."""
         if layout.id not in self._keys:
             self._keys[layout.id] = [json.dumps(column.stream.to_json()) for column in layout.columns]
         return self._keys[layout.id]

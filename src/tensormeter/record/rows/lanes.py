@@ -44,7 +44,7 @@ class Lanes:
         return iter(self._lanes)
 
     def mine(self) -> Lane:
-        """This thread's lane."""
+        """Return the lane of this thread."""
         try:
             lease: _Lease = self._local.lease
         except AttributeError:

@@ -54,7 +54,7 @@ class Arrived:
 
 
 class Log:
-    """This server's part of the log, and reading of all parts."""
+    """Writes the log of this server, and reads the logs of all servers."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -64,7 +64,7 @@ class Log:
 
     @property
     def server(self) -> int:
-        """This server's name at present."""
+        """Current name of this server."""
         return self._server
 
     def begin(self, number: int) -> None:

@@ -96,7 +96,7 @@ class Intents:
         self._finished = 0
 
     def finish(self, number: int) -> None:
-        """This commit is over. It is told with what is told next."""
+        """Mark the commit as finished; the next declaration includes this."""
         self._finished = number
 
     def tell(self) -> None:
