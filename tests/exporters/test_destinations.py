@@ -40,7 +40,7 @@ def test_every_destination_is_documented():
 @pytest.mark.parametrize("name", sorted(ENTRIES.names - {"experiment", "console", "otel"}))
 def test_every_option_is_documented(name):
     (entry,) = (entry for entry in ENTRIES if entry.name == name)
-    module = {"otlp": "tensormeter_exporters.otlp_environment"}.get(name, entry.module)
+    module = {"otlp": "tensormeter_exporters.otlp.environment"}.get(name, entry.module)
     section = DOCUMENT[DOCUMENT.index(f"## `{name}`") :].partition("\n## ")[0]
     options = options_of(module)
     assert options
@@ -95,9 +95,9 @@ def test_a_configuration_shows_no_token():
 @pytest.mark.parametrize(
     ("kind", "package", "module", "options"),
     [
-        ("prometheus", "prometheus_client", "tensormeter_exporters.prometheus", {}),
+        ("prometheus", "prometheus_client", "tensormeter_exporters.prometheus.exporter", {}),
         ("mlflow", "mlflow", "tensormeter_exporters.mlflow", {}),
-        ("otlp", "grpc", "tensormeter_exporters.otlp_grpc", {"protocol": "grpc"}),
+        ("otlp", "grpc", "tensormeter_exporters.otlp.grpc", {"protocol": "grpc"}),
     ],
 )
 def test_a_package_that_is_not_installed_is_named_by_its_own_destination(monkeypatch, kind, package, module, options):
@@ -121,7 +121,7 @@ def test_a_package_that_ends_the_process_at_its_import_costs_its_own_destination
     (package / "__init__.py").write_text("raise SystemExit('no licence')")
     for module in [name for name in sys.modules if name.split(".")[0] == "prometheus_client"]:
         monkeypatch.delitem(sys.modules, module)
-    monkeypatch.delitem(sys.modules, "tensormeter_exporters.prometheus", raising=False)
+    monkeypatch.delitem(sys.modules, "tensormeter_exporters.prometheus.exporter", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     exporter = load_exporter("prometheus")
     with pytest.raises(SettingsError, match=r"cannot be imported .*no licence"):
