@@ -71,10 +71,24 @@ def test_a_bad_argument_is_named(field, value, words):
     assert isinstance(caught.value, TensormeterError)
 
 
-def test_a_bad_variable_is_named(monkeypatch):
-    monkeypatch.setenv("TENSORMETER_BUFFER_BYTES", "lots")
-    with pytest.raises(SettingsError, match="TENSORMETER_BUFFER_BYTES='lots'"):
+@pytest.mark.parametrize(
+    ("variable", "text", "message"),
+    [
+        ("BUFFER_BYTES", "lots", "expected an integer from 65536 to 1099511627776, got 'lots'"),
+        ("BUFFER_BYTES", "100", "expected an integer from 65536 to 1099511627776, got 100"),
+        ("SCHEDULE_DELAY", "soon", "expected a number from 0.01 to 3600, got 'soon'"),
+        ("SAMPLE_INTERVAL", "0.05", "expected a number from 0.1 to 3600, or 0 for none, got 0.05"),
+        ("MODE", "dry", "expected one of online, offline, disabled, got 'dry'"),
+        ("MASK_CONFIG", "perhaps", "expected true or false, got 'perhaps'"),
+        ("EXPORTER_OPTIONS", "jsonl", "expected DESTINATION.OPTION=VALUE, got 'jsonl'"),
+        ("TAGS", "x" * 129, "expected texts of 1 to 128 characters, got 'xxxxxxxxxxxx...xxxxxxxxxxxxx'"),
+    ],
+)
+def test_an_invalid_variable_is_named_with_what_is_valid(monkeypatch, variable, text, message):
+    monkeypatch.setenv(f"TENSORMETER_{variable}", text)
+    with pytest.raises(SettingsError) as caught:
         Settings()
+    assert str(caught.value) == f"environment variable TENSORMETER_{variable}: {message}"
 
 
 def test_statistics_are_on_and_can_be_turned_off(monkeypatch):
@@ -89,10 +103,21 @@ def test_secrets_stay_secret(monkeypatch):
     settings = Settings(token="hunter2")
     assert "hunter2" not in repr(settings)
     assert "hunter2" not in str(settings.to_json())
-    for wrong in ({"endpoint": "http://me:hunter2@server"}, {"token": "hunter2 \n"}):
+    for invalid in (
+        {"endpoint": "http://me:hunter2@server"},
+        {"endpoint": "ftp://me:hunter2@server"},
+        {"token": "hunter2 \n"},
+        {"token": "hunter2\x7f"},
+    ):
         with pytest.raises(SettingsError) as caught:
-            Settings(**wrong)
+            Settings(**invalid)
         assert "hunter2" not in str(caught.value)
+        for name, text in invalid.items():
+            monkeypatch.setenv(f"TENSORMETER_{name.upper()}", text.replace(" ", "\x7f"))
+            with pytest.raises(SettingsError) as caught:
+                Settings()
+            assert "hunter2" not in str(caught.value)
+            monkeypatch.delenv(f"TENSORMETER_{name.upper()}")
 
 
 def test_small(monkeypatch):

@@ -73,7 +73,7 @@ def test_options_that_cannot_be_used(options):
 
 def test_a_variable_that_cannot_be_used(monkeypatch):
     monkeypatch.setenv("TENSORMETER_EXPORTER_OPTIONS", "jsonl")
-    with pytest.raises(SettingsError, match="TENSORMETER_EXPORTER_OPTIONS='jsonl': expected DESTINATION"):
+    with pytest.raises(SettingsError, match="TENSORMETER_EXPORTER_OPTIONS: expected DESTINATION"):
         Settings()
 
 

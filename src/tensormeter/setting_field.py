@@ -1,0 +1,298 @@
+"""Rows of the settings table: where a value comes from, and which values are valid."""
+
+import dataclasses
+import os
+import re
+import reprlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, get_args
+from urllib.parse import unquote, urlsplit
+
+from tensormeter.environment.variables import mask
+from tensormeter.errors import SettingsError
+
+__all__ = [
+    "IDENTIFIER",
+    "NOT_GIVEN",
+    "Check",
+    "boolean",
+    "checked",
+    "choice",
+    "endpoint_url",
+    "identifier",
+    "integer",
+    "longest_text",
+    "number",
+    "option_texts",
+    "optional",
+    "parse_bool",
+    "parse_float",
+    "parse_int",
+    "parse_lower",
+    "parse_names",
+    "parse_options",
+    "path",
+    "setting",
+    "tag_list",
+    "token_text",
+    "unique_names",
+]
+
+Check = Callable[[Any], Any]
+"""Returns the value, in the form in which `Settings` stores it. Raises ValueError with what was expected and what was given."""
+
+_Parse = Callable[[str], Any]
+_Read = Callable[[str], Any]
+
+IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+NOT_GIVEN: Final[Any] = object()
+"""Value of a setting whose default depends on other settings, until these are known."""
+
+_OPTION: Final = re.compile(r"[^.=,]+\.[a-z_]+")
+_TOKEN: Final = re.compile(r"[!-~]+")
+_MOST_TAGS: Final = 100
+_LONGEST_TAG: Final = 128
+
+
+def setting(
+    default: Any,
+    variable: str,
+    *others: tuple[str, _Read],
+    parse: _Parse = str,
+    check: Check | None = None,
+    help: str,
+    shown: str | None = None,
+    secret: bool = False,
+) -> Any:
+    """One row of the table: a dataclass field whose default is the environment's value, or else `default`.
+
+    Args:
+        default: The default, or a function that returns it.
+        variable: Our own environment variable.
+        others: Variables of other software, and the functions that read them. A function returns None if its variable is unset
+            or unusable, and never raises.
+        parse: Converts the text of our own variable. Raises ValueError. Text that is not a number may be returned as it is, for
+            `check` to refuse.
+        check: Validates and normalizes the value.
+        help: Purpose of the setting, for people.
+        shown: Default in words, if it depends on the machine.
+        secret: Whether to hide the value.
+    """
+
+    def resolve() -> Any:
+        if (text := os.environ.get(variable, "")).strip():
+            try:
+                value = parse(text)
+                return value if check is None else check(value)
+            except ValueError as error:
+                raise SettingsError(f"environment variable {variable}: {error}") from None
+        for other, read in others:
+            if (value := read(other)) is not None:
+                return value
+        return default() if callable(default) else default
+
+    words = shown or (
+        "none" if default is None else f"`{','.join(default) if isinstance(default, tuple) else default}`"
+    )
+    metadata = {
+        "variables": (variable, *(name for name, _ in others)),
+        "default": words,
+        "help": help,
+        "check": check,
+    }
+    return dataclasses.field(default_factory=resolve, repr=not secret, metadata=metadata)
+
+
+def checked(name: str, check: Check | None, value: Any) -> Any:
+    """The value of a setting in the form in which it is stored.
+
+    Raises:
+        SettingsError: The value is invalid; the message names the setting.
+    """
+    try:
+        return value if check is None else check(value)
+    except ValueError as error:
+        raise SettingsError(f"{name}: {error}") from None
+
+
+def parse_bool(text: str) -> bool:
+    lowered = text.strip().lower()
+    if lowered in ("1", "true", "yes", "on"):
+        return True
+    if lowered in ("0", "false", "no", "off", ""):
+        return False
+    raise ValueError(f"expected true or false, got {text!r}")
+
+
+def parse_int(text: str) -> int | str:
+    """An integer, or the text if it is not one."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def parse_float(text: str) -> float | str:
+    """A number, or the text if it is not one."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def parse_lower(text: str) -> str:
+    return text.strip().lower()
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def parse_options(text: str) -> dict[str, str]:
+    options = {}
+    for item in filter(None, (item.strip() for item in text.split(","))):
+        key, separator, value = item.partition("=")
+        if not separator:
+            raise ValueError(f"expected DESTINATION.OPTION=VALUE, got {item!r}")
+        options[key.strip()] = unquote(value.strip())
+    return options
+
+
+def integer(low: int, high: int) -> Check:
+    """Accept integers in a range."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ValueError(f"expected an integer from {low} to {high}, got {value!r}")
+        return value
+
+    return check
+
+
+def number(low: float, high: float, *, zero: str = "") -> Check:
+    """Accept numbers in a range.
+
+    Args:
+        low: Smallest number.
+        high: Largest number.
+        zero: Meaning of 0, for the message, if it is valid although it is below `low`.
+    """
+    alternative = f", or 0 for {zero}" if zero else ""
+
+    def check(value: Any) -> Any:
+        numeric = isinstance(value, int | float) and not isinstance(value, bool)
+        if not numeric or not (low <= value <= high or (zero and value == 0)):
+            raise ValueError(f"expected a number from {low} to {high}{alternative}, got {value!r}")
+        return value
+
+    return check
+
+
+def choice(literal: Any) -> Check:
+    """Accept the texts of a `Literal`."""
+    choices = get_args(literal)
+
+    def check(value: Any) -> Any:
+        if value not in choices:
+            raise ValueError(f"expected one of {', '.join(choices)}, got {value!r}")
+        return value
+
+    return check
+
+
+def optional(check: Check) -> Check:
+    """Accept None, and what `check` accepts."""
+    return lambda value: None if value is None else check(value)
+
+
+def longest_text(longest: int) -> Check:
+    """Accept texts of at most this many characters."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, str) or len(value) > longest:
+            raise ValueError(f"expected a text of at most {longest} characters, got {reprlib.repr(value)}")
+        return value
+
+    return check
+
+
+def boolean(value: Any) -> Any:
+    if not isinstance(value, bool):
+        raise ValueError(f"expected True or False, got {value!r}")  # noqa: TRY004 - as for any other value
+    return value
+
+
+def identifier(value: Any) -> Any:
+    if not isinstance(value, str) or not IDENTIFIER.fullmatch(value):
+        raise ValueError(
+            f"expected 1 to 128 letters, digits, '.', '_' or '-', beginning with a letter or digit, got {value!r}"
+        )
+    return value
+
+
+def path(value: Any) -> Path:
+    """Make a path absolute."""
+    try:
+        return Path(value).expanduser().absolute()
+    except (RuntimeError, TypeError, OSError) as error:
+        raise ValueError(f"expected a path, got {str(value)!r} ({error})") from None
+
+
+def unique_names(value: Any) -> tuple[str, ...]:
+    """Accept a list of different names, or the text of the environment variable."""
+    names = parse_names(value) if isinstance(value, str) else value if isinstance(value, list | tuple) else ()
+    if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise ValueError(f"expected a list of different names, got {value!r}")
+    return tuple(names)
+
+
+def tag_list(value: Any) -> tuple[str, ...]:
+    """Accept a list of short texts; duplicates are removed."""
+    if not isinstance(value, list | tuple) or len(value) > _MOST_TAGS:
+        raise ValueError(f"expected a list of at most {_MOST_TAGS} texts, got {reprlib.repr(value)}")
+    for tag in value:
+        if not isinstance(tag, str) or not 0 < len(tag) <= _LONGEST_TAG:
+            raise ValueError(f"expected texts of 1 to {_LONGEST_TAG} characters, got {reprlib.repr(tag)}")
+    return tuple(dict.fromkeys(value))
+
+
+def option_texts(value: Any) -> dict[str, str]:
+    """Accept texts by `DESTINATION.OPTION`."""
+    if not isinstance(value, Mapping) or not all(
+        isinstance(key, str) and isinstance(text, str) and _OPTION.fullmatch(key) for key, text in value.items()
+    ):
+        raise ValueError(f"expected texts by DESTINATION.OPTION, got {value!r}")
+    return dict(value)
+
+
+def token_text(value: Any) -> str:
+    """Accept a token; the message never shows it."""
+    if not isinstance(value, str) or not _TOKEN.fullmatch(value):
+        raise ValueError("expected printable ASCII characters without spaces or line ends")
+    return value
+
+
+def endpoint_url(example: str) -> Check:
+    """Accept an HTTP or HTTPS URL without credentials.
+
+    Args:
+        example: Valid URL, for the message.
+    """
+
+    def check(value: Any) -> Any:
+        if value is NOT_GIVEN:
+            return value
+        try:
+            parts = urlsplit(value) if isinstance(value, str) else None
+            valid = parts and parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # a port that is not a number
+            valid = False
+        if not parts or not valid:
+            shown = repr(mask(value) if isinstance(value, str) else value)
+            raise ValueError(f"expected a URL such as {example}, got {shown}")
+        if parts.username or parts.password:
+            raise ValueError("credentials in the URL are not accepted; set TENSORMETER_TOKEN")
+        return value
+
+    return check
