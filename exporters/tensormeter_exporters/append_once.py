@@ -16,8 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from tensormeter.disk.atomic import write_file
 from tensormeter.disk.checked_json import pack, unpack
-from tensormeter.disk.private import make_directory, write_file
+from tensormeter.disk.private import make_directory
 from tensormeter.logger import get_logger
 
 __all__ = ["AppendOnce"]

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from tensormeter.disk.private import make_directory, write_file
+from tensormeter.disk.atomic import write_file
+from tensormeter.disk.private import make_directory
 from tensormeter.logger import get_logger
 from tensormeter_exporters.names import suffix_of
 from tensormeter_exporters.otlp_series import SteppedSeries

@@ -24,7 +24,7 @@ import pytest
 
 from tensormeter.agent.launch import ensure_agent
 from tensormeter.agent.run_directory.directory import RunDirectory, find_runs, runs_locked
-from tensormeter.disk.file_locks import holder, locked
+from tensormeter.disk.locks import holder, locked
 from tensormeter.settings import Settings
 
 RECORD = """

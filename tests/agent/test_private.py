@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tensormeter.disk.private import make_directory, make_file, open_file, tighten_directory, weakness, write_file
+from tensormeter.disk.atomic import write_file
+from tensormeter.disk.private import make_directory, make_file, open_file, tighten_directory, weakness
 
 
 @pytest.fixture

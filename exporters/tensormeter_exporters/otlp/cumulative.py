@@ -25,7 +25,8 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
     NumberDataPoint,
 )
 
-from tensormeter.disk.private import make_directory, write_file
+from tensormeter.disk.atomic import write_file
+from tensormeter.disk.private import make_directory
 from tensormeter.exporter import Request
 from tensormeter.logger import get_logger
 from tensormeter_exporters.request_bodies import decoding, decompress

@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
+from tensormeter.disk.atomic import write_file
 from tensormeter.disk.checked_json import pack, unpack
-from tensormeter.disk.private import make_directory, open_file, write_file
+from tensormeter.disk.private import make_directory, open_file
 from tensormeter.exporter import Request, Signal
 
 __all__ = ["Entry", "Journal"]

@@ -1,6 +1,5 @@
 """What `tensormeter doctor` looks at: a list of small functions, each of which finds out one thing and says what to do."""
 
-import fcntl
 import gzip
 import os
 import shutil
@@ -21,6 +20,7 @@ import tensormeter
 from tensormeter.agent.run_directory.directory import RunDirectory, find_runs, list_runs
 from tensormeter.agent.run_directory.shared_memory import memory_directories
 from tensormeter.agent.spool.spool import Spool
+from tensormeter.disk.locks import wait_for_lock
 from tensormeter.disk.mounts import network_filesystem
 from tensormeter.disk.private import weakness
 from tensormeter.disk.probe import PATIENCE, answers
@@ -152,7 +152,7 @@ def spool(settings: Settings) -> Finding:
     kind = network_filesystem(existing)
     try:
         with tempfile.TemporaryFile(dir=existing) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            wait_for_lock(file.fileno())
     except OSError as error:
         return Finding(
             "warning",

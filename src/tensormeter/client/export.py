@@ -5,11 +5,8 @@ import importlib
 import io
 import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, Literal, Protocol, get_args
@@ -19,6 +16,7 @@ import numpy as np
 from tensormeter.client.distributions import BLOCK_DISTRIBUTIONS, DistributionBlock
 from tensormeter.client.points import BLOCK_POINTS, PointBlock
 from tensormeter.client.run import Metric, StoredRun
+from tensormeter.disk.atomic import replacing
 from tensormeter.errors import UsageError
 
 __all__ = ["COLUMNS", "DISTRIBUTION_COLUMNS", "VARIANT_COLUMNS", "Format", "export_points", "export_run"]
@@ -82,7 +80,7 @@ def export_run(
         TensormeterError: The server gives no answer, or an error. There is no file then, and an older one is untouched.
         OSError: The file cannot be written; the same.
     """
-    with _whole_file(target) as file:
+    with replacing(target) as file:
         return export_points(run, file, format, choose=choose, block=block, on_rows=on_rows)
 
 
@@ -351,21 +349,3 @@ def _values(block: PointBlock, quote: Callable[[str], str]) -> list[Any]:
 
 def _json(document: Any) -> str:
     return json.dumps(document, ensure_ascii=False, separators=(",", ":"), sort_keys=False)
-
-
-@contextmanager
-def _whole_file(target: Path) -> Iterator[IO[bytes]]:
-    """A file beside the target, which takes its place at the end; if anything fails, it is removed."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-    try:
-        with open(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)  # as any new file; a temporary one is private
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise

@@ -26,7 +26,6 @@ __all__ = [
     "tighten_contents",
     "tighten_directory",
     "weakness",
-    "write_file",
 ]
 
 logger: Final = get_logger()
@@ -199,25 +198,6 @@ def make_file(path: Path) -> None:
         if stat.S_ISREG(status.st_mode) and status.st_mode & _OTHERS and status.st_uid == os.geteuid():
             with contextlib.suppress(OSError):
                 path.chmod(_FILE)
-
-
-def write_file(path: Path, content: str | bytes) -> None:
-    """Write a small file that nobody else may read, text in UTF-8. It is replaced as a whole, or not at all.
-
-    One process at a time may write it.
-
-    Raises:
-        OSError: The disk refuses.
-    """
-    temporary = path.with_name(f"{path.name}.new")
-    with open(open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-    try:
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def _make_one(path: Path) -> None:

@@ -22,7 +22,8 @@ from typing import Any, Final
 
 from tensormeter.agent.run_directory.directory import RunDirectory
 from tensormeter.conventions.attempt_number import DOUBTFUL, MAX_ATTEMPT, KnownMember, Member, choose_attempt
-from tensormeter.disk.private import make_directory, open_file, tighten_directory, write_file
+from tensormeter.disk.atomic import write_file
+from tensormeter.disk.private import make_directory, open_file, tighten_directory
 from tensormeter.errors import RingError
 from tensormeter.ring.file import RingFile
 

@@ -28,7 +28,8 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from tensormeter.agent.attempts.counter import AttemptRecord
 from tensormeter.agent.run_directory.directory import RunDirectory
 from tensormeter.conventions.attempt_number import MAX_ATTEMPT, NUMBER, PROVISIONAL, UNSETTLED, Member
-from tensormeter.disk.private import open_file, write_file
+from tensormeter.disk.atomic import write_file
+from tensormeter.disk.private import open_file
 from tensormeter.exporter import AttemptNumber, AttemptQuestion, Request, Retry, Unauthorized
 from tensormeter.logger import get_logger
 from tensormeter.otlp.batch import STEP_METRIC, Attribute, Event

@@ -20,8 +20,9 @@ from tensormeter.agent.delivery.refusals import Refusals
 from tensormeter.agent.spool.request import Waiting
 from tensormeter.agent.spool.request_editing import divided, joined
 from tensormeter.agent.spool.spool import Spool
+from tensormeter.disk.atomic import write_file
 from tensormeter.disk.checked_json import pack, unpack
-from tensormeter.disk.private import make_directory, write_file
+from tensormeter.disk.private import make_directory
 from tensormeter.environment.signals import SIGNALS, Signal
 from tensormeter.exporter import Durability, Request
 from tensormeter.logger import get_logger

@@ -7,13 +7,13 @@ be looked at though the disk hangs.
 """
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from tensormeter.agent.run_directory.directory import RunDirectory
+from tensormeter.disk.locks import unlock
 
 __all__ = ["AgentLock"]
 
@@ -80,7 +80,7 @@ class AgentLock:
             with contextlib.suppress(OSError):
                 os.ftruncate(descriptor, 0)
             with contextlib.suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
+                unlock(descriptor)
         self.close()
 
     def close(self) -> None:

@@ -43,8 +43,9 @@ from tensormeter.agent.run_directory.description import (
 )
 from tensormeter.agent.run_directory.removal import REMOVED, remove_rings, remove_run
 from tensormeter.agent.run_directory.shared_memory import make_private_directory
-from tensormeter.disk.file_locks import locked, try_lock
-from tensormeter.disk.private import fault, make_directory, tighten_contents, tighten_directory, weakness, write_file
+from tensormeter.disk.atomic import write_file
+from tensormeter.disk.locks import locked, try_lock
+from tensormeter.disk.private import fault, make_directory, tighten_contents, tighten_directory, weakness
 from tensormeter.errors import SettingsError, SpoolError
 from tensormeter.settings import Settings
 

@@ -4,7 +4,7 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
-from tensormeter.disk.file_locks import holder
+from tensormeter.disk.locks import holder
 from tensormeter.errors import SpoolError
 
 __all__ = ["ERRORS", "SpoolDamagedError", "SpoolFullError", "SpoolVersionError", "named"]

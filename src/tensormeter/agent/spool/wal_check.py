@@ -18,8 +18,9 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from tensormeter.disk.atomic import write_file
 from tensormeter.disk.boot import written_before_boot
-from tensormeter.disk.private import open_file, write_file
+from tensormeter.disk.private import open_file
 from tensormeter.disk.wal_checksum import checksum, word_sums
 from tensormeter.logger import get_logger
 

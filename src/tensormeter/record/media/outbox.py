@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from tensormeter.disk.atomic import write_file
 from tensormeter.record.media.parcel import Parcel, to_line
 from tensormeter.ring.file import RingFile, media_directory
 
@@ -61,12 +62,7 @@ class Outbox:
                 return False
             number = next(self._numbers)
             path = self._folder / f"{number:012}"
-            temporary = Path(f"{path}.new")
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(line)
-                file.write(parcel.data)
-            temporary.rename(path)
+            write_file(path, line, parcel.data)
             self._newest = path
         return True
 

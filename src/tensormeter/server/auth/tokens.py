@@ -10,7 +10,6 @@ import json
 import os
 import re
 import secrets
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,8 +17,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
+from tensormeter.disk.atomic import write_file
+from tensormeter.disk.locks import lock_holder, note_holder, wait_for_lock
 from tensormeter.disk.private import make_directory, open_file
-from tensormeter.disk.waiting import note_holder, wait_for_lock
 from tensormeter.errors import SettingsError, StoreError, UsageError
 
 __all__ = ["PERMISSIONS", "Permission", "Token", "TokenFile"]
@@ -195,7 +195,10 @@ class TokenFile:
             lock = self._path.with_suffix(".lock")
             descriptor = open_file(lock)
             try:
-                wait_for_lock(descriptor, lock, LOCK_SECONDS)
+                if not wait_for_lock(descriptor, LOCK_SECONDS):
+                    raise StoreError(
+                        f"{lock} is locked by {lock_holder(lock)}, for {LOCK_SECONDS:g} s by now; end it, or try again later"
+                    )
                 note_holder(descriptor)
                 tokens = self._load() if self._path.exists() else {}
                 yield tokens
@@ -218,16 +221,7 @@ class TokenFile:
 
     def _write(self, tokens: Mapping[str, Token]) -> None:
         document = {"version": _VERSION, "tokens": [asdict(token) for token in tokens.values()]}
-        descriptor, name = tempfile.mkstemp(prefix=".tokens.", dir=self._path.parent)  # of mode 0600
-        try:
-            with open(descriptor, "w", encoding="utf-8") as file:
-                json.dump(document, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, self._path)
-        except BaseException:
-            os.unlink(name)
-            raise
+        write_file(self._path, json.dumps(document, indent=1), sync=True)
 
 
 def _token(document: Mapping[str, Any]) -> Token:

@@ -1,14 +1,13 @@
 """A lock on a data folder, so that one server at a time uses it."""
 
 import errno
-import fcntl
 import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from tensormeter.disk.locks import lock_holder, note_holder, wait_for_lock
 from tensormeter.disk.private import make_directory, open_file
-from tensormeter.disk.waiting import lock_holder, note_holder
 from tensormeter.errors import StoreError
 from tensormeter.server.store.sqlite.disk.filesystem_trial import lacks_locks
 
@@ -40,15 +39,15 @@ class FolderLock:
             advice = "choose another one" if error.errno in _NO_FOLDER else "see its disk"
             raise StoreError(f"cannot use the data folder {folder}: {error.strerror}; {advice}") from error
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._descriptor)
-            raise StoreError(
-                f"the data folder {folder} is in use by {lock_holder(path)}; stop that server or choose another folder",
-            ) from None
+            taken = wait_for_lock(self._descriptor)
         except OSError as error:
             os.close(self._descriptor)
             raise StoreError(lacks_locks(folder, error)) from error
+        if not taken:
+            os.close(self._descriptor)
+            raise StoreError(
+                f"the data folder {folder} is in use by {lock_holder(path)}; stop that server or choose another folder",
+            )
         note_holder(self._descriptor)
 
     def release(self) -> None:

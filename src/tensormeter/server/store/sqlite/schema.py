@@ -9,8 +9,8 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
+from tensormeter.disk.locks import lock_holder
 from tensormeter.disk.private import open_file
-from tensormeter.disk.waiting import lock_holder
 from tensormeter.errors import StoreError
 from tensormeter.server.store.models.errors import StoreFullError
 from tensormeter.server.store.sqlite.disk.filesystem_trial import FileSystem

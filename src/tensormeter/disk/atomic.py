@@ -1,0 +1,70 @@
+"""Replacing files as a whole: write a temporary file next to the target, sync it if asked, and rename it.
+
+A reader sees the old content or the new content, also after the writer was killed. Any thread; blocks for the disk.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Final
+
+from tensormeter.disk.fsync import fsync
+from tensormeter.disk.private import open_file
+
+__all__ = ["replacing", "write_file"]
+
+_READABLE: Final = 0o666
+
+
+def write_file(path: Path, *pieces: str | bytes, sync: bool = False) -> None:
+    """Write a file that only this user may read. No link is followed.
+
+    Only one process may write it at a time. If the process is killed, the temporary file is overwritten by the next write.
+
+    Args:
+        path: Target.
+        pieces: Content, in order; text is encoded as UTF-8.
+        sync: Whether to wait until the disk has the content, before the target is replaced.
+
+    Raises:
+        OSError: The file cannot be written. The target is unchanged.
+    """
+    temporary = path.with_name(f"{path.name}.new")
+    descriptor = open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    with _renamed(descriptor, temporary, path, sync=sync) as file:
+        for piece in pieces:
+            file.write(piece.encode() if isinstance(piece, str) else piece)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file that replaces the target, synced, when the block ends; if the block raises, it is removed.
+
+    Several processes may write the same target; the last one wins. The mode is that of any new file, by the umask.
+
+    Raises:
+        OSError: The file cannot be written. The target is unchanged.
+    """
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    with _renamed(descriptor, Path(name), path, sync=True) as file:
+        yield file
+        mask = os.umask(0)
+        os.umask(mask)
+        os.fchmod(descriptor, _READABLE & ~mask)  # temporary files are private
+
+
+@contextlib.contextmanager
+def _renamed(descriptor: int, temporary: Path, path: Path, *, sync: bool) -> Iterator[IO[bytes]]:
+    try:
+        with open(descriptor, "wb") as file:
+            yield file
+            if sync:
+                file.flush()
+                fsync(descriptor)
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise

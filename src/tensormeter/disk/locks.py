@@ -1,0 +1,161 @@
+"""Locks on files: taking them, waiting for them, and finding the processes that hold them.
+
+These are locks of `flock`, which belong to an open file description: they survive exec in a child that inherits the descriptor,
+tell two users in one process apart, and end with the process, however it ends.
+"""
+
+import contextlib
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Final
+
+from tensormeter.disk.kernel_locks import list_locks
+from tensormeter.disk.private import oddity, open_file
+from tensormeter.logger import get_logger
+
+__all__ = ["holder", "lock_holder", "locked", "note_holder", "try_lock", "unlock", "wait_for_lock"]
+
+logger: Final = get_logger()
+
+_PATIENCE: Final = 5.0
+_PAUSE: Final = 0.01
+_LONGEST_ID: Final = 24
+"""Bytes of a file that contains nothing but a process id."""
+
+
+def wait_for_lock(descriptor: int, seconds: float = 0.0) -> bool:
+    """Take the exclusive lock of an open file.
+
+    Args:
+        descriptor: Descriptor of the file.
+        seconds: Maximum seconds to wait for other holders; 0 to return at once.
+
+    Returns:
+        Whether the lock was taken.
+
+    Raises:
+        OSError: The file system has no locks.
+    """
+    deadline = time.monotonic() + seconds
+    pause = threading.Event()
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            pause.wait(_PAUSE)
+        else:
+            return True
+
+
+def unlock(descriptor: int) -> None:
+    """Release a lock for every process that has the open file: closing is not enough if a child was forked meanwhile."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+@contextlib.contextmanager
+def locked(path: Path, patience: float = _PATIENCE) -> Iterator[None]:
+    """Hold a lock during the block. After `patience` seconds without it, warn and go on without it.
+
+    Holders do nothing slow, so the deadline is only met when one is stopped (SIGSTOP, a frozen disk). The worst that follows is a
+    second agent, which finds the first one's lock and leaves.
+
+    Raises:
+        OSError: The file cannot be made, or files cannot be locked there.
+    """
+    descriptor = _open(path)
+    try:
+        if not wait_for_lock(descriptor, patience):
+            logger.warning("waited %.0f s for %s, which is locked%s; going on without", patience, path, holder(path))
+        yield
+    finally:
+        unlock(descriptor)
+        os.close(descriptor)
+
+
+def try_lock(path: Path) -> int | None:
+    """Take a lock if no process holds it.
+
+    Returns:
+        A descriptor that holds the lock, also over exec in a child that inherits it; or None.
+
+    Raises:
+        OSError: The file cannot be made, or files cannot be locked there.
+    """
+    while True:
+        descriptor = _open(path)
+        try:
+            if not wait_for_lock(descriptor):
+                os.close(descriptor)
+                return None
+            if os.path.samestat(os.fstat(descriptor), path.lstat()):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # the holder has deleted the file meanwhile: there is another one, or none
+
+
+def note_holder(descriptor: int) -> None:
+    """Write this process's id into a file that it has locked, for systems that do not list locks."""
+    with contextlib.suppress(OSError):  # a full disk must not prevent a lock
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+
+
+def holder(*paths: Path) -> str:
+    """The other processes that hold locks of any kind on these files, as " by process 123"; "" if the system does not list them.
+
+    Processes of other machines and of other containers are not listed.
+    """
+    pids = {pid for path in paths for _, pid in _listed(path)} - {os.getpid()}
+    return f" by process {', '.join(map(str, sorted(pids)))}" if pids else ""
+
+
+def lock_holder(path: Path, kinds: Collection[str] = ("FLOCK",)) -> str:
+    """The process that holds a lock on a file: "process 4711", or "a process of unknown id".
+
+    Args:
+        path: The file.
+        kinds: Kinds of locks, as Linux names them: FLOCK, POSIX, OFDLCK.
+    """
+    candidates = _listed(path, kinds)
+    # Some file systems have another device number there than in `stat`.
+    pid = max(candidates)[1] if candidates else None
+    if pid is None and "FLOCK" in kinds:
+        with contextlib.suppress(OSError, ValueError):
+            noted = int(path.read_text(encoding="ascii").split()[0]) if 0 < path.stat().st_size < _LONGEST_ID else 0
+            os.kill(noted, 0) if noted > 0 else None
+            pid = noted or None
+    return "a process of unknown id" if pid is None else f"process {pid}"
+
+
+def _listed(path: Path, kinds: Collection[str] | None = None) -> list[tuple[bool, int]]:
+    """The holders of locks on a file, as the kernel lists them: whether the device is the file's too, and the process id."""
+    try:
+        status = path.stat()
+    except OSError:
+        return []
+    return [
+        (os.makedev(lock.major, lock.minor) == status.st_dev, lock.pid)
+        for lock in list_locks()
+        if lock.inode == status.st_ino and (kinds is None or lock.kind in kinds)
+    ]
+
+
+def _open(path: Path) -> int:
+    """Open the file of a lock.
+
+    Raises:
+        OSError: It cannot be opened, or is not a regular file; then the message says what to do.
+    """
+    if reason := oddity(path):
+        raise OSError(reason)
+    return open_file(path)
