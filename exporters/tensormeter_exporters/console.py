@@ -6,25 +6,22 @@ A request that comes again is shown again.
 
 import sys
 
-from tensormeter.errors import EncodingError
-from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Request, Retry
+from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Request, Retry
 from tensormeter.otlp.media import Alert
+from tensormeter_exporters.base import DecodingExporter
 from tensormeter_exporters.otlp_series import Speaker, Spoken, read_events, read_metrics, scalars
 
 __all__ = ["ConsoleExporter"]
 
 
-class ConsoleExporter:
+class ConsoleExporter(DecodingExporter):
     """See `tensormeter.exporter.Exporter` for the contract. It has no options."""
 
     def __init__(self, config: ExporterConfig) -> None:
         config.options_or()
 
-    def export(self, request: Request) -> Outcome:
-        try:
-            lines = self._metrics(request) if request.signal == "metrics" else self._events(request)
-        except EncodingError as error:
-            return Rejected(str(error))
+    def deliver(self, request: Request) -> Outcome:
+        lines = self._metrics(request) if request.signal == "metrics" else self._events(request)
         text = "".join(f"{_plain(line)}\n" for line in lines)
         if sys.stdout is None or sys.stdout.closed:
             return Retry("standard output is closed")
@@ -32,9 +29,6 @@ class ConsoleExporter:
         sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
         sys.stdout.flush()
         return Accepted()
-
-    def shutdown(self) -> None:
-        pass
 
     @staticmethod
     def _metrics(request: Request) -> list[str]:

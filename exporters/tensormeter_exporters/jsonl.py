@@ -10,10 +10,11 @@ from typing import Final
 
 from tensormeter.disk.private import make_directory
 from tensormeter.disk.user_folders import NO_FOLDER, user_data_folder
-from tensormeter.errors import EncodingError, SettingsError
-from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Request, Retry
+from tensormeter.errors import SettingsError
+from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Request
 from tensormeter.otlp.json_lines import encode_line
 from tensormeter_exporters.append_once import AppendOnce
+from tensormeter_exporters.base import FileExporter
 from tensormeter_exporters.request_bodies import decoding, decompress
 
 __all__ = ["JsonLinesExporter"]
@@ -21,7 +22,7 @@ __all__ = ["JsonLinesExporter"]
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]")
 
 
-class JsonLinesExporter:
+class JsonLinesExporter(FileExporter):
     """See `tensormeter.exporter.Exporter` for the contract.
 
     Options:
@@ -38,31 +39,22 @@ class JsonLinesExporter:
             raise SettingsError(
                 f"{config.destination}: this user has no home folder; give {config.destination}.directory"
             )
-        self._directory = Path(options["directory"]).expanduser().absolute()
+        super().__init__(Path(options["directory"]).expanduser().absolute())
         self._private = "directory" not in config.options
         if not options["max_bytes"].isdecimal():
             raise SettingsError(f"{config.destination}.max_bytes: expected a number, got {options['max_bytes']!r}")
         self._max_bytes = int(options["max_bytes"])
-        self._files = AppendOnce(config.state, self._directory, private=self._private)
+        self._files = AppendOnce(config.state, self.directory, private=self._private)
         self._numbers: dict[str, int] = {}
 
-    def export(self, request: Request) -> Outcome:
-        try:
-            body = decompress(request)
-            with decoding(request):
-                line = encode_line(request.signal, body)
-        except EncodingError as error:
-            return Rejected(str(error))
-        try:
-            if self._private:
-                make_directory(self._directory)
-            self._files.append(request.id, {self._path(request, len(line)): line})
-        except OSError as error:
-            return Retry(f"{self._directory}: {error.strerror or error}")
+    def deliver(self, request: Request) -> Outcome:
+        body = decompress(request)
+        with decoding(request):
+            line = encode_line(request.signal, body)
+        if self._private:
+            make_directory(self.directory)
+        self._files.append(request.id, {self._path(request, len(line)): line})
         return Accepted()
-
-    def shutdown(self) -> None:
-        pass
 
     def _path(self, request: Request, length: int) -> Path:
         """The newest file of the signal and of the spool that the request is from, or the next one if that is full.
@@ -71,7 +63,7 @@ class JsonLinesExporter:
         """
         stem = f"{request.signal}-{self._files.writer}"
         number = self._numbers.get(stem) or max(
-            (int(path.stem.rpartition("-")[2]) for path in self._directory.glob(f"{stem}-[0-9]*.jsonl")),
+            (int(path.stem.rpartition("-")[2]) for path in self.directory.glob(f"{stem}-[0-9]*.jsonl")),
             default=1,
         )
         size = self._files.size(request.id, self._file(stem, number))
@@ -81,4 +73,4 @@ class JsonLinesExporter:
         return self._file(stem, number)
 
     def _file(self, stem: str, number: int) -> Path:
-        return self._directory / f"{stem}-{number:04}.jsonl"
+        return self.directory / f"{stem}-{number:04}.jsonl"

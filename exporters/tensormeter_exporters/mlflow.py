@@ -22,10 +22,10 @@ from mlflow.entities import LifecycleStage, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
-from tensormeter.errors import EncodingError
 from tensormeter.exporter import ExporterConfig, Outcome, Rejected, Request, Retry, Unauthorized
 from tensormeter.otlp.media import Alert, Image, Table, Text
 from tensormeter.outages import is_outage
+from tensormeter_exporters.base import DecodingExporter
 from tensormeter_exporters.names import ChangedNames
 from tensormeter_exporters.otlp_series import (
     RUN_CONFIG,
@@ -98,7 +98,7 @@ class _Deleted(Exception):  # noqa: N818 - a state, which somebody can end
     """A run or an experiment was deleted in MLflow."""
 
 
-class MlflowExporter:
+class MlflowExporter(DecodingExporter):
     """See `tensormeter.exporter.Exporter` for the contract.
 
     MLflow's client reads its credentials from `MLFLOW_TRACKING_TOKEN` or `_USERNAME` and `_PASSWORD`, its timeout from
@@ -131,9 +131,7 @@ class MlflowExporter:
 
     def export(self, request: Request) -> Outcome:
         try:
-            return self._export(request)
-        except EncodingError as error:
-            return Rejected(str(error))
+            return super().export(request)
         except _Deleted as error:
             return Retry(str(error))
         except MlflowException as error:
@@ -144,19 +142,13 @@ class MlflowExporter:
                 self._failing = request.id
             return _outcome(error)
 
-    def shutdown(self) -> None:
-        pass
-
-    def _export(self, request: Request) -> Outcome:
+    def deliver(self, request: Request) -> Outcome:
         if request.signal == "metrics":
             return self._metrics(request.id, read_metrics(request))
         events = read_events(request)
         refused = RefusedItems(self._temporary(request.id, events[0].speaker if events else None))
         stored = 0
-        for spoken in events:
-            if spoken.error:
-                refused.add(spoken.error)
-                continue
+        for spoken in refused.readable(events):
             with refused.item(_name_of(spoken)):
                 self._said(spoken, refused)
                 stored += 1

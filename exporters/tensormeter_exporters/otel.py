@@ -32,11 +32,12 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from tensormeter.errors import EncodingError, SettingsError
-from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Request, Retry
+from tensormeter.errors import SettingsError
+from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Request, Retry
 from tensormeter.logger import get_logger
 from tensormeter.otlp import batch as columns
 from tensormeter.otlp.decode import decode_metrics
+from tensormeter_exporters.base import DecodingExporter
 from tensormeter_exporters.request_bodies import decoding, decompress
 
 __all__ = ["OTelExporter", "metrics_data"]
@@ -49,7 +50,7 @@ _TAKES_NO_SUM: Final = ("opentelemetry.exporter.otlp.", "opentelemetry.sdk.", "t
 """Modules of exporters that leave out a sum that is None. Others may calculate with it, and get NaN."""
 
 
-class OTelExporter:
+class OTelExporter(DecodingExporter):
     """See `tensormeter.exporter.Exporter` for the contract. It has no options of its own."""
 
     def __init__(self, config: ExporterConfig) -> None:
@@ -74,18 +75,15 @@ class OTelExporter:
         self._timeout = config.timeout
         self._said = False
 
-    def export(self, request: Request) -> Outcome:
+    def deliver(self, request: Request) -> Outcome:
         if request.signal == "logs":
             if not self._said:
                 self._said = True
                 logger.info("%s takes metrics only: configuration, state and media do not go there", self._destination)
             return Accepted()
-        try:
-            body = decompress(request)
-            with decoding(request):
-                data, left_out = metrics_data(decode_metrics(body), no_sum=self._no_sum)
-        except EncodingError as error:
-            return Rejected(str(error))
+        body = decompress(request)
+        with decoding(request):
+            data, left_out = metrics_data(decode_metrics(body), no_sum=self._no_sum)
         result = self._exporter.export(data, timeout_millis=self._timeout * 1000)
         if result is not MetricExportResult.SUCCESS:
             return Retry(f"{type(self._exporter).__name__} failed; its own log says why")

@@ -1,11 +1,12 @@
 """Items of one request that a destination cannot store, while it stores the others."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
 from tensormeter.exporter import Accepted, Outcome, Rejected
 from tensormeter.outages import is_outage
+from tensormeter_exporters.otlp_series import Spoken
 
 __all__ = ["RefusedItems"]
 
@@ -41,6 +42,14 @@ class RefusedItems:
             self._reasons.append(reason[:_LONGEST])
         else:
             self._more = True
+
+    def readable(self, events: Iterable[Spoken]) -> Iterator[Spoken]:
+        """The events that can be read; the others are refused."""
+        for spoken in events:
+            if spoken.error:
+                self.add(spoken.error)
+            else:
+                yield spoken
 
     @contextmanager
     def item(self, what: str) -> Iterator[None]:

@@ -9,6 +9,7 @@ Any text is a tag. Only the tags of our own texts (`config`, `state`, `alerts`) 
 import io
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
@@ -22,11 +23,11 @@ from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.plugins.text.metadata import create_summary_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from tensormeter.errors import EncodingError
-from tensormeter.exporter import ExporterConfig, Outcome, Rejected, Request, Retry
+from tensormeter.exporter import ExporterConfig, Outcome, Request
 from tensormeter.otlp.batch import Distribution
 from tensormeter.otlp.media import Alert, Image, Table, Text
 from tensormeter_exporters.append_once import AppendOnce
+from tensormeter_exporters.base import FileExporter
 from tensormeter_exporters.names import ChangedNames
 from tensormeter_exporters.otlp_series import (
     RUN_CONFIG,
@@ -56,7 +57,7 @@ _MAX_ROWS: Final = 1000
 """Rows of a table that are shown: TensorBoard renders the text in the browser."""
 
 
-class TensorBoardExporter:
+class TensorBoardExporter(FileExporter):
     """See `tensormeter.exporter.Exporter` for the contract.
 
     Options:
@@ -64,47 +65,29 @@ class TensorBoardExporter:
     """
 
     def __init__(self, config: ExporterConfig) -> None:
-        self._directory = Path(config.options_or(directory="runs")["directory"]).expanduser().absolute()
-        self._files = AppendOnce(config.state, self._directory)
+        super().__init__(Path(config.options_or(directory="runs")["directory"]).expanduser().absolute())
+        self._files = AppendOnce(config.state, self.directory)
         name = config.destination or "tensorboard"
         self._series = SeriesNames(name, config.state)
         self._tags = ChangedNames(name, "that is the tag of a text of tensormeter's own", _clean_tag, _LONGEST_TAG)
 
-    def export(self, request: Request) -> Outcome:
-        found: dict[Speaker, list[Event]] = {}
+    def deliver(self, request: Request) -> Outcome:
+        events: defaultdict[Speaker, list[Event]] = defaultdict(list)
         refused = RefusedItems()
-        try:
-            if request.signal == "metrics":
-                series = read_metrics(request)
-                self._series.begin(series)
-                for stepped in series:
-                    with refused.item(stepped.name[:100]):
-                        found.setdefault(stepped.speaker, []).extend(self._series_events(stepped))
-            else:
-                for spoken in read_events(request):
-                    if spoken.error:
-                        refused.add(spoken.error)
-                        continue
-                    with refused.item(spoken.event.name):
-                        found.setdefault(spoken.speaker, []).extend(self._spoken_events(spoken))
-        except EncodingError as error:
-            return Rejected(str(error))
-        try:
-            self._series.save()
-            self._files.append(
-                request.id,
-                {
-                    path: self._records(request, path, events)
-                    for speaker, events in found.items()
-                    for path in [self._path(request, speaker)]
-                },
-            )
-        except OSError as error:
-            return Retry(f"{self._directory}: {error.strerror or error}")
-        return refused.outcome(sum(map(len, found.values())))
-
-    def shutdown(self) -> None:
-        pass
+        if request.signal == "metrics":
+            series = read_metrics(request)
+            self._series.begin(series)
+            for stepped in series:
+                with refused.item(stepped.name[:100]):
+                    events[stepped.speaker].extend(self._series_events(stepped))
+        else:
+            for spoken in refused.readable(read_events(request)):
+                with refused.item(spoken.event.name):
+                    events[spoken.speaker].extend(self._spoken_events(spoken))
+        self._series.save()
+        files = {self._path(request, speaker): of_process for speaker, of_process in events.items()}
+        self._files.append(request.id, {path: self._records(request, path, some) for path, some in files.items()})
+        return refused.outcome(sum(map(len, events.values())))
 
     def _series_events(self, stepped: SteppedSeries) -> list[Event]:
         events = []
@@ -160,7 +143,7 @@ class TensorBoardExporter:
 
     def _path(self, request: Request, speaker: Speaker) -> Path:
         parts = [_UNSAFE.sub("_", part)[:128] or "_" for part in (speaker.project, speaker.run, speaker.process[:8])]
-        return self._directory.joinpath(*(f"_{part}" if part.startswith(".") else part for part in parts)) / (
+        return self.directory.joinpath(*(f"_{part}" if part.startswith(".") else part for part in parts)) / (
             f"events.out.tfevents.{self._files.writer}"
         )
 

@@ -5,8 +5,9 @@ The bytes go out as they lie in the spool. What comes twice is for the receiver 
 
 from typing import Final
 
-from tensormeter.errors import EncodingError, SettingsError
-from tensormeter.exporter import Accepted, Exporter, ExporterConfig, Outcome, Rejected, Request, Signal
+from tensormeter.errors import SettingsError
+from tensormeter.exporter import Accepted, Exporter, ExporterConfig, Outcome, Request, Signal
+from tensormeter_exporters.base import DecodingExporter
 from tensormeter_exporters.otlp.cumulative import DeltaToCumulative
 from tensormeter_exporters.otlp.environment import OtlpTarget, read_targets, wants_cumulative
 from tensormeter_exporters.otlp.http import OtlpHttpSender
@@ -14,7 +15,7 @@ from tensormeter_exporters.otlp.http import OtlpHttpSender
 __all__ = ["OtlpExporter"]
 
 
-class OtlpExporter:
+class OtlpExporter(DecodingExporter):
     """See `tensormeter.exporter.Exporter` for the contract.
 
     Options, and without them the standard variables `OTEL_EXPORTER_OTLP_...`: `protocol` (`http/protobuf` or `grpc`),
@@ -38,16 +39,13 @@ class OtlpExporter:
         if "metrics" in targets and wants_cumulative(config):
             self._sums = DeltaToCumulative(config.state)
 
-    def export(self, request: Request) -> Outcome:
+    def deliver(self, request: Request) -> Outcome:
         sender = self._senders[request.signal]
         if self._sums is None or request.signal != "metrics":
             return sender.export(request)
         if self._sums.has(request.id):
             return Accepted()
-        try:
-            added = self._sums.add(request)
-        except EncodingError as error:
-            return Rejected(str(error))
+        added = self._sums.add(request)
         outcome = sender.export(added.request)
         if isinstance(outcome, Accepted):
             self._sums.keep(added)

@@ -10,8 +10,9 @@ from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 
-from tensormeter.errors import EncodingError, SettingsError
+from tensormeter.errors import SettingsError
 from tensormeter.exporter import Outcome, Rejected, Request, Retry, Signal, TooLarge, Unauthorized
+from tensormeter_exporters.base import DecodingExporter
 from tensormeter_exporters.otlp.answers import read_response
 from tensormeter_exporters.otlp.environment import OtlpTarget, how_to_leave_out
 from tensormeter_exporters.request_bodies import decompress
@@ -46,7 +47,7 @@ _OUR_LIMIT: Final = "CLIENT: "
 """Before gRPC's words on a message that is too large for ourselves."""
 
 
-class OtlpGrpcSender:
+class OtlpGrpcSender(DecodingExporter):
     """Sends requests over one channel, which connects when it is needed, and again when it breaks."""
 
     def __init__(self, target: OtlpTarget, timeout: float) -> None:
@@ -69,11 +70,8 @@ class OtlpGrpcSender:
             for signal, method in _METHODS.items()
         }
 
-    def export(self, request: Request) -> Outcome:
-        try:
-            body = decompress(request)
-        except EncodingError as error:
-            return Rejected(str(error))
+    def deliver(self, request: Request) -> Outcome:
+        body = decompress(request)
         try:
             answer = self._calls[request.signal](
                 body,

@@ -4,8 +4,9 @@ import ssl
 from typing import Final
 
 from tensormeter.environment.variables import key_log_usable
-from tensormeter.errors import EncodingError, SettingsError
+from tensormeter.errors import SettingsError
 from tensormeter.exporter import Outcome, Rejected, Request, Retry, TooLarge, Unauthorized
+from tensormeter_exporters.base import DecodingExporter
 from tensormeter_exporters.otlp.environment import OtlpTarget, how_to_leave_out
 from tensormeter_exporters.otlp.http_client import OtlpPost
 from tensormeter_exporters.request_bodies import decompress
@@ -21,7 +22,7 @@ _CONTENT: Final = frozenset({400, 422, 500})
 _LARGEST_REQUEST: Final = 64 << 20
 
 
-class OtlpHttpSender:
+class OtlpHttpSender(DecodingExporter):
     """Sends requests to one URL. Redirects are not followed: they would carry the headers elsewhere."""
 
     def __init__(self, target: OtlpTarget, timeout: float) -> None:
@@ -33,16 +34,10 @@ class OtlpHttpSender:
         encoding = {"Content-Encoding": "gzip"} if target.gzip else {}
         self._post = OtlpPost(timeout, {**target.headers, **encoding}, tls_context(target))
 
-    def export(self, request: Request) -> Outcome:
-        if self._target.gzip:
-            body = request.body
-        else:
-            try:
-                body = decompress(request)
-            except EncodingError as error:
-                return Rejected(str(error))
-            if len(body) > _LARGEST_REQUEST:
-                return TooLarge(f"{len(body)} bytes are more than OTLP allows in one request")
+    def deliver(self, request: Request) -> Outcome:
+        body = request.body if self._target.gzip else decompress(request)
+        if not self._target.gzip and len(body) > _LARGEST_REQUEST:
+            return TooLarge(f"{len(body)} bytes are more than OTLP allows in one request")
         answer = self._post.send(self._target.endpoint, body, {})
         if isinstance(answer, Retry):
             return answer

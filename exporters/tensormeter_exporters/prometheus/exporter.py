@@ -17,10 +17,11 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from tensormeter.environment import variables
-from tensormeter.errors import EncodingError, SettingsError
-from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Request
+from tensormeter.errors import SettingsError
+from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Request
 from tensormeter.logger import get_logger
 from tensormeter.otlp.batch import STEP_METRIC, Distribution, Gauge, Scope, Series, Sum, Temporality
+from tensormeter_exporters.base import DecodingExporter
 from tensormeter_exporters.otlp_series import Speaker, SteppedSeries, read_metrics, scalars
 from tensormeter_exporters.prometheus.classic_buckets import ClassicBuckets
 from tensormeter_exporters.prometheus.names import IDENTITY_LABELS, Kind, LabelNames, MetricNames, Origin
@@ -239,7 +240,7 @@ def _port() -> str:
     return _PORT if port is None else str(port)
 
 
-class PrometheusExporter:
+class PrometheusExporter(DecodingExporter):
     """See `tensormeter.exporter.Exporter` for the contract.
 
     Options:
@@ -281,14 +282,10 @@ class PrometheusExporter:
             "%s: metrics for Prometheus at http://%s:%d/metrics", config.destination, options["host"], self.port
         )
 
-    def export(self, request: Request) -> Outcome:
+    def deliver(self, request: Request) -> Outcome:
         if request.signal == "logs":
-            return Accepted()  # there is no place for events in Prometheus
-        try:
-            found = read_metrics(request)
-        except EncodingError as error:
-            return Rejected(str(error))
-        ordered = sorted((stepped for stepped in found if len(stepped.steps)), key=_by_precedence)
+            return Accepted()  # Prometheus has no events
+        ordered = sorted((stepped for stepped in read_metrics(request) if len(stepped.steps)), key=_by_precedence)
         # A metric that was logged under the name of a statistic (`grad/mean`) goes first, too.
         refused = RefusedItems()
         for statistics in (False, True):

@@ -35,6 +35,7 @@ from tensormeter.logger import get_logger
 from tensormeter.otlp.batch import Distribution
 from tensormeter.otlp.media import Alert, Image, Table, Text
 from tensormeter.outages import is_outage
+from tensormeter_exporters.base import DecodingExporter
 from tensormeter_exporters.names import ChangedNames, suffix_of
 from tensormeter_exporters.otlp_series import (
     RUN_CONFIG,
@@ -93,7 +94,7 @@ class _Unavailable(Exception):  # noqa: N818 - a state, which passes
     """wandb cannot begin a run, or has ended."""
 
 
-class WandbExporter:
+class WandbExporter(DecodingExporter):
     """See `tensormeter.exporter.Exporter` for the contract. `WANDB_API_KEY` and the like are read by wandb itself.
 
     Options:
@@ -129,7 +130,7 @@ class WandbExporter:
         """What was refused of requests that an earlier agent has begun with, by their ids."""
         self._look_back()
 
-    def export(self, request: Request) -> Outcome:
+    def deliver(self, request: Request) -> Outcome:
         if request.id == self._journal.accepted:
             return Accepted(*self._journal.refused)
         try:
@@ -137,8 +138,6 @@ class WandbExporter:
                 self._start_again()
             refused = self._refused.pop(request.id, None) or RefusedItems(_is_temporary)
             said, rows, counts = self._contents(request, refused)
-        except EncodingError as error:
-            return Rejected(str(error))
         except _Unavailable as error:
             return Retry(f"wandb: {error}")
         try:
@@ -295,10 +294,7 @@ class WandbExporter:
             else:
                 stored += 1
         finished = set()
-        for spoken in said:
-            if spoken.error:
-                refused.add(spoken.error)
-                continue
+        for spoken in refused.readable(said):
             run = self._run(spoken.speaker)
             with refused.item(spoken.event.name):
                 stored += not isinstance(spoken.media, Table | Image | Text)
