@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import tensormeter
+from tensormeter.conventions import semconv
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted([*(ROOT / "src").rglob("*.py"), *(ROOT / "exporters").rglob("*.py")])
@@ -42,3 +43,14 @@ def test_importing_loads_no_heavy_library() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     heavy = {"torch", "numpy", "pandas", "google", "sqlite3", "urllib3", "rich", "click", "starlette", "uvicorn"}
     assert heavy.isdisjoint(loaded)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_names_of_events_and_attributes_are_spelled_once(path: Path) -> None:
+    if path.stem == "semconv":
+        return
+    tree = ast.parse(path.read_text())
+    docstrings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and node not in docstrings]
+    names = {getattr(semconv, name) for name in semconv.__all__}
+    assert not [(node.lineno, node.value) for node in constants if isinstance(node.value, str) and node.value in names]

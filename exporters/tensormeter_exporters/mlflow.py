@@ -22,15 +22,13 @@ from mlflow.entities import LifecycleStage, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
+from tensormeter.conventions.semconv import RUN_CONFIG, RUN_END, RUN_ID, RUN_START
 from tensormeter.exporter import ExporterConfig, Outcome, Rejected, Request, Retry, Unauthorized
 from tensormeter.otlp.media import Alert, Image, Table, Text
 from tensormeter.outages import is_outage
 from tensormeter_exporters.base import DecodingExporter
 from tensormeter_exporters.names import ChangedNames
 from tensormeter_exporters.otlp_series import (
-    RUN_CONFIG,
-    RUN_END,
-    RUN_START,
     Speaker,
     Spoken,
     SteppedSeries,
@@ -44,7 +42,7 @@ from tensormeter_exporters.series_names import SeriesNames
 
 __all__ = ["MlflowExporter"]
 
-_RUN_TAG: Final = "tensormeter.run.id"
+_RUN_TAG: Final = RUN_ID
 _PROCESS_TAG: Final = "tensormeter.process"
 _GROUP_TAG: Final = "tensormeter.group"
 

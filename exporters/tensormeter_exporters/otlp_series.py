@@ -12,10 +12,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tensormeter.conventions.semconv import RUN_ID, RUN_NAME, SERVICE_INSTANCE_ID, SERVICE_NAME, STEP_METRIC
 from tensormeter.exporter import Request
 from tensormeter.otlp.batch import (
     SCOPE,
-    STEP_METRIC,
     Attribute,
     Batch,
     Distribution,
@@ -35,9 +35,6 @@ from tensormeter_exporters.names import suffix_of
 from tensormeter_exporters.request_bodies import decoding, decompress
 
 __all__ = [
-    "RUN_CONFIG",
-    "RUN_END",
-    "RUN_START",
     "Scalars",
     "Speaker",
     "Spoken",
@@ -48,10 +45,6 @@ __all__ = [
     "read_metrics",
     "scalars",
 ]
-
-RUN_START: Final = "tensormeter.run.start"
-RUN_CONFIG: Final = "tensormeter.run.config"
-RUN_END: Final = "tensormeter.run.end"
 
 _NANOSECONDS: Final = 1_000_000_000
 
@@ -75,12 +68,12 @@ class Speaker:
     @classmethod
     def of(cls, resource: Mapping[str, Attribute]) -> "Speaker":
         """From the resource; what is not tensormeter's own is a run by its instance."""
-        process = str(resource.get("service.instance.id") or "unknown")
-        run = str(resource.get("tensormeter.run.id") or process)
+        process = str(resource.get(SERVICE_INSTANCE_ID) or "unknown")
+        run = str(resource.get(RUN_ID) or process)
         return cls(
-            project=str(resource.get("service.name") or "default"),
+            project=str(resource.get(SERVICE_NAME) or "default"),
             run=run,
-            name=str(resource.get("tensormeter.run.name") or run),
+            name=str(resource.get(RUN_NAME) or run),
             process=process,
         )
 

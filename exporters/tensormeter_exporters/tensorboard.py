@@ -23,6 +23,7 @@ from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.plugins.text.metadata import create_summary_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from tensormeter.conventions.semconv import RUN_CONFIG, RUN_END, RUN_START
 from tensormeter.exporter import ExporterConfig, Outcome, Request
 from tensormeter.otlp.batch import Distribution
 from tensormeter.otlp.media import Alert, Image, Table, Text
@@ -30,9 +31,6 @@ from tensormeter_exporters.append_once import AppendOnce
 from tensormeter_exporters.base import FileExporter
 from tensormeter_exporters.names import ChangedNames
 from tensormeter_exporters.otlp_series import (
-    RUN_CONFIG,
-    RUN_END,
-    RUN_START,
     Speaker,
     Spoken,
     SteppedSeries,

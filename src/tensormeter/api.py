@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from tensormeter.conventions.semconv import LOCAL_RANK, RANK
 from tensormeter.environment.otlp import belongs_to_opentelemetry, read_targets
 from tensormeter.errors import SettingsError, UsageError
 from tensormeter.exporter import check_exporters
@@ -165,8 +166,8 @@ def deferred_log(
 def _for_this_rank(settings: Settings) -> Settings:
     """Settings of a run of the first rank, or of another, which may have no part in it."""
     ranks = describe_rank()
-    local_rank = ranks.get("tensormeter.local_rank", 0)
-    rank = ranks.get("tensormeter.rank", local_rank)
+    local_rank = ranks.get(LOCAL_RANK, 0)
+    rank = ranks.get(RANK, local_rank)
     if (settings.ranks == "first" and rank) or (settings.ranks == "node" and local_rank):
         return settings.replace(mode="disabled")
     if rank == 1 and settings.run_id is None and settings.mode != "disabled":  # one voice of hundreds
@@ -203,7 +204,7 @@ def _check_targets(settings: Settings) -> set[str]:
 
 def _warn_of_packages(settings: Settings, by_grpc: set[str]) -> None:
     """Say which destinations need a package that is missing. What is recorded waits for it, and the run goes on."""
-    if settings.agent == "off" or describe_rank().get("tensormeter.rank"):  # one voice of hundreds
+    if settings.agent == "off" or describe_rank().get(RANK):  # one voice of hundreds
         return
     for destination in settings.exporters:
         kind = destination.partition(":")[0]
@@ -225,7 +226,7 @@ def _in_notebook() -> bool:
 
 def _warn_of_signals(settings: Settings) -> None:
     """Say which signals a destination is not sent."""
-    if settings.mode == "disabled" or describe_rank().get("tensormeter.rank"):  # one voice of hundreds
+    if settings.mode == "disabled" or describe_rank().get(RANK):  # one voice of hundreds
         return
     for destination in settings.exporters:
         for left in settings.signals_left_out(destination):

@@ -29,6 +29,7 @@ import psutil
 import wandb
 from PIL import Image as Picture
 
+from tensormeter.conventions.semconv import RUN_CONFIG, RUN_END, RUN_START
 from tensormeter.errors import EncodingError, SettingsError
 from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Rejected, Request, Retry
 from tensormeter.logger import get_logger
@@ -38,9 +39,6 @@ from tensormeter.outages import is_outage
 from tensormeter_exporters.base import DecodingExporter
 from tensormeter_exporters.names import ChangedNames, suffix_of
 from tensormeter_exporters.otlp_series import (
-    RUN_CONFIG,
-    RUN_END,
-    RUN_START,
     Speaker,
     Spoken,
     SteppedSeries,

@@ -9,6 +9,7 @@ from tensormeter.agent.ingest.ring_drainer import RingDrainer
 from tensormeter.agent.spool.errors import SpoolDamagedError
 from tensormeter.agent.spool.request import Encoded, Priority
 from tensormeter.agent.spool.spool import Spool
+from tensormeter.conventions.semconv import GPU_VISIBLE_DEVICES, SERVICE_INSTANCE_ID
 from tensormeter.errors import SpoolError
 from tensormeter.logger import get_logger
 from tensormeter.otlp.batch import Batch
@@ -75,7 +76,7 @@ class NodeMetrics:
 
     def _start(self, drain: RingDrainer) -> None:
         resource = describe_node(drain.resource)
-        self._process = str(resource["service.instance.id"])
+        self._process = str(resource[SERVICE_INSTANCE_ID])
         settings = self._settings
         self._node = Node(resource, self._watch, interval=settings.sample_interval, delay=settings.schedule_delay)
 
@@ -107,7 +108,7 @@ def _is_training(drain: RingDrainer) -> bool:
 
 def _describe(drain: RingDrainer) -> TrainingProcess:
     words = drain.ring.words
-    visible = drain.resource.get("tensormeter.gpu.visible_devices")
+    visible = drain.resource.get(GPU_VISIBLE_DEVICES)
     return TrainingProcess(
         drain.ring.process,
         words[HeaderWord.WRITER_PID],

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tensormeter.client.connection import Connection
 from tensormeter.client.frame import import_pandas
+from tensormeter.conventions.semconv import MEDIA_KEY
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,7 +61,7 @@ class Record:
         same |= {name: document[name] for name in _LOG_FIELDS if name in document}
         observed = document.get("observed_time")
         same["observed_time"] = None if observed is None else int(observed)
-        return same | {"key": document["attributes"].get("tensormeter.key", ""), "time": int(document["time"])}
+        return same | {"key": document["attributes"].get(MEDIA_KEY, ""), "time": int(document["time"])}
 
 
 @dataclass(frozen=True)

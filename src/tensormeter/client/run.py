@@ -12,6 +12,7 @@ from tensormeter.client.histograms import Histograms
 from tensormeter.client.points import BLOCK_POINTS, PointBlock, point_reader
 from tensormeter.client.records import Record, RecordedImage, RecordedTable
 from tensormeter.client.series import SeriesList, query_series
+from tensormeter.conventions.semconv import ALERT_EVENT, IMAGE_EVENT, TABLE_EVENT, TEXT_EVENT
 from tensormeter.errors import UsageError
 
 __all__ = ["Metric", "Process", "StoredRun", "Summary"]
@@ -286,20 +287,20 @@ class StoredRun:
 
     def alerts(self, limit: int = 1000) -> list[Record]:
         """What its trainer or the server found worth an alert, the newest first."""
-        return self.events("tensormeter.alert", limit=limit)
+        return self.events(ALERT_EVENT, limit=limit)
 
     def texts(self, key: str | None = None, limit: int = 1000) -> list[Record]:
         """Texts, the newest first; `body["text"]` is the text."""
-        return self.events("tensormeter.text", key, limit)
+        return self.events(TEXT_EVENT, key, limit)
 
     def tables(self, key: str | None = None, limit: int = 1000) -> list[RecordedTable]:
         """Tables, the newest first."""
-        return [RecordedTable(**Record.fields_of(one)) for one in self._events("tensormeter.table", key, limit)]
+        return [RecordedTable(**Record.fields_of(one)) for one in self._events(TABLE_EVENT, key, limit)]
 
     def images(self, key: str | None = None, limit: int = 1000) -> list[RecordedImage]:
         """Images, the newest first; their bytes are read when `read` is called."""
         run = self.project, self.id
-        found = self._events("tensormeter.image", key, limit)
+        found = self._events(IMAGE_EVENT, key, limit)
         return [RecordedImage(**Record.fields_of(one), connection=self._connection, run=run) for one in found]
 
     def _blocks(

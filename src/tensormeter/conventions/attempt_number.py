@@ -12,9 +12,6 @@ from typing import Final, Literal
 __all__ = [
     "DOUBTFUL",
     "MAX_ATTEMPT",
-    "NUMBER",
-    "PROVISIONAL",
-    "UNSETTLED",
     "Basis",
     "KnownMember",
     "Member",
@@ -22,15 +19,6 @@ __all__ = [
 ]
 
 MAX_ATTEMPT: Final = 1 << 31
-
-NUMBER: Final = "tensormeter.run.attempt"
-"""Resource attribute: the number of the attempt, from 1 on."""
-
-PROVISIONAL: Final = "tensormeter.run.attempt.provisional"
-"""Resource attribute: true if neither this machine nor a server knew whether there were attempts before."""
-
-UNSETTLED: Final = "tensormeter.run.attempt.unsettled"
-"""Resource attribute, from a trainer to its agent: the `Basis` of the attempt's number. It is never delivered."""
 
 Basis = Literal["", "unknown", "counted", "given"]
 """Where the number of an attempt comes from: this machine knows of no earlier attempt (`unknown`), has `counted` it, or was `given` it

@@ -6,6 +6,7 @@ Each function returns None if its variable is unset, or cannot be used; then it 
 import re
 from typing import Final, Literal
 
+from tensormeter.conventions.semconv import SERVICE_NAME
 from tensormeter.environment import variables
 
 __all__ = [
@@ -46,7 +47,7 @@ def read_service_name(variable: str) -> str | None:
 
 def read_service_attribute(variable: str) -> str | None:
     """The project, from the resource attribute `service.name`."""
-    return _as_project(variable, variables.read_attributes(variable).get("service.name", ""))
+    return _as_project(variable, variables.read_attributes(variable).get(SERVICE_NAME, ""))
 
 
 def read_temporality(variable: str) -> str | None:

@@ -11,6 +11,7 @@ from opentelemetry import metrics
 from opentelemetry.util.types import Attributes
 
 from tensormeter.api import init
+from tensormeter.conventions.semconv import SERVICE_NAME
 from tensormeter.errors import TensormeterError, UsageError
 from tensormeter.instruments.attributes import clean_attributes, plain_text
 from tensormeter.instruments.forwarding import Forwarding
@@ -204,7 +205,7 @@ class MeterProvider(metrics.MeterProvider):
         if process is not None:
             return process.resource
         settings = self._settings()
-        return {} if settings is None else {"service.name": settings.project}
+        return {} if settings is None else {SERVICE_NAME: settings.project}
 
     def _recorder(self) -> Recorder | None:
         """Return the recorder of this process. Called for a stream's first measurement, and whenever a fast path does not fit."""

@@ -5,6 +5,8 @@ from typing import Any, Final
 
 from opentelemetry.sdk.resources import Resource
 
+from tensormeter.conventions.semconv import SERVICE_NAME
+
 __all__ = ["ReaderResource", "merge_resources"]
 
 _UNKNOWN_SERVICE: Final = "unknown_service"
@@ -39,7 +41,7 @@ def merge_resources(run: Mapping[str, Any], given: Mapping[str, Any]) -> dict[st
     named = {
         name: value
         for name, value in given.items()
-        if not (name == "service.name" and str(value).startswith(_UNKNOWN_SERVICE))
+        if not (name == SERVICE_NAME and str(value).startswith(_UNKNOWN_SERVICE))
         and not (name.startswith("telemetry.sdk.") and name in run)
     }
     return {**run, **named}

@@ -9,6 +9,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tensormeter.conventions.semconv import STEP_METRIC
+
 __all__ = [
     "SCOPE",
     "STEP_METRIC",
@@ -31,7 +33,6 @@ __all__ = [
 Value = None | bool | int | float | str | bytes | Sequence["Value"] | Mapping[str, "Value"]
 Attribute = bool | int | float | str | Sequence[bool] | Sequence[int] | Sequence[float] | Sequence[str]
 
-STEP_METRIC: Final = "tensormeter.step"
 """The gauge that carries a row's step, at the row's exact time: a sibling of the row's values, never an attribute."""
 
 

@@ -18,12 +18,12 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Final, Literal, cast
 
 from tensormeter.conventions.limits import ALERT_CHARACTERS, IMAGE_BYTES, TABLE_CELLS, TEXT_BYTES, too_large
+from tensormeter.conventions.semconv import ALERT_EVENT, IMAGE_EVENT, MEDIA_KEY, TABLE_EVENT, TEXT_EVENT
 from tensormeter.errors import EncodingError
 from tensormeter.otlp.batch import STEP_METRIC, Attribute, Event, Value
 
-__all__ = ["ALERT_LEVELS", "KEY", "Alert", "Image", "Media", "Table", "Text", "TooLargeError", "media_of"]
+__all__ = ["ALERT_LEVELS", "Alert", "Image", "Media", "Table", "Text", "TooLargeError", "media_of"]
 
-KEY: Final = "tensormeter.key"
 """Attribute with the name under which something was logged."""
 
 ALERT_LEVELS: Final = ("INFO", "WARN", "ERROR")
@@ -59,7 +59,7 @@ class _Media:
         body = self._body()
         attributes: dict[str, Attribute] = {} if step is None else {STEP_METRIC: step}
         if "key" in body:
-            attributes[KEY] = cast("str", body.pop("key"))
+            attributes[MEDIA_KEY] = cast("str", body.pop("key"))
         return Event(self.EVENT, time, body, attributes)
 
     def _body(self) -> dict[str, Value]:
@@ -75,7 +75,7 @@ class Image(_Media):
         EncodingError: It is of no type of image.
     """
 
-    EVENT: ClassVar = "tensormeter.image"
+    EVENT: ClassVar = IMAGE_EVENT
     key: str
     data: bytes = field(repr=False)
     content_type: str
@@ -104,7 +104,7 @@ class Table(_Media):
         EncodingError: A row is of another length than the header.
     """
 
-    EVENT: ClassVar = "tensormeter.table"
+    EVENT: ClassVar = TABLE_EVENT
     key: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Scalar | Image]]
@@ -139,7 +139,7 @@ class Text(_Media):
         TooLargeError: It has more characters than `limits.TEXT_BYTES`.
     """
 
-    EVENT: ClassVar = "tensormeter.text"
+    EVENT: ClassVar = TEXT_EVENT
     key: str
     text: str
     content_type: str = "text/plain"
@@ -157,7 +157,7 @@ class Alert(_Media):
         EncodingError: The level is unknown.
     """
 
-    EVENT: ClassVar = "tensormeter.alert"
+    EVENT: ClassVar = ALERT_EVENT
     title: str
     text: str = ""
     level: Literal["INFO", "WARN", "ERROR"] = "INFO"
@@ -189,8 +189,8 @@ def media_of(event: Event) -> tuple[Media, int | None] | None:
         return None
     body: dict[str, Any] = dict(cast("dict[str, Any]", event.body)) if isinstance(event.body, dict) else {}
     known = {one.name for one in fields(kind)}
-    if KEY in event.attributes and "key" in known:
-        body["key"] = event.attributes[KEY]
+    if MEDIA_KEY in event.attributes and "key" in known:
+        body["key"] = event.attributes[MEDIA_KEY]
     step = event.attributes.get(STEP_METRIC)
     try:
         if kind is Table:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
+from tensormeter.conventions.semconv import ALERT_EVENT, RUN_END
 from tensormeter.otlp.batch import Event
 
 __all__ = ["severity_of"]
@@ -10,8 +11,6 @@ __all__ = ["severity_of"]
 _NUMBERS: Final = {"INFO": 9, "WARN": 13, "ERROR": 17}
 """The first of each of OTLP's ranges."""
 
-_ALERT: Final = "tensormeter.alert"
-_RUN_END: Final = "tensormeter.run.end"
 _BAD_ENDS: Final = ("failed", "crashed")
 
 
@@ -25,8 +24,8 @@ def severity_of(event: Event) -> tuple[int, str]:
     text = "INFO"
     if isinstance(event.body, Mapping):
         level = event.body.get("level")
-        if event.name == _ALERT and isinstance(level, str) and level in _NUMBERS:
+        if event.name == ALERT_EVENT and isinstance(level, str) and level in _NUMBERS:
             text = level
-        elif event.name == _RUN_END and event.body.get("state") in _BAD_ENDS:
+        elif event.name == RUN_END and event.body.get("state") in _BAD_ENDS:
             text = "ERROR"
     return _NUMBERS[text], text

@@ -15,6 +15,7 @@ from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol, cast
 
+from tensormeter.conventions.semconv import RUN_CONFIG
 from tensormeter.conventions.unicode_names import as_unicode
 from tensormeter.errors import UsageError
 from tensormeter.record.device.device_copies import DeviceCopies
@@ -390,7 +391,7 @@ class Recorder:
             False: there is no room for it.
         """
         try:
-            return self._outbox.replace(Parcel("tensormeter.run.config", {"config": config}))
+            return self._outbox.replace(Parcel(RUN_CONFIG, {"config": config}))
         except OSError:
             return False
 

@@ -15,7 +15,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-from tensormeter.conventions.attempt_number import NUMBER
+from tensormeter.conventions.semconv import (
+    GPU_DRIVER_VERSION,
+    GPU_MODELS,
+    GPU_VISIBLE_DEVICES,
+    LAUNCH_ID,
+    PROCESS_KIND,
+    RUN_ATTEMPT,
+    RUN_ID,
+    RUN_NAME,
+    SERVICE_INSTANCE_ID,
+    SERVICE_NAME,
+)
 from tensormeter.environment.variables import read_attributes, warn_once
 from tensormeter.redaction import environment_secrets, mask_config
 from tensormeter.resource.cluster import describe_cluster, describe_launch, describe_rank
@@ -30,16 +41,16 @@ _NODE_NAMESPACE: Final = uuid.UUID("6f0d5c1e-6a0c-5d0f-9a51-2f5c3f0e7a4d")
 
 _OF_THE_NODE: Final = ("host.", "os.", "service.", "telemetry.", "tensormeter.slurm.job.", "k8s.")
 _ALSO_OF_THE_NODE: Final = (
-    "tensormeter.run.id",
-    "tensormeter.run.name",
-    "tensormeter.gpu.models",
-    "tensormeter.gpu.driver_version",
+    RUN_ID,
+    RUN_NAME,
+    GPU_MODELS,
+    GPU_DRIVER_VERSION,
 )
 
 _MOST_ATTRIBUTE_BYTES: Final = 16_384
 """Of attributes from the environment. Receivers refuse long resources: the experiment server, above 65,536 bytes of JSON."""
 
-_IDENTITY: Final = ("service.name", "tensormeter.run.id", "host.name", "host.id")
+_IDENTITY: Final = (SERVICE_NAME, RUN_ID, "host.name", "host.id")
 """Of a node. Containers may share `host.id`, machines without a network their `host.name`."""
 
 _PACKAGES: Final = ("torch", "lightning", "transformers", "jax")
@@ -79,22 +90,22 @@ def describe_process(
         **_described(describe_revision),
         **_described(lambda: describe_cluster(os.environ)),
         **describe_rank(),
-        **({"tensormeter.launch.id": launch} if (launch := describe_launch(os.environ)) else {}),
+        **({LAUNCH_ID: launch} if (launch := describe_launch(os.environ)) else {}),
         **(_described(_command) if command else {}),
     }
     added, _ = mask_config({**_from_environment(detected), **(given or {})}, environment_secrets(os.environ))
     return {
         **detected,
         **added,
-        "service.name": project,
-        "service.instance.id": process,
+        SERVICE_NAME: project,
+        SERVICE_INSTANCE_ID: process,
         "telemetry.sdk.name": "tensormeter",
         "telemetry.sdk.language": "python",
         "telemetry.sdk.version": version("tensormeter"),
-        "tensormeter.process.kind": "training",
-        "tensormeter.run.id": run_id,
-        "tensormeter.run.name": run_name,
-        NUMBER: attempt,
+        PROCESS_KIND: "training",
+        RUN_ID: run_id,
+        RUN_NAME: run_name,
+        RUN_ATTEMPT: attempt,
     }
 
 
@@ -121,7 +132,7 @@ def _from_environment(detected: Mapping[str, Any]) -> dict[str, str]:
             warn_once(variable, f"{name} is no text; what was detected is used instead")
         else:
             attributes[name] = value
-    if instance := attributes.pop("service.instance.id", ""):
+    if instance := attributes.pop(SERVICE_INSTANCE_ID, ""):
         attributes["tensormeter.service.instance.id"] = instance
     return attributes
 
@@ -142,8 +153,8 @@ def describe_node(process: Mapping[str, Any]) -> dict[str, Any]:
     identity = "/".join(str(process.get(name, "")) for name in _IDENTITY)
     return {
         **common,
-        "service.instance.id": uuid.uuid5(_NODE_NAMESPACE, identity).hex,
-        "tensormeter.process.kind": "node",
+        SERVICE_INSTANCE_ID: uuid.uuid5(_NODE_NAMESPACE, identity).hex,
+        PROCESS_KIND: "node",
     }
 
 
@@ -191,7 +202,7 @@ def _gpus() -> Mapping[str, Any]:
     attributes: dict[str, Any] = {}
     for variable in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
         if variable in os.environ:
-            attributes["tensormeter.gpu.visible_devices"] = os.environ[variable][:_LONGEST_DEVICES]
+            attributes[GPU_VISIBLE_DEVICES] = os.environ[variable][:_LONGEST_DEVICES]
             break
     models = []
     for path in sorted(_PROC_NVIDIA.glob("gpus/*/information")):
@@ -201,11 +212,11 @@ def _gpus() -> Mapping[str, Any]:
             continue
         models.append(fields.get("Model", "").strip())
     if models:
-        attributes["tensormeter.gpu.models"] = models
+        attributes[GPU_MODELS] = models
     driver = _first_line(_PROC_NVIDIA / "version").partition("Kernel Module")[2].split()
     numbers = [word for word in driver if word[:1].isdigit()]
     if numbers:
-        attributes["tensormeter.gpu.driver_version"] = numbers[0]
+        attributes[GPU_DRIVER_VERSION] = numbers[0]
     return attributes
 
 

@@ -13,6 +13,7 @@ from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.resources import Resource
 
+from tensormeter.conventions.semconv import SENSOR
 from tensormeter.environment.variables import sdk_enabled
 from tensormeter.logger import get_logger
 from tensormeter.sensors.columns import Columns
@@ -33,7 +34,7 @@ _DURATION: Final = Instrument(
     "gauge",
     "s",
     "How long it took to read a sensor once.",
-    ("tensormeter.sensor",),
+    (SENSOR,),
 )
 _FAILURES: Final = Instrument(
     "tensormeter.sensor.failures",
@@ -41,7 +42,7 @@ _FAILURES: Final = Instrument(
     "{failure}",
     "Readings that failed and were left out (`error.type` names the exception; `stuck`: the sensor hung; `overflow`: points "
     "that nobody took in time).",
-    ("tensormeter.sensor", "error.type"),
+    (SENSOR, "error.type"),
 )
 SAMPLER_INSTRUMENTS: Final = (_DURATION, _FAILURES)
 
@@ -167,7 +168,7 @@ class Sampler:
         return [Observation(value, attributes) for _, value, attributes in self._observed.get(name, ())]
 
     def _observe_self(self) -> None:
-        sensor = {"tensormeter.sensor": self.name}
+        sensor = {SENSOR: self.name}
         if self.columns.dropped:
             self._failures["overflow"] = self.columns.dropped
         self._observed[_DURATION.name] = [(_DURATION, self._duration, sensor)]

@@ -24,6 +24,7 @@ from opentelemetry.sdk.metrics.export import (
 )
 from opentelemetry.sdk.resources import Resource
 
+from tensormeter.conventions.semconv import RUN_END, RUN_ID, RUN_NAME, RUN_START, SERVICE_INSTANCE_ID, SERVICE_NAME
 from tensormeter.environment.variables import importing_sdk, read_seconds
 from tensormeter.errors import SettingsError, StoreError
 from tensormeter.otlp.batch import Attribute, Event
@@ -75,12 +76,12 @@ class ServerMetrics(Listener):
         identity = str(uuid.uuid5(uuid.NAMESPACE_URL, f"tensormeter://{platform.node()}{directory}"))
         resource = Resource.create(
             {
-                "service.name": PROJECT,
+                SERVICE_NAME: PROJECT,
                 "service.version": version("tensormeter"),
-                "service.instance.id": identity,
+                SERVICE_INSTANCE_ID: identity,
                 "host.name": platform.node(),
-                "tensormeter.run.id": f"server-{identity[:8]}",
-                "tensormeter.run.name": f"server on {platform.node()}",
+                RUN_ID: f"server-{identity[:8]}",
+                RUN_NAME: f"server on {platform.node()}",
             }
         )
         self._attributes = cast("Mapping[str, Attribute]", resource.attributes)
@@ -88,7 +89,7 @@ class ServerMetrics(Listener):
         readers: list[MetricReader] = []
         if self._stores:
             readers.append(_reader(_StoreExporter(store)))
-            self._say("tensormeter.run.start", {"config": {"version": version("tensormeter")}})
+            self._say(RUN_START, {"config": {"version": version("tensormeter")}})
         if "otlp" in targets:
             readers.append(_reader(_otlp_exporter()))
         self._provider = MeterProvider(
@@ -143,7 +144,7 @@ class ServerMetrics(Listener):
         """Export what was counted, for some seconds at most; before the store is closed."""
         self._provider.shutdown(timeout_millis=5000)
         if self._stores:
-            self._say("tensormeter.run.end", {"state": "finished", "message": ""})
+            self._say(RUN_END, {"state": "finished", "message": ""})
 
     def _observe_size(self, _: CallbackOptions) -> Iterable[Observation]:
         size = 0

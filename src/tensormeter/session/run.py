@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, Self, cast
 
 from tensormeter.conventions.fitting import LeftOut, fit
 from tensormeter.conventions.limits import ALERT_CHARACTERS, CONFIG_BYTES, TITLE_CHARACTERS
+from tensormeter.conventions.semconv import ALERT_EVENT, RANK
 from tensormeter.errors import RingError, UsageError
 from tensormeter.logger import get_logger
 from tensormeter.record.dynamo import break_graph
@@ -220,7 +221,7 @@ class Run:
                 "text": _cut(text_of(text), ALERT_CHARACTERS),
                 "level": level,
             }
-            self._process.recorder.alert(Parcel("tensormeter.alert", body))
+            self._process.recorder.alert(Parcel(ALERT_EVENT, body))
 
     def unwatch(self, model: Any = None) -> None:
         """Watch a model no more; all of them if None."""
@@ -366,7 +367,7 @@ class Run:
         self._masked.update(new)
         if new and self.settings.mode != "disabled":
             logger.log(
-                logging.INFO if describe_rank().get("tensormeter.rank") else logging.WARNING,  # one rank is enough
+                logging.INFO if describe_rank().get(RANK) else logging.WARNING,  # one rank is enough
                 "run %s: config: %s %s recorded as ***, because %s like %s; rename what is none, or set "
                 "TENSORMETER_MASK_CONFIG=false to record the configuration as it is",
                 self.id,
@@ -385,7 +386,7 @@ class Run:
     def _report_left_out(self, process: RunProcess) -> None:
         left_out, self._left_out = self._left_out, []
         # A child has the configuration from its parent, and the other ranks have the same.
-        if left_out and self._parent is None and not describe_rank().get("tensormeter.rank"):
+        if left_out and self._parent is None and not describe_rank().get(RANK):
             process.leave_out_of_config(left_out)
 
     def _here(self) -> RunProcess | None:

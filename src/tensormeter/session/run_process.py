@@ -17,10 +17,11 @@ from tensormeter.agent.launch import ensure_agent, reap_agents
 from tensormeter.agent.monitor import AgentMonitor
 from tensormeter.agent.run_directory.directory import RunDirectory, runs_locked
 from tensormeter.agent.run_directory.shared_memory import make_memory_directory, memory_directories
-from tensormeter.conventions.attempt_number import UNSETTLED, Basis, Member
+from tensormeter.conventions.attempt_number import Basis, Member
 from tensormeter.conventions.fitting import LeftOut
 from tensormeter.conventions.limits import CONFIG_BYTES
 from tensormeter.conventions.losses import describe_losses
+from tensormeter.conventions.semconv import RANK, RUN_ATTEMPT_UNSETTLED, WORLD_SIZE
 from tensormeter.conventions.unicode_names import printable
 from tensormeter.disk.deadline import within
 from tensormeter.disk.private import weakness
@@ -315,9 +316,7 @@ class RunProcess:
         if settings.run_id is None:  # no later run can have a random id
             return settings.attempt or 1, ""
         ranks = describe_rank()
-        member = Member(
-            self.id, ranks.get("tensormeter.rank"), ranks.get("tensormeter.world_size"), describe_launch(os.environ)
-        )
+        member = Member(self.id, ranks.get(RANK), ranks.get(WORLD_SIZE), describe_launch(os.environ))
         number, provisional = count_attempt(
             directory, settings.project, member, resume=run.resume, number=settings.attempt
         )
@@ -453,7 +452,7 @@ class RunProcess:
     @staticmethod
     def _unsettled(resource: Mapping[str, Any], basis: Basis) -> dict[str, Any]:
         """A resource with the basis of its attempt, which the agent takes out."""
-        return {**resource, UNSETTLED: basis} if basis else dict(resource)
+        return {**resource, RUN_ATTEMPT_UNSETTLED: basis} if basis else dict(resource)
 
     def _resource(self, attempt: int) -> Mapping[str, Any]:
         run = self._run

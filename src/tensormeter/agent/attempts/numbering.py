@@ -1,7 +1,7 @@
 """Settling which attempt a process belongs to, and where its steps begin, before anything of it is delivered.
 
 A trainer takes the number from what its machine knows, and its agent encodes rows with that number and marks them as unsettled
-(`UNSETTLED`). The first delivery to a destination whose receiver knows attempts asks it. From then on the agent encodes rows with the
+(`RUN_ATTEMPT_UNSETTLED`). The first delivery to a destination whose receiver knows attempts asks it. From then on the agent encodes rows with the
 settled number; requests that were encoded before are corrected on their way out. Requests keep their ids.
 
 A receiver that gives no numbers, or a destination that cannot ask, gets what this machine knows; if it knows nothing, the number is
@@ -27,7 +27,16 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from tensormeter.agent.attempts.counter import AttemptRecord
 from tensormeter.agent.run_directory.directory import RunDirectory
-from tensormeter.conventions.attempt_number import MAX_ATTEMPT, NUMBER, PROVISIONAL, UNSETTLED, Member
+from tensormeter.conventions.attempt_number import MAX_ATTEMPT, Member
+from tensormeter.conventions.semconv import (
+    LAUNCH_ID,
+    RANK,
+    RUN_ATTEMPT,
+    RUN_ATTEMPT_PROVISIONAL,
+    RUN_ATTEMPT_UNSETTLED,
+    SERVICE_INSTANCE_ID,
+    WORLD_SIZE,
+)
 from tensormeter.disk.atomic import write_file
 from tensormeter.disk.private import open_file
 from tensormeter.exporter import AttemptNumber, AttemptQuestion, Request, Retry, Unauthorized
@@ -43,7 +52,7 @@ logger: Final = get_logger("tensormeter.agent")
 
 _Ask = Callable[[AttemptQuestion], AttemptNumber | Retry | Unauthorized | None]
 
-_MARK: Final = UNSETTLED.encode()
+_MARK: Final = RUN_ATTEMPT_UNSETTLED.encode()
 _GZIP_LEVEL: Final = 1
 _MOST_BYTES: Final = 4 << 20
 _MOST_ATTEMPTS: Final = 1000
@@ -84,11 +93,11 @@ class Settled:
 
     def resource(self, resource: Mapping[str, Attribute]) -> dict[str, Attribute]:
         """The attributes of a process of it, as they are delivered."""
-        settled = {name: value for name, value in resource.items() if name != UNSETTLED}
+        settled = {name: value for name, value in resource.items() if name != RUN_ATTEMPT_UNSETTLED}
         if self.number is not None:
-            settled[NUMBER] = self.number
+            settled[RUN_ATTEMPT] = self.number
         if self.basis == "unknown" and not self.confirmed:
-            settled[PROVISIONAL] = True
+            settled[RUN_ATTEMPT_PROVISIONAL] = True
         return settled
 
     def step(self, step: int) -> int:
@@ -155,14 +164,14 @@ class Numbering:
     def register(self, metadata: Mapping[str, Any]) -> None:
         """A ring of a process has been found. Its number stays open until `look`. The agent's main thread."""
         resource = metadata.get("resource", {})
-        local, basis = resource.get(NUMBER), resource.get(UNSETTLED)
+        local, basis = resource.get(RUN_ATTEMPT), resource.get(RUN_ATTEMPT_UNSETTLED)
         if not basis or not isinstance(local, int) or local in self._attempts:
             return
         member = Member(
-            str(metadata.get("parent") or resource.get("service.instance.id")),
-            resource.get("tensormeter.rank"),
-            resource.get("tensormeter.world_size"),
-            str(resource.get("tensormeter.launch.id", "")),
+            str(metadata.get("parent") or resource.get(SERVICE_INSTANCE_ID)),
+            resource.get(RANK),
+            resource.get(WORLD_SIZE),
+            str(resource.get(LAUNCH_ID, "")),
         )
         self._ready.clear()
         self._keep(local, Settled(member, str(basis), bool(metadata.get("resume"))))
@@ -180,11 +189,11 @@ class Numbering:
 
     def note_end(self, ring: RingFile, resource: Mapping[str, Any]) -> None:
         """A process has ended, and all of its rows are read: note its last step for the attempts that follow."""
-        local = resource.get(NUMBER)
+        local = resource.get(RUN_ATTEMPT)
         if self._settings.run_id is None or not isinstance(local, int):
             return
         ended = ring.words[HeaderWord.LAST_STEP], ring.words[HeaderWord.LAST_AUTOMATIC]
-        settled = self._attempts.get(local) if UNSETTLED in resource else None
+        settled = self._attempts.get(local) if RUN_ATTEMPT_UNSETTLED in resource else None
         if settled is None:
             settled = Settled(Member(""), "", resume=False, number=local, first_step=self._first_step(local))
         elif settled.number is None:
@@ -201,7 +210,7 @@ class Numbering:
 
     def of(self, resource: Mapping[str, Any]) -> Settled | None:
         """What is settled about the process with these attributes; None if nothing is, or there is nothing to settle."""
-        local = resource.get(NUMBER) if UNSETTLED in resource else None
+        local = resource.get(RUN_ATTEMPT) if RUN_ATTEMPT_UNSETTLED in resource else None
         settled = self._attempts.get(local) if isinstance(local, int) else None
         return settled if settled is not None and settled.number is not None else None
 
@@ -282,17 +291,19 @@ class Numbering:
     def _rewrite_resource(self, resource: Resource) -> Settled | None:
         """Settle the attributes of a resource, if they are unsettled. Returns how steps below it are settled."""
         values = {item.key: item.value for item in resource.attributes}
-        mark = values.pop(UNSETTLED, None)
+        mark = values.pop(RUN_ATTEMPT_UNSETTLED, None)
         if mark is None:
             return None
-        local = values[NUMBER].int_value if NUMBER in values else 1
+        local = values[RUN_ATTEMPT].int_value if RUN_ATTEMPT in values else 1
         settled = self._attempts.get(local)
         if settled is None:
             settled = Settled(Member(""), mark.string_value, resume=False, first_step=self._first_step(local))
         kept: list[KeyValue] = [
-            item for item in resource.attributes if item.key not in (UNSETTLED, NUMBER, PROVISIONAL)
+            item
+            for item in resource.attributes
+            if item.key not in (RUN_ATTEMPT_UNSETTLED, RUN_ATTEMPT, RUN_ATTEMPT_PROVISIONAL)
         ]
-        for name, value in settled.resource({NUMBER: local}).items():
+        for name, value in settled.resource({RUN_ATTEMPT: local}).items():
             number = AnyValue(bool_value=value) if isinstance(value, bool) else AnyValue(int_value=cast("int", value))
             kept.append(KeyValue(key=name, value=number))
         attributes = cast("MutableSequence[KeyValue]", resource.attributes)

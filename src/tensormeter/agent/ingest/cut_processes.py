@@ -13,6 +13,7 @@ from typing import Final
 from tensormeter.agent.spool.process_origin import Origin
 from tensormeter.agent.spool.request import Encoded, Priority
 from tensormeter.agent.spool.spool import Spool
+from tensormeter.conventions.semconv import RUN_END
 from tensormeter.logger import get_logger
 from tensormeter.otlp.batch import Event, Value
 from tensormeter.otlp.encode import encode_events
@@ -84,7 +85,7 @@ def _end(origin: Origin, fate: str, last_time: int, losses: Mapping[str, int]) -
     message = f"{fate}; the last values may be missing"
     body: dict[str, Value] = {"state": "crashed", "message": message, "dropped": dict(losses)}
     try:
-        encoded = encode_events(origin.resource, [Event("tensormeter.run.end", last_time or time.time_ns(), body)])
+        encoded = encode_events(origin.resource, [Event(RUN_END, last_time or time.time_ns(), body)])
     except Exception as error:
         logger.warning("the end of a process cannot be sent: %s", error)
         return []

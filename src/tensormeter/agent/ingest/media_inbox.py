@@ -6,19 +6,19 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
+from tensormeter.conventions.semconv import RUN_CONFIG
 from tensormeter.disk.private import open_file
 from tensormeter.errors import EncodingError
 from tensormeter.otlp.batch import Event
 from tensormeter.otlp.media import Alert, Image, Media, Table, Text, TooLargeError
 from tensormeter.ring.file import media_directory
 
-__all__ = ["CONFIG", "Inbox", "Piece"]
+__all__ = ["Inbox", "Piece"]
 
-CONFIG: Final = "tensormeter.run.config"
 """A configuration that had no place in the ring's dictionary."""
 
 
@@ -44,8 +44,8 @@ class Piece:
         line, _, data = self._read().partition(b"\n")
         try:
             found = json.loads(line)
-            if found["event"] == CONFIG:
-                return Event(CONFIG, found["time"], {"config": found["body"]["config"]})
+            if found["event"] == RUN_CONFIG:
+                return Event(RUN_CONFIG, found["time"], {"config": found["body"]["config"]})
             media = _media(found["event"], found["key"] or "", found["body"], data)
             return media.event(found["time"], found["step"])
         except TooLargeError as error:

@@ -8,7 +8,7 @@ from typing import Final, cast
 
 from tensormeter.agent.attempts.numbering import Numbering
 from tensormeter.agent.ingest.batch_processor import BatchMeasurementProcessor
-from tensormeter.agent.ingest.media_inbox import CONFIG, Inbox
+from tensormeter.agent.ingest.media_inbox import Inbox
 from tensormeter.agent.ingest.self_metrics import SelfMetrics
 from tensormeter.agent.spool.errors import SpoolDamagedError
 from tensormeter.agent.spool.lane_cursor import Cursor
@@ -16,6 +16,7 @@ from tensormeter.agent.spool.loss_report import Report, untold
 from tensormeter.agent.spool.process_origin import Origin
 from tensormeter.agent.spool.request import Encoded, Priority
 from tensormeter.agent.spool.spool import Spool
+from tensormeter.conventions.semconv import PROCESS_END, RUN_CONFIG, RUN_END, RUN_HEARTBEAT, RUN_START
 from tensormeter.environment.signals import SIGNALS, Signal
 from tensormeter.errors import EncodingError, SpoolError
 from tensormeter.logger import get_logger
@@ -228,7 +229,7 @@ class RingDrainer:
         body: dict[str, Value] = {"state": "running", "dropped": dropped}
         try:
             self._put(
-                [Event("tensormeter.run.heartbeat", time.time_ns(), body)],
+                [Event(RUN_HEARTBEAT, time.time_ns(), body)],
                 started=self._started,
                 priority=Priority.SYSTEM,
                 destinations=destinations,
@@ -289,7 +290,7 @@ class RingDrainer:
             try:
                 resource, event = self._settle(piece.event())
                 body = gzip.compress(encode_events(resource, [event]), _GZIP_LEVEL, mtime=0)
-                priority = Priority.ESSENTIAL if event.name == CONFIG else Priority.MEDIA
+                priority = Priority.ESSENTIAL if event.name == RUN_CONFIG else Priority.MEDIA
                 encoded.append(Encoded("logs", body, 1, priority))
             except EncodingError as error:
                 self.lost = str(error)
@@ -372,7 +373,7 @@ class RingDrainer:
         body: dict[str, Value] = {
             name: metadata[name] for name in ("config", "group", "tags", "notes") if name in metadata
         }
-        return [Event("tensormeter.run.start", self.ring.words[HeaderWord.CREATED], body)]
+        return [Event(RUN_START, self.ring.words[HeaderWord.CREATED], body)]
 
     def _tell_configuration(self) -> None:
         """If the process has changed the run's configuration. Another agent may have told it before: it is the same event."""
@@ -380,7 +381,7 @@ class RingDrainer:
         told = cast("int", self._processor.metadata.get("reconfigured", 0))
         if told != self._reconfigured and not self._ended:
             config = cast("dict[str, Value]", self._processor.metadata["config"])
-            self._put([Event("tensormeter.run.config", told, {"config": config})], started=self._started)
+            self._put([Event(RUN_CONFIG, told, {"config": config})], started=self._started)
             self._reconfigured = told
 
     def _dropped(self, speaks: bool) -> dict[str, int]:
@@ -397,10 +398,10 @@ class RingDrainer:
     def _end_events(self, report: Report) -> list[Event]:
         dropped = report.counts
         if self.child:
-            return [Event("tensormeter.process.end", time.time_ns(), {"dropped": dropped})] if dropped else []
+            return [Event(PROCESS_END, time.time_ns(), {"dropped": dropped})] if dropped else []
         state, message = self._end()
         body: dict[str, Value] = {"state": state, "message": message, "dropped": dropped}
-        return [Event("tensormeter.run.end", time.time_ns(), body)]
+        return [Event(RUN_END, time.time_ns(), body)]
 
     def _end(self) -> tuple[str, str]:
         """How the process ended, and in words what ended it."""

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.agent.ingest.batch_processor import BatchMeasurementProcessor
+from tensormeter.conventions.semconv import DROPPED
 from tensormeter.otlp.batch import Gauge, Histogram, Series, Sum
 from tensormeter.ring.file import RingFile
 from tensormeter.ring.format import DURATION_BUCKETS, SHORTEST_DURATION_BITS, HeaderWord, LogPath
@@ -96,7 +97,7 @@ class SelfMetrics:
         for reason, count in dropped.items():
             series.append(
                 Sum(
-                    "tensormeter.dropped",
+                    DROPPED,
                     now,
                     np.array([count], np.int64),
                     created,

@@ -16,6 +16,14 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from tensormeter.agent.spool.request import Encoded, Priority
+from tensormeter.conventions.semconv import (
+    PROCESS_KIND,
+    RUN_HEARTBEAT,
+    RUN_ID,
+    RUN_NAME,
+    SERVICE_INSTANCE_ID,
+    SERVICE_NAME,
+)
 from tensormeter.conventions.unicode_names import as_unicode
 from tensormeter.exporter import Request
 from tensormeter.otlp.batch import Event
@@ -84,11 +92,11 @@ def anonymous(project: str, run_id: str, name: str, host: str) -> Report:
     process = uuid.uuid5(_NAMESPACE, as_unicode(f"{project}/{run_id}/{host}")).hex
     resource = {
         "host.name": host,
-        "service.name": project,
-        "service.instance.id": process,
-        "tensormeter.process.kind": "node",
-        "tensormeter.run.id": run_id,
-        "tensormeter.run.name": name,
+        SERVICE_NAME: project,
+        SERVICE_INSTANCE_ID: process,
+        PROCESS_KIND: "node",
+        RUN_ID: run_id,
+        RUN_NAME: name,
     }
     return Report(process, resource)
 
@@ -104,13 +112,13 @@ def described_in(request: Request, host: str) -> Report | None:
     except Exception:  # whatever a damaged body makes of protobuf
         return None
     found = {item.key: item.value.string_value for item in resource.attributes}
-    run_id = found.get("tensormeter.run.id", "")
-    name = found.get("tensormeter.run.name", run_id)
-    return anonymous(found.get("service.name", ""), run_id, name, found.get("host.name", host))
+    run_id = found.get(RUN_ID, "")
+    name = found.get(RUN_NAME, run_id)
+    return anonymous(found.get(SERVICE_NAME, ""), run_id, name, found.get("host.name", host))
 
 
 def encode_report(report: Report) -> Encoded:
     """The event: a heartbeat, which changes nothing about the run's state, of a process that has ended."""
-    event = Event("tensormeter.run.heartbeat", time.time_ns(), {"state": "ended", "dropped": report.counts})
+    event = Event(RUN_HEARTBEAT, time.time_ns(), {"state": "ended", "dropped": report.counts})
     body = gzip.compress(encode_events(report.resource, [event]), 1, mtime=0)
     return Encoded("logs", body, 1, Priority.ESSENTIAL)

@@ -20,6 +20,7 @@ from tensormeter.conventions.limits import (
     TEXT_BYTES,
     too_large,
 )
+from tensormeter.conventions.semconv import IMAGE_EVENT, TABLE_EVENT, TEXT_EVENT
 from tensormeter.errors import UsageError
 from tensormeter.record.values.classify import Deferred, DeviceValue, Refused, classify
 from tensormeter.record.warn_once import text_of
@@ -143,7 +144,7 @@ class Table(Media):
         if self._images:
             images = [{**image.body, "size": len(image.data)} for image in self._images]
             text = json_text({**body, "images": images})
-        return Parcel("tensormeter.table", text, data)
+        return Parcel(TABLE_EVENT, text, data)
 
 
 def _too_large_table(words: str) -> Refused:
@@ -171,7 +172,7 @@ class Text(Media):
         if size > TEXT_BYTES:
             words = too_large(size, TEXT_BYTES, "the text", "log it in parts")
             raise Refused(words, Drop.TEXT_TOO_LARGE)
-        return Parcel("tensormeter.text", text)
+        return Parcel(TEXT_EVENT, text)
 
 
 class Image(Media):
@@ -228,7 +229,7 @@ class Image(Media):
         ):
             if size > limit:
                 raise Refused(too_large(size, limit, what, advice), Drop.IMAGE_TOO_LARGE)
-        return Parcel("tensormeter.image", self.body, self.data)
+        return Parcel(IMAGE_EVENT, self.body, self.data)
 
 
 def _cell(value: Any) -> Any:

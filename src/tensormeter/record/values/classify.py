@@ -10,6 +10,7 @@ from decimal import Decimal
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
+from tensormeter.conventions.semconv import STEP_METRIC
 from tensormeter.conventions.unicode_names import as_unicode
 from tensormeter.record.values.jax_arrays import classify_jax
 from tensormeter.record.values.outcomes import Deferred, DeviceValue, Refused
@@ -36,7 +37,6 @@ EXACT_INT: Final = 1 << 53
 LONGEST_NAME: Final = 1024
 """Characters of a metric's name, at most; the server takes no longer ones."""
 
-_STEP_NAME: Final = "tensormeter.step"
 """Taken: the pipeline sends each row's step under this name."""
 
 _INT64: Final = 1 << 63
@@ -54,7 +54,7 @@ def check_name(key: object) -> None:
         raise Refused(f"the key is a {type(key).__name__}; use a str")
     if not key:
         raise Refused("the name is empty")
-    if key == _STEP_NAME:
+    if key == STEP_METRIC:
         raise Refused("the name is that of the row's step; use the argument `step`")
     if (length := len(key if key.isascii() else as_unicode(key))) > LONGEST_NAME:
         raise Refused(f"the name has {length} characters; at most {LONGEST_NAME} are possible")

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from tensormeter.conventions.semconv import PROCESS_ROLE
 from tensormeter.sensors.gpu import instruments as gpu
 from tensormeter.sensors.instrument import AbsentError, Instrument, Observed, Reading
 from tensormeter.sensors.targets import Watch
@@ -166,7 +167,7 @@ class _Gpu:
         own = {process.pid for process in self._watch.processes}
         for process in self._smi.amdsmi_get_gpu_process_list(self._handle):
             role = "trainer" if process["pid"] in own else "other"
-            attributes = {**self._attributes, "process.pid": process["pid"], "tensormeter.process.role": role}
+            attributes = {**self._attributes, "process.pid": process["pid"], PROCESS_ROLE: role}
             yield gpu.PROCESS_MEMORY, process["memory_usage"]["vram_mem"], attributes
 
     def _visibility(self) -> Iterable[Observed]:

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from tensormeter.conventions.semconv import PROCESS_ROLE
 from tensormeter.sensors.instrument import Instrument, Kind
 
 __all__ = ["GPU_INSTRUMENTS", "Monotonic", "visible_to"]
@@ -100,7 +101,7 @@ PROCESS_MEMORY: Final = _gpu(
     "By",
     "Memory that a process uses on the GPU; role `trainer` for the run's own, else `other`.",
     "process.pid",
-    "tensormeter.process.role",
+    PROCESS_ROLE,
 )
 VISIBLE: Final = _gpu(
     "tensormeter.gpu.visible",

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+from tensormeter.conventions.semconv import PROCESS_ROLE
 from tensormeter.sensors.gpu import instruments
 from tensormeter.sensors.gpu.nvidia_profile import Profile
 from tensormeter.sensors.instrument import AbsentError, Instrument, Observed, Reading
@@ -70,7 +71,7 @@ class Device:
         for process in self.nvml.nvmlDeviceGetComputeRunningProcesses(self.handle):
             if process.usedGpuMemory is not None:
                 role = "trainer" if process.pid in own else "other"
-                attributes = {**self.attributes, "process.pid": process.pid, "tensormeter.process.role": role}
+                attributes = {**self.attributes, "process.pid": process.pid, PROCESS_ROLE: role}
                 yield instruments.PROCESS_MEMORY, process.usedGpuMemory, attributes
 
     def profile(self, profile: Profile) -> Iterable[Observed]:

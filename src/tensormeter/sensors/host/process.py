@@ -9,12 +9,13 @@ from typing import Any, Final
 
 import psutil
 
+from tensormeter.conventions.semconv import PROCESS_ID, PROCESS_ROLE
 from tensormeter.sensors.instrument import AbsentError, Instrument, Observed, Reading
 from tensormeter.sensors.targets import TrainingProcess, Watch
 
 __all__ = ["ProcessSensor"]
 
-_WHO: Final = ("process.pid", "tensormeter.process.id", "tensormeter.process.role")
+_WHO: Final = ("process.pid", PROCESS_ID, PROCESS_ROLE)
 """The pid; the process's `service.instance.id`; `trainer`, `children` (all of a trainer's, added up), or `agent`."""
 
 _CPU_TIME: Final = Instrument(
@@ -115,7 +116,7 @@ class ProcessSensor:
         pass
 
     def _agent(self) -> Iterable[Observed]:
-        who = {"process.pid": os.getpid(), "tensormeter.process.role": "agent"}
+        who = {"process.pid": os.getpid(), PROCESS_ROLE: "agent"}
         yield from self._process(self._find(os.getpid()), who)
 
     def _trainer(self, trainer: "TrainingProcess") -> Iterable[Observed]:
@@ -239,4 +240,4 @@ def _total(times: list[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _who(trainer: "TrainingProcess", role: str) -> dict[str, Any]:
-    return {"process.pid": trainer.pid, "tensormeter.process.id": trainer.id, "tensormeter.process.role": role}
+    return {"process.pid": trainer.pid, PROCESS_ID: trainer.id, PROCESS_ROLE: role}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 from urllib.parse import urlsplit
 
+from tensormeter.conventions.semconv import DROPPED
 from tensormeter.errors import SettingsError
 
 __all__ = ["AlertConfig", "Rule", "load_alert_config"]
@@ -74,7 +75,7 @@ _DEFAULTS: Final = (
     Rule(kind="nan", metric="*grad*"),
     Rule(kind="spike", metric="*loss*"),
     Rule(kind="stall"),
-    Rule(kind="threshold", metric="tensormeter.dropped", above=0.0),
+    Rule(kind="threshold", metric=DROPPED, above=0.0),
 )
 
 

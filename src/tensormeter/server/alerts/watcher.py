@@ -8,7 +8,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from tensormeter.otlp.batch import STEP_METRIC, Event
+from tensormeter.conventions.semconv import ALERT_EVENT, ALERT_KIND, ALERT_SOURCE, MEDIA_KEY, STEP_METRIC
+from tensormeter.otlp.batch import Event
 from tensormeter.server.alerts.config import Rule
 from tensormeter.server.alerts.detectors import Detector, make_detector
 from tensormeter.server.store import (
@@ -199,14 +200,14 @@ class Watcher:
         *,
         step: int | None = None,
     ) -> None:
-        attributes: dict[str, Any] = {"tensormeter.alert.kind": kind, "tensormeter.alert.source": "server"}
+        attributes: dict[str, Any] = {ALERT_KIND: kind, ALERT_SOURCE: "server"}
         if "metric" in details:
-            attributes["tensormeter.key"] = details["metric"]
+            attributes[MEDIA_KEY] = details["metric"]
         if step is not None:
-            attributes["tensormeter.step"] = step
+            attributes[STEP_METRIC] = step
         body = {"kind": kind, "message": message, **details}
         number, text = _SEVERITIES.get(kind, _SEVERE)
-        alert = Event("tensormeter.alert", moment, body, attributes, severity_number=number, severity_text=text)
+        alert = Event(ALERT_EVENT, moment, body, attributes, severity_number=number, severity_text=text)
         self._store.raise_alert(ref, alert)
 
 

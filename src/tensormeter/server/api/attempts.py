@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tensormeter.conventions.attempt_number import DOUBTFUL, MAX_ATTEMPT, KnownMember, Member, choose_attempt
+from tensormeter.conventions.semconv import PROCESS_KIND
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.server.api.params import (
     ApiThreads,
@@ -74,7 +75,7 @@ def _members(store: Store, ref: RunRef, *, resume: bool) -> dict[str, KnownMembe
     return {
         one.process: _member(one, running=running, resume=resume)
         for one in processes
-        if one.resource.get("tensormeter.process.kind") != "node"
+        if one.resource.get(PROCESS_KIND) != "node"
     }
 
 

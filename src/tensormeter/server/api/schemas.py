@@ -4,6 +4,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
+from tensormeter.conventions.semconv import PROCESS_KIND, RANK
 from tensormeter.server.query.points.variant import Varying
 from tensormeter.server.store import Kind, MetricSummary, ProcessSummary, RunSummary, StoredEvent
 from tensormeter.server.store.models.canonical_json import json_value
@@ -63,7 +64,7 @@ def process_json(process: ProcessSummary) -> dict[str, Any]:
     return {
         "id": process.process,
         "attempt": process.attempt,
-        "rank": process.resource.get("tensormeter.rank"),
+        "rank": process.resource.get(RANK),
         "host": process.resource.get("host.name"),
         "state": process.state,
         "resource": process.resource,
@@ -77,8 +78,8 @@ def environment_json(processes: Sequence[ProcessSummary]) -> Mapping[str, Any]:
     """
 
     def order(process: ProcessSummary) -> tuple[bool, int, float]:
-        rank = process.resource.get("tensormeter.rank")
-        is_node = process.resource.get("tensormeter.process.kind") == "node"
+        rank = process.resource.get(RANK)
+        is_node = process.resource.get(PROCESS_KIND) == "node"
         return is_node, -process.attempt, rank if isinstance(rank, int) else math.inf
 
     return min(processes, key=order).resource if processes else {}

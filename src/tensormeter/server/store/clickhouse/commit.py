@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tensormeter.conventions.semconv import RUN_HEARTBEAT, RUN_START
 from tensormeter.otlp.batch import STEP_METRIC, Event
 from tensormeter.server.store.clickhouse import process_updates
 from tensormeter.server.store.clickhouse.arrival_log import Arrived, Log
@@ -42,7 +43,7 @@ from tensormeter.server.store.rules import limits
 from tensormeter.server.store.rules.events import Prepared, key_and_step, prepare_event, refusal, trim_config
 from tensormeter.server.store.rules.gaps import gap_times
 from tensormeter.server.store.rules.ingest_series import Arrival
-from tensormeter.server.store.rules.lifecycle import HEARTBEAT, RUN_START, news_of
+from tensormeter.server.store.rules.lifecycle import news_of
 from tensormeter.server.store.rules.limits import DELETED
 from tensormeter.server.store.rules.resource_identity import Source, identify
 
@@ -222,7 +223,7 @@ class Commit:
         one = self._activity(run, source)
         one.add_times(moment, 0)
         one.add_news(news_of(event), moment, number)
-        if event.name == HEARTBEAT:
+        if event.name == RUN_HEARTBEAT:
             return
         self._eventful.add(run)
         received = self._received // 10**9

@@ -2,11 +2,12 @@
 
 from typing import Final
 
+from tensormeter.conventions.semconv import ALERT_EVENT
 from tensormeter.server.store.clickhouse.connection import Connection
 from tensormeter.server.store.clickhouse.run_reader import Runs
 from tensormeter.server.store.models.errors import MAX_ANSWER_TEXT
 from tensormeter.server.store.models.runs import EventPage, RunRef, StoredEvent
-from tensormeter.server.store.rules.events import ALERT, stored_event
+from tensormeter.server.store.rules.events import stored_event
 
 __all__ = ["EventReader"]
 
@@ -63,7 +64,7 @@ class EventReader:
         rows = self._connection.rows(
             f"SELECT run, {_COLUMNS} FROM event FINAL WHERE name = {{name:String}} AND id > {int(after)}"
             f" AND run GLOBAL NOT IN (SELECT run FROM deleted) ORDER BY id LIMIT {int(limit)}",
-            name=ALERT,
+            name=ALERT_EVENT,
         )
         names = self._runs.names({row[0] for row in rows})
         return [(names[row[0]], stored_event(row[1:])) for row in rows if row[0] in names]

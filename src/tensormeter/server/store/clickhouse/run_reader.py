@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from tensormeter.conventions.semconv import RANK
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.store.clickhouse.connection import Connection
 from tensormeter.server.store.clickhouse.process_updates import NEVER
@@ -114,7 +115,7 @@ class Runs:
             return {}
         found = {}
         for process, (_, number, resource), first_step, began in rows:
-            rank = json.loads(resource).get("tensormeter.rank")
+            rank = json.loads(resource).get(RANK)
             known = first_step != NEVER
             found[process] = ProcessAttempt(
                 number,

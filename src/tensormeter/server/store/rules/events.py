@@ -17,21 +17,20 @@ from tensormeter.conventions.limits import (
     TEXT_BYTES,
     too_large,
 )
+from tensormeter.conventions.semconv import MEDIA_KEY, RUN_CONFIG, RUN_START, STEP_METRIC, TABLE_EVENT, TEXT_EVENT
 from tensormeter.otlp.batch import Event
 from tensormeter.server.store.models.canonical_json import canonical_json, json_value
 from tensormeter.server.store.models.runs import StoredEvent
-from tensormeter.server.store.rules.lifecycle import RUN_CONFIG, RUN_START
 from tensormeter.server.store.rules.media import Media, MediaError, take_media
 from tensormeter.server.store.rules.resource_identity import MAX_NAME
 
-__all__ = ["ALERT", "Prepared", "key_and_step", "prepare_event", "record_of", "refusal", "stored_event", "trim_config"]
+__all__ = ["Prepared", "key_and_step", "prepare_event", "record_of", "refusal", "stored_event", "trim_config"]
 
-ALERT: Final = "tensormeter.alert"
 
 _LIMITS: Final = {
-    "tensormeter.text": ("text", TEXT_BYTES + ENVELOPE_BYTES),
+    TEXT_EVENT: ("text", TEXT_BYTES + ENVELOPE_BYTES),
     # A cell that JSON has no number for stands in quotes here: what passes the client must pass.
-    "tensormeter.table": ("table", TABLE_BYTES + 2 * TABLE_CELLS + ENVELOPE_BYTES),
+    TABLE_EVENT: ("table", TABLE_BYTES + 2 * TABLE_CELLS + ENVELOPE_BYTES),
 }
 """What an event of a name is called, and its largest size as JSON, without images; EVENT_BYTES for the others."""
 
@@ -138,7 +137,7 @@ def stored_event(row: Sequence[Any], max_body: int | None = None) -> StoredEvent
 def key_and_step(event: Event) -> tuple[str | None, int | None]:
     """What an event is filtered by."""
     attributes = event.attributes
-    key, step = attributes.get("tensormeter.key"), attributes.get("tensormeter.step")
+    key, step = attributes.get(MEDIA_KEY), attributes.get(STEP_METRIC)
     return key if isinstance(key, str) else None, step if isinstance(step, int) else None
 
 

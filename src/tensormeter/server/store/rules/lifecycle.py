@@ -4,18 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, cast
 
-from tensormeter.conventions.attempt_number import NUMBER
+from tensormeter.conventions.semconv import RUN_ATTEMPT, RUN_CONFIG, RUN_END, RUN_START
 from tensormeter.otlp.batch import Event
 from tensormeter.server.store.models.canonical_json import canonical_json
 from tensormeter.server.store.models.runs import State
 
 __all__ = [
-    "HEARTBEAT",
     "NUMBERED",
-    "PROCESS_END",
-    "RUN_CONFIG",
-    "RUN_END",
-    "RUN_START",
     "Life",
     "News",
     "news_of",
@@ -24,13 +19,8 @@ __all__ = [
     "run_life",
 ]
 
-RUN_START: Final = "tensormeter.run.start"
-RUN_CONFIG: Final = "tensormeter.run.config"
-RUN_END: Final = "tensormeter.run.end"
-PROCESS_END: Final = "tensormeter.process.end"
-HEARTBEAT: Final = "tensormeter.run.heartbeat"
 
-NUMBERED: Final = f'"{NUMBER}":'
+NUMBERED: Final = f'"{RUN_ATTEMPT}":'
 """Part of a resource's JSON if its sender numbers attempts."""
 
 _PRECEDENCE: Final[tuple[State, ...]] = ("failed", "crashed", "preempted", "running", "finished")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from tensormeter.conventions.attempt_number import NUMBER
+from tensormeter.conventions.semconv import RUN_ATTEMPT, RUN_ID, RUN_NAME, SERVICE_INSTANCE_ID, SERVICE_NAME
 from tensormeter.otlp.batch import Attribute
 from tensormeter.server.store.models.canonical_json import canonical_json
 from tensormeter.settings import IDENTIFIER
@@ -42,11 +42,11 @@ def identify(attributes: Mapping[str, Attribute]) -> Source | str:
     not say which instance it is, a run per distinct resource.
     """
     resource = canonical_json(attributes)
-    service = _text(attributes, "service.name")
-    instance = _text(attributes, "service.instance.id")
+    service = _text(attributes, SERVICE_NAME)
+    instance = _text(attributes, SERVICE_INSTANCE_ID)
     project = service or "default"
-    run_id = _text(attributes, "tensormeter.run.id")
-    name = _text(attributes, "tensormeter.run.name") or run_id or project
+    run_id = _text(attributes, RUN_ID)
+    name = _text(attributes, RUN_NAME) or run_id or project
     derived = not run_id
     if derived:
         identity = canonical_json([service, instance]) if instance else resource
@@ -57,7 +57,7 @@ def identify(attributes: Mapping[str, Attribute]) -> Source | str:
         return f"service.name, service.instance.id or tensormeter.run.name is longer than {MAX_NAME} characters"
     if len(resource) > MAX_RESOURCE_JSON:
         return f"resource attributes are longer than {MAX_RESOURCE_JSON} characters as JSON"
-    attempt = attributes.get(NUMBER)
+    attempt = attributes.get(RUN_ATTEMPT)
     known = attempt if isinstance(attempt, int) and 1 <= attempt < 1 << 31 else 1
     return Source(project, run_id, name, instance, resource, known, derived)
 

@@ -3,12 +3,12 @@
 import sqlite3
 from collections.abc import Mapping, Sequence
 
+from tensormeter.conventions.semconv import RUN_START
 from tensormeter.otlp.batch import Attribute, Event
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.store.rules import limits
 from tensormeter.server.store.rules.events import refusal, trim_config
 from tensormeter.server.store.rules.ingest_series import Arrival, Rejections
-from tensormeter.server.store.rules.lifecycle import RUN_START
 from tensormeter.server.store.rules.limits import DELETED
 from tensormeter.server.store.rules.resource_identity import Source, identify
 from tensormeter.server.store.sqlite.points.memtable import Placed

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from tensormeter.conventions.semconv import RANK
 from tensormeter.server.store.models.metric_kind import parse_kind
 from tensormeter.server.store.models.points import Blobs, Column, Points
 from tensormeter.server.store.models.runs import ProcessAttempt
@@ -55,7 +56,7 @@ def find_attempts(connection: sqlite3.Connection, run: int) -> tuple[dict[str, P
     if connection.execute("SELECT max(attempt) FROM process WHERE run = ?", (run,)).fetchone()[0] in (None, 1):
         return {}, 0
     rows = connection.execute(
-        f"SELECT {PROCESS.selection}, json_extract(resource, '$.\"tensormeter.rank\"') FROM process WHERE run = ?",
+        f"SELECT {PROCESS.selection}, json_extract(resource, '$.\"{RANK}\"') FROM process WHERE run = ?",
         (run,),
     ).fetchall()
     attempts: dict[str, ProcessAttempt] = {}

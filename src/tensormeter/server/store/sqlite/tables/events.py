@@ -5,11 +5,11 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any, Final
 
+from tensormeter.conventions.semconv import ALERT_EVENT, RUN_HEARTBEAT
 from tensormeter.otlp.batch import Event
 from tensormeter.server.store.models.errors import MAX_ANSWER_TEXT, DamagedError
 from tensormeter.server.store.models.runs import EventPage, RunRef, StoredEvent
-from tensormeter.server.store.rules.events import ALERT, DIGEST, key_and_step, prepare_event, stored_event
-from tensormeter.server.store.rules.lifecycle import HEARTBEAT
+from tensormeter.server.store.rules.events import DIGEST, key_and_step, prepare_event, stored_event
 from tensormeter.server.store.rules.media import is_of_type
 from tensormeter.server.store.sqlite.integrity.damage import leaving_out
 from tensormeter.server.store.sqlite.integrity.seals import PROCESS, checksum, verify
@@ -40,7 +40,7 @@ def insert_event(
         return prepared
     if apply_event(connection, run, process, event, time):
         changed.add(run)
-    if event.name == HEARTBEAT:
+    if event.name == RUN_HEARTBEAT:
         return None
     columns = (
         *(run, process, time, event.name, *key_and_step(event), prepared.digest),
@@ -114,7 +114,7 @@ def read_alerts(
     rows = connection.execute(
         f"SELECT run_id, project, {_READ} FROM event JOIN run ON run.id = event.run LEFT JOIN process ON process.id = event.process"
         " WHERE event.id > ? AND event.name = ? AND NOT deleted ORDER BY event.id LIMIT ?",
-        (after, ALERT, limit),
+        (after, ALERT_EVENT, limit),
     )
     found = []
     for row in rows:

@@ -1,0 +1,105 @@
+"""Names of our events, metrics and attributes that more than one part of tensormeter uses, each spelled once.
+
+Names that only one module uses are in that module: the instruments of the sensors, for example. The names of OpenTelemetry's own
+semantic conventions are used as they are there.
+"""
+
+from typing import Final
+
+__all__ = [
+    "ALERT_EVENT",
+    "ALERT_KIND",
+    "ALERT_SOURCE",
+    "DROPPED",
+    "GPU_DRIVER_VERSION",
+    "GPU_MODELS",
+    "GPU_VISIBLE_DEVICES",
+    "IMAGE_EVENT",
+    "LAUNCH_ID",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MEDIA_KEY",
+    "PROCESS_END",
+    "PROCESS_ID",
+    "PROCESS_KIND",
+    "PROCESS_ROLE",
+    "RANK",
+    "RUN_ATTEMPT",
+    "RUN_ATTEMPT_PROVISIONAL",
+    "RUN_ATTEMPT_UNSETTLED",
+    "RUN_CONFIG",
+    "RUN_END",
+    "RUN_HEARTBEAT",
+    "RUN_ID",
+    "RUN_NAME",
+    "RUN_START",
+    "SENSOR",
+    "SERVICE_INSTANCE_ID",
+    "SERVICE_NAME",
+    "STEP_METRIC",
+    "TABLE_EVENT",
+    "TEXT_EVENT",
+    "WORLD_SIZE",
+]
+
+# Events.
+RUN_START: Final = "tensormeter.run.start"
+"""A process has joined the run; the body has its configuration."""
+RUN_CONFIG: Final = "tensormeter.run.config"
+"""The configuration has changed."""
+RUN_HEARTBEAT: Final = "tensormeter.run.heartbeat"
+"""An idle process is alive; the body has its drop counts."""
+RUN_END: Final = "tensormeter.run.end"
+"""The run has ended in this process; the body has the state."""
+PROCESS_END: Final = "tensormeter.process.end"
+"""A process of the run has ended, and the run has not."""
+ALERT_EVENT: Final = "tensormeter.alert"
+IMAGE_EVENT: Final = "tensormeter.image"
+TABLE_EVENT: Final = "tensormeter.table"
+TEXT_EVENT: Final = "tensormeter.text"
+
+# Attributes of events.
+MEDIA_KEY: Final = "tensormeter.key"
+"""Key under which an image, a table or a text was logged."""
+ALERT_KIND: Final = "tensormeter.alert.kind"
+ALERT_SOURCE: Final = "tensormeter.alert.source"
+
+# Metrics.
+STEP_METRIC: Final = "tensormeter.step"
+"""Gauge with the step of each row; also the attribute with the step of an event."""
+DROPPED: Final = "tensormeter.dropped"
+"""Counter of points that were dropped, by reason."""
+
+# Attributes of resources: the run.
+SERVICE_NAME: Final = "service.name"
+"""The project."""
+SERVICE_INSTANCE_ID: Final = "service.instance.id"
+"""Id of the process, unique in the world."""
+RUN_ID: Final = "tensormeter.run.id"
+RUN_NAME: Final = "tensormeter.run.name"
+RUN_ATTEMPT: Final = "tensormeter.run.attempt"
+"""Number of the attempt, from 1."""
+RUN_ATTEMPT_PROVISIONAL: Final = "tensormeter.run.attempt.provisional"
+"""True if neither this machine nor a server could find out whether there were earlier attempts."""
+RUN_ATTEMPT_UNSETTLED: Final = "tensormeter.run.attempt.unsettled"
+"""Basis of the attempt's number, from a training process to its agent. It is never delivered."""
+
+# Attributes of resources: the process.
+PROCESS_KIND: Final = "tensormeter.process.kind"
+"""`training`, or `node` for the process to which the statistics of a node belong."""
+RANK: Final = "tensormeter.rank"
+LOCAL_RANK: Final = "tensormeter.local_rank"
+WORLD_SIZE: Final = "tensormeter.world_size"
+LOCAL_WORLD_SIZE: Final = "tensormeter.local_world_size"
+LAUNCH_ID: Final = "tensormeter.launch.id"
+"""Id that all ranks of a launch share, and no other launch has."""
+GPU_DRIVER_VERSION: Final = "tensormeter.gpu.driver_version"
+GPU_MODELS: Final = "tensormeter.gpu.models"
+GPU_VISIBLE_DEVICES: Final = "tensormeter.gpu.visible_devices"
+
+# Attributes of series.
+PROCESS_ID: Final = "tensormeter.process.id"
+"""`service.instance.id` of the training process that a statistic is about."""
+PROCESS_ROLE: Final = "tensormeter.process.role"
+"""`trainer`, `children` (all child processes of a trainer together), or `agent`."""
+SENSOR: Final = "tensormeter.sensor"
