@@ -9,7 +9,7 @@ import sys
 from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Request, Retry
 from tensormeter.otlp.media import Alert
 from tensormeter_exporters.base import DecodingExporter
-from tensormeter_exporters.otlp_series import Speaker, Spoken, read_events, read_metrics, scalars
+from tensormeter_exporters.otlp_series import ProcessRef, RunEvent, read_events, read_metrics, scalars
 
 __all__ = ["ConsoleExporter"]
 
@@ -33,7 +33,7 @@ class ConsoleExporter(DecodingExporter):
     @staticmethod
     def _metrics(request: Request) -> list[str]:
         return [
-            f"{_who(stepped.speaker)} {f'step {stepped.steps[-1]}' if stepped.stepped[-1] else '-'} "
+            f"{_run(stepped.sender)} {f'step {stepped.steps[-1]}' if stepped.stepped[-1] else '-'} "
             f"{numbers.name} = {numbers.values[-1]:.6g} {stepped.series.unit}".rstrip()
             + (f" (last of {len(numbers.values)})" if len(numbers.values) > 1 else "")
             for stepped in read_metrics(request)
@@ -43,23 +43,23 @@ class ConsoleExporter(DecodingExporter):
 
     @staticmethod
     def _events(request: Request) -> list[str]:
-        return [f"{_who(spoken.speaker)} {_said(spoken)}" for spoken in read_events(request)]
+        return [f"{_run(run_event.sender)} {_text(run_event)}" for run_event in read_events(request)]
 
 
-def _said(spoken: Spoken) -> str:
-    if spoken.error:
-        return spoken.error
-    match spoken.media:
+def _text(run_event: RunEvent) -> str:
+    if run_event.error:
+        return run_event.error
+    match run_event.media:
         case None:
-            return f"{spoken.event.name} {spoken.event.body}"
+            return f"{run_event.event.name} {run_event.event.body}"
         case Alert(title, text, level):
             return f"{level} {title}: {text}"
         case media:
-            return f"{'-' if spoken.step is None else f'step {spoken.step}'} {spoken.event.name} {media.key}"
+            return f"{'-' if run_event.step is None else f'step {run_event.step}'} {run_event.event.name} {media.key}"
 
 
-def _who(speaker: Speaker) -> str:
-    return f"{speaker.project}/{speaker.run}"
+def _run(sender: ProcessRef) -> str:
+    return f"{sender.project}/{sender.run}"
 
 
 def _plain(line: str) -> str:

@@ -113,9 +113,9 @@ class ExperimentExporter:
             return answer
         if not answer.ok and answer.status not in _NOT_THERE:
             return Retry(answer.reason, answer.retry_after)
-        found = _read_document(answer.body) if answer.ok else None
-        self._asked_in_vain = found is None
-        return found
+        durability = _read_document(answer.body) if answer.ok else None
+        self._asked_in_vain = durability is None
+        return durability
 
     def _asks(self, signal: Signal) -> bool:
         """Whether the server of a signal can be asked what is durable: what it says of one request is of use only then."""

@@ -29,8 +29,8 @@ from tensormeter.outages import is_outage
 from tensormeter_exporters.base import DecodingExporter
 from tensormeter_exporters.names import ChangedNames
 from tensormeter_exporters.otlp_series import (
-    Speaker,
-    Spoken,
+    ProcessRef,
+    RunEvent,
     SteppedSeries,
     flatten,
     read_events,
@@ -144,21 +144,21 @@ class MlflowExporter(DecodingExporter):
         if request.signal == "metrics":
             return self._metrics(request.id, read_metrics(request))
         events = read_events(request)
-        refused = RefusedItems(self._temporary(request.id, events[0].speaker if events else None))
+        refused = RefusedItems(self._temporary(request.id, events[0].sender if events else None))
         stored = 0
-        for spoken in refused.readable(events):
-            with refused.item(_name_of(spoken)):
-                self._said(spoken, refused)
+        for run_event in refused.readable(events):
+            with refused.item(_name_of(run_event)):
+                self._log_event(run_event, refused)
                 stored += 1
         return refused.outcome(stored)
 
-    def _temporary(self, request: str, speaker: Speaker | None) -> Callable[[Exception], bool]:
+    def _temporary(self, request: str, sender: ProcessRef | None) -> Callable[[Exception], bool]:
         """What tells exceptions that say nothing about an item, at a request."""
         item_may_be_the_cause = (
-            speaker is not None
+            sender is not None
             and request == self._failing
             and self._internal_errors >= _INTERNAL_ERRORS
-            and self._takes_anything(speaker)
+            and self._takes_anything(sender)
         )
 
         def is_temporary(error: Exception) -> bool:
@@ -172,24 +172,24 @@ class MlflowExporter(DecodingExporter):
 
         return is_temporary
 
-    def _takes_anything(self, speaker: Speaker) -> bool:
+    def _takes_anything(self, sender: ProcessRef) -> bool:
         """Whether MLflow stores something that is right beyond doubt: then its internal error is about an item."""
         try:
-            run, process = self._run(speaker)
+            run, process = self._run(sender)
             self._client.set_tag(run, _PROCESS_TAG, process)
         except Exception:  # whatever it is, MLflow does not work
             return False
         return True
 
-    def _metrics(self, request: str, found: list[SteppedSeries]) -> Outcome:
+    def _metrics(self, request: str, series: list[SteppedSeries]) -> Outcome:
         by_run: dict[str, list[Metric]] = {}
-        self._series.begin(found)
-        for stepped in found:
-            run, process = self._run(stepped.speaker)
-            prefix = _prefix(stepped.speaker, process)
+        self._series.begin(series)
+        for stepped in series:
+            run, process = self._run(stepped.sender)
+            prefix = _prefix(stepped.sender, process)
             by_run.setdefault(run, []).extend(self._metrics_of(stepped, prefix))
         self._series.save()
-        refused = RefusedItems(self._temporary(request, found[0].speaker if found else None))
+        refused = RefusedItems(self._temporary(request, series[0].sender if series else None))
         stored = 0
         for run, metrics in by_run.items():
             for first in range(0, len(metrics), _MAX_METRICS):
@@ -231,33 +231,41 @@ class MlflowExporter(DecodingExporter):
             refused.add(f"{kind}: MLflow refuses all of them", sum(map(len, waiting)))
         return stored
 
-    def _said(self, spoken: Spoken, refused: RefusedItems) -> None:
+    def _log_event(self, run_event: RunEvent, refused: RefusedItems) -> None:
         """Log what an event carries."""
-        run, process = self._run(spoken.speaker)
-        prefix = _prefix(spoken.speaker, process)
-        match spoken.media:
+        run, process = self._run(run_event.sender)
+        prefix = _prefix(run_event.sender, process)
+        match run_event.media:
             case Table(key, columns, rows):
-                self._table(run, prefix + self._path(key, spoken), columns, rows)
+                self._table(run, prefix + self._path(key, run_event), columns, rows)
             case Image(key, data, media_type):
-                self._artifact(run, f"images/{prefix}{self._path(key, spoken)}.{_extension(media_type)}", data)
+                self._artifact(run, f"images/{prefix}{self._path(key, run_event)}.{_extension(media_type)}", data)
             case Text(key, text):
-                self._artifact(run, f"texts/{prefix}{self._path(key, spoken)}.txt", text.encode(errors="replace"))
+                self._artifact(run, f"texts/{prefix}{self._path(key, run_event)}.txt", text.encode(errors="replace"))
             case Alert(title, text, level):
-                alert = {"level": level, "title": title, "text": text, "time": spoken.event.time, "step": spoken.step}
-                self._artifact(run, f"alerts/{prefix}{spoken.event.time}.json", json.dumps(alert).encode())
-            case None if spoken.event.name in (RUN_START, RUN_CONFIG):
-                self._describe(run, spoken.body, refused)
-                config = spoken.body.get("config")
+                alert = {
+                    "level": level,
+                    "title": title,
+                    "text": text,
+                    "time": run_event.event.time,
+                    "step": run_event.step,
+                }
+                self._artifact(run, f"alerts/{prefix}{run_event.event.time}.json", json.dumps(alert).encode())
+            case None if run_event.event.name in (RUN_START, RUN_CONFIG):
+                self._describe(run, run_event.body, refused)
+                config = run_event.body.get("config")
                 self._config(run, config if isinstance(config, Mapping) else {}, refused)
-            case None if spoken.event.name == RUN_END and process == spoken.speaker.process:
-                status = _STATUS.get(str(spoken.body.get("state")), "FINISHED")
-                self._client.set_terminated(run, status, end_time=spoken.event.time // 1_000_000)
+            case None if run_event.event.name == RUN_END and process == run_event.sender.process:
+                status = _STATUS.get(str(run_event.body.get("state")), "FINISHED")
+                self._client.set_terminated(run, status, end_time=run_event.event.time // 1_000_000)
 
-    def _path(self, key: str, spoken: Spoken) -> str:
+    def _path(self, key: str, run_event: RunEvent) -> str:
         """The path of a key at a step. Something else of the same kind, key and step has its time behind it."""
-        time = spoken.event.time
-        path = f"{self._paths(key)}-{time if spoken.step is None else spoken.step}"
-        owner = self._media.setdefault((spoken.speaker.run, spoken.speaker.process, spoken.event.name, path), time)
+        time = run_event.event.time
+        path = f"{self._paths(key)}-{time if run_event.step is None else run_event.step}"
+        owner = self._media.setdefault(
+            (run_event.sender.run, run_event.sender.process, run_event.event.name, path), time
+        )
         return path if owner == time else f"{path}-{time}"
 
     def _table(self, run: str, path: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -274,13 +282,13 @@ class MlflowExporter(DecodingExporter):
     def _describe(self, run: str, body: Mapping[str, object], refused: RefusedItems) -> None:
         """Group, tags and notes: as tags of MLflow, which leave alone what people have written there meanwhile."""
         tags = body.get("tags")
-        said = {self._tags(tag): "true" for tag in tags if isinstance(tag, str)} if isinstance(tags, Sequence) else {}
+        texts = {self._tags(tag): "true" for tag in tags if isinstance(tag, str)} if isinstance(tags, Sequence) else {}
         if body.get("group"):
-            said[_GROUP_TAG] = str(body["group"])
+            texts[_GROUP_TAG] = str(body["group"])
         if body.get("notes"):
-            said[MLFLOW_RUN_NOTE] = str(body["notes"])
-        known = self._client.get_run(run).data.tags if said else {}
-        fresh = [RunTag(name, text[:_MAX_TAG]) for name, text in said.items() if name not in known]
+            texts[MLFLOW_RUN_NOTE] = str(body["notes"])
+        known = self._client.get_run(run).data.tags if texts else {}
+        fresh = [RunTag(name, text[:_MAX_TAG]) for name, text in texts.items() if name not in known]
         if fresh:
             self._log(run, "tags", fresh, refused)
 
@@ -308,34 +316,34 @@ class MlflowExporter(DecodingExporter):
             file.write_bytes(data)
             self._client.log_artifact(run, str(file), folder)
 
-    def _run(self, speaker: Speaker) -> tuple[str, str]:
+    def _run(self, sender: ProcessRef) -> tuple[str, str]:
         """MLflow's id of the run, and the process whose metrics have their own names."""
-        key = speaker.project, speaker.run
+        key = sender.project, sender.run
         if key not in self._runs:
-            self._runs[key] = self._find_run(speaker)
+            self._runs[key] = self._find_run(sender)
         return self._runs[key]
 
-    def _find_run(self, speaker: Speaker) -> tuple[str, str]:
-        experiment = self._experiment_id(self._experiment or speaker.project)
-        quoted = speaker.run.replace("'", "")
-        found = self._client.search_runs(
+    def _find_run(self, sender: ProcessRef) -> tuple[str, str]:
+        experiment = self._experiment_id(self._experiment or sender.project)
+        quoted = sender.run.replace("'", "")
+        runs = self._client.search_runs(
             [experiment],
             f"tags.`{_RUN_TAG}` = '{quoted}'",
             run_view_type=ViewType.ALL,
             order_by=["attributes.start_time ASC"],
         )
-        active = [run for run in found if run.info.lifecycle_stage == LifecycleStage.ACTIVE]
+        active = [run for run in runs if run.info.lifecycle_stage == LifecycleStage.ACTIVE]
         if active:
             run = active[0]
-        elif found:
+        elif runs:
             raise _Deleted(
-                f"MLflow's run {found[0].info.run_id} was deleted; restore it in MLflow's page or with `mlflow runs restore "
-                f"--run-id {found[0].info.run_id}`, or give up what waits with `tensormeter spool purge`"
+                f"MLflow's run {runs[0].info.run_id} was deleted; restore it in MLflow's page or with `mlflow runs restore "
+                f"--run-id {runs[0].info.run_id}`, or give up what waits with `tensormeter spool purge`"
             )
         else:
-            tags = {_RUN_TAG: quoted, _PROCESS_TAG: speaker.process}
-            run = self._client.create_run(experiment, tags=tags, run_name=_plain(speaker.name))
-        return run.info.run_id, run.data.tags.get(_PROCESS_TAG, speaker.process)
+            tags = {_RUN_TAG: quoted, _PROCESS_TAG: sender.process}
+            run = self._client.create_run(experiment, tags=tags, run_name=_plain(sender.name))
+        return run.info.run_id, run.data.tags.get(_PROCESS_TAG, sender.process)
 
     def _experiment_id(self, name: str) -> str:
         experiment = self._client.get_experiment_by_name(name)
@@ -379,19 +387,19 @@ def _extension(media_type: str) -> str:
     return _UNSAFE_EXTENSION.sub("", kind)[:16] or "bin"
 
 
-def _prefix(speaker: Speaker, first: str) -> str:
+def _prefix(sender: ProcessRef, first: str) -> str:
     """What tells further processes from the first one."""
-    return "" if speaker.process == first else f"process-{speaker.process[:8]}/"
+    return "" if sender.process == first else f"process-{sender.process[:8]}/"
 
 
 def _plain(name: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in name[:_LONGEST_NAME])
 
 
-def _name_of(spoken: Spoken) -> str:
-    match spoken.media:
+def _name_of(run_event: RunEvent) -> str:
+    match run_event.media:
         case None:
-            return spoken.event.name
+            return run_event.event.name
         case Alert(title):
             return f"alert {title[:100]!r}"
         case media:

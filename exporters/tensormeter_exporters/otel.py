@@ -55,11 +55,11 @@ class OTelExporter(DecodingExporter):
 
     def __init__(self, config: ExporterConfig) -> None:
         config.options_or()
-        found = entry_points(group=_GROUP, name=config.label)
-        if not found:
+        entries = entry_points(group=_GROUP, name=config.label)
+        if not entries:
             known = ", ".join(sorted(entry_points(group=_GROUP).names))
             raise SettingsError(f"exporters: expected otel:NAME with a name of {known}, got {config.destination!r}")
-        (entry,) = found
+        (entry,) = entries
         try:
             exporter = entry.load()()
         except Exception as error:
@@ -118,7 +118,7 @@ def metrics_data(batches: Sequence[columns.Batch], *, no_sum: float | None = Non
             key = repr((scope.name, scope.version, scope.schema_url, sorted(scope.attributes.items())))
             _, metrics = scopes.setdefault(key, (scope, []))
             metrics.append(Metric(series.name, series.description, series.unit, data))
-    found = [
+    resource_metrics = [
         ResourceMetrics(
             Resource(_sdk(batch.resource)),
             [ScopeMetrics(_scope(scope), metrics, scope.schema_url) for scope, metrics in scopes.values()],
@@ -126,7 +126,7 @@ def metrics_data(batches: Sequence[columns.Batch], *, no_sum: float | None = Non
         )
         for batch, scopes in resources.values()
     ]
-    return MetricsData(found), left_out
+    return MetricsData(resource_metrics), left_out
 
 
 def _data(series: columns.Series, no_sum: float | None) -> Gauge | Sum | Histogram | ExponentialHistogram | None:

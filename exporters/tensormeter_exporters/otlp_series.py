@@ -1,7 +1,7 @@
-"""Requests for destinations that are not OTLP: series with their steps, and events.
+"""Decodes requests for destinations that are not OTLP: into series with their steps, and into events.
 
-The step of a value is that of the gauge `tensormeter.step` of the same process at the same time: a join, as in the server.
-A row is never split over two requests, so it is always in the same one.
+The step of a value is the value of the gauge `tensormeter.step` of the same process at the same time: a join, as in the server.
+Rows are never split over two requests, so the gauge is always in the same request.
 """
 
 from collections import Counter
@@ -35,9 +35,9 @@ from tensormeter_exporters.names import suffix_of
 from tensormeter_exporters.request_bodies import decoding, decompress
 
 __all__ = [
+    "ProcessRef",
+    "RunEvent",
     "Scalars",
-    "Speaker",
-    "Spoken",
     "SteppedSeries",
     "bucket_edges",
     "flatten",
@@ -50,13 +50,13 @@ _NANOSECONDS: Final = 1_000_000_000
 
 
 @dataclass(frozen=True)
-class Speaker:
-    """The process of a run that says something.
+class ProcessRef:
+    """The process of a run that sent something.
 
     Attributes:
         project: `service.name`.
         run: Id of the run.
-        name: Of the run, for people.
+        name: Name of the run, for people.
         process: `service.instance.id`.
     """
 
@@ -66,8 +66,8 @@ class Speaker:
     process: str
 
     @classmethod
-    def of(cls, resource: Mapping[str, Attribute]) -> "Speaker":
-        """From the resource; what is not tensormeter's own is a run by its instance."""
+    def of(cls, resource: Mapping[str, Attribute]) -> "ProcessRef":
+        """Read the resource. Every instance of other software is a run."""
         process = str(resource.get(SERVICE_INSTANCE_ID) or "unknown")
         run = str(resource.get(RUN_ID) or process)
         return cls(
@@ -80,17 +80,17 @@ class Speaker:
 
 @dataclass(frozen=True)
 class SteppedSeries:
-    """A series and where its points stand on the axis of steps.
+    """A series with the steps of its points.
 
     Attributes:
-        speaker: Whose it is.
+        sender: The process that sent it.
         series: The points.
-        steps: int64, shape (n,). Where a point has none (a sensor's), the Unix time in seconds, which needs no memory and
-            is the same when a request comes again.
-        stepped: Whether each point has one, bool, shape (n,).
+        steps: int64, shape (n,). The Unix time in seconds for points without a step (of sensors): it needs no state and is the
+            same when a request is retried.
+        stepped: Whether each point has a step, bool, shape (n,).
     """
 
-    speaker: Speaker
+    sender: ProcessRef
     series: Series
     steps: NDArray[np.int64]
     stepped: NDArray[np.bool_]
@@ -99,12 +99,12 @@ class SteppedSeries:
     def name(self) -> str:
         """The metric's name, and its attributes if it has any: `hw.power{hw.id=GPU-0}`."""
         attributes = self.series.attributes
-        listed = ",".join(f"{key}={attributes[key]}" for key in sorted(attributes))
-        return f"{self.series.name}{{{listed}}}" if listed else self.series.name
+        pairs = ",".join(f"{key}={attributes[key]}" for key in sorted(attributes))
+        return f"{self.series.name}{{{pairs}}}" if pairs else self.series.name
 
     @property
     def identity(self) -> str:
-        """What tells the series from all others of its process, also where the names are equal; the name if that does."""
+        """A text that no other series of the process has, even one of the same name; the name itself if it is enough."""
         series = self.series
         scope = [] if series.scope.name in ("", SCOPE.name) else [series.scope.name, series.scope.version]
         if not series.attributes and not scope:
@@ -113,18 +113,18 @@ class SteppedSeries:
 
 
 @dataclass(frozen=True)
-class Spoken:
+class RunEvent:
     """An event of a process.
 
     Attributes:
-        speaker: Whose it is.
+        sender: The process that sent it.
         event: The event.
-        media: What it carries, if it is a table, an image, a text or an alert.
-        step: Of what it carries.
-        error: What is wrong with it, if it should carry something and does not.
+        media: Table, image, text or alert in it, if any.
+        step: Step of the media.
+        error: Reason why the media cannot be read, or "".
     """
 
-    speaker: Speaker
+    sender: ProcessRef
     event: Event
     media: Media | None = None
     step: int | None = None
@@ -132,12 +132,12 @@ class Spoken:
 
     @property
     def axis_step(self) -> int:
-        """The step, or as for a point that has none."""
+        """The step, or the Unix time in seconds, as for points without a step."""
         return self.event.time // _NANOSECONDS if self.step is None else self.step
 
     @property
     def body(self) -> Mapping[str, Value]:
-        """The event's body, if it is a mapping; else nothing."""
+        """The event's body if it is a mapping, otherwise an empty one."""
         return self.event.body if isinstance(self.event.body, Mapping) else {}
 
 
@@ -146,10 +146,10 @@ class Scalars:
     """Plain numbers made from a series.
 
     Attributes:
-        name: The series' name, or with `/mean` and the like behind it, for what is not a number.
+        name: Name of the series; with a suffix such as `/mean` if its points are not numbers.
         values: float64 or int64, shape (n,).
-        part: `/mean` and the like, or "".
-        statistic: Whether a NaN stands for no value; else it is one.
+        part: The suffix, such as `/mean`, or "".
+        statistic: Whether NaN means that there is no value.
     """
 
     name: str
@@ -159,51 +159,51 @@ class Scalars:
 
     @property
     def present(self) -> NDArray[np.bool_]:
-        """Where there is a value, shape (n,)."""
+        """Mask of the points that have a value, shape (n,)."""
         return ~np.isnan(self.values) if self.statistic else np.ones(len(self.values), np.bool_)
 
 
 def read_metrics(request: Request) -> list[SteppedSeries]:
-    """Every series of a metrics request but the steps themselves.
+    """All series of a metrics request, without the steps themselves.
 
     Raises:
-        EncodingError: The body is not what it claims to be. Nothing else is raised.
+        EncodingError: The body cannot be decoded. Nothing else is raised.
     """
     body = decompress(request)
     with decoding(request):
         batches = decode_metrics(body)
         steps = _steps(batches)
         return [
-            SteppedSeries(speaker, series, *_join(series.times, steps.get(speaker.process)))
+            SteppedSeries(sender, series, *_join(series.times, steps.get(sender.process)))
             for batch in batches
-            for speaker in [Speaker.of(batch.resource)]
+            for sender in [ProcessRef.of(batch.resource)]
             for series in batch.series
             if series.name != STEP_METRIC
         ]
 
 
-def read_events(request: Request) -> list[Spoken]:
-    """Every event of a logs request.
+def read_events(request: Request) -> list[RunEvent]:
+    """All events of a logs request.
 
     Raises:
-        EncodingError: The body is not what it claims to be. Nothing else is raised.
+        EncodingError: The body cannot be decoded. Nothing else is raised.
     """
-    found = []
+    run_events = []
     body = decompress(request)
     with decoding(request):
         for resource, events in decode_events(body):
-            speaker = Speaker.of(resource)
+            sender = ProcessRef.of(resource)
             for event in events:
                 try:
                     media, step = media_of(event) or (None, None)
-                    found.append(Spoken(speaker, event, media, step))
-                except Exception as error:  # of whatever kind: it costs this event alone
-                    found.append(Spoken(speaker, event, error=f"{event.name}: {error}"))
-    return found
+                    run_events.append(RunEvent(sender, event, media, step))
+                except Exception as error:  # of any type: only this event is lost
+                    run_events.append(RunEvent(sender, event, error=f"{event.name}: {error}"))
+    return run_events
 
 
 def scalars(stepped: SteppedSeries) -> Iterator[Scalars]:
-    """A series as plain numbers: itself, or the statistics of what is not one number a point."""
+    """A series as plain numbers: the series itself, or statistics if its points are not numbers."""
     series, name = stepped.series, stepped.name
     if isinstance(series, Gauge | Sum):
         yield Scalars(name, series.values)
@@ -223,8 +223,8 @@ def scalars(stepped: SteppedSeries) -> Iterator[Scalars]:
 def bucket_edges(series: Distribution, index: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """One distribution as (edges, counts), with finite increasing edges, shape (k + 1,) and (k,).
 
-    Open ends reach to the minimum and maximum, or where they are unknown as far as the bucket next to them is wide. Empty open
-    ends are left out. Zeros of exponential histograms have a bucket of their own, see `explicit_buckets`.
+    Open ends reach to the minimum and maximum; if these are unknown, an open end is as wide as an average bucket. Empty open ends
+    are left out. Zeros of exponential histograms have their own bucket, see `explicit_buckets`.
     """
     if isinstance(series, Histogram):
         bounds, counts = series.bounds.tolist(), series.buckets[index].tolist()
@@ -245,7 +245,7 @@ def bucket_edges(series: Distribution, index: int) -> tuple[NDArray[np.float64],
 
 
 def flatten(config: Mapping[str, object]) -> dict[str, object]:
-    """Nested mappings as one, with keys joined by dots. Of `{"a.b": 1, "a": {"b": 2}}` the former gets a suffix."""
+    """Flatten nested mappings; keys are joined by dots. In `{"a.b": 1, "a": {"b": 2}}` the first key gets a suffix."""
     leaves = list(_leaves(config, ()))
     paths = Counter(".".join(path) for path, _ in leaves)
     flat: dict[str, object] = {}
@@ -266,19 +266,19 @@ def _leaves(config: Mapping[str, object], above: tuple[str, ...]) -> Iterator[tu
 
 
 def _steps(batches: Sequence[Batch]) -> dict[str, tuple[NDArray[np.uint64], NDArray[np.int64]]]:
-    """Times and steps of each process's rows, in order of time."""
+    """Times and steps of the rows of each process, ordered by time."""
     pieces: dict[str, list[Gauge]] = {}
     for batch in batches:
-        process = Speaker.of(batch.resource).process
+        process = ProcessRef.of(batch.resource).process
         pieces.setdefault(process, []).extend(gauge for gauge in batch.gauges if gauge.name == STEP_METRIC)
-    found = {}
+    steps = {}
     for process, gauges in pieces.items():
         if gauges:
             times = np.concatenate([gauge.times for gauge in gauges])
             values = np.concatenate([gauge.values for gauge in gauges]).astype(np.int64)
             order = np.argsort(times, kind="stable")
-            found[process] = times[order], values[order]
-    return found
+            steps[process] = times[order], values[order]
+    return steps
 
 
 def _join(
@@ -297,12 +297,12 @@ def _join(
 def _closed(
     bounds: Sequence[float], counts: Sequence[int], low: float, high: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Edges and counts of buckets with open ends, which are left out where they are empty; `low` and `high` are NaN if unknown."""
+    """Edges and counts of buckets with open ends; empty open ends are left out. `low` and `high` are NaN if unknown."""
     if not len(bounds):
         low, high = (low, high) if low < high else (-1.0, 1.0)
         return np.array([low, high]), np.array(counts, np.float64)
     width = (bounds[-1] - bounds[0]) / len(bounds) or 1.0
-    # As in Prometheus: without a minimum, a first bucket up to 0 holds zeros, not negative numbers.
+    # As in Prometheus: without a minimum, a first bucket up to 0 contains zeros, not negative numbers.
     below = float(np.nextafter(0.0, -1.0)) if bounds[0] == 0 else bounds[0] - width
     edges, kept = list(bounds), list(counts)
     if len(edges) > 1 and not kept[0]:

@@ -6,7 +6,7 @@ from typing import Final
 
 from tensormeter.exporter import Accepted, Outcome, Rejected
 from tensormeter.outages import is_outage
-from tensormeter_exporters.otlp_series import Spoken
+from tensormeter_exporters.otlp_series import RunEvent
 
 __all__ = ["RefusedItems"]
 
@@ -43,13 +43,13 @@ class RefusedItems:
         else:
             self._more = True
 
-    def readable(self, events: Iterable[Spoken]) -> Iterator[Spoken]:
+    def readable(self, events: Iterable[RunEvent]) -> Iterator[RunEvent]:
         """The events that can be read; the others are refused."""
-        for spoken in events:
-            if spoken.error:
-                self.add(spoken.error)
+        for run_event in events:
+            if run_event.error:
+                self.add(run_event.error)
             else:
-                yield spoken
+                yield run_event
 
     @contextmanager
     def item(self, what: str) -> Iterator[None]:

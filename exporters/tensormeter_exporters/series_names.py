@@ -53,15 +53,15 @@ class SeriesNames:
         self._saved = 0
         self._load()
 
-    def begin(self, found: Iterable[SteppedSeries]) -> None:
+    def begin(self, series: Iterable[SteppedSeries]) -> None:
         """Give their names to the metrics of a request that were logged, before any is made up."""
-        for stepped in found:
+        for stepped in series:
             if stepped.identity == stepped.series.name:
                 self.of(stepped)
 
     def of(self, stepped: SteppedSeries, part: str = "") -> str:
         """The name of a series, or of a part of it, such as `/mean`. `save` keeps the choice."""
-        process, identity = stepped.speaker.process, f"{stepped.identity}\0{part}"
+        process, identity = stepped.sender.process, f"{stepped.identity}\0{part}"
         name = self._names.get((process, identity))
         if name is None:
             name = self._names[process, identity] = self._choose(process, stepped, part, identity)

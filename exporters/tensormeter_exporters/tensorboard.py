@@ -31,8 +31,8 @@ from tensormeter_exporters.append_once import AppendOnce
 from tensormeter_exporters.base import FileExporter
 from tensormeter_exporters.names import ChangedNames
 from tensormeter_exporters.otlp_series import (
-    Speaker,
-    Spoken,
+    ProcessRef,
+    RunEvent,
     SteppedSeries,
     bucket_edges,
     flatten,
@@ -70,20 +70,20 @@ class TensorBoardExporter(FileExporter):
         self._tags = ChangedNames(name, "that is the tag of a text of tensormeter's own", _clean_tag, _LONGEST_TAG)
 
     def deliver(self, request: Request) -> Outcome:
-        events: defaultdict[Speaker, list[Event]] = defaultdict(list)
+        events: defaultdict[ProcessRef, list[Event]] = defaultdict(list)
         refused = RefusedItems()
         if request.signal == "metrics":
             series = read_metrics(request)
             self._series.begin(series)
             for stepped in series:
                 with refused.item(stepped.name[:100]):
-                    events[stepped.speaker].extend(self._series_events(stepped))
+                    events[stepped.sender].extend(self._series_events(stepped))
         else:
-            for spoken in refused.readable(read_events(request)):
-                with refused.item(spoken.event.name):
-                    events[spoken.speaker].extend(self._spoken_events(spoken))
+            for run_event in refused.readable(read_events(request)):
+                with refused.item(run_event.event.name):
+                    events[run_event.sender].extend(self._run_events(run_event))
         self._series.save()
-        files = {self._path(request, speaker): of_process for speaker, of_process in events.items()}
+        files = {self._path(request, sender): of_process for sender, of_process in events.items()}
         self._files.append(request.id, {path: self._records(request, path, some) for path, some in files.items()})
         return refused.outcome(sum(map(len, events.values())))
 
@@ -116,9 +116,9 @@ class TensorBoardExporter(FileExporter):
                 events.append(_event(at, step, Summary.Value(tag=self._series.of(stepped), histo=histogram)))
         return events
 
-    def _spoken_events(self, spoken: Spoken) -> Iterator[Event]:
-        at, step = spoken.event.time / 1e9, spoken.axis_step
-        match spoken.media:
+    def _run_events(self, run_event: RunEvent) -> Iterator[Event]:
+        at, step = run_event.event.time / 1e9, run_event.axis_step
+        match run_event.media:
             case Image(key, data, _, width, height):
                 image = Summary.Image(encoded_image_string=data, width=width, height=height, colorspace=3)
                 yield _event(at, step, Summary.Value(tag=key, image=image))
@@ -128,19 +128,19 @@ class TensorBoardExporter(FileExporter):
                 yield _event(at, step, _text(self._tags(key), _markdown(columns, rows)))
             case Alert(title, text, level):
                 yield _event(at, step, _text("alerts", f"**{level}: {title}**\n\n{text}"))
-            case None if spoken.event.name in (RUN_START, RUN_CONFIG):
-                config = spoken.body.get("config")
+            case None if run_event.event.name in (RUN_START, RUN_CONFIG):
+                config = run_event.body.get("config")
                 if isinstance(config, dict) and config:
                     shown = [
                         [key, json.dumps(value, ensure_ascii=False, default=str)]
                         for key, value in flatten(config).items()
                     ]
                     yield _event(at, 0, _text("config", _markdown(["name", "value"], shown)))
-            case None if spoken.event.name == RUN_END:
-                yield _event(at, step, _text("state", str(spoken.body.get("state", "finished"))))
+            case None if run_event.event.name == RUN_END:
+                yield _event(at, step, _text("state", str(run_event.body.get("state", "finished"))))
 
-    def _path(self, request: Request, speaker: Speaker) -> Path:
-        parts = [_UNSAFE.sub("_", part)[:128] or "_" for part in (speaker.project, speaker.run, speaker.process[:8])]
+    def _path(self, request: Request, sender: ProcessRef) -> Path:
+        parts = [_UNSAFE.sub("_", part)[:128] or "_" for part in (sender.project, sender.run, sender.process[:8])]
         return self.directory.joinpath(*(f"_{part}" if part.startswith(".") else part for part in parts)) / (
             f"events.out.tfevents.{self._files.writer}"
         )

@@ -17,7 +17,7 @@ def test_steps_are_joined_by_process_and_exact_time(make):
         Batch(make.resource(process="a"), make.rows(rows)),
         Batch(make.resource(process="b"), make.rows({7: {"loss": 9.0}})),
     )
-    found = {(item.speaker.process, item.name): item for item in read_metrics(request)}
+    found = {(item.sender.process, item.name): item for item in read_metrics(request)}
     assert found.keys() == {("a", "loss"), ("a", "acc"), ("b", "loss")}
     assert found["a", "loss"].steps.tolist() == [30, 10, 20]
     assert found["a", "acc"].steps.tolist() == [10]
@@ -65,9 +65,9 @@ def test_events_carry_media_and_say_what_is_wrong(make):
     ]
     bad = Event("tensormeter.table", make.T0, {"columns": ["a"], "rows": [[1, 2]]}, {"tensormeter.key": "t"})
     found = read_events(make.logs(1, *good, bad, make.start({})))
-    assert [spoken.media for spoken in found[:4]] == [table, *[spoken.media for spoken in found[1:4]]]
-    assert [type(spoken.media) for spoken in found[:4]] == [Table, Image, Text, Alert]
-    assert [spoken.step for spoken in found] == [3, None, 4, 5, None, None]
+    assert [run_event.media for run_event in found[:4]] == [table, *[run_event.media for run_event in found[1:4]]]
+    assert [type(run_event.media) for run_event in found[:4]] == [Table, Image, Text, Alert]
+    assert [run_event.step for run_event in found] == [3, None, 4, 5, None, None]
     assert "expected 1 cells" in found[4].error
     assert found[5].media is None
     assert not found[5].error

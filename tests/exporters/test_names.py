@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tensormeter.otlp.batch import Scope
 from tensormeter_exporters import mlflow
 from tensormeter_exporters.names import ChangedNames, suffix_of
-from tensormeter_exporters.otlp_series import Speaker, flatten, read_metrics
+from tensormeter_exporters.otlp_series import ProcessRef, flatten, read_metrics
 from tensormeter_exporters.series_names import SeriesNames
 from tensormeter_exporters.wandb import exporter
 
@@ -159,8 +159,8 @@ def test_what_wandb_gets_is_what_it_takes(original):
     from exporter.sdk.artifacts._validators import validate_artifact_name
     from exporter.sdk.lib.paths import validate_relpath
 
-    speaker = Speaker("demo", "r" * 128, "", "p0123456789")
-    run = exporter._run_id(speaker)
+    sender = ProcessRef("demo", "r" * 128, "", "p0123456789")
+    run = exporter._run_id(sender)
     room = 128 - 7 - len(f"run-{run}-")
     name = ChangedNames("wandb", "", exporter._clean_media, room, in_bytes=True)(original)
     assert len(run) <= 64

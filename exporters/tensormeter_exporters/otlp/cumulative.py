@@ -205,8 +205,8 @@ def _add(before: _Point, point: _Point) -> None:
 
 def _add_statistics(before: _Point, point: _Point) -> None:
     for name, choose in (("min", min), ("max", max)):
-        both = [getattr(one, name) for one in (before, point) if one.HasField(name)]
-        known = all(one.HasField(name) or not one.count for one in (before, point))
+        both = [getattr(summand, name) for summand in (before, point) if summand.HasField(name)]
+        known = all(summand.HasField(name) or not summand.count for summand in (before, point))
         point.ClearField(name)
         if both and known:
             setattr(point, name, choose(both))
@@ -232,12 +232,12 @@ def _add_exponential(before: _Point, point: _Point) -> None:
     """
     sides: dict[str, dict[int, int]] = {"positive": {}, "negative": {}}
     scale = min(before.scale, point.scale)
-    for one in (before, point):
+    for summand in (before, point):
         for name, buckets in sides.items():
-            side = getattr(one, name)
+            side = getattr(summand, name)
             for number, count in enumerate(side.bucket_counts):
                 if count:
-                    index = side.offset + number >> one.scale - scale
+                    index = side.offset + number >> summand.scale - scale
                     buckets[index] = buckets.get(index, 0) + count
     threshold = max(before.zero_threshold, point.zero_threshold)
     zeros = before.zero_count + point.zero_count

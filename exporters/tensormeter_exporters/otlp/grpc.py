@@ -97,8 +97,8 @@ class OtlpGrpcSender(DecodingExporter):
             return Retry(reason) if _OUR_LIMIT in details else TooLarge(reason)
         if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
             return Unauthorized(f"{reason}; set OTEL_EXPORTER_OTLP_HEADERS to what it wants")
-        if found := _NOT_GRPC.search(details):
-            if found[1] == "413":
+        if match := _NOT_GRPC.search(details):
+            if match[1] == "413":
                 return TooLarge(reason)
             return Retry(f"{reason}; is the endpoint right?")
         after = _retry_delay(error)

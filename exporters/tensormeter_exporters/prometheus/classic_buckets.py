@@ -60,16 +60,16 @@ class ClassicBuckets:
         while self._scale > scale:
             self._coarsen()
         while True:
-            indices = [(found >> (scale - self._scale), counts) for found, counts in sides]
-            wanted = [_wider(*pair) for pair in zip(self._ranges, (found for found, _ in indices), strict=True)]
+            indices = [(numbers >> (scale - self._scale), counts) for numbers, counts in sides]
+            wanted = [_wider(*pair) for pair in zip(self._ranges, (numbers for numbers, _ in indices), strict=True)]
             if sum(last - first + 1 for first, last in filter(None, wanted)) + 2 <= self._most:
                 break
             self._coarsen()
         self._ranges = wanted
         bounds, buckets = [0.0], [int(series.zero_counts[index])]
         negative, positive = (
-            None if reach is None else np.bincount(found - reach[0], counts, reach[1] - reach[0] + 1).astype(np.int64)
-            for reach, (found, counts) in zip(wanted, indices, strict=True)
+            None if reach is None else np.bincount(numbers - reach[0], counts, reach[1] - reach[0] + 1).astype(np.int64)
+            for reach, (numbers, counts) in zip(wanted, indices, strict=True)
         )
         if wanted[0] is not None and negative is not None:
             # Bucket i is [-base^(i+1), -base^i), so the largest magnitudes come first and end at their smaller bound.
@@ -91,8 +91,8 @@ class ClassicBuckets:
         self._ranges = [reach and (reach[0] >> 1, reach[1] >> 1) for reach in self._ranges]
 
 
-def _wider(reach: tuple[int, int] | None, found: NDArray[np.int64]) -> tuple[int, int] | None:
-    if not len(found):
+def _wider(reach: tuple[int, int] | None, numbers: NDArray[np.int64]) -> tuple[int, int] | None:
+    if not len(numbers):
         return reach
-    low, high = int(found.min()), int(found.max())
+    low, high = int(numbers.min()), int(numbers.max())
     return (low, high) if reach is None else (min(low, reach[0]), max(high, reach[1]))

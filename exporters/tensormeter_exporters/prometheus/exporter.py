@@ -22,7 +22,7 @@ from tensormeter.exporter import Accepted, ExporterConfig, Outcome, Request
 from tensormeter.logger import get_logger
 from tensormeter.otlp.batch import STEP_METRIC, Distribution, Gauge, Scope, Series, Sum, Temporality
 from tensormeter_exporters.base import DecodingExporter
-from tensormeter_exporters.otlp_series import Speaker, SteppedSeries, read_metrics, scalars
+from tensormeter_exporters.otlp_series import ProcessRef, SteppedSeries, read_metrics, scalars
 from tensormeter_exporters.prometheus.classic_buckets import ClassicBuckets
 from tensormeter_exporters.prometheus.names import IDENTITY_LABELS, Kind, LabelNames, MetricNames, Origin
 from tensormeter_exporters.refused_items import RefusedItems
@@ -84,24 +84,24 @@ class _SeriesKey:
     Attributes:
         attributes: Keys and values, as `repr` shows them: True is not 1.
         texts: Keys and values, as labels show them.
-        speaker: Process that sent it.
+        sender: Process that sent it.
         scope: Name and version of the instrumentation scope.
         scope_details: What else there is of it: labels, and their texts.
     """
 
     attributes: tuple[tuple[str, str], ...]
     texts: tuple[tuple[str, str], ...]
-    speaker: Speaker
+    sender: ProcessRef
     scope: tuple[str, str] = ("", "")
     scope_details: tuple[tuple[str, str], ...] = ()
 
     @classmethod
-    def of(cls, series: Series, speaker: Speaker) -> "_SeriesKey":
+    def of(cls, series: Series, sender: ProcessRef) -> "_SeriesKey":
         items = sorted(series.attributes.items())
         return cls(
             tuple((key, repr(value)) for key, value in items),
             tuple((key, str(value)) for key, value in items),
-            speaker,
+            sender,
             (series.scope.name, series.scope.version),
             _scope_details(series.scope),
         )
@@ -174,8 +174,8 @@ class _LastValues(Collector):
         if key in family.points:
             return family.points[key][0]
         names = family.names.find(name for name, _ in key.texts)
-        speaker = key.speaker
-        identity = zip(IDENTITY_LABELS, (speaker.project, speaker.run, speaker.process), strict=True)
+        sender = key.sender
+        identity = zip(IDENTITY_LABELS, (sender.project, sender.run, sender.process), strict=True)
         labels = (*((names[name], text) for name, text in key.texts), *identity)
         scoped = (*labels, ("otel_scope_name", key.scope[0]), ("otel_scope_version", key.scope[1]))
         taken = {name for name, _ in scoped}
@@ -312,7 +312,7 @@ class PrometheusExporter(DecodingExporter):
         """
         series = stepped.series
         at = int(series.times.argmax())
-        time, key = int(series.times[at]), _SeriesKey.of(series, stepped.speaker)
+        time, key = int(series.times[at]), _SeriesKey.of(series, stepped.sender)
         if stepped.stepped[at] and not statistics:
             self._put_step(stepped, at)
         refused = 0
@@ -348,7 +348,7 @@ class PrometheusExporter(DecodingExporter):
     def _put_step(self, stepped: SteppedSeries, at: int) -> None:
         """The step is a gauge of its own, never a label."""
         point = _Point(int(stepped.series.times[at]), (("", "", float(stepped.steps[at])),))
-        self._last.put(_STEP, _SeriesKey((), (), stepped.speaker), "", point)
+        self._last.put(_STEP, _SeriesKey((), (), stepped.sender), "", point)
 
 
 def _number(bound: float) -> str:

@@ -127,14 +127,14 @@ class LabelNames:
     def find(self, keys: Iterable[str]) -> dict[str, str]:
         """Choose a label for each key, without taking it. Keys that are labels as they are come first."""
         owners = dict(self._owners)
-        found = {}
+        names = {}
         for key in sorted(keys, key=lambda key: (_REPLACED.search(key) is not None, key)):
             name = self._names.get(key) or _label(key)
             if owners.setdefault(name, key) != key:
                 name = f"{name}_{_digest(key, _DIGITS[0])}"
                 owners[name] = key
-            found[key] = name
-        return found
+            names[key] = name
+        return names
 
     def take(self, names: Mapping[str, str]) -> None:
         """Keep what `find` has chosen."""

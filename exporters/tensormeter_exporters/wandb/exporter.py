@@ -39,8 +39,8 @@ from tensormeter.outages import is_outage
 from tensormeter_exporters.base import DecodingExporter
 from tensormeter_exporters.names import ChangedNames, suffix_of
 from tensormeter_exporters.otlp_series import (
-    Speaker,
-    Spoken,
+    ProcessRef,
+    RunEvent,
     SteppedSeries,
     bucket_edges,
     read_events,
@@ -84,7 +84,7 @@ _UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f\\]")
 
 _DRIVE: Final = re.compile(r"^([A-Za-z]):")
 
-_Row = tuple[Speaker, str, Callable[[], dict[str, Any]]]
+_Row = tuple[ProcessRef, str, Callable[[], dict[str, Any]]]
 """Whose it is, what it is for people, and what makes it when it is logged."""
 
 
@@ -135,14 +135,14 @@ class WandbExporter(DecodingExporter):
             if self._lost:
                 self._start_again()
             refused = self._refused.pop(request.id, None) or RefusedItems(_is_temporary)
-            said, rows, counts = self._contents(request, refused)
+            run_events, rows, counts = self._contents(request, refused)
         except _Unavailable as error:
             return Retry(f"wandb: {error}")
         try:
             self._series.save()
-            self._go_on({spoken.speaker for spoken in said} | {speaker for speaker, _, _ in rows})
+            self._go_on({run_event.sender for run_event in run_events} | {sender for sender, _, _ in rows})
             entry = self._journal.begin(request, counts)
-            stored, finished = self._log(entry, said, rows, refused)
+            stored, finished = self._log(entry, run_events, rows, refused)
         except (wandb.Error, _Unavailable) as error:
             return Retry(f"wandb: {error}")
         except Exception as error:
@@ -204,75 +204,77 @@ class WandbExporter(DecodingExporter):
         for entry in list(self._journal.entries):
             refused = RefusedItems(_is_temporary)
             try:
-                said, rows, _ = self._contents(self._journal.request(entry), refused)
+                run_events, rows, _ = self._contents(self._journal.request(entry), refused)
             except (EncodingError, FileNotFoundError) as error:
                 logger.warning("%s: %r of the journal cannot be read: %s", self._destination, entry.id, error)
                 self._journal.drop(entry)
                 continue
-            self._log(entry, said, rows, refused)
+            self._log(entry, run_events, rows, refused)
             self._refused[entry.id] = refused
 
-    def _go_on(self, speakers: set[Speaker]) -> None:
+    def _go_on(self, senders: set[ProcessRef]) -> None:
         """Where the journal does not know a process, its steps go on behind those in its files: W&B takes no steps that go back."""
-        for speaker in speakers:
-            if not self._journal.knows(speaker.process):
-                files = [WandbFile(path) for path in self._directory().glob(f"wandb/*/run-{_run_id(speaker)}.wandb")]
+        for sender in senders:
+            if not self._journal.knows(sender.process):
+                files = [WandbFile(path) for path in self._directory().glob(f"wandb/*/run-{_run_id(sender)}.wandb")]
                 for file in files:
                     file.read()
-                self._journal.go_on(speaker.process, max((file.last_step for file in files), default=-1))
+                self._journal.go_on(sender.process, max((file.last_step for file in files), default=-1))
 
-    def _contents(self, request: Request, refused: RefusedItems) -> tuple[list[Spoken], list[_Row], dict[str, int]]:
+    def _contents(self, request: Request, refused: RefusedItems) -> tuple[list[RunEvent], list[_Row], dict[str, int]]:
         """The events of a request, its rows, and how many rows each process has that it speaks of.
 
         Raises:
             EncodingError: The body is not what it claims to be.
         """
         if request.signal == "logs":
-            said = read_events(request)
-            rows = [*self._media(said, refused)]
+            run_events = read_events(request)
+            rows = [*self._media(run_events, refused)]
         else:
-            said = []
+            run_events = []
             rows = self._rows(read_metrics(request), refused)
-        counts = Counter(speaker.process for speaker, _, _ in rows)
-        return said, rows, dict.fromkeys((spoken.speaker.process for spoken in said), 0) | dict(counts)
+        counts = Counter(sender.process for sender, _, _ in rows)
+        return run_events, rows, dict.fromkeys((run_event.sender.process for run_event in run_events), 0) | dict(counts)
 
-    def _rows(self, found: list[SteppedSeries], refused: RefusedItems) -> list[_Row]:
+    def _rows(self, series: list[SteppedSeries], refused: RefusedItems) -> list[_Row]:
         """The rows of a metrics request, in order of time."""
-        rows: dict[tuple[Speaker, int], dict[str, Any]] = {}
-        self._series.begin(found)
-        for stepped in found:
+        rows: dict[tuple[ProcessRef, int], dict[str, Any]] = {}
+        self._series.begin(series)
+        for stepped in series:
             name = self._series.of(stepped)
             columns = [
                 (self._series.of(stepped, numbers.part), numbers.values, numbers.present)
                 for numbers in scalars(stepped)
             ]
             for index, at in enumerate(stepped.series.times.tolist()):
-                row = rows.setdefault((stepped.speaker, at), {STEP: int(stepped.steps[index])})
+                row = rows.setdefault((stepped.sender, at), {STEP: int(stepped.steps[index])})
                 row |= {name: values[index].item() for name, values, present in columns if present[index]}
                 if isinstance(stepped.series, Distribution):
                     with refused.item(f"distribution {name}"):
                         row[name] = _histogram(stepped.series, index)
                 row["_timestamp"] = at / _NANOSECONDS
         in_order = sorted(rows.items(), key=lambda item: (item[0][1], item[0][0].process))
-        return [(speaker, "a row", partial(dict, row)) for (speaker, _), row in in_order]
+        return [(sender, "a row", partial(dict, row)) for (sender, _), row in in_order]
 
-    def _media(self, events: list[Spoken], refused: RefusedItems) -> Iterator[_Row]:
+    def _media(self, events: list[RunEvent], refused: RefusedItems) -> Iterator[_Row]:
         """The rows of a logs request: what has a key."""
-        for spoken in events:
-            if isinstance(spoken.media, Table | Image | Text):
-                names = self._media_names(spoken.speaker)
-                what = f"{spoken.media.EVENT.rpartition('.')[2]} {spoken.media.key[:100]!r}"
-                yield spoken.speaker, what, partial(_media_row, spoken, spoken.media, names, refused, what)
+        for run_event in events:
+            if isinstance(run_event.media, Table | Image | Text):
+                names = self._media_names(run_event.sender)
+                what = f"{run_event.media.EVENT.rpartition('.')[2]} {run_event.media.key[:100]!r}"
+                yield run_event.sender, what, partial(_media_row, run_event, run_event.media, names, refused, what)
 
-    def _media_names(self, speaker: Speaker) -> ChangedNames:
+    def _media_names(self, sender: ProcessRef) -> ChangedNames:
         """Names of media: W&B makes an artifact's name of the run's id and the key."""
-        room = _MAX_ARTIFACT - _CHECKSUM - len(f"run-{_run_id(speaker)}-")
+        room = _MAX_ARTIFACT - _CHECKSUM - len(f"run-{_run_id(sender)}-")
         if room not in self._media_keys:
             rule = f"W&B makes paths of keys, here of up to {room} bytes"
             self._media_keys[room] = ChangedNames(self._destination, rule, _clean_media, room, in_bytes=True)
         return self._media_keys[room]
 
-    def _log(self, entry: Entry, said: list[Spoken], rows: list[_Row], refused: RefusedItems) -> tuple[int, set[str]]:
+    def _log(
+        self, entry: Entry, run_events: list[RunEvent], rows: list[_Row], refused: RefusedItems
+    ) -> tuple[int, set[str]]:
         """Log what has not been logged yet, each row at its step.
 
         Returns:
@@ -280,47 +282,47 @@ class WandbExporter(DecodingExporter):
         """
         steps = dict(entry.first)
         stored = 0
-        for speaker, what, content in rows:
-            step = steps[speaker.process]
-            steps[speaker.process] += 1
-            if step > max(self._logged.get(speaker.process, -1), self._written(speaker.process)):
-                run = self._run(speaker)
+        for sender, what, content in rows:
+            step = steps[sender.process]
+            steps[sender.process] += 1
+            if step > max(self._logged.get(sender.process, -1), self._written(sender.process)):
+                run = self._run(sender)
                 with refused.item(what):
                     run.log(content(), step=step, commit=True)
                     stored += 1
-                self._logged[speaker.process] = step
+                self._logged[sender.process] = step
             else:
                 stored += 1
         finished = set()
-        for spoken in refused.readable(said):
-            run = self._run(spoken.speaker)
-            with refused.item(spoken.event.name):
-                stored += not isinstance(spoken.media, Table | Image | Text)
-                if self._said(run, spoken, refused):
-                    finished.add(spoken.speaker.process)
+        for run_event in refused.readable(run_events):
+            run = self._run(run_event.sender)
+            with refused.item(run_event.event.name):
+                stored += not isinstance(run_event.media, Table | Image | Text)
+                if self._log_event(run, run_event, refused):
+                    finished.add(run_event.sender.process)
         return stored, finished
 
-    def _said(self, run: Any, spoken: Spoken, refused: RefusedItems) -> bool:
+    def _log_event(self, run: Any, run_event: RunEvent, refused: RefusedItems) -> bool:
         """Whether that was the end of the process."""
-        match spoken.media:
+        match run_event.media:
             case Alert(title, text, level):
                 if len(title) > _MAX_TITLE:
                     title, text = f"{title[: _MAX_TITLE - 3]}...", f"{title}\n\n{text}"
                 run.alert(title=title, text=text, level=level, wait_duration=_SHORTEST_WAIT)
-            case None if spoken.event.name in (RUN_START, RUN_CONFIG):
-                config, tags = spoken.body.get("config"), spoken.body.get("tags")
+            case None if run_event.event.name in (RUN_START, RUN_CONFIG):
+                config, tags = run_event.body.get("config"), run_event.body.get("tags")
                 if isinstance(config, Mapping):
                     for key, value in config.items():
                         with refused.item(f"configuration {key[:100]!r}"):
                             run.config.update({self._config_keys(key): value}, allow_val_change=True)
                 if isinstance(tags, Sequence):
                     run.tags = tuple(dict.fromkeys(self._tags(str(tag)) for tag in tags))
-                if spoken.body.get("notes"):
-                    run.notes = str(spoken.body["notes"])
-            case None if spoken.event.name == RUN_END:
-                state = spoken.body.get("state", "finished")
+                if run_event.body.get("notes"):
+                    run.notes = str(run_event.body["notes"])
+            case None if run_event.event.name == RUN_END:
+                state = run_event.body.get("state", "finished")
                 run.finish(exit_code=0 if state == "finished" else 1)
-                del self._runs[spoken.speaker.process]
+                del self._runs[run_event.sender.process]
                 return True
         return False
 
@@ -334,26 +336,26 @@ class WandbExporter(DecodingExporter):
             file.read()
         self._journal.forget({process: self._written(process) for process in self._files}, finished)
 
-    def _run(self, speaker: Speaker) -> Any:
+    def _run(self, sender: ProcessRef) -> Any:
         """The W&B run of a process. wandb must leave the training process's console, signals and machine alone."""
-        if speaker.process not in self._runs:
+        if sender.process not in self._runs:
             try:
-                self._begin(speaker)
+                self._begin(sender)
             except Exception as error:  # of wandb, about what it finds here: no request is the cause
                 if _is_of_service(error):
                     _tear_down()
                 raise _Unavailable(f"cannot begin a run ({type(error).__name__}: {error})") from error
-        return self._runs[speaker.process]
+        return self._runs[sender.process]
 
-    def _begin(self, speaker: Speaker) -> None:
+    def _begin(self, sender: ProcessRef) -> None:
         directory = self._directory()
         directory.mkdir(parents=True, exist_ok=True)
-        self._runs[speaker.process] = run = wandb.init(
-            project=speaker.project,
+        self._runs[sender.process] = run = wandb.init(
+            project=sender.project,
             entity=self._options["entity"] or None,
-            id=_run_id(speaker),
-            name=_plain(speaker.name),
-            group=speaker.run,
+            id=_run_id(sender),
+            name=_plain(sender.name),
+            group=sender.run,
             resume="allow",
             reinit="create_new",
             settings=wandb.Settings(
@@ -373,8 +375,8 @@ class WandbExporter(DecodingExporter):
         run.define_metric(STEP)
         run.define_metric("*", step_metric=STEP)
         path = Path(run.dir).parent / f"run-{run.id}.wandb"
-        self._journal.open(speaker.process, path, self._written(speaker.process))
-        self._files[speaker.process] = WandbFile(path)
+        self._journal.open(sender.process, path, self._written(sender.process))
+        self._files[sender.process] = WandbFile(path)
 
 
 def _open_journal(folder: Path | None) -> Journal:
@@ -407,13 +409,13 @@ def _tear_down() -> None:
         wandb.teardown()
 
 
-def _run_id(speaker: Speaker) -> str:
-    run = speaker.run
+def _run_id(sender: ProcessRef) -> str:
+    run = sender.run
     longest = _MAX_ID - len("-") - 8
     if len(run) > longest:
         suffix = suffix_of(run)
         run = f"{run[: longest - len(suffix)]}{suffix}"
-    return f"{run}-{speaker.process[:8]}"
+    return f"{run}-{sender.process[:8]}"
 
 
 def _plain(name: str) -> str:
@@ -440,9 +442,9 @@ def _clean_media(key: str) -> str:
 
 
 def _media_row(
-    spoken: Spoken, media: Table | Image | Text, names: ChangedNames, refused: RefusedItems, what: str
+    run_event: RunEvent, media: Table | Image | Text, names: ChangedNames, refused: RefusedItems, what: str
 ) -> dict[str, Any]:
-    place = {STEP: spoken.axis_step, "_timestamp": spoken.event.time / _NANOSECONDS}
+    place = {STEP: run_event.axis_step, "_timestamp": run_event.event.time / _NANOSECONDS}
     match media:
         case Table(key, columns, rows):
             return {names(key): _table(columns, rows, refused, what)} | place
