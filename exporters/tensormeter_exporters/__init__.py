@@ -1,1 +1,1 @@
-"""Destinations of tensormeter, one module each. They know the interface in `tensormeter.exporter`, and nothing else of it."""
+"""Destinations of tensormeter, one module each. They use the interface in `tensormeter.exporter` and the codec."""

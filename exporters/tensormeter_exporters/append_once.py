@@ -1,12 +1,12 @@
-"""Files that grow by one request at a time, each of them once.
+"""Appends requests to files, each request exactly once.
 
-Before anything is written, a small state file says which request it is, how long each file was, and how long it will be.
-So a request that comes again (its writer was killed before delivery knew) first undoes what is there of it, and half a
-request at a file's end is seen and cut off.
+A small state file is written first: the id of the request, and the length of each file before and after it. If the request is
+retried (the writer was killed before the request was acknowledged), what was written of it is removed first. Half a request at
+the end of a file is detected and cut off.
 A killed process loses nothing; a power failure can lose the last requests.
 
-The state file may come from another machine, or from somebody else. So it can name only files in the folder that this process
-writes to, and of those only the ones that have the state's own `writer` in their name.
+The state file may come from another machine or another user. It can therefore name only files in the folder that this process
+writes to, and only files with the state's own `writer` in their name.
 """
 
 import os
@@ -33,16 +33,16 @@ class AppendOnce:
     """Appends to files. Used by one thread of one process; blocks for the disk.
 
     Attributes:
-        writer: A name that no other spool's files have, kept in the state: files that have it in their name are nobody else's.
-            Every file must have it there: others are never shortened.
+        writer: Name of this spool's files, stored in the state; no other spool has it. Each file must have it in its name: no
+            other file is ever truncated.
     """
 
     def __init__(self, state: Path | None, directory: Path, *, private: bool = False) -> None:
         """
         Args:
-            state: Folder for the state file; without one, a request that comes again is appended again.
+            state: Folder for the state file; None to append a retried request again.
             directory: Folder of the files.
-            private: Whether nobody else may read files that are made, whatever the umask is.
+            private: Whether only this user may read new files, whatever the umask is.
         """
         self._directory = directory
         self._mode = 0o600 if private else 0o666
@@ -54,10 +54,10 @@ class AppendOnce:
             self._load(self._state)
 
     def append(self, request_id: str, pieces: Mapping[Path, bytes]) -> None:
-        """Append to each file what belongs there. Makes files and folders.
+        """Append a piece to each file. Missing files and folders are created.
 
         Raises:
-            OSError: The disk refuses. Then the same request may be appended again.
+            OSError: A file cannot be written. The same request may be appended again.
         """
         self._undo(whole=request_id == self._id)
         self._id = request_id
@@ -72,13 +72,13 @@ class AppendOnce:
                 file.write(data)
 
     def size(self, request_id: str, path: Path) -> int:
-        """The length of a file, without what is there of this request."""
+        """Length of a file without this request."""
         if request_id == self._id and path in self._files:
             return self._files[path][0]
         return path.stat().st_size if path.exists() else 0
 
     def _undo(self, *, whole: bool) -> None:
-        """Take back the last request: all of it, or what is only half there."""
+        """Remove the last request: all of it, or only an incomplete part."""
         for path, (before, after) in self._files.items():
             size = path.stat().st_size if path.exists() else 0
             if before < size and (whole or size < after):
@@ -98,7 +98,7 @@ class AppendOnce:
             self._files = {}
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             self._files = {}
-            logger.warning("%s cannot be used (%s); what follows goes into new files", state, error)
+            logger.warning("%s cannot be read (%s); later requests go to new files", state, error)
 
     def _may_hold(self, path: Path, writer: str) -> bool:
         inside = not path.is_symlink() and path.resolve().is_relative_to(self._directory.resolve())

@@ -1,7 +1,7 @@
-"""One line for each series of a request, on standard output.
+"""The `console` destination: prints a line for each series and event to standard output.
 
-With `agent="thread"` that is the script's own terminal; an agent that is a process writes to the run's `agent.log`.
-A request that comes again is shown again.
+With `agent="thread"` this is the script's own terminal; an agent process writes to the run's `agent.log`. A retried request is
+printed again.
 """
 
 import sys
@@ -63,5 +63,5 @@ def _run(sender: ProcessRef) -> str:
 
 
 def _plain(line: str) -> str:
-    """Names and texts must not move the terminal's cursor, nor fill it."""
+    """Shorten a line and replace characters that would move the terminal's cursor."""
     return "".join(char if char.isprintable() else "�" for char in line[:1000])

@@ -1,12 +1,11 @@
-"""The experiment server, over OTLP/HTTP with protobuf and gzip.
+"""The `experiment` destination: the experiment server, over OTLP/HTTP with protobuf and gzip.
 
-Any OTLP/HTTP receiver understands these requests; the experiment server also understands the header
-`Tensormeter-Batch-Id`, by which it knows a request that it has stored before. It answers with `Tensormeter-Commit` and
-`Tensormeter-Durable`: the number of the request, and the number up to which its disk has everything. Another server answers
-without them, and then nothing is known.
+Any OTLP/HTTP receiver understands these requests. The experiment server deduplicates them by the header `Tensormeter-Batch-Id`.
+It answers with `Tensormeter-Commit`, the number of the request, and `Tensormeter-Durable`, the number up to which its disk has all
+requests. Other servers answer without these headers; then nothing is known about their disks.
 
-If the endpoint is OpenTelemetry's (`OTEL_EXPORTER_OTLP_ENDPOINT`), the other variables of OTLP exporters count as well:
-headers, endpoints of the signals, compression, timeouts, certificates, and the protocol, which may be gRPC.
+If the endpoint is OpenTelemetry's (`OTEL_EXPORTER_OTLP_ENDPOINT`), the other variables of OTLP exporters apply too: headers,
+endpoints of the signals, compression, timeouts, certificates, and the protocol, which may be gRPC.
 """
 
 import dataclasses
@@ -40,31 +39,31 @@ from tensormeter_exporters.request_bodies import decompress
 
 __all__ = ["ExperimentExporter"]
 
-# The request itself is wrong, and will be so the next time.
+# The request itself is invalid, and a retry would be too.
 _PERMANENT: Final = frozenset({400, 409, 415, 422})
 
-# Of these, what is about something in the request: another part of it may be right.
+# Of these, errors that an item of the request may cause: another part of it may be valid.
 _CONTENT: Final = frozenset({400, 422})
 
 _HEADERS: Final = ("tensormeter-commit", "tensormeter-durable")
 _POSITION: Final = re.compile(r"([0-9A-Za-z]{1,64})-([0-9]{1,18})", re.ASCII)
 _DURABLE_PATH: Final = "/api/v1/durable"
 
-# No server of ours, or one behind a proxy that passes on OTLP alone.
+# Not an experiment server, or one behind a proxy that forwards OTLP only.
 _NOT_THERE: Final = frozenset({404, 405, 410})
 
 
 _BUSY: Final = frozenset({408, 429, 500, 502, 503, 504})
-"""Answers to a question that may be different later."""
+"""Statuses of answers that may be different later."""
 
 _MOST_STEPS: Final = 1 << 62
 
 _MOST_QUESTIONS: Final = 10
-"""Times that a receiver that gives such an answer is asked again: it may take requests all the same."""
+"""Maximum retries after such an answer: the receiver may accept requests nevertheless."""
 
 
 class ExperimentExporter:
-    """See `tensormeter.exporter.Exporter` for the contract. Redirects are not followed, so the token goes nowhere else."""
+    """See `tensormeter.exporter.Exporter` for the contract. It follows no redirects, so that the token is sent nowhere else."""
 
     independent_signals: Final = True
 
@@ -75,7 +74,7 @@ class ExperimentExporter:
         self._asked_in_vain = False
 
     def export(self, request: Request, timeout: float | None = None) -> Outcome:
-        """As the contract says; `timeout` makes this attempt shorter than the others."""
+        """Implement the contract; `timeout` shortens this attempt."""
         target, route = self._targets[request.signal], self._routes[request.signal]
         if not isinstance(route, OtlpPost):
             return route.export(request)
@@ -96,14 +95,14 @@ class ExperimentExporter:
         if answer.status in (401, 403):
             return Unauthorized(
                 f"{answer.reason}; set TENSORMETER_TOKEN to a token of that server, or, if it is OpenTelemetry's endpoint, "
-                "OTEL_EXPORTER_OTLP_HEADERS to what it wants"
+                "OTEL_EXPORTER_OTLP_HEADERS to credentials that it accepts"
             )
         if answer.status == 413:
             return TooLarge(answer.reason)
         return Retry(answer.reason, answer.retry_after)
 
     def durability(self) -> Durability | Retry | None:
-        """As the contract says."""
+        """Implement the contract."""
         signal, target = next(iter(self._targets.items()))
         route = self._routes[signal]
         if not isinstance(route, OtlpPost) or not self._asks(signal):
@@ -118,11 +117,11 @@ class ExperimentExporter:
         return durability
 
     def _asks(self, signal: Signal) -> bool:
-        """Whether the server of a signal can be asked what is durable: what it says of one request is of use only then."""
+        """Whether the server of a signal can be asked what is durable. Its headers are of use only then."""
         return not self._asked_in_vain and self._targets[signal].endpoint.endswith(_path(signal))
 
     def ask_attempt(self, question: AttemptQuestion) -> AttemptNumber | Retry | Unauthorized | None:
-        """As the contract says. A server that does not answer the question is another receiver of OTLP, and gives no numbers."""
+        """Implement the contract. Other receivers of OTLP do not answer the question, and assign no numbers."""
         signal, target = next(iter(self._targets.items()))
         route, url = self._routes[signal], _attempt_url(target, signal, question)
         if not isinstance(route, OtlpPost) or not url:
@@ -138,12 +137,12 @@ class ExperimentExporter:
         return _attempt_number(answer.body) if answer.ok else None
 
     def abort(self) -> None:
-        """End an `export` that is under way on another thread. It returns `Retry`."""
+        """Abort an `export` on another thread, which then returns `Retry`."""
         for route in self._routes.values():
             if isinstance(route, OtlpPost):
                 route.abort()
             else:
-                route.shutdown()  # which ends its calls
+                route.shutdown()  # aborts its calls
 
     def shutdown(self) -> None:
         for route in self._routes.values():
@@ -158,7 +157,7 @@ def _path(signal: Signal) -> str:
 
 
 def _read_headers(headers: Mapping[str, str]) -> Durability | None:
-    """What the headers of an acceptance say; None if they are not there, or not the server's."""
+    """Read the headers of an acceptance; None if they are missing or invalid."""
     commit, durable = (_POSITION.fullmatch(headers.get(name, "")) for name in _HEADERS)
     if commit is None or durable is None or commit[1] != durable[1]:
         return None
@@ -166,7 +165,7 @@ def _read_headers(headers: Mapping[str, str]) -> Durability | None:
 
 
 def _read_document(body: bytes) -> Durability | None:
-    """What the server answered when it was asked; None if it does not know, or the answer is not the server's."""
+    """Read the answer about durability; None if it is not an experiment server's."""
     try:
         document: Any = json.loads(body)
         epoch, committed, durable = (document[name] for name in ("epoch", "committed", "durable"))
@@ -178,7 +177,7 @@ def _read_document(body: bytes) -> Durability | None:
 
 
 def _attempt_url(target: OtlpTarget, signal: Signal, question: AttemptQuestion) -> str:
-    """The address at which an experiment server gives numbers; "" if the target's address is not that of one."""
+    """URL at which an experiment server assigns numbers; "" if the target cannot be one."""
     parts = urlsplit(target.endpoint)
     path = parts.path.removesuffix(f"/v1/{signal}")
     if parts.scheme not in ("http", "https") or path == parts.path:
@@ -221,7 +220,7 @@ def _targets(config: ExporterConfig) -> dict[Signal, OtlpTarget]:
         }
     targets = read_targets(config.destination or "experiment", {}, config.timeout, default_endpoint=base)
     return {
-        # The token is that of the endpoint, and goes to no other server that a signal may have.
+        # The token belongs to the endpoint. A signal may have another server, which must not get it.
         signal: dataclasses.replace(target, headers={**target.headers, **token}) if _is_at(target, base) else target
         for signal, target in targets.items()
     }
@@ -239,7 +238,7 @@ def _route(target: OtlpTarget) -> OtlpPost | Exporter:
         encoding = {"content-encoding": "gzip"} if target.gzip else {}
         return OtlpPost(target.timeout, {**target.headers, **encoding}, tls_context(target))
     try:
-        from tensormeter_exporters.otlp.grpc import OtlpGrpcSender  # gRPC only where it is wanted
+        from tensormeter_exporters.otlp.grpc import OtlpGrpcSender  # imported only if used
     except ModuleNotFoundError as error:
         raise SettingsError(
             f"OTEL_EXPORTER_OTLP_PROTOCOL=grpc needs the package {error.name!r}; pip install 'tensormeter[grpc]', or set it "

@@ -1,7 +1,6 @@
-"""Files in the OTLP file format: JSON lines, one signal a file.
+"""The `jsonl` destination: files in the OTLP file format, with one JSON document a line and one signal a file.
 
-The Collector's `otlp_json_file` receiver reads them, and so does `tensormeter import`.
-A request that comes again is in the file once: see `appending`.
+The Collector's `otlp_json_file` receiver and `tensormeter import` read them. A retried request is written once: see `appending`.
 """
 
 import re
@@ -26,8 +25,8 @@ class JsonLinesExporter(FileExporter):
     """See `tensormeter.exporter.Exporter` for the contract.
 
     Options:
-        directory: Where the files go; by default `otlp` in the user's data directory, which is made for this user alone.
-        max_bytes: Length after which a file is followed by the next one.
+        directory: Folder of the files; by default `otlp` in the user's data directory, created for this user alone.
+        max_bytes: Maximum length of a file before the next one begins.
     """
 
     def __init__(self, config: ExporterConfig) -> None:
@@ -37,7 +36,7 @@ class JsonLinesExporter(FileExporter):
         )
         if NO_FOLDER in Path(options["directory"]).parents:
             raise SettingsError(
-                f"{config.destination}: this user has no home folder; give {config.destination}.directory"
+                f"{config.destination}: this user has no home folder; set {config.destination}.directory"
             )
         super().__init__(Path(options["directory"]).expanduser().absolute())
         self._private = "directory" not in config.options
@@ -57,9 +56,9 @@ class JsonLinesExporter(FileExporter):
         return Accepted()
 
     def _path(self, request: Request, length: int) -> Path:
-        """The newest file of the signal and of the spool that the request is from, or the next one if that is full.
+        """The newest file of this signal and this spool, or the next one if it is full.
 
-        No two spools share a file, so no two agents do.
+        No two spools share a file, and so no two agents.
         """
         stem = f"{request.signal}-{self._files.writer}"
         number = self._numbers.get(stem) or max(

@@ -1,9 +1,9 @@
-"""The experiment server as an exporter of the OpenTelemetry SDK: `OTEL_METRICS_EXPORTER=tensormeter`.
+"""An exporter of the OpenTelemetry SDK to the experiment server: `OTEL_METRICS_EXPORTER=tensormeter`.
 
-For programs that use OpenTelemetry's own instruments and not `tensormeter.init`.
-The SDK's periodic reader neither retries nor keeps anything on disk; so attempts are repeated here, with backoff, within
-the time that the reader gives, and what is not delivered then is lost, with an error in the log.
-Every attempt carries the same id, so the server stores once what arrives twice.
+It is for programs that use OpenTelemetry's own instruments and not `tensormeter.init`.
+The SDK's periodic reader neither retries nor stores anything on disk. So this exporter retries, with backoff, until the reader's
+timeout; points that are still undelivered are lost, and an error is logged.
+All attempts carry the same id, so the server deduplicates them.
 """
 
 import gzip
@@ -35,13 +35,13 @@ _SHORTEST_ATTEMPT: Final = 0.1
 
 
 class TensormeterMetricExporter(MetricExporter):
-    """Sends to `TENSORMETER_ENDPOINT` (or `OTEL_EXPORTER_OTLP_ENDPOINT`, with what belongs to it) with `TENSORMETER_TOKEN`.
+    """Sends to `TENSORMETER_ENDPOINT` with `TENSORMETER_TOKEN`, or to `OTEL_EXPORTER_OTLP_ENDPOINT` with its variables.
 
-    `export` blocks until the server has answered or the time is over; `shutdown` ends it. A forked
-    child sends over a connection of its own.
+    `export` blocks until the server has answered or the timeout is over; `shutdown` ends it. A forked child opens its own
+    connection.
 
     Raises:
-        SettingsError: A variable of ours (`TENSORMETER_*`) cannot be used.
+        SettingsError: A variable of ours (`TENSORMETER_*`) is invalid.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class TensormeterMetricExporter(MetricExporter):
         os.register_at_fork(after_in_child=lambda: (open_again := this()) and open_again())
 
     def _open(self) -> None:
-        """Also in a forked child: the connection is its parent's, and so is the lock, which may be held for ever."""
+        """Open a connection; again in a forked child, because the parent's lock may be held for ever there."""
         self._exporter = ExperimentExporter(self._config)
         self._lock = threading.Lock()
 
@@ -78,7 +78,7 @@ class TensormeterMetricExporter(MetricExporter):
             return self._send(request, deadline)
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
-        """Wait for an export that another thread has begun; nothing else is kept back. Returns whether it is over."""
+        """Wait for an export on another thread; nothing else is buffered. Returns whether it has ended."""
         if not self._lock.acquire(timeout=min(max(timeout_millis / 1000, 0.0), threading.TIMEOUT_MAX)):
             return False
         self._lock.release()
@@ -97,7 +97,7 @@ class TensormeterMetricExporter(MetricExporter):
             match outcome:
                 case Accepted(rejected, message):
                     if rejected:
-                        logger.error("the server refused %d points of %d: %s", rejected, request.items, message)
+                        logger.error("the server refused %d of %d points: %s", rejected, request.items, message)
                     return MetricExportResult.SUCCESS
                 case Retry(reason, after):
                     delay = max(full_jitter(next(delays)), after or 0.0)

@@ -1,12 +1,11 @@
-"""MLflow tracking: metrics in batches, parameters, tags, status, artifacts.
+"""The `mlflow` destination: metrics in batches, parameters, tags, status, and artifacts.
 
-One MLflow run for each run, found again by the tag `tensormeter.run.id`, in the experiment named like the project.
-Metrics of its first process have their own names, those of further ones `process-ID/NAME`.
-MLflow keeps a metric once for each (key, time in milliseconds, step, value), so a request that comes again changes nothing.
-Times are cut to milliseconds, infinities become the largest double: MLflow's own limits.
+Each run has one MLflow run, identified by the tag `tensormeter.run.id`, in the experiment of the project's name.
+Metrics of its first process keep their names; those of other processes become `process-ID/NAME`.
+MLflow deduplicates metrics by key, time in milliseconds, step and value, so a retried request changes nothing.
+By MLflow's own limits, times are truncated to milliseconds, and infinities become the largest double.
 
-A batch that MLflow refuses is divided until the item that it refuses stands alone. A run or an experiment that somebody has deleted
-can be restored, so everything waits for that.
+A refused batch is divided until the refused item is alone. A deleted run or experiment can be restored, so delivery waits for that.
 """
 
 import json
@@ -46,21 +45,21 @@ _RUN_TAG: Final = RUN_ID
 _PROCESS_TAG: Final = "tensormeter.process"
 _GROUP_TAG: Final = "tensormeter.group"
 
-# MLflow's limits on one batch, and on what is in it.
+# MLflow's limits on a batch and its items.
 _MAX_METRICS: Final = 1000
 _MAX_PARAMS: Final = 100
 _MAX_VALUE: Final = 6000
 _MAX_TAG: Final = 5000
 _LONGEST_NAME: Final = 233
-"""Characters of a name: MLflow's 250, without room for the `process-ID/` of further processes."""
+"""Maximum characters of a name: MLflow's 250, minus room for the `process-ID/` of other processes."""
 
 _LONGEST_PATH: Final = 200
-"""UTF-8 bytes of a path made of a key: file systems have 255 for each of its parts, step and extension included."""
+"""Maximum UTF-8 bytes of a path from a key: file systems allow 255 for each part, including step and extension."""
 
 _UNSAFE: Final = re.compile(r"[^\w./: -]")
 _UNSAFE_EXTENSION: Final = re.compile(r"[^a-z0-9]")
 
-_RULE: Final = f"MLflow takes letters, digits and _ - . / : in names, and here up to {_LONGEST_NAME} characters"
+_RULE: Final = f"MLflow's names have letters, digits and _ - . / :, and here up to {_LONGEST_NAME} characters"
 _PATH_RULE: Final = f"paths of artifacts have letters, digits and _ - . / :, and up to {_LONGEST_PATH} bytes"
 
 _OWN_TAGS: Final = ("mlflow.", "tensormeter.")
@@ -73,39 +72,39 @@ _INTERNAL: Final = "INTERNAL_ERROR"
 _INACTIVE: Final = re.compile(
     r"(^|: )(The (run|experiment) \S+ must be in (the )?'active'|Could not create run under non-active experiment)"
 )
-"""MLflow's words for a run or an experiment that was deleted, which has no error code of its own."""
+"""MLflow's message about a deleted run or experiment, which has no error code."""
 
 _ACCESS: Final = re.compile(r"credential|accessdenied|forbidden|unauthorized|authentication", re.IGNORECASE)
-"""In names of exceptions, of stores for artifacts that refuse a user."""
+"""Names of exceptions of artifact stores that refuse a user."""
 
 _ACCESS_CODE: Final = re.compile(r"\((AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|Forbidden)\)")
-"""How S3 says so, in the text of an exception."""
+"""The same in the text of S3's exceptions."""
 
 _TEMPORARY_STATUS: Final = frozenset({401, 403, 404, 408, 425, 429, *range(500, 600)})
 
 _INTERNAL_ERRORS: Final = 3
-"""Attempts at a request that MLflow answers with an internal error, before an item may be the cause."""
+"""Attempts at a request with an internal error of MLflow before an item may be the cause."""
 
 _REFUSED_THROUGHOUT: Final = 64
-"""Refused items of a request of which nothing was stored, after which the rest is not tried."""
+"""Refused items of a request after which the rest is not tried, if nothing was stored."""
 
 _EXTENSIONS: Final = {"image/jpeg": "jpg", "image/svg+xml": "svg"}
 
 
-class _Deleted(Exception):  # noqa: N818 - a state, which somebody can end
+class _Deleted(Exception):  # noqa: N818 - a state that a person can end
     """A run or an experiment was deleted in MLflow."""
 
 
 class MlflowExporter(DecodingExporter):
     """See `tensormeter.exporter.Exporter` for the contract.
 
-    MLflow's client reads its credentials from `MLFLOW_TRACKING_TOKEN` or `_USERNAME` and `_PASSWORD`, its timeout from
-    `MLFLOW_HTTP_REQUEST_TIMEOUT`; where that and its count of retries are not set, they are set here to what delivery
-    wants, and its reports about usage are switched off, for this process.
+    MLflow's client reads its credentials from `MLFLOW_TRACKING_TOKEN` or `_USERNAME` and `_PASSWORD`. If its timeout
+    (`MLFLOW_HTTP_REQUEST_TIMEOUT`), its number of retries and its usage reports are not configured, they are set for this process:
+    to delivery's timeout, no retries, and no reports.
 
     Options:
-        tracking_uri: As `MLFLOW_TRACKING_URI`, which it takes precedence over.
-        experiment: Instead of the project's name.
+        tracking_uri: Tracking URI; by default `MLFLOW_TRACKING_URI`.
+        experiment: Name of the experiment; by default the project's name.
     """
 
     def __init__(self, config: ExporterConfig) -> None:
@@ -122,9 +121,9 @@ class MlflowExporter(DecodingExporter):
         self._series = SeriesNames(name, config.state, self._keys, _clean_part, _LONGEST_NAME)
         self._paths = ChangedNames(name, _PATH_RULE, _clean_path, _LONGEST_PATH, in_bytes=True)
         self._media: dict[tuple[str, str, str, str], int] = {}
-        """Times of what this agent has written, by run, process, kind and path."""
+        """Times of the artifacts that this agent has written, by run, process, kind and path."""
         self._failing = ""
-        """Id of the request that MLflow answered with an internal error last."""
+        """Id of the last request that MLflow answered with an internal error."""
         self._internal_errors = 0
 
     def export(self, request: Request) -> Outcome:
@@ -134,7 +133,7 @@ class MlflowExporter(DecodingExporter):
             return Retry(str(error))
         except MlflowException as error:
             if error.error_code == _GONE:
-                self._runs.clear()  # it was deleted for good, and another one begins
+                self._runs.clear()  # the run was deleted for good, and another one begins
             if error.error_code == _INTERNAL:
                 self._internal_errors = self._internal_errors + 1 if request.id == self._failing else 1
                 self._failing = request.id
@@ -153,7 +152,7 @@ class MlflowExporter(DecodingExporter):
         return refused.outcome(stored)
 
     def _temporary(self, request: str, sender: ProcessRef | None) -> Callable[[Exception], bool]:
-        """What tells exceptions that say nothing about an item, at a request."""
+        """The function that recognizes exceptions with a cause other than an item of the request."""
         item_may_be_the_cause = (
             sender is not None
             and request == self._failing
@@ -173,11 +172,11 @@ class MlflowExporter(DecodingExporter):
         return is_temporary
 
     def _takes_anything(self, sender: ProcessRef) -> bool:
-        """Whether MLflow stores something that is right beyond doubt: then its internal error is about an item."""
+        """Whether MLflow stores something that is certainly valid: then an item causes its internal error."""
         try:
             run, process = self._run(sender)
             self._client.set_tag(run, _PROCESS_TAG, process)
-        except Exception:  # whatever it is, MLflow does not work
+        except Exception:  # any exception: MLflow does not work
             return False
         return True
 
@@ -207,14 +206,14 @@ class MlflowExporter(DecodingExporter):
                 yield Metric(name, float(value), at, step)
 
     def _log(self, run: str, kind: str, items: Sequence[Any], refused: RefusedItems, *, most: int = 0) -> int:
-        """Log a batch; what MLflow refuses is divided until it stands alone. Returns how many items are stored.
+        """Log a batch, divided until refused items are alone. Returns the number of stored items.
 
         Args:
             run: MLflow's id of the run.
             kind: `metrics`, `params` or `tags`.
-            items: What is logged.
-            refused: Gets what is refused.
-            most: Items that are tried one by one, at most, as long as nothing is stored; 0 for `_REFUSED_THROUGHOUT`.
+            items: Items to log.
+            refused: Collects the refused items.
+            most: Maximum number of items to try one by one if nothing is stored; 0 for `_REFUSED_THROUGHOUT`.
         """
         stored, waiting = 0, [list(items)]
         while waiting and (stored or refused.count < (most or _REFUSED_THROUGHOUT)):
@@ -232,7 +231,7 @@ class MlflowExporter(DecodingExporter):
         return stored
 
     def _log_event(self, run_event: RunEvent, refused: RefusedItems) -> None:
-        """Log what an event carries."""
+        """Log the content of an event."""
         run, process = self._run(run_event.sender)
         prefix = _prefix(run_event.sender, process)
         match run_event.media:
@@ -260,7 +259,7 @@ class MlflowExporter(DecodingExporter):
                 self._client.set_terminated(run, status, end_time=run_event.event.time // 1_000_000)
 
     def _path(self, key: str, run_event: RunEvent) -> str:
-        """The path of a key at a step. Something else of the same kind, key and step has its time behind it."""
+        """Path of an artifact by key and step. Another artifact with the same kind, key and step gets its time as a suffix."""
         time = run_event.event.time
         path = f"{self._paths(key)}-{time if run_event.step is None else run_event.step}"
         owner = self._media.setdefault(
@@ -269,7 +268,7 @@ class MlflowExporter(DecodingExporter):
         return path if owner == time else f"{path}-{time}"
 
     def _table(self, run: str, path: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """A document of columns and rows; pictures are files next to it, and their cells have the paths."""
+        """Log columns and rows as a document. Images become files next to it, and cells have their paths."""
         data = [list(row) for row in rows]
         for number, row in enumerate(data):
             for place, cell in enumerate(row):
@@ -280,7 +279,7 @@ class MlflowExporter(DecodingExporter):
         self._artifact(run, f"tables/{path}.json", json.dumps(document, default=str).encode())
 
     def _describe(self, run: str, body: Mapping[str, object], refused: RefusedItems) -> None:
-        """Group, tags and notes: as tags of MLflow, which leave alone what people have written there meanwhile."""
+        """Log group, tags and notes as tags of MLflow. Tags that users have edited there are not overwritten."""
         tags = body.get("tags")
         texts = {self._tags(tag): "true" for tag in tags if isinstance(tag, str)} if isinstance(tags, Sequence) else {}
         if body.get("group"):
@@ -293,14 +292,14 @@ class MlflowExporter(DecodingExporter):
             self._log(run, "tags", fresh, refused)
 
     def _config(self, run: str, config: Mapping[str, object], refused: RefusedItems) -> None:
-        """Parameters; MLflow never changes one, so another value of a resumed run, or of an update, becomes a tag."""
+        """Log the configuration as parameters. MLflow's parameters cannot change, so a new value becomes a tag."""
         known = self._client.get_run(run).data.params
         fresh, changed = [], []
         for key, value in flatten(config).items():
             name = self._keys(key)
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
             if len(text) > _MAX_VALUE:
-                refused.add(f"parameter {name} is {len(text)} characters long, MLflow takes {_MAX_VALUE}")
+                refused.add(f"parameter {name} has {len(text)} characters, MLflow's limit is {_MAX_VALUE}")
             elif name not in known:
                 fresh.append(Param(name, text))
             elif known[name] != text:
@@ -317,7 +316,7 @@ class MlflowExporter(DecodingExporter):
             self._client.log_artifact(run, str(file), folder)
 
     def _run(self, sender: ProcessRef) -> tuple[str, str]:
-        """MLflow's id of the run, and the process whose metrics have their own names."""
+        """MLflow's id of the run, and the process whose metrics keep their names."""
         key = sender.project, sender.run
         if key not in self._runs:
             self._runs[key] = self._find_run(sender)
@@ -338,7 +337,7 @@ class MlflowExporter(DecodingExporter):
         elif runs:
             raise _Deleted(
                 f"MLflow's run {runs[0].info.run_id} was deleted; restore it in MLflow's page or with `mlflow runs restore "
-                f"--run-id {runs[0].info.run_id}`, or give up what waits with `tensormeter spool purge`"
+                f"--run-id {runs[0].info.run_id}`, or discard the pending data with `tensormeter spool purge`"
             )
         else:
             tags = {_RUN_TAG: quoted, _PROCESS_TAG: sender.process}
@@ -351,19 +350,19 @@ class MlflowExporter(DecodingExporter):
             try:
                 return self._client.create_experiment(name)
             except MlflowException:
-                experiment = self._client.get_experiment_by_name(name)  # another agent was quicker
+                experiment = self._client.get_experiment_by_name(name)  # another agent has created it
                 if experiment is None:
                     raise
         if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
             raise _Deleted(
                 f"MLflow's experiment {name!r} was deleted; restore it in MLflow's page or with `mlflow experiments restore "
-                f"--experiment-id {experiment.experiment_id}`, or name another one with the option `experiment`"
+                f"--experiment-id {experiment.experiment_id}`, or set another one with the option `experiment`"
             )
         return experiment.experiment_id
 
 
 def _clean(name: str) -> str:
-    """As MLflow wants it: these characters only, and no path that it would change."""
+    """A name of valid characters, without path parts that MLflow would change."""
     path = "/".join(part for part in _UNSAFE.sub("_", name).split("/") if part.strip("."))
     return (path.lstrip(".") if path.startswith("..") else path) or "_"
 
@@ -373,12 +372,12 @@ def _clean_tag(tag: str) -> str:
 
 
 def _clean_part(text: str) -> str:
-    """What is put behind a name that MLflow takes."""
+    """Text that may follow a valid name."""
     return _UNSAFE.sub("_", text)
 
 
 def _clean_path(key: str) -> str:
-    """A path below the folder of its kind."""
+    """A relative path below the folder of its kind."""
     return "/".join(part.strip() for part in _UNSAFE.sub("_", key).split("/") if part.strip(". ")) or "_"
 
 
@@ -388,7 +387,7 @@ def _extension(media_type: str) -> str:
 
 
 def _prefix(sender: ProcessRef, first: str) -> str:
-    """What tells further processes from the first one."""
+    """Prefix for the metrics of all processes but the first."""
     return "" if sender.process == first else f"process-{sender.process[:8]}/"
 
 
@@ -407,13 +406,13 @@ def _name_of(run_event: RunEvent) -> str:
 
 
 def _is_about_a_file(error: MlflowException) -> bool:
-    """Whether a store of files could not make a file of a name."""
+    """Whether a store of files could not create a file of this name."""
     cause = error.__cause__ or error.__context__
     return isinstance(cause, OSError) and cause.errno is not None and not is_outage(cause)
 
 
 def _is_refused_user(error: Exception) -> bool:
-    """Whether a store for artifacts refuses everything for now, and not the artifact."""
+    """Whether an artifact store refuses the user, and not the artifact."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is not None:
         return status in _TEMPORARY_STATUS
@@ -428,7 +427,7 @@ def _outcome(error: MlflowException) -> Outcome:
     if _INACTIVE.search(str(error.message)):
         return Retry(
             f"{reason}; restore it in MLflow's page or with `mlflow runs restore` (of an experiment: `mlflow experiments "
-            "restore`), or give up what waits with `tensormeter spool purge`"
+            "restore`), or discard the pending data with `tensormeter spool purge`"
         )
     if error.error_code in _PERMANENT:
         return Rejected(reason)

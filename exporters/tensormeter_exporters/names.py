@@ -1,7 +1,7 @@
-"""Names as a destination can store them: two that differ never become one.
+"""Converts names to names that a destination can store; different names stay different.
 
-A name that a destination cannot store is changed, and always gets a suffix that follows from the whole original. So it is the same in
-every agent, on every node, and in any order. A name that can be stored stays as it is.
+A name that the destination cannot store is changed and gets a suffix, a hash of the whole original. So the result is the same in
+every agent, on every node, and in any order. Other names stay as they are.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ _LONGEST_SHOWN: Final = 100
 
 
 def suffix_of(original: str) -> str:
-    """An underscore and eight hexadecimal digits that follow from a text, at least one letter and one numeral among them."""
+    """An underscore and eight hexadecimal digits of a hash of the text, with at least one letter and one numeral."""
     text = original.encode("utf-8", "surrogatepass")
     while True:
         digest = hashlib.sha256(text).hexdigest()
@@ -31,7 +31,7 @@ def suffix_of(original: str) -> str:
 
 
 def _looks_changed(name: str) -> bool:
-    """Whether a name ends as changed ones do. Such a name is changed, too: so it cannot be that of another one."""
+    """Whether a name ends with such a suffix. It is changed too, so that it cannot equal a changed name."""
     digits = name[-_DIGITS:]
     return (
         name[-_DIGITS - 1 : -_DIGITS] == "_"
@@ -43,7 +43,7 @@ def _looks_changed(name: str) -> bool:
 
 
 class ChangedNames:
-    """Names of one destination, and warnings about those that it cannot store. Used by one thread."""
+    """The names of one destination, with a warning for each name that it cannot store. Used by one thread."""
 
     def __init__(
         self, destination: str, rule: str, clean: Callable[[str], str], longest: int, *, in_bytes: bool = False
@@ -51,10 +51,10 @@ class ChangedNames:
         """
         Args:
             destination: Name of the destination, for warnings.
-            rule: What names it stores, for warnings.
-            clean: Makes a name of any text, if possible the same.
-            longest: How much of a name, at most, suffix included: UTF-8 bytes if `in_bytes`, else characters.
-            in_bytes: As above.
+            rule: Rule for names that it can store, for warnings.
+            clean: Function that converts any text to a valid name, without the limit of length.
+            longest: Maximum length of a name with its suffix, in characters, or in UTF-8 bytes if `in_bytes`.
+            in_bytes: Unit of `longest`.
         """
         self._destination = destination
         self._rule = rule
@@ -65,7 +65,7 @@ class ChangedNames:
         self._warnings = 0
 
     def __call__(self, original: str) -> str:
-        """The name under which something is stored."""
+        """The name to store."""
         name = self._known.get(original)
         if name is None:
             name = self._known[original] = self._choose(original)
@@ -81,15 +81,15 @@ class ChangedNames:
         suffix = suffix_of(original)
         room = self._longest - len(suffix)
         kept = clean.encode()[:room].decode(errors="ignore") if self._in_bytes else clean[:room]
-        # What was cut may end in what may stand in the middle only, such as a slash.
+        # A slash, dot or space is valid inside a name only.
         return f"{self._clean(kept).rstrip('/. ')}{suffix}"
 
     def _warn(self, original: str, name: str) -> None:
         self._warnings += 1
         if self._warnings <= _MOST_WARNINGS:
-            more = "; further names that are changed are not listed" if self._warnings == _MOST_WARNINGS else ""
+            more = "; no further changed names are reported" if self._warnings == _MOST_WARNINGS else ""
             clean = self._clean(original) == original and name.startswith(original)
-            rule = "names that are changed end like that" if clean else self._rule
+            rule = "changed names end like this one" if clean else self._rule
             logger.warning(
                 "%s: %r is stored as %r: %s%s", self._destination, _short(original), _short(name), rule, more
             )

@@ -1,9 +1,8 @@
-"""Any OpenTelemetry metric exporter as a destination: `otel:NAME`, with the name that `OTEL_METRICS_EXPORTER` would have.
+"""The `otel:NAME` destinations: any OpenTelemetry metric exporter, by its name in `OTEL_METRICS_EXPORTER`.
 
 The exporter is constructed without arguments and configured by its own environment variables.
-It gets every point, steps as the gauge `tensormeter.step`; events are no metrics and go to the other destinations.
-What comes twice is for its receiver to tell. OpenTelemetry's exporters do not say why they failed, so a failure is
-always tried again.
+It gets every point, and steps as the gauge `tensormeter.step`. It gets no events, which are not metrics.
+Deduplication is up to its receiver. OpenTelemetry's exporters do not report why they failed, so a failure is always retried.
 """
 
 import math
@@ -47,11 +46,11 @@ logger: Final = get_logger("tensormeter.agent")
 _GROUP: Final = "opentelemetry_metrics_exporter"
 
 _TAKES_NO_SUM: Final = ("opentelemetry.exporter.otlp.", "opentelemetry.sdk.", "tensormeter_exporters.")
-"""Modules of exporters that leave out a sum that is None. Others may calculate with it, and get NaN."""
+"""Modules of exporters that leave out a sum of None. Others may calculate with the sum, and get NaN."""
 
 
 class OTelExporter(DecodingExporter):
-    """See `tensormeter.exporter.Exporter` for the contract. It has no options of its own."""
+    """See `tensormeter.exporter.Exporter` for the contract. It has no options."""
 
     def __init__(self, config: ExporterConfig) -> None:
         config.options_or()
@@ -64,8 +63,8 @@ class OTelExporter(DecodingExporter):
             exporter = entry.load()()
         except Exception as error:
             raise SettingsError(
-                f"{config.destination}: {entry.value} cannot be made ({type(error).__name__}: {error}); see the environment "
-                "variables that it reads"
+                f"{config.destination}: {entry.value} cannot be constructed ({type(error).__name__}: {error}); see "
+                "the environment variables that it reads"
             ) from None
         if not isinstance(exporter, MetricExporter):
             raise SettingsError(f"{config.destination}: {entry.value} is not a metric exporter")
@@ -73,20 +72,22 @@ class OTelExporter(DecodingExporter):
         self._no_sum = None if type(exporter).__module__.startswith(_TAKES_NO_SUM) else math.nan
         self._destination = config.destination
         self._timeout = config.timeout
-        self._said = False
+        self._logs_reported = False
 
     def deliver(self, request: Request) -> Outcome:
         if request.signal == "logs":
-            if not self._said:
-                self._said = True
-                logger.info("%s takes metrics only: configuration, state and media do not go there", self._destination)
+            if not self._logs_reported:
+                self._logs_reported = True
+                logger.info(
+                    "%s accepts metrics only: configuration, state and media are not sent there", self._destination
+                )
             return Accepted()
         body = decompress(request)
         with decoding(request):
             data, left_out = metrics_data(decode_metrics(body), no_sum=self._no_sum)
         result = self._exporter.export(data, timeout_millis=self._timeout * 1000)
         if result is not MetricExportResult.SUCCESS:
-            return Retry(f"{type(self._exporter).__name__} failed; its own log says why")
+            return Retry(f"{type(self._exporter).__name__} failed; see its log messages")
         return Accepted(left_out, "the SDK has no summaries" if left_out else "")
 
     def shutdown(self) -> None:
@@ -94,18 +95,18 @@ class OTelExporter(DecodingExporter):
 
 
 def metrics_data(batches: Sequence[columns.Batch], *, no_sum: float | None = None) -> tuple[MetricsData, int]:
-    """Convert columns to the SDK's objects.
+    """Convert batches of columns to the SDK's objects.
 
     Args:
         batches: The columns.
-        no_sum: Sum of a histogram that has none, or that has negative values, whose sum OTLP wants left out because
-            receivers take it for a counter.
+        no_sum: Sum for histograms without one, and for those with negative values: OTLP leaves their sum out, because receivers
+            treat it as a counter.
 
     Returns:
-        The objects, and the number of points that the SDK has none for (those of summaries).
+        The objects, and the number of points that the SDK does not support (of summaries).
     """
     left_out = 0
-    # By what they are: of two equal resources, or scopes, the SDK's encoder for OTLP keeps the last one only.
+    # Keyed by content: the SDK's encoder for OTLP keeps only the last of equal resources or scopes.
     resources: dict[str, tuple[columns.Batch, dict[str, tuple[columns.Scope, list[Metric]]]]] = {}
     for batch in batches:
         _, scopes = resources.setdefault(repr(sorted(batch.resource.items())), (batch, {}))
@@ -170,7 +171,7 @@ def _data(series: columns.Series, no_sum: float | None) -> Gauge | Sum | Histogr
 
 
 def _statistics(series: columns.Distribution, at: int, no_sum: float | None) -> dict[str, Any]:
-    """What both kinds of histogram have; the SDK's own values stand for no minimum and no maximum."""
+    """Fields of both kinds of histograms; missing minima and maxima have the SDK's own values."""
     low, high, total = float(series.minima[at]), float(series.maxima[at]), float(series.sums[at])
     return {
         "start_time_unix_nano": int(series.start_times[at]),

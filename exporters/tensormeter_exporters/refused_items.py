@@ -1,4 +1,4 @@
-"""Items of one request that a destination cannot store, while it stores the others."""
+"""Counts the items of a request that a destination refuses, while it stores the others."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,11 +16,11 @@ _LONGEST: Final = 300
 
 
 class RefusedItems:
-    """Counts what is refused, and keeps the first reasons. Used for one request.
+    """The number of refused items of one request, with the first reasons.
 
     Attributes:
-        count: How many items were refused.
-        is_temporary: Whether an exception says nothing about the item, so that the request should be tried again.
+        count: Number of refused items.
+        is_temporary: Function that returns whether an exception has a cause other than the item, so that the request is retried.
     """
 
     def __init__(self, is_temporary: Callable[[Exception], bool] = is_outage) -> None:
@@ -53,13 +53,13 @@ class RefusedItems:
 
     @contextmanager
     def item(self, what: str) -> Iterator[None]:
-        """Refuse an item if writing it raises an exception.
+        """Refuse an item if the block raises an exception.
 
         Args:
-            what: The item, for people.
+            what: Name of the item, for people.
 
         Raises:
-            Exception: It is temporary.
+            Exception: The exception is temporary.
         """
         try:
             yield
@@ -70,17 +70,17 @@ class RefusedItems:
 
     @property
     def reason(self) -> str:
-        """The first different reasons, or ""."""
+        """The first distinct reasons, or ""."""
         return "; ".join(self._reasons) + ("; and more" if self._more else "")
 
     def outcome(self, stored: int) -> Outcome:
         """The outcome of the request: `Accepted` without the refused items.
 
-        If many were refused and nothing was stored, the items are hardly the cause. Then it is `Rejected`, so that the request is kept and
-        can be sent again.
+        If many items were refused and none was stored, the items are hardly the cause. The outcome is then `Rejected`, so that the
+        request is kept and can be sent again.
 
         Args:
-            stored: How many items were stored.
+            stored: Number of stored items.
         """
         if self.count >= _MANY and not stored:
             return Rejected(self.reason)

@@ -1,4 +1,4 @@
-"""Bodies of requests: decompressed and decoded, or an `EncodingError`, whatever is wrong with them."""
+"""Decompresses the bodies of requests. Any damage raises an `EncodingError`."""
 
 import gzip
 import io
@@ -12,14 +12,14 @@ from tensormeter.exporter import Request
 __all__ = ["decoding", "decompress"]
 
 _LARGEST: Final = 1 << 30
-"""Bytes of a body, decompressed: far more than a request of the agent has, and less than a hostile one could ask for."""
+"""Maximum bytes of a decompressed body: far more than the agent puts into a request, and a bound for hostile ones."""
 
 
 def decompress(request: Request) -> bytes:
     """The OTLP message of a request.
 
     Raises:
-        EncodingError: The body is no gzip, is cut off or damaged, or is larger than 1 GiB when it is decompressed.
+        EncodingError: The body is not gzip, is truncated or damaged, or has more than 1 GiB when decompressed.
     """
     with decoding(request):
         if not request.body:
@@ -27,16 +27,16 @@ def decompress(request: Request) -> bytes:
         with gzip.GzipFile(fileobj=io.BytesIO(request.body)) as file:
             body = file.read(_LARGEST + 1)
         if len(body) > _LARGEST:
-            raise EncodingError(f"it has more than {_LARGEST} bytes when it is decompressed")
+            raise EncodingError(f"it has more than {_LARGEST} bytes when decompressed")
     return body
 
 
 @contextmanager
 def decoding(request: Request) -> Iterator[None]:
-    """Turn what a decoder raises at a damaged body into an `EncodingError`.
+    """Convert exceptions of a decoder into an `EncodingError`.
 
-    Decompressors, protobuf and what reads their results raise many exceptions: BadGzipFile, EOFError, zlib.error, DecodeError,
-    UnicodeDecodeError, OverflowError and others. All of them mean that this body can never be read.
+    Decompressors, protobuf and the readers of their results raise many exceptions at a damaged body: BadGzipFile, EOFError,
+    zlib.error, DecodeError, UnicodeDecodeError, OverflowError and others. All mean that the body can never be decoded.
     """
     try:
         yield

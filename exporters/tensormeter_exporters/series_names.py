@@ -1,8 +1,8 @@
-"""Names of series for a destination that has nothing but names: one for each series, and for each number made of one.
+"""Unique names of series, for destinations without histograms and attributes.
 
-A destination without histograms and attributes gets names that are made up: `grad/mean` of the distribution `grad`,
-`hw.power{hw.id=GPU-0}`. A metric may have been logged under just that name. Then the one that comes first keeps it, and within a
-request what was logged; the other gets a suffix. The choice is kept in the destination's folder, so the next agent makes the same.
+Such a destination gets composed names: `grad/mean` for the mean of the distribution `grad`, `hw.power{hw.id=GPU-0}` for a series
+with attributes. If another metric was logged under a composed name, the first of the two keeps it (within a request, the logged
+metric), and the other gets a suffix. Choices are stored in the destination's folder, so that the next agent makes the same ones.
 """
 
 import json
@@ -24,7 +24,7 @@ _STATE: Final = "names.json"
 
 
 class SeriesNames:
-    """Names of series and of what is made of them, one for each. Used by one thread; blocks for the disk."""
+    """A unique name for each series and each of its statistics. Used by one thread; blocks for the disk."""
 
     def __init__(
         self,
@@ -37,10 +37,10 @@ class SeriesNames:
         """
         Args:
             destination: Name of the destination, for warnings.
-            state: Folder for the state file; without one, choices do not outlive this agent.
-            stored: The name under which a metric without attributes is stored.
-            clean: Makes a part of a name of any text, for what is made up.
-            longest: Characters of a name, at most; 0 for no limit.
+            state: Folder for the state file; None to forget the choices with this agent.
+            stored: Function from a metric's name to the name that the destination can store.
+            clean: Function from the composed part of a name to text that the destination can store.
+            longest: Maximum number of characters of a name; 0 for no limit.
         """
         self._destination = destination
         self._state = None if state is None else state / _STATE
@@ -54,13 +54,13 @@ class SeriesNames:
         self._load()
 
     def begin(self, series: Iterable[SteppedSeries]) -> None:
-        """Give their names to the metrics of a request that were logged, before any is made up."""
+        """Give logged metrics of a request their own names, before any name is composed."""
         for stepped in series:
             if stepped.identity == stepped.series.name:
                 self.of(stepped)
 
     def of(self, stepped: SteppedSeries, part: str = "") -> str:
-        """The name of a series, or of a part of it, such as `/mean`. `save` keeps the choice."""
+        """The name of a series, or of a part of it such as `/mean`. `save` stores the choice."""
         process, identity = stepped.sender.process, f"{stepped.identity}\0{part}"
         name = self._names.get((process, identity))
         if name is None:
@@ -68,10 +68,10 @@ class SeriesNames:
         return name
 
     def save(self) -> None:
-        """Keep what was chosen, before anything is written under it.
+        """Store the choices. Call it before anything is written under the names.
 
         Raises:
-            OSError: The disk refuses.
+            OSError: The state file cannot be written.
         """
         if self._state is None or len(self._kept) == self._saved:
             return
@@ -82,8 +82,8 @@ class SeriesNames:
 
     def _choose(self, process: str, stepped: SteppedSeries, part: str, identity: str) -> str:
         series = stepped.series
-        made_up = self._clean(stepped.name.removeprefix(series.name) + part)
-        plain = name = self._fit(self._stored(series.name) + made_up, identity)
+        composed = self._clean(stepped.name.removeprefix(series.name) + part)
+        plain = name = self._fit(self._stored(series.name) + composed, identity)
         while (owner := self._owners.setdefault((process, name), identity)) != identity:
             self._kept[process, name] = owner
             name = self._fit(name, identity, suffix_of(f"{identity}\0{name}"))
@@ -97,7 +97,7 @@ class SeriesNames:
         return name
 
     def _fit(self, name: str, identity: str, suffix: str = "") -> str:
-        """A name with a suffix, not too long."""
+        """A name with a suffix, within the limit of length."""
         if self._longest and len(name) + len(suffix) > self._longest:
             suffix = suffix or suffix_of(identity)
             name = name[: self._longest - len(suffix)].rstrip("/. ")
@@ -112,6 +112,11 @@ class SeriesNames:
         except FileNotFoundError:
             pass
         except (OSError, ValueError, TypeError) as error:
-            logger.warning("%s: %s cannot be read (%s); names are chosen again", self._destination, self._state, error)
+            logger.warning(
+                "%s: %s cannot be read (%s); some metrics may get other names from now on",
+                self._destination,
+                self._state,
+                error,
+            )
         self._owners = dict(self._kept)
         self._saved = len(self._kept)

@@ -1,9 +1,9 @@
-"""TensorBoard event files: scalars, histograms, images, texts.
+"""The `tensorboard` destination: event files with scalars, histograms, images and texts.
 
-One folder, which TensorBoard shows as one run, for each process: DIRECTORY/PROJECT/RUN/PROCESS.
-Written through TensorBoard's own record writer and messages, without TensorFlow or torch.
-Scalars are single precision there. A request that comes again is in the file once: see `appending`.
-Any text is a tag. Only the tags of our own texts (`config`, `state`, `alerts`) are taken.
+Each process has its own folder, DIRECTORY/PROJECT/RUN/PROCESS, which TensorBoard shows as a run.
+The files are written with TensorBoard's own record writer and messages, without TensorFlow or torch.
+TensorBoard stores scalars in single precision. A retried request is written once: see `appending`.
+Any text is a valid tag. Only the tags of our own texts (`config`, `state`, `alerts`) are reserved.
 """
 
 import io
@@ -52,14 +52,14 @@ _FILE_VERSION: Final = "brain.Event:2"
 _SMALLEST: Final = float(np.finfo(np.float32).tiny)
 _LARGEST: Final = float(np.finfo(np.float32).max)
 _MAX_ROWS: Final = 1000
-"""Rows of a table that are shown: TensorBoard renders the text in the browser."""
+"""Maximum rows of a table: TensorBoard renders the text in the browser."""
 
 
 class TensorBoardExporter(FileExporter):
     """See `tensormeter.exporter.Exporter` for the contract.
 
     Options:
-        directory: What `tensorboard --logdir` is given; by default `runs`, as with torch's writer.
+        directory: Folder for `tensorboard --logdir`; by default `runs`, as with torch's writer.
     """
 
     def __init__(self, config: ExporterConfig) -> None:
@@ -67,7 +67,7 @@ class TensorBoardExporter(FileExporter):
         self._files = AppendOnce(config.state, self.directory)
         name = config.destination or "tensorboard"
         self._series = SeriesNames(name, config.state)
-        self._tags = ChangedNames(name, "that is the tag of a text of tensormeter's own", _clean_tag, _LONGEST_TAG)
+        self._tags = ChangedNames(name, "tensormeter uses that tag for its own text", _clean_tag, _LONGEST_TAG)
 
     def deliver(self, request: Request) -> Outcome:
         events: defaultdict[ProcessRef, list[Event]] = defaultdict(list)
@@ -94,7 +94,7 @@ class TensorBoardExporter(FileExporter):
         steps = stepped.steps.tolist()
         for numbers in scalars(stepped):
             tag = self._series.of(stepped, numbers.part)
-            with np.errstate(all="ignore"):  # what single precision cannot hold is infinite
+            with np.errstate(all="ignore"):  # values beyond single precision become infinite
                 values, present = numbers.values.astype(np.float32).tolist(), numbers.present.tolist()
             for at, step, value, there in zip(times, steps, values, present, strict=True):
                 if there:
@@ -102,7 +102,7 @@ class TensorBoardExporter(FileExporter):
         if isinstance(series, Distribution):
             for index, (at, step) in enumerate(zip(times, steps, strict=True)):
                 edges, counts = bucket_edges(series, index)
-                # TensorBoard reads single precision: a bucket for 0 alone would have no width, and large edges would be infinite.
+                # In single precision a bucket for 0 alone would have no width, and large edges would be infinite.
                 edges = np.clip(edges, -_LARGEST, _LARGEST)
                 edges = np.where((edges < 0) & (edges > -_SMALLEST), -_SMALLEST, edges)
                 histogram = HistogramProto(

@@ -359,13 +359,11 @@ def test_series_that_cannot_be_told_apart_are_refused_and_counted(make, exporter
         make.gauge("m", [make.T0], [3.0], x="1", empty=""),
     ]
     outcome = exporter.export(make.logged(1, series))
-    assert outcome == Accepted(2, "no room (see the option max_series), or no labels of their own")
+    assert outcome == Accepted(2, "no room (see the option max_series), or no unique labels")
     assert list(families(exporter)["m"][1].values()) == [1.0]
     assert scrape(exporter)["tensormeter_prometheus_refused_total", None, None] == 2
     (record,) = caplog.records
-    assert record.getMessage().startswith(
-        "prometheus: series of 'm' are refused, because their labels are those of another series of it"
-    )
+    assert record.getMessage().startswith("prometheus: refusing series of 'm' that have the labels of another series")
 
 
 def test_memory_is_bounded_and_what_is_refused_is_counted(make, config):

@@ -339,7 +339,7 @@ def test_wandbs_own_process_may_be_killed(tmp_path, clean_environment):
     """By the system, for example, when memory is short: another one goes on, and each row is there once."""
     done = agent(tmp_path, clean_environment, SERVICE_KILLED)
     assert done.returncode == 0, done.stderr
-    assert "is started again" in done.stdout
+    assert "restarting it" in done.stdout
     history = history_of(tmp_path)
     assert sorted(row["tensormeter/step"] for row in history) == list(range(40))
     assert {row["tensormeter/step"]: row["loss"] for row in history} == {step: step / 7 for step in range(40)}

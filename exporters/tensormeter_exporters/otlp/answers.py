@@ -1,8 +1,8 @@
-"""What receivers of OTLP over HTTP say: whether they have a request, and which part of it they left out.
+"""Reads the responses of OTLP receivers over HTTP: whether a request was accepted, and which part was refused.
 
-The protocol asks for a response message. Many receivers send none: Prometheus, Mimir, VictoriaMetrics and VictoriaLogs answer 200
-without a body, Loki 204, others 202, `{}` or `ok`. Whatever is 2xx is therefore an acceptance, unless it is plainly no answer of a
-receiver: a web page, as a proxy or a login shows it, or bytes that are neither OTLP's message nor text.
+The protocol requires a response message, but many receivers send none: Prometheus, Mimir, VictoriaMetrics and VictoriaLogs answer
+200 without a body, Loki 204, others 202, `{}` or `ok`. Any 2xx therefore counts as acceptance, unless it clearly does not come from
+a receiver: a web page of a proxy or a login, or bytes that are neither OTLP's message nor text.
 """
 
 import codecs
@@ -31,16 +31,16 @@ _LONGEST_REASON: Final = 300
 
 @dataclass(frozen=True)
 class Answer:
-    """What a receiver said.
+    """The response of a receiver.
 
     Attributes:
-        url: Who said it.
-        status: HTTP's status.
-        phrase: HTTP's reason phrase, or "".
-        content_type: Of the body.
+        url: URL of the request.
+        status: HTTP status.
+        phrase: HTTP reason phrase, or "".
+        content_type: Content type of the body.
         body: The body.
-        retry_after: Seconds that it asked to wait, or None.
-        headers: Those that begin with ``tensormeter-``, with names in lower case.
+        retry_after: Seconds that the receiver asks to wait, or None.
+        headers: Headers that begin with ``tensormeter-``, with names in lower case.
     """
 
     url: str
@@ -58,17 +58,17 @@ class Answer:
 
     @property
     def reason(self) -> str:
-        """In words, for people: who answered what, with the receiver's own explanation."""
+        """URL, status and the receiver's own explanation, for people."""
         answered = f"{self.url} answered {self.status} {self.phrase}".rstrip()
         explained = _explanation(self._type, self.body)
         return f"{answered}: {explained}" if explained else answered
 
     def accepted(self, signal: Signal, items: int) -> Outcome:
-        """What a 2xx means: an acceptance, but for what the receiver left out; `Retry` if it is no answer of a receiver.
+        """The outcome of a 2xx: accepted, perhaps in part; `Retry` if the response does not come from a receiver.
 
         Args:
             signal: Signal of the request.
-            items: Points or records in it.
+            items: Number of points or records in the request.
         """
         answered = f"{self.url} answered {self.status}"
         body = self.body.removeprefix(codecs.BOM_UTF8).strip()
@@ -93,15 +93,15 @@ class Answer:
 
 
 def read_response(signal: Signal, body: bytes, items: int) -> Accepted:
-    """The response message of OTLP.
+    """Read the response message of OTLP.
 
     Args:
         signal: Signal of the request.
         body: The message, as protobuf.
-        items: Points or records in the request: no receiver can have left out more.
+        items: Number of points or records in the request: an upper bound for refused ones.
 
     Raises:
-        DecodeError: It is no such message.
+        DecodeError: The body is not such a message.
     """
     if signal == "metrics":
         metrics = ExportMetricsServiceResponse.FromString(body).partial_success
@@ -134,7 +134,7 @@ def _is_text(body: bytes) -> bool:
 
 
 def _explanation(kind: str, body: bytes) -> str:
-    """The receiver's own words on an error, if they are meant for people."""
+    """The receiver's message about an error, if it is meant for people."""
     if kind in _PROTOBUF_TYPES:
         try:
             # google.rpc.Status has its code and its message in the same fields; its package is not needed otherwise.

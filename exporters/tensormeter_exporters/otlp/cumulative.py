@@ -1,11 +1,11 @@
-"""Distributions and sums added up on their way to a receiver that wants cumulative temporality.
+"""Converts distributions and sums to cumulative temporality, for receivers that require it.
 
-A distribution leaves the spool as one point of delta temporality for each time it was logged. Prometheus and Mimir refuse those.
-Here each becomes the sum of all until then, as the Collector's `delta_to_cumulative` processor makes it.
+The spool contains one point of delta temporality for each logged distribution. Prometheus and Mimir refuse such points. This
+module replaces each point by the sum of all points so far, like the Collector's `delta_to_cumulative` processor.
 
-What has been added up is written to a file as soon as a request is accepted, together with the request's id. So an agent that
-takes over goes on with the same sums: a request that was accepted is known by its id, and one that was not is added to what was
-accepted before. Where the file is lost, streams begin again, with a new start time.
+The sums are written to a file as soon as a request is accepted, together with the request's id. An agent that takes over continues
+with the same sums: it recognizes an accepted request by its id, and adds any other to the accepted sums. If the file is lost,
+streams begin again with a new start time.
 """
 
 import contextlib
@@ -41,17 +41,17 @@ _STATE: Final = "cumulative.pb"
 _GZIP_LEVEL: Final = 1
 
 _MAX_BUCKETS: Final = 160
-"""Of one side of an exponential histogram, as OpenTelemetry's SDKs have it."""
+"""Maximum number of buckets on one side of an exponential histogram, as in OpenTelemetry's SDKs."""
 
 _LEAD: Final = 1_000_000
 """Nanoseconds by which a stream begins before its first point.
 
-A point that begins and ends at one instant means that the start is not known, and receivers then take the first value for a
-baseline instead of counting it. Some keep milliseconds only.
+If a point begins and ends at the same instant, its start is unknown, and receivers take the first value as a baseline instead of
+counting it. Some receivers store milliseconds only.
 """
 
 _MOST_INTEGER: Final = 1 << 63
-"""First integer that OTLP's signed 64-bit fields cannot hold; half of that for counts, which have no sign."""
+"""First integer beyond OTLP's signed 64-bit fields. Counts are unsigned and reach twice as far."""
 
 _Point = Any
 """NumberDataPoint, HistogramDataPoint or ExponentialHistogramDataPoint."""
@@ -61,7 +61,7 @@ _Key = tuple[bytes, ...]
 
 @dataclass
 class Added:
-    """A request with what was added up, which counts once it is accepted."""
+    """A converted request, with the sums that count once it is accepted."""
 
     request: Request
     id: str
@@ -74,7 +74,7 @@ class DeltaToCumulative:
     def __init__(self, folder: Path | None) -> None:
         """
         Args:
-            folder: Where sums are kept over restarts; nowhere if None.
+            folder: Folder for the sums, to survive restarts; None for no file.
         """
         self._file = None if folder is None else folder / _STATE
         self._points: dict[_Key, _Point] = {}
@@ -82,14 +82,14 @@ class DeltaToCumulative:
         self._load()
 
     def has(self, request: str) -> bool:
-        """Whether the request of this id was accepted last, by an agent that was killed before it could note that."""
+        """Whether the last agent had this request accepted, and was killed before it could record that in the spool."""
         return request == self._last
 
     def add(self, request: Request) -> Added:
-        """The request with cumulative points. What was added up counts from `keep` on.
+        """Convert a request to cumulative points. The new sums count after `keep`.
 
         Raises:
-            EncodingError: The body is not what it claims to be.
+            EncodingError: The body cannot be decoded.
         """
         body = decompress(request)
         added = Added(request, request.id)
@@ -107,7 +107,7 @@ class DeltaToCumulative:
         return added
 
     def keep(self, added: Added) -> None:
-        """The receiver has accepted the request. Blocks for the disk."""
+        """Store the sums of an accepted request. Blocks for the disk."""
         if not added.points:
             return
         self._points |= added.points
@@ -147,7 +147,7 @@ class DeltaToCumulative:
             pass
         except (OSError, DecodeError, ValueError, IndexError) as error:
             self._points.clear()
-            logger.warning("%s cannot be read (%s); distributions are added up from zero again", self._file, error)
+            logger.warning("%s cannot be read (%s); the sums of distributions start from zero again", self._file, error)
 
     def _save(self) -> None:
         if self._file is None:
@@ -158,8 +158,10 @@ class DeltaToCumulative:
             write_file(self._file, b"%b %08x\n%b" % (name, zlib.crc32(body, zlib.crc32(name)), body))
         except OSError as error:
             with contextlib.suppress(OSError):
-                self._file.unlink()  # what it says is of the past
-            logger.warning("%s cannot be written (%s); another agent would begin at zero again", self._file, error)
+                self._file.unlink()  # it is outdated
+            logger.warning(
+                "%s cannot be written (%s); another agent would start the sums from zero again", self._file, error
+            )
 
 
 def _begin(point: _Point) -> None:
@@ -173,7 +175,7 @@ def _begin(point: _Point) -> None:
 
 
 def _fits(before: _Point, point: _Point) -> bool:
-    """Whether a point of delta temporality can be added to a stream, which begins again if not."""
+    """Whether a point of delta temporality can be added to a stream; otherwise the stream begins again."""
     if isinstance(point, NumberDataPoint):
         kind = point.WhichOneof("value")
         if kind != before.WhichOneof("value"):
@@ -219,7 +221,7 @@ def _add_statistics(before: _Point, point: _Point) -> None:
 
 
 def _drop_sum_of_negatives(point: _Point) -> None:
-    """Receivers take a cumulative sum for a counter, and its fall for a restart (OTLP: such a sum is left out)."""
+    """Drop a sum that may decrease: receivers treat it as a counter, and a decrease as a restart (OTLP: such a sum is left out)."""
     if point.HasField("min") and point.min < 0:
         point.ClearField("sum")
 
@@ -227,8 +229,8 @@ def _drop_sum_of_negatives(point: _Point) -> None:
 def _add_exponential(before: _Point, point: _Point) -> None:
     """Add buckets, at the coarser scale of both, and coarser if it takes more than 160 buckets a side.
 
-    Bucket ``i`` of a scale is inside of bucket ``i >> d`` of a scale that is less by ``d``, so this is exact. Of two zero buckets
-    the larger one is used. Buckets that reach into it are added to it, and it then ends where they end.
+    Bucket ``i`` of a scale is inside bucket ``i >> d`` of a scale that is smaller by ``d``, so this is exact. The larger of the two
+    zero buckets is used. Buckets that overlap it are added to it, and it then ends where they end.
     """
     sides: dict[str, dict[int, int]] = {"positive": {}, "negative": {}}
     scale = min(before.scale, point.scale)

@@ -1,4 +1,4 @@
-"""Where destinations of OTLP send: their options, and the standard variables for what the options leave open."""
+"""Targets of OTLP destinations, from their options, or from the standard variables for options that are not set."""
 
 from typing import Final
 
@@ -18,31 +18,31 @@ def read_targets(config: ExporterConfig) -> dict[Signal, OtlpTarget]:
     """The target of each signal that the exporter is given.
 
     Raises:
-        SettingsError: An option cannot be used. A variable that cannot be used is warned about and ignored.
+        SettingsError: An option is invalid. An invalid variable is ignored with a warning.
     """
     targets = _read_targets(config.destination, _options(config), config.timeout)
     return {signal: target for signal, target in targets.items() if signal in config.signals}
 
 
 def wants_cumulative(config: ExporterConfig) -> bool:
-    """Whether distributions are added up before they are sent: by the option, or else by OpenTelemetry's preference.
+    """Whether to sum distributions up before sending: by the option, or else by OpenTelemetry's preference.
 
-    Without either, they go as they were recorded.
+    Without either they are sent as they were recorded.
 
     Raises:
-        SettingsError: The option cannot be used.
+        SettingsError: The option is invalid.
     """
     option = _options(config)["temporality"].lower()
     if option and option not in _TEMPORALITIES:
         raise SettingsError(
-            f"{config.destination}: expected a temporality of {', '.join(_TEMPORALITIES)}, got {option!r}"
+            f"{config.destination}.temporality: expected one of {', '.join(_TEMPORALITIES)}, got {option!r}"
         )
     return (option or variables.read(_PREFERENCE).lower()) == "cumulative"
 
 
 def how_to_leave_out(signal: Signal) -> str:
-    """A hint for whoever has a receiver that does not take a signal."""
-    return f"If this receiver takes no {signal}, set OTEL_{signal.upper()}_EXPORTER=none"
+    """A hint for users of a receiver that does not accept a signal."""
+    return f"If this receiver does not accept {signal}, set OTEL_{signal.upper()}_EXPORTER=none"
 
 
 def _options(config: ExporterConfig) -> dict[str, str]:

@@ -1,6 +1,6 @@
-"""Any OTLP endpoint: a Collector, or a vendor's, over HTTP or gRPC.
+"""The `otlp` destination: any OTLP endpoint, a Collector's or a vendor's, over HTTP or gRPC.
 
-The bytes go out as they lie in the spool. What comes twice is for the receiver to tell: OTLP has no id for a request.
+Requests are sent as they are in the spool. Deduplication is up to the receiver: OTLP has no id for a request.
 """
 
 from typing import Final
@@ -18,14 +18,23 @@ __all__ = ["OtlpExporter"]
 class OtlpExporter(DecodingExporter):
     """See `tensormeter.exporter.Exporter` for the contract.
 
-    Options, and without them the standard variables `OTEL_EXPORTER_OTLP_...`: `protocol` (`http/protobuf` or `grpc`),
-    `endpoint`, `compression` (`gzip` or `none`), `certificate`, `client_certificate`, `client_key` (files), `insecure`
-    (gRPC without a scheme in its endpoint), `temporality` (`cumulative` adds distributions up, because some receivers do not take
-    each by itself; `delta` and `lowmemory` leave them as they are). `headers_variable` names an environment variable to take
-    headers from instead of `OTEL_EXPORTER_OTLP_HEADERS`, where there are several destinations of this kind.
+    The standard variables `OTEL_EXPORTER_OTLP_...` apply to options that are not set.
+
+    Options:
+        protocol: `http/protobuf` or `grpc`.
+        endpoint: Base URL, or `host:port` for gRPC.
+        compression: `gzip` or `none`.
+        certificate: File with the authorities to verify the server with.
+        client_certificate: File with the client's certificate.
+        client_key: File with its key.
+        insecure: Whether gRPC uses no TLS, for an endpoint without a scheme.
+        temporality: `cumulative` sums distributions up, for receivers that refuse deltas; `delta` and `lowmemory` send them
+            unchanged.
+        headers_variable: Environment variable with the headers, instead of `OTEL_EXPORTER_OTLP_HEADERS`, to tell several
+            destinations of this kind apart.
 
     Raises:
-        SettingsError: An option cannot be used. A variable that cannot be used is warned about and ignored.
+        SettingsError: An option is invalid. An invalid variable is ignored with a warning.
     """
 
     independent_signals: Final = True
@@ -60,7 +69,7 @@ def _sender(target: OtlpTarget, timeout: float) -> "Exporter | OtlpHttpSender":
     if target.protocol == "http/protobuf":
         return OtlpHttpSender(target, timeout)
     try:
-        from tensormeter_exporters.otlp.grpc import OtlpGrpcSender  # gRPC only where it is wanted
+        from tensormeter_exporters.otlp.grpc import OtlpGrpcSender  # imported only if used
     except ModuleNotFoundError as error:
         raise SettingsError(f"otlp needs the package {error.name!r}; pip install 'tensormeter[grpc]'") from None
     return OtlpGrpcSender(target, timeout)

@@ -1,4 +1,4 @@
-"""OTLP over gRPC: unary calls with the encoded bytes, without generated stubs."""
+"""Sends requests by OTLP over gRPC: unary calls with the encoded bytes, without generated stubs."""
 
 import re
 from pathlib import Path
@@ -33,22 +33,22 @@ _RETRYABLE: Final = frozenset(
         grpc.StatusCode.DATA_LOSS,
     },
 )
-"""The protocol's own list; RESOURCE_EXHAUSTED belongs to it only with a RetryInfo."""
+"""The protocol's own list. RESOURCE_EXHAUSTED is retryable only with a RetryInfo."""
 
 _TOO_LARGE: Final = ("larger than max", "length too large", "message too large")
-"""Words of grpc-go, tonic and grpc-java; gRPC has no status of its own for this."""
+"""Messages of grpc-go, tonic and grpc-java; gRPC has no status for this."""
 
 _NOT_GRPC: Final = re.compile(r"Received http2 header with status: (\d+)|Stream removed")
-"""gRPC's words for an answer without a status of its own: a proxy's web page, a redirect, a stream that was cut off."""
+"""gRPC's messages for an answer without a gRPC status: a proxy's web page, a redirect, an interrupted stream."""
 
 _LARGEST_ANSWER: Final = 4 << 20
 
 _OUR_LIMIT: Final = "CLIENT: "
-"""Before gRPC's words on a message that is too large for ourselves."""
+"""Prefix of gRPC's message if the response is too large for this client."""
 
 
 class OtlpGrpcSender(DecodingExporter):
-    """Sends requests over one channel, which connects when it is needed, and again when it breaks."""
+    """Sends requests over one channel, which connects on demand and reconnects after a failure."""
 
     def __init__(self, target: OtlpTarget, timeout: float) -> None:
         """
@@ -83,7 +83,7 @@ class OtlpGrpcSender(DecodingExporter):
         try:
             return read_response(request.signal, answer, request.items)
         except DecodeError:
-            return Retry(f"{self._target.endpoint} gave an answer that is not OTLP; is the endpoint right?")
+            return Retry(f"{self._target.endpoint} answered with something other than OTLP; is the endpoint right?")
 
     def shutdown(self) -> None:
         self._channel.close()
@@ -96,7 +96,7 @@ class OtlpGrpcSender(DecodingExporter):
         ):
             return Retry(reason) if _OUR_LIMIT in details else TooLarge(reason)
         if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-            return Unauthorized(f"{reason}; set OTEL_EXPORTER_OTLP_HEADERS to what it wants")
+            return Unauthorized(f"{reason}; set OTEL_EXPORTER_OTLP_HEADERS to credentials that it accepts")
         if match := _NOT_GRPC.search(details):
             if match[1] == "413":
                 return TooLarge(reason)
@@ -105,7 +105,7 @@ class OtlpGrpcSender(DecodingExporter):
         if code in _RETRYABLE or (code is grpc.StatusCode.RESOURCE_EXHAUSTED and after is not None):
             return Retry(reason, after)
         if code is grpc.StatusCode.UNIMPLEMENTED:
-            # A wrong address is mended by a person.
+            # A person has to correct the address.
             return Retry(f"{reason}; is the endpoint right? {how_to_leave_out(signal)}")
         return Rejected(reason, divide=code is not grpc.StatusCode.RESOURCE_EXHAUSTED)
 

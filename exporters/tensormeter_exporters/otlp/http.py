@@ -1,4 +1,4 @@
-"""OTLP over HTTP, with protobuf."""
+"""Sends requests by OTLP over HTTP, with protobuf bodies."""
 
 import ssl
 from typing import Final
@@ -14,16 +14,16 @@ from tensormeter_exporters.request_bodies import decompress
 __all__ = ["OtlpHttpSender", "tls_context"]
 
 _RETRYABLE: Final = frozenset({408, 425, 429, 502, 503, 504, 507, *range(520, 528), 530})
-"""The protocol's own list, and what proxies answer when they cannot reach a receiver, or wait too long for the request."""
+"""The protocol's own list, and answers of proxies that cannot reach the receiver or time out."""
 
 _CONTENT: Final = frozenset({400, 422, 500})
-"""Of the permanent ones, what can be about something in the request. Prometheus answers 500 to a metric of a type it does not take."""
+"""Permanent errors that an item of the request may cause. Prometheus answers 500 to a metric of a type that it does not support."""
 
 _LARGEST_REQUEST: Final = 64 << 20
 
 
 class OtlpHttpSender(DecodingExporter):
-    """Sends requests to one URL. Redirects are not followed: they would carry the headers elsewhere."""
+    """Sends requests to one URL. It follows no redirects, which would send the headers elsewhere."""
 
     def __init__(self, target: OtlpTarget, timeout: float) -> None:
         """
@@ -46,11 +46,11 @@ class OtlpHttpSender(DecodingExporter):
         if answer.status in _RETRYABLE:
             return Retry(answer.reason, answer.retry_after)
         if answer.status in (401, 403):
-            return Unauthorized(f"{answer.reason}; set OTEL_EXPORTER_OTLP_HEADERS to what it wants")
+            return Unauthorized(f"{answer.reason}; set OTEL_EXPORTER_OTLP_HEADERS to credentials that it accepts")
         if answer.status == 413:
             return TooLarge(answer.reason)
         if answer.status in (404, 405, 501) or 300 <= answer.status < 400:
-            # A wrong address is mended by a person, not by dropping.
+            # A person has to correct the address; dropping data would not help.
             return Retry(f"{answer.reason}; is the endpoint right? {how_to_leave_out(request.signal)}")
         return Rejected(answer.reason, divide=answer.status in _CONTENT)
 
@@ -59,7 +59,7 @@ class OtlpHttpSender(DecodingExporter):
 
 
 def tls_context(target: OtlpTarget) -> ssl.SSLContext | None:
-    """What connections to a target are secured with; None if they are not.
+    """The TLS context for connections to a target; None for plain connections.
 
     Raises:
         SettingsError: A certificate or key cannot be read.

@@ -1,4 +1,4 @@
-"""Requests of OTLP over HTTP: one connection, and a deadline for the whole of each request."""
+"""HTTP client for OTLP: one connection, and a deadline for each request as a whole."""
 
 import contextlib
 import socket
@@ -19,7 +19,7 @@ from tensormeter_exporters.otlp.answers import PROTOBUF, Answer
 __all__ = ["OtlpPost"]
 
 _LONGEST_ANSWER: Final = 4 << 20
-"""Bytes of an answer that are read: as many as gRPC takes. A partial success may name many points, an error be a long page."""
+"""Maximum bytes of a response: the same as for gRPC. A partial success may name many points, and an error may be a long page."""
 
 _PIECE: Final = 1 << 16
 
@@ -27,14 +27,14 @@ _OURS: Final = "tensormeter-"
 
 
 class OtlpPost:
-    """Sends to one server. Used by one thread. Redirects are not followed: they would carry the headers elsewhere."""
+    """Sends requests to one server. Used by one thread. It follows no redirects, which would send the headers elsewhere."""
 
     def __init__(self, timeout: float, headers: Mapping[str, str], context: ssl.SSLContext | None = None) -> None:
         """
         Args:
-            timeout: Seconds that one request may take, in all, until the end of the answer.
-            headers: Of every request, beside those of OTLP. They may hold secrets.
-            context: For TLS; the system's authorities without one.
+            timeout: Maximum seconds of a request, until the end of its response.
+            headers: Headers of every request, in addition to OTLP's. They may contain secrets.
+            context: TLS context; None to verify servers with the system's authorities.
         """
         self._timeout = timeout
         self._headers = {
@@ -48,15 +48,15 @@ class OtlpPost:
     def send(
         self, url: str, body: bytes, headers: Mapping[str, str], *, timeout: float | None = None
     ) -> Answer | Retry:
-        """POST a body. Blocks for the timeout at most, which may be shorter for this request than for others.
+        """POST a body. Blocks at most for the timeout, which can be shorter for this request.
 
         Returns:
-            The answer, whatever it is; `Retry` if there was none in time.
+            The response of any status; `Retry` if it did not arrive in time.
         """
         return self._request("POST", url, body, {**self._headers, **headers}, timeout)
 
     def get(self, url: str) -> Answer | Retry:
-        """GET an address, with the headers of the target. As `send` otherwise."""
+        """GET a URL with the headers of the target. Otherwise like `send`."""
         kept = {name: value for name, value in self._headers.items() if not name.startswith("content-")}
         return self._request("GET", url, None, kept, None)
 
@@ -84,11 +84,11 @@ class OtlpPost:
                 if whole:
                     response.release_conn()
                 else:
-                    response.close()  # with the rest of the answer still to come, the connection is of no use
+                    response.close()  # the rest of the response is unread, so the connection cannot be reused
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 late = self._connections.expired or time.monotonic() >= deadline
                 return Retry(f"{url}: {'the answer did not end in time' if late else _describe(error)}")
-            if self._connections.expired or time.monotonic() >= deadline:  # what ended the headers was the deadline
+            if self._connections.expired or time.monotonic() >= deadline:  # the deadline ended the headers
                 return Retry(f"{url}: the answer did not end in time")
         if not whole and 200 <= response.status < 300:
             return Retry(f"{url}: the answer is longer than {_LONGEST_ANSWER} bytes; is the endpoint right?")
@@ -103,7 +103,7 @@ class OtlpPost:
         )
 
     def abort(self) -> None:
-        """End the request that is under way, if there is one, as if its time were over. Any thread."""
+        """Abort the current request, if any, as if it had timed out. Any thread."""
         self._connections.expire()
 
     def close(self) -> None:
@@ -111,15 +111,15 @@ class OtlpPost:
 
 
 class _Connections:
-    """The sockets that are open, so that a deadline can end what is going on in one of them.
+    """The open sockets, so that a deadline can interrupt any of them.
 
-    A timeout of urllib3 holds for each read of the socket by itself; headers that come a byte a second would take hours.
+    A timeout of urllib3 applies to each read of the socket; headers that arrive one byte a second would take hours.
     """
 
     def __init__(self) -> None:
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self.expired = False
-        """Whether the deadline has ended the present call, or the last one."""
+        """Whether the deadline has interrupted the current or the last call."""
         self._call = 0
 
     def note(self, opened: socket.socket) -> None:
@@ -129,7 +129,7 @@ class _Connections:
 
     @contextlib.contextmanager
     def deadline(self, seconds: float) -> Iterator[None]:
-        """Shut every connection that is open, or opened, `seconds` after the block was entered and before it is left."""
+        """Shut down all connections, also new ones, if the block takes longer than `seconds`."""
         self.expired = False
         self._call += 1
         timer = threading.Timer(seconds, self._expire, (self._call,))
@@ -141,7 +141,7 @@ class _Connections:
             timer.cancel()
 
     def _expire(self, call: int) -> None:
-        if call == self._call:  # else it had ended, and another has begun
+        if call == self._call:  # otherwise the call had ended and another one has begun
             self.expire()
 
     def expire(self) -> None:
@@ -152,7 +152,7 @@ class _Connections:
     @staticmethod
     def _shut(opened: socket.socket) -> None:
         with contextlib.suppress(OSError):
-            # Of the plain socket also under TLS, whose own shutdown is not safe beside a read.
+            # The plain socket also under TLS: the shutdown of TLS is not safe during a read.
             socket.socket.shutdown(opened, socket.SHUT_RDWR)
 
 
@@ -179,8 +179,8 @@ def _pool(connections: _Connections, context: ssl.SSLContext | None) -> urllib3.
 
 
 def _read(response: urllib3.BaseHTTPResponse, deadline: float) -> tuple[bytes, bool]:
-    """The answer's body, within the deadline even when it comes a byte at a time; no more than could be an answer, and whether
-    that is all of it.
+    """Read the body within the deadline, even if it arrives byte by byte. Returns at most `_LONGEST_ANSWER` bytes, and whether they
+    are all.
     """
     answer = bytearray()
     while chunk := response.read1(_PIECE):
@@ -193,7 +193,7 @@ def _read(response: urllib3.BaseHTTPResponse, deadline: float) -> tuple[bytes, b
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds from a `Retry-After` header: a number, or an HTTP date (RFC 9110, 10.2.3); None if it is neither."""
+    """Seconds of a `Retry-After` header: a number or an HTTP date (RFC 9110, 10.2.3); None if it is neither."""
     if value is None:
         return None
     try:
@@ -209,7 +209,7 @@ def _retry_after(value: str | None) -> float | None:
 
 
 def _describe(error: BaseException) -> str:
-    """The innermost cause, which is what people can act on (`Connection refused`), without the pool's repr."""
+    """The innermost cause, which people can act on (`Connection refused`), without the pool's repr."""
     while True:
         inner = getattr(error, "reason", None) or error.__cause__
         if not isinstance(inner, BaseException):

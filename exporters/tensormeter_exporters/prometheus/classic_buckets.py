@@ -1,9 +1,8 @@
-"""Distributions as Prometheus' classic histograms: few buckets, whose bounds stay the same.
+"""Converts distributions to Prometheus' classic histograms with few, stable bounds.
 
-Each bound is a time series of its own there, so there must not be many, and not others at every scrape. Explicit bounds are
-taken as they are, or every second, fourth ... of them. Exponential buckets are merged, exactly, into the bounds of one
-coarse scale for each series, over the range in which there were values so far; where that range outgrows the
-limit, the scale is halved, and every bound that stays is one that there was before.
+Each bound is a separate time series in Prometheus, so there must be few, and the same at every scrape. Explicit bounds are kept,
+or thinned to every n-th. Exponential buckets are merged exactly into the bounds of one coarse scale for each series, over the range
+of all values so far. If the range outgrows the limit, the scale is halved; the remaining bounds are a subset of the previous ones.
 """
 
 import numpy as np
@@ -14,7 +13,7 @@ from tensormeter.otlp.batch import Distribution, ExponentialHistogram, Histogram
 __all__ = ["ClassicBuckets"]
 
 _FINEST = 2
-"""Scale at which a series begins: four buckets to a power of two."""
+"""First scale of a series: four buckets for each power of two."""
 
 
 class ClassicBuckets:
@@ -23,15 +22,15 @@ class ClassicBuckets:
     def __init__(self, most: int) -> None:
         """
         Args:
-            most: Buckets at most, with the one up to infinity; from 6.
+            most: Maximum number of buckets, including the one up to infinity; at least 6.
         """
         self._most = most
         self._scale = _FINEST
         self._ranges: list[tuple[int, int] | None] = [None, None]
-        """Indices of the first and the last bucket, of negative and of positive values, at the scale."""
+        """Indices of the first and last bucket of negative and of positive values, at the current scale."""
 
     def of(self, series: Distribution, index: int) -> list[tuple[float, int]]:
-        """One distribution as (inclusive upper bound, count of all values up to there), the last one up to infinity."""
+        """Pairs of inclusive upper bound and cumulative count of one distribution; the last bound is infinity."""
         total = int(series.counts[index])
         if isinstance(series, Histogram):
             bounds, counts = self._explicit(series, index)
@@ -72,7 +71,7 @@ class ClassicBuckets:
             for reach, (numbers, counts) in zip(wanted, indices, strict=True)
         )
         if wanted[0] is not None and negative is not None:
-            # Bucket i is [-base^(i+1), -base^i), so the largest magnitudes come first and end at their smaller bound.
+            # Bucket i is [-base^(i+1), -base^i), so the largest magnitudes come first and end at the smaller bound.
             bounds = [*(-self._bounds(*wanted[0])[::-1]), *bounds]
             buckets = [*negative[::-1].tolist(), *buckets]
         if wanted[1] is not None and positive is not None:

@@ -1,7 +1,7 @@
-"""A scrape endpoint in the agent, with the last value of every series.
+"""The `prometheus` destination: a scrape endpoint in the agent with the last value of every series.
 
-Prometheus keeps one value for each scrape, so what lies between two scrapes is not there: for every value, send OTLP or
-remote write. The endpoint ends with the agent. A request that comes again changes nothing.
+Prometheus stores one value for each scrape and misses the values between two scrapes; to get them all, send OTLP or remote write.
+The endpoint ends with the agent. A retried request changes nothing.
 """
 
 import socket
@@ -48,8 +48,8 @@ class _Point:
     """Samples of one point of a series.
 
     Attributes:
-        time: In nanoseconds.
-        samples: What stands behind the name, the upper bound of a bucket or "", and the value.
+        time: Unix time in nanoseconds.
+        samples: Suffix of the name, upper bound of a bucket or "", and value.
     """
 
     time: int
@@ -61,12 +61,12 @@ class _Family:
     """Series of one name.
 
     Attributes:
-        name: For Prometheus; of a counter without `_total`.
-        help: For people.
-        names: Of its labels.
-        points: The last point of each series, with its labels.
-        owners: The series that has these labels. Prometheus takes an empty label for none.
-        warned: Whether it was said that series of it cannot be told apart.
+        name: Prometheus name; without `_total` for a counter.
+        help: Help text.
+        names: Names of its labels.
+        points: Last point of each series, with its labels.
+        owners: Series by its labels. Prometheus treats an empty label as missing.
+        warned: Whether a warning about indistinguishable series was logged.
     """
 
     name: str
@@ -82,11 +82,11 @@ class _SeriesKey:
     """Identity of a series within its family.
 
     Attributes:
-        attributes: Keys and values, as `repr` shows them: True is not 1.
-        texts: Keys and values, as labels show them.
+        attributes: Keys, and values as `repr` shows them: True differs from 1.
+        texts: Keys, and values as labels show them.
         sender: Process that sent it.
         scope: Name and version of the instrumentation scope.
-        scope_details: What else there is of it: labels, and their texts.
+        scope_details: Labels and texts of the scope's other fields.
     """
 
     attributes: tuple[tuple[str, str], ...]
@@ -122,7 +122,7 @@ def _scope_details(scope: Scope) -> tuple[tuple[str, str], ...]:
 
 
 class _LastValues(Collector):
-    """Written by delivery's thread, read by scrapes."""
+    """The last values. Delivery's thread writes them, and scrapes read them."""
 
     def __init__(self, destination: str, max_series: int) -> None:
         self._destination = destination
@@ -134,7 +134,7 @@ class _LastValues(Collector):
         self._refused = 0
 
     def put(self, origin: Origin, key: _SeriesKey, description: str, point: _Point) -> bool:
-        """Keep the point unless a later one is there. False if there is no room, or its labels are another series'."""
+        """Store the point unless a later one is stored. False if there is no room, or if another series has its labels."""
         with self._lock:
             family = self._families.get(origin)
             _, kept = (family.points.get(key) if family else None) or (None, None)
@@ -154,7 +154,7 @@ class _LastValues(Collector):
             return True
 
     def _begin(self, origin: Origin, description: str) -> _Family:
-        """Begin a family under a name of its own."""
+        """Begin a family under a unique name."""
         name, rival = self._names.find(origin)
         self._names.take(origin, name)
         if rival is not None:
@@ -170,7 +170,7 @@ class _LastValues(Collector):
         return family
 
     def _labels(self, family: _Family, key: _SeriesKey) -> _Labels | None:
-        """The labels of a series, which are its own; None if it cannot be told from another of its family."""
+        """The unique labels of a series; None if another series of the family has the same ones."""
         if key in family.points:
             return family.points[key][0]
         names = family.names.find(name for name, _ in key.texts)
@@ -192,7 +192,7 @@ class _LastValues(Collector):
         if not family.warned:
             family.warned = True
             logger.warning(
-                "%s: series of %r are refused, because their labels are those of another series of it: %s",
+                "%s: refusing series of %r that have the labels of another series: %s",
                 *(self._destination, family.name, dict(labels)),
             )
         return None
@@ -212,14 +212,14 @@ class _LastValues(Collector):
                     family.add_sample(name + suffix, dict(labels) | ({"le": bound} if bound else {}), value)
             yield family
         dropped = CounterMetricFamily(
-            _REFUSED_FAMILY, "Points of series that could not be kept: no room, or no labels of their own."
+            _REFUSED_FAMILY, "Points of series that were refused: no room, or no unique labels."
         )
         dropped.add_metric([], refused)
         yield dropped
 
 
 def _host() -> str:
-    """The address that OpenTelemetry's variable gives, if this machine has it."""
+    """The address in OpenTelemetry's variable, if this machine has it."""
     variable = "OTEL_EXPORTER_PROMETHEUS_HOST"
     host = variables.read(variable)
     if not host:
@@ -244,11 +244,11 @@ class PrometheusExporter(DecodingExporter):
     """See `tensormeter.exporter.Exporter` for the contract.
 
     Options:
-        host: Address to listen on; loopback unless it says otherwise (`OTEL_EXPORTER_PROMETHEUS_HOST`).
-        port: First port to try; each agent on a machine takes the first that is free, of sixteen
-            (`OTEL_EXPORTER_PROMETHEUS_PORT`). 0 takes any.
-        max_series: Series that are kept, at most; what is beyond is counted. Each bucket of a distribution is one.
-        max_buckets: Buckets of a distribution, at most; from 6.
+        host: Address to listen on; by default `OTEL_EXPORTER_PROMETHEUS_HOST` or loopback.
+        port: First of sixteen ports to try; each agent on a machine uses the first free one. By default
+            `OTEL_EXPORTER_PROMETHEUS_PORT` or 9464. 0 for any free port.
+        max_series: Maximum number of series; the points of others are counted as refused. Each bucket of a distribution is a series.
+        max_buckets: Maximum number of buckets of a distribution, at least 6.
     """
 
     def __init__(self, config: ExporterConfig) -> None:
@@ -276,7 +276,9 @@ class PrometheusExporter(DecodingExporter):
             except (OSError, OverflowError) as error:  # of ports above 65535
                 refusal = error
         else:
-            raise SettingsError(f"{config.destination}: none of ports {first} to {port} can be had: {refusal}")
+            raise SettingsError(
+                f"{config.destination}: cannot listen on any of the ports {first} to {port}: {refusal}; set {config.destination}.port"
+            )
         self.port = self._server.server_port
         logger.info(
             "%s: metrics for Prometheus at http://%s:%d/metrics", config.destination, options["host"], self.port
@@ -286,14 +288,14 @@ class PrometheusExporter(DecodingExporter):
         if request.signal == "logs":
             return Accepted()  # Prometheus has no events
         ordered = sorted((stepped for stepped in read_metrics(request) if len(stepped.steps)), key=_by_precedence)
-        # A metric that was logged under the name of a statistic (`grad/mean`) goes first, too.
+        # Logged metrics go before statistics, whose names they may have (`grad/mean`).
         refused = RefusedItems()
         for statistics in (False, True):
             for stepped in ordered:
                 with refused.item(stepped.name[:100]):
                     left_out = self._put(stepped, statistics=statistics)
                     if left_out:
-                        refused.add("no room (see the option max_series), or no labels of their own", left_out)
+                        refused.add("no room (see the option max_series), or no unique labels", left_out)
         return Accepted(refused.count, refused.reason)
 
     def shutdown(self) -> None:
@@ -301,14 +303,14 @@ class PrometheusExporter(DecodingExporter):
         self._server.server_close()
 
     def _put(self, stepped: SteppedSeries, *, statistics: bool) -> int:
-        """Keep the last point of a series.
+        """Store the last point of a series.
 
         Args:
             stepped: The series.
-            statistics: Whether to keep the statistics made of it (the mean of a distribution), or the series itself.
+            statistics: Whether to store its statistics (such as the mean of a distribution), or the series itself.
 
         Returns:
-            The number of points that were refused.
+            The number of refused points.
         """
         series = stepped.series
         at = int(series.times.argmax())
@@ -330,7 +332,7 @@ class PrometheusExporter(DecodingExporter):
         return refused
 
     def _put_distribution(self, series: Distribution, at: int, key: _SeriesKey) -> bool:
-        """What counts since the beginning is a histogram, what was logged at one instant a gauge histogram."""
+        """Store a cumulative distribution as a histogram, and one of a single instant as a gauge histogram."""
         cumulative = series.temporality is Temporality.CUMULATIVE
         kind: Kind = "histogram" if cumulative else "gaugehistogram"
         origin = Origin(series.name, "", kind, series.unit, _form(series))
@@ -346,7 +348,7 @@ class PrometheusExporter(DecodingExporter):
         return kept
 
     def _put_step(self, stepped: SteppedSeries, at: int) -> None:
-        """The step is a gauge of its own, never a label."""
+        """Store the step as a separate gauge, never as a label."""
         point = _Point(int(stepped.series.times[at]), (("", "", float(stepped.steps[at])),))
         self._last.put(_STEP, _SeriesKey((), (), stepped.sender), "", point)
 
@@ -356,6 +358,6 @@ def _number(bound: float) -> str:
 
 
 def _by_precedence(stepped: SteppedSeries) -> tuple[bool, Origin]:
-    """Order in which series of one request get their names: it must not depend on the order in which they were logged."""
+    """Sort key for naming the series of a request, independent of the order in which they were logged."""
     origin = Origin(stepped.series.name, "", "gauge", stepped.series.unit)
     return not origin.exact, origin

@@ -1,7 +1,7 @@
-"""Names for Prometheus: one for each metric and attribute, even where several become the same when their characters are replaced.
+"""Unique Prometheus names for metrics and attributes, also if several become equal when characters are replaced.
 
-The first keeps the plain name. One that comes later gets a suffix, which depends on its own name only, so that it is the same
-on every node and after every start.
+The first one keeps the plain name. Later ones get a suffix that depends only on their original name, so that it is the same on
+every node and after every restart.
 """
 
 import hashlib
@@ -23,14 +23,14 @@ _SAMPLES: Final[Mapping[Kind, tuple[str, ...]]] = {
     "histogram": ("", "_bucket", "_count", "_sum", "_created"),
     "gaugehistogram": ("", "_bucket", "_count", "_sum", "_gcount", "_gsum"),
 }
-"""Suffixes of the names that a family takes, by OpenMetrics: another family must have none of them. In the older text format a
-gauge histogram is a histogram, whose `_count` and `_sum` strict parsers expect nowhere else."""
+"""Suffixes of the names that a family reserves in OpenMetrics: no other family may use them. In the older text format a gauge
+histogram is a histogram, and strict parsers accept its `_count` and `_sum` nowhere else."""
 
 _REPLACED: Final = re.compile(r"[^a-zA-Z0-9_]")
-"""Characters that become `_`. A colon is for recording rules, and prometheus_client replaces it in one of its formats only."""
+"""Characters that become `_`. Colons are reserved for recording rules, and prometheus_client replaces them in only one format."""
 
 _DIGITS: Final = (8, 16, 64)
-"""Lengths of the suffix, in hexadecimal digits; the next if there is such a name already."""
+"""Lengths of the suffix in hexadecimal digits; the next length is used if the name exists already."""
 
 
 @dataclass(frozen=True, order=True)
@@ -39,10 +39,10 @@ class Origin:
 
     Attributes:
         metric: Name of the metric, as it was logged.
-        statistic: Such as `/mean`, if the family is one of a distribution's; else empty.
-        kind: Of the family.
-        unit: Of the metric. Values in different units are different families.
-        form: How the metric's points are to be read; empty for a gauge. Others of its name are different families, too.
+        statistic: Statistic of a distribution, such as `/mean`, or "".
+        kind: Kind of the family.
+        unit: Unit of the metric. Values in different units are different families.
+        form: Type and temporality of the points; "" for a gauge. Different forms are different families.
     """
 
     metric: str
@@ -53,12 +53,12 @@ class Origin:
 
     @property
     def text(self) -> str:
-        """For people."""
+        """Name for people."""
         return f"{self.statistic.removeprefix('/')} of {self.metric}" if self.statistic else self.metric
 
     @property
     def text_with_unit(self) -> str:
-        """For people who may have two of one name."""
+        """Name for people, with the unit, for two metrics of the same name."""
         return f"{self.text} ({self.unit})" if self.unit else self.text
 
     @property
@@ -72,7 +72,7 @@ class Origin:
 
     @property
     def exact(self) -> bool:
-        """Whether no character is replaced. Of several metrics in one request, such a one keeps the plain name."""
+        """Whether no character is replaced. Such a metric takes precedence over others in the same request."""
         return _REPLACED.search(self.metric) is None and not self.metric[:1].isdigit()
 
 
@@ -80,20 +80,20 @@ class MetricNames:
     """Names of families. Not thread-safe."""
 
     def __init__(self, reserved: Iterable[tuple[Origin, str]]) -> None:
-        """Start with names that are taken.
+        """Start with reserved names.
 
         Args:
-            reserved: Origins, and their names.
+            reserved: Origins and their names.
         """
         self._owners: dict[str, Origin] = {}
         for origin, name in reserved:
             self.take(origin, name)
 
     def find(self, origin: Origin) -> tuple[str, Origin | None]:
-        """Choose a name, without taking it.
+        """Choose a name without reserving it.
 
         Returns:
-            The family's name (of a counter without `_total`), and whose plain name it would have been; None if its own.
+            The family's name (without `_total` for a counter), and the origin that has the plain name; None if it is free.
         """
         plain = origin.plain_name
         rival = self._rival(origin, plain) if plain else None
@@ -109,7 +109,7 @@ class MetricNames:
         return name, rival
 
     def take(self, origin: Origin, name: str) -> None:
-        """Keep a name for an origin."""
+        """Reserve a name for an origin."""
         self._owners.update((f"{name}{suffix}", origin) for suffix in _SAMPLES[origin.kind])
 
     def _rival(self, origin: Origin, name: str) -> Origin | None:
@@ -118,14 +118,14 @@ class MetricNames:
 
 
 class LabelNames:
-    """Names of one family's labels, by the keys of attributes. Not thread-safe."""
+    """Label names of one family, by attribute keys. Not thread-safe."""
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
         self._owners: dict[str, str] = {}
 
     def find(self, keys: Iterable[str]) -> dict[str, str]:
-        """Choose a label for each key, without taking it. Keys that are labels as they are come first."""
+        """Choose a label for each key without reserving it. Keys that are valid labels come first."""
         owners = dict(self._owners)
         names = {}
         for key in sorted(keys, key=lambda key: (_REPLACED.search(key) is not None, key)):
@@ -137,7 +137,7 @@ class LabelNames:
         return names
 
     def take(self, names: Mapping[str, str]) -> None:
-        """Keep what `find` has chosen."""
+        """Reserve the labels that `find` has chosen."""
         self._names.update(names)
         self._owners.update((name, key) for key, name in names.items())
 

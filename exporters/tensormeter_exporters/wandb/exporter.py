@@ -1,13 +1,13 @@
-"""Weights & Biases, offline unless told otherwise; `wandb sync` uploads what is there.
+"""The `wandb` destination: Weights & Biases, offline by default; `wandb sync` uploads offline runs.
 
-One W&B run for each process, grouped by the run. The step is the history's own column `tensormeter/step`, and the default
-x-axis, because W&B's counter takes no steps that go back.
+Each process has one W&B run, grouped by the run. The step is the column `tensormeter/step` of the history and the default x-axis,
+because W&B's own counter cannot go back.
 
-A request that comes again, and one in which the agent was killed, is logged once: see `wandb_journal`. What a killed agent's
-wandb is still writing is waited for. Only an alert may be told twice.
+Each request is logged once, even if it is retried or the agent was killed during it: see `wandb_journal`. The next agent waits for
+files that a killed agent's wandb still writes. Only alerts may be repeated.
 
-What wandb cannot write (a picture that is none, a cut file, a key of W&B's own) is refused or renamed by itself; the rest of its row,
-table or configuration is written.
+Items that wandb cannot write (an invalid image, a reserved key) are refused or renamed one by one; the rest of the row, table or
+configuration is written.
 """
 
 import contextlib
@@ -58,46 +58,46 @@ logger: Final = get_logger("tensormeter.agent")
 
 STEP: Final = "tensormeter/step"
 _LOOK: Final = 0.1
-"""Seconds between two looks whether somebody still writes a file."""
+"""Seconds between two checks whether a process still writes a file."""
 
 _MAX_BINS: Final = 512
 _MAX_TAG: Final = 64
 _MAX_TITLE: Final = 63
 _SHORTEST_WAIT: Final = timedelta(milliseconds=1)
-"""Between two alerts of one title. W&B leaves out what comes earlier, without a word."""
+"""Shortest time between two alerts of one title. W&B drops earlier ones silently."""
 
 _MAX_ROWS: Final = 200_000
 _MAX_NAME: Final = 128
 _MAX_ID: Final = 64
 _MAX_ARTIFACT: Final = 128
 _CHECKSUM: Final = 7
-"""Characters that W&B puts behind an artifact's name with characters that it replaces."""
+"""Characters that W&B appends to the name of an artifact if it replaces characters in it."""
 
 _NANOSECONDS: Final = 1e9
 _RESERVED: Final = frozenset({STEP, "_step", "_timestamp", "_runtime", "_wandb"})
-"""Columns of the history that W&B or this exporter writes."""
+"""Reserved columns of the history, which W&B or this exporter writes."""
 
 _PICTURE_MODES: Final = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"})
-"""Modes of Pillow that PNG has, too."""
+"""Modes of Pillow that PNG supports."""
 
 _UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f\\]")
 
 _DRIVE: Final = re.compile(r"^([A-Za-z]):")
 
 _Row = tuple[ProcessRef, str, Callable[[], dict[str, Any]]]
-"""Whose it is, what it is for people, and what makes it when it is logged."""
+"""The sender, a name for people, and the function that creates the row when it is logged."""
 
 
-class _Unavailable(Exception):  # noqa: N818 - a state, which passes
+class _Unavailable(Exception):  # noqa: N818 - a temporary state
     """wandb cannot begin a run, or has ended."""
 
 
 class WandbExporter(DecodingExporter):
-    """See `tensormeter.exporter.Exporter` for the contract. `WANDB_API_KEY` and the like are read by wandb itself.
+    """See `tensormeter.exporter.Exporter` for the contract. wandb itself reads `WANDB_API_KEY` and similar variables.
 
     Options:
         mode: `offline` or `online`.
-        directory: Where wandb makes its folder `wandb`; by default where the agent was started.
+        directory: Folder in which wandb creates its folder `wandb`; by default the agent's working directory.
         entity: User or team.
     """
 
@@ -110,22 +110,22 @@ class WandbExporter(DecodingExporter):
         self._timeout = config.timeout
         self._destination = config.destination or "wandb"
         self._journal = _open_journal(config.state)
-        self._keys = ChangedNames(self._destination, "W&B writes a column of that name", _clean_key, 4096)
+        self._keys = ChangedNames(self._destination, "W&B reserves that column", _clean_key, 4096)
         self._series = SeriesNames(self._destination, config.state, self._keys)
         self._config_keys = ChangedNames(
             self._destination, "W&B changes such keys of a configuration", _clean_config, 4096
         )
         self._tags = ChangedNames(
-            self._destination, f"W&B takes tags of 1 to {_MAX_TAG} characters", _clean_tag, _MAX_TAG
+            self._destination, f"W&B's tags have 1 to {_MAX_TAG} characters", _clean_tag, _MAX_TAG
         )
         self._media_keys: dict[int, ChangedNames] = {}
         self._runs: dict[str, Any] = {}
         self._files: dict[str, WandbFile] = {}
         self._logged: dict[str, int] = {}
         self._lost = False
-        """Whether wandb's own process is gone, with what it had not written."""
+        """Whether wandb's own process has died, with unwritten rows."""
         self._refused: dict[str, RefusedItems] = {}
-        """What was refused of requests that an earlier agent has begun with, by their ids."""
+        """Refused items of requests that an earlier agent has begun, by request id."""
         self._look_back()
 
     def deliver(self, request: Request) -> Outcome:
@@ -149,7 +149,7 @@ class WandbExporter(DecodingExporter):
             if not _is_of_service(error):
                 raise
             self._lost = True
-            return Retry(f"wandb's own process is gone ({type(error).__name__}: {error}); it is started again")
+            return Retry(f"wandb's own process has died ({type(error).__name__}: {error}); restarting it")
         outcome = refused.outcome(stored)
         if isinstance(outcome, Rejected):
             self._journal.drop(entry)
@@ -159,21 +159,19 @@ class WandbExporter(DecodingExporter):
         return outcome
 
     def shutdown(self) -> None:
-        """Runs that have not ended are left open: another agent goes on with them."""
+        """Close the files. Unfinished runs stay open, for another agent to continue."""
         finished = set()
         for process, run in self._runs.items():
             try:
                 run.finish(exit_code=0)
                 finished.add(process)
-            except (
-                Exception
-            ) as error:  # of a process of wandb's that is gone: what it had not written is in the journal
+            except Exception as error:  # wandb's process has died; the journal has the unwritten rows
                 logger.warning("%s: wandb did not finish: %s: %s", self._destination, type(error).__name__, error)
         self._forget(finished)
         self._runs.clear()
 
     def _start_again(self) -> None:
-        """Go on with another process of wandb's, as another agent would: what the last one has not written is logged again."""
+        """Continue with a new process of wandb, as another agent would: log unwritten rows again."""
         _tear_down()
         self._runs.clear()
         self._logged.clear()
@@ -184,19 +182,19 @@ class WandbExporter(DecodingExporter):
         return Path(self._options["directory"]).expanduser().absolute()
 
     def _look_back(self) -> None:
-        """Log what an earlier agent has left and its wandb has not written."""
+        """Log the rows that an earlier agent's wandb has not written."""
         deadline = time.monotonic() + self._timeout
         processes = {process for entry in self._journal.entries for process in entry.rows}
         for process in processes & self._journal.files.keys():
             path = self._journal.files[process]
             if not path.resolve().is_relative_to(self._directory().resolve()):
-                continue  # a journal may come from elsewhere, and can name only files that wandb has written for us
+                continue  # a journal may come from elsewhere; it can name only files below our folder
             file = WandbFile(path)
             while writer := _writer_of(file.path):
                 if time.monotonic() > deadline:
                     raise RuntimeError(
-                        f"waited {self._timeout:g} s for process {writer}, the wandb of an agent that is gone, which still "
-                        f"writes {file.path}"
+                        f"waited {self._timeout:g} s for process {writer}, the wandb of an earlier agent, which still writes "
+                        f"{file.path}; end it if it hangs"
                     )
                 threading.Event().wait(_LOOK)
             file.read()
@@ -213,7 +211,7 @@ class WandbExporter(DecodingExporter):
             self._refused[entry.id] = refused
 
     def _go_on(self, senders: set[ProcessRef]) -> None:
-        """Where the journal does not know a process, its steps go on behind those in its files: W&B takes no steps that go back."""
+        """Continue the steps of processes that the journal does not contain behind those in their files: W&B's steps cannot go back."""
         for sender in senders:
             if not self._journal.knows(sender.process):
                 files = [WandbFile(path) for path in self._directory().glob(f"wandb/*/run-{_run_id(sender)}.wandb")]
@@ -222,10 +220,10 @@ class WandbExporter(DecodingExporter):
                 self._journal.go_on(sender.process, max((file.last_step for file in files), default=-1))
 
     def _contents(self, request: Request, refused: RefusedItems) -> tuple[list[RunEvent], list[_Row], dict[str, int]]:
-        """The events of a request, its rows, and how many rows each process has that it speaks of.
+        """The events and rows of a request, and the number of rows of each process in it.
 
         Raises:
-            EncodingError: The body is not what it claims to be.
+            EncodingError: The body cannot be decoded.
         """
         if request.signal == "logs":
             run_events = read_events(request)
@@ -237,7 +235,7 @@ class WandbExporter(DecodingExporter):
         return run_events, rows, dict.fromkeys((run_event.sender.process for run_event in run_events), 0) | dict(counts)
 
     def _rows(self, series: list[SteppedSeries], refused: RefusedItems) -> list[_Row]:
-        """The rows of a metrics request, in order of time."""
+        """The rows of a metrics request, ordered by time."""
         rows: dict[tuple[ProcessRef, int], dict[str, Any]] = {}
         self._series.begin(series)
         for stepped in series:
@@ -257,7 +255,7 @@ class WandbExporter(DecodingExporter):
         return [(sender, "a row", partial(dict, row)) for (sender, _), row in in_order]
 
     def _media(self, events: list[RunEvent], refused: RefusedItems) -> Iterator[_Row]:
-        """The rows of a logs request: what has a key."""
+        """The rows of a logs request: images, tables and texts."""
         for run_event in events:
             if isinstance(run_event.media, Table | Image | Text):
                 names = self._media_names(run_event.sender)
@@ -265,20 +263,20 @@ class WandbExporter(DecodingExporter):
                 yield run_event.sender, what, partial(_media_row, run_event, run_event.media, names, refused, what)
 
     def _media_names(self, sender: ProcessRef) -> ChangedNames:
-        """Names of media: W&B makes an artifact's name of the run's id and the key."""
+        """Names of media. W&B combines the run's id and the key to the name of an artifact."""
         room = _MAX_ARTIFACT - _CHECKSUM - len(f"run-{_run_id(sender)}-")
         if room not in self._media_keys:
-            rule = f"W&B makes paths of keys, here of up to {room} bytes"
+            rule = f"W&B uses keys as paths, here of up to {room} bytes"
             self._media_keys[room] = ChangedNames(self._destination, rule, _clean_media, room, in_bytes=True)
         return self._media_keys[room]
 
     def _log(
         self, entry: Entry, run_events: list[RunEvent], rows: list[_Row], refused: RefusedItems
     ) -> tuple[int, set[str]]:
-        """Log what has not been logged yet, each row at its step.
+        """Log the rows that are not logged yet, each at its step.
 
         Returns:
-            How many rows and events are there, and the processes that have ended.
+            The number of logged rows and events, and the processes that have ended.
         """
         steps = dict(entry.first)
         stored = 0
@@ -303,7 +301,7 @@ class WandbExporter(DecodingExporter):
         return stored, finished
 
     def _log_event(self, run: Any, run_event: RunEvent, refused: RefusedItems) -> bool:
-        """Whether that was the end of the process."""
+        """Log an event. Returns whether it is the end of the process."""
         match run_event.media:
             case Alert(title, text, level):
                 if len(title) > _MAX_TITLE:
@@ -327,7 +325,7 @@ class WandbExporter(DecodingExporter):
         return False
 
     def _written(self, process: str) -> int:
-        """W&B's last step of a process in its files, as far as they have been read."""
+        """W&B's last step of a process in its files, as far as they were read."""
         file = self._files.get(process)
         return max(self._journal.written.get(process, -1), -1 if file is None else file.last_step)
 
@@ -337,17 +335,18 @@ class WandbExporter(DecodingExporter):
         self._journal.forget({process: self._written(process) for process in self._files}, finished)
 
     def _run(self, sender: ProcessRef) -> Any:
-        """The W&B run of a process. wandb must leave the training process's console, signals and machine alone."""
+        """The W&B run of a process."""
         if sender.process not in self._runs:
             try:
                 self._begin(sender)
-            except Exception as error:  # of wandb, about what it finds here: no request is the cause
+            except Exception as error:  # of any type: no request is the cause
                 if _is_of_service(error):
                     _tear_down()
                 raise _Unavailable(f"cannot begin a run ({type(error).__name__}: {error})") from error
         return self._runs[sender.process]
 
     def _begin(self, sender: ProcessRef) -> None:
+        """Begin or resume a W&B run. wandb must leave the training process's console, signals and machine alone."""
         directory = self._directory()
         directory.mkdir(parents=True, exist_ok=True)
         self._runs[sender.process] = run = wandb.init(
@@ -380,20 +379,20 @@ class WandbExporter(DecodingExporter):
 
 
 def _open_journal(folder: Path | None) -> Journal:
-    """The journal; one that is damaged is set aside, since it would hold up everything for ever."""
+    """Open the journal. A damaged one is set aside; otherwise it would block delivery for ever."""
     try:
         return Journal(folder)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         aside = Journal.set_aside(folder)
         logger.warning(
-            "the journal of W&B cannot be read (%s: %s) and is set aside as %s; the last rows may be missing or be there twice",
+            "the journal of W&B cannot be read (%s: %s) and is set aside as %s; the last rows may be missing or duplicated",
             *(type(error).__name__, error, aside),
         )
         return Journal(folder)
 
 
 def _is_temporary(error: Exception) -> bool:
-    """Whether an exception says nothing about what is logged."""
+    """Whether an exception has a cause other than the logged item."""
     return is_outage(error) or isinstance(error, _Unavailable | wandb.errors.CommError) or _is_of_service(error)
 
 
@@ -404,8 +403,8 @@ def _is_of_service(error: Exception) -> bool:
 
 
 def _tear_down() -> None:
-    """Forget wandb's own process, so that the next run starts another."""
-    with contextlib.suppress(Exception, SystemExit):  # what is broken already may break once more
+    """Drop wandb's own process, so that the next run starts a new one."""
+    with contextlib.suppress(Exception, SystemExit):  # a broken process may raise again
         wandb.teardown()
 
 
@@ -435,7 +434,7 @@ def _clean_tag(tag: str) -> str:
 
 
 def _clean_media(key: str) -> str:
-    """A path of which no part is empty, "." or "..", without control characters and backslashes."""
+    """A path without empty parts, ".", "..", control characters and backslashes."""
     key = _DRIVE.sub(r"\1_", _UNSAFE.sub("_", _clean_key(key)))
     parts = [part for part in key.split("/") if part.strip(". ")]
     return "/".join(parts) or "_"
@@ -455,9 +454,9 @@ def _media_row(
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], refused: RefusedItems, what: str) -> wandb.Table:
-    """Columns with types of their own where each has one type, else of mixed types."""
+    """A table with one type for each column, or with mixed types if a column has several."""
     if len(rows) > _MAX_ROWS:
-        refused.add(f"{what} has {len(rows)} rows; W&B takes {_MAX_ROWS}, and the rest is left out")
+        refused.add(f"{what} has {len(rows)} rows, W&B's limit is {_MAX_ROWS}; the rest is left out")
     cells = [
         [_cell(cell, refused, f"{what}, a picture in row {number}") for cell in row]
         for number, row in enumerate(rows[:_MAX_ROWS])
@@ -479,7 +478,7 @@ def _cell(cell: Any, refused: RefusedItems, what: str) -> Any:
 
 
 def _distinct(columns: Sequence[str]) -> list[str | int]:
-    """Names of columns, of which those that came before get a number."""
+    """Names of columns; duplicates get a number."""
     seen: Counter[str] = Counter()
     names: list[str | int] = []
     for column in map(str, columns):
@@ -493,7 +492,7 @@ def _distinct(columns: Sequence[str]) -> list[str | int]:
 
 
 def _writer_of(path: Path) -> int | None:
-    """The id of a process that has this file open, if one can be seen."""
+    """Id of a process that has this file open, if it is visible."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if any(file.path == os.fspath(path) for file in process.open_files()):
@@ -502,7 +501,7 @@ def _writer_of(path: Path) -> int | None:
 
 
 def _histogram(series: Distribution, index: int) -> wandb.Histogram:
-    """At most as many bins as W&B takes: neighbours are merged, which keeps the counts exact."""
+    """A histogram within W&B's limit of bins: neighbours are merged, which keeps the counts exact."""
     edges, counts = bucket_edges(series, index)
     merge = -(-len(counts) // _MAX_BINS)
     starts = np.arange(0, len(counts), merge)
@@ -512,7 +511,7 @@ def _histogram(series: Distribution, index: int) -> wandb.Histogram:
 
 def _picture(image: Image) -> wandb.Image:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Pillow, about pictures that are large or odd
+        warnings.simplefilter("ignore")  # Pillow warns about large or unusual images
         with Picture.open(io.BytesIO(image.data)) as picture:
             picture.load()
             shown = picture if picture.mode in _PICTURE_MODES else picture.convert("RGB")

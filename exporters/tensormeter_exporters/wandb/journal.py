@@ -1,9 +1,8 @@
-"""What W&B has been given, and how much of it is known to be in its files.
+"""A journal of the requests that were logged to W&B and may not be in its files yet.
 
-wandb hands what it is given to a process of its own, which writes its file every 15 seconds and does not say when; what it has not
-written is gone if the agent is killed. So a request is kept in the destination's folder from before it is logged until its rows are
-seen in wandb's file, and each row has a step of W&B's counter that is decided at once. The next agent logs again what
-is kept and not in the files.
+wandb hands rows to a separate process, which writes its file every 15 seconds and confirms nothing; unwritten rows are lost if the
+agent is killed. So the journal stores each request in the destination's folder before it is logged, until its rows are found in
+wandb's file. It also fixes the W&B step of each row in advance. The next agent logs the stored rows that are not in the files.
 """
 
 import os
@@ -28,11 +27,11 @@ class Entry:
     """A request that may not be in wandb's files yet.
 
     Attributes:
-        number: Of the request; names its file.
-        id: Of the request.
-        signal: Of the request.
-        first: W&B's step of its first row, for each process that it speaks of.
-        rows: How many rows it has, for each of them.
+        number: Number of the request, and the name of its file.
+        id: Id of the request.
+        signal: Signal of the request.
+        first: W&B's step of the first row, by process.
+        rows: Number of rows, by process.
     """
 
     number: int
@@ -47,20 +46,20 @@ class Entry:
 
 
 class Journal:
-    """A small file, replaced in one step, and beside it the bodies of requests. Used by one thread; blocks for the disk.
+    """A small file, replaced atomically, with the bodies of requests next to it. Used by one thread; blocks for the disk.
 
     Attributes:
-        accepted: Id of the last request that was logged whole, but for what was refused.
-        refused: How many items of it were refused, and why.
+        accepted: Id of the last request that was logged, apart from refused items.
+        refused: Number of refused items of that request, and the reason.
         entries: Requests that may not be in the files yet, in order.
-        files: The file that wandb writes for each process, or wrote last.
-        written: W&B's last step of each process in the files before that.
+        files: Current or last file of wandb, by process.
+        written: W&B's last step in the files before that, by process.
     """
 
     def __init__(self, folder: Path | None) -> None:
         """
         Args:
-            folder: Where it is kept; without one, nothing outlives this agent.
+            folder: Folder of the journal; None to lose everything with this agent.
         """
         self._folder = folder
         document = _EMPTY
@@ -76,11 +75,11 @@ class Journal:
         self._number = int(document["number"])
 
     def begin(self, request: Request, rows: Mapping[str, int]) -> Entry:
-        """Keep a request, before any of it is logged. The same one again changes nothing.
+        """Store a request before any of it is logged. Storing it again changes nothing.
 
         Args:
             request: The request.
-            rows: Its rows, for each process that it speaks of.
+            rows: Number of its rows, by process.
         """
         if self.entries and self.entries[-1].id == request.id:
             return self.entries[-1]
@@ -97,21 +96,21 @@ class Journal:
         return entry
 
     def knows(self, process: str) -> bool:
-        """Whether steps of a process have been decided."""
+        """Whether the journal has steps of a process."""
         return process in self._next
 
     def go_on(self, process: str, written: int) -> None:
-        """Decide that the next row of a process comes behind a step."""
+        """Continue the rows of a process behind a step."""
         self._next[process] = written + 1
 
     def accept(self, entry: Entry, refused: int = 0, reason: str = "") -> None:
-        """All of it has been logged, but for what was refused."""
+        """Record that a request has been logged, apart from refused items."""
         self.accepted = entry.id
         self.refused = refused, reason
         self._save()
 
     def drop(self, entry: Entry) -> None:
-        """None of it is, or will be, logged."""
+        """Remove a request that is not logged and will not be."""
         self.entries = [other for other in self.entries if other is not entry]
         if self._folder is not None:
             self._body(entry).unlink(missing_ok=True)
@@ -119,7 +118,7 @@ class Journal:
 
     @staticmethod
     def set_aside(folder: Path | None) -> Path | None:
-        """Give the file another name, so that a new journal begins. Returns its path then."""
+        """Rename the file, so that a new journal begins. Returns its new path."""
         if folder is None:
             return None
         aside = folder / f"{_STATE}.damaged"
@@ -127,22 +126,22 @@ class Journal:
         return aside
 
     def request(self, entry: Entry) -> Request:
-        """The request of an entry that an earlier agent has left."""
+        """Read the request of an entry of an earlier agent."""
         with open(open_file(self._body(entry), os.O_RDONLY), "rb") as file:
             return Request(entry.id, cast("Signal", entry.signal), file.read(), 0)
 
     def open(self, process: str, path: Path, written: int) -> None:
-        """Another file is written from now on; those before have the steps up to `written`."""
+        """Record that wandb writes a new file; the earlier ones have the steps up to `written`."""
         self.files[process] = path
         self.written[process] = written
         self._save()
 
     def forget(self, written: Mapping[str, int], finished: Iterable[str] = ()) -> None:
-        """Let go of what is in the files.
+        """Remove the requests whose rows are in the files.
 
         Args:
-            written: W&B's last step of each process in its files. They are written in order, so what came before is there, too.
-            finished: Processes of which everything is there.
+            written: W&B's last step in the files, by process. Rows are written in order, so earlier ones are there too.
+            finished: Processes whose rows are all in the files.
         """
         waiting: list[Entry] = []
         there = set(finished)

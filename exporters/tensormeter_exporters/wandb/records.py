@@ -1,7 +1,7 @@
-"""How far wandb has come in writing a run's file.
+"""Reads a run's `.wandb` file to find out how much wandb has written.
 
-A `.wandb` file is a log in LevelDB's format: after 7 bytes, blocks of 32 KiB with chunks of records, each with a checksum, a
-length and a type. wandb reads it in Go only.
+The file is a log in LevelDB's format: after 7 bytes, blocks of 32 KiB with chunks of records, each with a checksum, a length and a
+type. wandb itself reads it only in Go.
 """
 
 import struct
@@ -21,11 +21,11 @@ _WHOLE, _FIRST, _LAST = 1, 2, 4
 
 
 class WandbFile:
-    """Reads what has been added since it was last read. What wandb is still writing is left for the next time.
+    """Reads what was added since the last call. Incomplete records are left for the next call.
 
     Attributes:
-        path: The file. It need not exist yet.
-        last_step: W&B's step of the last row in it, -1 if there is none. Rows are in order of their steps.
+        path: The file, which need not exist yet.
+        last_step: W&B's step of the last row; -1 if there is none. Rows are ordered by their steps.
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,7 +34,7 @@ class WandbFile:
         self._at = _FILE_HEADER
 
     def read(self) -> None:
-        """Go on to the end. Blocks for the disk.
+        """Read to the end. Blocks for the disk.
 
         Raises:
             OSError: The file cannot be read.
