@@ -1,6 +1,6 @@
-"""Loggers that never raise: a warning that has no place to go must not end a training.
+"""Loggers that never raise: a warning that cannot be written must not end a training.
 
-`logging` raises where standard error is closed, and passes on what filters and some handlers of a program raise.
+`logging` raises if standard error is closed, and passes on exceptions of filters and some handlers.
 """
 
 import logging
@@ -10,7 +10,7 @@ __all__ = ["Logger", "get_logger"]
 
 
 class Logger(logging.LoggerAdapter[logging.Logger]):
-    """Writes to a logger of `logging`. Any thread; blocks as long as the program's handlers do; usable after a fork.
+    """Writes to a logger of `logging`. Any thread; blocks as long as the program's handlers; usable after a fork.
 
     Attributes:
         unsaid: Records that no handler could write.
@@ -21,9 +21,9 @@ class Logger(logging.LoggerAdapter[logging.Logger]):
         self.unsaid = 0
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
-        """Write a record, as `logging.Logger.log` does. Exceptions of filters and handlers are swallowed and counted.
+        """Write a record, like `logging.Logger.log`. Exceptions of filters and handlers are counted and not raised.
 
-        What is no `Exception` passes: Ctrl-C while a handler writes.
+        Other exceptions are raised, such as Ctrl-C while a handler writes.
         """
         try:
             if self.logger.isEnabledFor(level):
@@ -34,5 +34,5 @@ class Logger(logging.LoggerAdapter[logging.Logger]):
 
 
 def get_logger(name: str = "tensormeter") -> Logger:
-    """The logger of this name. Callers keep it."""
+    """Get the logger of this name. Callers keep it."""
     return Logger(logging.getLogger(name))

@@ -1,7 +1,7 @@
-"""Outages: exceptions whose cause is the network, the disk or the installation, not the data at hand.
+"""Recognizes outages: exceptions caused by the network, the disk or the installation, and not by the data.
 
-The same data can be delivered once the outage is over. Any other exception of an exporter may be caused by one item, which would
-fail again and again.
+The same data can be delivered after the outage. Any other exception of an exporter may be caused by an item, which would fail for
+ever.
 """
 
 import errno
@@ -37,7 +37,7 @@ _DISK: Final = frozenset(
         errno.ETXTBSY,
     }
 )
-"""Errors of a disk, or of limits of the process. Others (no such file, a name that is too long) may come of a name made of an item's key."""
+"""Errors of a disk, or of limits of the process. An item's key may cause others (no such file, name too long)."""
 
 _NETWORK: Final = (ConnectionError, TimeoutError, socket.gaierror, socket.herror, ssl.SSLError)
 _UNREACHABLE: Final = frozenset(
@@ -70,10 +70,10 @@ _LONGEST_CHAIN: Final = 16
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether an exception says that something around the data does not work.
+    """Whether an exception is caused by something other than the data.
 
-    That is an unreachable receiver (also as the cause of another exception, since libraries wrap those), a disk that is full,
-    read-only or broken, a package that is not installed, or a setting that cannot be used.
+    Such causes are an unreachable receiver (also as the cause of another exception, since libraries wrap them), a full, read-only or
+    broken disk, a missing package, or an invalid setting.
     """
     if isinstance(error, ImportError | SettingsError):
         return True

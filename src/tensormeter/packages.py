@@ -1,4 +1,4 @@
-"""Packages that destinations need, looked for without importing them: an import may take seconds, and the agent does it."""
+"""Finds packages of destinations without importing them: an import can take seconds, and is left to the agent."""
 
 import importlib.metadata
 import importlib.util
@@ -16,29 +16,29 @@ PACKAGES: Final = {
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
 }
-"""Names of packages to import, and the distributions of which one installs it."""
+"""Import packages, and the distributions that install them."""
 
 
 def problem_with(package: str) -> str:
-    """Why importing one of `PACKAGES` will probably fail; "" if nothing is wrong.
+    """The reason why the import of one of `PACKAGES` will probably fail, or "".
 
-    A folder of that name is no package: W&B writes into a folder `wandb` where a script was started. Blocks for the disk, some
+    A folder of that name is not the package: W&B writes into a folder `wandb` in the working directory. Blocks for the disk, some
     milliseconds.
     """
     if sys.modules.get(package) is not None:
         return ""
     try:
         spec = importlib.util.find_spec(package)
-    except (ImportError, ValueError):  # ValueError: what has been imported under that name has no spec
+    except (ImportError, ValueError):  # ValueError: a module of that name was imported that has no spec
         spec = None
     if spec is None or spec.origin is None:
         return f"the package {package!r} is not installed"
-    installed = [found for name in PACKAGES[package] if (found := _distribution(name))]
-    if any(_is_editable(one) for one in installed):
+    installed = list(filter(None, map(_distribution, PACKAGES[package])))
+    if any(map(_is_editable, installed)):
         return ""
     origin = Path(spec.origin)
-    places = [Path(str(one.locate_file(f"{package}/__init__.py"))) for one in installed]
-    if any(_same(origin, place) for place in places):
+    files = [Path(str(distribution.locate_file(f"{package}/__init__.py"))) for distribution in installed]
+    if any(_same(origin, file) for file in files):
         return ""
     return f"the package {package!r} would be imported from {origin.parent}, where it is not installed"
 

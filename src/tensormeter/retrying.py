@@ -1,10 +1,10 @@
-"""How long to wait before something is tried again: exponential backoff with full jitter.
+"""Delays before retries: exponential backoff with full jitter.
 
 See "Exponential Backoff And Jitter", Marc Brooker, AWS Architecture Blog, 2015.
 
-Delivery may run in a training process, whose `random` generator is seeded for reproducible results. `backoff.full_jitter`
-draws from that generator: each retry would change the training, and equally seeded ranks would retry at the same time. The
-jitter here comes from the operating system.
+Delivery may run in a training process, whose `random` generator is seeded for reproducible results. `backoff.full_jitter` draws
+from that generator: a retry would change the training, and ranks with the same seed would retry at the same time. This module gets
+its randomness from the operating system.
 """
 
 import random
@@ -21,7 +21,7 @@ def full_jitter(delay: float) -> float:
 
 
 def exponential_delays(first: float, longest: float) -> Generator[float, None, None]:
-    """Delays that double from `first` to `longest` and stay there, in seconds, without jitter. They never end."""
+    """Generate delays in seconds, without jitter, that double from `first` to `longest` and stay there for ever."""
     delays = backoff.expo(base=2, factor=first, max_value=longest)
-    next(delays)  # the library's generators give their first value at the second call
+    next(delays)  # the library's generators yield their first value at the second call
     return delays

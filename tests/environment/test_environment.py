@@ -295,7 +295,7 @@ def test_what_is_wrong_with_a_destinations_variables_is_said_by_init(tmp_path, m
         "environment variable OTEL_EXPORTER_OTLP_PROTOCOL='http/json': expected one of grpc, http/protobuf; http/protobuf "
         "is used instead"
     )
-    with pytest.raises(SettingsError, match="otlp: expected a protocol of grpc, http/protobuf, got 'json'"):
+    with pytest.raises(SettingsError, match=r"otlp\.protocol: expected one of grpc, http/protobuf, got 'json'"):
         tensormeter.init(settings={"exporters": ["otlp"], "exporter_options": {"otlp.protocol": "json"}})
 
 

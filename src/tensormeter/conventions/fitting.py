@@ -1,4 +1,4 @@
-"""Making documents fit a limit: their size as JSON, and which values to leave out."""
+"""Fits documents into a limit of size: measures them as JSON and leaves out values."""
 
 import json
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ class LeftOut(NamedTuple):
     """A value that was left out.
 
     Attributes:
-        name: Where it was: keys, joined by dots.
-        size: Its size as JSON, in bytes, with its key.
+        name: Path of the value: keys joined by dots.
+        size: Size as JSON in bytes, with the key.
     """
 
     name: str
@@ -22,16 +22,16 @@ class LeftOut(NamedTuple):
 
 
 def json_text(value: Any) -> str:
-    """A JSON value as compact text, in which no line ends."""
+    """Encode a JSON value as compact text on one line."""
     return _ENCODER.encode(value)
 
 
 def json_bytes(value: Any, text: str | None = None) -> int:
-    """Size of a value as JSON in UTF-8. Numbers that JSON lacks count as the texts that stand for them.
+    """Size of a value as JSON in UTF-8, in bytes. NaN and infinities count as their quoted texts.
 
     Args:
-        value: JSON values.
-        text: The value's `json_text`, if it is there already.
+        value: JSON value.
+        text: The value's `json_text`, if it exists already.
     """
     text = json_text(value) if text is None else text
     quotes = 2 * (text.count("NaN") + text.count("Infinity"))
@@ -39,16 +39,16 @@ def json_bytes(value: Any, text: str | None = None) -> int:
 
 
 def fit(document: Mapping[str, Any], limit: int) -> tuple[dict[str, Any], list[LeftOut]]:
-    """A document without its largest values, as many as it takes for the rest to fit; equal documents lose the same.
+    """Leave out the largest values of a document until the rest fits. Equal documents lose the same values.
 
     Values in nested objects are left out one by one, lists as a whole.
 
     Args:
         document: JSON values.
-        limit: Size of what is kept as JSON, in bytes.
+        limit: Maximum size of the rest as JSON, in bytes.
 
     Returns:
-        The rest, and what was left out, the largest first.
+        The rest, and the values that were left out, largest first.
     """
     kept = _copy(document)
     excess = json_bytes(kept) - limit
@@ -63,24 +63,24 @@ def fit(document: Mapping[str, Any], limit: int) -> tuple[dict[str, Any], list[L
 
 
 def _copy(document: Mapping[str, Any]) -> dict[str, Any]:
-    """With objects of its own; what is no object is shared."""
+    """Copy the objects; other values are shared."""
     return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in document.items()}
 
 
 def _leaves(document: Mapping[str, Any], above: tuple[str, ...]) -> list[tuple[int, tuple[str, ...]]]:
-    """What is no object, or an empty one: (size with the key, colon and comma; path)."""
-    found: list[tuple[int, tuple[str, ...]]] = []
+    """All values but non-empty objects: (size with key, colon and comma; path)."""
+    leaves: list[tuple[int, tuple[str, ...]]] = []
     for key, value in document.items():
         path = (*above, key)
         if isinstance(value, Mapping) and value:
-            found += _leaves(value, path)
+            leaves += _leaves(value, path)
         else:
-            found.append((json_bytes(key) + json_bytes(value) + 2, path))
-    return found
+            leaves.append((json_bytes(key) + json_bytes(value) + 2, path))
+    return leaves
 
 
 def _remove(document: dict[str, Any], path: tuple[str, ...]) -> int:
-    """Take a value out, and the objects that are empty then; returns the bytes of those."""
+    """Remove a value, and objects that become empty. Returns the bytes of those objects."""
     inside = [document]
     for key in path[:-1]:
         inside.append(inside[-1][key])

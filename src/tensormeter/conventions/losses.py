@@ -1,4 +1,4 @@
-"""Why points and items were lost, in words: the same reasons are counted in the ring, in the spool and on the server."""
+"""The reasons of losses in words. Ring, spool and server count losses by the same reasons."""
 
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -46,15 +46,15 @@ REASONS: Final[Mapping[str, tuple[str, str, str]]] = {
     "damaged": ("point", "could not be read any more", "look after the disk"),
     "refused": ("point or event", "refused by the receiver", ""),
 }
-"""For each reason: what is counted, why it was lost, and what to do about it, or ""."""
+"""For each reason: the noun of what is counted, the cause, and a remedy or ""."""
 
 
 def describe_losses(counts: Mapping[str, int], names: Mapping[str, Sequence[str]] | None = None) -> list[str]:
     """A sentence for each reason, such as ``3 images: larger than 16 MiB in its encoded form; log a smaller one``.
 
     Args:
-        counts: Counts by reason. Reasons without words here are named as they are.
-        names: For some reasons examples of what was lost, quoted.
+        counts: Counts by reason. Unknown reasons are shown as they are.
+        names: Quoted examples of lost items, by reason.
     """
     return [_sentence(reason, count, (names or {}).get(reason, ())) for reason, count in counts.items()]
 

@@ -1,4 +1,4 @@
-"""The last start of the machine, and files that are older than it: a loss of power may have left anything of them."""
+"""Detects files that are older than the last start of the machine: a power failure may have damaged them."""
 
 import contextlib
 import time
@@ -8,9 +8,9 @@ __all__ = ["written_before_boot"]
 
 
 def written_before_boot(*paths: Path) -> bool:
-    """Whether all of these files were written last before the machine was started. Missing files are passed over.
+    """Whether all these files were last written before the machine was started. Missing files are ignored.
 
-    False where the system does not tell when that was, and if there is none of them. Goes by the clock of the time of writing.
+    False if no file exists, or if the system does not report the time of its start. It compares wall-clock times.
     """
     if not hasattr(time, "CLOCK_BOOTTIME"):
         return False

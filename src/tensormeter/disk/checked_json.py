@@ -1,6 +1,6 @@
-"""Small JSON documents on disk with a checksum, so that damage is seen before it is believed.
+"""Small JSON documents with a checksum, to detect damage on disk.
 
-Documents of earlier versions have none, and are believed as they are.
+Documents of earlier versions have no checksum and are accepted as they are.
 """
 
 import json
@@ -14,20 +14,20 @@ _CHECKSUM: Final = "checksum"
 
 
 def pack(document: Mapping[str, Any], *, indent: int | None = None) -> str:
-    """The text of a document, with its checksum.
+    """Encode a document with its checksum.
 
     Args:
         document: JSON values by name.
-        indent: Spaces of a level, for documents that people read.
+        indent: Spaces for each level, for documents that people read.
     """
     return json.dumps({**document, _CHECKSUM: _checksum(document)}, indent=indent)
 
 
 def unpack(text: str | bytes) -> dict[str, Any]:
-    """The document of a text.
+    """Decode a document.
 
     Raises:
-        ValueError, TypeError: It is none, or does not match its checksum.
+        ValueError, TypeError: The text is not a document, or does not match its checksum.
     """
     document = json.loads(text)
     if not isinstance(document, dict):
@@ -38,7 +38,7 @@ def unpack(text: str | bytes) -> dict[str, Any]:
 
 
 def is_intact(document: dict[str, Any]) -> bool:
-    """Take the checksum out of a document, and say whether it is that of the rest."""
+    """Remove the checksum from a document. Returns whether it matches the rest."""
     expected = document.pop(_CHECKSUM, None)
     return expected is None or bool(expected == _checksum(document))
 

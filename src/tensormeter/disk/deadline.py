@@ -1,4 +1,4 @@
-"""Work that may wait for a disk, with a deadline."""
+"""Runs work that may block on a disk, with a deadline."""
 
 import threading
 from collections.abc import Callable
@@ -10,21 +10,21 @@ _Result = TypeVar("_Result")
 
 
 def within(seconds: float, work: Callable[[threading.Event], _Result], undo: Callable[[_Result], None]) -> _Result:
-    """Do some work on a thread that lives only for that, and wait for it.
+    """Run a function on a temporary thread, and wait for its result.
 
-    Where no thread can be started, the work is done here, however long that takes.
+    If no thread can be started, the function runs on the calling thread, without a deadline.
 
     Args:
-        seconds: How long to wait.
-        work: The work. Its argument is set once nobody waits for it any more; then it should do nothing that others see.
-        undo: Called with the result, on that thread, if it comes too late.
+        seconds: Maximum seconds to wait.
+        work: The function. Its argument is set when the deadline is over; it should then have no visible effect.
+        undo: Function to call with a late result, on the temporary thread.
 
     Returns:
-        What `work` returns.
+        The result of `work`.
 
     Raises:
-        TimeoutError: It takes longer.
-        BaseException: Whatever `work` raises, or a signal handler of this thread.
+        TimeoutError: The deadline is over.
+        BaseException: An exception of `work`, or of a signal handler of this thread.
     """
     late = threading.Event()
     done = threading.Event()
@@ -35,7 +35,7 @@ def within(seconds: float, work: Callable[[threading.Event], _Result], undo: Cal
     def run() -> None:
         try:
             result = work(late)
-        except BaseException as error:  # it is raised where it is waited for
+        except BaseException as error:  # raised on the waiting thread
             errors.append(error)
             done.set()
             return

@@ -1,7 +1,6 @@
-"""Making files, and the names that lead to them, survive a loss of power.
+"""Syncs files and their names to the disk, so that they survive a power failure.
 
-A file's content and its name are synced apart: the content by the file, the name by the folder that holds it.
-Any thread; every call blocks for the disk.
+The content of a file is synced by the file, its name by the folder that contains it. Any thread; every call blocks for the disk.
 """
 
 import contextlib
@@ -14,17 +13,17 @@ from typing import Final
 __all__ = ["REFUSALS", "fsync", "fsync_file", "fsync_folder", "fsync_names"]
 
 REFUSALS: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
-"""Errors of file systems that cannot sync, as opposed to disks that fail to."""
+"""Errors of file systems that cannot sync, as opposed to failing disks."""
 
 _FULL_FSYNC: Final[int | None] = getattr(fcntl, "F_FULLFSYNC", None)
-"""On macOS `fsync` leaves data in the disk's own cache."""
+"""On macOS `fsync` leaves data in the disk's cache, and `F_FULLFSYNC` does not."""
 
 
 def fsync(descriptor: int) -> None:
-    """Return when the disk has what was written to an open file.
+    """Sync an open file. Returns when the disk has its content.
 
     Raises:
-        OSError: It failed, or the file system cannot do it (see `REFUSALS`).
+        OSError: The disk failed, or the file system cannot sync (see `REFUSALS`).
     """
     if _FULL_FSYNC is not None:
         try:
@@ -37,7 +36,7 @@ def fsync(descriptor: int) -> None:
 
 
 def fsync_file(path: Path) -> None:
-    """Sync a file by its path. Do not use it for a SQLite database: closing one gives up this process's locks on it.
+    """Sync a file by its path. Not for SQLite databases: closing the file would release this process's locks on it.
 
     Raises:
         OSError: As for `fsync`, or the file cannot be opened.
@@ -50,10 +49,10 @@ def fsync_file(path: Path) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Sync the names in a folder. File systems that cannot do that for folders alone are taken to keep names by themselves.
+    """Sync the names in a folder. File systems that cannot sync folders are assumed to keep names durable themselves.
 
     Raises:
-        OSError: It failed, or the folder cannot be opened.
+        OSError: The disk failed, or the folder cannot be opened.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -66,9 +65,9 @@ def fsync_folder(folder: Path) -> None:
 
 
 def fsync_names(folder: Path) -> None:
-    """Sync the names in a folder and those of the folders that lead to it, up to where its file system begins.
+    """Sync the names in a folder and in its parents, up to the root of the file system.
 
-    Folders above it that this user may not open were not made by this user, and are passed over.
+    Parents that this user may not open were not created by this user, and are skipped.
 
     Raises:
         OSError: The folder itself cannot be synced.

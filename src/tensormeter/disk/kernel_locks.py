@@ -1,4 +1,4 @@
-"""Locks on files as Linux lists them in `/proc/locks`."""
+"""Reads the locks on files that Linux lists in `/proc/locks`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ class KernelLock(NamedTuple):
     Attributes:
         kind: FLOCK, POSIX or OFDLCK.
         pid: Id of the process.
-        major: Major number of the file's device. It differs from that of `stat` on some file systems; so does the minor.
+        major: Major number of the file's device. On some file systems it differs from `stat`; so does the minor.
         minor: Minor number.
         inode: The file's inode.
     """
@@ -28,16 +28,16 @@ class KernelLock(NamedTuple):
 
 
 def list_locks() -> Iterator[KernelLock]:
-    """The locks that are held, without those that are waited for. None where the system does not list them.
+    """List the locks that processes hold, not those that they wait for. Empty on systems that do not list them.
 
-    Processes of other machines and of other containers are not known.
+    Processes of other machines and other containers are not listed.
     """
     try:
         lines = _LOCKS.read_text(encoding="ascii").splitlines()
     except (OSError, ValueError):
         return
     for line in lines:
-        # 1: FLOCK ADVISORY WRITE 123 08:01:456 0 EOF. Lines with an arrow are of those who wait.
+        # 1: FLOCK ADVISORY WRITE 123 08:01:456 0 EOF. Lines with an arrow are of waiting processes.
         words = line.split()
         if len(words) < 6 or "->" in words:
             continue

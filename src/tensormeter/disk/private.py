@@ -1,7 +1,7 @@
-"""Folders and files that belong to one user alone: making them, and checking those that are there.
+"""Creates private folders and files, and checks existing ones.
 
-Nothing here depends on the umask, but on modes: folders are 0700, files 0600. Symbolic links are never followed when a file is
-opened. Any thread; blocks for the disk.
+Folders have mode 0700 and files 0600, whatever the umask is. Opening a file never follows a symbolic link. Any thread; blocks for
+the disk.
 """
 
 import contextlib
@@ -37,12 +37,12 @@ _MOST_LINKS: Final = 40
 
 
 def fault(path: Path) -> str:
-    """Why a folder is not this user's alone; what leads to it is not looked at.
+    """The reason why a folder is not private to this user, without a look at its parents.
 
-    Nobody can make a folder that belongs to this user, so what is in one that has no fault was put there by this user.
+    Only this user can create a folder of this user, so a folder without a fault contains only this user's files.
 
     Returns:
-        A phrase that names the folder; "" if it is this user's, or root's, or does not exist.
+        A phrase with the folder's name; "" if the folder belongs to this user or root, or does not exist.
     """
     try:
         return _fault(path, path.lstat())
@@ -53,14 +53,14 @@ def fault(path: Path) -> str:
 
 
 def weakness(path: Path) -> str:
-    """Why somebody else could have put this folder there, or could change what is in it.
+    """The reason why other users could have created a folder, or could change its content.
 
-    The folder and everything that leads to it must belong to this user or root, and nobody else may write to it. On the way there
-    may be folders that are sticky (as /dev/shm and /tmp are), that others cannot reach, or whose group has no other members.
-    Links on the way must belong to this user or root, too.
+    The folder and its parents must belong to this user or root and be writable for no other user. Parents may be sticky (like
+    /dev/shm and /tmp), unreachable for others, or writable for a group without other members. Links in the path must belong to this
+    user or root too.
 
     Returns:
-        A phrase that names the folder at fault; "" if there is none, also if `path` does not exist.
+        A phrase with the name of the folder at fault; "" if there is none, or `path` does not exist.
     """
     try:
         return next(_faults(path), "")
@@ -71,10 +71,10 @@ def weakness(path: Path) -> str:
 
 
 def make_directory(path: Path) -> None:
-    """Make a folder, and the missing ones that lead to it, for this user alone. Those that exist stay as they are.
+    """Create a private folder and its missing parents. Existing folders stay as they are.
 
     Raises:
-        OSError: It cannot be made.
+        OSError: The folder cannot be created.
     """
     try:
         _make_one(path)
@@ -90,11 +90,11 @@ def make_directory(path: Path) -> None:
 
 
 def tighten_directory(path: Path) -> None:
-    """Check that a folder belongs to this user, and take the rights of all others away.
+    """Check that a folder belongs to this user, and remove the rights of all others.
 
     Raises:
-        PermissionError: It is someone else's. Root is only warned.
-        OSError: It is no folder.
+        PermissionError: The folder belongs to another user. Root is only warned.
+        OSError: The path is not a folder.
     """
     link = path.lstat()
     if stat.S_ISLNK(link.st_mode) and not _is_trusted(link.st_uid):
@@ -105,10 +105,10 @@ def tighten_directory(path: Path) -> None:
     try:
         status = os.fstat(descriptor)
         if not _is_own(path, status.st_uid):
-            complaint = f"{path} belongs to {_name(status.st_uid)}, who could replace what is kept there"
+            complaint = f"{path} belongs to {_name(status.st_uid)}, who could replace its content"
             if os.geteuid() != 0:
                 raise PermissionError(f"{complaint}; set TENSORMETER_DIR to a folder of your own")
-            # As in a container with a folder of the host's user. Such runs are in doubt: what delivers them does not believe them.
+            # As in a container with a folder of the host's user. Delivery does not trust the settings of such runs.
             _warn_once(f"{complaint}; `tensormeter sync` delivers it with its own settings")
         if status.st_mode & _OTHERS:
             with contextlib.suppress(OSError):  # file systems without modes
@@ -124,7 +124,7 @@ def tighten_directory(path: Path) -> None:
 
 
 def tighten_contents(path: Path) -> None:
-    """Take the rights of all others from what this user has in a folder; call it after `tighten_directory`. Links stay as they are.
+    """Remove the rights of all others from this user's files in a folder. Call it after `tighten_directory`. Links stay as they are.
 
     Raises:
         OSError: The folder cannot be listed.
@@ -140,13 +140,13 @@ def tighten_contents(path: Path) -> None:
 
 
 def open_file(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int:
-    """Open a file that nobody else may read, and make it if `flags` say so. No link is followed, and no FIFO waited for.
+    """Open a private file, and create it if `flags` allow. It follows no link and does not block on a FIFO.
 
     Returns:
         A descriptor that child processes do not inherit.
 
     Raises:
-        OSError: It cannot be opened, or is not a regular file.
+        OSError: The file cannot be opened, or is not a regular file.
     """
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, _FILE)
     try:
@@ -163,10 +163,10 @@ def open_file(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int:
 
 
 def oddity(path: Path) -> str:
-    """What is in the place of a file that is ours, and what to do.
+    """Describe an obstacle in the place of a file of ours, and what to do.
 
     Returns:
-        A sentence that names the path; "" if it is a regular file, or there is none, or the disk does not say.
+        A sentence with the path; "" for a regular file, a missing one, or a disk that fails.
     """
     try:
         mode = path.lstat().st_mode
@@ -179,12 +179,12 @@ def oddity(path: Path) -> str:
 
 
 def make_file(path: Path) -> None:
-    """Make an empty file that nobody else may read, or take the rights of others from the one that is there.
+    """Create an empty private file, or remove the rights of others from an existing one.
 
-    A file that is there is not opened: closing it would give up this process's POSIX locks on it.
+    An existing file is not opened: closing it would release this process's POSIX locks on it.
 
     Raises:
-        OSError: It cannot be made.
+        OSError: The file cannot be created.
     """
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE)
@@ -201,10 +201,10 @@ def make_file(path: Path) -> None:
 
 
 def _make_one(path: Path) -> None:
-    """Make a folder in one that is there. A umask that takes rights of its own user does not count.
+    """Create a folder in an existing one, with all rights for this user whatever the umask is.
 
     Raises:
-        OSError: It cannot be made, or there is something already.
+        OSError: The folder cannot be created, or exists already.
     """
     path.mkdir(mode=_DIRECTORY)
     status = path.lstat()
@@ -218,10 +218,10 @@ def _warn_once(message: str) -> None:
 
 
 def _faults(path: Path) -> Iterator[str]:
-    """What is wrong with the folders that lead to one, and with that one, from the root on.
+    """The faults of a folder and its parents, from the root on.
 
     Raises:
-        OSError: One of them is not there, or cannot be looked at.
+        OSError: A folder is missing or cannot be examined.
     """
     current = Path(os.sep)
     whole = path if path.is_absolute() else Path.cwd() / path
@@ -271,7 +271,7 @@ def _fault(path: Path, status: os.stat_result) -> str:
 
 
 def _others_write(status: os.stat_result) -> bool:
-    """Whether others may add, rename and remove entries of a folder that they reach."""
+    """Whether others may add, rename and remove entries of a folder if they can reach it."""
     if status.st_mode & 0o003 == 0o003:
         return True
     return status.st_mode & 0o030 == 0o030 and not _is_alone_in(status.st_gid)
@@ -282,7 +282,7 @@ def _is_trusted(uid: int) -> bool:
 
 
 def _is_own(path: Path, uid: int) -> bool:
-    """Whether a folder with this owner is this user's. Some file systems give all files one owner, whoever makes them."""
+    """Whether this owner of a folder is this user. On some file systems all files have the same owner."""
     if uid == os.geteuid():
         return True
     try:
@@ -293,7 +293,7 @@ def _is_own(path: Path, uid: int) -> bool:
 
 
 def _is_alone_in(gid: int) -> bool:
-    """Whether a group is the one that many systems give each user, with nobody else in it."""
+    """Whether a group is the user's own, as on many systems, without other members."""
     try:
         user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(gid)
     except KeyError:
@@ -303,7 +303,7 @@ def _is_alone_in(gid: int) -> bool:
 
 @functools.cache
 def _unmapped_uid() -> int | None:
-    """The owner that files seem to have whose owner has no id in this user namespace; None if all have one.
+    """The owner that files appear to have if their owner has no id in this user namespace; None if all owners have one.
 
     In rootless containers the host's root is such an owner.
     """

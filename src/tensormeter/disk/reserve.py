@@ -1,7 +1,7 @@
-"""Room on the disk that is kept for what must be written when others have filled it.
+"""Reserves disk space for writes that must succeed on a full disk.
 
-An agent keeps room to mark requests as delivered; without it they would be sent again and again. A server keeps room to empty its
-write-ahead log and to delete runs; without it nothing could make room again.
+An agent reserves space to mark requests as delivered; otherwise they would be resent for ever. A server reserves space to empty its
+write-ahead log and to delete runs; otherwise it could never free space again.
 """
 
 import contextlib
@@ -14,53 +14,53 @@ from tensormeter.disk.private import open_file
 __all__ = ["Reserve"]
 
 _STEP: Final = 256 << 10
-"""Bytes, of which a whole number is kept."""
+"""Unit of the reserve in bytes."""
 
 
 class Reserve:
-    """A file next to a database that holds nothing. Any thread may use one; several of one path are one.
+    """A placeholder file next to a database. Any thread; all instances for a path share the file.
 
-    Not a promise: whoever fills the disk may be quicker. Calls block for the disk.
+    The space is not guaranteed: another process may fill the disk first. Calls block for the disk.
     """
 
     def __init__(self, database: Path) -> None:
-        """Name it, for the database of this path; makes nothing yet."""
+        """Use the reserve of the database at this path; nothing is created yet."""
         self._path = database.with_name("reserve")
 
     def keep(self, size: int) -> bool:
-        """Take this much room, or less so that as much stays free. Returns whether it is all there.
+        """Grow the reserve to a size, or less: at least as much space stays free. Returns whether it has the size.
 
-        To be called often, as what is needed changes; it does not become smaller.
+        Call it often, as the need changes; the reserve never shrinks.
 
         Args:
-            size: Bytes.
+            size: Size in bytes.
         """
         with contextlib.suppress(OSError):
-            held = self._held()
-            if held >= size:
+            reserved = self._reserved()
+            if reserved >= size:
                 return True
             wanted = -(-size // _STEP) * _STEP
-            taken = min(wanted, (self._free() + held) // 2 // _STEP * _STEP)
-            if taken > held:
-                self._take(held, taken)
+            taken = min(wanted, (self._free() + reserved) // 2 // _STEP * _STEP)
+            if taken > reserved:
+                self._take(reserved, taken)
             return taken == wanted
         return False
 
     def room(self) -> tuple[float, float]:
-        """Bytes that are free, and that are kept; infinitely many where the disk does not tell."""
+        """Bytes that are free, and bytes of the reserve; infinitely many free bytes if the disk does not report them."""
         with contextlib.suppress(OSError):
-            return self._free(), self._held()
+            return self._free(), self._reserved()
         return float("inf"), 0.0
 
     def give(self) -> bool:
-        """Free the room. Returns whether there was any."""
+        """Free the reserve. Returns whether there was any."""
         with contextlib.suppress(OSError):
-            held = self._held()
+            reserved = self._reserved()
             self._path.unlink()
-            return held > 0
+            return reserved > 0
         return False
 
-    def _held(self) -> int:
+    def _reserved(self) -> int:
         try:
             return self._path.stat().st_size
         except FileNotFoundError:
@@ -69,15 +69,15 @@ class Reserve:
     def _free(self) -> int:
         disk = os.statvfs(self._path.parent)
         if not disk.f_blocks:
-            raise OSError(f"{self._path.parent}: how much room there is cannot be told")
+            raise OSError(f"{self._path.parent}: the file system does not report its free space")
         return disk.f_bavail * disk.f_frsize
 
-    def _take(self, held: int, size: int) -> None:
+    def _take(self, reserved: int, size: int) -> None:
         descriptor = open_file(self._path)
         try:
             os.posix_fallocate(descriptor, 0, size)
         except OSError:
-            os.ftruncate(descriptor, held)
+            os.ftruncate(descriptor, reserved)
             raise
         finally:
             os.close(descriptor)

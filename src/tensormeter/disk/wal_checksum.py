@@ -18,15 +18,15 @@ class WordSum:
 
     Attributes:
         words: The two sums of the words alone.
-        power: The symmetric matrix by which the checksum before the words is multiplied: its corners, and the two other elements,
-            which are equal, between them.
+        power: Symmetric matrix that multiplies the checksum before the words: its corners, and between them the other element,
+            which occurs twice.
     """
 
     words: tuple[int, int]
     power: tuple[int, int, int]
 
     def after(self, state: tuple[int, int]) -> tuple[int, int]:
-        """The checksum behind these words, if `state` is the one before them."""
+        """The checksum after these words, from the checksum `state` before them."""
         first, other, second = self.power
         return (
             (first * state[0] + other * state[1] + self.words[0]) & _WORD,
@@ -37,8 +37,8 @@ class WordSum:
 def word_sums(rows: NDArray[np.uint8], *, big: bool) -> list[WordSum]:
     """The contribution of each row.
 
-    A pair of words (a, b) makes of (first, second) first' = first + second + a and second' = second + first' + b. Over many pairs that
-    is a sum of words times Fibonacci numbers.
+    A pair of words (a, b) turns (first, second) into first' = first + second + a and second' = second + first' + b. Over many
+    pairs this is a sum of words times Fibonacci numbers.
 
     Args:
         rows: Shape (n, 8 * pairs).
@@ -56,9 +56,9 @@ def word_sums(rows: NDArray[np.uint8], *, big: bool) -> list[WordSum]:
 
 
 def checksum(data: bytes, *, big: bool) -> tuple[int, int]:
-    """The checksum of some bytes, whose number is a multiple of 8."""
-    (found,) = word_sums(np.frombuffer(data, np.uint8).reshape(1, -1), big=big)
-    return found.words
+    """The checksum of bytes whose number is a multiple of 8."""
+    (sums,) = word_sums(np.frombuffer(data, np.uint8).reshape(1, -1), big=big)
+    return sums.words
 
 
 @lru_cache(maxsize=16)

@@ -1,6 +1,6 @@
-"""Settings that variables of other software give: OpenTelemetry's, and those of schedulers.
+"""Reads settings from variables of other software: OpenTelemetry's and those of schedulers.
 
-Each function returns None if its variable is unset, or cannot be used; then it has warned, and the next source counts.
+Each function returns None if its variable is unset or invalid; it warns about an invalid one, and the next source applies.
 """
 
 import re
@@ -25,23 +25,23 @@ _MOST_RESTARTS: Final = 1_000_000
 
 
 def read_disabled(variable: str) -> Literal["disabled"] | None:
-    """The mode `disabled`, if the variable is true."""
+    """The mode `disabled` if the variable is true."""
     return "disabled" if variables.read_flag(variable) else None
 
 
 def read_restarts(variable: str) -> int | None:
-    """The attempt, from the number of restarts. Of 0 nothing follows: torchrun begins anew after a requeue."""
+    """The attempt, from the number of restarts. 0 is ignored: torchrun starts counting again after a requeue."""
     restarts = variables.read_count(variable, _MOST_RESTARTS, "a count of attempts on this machine")
     return restarts + 1 if restarts else None
 
 
 def read_export_interval(variable: str) -> float | None:
-    """Seconds between two exports."""
+    """Seconds between two exports, from milliseconds."""
     return variables.read_seconds(variable, 0.01, 3600, "the default")
 
 
 def read_service_name(variable: str) -> str | None:
-    """The project, from the name of a service."""
+    """The project, from the name of the service."""
     return _as_project(variable, variables.read(variable))
 
 
@@ -62,7 +62,7 @@ def read_histogram_aggregation(variable: str) -> str | None:
 
 
 def _as_project(variable: str, name: str) -> str | None:
-    """A service's name, which may be any text, as the name of a project: `-` replaces what projects cannot have."""
+    """Convert the name of a service, which can be any text, to a project; invalid characters become `-`."""
     project = _NOT_IN_PROJECTS.sub("-", variables.mask(name)).lstrip("._-")[:_LONGEST_PROJECT]
     if name and project != name:
         expected = f"a name of up to {_LONGEST_PROJECT} letters, digits, '.', '_' and '-'"

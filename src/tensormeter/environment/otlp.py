@@ -1,7 +1,7 @@
-"""The standard variables of OTLP exporters (OpenTelemetry specification, "OpenTelemetry Protocol Exporter").
+"""Reads the standard variables of OTLP exporters (OpenTelemetry specification, "OpenTelemetry Protocol Exporter").
 
-For each: the destination's option first, then the signal's own variable, then the general one, then the default. An option
-that cannot be used is an error. A variable that cannot be used is warned about and ignored (see `environment`).
+Precedence: the destination's option, the signal's own variable, the general variable, the default. An invalid option is an error.
+An invalid variable is ignored with a warning (see `environment`).
 """
 
 import base64
@@ -34,25 +34,25 @@ _PREFIX: Final = "OTEL_EXPORTER_OTLP_"
 _DEFAULTS: Final[dict[str, str]] = {"grpc": "http://localhost:4317", "http/protobuf": "http://localhost:4318"}
 _COMPRESSIONS: Final = ("gzip", "none")
 _GRPC_NAME: Final = re.compile(r"(unix|unix-abstract|dns|ipv4|ipv6|xds|vsock|passthrough):(?!\d+$).+")
-"""A name in gRPC's own syntax ("gRPC Name Resolution"), and no host with a port."""
+"""A name in gRPC's own syntax ("gRPC Name Resolution"), as opposed to a host with a port."""
 
 _GRPC_KEY: Final = re.compile(r"[0-9a-z_.-]+(?<!-bin)")
 
 
 @dataclass(frozen=True)
 class OtlpTarget:
-    """Where and how one signal is sent.
+    """The endpoint of a signal, and how to send to it.
 
     Attributes:
         protocol: `grpc` or `http/protobuf`.
-        endpoint: The whole URL for HTTP, `host:port` or another name for gRPC. Without credentials.
-        secure: Whether TLS is used.
-        headers: Names in lower case, and values. They may hold secrets and are in no `repr`.
-        gzip: Whether bodies are sent compressed.
-        certificate: File with the authorities that the server's certificate is checked against, or the system's if "".
-        client_certificate: File with our own certificate for mutual TLS, or "".
+        endpoint: Complete URL for HTTP; `host:port` or another name for gRPC. Without credentials.
+        secure: Whether to use TLS.
+        headers: Values by lower-case names. They may contain secrets; `repr` does not show them.
+        gzip: Whether to compress bodies.
+        certificate: File with the authorities to verify the server with; "" for the system's.
+        client_certificate: File with the client's certificate for mutual TLS, or "".
         client_key: File with its key, or "".
-        timeout: Seconds that sending one request may take.
+        timeout: Maximum seconds to send one request.
     """
 
     protocol: Protocol
@@ -71,7 +71,7 @@ class OtlpTarget:
 
 @dataclass(frozen=True)
 class _Address:
-    """An endpoint, taken apart. `url` and `netloc` have no credentials."""
+    """A parsed endpoint. `url` and `netloc` have no credentials."""
 
     url: str
     netloc: str
@@ -80,14 +80,14 @@ class _Address:
 
 
 def opentelemetry_endpoint(default: str, *, warn: bool) -> str | None:
-    """The base URL that `OTEL_EXPORTER_OTLP_ENDPOINT` gives, without credentials.
+    """The base URL in `OTEL_EXPORTER_OTLP_ENDPOINT`, without credentials.
 
     Args:
-        default: What is used instead of an endpoint that cannot be used.
-        warn: Whether to warn about such an endpoint.
+        default: The endpoint that is used instead of an invalid one, for the warning.
+        warn: Whether to warn about an invalid endpoint.
 
     Returns:
-        None if the variable is unset, or cannot be used. An endpoint for gRPC becomes a URL, too.
+        The URL, also for an endpoint of gRPC; None if the variable is unset or invalid.
     """
     variable = f"{_PREFIX}ENDPOINT"
     text = environment.read(variable)
@@ -109,9 +109,9 @@ def opentelemetry_endpoint(default: str, *, warn: bool) -> str | None:
 
 
 def belongs_to_opentelemetry(endpoint: str) -> bool:
-    """Whether an endpoint is the one of `OTEL_EXPORTER_OTLP_ENDPOINT`, so that what the variables say of it counts.
+    """Whether an endpoint is that of `OTEL_EXPORTER_OTLP_ENDPOINT`, so that the related variables apply to it.
 
-    For any other endpoint it does not: headers often are credentials, and must not go to another host.
+    They do not apply to other endpoints: headers are often credentials, and must not be sent to another host.
     """
     if environment.read("TENSORMETER_ENDPOINT"):
         return False
@@ -120,7 +120,7 @@ def belongs_to_opentelemetry(endpoint: str) -> bool:
 
 
 def opentelemetry_timeout(variable: str = f"{_PREFIX}TIMEOUT") -> float | None:
-    """Seconds; 0 in the variable stands for no limit, and is the longest timeout there is: an hour."""
+    """The timeout in seconds. 0 in the variable means no limit; it becomes the longest timeout, an hour."""
     return environment.read_seconds(variable, 0.1, 3600, f"{DEFAULT_TIMEOUT:g} s", zero=3600.0)
 
 
@@ -130,26 +130,26 @@ def read_targets(
     """The target of each signal.
 
     Args:
-        destination: Its name, for messages.
-        options: Its options: `protocol`, `endpoint`, `compression`, `certificate`, `client_certificate`, `client_key`,
-            `insecure`, `headers_variable`. The variables count for what is missing or "".
-        timeout: The setting `export_timeout`. A signal's own variable counts if the setting has no value of its own.
-        default_endpoint: The base URL if neither an option nor a variable gives one; the protocol's own if None.
+        destination: Name of the destination, for messages.
+        options: Options of the destination: `protocol`, `endpoint`, `compression`, `certificate`, `client_certificate`,
+            `client_key`, `insecure`, `headers_variable`. The variables apply to options that are missing or "".
+        timeout: The setting `export_timeout`. A signal's own variable applies if the setting has its default.
+        default_endpoint: Base URL if neither an option nor a variable has one; None for the protocol's default.
 
     Raises:
-        SettingsError: An option cannot be used.
+        SettingsError: An option is invalid.
     """
     return {signal: _Reader(destination, signal, options, default_endpoint).target(timeout) for signal in SIGNALS}
 
 
 def signal_url(base: str, signal: Signal) -> str:
-    """Where a signal goes, from the base URL of an endpoint. The signal's path comes before a query of the base."""
+    """The URL of a signal, from the base URL of an endpoint. The signal's path is inserted before a query."""
     parts = urlsplit(base)
     return parts._replace(path=f"{parts.path.rstrip('/')}/v1/{signal}").geturl()
 
 
 class _Reader:
-    """Reads what there is for one signal of one destination."""
+    """Reads options and variables for one signal of one destination."""
 
     def __init__(
         self, destination: str, signal: Signal, options: Mapping[str, str], default_endpoint: str | None
@@ -191,58 +191,58 @@ class _Reader:
             return _variable_protocol(self._signal)
         if given not in _DEFAULTS:
             raise SettingsError(
-                f"{self._destination}: expected a protocol of {', '.join(_DEFAULTS)}, got {self._options['protocol']!r}"
+                f"{self._destination}.protocol: expected one of {', '.join(_DEFAULTS)}, got {self._options['protocol']!r}"
             )
         return cast("Protocol", given)
 
     def _gzip(self) -> bool:
         given = self._options.get("compression", "").lower()
         if given and given not in _COMPRESSIONS:
-            raise SettingsError(f"{self._destination}: expected a compression of gzip, none, got {given!r}")
+            raise SettingsError(f"{self._destination}.compression: expected one of gzip, none, got {given!r}")
         return (given or _first_word(self._signal, "COMPRESSION", _COMPRESSIONS, "gzip")) == "gzip"
 
     def _timeout(self, given: float) -> float:
         if given != (opentelemetry_timeout() or DEFAULT_TIMEOUT):
-            return given  # the setting has a value of its own
+            return given  # the setting was set
         return opentelemetry_timeout(f"{_PREFIX}{self._signal.upper()}_TIMEOUT") or given
 
     def _address(self, protocol: Protocol) -> tuple[_Address, bool]:
-        """The endpoint, and whether it is used as it is; if not, it is a base, to which HTTP adds the signal's path."""
+        """The endpoint, and whether it is complete; otherwise it is a base to which HTTP adds the signal's path."""
 
         def parse(text: str) -> _Address | None:
             return _parse_grpc(text, insecure=self._insecure()) if protocol == "grpc" else _parse_http(text)
 
         if given := self._options.get("endpoint"):
             address = parse(given)
-            if address is None or address.headers:  # options are kept with the run, so they hold no credentials
+            if address is None or address.headers:  # options are stored with the run, so they must not have credentials
                 shown = "one with credentials" if address or "@" in given else repr(given)
                 raise SettingsError(
-                    f"{self._destination}: expected an endpoint such as {_DEFAULTS[protocol]}, got {shown}"
+                    f"{self._destination}.endpoint: expected a URL such as {_DEFAULTS[protocol]}, got {shown}"
                 )
             return address, False
         own, general = _names(self._signal, "ENDPOINT")
         default = self._default_endpoint or _DEFAULTS[protocol]
-        found = _first_usable((own, general), parse)
-        address = found[1] if found else parse(default)
+        usable = _first_usable((own, general), parse)
+        address = usable[1] if usable else parse(default)
         if address is None:
             raise SettingsError(f"{self._destination}: expected an endpoint such as {_DEFAULTS[protocol]}")
         for variable in (own, general):
-            if found and variable == found[0]:
+            if usable and variable == usable[0]:
                 break
             if environment.read(variable):
                 expected = "host:port, a URL, or a name of gRPC" if protocol == "grpc" else "an http or https URL"
                 environment.ignore(variable, f"{expected}, for {self._destination}", address.url)
-        return address, found is not None and found[0] == own
+        return address, usable is not None and usable[0] == own
 
     def _insecure(self) -> bool:
         given = self._options.get("insecure")
         return _variable_insecure(self._signal) if given is None else given.lower() == "true"
 
     def _certificates(self) -> tuple[str, str, str]:
-        """Files for TLS. Those that variables name are tried out, because an unusable one must not stop delivery.
+        """Files for TLS. Those in variables are tried out, because an invalid one must not stop delivery.
 
-        Without them, the connection is checked against the system's authorities and has no certificate of ours: a server
-        that needs more refuses it, so nothing goes to the wrong one.
+        Without them the connection is verified with the system's authorities and has no client certificate. A server that requires
+        more refuses it, so nothing is sent to the wrong server.
         """
         authorities = self._options.get("certificate", "")
         if not authorities:
@@ -258,7 +258,7 @@ class _Reader:
         key = key or environment.read(key_variable)
         certificate = certificate or environment.read(certificate_variable)
         if certificate_variable and (problem := _tls_problem(certificate=certificate, key=key)):
-            environment.warn_once(certificate_variable, f"{problem}; no certificate of ours is sent")
+            environment.warn_once(certificate_variable, f"{problem}; no client certificate is sent")
             return authorities, "", ""
         if key_variable and not certificate:
             environment.warn_once(
@@ -269,7 +269,7 @@ class _Reader:
 
 
 def _names(signal: Signal, name: str) -> tuple[str, str]:
-    """The signal's own variable, and the general one."""
+    """The names of the signal's own variable and of the general one."""
     return f"{_PREFIX}{signal.upper()}_{name}", f"{_PREFIX}{name}"
 
 
@@ -297,7 +297,7 @@ def _variable_protocol(signal: Signal) -> Protocol:
 
 
 def _is_grpc(signal: Signal) -> bool:
-    """Whether the signal's protocol is gRPC, without a warning if there is none that can be used."""
+    """Whether the signal's protocol is gRPC. Does not warn about an invalid one."""
     words = [environment.read(variable).lower() for variable in _names(signal, "PROTOCOL")]
     return next((word for word in words if word in _DEFAULTS), "") == "grpc"
 
@@ -313,11 +313,11 @@ def _parse_http(text: str) -> _Address | None:
 
 
 def _parse_grpc(text: str, *, insecure: bool) -> _Address | None:
-    """An endpoint in any form that gRPC clients take: `host:port`, a URL, or a name of gRPC's own (`unix:`, `dns:`).
+    """Parse an endpoint in any form that gRPC clients accept: `host:port`, a URL, or a gRPC name (`unix:`, `dns:`).
 
     Args:
         text: The endpoint.
-        insecure: Whether no TLS is used, if the scheme does not say: it is `https` or `http`, or another.
+        insecure: Whether to use no TLS, unless the scheme (`https` or `http`) decides.
     """
     if _GRPC_NAME.fullmatch(text):
         return None if re.search(r"\s", text) else _Address(text, text, not insecure, {})
@@ -331,7 +331,7 @@ def _parse_grpc(text: str, *, insecure: bool) -> _Address | None:
 
 
 def _parse_url(text: str) -> _Address | None:
-    """A URL with a host. User and password become the header `authorization`."""
+    """Parse a URL with a host. User and password become the header `authorization`."""
     if not text.isprintable() or " " in text:
         return None
     try:
@@ -351,7 +351,7 @@ def _parse_url(text: str) -> _Address | None:
 
 
 def _grpc_metadata(variable: str, headers: Mapping[str, str]) -> dict[str, str]:
-    """Headers that gRPC can send. Keys that end in `-bin` would need bytes."""
+    """The headers that gRPC can send. Values of keys that end in `-bin` would have to be bytes."""
     sendable = {name: value for name, value in headers.items() if _GRPC_KEY.fullmatch(name)}
     for name in headers.keys() - sendable.keys():
         environment.warn_once(variable, f"gRPC has no header {name!r}; it is left out", secret=True)
@@ -360,13 +360,13 @@ def _grpc_metadata(variable: str, headers: Mapping[str, str]) -> dict[str, str]:
 
 def _tls_problem(*, authorities: str = "", certificate: str = "", key: str = "") -> str:
     """Why files cannot be used for TLS, or ""."""
-    import ssl  # only where there are such files
+    import ssl  # imported only if there are such files
 
     try:
         with environment.key_log_usable():
             context = ssl.create_default_context(cafile=authorities or None)
         if certificate:
-            # With a password, so that OpenSSL does not ask a terminal for that of an encrypted key.
+            # With a password, OpenSSL does not ask the terminal for the one of an encrypted key.
             context.load_cert_chain(certificate, key or None, password="")
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         return f"cannot be used ({error.strerror if isinstance(error, OSError) and error.strerror else error})"

@@ -1,4 +1,4 @@
-"""The signals of OpenTelemetry that a run is made of, and which of them a destination is sent."""
+"""The signals of OpenTelemetry that a run has, and the choice of signals for a destination."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ Signal = Literal["metrics", "logs"]
 SIGNALS: Final[tuple[Signal, ...]] = get_args(Signal)
 
 SIGNALS_OPTION: Final = "signals"
-"""Option of a destination of the kind `otlp`: the signals that it is sent, separated by spaces or `+`."""
+"""Option of `otlp` destinations: the signals to send, separated by spaces or `+`."""
 
 _KIND: Final = "otlp"
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A signal that a destination is not sent.
+    """A signal that is not sent to a destination.
 
     Attributes:
         signal: The signal.
-        reason: The setting that says so, for people.
+        reason: The responsible setting, for people.
     """
 
     signal: Signal
@@ -32,21 +32,23 @@ class LeftOut:
 
 
 def signals_left_out(destination: str, options: Mapping[str, str]) -> tuple[LeftOut, ...]:
-    """The signals that a destination is not sent: by its option, or else by `OTEL_METRICS_EXPORTER` and `OTEL_LOGS_EXPORTER`.
+    """The signals not to send to a destination: by its option, or else by `OTEL_METRICS_EXPORTER` and `OTEL_LOGS_EXPORTER`.
 
-    Only destinations of the kind `otlp` can do without a signal. The others need both: events and values make a run together.
+    Only `otlp` destinations can leave a signal out. The others need both: a run consists of events and values.
 
     Args:
-        destination: The destination, as the settings name it.
-        options: Options of that destination.
+        destination: Name of the destination in the settings.
+        options: Options of the destination.
 
     Raises:
-        SettingsError: The option names no signal, a signal that does not exist, or belongs to another kind of destination.
+        SettingsError: The option has no signal or an unknown one, or the destination does not support it.
     """
     chosen = options.get(SIGNALS_OPTION)
     if destination.partition(":")[0] != _KIND:
         if chosen is not None:
-            raise SettingsError(f"{destination}.{SIGNALS_OPTION}: only {_KIND} can leave a signal out")
+            raise SettingsError(
+                f"{destination}.{SIGNALS_OPTION}: only {_KIND} destinations can leave a signal out; remove the option"
+            )
         return ()
     if chosen is not None:
         names = chosen.replace("+", " ").replace(",", " ").lower().split()

@@ -1,9 +1,9 @@
-"""Environment variables that other software defines: OpenTelemetry's, and those of launchers and schedulers.
+"""Reads environment variables of other software: OpenTelemetry's, and those of launchers and schedulers.
 
-They may be meant for another program, so no value of them raises. As OpenTelemetry's specification asks ("Environment Variable
-Specification", "Parsing empty value" and what follows it): an empty variable counts as unset; unknown words and numbers that
-cannot be parsed are ignored; a Boolean is true only if it is `true`. Numbers outside of what tensormeter supports are limited.
-Each variable is warned about once in a process. Our own variables, `TENSORMETER_*`, do raise: see `settings`.
+They may be meant for another program, so no value raises. The rules are those of OpenTelemetry's specification ("Environment
+Variable Specification", from "Parsing empty value" on): an empty variable is unset; unknown words and invalid numbers are ignored;
+a Boolean is true only if it is `true`. Numbers beyond the supported range are clamped. Each variable is warned about once in a
+process. Our own variables, `TENSORMETER_*`, do raise: see `settings`.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ _SECRET_ASSIGNMENT: Final = re.compile(
     r"((?:token|secret|passw|credential|api[-_.]?key|auth)[\w.-]{0,40}=)[^,&\s]*", re.IGNORECASE
 )
 _KEY_FILE: Final = "PRIVATE KEY"
-"""What stands at the beginning of a key, if there is one instead of the name of its file."""
+"""Text at the beginning of a private key, given instead of the name of its file."""
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
 _HEADER_VALUE: Final = re.compile(r"[ -~]*")
 _FRAMING: Final = frozenset(
@@ -61,33 +61,33 @@ _FRAMING: Final = frozenset(
         "upgrade",
     }
 )
-"""Headers that say how a request is encoded. With another value, no receiver could read it."""
+"""Headers about the encoding of a request. With another value, no receiver could decode it."""
 
 _KEY_LOG: Final = "SSLKEYLOGFILE"
 _PROPAGATORS: Final = "OTEL_PROPAGATORS"
 _LIMIT: Final = re.compile(r"OTEL_\w+_LIMIT")
 _LONGEST_LIMIT: Final = 4000
-"""Digits: Python refuses to parse longer numbers."""
+"""Maximum digits: Python refuses to parse longer numbers."""
 
 _making: Final = threading.Lock()
-"""Held while a provider is made: each sensor has one, and a thread of its own."""
+"""Locked while a provider is constructed: each sensor has one, in its own thread."""
 
 _warned: set[tuple[str, str]] = set()
-"""Variables, with their values, that have been warned about."""
+"""Variables and values that were warned about."""
 
 
 def read(variable: str) -> str:
-    """The value of a variable, without white space around it; "" if it is unset or empty."""
+    """The stripped value of a variable; "" if it is unset or empty."""
     return os.environ.get(variable, "").strip()
 
 
 def warn_once(variable: str, problem: str, *, secret: bool = False) -> None:
-    """Log one warning for a variable and its present value.
+    """Warn once about the current value of a variable.
 
     Args:
-        variable: Its name.
-        problem: What is wrong with its value, and what is done about it.
-        secret: Whether the whole value is masked. Credentials in URLs, and what looks like a secret, always are.
+        variable: Name of the variable.
+        problem: Problem with the value, and its consequence.
+        secret: Whether to mask the whole value. Credentials in URLs and apparent secrets are always masked.
     """
     value = read(variable)
     if (variable, value) not in _warned:
@@ -97,23 +97,23 @@ def warn_once(variable: str, problem: str, *, secret: bool = False) -> None:
 
 
 def ignore(variable: str, expected: str, instead: str) -> None:
-    """Warn once that the value of a variable cannot be used.
+    """Warn once that the value of a variable is invalid.
 
     Args:
-        variable: Its name.
-        expected: What values can be used.
-        instead: What is used instead of the value.
+        variable: Name of the variable.
+        expected: Description of valid values.
+        instead: The value that is used instead.
     """
     warn_once(variable, f"expected {expected}; {instead} is used instead")
 
 
 def mask(value: str) -> str:
-    """A value without the credentials of a URL, and without values that are assigned to what sounds like a secret."""
+    """Mask the credentials of a URL, and values that are assigned to names of secrets."""
     return _SECRET_ASSIGNMENT.sub(r"\1***", _CREDENTIALS.sub("***@", value))
 
 
 def read_flag(variable: str) -> bool:
-    """Whether a Boolean variable is true. Only `true` is, in any case of letters."""
+    """Whether a Boolean variable is `true`, in any case of letters."""
     text = read(variable).lower()
     if text not in ("", "true", "false"):
         ignore(variable, "true or false", "false")
@@ -121,7 +121,7 @@ def read_flag(variable: str) -> bool:
 
 
 def read_word(variable: str, words: Sequence[str], instead: str) -> str | None:
-    """The value of an enumeration, in lower case; None if it is unset or none of `words`."""
+    """The value of an enumeration in lower case; None if it is unset or not in `words`."""
     text = read(variable).lower()
     if not text or text in words:
         return text or None
@@ -130,17 +130,17 @@ def read_word(variable: str, words: Sequence[str], instead: str) -> str | None:
 
 
 def read_seconds(variable: str, low: float, high: float, instead: str, *, zero: float | None = None) -> float | None:
-    """A duration that is given in milliseconds.
+    """Read a duration in milliseconds.
 
     Args:
-        variable: Its name.
-        low: Seconds, at least. A shorter duration is limited to it.
-        high: Seconds, at most. A longer duration is limited to it.
-        instead: What is used if the value is no duration.
-        zero: Seconds that 0 stands for; None if 0 is no duration.
+        variable: Name of the variable.
+        low: Minimum seconds; shorter durations are raised to it.
+        high: Maximum seconds; longer durations are reduced to it.
+        instead: The value that is used if the duration is invalid, for the warning.
+        zero: Seconds that 0 stands for; None if 0 is invalid.
 
     Returns:
-        Seconds; None if the variable is unset, or no duration.
+        Seconds; None if the variable is unset or invalid.
     """
     text = read(variable)
     if not text:
@@ -162,9 +162,9 @@ def read_seconds(variable: str, low: float, high: float, instead: str, *, zero: 
 
 
 def read_count(variable: str, high: int, instead: str) -> int | None:
-    """An integer from 0 to `high`; None if the variable is unset, or anything else.
+    """Read an integer from 0 to `high`; None if the variable is unset or invalid.
 
-    -1 counts as unset without a warning: launchers set it where there is nothing to count.
+    -1 counts as unset without a warning: launchers set it if there is nothing to count.
     """
     text = read(variable)
     if text in ("", "-1"):
@@ -176,11 +176,11 @@ def read_count(variable: str, high: int, instead: str) -> int | None:
 
 
 def read_attributes(variable: str = "OTEL_RESOURCE_ATTRIBUTES") -> dict[str, str]:
-    """Resource attributes: `name=value,name=value`, percent-encoded. Items without a name or `=` are left out."""
+    """Read resource attributes: `name=value,name=value`, percent-encoded. Items without a name or `=` are left out."""
     attributes = {}
     for item in filter(None, (item.strip() for item in read(variable).split(","))):
-        name, found, value = item.partition("=")
-        if not found or not name.strip():
+        name, separator, value = item.partition("=")
+        if not separator or not name.strip():
             warn_once(variable, "expected NAME=VALUE,NAME=VALUE; items without a name or '=' are left out")
             continue
         attributes[unquote(name.strip())] = unquote(value.strip())
@@ -188,15 +188,15 @@ def read_attributes(variable: str = "OTEL_RESOURCE_ATTRIBUTES") -> dict[str, str
 
 
 def read_headers(variable: str) -> dict[str, str]:
-    """Headers: `name=value,name=value`, values percent-encoded (W3C Baggage). Names are in lower case.
+    """Read headers: `name=value,name=value`, with percent-encoded values (W3C Baggage). Names become lower case.
 
-    Headers that cannot be sent are left out. No warning ever shows their values.
+    Headers that cannot be sent are left out. Warnings never show values of headers.
     """
     headers = {}
     for item in filter(None, (item.strip() for item in read(variable).split(","))):
-        name, found, value = item.partition("=")
+        name, separator, value = item.partition("=")
         name, value = unquote(name).strip().lower(), unquote(value.strip())
-        if not found or not _HEADER_NAME.fullmatch(name):
+        if not separator or not _HEADER_NAME.fullmatch(name):
             problem = "expected NAME=VALUE,NAME=VALUE; other items are left out"
         elif not _HEADER_VALUE.fullmatch(value):
             problem = f"the value of {name!r} has characters that headers cannot have; it is left out"
@@ -211,10 +211,9 @@ def read_headers(variable: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def importing_sdk() -> Iterator[None]:
-    """Hide limits (`OTEL_..._LIMIT`) and propagators that cannot be used inside the block, with a warning for each.
+    """Hide invalid limits (`OTEL_..._LIMIT`) and propagators during the block, with a warning for each.
 
-    OpenTelemetry's modules of spans and propagators raise at them when they are imported. Its encoder imports the former,
-    MLflow both.
+    OpenTelemetry's modules for spans and propagators raise at them on import. Its encoder imports the former, MLflow both.
     """
     unusable = [name for name, value in os.environ.items() if _LIMIT.fullmatch(name) and not _is_limit(value)]
     for name in unusable:
@@ -229,9 +228,9 @@ def importing_sdk() -> Iterator[None]:
 
 @contextlib.contextmanager
 def sdk_enabled() -> Iterator[None]:
-    """Let SDK providers that are made inside the block work even if `OTEL_SDK_DISABLED` is true.
+    """Construct SDK providers in the block that work even if `OTEL_SDK_DISABLED` is true.
 
-    A run that is recorded all the same (`TENSORMETER_MODE=online`) needs some for its own purposes.
+    A run that is recorded nevertheless (`TENSORMETER_MODE=online`) needs some internally.
     """
     with _making, _hidden("OTEL_SDK_DISABLED"):
         yield
@@ -239,7 +238,7 @@ def sdk_enabled() -> Iterator[None]:
 
 @contextlib.contextmanager
 def key_log_usable() -> Iterator[None]:
-    """Hide `SSLKEYLOGFILE` inside the block, with a warning, if it cannot be written to: TLS contexts raise at it."""
+    """Hide `SSLKEYLOGFILE` during the block, with a warning, if it is not writable: TLS contexts would raise."""
     path = os.environ.get(_KEY_LOG, "")
     try:
         if path:
@@ -254,11 +253,11 @@ def key_log_usable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _hidden(*variables: str) -> Iterator[None]:
-    found = {name: os.environ.pop(name) for name in variables if name in os.environ}
+    hidden = {name: os.environ.pop(name) for name in variables if name in os.environ}
     try:
         yield
     finally:
-        os.environ.update(found)
+        os.environ.update(hidden)
 
 
 def _are_propagators(text: str) -> bool:
