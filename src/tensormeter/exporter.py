@@ -1,26 +1,25 @@
-"""The exporter interface: all that a destination has to know about tensormeter.
+"""The exporter interface: the contract between delivery and a destination.
 
-An exporter is a class named by an entry point of the group `tensormeter_exporter`.
-A delivery thread of the agent constructs it, calls `export` for one request at a time, in order, and `shutdown` once
-at the end, all on that one thread.
-An exporter therefore needs no locks.
+An exporter is a class that an entry point of the group `tensormeter_exporter` names. A delivery thread of the agent constructs it,
+calls `export` for one request at a time, in order, and `shutdown` once at the end, all on the same thread. An exporter therefore
+needs no locks.
 
-Metrics and logs come to one instance, in the order in which they were recorded.
-An exporter that has no use for that order sets `independent_signals`: delivery then makes one instance for each signal, with
-a thread, retries and a place in the queue of its own, so a receiver that refuses one signal still gets the other.
-It may block for as long as the timeout that it was given, and not longer.
-It neither retries nor sleeps: it reports an outcome, and delivery (backoff, `Retry-After`, order, the spool) acts on it.
+One instance gets metrics and logs in the order in which they were recorded. An exporter that does not need this order sets
+`independent_signals`: delivery then creates one instance for each signal, with its own thread, retries and position in the queue. So
+a receiver that refuses one signal still gets the other.
 
-A receiver may accept a request before its disk has it, and say later what is durable: what survives a loss of power there. Then
-`Accepted` has a `durability`, and the exporter a method `durability()`, which asks. Delivery keeps such a request in the spool until it is
-durable, and sends it again, under the same id, when the receiver's epoch changes. Where an exporter says nothing about it, a
-request leaves the spool when it is accepted.
+An exporter may block for the configured timeout, and not longer. It neither retries nor sleeps: it returns an outcome, and delivery
+acts on it (backoff, `Retry-After`, order, the spool).
 
-Outcomes are values, not exceptions.
-An exporter that cannot write some of the items writes the others and returns `Accepted` with their number in `rejected`.
-An exception that escapes from `export` should leave nothing of the request behind. An outage (`outages.is_outage`: network, disk,
-a package that is missing) is treated as `Retry`. After any other exception delivery tries the request three times, the last time with
-a new exporter, and then treats the exception as `Rejected` with `divide`: the item that causes it is set aside.
+A receiver may accept a request before it is durable, that is, before it would survive a power failure there. Then `Accepted` has a
+`durability`, and the exporter has a method `durability()`, which asks the receiver. Delivery keeps such a request in the spool until it
+is durable, and resends it under the same id if the receiver's epoch changes. Without this, a request leaves the spool when it is
+accepted.
+
+Outcomes are values, not exceptions. An exporter that cannot write some items writes the others, and returns `Accepted` with the number
+of refused items in `rejected`. If `export` raises, nothing of the request should remain. An outage (`outages.is_outage`: network, disk,
+a missing package) is treated as `Retry`. After any other exception delivery tries the request three times, the last time with a new
+exporter, and then treats the exception as `Rejected` with `divide`: the item that causes it is set aside.
 """
 
 import re
@@ -59,17 +58,17 @@ _DESTINATION: Final = re.compile(r"[\w-]+(:[\w-]+)?")
 
 @dataclass(frozen=True, kw_only=True)
 class ExporterConfig:
-    """What an exporter is constructed with.
+    """The configuration of an exporter.
 
     Attributes:
         endpoint: Base URL of the destination, without the signal's path.
         token: Bearer token, or None. Never shown in a `repr`.
-        timeout: Seconds that one `export` may take, in all.
-        destination: As the settings name it: the entry point, and behind a colon what tells it from others of its kind.
-        options: The options that the settings give for this destination.
-        state: A folder for what the exporter must remember as long as requests may come again, or None. It goes when the
-            run is delivered. It need not exist yet.
-        signals: Signals that this instance will be given: both, or one if the exporter has `independent_signals`.
+        timeout: Maximum seconds of one `export`.
+        destination: Name in the settings: the entry point, and after a colon a label for several destinations of a kind.
+        options: Options of this destination in the settings.
+        state: Folder for state that the exporter needs while requests may be retried, or None. It need not exist yet, and is deleted
+            when the run is delivered.
+        signals: Signals that this instance gets: both, or one if the exporter has `independent_signals`.
     """
 
     endpoint: str
@@ -89,14 +88,14 @@ class ExporterConfig:
 
     @property
     def label(self) -> str:
-        """What stands behind the colon in the destination's name, or ""."""
+        """The label after the colon in the destination's name, or ""."""
         return self.destination.partition(":")[2]
 
     def options_or(self, **defaults: str) -> dict[str, str]:
-        """Every option of an exporter, with the given value or its default.
+        """All options of an exporter, with their values in the settings or their defaults.
 
         Raises:
-            SettingsError: An option is given that the exporter does not have.
+            SettingsError: The settings have an option that the exporter does not have.
         """
         unknown = sorted(self.options.keys() - defaults.keys())
         if unknown:
@@ -107,13 +106,13 @@ class ExporterConfig:
 
 @dataclass(frozen=True)
 class Request:
-    """One OTLP export request, as it lies in the spool.
+    """An OTLP export request, as it is in the spool.
 
     Attributes:
-        id: Stable over retries and restarts, and unique in the world. A receiver that has seen it may answer at once.
-        signal: Which OTLP request `body` is.
-        body: The protobuf message `ExportMetricsServiceRequest` or `ExportLogsServiceRequest`, gzip-compressed.
-        items: Data points or log records inside.
+        id: Id that is unique in the world and stable over retries and restarts, for deduplication by the receiver.
+        signal: Signal of the request.
+        body: Protobuf message `ExportMetricsServiceRequest` or `ExportLogsServiceRequest`, gzip-compressed.
+        items: Number of data points or log records.
     """
 
     id: str
@@ -127,13 +126,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Durability:
-    """How far a receiver's disk has what it has accepted.
+    """The progress of a receiver's disk.
 
     Attributes:
-        epoch: Names the time since the receiver started, not empty. Numbers of different epochs cannot be compared: what was not
-            durable in an earlier one may be lost.
-        number: Number of the accepted request in the epoch; those of later requests are greater.
-        durable: Requests with numbers up to this one survive a loss of power at the receiver.
+        epoch: Non-empty id of the period since the receiver's start. Numbers of different epochs cannot be compared; requests that
+            were not durable in an earlier epoch may be lost.
+        number: Number of the accepted request in the epoch, increasing from request to request.
+        durable: Number up to which all requests survive a power failure at the receiver.
     """
 
     epoch: str
@@ -143,12 +142,12 @@ class Durability:
 
 @dataclass(frozen=True)
 class Accepted:
-    """The receiver has it.
+    """The receiver has accepted the request.
 
     Attributes:
-        rejected: Items that the receiver refused while it took the rest (OTLP's partial success). Never sent again.
-        message: The receiver's words on that.
-        durability: How far the receiver's disk has it; None if the receiver says nothing about that.
+        rejected: Number of items that the receiver refused (OTLP's partial success). They are never sent again.
+        message: The receiver's message about them.
+        durability: Progress of the receiver's disk; None if the receiver does not report it.
     """
 
     rejected: int = 0
@@ -158,11 +157,11 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Retry:
-    """Not now: send the same request again.
+    """The receiver cannot accept the request now; delivery retries it.
 
     Attributes:
-        reason: For people.
-        after: Seconds that the receiver asked to wait, or None.
+        reason: Reason, for people.
+        after: Seconds that the receiver asks to wait, or None.
     """
 
     reason: str
@@ -171,13 +170,13 @@ class Retry:
 
 @dataclass(frozen=True)
 class Rejected:
-    """Never: sending the same request again cannot succeed.
+    """The receiver will never accept the request; a retry is pointless.
 
     Attributes:
-        reason: For people.
-        divide: Whether a part of the request may be accepted. Delivery then divides the request, under ids of their own that
-            are the same at every attempt, until what is refused stands alone, and sets that aside. At last a single row is divided;
-            its step is then in each part, unless the exporter has `independent_signals`.
+        reason: Reason, for people.
+        divide: Whether a part of the request may be accepted. Delivery then divides the request until the refused items are alone,
+            and sets these aside. The parts have ids that are the same at every attempt. If a single row is divided, each part has
+            its step, unless the exporter has `independent_signals`.
     """
 
     reason: str
@@ -186,13 +185,13 @@ class Rejected:
 
 @dataclass(frozen=True)
 class TooLarge:
-    """Not in one piece: the receiver may take it in two.
+    """The request is too large; the receiver may accept it in parts.
 
-    Delivery sends the halves, under ids of their own that are the same at every attempt. A single point that is too large
-    is treated as `Rejected`.
+    Delivery sends the halves, with ids that are the same at every attempt. A single point that is too large is treated as
+    `Rejected`.
 
     Attributes:
-        reason: For people.
+        reason: Reason, for people.
     """
 
     reason: str
@@ -200,10 +199,10 @@ class TooLarge:
 
 @dataclass(frozen=True)
 class Unauthorized:
-    """Not with this token. Delivery is parked until there is another one.
+    """The receiver refuses the token. Delivery pauses until the token changes.
 
     Attributes:
-        reason: For people.
+        reason: Reason, for people.
     """
 
     reason: str
@@ -211,15 +210,15 @@ class Unauthorized:
 
 @dataclass(frozen=True)
 class AttemptQuestion:
-    """Which attempt at a run a process belongs to.
+    """The question to which attempt of a run a process belongs.
 
     Attributes:
         project: The run's project.
         run_id: The run's id.
         member: The process.
-        number: The number, if it is known and only the last step is asked for.
-        least: The lowest number that the answer may have.
-        resume: Whether there was an attempt before.
+        number: Number of the attempt, if it is known and only the last step is needed.
+        least: Lowest valid number.
+        resume: Whether there was an earlier attempt.
     """
 
     project: str
@@ -232,11 +231,11 @@ class AttemptQuestion:
 
 @dataclass(frozen=True)
 class AttemptNumber:
-    """The answer.
+    """The answer to an `AttemptQuestion`.
 
     Attributes:
-        number: The number, from 1.
-        last_step: The highest step that earlier attempts have logged; None if they logged none.
+        number: Number of the attempt, from 1.
+        last_step: Highest step that earlier attempts have logged; None if there is none.
     """
 
     number: int
@@ -247,24 +246,24 @@ Outcome = Accepted | Retry | Rejected | TooLarge | Unauthorized
 
 
 class Exporter(Protocol):
-    """A destination. See the module's text for who calls it and on which thread.
+    """A destination. The docstring of this module describes the calls and their thread.
 
-    A class may have the attribute `independent_signals = True`; see the module's text.
+    A class may have the attribute `independent_signals = True`; see there.
 
-    It may have a method ``durability(self) -> Durability | Retry | None``, which asks the receiver how far its disk is, within the
-    configured timeout; the receiver should sync at once. None if the receiver says nothing about that any more. Delivery calls it
-    when nothing else is to be sent, and something accepted is not known to be durable.
+    It may have a method ``durability(self) -> Durability | Retry | None``, which asks for the progress of the receiver's disk, within
+    the configured timeout; the receiver should sync at once. None if the receiver does not report it any more. Delivery calls it if
+    nothing is to be sent and an accepted request is not durable yet.
 
-    If its receiver knows the attempts at runs, it may have a method
-    ``ask_attempt(self, question: AttemptQuestion) -> AttemptNumber | Retry | Unauthorized | None``, which is called before anything of
-    the attempt is exported, with the same timeout. None: this receiver gives no numbers. `Retry` holds up the destination.
-    After `Unauthorized`, `export` decides: if it is accepted, this receiver gives no numbers.
+    If its receiver assigns attempt numbers, it may have a method
+    ``ask_attempt(self, question: AttemptQuestion) -> AttemptNumber | Retry | Unauthorized | None``, which delivery calls before it
+    exports anything of the attempt, with the same timeout. None if this receiver assigns no numbers. `Retry` blocks the destination.
+    After `Unauthorized`, `export` decides: if it is accepted, this receiver assigns no numbers.
     """
 
     def __init__(self, config: ExporterConfig) -> None: ...
 
     def export(self, request: Request) -> Outcome:
-        """Send one request within the configured timeout and say how it went."""
+        """Send one request within the configured timeout, and return the outcome."""
         ...
 
     def shutdown(self) -> None:
@@ -273,12 +272,12 @@ class Exporter(Protocol):
 
 
 def load_exporter(destination: str) -> type[Exporter]:
-    """Find the exporter of a destination by its entry-point name (what stands before a colon), and import it.
+    """Import the exporter of a destination by its entry-point name (the part before a colon).
 
-    If a package that it needs is not installed, its constructor says so.
+    If a package is missing, the constructor of the returned class raises.
 
     Raises:
-        SettingsError: There is none; the message lists those there are.
+        SettingsError: There is no such exporter; the message lists the existing ones.
     """
     check_exporters([destination])
     kind = destination.partition(":")[0]
@@ -288,12 +287,12 @@ def load_exporter(destination: str) -> type[Exporter]:
             return entry.load()  # type: ignore[no-any-return]
     except ModuleNotFoundError as error:
         return _unavailable(f"{kind} needs the package {error.name!r}; pip install 'tensormeter[{kind}]'")
-    except (Exception, SystemExit) as error:  # of another package, at what it finds in the environment
+    except (Exception, SystemExit) as error:  # an imported package may raise at its environment
         return _unavailable(f"{kind} cannot be imported ({type(error).__name__}: {error}); see {entry.value}")
 
 
 def _unavailable(reason: str) -> type[Exporter]:
-    """Fails when it is constructed, which holds up this destination and no other."""
+    """An exporter whose constructor raises, which blocks only this destination."""
 
     class Unavailable:
         def __init__(self, config: ExporterConfig) -> None:
@@ -309,10 +308,10 @@ def _unavailable(reason: str) -> type[Exporter]:
 
 
 def check_exporters(destinations: Iterable[str]) -> None:
-    """See that there are exporters for these destinations, without importing them.
+    """Check that exporters for these destinations exist, without importing them.
 
     Raises:
-        SettingsError: There is one without; the message lists those there are.
+        SettingsError: A destination has no exporter; the message lists the existing ones.
     """
     known = entry_points(group=_GROUP).names
     for destination in destinations:
