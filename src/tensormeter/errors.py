@@ -1,15 +1,15 @@
 """The error tree. This module imports nothing.
 
     TensormeterError
-    ├── SettingsError      (also a ValueError)  a setting, argument or environment variable is wrong
-    ├── UsageError         (also a RuntimeError) a call that makes no sense at this point
-    ├── RingError          a ring file cannot be created or is not one
-    ├── EncodingError      (also a ValueError)  bytes that are not the OTLP they claim to be
+    ├── SettingsError      (also a ValueError)  a setting, argument or environment variable is invalid
+    ├── UsageError         (also a RuntimeError) a call that is invalid at this point
+    ├── RingError          a ring file cannot be created or is invalid
+    ├── EncodingError      (also a ValueError)  bytes that cannot be decoded as OTLP
     ├── SpoolError         a run directory or its spool cannot be used
     └── StoreError         the server's store cannot be used
 
-Every message says what failed, the value, and what to do next.
-Nothing here is ever raised by `Run.log` because delivery failed: a training script does not stop for telemetry.
+Every message has what failed, the value, and what to do next.
+`Run.log` never raises because delivery failed: telemetry does not stop a training script.
 """
 
 
@@ -18,11 +18,11 @@ class TensormeterError(Exception):
 
 
 class SettingsError(TensormeterError, ValueError):
-    """A setting, an argument or an environment variable has a value that cannot be used."""
+    """A setting, an argument or an environment variable has an invalid value."""
 
 
 class UsageError(TensormeterError, RuntimeError):
-    """A call that makes no sense at this point, such as `tensormeter.log` without a run."""
+    """A call that is invalid at this point, such as `tensormeter.log` without a run."""
 
 
 class RingError(TensormeterError):
@@ -30,7 +30,7 @@ class RingError(TensormeterError):
 
 
 class EncodingError(TensormeterError, ValueError):
-    """Bytes that are not the OTLP message they claim to be."""
+    """Bytes that cannot be decoded as an OTLP message."""
 
 
 class SpoolError(TensormeterError):

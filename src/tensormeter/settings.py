@@ -403,13 +403,13 @@ class Settings:
 
     @classmethod
     def small(cls, **changes: Any) -> "Settings":
-        """For machines with little memory: a ring of 1 MiB, batches of at most 10,000 points, and no statistics.
+        """Settings for machines with little memory: a ring buffer of 1 MiB, batches of at most 10,000 points, and no statistics.
 
         Args:
-            changes: Further settings; they take precedence.
+            changes: Further settings, which take precedence.
 
         Raises:
-            SettingsError: A value cannot be used.
+            SettingsError: A value is invalid.
         """
         small = {"buffer_bytes": 1 << 20, "max_export_batch_size": 10_000, "sample_interval": 0.0}
         return cls(**{**small, **changes})
@@ -423,7 +423,7 @@ class Settings:
         """A copy with some settings changed.
 
         Raises:
-            SettingsError: A value cannot be used.
+            SettingsError: A value is invalid.
         """
         return dataclasses.replace(self, **changes)
 
@@ -433,11 +433,11 @@ class Settings:
         return {name: value for name, value in self._all_options_of(destination).items() if name not in own}
 
     def signals_left_out(self, destination: str) -> tuple[LeftOut, ...]:
-        """The signals that a destination is not sent, and why: see `tensormeter.environment.signals`."""
+        """The signals that are not sent to a destination, with the reasons: see `tensormeter.environment.signals`."""
         return signals_left_out(destination, self._all_options_of(destination))
 
     def takers(self, signal: Signal, destinations: Sequence[str]) -> tuple[str, ...]:
-        """Those of some destinations that are sent a signal."""
+        """The destinations to which a signal is sent, of the given ones."""
         return tuple(
             destination
             for destination in destinations
@@ -448,7 +448,7 @@ class Settings:
         """How fast and in what pieces one destination is sent requests.
 
         Raises:
-            SettingsError: An option of it cannot be used.
+            SettingsError: An option of the destination is invalid.
         """
         return Pace.of(
             destination,
@@ -459,10 +459,10 @@ class Settings:
         )
 
     def current_token(self) -> str | None:
-        """The token, or what the token file says now.
+        """The token, or the current content of the token file.
 
         Raises:
-            SettingsError: The file cannot be read, or holds no token.
+            SettingsError: The file cannot be read, or contains no token.
         """
         if self.token is not None or self.token_file is None:
             return self.token
@@ -473,24 +473,24 @@ class Settings:
         return str(checked(f"token_file {self.token_file}", token_text, token))
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but secrets, as JSON values: what a ring file carries, so that anyone can deliver it later."""
+        """The settings without secrets, as JSON values. They are stored with the run, so that another process can deliver it."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.repr}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
     def _default_endpoint(self) -> str:
-        """OpenTelemetry's endpoint, or the experiment server's. Without a destination that sends there, nothing is warned."""
+        """OpenTelemetry's endpoint, or the experiment server's. It warns only if a destination sends there."""
         used = self.mode != "disabled" and any(
             name.partition(":")[0] not in _WITHOUT_ENDPOINT for name in self.exporters
         )
         return opentelemetry_endpoint(default_endpoint(), warn=used) or default_endpoint()
 
     def _prefer_delays_of_destinations(self) -> None:
-        """Shorten a delay that is OpenTelemetry's to the shortest of the destinations' own, which cannot be shorter."""
+        """Reduce a delay from OpenTelemetry's variable to the shortest of the destinations' delays, which cannot be shorter."""
         variable = "OTEL_METRIC_EXPORT_INTERVAL"
         delays = [value for name, value in self.exporter_options.items() if name.endswith(".schedule_delay")]
         if not delays or self.schedule_delay != inherited.read_export_interval(variable):
             return
-        with contextlib.suppress(ValueError):  # which checking the destinations' options reports
+        with contextlib.suppress(ValueError):  # the check of the destinations' options reports it
             shortest = min(map(float, delays))
             if 0.01 <= shortest < self.schedule_delay:
                 variables.warn_once(
@@ -514,7 +514,7 @@ class Settings:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address can only be reached from this machine."""
+    """Whether a host name or address is reachable from this machine only."""
     if host == "localhost":
         return True
     try:
