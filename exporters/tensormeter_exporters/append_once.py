@@ -42,7 +42,7 @@ class AppendOnce:
         Args:
             state: Folder for the state file; None to append a retried request again.
             directory: Folder of the files.
-            private: Whether only this user may read new files, whatever the umask is.
+            private: Whether only this user may read new files, under any umask.
         """
         self._directory = directory
         self._mode = 0o600 if private else 0o666

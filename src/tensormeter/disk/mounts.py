@@ -1,4 +1,4 @@
-"""What kind of file system a folder is on, and what it lacks."""
+"""Detects network file systems, and features that a file system lacks."""
 
 import errno
 import mmap
@@ -19,18 +19,18 @@ _NETWORK: Final = frozenset(
 )
 
 _LOCAL_FUSE: Final = frozenset({"fuse.fuse-overlayfs", "fuse.lxcfs", "fuse.mergerfs", "fuse.ntfs-3g", "fuse.unionfs"})
-"""Of a file system in user space nobody knows where its files are, but for these."""
+"""File systems in user space whose files are local. Any other one may be remote."""
 
 
 def network_filesystem(path: Path) -> str | None:
-    """The kind of network file system that a folder is on, such as `nfs4`; None if it is a local one, or cannot be told."""
+    """The kind of network file system that contains a folder, such as `nfs4`; None if it is local or unknown."""
     real = os.path.realpath(path)
     try:
         mounts = psutil.disk_partitions(all=True)
     except OSError:
         return None
     best, kind = "", ""
-    for mount in mounts:  # of mounts over one another, the last is the one that is seen
+    for mount in mounts:  # the last of several mounts at one place is the visible one
         inside = os.path.commonpath([real, mount.mountpoint]) == mount.mountpoint
         if inside and len(mount.mountpoint) >= len(best):
             best, kind = mount.mountpoint, mount.fstype
@@ -38,9 +38,9 @@ def network_filesystem(path: Path) -> str | None:
 
 
 def missing_features(folder: Path) -> set[str]:
-    """Which of `maps` (memory that processes share) and `fsync` the file system of a folder lacks, tried with a small file.
+    """The features that the file system of a folder lacks, of `maps` (shared memory) and `fsync`, tried with a small file.
 
-    An error that says that the disk fails, and not that it lacks something, counts as neither. Blocks for the disk.
+    Errors of a failing disk do not count as missing features. Blocks for the disk.
     """
     missing = set()
     try:

@@ -1,6 +1,6 @@
 """Creates private folders and files, and checks existing ones.
 
-Folders have mode 0700 and files 0600, whatever the umask is. Opening a file never follows a symbolic link. Any thread; blocks for
+Folders have mode 0700 and files 0600, under any umask. Opening a file never follows a symbolic link. Any thread; blocks for
 the disk.
 """
 
@@ -201,7 +201,7 @@ def make_file(path: Path) -> None:
 
 
 def _make_one(path: Path) -> None:
-    """Create a folder in an existing one, with all rights for this user whatever the umask is.
+    """Create a folder in an existing one, with all rights for this user, under any umask.
 
     Raises:
         OSError: The folder cannot be created, or exists already.

@@ -1,7 +1,7 @@
-"""Asking whether a disk answers, without waiting for it.
+"""Checks whether a disk responds, without blocking on it.
 
-A process that waits for some file systems cannot be ended, not even by SIGKILL, until they answer. So a process of its own looks
-first: if the disk hangs, it is that one which is stuck, and not a thread of the training process.
+A process that waits for a hanging file system cannot be ended, not even by SIGKILL. So a separate process accesses the disk first:
+if the disk hangs, that process is stuck, and not a thread of the training process.
 """
 
 import contextlib
@@ -14,20 +14,20 @@ from typing import Final
 __all__ = ["PATIENCE", "answers"]
 
 PATIENCE: Final = 5.0
-"""Seconds after which a command takes it that a disk hangs."""
+"""Seconds after which commands consider a disk as hanging."""
 
 _SHELL: Final = "/bin/sh"
 _LOOK: Final = 'd=$1; while [ ! -d "$d" ] && [ -n "$d" ]; do d=${d%/*}; done; for entry in "$d"/*; do break; done'
-"""Lists the folder, or the nearest one above it that is there."""
+"""Lists the folder, or its nearest existing parent."""
 
 _FIRST_WAIT: Final = 0.0005
 _LONGEST_WAIT: Final = 0.01
 
 
 def answers(path: Path, seconds: float) -> bool:
-    """Whether the file system of a folder answers in time. Takes some 2 ms if it does; the folder need not exist.
+    """Whether the file system of a folder responds in time. Takes some 2 ms if it does; the folder need not exist.
 
-    Where no process can look, the answer is that it does. While a process that looked there before is stuck, the answer is no, at once.
+    True if no process can be started. False at once while an earlier process for this folder is stuck.
     """
     _reap()
     if path in _stuck.values():
@@ -39,7 +39,7 @@ def answers(path: Path, seconds: float) -> bool:
             {},
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, descriptor, os.devnull, os.O_RDWR, 0) for descriptor in range(3)
-            ],  # else whoever reads the output of this process would wait for that one
+            ],  # otherwise a reader of this process's output would wait for that process
         )
     except OSError:
         return True
@@ -53,7 +53,7 @@ def answers(path: Path, seconds: float) -> bool:
                 return False
             wait(pause)
             pause = min(2 * pause, _LONGEST_WAIT)
-    except ChildProcessError:  # somebody else collects the processes of this one
+    except ChildProcessError:  # other code collects the child processes
         pass
     except BaseException:
         _stuck[pid] = path
