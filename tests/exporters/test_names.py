@@ -155,9 +155,9 @@ def test_nested_keys_of_a_configuration_stay_apart():
 
 @given(original=ODD)
 def test_what_wandb_gets_is_what_it_takes(original):
-    from exporter.sdk.artifacts._internal_artifact import sanitize_artifact_name
-    from exporter.sdk.artifacts._validators import validate_artifact_name
-    from exporter.sdk.lib.paths import validate_relpath
+    from wandb.sdk.artifacts._internal_artifact import sanitize_artifact_name
+    from wandb.sdk.artifacts._validators import validate_artifact_name
+    from wandb.sdk.lib.paths import validate_relpath
 
     sender = ProcessRef("demo", "r" * 128, "", "p0123456789")
     run = exporter._run_id(sender)
