@@ -66,7 +66,6 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def run(statement, body, query):
-    token = query.pop("insert_deduplication_token", "")  # it must not stay for the next statement
     for name, value in query.items():
         if name == "database":
             connection.query(f"USE {value}")
@@ -80,8 +79,7 @@ def run(statement, body, query):
         with tempfile.NamedTemporaryFile() as file:
             file.write(body)
             file.flush()
-            settings = f"SETTINGS insert_deduplication_token = '{token}'"
-            connection.query(f"{statement[: found.start()]} FROM INFILE '{file.name}' {settings} FORMAT {found[1]}")
+            connection.query(f"{statement[: found.start()]} FROM INFILE '{file.name}' FORMAT {found[1]}")
         return b"", {}
     text = whole.decode()
     found = _FORMAT.search(text)

@@ -98,32 +98,45 @@ def test_points_take_ten_bytes_and_old_ones_go(clickhouse):
         store.close()
 
 
-def test_tables_of_version_1_are_brought_up_to_date(clickhouse, make):
-    """Those had no intents, a table of sums that forgot tokens, and no severity of events."""
-    where = parse_address(f"clickhouse://127.0.0.1:{clickhouse}/older", {})
+@pytest.mark.parametrize("version", [1, 2])
+def test_tables_of_older_versions_are_brought_up_to_date(clickhouse, make, version):
+    """Version 1 had no severity of events; both stored sums, and version 2 also intents and marks in rows of run 0."""
+    database = f"version{version}"
+    where = parse_address(f"clickhouse://127.0.0.1:{clickhouse}/{database}", {})
     store = ClickHouseStore(where)
-    payload = encode_metrics([make.rows("r", [(T0, 0, {"v": 1.0})])])
+    payload = encode_metrics([make.rows("r", [(T0 + step, step, {"v": 1.0 + step}) for step in range(3)])])
     store.append_metrics(decode_metrics(payload), payload=payload)
     store.close()
-    connection = Connection(where, "older")
+    connection = Connection(where, database)
     try:
-        connection.execute("DROP TABLE intent SYNC")
-        connection.execute("ALTER TABLE series RESET SETTING non_replicated_deduplication_window")
-        connection.execute("ALTER TABLE event DROP COLUMN record")
+        for name, kind in (("count", "UInt64"), ("numbers", "UInt64"), ("total", "Float64")):
+            connection.execute(f"ALTER TABLE series ADD COLUMN {name} SimpleAggregateFunction(sum, {kind})")
+        connection.execute("ALTER TABLE series MODIFY SETTING non_replicated_deduplication_window = 10000")
+        if version == 1:
+            connection.execute("ALTER TABLE event DROP COLUMN record")
+        else:
+            connection.execute("CREATE TABLE intent (number UInt64) ENGINE = MergeTree ORDER BY number")
+            connection.execute("INSERT INTO series (run, series, count) VALUES (0, 1, 1)")
         connection.execute("TRUNCATE TABLE annotation")
-        connection.execute("INSERT INTO annotation VALUES (0, 'schema', '1', 1)")
-        for _ in range(2):
-            ClickHouseStore(where).close()
-        (made,) = connection.rows(
-            "SELECT create_table_query FROM system.tables WHERE database = 'older' AND name = 'series'"
+        connection.execute(f"INSERT INTO annotation VALUES (0, 'schema', '{version}', {version})")
+        ClickHouseStore(where).close()
+        store = ClickHouseStore(where)
+        store.append_metrics(decode_metrics(payload), payload=payload)
+        run = store.run(RunRef("r"))
+        assert (run.points, run.summary["v"].count, run.summary["v"].mean, run.summary["v"].max) == (6, 3, 2.0, 3.0)
+        store.close()
+        tables = connection.rows(
+            "SELECT name, create_table_query FROM system.tables WHERE database = currentDatabase()"
         )
-        assert "non_replicated_deduplication_window = " in made[0]
-        assert connection.rows("SELECT value FROM annotation FINAL WHERE field = 'schema'") == [["2"]]
+        assert {name for name, _ in tables} == {table.name for table in TABLES}
+        assert "deduplication" not in dict(tables)["series"]
+        columns = connection.rows(
+            "SELECT name FROM system.columns WHERE database = currentDatabase() AND table = 'series'"
+        )
+        assert not {"count", "numbers", "total"} & {name for (name,) in columns}
+        assert connection.rows("SELECT value FROM annotation FINAL WHERE field = 'schema'") == [["3"]]
         assert connection.rows("SELECT record FROM event") == []
-        assert connection.rows("SELECT count() FROM intent") == [[0]]
-        for series in (1, 2):
-            connection.insert("series", ("run", "series"), np.array([1, series], np.uint64).tobytes(), token="t")
-        assert connection.rows("SELECT count() FROM series WHERE run = 1") == [[1]]
+        connection.execute("OPTIMIZE TABLE series FINAL SETTINGS mutations_sync = 1")
     finally:
         connection.close()
 
@@ -132,7 +145,7 @@ def test_tables_of_a_newer_version_are_refused(clickhouse):
     where = parse_address(f"clickhouse://127.0.0.1:{clickhouse}/newer", {})
     ClickHouseStore(where).close()
     connection = Connection(where, "newer")
-    connection.execute("INSERT INTO annotation VALUES (0, 'schema', '99', 2)")
+    connection.execute("INSERT INTO annotation VALUES (0, 'schema', '99', 99)")
     connection.close()
     with pytest.raises(StoreError, match="newer tensormeter"):
         ClickHouseStore(where)

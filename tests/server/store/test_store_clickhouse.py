@@ -1,9 +1,9 @@
 """The ClickHouse store by itself: deaths between its inserts, and several servers."""
 
 import concurrent.futures
-import math
 import os
 import random
+import secrets
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote_to_bytes
@@ -11,15 +11,16 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 import pytest
 import urllib3
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge, Histogram
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.encode import encode_events, encode_metrics
-from tensormeter.server.store import RunRef, Selection, StoreUnavailableError
+from tensormeter.server.store import NotFoundError, RunRef, Selection, StoreUnavailableError
 from tensormeter.server.store.clickhouse import ClickHouseStore, parse_address
 from tensormeter.server.store.clickhouse.arrival_log import Log
 from tensormeter.server.store.clickhouse.connection import Connection
-from tensormeter.server.store.clickhouse.recount import RECOUNT_AFTER, Recount
 
 T0 = 1_750_000_000_000_000_000
 KILLS = max(2, int(os.environ.get("TENSORMETER_TEST_KILLS", "8")) // 4)  # `make chaos` asks for many more
@@ -29,13 +30,6 @@ ROWS = 20
 @pytest.fixture(scope="module")
 def address(clickhouse):
     return parse_address(f"clickhouse://127.0.0.1:{clickhouse}/alone", {})
-
-
-def recount(store):
-    """Have a store count what dead commits have left uncounted, as servers do some minutes later. Nobody may commit meanwhile."""
-    store._recount._after = 0
-    store.fold()
-    store._recount._after = RECOUNT_AFTER
 
 
 @pytest.fixture
@@ -75,11 +69,11 @@ def test_a_failure_before_any_insert_is_healed_by_sending_again(open_store, monk
         cursor = second.changes(None).cursor
         made = []
 
-        def maybe(connection, table, columns, rows, *, token="", failing=failing, made=made):
+        def maybe(connection, table, columns, rows, failing=failing, made=made):
             made.append(table)
             if len(made) > failing:
                 raise StoreUnavailableError("dead")
-            insert(connection, table, columns, rows, token=token)
+            insert(connection, table, columns, rows)
 
         with monkeypatch.context() as patch:
             patch.setattr(Connection, "insert", maybe)
@@ -98,8 +92,7 @@ def test_a_failure_before_any_insert_is_healed_by_sending_again(open_store, monk
         (blobs,) = second.read(ref, Selection(["h"], numeric=False)).series
         assert len(blobs.points) == 3
         assert run in {change.run.run_id for change in second.changes(cursor).changes}
-    assert kinds == 7
-    recount(other)
+    assert kinds == 6
     for failing in range(kinds + 1):
         ref = RunRef(f"broken-{survivor.partition(' ')[0]}-{failing}")
         found = second.run(ref)
@@ -110,206 +103,226 @@ def test_a_failure_before_any_insert_is_healed_by_sending_again(open_store, monk
         assert counts == dict.fromkeys((STEP_METRIC, "v", "h"), 3)
 
 
-class Sender:
-    """Sends points of one series of a run, through a store that may die."""
+TIMES = st.tuples(st.integers(0, 20), st.integers(1, 6)).map(lambda pair: range(pair[0], sum(pair)))
+SERVER = st.integers(0, 1)
+INSERT = st.integers(0, 7)  # a commit of these requests has six to eight
+ACTIONS = st.one_of(
+    st.tuples(st.just("send"), SERVER, TIMES),
+    st.tuples(st.just("die"), SERVER, TIMES, INSERT),
+    st.tuples(st.just("interleave"), TIMES, TIMES, INSERT),
+    st.tuples(st.just("both"), TIMES, INSERT),
+    st.tuples(st.just("again"), SERVER, st.integers(0, 9)),
+    st.just(("late",)),
+    st.just(("merge",)),
+)
 
-    def __init__(self, run, monkeypatch):
-        self.run = run
-        self.monkeypatch = monkeypatch
-        self.sent = 0
 
-    def send(self, store, first, points=3, *, die_before=None, then=None):
-        """Points of value 1 from a time on. Where a table is inserted, the store dies, or does `then` first."""
-        times = np.arange(T0 + first, T0 + first + points).astype(np.uint64)
-        payload = encode_metrics(
-            [Batch({"tensormeter.run.id": self.run, "service.instance.id": "p"}, [Gauge("v", times, np.ones(points))])]
-        )
-        self.sent += 1
-        insert = Connection.insert
-        late = []
+def value_at(time):
+    """The value that senders log at a time: some are NaN, and some batches have no other."""
+    return float("nan") if time % 5 == 0 else float(time * 7 % 11 - 5)
 
-        def maybe(connection, table, columns, rows, *, token=""):
-            if table == die_before:
-                late.append(lambda: insert(connection, table, columns, rows, token=token))
-                patch.undo()
-                if then is None:
+
+class History:
+    """What two servers that fail were sent for one run, and what a reader makes of it that reads on from its cursor."""
+
+    def __init__(self, stores, connection, run):
+        self.stores, self.connection, self.ref = stores, connection, RunRef(run)
+        self.requests = []
+        self.sent, self.accepted = set(), set()
+        self.pending, self.late = [], []
+        self.cursor, self.read = stores[0].changes(None).cursor, {}
+
+    def request(self, times):
+        nanoseconds = np.array([T0 + time for time in times], np.uint64)
+        ones = np.ones(len(times))
+        counts = np.array([[1, 0]] * len(times), np.uint64)
+        values = np.array([value_at(time) for time in times])
+        series = [
+            Gauge(STEP_METRIC, nanoseconds, np.array(times)),
+            Gauge("v", nanoseconds, values),
+            Histogram("h", nanoseconds, nanoseconds, counts[:, 0], ones, ones, ones, np.array([1.0]), counts),
+        ]
+        payload = encode_metrics([Batch({"tensormeter.run.id": self.ref.run_id, "service.instance.id": "p"}, series)])
+        self.requests.append((times, payload, f"{self.ref.run_id}-{len(self.requests)}"))
+        self.sent |= set(times)
+        return self.requests[-1]
+
+    def send(self, server, request, *, before=None, then=None):
+        """Send a request. Before that insert of its commit the server does `then`, or dies if there is nothing to do."""
+        times, payload, batch_id = request
+        store = self.stores[server]
+        insert, inserts = Connection.insert, 0
+
+        def failing_insert(connection, table, columns, rows):
+            nonlocal inserts
+            if connection is store._connection:
+                inserts += 1
+                if inserts == before + 1:
+                    if then is None:
+                        self.late.append(lambda: insert(connection, table, columns, rows))
+                    else:
+                        patch.undo()
+                        then()
+                if inserts > before and then is None:
                     raise StoreUnavailableError("dead")
-                then()
-            insert(connection, table, columns, rows, token=token)
+            insert(connection, table, columns, rows)
 
-        with self.monkeypatch.context() as patch:
-            patch.setattr(Connection, "insert", maybe)
+        with pytest.MonkeyPatch.context() as patch:
+            if before is not None:
+                patch.setattr(Connection, "insert", failing_insert)
             try:
-                store.append_metrics(decode_metrics(payload), payload=payload, batch_id=f"{self.run}-{self.sent}")
+                receipt = store.append_metrics(decode_metrics(payload), payload=payload, batch_id=batch_id)
             except StoreUnavailableError:
-                assert die_before
+                assert before is not None
                 assert then is None
-        assert bool(late) == bool(die_before)
-        return late
+                self.pending.append(request)
+                return None
+        self.accepted |= set(times)
+        if then is not None and inserts <= before:
+            then()
+        return receipt
 
-    def there(self, store):
-        """How many points there are."""
-        return sum(len(series.points) for series in store.read(RunRef(self.run), Selection(["v"])).series)
+    def do(self, action):
+        match action:
+            case "send", server, times:
+                self.send(server, self.request(times))
+            case "die", server, times, before:
+                self.send(server, self.request(times), before=before)
+            case "interleave", times, others, before:
+                other = self.request(others)
+                self.send(0, self.request(times), before=before, then=lambda: self.other_server(other))
+            case "both", times, before:
+                request = self.request(times)
+                self.send(0, request, before=before, then=lambda: self.other_server(request))
+            case "again", server, index if self.pending:
+                self.send(server, self.pending.pop(index % len(self.pending)))
+            case ("late",):
+                while self.late:
+                    self.late.pop()()
+            case ("merge",):
+                for table in ("points", "distributions", "series", "process"):
+                    self.connection.execute(f"OPTIMIZE TABLE {table} FINAL")
+        self.read_on()
 
-    def counted(self, store):
-        """How many points there are, and what the sums say of it."""
-        (series,) = store.read(RunRef(self.run), Selection(["v"])).series
-        found = store.run(RunRef(self.run))
-        summary = found.summary["v"]
-        assert summary.count == found.points == store.metrics(RunRef(self.run))[0].points
-        assert (summary.mean, summary.last, summary.max) == (1.0, 1.0, 1.0)
-        return len(series.points), summary.count
+    def other_server(self, request):
+        self.send(1, request)
+        self.read_on()
 
+    def read_on(self):
+        """Read what is new. Every accepted point is there, and nothing that was never sent."""
+        try:
+            reading = self.stores[1].read(self.ref, Selection(["v"], after=self.cursor))
+        except NotFoundError:
+            assert not self.accepted
+            return
+        points = {time - T0: value for one in reading.series for time, value in points_of(one)}
+        self.cursor, self.read = reading.cursor, points if reading.complete else self.read | points
+        assert self.accepted <= self.read.keys() <= self.sent
+        assert all(same(value, value_at(time)) for time, value in self.read.items())
 
-@pytest.fixture
-def sender(request, monkeypatch):
-    return Sender(request.node.name[:60].replace("[", "-").strip("]"), monkeypatch)
-
-
-def test_sums_after_a_failure_and_later_points(open_store, sender):
-    store = open_store()
-    sender.send(store, 0, 6, die_before="series")
-    sender.send(store, 10)
-    sender.send(store, 0, 4)
-    sender.send(store, 12)
-    assert sender.counted(store) == (11, 5)
-    recount(store)
-    assert sender.counted(store) == (11, 11)
-    for healer in (store, open_store()):
-        recount(healer)
-        assert sender.counted(store) == (11, 11)
-
-
-def test_a_series_that_only_a_dead_commit_knew(open_store, sender):
-    store = open_store()
-    sender.send(store, 0, die_before="series")
-    cursor = store.changes(None).cursor
-    assert sender.there(store) == 0
-    recount(store)
-    assert sender.counted(store) == (3, 3)
-    reading = store.read(RunRef(sender.run), Selection(["v"], after=cursor))
-    assert (reading.complete, len(reading.series)) == (True, 1)
-
-
-def test_a_series_is_visible_before_it_is_counted(open_store, sender):
-    store = open_store()
-    sender.send(store, 0, die_before="series")
-    sender.send(store, 0)
-    assert sender.there(store) == 3
-    assert math.isnan(store.metrics(RunRef(sender.run))[0].last)
-    assert store.run(RunRef(sender.run)).summary["v"].count == 0
-    recount(store)
-    assert sender.counted(store) == (3, 3)
-
-
-def test_commits_that_finished_are_not_counted_again(open_store, sender):
-    """Not by servers that do not know yet that they have; nor where death came after the sums."""
-    store, other = open_store(), open_store()
-    sender.send(store, 0)
-    recount(other)
-    sender.send(store, 3, die_before="arrival")
-    recount(other)
-    sender.send(store, 3)
-    recount(other)
-    assert sender.counted(store) == (6, 6)
-
-
-def test_an_insert_that_comes_late_after_its_server_has_died(open_store, sender):
-    """What was on its way is written after the points have come again, by a server that could not see them yet."""
-    store = open_store()
-    (points,) = sender.send(store, 0, die_before="points")
-    sender.send(store, 0, die_before="process")
-    (again,) = sender.send(store, 1, 3, die_before="points")
-    points()
-    sender.send(store, 2, 4, die_before="series")
-    again()
-    recount(store)
-    assert sender.counted(store) == (6, 6)
+    def check(self, store):
+        """Everything was accepted, so the store equals a dictionary."""
+        self.read_on()
+        expected = {time: value_at(time) for time in sorted(self.sent)}
+        assert self.read.keys() == expected.keys()
+        selections = Selection(["v", STEP_METRIC]), Selection(["h"], numeric=False)
+        series = [one for selection in selections for one in store.read(self.ref, selection).series]
+        assert [one.metric for one in series] == [STEP_METRIC, "v", "h"]
+        for one in series:
+            assert (one.points.times - T0).tolist() == [*expected]
+        assert series[0].points.values() == [*expected]
+        assert all(map(same, series[1].points.values(), expected.values()))
+        assert {one.metric: one.points for one in store.metrics(self.ref)} == dict.fromkeys(
+            (STEP_METRIC, "v", "h"), len(expected)
+        )
+        run = store.run(self.ref)
+        assert (run.points, run.processes) == (3 * len(expected), 1)
+        summary = run.summary["v"]
+        numbers = [value for value in expected.values() if value == value] or [float("nan")]
+        assert summary.count == len(expected)
+        assert same(summary.min, min(numbers))
+        assert same(summary.max, max(numbers))
+        assert summary.mean == pytest.approx(sum(numbers) / len(numbers), nan_ok=True)
+        assert same(summary.last, value_at(max(expected)))
+        assert (summary.last_step, summary.last_time) == (max(expected), T0 + max(expected))
 
 
-def test_sums_that_come_late_after_they_were_counted(open_store, sender):
-    store = open_store()
-    (sums,) = sender.send(store, 0, die_before="series")
-    recount(store)
-    sums()
-    assert sender.counted(store) == (3, 3)
+def points_of(series):
+    return zip(series.points.times.tolist(), series.points.values(), strict=True)
 
 
-def test_two_servers_count_a_dead_commit_at_once(open_store, sender, monkeypatch):
-    store = open_store()
-    sender.send(store, 0, die_before="series")
-    both = threading.Barrier(2, timeout=300)
-    counted = Recount._counted
-    asked = threading.local()
-
-    def together(recount, number, server):
-        found = counted(recount, number, server)
-        if not found and not hasattr(asked, "once"):
-            asked.once = True
-            both.wait()
-        return found
-
-    healers = [open_store(), open_store()]
-    monkeypatch.setattr(Recount, "_counted", together)
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        for done in [pool.submit(recount, healer) for healer in healers]:
-            done.result()
-    assert sender.counted(store) == (3, 3)
+def same(value, other):
+    return value == other or (value != value and other != other)
 
 
-def test_a_token_whose_rows_clickhouse_has_lost(open_store, address, sender):
-    """As when it dies between noting the one and keeping the others."""
-    store = open_store()
+# Without `Phase.shrink`, which would take minutes: the histories are short.
+@settings(
+    max_examples=8 * KILLS,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(history=st.lists(ACTIONS, min_size=1, max_size=8))
+def test_any_history_of_failures_equals_a_dictionary(two_servers, history):
+    """Servers die before any insert, which may take effect later; requests are sent again to either; ClickHouse merges."""
+    stores, connection = two_servers
+    model = History(stores, connection, f"history-{secrets.token_hex(8)}")
+    for action in history:
+        model.do(action)
+    while model.pending:
+        model.do(("again", len(model.pending) % 2, 0))
+    if model.sent:
+        model.check(stores[0])
+        model.do(("late",))
+        model.check(stores[1])
+        model.do(("merge",))
+        model.check(stores[0])
+    for request in model.requests:
+        assert model.send(1, request).duplicate
+
+
+@pytest.fixture(scope="module")
+def two_servers(address):
+    """Two servers, and a connection of their own for merges. Points of a commit go in by several inserts."""
+    stores = [ClickHouseStore(address, commit_interval=0) for _ in range(2)]
     connection = Connection(address, address.database)
-    sender.send(store, 0, die_before="series")
-    try:
-        number = connection.rows("SELECT max(number) FROM intent")[0][0]
-        connection.insert("series", ("run", "series"), np.array([1, 1], np.uint64).tobytes(), token=str(number))
-    finally:
-        connection.close()
-    recount(store)
-    assert sender.counted(store) == (3, 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tensormeter.server.store.clickhouse.series_batch._ROWS", 5)
+        yield stores, connection
+    connection.close()
+    for store in stores:
+        store.close()
 
 
-def test_the_same_points_by_two_living_servers(open_store, sender):
-    """The second comes while the first has told what it will write, and has or has not written it."""
-    store, other = open_store(), open_store()
-    sender.send(store, 0, die_before="points", then=lambda: sender.send(other, 0))
-    assert sender.counted(store) == (3, 3)
-    sender.send(store, 3, die_before="series", then=lambda: sender.send(other, 3))
-    assert sender.counted(store) == (6, 6)
-    recount(store)
-    assert sender.counted(store) == (6, 6)
+def test_counts_of_an_idle_run_are_cached_until_something_arrives(open_store, monkeypatch):
+    store, ref = open_store(), RunRef("idle")
+    payload = request_of_kinds("idle")
+    store.append_metrics(decode_metrics(payload), payload=payload)
+    statements, rows = [], Connection.rows
 
+    def counting_rows(connection, statement, **parameters):
+        statements.append(statement)
+        return rows(connection, statement, **parameters)
 
-def test_a_deleted_run_is_not_counted(open_store, address, sender, monkeypatch):
-    store = open_store()
-    sender.send(store, 0, die_before="series")
-    with monkeypatch.context() as patch:
-        patch.setattr(Connection, "execute", lambda *_: None)  # its rows are still there
-        store.delete(RunRef(sender.run))
-    connection = Connection(address, address.database)
-    try:
-        recount(store)
-        (run,) = connection.rows("SELECT run FROM deleted WHERE run_id = {run:String}", run=sender.run)[0]
-        assert connection.rows(f"SELECT count() FROM series WHERE run = {run}") == [[0]]
-        (last,) = connection.rows("SELECT max(number) FROM intent")[0]
-        assert connection.rows(f"SELECT count() > 0 FROM intent WHERE over = {last}") == [[1]]
-    finally:
-        connection.close()
+    def counts():
+        """The counts, and how many statements counted points for them."""
+        statements.clear()
+        run = store.run(ref)
+        (count,) = [one.points for one in store.metrics(ref) if one.metric == "v"]
+        counting = [
+            statement for statement in statements if "FROM points FINAL" in statement and "count()" in statement
+        ]
+        return run.points, run.summary["v"].count, count, len(counting)
 
-
-def test_a_commit_that_takes_too_long_gives_up(open_store, sender, monkeypatch):
-    """Or it would write what others have counted already."""
-    store = open_store()
-    monkeypatch.setattr("tensormeter.server.store.clickhouse.commit.MOST_SECONDS", -1.0)
-    payload = request_of_kinds(sender.run)
-    with pytest.raises(StoreUnavailableError, match="takes longer"):
-        store.append_metrics(decode_metrics(payload), payload=payload, batch_id=sender.run)
-    monkeypatch.undo()
-    store.append_metrics(decode_metrics(payload), payload=payload, batch_id=sender.run)
-    recount(store)
-    assert store.run(RunRef(sender.run)).summary["v"].count == 3
+    monkeypatch.setattr(Connection, "rows", counting_rows)
+    assert counts() == counts() == (9, 3, 3, 3)  # something arrived lately
+    monkeypatch.setattr("tensormeter.server.store.clickhouse.point_counts._IDLE", 0)
+    assert counts() == (9, 3, 3, 3)
+    assert counts() == (9, 3, 3, 0)
+    gauge = Gauge("v", np.array([T0 + 10], np.uint64), np.array([1.0]))
+    more = encode_metrics([Batch({"tensormeter.run.id": "idle", "service.instance.id": "p"}, [gauge])])
+    store.append_metrics(decode_metrics(more), payload=more)
+    assert counts() == (10, 4, 4, 3)
 
 
 def test_events_after_a_failure(open_store, monkeypatch):
@@ -321,11 +334,11 @@ def test_events_after_a_failure(open_store, monkeypatch):
         payload = encode_events({"tensormeter.run.id": run}, [event])
         made = []
 
-        def maybe(connection, table, columns, rows, *, token="", failing=failing, made=made):
+        def maybe(connection, table, columns, rows, failing=failing, made=made):
             made.append(table)
             if len(made) > failing:
                 raise StoreUnavailableError("dead")
-            insert(connection, table, columns, rows, token=token)
+            insert(connection, table, columns, rows)
 
         with monkeypatch.context() as patch:
             patch.setattr(Connection, "insert", maybe)
@@ -382,7 +395,7 @@ class Breaking(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     target = ""
-    marked = b"INSERT INTO series "
+    marked = b"INSERT INTO points "
     broken = 0
 
     def do_POST(self):
@@ -406,7 +419,7 @@ class Breaking(BaseHTTPRequestHandler):
         pass
 
 
-def test_an_insert_whose_answer_is_lost_is_not_added_twice(clickhouse):
+def test_an_insert_whose_answer_is_lost_is_not_counted_twice(clickhouse):
     Breaking.target = f"http://127.0.0.1:{clickhouse}"
     with ThreadingHTTPServer(("127.0.0.1", 0), Breaking) as proxy:
         threading.Thread(target=proxy.serve_forever, daemon=True).start()
@@ -494,12 +507,6 @@ def test_two_servers_and_kills(start, make, eventually, clickhouse, tmp_path):
     (series,) = servers[1].get("/api/v1/runs/killed/series", metric="v")["series"]
     assert series["step"] == [index * ROWS + i for index in sorted(acknowledged) for i in range(ROWS)]
     assert series["value"] == [float(step) for step in series["step"]]
-    # What died between points and sums is counted by a server some minutes later, and here at once.
-    store = ClickHouseStore(parse_address(where, {}))
-    try:
-        recount(store)
-    finally:
-        store.close()
     run = servers[1].get("/api/v1/runs/killed")
     assert run["points"] == 2 * len(series["step"])
     assert run["summary"]["v"]["count"] == len(series["step"])

@@ -1,7 +1,7 @@
 """The store in ClickHouse: any number of servers without state of their own, on one server or one cluster of it.
 
-What ClickHouse does not have is transactions over tables. So every row that is written is true by itself and may be written
-twice: points and events are told apart by what they are, sums are written after the points they are about, and a batch's id last.
+ClickHouse has no transactions over tables. So every row is true by itself and may be written twice: the keys of points and events are
+made of their contents, aggregates do not change when a row is repeated, and a batch's id is written last.
 """
 
 from tensormeter.server.store.clickhouse.address import Address, parse_address

@@ -62,11 +62,6 @@ class Log:
         self._lock = threading.Lock()
         self._said = 0.0
 
-    @property
-    def server(self) -> int:
-        """Current name of this server."""
-        return self._server
-
     def begin(self, number: int) -> None:
         """Write under a new name from now on."""
         with self._lock:

@@ -2,8 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -15,7 +14,6 @@ from tensormeter.server.store.clickhouse import process_updates
 from tensormeter.server.store.clickhouse.arrival_log import Arrived, Log
 from tensormeter.server.store.clickhouse.commit_cache import CommitCache
 from tensormeter.server.store.clickhouse.connection import Connection
-from tensormeter.server.store.clickhouse.intents import Description, Intent, Intents
 from tensormeter.server.store.clickhouse.keys import Numbers, invert
 from tensormeter.server.store.clickhouse.pending_request import Request
 from tensormeter.server.store.clickhouse.process_updates import ProcessUpdate
@@ -31,11 +29,10 @@ from tensormeter.server.store.clickhouse.series_batch import (
     encode_points,
     known_series,
     leave_out_known,
-    mark,
     series_rows,
 )
 from tensormeter.server.store.clickhouse.tombstones import Tombstones
-from tensormeter.server.store.models.errors import BatchConflictError, StoreUnavailableError
+from tensormeter.server.store.models.errors import BatchConflictError
 from tensormeter.server.store.models.points import Points
 from tensormeter.server.store.models.runs import Receipt
 from tensormeter.server.store.models.series import NO_GAPS
@@ -47,10 +44,7 @@ from tensormeter.server.store.rules.lifecycle import news_of
 from tensormeter.server.store.rules.limits import DELETED
 from tensormeter.server.store.rules.resource_identity import Source, identify
 
-__all__ = ["EVENT_COLUMNS", "MOST_SECONDS", "Commit", "event_row"]
-
-MOST_SECONDS: Final = 40.0
-"""From a commit's intent until its sums are on their way. It gives up then, for it will be taken for dead."""
+__all__ = ["EVENT_COLUMNS", "Commit", "event_row"]
 
 EVENT_COLUMNS: Final = {
     "run": "Q",
@@ -91,7 +85,6 @@ class Commit:
         connection: Connection,
         numbers: Numbers,
         log: Log,
-        intents: Intents,
         *,
         memory: CommitCache,
         requests: Sequence[Request],
@@ -99,13 +92,11 @@ class Commit:
         self._connection = connection
         self._numbers = numbers
         self._log = log
-        self._intents = intents
         self._memory = memory
         self._requests = requests
         events = sum(len(listed) for request in requests for _, listed in request.resources)
         self._number = numbers.take(1 + events)
         self._last_number = self._number
-        self._server = log.server
         self._received = time.time_ns()
         self._activities: dict[tuple[int, str], ProcessUpdate] = {}
         self._incoming: dict[int, SeriesBatch] = {}
@@ -113,8 +104,6 @@ class Commit:
         self._events: list[list[object]] = []
         self._media: list[_MediaRow] = []
         self._eventful: set[int] = set()
-        self._uncounted: set[int] = set()
-        self._until = 0.0
 
     def run(self) -> list[Request]:
         """Commit, and settle the requests; returns those that must be looked at after this one."""
@@ -139,10 +128,10 @@ class Commit:
             else:
                 for event in events:
                     self._add_event(request, source, event, graves)
-        left_out, intents = self._look_up()
+        left_out = self._look_up()
         self._place_gaps(fresh, graves)
         receipts = {id(request): _receipt(request) for request in fresh}
-        self._write(fresh, receipts, intents)
+        self._write(fresh, receipts)
         if left_out:
             self._log.begin(self._numbers.take())
         for request in fresh:
@@ -233,16 +222,11 @@ class Commit:
             for image in prepared.images
         ]
 
-    def _look_up(self) -> tuple[int, list[Intent]]:
-        """What of the points is new, and which series a run may still have; returns how many points were there, and what to declare."""
+    def _look_up(self) -> int:
+        """Leave out points that are stored, and series that a run may not have; returns how many points are stored."""
         incoming = self._incoming
-        if not incoming:
-            return 0, []
         for one in incoming.values():
             one.join()
-        first = min(int(one.points.times[0]) for one in incoming.values())
-        last = max(int(one.points.times[-1]) for one in incoming.values())
-        others = self._intents.open({one.run for one in incoming.values()}, first, last)
         known = known_series(self._connection, [(one.run, one.key) for one in incoming.values()])
         unknown = [one for one in incoming.values() if one.key not in known]
         if unknown:
@@ -253,46 +237,7 @@ class Commit:
                         request.rejections[f"run has more than {limits.MAX_SERIES_PER_RUN} series"] += points
                     del incoming[one.key]
                 counts[one.run] += 1
-        perhaps = dict(known)
-        for other in others:
-            for key in other.series:
-                perhaps[key] = max(perhaps.get(key, 0), other.last)
-                self._uncounted.add(key)
-        left_out = leave_out_known(self._connection, incoming.values(), perhaps)
-        return left_out, self._declaration(known, others)
-
-    def _declaration(self, known: Collection[int], others: Sequence[Intent]) -> list[Intent]:
-        of_process: dict[tuple[int, str], list[SeriesBatch]] = defaultdict(list)
-        for one in self._incoming.values():
-            if len(one.points):
-                of_process[one.run, one.arrival.source.process].append(one)
-        declared = []
-        for (run, _), listed in of_process.items():
-            claimed_from: set[int] = set()
-            claimed = {}
-            for one in listed:
-                times = one.points.times
-                shared = np.zeros(len(times), np.bool_)
-                for other in others:
-                    if one.key in other.series:
-                        also = (times >= other.first) & (times <= other.last)
-                        if also.any():
-                            claimed_from.add(other.number)
-                            shared |= also
-                if shared.any():
-                    claimed[one.key] = times[shared]
-            declared.append(
-                Intent(
-                    *(self._number, run, self._server),
-                    min(int(one.points.times[0]) for one in listed),
-                    max(int(one.points.times[-1]) for one in listed),
-                    [one.key for one in listed],
-                    {one.key: _describe(one.arrival) for one in listed if one.key not in known},
-                    claimed_from,
-                    claimed,
-                )
-            )
-        return declared
+        return leave_out_known(self._connection, incoming.values(), known)
 
     def _counts(self, runs: set[int]) -> dict[int, int]:
         rows = self._connection.rows(
@@ -300,23 +245,22 @@ class Commit:
         )
         return defaultdict(int, {row[0]: row[1] for row in rows})
 
-    def _write(self, fresh: Sequence[Request], receipts: Mapping[int, Receipt], intents: Sequence[Intent]) -> None:
+    def _write(self, fresh: Sequence[Request], receipts: Mapping[int, Receipt]) -> None:
         connection = self._connection
         received = self._received // 10**9
         incoming = self._incoming.values()
-        self._until = time.monotonic() + MOST_SECONDS
-        if intents:
-            self._intents.declare(intents)
         if self._activities:
             rows = [one.row(named=self._memory.is_news(one)) for one in self._activities.values()]
             connection.insert("process", process_updates.COLUMNS, encode_rows(process_updates.COLUMNS, rows))
+        # Before the points: if this server dies in between, a retry looks up every point that may be stored.
+        series = series_rows(incoming)
+        if series:
+            connection.insert("series", SERIES_COLUMNS, encode_rows(SERIES_COLUMNS, series))
         for encoded in encode_points(incoming, self._number, received):
-            self._insert("points", POINT_COLUMNS, encoded)
-        self._insert("distributions", BLOB_COLUMNS, encode_blobs(incoming, self._number, received))
-        sums = series_rows(self._unclaimed() if intents else incoming, self._uncounted)
-        if intents or sums:
-            sums.append(mark(self._server, self._number))
-            self._insert("series", SERIES_COLUMNS, encode_rows(SERIES_COLUMNS, sums), token=str(self._number))
+            connection.insert("points", POINT_COLUMNS, encoded)
+        distributions = encode_blobs(incoming, self._number, received)
+        if distributions:
+            connection.insert("distributions", BLOB_COLUMNS, distributions)
         if self._gaps:
             connection.insert("gap", GAP_COLUMNS, encode_gaps(self._gaps, self._number, received))
         for images in _pieces(self._media):
@@ -340,25 +284,7 @@ class Commit:
         ]
         if batches:
             connection.insert("batch", _BATCH_COLUMNS, encode_rows(_BATCH_COLUMNS, batches))
-        if intents:
-            self._intents.finish(self._number)
         self._memory.remember(self._activities.values())
-
-    def _insert(self, table: str, columns: Iterable[str], rows: bytes, *, token: str = "") -> None:
-        if rows:
-            if time.monotonic() > self._until:
-                raise StoreUnavailableError(f"ClickHouse takes longer than {MOST_SECONDS:g} seconds to store something")
-            self._connection.insert(table, columns, rows, token=token)
-
-    def _unclaimed(self) -> list[SeriesBatch]:
-        """What came, without points that another commit has claimed meanwhile."""
-        claims = self._intents.claims(self._number)
-        if not claims:
-            return list(self._incoming.values())
-        return [
-            replace(one, points=one.points[~np.isin(one.points.times, claims.get(one.key, ()))])
-            for one in self._incoming.values()
-        ]
 
     def _arrived(self) -> list[Arrived]:
         metrics: dict[int, set[str]] = defaultdict(set)
@@ -408,11 +334,6 @@ def _pieces(media: Sequence[_MediaRow]) -> Iterator[Sequence[_MediaRow]]:
         size += len(row[3])
     if piece:
         yield piece
-
-
-def _describe(arrival: Arrival) -> Description:
-    said = (arrival.kind, arrival.scope, arrival.attributes, arrival.unit, arrival.description)
-    return Description(arrival.metric, arrival.source.process, *said)
 
 
 def _receipt(request: Request) -> Receipt:

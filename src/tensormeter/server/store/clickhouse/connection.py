@@ -17,7 +17,7 @@ from urllib3.exceptions import HTTPError
 from tensormeter.server.store.clickhouse.address import Address
 from tensormeter.server.store.models.errors import StoreUnavailableError
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "numbers"]
 
 _CONNECTIONS: Final = 16
 _MAX_ERROR: Final = 400
@@ -112,18 +112,12 @@ class Connection:
         """What a SELECT finds, as RowBinary."""
         return self._ask(statement, "RowBinary", parameters)
 
-    def insert(self, table: str, columns: Iterable[str], rows: bytes, *, token: str = "") -> None:
-        """Insert rows given as RowBinary: all or none, up to sixteen million.
-
-        Args:
-            token: Where the table remembers tokens, and knows this one, nothing happens.
-        """
-        # Not `raw_insert`, which sends again by itself when a connection breaks: sums would be added twice.
+    def insert(self, table: str, columns: Iterable[str], rows: bytes) -> None:
+        """Insert rows given as RowBinary: all or none, up to sixteen million."""
+        # Not `raw_insert`, which retries when a connection breaks: retries are the sender's.
         statement = f"INSERT INTO {table} ({', '.join(columns)}) FORMAT RowBinary"
         try:
-            self._client.command(
-                statement, data=rows, settings={"insert_deduplication_token": token} if token else None
-            )
+            self._client.command(statement, data=rows)
         except (ClickHouseError, HTTPError, OSError) as error:
             raise self._error(error) from None
 
@@ -152,3 +146,8 @@ class Connection:
     def _error(self, error: Exception) -> StoreUnavailableError:
         text = _ADDRESS.sub("", " ".join(str(error).split()))[:_MAX_ERROR]
         return StoreUnavailableError(f"{self._where} does not do what the server asks for: {text}")
+
+
+def numbers(values: Iterable[int]) -> str:
+    """Integers for a statement."""
+    return ", ".join(map(str, sorted(values)))

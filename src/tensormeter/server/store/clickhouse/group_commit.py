@@ -9,7 +9,6 @@ from tensormeter.server.store.clickhouse.arrival_log import Log
 from tensormeter.server.store.clickhouse.commit import Commit
 from tensormeter.server.store.clickhouse.commit_cache import CommitCache
 from tensormeter.server.store.clickhouse.connection import Connection
-from tensormeter.server.store.clickhouse.intents import Intents
 from tensormeter.server.store.clickhouse.keys import Numbers
 from tensormeter.server.store.clickhouse.pending_request import Request
 from tensormeter.server.store.models.errors import StoreUnavailableError
@@ -21,20 +20,18 @@ __all__ = ["Committer"]
 class Committer:
     """Takes requests of any thread; one of those that wait commits for all.
 
-    The order of a commit's inserts is what makes it safe to send a request again, to this server or another, after a death in
-    between: what it is about to write, points, the sums about them, the log, and the batch's id last. Whoever comes again finds by
-    sums and intents what is there, and writes the rest; a point that is written twice is one, by its key. What the death left
-    uncounted is counted later (`recount`).
+    The order of a commit's inserts makes it safe to send a request again, to this server or another, after a death in between:
+    processes, series with the time of their latest point, points, events, the log, and the batch's id last. A retry looks up the
+    points that may be stored, by the times of the series, and writes the rest. A point that is written twice is one, by its key.
     """
 
-    def __init__(self, connection: Connection, numbers: Numbers, log: Log, intents: Intents, interval: float) -> None:
+    def __init__(self, connection: Connection, numbers: Numbers, log: Log, interval: float) -> None:
         """Args:
         interval: Seconds between two commits, at least: each is a part in every table, and parts have to be merged.
         """
         self._connection = connection
         self._numbers = numbers
         self._log = log
-        self._intents = intents
         self._interval = interval
         self._lock = threading.Lock()
         self._committing = threading.Lock()
@@ -70,9 +67,7 @@ class Committer:
         with self._lock:
             requests, self._waiting = self._waiting, []
         try:
-            again = Commit(
-                self._connection, self._numbers, self._log, self._intents, memory=self._memory, requests=requests
-            ).run()
+            again = Commit(self._connection, self._numbers, self._log, memory=self._memory, requests=requests).run()
         except Exception as error:
             self._memory.forget()
             outcome = error if isinstance(error, StoreUnavailableError) else _failure(error)

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.server.store.clickhouse.arrival_log import Arrived
-from tensormeter.server.store.clickhouse.connection import Connection
+from tensormeter.server.store.clickhouse.connection import Connection, numbers
 from tensormeter.server.store.clickhouse.keys import invert
-from tensormeter.server.store.clickhouse.run_reader import Runs, numbers
+from tensormeter.server.store.clickhouse.point_counts import PointCounts
+from tensormeter.server.store.clickhouse.run_reader import Runs
 from tensormeter.server.store.models.metric_kind import parse_kind
 from tensormeter.server.store.models.points import Blobs, Column, Points
 from tensormeter.server.store.models.runs import ProcessAttempt
@@ -29,27 +30,29 @@ _LAST: Final = (1 << 63) - 1
 class PointReader:
     """Reads series. For any number of threads."""
 
-    def __init__(self, connection: Connection, runs: Runs) -> None:
+    def __init__(self, connection: Connection, runs: Runs, counts: PointCounts) -> None:
         self._connection = connection
         self._runs = runs
+        self._counts = counts
 
     def metrics(self, run: int) -> list[MetricSummary]:
         """Every series of a run, by metric, process and attributes."""
         rows = self._connection.rows(
             "SELECT series, metric, anyLast(kind) AS k, anyLast(process) AS p, anyLast(attributes) AS a, anyLast(unit),"
-            f" anyLast(description), sum(count), max(last), anyLast(scope) AS s FROM series WHERE run = {run} GROUP BY series, metric"
+            f" anyLast(description), max(last), anyLast(scope) AS s FROM series WHERE run = {run} GROUP BY series, metric"
             " ORDER BY metric, p, a, k, s"
         )
-        steps = self._runs.step_at({(run, row[8][5], row[8][0]) for row in rows if not row[8][3]})
+        steps = self._runs.step_at({(run, row[7][5], row[7][0]) for row in rows if not row[7][3]})
         attempts = self._runs.attempts(run)
-        return [_metric(row, steps, attempts) for row in rows]
+        counts = self._counts.of_series(run, self._runs.updated(run))
+        return [_metric(row, counts.get(row[0], 0), steps, attempts) for row in rows]
 
     def series(self, run: int, selection: Selection) -> list[Sequence[Any]]:
-        """The selected series, by metric, process and attributes: key, process, metric, kind, attributes, points, scope, unit."""
+        """The selected series, by metric, process and attributes: key, process, metric, kind, attributes, scope, unit."""
         only = "" if selection.process is None else " HAVING p = {process:String}"
         rows = self._connection.rows(
-            "SELECT series, anyLast(process) AS p, metric, anyLast(kind) AS k, anyLast(attributes) AS a, sum(count),"
-            " anyLast(scope) AS s, anyLast(unit) FROM series"
+            "SELECT series, anyLast(process) AS p, metric, anyLast(kind) AS k, anyLast(attributes) AS a, anyLast(scope) AS s,"
+            " anyLast(unit) FROM series"
             f" WHERE run = {run} AND metric IN {{metrics:Array(String)}} GROUP BY series, metric{only}"
             " ORDER BY metric, p, a, k, s",
             metrics=list(selection.metrics),
@@ -64,9 +67,8 @@ class PointReader:
         start, stop = selection.start, selection.stop
         table = "points" if selection.numeric else "distributions"
         where = f"run = {run} AND series IN ({numbers([row[0] for row in rows])}){_range(start, stop)}"
-        total = sum(row[5] for row in rows)
-        if start is not None or stop is not None:
-            total = self._connection.rows(f"SELECT count() FROM {table} WHERE {where}")[0][0]
+        # Not FINAL: an upper bound, in which points that are written twice count twice until ClickHouse merges them.
+        total = self._connection.rows(f"SELECT count() FROM {table} WHERE {where}")[0][0]
         gaps: Mapping[int, NDArray[np.int64]] = {}
         if selection.gaps:
             gaps = self._gaps(where, selection.limit - total)
@@ -124,7 +126,7 @@ class PointReader:
         else:
             keys, column = _decode_blobs(self._connection.raw(f"SELECT series, time, data {tail}"))
         series = []
-        for key, process, metric, kind, attributes, _, scope, unit in rows:
+        for key, process, metric, kind, attributes, scope, unit in rows:
             selection.check()
             first, last = (
                 np.searchsorted(keys, np.array([key, key], np.uint64)[0], "left"),
@@ -138,9 +140,9 @@ class PointReader:
 
 
 def _metric(
-    row: Sequence[Any], steps: dict[tuple[int, int], int], attempts: Mapping[str, ProcessAttempt]
+    row: Sequence[Any], points: int, steps: Mapping[tuple[int, int], int], attempts: Mapping[str, ProcessAttempt]
 ) -> MetricSummary:
-    _, metric, kind_text, process, attributes, unit, description, points, last, scope = row
+    _, metric, kind_text, process, attributes, unit, description, last, scope = row
     time, word, integer, stepped, step, step_series = last
     kind = parse_kind(kind_text)
     value: int | float | None = None

@@ -4,8 +4,6 @@ import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from numpy.typing import NDArray
-
 __all__ = ["encode_rows"]
 
 
@@ -31,10 +29,6 @@ def _texts(values: Sequence[str]) -> bytes:
     return _varint(len(values)) + b"".join(map(_text, values))
 
 
-def _array(values: NDArray[Any]) -> bytes:
-    return _varint(len(values)) + values.tobytes()
-
-
 _ENCODERS: Final[dict[str, Callable[[Any], bytes]]] = {
     "B": struct.Struct("<B").pack,
     "I": struct.Struct("<I").pack,
@@ -45,7 +39,6 @@ _ENCODERS: Final[dict[str, Callable[[Any], bytes]]] = {
     "b": _bytes,
     "f": bytes,
     "a": _texts,
-    "A": _array,
 }
 
 
@@ -54,8 +47,7 @@ def encode_rows(columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> by
 
     Args:
         columns: A letter for the type of each: B, I, Q unsigned integers of 8, 32, 64 bits; q Int64 (and DateTime64); d Float64; s
-            String of text; b String of bytes; f FixedString; a Array(String); A an array of numbers, given as NumPy's. A tuple has one for
-            each of its items.
+            String of text; b String of bytes; f FixedString; a Array(String). A tuple has one for each of its items.
         rows: Values in that order, tuples spread out.
     """
     encoders = [_ENCODERS[letter] for letters in columns.values() for letter in letters]

@@ -11,7 +11,8 @@ import numpy as np
 
 from tensormeter.conventions.semconv import RANK
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.server.store.clickhouse.connection import Connection
+from tensormeter.server.store.clickhouse.connection import Connection, numbers
+from tensormeter.server.store.clickhouse.point_counts import MetricCounts, PointCounts
 from tensormeter.server.store.clickhouse.process_updates import NEVER
 from tensormeter.server.store.models.errors import AmbiguousRunError, NotFoundError
 from tensormeter.server.store.models.points import Points, steps_at
@@ -20,7 +21,7 @@ from tensormeter.server.store.rules.lifecycle import NUMBERED, Life, present_sta
 from tensormeter.server.store.rules.run_fields import PARTS, dig, summary_fields, summary_of
 from tensormeter.server.store.rules.totals import Totals
 
-__all__ = ["Runs", "numbers"]
+__all__ = ["Runs"]
 
 _NOT_DELETED: Final = "run GLOBAL NOT IN (SELECT run FROM deleted)"
 _LOOKED_UP: Final = 10_000
@@ -44,8 +45,9 @@ FROM ({inner}) GROUP BY run"""
 class Runs:
     """Reads runs. For any number of threads."""
 
-    def __init__(self, connection: Connection, stall_after: float) -> None:
+    def __init__(self, connection: Connection, counts: PointCounts, stall_after: float) -> None:
         self._connection = connection
+        self._counts = counts
         self._stall_after = stall_after
 
     def find(self, ref: RunRef) -> int:
@@ -131,18 +133,24 @@ class Runs:
         first_start, created = rows[0]
         return int(created if first_start == NEVER else first_start)
 
+    def updated(self, run: int) -> int:
+        """When something last arrived for a run."""
+        return int(self._connection.rows(f"SELECT max(updated) FROM process WHERE run = {run}")[0][0])
+
     def load(self, runs: Sequence[int], metrics: Collection[str] | None) -> list[RunSummary]:
         """Runs in that order, without those that are gone, with the summaries of `metrics`, or all."""
         if not runs:
             return []
         found = self._load(f"run IN ({numbers(runs)})", runs, config=True)
+        updated = {key: run.updated for key, run in found.items()}
         totals: Mapping[int, dict[str, Totals]] = {}
         if found and (metrics is None or metrics):
-            totals = self._totals(f"run IN ({numbers(found)})", metrics, steps=True)
+            counts = self._counts.of_metrics(updated, metrics)
+            totals = self._totals(f"run IN ({numbers(found)})", metrics, counts, steps=True)
             for run, metric in self._mixed(found):
                 if metric in totals.get(run, {}):
                     totals[run][metric] = totals[run][metric].without_statistics()
-        points = self._points(f"run IN ({numbers(found)})") if found else {}
+        points = self._counts.of_runs(updated)
         return [
             replace(
                 found[key],
@@ -160,21 +168,24 @@ class Runs:
         names = {"project": project or ""}
         found = self._load(of_project, None, config=configured, **names)
         runs = list(found)
+        updated = {key: run.updated for key, run in found.items()}
         within = f"run GLOBAL IN (SELECT DISTINCT run FROM process WHERE {of_project})"
         columns: dict[str, Sequence[Any]] = {}
         for name in fields:
             check()
             group, _, rest = name.partition(".")
             if name == "points":
-                counts = self._points(within, **names)
-                columns[name] = [counts.get(run, 0) for run in runs]
+                points = self._counts.of_runs(updated)
+                columns[name] = [points[run] for run in runs]
             elif group == "config" and rest:
                 columns[name] = [dig(run.config, rest) for run in found.values()]
             elif group != "summary":
                 columns[name] = [getattr(run, "run_id" if name == "id" else name) for run in found.values()]
         for metric, parts in summary_fields(fields).items():
             check()
-            totals = self._totals(within, (metric,), steps="last_step" in parts, **names)
+            counted = not {"count", "mean"}.isdisjoint(parts)
+            counts = self._counts.of_metrics(updated, (metric,)) if counted else {}
+            totals = self._totals(within, (metric,), counts, steps="last_step" in parts, **names)
             of_run = {run: one[metric] for run, one in totals.items()}
             for part in parts:
                 column = [None if run not in of_run else getattr(of_run[run], PARTS.get(part, part)) for run in runs]
@@ -264,35 +275,36 @@ class Runs:
             summary={},
         )
 
-    def _points(self, condition: str, **parameters: Any) -> dict[int, int]:
-        rows = self._connection.rows(f"SELECT run, sum(count) FROM series WHERE {condition} GROUP BY run", **parameters)
-        return {row[0]: row[1] for row in rows}
-
     def _totals(
-        self, condition: str, metrics: Collection[str] | None, *, steps: bool, **parameters: Any
+        self,
+        condition: str,
+        metrics: Collection[str] | None,
+        counts: Mapping[int, Mapping[str, MetricCounts]],
+        *,
+        steps: bool,
+        **parameters: Any,
     ) -> dict[int, dict[str, Totals]]:
-        """Totals of numbers by run and metric."""
+        """Totals of numbers by run and metric; the counts, where there are any, from `counts`."""
         only = "" if metrics is None else " AND metric IN {metrics:Array(String)}"
         rows = self._connection.rows(
-            "SELECT run, metric, sum(count), sum(numbers), reinterpretAsInt64(sum(total)), reinterpretAsInt64(min(minimum)),"
-            f" reinterpretAsInt64(max(maximum)), max(last) FROM series WHERE {condition}{only}"
+            "SELECT run, metric, reinterpretAsInt64(min(minimum)), reinterpretAsInt64(max(maximum)), max(last)"
+            f" FROM series WHERE {condition}{only}"
             " AND (startsWith(kind, 'gauge') OR startsWith(kind, 'sum ')) GROUP BY run, metric",
             **parameters,
             **({} if metrics is None else {"metrics": sorted(metrics)}),
         )
-        unknown = {(row[0], row[7][5], row[7][0]) for row in rows if not row[7][3]}
+        unknown = {(row[0], row[4][5], row[4][0]) for row in rows if not row[4][3]}
         looked_up = self.step_at(unknown) if steps and unknown else {}
         found: dict[int, dict[str, Totals]] = defaultdict(dict)
-        for run, metric, count, n, *floats, last in rows:
-            total, minimum, maximum = np.array(floats, np.int64).view(np.float64).tolist() if n else [float("nan")] * 3
+        for run, metric, *words, last in rows:
+            minimum, maximum = np.array(words, np.int64).view(np.float64).tolist()
+            if minimum > maximum:  # nothing but NaN
+                minimum = maximum = float("nan")
             moment, word, integer, stepped, step, series = last
-            totals = Totals(count, n, total, minimum, maximum, moment, word, bool(integer), step if stepped else None)
-            if not stepped:
-                totals = replace(totals, last_step=looked_up.get((series, moment)))
-            found[run][metric] = totals
+            last_step = step if stepped else looked_up.get((series, moment))
+            count, present, total = counts.get(run, {}).get(metric, MetricCounts())
+            found[run][metric] = Totals(
+                *(count, present, total, minimum, maximum),
+                *(moment, word, bool(integer), last_step),
+            )
         return found
-
-
-def numbers(values: Collection[int]) -> str:
-    """Integers for a statement."""
-    return ", ".join(map(str, sorted(values)))

@@ -5,9 +5,8 @@ On one server a table has its name. On a cluster each server has its part as `NA
 
 - `points` is as lean as it can be: 8 to 10 bytes a point on disk. `value` is computed on reading.
 - `precedence` is the number of the arrival, inverted: of equal rows the one that arrived first stays.
-- `series` and `process` add up: every commit writes what it adds, and merging makes one row of many. In `series`, rows of run 0 say
-  how far each server's commits are counted.
-- `intent` says what commits are about to write, and which are over.
+- `series` and `process` are aggregates that a repeated row cannot change: descriptions, minima, maxima and latest values. Every commit
+  writes its own rows, and merging makes one row of many. Counts and sums come from `points`.
 """
 
 from collections.abc import Iterator
@@ -20,11 +19,7 @@ from tensormeter.server.store.clickhouse.connection import Connection
 
 __all__ = ["TABLES", "prepare", "statements"]
 
-SCHEMA_VERSION: Final = 2
-
-_TOKENS: Final = "non_replicated_deduplication_window = 10000"
-_REPLICATED_TOKENS: Final = "replicated_deduplication_window = 50000, replicated_deduplication_window_seconds = 604800"
-"""Tokens are needed for as long as two may count one commit: some minutes; after a pause of all servers until intents go."""
+SCHEMA_VERSION: Final = 3
 
 _REPLACING: Final = "ReplacingMergeTree(precedence)"
 _ADDING: Final = "AggregatingMergeTree"
@@ -37,7 +32,6 @@ class Table:
     Attributes:
         shard: The expression by which its rows are spread.
         expires: Whether retention removes its rows.
-        tokens: Whether it remembers the tokens of inserts.
     """
 
     name: str
@@ -49,7 +43,6 @@ class Table:
     primary: str = ""
     expires: bool = False
     ttl: str = ""
-    tokens: bool = False
 
 
 _POINT: Final = """
@@ -112,10 +105,7 @@ TABLES: Final = (
     attributes SimpleAggregateFunction(anyLast, String),
     unit SimpleAggregateFunction(anyLast, String),
     description SimpleAggregateFunction(anyLast, String),
-    count SimpleAggregateFunction(sum, UInt64),
-    numbers SimpleAggregateFunction(sum, UInt64),     -- points that are numbers and not NaN; the next three are about them
-    total SimpleAggregateFunction(sum, Float64),
-    minimum SimpleAggregateFunction(min, Float64),
+    minimum SimpleAggregateFunction(min, Float64),    -- of points that are not NaN; above the maximum if there are none
     maximum SimpleAggregateFunction(max, Float64),
     -- time, word, whether it is an integer, whether the step is known, the step, the series of steps
     last SimpleAggregateFunction(max, Tuple(Int64, Int64, UInt8, UInt8, Int64, UInt64))""",
@@ -123,28 +113,6 @@ TABLES: Final = (
         "run, series, metric",
         "series",
         primary="run, series",
-        tokens=True,
-    ),
-    Table(
-        "intent",
-        """
-    received DateTime('UTC') DEFAULT now() CODEC(Delta, ZSTD(1)),
-    number UInt64,
-    run UInt64,                                       -- 0: this row only says what is over
-    server UInt64,
-    over UInt64,                                      -- the number of a commit that is over, or 0
-    first Int64,                                      -- the earliest time of a point, and the latest
-    last Int64,
-    series Array(UInt64) CODEC(ZSTD(3)),
-    described String CODEC(ZSTD(3)),                  -- JSON: what those series are that no sum was known of
-    claimed_from Array(UInt64),                       -- commits whose points these are not, should they write them
-    claimed_series Array(UInt64),
-    claimed_time Array(Int64)""",
-        "MergeTree",
-        "received, run",
-        "run",
-        "toDate(received)",
-        ttl="received + INTERVAL 3 DAY",
     ),
     Table(
         "process",
@@ -319,7 +287,6 @@ def prepare(address: Address, retention_days: float | None) -> Connection:
             for statement in _upgrade(address.cluster) if version else ():
                 connection.execute(statement)
             connection.execute(f"INSERT INTO annotation VALUES (0, 'schema', '{SCHEMA_VERSION}', {SCHEMA_VERSION})")
-        _add_columns(connection, address)
     except BaseException:
         connection.close()
         raise
@@ -327,24 +294,19 @@ def prepare(address: Address, retention_days: float | None) -> Connection:
 
 
 def _upgrade(cluster: str) -> Iterator[str]:
-    """The statements that bring tables of version 1 up to date, besides making those that are new."""
-    for table in TABLES:
-        if table.tokens and cluster:
-            yield f"ALTER TABLE {table.name}_local ON CLUSTER '{cluster}' MODIFY SETTING {_REPLICATED_TOKENS}"
-        elif table.tokens:
-            yield f"ALTER TABLE {table.name} MODIFY SETTING {_TOKENS}"
-
-
-def _add_columns(connection: Connection, address: Address) -> None:
-    """Add what newer versions store. Older servers name the columns that they use, so the tables' version stays."""
-    known = connection.rows(
-        "SELECT name FROM system.columns WHERE database = {name:String} AND table = 'event'", name=address.database
-    )
-    if ["record"] in known:
-        return
-    on = f" ON CLUSTER '{address.cluster}'" if address.cluster else ""
-    for table in ("event_local", "event") if address.cluster else ("event",):
-        connection.execute(f"ALTER TABLE {table}{on} ADD COLUMN IF NOT EXISTS record String AFTER attributes")
+    """The statements that bring tables of versions 1 and 2 up to date, next to those of new tables. Each may be run again."""
+    on = f" ON CLUSTER '{cluster}'" if cluster else ""
+    local = "_local" if cluster else ""
+    for suffix in dict.fromkeys((local, "")):
+        yield f"ALTER TABLE event{suffix}{on} ADD COLUMN IF NOT EXISTS record String AFTER attributes"
+    for suffix in dict.fromkeys(("", local)):
+        dropped = ", ".join(f"DROP COLUMN IF EXISTS {column}" for column in ("count", "numbers", "total"))
+        yield f"ALTER TABLE series{suffix}{on} {dropped}"
+        yield f"DROP TABLE IF EXISTS intent{suffix}{on} SYNC"
+    window = "replicated_deduplication_window"
+    settings = f"{window}, {window}_seconds" if cluster else f"non_{window}"
+    yield f"ALTER TABLE series{local}{on} RESET SETTING {settings}"
+    yield f"ALTER TABLE series{local}{on} DELETE WHERE run = 0"
 
 
 def _create(table: Table, database: str, cluster: str, on: str, retention_days: float | None) -> str:
@@ -369,6 +331,4 @@ def _create(table: Table, database: str, cluster: str, on: str, retention_days: 
         ttl = f"received + INTERVAL {max(1, round(retention_days * 86400))} SECOND"
     if ttl:
         lines.append(f"TTL {ttl}")
-    if table.tokens:
-        lines.append(f"SETTINGS {_REPLICATED_TOKENS if cluster else _TOKENS}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Points of one commit, series by series: without those that are there already, and what they add up to."""
+"""Points of one commit, series by series: without those that are there already, and what series keep of them."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.otlp.batch import STEP_METRIC
-from tensormeter.server.store.clickhouse.connection import Connection
+from tensormeter.server.store.clickhouse.connection import Connection, numbers
 from tensormeter.server.store.clickhouse.keys import invert, steps_key
 from tensormeter.server.store.clickhouse.pending_request import Request
 from tensormeter.server.store.clickhouse.rowbinary import encode_rows
@@ -24,7 +24,6 @@ __all__ = [
     "encode_points",
     "known_series",
     "leave_out_known",
-    "mark",
     "series_rows",
 ]
 
@@ -38,9 +37,6 @@ SERIES_COLUMNS: Final = {
     "attributes": "s",
     "unit": "s",
     "description": "s",
-    "count": "Q",
-    "numbers": "Q",
-    "total": "d",
     "minimum": "d",
     "maximum": "d",
     "last": "qqBBqQ",
@@ -64,9 +60,8 @@ _ROWS: Final = 200_000
 
 _KNOWN: Final = np.dtype([("series", "<u8"), ("time", "<i8")])
 
-_NOTHING: Final = (0, 0, 0.0, np.inf, -np.inf)
-_NO_LAST: Final = (0, int(np.float64(np.nan).view(np.int64)), False, False, 0, 0)
-"""Columns of the table `series`, of a series without points; any last point is later than this, which is NaN."""
+_NO_NUMBERS: Final = (np.inf, -np.inf)
+"""Minimum and maximum of a series that has nothing but NaN, or distributions."""
 
 
 @dataclass(eq=False, slots=True)
@@ -77,7 +72,6 @@ class SeriesBatch:
         arrival: The first that had some.
         requests: Who sent them, and how many.
         points: Once joined: each time once. Once looked up: what is new.
-        left_out: How many are not.
     """
 
     run: int
@@ -86,7 +80,6 @@ class SeriesBatch:
     parts: list[Column] = field(default_factory=list)
     requests: list[tuple[Request, int]] = field(default_factory=list)
     points: Column = field(default_factory=Points.empty)
-    left_out: int = 0
 
     def join(self) -> None:
         """Make `points` of the parts."""
@@ -103,8 +96,8 @@ def known_series(connection: Connection, keys: Collection[tuple[int, int]]) -> d
     if not keys:
         return {}
     rows = connection.rows(
-        f"SELECT series, max(tupleElement(last, 1)) FROM series WHERE run IN ({_numbers({run for run, _ in keys})})"
-        f" AND series IN ({_numbers({key for _, key in keys})}) GROUP BY series"
+        f"SELECT series, max(tupleElement(last, 1)) FROM series WHERE run IN ({numbers({run for run, _ in keys})})"
+        f" AND series IN ({numbers({key for _, key in keys})}) GROUP BY series"
     )
     return {row[0]: row[1] for row in rows}
 
@@ -129,15 +122,14 @@ def leave_out_known(connection: Connection, incoming: Iterable[SeriesBatch], new
         first = min(int(one.points.times[0]) for one in listed)
         last = max(min(int(one.points.times[-1]), newest_known[one.key]) for one in listed)
         found = connection.columns(
-            f"SELECT series, time FROM {table} WHERE run = {run} AND series IN ({_numbers(one.key for one in listed)})"
+            f"SELECT series, time FROM {table} WHERE run = {run} AND series IN ({numbers(one.key for one in listed)})"
             f" AND time BETWEEN fromUnixTimestamp64Nano({first}, 'UTC') AND fromUnixTimestamp64Nano({last}, 'UTC')",
             _KNOWN,
         )
         for one in listed:
             known = np.isin(one.points.times, found["time"][found["series"] == one.key])
-            one.left_out = int(known.sum())
             one.points = one.points[~known]
-            left_out += one.left_out
+            left_out += int(known.sum())
     return left_out
 
 
@@ -175,34 +167,21 @@ def encode_blobs(incoming: Iterable[SeriesBatch], number: int, received: int) ->
     return encode_rows(BLOB_COLUMNS, rows)
 
 
-def series_rows(incoming: Collection[SeriesBatch], uncounted: Collection[int] = ()) -> list[list[Any]]:
-    """Rows of the table `series`: what these points add.
-
-    Args:
-        incoming: Series by series.
-        uncounted: Series of which points may be stored that are in no sum yet. Where some came again, a row that counts nothing makes
-            them visible.
-    """
+def series_rows(incoming: Collection[SeriesBatch]) -> list[list[Any]]:
+    """Rows of the table `series`: what it keeps of these points. A repeated row changes nothing."""
     steps: dict[tuple[int, str], list[Points]] = defaultdict(list)
     for one in incoming:
         if one.arrival.metric == STEP_METRIC and one.arrival.kind == "gauge":
             steps[one.run, one.arrival.source.process] += [part for part in one.parts if isinstance(part, Points)]
-    rows = [_series_row(one, steps) for one in incoming if len(one.points)]
-    hidden = [one for one in incoming if one.left_out and not len(one.points) and one.key in uncounted]
-    return rows + [[*_about(one), *_NOTHING, *_NO_LAST] for one in hidden]
-
-
-def mark(server: int, number: int) -> list[Any]:
-    """A row of the table `series` that says how far a server's commits are counted; of several the latest stays."""
-    return [0, server, *[""] * 7, *_NOTHING, number, 0, 0, 0, 0, 0]
+    return [_series_row(one, steps) for one in incoming if len(one.points)]
 
 
 def _series_row(one: SeriesBatch, steps: Mapping[tuple[int, str], list[Points]]) -> list[Any]:
-    sums: tuple[int, int, float, float, float] = (len(one.points), *_NOTHING[1:])
+    extremes = _NO_NUMBERS
     if isinstance(one.points, Points):
         totals = Totals.of(one.points)
         if totals.numbers:
-            sums = (totals.count, totals.numbers, totals.total, totals.minimum, totals.maximum)
+            extremes = totals.minimum, totals.maximum
     time, word, integer = newest(one.points)
     step, stepped = 0, False
     process = one.arrival.source.process
@@ -210,14 +189,9 @@ def _series_row(one: SeriesBatch, steps: Mapping[tuple[int, str], list[Points]])
     if parts:
         found, has = steps_at(Points.concat(parts).distinct(), np.array([time], np.int64))
         step, stepped = int(found[0]), bool(has[0])
-    return [*_about(one), *sums, time, word, integer, stepped, step, steps_key(one.run, process)]
-
-
-def _about(one: SeriesBatch) -> list[Any]:
-    said = one.arrival
-    about = (said.metric, said.source.process, said.kind, said.scope, said.attributes, said.unit, said.description)
-    return [one.run, one.key, *about]
-
-
-def _numbers(values: Iterable[int]) -> str:
-    return ", ".join(map(str, sorted(values)))
+    arrival = one.arrival
+    return [
+        *(one.run, one.key, arrival.metric, process),
+        *(arrival.kind, arrival.scope, arrival.attributes, arrival.unit, arrival.description),
+        *(*extremes, time, word, integer, stepped, step, steps_key(one.run, process)),
+    ]

@@ -16,11 +16,10 @@ from tensormeter.server.store.clickhouse.arrival_log import Arrived, Log
 from tensormeter.server.store.clickhouse.commit import EVENT_COLUMNS, event_row
 from tensormeter.server.store.clickhouse.event_reader import EventReader
 from tensormeter.server.store.clickhouse.group_commit import Committer
-from tensormeter.server.store.clickhouse.intents import Intents
 from tensormeter.server.store.clickhouse.keys import Numbers
 from tensormeter.server.store.clickhouse.pending_request import Request
+from tensormeter.server.store.clickhouse.point_counts import PointCounts
 from tensormeter.server.store.clickhouse.point_reader import PointReader
-from tensormeter.server.store.clickhouse.recount import Recount
 from tensormeter.server.store.clickhouse.rowbinary import encode_rows
 from tensormeter.server.store.clickhouse.run_reader import Runs
 from tensormeter.server.store.clickhouse.schema import TABLES, prepare
@@ -93,21 +92,19 @@ class ClickHouseStore:
         self._local = f"{{}}_local ON CLUSTER '{address.cluster}'" if address.cluster else "{}"
         self._numbers = Numbers()
         self._log = Log(self._connection)
-        self._runs = Runs(self._connection, stall_after)
-        self._points = PointReader(self._connection, self._runs)
+        counts = PointCounts(self._connection)
+        self._runs = Runs(self._connection, counts, stall_after)
+        self._points = PointReader(self._connection, self._runs, counts)
         self._events = EventReader(self._connection, self._runs)
-        self._intents = Intents(self._connection)
-        self._committer = Committer(self._connection, self._numbers, self._log, self._intents, commit_interval)
+        self._committer = Committer(self._connection, self._numbers, self._log, commit_interval)
         self._problem: str | None = None
         self._closed = False
         self._closing = threading.Lock()
         try:
-            self._recount = Recount(self._connection, self._intents)
             self._log.begin(self._numbers.take())
         except BaseException:
             self._connection.close()
             raise
-        self._working = threading.Lock()
         self._background = Background("tensormeter-clickhouse", self._look, _LOOK)
         self._background.wake()
 
@@ -215,7 +212,7 @@ class ClickHouseStore:
         row = (run, names.project, names.run_id, time.time_ns())
         self._connection.insert("deleted", _DELETED_COLUMNS, encode_rows(_DELETED_COLUMNS, [row]))
         for table in TABLES:
-            if table.name not in ("deleted", "batch", "arrival", "intent"):
+            if table.name not in ("deleted", "batch", "arrival"):
                 name = self._local.format(table.name)
                 try:
                     self._connection.execute(f"ALTER TABLE {name} DELETE WHERE run = {run} SETTINGS mutations_sync = 0")
@@ -335,12 +332,8 @@ class ClickHouseStore:
         return None
 
     def fold(self) -> None:
-        """See `Store`: count what dead commits left uncounted. ClickHouse merges by itself."""
+        """See `Store`. ClickHouse merges by itself."""
         self._check_open()
-        with self._committer.alone():
-            self._intents.tell()
-        with self._working:
-            self._show(self._recount.run())
 
     def close(self) -> None:
         """See `Store`."""
@@ -357,19 +350,10 @@ class ClickHouseStore:
             self._connection.rows("SELECT 1")
             with self._committer.alone() as number:
                 self._log.repeat(number)
-                self._intents.tell()
         except StoreUnavailableError as error:
             self._problem = str(error)
             raise
         self._problem = None
-        with self._working:
-            self._show(self._recount.run_if_due())
-
-    def _show(self, found: bool) -> None:
-        """What was counted late is in no reader's log: whoever holds a cursor must read anew."""
-        if found:
-            with self._committer.alone() as number:
-                self._log.begin(number)
 
     def _annotate(self, run: int, said: Mapping[str, Any]) -> None:
         if said:

@@ -1,0 +1,123 @@
+"""Counts and sums of stored points: read from the points that are asked for, and cached for runs that have ended.
+
+They are not stored. A row that adds to a sum counts twice if it is written twice, and a point that is written twice is one point.
+"""
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from tensormeter.server.store.clickhouse.connection import Connection, numbers
+
+__all__ = ["MetricCounts", "PointCounts"]
+
+_IDLE: Final = 600 * 10**9
+"""Nanoseconds without an arrival after which a run's counts are cached: commits have ended, and clocks of servers differ by less."""
+
+_KEPT: Final = 3600 * 10**9
+"""Nanoseconds after which cached counts are read again, because retention removes points."""
+
+_CACHED: Final = 200_000
+"""Counts in the cache: 50 MB at most."""
+
+_NUMBERS: Final = (
+    "SELECT run, series, count() AS points, countIf(NOT isNaN(value)) AS present, sumIf(value, NOT isNaN(value)) AS total"
+    " FROM points FINAL PREWHERE {of_run}{of_series} GROUP BY run, series"
+)
+_NAMES: Final = "SELECT DISTINCT run, series, metric FROM series WHERE {of_run}{of_metric}"
+
+
+class MetricCounts(NamedTuple):
+    """Points of a metric; `present` are those that are not NaN, and `total` is their sum."""
+
+    points: int = 0
+    present: int = 0
+    total: float = 0.0
+
+
+class PointCounts:
+    """Counts points. For any number of threads.
+
+    Args named `updated` are the runs, each with the time of its last arrival.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+        self._cached: dict[Hashable, dict[Any, Any]] = {}
+        self._size = 0
+
+    def of_runs(self, updated: Mapping[int, int]) -> dict[int, int]:
+        """Points of each run, distributions among them."""
+        counts = self._counts("runs", updated, lambda runs: self._of_tables(runs, "run, ''"))
+        return {run: sum(of_run.values()) for run, of_run in counts.items()}
+
+    def of_series(self, run: int, updated: int) -> dict[int, int]:
+        """Points of each series of a run."""
+        return self._counts("series", {run: updated}, lambda runs: self._of_tables(runs, "run, series"))[run]
+
+    def of_metrics(
+        self, updated: Mapping[int, int], metrics: Collection[str] | None
+    ) -> dict[int, dict[str, MetricCounts]]:
+        """Numbers of each run by metric: of these metrics, or of all."""
+        names = None if metrics is None else sorted(metrics)
+
+        def count(runs: Collection[int]) -> Iterable[tuple[int, str, MetricCounts]]:
+            of_run = f"run IN ({numbers(runs)})"
+            of_metric = "" if names is None else " AND metric IN {metrics:Array(String)}"
+            of_series = (
+                "" if names is None else f" AND series GLOBAL IN (SELECT series FROM series WHERE {of_run}{of_metric})"
+            )
+            rows = self._connection.rows(
+                "SELECT run, metric, sum(points), sum(present), reinterpretAsInt64(sum(total))"
+                f" FROM ({_NUMBERS.format(of_run=of_run, of_series=of_series)}) AS counted"
+                f" GLOBAL ANY INNER JOIN ({_NAMES.format(of_run=of_run, of_metric=of_metric)}) AS named USING (run, series)"
+                " GROUP BY run, metric",
+                **({} if names is None else {"metrics": names}),
+            )
+            for run, metric, points, present, total in rows:
+                yield run, metric, MetricCounts(points, present, float(np.int64(total).view(np.float64)))
+
+        return self._counts(("metrics", names and tuple(names)), updated, count)
+
+    def _of_tables(self, runs: Collection[int], key: str) -> Iterable[tuple[int, Any, int]]:
+        tables = (
+            f"SELECT {key} AS key, count() AS points FROM {table} FINAL WHERE run IN ({numbers(runs)}) GROUP BY run, key"
+            for table in ("points", "distributions")
+        )
+        rows = self._connection.rows(
+            f"SELECT run, key, sum(points) FROM ({' UNION ALL '.join(tables)}) GROUP BY run, key"
+        )
+        return ((run, name, points) for run, name, points in rows)
+
+    def _counts(
+        self,
+        kind: Hashable,
+        updated: Mapping[int, int],
+        count: Callable[[Collection[int]], Iterable[tuple[int, Any, Any]]],
+    ) -> dict[int, dict[Any, Any]]:
+        """Counts by run and key, cached or else from `count`, which gives them as (run, key, counts)."""
+        now = time.time_ns()
+        keys = {run: (kind, run, moment, now // _KEPT) for run, moment in updated.items()}
+        with self._lock:
+            counts = {run: self._cached[key] for run, key in keys.items() if key in self._cached}
+        missing = keys.keys() - counts.keys()
+        if not missing:
+            return counts
+        read: dict[int, dict[Any, Any]] = defaultdict(dict)
+        for run, name, value in count(missing):
+            read[run][name] = value
+        counts |= {run: read[run] for run in missing}
+        with self._lock:
+            for run in missing:
+                if updated[run] < now - _IDLE:
+                    self._size += 1 + len(read[run])
+                    if self._size > _CACHED:
+                        self._cached.clear()
+                        self._size = 1 + len(read[run])
+                    self._cached[keys[run]] = read[run]
+        return counts
