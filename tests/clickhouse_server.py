@@ -75,15 +75,15 @@ def run(statement, body, query):
     insert = _INSERT.match(whole)
     if insert is not None:
         statement, body = insert[0].decode().strip(), whole[insert.end() :]
-        found = _FORMAT.search(statement)
+        form = _FORMAT.search(statement)
         with tempfile.NamedTemporaryFile() as file:
             file.write(body)
             file.flush()
-            connection.query(f"{statement[: found.start()]} FROM INFILE '{file.name}' FORMAT {found[1]}")
+            connection.query(f"{statement[: form.start()]} FROM INFILE '{file.name}' FORMAT {form[1]}")
         return b"", {}
     text = whole.decode()
-    found = _FORMAT.search(text)
-    form = found[1] if found else query.get("default_format", "TabSeparated")
+    named = _FORMAT.search(text)
+    form = named[1] if named else query.get("default_format", "TabSeparated")
     parameters = {name[6:]: value for name, value in query.items() if name.startswith("param_")}
     result = connection.query(text, form, params=parameters) if parameters else connection.query(text, form)
     return result.bytes() or b"", {"X-ClickHouse-Format": form}

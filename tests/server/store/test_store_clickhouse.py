@@ -86,7 +86,7 @@ def test_a_failure_before_any_insert_is_healed_by_sending_again(open_store, monk
         kinds += 1
         assert not other.append_metrics(decode_metrics(payload), payload=payload, batch_id=run).duplicate
         assert other.append_metrics(decode_metrics(payload), payload=payload, batch_id=run).duplicate
-        # Who reads on from before sees all of it: as what is new, or because it must read anew.
+        # A reader with a cursor gets all points: as new ones, or because its cursor is not valid any more.
         (series,) = second.read(ref, Selection(["v"], after=cursor)).series
         assert series.points.values() == [1.0, 2.0, 6.0]
         (blobs,) = second.read(ref, Selection(["h"], numeric=False)).series
@@ -95,9 +95,9 @@ def test_a_failure_before_any_insert_is_healed_by_sending_again(open_store, monk
     assert kinds == 6
     for failing in range(kinds + 1):
         ref = RunRef(f"broken-{survivor.partition(' ')[0]}-{failing}")
-        found = second.run(ref)
-        assert (found.points, found.processes) == (9, 1)
-        summary = found.summary["v"]
+        run = second.run(ref)
+        assert (run.points, run.processes) == (9, 1)
+        summary = run.summary["v"]
         assert (summary.count, summary.mean, summary.last, summary.last_step) == (3, 3.0, 6.0, 2)
         counts = {metric.metric: metric.points for metric in second.metrics(ref)}
         assert counts == dict.fromkeys((STEP_METRIC, "v", "h"), 3)
@@ -123,7 +123,7 @@ def value_at(time):
 
 
 class History:
-    """What two servers that fail were sent for one run, and what a reader makes of it that reads on from its cursor."""
+    """The requests of one run to two failing servers, and the points that a reader with a cursor has."""
 
     def __init__(self, stores, connection, run):
         self.stores, self.connection, self.ref = stores, connection, RunRef(run)
@@ -215,7 +215,7 @@ class History:
         except NotFoundError:
             assert not self.accepted
             return
-        points = {time - T0: value for one in reading.series for time, value in points_of(one)}
+        points = {time - T0: value for series in reading.series for time, value in points_of(series)}
         self.cursor, self.read = reading.cursor, points if reading.complete else self.read | points
         assert self.accepted <= self.read.keys() <= self.sent
         assert all(same(value, value_at(time)) for time, value in self.read.items())
@@ -226,13 +226,13 @@ class History:
         expected = {time: value_at(time) for time in sorted(self.sent)}
         assert self.read.keys() == expected.keys()
         selections = Selection(["v", STEP_METRIC]), Selection(["h"], numeric=False)
-        series = [one for selection in selections for one in store.read(self.ref, selection).series]
-        assert [one.metric for one in series] == [STEP_METRIC, "v", "h"]
-        for one in series:
-            assert (one.points.times - T0).tolist() == [*expected]
-        assert series[0].points.values() == [*expected]
-        assert all(map(same, series[1].points.values(), expected.values()))
-        assert {one.metric: one.points for one in store.metrics(self.ref)} == dict.fromkeys(
+        lines = [line for selection in selections for line in store.read(self.ref, selection).series]
+        assert [line.metric for line in lines] == [STEP_METRIC, "v", "h"]
+        for line in lines:
+            assert (line.points.times - T0).tolist() == [*expected]
+        assert lines[0].points.values() == [*expected]
+        assert all(map(same, lines[1].points.values(), expected.values()))
+        assert {line.metric: line.points for line in store.metrics(self.ref)} == dict.fromkeys(
             (STEP_METRIC, "v", "h"), len(expected)
         )
         run = store.run(self.ref)
@@ -308,7 +308,7 @@ def test_counts_of_an_idle_run_are_cached_until_something_arrives(open_store, mo
         """The counts, and how many statements counted points for them."""
         statements.clear()
         run = store.run(ref)
-        (count,) = [one.points for one in store.metrics(ref) if one.metric == "v"]
+        (count,) = [metric.points for metric in store.metrics(ref) if metric.metric == "v"]
         counting = [
             statement for statement in statements if "FROM points FINAL" in statement and "count()" in statement
         ]
@@ -345,8 +345,8 @@ def test_events_after_a_failure(open_store, monkeypatch):
             with pytest.raises(StoreUnavailableError, match="dead"):
                 store.append_events(decode_events(payload), payload=payload, batch_id=run)
         store.append_events(decode_events(payload), payload=payload, batch_id=run)
-        (found,) = store.events(RunRef(run))
-        assert store.media(RunRef(run), found.body["image"]["digest"])[1] == b"\xff\xd8\xff"
+        (stored,) = store.events(RunRef(run))
+        assert store.media(RunRef(run), stored.body["image"]["digest"])[1] == b"\xff\xd8\xff"
 
 
 def test_a_program_error_reaches_all_who_wait_and_is_not_hidden(open_store, monkeypatch):
@@ -366,7 +366,7 @@ def test_what_is_logged_is_logged_in_order(open_store, monkeypatch):
     write, numbers = Log.write, []
 
     def record(log, arrived):
-        numbers.extend(one.number for one in arrived)
+        numbers.extend(commit.number for commit in arrived)
         write(log, arrived)
 
     payload = request_of_kinds("ordered")
@@ -439,17 +439,17 @@ def test_an_insert_whose_answer_is_lost_is_not_counted_twice(clickhouse):
 
 
 def test_two_servers_see_each_other_at_once(open_store):
-    one, two = open_store(), open_store()
-    cursor = two.changes(None).cursor
+    first, second = open_store(), open_store()
+    cursor = second.changes(None).cursor
     payload = request_of_kinds("shared")
-    one.append_metrics(decode_metrics(payload), payload=payload)
-    assert two.run(RunRef("shared")).points == 9
-    (change,) = two.changes(cursor).changes
+    first.append_metrics(decode_metrics(payload), payload=payload)
+    assert second.run(RunRef("shared")).points == 9
+    (change,) = second.changes(cursor).changes
     assert (change.run.run_id, change.metrics) == ("shared", ["h", STEP_METRIC, "v"])
-    reading = two.read(RunRef("shared"), Selection(["v"], after=cursor))
+    reading = second.read(RunRef("shared"), Selection(["v"], after=cursor))
     assert (reading.complete, len(reading.series)) == (False, 1)
-    two.delete(RunRef("shared"))
-    assert one.append_metrics(decode_metrics(payload), payload=payload).rejected == 9
+    second.delete(RunRef("shared"))
+    assert first.append_metrics(decode_metrics(payload), payload=payload).rejected == 9
 
 
 def test_two_servers_and_kills(start, make, eventually, clickhouse, tmp_path):

@@ -1,4 +1,4 @@
-"""Where a ClickHouse is: `clickhouse://[USER@]HOST[:PORT][/DATABASE][?secure=true&cluster=NAME&SETTING=VALUE...]`."""
+"""The address of a ClickHouse: `clickhouse://[USER@]HOST[:PORT][/DATABASE][?secure=true&cluster=NAME&SETTING=VALUE...]`."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from tensormeter.errors import SettingsError
 
 __all__ = ["PASSWORD_VARIABLE", "Address", "parse_address"]
 
-PASSWORD_VARIABLE: Final = "TENSORMETER_CLICKHOUSE_PASSWORD"  # noqa: S105 - the name of it
+PASSWORD_VARIABLE: Final = "TENSORMETER_CLICKHOUSE_PASSWORD"  # noqa: S105 - the name of the variable
 USER_VARIABLE: Final = "TENSORMETER_CLICKHOUSE_USER"
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
@@ -21,12 +21,12 @@ _FORM: Final = "clickhouse://HOST[:PORT]/DATABASE?secure=true&cluster=NAME"
 
 @dataclass(frozen=True)
 class Address:
-    """A database of a ClickHouse, spoken to over HTTP.
+    """The address of a database of a ClickHouse, reached over HTTP.
 
     Attributes:
-        cluster: Where tables are replicated and sharded; "" is one server by itself.
-        settings: ClickHouse's own, sent with every statement.
-        password: Not part of the text form.
+        cluster: Name of the cluster that shards and replicates the tables; "" for a single server.
+        settings: Settings of ClickHouse, sent with every statement.
+        password: Password, which is not part of the text form.
     """
 
     host: str
@@ -44,14 +44,14 @@ class Address:
 
 
 def parse_address(text: str, environment: Mapping[str, str] | None = None) -> Address:
-    """An address from its text; user and password from the environment.
+    """Parse an address; user and password come from the environment.
 
     Args:
-        text: As above. A password in it is refused: command lines can be read by everybody on the machine.
-        environment: `TENSORMETER_CLICKHOUSE_USER` where the text names no user, and `TENSORMETER_CLICKHOUSE_PASSWORD`.
+        text: Address in the form above, without a password: all users of the machine can read command lines.
+        environment: Variables: `TENSORMETER_CLICKHOUSE_USER` if the text names no user, and `TENSORMETER_CLICKHOUSE_PASSWORD`.
 
     Raises:
-        SettingsError: It is none; the message does not repeat it, for it may hold a secret.
+        SettingsError: The text is no address. The message does not repeat it, because it may contain a secret.
     """
     environment = os.environ if environment is None else environment
     try:
@@ -60,22 +60,22 @@ def parse_address(text: str, environment: Mapping[str, str] | None = None) -> Ad
     except ValueError:
         raise SettingsError(f"store: cannot read the address; expected {_FORM}") from None
     if parts.password is not None:
-        raise SettingsError(f"store: the address holds a password; leave it out and set {PASSWORD_VARIABLE}")
+        raise SettingsError(f"store: the address contains a password; leave it out and set {PASSWORD_VARIABLE}")
     if parts.scheme != "clickhouse" or not parts.hostname:
         raise SettingsError(f"store: expected {_FORM}, got the scheme {parts.scheme!r} and the host {parts.hostname!r}")
     database = parts.path.strip("/") or "tensormeter"
     if not _NAME.fullmatch(database):
-        raise SettingsError(f"store: {database[:80]!r} is no name of a database; use letters, digits and '_'")
+        raise SettingsError(f"store: {database[:80]!r} is not a database name; use letters, digits and '_'")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     secure = options.pop("secure", "false").lower()
     if secure not in ("true", "false"):
         raise SettingsError(f"store: secure: expected true or false, got {secure[:80]!r}")
     cluster = options.pop("cluster", "")
     if cluster and not _CLUSTER.fullmatch(cluster):
-        raise SettingsError(f"store: {cluster[:80]!r} is no name of a cluster; use letters, digits, '_', '-' and '.'")
+        raise SettingsError(f"store: {cluster[:80]!r} is not a cluster name; use letters, digits, '_', '-' and '.'")
     for name in options:
         if not _NAME.fullmatch(name):
-            raise SettingsError(f"store: {name[:80]!r} is no name of a ClickHouse setting")
+            raise SettingsError(f"store: {name[:80]!r} is not the name of a ClickHouse setting")
     return Address(
         host=parts.hostname,
         port=port or (8443 if secure == "true" else 8123),

@@ -1,7 +1,7 @@
-"""The log of arrivals: what each server has written lately, so that readers can ask for what is new.
+"""The log of arrivals: the recent commits of each server, so that readers can ask for what is new.
 
-A cursor says how far each server had come. It is good while these servers, and no others, write without a failure: one that has
-failed, or has found that a part of a request is there already, goes on under another name, and who holds a cursor reads anew.
+A cursor contains the last number of each server. It is valid while these servers, and no others, write without a failure. A server that
+fails, or finds a part of a request stored already, continues under another name, and readers with a cursor read everything again.
 """
 
 import re
@@ -19,7 +19,7 @@ __all__ = ["Arrived", "Log"]
 
 _KEPT: Final = 3600
 _GOOD: Final = 3000
-"""Seconds for which a cursor is good: less than what is looked at, for clocks differ."""
+"""Seconds for which a cursor is valid: less than `_KEPT`, because clocks differ."""
 
 _REPEAT: Final = 600
 _CURSOR: Final = re.compile(r"(\d{1,16})((?:-[0-9a-f]{1,16}\.\d{1,18}){0,1000})", re.ASCII)
@@ -37,12 +37,12 @@ _COLUMNS: Final = {
 
 @dataclass(frozen=True)
 class Arrived:
-    """What came for a run in one commit.
+    """An entry of the log: the arrivals for a run in one commit.
 
     Attributes:
         first: The earliest time of a point.
         events: Whether there were events.
-        anew: Whether points must be read anew: an attempt turned out to begin earlier than was known, or there are gaps.
+        read_all: Whether readers must read all points again: the start of an attempt has moved to an earlier time, or there are gaps.
     """
 
     run: int
@@ -50,46 +50,46 @@ class Arrived:
     first: int
     metrics: Sequence[str]
     events: bool
-    anew: bool = False
+    read_all: bool = False
 
 
 class Log:
-    """Writes the log of this server, and reads the logs of all servers."""
+    """Writes this server's part of the log, and reads the parts of all servers."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._server = 0
         self._lock = threading.Lock()
-        self._said = 0.0
+        self._written = 0.0
 
     def begin(self, number: int) -> None:
-        """Write under a new name from now on."""
+        """Continue under a new name."""
         with self._lock:
             self._server = secrets.randbits(63) + 1
-        self._say(number)
+        self._write_empty(number)
 
     def repeat(self, number: int) -> None:
-        """Say now and then that this server is there, so that cursors of a quiet store stay good."""
-        if time.monotonic() - self._said > _REPEAT:
-            self._say(number)
+        """Write an empty entry from time to time, so that cursors of an idle store stay valid."""
+        if time.monotonic() - self._written > _REPEAT:
+            self._write_empty(number)
 
     def write(self, arrived: Sequence[Arrived]) -> None:
-        """Add to the log. Whoever calls this does so in the order of numbers."""
+        """Add entries to the log. Callers must do so in the order of numbers."""
         received = int(time.time())
         server = self._server
-        rows = [(received, a.run, server, a.number, a.first, sorted(a.metrics), a.events, a.anew) for a in arrived]
+        rows = [(received, a.run, server, a.number, a.first, sorted(a.metrics), a.events, a.read_all) for a in arrived]
         self._connection.insert("arrival", _COLUMNS, encode_rows(_COLUMNS, rows))
-        self._said = time.monotonic()
+        self._written = time.monotonic()
 
     def cursor(self) -> str:
-        """How far all servers have come."""
+        """A cursor with the present last number of each server."""
         rows = self._connection.rows(
             f"SELECT server, max(number) FROM arrival WHERE received > {_since()} GROUP BY server"
         )
         return f"{int(time.time())}" + "".join(f"-{server:x}.{number}" for server, number in sorted(rows))
 
     def since(self, cursor: str, run: int | None = None) -> list[Arrived] | None:
-        """What came after a cursor, of one run or of all; None if that is not known any more."""
+        """The entries after a cursor, of one run or of all; None if the cursor is not valid."""
         known = _parse(cursor)
         if known is None:
             return None
@@ -104,13 +104,13 @@ class Log:
         if not newer:
             return []
         only = "run != 0" if run is None else f"run = {run}"
-        found = self._connection.rows(
+        rows = self._connection.rows(
             f"SELECT run, number, first, metrics, events, anew FROM arrival WHERE received > {_since()} AND {only} AND ({newer})"
             " ORDER BY number"
         )
-        return [Arrived(row[0], row[1], row[2], row[3], bool(row[4]), bool(row[5])) for row in found]
+        return [Arrived(row[0], row[1], row[2], row[3], bool(row[4]), bool(row[5])) for row in rows]
 
-    def _say(self, number: int) -> None:
+    def _write_empty(self, number: int) -> None:
         self.write([Arrived(0, number, 0, (), events=False)])
 
 

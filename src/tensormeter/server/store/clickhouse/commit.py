@@ -1,4 +1,4 @@
-"""One commit: what is new of some requests, in the order of inserts that makes sending again safe."""
+"""One commit: the new part of some requests, in the order of inserts that makes retries safe."""
 
 import time
 from collections import defaultdict
@@ -74,11 +74,11 @@ _MEDIA_COLUMNS: Final = {
 }
 _MediaRow = tuple[int, bytes, str, bytes, int, int]
 _MEDIA_BYTES: Final = 4 << 20
-"""Bytes of images in one insert; a larger image goes alone."""
+"""Bytes of images in one insert; a larger image has an insert for itself."""
 
 
 class Commit:
-    """One commit. While it is under way there is no other."""
+    """One commit. Commits of a server do not overlap."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Commit:
         self._log = log
         self._memory = memory
         self._requests = requests
-        events = sum(len(listed) for request in requests for _, listed in request.resources)
+        events = sum(len(resource_events) for request in requests for _, resource_events in request.resources)
         self._number = numbers.take(1 + events)
         self._last_number = self._number
         self._received = time.time_ns()
@@ -106,7 +106,7 @@ class Commit:
         self._eventful: set[int] = set()
 
     def run(self) -> list[Request]:
-        """Commit, and settle the requests; returns those that must be looked at after this one."""
+        """Commit, and settle the requests; returns those that have to wait for the next commit."""
         fresh, again = self._new_batches()
         sources = [arrival.source for request in fresh for arrival in request.arrivals]
         described = [
@@ -139,7 +139,7 @@ class Commit:
         return again
 
     def _new_batches(self) -> tuple[list[Request], list[Request]]:
-        """Requests to store, and those whose batch id is among them already; the others are settled."""
+        """The requests to store, and those whose batch id is in one of these; settles all others."""
         ids = sorted({request.batch_id for request in self._requests if request.batch_id is not None})
         rows = []
         if ids:
@@ -173,26 +173,26 @@ class Commit:
         if run is None:
             request.rejections[DELETED] += len(times)
             return
-        one = self._activity(run, arrival.source)
-        one.add_times(first, int(times.max()))
+        process = self._activity(run, arrival.source)
+        process.add_times(first, int(times.max()))
         if arrival.source.attempt > 1 and arrival.metric == STEP_METRIC and isinstance(arrival.points, Points):
-            one.add_steps(arrival.points)
+            process.add_steps(arrival.points)
         key = self._memory.key(run, arrival)
-        incoming = self._incoming.setdefault(key, SeriesBatch(run, key, arrival))
-        incoming.parts.append(arrival.points)
-        incoming.requests.append((request, len(times)))
+        series = self._incoming.setdefault(key, SeriesBatch(run, key, arrival))
+        series.parts.append(arrival.points)
+        series.requests.append((request, len(times)))
 
     def _place_gaps(self, fresh: Sequence[Request], graves: Tombstones) -> None:
-        """Find the series that gaps belong to, without gaps of series that do not exist."""
-        found: dict[tuple[int, int], NDArray[np.int64]] = {}
+        """Assign gaps to series; drops gaps of series that do not exist."""
+        gaps: dict[tuple[int, int], NDArray[np.int64]] = {}
         for request in fresh:
             for gap in request.gaps:
                 run = graves.current(gap.source)
                 if run is not None:
                     key = run, self._memory.key(run, gap)
-                    found[key] = np.concatenate((found.get(key, NO_GAPS), gap_times(gap)))
-        known = known_series(self._connection, [key for key in found if key[1] not in self._incoming])
-        self._gaps = {key: times for key, times in found.items() if key[1] in known or key[1] in self._incoming}
+                    gaps[key] = np.concatenate((gaps.get(key, NO_GAPS), gap_times(gap)))
+        known = known_series(self._connection, [key for key in gaps if key[1] not in self._incoming])
+        self._gaps = {key: times for key, times in gaps.items() if key[1] in known or key[1] in self._incoming}
 
     def _add_event(self, request: Request, source: Source, event: Event, graves: Tombstones) -> None:
         moment = event.time or request.received  # OTLP: both times of a log record may be unknown
@@ -209,9 +209,9 @@ class Commit:
             return
         self._last_number += 1
         number = self._last_number
-        one = self._activity(run, source)
-        one.add_times(moment, 0)
-        one.add_news(news_of(event), moment, number)
+        process = self._activity(run, source)
+        process.add_times(moment, 0)
+        process.add_news(news_of(event), moment, number)
         if event.name == RUN_HEARTBEAT:
             return
         self._eventful.add(run)
@@ -223,20 +223,20 @@ class Commit:
         ]
 
     def _look_up(self) -> int:
-        """Leave out points that are stored, and series that a run may not have; returns how many points are stored."""
+        """Leave out stored points, and series beyond the limit of a run; returns the number of stored points."""
         incoming = self._incoming
-        for one in incoming.values():
-            one.join()
-        known = known_series(self._connection, [(one.run, one.key) for one in incoming.values()])
-        unknown = [one for one in incoming.values() if one.key not in known]
+        for series in incoming.values():
+            series.join()
+        known = known_series(self._connection, [(series.run, series.key) for series in incoming.values()])
+        unknown = [series for series in incoming.values() if series.key not in known]
         if unknown:
-            counts = self._counts({one.run for one in unknown})
-            for one in unknown:
-                if counts[one.run] >= limits.MAX_SERIES_PER_RUN:
-                    for request, points in one.requests:
+            counts = self._counts({series.run for series in unknown})
+            for series in unknown:
+                if counts[series.run] >= limits.MAX_SERIES_PER_RUN:
+                    for request, points in series.requests:
                         request.rejections[f"run has more than {limits.MAX_SERIES_PER_RUN} series"] += points
-                    del incoming[one.key]
-                counts[one.run] += 1
+                    del incoming[series.key]
+                counts[series.run] += 1
         return leave_out_known(self._connection, incoming.values(), known)
 
     def _counts(self, runs: set[int]) -> dict[int, int]:
@@ -250,7 +250,7 @@ class Commit:
         received = self._received // 10**9
         incoming = self._incoming.values()
         if self._activities:
-            rows = [one.row(named=self._memory.is_news(one)) for one in self._activities.values()]
+            rows = [process.row(named=self._memory.is_news(process)) for process in self._activities.values()]
             connection.insert("process", process_updates.COLUMNS, encode_rows(process_updates.COLUMNS, rows))
         # Before the points: if this server dies in between, a retry looks up every point that may be stored.
         series = series_rows(incoming)
@@ -272,15 +272,15 @@ class Commit:
             self._log.write(arrived)
         batches = [
             (
-                one.batch_id,
-                one.digest,
-                receipts[id(one)].rejected,
-                receipts[id(one)].message,
+                request.batch_id,
+                request.digest,
+                receipts[id(request)].rejected,
+                receipts[id(request)].message,
                 invert(self._number),
                 received,
             )
-            for one in fresh
-            if one.batch_id is not None
+            for request in fresh
+            if request.batch_id is not None
         ]
         if batches:
             connection.insert("batch", _BATCH_COLUMNS, encode_rows(_BATCH_COLUMNS, batches))
@@ -289,27 +289,32 @@ class Commit:
     def _arrived(self) -> list[Arrived]:
         metrics: dict[int, set[str]] = defaultdict(set)
         first: dict[int, int] = {}
-        for one in self._incoming.values():
-            if len(one.points):
-                metrics[one.run].add(one.arrival.metric)
-                earliest = int(one.points.times[0])
-                first[one.run] = min(first.get(one.run, earliest), earliest)
-        anew = {one.run for one in self._activities.values() if self._memory.begins_earlier(one)}
-        anew |= {run for run, _ in self._gaps}
+        for series in self._incoming.values():
+            if len(series.points):
+                metrics[series.run].add(series.arrival.metric)
+                earliest = int(series.points.times[0])
+                first[series.run] = min(first.get(series.run, earliest), earliest)
+        read_all = {process.run for process in self._activities.values() if self._memory.begins_earlier(process)}
+        read_all |= {run for run, _ in self._gaps}
         return [
             Arrived(
-                run, self._number, first.get(run, 0), sorted(metrics.get(run, ())), run in self._eventful, run in anew
+                run,
+                self._number,
+                first.get(run, 0),
+                sorted(metrics.get(run, ())),
+                run in self._eventful,
+                run in read_all,
             )
-            for run in sorted(metrics.keys() | self._eventful | anew)
+            for run in sorted(metrics.keys() | self._eventful | read_all)
         ]
 
     def _activity(self, run: int, source: Source) -> ProcessUpdate:
-        one = self._activities.get((run, source.process))
-        if one is None:
-            one = ProcessUpdate(run, source, self._number, self._received)
-            self._activities[run, source.process] = one
-        one.source = source
-        return one
+        process = self._activities.get((run, source.process))
+        if process is None:
+            process = ProcessUpdate(run, source, self._number, self._received)
+            self._activities[run, source.process] = process
+        process.source = source
+        return process
 
 
 def event_row(run: int, process: str, event: Event, prepared: Prepared, *, time: int, number: int) -> list[object]:
@@ -323,7 +328,7 @@ def event_row(run: int, process: str, event: Event, prepared: Prepared, *, time:
 
 
 def _pieces(media: Sequence[_MediaRow]) -> Iterator[Sequence[_MediaRow]]:
-    """Images in lists that can be encoded at once: that takes several times their bytes."""
+    """Split images into lists that can be encoded at once; encoding takes several times their bytes."""
     piece: list[_MediaRow] = []
     size = 0
     for row in media:

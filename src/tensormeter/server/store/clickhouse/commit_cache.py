@@ -1,4 +1,4 @@
-"""What a server remembers of its own commits."""
+"""A cache of what this server has committed."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -13,13 +13,13 @@ _CACHED: Final = 200_000
 
 
 class CommitCache:
-    """Spares saying again what was said, and working out keys again. For one commit at a time.
+    """Caches names, starts of attempts and keys, so that commits do not write or compute them again. For one commit at a time.
 
-    Other servers commit as well, and what is forgotten is said once more, so nothing depends on it being whole.
+    Nothing depends on it: other servers commit as well, and a commit writes again what is not in the cache.
     """
 
     def __init__(self) -> None:
-        self._told: dict[tuple[int, str], tuple[str, str]] = {}
+        self._names: dict[tuple[int, str], tuple[str, str]] = {}
         self._began: dict[tuple[int, str], tuple[int, int]] = {}
         self._keys: dict[tuple[int, str, str, str, str, str], int] = {}
 
@@ -35,27 +35,27 @@ class CommitCache:
             )
         return key
 
-    def is_news(self, one: ProcessUpdate) -> bool:
-        """Whether name and resource of a process are not what was written of it last."""
-        return self._told.get((one.run, one.source.process)) != (one.source.name, one.source.resource)
+    def is_news(self, process: ProcessUpdate) -> bool:
+        """Whether name or resource of a process differ from those written last."""
+        return self._names.get((process.run, process.source.process)) != (process.source.name, process.source.resource)
 
-    def begins_earlier(self, one: ProcessUpdate) -> bool:
-        """Whether readers cannot know yet where this process of a later attempt begins; also true when this server does not know."""
-        step, began = self._began.get((one.run, one.source.process), (NEVER, NEVER))
-        return one.first_step < step or one.began < began
+    def begins_earlier(self, process: ProcessUpdate) -> bool:
+        """Whether this process of a later attempt begins earlier than was written; true as well if the cache has no start of it."""
+        step, began = self._began.get((process.run, process.source.process), (NEVER, NEVER))
+        return process.first_step < step or process.began < began
 
     def remember(self, written: Iterable[ProcessUpdate]) -> None:
-        """These have been written."""
-        if len(self._told) > _CACHED:
+        """Cache updates that were written."""
+        if len(self._names) > _CACHED:
             self.forget()
-        for one in written:
-            key = one.run, one.source.process
-            self._told[key] = one.source.name, one.source.resource
-            if one.began != NEVER:
+        for process in written:
+            key = process.run, process.source.process
+            self._names[key] = process.source.name, process.source.resource
+            if process.began != NEVER:
                 known = self._began.get(key, (NEVER, NEVER))
-                self._began[key] = min(known[0], one.first_step), min(known[1], one.began)
+                self._began[key] = min(known[0], process.first_step), min(known[1], process.began)
 
     def forget(self) -> None:
-        """It is not known what has been written."""
-        self._told.clear()
+        """Clear the cache, after a failure: it is unknown what was written."""
+        self._names.clear()
         self._began.clear()

@@ -1,4 +1,4 @@
-"""Speaking to ClickHouse: rows of JSON for what there is little of, arrays of fixed rows for what there is much of."""
+"""A connection to ClickHouse: small results as rows of JSON, large ones as arrays of fixed rows."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ __all__ = ["Connection", "numbers"]
 _CONNECTIONS: Final = 16
 _MAX_ERROR: Final = 400
 _ADDRESS: Final = re.compile(r"/\?\S+")
-"""Where a request went, with everything that it asked for."""
+"""The address of a request, with all of its parameters."""
 
 _CODE: Final = re.compile(r"\bCode: (\d+)\. DB::Exception")
 _DAMAGE: Final = {
@@ -34,26 +34,26 @@ _DAMAGE: Final = {
     271,  # CANNOT_DECOMPRESS
     432,  # UNKNOWN_CODEC
 }
-"""ClickHouse's codes of errors with which it reads files that have changed by themselves."""
+"""ClickHouse's codes of the errors that mean damaged files."""
 
 _WHOLE: Final = 1 << 24
-"""Rows of one insert that stay one block, which is there whole or not at all."""
+"""Rows of one insert that stay one block, which ClickHouse stores whole or not at all."""
 
 _SETTINGS: Final[Mapping[str, str | int]] = {
     "max_execution_time": 60,
     "max_memory_usage": 8 << 30,
-    "max_query_size": 64 << 20,  # statements name series by number, perhaps many
-    "prefer_column_name_to_alias": 1,  # an aggregate may be called as its column
+    "max_query_size": 64 << 20,  # statements may contain the numbers of many series
+    "prefer_column_name_to_alias": 1,  # an aggregate may have the name of its column
     "output_format_json_quote_64bit_integers": 0,
     "max_insert_block_size": _WHOLE,
     "min_insert_block_size_rows": _WHOLE,
     "min_insert_block_size_bytes": 1 << 30,
     "input_format_parallel_parsing": 0,
-    "async_insert": 0,  # a commit's inserts come one after another
-    "distributed_foreground_insert": 1,  # otherwise a shard has the rows some time after we have answered
+    "async_insert": 0,  # the inserts of a commit have an order
+    "distributed_foreground_insert": 1,  # otherwise shards get the rows after the answer
 }
 
-# Whatever they log is in the errors that they raise, and theirs tell all that was asked for.
+# Their log lines contain whole requests; the errors that they raise are enough.
 for _name in ("clickhouse_connect", "urllib3.connectionpool"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
@@ -61,14 +61,13 @@ for _name in ("clickhouse_connect", "urllib3.connectionpool"):
 class Connection:
     """A pool of HTTP connections. Any thread may use it; calls block for 60 seconds at most, and longer for large answers.
 
-    Values never stand in a statement but as bound parameters or as plain integers.
+    Statements contain values as bound parameters or as plain integers only.
 
     Raises:
-        StoreUnavailableError: From any method: ClickHouse cannot be reached, or refuses. Nothing says here that it always will,
-            so whoever sent something sends it again.
+        StoreUnavailableError: From any method: ClickHouse cannot be reached, or refuses. The caller may retry.
 
     Attributes:
-        damage: What a read said that came upon damaged files, or None.
+        damage: Error of a read of damaged files, or None.
     """
 
     damage: str | None = None
@@ -77,8 +76,8 @@ class Connection:
         """Connect.
 
         Args:
-            address: Where to.
-            database: Which database unqualified names are in; None: the user's own.
+            address: Address of ClickHouse.
+            database: Database of unqualified names; None for the user's default.
         """
         self._where = str(address)
         try:
@@ -100,21 +99,21 @@ class Connection:
             raise self._error(error) from None
 
     def rows(self, statement: str, **parameters: Any) -> list[list[Any]]:
-        """The rows that a SELECT finds, as JSON values: all integers exact; floats only where none is NaN or infinite."""
+        """The rows of a SELECT as JSON values. Integers are exact; floats must not be NaN or infinite."""
         answer = self._ask(statement, "JSONCompactEachRow", parameters)
         return [json.loads(line) for line in answer.splitlines()] if answer else []
 
     def columns(self, statement: str, dtype: np.dtype[Any], **parameters: Any) -> NDArray[Any]:
-        """What a SELECT of columns of fixed size finds: a structured array of `dtype`, which must be packed as they come."""
+        """The rows of a SELECT of columns of fixed size, as an array of `dtype`, which has these columns without padding."""
         return np.frombuffer(self._ask(statement, "RowBinary", parameters), dtype)
 
     def raw(self, statement: str, **parameters: Any) -> bytes:
-        """What a SELECT finds, as RowBinary."""
+        """The rows of a SELECT as RowBinary."""
         return self._ask(statement, "RowBinary", parameters)
 
     def insert(self, table: str, columns: Iterable[str], rows: bytes) -> None:
         """Insert rows given as RowBinary: all or none, up to sixteen million."""
-        # Not `raw_insert`, which retries when a connection breaks: retries are the sender's.
+        # Not `raw_insert`, which retries by itself when a connection breaks; the sender retries.
         statement = f"INSERT INTO {table} ({', '.join(columns)}) FORMAT RowBinary"
         try:
             self._client.command(statement, data=rows)
@@ -122,7 +121,7 @@ class Connection:
             raise self._error(error) from None
 
     def execute(self, statement: str) -> None:
-        """A statement without an answer."""
+        """Run a statement that returns no rows."""
         try:
             self._client.command(statement)
         except (ClickHouseError, HTTPError, OSError) as error:
@@ -140,12 +139,12 @@ class Connection:
             code = _CODE.search(str(error))
             unavailable = self._error(error)
             if code is not None and int(code[1]) in _DAMAGE:
-                self.damage = f"ClickHouse has come upon damage: {unavailable}"
+                self.damage = f"ClickHouse found damage: {unavailable}"
             raise unavailable from None
 
     def _error(self, error: Exception) -> StoreUnavailableError:
         text = _ADDRESS.sub("", " ".join(str(error).split()))[:_MAX_ERROR]
-        return StoreUnavailableError(f"{self._where} does not do what the server asks for: {text}")
+        return StoreUnavailableError(f"{self._where}: request failed: {text}")
 
 
 def numbers(values: Iterable[int]) -> str:

@@ -60,7 +60,7 @@ class EventReader:
         return EventPage([stored_event(row, max_body) for row in rows], more=number < len(sizes))
 
     def alerts(self, after: int, limit: int) -> list[tuple[RunRef, StoredEvent]]:
-        """Alerts of all runs with greater ids, the oldest first."""
+        """Alerts of all runs with ids greater than `after`, the oldest first."""
         rows = self._connection.rows(
             f"SELECT run, {_COLUMNS} FROM event FINAL WHERE name = {{name:String}} AND id > {int(after)}"
             f" AND run GLOBAL NOT IN (SELECT run FROM deleted) ORDER BY id LIMIT {int(limit)}",
@@ -70,7 +70,7 @@ class EventReader:
         return [(names[row[0]], stored_event(row[1:])) for row in rows if row[0] in names]
 
     def media(self, run: int, digest: str) -> tuple[str, bytes] | None:
-        """Type and bytes of an image of a run."""
+        """Content type and bytes of an image of a run; None if there is none."""
         where = f"FROM media FINAL WHERE run = {run} AND digest = {{digest:String}} LIMIT 1"
         if len(digest) != 64 or not digest.isascii():
             return None

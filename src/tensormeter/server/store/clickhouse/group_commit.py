@@ -1,4 +1,4 @@
-"""Group commit: requests that wait together are one commit."""
+"""Group commit: requests that wait at the same time share a commit."""
 
 import threading
 import time
@@ -18,7 +18,7 @@ __all__ = ["Committer"]
 
 
 class Committer:
-    """Takes requests of any thread; one of those that wait commits for all.
+    """Commits requests of any thread; one of the waiting threads commits for all.
 
     The order of a commit's inserts makes it safe to send a request again, to this server or another, after a death in between:
     processes, series with the time of their latest point, points, events, the log, and the batch's id last. A retry looks up the
@@ -27,7 +27,7 @@ class Committer:
 
     def __init__(self, connection: Connection, numbers: Numbers, log: Log, interval: float) -> None:
         """Args:
-        interval: Seconds between two commits, at least: each is a part in every table, and parts have to be merged.
+        interval: Minimum seconds between two commits. Each commit makes a part in several tables, which ClickHouse has to merge.
         """
         self._connection = connection
         self._numbers = numbers
@@ -40,11 +40,11 @@ class Committer:
         self._memory = CommitCache()
 
     def commit(self, request: Request) -> Receipt:
-        """Store a request; blocks until it is stored, with others perhaps.
+        """Store a request, perhaps together with others; blocks until it is stored.
 
         Raises:
-            BatchConflictError: Its id is known with another payload.
-            StoreUnavailableError: It may be stored in part; sending it again completes it.
+            BatchConflictError: Its id is stored with another payload.
+            StoreUnavailableError: It may be stored in part; a retry completes it.
         """
         with self._lock:
             self._waiting.append(request)
@@ -55,7 +55,7 @@ class Committer:
 
     @contextmanager
     def alone(self) -> Iterator[int]:
-        """While no commit is under way, with the next number: what is logged must be logged in the order of numbers."""
+        """Keep commits out, and give the next number: entries of the log must be in the order of numbers."""
         with self._committing:
             yield self._numbers.take()
 
@@ -74,7 +74,7 @@ class Committer:
             for request in requests:
                 if not request.done.is_set():
                     request.settle(outcome)
-            # What was written of it is in no reader's log: whoever holds a cursor must read anew.
+            # The log has no entry for what was written, so cursors must become invalid.
             self._renew()
             if outcome is not error:
                 raise
@@ -86,8 +86,8 @@ class Committer:
         try:
             self._log.begin(self._numbers.take())
         except StoreUnavailableError:
-            return  # the next entry, whenever it can be written, has the new name
+            return  # the next entry has the new name
 
 
 def _failure(error: Exception) -> StoreUnavailableError:
-    return StoreUnavailableError(f"the store failed, and the server's log says why: {type(error).__name__}")
+    return StoreUnavailableError(f"the store failed with {type(error).__name__}; see the server's log")

@@ -1,4 +1,4 @@
-"""Inspecting ClickHouse's tables: ClickHouse has checksums of its own, and verifies them on request."""
+"""Inspection of ClickHouse's tables: ClickHouse verifies its checksums on request."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,18 +12,18 @@ from tensormeter.server.store.models.errors import StoreUnavailableError
 __all__ = ["check_tables"]
 
 _MOST: Final = 100
-"""Parts of one table that are named."""
+"""Maximum of damaged parts of one table that are named."""
 
 
 def check_tables(address: Address) -> Iterator[tuple[str, str]]:
-    """What `CHECK TABLE` finds in each table: (table, what is wrong). Of a cluster only the server at the address is checked.
+    """Run `CHECK TABLE` for each table; yields pairs of table and problem. In a cluster, checks the server at the address only.
 
     Raises:
         StoreUnavailableError: ClickHouse cannot be reached, or refuses.
     """
     with closing(Connection(address, address.database)) as connection:
-        there = connection.rows("SELECT name FROM system.tables WHERE database = {name:String}", name=address.database)
-        names = {str(row[0]) for row in there}
+        rows = connection.rows("SELECT name FROM system.tables WHERE database = {name:String}", name=address.database)
+        names = {str(row[0]) for row in rows}
         for table in TABLES:
             name = f"{table.name}_local" if f"{table.name}_local" in names else table.name
             if name not in names:

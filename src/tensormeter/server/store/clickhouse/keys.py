@@ -1,4 +1,4 @@
-"""Numbers that every server works out alike: of runs and series by what they are, of arrivals by the clock."""
+"""Keys that every server computes alike: of runs and series from their names, of arrivals from the clock."""
 
 import hashlib
 import threading
@@ -14,40 +14,40 @@ __all__ = ["Numbers", "invert", "run_key", "series_key", "steps_key"]
 _ALL_BITS: Final = (1 << 64) - 1
 
 _CACHED: Final = 10_000
-"""Keys that are remembered: every series of a request asks for those of its run and its process."""
+"""Cached keys: every series of a request needs those of its run and its process."""
 
 
 @lru_cache(_CACHED)
 def run_key(project: str, run_id: str, generation: int) -> int:
-    """A run. `generation` is when the run of this name before it was deleted; 0 if there was none."""
+    """The key of a run. `generation` is the time at which the previous run of this name was deleted, or 0."""
     return _hash([project, run_id, generation])
 
 
 def series_key(run: int, process: str, metric: str, *, kind: str, scope: str, attributes: str) -> int:
-    """A series of a run."""
+    """The key of a series of a run."""
     return _hash([run, process, metric, kind, scope, attributes])
 
 
 @lru_cache(_CACHED)
 def steps_key(run: int, process: str) -> int:
-    """The series of steps that a process of tensormeter's own writes."""
+    """The key of the series of steps that a process of tensormeter writes."""
     return series_key(run, process, STEP_METRIC, kind="gauge", scope="", attributes="{}")
 
 
 def invert(number: int) -> int:
-    """An arrival's number as precedence, and back: the earlier, the greater."""
+    """Convert the number of an arrival to its precedence, or back: earlier arrivals have a greater precedence."""
     return _ALL_BITS - number
 
 
 class Numbers:
-    """Numbers of arrivals: microseconds by this server's clock, but each greater than the one before. Any thread."""
+    """Numbers of arrivals: microseconds by this server's clock, strictly increasing. For any number of threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._last = 0
 
     def take(self, count: int = 1) -> int:
-        """The first of `count` numbers in a row."""
+        """Take `count` consecutive numbers, and return the first."""
         with self._lock:
             first = max(self._last + 1, time.time_ns() // 1000)
             self._last = first + count - 1

@@ -1,4 +1,4 @@
-"""One request on its way into the store."""
+"""A request that waits for its commit."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -15,13 +15,13 @@ Resources = Sequence[tuple[Mapping[str, Attribute], Sequence[Event]]]
 
 @dataclass(eq=False)
 class Request:
-    """What came, and, once `done` is set, what became of it: a receipt or an error.
+    """A request and, once `done` is set, its receipt or error.
 
     Attributes:
-        digest: Of signal and payload, 32 bytes.
-        received: By this server's clock, nanoseconds since the Unix epoch.
-        noun: What is counted, for the receipt.
-        gaps: As of `gaps_of`.
+        digest: SHA-256 of signal and payload, 32 bytes.
+        received: Time of arrival by this server's clock, in nanoseconds since the Unix epoch.
+        noun: Name of what the receipt counts.
+        gaps: Gaps, as `gaps_of` returns them.
     """
 
     digest: bytes
@@ -37,7 +37,7 @@ class Request:
     done: threading.Event = field(default_factory=threading.Event)
 
     def settle(self, outcome: Receipt | Exception) -> None:
-        """Say what became of it."""
+        """Set the receipt or the error."""
         if isinstance(outcome, Exception):
             self.error = outcome
         else:

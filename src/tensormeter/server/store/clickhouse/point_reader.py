@@ -1,4 +1,4 @@
-"""Series of a run and their points."""
+"""Reads series of a run and their points."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -67,7 +67,7 @@ class PointReader:
         start, stop = selection.start, selection.stop
         table = "points" if selection.numeric else "distributions"
         where = f"run = {run} AND series IN ({numbers([row[0] for row in rows])}){_range(start, stop)}"
-        # Not FINAL: an upper bound, in which points that are written twice count twice until ClickHouse merges them.
+        # Not FINAL: an upper bound, in which a point that is written twice counts twice until ClickHouse merges its rows.
         total = self._connection.rows(f"SELECT count() FROM {table} WHERE {where}")[0][0]
         gaps: Mapping[int, NDArray[np.int64]] = {}
         if selection.gaps:
@@ -78,28 +78,28 @@ class PointReader:
         return self._select(rows, tail, selection, gaps=gaps)
 
     def _gaps(self, where: str, most: int) -> Mapping[int, NDArray[np.int64]]:
-        """The newest gaps of each series, ascending; of all of them `most` at most, and one more if there are more."""
-        found = self._connection.columns(
+        """The newest gaps of each series, ascending: `most` in total, and one more if there are more."""
+        gaps = self._connection.columns(
             f"SELECT DISTINCT series, time FROM gap WHERE {where} ORDER BY series, time DESC"
             f" LIMIT {MAX_GAPS} BY series LIMIT {max(most, 0) + 1}",
             _GAP,
         )
-        keys, firsts = np.unique(found["series"], return_index=True)
-        parts = np.split(found["time"], firsts[1:])
+        keys, firsts = np.unique(gaps["series"], return_index=True)
+        parts = np.split(gaps["time"], firsts[1:])
         return {int(key): np.sort(part) for key, part in zip(keys, parts, strict=False)}
 
     def read_new(
         self, run: int, rows: Sequence[Sequence[Any]], arrived: Collection[Arrived], selection: Selection
     ) -> list[Series]:
-        """The points that came in some commits."""
-        metrics = {metric for one in arrived for metric in one.metrics}
+        """The points of some commits."""
+        metrics = {metric for commit in arrived for metric in commit.metrics}
         rows = [row for row in rows if row[2] in metrics]
         if not rows:
             return []
-        first = min(one.first for one in arrived if one.metrics)
+        first = min(commit.first for commit in arrived if commit.metrics)
         table = "points" if selection.numeric else "distributions"
-        commits = numbers([invert(one.number) for one in arrived])
-        # Not FINAL: of two equal points it would show the one that is not new.
+        commits = numbers([invert(commit.number) for commit in arrived])
+        # Not FINAL: of two equal points it would show the older one.
         return self._select(
             rows,
             f"FROM {table} WHERE run = {run} AND series IN ({numbers([row[0] for row in rows])}){_range(first, None)}"
@@ -116,12 +116,12 @@ class PointReader:
         gaps: Mapping[int, NDArray[np.int64]] = MappingProxyType({}),
     ) -> list[Series]:
         if selection.numeric:
-            found = self._connection.columns(f"SELECT series, time, word, integer {tail}", _ROW)
-            keys: NDArray[np.uint64] = np.ascontiguousarray(found["series"])
+            columns = self._connection.columns(f"SELECT series, time, word, integer {tail}", _ROW)
+            keys: NDArray[np.uint64] = np.ascontiguousarray(columns["series"])
             column: Column = Points(
-                np.ascontiguousarray(found["time"]),
-                np.ascontiguousarray(found["word"]),
-                np.ascontiguousarray(found["integer"]).view(np.bool_),
+                np.ascontiguousarray(columns["time"]),
+                np.ascontiguousarray(columns["word"]),
+                np.ascontiguousarray(columns["integer"]).view(np.bool_),
             )
         else:
             keys, column = _decode_blobs(self._connection.raw(f"SELECT series, time, data {tail}"))
@@ -165,7 +165,7 @@ def _metric(
 
 
 def _decode_blobs(data: bytes) -> tuple[NDArray[np.uint64], Blobs]:
-    """Rows of series, time and data: RowBinary with a varint before the data."""
+    """Decode rows of series, time and data: RowBinary, with a varint before the data."""
     keys, times, blobs = [], [], []
     position = 0
     while position < len(data):
@@ -186,8 +186,8 @@ def _decode_blobs(data: bytes) -> tuple[NDArray[np.uint64], Blobs]:
 
 
 def _range(start: int | None, stop: int | None) -> str:
-    found = ""
+    conditions = ""
     for operator, bound in ((">=", start), ("<", stop)):
         if bound is not None:
-            found += f" AND time {operator} fromUnixTimestamp64Nano({min(max(bound, 0), _LAST)}, 'UTC')"
-    return found
+            conditions += f" AND time {operator} fromUnixTimestamp64Nano({min(max(bound, 0), _LAST)}, 'UTC')"
+    return conditions

@@ -1,4 +1,4 @@
-"""What a commit says about a process of a run: one row, which merging adds to those before."""
+"""The update that a commit makes to a process of a run: one row, which ClickHouse merges with earlier rows."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -10,7 +10,7 @@ from tensormeter.server.store.rules.resource_identity import Source
 __all__ = ["COLUMNS", "NEVER", "ProcessUpdate"]
 
 NEVER: Final = (1 << 63) - 1
-"""Stands for a time or step that there is none of: the least of all with any other is the other."""
+"""Means that there is no time or step. The minimum of this and any other is the other."""
 
 _NO_NUMBER: Final = (1 << 64) - 1
 
@@ -37,12 +37,12 @@ COLUMNS: Final = {
     "first_step": "q",
     "began": "q",
 }
-"""As `encode_rows` wants them."""
+"""The columns, for `encode_rows`."""
 
 
 @dataclass(slots=True)
 class ProcessUpdate:
-    """Of one process. Numbers are those of arrivals."""
+    """The update of one process. `number`, and each number in a tuple, is that of an arrival."""
 
     run: int
     source: Source
@@ -63,18 +63,18 @@ class ProcessUpdate:
     began: int = NEVER
 
     def add_times(self, first: int, newest: int) -> None:
-        """Points from `first` to `newest`; `newest` is 0 for an event at `first`."""
+        """Add the times of points from `first` to `newest`, or of an event at `first`, with 0 for `newest`."""
         self.created = min(self.created, first)
         self.newest = max(self.newest, min(newest, self.received))
 
     def add_steps(self, steps: Points) -> None:
-        """Steps of a process of a later attempt than the first."""
-        found = beginning(steps)
-        if found is not None:
-            self.first_step, self.began = min(self.first_step, found[0]), min(self.began, found[1])
+        """Add the steps of a process of a second or later attempt."""
+        start = beginning(steps)
+        if start is not None:
+            self.first_step, self.began = min(self.first_step, start[0]), min(self.began, start[1])
 
     def add_news(self, news: News, time: int, number: int) -> None:
-        """What an event says."""
+        """Add the news of an event."""
         if news.losses is not None:
             self.losses = number, news.losses
         if news.starts:
@@ -94,7 +94,7 @@ class ProcessUpdate:
             self.notes = min(self.notes, (number, news.notes))
 
     def row(self, *, named: bool) -> list[Any]:
-        """As `COLUMNS` say; without name and resource unless `named`."""
+        """The values of `COLUMNS`, without name and resource unless `named`."""
         source, number = self.source, self.number
         name = (number, source.name) if named else (0, "")
         resource = (number, source.attempt, source.resource) if named else (0, 0, "")

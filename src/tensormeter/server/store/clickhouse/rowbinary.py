@@ -8,12 +8,12 @@ __all__ = ["encode_rows"]
 
 
 def _varint(number: int) -> bytes:
-    found = bytearray()
+    encoded = bytearray()
     while number > 0x7F:
-        found.append(number & 0x7F | 0x80)
+        encoded.append(number & 0x7F | 0x80)
         number >>= 7
-    found.append(number)
-    return bytes(found)
+    encoded.append(number)
+    return bytes(encoded)
 
 
 def _text(value: str) -> bytes:
@@ -43,13 +43,13 @@ _ENCODERS: Final[dict[str, Callable[[Any], bytes]]] = {
 
 
 def encode_rows(columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> bytes:
-    """Encode rows.
+    """Encode rows as RowBinary.
 
     Args:
-        columns: A letter for the type of each: B, I, Q unsigned integers of 8, 32, 64 bits; q Int64 (and DateTime64); d Float64; s
+        columns: Letters for the type of each column: B, I, Q unsigned integers of 8, 32, 64 bits; q Int64 (and DateTime64); d Float64; s
             String of text; b String of bytes; f FixedString; a Array(String). A tuple has one for each of its items.
         rows: Values in that order, tuples spread out.
     """
     encoders = [_ENCODERS[letter] for letters in columns.values() for letter in letters]
-    # Row by row: a list of all fields of many rows would take ten times the bytes of the fields.
+    # Row by row: a list of all fields of all rows would take ten times the memory.
     return b"".join([b"".join([encode(value) for encode, value in zip(encoders, row, strict=True)]) for row in rows])

@@ -1,4 +1,4 @@
-"""Runs: found by name, folded from what their processes and users said, with summaries of their metrics."""
+"""Reads runs: looks them up by name, merges the updates of their processes and users, and summarizes their metrics."""
 
 import json
 import time
@@ -70,7 +70,7 @@ class Runs:
         raise NotFoundError(f"there is no run {ref.run_id!r}{where}; list the runs to see their ids")
 
     def existing(self, refs: Sequence[RunRef]) -> set[int]:
-        """The keys of those that exist."""
+        """The keys of the runs that exist."""
         ids = sorted({ref.run_id for ref in refs})
         rows = self._connection.rows(
             f"SELECT DISTINCT run, run_id, project FROM process WHERE run_id IN {{ids:Array(String)}} AND {_NOT_DELETED}",
@@ -80,17 +80,17 @@ class Runs:
         return {run for run, run_id, project in rows if wanted & {(run_id, project), (run_id, None)}}
 
     def recent(self, since: int) -> set[int]:
-        """Runs that something arrived for since a time."""
+        """Runs with an arrival since a time."""
         rows = self._connection.rows(f"SELECT DISTINCT run FROM process WHERE updated > {since} AND {_NOT_DELETED}")
         return {row[0] for row in rows}
 
     def states(self, runs: Collection[int]) -> dict[int, tuple[RunRef, State]]:
-        """Names and present states."""
-        found = self._load(f"run IN ({numbers(runs)})", runs) if runs else {}
-        return {key: (RunRef(run.run_id, run.project), run.state) for key, run in found.items()}
+        """Names and present states of runs, by key."""
+        loaded = self._load(f"run IN ({numbers(runs)})", runs) if runs else {}
+        return {key: (RunRef(run.run_id, run.project), run.state) for key, run in loaded.items()}
 
     def names(self, runs: Collection[int]) -> dict[int, RunRef]:
-        """Names of those that are not deleted."""
+        """Names of the runs that are not deleted, by key."""
         if not runs:
             return {}
         rows = self._connection.rows(
@@ -115,60 +115,60 @@ class Runs:
         )
         if all(row[1][1] == 1 for row in rows):
             return {}
-        found = {}
+        attempts = {}
         for process, (_, number, resource), first_step, began in rows:
             rank = json.loads(resource).get(RANK)
             known = first_step != NEVER
-            found[process] = ProcessAttempt(
+            attempts[process] = ProcessAttempt(
                 number,
                 first_step if known else None,
                 began if known else 0,
                 rank if isinstance(rank, int) and not isinstance(rank, bool) else None,
             )
-        return found
+        return attempts
 
     def started(self, run: int) -> int:
-        """When a run started."""
+        """The time at which a run started."""
         rows = self._connection.rows(f"SELECT min(first_start), min(created) FROM process WHERE run = {run}")
         first_start, created = rows[0]
         return int(created if first_start == NEVER else first_start)
 
     def updated(self, run: int) -> int:
-        """When something last arrived for a run."""
+        """The time of the last arrival for a run."""
         return int(self._connection.rows(f"SELECT max(updated) FROM process WHERE run = {run}")[0][0])
 
     def load(self, runs: Sequence[int], metrics: Collection[str] | None) -> list[RunSummary]:
-        """Runs in that order, without those that are gone, with the summaries of `metrics`, or all."""
+        """Runs in the given order, without those that do not exist, with summaries of `metrics`, or of all metrics."""
         if not runs:
             return []
-        found = self._load(f"run IN ({numbers(runs)})", runs, config=True)
-        updated = {key: run.updated for key, run in found.items()}
+        loaded = self._load(f"run IN ({numbers(runs)})", runs, config=True)
+        updated = {key: run.updated for key, run in loaded.items()}
         totals: Mapping[int, dict[str, Totals]] = {}
-        if found and (metrics is None or metrics):
+        if loaded and (metrics is None or metrics):
             counts = self._counts.of_metrics(updated, metrics)
-            totals = self._totals(f"run IN ({numbers(found)})", metrics, counts, steps=True)
-            for run, metric in self._mixed(found):
+            totals = self._totals(f"run IN ({numbers(loaded)})", metrics, counts, steps=True)
+            for run, metric in self._mixed(loaded):
                 if metric in totals.get(run, {}):
                     totals[run][metric] = totals[run][metric].without_statistics()
         points = self._counts.of_runs(updated)
         return [
             replace(
-                found[key],
+                loaded[key],
                 points=points.get(key, 0),
-                summary={name: summary_of(one) for name, one in sorted(totals.get(key, {}).items())},
+                summary={name: summary_of(total) for name, total in sorted(totals.get(key, {}).items())},
             )
             for key in runs
-            if key in found
+            if key in loaded
         ]
 
     def table(self, project: str | None, fields: Sequence[str], check: Check = no_check) -> RunTable:
-        """What `Store.table` returns."""
+        """See `Store.table`."""
         configured = any(name.startswith("config.") for name in fields)
         of_project = "1" if project is None else "project = {project:String}"
         names = {"project": project or ""}
-        found = self._load(of_project, None, config=configured, **names)
-        runs = list(found)
-        updated = {key: run.updated for key, run in found.items()}
+        loaded = self._load(of_project, None, config=configured, **names)
+        runs = list(loaded)
+        updated = {key: run.updated for key, run in loaded.items()}
         within = f"run GLOBAL IN (SELECT DISTINCT run FROM process WHERE {of_project})"
         columns: dict[str, Sequence[Any]] = {}
         for name in fields:
@@ -178,33 +178,33 @@ class Runs:
                 points = self._counts.of_runs(updated)
                 columns[name] = [points[run] for run in runs]
             elif group == "config" and rest:
-                columns[name] = [dig(run.config, rest) for run in found.values()]
+                columns[name] = [dig(run.config, rest) for run in loaded.values()]
             elif group != "summary":
-                columns[name] = [getattr(run, "run_id" if name == "id" else name) for run in found.values()]
+                columns[name] = [getattr(run, "run_id" if name == "id" else name) for run in loaded.values()]
         for metric, parts in summary_fields(fields).items():
             check()
             counted = not {"count", "mean"}.isdisjoint(parts)
             counts = self._counts.of_metrics(updated, (metric,)) if counted else {}
             totals = self._totals(within, (metric,), counts, steps="last_step" in parts, **names)
-            of_run = {run: one[metric] for run, one in totals.items()}
+            of_run = {run: by_metric[metric] for run, by_metric in totals.items()}
             for part in parts:
                 column = [None if run not in of_run else getattr(of_run[run], PARTS.get(part, part)) for run in runs]
                 columns[f"summary.{metric}.{part}"] = column
         return RunTable(runs, columns)
 
     def _mixed(self, runs: Collection[int]) -> Sequence[Sequence[Any]]:
-        """(run, metric) of metrics whose series differ in unit or kind."""
+        """Pairs of run and metric of metrics whose series differ in unit or kind."""
         return self._connection.rows(
             f"SELECT run, metric FROM series WHERE run IN ({numbers(runs)}) AND (kind = 'gauge' OR kind LIKE 'sum %')"
             " GROUP BY run, metric HAVING uniqExact(kind, unit) > 1"
         )
 
     def step_at(self, wanted: Collection[tuple[int, int, int]]) -> dict[tuple[int, int], int]:
-        """Steps by (series, time), of (run, series of steps, time); without those where no step was logged."""
-        found: dict[tuple[int, int], int] = {}
-        listed = sorted(wanted)
-        for i in range(0, len(listed), _LOOKED_UP):
-            part = listed[i : i + _LOOKED_UP]
+        """Steps by (series, time), for (run, series of steps, time); without times at which no step was logged."""
+        steps: dict[tuple[int, int], int] = {}
+        ordered = sorted(wanted)
+        for i in range(0, len(ordered), _LOOKED_UP):
+            part = ordered[i : i + _LOOKED_UP]
             pairs = ", ".join(f"({series}, fromUnixTimestamp64Nano({time}, 'UTC'))" for _, series, time in part)
             rows = self._connection.columns(
                 f"SELECT series, time, word, integer FROM points FINAL WHERE run IN ({numbers({one[0] for one in part})})"
@@ -212,46 +212,46 @@ class Runs:
                 np.dtype([("series", "<u8"), ("time", "<i8"), ("word", "<i8"), ("integer", "u1")]),
             )
             for series, moment, word, integer in rows.tolist():
-                steps = Points(np.array([moment]), np.array([word]), np.array([integer], np.bool_))
-                step, known = steps_at(steps, steps.times)
+                column = Points(np.array([moment]), np.array([word]), np.array([integer], np.bool_))
+                step, known = steps_at(column, column.times)
                 if known[0]:
-                    found[series, moment] = int(step[0])
-        return found
+                    steps[series, moment] = int(step[0])
+        return steps
 
     def _load(
         self, condition: str, runs: Collection[int] | None, *, config: bool = False, **parameters: Any
     ) -> dict[int, RunSummary]:
-        """Runs by key; `points` and `summary` are empty, and `config` unless it is asked for."""
+        """Runs by key, without `points`, `summary` and, unless `config` is set, their configuration."""
         inner = _PROCESS.format(condition=f"{condition} AND {_NOT_DELETED}", numbered=NUMBERED)
         rows = self._connection.rows(
             _RUN.format(inner=inner, config="tupleElement(max(config), 3)" if config else "''"), **parameters
         )
-        said = self._annotations(runs)
+        annotations = self._annotations(runs)
         now = time.time_ns()
-        return {row[0]: self._run(row, said.get(row[0], {}), now) for row in rows}
+        return {row[0]: self._run(row, annotations.get(row[0], {}), now) for row in rows}
 
     def _annotations(self, runs: Collection[int] | None) -> dict[int, dict[str, tuple[Any, int]]]:
         only = "run != 0" if runs is None else f"run IN ({numbers(runs)})"
-        found: dict[int, dict[str, tuple[Any, int]]] = defaultdict(dict)
+        annotations: dict[int, dict[str, tuple[Any, int]]] = defaultdict(dict)
         for run, name, value, number in self._connection.rows(
             f"SELECT run, field, value, number FROM annotation FINAL WHERE {only}"
         ):
-            found[run][name] = json.loads(value), number
-        return found
+            annotations[run][name] = json.loads(value), number
+        return annotations
 
-    def _run(self, row: Sequence[Any], said: Mapping[str, tuple[Any, int]], now: int) -> RunSummary:
+    def _run(self, row: Sequence[Any], annotations: Mapping[str, tuple[Any, int]], now: int) -> RunSummary:
         _, project, run_id, name, created, first_start, updated, newest, turned, config, *rest = row
         tags, group, notes, lives, losses = rest
         state, attempt, ended = run_life(
             [Life(a, s or None, e or None, how or None, bool(n)) for a, s, e, how, n in lives]
         )
-        stalled, since = said.get("stalled", (False, 0))
+        stalled, since = annotations.get("stalled", (False, 0))
         present = present_state(
             state, updated, stalled=stalled and since > turned, now=now, stall_after=self._stall_after
         )
 
         def chosen(field: str, sent: Any) -> Any:
-            return said[field][0] if field in said else sent
+            return annotations[field][0] if field in annotations else sent
 
         return RunSummary(
             project=project,
@@ -284,7 +284,7 @@ class Runs:
         steps: bool,
         **parameters: Any,
     ) -> dict[int, dict[str, Totals]]:
-        """Totals of numbers by run and metric; the counts, where there are any, from `counts`."""
+        """Totals of numbers by run and metric, with the counts and sums in `counts`."""
         only = "" if metrics is None else " AND metric IN {metrics:Array(String)}"
         rows = self._connection.rows(
             "SELECT run, metric, reinterpretAsInt64(min(minimum)), reinterpretAsInt64(max(maximum)), max(last)"
@@ -295,7 +295,7 @@ class Runs:
         )
         unknown = {(row[0], row[4][5], row[4][0]) for row in rows if not row[4][3]}
         looked_up = self.step_at(unknown) if steps and unknown else {}
-        found: dict[int, dict[str, Totals]] = defaultdict(dict)
+        by_run: dict[int, dict[str, Totals]] = defaultdict(dict)
         for run, metric, *words, last in rows:
             minimum, maximum = np.array(words, np.int64).view(np.float64).tolist()
             if minimum > maximum:  # nothing but NaN
@@ -303,8 +303,8 @@ class Runs:
             moment, word, integer, stepped, step, series = last
             last_step = step if stepped else looked_up.get((series, moment))
             count, present, total = counts.get(run, {}).get(metric, MetricCounts())
-            found[run][metric] = Totals(
+            by_run[run][metric] = Totals(
                 *(count, present, total, minimum, maximum),
                 *(moment, word, bool(integer), last_step),
             )
-        return found
+        return by_run

@@ -1,10 +1,10 @@
-"""The tables in ClickHouse: for one server, or for a cluster of shards and replicas.
+"""The tables in ClickHouse, for one server or for a cluster of shards and replicas.
 
-On one server a table has its name. On a cluster each server has its part as `NAME_local`, kept on all replicas of its shard, and
-`NAME` reaches all parts. Series are spread over the shards, so a run may be larger than a shard; everything about a series is on one.
+On one server a table is called `NAME`. On a cluster each server has its part as `NAME_local`, on all replicas of its shard, and
+`NAME` reaches all parts. Series are spread over the shards, so a run may be larger than a shard; all rows of a series are on one shard.
 
-- `points` is as lean as it can be: 8 to 10 bytes a point on disk. `value` is computed on reading.
-- `precedence` is the number of the arrival, inverted: of equal rows the one that arrived first stays.
+- `points` takes 8 to 10 bytes a point on disk. `value` is computed on reading.
+- `precedence` is the inverted number of the arrival: of equal rows, the one that arrived first stays.
 - `series` and `process` are aggregates that a repeated row cannot change: descriptions, minima, maxima and latest values. Every commit
   writes its own rows, and merging makes one row of many. Counts and sums come from `points`.
 """
@@ -30,7 +30,7 @@ class Table:
     """A table.
 
     Attributes:
-        shard: The expression by which its rows are spread.
+        shard: Expression that spreads its rows over the shards.
         expires: Whether retention removes its rows.
     """
 
@@ -56,7 +56,7 @@ TABLES: Final = (
         _POINT
         + """
     word Int64 CODEC(ZSTD(3)),                        -- the bits of a Float64, or an Int64
-    integer Bool,                                     -- which
+    integer Bool,                                     -- whether it is an Int64
     precedence UInt64 CODEC(Delta, ZSTD(1)),
     received DateTime('UTC') CODEC(Delta, ZSTD(1)),
     value Float64 ALIAS if(integer, toFloat64(word), reinterpretAsFloat64(word))""",
@@ -84,7 +84,7 @@ TABLES: Final = (
         """
     run UInt64,
     series UInt64,
-    time DateTime64(9, 'UTC') CODEC(Delta, ZSTD(1)),   -- a sender said that the series has no value then
+    time DateTime64(9, 'UTC') CODEC(Delta, ZSTD(1)),   -- the sender reported that the series has no value at this time
     precedence UInt64 CODEC(Delta, ZSTD(1)),
     received DateTime('UTC') CODEC(Delta, ZSTD(1))""",
         _REPLACING,
@@ -149,7 +149,7 @@ TABLES: Final = (
     time Int64 CODEC(Delta, ZSTD(1)),
     process String,
     name LowCardinality(String),
-    digest FixedString(32),                           -- SHA-256 of what tells events of a time apart
+    digest FixedString(32),                           -- SHA-256 of what distinguishes events of the same time
     id UInt64,
     key String,
     has_key UInt8,
@@ -206,7 +206,7 @@ TABLES: Final = (
     first Int64,                                      -- the earliest time of a point in it
     metrics Array(LowCardinality(String)),
     events UInt8,
-    anew UInt8                                        -- whether an attempt turned out to begin earlier than was known""",
+    anew UInt8                                        -- whether readers must read all points again""",
         "MergeTree",
         "received, run",
         "run",
@@ -216,7 +216,7 @@ TABLES: Final = (
     Table(
         "annotation",
         """
-    run UInt64,                                       -- 0: of the store
+    run UInt64,                                       -- 0: the store
     field LowCardinality(String),
     value String,
     number UInt64""",
@@ -239,30 +239,30 @@ TABLES: Final = (
 
 
 def statements(database: str, cluster: str = "", retention_days: float | None = None) -> list[str]:
-    """The statements that make the tables; each may be run again.
+    """The statements that make the tables; each may be repeated.
 
     Args:
-        database: Its name.
-        cluster: As in `system.clusters`; "" for one server. Replicas name themselves by the macros {shard} and {replica}.
-        retention_days: After which points, distributions, events, media and batch ids go, counted from their arrival.
+        database: Name of the database.
+        cluster: Name in `system.clusters`; "" for one server. The macros {shard} and {replica} name the replicas.
+        retention_days: Days after their arrival at which points, distributions, gaps, events, media and batch ids are removed.
     """
     on = f" ON CLUSTER '{cluster}'" if cluster else ""
-    found = [f"CREATE DATABASE IF NOT EXISTS {database}{on}"]
+    texts = [f"CREATE DATABASE IF NOT EXISTS {database}{on}"]
     for table in TABLES:
-        found.append(_create(table, database, cluster, on, retention_days))
+        texts.append(_create(table, database, cluster, on, retention_days))
         if cluster:
-            found.append(
+            texts.append(
                 f"CREATE TABLE IF NOT EXISTS {database}.{table.name}{on} AS {database}.{table.name}_local\n"
                 f"ENGINE = Distributed('{cluster}', '{database}', '{table.name}_local', {table.shard})"
             )
-    return found
+    return texts
 
 
 def prepare(address: Address, retention_days: float | None) -> Connection:
-    """Connect, and make what tables are not there yet.
+    """Connect, make missing tables, and upgrade those of older versions.
 
     Raises:
-        StoreError: They were made by a newer version.
+        StoreError: A newer version has made the tables.
         StoreUnavailableError: ClickHouse cannot be reached, or refuses.
     """
     connection = Connection(address)
@@ -280,7 +280,7 @@ def prepare(address: Address, retention_days: float | None) -> Connection:
         version = int(rows[0][0]) if rows else 0
         if version > SCHEMA_VERSION:
             raise StoreError(
-                f"{address} was made by a newer tensormeter (schema {version}, this one knows {SCHEMA_VERSION}); "
+                f"{address} was made by a newer tensormeter (schema {version}; this one supports {SCHEMA_VERSION}); "
                 "upgrade tensormeter, or choose another database"
             )
         if version < SCHEMA_VERSION:
@@ -294,7 +294,7 @@ def prepare(address: Address, retention_days: float | None) -> Connection:
 
 
 def _upgrade(cluster: str) -> Iterator[str]:
-    """The statements that bring tables of versions 1 and 2 up to date, next to those of new tables. Each may be run again."""
+    """The statements that upgrade the tables of versions 1 and 2; each may be repeated."""
     on = f" ON CLUSTER '{cluster}'" if cluster else ""
     local = "_local" if cluster else ""
     for suffix in dict.fromkeys((local, "")):

@@ -1,4 +1,4 @@
-"""Points of one commit, series by series: without those that are there already, and what series keep of them."""
+"""The points of one commit, series by series, without stored points; and the rows that describe the series."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -56,12 +56,12 @@ POINT_COLUMNS: Final = tuple(_POINT.names or ())
 GAP_COLUMNS: Final = {"run": "Q", "series": "Q", "time": "q", "precedence": "Q", "received": "I"}
 BLOB_COLUMNS: Final = {"run": "Q", "series": "Q", "time": "q", "data": "b", "precedence": "Q", "received": "I"}
 _ROWS: Final = 200_000
-"""Points in one insert: 10 MB, of which encoding and sending make copies."""
+"""Points in one insert: 10 MB, which encoding and sending copy."""
 
 _KNOWN: Final = np.dtype([("series", "<u8"), ("time", "<i8")])
 
 _NO_NUMBERS: Final = (np.inf, -np.inf)
-"""Minimum and maximum of a series that has nothing but NaN, or distributions."""
+"""Minimum and maximum of a series of nothing but NaN, or of distributions."""
 
 
 @dataclass(eq=False, slots=True)
@@ -69,9 +69,9 @@ class SeriesBatch:
     """Points of one series.
 
     Attributes:
-        arrival: The first that had some.
-        requests: Who sent them, and how many.
-        points: Once joined: each time once. Once looked up: what is new.
+        arrival: The first arrival with points of the series.
+        requests: Requests with points of the series, and the number of these points.
+        points: Joined points, each time once; after the look-up, those that are not stored.
     """
 
     run: int
@@ -82,17 +82,17 @@ class SeriesBatch:
     points: Column = field(default_factory=Points.empty)
 
     def join(self) -> None:
-        """Make `points` of the parts."""
+        """Set `points` from the parts."""
         self.points = type(self.parts[0]).concat(self.parts).distinct()
 
     @property
     def numeric(self) -> bool:
-        """Whether they are numbers."""
+        """Whether the points are numbers."""
         return isinstance(self.points, Points)
 
 
 def known_series(connection: Connection, keys: Collection[tuple[int, int]]) -> dict[int, int]:
-    """Of these (run, series): the time of the newest point of each that exists."""
+    """The time of the newest point of each series that exists, of these pairs of run and series."""
     if not keys:
         return {}
     rows = connection.rows(
@@ -109,43 +109,43 @@ def encode_gaps(gaps: Mapping[tuple[int, int], NDArray[np.int64]], number: int, 
 
 
 def leave_out_known(connection: Connection, incoming: Iterable[SeriesBatch], newest_known: Mapping[int, int]) -> int:
-    """Take out points that are stored already; returns how many.
+    """Take out stored points, and return their number.
 
-    Only series whose points do not all come after what is known are looked up.
+    Looks up only series with points that are not later than the newest known one.
     """
     late: dict[tuple[int, str], list[SeriesBatch]] = defaultdict(list)
-    for one in incoming:
-        if int(one.points.times[0]) <= newest_known.get(one.key, 0):
-            late[one.run, "points" if one.numeric else "distributions"].append(one)
+    for series in incoming:
+        if int(series.points.times[0]) <= newest_known.get(series.key, 0):
+            late[series.run, "points" if series.numeric else "distributions"].append(series)
     left_out = 0
-    for (run, table), listed in late.items():
-        first = min(int(one.points.times[0]) for one in listed)
-        last = max(min(int(one.points.times[-1]), newest_known[one.key]) for one in listed)
-        found = connection.columns(
-            f"SELECT series, time FROM {table} WHERE run = {run} AND series IN ({numbers(one.key for one in listed)})"
+    for (run, table), batches in late.items():
+        first = min(int(series.points.times[0]) for series in batches)
+        last = max(min(int(series.points.times[-1]), newest_known[series.key]) for series in batches)
+        stored = connection.columns(
+            f"SELECT series, time FROM {table} WHERE run = {run} AND series IN ({numbers(series.key for series in batches)})"
             f" AND time BETWEEN fromUnixTimestamp64Nano({first}, 'UTC') AND fromUnixTimestamp64Nano({last}, 'UTC')",
             _KNOWN,
         )
-        for one in listed:
-            known = np.isin(one.points.times, found["time"][found["series"] == one.key])
-            one.points = one.points[~known]
+        for series in batches:
+            known = np.isin(series.points.times, stored["time"][stored["series"] == series.key])
+            series.points = series.points[~known]
             left_out += int(known.sum())
     return left_out
 
 
 def encode_points(incoming: Iterable[SeriesBatch], number: int, received: int) -> Iterator[bytes]:
-    """Rows of the table `points` for one insert after another, each of a bounded size; `received` in seconds."""
+    """Rows of the table `points`, split into inserts of a bounded size; `received` in seconds."""
     rows = np.empty(_ROWS, _POINT)
     filled = 0
-    for one in incoming:
-        points = one.points
+    for series in incoming:
+        points = series.points
         if not isinstance(points, Points):
             continue
         first = 0
         while first < len(points):
             n = min(len(points) - first, _ROWS - filled)
             into, part = rows[filled : filled + n], points[first : first + n]
-            into["run"], into["series"], into["time"] = one.run, one.key, part.times
+            into["run"], into["series"], into["time"] = series.run, series.key, part.times
             into["word"], into["integer"] = part.words, part.integers
             into["precedence"], into["received"] = invert(number), received
             first, filled = first + n, filled + n
@@ -159,39 +159,41 @@ def encode_points(incoming: Iterable[SeriesBatch], number: int, received: int) -
 def encode_blobs(incoming: Iterable[SeriesBatch], number: int, received: int) -> bytes:
     """Rows of the table `distributions`; `received` in seconds."""
     rows = (
-        (one.run, one.key, time, blob, invert(number), received)
-        for one in incoming
-        if isinstance(one.points, Blobs)
-        for time, blob in zip(one.points.times.tolist(), one.points.blobs, strict=True)
+        (series.run, series.key, time, blob, invert(number), received)
+        for series in incoming
+        if isinstance(series.points, Blobs)
+        for time, blob in zip(series.points.times.tolist(), series.points.blobs, strict=True)
     )
     return encode_rows(BLOB_COLUMNS, rows)
 
 
 def series_rows(incoming: Collection[SeriesBatch]) -> list[list[Any]]:
-    """Rows of the table `series`: what it keeps of these points. A repeated row changes nothing."""
+    """Rows of the table `series` for these points. A repeated row changes nothing."""
     steps: dict[tuple[int, str], list[Points]] = defaultdict(list)
-    for one in incoming:
-        if one.arrival.metric == STEP_METRIC and one.arrival.kind == "gauge":
-            steps[one.run, one.arrival.source.process] += [part for part in one.parts if isinstance(part, Points)]
-    return [_series_row(one, steps) for one in incoming if len(one.points)]
+    for series in incoming:
+        if series.arrival.metric == STEP_METRIC and series.arrival.kind == "gauge":
+            steps[series.run, series.arrival.source.process] += [
+                part for part in series.parts if isinstance(part, Points)
+            ]
+    return [_series_row(series, steps) for series in incoming if len(series.points)]
 
 
-def _series_row(one: SeriesBatch, steps: Mapping[tuple[int, str], list[Points]]) -> list[Any]:
+def _series_row(series: SeriesBatch, steps: Mapping[tuple[int, str], list[Points]]) -> list[Any]:
     extremes = _NO_NUMBERS
-    if isinstance(one.points, Points):
-        totals = Totals.of(one.points)
+    if isinstance(series.points, Points):
+        totals = Totals.of(series.points)
         if totals.numbers:
             extremes = totals.minimum, totals.maximum
-    time, word, integer = newest(one.points)
+    time, word, integer = newest(series.points)
     step, stepped = 0, False
-    process = one.arrival.source.process
-    parts = steps.get((one.run, process))
+    process = series.arrival.source.process
+    parts = steps.get((series.run, process))
     if parts:
-        found, has = steps_at(Points.concat(parts).distinct(), np.array([time], np.int64))
-        step, stepped = int(found[0]), bool(has[0])
-    arrival = one.arrival
+        step_numbers, known = steps_at(Points.concat(parts).distinct(), np.array([time], np.int64))
+        step, stepped = int(step_numbers[0]), bool(known[0])
+    arrival = series.arrival
     return [
-        *(one.run, one.key, arrival.metric, process),
+        *(series.run, series.key, arrival.metric, process),
         *(arrival.kind, arrival.scope, arrival.attributes, arrival.unit, arrival.description),
-        *(*extremes, time, word, integer, stepped, step, steps_key(one.run, process)),
+        *(*extremes, time, word, integer, stepped, step, steps_key(series.run, process)),
     ]

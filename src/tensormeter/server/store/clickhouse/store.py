@@ -1,4 +1,4 @@
-"""The store in ClickHouse: `Store` over writing, reading, and the log of arrivals."""
+"""The store in ClickHouse: implements `Store` with the modules for writing, reading and the log of arrivals."""
 
 import json
 import logging
@@ -59,12 +59,12 @@ _log = logging.getLogger(__name__)
 class ClickHouseStore:
     """A `Store` in a ClickHouse database. See the interface for threads and errors.
 
-    Any number of servers may use one database at once. Their clocks must agree to within some minutes; where two bring different
-    values of one point, the one whose clock says earlier wins.
+    Any number of servers may use one database at once. Their clocks must agree to within some minutes. If two servers store different
+    values of one point, the earlier one by their clocks wins.
     """
 
     syncer: Final = None
-    """What survives a loss of power is up to ClickHouse's settings; see docs/server.md."""
+    """ClickHouse's settings decide what survives a loss of power; see docs/server.md."""
 
     def __init__(
         self,
@@ -74,13 +74,13 @@ class ClickHouseStore:
         stall_after: float = STALL_AFTER,
         retention_days: float | None = None,
     ) -> None:
-        """Connect, and make what tables are not there.
+        """Connect, and make missing tables.
 
         Args:
-            address: Where the database is.
-            commit_interval: Seconds between two commits, at least; requests that come in between go into the next one together.
-            stall_after: Seconds without any sign of life after which a run that has not ended counts as stalled.
-            retention_days: Age at which points go; it becomes part of tables that this call makes, and of no others.
+            address: Address of the database.
+            commit_interval: Minimum seconds between two commits; requests that arrive in between share the next one.
+            stall_after: Seconds without an arrival after which a run that has not ended counts as stalled.
+            retention_days: Age in days at which points are removed; applies to tables that this call makes, and to no others.
 
         Raises:
             StoreError: ClickHouse cannot be reached, refuses, or has tables of a newer version.
@@ -120,7 +120,7 @@ class ClickHouseStore:
         self._check_open()
         arrivals, rejections = arrivals_of(batches, check)
         gaps = gaps_of(batches, check)
-        del batches  # the caller may have given them up
+        del batches  # frees them if the caller has no reference
         content = digest("metrics", payload)
         request = Request(
             content, batch_id, time.time_ns(), "data point", arrivals=arrivals, gaps=gaps, rejections=rejections
@@ -159,10 +159,10 @@ class ClickHouseStore:
 
     def run(self, ref: RunRef) -> RunSummary:
         """See `Store`."""
-        found = self._runs.load([self._find(ref)], None)
-        if not found:  # deleted in between
+        summaries = self._runs.load([self._find(ref)], None)
+        if not summaries:  # deleted in between
             raise NotFoundError(f"there is no run {ref.run_id!r}; list the runs to see their ids")
-        return found[0]
+        return summaries[0]
 
     def processes(self, ref: RunRef) -> list[ProcessSummary]:
         """See `Store`."""
@@ -187,26 +187,26 @@ class ClickHouseStore:
         rows = self._connection.rows(
             f"SELECT tupleElement(max(losses), 2) FROM process WHERE run = {self._find(ref)} GROUP BY process"
         )
-        found: dict[str, int] = {}
+        losses: dict[str, int] = {}
         for (text,) in rows:
             for reason, count in json.loads(text or "{}").items():
-                found[reason] = found.get(reason, 0) + count
-        return found
+                losses[reason] = losses.get(reason, 0) + count
+        return losses
 
     def update(self, ref: RunRef, changes: RunChanges) -> None:
         """See `Store`."""
         run = self._find(ref)
-        said = {
+        fields = {
             "name": changes.name,
             "tags": None if changes.tags is None else list(changes.tags),
             "notes": changes.notes,
             "group": changes.group,
             "archived": changes.archived,
         }
-        self._annotate(run, {field: value for field, value in said.items() if value is not None})
+        self._annotate(run, {field: value for field, value in fields.items() if value is not None})
 
     def delete(self, ref: RunRef) -> None:
-        """See `Store`. What the run has is removed by ClickHouse in its own time."""
+        """See `Store`. ClickHouse removes the rows in the background."""
         run = self._find(ref)
         names = self._runs.names([run])[run]
         row = (run, names.project, names.run_id, time.time_ns())
@@ -217,7 +217,7 @@ class ClickHouseStore:
                 try:
                     self._connection.execute(f"ALTER TABLE {name} DELETE WHERE run = {run} SETTINGS mutations_sync = 0")
                 except StoreUnavailableError as error:
-                    # It cannot be seen any more; its rows take up space until somebody removes them.
+                    # The run is not visible any more, but its rows still take up space.
                     _log.warning("tensormeter: rows of a deleted run stay in %s: %s", table.name, error)
 
     def metrics(self, ref: RunRef) -> list[MetricSummary]:
@@ -227,15 +227,15 @@ class ClickHouseStore:
     def read(self, ref: RunRef, selection: Selection) -> Reading:
         """See `Store`."""
         run = self._find(ref)
-        cursor = self._log.cursor()  # before anything is read: what comes meanwhile is then seen twice, and not never
+        cursor = self._log.cursor()  # before the read: points that arrive meanwhile are then read twice, not missed
         arrived = None if selection.after is None else self._log.since(selection.after, run)
         started, attempts = self._runs.started(run), self._runs.attempts(run)
         rows = self._points.series(run, selection)
-        if arrived is not None and not any(one.anew for one in arrived):
-            found = self._points.read_new(run, rows, arrived, selection)
-            return Reading(found, cursor, complete=False, started=started, attempts=attempts)
-        found = self._points.read(run, rows, selection)
-        return Reading(found, cursor, complete=True, started=started, attempts=attempts)
+        if arrived is not None and not any(commit.read_all for commit in arrived):
+            series = self._points.read_new(run, rows, arrived, selection)
+            return Reading(series, cursor, complete=False, started=started, attempts=attempts)
+        series = self._points.read(run, rows, selection)
+        return Reading(series, cursor, complete=True, started=started, attempts=attempts)
 
     def thin(self, ref: RunRef, selection: Selection, window: PointRange, blocks: int) -> list[Thinned] | None:
         """See `Store`."""
@@ -261,10 +261,10 @@ class ClickHouseStore:
 
     def media(self, ref: RunRef, digest: str) -> tuple[str, bytes]:
         """See `Store`."""
-        found = self._events.media(self._find(ref), digest)
-        if found is None:
+        media = self._events.media(self._find(ref), digest)
+        if media is None:
             raise NotFoundError(f"run {ref.run_id!r} has no media {digest[:80]!r}; its events name what it has")
-        return found
+        return media
 
     def changes(self, after: str | None, runs: Sequence[RunRef] | None = None) -> Changes:
         """See `Store`."""
@@ -276,10 +276,10 @@ class ClickHouseStore:
         wanted = None if runs is None else self._runs.existing(runs)
         grown: dict[int, set[str]] = {}
         eventful: set[int] = set()
-        for one in arrived or ():
-            grown.setdefault(one.run, set()).update(one.metrics)
-            if one.events:
-                eventful.add(one.run)
+        for commit in arrived or ():
+            grown.setdefault(commit.run, set()).update(commit.metrics)
+            if commit.events:
+                eventful.add(commit.run)
         if wanted is None:
             wanted = set(grown) if arrived is not None else self._runs.recent(time.time_ns() - _LATELY)
         states = self._runs.states(wanted)
@@ -324,7 +324,7 @@ class ClickHouseStore:
         return int(json.loads(rows[0][0])) if rows else 0
 
     def problem(self) -> str | None:
-        """See `Store`. Damage that a read has come upon is said until the store is opened anew."""
+        """See `Store`. Damage that a read has found is reported until the store is opened again."""
         return self._connection.damage or self._problem
 
     def stalled(self) -> str | None:
@@ -345,7 +345,7 @@ class ClickHouseStore:
         self._connection.close()
 
     def _look(self) -> None:
-        """See whether ClickHouse is there, and say that this server is."""
+        """Check that ClickHouse answers, and keep this server in the log of arrivals."""
         try:
             self._connection.rows("SELECT 1")
             with self._committer.alone() as number:
@@ -355,10 +355,10 @@ class ClickHouseStore:
             raise
         self._problem = None
 
-    def _annotate(self, run: int, said: Mapping[str, Any]) -> None:
-        if said:
+    def _annotate(self, run: int, fields: Mapping[str, Any]) -> None:
+        if fields:
             number = self._numbers.take()
-            rows = [(run, field, json.dumps(value), number) for field, value in said.items()]
+            rows = [(run, field, json.dumps(value), number) for field, value in fields.items()]
             self._connection.insert("annotation", _ANNOTATION_COLUMNS, encode_rows(_ANNOTATION_COLUMNS, rows))
 
     def _find(self, ref: RunRef) -> int:

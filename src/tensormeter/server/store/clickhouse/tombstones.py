@@ -1,4 +1,4 @@
-"""Runs that were deleted: which key a run has now, and whether what is sent for it is still refused."""
+"""Tombstones of deleted runs: the present key of a run, and whether new data for it is refused."""
 
 from collections.abc import Iterable
 from typing import Any, Final
@@ -10,11 +10,11 @@ from tensormeter.server.store.rules.resource_identity import Source
 __all__ = ["Tombstones"]
 
 _IDS: Final = 200
-"""Run ids in one statement: parameters travel in the address, which ClickHouse takes up to 128 KiB of in one field."""
+"""Run ids in one statement. Parameters are part of the address, in which ClickHouse accepts 128 KiB for one field."""
 
 
 class Tombstones:
-    """The deletions that concern some sources, as of now."""
+    """The present tombstones of the runs of some sources."""
 
     def __init__(self, connection: Connection, sources: Iterable[Source]) -> None:
         self._times: dict[tuple[str, str], int] = {}
@@ -29,17 +29,17 @@ class Tombstones:
         self._times = {(row[0], row[1]): row[2] for row in rows}
         keys = [run_key(*names, time) for names, time in self._times.items()]
         if keys:
-            found = connection.rows(f"SELECT DISTINCT run FROM process WHERE run IN ({', '.join(map(str, keys))})")
-            self._alive = {row[0] for row in found}
+            alive = connection.rows(f"SELECT DISTINCT run FROM process WHERE run IN ({', '.join(map(str, keys))})")
+            self._alive = {row[0] for row in alive}
 
     def current(self, source: Source) -> int | None:
-        """The key of a source's run if it is not deleted; nothing revives it."""
+        """The key of a source's run, or None if the run is deleted. Does not revive the run."""
         deleted = self._times.get((source.project, source.run_id), 0)
         run = run_key(source.project, source.run_id, deleted)
         return run if not deleted or run in self._alive else None
 
     def run(self, source: Source, time: int, *, starts: bool = False) -> int | None:
-        """The key of a source's run, or None if it is deleted: only a start after that, or a sender that knows none, revives it."""
+        """The key of a source's run, or None if the run is deleted. A later start revives it, or a sender that sends no starts."""
         deleted = self._times.get((source.project, source.run_id), 0)
         run = run_key(source.project, source.run_id, deleted)
         if deleted and run not in self._alive:
