@@ -13,7 +13,7 @@ from tensormeter.otlp.batch import STEP_METRIC, Event
 from tensormeter.server.store.clickhouse import process_updates
 from tensormeter.server.store.clickhouse.arrival_log import Arrived, Log
 from tensormeter.server.store.clickhouse.commit_cache import CommitCache
-from tensormeter.server.store.clickhouse.connection import Connection
+from tensormeter.server.store.clickhouse.connection import Connection, numbers
 from tensormeter.server.store.clickhouse.keys import Numbers, invert
 from tensormeter.server.store.clickhouse.pending_request import Request
 from tensormeter.server.store.clickhouse.process_updates import ProcessUpdate
@@ -86,20 +86,20 @@ class Commit:
         numbers: Numbers,
         log: Log,
         *,
-        memory: CommitCache,
+        cache: CommitCache,
         requests: Sequence[Request],
     ) -> None:
         self._connection = connection
         self._numbers = numbers
         self._log = log
-        self._memory = memory
+        self._cache = cache
         self._requests = requests
         events = sum(len(resource_events) for request in requests for _, resource_events in request.resources)
         self._number = numbers.take(1 + events)
         self._last_number = self._number
         self._received = time.time_ns()
-        self._activities: dict[tuple[int, str], ProcessUpdate] = {}
-        self._incoming: dict[int, SeriesBatch] = {}
+        self._processes: dict[tuple[int, str], ProcessUpdate] = {}
+        self._series: dict[int, SeriesBatch] = {}
         self._gaps: dict[tuple[int, int], NDArray[np.int64]] = {}
         self._events: list[list[object]] = []
         self._media: list[_MediaRow] = []
@@ -116,20 +116,20 @@ class Commit:
             if events
         ]
         sources += [gap.source for request in fresh for gap in request.gaps]
-        graves = Tombstones(
+        tombstones = Tombstones(
             self._connection, [*sources, *(source for _, source, _ in described if isinstance(source, Source))]
         )
         for request in fresh:
             for arrival in request.arrivals:
-                self._place(request, arrival, graves)
+                self._place(request, arrival, tombstones)
         for request, source, events in described:
             if isinstance(source, str):
                 request.rejections[source] += len(events)
             else:
                 for event in events:
-                    self._add_event(request, source, event, graves)
+                    self._add_event(request, source, event, tombstones)
         left_out = self._look_up()
-        self._place_gaps(fresh, graves)
+        self._place_gaps(fresh, tombstones)
         receipts = {id(request): _receipt(request) for request in fresh}
         self._write(fresh, receipts)
         if left_out:
@@ -166,35 +166,35 @@ class Commit:
                 fresh.append(request)
         return fresh, again
 
-    def _place(self, request: Request, arrival: Arrival, graves: Tombstones) -> None:
+    def _place(self, request: Request, arrival: Arrival, tombstones: Tombstones) -> None:
         times = arrival.points.times
         first = int(times.min())
-        run = graves.run(arrival.source, first)
+        run = tombstones.run(arrival.source, first)
         if run is None:
             request.rejections[DELETED] += len(times)
             return
-        process = self._activity(run, arrival.source)
+        process = self._process(run, arrival.source)
         process.add_times(first, int(times.max()))
         if arrival.source.attempt > 1 and arrival.metric == STEP_METRIC and isinstance(arrival.points, Points):
             process.add_steps(arrival.points)
-        key = self._memory.key(run, arrival)
-        series = self._incoming.setdefault(key, SeriesBatch(run, key, arrival))
+        key = self._cache.key(run, arrival)
+        series = self._series.setdefault(key, SeriesBatch(run, key, arrival))
         series.parts.append(arrival.points)
         series.requests.append((request, len(times)))
 
-    def _place_gaps(self, fresh: Sequence[Request], graves: Tombstones) -> None:
+    def _place_gaps(self, fresh: Sequence[Request], tombstones: Tombstones) -> None:
         """Assign gaps to series; drops gaps of series that do not exist."""
         gaps: dict[tuple[int, int], NDArray[np.int64]] = {}
         for request in fresh:
             for gap in request.gaps:
-                run = graves.current(gap.source)
+                run = tombstones.current(gap.source)
                 if run is not None:
-                    key = run, self._memory.key(run, gap)
+                    key = run, self._cache.key(run, gap)
                     gaps[key] = np.concatenate((gaps.get(key, NO_GAPS), gap_times(gap)))
-        known = known_series(self._connection, [key for key in gaps if key[1] not in self._incoming])
-        self._gaps = {key: times for key, times in gaps.items() if key[1] in known or key[1] in self._incoming}
+        known = known_series(self._connection, [key for key in gaps if key[1] not in self._series])
+        self._gaps = {key: times for key, times in gaps.items() if key[1] in known or key[1] in self._series}
 
-    def _add_event(self, request: Request, source: Source, event: Event, graves: Tombstones) -> None:
+    def _add_event(self, request: Request, source: Source, event: Event, tombstones: Tombstones) -> None:
         moment = event.time or request.received  # OTLP: both times of a log record may be unknown
         reason = refusal(event, moment)
         event, why = trim_config(event)
@@ -203,13 +203,13 @@ class Commit:
         prepared: Prepared | str = reason if reason is not None else prepare_event(event)
         run = None
         if not isinstance(prepared, str):
-            run = graves.run(source, moment, starts=event.name == RUN_START)
+            run = tombstones.run(source, moment, starts=event.name == RUN_START)
         if isinstance(prepared, str) or run is None:
             request.rejections[prepared if isinstance(prepared, str) else DELETED] += 1
             return
         self._last_number += 1
         number = self._last_number
-        process = self._activity(run, source)
+        process = self._process(run, source)
         process.add_times(moment, 0)
         process.add_news(news_of(event), moment, number)
         if event.name == RUN_HEARTBEAT:
@@ -224,41 +224,41 @@ class Commit:
 
     def _look_up(self) -> int:
         """Leave out stored points, and series beyond the limit of a run; returns the number of stored points."""
-        incoming = self._incoming
-        for series in incoming.values():
+        all_series = self._series
+        for series in all_series.values():
             series.join()
-        known = known_series(self._connection, [(series.run, series.key) for series in incoming.values()])
-        unknown = [series for series in incoming.values() if series.key not in known]
+        known = known_series(self._connection, [(series.run, series.key) for series in all_series.values()])
+        unknown = [series for series in all_series.values() if series.key not in known]
         if unknown:
             counts = self._counts({series.run for series in unknown})
             for series in unknown:
                 if counts[series.run] >= limits.MAX_SERIES_PER_RUN:
                     for request, points in series.requests:
                         request.rejections[f"run has more than {limits.MAX_SERIES_PER_RUN} series"] += points
-                    del incoming[series.key]
+                    del all_series[series.key]
                 counts[series.run] += 1
-        return leave_out_known(self._connection, incoming.values(), known)
+        return leave_out_known(self._connection, all_series.values(), known)
 
     def _counts(self, runs: set[int]) -> dict[int, int]:
         rows = self._connection.rows(
-            f"SELECT run, uniqExact(series) FROM series WHERE run IN ({', '.join(map(str, runs))}) GROUP BY run"
+            f"SELECT run, uniqExact(series) FROM series WHERE run IN ({numbers(runs)}) GROUP BY run"
         )
         return defaultdict(int, {row[0]: row[1] for row in rows})
 
     def _write(self, fresh: Sequence[Request], receipts: Mapping[int, Receipt]) -> None:
         connection = self._connection
         received = self._received // 10**9
-        incoming = self._incoming.values()
-        if self._activities:
-            rows = [process.row(named=self._memory.is_news(process)) for process in self._activities.values()]
+        all_series = self._series.values()
+        if self._processes:
+            rows = [process.row(named=self._cache.is_news(process)) for process in self._processes.values()]
             connection.insert("process", process_updates.COLUMNS, encode_rows(process_updates.COLUMNS, rows))
         # Before the points: if this server dies in between, a retry looks up every point that may be stored.
-        series = series_rows(incoming)
+        series = encode_rows(SERIES_COLUMNS, series_rows(all_series))
         if series:
-            connection.insert("series", SERIES_COLUMNS, encode_rows(SERIES_COLUMNS, series))
-        for encoded in encode_points(incoming, self._number, received):
+            connection.insert("series", SERIES_COLUMNS, series)
+        for encoded in encode_points(all_series, self._number, received):
             connection.insert("points", POINT_COLUMNS, encoded)
-        distributions = encode_blobs(incoming, self._number, received)
+        distributions = encode_blobs(all_series, self._number, received)
         if distributions:
             connection.insert("distributions", BLOB_COLUMNS, distributions)
         if self._gaps:
@@ -284,17 +284,17 @@ class Commit:
         ]
         if batches:
             connection.insert("batch", _BATCH_COLUMNS, encode_rows(_BATCH_COLUMNS, batches))
-        self._memory.remember(self._activities.values())
+        self._cache.remember(self._processes.values())
 
     def _arrived(self) -> list[Arrived]:
         metrics: dict[int, set[str]] = defaultdict(set)
         first: dict[int, int] = {}
-        for series in self._incoming.values():
+        for series in self._series.values():
             if len(series.points):
                 metrics[series.run].add(series.arrival.metric)
                 earliest = int(series.points.times[0])
                 first[series.run] = min(first.get(series.run, earliest), earliest)
-        read_all = {process.run for process in self._activities.values() if self._memory.begins_earlier(process)}
+        read_all = {process.run for process in self._processes.values() if self._cache.begins_earlier(process)}
         read_all |= {run for run, _ in self._gaps}
         return [
             Arrived(
@@ -308,11 +308,11 @@ class Commit:
             for run in sorted(metrics.keys() | self._eventful | read_all)
         ]
 
-    def _activity(self, run: int, source: Source) -> ProcessUpdate:
-        process = self._activities.get((run, source.process))
+    def _process(self, run: int, source: Source) -> ProcessUpdate:
+        process = self._processes.get((run, source.process))
         if process is None:
             process = ProcessUpdate(run, source, self._number, self._received)
-            self._activities[run, source.process] = process
+            self._processes[run, source.process] = process
         process.source = source
         return process
 

@@ -14,10 +14,10 @@ from tensormeter.server.store.clickhouse.pending_request import Request
 from tensormeter.server.store.models.errors import StoreUnavailableError
 from tensormeter.server.store.models.runs import Receipt
 
-__all__ = ["Committer"]
+__all__ = ["GroupCommit"]
 
 
-class Committer:
+class GroupCommit:
     """Commits requests of any thread; one of the waiting threads commits for all.
 
     The order of a commit's inserts makes it safe to send a request again, to this server or another, after a death in between:
@@ -37,7 +37,7 @@ class Committer:
         self._committing = threading.Lock()
         self._waiting: list[Request] = []
         self._begun = 0.0
-        self._memory = CommitCache()
+        self._cache = CommitCache()
 
     def commit(self, request: Request) -> Receipt:
         """Store a request, perhaps together with others; blocks until it is stored.
@@ -67,9 +67,9 @@ class Committer:
         with self._lock:
             requests, self._waiting = self._waiting, []
         try:
-            again = Commit(self._connection, self._numbers, self._log, memory=self._memory, requests=requests).run()
+            again = Commit(self._connection, self._numbers, self._log, cache=self._cache, requests=requests).run()
         except Exception as error:
-            self._memory.forget()
+            self._cache.forget()
             outcome = error if isinstance(error, StoreUnavailableError) else _failure(error)
             for request in requests:
                 if not request.done.is_set():

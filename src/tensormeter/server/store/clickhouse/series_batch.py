@@ -108,36 +108,36 @@ def encode_gaps(gaps: Mapping[tuple[int, int], NDArray[np.int64]], number: int, 
     return encode_rows(GAP_COLUMNS, rows)
 
 
-def leave_out_known(connection: Connection, incoming: Iterable[SeriesBatch], newest_known: Mapping[int, int]) -> int:
+def leave_out_known(connection: Connection, all_series: Iterable[SeriesBatch], newest_known: Mapping[int, int]) -> int:
     """Take out stored points, and return their number.
 
     Looks up only series with points that are not later than the newest known one.
     """
     late: dict[tuple[int, str], list[SeriesBatch]] = defaultdict(list)
-    for series in incoming:
+    for series in all_series:
         if int(series.points.times[0]) <= newest_known.get(series.key, 0):
             late[series.run, "points" if series.numeric else "distributions"].append(series)
     left_out = 0
-    for (run, table), batches in late.items():
-        first = min(int(series.points.times[0]) for series in batches)
-        last = max(min(int(series.points.times[-1]), newest_known[series.key]) for series in batches)
+    for (run, table), late_series in late.items():
+        first = min(int(series.points.times[0]) for series in late_series)
+        last = max(min(int(series.points.times[-1]), newest_known[series.key]) for series in late_series)
         stored = connection.columns(
-            f"SELECT series, time FROM {table} WHERE run = {run} AND series IN ({numbers(series.key for series in batches)})"
+            f"SELECT series, time FROM {table} WHERE run = {run} AND series IN ({numbers(series.key for series in late_series)})"
             f" AND time BETWEEN fromUnixTimestamp64Nano({first}, 'UTC') AND fromUnixTimestamp64Nano({last}, 'UTC')",
             _KNOWN,
         )
-        for series in batches:
+        for series in late_series:
             known = np.isin(series.points.times, stored["time"][stored["series"] == series.key])
             series.points = series.points[~known]
             left_out += int(known.sum())
     return left_out
 
 
-def encode_points(incoming: Iterable[SeriesBatch], number: int, received: int) -> Iterator[bytes]:
+def encode_points(all_series: Iterable[SeriesBatch], number: int, received: int) -> Iterator[bytes]:
     """Rows of the table `points`, split into inserts of a bounded size; `received` in seconds."""
     rows = np.empty(_ROWS, _POINT)
     filled = 0
-    for series in incoming:
+    for series in all_series:
         points = series.points
         if not isinstance(points, Points):
             continue
@@ -156,26 +156,26 @@ def encode_points(incoming: Iterable[SeriesBatch], number: int, received: int) -
         yield rows[:filled].tobytes()
 
 
-def encode_blobs(incoming: Iterable[SeriesBatch], number: int, received: int) -> bytes:
+def encode_blobs(all_series: Iterable[SeriesBatch], number: int, received: int) -> bytes:
     """Rows of the table `distributions`; `received` in seconds."""
     rows = (
         (series.run, series.key, time, blob, invert(number), received)
-        for series in incoming
+        for series in all_series
         if isinstance(series.points, Blobs)
         for time, blob in zip(series.points.times.tolist(), series.points.blobs, strict=True)
     )
     return encode_rows(BLOB_COLUMNS, rows)
 
 
-def series_rows(incoming: Collection[SeriesBatch]) -> list[list[Any]]:
+def series_rows(all_series: Collection[SeriesBatch]) -> list[list[Any]]:
     """Rows of the table `series` for these points. A repeated row changes nothing."""
     steps: dict[tuple[int, str], list[Points]] = defaultdict(list)
-    for series in incoming:
+    for series in all_series:
         if series.arrival.metric == STEP_METRIC and series.arrival.kind == "gauge":
             steps[series.run, series.arrival.source.process] += [
                 part for part in series.parts if isinstance(part, Points)
             ]
-    return [_series_row(series, steps) for series in incoming if len(series.points)]
+    return [_series_row(series, steps) for series in all_series if len(series.points)]
 
 
 def _series_row(series: SeriesBatch, steps: Mapping[tuple[int, str], list[Points]]) -> list[Any]:

@@ -15,7 +15,7 @@ from tensormeter.server.store.clickhouse.address import Address
 from tensormeter.server.store.clickhouse.arrival_log import Arrived, Log
 from tensormeter.server.store.clickhouse.commit import EVENT_COLUMNS, event_row
 from tensormeter.server.store.clickhouse.event_reader import EventReader
-from tensormeter.server.store.clickhouse.group_commit import Committer
+from tensormeter.server.store.clickhouse.group_commit import GroupCommit
 from tensormeter.server.store.clickhouse.keys import Numbers
 from tensormeter.server.store.clickhouse.pending_request import Request
 from tensormeter.server.store.clickhouse.point_counts import PointCounts
@@ -96,7 +96,7 @@ class ClickHouseStore:
         self._runs = Runs(self._connection, counts, stall_after)
         self._points = PointReader(self._connection, self._runs, counts)
         self._events = EventReader(self._connection, self._runs)
-        self._committer = Committer(self._connection, self._numbers, self._log, commit_interval)
+        self._group_commit = GroupCommit(self._connection, self._numbers, self._log, commit_interval)
         self._problem: str | None = None
         self._closed = False
         self._closing = threading.Lock()
@@ -125,7 +125,7 @@ class ClickHouseStore:
         request = Request(
             content, batch_id, time.time_ns(), "data point", arrivals=arrivals, gaps=gaps, rejections=rejections
         )
-        return self._committer.commit(request)
+        return self._group_commit.commit(request)
 
     def append_events(
         self,
@@ -138,7 +138,7 @@ class ClickHouseStore:
         """See `Store`."""
         self._check_open()
         content = digest("logs", payload)
-        return self._committer.commit(Request(content, batch_id, time.time_ns(), "log record", resources=resources))
+        return self._group_commit.commit(Request(content, batch_id, time.time_ns(), "log record", resources=resources))
 
     def projects(self) -> list[ProjectSummary]:
         """See `Store`."""
@@ -298,7 +298,7 @@ class ClickHouseStore:
         process = self._connection.rows(
             f"SELECT process FROM process WHERE run = {key} GROUP BY process ORDER BY min(seen), process LIMIT 1"
         )[0][0]
-        with self._committer.alone() as number:
+        with self._group_commit.alone() as number:
             row = event_row(key, process, event, prepared, time=event.time, number=number)
             self._connection.insert("event", EVENT_COLUMNS, encode_rows(EVENT_COLUMNS, [row]))
             self._log.write([Arrived(key, number, 0, (), events=True)])
@@ -348,7 +348,7 @@ class ClickHouseStore:
         """Check that ClickHouse answers, and keep this server in the log of arrivals."""
         try:
             self._connection.rows("SELECT 1")
-            with self._committer.alone() as number:
+            with self._group_commit.alone() as number:
                 self._log.repeat(number)
         except StoreUnavailableError as error:
             self._problem = str(error)
