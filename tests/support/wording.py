@@ -63,7 +63,6 @@ NOT_YET = {
     "src/tensormeter/server/query/points",
     "src/tensormeter/server/receivers",
     "src/tensormeter/server/store",
-    "src/tensormeter/server/store/clickhouse",
     "src/tensormeter/server/store/models",
     "src/tensormeter/server/store/rules",
     "src/tensormeter/server/store/sqlite",

@@ -112,6 +112,7 @@ def test_tables_of_older_versions_are_brought_up_to_date(clickhouse, make, versi
         for name, kind in (("count", "UInt64"), ("numbers", "UInt64"), ("total", "Float64")):
             connection.execute(f"ALTER TABLE series ADD COLUMN {name} SimpleAggregateFunction(sum, {kind})")
         connection.execute("ALTER TABLE series MODIFY SETTING non_replicated_deduplication_window = 10000")
+        connection.execute("ALTER TABLE arrival RENAME COLUMN read_all TO anew")
         if version == 1:
             connection.execute("ALTER TABLE event DROP COLUMN record")
         else:

@@ -31,7 +31,7 @@ _COLUMNS: Final = {
     "first": "q",
     "metrics": "a",
     "events": "B",
-    "anew": "B",
+    "read_all": "B",
 }
 
 
@@ -105,7 +105,7 @@ class Log:
             return []
         only = "run != 0" if run is None else f"run = {run}"
         rows = self._connection.rows(
-            f"SELECT run, number, first, metrics, events, anew FROM arrival WHERE received > {_since()} AND {only} AND ({newer})"
+            f"SELECT run, number, first, metrics, events, read_all FROM arrival WHERE received > {_since()} AND {only} AND ({newer})"
             " ORDER BY number"
         )
         return [Arrived(row[0], row[1], row[2], row[3], bool(row[4]), bool(row[5])) for row in rows]

@@ -21,6 +21,9 @@ __all__ = ["TABLES", "prepare", "statements"]
 
 SCHEMA_VERSION: Final = 3
 
+_OLD_READ_ALL: Final = "anew"
+"""Name of the column `arrival.read_all` before version 3."""
+
 _REPLACING: Final = "ReplacingMergeTree(precedence)"
 _ADDING: Final = "AggregatingMergeTree"
 
@@ -206,7 +209,7 @@ TABLES: Final = (
     first Int64,                                      -- the earliest time of a point in it
     metrics Array(LowCardinality(String)),
     events UInt8,
-    anew UInt8                                        -- whether readers must read all points again""",
+    read_all UInt8                                    -- whether readers must read all points again""",
         "MergeTree",
         "received, run",
         "run",
@@ -299,6 +302,7 @@ def _upgrade(cluster: str) -> Iterator[str]:
     local = "_local" if cluster else ""
     for suffix in dict.fromkeys((local, "")):
         yield f"ALTER TABLE event{suffix}{on} ADD COLUMN IF NOT EXISTS record String AFTER attributes"
+        yield f"ALTER TABLE arrival{suffix}{on} RENAME COLUMN IF EXISTS {_OLD_READ_ALL} TO read_all"
     for suffix in dict.fromkeys(("", local)):
         dropped = ", ".join(f"DROP COLUMN IF EXISTS {column}" for column in ("count", "numbers", "total"))
         yield f"ALTER TABLE series{suffix}{on} {dropped}"
