@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from tensormeter.errors import EncodingError
 from tensormeter.otlp import decode, elements
 from tensormeter.otlp.json import events_from_json, metrics_from_json
-from tensormeter.server.api.params import encode
+from tensormeter.server.api import responses
 from tensormeter.server.query.points.downsampling import sample
 from tensormeter.server.query.points.histograms import decode_distribution
 from tensormeter.server.receivers.request_body import decompress
@@ -61,6 +61,11 @@ def check_metrics(body: bytes) -> None:
     assert stored + rejections.total() == sum(batch.points for batch in batches)
     for arrival in arrivals:
         _check_column(arrival.kind, arrival.points.distinct())
+
+
+def encode(document: object) -> None:
+    """Encode a document as the API does, which would write NaN as null: it must have become text before."""
+    assert json.loads(responses.encode(document)) == json.loads(json.dumps(document, allow_nan=False))
 
 
 def check_logs(body: bytes) -> None:

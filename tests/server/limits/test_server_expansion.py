@@ -35,7 +35,7 @@ from tensormeter.otlp.elements import (
 )
 from tensormeter.otlp.encode import encode_events, encode_metrics
 from tensormeter.otlp.json import MAX_JSON_ELEMENTS
-from tensormeter.server.api.params import ApiThreads
+from tensormeter.server.api.threads import ApiThreads
 from tensormeter.server.auth.authenticator import Access
 from tensormeter.server.limits.effort import MAX_SECONDS, Effort
 from tensormeter.server.limits.responses import Answers, HeldResponse

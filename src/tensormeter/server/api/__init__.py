@@ -1,16 +1,16 @@
-"""The query API: JSON under /api/v1/, as docs/api.md says.
+"""The query API: JSON under /api/v1/, described in docs/api.md.
 
-Every answer is valid JSON: NaN and the infinities are the strings "NaN", "Infinity" and "-Infinity".
+Every response is valid JSON: NaN and the infinities are the texts "NaN", "Infinity" and "-Infinity".
 """
 
 from starlette.routing import Route
 
 from tensormeter.server.api.attempts import AttemptsApi
 from tensormeter.server.api.openapi import describe_api
-from tensormeter.server.api.params import ApiThreads
 from tensormeter.server.api.points import PointsApi
 from tensormeter.server.api.runs import RunsApi
 from tensormeter.server.api.stream import Shutdown, StreamApi
+from tensormeter.server.api.threads import ApiThreads
 from tensormeter.server.auth.project_scope import Stores
 from tensormeter.server.durability import DurableApi
 from tensormeter.server.limits.responses import Answers
@@ -19,7 +19,7 @@ __all__ = ["Shutdown", "api_routes"]
 
 
 def api_routes(stores: Stores, shutdown: Shutdown) -> list[Route]:
-    """All routes of the API. All work happens on worker threads of its own."""
+    """All routes of the API. They work on threads that ingest does not share."""
     threads, answers = ApiThreads(stores.stalled), Answers()
     routes = [
         Route("/api/v1/openapi.json", describe_api),
@@ -27,5 +27,5 @@ def api_routes(stores: Stores, shutdown: Shutdown) -> list[Route]:
         *AttemptsApi(stores, threads).routes(),
         *PointsApi(stores, threads, answers).routes(),
     ]
-    bounded = [Route(one.path, answers.bounded(one.endpoint), methods=one.methods) for one in routes]
+    bounded = [Route(route.path, answers.bounded(route.endpoint), methods=route.methods) for route in routes]
     return [*bounded, *DurableApi(stores).routes(), *StreamApi(stores, threads, shutdown).routes()]

@@ -1,205 +1,222 @@
-"""What handlers share: threads, parameters, JSON bodies and answers."""
+"""Parameters and bodies of requests, validated by the classes in `request_schemas`."""
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, Final, TypeVar
 
 import anyio
+import msgspec
+from msgspec import inspect
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
 
+from tensormeter.errors import EncodingError
 from tensormeter.otlp.document import parse_document
-from tensormeter.server.limits.effort import Effort, Stalls, run_while_connected
+from tensormeter.server.api.request_schemas import MAX_INTEGER, MAX_RUNS, MIN_INTEGER, RunListParameters
 from tensormeter.server.store import RunRef
 
-__all__ = [
-    "MAX_INTEGER",
-    "MAX_NUMBER",
-    "MAX_RUNS",
-    "MIN_INTEGER",
-    "ApiThreads",
-    "encode",
-    "integer",
-    "json_response",
-    "number",
-    "optional_integer",
-    "parameters",
-    "parse_ref",
-    "read_json",
-    "run_ref",
-    "run_refs",
-    "strings",
-    "whole",
-]
+__all__ = ["invalid", "parse_run_ref", "read_body", "read_parameters", "run_ref", "run_refs", "unique"]
 
 MAX_JSON: Final = 1 << 20
-"""Bytes of a request's body."""
+"""Bytes of the body of one request."""
 
-MAX_HELD_JSON: Final = 64 << 20
-"""The same of all requests that are being read at one time."""
+MAX_READING_JSON: Final = 64 << 20
+"""Bytes of the bodies of all requests that are being read."""
 
-MAX_RUNS: Final = 200
-"""Runs that one request is about."""
+_SHOWN: Final = 40
+"""Characters of an invalid value that an error message shows."""
 
-MIN_INTEGER: Final = -(1 << 63)
-MAX_INTEGER: Final = (1 << 63) - 1
-"""What a store can look for."""
-
-MAX_NUMBER: Final = 1e30
-
-_THREADS: Final = 4
 _INTEGER: Final = re.compile(r"-?\d{1,19}", re.ASCII)
-_NUMBER: Final = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
+"""An int64 has at most 19 digits. `int` takes long for more digits, and accepts other texts."""
 
-_held_json = [0]
+_POSITIVE: Final = re.compile(r"\d{1,9}", re.ASCII)
+_NUMBER: Final = re.compile(r"(?=.{1,39}$)[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
+_FIELD: Final = re.compile(r"(?:field `|at `\$\.)(\w+)")
+"""The field's name in a message of msgspec."""
+
+_BOOLEANS: Final = {"true": True, "false": False}
+
+_reading_json = [0]
 """Bytes of the bodies that the event loop is reading."""
 
-_T = TypeVar("_T")
-
-
-class ApiThreads:
-    """Runs queries on threads, a few at once, apart from those of ingest."""
-
-    def __init__(self, stalled: Callable[[], str | None]) -> None:
-        """Args:
-        stalled: Why the store would not answer now, or None; does not block.
-        """
-        self._limiter = anyio.CapacityLimiter(_THREADS)
-        self._stalls = Stalls(stalled)
-
-    async def run(self, work: Callable[[], _T]) -> _T:
-        """What `work` returns or raises; errors as for `Stalls.run`."""
-        return await self._stalls.run(work, self._limiter)
-
-    async def run_checked(self, request: Request, work: Callable[[Effort], _T], effort: Effort | None = None) -> _T:
-        """As `run`, for work whose loops check its effort: it ends if it takes too long or the client goes away."""
-        return await run_while_connected(request, work, self._limiter, effort, stalls=self._stalls)
-
-
-def parameters(request: Request) -> Mapping[str, str]:
-    """The query's parameters; unknown ones are ignored, so that newer clients can talk to older servers."""
-    return dict(request.query_params.items())
+_T = TypeVar("_T", bound=msgspec.Struct)
 
 
 def run_ref(request: Request) -> RunRef:
-    """The run that a path names."""
+    """The run in the path of a request."""
     return RunRef(request.path_params["run_id"], request.query_params.get("project"))
 
 
-def parse_ref(text: str, project: str | None = None) -> RunRef:
+def parse_run_ref(text: str, project: str | None = None) -> RunRef:
     """A run in a list: `id` or `project/id`."""
     before, slash, run_id = text.rpartition("/")
     return RunRef(run_id, before if slash else project)
 
 
-def run_refs(query: Mapping[str, str]) -> list[RunRef]:
-    """The runs that the parameter `runs` lists.
+def run_refs(parameters: RunListParameters) -> list[RunRef]:
+    """The runs in the parameter `runs`.
 
     Raises:
         HTTPException: 400, there are none, or more than `MAX_RUNS`.
     """
-    refs = [parse_ref(text, query.get("project")) for text in query.get("runs", "").split(",") if text]
+    refs = [parse_run_ref(text, parameters.project) for text in parameters.runs.split(",") if text]
     if not refs or len(refs) > MAX_RUNS:
-        raise HTTPException(400, f"runs: expected 1 to {MAX_RUNS} ids between commas")
+        raise invalid("runs", RunListParameters, {"runs": parameters.runs})
     return refs
 
 
-def integer(query: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
-    """A parameter.
+def read_parameters(request: Request, kind: type[_T]) -> _T:
+    """The parameters of a request; unknown ones are ignored, so that newer clients work with older servers.
 
     Raises:
-        HTTPException: 400, it is not an integer from `low` to `high`.
+        HTTPException: 400, a parameter is missing or invalid.
     """
-    value = optional_integer(query, name)
-    if value is None:
-        return default
-    if not low <= value <= high:
-        raise HTTPException(400, f"{name}: expected an integer from {low} to {high}, got {value}")
-    return value
+    converters = _converters(kind)
+    document = {}
+    for name, text in request.query_params.items():
+        if name in converters:
+            try:
+                document[name] = converters[name](text)
+            except EncodingError as error:
+                raise HTTPException(400, f"{name}: {error}") from None
+    return _validated(document, kind)
 
 
-def optional_integer(query: Mapping[str, str], name: str) -> int | None:
-    """A parameter or None; errors as for `integer`."""
-    text = query.get(name)
-    if text is None:
-        return None
-    # Nineteen digits are what an int64 has; int() takes long over longer ones, and takes more than digits.
-    if not _INTEGER.fullmatch(text) or not MIN_INTEGER <= int(text) <= MAX_INTEGER:
-        raise HTTPException(400, f"{name}: expected an integer of 64 bits, got {text[:40]!r}")
-    return int(text)
-
-
-def number(query: Mapping[str, Any], name: str) -> float | None:
-    """A parameter, or a field of a body, or None.
+async def read_body(request: Request, kind: type[_T]) -> _T:
+    """The JSON object in the body of a request; unknown fields are ignored.
 
     Raises:
-        HTTPException: 400, it is not a finite number.
+        HTTPException: 413 too large, 400 invalid, 408 too slow, 503 too many at once.
+        EncodingError: The body is not JSON.
     """
-    value = query.get(name)
-    if value is None:
-        return None
-    if isinstance(value, str) and len(value) < 40 and _NUMBER.fullmatch(value):
-        value = float(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < MAX_NUMBER:
-        raise HTTPException(400, f"{name}: expected a number, got {str(value)[:40]!r}")
-    return float(value)
+    document = parse_document(await _read(request))
+    if not isinstance(document, dict):
+        raise HTTPException(400, "expected a JSON object as the body")
+    # JSON has one kind of numbers, so 12.0 is an integer.
+    return _validated({name: _whole(value) for name, value in document.items()}, kind)
 
 
-def whole(value: Any) -> Any:
-    """A number of a body whose fraction is zero, as an int: JSON has one kind of numbers, so 12.0 is an integer."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-async def read_json(request: Request) -> Mapping[str, Any]:
-    """The object in a request's body.
+def unique(name: str, values: list[str], most: int) -> list[str]:
+    """The values of a field without repetitions.
 
     Raises:
-        HTTPException: 413 too large, 400 not an object, 408 too slow, 503 too many at once.
-        EncodingError: Not JSON.
+        HTTPException: 413, there are more than `most`, repetitions included.
     """
+    if len(values) > most:
+        raise HTTPException(413, f"{name}: expected at most {most}, got {len(values)}; send several requests")
+    return list(dict.fromkeys(values))
+
+
+def invalid(name: str, kind: type[msgspec.Struct], document: Mapping[str, Any]) -> HTTPException:
+    """The error for an invalid field: its name, the expected value and the actual value."""
+    field = next(field for field in _fields(kind) if field.name == name)
+    value = _shown(document[name]) if name in document else "nothing"
+    return HTTPException(400, f"{name}: expected {_expected(field.type)}, got {value}")
+
+
+def _shown(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)[:_SHOWN]
+    except RecursionError:  # parsing had a little more of the stack
+        return "deeply nested values"
+
+
+def _validated(document: Mapping[str, Any], kind: type[_T]) -> _T:
+    try:
+        return msgspec.convert(document, kind)
+    except msgspec.ValidationError as error:
+        raise invalid(_FIELD.findall(str(error))[0], kind, document) from None
+
+
+async def _read(request: Request) -> bytes:
     parts: list[bytes] = []
     size = 0
     try:
         with anyio.move_on_after(60) as scope:
             async for part in request.stream():
                 size += len(part)
-                _held_json[0] += len(part)
+                _reading_json[0] += len(part)
                 if size > MAX_JSON:
                     raise HTTPException(413, f"the body is larger than {MAX_JSON} bytes")
-                if _held_json[0] > MAX_HELD_JSON:
+                if _reading_json[0] > MAX_READING_JSON:
                     raise HTTPException(503, "too many large requests at once; send it again", {"Retry-After": "1"})
                 parts.append(part)
     finally:
-        _held_json[0] -= size
+        _reading_json[0] -= size
     if scope.cancelled_caught:
         raise HTTPException(408, "the body took longer than 60 s")
-    document = parse_document(b"".join(parts))
-    if not isinstance(document, dict):
-        raise HTTPException(400, "expected a JSON object as the body")
-    return document
+    return b"".join(parts)
 
 
-def encode(document: Any) -> bytes:
-    """JSON, without spaces."""
-    return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < MAX_INTEGER else value
 
 
-def json_response(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """An answer of encoded JSON."""
-    return Response(body, status, headers, "application/json")
+def _fields(kind: type[msgspec.Struct]) -> tuple[inspect.Field, ...]:
+    info = inspect.type_info(kind)
+    assert isinstance(info, inspect.StructType)
+    return info.fields
 
 
-def strings(document: Mapping[str, Any], name: str, most: int) -> Sequence[str]:
-    """A field of a body that is a list of texts, not empty.
+@cache
+def _converters(kind: type[msgspec.Struct]) -> Mapping[str, Callable[[str], Any]]:
+    """For each parameter, the function that converts its text; invalid text stays text, and validation refuses it."""
+    return {field.name: _converter(field.type) for field in _fields(kind)}
 
-    Raises:
-        HTTPException: 400 it is not; 413 it has more than `most`.
-    """
-    value = document.get(name)
-    if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
-        raise HTTPException(400, f"{name}: expected a list of texts, not empty")
-    if len(value) > most:
-        raise HTTPException(413, f"{name}: expected at most {most}, got {len(value)}; ask in several requests")
-    return list(dict.fromkeys(value))
+
+def _converter(kind: inspect.Type) -> Callable[[str], Any]:
+    match _alternatives(kind):
+        case [inspect.IntType()]:
+            return lambda text: int(text) if _INTEGER.fullmatch(text) else text
+        case [inspect.IntType(), inspect.LiteralType()]:
+            return lambda text: int(text) if _POSITIVE.fullmatch(text) else text or None
+        case [inspect.FloatType()]:
+            return lambda text: float(text) if _NUMBER.fullmatch(text) else text
+        case [inspect.BoolType()]:
+            return lambda text: _BOOLEANS.get(text, text)
+        case [inspect.DictType()]:
+            return lambda text: parse_document(text) if text else None
+        case _:
+            return lambda text: text
+
+
+def _alternatives(kind: inspect.Type) -> list[inspect.Type]:
+    """The types of a value other than null."""
+    if isinstance(kind, inspect.Metadata):
+        return _alternatives(kind.type)
+    if isinstance(kind, inspect.UnionType):
+        return [part for alternative in kind.types for part in _alternatives(alternative)]
+    return [] if isinstance(kind, inspect.NoneType) else [kind]
+
+
+def _expected(kind: inspect.Type) -> str:
+    """A description of the valid values of a type."""
+    if isinstance(kind, inspect.Metadata) and kind.extra is not None:
+        return str(kind.extra["expected"])
+    return ", or ".join(map(_described, _alternatives(kind)))
+
+
+def _described(kind: inspect.Type) -> str:
+    match kind:
+        case inspect.IntType(ge=int(least), le=int(most)) if (least, most) != (MIN_INTEGER, MAX_INTEGER):
+            return f"an integer from {least} to {most}"
+        case inspect.IntType():
+            return "an integer of 64 bits"
+        case inspect.FloatType(gt=float(least), lt=float(most)):
+            return f"a number between {least:g} and {most:g}"
+        case inspect.BoolType():
+            return "true or false"
+        case inspect.StrType(min_length=least, max_length=int(most)):
+            return f"a text of {least} to {most} characters" if least else f"a text of at most {most} characters"
+        case inspect.ListType(item_type=item, max_length=int(most)):
+            return f"a list of at most {most} texts{_expected(item).removeprefix('a text')}"
+        case inspect.ListType():
+            return "a list of texts, not empty"
+        case inspect.LiteralType(values=values):
+            return " or ".join(map(str, values))
+        case inspect.DictType():
+            return "a JSON object"
+        case _:
+            return "a text"

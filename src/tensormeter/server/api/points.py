@@ -1,33 +1,21 @@
 """Points: sampled for charts, in full, over processes, and distributions."""
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, Final, Literal
 
 import numpy as np
+from msgspec import UNSET
 from numpy.typing import NDArray
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tensormeter.otlp.document import parse_document
+from tensormeter.server.api import request_schemas, schemas
 from tensormeter.server.api.binary_columns import COLUMNS, encode_columns, encode_full_columns
-from tensormeter.server.api.params import (
-    MAX_RUNS,
-    ApiThreads,
-    encode,
-    integer,
-    json_response,
-    number,
-    optional_integer,
-    parameters,
-    parse_ref,
-    read_json,
-    run_ref,
-    strings,
-    whole,
-)
-from tensormeter.server.api.schemas import variant_json
+from tensormeter.server.api.documents import variant_fields
+from tensormeter.server.api.params import invalid, parse_run_ref, read_body, read_parameters, run_ref, unique
+from tensormeter.server.api.responses import encode, json_response
+from tensormeter.server.api.threads import ApiThreads
 from tensormeter.server.auth.project_scope import Stores
 from tensormeter.server.limits.effort import Effort, TookTooLongError
 from tensormeter.server.limits.responses import TOO_LONG, Answers, HeldResponse
@@ -39,38 +27,33 @@ from tensormeter.server.query.points.raw import RawSeries
 from tensormeter.server.query.points.reader import RunReader
 from tensormeter.server.query.points.request import RunQuery
 from tensormeter.server.query.points.sampled import PointsResult, query_points
-from tensormeter.server.query.points.shadowing import parse_attempt
 from tensormeter.server.query.points.variant import Variant, VariantFilter
 from tensormeter.server.query.ranks.cache import RankCache
-from tensormeter.server.store import MAX_READ_POINTS, RunRef, TooManyPointsError, TooManySeriesError
+from tensormeter.server.store import RunRef, TooManyPointsError, TooManySeriesError
 from tensormeter.server.store.models.canonical_json import json_value
 from tensormeter.server.store.models.points import Blobs, Points
 
 __all__ = ["PointsApi"]
 
-MAX_METRICS: Final = 200
-MAX_POINTS: Final = 100_000
-MAX_DISTRIBUTIONS: Final = 20_000
-
 MAX_JSON_POINTS: Final = 2_500_000
-"""Points of one answer in JSON: writing a million takes about a second."""
+"""Points of one response in JSON. Writing a million takes a fraction of a second."""
 
 _SERIES_WEIGHT: Final = 20
-"""Points that the beginning of a series counts as."""
+"""Points that each series counts as, for its header."""
+
+_FEWEST_POINTS: Final = 4
+"""Lowest number of points per series that sampling can return."""
 
 _SLICE: Final = 16_384
-"""Numbers that are encoded at once: the encoder holds the interpreter, and ingest must not wait for long."""
+"""Numbers that are encoded at once. The encoder holds the GIL, and ingest must not wait for it for long."""
 
 _FEW: Final = 64
-"""The same of distributions."""
+"""Distributions that are encoded at once."""
 
 _MOST_BUCKETS: Final = 640
-"""Of an exponential histogram that is handed out as it was logged: twice what OpenTelemetry's SDKs and tensormeter make."""
+"""Maximum number of buckets of an exponential histogram in `/distributions`: twice as many as OpenTelemetry's SDKs and tensormeter make."""
 
 _RUN: Final = "/api/v1/runs/{run_id}"
-
-_CHOICE: Final = ("scope", "unit", "kind", "temporality")
-"""Parameters that say which of several metrics of one name is meant."""
 
 
 class PointsApi:
@@ -83,7 +66,7 @@ class PointsApi:
         self._ranks = RankCache()
 
     def routes(self) -> list[Route]:
-        """Where the handlers go."""
+        """The routes of the handlers."""
         return [
             Route("/api/v1/query", self.query, methods=["POST"]),
             Route(f"{_RUN}/series", self.series),
@@ -94,113 +77,106 @@ class PointsApi:
 
     async def query(self, request: Request) -> Response:
         """Sampled points of many series of many runs."""
-        refs, query = _query(await read_json(request))
+        refs, query = _query(await read_body(request, request_schemas.Query))
         binary = COLUMNS in request.headers.get("accept", "")
 
         def work(most: int, effort: Effort) -> HeldResponse:
             result = query_points(self._stores.of(request), refs, query, most, effort.check)
             reset = query.after is not None and result.complete
-            held = sum(one.x.nbytes + one.y.nbytes + one.gaps.nbytes for one in result.series)
+            size = sum(series.x.nbytes + series.y.nbytes + series.gaps.nbytes for series in result.series)
             if binary:
-                return HeldResponse(encode_columns(result, reset=reset, check=effort.check), held, COLUMNS)
-            _check_json(sum(len(one.x) for one in result.series), len(result.series))
-            return HeldResponse(_encode_result(result, reset=reset), held, "application/json")
+                return HeldResponse(encode_columns(result, reset=reset, check=effort.check), size, COLUMNS)
+            _check_json(sum(len(series.x) for series in result.series), len(result.series))
+            return HeldResponse(_encode_result(result, reset=reset), size, "application/json")
 
         return await self._answers.points(request, self._threads.run_checked, work, sampled=query.max_points > 0)
 
     async def series(self, request: Request) -> Response:
         """Every point of a metric."""
-        ref, query = run_ref(request), parameters(request)
-        metric, x = query.get("metric"), query.get("x", "step")
-        if not metric:
-            raise HTTPException(400, "metric: expected the name of a metric; /metrics lists them")
-        if x not in ("step", "time"):
-            raise HTTPException(400, f"x: expected step or time, got {x[:40]!r}")
-        points = _raw_query(metric, x, query)
-        limit = integer(query, "limit", MAX_READ_POINTS, 1, MAX_READ_POINTS)
+        ref, parameters = run_ref(request), read_parameters(request, request_schemas.SeriesParameters)
+        metric, x = parameters.metric, parameters.x
+        query = _raw_query(parameters, Axis.parse(x))
         binary = COLUMNS in request.headers.get("accept", "")
 
         def work(most: int, effort: Effort) -> HeldResponse:
-            found = RunReader(self._stores.of(request), ref, points, effort.check).raw(most)
+            series = RunReader(self._stores.of(request), ref, query, effort.check).raw(most)
             if binary:
-                return HeldResponse(encode_full_columns(metric, x, found, effort.check), _held(found), COLUMNS)
-            _check_json(sum(len(one.points) for one in found), len(found))
-            return HeldResponse(_encode_full(metric, x, found), _held(found), "application/json")
+                return HeldResponse(encode_full_columns(metric, x, series, effort.check), _size(series), COLUMNS)
+            _check_json(sum(len(line.points) for line in series), len(series))
+            return HeldResponse(_encode_full(metric, x, series), _size(series), "application/json")
 
-        return await self._answers.points(request, self._threads.run_checked, work, limit)
+        return await self._answers.points(request, self._threads.run_checked, work, parameters.limit)
 
     async def ranks(self, request: Request) -> Response:
         """Statistics of a metric over the processes of a run."""
-        ref, query = run_ref(request), parameters(request)
-        wanted = RunQuery(
-            (_metric(query),),
-            Axis.parse(query.get("x", "step")),
-            number(query, "start"),
-            number(query, "stop"),
-            attempt=parse_attempt(query.get("attempt")),
-            variant=_choice(query),
-            max_points=integer(query, "max_points", 500, 1, MAX_POINTS),
+        ref, parameters = run_ref(request), read_parameters(request, request_schemas.RanksParameters)
+        query = RunQuery(
+            (parameters.metric,),
+            Axis.parse(parameters.x),
+            parameters.start,
+            parameters.stop,
+            attempt=parameters.attempt,
+            variant=_variant_filter(parameters),
+            max_points=parameters.max_points,
         )
 
         def work(effort: Effort) -> bytes:
             project = request.state.access.project
-            found = self._ranks.query(self._stores.of(request), ref, wanted, project=project, check=effort.check)
+            statistics = self._ranks.query(self._stores.of(request), ref, query, project=project, check=effort.check)
             return encode(
-                {
-                    "x": _numbers(found.x),
-                    "min": _numbers(found.minimum),
-                    "median": _numbers(found.median),
-                    "max": _numbers(found.maximum),
-                    "lowest": found.lowest,
-                    "highest": found.highest,
-                    "processes": found.processes,
-                    "variant": None if found.variant is None else _variant(found.variant),
-                    "others": [*map(_variant, found.others)],
-                }
+                schemas.Ranks(
+                    x=_numbers(statistics.x),
+                    min=_numbers(statistics.minimum),
+                    median=_numbers(statistics.median),
+                    max=_numbers(statistics.maximum),
+                    lowest=statistics.lowest,
+                    highest=statistics.highest,
+                    processes=statistics.processes,
+                    variant=None if statistics.variant is None else _variant(statistics.variant),
+                    others=[*map(_variant, statistics.others)],
+                )
             )
 
         return json_response(await self._read(request, work))
 
     async def histograms(self, request: Request) -> Response:
         """Distributions of a metric over time."""
-        ref, query = run_ref(request), parameters(request)
-        points = RunQuery(
-            (_metric(query),),
-            Axis.parse(query.get("x", "step")),
-            number(query, "start"),
-            number(query, "stop"),
-            query.get("process"),
-            parse_attempt(query.get("attempt")),
-            variant=_choice(query),
-            attributes=_attributes(query.get("attributes")),
-            max_points=integer(query, "max_points", 200, 2, 2000),
+        ref, parameters = run_ref(request), read_parameters(request, request_schemas.HistogramsParameters)
+        query = RunQuery(
+            (parameters.metric,),
+            Axis.parse(parameters.x),
+            parameters.start,
+            parameters.stop,
+            parameters.process,
+            parameters.attempt,
+            variant=_variant_filter(parameters),
+            attributes=parameters.attributes,
+            max_points=parameters.max_points,
             numeric=False,
         )
 
         def work(effort: Effort) -> bytes:
-            lines = RunReader(self._stores.of(request), ref, points, effort.check).lines().lines
-            return encode(_histograms(lines, points))
+            lines = RunReader(self._stores.of(request), ref, query, effort.check).lines().lines
+            return encode(_histograms(lines, query))
 
         return json_response(await self._read(request, work))
 
     async def distributions(self, request: Request) -> Response:
         """Every distribution of a metric."""
-        ref, query = run_ref(request), parameters(request)
-        metric = _metric(query)
-        points = _raw_query(metric, "time", query, numeric=False)
-        limit = integer(query, "limit", 2000, 1, MAX_DISTRIBUTIONS)
+        ref, parameters = run_ref(request), read_parameters(request, request_schemas.DistributionsParameters)
+        query = _raw_query(parameters, Axis(None), numeric=False)
 
         def work(most: int, effort: Effort) -> HeldResponse:
-            found = RunReader(self._stores.of(request), ref, points, effort.check).raw(most)
-            return HeldResponse(_encode_distributions(metric, found), _held(found), "application/json")
+            series = RunReader(self._stores.of(request), ref, query, effort.check).raw(most)
+            return HeldResponse(_encode_distributions(parameters.metric, series), _size(series), "application/json")
 
-        return await self._answers.points(request, self._threads.run_checked, work, limit)
+        return await self._answers.points(request, self._threads.run_checked, work, parameters.limit)
 
     async def _read(self, request: Request, work: Callable[[Effort], bytes]) -> bytes:
-        """What `work` returns.
+        """Run work on a thread.
 
         Raises:
-            TooManyPointsError: It takes too much processor time.
+            TooManyPointsError: The work takes too much processor time.
         """
         try:
             return await self._threads.run_checked(request, work)
@@ -209,10 +185,10 @@ class PointsApi:
 
 
 def _check_json(points: int, series: int) -> None:
-    """Refuse to write too much as JSON.
+    """Refuse to write a very large response as JSON.
 
     Raises:
-        TooManySeriesError: It is too much.
+        TooManySeriesError: The response would be too large.
     """
     if points + _SERIES_WEIGHT * series > MAX_JSON_POINTS:
         raise TooManySeriesError(
@@ -221,96 +197,83 @@ def _check_json(points: int, series: int) -> None:
         )
 
 
-def _query(document: Mapping[str, Any]) -> tuple[list[RunRef], RunQuery]:
-    project = document.get("project")
-    most = whole(document.get("max_points", 1000))
-    if isinstance(most, bool) or not isinstance(most, int) or not (most == 0 or 4 <= most <= MAX_POINTS):
-        raise HTTPException(400, f"max_points: expected 0 (all) or 4 to {MAX_POINTS}, got {str(most)[:40]}")
-    process, after, attributes = document.get("process"), document.get("after"), document.get("attributes")
-    x = document.get("x", "step")
-    choice = [(name, document.get(name)) for name in _CHOICE]
-    for name, value in (("process", process), ("after", after), ("x", x), ("project", project), *choice):
-        if value is not None and not isinstance(value, str):
-            raise HTTPException(400, f"{name}: expected a text, got {str(value)[:40]!r}")
-    if attributes is not None and not isinstance(attributes, dict):
-        raise HTTPException(400, "attributes: expected an object")
-    refs = [parse_ref(text, project) for text in strings(document, "runs", MAX_RUNS)]
+def _query(body: request_schemas.Query) -> tuple[list[RunRef], RunQuery]:
+    if 0 < body.max_points < _FEWEST_POINTS:
+        raise invalid("max_points", request_schemas.Query, {"max_points": body.max_points})
+    refs = [parse_run_ref(text, body.project) for text in unique("runs", body.runs, request_schemas.MAX_RUNS)]
     query = RunQuery(
-        tuple(strings(document, "metrics", MAX_METRICS)),
-        Axis.parse(x or "step"),
-        number(document, "start"),
-        number(document, "stop"),
-        None if process == "all" else process,
-        parse_attempt(whole(document.get("attempt"))),
-        after or None,
-        _choice(document),
-        attributes,
-        most,
+        tuple(unique("metrics", body.metrics, request_schemas.MAX_METRICS)),
+        Axis.parse(body.x or "step"),
+        body.start,
+        body.stop,
+        None if body.process == "all" else body.process,
+        body.attempt,
+        body.after or None,
+        _variant_filter(body),
+        body.attributes,
+        body.max_points,
     )
     return refs, query
 
 
-def _raw_query(metric: str, x: str, query: Mapping[str, str], *, numeric: bool = True) -> RunQuery:
+def _raw_query(
+    parameters: request_schemas.SeriesParameters | request_schemas.DistributionsParameters,
+    axis: Axis,
+    *,
+    numeric: bool = True,
+) -> RunQuery:
     return RunQuery(
-        (metric,),
-        Axis.parse(x),
-        optional_integer(query, "start"),
-        optional_integer(query, "stop"),
-        query.get("process"),
-        parse_attempt(query.get("attempt")),
+        (parameters.metric,),
+        axis,
+        parameters.start,
+        parameters.stop,
+        parameters.process,
+        parameters.attempt,
         numeric=numeric,
     )
 
 
-def _histograms(lines: Sequence[Line], query: RunQuery) -> dict[str, Any]:
+def _histograms(lines: Sequence[Line], query: RunQuery) -> schemas.Histograms:
     chosen = next((line for line in lines if query.matches(line.series)), None)
     if chosen is None:
-        return {"points": [], "total": 0}
+        return schemas.Histograms(points=[], total=0)
     series = chosen.series
     assert isinstance(series.points, Blobs)
     points = []
     for index in choose_evenly(len(chosen.x), query.max_points).tolist():
-        found = decode_distribution(series.kind, series.points.blobs[index])
-        points.append({"x": json_value(float(chosen.x[index]))} | _distribution(found))
-    about = {"process": series.process} | variant_json(series) | {"attributes": series.attributes}
-    return {"points": points, "total": len(chosen.x)} | about
+        distribution = decode_distribution(series.kind, series.points.blobs[index])
+        points.append(schemas.HistogramPoint(x=json_value(float(chosen.x[index])), **_distribution(distribution)))
+    return schemas.Histograms(
+        points=points,
+        total=len(chosen.x),
+        process=series.process,
+        **variant_fields(series),
+        attributes=series.attributes,
+    )
 
 
-def _distribution(one: Distribution) -> dict[str, Any]:
-    document = {
-        "count": one.count,
-        "sum": json_value(one.sum),
-        "min": json_value(one.min),
-        "max": json_value(one.max),
-        "bounds": json_value(one.bounds),
-        "counts": one.counts,
+def _distribution(distribution: Distribution) -> dict[str, Any]:
+    return {
+        "count": distribution.count,
+        "sum": json_value(distribution.sum),
+        "min": json_value(distribution.min),
+        "max": json_value(distribution.max),
+        "bounds": json_value(distribution.bounds),
+        "counts": distribution.counts,
+        "quantiles": json_value(distribution.quantiles) if distribution.quantiles else UNSET,
     }
-    return document | ({"quantiles": json_value(one.quantiles)} if one.quantiles else {})
 
 
-def _choice(query: Mapping[str, Any]) -> VariantFilter:
-    return VariantFilter(*(query.get(name) for name in _CHOICE))
+def _variant_filter(
+    query: request_schemas.Query | request_schemas.RanksParameters | request_schemas.HistogramsParameters,
+) -> VariantFilter:
+    return VariantFilter(query.scope, query.unit, query.kind, query.temporality)
 
 
-def _variant(variant: Variant) -> dict[str, Any]:
+def _variant(variant: Variant) -> schemas.Variant:
     kind, scope, unit = variant
-    return {"kind": kind.name, "temporality": kind.temporality, "scope": scope, "unit": unit}
-
-
-def _metric(query: Mapping[str, str]) -> str:
-    metric = query.get("metric")
-    if not metric:
-        raise HTTPException(400, "metric: expected the name of a metric; /metrics lists them")
-    return metric
-
-
-def _attributes(text: str | None) -> Mapping[str, Any] | None:
-    if not text:
-        return None
-    found = parse_document(text)
-    if not isinstance(found, dict):
-        raise HTTPException(400, f"attributes: expected a JSON object, got {text[:40]!r}")
-    return found
+    temporality: Any = kind.temporality
+    return schemas.Variant(kind.name, temporality, scope, unit)
 
 
 def _numbers(values: NDArray[np.float64]) -> list[Any]:
@@ -322,16 +285,23 @@ def _numbers(values: NDArray[np.float64]) -> list[Any]:
 
 def _encode_result(result: PointsResult, *, reset: bool) -> Generator[bytes, None, None]:
     yield b'{"series":['
-    for position, one in enumerate(result.series):
-        about = {"run": one.run, "process": one.process, "attempt": one.attempt}
-        rest = {"metric": one.metric} | variant_json(one) | {"attributes": one.attributes, "total": one.total}
-        yield (b"," if position else b"") + encode(about | rest)[:-1]
-        for name, column in (("x", one.x), ("y", one.y), ("gaps", one.gaps)):
+    for position, series in enumerate(result.series):
+        header = schemas.SampledHeader(
+            run=series.run,
+            process=series.process,
+            attempt=series.attempt,
+            metric=series.metric,
+            **variant_fields(series),
+            attributes=series.attributes,
+            total=series.total,
+        )
+        yield (b"," if position else b"") + encode(header)[:-1]
+        for name, column in (("x", series.x), ("y", series.y), ("gaps", series.gaps)):
             if name != "gaps" or len(column):
                 yield from _encode_array(name, column)
         yield b"}"
-    rest = {"damaged": result.damaged} if result.damaged else {}
-    yield b"]," + encode({"cursor": result.cursor, "reset": reset} | rest)[1:]
+    footer = schemas.QueryFooter(cursor=result.cursor, reset=reset, damaged=result.damaged or UNSET)
+    yield b"]," + encode(footer)[1:]
 
 
 def _encode_array(name: str, column: NDArray[np.float64]) -> Iterator[bytes]:
@@ -342,27 +312,29 @@ def _encode_array(name: str, column: NDArray[np.float64]) -> Iterator[bytes]:
     yield b"]" if len(column) else start + b"]"
 
 
-def _held(found: Sequence[RawSeries]) -> int:
+def _size(all_series: Sequence[RawSeries]) -> int:
     """Bytes of series in memory."""
     size = 0
-    for one in found:
-        size += (
-            one.steps.nbytes + one.stepped.nbytes + one.gaps.nbytes + sum(array.nbytes for array in one.points.arrays())
-        )
-        if isinstance(one.points, Blobs):
-            size += sum(map(len, one.points.blobs))
+    for series in all_series:
+        arrays = series.steps, series.stepped, series.gaps, *series.points.arrays()
+        size += sum(array.nbytes for array in arrays)
+        if isinstance(series.points, Blobs):
+            size += sum(map(len, series.points.blobs))
     return size
 
 
-def _encode_full(metric: str, x: str, found: Sequence[RawSeries]) -> Generator[bytes, None, None]:
+def _encode_full(
+    metric: str, x: Literal["step", "time"], all_series: Sequence[RawSeries]
+) -> Generator[bytes, None, None]:
     """The document piece by piece; Starlette draws each piece on a worker thread."""
-    yield encode({"metric": metric, "x": x})[:-1] + b',"series":['
-    ambiguous = len({(one.kind, one.scope, one.unit) for one in found}) > 1
-    for position, series in enumerate(found):
-        about = {"process": series.process, "attempt": series.attempt, "kind": series.kind.name}
-        about |= variant_json(series) if ambiguous else {}
-        head = encode(about | {"attributes": series.attributes})[:-1]
-        yield (b"," if position else b"") + head
+    yield encode(schemas.MetricSeriesHeader(metric, x))[:-1] + b',"series":['
+    ambiguous = len({(series.kind, series.scope, series.unit) for series in all_series}) > 1
+    for position, series in enumerate(all_series):
+        fields = variant_fields(series) if ambiguous else {"kind": series.kind.name}
+        header = schemas.FullHeader(
+            process=series.process, attempt=series.attempt, **fields, attributes=series.attributes
+        )
+        yield (b"," if position else b"") + encode(header)[:-1]
         for name in ("time", "step", "value"):
             yield f',"{name}":['.encode()
             for first in range(0, len(series.points), _SLICE):
@@ -379,28 +351,35 @@ def _column(series: RawSeries, name: str, part: slice) -> list[Any]:
     if name == "time":
         return list(series.points.times[part].tolist())
     if name == "step":
-        pairs = zip(series.steps[part].tolist(), series.stepped[part].tolist(), strict=True)
-        return [step if stepped else None for step, stepped in pairs]
+        steps, stepped = series.steps[part].tolist(), series.stepped[part]
+        if stepped.all():
+            return list(steps)
+        return [step if has_step else None for step, has_step in zip(steps, stepped.tolist(), strict=True)]
     points = series.points[part]
     assert isinstance(points, Points)
-    return [json_value(value) for value in points.values()]
+    values: list[Any] = points.values()
+    for index in np.flatnonzero(~points.integers & ~np.isfinite(points.words.view(np.float64))).tolist():
+        values[index] = json_value(values[index])
+    return values
 
 
-def _encode_distributions(metric: str, found: Sequence[RawSeries]) -> Generator[bytes, None, None]:
+def _encode_distributions(metric: str, all_series: Sequence[RawSeries]) -> Generator[bytes, None, None]:
     """The document piece by piece, as `_encode_full`."""
     yield encode({"metric": metric})[:-1] + b',"series":['
-    for position, series in enumerate(found):
-        about = {"process": series.process, "attempt": series.attempt} | variant_json(series)
-        yield (b"," if position else b"") + encode(about | {"attributes": series.attributes})[:-1] + b',"points":['
+    for position, series in enumerate(all_series):
+        header = schemas.DistributionHeader(
+            process=series.process, attempt=series.attempt, **variant_fields(series), attributes=series.attributes
+        )
+        yield (b"," if position else b"") + encode(header)[:-1] + b',"points":['
         for first in range(0, len(series.points), _FEW):
             part = slice(first, first + _FEW)
             times, steps = _column(series, "time", part), _column(series, "step", part)
             points = series.points[part]
             assert isinstance(points, Blobs)
-            decoded = (decode_distribution(series.kind, blob, _MOST_BUCKETS) for blob in points.blobs)
+            distributions = (decode_distribution(series.kind, blob, _MOST_BUCKETS) for blob in points.blobs)
             documents = [
-                {"time": time, "step": step} | _distribution(one)
-                for time, step, one in zip(times, steps, decoded, strict=True)
+                schemas.DistributionPoint(time=time, step=step, **_distribution(distribution))
+                for time, step, distribution in zip(times, steps, distributions, strict=True)
             ]
             yield (b"," if first else b"") + encode(documents)[1:-1]
         yield b"]}"

@@ -1,47 +1,36 @@
 """Projects, runs, metrics, events and media."""
 
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
+from msgspec import UNSET
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tensormeter.server.api.params import (
-    ApiThreads,
-    encode,
-    integer,
-    json_response,
-    optional_integer,
-    parameters,
-    read_json,
-    run_ref,
-    run_refs,
-)
-from tensormeter.server.api.schemas import (
-    environment_json,
-    event_json,
+from tensormeter.server.api.documents import (
+    event_document,
     join_metrics,
-    metrics_json,
-    process_json,
-    run_json,
+    metric_documents,
+    run_details,
+    run_document,
     trim_config,
 )
+from tensormeter.server.api.params import read_body, read_parameters, run_ref, run_refs
+from tensormeter.server.api.request_schemas import EventsParameters, RunChanges, RunListParameters, RunsParameters
+from tensormeter.server.api.responses import encode, json_response
+from tensormeter.server.api.schemas import Events, Metrics, Project, Projects, Runs
+from tensormeter.server.api.threads import ApiThreads
 from tensormeter.server.auth.project_scope import Stores
 from tensormeter.server.limits.effort import Effort
 from tensormeter.server.query.runs.search import RunSearch, find_runs
-from tensormeter.server.store import RunChanges
+from tensormeter.server.store import RunChanges as StoreChanges
 
 __all__ = ["RunsApi"]
 
-MAX_PAGE: Final = 1000
-MAX_EVENTS: Final = 10_000
-MAX_TEXT: Final = 65_536
-MAX_TAGS: Final = 100
 MAX_FIELDS: Final = 1000
 MAX_LEVELS: Final = 100
-_LONGEST_POSITION: Final = 39
+_MAX_POSITION: Final = 39
 """Characters of two integers of 63 bits."""
 
 _RUN: Final = "/api/v1/runs/{run_id}"
@@ -55,18 +44,18 @@ _MEDIA_HEADERS: Final = {
 
 
 class RunsApi:
-    """Handlers about runs and what belongs to them, but for points."""
+    """Handlers of projects, runs, metrics, events and images."""
 
     def __init__(self, stores: Stores, threads: ApiThreads) -> None:
         self._stores = stores
         self._threads = threads
 
     def routes(self) -> list[Route]:
-        """Where the handlers go."""
+        """The routes of the handlers."""
         return [
             Route("/api/v1/projects", self.projects),
             Route("/api/v1/runs", self.runs),
-            # One route, so that the answer to any other method names all of these.
+            # One route, so that the response to any other method lists all of these.
             Route(_RUN, self.run, methods=["GET", "PATCH", "DELETE"]),
             Route(f"{_RUN}/metrics", self.metrics),
             Route("/api/v1/metrics", self.metrics_of_runs),
@@ -75,34 +64,38 @@ class RunsApi:
         ]
 
     async def projects(self, request: Request) -> Response:
-        """Every project."""
+        """All projects."""
         projects = await self._threads.run(self._stores.of(request).projects)
-        listed = [{"name": one.project, "runs": one.runs, "last_time": str(one.updated)} for one in projects]
-        return json_response(encode({"projects": listed}))
+        documents = [Project(project.project, project.runs, str(project.updated)) for project in projects]
+        return json_response(encode(Projects(documents)))
 
     async def runs(self, request: Request) -> Response:
         """A page of runs."""
-        query = parameters(request)
-        limit = integer(query, "limit", 100, 1, MAX_PAGE)
-        offset = integer(query, "offset", 0, 0, 1 << 62)
-        named = None if "fields" not in query else [name for name in query["fields"].split(",") if name]
-        if named is not None and (len(named) > MAX_FIELDS or any(name.count(".") > MAX_LEVELS for name in named)):
+        parameters = read_parameters(request, RunsParameters)
+        fields = None if parameters.fields is None else [name for name in parameters.fields.split(",") if name]
+        if fields is not None and (len(fields) > MAX_FIELDS or any(name.count(".") > MAX_LEVELS for name in fields)):
             raise HTTPException(400, f"fields: expected at most {MAX_FIELDS} names of at most {MAX_LEVELS} levels")
-        metrics = None if named is None else _under("summary.", named)
-        keys = None if named is None or "config" in named else _under("config.", named)
+        metrics = None if fields is None else _under("summary.", fields)
+        keys = None if fields is None or "config" in fields else _under("config.", fields)
 
         def work(effort: Effort) -> bytes:
             damaged: list[str] = []
-            project, text, sort = query.get("project") or None, query.get("filter", ""), query.get("sort", "")
-            search = RunSearch(limit, offset, project, text, sort, metrics)
+            search = RunSearch(
+                parameters.limit,
+                parameters.offset,
+                parameters.project or None,
+                parameters.filter,
+                parameters.sort,
+                metrics,
+            )
             runs, total = find_runs(self._stores.of(request), search, effort.look, damaged)
-            listed = [run_json(run, None if keys is None else trim_config(run.config, keys)) for run in runs]
-            return encode({"runs": listed, "total": total} | ({"damaged": damaged} if damaged else {}))
+            documents = [run_document(run, None if keys is None else trim_config(run.config, keys)) for run in runs]
+            return encode(Runs(runs=documents, total=total, damaged=damaged or UNSET))
 
         return json_response(await self._threads.run_checked(request, work))
 
     async def run(self, request: Request) -> Response:
-        """One run: read, changed or deleted."""
+        """Read, change or delete a run."""
         match request.method:
             case "PATCH":
                 return await self._update(request)
@@ -117,22 +110,24 @@ class RunsApi:
         def work() -> bytes:
             run = self._stores.of(request).run(ref)
             processes = self._stores.of(request).processes(ref)
-            details = {
-                "processes": [process_json(process) for process in processes],
-                "environment": environment_json(processes),
-                "losses": self._stores.of(request).losses(ref),
-            }
-            return encode(run_json(run) | details)
+            return encode(run_details(run, processes, self._stores.of(request).losses(ref)))
 
         return json_response(await self._threads.run(work))
 
     async def _update(self, request: Request) -> Response:
         ref = run_ref(request)
-        changes = _changes(await read_json(request))
+        body = await read_body(request, RunChanges)
+        changes = StoreChanges(
+            name=body.name,
+            tags=None if body.tags is None else list(dict.fromkeys(body.tags)),
+            notes=body.notes,
+            group=body.group,
+            archived=body.archived,
+        )
 
         def work() -> bytes:
             self._stores.of(request).update(ref, changes)
-            return encode(run_json(self._stores.of(request).run(ref)))
+            return encode(run_document(self._stores.of(request).run(ref)))
 
         return json_response(await self._threads.run(work))
 
@@ -142,41 +137,46 @@ class RunsApi:
         return Response(status_code=204)
 
     async def metrics(self, request: Request) -> Response:
-        """Every metric of a run."""
+        """All metrics of a run."""
         ref = run_ref(request)
-        found = await self._threads.run(
-            lambda: encode({"metrics": metrics_json(self._stores.of(request).metrics(ref))})
-        )
-        return json_response(found)
+
+        def work() -> bytes:
+            return encode(Metrics(metric_documents(self._stores.of(request).metrics(ref))))
+
+        return json_response(await self._threads.run(work))
 
     async def metrics_of_runs(self, request: Request) -> Response:
-        """Every metric that any of some runs has."""
-        refs = run_refs(parameters(request))
+        """All metrics of several runs."""
+        refs = run_refs(read_parameters(request, RunListParameters))
 
         def work(effort: Effort) -> bytes:
             store = self._stores.of(request)
-            found = []
+            metrics = []
             for ref in refs:
                 effort.look()
-                found.append(metrics_json(store.metrics(ref)))
-            return encode({"metrics": join_metrics(found)})
+                metrics.append(metric_documents(store.metrics(ref)))
+            return encode(Metrics(join_metrics(metrics)))
 
         return json_response(await self._threads.run_checked(request, work))
 
     async def events(self, request: Request) -> Response:
-        """Events of a run, the newest first."""
-        ref, query = run_ref(request), parameters(request)
-        limit = integer(query, "limit", 1000, 1, MAX_EVENTS)
-        start, stop = optional_integer(query, "start"), optional_integer(query, "stop")
-        before, max_body = _position(query.get("before")), optional_integer(query, "max_body")
+        """Events of a run, newest first."""
+        ref, parameters = run_ref(request), read_parameters(request, EventsParameters)
+        before = _position(parameters.before)
 
         def work() -> bytes:
-            name, key = query.get("name") or None, query.get("key") or None
             events = self._stores.of(request).events(
-                ref, name=name, key=key, start=start, stop=stop, limit=limit, before=before, max_body=max_body
+                ref,
+                name=parameters.name or None,
+                key=parameters.key or None,
+                start=parameters.start,
+                stop=parameters.stop,
+                limit=parameters.limit,
+                before=before,
+                max_body=parameters.max_body,
             )
             following = f"{events[-1].time}-{events[-1].id}" if events.more else None
-            return encode({"events": [event_json(event) for event in events], "next": following})
+            return encode(Events([event_document(event) for event in events], following))
 
         return json_response(await self._threads.run(work))
 
@@ -189,48 +189,16 @@ class RunsApi:
 
 
 def _position(text: str | None) -> tuple[int, int] | None:
-    """What `next` of an earlier answer said."""
+    """Time and number of an event, from `next` of an earlier response."""
     if text is None:
         return None
     time, _, number = text.partition("-")
-    if (
-        time.isascii()
-        and time.isdecimal()
-        and number.isascii()
-        and number.isdecimal()
-        and len(text) <= _LONGEST_POSITION
-    ):
+    if time.isascii() and time.isdecimal() and number.isascii() and number.isdecimal() and len(text) <= _MAX_POSITION:
         position = int(time), int(number)
         if max(position) < 1 << 63:
             return position
-    raise HTTPException(400, "before: expected what `next` of another answer says")
+    raise HTTPException(400, f"before: expected the value of `next` of another response, got {text[:40]!r}")
 
 
 def _under(prefix: str, names: list[str]) -> list[str]:
     return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-
-
-def _changes(document: Mapping[str, Any]) -> RunChanges:
-    for name in ("name", "notes", "group"):
-        value = document.get(name)
-        if value is not None and (not isinstance(value, str) or len(value) > MAX_TEXT):
-            raise HTTPException(400, f"{name}: expected a text of at most {MAX_TEXT} characters")
-    if document.get("name") == "" or len(document.get("name") or "") > 1024:
-        raise HTTPException(400, "name: expected 1 to 1024 characters")
-    tags = document.get("tags")
-    if tags is not None and (
-        not isinstance(tags, list)
-        or len(tags) > MAX_TAGS
-        or not all(isinstance(tag, str) and 0 < len(tag) <= 128 for tag in tags)
-    ):
-        raise HTTPException(400, f"tags: expected a list of at most {MAX_TAGS} texts of 1 to 128 characters")
-    archived = document.get("archived")
-    if archived is not None and not isinstance(archived, bool):
-        raise HTTPException(400, f"archived: expected true or false, got {str(archived)[:40]!r}")
-    return RunChanges(
-        name=document.get("name"),
-        tags=None if tags is None else list(dict.fromkeys(tags)),
-        notes=document.get("notes"),
-        group=document.get("group"),
-        archived=archived,
-    )

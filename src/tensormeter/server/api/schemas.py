@@ -1,221 +1,442 @@
-"""The JSON shapes of runs, metrics and events."""
+"""Documents of responses, each described once.
 
-import math
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Final
+Responses are encoded from these classes. Together with `request_schemas`, they are the source of `openapi.json` and of the page's
+types. A field that is `UNSET` is left out of the response.
+"""
 
-from tensormeter.conventions.semconv import PROCESS_KIND, RANK
-from tensormeter.server.query.points.variant import Varying
-from tensormeter.server.store import Kind, MetricSummary, ProcessSummary, RunSummary, StoredEvent
-from tensormeter.server.store.models.canonical_json import json_value
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypedDict
 
-__all__ = [
-    "environment_json",
-    "event_json",
-    "join_metrics",
-    "metrics_json",
-    "process_json",
-    "run_json",
-    "trim_config",
-    "variant_json",
-]
+from msgspec import UNSET, Meta, Struct, UnsetType
 
+from tensormeter.server.store import State
+from tensormeter.server.store.models.metric_kind import KindName
 
-_OWN: Final = frozenset({""})
+Attributes = Mapping[str, Any]
+Float = float | Literal["NaN", "Infinity", "-Infinity"]
+"""A number. JSON has neither NaN nor infinities, so these are texts."""
 
+Nanoseconds = Annotated[str, Meta(pattern="^-?[0-9]+$", description="Nanoseconds since the Unix epoch.")]
+"""An integer as text, because JavaScript's numbers have too few digits."""
 
-def run_json(run: RunSummary, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A RUN; with a trimmed `config`, if given."""
-    return {
-        "id": run.run_id,
-        "project": run.project,
-        "name": run.name,
-        "state": run.state,
-        "attempt": run.attempt,
-        "started": str(run.started),
-        "ended": None if run.ended is None else str(run.ended),
-        "last_time": str(run.updated),
-        "group": run.group,
-        "tags": list(run.tags),
-        "notes": run.notes,
-        "archived": run.archived,
-        "processes": run.processes,
-        "points": run.points,
-        "lost": run.lost,
-        "lag": max(run.updated - run.newest, 0) / 1e9 if run.newest else None,
-        "config": run.config if config is None else config,
-        "summary": {
-            metric: {
-                "last": json_value(one.last),
-                "min": _known(one.min),
-                "max": _known(one.max),
-                "mean": _known(one.mean),
-                "count": one.count,
-                "last_step": one.last_step,
-                "last_time": str(one.last_time),
-            }
-            for metric, one in run.summary.items()
-        },
-    }
+Temporality = Literal["delta", "cumulative", "unspecified"]
+
+# Errors
 
 
-def process_json(process: ProcessSummary) -> dict[str, Any]:
+class ErrorDetails(Struct):
+    code: Annotated[str, Meta(description="Stable code for programs, such as `not_found`.")]
+    message: Annotated[str, Meta(description="Explanation for people.")]
+
+
+class Error(Struct):
+    """The body of every error response."""
+
+    error: ErrorDetails
+
+
+# Projects and runs
+
+
+class Project(Struct):
+    """A project."""
+
+    name: str
+    runs: Annotated[int, Meta(description="Number of runs.")]
+    last_time: Annotated[Nanoseconds, Meta(description="Time of the last arrival, by the server's clock.")]
+
+
+class Projects(Struct):
+    """All projects."""
+
+    projects: Sequence[Project]
+
+
+class Summary(Struct, gc=False):
+    """Statistics of one metric over all processes, attribute sets and attempts of a run."""
+
+    last: Annotated[Float, Meta(description="Value with the latest time.")]
+    min: Annotated[Float | None, Meta(description="Lowest value; NaN is ignored.")]
+    max: Annotated[Float | None, Meta(description="Highest value; NaN is ignored.")]
+    mean: Annotated[Float | None, Meta(description="Mean of the values; NaN is ignored.")]
+    count: Annotated[int, Meta(description="Number of points.")]
+    last_step: Annotated[int | None, Meta(description="Step at the time of the last value.")]
+    last_time: Nanoseconds
+
+
+class _RunFields(Struct, kw_only=True):
+    id: str
+    project: str
+    name: str
+    state: State
+    attempt: Annotated[int, Meta(description="Number of the latest attempt, from 1.")]
+    started: Annotated[Nanoseconds, Meta(description="Time of the earliest start, point or event.")]
+    ended: Annotated[Nanoseconds | None, Meta(description="Time of the latest end; null while the run is running.")]
+    last_time: Annotated[Nanoseconds, Meta(description="Time of the last arrival, by the server's clock.")]
+    group: str
+    tags: Sequence[str]
+    notes: str
+    archived: bool
+    points: Annotated[int, Meta(description="Number of stored points.")]
+    lost: Annotated[int, Meta(description="Number of points that the senders reported as dropped.")]
+    lag: Annotated[
+        float | None,
+        Meta(description="Seconds between the newest point and the last arrival; null without points."),
+    ]
+    config: Annotated[Attributes, Meta(description="Configuration of the run.")]
+    summary: Annotated[Mapping[str, Summary], Meta(description="Statistics by name of the metric.")]
+
+
+class Run(_RunFields, kw_only=True):
+    """A run in a list of runs."""
+
+    processes: Annotated[int, Meta(description="Number of processes.")]
+
+
+class Process(Struct):
     """A process of a run."""
-    return {
-        "id": process.process,
-        "attempt": process.attempt,
-        "rank": process.resource.get(RANK),
-        "host": process.resource.get("host.name"),
-        "state": process.state,
-        "resource": process.resource,
-    }
+
+    id: str
+    attempt: int
+    rank: Annotated[Any, Meta(description="Rank as it was sent, normally an integer; null if there is none.")]
+    host: Annotated[Any, Meta(description="Host name as it was sent, normally a text; null if there is none.")]
+    state: State | None
+    resource: Annotated[Attributes, Meta(description="Attributes of the OpenTelemetry resource.")]
 
 
-def environment_json(processes: Sequence[ProcessSummary]) -> Mapping[str, Any]:
-    """The resource that speaks for a run: that of its newest attempt's lowest rank.
+class RunDetails(_RunFields, kw_only=True):
+    """A run with its processes."""
 
-    A node, which has no command line and no revision, speaks only where nobody trains: what is heard of first is luck.
+    processes: Sequence[Process]
+    environment: Annotated[Attributes, Meta(description="Resource of the lowest rank of the latest attempt.")]
+    losses: Annotated[Mapping[str, int], Meta(description="Number of dropped points by reason.")]
+
+
+class Runs(Struct, kw_only=True):
+    """A page of runs."""
+
+    runs: Sequence[Run]
+    total: Annotated[int, Meta(description="Number of matching runs on all pages.")]
+    damaged: Annotated[
+        Sequence[str] | UnsetType,
+        Meta(description="Runs that are missing because the store is damaged."),
+    ] = UNSET
+
+
+class Attempt(Struct):
+    """The attempt of a process."""
+
+    attempt: Annotated[int, Meta(description="Number of the attempt, from 1.")]
+    last_step: Annotated[int | None, Meta(description="Highest last step of the earlier attempts.")]
+
+
+class Durable(Struct):
+    """The commits that survive a loss of power; all fields are null if the store cannot tell."""
+
+    epoch: Annotated[str | None, Meta(description="Id of the count; a new one starts when commits may be missing.")]
+    committed: Annotated[int | None, Meta(description="Number of the latest commit.")]
+    durable: Annotated[int | None, Meta(description="Number of the latest commit that is on disk.")]
+
+
+# Metrics and events
+
+
+class Metric(Struct, kw_only=True):
+    """A metric of one name, kind, temporality and unit."""
+
+    name: str
+    kind: KindName
+    unit: str
+    description: str
+    temporality: Temporality | None
+    monotonic: bool | None
+    attributes: Annotated[Sequence[Attributes], Meta(description="Attribute sets of the series.")]
+    points: Annotated[int, Meta(description="Number of points.")]
+    processes: Annotated[int, Meta(description="Number of processes, of the attempt with the most.")]
+    last: Annotated[Float | None, Meta(description="Latest value; null for distributions.")]
+    last_step: Annotated[int | None, Meta(description="Step of the latest point.")]
+    last_time: Nanoseconds | None
+    scopes: Annotated[
+        Sequence[str] | UnsetType,
+        Meta(description="Names of the instrumentation scopes. Default: only the empty name, which tensormeter uses."),
+    ] = UNSET
+    stepped: Annotated[
+        Literal[True] | UnsetType,
+        Meta(description="Present if the latest point has no step but the latest point of another series has one."),
+    ] = UNSET
+
+
+class Metrics(Struct):
+    """Metrics of one or more runs."""
+
+    metrics: Sequence[Metric]
+
+
+class EventScope(TypedDict, total=False):
+    """An instrumentation scope."""
+
+    name: str
+    version: str
+    attributes: Attributes
+
+
+class Event(Struct):
+    """An event: an OpenTelemetry log record. Fields that were not sent are 0, empty or null."""
+
+    id: int
+    time: Nanoseconds
+    observed_time: Annotated[Nanoseconds | None, Meta(description="Time of collection; null if it equals `time`.")]
+    name: str
+    step: int | None
+    process: str
+    severity_number: Annotated[int, Meta(description="Severity, from 1 (TRACE) to 24 (FATAL4).")]
+    severity_text: str
+    trace_id: str
+    span_id: str
+    flags: int
+    scope: EventScope
+    attributes: Attributes
+    body: Annotated[Any, Meta(description="Body; null if it is longer than `max_body`.")]
+    size: Annotated[int, Meta(description="Length of the body as JSON, in characters.")]
+
+
+class Events(Struct):
+    """Events, newest first."""
+
+    events: Sequence[Event]
+    next: Annotated[str | None, Meta(description="Value of `before` for the next page; null on the last page.")]
+
+
+# Points
+
+
+class Array(Struct, gc=False):
+    """The place of an array in a binary response."""
+
+    offset: Annotated[int, Meta(description="Offset from the start of the response, in bytes; a multiple of 8.")]
+    length: Annotated[int, Meta(description="Number of elements.")]
+    type: Annotated[Literal["f64", "i64", "u8"], Meta(description="Type of the elements, little-endian.")]
+
+
+class SampledHeader(Struct, kw_only=True):
+    """The description of a sampled series, without its points."""
+
+    run: str
+    process: str
+    attempt: int
+    metric: str
+    kind: KindName
+    temporality: Temporality | None
+    monotonic: bool | None
+    scope: str
+    unit: str
+    attributes: Attributes
+    total: Annotated[int, Meta(description="Number of points in the range before sampling.")]
+
+
+class SampledSeries(SampledHeader, kw_only=True):
+    """A sampled series."""
+
+    x: Sequence[Float]
+    y: Sequence[Float]
+    gaps: Annotated[Sequence[Float] | UnsetType, Meta(description="x of the last points before gaps.")] = UNSET
+
+
+class SampledArrays(SampledHeader, kw_only=True):
+    """A sampled series of a binary response."""
+
+    x: Array
+    y: Array
+    gaps: Array | UnsetType = UNSET
+
+
+class QueryFooter(Struct, kw_only=True):
+    """The result of a query without its series."""
+
+    cursor: Annotated[str, Meta(description="State of the store, for `after` of a later query.")]
+    reset: Annotated[bool, Meta(description="True if `after` was too old, so `series` contains everything.")]
+    damaged: Annotated[
+        Sequence[str] | UnsetType,
+        Meta(description="Data that is missing because the store is damaged."),
+    ] = UNSET
+
+
+class QueryResult(QueryFooter, kw_only=True):
+    """Sampled series of the requested runs."""
+
+    series: Sequence[SampledSeries]
+
+
+class QueryColumns(QueryFooter, kw_only=True):
+    """The header of a binary response to a query."""
+
+    series: Sequence[SampledArrays]
+
+
+class FullHeader(Struct, kw_only=True):
+    """The description of a full series, without its points.
+
+    In JSON, `temporality`, `monotonic`, `scope` and `unit` are present only if the series differ in kind, scope or unit.
     """
 
-    def order(process: ProcessSummary) -> tuple[bool, int, float]:
-        rank = process.resource.get(RANK)
-        is_node = process.resource.get(PROCESS_KIND) == "node"
-        return is_node, -process.attempt, rank if isinstance(rank, int) else math.inf
-
-    return min(processes, key=order).resource if processes else {}
-
-
-def variant_json(series: Varying) -> dict[str, Any]:
-    """What tells series of one metric, process and attribute set apart."""
-    kind = series.kind
-    return {
-        "kind": kind.name,
-        "temporality": kind.temporality,
-        "monotonic": kind.monotonic,
-        "scope": series.scope,
-        "unit": series.unit,
-    }
+    process: str
+    attempt: int
+    kind: KindName
+    temporality: Temporality | UnsetType | None = UNSET
+    monotonic: bool | UnsetType | None = UNSET
+    scope: str | UnsetType = UNSET
+    unit: str | UnsetType = UNSET
+    attributes: Attributes
 
 
-def metrics_json(series: Sequence[MetricSummary]) -> list[dict[str, Any]]:
-    """One entry for each name, kind and unit of metric, of its series."""
-    groups: dict[tuple[str, Kind, str], list[MetricSummary]] = {}
-    for one in series:
-        groups.setdefault((one.metric, one.kind, one.unit), []).append(one)
-    return [_metric(group) for group in groups.values()]
+class FullSeries(FullHeader, kw_only=True):
+    """Every point of a series."""
+
+    time: Annotated[Sequence[int], Meta(description="Nanoseconds since the Unix epoch.")]
+    step: Sequence[int | None]
+    value: Sequence[Float]
+    gaps: Annotated[Sequence[int] | UnsetType, Meta(description="Times of gaps, in nanoseconds.")] = UNSET
 
 
-def join_metrics(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """What `metrics_json` said of several runs as one list: `processes` are those of the run that has most of them."""
-    joined: dict[tuple[object, ...], dict[str, Any]] = {}
-    seen: dict[tuple[object, ...], set[str]] = {}
-    for metrics in runs:
-        for one in metrics:
-            key = tuple(one[part] for part in ("name", "kind", "temporality", "monotonic", "unit"))
-            known = joined.get(key)
-            new = [
-                attributes for attributes in one["attributes"] if repr(attributes) not in seen.setdefault(key, set())
-            ]
-            seen[key].update(map(repr, new))
-            if known is None:
-                joined[key] = {**one, "attributes": new}
-                continue
-            newest = one if int(one["last_time"] or 0) > int(known["last_time"] or 0) else known
-            both = (known, one)
-            joined[key] = {
-                **newest,
-                "attributes": [*known["attributes"], *new],
-                "points": known["points"] + one["points"],
-                "processes": max(known["processes"], one["processes"]),
-                **_more(
-                    {scope for each in both for scope in each.get("scopes", _OWN)},
-                    stepped=any(_is_stepped(each) for each in both) and newest["last_step"] is None,
-                ),
-            }
-    return list(joined.values())
+class FullArrays(FullHeader, kw_only=True):
+    """Every point of a series of a binary response."""
+
+    time: Array
+    step: Array
+    value: Annotated[Array, Meta(description="Bits of float64 values, or int64 values where `integers` is 1.")]
+    stepped: Annotated[Array | UnsetType, Meta(description="0 where a point has no step. Default: all have one.")] = (
+        UNSET
+    )
+    integers: Annotated[Array | UnsetType, Meta(description="1 where a value is an integer. Default: none is.")] = UNSET
+    gaps: Array | UnsetType = UNSET
 
 
-def event_json(event: StoredEvent) -> dict[str, Any]:
-    """An event. What its log record does not have is 0, "", null or {}."""
-    record = event.record
-    observed = record.get("observed_time")
-    return {
-        "id": event.id,
-        "time": str(event.time),
-        "observed_time": None if observed is None else str(observed),
-        "name": event.name,
-        "step": event.step,
-        "process": event.process,
-        "severity_number": record.get("severity_number", 0),
-        "severity_text": record.get("severity_text", ""),
-        "trace_id": record.get("trace_id", ""),
-        "span_id": record.get("span_id", ""),
-        "flags": record.get("flags", 0),
-        "scope": record.get("scope", {}),
-        "attributes": event.attributes,
-        "body": event.body,
-        "size": event.size,
-    }
+class MetricSeriesHeader(Struct):
+    """The description of a response with every point of a metric."""
+
+    metric: str
+    x: Literal["step", "time"]
 
 
-def trim_config(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """The part of a configuration that is named; dots go into nested objects."""
-    trimmed: dict[str, Any] = {}
-    for key in keys:
-        if key in config:
-            trimmed[key] = config[key]
-            continue
-        value: Any = config
-        parts = key.split(".")
-        for part in parts:
-            value = value.get(part) if isinstance(value, Mapping) else None
-        if value is not None:
-            inside = trimmed
-            for part in parts[:-1]:
-                inside = inside.setdefault(part, {})
-            inside[parts[-1]] = value
-    return trimmed
+class MetricSeries(MetricSeriesHeader):
+    """Every point of a metric."""
+
+    series: Sequence[FullSeries]
 
 
-def _metric(group: Sequence[MetricSummary]) -> dict[str, Any]:
-    last = max(group, key=lambda one: one.last_time or 0)
-    attributes: list[Mapping[str, Any]] = []
-    attempts: dict[int, set[str]] = {}
-    seen = set()
-    for one in group:
-        attempts.setdefault(one.attempt, set()).add(one.process)
-        key = repr(one.attributes)
-        if key not in seen:
-            seen.add(key)
-            attributes.append(one.attributes)
-    return {
-        "name": last.metric,
-        "kind": last.kind.name,
-        "unit": last.unit,
-        "description": last.description,
-        "temporality": last.kind.temporality,
-        "monotonic": last.kind.monotonic,
-        "attributes": attributes,
-        "points": sum(one.points for one in group),
-        "processes": max(len(processes) for processes in attempts.values()),
-        "last": json_value(last.last),
-        "last_step": last.last_step,
-        "last_time": None if last.last_time is None else str(last.last_time),
-        **_more(
-            {one.scope for one in group},
-            stepped=last.last_step is None and any(one.last_step is not None for one in group),
-        ),
-    }
+class MetricColumns(MetricSeriesHeader):
+    """The header of a binary response with every point of a metric."""
+
+    series: Sequence[FullArrays]
 
 
-def _more(scopes: Collection[str], *, stepped: bool) -> dict[str, Any]:
-    """What few metrics have to say: scopes other than tensormeter's own, and steps though the latest point has none."""
-    return ({} if set(scopes) == _OWN else {"scopes": sorted(scopes)}) | ({"stepped": True} if stepped else {})
+# Statistics and distributions
 
 
-def _is_stepped(metric: Mapping[str, Any]) -> bool:
-    return metric["last_step"] is not None or metric.get("stepped", False)
+class Variant(Struct):
+    """One of several metrics of the same name."""
+
+    kind: KindName
+    temporality: Temporality | None
+    scope: str
+    unit: str
 
 
-def _known(value: float) -> Any:
-    return None if math.isnan(value) else json_value(value)
+class Ranks(Struct):
+    """Statistics of a metric over the processes of a run; all lists have one entry for each x."""
+
+    x: Sequence[Float]
+    min: Sequence[Float]
+    median: Sequence[Float]
+    max: Sequence[Float]
+    lowest: Annotated[Sequence[str], Meta(description="Ids of the processes with the lowest value.")]
+    highest: Annotated[Sequence[str], Meta(description="Ids of the processes with the highest value.")]
+    processes: Annotated[int, Meta(description="Number of processes.")]
+    variant: Annotated[Variant | None, Meta(description="Variant of the metric that the statistics are about.")]
+    others: Annotated[Sequence[Variant], Meta(description="Further variants of the metric.")]
+
+
+class Distribution(Struct, kw_only=True, gc=False):
+    """A distribution. Bucket i contains values above bounds[i - 1] up to bounds[i]; the first and the last are open."""
+
+    count: int
+    sum: Float | None
+    min: Float | None
+    max: Float | None
+    bounds: Sequence[Float]
+    counts: Annotated[Sequence[int], Meta(description="Counts of the buckets: one more than `bounds`.")]
+    quantiles: Annotated[
+        Sequence[tuple[Float, Float]] | UnsetType,
+        Meta(description="Pairs of quantile and value; only summaries have them."),
+    ] = UNSET
+
+
+class HistogramPoint(Distribution, kw_only=True, gc=False):
+    """A distribution at an x."""
+
+    x: Float
+
+
+class Histograms(Struct, kw_only=True):
+    """Distributions of one series. Without a matching series there are neither points nor a description."""
+
+    points: Sequence[HistogramPoint]
+    total: Annotated[int, Meta(description="Number of distributions in the range before sampling.")]
+    process: str | UnsetType = UNSET
+    kind: KindName | UnsetType = UNSET
+    temporality: Temporality | UnsetType | None = UNSET
+    monotonic: bool | UnsetType | None = UNSET
+    scope: str | UnsetType = UNSET
+    unit: str | UnsetType = UNSET
+    attributes: Attributes | UnsetType = UNSET
+
+
+class DistributionPoint(Distribution, kw_only=True, gc=False):
+    """A distribution as it was logged."""
+
+    time: Annotated[int, Meta(description="Nanoseconds since the Unix epoch.")]
+    step: int | None
+
+
+class DistributionHeader(Struct):
+    """The description of a series of distributions, without its points."""
+
+    process: str
+    attempt: int
+    kind: KindName
+    temporality: Temporality | None
+    monotonic: bool | None
+    scope: str
+    unit: str
+    attributes: Attributes
+
+
+class DistributionSeries(DistributionHeader):
+    """Every distribution of a series."""
+
+    points: Sequence[DistributionPoint]
+
+
+class Distributions(Struct):
+    """Every distribution of a metric."""
+
+    metric: str
+    series: Sequence[DistributionSeries]
+
+
+# Live updates
+
+
+class Update(Struct):
+    """The data of an `update` event of the stream: changes of one run."""
+
+    run: str
+    metrics: Annotated[Sequence[str], Meta(description="Names of the metrics with new points.")]
+    state: Annotated[State | UnsetType, Meta(description="State of the run, if it changed.")] = UNSET
+    events: Annotated[Literal[True] | UnsetType, Meta(description="Present if there are new events.")] = UNSET
+
+
+class Cursor(Struct):
+    """The data of a `cursor` event of the stream."""
+
+    cursor: Annotated[str, Meta(description="State of the store, for `after` of a later query or stream.")]

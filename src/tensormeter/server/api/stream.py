@@ -1,9 +1,9 @@
-"""Live updates: server-sent events that say what has grown, so that a page knows what to ask for."""
+"""Live updates: server-sent events with the metrics that have new points, so that a page can query only those."""
 
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Final
+from typing import Final
 
 import anyio
 from starlette.exceptions import HTTPException
@@ -12,7 +12,11 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from tensormeter.server.api.params import ApiThreads, encode, run_refs
+from tensormeter.server.api.params import read_parameters, run_refs
+from tensormeter.server.api.request_schemas import StreamParameters
+from tensormeter.server.api.responses import encode
+from tensormeter.server.api.schemas import Cursor, Update
+from tensormeter.server.api.threads import ApiThreads
 from tensormeter.server.auth.authenticator import Access
 from tensormeter.server.auth.project_scope import Stores
 from tensormeter.server.limits.responses import Reader, client_of, reader_of
@@ -21,21 +25,21 @@ from tensormeter.server.store import Changes, RunRef, Store, StoreUnavailableErr
 __all__ = ["Shutdown", "StreamApi"]
 
 MAX_STREAMS: Final = 256
-"""Streams at once. When there are so many, a client that has fewer than another takes a place from that one."""
+"""Maximum number of open streams. At this limit, a client with fewer streams takes a place from the client with the most."""
 
 _POLL: Final = 1.0
 _KEEPALIVE: Final = 15.0
 
 
 class Shutdown:
-    """Whether the server is stopping: streams end then by themselves, within a poll."""
+    """Whether the server is stopping. Streams end within one poll after that."""
 
     def __init__(self) -> None:
         self.begun = False
 
 
 class _Place:
-    """One of the streams that may be open: its client, and whether it must end for another's sake."""
+    """The place of an open stream: its client, and whether it must end to make room for another client."""
 
     def __init__(self, client: str, reader: Reader | None) -> None:
         self.client = client
@@ -43,27 +47,27 @@ class _Place:
         self._reader = reader
 
     def end(self) -> None:
-        """End the stream within a poll, or at once if its client reads nothing."""
+        """End the stream within one poll, or at once if its client reads nothing."""
         self.ended = True
         if self._reader is not None and self._reader.stalled:
             self._reader.abort()
 
 
 class _Places:
-    """The streams that are open. For one event loop."""
+    """The places of all open streams. For one event loop."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._taken: dict[_Place, None] = {}
 
     def take(self, client: str, reader: Reader | None) -> _Place | None:
-        """A place for a new stream, counted from now on; None if there is none for this client."""
+        """Reserve a place for a new stream; None if there is none for this client."""
         if len(self._taken) >= self._most:
             counts = Counter(place.client for place in self._taken)
-            crowd, most = counts.most_common(1)[0]
+            largest, most = counts.most_common(1)[0]
             if counts[client] + 1 >= most:
                 return None
-            oldest = next(place for place in self._taken if place.client == crowd)
+            oldest = next(place for place in self._taken if place.client == largest)
             oldest.end()
             del self._taken[oldest]
         place = _Place(client, reader)
@@ -71,12 +75,12 @@ class _Places:
         return place
 
     def free(self, place: _Place) -> None:
-        """The stream has ended."""
+        """Free the place of a stream that has ended."""
         self._taken.pop(place, None)
 
 
 class _StreamResponse(StreamingResponse):
-    """A stream that frees its place when it ends, also if the client was gone before the first event."""
+    """A stream that frees its place when it ends, even if the client disconnects before the first event."""
 
     def __init__(self, events: AsyncIterator[bytes], places: _Places, place: _Place) -> None:
         super().__init__(
@@ -102,18 +106,22 @@ class StreamApi:
         self._places = _Places(MAX_STREAMS)
 
     def routes(self) -> list[Route]:
-        """Where the handler goes."""
+        """The route of the handler."""
         return [Route("/api/v1/stream", self.stream)]
 
     async def stream(self, request: Request) -> Response:
-        """Updates of some runs, until the client goes away."""
-        query = request.query_params
-        refs = run_refs(query)
-        after = request.headers.get("last-event-id") or query.get("after") or None
+        """Updates of runs, until the client disconnects."""
+        parameters = read_parameters(request, StreamParameters)
+        refs = run_refs(parameters)
+        after = request.headers.get("last-event-id") or parameters.after or None
         store, access = self._stores.of(request), request.state.access
-        place = self._places.take(client_of(request), reader_of(request))  # before the answer begins: many ask at once
+        place = self._places.take(
+            client_of(request), reader_of(request)
+        )  # before the response starts: many requests may arrive at once
         if place is None:
-            raise HTTPException(503, f"{MAX_STREAMS} streams are open, as many as may be", {"Retry-After": "30"})
+            raise HTTPException(
+                503, f"{MAX_STREAMS} streams are open, which is the limit; try again later", {"Retry-After": "30"}
+            )
         return _StreamResponse(self._events(store, access, refs, after, place), self._places, place)
 
     async def _events(
@@ -121,37 +129,37 @@ class StreamApi:
     ) -> AsyncIterator[bytes]:
         cursor = after
         states: dict[RunRef, str] = {}
-        spoken = time.monotonic()
+        last_event = time.monotonic()
         yield b"retry: 2000\n\n"
         while not self._shutdown.begun and not place.ended:
-            asked = cursor
+            known = cursor
 
-            def look(asked: str | None = asked) -> Changes | None:
-                return store.changes(asked, refs) if access.valid() else None
+            def look(known: str | None = known) -> Changes | None:
+                return store.changes(known, refs) if access.valid() else None
 
             try:
-                found = await self._threads.run(look)
+                changes = await self._threads.run(look)
             except StoreUnavailableError:
                 return
-            if found is None:
+            if changes is None:
                 return
-            lines: list[bytes] = []
-            for change in found.changes:
-                document: dict[str, Any] = {"run": change.run.run_id, "metrics": list(change.metrics)}
+            events: list[bytes] = []
+            for change in changes.changes:
+                update = Update(change.run.run_id, change.metrics)
                 if states.get(change.run) != change.state:
-                    document["state"] = states[change.run] = change.state
+                    update.state = states[change.run] = change.state
                 if change.events:
-                    document["events"] = True
-                if change.metrics or len(document) > 2:
-                    lines.append(b"event: update\ndata: " + encode(document) + b"\n\n")
-            if found.cursor != cursor:
-                cursor = found.cursor
-                data = encode({"cursor": cursor})
-                lines.append(b"event: cursor\nid: " + cursor.encode() + b"\ndata: " + data + b"\n\n")
+                    update.events = True
+                if update.metrics or update.state or update.events:
+                    events.append(b"event: update\ndata: " + encode(update) + b"\n\n")
+            if changes.cursor != cursor:
+                cursor = changes.cursor
+                data = encode(Cursor(cursor))
+                events.append(b"event: cursor\nid: " + cursor.encode() + b"\ndata: " + data + b"\n\n")
             now = time.monotonic()
-            if not lines and now - spoken > _KEEPALIVE:
-                lines.append(b": still here\n\n")
-            if lines:
-                spoken = now
-                yield b"".join(lines)
+            if not events and now - last_event > _KEEPALIVE:
+                events.append(b": still here\n\n")
+            if events:
+                last_event = now
+                yield b"".join(events)
             await anyio.sleep(_POLL)

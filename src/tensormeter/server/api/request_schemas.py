@@ -1,0 +1,214 @@
+"""Bodies and parameters of requests, each described once; see `schemas`."""
+
+from typing import Annotated, Any, Final, Literal
+
+from msgspec import Meta, Struct
+
+from tensormeter.conventions.attempt_number import MAX_ATTEMPT
+from tensormeter.server.store import MAX_READ_POINTS
+
+MAX_RUNS: Final = 200
+"""Runs of one request."""
+
+MAX_METRICS: Final = 200
+MAX_POINTS: Final = 100_000
+MAX_DISTRIBUTIONS: Final = 20_000
+MAX_EVENTS: Final = 10_000
+MAX_PAGE: Final = 1000
+
+MIN_INTEGER: Final = -(1 << 63)
+MAX_INTEGER: Final = (1 << 63) - 1
+"""Range of the integers that a store can look for."""
+
+MAX_NUMBER: Final = 1e30
+
+_MAX_TEXT: Final = 65_536
+
+Int64 = Annotated[int, Meta(ge=MIN_INTEGER, le=MAX_INTEGER)]
+Coordinate = Annotated[float, Meta(gt=-MAX_NUMBER, lt=MAX_NUMBER)]
+Count = Annotated[int, Meta(ge=0, le=MAX_ATTEMPT)]
+AttemptNumber = Annotated[int, Meta(ge=1, le=MAX_ATTEMPT)]
+AttemptChoice = Annotated[int, Meta(ge=1, le=999_999_999)] | Literal["all"]
+
+_AXIS: Final = Meta(
+    description="Axis of the points: `step`, `time`, `relative` or `metric:NAME`.",
+    extra_json_schema={"pattern": "^(step|time|relative|metric:.+)$"},
+)
+_START: Final = Meta(description="Lowest x of the points, in units of the axis.")
+_STOP: Final = Meta(description="Upper bound of x, in units of the axis; the bound itself is excluded.")
+_FIRST_TIME: Final = Meta(description="Earliest time, in nanoseconds since the Unix epoch.")
+_LAST_TIME: Final = Meta(
+    description="Upper bound of the time, in nanoseconds since the Unix epoch; the bound itself is excluded."
+)
+_ATTEMPT: Final = Meta(description="Number of the only attempt to read, or `all`. Default: the effective line.")
+_PROCESS: Final = Meta(description="Id of the only process to read.")
+_SCOPE: Final = Meta(description="Name of the instrumentation scope.")
+_UNIT: Final = Meta(description="Unit of the metric.")
+_KIND: Final = Meta(description="Kind of the metric.")
+_TEMPORALITY: Final = Meta(description="Temporality of the metric.")
+
+
+# Bodies
+
+
+class Query(Struct, kw_only=True):
+    """A query for sampled series of runs."""
+
+    runs: Annotated[
+        list[str],
+        Meta(min_length=1, description="Ids of the runs, or `project/id`.", extra_json_schema={"maxItems": MAX_RUNS}),
+    ]
+    metrics: Annotated[
+        list[str],
+        Meta(min_length=1, description="Names of the metrics.", extra_json_schema={"maxItems": MAX_METRICS}),
+    ]
+    project: Annotated[str | None, Meta(description="Project of the runs that are given by id only.")] = None
+    x: Annotated[str | None, _AXIS] = "step"
+    start: Annotated[Coordinate | None, _START] = None
+    stop: Annotated[Coordinate | None, _STOP] = None
+    max_points: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=MAX_POINTS,
+            description="Maximum number of points per series; 0 disables sampling.",
+            extra={"expected": f"0 (all) or an integer from 4 to {MAX_POINTS}"},
+            extra_json_schema={"anyOf": [{"const": 0}, {"minimum": 4}]},
+        ),
+    ] = 1000
+    process: Annotated[str | None, Meta(description="Id of the only process to read, or `all`.")] = None
+    attributes: Annotated[dict[str, Any] | None, Meta(description="Attributes that the series must have.")] = None
+    after: Annotated[str | None, Meta(description="Cursor of an earlier result; only later points are returned.")] = (
+        None
+    )
+    attempt: Annotated[AttemptChoice | None, _ATTEMPT] = None
+    scope: Annotated[str | None, _SCOPE] = None
+    unit: Annotated[str | None, _UNIT] = None
+    kind: Annotated[str | None, _KIND] = None
+    temporality: Annotated[str | None, _TEMPORALITY] = None
+
+
+class RunChanges(Struct, kw_only=True):
+    """Changes of a run by its users. A field that is null or missing stays as it is."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
+    tags: Annotated[list[Annotated[str, Meta(min_length=1, max_length=128)]], Meta(max_length=100)] | None = None
+    notes: Annotated[str, Meta(max_length=_MAX_TEXT)] | None = None
+    group: Annotated[str, Meta(max_length=_MAX_TEXT)] | None = None
+    archived: bool | None = None
+
+
+# Parameters
+
+
+class RunParameters(Struct, kw_only=True):
+    project: Annotated[str | None, Meta(description="Project of the run.")] = None
+
+
+class RunsParameters(Struct, kw_only=True):
+    project: Annotated[str | None, Meta(description="Only project to list.")] = None
+    filter: Annotated[str, Meta(description="Filter expression.")] = ""
+    sort: Annotated[str, Meta(description="Comma-separated fields; `-` sorts in descending order.")] = ""
+    fields: Annotated[
+        str | None, Meta(description="Comma-separated parts of `config` and `summary` to return. Default: all.")
+    ] = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_PAGE, description="Maximum number of runs.")] = 100
+    offset: Annotated[int, Meta(ge=0, le=1 << 62, description="Number of runs to skip.")] = 0
+
+
+class AttemptParameters(RunParameters, kw_only=True):
+    process: Annotated[str, Meta(max_length=1024, description="Id of the process.")] = ""
+    launch: Annotated[str, Meta(max_length=1024, description="Id of the launch that started the process.")] = ""
+    rank: Annotated[Count | None, Meta(description="Rank of the process.")] = None
+    world_size: Annotated[Count | None, Meta(description="Number of ranks.")] = None
+    least: Annotated[AttemptNumber, Meta(description="Lowest number that the attempt can have.")] = 1
+    number: Annotated[AttemptNumber | None, Meta(description="Number of the attempt, if it is known.")] = None
+    resume: Annotated[bool, Meta(description="Whether the process resumes an earlier attempt.")] = False
+
+
+_RUN_LIST: Final = Meta(
+    description=f"Comma-separated ids of 1 to {MAX_RUNS} runs, or `project/id`.",
+    extra={"expected": f"1 to {MAX_RUNS} ids between commas"},
+    extra_json_schema={"pattern": f"^[^,]+(,[^,]+){{0,{MAX_RUNS - 1}}}$"},
+)
+
+
+class RunListParameters(Struct, kw_only=True):
+    runs: Annotated[str, _RUN_LIST]
+    project: Annotated[str | None, Meta(description="Project of the runs that are given by id only.")] = None
+
+
+class StreamParameters(RunListParameters, kw_only=True):
+    after: Annotated[str | None, Meta(description="Cursor to continue from. Default: now.")] = None
+
+
+class EventsParameters(RunParameters, kw_only=True):
+    name: Annotated[str | None, Meta(description="Name of the events; a trailing `*` matches any ending.")] = None
+    key: Annotated[str | None, Meta(description="Key that the events were logged under.")] = None
+    start: Annotated[Int64 | None, _FIRST_TIME] = None
+    stop: Annotated[Int64 | None, _LAST_TIME] = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_EVENTS, description="Maximum number of events.")] = 1000
+    before: Annotated[
+        str | None,
+        Meta(
+            description="Value of `next` of the previous page.",
+            extra_json_schema={"pattern": "^[0-9]{1,18}-[0-9]{1,18}$"},
+        ),
+    ] = None
+    max_body: Annotated[Int64 | None, Meta(description="Length of the longest body to return, in characters.")] = None
+
+
+class _MetricParameters(RunParameters, kw_only=True):
+    metric: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="Name of the metric.",
+            extra={"expected": "the name of a metric; /metrics lists them"},
+        ),
+    ]
+    attempt: Annotated[AttemptChoice | None, _ATTEMPT] = None
+
+
+class SeriesParameters(_MetricParameters, kw_only=True):
+    x: Annotated[Literal["step", "time"], Meta(description="Order of the points, and unit of `start` and `stop`.")] = (
+        "step"
+    )
+    process: Annotated[str | None, _PROCESS] = None
+    start: Annotated[Int64 | None, Meta(description="Lowest step, or earliest time in nanoseconds.")] = None
+    stop: Annotated[
+        Int64 | None,
+        Meta(description="Upper bound of the step, or of the time in nanoseconds; the bound itself is excluded."),
+    ] = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_READ_POINTS, description="Maximum number of points to read.")] = (
+        MAX_READ_POINTS
+    )
+
+
+class DistributionsParameters(_MetricParameters, kw_only=True):
+    process: Annotated[str | None, _PROCESS] = None
+    start: Annotated[Int64 | None, _FIRST_TIME] = None
+    stop: Annotated[Int64 | None, _LAST_TIME] = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_DISTRIBUTIONS, description="Maximum number of distributions to read.")] = (
+        2000
+    )
+
+
+class _VariantParameters(_MetricParameters, kw_only=True):
+    x: Annotated[str, _AXIS] = "step"
+    start: Annotated[Coordinate | None, _START] = None
+    stop: Annotated[Coordinate | None, _STOP] = None
+    scope: Annotated[str | None, _SCOPE] = None
+    unit: Annotated[str | None, _UNIT] = None
+    kind: Annotated[str | None, _KIND] = None
+    temporality: Annotated[str | None, _TEMPORALITY] = None
+
+
+class RanksParameters(_VariantParameters, kw_only=True):
+    max_points: Annotated[int, Meta(ge=1, le=MAX_POINTS, description="Maximum number of x.")] = 500
+
+
+class HistogramsParameters(_VariantParameters, kw_only=True):
+    process: Annotated[str | None, _PROCESS] = None
+    attributes: Annotated[dict[str, Any] | None, Meta(description="Attributes that the series must have.")] = None
+    max_points: Annotated[int, Meta(ge=2, le=2000, description="Maximum number of distributions.")] = 200

@@ -1,0 +1,20 @@
+"""Responses of the API: documents as JSON."""
+
+from typing import Any, Final
+
+import msgspec
+from starlette.responses import Response
+
+__all__ = ["encode", "json_response"]
+
+_ENCODER: Final = msgspec.json.Encoder()
+
+
+def encode(document: Any) -> bytes:
+    """JSON without spaces. NaN and infinities must be texts already; they would become null."""
+    return _ENCODER.encode(document)
+
+
+def json_response(body: bytes) -> Response:
+    """A response with an encoded document."""
+    return Response(body, media_type="application/json")
