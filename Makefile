@@ -3,12 +3,13 @@
 # chaos: the tests of faults, with 500 kills each, every byte, ten times the flipped bits, and a million inputs for the decoders
 # power: power fails a hundred times each, for a run at each durability and for the server
 # fuzz: what a request may cost, tried with bodies that expand into many things (SEEDS of them random)
+# types: the page's types of the API's documents, after a change of server/api/schemas.py or request_schemas.py
 # screenshots: pictures of every view of the web page, in screenshots/
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test check bench chaos power fuzz screenshots clean tools
+.PHONY: demo test check bench chaos power fuzz types screenshots clean tools
 
 demo: $(VENV)/ready
 	$(RUN) examples/demo.py $(if $(ONCE),--once) $(ARGS)
@@ -54,6 +55,10 @@ tools:
 	  apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core prometheus libfuse2 >/dev/null; } || \
 	  echo "Chromium, Prometheus and libfuse cannot be installed here: their tests will be skipped"
 
+types: $(VENV)/ready
+	cd ui/types && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	$(RUN) ui/types/generate.py
+
 screenshots: $(VENV)/ready
 	$(RUN) tests/ui/screenshots.py $(ARGS)
 
@@ -68,4 +73,4 @@ $(VENV)/bench: $(VENV)/ready
 	touch $@
 
 clean:
-	rm -rf $(VENV) .demo screenshots ui/node_modules src/tensormeter/server/static
+	rm -rf $(VENV) .demo screenshots ui/node_modules ui/types/node_modules src/tensormeter/server/static

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tensormeter.otlp.check import Check, no_check
 from tensormeter.server.api.documents import variant_fields
 from tensormeter.server.api.responses import encode
-from tensormeter.server.api.schemas import Array, FullArrays, MetricColumns, QueryColumns, SampledArrays
+from tensormeter.server.api.schemas import ArrayPlace, FullArrays, MetricColumns, QueryColumns, SampledArrays
 from tensormeter.server.query.points.raw import RawSeries
 from tensormeter.server.query.points.sampled import PointsResult
 from tensormeter.server.store import Points
@@ -33,15 +33,15 @@ class _Arrays:
     def __init__(self) -> None:
         self._parts: list[bytes] = []
         self._offsets: dict[bytes, int] = {}
-        self._places: list[Array] = []
+        self._places: list[ArrayPlace] = []
         self._size = 0
 
-    def add(self, array: NDArray[Any]) -> Array:
+    def add(self, array: NDArray[Any]) -> ArrayPlace:
         """Append an array, and return its place for the header."""
         data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
         # Series that were logged together have the same x, which is written once.
         offset = self._offsets.setdefault(data, self._size)
-        place = Array(offset, len(array), _TYPES[array.dtype.kind])
+        place = ArrayPlace(offset, len(array), _TYPES[array.dtype.kind])
         self._places.append(place)
         if offset == self._size and data:
             padding = -len(data) % 8

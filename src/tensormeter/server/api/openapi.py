@@ -138,7 +138,9 @@ class _Document:
 
     def components(self) -> dict[str, Any]:
         """The schemas of all classes that operations refer to."""
-        return _components(self._types)
+        components = _components(self._types)
+        _name_types(components)
+        return components
 
 
 def _components(kinds: list[type[msgspec.Struct]]) -> dict[str, Any]:
@@ -146,6 +148,18 @@ def _components(kinds: list[type[msgspec.Struct]]) -> dict[str, Any]:
     for schema in components.values():
         del schema["title"]  # it repeats the name
     return dict(components)
+
+
+def _name_types(schema: Any) -> None:
+    """Add the type to enumerations of texts, which msgspec leaves out; generators of clients want it."""
+    if isinstance(schema, dict):
+        if all(isinstance(value, str) for value in schema.get("enum", [None])):
+            schema["type"] = "string"
+        for part in schema.values():
+            _name_types(part)
+    elif isinstance(schema, list):
+        for part in schema:
+            _name_types(part)
 
 
 def _parameters(kind: type[msgspec.Struct]) -> list[_Schema]:

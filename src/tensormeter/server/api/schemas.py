@@ -210,7 +210,7 @@ class Events(Struct):
 # Points
 
 
-class Array(Struct, gc=False):
+class ArrayPlace(Struct, gc=False):
     """The place of an array in a binary response."""
 
     offset: Annotated[int, Meta(description="Offset from the start of the response, in bytes; a multiple of 8.")]
@@ -245,9 +245,9 @@ class SampledSeries(SampledHeader, kw_only=True):
 class SampledArrays(SampledHeader, kw_only=True):
     """A sampled series of a binary response."""
 
-    x: Array
-    y: Array
-    gaps: Array | UnsetType = UNSET
+    x: ArrayPlace
+    y: ArrayPlace
+    gaps: ArrayPlace | UnsetType = UNSET
 
 
 class QueryFooter(Struct, kw_only=True):
@@ -301,14 +301,16 @@ class FullSeries(FullHeader, kw_only=True):
 class FullArrays(FullHeader, kw_only=True):
     """Every point of a series of a binary response."""
 
-    time: Array
-    step: Array
-    value: Annotated[Array, Meta(description="Bits of float64 values, or int64 values where `integers` is 1.")]
-    stepped: Annotated[Array | UnsetType, Meta(description="0 where a point has no step. Default: all have one.")] = (
-        UNSET
-    )
-    integers: Annotated[Array | UnsetType, Meta(description="1 where a value is an integer. Default: none is.")] = UNSET
-    gaps: Array | UnsetType = UNSET
+    time: ArrayPlace
+    step: ArrayPlace
+    value: Annotated[ArrayPlace, Meta(description="Bits of float64 values, or int64 values where `integers` is 1.")]
+    stepped: Annotated[
+        ArrayPlace | UnsetType, Meta(description="0 where a point has no step. Default: all have one.")
+    ] = UNSET
+    integers: Annotated[
+        ArrayPlace | UnsetType, Meta(description="1 where a value is an integer. Default: none is.")
+    ] = UNSET
+    gaps: ArrayPlace | UnsetType = UNSET
 
 
 class MetricSeriesHeader(Struct):
