@@ -1,155 +1,44 @@
-// Client of the server's query API: types, requests, and decoding of binary arrays.
+// Client of the server's query API: requests, and decoding of binary arrays. The types of its documents are generated.
 
-export type State = "running" | "finished" | "failed" | "crashed" | "preempted" | "stalled";
-export type JsonNumber = number | "NaN" | "Infinity" | "-Infinity";
+import type * as schemas from "./api.types";
 
-export interface Project {
-  name: string;
-  runs: number;
-  last_time: string | null;
-}
+export type { Project, Ranks, Run, Summary } from "./api.types";
 
-export interface Summary {
-  last: JsonNumber;
-  min: JsonNumber | null;
-  max: JsonNumber | null;
-  mean: JsonNumber | null;
-  count: number;
-  last_step: number | null;
-}
+export type State = schemas.Run["state"];
+/** A number of the API; NaN and infinities are sent as strings. */
+export type JsonNumber = schemas.Summary["last"];
+export type RunChange = Partial<Pick<schemas.Run, keyof schemas.RunChanges>>;
+export type SeriesQuery = schemas.Query;
+export type TelemetryEvent = schemas.Event;
+/** Selects one of several metrics that share a name. */
+export type Variant = Partial<schemas.Variant>;
 
-export interface Run {
-  id: string;
-  project: string;
-  name: string;
-  state: State;
-  attempt: number;
-  started: string;
-  ended: string | null;
-  last_time: string;
-  group: string;
-  tags: string[];
-  notes: string;
-  archived: boolean;
-  processes: number;
-  points: number;
-  /** Points that were dropped before they reached the server. */
-  lost: number;
-  /** Seconds between the timestamp of the newest point and the arrival of the latest data. */
-  lag: number | null;
-  config: Record<string, unknown>;
-  summary: Record<string, Summary>;
-}
-
-export interface Process {
-  id: string;
-  attempt: number;
+export interface Process extends schemas.Process {
   rank: number | null;
   host: string | null;
-  state: State | null;
-  resource: Record<string, unknown>;
 }
 
-export interface RunDetail extends Omit<Run, "processes"> {
+export interface RunDetail extends schemas.RunDetails {
   processes: Process[];
-  environment: Record<string, unknown>;
-  losses: Record<string, number>;
 }
 
-export interface Metric {
-  name: string;
-  kind: "gauge" | "sum" | "histogram" | "exponential_histogram" | "summary";
-  unit: string;
-  description: string;
-  temporality: "delta" | "cumulative" | null;
-  monotonic: boolean | null;
-  /** Names of the instrumentation scopes that record it; "" is tensormeter. */
+/** A metric, with the fields that the server omits if they have their default. */
+export interface Metric extends Omit<schemas.Metric, "stepped"> {
   scopes: string[];
-  attributes: Record<string, unknown>[];
-  points: number;
   /** Whether the latest point of any of its series has a step. */
   stepped: boolean;
-  processes: number;
-  last: JsonNumber | null;
-  last_step: number | null;
-  last_time: string | null;
 }
 
-export interface Line {
-  run: string;
-  process: string;
-  metric: string;
-  kind: string;
-  temporality: string | null;
-  monotonic: boolean | null;
-  scope: string;
-  unit: string;
-  attributes: Record<string, unknown>;
+export interface Line extends Omit<schemas.SampledArrays, "x" | "y" | "gaps"> {
   x: Float64Array;
   y: Float64Array;
   /** Positions of gaps, see `Curve`. */
   gaps?: Float64Array | undefined;
-  /** Number of points in the range. It exceeds the length of x if the server sampled them. */
-  total: number;
 }
 
-export interface SeriesQuery {
-  runs: string[];
-  metrics: string[];
-  x: string;
-  start?: number;
-  stop?: number;
-  max_points?: number;
-  process?: string;
-  after?: string;
-  attributes?: Record<string, unknown>;
-}
-
-/** Selects one of several metrics that share a name. */
-export interface Variant {
-  scope?: string;
-  unit?: string;
-  kind?: string;
-  temporality?: string | null | undefined;
-}
-
-export interface Ranks {
-  x: JsonNumber[];
-  min: JsonNumber[];
-  median: JsonNumber[];
-  max: JsonNumber[];
-  processes: number;
-  lowest: string[];
-  highest: string[];
-}
-
-export interface HistogramPoint {
+export interface HistogramPoint extends schemas.HistogramPoint {
   x: number;
-  count: number;
-  sum: JsonNumber | null;
-  min: JsonNumber | null;
-  max: JsonNumber | null;
   bounds: number[];
-  counts: number[];
-  quantiles?: [number, number][];
-}
-
-export interface TelemetryEvent {
-  id: number;
-  time: string;
-  name: string;
-  step: number | null;
-  process: string;
-  /** OTLP severity number from 1 (TRACE) to 24 (FATAL4); 0 if unset. */
-  severity_number: number;
-  severity_text: string;
-  trace_id: string;
-  span_id: string;
-  scope: { name?: string; version?: string };
-  attributes: Record<string, unknown>;
-  body: unknown;
-  /** Length of the body as JSON, in characters. */
-  size: number;
 }
 
 export interface SeriesPage {
@@ -167,8 +56,6 @@ export interface RunsRequest {
   offset?: number;
   fields?: string;
 }
-
-export type RunChange = Partial<Pick<Run, "name" | "tags" | "notes" | "group" | "archived">>;
 
 export class ApiError extends Error {
   constructor(
@@ -208,7 +95,7 @@ export async function request(path: string, options: RequestInit = {}): Promise<
 
 async function toApiError(response: Response): Promise<ApiError> {
   try {
-    const { error } = (await response.json()) as { error: { code: string; message: string } };
+    const { error } = (await response.json()) as schemas.Error;
     const { code, message, ...details } = error;
     return new ApiError(response.status, code, message, details);
   } catch {
@@ -234,8 +121,8 @@ function queryString(parameters: Record<string, string | number | undefined | nu
 
 const runPath = (id: string) => `/runs/${encodeURIComponent(id)}`;
 
-export async function projects(): Promise<Project[]> {
-  return (await json<{ projects: Project[] }>("/projects")).projects;
+export async function projects(): Promise<schemas.Project[]> {
+  return (await json<schemas.Projects>("/projects")).projects;
 }
 
 let damageListener: (texts: string[]) => void = () => {};
@@ -245,8 +132,8 @@ export function onStoreDamage(listener: (texts: string[]) => void): void {
   damageListener = listener;
 }
 
-export async function runs(query: RunsRequest, signal?: AbortSignal): Promise<{ runs: Run[]; total: number }> {
-  const page = await json<{ runs: Run[]; total: number; damaged?: string[] }>(`/runs${queryString({ ...query })}`, signal ? { signal } : {});
+export async function runs(query: RunsRequest, signal?: AbortSignal): Promise<schemas.Runs> {
+  const page = await json<schemas.Runs>(`/runs${queryString({ ...query })}`, signal ? { signal } : {});
   if (page.damaged) damageListener(page.damaged);
   return page;
 }
@@ -268,24 +155,24 @@ export async function deleteRun(id: string, project: string): Promise<void> {
 }
 
 export async function metrics(id: string, project: string): Promise<Metric[]> {
-  return (await json<{ metrics: Metric[] }>(`${runPath(id)}/metrics${queryString({ project })}`)).metrics.map(withDefaults);
+  return (await json<schemas.Metrics>(`${runPath(id)}/metrics${queryString({ project })}`)).metrics.map(withDefaults);
 }
 
 /** Fill in the fields that the server omits if they have their default. */
-function withDefaults(metric: Metric): Metric {
+function withDefaults(metric: schemas.Metric): Metric {
   return { ...metric, scopes: metric.scopes ?? [""], stepped: metric.stepped ?? metric.last_step !== null };
 }
 
 /** Read the metrics of several runs, merged by the server. */
 export async function metricsOf(ids: string[], project: string): Promise<Metric[]> {
   const runs = ids.map((id) => reference(project, id)).join(",");
-  return (await json<{ metrics: Metric[] }>(`/metrics${queryString({ runs })}`)).metrics.map(withDefaults);
+  return (await json<schemas.Metrics>(`/metrics${queryString({ runs })}`)).metrics.map(withDefaults);
 }
 
 export async function ranks(
   id: string,
   parameters: { project: string; metric: string; x: string; start?: number; stop?: number; max_points?: number } & Variant,
-): Promise<Ranks> {
+): Promise<schemas.Ranks> {
   return json(`${runPath(id)}/ranks${queryString({ ...parameters })}`);
 }
 
@@ -300,7 +187,7 @@ export async function events(
   id: string,
   parameters: { project: string; name?: string; key?: string; start?: string; stop?: string; limit?: number; max_body?: number },
 ): Promise<TelemetryEvent[]> {
-  return (await json<{ events: TelemetryEvent[] }>(`${runPath(id)}/events${queryString(parameters)}`)).events;
+  return (await json<schemas.Events>(`${runPath(id)}/events${queryString(parameters)}`)).events;
 }
 
 /** Load an image as an object URL for `img`. It uses fetch, because `img` cannot send a token. */
@@ -324,22 +211,12 @@ export async function series(query: SeriesQuery, signal?: AbortSignal): Promise<
   return decodeColumns(await response.arrayBuffer());
 }
 
-interface Column {
-  offset: number;
-  length: number;
-}
-
 /** Decode a columns response: u32 length of a JSON header, the header, then float64 arrays, aligned to 8 bytes, little-endian. */
 export function decodeColumns(buffer: ArrayBuffer): SeriesPage {
   const length = new DataView(buffer).getUint32(0, true);
-  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length))) as {
-    series: (Omit<Line, "x" | "y" | "gaps"> & { x: Column; y: Column; gaps?: Column })[];
-    cursor: string;
-    reset?: boolean;
-    damaged?: string[];
-  };
+  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length))) as schemas.QueryColumns;
   if (header.damaged) damageListener(header.damaged);
-  const column = ({ offset, length: n }: Column) => new Float64Array(buffer, offset, n);
+  const column = ({ offset, length: n }: schemas.ArrayPlace) => new Float64Array(buffer, offset, n);
   const lines = header.series.map(({ gaps, ...line }) => ({
     ...line,
     run: withoutProject(line.run),
@@ -347,7 +224,7 @@ export function decodeColumns(buffer: ArrayBuffer): SeriesPage {
     y: column(line.y),
     ...(gaps ? { gaps: column(gaps) } : {}),
   }));
-  return { cursor: header.cursor, reset: header.reset === true, series: lines };
+  return { cursor: header.cursor, reset: header.reset, series: lines };
 }
 
 /** Convert a number of the API. NaN and infinities are sent as strings. */

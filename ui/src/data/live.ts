@@ -1,13 +1,9 @@
 // Live updates by server-sent events, read with fetch because EventSource cannot send a token.
 
-import { type State, reference, request } from "./api";
+import { reference, request } from "./api";
+import type { Update } from "./api.types";
 
-export interface Update {
-  run: string;
-  metrics?: string[];
-  state?: State;
-  events?: boolean;
-}
+export type { Update };
 
 const RETRY_MS = [1000, 2000, 5000, 15000];
 
