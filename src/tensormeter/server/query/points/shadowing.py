@@ -13,13 +13,12 @@ from typing import Final, Literal, TypeVar
 
 import numpy as np
 
-from tensormeter.errors import UsageError
 from tensormeter.server.store import Points, ProcessAttempt, Series, Thinned
 from tensormeter.server.store.models.canonical_json import canonical_json
 from tensormeter.server.store.models.point_range import kept
 from tensormeter.server.store.models.points import steps_at
 
-__all__ = ["AttemptChoice", "Attempts", "parse_attempt"]
+__all__ = ["AttemptChoice", "Attempts"]
 
 AttemptChoice = int | Literal["all"] | None
 """Number of one attempt; `all` for every attempt as a separate line; None for the effective line, without shadowed points."""
@@ -27,25 +26,7 @@ AttemptChoice = int | Literal["all"] | None
 _Piece = TypeVar("_Piece", Series, Thinned)
 _T = TypeVar("_T")
 
-_LAST: Final = 999_999_999
 _FIRST: Final = ProcessAttempt(1, None, 0, None)
-
-
-def parse_attempt(text: object) -> AttemptChoice:
-    """Parse the `attempt` of a request: a number from 1, `all`, or nothing.
-
-    Raises:
-        UsageError: The value is none of these.
-    """
-    if text is None or text == "":
-        return None
-    if text == "all":
-        return "all"
-    if isinstance(text, str) and text.isascii() and text.isdigit() and len(text) <= len(str(_LAST)):
-        text = int(text)
-    if isinstance(text, int) and not isinstance(text, bool) and 1 <= text <= _LAST:
-        return text
-    raise UsageError(f"attempt: expected a number from 1, or all, got {str(text)[:40]!r}")
 
 
 @dataclass(frozen=True)
