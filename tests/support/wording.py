@@ -56,7 +56,6 @@ NOT_YET = {
     "src/tensormeter/sensors/gpu",
     "src/tensormeter/sensors/host",
     "src/tensormeter/server",
-    "src/tensormeter/server/api",
     "src/tensormeter/server/auth",
     "src/tensormeter/server/http",
     "src/tensormeter/server/limits",
