@@ -46,7 +46,7 @@ power: $(VENV)/ready
 	TENSORMETER_TEST_CUTS=$(or $(CUTS),100) $(RUN) -m pytest --timeout 36000 tests/faults/test_power.py $(ARGS)
 
 fuzz: $(VENV)/ready
-	$(RUN) tests/server/expansion.py --seeds $(or $(SEEDS),200)
+	PYTHONPATH=tests $(RUN) -m support.expansion --seeds $(or $(SEEDS),200)
 
 # Debian's Chromium, Prometheus and libfuse: the tests of the page, of scraping and of odd disks need them, and skip where they
 # cannot be had.

@@ -3,16 +3,17 @@
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fuse_disk import Unavailable
 from hypothesis import settings
-from odd_disk import OddDisk
+
+from support.fuse_disk import Unavailable
+from support.odd_disk import OddDisk
+from support.processes import module_command
 
 # Nothing here depends on how fast a machine is. The examples are the same each time, but in `make chaos`.
 settings.register_profile("tensormeter", deadline=None, derandomize="CHAOS_KILLS" not in os.environ)
@@ -65,7 +66,7 @@ def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of a ClickHouse for all tests. Each takes a database of its own."""
     pytest.importorskip("clickhouse_connect")
     folder = tmp_path_factory.mktemp("chdb")
-    command = [sys.executable, str(Path(__file__).with_name("clickhouse_server.py")), str(folder)]
+    command = module_command("clickhouse_server", str(folder))
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         yield int(process.stdout.readline())
@@ -73,7 +74,7 @@ def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 @pytest.fixture
 def odd_disk(tmp_path: Path) -> Iterator[Callable[..., OddDisk]]:
-    """Mounts file systems with odd manners: see `odd_disk.py`. Arguments are those of `OddDisk`, but for the folder."""
+    """Mounts file systems with odd manners: see `support.odd_disk`. Arguments are those of `OddDisk`, but for the folder."""
     disks: list[OddDisk] = []
 
     def mount(**options: object) -> OddDisk:

@@ -1,6 +1,7 @@
 """The check of wording finds what it should, and the documents and sources that are held to it pass."""
 
 import pytest
+
 from support.wording import check, main
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from agents import kill_agents
 
+from support.agents import kill_agents
 from tensormeter.agent.run_directory.directory import list_runs
 from tensormeter.agent.spool.spool import Spool
 from tensormeter.agent.sync import sync_runs

@@ -9,8 +9,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from agents import kill_agents
 
+from support.agents import kill_agents
 from tensormeter.agent.ingest.ring_drainer import RingDrainer
 from tensormeter.agent.run_directory.directory import list_runs
 from tensormeter.agent.spool.spool import Spool

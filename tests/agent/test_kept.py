@@ -5,9 +5,9 @@ import sqlite3
 
 import numpy as np
 import pytest
-from spool_version_2 import VERSION_2
 
 import tensormeter.agent.delivery.delivery as delivery_module
+from support.spool_version_2 import VERSION_2
 from tensormeter.agent.delivery.delivery import Delivery
 from tensormeter.agent.spool.recovery import open_repaired
 from tensormeter.agent.spool.request import Encoded, checksum

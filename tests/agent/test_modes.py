@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from agents import agents_of
+
+from support.agents import agents_of
 
 RECORD = """
 import os

@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from spool_version_2 import VERSION_2
 
+from support.spool_version_2 import VERSION_2
 from tensormeter.agent.spool.lane_cursor import Cursor
 from tensormeter.agent.spool.request import Encoded, checksum
 from tensormeter.agent.spool.spool import Spool

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import urllib3
-from otlp_receivers import Grpc, Http
 
+from support.otlp_receivers import Grpc, Http
 from tensormeter.exporter import ExporterConfig, Request
 from tensormeter.otlp.batch import (
     STEP_METRIC,

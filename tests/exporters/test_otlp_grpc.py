@@ -14,8 +14,8 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
     ExportMetricsServiceResponse,
 )
-from otlp_receivers import PARTIAL, exporting, speaking_http2
 
+from support.otlp_receivers import PARTIAL, exporting, speaking_http2
 from tensormeter import Settings
 from tensormeter.exporter import Accepted, ExporterConfig, Rejected, Retry, TooLarge, Unauthorized
 from tensormeter_exporters.experiment import ExperimentExporter

@@ -7,8 +7,8 @@ from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
 )
-from otlp_receivers import PARTIAL, exporting
 
+from support.otlp_receivers import PARTIAL, exporting
 from tensormeter.exporter import Accepted, Rejected, Retry, TooLarge, Unauthorized
 
 pytestmark = pytest.mark.usefixtures("only_our_variables")

@@ -5,8 +5,8 @@ import subprocess
 
 import grpc
 import pytest
-from otlp_receivers import Grpc, Http, exporting
 
+from support.otlp_receivers import Grpc, Http, exporting
 from tensormeter.errors import SettingsError
 from tensormeter.exporter import Accepted, Retry
 from tensormeter_exporters.otlp.environment import read_targets

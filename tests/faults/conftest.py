@@ -16,8 +16,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from agents import kill_agents
 
+from support.agents import kill_agents
 from tensormeter.agent.delivery.delivery import Delivery
 from tensormeter.agent.spool.request import Encoded
 from tensormeter.agent.spool.spool import Spool

@@ -11,8 +11,8 @@ import sys
 from contextlib import closing
 
 import pytest
-from agents import agents_of, kill_agents
 
+from support.agents import agents_of, kill_agents
 from tensormeter.agent.run_directory.directory import find_runs, list_runs
 from tensormeter.agent.spool.spool import Spool
 from tensormeter.agent.sync import SyncResult, sync_runs

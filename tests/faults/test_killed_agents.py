@@ -5,9 +5,9 @@ import signal
 
 import psutil
 import pytest
-from agents import agents_of, kill_agents
 
 import tensormeter
+from support.agents import agents_of, kill_agents
 from tensormeter import Settings
 from tensormeter.agent.launch import replace_agent
 from tensormeter.agent.run_directory.directory import list_runs

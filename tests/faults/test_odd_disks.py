@@ -6,8 +6,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from agents import agents_of, kill_agents
 
+from support.agents import agents_of, kill_agents
 from tensormeter import Settings
 from tensormeter.agent.run_directory.directory import list_runs
 from tensormeter.cli import doctor_checks

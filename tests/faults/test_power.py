@@ -12,10 +12,10 @@ from collections import Counter
 from string import ascii_lowercase
 
 import pytest
-from fuse_disk import Unavailable
-from recorded_disk import Leniency, RecordedDisk, State, cuts, each_state, operations
 from whole_runs import Server  # loaded by conftest.py
 
+from support.fuse_disk import Unavailable
+from support.recorded_disk import Leniency, RecordedDisk, State, cuts, each_state, operations
 from tensormeter.agent.sync import sync_runs
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.server.store import RunRef, Selection

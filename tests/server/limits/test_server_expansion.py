@@ -1,6 +1,6 @@
-"""What one request may cost, whatever it holds: 5 s of processor time and 300 MB of memory. `expansion.py` makes the bodies.
+"""What one request may cost, whatever it holds: 5 s of processor time and 300 MB of memory. `support.expansion` makes the bodies.
 
-`python tests/server/expansion.py` sends many more, larger and random ones.
+`make fuzz` sends many more, larger and random ones.
 """
 
 import contextlib
@@ -14,13 +14,13 @@ import zlib
 from urllib.parse import urlsplit
 
 import anyio
-import expansion
 import numpy as np
 import pytest
-from expansion import JSON, PROTOBUF
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from starlette.requests import ClientDisconnect, Request
 
+from support import expansion
+from support.expansion import JSON, PROTOBUF
 from tensormeter.agent.delivery.delivery import Delivery
 from tensormeter.agent.spool.request import Encoded
 from tensormeter.agent.spool.spool import Spool

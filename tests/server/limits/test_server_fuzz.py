@@ -1,13 +1,10 @@
-"""Any bytes: see `fuzzing.py` for what must hold, `fuzz.py` for a million of them, led by coverage."""
+"""Any bytes: see `support.fuzzing` for what must hold, `support.fuzz` for a million of them, led by coverage."""
 
 import gzip
 import os
 import re
 import subprocess
-import sys
-from pathlib import Path
 
-import fuzzing
 import pytest
 import zstandard
 from hypothesis import given, settings
@@ -15,6 +12,8 @@ from hypothesis import strategies as st
 from opentelemetry.proto.metrics.v1.metrics_pb2 import ExponentialHistogramDataPoint, HistogramDataPoint
 from starlette.exceptions import HTTPException
 
+from support import fuzzing
+from support.processes import module_command
 from tensormeter.server.query.points.histograms import decode_distribution
 from tensormeter.server.receivers.request_body import decompress
 from tensormeter.server.store import Kind
@@ -50,7 +49,7 @@ def test_what_the_fuzzer_begins_with_holds(name):
 def test_the_fuzzer(tmp_path):
     """Led by coverage, always the same inputs. A failure names the file that has the input."""
     pytest.importorskip("atheris", reason="Atheris has no wheel for this machine")
-    command = [sys.executable, str(Path(__file__).parent / "fuzz.py"), "--runs", str(RUNS)]
+    command = module_command("fuzz", "--runs", str(RUNS))
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr[-4000:] + str([*tmp_path.glob("crash-*")])
     assert re.findall(r"^(\w+): ", done.stdout, re.MULTILINE) == [*fuzzing.CHECKS]

@@ -6,11 +6,11 @@ import resource
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from support.processes import module_command
 from tensormeter.otlp.batch import Batch, Gauge
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.encode import encode_metrics
@@ -31,12 +31,7 @@ class Own:
         self.begin()
 
     def begin(self):
-        command = [
-            sys.executable,
-            str(Path(__file__).parents[2] / "clickhouse_server.py"),
-            str(self.folder),
-            self.port,
-        ]
+        command = module_command("clickhouse_server", str(self.folder), self.port)
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.port = self.process.stdout.readline().strip()
         assert self.port, "ClickHouse did not start"

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from support.processes import module_command
+
 __all__ = ["HIDDEN", "MountedDisk", "Unavailable", "pass_through"]
 
 HIDDEN = ".fuse_hidden"
@@ -26,13 +28,13 @@ class MountedDisk:
         backing: The folder where its files are. What happens there happens without the file system.
     """
 
-    def __init__(self, folder: Path, script: str, *arguments: str) -> None:
+    def __init__(self, folder: Path, module: str, *arguments: str) -> None:
         """Mount it in an empty folder. Blocks until it can be used.
 
         Args:
             folder: The folder.
-            script: The program that is the file system. It is given the paths of mount and backing, writes a line when it is mounted,
-                and unmounts when its standard input ends.
+            module: Module of this package that is the file system when it is run. Its first arguments are the paths of mount and
+                backing. It writes a line when it is mounted, and unmounts when its standard input ends.
             arguments: Further arguments of the program.
 
         Raises:
@@ -46,12 +48,12 @@ class MountedDisk:
             import mfusepy  # noqa: F401
         except (ImportError, OSError) as error:
             raise Unavailable(f"mfusepy or libfuse2 is missing ({error})") from error
-        self.path, self.backing, log = folder / "mount", folder / "backing", folder / f"{Path(script).stem}.log"
+        self.path, self.backing, log = folder / "mount", folder / "backing", folder / f"{module}.log"
         self.path.mkdir()
         self.backing.mkdir()
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, script, str(self.path), str(self.backing), *arguments],
+                module_command(module, str(self.path), str(self.backing), *arguments),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -1,6 +1,6 @@
 """A ClickHouse to talk to over HTTP: chDB, the engine itself, in this process, behind as much of the HTTP interface as clients use.
 
-    python clickhouse_server.py FOLDER [PORT]
+    python -m support.clickhouse_server FOLDER [PORT]
 
 prints its port. It ends when its standard input does, so it never outlives a test run. One statement at a time.
 """

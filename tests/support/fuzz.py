@@ -1,4 +1,4 @@
-"""A million inputs for the decoders, led by what they cover: `python tests/server/fuzz.py [--runs 1000000] [CHECK ...]`.
+"""A million inputs for the decoders, led by what they cover: `PYTHONPATH=tests python -m support.fuzz [--runs 1000000] [CHECK ...]`.
 
 Atheris instruments our modules and mutates what reaches new code. An input that breaks a check is left in the current folder, as
 `crash-...`; `--input FILE` runs it again.
@@ -10,6 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from support.processes import module_command
+
 CHECKS = ("elements", "metrics", "logs", "json", "json_of", "body")
 
 
@@ -18,7 +20,7 @@ def run(name: str, runs: int, seed: int) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["tensormeter"]):
-        import fuzzing
+        from support import fuzzing
     with tempfile.TemporaryDirectory() as folder:
         for index, content in enumerate(fuzzing.seeds(name)):
             (Path(folder) / str(index)).write_bytes(content)
@@ -44,7 +46,7 @@ def main() -> None:
     given = parser.parse_args()
     checks = given.checks or CHECKS
     if given.input:
-        import fuzzing
+        from support import fuzzing
 
         for name in checks:
             fuzzing.CHECKS[name](given.input.read_bytes())
@@ -54,7 +56,7 @@ def main() -> None:
         for name in checks:
             share = -(-given.runs // len(checks))
             print(f"{name}: {share:,} inputs", flush=True)
-            command = [sys.executable, __file__, "--here", "--runs", str(share), "--seed", str(given.seed), name]
+            command = module_command("fuzz", "--here", "--runs", str(share), "--seed", str(given.seed), name)
             status = subprocess.run(command, check=False).returncode
             if status:
                 sys.exit(f"{name}: status {status}; the input is in the file named above")

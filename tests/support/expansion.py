@@ -1,4 +1,4 @@
-"""Small bodies that expand into many things, and what a request with one costs: `python tests/server/expansion.py [--seeds N]`.
+"""Small bodies that expand into many things, and what a request with one costs: `PYTHONPATH=tests python -m support.expansion [--seeds N]`.
 
 The command starts a server, sends it each body, and ends with status 1 at the first one that costs more than 5 s of processor time
 or 300 MB of memory, or is answered by anything but 200, 400 or 413.

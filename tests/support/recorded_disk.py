@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fuse_disk import HIDDEN, MountedDisk, pass_through
+from support.fuse_disk import HIDDEN, MountedDisk, pass_through
 
 PAGE = 4096
 LONG_AGO = 1_000_000_000
@@ -54,7 +54,7 @@ class RecordedDisk(MountedDisk):
         """
         self.record = folder / "record"
         self.record.touch()
-        super().__init__(folder, __file__, str(self.record))
+        super().__init__(folder, "recorded_disk", str(self.record))
 
     def mark(self, text: str) -> None:
         """Record a promise."""

@@ -28,7 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fuse_disk import HIDDEN, MountedDisk, pass_through
+from support.fuse_disk import HIDDEN, MountedDisk, pass_through
 
 __all__ = ["OddDisk"]
 
@@ -62,7 +62,7 @@ class OddDisk(MountedDisk):
             Unavailable: This machine cannot mount it.
         """
         self._lock = threading.Lock()
-        super().__init__(folder, __file__, json.dumps({"maps": maps, "locks": locks, "kind": kind}))
+        super().__init__(folder, "odd_disk", json.dumps({"maps": maps, "locks": locks, "kind": kind}))
 
     def behave(self, **manners: Any) -> None:
         """Replace its manners; see the module. Returns when every operation that begins follows them."""

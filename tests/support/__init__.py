@@ -1,0 +1,1 @@
+"""Servers, receivers, disks and data that tests of several areas use."""
