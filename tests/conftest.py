@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -14,6 +15,8 @@ from hypothesis import settings
 from support.fuse_disk import Unavailable
 from support.odd_disk import OddDisk
 from support.processes import module_command
+from support.receiver import Behaviour, Receiver, answer
+from support.waiting import eventually, wait_for
 
 # Nothing here depends on how fast a machine is. The examples are the same each time, but in `make chaos`.
 settings.register_profile("tensormeter", deadline=None, derandomize="CHAOS_KILLS" not in os.environ)
@@ -61,6 +64,18 @@ def _no_agent_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
             assert not thread.is_alive(), f"the test leaves {thread.name} behind"
 
 
+@pytest.fixture(scope="session", name="wait_for")
+def wait_for_with_words() -> Callable[..., Any]:
+    """Waits until a condition holds, and fails with its name if it never does."""
+    return wait_for
+
+
+@pytest.fixture(scope="session", name="eventually")
+def wait_for_without_words() -> Callable[..., Any]:
+    """Waits until a condition holds."""
+    return eventually
+
+
 @pytest.fixture(scope="session")
 def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of a ClickHouse for all tests. Each takes a database of its own."""
@@ -89,3 +104,23 @@ def odd_disk(tmp_path: Path) -> Iterator[Callable[..., OddDisk]]:
     yield mount
     for disk in disks:
         disk.close()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """A receiver that is up."""
+    receiver = Receiver().start()
+    yield receiver
+    receiver.stop()
+
+
+@pytest.fixture
+def another_receiver() -> Iterator[Receiver]:
+    receiver = Receiver().start()
+    yield receiver
+    receiver.stop()
+
+
+@pytest.fixture
+def answering() -> Callable[..., Behaviour]:
+    return answer

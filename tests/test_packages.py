@@ -1,7 +1,6 @@
 """A destination whose package is missing is named when the run begins, and by `finish`; the run itself goes on."""
 
 import importlib.util
-import os
 import subprocess
 import sys
 from importlib.machinery import ModuleSpec
@@ -9,6 +8,7 @@ from importlib.machinery import ModuleSpec
 import pytest
 
 import tensormeter
+from support.processes import clean_environment
 from tensormeter.packages import PACKAGES, problem_with
 
 SCRIPT = """
@@ -24,8 +24,7 @@ def test_a_missing_package_is_named_at_the_start_and_at_the_end(tmp_path):
     package = tmp_path / "packages" / "wandb"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'wandb'\", name='wandb')\n")
-    foreign = ("TENSORMETER_", "OTEL_", "WANDB_")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | {
+    environment = clean_environment("TENSORMETER_", "OTEL_", "WANDB_") | {
         "TENSORMETER_EXPORTERS": "wandb",
         "TENSORMETER_DIR": str(tmp_path / "state"),
         "TENSORMETER_BUFFER_DIR": str(tmp_path / "rings"),

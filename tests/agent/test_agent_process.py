@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from support.agents import kill_agents
+from support.processes import clean_environment
 from tensormeter.agent.run_directory.directory import list_runs
 from tensormeter.agent.spool.spool import Spool
 from tensormeter.agent.sync import sync_runs
@@ -67,8 +68,7 @@ def state(tmp_path):
 @pytest.fixture
 def environment(tmp_path, state, receiver):
     """Nothing of the user's own."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("TENSORMETER_", "OTEL_"))}
-    return inherited | {
+    return clean_environment() | {
         "TENSORMETER_DIR": str(state),
         "TENSORMETER_BUFFER_DIR": str(tmp_path / "rings"),
         "TENSORMETER_BUFFER_BYTES": str(1 << 20),

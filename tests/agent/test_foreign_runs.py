@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from support.processes import clean_environment
 from tensormeter.agent.launch import ensure_agent
 from tensormeter.agent.run_directory.directory import RunDirectory, find_runs, runs_locked
 from tensormeter.disk.locks import holder, locked
@@ -45,9 +46,7 @@ class User:
 
     def run(self, *command, **settings):
         """Run Python as this user, in a home without settings and with a shared memory that all users have."""
-        inherited = {
-            key: value for key, value in os.environ.items() if not key.startswith(("TENSORMETER_", "OTEL_", "XDG_"))
-        }
+        inherited = clean_environment("TENSORMETER_", "OTEL_", "XDG_")
         variables = {f"TENSORMETER_{name.upper()}": str(value) for name, value in settings.items()}
         rights = ["--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"]
         return subprocess.run(

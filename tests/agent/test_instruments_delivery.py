@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from support.agents import kill_agents
+from support.processes import clean_environment
 from tensormeter.agent.ingest.ring_drainer import RingDrainer
 from tensormeter.agent.run_directory.directory import list_runs
 from tensormeter.agent.spool.spool import Spool
@@ -24,7 +25,7 @@ from tensormeter.settings import Settings
 
 @pytest.fixture
 def environment(tmp_path, receiver):
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("TENSORMETER_", "OTEL_"))}
+    inherited = clean_environment()
     return inherited | {
         "OTEL_PYTHON_METER_PROVIDER": "tensormeter",
         "OTEL_METRIC_EXPORT_INTERVAL": "50",

@@ -1,6 +1,5 @@
 """What a run makes is for its user alone, whatever the umask; what the user has asked for follows the umask."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from support.agents import agents_of
+from support.processes import clean_environment
 
 RECORD = """
 import os
@@ -30,9 +30,7 @@ main(["sync"])
 @pytest.fixture
 def run(tmp_path):
     """Runs Python as a user does who has never used tensormeter, without a server."""
-    inherited = {
-        key: value for key, value in os.environ.items() if not key.startswith(("TENSORMETER_", "OTEL_", "XDG_"))
-    }
+    inherited = clean_environment("TENSORMETER_", "OTEL_", "XDG_")
     for name in ("home", "shm", "out"):
         (tmp_path / name).mkdir()
 

@@ -1,7 +1,6 @@
 """A real server with two runs in it, and the command line in a process of its own."""
 
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -9,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import urllib3
 
+from support.otlp import Parts
+from support.processes import clean_environment
+from support.servers import ServerProcess
 from tensormeter.otlp.batch import STEP_METRIC, Batch, Event, Gauge
 from tensormeter.otlp.encode import encode_events, encode_metrics
 
@@ -20,46 +21,28 @@ HOSTILE = "loss\x1b[2J[bold red]\u202e"
 
 
 def environment(**variables: str) -> dict[str, str]:
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("TENSORMETER_", "OTEL_"))}
-    return inherited | {"COLUMNS": "110", "TZ": "UTC", "TERM": "dumb"} | variables
+    return clean_environment() | {"COLUMNS": "110", "TZ": "UTC", "TERM": "dumb"} | variables
 
 
 @pytest.fixture(scope="session")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("cli") / "data"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tensormeter", "serve", "--port", "0"],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment(
-            TENSORMETER_TOKEN=TOKEN,
-            TENSORMETER_SERVER_DIR=str(folder),
-            TENSORMETER_DIR=str(folder.parent / "runs"),
-        ),
+    server = ServerProcess(
+        folder,
+        environment=environment(TENSORMETER_TOKEN=TOKEN, TENSORMETER_DIR=str(folder.parent / "runs")),
     )
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    assert f"(data in {folder})" in line
-    url = line.split()[3]
-    with urllib3.PoolManager(retries=False) as http:
-        headers = {"Content-Type": "application/x-protobuf", "Authorization": f"Bearer {TOKEN}"}
-        for path, body in requests():
-            assert http.request("POST", f"{url}{path}", body=body, headers=headers).status == 200
-    yield url
-    process.terminate()
-    assert process.wait(300) == 0
-    assert process.stdout.read() == ""
-    process.stdout.close()
+    assert f"(data in {folder})" in server.line
+    headers = {"Content-Type": "application/x-protobuf", "Authorization": f"Bearer {TOKEN}"}
+    for path, body in requests():
+        assert server.http.request("POST", f"{server.url}{path}", body=body, headers=headers).status == 200
+    yield server.url
+    assert server.stop() == 0
+    assert server.output == ""
 
 
 def requests() -> Iterator[tuple[str, bytes]]:
     def resource(run: str, name: str, project: str = "demo") -> dict[str, str]:
-        return {
-            "service.name": project,
-            "service.instance.id": f"{run}-0",
-            "tensormeter.run.id": run,
-            "tensormeter.run.name": name,
-        }
+        return Parts.resource(run, f"{run}-0", project) | {"tensormeter.run.name": name}
 
     def gauge(name: str, values: list[float]) -> Gauge:
         times = np.arange(T0, T0 + len(values)).astype(np.uint64)
@@ -69,8 +52,8 @@ def requests() -> Iterator[tuple[str, bytes]]:
     losses = [math.nan, *(1 / (1 + step) for step in range(1, n - 1)), math.inf]
     gauges = [gauge(STEP_METRIC, list(range(n))), gauge("train/loss", losses), gauge("acc", [0.25] * n)]
     yield "/v1/metrics", encode_metrics([Batch(resource("abc123", "first"), gauges)])
-    said = {"group": "a sweep", "tags": ["x", "[y]"], "notes": "n"}
-    start = Event("tensormeter.run.start", T0, {"config": {"lr": 0.001, "name": "[red]x\x1b[0m"}, **said})
+    fields = {"group": "a sweep", "tags": ["x", "[y]"], "notes": "n"}
+    start = Event("tensormeter.run.start", T0, {"config": {"lr": 0.001, "name": "[red]x\x1b[0m"}, **fields})
     end = Event("tensormeter.run.end", T0 + 10**10, {"state": "failed", "message": ""})
     yield "/v1/logs", encode_events(resource("abc123", "first"), [start, end])
     other = resource("abc123", "first") | {

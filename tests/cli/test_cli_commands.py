@@ -8,6 +8,8 @@ from contextlib import closing
 
 import pytest
 
+from support.ports import reserve_port
+
 
 def failed(done):
     assert done.returncode == 1
@@ -115,8 +117,7 @@ def test_which_run(run_cli):
 
 
 def test_servers_that_do_not_answer(run_cli, url):
-    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        port = listener.getsockname()[1]
+    port = reserve_port()
     nobody = failed(run_cli("runs", "--endpoint", f"http://127.0.0.1:{port}"))
     assert f"no server at http://127.0.0.1:{port}; start one with `tensormeter serve`" in nobody
     assert "token" in failed(run_cli("runs", TENSORMETER_TOKEN="wrong"))

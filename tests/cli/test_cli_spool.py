@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from support.processes import clean_environment
 from tensormeter import Settings
 from tensormeter.agent.run_directory.directory import RunDirectory, list_runs, runs_locked
 from tensormeter.agent.spool.request import Encoded, Priority
@@ -176,7 +177,7 @@ def test_sync_of_runs_from_another_machine(cli, new_run, state, tmp_path):
 
 
 def test_sync_watches_until_it_is_told_to_stop(new_run, state, url):
-    variables = {key: value for key, value in os.environ.items() if not key.startswith(("TENSORMETER_", "OTEL_"))}
+    variables = clean_environment()
     process = subprocess.Popen(
         [sys.executable, "-m", "tensormeter", "sync", "--watch", "--interval", "0.1"],
         stdout=subprocess.PIPE,

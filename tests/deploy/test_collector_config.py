@@ -12,6 +12,8 @@ import pytest
 import urllib3
 import yaml
 
+from support.ports import reserve_port
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "collector-config"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -311,9 +313,9 @@ def test_a_real_collector_accepts_it(path, tmp_path, clean_environment):
 
 @needs_collector
 @pytest.mark.parametrize("name", ["agent.yaml", "dev.yaml"])
-def test_a_run_through_a_real_collector(name, tmp_path, start, answers, eventually, free_port, clean_environment):
+def test_a_run_through_a_real_collector(name, tmp_path, start, answers, eventually, clean_environment):
     assert COLLECTOR is not None
-    server_port = free_port()
+    server_port = reserve_port()
     environment = clean_environment | {"TENSORMETER_DIR": str(tmp_path / "none")}
     server = start(
         [sys.executable, "-m", "tensormeter", "serve", "--port", str(server_port), "--data", str(tmp_path / "data")],
@@ -322,7 +324,7 @@ def test_a_run_through_a_real_collector(name, tmp_path, start, answers, eventual
     url = f"http://127.0.0.1:{server_port}"
     answers(server, f"{url}/api/v1/projects")
     text = (FOLDER / name).read_text()
-    ports = {port: free_port() for port in ("4317", "4318", "13133")}
+    ports = {port: reserve_port() for port in ("4317", "4318", "13133")}
     for port, free in ports.items():
         text = text.replace(f":{port}", f":{free}")
     (tmp_path / name).write_text(text)

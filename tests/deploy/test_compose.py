@@ -11,6 +11,8 @@ import pytest
 import urllib3
 import yaml
 
+from support.ports import reserve_port
+
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES = COMPOSE["services"]
@@ -89,9 +91,9 @@ def test_docker_compose_itself_agrees():
     assert done.returncode == 0, done.stderr
 
 
-def test_the_servers_command(tmp_path, start, answers, free_port, clean_environment):
+def test_the_servers_command(tmp_path, start, answers, clean_environment):
     """As in the file, with a folder and a port of the test's own; and the health check of the file finds it well."""
-    port = str(free_port())
+    port = str(reserve_port())
     command = [
         {"4320": port, "/data": str(tmp_path / "data")}.get(word, word) for word in SERVICES["server"]["command"]
     ]
@@ -101,7 +103,7 @@ def test_the_servers_command(tmp_path, start, answers, free_port, clean_environm
     assert urllib3.request("GET", f"http://127.0.0.1:{port}/api/v1/projects", retries=False).status == 401
     _, _, option, code = SERVICES["server"]["healthcheck"]["test"]
     assert option == "-c"
-    for at, healthy in ((port, True), (str(free_port()), False)):
+    for at, healthy in ((port, True), (str(reserve_port()), False)):
         command = [sys.executable, "-c", code.replace("4320", at)]
         done = subprocess.run(command, env=clean_environment, capture_output=True, check=False)
         assert (done.returncode == 0) == healthy, "it needs no token"
@@ -114,8 +116,8 @@ def test_the_servers_command(tmp_path, start, answers, free_port, clean_environm
 
 
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="Debian's package `prometheus` is not installed")
-def test_prometheus_command(tmp_path, start, answers, free_port, clean_environment):
-    port = free_port()
+def test_prometheus_command(tmp_path, start, answers, clean_environment):
+    port = reserve_port()
     places = {
         "/etc/prometheus/prometheus.yml": str(ROOT / "deploy/prometheus/prometheus.yml"),
         "=/prometheus": f"={tmp_path / 'data'}",
@@ -166,7 +168,7 @@ def test_the_dashboards_queries_parse(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_recipe_of_the_servers_image(tmp_path, start, answers, free_port, clean_environment):
+def test_the_recipe_of_the_servers_image(tmp_path, start, answers, clean_environment):
     """Only what the recipe copies, made into a wheel and installed; dependencies come from this environment."""
     stage = re.search(r"^FROM base AS build\n(.*?)(?=^FROM)", DOCKERFILE, re.DOTALL | re.MULTILINE)
     assert stage is not None
@@ -199,7 +201,7 @@ def test_the_recipe_of_the_servers_image(tmp_path, start, answers, free_port, cl
     entry = json.loads(re.search(r"^ENTRYPOINT (.+)$", final, re.MULTILINE)[1])
     command = json.loads(re.search(r"^CMD (.+)$", final, re.MULTILINE)[1])
     assert entry == ["tensormeter"]
-    port = free_port()
+    port = reserve_port()
     environment = clean_environment | {
         "PYTHONPATH": str(installed),
         "TENSORMETER_TOKEN": "secret",

@@ -9,13 +9,14 @@ import re
 import signal
 import subprocess
 import sys
-import threading
-import time
 import urllib.parse
 from pathlib import Path
 
 import pytest
 import urllib3
+
+from support.ports import reserve_port
+from support.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,14 +37,6 @@ with tensormeter.init(project="p", id="r", name="first", config={"lr": 0.1}) as 
         time.sleep(0.002)  # Prometheus keeps times in milliseconds
     run.alert("loss spike", "twice the mean", level="ERROR")
 """
-
-
-def wait_for(condition, what):
-    deadline = time.monotonic() + 300
-    while not (found := condition()):
-        assert time.monotonic() < deadline, what
-        threading.Event().wait(0.1)
-    return found
 
 
 def get(url, **parameters):
@@ -71,8 +64,8 @@ def train(tmp_path, clean_environment):
 
 
 @pytest.fixture
-def prometheus(tmp_path, start, answers, free_port, clean_environment):
-    port = free_port()
+def prometheus(tmp_path, start, answers, clean_environment):
+    port = reserve_port()
     (tmp_path / "prometheus.yml").write_text("global: {scrape_interval: 1h}\n")
     command = [
         os.environ["PROMETHEUS"],
@@ -131,11 +124,11 @@ def test_prometheus_takes_no_log_records_and_the_run_says_so(prometheus, train):
 
 @needs("VICTORIA_METRICS", "VICTORIA_LOGS")
 def test_victoria_gets_metrics_and_log_records_each_at_its_own_address(
-    tmp_path, train, start, answers, free_port, clean_environment
+    tmp_path, train, start, answers, clean_environment
 ):
     urls = {}
     for name in ("METRICS", "LOGS"):
-        port = free_port()
+        port = reserve_port()
         command = [
             os.environ[f"VICTORIA_{name}"],
             f"-httpListenAddr=127.0.0.1:{port}",
@@ -178,11 +171,9 @@ print(step)
 
 
 @needs("OTELCOL")
-def test_a_collector_that_is_killed_often_loses_and_doubles_nothing(
-    tmp_path, start, answers, free_port, clean_environment
-):
+def test_a_collector_that_is_killed_often_loses_and_doubles_nothing(tmp_path, start, answers, clean_environment):
     """Over 20 s: a Collector takes a second or two from its start to its first request, ten times."""
-    server_port = free_port()
+    server_port = reserve_port()
     server = start(
         [sys.executable, "-m", "tensormeter", "serve", "--port", str(server_port), "--data", str(tmp_path / "data")],
         clean_environment,
@@ -190,7 +181,7 @@ def test_a_collector_that_is_killed_often_loses_and_doubles_nothing(
     url = f"http://127.0.0.1:{server_port}"
     answers(server, f"{url}/healthz")
     text = (ROOT / "collector-config" / "agent.yaml").read_text()
-    ports = {port: free_port() for port in ("4317", "4318", "13133")}
+    ports = {port: reserve_port() for port in ("4317", "4318", "13133")}
     for port, free in ports.items():
         text = re.sub(f":{port}\\b", f":{free}", text)
     (tmp_path / "agent.yaml").write_text(text)

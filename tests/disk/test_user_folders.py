@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from support.processes import clean_environment
 from tensormeter import SettingsError
 from tensormeter.disk.user_folders import NO_FOLDER, user_data_folder, user_state_folder
 from tensormeter.server.config import ServerConfig
@@ -62,8 +63,7 @@ def test_a_server_without_a_home_says_what_to_do(monkeypatch):
 
 @pytest.mark.parametrize("command", [["doctor"], ["spool", "ls"], ["sync"], ["token", "ls"], ["serve", "--port", "0"]])
 def test_commands_without_a_home_end_without_a_traceback(tmp_path: Path, command: list[str]) -> None:
-    dropped = ("TENSORMETER_", "OTEL_", "XDG_")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
+    environment = clean_environment("TENSORMETER_", "OTEL_", "XDG_")
     environment |= {"HOME": "", "TENSORMETER_BUFFER_DIR": str(tmp_path), "TENSORMETER_ENDPOINT": "http://127.0.0.1:9"}
     environment["PYTHONPATH"] = str(tmp_path)
     (tmp_path / "sitecustomize.py").write_text(

@@ -5,17 +5,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import Server
+
+from support.processes import clean_environment
+from support.servers import RestartableServer
 
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
     """The environment of every process of a test: nothing of the user's own, and nothing left in shared memory."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("TENSORMETER_", "OTEL_"))}
     buffers = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else tmp_path
     folder = buffers / f"tensormeter-test-{os.getpid()}-{tmp_path.name}"
     folder.mkdir()
-    yield inherited | {
+    yield clean_environment() | {
         "TENSORMETER_DIR": str(tmp_path / "runs"),
         "TENSORMETER_BUFFER_DIR": str(folder),
         "TENSORMETER_SCHEDULE_DELAY": "0.2",
@@ -29,9 +30,9 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture
-def server(tmp_path: Path, environment: dict[str, str]) -> Iterator[Server]:
+def server(tmp_path: Path, environment: dict[str, str]) -> Iterator[RestartableServer]:
     """A server that is not started yet; the environment points at it."""
-    server = Server(tmp_path, environment)
+    server = RestartableServer(tmp_path, environment)
     environment["TENSORMETER_ENDPOINT"] = server.url
     yield server
     server.stop()

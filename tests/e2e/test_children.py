@@ -6,7 +6,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from harness import Points, Server, wait_for
+
+from support.servers import Points, RestartableServer
+from support.waiting import wait_for
 
 SCRIPT = Path(__file__).with_name("children.py")
 
@@ -21,7 +23,7 @@ def expected(*, forked: bool) -> Points:
 
 
 @pytest.mark.parametrize("after_fork", ["record", "ignore"])
-def test_children(server: Server, environment: dict[str, str], after_fork: str) -> None:
+def test_children(server: RestartableServer, environment: dict[str, str], after_fork: str) -> None:
     server.start()
     script = subprocess.run(
         [sys.executable, str(SCRIPT), "family"],

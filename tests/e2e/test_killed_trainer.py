@@ -6,13 +6,14 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from harness import Server, wait_for
+from support.servers import RestartableServer
+from support.waiting import wait_for
 
 KILLS = 10
 SCRIPT = Path(__file__).with_name("rows_until_killed.py")
 
 
-def test_every_row_arrives(tmp_path: Path, server: Server, environment: dict[str, str]) -> None:
+def test_every_row_arrives(tmp_path: Path, server: RestartableServer, environment: dict[str, str]) -> None:
     server.start()
     instants = random.Random()
     seed = instants.randrange(1 << 32)
@@ -42,7 +43,7 @@ def kill_after(counter: Path, run_id: str, rows: int, environment: dict[str, str
     return calls(counter)
 
 
-def rows_at(server: Server, run_id: str) -> int:
+def rows_at(server: RestartableServer, run_id: str) -> int:
     summary = server.get(f"/runs/{run_id}")["summary"]
     return min(summary.get(metric, {}).get("count", 0) for metric in ("loss", "negative", "count"))
 

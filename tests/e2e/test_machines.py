@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import Server, wait_for
+
+from support.servers import RestartableServer
+from support.waiting import wait_for
 
 TRAIN = """
 import os, sys, tensormeter
@@ -74,13 +76,13 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.communicate(timeout=300)
 
 
-def line(server: Server) -> list[tuple[int, list[float], list[float]]]:
+def line(server: RestartableServer) -> list[tuple[int, list[float], list[float]]]:
     """The effective line: for each series its attempt, steps and values."""
     found = server.get("/runs/run/series", metric="loss").get("series", [])
     return [(one["attempt"], one["step"], one["value"]) for one in found]
 
 
-def attempts(server: Server) -> list[int]:
+def attempts(server: RestartableServer) -> list[int]:
     return sorted(process["attempt"] for process in server.get("/runs/run").get("processes", []))
 
 
@@ -95,7 +97,7 @@ needs_hosts = pytest.mark.skipif(
 
 
 @pytest.fixture
-def folder(tmp_path: Path, server: Server) -> Path:
+def folder(tmp_path: Path, server: RestartableServer) -> Path:
     server.start()
     folder = tmp_path / "machines"
     folder.mkdir()

@@ -10,7 +10,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from harness import ROOT, Server, free_port, wait_for
+
+from support.ports import reserve_port
+from support.processes import ROOT
+from support.servers import RestartableServer
+from support.waiting import wait_for
 
 SCRIPT = Path(__file__).with_name("trainers.py")
 RUN = "watched"
@@ -37,7 +41,7 @@ class Trainer:
 
 
 @pytest.fixture
-def start(environment: dict[str, str], server: Server) -> Iterator[Callable[[], Trainer]]:
+def start(environment: dict[str, str], server: RestartableServer) -> Iterator[Callable[[], Trainer]]:
     """Starts trainers of one run, with a server and quick samples."""
     environment["TENSORMETER_SAMPLE_INTERVAL"] = "0.1"
     server.start()
@@ -54,18 +58,18 @@ def start(environment: dict[str, str], server: Server) -> Iterator[Callable[[], 
         trainer.process.communicate()
 
 
-def series(server: Server, metric: str) -> list[dict]:
+def series(server: RestartableServer, metric: str) -> list[dict]:
     return server.get(f"/runs/{RUN}/series", metric=metric, x="time").get("series", [])
 
 
-def beats(server: Server) -> int:
+def beats(server: RestartableServer) -> int:
     """Samples of the host that the server has."""
     found = [item for item in series(server, BEAT) if item["attributes"]["tensormeter.sensor"] == "host"]
     assert len(found) <= 1
     return sum(len(item["value"]) for item in found)
 
 
-def of_trainers(server: Server) -> set[int]:
+def of_trainers(server: RestartableServer) -> set[int]:
     """The pids of which there is processor utilization as trainers."""
     return {
         item["attributes"]["process.pid"]
@@ -74,7 +78,9 @@ def of_trainers(server: Server) -> set[int]:
     }
 
 
-def test_two_trainers_of_a_node_have_one_set_of_statistics(start: Callable[[], Trainer], server: Server) -> None:
+def test_two_trainers_of_a_node_have_one_set_of_statistics(
+    start: Callable[[], Trainer], server: RestartableServer
+) -> None:
     first, second = start(), start()
     wait_for(lambda: of_trainers(server) == {first.pid, second.pid}, "statistics of both trainers are there")
     before = beats(server)
@@ -97,7 +103,7 @@ def test_two_trainers_of_a_node_have_one_set_of_statistics(start: Callable[[], T
     assert processes == {used["process"]}
 
 
-def test_a_stopped_trainer_still_has_statistics(start: Callable[[], Trainer], server: Server) -> None:
+def test_a_stopped_trainer_still_has_statistics(start: Callable[[], Trainer], server: RestartableServer) -> None:
     trainer = start()
     wait_for(lambda: of_trainers(server) == {trainer.pid}, "statistics of the trainer are there")
     os.kill(trainer.pid, signal.SIGSTOP)
@@ -114,10 +120,10 @@ def test_a_stopped_trainer_still_has_statistics(start: Callable[[], Trainer], se
 def test_the_demo_shows_statistics(tmp_path: Path, environment: dict[str, str]) -> None:
     """Those of the demo's own run, through the API of its server."""
     environment["TENSORMETER_SAMPLE_INTERVAL"] = "0.1"
-    server = Server(tmp_path, environment, port=free_port())
+    server = RestartableServer(tmp_path, environment, port=reserve_port())
     demo = [sys.executable, str(ROOT / "examples/demo.py"), "--once", "--folder", str(tmp_path)]
     done = subprocess.run(
-        [*demo, "--port", str(free_port()), "--", "--epochs", "2"],
+        [*demo, "--port", str(reserve_port()), "--", "--epochs", "2"],
         env=environment,
         capture_output=True,
         text=True,

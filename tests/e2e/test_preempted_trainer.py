@@ -5,12 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from harness import Server, wait_for
+from support.servers import RestartableServer
+from support.waiting import wait_for
 
 SCRIPT = Path(__file__).with_name("preempted.py")
 
 
-def test_a_preempted_run_goes_on(tmp_path: Path, server: Server, environment: dict[str, str]) -> None:
+def test_a_preempted_run_goes_on(tmp_path: Path, server: RestartableServer, environment: dict[str, str]) -> None:
     server.start()
     environment["CHECKPOINT"] = str(tmp_path / "checkpoint")
     preempt(environment, 57)
@@ -38,12 +39,12 @@ def test_a_preempted_run_goes_on(tmp_path: Path, server: Server, environment: di
     assert (summary["count"], summary["last_step"]) == (57 + 33 + 20, 99)
 
 
-def line(server: Server, metric: str = "loss", **query: str) -> list[tuple[int, list[int], list[float]]]:
+def line(server: RestartableServer, metric: str = "loss", **query: str) -> list[tuple[int, list[int], list[float]]]:
     document = server.get("/runs/resumed/series", metric=metric, **query)
     return [(one["attempt"], one["step"], one["value"]) for one in document["series"]]
 
 
-def points(server: Server) -> int:
+def points(server: RestartableServer) -> int:
     """How often each of the two metrics is there."""
     summary = server.get("/runs/resumed")["summary"]
     return min(summary.get(metric, {}).get("count", 0) for metric in ("loss", "attempt"))

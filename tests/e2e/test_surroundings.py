@@ -15,7 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from harness import ROOT, Server, wait_for
+
+from support.processes import ROOT, clean_environment
+from support.servers import RestartableServer
+from support.waiting import wait_for
 
 STEPS = 5
 TRAIN = """
@@ -198,7 +201,7 @@ OTHER_USERS = [
 class Machine:
     """Runs processes in surroundings, with the server that they deliver to."""
 
-    def __init__(self, folder: Path, server: Server) -> None:
+    def __init__(self, folder: Path, server: RestartableServer) -> None:
         self.folder, self.server = folder, server
 
     def start(self, one: Surrounding, run_id: str, uid: int | None = None) -> subprocess.CompletedProcess[str]:
@@ -212,8 +215,7 @@ class Machine:
         shared.chmod(0o1777)
         (folder / "file").touch()
         places = {"home": str(home), "folder": str(folder)}
-        dropped = ("TENSORMETER_", "OTEL_", "XDG_", "SLURM_")
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
+        environment = clean_environment("TENSORMETER_", "OTEL_", "XDG_", "SLURM_")
         changes = {
             "HOME": str(home),
             "TMPDIR": str(shared),
@@ -272,7 +274,7 @@ class Machine:
 
 
 @pytest.fixture
-def machine(tmp_path: Path, server: Server) -> Machine:
+def machine(tmp_path: Path, server: RestartableServer) -> Machine:
     server.start()
     for path in (tmp_path, *tmp_path.parents[:2]):
         path.chmod(path.stat().st_mode | 0o011)  # other users reach what is theirs

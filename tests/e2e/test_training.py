@@ -2,10 +2,15 @@
 
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
-from harness import ROOT, Server, free_port, recorded, wait_for
+
+from support.ports import reserve_port
+from support.processes import ROOT
+from support.servers import Points, RestartableServer
+from support.waiting import wait_for
 
 EPOCHS = "20"
 STEPS = 240
@@ -26,7 +31,13 @@ def finish(training: subprocess.Popen[str]) -> None:
     assert training.returncode == 0
 
 
-def assert_unchanged(server: Server, run_id: str, record: Path) -> None:
+def recorded(path: Path) -> Points:
+    """All that the training script has kept aside."""
+    rows = (line.split("\t") for line in path.read_text().splitlines())
+    return Counter((metric, int(step), float.fromhex(value).hex()) for metric, step, value in rows)
+
+
+def assert_unchanged(server: RestartableServer, run_id: str, record: Path) -> None:
     expected = recorded(record)
     # What the script is there to show: every step, an infinity, a NaN, a metric of some steps only, steps out of order.
     assert sum(1 for metric, _, _ in expected if metric == "train/loss") >= STEPS
@@ -35,14 +46,14 @@ def assert_unchanged(server: Server, run_id: str, record: Path) -> None:
     assert 0 < sum(1 for metric, _, _ in expected if metric == "eval/averaged_accuracy") < STEPS / 10
     names = ("train/", "eval/")  # the rest (phases, distributions) the script cannot keep aside
     wait_for(lambda: server.points(run_id, *names).total() >= expected.total(), "every point is there")
-    found = server.points(run_id, *names)
-    assert found == expected
-    assert set(found.values()) == {1}
+    points = server.points(run_id, *names)
+    assert points == expected
+    assert set(points.values()) == {1}
 
 
 def test_demo(tmp_path: Path, environment: dict[str, str]) -> None:
     record = tmp_path / "record"
-    port = free_port()
+    port = reserve_port()
     demo = subprocess.run(
         [
             sys.executable,
@@ -68,7 +79,7 @@ def test_demo(tmp_path: Path, environment: dict[str, str]) -> None:
     assert "train/loss" in demo.stdout
     run_id = next(line.split()[1] for line in demo.stdout.splitlines() if line.startswith("run "))
     # The demo has stopped its server; what it stored must be there for the next one.
-    server = Server(tmp_path, environment, port)
+    server = RestartableServer(tmp_path, environment, port)
     server.start()
     try:
         wait_for(lambda: server.state(run_id) == "finished", "the run is delivered")
@@ -78,7 +89,9 @@ def test_demo(tmp_path: Path, environment: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("mode", ["online", "offline"])
-def test_server_started_after_training(tmp_path: Path, server: Server, environment: dict[str, str], mode: str) -> None:
+def test_server_started_after_training(
+    tmp_path: Path, server: RestartableServer, environment: dict[str, str], mode: str
+) -> None:
     record = tmp_path / "record"
     environment |= {"TENSORMETER_MODE": mode, "TENSORMETER_FINISH_TIMEOUT": "1"}
     if mode == "offline":
@@ -92,7 +105,7 @@ def test_server_started_after_training(tmp_path: Path, server: Server, environme
     wait_for(lambda: not list((tmp_path / "runs" / "runs").glob(f"{run_id}@*")), "nothing is left behind")
 
 
-def test_server_killed_in_the_middle(tmp_path: Path, server: Server, environment: dict[str, str]) -> None:
+def test_server_killed_in_the_middle(tmp_path: Path, server: RestartableServer, environment: dict[str, str]) -> None:
     record = tmp_path / "record"
     server.start()
     training = start_training(environment, record, epochs="60")

@@ -15,6 +15,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.metrics.view import View
 
 import tensormeter
+from support.processes import clean_environment
 from tensormeter import MeterProvider, Settings, SettingsError
 from tensormeter.environment import variables as environment
 from tensormeter.exporter import ExporterConfig
@@ -381,7 +382,7 @@ TensormeterMetricExporter().shutdown()
 
 
 def inherited(**changes: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "TENSORMETER_"))}
+    kept = clean_environment()
     return kept | {"TENSORMETER_SAMPLE_INTERVAL": "0", "TENSORMETER_SELF_METRICS_INTERVAL": "0", **changes}
 
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 import urllib3
 
+from support.ports import reserve_port
 from tensormeter.exporter import Accepted, ExporterConfig, Rejected, Retry
 from tensormeter.otlp.batch import Batch
 from tensormeter.otlp.media import Image, Table, Text
@@ -17,9 +18,9 @@ PIXEL = b"\x89PNG not looked into"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory, clean_environment, free_port, wait_for):
+def server(tmp_path_factory, clean_environment, wait_for):
     folder = tmp_path_factory.mktemp("mlflow")
-    port = free_port()
+    port = reserve_port()
     log = (folder / "log").open("wb")
     process = subprocess.Popen(
         [
@@ -153,10 +154,10 @@ def test_media_become_artifacts(make, exporter, client, tmp_path):
     assert [item.path for item in client.list_artifacts(run, "texts")] == ["texts/note-7.txt"]
 
 
-def test_a_server_that_is_away_is_an_outcome(make, config, free_port):
+def test_a_server_that_is_away_is_an_outcome(make, config):
     from tensormeter_exporters.mlflow import MlflowExporter
 
-    exporter = MlflowExporter(config(tracking_uri=f"http://127.0.0.1:{free_port()}"))
+    exporter = MlflowExporter(config(tracking_uri=f"http://127.0.0.1:{reserve_port()}"))
     assert isinstance(exporter.export(make.logged(1, make.rows({1: {"loss": 1.0}}))), Retry)
 
 

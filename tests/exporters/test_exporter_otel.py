@@ -14,6 +14,7 @@ from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metr
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult
 
+from support.ports import reserve_port
 from tensormeter.errors import SettingsError
 from tensormeter.exporter import Accepted, Retry, load_exporter
 from tensormeter.otlp.batch import Batch
@@ -162,8 +163,8 @@ def test_a_program_of_the_plain_sdk(experiment_server, clean_environment):
     assert run["series"]["queue"][0]["attributes"] == {"q": "a"}
 
 
-def test_the_plain_sdk_hears_of_what_is_lost(clean_environment, free_port):
-    done = run_plain(clean_environment, f"http://127.0.0.1:{free_port()}", timeout="1000")
+def test_the_plain_sdk_hears_of_what_is_lost(clean_environment):
+    done = run_plain(clean_environment, f"http://127.0.0.1:{reserve_port()}", timeout="1000")
     assert "2 points are lost" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -215,7 +216,9 @@ def test_flushing_the_exporter_waits_for_what_is_under_way(clean_environment):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         environment = clean_environment | {"TENSORMETER_ENDPOINT": endpoint, "TENSORMETER_EXPORT_TIMEOUT": "3600"}
-        subprocess.run([sys.executable, "-c", FLUSHING], env=environment, check=True, timeout=300)
+        command = [sys.executable, "-c", FLUSHING]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 FORKING = """

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
+from support.ports import reserve_port
 from tensormeter.exporter import Accepted
 from tensormeter.otlp.batch import Buckets, ExponentialHistogram, Scope, Temporality
 from tensormeter_exporters.prometheus.classic_buckets import ClassicBuckets
@@ -378,8 +379,8 @@ def test_memory_is_bounded_and_what_is_refused_is_counted(make, config):
         exporter.shutdown()
 
 
-def test_each_agent_of_a_machine_takes_a_port_of_its_own(config, free_port):
-    first = str(free_port())
+def test_each_agent_of_a_machine_takes_a_port_of_its_own(config):
+    first = str(reserve_port())
     exporters = [PrometheusExporter(config("prometheus", port=first)) for _ in range(2)]
     try:
         assert exporters[0].port != exporters[1].port
@@ -389,11 +390,11 @@ def test_each_agent_of_a_machine_takes_a_port_of_its_own(config, free_port):
 
 
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="Debian's package `prometheus` is not installed")
-def test_prometheus_scrapes_it(make, exporter, tmp_path, free_port, wait_for):
+def test_prometheus_scrapes_it(make, exporter, tmp_path, wait_for):
     rows = make.rows({41: {"train/loss": 4.0}, 42: {"train/loss": 0.125}})
     latency = dataclasses.replace(exponential([1.5] * 90 + [100.0] * 10, 3), name="latency")
     exporter.export(make.logged(1, [*rows, make.histogram("grad", make.T0), latency]))
-    port = free_port()
+    port = reserve_port()
     (tmp_path / "prometheus.yml").write_text(
         f"scrape_configs: [{{job_name: t, scrape_interval: 1s, scrape_timeout: 1s, "
         f"static_configs: [{{targets: ['127.0.0.1:{exporter.port}']}}]}}]\n",

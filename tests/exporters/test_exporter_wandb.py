@@ -4,18 +4,18 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from wandb_records import nested, records, rows
 
+from support.processes import TESTS
 from tensormeter_exporters.wandb.journal import Journal
 
 LOGGING = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from conftest import Make as make
+from support.otlp import Requests as make
 from tensormeter.exporter import Accepted, ExporterConfig
 from tensormeter.otlp.media import Alert, Table, Text
 from tensormeter_exporters.wandb import WandbExporter
@@ -42,7 +42,7 @@ assert exporter().export(make.logs(4, make.end("failed"))) == Accepted()  # and 
 def logged(tmp_path_factory, clean_environment):
     folder = tmp_path_factory.mktemp("wandb")
     done = subprocess.run(
-        [sys.executable, "-c", LOGGING, str(Path(__file__).parent), str(folder)],
+        [sys.executable, "-c", LOGGING, str(TESTS), str(folder)],
         env=clean_environment,
         capture_output=True,
         text=True,
@@ -96,7 +96,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import wandb
-from conftest import Make as make
+from support.otlp import Requests as make
 from tensormeter.exporter import Accepted, ExporterConfig, Retry
 from tensormeter_exporters import wandb as module
 folder, when, rows = Path(sys.argv[2]), sys.argv[3], 300
@@ -139,7 +139,7 @@ def test_a_request_in_which_agents_are_killed_is_logged_once(tmp_path, clean_env
     """
     for when, status in (("150", -9), ("60", -9), ("end", -9), ("accepted", -9), ("never", 0)):
         done = subprocess.run(
-            [sys.executable, "-c", AGENT, str(Path(__file__).parent), str(tmp_path), when],
+            [sys.executable, "-c", AGENT, str(TESTS), str(tmp_path), when],
             env=clean_environment,
             capture_output=True,
             text=True,
@@ -171,7 +171,7 @@ ODD_AGENT = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from conftest import Make as make
+from support.otlp import Requests as make
 from tensormeter.exporter import ExporterConfig
 from tensormeter.otlp.media import Image, Text
 from tensormeter_exporters import wandb as module
@@ -195,7 +195,7 @@ agent.shutdown()
 
 def agent(tmp_path, environment, code, *given):
     return subprocess.run(
-        [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path), *given],
+        [sys.executable, "-c", code, str(TESTS), str(tmp_path), *given],
         env=environment,
         capture_output=True,
         text=True,
@@ -228,7 +228,7 @@ DAMAGED_AGENT = """
 import sys, threading
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from conftest import Make as make
+from support.otlp import Requests as make
 from tensormeter.exporter import Accepted, ExporterConfig
 from tensormeter_exporters import wandb as module
 from tensormeter_exporters.wandb_file import WandbFile
@@ -278,7 +278,7 @@ RESERVED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from conftest import Make as make
+from support.otlp import Requests as make
 from tensormeter.exporter import Accepted, ExporterConfig
 from tensormeter_exporters.wandb import WandbExporter
 folder = Path(sys.argv[2])
@@ -310,7 +310,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import psutil
-from conftest import Make as make
+from support.otlp import Requests as make
 from tensormeter.exporter import Accepted, ExporterConfig, Retry
 from tensormeter_exporters.wandb import WandbExporter
 folder = Path(sys.argv[2])

@@ -9,6 +9,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 )
 
 from support.otlp_receivers import PARTIAL, exporting
+from support.ports import reserve_port
 from tensormeter.exporter import Accepted, Rejected, Retry, TooLarge, Unauthorized
 
 pytestmark = pytest.mark.usefixtures("only_our_variables")
@@ -84,10 +85,10 @@ def test_http_answers(make, config, http, answer, expected):
     assert len(http.received) == 1  # a redirect is not followed
 
 
-def test_nobody_there(make, config, free_port):
+def test_nobody_there(make, config):
     request = make.logged(1, make.rows({1: {"loss": 1.0}}))
     for protocol in ("http/protobuf", "grpc"):
-        with exporting(config(endpoint=f"http://127.0.0.1:{free_port()}", protocol=protocol)) as exporter:
+        with exporting(config(endpoint=f"http://127.0.0.1:{reserve_port()}", protocol=protocol)) as exporter:
             assert isinstance(exporter.export(request), Retry)
 
 

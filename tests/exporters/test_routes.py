@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.plugin_event_accumulator import TENSORS, EventAccumulator
 
+from support.ports import reserve_port
+
 ROOT = Path(__file__).parents[2]
 
 TRAINER = """
@@ -142,12 +144,12 @@ def direct(environment, experiment_server):
 
 
 @pytest.fixture(scope="module")
-def collector(experiment_server, free_port, tmp_path_factory, wait_for):
+def collector(experiment_server, tmp_path_factory, wait_for):
     """rotel, a Collector in a process of its own: OTLP in by gRPC and HTTP, OTLP out by HTTP to the server."""
     package = importlib.util.find_spec("rotel")
     assert package is not None
     assert package.origin is not None
-    grpc, http = free_port(), free_port()
+    grpc, http = reserve_port(), reserve_port()
     folder = tmp_path_factory.mktemp("collector")
     log = (folder / "log").open("wb")
     process = subprocess.Popen(
@@ -236,7 +238,7 @@ def test_through_a_file(environment, experiment_server, direct, tmp_path):
         assert renamed(normalized(experiment_server.everything("file")), "file") == direct
 
 
-def test_several_destinations_and_one_of_them_broken(environment, experiment_server, direct, free_port, tmp_path):
+def test_several_destinations_and_one_of_them_broken(environment, experiment_server, direct, tmp_path):
     """The broken one holds up nobody: the others have everything while it still fails."""
     done = subprocess.run(
         [sys.executable, "-c", TRAINER, "several"],
@@ -246,7 +248,7 @@ def test_several_destinations_and_one_of_them_broken(environment, experiment_ser
             "TENSORMETER_LINGER_TIMEOUT": "0",
             "TENSORMETER_ENDPOINT": experiment_server.url,
             "TENSORMETER_EXPORTERS": "otlp:broken,jsonl,experiment",
-            "TENSORMETER_EXPORTER_OPTIONS": f"jsonl.directory={tmp_path},otlp:broken.endpoint=http://127.0.0.1:{free_port()}",
+            "TENSORMETER_EXPORTER_OPTIONS": f"jsonl.directory={tmp_path},otlp:broken.endpoint=http://127.0.0.1:{reserve_port()}",
         },
         capture_output=True,
         text=True,
@@ -258,12 +260,12 @@ def test_several_destinations_and_one_of_them_broken(environment, experiment_ser
     assert list(tmp_path.glob("metrics-*.jsonl"))
 
 
-def test_all_at_once(environment, experiment_server, direct, free_port, tmp_path):
+def test_all_at_once(environment, experiment_server, direct, tmp_path):
     """Every destination that needs no server of its own, in one agent; when it ends, nothing is left to deliver."""
     options = {
         "jsonl.directory": tmp_path / "otlp",
         "otlp.endpoint": experiment_server.url,
-        "prometheus.port": free_port(),
+        "prometheus.port": reserve_port(),
         "tensorboard.directory": tmp_path / "tb",
         "wandb.directory": tmp_path / "wb",
     }

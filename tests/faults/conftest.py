@@ -4,7 +4,6 @@ The oracle is arithmetic: the row of a step is known from the step, and how many
 shared memory. What must have arrived follows from that, and is compared with what the receiver has accepted.
 """
 
-import importlib.util
 import os
 import random
 import socket
@@ -13,33 +12,16 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from support.agents import kill_agents
+from support.processes import clean_environment
+from support.servers import RestartableServer
 from tensormeter.agent.delivery.delivery import Delivery
 from tensormeter.agent.spool.request import Encoded
 from tensormeter.agent.spool.spool import Spool
 from tensormeter.settings import Settings
-
-
-def _load(name, path):
-    """A module of another suite; suites are not packages."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-_pipeline = _load("pipeline_fixtures", "agent/conftest.py")
-_harness = _load("whole_runs", "e2e/harness.py")
-
-receiver = _pipeline.receiver
-another_receiver = _pipeline.another_receiver
-answering = _pipeline.answering
-wait_for = _pipeline.wait_for
 
 PRELUDE = """
 import os, select, sys, signal, threading, time, mmap
@@ -209,8 +191,7 @@ def state(tmp_path):
 @pytest.fixture
 def environment(tmp_path, state, receiver):
     """Nothing of the user's own."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("TENSORMETER_", "OTEL_"))}
-    return inherited | {
+    return clean_environment() | {
         "TENSORMETER_DIR": str(state),
         "TENSORMETER_BUFFER_DIR": str(tmp_path / "rings"),
         "TENSORMETER_BUFFER_BYTES": str(1 << 20),
@@ -308,7 +289,7 @@ def new_proxy():
 @pytest.fixture
 def server(tmp_path, environment):
     """A real experiment server, not started yet."""
-    server = _harness.Server(tmp_path, environment)
+    server = RestartableServer(tmp_path, environment)
     yield server
     server.stop()
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import urllib3
 
+from support.ports import reserve_port
 from tensormeter.otlp.batch import Batch, Gauge
 from tensormeter.otlp.encode import encode_metrics
 
@@ -119,9 +120,7 @@ def test_fault_15_tls_fails_closed(put, deliver, spool, tmp_path, wait_for, monk
         server.shutdown()
         server.server_close()
         return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = reserve_port()
     command = ["openssl", "s_server", "-quiet", "-accept", f"127.0.0.1:{port}", "-cert", str(file), "-key", str(key)]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:

@@ -12,10 +12,10 @@ from collections import Counter
 from string import ascii_lowercase
 
 import pytest
-from whole_runs import Server  # loaded by conftest.py
 
 from support.fuse_disk import Unavailable
 from support.recorded_disk import Leniency, RecordedDisk, State, cuts, each_state, operations
+from support.servers import RestartableServer
 from tensormeter.agent.sync import sync_runs
 from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.server.store import RunRef, Selection
@@ -260,7 +260,7 @@ def test_fault_109_power_fails_at_the_server_alone_and_everything_arrives_once(
     """The trainer goes on; the server starts again with what its disk may hold; agents send again what it has lost."""
     place = recorded_disk.path / "server-folder"
     place.mkdir()
-    server = Server(place, environment)
+    server = RestartableServer(place, environment)
     server.start()
     trainer = train(
         """

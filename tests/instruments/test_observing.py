@@ -10,17 +10,9 @@ from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.metrics.view import View
 
+from support.waiting import wait_for
 from tensormeter.instruments import observing
 from tensormeter.instruments import provider as provider_module
-
-
-def wait_for(condition, seconds=300):
-    done = threading.Event()
-    for _ in range(int(seconds / 0.01)):
-        if condition():
-            return
-        done.wait(0.01)
-    raise AssertionError(f"not within {seconds} s")
 
 
 def observer_threads():
@@ -36,9 +28,9 @@ def test_callbacks_run_at_the_interval_on_a_thread_of_their_own(new_measured):
         return [Observation(len(seen))]
 
     measured.meter.create_observable_gauge("a", [observe])
-    wait_for(lambda: len(seen) >= 3)
+    wait_for(lambda: len(seen) >= 3, "three observations")
     measured.provider.shutdown(timeout_millis=0)
-    wait_for(lambda: not observer_threads())
+    wait_for(lambda: not observer_threads(), "the observer has ended")
     assert {name for name, _ in seen} == {"tensormeter-observer"}
     assert seen[0][1] == CallbackOptions(timeout_millis=20.0)
     values = measured.one("a").values.tolist()
@@ -266,7 +258,7 @@ def test_a_callback_that_hangs_holds_up_nobody_for_longer_than_asked(new_measure
     assert not measured.provider.force_flush(timeout_millis=10)
     assert not measured.provider.shutdown(timeout_millis=10)
     leave.set()
-    wait_for(lambda: not observer_threads())
+    wait_for(lambda: not observer_threads(), "the observer has ended")
 
 
 def test_a_callback_that_hangs_holds_up_the_end_for_as_long_as_any(new_measured, warnings_logged, monkeypatch):
@@ -278,7 +270,7 @@ def test_a_callback_that_hangs_holds_up_the_end_for_as_long_as_any(new_measured,
     assert not measured.provider.shutdown(timeout_millis=3_600_000)
     assert any("has not returned within 0.05 s" in line for line in warnings_logged())
     leave.set()
-    wait_for(lambda: not observer_threads())
+    wait_for(lambda: not observer_threads(), "the observer has ended")
 
 
 def test_a_callback_may_measure_and_flush_and_not_shut_down(measured, warnings_logged):

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import tensormeter
+from support.processes import clean_environment
 from tensormeter import Settings
 
 SECRET = "Zq7XWmK2pL"
@@ -44,7 +44,7 @@ def test_no_file_and_no_request_has_the_secret(tmp_path, masked):
         "TENSORMETER_AGENT": "off",
         "TENSORMETER_MASK_CONFIG": str(masked),
     }
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("TENSORMETER_")}
+    clean = clean_environment("TENSORMETER_")
     command = [sys.executable, "-c", SCRIPT, "--password", SECRET, "--lr", "0.001"]
     for line in (command, [sys.executable, "-m", "tensormeter", "sync"]):
         if line is not command:

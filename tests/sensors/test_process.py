@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from support.waiting import wait_for
 from tensormeter.sensors.host.process import ProcessSensor, _ChildrenTime
 from tensormeter.sensors.instrument import observe
 from tensormeter.sensors.targets import TrainingProcess, Watch
@@ -48,9 +49,8 @@ def trainer():
         [sys.executable, "-c", TRAINER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     process.workers = [int(pid) for pid in process.stdout.readline().split()]
-    deadline = time.monotonic() + 60
-    while not all(map(waits_for_input, [process.pid, *process.workers])):
-        assert time.monotonic() < deadline, "they do not wait for input"
+    pids = [process.pid, *process.workers]
+    wait_for(lambda: all(map(waits_for_input, pids)), "they wait for input")
     yield process
     process.communicate()
 

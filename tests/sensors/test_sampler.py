@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import tensormeter.sensors.sampler as sampler_module
+from support.waiting import wait_for
 from tensormeter.otlp.batch import Gauge, Sum, Temporality
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.encode import encode_metrics
@@ -71,13 +72,6 @@ def start():
         sampler.stop(60)
 
 
-def until(condition, what, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        threading.Event().wait(0.005)
-
-
 def by_name(series):
     found = {}
     for item in series:
@@ -89,7 +83,7 @@ def test_samples_become_one_series_for_each_attribute_set(start):
     sensor = Fake()
     began = time.time_ns()
     sampler = start(sensor)
-    until(lambda: sampler.samples >= 5, "five samples")
+    wait_for(lambda: sampler.samples >= 5, "five samples")
     sampler.stop(60)
     assert sampler.over
     assert sensor.closed.is_set()
@@ -115,7 +109,7 @@ def test_a_failing_reading_is_counted_and_the_others_go_on(start, caplog):
     sensor = Fake()
     sensor.error = OSError("the disk is on fire")
     sampler = start(sensor)
-    until(lambda: sampler.samples >= 3, "three samples")
+    wait_for(lambda: sampler.samples >= 3, "three samples")
     sampler.stop(60)
     found = by_name(sampler.columns.take())
     failures = found["tensormeter.sensor.failures", "fake", "OSError"]
@@ -137,7 +131,7 @@ def test_a_collection_that_fails_is_counted_and_said_once_and_the_next_goes_on(s
     sensor = Fake()
     sensor.error = TimeoutError("the disk is asleep")  # a failure of the same kind hides neither
     sampler = start(sensor)
-    until(lambda: sampler.samples >= 5, "five samples")
+    wait_for(lambda: sampler.samples >= 5, "five samples")
     sampler.stop(60)
     found = by_name(sampler.columns.take())
     assert len(found["level", "a"].values) == sampler.samples - 2
@@ -152,7 +146,7 @@ def test_an_absent_reading_is_no_failure(start, caplog):
     sensor = Fake()
     sensor.error = AbsentError()
     sampler = start(sensor)
-    until(lambda: sampler.samples >= 2, "two samples")
+    wait_for(lambda: sampler.samples >= 2, "two samples")
     sampler.stop(60)
     assert "tensormeter.sensor.failures" not in {series.name for series in sampler.columns.take()}
     assert caplog.text == ""
@@ -163,7 +157,7 @@ def test_a_sensor_that_cannot_be_made_is_left_out(caplog):
         raise RuntimeError("no such device")
 
     sampler = Sampler("gone", fail, 0.01)
-    until(lambda: sampler.over, "the sampler has given up")
+    wait_for(lambda: sampler.over, "the sampler has given up")
     assert "no such device" in caplog.text
     assert sampler.columns.take() == []
 
@@ -172,19 +166,19 @@ def test_a_stuck_reading_does_not_keep_the_caller(start, monkeypatch, caplog):
     monkeypatch.setattr("tensormeter.sensors.sampler._STUCK_AFTER", 0.05)
     sensor = Fake()
     sampler = start(sensor)
-    until(lambda: sampler.samples >= 1, "a sample")
+    wait_for(lambda: sampler.samples >= 1, "a sample")
     sensor.gate.clear()
 
     def reported():
         sampler.report_if_stuck()
         return "has not answered" in caplog.text
 
-    until(reported, "the hang is reported")
+    wait_for(reported, "the hang is reported")
     sampler.columns.take()  # does not wait
     sampler.stop(0)  # nor does this
     assert not sampler.over
     sensor.gate.set()
-    until(lambda: sampler.over, "the thread ends once the reading comes back")
+    wait_for(lambda: sampler.over, "the thread ends once the reading comes back")
     failures = by_name(sampler.columns.take())["tensormeter.sensor.failures", "fake", "stuck"]
     assert failures.values.tolist() == [1]
 
@@ -202,7 +196,7 @@ def test_points_that_nobody_takes_are_counted():
     sensor = Fake()
     sampler = Sampler("fake", lambda: sensor, 0.01)
     sampler.columns = columns
-    until(lambda: sampler.samples >= 3, "three samples")
+    wait_for(lambda: sampler.samples >= 3, "three samples")
     sampler.stop(60)
     assert columns.points == 3
     assert columns.dropped > 0
@@ -233,7 +227,7 @@ def take(node, **options):
             batches.append(batch)
         return batches
 
-    until(taken, "a batch")
+    wait_for(taken, "a batch")
     return batches[0]
 
 

@@ -27,6 +27,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.metrics.v1.metrics_pb2 import NumberDataPoint
 
+from support.servers import Server
 from tensormeter.otlp.batch import Batch, Gauge
 from tensormeter.otlp.elements import COLUMN, MAX_ELEMENTS
 from tensormeter.otlp.encode import encode_metrics
@@ -410,7 +411,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=200, help="random bodies")
     parser.add_argument("--seed", type=int, default=0, help="the first of them")
     given = parser.parse_args()
-    import conftest
 
     def sweep() -> Iterator[tuple[Body, str]]:
         for size in (300_000, 1_400_000, 2_900_000, 16 << 20):
@@ -433,12 +433,12 @@ def main() -> None:
     costs: list[Cost] = []
     with tempfile.TemporaryDirectory() as folder:
         for number, body in enumerate(allowed()):  # each on a server that folds nothing of earlier ones meanwhile
-            server = conftest.Server(Path(folder) / str(number))
+            server = Server(Path(folder) / str(number))
             try:
                 measure(server, body, "gzip")
             finally:
                 server.kill()
-        server = conftest.Server(Path(folder) / "data")
+        server = Server(Path(folder) / "data")
         try:
             for body, encoding in sweep():
                 measure(server, body, encoding)

@@ -152,6 +152,11 @@ CHECKS = {
 }
 
 
+def check_input(name: str, body: bytes) -> None:
+    """Run the check of this name."""
+    CHECKS[name](body)
+
+
 def seeds(name: str) -> list[bytes]:
     """Inputs to begin with."""
     metrics, logs = _metrics().SerializeToString(), _logs().SerializeToString()

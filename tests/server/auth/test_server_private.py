@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from support.processes import clean_environment
 from tensormeter.disk import kernel_locks
 from tensormeter.errors import SettingsError, StoreError
 from tensormeter.server import ServerConfig
@@ -42,7 +43,7 @@ def modes(folder):
 
 def run(*arguments):
     command = [sys.executable, "-m", "tensormeter", *map(str, arguments)]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("TENSORMETER_")}
+    environment = clean_environment("TENSORMETER_")
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
 
 

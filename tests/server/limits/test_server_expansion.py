@@ -5,7 +5,6 @@
 
 import contextlib
 import gzip
-import itertools
 import json
 import socket
 import sys
@@ -131,10 +130,11 @@ def test_a_million_points_and_fifty_thousand_series_fit_into_one_request(server)
 
 
 def test_the_walk_understands_what_protobuf_understands():
-    for path, check in (("/v1/metrics", check_metrics), ("/v1/logs", check_logs)):
-        for body in itertools.islice(expansion.bodies(1000, (PROTOBUF,)), None):
-            if body.path == path:
-                check(body.data)
+    checks = {"/v1/metrics": check_metrics, "/v1/logs": check_logs}
+    bodies = list(expansion.bodies(1000, (PROTOBUF,)))
+    assert {body.path for body in bodies} == set(checks)
+    for body in bodies:
+        checks[body.path](body.data)
 
 
 def test_points_in_columns_count_as_one_only_where_they_are_read_as_columns():
