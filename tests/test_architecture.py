@@ -4,6 +4,7 @@ import ast
 import inspect
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,31 @@ def test_names_of_events_and_attributes_are_spelled_once(path: Path) -> None:
     constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and node not in docstrings]
     names = {getattr(semconv, name) for name in semconv.__all__}
     assert not [(node.lineno, node.value) for node in constants if isinstance(node.value, str) and node.value in names]
+
+
+CHECKS = ("assert_", "check_", "expect", "eventually", "wait_for")
+"""Starts of the names of helpers that fail where a promise is broken."""
+
+
+def calls(node: ast.AST) -> Iterator[str]:
+    """Names of all functions that are called in a tree, with those of the objects whose methods they are."""
+    for call in ast.walk(node):
+        function = call.func if isinstance(call, ast.Call) else None
+        while isinstance(function, ast.Attribute):
+            yield function.attr
+            function = function.value
+        if isinstance(function, ast.Name):
+            yield function.id
+
+
+def test_every_test_asserts_something() -> None:
+    """With an `assert`, `pytest.raises`, or a helper that is named as one that checks."""
+    without = []
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        for function in ast.walk(ast.parse(path.read_text())):
+            if isinstance(function, ast.FunctionDef) and function.name.startswith("test_"):
+                asserts = any(isinstance(node, ast.Assert) for node in ast.walk(function))
+                names = list(calls(function))
+                if not asserts and "raises" not in names and not any(name.startswith(CHECKS) for name in names):
+                    without.append(f"{path.relative_to(ROOT)}::{function.name}")
+    assert without == []

@@ -134,7 +134,9 @@ first = tensormeter.init(settings=given)
 second = tensormeter.init(settings=given)
 assert first._finished and not second._finished
 """
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=300)
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def numbers(receiver):

@@ -237,6 +237,7 @@ def test_a_disabled_run_records_nothing(tmp_path):
         log = tensormeter.deferred_log(run_, ["loss"], device="cpu")
         log.write({"loss": torch.ones(())})
         log.flush()
+    assert list(tmp_path.iterdir()) == []
 
 
 SCRIPT = """

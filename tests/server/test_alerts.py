@@ -164,6 +164,8 @@ def test_what_is_gone_is_not_watched(watched):
     watched.now += 1000
     watched.watcher.check()
     watched.watcher.check()
+    assert watched.store.alerts(0, 10) == []
+    assert watched.store.projects() == []
 
 
 class Receiver:

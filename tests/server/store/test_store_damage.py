@@ -12,7 +12,7 @@ from tensormeter.server.store.sqlite.store import SqliteStore
 T0 = 1_750_000_000_000_000_000
 
 
-def test_flipped_bits(tmp_path, make):
+def test_damaged_stores_raise_store_errors_only(tmp_path, make):
     from tensormeter.otlp.batch import Event
     from tensormeter.otlp.encode import encode_events, encode_metrics
 
@@ -41,13 +41,13 @@ def test_flipped_bits(tmp_path, make):
         except StoreError:
             continue
         for call in (damaged.run, damaged.processes, damaged.metrics, damaged.losses, damaged.events):
-            with_store_errors_only(call, ref)
-        with_store_errors_only(damaged.read, ref, Selection(["loss"]))
-        with_store_errors_only(damaged.fold)
+            check_only_store_errors(call, ref)
+        check_only_store_errors(damaged.read, ref, Selection(["loss"]))
+        check_only_store_errors(damaged.fold)
         damaged.close()
 
 
-def with_store_errors_only(call, *arguments):
+def check_only_store_errors(call, *arguments):
     try:
         call(*arguments)
     except StoreError:

@@ -650,7 +650,9 @@ def test_a_first_start_that_was_killed_goes_on(tmp_path):
         with closing(sqlite3.connect(tmp_path / name / "tensormeter.db")) as database:
             for statement in statements:
                 database.execute(statement).fetchall()
-        SqliteStore(tmp_path / name).close()
+        with closing(SqliteStore(tmp_path / name)) as store:
+            assert store.problem() is None
+            assert store.projects() == []
 
 
 def contents(folder):
