@@ -18,6 +18,8 @@ from tensormeter.otlp.batch import Batch, Gauge
 from tensormeter.otlp.encode import encode_metrics
 
 ONE = gzip.compress(b"")
+KEY_USAGE = "critical,digitalSignature,keyCertSign"
+"""Python 3.13 takes no authority whose certificate does not say that it may sign certificates."""
 
 
 def certificate(folder, name, days):
@@ -36,7 +38,8 @@ def certificate(folder, name, days):
             "-subj",
             "/CN=x",
         ]
-        + ["-addext", f"subjectAltName={name}", "-days", str(max(days, 1)), "-keyout", str(key), "-out", str(file)],
+        + ["-addext", f"subjectAltName={name}", "-addext", f"keyUsage={KEY_USAGE}"]
+        + ["-days", str(max(days, 1)), "-keyout", str(key), "-out", str(file)],
         check=True,
         capture_output=True,
     )
@@ -48,7 +51,7 @@ def certificate(folder, name, days):
             capture_output=True,
         )
         extensions = folder / "extensions"
-        extensions.write_text(f"subjectAltName={name}\n")
+        extensions.write_text(f"subjectAltName={name}\nkeyUsage={KEY_USAGE}\n")
         (folder / "database").mkdir()
         (folder / "index").touch()
         (folder / "config").write_text(

@@ -31,6 +31,10 @@ def write_certificate(certificate, key, *, passphrase=None):
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tensormeter test")])
     now = dt.datetime.now(dt.UTC)
     names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    usages = {"digital_signature", "key_cert_sign", "crl_sign"}
+    every = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
+    every += ("key_cert_sign", "crl_sign", "encipher_only", "decipher_only")
+    usage = x509.KeyUsage(**{name: name in usages for name in every})
     signed = (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -41,6 +45,8 @@ def write_certificate(certificate, key, *, passphrase=None):
         .not_valid_after(now + dt.timedelta(days=2))
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(made.public_key()), critical=False)
         .sign(made, hashes.SHA256())
     )
     hidden = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
