@@ -5,7 +5,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,18 @@ settings.load_profile("tensormeter")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # So it is in whatever a shell runs in the background, and children would inherit it; some tests send them Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Skip modules that import PyTorch where it is not installed."""
+    report = yield
+    if report.failed and "No module named 'torch'" in str(report.longrepr) and find_spec("torch") is None:
+        report.outcome = "skipped"
+        report.longrepr = (str(collector.path), 1, "Skipped: torch is not installed")
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,9 +7,9 @@ import shutil
 import numpy as np
 import PIL.Image
 import pytest
-import torch
 
 import tensormeter
+from support.optional import torch
 from tensormeter import Image, Table, Text, UsageError
 from tensormeter.agent.ingest.ring_drainer import RingDrainer
 from tensormeter.agent.spool.spool import Spool

@@ -5,27 +5,26 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 from opentelemetry.metrics import Observation
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 import tensormeter.record.recorder as recorder_module
+from support.optional import has_cuda, torch
 from tensormeter.instruments import forwarding as forwarding_module
 from tensormeter.instruments import observing as observing_module
 from tensormeter.record.values.classify import DeviceValue, classify
 from tensormeter.ring.format import LOST, PENDING
 
-gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+gpu = [pytest.mark.gpu, pytest.mark.skipif(not has_cuda(), reason="needs a CUDA device")]
 
 
 @pytest.fixture
 def device(monkeypatch):
     """Makes float64 tensors count as values of a device, which never finishes by itself."""
+    tensors, float64 = torch.Tensor, torch.float64
 
     def classify_here(value):
-        return (
-            DeviceValue(value) if isinstance(value, torch.Tensor) and value.dtype is torch.float64 else classify(value)
-        )
+        return DeviceValue(value) if isinstance(value, tensors) and value.dtype is float64 else classify(value)
 
     for module in (recorder_module, forwarding_module, observing_module):
         monkeypatch.setattr(module, "classify", classify_here)

@@ -4,11 +4,11 @@ import logging
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from odd_values import Lazy, OddKey, Raises, RaisesBadWords
 
+from support.optional import torch
 from tensormeter import Histogram, Image, Table
 
 pytestmark = pytest.mark.usefixtures("writers")

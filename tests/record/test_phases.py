@@ -3,9 +3,9 @@
 import threading
 
 import pytest
-import torch
 from phases_rig import Rig
 
+from support.optional import torch
 from tensormeter import UsageError
 from tensormeter.record.phases.phases import _MOST_EVENTS, DATA_LOADING
 

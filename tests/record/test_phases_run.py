@@ -4,9 +4,9 @@ import logging
 import os
 
 import pytest
-import torch
 
 import tensormeter
+from support.optional import has_cuda, torch
 from tensormeter.agent.ingest.batch_processor import BatchMeasurementProcessor
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.ring.file import RingFile
@@ -101,7 +101,7 @@ def test_in_a_compiled_function(run, caplog):
     assert "inner" in names
 
 
-gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+gpu = [pytest.mark.gpu, pytest.mark.skipif(not has_cuda(), reason="needs a CUDA device")]
 
 
 class TestCuda:

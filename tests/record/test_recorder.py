@@ -5,12 +5,12 @@ import time
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import tensormeter.record.rows.lane as lane_module
 import tensormeter.record.rows.layouts as layouts_module
+from support.optional import torch
 from tensormeter.agent.ingest.lane_reader import _unique_times
 from tensormeter.ring.format import State
 
@@ -38,8 +38,11 @@ def test_steps_come_in_any_order_and_repeat(recording):
     assert steps_of(recording) == wanted
 
 
-@pytest.mark.parametrize("step", [True, 3.0, np.int32(3), np.float64(3), torch.tensor(3), torch.tensor([3.0])])
+@pytest.mark.parametrize(
+    "step", [True, 3.0, np.int32(3), np.float64(3), lambda: torch.tensor(3), lambda: torch.tensor([3.0])]
+)
 def test_steps_may_be_whole_numbers_of_any_kind(recording, warnings_logged, step):
+    step = step() if callable(step) else step
     recording.log({"a": 1.0}, step)
     recording.log({"a": 1.0}, step)
     assert steps_of(recording) == [int(step)] * 2
@@ -47,9 +50,10 @@ def test_steps_may_be_whole_numbers_of_any_kind(recording, warnings_logged, step
 
 
 @pytest.mark.parametrize(
-    "step", [1.5, "3", float("nan"), float("inf"), 1 << 63, -(1 << 63) - 1, 1e300, [3], torch.ones(2)]
+    "step", [1.5, "3", float("nan"), float("inf"), 1 << 63, -(1 << 63) - 1, 1e300, [3], lambda: torch.ones(2)]
 )
 def test_other_steps_are_replaced_by_the_next_one(recording, warnings_logged, step):
+    step = step() if callable(step) else step
     recording.log({"a": 1.0}, 6)
     for _ in range(3):
         recording.log({"a": 1.0}, step)

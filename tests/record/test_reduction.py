@@ -4,8 +4,8 @@ import math
 from pathlib import Path
 
 import pytest
-import torch
 
+from support.optional import has_cuda, torch
 from tensormeter.errors import UsageError
 from tensormeter.record.reduction.reduction import Reductions, Rule
 from tensormeter.record.values.classify import DeviceValue
@@ -105,9 +105,9 @@ def on_device(values, rule, reductions=None):
 
 
 @pytest.mark.parametrize(("reduce", "result"), REDUCED.items())
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
 def test_tensors_reduce_as_floats_do(reduce, result, dtype):
-    values = [torch.tensor(value, dtype=dtype) for value in VALUES * 2]
+    values = [torch.tensor(value, dtype=getattr(torch, dtype)) for value in VALUES * 2]
     assert on_device(values, Rule(4, reduce)) == [result] * 2
 
 
@@ -170,7 +170,7 @@ def test_incomplete_device_values_are_flushed():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not has_cuda(), reason="needs a CUDA device")
 def test_on_a_gpu_without_waiting(new_recording):
     recording = new_recording(folder=Path("/dev/shm"))
     values = [torch.tensor(value, device="cuda") for value in VALUES * 4]

@@ -6,8 +6,8 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-import torch
 
+from support.optional import has_cuda, torch
 from tensormeter.record.runtime.gc_metrics import garbage
 from tensormeter.record.runtime.torch_memory import TORCH_MEMORY, torch_memory
 
@@ -75,7 +75,7 @@ def test_garbage_collections():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not has_cuda(), reason="needs a CUDA device")
 def test_torch_memory_of_a_real_gpu():
     block = torch.empty(1 << 24, dtype=torch.uint8, device="cuda")
     device = (("tensormeter.torch.device", f"cuda:{torch.cuda.current_device()}"),)

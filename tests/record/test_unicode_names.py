@@ -3,8 +3,8 @@
 import os
 
 import pytest
-import torch
 
+from support.optional import torch
 from tensormeter import Histogram, Text
 from tensormeter.ring.layout import Stream
 
