@@ -1,8 +1,6 @@
 """The Collector's configurations: whole, explained, without secrets; and run on a real Collector where there is one."""
 
-import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +11,12 @@ import urllib3
 import yaml
 
 from support.ports import reserve_port
+from support.programs import needs, program
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "collector-config"
 FILES = sorted(FOLDER.glob("*.yaml"))
-COLLECTOR = os.environ.get("OTELCOL") or shutil.which("otelcol-contrib") or shutil.which("otelcol")
+COLLECTOR = program("OTELCOL")
 
 TEXT, FLAG, COUNT, DURATION = str, bool, "a number from 0", "a duration"
 SIZER = {"requests", "items", "bytes"}
@@ -296,7 +295,7 @@ with tensormeter.init(project="collected", id="r", config={"lr": 1}) as run:
 """
 
 
-@needs_collector
+@needs("OTELCOL")
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_a_real_collector_accepts_it(path, tmp_path, clean_environment):
     assert COLLECTOR is not None
@@ -311,7 +310,7 @@ def test_a_real_collector_accepts_it(path, tmp_path, clean_environment):
     assert done.returncode == 0, done.stderr
 
 
-@needs_collector
+@needs("OTELCOL")
 @pytest.mark.parametrize("name", ["agent.yaml", "dev.yaml"])
 def test_a_run_through_a_real_collector(name, tmp_path, start, answers, eventually, clean_environment):
     assert COLLECTOR is not None

@@ -4,7 +4,6 @@ Each takes what a run records once, with no settings but OpenTelemetry's own. Th
 """
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -16,15 +15,10 @@ import pytest
 import urllib3
 
 from support.ports import reserve_port
+from support.programs import needs, program
 from support.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
-
-
-def needs(*variables):
-    missing = [name for name in variables if not Path(os.environ.get(name, "/none")).is_file()]
-    return pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} name no program")
-
 
 LOSSES = [step / 2 for step in range(200)]
 TRAINER = """
@@ -68,7 +62,7 @@ def prometheus(tmp_path, start, answers, clean_environment):
     port = reserve_port()
     (tmp_path / "prometheus.yml").write_text("global: {scrape_interval: 1h}\n")
     command = [
-        os.environ["PROMETHEUS"],
+        program("PROMETHEUS"),
         f"--config.file={tmp_path}/prometheus.yml",
         f"--storage.tsdb.path={tmp_path}/data",
         f"--web.listen-address=127.0.0.1:{port}",
@@ -130,7 +124,7 @@ def test_victoria_gets_metrics_and_log_records_each_at_its_own_address(
     for name in ("METRICS", "LOGS"):
         port = reserve_port()
         command = [
-            os.environ[f"VICTORIA_{name}"],
+            program(f"VICTORIA_{name}"),
             f"-httpListenAddr=127.0.0.1:{port}",
             f"-storageDataPath={tmp_path}/{name}",
         ]
@@ -190,7 +184,7 @@ def test_a_collector_that_is_killed_often_loses_and_doubles_nothing(tmp_path, st
         "TENSORMETER_GATEWAY": url,
         "TENSORMETER_TOKEN": "none",
     }
-    collector = start([os.environ["OTELCOL"], "--config", str(tmp_path / "agent.yaml")], environment)
+    collector = start([program("OTELCOL"), "--config", str(tmp_path / "agent.yaml")], environment)
     answers(collector, f"http://127.0.0.1:{ports['13133']}/")
     trainers = {}
     for route, variables in {
@@ -219,7 +213,7 @@ def test_a_collector_that_is_killed_often_loses_and_doubles_nothing(tmp_path, st
         seen = {route: len(values(route, "a")) for route in trainers}
         collector.send_signal(signal.SIGKILL)
         collector.wait(60)
-        collector = start([os.environ["OTELCOL"], "--config", str(tmp_path / "agent.yaml")], environment)
+        collector = start([program("OTELCOL"), "--config", str(tmp_path / "agent.yaml")], environment)
         answers(collector, f"http://127.0.0.1:{ports['13133']}/")
         wait_for(
             lambda seen=seen: any(len(values(route, "a")) > seen[route] for route in trainers), "something arrives"

@@ -1,4 +1,4 @@
-"""The scrape endpoint, scraped by Prometheus itself where Debian's `prometheus` is installed."""
+"""The scrape endpoint, scraped by Prometheus itself where there is one."""
 
 import dataclasses
 import json
@@ -15,10 +15,13 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from support.ports import reserve_port
+from support.programs import program
 from tensormeter.exporter import Accepted
 from tensormeter.otlp.batch import Buckets, ExponentialHistogram, Scope, Temporality
 from tensormeter_exporters.prometheus.classic_buckets import ClassicBuckets
 from tensormeter_exporters.prometheus.exporter import PrometheusExporter
+
+PROMETHEUS = program("PROMETHEUS") or shutil.which("prometheus")
 
 
 @pytest.fixture
@@ -389,7 +392,7 @@ def test_each_agent_of_a_machine_takes_a_port_of_its_own(config):
             exporter.shutdown()
 
 
-@pytest.mark.skipif(shutil.which("prometheus") is None, reason="Debian's package `prometheus` is not installed")
+@pytest.mark.skipif(PROMETHEUS is None, reason="PROMETHEUS names no program, and Debian's package is not installed")
 def test_prometheus_scrapes_it(make, exporter, tmp_path, wait_for):
     rows = make.rows({41: {"train/loss": 4.0}, 42: {"train/loss": 0.125}})
     latency = dataclasses.replace(exponential([1.5] * 90 + [100.0] * 10, 3), name="latency")
@@ -401,7 +404,7 @@ def test_prometheus_scrapes_it(make, exporter, tmp_path, wait_for):
     )
     log = (tmp_path / "log").open("wb")
     process = subprocess.Popen(
-        ["prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data",
+        [PROMETHEUS, f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data",
          f"--web.listen-address=127.0.0.1:{port}"],
         stdout=log,
         stderr=log,
