@@ -37,17 +37,17 @@ def test_help_imports_no_command(run_cli):
     )
 
 
-def test_version(run_cli):
+def test_the_version_is_printed(run_cli):
     assert run_cli("--version").stdout.startswith("tensormeter, version ")
 
 
-def test_unknown_command(run_cli):
+def test_an_unknown_command_is_an_error(run_cli):
     done = run_cli("nothing")
     assert done.returncode == 2
     assert "No such command 'nothing'" in done.stderr
 
 
-def test_runs(run_cli):
+def test_runs_are_listed_without_control_characters(run_cli):
     done = run_cli("runs")
     assert (done.returncode, done.stderr) == (0, "")
     header, *lines = done.stdout.splitlines()
@@ -61,14 +61,14 @@ def test_runs(run_cli):
     assert "loss�[2J[bold red]�" in done.stdout
 
 
-def test_runs_of_a_project(run_cli):
+def test_runs_are_listed_by_project(run_cli):
     assert len(run_cli("runs", "--project", "demo").stdout.splitlines()) == 2
     assert run_cli("runs", "--project", "none").stdout == "no runs in project none yet\n"
     assert "1 of 2 runs" in run_cli("runs", "--limit", "1").stdout
 
 
 @pytest.mark.parametrize("selector", ["abc123", "abc", "first"])
-def test_show(run_cli, selector):
+def test_show_describes_a_run(run_cli, selector):
     done = run_cli("show", selector)
     assert (done.returncode, done.stderr) == (0, "")
     out = done.stdout
@@ -96,13 +96,13 @@ def test_show(run_cli, selector):
     assert "step" in out.splitlines()[-1]
 
 
-def test_show_chosen_metrics(run_cli):
+def test_show_draws_chosen_metrics(run_cli):
     out = run_cli("show", "abc123", "--metric", "acc", "--metric", "train/*").stdout
     assert out.count("┌") == 2
     assert "no metric matches" in run_cli("show", "abc123", "--metric", "zzz*").stdout
 
 
-def test_show_hostile_names(run_cli):
+def test_show_prints_no_control_characters_of_names(run_cli):
     done = run_cli("show", "abd456")
     assert done.returncode == 0
     assert "\x1b" not in done.stdout
@@ -110,13 +110,13 @@ def test_show_hostile_names(run_cli):
     assert "seconds" in done.stdout  # no steps were logged
 
 
-def test_which_run(run_cli):
+def test_unknown_and_ambiguous_ids_of_runs_are_an_error(run_cli):
     assert "there is no run 'zzz'; see `tensormeter runs`" in failed(run_cli("show", "zzz"))
     assert "2 runs match 'ab' (" in failed(run_cli("show", "ab"))
     assert run_cli("show", "ab", "--project", "demo").returncode == 0
 
 
-def test_servers_that_do_not_answer(run_cli, url):
+def test_a_server_that_does_not_answer_is_an_error_with_advice(run_cli, url):
     port = reserve_port()
     nobody = failed(run_cli("runs", "--endpoint", f"http://127.0.0.1:{port}"))
     assert f"no server at http://127.0.0.1:{port}; start one with `tensormeter serve`" in nobody
@@ -124,7 +124,7 @@ def test_servers_that_do_not_answer(run_cli, url):
     assert "endpoint: expected a URL" in failed(run_cli("runs", "--endpoint", "ftp://x"))
 
 
-def test_a_server_of_another_kind(run_cli):
+def test_a_server_of_another_kind_is_named(run_cli):
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
 
         def answer():
@@ -141,7 +141,7 @@ def test_a_server_of_another_kind(run_cli):
 
 
 @pytest.mark.parametrize("package", ["starlette", "uvicorn", "zstandard"])
-def test_serve_without_the_extra(run_cli, tmp_path, package):
+def test_serve_names_the_missing_extra(run_cli, tmp_path, package):
     (tmp_path / "blocked").mkdir()
     (tmp_path / "blocked" / "sitecustomize.py").write_text(f"import sys; sys.modules[{package!r}] = None")
     message = failed(run_cli("serve", PYTHONPATH=str(tmp_path / "blocked")))
@@ -149,7 +149,7 @@ def test_serve_without_the_extra(run_cli, tmp_path, package):
 
 
 @pytest.mark.parametrize("content", [None, b"\xff", b"", b"two words"])
-def test_token_files_that_cannot_be_used(run_cli, tmp_path, content):
+def test_token_files_that_cannot_be_used_are_an_error(run_cli, tmp_path, content):
     if content is not None:
         (tmp_path / "token").write_bytes(content)
     assert "token" in failed(run_cli("serve", "--port", "0", "--token-file", str(tmp_path / "token")))

@@ -50,7 +50,7 @@ def rows_of_parquet(path):
 @pytest.mark.parametrize(
     ("format", "read"), [("csv", rows_of_csv), ("jsonl", rows_of_jsonl), ("parquet", rows_of_parquet)]
 )
-def test_every_point_is_there(run_cli, tmp_path, format, read):
+def test_every_point_is_exported(run_cli, tmp_path, format, read):
     done = run_cli("export", "first", "--format", format)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"1,500 rows in abc123.{format}\n", "")
     assert os.listdir(tmp_path) == [f"abc123.{format}"]
@@ -70,7 +70,7 @@ def test_every_point_is_there(run_cli, tmp_path, format, read):
     assert {row["metric"] for row in rows} == {"train/loss", "acc", STEP_METRIC}
 
 
-def test_some_metrics_to_standard_output(run_cli, tmp_path):
+def test_chosen_metrics_are_written_to_standard_output(run_cli, tmp_path):
     done = run_cli("export", "abc123", "--metric", "acc", "--metric", "zzz*", "-o", "-")
     assert done.returncode == 0
     assert done.stderr == "500 rows\n"
@@ -81,7 +81,7 @@ def test_some_metrics_to_standard_output(run_cli, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_reader_that_has_seen_enough(url, run_cli, tmp_path):
+def test_a_reader_may_close_the_pipe_early(url, run_cli, tmp_path):
     command = [sys.executable, "-m", "tensormeter", "export", "abc123", "--endpoint", url, "-o", "-"]
     variables = os.environ | {"TENSORMETER_TOKEN": "token-of-the-test"}
     read, write = os.pipe()
@@ -91,7 +91,7 @@ def test_a_reader_that_has_seen_enough(url, run_cli, tmp_path):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_names_that_are_hostile(run_cli, tmp_path):
+def test_hostile_names_are_exported_as_text(run_cli, tmp_path):
     assert run_cli("export", "abd456", "--format", "jsonl").returncode == 0
     (row, *_) = rows = rows_of_jsonl(tmp_path / "abd456.jsonl")
     assert (row["metric"], len(rows), row["step"]) == ("loss\x1b[2J[bold red]\u202e", 2, None)
@@ -145,7 +145,7 @@ def test_a_file_is_not_replaced_unless_asked(run_cli, tmp_path):
     assert len(rows_of_csv(tmp_path / "abc123.csv")) == 500
 
 
-def test_what_cannot_be_written_leaves_nothing(run_cli, tmp_path):
+def test_a_failed_export_leaves_no_file(run_cli, tmp_path):
     done = run_cli("export", "abc123", "-o", str(tmp_path / "no" / "such" / "folder.csv"))
     assert done.returncode == 1
     assert "cannot be written (No such file or directory)" in done.stderr
@@ -153,7 +153,7 @@ def test_what_cannot_be_written_leaves_nothing(run_cli, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_parquet_without_pyarrow(run_cli, tmp_path):
+def test_parquet_names_the_missing_package(run_cli, tmp_path):
     (tmp_path / "blocked").mkdir()
     (tmp_path / "blocked" / "sitecustomize.py").write_text("import sys; sys.modules['pyarrow'] = None")
     done = run_cli("export", "abc123", "--format", "parquet", PYTHONPATH=str(tmp_path / "blocked"))
@@ -186,7 +186,7 @@ def test_blocks_of_any_size_give_the_same_file(url, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["pieces.csv", "whole.csv"]
 
 
-def test_a_metric_of_many_series(url, tmp_path):
+def test_a_metric_of_many_series_is_exported(url, tmp_path):
     """Each has one point: what a server reads for them is series, and hardly any points."""
     resource = {"service.name": "many", "tensormeter.run.id": "series", "service.instance.id": "p"}
     series = [

@@ -56,7 +56,7 @@ def reject(run):
     spool.close()
 
 
-def test_spool_ls_and_show(cli, new_run):
+def test_spool_ls_and_show_list_waiting_requests(cli, new_run):
     assert cli("spool", "ls").stdout == "nothing is waiting\n"
     run = new_run("first")
     reject(run)
@@ -98,7 +98,7 @@ def test_a_disk_that_hangs_is_named(cli, new_run, state, odd_disk, given):
         disk.behave()
 
 
-def test_spool_purge(cli, new_run, state):
+def test_spool_purge_removes_requests(cli, new_run, state):
     run = new_run("first")
     reject(run)
     assert cli("spool", "purge", "first").returncode == 1, "nobody has said yes"
@@ -113,7 +113,7 @@ def test_spool_purge(cli, new_run, state):
     assert list_runs(state) == []
 
 
-def test_spool_retry(cli, new_run, url):
+def test_spool_retry_sends_requests_again(cli, new_run, url):
     assert cli("spool", "retry").stdout == "nothing is set aside\n"
     first, second = new_run("first"), new_run("second")
     reject(first)
@@ -148,7 +148,7 @@ def test_doctor_names_runs_whose_description_is_damaged(cli, new_run):
     assert f"the run.json of {run.path.name} cannot be used" in " ".join(done.stdout.split())
 
 
-def test_sync_of_runs_from_another_machine(cli, new_run, state, tmp_path):
+def test_sync_delivers_runs_from_another_machine(cli, new_run, state, tmp_path):
     """Copied here, with paths in them that are not there, and one of them broken."""
     for name in ("first", "second", "third"):
         run = new_run(name)
@@ -217,7 +217,7 @@ def test_doctor_finds_nothing_wrong(cli, tmp_path):
         assert " ok " in line or check.__name__ in ("shared_memory", "spool"), line
 
 
-def test_doctor_says_what_to_do(cli, tmp_path):
+def test_doctor_advises_on_each_fault(cli, tmp_path):
     done = cli("doctor", TENSORMETER_ENDPOINT="http://127.0.0.1:1", TENSORMETER_DIR="/proc/nowhere")
     assert done.returncode == 1
     assert "Connection refused" in done.stdout

@@ -21,11 +21,11 @@ def test_plain_text_moves_no_cursor(text):
     ("value", "shown"),
     [(0.1 + 0.2, "0.3"), ("NaN", "NaN"), (2**60, str(2**60)), (1e-20, "1e-20"), (-0.0, "-0")],
 )
-def test_numbers(value, shown):
+def test_numbers_are_shown_short(value, shown):
     assert number(value) == shown
 
 
-def test_a_time_out_of_range():
+def test_a_time_out_of_range_is_shown_in_nanoseconds():
     assert local_time(2**63).startswith("2262")
     assert local_time(10**30) == f"{10**30} ns"
 
@@ -44,7 +44,7 @@ def test_a_large_series_keeps_its_spike():
     assert len(chart.splitlines()) <= 14
 
 
-def test_nothing_to_draw():
+def test_a_chart_without_values_is_a_message():
     assert draw_chart("m", [], 80, color=False) == "m: no finite values to draw"
     assert draw_chart("m", [series([1, None], ["NaN", 1.0])], 80, color=False) == "m: no finite values to draw"
 

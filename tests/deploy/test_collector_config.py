@@ -113,7 +113,7 @@ def test_everything_is_defined_and_used(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_what_was_accepted_survives(path):
+def test_accepted_data_waits_on_disk_until_it_is_delivered(path):
     """Every destination tries for ever, and every queue that can be is on disk and lets its sender wait."""
     exporters = load(path)["exporters"]
     for name, exporter in exporters.items():
@@ -128,7 +128,7 @@ def test_what_was_accepted_survives(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_the_rules_that_the_collector_checks_at_its_start(path):
+def test_configurations_keep_the_rules_that_the_collector_checks(path):
     config = load(path)
     limiter = config["processors"]["memory_limiter"]
     assert limiter["check_interval"] != "0s"
@@ -312,7 +312,7 @@ def test_a_real_collector_accepts_it(path, tmp_path, clean_environment):
 
 @needs("OTELCOL")
 @pytest.mark.parametrize("name", ["agent.yaml", "dev.yaml"])
-def test_a_run_through_a_real_collector(name, tmp_path, start, answers, eventually, clean_environment):
+def test_a_run_arrives_through_a_real_collector(name, tmp_path, start, answers, eventually, clean_environment):
     assert COLLECTOR is not None
     server_port = reserve_port()
     environment = clean_environment | {"TENSORMETER_DIR": str(tmp_path / "none")}

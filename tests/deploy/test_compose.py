@@ -41,7 +41,7 @@ def test_services_are_hardened(name):
         assert not service["user"].startswith("0")
 
 
-def test_what_runs_on_has_a_health_check():
+def test_long_running_services_have_a_health_check():
     long_lived = {name for name, service in SERVICES.items() if service.get("restart")}
     assert long_lived == {"server", "collector", "collector-ready", "prometheus", "grafana"}
     # The Collector's image has no program that could ask; `collector-ready` asks it over the network.
@@ -74,7 +74,7 @@ def test_secrets_come_from_the_environment():
                 assert re.fullmatch(r"\$\{\w+:\?.+\}", value), f"{variable} has no default"
 
 
-def test_docker_compose_itself_agrees():
+def test_docker_compose_accepts_the_file():
     if (
         shutil.which("docker") is None
         or subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode
@@ -91,7 +91,7 @@ def test_docker_compose_itself_agrees():
     assert done.returncode == 0, done.stderr
 
 
-def test_the_servers_command(tmp_path, start, answers, clean_environment):
+def test_the_servers_command_serves_and_is_healthy(tmp_path, start, answers, clean_environment):
     """As in the file, with a folder and a port of the test's own; and the health check of the file finds it well."""
     port = str(reserve_port())
     command = [
@@ -116,7 +116,7 @@ def test_the_servers_command(tmp_path, start, answers, clean_environment):
 
 
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="Debian's package `prometheus` is not installed")
-def test_prometheus_command(tmp_path, start, answers, clean_environment):
+def test_the_command_of_prometheus_accepts_remote_write(tmp_path, start, answers, clean_environment):
     port = reserve_port()
     places = {
         "/etc/prometheus/prometheus.yml": str(ROOT / "deploy/prometheus/prometheus.yml"),
@@ -130,7 +130,7 @@ def test_prometheus_command(tmp_path, start, answers, clean_environment):
     assert urllib3.request("POST", f"http://127.0.0.1:{port}/api/v1/write", body=b"", retries=False).status != 404
 
 
-def test_the_dashboard_asks_for_what_there_is():
+def test_the_dashboard_uses_only_defined_variables_and_sources():
     dashboard = json.loads((ROOT / "deploy/grafana/dashboards/training.json").read_text())
     source = yaml.safe_load((ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text())[
         "datasources"
@@ -168,7 +168,7 @@ def test_the_dashboards_queries_parse(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_recipe_of_the_servers_image(tmp_path, start, answers, clean_environment):
+def test_the_recipe_of_the_servers_image_builds_a_working_server(tmp_path, start, answers, clean_environment):
     """Only what the recipe copies, made into a wheel and installed; dependencies come from this environment."""
     stage = re.search(r"^FROM base AS build\n(.*?)(?=^FROM)", DOCKERFILE, re.DOTALL | re.MULTILINE)
     assert stage is not None

@@ -32,7 +32,7 @@ def stage(wanted):
     return found
 
 
-def test_it_was_understood():
+def test_every_instruction_is_known_to_these_tests():
     assert {name for _, name in STAGES} == {"base", "build", "build-server", "build-trainer", "trainer", "server"}
     assert {name for name, _ in INSTRUCTIONS} <= {
         "FROM",
@@ -68,7 +68,7 @@ def test_an_image_does_not_run_as_root_and_its_command_is_no_shell(name):
     assert not any("apt-get" in value or " pip " in value for _, value in instructions), "tools stay in build stages"
 
 
-def test_runs_leave_nothing_behind():
+def test_instructions_leave_no_caches_behind():
     """DL3004, DL3009, DL3013, DL3014, DL3015, DL3042."""
     for name, value in INSTRUCTIONS:
         if name != "RUN":
@@ -83,7 +83,7 @@ def test_runs_leave_nothing_behind():
             assert value.endswith("rm -rf /var/lib/apt/lists/*")
 
 
-def test_folders_and_sources():
+def test_folders_and_sources_exist():
     """DL3000, DL3022, DL3045; and what is copied is let through by .dockerignore."""
     allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line.startswith("!")]
     for name, value in INSTRUCTIONS:
@@ -100,7 +100,7 @@ def test_folders_and_sources():
             assert any(fnmatch(source, pattern) for pattern in allowed), source
 
 
-def test_nothing_secret_is_written():
+def test_images_contain_no_secrets():
     for name, value in INSTRUCTIONS:
         if name == "ENV":
             assert not re.search(r"TOKEN|PASSWORD|SECRET", value)

@@ -23,7 +23,9 @@ def expected(*, forked: bool) -> Points:
 
 
 @pytest.mark.parametrize("after_fork", ["record", "ignore"])
-def test_children(server: RestartableServer, environment: dict[str, str], after_fork: str) -> None:
+def test_rows_of_every_kind_of_child_arrive_once(
+    server: RestartableServer, environment: dict[str, str], after_fork: str
+) -> None:
     server.start()
     script = subprocess.run(
         [sys.executable, str(SCRIPT), "family"],

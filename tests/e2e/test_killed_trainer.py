@@ -13,7 +13,9 @@ KILLS = 10
 SCRIPT = Path(__file__).with_name("rows_until_killed.py")
 
 
-def test_every_row_arrives(tmp_path: Path, server: RestartableServer, environment: dict[str, str]) -> None:
+def test_every_row_of_a_killed_trainer_arrives(
+    tmp_path: Path, server: RestartableServer, environment: dict[str, str]
+) -> None:
     server.start()
     instants = random.Random()
     seed = instants.randrange(1 << 32)

@@ -115,7 +115,7 @@ def test_machines_that_share_only_the_server_go_on_from_each_other(folder, envir
     assert line(server) == [(4, *counted(12))]
 
 
-def test_what_was_recorded_offline_is_numbered_when_it_is_delivered(folder, environment, server):
+def test_offline_attempts_are_numbered_when_they_are_delivered(folder, environment, server):
     here, there = (Machine(folder, environment, name) for name in ("here", "there"))
     there.train(range(5, 8), resume=True, TENSORMETER_MODE="offline")
     there.train(range(8, 10), resume=True, TENSORMETER_MODE="offline")

@@ -51,7 +51,7 @@ def assert_unchanged(server: RestartableServer, run_id: str, record: Path) -> No
     assert set(points.values()) == {1}
 
 
-def test_demo(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_the_demo_stores_every_value_unchanged(tmp_path: Path, environment: dict[str, str]) -> None:
     record = tmp_path / "record"
     port = reserve_port()
     demo = subprocess.run(
@@ -89,7 +89,7 @@ def test_demo(tmp_path: Path, environment: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("mode", ["online", "offline"])
-def test_server_started_after_training(
+def test_a_server_that_starts_after_training_gets_every_value(
     tmp_path: Path, server: RestartableServer, environment: dict[str, str], mode: str
 ) -> None:
     record = tmp_path / "record"
@@ -105,7 +105,9 @@ def test_server_started_after_training(
     wait_for(lambda: not list((tmp_path / "runs" / "runs").glob(f"{run_id}@*")), "nothing is left behind")
 
 
-def test_server_killed_in_the_middle(tmp_path: Path, server: RestartableServer, environment: dict[str, str]) -> None:
+def test_a_server_that_is_killed_loses_and_doubles_nothing(
+    tmp_path: Path, server: RestartableServer, environment: dict[str, str]
+) -> None:
     record = tmp_path / "record"
     server.start()
     training = start_training(environment, record, epochs="60")

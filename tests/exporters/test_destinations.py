@@ -55,7 +55,7 @@ def test_every_destination_can_be_imported_and_keeps_the_interface(name):
     assert callable(exporter.shutdown)
 
 
-def test_options_from_the_environment(monkeypatch):
+def test_options_are_read_from_the_environment(monkeypatch):
     text = "jsonl.directory=/data/a%2Cb, otlp:eu.endpoint=http://x:1"
     monkeypatch.setenv("TENSORMETER_EXPORTER_OPTIONS", text)
     settings = Settings()
@@ -66,18 +66,18 @@ def test_options_from_the_environment(monkeypatch):
 
 
 @pytest.mark.parametrize("options", ["jsonl", {"jsonl": "x"}, {"jsonl.max_bytes": 3}, {"a.b.c": "x"}])
-def test_options_that_cannot_be_used(options):
+def test_options_that_cannot_be_used_are_an_error(options):
     with pytest.raises(SettingsError, match="exporter_options: expected texts by DESTINATION"):
         Settings(exporter_options=options)
 
 
-def test_a_variable_that_cannot_be_used(monkeypatch):
+def test_a_variable_that_cannot_be_used_is_reported(monkeypatch):
     monkeypatch.setenv("TENSORMETER_EXPORTER_OPTIONS", "jsonl")
     with pytest.raises(SettingsError, match="TENSORMETER_EXPORTER_OPTIONS: expected DESTINATION"):
         Settings()
 
 
-def test_unknown_destinations_are_said_at_once():
+def test_unknown_destinations_are_an_error_at_once():
     for destination in ("nowhere", "jsonl:", "jsonl:../x", "jsonl:a:b"):
         with pytest.raises(SettingsError, match="exporters: expected some of console, experiment"):
             check_exporters([destination])

@@ -5,7 +5,7 @@ from tensormeter.otlp.media import Alert, Text
 from tensormeter_exporters.console import ConsoleExporter
 
 
-def test_lines(make, config, capsys):
+def test_each_metric_and_event_becomes_a_line(make, config, capsys):
     exporter = ConsoleExporter(config())
     assert exporter.export(make.logged(1, make.rows({3: {"loss\x1b[2J": 0.5}, 4: {"loss\x1b[2J": 0.25}}))) == Accepted()
     events = [make.start({"lr": 1}), Alert("spike", "up", "WARN").event(make.T0, 1), Text("n", "x").event(make.T0, 2)]

@@ -55,7 +55,7 @@ def test_ids_are_hexadecimal():
     assert decode_line(line)[1] == message.SerializeToString()
 
 
-def test_what_other_senders_write_is_read():
+def test_lines_of_other_senders_are_read():
     line = b"""{"resourceMetrics":[{"scopeMetrics":[{"metrics":[{"name":"m","sum":{"aggregationTemporality":2,
         "isMonotonic":true,"dataPoints":[{"timeUnixNano":1544712660300000000,"asInt":"7","newField":1}]}}]}]}]}"""
     signal, body, items = decode_line(line.replace(b"\n", b""))
@@ -70,7 +70,7 @@ def test_what_other_senders_write_is_read():
     [b"", b"[]", b"{}", b"nonsense", b'{"resourceSpans":[]}', b'{"resourceMetrics":7}', b'{"resourceLogs":[{"scopeLogs":3}]}',
      b'{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"traceId":"xyz"}]}]}]}', b"[" * 100_000],
 )  # fmt: skip
-def test_what_is_not_otlp_is_refused(line):
+def test_lines_that_are_not_otlp_are_refused(line):
     with pytest.raises(EncodingError):
         decode_line(line)
 
@@ -113,7 +113,7 @@ def test_half_a_line_is_cut_off(make, config, tmp_path, same):
     assert [decode_line(line)[1] for line in lines(tmp_path, "metrics")] == expected
 
 
-def test_troubles_are_outcomes(make, config, tmp_path):
+def test_failures_are_outcomes(make, config, tmp_path):
     request = make.logged(1, make.rows({1: {"loss": 1.0}}))
     (tmp_path / "file").write_text("")
     assert isinstance(JsonLinesExporter(config(directory=str(tmp_path / "file"))).export(request), Retry)

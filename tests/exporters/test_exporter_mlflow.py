@@ -77,7 +77,7 @@ def history(client, run, key):
     return [(metric.step, metric.value, metric.timestamp) for metric in client.get_metric_history(run.info.run_id, key)]
 
 
-def test_a_whole_run(make, exporter, client):
+def test_a_run_arrives_whole_and_once(make, exporter, client):
     rows = {step: {"train/loss": 1 / (step + 1), "tokens": 1000 * step} for step in range(600)}
     rows[3]["odd"] = math.nan
     config = {"lr": 0.001, "net": {"depth": 2, "name": "ü"}, "tags": ["a"], "long": "x" * 7000}
@@ -114,7 +114,7 @@ def test_an_agent_after_another_goes_on_with_the_run(make, exporter, client, ser
     assert run.data.tags["tensormeter.config.lr"] == "2"  # MLflow never changes a parameter
 
 
-def test_group_tags_notes_and_what_is_configured_later(make, exporter, client):
+def test_group_tags_notes_and_later_configuration_arrive(make, exporter, client):
     said = {"group": "sweep", "tags": ["baseline", "a b"], "notes": "with warm-up"}
     exporter.export(make.logs(1, make.start({"lr": 1}, **said), project="described"))
     client.set_tag(the_run(client, "described").info.run_id, "mlflow.note.content", "by hand")
@@ -154,7 +154,7 @@ def test_media_become_artifacts(make, exporter, client, tmp_path):
     assert [item.path for item in client.list_artifacts(run, "texts")] == ["texts/note-7.txt"]
 
 
-def test_a_server_that_is_away_is_an_outcome(make, config):
+def test_a_server_that_is_away_is_tried_again(make, config):
     from tensormeter_exporters.mlflow import MlflowExporter
 
     exporter = MlflowExporter(config(tracking_uri=f"http://127.0.0.1:{reserve_port()}"))

@@ -113,7 +113,7 @@ def test_a_histogram_without_a_sum_gets_none(make, config, recorder, low, total,
     assert total_of(recorder.seen[-1]) == sent or (sent is None and math.isnan(total_of(recorder.seen[-1])))
 
 
-def test_unknown_names_are_said(config):
+def test_unknown_exporter_names_are_reported(config):
     with pytest.raises(SettingsError, match=r"expected otel:NAME with a name of .*console.*, got 'otel:nobodys'"):
         OTelExporter(config("otel:nobodys"))
 
@@ -156,14 +156,14 @@ def run_plain(environment, endpoint, timeout="120000"):
     )
 
 
-def test_a_program_of_the_plain_sdk(experiment_server, clean_environment):
+def test_a_program_of_the_plain_sdk_can_send_to_the_server(experiment_server, clean_environment):
     assert run_plain(clean_environment, experiment_server.url).stderr == ""
     (run,) = experiment_server.everything("plain-sdk").values()
     assert run["series"]["temperature"][0]["value"] == [21.5]
     assert run["series"]["queue"][0]["attributes"] == {"q": "a"}
 
 
-def test_the_plain_sdk_hears_of_what_is_lost(clean_environment):
+def test_the_plain_sdk_reports_lost_points(clean_environment):
     done = run_plain(clean_environment, f"http://127.0.0.1:{reserve_port()}", timeout="1000")
     assert "2 points are lost" in done.stderr
     assert "Traceback" not in done.stderr
@@ -212,7 +212,7 @@ assert exporter.force_flush(0)
 """
 
 
-def test_flushing_the_exporter_waits_for_what_is_under_way(clean_environment):
+def test_a_flush_waits_for_an_export_under_way(clean_environment):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         environment = clean_environment | {"TENSORMETER_ENDPOINT": endpoint, "TENSORMETER_EXPORT_TIMEOUT": "3600"}
@@ -256,7 +256,7 @@ def test_a_forked_child_of_the_plain_sdk_sends_for_itself(experiment_server, cle
     assert len(runs) == 3
 
 
-def test_equal_resources_and_scopes_stand_together(make):
+def test_equal_resources_and_scopes_are_grouped(make):
     """Of two equal ones the SDK's encoder would keep the last."""
     batches = [Batch(make.resource(), [make.gauge(name, [make.T0], [1.0])]) for name in ("a", "b")]
     data, _ = metrics_data([*batches, *decode_metrics(gzip.decompress(make.metrics(1, *batches).body))])

@@ -55,7 +55,7 @@ def test_buckets_have_finite_edges_and_keep_every_count(make):
     assert np.all(np.diff(edges) > 0)
 
 
-def test_events_carry_media_and_say_what_is_wrong(make):
+def test_events_carry_media_and_report_faults(make):
     table = Table("samples", ["x", "y"], [[1, "a"], [None, 2.5]])
     good = [
         table.event(make.T0, 3),

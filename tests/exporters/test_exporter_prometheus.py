@@ -41,7 +41,7 @@ def scrape(exporter):
     }
 
 
-def test_last_values(make, exporter):
+def test_the_newest_values_are_shown(make, exporter):
     late = make.rows({5: {"train/loss": 0.5}}, start=make.T0 + 10**12)
     power = make.gauge("hw.power", [make.T0 + 1], [250.0], **{"hw.id": "GPU-0"})
     series = [*make.rows({1: {"train/loss": 4.0}}), power, make.counter("tokens", [make.T0], [3.0])]
@@ -302,7 +302,7 @@ def test_scopes_are_told_apart(make, exporter):
     assert {dict(labels).get("otel_scope_version") for _, labels in values} == {None, "1", "2"}
 
 
-def test_what_else_there_is_of_a_scope_tells_series_apart(make, exporter):
+def test_every_field_of_a_scope_tells_series_apart(make, exporter):
     scopes = [
         Scope("lib", "1", attributes={"shard": "a"}),
         Scope("lib", "1", attributes={"shard": "b", "name": "x"}),
@@ -370,7 +370,7 @@ def test_series_that_cannot_be_told_apart_are_refused_and_counted(make, exporter
     assert record.getMessage().startswith("prometheus: refusing series of 'm' that have the labels of another series")
 
 
-def test_memory_is_bounded_and_what_is_refused_is_counted(make, config):
+def test_memory_is_bounded_and_refused_series_are_counted(make, config):
     exporter = PrometheusExporter(config("prometheus", port="0", max_series="10"))
     try:
         outcome = exporter.export(make.logged(1, make.rows({1: {f"m{index}": 1.0 for index in range(30)}})))
@@ -393,7 +393,7 @@ def test_each_agent_of_a_machine_takes_a_port_of_its_own(config):
 
 
 @pytest.mark.skipif(PROMETHEUS is None, reason="PROMETHEUS names no program, and Debian's package is not installed")
-def test_prometheus_scrapes_it(make, exporter, tmp_path, wait_for):
+def test_prometheus_scrapes_every_kind_of_metric(make, exporter, tmp_path, wait_for):
     rows = make.rows({41: {"train/loss": 4.0}, 42: {"train/loss": 0.125}})
     latency = dataclasses.replace(exponential([1.5] * 90 + [100.0] * 10, 3), name="latency")
     exporter.export(make.logged(1, [*rows, make.histogram("grad", make.T0), latency]))

@@ -52,7 +52,7 @@ def written(make, config, tmp_path):
     return tmp_path / "tb" / "demo" / "run1"
 
 
-def test_tensorboard_reads_it(written):
+def test_tensorboard_reads_scalars_and_media(written):
     loaded = load(written / "p0123456")
     loss = scalar_values(loaded, "train/loss")
     assert [step for step, _ in loss] == [3, 1, 2]

@@ -40,7 +40,7 @@ def test_names_differ_if_the_originals_do_and_do_not_depend_on_order(kind, origi
 
 
 @given(original=ODD)
-def test_what_mlflow_gets_is_what_it_takes(original):
+def test_mlflow_gets_only_names_that_it_accepts(original):
     from mlflow.utils.validation import _validate_metric_name, _validate_param_name, _validate_tag_name
 
     name = CHANGES["mlflow keys"]()(original)
@@ -67,7 +67,7 @@ def test_a_name_that_ends_like_a_changed_one_is_changed():
     assert re.fullmatch(r".*_[0-9a-f]{8}", names(changed))
 
 
-def test_both_names_are_said_once(caplog):
+def test_both_names_are_reported_once(caplog):
     names = ChangedNames("mlflow", "no @ there", mlflow._clean, 233)
     with caplog.at_level(logging.WARNING, "tensormeter.agent"):
         for _ in range(3):
@@ -136,7 +136,7 @@ def test_metrics_of_two_scopes_stay_apart(make):
     assert len({names.of(stepped) for stepped in found}) == 3
 
 
-def test_a_damaged_state_is_said_and_does_not_hold_anything_up(make, tmp_path, caplog):
+def test_a_damaged_state_is_reported_and_delays_nothing(make, tmp_path, caplog):
     (tmp_path / "names.json").write_text('[["p"')
     names = SeriesNames("wandb", tmp_path)
     (found,) = made(make, make.histogram("grad", make.T0))
@@ -154,7 +154,7 @@ def test_nested_keys_of_a_configuration_stay_apart():
 
 
 @given(original=ODD)
-def test_what_wandb_gets_is_what_it_takes(original):
+def test_wandb_gets_only_names_that_it_accepts(original):
     from wandb.sdk.artifacts._internal_artifact import sanitize_artifact_name
     from wandb.sdk.artifacts._validators import validate_artifact_name
     from wandb.sdk.lib.paths import validate_relpath

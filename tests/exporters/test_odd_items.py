@@ -67,7 +67,7 @@ def gauges(number):
     return number + 1000.25, number + 1000.75
 
 
-def test_wandb(tmp_path, clean_environment):
+def test_every_good_item_arrives_at_wandb(tmp_path, clean_environment):
     delivered = deliver_in_process("wandb", tmp_path, clean_environment, directory=tmp_path / "out")
     check_delivery(delivered, refused=1 + len(odd_items.BAD_IMAGES))
     (path,) = (tmp_path / "out" / "wandb").glob("offline-run-*/*.wandb")
@@ -129,7 +129,7 @@ def test_wandb(tmp_path, clean_environment):
     assert len(set(tags)) == len(KEYS)
 
 
-def test_mlflow(tmp_path, clean_environment):
+def test_every_good_item_arrives_at_mlflow(tmp_path, clean_environment):
     environment = clean_environment | {"MLFLOW_DISABLE_TELEMETRY": "true"}
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     delivered = deliver_in_process("mlflow", tmp_path, environment, tracking_uri=uri)
@@ -182,7 +182,7 @@ def test_mlflow(tmp_path, clean_environment):
     )
 
 
-def test_tensorboard(tmp_path):
+def test_every_good_item_arrives_at_tensorboard(tmp_path):
     from test_exporter_tensorboard import load
 
     delivered = deliver("tensorboard", tmp_path / "state", directory=tmp_path / "out")
@@ -239,7 +239,7 @@ def check_otlp(bodies):
         assert [repr(decode(body)) for kind, body in bodies if kind == signal] == sent
 
 
-def test_jsonl(tmp_path):
+def test_every_good_item_arrives_in_a_file(tmp_path):
     from tensormeter.otlp.json_lines import decode_line
 
     delivered = deliver("jsonl", tmp_path / "state", directory=tmp_path / "out")
@@ -249,7 +249,7 @@ def test_jsonl(tmp_path):
 
 
 @pytest.mark.usefixtures("only_our_variables")
-def test_otlp(tmp_path, http):
+def test_every_good_item_arrives_by_otlp(tmp_path, http):
     import gzip
 
     delivered = deliver("otlp", tmp_path / "state", endpoint=f"http://127.0.0.1:{http.port}")
@@ -257,7 +257,7 @@ def test_otlp(tmp_path, http):
     check_otlp([(path.rpartition("/")[2], gzip.decompress(body)) for path, _, body in http.received])
 
 
-def test_console(tmp_path, capsys):
+def test_every_good_item_is_printed(tmp_path, capsys):
     delivered = deliver("console", tmp_path / "state")
     check_delivery(delivered, refused=0)
     shown = capsys.readouterr().out
@@ -271,7 +271,7 @@ def test_console(tmp_path, capsys):
     )
 
 
-def test_otel(tmp_path, clean_environment):
+def test_every_good_item_arrives_at_an_exporter_of_the_sdk(tmp_path, clean_environment):
     delivered = deliver_in_process("otel:console", tmp_path / "otel", clean_environment)
     check_delivery(delivered, refused=0)
     for number in NUMBERS:
@@ -279,7 +279,7 @@ def test_otel(tmp_path, clean_environment):
         assert f'"value": {number + 1000.75}' in delivered["shown"]
 
 
-def test_prometheus(tmp_path):
+def test_every_good_item_can_be_scraped(tmp_path):
     from prometheus_client.parser import text_string_to_metric_families
 
     scraped = []
@@ -310,7 +310,7 @@ def test_prometheus(tmp_path):
     check_names(last, lambda number: (number + 1000.75,), what="gauge")
 
 
-def test_experiment(tmp_path, experiment_server):
+def test_every_good_item_arrives_at_the_server(tmp_path, experiment_server):
     delivered = deliver("experiment", tmp_path / "state", settings={"endpoint": experiment_server.url})
     assert delivered["rejections"] == [], "what the server refuses is counted by item"
     found = experiment_server.everything("odd")["run1"]

@@ -192,7 +192,7 @@ def test_a_stream_begins_again_before_its_counts_overflow(kind):
     assert point.start_time_unix_nano == 3 * 10**9 - 10**6
 
 
-def test_what_is_cumulative_already_goes_as_it_is():
+def test_cumulative_points_stay_as_they_are():
     request = message("histogram", explicit(10**9, [1, 1, 1]), temporality=CUMULATIVE)
     assert DeltaToCumulative(None).add(request).request is request
 
@@ -246,7 +246,7 @@ def test_sums_that_are_lost_begin_again_with_a_new_start(tmp_path, damage, caplo
         (None, "cumulative", True),
     ],
 )
-def test_who_asks_for_it(monkeypatch, variable, option, cumulative):
+def test_option_and_variable_choose_the_temporality(monkeypatch, variable, option, cumulative):
     if variable is not None:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", variable)
     options = {} if option is None else {"temporality": option}
@@ -254,7 +254,7 @@ def test_who_asks_for_it(monkeypatch, variable, option, cumulative):
     assert wants_cumulative(config) is cumulative
 
 
-def test_an_option_that_says_nothing_is_refused():
+def test_an_unknown_temporality_is_refused():
     config = ExporterConfig(
         endpoint="", token=None, timeout=1, destination="otlp", options={"temporality": "sometimes"}
     )

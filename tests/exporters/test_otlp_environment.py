@@ -10,7 +10,7 @@ from tensormeter_exporters.otlp.environment import read_targets
 pytestmark = pytest.mark.usefixtures("only_our_variables")
 
 
-def test_defaults_are_the_standards(config):
+def test_defaults_are_those_of_the_standard(config):
     targets = read_targets(config())
     assert targets["metrics"].endpoint == "http://localhost:4318/v1/metrics"
     assert targets["logs"].endpoint == "http://localhost:4318/v1/logs"
@@ -18,7 +18,7 @@ def test_defaults_are_the_standards(config):
     assert read_targets(config(protocol="grpc"))["logs"].endpoint == "localhost:4317"
 
 
-def test_options_before_signals_before_the_general(config, monkeypatch):
+def test_options_override_variables_of_signals_and_those_the_general_ones(config, monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "https://general:1/base/")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "https://metrics:2/as/it/is")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "Api-Key=a%20b, x=1")
@@ -46,7 +46,7 @@ def test_options_before_signals_before_the_general(config, monkeypatch):
         ("https://collector:443", "true", ("collector:443", True)),
     ],
 )
-def test_grpc_endpoints(config, endpoint, insecure, expected):
+def test_a_grpc_endpoint_gives_address_and_security(config, endpoint, insecure, expected):
     target = read_targets(config(protocol="grpc", endpoint=endpoint, insecure=insecure))["metrics"]
     assert (target.endpoint, target.secure) == expected
 
@@ -176,7 +176,7 @@ def test_credentials_in_an_endpoint_become_a_header(config, monkeypatch):
         ({"METRICS_TIMEOUT": "7000"}, 3.0, 3.0),  # the setting has a value of its own
     ],
 )
-def test_timeouts_of_signals(config, monkeypatch, variables, given, seconds):
+def test_each_signal_has_its_timeout(config, monkeypatch, variables, given, seconds):
     for name, value in variables.items():
         monkeypatch.setenv(f"OTEL_EXPORTER_OTLP_{name}", value)
     assert read_targets(config(timeout=given))["metrics"].timeout == seconds

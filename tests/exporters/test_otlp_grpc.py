@@ -120,7 +120,7 @@ def retry_info(seconds):
         ("DATA_LOSS", "", (), Retry),
     ],
 )
-def test_grpc_answers(make, config, rpc, code, details, metadata, expected):
+def test_each_grpc_status_is_an_outcome(make, config, rpc, code, details, metadata, expected):
     rpc.fail = (getattr(grpc.StatusCode, code), details, metadata)
     with exporting(config(endpoint=f"http://127.0.0.1:{rpc.port}", protocol="grpc")) as exporter:
         outcome = exporter.export(make.logged(1, make.rows({1: {"loss": 1.0}})))
@@ -162,7 +162,7 @@ def test_an_answer_that_is_not_grpc_is_no_refusal(make, config, status, expected
     assert isinstance(outcome, expected), outcome
 
 
-def test_a_message_that_grpc_itself_finds_too_large(make, config, rpc):
+def test_a_message_that_is_too_large_for_grpc_is_divided(make, config, rpc):
     with exporting(config(endpoint=f"http://127.0.0.1:{rpc.port}", protocol="grpc")) as exporter:
         large = make.logged(1, make.rows({step: {"loss": 1.0} for step in range(5000)}))
         assert isinstance(exporter.export(large), TooLarge)

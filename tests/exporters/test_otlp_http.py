@@ -73,7 +73,7 @@ def test_http_sends_the_bytes_of_the_spool(make, config, http, monkeypatch, comp
         ((200, {"Content-Type": "application/json"}, b'{"partialSuccess": {"rejectedDataPoints": -5}}'), Accepted()),
     ],
 )
-def test_http_answers(make, config, http, answer, expected):
+def test_each_http_status_is_an_outcome(make, config, http, answer, expected):
     http.answers.append(answer)
     with exporting(config(endpoint=f"http://127.0.0.1:{http.port}")) as exporter:
         outcome = exporter.export(make.logged(1, make.rows({1: {"loss": 1.0}})))
@@ -85,7 +85,7 @@ def test_http_answers(make, config, http, answer, expected):
     assert len(http.received) == 1  # a redirect is not followed
 
 
-def test_nobody_there(make, config):
+def test_a_receiver_that_is_away_is_tried_again(make, config):
     request = make.logged(1, make.rows({1: {"loss": 1.0}}))
     for protocol in ("http/protobuf", "grpc"):
         with exporting(config(endpoint=f"http://127.0.0.1:{reserve_port()}", protocol=protocol)) as exporter:
@@ -103,7 +103,7 @@ def test_nobody_there(make, config):
         ("text/plain", b"x" * 9999, "x" * 300 + "..."),
     ],
 )
-def test_what_the_receiver_explains_is_passed_on(make, config, http, kind, body, words):
+def test_the_reason_of_the_receiver_is_passed_on(make, config, http, kind, body, words):
     http.answers.append((400, {"Content-Type": kind}, body))
     with exporting(config(endpoint=f"http://127.0.0.1:{http.port}")) as exporter:
         outcome = exporter.export(make.logged(1, make.rows({1: {"loss": 1.0}})))
@@ -111,7 +111,7 @@ def test_what_the_receiver_explains_is_passed_on(make, config, http, kind, body,
     assert outcome.reason == (f"{expected}: {words}" if words else expected)
 
 
-def test_the_message_is_what_it_claims(make):
+def test_the_message_has_a_step_next_to_the_value(make):
     """What the servers above compare with is a message with a step beside the value."""
     body = gzip.decompress(make.logged(1, make.rows({1: {"loss": 1.0}})).body)
     (scope,) = ExportMetricsServiceRequest.FromString(body).resource_metrics[0].scope_metrics

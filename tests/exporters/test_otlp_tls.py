@@ -38,7 +38,7 @@ def certificates(tmp_path_factory):
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_mutual_tls(make, config, certificates, monkeypatch, protocol):
+def test_mutual_tls_needs_both_certificates(make, config, certificates, monkeypatch, protocol):
     if protocol == "grpc":
         pair = ((certificates / "server.key").read_bytes(), (certificates / "server.pem").read_bytes())
         authority = (certificates / "ca.pem").read_bytes()

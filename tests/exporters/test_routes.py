@@ -192,7 +192,9 @@ def arrived(server, project, expected):
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
-def test_through_a_collector(environment, experiment_server, direct, collector, wait_for, protocol):
+def test_a_run_through_a_collector_arrives_as_if_sent_directly(
+    environment, experiment_server, direct, collector, wait_for, protocol
+):
     project = f"collector-{protocol[:4]}"
     train(
         environment,
@@ -205,13 +207,13 @@ def test_through_a_collector(environment, experiment_server, direct, collector, 
     assert renamed(normalized(experiment_server.everything(project)), project) == direct
 
 
-def test_a_collector_is_an_endpoint_like_the_server(environment, experiment_server, direct, collector, wait_for):
+def test_a_collector_can_be_the_endpoint(environment, experiment_server, direct, collector, wait_for):
     train(environment, "as-endpoint", TENSORMETER_ENDPOINT=collector["http/protobuf"])
     wait_for(lambda: arrived(experiment_server, "as-endpoint", direct), "all is there")
     assert renamed(normalized(experiment_server.everything("as-endpoint")), "as-endpoint") == direct
 
 
-def test_through_a_file(environment, experiment_server, direct, tmp_path):
+def test_a_run_through_a_file_arrives_as_if_sent_directly(environment, experiment_server, direct, tmp_path):
     """At a pace of its own: rows wait for an hour, or for the end of the run, and go in small requests."""
     options = {
         "directory": tmp_path / "otlp",
@@ -236,7 +238,7 @@ def test_through_a_file(environment, experiment_server, direct, tmp_path):
         assert renamed(normalized(experiment_server.everything("file")), "file") == direct
 
 
-def test_several_destinations_and_one_of_them_broken(environment, experiment_server, direct, tmp_path):
+def test_a_broken_destination_does_not_delay_others(environment, experiment_server, direct, tmp_path):
     """The broken one holds up nobody: the others have everything while it still fails."""
     done = subprocess.run(
         [sys.executable, "-c", TRAINER, "several"],
@@ -258,7 +260,7 @@ def test_several_destinations_and_one_of_them_broken(environment, experiment_ser
     assert list(tmp_path.glob("metrics-*.jsonl"))
 
 
-def test_all_at_once(environment, experiment_server, direct, tmp_path):
+def test_all_destinations_work_in_one_agent(environment, experiment_server, direct, tmp_path):
     """Every destination that needs no server of its own, in one agent; when it ends, nothing is left to deliver."""
     options = {
         "jsonl.directory": tmp_path / "otlp",
@@ -296,7 +298,7 @@ def test_no_route_makes_attributes_of_steps(direct, experiment_server):
     assert {metric["name"] for metric in direct["same-run"]["metrics"]} >= {"train/loss", "tensormeter.step"}
 
 
-def test_import_names_what_it_leaves_out(environment, experiment_server, tmp_path):
+def test_import_reports_lines_that_it_leaves_out(environment, experiment_server, tmp_path):
     file = tmp_path / "mixed.jsonl"
     file.write_text('{"resourceLogs":[]}\n\nnonsense\n{"resourceSpans":[]}\n')
     command = [sys.executable, "-m", "tensormeter", "import", "--endpoint", experiment_server.url, str(file)]

@@ -83,7 +83,7 @@ def test_the_detector_detects(make):
     assert steps_in(parsed(make.logged(1, [planted]))) == {("loss", "step")}
 
 
-def test_what_is_spooled_has_the_step_beside_the_values(spooled):
+def test_spooled_requests_have_steps_next_to_values(spooled):
     assert spooled
     for request in spooled:
         assert steps_in(parsed(request)) == set()
@@ -91,7 +91,7 @@ def test_what_is_spooled_has_the_step_beside_the_values(spooled):
     assert [step for stepped in found for step in stepped.steps.tolist()] == STEPS
 
 
-def test_files(spooled):
+def test_files_have_no_attributes_of_steps(spooled):
     for request in spooled:
         document = json.loads(encode_line("metrics", gzip.decompress(request.body)))
         for resource in document["resourceMetrics"]:
@@ -100,7 +100,7 @@ def test_files(spooled):
                     assert all("attributes" not in point for point in metric["gauge"]["dataPoints"])
 
 
-def test_exporters_of_the_sdk(spooled):
+def test_exporters_of_the_sdk_get_no_attributes_of_steps(spooled):
     for request in spooled:
         data, _ = metrics_data(decode_metrics(gzip.decompress(request.body)))
         message = ExportMetricsServiceRequest.FromString(sdk_encode(data).SerializeToString())
@@ -109,7 +109,7 @@ def test_exporters_of_the_sdk(spooled):
         assert names == {"loss", "tokens", "tensormeter.step"}
 
 
-def test_names_of_series(spooled):
+def test_names_of_series_contain_no_steps(spooled):
     """What MLflow, TensorBoard, W&B and Prometheus make their names and labels of."""
     for request in spooled:
         names = {numbers.name for stepped in read_metrics(request) for numbers in scalars(stepped)}

@@ -120,7 +120,7 @@ def test_fault_95_a_damaged_request_is_counted_reported_and_kept(waiting, state,
     assert not waiting.exists()
 
 
-def test_fault_96_a_spool_that_is_cut_is_kept_and_what_is_missing_is_reported(waiting, state, receiver):
+def test_fault_96_a_truncated_spool_is_kept_and_missing_requests_are_reported(waiting, state, receiver):
     path = waiting / "spool.sqlite"
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
     receiver.start()
@@ -143,7 +143,7 @@ def test_fault_102_a_server_shows_what_was_lost_after_the_run_ended(waiting, sta
     assert (run["state"], run["lost"], run["losses"]) == ("finished", items, {"damaged": items})
 
 
-def test_several_destinations_are_told(waiting, state, receiver, another_receiver):
+def test_losses_are_reported_to_every_destination(waiting, state, receiver, another_receiver):
     """Each of them, once, however often it is delivered to."""
     with closing(Spool(waiting / "spool.sqlite")) as spool:
         spool.count_loss("refused", 4)

@@ -23,7 +23,7 @@ from tensormeter.otlp.decode import decode_events, decode_metrics
 from tensormeter.otlp.encode import encode_events, encode_metrics
 
 
-def test_fault_25_a_spool_that_cannot_be_opened_at_first(train, receiver, state, gone, oracle, wait_for):
+def test_fault_25_a_spool_that_cannot_be_opened_at_first_is_used_later(train, receiver, state, gone, oracle, wait_for):
     """Rows wait in the ring until the disk thinks better of it."""
     run = state / "runs" / f"faulty@{socket.gethostname()}"
     (run / "spool.sqlite").mkdir(parents=True)  # SQLite cannot open that
@@ -89,7 +89,7 @@ def places(size, whole):
     return sorted({*range(min(size, 40)), *range(0, size, step), size - 1})
 
 
-def test_fault_23_spool_truncated_at_every_byte(written, tmp_path):
+def test_fault_23_a_spool_truncated_at_any_byte_sends_only_whole_requests(written, tmp_path):
     files, bodies = written
     log = files["spool.sqlite-wal"]
     for size in places(len(log), len(log)):
@@ -106,7 +106,7 @@ def test_fault_23_spool_truncated_at_every_byte(written, tmp_path):
         assert len(found) == 6 or lost or size < 100, f"database cut at {size}: what is lost is counted"
 
 
-def test_fault_24_spool_bit_flips(written, tmp_path, instants):
+def test_fault_24_requests_with_flipped_bits_are_never_sent(written, tmp_path, instants):
     files, bodies = written
     recovered = 0
     rounds = 60 * (10 if os.environ.get("CHAOS_KILLS") else 1)
@@ -175,7 +175,7 @@ def deliver_all(path, damage, *, room):
     return sent
 
 
-def test_fault_24_whatever_flips_the_agent_goes_on(full, tmp_path, instants):
+def test_fault_24_an_agent_survives_any_flipped_bit(full, tmp_path, instants):
     """Damage is repaired when it is seen: at once, or by the one who comes upon it."""
     content, bodies = full
     path = tmp_path / "flipped.sqlite"
@@ -344,7 +344,7 @@ def test_fault_25_a_folder_that_is_deleted_under_a_run(train, receiver, state, o
     oracle.agrees(receiver, range(2000))
 
 
-def test_a_full_spool_gives_up_what_matters_least(tmp_path):
+def test_a_full_spool_evicts_the_least_important_requests(tmp_path):
     """System metrics, then media, then every second row; configuration and last values never."""
     spool = Spool(tmp_path / "spool.sqlite", max_bytes=150_000)
     config = gzip.compress(encode_events({}, [Event("tensormeter.run.start", 1, {"config": {"lr": 0.5}})]))

@@ -20,7 +20,7 @@ from tensormeter.ring.file import RingFile
 from tensormeter.ring.format import HeaderWord
 
 
-def test_fault_21_client_disk_full(mount, train, receiver, state, gone, wait_for):
+def test_fault_21_training_goes_on_while_the_disk_is_full(mount, train, receiver, state, gone, wait_for):
     """The disk is full while the receiver is away: training goes on, one warning, and what is missing is counted."""
     mount(state, "size=3m")
     try:
@@ -158,7 +158,7 @@ def test_fault_21_a_quota_is_a_full_disk(tmp_path):
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_fault_21_what_is_delivered_is_marked_on_a_full_disk(mount, train, receiver, state, gone, oracle, wait_for):
+def test_fault_21_deliveries_are_marked_on_a_full_disk(mount, train, receiver, state, gone, oracle, wait_for):
     """Others have filled the disk to the last byte: room that was kept for it takes the news that requests are delivered, and
     what comes then goes through it.
     """

@@ -67,7 +67,7 @@ def test_fault_163_items_at_their_limits_arrive_whole(settings, get):
     assert body("image")["size"] > 15 << 20
 
 
-def test_fault_162_what_is_over_its_limit_is_counted_by_the_run(settings, get, caplog):
+def test_fault_162_items_over_their_limits_are_counted_by_the_run(settings, get, caplog):
     noise = np.random.default_rng(0).integers(0, 255, (2600, 2600, 3), dtype=np.uint8)
     config = {"lr": 0.1, "data": {"ids": list(range(300_000)), "name": "digits"}}
     with tensormeter.init("faults", config=config, tags=["t"], notes="n", settings=settings) as run:

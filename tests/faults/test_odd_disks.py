@@ -44,7 +44,7 @@ WAITING = ("open", "os.", "fcntl.", "subprocess.", "socket.", "shutil.", "mmap."
 """
 
 
-def test_fault_117_a_disk_that_hangs_is_not_waited_for(train, receiver, disk, backing, oracle, wait_for):
+def test_fault_117_training_does_not_wait_for_a_disk_that_hangs(train, receiver, disk, backing, oracle, wait_for):
     """The thread that logs opens nothing, starts nothing, and no thread is there; the trainer ends while the disk still hangs."""
     trainer = train(
         FLUSH
@@ -262,7 +262,9 @@ def test_fault_121_a_disk_that_fails_at_the_end(train, receiver, disk, backing, 
     oracle.agrees(receiver, range(2000))
 
 
-def test_what_waits_when_the_disk_fails_is_delivered_once_it_works(train, receiver, disk, backing, oracle, wait_for):
+def test_requests_that_wait_for_a_failing_disk_are_delivered_once_it_works(
+    train, receiver, disk, backing, oracle, wait_for
+):
     """It cannot be read meanwhile, so what comes later arrives earlier."""
     receiver.stop()
     trainer = train(

@@ -127,7 +127,7 @@ def report(request, counts):
 
 
 @pytest.mark.parametrize("durability", ["fsync", "flush", "none"])
-def test_fault_108_a_run_is_found_and_what_is_missing_is_said(
+def test_fault_108_a_run_is_found_and_missing_rows_are_reported(
     durability, recorded_disk, train, oracle, receiver, instants, tmp_path, wait_for, request, caplog
 ):
     settings = {"dir": recorded_disk.path / "state", "mode": "offline", "durability": durability, "schedule_delay": 1}
@@ -219,7 +219,7 @@ def stored(store):
 
 
 @pytest.mark.parametrize("durability", ["group", "always"])
-def test_a_store_has_what_it_said_was_durable(durability, recorded_disk, instants, tmp_path, request):
+def test_a_store_keeps_everything_that_it_called_durable(durability, recorded_disk, instants, tmp_path, request):
     requests = 150
     environment = os.environ | {"MARK": str(recorded_disk.path / ".mark")}
     command = [sys.executable, "-c", WRITING, str(recorded_disk.path / "data"), durability, str(requests)]
@@ -318,7 +318,7 @@ def test_finish_does_not_wait_for_the_receivers_disk_and_the_agent_does(train, r
     assert receiver.commits == len(receiver.accepted())
 
 
-def test_fault_112_what_is_accepted_and_not_durable_is_left_to_sync_which_says_so(
+def test_fault_112_accepted_requests_that_are_not_durable_are_left_to_sync(
     train, receiver, oracle, state, wait_for, gone, monkeypatch
 ):
     monkeypatch.setattr("tensormeter.agent.agent._DURABLE_WAIT", 0.2)
@@ -337,7 +337,7 @@ def test_fault_112_what_is_accepted_and_not_durable_is_left_to_sync_which_says_s
     oracle.agrees(receiver, range(100))
 
 
-def test_what_a_stopped_server_has_lost_is_sent_by_sync(train, receiver, oracle, state, wait_for, gone):
+def test_sync_sends_again_what_a_stopped_server_has_lost(train, receiver, oracle, state, wait_for, gone):
     """The agent has given up; power failed at the server meanwhile; `sync` sends it again."""
     receiver.epoch, receiver.syncs = "e", False
     assert train(LOGGED, linger_timeout=0, finish_timeout=300).end() == (0, "")

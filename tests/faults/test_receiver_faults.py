@@ -197,7 +197,7 @@ def test_fault_11_12_the_answer_is_lost_after_the_commit(train, receiver, gone, 
     oracle.agrees(receiver, range(3000))
 
 
-def test_fault_13_partial_success_is_not_sent_again_and_said(train, receiver, gone):
+def test_fault_13_a_partial_success_is_reported_and_not_sent_again(train, receiver, gone):
     receiver.script("ok", "partial")
     trainer = train(RUN)
     status, said = trainer.end()

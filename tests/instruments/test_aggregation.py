@@ -41,7 +41,7 @@ NUMBERS = st.floats(0, 1e6, allow_subnormal=False) | st.integers(0, 1 << 40)
 
 @hypothesis_settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.sampled_from("abc"), NUMBERS, st.booleans()), min_size=1, max_size=60))
-def test_the_same_as_the_sdk(shared, measurements):
+def test_aggregations_are_those_of_the_sdk(shared, measurements):
     def instruments(meter):
         return (
             meter.create_counter("counter").add,
@@ -162,7 +162,7 @@ def test_an_observed_total_that_begins_anew_has_a_new_start(measured):
     assert starts[2] == starts[3] == times[1]
 
 
-def test_a_killed_agent_neither_loses_nor_doubles(new_measured):
+def test_a_killed_agent_neither_loses_nor_doubles_values(new_measured):
     measured = new_measured(views=[EXPONENTIAL])
     meter = measured.meter
     counter = meter.create_counter("counter")

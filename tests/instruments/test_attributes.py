@@ -176,7 +176,7 @@ def test_equal_contents_are_one_stream_whatever_came_first(measured):
     }
 
 
-def test_what_compares_oddly_is_not_taken_for_another(measured):
+def test_values_that_compare_oddly_stay_apart(measured):
     """As a key or a value that was seen first, it is not remembered for others that it calls equal."""
     counter = measured.meter.create_counter("a")
     for _ in range(2):
@@ -202,7 +202,7 @@ def itself():
 @pytest.mark.parametrize(
     "make", [object, Hostile, itself, lambda: 1j, lambda: np.complex64(1), lambda: np.clongdouble(1)]
 )
-def test_what_cannot_be_recorded_is_left_out_alone(measured, warnings_logged, make):
+def test_attributes_that_cannot_be_recorded_are_left_out_alone(measured, warnings_logged, make):
     counter = measured.meter.create_counter("a")
     for _ in range(2):
         counter.add(1, {"before": "x", "bad": make(), "list": [1, make()], "after": 2})

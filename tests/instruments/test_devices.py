@@ -53,7 +53,7 @@ def sdk_value(reader, name):
     return [getattr(point, "value", None) or point.sum for metric in metrics for point in metric.data.data_points]
 
 
-def test_numbers_of_all_sorts(measured):
+def test_tensors_and_arrays_of_one_number_count(measured):
     counter = measured.meter.create_counter("a")
     for amount in (
         torch.tensor(1), torch.tensor(2.5), torch.tensor([[3.0]], requires_grad=True), np.float32(0.5), np.int8(4),
@@ -91,7 +91,7 @@ def test_the_agent_refuses_device_values_that_cannot_be_aggregated(measured, dev
     assert measured.refused == 3
 
 
-def test_what_a_device_never_finished_is_no_value(measured, device):
+def test_values_that_a_device_never_finished_are_left_out(measured, device):
     gauge = measured.meter.create_gauge("a")
     for _ in range(3):
         gauge.set(device())
@@ -132,7 +132,7 @@ def test_readers_miss_what_was_overwritten_or_never_finished_and_it_is_counted(n
     assert sdk_value(reader, "a") == [1.5]
 
 
-def test_observed_device_values(new_measured, device):
+def test_observed_device_values_count_once_they_have_come(new_measured, device):
     reader = InMemoryMetricReader()
     measured = new_measured(metric_readers=[reader])
     measured.meter.create_observable_gauge("a", [lambda options: [Observation(device()), Observation(7.0, {"k": 1})]])
@@ -149,7 +149,7 @@ def test_observed_device_values(new_measured, device):
 class TestOnCuda:
     pytestmark = gpu
 
-    def test_no_synchronization_and_the_right_values(self, tmp_path):
+    def test_device_values_are_right_and_do_not_synchronize(self, tmp_path):
         from pathlib import Path
 
         import tensormeter

@@ -149,7 +149,7 @@ class Duck:
 
 
 @pytest.mark.parametrize("bad", [3, None, "text", (1, {}), object(), {"value": 1}, Hostile(), b"x"])
-def test_what_is_no_observation_is_left_out_alone(measured, warnings_logged, bad):
+def test_values_that_are_no_observations_are_left_out_alone(measured, warnings_logged, bad):
     measured.meter.create_observable_gauge(
         "a", [lambda options: [Observation(1, {"k": "before"}), bad, bad, Duck(), Observation(2, {"k": "after"})]]
     )

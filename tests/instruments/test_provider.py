@@ -52,7 +52,7 @@ def spooled(settings):
     return found
 
 
-def test_the_run_given(delivering):
+def test_a_provider_measures_into_its_run(delivering):
     first, second = tensormeter.init(settings=delivering), tensormeter.init(settings=delivering)
     provider = MeterProvider(run=first)
     provider.get_meter("m").create_counter("a").add(1)
@@ -63,7 +63,7 @@ def test_the_run_given(delivering):
     assert second.id not in found
 
 
-def test_the_run_begun_last_and_then_the_next(delivering, warnings_logged):
+def test_a_provider_without_a_run_follows_the_latest_one(delivering, warnings_logged):
     provider = MeterProvider()
     counter = provider.get_meter("m").create_counter("a")
     runs = []
@@ -77,7 +77,7 @@ def test_the_run_begun_last_and_then_the_next(delivering, warnings_logged):
     assert len([line for line in warnings_logged() if "after the run was finished" in line]) == 1
 
 
-def test_a_run_of_its_own(delivering, monkeypatch):
+def test_a_provider_without_any_run_starts_one(delivering, monkeypatch):
     for name, value in {
         "TENSORMETER_DIR": str(delivering.directory),
         "TENSORMETER_BUFFER_DIR": str(delivering.buffer_directory),
@@ -122,7 +122,7 @@ def test_a_disabled_run_measures_nothing(settings):
     assert list_runs(settings.directory) == []
 
 
-def test_no_run_is_an_error_at_once():
+def test_a_run_that_is_no_run_is_an_error():
     with pytest.raises(UsageError, match=r"expected a tensormeter\.Run"):
         MeterProvider(run="run")  # type: ignore[arg-type]
 
@@ -261,7 +261,7 @@ def test_readers_get_the_resource_of_the_run(new_measured):
     assert PB2Resource(attributes=[]) != encode_metrics(reader.get_metrics_data()).resource_metrics[0].resource
 
 
-def test_what_the_program_says_of_its_resource_is_what_readers_get(new_measured):
+def test_readers_get_the_resource_that_the_program_sets(new_measured):
     reader = InMemoryMetricReader()
     resource = Resource.create({"team": "vision", "host.name": "ours"}, "https://example.org/schema")
     measured = new_measured(metric_readers=[reader], resource=resource)
@@ -330,7 +330,7 @@ assert "torch" not in sys.modules and "opentelemetry.sdk.metrics" not in sys.mod
 
 
 @pytest.mark.parametrize("how", ["configure", "environment"])
-def test_installing_it_as_the_global_provider(tmp_path, settings, how):
+def test_it_can_be_installed_as_the_global_provider(tmp_path, settings, how):
     """A program that knows only OpenTelemetry's API, and ends without a word."""
     environment = {
         "PATH": os.environ["PATH"],

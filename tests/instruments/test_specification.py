@@ -81,7 +81,7 @@ def test_distinct_meters_are_separate_namespaces(measured, warnings_logged):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["a", "Train/loss", "a.b-c_d/e", "z" * 255])
-def test_valid_names(measured, warnings_logged, kind, name):
+def test_valid_names_are_accepted(measured, warnings_logged, kind, name):
     assert isinstance(create(measured.meter, kind, name), API[kind])
     assert warnings_logged() == []
 
@@ -147,7 +147,7 @@ def test_the_case_of_a_name_is_the_first_seen(measured, warnings_logged):
     assert len(warnings_logged()) == 1
 
 
-def test_advised_boundaries(measured, warnings_logged):
+def test_advised_boundaries_are_used_and_the_first_ones_stay(measured, warnings_logged):
     histogram = measured.meter.create_histogram("a", explicit_bucket_boundaries_advisory=[1, 2.5])
     again = measured.meter.create_histogram("a", explicit_bucket_boundaries_advisory=[3])
     assert again is histogram
@@ -177,7 +177,7 @@ def test_advice_that_is_invalid_is_reported_and_not_taken(measured, warnings_log
 # The instruments
 
 
-def test_the_kinds_of_points(measured):
+def test_each_instrument_makes_its_kind_of_points(measured):
     meter = measured.meter
     meter.create_counter("c", unit="1").add(2)
     meter.create_up_down_counter("u").add(-2)
@@ -221,7 +221,7 @@ def test_a_counter_refuses_once_aloud_and_counts(measured, warnings_logged, amou
     assert measured.one("a").values.tolist() == [2]
 
 
-def test_what_is_no_number_does_not_raise(measured, warnings_logged):
+def test_values_that_are_no_numbers_do_not_raise(measured, warnings_logged):
     instruments = [create(measured.meter, kind, kind) for kind in KINDS if not kind.startswith("observable")]
 
     class Hostile:

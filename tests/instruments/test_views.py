@@ -22,7 +22,7 @@ from opentelemetry.sdk.metrics.view import (
 from tensormeter.otlp import batch as otlp
 
 
-def test_name_description_and_attributes(new_measured):
+def test_a_view_sets_name_description_and_attributes(new_measured):
     view = View(instrument_name="requests", name="Requests.v2", description="by us", attribute_keys={"keep"})
     measured = new_measured(views=[view])
     counter = measured.meter.create_counter("requests", unit="1", description="theirs")
@@ -42,7 +42,7 @@ def test_an_instrument_that_no_view_matches_is_as_it_is(new_measured):
     assert (series.description, series.attributes) == ("d", {"k": "v"})
 
 
-def test_what_is_filtered_does_not_count_towards_the_limit(new_measured, warnings_logged):
+def test_filtered_attributes_do_not_count_towards_the_limit(new_measured, warnings_logged):
     measured = new_measured({"cardinality_limit": 2}, views=[View(instrument_name="*", attribute_keys={"keep"})])
     counter = measured.meter.create_counter("a")
     for i in range(50):
@@ -64,7 +64,7 @@ def test_what_is_filtered_does_not_count_towards_the_limit(new_measured, warning
     ],
 )
 @pytest.mark.parametrize("instrument", ["counter", "up_down_counter", "gauge", "histogram"])
-def test_every_aggregation_of_every_instrument(new_measured, aggregation, kind, instrument):
+def test_every_aggregation_works_with_every_instrument(new_measured, aggregation, kind, instrument):
     measured = new_measured(views=[View(instrument_name="a", aggregation=aggregation)])
     made = getattr(measured.meter, f"create_{instrument}")("a")
     method = getattr(made, {"gauge": "set", "histogram": "record"}.get(instrument, "add"))
@@ -85,7 +85,7 @@ def test_every_aggregation_of_every_instrument(new_measured, aggregation, kind, 
 
 
 @pytest.mark.parametrize(("size", "scale"), [(160, 20), (2, 20), (7, 3), (100, 1), (160, 0), (300, 20)])
-def test_size_and_scale_of_exponential_histograms(new_measured, size, scale):
+def test_a_view_sets_size_and_scale_of_exponential_histograms(new_measured, size, scale):
     aggregation = ExponentialBucketHistogramAggregation(max_size=size, max_scale=scale)
     measured = new_measured(views=[View(instrument_type=Histogram, aggregation=aggregation)])
     measured.meter.create_histogram("a").record(1.5)
@@ -94,7 +94,7 @@ def test_size_and_scale_of_exponential_histograms(new_measured, size, scale):
 
 
 @pytest.mark.parametrize("temporality", ["cumulative", "delta"])
-def test_without_minimum_and_maximum(new_measured, temporality):
+def test_a_view_leaves_minimum_and_maximum_out(new_measured, temporality):
     aggregation = ExplicitBucketHistogramAggregation([1.0], record_min_max=False)
     measured = new_measured({"temporality": temporality}, views=[View(instrument_name="a", aggregation=aggregation)])
     for name in ("a", "b"):
@@ -173,7 +173,7 @@ def check_like(series, point):
 
 @pytest.mark.parametrize("temporality", ["cumulative", "delta"])
 @pytest.mark.parametrize("seed", range(8))
-def test_views_make_what_they_make_in_the_sdk(new_measured, temporality, seed):
+def test_views_make_the_streams_of_the_sdk(new_measured, temporality, seed):
     """Several views of an instrument whose values have either sign, over batches."""
     random = Random(seed)
     chosen = [(random.choice(AGGREGATIONS), random.choice([None, {"k"}, set()])) for _ in range(random.randint(1, 3))]
@@ -204,7 +204,7 @@ def test_views_make_what_they_make_in_the_sdk(new_measured, temporality, seed):
     sdk.shutdown()
 
 
-def test_dropped_by_a_view(new_measured):
+def test_a_view_drops_instruments(new_measured):
     measured = new_measured(
         views=[View(instrument_name="*", aggregation=DropAggregation()), View(instrument_name="kept")]
     )
@@ -239,7 +239,7 @@ def test_two_instruments_become_one_stream(new_measured):
     assert measured.one("all").values.tolist() == [3]
 
 
-def test_selection_by_meter(new_measured):
+def test_a_view_selects_by_meter(new_measured):
     measured = new_measured(views=[View(meter_name="lib", meter_version="2", name="renamed", instrument_name="a")])
     for version in ("1", "2"):
         measured.provider.get_meter("lib", version).create_counter("a").add(1)
@@ -263,7 +263,7 @@ def test_a_view_that_resolves_a_conflict_ends_the_warning(new_measured, warnings
     assert measured.one("a").values.tolist() == [2]
 
 
-def test_observables(new_measured):
+def test_views_apply_to_observables(new_measured):
     measured = new_measured(
         views=[View(instrument_name="*", attribute_keys={"k"}), View(instrument_name="b", name="c")]
     )
@@ -302,7 +302,7 @@ def test_a_view_cannot_make_an_observable_a_histogram(new_measured):
 
 
 @pytest.mark.parametrize("views", [[], [View(instrument_name="other", name="new")]])
-def test_exponential_buckets_by_default(new_measured, views):
+def test_exponential_buckets_can_be_the_default(new_measured, views):
     measured = new_measured({"histogram_aggregation": "base2_exponential_bucket_histogram"}, views=views)
     measured.meter.create_histogram("a", explicit_bucket_boundaries_advisory=[1]).record(1.5)
     assert isinstance(measured.one("a"), otlp.ExponentialHistogram)

@@ -264,7 +264,7 @@ def test_metrics_survive_the_way_there_and_back_bit_for_bit(some_batches):
 
 
 @pytest.mark.parametrize("attribute_bytes", [0, 60, 130, 20_000])
-def test_sizes_of_every_varint_length(attribute_bytes):
+def test_sizes_of_every_varint_length_are_right(attribute_bytes):
     attributes = {"k": "x" * attribute_bytes} if attribute_bytes else {}
     gauge = Gauge("m", np.arange(1, 300, dtype=np.uint64), np.linspace(-1, 1, 299), attributes=attributes)
     batch = Batch({"service.name": "p"}, [gauge])
@@ -310,7 +310,7 @@ def test_histograms_of_one_metric_are_grouped_by_their_bounds():
     assert {one.temporality for one in found} == {Temporality.UNSPECIFIED}
 
 
-def test_what_is_not_one_of_otlps_kinds_is_refused():
+def test_unknown_kinds_are_refused():
     with pytest.raises(EncodingError, match="cannot encode a Series"):
         encode_metrics([Batch({}, [Series("s", np.array([1], np.uint64))])])
 
@@ -329,7 +329,7 @@ def test_events_survive_with_nested_bodies(resource, events):
 
 
 @pytest.mark.parametrize(("value", "sent"), [(1 << 63, str(1 << 63)), (1 + 2j, "(1+2j)"), ((1, 2), [1, 2])])
-def test_what_otlp_has_no_type_for_becomes_text(value, sent):
+def test_values_without_a_type_in_otlp_become_text(value, sent):
     assert decode_events(encode_events({}, [Event("e", 1, value)]))[0][1][0].body == sent
 
 

@@ -39,7 +39,7 @@ print(json.dumps([rows.steps.tolist(), *(column.tolist() for column in rows.colu
 
 
 @pytest.mark.parametrize("dynamo_loaded", ["before", "after"])
-def test_in_a_compiled_function(tmp_path, writers, dynamo_loaded):
+def test_log_calls_in_a_compiled_function_record_every_row(tmp_path, writers, dynamo_loaded):
     done = subprocess.run(
         [sys.executable, "-W", "error::UserWarning", "-c", SCRIPT, str(tmp_path), dynamo_loaded, writers],
         capture_output=True,
@@ -53,7 +53,7 @@ def test_in_a_compiled_function(tmp_path, writers, dynamo_loaded):
 
 
 @pytest.mark.usefixtures("writers")
-def test_where_no_graph_break_is_allowed_the_error_is_clear(recording):
+def test_fullgraph_compilation_of_a_log_call_fails_with_a_clear_error(recording):
     recording.log({"loss": 0.0}, 0)
 
     def step(x):

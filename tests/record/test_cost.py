@@ -66,7 +66,7 @@ def test_a_mapping_that_cannot_be_shown_is_named_by_its_type(recording, warnings
     assert warning.startswith("log() of a Rows took 10.0 ms: ")
 
 
-def test_what_comes_first_may_take_its_time(recording, warnings_logged, slow_value):
+def test_the_first_calls_are_not_warned_about(recording, warnings_logged, slow_value):
     recording.log({"loss": slow_value(0)})
     assert warnings_logged() == []
 
@@ -80,7 +80,7 @@ def test_quick_calls_are_only_counted(recording, warnings_logged, slow_value):
     assert [text for text in warnings_logged() if "took" in text] == []
 
 
-def test_writers_made_in_python_time_one_call_in_64(new_recording, monkeypatch):
+def test_python_writers_time_one_call_in_64(new_recording, monkeypatch):
     ticks = itertools.count(1)
     monkeypatch.setattr(lane_module, "_writer", None)
     monkeypatch.setattr(lane_module, "time_ns", lambda: next(ticks))

@@ -98,7 +98,7 @@ def write_pending(recording, names, numbers, step):
     return lane.write_pending(layout, numbers, step)
 
 
-def test_all_dtypes_in_one_row(device):
+def test_a_row_holds_values_of_all_dtypes(device):
     on = device.device
     tensors = {
         "f64": torch.tensor(0.1, dtype=torch.float64, device=on),
@@ -131,7 +131,7 @@ def test_all_dtypes_in_one_row(device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e5m2])
-def test_more_values_than_one_launch_takes(device, dtype):
+def test_a_row_of_more_values_than_one_launch_copies_is_whole(device, dtype):
     tensors = {str(i): torch.tensor(float(i % 5), device=device.device).to(dtype) for i in range(150)}
     device.log(tensors)
     assert device.values() == [{str(i): float(i % 5) for i in range(150)}]
@@ -182,7 +182,7 @@ def test_forward_mode_gradients_do_not_reach_the_ring(device):
     assert device.values() == [{"a": 2.0}]
 
 
-def test_inference_mode_inside_and_outside(device):
+def test_inference_tensors_are_recorded_inside_and_outside_inference_mode(device):
     with torch.inference_mode():
         tensor = torch.tensor([2.5], device=device.device)
         device.log({"a": tensor})
@@ -279,7 +279,7 @@ def test_only_the_rows_before_the_first_pending_one_are_read(recording):
     assert [row.step for row in recording.rows()] == list(range(25, 40))
 
 
-def test_what_a_dead_process_left_pending_is_given_up(recording):
+def test_pending_values_of_a_dead_process_are_given_up(recording):
     recording.log({"a": 1.0}, 0)
     write_pending(recording, ("a", "x"), [2.0], 1)
     recording.log({"a": 3.0}, 2)
@@ -335,7 +335,7 @@ def test_a_full_ring_drops_device_rows(new_recording):
     assert isinstance(recording.reader.lanes[0], LaneReader)
 
 
-def test_refused_while_a_graph_is_captured(recording, monkeypatch):
+def test_device_values_are_refused_while_a_graph_is_captured(recording, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     on_a_gpu = SimpleNamespace(device=torch.device("cuda:0"), is_cuda=True)
     with pytest.raises(Refused, match=r"log after the replay, or inside the graph by tensormeter\.deferred_log"):

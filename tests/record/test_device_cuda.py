@@ -104,7 +104,7 @@ def calls(action):
 
 
 @pytest.mark.parametrize("number", [1, 10, 64, 65, 150, 500])
-def test_what_a_call_launches(recording, number):
+def test_a_call_launches_one_kernel_and_at_most_one_copy(recording, number):
     pairs = 448 if int((torch.version.cuda or "0").partition(".")[0]) >= 13 else 64
     tensors = {str(i): torch.tensor(float(i), device="cuda") for i in range(number)}
     recording.log(tensors)
@@ -126,7 +126,7 @@ def test_a_mixture_of_dtypes_launches_at_most_two_each(recording):
     assert settle(recording) == [expected] * 2
 
 
-def test_snapshots_while_the_device_is_far_behind(recording):
+def test_snapshots_are_right_while_the_device_is_far_behind(recording):
     tensor = torch.tensor(0.0, device="cuda")
     tensor += 1  # the first launch of a kernel can wait for the device, because that is when it is loaded
     torch.cuda.synchronize()
@@ -141,7 +141,7 @@ def test_snapshots_while_the_device_is_far_behind(recording):
     assert settle(recording) == [{"a": 1.0}, {"a": 2.0}, {"a": 3.0}]
 
 
-def test_memory_that_is_freed_at_once(recording):
+def test_memory_that_is_freed_at_once_is_recorded_as_it_was(recording):
     """The caching allocator gives the memory to the next tensor of the stream, which is written later."""
     torch.cuda._sleep(100_000_000)
     for step in range(50):
@@ -150,7 +150,7 @@ def test_memory_that_is_freed_at_once(recording):
     assert settle(recording) == [{"a": float(step)} for step in range(50)]
 
 
-def test_other_streams(recording):
+def test_values_of_other_streams_are_snapshots(recording):
     stream = torch.cuda.Stream()
     tensor = torch.tensor(4.0, device="cuda")
     torch.cuda.synchronize()
@@ -162,7 +162,7 @@ def test_other_streams(recording):
     assert settle(recording) == [{"a": 4.0}, {"b": 6.0}]
 
 
-def test_backward_hooks(recording):
+def test_backward_hooks_may_log(recording):
     weight = torch.tensor([2.0, 3.0], device="cuda", requires_grad=True)
     weight.register_hook(lambda gradient: recording.recorder.log({"norm": gradient.norm()}))
     for _ in range(3):
@@ -172,7 +172,7 @@ def test_backward_hooks(recording):
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-def test_several_devices_in_one_row(recording):
+def test_a_row_holds_values_of_several_devices(recording):
     first, second = (torch.tensor(float(index + 1), device=f"cuda:{index}") for index in range(2))
     for _ in range(3):
         recording.log({"b": second, "a": first, "host": 3.0})
@@ -184,7 +184,7 @@ def test_several_devices_in_one_row(recording):
     assert set(recording.recorder.device_paths) == {"cuda:0", "cuda:1"}
 
 
-def test_refused_while_a_graph_is_captured(recording, warnings_logged):
+def test_device_values_are_refused_while_a_graph_is_captured(recording, warnings_logged):
     tensor = torch.tensor(1.0, device="cuda")
     recording.log({"a": tensor, "host": 0.0})
     graph = torch.cuda.CUDAGraph()
@@ -199,7 +199,7 @@ def test_refused_while_a_graph_is_captured(recording, warnings_logged):
     assert "deferred_log" in message
 
 
-def test_other_threads_log_while_a_graph_is_captured(new_recording):
+def test_other_threads_may_log_while_a_graph_is_captured(new_recording):
     """From their very first value on, for which memory is page-locked and allocated."""
     recording = new_recording(folder=Path("/dev/shm"))
     recorder = recording.recorder
@@ -227,7 +227,7 @@ def test_other_threads_log_while_a_graph_is_captured(new_recording):
     assert rows == [{"a": 1.0, "i": 1.0}] * 8
 
 
-def test_what_a_graph_computes_is_logged_after_each_replay(recording):
+def test_outputs_of_a_graph_are_logged_after_each_replay(recording):
     tensor = torch.zeros((), device="cuda")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -272,7 +272,7 @@ def test_each_replay_writes_a_row(recording):
 
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-def test_writes_in_a_compiled_function(recording, mode):
+def test_deferred_writes_in_a_compiled_function_record_every_row(recording, mode):
     log = DeferredLog(recording.recorder, ["loss"], capacity=64, device="cuda", first_step=0)
 
     def step(x):
@@ -287,7 +287,7 @@ def test_writes_in_a_compiled_function(recording, mode):
     torch._dynamo.reset()
 
 
-def test_the_end_of_the_run_fetches_the_rest(recording):
+def test_the_end_of_the_run_fetches_deferred_rows(recording):
     log = DeferredLog(recording.recorder, ["a"], capacity=4, device="cuda", first_step=10)
     for number in range(6):
         log.write({"a": torch.tensor(float(number), device="cuda")})
@@ -296,7 +296,7 @@ def test_the_end_of_the_run_fetches_the_rest(recording):
     assert recording.dropped("ring_full") == 2
 
 
-def test_runs_one_after_another(new_recording):
+def test_the_ring_of_the_next_run_is_not_mistaken_for_the_last_one(new_recording):
     """The next ring may be mapped where the last one was, and CUDA must not take it for that one."""
     rings = []
     for number in range(4):
@@ -315,7 +315,7 @@ def test_runs_one_after_another(new_recording):
         unlock_retired()
 
 
-def test_runs_of_one_process(tmp_path, open_reader):
+def test_each_run_of_a_process_records_its_own_values(tmp_path, open_reader):
     for number in range(3):
         with tensormeter.init(settings={"directory": tmp_path, "agent": "off", "mode": "offline"}) as run:
             for step in range(3):
@@ -328,7 +328,7 @@ def test_runs_of_one_process(tmp_path, open_reader):
         gc.collect()
 
 
-def test_a_run_that_ends_before_its_values_have_come(new_recording):
+def test_a_run_may_end_before_its_values_have_come(new_recording):
     torch.ones((), device="cuda").add_(1)  # whose kernel is loaded now
     torch.cuda.synchronize()
     first = new_recording(folder=Path("/dev/shm"))
@@ -389,7 +389,7 @@ def test_values_by_events_are_snapshots(detoured):
     assert detoured.values() == [{"a": 1.0}, {"a": 2.0}, {"a": 3.0}, {"a": 4.0}]
 
 
-def test_values_by_events_while_another_thread_captures_a_graph(detoured):
+def test_values_by_events_arrive_while_another_thread_captures_a_graph(detoured):
     tensor, total = torch.ones((), device="cuda"), torch.zeros((), device="cuda")
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -404,7 +404,7 @@ def test_values_by_events_while_another_thread_captures_a_graph(detoured):
     assert detoured.values() == [{"a": 1.0}] * 5
 
 
-def test_writes_from_inside_a_graph_without_page_locking(detoured, monkeypatch):
+def test_writes_from_inside_a_graph_arrive_without_page_locking(detoured, monkeypatch):
     def refuse(memory, device):
         raise Refused("memory could not be page-locked")
 
@@ -415,7 +415,7 @@ def test_writes_from_inside_a_graph_without_page_locking(detoured, monkeypatch):
     assert collected(detoured, log) == [(number, {"a": float(number)}) for number in range(3)]
 
 
-def test_the_report_of_a_healthy_machine():
+def test_the_report_of_a_healthy_machine_has_no_fault():
     first, *others = device_path_report()
     assert first.path == "one launch"
     for path in (first, *others):  # torch takes page-locked memory for that of the device under which it was registered

@@ -59,7 +59,7 @@ def test_rows_come_in_order_with_the_steps_of_the_writes(recording, log):
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_no_graph_break_in_a_compiled_function(recording, log, backend):
+def test_a_write_in_a_compiled_function_breaks_no_graph(recording, log, backend):
     step = step_of(log)
     compiled = torch.compile(step, backend=backend, fullgraph=True)
     for number in range(6):
@@ -69,7 +69,7 @@ def test_no_graph_break_in_a_compiled_function(recording, log, backend):
     assert torch._dynamo.explain(step)(torch.ones(3), torch.tensor(6)).graph_break_count == 0
 
 
-def test_beside_a_log_call_that_breaks_the_graph(recording, log):
+def test_writes_around_a_log_call_that_breaks_the_graph_are_recorded(recording, log):
     """Which is of another file of this package, and stays out of graphs."""
     recording.recorder.log({"a": 1.0}, 0)
 
@@ -97,7 +97,7 @@ def test_the_gradient_is_what_it_was(recording, log):
     assert rows(recording) == [(step, {"loss": 12.0, "n": 0.0}) for step in range(2)]
 
 
-def test_modes_and_dtypes(recording, log):
+def test_values_of_any_dtype_and_grad_mode_are_recorded(recording, log):
     with torch.inference_mode():
         log.write({"loss": torch.tensor([1.5], dtype=torch.bfloat16), "n": torch.tensor(True)})
     log.write({"loss": torch.nn.Parameter(torch.tensor([[2.5]])), "n": torch.tensor(7)})
@@ -121,7 +121,7 @@ def test_a_write_is_a_snapshot(recording, log):
     assert [values["loss"] for _, values in rows(recording)] == [1.0, 2.0, 3.0]
 
 
-def test_what_is_overwritten_is_counted(recording, log, warnings_logged):
+def test_overwritten_rows_are_counted(recording, log, warnings_logged):
     for _ in range(2):
         for number in range(20):
             run(step_of(log), number)
@@ -160,7 +160,7 @@ def test_log_calls_fetch_what_has_been_written(recording, log, monkeypatch):
     assert rows(recording) == [*written([0]), (103, {"host": 1.0})]
 
 
-def test_the_end_of_the_run_fetches_the_rest(recording, log):
+def test_the_end_of_the_run_fetches_deferred_rows(recording, log):
     run(step_of(log), 0)
     recording.recorder.close(State.FINISHED)
     assert rows(recording) == written([0])
@@ -268,7 +268,7 @@ print(rows.steps.tolist(), *(column.tolist() for column in rows.columns))
 """
 
 
-def test_with_the_compiler_that_people_use(tmp_path):
+def test_writes_work_with_the_default_compiler(tmp_path):
     """inductor, with the public function, after a log call has told dynamo to keep out of this package."""
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path)],

@@ -111,7 +111,7 @@ class Memory:
         return self.mapped.alive
 
 
-def test_memory_is_registered(runtime, memory):
+def test_memory_is_registered_in_the_right_mode(runtime, memory):
     page_lock(memory, DEVICE)
     assert "clear" not in runtime.asked
     assert runtime.mode == 0
@@ -127,7 +127,7 @@ def test_memory_that_others_registered_is_refused(runtime, memory):
 
 
 @pytest.mark.parametrize("first", ["the handler", "what it interrupts"])
-def test_a_signal_handler_that_registers_the_same_memory(runtime, memory, first):
+def test_a_signal_handler_may_register_the_same_memory(runtime, memory, first):
     def handler():
         runtime.while_registering = lambda: None
         runtime.answers["register"] = 0 if first == "the handler" else 712
@@ -255,7 +255,7 @@ def test_the_view_is_described_as_the_interface_wants_it(runtime, memory, monkey
     assert seen == {"shape": (8,), "typestr": "<f8", "data": (memory.data_ptr(), False), "version": 2}
 
 
-def test_folders_in_memory(tmp_path):
+def test_folders_in_memory_are_detected(tmp_path):
     with open("/proc/mounts") as mounts:
         kinds = {line.split()[1]: line.split()[2] for line in mounts}
     if kinds.get("/dev/shm") == "tmpfs":
@@ -264,5 +264,5 @@ def test_folders_in_memory(tmp_path):
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="torch has a CUDA runtime")
-def test_no_runtime_where_torch_has_none():
+def test_there_is_no_runtime_where_torch_has_none():
     assert cuda_runtime.cuda_runtime() is None

@@ -63,7 +63,7 @@ def test_a_snapshot_that_comes_later_is_found_by_a_later_call(recording):
     assert values[0].polls == polls
 
 
-def test_the_end_of_the_run_waits_for_what_is_to_come(recording):
+def test_the_end_of_the_run_waits_for_pending_values(recording):
     value = Later()
     recording.log({"a": value})
     polled = threading.Event()
@@ -86,7 +86,7 @@ def test_the_end_of_the_run_waits_for_what_is_to_come(recording):
     assert recording.values() == [{"a": 3.0}, {"b": 3.0}]
 
 
-def test_the_end_of_the_run_gives_up_what_does_not_come(recording, monkeypatch):
+def test_the_end_of_the_run_gives_up_values_that_do_not_come(recording, monkeypatch):
     monkeypatch.setattr("tensormeter.record.recorder._SETTLE_TIMEOUT", 0.0)
     recording.log({"a": Later(), "b": 1.0})
     recording.recorder.close(State.FINISHED)
@@ -94,7 +94,7 @@ def test_the_end_of_the_run_gives_up_what_does_not_come(recording, monkeypatch):
 
 
 @pytest.mark.parametrize("answer", [RuntimeError("the kernel failed"), "text", 1j])
-def test_what_never_comes_is_lost_and_warned_about_once(recording, warnings_logged, answer):
+def test_values_that_never_come_are_lost_and_warned_about_once(recording, warnings_logged, answer):
     for step in range(2):
         value = Later()
         recording.log({"a": value, "b": 1.0}, step)
@@ -118,7 +118,7 @@ def test_a_snapshot_of_a_snapshot_is_refused(recording, warnings_logged):
     assert "return a number or a callable" in warnings_logged()[0]
 
 
-def test_what_comes_later_is_not_reduced(recording, warnings_logged):
+def test_late_values_are_not_reduced(recording, warnings_logged):
     value = Later()
     value.value = 2.0
     for step in range(2):
@@ -314,7 +314,7 @@ class TestJax:
 @pytest.mark.skipif(
     not (torch.backends.mps.is_available() or torch.xpu.is_available()), reason="needs an Apple or Intel GPU"
 )
-def test_a_real_device_that_is_read_by_events(recording):
+def test_a_real_device_is_read_by_events(recording):
     device = "mps" if torch.backends.mps.is_available() else "xpu"
     tensor = torch.tensor(1.0, device=device)
     for step in range(3):

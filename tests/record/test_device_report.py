@@ -31,11 +31,11 @@ def disguised(monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_no_device_no_finding():
+def test_the_report_is_empty_without_a_device():
     assert device_path_report() == []
 
 
-def test_a_device_that_works(disguised, tmp_path):
+def test_a_device_that_works_is_reported_with_its_path(disguised, tmp_path):
     (path,) = device_path_report(tmp_path)
     assert (path.name, path.path, path.works, path.synchronizes) == ("A GPU in a dream", "one launch", True, False)
     assert list(tmp_path.iterdir()) == []
@@ -59,7 +59,7 @@ def test_a_copy_that_waits_is_told_from_what_torch_says_of_its_own_watch(disguis
     assert path.synchronizes is waits
 
 
-def test_a_device_that_cannot_store_into_the_ring(disguised, tmp_path, monkeypatch):
+def test_a_device_that_cannot_store_into_the_ring_is_reported_with_the_reason(disguised, tmp_path, monkeypatch):
     def refuse(memory, device):
         raise host_mapped.Refused("the device reaches host memory under other addresses only")
 
@@ -69,13 +69,13 @@ def test_a_device_that_cannot_store_into_the_ring(disguised, tmp_path, monkeypat
     assert path.path == "two launches (trial: the device reaches host memory under other addresses only)"
 
 
-def test_the_way_that_the_settings_ask_for(disguised, tmp_path):
+def test_the_report_follows_the_setting_of_the_device_path(disguised, tmp_path):
     (path,) = device_path_report(tmp_path, one_launch=False)
     assert path.works
     assert path.path == "two launches (trial: none, as device_path says)"
 
 
-def test_a_device_whose_values_do_not_come(disguised, tmp_path, monkeypatch):
+def test_values_that_do_not_come_are_reported(disguised, tmp_path, monkeypatch):
     monkeypatch.setattr(device, "gather", lambda sources, words, start=0: words.fill_(0.0))
     monkeypatch.setattr(device.DeviceCopies, "copy", lambda self, word, values: None)
     (path,) = device_path_report(tmp_path, timeout=0.0)
@@ -83,14 +83,14 @@ def test_a_device_whose_values_do_not_come(disguised, tmp_path, monkeypatch):
     assert path.path == "no value arrived within 0 s"
 
 
-def test_a_device_whose_values_are_wrong(disguised, tmp_path, monkeypatch):
+def test_wrong_values_are_reported(disguised, tmp_path, monkeypatch):
     monkeypatch.setattr(device, "gather", lambda sources, words, start=0: words.fill_(0.0))
     (path,) = device_path_report(tmp_path)
     assert not path.works
     assert path.path.startswith("expected [")
 
 
-def test_a_ring_that_cannot_be_page_locked(disguised, tmp_path, monkeypatch):
+def test_a_ring_that_cannot_be_page_locked_is_reported(disguised, tmp_path, monkeypatch):
     looks = []
     event = SimpleNamespace(query=lambda: looks.append(None) or len(looks) > 1)
     monkeypatch.setattr(device, "is_in_memory", lambda path: False)

@@ -139,7 +139,7 @@ OTHERS = [torch.float8_e4m3fn, torch.float8_e5m2, torch.uint16, torch.uint32, to
 
 @pytest.mark.parametrize("number", [1, 2, 64, 500])
 @pytest.mark.parametrize("dtype", NATIVE)
-def test_two_calls_for_any_number_of_one_dtype(pretended, number, dtype):
+def test_values_of_one_dtype_take_two_launches(pretended, number, dtype):
     """A call of `_foreach_copy_` is one kernel for up to 64 values, and one more for each further 64."""
     copies, traced = pretended
     tensors = scalars(number, dtype)
@@ -149,7 +149,7 @@ def test_two_calls_for_any_number_of_one_dtype(pretended, number, dtype):
 
 
 @pytest.mark.parametrize("dtype", OTHERS)
-def test_one_more_for_dtypes_without_kernels(pretended, dtype):
+def test_a_dtype_without_kernels_takes_one_more_launch(pretended, dtype):
     copies, traced = pretended
     tensors = scalars(20, dtype)
     with traced() as trace:
@@ -157,7 +157,7 @@ def test_one_more_for_dtypes_without_kernels(pretended, dtype):
     assert trace.launches == ["_foreach_copy_", "copy_", "copy_"]
 
 
-def test_a_mixture_is_one_call_for_each_dtype_and_one_copy_for_each_device(pretended):
+def test_a_mixture_takes_one_launch_for_each_dtype_and_one_copy_for_each_device(pretended):
     copies, traced = pretended
     tensors = [tensor for _ in range(3) for dtype in (*NATIVE, *OTHERS) for tensor in scalars(1, dtype)]
     with traced() as trace:
@@ -170,7 +170,7 @@ def test_a_mixture_is_one_call_for_each_dtype_and_one_copy_for_each_device(prete
     assert trace.launches == ["_foreach_copy_", "copy_"] * 2
 
 
-def test_one_launch_where_the_device_can_store_into_the_ring(pretended):
+def test_a_device_that_stores_into_the_ring_takes_one_launch(pretended):
     copies, traced = pretended
     copies._mapped[CUDA] = Proven()
     tensors, others = scalars(10), scalars(3, torch.float8_e5m2)
@@ -183,7 +183,7 @@ def test_one_launch_where_the_device_can_store_into_the_ring(pretended):
 
 
 @pytest.mark.parametrize("shape", [(1,), (1, 1, 1)])
-def test_shapes_and_parameters(pretended, shape):
+def test_shapes_and_parameters_take_no_more_launches(pretended, shape):
     copies, traced = pretended
     tensors = [torch.empty(shape, device=CUDA, requires_grad=True), torch.nn.Parameter(torch.empty(shape, device=CUDA))]
     with traced() as trace:
@@ -191,7 +191,7 @@ def test_shapes_and_parameters(pretended, shape):
     assert trace.launches == ["_foreach_copy_", "copy_"]
 
 
-def test_reductions(pretended, monkeypatch):
+def test_reductions_take_one_launch_for_each_operation(pretended, monkeypatch):
     monkeypatch.setattr(reduction, "_current_stream", lambda tensor: None)
     _, traced = pretended
     reductions, rules = Reductions(), {"a": Rule(3, "mean"), "b": Rule(3, "mean")}
@@ -208,7 +208,7 @@ def test_reductions(pretended, monkeypatch):
     ]
 
 
-def test_writes_from_inside_a_graph_and_their_copies(pretended, monkeypatch):
+def test_deferred_writes_and_their_copies_do_not_synchronize(pretended, monkeypatch):
     _, traced = pretended
     locked = deferred_log._Locked
     monkeypatch.setattr(deferred_log, "_Locked", lambda rows, count: None)
@@ -242,7 +242,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_the_trace_finds(pretended, mistake):
+def test_the_trace_finds_each_kind_of_synchronization(pretended, mistake):
     copies, traced = pretended
     tensors = [*scalars(2), torch.empty(1, device=CUDA), torch.empty(1, device=CUDA, dtype=torch.float64)]
     tensors += scalars(1, torch.float16)

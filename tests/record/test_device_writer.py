@@ -80,7 +80,7 @@ def test_keys_may_come_in_another_order(recording):
 
 
 @pytest.mark.parametrize("steps", [[None, None, 7, None], [5, None, 3, None], [-(1 << 63), None]])
-def test_steps(recording, steps):
+def test_steps_are_those_given_or_the_next_ones(recording, steps):
     for step in steps:
         recording.log({"a": torch.tensor(1.0)}, step)
     assert recording.general == 1
@@ -99,7 +99,7 @@ def test_a_step_that_is_none_is_left_to_the_general_way(recording, warnings_logg
     assert len(warnings_logged()) == 1
 
 
-def test_after_the_last_step_of_all(recording):
+def test_the_largest_step_repeats(recording):
     for step in ((1 << 63) - 1, None):
         recording.log({"a": torch.tensor(1.0)}, step)
     assert [found.step for found in recording.rows()] == [(1 << 63) - 1] * 2
@@ -134,7 +134,7 @@ REMEMBERED = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_is_different_goes_the_general_way(recording, name):
+def test_other_rows_go_the_general_way(recording, name):
     different = OTHERS[name](row(2.0))
     for values in (row(), different, row(3.0)):
         recording.log(values)
@@ -146,7 +146,7 @@ def test_what_is_different_goes_the_general_way(recording, name):
     assert recording.values() == [expected(), found, expected(3.0), expected(4.0)]
 
 
-def test_what_cannot_be_recorded_is_refused_as_ever(new_recording, on_device, warnings_logged, monkeypatch):
+def test_values_that_cannot_be_recorded_are_refused(new_recording, on_device, warnings_logged, monkeypatch):
     recording = on_device(new_recording())
     recording.log({"a": torch.tensor(1.0), "b": torch.tensor(1.0)})
     monkeypatch.undo()  # the general way knows CPU tensors again, and looks at them
@@ -165,7 +165,7 @@ def test_what_cannot_be_recorded_is_refused_as_ever(new_recording, on_device, wa
     assert len(warnings_logged()) == 1
 
 
-def test_key_sets_that_alternate(recording):
+def test_alternating_key_sets_each_go_the_short_way(recording):
     for number in range(6):
         recording.log({"a": torch.tensor(float(number))}, number)
         recording.log({"b": torch.tensor(float(number)), "c": 1.0}, number)
@@ -174,7 +174,7 @@ def test_key_sets_that_alternate(recording):
     assert [len(found.values) for found in recording.rows()] == [1, 2, 1] * 6
 
 
-def test_other_threads_have_their_own(recording):
+def test_each_thread_has_its_own_writer(recording):
     def log():
         for number in range(5):
             recording.log({"a": torch.tensor(float(number))}, number)
@@ -198,7 +198,7 @@ def test_key_sets_are_not_remembered_for_ever(recording, monkeypatch):
     assert len(recording.values()) == 10
 
 
-def test_rules_come_first(recording):
+def test_reductions_go_before_the_short_way(recording):
     recording.recorder.define("mean", Rule(2, "mean"))
     for number in range(4):
         recording.log({"a": torch.tensor(float(number))})
@@ -210,14 +210,14 @@ def test_rules_come_first(recording):
     assert len(found) == 4 + 2 + 2
 
 
-def test_a_row_in_between_with_a_rule_of_its_own(recording):
+def test_a_reduced_row_between_others_is_reduced_alone(recording):
     for number in range(4):
         recording.log({"a": torch.tensor(float(number))})
         recording.log({"a": torch.tensor(float(number))}, every=2, reduce="max")
     assert [found.values["a"] for found in recording.rows()] == [0.0, 1.0, 1.0, 2.0, 3.0, 3.0]
 
 
-def test_a_full_ring(new_recording, on_device, warnings_logged):
+def test_a_full_ring_drops_rows_and_counts_them(new_recording, on_device, warnings_logged):
     recording = on_device(new_recording(buffer_bytes=1 << 14, lanes=1))
     for number in range(1000):
         recording.log({"a": torch.tensor(float(number))}, number)
@@ -229,7 +229,7 @@ def test_a_full_ring(new_recording, on_device, warnings_logged):
     assert recording.values() == [{"a": -1.0}]
 
 
-def test_a_device_that_fails(recording, monkeypatch, warnings_logged):
+def test_a_failing_device_loses_its_values_only(recording, monkeypatch, warnings_logged):
     recording.log({"a": torch.tensor(1.0), "n": 1.0})
 
     def fail(*_):
@@ -243,7 +243,7 @@ def test_a_device_that_fails(recording, monkeypatch, warnings_logged):
     assert warnings_logged() == ["device values are lost: CUDA error"]
 
 
-def test_torch_that_cannot_even_be_asked(recording, monkeypatch):
+def test_an_error_inside_torch_does_not_stop_the_program(recording, monkeypatch):
     """After an error that CUDA does not forget, every call of it fails. Here it is another one of torch that does."""
     wrapped, broken = torch._C._functorch.is_functorch_wrapped_tensor, []
 
@@ -262,7 +262,7 @@ def test_torch_that_cannot_even_be_asked(recording, monkeypatch):
     assert recording.values() == [{"a": 1.0}, {"a": 2.0}, {"a": 3.0}]
 
 
-def test_an_interrupt_in_the_middle(recording, monkeypatch):
+def test_an_interrupt_loses_the_values_of_its_row_only(recording, monkeypatch):
     recording.log({"a": torch.tensor(1.0)})
 
     def interrupt(*_):
@@ -276,7 +276,7 @@ def test_an_interrupt_in_the_middle(recording, monkeypatch):
     assert recording.values() == [{"a": 1.0}, {"a": None}, {"a": 3.0}]
 
 
-def test_after_the_end(recording, warnings_logged):
+def test_a_kept_writer_records_nothing_after_the_end(recording, warnings_logged):
     recording.log({"a": torch.tensor(1.0)})
     kept = recording.log
     recording.recorder.close(State.FINISHED)
@@ -286,7 +286,7 @@ def test_after_the_end(recording, warnings_logged):
     assert "after the run was finished" in message
 
 
-def test_a_forked_child(new_recording, on_device):
+def test_a_forked_child_hands_its_row_on(new_recording, on_device):
     recording = on_device(new_recording())
     recording.log({"a": torch.tensor(1.0)})
     kept, forked = recording.log, []
@@ -299,7 +299,7 @@ def test_a_forked_child(new_recording, on_device):
     assert recording.values() == [{"a": 1.0}]
 
 
-def test_it_says_when_it_is_slow(recording, monkeypatch, warnings_logged):
+def test_a_slow_call_is_warned_about(recording, monkeypatch, warnings_logged):
     recording.log({"a": torch.tensor(1.0)})
     monkeypatch.setattr("tensormeter.record.log_timing._SLOW", -1)
     recording.log({"a": torch.tensor(2.0)})
@@ -308,7 +308,7 @@ def test_it_says_when_it_is_slow(recording, monkeypatch, warnings_logged):
     assert message.startswith("log() of 'a' took")
 
 
-def test_its_cost_is_counted(recording):
+def test_calls_are_timed(recording):
     for _ in range(10):
         recording.log({"a": torch.tensor(1.0)})
     counts = recording.ring.words[recording.recorder._cost._start + 1 :][:64]

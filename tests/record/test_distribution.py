@@ -73,7 +73,7 @@ def counts(counted):
     return np.frombuffer(counted.counts, np.int32)
 
 
-def test_float32_is_exact_beside_the_sdk():
+def test_float32_values_get_the_buckets_of_the_sdk():
     mapping = LogarithmMapping(SINGLE.scale)
     values = awkward_values(SINGLE)
     wrong = [
@@ -85,7 +85,7 @@ def test_float32_is_exact_beside_the_sdk():
 
 
 @TABLES
-def test_exact_beside_rational_arithmetic(table):
+def test_buckets_are_those_of_rational_arithmetic(table):
     values = awkward_values(table)[::5]
     wrong = [
         value
@@ -96,7 +96,7 @@ def test_exact_beside_rational_arithmetic(table):
 
 
 @TABLES
-def test_the_faster_search_on_the_host(table):
+def test_the_fast_search_on_the_host_agrees_with_binary_search(table):
     """Beside the binary search: on every cell's first and last numbers, and on awkward ones."""
     bits = table.fraction_bits // 23 * 32
     words = np.arange(1 << 16, dtype=f"u{bits // 8}") << (bits - 16)
@@ -151,7 +151,7 @@ def test_large_tensors_are_counted_in_pieces(monkeypatch):
     ],
     ids=["bf16", "f16", "fp8", "int8", "bool", "int64", "transposed", "expanded", "parameter"],
 )
-def test_dtypes_and_shapes(values, table):
+def test_every_dtype_and_shape_is_counted_alike_on_host_and_device(values, table):
     exact = values.detach().double().reshape(-1)
     want = count_on_host([exact.numpy()], DOUBLE)
     host = count_on_host(tensor_pieces(values, table), table)
@@ -165,7 +165,7 @@ def test_dtypes_and_shapes(values, table):
 
 
 @pytest.mark.parametrize("byte_order", ["<", ">"])
-def test_arrays_of_any_byte_order_and_stride(byte_order):
+def test_arrays_of_any_byte_order_and_stride_are_counted(byte_order):
     values = np.arange(-50, 50, dtype=f"{byte_order}f4").reshape(10, 10)[::2, 1:]
     found = count_on_host(array_pieces(values, SINGLE), SINGLE)
     assert found.statistics == (values.sum(), values.min(), values.max())

@@ -102,7 +102,7 @@ def test_a_handler_may_log_new_names_while_new_names_are_being_added(new_recordi
     assert all(next(iter(row.values)) in (f"main{row.step}", f"handler{row.step}") for row in rows)
 
 
-def test_a_handler_that_comes_while_a_layout_is_added(recording):
+def test_a_handler_may_log_while_a_layout_is_added(recording):
     """The worst instant: the outer call holds the locks, and has looked at the dictionary but not written to it."""
     add_layout = recording.ring.add_layout
 
@@ -151,7 +151,7 @@ def test_a_handler_that_raises_leaves_the_ring_whole(new_recording, alarm, short
     assert recording.values() == [{"last": 1.0}]
 
 
-def test_threads_beyond_the_number_of_lanes(new_recording):
+def test_more_threads_than_lanes_lose_nothing(new_recording):
     recording = new_recording(lanes=4, buffer_bytes=4 << 20)
     start = threading.Barrier(11)
 
@@ -218,7 +218,7 @@ def test_a_ring_with_one_lane_serves_all_threads(new_recording):
     assert sorted(row.step for row in recording.rows()) == list(range(6))
 
 
-def test_finishing_while_threads_log(new_recording):
+def test_a_run_may_be_finished_while_threads_log(new_recording):
     """What was accepted before the end is there; what comes after is refused without harm."""
     from tensormeter.ring.format import State
 

@@ -61,7 +61,7 @@ def test_the_reader_gives_what_was_accepted(new_recording, steps):
         assert recording.values() == [shape(1)]
 
 
-def test_many_laps(new_recording):
+def test_a_lane_is_reused_many_times_without_loss(new_recording):
     recording = new_recording(lanes=1, buffer_bytes=4096)
     names = list(SHAPES)
     for number in range(2000):

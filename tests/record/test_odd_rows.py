@@ -91,7 +91,7 @@ def recorded(good):
     return {name: value if value == 2**60 else float(value) for name, value in plain.items()}
 
 
-def test_values_of_a_mapping_that_fails_in_part(recording):
+def test_a_mapping_that_fails_in_part_keeps_its_other_values(recording):
     recording.log(Lazy({"a": 1.0, "b": 2.0, "c": 3.0}, {"b"}), 1)
     assert recording.values() == [{"a": 1.0, "c": 3.0}]
     assert recording.ring.drops() == {"unsupported_value": 1}
@@ -104,7 +104,7 @@ def test_a_row_whose_step_is_none_is_recorded(recording, make):
 
 
 @pytest.mark.parametrize("make", [Raises, int, list, object])
-def test_what_is_no_mapping_is_counted(recording, make):
+def test_rows_that_are_no_mapping_are_counted(recording, make):
     recording.log(make(), 1)
     assert recording.ring.drops() == {"unsupported_value": 1}
 
@@ -117,7 +117,7 @@ def test_a_picture_that_fails_costs_its_row_nothing(recording):
     assert recording.ring.drops() == {"unsupported_value": 1}
 
 
-def test_a_distribution_of_extremes_under_errors_of_numpy(recording):
+def test_extreme_values_are_counted_where_numpy_raises_errors(recording):
     with np.errstate(all="raise"):
         recording.log({"d": Histogram(np.array([np.inf, 1e308, 1e308, 1e-320])), "a": 1.0}, 1)
     (row,) = recording.rows()

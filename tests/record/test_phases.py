@@ -145,7 +145,7 @@ class TestHost:
             pass
         assert set(rig.rows[0][1]) == {("step.duration", "", "host")}
 
-    def test_threads_have_their_own(self, rig):
+    def test_each_thread_has_its_own_phases(self, rig):
         entered = threading.Barrier(3)
 
         def run(name):

@@ -32,7 +32,7 @@ class TestDevice:
                 assert row[metric, phase, "device"] == pytest.approx(1.0 + i)
         assert rig.device.in_use == 1  # where the next differences begin
 
-    def test_a_device_that_is_slower_than_the_host(self, device_rig):
+    def test_times_of_a_device_that_is_slower_than_the_host_are_right(self, device_rig):
         rig, lags = device_rig, []
         for _ in range(10):
             with rig.phases.step(None, None):
@@ -62,7 +62,7 @@ class TestDevice:
         assert lags[1] == pytest.approx(0.0)
         assert lags[2] == pytest.approx(1.0, abs=0.001)
 
-    def test_clocks_may_drift(self, device_rig):
+    def test_drifting_clocks_do_not_shift_times(self, device_rig):
         rig = device_rig
         for _ in range(200):
             rig.step(60.0)
@@ -97,7 +97,7 @@ class TestDevice:
         assert rig.device.in_use == 1
         assert len([record for record in caplog.records if "behind" in record.getMessage()]) == 1
 
-    def test_not_over_at_the_end(self, device_rig):
+    def test_steps_that_are_not_over_at_the_end_have_no_device_times(self, device_rig):
         rig = device_rig
         rig.device.reached = 0.0
         rig.step()
@@ -219,7 +219,7 @@ class TestCudaEvents:
         assert events.record() is None
         assert not events.are_over([first])
 
-    def test_one_device_a_thread(self, cuda):
+    def test_each_thread_has_one_device(self, cuda):
         events = CudaEvents()
         events.record()
         cuda.device = 1

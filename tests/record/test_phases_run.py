@@ -28,7 +28,7 @@ def run(tmp_path):
     run.finish()
 
 
-def test_a_run_has_them(run):
+def test_a_run_records_steps_and_phases(run):
     for step in range(10, 13):
         with run.step(items=4):
             with run.phase("model_forward"):
@@ -76,13 +76,13 @@ def test_a_forked_child_leaves_the_parents_ring_alone(run):
     assert bytes(run._process.ring.buffer) == before
 
 
-def test_a_run_that_records_nothing():
+def test_a_disabled_run_has_no_phases():
     with tensormeter.init(mode="disabled") as run, run.step(items=3), run.phase("p"):
         assert run._phases is None
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # within torch
-def test_in_a_compiled_function(run, caplog):
+def test_a_phase_in_a_compiled_function_is_recorded(run, caplog):
     caplog.set_level(logging.WARNING)
     torch._dynamo.reset()
 
@@ -107,7 +107,7 @@ gpu = [pytest.mark.gpu, pytest.mark.skipif(not has_cuda(), reason="needs a CUDA 
 class TestCuda:
     pytestmark = gpu
 
-    def test_times_of_the_device(self, run):
+    def test_phases_have_times_of_the_device(self, run):
         torch.cuda._sleep(1)
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")

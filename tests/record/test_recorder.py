@@ -72,7 +72,7 @@ def test_after_the_largest_step_there_is_no_next_one(recording):
     assert steps_of(recording) == [largest] * 3
 
 
-def test_key_sets_alternate(recording):
+def test_alternating_key_sets_are_recorded(recording):
     rows = [{"a": 1.0}, {"a": 1.0, "b": 2.0}, {"b": 2.0, "a": 1.0}, {"c d/é'\"\\": 3.0}] * 3
     for row in rows:
         recording.log(row)
@@ -80,7 +80,7 @@ def test_key_sets_alternate(recording):
     assert recording.ring.drops() == {}
 
 
-def test_a_row_of_thousands_of_keys(recording):
+def test_a_row_of_thousands_of_keys_is_recorded(recording):
     row = {f"layer.{i}.weight": float(i) for i in range(3000)}
     recording.log(row, 1)
     recording.log(row, 2)
@@ -164,7 +164,7 @@ def test_a_forked_child_records_nothing_here_and_hands_its_rows_on(recording, wa
     assert warnings_logged() == []
 
 
-def test_parent_and_forked_children_at_once(recording):
+def test_parent_and_forked_children_may_log_at_once(recording):
     """Children inherit the mapping and hammer every writer; not a word of it may change."""
     recording.log({"a": 0.0}, 0)
     children = []

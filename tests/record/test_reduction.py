@@ -16,7 +16,7 @@ REDUCED = {"mean": 2.875, "min": -1.0, "max": 7.5, "sum": 11.5, "last": 2.0}
 
 
 @pytest.mark.parametrize(("reduce", "result"), REDUCED.items())
-def test_one_value_for_every_four(recording, reduce, result):
+def test_every_four_values_become_one(recording, reduce, result):
     for step, value in enumerate(VALUES * 3):
         recording.log({"loss": value, "n": step}, step, every=4, reduce=reduce)
     rows = recording.rows()
@@ -33,7 +33,7 @@ def test_mean_is_the_default_and_the_rest_comes_at_the_end(recording):
 
 @pytest.mark.parametrize("reduce", ["mean", "min", "max", "sum"])
 @pytest.mark.parametrize("position", [0, 1, 3])
-def test_a_nan_is_seen(recording, reduce, position):
+def test_a_nan_survives_each_reduction(recording, reduce, position):
     values = VALUES.copy()
     values[position] = math.nan
     for step, value in enumerate(values):
@@ -135,7 +135,7 @@ def test_many_names_dtypes_and_shapes_in_one_row():
     ]
 
 
-def test_what_happens_to_a_tensor_later_does_not_matter():
+def test_later_changes_of_a_tensor_do_not_matter():
     reductions, rule, running = Reductions(), Rule(3, "sum"), torch.zeros(())
     results = []
     for step in range(3):
@@ -171,7 +171,7 @@ def test_incomplete_device_values_are_flushed():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not has_cuda(), reason="needs a CUDA device")
-def test_on_a_gpu_without_waiting(new_recording):
+def test_reducing_on_a_gpu_does_not_synchronize(new_recording):
     recording = new_recording(folder=Path("/dev/shm"))
     values = [torch.tensor(value, device="cuda") for value in VALUES * 4]
     recording.log({"warm": values[0]}, -1)

@@ -26,7 +26,7 @@ def small(path):
     ring.release()
 
 
-def test_what_was_created_can_be_opened(small, path):
+def test_a_created_file_can_be_opened(small, path):
     opened = RingFile.open(path)
     assert list(opened.entries()) == [(EntryKind.METADATA, {"resource": {"a": 1}})]
     assert opened.process == "process"
@@ -123,7 +123,7 @@ def test_other_headers_are_refused(small, path, tmp_path, word, value, message):
         RingFile.open(broken)
 
 
-def test_what_is_no_file_is_refused(tmp_path):
+def test_paths_that_are_no_files_are_refused(tmp_path):
     for path in (tmp_path, tmp_path / "missing.ring"):
         with pytest.raises(RingError, match="cannot map"):
             RingFile.open(path)

@@ -32,7 +32,7 @@ def pretend(monkeypatch, statistics, *, initialized=True):
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
 
 
-def test_torch_memory_of_each_gpu_in_use(monkeypatch):
+def test_torch_memory_is_sampled_for_each_gpu_in_use(monkeypatch):
     pretend(monkeypatch, [UNUSED, USED, REDUCED])
     found = {
         (stream.name, dict(stream.attributes)["tensormeter.torch.device"]): value for stream, value in torch_memory()
@@ -52,19 +52,19 @@ def test_torch_memory_of_each_gpu_in_use(monkeypatch):
     assert {stream.kind for stream, _ in torch_memory() if stream.unit != "By"} == {"observable_counter"}
 
 
-def test_no_cuda_is_initialized_for_it(monkeypatch):
+def test_sampling_initializes_no_cuda(monkeypatch):
     pretend(monkeypatch, [USED], initialized=False)
     assert list(torch_memory()) == []
 
 
-def test_torch_is_not_imported_for_it():
+def test_sampling_does_not_import_torch():
     code = "import sys; from tensormeter.record.runtime.torch_memory import torch_memory; "
     code += "print(list(torch_memory()), 'torch' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said == "[] False\n"
 
 
-def test_garbage_collections():
+def test_garbage_collections_are_counted_and_timed():
     before = {(stream.name, stream.attributes): value for stream, value in garbage()}
     assert len(before) == 9
     gc.collect()

@@ -116,7 +116,7 @@ def test_nan_keeps_its_bits(recording):
     assert math.isnan(second)
 
 
-def test_inference_tensors_and_modes(recording):
+def test_tensors_are_recorded_in_every_grad_mode(recording):
     with torch.inference_mode():
         tensor = torch.tensor(2.5)
         recording.log({"a": tensor})
@@ -221,7 +221,7 @@ def test_each_key_has_its_own_warning(recording, warnings_logged):
 
 
 @pytest.mark.parametrize("key", [5, 0, None, ("a",), b"a", "", STEP_METRIC])
-def test_refused_keys(recording, warnings_logged, key):
+def test_keys_that_cannot_be_recorded_are_refused(recording, warnings_logged, key):
     for _ in range(2):
         recording.log({key: 1.0, "good": 2.0})
     assert recording.values() == [{"good": 2.0}] * 2
@@ -239,7 +239,7 @@ def test_a_refused_key_does_not_silence_another_warning(new_recording, warnings_
 
 @pytest.mark.parametrize("values", [None, 5, "abc", [1.0], [("a", 1.0)], {1.0}, object()])
 @pytest.mark.parametrize("before", [{}, {"a": 1.0}, {"a": 1.0, "b": 2.0, "c": 3.0}])
-def test_what_is_no_mapping_is_refused(recording, warnings_logged, values, before):
+def test_rows_that_are_no_mapping_are_refused(recording, warnings_logged, values, before):
     recording.log(before)
     for _ in range(2):
         recording.log(values)
@@ -269,7 +269,7 @@ def mesh():
     torch.distributed.destroy_process_group()
 
 
-def test_distributed_tensors(recording, warnings_logged, mesh):
+def test_only_replicated_distributed_tensors_are_recorded(recording, warnings_logged, mesh):
     """Of which every process has the value, or none may be asked for it."""
     from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 

@@ -35,14 +35,14 @@ def test_a_sample_is_taken_when_it_is_time(recording, clock):
     assert oldest == gc.get_stats()[-1]["collections"]
 
 
-def test_off(recording, clock):
+def test_an_interval_of_zero_samples_nothing(recording, clock):
     vitals = RuntimeMetrics(recording.recorder, 0.0)
     vitals.beat()
     vitals.sample()
     assert by_name(recording) == []
 
 
-def test_what_fails_fails_once(recording, clock, monkeypatch, warnings_logged):
+def test_a_failing_metric_is_dropped_after_one_warning(recording, clock, monkeypatch, warnings_logged):
     def fail():
         raise AttributeError("memory_stats")
 

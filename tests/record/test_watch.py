@@ -71,7 +71,7 @@ def train(model, optimizers, steps=1, after_backward=lambda: None):
             each.step()
 
 
-def test_gradients_before_the_step(watching):
+def test_gradients_are_those_before_the_step(watching):
     model = Net()
     watching(model)
     sgd = SGD(model.parameters(), 0.01)
@@ -104,7 +104,7 @@ def test_gradients_before_the_step(watching):
         ({"log": "gradients", "histograms": False}, {"gradient_norm"}),
     ],
 )
-def test_what_is_logged(watching, options, prefixes):
+def test_options_choose_the_metrics_that_are_logged(watching, options, prefixes):
     model = Net()
     watching(model, **options)
     train(model, [SGD(model.parameters(), 0.01)])
@@ -115,14 +115,14 @@ def test_what_is_logged(watching, options, prefixes):
         assert named == {"first.weight", "first.bias", "frozen.weight", "unused.weight", "unused.bias"}
 
 
-def test_every_so_many_steps(watching):
+def test_a_row_is_logged_every_so_many_steps(watching):
     model = Net()
     watching(model, every=3)
     train(model, [SGD(model.parameters(), 0.01)], 7)
     assert len(watching.rows) == 3
 
 
-def test_one_row_a_step_however_many_optimizers(watching):
+def test_several_optimizers_make_one_row_a_step(watching):
     model, other = Net(), Net()
     watching(model)
     train(other, [SGD(other.parameters(), 0.01)], 3)
@@ -136,7 +136,7 @@ def test_one_row_a_step_however_many_optimizers(watching):
     assert len(watching.rows) == 6
 
 
-def test_a_parameter_that_joins_an_optimizer_later(watching):
+def test_a_parameter_may_join_an_optimizer_later(watching):
     model, other = Net(), nn.Linear(2, 2)
     watching(model)
     sgd = SGD(other.parameters(), 0.01)
@@ -179,7 +179,7 @@ def test_nothing_is_called_after_stop(watching):
     assert optimizer._global_optimizer_pre_hooks == before
 
 
-def test_stopped_in_the_middle_of_a_step(watching):
+def test_a_watch_may_be_stopped_in_the_middle_of_a_step(watching):
     """By a signal handler, say: torch must not find its hooks changed while it goes through them."""
     model = Net()
     watch = watching(model)
@@ -212,7 +212,7 @@ def test_a_watch_that_never_sees_a_step_says_so(watching):
     assert "no torch optimizer" in message
 
 
-def test_without_an_optimizer_and_on_another_thread(watching):
+def test_rows_can_be_logged_without_an_optimizer_and_on_another_thread(watching):
     model = Net()
     watch = watching(model)
     model(torch.ones(3, 4)).backward()
@@ -225,7 +225,7 @@ def test_without_an_optimizer_and_on_another_thread(watching):
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # within torch
-def test_compiled_models_and_steps(watching):
+def test_compiled_models_and_steps_are_watched(watching):
     torch._dynamo.reset()
     model = Net()
     compiled = torch.compile(model, backend="eager")
@@ -278,7 +278,7 @@ def test_of_sharded_parameters_the_part_that_is_here(watching):
         dist.destroy_process_group()
 
 
-def test_norms_of_nothing():
+def test_tensors_without_norms_have_none():
     assert _euclidean_norms({"a": torch.ones(2, dtype=torch.int64)}) == (None, {})
 
 
@@ -314,7 +314,7 @@ def test_arguments_that_cannot_be_used(tmp_path, arguments):
         run.watch(**arguments)
 
 
-def test_a_run_watches(tmp_path, caplog):
+def test_a_run_watches_models(tmp_path, caplog):
     settings = {"directory": tmp_path, "buffer_directory": tmp_path, "agent": "off", "mode": "offline"}
     model, again = Net(), Net()
     run = tensormeter.init(settings=settings)

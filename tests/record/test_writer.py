@@ -93,7 +93,7 @@ class Collides:
         (({"a": 1.0, "b": 1}, 1, 2), {}),
     ],
 )
-def test_anything_else_is_handed_on_as_it_is(args, kwargs):
+def test_other_rows_are_handed_on_as_they_are(args, kwargs):
     words = Words()
     words.write(*args, **kwargs)
     assert words.handed_on == [(args, kwargs)]
@@ -136,7 +136,7 @@ def test_a_comparison_that_raises_is_not_swallowed():
     assert not any(words.ring)
 
 
-def test_more_columns_than_fit_the_stack():
+def test_rows_of_more_columns_than_fit_the_stack_are_written():
     names = [f"k{i}" for i in range(200)]
     words = Words(names, b"d" * 200)
     words.write({name: float(i) for i, name in enumerate(names)}, 1)
@@ -196,7 +196,7 @@ def test_a_writer_that_cannot_be_is_refused(change, error):
         _writer.Writer(**arguments)
 
 
-def test_it_holds_on_to_nothing():
+def test_a_writer_keeps_no_references():
     def references():
         gc.collect()
         return [sys.getrefcount(item) for item in (value, key, words.arguments["keys"], words.ring)]

@@ -116,7 +116,7 @@ READABLE = """--max-tokens 512|--tokenizer gpt2|--tokenizer_name bert|--max_new_
 
 
 @pytest.mark.parametrize("line", READABLE.replace("\n", "|").split("|"))
-def test_what_is_no_secret_stays_readable(line):
+def test_words_that_are_no_secrets_stay_readable(line):
     for arguments in (line.split(" ", 1), line.split(), [line], [line.replace(" ", "=", 1)]):
         assert mask_arguments([*arguments, "--lr", "1"]) == [*arguments, "--lr", "1"]
 

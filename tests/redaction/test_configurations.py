@@ -56,7 +56,7 @@ def test_texts_are_masked_by_name_at_every_depth():
     assert names[:5] == ["password", "service.access_token", "service.apiKey", "wandb.key", "sinks.cookie"]
 
 
-def test_what_is_no_secret_is_as_it_was():
+def test_entries_that_are_no_secrets_stay_as_they_were():
     config = {
         "use_auth_token": True,
         "push_to_hub_token": None,

@@ -35,7 +35,7 @@ def delivered(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("masked", [True, False])
-def test_no_file_and_no_request_has_the_secret(tmp_path, masked):
+def test_no_file_and_no_request_contains_the_secret(tmp_path, masked):
     variables = {
         "TENSORMETER_DIR": str(tmp_path / "runs"),
         "TENSORMETER_BUFFER_DIR": str(tmp_path / "rings"),

@@ -116,7 +116,7 @@ def sample(library, tmp_path):
     sensor.close()
 
 
-def test_a_gpu(sample):
+def test_every_reading_of_a_gpu_becomes_a_point(sample):
     found, failures = sample()
     assert failures == {}
     assert found == {

@@ -31,7 +31,7 @@ def read(root: Path) -> dict:
     return {(name, *item[2].values()): item[1] for name, items in observed.items() for item in items}
 
 
-def test_version_2(tmp_path, machine):
+def test_limits_and_usage_come_from_cgroup_version_2(tmp_path, machine):
     """The pod's limit on memory is lower than the container's; only the container's processors are limited."""
     pod = "sys/fs/cgroup/kubepods/pod1"
     root = write(
@@ -62,7 +62,7 @@ def test_version_2(tmp_path, machine):
     }
 
 
-def test_version_1(tmp_path, machine):
+def test_limits_and_usage_come_from_cgroup_version_1(tmp_path, machine):
     """As in a container, whose mounts begin at its own group."""
     root = write(
         tmp_path,

@@ -37,7 +37,7 @@ def between(low, value, high):
     assert low <= value <= high, (low, value, high)
 
 
-def test_processor_time():
+def test_processor_time_agrees_with_the_kernel():
     sensor = HostSensor()
     before = [int(ticks) * TICK for ticks in table("/proc/stat")["cpu"]]
     found = named(observe(sensor, {}), "system.cpu.time", "cpu.mode")
@@ -63,7 +63,7 @@ def test_processor_utilization_is_of_the_time_between_samples():
     assert share == {mode: pytest.approx(seconds / sum(spent.values())) for mode, seconds in spent.items()}
 
 
-def test_memory(observed):
+def test_memory_agrees_with_the_kernel(observed):
     kilobytes = {name: int(fields[0]) for name, fields in table("/proc/meminfo").items()}
     usage = named(observed, "system.memory.usage", "system.memory.state")
     ((limit,),) = [[item[1] for item in observed["system.memory.limit"]]]
@@ -77,7 +77,7 @@ def test_memory(observed):
     assert share == {state: pytest.approx(size / limit) for state, size in usage.items()}
 
 
-def test_swap(observed):
+def test_swap_agrees_with_the_kernel(observed):
     kilobytes = {name: int(fields[0]) for name, fields in table("/proc/meminfo").items()}
     usage = named(observed, "system.paging.usage", "system.paging.state")
     assert usage["used",] + usage["free",] == kilobytes["SwapTotal"] * 1024
@@ -87,7 +87,7 @@ def test_swap(observed):
     assert operations["out",] == pytest.approx(int(pages["pswpout"][0]), abs=1000)
 
 
-def test_disks():
+def test_disks_agree_with_the_kernel():
     def read():
         lines = [line.split() for line in Path("/proc/diskstats").read_text().splitlines()]
         return {fields[2]: [int(field) for field in fields[3:]] for fields in lines}
@@ -112,7 +112,7 @@ def test_disks():
         between(before[device][9] / 1000, busy, after[device][9] / 1000)
 
 
-def test_network():
+def test_network_agrees_with_the_kernel():
     def read():
         lines = Path("/proc/net/dev").read_text().splitlines()[2:]
         return {line.split(":")[0].strip(): [int(field) for field in line.split(":")[1].split()] for line in lines}

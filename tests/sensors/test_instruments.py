@@ -64,7 +64,7 @@ def conventional_attributes():
 
 
 @pytest.mark.parametrize("instrument", ALL_INSTRUMENTS, ids=lambda instrument: instrument.name)
-def test_conventions(instrument, conventions, conventional_attributes):
+def test_instruments_keep_the_semantic_conventions(instrument, conventions, conventional_attributes):
     if instrument.name.startswith("tensormeter."):
         assert instrument.name not in conventions
     else:

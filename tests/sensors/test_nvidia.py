@@ -43,7 +43,7 @@ def sample(nvml, watch):
     sensor.close()
 
 
-def test_a_healthy_gpu(sample):
+def test_every_reading_of_a_healthy_gpu_becomes_a_point(sample):
     sample()
     found = sample()[0][HEALTHY]
     assert found == {
@@ -138,7 +138,7 @@ def test_failures_are_counted_and_stop_nothing(sample):
     assert sample()[1] == {"NVMLError_GpuIsLost": 2, "NVMLError_Unknown": 2}
 
 
-def test_what_is_absent_is_not_asked_for_again(sample, nvml):
+def test_absent_readings_are_not_asked_for_again(sample, nvml):
     sample()
     before = nvml.calls["nvmlDeviceGetTotalEnergyConsumption"], nvml.calls["nvmlDeviceGetUtilizationRates"]
     sample()
@@ -152,7 +152,7 @@ def test_a_gpu_that_comes_back_is_read(sample, nvml):
     assert "GPU-back" in sample()[0]
 
 
-def test_what_is_replayed_can_be_recorded(nvml):
+def test_the_replayed_library_can_be_recorded_again(nvml):
     """The recorder, for a machine with a GPU, on top of the stand-in: it notes what that was told to say."""
     nvml.events.append(("0", 31))
     recorded = record()
@@ -217,7 +217,7 @@ def test_no_pynvml_is_silent(watch, monkeypatch, caplog):
         ("none", []),
     ],
 )
-def test_visible_devices(devices, expected):
+def test_only_visible_devices_are_read(devices, expected):
     uuids = ["GPU-aa00", "GPU-bb11", "GPU-cc22"]
     assert [number for number, uuid in enumerate(uuids) if visible_to(devices, number, uuid)] == expected
 

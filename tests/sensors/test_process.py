@@ -88,7 +88,7 @@ def context_switches(pid):
     return dict(zip(("voluntary", "involuntary"), numbers, strict=True))
 
 
-def test_a_trainer_and_its_children(trainer, watch):
+def test_figures_of_a_trainer_and_its_children_agree_with_the_kernel(trainer, watch):
     failures: dict[str, int] = {}
     before = context_switches(trainer.pid)
     observed = observe(ProcessSensor(watch), failures)
@@ -132,7 +132,7 @@ def test_children_of_several_trainers_are_told_apart(trainer):
         other.communicate()
 
 
-def test_the_agent_says_what_it_costs_itself():
+def test_the_agent_reports_its_own_cost():
     observed = observe(ProcessSensor(Watch()), {})
     found = figures(observed, "agent")
     assert {item[2]["process.pid"] for item in observed["process.memory.usage"]} == {os.getpid()}

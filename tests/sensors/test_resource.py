@@ -20,7 +20,7 @@ def describe(**changes):
     return describe_process(**{"project": "p", "run_id": "r", "run_name": "n", "process": "i"} | changes)
 
 
-def test_a_process(monkeypatch, tmp_path):
+def test_a_process_is_described(monkeypatch, tmp_path):
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
@@ -60,14 +60,13 @@ def test_attributes_that_users_give_hold_no_secrets(monkeypatch):
     assert (found["team"], found["db"], found["n"]) == ("vision", "postgres://***@h/x", (1, 2))
 
 
-def test_versions_of_torch_without_importing_it():
+def test_versions_of_torch_are_found_without_importing_it():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
     code = (
         "import json, sys; from tensormeter.resource import describe_process; d = describe_process('p', 'r', 'n', 'i');"
     )
     code += "assert 'torch' not in sys.modules; print(d['tensormeter.torch.version'])"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    import torch
-
     assert said == version("torch")
     assert describe()["tensormeter.torch.version"] == torch.__version__
     assert type(describe()["tensormeter.torch.version"]) is str
@@ -81,7 +80,7 @@ def test_versions_of_torch_without_importing_it():
         "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  550.90.07  Release Build  (dvs-builder)\n",
     ],
 )
-def test_gpus_from_the_files_of_the_driver(monkeypatch, tmp_path, line):
+def test_gpus_are_found_in_the_files_of_the_driver(monkeypatch, tmp_path, line):
     monkeypatch.setattr("tensormeter.resource.describe._PROC_NVIDIA", tmp_path)
     (tmp_path / "version").write_text(line)
     for bus in ("0000:01:00.0", "0000:02:00.0"):
@@ -145,7 +144,7 @@ def test_a_node_is_the_same_for_all_its_processes(monkeypatch):
         ({"RANK": "9" * 5000, "LOCAL_RANK": "-1", "WORLD_SIZE": "9" * 12, "LOCAL_WORLD_SIZE": "²"}, {}),
     ],
 )
-def test_rank(monkeypatch, environment, expected):
+def test_ranks_are_read_from_every_launcher(monkeypatch, environment, expected):
     for variable in [name for names in _RANK.values() for name in names]:
         monkeypatch.delenv(variable, raising=False)
     for variable, value in environment.items():
@@ -153,7 +152,7 @@ def test_rank(monkeypatch, environment, expected):
     assert describe_rank() == expected
 
 
-def test_job(tmp_path):
+def test_jobs_are_read_from_every_scheduler(tmp_path):
     namespace = tmp_path / "namespace"
     namespace.write_text("training\n")
     environment = {
@@ -197,7 +196,7 @@ def test_job(tmp_path):
         (["a"] * 65, ["a"] * 64 + ["..."]),
     ],
 )
-def test_secrets_in_a_command_line(arguments, shown):
+def test_secrets_in_a_command_line_are_masked(arguments, shown):
     environment = {"MY_SECRET": "the-value-of-it", "SHORT_TOKEN": "a", "HOME": "train.py"}
     assert mask_secrets(arguments, environment) == shown
 
@@ -221,7 +220,7 @@ def git(folder: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.strip()
 
 
-def test_commit(repository):
+def test_the_commit_is_found_without_git(repository):
     (repository / "src").mkdir()
     expected = {
         "vcs.ref.head.name": "main",
@@ -251,7 +250,7 @@ def test_the_remote_is_shown_without_secrets(repository, remote, shown):
     assert describe_revision(repository)["vcs.repository.url.full"] == shown
 
 
-def test_commit_of_a_worktree(repository, tmp_path):
+def test_the_commit_of_a_worktree_is_found(repository, tmp_path):
     git(repository, "worktree", "add", "--quiet", "-b", "team/idea", str(tmp_path / "tree"))
     found = describe_revision(tmp_path / "tree")
     assert found["vcs.ref.head.name"] == "team/idea"
