@@ -5,7 +5,7 @@ import random
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tensormeter.otlp.batch import Scope
@@ -154,6 +154,9 @@ def test_nested_keys_of_a_configuration_stay_apart():
 
 
 @given(original=ODD)
+@example(original="C:")
+@example(original="1:")
+@example(original="::")
 def test_wandb_gets_only_names_that_it_accepts(original):
     from wandb.sdk.artifacts._internal_artifact import sanitize_artifact_name
     from wandb.sdk.artifacts._validators import validate_artifact_name

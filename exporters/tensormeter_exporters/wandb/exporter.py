@@ -82,7 +82,8 @@ _PICTURE_MODES: Final = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;1
 
 _UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f\\]")
 
-_DRIVE: Final = re.compile(r"^([A-Za-z]):")
+_DRIVE: Final = re.compile(r"^([^/]):")
+"""The drive of a Windows path. W&B refuses paths with one; since Python 3.12 any character can be a drive."""
 
 _Row = tuple[ProcessRef, str, Callable[[], dict[str, Any]]]
 """The sender, a name for people, and the function that creates the row when it is logged."""
