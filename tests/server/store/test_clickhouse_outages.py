@@ -10,6 +10,7 @@ import threading
 import numpy as np
 import pytest
 
+from support.ports import reserve_port
 from support.processes import module_command
 from tensormeter.otlp.batch import Batch, Gauge
 from tensormeter.otlp.decode import decode_metrics
@@ -27,7 +28,7 @@ class Own:
 
     def __init__(self, folder):
         self.folder = folder
-        self.port = "0"
+        self.port = str(reserve_port())
         self.begin()
 
     def begin(self):
