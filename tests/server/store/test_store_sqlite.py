@@ -1,6 +1,8 @@
 """The SQLite store by itself: folding, merging, replaying, refusing."""
 
+import os
 import sqlite3
+import sys
 import threading
 from contextlib import closing
 
@@ -324,3 +326,27 @@ def test_folding_stands_aside_for_readers_but_not_for_ever(open_store, monkeypat
     with store._reader():
         store.fold()
     assert read(store) == [(1, 1.0), (2, 2.0), (3, 3.0)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc for open files")
+@pytest.mark.parametrize(
+    "failure", [sqlite3.DatabaseError("malformed"), StoreError("damaged")], ids=lambda e: type(e).__name__
+)
+def test_a_store_that_cannot_be_opened_leaves_no_file_open(tmp_path, monkeypatch, failure):
+    SqliteStore(tmp_path).close()
+
+    def fail(connection):
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tensormeter.server.store.sqlite.store.find_unsampled", fail)
+        with pytest.raises(StoreError) as caught:
+            SqliteStore(tmp_path)
+    names = [os.readlink(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd") if is_open(number)]
+    assert [name for name in names if name.startswith(str(tmp_path))] == []
+    assert caught.value is failure or caught.value.__cause__ is failure
+    SqliteStore(tmp_path).close()
+
+
+def is_open(number):
+    return os.path.islink(f"/proc/self/fd/{number}")

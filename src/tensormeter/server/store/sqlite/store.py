@@ -155,12 +155,12 @@ class SqliteStore(SqliteQueries):
             self.syncer = LogSyncer(file, self._carry_over)
             self.syncer.start(durability, syncs=filesystem.syncs)
         except (sqlite3.Error, UnicodeDecodeError) as error:
-            self._lock.release()
+            self._abandon()
             raise StoreError(
                 unreadable(file) or f"cannot open the store in {folder}: {error}{self._room.hint()}"
             ) from error
         except BaseException:
-            self._lock.release()
+            self._abandon()
             raise
         self._room.keep()
         self._disk = Disk(folder, self._room)
@@ -335,6 +335,16 @@ class SqliteStore(SqliteQueries):
         self._folder.close()
         self._writer.close()
         self._suspicion.close()
+        self._lock.release()
+
+    def _abandon(self) -> None:
+        """Close the connections of a store that could not be opened, and give the folder back."""
+        for name in ("_writer", "_folder"):
+            if hasattr(self, name):
+                getattr(self, name).close()
+        if hasattr(self, "_readers"):
+            while not self._readers.empty():
+                self._readers.get().close()
         self._lock.release()
 
     def _replay(self) -> None:
