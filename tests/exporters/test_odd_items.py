@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections import defaultdict
+from contextlib import closing
 from pathlib import Path
 
 import odd_items
@@ -134,7 +135,7 @@ def test_every_good_item_arrives_at_mlflow(tmp_path, clean_environment):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     delivered = deliver_in_process("mlflow", tmp_path, environment, tracking_uri=uri)
     check_delivery(delivered, refused=0)
-    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         metrics, params, tags = defaultdict(list), {}, {}
         for name, value, step in database.execute(
             "SELECT key, value, step FROM metrics WHERE NOT is_nan ORDER BY timestamp, step"
