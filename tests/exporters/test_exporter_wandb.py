@@ -18,7 +18,7 @@ sys.path.insert(0, sys.argv[1])
 from support.otlp import Requests as make
 from tensormeter.exporter import Accepted, ExporterConfig
 from tensormeter.otlp.media import Alert, Table, Text
-from tensormeter_exporters.wandb import WandbExporter
+from tensormeter_exporters.wandb.exporter import WandbExporter
 folder = Path(sys.argv[2])
 def exporter():
     return WandbExporter(ExporterConfig(endpoint="", token=None, timeout=60, destination="wandb",
@@ -98,7 +98,7 @@ sys.path.insert(0, sys.argv[1])
 import wandb
 from support.otlp import Requests as make
 from tensormeter.exporter import Accepted, ExporterConfig, Retry
-from tensormeter_exporters import wandb as module
+from tensormeter_exporters.wandb import exporter as module
 folder, when, rows = Path(sys.argv[2]), sys.argv[3], 300
 die = lambda: os.kill(os.getpid(), signal.SIGKILL)
 if when == "end":
@@ -174,7 +174,7 @@ sys.path.insert(0, sys.argv[1])
 from support.otlp import Requests as make
 from tensormeter.exporter import ExporterConfig
 from tensormeter.otlp.media import Image, Text
-from tensormeter_exporters import wandb as module
+from tensormeter_exporters.wandb import exporter as module
 folder, when = Path(sys.argv[2]), sys.argv[3]
 def exporter():
     return module.WandbExporter(ExporterConfig(endpoint="", token=None, timeout=60, destination="wandb",
@@ -230,8 +230,8 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from support.otlp import Requests as make
 from tensormeter.exporter import Accepted, ExporterConfig
-from tensormeter_exporters import wandb as module
-from tensormeter_exporters.wandb_file import WandbFile
+from tensormeter_exporters.wandb import exporter as module
+from tensormeter_exporters.wandb.records import WandbFile
 folder, damage = Path(sys.argv[2]), sys.argv[3]
 state = folder / "state"
 def exporter():
@@ -280,7 +280,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from support.otlp import Requests as make
 from tensormeter.exporter import Accepted, ExporterConfig
-from tensormeter_exporters.wandb import WandbExporter
+from tensormeter_exporters.wandb.exporter import WandbExporter
 folder = Path(sys.argv[2])
 agent = WandbExporter(ExporterConfig(endpoint="", token=None, timeout=60, destination="wandb",
                                      options={"directory": str(folder)}, state=folder / "state"))
@@ -312,7 +312,7 @@ sys.path.insert(0, sys.argv[1])
 import psutil
 from support.otlp import Requests as make
 from tensormeter.exporter import Accepted, ExporterConfig, Retry
-from tensormeter_exporters.wandb import WandbExporter
+from tensormeter_exporters.wandb.exporter import WandbExporter
 folder = Path(sys.argv[2])
 agent = WandbExporter(ExporterConfig(endpoint="", token=None, timeout=60, destination="wandb",
                                      options={"directory": str(folder)}, state=folder / "state"))
