@@ -6,7 +6,6 @@ Each setting is resolved on its own: first the argument, then the environment (v
 `setting_field` has the parsers and checks that the rows name.
 """
 
-import contextlib
 import dataclasses
 import ipaddress
 import os
@@ -16,11 +15,10 @@ from typing import Any, Final, Literal
 
 from tensormeter.conventions.attempt_number import MAX_ATTEMPT
 from tensormeter.disk.user_folders import user_state_folder
-from tensormeter.environment import inherited, variables
+from tensormeter.environment import inherited
 from tensormeter.environment.otlp import opentelemetry_endpoint, opentelemetry_timeout
 from tensormeter.environment.signals import SIGNALS_OPTION, LeftOut, Signal, signals_left_out
 from tensormeter.errors import SettingsError
-from tensormeter.pace import PACE_OPTIONS, Pace
 from tensormeter.setting_field import (
     IDENTIFIER,
     NOT_GIVEN,
@@ -72,6 +70,13 @@ _WITHOUT_ENDPOINT: Final = frozenset(
     {"console", "jsonl", "mlflow", "otel", "otlp", "prometheus", "tensorboard", "wandb"}
 )
 """Destinations that do not send to the setting `endpoint`."""
+
+
+_RATE_OPTION: Final = "max_upload_bytes_per_second"
+"""Option that every destination has. Exporters do not see it."""
+
+_OPTIONS_OF_THE_RUN: Final = ("max_export_batch_size", "schedule_delay")
+"""Settings of the run that no destination can have."""
 
 _LONGEST_NOTES: Final = 65_536
 _DAY: Final = 86_400
@@ -387,8 +392,7 @@ class Settings:
         parse=parse_int,
         check=optional(integer(1, 1 << 40)),
         help="Maximum average upload rate to each destination in bytes per second. A destination can have its "
-        "own value: `DESTINATION.max_upload_bytes_per_second` in `exporter_options`; likewise "
-        "`max_export_batch_size` and `schedule_delay`.",
+        "own value: `DESTINATION.max_upload_bytes_per_second` in `exporter_options`.",
     )
 
     def __post_init__(self) -> None:
@@ -396,9 +400,8 @@ class Settings:
             self._set(field.name, checked(field.name, field.metadata["check"], getattr(self, field.name)))
         if self.endpoint is NOT_GIVEN:
             self._set("endpoint", checked("endpoint", _endpoint, self._default_endpoint()))
-        self._prefer_delays_of_destinations()
         for destination in {name.rpartition(".")[0] for name in self.exporter_options}:
-            self.pace_of(destination)
+            self.upload_rate_of(destination)
             self.signals_left_out(destination)
 
     @classmethod
@@ -429,7 +432,7 @@ class Settings:
 
     def options_of(self, destination: str) -> dict[str, str]:
         """The options of one destination's exporter."""
-        own = (*PACE_OPTIONS, SIGNALS_OPTION)
+        own = (_RATE_OPTION, SIGNALS_OPTION)
         return {name: value for name, value in self._all_options_of(destination).items() if name not in own}
 
     def signals_left_out(self, destination: str) -> tuple[LeftOut, ...]:
@@ -444,19 +447,25 @@ class Settings:
             if all(left.signal != signal for left in self.signals_left_out(destination))
         )
 
-    def pace_of(self, destination: str) -> Pace:
-        """How fast and in what pieces one destination is sent requests.
+    def upload_rate_of(self, destination: str) -> int | None:
+        """Bytes a second sent to one destination, on average; None for no limit.
 
         Raises:
             SettingsError: An option of the destination is invalid.
         """
-        return Pace.of(
-            destination,
-            self._all_options_of(destination),
-            max_upload_bytes_per_second=self.max_upload_bytes_per_second,
-            max_export_batch_size=self.max_export_batch_size,
-            schedule_delay=self.schedule_delay,
-        )
+        options = self._all_options_of(destination)
+        for name in _OPTIONS_OF_THE_RUN:
+            if name in options:
+                raise SettingsError(
+                    f"{destination}.{name}: cannot be set for one destination; set {name} (TENSORMETER_{name.upper()}) "
+                    "for the run"
+                )
+        rate = options.get(_RATE_OPTION)
+        if rate is None:
+            return self.max_upload_bytes_per_second
+        if not (rate.isascii() and rate.isdecimal() and 1 <= int(rate) <= 1 << 40):
+            raise SettingsError(f"{destination}.{_RATE_OPTION}: expected a number of bytes from 1, got {rate!r}")
+        return int(rate)
 
     def current_token(self) -> str | None:
         """The token, or the current content of the token file.
@@ -484,20 +493,6 @@ class Settings:
         )
         return opentelemetry_endpoint(default_endpoint(), warn=used) or default_endpoint()
 
-    def _prefer_delays_of_destinations(self) -> None:
-        """Reduce a delay from OpenTelemetry's variable to the shortest of the destinations' delays, which cannot be shorter."""
-        variable = "OTEL_METRIC_EXPORT_INTERVAL"
-        delays = [value for name, value in self.exporter_options.items() if name.endswith(".schedule_delay")]
-        if not delays or self.schedule_delay != inherited.read_export_interval(variable):
-            return
-        with contextlib.suppress(ValueError):  # the check of the destinations' options reports it
-            shortest = min(map(float, delays))
-            if 0.01 <= shortest < self.schedule_delay:
-                variables.warn_once(
-                    variable, f"longer than a destination's schedule_delay; {shortest:g} s is used instead"
-                )
-                self._set("schedule_delay", shortest)
-
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
@@ -509,8 +504,19 @@ class Settings:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Settings":
-        """The inverse of `to_json`; secrets come from this process's environment. Unknown names are ignored."""
-        return cls(**{name: value for name, value in values.items() if name in cls.names()})
+        """The inverse of `to_json`; secrets come from this process's environment.
+
+        Unknown names are ignored, and so are options that destinations no longer have.
+        """
+        known = {name: value for name, value in values.items() if name in cls.names()}
+        options = known.get("exporter_options")
+        if isinstance(options, Mapping):
+            known["exporter_options"] = {
+                name: value
+                for name, value in options.items()
+                if str(name).rpartition(".")[2] not in _OPTIONS_OF_THE_RUN
+            }
+        return cls(**known)
 
 
 def is_loopback(host: str) -> bool:

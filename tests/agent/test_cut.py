@@ -50,8 +50,10 @@ def begin(spool):
 
 def ends(spool):
     found = []
-    for waiting in spool.waiting("experiment", 10):
-        body = gzip.decompress(spool.read(waiting.sequence).body)
+    sequence = 0
+    while head := spool.head("experiment", after=sequence):
+        sequence = head.sequence
+        body = gzip.decompress(spool.read(sequence).body)
         found += [(event.name, event.body, resource) for resource, events in decode_events(body) for event in events]
     return found
 

@@ -15,7 +15,6 @@ from tensormeter.agent.spool.spool import Spool
 from tensormeter.otlp.batch import Batch, Event, Gauge, Histogram, Temporality
 from tensormeter.otlp.decode import decode_events
 from tensormeter.otlp.encode import encode_events, encode_metrics
-from tensormeter.settings import Settings
 
 RESOURCE = {"service.name": "demo", "service.instance.id": "p1"}
 
@@ -28,10 +27,9 @@ def spool(tmp_path):
 
 
 @pytest.fixture
-def agent(tmp_path):
+def agent():
     """Another agent's view of the destination."""
-    settings = Settings()
-    return lambda *signals: RequestPieces("otlp", settings.pace_of("otlp"), tmp_path / "otlp", signals or ("metrics",))
+    return lambda *signals: RequestPieces("otlp", signals or ("metrics",))
 
 
 @pytest.fixture
@@ -267,8 +265,8 @@ def test_a_log_record_that_is_refused_stands_alone(agent, spool):
 
 def test_what_is_in_a_request_is_said_in_words(spool, put):
     put(a=[1.0, 2.0], dw=[1.0])
-    (waiting,) = spool.waiting("otlp", 9)
-    items = piece_of(spool.read(waiting.sequence)).items
+    _, request = spool.next("otlp")
+    items = piece_of(request).items
     assert {str(kind): count for kind, count in items.items()} == {"a (gauge)": 2, "dw (delta histogram)": 1}
 
 

@@ -86,11 +86,10 @@ def fork(work):
     ("environment", "changes"),
     [
         ({}, {"schedule_delay": 3600}),
-        ({}, {"schedule_delay": 1, "exporter_options": {"experiment.schedule_delay": "3600"}}),
         ({"OTEL_METRIC_EXPORT_INTERVAL": "3600000"}, {}),
         ({"TENSORMETER_SCHEDULE_DELAY": "3600"}, {}),
     ],
-    ids=["setting", "destination", "OpenTelemetry's variable", "our variable"],
+    ids=["setting", "OpenTelemetry's variable", "our variable"],
 )
 def test_flush_and_shutdown_do_not_wait_for_the_delay(settings, receiver, monkeypatch, agent, environment, changes):
     for name, value in environment.items():

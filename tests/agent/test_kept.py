@@ -52,13 +52,13 @@ def deliver(tmp_path, receiver):
     """Starts deliveries, each as another agent's, which wait a millisecond where they would wait for long."""
     deliveries = []
 
-    def start(*, hurry=False, destination="experiment", **settings):
+    def start(*, urgent=False, destination="experiment", **settings):
         for delivery in deliveries:
             delivery.stop(30)
         resolved = Settings(**{"endpoint": receiver.url, **settings})
         delivery = Delivery(destination, tmp_path / "spool.sqlite", resolved, lambda: None, lambda _: 0.001)
         deliveries.append(delivery)
-        delivery.hurry(hurry)
+        delivery.set_urgent(urgent)
         delivery.start()
         return delivery
 
@@ -86,7 +86,7 @@ def test_an_accepted_request_stays_until_it_is_durable(spool, put, deliver, rece
     )
     assert spool.read(1) is None
     assert receiver.asked_for_durable() == 0
-    delivery.hurry(True)
+    delivery.set_urgent(True)
     wait_for(lambda: spool.kept() == 0, "it asks")
     assert spool.last_sequence() == 3
     assert [spool.read(sequence) for sequence in (1, 2, 3)] == [None] * 3
@@ -121,7 +121,7 @@ def test_after_a_restart_of_the_receiver_what_is_not_durable_is_sent_again(spool
     wait_for(lambda: len(ids(receiver)) == 8 and not spool.pending(), "they are sent again")
     fifth = ids(receiver)[4]
     assert ids(receiver)[5:] == [second, third, fourth]
-    delivery.hurry(True)
+    delivery.set_urgent(True)
     wait_for(lambda: spool.kept() == 0, "all are durable")
     assert len({first, second, third, fourth, fifth}) == 5
     assert spool.losses() == {}
@@ -133,7 +133,7 @@ def test_the_question_reveals_a_restart_too(spool, put, deliver, receiver, wait_
     delivery = deliver()
     wait_for(lambda: delivery.idle and spool.kept() == 2, "both are accepted")
     receiver.restart("f")
-    delivery.hurry(True)
+    delivery.set_urgent(True)
     wait_for(lambda: len(ids(receiver)) == 4 and spool.kept() == 0, "both are sent again, and durable")
     assert ids(receiver)[:2] == ids(receiver)[2:]
 
@@ -144,7 +144,7 @@ def test_the_next_agent_goes_on_with_what_is_kept(spool, put, deliver, receiver,
     delivery = deliver()
     wait_for(lambda: delivery.idle and spool.kept() == 2, "both are accepted")
     receiver.restart("f")
-    deliver(hurry=True)
+    deliver(urgent=True)
     wait_for(lambda: len(ids(receiver)) == 4 and spool.kept() == 0, "another agent has sent both again")
     assert ids(receiver)[:2] == ids(receiver)[2:]
 
@@ -168,7 +168,7 @@ def test_a_proxy_that_passes_no_questions_on_makes_no_loop(spool, put, deliver, 
     delivery = deliver()
     wait_for(lambda: delivery.idle and spool.kept() == 1, "it is accepted")
     receiver.epoch = None  # the question is answered 200 without a document
-    delivery.hurry(True)
+    delivery.set_urgent(True)
     wait_for(lambda: len(ids(receiver)) == 2 and spool.kept() == 0, "it is sent once more")
     assert receiver.asked_for_durable() == 1
 
@@ -181,7 +181,7 @@ def test_halves_keep_their_ids(spool, put, deliver, receiver, wait_for):
     wait_for(lambda: delivery.idle and spool.kept() == 1, "both halves are accepted")
     assert len(ids(receiver)) == 2
     receiver.restart("f")
-    delivery.hurry(True)
+    delivery.set_urgent(True)
     wait_for(lambda: len(ids(receiver)) == 4 and spool.kept() == 0, "both are sent again")
     assert ids(receiver)[:2] == ids(receiver)[2:]
 
@@ -199,7 +199,7 @@ def test_parts_of_a_refused_request_keep_their_ids(spool, put, deliver, receiver
     sent, before = ids(receiver), receiver.points()
     bodies = {request.id: request.body for request in receiver.received if request.accepted}
     receiver.restart("f")
-    delivery.hurry(True)
+    delivery.set_urgent(True)
     wait_for(lambda: len(ids(receiver)) == 2 * len(sent) and spool.kept() == 0, "the same is sent again")
     assert sorted(ids(receiver)[len(sent) :]) == sorted(sent)
     assert receiver.points() == before
@@ -226,26 +226,12 @@ def test_a_restart_between_two_parts_sends_both_again(spool, put, deliver, recei
         return found
 
     receiver._behaviour = restart_after_the_first
-    deliver(hurry=True)
+    deliver(urgent=True)
     wait_for(
         lambda: not spool.pending() and spool.kept() == 0 and receiver.durable, "all parts are durable in one epoch"
     )
     first, second, *again = ids(receiver)
     assert again == [first, second]
-
-
-def test_joined_requests_are_joined_again(spool, put, deliver, receiver, wait_for):
-    receiver.epoch = "e"
-    put(1, 2, 3)
-    options = {"schedule_delay": 0.01, "exporter_options": {"experiment.schedule_delay": "0.01"}}
-    delivery = deliver(**options)
-    wait_for(lambda: delivery.idle and spool.kept() == 3, "they are accepted together")
-    assert len(ids(receiver)) == 1
-    receiver.restart("f")
-    put(4)
-    deliver(hurry=True, **options)
-    wait_for(lambda: spool.kept() == 0 and not spool.pending(), "all are durable")
-    assert ids(receiver).count(ids(receiver)[0]) == 2
 
 
 def test_what_was_refused_is_counted_once(spool, put, deliver, receiver, wait_for):
@@ -298,6 +284,7 @@ def test_a_repair_keeps_what_is_accepted(spool, put, deliver, receiver, wait_for
     spool.close()
     repaired = open_repaired(tmp_path / "spool.sqlite", ["experiment"], damage="pretended")
     assert repaired.pending() == 2
+    assert repaired.kept() == 0
     assert repaired.losses() == {}
     repaired.close()
 
@@ -338,6 +325,6 @@ def test_other_destinations_are_forgotten(spool, put, deliver, receiver, wait_fo
     spool.forget_kept(["experiment:other"])
     assert spool.kept() == 0
     assert spool.read(1) is not None
-    deliver(destination="experiment:other", hurry=True)
+    deliver(destination="experiment:other", urgent=True)
     wait_for(lambda: not spool.pending() and not spool.kept(), "the other has it, too")
     assert spool.read(1) is None

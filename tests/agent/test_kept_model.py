@@ -15,7 +15,6 @@ from tensormeter.exporter import Durability
 from tensormeter.otlp.batch import Batch, Gauge
 from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.encode import encode_metrics
-from tensormeter.settings import Settings
 
 SEEDS = 150 if "CHAOS_KILLS" in os.environ else 15
 
@@ -87,21 +86,12 @@ def act(outgoing, spool, server, chance):
     return True
 
 
-@pytest.mark.parametrize("joins", [False, True])
 @pytest.mark.parametrize("seed", range(SEEDS))
-def test_everything_arrives_once(tmp_path, seed, joins):
+def test_everything_arrives_once(tmp_path, seed):
     chance = random.Random(seed)
     server = Server(chance, limit=chance.choice([600, 1200, 1 << 20]), refused=chance.choice(["b", "none of them"]))
-    options = {"exporter_options": {"experiment.max_export_batch_size": "40"}} if joins else {}
-    pace = Settings(**options).pace_of("experiment")
     spool = Spool(tmp_path / "spool.sqlite")
-
-    def agent():
-        outgoing = RequestPieces("experiment", pace, tmp_path / "exporters" / "experiment")
-        outgoing.hurry = True
-        return outgoing
-
-    outgoing, now = agent(), 0
+    outgoing, now = RequestPieces("experiment"), 0
     for _ in range(150):
         match chance.choices(["put", "act", "restart", "kill"], [3, 12, 1, 1])[0]:
             case "put":
@@ -116,7 +106,7 @@ def test_everything_arrives_once(tmp_path, seed, joins):
             case "restart":
                 server.restart(lose=chance.random() < 0.7)
             case "kill":
-                outgoing = agent()
+                outgoing = RequestPieces("experiment")
     for _ in range(10_000):
         if not act(outgoing, spool, server, chance):
             break
@@ -128,11 +118,8 @@ def test_everything_arrives_once(tmp_path, seed, joins):
     assert {*server.points()} == expected
     refused = now if server._refused == "b" else 0
     assert spool.losses() == {}
-    if joins:  # what was joined may be joined with others after a kill, and the store deduplicates points
-        assert spool.quarantined_items() >= refused
-    else:
-        assert spool.quarantined_items() == refused
-        assert {*server.points().values()} <= {1}
+    assert spool.quarantined_items() == refused
+    assert {*server.points().values()} <= {1}
     assert not spool._database.execute("SELECT * FROM request").fetchall()
     assert not spool._database.execute("SELECT * FROM kept").fetchall()
     spool.close()

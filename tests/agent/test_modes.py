@@ -45,7 +45,7 @@ def run(tmp_path):
                 "TENSORMETER_SAMPLE_INTERVAL": "0",
                 "TENSORMETER_ENDPOINT": "http://127.0.0.1:9",
                 "TENSORMETER_EXPORTERS": "experiment,jsonl",
-                "TENSORMETER_EXPORTER_OPTIONS": f"jsonl.directory={tmp_path}/out/made,jsonl.max_export_batch_size=1",
+                "TENSORMETER_EXPORTER_OPTIONS": f"jsonl.directory={tmp_path}/out/made",
                 "TENSORMETER_FINISH_TIMEOUT": "20",
                 "TENSORMETER_LINGER_TIMEOUT": "0",
             }
@@ -85,7 +85,7 @@ def test_what_an_agent_keeps_is_private(run, tmp_path, umask, wait_for):
     assert done.returncode == 0, done.stderr
     wait_for(lambda: not agents_of(tmp_path / "home/.local/state/tensormeter"), "the agent has ended")
     names = {path.name for path in (tmp_path / "home").rglob("*")}
-    assert names >= {"run.json", "spool.sqlite", "agent.log", ".attempts", "appended.json", "outgoing.json"}
+    assert names >= {"run.json", "spool.sqlite", "agent.log", ".attempts", "appended.json"}
     assert loose(tmp_path / "home") == {}
     (target, *_) = (tmp_path / "out" / "made").glob("*.jsonl")
     assert target.stat().st_mode & 0o777 == 0o666 & ~umask, "what the user has asked for follows the umask"

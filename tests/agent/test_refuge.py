@@ -39,7 +39,11 @@ def put(spool, *bodies, position=0):
 
 
 def waiting(spool, destination):
-    return [(item.id, spool.read(item.sequence).body) for item in spool.waiting(destination, 100)]
+    found, sequence = [], 0
+    while head := spool.head(destination, after=sequence):
+        sequence = head.sequence
+        found.append((head.id, spool.read(sequence).body))
+    return found
 
 
 def test_what_waits_moves_and_comes_back_with_its_ids_in_its_order(disk, refuge):
@@ -72,7 +76,7 @@ def test_an_agent_that_is_killed_while_it_goes_back_moves_nothing_twice(disk, re
     kept = shutil.copytree(refuge.spool.parent, tmp_path / "kept")
     refuge.give_back(disk)
     expected = waiting(disk, "a")
-    disk.done("a", disk.waiting("a", 1)[0].sequence)
+    disk.done("a", disk.head("a").sequence)
     shutil.copytree(kept, refuge.spool.parent, dirs_exist_ok=True)
     assert refuge.exists()
     refuge.give_back(disk)
@@ -104,7 +108,7 @@ def test_what_cannot_be_read_waits_on_the_disk(disk, refuge, monkeypatch):
             assert waiting(memory, "a") == recent
             assert memory.elsewhere == 2
             assert memory.pending() == 4
-            memory.done("a", memory.waiting("a", 1)[0].sequence)
+            memory.done("a", memory.head("a").sequence)
             put(memory, b"new", position=8)
     refuge.give_back(disk)
     assert [body for _, body in waiting(disk, "a")] == [b"before", b"new"]
@@ -126,11 +130,11 @@ def test_more_than_memory_holds_waits_on_the_disk(disk, refuge, monkeypatch):
 
 
 def test_the_state_of_destinations_goes_along(directory, disk, refuge):
-    state = directory.path / "exporters" / "a" / "outgoing.json"
+    state = directory.path / "exporters" / "a" / "appended.json"
     state.parent.mkdir(parents=True)
     state.write_text("first")
     with closing(refuge.open(disk, 1 << 30)):
-        there = refuge.spool.with_name("exporters") / "a" / "outgoing.json"
+        there = refuge.spool.with_name("exporters") / "a" / "appended.json"
         assert there.read_text() == "first"
         there.write_text("second")
     refuge.give_back(disk)

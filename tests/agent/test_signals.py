@@ -159,15 +159,6 @@ def test_it_is_known_when_there_is_nothing_to_do(deliver, put, spool, wait_for):
     wait_for(lambda: spool.pending() == 0 and all(one.idle for one in found.values()), "there is nothing any more")
 
 
-def test_a_full_batch_does_not_wait_for_the_schedule_of_the_other_signal(deliver, put, spool, receiver, wait_for):
-    put("logs", b"before")
-    full = Encoded("metrics", gzip.compress(b"full"), 2)
-    spool.put([full], ["experiment"], "p", {}, started=True, ended=False)
-    deliver(exporter_options={"experiment.schedule_delay": "3600", "experiment.max_export_batch_size": "2"})
-    wait_for(lambda: spool.pending() == 0, "the batch arrives, and what was recorded before it")
-    assert received(receiver) == [b"before", b"full"]
-
-
 def test_what_was_given_up_holds_up_nothing_that_comes_later(deliver, put, spool, receiver, answering, wait_for):
     receiver.routes["/v1/logs"] = answering(503)
     put("logs", b"picture")

@@ -247,17 +247,6 @@ def test_importing_the_sdk_of_others_does_not_raise(monkeypatch, caplog, variabl
     assert done.returncode == 0
 
 
-def test_a_destinations_delay_shortens_opentelemetrys_interval(monkeypatch, caplog):
-    monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "60000")
-    settings = Settings(exporter_options={"otlp.schedule_delay": "30", "jsonl.schedule_delay": "90"})
-    assert settings.schedule_delay == 30
-    assert settings.pace_of("jsonl").schedule_delay == 90
-    assert Settings.from_json(settings.to_json()) == settings
-    assert warned(caplog) == ["OTEL_METRIC_EXPORT_INTERVAL"]
-    with pytest.raises(SettingsError, match="schedule_delay"):
-        Settings(schedule_delay=50.0, exporter_options={"otlp.schedule_delay": "30"})
-
-
 @pytest.mark.parametrize(
     ("variable", "value"),
     [

@@ -11,7 +11,6 @@ import pytest
 import tensormeter
 from tensormeter.errors import SettingsError
 from tensormeter.exporter import ExporterConfig, check_exporters, load_exporter
-from tensormeter.pace import PACE_OPTIONS
 from tensormeter.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -109,10 +108,9 @@ def test_a_package_that_is_not_installed_is_named_by_its_own_destination(monkeyp
         exporter(ExporterConfig(endpoint="", token=None, timeout=1.0, destination=kind, options=options))
 
 
-@pytest.mark.parametrize("option", PACE_OPTIONS)
-def test_the_pace_is_documented_and_hidden_from_exporters(option):
-    assert f"\n| `{option}` |" in DOCUMENT
-    assert Settings(exporter_options={f"jsonl.{option}": "1000"}).options_of("jsonl") == {}
+def test_the_upload_rate_is_documented_and_hidden_from_exporters():
+    assert "\n| `max_upload_bytes_per_second` |" in DOCUMENT
+    assert Settings(exporter_options={"jsonl.max_upload_bytes_per_second": "1000"}).options_of("jsonl") == {}
 
 
 def test_a_package_that_ends_the_process_at_its_import_costs_its_own_destination(monkeypatch, tmp_path):

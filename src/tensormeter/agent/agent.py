@@ -656,9 +656,9 @@ class Agent:
                 drain.beat(working, speaks=left[:1] == [drain])
             fresh = drain.take_fresh() or fresh
         flushing = any(drain.flushing for drain in self._drains.values())
-        hurry = self._stopping or self._one_shot or flushing or self._somebody_has_finished()
+        urgent = self._stopping or self._one_shot or flushing or self._somebody_has_finished()
         for delivery in self._deliveries:
-            delivery.hurry(hurry)
+            delivery.set_urgent(urgent)
             if fresh:
                 delivery.arrived()
 

@@ -1,7 +1,7 @@
 """Delivery: from the spool to the receivers, on threads of its own.
 
 Each destination has its own thread, its own backoff and its own place in the spool, so a bad one holds up nobody else.
-Requests go out in order, one at a time; joined or divided where the destination has a pace of its own (`outgoing`).
+Requests are sent in order, one at a time.
 
 A destination whose exporter has `independent_signals` has all of that for each signal, so a receiver that takes metrics alone gets
 them while its log records wait. As long as both signals arrive, they still go in the order in which they were recorded: a run
@@ -55,7 +55,6 @@ from tensormeter.exporter import (
 )
 from tensormeter.logger import get_logger
 from tensormeter.outages import is_outage
-from tensormeter.pace import UploadRate
 from tensormeter.retrying import exponential_delays, full_jitter
 from tensormeter.settings import Settings
 
@@ -102,6 +101,25 @@ _HANGING_MAKING: Final = 120.0
 """Seconds after which making an exporter hangs: packages are imported, and some connect."""
 
 
+class UploadRate:
+    """Limits the average rate at which bytes are sent to one destination. Any thread."""
+
+    def __init__(self, bytes_per_second: int | None) -> None:
+        self._bytes_per_second = bytes_per_second
+        self._lock = threading.Lock()
+        self._free_at = 0.0
+
+    def reserve(self, size: int) -> float:
+        """Count bytes that are about to be sent, and return the seconds to wait before that. Does not block."""
+        if self._bytes_per_second is None:
+            return 0.0
+        with self._lock:
+            now = time.monotonic()
+            start = max(now, self._free_at)
+            self._free_at = start + size / self._bytes_per_second
+            return start - now
+
+
 def deliveries(
     destinations: Iterable[str],
     spool: Path,
@@ -128,7 +146,7 @@ def deliveries(
         groups: list[tuple[Signal, ...]] = (
             [(signal,) for signal in SIGNALS if signal not in left_out] if independent else [SIGNALS]
         )
-        rate = UploadRate(settings.pace_of(destination).max_upload_bytes_per_second)
+        rate = UploadRate(settings.upload_rate_of(destination))
         siblings = [
             Delivery(destination, spool, settings, on_progress, signals=group, rate=rate, numbering=numbering)
             for group in groups
@@ -204,10 +222,10 @@ class Delivery:
         self.damaged = False
         self.refusal: tuple[float, Exception] | None = None
         """Since when the spool has refused, and what it said; None if it does not refuse."""
-        self._pace = settings.pace_of(destination)
         self._folder = spool.with_name("exporters") / destination
-        self._outgoing = RequestPieces(destination, self._pace, self._folder, self.signals)
-        self._rate = rate or UploadRate(self._pace.max_upload_bytes_per_second)
+        self._outgoing = RequestPieces(destination, self.signals)
+        self._rate = rate or UploadRate(settings.upload_rate_of(destination))
+        self._urgent = False
         self._news = 0
         self._seen = -1
         """The value of `_news` when nothing was found to deliver; -1 while there is something."""
@@ -266,11 +284,11 @@ class Delivery:
         if not self.failures:
             self._wake.set()
 
-    def hurry(self, hurry: bool) -> None:
-        """Whether nothing shall wait in the spool for others to go with it. Any thread."""
-        news = hurry and not self._outgoing.hurry
-        self._outgoing.hurry = hurry
-        if news and not self.failures:
+    def set_urgent(self, urgent: bool) -> None:
+        """Set whether a process waits for everything to be durable, so that the receiver is asked at once. Any thread."""
+        is_news = urgent and not self._urgent
+        self._urgent = urgent
+        if is_news and not self.failures:
             self._wake.set()
 
     def stop(self, timeout: float) -> None:
@@ -376,17 +394,14 @@ class Delivery:
         request = self._outgoing.next(spool)
         self._position = self._outgoing.position
         if request is None:
-            if not self._outgoing.due_in:
-                keeps = self._outgoing.keeps(spool)
-                if self.failures and not keeps:
-                    # Of what has been given up since; what comes next must not wait for another attempt at it.
-                    self._works()
-                if self._seen != news:
-                    self._seen = news
-                    self._call_siblings()
-                if keeps:
-                    return self._ask(spool, exporter, delays)
-            return self._outgoing.due_in
+            keeps = self._outgoing.keeps(spool)
+            if self.failures and not keeps:
+                # The request was given up since; the next one must not wait for another attempt at it.
+                self._works()
+            if self._seen != news:
+                self._seen = news
+                self._call_siblings()
+            return self._ask(spool, exporter, delays) if keeps else 0.0
         self._seen = -1
         if self._waits_its_turn():
             return _TURN_LOOK
@@ -429,7 +444,7 @@ class Delivery:
     def _ask(self, spool: Spool, exporter: Exporter, delays: Generator[float, None, None]) -> float | None:
         """Ask what is durable, if it is time to. Returns as `_deliver_next`."""
         again = self._asked_at + _ASK_AGAIN
-        due = again if self._outgoing.hurry else max(self._answered_at + _ASK_AFTER, again)
+        due = again if self._urgent else max(self._answered_at + _ASK_AFTER, again)
         wait = due - time.monotonic()
         if wait > 0 and not self.failures:
             return wait
@@ -453,18 +468,12 @@ class Delivery:
         if recalled or not self._outgoing.keeps(spool):
             return None
         self._seen = seen
-        return _ASK_AGAIN if self._outgoing.hurry else _ASK_AFTER
+        return _ASK_AGAIN if self._urgent else _ASK_AFTER
 
     def _waits_its_turn(self) -> bool:
         """Whether something that was recorded earlier is about to be delivered by a sibling to which delivery works."""
-        waits = False
-        for sibling in self.siblings:
-            if (position := self._position) is not None and sibling._goes_before(position):
-                waits = True
-                if sibling._outgoing.called_for < position:  # else its schedule would hold up what is due here
-                    sibling._outgoing.called_for = position
-                    sibling._wake.set()
-        return waits
+        position = self._position
+        return position is not None and any(sibling._goes_before(position) for sibling in self.siblings)
 
     def _goes_before(self, position: int) -> bool:
         if self.idle or self.hangs or (self.failures and self._recalled is None):

@@ -1,8 +1,8 @@
 """Memory of the kinds that one receiver refuses, so that a refused request is divided with few attempts."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Final, Literal
+from collections.abc import Collection, Iterable
+from typing import Final, Literal
 
 from tensormeter.agent.delivery.division import Kind
 
@@ -79,23 +79,3 @@ class Refusals:
         if kind.type in self._taken_types:
             return False
         return sum(1 for other in self._strikes if other.type == kind.type) >= _LOST_KINDS
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "strikes": [[kind.name, kind.type, count] for kind, count in self._strikes.items()],
-            "barren": [[kind.name, kind.type, count] for kind, count in self._barren.items()],
-            "taken_types": sorted(self._taken_types),
-        }
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> "Refusals":
-        """The inverse of `to_json`.
-
-        Raises:
-            KeyError, TypeError, ValueError: The document is something else.
-        """
-        found = cls()
-        for counts, name in ((found._strikes, "strikes"), (found._barren, "barren")):
-            counts.update({Kind(str(kind), str(type_)): int(count) for kind, type_, count in document[name]})
-        found._taken_types.update(map(str, document["taken_types"]))
-        return found

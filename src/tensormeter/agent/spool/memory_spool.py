@@ -133,7 +133,7 @@ class Refuge:
         return {}
 
     def _copy_states(self, source: Path, target: Path) -> None:
-        """The state of destinations, such as which parts of a request are delivered."""
+        """Copy the state of destinations, such as how far they have written to their files."""
         with contextlib.suppress(OSError, shutil.Error):
             shutil.copytree(source / "exporters", target / "exporters", symlinks=True, dirs_exist_ok=True)
 

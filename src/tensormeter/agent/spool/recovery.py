@@ -230,6 +230,8 @@ def _salvage(aside: Path, new: sqlite3.Connection, destinations: list[str]) -> t
             good,
         )
         tables.write(new, "pending", waiting)
+        # Without an epoch: they wait again, and are sent in the same pieces, whose ids the receiver may know.
+        tables.write(new, "kept", [(row[0], row[1], "", 0, row[4]) for row in kept if row[1] in known])
         for table in ("cursor", "process", "aggregate", "loss", "report", "origin"):
             rows, whole = tables.read(table)
             tables.write(new, table, rows)

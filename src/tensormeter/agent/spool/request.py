@@ -7,7 +7,7 @@ from typing import get_args
 
 from tensormeter.exporter import Signal
 
-__all__ = ["Encoded", "Priority", "Waiting", "checksum", "intact", "seal"]
+__all__ = ["Encoded", "Priority", "checksum", "intact", "seal"]
 
 
 class Priority(enum.IntEnum):
@@ -35,23 +35,6 @@ class Encoded:
     body: bytes
     items: int
     priority: Priority | None = None
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """A request in the spool, as it says of itself: see `Request`.
-
-    Attributes:
-        size: Length of its body in bytes.
-        retried: Whether it was set aside, and `tensormeter spool retry` has put it back into the queue.
-    """
-
-    sequence: int
-    id: str
-    signal: str
-    items: int
-    size: int
-    retried: bool = False
 
 
 def checksum(batch: str, signal: str, items: int, body: bytes) -> int:

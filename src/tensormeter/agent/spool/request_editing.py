@@ -1,14 +1,12 @@
 """What is inside an encoded request, for the rare moments in which less of it must do.
 
-`halves` and `divided` make smaller requests of one that is too large, `joined` one of several; `thinned` and `condensed`
-make less of what a full spool has no room for. All work on OTLP messages of any kind of point, and give the same bytes for the
-same input.
+`halves` makes two requests of one that is too large; `thinned` and `condensed` reduce requests for which a full spool has no room.
+All work on OTLP messages with any kind of point, and give the same bytes for the same input.
 
 A row's points share their time, and stay together.
 """
 
 import gzip
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -18,24 +16,20 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality
 
 from tensormeter.exporter import Request
 
-__all__ = ["condensed", "divided", "halves", "joined", "keep_metrics", "keep_points", "pack", "thinned"]
+__all__ = ["condensed", "halves", "keep_metrics", "keep_points", "pack", "thinned"]
 
 _GZIP_LEVEL: Final = 1
 _DELTA: Final = AggregationTemporality.AGGREGATION_TEMPORALITY_DELTA
 
 
-def halves(request: Request, *, whole_rows: bool = False) -> tuple[Request, Request] | None:
-    """Two requests with what is in one, each under an id made from the first one's; None if there is only one item.
-
-    Args:
-        request: The one.
-        whole_rows: Whether a single row is not divided either.
+def halves(request: Request) -> tuple[Request, Request] | None:
+    """Two requests with the items of one, each under an id made from its id; None if it has only one item.
 
     Raises:
         DecodeError, OSError: The body is not what it claims to be.
     """
     body = gzip.decompress(request.body)
-    split = _halve_logs(body) if request.signal == "logs" else _halve_metrics(body, whole_rows=whole_rows)
+    split = _halve_logs(body) if request.signal == "logs" else _halve_metrics(body)
     if split is None:
         return None
     first, second = (
@@ -43,41 +37,6 @@ def halves(request: Request, *, whole_rows: bool = False) -> tuple[Request, Requ
         for number, (message, items) in enumerate(split)
     )
     return first, second
-
-
-def divided(request: Request, most: int) -> list[Request]:
-    """Requests of at most so many items with what is in one, in order; a row that has more stays whole.
-
-    Raises:
-        DecodeError, OSError: The body is not what it claims to be.
-    """
-    found = halves(request, whole_rows=True) if request.items > most else None
-    return [piece for half in found for piece in divided(half, most)] if found else [request]
-
-
-def joined(requests: Sequence[Request]) -> Request:
-    """One request with what is in several of one signal, under an id made from theirs.
-
-    What has the same resource, scope and metric stands together: some receivers look at the last of equal ones only.
-
-    Raises:
-        DecodeError, OSError: A body is not what it claims to be.
-    """
-    signal = requests[0].signal
-    body = b"".join(gzip.decompress(request.body) for request in requests)  # as in `condensed`
-    if signal == "logs":
-        message: Any = ExportLogsServiceRequest.FromString(body)
-        _join(message.resource_logs, "resource", "scope_logs")
-        for resource in message.resource_logs:
-            _join(resource.scope_logs, "scope", "log_records")
-    else:
-        message = _parse_metrics(body)
-        _join_resources(message)
-        for resource in message.resource_metrics:
-            for scope in resource.scope_metrics:
-                _join_metrics(scope)
-    name = hashlib.blake2s(" ".join(request.id for request in requests).encode(), digest_size=16).hexdigest()
-    return Request(name, signal, pack(message), sum(request.items for request in requests))
 
 
 def thinned(body: bytes) -> tuple[bytes, int, int]:
@@ -145,7 +104,7 @@ def _halve_logs(body: bytes) -> list[tuple[Any, int]] | None:
     return [(first, total // 2), (second, total - total // 2)]
 
 
-def _halve_metrics(body: bytes, *, whole_rows: bool) -> list[tuple[Any, int]] | None:
+def _halve_metrics(body: bytes) -> list[tuple[Any, int]] | None:
     first, second = _parse_metrics(body), _parse_metrics(body)
     times = sorted({point.time_unix_nano for _, points in _series(first) for point in points})
     if len(times) > 1:
@@ -154,8 +113,6 @@ def _halve_metrics(body: bytes, *, whole_rows: bool) -> list[tuple[Any, int]] | 
             _keep(first, lambda number, point, _: point.time_unix_nano < border),
             _keep(second, lambda number, point, _: point.time_unix_nano >= border),
         )
-    elif whole_rows:
-        return None
     else:  # a single row
         total = sum(len(points) for _, points in _series(first))
         if total < 2:
@@ -233,20 +190,6 @@ def _join(repeated: Any, header: str, items: str) -> None:
             getattr(kept, items).extend(getattr(entry, items))
     if len(first) < len(repeated):
         _replace(repeated, list(first.values()))
-
-
-def _join_metrics(scope: Any) -> None:
-    """Make the points of equal metrics stand together once."""
-    first: dict[tuple[object, ...], Any] = {}
-    for metric in list(scope.metrics):
-        kind = metric.WhichOneof("data")
-        data = getattr(metric, kind)
-        what = (kind, getattr(data, "aggregation_temporality", None), getattr(data, "is_monotonic", None))
-        kept = first.setdefault((metric.name, metric.unit, metric.description, *what), metric)
-        if kept is not metric:
-            getattr(kept, kind).data_points.extend(data.data_points)
-    if len(first) < len(scope.metrics):
-        _replace(scope.metrics, list(first.values()))
 
 
 def _parse_metrics(body: bytes) -> Any:

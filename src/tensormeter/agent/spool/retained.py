@@ -1,9 +1,10 @@
 """Requests in the spool that a receiver has accepted, and whose disk does not have them yet.
 
-A row of the table `kept` is about one request and one destination. It has the epoch and number that the receiver gave, and how the
-request was sent: with which others it was joined, how it was divided, and how many of its items were refused. When the receiver's
-disk has the request, the row goes, and the request with it. When the receiver's epoch changes, the request waits again: its row
-stays, without an epoch, so that it is sent in the same pieces, whose ids the receiver may know.
+A row of the table `kept` is about one request and one destination. It contains the epoch and number that the receiver gave, and how
+the request was sent: how it was divided, and how many of its items were refused. When the receiver's disk has the request, the row
+is deleted, and the request with it. When the receiver's epoch changes, the request waits again. Its row stays, without an epoch, so
+that the request is sent in the same pieces, whose ids the receiver may know. So does the row of a request of which only some pieces
+are done.
 
 All functions are called in a transaction.
 """
@@ -26,28 +27,23 @@ FORGET: Final = (
 """Deletes a request that concerns nobody any more."""
 
 
-def keep(
-    database: sqlite3.Connection, destination: str, sequences: Sequence[int], durability: Durability, sent: str
-) -> None:
-    """A destination has accepted requests that waited for it; keep them until they are durable.
+def keep(database: sqlite3.Connection, destination: str, sequence: int, durability: Durability, sent: str) -> None:
+    """Keep a request that a destination has accepted until it is durable.
 
     Args:
         database: The spool.
-        destination: The destination.
-        sequences: The requests, which were sent together.
-        durability: What the receiver said.
-        sent: How they were sent, for the one who sends them again; "" for each alone and undivided.
+        destination: Name of the destination.
+        sequence: Sequence number of the request, which waits for the destination.
+        durability: State of the receiver's disk.
+        sent: Description of how the request was sent, in case it is sent again; "" if it was not divided.
     """
-    _write(database, [(destination, sequence, durability.epoch, durability.number, sent) for sequence in sequences])
-    database.executemany(
-        "DELETE FROM pending WHERE destination = ? AND sequence = ?",
-        [(destination, sequence) for sequence in sequences],
-    )
+    _write(database, [(destination, sequence, durability.epoch, durability.number, sent)])
+    database.execute("DELETE FROM pending WHERE destination = ? AND sequence = ?", (destination, sequence))
 
 
-def remember(database: sqlite3.Connection, destination: str, sequences: Sequence[int], sent: str) -> None:
-    """Remember how requests that wait have been sent so far."""
-    _write(database, [(destination, sequence, "", 0, sent) for sequence in sequences])
+def remember(database: sqlite3.Connection, destination: str, sequence: int, sent: str) -> None:
+    """Store how a request that waits has been sent so far."""
+    _write(database, [(destination, sequence, "", 0, sent)])
 
 
 def settle(database: sqlite3.Connection, destination: str, condition: str, durability: Durability | None) -> bool:
@@ -102,7 +98,12 @@ def give_up_kept(database: sqlite3.Connection) -> bool:
 
 
 def _write(database: sqlite3.Connection, rows: Iterable[tuple[str, int, str, int, str]]) -> None:
-    database.executemany("INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?, ?, ?)", [(*row, seal(*row)) for row in rows])
+    """Write rows about requests that wait. A full spool may have evicted a request since it was read."""
+    database.executemany(
+        "INSERT OR REPLACE INTO kept SELECT ?1, ?2, ?3, ?4, ?5, ?6 "
+        "WHERE EXISTS (SELECT 1 FROM pending WHERE destination = ?1 AND sequence = ?2)",
+        [(*row, seal(*row)) for row in rows],
+    )
 
 
 def _drop(database: sqlite3.Connection, rows: Sequence[tuple[str, int]]) -> None:

@@ -34,7 +34,7 @@ from tensormeter.agent.spool import schema
 from tensormeter.agent.spool.errors import ERRORS, SpoolDamagedError, SpoolFullError, named
 from tensormeter.agent.spool.lane_cursor import Cursor
 from tensormeter.agent.spool.loss_report import Report
-from tensormeter.agent.spool.request import Encoded, Priority, Waiting, checksum, intact, seal
+from tensormeter.agent.spool.request import Encoded, Priority, checksum, intact, seal
 from tensormeter.agent.spool.retained import FORGET, forget_kept, give_up_kept, keep, remember, settle
 from tensormeter.agent.spool.transaction import Transaction
 from tensormeter.disk.mounts import missing_features, network_filesystem
@@ -47,7 +47,7 @@ from tensormeter.exporter import Request
 from tensormeter.logger import get_logger
 from tensormeter.settings import Durability
 
-__all__ = ["Retried", "Spool"]
+__all__ = ["Head", "Retried", "Spool"]
 
 logger: Final = get_logger("tensormeter.agent")
 
@@ -81,6 +81,18 @@ class _Recent(NamedTuple):
     def size(self) -> int:
         """Bytes that it takes in memory, about."""
         return len(self.row[-1]) + _RECENT_BYTES
+
+
+class Head(NamedTuple):
+    """The oldest request that waits for a destination: see `Request` for its id.
+
+    Attributes:
+        retried: Whether it was set aside, and `tensormeter spool retry` has put it back into the queue.
+    """
+
+    sequence: int
+    id: str
+    retried: bool
 
 
 class Retried(NamedTuple):
@@ -119,7 +131,7 @@ class Spool:
         self._changes: tuple[int, int] | None = None
         self._counts: dict[str, int] = {}
         self._losses: dict[str, int] | None = None
-        self._done: tuple[str, tuple[int, ...]] = ("", ())
+        self._done: tuple[str, int] | None = None
         self._reserve = Reserve(path)
         self.missing: set[str] = set()
         """What the file system lacks: see `missing_features`."""
@@ -301,31 +313,23 @@ class Spool:
                 return Request(*row[:4])
         return None
 
-    def waiting(
-        self, destination: str, most: int, signals: Sequence[Signal] = SIGNALS, *, after: int = 0
-    ) -> list[Waiting]:
-        """The oldest requests of some signals that a destination has neither accepted nor rejected.
+    def head(self, destination: str, signals: Sequence[Signal] = SIGNALS, *, after: int = 0) -> Head | None:
+        """The oldest request of some signals that a destination has neither accepted nor rejected, unchecked.
 
-        They come without their bodies, and unchecked. A request whose signal is damaged counts as one of any signal: whoever
-        reads it finds that out.
+        A request whose signal is damaged counts as one of any signal; `read` detects the damage.
 
         Args:
-            destination: The destination.
-            most: The longest list that is wanted.
-            signals: The signals.
-            after: Only requests with higher sequence numbers.
+            destination: Name of the destination.
+            signals: Signals of the request.
+            after: Sequence number that the request's exceeds.
         """
-        rows = self._fetch_all(
-            "SELECT sequence, id, signal, request.items, length(body), retried FROM pending JOIN request USING (sequence) "
-            f"WHERE destination = ? AND sequence > ? AND {_of(signals)} ORDER BY sequence LIMIT ?",
+        row = self._fetch(
+            "SELECT sequence, id, retried FROM pending JOIN request USING (sequence) "
+            f"WHERE destination = ? AND sequence > ? AND {_of(signals)} ORDER BY sequence LIMIT 1",
             destination,
             after,
-            most,
         )
-        return [
-            Waiting(at, str(batch), str(signal), int(str(items).isdecimal() and items), size, bool(retried))
-            for at, batch, signal, items, size, retried in rows
-        ]
+        return None if row is None else Head(row[0], str(row[1]), bool(row[2]))
 
     def withdraw(self, destination: str, signal: Signal) -> int:
         """Take everything of a signal that waits for a destination out of its queue. Returns how many items that were."""
@@ -360,24 +364,25 @@ class Spool:
     def done(
         self,
         destination: str,
-        *sequences: int,
+        sequence: int,
+        *,
         refused: int = 0,
         durability: ReceiverDurability | None = None,
         sent: str = "",
         signals: Sequence[Signal] = SIGNALS,
     ) -> bool:
-        """The destination has accepted these requests, but for `refused` items of them.
+        """Mark a request as accepted by a destination.
 
         Args:
-            destination: The destination.
-            sequences: The requests.
-            refused: Items that it left out, and that were not counted before.
-            durability: What it says of its disk; the requests stay until that has them. None: they go.
-            sent: As for `kept.keep`.
-            signals: Signals of other requests, which `durability` is about as well.
+            destination: Name of the destination.
+            sequence: Sequence number of the request.
+            refused: Number of items that the receiver left out and that were not counted before.
+            durability: State of the receiver's disk. The request stays until it is durable there; None deletes it at once.
+            sent: Description of how the request was sent, as for `kept.keep`.
+            signals: Signals of the other requests that `durability` is about.
 
         Returns:
-            Whether others wait again, because the receiver may have lost them.
+            Whether other requests wait again, because the receiver may have lost them.
         """
         recalled = False
 
@@ -385,17 +390,16 @@ class Spool:
             nonlocal recalled
             self._count_loss("refused", refused)
             if durability is not None:
-                keep(self._database, destination, sequences, durability, sent)
+                keep(self._database, destination, sequence, durability, sent)
             else:
-                for sequence in sequences:
-                    self._retire(destination, sequence)
+                self._retire(destination, sequence)
             recalled = bool(signals) and settle(self._database, destination, _of(signals), durability)
 
-        if sequences and (destination, sequences) == self._done:
-            # Never used twice: the database said that they are gone, and shows them again.
-            raise SpoolDamagedError(f"the spool {self.path} is damaged: request {sequences[0]} cannot be taken out")
+        if (destination, sequence) == self._done:
+            # No number is used twice: the database has deleted the request, and shows it again.
+            raise SpoolDamagedError(f"the spool {self.path} is damaged: request {sequence} cannot be deleted")
         self._mark(write)
-        self._done = ("", ()) if recalled else (destination, sequences)
+        self._done = None if recalled else (destination, sequence)
         return recalled
 
     def settle(
@@ -410,15 +414,15 @@ class Spool:
 
         self._mark(write)
         if recalled:
-            self._done = ("", ())
+            self._done = None
         return recalled
 
-    def remember(self, destination: str, sequences: Sequence[int], sent: str) -> None:
-        """Remember how requests that wait have been sent so far; see `kept.remember`."""
-        self._mark(lambda: remember(self._database, destination, sequences, sent))
+    def remember(self, destination: str, sequence: int, sent: str) -> None:
+        """Store how a request that waits has been sent so far; see `kept.remember`."""
+        self._mark(lambda: remember(self._database, destination, sequence, sent))
 
     def sent_before(self, destination: str, sequence: int) -> str | None:
-        """How a request that waits again was sent before; None if it was not, "" if alone and undivided."""
+        """How a request that waits has been sent so far; None if it has not, "" if it was not divided."""
         row = self._fetch("SELECT sent FROM kept WHERE destination = ? AND sequence = ?", destination, sequence)
         return None if row is None else str(row[0])
 
