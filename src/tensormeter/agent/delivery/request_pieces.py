@@ -16,7 +16,8 @@ from typing import Any, Final
 
 from tensormeter.agent.delivery.division import Division, Kind, Piece, divide, divide_off, halve, piece_of, resume
 from tensormeter.agent.delivery.refusals import Refusals
-from tensormeter.agent.spool.spool import Head, Spool
+from tensormeter.agent.spool.spool import Spool
+from tensormeter.agent.spool.spool_queries import Head
 from tensormeter.environment.signals import SIGNALS, Signal
 from tensormeter.exporter import Durability, Request
 from tensormeter.logger import get_logger

@@ -1,0 +1,74 @@
+"""Disk space for a spool: a reserve in which deliveries can be marked when the disk is full."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Final
+
+from tensormeter.agent.spool.errors import SpoolFullError
+from tensormeter.agent.spool.spool_file import SpoolFile
+from tensormeter.disk.reserve import Reserve
+
+__all__ = ["DiskSpace"]
+
+_MARKING: Final = 256 << 10
+"""Bytes for transactions that mark requests. SQLite's log is checkpointed each time that these are used up."""
+
+
+class DiskSpace:
+    """The room that one spool has on its disk. Blocks for the disk."""
+
+    def __init__(self, file: SpoolFile) -> None:
+        self._file = file
+        self._reserve = Reserve(file.path)
+
+    def give(self) -> bool:
+        """Give the reserve back to the file system. Returns whether there was one."""
+        return self._reserve.give()
+
+    def keep(self) -> bool:
+        """Reserve the room that marking deliveries needs. Returns whether it is reserved. To be called often."""
+        return self._reserve.keep(self._growth() + _MARKING)
+
+    def leave(self, size: int, make_room: Callable[[], bool]) -> None:
+        """Refuse a write that would use the reserve: without it, delivered requests would be resent for ever.
+
+        Args:
+            size: Bytes to write.
+            make_room: Deletes something from the spool that is not needed; returns whether there was anything.
+
+        Raises:
+            SpoolFullError: The disk has too little room.
+        """
+        if self._has(size):
+            return
+        if self._has_log():
+            self.shorten_log()
+        while not self._has(size) and make_room():
+            pass
+        if not self._has(size):
+            raise SpoolFullError(
+                f"cannot write to the spool {self._file.path}: the disk is full, but for the room that delivery needs"
+            )
+
+    def shorten_log(self) -> None:
+        """Checkpoint and empty SQLite's log as far as possible, with the help of the reserve."""
+        self._reserve.give()
+        self._file.carry_over()
+
+    def _has(self, size: int) -> bool:
+        """Whether the disk has room for so many bytes in SQLite's log, and then in the file, next to the reserve."""
+        free, reserved = self._reserve.room()
+        growth = self._growth() + size - self._file.bytes_of("freelist_count")
+        return free >= size and free + reserved >= max(0, growth) + _MARKING
+
+    def _has_log(self) -> bool:
+        path = self._file.path
+        with contextlib.suppress(OSError):
+            return path.with_name(f"{path.name}-wal").stat().st_size > 0
+        return False
+
+    def _growth(self) -> int:
+        """Bytes by which the file will grow when SQLite's log is checkpointed."""
+        with contextlib.suppress(OSError):
+            return max(0, self._file.bytes_of("page_count") - self._file.path.stat().st_size)
+        return 0

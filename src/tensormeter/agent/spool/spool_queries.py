@@ -1,0 +1,172 @@
+"""Queries of the spool that change nothing."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from tensormeter.agent.spool.lane_cursor import Cursor
+from tensormeter.agent.spool.loss_report import Report
+from tensormeter.agent.spool.request import Priority, intact
+from tensormeter.agent.spool.spool_file import SpoolFile
+from tensormeter.environment.signals import SIGNALS, Signal
+from tensormeter.exporter import Request
+
+__all__ = ["Head", "SpoolQueries", "of_signals"]
+
+
+class Head(NamedTuple):
+    """The oldest request that waits for a destination: see `Request` for its id.
+
+    Attributes:
+        retried: Whether it was set aside, and `tensormeter spool retry` has put it back into the queue.
+    """
+
+    sequence: int
+    id: str
+    retried: bool
+
+
+class SpoolQueries(SpoolFile):
+    """What a spool contains."""
+
+    def cursor(self, process: str, lane: int) -> Cursor:
+        """How far a lane has been read into this spool."""
+        row = self._sealed("cursor", "process = ? AND lane = ?", process, lane)
+        return Cursor(row[2], row[3]) if row else Cursor()
+
+    def life(self, process: str) -> tuple[bool, bool]:
+        """Whether the start and the end of a process have been put into the spool."""
+        row = self._sealed("process", "process = ?", process)
+        return (bool(row[1]), bool(row[2])) if row else (False, False)
+
+    def aggregates(self, process: str) -> dict[str, str]:
+        """The states of a process's aggregated streams, as `put` was given them."""
+        return {stream: state for _, stream, state in self._all_sealed("aggregate", "process = ?", process)}
+
+    def processes(self) -> list[tuple[str, bool, str]]:
+        """The processes that have put something: (process, whether its end is here, its origin or "")."""
+        rows = self._rows(
+            "SELECT process, ended, coalesce(description, '') FROM process LEFT JOIN origin USING (process) ORDER BY process"
+        )
+        return [(str(process), bool(ended), str(description)) for process, ended, description in rows]
+
+    def last_time(self, process: str) -> int:
+        """Time of the last row of a process that is here, in nanoseconds; 0 if there is none."""
+        row = self._fetch("SELECT max(last_time) FROM cursor WHERE process = ?", process)
+        return row[0] if row and isinstance(row[0], int) else 0
+
+    def oldest(self) -> Request | None:
+        """The oldest request that waits for any destination and is intact; None if there is none. Nothing is counted."""
+        for row in self._fetch_all("SELECT id, signal, body, items, checksum FROM request ORDER BY sequence LIMIT 10"):
+            if intact(row[0], row[1], row[3], row[2], row[4]):
+                return Request(*row[:4])
+        return None
+
+    def head(self, destination: str, signals: Sequence[Signal] = SIGNALS, *, after: int = 0) -> Head | None:
+        """The oldest request of some signals that a destination has neither accepted nor rejected, unchecked.
+
+        A request whose signal is damaged counts as one of any signal; `read` detects the damage.
+
+        Args:
+            destination: Name of the destination.
+            signals: Signals of the request.
+            after: Sequence number that the request's exceeds.
+        """
+        row = self._fetch(
+            "SELECT sequence, id, retried FROM pending JOIN request USING (sequence) "
+            f"WHERE destination = ? AND sequence > ? AND {of_signals(signals)} ORDER BY sequence LIMIT 1",
+            destination,
+            after,
+        )
+        return None if row is None else Head(row[0], str(row[1]), bool(row[2]))
+
+    def sent_before(self, destination: str, sequence: int) -> str | None:
+        """How a request that waits has been sent so far; None if it has not, "" if it was not divided."""
+        row = self._fetch("SELECT sent FROM kept WHERE destination = ? AND sequence = ?", destination, sequence)
+        return None if row is None else str(row[0])
+
+    def kept(self) -> int:
+        """Requests that are accepted, and not known to be on the receiver's disk, counted once for each destination."""
+        return self._count("SELECT count(*) FROM kept WHERE epoch != ''")
+
+    def keeps(self, destination: str, signals: Sequence[Signal] = SIGNALS) -> bool:
+        """Whether there are any of a destination."""
+        query = "SELECT 1 FROM kept JOIN request USING (sequence) WHERE destination = ? AND epoch != '' AND "
+        return self._fetch(f"{query} {of_signals(signals)} LIMIT 1", destination) is not None
+
+    def losses(self) -> dict[str, int]:
+        """Items that will never arrive, by reason, without those in quarantine."""
+        losses: dict[str, int] = self._cached(
+            "losses", lambda: {reason: items for reason, items, _ in self._all_sealed("loss", "1 ORDER BY reason")}
+        )
+        return losses
+
+    def unsaid_losses(self) -> dict[str, int]:
+        """Those of them that `say_losses` has not marked."""
+        rows = self._all_sealed("loss", "items > said ORDER BY reason")
+        return {reason: items - said for reason, items, said in rows}
+
+    @property
+    def last_losses(self) -> dict[str, int]:
+        """What `losses` were when they were last read, without asking the disk."""
+        return dict(self._cache.get("losses", {}))
+
+    def reports(self) -> list[Report]:
+        """What each process has reported of losses in the last event about them; the process that reported last comes last."""
+        return [
+            Report(process, *map(json.loads, (resource, dropped, told)))
+            for process, resource, dropped, told, _ in self._all_sealed("report", "1 ORDER BY time")
+        ]
+
+    def pending_through(self, sequence: int, signals: Sequence[Signal] = SIGNALS) -> int:
+        """Those of them that are of some signals, and whose sequence number is at most this one."""
+        row = self._fetch(
+            f"SELECT count(*) FROM pending JOIN request USING (sequence) WHERE sequence <= ? AND {of_signals(signals)}",
+            sequence,
+        )
+        return int(row[0]) if row else 0
+
+    def last_sequence(self) -> int:
+        """The sequence number of the request that was put last, also if it is delivered already; 0 if none was."""
+        row = self._fetch("SELECT seq FROM sqlite_sequence WHERE name = 'request'")
+        return int(row[0]) if row else 0
+
+    def abandoned(self, destinations: Iterable[str]) -> set[str]:
+        """For whom something waits that is none of these destinations."""
+        return self.waiting_items().keys() - {*destinations}
+
+    def waiting_items(self) -> dict[str, int]:
+        """Data points and log records that wait, by destination."""
+        return dict(self._rows("SELECT destination, sum(items) FROM pending GROUP BY destination ORDER BY destination"))
+
+    def pending_items(self) -> int:
+        """Data points and log records in those."""
+        return self._count("SELECT coalesce(sum(items), 0) FROM pending")
+
+    def quarantined_items(self) -> int:
+        """Data points and log records that a destination has rejected."""
+        return self._count("SELECT coalesce(sum(items), 0) FROM quarantine")
+
+    def contents(self) -> list[tuple[str, str, str, int, int, int]]:
+        """What waits, for people: (destination, signal, priority, requests, items, bytes)."""
+        rows = self._rows(
+            "SELECT destination, signal, priority, count(*), sum(request.items), sum(length(body)) "
+            "FROM pending JOIN request USING (sequence) GROUP BY destination, signal, priority "
+            "ORDER BY destination, signal DESC, priority"
+        )
+        names = {int(priority): priority.name.lower() for priority in Priority}
+        return [(row[0], str(row[1]), names.get(row[2], "damaged"), *row[3:]) for row in rows]
+
+    def rejections(self) -> list[tuple[str, str, int]]:
+        """What was rejected: (destination, reason, items)."""
+        return self._rows("SELECT destination, reason, sum(items) FROM quarantine GROUP BY destination, reason")
+
+    def used_bytes(self) -> int:
+        """What the requests and all that belongs to them take of the file."""
+        return self.bytes_of("page_count") - self.bytes_of("freelist_count")
+
+
+def of_signals(signals: Sequence[Signal]) -> str:
+    """A condition on the column `signal`: one of these, or damaged."""
+    others = ", ".join(f"'{signal}'" for signal in SIGNALS if signal not in signals)
+    return f"signal NOT IN ({others})" if others else "1"
