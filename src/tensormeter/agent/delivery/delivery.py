@@ -1,60 +1,52 @@
-"""Delivery: from the spool to the receivers, on threads of its own.
+"""Delivery from the spool to the receivers, on one thread for each destination.
 
-Each destination has its own thread, its own backoff and its own place in the spool, so a bad one holds up nobody else.
+Each destination has its own thread, its own backoff and its own place in the spool, so one that fails does not hold up the others.
 Requests are sent in order, one at a time.
 
-A destination whose exporter has `independent_signals` has all of that for each signal, so a receiver that takes metrics alone gets
-them while its log records wait. As long as both signals arrive, they still go in the order in which they were recorded: a run
+A destination whose exporter has `independent_signals` has all of that for each signal. So a receiver that accepts metrics alone is
+sent them while its log records wait. As long as both signals arrive, they are sent in the order in which they were recorded: a run
 begins before its first value and ends after its last one.
 
-Waiting between attempts doubles from 1 to 60 seconds with full jitter (`retrying`); a `Retry-After` is a floor under it, up to
-an hour.
-There is no limit on attempts while the agent lives; what it leaves stays in the spool.
+The delay between attempts doubles from 1 to 60 seconds with full jitter (`retrying`). A `Retry-After` of up to an hour is a lower
+limit. Attempts are not limited while the agent lives; what it leaves stays in the spool. See `exporter_guard` for exceptions of
+exporters.
 
-An exporter that raises an exception is a different matter, because one item may be the cause and would block the queue for ever.
-An outage (`outages`) is retried without a limit. After any other exception the request is tried three times, the last time
-with a new exporter, and then divided until the item that causes the exception stands alone, which is set aside.
+A receiver that reports what is on its disk (`Accepted.durability`) is asked for that when the queue is empty: at once if a process
+waits for the end of delivery, else after some seconds without an answer.
 
-A receiver that says how far its disk is (`Accepted.durability`) is asked for that when nothing is left to send: at once if somebody
-waits for the end of delivery, else after a while without an answer that says it.
+A destination whose token is refused is parked: it is sent nothing until there is another token, `tensormeter sync` asks the agent
+to retry, or a quarter of an hour has passed.
 
-A receiver that refuses the token gets nothing more until there is another token, somebody says to try again, or a quarter of
-an hour is over: the destination is parked.
-A request that is too large is sent in halves, and those in halves again; which ones they are, and their ids, follow from the
-request, so that a new agent sends the same ones.
+A request that is too large is sent in halves, and those in halves again. The halves and their ids follow from the request, so a new
+agent sends the same ones.
 """
 
-import dataclasses
-import math
 import threading
 import time
-import traceback
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 from tensormeter.agent.attempts.numbering import Numbering
+from tensormeter.agent.delivery.exporter_guard import ExporterGuard, describe_error, format_error
 from tensormeter.agent.delivery.request_pieces import RequestPieces
+from tensormeter.agent.delivery.upload_rate import UploadRate
 from tensormeter.agent.spool.errors import SpoolDamagedError
 from tensormeter.agent.spool.spool import Spool
 from tensormeter.environment.signals import SIGNALS, Signal
 from tensormeter.errors import SettingsError, SpoolError
 from tensormeter.exporter import (
     Accepted,
-    Durability,
     Exporter,
     ExporterConfig,
-    Outcome,
     Rejected,
-    Request,
     Retry,
     TooLarge,
     Unauthorized,
     load_exporter,
 )
 from tensormeter.logger import get_logger
-from tensormeter.outages import is_outage
 from tensormeter.retrying import exponential_delays, full_jitter
 from tensormeter.settings import Settings
 
@@ -69,55 +61,28 @@ _TROUBLE_DELAY: Final = 1.0
 _STALLED_FAILURES: Final = 3
 _STALLED_DELAY: Final = 10.0
 _PARKED: Final = 900.0
-"""Seconds after which a parked destination is tried again: a server's token can change, too."""
+"""Seconds until a parked destination is tried again: the server's token may have changed."""
 
 _TOKEN_LOOK: Final = 0.5
+"""Seconds between two reads of the token while parked."""
 
 _PATIENCE: Final = 1.0
-"""Seconds that an attempt of one signal may take before the other signal no longer waits for its turn."""
+"""Seconds that an attempt of one signal may take before the other signal stops waiting for its turn."""
 
 _TURN_LOOK: Final = 0.1
+"""Seconds between two checks whether it is a signal's turn."""
 
-_TRIES: Final = 3
-"""Attempts at a request whose exporter raises, before the request is divided."""
-
-_TRIES_OF_ITEM: Final = 2
-"""Attempts at a single item of such a request, before the item is set aside. A part with several items is divided at once."""
-
-_LEAST: Final = 2
-"""Points of a request that cannot be divided: a value and its step."""
-
-_LONGEST_REASON: Final = 500
 _ASK_AFTER: Final = 10.0
-"""Seconds without an answer after which the receiver is asked what is durable: as long as rows are logged, their answers say it."""
+"""Seconds without an answer after which the receiver is asked what is durable. While rows are logged, their answers report it."""
 
 _ASK_AGAIN: Final = 0.5
-"""Seconds between two such questions; the receiver syncs when it is asked, so one is enough as a rule."""
+"""Seconds between two such questions. The receiver syncs when it is asked, so one is usually enough."""
 
 _HANGING: Final = 15.0
-"""Seconds after which an attempt hangs, at least; or three times `export_timeout`, within which each has to end."""
+"""Minimum seconds after which an attempt counts as hanging; else three times `export_timeout`, within which it should end."""
 
 _HANGING_MAKING: Final = 120.0
-"""Seconds after which making an exporter hangs: packages are imported, and some connect."""
-
-
-class UploadRate:
-    """Limits the average rate at which bytes are sent to one destination. Any thread."""
-
-    def __init__(self, bytes_per_second: int | None) -> None:
-        self._bytes_per_second = bytes_per_second
-        self._lock = threading.Lock()
-        self._free_at = 0.0
-
-    def reserve(self, size: int) -> float:
-        """Count bytes that are about to be sent, and return the seconds to wait before that. Does not block."""
-        if self._bytes_per_second is None:
-            return 0.0
-        with self._lock:
-            now = time.monotonic()
-            start = max(now, self._free_at)
-            self._free_at = start + size / self._bytes_per_second
-            return start - now
+"""Seconds after which making an exporter counts as hanging: it imports packages, and some connect."""
 
 
 def deliveries(
@@ -130,16 +95,16 @@ def deliveries(
     """Make the deliveries of some destinations: one `Delivery` for each, or one for each of its signals.
 
     Args:
-        destinations: Entry-point names of exporters, and behind a colon what tells one from others of its kind.
+        destinations: Entry-point names of exporters, each with a label after a colon if there are several of a kind.
         spool: Path of the spool.
-        settings: Of the run.
-        on_progress: As for `Delivery`.
-        numbering: As for `Delivery`.
+        settings: Settings of the run.
+        on_progress: Callback, as for `Delivery`.
+        numbering: Attempt numbers, as for `Delivery`.
 
     Raises:
         SettingsError: There is no such exporter.
     """
-    found = []
+    all_deliveries = []
     for destination in destinations:
         independent = getattr(load_exporter(destination), "independent_signals", False)
         left_out = {left.signal for left in settings.signals_left_out(destination)}
@@ -153,24 +118,24 @@ def deliveries(
         ]
         for delivery in siblings:
             delivery.siblings = [other for other in siblings if other is not delivery]
-        found += siblings
-    return found
+        all_deliveries += siblings
+    return all_deliveries
 
 
 class Delivery:
     """Delivers the requests of one destination, or those of one signal.
 
     Attributes:
-        destination: Its name.
-        signals: The signals that it delivers.
+        destination: Name of the destination.
+        signals: Signals that it delivers.
         siblings: Deliveries of the other signals to the same destination.
-        failures: Attempts that have failed since the last success.
-        error: What the last of them said.
-        refused: What the receiver said last of items that it left out of a request which it took; "" if it took all.
-        stalled: Whether it makes no sense to wait for this destination: several attempts have failed, or the next one is
-            far away.
+        failures: Number of failed attempts since the last success.
+        error: Error of the last failed attempt.
+        refused: Message of the receiver about items that it left out of an accepted request; "" if it accepted all.
+        stalled: Whether waiting for this destination makes no sense: several attempts have failed, or the next one is far away.
         parked: Whether its token was refused, so that it waits for another one.
-        damaged: Whether the spool needs repair, which is the agent's business.
+        damaged: Whether the spool is damaged, so that the agent has to repair it.
+        refusal: Time since which the spool refuses, and its error; None if it does not.
     """
 
     def __init__(
@@ -187,14 +152,14 @@ class Delivery:
     ) -> None:
         """
         Args:
-            destination: Entry-point name of the exporter, and behind a colon what tells it from others of its kind.
+            destination: Entry-point name of the exporter, with a label after a colon if there are several of a kind.
             spool: Path of the spool.
-            settings: Of the run.
-            on_progress: Called on this thread after each attempt. Must not block.
-            jitter: Turns a delay into the one to wait.
-            signals: The signals to deliver.
-            rate: The destination's limit on bytes a second, shared with its siblings; its own without one.
-            numbering: Settles the numbers of attempts before anything is exported.
+            settings: Settings of the run.
+            on_progress: Callback after each attempt, on this thread. Must not block.
+            jitter: Function from a delay to the seconds to wait.
+            signals: Signals to deliver.
+            rate: Limit on bytes a second that siblings share; by default one for this delivery alone.
+            numbering: Settles the numbers of attempts before requests are exported.
 
         Raises:
             SettingsError: There is no such exporter.
@@ -207,10 +172,10 @@ class Delivery:
         self._exporter_type = load_exporter(destination)
         self._on_progress = on_progress
         self._jitter = jitter
-        self._numbering = numbering
+        self._guard = ExporterGuard(destination, numbering)
         self._wake = threading.Event()
         self._again = False
-        """Whether it was woken for a further attempt, and not for news alone, which wait while attempts fail."""
+        """Whether it was woken for another attempt, and not only for new requests, which wait while attempts fail."""
         self._stop = threading.Event()
         name = "-".join(["tensormeter-deliver", destination, *(self.signals if len(self.signals) == 1 else ())])
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -221,43 +186,34 @@ class Delivery:
         self.parked = False
         self.damaged = False
         self.refusal: tuple[float, Exception] | None = None
-        """Since when the spool has refused, and what it said; None if it does not refuse."""
         self._folder = spool.with_name("exporters") / destination
         self._outgoing = RequestPieces(destination, self.signals)
         self._rate = rate or UploadRate(settings.upload_rate_of(destination))
         self._urgent = False
         self._news = 0
         self._seen = -1
-        """The value of `_news` when nothing was found to deliver; -1 while there is something."""
+        """Value of `_news` when the queue was empty; -1 while it is not."""
         self._position: int | None = None
-        self._attempt_began: float | None = None
-        self._raising = ""
-        """Id of the request at which the exporter raised an exception last."""
-        self._raises = 0
-        self._divided = ""
-        """Id of the last request that was divided because the exporter raised an exception."""
-        self._renew = False
-        """Whether the next attempt needs a new exporter: the present one may have been left in a broken state."""
         self._answered_at = self._asked_at = 0.0
-        """When the receiver has accepted something last, and when it was last asked what is durable."""
+        """Times at which the receiver last accepted a request, and was last asked what is durable."""
         self._making_since: float | None = None
-        """Since when an exporter is being made."""
+        """Time since which an exporter is being made."""
         self._recalled: float | None = None
-        """When a sibling that had failed too was successful, until this delivery has made an attempt of its own."""
+        """Time at which a sibling that had failed too was successful, until this delivery has made its next attempt."""
 
     def __str__(self) -> str:
         return f"{self.destination} ({self.signals[0]})" if len(self.signals) == 1 else self.destination
 
     @property
     def idle(self) -> bool:
-        """Whether it has looked for something to deliver since the last `arrived`, and found nothing."""
+        """Whether the queue was empty when it was last read, after the last `arrived`."""
         return self._seen == self._news
 
     @property
     def hangs(self) -> bool:
-        """Whether the exporter has not returned for much longer than `export_timeout`, or has not been made for minutes."""
+        """Whether an attempt takes much longer than `export_timeout`, or making the exporter takes minutes."""
         limits = (
-            (self._attempt_began, max(_HANGING, 3 * self._settings.export_timeout)),
+            (self._guard.began, max(_HANGING, 3 * self._settings.export_timeout)),
             (self._making_since, _HANGING_MAKING),
         )
         now = time.monotonic()
@@ -265,7 +221,7 @@ class Delivery:
 
     @property
     def trouble(self) -> str:
-        """What keeps it from delivering; "" if nothing does."""
+        """Reason why it does not deliver; "" if there is none."""
         if self.hangs:
             return "the exporter does not return" + (f"; before that, {self.error}" if self.error else "")
         return self.error
@@ -274,12 +230,12 @@ class Delivery:
         self._thread.start()
 
     def wake(self) -> None:
-        """Try again at once. Any thread, any number of times."""
+        """Retry at once. Any thread, any number of times."""
         self._again = True
         self._wake.set()
 
     def arrived(self) -> None:
-        """Something has come into the spool. While attempts fail, it waits for the next one. The agent's main thread."""
+        """Note that requests have come into the spool. While attempts fail, they wait for the next one. The agent's thread."""
         self._news += 1
         if not self.failures:
             self._wake.set()
@@ -292,7 +248,7 @@ class Delivery:
             self._wake.set()
 
     def stop(self, timeout: float) -> None:
-        """End the thread, after the attempt that is under way. Blocks up to `timeout` seconds."""
+        """End the thread after the present attempt. Blocks up to `timeout` seconds."""
         self._stop.set()
         self._wake.set()
         self._thread.join(timeout)
@@ -312,12 +268,12 @@ class Delivery:
                 self.damaged = True
                 self._on_progress()
                 return
-            except BaseException as error:  # an exporter that cannot be constructed, or a disk that refuses
+            except BaseException as error:  # the exporter cannot be made, or the disk refuses
                 if not self.failures:
-                    logger.error("delivery to %s failed\n%s", self.destination, _trace(error))
+                    logger.error("delivery to %s failed\n%s", self.destination, format_error(error))
                 if isinstance(error, SpoolError):
                     self.refusal = (self.refusal[0] if self.refusal else time.monotonic()), error
-                self._failed(_describe(error), _TROUBLE_DELAY)
+                self._failed(describe_error(error), _TROUBLE_DELAY)
                 self._on_progress()
                 self._stop.wait(_TROUBLE_DELAY)
 
@@ -341,11 +297,11 @@ class Delivery:
         )
 
     def _deliver(self, spool: Spool, exporter: Exporter, token: str | None) -> None:
-        """Deliver until told to stop, or until there is another token, or a reason for a new exporter."""
+        """Deliver until `stop` is called, there is another token, or a new exporter is needed."""
         delays = exponential_delays(_FIRST_DELAY, _LONGEST_DELAY)
         while not self._stop.is_set():
-            if self._renew:
-                self._renew = False
+            if self._guard.needs_renewal:
+                self._guard.needs_renewal = False
                 return
             delay = self._deliver_next(spool, exporter, delays)
             if delay is None:
@@ -359,16 +315,16 @@ class Delivery:
             self._pause(delay)
 
     def _pause(self, delay: float) -> None:
-        """Wait until there is something to do, or for so many seconds; 0: without a limit."""
+        """Wait until there is something to do, at most for so many seconds; 0 for no limit."""
         if self.failures:
-            self._wake.clear()  # news that came during an attempt that failed
+            self._wake.clear()  # set by requests that came during the failed attempt
         if not (self._again or self._stop.is_set()):
             self._wake.wait(delay or None)
         self._wake.clear()
         self._again = False
 
     def _wait_for_token(self, refused: str | None) -> bool:
-        """Wait while parked. Returns whether there is another token."""
+        """Wait while parked. Returns whether there is another token than the refused one."""
         deadline = time.monotonic() + _PARKED
         while not self._stop.is_set() and time.monotonic() < deadline:
             woken = self._wake.wait(_TOKEN_LOOK)
@@ -388,7 +344,7 @@ class Delivery:
         """Make one attempt.
 
         Returns:
-            None to go on at once, 0 to wait for something new, or the seconds to wait before the next attempt.
+            None to go on at once, 0 to wait for new requests, or the seconds to wait before the next attempt.
         """
         news = self._news
         request = self._outgoing.next(spool)
@@ -408,7 +364,7 @@ class Delivery:
         self._stop.wait(self._rate.reserve(len(request.body)))
         if self._stop.is_set():
             return 0.0
-        match self._export(exporter, request):
+        match self._guard.export(exporter, request, retrying=self.failures > 0):
             case Accepted(refused, message, durability):
                 if refused:
                     logger.error("%s refused %d items of %r: %s", self.destination, refused, request, message)
@@ -421,7 +377,9 @@ class Delivery:
                 self._outgoing.halved(spool, reason)
             case Unauthorized(reason):
                 if not self.parked:
-                    logger.warning("%s: %s; nothing is sent until there is another token", self, reason)
+                    logger.warning(
+                        "%s: credentials refused (%s); retrying when the token changes, or in 15 minutes", self, reason
+                    )
                 self._failed(reason, _PARKED)
                 self.parked = True
                 return _PARKED
@@ -429,7 +387,7 @@ class Delivery:
                 return self._retry(reason, after, delays)
         recovered = self.failures > 0
         self._works()
-        self._position = None  # the next one is not known yet
+        self._position = None  # the next request is not read yet
         self._call_siblings(recovered=recovered)
         self._on_progress()
         return None
@@ -437,28 +395,23 @@ class Delivery:
     def _retry(self, reason: str, after: float | None, delays: Generator[float, None, None]) -> float:
         delay = max(self._jitter(next(delays)), min(after or 0.0, _LONGEST_RETRY_AFTER), 0.001)
         self._failed(reason, delay)
-        self.parked = False  # it was not the token this time
+        self.parked = False  # the token was accepted
         logger.warning("%s: %s; attempt %d in %.1f s", self, reason, self.failures + 1, delay)
         return delay
 
     def _ask(self, spool: Spool, exporter: Exporter, delays: Generator[float, None, None]) -> float | None:
-        """Ask what is durable, if it is time to. Returns as `_deliver_next`."""
+        """Ask the receiver what is durable, if it is time to. Returns as `_deliver_next`."""
         again = self._asked_at + _ASK_AGAIN
         due = again if self._urgent else max(self._answered_at + _ASK_AFTER, again)
         wait = due - time.monotonic()
         if wait > 0 and not self.failures:
             return wait
-        ask: Callable[[], Durability | Retry | None] | None = getattr(exporter, "durability", None)
         self._asked_at = time.monotonic()
-        try:
-            answer = ask() if ask is not None else None
-        except Exception as error:
-            logger.error("exporter %s failed\n%s", self.destination, _trace(error))
-            answer = Retry(f"{type(error).__name__}: {error}")
+        answer = self._guard.ask_durability(exporter)
         if isinstance(answer, Retry):
             return self._retry(answer.reason, answer.after, delays)
         recovered = self.failures > 0
-        seen, self._seen = self._seen, -1  # what waits again must never be seen together with idleness
+        seen, self._seen = self._seen, -1  # requests that wait again must never be seen together with `idle`
         recalled = self._outgoing.settle(spool, answer)
         self._works()
         self._answered_at = time.monotonic()
@@ -471,20 +424,20 @@ class Delivery:
         return _ASK_AGAIN if self._urgent else _ASK_AFTER
 
     def _waits_its_turn(self) -> bool:
-        """Whether something that was recorded earlier is about to be delivered by a sibling to which delivery works."""
+        """Whether a sibling that works is about to deliver a request that was recorded earlier."""
         position = self._position
         return position is not None and any(sibling._goes_before(position) for sibling in self.siblings)
 
     def _goes_before(self, position: int) -> bool:
         if self.idle or self.hangs or (self.failures and self._recalled is None):
             return False
-        began = self._recalled if self.failures else self._attempt_began
+        began = self._recalled if self.failures else self._guard.began
         if began is not None and time.monotonic() - began > _PATIENCE:
             return False
         return self._position is None or self._position < position
 
     def _call_siblings(self, *, recovered: bool = False) -> None:
-        """Wake the siblings that wait for their turn; those that fail, too, if the receiver has just come back."""
+        """Wake the siblings that wait for their turn. `recovered`: the receiver has just come back, so wake failing ones too."""
         for sibling in self.siblings:
             if recovered and sibling.failures:
                 sibling._recalled = time.monotonic()
@@ -505,81 +458,3 @@ class Delivery:
         self._recalled = None
         self._call_siblings()
         self.stalled = self.failures >= _STALLED_FAILURES or delay >= _STALLED_DELAY
-
-    def _export(self, exporter: Exporter, request: Request) -> Outcome:
-        self._attempt_began = time.monotonic()
-        try:
-            if self._numbering is not None:
-                if (retry := self._numbering.ask(exporter)) is not None:
-                    return retry
-                request = self._numbering.rewrite(request)
-            outcome = _checked(exporter.export(request), request.items)
-            if self._numbering is not None and isinstance(outcome, Accepted):
-                self._numbering.accepted()
-        except BaseException as error:  # whatever a library raises, `SystemExit` too: the queue must go on
-            return self._outcome_of(error, request)
-        finally:
-            self._attempt_began = None
-        self._raising = ""
-        return outcome
-
-    def _outcome_of(self, error: BaseException, request: Request) -> Outcome:
-        """What to do about an exception: try again, or divide the request."""
-        reason = _describe(error)
-        if is_outage(error):
-            logger.warning("exporter %s failed\n%s", self.destination, reason if self.failures else _trace(error))
-            return Retry(reason)
-        if self._raising != request.id:
-            self._raising, self._raises = request.id, 0
-        self._raises += 1
-        part = bool(self._divided) and request.id.startswith(f"{self._divided}.")
-        if not part and self._raises == 1:
-            logger.error("exporter %s failed at %r\n%s", self.destination, request, _trace(error))
-        tries = _TRIES if not part else _TRIES_OF_ITEM if request.items <= _LEAST else 1
-        if self._raises < tries:
-            self._renew = self._raises == tries - 1
-            return Retry(reason)
-        if not part:
-            self._divided = request.id
-        return Rejected(f"the exporter raised {reason}", divide=True)
-
-
-def _checked(outcome: object, items: int) -> Outcome:
-    """An outcome with fields of the right types, as far as they can be made so.
-
-    Raises:
-        TypeError, ValueError: The exporter returned something else.
-    """
-    match outcome:
-        case Accepted():
-            rejected = min(max(int(outcome.rejected), 0), items)
-            return dataclasses.replace(outcome, rejected=rejected, message=_plain(outcome.message))
-        case Retry():
-            after = None if outcome.after is None else float(outcome.after)
-            return dataclasses.replace(
-                outcome, reason=_plain(outcome.reason), after=after if after and math.isfinite(after) else None
-            )
-        case Rejected() | TooLarge() | Unauthorized():
-            return dataclasses.replace(outcome, reason=_plain(outcome.reason))
-    raise TypeError(f"expected an Outcome from the exporter, got {type(outcome).__name__}")
-
-
-def _describe(error: BaseException) -> str:
-    """Type and text of an exception."""
-    try:
-        text = str(error)
-    except Exception:  # of an exception whose own text cannot be made
-        text = ""
-    name = type(error).__name__
-    return f"{name}: {_plain(text)}" if text else name
-
-
-def _trace(error: BaseException) -> str:
-    """The traceback of an exception, for the log. Its text is shortened as in `_describe`, because it may quote the data."""
-    return "".join([*traceback.format_tb(error.__traceback__), _describe(error)])
-
-
-def _plain(text: object) -> str:
-    """A text that every file and database can hold, not too long: it may quote the data."""
-    plain = str(text).encode(errors="replace").decode()
-    return plain if len(plain) <= _LONGEST_REASON else f"{plain[:_LONGEST_REASON]}..."
