@@ -163,7 +163,7 @@ def test_the_end_is_sent_though_delivery_had_nothing_to_do_before(tmp_path, dead
 
     class LateAgent(Agent):
         def _discover(self, spool):
-            wait_for(lambda: all(delivery.idle for delivery in self._deliveries), "all have looked")
+            wait_for(lambda: self._deliveries.are_idle, "all have looked")
             super()._discover(spool)
 
     monkeypatch.setattr("tensormeter.agent.sync.Agent", LateAgent)

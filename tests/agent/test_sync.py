@@ -153,7 +153,7 @@ def test_there_is_no_such_exporter(left, exported, monkeypatch):
 def test_an_exporter_that_hangs_is_given_up(left, outcomes, exported, monkeypatch, where):
     monkeypatch.setattr(delivery, "_HANGING", 0.3)
     monkeypatch.setattr(delivery, "_HANGING_MAKING", 0.3)
-    monkeypatch.setattr("tensormeter.agent.agent._STOP_DELIVERY", 0.1)
+    monkeypatch.setattr("tensormeter.agent.delivery.deliveries._STOP_TIMEOUT", 0.1)
     over = threading.Event()
     if where == "export":
         outcomes["a"] = lambda request: Accepted() if over.wait(300) else None

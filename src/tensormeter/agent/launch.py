@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tensormeter.agent.run_directory.directory import RunDirectory, runs_locked
-from tensormeter.agent.standby import begin_command
+from tensormeter.agent.standby import agent_command, begin_command
 from tensormeter.disk.private import open_file
 from tensormeter.logger import get_logger
 from tensormeter.settings import Settings
@@ -20,7 +20,7 @@ from tensormeter.settings import Settings
 if TYPE_CHECKING:
     from tensormeter.agent.agent import Agent
 
-__all__ = ["agent_command", "ensure_agent", "reap_agents", "replace_agent"]
+__all__ = ["ensure_agent", "reap_agents", "replace_agent"]
 
 logger: Final = get_logger("tensormeter")
 
@@ -131,13 +131,14 @@ def _spawn(directory: RunDirectory, settings: Settings, lock: int, *, log: bool)
         environment["TENSORMETER_TOKEN"] = settings.token  # through the environment: arguments can be seen by everyone
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         environment[variable] = "1"
+    path = os.fspath(directory.path)
     description = _description(directory, settings)
     output = _output(directory.agent_log if log else None)
     try:
         return os.posix_spawn(
             sys.executable,
             # The path is for people who look at the list of processes.
-            begin_command(os.fspath(directory.path), str(_INHERITED_LOCK), agent_command(directory.path)),
+            begin_command(path, str(_INHERITED_LOCK), agent_command(path)),
             environment,
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, description, 0),
@@ -150,11 +151,6 @@ def _spawn(directory: RunDirectory, settings: Settings, lock: int, *, log: bool)
     finally:
         os.close(description)
         os.close(output)
-
-
-def agent_command(path: Path) -> list[str]:
-    """The command line of an agent, without what is for itself alone."""
-    return [sys.executable, "-P", "-m", "tensormeter.agent.agent", os.fspath(path)]
 
 
 def _output(path: Path | None) -> int:

@@ -5,14 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from tensormeter.agent.ingest.damaged_rings import find_damaged_rings
 from tensormeter.agent.spool.spool import Spool
-from tensormeter.errors import SpoolError
-from tensormeter.ring.file import is_of_another_version, is_written, media_directory
 
-__all__ = ["Leftover", "damaged_files", "describe_rejections", "look_at", "put_ring_aside"]
-
-_DAMAGED_RING: Final = ".damaged"
-"""Ending of the name of a ring that cannot be read, and whose process is gone."""
+__all__ = ["Leftover", "damaged_files", "describe_rejections", "look_at"]
 
 _MOST_WORDS: Final = 3
 
@@ -62,34 +58,7 @@ def look_at(spool: Spool, rings: Iterable[Path]) -> Leftover:
 
 def damaged_files(spool: Path, rings: Iterable[Path]) -> list[Path]:
     """The files of a run that were moved aside because they are damaged."""
-    found = [*spool.parent.glob(f"{spool.name}.damaged-*")]
-    for folder in rings:
-        found += folder.glob(f"*{_DAMAGED_RING}")
-    return sorted(found)
-
-
-def put_ring_aside(path: Path, error: Exception) -> int:
-    """Rename a ring that is damaged, if its process is gone, so that no agent tries it again.
-
-    Args:
-        path: The ring.
-        error: What an agent came upon.
-
-    Returns:
-        How many items are known to be lost with it; 0 if it is left where it is, because another agent may be able to read it.
-    """
-    transient = isinstance(error, OSError | MemoryError | SpoolError) or isinstance(error.__cause__, OSError)
-    if transient or is_of_another_version(path) or is_written(path.resolve()):
-        return 0
-    try:
-        pieces = len(list(media_directory(path).iterdir()))
-    except OSError:
-        pieces = 0
-    try:
-        path.rename(path.with_name(f"{path.name}{_DAMAGED_RING}"))
-    except OSError:
-        return 0
-    return 1 + pieces
+    return sorted([*spool.parent.glob(f"{spool.name}.damaged-*"), *find_damaged_rings(rings)])
 
 
 def describe_rejections(rejections: Sequence[tuple[str, str, int]]) -> str:

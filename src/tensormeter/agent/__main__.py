@@ -1,0 +1,71 @@
+"""The agent as a process.
+
+SIGTERM and SIGINT make it put what the rings contain into the spool and end. SIGUSR1 makes it retry delivery at once.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+from typing import Final
+
+from tensormeter.agent.agent import Agent
+from tensormeter.agent.run_directory.directory import RunDirectory
+from tensormeter.disk.private import open_file
+from tensormeter.settings import Settings
+
+__all__ = ["main"]
+
+_NICE: Final = 5
+
+
+def main(arguments: list[str]) -> int:
+    """``python -m tensormeter.agent RUN_DIRECTORY LOCKS DEATHS STANDBY NOTICE``.
+
+    The standard input contains the run and its settings as JSON. LOCKS are the descriptors that hold the lock, separated by commas.
+    The rest is for `Standby`.
+    """
+    locks = [int(descriptor) for descriptor in arguments[1].split(",")]
+    for lock in locks:
+        os.set_inheritable(lock, False)
+    _allow_open_files()
+    description = json.load(open(0, "rb", closefd=False))  # noqa: SIM115 - the next agent reads it again
+    directory = RunDirectory.from_json(description["directory"])
+    _open_log(directory)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    agent = Agent(directory, Settings.from_json(description["settings"]), locks)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: agent.stop())
+    signal.signal(signal.SIGUSR1, lambda *_: agent.retry_now())
+    # The process id is published only now: until these signals are handled, they would end the process.
+    deaths, standby, notice = map(int, arguments[2:5])
+    os.set_inheritable(notice, False)
+    agent.be_process((deaths, standby, notice))
+    with contextlib.suppress(OSError):
+        os.nice(max(0, _NICE - os.nice(0)))  # the training process comes first
+    return 0 if agent.run() else 1
+
+
+def _allow_open_files() -> None:
+    """Raise this process's own limit on open files as far as it may be: the training process may have a low one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _open_log(directory: RunDirectory) -> None:
+    """Write the output to the log in the run's directory, unless it goes there already or the disk refuses."""
+    if not os.path.samestat(os.fstat(1), os.stat(os.devnull)):
+        return
+    with contextlib.suppress(OSError):
+        log = open_file(directory.agent_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

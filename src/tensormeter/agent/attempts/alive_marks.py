@@ -1,0 +1,29 @@
+"""Marks with which an agent shows to other hosts which processes of the run live here."""
+
+import contextlib
+import time
+
+from tensormeter.agent.attempts.counter import ALIVE_INTERVAL, mark_alive
+from tensormeter.agent.run_directory.directory import RunDirectory
+
+__all__ = ["AliveMarks"]
+
+
+class AliveMarks:
+    """Writes the marks in a run's directory. Blocks for the disk."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self._directory = directory
+        self._living: set[str] = set()
+        self._marked_at = 0.0
+
+    def write(self, living: set[str]) -> None:
+        """Write which processes live, if that has changed or was written long ago."""
+        now = time.monotonic()
+        if living != self._living:
+            with contextlib.suppress(OSError), self._directory.siblings_locked():
+                mark_alive(self._directory, sorted(living))
+                self._living, self._marked_at = living, now
+        elif living and now - self._marked_at >= ALIVE_INTERVAL:
+            mark_alive(self._directory, None)
+            self._marked_at = now

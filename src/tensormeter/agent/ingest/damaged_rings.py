@@ -1,0 +1,42 @@
+"""Rings that cannot be read: renamed, so that no agent tries them again."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from tensormeter.errors import SpoolError
+from tensormeter.ring.file import is_of_another_version, is_written, media_directory
+
+__all__ = ["find_damaged_rings", "put_ring_aside"]
+
+_SUFFIX: Final = ".damaged"
+"""Suffix of the name of a ring that cannot be read, and whose process is gone."""
+
+
+def find_damaged_rings(folders: Iterable[Path]) -> list[Path]:
+    """Rings in some folders that were put aside."""
+    return [path for folder in folders for path in folder.glob(f"*{_SUFFIX}")]
+
+
+def put_ring_aside(path: Path, error: Exception) -> int:
+    """Rename a ring that is damaged, if its process is gone.
+
+    Args:
+        path: Path of the ring.
+        error: Error of the attempt to read it.
+
+    Returns:
+        Number of items that are known to be lost with it; 0 if it stays, because another agent may be able to read it.
+    """
+    is_transient = isinstance(error, OSError | MemoryError | SpoolError) or isinstance(error.__cause__, OSError)
+    if is_transient or is_of_another_version(path) or is_written(path.resolve()):
+        return 0
+    try:
+        pieces = len(list(media_directory(path).iterdir()))
+    except OSError:
+        pieces = 0
+    try:
+        path.rename(path.with_name(f"{path.name}{_SUFFIX}"))
+    except OSError:
+        return 0
+    return 1 + pieces

@@ -1,0 +1,57 @@
+"""Reports of what the spool has lost since the last process of a run ended."""
+
+from typing import Final
+
+from tensormeter.agent.run_directory.directory import RunDirectory
+from tensormeter.agent.spool.loss_report import Report, anonymous, described_in, due, encode_report
+from tensormeter.agent.spool.spool import Spool
+from tensormeter.settings import IDENTIFIER, Settings
+
+__all__ = ["LossReporter"]
+
+_MOST_REPORTS: Final = 3
+"""Maximum number of reports that one agent adds: the delivery of a report may itself lose items."""
+
+
+class LossReporter:
+    """Adds events about losses to a run's spool. Used by the agent's main thread."""
+
+    def __init__(self, directory: RunDirectory, settings: Settings) -> None:
+        self._directory = directory
+        self._settings = settings
+        self._reports = 0
+        self._spare: Report | None = None
+        """Report for a spool that has none of any process."""
+
+    def prepare(self, spool: Spool) -> None:
+        """Find out which run the spool is of, before requests that contain that are delivered."""
+        self._spare = None if spool.reports() else self._describe_run(spool)
+
+    def report(self, spool: Spool) -> bool:
+        """Report losses to all destinations, unless their last event contains them. Returns whether there was a report.
+
+        The event that ended the last process was encoded when the process ended; items may have been lost since.
+        """
+        if self._settings.mode == "offline" or self._reports == _MOST_REPORTS:
+            return False
+        reports = spool.reports() or ([self._spare] if self._spare else [])
+        report = due(reports, spool.losses()) if reports else None
+        if report is None:
+            return False
+        self._reports += 1
+        started, ended = spool.life(report.process)
+        takers = self._settings.takers("logs", self._settings.exporters)
+        spool.put([encode_report(report)], takers, report.process, {}, started=started, ended=ended, report=report)
+        return True
+
+    def _describe_run(self, spool: Spool) -> Report | None:
+        """An empty report for a spool without any; None if nothing identifies the run."""
+        run = self._directory.run
+        project = run["settings"].get("project")
+        is_valid = isinstance(project, str) and IDENTIFIER.fullmatch(project)
+        if self._directory.damage or not is_valid:  # a request has a checksum that matches
+            request = spool.oldest()
+            report = None if request is None else described_in(request, run["host"])
+            if report is not None or not is_valid:
+                return report
+        return anonymous(project, run["run_id"], str(run.get("name", run["run_id"])), run["host"])

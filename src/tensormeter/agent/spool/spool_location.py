@@ -1,0 +1,256 @@
+"""The place of a run's spool: on the disk, or in memory while the disk fails."""
+
+import contextlib
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, NoReturn
+
+from tensormeter.agent.run_directory.agent_lock import AgentLock
+from tensormeter.agent.run_directory.directory import RunDirectory, runs_locked
+from tensormeter.agent.spool.errors import SpoolDamagedError, SpoolVersionError
+from tensormeter.agent.spool.memory_spool import Refuge, works
+from tensormeter.agent.spool.recovery import open_repaired
+from tensormeter.agent.spool.spool import Spool
+from tensormeter.errors import SpoolError
+from tensormeter.logger import get_logger
+from tensormeter.settings import Settings
+
+__all__ = ["TROUBLE_DELAY", "TROUBLE_LIMIT", "RestoredError", "SpoolLocation", "disk_fails"]
+
+logger: Final = get_logger("tensormeter.agent")
+
+TROUBLE_DELAY: Final = 1.0
+"""Seconds between two attempts to use a spool that refuses."""
+
+TROUBLE_LIMIT: Final = 300.0
+"""Seconds for which the spool may refuse before the agent gives up; the next agent may find a repaired disk."""
+
+_DISK_PATIENCE: Final = 2.0
+"""Seconds for which the disk may refuse before the agent goes on in memory."""
+
+_MEMORY_DELAY: Final = 30.0
+"""Seconds until the agent tries to go on in memory again, if memory had no room."""
+
+_FIRST_DISK_TRIAL: Final = 3.0
+_LONGEST_DISK_TRIAL: Final = 60.0
+"""Seconds between two checks whether the disk works again, which double each time that it fails again."""
+
+_RESERVE_DELAY: Final = 5.0
+"""Seconds between two attempts to reserve disk space."""
+
+_NEXT_TO_NOTHING: Final = 1 << 20
+"""Maximum bytes that are free on a disk that counts as full."""
+
+_LACKS: Final = {
+    "fsync": "fsync, so the spool may not survive a power failure",
+    "maps": "shared memory maps, so the spool there is slower",
+}
+
+
+class RestoredError(SpoolDamagedError):
+    """The spool was deleted and has been restored; it has to be opened again."""
+
+
+class SpoolLocation:
+    """Opens the spool of one run, and moves it between disk and memory. Used by the agent's main thread; blocks for the disk.
+
+    Attributes:
+        in_memory: Whether the spool is in memory, because the disk fails.
+        report: Problem with the disk, for people; "" if there was none.
+    """
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        settings: Settings,
+        lock: AgentLock,
+        *,
+        one_shot: bool,
+        is_stopping: Callable[[], bool],
+        wait: Callable[[float], object],
+    ) -> None:
+        """
+        Args:
+            directory: Directory of the run.
+            settings: Settings of the run.
+            lock: Lock of the agent.
+            one_shot: Whether to give up at once when the disk refuses.
+            is_stopping: Returns whether the agent has been asked to end.
+            wait: Waits for so many seconds, or until the agent is asked to end.
+        """
+        self._directory = directory
+        self._settings = settings
+        self._lock = lock
+        self._one_shot = one_shot
+        self._is_stopping = is_stopping
+        self._wait = wait
+        self._refuge = Refuge(directory)
+        self.in_memory = False
+        self.report = ""
+        self._returning = False
+        """Whether the disk is to be used again."""
+        self._not_before = 0.0
+        """Time before which going on in memory makes no sense."""
+        self._disk_trial_at = 0.0
+        self._disk_trial_delay = _FIRST_DISK_TRIAL
+        self._reserve_at = 0.0
+
+    def open(self, damage: str) -> Spool:
+        """Open the spool on the disk, or, if the disk refuses, the one in memory.
+
+        Args:
+            damage: Description of known damage, as for `open_repaired`.
+
+        Raises:
+            SpoolError, OSError: Neither can be opened.
+        """
+        began, last_error = time.monotonic(), ""
+        while True:
+            if self.in_memory and not self._returning:
+                with contextlib.suppress(OSError, SpoolError):
+                    return self._refuge.open(None, self._settings.spool_max_bytes)
+            try:
+                return self._open_on_disk(damage)
+            except (SpoolDamagedError, SpoolVersionError):
+                raise
+            except (SpoolError, OSError) as error:
+                if self.must_leave(began) and self.leave_disk(None, error):
+                    continue
+                if self._one_shot or self._is_stopping() or time.monotonic() - began > TROUBLE_LIMIT:
+                    raise
+                if str(error) != last_error:
+                    logger.error("%s", error)
+                    last_error = str(error)
+                self._wait(TROUBLE_DELAY)
+
+    def must_leave(self, since: float) -> bool:
+        """Whether to go on in memory, because the disk has refused since a time."""
+        return not self._one_shot and time.monotonic() > max(since + _DISK_PATIENCE, self._not_before)
+
+    def leave_disk(self, spool: Spool | None, error: Exception) -> bool:
+        """Go on in memory, if it has room. No delivery may use the spool meanwhile.
+
+        Args:
+            spool: Spool on the disk, if it is open.
+            error: Error of the disk.
+        """
+        try:
+            self._refuge.open(spool, self._settings.spool_max_bytes).close()
+        except (OSError, SpoolError) as failure:
+            logger.error("%s; and the spool cannot be moved to memory: %s", error, failure)
+            self._not_before = time.monotonic() + _MEMORY_DELAY
+            return False
+        self.in_memory, self._returning = True, False
+        self._disk_trial_at = time.monotonic() + self._disk_trial_delay
+        self._disk_trial_delay = min(2 * self._disk_trial_delay, _LONGEST_DISK_TRIAL)
+        self.report = f"{self._directory.path} cannot be used ({error}); the run goes on in memory, and returns to the disk when that works"
+        logger.error("%s", self.report)
+        return True
+
+    def try_disk(self) -> bool:
+        """Check now and then whether the disk works again. If it does, the spool has to be opened again.
+
+        Raises:
+            SpoolError: Another agent has taken over the run's directory.
+        """
+        now = time.monotonic()
+        if now < self._disk_trial_at:
+            return False
+        self._disk_trial_at = now + self._disk_trial_delay
+        try:
+            if _is_deleted(self._directory.path):
+                with runs_locked(self._directory.path.parents[1]):
+                    self._directory.restore()
+        except OSError:
+            return False
+        if not works(self._directory.spool):
+            return False
+        if not self._lock.complete():
+            raise SpoolError(f"{self._directory.path} has another agent now")
+        self._returning = True
+        return True
+
+    def restore_deleted(self, spool: Spool) -> None:
+        """Restore the run's directory and the spool, which is still open here, if they were deleted.
+
+        Raises:
+            RestoredError: They were restored, and the spool has to be opened again.
+            SpoolError: They cannot be restored.
+        """
+        if not self.in_memory and _is_deleted(self._directory.spool):
+            self._restore(spool)
+
+    def keep_room(self, spool: Spool) -> None:
+        """Reserve the disk space that marking deliveries needs."""
+        now = time.monotonic()
+        if now >= self._reserve_at and not spool.keep_room():
+            self._reserve_at = now + _RESERVE_DELAY
+
+    def is_full(self) -> bool:
+        """Whether the disk has next to no free space."""
+        try:
+            return shutil.disk_usage(self._directory.path).free < _NEXT_TO_NOTHING
+        except OSError:
+            return False
+
+    def _open_on_disk(self, damage: str) -> Spool:
+        settings = self._settings
+        spool = open_repaired(
+            self._directory.spool,
+            settings.exporters,
+            durability=settings.durability,
+            max_bytes=settings.spool_max_bytes,
+            damage=damage,
+        )
+        try:
+            self._refuge.give_back(spool)
+        except BaseException:
+            spool.close()
+            raise
+        if self.in_memory:
+            self.in_memory = self._returning = False
+            self.report = f"{self._directory.path} can be used again; the run is stored on the disk"
+            logger.warning("%s", self.report)
+        elif spool.missing and not self.report:
+            lacks = " and ".join(_LACKS[feature] for feature in sorted(spool.missing))
+            self.report = f"the file system of {self._directory.path} has no {lacks}"
+            logger.warning("%s", self.report)
+        return spool
+
+    def _restore(self, spool: Spool) -> NoReturn:
+        path = self._directory.path
+        try:
+            with runs_locked(path.parents[1]):
+                self._directory.restore()
+                if not self._lock.complete():
+                    raise SpoolError(f"{path} was deleted, and has another agent now")
+                spool.save_to(self._directory.spool)
+        except OSError as error:
+            raise SpoolError(f"{path} was deleted, and cannot be made again: {error}") from error
+        raise RestoredError(f"{path} was deleted; it was restored with the contents of the spool")
+
+
+def disk_fails(folder: Path) -> bool:
+    """Whether the disk of a folder refuses to store a small file for a moment."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"trial")
+            file.flush()
+            file.seek(0)
+            return file.read() != b"trial"
+    except OSError:
+        return True
+
+
+def _is_deleted(path: Path) -> bool:
+    """Whether a file or folder does not exist; False if the disk does not answer."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
