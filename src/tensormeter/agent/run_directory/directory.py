@@ -30,7 +30,6 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,6 +40,7 @@ from tensormeter.agent.run_directory.description import (
     encode_description,
     read_description,
 )
+from tensormeter.agent.run_directory.paths import holds_data, path_when_made, ring_directory, ring_name, run_path
 from tensormeter.agent.run_directory.removal import REMOVED, remove_rings, remove_run
 from tensormeter.agent.run_directory.shared_memory import make_private_directory
 from tensormeter.disk.atomic import write_file
@@ -92,7 +92,7 @@ class RunDirectory:
             "name": name,
             "host": host,
             "created": time.time_ns(),
-            "rings": str(_ring_directory(settings.buffer_directory, path)),
+            "rings": str(ring_directory(settings.buffer_directory, path)),
             "settings": settings.to_json(),
         }
         directory = cls(path, Path(str(run["rings"])), run)
@@ -124,7 +124,7 @@ class RunDirectory:
             if not matches:
                 damage = "its run.json does not match its checksum (if you have edited it, remove the checksum)"
         except (OSError, ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
-            if not _holds_data(path):
+            if not holds_data(path):
                 raise SpoolError(f"{path} is not a run directory: {error}") from error
             if isinstance(error, PermissionError):
                 raise RefusedRunError(f"its run.json cannot be read: {error}") from error
@@ -145,8 +145,8 @@ class RunDirectory:
         buffer = run["settings"].get("buffer_directory")
         if doubt or not isinstance(buffer, str | None):
             buffer = Settings().buffer_directory
-        place = path.absolute() if weak else _place_when_made(path, run)
-        return cls(path, _ring_directory(None if buffer is None else Path(buffer), place), run, doubt, damage)
+        place = path.absolute() if weak else path_when_made(path, run)
+        return cls(path, ring_directory(None if buffer is None else Path(buffer), place), run, doubt, damage)
 
     def restore(self) -> None:
         """Make the directory, and its description, if they are not there. Call it while holding `runs_locked`.
@@ -241,7 +241,7 @@ class RunDirectory:
                 f"points of it are in {self.rings}, which is not read: {weak}; if they are its own, run chmod 700 on it"
             )
         written = Path(self.run["rings"] or self.rings)
-        same_run = written.name == _ring_name(_place_when_made(self.path, self.run))
+        same_run = written.name == ring_name(path_when_made(self.path, self.run))
         if self.doubt and same_run and written != self.rings and any(written.glob("*.ring")):
             return (
                 f"points of it are in {written}, which is not read: "
@@ -277,9 +277,7 @@ class RunDirectory:
         """Where rings of the run may be: the place in shared memory, the run directory, and others for those that cannot be
         mapped in either.
         """
-        name = (
-            _ring_name(_place_when_made(self.path, self.run)) if self.rings == self.rings_on_disk else self.rings.name
-        )
+        name = ring_name(path_when_made(self.path, self.run)) if self.rings == self.rings_on_disk else self.rings.name
         others = [
             place / f"tensormeter-{os.getuid()}" / name
             for place in (Path("/dev/shm"), Path(tempfile.gettempdir()))  # noqa: S108 - its folder is private (0700)
@@ -342,7 +340,7 @@ class RunDirectory:
         """
         if self.rings != self.rings_on_disk:
             remove_rings(self.rings)
-        usual = self.path == _place(self.path.parents[1], self.run)
+        usual = self.path == run_path(self.path.parents[1], self.run)
         remove_run(self.path, whole=usual and not self.doubt and not weakness(self.path))
 
 
@@ -419,22 +417,6 @@ def _folders(directory: Path, refused: list[tuple[Path, str]]) -> list[Path]:
         return []
 
 
-def _holds_data(path: Path) -> bool:
-    """Whether there is something of a run in a folder, whatever its `run.json` is.
-
-    Raises:
-        OSError: The folder cannot be read.
-    """
-    with os.scandir(path) as entries:
-        names = [entry.name for entry in entries]
-    if any(name == "reserve" or name.startswith("spool.sqlite") for name in names):
-        return True
-    rings = {path / "rings"}
-    with contextlib.suppress(SettingsError):
-        rings.add(_ring_directory(Settings().buffer_directory, path.absolute()))
-    return "@" in path.name and any(any(folder.glob("*.ring")) for folder in rings)
-
-
 def _first_words(error: Exception) -> str:
     text = f"{type(error).__name__}: {error}"
     return text if len(text) <= 100 else f"{text[:100]}..."
@@ -455,27 +437,3 @@ def _owner(path: Path) -> int | None:
         return path.lstat().st_uid
     except OSError:
         return None
-
-
-def _place(directory: Path, run: dict[str, Any]) -> Path:
-    return directory / "runs" / f"{run['run_id']}@{run['host']}"
-
-
-def _place_when_made(path: Path, run: dict[str, Any]) -> Path:
-    """The path by which the ring directory is named: as the run spelled it, if that is this folder, or has been moved here."""
-    written = run["settings"].get("directory")
-    made = _place(Path(written), run) if isinstance(written, str) else path
-    with contextlib.suppress(OSError):
-        if not os.path.lexists(made) or made.samefile(path):
-            return made
-    return path.absolute()
-
-
-def _ring_directory(buffer: Path | None, path: Path) -> Path:
-    if buffer is None:
-        return path / "rings"
-    return buffer / f"tensormeter-{os.getuid()}" / _ring_name(path)
-
-
-def _ring_name(path: Path) -> str:
-    return f"{path.name}-{sha256(os.fsencode(path)).hexdigest()[:12]}"
