@@ -50,16 +50,39 @@ class SelfMetrics:
         return self._interval > 0 and time.monotonic() >= self._next
 
     def report(self, pending_requests: int) -> list[Series]:
-        """The present figures, one point each; nothing if reports are off.
+        """The present values, one point each; nothing if reports are off.
 
         Args:
-            pending_requests: In the spool.
+            pending_requests: Number of requests in the spool.
         """
         if not self._interval:
             return []
         self._next = time.monotonic() + self._interval
         now = np.array([max(time.time_ns(), self._created + 1)], np.uint64)
         created, since = np.array([self._created], np.uint64), np.array([self._since], np.uint64)
+        gauges = [
+            ("tensormeter.ring.utilization", "1", self._processor.utilization, "Share of the ring that waits."),
+            ("tensormeter.agent.lag", "s", self._processor.lag, "Age of the oldest row that waits for the spool."),
+            ("tensormeter.spool.requests", "{request}", pending_requests, "Requests that wait for a receiver."),
+        ]
+        return [
+            *self._log_durations(now, created),
+            Sum(
+                "tensormeter.rows",
+                now,
+                np.array([self._processor.rows], np.int64),
+                since,
+                unit="{row}",
+                description="Rows read by the agent.",
+            ),
+            *self._drops(now, created),
+            *(
+                Gauge(name, now, np.array([value]), unit=unit, description=description)
+                for name, unit, value, description in gauges
+            ),
+        ]
+
+    def _log_durations(self, now: NDArray[np.uint64], created: NDArray[np.uint64]) -> list[Series]:
         series: list[Series] = []
         for path in LogPath:
             total, counts = self._ring.log_durations(path)
@@ -81,38 +104,21 @@ class SelfMetrics:
                         attributes={"tensormeter.log.path": path.name.lower()},
                     ),
                 )
-        series.append(
-            Sum(
-                "tensormeter.rows",
-                now,
-                np.array([self._processor.rows], np.int64),
-                since,
-                unit="{row}",
-                description="Rows read by the agent.",
-            ),
-        )
+        return series
+
+    def _drops(self, now: NDArray[np.uint64], created: NDArray[np.uint64]) -> list[Series]:
         dropped = self._ring.drops()
         if self._processor.lost:
             dropped["device_unfinished"] = dropped.get("device_unfinished", 0) + self._processor.lost
-        for reason, count in dropped.items():
-            series.append(
-                Sum(
-                    DROPPED,
-                    now,
-                    np.array([count], np.int64),
-                    created,
-                    unit="{row}",
-                    description="Points that could not be recorded.",
-                    attributes={"tensormeter.reason": reason},
-                ),
+        return [
+            Sum(
+                DROPPED,
+                now,
+                np.array([count], np.int64),
+                created,
+                unit="{row}",
+                description="Points that could not be recorded.",
+                attributes={"tensormeter.reason": reason},
             )
-        gauges = [
-            ("tensormeter.ring.utilization", "1", self._processor.utilization, "Share of the ring that waits."),
-            ("tensormeter.agent.lag", "s", self._processor.lag, "Age of the oldest row that waits for the spool."),
-            ("tensormeter.spool.requests", "{request}", pending_requests, "Requests that wait for a receiver."),
+            for reason, count in dropped.items()
         ]
-        series += [
-            Gauge(name, now, np.array([value]), unit=unit, description=description)
-            for name, unit, value, description in gauges
-        ]
-        return series

@@ -51,15 +51,15 @@ def open_repaired(
     max_bytes: int | None = None,
     damage: str = "",
 ) -> Spool:
-    """Open a spool, and repair it first if need be. Nobody else may have it open.
+    """Open a spool, and repair it first if it is damaged. No other process may have it open.
 
     Args:
-        path: Of the spool.
-        destinations: For whom a request is when that can no longer be read.
-        durability: As for `Spool`.
-        max_bytes: As for `Spool`.
-        damage: What somebody came upon who worked with it: then it is repaired, whatever a look at it says. Not everything
-            that is wrong with an index is seen before it is used.
+        path: Path of the spool.
+        destinations: Destinations of requests whose own can no longer be read.
+        durability: Durability, as for `Spool`.
+        max_bytes: Maximum size, as for `Spool`.
+        damage: Description of damage that was detected in use. Then the spool is repaired whatever a check finds: damage to an
+            index may only be seen when it is used.
 
     Raises:
         SpoolError: The disk refuses, or the spool is of another version.
@@ -86,7 +86,7 @@ def open_repaired(
     with spool.transaction():
         try:
             os.close(_opened(aside))
-        except SpoolError as error:  # a link, or something else that no run makes: what was in the spool is gone
+        except SpoolError as error:  # a link, or something else that no run makes: the contents are gone
             damage = f"{damage}; {error}"
             saved, lost = 0, 1
         else:
@@ -94,7 +94,7 @@ def open_repaired(
         lost = max(lost, int(missing and not spool.losses().get("damaged")))
     spool.count_loss("damaged", lost)
     logger.error(
-        "%s; it is now %s. %d requests could be saved; %s",
+        "%s; the file was renamed to %s. %d requests were saved; %s",
         damage,
         aside.name,
         saved,
@@ -109,12 +109,12 @@ def open_left(path: Path, *, durability: Durability = "flush", max_bytes: int | 
     """Open a spool as its last agent left it, and count what is missing at the end of SQLite's log. No agent may have it open.
 
     Args:
-        path: As for `Spool`.
-        durability: As for `Spool`.
-        max_bytes: As for `Spool`.
+        path: Path of the spool.
+        durability: Durability, as for `Spool`.
+        max_bytes: Maximum size, as for `Spool`.
 
     Raises:
-        SpoolError: As for `Spool`.
+        SpoolError: The spool cannot be opened.
     """
     return _open_behind(mend_log(path), path, durability=durability, max_bytes=max_bytes)
 
@@ -138,7 +138,7 @@ def _open_behind(log: LogState, path: Path, *, durability: Durability, max_bytes
 
 
 def _is_gone(path: Path) -> bool:
-    """Whether there has been a spool, of which nothing is left but files beside it."""
+    """Whether there was a spool of which only the files next to it are left."""
     try:
         if path.stat().st_size >= _SMALLEST:
             return False
@@ -174,17 +174,8 @@ def _opened(aside: Path) -> int:
 
 
 def _salvage(aside: Path, new: sqlite3.Connection, destinations: list[str]) -> tuple[int, int]:
-    """Copy what can be read. Returns how many requests are saved, and how many are known to be lost."""
-    with open(_opened(aside), "r+b") as file:
-        size = file.seek(0, 2)
-        for offset, right in _HEADER:
-            if size >= 100:
-                file.seek(offset)
-                file.write(right)
-        if size >= 100:
-            logged = aside.with_name(aside.name + "-wal").exists()
-            file.seek(18)
-            file.write(b"\x02\x02" if logged else b"\x01\x01")
+    """Copy the rows that can be read. Returns how many requests are saved, and how many are known to be lost."""
+    _mend_header(aside)
     with closing(sqlite3.connect(aside, isolation_level=None)) as old:
         old.text_factory = lambda text: text.decode(errors="replace")
         try:
@@ -195,58 +186,77 @@ def _salvage(aside: Path, new: sqlite3.Connection, destinations: list[str]) -> t
         except ERRORS:
             return 0, 1
         tables = _Tables(old)
-        requests = list(_readable(old, "sequence, id, signal, items, priority, thinned, checksum, body", "request"))
-        good = [row for row in requests if _good(row)]
-        known = {row[0] for row in good}
-        pending, whole = tables.read("pending")
-        destinations = list(dict.fromkeys([*(row[0] for row in pending), *destinations]))
-        whole = whole and _is_whole(old, "pending")
-        missing: dict[int, int] = {}
-        for _, sequence, items, _ in pending:
-            if sequence not in known:
-                missing[sequence] = max(1, items, missing.get(sequence, 1))
-        # What is accepted, but not known to be on the receiver's disk, is sent again. If it cannot be read, nothing is lost.
-        kept, _ = tables.read("kept")
-        unknown = {row[0] for row in requests} - known - missing.keys() - {row[1] for row in kept}
-        lost = sum(missing.values()) + len(unknown)
-        # Without all of `pending`, a request goes rather to all destinations than to none.
-        waiting = [row for row in pending if row[1] in known]
-        sizes = {row[0]: row[3] for row in good}
-        waiting += [
-            (destination, sequence, sizes[sequence], 0) for destination, sequence, *_ in kept if sequence in known
-        ]
-        placed = {row[1] for row in waiting}
-        waiting += [
-            (destination, row[0], row[3], 0)
-            for row in good
-            if not whole or row[0] not in placed
-            for destination in destinations
-        ]
-        if not whole:
-            lost = max(lost, 1)
-        new.executemany(
-            "INSERT INTO request (sequence, id, signal, items, priority, thinned, checksum, body) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            good,
-        )
-        tables.write(new, "pending", waiting)
-        # Without an epoch: they wait again, and are sent in the same pieces, whose ids the receiver may know.
-        tables.write(new, "kept", [(row[0], row[1], "", 0, row[4]) for row in kept if row[1] in known])
+        saved, lost = _salvage_requests(old, tables, new, destinations)
         for table in ("cursor", "process", "aggregate", "loss", "report", "origin"):
-            rows, whole = tables.read(table)
+            rows, is_whole = tables.read(table)
             tables.write(new, table, rows)
-            if not whole:
+            if not is_whole:
                 logger.error("rows of the table %s in %s cannot be read", table, aside)
-                # Cursors are in the ring, too; a process is described again. A sum begins anew, and counts are gone.
+                # Cursors are in the ring, too; a process is described again. A sum begins again, and counts are gone.
                 lost += table in ("aggregate", "loss")
         rejected = tables.rejected()
         columns = "destination, id, reason, signal, items, priority, checksum, body"
-        saved = [row for row in rejected if _of(row, (str, str, str, str, int, int, int, bytes))]
+        readable = [row for row in rejected if _of(row, (str, str, str, str, int, int, int, bytes))]
         new.executemany(
             f"INSERT OR IGNORE INTO quarantine ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            saved,
+            readable,
         )
-        lost += len(rejected) - len(saved) + (not _is_whole(old, "quarantine"))
+        lost += len(rejected) - len(readable) + (not _is_whole(old, "quarantine"))
+    return saved, lost
+
+
+def _mend_header(aside: Path) -> None:
+    """Write the parts of the file's header that are the same in every spool."""
+    with open(_opened(aside), "r+b") as file:
+        size = file.seek(0, 2)
+        if size < _SMALLEST:
+            return
+        for offset, right in _HEADER:
+            file.seek(offset)
+            file.write(right)
+        has_log = aside.with_name(aside.name + "-wal").exists()
+        file.seek(18)
+        file.write(b"\x02\x02" if has_log else b"\x01\x01")
+
+
+def _salvage_requests(
+    old: sqlite3.Connection, tables: "_Tables", new: sqlite3.Connection, destinations: list[str]
+) -> tuple[int, int]:
+    """Copy requests, and which destinations they wait for. Returns as `_salvage`."""
+    requests = list(_readable(old, "sequence, id, signal, items, priority, thinned, checksum, body", "request"))
+    good = [row for row in requests if _good(row)]
+    sizes = {row[0]: row[3] for row in good}
+    pending, is_whole = tables.read("pending")
+    destinations = list(dict.fromkeys([*(row[0] for row in pending), *destinations]))
+    is_whole = is_whole and _is_whole(old, "pending")
+    missing: dict[int, int] = {}
+    for _, sequence, items, _ in pending:
+        if sequence not in sizes:
+            missing[sequence] = max(1, items, missing.get(sequence, 1))
+    # Requests that are accepted, but not known to be on the receiver's disk, are sent again. One that cannot be read is no loss.
+    kept, _ = tables.read("kept")
+    unknown = {row[0] for row in requests} - sizes.keys() - missing.keys() - {row[1] for row in kept}
+    lost = sum(missing.values()) + len(unknown)
+    waiting = [row for row in pending if row[1] in sizes]
+    waiting += [(destination, sequence, sizes[sequence], 0) for destination, sequence, *_ in kept if sequence in sizes]
+    needed = {row[1] for row in waiting}
+    # Without all of `pending`, a request is sent to all destinations rather than to none.
+    waiting += [
+        (destination, row[0], row[3], 0)
+        for row in good
+        if not is_whole or row[0] not in needed
+        for destination in destinations
+    ]
+    if not is_whole:
+        lost = max(lost, 1)
+    new.executemany(
+        "INSERT INTO request (sequence, id, signal, items, priority, thinned, checksum, body) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        good,
+    )
+    tables.write(new, "pending", waiting)
+    # Without an epoch: they wait again, and are sent in the same pieces, whose ids the receiver may know.
+    tables.write(new, "kept", [(row[0], row[1], "", 0, row[4]) for row in kept if row[1] in sizes])
     return len(good), lost
 
 
