@@ -1,4 +1,4 @@
-"""What can be wrong with a spool, and SQLite's errors as those."""
+"""Errors of spools, and their translation from SQLite's errors."""
 
 import sqlite3
 from pathlib import Path
@@ -10,10 +10,10 @@ from tensormeter.errors import SpoolError
 __all__ = ["ERRORS", "SpoolDamagedError", "SpoolFullError", "SpoolVersionError", "named"]
 
 _FULL: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
-"""The others are what SQLite says of a quota or a limit for files, and of a full disk when it opens a database."""
+"""SQLite reports a quota, a limit on file sizes, and a full disk at the opening of a database with the other codes."""
 
 ERRORS: Final = (sqlite3.Error, UnicodeDecodeError, OverflowError)
-"""What a call of SQLite raises, also when its own message, or a number in the file, is damaged."""
+"""Exceptions that SQLite raises, also when its own message, or a number in the file, is damaged."""
 
 
 class SpoolDamagedError(SpoolError):
@@ -21,7 +21,7 @@ class SpoolDamagedError(SpoolError):
 
 
 class SpoolFullError(SpoolError):
-    """The disk takes no more: it is full, or somebody's share of it is."""
+    """The disk refuses more data: it is full, or a quota is used up."""
 
 
 class SpoolVersionError(SpoolError):
@@ -29,18 +29,18 @@ class SpoolVersionError(SpoolError):
 
 
 def named(error: Exception, what: str, path: Path | None = None) -> SpoolError:
-    """SQLite's error as ours.
+    """Translate an error of SQLite.
 
     Args:
-        error: What SQLite raised.
-        what: What could not be done.
-        path: The database, to find out who has it locked.
+        error: Exception raised by SQLite.
+        what: Description of the failed operation.
+        path: Path of the database, to name the process that has it locked.
     """
     extended = getattr(error, "sqlite_errorcode", 0)
     code = extended & 0xFF
-    # What is written never breaks a constraint, if what is there is what was written before.
+    # Our statements never break a constraint unless the contents of the file have changed.
     damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT)
-    # Of a header with a format that SQLite never had, it says so without a code of its own.
+    # SQLite reports a header with a format that never existed without a specific code.
     damaged = damaged or (code == sqlite3.SQLITE_ERROR and str(error) == "unsupported file format")
     damaged = damaged or not isinstance(error, sqlite3.Error) or isinstance(error, sqlite3.DataError)
     if code == sqlite3.SQLITE_BUSY and path is not None:

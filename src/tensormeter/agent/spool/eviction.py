@@ -1,10 +1,10 @@
-"""What a full spool gives up, and in which order.
+"""Eviction from a full spool.
 
-First what receivers have accepted and only their disks do not have yet, which is no loss. Then what was rejected and is only
-kept for people, then statistics of the system, then media, the oldest of each first.
+Requests that receivers have accepted and only their disks do not have yet are evicted first, which is no loss. Rejected requests, which
+are kept for people, come next, then system metrics, then media, the oldest of each first.
 Then scalars are thinned: the history loses every second row, evenly, again and again.
-When nothing but the last value of each series is left of it, old requests are joined into one with the latest of those.
-The configuration, how the run began and ended, and the last value of every series stay, even if that is more than the limit.
+When only the last value of each series is left, old requests are joined into one with the latest of those values.
+The configuration, the start and end of the run, and the last value of every series stay, even if they exceed the limit.
 """
 
 import gzip
@@ -31,10 +31,10 @@ _UNREADABLE: Final = (OSError, EOFError, zlib.error, DecodeError, gzip.BadGzipFi
 
 
 def sacrifice(database: sqlite3.Connection) -> tuple[str, int] | None:
-    """Give something up. To be called in a transaction.
+    """Evict one request, or thin one. To be called in a transaction.
 
     Returns:
-        Why it was, and how many items it was; None if there is nothing left that may be given up.
+        Reason and number of lost items; None if nothing is left that may be evicted.
     """
     if give_up_kept(database):
         return "accepted", 0  # nothing is lost, unless the receiver loses its power now
@@ -43,23 +43,23 @@ def sacrifice(database: sqlite3.Connection) -> tuple[str, int] | None:
     ).rowcount:
         return "rejected", 0  # counted before
     for priority, reason in ((Priority.SYSTEM, "spool_full_system"), (Priority.MEDIA, "spool_full_media")):
-        found = database.execute(
+        row = database.execute(
             "DELETE FROM request WHERE sequence = (SELECT min(sequence) FROM request WHERE priority = ?) RETURNING items",
             (priority,),
         ).fetchone()
-        if found is not None:
-            return reason, found[0]
+        if row is not None:
+            return reason, row[0]
     return _thin(database) or _join(database)
 
 
 def _thin(database: sqlite3.Connection) -> tuple[str, int] | None:
-    found = database.execute(
+    row = database.execute(
         "SELECT sequence, thinned, body FROM request WHERE priority = ? AND thinned < ? ORDER BY thinned, sequence LIMIT 1",
         (Priority.SCALARS, _AT_THE_FLOOR),
     ).fetchone()
-    if found is None:
+    if row is None:
         return None
-    sequence, times, body = found
+    sequence, times, body = row
     try:
         smaller, items, lost = thinned(body)
     except _UNREADABLE:
@@ -95,7 +95,7 @@ def _join(database: sqlite3.Connection) -> tuple[str, int] | None:
 
 
 def _replace(database: sqlite3.Connection, sequence: int, body: bytes, items: int, times: int) -> None:
-    # Another id: a receiver that has the whole request already, and whose answer was lost, must not take this for it.
+    # Another id: a receiver that has accepted the whole request, and whose answer was lost, must not mistake this one for it.
     batch = uuid.uuid4().hex
     database.execute(
         "UPDATE request SET id = ?, items = ?, thinned = ?, checksum = ?, body = ? WHERE sequence = ?",
@@ -109,6 +109,6 @@ def _replace(database: sqlite3.Connection, sequence: int, body: bytes, items: in
 
 
 def _items(database: sqlite3.Connection, sequence: int) -> int:
-    """How many items a damaged request held."""
-    found = database.execute("SELECT max(items) FROM pending WHERE sequence = ?", (sequence,)).fetchone()[0]
-    return found if isinstance(found, int) and found > 0 else 1
+    """Number of items in a damaged request."""
+    items = database.execute("SELECT max(items) FROM pending WHERE sequence = ?", (sequence,)).fetchone()[0]
+    return items if isinstance(items, int) and items > 0 else 1

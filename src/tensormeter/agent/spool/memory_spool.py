@@ -1,8 +1,8 @@
 """A spool in shared memory, while the disk fails.
 
-When the disk refuses for some seconds, the agent copies what waits there into a spool in shared memory, works with that one, and
-goes back when the disk works: what is left is moved into the spool on the disk then, in one transaction. Both spools may be there
-when an agent is killed; the next one finds both. Requests keep their ids all the way, so none is stored twice.
+When the disk refuses for some seconds, the agent copies the waiting requests into a spool in shared memory and works with that one. When
+the disk works again, the rest is moved into the spool on the disk in one transaction. Both spools may exist when an agent is killed; the
+next agent reads both. Requests keep their ids all the way, so none is stored twice.
 """
 
 import contextlib
@@ -28,13 +28,13 @@ __all__ = ["MAX_BYTES", "Refuge", "works"]
 logger: Final = get_logger("tensormeter.agent")
 
 MAX_BYTES: Final = 64 << 20
-"""Size of a spool that is kept in memory, at most."""
+"""Maximum size of a spool in memory."""
 
 _MOST_COPIED: Final = MAX_BYTES // 2
-"""Bytes of waiting requests that are copied from the disk; the others wait there until it works again."""
+"""Maximum bytes of waiting requests that are copied from the disk; the others wait there until it works again."""
 
 _NOTE: Final = ("", "refuge")
-"""Key in the table `aggregate`, in which no process has an empty name: which requests were copied here, or moved from where."""
+"""Key of the note in the table `aggregate`, where no process has an empty name. The note lists the requests that were copied."""
 
 _TRIAL: Final = ("", "trial")
 _TRIAL_BYTES: Final = 64 << 10
@@ -51,23 +51,23 @@ class Refuge:
 
     @property
     def spool(self) -> Path:
-        """The path of its spool."""
+        """Path of the spool in memory."""
         return self._folder / "spool.sqlite"
 
     def exists(self) -> bool:
-        """Whether something of this user is kept there."""
+        """Whether there is a spool of this user."""
         return not fault(self._folder.parent) and not fault(self._folder) and os.path.lexists(self.spool)
 
     def open(self, disk: Spool | None, max_bytes: int) -> Spool:
-        """Open its spool; if there is none, make it, and copy what waits on the disk, as far as that can be read.
+        """Open the spool in memory. A new one gets copies of the requests that wait on the disk, as far as they can be read.
 
         Args:
-            disk: The spool on the disk, if it is open.
-            max_bytes: As for `Spool`; not more than `MAX_BYTES`.
+            disk: Spool on the disk, if it is open.
+            max_bytes: Maximum size, as for `Spool`; at most `MAX_BYTES` are used.
 
         Raises:
-            OSError: Its folder cannot be made.
-            SpoolError: It cannot be opened.
+            OSError: The folder cannot be made.
+            SpoolError: The spool cannot be opened.
         """
         self._directory.make_ring_directory(self._folder)
         is_new = not self.exists()
@@ -82,7 +82,7 @@ class Refuge:
         return spool
 
     def give_back(self, disk: Spool) -> None:
-        """Move what is kept here into the spool on the disk, and delete the rest. Does nothing if nothing is kept here.
+        """Move the contents into the spool on the disk, and delete the spool in memory, if there is one.
 
         Raises:
             SpoolError: The disk refuses.
@@ -103,7 +103,7 @@ class Refuge:
         self.remove()
 
     def remove(self) -> None:
-        """Delete what is kept here."""
+        """Delete the spool in memory and the states of destinations next to it."""
         for path in self._folder.glob("spool.sqlite*"):
             path.unlink(missing_ok=True)
         (self._folder / "reserve").unlink(missing_ok=True)
@@ -116,7 +116,9 @@ class Refuge:
                 if disk is not None:
                     _copy(disk, spool, note)
             except (*ERRORS, SpoolError) as error:
-                logger.warning("what waits on the disk cannot be read now: %s", error)
+                logger.warning(
+                    "cannot read the requests that wait on the disk: %s; going on with the most recent ones", error
+                )
                 assert disk is not None
                 _copy_recent(disk, spool, note)
             losses = disk.last_losses if disk is not None else {}
@@ -160,13 +162,13 @@ def _copy(disk: Spool, memory: Spool, note: dict[str, Any]) -> None:
     tables = {table: _rows(disk, table) for table in ("cursor", "process", "aggregate", "loss", "report", "origin")}
     requests, size = [], 0
     for (sequence,) in disk._fetch_all("SELECT DISTINCT sequence FROM pending ORDER BY sequence"):
-        found = disk._fetch(f"SELECT sequence, {_REQUEST} FROM request WHERE sequence = ?", sequence)
-        if found is None:
+        row = disk._fetch(f"SELECT sequence, {_REQUEST} FROM request WHERE sequence = ?", sequence)
+        if row is None:
             continue
-        size += len(found[-1])
+        size += len(row[-1])
         if size > _MOST_COPIED:
             break
-        requests.append(found)
+        requests.append(row)
     copied = {row[0] for row in requests}
     pending, kept = _rows(disk, "pending"), _rows(disk, "kept")
     for table, content in tables.items():
@@ -190,7 +192,7 @@ def _copy_recent(disk: Spool, memory: Spool, note: dict[str, Any]) -> None:
 
 
 def _move(memory: Spool, disk: Spool, note: dict[str, Any]) -> None:
-    """In a transaction of the disk's spool: let it be what both are together."""
+    """Merge the spool in memory into the one on the disk, in a transaction of the latter."""
     copied = [number for number in note.get("copied", ()) if isinstance(number, int)]
     _execute(disk, "DELETE FROM request WHERE sequence = ?", [(number,) for number in copied])
     pending, kept = _rows(memory, "pending"), _rows(memory, "kept")

@@ -1,4 +1,4 @@
-"""Requests as the spool holds them: encoded, with what they are worth and a checksum."""
+"""Requests as the spool stores them: encoded, with a priority and a checksum."""
 
 import enum
 import zlib
@@ -11,24 +11,24 @@ __all__ = ["Encoded", "Priority", "checksum", "intact", "seal"]
 
 
 class Priority(enum.IntEnum):
-    """What a request is worth when there is no room for all. The lowest goes first, ESSENTIAL never."""
+    """Priority of a request in a full spool. The lowest is evicted first, ESSENTIAL never."""
 
     SYSTEM = 0
     """Statistics of host and GPU, heartbeats."""
     MEDIA = 1
     """Images, tables, and the like."""
     SCALARS = 2
-    """What was logged. It is thinned, and the last value of each series stays."""
+    """Logged values. They are thinned, and the last value of each series stays."""
     ESSENTIAL = 3
-    """Configuration, and how a run began and ended."""
+    """Configuration, and the start and end of a run."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A request that has no place in the spool yet: see `Request` for the fields.
+    """A request that is not in the spool yet: see `Request` for the fields.
 
     Attributes:
-        priority: SCALARS for metrics and ESSENTIAL for logs, if None.
+        priority: Priority; None for SCALARS for metrics and ESSENTIAL for logs.
     """
 
     signal: Signal
@@ -38,12 +38,12 @@ class Encoded:
 
 
 def checksum(batch: str, signal: str, items: int, body: bytes) -> int:
-    """Of everything about a request that its receiver will see."""
+    """Checksum over everything in a request that its receiver will see."""
     return zlib.crc32(body, zlib.crc32(f"{batch} {signal} {items}".encode()))
 
 
 def intact(batch: object, signal: object, items: object, body: object, expected: object) -> bool:
-    """Whether what came out of the database is what was put into it; with flipped bits it may be of another type."""
+    """Whether columns from the database match their checksum. With flipped bits they may have other types."""
     return (
         isinstance(batch, str)
         and isinstance(signal, str)

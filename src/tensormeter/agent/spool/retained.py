@@ -1,4 +1,4 @@
-"""Requests in the spool that a receiver has accepted, and whose disk does not have them yet.
+"""Requests in the spool that a receiver has accepted and that are not on the receiver's disk yet.
 
 A row of the table `kept` is about one request and one destination. It contains the epoch and number that the receiver gave, and how
 the request was sent: how it was divided, and how many of its items were refused. When the receiver's disk has the request, the row
@@ -24,7 +24,7 @@ FORGET: Final = (
     "DELETE FROM request WHERE sequence = ?1 AND NOT EXISTS (SELECT 1 FROM pending WHERE sequence = ?1) "
     "AND NOT EXISTS (SELECT 1 FROM kept WHERE sequence = ?1)"
 )
-"""Deletes a request that concerns nobody any more."""
+"""Deletes a request that no destination needs any more."""
 
 
 def keep(database: sqlite3.Connection, destination: str, sequence: int, durability: Durability, sent: str) -> None:
@@ -47,16 +47,16 @@ def remember(database: sqlite3.Connection, destination: str, sequence: int, sent
 
 
 def settle(database: sqlite3.Connection, destination: str, condition: str, durability: Durability | None) -> bool:
-    """Act on what a receiver says of what it has accepted.
+    """Process the state of a receiver's disk: delete durable requests, and queue those again that the receiver may have lost.
 
     Args:
         database: The spool.
-        destination: The destination.
-        condition: Which signals it is about: an SQL condition on the column `signal`.
-        durability: What it said; None if it says nothing any more, so that everything is sent again for the last time.
+        destination: Name of the destination.
+        condition: SQL condition on the column `signal` for the requests that it is about.
+        durability: State of the disk. None if the receiver no longer reports it, so that everything is sent again for the last time.
 
     Returns:
-        Whether something waits again.
+        Whether requests wait again.
     """
     epoch = "" if durability is None else durability.epoch
 
@@ -80,7 +80,7 @@ def settle(database: sqlite3.Connection, destination: str, condition: str, durab
 
 
 def forget_kept(database: sqlite3.Connection, condition: str, *arguments: str) -> None:
-    """Forget what is accepted, by an SQL condition on `destination` and `signal`. What waits again is left alone."""
+    """Forget accepted requests, by an SQL condition on `destination` and `signal`, but for those that wait again."""
     rows = database.execute(
         f"SELECT destination, sequence FROM kept JOIN request USING (sequence) WHERE epoch != '' AND {condition}",
         arguments,
@@ -89,7 +89,7 @@ def forget_kept(database: sqlite3.Connection, condition: str, *arguments: str) -
 
 
 def give_up_kept(database: sqlite3.Connection) -> bool:
-    """Make room: forget the oldest requests that are only kept. Returns whether there were any."""
+    """Evict the oldest requests that are accepted and only kept. Returns whether there were any."""
     rows = database.execute(
         "SELECT destination, sequence FROM kept WHERE epoch != '' ORDER BY sequence LIMIT ?", (_GIVEN_UP_AT_ONCE,)
     ).fetchall()

@@ -1,7 +1,7 @@
-"""The tables of the spool, and whether a file has them.
+"""The tables of the spool: making, migrating and checking them.
 
 Every row has a checksum: that of a request covers its body (`request.checksum`), those of the other tables all other columns
-(`request.seal`). How many items a request holds stands in `pending` as well, so that they can be counted when the request is damaged.
+(`request.seal`). The number of a request's items is in `pending` as well, so that they can be counted when the request is damaged.
 """
 
 import re
@@ -129,7 +129,7 @@ OF_VERSION_2: Final = {
 HIGHEST_SEQUENCE: Final = 1 << 60
 
 _FAILURE: Final = re.compile(r"error code=(\d+)")
-"""What SQLite's check says of a page that it could not read."""
+"""Part of the message of SQLite's check about a page that it could not read."""
 
 _APPLICATION_ID: Final = 0x746D7300 | _VERSION
 """The version once more: a spool whose two numbers differ is damaged, not of another version."""
@@ -160,30 +160,30 @@ def prepare(database: sqlite3.Connection, path: Path) -> None:
 
 
 def check(database: sqlite3.Connection, path: Path) -> None:
-    """Look through the whole file, by way of SQLite alone.
+    """Check the whole file, only by means of SQLite.
 
-    Whoever closes a file gives up all POSIX locks that its process has on it. If the file were read here otherwise, SQLite would
-    not know that its locks are gone, and others who close the database would delete its log as the last who have it open.
+    A process that closes a file gives up all POSIX locks that it has on that file. If the file were read in another way, SQLite would
+    not notice that its locks are gone. Another process that closes the database would then delete its log, as if it were the last one.
 
     Raises:
-        SpoolDamagedError: It is not as it should be.
-        sqlite3.Error, UnicodeDecodeError, OverflowError: It cannot be read.
+        SpoolDamagedError: The file is damaged.
+        sqlite3.Error, UnicodeDecodeError, OverflowError: The file cannot be read.
     """
-    found = database.execute("PRAGMA integrity_check(1)").fetchone()
-    if found and (failure := _FAILURE.search(str(found[0]))) and int(failure[1]) & 0xFF == sqlite3.SQLITE_IOERR:
-        raise SpoolError(f"cannot read the spool {path}: {found[0]}")  # a disk that fails damages nothing
-    if found != ("ok",):
-        raise SpoolDamagedError(f"the spool {path} is damaged: {found and found[0]}")
+    result = database.execute("PRAGMA integrity_check(1)").fetchone()
+    if result and (failure := _FAILURE.search(str(result[0]))) and int(failure[1]) & 0xFF == sqlite3.SQLITE_IOERR:
+        raise SpoolError(f"cannot read the spool {path}: {result[0]}")  # a failing disk is not damage
+    if result != ("ok",):
+        raise SpoolDamagedError(f"the spool {path} is damaged: {result and result[0]}")
     with closing(sqlite3.connect(":memory:")) as model:
         model.executescript(_SCHEMA)
-        right = _tables(model)
-    if _tables(database) != right:
+        expected = _tables(model)
+    if _tables(database) != expected:
         raise SpoolDamagedError(f"the spool {path} is damaged: its tables are not those of a spool")
-    if wrong := next(_contradictions(database), ""):
-        raise SpoolDamagedError(f"the spool {path} is damaged: {wrong}")
+    if contradiction := next(_contradictions(database), ""):
+        raise SpoolDamagedError(f"the spool {path} is damaged: {contradiction}")
     database.execute("BEGIN IMMEDIATE")
     try:
-        # What it is already; BEGIN alone does not ask whether one may write.
+        # Sets the value that it has: BEGIN alone does not check whether writing is possible.
         database.execute(f"PRAGMA user_version = {_VERSION}")
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
@@ -207,7 +207,7 @@ def of_version_2(row: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _contradictions(database: sqlite3.Connection) -> Iterator[str]:
-    """What cannot be, in tables that SQLite can read."""
+    """Contradictions in tables that SQLite can read."""
     for table, columns in SEALED.items():
         for row in database.execute(f"SELECT {columns}, checksum FROM {table}"):
             if not is_sealed(row):
@@ -241,10 +241,11 @@ def _migrate(database: sqlite3.Connection) -> None:
         words = statement.split()
         if words and words[2] not in ("request", "request_priority"):
             database.execute(statement)
-    for table, found in rows.items():
+    for table, old_rows in rows.items():
         marks = ", ".join("?" * (SEALED[table].count(",") + 2))
         database.executemany(
-            f"INSERT INTO {table} ({SEALED[table]}, checksum) VALUES ({marks})", [(*row, seal(*row)) for row in found]
+            f"INSERT INTO {table} ({SEALED[table]}, checksum) VALUES ({marks})",
+            [(*row, seal(*row)) for row in old_rows],
         )
     database.executemany(
         "INSERT INTO quarantine (destination, id, reason, signal, items, priority, checksum, body) "

@@ -1,21 +1,23 @@
 """The spool: encoded requests on disk until their receivers have accepted them.
 
-A SQLite database, one for each run and node.
-Requests, the position up to which each lane has been read, and what was said about each process's life go into it in one
-transaction, so a row of the ring is in the spool once or not at all, whenever the agent is killed.
-A request is deleted when every destination has accepted or rejected it; what was rejected is kept in `quarantine`. What a receiver
-has accepted and its disk does not have yet stays, too, and may wait again (`tensormeter.agent.spool.retained`).
-Each request has a checksum; one that does not match is skipped, logged, and counted with its items. So does each row of the other
-tables; one that does not match makes the spool count as damaged (`tensormeter.agent.spool.recovery`).
-The size is bounded: see `tensormeter.agent.spool.eviction` for what goes first. What is lost is counted by reason in `loss`.
+It is a SQLite database, one for each run and node. One transaction stores requests, the position up to which each lane has been read,
+and the state of each process's life. So a row of the ring is in the spool once or not at all, whenever the agent is killed.
 
-Durability: a killed process loses nothing, whichever it is. After a loss of power, `fsync` has everything that was put,
-`flush` may miss the last transactions, and `none` may have to be repaired (`tensormeter.agent.spool.recovery`). In each of them the
-tables are durable when they are made, and which processes there are when the `put` returns that tells of one.
-The journal is a write-ahead log, which needs memory shared by all who have the file open; on network file systems, where that
-cannot be relied on, it is a rollback journal.
+A request is deleted when every destination has accepted or rejected it; rejected requests are kept in `quarantine`. A request that a
+receiver has accepted stays until it is on the receiver's disk, and may wait again (`tensormeter.agent.spool.retained`).
 
-Threads: each opens a `Spool` of its own. Calls block for the disk, and up to 10 s for another thread's transaction.
+Each request has a checksum. A request that does not match it is skipped, logged, and counted with its items. The rows of the other
+tables have checksums, too. A row that does not match makes the spool count as damaged (`tensormeter.agent.spool.recovery`).
+
+The size is bounded: `tensormeter.agent.spool.eviction` decides what is evicted. Losses are counted by reason in `loss`.
+
+Durability: no process that is killed, whichever it is, costs anything. After a loss of power, `fsync` has everything that was put,
+`flush` may miss the last transactions, and `none` may have to be repaired (`tensormeter.agent.spool.recovery`). With each of them the
+tables are durable when they are made, and a process is durable when the `put` that introduces it returns. The journal is a write-ahead
+log, which needs memory shared by all processes that have the file open. On network file systems, where that cannot be relied on, it
+is a rollback journal.
+
+Threads: each opens another `Spool`. Calls block for the disk, and up to 10 s for another thread's transaction.
 """
 
 import contextlib
@@ -46,17 +48,17 @@ __all__ = ["Retried", "Spool"]
 logger: Final = get_logger("tensormeter.agent")
 
 _PAGES: Final = 64 << 10
-"""Bytes of what a transaction writes beside the requests, at most: pages of indexes and small tables."""
+"""Maximum bytes that a transaction writes in addition to requests: pages of indexes and small tables."""
 
 
 class Retried(NamedTuple):
-    """What `Spool.retry` has found.
+    """Result of `Spool.retry`.
 
     Attributes:
-        requests: Requests, or parts of some, that wait for their destination again.
-        items: Data points and log records in those.
-        damaged: Items that cannot be read any more; they count as lost.
-        given_up: Items whose contents a full spool has deleted; they stay set aside.
+        requests: Number of requests, or parts of requests, that wait for their destination again.
+        items: Number of their data points and log records.
+        damaged: Number of items that can no longer be read; they count as lost.
+        given_up: Number of items whose contents a full spool has deleted; they stay set aside.
     """
 
     requests: int
@@ -69,12 +71,12 @@ class Spool(SpoolQueries):
     """An open spool. Not thread-safe; see the module's text."""
 
     def __init__(self, path: Path, *, durability: Durability = "flush", max_bytes: int | None = None) -> None:
-        """Open, or make.
+        """Open the spool, or make it if it does not exist.
 
         Args:
-            path: The database.
-            durability: See the module's text.
-            max_bytes: Room for everything in it; no limit if None.
+            path: Path of the database.
+            durability: Durability of transactions; see the module's text.
+            max_bytes: Maximum size of the contents; None for no limit.
 
         Raises:
             SpoolError: Not a spool, one of another version, or the disk refuses.
@@ -84,7 +86,7 @@ class Spool(SpoolQueries):
         self._done: tuple[str, int] | None = None
         self._space = DiskSpace(self)
         self.elsewhere = 0
-        """Requests that wait in another file, and count as pending."""
+        """Number of requests that wait in another file, and count as pending."""
         self.recent = RecentRequests()
         """Requests that this object has put and that may still wait."""
         try:
@@ -107,16 +109,21 @@ class Spool(SpoolQueries):
         origin: str = "",
         report: Report | None = None,
     ) -> None:
-        """Store requests of one process for some destinations, and how far its lanes and its life have come, atomically.
+        """Store requests of one process and its state, in one transaction.
 
-        Requests for no destination are not stored. `aggregates` are the states of those aggregated streams that have changed,
-        `report` is what one of the requests reports of losses.
-        `origin` says where the process runs, once, in words of the caller's; then all of this is durable, whatever the spool's
-        durability is.
+        Args:
+            requests: The requests.
+            destinations: Names of their destinations. Requests for no destination are not stored.
+            process: Id of the process.
+            cursors: Positions up to which lanes have been read.
+            started: Whether the start of the process is in the spool.
+            ended: Whether the end of the process is in the spool.
+            aggregates: States of the aggregated streams that have changed.
+            origin: Description of where the process runs, given once. With it the transaction is durable at any durability.
+            report: Losses that one of the requests reports.
 
         Raises:
-            SpoolError: The disk refuses, or what is left of it is needed for marking requests as delivered; then nothing of
-                it is stored.
+            SpoolError: The disk refuses, or its last room is needed for marking requests as delivered. Nothing is stored then.
         """
         to = tuple(destinations)
         if not to:
@@ -133,7 +140,7 @@ class Spool(SpoolQueries):
             self._write("process", process, int(started), int(ended))
             if report is not None:
                 resource, dropped, told = map(json.dumps, (report.resource, report.dropped, report.told))
-                # Of the others, only what they have reported of the spool's losses matters; there may be thousands of children.
+                # Reports of other processes matter only for losses of the spool; there may be thousands of child processes.
                 self._database.execute("DELETE FROM report WHERE told = '{}'")
                 self._write("report", report.process, resource, dropped, told, time.time_ns())
         self.recent.add(fresh)
@@ -142,7 +149,7 @@ class Spool(SpoolQueries):
 
     def next(self, destination: str) -> tuple[int, Request] | None:
         """The oldest request that a destination has neither accepted nor rejected, with its sequence number."""
-        seen = None
+        last_sequence = None
         while True:
             row = self._fetch(
                 "SELECT sequence FROM pending WHERE destination = ? ORDER BY sequence LIMIT 1",
@@ -150,15 +157,15 @@ class Spool(SpoolQueries):
             )
             if row is None:
                 return None
-            if row[0] == seen:
-                raise SpoolDamagedError(f"the spool {self.path} is damaged: request {seen} waits and is not there")
-            seen = row[0]
-            request = self.read(seen)
+            if row[0] == last_sequence:
+                raise SpoolDamagedError(f"the spool {self.path} is damaged: request {row[0]} waits and is not there")
+            last_sequence = row[0]
+            request = self.read(row[0])
             if request is not None:
-                return seen, request
+                return row[0], request
 
     def withdraw(self, destination: str, signal: Signal) -> int:
-        """Take everything of a signal that waits for a destination out of its queue. Returns how many items that were."""
+        """Remove the requests of a signal from the queue of a destination. Returns the number of their items."""
         with self.transaction():
             rows = self._database.execute(
                 "SELECT sequence, request.items FROM pending JOIN request USING (sequence) WHERE destination = ? AND signal = ?",
@@ -170,7 +177,7 @@ class Spool(SpoolQueries):
         return sum(items for _, items in rows)
 
     def read(self, sequence: int) -> Request | None:
-        """One request; None if it is not there, or damaged, which is logged and counted."""
+        """Read a request. Returns None if it is not there, or if it is damaged, which is logged and counted."""
         row = self._fetch("SELECT id, signal, body, items, checksum FROM request WHERE sequence = ?", sequence)
         if row is None:
             return None
@@ -231,7 +238,7 @@ class Spool(SpoolQueries):
     def settle(
         self, destination: str, durability: ReceiverDurability | None, signals: Sequence[Signal] = SIGNALS
     ) -> bool:
-        """Act on what a receiver says of its disk, as `done` does."""
+        """Process the state of a receiver's disk, as `done` does."""
         recalled = False
 
         def write() -> None:
@@ -248,12 +255,12 @@ class Spool(SpoolQueries):
         self._mark(lambda: remember(self._database, destination, sequence, sent))
 
     def forget_kept(self, destinations: Sequence[str]) -> None:
-        """Forget what was accepted by other destinations than these: nobody will ask those how far their disks are."""
+        """Forget requests that other destinations than these have accepted: the disks of those are not asked about any more."""
         with self.transaction():
             forget_kept(self._database, f"destination NOT IN ({', '.join('?' * len(destinations))})", *destinations)
 
     def quarantine(self, destination: str, sequence: int, reason: str) -> None:
-        """The destination will never accept the request: set it aside, for people to look at."""
+        """Set a request aside that the destination will never accept, so that people can look at it."""
 
         def write() -> None:
             self._database.execute(
@@ -266,7 +273,7 @@ class Spool(SpoolQueries):
         self._mark(write)
 
     def quarantine_part(self, destination: str, part: Request, reason: str) -> None:
-        """The destination will never accept a part of a request: set that part aside."""
+        """Set a part of a request aside that the destination will never accept."""
         priority = Priority.SCALARS if part.signal == "metrics" else Priority.ESSENTIAL
         expected = checksum(part.id, part.signal, part.items, part.body)
 
@@ -280,7 +287,7 @@ class Spool(SpoolQueries):
         self._mark(write)
 
     def retry(self) -> Retried:
-        """Put what receivers have rejected back into the queues of their destinations, under the same ids.
+        """Put rejected requests back into the queues of their destinations, under the same ids.
 
         The next requests of a destination are sent whether or not it has refused their kinds before.
         """
@@ -290,7 +297,7 @@ class Spool(SpoolQueries):
                 "SELECT number, destination, id, signal, items, priority, checksum, body FROM quarantine ORDER BY number"
             ).fetchall()
             for number, destination, batch, signal, count, priority, expected, body in rows:
-                if body == b"" and count:  # a full spool has given up what it held
+                if body == b"" and count:  # a full spool has deleted its contents
                     given_up += count
                     continue
                 self._database.execute("DELETE FROM quarantine WHERE number = ?", (number,))
@@ -311,31 +318,31 @@ class Spool(SpoolQueries):
         return Retried(requests, items, damaged, given_up)
 
     def discard(self, sequence: int, reason: str) -> int:
-        """Give a request up, for all destinations, and count what was in it. Returns how many items that were."""
+        """Delete a request for all destinations, and count its items as lost. Returns the number of items."""
         with self.transaction():
-            found = self._database.execute("SELECT items FROM request WHERE sequence = ?", (sequence,)).fetchone()
+            row = self._database.execute("SELECT items FROM request WHERE sequence = ?", (sequence,)).fetchone()
             items = 0
-            if found is not None:
-                known = [row[2] for row in self._all_sealed("pending", "sequence = ?", sequence)]
-                # A damaged row may say anything about its own size; `pending` has its size as well.
-                items = found[0] if reason != "damaged" and isinstance(found[0], int) else max([1, *known])
+            if row is not None:
+                sizes = [pending[2] for pending in self._all_sealed("pending", "sequence = ?", sequence)]
+                # The number of items in a damaged row may be wrong; `pending` contains it as well.
+                items = row[0] if reason != "damaged" and isinstance(row[0], int) else max([1, *sizes])
                 self._count_loss(reason, items)
             self._database.execute("DELETE FROM request WHERE sequence = ?", (sequence,))
         return items
 
     def count_loss(self, reason: str, items: int) -> None:
-        """Remember that so many items were lost for a reason."""
+        """Count items as lost for a reason."""
         with self.transaction():
             self._count_loss(reason, items)
 
     def say_losses(self) -> None:
-        """Mark all losses as said: a command has told a person about them."""
+        """Mark all losses as reported to a person by a command."""
         with self.transaction():
             for reason, items, _ in self._all_sealed("loss", "items > said"):
                 self._write("loss", reason, items, items)
 
     def pending(self) -> int:
-        """Requests that some destination has neither accepted nor rejected, counted once for each."""
+        """Number of requests that wait, counted once for each destination."""
         count = self._count("SELECT count(*) FROM pending")
         if not count:
             self.recent.clear()
@@ -343,11 +350,11 @@ class Spool(SpoolQueries):
 
     @property
     def last_pending(self) -> int:
-        """What `pending` was when it was last counted, without asking the disk."""
+        """Result of the last `pending`, without access to the disk."""
         return int(self._cache.get("SELECT count(*) FROM pending", 0)) + self.elsewhere
 
     def forget_rejections(self) -> None:
-        """Delete what was rejected."""
+        """Delete rejected requests."""
         with self.transaction():
             self._database.execute("DELETE FROM quarantine")
 
@@ -356,7 +363,7 @@ class Spool(SpoolQueries):
         return self._space.keep()
 
     def _mark(self, write: Callable[[], None]) -> None:
-        """Write what became of a request, if need be into the room that is kept for it."""
+        """Write a change of a request's state, into the reserved disk space if the disk is full."""
         try:
             with self.transaction():
                 write()

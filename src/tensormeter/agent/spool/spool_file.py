@@ -22,7 +22,7 @@ __all__ = ["SpoolFile"]
 _SYNCHRONOUS: Final[Mapping[Durability, str]] = {"none": "OFF", "flush": "NORMAL", "fsync": "FULL"}
 
 _SUPER_JOURNAL: Final = bytes.fromhex("d9d505f920a163d7")
-"""What a rollback journal ends with that names a file of further journals: file format of SQLite, section 3."""
+"""Last bytes of a rollback journal that names a file of further journals: file format of SQLite, section 3."""
 
 
 class SpoolFile:
@@ -44,21 +44,21 @@ class SpoolFile:
     def _open(self) -> None:
         path = self.path
         for file in (path, *(path.with_name(path.name + suffix) for suffix in ("-wal", "-shm", "-journal"))):
-            # Of a link, SQLite says what is behind it.
+            # SQLite itself reports what is wrong with the target of a link.
             if not os.path.islink(file) and (reason := oddity(file)):
                 raise SpoolError(f"cannot open the spool: {reason}")
         if _names_another_file(path.with_name(f"{path.name}-journal")):
             raise SpoolError(
                 f"{path}-journal names another file, which SQLite would delete; no run makes such a journal: remove it"
             )
-        with contextlib.suppress(OSError):  # SQLite will say what is wrong
+        with contextlib.suppress(OSError):  # SQLite will report what is wrong
             make_file(path)
             for suffix in ("-wal", "-shm", "-journal"):  # SQLite gives them the mode of the database when it makes them
-                if (beside := path.with_name(path.name + suffix)).exists():
-                    make_file(beside)
+                if (companion := path.with_name(path.name + suffix)).exists():
+                    make_file(companion)
         try:
             self._database = sqlite3.connect(path, timeout=10, isolation_level=None)
-            # A flipped bit may leave what is no UTF-8: it is read, does not match its checksum, and is counted.
+            # A flipped bit may leave invalid UTF-8, which must be readable, so that it is compared with its checksum and counted.
             self._database.text_factory = _text
         except ERRORS as error:
             raise SpoolError(f"cannot open the spool {path}: {error}") from error
@@ -83,14 +83,14 @@ class SpoolFile:
             raise
 
     def close(self) -> None:
-        """Carries the log over into the file, if nobody else has it open; that is synced with any durability."""
+        """Close the file. SQLite's log is checkpointed if no other process has it open, and synced at any durability."""
         if self._durability == "none":
             with contextlib.suppress(*ERRORS):  # it is closed already
                 self._set_synchronous("flush")
         self._database.close()
 
     def save_to(self, path: Path) -> None:
-        """Write a copy, also when the file has been deleted meanwhile.
+        """Write a copy, even if the file was deleted meanwhile.
 
         Raises:
             SpoolError: The disk refuses.
@@ -98,11 +98,8 @@ class SpoolFile:
         try:
             with contextlib.suppress(OSError):
                 make_file(path)
-            for suffix in (
-                "-wal",
-                "-shm",
-                "-journal",
-            ):  # of a file that is gone: SQLite would play them back into the copy
+            # Left by the deleted file: SQLite would play them back into the copy.
+            for suffix in ("-wal", "-shm", "-journal"):
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
             with closing(sqlite3.connect(path)) as copy:
                 self._database.backup(copy)
@@ -112,15 +109,15 @@ class SpoolFile:
             raise named(error, f"cannot copy the spool to {path}") from error
 
     def carry_over(self) -> None:
-        """Carry SQLite's log over into the database, and empty it, if the disk has room for that."""
+        """Checkpoint SQLite's log and empty it, if the disk has room for that."""
         with contextlib.suppress(*ERRORS):
             self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def check(self) -> None:
-        """Look through the whole file.
+        """Check the whole file.
 
         Raises:
-            SpoolDamagedError: It is not as it should be.
+            SpoolDamagedError: The file is damaged.
         """
         try:
             schema.check(self._database, self.path)
@@ -128,12 +125,12 @@ class SpoolFile:
             raise named(error, f"cannot read the spool {self.path}", self.path) from error
 
     def transaction(self) -> Transaction:
-        """All statements of the block, or none of them."""
+        """A context whose statements are executed together or not at all."""
         return Transaction(self._database, self.path)
 
     @contextlib.contextmanager
     def _durable(self) -> Iterator[None]:
-        """The transactions inside, and all before them, are synced."""
+        """Sync the transactions inside, and all before them."""
         self._set_synchronous("fsync")
         try:
             yield
@@ -141,12 +138,12 @@ class SpoolFile:
             self._set_synchronous(self._durability)
 
     def _set_synchronous(self, durability: Durability) -> None:
-        """Sync as a durability demands, if the file system can."""
+        """Sync as a durability requires, if the file system can."""
         mode = "OFF" if "fsync" in self.missing else _SYNCHRONOUS[durability]
         self._database.execute(f"PRAGMA synchronous = {mode}")
 
     def _write(self, table: str, *row: str | int, replace: bool = True) -> None:
-        """Put a row with its checksum into one of the small tables, in a transaction."""
+        """Insert a row with its checksum into one of the small tables, in a transaction."""
         marks = ", ".join("?" * (len(row) + 1))
         self._database.execute(
             f"INSERT {'OR REPLACE ' if replace else ''}INTO {table} ({schema.SEALED[table]}, checksum) VALUES ({marks})",

@@ -27,10 +27,10 @@ class Head(NamedTuple):
 
 
 class SpoolQueries(SpoolFile):
-    """What a spool contains."""
+    """The queries of an open spool."""
 
     def cursor(self, process: str, lane: int) -> Cursor:
-        """How far a lane has been read into this spool."""
+        """Position up to which a lane has been read into this spool."""
         row = self._sealed("cursor", "process = ? AND lane = ?", process, lane)
         return Cursor(row[2], row[3]) if row else Cursor()
 
@@ -40,18 +40,18 @@ class SpoolQueries(SpoolFile):
         return (bool(row[1]), bool(row[2])) if row else (False, False)
 
     def aggregates(self, process: str) -> dict[str, str]:
-        """The states of a process's aggregated streams, as `put` was given them."""
+        """States of a process's aggregated streams, as they were put."""
         return {stream: state for _, stream, state in self._all_sealed("aggregate", "process = ?", process)}
 
     def processes(self) -> list[tuple[str, bool, str]]:
-        """The processes that have put something: (process, whether its end is here, its origin or "")."""
+        """Processes with data in the spool: (process, whether its end is here, its origin or "")."""
         rows = self._rows(
             "SELECT process, ended, coalesce(description, '') FROM process LEFT JOIN origin USING (process) ORDER BY process"
         )
         return [(str(process), bool(ended), str(description)) for process, ended, description in rows]
 
     def last_time(self, process: str) -> int:
-        """Time of the last row of a process that is here, in nanoseconds; 0 if there is none."""
+        """Time of a process's last row in the spool, in nanoseconds; 0 if there is none."""
         row = self._fetch("SELECT max(last_time) FROM cursor WHERE process = ?", process)
         return row[0] if row and isinstance(row[0], int) else 0
 
@@ -86,40 +86,40 @@ class SpoolQueries(SpoolFile):
         return None if row is None else str(row[0])
 
     def kept(self) -> int:
-        """Requests that are accepted, and not known to be on the receiver's disk, counted once for each destination."""
+        """Number of accepted requests that are not known to be on the receiver's disk, counted once for each destination."""
         return self._count("SELECT count(*) FROM kept WHERE epoch != ''")
 
     def keeps(self, destination: str, signals: Sequence[Signal] = SIGNALS) -> bool:
-        """Whether there are any of a destination."""
+        """Whether a destination has accepted requests that are not known to be on its disk."""
         query = "SELECT 1 FROM kept JOIN request USING (sequence) WHERE destination = ? AND epoch != '' AND "
         return self._fetch(f"{query} {of_signals(signals)} LIMIT 1", destination) is not None
 
     def losses(self) -> dict[str, int]:
-        """Items that will never arrive, by reason, without those in quarantine."""
+        """Numbers of lost items by reason, without those in quarantine."""
         losses: dict[str, int] = self._cached(
             "losses", lambda: {reason: items for reason, items, _ in self._all_sealed("loss", "1 ORDER BY reason")}
         )
         return losses
 
     def unsaid_losses(self) -> dict[str, int]:
-        """Those of them that `say_losses` has not marked."""
+        """Numbers of lost items that `say_losses` has not marked, by reason."""
         rows = self._all_sealed("loss", "items > said ORDER BY reason")
         return {reason: items - said for reason, items, said in rows}
 
     @property
     def last_losses(self) -> dict[str, int]:
-        """What `losses` were when they were last read, without asking the disk."""
+        """Result of the last `losses`, without access to the disk."""
         return dict(self._cache.get("losses", {}))
 
     def reports(self) -> list[Report]:
-        """What each process has reported of losses in the last event about them; the process that reported last comes last."""
+        """Losses that each process has reported in its last event about them, in the order of the reports."""
         return [
             Report(process, *map(json.loads, (resource, dropped, told)))
             for process, resource, dropped, told, _ in self._all_sealed("report", "1 ORDER BY time")
         ]
 
     def pending_through(self, sequence: int, signals: Sequence[Signal] = SIGNALS) -> int:
-        """Those of them that are of some signals, and whose sequence number is at most this one."""
+        """Number of waiting requests of some signals up to a sequence number, counted once for each destination."""
         row = self._fetch(
             f"SELECT count(*) FROM pending JOIN request USING (sequence) WHERE sequence <= ? AND {of_signals(signals)}",
             sequence,
@@ -127,28 +127,28 @@ class SpoolQueries(SpoolFile):
         return int(row[0]) if row else 0
 
     def last_sequence(self) -> int:
-        """The sequence number of the request that was put last, also if it is delivered already; 0 if none was."""
+        """Sequence number of the request that was put last, whether it is delivered or not; 0 if none was."""
         row = self._fetch("SELECT seq FROM sqlite_sequence WHERE name = 'request'")
         return int(row[0]) if row else 0
 
     def abandoned(self, destinations: Iterable[str]) -> set[str]:
-        """For whom something waits that is none of these destinations."""
+        """Names of other destinations than these for which requests wait."""
         return self.waiting_items().keys() - {*destinations}
 
     def waiting_items(self) -> dict[str, int]:
-        """Data points and log records that wait, by destination."""
+        """Number of waiting data points and log records, by destination."""
         return dict(self._rows("SELECT destination, sum(items) FROM pending GROUP BY destination ORDER BY destination"))
 
     def pending_items(self) -> int:
-        """Data points and log records in those."""
+        """Number of waiting data points and log records, counted once for each destination."""
         return self._count("SELECT coalesce(sum(items), 0) FROM pending")
 
     def quarantined_items(self) -> int:
-        """Data points and log records that a destination has rejected."""
+        """Number of rejected data points and log records."""
         return self._count("SELECT coalesce(sum(items), 0) FROM quarantine")
 
     def contents(self) -> list[tuple[str, str, str, int, int, int]]:
-        """What waits, for people: (destination, signal, priority, requests, items, bytes)."""
+        """Summary of the queues, for people: (destination, signal, priority, requests, items, bytes)."""
         rows = self._rows(
             "SELECT destination, signal, priority, count(*), sum(request.items), sum(length(body)) "
             "FROM pending JOIN request USING (sequence) GROUP BY destination, signal, priority "
@@ -158,11 +158,11 @@ class SpoolQueries(SpoolFile):
         return [(row[0], str(row[1]), names.get(row[2], "damaged"), *row[3:]) for row in rows]
 
     def rejections(self) -> list[tuple[str, str, int]]:
-        """What was rejected: (destination, reason, items)."""
+        """Rejected items: (destination, reason, items)."""
         return self._rows("SELECT destination, reason, sum(items) FROM quarantine GROUP BY destination, reason")
 
     def used_bytes(self) -> int:
-        """What the requests and all that belongs to them take of the file."""
+        """Bytes of the file that its contents use."""
         return self.bytes_of("page_count") - self.bytes_of("freelist_count")
 
 
