@@ -103,7 +103,7 @@ def test_a_process_that_lives_is_not_ended(spool, begin):
 
 def test_a_process_of_another_machine_is_not_ended(spool, begin, dead):
     begin(dataclasses.replace(dead, host="elsewhere"))
-    assert end_cut(spool) == ["it had not ended when its spool was written last; its last values may be missing"]
+    assert end_cut(spool) == ["it had not ended when its spool was last written; its last values may be missing"]
     assert ends(spool) == []
 
 

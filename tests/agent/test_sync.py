@@ -270,7 +270,7 @@ def test_an_agent_that_is_at_work_sends_what_is_put_back(receiver, answering, tm
         wait_for(lambda: spool.quarantined_items() == 2 and spool.pending() == 0, "it is refused")
         receiver.routes.clear()
         spool.retry()
-        assert "was told to try now" in wake_agent(directory)
+        assert "was asked to retry now" in wake_agent(directory)
         wait_for(lambda: receiver.rows() == {(1, (("x", 1.0),)): 1}, "it is sent")
     run.finish()
     wait_for(lambda: not directory.path.exists(), "nothing is left")

@@ -1,4 +1,4 @@
-"""The pipeline: from the ring to the receiver. It runs in the agent, a process of its own.
+"""The agent: a separate process that moves data from the rings of a run to its destinations.
 
 Importing this package imports nothing else, because the training process imports `directory` and `launch` from it.
 """

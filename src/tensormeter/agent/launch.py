@@ -27,10 +27,10 @@ logger: Final = get_logger("tensormeter")
 _INHERITED_LOCK: Final = 3
 _children: set[int] = set()
 _handed_over: set[int] = set()
-"""Locks on their way to an agent. A child that another thread forks now would hold them as long as it lives."""
+"""Descriptors of locks that are being handed to an agent. A child that is forked meanwhile closes them."""
 
 _warned: list[object] = []
-"""What was said about `sys.executable`, once."""
+"""Value of `sys.executable` that was warned about, once."""
 
 _thread_agents: "weakref.WeakSet[Agent]" = weakref.WeakSet()
 
@@ -38,9 +38,9 @@ _thread_agents: "weakref.WeakSet[Agent]" = weakref.WeakSet()
 def ensure_agent(directory: RunDirectory, settings: Settings) -> bool:
     """Start an agent for the run unless one holds the lock.
 
-    The lock is taken here and handed to the new process, so that no two agents are ever started at once.
-    The agent gets its own session (Ctrl-C in the trainer's terminal does not reach it) and a fresh interpreter; nothing of
-    the trainer's memory, threads or CUDA context goes with it. Takes a few milliseconds; does not wait for the agent.
+    The lock is taken here and handed to the new process, so that two agents are never started at once.
+    The agent gets its own session (Ctrl-C in the trainer's terminal does not reach it) and a fresh interpreter; it inherits nothing of
+    the trainer's memory, threads or CUDA context. Takes a few milliseconds; does not wait for the agent.
 
     Returns:
         Whether one was started.
@@ -58,9 +58,8 @@ def ensure_agent(directory: RunDirectory, settings: Settings) -> bool:
 def replace_agent(directory: RunDirectory, settings: Settings) -> bool:
     """Start an agent for a run whose agent seems to be gone, unless one holds the lock.
 
-    Only the lock in shared memory is looked at and handed over, so a disk that hangs makes nothing wait here: the agent takes the
-    other lock, makes the run's directory again if that was deleted, and opens its log. Where there is no shared memory, this
-    blocks for the disk.
+    Only the lock in shared memory is checked and handed over, so this does not wait for a disk that hangs. The agent takes the other
+    lock, restores the run's directory if that was deleted, and opens its log. Where there is no shared memory, this blocks for the disk.
 
     Returns:
         Whether one was started.
@@ -95,13 +94,13 @@ def _start(directory: RunDirectory, settings: Settings, lock: int, *, log: bool)
 
 
 def _can_start_python() -> bool:
-    """Whether `sys.executable` is a Python: embedded and frozen programs have none, or themselves."""
+    """Whether `sys.executable` is a Python. In embedded and frozen programs it is empty, or the program itself."""
     executable: object = sys.executable
     if isinstance(executable, str) and not getattr(sys, "frozen", False) and os.access(executable, os.X_OK):
         return True
     if not _warned:
         _warned.append(executable)
-        logger.warning("the agent is a thread of this process, because sys.executable is no Python: %r", executable)
+        logger.warning("sys.executable is not a Python (%r); running the agent on a thread of this process", executable)
     return False
 
 
@@ -109,8 +108,8 @@ def reap_agents(adopted: int = 0) -> None:
     """Collect the exit status of agents that have ended, so that they do not stay zombies.
 
     Args:
-        adopted: Process id of an agent that this process has not started, or 0. It is looked at if this is the first process of a
-            container, which gets all processes whose parent is gone.
+        adopted: Process id of an agent that this process has not started, or 0. It is checked if this is the first process of a
+            container, which adopts all processes whose parent is gone.
     """
     if adopted and os.getpid() == 1:
         with contextlib.suppress(ChildProcessError):
@@ -154,7 +153,7 @@ def _spawn(directory: RunDirectory, settings: Settings, lock: int, *, log: bool)
 
 
 def _output(path: Path | None) -> int:
-    """The file of an agent's output: its log, or nothing, if that cannot be opened; then the agent opens it."""
+    """The file of an agent's output: its log, or /dev/null if that cannot be opened; then the agent opens it."""
     if path is not None:
         with contextlib.suppress(OSError):
             log = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -1,4 +1,4 @@
-"""What a run has left on this machine when its agent ends: what waits, what was set aside, what is lost and what is kept."""
+"""The data that a run leaves on this machine when its agent ends: waiting, rejected and lost items, and damaged files."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,14 +15,14 @@ _MOST_WORDS: Final = 3
 
 @dataclass(frozen=True)
 class Leftover:
-    """What is left of a run.
+    """Data that is left of a run.
 
     Attributes:
-        waiting: Items that wait, by destination.
-        losses: Items that will never arrive, by reason.
-        unsaid: Those of them that no command has reported yet.
-        rejected: What receivers have refused for good and the spool has set aside: destination, reason, items.
-        damaged: Files that hold what could not be read.
+        waiting: Number of waiting items, by destination.
+        losses: Number of lost items, by reason.
+        unsaid: Number of lost items that no command has reported yet, by reason.
+        rejected: Items that receivers have rejected and the spool has set aside: destination, reason, items.
+        damaged: Files that could not be read.
     """
 
     waiting: Mapping[str, int] = field(default_factory=dict)
@@ -38,14 +38,14 @@ class Leftover:
 
 
 def look_at(spool: Spool, rings: Iterable[Path]) -> Leftover:
-    """Look at an open spool.
+    """Read what is left from an open spool.
 
     Args:
         spool: The spool.
-        rings: Folders in which the run's rings are.
+        rings: Folders of the run's rings.
 
     Raises:
-        SpoolError: It cannot be read.
+        SpoolError: The spool cannot be read.
     """
     return Leftover(
         spool.waiting_items(),
@@ -57,12 +57,12 @@ def look_at(spool: Spool, rings: Iterable[Path]) -> Leftover:
 
 
 def damaged_files(spool: Path, rings: Iterable[Path]) -> list[Path]:
-    """The files of a run that were moved aside because they are damaged."""
+    """Files of a run that were renamed because they are damaged."""
     return sorted([*spool.parent.glob(f"{spool.name}.damaged-*"), *find_damaged_rings(rings)])
 
 
 def describe_rejections(rejections: Sequence[tuple[str, str, int]]) -> str:
-    """What was set aside, for people."""
+    """Description of rejected items, for people."""
     words = [f"{destination}: {items} items of {reason}" for destination, reason, items in rejections]
     more = f"; and {len(words) - _MOST_WORDS} more" if len(words) > _MOST_WORDS else ""
     return "; ".join(words[:_MOST_WORDS]) + more

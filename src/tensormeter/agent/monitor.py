@@ -1,8 +1,8 @@
-"""The care for an agent, in a process that records.
+"""Monitoring of the agent, in a process that records.
 
-A thread that records compares words in memory, and no more. If the agent's pulse has stopped, or there is something to report, a
-thread is started that does it and ends: so the process has no thread of ours as long as nothing is wrong, and forks safely.
-That thread looks at the lock in shared memory, and touches the disk only where there is none.
+A thread that records only compares words in memory. If the agent's pulse has stopped, or there is something to report, a thread is
+started that handles it and ends. So the process has no thread of ours as long as nothing is wrong, and forks safely. That thread checks
+the lock in shared memory, and accesses the disk only where there is no shared memory.
 """
 
 import threading
@@ -22,7 +22,7 @@ logger: Final = get_logger("tensormeter")
 
 _INTERVAL: Final = 0.25
 _LONGEST_INTERVAL: Final = 4.0
-"""Seconds between two looks while the pulse has stopped and the lock is held: an agent that is suspended, or just starting."""
+"""Seconds between two checks while the pulse has stopped and the lock is held: the agent is suspended, or just starting."""
 
 _STOPPED: Final = 0.75
 """Seconds after which a pulse has stopped; an agent makes four a second."""
@@ -34,22 +34,22 @@ _LONG: Final = 5.0
 """Seconds from its start to its last pulse after which an agent has lived long enough to be replaced at once."""
 
 _WORKED: Final = 1.0
-"""The same from the first pulse that was seen on, which leaves out how long it took to start."""
+"""The same from its first pulse, so without the time that it took to start."""
 
 _FIRST_DELAY: Final = 1.0
 _LONGEST_DELAY: Final = 60.0
 
 
 class AgentMonitor:
-    """Sees that a run has an agent. `look` may be called on any thread, also from a signal handler."""
+    """Ensures that a run has an agent. `look` may be called on any thread, also from a signal handler."""
 
     def __init__(self, run_id: str, directory: RunDirectory, settings: Settings, ring: RingFile) -> None:
         """
         Args:
             run_id: Id of the run, for messages.
-            directory: The run's directory.
+            directory: Directory of the run.
             settings: Settings for another agent.
-            ring: This process's ring, whose header has the pulse.
+            ring: Ring of this process, whose header contains the pulse.
         """
         self._run_id = run_id
         self._directory = directory
@@ -68,7 +68,7 @@ class AgentMonitor:
         self._busy = False
 
     def look(self) -> None:
-        """See to it that there is an agent, without waiting for it. Does nothing but compare words if there is one."""
+        """Ensure that there is an agent, without waiting for it. Only compares words if there is one."""
         now = time.monotonic()
         if now < self._next or self._busy or self._settings.agent == "off":
             return
@@ -93,7 +93,7 @@ class AgentMonitor:
                 self._tend(stopped)
 
     def report(self) -> None:
-        """Warn of an agent that was replaced, and of what is wrong with the disk, if that is news. For a thread that may wait."""
+        """Warn of an agent that was replaced, and of problems with the disk, once each. For a thread that may wait."""
         self._note_successor()
         number = self._words[HeaderWord.DISK_REPORTS]
         if number != self._reported:
@@ -107,7 +107,7 @@ class AgentMonitor:
             if stopped:
                 self._start()
         except Exception:  # a thread of ours must not write a traceback to stderr
-            logger.warning("run %s: its agent cannot be looked after", self._run_id, exc_info=True)
+            logger.warning("run %s: its agent cannot be monitored", self._run_id, exc_info=True)
         finally:
             self._busy = False
 
@@ -116,7 +116,7 @@ class AgentMonitor:
         reap_agents(before)
         self._pid = pid
         if before and pid != before and not self._started_here:
-            logger.warning("the agent of run %s had ended; started another, which goes on where it was", self._run_id)
+            logger.warning("the agent of run %s had ended; started another one, which continues its work", self._run_id)
         if pid != before:
             self._started_here = False
 
@@ -131,16 +131,18 @@ class AgentMonitor:
             if str(error) not in self._warned:
                 self._warned.add(str(error))
                 logger.warning(
-                    "no agent for run %s can be started (%s); `tensormeter sync` delivers the run", self._run_id, error
+                    "cannot start an agent for run %s (%s); deliver the run with `tensormeter sync`",
+                    self._run_id,
+                    error,
                 )
             return
         if not started:
             self._interval = min(2 * self._interval, _LONGEST_INTERVAL)
             return
-        # Only an agent that does not live for long is a reason to wait with the next one.
+        # Wait before the next one only if this one did not live for long.
         worked = pulse - self._started > _LONG or (self._first_pulse and pulse - self._first_pulse > _WORKED)
         self._delay = 0.0 if worked else min(max(2 * self._delay, _FIRST_DELAY), _LONGEST_DELAY)
         self._started = now
         self._first_pulse = 0.0
         self._started_here = True
-        logger.warning("the agent of run %s had ended; started another, which goes on where it was", self._run_id)
+        logger.warning("the agent of run %s had ended; started another one, which continues its work", self._run_id)

@@ -1,4 +1,4 @@
-"""Statistics of the node, from the sensors into the spool: one set for each run and node, whatever the number of its ranks."""
+"""Metrics of the node, from the sensors into the spool: one set for each run and node at any number of ranks."""
 
 import gzip
 import time
@@ -25,7 +25,7 @@ __all__ = ["NodeMetrics"]
 logger: Final = get_logger("tensormeter.agent")
 
 _GZIP_LEVEL: Final = 6
-"""Names and attributes come again in every point: these bodies shrink to a twentieth."""
+"""Names and attributes are repeated in every point: these bodies shrink to a twentieth."""
 
 _RETRY_DELAY: Final = 1.0
 _STOP_TIMEOUT: Final = 0.5
@@ -45,16 +45,16 @@ class NodeMetrics:
         self._retry_at = 0.0
 
     def advance(self, drains: Collection[RingDrainer], *, flush: bool) -> bool:
-        """Follow the run's processes, and move what has been sampled towards the spool.
+        """Follow the run's processes, and move samples towards the spool.
 
-        Before the drains are advanced: the last statistics are then in the spool before the news of the run's end.
+        Call it before the drains are advanced: then the last metrics are in the spool before the event of the run's end.
 
         Args:
-            drains: All processes of the run.
-            flush: Do not wait until there is enough for a request.
+            drains: Drains of all processes of the run.
+            flush: Whether to move samples before there are enough for a request.
 
         Returns:
-            Whether something has come into the spool.
+            Whether requests have come into the spool.
         """
         running = [drain for drain in drains if _is_training(drain)]
         self._watch.processes = tuple(_describe(drain) for drain in running)
@@ -69,7 +69,7 @@ class NodeMetrics:
         return self._waiting is not None and self._put(self._waiting)
 
     def stop(self) -> None:
-        """Sample no more. What is not in the spool yet is lost."""
+        """Stop sampling. Samples that are not in the spool yet are lost."""
         if self._node is not None:
             self._node.stop(_STOP_TIMEOUT)
             self._node = None

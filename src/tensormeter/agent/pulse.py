@@ -1,7 +1,7 @@
-"""The agent's pulse: a time in the header of each ring, by which the processes that record see that they have an agent.
+"""The agent's pulse: a time in the header of each ring, by which the processes that record detect that they have an agent.
 
-They compare two words in memory, so a look costs them nothing, whatever their disks do. It is written on a thread of its own: an
-agent that waits for a disk is alive, and is not to be replaced.
+They compare two words in memory, which costs next to nothing and never waits for a disk. A separate thread writes the pulse: an agent
+that waits for a disk is alive, and must not be replaced.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ class Pulse:
     def __init__(self, directory: RunDirectory, on_beat: Callable[[], None] = lambda: None) -> None:
         """
         Args:
-            directory: The run's directory.
-            on_beat: Called on the thread with each beat. Must not wait for a disk.
+            directory: Directory of the run.
+            on_beat: Callback on the thread with each beat. Must not wait for a disk.
         """
         self._directory = directory
         self._on_beat = on_beat
@@ -53,11 +53,11 @@ class Pulse:
         self._thread.join(_PATIENCE)
 
     def add(self, ring: RingFile) -> None:
-        """Write into this ring as well: it may be in another place than shared memory."""
+        """Write into this ring as well, which may be elsewhere than in shared memory."""
         self._headers.setdefault(ring.path, ring.words)
 
     def remove(self, ring: RingFile) -> None:
-        """The ring is deleted."""
+        """Stop writing into a ring that is about to be deleted."""
         self._headers.pop(ring.path, None)
 
     def _run(self) -> None:
@@ -82,7 +82,7 @@ class Pulse:
 
 
 def _header(path: Path) -> memoryview | None:
-    """The words of a ring's header; None if it is no ring of this version."""
+    """The words of a ring's header; None if the file is not a ring of this version."""
     with open(open_file(path, os.O_RDWR), "r+b") as file:
         if os.fstat(file.fileno()).st_size < HEADER_BYTES:
             return None

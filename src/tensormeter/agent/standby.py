@@ -2,8 +2,8 @@
 
 It is a bare interpreter without packages (some 10 MB, half of them shared), and sleeps in the kernel until the agent's end of a pipe
 is closed. It has inherited the agent's locks, its description of the run and its log, so it opens no file. Before it becomes the
-agent it forks the next standby, so there is one from the first moment of each agent on; the first agent is begun in the same way. An
-agent that ends by itself says so before, and its standby ends, too; an agent whose standby is gone starts another one.
+agent it forks the next standby, so there is one from the first moment of each agent on; the first agent is started in the same way. An
+agent that ends by itself notifies its standby, which ends, too. An agent whose standby is gone starts another one.
 
 This file is run by its path, without `tensormeter` being importable: it uses the standard library alone.
 """
@@ -35,18 +35,18 @@ _RETRY = 5.0
 
 
 class Standby:
-    """The agent's side: starts the process, and sees that there is one. Any thread; never waits for a disk."""
+    """The agent's side: starts the process, and ensures that there is one. Any thread; never waits for a disk."""
 
     def __init__(
         self, name: str, command: Sequence[str], locks: Callable[[], list[int]], begun: "tuple[int, int, int]"
     ) -> None:
         """
         Args:
-            name: What the list of processes shows, such as the path of the run's directory.
-            command: Starts an agent; what `main` says is added to it.
-            locks: Gives the descriptors that hold the agent's locks.
-            begun: What this agent was begun with: how many agents in a row have died before they had worked, the process id of
-                its standby, and the descriptor that the standby reads from.
+            name: Name in the list of processes, such as the path of the run's directory.
+            command: Command line of an agent; `main` adds arguments to it.
+            locks: Function that returns the descriptors that hold the agent's locks.
+            begun: State that this agent was started with: the number of agents in a row that have died before they had worked, the
+                process id of its standby, and the descriptor that the standby reads from.
         """
         self._name = name
         self._command = list(command)
@@ -83,7 +83,7 @@ class Standby:
                     _end(*before)  # not earlier: there is one at any time
 
     def worked(self) -> None:
-        """The agent works: another one is to follow it without delay."""
+        """Notify the standby that the agent works, so that it replaces the agent without delay."""
         if not self._worked:
             with self._changing:
                 self._worked = True
@@ -91,7 +91,7 @@ class Standby:
                     _tell(self._notice, _WORKED)
 
     def dismiss(self) -> None:
-        """The agent ends by itself: no other one is to follow it."""
+        """Notify the standby that the agent ends by itself, so that it does not replace the agent."""
         with self._changing:
             self._dismissed = True
             self._end()

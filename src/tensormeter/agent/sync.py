@@ -1,4 +1,4 @@
-"""Delivering what earlier runs have left on this machine."""
+"""Delivering the data that earlier runs have left on this machine."""
 
 import contextlib
 import json
@@ -26,16 +26,16 @@ _NOT_SETTINGS_OF_DELIVERY: Final = ("mode", "directory", "agent")
 
 @dataclass(frozen=True)
 class SyncResult:
-    """What became of one run.
+    """Result for one run.
 
     Attributes:
-        run: The run's directory, which is gone if everything was delivered and nothing is kept.
+        run: Directory of the run, which is gone if everything was delivered and nothing is kept.
         delivered: Whether everything that could still be delivered was.
-        message: Why not.
-        note: Which settings were the caller's instead of the run's, and why; "" if none were.
-        cut: How processes of the run were cut off, so that their last values may be missing.
+        message: Reason why not.
+        note: Settings of the caller that replaced the run's, and the reason; "" if none did.
+        cut: Descriptions of how processes of the run were cut off, so that their last values may be missing.
         accepted: Whether everything was accepted, though not everything is known to be on the receiver's disk.
-        leftover: What is left of it, and what is lost.
+        leftover: Data that is left of the run, and losses.
     """
 
     run: RunDirectory
@@ -48,12 +48,12 @@ class SyncResult:
 
     @property
     def is_complete(self) -> bool:
-        """Whether everything is delivered, and nothing is lost but what a command has reported before."""
+        """Whether everything is delivered, and all losses were reported by a command before."""
         return self.delivered and not self.leftover.unsaid and not self.leftover.rejected
 
     @property
     def outcome(self) -> str:
-        """What became of it, for people."""
+        """Description of the result, for people."""
         run, left = self.run.path, self.leftover
         losses = left.unsaid or left.losses
         lost = f"{sum(losses.values()):,} points were lost: {_list(losses)}" if losses else ""
@@ -81,11 +81,11 @@ class SyncResult:
 
 @dataclass(frozen=True)
 class SkippedRun:
-    """A folder that was left alone.
+    """A folder that was skipped.
 
     Attributes:
-        path: The folder.
-        reason: Why.
+        path: Path of the folder.
+        reason: Reason for skipping it.
     """
 
     path: Path
@@ -104,21 +104,21 @@ def sync_runs(
     choose: Callable[[RunDirectory], bool] = lambda run: True,
     on_status: Callable[[RunDirectory, int], None] = lambda run, items: None,
 ) -> Iterator[SyncResult | SkippedRun]:
-    """Deliver every run below a directory, one after the other; a bad one does not stop the others.
+    """Deliver every run below a directory, one after the other. A run that fails does not stop the others.
 
-    A run whose agent is alive is left to it, and the agent is told to try at once.
+    A run whose agent is alive is left to it, and the agent is asked to retry at once.
     Blocks while it delivers; stops with a run as soon as its receiver fails three times in a row.
 
     Args:
         directory: `Settings.directory` of the runs.
-        endpoint: Where to deliver; where each run wanted to go if None.
-        token: Bearer token; the one of the environment if None.
-        caller: Settings for runs whose own are in doubt; from the environment if None.
+        endpoint: Endpoint to deliver to; None for that of each run.
+        token: Bearer token; None for the one of the environment.
+        caller: Settings for runs whose own are in doubt; None for those of the environment.
         given: Whether the directory was given by its path, so that all of its runs are in doubt.
-        foreign: Whether runs in doubt are delivered.
-        marks: Whether the caller shows a person what is lost, so that the next call does not count it as new.
-        choose: Which runs.
-        on_status: Called now and then with the number of items of a run that are not delivered yet.
+        foreign: Whether to deliver runs in doubt.
+        marks: Whether the caller shows losses to a person, so that the next call does not count them as new.
+        choose: Function that returns whether to deliver a run.
+        on_status: Callback that is given a run and the number of its undelivered items now and then.
     """
     runs, refused = find_runs(directory, given=given, foreign=foreign)
     yield from (SkippedRun(path, reason) for path, reason in refused)
@@ -132,9 +132,9 @@ def sync_runs(
 
 
 def belongs_to(run: RunDirectory, url: str) -> bool:
-    """Whether a server that has just started at `url` is where a run wants to go.
+    """Whether a run is for a server that has just started at `url`.
 
-    So it is if the run's endpoint is that address, or if the run was offline and no endpoint had been chosen for it.
+    It is if the run's endpoint is that address, or if the run was offline and no endpoint had been chosen for it.
     """
     settings = run.settings()
     wanted, server = urlsplit(settings.endpoint), urlsplit(url)
@@ -187,7 +187,7 @@ def _list(losses: Mapping[str, int]) -> str:
 
 
 def _note(run: RunDirectory, used: Settings) -> str:
-    """Which settings of `run.json` were not used."""
+    """Description of the settings of `run.json` that were not used."""
     if not run.doubt:
         return ""
     ours: dict[str, Any] = json.loads(json.dumps(used.to_json()))
@@ -207,9 +207,9 @@ def _shorten(value: Any) -> str:
 
 
 def wake_agent(run: RunDirectory) -> str:
-    """Tell the agent that is at work on a run to try at once. Returns what that led to, for people."""
+    """Ask the agent that is at work on a run to retry at once. Returns a description of the result, for people."""
     if run.doubt:
-        return "its agent is at work"  # whose process id is what the folder says
+        return "its agent is at work"  # the process id in the folder cannot be trusted
     pid = run.agent_pid()
     if pid is None or not _is_agent(pid):
         return "its agent is at work"
@@ -217,7 +217,7 @@ def wake_agent(run: RunDirectory) -> str:
         os.kill(pid, signal.SIGUSR1)
     except ProcessLookupError:
         return "its agent has just ended; try again"
-    return f"its agent (process {pid}) is at work, and was told to try now"
+    return f"its agent (process {pid}) is at work, and was asked to retry now"
 
 
 def _is_agent(pid: int) -> bool:

@@ -3,8 +3,8 @@
 ::
 
     <settings.directory>/runs/
-        .attempts/<hash>.json     for each run with a chosen id: its latest attempt, who is part of it, the last steps
-        <run id>@<host>/alive     which processes of the run live on this host; touched by its agent while there are any
+        .attempts/<hash>.json     for each run with a chosen id: its latest attempt, the processes of it, the last steps
+        <run id>@<host>/alive     ids of the run's processes that live on this host; touched by its agent while there are any
 
 Hosts may share the directory. A process lives on another host if that host's file names it and was touched lately. Ages are
 differences of times that the file server gave, because clocks of hosts differ.
@@ -38,25 +38,25 @@ _EXPIRES: Final = 4 * ALIVE_INTERVAL
 _FOLDER: Final = ".attempts"
 _ALIVE: Final = "alive"
 _MOST_RUNS: Final = 1000
-"""Runs that are remembered, the latest ones."""
+"""Maximum number of runs that are remembered, the latest ones."""
 _MOST_PROCESSES: Final = 10_000
 _MOST_SETTLED: Final = 1000
 _MOST_STEPS: Final = 100
-"""Attempts of a run whose last steps are remembered."""
+"""Maximum number of attempts of a run whose last steps are remembered."""
 _MOST_BYTES: Final = 4 << 20
 
 
 @dataclass
 class AttemptRecord:
-    """What is recorded of one run. Read and write it while holding `runs_locked`.
+    """Record of the attempts at one run. Read and write it while holding `runs_locked`.
 
     Attributes:
-        path: The file.
+        path: Path of the file.
         attempt: Number of the latest attempt; 0 if none is recorded.
         provisional: Whether earlier attempts on other machines are possible: no server has confirmed the number.
-        processes: The processes of the latest attempt by id: rank, world size, launch, host, time of their beginning.
-        steps: By attempt the highest step that a process of it had logged when it ended.
-        settled: By process the number that a server gave its attempt, whichever host that shares the directory asked first.
+        processes: Processes of the latest attempt by id: rank, world size, launch, host, start time.
+        steps: Highest step that a process of each attempt had logged when it ended, by attempt.
+        settled: Number that a server gave the attempt of each process, by process id. The first host that asked has stored it.
     """
 
     path: Path
@@ -68,7 +68,7 @@ class AttemptRecord:
 
     @classmethod
     def read(cls, directory: RunDirectory, project: str) -> "AttemptRecord":
-        """The record of a run; one without an attempt if there is none that can be read."""
+        """Read the record of a run. Without one that can be read, it has no attempt."""
         run = f"{project}/{directory.run['run_id']}"
         name = hashlib.sha256(run.encode("utf-8", "surrogatepass")).hexdigest()[:32]
         record = cls(directory.path.parent / _FOLDER / f"{name}.json")
@@ -91,7 +91,8 @@ class AttemptRecord:
         return record
 
     def write(self) -> None:
-        """
+        """Write the record.
+
         Raises:
             OSError: The disk refuses.
         """
@@ -110,7 +111,7 @@ class AttemptRecord:
             _forget_oldest(self.path.parent)
 
     def add(self, member: Member, attempt: int, host: str, now: float) -> None:
-        """Note a process of an attempt. One of an earlier attempt than the latest changes nothing."""
+        """Add a process to the latest attempt. A process of an earlier attempt is ignored."""
         if attempt > self.attempt:
             self.attempt, self.processes = attempt, {}
         if attempt == self.attempt:
@@ -119,13 +120,13 @@ class AttemptRecord:
             self.processes[member.process] = (member.rank, member.world_size, member.launch, host, now)
 
     def settle(self, attempt: int, number: int, last_step: int | None, *, confirmed: bool) -> None:
-        """An attempt that had a provisional number has another one.
+        """Replace the provisional number of an attempt.
 
         Args:
             attempt: The provisional number.
-            number: The number from now on.
-            last_step: The highest step of its processes that have ended, if any have.
-            confirmed: Whether a server gave it.
+            number: The new number.
+            last_step: Highest step of its processes that have ended, if any have.
+            confirmed: Whether a server gave the number.
         """
         if confirmed and self.attempt == attempt:
             self.settled |= {process: self.settled.get(process, number) for process in self.processes}
@@ -137,27 +138,27 @@ class AttemptRecord:
             self.provisional = self.provisional and not confirmed
 
     def note_step(self, attempt: int, step: int) -> None:
-        """A process of an attempt has logged steps up to this one."""
+        """Store that a process of an attempt has logged steps up to this one."""
         self.steps[attempt] = max(self.steps.get(attempt, step), step)
 
     def last_step(self, attempt: int) -> int | None:
-        """The highest step that is known of attempts before this one."""
+        """Highest known step of attempts before this one."""
         return max((step for number, step in self.steps.items() if number < attempt), default=None)
 
 
 def count_attempt(
     directory: RunDirectory, project: str, member: Member, *, resume: bool, number: int | None = None
 ) -> tuple[int, bool]:
-    """Number and note the attempt that a process of this host belongs to.
+    """Number and store the attempt that a process of this host belongs to.
 
     Call it while holding `runs_locked`, before the process has a ring. Does not use the network, but for a directory that is on it.
 
     Args:
-        directory: The run's directory.
-        project: The run's project.
+        directory: Directory of the run.
+        project: Project of the run.
         member: The process.
         resume: Whether there was an attempt before, perhaps on another machine.
-        number: The number, if it is known; then it is only noted.
+        number: Number of the attempt if it is known; then it is only stored.
 
     Returns:
         The number, from 1, and whether it is provisional.
@@ -187,19 +188,19 @@ def count_attempt(
 
 
 def mark_alive(directory: RunDirectory, processes: Iterable[str] | None) -> None:
-    """Say which processes of the run live on this host. Call it with a list while holding `runs_locked`.
+    """Mark processes of the run as living on this host. Call it with a list while holding `runs_locked`.
 
     Args:
-        directory: The run's directory.
-        processes: Their ids; none of them lives if empty. None: the same as before, so that the file is only touched.
+        directory: Directory of the run.
+        processes: Ids of the living processes; None for the same as before, so that the file is only touched.
     """
     path = directory.path / _ALIVE
     with contextlib.suppress(OSError):
         if processes is None:
             os.utime(path, follow_symlinks=False)
             return
-        if listed := list(processes):
-            write_file(path, json.dumps(listed))
+        if ids := list(processes):
+            write_file(path, json.dumps(ids))
         else:
             path.unlink(missing_ok=True)
 
@@ -207,55 +208,54 @@ def mark_alive(directory: RunDirectory, processes: Iterable[str] | None) -> None
 def _members(
     record: AttemptRecord, directory: RunDirectory, living: Mapping[str, set[str]], now: float, *, resume: bool
 ) -> list[KnownMember]:
-    """Processes that have a number, and which of them live, as far as that is known of hosts."""
+    """Processes that have a number, with whether they live, as far as this host can detect that."""
     here = directory.run["host"]
     if not record.attempt:
         return [KnownMember(process, attempt=1, alive=True) for process in living[here]]
-    found = []
+    members = []
     for process, (rank, world_size, launch, host, began) in record.processes.items():
         age = max(0.0, now - began)
         alive = process in living.get(host, ()) and (host == here or not resume or age < DOUBTFUL)
-        found.append(KnownMember(process, rank, world_size, launch, record.attempt, alive, age))
-    # Children, and processes of which nothing was noted.
+        members.append(KnownMember(process, rank, world_size, launch, record.attempt, alive, age))
+    # Child processes, and processes that are not in the record.
     others = living[here] - record.processes.keys()
-    found += [KnownMember(process, attempt=record.attempt, alive=True) for process in others]
-    return found or [KnownMember("", attempt=record.attempt)]
+    members += [KnownMember(process, attempt=record.attempt, alive=True) for process in others]
+    return members or [KnownMember("", attempt=record.attempt)]
 
 
 def _living_elsewhere(record: AttemptRecord, directory: RunDirectory, now: float) -> dict[str, set[str]]:
-    """Processes of the run by host, for each other host that has had some of the latest attempt."""
+    """Living processes of the run by host, for each other host with processes of the latest attempt."""
     hosts = {host for *_, host, _ in record.processes.values()} - {directory.run["host"]}
     run = directory.run["run_id"]
     return {host: _living_at(directory.path.parent / f"{run}@{host}", now) for host in hosts if "/" not in host}
 
 
 def _living_here(directory: RunDirectory) -> set[str]:
-    """Processes of the run on this host."""
-    found = set()
+    """Living processes of the run on this host."""
+    processes = set()
     for path in directory.ring_files():
         with contextlib.suppress(RingError, OSError):
             ring = RingFile.open(path)
             if ring.writer_alive():
-                found.add(ring.process)
-    return found
+                processes.add(ring.process)
+    return processes
 
 
 def _living_at(path: Path, now: float) -> set[str]:
-    """Processes of the run on another host, by that host's folder."""
+    """Living processes of the run on another host, read from that host's folder."""
     try:
-        with open(
-            open_file(path / _ALIVE, os.O_RDONLY), "rb"
-        ) as file:  # opened, so that its time is not one from a cache
+        # Opened, so that its time does not come from a cache.
+        with open(open_file(path / _ALIVE, os.O_RDONLY), "rb") as file:
             if now - os.fstat(file.fileno()).st_mtime > _EXPIRES:
                 return set()
-            listed = json.loads(file.read(_MOST_BYTES))
+            processes = json.loads(file.read(_MOST_BYTES))
     except (OSError, ValueError, RecursionError):
         return set()
-    return {process for process in listed if isinstance(process, str)} if isinstance(listed, list) else set()
+    return {process for process in processes if isinstance(process, str)} if isinstance(processes, list) else set()
 
 
 def _server_time(runs: Path) -> float:
-    """The time now, as the file server gives it to files."""
+    """Present time of the file server."""
     path = runs / ".lock"
     with contextlib.suppress(OSError):
         os.utime(path, follow_symlinks=False)
@@ -286,6 +286,6 @@ def _number(value: Any) -> int | None:
 
 
 def _read_settled(document: Any) -> dict[str, int]:
-    """The numbers in a record that can be ones."""
+    """The valid numbers in a record."""
     items = document.items() if isinstance(document, dict) else ()
     return {process: number for process, number in items if type(number) is int and 1 <= number <= MAX_ATTEMPT}

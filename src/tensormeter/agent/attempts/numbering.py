@@ -1,11 +1,12 @@
-"""Settling which attempt a process belongs to, and where its steps begin, before anything of it is delivered.
+"""Settling the attempt that a process belongs to, and its first step, before any of its data is delivered.
 
-A trainer takes the number from what its machine knows, and its agent encodes rows with that number and marks them as unsettled
-(`RUN_ATTEMPT_UNSETTLED`). The first delivery to a destination whose receiver knows attempts asks it. From then on the agent encodes rows with the
-settled number; requests that were encoded before are corrected on their way out. Requests keep their ids.
+A trainer takes the number from the record of its machine, and its agent encodes rows with that number and marks them as unsettled
+(`RUN_ATTEMPT_UNSETTLED`). The first delivery to a destination whose receiver stores attempts asks it. From then on the agent encodes rows with the
+settled number, and corrects requests that were encoded before when they are sent. Requests keep their ids.
 
-A receiver that gives no numbers, or a destination that cannot ask, gets what this machine knows; if it knows nothing, the number is
-marked as provisional. What was settled is kept with the run, so another agent, or `tensormeter sync`, goes on with the same.
+A receiver that gives no numbers, or a destination that cannot ask, is sent the number of this machine. If there is no record of the run
+on this machine, the number is marked as provisional. Settled numbers are stored with the run, so another agent, or `tensormeter sync`,
+uses the same ones.
 """
 
 import contextlib
@@ -58,21 +59,21 @@ _MOST_BYTES: Final = 4 << 20
 _MOST_ATTEMPTS: Final = 1000
 _MOST_STEPS: Final = 1 << 62
 _LATEST_READY: Final = 5.0
-"""Seconds that delivery waits at most until the rows of earlier attempts are read, which say where they ended."""
+"""Maximum seconds that delivery waits until the rows of earlier attempts are read, which contain their last steps."""
 
 
 @dataclass(frozen=True)
 class Settled:
-    """What is known of one attempt of this run on this host.
+    """State of one attempt at this run on this host.
 
     Attributes:
-        member: One of its processes, which speaks for all of them here.
-        basis: See `tensormeter.attempt.Basis`.
+        member: One of its processes, which stands for all of them here.
+        basis: Basis of the number: see `tensormeter.attempt.Basis`.
         resume: Whether there was an attempt before.
-        number: Its number from now on; None as long as it is open.
-        first_step: Step of the first row that named none; as long as it is open, as far as this machine knows.
+        number: Settled number; None as long as it is open.
+        first_step: Step of the first row without an explicit one; provisional as long as the number is open.
         confirmed: Whether a server has given the number.
-        ended: Of processes that ended while it was open the highest `HeaderWord.LAST_STEP` and `LAST_AUTOMATIC`.
+        ended: Highest `HeaderWord.LAST_STEP` and `LAST_AUTOMATIC` of processes that ended while the number was open.
     """
 
     member: Member
@@ -84,7 +85,7 @@ class Settled:
     ended: tuple[int, int] = (0, 0)
 
     def last_step(self, ended: tuple[int, int]) -> int | None:
-        """The highest step as it is delivered, from the words of a ring; None if no row had one."""
+        """Highest delivered step, from the words of a ring; None if no row had one."""
         explicit, automatic = ended
         steps = [explicit - 1] if explicit else []
         if automatic:
@@ -92,7 +93,7 @@ class Settled:
         return max(steps, default=None)
 
     def resource(self, resource: Mapping[str, Attribute]) -> dict[str, Attribute]:
-        """The attributes of a process of it, as they are delivered."""
+        """Delivered attributes of a process of the attempt."""
         settled = {name: value for name, value in resource.items() if name != RUN_ATTEMPT_UNSETTLED}
         if self.number is not None:
             settled[RUN_ATTEMPT] = self.number
@@ -101,11 +102,11 @@ class Settled:
         return settled
 
     def step(self, step: int) -> int:
-        """A step as it is delivered."""
+        """Delivered step for a recorded one."""
         return step - AUTOMATIC_STEPS + self.first_step if AUTOMATIC_STEPS <= step < AUTOMATIC_STEPS_END else step
 
     def event(self, event: Event) -> Event:
-        """An event with its step as it is delivered."""
+        """An event with its delivered step."""
         step = event.attributes.get(STEP_METRIC)
         if not isinstance(step, int):
             return event
@@ -113,13 +114,13 @@ class Settled:
         return replace(event, attributes=others if _is_none(step) else {**others, STEP_METRIC: self.step(step)})
 
     def steps(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The same for many, of shape (n,)."""
+        """Delivered steps for recorded ones, of shape (n,)."""
         automatic = (steps >= AUTOMATIC_STEPS) & (steps < AUTOMATIC_STEPS_END)
         return np.where(automatic, steps - AUTOMATIC_STEPS + self.first_step, steps) if automatic.any() else steps
 
 
 def _is_none(step: int) -> bool:
-    """Whether an event's step is that of a resumed process before its first row: there is none."""
+    """Whether an event has no step, because a resumed process sent it before its first row."""
     return step == AUTOMATIC_STEPS - 1
 
 
@@ -144,9 +145,9 @@ class Numbering:
     def __init__(self, directory: RunDirectory, settings: Settings, *, asks: bool) -> None:
         """
         Args:
-            directory: The run's directory.
-            settings: The run's settings.
-            asks: Whether a destination can ask its receiver. If not, what this machine knows is settled at once.
+            directory: Directory of the run.
+            settings: Settings of the run.
+            asks: Whether a destination can ask its receiver. If not, the numbers of this machine are settled at once.
         """
         self._directory = directory
         self._settings = settings
@@ -156,13 +157,13 @@ class Numbering:
         self._refused = False
         self._ready = threading.Event()
         self._failures: list[Retry] = []
-        """What came of the last questions that are to be asked again, one at most."""
+        """Answer to the last question if it has to be repeated: one or none."""
         self._load()
         if not self._open():
             self._ready.set()
 
     def register(self, metadata: Mapping[str, Any]) -> None:
-        """A ring of a process has been found. Its number stays open until `look`. The agent's main thread."""
+        """Register a process whose ring was found. Its number stays open until `look`. The agent's main thread."""
         resource = metadata.get("resource", {})
         local, basis = resource.get(RUN_ATTEMPT), resource.get(RUN_ATTEMPT_UNSETTLED)
         if not basis or not isinstance(local, int) or local in self._attempts:
@@ -177,7 +178,7 @@ class Numbering:
         self._keep(local, Settled(member, str(basis), bool(metadata.get("resume"))))
 
     def look(self, *, unread: bool) -> None:
-        """Let delivery go on, unless rings of processes that have ended are still to be read. The agent's main thread."""
+        """Let delivery go on, unless rows of processes that have ended are still `unread`. The agent's main thread."""
         if self._ready.is_set() or unread:
             return
         for local in self._open():
@@ -188,7 +189,7 @@ class Numbering:
         self._ready.set()
 
     def note_end(self, ring: RingFile, resource: Mapping[str, Any]) -> None:
-        """A process has ended, and all of its rows are read: note its last step for the attempts that follow."""
+        """Store the last step of a process that has ended and whose rows are all read, for the attempts that follow."""
         local = resource.get(RUN_ATTEMPT)
         if self._settings.run_id is None or not isinstance(local, int):
             return
@@ -209,16 +210,16 @@ class Numbering:
             record.write()
 
     def of(self, resource: Mapping[str, Any]) -> Settled | None:
-        """What is settled about the process with these attributes; None if nothing is, or there is nothing to settle."""
+        """The settled attempt of the process with these attributes; None if it is open, or there is nothing to settle."""
         local = resource.get(RUN_ATTEMPT) if RUN_ATTEMPT_UNSETTLED in resource else None
         settled = self._attempts.get(local) if isinstance(local, int) else None
         return settled if settled is not None and settled.number is not None else None
 
     def ask(self, exporter: object) -> Retry | None:
-        """Settle what is open, if the exporter can ask its receiver. Delivery threads; blocks for the exporter's timeout.
+        """Settle open numbers, if the exporter can ask its receiver. Delivery threads; blocks for the exporter's timeout.
 
         Returns:
-            `Retry` if the receiver must be asked again before anything is exported.
+            `Retry` if the receiver has to be asked again before requests are exported.
         """
         if not self._open():
             return None
@@ -249,7 +250,7 @@ class Numbering:
         return answer
 
     def accepted(self) -> None:
-        """A receiver has accepted a request. If it refused the question, it gives no numbers. Delivery threads."""
+        """Settle open numbers after a receiver that refused the question has accepted a request. Delivery threads."""
         if self._refused:
             with self._lock:
                 self._refused = False
@@ -257,13 +258,13 @@ class Numbering:
                     self._settle(local, None)
 
     def rewrite(self, request: Request) -> Request:
-        """A request as it is delivered: with numbers and steps as they are settled, under its own id."""
+        """A request with settled numbers and steps, under the same id."""
         if self._settings.run_id is None:
             return request
         try:
             return self._rewritten(request)
-        except Exception as error:  # whatever is wrong with the body, the receiver says what it thinks of it
-            logger.warning("%r is sent as it is: %s", request, error)
+        except Exception as error:  # the receiver will judge the body
+            logger.warning("cannot settle the attempt number in %r (%s); sending it unchanged", request, error)
             return request
 
     def _rewritten(self, request: Request) -> Request:
@@ -289,7 +290,7 @@ class Numbering:
         return replace(request, body=gzip.compress(message.SerializeToString(), _GZIP_LEVEL, mtime=0))
 
     def _rewrite_resource(self, resource: Resource) -> Settled | None:
-        """Settle the attributes of a resource, if they are unsettled. Returns how steps below it are settled."""
+        """Settle the attributes of a resource, if they are unsettled. Returns the attempt, which settles the steps below it."""
         values = {item.key: item.value for item in resource.attributes}
         mark = values.pop(RUN_ATTEMPT_UNSETTLED, None)
         if mark is None:
@@ -315,7 +316,7 @@ class Numbering:
         return sorted(local for local, settled in list(self._attempts.items()) if settled.number is None)
 
     def _settled_elsewhere(self, local: int) -> int | None:
-        """The number that another host which shares the directory has got for an attempt; None if a scheduler gave one."""
+        """The number that a server gave another host that shares the directory; None if a scheduler gave one."""
         settled = self._attempts[local]
         if self._directory.doubt or settled.basis == "given":
             return None
@@ -325,7 +326,7 @@ class Numbering:
         settled = self._attempts[local]
         least = local
         if settled.basis == "unknown":  # counted from an earlier attempt here, if from any
-            numbers = {earlier: one.number for earlier, one in self._attempts.items() if one.number is not None}
+            numbers = {key: attempt.number for key, attempt in self._attempts.items() if attempt.number is not None}
             before = max((earlier for earlier in numbers if earlier < local), default=None)
             least = 1 if before is None else numbers[before] + local - before
         return AttemptQuestion(
@@ -348,8 +349,8 @@ class Numbering:
         last = settled.last_step(settled.ended)
         if last is not None:  # attempts that followed while this one was open go on behind it
             for later in self._open():
-                if later > local and (one := self._attempts[later]).first_step <= last:
-                    self._keep(later, replace(one, first_step=last + 1))
+                if later > local and (attempt := self._attempts[later]).first_step <= last:
+                    self._keep(later, replace(attempt, first_step=last + 1))
         if not self._directory.doubt:
             with contextlib.suppress(OSError), self._directory.siblings_locked():
                 record = AttemptRecord.read(self._directory, self._settings.project)
@@ -357,29 +358,29 @@ class Numbering:
                 if record.attempt:
                     record.write()
         if number != local:
-            logger.info("this is attempt %d at the run, not %d: there were others on other machines", number, local)
+            logger.info("this is attempt %d at the run, not %d: other machines have made attempts", number, local)
 
     def _first_step(self, local: int) -> int:
-        """The step behind the last one that this machine knows of earlier attempts."""
+        """The step after the last one of earlier attempts in the record of this machine."""
         last = AttemptRecord.read(self._directory, self._settings.project).last_step(local)
         return 0 if last is None else last + 1
 
     def _keep(self, local: int, settled: Settled) -> None:
         self._attempts = dict(sorted({**self._attempts, local: settled}.items())[-_MOST_ATTEMPTS:])
-        document = {str(number): asdict(one) for number, one in self._attempts.items()}
+        document = {str(number): asdict(attempt) for number, attempt in self._attempts.items()}
         try:
             write_file(self._path, json.dumps(document))
         except OSError as error:
-            logger.warning("%s cannot be written: %s", self._path, error)
+            logger.warning("cannot write %s (%s): another agent has to settle attempt numbers again", self._path, error)
 
     def _load(self) -> None:
         try:
             with open(open_file(self._path, 0), "rb") as file:
                 document = json.loads(file.read(_MOST_BYTES))
-            found = {int(local): _parse(one) for local, one in document.items()}
+            attempts = {int(local): _parse(attempt) for local, attempt in document.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return
-        self._attempts = {local: one for local, one in found.items() if 1 <= local <= MAX_ATTEMPT}
+        self._attempts = {local: attempt for local, attempt in attempts.items() if 1 <= local <= MAX_ATTEMPT}
 
     @property
     def _path(self) -> Path:

@@ -1,22 +1,22 @@
 """Dividing a request that its receiver refuses, until what is refused stands alone.
 
-A receiver answers for a whole request, also when it objects to one metric in it. Which one that is has to be found out by sending
-parts. The order of the attempts matters, because what is accepted on the way stays, and many receivers refuse whatever is older than
-what they have. Prometheus, for one, notes the time of each resource, and takes no earlier point of any metric of it afterwards. So
+A receiver answers for a whole request, even if it refuses only one metric in it. The agent finds that metric by sending parts. The order
+of the attempts matters, because parts that are accepted on the way stay, and many receivers refuse points that are older than those
+that they have. Prometheus, for example, stores the time of each resource, and accepts no earlier point of any of its metrics. So
 
 1. kinds that were refused before go last;
 2. then delta temporality is separated from the rest, and then gauges from other types, since receivers refuse types;
 3. then earlier rows go before later ones;
 4. the metrics of a single row are separated, those that the receiver names first, and then the points of a single metric.
 
-Trying each point of what is refused throughout would take two requests a point. So where that seems to be the case, the latest item is
-tried alone (`divide_off`): if it is refused as well, so is the rest.
+If all points of a kind are refused, trying each of them would take two requests a point. So where that seems to be the case, the latest
+item is tried alone (`divide_off`): if it is refused as well, the rest is set aside.
 
 A destination that is not OTLP finds the step of a value in the same request. For it the steps of a row are in each of its parts, and
 do not count as items.
 
-The ids of the parts begin with that of the request. How a part was divided is remembered by whoever sends it, since suspicion changes; the
-parts follow from that and the request, so another agent makes the same ones.
+The ids of the parts begin with that of the request. The sender remembers how a part was divided, since the suspects change. The parts
+follow from that and the request, so another agent makes the same ones.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ _TEMPORALITY: Final = {1: "delta ", 2: "cumulative "}
 
 @dataclass(frozen=True, order=True)
 class Kind:
-    """What receivers take or refuse.
+    """Kind of item that receivers accept or refuse.
 
     Attributes:
         name: Name of a metric, or of an event.
@@ -64,9 +64,9 @@ class Piece:
     """A request, or a part of one.
 
     Attributes:
-        request: The part, under an id of its own that begins with that of the request.
-        items: How many points or records of each kind it has.
-        rows: How many different times its points have; 0 for log records.
+        request: The part, under an id that begins with that of the request.
+        items: Number of its points or records of each kind.
+        rows: Number of different times of its points; 0 for log records.
         keeps_steps: Whether steps stay with the values, and do not count as items.
     """
 
@@ -91,7 +91,7 @@ class Division:
 
 
 def piece_of(request: Request, *, keeps_steps: bool = False) -> Piece:
-    """A request with what is in it.
+    """Count the contents of a request.
 
     Args:
         request: The request.
@@ -121,12 +121,12 @@ def piece_of(request: Request, *, keeps_steps: bool = False) -> Piece:
 
 
 def divide(piece: Piece, suspects: Collection[Kind] = (), reason: str = "") -> tuple[list[Piece], Division] | None:
-    """Two pieces with what is in one, in the order in which they should be sent; None if it is a single item.
+    """Divide a piece in two, in the order in which they should be sent; None if it is a single item.
 
     Args:
         piece: The piece.
         suspects: Kinds that the receiver has refused before.
-        reason: What the receiver said.
+        reason: Reason given by the receiver.
 
     Raises:
         DecodeError, OSError: The body is not what it claims to be.
@@ -137,7 +137,7 @@ def divide(piece: Piece, suspects: Collection[Kind] = (), reason: str = "") -> t
 
 
 def halve(piece: Piece) -> list[Piece] | None:
-    """Two pieces with what is in one, by rows if it has several; None if it is a single item.
+    """Divide a piece in two, by rows if it has several; None if it is a single item.
 
     Raises:
         DecodeError, OSError: The body is not what it claims to be.
@@ -212,7 +212,7 @@ def _with_steps(part: Piece, steps: Any) -> Piece:
 
 
 def _by_kind(piece: Piece, second: Collection[Kind]) -> list[Piece]:
-    """What is of other kinds than the given ones, and what is of those."""
+    """The items of other kinds than the given ones, and those of the given kinds."""
     body = gzip.decompress(piece.request.body)
     pieces = []
     for number, kinds in enumerate((piece.items.keys() - set(second), piece.items.keys() & set(second))):
@@ -252,7 +252,7 @@ def _piece(piece: Piece, name: str, message: Any, items: int) -> Piece:
 
 
 def _second(piece: Piece, suspects: Collection[Kind], reason: str) -> list[Kind]:
-    """The kinds that go into a piece of their own; none if kinds are not to be separated."""
+    """The kinds that go into a separate piece; none if kinds are not to be separated."""
     kinds = list(piece.items)
     choices = [
         [kind for kind in kinds if kind in suspects],

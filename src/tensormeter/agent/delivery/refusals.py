@@ -12,7 +12,7 @@ _SUSPECT: Final = 3
 """Pieces of a kind that were set aside in a row, after which it is separated from the others."""
 
 _LOST: Final = 16
-"""The same, after which only the latest item is tried before everything is set aside."""
+"""Pieces of a kind that were set aside in a row, after which only its latest item is tried before everything is set aside."""
 
 _LOST_KINDS: Final = 8
 """Kinds of one type that were refused while nothing of the type was ever accepted, after which all kinds of it are lost."""
@@ -34,11 +34,11 @@ class Refusals:
 
     @property
     def doubts(self) -> bool:
-        """Whether there are kinds of which an acceptance would be news."""
+        """Whether there are kinds that were refused, so that an acceptance would change the advice."""
         return bool(self._strikes)
 
     def accepted(self, kinds: Iterable[Kind]) -> None:
-        """The receiver has accepted a piece with these kinds."""
+        """Note that the receiver has accepted a piece with these kinds."""
         for kind in kinds:
             self._strikes.pop(kind, None)
             self._barren.pop(kind, None)
@@ -46,13 +46,13 @@ class Refusals:
             self._taken_types.add(kind.type)
 
     def refused(self, kinds: Iterable[Kind]) -> None:
-        """A piece with these kinds was set aside."""
+        """Note that a piece with these kinds was set aside."""
         for kind in kinds:
             self._strikes[kind] += 1
             self._refused.add(kind)
 
     def request_is_over(self) -> None:
-        """Nothing is left of the request that the last pieces were of."""
+        """Note that the request of the last pieces is done."""
         self._barren.update(self._refused)
         self._refused.clear()
 
@@ -62,11 +62,11 @@ class Refusals:
         return {kind for kind, strikes in self._strikes.items() if strikes >= _SUSPECT or self._is_lost(kind)}
 
     def advice(self, kinds: Collection[Kind]) -> Advice:
-        """What to do with a refused piece of these kinds.
+        """Advice for a refused piece of these kinds.
 
         Returns:
             `set aside` if all of them are refused for good; now and then they are tried again nevertheless, in case the receiver has
-            changed. `try one` if it seems that they are: then a single item will tell. Else `divide`.
+            changed. `try one` if it seems that they are: then a single item decides. Else `divide`.
         """
         barren = min((self._barren[kind] for kind in kinds), default=0)
         if barren >= _BARREN and barren & (barren - 1):

@@ -62,12 +62,12 @@ class Aggregator:
 
     @property
     def states(self) -> dict[str, str]:
-        """What the last `fold` has changed."""
+        """States that the last `fold` has changed."""
         return {key: json.dumps(aggregate.to_json()) for key, aggregate in self._changed.items()}
 
     @property
     def refused(self) -> int:
-        """Values that cannot be aggregated, over all time."""
+        """Total number of values that could not be aggregated."""
         return sum(aggregate.refused for aggregate in self._aggregates.values())
 
     def fold(self, key: str, stream: Stream, pieces: Sequence[Piece]) -> Series | None:
@@ -101,18 +101,18 @@ class Aggregator:
         return series
 
     def commit(self) -> None:
-        """The spool has what the last calls of `fold` have changed."""
+        """Keep the changes of the last calls of `fold`, which are in the spool."""
         self._aggregates.update(self._changed)
         self._changed.clear()
 
     def discard(self) -> None:
-        """The spool has not: the same values will be folded again."""
+        """Discard the changes, which are not in the spool: the same values will be folded again."""
         self._changed.clear()
 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """What is known of one stream. The base of the four below.
+    """State of one stream. The base of the four below.
 
     Attributes:
         start: Since when the points count, in nanoseconds.
@@ -148,7 +148,7 @@ class Aggregate:
 
 @dataclass(frozen=True)
 class Total(Aggregate):
-    """Of a counter or up-down counter. An `int` until the first float."""
+    """State of a counter or up-down counter. An `int` until the first float."""
 
     value: float = 0
 
@@ -170,7 +170,7 @@ class Total(Aggregate):
 
 @dataclass(frozen=True)
 class Observed(Aggregate):
-    """Of an observable counter or up-down counter: totals that somebody else keeps."""
+    """State of an observable counter or up-down counter, whose totals the program counts."""
 
     value: float = 0
 
@@ -187,7 +187,7 @@ class Observed(Aggregate):
         previous, last = self.value, self.time or start
         for observed_at, value in points:
             at = max(observed_at, last + 1)
-            reset = monotonic and value < previous  # whoever counts has begun anew
+            reset = monotonic and value < previous  # the program has begun again
             start = last if delta or reset else start
             starts.append(start)
             sent.append(value if not delta or reset else value - previous)
@@ -207,7 +207,7 @@ class Observed(Aggregate):
 
 @dataclass(frozen=True)
 class Distribution(Aggregate):
-    """What both kinds of histogram know."""
+    """State that both kinds of histogram have."""
 
     count: int = 0
     sum: float = 0.0
@@ -242,7 +242,7 @@ class Distribution(Aggregate):
 
 @dataclass(frozen=True)
 class Explicit(Distribution):
-    """Of a histogram with explicit buckets."""
+    """State of a histogram with explicit buckets."""
 
     buckets: Sequence[int] = ()
 
@@ -268,7 +268,7 @@ class Explicit(Distribution):
 
 @dataclass(frozen=True)
 class Exponential(Distribution):
-    """Of a histogram with exponential buckets."""
+    """State of a histogram with exponential buckets."""
 
     buckets: exponential_histogram.Buckets | None = None
 
@@ -339,7 +339,7 @@ class _About(TypedDict):
 
 
 def describe(stream: Stream) -> _About:
-    """What a series says of its stream."""
+    """Description of a stream in its series."""
     name, version, schema_url, attributes = stream.scope or (SCOPE.name, SCOPE.version, SCOPE.schema_url, ())
     return {
         "unit": stream.unit,

@@ -1,7 +1,8 @@
 """The batching processor: rows of one process become batches of columns.
 
-Rows are read as they come and held until there are enough of them, until the delay is over, or until the ring needs the
-space. They keep their space in the ring until the caller says that they are in the spool, so a killed agent loses none.
+Rows are read as they come and buffered until there are enough of them, until the delay is over, or until the ring needs the
+space. They keep their space in the ring until the caller calls `release` after they were put into the spool, so a killed agent loses
+none.
 """
 
 import json
@@ -32,11 +33,11 @@ _STEPS_KEY: Final = json.dumps(_STEPS.to_json())
 _LARGEST: Final = (1 << 63) - 1
 
 _FULL_ENOUGH: Final = 1 / 8
-"""Share of a lane that may be held before a batch is due, whatever the delay."""
+"""Share of a lane that may be buffered before a batch is due at any delay."""
 
 
 class BatchMeasurementProcessor:
-    """Groups the rows of one ring. Used by one thread; blocks on nothing."""
+    """Groups the rows of one ring. Used by one thread; does not block."""
 
     def __init__(
         self,
@@ -52,12 +53,12 @@ class BatchMeasurementProcessor:
         """
         Args:
             ring: The ring to read.
-            cursors: How far each lane has been read before, by lane.
-            aggregates: The states of the aggregated streams at these cursors.
-            temporality: As for `Aggregator`.
+            cursors: Positions up to which lanes have been read before, by lane.
+            aggregates: States of the aggregated streams at these cursors.
+            temporality: Temporality, as for `Aggregator`.
             schedule_delay: Seconds after its first row when a batch is due.
-            max_export_batch_size: Points of a batch at most (a row is never split, so one row may exceed it).
-            on_skip: Called with the cursors before space is given back in which there was no row.
+            max_export_batch_size: Maximum number of points in a batch (a row is never split, so one row may exceed it).
+            on_skip: Callback that is given the cursors before space without rows is released.
         """
         self._layouts = Layouts(ring)
         self._layouts.refresh()
@@ -73,21 +74,21 @@ class BatchMeasurementProcessor:
         self._since = 0.0
         self._last_steps = [0, 0]
         self.rows = 0
-        """Rows read so far."""
+        """Number of rows read so far."""
         self.lost = 0
-        """Device values given up so far because their process died before the device had finished them."""
+        """Number of device values lost so far because their process died before the device had finished them."""
 
     @property
     def metadata(self) -> Mapping[str, object]:
-        """What the writer says of itself: `resource`, `config`, and so on."""
+        """Metadata of the writer: `resource`, `config`, and so on."""
         return self._layouts.metadata
 
     def refresh(self) -> None:
-        """Look for new metadata."""
+        """Read new metadata."""
         self._layouts.refresh()
 
     def poll(self, *, abandon_pending: bool) -> bool:
-        """Read the rows that are there, as far as they fit the batch.
+        """Read the available rows, as far as they fit the batch.
 
         Returns:
             Whether there may be more.
@@ -104,13 +105,13 @@ class BatchMeasurementProcessor:
         if self._points == 0:
             if any(lane.unreleased for lane in self._lanes):
                 self._on_skip(dict(enumerate(self.cursors())))
-            self.release()  # what was read had no row in it: laps, and rows whose writing failed
+            self.release()  # there was no row: laps, and rows whose writing failed
         elif before == 0:
             self._since = time.monotonic()
         return self._points > before or self._points >= self._most
 
     def due(self) -> bool:
-        """Whether the held rows should become a batch now."""
+        """Whether the buffered rows should become a batch now."""
         return self._points > 0 and (
             self._points >= self._most
             or time.monotonic() - self._since >= self._delay
@@ -118,7 +119,7 @@ class BatchMeasurementProcessor:
         )
 
     def holds_any_before(self, positions: Sequence[int]) -> bool:
-        """Whether a row that is held stands before the position of its lane."""
+        """Whether a buffered row is before the position of its lane."""
         return any(
             lane.released < min(position, lane.cursor.position)
             for lane, position in zip(self._lanes, positions, strict=True)
@@ -126,12 +127,12 @@ class BatchMeasurementProcessor:
 
     @property
     def utilization(self) -> float:
-        """Largest share of a lane that is held, from 0 to 1."""
+        """Largest buffered share of a lane, from 0 to 1."""
         return max(lane.unreleased for lane in self._lanes)
 
     @property
     def lag(self) -> float:
-        """Seconds since the oldest of the held rows was read; 0 if none is held."""
+        """Seconds since the oldest of the buffered rows was read; 0 if there is none."""
         return time.monotonic() - self._since if self._points else 0.0
 
     def batch(
@@ -139,13 +140,13 @@ class BatchMeasurementProcessor:
         resource: Mapping[str, Attribute],
         settle: Callable[[NDArray[np.int64]], NDArray[np.int64]] = lambda steps: steps,
     ) -> tuple[Batch, dict[int, Cursor]] | None:
-        """The held rows as columns, and the cursors after them. They stay held until `release`.
+        """The buffered rows as columns, and the cursors after them. They stay buffered until `release`.
 
-        Into the spool belongs, with both, what `aggregates` is then.
+        Put `aggregates` into the spool together with both.
 
         Args:
-            resource: The process's attributes.
-            settle: Turns steps as they were recorded into those that are delivered; both of shape (n,).
+            resource: Attributes of the process.
+            settle: Function from recorded to delivered steps, both of shape (n,).
         """
         if not self._rows:
             return None
@@ -167,15 +168,15 @@ class BatchMeasurementProcessor:
                     else gauges.setdefault((key, values.dtype.kind), (stream, []))
                 )
                 pieces.append((rows.times, values) if missing is None else (rows.times[~missing], values[~missing]))
-        found: list[Series | None] = [_gauge(stream, pieces) for stream, pieces in gauges.values()]
-        found += [self._aggregator.fold(key, stream, pieces) for key, (stream, pieces) in aggregated.items()]
-        found += distribution_series(self._rows)
-        series = [item for item in found if item is not None and len(item.times)]
+        candidates: list[Series | None] = [_gauge(stream, pieces) for stream, pieces in gauges.values()]
+        candidates += [self._aggregator.fold(key, stream, pieces) for key, (stream, pieces) in aggregated.items()]
+        candidates += distribution_series(self._rows)
+        series = [item for item in candidates if item is not None and len(item.times)]
         return Batch(resource, _neighbours(series)), dict(enumerate(self.cursors()))
 
     @property
     def last_steps(self) -> tuple[int, int]:
-        """What `HeaderWord.LAST_STEP` and `LAST_AUTOMATIC` are about, of all batches so far."""
+        """Values for `HeaderWord.LAST_STEP` and `LAST_AUTOMATIC` after all batches so far."""
         return self._last_steps[0], self._last_steps[1]
 
     def _note_steps(self, steps: NDArray[np.int64]) -> None:
@@ -187,27 +188,27 @@ class BatchMeasurementProcessor:
 
     @property
     def aggregates(self) -> dict[str, str]:
-        """The states of the aggregated streams that the last `batch` has changed."""
+        """States of the aggregated streams that the last `batch` has changed."""
         return self._aggregator.states
 
     @property
     def refused(self) -> int:
-        """Values of instruments that could not be aggregated."""
+        """Number of instrument values that could not be aggregated."""
         return self._aggregator.refused
 
     def take_unreadable(self) -> int:
-        """Points that could not be read since the last call."""
-        found = sum(lane.unreadable for lane in self._lanes)
+        """Number of points that could not be read since the last call."""
+        points = sum(lane.unreadable for lane in self._lanes)
         for lane in self._lanes:
             lane.unreadable = 0
-        return found
+        return points
 
     def cursors(self) -> Iterable[Cursor]:
-        """How far each lane has been read."""
+        """Positions up to which lanes have been read."""
         return [lane.cursor for lane in self._lanes]
 
     def release(self) -> None:
-        """The held rows are in the spool: forget them, and give their space back."""
+        """Forget the buffered rows, which are in the spool, and release their space."""
         self.lost += sum(int(missing.sum()) for rows in self._rows for missing in rows.lost if missing is not None)
         self._aggregator.commit()
         self._rows.clear()

@@ -1,8 +1,8 @@
 """Processes that were cut off: their rings are gone, and the spool does not have their end.
 
-So it is after a loss of power, and when a container or somebody has deleted the memory in which rings are. The spool has what was
-put into it, and what it has is right; the last values may be missing. For a process that is certainly gone the agent puts its
-end into the spool, as a crash, so that the run does not stay "running" for ever.
+This happens after a loss of power, and when a container or a person has deleted the memory in which rings are. The contents of the
+spool are right, but the last values may be missing. If a process is certainly gone, the agent puts its end into the spool, as a crash,
+so that the run does not stay "running" for ever.
 """
 
 import gzip
@@ -36,7 +36,7 @@ _NEVER_SYNCED: Final = "the machine lost power or was restarted, and durability 
 
 
 def describe_unknown(losses: Mapping[str, int]) -> str:
-    """What is to be told of a run whose spool knows no process and which has no ring. `losses`: what the spool has lost."""
+    """Describe the end of a run that has no ring and no process in its spool. `losses`: losses of the spool."""
     return _NOTHING_KNOWN if losses else _NOTHING_STORED
 
 
@@ -51,42 +51,42 @@ def end_cut_processes(
     """Put the ends of cut-off processes into the spool.
 
     Args:
-        spool: The run's spool.
-        present: Processes whose rings are there.
-        destinations: Who is sent log records.
-        losses: What the spool has lost so far, for the events.
-        synced: Whether the spool was synced at all. If not, anything in it may be missing after a loss of power.
+        spool: Spool of the run.
+        present: Ids of the processes that have a ring.
+        destinations: Destinations that are sent log records.
+        losses: Losses of the spool so far, for the events.
+        synced: Whether the spool is synced. If not, any of its contents may be missing after a loss of power.
 
     Returns:
-        What is to be told, without repetitions.
+        Descriptions for people, without repetitions.
 
     Raises:
         SpoolError: The disk refuses.
     """
-    told: dict[str, None] = {}
+    descriptions: dict[str, None] = {}
     for process, ended, description in spool.processes():
         origin = Origin.from_json(description)
         if origin is not None and origin.rebooted and not synced:
-            told[_NEVER_SYNCED] = None
+            descriptions[_NEVER_SYNCED] = None
         if ended or process in present:
             continue
         fate = origin.fate() if origin is not None else ""
         if origin is None or not fate:
-            told["it had not ended when its spool was written last; its last values may be missing"] = None
+            descriptions["it had not ended when its spool was last written; its last values may be missing"] = None
             continue
-        told[f"{fate}; its last values may be missing"] = None
+        descriptions[f"{fate}; its last values may be missing"] = None
         encoded = [] if origin.child else _end(origin, fate, spool.last_time(process), losses)
         spool.put(encoded, destinations, process, {}, started=True, ended=True)
-    return list(told)
+    return list(descriptions)
 
 
 def _end(origin: Origin, fate: str, last_time: int, losses: Mapping[str, int]) -> list[Encoded]:
-    """The request that ends a process; none if its resource, which may have come from anywhere, is none."""
+    """The request that ends a process; none if its resource, which may have come from anywhere, is invalid."""
     message = f"{fate}; the last values may be missing"
     body: dict[str, Value] = {"state": "crashed", "message": message, "dropped": dict(losses)}
     try:
         encoded = encode_events(origin.resource, [Event(RUN_END, last_time or time.time_ns(), body)])
     except Exception as error:
-        logger.warning("the end of a process cannot be sent: %s", error)
+        logger.warning("cannot send the end of a process: %s", error)
         return []
     return [Encoded("logs", gzip.compress(encoded, _GZIP_LEVEL, mtime=0), 1, Priority.ESSENTIAL)]

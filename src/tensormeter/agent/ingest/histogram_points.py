@@ -1,4 +1,4 @@
-"""Distributions on their way out: from the columns of rows to OpenTelemetry's histograms.
+"""Conversion of distributions, from the columns of rows to OpenTelemetry's histograms.
 
 Each row's distribution is one point of delta temporality. The values were there at one instant, that of the row, so the
 point's interval begins and ends there: intervals of a series must not overlap, which they cannot if they are empty, and a

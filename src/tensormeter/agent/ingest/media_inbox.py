@@ -1,4 +1,4 @@
-"""Media on their way from the files beside a ring to log records."""
+"""Media, from files next to a ring to log records."""
 
 import io
 import json
@@ -19,38 +19,36 @@ from tensormeter.ring.file import media_directory
 
 __all__ = ["Inbox", "Piece"]
 
-"""A configuration that had no place in the ring's dictionary."""
-
 
 @dataclass(frozen=True)
 class Piece:
     """One file.
 
     Attributes:
-        number: Its place in the order of logging, from 1.
-        path: The file.
+        number: Position in the order of logging, from 1.
+        path: Path of the file.
     """
 
     number: int
     path: Path
 
     def event(self) -> Event:
-        """What is in it, as a log record.
+        """Contents of the file, as a log record.
 
         Raises:
-            TooLargeError: It is over its limit.
-            EncodingError: It is damaged.
+            TooLargeError: The contents are over their limit.
+            EncodingError: The file is damaged.
         """
         line, _, data = self._read().partition(b"\n")
         try:
-            found = json.loads(line)
-            if found["event"] == RUN_CONFIG:
-                return Event(RUN_CONFIG, found["time"], {"config": found["body"]["config"]})
-            media = _media(found["event"], found["key"] or "", found["body"], data)
-            return media.event(found["time"], found["step"])
+            header = json.loads(line)
+            if header["event"] == RUN_CONFIG:
+                return Event(RUN_CONFIG, header["time"], {"config": header["body"]["config"]})
+            media = _media(header["event"], header["key"] or "", header["body"], data)
+            return media.event(header["time"], header["step"])
         except TooLargeError as error:
-            if found["event"] == Table.EVENT and error.kind != "table":
-                raise TooLargeError("table", f"table {found['key']!r}: in it, {error}") from None
+            if header["event"] == Table.EVENT and error.kind != "table":
+                raise TooLargeError("table", f"table {header['key']!r}: in it, {error}") from None
             raise
         except (ValueError, KeyError, TypeError, ImportError) as error:
             raise EncodingError(f"{self.path.name}: {type(error).__name__}: {error}") from None
@@ -66,8 +64,8 @@ class Inbox:
     def __init__(self, ring_path: Path, taken: int) -> None:
         """
         Args:
-            ring_path: Of the process's ring.
-            taken: Number of the last piece that is in the spool. Files up to there are left over from a killed agent.
+            ring_path: Path of the process's ring.
+            taken: Number of the last piece that is in the spool. A killed agent has left the files up to that one.
         """
         self._folder = media_directory(ring_path)
         for piece in self.pieces():
@@ -75,7 +73,7 @@ class Inbox:
                 piece.path.unlink(missing_ok=True)
 
     def pieces(self) -> Iterator[Piece]:
-        """What waits, in order."""
+        """Waiting files, in order."""
         try:
             names = os.listdir(self._folder)
         except FileNotFoundError:
@@ -101,9 +99,9 @@ def _media(event: str, key: str, body: dict[str, Any], data: bytes) -> Media:
 
 def _table(key: str, body: dict[str, Any], data: bytes) -> Table:
     images, start = [], 0
-    for one in body.get("images", ()):
-        images.append(_image("", one, data[start : start + one["size"]]))
-        start += one["size"]
+    for image in body.get("images", ()):
+        images.append(_image("", image, data[start : start + image["size"]]))
+        start += image["size"]
     rows = [[images[cell["image"]] if isinstance(cell, dict) else cell for cell in row] for row in body["rows"]]
     return Table(key, body["columns"], rows)
 
@@ -120,7 +118,7 @@ def _size(data: bytes) -> tuple[int, int]:
 
 
 def _image(key: str, body: dict[str, Any], data: bytes) -> Image:
-    """Pixels become PNG; what is encoded already stays as it is."""
+    """Encode pixels as PNG; an encoded image stays as it is."""
     if "content_type" in body:
         return Image(key, data, body["content_type"], *_size(data), body["caption"])
     import PIL.Image

@@ -1,4 +1,4 @@
-"""Draining one process: from its ring into the spool, from its first row to the news of its end."""
+"""Draining the ring of one process into the spool, from its first row to the event of its end."""
 
 import gzip
 import time
@@ -32,7 +32,7 @@ __all__ = ["RingDrainer"]
 logger: Final = get_logger("tensormeter.agent")
 
 _MEDIA: Final = MAX_LANES
-"""In place of a lane: how far the files of tables, images and texts have been taken."""
+"""Number in place of a lane's for the position in the files of tables, images and texts."""
 
 _GZIP_LEVEL: Final = 1
 """Times and doubles compress little; level 6 costs four times the processor time for 3 % fewer bytes."""
@@ -40,17 +40,17 @@ _GZIP_LEVEL: Final = 1
 _SPOOL_TROUBLE_DELAY: Final = 1.0
 
 _COMPLAINT_INTERVAL: Final = 60.0
-"""Seconds between two lines in the log about a spool that refuses now and then, as on a disk that is all but full."""
+"""Seconds between two log lines about a spool that refuses now and then, as on a disk that is almost full."""
 
 _DURABLE_DELAY: Final = 1.0
-"""Seconds for which rows wait for others, at most, where the spool is to survive a loss of power: the ring does not."""
+"""Maximum seconds for which rows wait for others with durability `fsync`: the ring does not survive a loss of power."""
 
 _MOST_BATCHES: Final = 16
-"""Batches of one process before the others have their turn."""
+"""Maximum number of batches of one process before the others have their turn."""
 
 
 class RingDrainer:
-    """One ring on its way into the spool. Used by the agent's main thread; blocks for the disk only."""
+    """Moves the rows of one ring into the spool. Used by the agent's main thread; blocks only for the disk."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class RingDrainer:
     ) -> None:
         self.ring = ring
         self.alive = True
-        """Whether the process lived at the last look."""
+        """Whether the process lived at the last `advance`."""
         self._numbering = numbering
         self._spool = spool
         self._metrics_to = settings.takers("metrics", destinations)
@@ -89,22 +89,22 @@ class RingDrainer:
         self._whole_ring = _MOST_BATCHES + len(ring.words) // settings.max_export_batch_size
         self._retry_at = 0.0
         self.refusal: tuple[float, Exception] | None = None
-        """Since when the spool has refused everything, and what it said; None if it does not refuse."""
+        """Time since which the spool refuses, and its error; None if it does not."""
         self._complain_at = 0.0
         self._fresh = False
         self._heard_at = self._counted_at = time.monotonic()
         self._told: Mapping[str, int] = {}
         self.lost = ""
-        """What of this process could not be delivered last, for people."""
+        """Description of the item of this process that could not be delivered last, for people."""
         self._heartbeat_interval = settings.heartbeat_interval
         self._offline = settings.mode == "offline"
         self._spooled_flush = (0, 0)
-        """The last flush request whose rows are all in the spool, and the sequence number of the last request there then."""
+        """The last flush request whose rows are all in the spool, and the sequence number of the spool's last request then."""
         ring.words[HeaderWord.PENDING_REQUESTS] = spool.pending()
         ring.words[HeaderWord.ENDED] = self._ended
 
     def use(self, spool: Spool) -> None:
-        """Go on with another spool, which has everything of the process that is not delivered, or is empty."""
+        """Go on with another spool, which contains everything of the process that is not delivered, or is empty."""
         self._spool = spool
         self._retry_at = 0.0
         self.refusal = None
@@ -113,24 +113,24 @@ class RingDrainer:
 
     @property
     def resource(self) -> Mapping[str, Attribute]:
-        """Who speaks; an OpenTelemetry program may add to it later."""
+        """Attributes of the process. An OpenTelemetry program may add to them later."""
         resource = self._unsettled
         settled = self._numbering.of(resource) if self._numbering is not None else None
         return resource if settled is None else settled.resource(resource)
 
     @property
     def _unsettled(self) -> Mapping[str, Attribute]:
-        """The same with the attempt's number as the process knows it."""
+        """Attributes of the process with the attempt's number that the process was given."""
         return cast("Mapping[str, Attribute]", self._processor.metadata.get("resource", {}))
 
     def note_end(self) -> None:
-        """The process is gone, and everything of it is in the spool: note where its steps ended."""
+        """Store the last step of the process, which is gone and has all of its rows in the spool."""
         if self._numbering is not None:
             self._numbering.note_end(self.ring, self._unsettled)
 
     @property
     def ended(self) -> bool:
-        """Whether the news of its end is in the spool."""
+        """Whether the event of its end is in the spool."""
         return self._ended
 
     @property
@@ -139,7 +139,7 @@ class RingDrainer:
         return self.ring.words[HeaderWord.FLUSH_REQUESTS] > self.ring.words[HeaderWord.FLUSHED]
 
     def complete_flush(self, signals: Sequence[Signal] = SIGNALS) -> int | None:
-        """The number of the last flush request if all that it is about is delivered now; None if none has come so far.
+        """Number of the last flush request if everything recorded before it is delivered now; else None.
 
         Args:
             signals: Signals that have to be delivered.
@@ -150,19 +150,19 @@ class RingDrainer:
         return number if self._offline or self._spool.pending_through(through, signals) == 0 else None
 
     def advance(self, *, flush: bool, last: bool = True) -> bool:
-        """Move what is there towards the spool.
+        """Move available rows, media and events towards the spool.
 
         Args:
-            flush: Do not wait until a batch is due, and move all that is there now.
-            last: Whether all other processes of the run have ended here. What the spool had to drop belongs to all of them, and
-                the last one's end tells it.
+            flush: Whether to move everything now, without waiting until a batch is due.
+            last: Whether all other processes of the run have ended here. Losses of the spool are shared by all of them, and the
+                end of the last one reports them.
 
         Returns:
             Whether the process is gone and everything of it is in the spool, so that the ring may be removed.
         """
         if time.monotonic() < self._retry_at:
             return False
-        # Looked at before reading: whatever a dead writer wrote is there to be read.
+        # Checked before reading: everything that a dead writer wrote can be read then.
         alive = self.alive = self.ring.writer_alive()
         over = not alive or self.ring.state is not State.OPEN
         requested = self.ring.words[HeaderWord.FLUSH_REQUESTS] if self.flushing else 0
@@ -176,20 +176,20 @@ class RingDrainer:
                 more = self._processor.poll(abandon_pending=not alive)
                 if not alive:
                     self._count_unreadable()
-                # Rows after the flush request wait for their own time, so a flush that is held up makes no small batches.
+                # Rows after the flush request are not flushed, so a flush that is delayed makes no small batches.
                 hurry = bool(wanted) and self._processor.holds_any_before(wanted)
                 if not (over or flush or hurry or self._processor.due()):
                     break
                 self._flush()
                 if not more:
                     if over and not self._ended and (not alive or self._read_everything()):
-                        self._tell_configuration()
+                        self._send_configuration()
                         self._take_media()
                         self._report_health()
                         dropped = self._report(last)
                         self._put(self._end_events(dropped), started=True, ended=True, report=dropped)
                     break
-            self._tell_configuration()
+            self._send_configuration()
             self._take_media()
             if self._health.due() and not self._ended:
                 self._report_health()
@@ -201,7 +201,7 @@ class RingDrainer:
             now = time.monotonic()
             if now >= self._complain_at:
                 self._complain_at = now + _COMPLAINT_INTERVAL
-                logger.error("%s; rows stay in the ring until this is mended", error)
+                logger.error("%s; rows stay in the ring until the spool can be written", error)
             self._retry_at = now + _SPOOL_TROUBLE_DELAY
             self.refusal = (self.refusal[0] if self.refusal else now), error
             return False
@@ -210,11 +210,11 @@ class RingDrainer:
         return self._ended and not alive
 
     def beat(self, destinations: Sequence[str], *, speaks: bool = True) -> None:
-        """Tell receivers that the process lives, if nothing else has for a while, and what had to be dropped, if that is news.
+        """Send a heartbeat if the process has sent nothing for a while, or if its drop counts have changed.
 
         Args:
-            destinations: Those to which delivery of log records works; a heartbeat is not worth keeping for later.
-            speaks: Whether this is the process that tells what the spool had to drop.
+            destinations: Destinations to which delivery of log records works; heartbeats are not stored for the others.
+            speaks: Whether this process reports the losses of the spool.
         """
         interval, now = self._heartbeat_interval, time.monotonic()
         quiet = now - self._heard_at >= interval
@@ -235,12 +235,12 @@ class RingDrainer:
                 destinations=destinations,
             )
         except SpoolError as error:
-            logger.warning("no heartbeat: %s", error)
+            logger.warning("cannot send a heartbeat: %s", error)
         else:
             self._told = dropped
 
     def take_fresh(self) -> bool:
-        """Whether something has come into the spool since the last call."""
+        """Whether requests have come into the spool since the last call."""
         fresh, self._fresh = self._fresh, False
         return fresh
 
@@ -248,20 +248,20 @@ class RingDrainer:
         self._spool.put((), (), self.ring.process, cursors, started=self._started, ended=self._ended)
 
     def _flush(self) -> None:
-        """Put the held rows into the spool, then free their space."""
+        """Put the buffered rows into the spool, then free their space."""
         resource = self._unsettled
         settled = self._numbering.of(resource) if self._numbering is not None else None
         if settled is None:
-            found = self._processor.batch(resource)
+            result = self._processor.batch(resource)
         else:
-            found = self._processor.batch(settled.resource(resource), settled.steps)
-        if found is None:
+            result = self._processor.batch(settled.resource(resource), settled.steps)
+        if result is None:
             return
         # Before the rows are in the spool: another agent would not read them again.
         words, (explicit, automatic) = self.ring.words, self._processor.last_steps
         words[HeaderWord.LAST_STEP] = max(words[HeaderWord.LAST_STEP], explicit)
         words[HeaderWord.LAST_AUTOMATIC] = max(words[HeaderWord.LAST_AUTOMATIC], automatic)
-        batch, cursors = found
+        batch, cursors = result
         requests = []
         if batch.points:
             body = gzip.compress(encode_metrics([batch]), _GZIP_LEVEL, mtime=0)
@@ -275,13 +275,13 @@ class RingDrainer:
             ended=self._ended,
             aggregates=self._processor.aggregates,
         )
-        # Before the space is freed: who sees everything read must also see what is not delivered.
+        # Before the space is freed: a process that sees everything read must also see that it is not delivered.
         self._publish()
         self._processor.release()
 
     def _count_unreadable(self) -> None:
         if points := self._processor.take_unreadable():
-            logger.error("%s: some %d points cannot be read; they count as lost (damaged)", self.ring.path, points)
+            logger.error("%s: about %d points cannot be read; they count as lost (damaged)", self.ring.path, points)
             self._spool.count_loss("damaged", points)
 
     def _take_media(self) -> None:
@@ -294,12 +294,12 @@ class RingDrainer:
                 encoded.append(Encoded("logs", body, 1, priority))
             except EncodingError as error:
                 self.lost = str(error)
-                logger.error("not delivered: %s", error)
+                logger.error("an item is not delivered: %s", error)
                 if isinstance(error, TooLargeError):
                     reason = SpoolLoss[f"{error.kind}_too_large".upper()]
                 self._spool.count_loss(reason.name.lower(), 1)
-            # What is in the spool, and how far the files are taken, in one transaction: an agent that is killed before it has
-            # deleted the file leaves that to the next one.
+            # The request and the position in the files, in one transaction: if the agent is killed before it has deleted the file,
+            # the next one does.
             cursors = {_MEDIA: Cursor(piece.number)}
             self._spool.put(
                 encoded,
@@ -313,7 +313,7 @@ class RingDrainer:
             self._publish()
 
     def _settle(self, event: Event) -> tuple[Mapping[str, Attribute], Event]:
-        """An event with its resource and step as they are settled by now."""
+        """The resource of the process and an event, with the attempt's number and the step as they are settled by now."""
         resource = self._unsettled
         settled = self._numbering.of(resource) if self._numbering is not None else None
         return (resource, event) if settled is None else (settled.resource(resource), settled.event(event))
@@ -353,20 +353,20 @@ class RingDrainer:
         self._publish()
 
     def _publish(self) -> None:
-        """Something has come into the spool. Tell the writer, which may be waiting in `finish`."""
+        """Publish that requests have come into the spool to the writer, which may be waiting in `finish`."""
         self._fresh = True
         self._heard_at = time.monotonic()
         self.ring.words[HeaderWord.PENDING_REQUESTS] = self._spool.pending()
         self.ring.words[HeaderWord.ENDED] = self._ended
 
     def _read_everything(self) -> bool:
-        """Whether all rows of a writer that has finished, but still runs, are read."""
+        """Whether all rows of a writer that has finished but still runs are read."""
         return all(
             cursor.position >= head for cursor, head in zip(self._processor.cursors(), self.ring.heads(), strict=True)
         )
 
     def _start_events(self) -> list[Event]:
-        """A child process neither begins nor ends the run."""
+        """The event that starts the run; none for a child process."""
         if self.child:
             return []
         metadata = cast("dict[str, Value]", self._processor.metadata)
@@ -375,8 +375,8 @@ class RingDrainer:
         }
         return [Event(RUN_START, self.ring.words[HeaderWord.CREATED], body)]
 
-    def _tell_configuration(self) -> None:
-        """If the process has changed the run's configuration. Another agent may have told it before: it is the same event."""
+    def _send_configuration(self) -> None:
+        """Send a changed configuration. Another agent may have sent it before; the event is the same."""
         self._processor.refresh()
         told = cast("int", self._processor.metadata.get("reconfigured", 0))
         if told != self._reconfigured and not self._ended:
@@ -385,7 +385,7 @@ class RingDrainer:
             self._reconfigured = told
 
     def _dropped(self, speaks: bool) -> dict[str, int]:
-        """What could not be recorded or kept so far, by reason; what the spool dropped, too, if this process speaks for it."""
+        """Drop counts so far, by reason; with the losses of the spool if this process reports them."""
         return self._report(speaks).counts
 
     def _report(self, speaks: bool) -> Report:
@@ -404,19 +404,19 @@ class RingDrainer:
         return [Event(RUN_END, time.time_ns(), body)]
 
     def _end(self) -> tuple[str, str]:
-        """How the process ended, and in words what ended it."""
+        """State of the process at its end, and the cause in words."""
         if self.ring.state is not State.OPEN:
             self._processor.refresh()  # the writer's last entry is about its end
             return self.ring.state.name.lower(), str(self._processor.metadata.get("end", ""))
         if self.ring.words[HeaderWord.SIGTERM]:
-            return "preempted", "the process was told to end (SIGTERM) and is gone"
+            return "preempted", "the process was asked to end (SIGTERM) and is gone"
         return "crashed", "the process ended without finishing the run"
 
 
 def _cursors(ring: RingFile, spool: Spool) -> dict[int, Cursor]:
-    """How far each lane has been read: as the spool says, or as the ring does, if the spool has lost something.
+    """Positions up to which lanes have been read: those of the spool, or those of the ring if the spool has lost transactions.
 
-    Space in the ring is freed only after its rows are in the spool, so a cursor before that means that the spool's last
+    Space in the ring is freed only after its rows are in the spool. So a cursor before the freed space means that the spool's last
     transactions are gone.
     """
     cursors = {}
@@ -428,9 +428,7 @@ def _cursors(ring: RingFile, spool: Spool) -> dict[int, Cursor]:
             cursor = Cursor(tail, cursor.last_time)
         cursors[lane] = cursor
     if missing:
-        logger.error(
-            "rows of %s that had been read are not in the spool any more; they count as lost (damaged)", ring.path
-        )
+        logger.error("the spool has lost rows of %s that were already read; they count as lost (damaged)", ring.path)
         spool.count_loss("damaged", 1)
         started, ended = spool.life(ring.process)
         spool.put((), (), ring.process, cursors, started=started, ended=ended)  # so that they are counted once

@@ -1,4 +1,4 @@
-"""What tensormeter says of itself: what logging costs the process, what was dropped, how far the agent is behind."""
+"""Self metrics of tensormeter: the cost of log calls, drop counts, and the lag of the agent."""
 
 import time
 from typing import Final

@@ -1,4 +1,4 @@
-"""What is found in a run's directory, which others may have prepared: `run.json` and the files beside it, as data."""
+"""Contents of a run's directory, which others may have prepared: `run.json` and the other files, as data."""
 
 import json
 import os
@@ -15,14 +15,14 @@ from tensormeter.settings import IDENTIFIER
 __all__ = ["RefusedRunError", "check_contents", "describe_folder", "encode_description", "read_description"]
 
 _MOST_BYTES: Final = 16 << 20
-"""Length of a run.json."""
+"""Maximum length of a run.json."""
 
 
 _HOST: Final = re.compile(r"[^/\0]{1,255}")
 
 
 class RefusedRunError(SpoolError):
-    """A run directory is left alone, because others may have prepared what is in it."""
+    """A run directory that is refused, because others may have prepared its contents."""
 
 
 def encode_description(run: dict[str, Any]) -> str:
@@ -31,7 +31,7 @@ def encode_description(run: dict[str, Any]) -> str:
 
 
 def describe_folder(path: Path) -> dict[str, Any]:
-    """What is known of a run whose `run.json` cannot be read: its id and host, which are the name of its folder.
+    """Describe a run whose `run.json` cannot be read by its id and host, which are the name of its folder.
 
     Raises:
         ValueError: The folder has no such name.
@@ -47,7 +47,7 @@ def read_description(path: Path) -> tuple[dict[str, Any], int, bool]:
     """The contents of `run.json`, its owner, and whether it matches its checksum (those of earlier versions have none).
 
     Raises:
-        OSError, ValueError, KeyError, TypeError: It is not what it should be.
+        OSError, ValueError, KeyError, TypeError: The file cannot be read, or is not a description.
     """
     with open(open_file(path / "run.json", os.O_RDONLY), "rb") as file:
         status = os.fstat(file.fileno())
@@ -64,10 +64,10 @@ def read_description(path: Path) -> tuple[dict[str, Any], int, bool]:
 
 
 def check_contents(path: Path) -> None:
-    """See that there are only files and folders, so that what is written there is written nowhere else.
+    """Check that there are only files and folders, so that nothing is written elsewhere.
 
     Raises:
-        RefusedRunError: There is something else.
+        RefusedRunError: There are other things.
     """
     own = path.stat().st_uid in (0, os.geteuid())
     for folder, folders, files in os.walk(path):

@@ -1,20 +1,20 @@
-"""Run directories: where a run keeps, on one node, what is not delivered yet.
+"""Run directories: the undelivered data of a run on one node.
 
 ::
 
     <settings.directory>/runs/
         .lock                     held for moments, while runs come and go
         <run id>@<host>/
-            run.json              what the run is called, where its rings are, where it wants to be delivered
-            agent.lock            held by the agent for as long as it lives; holds its process id
+            run.json              names of the run, path of its rings, settings
+            agent.lock            held by the agent for as long as it lives; contains its process id
             agent.log
             spool.sqlite
 
-Rings lie in `settings.buffer_directory` (shared memory), or in the run directory where there is none.
+Rings are in `settings.buffer_directory` (shared memory), or in the run directory where there is none.
 Folders are private (0700), and so are files (0600). The directory is deleted when everything in it has been delivered.
 
-A folder with a spool or rings is a run, also if its `run.json` is missing or damaged: its id and host are the folder's name, the spool
-knows the rest, and it is delivered like a run in doubt.
+A folder with a spool or rings is a run, even if its `run.json` is missing or damaged: its id and host are the folder's name, the spool
+contains the rest, and it is delivered like a run in doubt.
 
 A run directory that others could have put there, or that a command was given by its path, is in doubt: it is data only. Of its
 `run.json` the identity of the run is used and the temporality of its sums; every other setting is the caller's.
@@ -52,7 +52,7 @@ from tensormeter.settings import Settings
 __all__ = ["RunDirectory", "find_runs", "list_runs", "runs_locked"]
 
 _BELIEVED: Final = ("project", "run_id", "name", "temporality")
-"""Settings that are used of a run.json in doubt: they say which run it is, and how its rows are to be read."""
+"""Settings of a run.json in doubt that are used: they identify the run, and decide how its rows are read."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ class RunDirectory:
     """One run's directory on this node.
 
     Attributes:
-        path: The directory.
-        rings: Where the ring files are.
-        run: The contents of `run.json`: run_id, name, host, created (nanoseconds), and the settings of the process that
+        path: Path of the directory.
+        rings: Folder of the ring files.
+        run: Contents of `run.json`: run_id, name, host, created (nanoseconds), and the settings of the process that
             came last, without secrets.
-        doubt: Why the settings in `run` are not used, as a phrase; "" if they are.
-        damage: What is wrong with `run.json`, as a phrase; "" if nothing is.
+        doubt: Reason why the settings in `run` are not used, as a phrase; "" if they are.
+        damage: Damage of `run.json`, as a phrase; "" if there is none.
     """
 
     path: Path
@@ -189,7 +189,7 @@ class RunDirectory:
         return settings
 
     def to_json(self) -> dict[str, Any]:
-        """What an agent that is started needs to know, for `from_json`: it believes what it is given, not what is on disk."""
+        """Description for an agent that is started, for `from_json`. The agent uses it instead of the files on disk."""
         return {"path": os.fspath(self.path), "rings": os.fspath(self.rings), "run": self.run}
 
     @classmethod
@@ -215,26 +215,26 @@ class RunDirectory:
 
     def ring_files(self) -> list[Path]:
         """The rings that are there now, whole ones only, without those in a place that others can write to."""
-        found: list[Path] = []
+        paths: list[Path] = []
         for folder in dict.fromkeys(self.ring_folders):
             if folder != self.rings_on_disk and (fault(folder.parent) or fault(folder)):
                 continue
             with contextlib.suppress(OSError), os.scandir(folder) as entries:
-                found += [
+                paths += [
                     Path(entry.path) for entry in entries if entry.name.endswith(".ring") and not entry.is_symlink()
                 ]
-        return sorted(found)
+        return sorted(paths)
 
     @property
     def rings_weakness(self) -> str:
-        """Why the place in shared memory is left alone; "" if it is not, or not there."""
+        """Reason why the folder in shared memory is ignored; "" if it is not ignored, or does not exist."""
         if self.rings == self.rings_on_disk:
             return ""
         return fault(self.rings.parent) or fault(self.rings)
 
     @property
     def unread_rings(self) -> str:
-        """Which rings of this run are there and not read, and what to do; "" if there are none."""
+        """Description of rings of this run that are ignored, with what to do; "" if there are none."""
         weak = self.rings_weakness
         if weak and any(_owner(path) == os.geteuid() for path in self.rings.glob("*.ring")):
             return (
@@ -250,7 +250,7 @@ class RunDirectory:
         return ""
 
     def make_ring_directory(self, folder: Path | None = None) -> None:
-        """Make one of `ring_folders`; the place in shared memory if None.
+        """Make one of `ring_folders`; None for the one in shared memory.
 
         Raises:
             OSError: It cannot be made, or others can write to it.
@@ -263,7 +263,7 @@ class RunDirectory:
         make_private_directory(folder)
 
     def remove_ring_directory(self) -> None:
-        """Delete the place in shared memory if no ring is in it. Call it while holding `runs_locked`."""
+        """Delete the folder in shared memory if no ring is in it. Call it while holding `runs_locked`."""
         with contextlib.suppress(OSError):
             if self.memory_lock is not None and os.listdir(self.rings) == [self.memory_lock.name]:
                 self.memory_lock.unlink()
@@ -274,9 +274,7 @@ class RunDirectory:
 
     @functools.cached_property
     def ring_folders(self) -> list[Path]:
-        """Where rings of the run may be: the place in shared memory, the run directory, and others for those that cannot be
-        mapped in either.
-        """
+        """Folders of the run's rings: in shared memory, in the run directory, and others for rings that cannot be mapped there."""
         name = ring_name(path_when_made(self.path, self.run)) if self.rings == self.rings_on_disk else self.rings.name
         others = [
             place / f"tensormeter-{os.getuid()}" / name
@@ -287,7 +285,7 @@ class RunDirectory:
 
     @property
     def rings_on_disk(self) -> Path:
-        """Where rings go that do not fit `rings`."""
+        """Folder of rings that do not fit into `rings`."""
         return self.path / "rings"
 
     @property
@@ -305,7 +303,7 @@ class RunDirectory:
         return None if self.rings == self.rings_on_disk else self.rings / "agent.lock"
 
     def try_agent_lock(self) -> int | None:
-        """Take the agent's lock if nobody holds it.
+        """Take the agent's lock if no process holds it.
 
         Returns:
             A descriptor whose open file description holds the lock, also over exec in a child that inherits it; or None.
@@ -355,15 +353,15 @@ def list_runs(directory: Path) -> list[RunDirectory]:
 def find_runs(
     directory: Path, *, given: bool = False, foreign: bool = True
 ) -> tuple[list[RunDirectory], list[tuple[Path, str]]]:
-    """As `list_runs`, with what is left alone.
+    """Find run directories, as `list_runs`, and the folders that are refused.
 
     Args:
-        directory: As for `list_runs`.
-        given: As for `RunDirectory.open`.
+        directory: Directory, as for `list_runs`.
+        given: Whether a command was given the directory by its path, as for `RunDirectory.open`.
         foreign: Whether runs in doubt are listed.
 
     Returns:
-        The runs, and for each folder that is left alone its path and the reason.
+        The runs; and the path of each folder that is refused, with the reason.
     """
     runs: list[RunDirectory] = []
     refused: list[tuple[Path, str]] = []
@@ -395,7 +393,7 @@ def runs_locked(directory: Path, patience: float = 5.0) -> Iterator[None]:
 
     Args:
         directory: The `settings.directory`.
-        patience: As for `locked`.
+        patience: Seconds to wait for the lock, as for `locked`.
 
     Raises:
         OSError: The directory cannot be made, or files cannot be locked there.

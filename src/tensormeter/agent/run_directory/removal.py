@@ -1,4 +1,4 @@
-"""Removing what tensormeter has made, and nothing else.
+"""Removing files that tensormeter has made, and no others.
 
 Every file is removed by its name in a folder that is open, so that a link, or a folder put in its place meanwhile, leads
 nowhere else.
@@ -43,7 +43,7 @@ def remove_rings(folder: Path) -> None:
     if not os.path.lexists(folder):
         return
     if reason := fault(folder.parent) or fault(folder):
-        logger.warning("%s is not removed: %s", folder, reason)
+        logger.warning("cannot remove %s: %s", folder, reason)
         return
     with contextlib.suppress(OSError), _opened(folder) as descriptor:
         if os.fstat(descriptor).st_uid == os.geteuid():  # it may have been replaced since

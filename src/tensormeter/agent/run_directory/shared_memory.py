@@ -1,8 +1,8 @@
-"""Folders in shared memory: their names can be foreseen, so another user may have made them first.
+"""Folders in shared memory: their names can be predicted, so another user may have made them first.
 
-Runs are kept there when `settings.directory` cannot be used, and rings always. A folder counts only if it is this user's and nobody else
-can write to it, for reading as for writing. When the usual one is someone else's, runs go to one whose name cannot be foreseen, and
-which readers find.
+They contain rings, and runs while `settings.directory` cannot be used. A folder is used, for reading and writing, only if it belongs to
+this user and no other user can write to it. When the usual folder belongs to another user, runs are stored in a folder whose name
+cannot be predicted, and which readers search for.
 """
 
 import os
@@ -19,7 +19,7 @@ def memory_directories(settings: Settings) -> tuple[list[Path], list[tuple[Path,
     """The folders that hold runs of this user, as `settings.directory` does.
 
     Returns:
-        Those that there are, and for each that has the name of one and is not this user's alone its path and the reason.
+        The existing folders; and the path of each folder that is refused, with the reason.
     """
     own: list[Path] = []
     refused: list[tuple[Path, str]] = []
@@ -33,12 +33,12 @@ def memory_directories(settings: Settings) -> tuple[list[Path], list[tuple[Path,
 
 
 def make_memory_directory(settings: Settings) -> Path:
-    """Find or make a folder for runs that nobody else can write to: in shared memory, or among the temporary files.
+    """Find or make a folder for runs that only this user can write to: in shared memory, or among the temporary files.
 
-    If another user has made the usual one, its name has an ending that cannot be foreseen.
+    If another user has made the usual one, its name has an ending that cannot be predicted.
 
     Raises:
-        OSError: It cannot be made.
+        OSError: The folder cannot be made.
     """
     parent = _parent(settings)
     for top in _tops(parent):
@@ -50,11 +50,11 @@ def make_memory_directory(settings: Settings) -> Path:
 
 
 def make_private_directory(path: Path) -> None:
-    """Make a folder, or check that nobody else has made it or can write to it.
+    """Make a folder, or check that this user has made it and no other user can write to it.
 
     Raises:
-        PermissionError: Somebody else has, or can.
-        OSError: It cannot be made.
+        PermissionError: Another user has made it or can write to it.
+        OSError: The folder cannot be made.
     """
     make_directory(path)
     if reason := fault(path):
@@ -73,7 +73,7 @@ def _parent(settings: Settings) -> Path:
 
 
 def _tops(parent: Path) -> list[Path]:
-    """The usual folder, which need not exist, and those that were made because it was someone else's."""
+    """The usual folder, which need not exist, and those that were made because it belonged to another user."""
     return [parent / _name(), *sorted(parent.glob(f"{_name()}-*"))]
 
 

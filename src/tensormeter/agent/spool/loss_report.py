@@ -1,7 +1,7 @@
-"""Reports of losses: what an event told a receiver, or has to tell it, about what will never arrive.
+"""Reports of losses: the counts of lost items in the events that receivers are sent.
 
-The event that ends a process is encoded when the process ends. What the spool loses afterwards (to damage, or because a receiver
-leaves something out) is reported by one more event of that process, once everything else is delivered. Each event replaces the
+The event that ends a process is encoded when the process ends. Items that the spool loses afterwards (to damage, or because a receiver
+leaves them out) are reported by one more event of that process, once everything else is delivered. Each event replaces the
 counts of the one before, so reports of one process never add up.
 """
 
@@ -36,13 +36,13 @@ _NAMESPACE: Final = uuid.UUID("b1f3d0a2-5f57-5d0e-8f0c-3f7a0e6a9c55")
 
 @dataclass(frozen=True)
 class Report:
-    """What one process reports.
+    """Losses that one process reports.
 
     Attributes:
-        process: Its id.
-        resource: Its resource: the source of its events.
-        dropped: What the process itself could not record, by reason.
-        told: What the spool has lost, by reason, as far as this process reports it.
+        process: Id of the process.
+        resource: Resource of the process: the source of its events.
+        dropped: Counts of rows that the process itself could not record, by reason.
+        told: Counts of items that the spool has lost and this process reports, by reason.
     """
 
     process: str
@@ -52,7 +52,7 @@ class Report:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Both added up: what an event says."""
+        """Sums of both, for an event."""
         counts = dict(self.dropped)
         for reason, count in self.told.items():
             counts[reason] = counts.get(reason, 0) + count
@@ -64,7 +64,7 @@ def untold(process: str, reports: Sequence[Report], losses: Mapping[str, int]) -
 
     Args:
         process: Id of the process.
-        reports: What all processes have reported.
+        reports: Reports of all processes.
         losses: Losses of the spool.
     """
     left = dict(losses)
@@ -76,19 +76,19 @@ def untold(process: str, reports: Sequence[Report], losses: Mapping[str, int]) -
 
 
 def due(reports: Sequence[Report], losses: Mapping[str, int]) -> Report | None:
-    """The report that has to be made so that receivers know all losses; None if they do. The last process makes it.
+    """The report of the last process that is due, because receivers do not have all losses; None if they do.
 
     Args:
-        reports: What has been reported, the last one last; not empty.
+        reports: Reports so far, the last one last; not empty.
         losses: Losses of the spool.
     """
-    speaker = reports[-1]
-    told = untold(speaker.process, reports, losses)
-    return None if told == speaker.told else replace(speaker, told=told)
+    last = reports[-1]
+    told = untold(last.process, reports, losses)
+    return None if told == last.told else replace(last, told=told)
 
 
 def anonymous(project: str, run_id: str, name: str, host: str) -> Report:
-    """An empty report for a run whose processes the spool does not know any more. Its process is the same each time."""
+    """An empty report for a run whose spool has no processes any more. Its process id is the same each time."""
     process = uuid.uuid5(_NAMESPACE, as_unicode(f"{project}/{run_id}/{host}")).hex
     resource = {
         "host.name": host,
@@ -102,19 +102,19 @@ def anonymous(project: str, run_id: str, name: str, host: str) -> Report:
 
 
 def described_in(request: Request, host: str) -> Report | None:
-    """An empty report for the run that a request is of; None if its body cannot be read."""
+    """An empty report for the run that a request belongs to; None if its body cannot be read."""
     try:
         body = gzip.decompress(request.body)
         if request.signal == "logs":
             resource = ExportLogsServiceRequest.FromString(body).resource_logs[0].resource
         else:
             resource = ExportMetricsServiceRequest.FromString(body).resource_metrics[0].resource
-    except Exception:  # whatever a damaged body makes of protobuf
+    except Exception:  # protobuf may raise anything for a damaged body
         return None
-    found = {item.key: item.value.string_value for item in resource.attributes}
-    run_id = found.get(RUN_ID, "")
-    name = found.get(RUN_NAME, run_id)
-    return anonymous(found.get(SERVICE_NAME, ""), run_id, name, found.get("host.name", host))
+    attributes = {item.key: item.value.string_value for item in resource.attributes}
+    run_id = attributes.get(RUN_ID, "")
+    name = attributes.get(RUN_NAME, run_id)
+    return anonymous(attributes.get(SERVICE_NAME, ""), run_id, name, attributes.get("host.name", host))
 
 
 def encode_report(report: Report) -> Encoded:

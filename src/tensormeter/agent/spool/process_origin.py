@@ -1,6 +1,6 @@
-"""Where a process runs, as the spool keeps it: to know, when its ring is gone, that the process is, and to send the news of its end.
+"""The place where a process runs, stored in the spool, so that its end can be detected and sent when its ring is gone.
 
-Rings are in memory. After a loss of power the spool is all there is: it has what was put into it, and not the end of the process.
+Rings are in memory. After a loss of power only the spool is left, which does not contain the end of the process.
 """
 
 import json
@@ -17,13 +17,13 @@ __all__ = ["Origin"]
 
 @dataclass(frozen=True)
 class Origin:
-    """Of one process.
+    """Origin of one process.
 
     Attributes:
         host: Name of the machine.
-        boot: The machine's id of its present boot; "" if it has none.
+        boot: Id of the machine's boot; "" if it has none.
         pid: Process id.
-        began: When the process began, in the kernel's ticks since boot; "" if not known.
+        began: Start of the process, in the kernel's ticks since boot; "" if not known.
         child: Whether another process has started it, so that it does not end the run.
         resource: Attributes of its resource.
     """
@@ -37,32 +37,32 @@ class Origin:
 
     @classmethod
     def of(cls, pid: int, resource: Mapping[str, Attribute], *, child: bool) -> "Origin":
-        """Of a process of this machine."""
+        """Origin of a process of this machine."""
         return cls(socket.gethostname(), _boot(), pid, _began(pid), child, resource)
 
     @classmethod
     def from_json(cls, text: str) -> "Origin | None":
-        """The inverse of `to_json`; None if it is nothing of the kind."""
+        """The inverse of `to_json`; None for other texts."""
         try:
-            found = cls(**json.loads(text))
+            origin = cls(**json.loads(text))
         except (ValueError, TypeError, RecursionError):
             return None
         kinds = (str, str, int, str, bool, dict)
-        values = (found.host, found.boot, found.pid, found.began, found.child, found.resource)
-        return found if all(isinstance(value, kind) for value, kind in zip(values, kinds, strict=True)) else None
+        values = (origin.host, origin.boot, origin.pid, origin.began, origin.child, origin.resource)
+        return origin if all(isinstance(value, kind) for value, kind in zip(values, kinds, strict=True)) else None
 
     def to_json(self) -> str:
-        """For `from_json`."""
+        """A text for `from_json`."""
         return json.dumps(asdict(self))
 
     @property
     def rebooted(self) -> bool:
-        """Whether its machine is this one, and has been started again since."""
+        """Whether the process ran on this machine before its last restart."""
         here = _boot()
         return self.host == socket.gethostname() and bool(self.boot and here) and self.boot != here
 
     def fate(self) -> str:
-        """What has become of a process whose ring is gone, for people; "" if it may live."""
+        """Description of how a process whose ring is gone has ended, for people; "" if it may live."""
         if self.host != socket.gethostname():
             return ""
         if self.rebooted:
@@ -70,7 +70,7 @@ class Origin:
         began = _began(self.pid)
         if not self.began or began == self.began or (not began and not Path("/proc/self").exists()):
             return ""
-        return "the process is gone, and the memory with what it had logged last as well"
+        return "the process is gone, and so is the memory with the values that it logged last"
 
 
 def _boot() -> str:
@@ -82,7 +82,7 @@ def _boot() -> str:
 
 def _began(pid: int) -> str:
     try:
-        # The name of the program, in parentheses, may hold anything.
+        # The name of the program, in parentheses, may contain anything.
         fields = Path(f"/proc/{pid:d}/stat").read_bytes().rpartition(b")")[2].split()
         return os.fsdecode(fields[19])
     except (OSError, IndexError, ValueError):

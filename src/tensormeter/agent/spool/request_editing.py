@@ -1,4 +1,4 @@
-"""What is inside an encoded request, for the rare moments in which less of it must do.
+"""Editing of encoded requests, which is rarely needed.
 
 `halves` makes two requests of one that is too large; `thinned` and `condensed` reduce requests for which a full spool has no room.
 All work on OTLP messages with any kind of point, and give the same bytes for the same input.
@@ -133,7 +133,7 @@ def _keep_last_and(message: Any, wanted: Callable[[Any], bool]) -> tuple[bytes, 
             series = (*key, b"".join(sorted(pair.SerializeToString() for pair in point.attributes)))
             last[series] = max(last.get(series, 0), point.time_unix_nano)
     final = frozenset(last.values())
-    # By time and not by series, so that a last value keeps the step that stands beside it.
+    # By time and not by series, so that a last value keeps its step.
     kept = _keep(message, lambda _, point, delta: delta or point.time_unix_nano in final or wanted(point))
     return pack(message), kept, total - kept
 
@@ -164,25 +164,25 @@ def _keep(message: Any, wanted: Callable[[int, Any, bool], bool]) -> int:
 
 def _series(message: Any) -> list[tuple[tuple[bytes, bytes], Any]]:
     """((resource, metric), points) of every metric."""
-    found = []
+    series = []
     for resource in message.resource_metrics:
-        who = resource.resource.SerializeToString()
+        source = resource.resource.SerializeToString()
         for scope in resource.scope_metrics:
             for metric in scope.metrics:
                 kind = metric.WhichOneof("data")
-                found.append(((who, f"{kind} {metric.name}".encode()), getattr(metric, kind).data_points))
-    return found
+                series.append(((source, f"{kind} {metric.name}".encode()), getattr(metric, kind).data_points))
+    return series
 
 
 def _join_resources(message: Any) -> None:
-    """Make the metrics of one resource and one scope stand together once, so that headers are not repeated."""
+    """Merge the metrics of equal resources and scopes, so that headers are not repeated."""
     _join(message.resource_metrics, "resource", "scope_metrics")
     for resource in message.resource_metrics:
         _join(resource.scope_metrics, "scope", "metrics")
 
 
 def _join(repeated: Any, header: str, items: str) -> None:
-    """Make what stands under equal headers stand together once."""
+    """Merge the entries with equal headers."""
     first: dict[tuple[bytes, str], Any] = {}
     for entry in list(repeated):
         kept = first.setdefault((getattr(entry, header).SerializeToString(deterministic=True), entry.schema_url), entry)

@@ -1,4 +1,4 @@
-"""SQLite's write-ahead log, as it was left behind, looked through before SQLite opens it.
+"""Check of a write-ahead log that a killed process has left, before SQLite opens it.
 
 SQLite takes a log up to the first frame that does not match its checksum, and drops the rest without a word. How far the log went
 stands in the index beside it (`-shm`), which survives its processes; without that, frames of the same log behind the first bad one
@@ -37,7 +37,7 @@ _MOST_BYTES: Final = 256 << 20
 
 
 class LogState(NamedTuple):
-    """What a log was like.
+    """State of a log.
 
     Attributes:
         lost: Whether transactions are lost.
@@ -51,17 +51,17 @@ class LogState(NamedTuple):
 
 @dataclass(frozen=True)
 class _Index:
-    """What the index says of its log."""
+    """Contents of a log's index."""
 
     frames: int
     """Frames that are committed."""
     carried_over: int
-    """How many of them are in the database already."""
+    """Number of them that are in the database already."""
     salts: bytes
 
 
 def mend_log(database: Path) -> "LogState":
-    """Look through the log that a killed process has left, and put a copy aside if something in it is damaged.
+    """Check the log that a killed process has left, and keep a copy if it is damaged.
 
     A damaged log whose frames are all in the database is removed: what SQLite would take of it is older than what is there.
 
@@ -80,7 +80,7 @@ def mend_log(database: Path) -> "LogState":
         log = _read(path)
     except FileNotFoundError:
         log = b""
-    except OSError:  # SQLite will say what is wrong
+    except OSError:  # SQLite will report what is wrong
         return LogState(lost=False, torn=False)
     good, total, last, salts = _frames(log)
     torn = last > good
@@ -121,7 +121,7 @@ def _read(path: Path) -> bytes:
 
 
 def _index(path: Path) -> _Index | None:
-    """None if it says nothing that can be relied on."""
+    """Read the index; None if it cannot be relied on."""
     try:
         found = _read(path)[: 2 * _INDEX_HEADER + 4]
     except OSError:
