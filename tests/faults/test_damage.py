@@ -127,7 +127,7 @@ def test_fault_96_a_truncated_spool_is_kept_and_missing_requests_are_reported(wa
     result = only(state)
     missing = ROWS - len(receiver.rows())
     assert missing
-    assert result.leftover.unsaid["damaged"] > 0
+    assert result.leftover.unreported["damaged"] > 0
     assert not result.is_complete
     assert told(receiver) == result.leftover.losses["damaged"]
     assert list(waiting.glob("spool.sqlite.damaged-*"))
@@ -155,7 +155,7 @@ def test_losses_are_reported_to_every_destination(waiting, state, receiver, anot
     }
     document.pop("checksum")
     (waiting / "run.json").write_text(json.dumps(document))
-    assert only(state).leftover.unsaid == {"refused": 4}
+    assert only(state).leftover.unreported == {"refused": 4}
     for one in (receiver, another_receiver):
         bodies = [body for request in one.received if request.path == "/v1/logs" for _, body in events(request.body)]
         assert [body["dropped"] for body in bodies if body.get("state") == "ended"] == [{"refused": 4}]
@@ -197,7 +197,7 @@ def test_fault_98_a_damaged_log_of_sqlite_is_counted(killed, state, receiver, ho
     receiver.start()
     result = only(state)
     assert len(receiver.rows()) < ROWS
-    assert result.leftover.unsaid["damaged"] > 0
+    assert result.leftover.unreported["damaged"] > 0
     assert told(receiver) > 0
 
 
@@ -214,7 +214,7 @@ def test_fault_99_a_ring_that_is_damaged_is_kept_and_counted(killed, state, rece
     ring.write_bytes(b"x" * 100)
     receiver.start()
     result = only(state)
-    assert result.leftover.unsaid["damaged"] >= 1
+    assert result.leftover.unreported["damaged"] >= 1
     assert "points were lost" in result.outcome
     assert [path.name for path in result.leftover.damaged] == [f"{ring.name}.damaged"]
     assert told(receiver) >= 1
@@ -308,7 +308,7 @@ def test_a_link_in_place_of_the_spool_is_counted(waiting, state, receiver, tmp_p
     (waiting / "spool.sqlite").symlink_to(other)
     receiver.start()
     result = only(state)
-    assert (result.delivered, result.is_complete, result.leftover.unsaid) == (True, False, {"damaged": 1})
+    assert (result.delivered, result.is_complete, result.leftover.unreported) == (True, False, {"damaged": 1})
     assert told(receiver) == 1
     assert other.read_bytes() == b"something else " * 50
 

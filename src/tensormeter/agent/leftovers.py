@@ -20,14 +20,14 @@ class Leftover:
     Attributes:
         waiting: Number of waiting items, by destination.
         losses: Number of lost items, by reason.
-        unsaid: Number of lost items that no command has reported yet, by reason.
+        unreported: Number of lost items that no command has reported yet, by reason.
         rejected: Items that receivers have rejected and the spool has set aside: destination, reason, items.
         damaged: Files that could not be read.
     """
 
     waiting: Mapping[str, int] = field(default_factory=dict)
     losses: Mapping[str, int] = field(default_factory=dict)
-    unsaid: Mapping[str, int] = field(default_factory=dict)
+    unreported: Mapping[str, int] = field(default_factory=dict)
     rejected: Sequence[tuple[str, str, int]] = ()
     damaged: Sequence[Path] = ()
 
@@ -50,7 +50,7 @@ def look_at(spool: Spool, rings: Iterable[Path]) -> Leftover:
     return Leftover(
         spool.waiting_items(),
         dict(spool.losses()),
-        spool.unsaid_losses(),
+        spool.unreported_losses(),
         spool.rejections(),
         damaged_files(spool.path, rings),
     )

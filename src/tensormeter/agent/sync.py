@@ -49,13 +49,13 @@ class SyncResult:
     @property
     def is_complete(self) -> bool:
         """Whether everything is delivered, and all losses were reported by a command before."""
-        return self.delivered and not self.leftover.unsaid and not self.leftover.rejected
+        return self.delivered and not self.leftover.unreported and not self.leftover.rejected
 
     @property
     def outcome(self) -> str:
         """Description of the result, for people."""
         run, left = self.run.path, self.leftover
-        losses = left.unsaid or left.losses
+        losses = left.unreported or left.losses
         lost = f"{sum(losses.values()):,} points were lost: {_list(losses)}" if losses else ""
         kept = f"{run} keeps what is left of it; `tensormeter spool purge {run.name}` deletes that"
         if not self.delivered or left.rejected:
@@ -72,7 +72,7 @@ class SyncResult:
                 )
                 words.append(aside if words else f"not delivered, {aside}")
             return "; ".join([*words, *([lost] if lost else [])])
-        if left.unsaid:
+        if left.unreported:
             return f"delivered, but {lost}" + (f"; {kept}" if left.keeps_folder else "")
         if left.keeps_folder:
             return f"nothing waits; {lost or 'a file was damaged'}, as reported before; {kept}"
@@ -171,15 +171,15 @@ def _sync(
         message += (
             f"; the run is for the server at {settings.endpoint}: start that, or name another one with --endpoint"
         )
-    if marks and agent.leftover.unsaid:
-        _mark_as_said(run)
+    if marks and agent.leftover.unreported:
+        _mark_reported(run)
     return SyncResult(run, delivered, message, note, agent.cut, agent.accepted, agent.leftover)
 
 
-def _mark_as_said(run: RunDirectory) -> None:
+def _mark_reported(run: RunDirectory) -> None:
     if run.spool.exists():
         with contextlib.suppress(SpoolError), closing(Spool(run.spool)) as spool:
-            spool.say_losses()
+            spool.mark_losses_reported()
 
 
 def _list(losses: Mapping[str, int]) -> str:

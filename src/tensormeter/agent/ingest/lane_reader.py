@@ -42,7 +42,7 @@ _MEASUREMENT_BYTES: Final = row_bytes(1)
 _LAYOUT_MASK: Final = (1 << LAYOUT_BITS) - 1
 
 _ROW_WORDS: Final = 4
-"""Words of a row that are no values: two marks, time and step."""
+"""Number of words in a row that are not values: two marks, time and step."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,13 @@ class Layouts:
     ring: RingFile
     metadata: dict[str, object] = field(default_factory=dict)
     measurements: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1 << LAYOUT_BITS, np.bool_))
-    """By layout id whether its rows are measurements of instruments: one value of one word, without a step."""
+    """Whether the rows of each layout id are measurements of instruments: one value of one word, without a step."""
     deferred: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1 << LAYOUT_BITS, np.bool_))
-    """By layout id whether they are those of a device."""
+    """Whether the rows of each layout id are measurements of a device."""
     _known: dict[int, tuple[Layout, np.dtype[np.void]]] = field(default_factory=dict)
 
     def refresh(self) -> None:
-        """Read the entries that are new."""
+        """Read new entries."""
         for kind, entry in self.ring.entries():
             if kind is EntryKind.METADATA:
                 self.metadata = {**self.metadata, **entry}
@@ -95,7 +95,7 @@ class Layouts:
                 self._known[layout.id] = (layout, np.dtype([*fields, ("end", "<i8")]))
 
     def find(self, number: int) -> tuple[Layout, np.dtype[np.void]] | None:
-        """A layout by its id; None if the ring has published none such."""
+        """A layout by its id; None if the ring has not published it."""
         if number not in self._known:
             self.refresh()
         return self._known.get(number)
@@ -115,25 +115,25 @@ class LaneReader:
         self._words = ring.words
         self._head_word = (header >> 3) + LaneWord.HEAD
         self.unreadable = 0
-        """Points that were passed over so far, since nothing says what they are: an estimate, from the words they take."""
+        """Number of points that were skipped because their layout is unknown, estimated from their words."""
         # Past the cursor there may be space that was given back because no row was in it.
         self.cursor = Cursor(max(cursor.position, self._words[self._tail_word]), cursor.last_time)
 
     def read(self, most: int, *, abandon_pending: bool) -> list[Rows]:
-        """Copy out whole rows, up to about `most` values, and move the cursor past them.
+        """Copy whole rows, up to about `most` values, and move the cursor past them.
 
         Their space is not free until `release`.
 
         Args:
-            most: Values to read before stopping at the next row.
-            abandon_pending: The writer is gone: take rows with values that a device has not finished, because it never will, and
-                pass over what cannot be read.
+            most: Number of values after which to stop at the next row.
+            abandon_pending: Whether the writer is gone. Then rows with values that a device has not finished are read as well,
+                because it never will finish them, and unreadable rows are skipped.
         """
-        found: list[Rows] = []
+        batch: list[Rows] = []
         position = self.cursor.position
         while True:
-            position = self._read_from(position, most, found, abandon_pending)
-            if not abandon_pending or sum(_values_of(rows) for rows in found) >= most:
+            position = self._read_from(position, most, batch, abandon_pending)
+            if not abandon_pending or sum(_values_of(rows) for rows in batch) >= most:
                 break
             following = self._following(position)
             if following is None:
@@ -141,10 +141,10 @@ class LaneReader:
             self.unreadable += max(1, (following - position) // 8 - _ROW_WORDS)
             position = following
         self.cursor = Cursor(position, self.cursor.last_time)
-        return found
+        return batch
 
     def _following(self, position: int) -> int | None:
-        """Where reading can go on behind a position at which there is no whole row; None if nothing was written behind it."""
+        """The next position after one without a whole row from which reading can go on; None if nothing was written after it."""
         head = self._words[self._head_word]
         if position == head and self._words[HeaderWord.STATE] != State.OPEN:
             return None
@@ -161,9 +161,9 @@ class LaneReader:
                 return following
         return head if position < head <= position + self._size else None
 
-    def _read_from(self, position: int, most: int, found: list[Rows], abandon_pending: bool) -> int:
+    def _read_from(self, position: int, most: int, batch: list[Rows], abandon_pending: bool) -> int:
         """Read whole rows from a position on; returns the position behind them."""
-        values = sum(_values_of(rows) for rows in found)
+        values = sum(_values_of(rows) for rows in batch)
         while values < most:
             offset = self._start + position % self._size
             mark = self._words[offset >> 3]
@@ -184,7 +184,7 @@ class LaneReader:
                 measured = self._measurements(position, offset, max(1, (most - values) // 2), abandon_pending)
                 if not measured:
                     break
-                found += measured
+                batch += measured
                 count = sum(len(rows.times) for rows in measured)
                 position += count * _MEASUREMENT_BYTES
                 values += 2 * count
@@ -195,7 +195,7 @@ class LaneReader:
                 rows = rows[: _finished(rows, layout)]
             if len(rows) == 0:
                 break
-            found.append(self._unpack(rows, layout))
+            batch.append(self._unpack(rows, layout))
             position += len(rows) * layout.row_bytes
             values += len(rows) * per_row
         return position
@@ -217,8 +217,9 @@ class LaneReader:
     def _stretch(
         self, position: int, offset: int, layout: Layout, dtype: np.dtype[np.void], most: int
     ) -> NDArray[np.void]:
-        """A copy of the whole rows of one layout at a position. Looks further and further, so that a mixture of layouts
-        costs little and a long stretch is found in few steps.
+        """A copy of the whole rows of one layout at a position.
+
+        Checks more rows at each step, so that a mixture of layouts costs little and a long stretch takes few steps.
         """
         size = layout.row_bytes
         room = min(most, (self._start + self._size - offset) // size)
@@ -239,7 +240,7 @@ class LaneReader:
         return np.frombuffer(self._buffer, dtype, count, offset).copy()
 
     def _measurements(self, position: int, offset: int, most: int, abandon_pending: bool) -> list[Rows]:
-        """The whole measurements at a position, by layout. Looks further and further, as `_stretch` does."""
+        """The whole measurements at a position, by layout. Checks more of them at each step, as `_stretch` does."""
         room = min(most, (self._start + self._size - offset) // _MEASUREMENT_BYTES)
         count, look = 0, 16
         while count < room:
@@ -270,7 +271,7 @@ class LaneReader:
         self.cursor = Cursor(self.cursor.position, int(times[-1]))
         order = np.argsort(numbers, kind="stable")
         firsts = np.flatnonzero(np.diff(numbers[order], prepend=-1))
-        found = []
+        groups = []
         for group in np.split(order, firsts[1:]):
             entry = self._layouts.find(int(numbers[group[0]]))
             assert entry is not None
@@ -278,11 +279,11 @@ class LaneReader:
             missing = (words == PENDING) | (words == LOST) if layout.codes == "D" else None
             column = words if layout.codes == "q" else words.view(np.float64)
             lost = missing if missing is not None and missing.any() else None
-            found.append(Rows(layout, times[group], rows[group, 2], [column], [lost]))
-        return found
+            groups.append(Rows(layout, times[group], rows[group, 2], [column], [lost]))
+        return groups
 
     def _words_of(self, offset: int, count: int) -> NDArray[np.int64]:
-        """So many measurements as words, one a line."""
+        """A number of measurements as words, one a line."""
         line = _MEASUREMENT_BYTES >> 3
         return np.frombuffer(self._buffer, np.int64, count * line, offset).reshape(count, line)
 

@@ -12,7 +12,7 @@ from tensormeter.agent.ingest.media_inbox import Inbox
 from tensormeter.agent.ingest.self_metrics import SelfMetrics
 from tensormeter.agent.spool.errors import SpoolDamagedError
 from tensormeter.agent.spool.lane_cursor import Cursor
-from tensormeter.agent.spool.loss_report import Report, untold
+from tensormeter.agent.spool.loss_report import Report, unreported
 from tensormeter.agent.spool.process_origin import Origin
 from tensormeter.agent.spool.request import Encoded, Priority
 from tensormeter.agent.spool.spool import Spool
@@ -92,8 +92,8 @@ class RingDrainer:
         """Time since which the spool refuses, and its error; None if it does not."""
         self._complain_at = 0.0
         self._fresh = False
-        self._heard_at = self._counted_at = time.monotonic()
-        self._told: Mapping[str, int] = {}
+        self._sent_at = self._counted_at = time.monotonic()
+        self._sent_counts: Mapping[str, int] = {}
         self.lost = ""
         """Description of the item of this process that could not be delivered last, for people."""
         self._heartbeat_interval = settings.heartbeat_interval
@@ -217,14 +217,14 @@ class RingDrainer:
             speaks: Whether this process reports the losses of the spool.
         """
         interval, now = self._heartbeat_interval, time.monotonic()
-        quiet = now - self._heard_at >= interval
+        quiet = now - self._sent_at >= interval
         if not destinations or not interval or not (quiet or now - self._counted_at >= interval):
             return
         if self._ended or not self.ring.writer_alive():
             return
         self._counted_at = now
         dropped = self._dropped(speaks)
-        if not quiet and dropped == self._told:
+        if not quiet and dropped == self._sent_counts:
             return
         body: dict[str, Value] = {"state": "running", "dropped": dropped}
         try:
@@ -237,7 +237,7 @@ class RingDrainer:
         except SpoolError as error:
             logger.warning("cannot send a heartbeat: %s", error)
         else:
-            self._told = dropped
+            self._sent_counts = dropped
 
     def take_fresh(self) -> bool:
         """Whether requests have come into the spool since the last call."""
@@ -355,7 +355,7 @@ class RingDrainer:
     def _publish(self) -> None:
         """Publish that requests have come into the spool to the writer, which may be waiting in `finish`."""
         self._fresh = True
-        self._heard_at = time.monotonic()
+        self._sent_at = time.monotonic()
         self.ring.words[HeaderWord.PENDING_REQUESTS] = self._spool.pending()
         self.ring.words[HeaderWord.ENDED] = self._ended
 
@@ -378,11 +378,11 @@ class RingDrainer:
     def _send_configuration(self) -> None:
         """Send a changed configuration. Another agent may have sent it before; the event is the same."""
         self._processor.refresh()
-        told = cast("int", self._processor.metadata.get("reconfigured", 0))
-        if told != self._reconfigured and not self._ended:
+        changed_at = cast("int", self._processor.metadata.get("reconfigured", 0))
+        if changed_at != self._reconfigured and not self._ended:
             config = cast("dict[str, Value]", self._processor.metadata["config"])
-            self._put([Event(RUN_CONFIG, told, {"config": config})], started=self._started)
-            self._reconfigured = told
+            self._put([Event(RUN_CONFIG, changed_at, {"config": config})], started=self._started)
+            self._reconfigured = changed_at
 
     def _dropped(self, speaks: bool) -> dict[str, int]:
         """Drop counts so far, by reason; with the losses of the spool if this process reports them."""
@@ -392,8 +392,10 @@ class RingDrainer:
         dropped = Counter(self.ring.drops())
         dropped.update(device_unfinished=self._processor.lost, unsupported_value=self._processor.refused)
         process, spool = self.ring.process, self._spool
-        told = untold(process, spool.reports(), spool.losses()) if speaks and spool.losses() else {}
-        return Report(process, dict(self.resource), {reason: count for reason, count in dropped.items() if count}, told)
+        losses = unreported(process, spool.reports(), spool.losses()) if speaks and spool.losses() else {}
+        return Report(
+            process, dict(self.resource), {reason: count for reason, count in dropped.items() if count}, losses
+        )
 
     def _end_events(self, report: Report) -> list[Event]:
         dropped = report.counts

@@ -29,7 +29,7 @@ from tensormeter.exporter import Request
 from tensormeter.otlp.batch import Event
 from tensormeter.otlp.encode import encode_events
 
-__all__ = ["Report", "anonymous", "described_in", "due", "encode_report", "untold"]
+__all__ = ["Report", "anonymous", "described_in", "due", "encode_report", "unreported"]
 
 _NAMESPACE: Final = uuid.UUID("b1f3d0a2-5f57-5d0e-8f0c-3f7a0e6a9c55")
 
@@ -42,24 +42,24 @@ class Report:
         process: Id of the process.
         resource: Resource of the process: the source of its events.
         dropped: Counts of rows that the process itself could not record, by reason.
-        told: Counts of items that the spool has lost and this process reports, by reason.
+        reported: Counts of items that the spool has lost and this process reports, by reason.
     """
 
     process: str
     resource: Mapping[str, Any]
     dropped: Mapping[str, int] = field(default_factory=dict)
-    told: Mapping[str, int] = field(default_factory=dict)
+    reported: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def counts(self) -> dict[str, int]:
         """Sums of both, for an event."""
         counts = dict(self.dropped)
-        for reason, count in self.told.items():
+        for reason, count in self.reported.items():
             counts[reason] = counts.get(reason, 0) + count
         return counts
 
 
-def untold(process: str, reports: Sequence[Report], losses: Mapping[str, int]) -> dict[str, int]:
+def unreported(process: str, reports: Sequence[Report], losses: Mapping[str, int]) -> dict[str, int]:
     """Losses of the spool, by reason, that no other process has reported: those that this one reports.
 
     Args:
@@ -70,7 +70,7 @@ def untold(process: str, reports: Sequence[Report], losses: Mapping[str, int]) -
     left = dict(losses)
     for report in reports:
         if report.process != process:
-            for reason, count in report.told.items():
+            for reason, count in report.reported.items():
                 left[reason] = left.get(reason, 0) - count
     return {reason: count for reason, count in left.items() if count > 0}
 
@@ -83,8 +83,8 @@ def due(reports: Sequence[Report], losses: Mapping[str, int]) -> Report | None:
         losses: Losses of the spool.
     """
     last = reports[-1]
-    told = untold(last.process, reports, losses)
-    return None if told == last.told else replace(last, told=told)
+    counts = unreported(last.process, reports, losses)
+    return None if counts == last.reported else replace(last, reported=counts)
 
 
 def anonymous(project: str, run_id: str, name: str, host: str) -> Report:

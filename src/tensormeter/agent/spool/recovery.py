@@ -300,8 +300,8 @@ class _Tables:
             columns = "number, destination, id, reason, signal, items, priority, checksum, body"
             return [row[1:] for row in _readable(self._database, columns, "quarantine", key="number")]
         columns = "number, destination, id, reason, signal, items, body"
-        found = [row[1:] for row in _readable(self._database, columns, "quarantine", key="number")]
-        return [of_version_2(row) if _of(row, (str, str, str, str, int, bytes)) else row for row in found]
+        rows = [row[1:] for row in _readable(self._database, columns, "quarantine", key="number")]
+        return [of_version_2(row) if _of(row, (str, str, str, str, int, bytes)) else row for row in rows]
 
 
 def _is_whole(database: sqlite3.Connection, table: str) -> bool:

@@ -139,10 +139,10 @@ class Spool(SpoolQueries):
                 self._write("aggregate", process, stream, state)
             self._write("process", process, int(started), int(ended))
             if report is not None:
-                resource, dropped, told = map(json.dumps, (report.resource, report.dropped, report.told))
+                resource, dropped, reported = map(json.dumps, (report.resource, report.dropped, report.reported))
                 # Reports of other processes matter only for losses of the spool; there may be thousands of child processes.
                 self._database.execute("DELETE FROM report WHERE told = '{}'")
-                self._write("report", report.process, resource, dropped, told, time.time_ns())
+                self._write("report", report.process, resource, dropped, reported, time.time_ns())
         self.recent.add(fresh)
         if self._max_bytes is not None and requests:
             self._make_room(self._max_bytes)
@@ -335,7 +335,7 @@ class Spool(SpoolQueries):
         with self.transaction():
             self._count_loss(reason, items)
 
-    def say_losses(self) -> None:
+    def mark_losses_reported(self) -> None:
         """Mark all losses as reported to a person by a command."""
         with self.transaction():
             for reason, items, _ in self._all_sealed("loss", "items > said"):

@@ -101,8 +101,8 @@ class SpoolQueries(SpoolFile):
         )
         return losses
 
-    def unsaid_losses(self) -> dict[str, int]:
-        """Numbers of lost items that `say_losses` has not marked, by reason."""
+    def unreported_losses(self) -> dict[str, int]:
+        """Numbers of lost items that `mark_losses_reported` has not marked, by reason."""
         rows = self._all_sealed("loss", "items > said ORDER BY reason")
         return {reason: items - said for reason, items, said in rows}
 
@@ -114,8 +114,8 @@ class SpoolQueries(SpoolFile):
     def reports(self) -> list[Report]:
         """Losses that each process has reported in its last event about them, in the order of the reports."""
         return [
-            Report(process, *map(json.loads, (resource, dropped, told)))
-            for process, resource, dropped, told, _ in self._all_sealed("report", "1 ORDER BY time")
+            Report(process, *map(json.loads, (resource, dropped, reported)))
+            for process, resource, dropped, reported, _ in self._all_sealed("report", "1 ORDER BY time")
         ]
 
     def pending_through(self, sequence: int, signals: Sequence[Signal] = SIGNALS) -> int:

@@ -41,8 +41,8 @@ class LogState(NamedTuple):
 
     Attributes:
         lost: Whether transactions are lost.
-        torn: Whether there is something behind its last whole transaction. SQLite goes on in front of that, so a later look could
-            take it for a part of the log: carry the log over into the database, and empty it.
+        torn: Whether there are frames after its last whole transaction. SQLite writes before them, so a later check could mistake
+            them for a part of the log: checkpoint the log and empty it.
     """
 
     lost: bool
@@ -97,13 +97,13 @@ def mend_log(database: Path) -> "LogState":
         elif log:
             write_file(aside, log)
     except OSError as error:
-        logger.error("%s cannot be put aside: %s", path, error)
+        logger.error("cannot keep a copy of %s: %s", path, error)
     if whole:
         if log:
-            logger.warning("%s was damaged; everything in it is in the database already", path)
+            logger.warning("%s was damaged; nothing is lost, because the database contains all of it", path)
         return LogState(lost=False, torn=False)
     logger.error(
-        "%s is damaged: %d of %d pages in it can be read, so the last changes to the spool are lost%s",
+        "%s is damaged: %d of %d pages can be read, and the last changes to the spool are lost%s",
         path,
         good,
         expected,
@@ -114,20 +114,20 @@ def mend_log(database: Path) -> "LogState":
 
 def _read(path: Path) -> bytes:
     with open(open_file(path, os.O_RDONLY), "rb") as file:
-        found = file.read(_MOST_BYTES + 1)
-    if len(found) > _MOST_BYTES:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
         raise OSError(errno.EFBIG, f"{path} has more than {_MOST_BYTES} bytes")
-    return found
+    return content
 
 
 def _index(path: Path) -> _Index | None:
     """Read the index; None if it cannot be relied on."""
     try:
-        found = _read(path)[: 2 * _INDEX_HEADER + 4]
+        content = _read(path)[: 2 * _INDEX_HEADER + 4]
     except OSError:
         return None
-    first, second = found[:_INDEX_HEADER], found[_INDEX_HEADER : 2 * _INDEX_HEADER]
-    if len(found) < 2 * _INDEX_HEADER + 4 or first != second:
+    first, second = content[:_INDEX_HEADER], content[_INDEX_HEADER : 2 * _INDEX_HEADER]
+    if len(content) < 2 * _INDEX_HEADER + 4 or first != second:
         return None
     version, _, _, initialized, _, _, frames, _ = struct.unpack_from("=IIIBBHII", first)
     if (
@@ -136,13 +136,16 @@ def _index(path: Path) -> _Index | None:
         or checksum(first[:40], big=sys.byteorder == "big") != struct.unpack_from("=II", first, 40)
     ):
         return None
-    (carried_over,) = struct.unpack_from("=I", found, 2 * _INDEX_HEADER)
+    (carried_over,) = struct.unpack_from("=I", content, 2 * _INDEX_HEADER)
     return _Index(frames, carried_over, first[32:40])
 
 
 def _frames(log: bytes) -> tuple[int, int, int, bytes | None]:
-    """How many frames up to the last commit match their checksums, how many whole frames of this log there were, the number of the
-    last one that may be a frame of it, and its salts.
+    """Count the frames of a log.
+
+    Returns:
+        Number of frames up to the last commit that match their checksums; number of whole frames of this log; number of the last
+        frame that may belong to it; and its salts.
     """
     if len(log) < _HEADER:
         return 0, 0, 0, None
@@ -151,8 +154,8 @@ def _frames(log: bytes) -> tuple[int, int, int, bytes | None]:
     big = _MAGIC.get(magic) == ">"
     state = checksum(log[:24], big=big)
     if magic not in _MAGIC or state != struct.unpack_from(">II", log, 24) or not 512 <= size <= 65536 or size % 8:
-        found = int(len(log) > _HEADER)
-        return 0, found, found, None
+        frame_count = int(len(log) > _HEADER)
+        return 0, frame_count, frame_count, None
     whole = (len(log) - _HEADER) // (_FRAME_HEADER + size)
     frames = np.frombuffer(log, np.uint8, whole * (_FRAME_HEADER + size), _HEADER).reshape(whole, _FRAME_HEADER + size)
     heads, pages = word_sums(frames[:, :8], big=big), word_sums(frames[:, _FRAME_HEADER:], big=big)
