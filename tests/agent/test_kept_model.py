@@ -65,24 +65,24 @@ class Server:
         )
 
 
-def act(outgoing, spool, server, chance):
+def act(pieces, spool, server, chance):
     """One thing that delivery does. Returns whether there was anything to do."""
-    request = outgoing.next(spool)
+    request = pieces.next(spool)
     if request is None:
-        if not outgoing.keeps(spool):
+        if not pieces.keeps(spool):
             return False
         if chance.random() < 0.5:
             server.sync()
-        outgoing.settle(spool, server.durability())
+        pieces.settle(spool, server.durability())
         return True
     match server.answer(request):
         case "too large":
-            outgoing.halved(spool, "too large")
+            pieces.halved(spool, "too large")
         case "refused":
-            outgoing.rejected(spool, "refused", divide=True)
+            pieces.rejected(spool, "refused", divide=True)
         case durability:
             if chance.random() > 0.1:  # else the answer is lost
-                outgoing.accepted(spool, 0, durability)
+                pieces.accepted(spool, 0, durability)
     return True
 
 
@@ -91,7 +91,7 @@ def test_everything_arrives_once(tmp_path, seed):
     chance = random.Random(seed)
     server = Server(chance, limit=chance.choice([600, 1200, 1 << 20]), refused=chance.choice(["b", "none of them"]))
     spool = Spool(tmp_path / "spool.sqlite")
-    outgoing, now = RequestPieces("experiment"), 0
+    pieces, now = RequestPieces("experiment"), 0
     for _ in range(150):
         match chance.choices(["put", "act", "restart", "kill"], [3, 12, 1, 1])[0]:
             case "put":
@@ -102,13 +102,13 @@ def test_everything_arrives_once(tmp_path, seed):
                 body = gzip.compress(encode_metrics([Batch({"service.instance.id": "p"}, series)]))
                 spool.put([Encoded("metrics", body, 3 * rows)], ["experiment"], "p", {}, started=True, ended=False)
             case "act":
-                act(outgoing, spool, server, chance)
+                act(pieces, spool, server, chance)
             case "restart":
                 server.restart(lose=chance.random() < 0.7)
             case "kill":
-                outgoing = RequestPieces("experiment")
+                pieces = RequestPieces("experiment")
     for _ in range(10_000):
-        if not act(outgoing, spool, server, chance):
+        if not act(pieces, spool, server, chance):
             break
     else:
         pytest.fail("delivery does not come to an end")

@@ -187,7 +187,7 @@ class Delivery:
         self.damaged = False
         self.refusal: tuple[float, Exception] | None = None
         self._folder = spool.with_name("exporters") / destination
-        self._outgoing = RequestPieces(destination, self.signals)
+        self._pieces = RequestPieces(destination, self.signals)
         self._rate = rate or UploadRate(settings.upload_rate_of(destination))
         self._urgent = False
         self._news = 0
@@ -347,10 +347,10 @@ class Delivery:
             None to go on at once, 0 to wait for new requests, or the seconds to wait before the next attempt.
         """
         news = self._news
-        request = self._outgoing.next(spool)
-        self._position = self._outgoing.position
+        request = self._pieces.next(spool)
+        self._position = self._pieces.position
         if request is None:
-            keeps = self._outgoing.keeps(spool)
+            keeps = self._pieces.keeps(spool)
             if self.failures and not keeps:
                 # The request was given up since; the next one must not wait for another attempt at it.
                 self._works()
@@ -369,12 +369,12 @@ class Delivery:
                 if refused:
                     logger.error("%s refused %d items of %r: %s", self.destination, refused, request, message)
                     self.refused = message or f"{refused} items"
-                self._outgoing.accepted(spool, refused, durability if hasattr(exporter, "durability") else None)
+                self._pieces.accepted(spool, refused, durability if hasattr(exporter, "durability") else None)
                 self._answered_at = time.monotonic()
             case Rejected(reason, divide):
-                self._outgoing.rejected(spool, reason, divide=divide)
+                self._pieces.rejected(spool, reason, divide=divide)
             case TooLarge(reason):
-                self._outgoing.halved(spool, reason)
+                self._pieces.halved(spool, reason)
             case Unauthorized(reason):
                 if not self.parked:
                     logger.warning(
@@ -412,13 +412,13 @@ class Delivery:
             return self._retry(answer.reason, answer.after, delays)
         recovered = self.failures > 0
         seen, self._seen = self._seen, -1  # requests that wait again must never be seen together with `idle`
-        recalled = self._outgoing.settle(spool, answer)
+        recalled = self._pieces.settle(spool, answer)
         self._works()
         self._answered_at = time.monotonic()
         if recalled or recovered:
             self._call_siblings(recovered=recovered)
         self._on_progress()
-        if recalled or not self._outgoing.keeps(spool):
+        if recalled or not self._pieces.keeps(spool):
             return None
         self._seen = seen
         return _ASK_AGAIN if self._urgent else _ASK_AFTER

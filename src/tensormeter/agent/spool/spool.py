@@ -211,7 +211,7 @@ class Spool(SpoolQueries):
             sequence: Sequence number of the request.
             refused: Number of items that the receiver left out and that were not counted before.
             durability: State of the receiver's disk. The request stays until it is durable there; None deletes it at once.
-            sent: Description of how the request was sent, as for `kept.keep`.
+            sent: Description of how the request was sent, as for `retained.keep`.
             signals: Signals of the other requests that `durability` is about.
 
         Returns:
@@ -251,7 +251,7 @@ class Spool(SpoolQueries):
         return recalled
 
     def remember(self, destination: str, sequence: int, sent: str) -> None:
-        """Store how a request that waits has been sent so far; see `kept.remember`."""
+        """Store how a request that waits has been sent so far; see `retained.remember`."""
         self._mark(lambda: remember(self._database, destination, sequence, sent))
 
     def forget_kept(self, destinations: Sequence[str]) -> None:

@@ -66,7 +66,7 @@ def mend_log(database: Path) -> "LogState":
     A damaged log whose frames are all in the database is removed: what SQLite would take of it is older than what is there.
 
     After a loss of power the end of a log and its index may be anything, so SQLite's rule is the right one: what is missing is known by the
-    processes that have no end (`cut`).
+    processes that have no end (`cut_processes`).
 
     Args:
         database: Path of the spool. This process must not have it open.

@@ -55,12 +55,12 @@ def rows(request):
     return steps
 
 
-def drain(outgoing, spool):
+def drain(pieces, spool):
     """All requests that wait, each of which is accepted."""
     requests = []
-    while (request := outgoing.next(spool)) is not None:
+    while (request := pieces.next(spool)) is not None:
         requests.append(request)
-        outgoing.accepted(spool, 0)
+        pieces.accepted(spool, 0)
     return requests
 
 
