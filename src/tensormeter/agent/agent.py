@@ -1,6 +1,6 @@
 """The agent: drains and delivers one run on one node.
 
-It runs in a process of its own (`tensormeter.agent.__main__`) or, for notebooks and tests, on a thread. It finds the run's rings,
+It runs as a separate process (`tensormeter.agent.__main__`) or, for notebooks and tests, on a thread. It finds the run's rings,
 drains them into the spool and delivers the spool. It ends when the last process of the run is gone and everything is delivered, or
 when it has lingered long enough; the spool keeps the rest for `tensormeter sync`. It holds the run's agent lock from its start to its
 end.
@@ -66,7 +66,7 @@ class Agent:
         error: Reason why requests are not delivered, after `run`.
         accepted: Whether everything was accepted, though not all of it is known to be on the receivers' disks, after `run`.
         cut: Descriptions of how processes of the run were cut off, so that their last values may be missing.
-        leftover: What is left of the run, after `run`.
+        leftover: Data that is left of the run, after `run`.
         unreachable: Destinations that could not be reached, after `run`.
     """
 

@@ -59,7 +59,7 @@ def replace_agent(directory: RunDirectory, settings: Settings) -> bool:
     """Start an agent for a run whose agent seems to be gone, unless one holds the lock.
 
     Only the lock in shared memory is checked and handed over, so this does not wait for a disk that hangs. The agent takes the other
-    lock, restores the run's directory if that was deleted, and opens its log. Where there is no shared memory, this blocks for the disk.
+    lock, restores the run's directory if that was deleted, and opens its log. Without shared memory, this blocks for the disk.
 
     Returns:
         Whether one was started.

@@ -1,8 +1,8 @@
 """Aggregating measurements of instruments: counters, up-down counters, histograms, and observed totals.
 
-A batch gives one point for every stream with a measurement in it, whose time is the last one's; observed totals give a point
-for each observation. What has been aggregated so far is kept as text that belongs into the spool together with the batch, so
-that a killed agent counts nothing twice and forgets nothing.
+A batch gives one point for every stream with a measurement in it, at the time of the last one. Observed totals give a point for each
+observation. The states of the streams are stored in the spool together with the batch, so a killed agent counts nothing twice and
+forgets nothing.
 """
 
 import json
@@ -50,7 +50,7 @@ class Aggregator:
     def __init__(self, states: Mapping[str, str], temporality: str) -> None:
         """
         Args:
-            states: What `states` was when the spool took it last, over all streams.
+            states: States of all streams in the spool.
             temporality: `cumulative`, `delta` or `lowmemory`.
         """
         self._delta = _DELTA_KINDS[temporality]
@@ -74,12 +74,12 @@ class Aggregator:
         """Add the values of a stream.
 
         Args:
-            key: The stream's JSON.
-            stream: Of one of the kinds in `AGGREGATED`.
-            pieces: In any order.
+            key: JSON of the stream.
+            stream: Stream of one of the kinds in `AGGREGATED`.
+            pieces: Times and values, in any order.
 
         Returns:
-            What is to be sent; None if no value could be aggregated.
+            The series to send; None if no value could be aggregated.
         """
         before = self._aggregates.get(key) or _CLASSES[stream.kind]()
         least = 0.0 if stream.kind == "counter" else -math.inf
@@ -115,9 +115,9 @@ class Aggregate:
     """State of one stream. The base of the four below.
 
     Attributes:
-        start: Since when the points count, in nanoseconds.
-        time: Of the last point; 0 if there was none.
-        refused: Values that could not be aggregated.
+        start: Start time of the points, in nanoseconds.
+        time: Time of the last point; 0 if there was none.
+        refused: Number of values that could not be aggregated.
     """
 
     start: int = 0
@@ -127,11 +127,11 @@ class Aggregate:
     def add(
         self, stream: Stream, pieces: Sequence[Piece], start: int, time: int, *, delta: bool
     ) -> "tuple[Aggregate, Series]":
-        """With further values: what is known then, and what is to be sent.
+        """Add values. Returns the new state and the series to send.
 
         Args:
-            stream: Whose values.
-            pieces: Not empty, nor is any of them.
+            stream: Stream of the values.
+            pieces: Times and values; neither the list nor any piece is empty.
             start: Start time of the point.
             time: Time of the point.
             delta: Whether the point is of these values only.

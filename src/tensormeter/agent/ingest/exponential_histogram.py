@@ -30,10 +30,10 @@ class Buckets:
     """Both sides at one scale.
 
     Attributes:
-        scale: Of both.
-        zeros: Values that are 0.
+        scale: Scale of both sides.
+        zeros: Number of values that are 0.
         positive: Counts of the positive values by bucket.
-        negative: The same for the magnitudes of the negative ones.
+        negative: Counts of the magnitudes of the negative values by bucket.
     """
 
     scale: int

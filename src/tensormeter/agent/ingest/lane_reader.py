@@ -1,8 +1,7 @@
 """Reading rows out of a ring's lane.
 
-Rows of one layout that follow each other are found and copied by NumPy, a stretch at a time; so are measurements of
-instruments, whose rows are all of one size, in whatever order the instruments have come.
-The reader works on the file alone, so it makes no difference whether the writer lives.
+NumPy finds and copies consecutive rows of one layout, a stretch at a time. It does the same for measurements of instruments, whose
+rows have one size, in any order of the instruments. The reader uses only the file, so the writer may be dead.
 """
 
 import platform
@@ -54,7 +53,7 @@ class Rows:
         times: uint64, shape (n,); unique in the process: a multiple of 64 ns plus the lane's index.
         steps: int64, shape (n,).
         columns: One array for each of the layout's columns: float64 or int64, of shape (n,), or (n, words) if wider.
-            Those of distributions are int64 whatever is in their words.
+            Columns of distributions are int64 for any contents of their words.
         lost: For each column the boolean mask of values that their device never finished, or None.
     """
 

@@ -16,8 +16,8 @@ Folders are private (0700), and so are files (0600). The directory is deleted wh
 A folder with a spool or rings is a run, even if its `run.json` is missing or damaged: its id and host are the folder's name, the spool
 contains the rest, and it is delivered like a run in doubt.
 
-A run directory that others could have put there, or that a command was given by its path, is in doubt: it is data only. Of its
-`run.json` the identity of the run is used and the temporality of its sums; every other setting is the caller's.
+A run directory that others could have put there, or that a command was given by its path, is in doubt: it is data only. The
+identity of the run and the temporality of its sums are read from its `run.json`; all other settings are the caller's.
 """
 
 import contextlib
@@ -160,13 +160,11 @@ class RunDirectory:
         write_file(self.path / "run.json", encode_description(self.run))
 
     def settings(self, caller: Settings | None = None) -> Settings:
-        """The settings to deliver with; `directory` is as it is now: the run may have been moved, or copied from another
-        machine.
+        """The settings to deliver with. `directory` is the present one: the run may have been moved, or copied from another machine.
 
         Args:
-            caller: Settings of this process; from its environment if None. They are used if the directory is in doubt, and
-                otherwise the run's, with secrets from this process's environment. Where `run.json` is damaged, what it says
-                counts only where it is valid.
+            caller: Settings of this process; None for those of its environment. They are used if the directory is in doubt; otherwise
+                the run's are, with secrets from this process's environment. Only valid values of a damaged `run.json` are used.
 
         Raises:
             SettingsError: They were written by a version with other rules.

@@ -1,8 +1,8 @@
 """Opening a spool that may be damaged: cut off by a full disk, or with bits that have changed.
 
-What cannot be used is moved aside, and every request that can still be read goes into a new spool, under its old id.
-A request that only some of its destinations had accepted may be delivered to all of them again, under the same id.
-What is lost counts as `damaged`: the items of each request as far as they are known, and at least one.
+The damaged file is renamed, and every request that can still be read is copied into a new spool, under its old id. A request that only
+some of its destinations had accepted may be delivered to all of them again, under the same id. Losses count as `damaged`: the items of
+each request as far as they are known, and at least one.
 """
 
 import contextlib
@@ -58,7 +58,7 @@ def open_repaired(
         destinations: Destinations of requests whose own can no longer be read.
         durability: Durability, as for `Spool`.
         max_bytes: Maximum size, as for `Spool`.
-        damage: Description of damage that was detected in use. Then the spool is repaired whatever a check finds: damage to an
+        damage: Description of damage that was detected in use. Then the spool is repaired without a check: damage to an
             index may only be seen when it is used.
 
     Raises:
@@ -138,7 +138,7 @@ def _open_behind(log: LogState, path: Path, *, durability: Durability, max_bytes
 
 
 def _is_gone(path: Path) -> bool:
-    """Whether there was a spool of which only the files next to it are left."""
+    """Whether a spool is gone, and only the files next to it are left."""
     try:
         if path.stat().st_size >= _SMALLEST:
             return False

@@ -3,8 +3,8 @@
 A row of the table `kept` is about one request and one destination. It contains the epoch and number that the receiver gave, and how
 the request was sent: how it was divided, and how many of its items were refused. When the receiver's disk has the request, the row
 is deleted, and the request with it. When the receiver's epoch changes, the request waits again. Its row stays, without an epoch, so
-that the request is sent in the same pieces, whose ids the receiver may know. So does the row of a request of which only some pieces
-are done.
+that the request is sent in the same pieces, whose ids the receiver may know. So does the row of a request whose
+pieces are not all done.
 
 All functions are called in a transaction.
 """

@@ -1,10 +1,10 @@
 """Check of a write-ahead log that a killed process has left, before SQLite opens it.
 
-SQLite takes a log up to the first frame that does not match its checksum, and drops the rest without a word. How far the log went
-stands in the index beside it (`-shm`), which survives its processes; without that, frames of the same log behind the first bad one
-show that something is missing. (File format of SQLite, section 4; "WAL-mode file format" for the index.)
+SQLite reads a log up to the first frame that does not match its checksum, and drops the rest silently. The length of the log is in the
+index next to it (`-shm`), which survives its processes. Without the index, frames of the same log after the first bad one show that
+transactions are missing. (File format of SQLite, section 4; "WAL-mode file format" for the index.)
 
-Reading a file and closing it gives up this process's locks on it, so this is only for a spool that this process has not open.
+Reading a file and closing it gives up this process's locks on it, so this process must not have the spool open.
 """
 
 import errno
@@ -72,7 +72,7 @@ def mend_log(database: Path) -> "LogState":
         database: Path of the spool. This process must not have it open.
 
     Returns:
-        What it was like.
+        State of the log.
     """
     index = _index(database.with_name(f"{database.name}-shm"))  # before the log, which only becomes longer
     path = database.with_name(f"{database.name}-wal")
