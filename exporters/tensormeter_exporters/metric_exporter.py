@@ -19,7 +19,7 @@ from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult,
 from tensormeter.environment.variables import importing_sdk
 from tensormeter.exporter import Accepted, ExporterConfig, Request, Retry
 from tensormeter.logger import get_logger
-from tensormeter.retrying import exponential_delays, full_jitter
+from tensormeter.retrying import exponential_delays, retry_delay
 from tensormeter.settings import Settings
 from tensormeter_exporters.experiment import ExperimentExporter
 
@@ -100,7 +100,7 @@ class TensormeterMetricExporter(MetricExporter):
                         logger.error("the server refused %d of %d points: %s", rejected, request.items, message)
                     return MetricExportResult.SUCCESS
                 case Retry(reason, after):
-                    delay = max(full_jitter(next(delays)), after or 0.0)
+                    delay = retry_delay(next(delays), after)
                     if time.monotonic() + delay < deadline and not self._stopped.wait(delay):
                         continue
                 case _:

@@ -7,8 +7,9 @@ from that generator: a retry would change the training, and ranks with the same 
 its randomness from the operating system.
 """
 
+import math
 import random
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import backoff
 
@@ -18,6 +19,24 @@ _random = random.SystemRandom()
 def full_jitter(delay: float) -> float:
     """A random time between 0 and `delay`, in the unit of `delay`. Any thread, and after a fork."""
     return _random.uniform(0, delay)
+
+
+def retry_delay(
+    longest: float,
+    requested: float | None = None,
+    *,
+    at_most: float = math.inf,
+    jitter: Callable[[float], float] = full_jitter,
+) -> float:
+    """Seconds to wait before a retry: a random time up to `longest`, but no less than the receiver requested.
+
+    Args:
+        longest: Present delay of the exponential backoff, in seconds.
+        requested: Seconds that the receiver asked for by `Retry-After` or `RetryInfo`, if it did.
+        at_most: Bound of the requested time, in seconds.
+        jitter: Function from a delay to a random time.
+    """
+    return max(jitter(longest), min(requested or 0.0, at_most))
 
 
 def exponential_delays(first: float, longest: float) -> Generator[float, None, None]:

@@ -15,7 +15,7 @@ from tensormeter.cli.options import endpoint_option
 from tensormeter.errors import EncodingError, TensormeterError
 from tensormeter.exporter import Accepted, Exporter, ExporterConfig, Request, Retry, load_exporter
 from tensormeter.otlp.json_lines import decode_line
-from tensormeter.retrying import exponential_delays, full_jitter
+from tensormeter.retrying import exponential_delays, retry_delay
 from tensormeter.settings import Settings
 
 __all__ = ["import_"]
@@ -89,7 +89,7 @@ def _send(exporter: Exporter, line: bytes) -> int:
                     raise EncodingError(f"the server refused {rejected} of {items} items: {message}")
                 return items
             case Retry(after=after) if attempt + 1 < _ATTEMPTS:
-                wait = max(full_jitter(next(delays)), min(after or 0.0, _LONGEST_RETRY_AFTER))
+                wait = retry_delay(next(delays), after, at_most=_LONGEST_RETRY_AFTER)
                 threading.Event().wait(wait)
             case outcome:
                 raise TensormeterError(outcome.reason)

@@ -47,7 +47,7 @@ from tensormeter.exporter import (
     load_exporter,
 )
 from tensormeter.logger import get_logger
-from tensormeter.retrying import exponential_delays, full_jitter
+from tensormeter.retrying import exponential_delays, full_jitter, retry_delay
 from tensormeter.settings import Settings
 
 __all__ = ["Delivery", "deliveries"]
@@ -393,7 +393,8 @@ class Delivery:
         return None
 
     def _retry(self, reason: str, after: float | None, delays: Generator[float, None, None]) -> float:
-        delay = max(self._jitter(next(delays)), min(after or 0.0, _LONGEST_RETRY_AFTER), 0.001)
+        delay = retry_delay(next(delays), after, at_most=_LONGEST_RETRY_AFTER, jitter=self._jitter)
+        delay = max(delay, 0.001)
         self._failed(reason, delay)
         self.parked = False  # the token was accepted
         logger.warning("%s: %s; attempt %d in %.1f s", self, reason, self.failures + 1, delay)

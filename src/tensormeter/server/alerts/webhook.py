@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import urllib3
 
 from tensormeter.errors import StoreError
-from tensormeter.retrying import exponential_delays, full_jitter
+from tensormeter.retrying import exponential_delays, retry_delay
 from tensormeter.server.store import RunRef, Store, StoredEvent
 
 __all__ = ["Webhook"]
@@ -101,7 +101,7 @@ class Webhook:
                     _log.warning("tensormeter: webhook %s refused alert %d: %s", self._host, event.id, problem)
                     return True
                 floor = _retry_after(response.headers.get("Retry-After"))
-            delay = max(floor, full_jitter(next(waits)))
+            delay = retry_delay(next(waits), floor)
             _log.info("tensormeter: webhook %s: %s; retry in %.1f s", self._host, problem, delay)
             self._stopping.wait(delay)
         return False
