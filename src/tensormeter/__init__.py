@@ -14,7 +14,9 @@ from tensormeter.errors import (
 )
 from tensormeter.instruments import MeterProvider, configure
 from tensormeter.record.histogram.histogram import Histogram
-from tensormeter.record.media.parcel import Image, Table, Text
+from tensormeter.record.media.image import Image
+from tensormeter.record.media.table import Table
+from tensormeter.record.media.text import Text
 from tensormeter.session.run import Run
 from tensormeter.settings import Settings
 

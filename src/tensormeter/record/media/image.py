@@ -1,0 +1,114 @@
+"""Images: from arrays, tensors, PIL, files or encoded bytes."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any, Final
+
+from tensormeter.conventions.limits import CAPTION_CHARACTERS, IMAGE_BYTES, PIXEL_BYTES, too_large
+from tensormeter.conventions.semconv import IMAGE_EVENT
+from tensormeter.errors import UsageError
+from tensormeter.record.media.parcel import Media, Parcel
+from tensormeter.record.values.classify import Refused
+from tensormeter.record.warn_once import text_of
+from tensormeter.ring.format import Drop
+
+__all__ = ["Image"]
+
+_BEGINNINGS: Final = {
+    b"\x89PNG\r\n\x1a\n": "image/png",
+    b"\xff\xd8\xff": "image/jpeg",
+    b"GIF8": "image/gif",
+    b"RIFF": "image/webp",
+}
+
+
+class Image(Media):
+    """A picture, from an array, a tensor on the CPU, a PIL image, a file, or the bytes of a PNG, JPEG, GIF or WebP.
+
+    Arrays are of shape (height, width), (height, width, c), or as torch has it (c, height, width), with c of 1, 3 or 4; uint8, or
+    floats from 0 to 1. They become PNG, for which Pillow must be installed.
+
+    At most 16 MiB in its encoded form, and 60 MiB of pixels. A larger one is not recorded: there is a warning, when it is logged or
+    as soon as it has been encoded, and it is counted.
+
+    Attributes:
+        body: JSON values that describe `data`.
+        data: Encoded, or rows of pixels.
+    """
+
+    def __init__(self, data: Any, caption: str = "") -> None:
+        """
+        Args:
+            data: See above. It is copied now.
+            caption: For people. Cut after 65,536 characters.
+
+        Raises:
+            UsageError: It is no image.
+        """
+        self._caption = text_of(caption)
+        if len(self._caption) > CAPTION_CHARACTERS:
+            self._caption = self._caption[: CAPTION_CHARACTERS - 1] + "…"
+        if isinstance(data, str | Path):
+            try:
+                data = Path(data).read_bytes()
+            except OSError as error:
+                raise UsageError(f"Image: cannot read {data}: {error.strerror}") from None
+        if isinstance(data, bytes | bytearray | memoryview):
+            self._set(_encoded(bytes(data)), bytes(data))
+            return
+        if importlib.util.find_spec("PIL") is None:
+            raise UsageError("Image: arrays are turned into PNG by Pillow; install tensormeter[media]")
+        self._set(*_pixels(data))
+
+    def _set(self, body: dict[str, Any], data: bytes) -> None:
+        self.body = {**body, "caption": self._caption}
+        self.data = data
+
+    @property
+    def encoded_size(self) -> int:
+        """Bytes of what is encoded already; 0 for pixels."""
+        return len(self.data) if "content_type" in self.body else 0
+
+    def pack(self) -> Parcel:
+        for size, limit, what, advice in (
+            (self.encoded_size, IMAGE_BYTES, "the image", "log a smaller one, or a JPEG"),
+            (len(self.data), PIXEL_BYTES, "the image, as pixels,", "log a smaller one, or give it as uint8 or encoded"),
+        ):
+            if size > limit:
+                raise Refused(too_large(size, limit, what, advice), Drop.IMAGE_TOO_LARGE)
+        return Parcel(IMAGE_EVENT, self.body, self.data)
+
+
+def _encoded(data: bytes) -> dict[str, Any]:
+    for beginning, content_type in _BEGINNINGS.items():
+        if data.startswith(beginning):
+            return {"content_type": content_type}
+    raise UsageError("Image: expected the bytes of a PNG, JPEG, GIF or WebP")
+
+
+def _pixels(data: Any) -> tuple[dict[str, Any], bytes]:
+    """Shape and dtype, and the values row by row."""
+    if hasattr(data, "convert") and hasattr(data, "tobytes"):  # PIL
+        mode = data.mode if data.mode in ("L", "RGB", "RGBA") else "RGB"
+        image = data.convert(mode)
+        return {"shape": [image.height, image.width, len(mode)], "dtype": "uint8"}, image.tobytes()
+    channels_first = False
+    if hasattr(data, "detach"):
+        if data.device.type != "cpu":
+            raise UsageError(
+                f"Image: the tensor is on {data.device}, and reading it would wait for it; log image.cpu()"
+            )
+        data, channels_first = data.detach().numpy(), True
+    if not hasattr(data, "__array_interface__"):
+        raise UsageError(f"Image: expected an array, a tensor, a PIL image, a path or bytes, got {type(data).__name__}")
+    shape, dtype = list(data.shape), str(data.dtype)
+    if dtype not in ("uint8", "float16", "float32", "float64", "bool"):
+        raise UsageError(f"Image: expected an array of uint8, of floats from 0 to 1, or of bool, got {dtype}")
+    if channels_first and len(shape) == 3 and shape[0] in (1, 3, 4):
+        data = data.transpose(1, 2, 0)
+        shape = [*shape[1:], shape[0]]
+    if len(shape) == 2:
+        shape = [*shape, 1]
+    if len(shape) != 3 or shape[2] not in (1, 3, 4) or 0 in shape:
+        raise UsageError(f"Image: expected shape (h, w), (h, w, c) or, of a tensor, (c, h, w), got {tuple(data.shape)}")
+    return {"shape": shape, "dtype": dtype}, data.tobytes()

@@ -1,0 +1,35 @@
+"""Texts: plain or in Markdown."""
+
+from tensormeter.conventions.fitting import json_bytes, json_text
+from tensormeter.conventions.limits import TEXT_BYTES, too_large
+from tensormeter.conventions.semconv import TEXT_EVENT
+from tensormeter.record.media.parcel import Media, Parcel
+from tensormeter.record.values.classify import Refused
+from tensormeter.record.warn_once import text_of
+from tensormeter.ring.format import Drop
+
+__all__ = ["Text"]
+
+
+class Text(Media):
+    """A text, plain or in Markdown."""
+
+    def __init__(self, text: str, *, markdown: bool = False) -> None:
+        """
+        Args:
+            text: Up to 4 MiB as JSON. A longer one is not recorded when it is logged: there is a warning, and it is counted.
+            markdown: Whether it is Markdown.
+        """
+        self._text = text_of(text)
+        self._type = "text/markdown" if markdown else "text/plain"
+
+    def pack(self) -> Parcel:
+        body = {"text": self._text, "content_type": self._type}
+        size, text = len(self._text), ""
+        if size <= TEXT_BYTES:
+            text = json_text(body)
+            size = json_bytes(body, text)
+        if size > TEXT_BYTES:
+            words = too_large(size, TEXT_BYTES, "the text", "log it in parts")
+            raise Refused(words, Drop.TEXT_TOO_LARGE)
+        return Parcel(TEXT_EVENT, text)
