@@ -44,7 +44,6 @@ NOT_YET = {
     "src/tensormeter/record/values",
     "src/tensormeter/redaction",
     "src/tensormeter/resource",
-    "src/tensormeter/ring",
     "src/tensormeter/sensors",
     "src/tensormeter/sensors/gpu",
     "src/tensormeter/sensors/host",

@@ -1,4 +1,4 @@
-"""The ring file as its writer and its reader hold it."""
+"""Creates, opens and changes ring files, for the writer and the reader."""
 
 import fcntl
 import json
@@ -40,23 +40,23 @@ from tensormeter.ring.layout import Layout
 __all__ = ["RingFile", "is_of_another_version", "is_written", "media_directory"]
 
 _SEPARATOR: Final = "\x1e"
-"""Between the three things that the agent has to say: ASCII's record separator."""
+"""ASCII's record separator, between the agent's three reports."""
 
 
 def media_directory(ring_path: Path) -> Path:
-    """Where tables, images and texts of a ring's process wait for the agent: files, named by the order of logging."""
+    """Folder in which a process's tables, images and texts wait for the agent. Its files are named by the order of logging."""
     return ring_path.with_suffix(".media")
 
 
 class RingFile:
     """A mapped ring file.
 
-    Constructed by `create` (in the writer) or `open` (in a reader).
-    Every method is safe on any thread; none is meant for the hot path, which uses `buffer` and `words` directly.
+    The writer constructs it with `create`, a reader with `open`.
+    Any thread may call every method. The hot path uses `buffer` and `words` directly.
     """
 
     def __init__(self, path: Path, mapping: mmap.mmap) -> None:
-        self.path = path.resolve()  # by which `writer_alive` knows it, however it was spelled
+        self.path = path.resolve()  # `writer_alive` compares resolved paths
         self.buffer = mapping
         self.words = memoryview(mapping).cast("q")
         lanes = self.words[HeaderWord.LANES]
@@ -78,12 +78,12 @@ class RingFile:
         lanes: int = 8,
         dictionary_bytes: int = 1 << 20,
     ) -> "RingFile":
-        """Make, reserve and lock a ring file; it appears under `path` when it is whole.
+        """Create, reserve and lock a ring file. The file appears under `path` once it is complete.
 
-        The first lane, the one of the thread that logs first, gets half of `buffer_bytes`; the others share the rest.
+        The first lane belongs to the thread that logs first and gets half of `buffer_bytes`. The other lanes share the rest.
 
         Raises:
-            RingError: The file system refuses, for example because it is full.
+            RingError: The file system refused, for example because it is full.
         """
         payload = json.dumps(metadata).encode()
         dictionary = _align(dictionary_bytes + len(payload), mmap.PAGESIZE)
@@ -111,9 +111,9 @@ class RingFile:
             ring = cls(path, mapping)
             ring._lock_file = lock_file
             if not ring._append_entry(EntryKind.METADATA, payload):
-                raise RingError(f"ring file {path}: the run's metadata of {len(payload)} bytes does not fit")
+                raise RingError(f"ring file {path}: the run's metadata ({len(payload)} bytes) does not fit; shorten it")
             words[HeaderWord.MAGIC] = MAGIC
-            # Before an agent thread of this process can find the file, and take its writer for dead.
+            # First, so that an agent thread of this process that finds the file never considers its writer dead.
             _owned.add(ring.path)
             temporary.rename(path)
         except BaseException as error:
@@ -128,10 +128,10 @@ class RingFile:
 
     @classmethod
     def open(cls, path: Path) -> "RingFile":
-        """Map an existing ring file, for reading rows and for writing the agent's words.
+        """Map an existing ring file, to read rows and to write the agent's words.
 
         Raises:
-            RingError: Not a ring file, or one of another version.
+            RingError: The file is not a ring file, or has another version.
         """
         try:
             with open(open_file(path, os.O_RDWR), "r+b") as file:
@@ -154,16 +154,17 @@ class RingFile:
         ring = cls(path, mapping)
         ends = [ring._dictionary_end, *(start + size + LANE_HEADER_BYTES for start, size in ring.lanes)]
         if max(ends) > len(mapping):
-            raise RingError(f"{path} is not a whole ring file; move it out of the way")
+            raise RingError(f"{path} is an incomplete ring file; move it out of the way")
         return ring
 
     @property
     def process(self) -> str:
-        """Unique id of the writing process: the file's name."""
+        """Unique id of the writing process. It is the file's name."""
         return self.path.stem
 
     @property
     def state(self) -> State:
+        """State that the writer has stored last."""
         return State(self.words[HeaderWord.STATE])
 
     def writer_alive(self) -> bool:
@@ -171,21 +172,29 @@ class RingFile:
         return is_written(self.path)
 
     def add_layout(self, layout: Layout) -> bool:
-        """Publish a layout, which must happen before its first row. False: the dictionary is full."""
+        """Publish a layout. Call it before writing the first row of the layout.
+
+        Returns:
+            False if the dictionary is full.
+        """
         payload = json.dumps(layout.to_json(), separators=(",", ":")).encode()
         return self._append_entry(EntryKind.LAYOUT, payload)
 
     @property
     def dictionary_left(self) -> float:
-        """Share of the dictionary that is free, from 0 to 1. Meaningful in the writer."""
+        """Free share of the dictionary, from 0 to 1. It is only meaningful in the writer."""
         return (self._dictionary_end - self._next_entry) / self.words[HeaderWord.DICTIONARY_BYTES]
 
     def add_metadata(self, metadata: Mapping[str, Any]) -> bool:
-        """Publish metadata; what was there stays, but for values of the same names. False: the dictionary is full."""
+        """Publish metadata. It replaces earlier values of the same names; the other values stay.
+
+        Returns:
+            False if the dictionary is full.
+        """
         return self._append_entry(EntryKind.METADATA, json.dumps(metadata).encode())
 
     def entries(self) -> Iterator[tuple[EntryKind, dict[str, Any]]]:
-        """The dictionary entries that were published since the last call."""
+        """Iterate over the dictionary entries that were published since the last call."""
         while self._next_entry + 16 <= self._dictionary_end:
             index = self._next_entry >> 3
             length = self.words[index]
@@ -198,7 +207,7 @@ class RingFile:
                 yield EntryKind(kind), json.loads(self.buffer[start : start + length])
 
     def drops(self) -> dict[str, int]:
-        """What could not be recorded, by reason, over all lanes; reasons that never occurred are left out."""
+        """Numbers of points that could not be recorded, by reason, over all lanes. Reasons with the count 0 are left out."""
         counts = {
             reason.name.lower(): sum(self.words[(start >> 3) + LaneWord.DROPS + reason] for start, _ in self.lanes)
             for reason in Drop
@@ -206,27 +215,27 @@ class RingFile:
         return {reason: count for reason, count in counts.items() if count}
 
     def spool_losses(self) -> dict[str, int]:
-        """What was recorded and will not arrive, by reason; reasons that never occurred are left out."""
+        """Numbers of recorded items that will not arrive, by reason. Reasons with the count 0 are left out."""
         counts = {reason.name.lower(): self.words[HeaderWord.SPOOL_LOSSES + reason] for reason in SpoolLoss}
         return {reason: count for reason, count in counts.items() if count}
 
     @property
     def trouble(self) -> str:
-        """The agent's last words on a delivery that fails; "" if none does."""
+        """The agent's latest report on failing deliveries; "" if none fails."""
         return printable(self._agent_words()[0])
 
     @property
     def set_aside(self) -> str:
-        """The agent's last words on what receivers have refused for good; "" if nothing was."""
+        """The agent's latest report on quarantined requests, which receivers rejected; "" if there are none."""
         return printable(self._agent_words()[1])
 
     @property
     def lost(self) -> str:
-        """The agent's last words on what it, or a receiver, had to leave out; "" if there is nothing to say."""
+        """The agent's latest report on items that it or a receiver left out; "" if there are none."""
         return printable(self._agent_words()[2])
 
     def report(self, trouble: str, set_aside: str, lost: str = "") -> None:
-        """Write `trouble`, `set_aside` and `lost`, cut to the room that there is. For the agent."""
+        """Write `trouble`, `set_aside` and `lost`, each cut to the space reserved for it. For the agent."""
         parts = [
             text.replace(_SEPARATOR, " ").encode(errors="replace")[: TROUBLE_BYTES // 3 - 1]
             for text in (trouble, set_aside, lost)
@@ -240,13 +249,13 @@ class RingFile:
 
     @property
     def disk_report(self) -> str:
-        """The agent's last words on what is wrong with the disk; "" if nothing is."""
+        """The agent's latest report on disk problems; "" if there are none."""
         length = self.words[DISK_REPORT >> 3]
         content = self.buffer[DISK_REPORT + 8 : DISK_REPORT + 8 + min(max(length, 0), DISK_REPORT_BYTES)]
         return bytes(content).decode(errors="replace")
 
     def report_disk(self, text: str) -> None:
-        """Write `disk_report`, cut to the room that there is. For the agent."""
+        """Write `disk_report`, cut to the space reserved for it. For the agent."""
         encoded = text.encode(errors="replace")[:DISK_REPORT_BYTES]
         if text == self.disk_report or encoded.decode(errors="replace") == self.disk_report:
             return
@@ -256,7 +265,7 @@ class RingFile:
         self.words[HeaderWord.DISK_REPORTS] += 1
 
     def _agent_words(self) -> list[str]:
-        """Always three: trouble, what was set aside, what was lost."""
+        """The agent's three reports: trouble, set aside, lost."""
         parts = self._agent_bytes().decode(errors="replace").split(_SEPARATOR, 2)
         return parts + [""] * (3 - len(parts))
 
@@ -265,30 +274,31 @@ class RingFile:
         return bytes(self.buffer[TROUBLE + 8 : TROUBLE + 8 + min(max(length, 0), TROUBLE_BYTES)])
 
     def log_durations_offset(self, path: LogPath) -> int:
-        """Byte offset of the words that tell how long the log calls of a path took."""
+        """Byte offset of the durations of a path's log calls."""
         return LOG_DURATIONS + path * (1 + DURATION_BUCKETS) * 8
 
     def log_durations(self, path: LogPath) -> tuple[int, list[int]]:
-        """How long the log calls of a path took: (sum in nanoseconds, counts by bucket). Written without a lock: a count
-        can be missing where several threads log.
+        """Durations of a path's log calls: (sum in nanoseconds, counts by bucket).
+
+        Threads write them without a lock, so a count can be missing if several threads log.
         """
         start = self.log_durations_offset(path) >> 3
         total, *counts = self.words[start : start + 1 + DURATION_BUCKETS]
         return total, counts
 
     def heads(self) -> list[int]:
-        """For each lane the position after its last row. Only meaningful once the writer has finished."""
+        """Position after the last row of each lane. It is only meaningful once the writer has finished."""
         return [self.words[(start >> 3) + LaneWord.HEAD] for start, _ in self.lanes]
 
     def tails(self) -> list[int]:
-        """For each lane the position up to which its rows are in the spool."""
+        """Position up to which rows are in the spool, for each lane."""
         return [self.words[(start >> 3) + LaneWord.TAIL] for start, _ in self.lanes]
 
     def request_flush(self, positions: Sequence[int]) -> int:
-        """Ask the agent to deliver now what is recorded up to a position of each lane. One thread at a time, in the writer.
+        """Ask the agent to deliver all rows up to a position of each lane. One thread of the writer may call it at a time.
 
         Returns:
-            The request's number: it is complete when `HeaderWord.FLUSHED` has reached it.
+            Number of the flush request. The request is complete when `HeaderWord.FLUSHED` has reached its number.
         """
         for (start, _), position in zip(self.lanes, positions, strict=True):
             self.words[(start >> 3) + LaneWord.FLUSH] = position
@@ -297,18 +307,18 @@ class RingFile:
         return number
 
     def flush_positions(self) -> list[int]:
-        """For each lane the position up to which the last flush request wants rows delivered."""
+        """Position up to which the last flush request asks for delivery, for each lane."""
         return [self.words[(start >> 3) + LaneWord.FLUSH] for start, _ in self.lanes]
 
     def release(self) -> None:
-        """Give up the writer's lock: from now on the writer counts as gone. The mapping stays valid."""
+        """Release the writer's lock, so that the writer counts as ended. The mapping stays valid."""
         if self._lock_file is not None:
             _owned.discard(self.path)
             os.close(self._lock_file)
             self._lock_file = None
 
     def remove(self) -> None:
-        """Delete the file and its lock. Mappings stay valid until their processes end."""
+        """Delete the file, its lock and its media. Mappings stay valid until their processes end."""
         self.path.unlink(missing_ok=True)
         self.path.with_suffix(".lock").unlink(missing_ok=True)
         shutil.rmtree(media_directory(self.path), ignore_errors=True)  # follows no links
@@ -321,11 +331,11 @@ class RingFile:
             if start + size + 8 > self._dictionary_end:
                 return False
             try:
-                self._next_entry = start + size  # no call since it was looked at: a signal handler gets another place
+                self._next_entry = start + size  # no call since it was read, so a signal handler gets another place
                 self.buffer[start + 16 : start + 16 + length] = payload
                 self.words[(start >> 3) + 1] = kind
                 self.words[start >> 3] = length
-            except BaseException:  # Ctrl-C, say: readers must find the entries that follow
+            except BaseException:  # for example Ctrl-C: readers must find the entries that follow
                 if self.words[start >> 3] == 0:
                     self.words[(start >> 3) + 1] = EntryKind.VOID
                     self.words[start >> 3] = length
@@ -334,10 +344,10 @@ class RingFile:
 
 
 def is_written(path: Path) -> bool:
-    """Whether the process that created a ring file still runs and has not released it, whatever is in the file.
+    """Whether the process that created a ring file still runs and has not released it. The file's content does not matter.
 
     Raises:
-        RingError: The file of its lock cannot be opened, so that nothing can be told.
+        RingError: The lock file cannot be opened, so the answer is unknown.
     """
     if path in _owned:
         return True
@@ -359,22 +369,22 @@ def is_written(path: Path) -> bool:
 
 
 def is_of_another_version(path: Path) -> bool:
-    """Whether a file is a ring that another version of tensormeter has made."""
+    """Whether a file is a ring of another version of tensormeter."""
     try:
         with open(open_file(path, os.O_RDONLY), "rb") as file:
             head = memoryview(file.read(HEADER_BYTES)).cast("q")
-    except (OSError, TypeError):  # TypeError: cut within a word
+    except (OSError, TypeError):  # TypeError: the file ends within a word
         return False
     return len(head) > HeaderWord.VERSION and head[HeaderWord.MAGIC] == MAGIC and head[HeaderWord.VERSION] != VERSION
 
 
 _owned: set[Path] = set()
-"""Ring files of this very process. A POSIX lock cannot be tested from the process that holds it, and closing any
-descriptor of the lock file would release it; an agent thread in the trainer therefore looks here first."""
+"""Ring files of this process. A process cannot test a POSIX lock that it holds itself, and closing any descriptor of the lock
+file would release the lock. `is_written` therefore checks this set first, for an agent thread in the training process."""
 
 
 def disown_after_fork() -> None:
-    """In a forked child: the parent's ring files are not ours. The locks themselves stayed with the parent."""
+    """Forget the parent's ring files in a forked child. The locks stay with the parent."""
     _owned.clear()
 
 
@@ -398,7 +408,7 @@ def _lock(path: Path) -> int:
 
 
 def _map_new(path: Path, size: int) -> mmap.mmap:
-    """A new, reserved, prefaulted shared mapping: a full file system is an error here, not a SIGBUS in `log`."""
+    """Create a file and map it, reserved and prefaulted. A full file system then fails here instead of as SIGBUS in `log`."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         if hasattr(os, "posix_fallocate"):

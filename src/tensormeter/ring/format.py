@@ -1,4 +1,4 @@
-"""The words of a ring file: where they are, and what they mean."""
+"""Positions and meanings of the words of a ring file."""
 
 import enum
 from typing import Final
@@ -41,28 +41,30 @@ VERSION: Final = 2
 HEADER_BYTES: Final = 4096
 LANE_TABLE: Final = 64
 TROUBLE: Final = 2048
-"""Offset of the agent's words on delivery (`RingFile.report`): their length, then at most TROUBLE_BYTES of UTF-8."""
+"""Offset of the agent's reports on delivery (`RingFile.report`): their length, then at most TROUBLE_BYTES of UTF-8."""
 TROUBLE_BYTES: Final = 1024
 DISK_REPORT: Final = 3640
-"""Offset of the agent's words on its disk (`RingFile.report_disk`): their length, then at most DISK_REPORT_BYTES of UTF-8."""
+"""Offset of the agent's report on the disk (`RingFile.report_disk`): its length, then at most DISK_REPORT_BYTES of UTF-8."""
 DISK_REPORT_BYTES: Final = 440
 LOG_DURATIONS: Final = 3200
-"""Offset of how long log calls took, for each `LogPath`: the sum in nanoseconds, then the counts of DURATION_BUCKETS buckets."""
+"""Offset of the durations of log calls. Each `LogPath` has the sum in nanoseconds, then the counts of DURATION_BUCKETS buckets."""
 SHORTEST_DURATION_BITS: Final = 6
 DURATION_BUCKETS: Final = 26
-"""Bucket i counts durations of more than ``2 ** (i + 5)`` and up to ``2 ** (i + 6)`` ns; the first and the last are open."""
+"""Number of buckets. Bucket i counts durations above ``2 ** (i + 5)`` and up to ``2 ** (i + 6)`` ns. The first bucket has no
+lower bound, the last no upper one."""
 LANE_HEADER_BYTES: Final = 128
 MAX_LANES: Final = 64
 
 LAYOUT_BITS: Final = 16
 POSITION_SHIFT: Final = 13
-"""A mark is ``position << 13 | layout``: positions are multiples of 8, so the low 16 bits are free for the layout."""
+"""Shift of the position in a mark, ``position << 13 | layout``. Positions are multiples of 8, so the low 16 bits are free."""
 WRAP: Final = 0xFFFF
 SKIP: Final = 0xFFFE
 MAX_LAYOUT: Final = 0xFFFD
 
 AUTOMATIC_STEPS: Final = 0x5A7E_9000_0000_0000
-"""Where the steps of a resumed process begin that no caller gave: the agent replaces this by the step behind the last known one."""
+"""First automatic step of a resumed process, for rows without a given step. The agent replaces it by the step after the last
+known one."""
 AUTOMATIC_STEPS_END: Final = AUTOMATIC_STEPS + (1 << 44)
 
 PENDING: Final = 0x7FF7_A5C3_5A3C_C3A5
@@ -70,7 +72,7 @@ LOST: Final = 0x7FF7_A5C3_5A3C_105D
 
 
 class HeaderWord(enum.IntEnum):
-    """Word indices in the file's header. Those from AGENT_PID on are written by the agent, the others by the writer."""
+    """Word indices in the file's header. The agent writes the words from AGENT_PID on, the writer writes the others."""
 
     MAGIC = 0
     VERSION = 1
@@ -81,47 +83,47 @@ class HeaderWord(enum.IntEnum):
     CREATED = 6
     STATE = 7
     SIGTERM = 8
-    """Time at which the writer was told to end, or 0."""
+    """Time at which the writer received SIGTERM, or 0."""
     FLUSH_REQUESTS = 9
-    """Number of flushes that the writer has requested. Each lane's `LaneWord.FLUSH` is stored before it is raised."""
+    """Number of flushes that the writer has requested. The writer stores each lane's `LaneWord.FLUSH` before it raises this."""
     AGENT_PID = 16
     PENDING_REQUESTS = 17
-    """Requests spooled for an online destination and neither accepted nor rejected yet."""
+    """Requests that are spooled for an online destination, which has neither accepted nor rejected them yet."""
     STALLED = 18
-    """1 while a destination cannot be reached, and it makes no sense to wait for it. `RingFile.trouble` says why."""
+    """1 while a destination cannot be reached and waiting for it is pointless. `RingFile.trouble` has the reason."""
     QUARANTINED_ITEMS = 20
-    """Points and events that a receiver has rejected for good."""
+    """Points and events that a receiver has rejected permanently."""
     ENDED = 19
-    """1 once everything that the writer left, and the news of its end, is in the spool."""
+    """1 once all data of the writer, and the event that reports its end, are in the spool."""
     FLUSHED = 21
-    """Number of the last flush request that is complete: everything recorded before it is delivered (offline: spooled)."""
+    """Number of the last complete flush request. All data recorded before it are delivered (offline: spooled)."""
     PULSE = 24
-    """When the agent last was alive, in nanoseconds of the machine's monotonic clock; 0 before the first time."""
+    """Time of the agent's last sign of life, in nanoseconds of the machine's monotonic clock; 0 before the first one."""
     DISK_REPORTS = 25
-    """Number of times that `RingFile.disk_report` has changed."""
+    """Number of changes of `RingFile.disk_report`."""
     LAST_STEP = 28
-    """One more than the highest step from 0 that was read, but for those from AUTOMATIC_STEPS on; 0 if none was."""
+    """One more than the highest step that the agent has read, from 0 up to AUTOMATIC_STEPS (exclusive); 0 if it read none."""
     LAST_AUTOMATIC = 29
-    """The same of those, less AUTOMATIC_STEPS."""
+    """One more than the highest automatic step that the agent has read, less AUTOMATIC_STEPS; 0 if it read none."""
     SPOOL_LOSSES = 32
-    """The first of the counters of items, one for each `SpoolLoss`."""
+    """First of the counters of lost items. There is one for each `SpoolLoss`."""
 
 
 class LaneWord(enum.IntEnum):
-    """Word indices in a lane's header. TAIL is written by the agent, the others by the writer."""
+    """Word indices in a lane's header. The agent writes TAIL, the writer writes the others."""
 
     TAIL = 0
-    """Position up to which rows are in the spool and their space is free."""
+    """Position up to which rows are in the spool, so that their space is free."""
     HEAD = 1
-    """Position after the last row; written when the writer finishes, to know when everything has been read."""
+    """Position after the last row. The writer stores it when it finishes; the reader then detects that it has read every row."""
     DROPS = 2
-    """The first of the counters, one for each `Drop`."""
+    """First of the counters of dropped points. There is one for each `Drop`."""
     FLUSH = 15
-    """Position up to which the last flush request wants rows delivered."""
+    """Position up to which the last flush request asks for delivery."""
 
 
 class Drop(enum.IntEnum):
-    """Why something that was logged could not be recorded. Counted in points: the values of a row, without its step."""
+    """Reason for a logged value that could not be recorded. The counters count points: the values of a row, without its step."""
 
     RING_FULL = 0
     UNSUPPORTED_VALUE = 1
@@ -135,27 +137,25 @@ class Drop(enum.IntEnum):
 
 
 class SpoolLoss(enum.IntEnum):
-    """Why something that was recorded will not arrive. Of all processes of the run on this node together."""
+    """Reason for a recorded item that will not arrive. The counters cover all processes of the run on this node."""
 
     SPOOL_FULL_SYSTEM = 0
     SPOOL_FULL_MEDIA = 1
     SPOOL_FULL_SCALARS = 2
     DAMAGED = 3
-    """Could not be read from the disk any more."""
+    """The item could not be read back from the disk."""
     REFUSED = 4
-    """A receiver took the rest of the request, but not these."""
+    """A receiver accepted the rest of the request and rejected these items."""
     TEXT_TOO_LARGE = 5
     TABLE_TOO_LARGE = 6
     IMAGE_TOO_LARGE = 7
-    """Larger than its limit once it was encoded."""
+    """The encoded image was larger than its limit."""
     MEDIA_DAMAGED = 8
-    """A table, image or text whose file could not be read or encoded."""
+    """The file of a table, image or text could not be read or encoded."""
 
 
 class State(enum.IntEnum):
-    """What the writer says of itself. A dead writer whose state is still OPEN has crashed, or was preempted if it had been
-    told to end.
-    """
+    """State that the writer stores. A dead writer whose state is OPEN has crashed; if it had received SIGTERM, it was preempted."""
 
     OPEN = 0
     FINISHED = 1
@@ -164,18 +164,18 @@ class State(enum.IntEnum):
 
 
 class LogPath(enum.IntEnum):
-    """Which way a log call went."""
+    """Path of a log call through the code."""
 
     DIRECT = 0
     """One C call, for a known row of plain numbers. One call in 64 is timed."""
     GENERAL = 1
-    """Through `Recorder.log`. Every call is timed."""
+    """A call of `Recorder.log`. Every call is timed."""
 
 
 class EntryKind(enum.IntEnum):
-    """Kinds of dictionary entries."""
+    """Kind of a dictionary entry."""
 
     VOID = 0
-    """Nothing: writing the entry was interrupted."""
+    """Empty entry, because writing it was interrupted."""
     METADATA = 1
     LAYOUT = 2

@@ -1,4 +1,4 @@
-"""What the words of a row mean: streams, columns and layouts, as they stand in the ring's dictionary."""
+"""Streams, columns and layouts, which give the words of a row their meaning. The ring's dictionary holds them as JSON."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -13,15 +13,15 @@ class Stream:
     """A metric with one attribute set; OpenTelemetry's data model calls this a metric stream.
 
     Attributes:
-        name: The metric's name.
-        kind: `gauge`: each value is a point. The values of the others are aggregated by the agent: `counter`,
-            `up_down_counter`, `histogram`, `exponential`; and, as they are totals already, `observable_counter` and
-            `observable_up_down_counter`.
+        name: Name of the metric.
+        kind: Kind of the stream. Each value of a `gauge` is a point. The agent aggregates the values of `counter`,
+            `up_down_counter`, `histogram` and `exponential`. The values of `observable_counter` and
+            `observable_up_down_counter` are totals already.
         unit: UCUM unit, or "".
-        description: For people, or "".
-        attributes: (key, value) pairs; JSON values.
-        scope: The instrumentation scope as (name, version, schema URL, attributes as pairs), or () for tensormeter's own.
-        bounds: Of the buckets of a `histogram`; or (most buckets of a side, highest scale) of an `exponential` one.
+        description: Description of the metric, or "".
+        attributes: Attributes as (key, value) pairs; the values are JSON values.
+        scope: Instrumentation scope as (name, version, schema URL, attributes as pairs), or () for tensormeter's own.
+        bounds: Bucket bounds of a `histogram`, or (maximum number of buckets on a side, maximum scale) of an `exponential` one.
         record_min_max: Whether the points of a histogram have a minimum and a maximum.
     """
 
@@ -35,6 +35,7 @@ class Stream:
     record_min_max: bool = True
 
     def to_json(self) -> dict[str, Any]:
+        """Return the stream as a JSON object, without the fields that have their defaults."""
         return {"name": self.name} | {
             field.name: value
             for field in fields(self)
@@ -43,6 +44,7 @@ class Stream:
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> "Stream":
+        """Construct a stream from the JSON object of `to_json`."""
         return cls(**{key: _tuples(value) for key, value in entry.items()})
 
 
@@ -51,9 +53,9 @@ class Column:
     """One value of a row.
 
     Attributes:
-        stream: What it is a value of.
-        code: How it is stored.
-        words: How many words it takes.
+        stream: Stream that the value belongs to.
+        code: Code of the storage format (see `tensormeter.ring`).
+        words: Number of words.
     """
 
     stream: Stream
@@ -63,12 +65,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Layout:
-    """What the words of a row mean.
+    """The columns of a row.
 
     Attributes:
-        id: 1 to MAX_LAYOUT; the low 16 bits of the mark.
-        columns: In the order of their words.
-        stepped: Whether the step means anything; not in rows of instruments.
+        id: Number of the layout, from 1 to MAX_LAYOUT. The low 16 bits of the mark hold it.
+        columns: Columns in the order of their words.
+        stepped: Whether the row has a step. Rows of instruments have none.
     """
 
     id: int
@@ -77,23 +79,26 @@ class Layout:
 
     @classmethod
     def of_gauges(cls, id: int, names: Iterable[str], codes: str) -> "Layout":
-        """The layout of a row of plain gauges."""
+        """Construct the layout of a row of plain gauges."""
         return cls(id, tuple(Column(Stream(name), code) for name, code in zip(names, codes, strict=True)))
 
     @cached_property
     def names(self) -> tuple[str, ...]:
+        """Metric names of the columns."""
         return tuple(column.stream.name for column in self.columns)
 
     @cached_property
     def codes(self) -> str:
+        """Storage codes of the columns, one character each."""
         return "".join(column.code for column in self.columns)
 
     @cached_property
     def row_bytes(self) -> int:
+        """Size of a row in bytes."""
         return row_bytes(sum(column.words for column in self.columns))
 
     def to_json(self) -> dict[str, Any]:
-        """Compact, because the dictionary's space is bounded: a plain gauge is its name."""
+        """Return the layout as a compact JSON object, because the dictionary is small. A plain gauge is just its name."""
         streams = [column.stream.to_json() for column in self.columns]
         entry: dict[str, Any] = {
             "id": self.id,
@@ -106,6 +111,7 @@ class Layout:
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> "Layout":
+        """Construct a layout from the JSON object of `to_json`."""
         streams = [
             Stream(stream) if isinstance(stream, str) else Stream.from_json(stream) for stream in entry["streams"]
         ]
@@ -115,10 +121,10 @@ class Layout:
 
 
 def row_bytes(words: int) -> int:
-    """Bytes of a row whose values take so many words."""
+    """Size in bytes of a row with a number of words of values."""
     return 8 * (words + 4)
 
 
 def _tuples(value: Any) -> Any:
-    """JSON's lists as tuples, all the way down, so that what holds them can be a key."""
+    """Convert lists to tuples at every depth, so that a stream is hashable."""
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
