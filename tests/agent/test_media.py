@@ -165,7 +165,7 @@ def test_what_is_damaged_is_counted_and_stops_nothing(source, spool):
 
 def test_too_much_is_dropped_and_counted(new_source, spool, caplog):
     source = new_source()
-    source.recorder._outbox._most = 1000
+    source.recorder._outbox._max_bytes = 1000
     for _ in range(3):
         source.log({"note": Text("x" * 600)})
     assert source.ring.drops() == {"media_full": 2}

@@ -36,7 +36,6 @@ NOT_YET = {
     "src/tensormeter/record",
     "src/tensormeter/record/device",
     "src/tensormeter/record/histogram",
-    "src/tensormeter/record/media",
     "src/tensormeter/record/phases",
     "src/tensormeter/record/reduction",
     "src/tensormeter/record/rows",

@@ -1,4 +1,4 @@
-"""Images: from arrays, tensors, PIL, files or encoded bytes."""
+"""Images made of arrays, tensors, PIL images, files or encoded bytes."""
 
 import importlib.util
 from pathlib import Path
@@ -14,7 +14,7 @@ from tensormeter.ring.format import Drop
 
 __all__ = ["Image"]
 
-_BEGINNINGS: Final = {
+_SIGNATURES: Final = {
     b"\x89PNG\r\n\x1a\n": "image/png",
     b"\xff\xd8\xff": "image/jpeg",
     b"GIF8": "image/gif",
@@ -23,27 +23,27 @@ _BEGINNINGS: Final = {
 
 
 class Image(Media):
-    """A picture, from an array, a tensor on the CPU, a PIL image, a file, or the bytes of a PNG, JPEG, GIF or WebP.
+    """An image from an array, a tensor on the CPU, a PIL image, a file, or the bytes of a PNG, JPEG, GIF or WebP.
 
-    Arrays are of shape (height, width), (height, width, c), or as torch has it (c, height, width), with c of 1, 3 or 4; uint8, or
-    floats from 0 to 1. They become PNG, for which Pillow must be installed.
+    Arrays have the shape (height, width) or (height, width, c); tensors may also have torch's shape (c, height, width). c is 1, 3
+    or 4. Elements are uint8, bool, or floats from 0 to 1. The agent encodes arrays as PNG, for which Pillow must be installed.
 
-    At most 16 MiB in its encoded form, and 60 MiB of pixels. A larger one is not recorded: there is a warning, when it is logged or
-    as soon as it has been encoded, and it is counted.
+    The limits are 16 MiB for the encoded image and 60 MiB of pixels. A larger image is counted as a loss instead of recorded,
+    with a warning when it is logged or once it has been encoded.
 
     Attributes:
         body: JSON values that describe `data`.
-        data: Encoded, or rows of pixels.
+        data: Encoded bytes, or rows of pixels.
     """
 
     def __init__(self, data: Any, caption: str = "") -> None:
         """
         Args:
-            data: See above. It is copied now.
-            caption: For people. Cut after 65,536 characters.
+            data: Array, tensor, PIL image, path or encoded bytes, as described above. The constructor copies it.
+            caption: Text that is shown with the image. It is cut to 65,536 characters.
 
         Raises:
-            UsageError: It is no image.
+            UsageError: `data` is not an image.
         """
         self._caption = text_of(caption)
         if len(self._caption) > CAPTION_CHARACTERS:
@@ -57,7 +57,7 @@ class Image(Media):
             self._set(_encoded(bytes(data)), bytes(data))
             return
         if importlib.util.find_spec("PIL") is None:
-            raise UsageError("Image: arrays are turned into PNG by Pillow; install tensormeter[media]")
+            raise UsageError("Image: encoding an array as PNG needs Pillow; install tensormeter[media]")
         self._set(*_pixels(data))
 
     def _set(self, body: dict[str, Any], data: bytes) -> None:
@@ -66,13 +66,13 @@ class Image(Media):
 
     @property
     def encoded_size(self) -> int:
-        """Bytes of what is encoded already; 0 for pixels."""
+        """Size of the encoded image in bytes; 0 for pixels."""
         return len(self.data) if "content_type" in self.body else 0
 
     def pack(self) -> Parcel:
         for size, limit, what, advice in (
             (self.encoded_size, IMAGE_BYTES, "the image", "log a smaller one, or a JPEG"),
-            (len(self.data), PIXEL_BYTES, "the image, as pixels,", "log a smaller one, or give it as uint8 or encoded"),
+            (len(self.data), PIXEL_BYTES, "the image, as pixels,", "log a smaller one, or pass uint8 or encoded bytes"),
         ):
             if size > limit:
                 raise Refused(too_large(size, limit, what, advice), Drop.IMAGE_TOO_LARGE)
@@ -80,14 +80,15 @@ class Image(Media):
 
 
 def _encoded(data: bytes) -> dict[str, Any]:
-    for beginning, content_type in _BEGINNINGS.items():
-        if data.startswith(beginning):
+    """Detect the content type of encoded bytes."""
+    for signature, content_type in _SIGNATURES.items():
+        if data.startswith(signature):
             return {"content_type": content_type}
     raise UsageError("Image: expected the bytes of a PNG, JPEG, GIF or WebP")
 
 
 def _pixels(data: Any) -> tuple[dict[str, Any], bytes]:
-    """Shape and dtype, and the values row by row."""
+    """Return the shape and dtype of pixels, and their bytes row by row."""
     if hasattr(data, "convert") and hasattr(data, "tobytes"):  # PIL
         mode = data.mode if data.mode in ("L", "RGB", "RGBA") else "RGB"
         image = data.convert(mode)
@@ -96,7 +97,7 @@ def _pixels(data: Any) -> tuple[dict[str, Any], bytes]:
     if hasattr(data, "detach"):
         if data.device.type != "cpu":
             raise UsageError(
-                f"Image: the tensor is on {data.device}, and reading it would wait for it; log image.cpu()"
+                f"Image: the tensor is on {data.device}, and reading it would wait for the device; log image.cpu()"
             )
         data, channels_first = data.detach().numpy(), True
     if not hasattr(data, "__array_interface__"):

@@ -1,4 +1,4 @@
-"""Where media wait for the agent: files beside the ring, one for each piece."""
+"""Queue of media for the agent: one file next to the ring for each item."""
 
 import contextlib
 import itertools
@@ -18,47 +18,51 @@ _PRIVATE: Final = 0o700
 
 
 class Outbox:
-    """Writes files into the ring's media directory, which is in memory as the ring is.
+    """Writes files into the ring's media directory, which is in memory like the ring.
 
-    Any thread. A file appears under its number when it is whole, so a killed process leaves whole ones.
+    Any thread may call it. A file appears under its number once it is complete, so a killed process leaves complete files.
     """
 
-    def __init__(self, ring: RingFile, most_bytes: int) -> None:
+    def __init__(self, ring: RingFile, max_bytes: int) -> None:
         """
         Args:
-            ring: This process's.
-            most_bytes: That may wait at a time.
+            ring: Ring of this process.
+            max_bytes: Maximum total size in bytes of the files that wait for the agent.
         """
         self._folder = media_directory(ring.path)
-        self._most = most_bytes
+        self._max_bytes = max_bytes
         self._numbers = itertools.count(1)
         self._lock = threading.RLock()  # re-entered by a signal handler that logs
         self._newest: Path | None = None
-        self._latest: Path | None = None
+        self._replaceable: Path | None = None
 
     def replace(self, parcel: Parcel) -> bool:
-        """Write a piece in place of the last one that was written so, if that still waits. Otherwise like `put`."""
-        with self._lock:
-            if self._latest is not None:
-                self._latest.unlink(missing_ok=True)
-            before = self._newest
-            done = self.put(parcel, None, None)
-            self._latest = self._newest if self._newest != before else None
-            return done
-
-    def put(self, parcel: Parcel, key: str | None, step: int | None) -> bool:
-        """Write a piece. Blocks for as long as copying it into memory takes.
+        """Write a parcel, and delete the parcel of the previous `replace` if it still waits. Blocks and raises as `put` does.
 
         Returns:
-            False: too much waits already.
+            False if too many bytes wait already.
+        """
+        with self._lock:
+            if self._replaceable is not None:
+                self._replaceable.unlink(missing_ok=True)
+            before = self._newest
+            written = self.put(parcel, None, None)
+            self._replaceable = self._newest if self._newest != before else None
+            return written
+
+    def put(self, parcel: Parcel, key: str | None, step: int | None) -> bool:
+        """Write a parcel. Blocks for as long as copying it into memory takes.
+
+        Returns:
+            False if too many bytes wait already.
 
         Raises:
-            OSError: It cannot be written.
+            OSError: The file cannot be written.
         """
         line = to_line(parcel, key=key, step=step, time=time.time_ns())
         with self._lock:
             self._folder.mkdir(mode=_PRIVATE, exist_ok=True)
-            if self._waiting() + len(line) + len(parcel.data) > self._most:
+            if self._waiting() + len(line) + len(parcel.data) > self._max_bytes:
                 return False
             number = next(self._numbers)
             path = self._folder / f"{number:012}"
@@ -70,6 +74,6 @@ class Outbox:
         total = 0
         with os.scandir(self._folder) as entries:
             for entry in entries:
-                with contextlib.suppress(FileNotFoundError):  # the agent has taken it
+                with contextlib.suppress(FileNotFoundError):  # the agent has deleted it
                     total += entry.stat().st_size
         return total

@@ -1,7 +1,7 @@
-"""Tables, images and texts: what a script logs beside numbers.
+"""The common form of tables, images and texts, which scripts log in addition to numbers.
 
-They are not for the hot path: logging one copies it to a file beside the ring, from where the agent takes it.
-What takes longer, such as compressing an image, the agent does.
+They do not use the hot path. A log call copies the item to a file next to the ring, and the agent reads the file.
+The agent also does slower work, such as compressing an image.
 """
 
 from collections.abc import Mapping
@@ -13,13 +13,14 @@ __all__ = ["Media", "Parcel", "to_line"]
 
 
 class Parcel:
-    """What goes into the file: a description as JSON, and bytes.
+    """Content of one media file: a JSON body and binary data.
 
     Attributes:
-        event: Name of the log record that it becomes.
-        body: The record's body, as JSON in one line.
-        data: Of an image: encoded if the body has a `content_type`, else rows of pixels, of which it has `shape` and `dtype`.
-            Of a table: those of its images, one after the other; the body's `images` say the same of each, and its `size`.
+        event: Event name of the log record that the agent makes of the parcel.
+        body: Body of the record, as JSON in one line.
+        data: Bytes of an image or of a table's images. An image is encoded if its body has a `content_type`; otherwise the data
+            are rows of pixels, and the body has their `shape` and `dtype`. The images of a table follow one another; `images`
+            in the table's body has the same keys for each of them, and its `size`.
     """
 
     __slots__ = ("body", "data", "event")
@@ -31,18 +32,18 @@ class Parcel:
 
 
 class Media:
-    """Something that is logged and is no number. Made of values, not of references: it can be changed afterwards."""
+    """A loggable item that is not a number. It copies its values, so the caller may change the originals afterwards."""
 
     def pack(self) -> Parcel:
-        """A snapshot of it.
+        """Return a snapshot of the item.
 
         Raises:
-            Refused: It cannot be recorded; larger than its limit, for example.
+            Refused: The item cannot be recorded, for example because it is larger than its limit.
         """
         raise NotImplementedError
 
 
 def to_line(parcel: Parcel, **about: Any) -> bytes:
-    """The first line of the file."""
-    head = json_text({"event": parcel.event, **about}).removesuffix("}")
-    return f'{head},"body":{parcel.body}}}\n'.encode("utf-8", "surrogatepass")
+    """Return the first line of a media file: the parcel's event and body, and the entries of `about`."""
+    prefix = json_text({"event": parcel.event, **about}).removesuffix("}")
+    return f'{prefix},"body":{parcel.body}}}\n'.encode("utf-8", "surrogatepass")

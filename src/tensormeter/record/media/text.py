@@ -1,4 +1,4 @@
-"""Texts: plain or in Markdown."""
+"""Texts, plain or in Markdown."""
 
 from tensormeter.conventions.fitting import json_bytes, json_text
 from tensormeter.conventions.limits import TEXT_BYTES, too_large
@@ -17,8 +17,9 @@ class Text(Media):
     def __init__(self, text: str, *, markdown: bool = False) -> None:
         """
         Args:
-            text: Up to 4 MiB as JSON. A longer one is not recorded when it is logged: there is a warning, and it is counted.
-            markdown: Whether it is Markdown.
+            text: Text of up to 4 MiB as JSON. A longer one is counted as a loss instead of recorded, with a warning when it is
+                logged.
+            markdown: Whether the text is Markdown.
         """
         self._text = text_of(text)
         self._type = "text/markdown" if markdown else "text/plain"
@@ -30,6 +31,5 @@ class Text(Media):
             text = json_text(body)
             size = json_bytes(body, text)
         if size > TEXT_BYTES:
-            words = too_large(size, TEXT_BYTES, "the text", "log it in parts")
-            raise Refused(words, Drop.TEXT_TOO_LARGE)
+            raise Refused(too_large(size, TEXT_BYTES, "the text", "log it in parts"), Drop.TEXT_TOO_LARGE)
         return Parcel(TEXT_EVENT, text)
