@@ -68,4 +68,4 @@ def test_a_name_that_is_too_long_when_written_out_is_refused(recording, warnings
     recording.log({"\udce9" * 200: 1.0})
     assert recording.values() == []
     (warning,) = warnings_logged()
-    assert "the name has 1200 characters; at most 1024 are possible" in warning
+    assert "the name has 1200 characters; use at most 1024" in warning

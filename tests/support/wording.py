@@ -40,7 +40,6 @@ NOT_YET = {
     "src/tensormeter/record/reduction",
     "src/tensormeter/record/rows",
     "src/tensormeter/record/runtime",
-    "src/tensormeter/record/values",
     "src/tensormeter/redaction",
     "src/tensormeter/resource",
     "src/tensormeter/sensors",

@@ -1,1 +1,1 @@
-"""Classifying the values that users log."""
+"""Classification of logged values."""

@@ -1,6 +1,6 @@
-"""What may be logged, and what each kind of value becomes.
+"""Classifies logged values: host numbers, device values, later values, and refusals.
 
-Nothing here ever synchronizes with a device: a tensor's type and place are looked at before its value.
+Nothing here synchronizes with a device: the type and device of a tensor are checked before its value is read.
 """
 
 import numbers
@@ -35,9 +35,7 @@ EXACT_INT: Final = 1 << 53
 """Integers up to this magnitude are exact as float64."""
 
 LONGEST_NAME: Final = 1024
-"""Characters of a metric's name, at most; the server takes no longer ones."""
-
-"""Taken: the pipeline sends each row's step under this name."""
+"""Maximum number of characters of a metric's name. The server rejects longer names."""
 
 _INT64: Final = 1 << 63
 
@@ -45,10 +43,10 @@ _PROTOCOL: Final = "__tensormeter_snapshot__"
 
 
 def check_name(key: object) -> None:
-    """See whether a value can be logged under a name.
+    """Check whether a key can be the name of a metric.
 
     Raises:
-        Refused: It cannot.
+        Refused: The key cannot be a name.
     """
     if type(key) is not str:
         raise Refused(f"the key is a {type(key).__name__}; use a str")
@@ -57,17 +55,17 @@ def check_name(key: object) -> None:
     if key == STEP_METRIC:
         raise Refused("the name is that of the row's step; use the argument `step`")
     if (length := len(key if key.isascii() else as_unicode(key))) > LONGEST_NAME:
-        raise Refused(f"the name has {length} characters; at most {LONGEST_NAME} are possible")
+        raise Refused(f"the name has {length} characters; use at most {LONGEST_NAME}")
 
 
 def classify(value: Any) -> float | int | DeviceValue | Deferred:
-    """Turn a logged value into a float, an int of 64 bits, a device value or one that comes later. Never blocks.
+    """Convert a logged value to a float, an int of 64 bits, a device value or a deferred value. Never blocks.
 
-    Integers whose magnitude exceeds 2**63 become the nearest float64. Booleans become 0.0 or 1.0.
-    Objects of other types are asked for `__tensormeter_snapshot__()`: see `_snapshot`.
+    Integers with a magnitude above 2**63 become the nearest float64. Booleans become 0.0 or 1.0.
+    Objects of other types may have a method `__tensormeter_snapshot__`: see `_snapshot`.
 
     Raises:
-        Refused: Anything else.
+        Refused: The value has another type, or is not a single real number.
     """
     kind = type(value)
     if kind is float:
@@ -93,30 +91,30 @@ def classify(value: Any) -> float | int | DeviceValue | Deferred:
     if isinstance(value, (numbers.Real, Decimal)):  # float subclasses, Fraction, ...
         return _real(value)
     if isinstance(value, Mapping):
-        raise Refused(f"cannot record a {_name(value)}; log each of its values under a name of its own")
+        raise Refused(f"cannot record a {_name(value)}; log each of its values under a separate name")
     raise Refused(
         f"cannot record a {_name(value)}; log a number, a tensor with one element, or a tensormeter.Histogram"
     )
 
 
 def classify_step(step: Any) -> int:
-    """Turn a step into an int of 64 bits. Never blocks.
+    """Convert a step to an int of 64 bits. Never blocks.
 
     Raises:
-        Refused: It is no whole number, or one that is not known yet.
+        Refused: The step is not a whole number of 64 bits, or is still being computed.
     """
     if type(step) is not int:
         try:
             number = classify(step)
         except Refused:
-            raise Refused(f"a {_name(step)} is no whole number") from None
+            raise Refused(f"a {_name(step)} is not a whole number; pass an int") from None
         if isinstance(number, (DeviceValue, Deferred)):
-            raise Refused("it is still being computed by a device; keep the step as an int")
+            raise Refused("a device is still computing it; keep the step as an int")
         if number != number // 1:
-            raise Refused(f"{number!r} is no whole number")
+            raise Refused(f"{number!r} is not a whole number; pass an int")
         step = int(number)
     if not -_INT64 <= step < _INT64:
-        raise Refused("the step does not fit 64 bits")
+        raise Refused("the step does not fit into 64 bits; pass a smaller int")
     return int(step)
 
 
@@ -133,11 +131,11 @@ def _real(value: Any) -> float | int:
     try:
         return float(value)
     except (OverflowError, ValueError, TypeError) as error:
-        raise Refused(f"a {_name(value)} that does not convert to a float ({error})") from None
+        raise Refused(f"a {_name(value)} that cannot be converted to a float ({error})") from None
 
 
 def _array(value: Any) -> float | int:
-    """NumPy scalars, and arrays with one element."""
+    """Convert a NumPy scalar, or an array with one element."""
     if value.size != 1:
         raise Refused(f"an array of shape {value.shape}; log one element, its mean, or a tensormeter.Histogram of it")
     if value.dtype.kind not in "fiub":
@@ -149,25 +147,25 @@ def _array(value: Any) -> float | int:
 
 
 def _snapshot(value: Any) -> float | int | DeviceValue | Deferred:
-    """What an object says about itself.
+    """Convert the snapshot of an object.
 
-    Its method `__tensormeter_snapshot__()` takes no argument and returns, without waiting, either
+    The object's method `__tensormeter_snapshot__()` takes no argument and returns one of these, without waiting:
 
-    - a number, or an array or tensor with one element, which is then recorded like one that is logged; or
-    - a callable without arguments, which log calls and `finish` call, on their threads, until it returns the number.
-      It returns None as long as there is none, never waits, and raises if there will never be one.
+    - a number, or an array or tensor with one element, which is recorded as if it had been logged;
+    - a callable without arguments. Log calls and `finish` call it on their threads until it returns the number.
+      It returns None until the number is available. It never waits, and raises if there will be no number.
     """
-    answer = value.__tensormeter_snapshot__()
-    if hasattr(type(answer), _PROTOCOL):
+    snapshot = value.__tensormeter_snapshot__()
+    if hasattr(type(snapshot), _PROTOCOL):
         raise Refused(f"the snapshot of a {_name(value)} is an object of the same kind; return a number or a callable")
-    if callable(answer) and not isinstance(answer, numbers.Number):
-        poll: Callable[[], float | None] = answer
+    if callable(snapshot) and not isinstance(snapshot, numbers.Number):
+        poll: Callable[[], float | None] = snapshot
         return Deferred(poll)
-    return classify(answer)
+    return classify(snapshot)
 
 
 def _tensor(value: "torch.Tensor") -> float | int | DeviceValue | Deferred:
-    """Tensors by value if they are on the CPU, else to be copied in stream order."""
+    """Read a tensor on the CPU. A tensor on a device becomes a device value, which is copied in stream order."""
     import torch
 
     if type(value) not in (torch.Tensor, torch.nn.Parameter):
@@ -184,10 +182,10 @@ def _tensor(value: "torch.Tensor") -> float | int | DeviceValue | Deferred:
 
 
 def check_plain(value: "torch.Tensor") -> None:
-    """Look at whether a tensor is one whose elements are real numbers that are where it says.
+    """Check that a tensor is plain and dense, and that its elements are real numbers.
 
     Raises:
-        Refused: It is not.
+        Refused: The tensor is not plain, or has no real elements.
     """
     import torch
 
@@ -204,7 +202,7 @@ def check_plain(value: "torch.Tensor") -> None:
 
 
 def _tensor_of_other_type(value: "torch.Tensor") -> float | int | DeviceValue | Deferred:
-    """Subclasses: what they say of themselves, and DTensors of which every rank has the value."""
+    """Convert a tensor of a subclass: a DTensor that is replicated on every rank, or an object with a snapshot."""
     distributed = sys.modules.get("torch.distributed.tensor")
     if distributed is not None and isinstance(value, distributed.DTensor):
         import torch
@@ -225,7 +223,7 @@ def _tensor_of_other_type(value: "torch.Tensor") -> float | int | DeviceValue | 
 
 @cache
 def _numeric_dtypes() -> "frozenset[torch.dtype]":
-    """Dtypes whose elements are real numbers: no quantized ones, bits, or packed pairs."""
+    """Dtypes whose elements are real numbers; not quantized numbers, bits or packed pairs."""
     import torch
 
     names = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz",
@@ -235,12 +233,13 @@ def _numeric_dtypes() -> "frozenset[torch.dtype]":
 
 
 def kind_of(value: float) -> str:
-    """The writer's kind of a classified host value: see `Lane.make_writer`."""
+    """Return the kind of a classified host value for `Lane.make_writer`."""
     if type(value) is float:
         return "d"
     return "i" if -EXACT_INT <= value <= EXACT_INT else "q"
 
 
 def _name(value: Any) -> str:
+    """Qualified name of a value's type."""
     kind = type(value)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

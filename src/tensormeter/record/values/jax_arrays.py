@@ -1,6 +1,6 @@
-"""JAX arrays: immutable, so a reference is a snapshot; ready later, so they are looked at later.
+"""JAX arrays. They are immutable, so a reference is a snapshot; later log calls poll them, because JAX computes asynchronously.
 
-JAX itself is never imported: whoever logs one of its arrays has done so.
+This module never imports JAX. A program that logs a JAX array has imported it already.
 """
 
 from types import ModuleType
@@ -12,14 +12,14 @@ __all__ = ["classify_jax"]
 
 
 def classify_jax(value: Any, jax: ModuleType) -> float | int | Deferred:
-    """What becomes of a `jax.Array`. Never blocks: an array that is not computed yet is polled by later log calls.
+    """Convert a `jax.Array` to a deferred value. Never blocks: later log calls poll the array until it has been computed.
 
     Args:
-        value: The array.
-        jax: The module.
+        value: Array with one element.
+        jax: The module `jax`.
 
     Raises:
-        Refused: A tracer; more than one element, or elements on other hosts; no real number; a donated array.
+        Refused: The array is a tracer, has been donated, has more than one element or elements on other hosts, or is not real.
     """
     if isinstance(value, jax.core.Tracer):
         raise Refused("a JAX tracer has no value yet; inside jit, log through jax.debug.callback")
@@ -32,8 +32,8 @@ def classify_jax(value: Any, jax: ModuleType) -> float | int | Deferred:
     if not value.is_fully_addressable:
         raise Refused("a JAX array that is partly on other hosts; log one that is replicated or local")
     value.copy_to_host_async()
-    # Ready says that it has been computed; the copy to the host that was begun above is a few microseconds behind.
-    # So a value is taken when it was ready at the poll before.
+    # A ready array has been computed, but the copy to the host that began above ends a few microseconds later.
+    # So the poll after the first that finds the array ready reads the value.
     was_ready = False
 
     def poll() -> float | None:

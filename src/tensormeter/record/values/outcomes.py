@@ -1,4 +1,4 @@
-"""What a logged value can turn out to be, other than a number."""
+"""Outcomes of classifying a logged value, other than a number."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -12,10 +12,10 @@ __all__ = ["Deferred", "DeviceValue", "Refused"]
 
 
 class Refused(Exception):  # noqa: N818 - an outcome of `classify`, not an error that leaves this package
-    """The value cannot be recorded; the message says why and what to do.
+    """The value cannot be recorded. The message gives the reason and the remedy.
 
     Attributes:
-        reason: What it counts as.
+        reason: Reason under which the loss is counted.
     """
 
     def __init__(self, message: str, reason: Drop = Drop.UNSUPPORTED_VALUE) -> None:
@@ -24,7 +24,11 @@ class Refused(Exception):  # noqa: N818 - an outcome of `classify`, not an error
 
 
 class DeviceValue:
-    """A one-element tensor whose value is still being computed by its device."""
+    """A one-element tensor whose device may still be computing the value.
+
+    Attributes:
+        tensor: The tensor.
+    """
 
     __slots__ = ("tensor",)
 
@@ -33,10 +37,11 @@ class DeviceValue:
 
 
 class Deferred:
-    """A value that somebody will know later.
+    """A value that becomes available later.
 
     Attributes:
-        poll: Returns the value, or None as long as it is not there. Never blocks. Raises if it will never be there.
+        poll: Function that returns the value, or None until it is available. It never blocks, and raises if there will be no
+            value.
     """
 
     __slots__ = ("poll",)
