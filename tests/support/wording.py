@@ -37,7 +37,6 @@ NOT_YET = {
     "src/tensormeter/record/device",
     "src/tensormeter/record/histogram",
     "src/tensormeter/record/phases",
-    "src/tensormeter/record/reduction",
     "src/tensormeter/record/rows",
     "src/tensormeter/record/runtime",
     "src/tensormeter/redaction",

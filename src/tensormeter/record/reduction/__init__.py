@@ -1,1 +1,1 @@
-"""Reducing many values to one row: `every=` and `define_metric`."""
+"""Reduction of many values to one: `every=` and `define_metric`."""

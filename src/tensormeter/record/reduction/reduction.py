@@ -1,6 +1,6 @@
-"""Reductions over steps: many logged values become one, on the device if that is where they are, without waiting for it.
+"""Reduces logged values over steps. Device values are reduced on their device, without waiting for it.
 
-A value that is not a number makes a mean, sum, minimum or maximum NaN: it should be seen.
+A NaN makes the mean, sum, minimum or maximum NaN, so that it stays visible.
 """
 
 import math
@@ -25,10 +25,14 @@ Devices = dict[str, DeviceValue]
 
 @dataclass(frozen=True)
 class Rule:
-    """Make one value of `every` logged ones by `reduce`.
+    """A rule that reduces a number of logged values to one.
+
+    Attributes:
+        every: Number of values, at least 1.
+        reduce: Reduction: "mean", "min", "max", "sum" or "last".
 
     Raises:
-        UsageError: `every` is not a positive integer, or `reduce` is none of the reductions.
+        UsageError: `every` is not a positive integer, or `reduce` is not a reduction.
     """
 
     every: int
@@ -42,9 +46,9 @@ class Rule:
 
 
 class Reductions:
-    """The values that one thread has logged and that have not become one yet. Not thread-safe.
+    """Incomplete reductions of the values that one thread has logged. Not thread-safe.
 
-    Host values and device values of one name are reduced apart.
+    Host values and device values of the same name are reduced separately.
     """
 
     def __init__(self) -> None:
@@ -52,10 +56,10 @@ class Reductions:
         self._device: dict[tuple[str, Rule], _DeviceValues] = {}
 
     def add(self, rules: Mapping[str, Rule], numbers: Numbers, devices: Devices, step: int) -> tuple[Numbers, Devices]:
-        """Take in a row's values.
+        """Add the values of a row.
 
         Returns:
-            Those values that are complete with it. The device's are new tensors, or ones that nothing writes to any more.
+            Values of the reductions that are complete now. Tensors among them are not written to afterwards.
         """
         ready: Numbers = {}
         for name, number in numbers.items():
@@ -67,7 +71,11 @@ class Reductions:
         return ready, self._add_on_device(rules, devices, step) if devices else {}
 
     def flush(self) -> list[tuple[int, Numbers, Devices]]:
-        """What there is of values that never became complete: (step of the last, values) by name; forgets them."""
+        """Remove the incomplete reductions.
+
+        Returns:
+            Rows of the results so far, each with the step of the last value: (step, host values, device values).
+        """
         rows: list[tuple[int, Numbers, Devices]] = []
         for (name, rule), values in self._host.items():
             rows.append((values.step, {name: values.result(rule.reduce)}, {}))
@@ -85,29 +93,29 @@ class Reductions:
         groups: dict[tuple[torch.device, Rule], list[str]] = {}
         for name, value in devices.items():
             groups.setdefault((value.tensor.device, rules[name]), []).append(name)
-        # What is made inside inference mode could not be added to outside of it.
+        # Tensors made in inference mode could not be changed outside of it.
         with torch.inference_mode(mode=False), NoGradients():
             for (device, rule), names in groups.items():
                 names.sort(key=lambda name: dtype_order(devices[name].tensor))
                 tensors = _gather([devices[name].tensor for name in names], device)
-                ready.update(self._fold(names, tensors, rule, step))
+                ready.update(self._reduce(names, tensors, rule, step))
         return ready
 
-    def _fold(self, names: Sequence[str], tensors: Sequence["torch.Tensor"], rule: Rule, step: int) -> Devices:
+    def _reduce(self, names: Sequence[str], tensors: Sequence["torch.Tensor"], rule: Rule, step: int) -> Devices:
         import torch
 
-        begun = [(self._device[name, rule], tensor)
-                 for name, tensor in zip(names, tensors, strict=True) if (name, rule) in self._device]  # fmt: skip
-        if begun and rule.reduce != "last":
-            into = [values.join_stream() for values, _ in begun]
-            added = [tensor for _, tensor in begun]
+        existing = [(self._device[name, rule], tensor)
+                    for name, tensor in zip(names, tensors, strict=True) if (name, rule) in self._device]  # fmt: skip
+        if existing and rule.reduce != "last":
+            totals = [values.join_stream() for values, _ in existing]
+            addends = [tensor for _, tensor in existing]
             match rule.reduce:
                 case "min":
-                    torch._foreach_minimum_(into, added)
+                    torch._foreach_minimum_(totals, addends)
                 case "max":
-                    torch._foreach_maximum_(into, added)
+                    torch._foreach_maximum_(totals, addends)
                 case _:
-                    torch._foreach_add_(into, added)
+                    torch._foreach_add_(totals, addends)
         for name, tensor in zip(names, tensors, strict=True):
             values = self._device.get((name, rule))
             if values is None:
@@ -147,7 +155,7 @@ class _HostValues:
 
 
 class _DeviceValues:
-    """A tensor of shape (), float64 where the device has it, and the stream whose order it is in."""
+    """The reduction of device values: a tensor of shape () and the accumulator's dtype, and the stream that computes it."""
 
     __slots__ = ("count", "step", "stream", "tensor")
 
@@ -161,7 +169,7 @@ class _DeviceValues:
         self.stream = _current_stream(tensor)
 
     def join_stream(self) -> "torch.Tensor":
-        """The tensor, for use on the current stream, which waits for the one before on the device, not here."""
+        """Return the tensor for use on the current stream. That stream waits for the previous one; the host does not."""
         current = _current_stream(self.tensor)
         if current is not None and current != self.stream:
             current.wait_stream(self.stream)  # type: ignore[arg-type]
@@ -171,7 +179,7 @@ class _DeviceValues:
 
 
 def _gather(tensors: Sequence["torch.Tensor"], device: "torch.device") -> list["torch.Tensor"]:
-    """Snapshots as floats of shape (): see `gather`. The tensors are sorted by dtype."""
+    """Copy tensors, sorted by dtype, to float tensors of shape () (see `gather`)."""
     import torch
 
     gathered = torch.empty(len(tensors), dtype=accumulator_dtype(device), device=device)

@@ -1,4 +1,4 @@
-"""Which metrics are reduced over steps, and how."""
+"""Rules for metrics that are reduced over steps."""
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -10,44 +10,49 @@ __all__ = ["Rules"]
 
 
 class Rules:
-    """Rules by patterns of names. Any thread."""
+    """Rules by patterns of metric names. Any thread may use it."""
 
     def __init__(self) -> None:
         self._patterns: list[tuple[str, Rule]] = []
-        self._found: dict[str, Rule | None] = {}
+        self._rules: dict[str, Rule | None] = {}
 
     def __bool__(self) -> bool:
-        """Whether there are any."""
+        """Whether there are rules."""
         return bool(self._patterns)
 
     def define(self, pattern: str, rule: Rule, logged: Iterable[str]) -> None:
-        """Add a rule, which comes before those that are there.
+        """Add a rule, which takes precedence over earlier rules.
 
         Args:
-            pattern: As in `fnmatch`.
-            rule: For metrics whose names match.
-            logged: Names that it is too late for.
+            pattern: Pattern of metric names, as in `fnmatch`.
+            rule: Rule for the metrics whose names match.
+            logged: Names of metrics that have been logged already.
 
         Raises:
-            UsageError: One of those matches.
+            UsageError: The pattern matches one of those names.
         """
         for name in logged:
             if fnmatchcase(name, pattern):
                 raise UsageError(f"define_metric({pattern!r}): {name!r} has been logged already; define it before")
         self._patterns.insert(0, (pattern, rule))
-        self._found.clear()
+        self._rules.clear()
 
     def of(self, names: Iterable[str], rule: Rule | None) -> Mapping[str, Rule]:
-        """The rules for those of a row's metrics that have one; `rule`, if a call has its own, is for all of them."""
+        """Return the rules of a row's metrics. Metrics without a rule are left out.
+
+        Args:
+            names: Names of the metrics.
+            rule: Rule of the log call, which applies to all of the metrics; None to look up each metric's rule.
+        """
         if rule is not None:
             return dict.fromkeys(names, rule)
-        found = {}
+        rules = {}
         for name in names:
             try:
-                defined = self._found[name]
+                defined = self._rules[name]
             except KeyError:
                 defined = next((r for pattern, r in self._patterns if fnmatchcase(name, pattern)), None)
-                self._found[name] = defined
+                self._rules[name] = defined
             if defined is not None:
-                found[name] = defined
-        return found
+                rules[name] = defined
+        return rules
