@@ -38,7 +38,6 @@ NOT_YET = {
     "src/tensormeter/record/histogram",
     "src/tensormeter/record/phases",
     "src/tensormeter/record/rows",
-    "src/tensormeter/record/runtime",
     "src/tensormeter/redaction",
     "src/tensormeter/resource",
     "src/tensormeter/sensors",

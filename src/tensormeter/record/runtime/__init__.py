@@ -1,1 +1,1 @@
-"""Metrics of the training process: garbage collection, memory of torch."""
+"""Metrics of the training process: garbage collection and torch's memory."""

@@ -1,4 +1,4 @@
-"""Python's garbage collector. `cpython.gc.*`, as in OpenTelemetry's semantic conventions."""
+"""Metrics of Python's garbage collector: `cpython.gc.*` of OpenTelemetry's semantic conventions."""
 
 import gc
 from collections.abc import Iterator, Mapping
@@ -13,11 +13,11 @@ GARBAGE: Final[Mapping[str, tuple[str, str, str]]] = {
     "cpython.gc.collected_objects": ("collected", "{object}", "Objects that were collected."),
     "cpython.gc.uncollectable_objects": ("uncollectable", "{object}", "Objects that could not be collected."),
 }
-"""Metrics: where the value is in `gc.get_stats`, unit, description."""
+"""Metrics by name: key of the value in `gc.get_stats`, unit, description."""
 
 
 def garbage() -> Iterator[tuple[Stream, int]]:
-    """The collector's totals for each generation. Costs a few microseconds. Any thread."""
+    """Read the collector's totals for each generation. It takes a few microseconds. Any thread may call it."""
     for generation, statistics in enumerate(gc.get_stats()):
         attributes = (("cpython.gc.generation", generation),)
         for name, (key, unit, description) in GARBAGE.items():

@@ -1,4 +1,4 @@
-"""What only the training process knows of itself: torch's allocator and Python's garbage collector, now and then."""
+"""Periodic samples that only the training process can take: torch's allocator and Python's garbage collector."""
 
 import time
 from itertools import chain
@@ -17,13 +17,13 @@ logger: Final = get_logger()
 
 
 class RuntimeMetrics:
-    """Records them as rows without a step. Used by whichever thread logs; two at once record twice, and that is all."""
+    """Records samples as rows without a step. Any thread that logs may call it; two threads at once may record two samples."""
 
     def __init__(self, recorder: Recorder, interval: float) -> None:
         """
         Args:
-            recorder: This process's.
-            interval: Seconds between two samples, at least; 0 for none.
+            recorder: Recorder of this process.
+            interval: Minimum number of seconds between two samples; 0 for no samples.
         """
         self._recorder = recorder
         self._interval = interval
@@ -31,20 +31,22 @@ class RuntimeMetrics:
         self._writers: dict[Stream, StreamWriter] = {}
 
     def beat(self) -> None:
-        """Record a sample if it is time for one. Costs 50 ns if not, and some 100 microseconds if it is. Never raises."""
+        """Record a sample if one is due. It takes about 100 microseconds then, and 50 ns otherwise. Never raises."""
         if self._interval and time.monotonic() >= self._next:
             self.sample()
 
     def sample(self) -> None:
-        """Record a sample now, unless there are to be none."""
+        """Record a sample now, unless the interval is 0."""
         if not self._interval:
             return
-        self._next = time.monotonic() + self._interval  # before a row is written: that may ask for another beat
+        self._next = time.monotonic() + self._interval  # before a row is written, which may call `beat` again
         try:
             for stream, value in chain(torch_memory(), garbage()):
                 if stream not in self._writers:
                     self._writers[stream] = StreamWriter(stream, lambda: self._recorder)
                 self._writers[stream].record(value)
-        except Exception as error:  # of a torch that does not have what this one has
+        except Exception as error:  # another version of torch may lack these statistics
             self._interval = 0.0
-            logger.warning("torch's memory and Python's garbage are no longer sampled (%s)", error)
+            logger.warning(
+                "metrics of torch's memory and Python's garbage collector have stopped: cannot read (%s)", error
+            )

@@ -1,4 +1,4 @@
-"""What only the training process knows of GPU memory: torch's allocator."""
+"""Metrics of torch's allocator, which only the training process can read."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -52,14 +52,14 @@ TORCH_MEMORY: Final[Mapping[str, tuple[tuple[str, ...], str, str, str]]] = {
         "Allocations that failed.",
     ),
 }
-"""Metrics: where the value is in torch's statistics, kind, unit, description."""
+"""Metrics by name: path of the value in torch's statistics, kind, unit, description."""
 
 
 def torch_memory() -> Iterator[tuple[Stream, int]]:
-    """The allocator's figures for each GPU that this process uses.
+    """Read the allocator's statistics for each GPU that this process uses.
 
-    They lie in the allocator's own memory: nothing here waits for the GPU, launches anything, imports torch or initializes CUDA.
-    It costs about 30 microseconds a GPU, so it belongs on a slow beat, not into every log call. Any thread.
+    The allocator keeps them in host memory: reading does not wait for the GPU, launch anything, import torch or initialize CUDA.
+    It takes about 30 microseconds for each GPU, so call it every few seconds, not in every log call. Any thread may call it.
     """
     torch: Any = sys.modules.get("torch")
     cuda = getattr(torch, "cuda", None)  # None while torch is still being imported
@@ -68,7 +68,7 @@ def torch_memory() -> Iterator[tuple[Stream, int]]:
     for device in range(cuda.device_count()):
         statistics = cuda.memory_stats_as_nested_dict(device)
         if not _value(statistics, ("reserved_bytes", "all", "peak")):
-            continue  # not used by this process
+            continue  # this process does not use the GPU
         attributes = (("tensormeter.torch.device", f"cuda:{device}"),)
         for name, (path, kind, unit, description) in TORCH_MEMORY.items():
             value = _value(statistics, path)
@@ -77,7 +77,7 @@ def torch_memory() -> Iterator[tuple[Stream, int]]:
 
 
 def _value(statistics: Any, path: tuple[str, ...]) -> int | None:
-    """None: this version of torch, or this allocator, does not have it."""
+    """Look up a value. None if this version of torch, or this allocator, does not have it."""
     for key in path:
         statistics = statistics.get(key) if isinstance(statistics, Mapping) else None
     return statistics if isinstance(statistics, int) else None
