@@ -201,7 +201,7 @@ def test_nothing_stops_the_training(watching, monkeypatch):
     monkeypatch.setattr(watch, "_follows", fail)
     train(model, [SGD(model.parameters(), 0.01)], 3)
     (message,) = watching.warnings()
-    assert message == "watch(Net) does not record: RuntimeError: of the recorder"
+    assert message == "watch(Net) could not record a row: RuntimeError: of the recorder"
 
 
 def test_a_watch_that_never_sees_a_step_says_so(watching):

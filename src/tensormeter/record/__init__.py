@@ -1,1 +1,1 @@
-"""The recorder: everything that happens inside a log call, in the training process."""
+"""The recorder: the code that a log call runs in the training process."""

@@ -1,9 +1,9 @@
-"""Recording from inside compiled functions and CUDA graphs.
+"""Records rows from inside compiled functions and CUDA graphs.
 
-There, no Python runs: what is recorded must be written by the graph itself. So the device has a small ring of its own, and a
-count of the rows written to it, which is its cursor as well. A write is plain tensor operations on the two, which
-`torch.compile` puts into its graph, and which a captured CUDA graph repeats with each replay. Now and then a log call outside
-of the graph copies ring and count to the host, in stream order and without waiting, and records what is new in it.
+No Python runs there, so the graph itself must write the rows. The device therefore holds a small ring of rows, and the count of
+rows written to it, which is also the ring's cursor. A write consists of plain tensor operations on the two. `torch.compile` puts
+them into its graph, and a captured CUDA graph repeats them with each replay. Every quarter of a second, a log call outside of
+the graph copies ring and count to the host, in stream order and without waiting, and records the new rows.
 """
 
 import mmap
@@ -28,20 +28,21 @@ if TYPE_CHECKING:
 __all__ = ["DeferredLog"]
 
 _INTERVAL: Final = 0.25
-"""Seconds between the copies that log calls begin."""
+"""Minimum number of seconds between two copies that log calls begin."""
 
 _TIMEOUT: Final = 5.0
-"""Seconds that the end of the run waits for the last copy."""
+"""Maximum number of seconds that the end of the run waits for the last copy."""
 
-_NOT_COME: Final = -1
+_NOT_COPIED: Final = -1
+"""Count in host memory until the copy of the device's count has arrived."""
 
 
 class DeferredLog:
-    """Rows of fixed metrics, written inside compiled functions and CUDA graphs. Made by `tensormeter.deferred_log`.
+    """Records rows of fixed metrics inside compiled functions and CUDA graphs. `tensormeter.deferred_log` makes it.
 
-    `write` belongs into the graph, everything else outside of it. All of it is for the thread that made the object, and the
-    copies run on that thread's current stream, so the writes must come before them in its order, as for any other use of
-    what a graph has computed.
+    Call `write` inside the graph, and the other methods outside of it. Only the thread that made the object may use it.
+    The copies run on that thread's current stream. The writes must precede them in the stream's order, as for any other use of a
+    graph's results.
     """
 
     def __init__(
@@ -55,11 +56,14 @@ class DeferredLog:
     ) -> None:
         """
         Args:
-            recorder: None to record nothing.
-            names: See `tensormeter.deferred_log`, as for the rest.
-            capacity: Rows.
-            device: Where the values are.
+            recorder: Recorder of this process, or None to record nothing.
+            names: Different names of metrics.
+            capacity: Number of rows in the device's ring, at least 1.
+            device: Device of the values; CUDA if None and available, else the CPU.
             first_step: Step of the first row.
+
+        Raises:
+            UsageError: Names or capacity have a wrong type or value.
         """
         import torch
         import torch._dynamo
@@ -67,7 +71,7 @@ class DeferredLog:
         if isinstance(names, str) or not names or len(set(names)) != len(names):
             raise UsageError(f"deferred_log: expected different names of metrics, got {names!r}")
         if type(capacity) is not int or capacity < 1:
-            raise UsageError(f"deferred_log: expected a capacity of at least 1 row, got {capacity!r}")
+            raise UsageError(f"deferred_log: capacity: expected at least 1 row, got {capacity!r}")
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self._names = tuple(names)
@@ -87,18 +91,18 @@ class DeferredLog:
             torch._dynamo.mark_static_address(tensor)
         self._copies = _copies(self._rows, self._count)
         if recorder is not None:
-            recorder.attend(self._collect_in_passing, at_close=self._finish)
+            recorder.attend(self._collect_if_due, at_close=self._finish)
 
     def write(self, values: "Mapping[str, torch.Tensor]") -> None:
-        """Record one row. May be called inside a compiled function, and while a CUDA graph is captured.
+        """Record one row. A compiled function, or code that is captured in a CUDA graph, may call it.
 
-        Nothing is read on the host, and nothing waits. A graph that is captured repeats the write with each replay.
+        The write reads nothing on the host and does not wait. A captured graph repeats it with each replay.
 
         Args:
-            values: For each of the names a tensor with one element, on the device.
+            values: One-element tensors on the device, by name. Each name of the constructor has one.
 
         Raises:
-            UsageError: Other names, or values that are no tensors.
+            UsageError: The names differ from the constructor's, or a value is not a tensor.
         """
         import torch
 
@@ -114,67 +118,72 @@ class DeferredLog:
         self._count.add_(1)
 
     def flush(self) -> None:
-        """Begin to fetch what has been written so far, and record what has come. Never waits.
+        """Begin to copy the rows written so far, and record rows that have been copied. Never waits.
 
-        Log calls do so by themselves, four times a second, and the end of the run does it a last time.
-        Does nothing while a CUDA graph is captured.
+        Log calls do the same four times a second, and the end of the run does it one last time.
+        Nothing happens while a CUDA graph is captured.
         """
         self._collect(at_once=True)
 
-    def _collect_in_passing(self) -> None:
+    def _collect_if_due(self) -> None:
         self._collect(at_once=False)
 
     def _collect(self, *, at_once: bool) -> None:
         if self._recorder is None or threading.get_ident() != self._owner:
             return
-        if not self._collecting.acquire(blocking=False):  # a log call of ours, below, or of a signal handler
+        if not self._collecting.acquire(blocking=False):  # re-entered by `recorder.log` below, or by a signal handler
             return
         try:
             if self._capturing():
                 return
-            self._record_what_has_come()
+            self._record_copied_rows()
             if self._copying is None and (at_once or time.monotonic() >= self._next_copy):
                 self._next_copy = time.monotonic() + _INTERVAL
                 self._copying = self._copies.begin()
-                self._record_what_has_come()
-        except Exception as error:  # of a device: the program will meet it again in its own calls
+                self._record_copied_rows()
+        except Exception as error:  # a device error, which the program's own calls will raise again
             self._copying = None
-            self._recorder.count_lost(Drop.DEVICE_UNFINISHED, 1, "deferred_log: rows cannot be fetched: %s", error)
+            self._recorder.count_lost(
+                Drop.DEVICE_UNFINISHED, 1, "deferred_log: cannot copy rows from the device: %s", error
+            )
         finally:
             self._collecting.release()
 
     def _finish(self) -> None:
-        """Fetch the rest, and wait for it a little; nothing is fetched any more afterwards."""
+        """Copy the remaining rows at the end of the run, waiting for at most 5 seconds. No copy begins afterwards."""
         deadline, pause = time.monotonic() + _TIMEOUT, threading.Event()
         self._owner = threading.get_ident()
-        for _ in range(2):  # the copy that is under way, and one that has everything
+        for _ in range(2):  # the copy that has begun, and one of all rows
             self._collect(at_once=True)
             while self._copying is not None and time.monotonic() < deadline:
                 pause.wait(0.001)
                 self._collect(at_once=False)
         if self._copying is not None and self._recorder is not None:
-            self._recorder.count_lost(Drop.DEVICE_UNFINISHED, 1, "deferred_log: the device did not finish in time")
+            self._recorder.count_lost(
+                Drop.DEVICE_UNFINISHED, 1, "deferred_log: rows are lost: the device did not finish within 5 s"
+            )
         self._recorder = None
         self._copies.close()
 
-    def _record_what_has_come(self) -> None:
+    def _record_copied_rows(self) -> None:
         if self._copying is None:
             return
-        state = self._copying.read()
-        if state is None:
+        contents = self._copying.read()
+        if contents is None:
             return
         self._copying = None
-        count, rows = state
+        count, rows = contents
         assert self._recorder is not None
-        fresh = min(count - self._recorded, self._capacity)
-        lost = count - self._recorded - fresh
+        available = min(count - self._recorded, self._capacity)
+        lost = count - self._recorded - available
         if lost:
             self._recorder.count_lost(
                 Drop.RING_FULL,
                 lost,
-                "deferred_log: rows were overwritten before they were fetched: raise its capacity, or call flush()",
+                "deferred_log: rows were overwritten before they were copied from the device; "
+                "raise its capacity, or call flush() more often",
             )
-        for number in range(count - fresh, count):
+        for number in range(count - available, count):
             values = dict(zip(self._names, rows(number % self._capacity), strict=True))
             self._recorder.log(values, self._first_step + number)
         self._recorded = count
@@ -189,10 +198,10 @@ trace_into(DeferredLog.write)
 
 
 class _Copy(NamedTuple):
-    """A copy that is under way.
+    """A copy that has begun.
 
     Attributes:
-        read: Returns the count and a function from a row's index to its values, or None as long as they have not come.
+        read: Function that returns the count, and a function from a row's index to its values; None until the copy has ended.
     """
 
     read: Callable[[], "tuple[int, Callable[[int], list[float]]] | None"]
@@ -206,12 +215,13 @@ def _copies(rows: "torch.Tensor", count: "torch.Tensor") -> "_Copies":
 
 
 class _Copies:
-    """Copies of a device's ring, by way of events; only one is under way at a time."""
+    """Copies a device's ring to the host, and detects the end of a copy by an event. There is one copy at a time."""
 
     def __init__(self, rows: "torch.Tensor", count: "torch.Tensor") -> None:
         self._device = (rows, count)
 
     def begin(self) -> _Copy:
+        """Launch a copy on the current stream. Never waits."""
         rows, count = self._device
         if rows.device.type == "cpu":
             return _Copy(lambda: (int(count.item()), lambda index: _floats(rows[index])))
@@ -222,18 +232,19 @@ class _Copies:
         )
 
     def close(self) -> None:
-        """No copy will begin any more."""
+        """Release the memory. No copy may begin afterwards."""
 
 
 class _Locked(_Copies):
-    """Copies into page-locked memory. That the count has come is seen there; it is copied last. No event is needed, which
-    would disturb a CUDA graph's capture in another thread.
+    """Copies a device's ring into page-locked memory, and detects the end of a copy by the count, which is copied last.
+
+    It needs no event. An event would disturb a CUDA graph's capture in another thread.
     """
 
     def __init__(self, rows: "torch.Tensor", count: "torch.Tensor") -> None:
         """
         Raises:
-            Refused: CUDA does not let memory be page-locked.
+            Refused: CUDA cannot page-lock the memory.
         """
         import torch
 
@@ -250,24 +261,24 @@ class _Locked(_Copies):
         import torch
 
         rows, count = self._device
-        self._words[-1] = _NOT_COME
+        self._words[-1] = _NOT_COPIED
         with torch.no_grad():
             self._host_rows.copy_(rows, non_blocking=True)
             self._host_count.copy_(count, non_blocking=True)
-        seen = False
+        has_arrived = False
 
         def read() -> tuple[int, Callable[[int], list[float]]] | None:
-            nonlocal seen
-            # The rows are read by another call than the count: on arm64 their order is not certain otherwise.
-            if not seen:
-                seen = self._words[-1] != _NOT_COME
+            nonlocal has_arrived
+            # The call after the one that detects the count reads the rows. In one call, arm64 could reorder the reads.
+            if not has_arrived:
+                has_arrived = self._words[-1] != _NOT_COPIED
                 return None
             return self._words[-1], lambda index: _floats(self._host_rows[index])
 
         return _Copy(read)
 
     def close(self) -> None:
-        retire(self._locked, lambda: self._words[-1] != _NOT_COME)
+        retire(self._locked, lambda: self._words[-1] != _NOT_COPIED)
 
 
 def _floats(row: "torch.Tensor") -> list[float]:

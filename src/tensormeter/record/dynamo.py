@@ -1,7 +1,7 @@
-"""Keeping `torch.compile` out of the recorder.
+"""Keeps `torch.compile` out of the recorder.
 
-A log call inside a compiled function is a graph break: the graph ends before it, the call runs as always, another graph
-begins after it. Left to itself, dynamo would look into the call instead, break somewhere inside, and compile the pieces.
+A log call inside a compiled function is a graph break: the graph ends before the call, the call runs as usual, and another
+graph begins after it. By default, dynamo would trace the call, break somewhere inside, and compile the pieces.
 """
 
 import sys
@@ -16,24 +16,24 @@ _PACKAGE: Final = str(Path(__file__).parents[1])
 
 
 def break_graph(function: Callable[..., Any]) -> None:
-    """Mark a function as one that dynamo does not look into: what `torch.compiler.disable` does, without its wrapper."""
+    """Mark a function as one that dynamo does not trace. `torch.compiler.disable` does the same, but adds a wrapper."""
     function._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 
 def trace_into(function: Callable[..., Any]) -> None:
-    """Let dynamo look into a function of this package: it goes by the name of the file."""
+    """Let dynamo trace a function of this package. Dynamo decides by the name of the file, which this replaces."""
     assert isinstance(function, FunctionType)
     function.__code__ = function.__code__.replace(co_filename=f"<{function.__module__}>")
 
 
 def skip_own_files() -> bool:
-    """Tell dynamo, once it is loaded, to run this package's functions as they are.
+    """Make dynamo run this package's functions without tracing them, if it is loaded.
 
-    If it is loaded after the run was begun and the very next log call is inside a compiled function, dynamo does look into
-    that one call, and says so in warnings; the values are right.
+    If dynamo is loaded during the run and the next log call is inside a compiled function, dynamo traces that one call. It then
+    logs warnings, but the values are right.
 
     Returns:
-        Whether it is loaded; until then it has to be asked again.
+        Whether dynamo is loaded. If not, call this again later.
     """
     rules = sys.modules.get("torch._dynamo.trace_rules")
     if rules is None:

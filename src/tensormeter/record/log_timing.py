@@ -1,4 +1,4 @@
-"""What log calls cost: how long each took, counted in the ring, where the agent finds it; and a word when one is slow."""
+"""Durations of log calls: histograms in the ring, which the agent reads, and a stopwatch that detects slow calls."""
 
 import time
 from typing import Final
@@ -9,21 +9,30 @@ from tensormeter.ring.format import DURATION_BUCKETS, SHORTEST_DURATION_BITS, Lo
 __all__ = ["LogTiming", "Stopwatch"]
 
 _SLOW: Final = 1_000_000
-"""Nanoseconds from which on a log call is worth a warning."""
+"""Duration in nanoseconds above which a log call causes a warning."""
 
 
 class LogTiming:
-    """Counts the durations of calls through `Recorder.log` and of writers made in Python; the C writer counts its own.
+    """Counts the durations of calls of `Recorder.log` and of writers generated in Python. The C writer counts its own calls.
 
-    Threads may count at the same time; a count can then be missing.
+    Any thread may call it. If threads count at the same time, a count can be missing.
     """
 
     def __init__(self, ring: RingFile, path: LogPath = LogPath.GENERAL) -> None:
+        """
+        Args:
+            ring: Ring that stores the counts.
+            path: Path of the calls.
+        """
         self._words = ring.words
         self._start = ring.log_durations_offset(path) >> 3
 
     def add(self, duration: int) -> None:
-        """Count a call of so many nanoseconds; none, if the clock was set back meanwhile."""
+        """Count a call.
+
+        Args:
+            duration: Duration in nanoseconds. A negative one, after the clock was set back, counts as 0.
+        """
         duration = max(duration, 0)
         bucket = max(0, max(duration - 1, 0).bit_length() - SHORTEST_DURATION_BITS)
         self._words[self._start] += duration
@@ -31,7 +40,12 @@ class LogTiming:
 
 
 class Stopwatch:
-    """Times one log call: its duration, and how much of it the thread was running."""
+    """Times one log call from construction to `stop`.
+
+    Attributes:
+        duration: Duration of the call in nanoseconds.
+        running: Processor time of the thread during a slow call, in nanoseconds.
+    """
 
     __slots__ = ("_cpu", "_wall", "duration", "running")
 
@@ -42,16 +56,17 @@ class Stopwatch:
         self._wall = time.perf_counter_ns()
 
     def stop(self) -> None:
-        """The call is over."""
+        """Stop at the end of the call."""
         self.duration = time.perf_counter_ns() - self._wall
         if self.duration > _SLOW:
             self.running = time.thread_time_ns() - self._cpu
 
     @property
     def slow(self) -> bool:
+        """Whether the call took more than a millisecond."""
         return self.duration > _SLOW
 
     @property
     def waited(self) -> bool:
-        """Of a slow call: whether the thread was not running for most of it."""
+        """Whether the thread of a slow call waited for most of the duration."""
         return 2 * self.running < self.duration

@@ -1,8 +1,8 @@
-"""Watching a model: norms and distributions of its gradients and parameters, every so many steps of its optimizer.
+"""Watches a model: logs norms and distributions of its gradients and parameters every few optimizer steps.
 
-One hook is called by torch before any optimizer's step, on the thread that makes the step. Nothing is attached to the model
-or its parameters, so it can be pickled, compiled, wrapped and thrown away as before, and the backward pass costs nothing.
-At that moment gradients are complete, whichever threads computed them: accumulated, reduced over ranks, clipped, unscaled.
+torch calls one hook before each step of any optimizer, on the thread that makes the step. Nothing is attached to the model or
+its parameters, so the model can still be pickled, compiled, wrapped and deleted, and the backward pass costs nothing extra.
+Gradients are complete at that moment, on any thread: accumulated, reduced over ranks, clipped, unscaled.
 """
 
 import weakref
@@ -25,13 +25,13 @@ logger: Final = get_logger()
 Watched = Literal["gradients", "parameters", "all"]
 
 _WRAPPERS: Final = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-"""What torch.compile, FSDP and activation checkpointing put into the names of parameters."""
+"""Prefixes that torch.compile, FSDP and activation checkpointing add to the names of parameters."""
 
 
 class Watch:
-    """A model that is watched from `start` until `stop`. It does not keep the model alive.
+    """Watches a model from `start` until `stop`, and does not keep the model alive.
 
-    Its methods may be called on any thread; they never raise for what they find, and never wait for a device.
+    Any thread may call the methods. They never wait for a device, and errors in the model's code become warnings.
     """
 
     def __init__(
@@ -46,15 +46,15 @@ class Watch:
     ) -> None:
         """
         Args:
-            model: What to watch.
-            record: Records a row, as `run.log` does.
-            log: Of what.
-            every: Optimizer steps from one row to the next; the first step has one.
-            norms: Whether to log Euclidean norms, of everything and by parameter.
+            model: Model to watch.
+            record: Function that records a row, like `run.log`.
+            log: Tensors to log: "gradients", "parameters" or "all".
+            every: Number of optimizer steps from one row to the next, at least 1. The first step has a row.
+            norms: Whether to log Euclidean norms, in total and by parameter.
             histograms: Whether to log distributions by parameter.
 
         Raises:
-            UsageError: An argument cannot be used.
+            UsageError: An argument has a wrong type or value.
         """
         if not callable(getattr(model, "named_parameters", None)):
             raise UsageError(f"watch: expected a torch.nn.Module, got a {type(model).__name__}")
@@ -70,7 +70,7 @@ class Watch:
         self._norms = norms
         self._histograms = histograms
         self._leader: weakref.ref[torch.optim.Optimizer] | None = None
-        self._strangers: weakref.WeakKeyDictionary[torch.optim.Optimizer, int] = weakref.WeakKeyDictionary()
+        self._other_optimizers: weakref.WeakKeyDictionary[torch.optim.Optimizer, int] = weakref.WeakKeyDictionary()
         self._steps = 0
         self._rows = 0
         self._warned = False
@@ -78,51 +78,51 @@ class Watch:
         self._handle: torch.utils.hooks.RemovableHandle | None = None
 
     def is_of(self, model: object) -> bool:
-        """Whether this is the watch of a model, or of one that is gone."""
-        own = self._model()
-        return own is model or own is None
+        """Whether this watches a given model, or one that has been deleted."""
+        watched = self._model()
+        return watched is model or watched is None
 
     def start(self) -> None:
-        """Be called before optimizers' steps."""
+        """Install the hook that torch calls before optimizer steps."""
         from torch.optim.optimizer import register_optimizer_step_pre_hook
 
         self._handle = register_optimizer_step_pre_hook(self._before_step)
 
     def log(self) -> None:
-        """Record a row now: for training loops without a `torch.optim.Optimizer`, or with a step that is a CUDA graph."""
+        """Record a row now. For training loops without a `torch.optim.Optimizer`, or with a step that is a CUDA graph."""
         model = self._model()
         if model is None:
             return
         self._rows += 1
         try:
             self._record(dict(self._values(model)))
-        except Exception as error:  # nothing of a model's own code may stop the training
-            self._warn("watch(%s) does not record: %s: %s", self._name, type(error).__name__, error)
+        except Exception as error:  # the model's own code must not stop the training
+            self._warn("watch(%s) could not record a row: %s: %s", self._name, type(error).__name__, error)
 
     def stop(self) -> None:
-        """Watch no more. Idempotent."""
+        """Stop watching. Idempotent."""
         if self._handle is None:
             return
-        if not self._in_hook:  # else torch is going through its hooks, in another thread or below a signal handler
+        if not self._in_hook:  # else torch is iterating over its hooks, in another thread or below a signal handler
             self._handle.remove()
         self._handle = None
         if not self._rows and self._model() is not None:
             self._warn(
                 "watch(%s) has recorded nothing: no torch optimizer with its parameters has made a step; "
-                "call log() of what watch() returns instead",
+                "call log() of the object that watch() returns",
                 self._name,
             )
 
     def _before_step(self, optimizer: "torch.optim.Optimizer", arguments: object, options: object) -> None:
-        """Called by torch. The first optimizer found to have a parameter of the model sets the pace from then on."""
+        """Hook of torch. The first optimizer that has a parameter of the model determines the steps from then on."""
         if self._handle is None:
             return
         self._in_hook = True
         try:
             if (self._leader is not None and self._leader() is optimizer) or self._follows(optimizer):
                 self._step()
-        except Exception as error:  # nothing in here may stop the training
-            self._warn("watch(%s) does not record: %s: %s", self._name, type(error).__name__, error)
+        except Exception as error:  # the hook must not stop the training
+            self._warn("watch(%s) could not record a row: %s: %s", self._name, type(error).__name__, error)
         finally:
             self._in_hook = False
 
@@ -140,14 +140,14 @@ class Watch:
         if self._leader is not None and self._leader() is not None:
             return False
         groups = optimizer.param_groups
-        if self._strangers.get(optimizer) == len(groups):
+        if self._other_optimizers.get(optimizer) == len(groups):
             return False
         model = self._model()
-        own = set() if model is None else {id(parameter) for parameter in model.parameters()}
-        if any(id(parameter) in own for group in groups for parameter in group["params"]):
+        parameters = set() if model is None else {id(parameter) for parameter in model.parameters()}
+        if any(id(parameter) in parameters for group in groups for parameter in group["params"]):
             self._leader = weakref.ref(optimizer)
             return True
-        self._strangers[optimizer] = len(groups)
+        self._other_optimizers[optimizer] = len(groups)
         return False
 
     def _values(self, model: "torch.nn.Module") -> Iterator[tuple[str, Any]]:
@@ -184,14 +184,18 @@ break_graph(Watch._before_step)
 def _euclidean_norms(
     tensors: Mapping[str, "torch.Tensor"],
 ) -> tuple["torch.Tensor | None", dict[str, "torch.Tensor"]]:
-    """The norm of everything and of each tensor, on their devices: a few launches for each device and dtype."""
+    """Compute the norm of all tensors together and of each tensor. It takes a few launches for each device and dtype.
+
+    Returns:
+        Norm of all tensors, or None if there are none; and norms by name. They stay on their devices.
+    """
     import torch
 
     groups: dict[tuple[torch.device, torch.dtype], dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         if tensor.layout is torch.strided and tensor.is_floating_point():
             groups.setdefault((tensor.device, tensor.dtype), {})[name] = tensor
-    found: dict[str, torch.Tensor] = {}
+    norms: dict[str, torch.Tensor] = {}
     squares = []
     grad = torch.is_grad_enabled()
     torch._C._set_grad_enabled(False)
@@ -200,11 +204,11 @@ def _euclidean_norms(
             stacked = torch.stack(_foreach_norm([tensor.detach() for tensor in group.values()], dtype))
             stacked = stacked.to(accumulator_dtype(device))
             squares.append(stacked.square().sum())
-            found.update(zip(group, stacked.unbind(), strict=True))
+            norms.update(zip(group, stacked.unbind(), strict=True))
         if not squares:
-            return None, found
-        first = squares[0]  # devices may differ in what they add up in, too
-        return torch.stack([square.to(first, non_blocking=True) for square in squares]).sum().sqrt(), found
+            return None, norms
+        first = squares[0]  # the dtypes of sums differ between devices, too
+        return torch.stack([square.to(first, non_blocking=True) for square in squares]).sum().sqrt(), norms
     finally:
         torch._C._set_grad_enabled(grad)
 
@@ -212,9 +216,9 @@ def _euclidean_norms(
 def _foreach_norm(tensors: Sequence["torch.Tensor"], dtype: "torch.dtype") -> list["torch.Tensor"]:
     import torch
 
-    if dtype.itemsize == 1:  # there is no such kernel for 8-bit floats
+    if dtype.itemsize == 1:  # torch has no kernel for norms of 8-bit floats
         tensors, dtype = [tensor.float() for tensor in tensors], torch.float32
-    if dtype.itemsize < 4:  # a norm in 16 bits would overflow, or have two digits
+    if dtype.itemsize < 4:  # a norm in 16 bits could overflow, or would have two or three digits only
         return list(torch._foreach_norm(list(tensors), 2, dtype=torch.float32))
     return list(torch._foreach_norm(list(tensors), 2))
 
@@ -226,7 +230,10 @@ def _plain_name(name: str) -> str:
 
 
 def _local(tensor: "torch.Tensor") -> "torch.Tensor":
-    """Of a tensor that is sharded over ranks, this rank's part. The whole would be a collective; a partial sum is refused."""
+    """Return this rank's part of a tensor that is sharded over ranks. The whole tensor would need a collective.
+
+    Partial sums are returned as they are, and refused later.
+    """
     placements = getattr(tensor, "placements", None)
     if placements is None or any(placement.is_partial() for placement in placements):
         return tensor

@@ -1,11 +1,11 @@
-"""The recorder: routes a log call to the writer for its keys and types.
+"""The recorder routes each log call to the writer for its keys and types.
 
-Threads: any thread may log; each gets a lane of the ring of its own, and threads beyond the number of lanes share the
-last one under a lock that is held for a row's write only.
-Fork: in a child the recorder records nothing and calls `on_fork`; the parent's ring is never touched from there.
+Threads: any thread may log. Each thread gets its own lane of the ring. Threads beyond the number of lanes share the last lane,
+under a lock that is held only while a row is written.
+Fork: in a child, the recorder records nothing and calls `on_fork`. It never touches the parent's ring.
 Signals: a handler may log.
-Nothing here waits for the agent, a disk, a network or a device, and nothing raises for what is logged: a value that
-cannot be recorded is counted, and the first of each key is warned about on the logger `tensormeter`.
+Nothing here waits for the agent, a disk, a network or a device, and logged values never cause an exception. A value that cannot
+be recorded is counted, and the first one of each key causes a warning on the logger `tensormeter`.
 """
 
 import os
@@ -45,11 +45,11 @@ __all__ = ["Chore", "Recorder"]
 _LAST_STEP: Final = (1 << 63) - 1
 
 _SETTLE_TIMEOUT: Final = 5.0
-"""Seconds that `close` waits for values which this process has to fill in itself."""
+"""Maximum number of seconds that `close` waits for pending values, which this process stores itself."""
 
 
 class Chore(Protocol):
-    """Something small that log calls do beside their own row. Called on every thread that logs; never blocks or raises."""
+    """A small task that log calls run before their row. Any thread that logs may run it. It never blocks or raises."""
 
     def __call__(self) -> None: ...
 
@@ -70,13 +70,14 @@ class Recorder:
     ) -> None:
         """
         Args:
-            ring: Created by this process.
-            on_writer: Given the writer to call next time, by the thread that owns the first lane, whenever that changes.
-            media_buffer_bytes: Of tables, images and texts that may wait for the agent.
-            one_launch: Whether device values may go straight into the ring: see `DeviceCopies`.
-            first_step: The step of the first row if it names none.
-            on_stride: Called now and then (see `Lane`), for slow checks. Must not block.
-            on_fork: Called instead of recording, in a forked child, with the arguments of `log`.
+            ring: Ring that this process has created.
+            on_writer: Function that receives the writer for the next call, whenever the writer changes. The thread that owns the
+                first lane calls it.
+            on_stride: Function for slower checks, which must not block. Lanes call it every few rows (see `Lane`).
+            media_buffer_bytes: Maximum total size in bytes of tables, images and texts that wait for the agent.
+            one_launch: Whether devices may store values directly in the ring (see `DeviceCopies`).
+            first_step: Step of the first row if its call gives none.
+            on_fork: Function that a forked child calls with the arguments of `log`, instead of recording.
         """
         self._ring = ring
         self._on_writer = on_writer
@@ -104,7 +105,7 @@ class Recorder:
 
     @property
     def next_step(self) -> int:
-        """The step of the next row that names none: one after the last row's, if there is such an integer."""
+        """Step of the next row if its call gives none: one after the last row's step, up to 2**63 - 1."""
         return min(self._last_step[0] + 1, _LAST_STEP)
 
     @property
@@ -114,35 +115,36 @@ class Recorder:
 
     @property
     def lost_names(self) -> dict[str, list[str]]:
-        """For each reason some names of what could not be recorded, quoted."""
+        """Some quoted names of values that could not be recorded, by reason."""
         return self._notices.noted
 
     @property
     def device_paths(self) -> dict[str, str]:
-        """How values of each CUDA device in use reach the ring: see `DeviceCopies.paths`."""
+        """Path of the values of each CUDA device in use to the ring: see `DeviceCopies.paths`."""
         return self._device.paths
 
     def attend(self, chore: Chore, *, at_close: Chore) -> None:
-        """Do something in every log call from now on. Log calls then cost a few microseconds instead of less than one.
+        """Run a task in every log call from now on. Log calls then take a few microseconds instead of less than one.
 
         Args:
-            chore: Called by each `log`, on its thread, before its row.
-            at_close: Called once by `close`, before the lanes are closed. May wait for seconds, no longer.
+            chore: Task that each `log` runs on its thread before its row.
+            at_close: Task that `close` runs once, before it closes the lanes. It may wait for a few seconds.
         """
         self._last_chores.append(at_close)
         self._chores.append(chore)
-        self._on_writer(self.log)  # no writer generated for the keys in use may be called in its place
+        self._on_writer(self.log)  # a generated writer would not run the chore
 
     def count_lost(
         self, reason: Drop, number: int, message: str, *arguments: object, names: Iterable[str] = ()
     ) -> None:
-        """Count what could not be recorded, and warn once for each message. In a forked child it only warns.
+        """Count values that could not be recorded, and warn once for each message. A forked child only warns.
 
         Args:
-            reason: Why.
-            number: How much.
-            message: With the arguments, as for `logging`; "" for none.
-            names: Of what was lost; some are named at the end of the run.
+            reason: Reason for the loss.
+            number: Number of lost points.
+            message: Format string of the warning, for `logging`; "" for no warning.
+            arguments: Arguments of the format string.
+            names: Names of the lost values. The end of the run reports some of them.
         """
         if self._pid == os.getpid():
             self._lanes.mine().count(reason, number)
@@ -155,11 +157,11 @@ class Recorder:
         """Reduce the values of metrics from now on.
 
         Args:
-            pattern: Name of the metrics; `*`, `?` and `[...]` as in `fnmatch`. The pattern defined last is the one that holds.
-            rule: How.
+            pattern: Pattern of metric names, with `*`, `?` and `[...]` as in `fnmatch`. The latest matching pattern applies.
+            rule: Rule for the metrics that match.
 
         Raises:
-            UsageError: Such a metric has been logged already, perhaps by a writer that someone has kept.
+            UsageError: A matching metric has been logged already. A writer that the caller has kept would ignore the rule.
         """
         self._rules.define(pattern, rule, self._layouts.names())
 
@@ -171,13 +173,13 @@ class Recorder:
         every: int | None = None,
         reduce: str | None = None,
     ) -> None:
-        """Record one row. Never blocks, never raises for what is in `values`.
+        """Record one row. Never blocks, and never raises because of `values`.
 
         Args:
-            values: Numbers, or one-element tensors and arrays, by metric name.
-            step: Any integer of 64 bits, in any order; one after the last row's if None.
-            every: Reduce the values of so many calls to one. None: as `define` says, or not at all.
-            reduce: How.
+            values: Numbers, tensors or arrays with one element, histograms and media, by name.
+            step: Step of the row, any integer of 64 bits in any order. None means one after the last row's step.
+            every: Number of calls whose values are reduced to one. None means the rule of `define`, or no reduction.
+            reduce: Reduction, "mean" by default.
         """
         if self._pid != os.getpid():
             self._on_fork(values, step, every=every, reduce=reduce)
@@ -206,12 +208,12 @@ class Recorder:
             self._route(lane, values, step, rule)
 
     def record(self, stream: StreamWriter, value: Any) -> int | None:
-        """Record one measurement of an instrument, as a row of its own. Never blocks, never raises for the value.
+        """Record one measurement of an instrument as a separate row. Never blocks, and never raises because of the value.
 
-        Nothing is recorded in a forked child, nor after `close`: the stream finds the recorder to use.
+        A forked child, and calls after `close`, record nothing; the stream then finds another recorder.
 
         Returns:
-            The word of the ring that a device will store the value in; None if it is no device's value, or not recorded.
+            Index of the ring's word in which a device will store the value; None for host values and refused values.
         """
         if self._closed or self._pid != os.getpid():
             return None
@@ -225,18 +227,18 @@ class Recorder:
 
     @property
     def positions(self) -> list[int]:
-        """How far each lane has been written, in bytes over all laps: what a reader's TAIL words reach."""
+        """Number of bytes written to each lane, over all laps. A reader's TAIL words reach it once all rows are read."""
         return [lane.position for lane in self._lanes]
 
     def look_for_pending(self) -> None:
-        """Store values that this process has to fill in itself, if they have come. Log calls do the same. Never blocks."""
+        """Store pending values that have become available. Log calls do the same. Never blocks."""
         if not self._closed and self._pid == os.getpid():
             self._device.pending.look()
 
     def log_beside(self, values: Mapping[str, Any]) -> None:
-        """`log` at the next row's step, and leave that step to the next row.
+        """Record a row at the step of the next row, without advancing the step.
 
-        Nobody is warned that this took long: on a CPU, distributions of a whole model do.
+        A slow call causes no warning, because distributions of a whole model take long on a CPU.
         """
         if self._pid != os.getpid():
             self._on_fork(values)
@@ -248,7 +250,11 @@ class Recorder:
         self._last_step[0] = last
 
     def gauge_row(self, streams: Sequence[Stream]) -> Layout | None:
-        """The layout of a row of gauges with attributes and units; None if there can be no more, which is counted."""
+        """Return the layout of a row of gauges with attributes and units.
+
+        Returns:
+            None if there are too many layouts, which counts the values as lost; also in a forked child and after `close`.
+        """
         if self._pid != os.getpid() or self._closed:
             return None
         layout = self._layouts.of_columns([Column(stream, "d") for stream in streams])
@@ -258,7 +264,7 @@ class Recorder:
         return layout
 
     def write_gauges(self, layout: Layout, values: Sequence[float], step: int) -> None:
-        """Record a row of floats; it does not count for the steps of rows that name none. As silent as `log`."""
+        """Record a row of floats without advancing the step. Never blocks or raises, like `log`."""
         if self._pid != os.getpid() or self._closed:
             return
         lane = self._lanes.mine()
@@ -270,14 +276,17 @@ class Recorder:
             self._rows.write_words(lane, layout, words, step)
 
     def close(self, state: State) -> None:
-        """Record no more, and tell the reader where each lane ends. Idempotent; rows logged meanwhile may be lost."""
+        """Stop recording, and store the end of each lane for the reader. Idempotent. Rows logged meanwhile may be lost.
+
+        Blocks for at most a few seconds, for pending values.
+        """
         if self._closed or self._pid != os.getpid():
             return
         try:
             self._flush_reductions()
             for chore in self._last_chores:
                 chore()
-        except Exception as error:  # of a device; the rows before it are safe, and the run ends all the same
+        except Exception as error:  # a device error: earlier rows are safe, and the run must still end
             self._warn_of_lost_value(error)
         self._closed = True
         for lane in self._lanes:
@@ -286,7 +295,7 @@ class Recorder:
         self._device.close()
 
     def _flush_reductions(self) -> None:
-        """Write what is not complete, of all threads, from this one."""
+        """Write the incomplete reductions of all threads from this one."""
         own = self._lanes.mine()
         with self._lanes.shared:
             for lane in self._lanes:
@@ -296,7 +305,7 @@ class Recorder:
                     self._rows.write_distributions(own, {}, {}, distributions, step)
 
     def abandon_after_fork(self) -> None:
-        """In a forked child: make every writer that anyone kept fall back to `log`, which then refuses."""
+        """In a forked child, make all existing writers fall back to `log`, which records nothing there."""
         for lane in self._lanes:
             lane.abandon()
 
@@ -305,7 +314,7 @@ class Recorder:
             return Rule(every, cast("Reduce", reduce or "mean"))
         except UsageError as error:
             lane.count(Drop.UNSUPPORTED_VALUE)
-            self._notices.once(Rule, "log() does not reduce: %s", error)
+            self._notices.once(Rule, "log() ignores every= and reduce=: %s", error)
             return None
 
     def _route(self, lane: Lane, values: Mapping[str, Any], step: int | None, rule: Rule | None) -> None:
@@ -325,9 +334,8 @@ class Recorder:
         media: list[tuple[object, Media]] = []
         refusals: list[tuple[object, Refused]] = []
         for key, value in _pairs(values, refusals):
-            if issubclass(
-                type(value), Media
-            ):  # isinstance would ask an unknown object for its `__class__`, which may raise
+            # isinstance would read `__class__` of an unknown object, which may raise.
+            if issubclass(type(value), Media):
                 media.append((key, value))
                 continue
             try:
@@ -342,7 +350,7 @@ class Recorder:
             else:
                 numbers[key] = number
         if reduced:
-            # No writer for such a row may be given away: it would write the next one without reducing it.
+            # No writer is passed to `on_writer`: it would write the next row without reducing it.
             self._write(
                 lane,
                 *self._reduce(lane, rule, numbers, devices, step),
@@ -357,12 +365,12 @@ class Recorder:
                 writer = self._rows.make_device_writer(lane, values, numbers, devices)
             if writer is not None and lane is self._lanes.first and not self._closed and not self._chores:
                 self._on_writer(writer)
-        # Only now: what can be recorded is safe, whatever happens while a warning is written.
+        # Warn last: the recordable values are safe then, even if a logging handler fails.
         self._warn_of_changed_names()
         for key, refused in refusals:
             self._refuse(lane, key, refused)
-        for key, one in media:
-            self._keep(lane, key, one, step)
+        for key, item in media:
+            self._log_media(lane, key, item, step)
 
     def _refuse(self, lane: Lane, key: object, refusal: Refused) -> None:
         lane.count(refusal.reason)
@@ -377,7 +385,7 @@ class Recorder:
             self._rows.write(lane, numbers, devices, step)
 
     def alert(self, parcel: Parcel) -> None:
-        """Record an alert at the last row's step, without one before the first row. As silent as `log`."""
+        """Record an alert at the last row's step, or without a step before the first row. Never raises, like `log`."""
         if self._closed or self._pid != os.getpid():
             return
         step = self._last_step[0]
@@ -385,25 +393,27 @@ class Recorder:
         self._send(self._lanes.mine(), parcel, None, step if is_known else None)
 
     def send_config(self, config: Mapping[str, Any]) -> bool:
-        """Record the run's configuration from now on, in place of one that is too large for the ring's dictionary.
+        """Record the run's configuration as a media file, because it is too large for the ring's dictionary.
+
+        It replaces an earlier configuration that still waits for the agent.
 
         Returns:
-            False: there is no room for it.
+            False if the media directory has no space for it.
         """
         try:
             return self._outbox.replace(Parcel(RUN_CONFIG, {"config": config}))
         except OSError:
             return False
 
-    def _keep(self, lane: Lane, key: object, media: Media, step: int) -> None:
+    def _log_media(self, lane: Lane, key: object, media: Media, step: int) -> None:
         try:
             check_name(key)
             parcel = media.pack()
         except Refused as refusal:
             self._refuse(lane, key, refusal)
             return
-        except Exception as error:  # of the code of what is in it
-            self._refuse(lane, key, Refused(f"it cannot be packed ({describe(error)})"))
+        except Exception as error:  # the code of its values may raise anything
+            self._refuse(lane, key, Refused(f"cannot copy it ({describe(error)})"))
             return
         given = cast("str", key)
         name = as_unicode(given)
@@ -415,19 +425,21 @@ class Recorder:
     def _send(self, lane: Lane, parcel: Parcel, key: str | None, step: int | None) -> None:
         try:
             if self._outbox.put(parcel, key, step):
-                self._say_what_the_agent_lost()
+                self._warn_of_agent_losses()
                 return
-            reason = "too much waits for the agent already, or it is larger than all that may wait; log less at once, or raise "
-            reason += "TENSORMETER_MEDIA_BUFFER_BYTES"
+            reason = (
+                "the buffer for media that wait for the agent is full, or smaller than this item; log less at once, or "
+            )
+            reason += "raise TENSORMETER_MEDIA_BUFFER_BYTES"
         except OSError as error:
-            reason = f"it cannot be written beside the ring ({error.strerror})"
+            reason = f"cannot write it next to the ring ({error.strerror})"
         lane.count(Drop.MEDIA_FULL)
         name = shown(key or parcel.event)
         self._notices.note(Drop.MEDIA_FULL, name)
         self._notices.once(Drop.MEDIA_FULL, "%s is not recorded: %s", name, reason)
 
-    def _say_what_the_agent_lost(self) -> None:
-        """What was too large when it had been encoded: said when the next such thing is logged, or at the end."""
+    def _warn_of_agent_losses(self) -> None:
+        """Warn of media that were too large once encoded. The next media item, or the end of the run, causes the warning."""
         if lost := self._ring.lost:
             self._notices.once(lost, "not delivered: %s", lost)
 
@@ -439,7 +451,7 @@ class Recorder:
         devices: dict[str, DeviceValue | Deferred],
         step: int,
     ) -> tuple[dict[str, float | int], dict[str, DeviceValue | Deferred]]:
-        """What of a row is to be written now: what has no rule, and what is complete."""
+        """Return the values of a row to write now: values without a rule, and complete reductions."""
         rules = self._rules.of((*numbers, *devices), rule)
         self._last_step[0] = step
         reduced: dict[str, DeviceValue] = {}
@@ -450,13 +462,13 @@ class Recorder:
                 del devices[name]
             elif value is not None:
                 self._notices.once(
-                    (name, Rule), "%r is recorded each time: a value that comes later is not reduced", name
+                    (name, Rule), "%r is recorded each time: values that arrive later cannot be reduced", name
                 )
         host = {name: numbers.pop(name) for name in rules if name in numbers}
         ready_numbers, ready_devices = lane.reductions.add(rules, host, {}, step)
         try:
             ready_devices = lane.reductions.add(rules, {}, reduced, step)[1]
-        except Exception as error:  # of a device: the program will meet it again in its own calls
+        except Exception as error:  # a device error, which the program's own calls will raise again
             lane.count(Drop.DEVICE_UNFINISHED, len(reduced))
             self._notices.once(Rule, "device values are lost: %s", error)
         return numbers | ready_numbers, devices | ready_devices
@@ -468,11 +480,11 @@ class Recorder:
         distributions: dict[str, HostDistribution | DeviceDistribution],
         step: int,
     ) -> Distributions:
-        """The same for distributions."""
+        """Return the distributions of a row to write now: those without a rule, and complete pools."""
         rules = self._rules.of(distributions, rule)
         pooled = {name: distributions.pop(name) for name in rules}
-        host = {name: found for name, found in pooled.items() if isinstance(found, HostDistribution)}
-        devices = {name: found for name, found in pooled.items() if isinstance(found, DeviceDistribution)}
+        host = {name: value for name, value in pooled.items() if isinstance(value, HostDistribution)}
+        devices = {name: value for name, value in pooled.items() if isinstance(value, DeviceDistribution)}
         ready = {**distributions, **lane.pools.add(rules, host, step)}
         try:
             ready |= lane.pools.add(rules, devices, step)
@@ -486,9 +498,9 @@ class Recorder:
         check_name(key)
         try:
             if isinstance(value, Histogram):
-                for found in self._rules.of((cast("str", key),), rule).values():
-                    if found.reduce not in POOLED:
-                        raise Refused(f"a Histogram is not reduced by {found.reduce}; use one of {', '.join(POOLED)}")
+                for applied in self._rules.of((cast("str", key),), rule).values():
+                    if applied.reduce not in POOLED:
+                        raise Refused(f"cannot reduce a Histogram by {applied.reduce}; use one of {', '.join(POOLED)}")
                 distribution = value.reduce()
                 if isinstance(distribution, DeviceDistribution):
                     self._device.prepare(distribution.tensor)
@@ -498,12 +510,12 @@ class Recorder:
                 self._device.prepare(number.tensor)
         except Refused:
             raise
-        except Exception as error:  # whatever the value's own code raises must not stop the program
-            raise Refused(f"its value cannot be had ({describe(error)})") from None
+        except Exception as error:  # errors of the value's own code must not stop the program
+            raise Refused(f"cannot read its value ({describe(error)})") from None
         return number
 
     def _step(self, lane: Lane, step: Any) -> int:
-        """The row's step as an int of 64 bits; a step that is none is replaced by the next one, and warned about."""
+        """Return the row's step as an int of 64 bits. An unusable step is replaced by the next one, with a warning."""
         if step is None:
             return self.next_step
         try:
@@ -511,7 +523,7 @@ class Recorder:
         except Exception as error:  # Refused, or what the step's own code raises
             lane.count(Drop.UNSUPPORTED_VALUE)
             reason = str(error) if isinstance(error, Refused) else describe(error)
-            shown = self.next_step if self.next_step < AUTOMATIC_STEPS else "the next one"
+            shown = self.next_step if self.next_step < AUTOMATIC_STEPS else "the next step"
             self._notices.once(State, "a step is replaced by %s: %s", shown, reason)
             return self.next_step
 
@@ -519,7 +531,7 @@ class Recorder:
         try:
             number = self._classify(stream.name, value, None)
             if isinstance(number, (DeviceDistribution, HostDistribution)):
-                raise Refused("an instrument takes one value at a time; log a Histogram with `run.log`")
+                raise Refused("an instrument records one value at a time; log a Histogram with `run.log`")
             if not isinstance(number, (DeviceValue, Deferred)):
                 stream.check(number)
         except Refused as refusal:
@@ -543,12 +555,12 @@ class Recorder:
         self._device.pending.settle(_SETTLE_TIMEOUT)
 
     def _warn_of_changed_names(self) -> None:
-        """Outside of all locks, because a program's logging handler may do anything."""
+        """Warn of names that are not Unicode text. Call it without locks: a program's logging handler may do anything."""
         changed = self._layouts.changed
         while changed:
             try:
                 given, written = changed.popitem()
-            except KeyError:  # another thread says it
+            except KeyError:  # another thread warns of it
                 return
             self._warn_of_changed_name(given, written)
 
@@ -560,22 +572,20 @@ class Recorder:
     def _warn_of_lost_value(self, error: Exception) -> None:
         self._notices.once(DeviceCopies, "device values are lost: %s", error)
 
-    def _warn_of_detour(self, why: str) -> None:
-        message = (
-            "values of CUDA devices cannot be stored straight into the ring, so log calls have to look for them: %s"
-        )
-        self._notices.once(message, message, why)
+    def _warn_of_detour(self, reason: str) -> None:
+        message = "CUDA values use the slower copy path because the ring buffer could not be page-locked: %s"
+        self._notices.once(message, message, reason)
 
 
 def _is_mapping(values: object) -> bool:
     try:
         return isinstance(values, Mapping)
-    except Exception:  # of an object that computes its class
+    except Exception:  # the object computes its `__class__`
         return False
 
 
 def _pairs(values: Mapping[str, Any], refusals: list[tuple[object, Refused]]) -> list[tuple[Any, Any]]:
-    """Keys and values, as many as can be had; `refusals` gets the others."""
+    """Return the readable keys and values, and append the others to `refusals`."""
     pairs: list[tuple[Any, Any]] = []
     try:
         if isinstance(values, dict):
@@ -584,9 +594,9 @@ def _pairs(values: Mapping[str, Any], refusals: list[tuple[object, Refused]]) ->
             try:
                 pairs.append((key, values[key]))
             except Exception as error:
-                refusals.append((key, Refused(f"its value cannot be had ({describe(error)})")))
-    except Exception as error:  # of a mapping's own code
-        refusals.append((type(values).__name__, Refused(f"its keys cannot be had ({describe(error)})")))
+                refusals.append((key, Refused(f"cannot read its value ({describe(error)})")))
+    except Exception as error:  # the mapping's own code may raise anything
+        refusals.append((type(values).__name__, Refused(f"cannot read its keys ({describe(error)})")))
     return pairs
 
 

@@ -1,6 +1,6 @@
-"""What the recorder says to the script: a warning once for each thing, on the logger `tensormeter`.
+"""Warnings of the recorder, on the logger `tensormeter`: one for each cause.
 
-Nothing here raises, whatever keys and exceptions of a script do when they are shown.
+Nothing in this module raises, even if converting a script's keys or exceptions to text does.
 """
 
 import itertools
@@ -16,79 +16,80 @@ __all__ = ["WarnOnce", "describe", "shown", "text_of"]
 
 logger: Final = get_logger()
 
-_MOST: Final = 1000
-"""Things warned about; beyond that, drops are only counted."""
+_MAX_WARNINGS: Final = 1000
+"""Maximum number of warnings. Later drops are only counted."""
 
 _NAMES_SHOWN: Final = 5
 
 _LONGEST_SHOWN: Final = 200
-"""Characters of a key, and of the words of an exception, in one message."""
+"""Maximum number of characters of a key, or of an exception's message, in one warning."""
 
 
 class WarnOnce:
-    """Remembers what has been said. Any thread; two at once may say the same thing twice."""
+    """Warns once for each cause. Any thread may call it; two threads at once may give the same warning twice."""
 
     def __init__(self) -> None:
-        self._said: set[object] = set()
-        self._noted: dict[Drop, list[str]] = {}
+        self._warned: set[object] = set()
+        self._lost_names: dict[Drop, list[str]] = {}
 
     def once(self, about: object, message: str, *arguments: object) -> None:
-        """Warn, unless it has been warned about the same.
+        """Log a warning, unless there was one about the same cause.
 
         Args:
-            about: What it is about; hashable.
-            message: With the arguments, as for `logging`.
+            about: Cause of the warning, as a hashable object.
+            message: Format string for `logging`.
+            arguments: Arguments of the format string.
         """
-        if about not in self._said and len(self._said) < _MOST:
-            self._said.add(about)
+        if about not in self._warned and len(self._warned) < _MAX_WARNINGS:
+            self._warned.add(about)
             logger.warning(message, *arguments)
 
     def note(self, reason: Drop, name: str) -> None:
-        """Remember what was lost for a reason; a few names of each."""
-        names = self._noted.setdefault(reason, [])
+        """Remember the name of a lost value, for the first few names of each reason."""
+        names = self._lost_names.setdefault(reason, [])
         if len(names) < _NAMES_SHOWN and name not in names:
             names.append(name)
 
     @property
     def noted(self) -> dict[str, list[str]]:
-        """By reason the names that were noted."""
-        return {reason.name.lower(): list(names) for reason, names in self._noted.items()}
+        """Names of lost values, by reason."""
+        return {reason.name.lower(): list(names) for reason, names in self._lost_names.items()}
 
     def slow(self, values: Mapping[str, Any], watch: Stopwatch) -> None:
-        """A log call that was not the first of its kind took long: said once for each reason."""
+        """Warn that a log call was slow, once for each reason. Not for the first call of its kind."""
         if watch.waited:
-            reason = "its thread was kept waiting, by other Python threads or for a processor"
+            reason = "its thread waited for other Python threads or for a processor"
         else:
-            reason = "it had much to look at; log fewer values at once, or numbers instead of arrays"
+            reason = "it had too many or too large values; log fewer values per call, or numbers instead of arrays"
         try:
             names = ", ".join(map(shown, itertools.islice(values, _NAMES_SHOWN)))
             more = f" and {len(values) - _NAMES_SHOWN} more" if len(values) > _NAMES_SHOWN else ""
-        except Exception:  # of the mapping's own code
+        except Exception:  # the mapping's own code may raise anything
             names, more = f"a {type(values).__name__}", ""
         self.once((Stopwatch, reason), "log() of %s%s took %.1f ms: %s", names, more, watch.duration / 1e6, reason)
 
 
 def shown(key: object) -> str:
-    """A key as it is named in messages: quoted, and cut."""
+    """Format a key for messages: quoted, and cut to 200 characters."""
     try:
         text = repr(key) if isinstance(key, str) else reprlib.repr(key)
-    except Exception:  # of the key's own code
+    except Exception:  # the key's own code may raise anything
         text = f"a {type(key).__name__}"
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}... ({len(text)} characters)"
 
 
 def text_of(value: object) -> str:
-    """A value as text: what `str` makes of it, or what it is, if its own code raises."""
+    """Convert a value with `str`. If its own code raises, the text is the value's type."""
     try:
         return str.__str__(str(value))
-    except Exception:  # of the value's own code
+    except Exception:  # the value's own code may raise anything
         return f"(a {type(value).__name__} that cannot be shown)"
 
 
 def describe(error: BaseException) -> str:
-    """Type and words of an exception."""
+    """Format an exception: its type, and its message cut to 200 characters."""
     try:
-        words = str(error)
-    except Exception:  # of the exception's own code
+        message = str(error)
+    except Exception:  # the exception's own code may raise anything
         return type(error).__name__
-    return f"{type(error).__name__}: {words[:_LONGEST_SHOWN]}"
+    return f"{type(error).__name__}: {message[:_LONGEST_SHOWN]}"
