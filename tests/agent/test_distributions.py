@@ -132,12 +132,12 @@ def test_sequences_arrays_and_tensors(source, values):
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ("text", "give it a tensor"),
-        (5.0, "give it a tensor"),
-        ({"a": 1}, "give it a tensor"),
+        ("text", "pass a tensor"),
+        (5.0, "pass a tensor"),
+        ({"a": 1}, "pass a tensor"),
         ([1.0, "x"], "dtype"),
         ([1j], "real numbers"),
-        ([[1.0], [1.0, 2.0]], "no array"),
+        ([[1.0], [1.0, 2.0]], "cannot convert to an array"),
         ([torch.tensor(1.0)], "torch.stack"),
         (np.ma.masked_array([1.0, 2.0], [True, False]), "compressed"),
         (torch.ones(3, dtype=torch.complex64), "complex"),

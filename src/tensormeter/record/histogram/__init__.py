@@ -1,1 +1,1 @@
-"""Histograms: counted on the host or on the device."""
+"""Histograms, counted on the host or on a device."""

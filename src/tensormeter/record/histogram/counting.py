@@ -1,8 +1,8 @@
-"""Counting many values into the buckets of `tensormeter.distribution`, where they are: on the host or on a device.
+"""Counts many values into the buckets of `tensormeter.ring.histogram_buckets`, on the host or on the device that holds them.
 
-On a device everything has a static shape and nothing is asked for, so nothing synchronizes: no `bincount`, no boolean index,
-no `.item()`, not even an upload of the bounds, which the device computes itself.
-On the host NumPy counts, in the calling thread; a large array takes less time than `np.histogram` takes for it.
+On a device, all shapes are static and no value is read back, so nothing synchronizes: there is no `bincount`, no boolean index
+and no `.item()`. The device even computes the bounds itself, so there is no upload.
+On the host, NumPy counts in the calling thread. A large array takes less time than with `np.histogram`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,21 +29,21 @@ __all__ = [
 ]
 
 MOST_ON_DEVICE: Final = (1 << 31) - 1
-"""Elements of one tensor: a bin's count has 32 bits."""
+"""Maximum number of elements of one tensor, because a bin's count has 32 bits."""
 
 _DEVICE_PIECE: Final = 1 << 23
-"""Elements counted at a time: what they need for a moment is 12 bytes for each, in the device's memory."""
+"""Number of elements that a device counts at a time. Each needs 12 bytes of temporary device memory."""
 
 _HOST_PIECE: Final = 1 << 17
-"""Elements counted at a time: they stay in the cache."""
+"""Number of elements that the host counts at a time, so that they stay in the cache."""
 
 
 class Counted(NamedTuple):
     """A distribution counted on the host.
 
     Attributes:
-        counts: int32 as bytes, in the order of the table's bins.
-        statistics: Sum, minimum and maximum; NaN where there is none.
+        counts: Counts as bytes of int32, in the order of the table's bins.
+        statistics: Sum, minimum and maximum; NaN if there is none.
     """
 
     counts: bytes
@@ -51,11 +51,11 @@ class Counted(NamedTuple):
 
 
 def count_on_host(pieces: Iterable["NDArray[Any]"], table: Table) -> Counted:
-    """Count arrays of the table's format.
+    """Count the elements of arrays in the table's format. Blocks while it counts.
 
     Args:
-        pieces: Of shape (n,), native byte order, contiguous; not empty.
-        table: For float32 or float64.
+        pieces: Contiguous, non-empty arrays of shape (n,) in native byte order.
+        table: Table for float32 or float64.
     """
     import numpy as np
 
@@ -74,7 +74,7 @@ def count_on_host(pieces: Iterable["NDArray[Any]"], table: Table) -> Counted:
 
 
 def add_exponential(first: bytes, second: bytes) -> bytes | None:
-    """The counts of two distributions in one table together; None if a bin would overflow."""
+    """Add the counts of two distributions in the same table. None if a bin would overflow."""
     import numpy as np
 
     counts = np.frombuffer(first, np.int32) + np.frombuffer(second, np.int32).astype(np.int64)
@@ -82,10 +82,14 @@ def add_exponential(first: bytes, second: bytes) -> bytes | None:
 
 
 def add_explicit(first: bytes, second: bytes) -> bytes | None:
-    """The words of two ready-made histograms together: edges, then counts; None if the edges differ, or a count is too large."""
+    """Add two ready-made histograms, given as the words of edges and counts.
+
+    Returns:
+        Words of the sum; None if the edges differ, or a count would overflow.
+    """
     import numpy as np
 
-    edges = len(first) // 16 * 8 + 8  # bytes: one edge more than there are counts
+    edges = len(first) // 16 * 8 + 8  # bytes: there is one more edge than counts
     if len(first) != len(second) or first[:edges] != second[:edges]:
         return None
     counts, more = np.frombuffer(first, np.int64, offset=edges), np.frombuffer(second, np.int64, offset=edges)
@@ -95,7 +99,7 @@ def add_explicit(first: bytes, second: bytes) -> bytes | None:
 
 
 def array_pieces(array: "NDArray[Any]", table: Table) -> Iterator["NDArray[Any]"]:
-    """An array's elements in the table's format, which costs no copy if they are in it."""
+    """Iterate over pieces of an array in the table's format. Elements that already have the format are not copied."""
     import numpy as np
 
     flat, dtype = array.reshape(-1), np.float32 if table.fraction_bits == 23 else np.float64
@@ -104,7 +108,7 @@ def array_pieces(array: "NDArray[Any]", table: Table) -> Iterator["NDArray[Any]"
 
 
 def tensor_pieces(tensor: "torch.Tensor", table: Table) -> Iterator["NDArray[Any]"]:
-    """The same for a tensor on the CPU."""
+    """Iterate over pieces of a tensor on the CPU in the table's format."""
     import torch
 
     for piece in torch.split(tensor.detach().reshape(-1), _DEVICE_PIECE):
@@ -114,7 +118,7 @@ def tensor_pieces(tensor: "torch.Tensor", table: Table) -> Iterator["NDArray[Any
 class DeviceTables:
     """Counts tensors on devices, and keeps the tables' bounds there: 12 or 68 KiB for each device and table.
 
-    Thread-safe; after a fork it must not be used in the child.
+    Thread-safe. A forked child must not use it.
     """
 
     def __init__(self) -> None:
@@ -124,12 +128,12 @@ class DeviceTables:
         """Launch the counting on the current stream. Never waits.
 
         Args:
-            tensors: On one device, none empty, each of at most `MOST_ON_DEVICE` elements of dtypes that the table holds.
-            table: For all of them.
+            tensors: Non-empty tensors on one device, each of at most `MOST_ON_DEVICE` elements. The table can hold their dtypes.
+            table: Table for all of the tensors.
 
         Returns:
-            The counts, of shape (tensors * bins,), int32; and sum, minimum and maximum, of shape (tensors, 3), float64; float32
-            on Apple's devices, which have nothing wider, and no table for float64.
+            Counts as int32 of shape (tensors * bins,); and sum, minimum and maximum as float64 of shape (tensors, 3). The
+            latter are float32 on Apple's devices, which have no float64.
         """
         import torch
 
@@ -137,15 +141,15 @@ class DeviceTables:
         grad = torch.is_grad_enabled()
         torch._C._set_grad_enabled(False)
         try:
-            with torch.inference_mode(mode=False):  # what is kept must be of use outside of it
+            with torch.inference_mode(mode=False):  # the kept bounds are used outside of inference mode, too
                 bounds = self._bounds_on(tensors[0].device, table)
             for tensor in tensors:
                 count, total, low, high = _count(tensor.detach().reshape(-1), table, bounds)
                 counts.append(count)
                 sums.append(total)
                 extremes += [low, high]
-            together = torch.stack(extremes).to(accumulator_dtype(tensors[0].device)).view(-1, 2)
-            statistics = torch.cat([torch.stack(sums).unsqueeze(1), together], dim=1)
+            limits = torch.stack(extremes).to(accumulator_dtype(tensors[0].device)).view(-1, 2)
+            statistics = torch.cat([torch.stack(sums).unsqueeze(1), limits], dim=1)
             return torch.cat(counts), statistics
         finally:
             torch._C._set_grad_enabled(grad)
@@ -153,21 +157,21 @@ class DeviceTables:
     def _bounds_on(self, device: "torch.device", table: Table) -> "torch.Tensor":
         import torch
 
-        found = self._bounds.get((device, table))
-        if found is None:
+        bounds = self._bounds.get((device, table))
+        if bounds is None:
             tensor = bounds_on_device(device, table)
-            # In a trace without a device there is no stream.
+            # A trace without a device has no stream.
             stream = torch.cuda.current_stream(device) if device.type == "cuda" and _has_cuda() else None
-            found = self._bounds[device, table] = _Bounds(tensor, stream, stream and stream.record_event())
-        elif found.stream is not None:
+            bounds = self._bounds[device, table] = _Bounds(tensor, stream, stream and stream.record_event())
+        elif bounds.stream is not None:
             current = torch.cuda.current_stream(device)
-            if current != found.stream:  # on the device, not here
-                current.wait_event(found.ready)
-        return found.tensor
+            if current != bounds.stream:  # the stream waits, not the host
+                current.wait_event(bounds.ready)
+        return bounds.tensor
 
 
 class _Bounds(NamedTuple):
-    """Bounds on a device, the stream that computes them, and the event behind that."""
+    """Bounds on a device, the stream that computes them, and an event after the computation."""
 
     tensor: "torch.Tensor"
     stream: "torch.cuda.Stream | None"
@@ -181,7 +185,7 @@ def _has_cuda() -> bool:
 
 
 def bounds_on_device(device: "torch.device", table: Table) -> "torch.Tensor":
-    """The bounds between a table's bins, computed on the device from scalars that kernels take as arguments."""
+    """Compute the bounds between a table's bins on a device, from scalars that are arguments of kernels."""
     import torch
 
     single = table.fraction_bits == 23
@@ -198,26 +202,26 @@ def bounds_on_device(device: "torch.device", table: Table) -> "torch.Tensor":
 def _count(
     flat: "torch.Tensor", table: Table, bounds: "torch.Tensor"
 ) -> tuple["torch.Tensor", "torch.Tensor", "torch.Tensor", "torch.Tensor"]:
-    """Counts (int32), sum (`accumulator_dtype`), minimum and maximum (of the table's format) of one tensor's elements."""
+    """Compute counts (int32), sum (`accumulator_dtype`), minimum and maximum (in the table's format) of a tensor's elements."""
     import torch
 
-    found, wide = None, accumulator_dtype(flat.device)
+    summary, wide = None, accumulator_dtype(flat.device)
     for piece in torch.split(flat, _DEVICE_PIECE):
         values = _as_format(piece, table)
         bins = torch.bucketize(values, bounds, out_int32=True)
         low, high = torch.aminmax(values)
         new = (_count_bins(bins, table.bins), values.sum(dtype=wide), low, high)
-        if found is None:
-            found = new
+        if summary is None:
+            summary = new
         else:
-            found = (
-                found[0] + new[0],
-                found[1] + new[1],
-                torch.minimum(found[2], new[2]),
-                torch.maximum(found[3], new[3]),
+            summary = (
+                summary[0] + new[0],
+                summary[1] + new[1],
+                torch.minimum(summary[2], new[2]),
+                torch.maximum(summary[3], new[3]),
             )
-    assert found is not None
-    return found
+    assert summary is not None
+    return summary
 
 
 def _count_bins(bins: "torch.Tensor", number: int) -> "torch.Tensor":
@@ -234,11 +238,11 @@ def _as_format(values: "torch.Tensor", table: Table) -> "torch.Tensor":
 
 
 class _Cells:
-    """A faster search on the host. A cell is all numbers with the same 16 highest bits; at most one bound is in each.
+    """A faster search for bins on the host. A cell is all numbers with the same 16 highest bits; it has at most one bound.
 
     Attributes:
-        split: For each cell the bound in it, or any number if there is none.
-        bins: For each cell, in turn, the bin of its numbers above the bound, and of those up to it.
+        split: Bound in each cell, or any number if there is none.
+        bins: Two bins for each cell, one after the other: the bin of its numbers above the bound, and of those up to the bound.
     """
 
     def __init__(self, table: Table) -> None:
@@ -254,6 +258,7 @@ class _Cells:
         self._halves = bits // 16
 
     def bins_of(self, values: "NDArray[Any]") -> "NDArray[np.intp]":
+        """Find the bin of each value."""
         import numpy as np
 
         keys = values.view(np.uint16)[self._halves - 1 :: self._halves].astype(np.intp)
@@ -270,7 +275,7 @@ def _cells(table: Table) -> _Cells:
 
 @cache
 def _bounds(table: Table) -> "NDArray[Any]":
-    """As `bounds_on_device`, for NumPy."""
+    """Compute the bounds of `bounds_on_device` with NumPy."""
     import numpy as np
 
     exponents = (np.arange(table.lowest, table.highest, dtype=np.int64) + table.bias) << table.fraction_bits

@@ -1,4 +1,4 @@
-"""`Histogram`: many values that are logged as one, as a distribution."""
+"""`Histogram`: many values that are logged under one name, as a distribution."""
 
 import array
 import struct
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 __all__ = ["CountedOnDevice", "DeviceDistribution", "Histogram", "HostDistribution"]
 
 _MOST_BUCKETS: Final = 4096
-"""Of ready-made histograms: their bounds are sent with every point."""
+"""Maximum number of buckets of a ready-made histogram, because every point contains their bounds."""
 
 
 class HostDistribution(NamedTuple):
-    """What a row holds of a distribution that is counted.
+    """Columns of a counted distribution in a row.
 
     Attributes:
-        code: Of the column of counts.
-        words: Its words, as bytes.
-        statistics: Sum, minimum and maximum; None if that column is missing.
+        code: Code of the column of counts.
+        words: Words of the column of counts, as bytes.
+        statistics: Sum, minimum and maximum; None if the row has no column for them.
     """
 
     code: str
@@ -36,19 +36,24 @@ class HostDistribution(NamedTuple):
 
 
 class DeviceDistribution(NamedTuple):
-    """What is still to be counted, on the device where it is."""
+    """A tensor on a device, whose elements are still to be counted.
+
+    Attributes:
+        tensor: Tensor to count.
+        table: Table of the bins.
+    """
 
     tensor: "torch.Tensor"
     table: Table
 
 
 class CountedOnDevice(NamedTuple):
-    """What has been counted there.
+    """A distribution that has been counted on a device.
 
     Attributes:
-        counts: Of shape (bins,), int32.
-        statistics: Sum, minimum and maximum; of the device's `accumulator_dtype`.
-        table: Of the bins.
+        counts: Counts as int32 of shape (bins,).
+        statistics: Sum, minimum and maximum, in the device's `accumulator_dtype`.
+        table: Table of the bins.
     """
 
     counts: "torch.Tensor"
@@ -59,22 +64,22 @@ class CountedOnDevice(NamedTuple):
 class Histogram:
     """The distribution of many values, to be logged under one name: ``run.log({"gradients": Histogram(tensor)})``.
 
-    Values are counted when they are logged, where they are, and only counts travel. For a CUDA tensor that is a handful of
-    asynchronous launches on the current stream: nothing waits, and what happens to the tensor afterwards does not matter. For
-    a tensor or array in the host's memory it takes the calling thread some 7 ns for each value. MPS and XPU devices count as
-    well, and the log calls that follow fetch the counts; MPS adds up in float32, and takes no integers of 32 and 64 bits.
+    The log call counts the values where they are, and only the counts are copied. A CUDA tensor needs a handful of asynchronous
+    launches on the current stream: nothing waits, and the tensor may change afterwards. The calling thread counts a tensor or
+    array in host memory, which takes about 7 ns for each value. MPS and XPU devices count, too, and later log calls fetch the
+    counts. MPS sums in float32, and cannot count integers of 32 and 64 bits.
 
-    What arrives is an OpenTelemetry exponential histogram of at most 160 buckets a side, exact in the mapping of its buckets:
-    float32, and what float32 holds exactly (8 and 16 bits, bool), in buckets of scale 3 or less; float64, and integers of 32
-    and 64 bits (as the nearest float64), of scale 2 or less. Magnitudes up to 2**-64 (5.4e-20) count as zero. NaN and
-    infinities are left out and counted apart, in the gauge `tensormeter.histogram.nonfinite`; sum, minimum and maximum are
-    then left out too.
+    The result is an OpenTelemetry exponential histogram with at most 160 buckets on each side and exact bucket boundaries.
+    float32, and formats that float32 holds exactly (8 and 16 bits, bool), get buckets of scale 3 or less. float64, and integers
+    of 32 and 64 bits (as the nearest float64), get buckets of scale 2 or less. Magnitudes up to 2**-64 (5.4e-20) count as zero.
+    NaN and infinities are not in the histogram; the gauge `tensormeter.histogram.nonfinite` counts them. The histogram then has
+    no sum, minimum and maximum.
 
-    Over steps (`every=`, `define_metric`), `mean` and `sum` make one distribution of all values together, and `last` keeps the
-    last; `min` and `max` are refused. Ready-made histograms are put together as long as their edges stay the same.
+    Over steps (`every=`, `define_metric`), `mean` and `sum` make one distribution of all values, and `last` keeps the last one.
+    `min` and `max` are refused. Ready-made histograms are added as long as their edges stay the same.
 
-    A ready-made pair of counts and edges becomes a histogram with explicit buckets. NumPy's buckets are closed below and
-    OpenTelemetry's above, so values exactly on an edge are shown one bucket off; there are no sum, minimum and maximum.
+    A ready-made pair of counts and edges becomes a histogram with explicit buckets, without sum, minimum and maximum. NumPy's
+    buckets include their lower edge and OpenTelemetry's their upper edge, so values exactly on an edge appear one bucket off.
     """
 
     __slots__ = ("_np_histogram", "_values")
@@ -82,11 +87,11 @@ class Histogram:
     def __init__(self, values: Any = None, *, np_histogram: tuple[Any, Any] | None = None) -> None:
         """
         Args:
-            values: A tensor or NumPy array of real numbers, of any shape, or a sequence of numbers. It is not copied.
-            np_histogram: Instead: what `numpy.histogram` returns, integer counts of shape (k,) and edges of shape (k + 1,).
+            values: Tensor or NumPy array of real numbers, of any shape, or a sequence of numbers. It is not copied.
+            np_histogram: Result of `numpy.histogram` instead of values: integer counts of shape (k,) and edges of shape (k + 1,).
 
         Raises:
-            UsageError: Both, neither, or no pair.
+            UsageError: Both arguments or none are given, or `np_histogram` is not a pair.
         """
         if (values is None) == (np_histogram is None):
             raise UsageError("Histogram: expected either values or np_histogram=(counts, edges)")
@@ -96,7 +101,7 @@ class Histogram:
         self._np_histogram = np_histogram
 
     def reduce(self) -> HostDistribution | DeviceDistribution:
-        """Count what is on the host, and look at what is on a device. Blocks for the counting on the host only.
+        """Count values on the host, and check values on a device. Blocks only while it counts on the host.
 
         Raises:
             Refused: The values cannot be counted.
@@ -121,12 +126,12 @@ def _tensor(tensor: "torch.Tensor") -> HostDistribution | DeviceDistribution:
     if tensor.numel() > MOST_ON_DEVICE:
         raise Refused(f"a tensor of {tensor.numel():,} elements; log parts of at most {MOST_ON_DEVICE:,}")
     if tensor.device.type == "mps" and table is DOUBLE:
-        raise Refused(f"a Histogram of {tensor.dtype} on {tensor.device}, which counts in float32: give it .float()")
+        raise Refused(f"a Histogram of {tensor.dtype} on {tensor.device}, which counts in float32; pass .float() of it")
     if tensor.is_cuda or tensor.device.type in EVENT_DEVICES:
         return DeviceDistribution(tensor, table)
     if tensor.device.type != "cpu":
         raise Refused(
-            f"a Histogram of a tensor on {tensor.device}; only CUDA, MPS and XPU devices count without waiting: give it .cpu()"
+            f"a Histogram of a tensor on {tensor.device}; only CUDA, MPS and XPU devices count without waiting, so pass .cpu() of it"
         )
     return _exponential(count_on_host(tensor_pieces(tensor, table), table), table)
 
@@ -135,27 +140,27 @@ def _array(values: Any) -> HostDistribution:
     import numpy as np
 
     if not isinstance(values, (np.ndarray, array.array, Sequence)) or isinstance(values, str | bytes):
-        raise Refused(f"a Histogram of a {type(values).__name__}; give it a tensor, an array or a sequence of numbers")
+        raise Refused(f"a Histogram of a {type(values).__name__}; pass a tensor, an array or a sequence of numbers")
     first = None if isinstance(values, np.ndarray) or not len(values) else values[0]
     if first is not None and type(first).__module__.partition(".")[0] == "torch":
-        raise Refused("a Histogram of a sequence of tensors; give it torch.stack() or torch.cat() of them")
+        raise Refused("a Histogram of a sequence of tensors; pass torch.stack() or torch.cat() of them")
     if getattr(values, "mask", None) is not None:
-        raise Refused("a Histogram of a masked array; give it .compressed()")
+        raise Refused("a Histogram of a masked array; pass .compressed() of it")
     try:
-        found = np.asarray(values)
+        elements = np.asarray(values)
     except ValueError as error:
-        raise Refused(f"a Histogram of what is no array ({error})") from None
-    if found.size == 0 and found.dtype.kind not in "fiub":
-        found = found.astype(np.float64)
-    if found.dtype.kind not in "fiub" or found.dtype.itemsize > 8:
-        raise Refused(f"a Histogram of dtype {found.dtype}; give it real numbers of at most 64 bits")
-    if found.size > MOST_ON_DEVICE:
-        raise Refused(f"an array of {found.size:,} elements; log parts of at most {MOST_ON_DEVICE:,}")
-    single = found.dtype.itemsize <= (4 if found.dtype.kind == "f" else 2)
+        raise Refused(f"a Histogram of values that NumPy cannot convert to an array ({error})") from None
+    if elements.size == 0 and elements.dtype.kind not in "fiub":
+        elements = elements.astype(np.float64)
+    if elements.dtype.kind not in "fiub" or elements.dtype.itemsize > 8:
+        raise Refused(f"a Histogram of dtype {elements.dtype}; pass real numbers of at most 64 bits")
+    if elements.size > MOST_ON_DEVICE:
+        raise Refused(f"an array of {elements.size:,} elements; log parts of at most {MOST_ON_DEVICE:,}")
+    single = elements.dtype.itemsize <= (4 if elements.dtype.kind == "f" else 2)
     table = SINGLE if single else DOUBLE
-    if found.size == 0:
+    if elements.size == 0:
         return _exponential(Counted(bytes(4 * table.bins), (0.0, float("nan"), float("nan"))), table)
-    return _exponential(count_on_host(array_pieces(found, table), table), table)
+    return _exponential(count_on_host(array_pieces(elements, table), table), table)
 
 
 def _exponential(counted: Counted, table: Table) -> HostDistribution:
@@ -163,7 +168,7 @@ def _exponential(counted: Counted, table: Table) -> HostDistribution:
 
 
 def _explicit(counts: Any, edges: Any) -> HostDistribution:
-    """Edges, then counts, after a look at whether they can be those of a histogram."""
+    """Check the counts and edges of a ready-made histogram, and pack the edges and then the counts."""
     import numpy as np
 
     counts, edges = np.asarray(counts), np.asarray(edges)
@@ -173,9 +178,9 @@ def _explicit(counts: Any, edges: Any) -> HostDistribution:
             f"k from 1 to {_MOST_BUCKETS}"
         )
     if edges.dtype.kind not in "fiu" or not np.isfinite(edges).all() or not (edges[1:] > edges[:-1]).all():
-        raise Refused("np_histogram whose edges are not finite and increasing")
-    whole = counts.astype(np.int64, casting="unsafe") if counts.dtype.kind in "fiu" else None
-    if whole is None or (whole != counts).any() or (whole < 0).any():
-        raise Refused("np_histogram whose counts are not whole numbers; make it without density=True")
-    words = struct.pack(f"<{len(edges)}d{len(counts)}q", *edges.tolist(), *whole.tolist())
+        raise Refused("np_histogram whose edges are not finite and increasing; pass increasing edges")
+    integers = counts.astype(np.int64, casting="unsafe") if counts.dtype.kind in "fiu" else None
+    if integers is None or (integers != counts).any() or (integers < 0).any():
+        raise Refused("np_histogram whose counts are not whole numbers; call np.histogram without density=True")
+    words = struct.pack(f"<{len(edges)}d{len(counts)}q", *edges.tolist(), *integers.tolist())
     return HostDistribution(EXPLICIT, words, None)

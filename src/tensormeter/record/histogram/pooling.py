@@ -1,7 +1,7 @@
-"""Distributions over steps: the values of many `Histogram`s become one distribution, where they were counted.
+"""Pools distributions over steps: the values of many `Histogram`s become one distribution.
 
-Counts and sums add up, of minima there is the least, of maxima the greatest; so it is the distribution of all values together,
-whether the rule says `mean` or `sum`. `last` keeps the last one. On a device that is done by it, without waiting.
+Counts and sums are added, the least minimum and the greatest maximum are kept. The result is the distribution of all values,
+both for `mean` and for `sum`. `last` keeps the last distribution. Distributions on a device are pooled there, without waiting.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 __all__ = ["POOLED", "Pools"]
 
 POOLED: Final = ("mean", "sum", "last")
-"""The reductions that distributions have."""
+"""Reductions that apply to distributions."""
 
 Ready = dict[str, HostDistribution | CountedOnDevice]
 
 
 class Pools:
-    """The distributions that one thread has logged and that have not become one yet. Not thread-safe.
+    """Incomplete pools of the distributions that one thread has logged. Not thread-safe.
 
-    Those of one name are pooled apart by where they were counted and into which buckets. A pool that takes no more, because
-    the edges of ready-made histograms have changed or a bin would overflow, is ready before it is complete.
+    Each combination of name, place of counting (host or device) and buckets has its own pool. If the edges of ready-made
+    histograms change or a bin would overflow, the partial pool is written early.
     """
 
     def __init__(self, tables: DeviceTables) -> None:
         """
         Args:
-            tables: For counting on devices.
+            tables: Tables that count on devices.
         """
         self._tables = tables
         self._host: dict[tuple[str, Rule, str], _HostPool] = {}
@@ -44,13 +44,13 @@ class Pools:
     def add(
         self, rules: Mapping[str, Rule], distributions: Mapping[str, HostDistribution | DeviceDistribution], step: int
     ) -> Ready:
-        """Take in a row's distributions. What is on a device is counted on the current stream; nothing waits for it.
+        """Add the distributions of a row. The current stream counts those on a device, and nothing waits for it.
 
         Returns:
-            Those that are ready with it; nothing writes to them any more.
+            Distributions of the pools that are ready now. They are not written to afterwards.
 
         Raises:
-            Exception: Whatever a device says.
+            Exception: An error of a device.
         """
         ready: Ready = {}
         devices: dict[str, DeviceDistribution] = {}
@@ -64,7 +64,11 @@ class Pools:
         return ready
 
     def flush(self) -> list[tuple[int, Ready]]:
-        """What never became complete: (step of the last, distributions) by name; forgets them."""
+        """Remove the incomplete pools.
+
+        Returns:
+            Rows of the results so far, each with the step of the last distribution: (step, distributions by name).
+        """
         rows: list[tuple[int, Ready]] = [(pool.step, {key[0]: pool.result()}) for key, pool in self._host.items()]
         rows += [(pool.step, {key[0]: pool.result()}) for key, pool in self._device.items()]
         self._host.clear()
@@ -94,16 +98,16 @@ class Pools:
         def place(item: tuple[str, DeviceDistribution]) -> tuple[str, str]:
             return str(item[1].tensor.device), item[1].table.code
 
-        # What is made inside inference mode could not be added to outside of it.
+        # Tensors made in inference mode could not be changed outside of it.
         with torch.inference_mode(mode=False), NoGradients():
             for _, group in groupby(sorted(distributions.items(), key=place), place):
                 members = dict(group)
                 table = next(iter(members.values())).table
-                counts, statistics = self._tables.count([found.tensor for found in members.values()], table)
+                counts, statistics = self._tables.count([member.tensor for member in members.values()], table)
                 counted = zip(members.items(), counts.view(-1, table.bins).unbind(), statistics.unbind(), strict=True)
                 adding: list[tuple[_DevicePool, torch.Tensor, torch.Tensor]] = []
-                for (name, found), own_counts, own_statistics in counted:
-                    key, elements = (name, rules[name], table.code), found.tensor.numel()
+                for (name, member), own_counts, own_statistics in counted:
+                    key, elements = (name, rules[name], table.code), member.tensor.numel()
                     pool = self._device.get(key)
                     if pool is not None and rules[name].reduce != "last" and pool.has_room(elements):
                         adding.append((pool, own_counts, own_statistics))
@@ -134,12 +138,12 @@ class _HostPool:
         self._pooled = distribution
 
     def add(self, distribution: HostDistribution) -> bool:
-        """Whether it could be added."""
+        """Add a distribution. False if its edges differ or a bin would overflow."""
         add = add_explicit if distribution.code == EXPLICIT else add_exponential
         words = add(self._pooled.words, distribution.words)
         if words is None:
             return False
-        statistics = _together(self._pooled.statistics, distribution.statistics)
+        statistics = _combine(self._pooled.statistics, distribution.statistics)
         self._pooled = HostDistribution(distribution.code, words, statistics)
         return True
 
@@ -148,7 +152,7 @@ class _HostPool:
 
 
 class _DevicePool:
-    """Counts and statistics on a device, and the stream whose order they are in."""
+    """Counts and statistics on a device, and the stream that computes them."""
 
     __slots__ = ("_counts", "_statistics", "_stream", "_table", "calls", "elements", "step")
 
@@ -164,11 +168,11 @@ class _DevicePool:
         self.step = 0
 
     def has_room(self, elements: int) -> bool:
-        """Whether no bin can overflow by so many values more."""
+        """Whether no bin can overflow if a number of elements is added."""
         return self.elements + elements <= MOST_ON_DEVICE
 
     def join_stream(self) -> tuple["torch.Tensor", "torch.Tensor"]:
-        """Both, for use on the current stream, which waits for the one before on the device, not here."""
+        """Return counts and statistics for use on the current stream. It waits for the previous stream; the host does not."""
         current = _current_stream(self._counts)
         if current is not None and current != self._stream:
             current.wait_stream(self._stream)  # type: ignore[arg-type]
@@ -182,7 +186,7 @@ class _DevicePool:
 
 
 def _add_counted(adding: Sequence[tuple[_DevicePool, "torch.Tensor", "torch.Tensor"]]) -> None:
-    """Add to each pool what has been counted for it: four launches, whatever their number."""
+    """Add new counts and statistics to their pools. It takes four launches for any number of pools."""
     import torch
 
     if not adding:
@@ -196,10 +200,10 @@ def _add_counted(adding: Sequence[tuple[_DevicePool, "torch.Tensor", "torch.Tens
     torch._foreach_maximum_(maxima, higher)
 
 
-def _together(
+def _combine(
     first: tuple[float, float, float] | None, second: tuple[float, float, float] | None
 ) -> tuple[float, float, float] | None:
-    """Statistics of both. Those of no values have no extremes; a sum that is NaN says that the extremes are, too."""
+    """Combine two statistics. If the sum is NaN, so are the extremes; statistics of no values have no extremes."""
     if first is None or second is None:
         return None
     total, low, high = first[0] + second[0], *first[1:]
