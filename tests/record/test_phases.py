@@ -7,7 +7,7 @@ from phases_rig import Rig
 
 from support.optional import torch
 from tensormeter import UsageError
-from tensormeter.record.phases.phases import _MOST_EVENTS, DATA_LOADING
+from tensormeter.record.phases.phases import _MAX_EVENTS, DATA_LOADING
 
 
 @pytest.fixture
@@ -91,10 +91,10 @@ class TestHost:
 
     def test_many_phases_outside_of_steps_are_bounded(self, rig):
         rig.step()
-        for _ in range(2 * _MOST_EVENTS):
+        for _ in range(2 * _MAX_EVENTS):
             rig.phase("evaluation", 1.0)
         assert len(rig.rows) == 3
-        assert host(rig.rows[1][1], "evaluation") == _MOST_EVENTS
+        assert host(rig.rows[1][1], "evaluation") == _MAX_EVENTS
 
     def test_steps_are_numbered_like_those_of_log(self, rig):
         rig.step()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from phases_rig import FakeDevice, Rig
 
-from tensormeter.record.phases.phases import _MOST_EVENTS, _MOST_WAITING
+from tensormeter.record.phases.phases import _MAX_EVENTS, _MAX_WAITING
 from tensormeter.record.phases.timeline import CudaEvents
 
 
@@ -85,14 +85,14 @@ class TestDevice:
         rig = device_rig
         rig.step()
         rig.device.reached = 0.0
-        for _ in range(_MOST_WAITING + 10):
+        for _ in range(_MAX_WAITING + 10):
             rig.step()
         assert len(rig.rows) == 11
         assert ("phase.duration", "model_forward", "host") in rig.rows[0][1]
         assert ("phase.duration", "model_forward", "device") not in rig.rows[0][1]
         rig.device.reached = float("inf")
         rig.phases.flush()
-        assert len(rig.rows) == _MOST_WAITING + 11
+        assert len(rig.rows) == _MAX_WAITING + 11
         assert rig.rows[-1][1]["phase.duration", "model_forward", "device"] == pytest.approx(1.0)
         assert rig.device.in_use == 1
         assert len([record for record in caplog.records if "behind" in record.getMessage()]) == 1
@@ -145,12 +145,12 @@ class TestDevice:
     def test_events_of_one_step_are_bounded(self, device_rig):
         rig = device_rig
         with rig.phases.step(None, None):
-            for _ in range(2 * _MOST_EVENTS):
+            for _ in range(2 * _MAX_EVENTS):
                 rig.phase("p", 0.5)
-        assert rig.device.made == _MOST_EVENTS
+        assert rig.device.made == _MAX_EVENTS
         rig.phases.flush()
         ((_, row),) = rig.rows
-        assert row["phase.duration", "p", "host"] == _MOST_EVENTS
+        assert row["phase.duration", "p", "host"] == _MAX_EVENTS
 
     def test_a_thread_that_has_ended_is_recorded_without_asking(self, device_rig):
         rig = device_rig

@@ -34,7 +34,6 @@ NOT_YET = {
     "src/tensormeter/instruments",
     "src/tensormeter/otlp",
     "src/tensormeter/record/device",
-    "src/tensormeter/record/phases",
     "src/tensormeter/record/rows",
     "src/tensormeter/redaction",
     "src/tensormeter/resource",

@@ -1,1 +1,1 @@
-"""Phases of a training step, and their timeline."""
+"""Phases of training steps, and their timeline on the device."""

@@ -1,8 +1,8 @@
-"""Where the time of a training step goes: on the host, on the device, and in between.
+"""Measures the phases of training steps: their time on the host, their time on the device, and the lag between the two.
 
-At the ends of a phase the host's clock is read and, if the process uses CUDA, a timing event is recorded on the current
-stream. Events are looked at when two more steps have ended, on the thread that recorded them, and only if they are over by
-then: nothing waits. No event is recorded or looked at while the thread captures a CUDA graph.
+At both ends of a phase, this reads the host's clock. If the process uses CUDA, it also records a timing event on the current
+stream. The thread that recorded the events queries them once two more steps have ended. It uses only events that the device has
+reached by then, so nothing waits. While a thread captures a CUDA graph, it neither records nor queries events.
 """
 
 import threading
@@ -23,17 +23,18 @@ __all__ = ["DATA_LOADING", "Phase", "Phases", "Step"]
 logger: Final = get_logger()
 
 DATA_LOADING: Final = "data_loading"
-"""The phase that counts as waiting for data. This name and `model_forward`, `model_backward`, `optimizer_update` and
-`checkpoint_save` are those of NVIDIA's one-logger."""
+"""The phase that counts as waiting for data. NVIDIA's one-logger uses this name, and `model_forward`, `model_backward`,
+`optimizer_update` and `checkpoint_save`."""
 
-_LATER: Final = 2
-"""Steps that must have ended after one before its events are looked at."""
+_STEPS_BEFORE_QUERY: Final = 2
+"""Number of later steps that must have ended before a step's events are queried."""
 
-_MOST_WAITING: Final = 64
-"""Steps whose events are not over. Beyond, the oldest is recorded without them."""
+_MAX_WAITING: Final = 64
+"""Maximum number of periods that wait for their events. If there are more, the oldest is recorded with host times only."""
 
-_MOST_EVENTS: Final = 1000
-"""Of one step; what comes after has host times only. Also the number of phases outside of steps for one row."""
+_MAX_EVENTS: Final = 1000
+"""Maximum number of events of one step; later phases have host times only. Also the maximum number of phases outside of steps in
+one row."""
 
 _PHASE: Final = "tensormeter.phase.duration"
 _STEP: Final = "tensormeter.step.duration"
@@ -42,10 +43,12 @@ _SHARE: Final = "tensormeter.step.data_loading.share"
 _UNITS: Final = {_PHASE: "s", _STEP: "s", _THROUGHPUT: "{item}/s", _SHARE: "1"}
 
 _Key = tuple[str, str, str]
-"""Metric, phase, clock; the latter two "" if it has none."""
+"""Metric, phase and clock. Phase and clock are "" if the metric has none."""
 
 
 class _Span:
+    """A phase or a step between two marks."""
+
     __slots__ = ("end", "name", "start")
 
     def __init__(self, name: str, start: Mark, end: Mark) -> None:
@@ -55,11 +58,12 @@ class _Span:
 
     @property
     def host(self) -> float:
+        """Duration on the host in seconds."""
         return (self.end.host - self.start.host) / 1e9
 
 
 class _Period:
-    """What becomes a row: a step, or phases outside of steps."""
+    """A step, or phases outside of steps, which become one row."""
 
     __slots__ = ("index", "marks", "spans", "step", "values")
 
@@ -74,7 +78,7 @@ class _Period:
 
 
 class _Thread:
-    """One thread's phases."""
+    """Phases and steps of one thread."""
 
     def __init__(self, events: Events) -> None:
         self.thread = threading.current_thread()
@@ -87,33 +91,35 @@ class _Thread:
         self.index = -1
         self.depth = 0
         self.loading = 0.0
-        """Seconds in phases of data loading: within the current step, or outside of steps since the last one."""
-        self.elsewhere = 0.0
-        """Seconds in other phases outside of steps since the last one ended."""
+        """Seconds in phases of data loading: within the current step, or since the last step."""
+        self.other_phases = 0.0
+        """Seconds in other phases since the last step ended."""
         self.spans: list[_Span] = []
         self.marks: list[Mark] = []
 
     def mark(self) -> Mark:
+        """Mark the current moment, with an event if the device's times are recorded."""
         event = None
-        if self.on_device and len(self.marks) < _MOST_EVENTS:
+        if self.on_device and len(self.marks) < _MAX_EVENTS:
             try:
                 event = self.events.record()
-            except Exception as error:  # of CUDA; the program will meet it again in its own calls
+            except Exception as error:  # a CUDA error, which the program's own calls will raise again
                 self.on_device = False
-                logger.warning("phases have host times only from now on: %s", error)
+                logger.warning("phases have host times only from now on: cannot record a CUDA event: %s", error)
         mark = Mark(event)
         if event is not None:
             self.marks.append(mark)
         return mark
 
     def close_period(self, index: int, step: _Span | None, values: dict[_Key, float]) -> _Period:
+        """Return the spans and marks since the last period as a period, and begin a new one."""
         period = _Period(index, self.spans, self.marks, step, values)
         self.spans, self.marks = [], []
         return period
 
 
 class Phase:
-    """A phase, as a context manager for one use. Exceptions pass through."""
+    """A phase as a context manager, for one use. It does not catch exceptions."""
 
     __slots__ = ("_name", "_phases", "_start", "_thread")
 
@@ -133,7 +139,7 @@ class Phase:
 
 
 class Step:
-    """A training step, as a context manager for one use. Exceptions pass through."""
+    """A training step as a context manager, for one use. It does not catch exceptions."""
 
     __slots__ = ("_phases", "_thread", "given", "items", "loading", "next_before", "start")
 
@@ -150,12 +156,12 @@ class Step:
         thread.depth += 1
         self.next_before = self._phases.next_step()
         self.start = start = thread.mark()
-        # What passed since the last step, outside of other phases, was waiting for data.
+        # The time since the last step, without other phases, counts as waiting for data.
         if thread.last_end is None:
             self.loading = thread.loading
         else:
-            self.loading = max(0.0, (start.host - thread.last_end) / 1e9 - thread.elsewhere)
-        thread.loading = thread.elsewhere = 0.0
+            self.loading = max(0.0, (start.host - thread.last_end) / 1e9 - thread.other_phases)
+        thread.loading = thread.other_phases = 0.0
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -164,7 +170,7 @@ class Step:
 
 
 class Phases:
-    """The phases and steps of one process of a run. Any thread may have its own; none waits for another."""
+    """Phases and steps of one process of a run. Each thread has its own, and no thread waits for another."""
 
     def __init__(
         self,
@@ -175,10 +181,10 @@ class Phases:
     ) -> None:
         """
         Args:
-            find_row: Gives the layout of a row of such gauges, or None if there can be no more.
-            write_row: Records a row of that layout at a step.
-            next_step: The step of the next row that is logged without one.
-            new_events: Makes a thread's events.
+            find_row: Function that returns the layout of a row of gauges, or None if there are too many layouts.
+            write_row: Function that records a row of a layout at a step.
+            next_step: Function that returns the step of the next row that is logged without one.
+            new_events: Factory of a thread's events.
         """
         self._find_row = find_row
         self._write_row = write_row
@@ -190,20 +196,24 @@ class Phases:
         self._warned = False
 
     def phase(self, name: str) -> Phase:
-        """A phase to enter.
+        """Return a phase to enter.
 
         Raises:
-            UsageError: The name is no text, or empty.
+            UsageError: The name is not a text, or is empty.
         """
         if not issubclass(type(name), str) or not name:
             raise UsageError(f"run.phase: expected a name, got {shown(name)}")
         return Phase(self, name)
 
     def step(self, index: int | None, items: float | None) -> Step:
-        """A step to enter.
+        """Return a step to enter.
+
+        Args:
+            index: Number of the step, an int of 64 bits; None for the step of the row that is logged in it, or the next one.
+            items: Number of items that the step processes, for the throughput; None for no throughput.
 
         Raises:
-            UsageError: An argument cannot be used. (A tensor would have to be waited for.)
+            UsageError: An argument has another type. A tensor is refused because reading it would wait for its device.
         """
         if index is not None and (type(index) is not int or not -(1 << 63) <= index < 1 << 63):
             raise UsageError(f"run.step: step: expected an int of 64 bits, got a {type(index).__name__}")
@@ -212,7 +222,7 @@ class Phases:
         return Step(self, index, items)
 
     def flush(self) -> None:
-        """Record what has not been yet, as far as it is known, of all threads. Never waits."""
+        """Record the waiting periods of all threads, with the device's times that are available. Never waits."""
         own = getattr(self._local, "thread", None)
         for thread in self._threads.copy():
             if thread.spans:
@@ -221,17 +231,19 @@ class Phases:
             self._record_waiting(thread, keep=0, ask=thread is own)
 
     def this_thread(self) -> _Thread:
+        """Return the phases of the current thread. For a new thread, record and forget those of threads that have ended."""
         try:
             thread: _Thread = self._local.thread
         except AttributeError:
-            for gone in [thread for thread in self._threads if not thread.thread.is_alive()]:
-                self._record_waiting(gone, keep=0, ask=False)
-                self._threads.remove(gone)
+            for ended in [thread for thread in self._threads if not thread.thread.is_alive()]:
+                self._record_waiting(ended, keep=0, ask=False)
+                self._threads.remove(ended)
             thread = self._local.thread = _Thread(self._new_events())
             self._threads.append(thread)
         return thread
 
     def end_phase(self, thread: _Thread, name: str, start: Mark) -> None:
+        """End a phase of a thread."""
         span = _Span(name, start, thread.mark())
         thread.depth -= 1
         thread.spans.append(span)
@@ -239,29 +251,35 @@ class Phases:
         if name == DATA_LOADING and (outermost or thread.step is not None):
             thread.loading += span.host
         elif outermost:
-            thread.elsewhere += span.host
-        # Without steps, a row for each outermost phase. Between steps, and for the data of the first, the next step's row.
-        kept = name == DATA_LOADING or thread.last_end is not None
-        if outermost and (not kept or len(thread.spans) >= _MOST_EVENTS):
+            thread.other_phases += span.host
+        # Phases between steps, and data loading before the first step, belong to the next step's row. Without steps, each
+        # outermost phase has a row.
+        in_next_step = name == DATA_LOADING or thread.last_end is not None
+        if outermost and (not in_next_step or len(thread.spans) >= _MAX_EVENTS):
             self._end_period(thread, self.next_step(), None)
 
     def end_step(self, thread: _Thread, step: Step) -> None:
+        """End a step of a thread."""
         end = thread.mark()
         thread.step = None
         thread.depth -= 1
         thread.last_end = end.host
         span = _Span("", step.start, end)
-        whole = span.host + step.loading
+        total = span.host + step.loading
         step.loading += thread.loading
-        thread.loading = thread.elsewhere = 0.0
-        values = {(_SHARE, "", ""): step.loading / whole} if whole > 0 else {}
-        if step.items is not None and whole > 0:
-            values[_THROUGHPUT, "", ""] = step.items / whole
+        thread.loading = thread.other_phases = 0.0
+        values = {(_SHARE, "", ""): step.loading / total} if total > 0 else {}
+        if step.items is not None and total > 0:
+            values[_THROUGHPUT, "", ""] = step.items / total
         thread.index = self._index(thread, step)
         self._end_period(thread, thread.index, span, values)
 
     def _index(self, thread: _Thread, step: Step) -> int:
-        """As given; or that of the last row logged meanwhile; or one after the last, if that is not before what is logged."""
+        """Choose the number of a step.
+
+        It is the given number. Without one, it is the step of the last row that was logged meanwhile. Without such a row, it is
+        one after the previous step's number, or the next row's step if that is larger.
+        """
         if step.given is not None:
             return step.given
         next_step = self.next_step()
@@ -276,30 +294,36 @@ class Phases:
         else:
             self._record(period, None)
         if thread.waiting:
-            self._record_waiting(thread, keep=_LATER, ask=True)
+            self._record_waiting(thread, keep=_STEPS_BEFORE_QUERY, ask=True)
 
     def _record_waiting(self, thread: _Thread, *, keep: int, ask: bool) -> None:
-        """Record the oldest periods whose events are over, but for the last few; without events if there are too many."""
+        """Record the oldest periods whose events have ended.
+
+        Args:
+            thread: Thread of the periods.
+            keep: Number of the latest periods that stay. With 0, all are recorded, if need be with host times only.
+            ask: Whether the events may be queried, which only their own thread may do.
+        """
         waiting, timeline = thread.waiting, thread.timeline
         while len(waiting) > keep:
             period = waiting[0]
-            placed = False
+            has_device_times = False
             try:
                 if ask and period.marks:
                     with thread.events.asking():
                         if thread.events.are_over([mark.event for mark in period.marks]):
                             timeline.place(period.marks)
-                            placed = True
+                            has_device_times = True
             except Exception as error:
-                self._warn("phases have host times only: %s", error)
-            if not placed and keep and len(waiting) <= _MOST_WAITING:
+                self._warn("phases have host times only: cannot query CUDA events: %s", error)
+            if not has_device_times and keep and len(waiting) <= _MAX_WAITING:
                 return
             waiting.popleft()
-            if not placed and ask:
+            if not has_device_times and ask:
                 timeline.interrupt(period.marks)
                 if keep:
-                    self._warn("a device is more than %d steps behind: phases have host times only", _MOST_WAITING)
-            self._record(period, timeline if placed else None)
+                    self._warn("a device is more than %d steps behind: phases have host times only", _MAX_WAITING)
+            self._record(period, timeline if has_device_times else None)
 
     def _record(self, period: _Period, timeline: Timeline | None) -> None:
         values = dict(period.values)
@@ -323,7 +347,7 @@ class Phases:
 
 
 def _add(values: dict[_Key, float], metric: str, phase: str, span: _Span, timeline: Timeline | None) -> None:
-    """A phase that comes several times in a step has the sum of its durations, and the largest lag."""
+    """Add a span to the values of a row. A phase that occurs several times has the sum of its durations and the largest lag."""
     key = (metric, phase, "host")
     values[key] = values.get(key, 0.0) + span.host
     if timeline is not None and span.start.device is not None and span.end.device is not None:

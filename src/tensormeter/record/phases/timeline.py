@@ -1,8 +1,8 @@
-"""When the device was where the host told it to be: timing events, and their place on the host's clock.
+"""Timing events of a device, and their times on the host's clock.
 
-Device times come from differences of consecutive events, added up in float64, because CUDA gives them as float32
-milliseconds. They have no origin in common with the host's clock. So the lag of a launch is what the device is behind the
-host, less the smallest such distance seen: an estimate, which is right if the device has been idle once.
+Device times are sums of the differences of consecutive events, in float64, because CUDA returns each difference as float32
+milliseconds. They share no origin with the host's clock. The lag of a launch is therefore estimated as the distance of the
+device's time from the host's, less the smallest distance so far. The estimate is right if the device has been idle once.
 """
 
 import sys
@@ -16,30 +16,30 @@ from tensormeter.record.device.cuda_runtime import unseen_by_captures
 __all__ = ["CudaEvents", "Events", "Mark", "Timeline"]
 
 _DRIFT: Final = 20e-6
-"""Seconds a second by which the clocks of host and device may drift apart."""
+"""Maximum drift between the clocks of host and device, in seconds per second."""
 
 
 class Events(Protocol):
-    """A thread's timing events. Called by that thread only."""
+    """Timing events of one thread. Only that thread calls the methods."""
 
     def record(self) -> Any:
-        """A new event at the current place of the current stream, or None if there can be none."""
+        """Record a new event at the end of the current stream. None if that is impossible now."""
 
     def asking(self) -> AbstractContextManager[None]:
-        """A context for calls of `are_over` and `seconds`."""
+        """Return a context for calls of `are_over` and `seconds`."""
 
     def are_over(self, events: Sequence[Any]) -> bool:
-        """Whether all have been reached. Must not wait; False if it cannot be asked now."""
+        """Whether the device has reached all events. Must not wait. False if events cannot be queried now."""
 
     def seconds(self, first: Any, second: Any) -> float:
-        """From one event that is over to another."""
+        """Return the seconds between two events that the device has reached."""
 
     def free(self, event: Any) -> None:
-        """The event will not be used any more."""
+        """Take back an event that is not needed any more."""
 
 
 class CudaEvents:
-    """Pooled events of the device that is current when the first is recorded."""
+    """Pooled events of one CUDA device: the current device at the first event."""
 
     def __init__(self) -> None:
         self._pool: list[Any] = []
@@ -51,7 +51,7 @@ class CudaEvents:
             return None
         device = torch.cuda.current_device()
         if self._device is None:
-            if not _has_context(device):  # an event would make one, which takes hundreds of megabytes
+            if not _has_context(device):  # an event would create a context, which takes hundreds of megabytes
                 return None
             self._device = device
         if device != self._device:
@@ -66,7 +66,7 @@ class CudaEvents:
     def are_over(self, events: Sequence[Any]) -> bool:
         import torch
 
-        # A query during a capture on this thread would invalidate it.
+        # A query during a capture on this thread would invalidate the capture.
         return not torch.cuda.is_current_stream_capturing() and all(event.query() for event in reversed(events))
 
     def seconds(self, first: Any, second: Any) -> float:
@@ -77,15 +77,21 @@ class CudaEvents:
 
 
 def _has_context(device: int) -> bool:
-    """Whether the process uses a device, and not only another one; True where torch does not say."""
+    """Whether the process has a CUDA context on a device. True if this version of torch cannot check it."""
     import torch
 
-    asked = getattr(torch._C, "_cuda_hasPrimaryContext", None)
-    return asked is None or bool(asked(device))
+    has_context = getattr(torch._C, "_cuda_hasPrimaryContext", None)
+    return has_context is None or bool(has_context(device))
 
 
 class Mark:
-    """A moment: on the host in nanoseconds, and on the device, in seconds, once that is known."""
+    """A moment on the host and on the device.
+
+    Attributes:
+        host: Time of the host in nanoseconds of `time.perf_counter_ns`.
+        device: Time of the device in seconds; None until `Timeline.place` has set it.
+        event: Timing event, or None.
+    """
 
     __slots__ = ("device", "event", "host")
 
@@ -96,7 +102,7 @@ class Mark:
 
 
 class Timeline:
-    """The device's time of marks, and the smallest distance between the two clocks."""
+    """Computes the device's times of marks, and the smallest distance between the two clocks."""
 
     def __init__(self, events: Events) -> None:
         self._events = events
@@ -104,7 +110,7 @@ class Timeline:
         self._floor = 0.0
 
     def place(self, marks: Sequence[Mark]) -> None:
-        """Give marks, whose events are over, their device's time; their events but the last are free then."""
+        """Set the device's times of marks whose events the device has reached. All their events but the last are freed."""
         for mark in marks:
             host, last = mark.host / 1e9, self._last
             if last is None or last.device is None:
@@ -117,12 +123,12 @@ class Timeline:
             self._last = mark
 
     def lag(self, mark: Mark) -> float:
-        """Seconds from the host's call to the device's coming there."""
+        """Return the seconds from the host's call until the device reached the mark."""
         assert mark.device is not None
         return max(0.0, mark.device - mark.host / 1e9 - self._floor)
 
     def interrupt(self, marks: Sequence[Mark]) -> None:
-        """Give up marks that cannot be placed; the next one begins anew."""
+        """Skip marks that have no device's time. The next mark starts a new sequence of differences."""
         for mark in marks if self._last is None else (self._last, *marks):
             self._events.free(mark.event)
         self._last = None
