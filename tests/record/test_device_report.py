@@ -61,12 +61,12 @@ def test_a_copy_that_waits_is_told_from_what_torch_says_of_its_own_watch(disguis
 
 def test_a_device_that_cannot_store_into_the_ring_is_reported_with_the_reason(disguised, tmp_path, monkeypatch):
     def refuse(memory, device):
-        raise host_mapped.Refused("the device reaches host memory under other addresses only")
+        raise host_mapped.Refused("the device addresses host memory differently from the host")
 
     monkeypatch.setattr(host_mapped, "view_on_device", refuse)
     (path,) = device_path_report(tmp_path)
     assert path.works
-    assert path.path == "two launches (trial: the device reaches host memory under other addresses only)"
+    assert path.path == "two launches (trial: the device addresses host memory differently from the host)"
 
 
 def test_the_report_follows_the_setting_of_the_device_path(disguised, tmp_path):

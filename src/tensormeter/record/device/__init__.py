@@ -1,1 +1,1 @@
-"""Values on devices: copied to the host without waiting for the device."""
+"""Copies of device values to the host, without waiting for the device."""

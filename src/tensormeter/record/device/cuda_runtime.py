@@ -1,6 +1,6 @@
-"""The CUDA runtime that torch has loaded, for what torch does not offer.
+"""Calls of the CUDA runtime that torch has loaded but does not offer itself.
 
-Where it cannot be found (a static build, ROCm), what needs it is done without.
+If the runtime cannot be found (a static build, ROCm), the callers work without it.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ _CAPTURE_RELAXED: Final = 2
 
 @cache
 def cuda_runtime() -> ctypes.CDLL | None:
-    """The library; another copy of it would have a state of its own."""
+    """Find the library that torch has loaded; None if there is none. Another copy of it would have a separate state."""
     import torch
 
     major = (torch.version.cuda or "").partition(".")[0]
@@ -32,9 +32,9 @@ def cuda_runtime() -> ctypes.CDLL | None:
 
 @contextmanager
 def unseen_by_captures() -> Iterator[None]:
-    """A context in which this thread may register memory, or query events, while another one captures a CUDA graph.
+    """Let this thread register memory or query events while another thread captures a CUDA graph.
 
-    Elsewhere such a call fails, and invalidates the other thread's capture. Costs about 2 microseconds.
+    Without this context, such a call fails and invalidates the other thread's capture. It takes about 2 microseconds.
     """
     runtime, mode = cuda_runtime(), ctypes.c_int(_CAPTURE_RELAXED)
     if runtime is None:
@@ -48,7 +48,7 @@ def unseen_by_captures() -> Iterator[None]:
 
 
 def clear_error() -> None:
-    """Forget the error that a failed call leaves behind: the next unrelated kernel launch would report it as its own."""
+    """Clear the error of a failed call. Otherwise the next kernel launch, though unrelated, would report it."""
     runtime = cuda_runtime()
     if runtime is not None:
         runtime.cudaGetLastError()

@@ -1,18 +1,18 @@
-"""Device values: asynchronous copies, in stream order, into the page-locked ring.
+"""Copies device values asynchronously, in stream order, into the page-locked ring.
 
-The ring's pages are registered with CUDA once, so that a device can store into them while the processor goes on.
-Logging values of one CUDA device then takes, on the caller's current stream,
+The ring's pages are registered with CUDA once, so that a device can store into them while the processor continues.
+Logging values of one CUDA device then takes one of these paths, on the caller's current stream:
 
-- one kernel for each dtype (and 64 values, see `gather`) that gathers them as float64 *straight into the row*, where a trial at the
-  device's first use has shown that this works (see `MappedRing`); or else
-- the same into memory of the device, and one copy from there into the row.
+- One launch: a kernel for each dtype (and 64 values, see `gather`) gathers the values as float64 directly into the row. This
+  needs a trial at the device's first use, which shows that it works (see `MappedRing`).
+- Two launches: the same kernels gather the values into memory of the device, and one copy moves them into the row.
 
-The stream's order makes it a snapshot: what the program does to the tensors afterwards happens after the copy.
-Completion is seen in memory, by whoever reads the row: the words hold `PENDING` until the device has stored over them.
+The stream's order makes the row a snapshot: later changes of the tensors happen after the copy.
+The reader of the row detects completion in memory: the words hold `PENDING` until the device has stored values over them.
 No event is recorded or polled, and nothing waits.
 
-Apple's and Intel's devices are read by way of events (`EventCopies`), as are CUDA's where the ring cannot be page-locked,
-because it is on a disk, say; values that come from elsewhere, later, are polled (`PendingValues`).
+Apple's and Intel's devices are read by means of events (`EventCopies`). So are CUDA devices if the ring cannot be page-locked,
+for example because it is on a disk. Other values that become available later are polled (`PendingValues`).
 """
 
 import threading
@@ -36,20 +36,20 @@ __all__ = ["DeviceCopies", "place"]
 
 
 def place(value: DeviceValue | Deferred) -> tuple[int, int]:
-    """The key by which a row's values are sorted for `DeviceCopies.copy`: by device, then by dtype."""
+    """Sort key of a row's values for `DeviceCopies.copy`: the device, then the dtype."""
     if isinstance(value, Deferred):
         return -2, 0
     return value.tensor.get_device(), dtype_order(value.tensor)  # a process has devices of one kind
 
 
 class DeviceCopies:
-    """Copies of device values into one ring.
+    """Copies device values into one ring.
 
-    Thread-safe as far as the ring's lanes are: each call touches its own row only.
-    After a fork it must not be used in the child; CUDA cannot be either.
+    As thread-safe as the ring's lanes: each call changes only its own row.
+    A forked child must not use it; it cannot use CUDA either.
 
     Attributes:
-        pending: What log calls have to look at, because no device stores it by itself.
+        pending: Pending values, which log calls must poll because no device stores them.
     """
 
     def __init__(
@@ -63,11 +63,11 @@ class DeviceCopies:
     ) -> None:
         """
         Args:
-            ring: Created by this process.
-            on_failure: Told of a value that was to be polled and will never come.
-            on_pending: Called whenever there is something in `pending` to look at.
-            on_detour: Told why values of CUDA devices are read by way of events.
-            one_launch: Whether to store straight into the ring where a trial shows that this works.
+            ring: Ring that this process has created.
+            on_failure: Function that receives the error of a polled value that will never arrive.
+            on_pending: Function that is called whenever a value is added to `pending`.
+            on_detour: Function that receives the reason for reading values of CUDA devices by means of events.
+            one_launch: Whether devices store directly into the ring if a trial shows that this works.
         """
         self.pending = PendingValues(ring, on_failure, on_pending)
         self._events = EventCopies(self.pending)
@@ -85,7 +85,7 @@ class DeviceCopies:
 
     @property
     def paths(self) -> dict[str, str]:
-        """How values of each CUDA device in use reach the ring: `one launch`, `two launches` or `events`, and why so."""
+        """Path of the values of each CUDA device in use: `one launch`, `two launches` or `events`, with the reason."""
         detours = {str(device): f"events ({self._failure})" for device in self._detours.copy()}
         return detours | {
             str(device): "one launch" if mapped.view is not None else f"two launches (trial: {mapped.verdict})"
@@ -93,10 +93,10 @@ class DeviceCopies:
         }
 
     def prepare(self, tensor: "torch.Tensor") -> None:
-        """Make sure that a tensor's value can be copied.
+        """Check that a tensor's value can be copied, and prepare its device at the first use.
 
         Raises:
-            Refused: Not on this device, or not while a CUDA graph is captured.
+            Refused: Values of this device cannot be copied, or a CUDA graph is being captured.
         """
         import torch
 
@@ -104,7 +104,9 @@ class DeviceCopies:
         if not tensor.is_cuda:
             if device.type in EVENT_DEVICES:
                 return
-            raise Refused(f"a tensor on {device}; only CUDA, MPS and XPU devices are read without waiting: log .item()")
+            raise Refused(
+                f"a tensor on {device}; only CUDA, MPS and XPU devices are read without waiting, so log .item()"
+            )
         if torch.cuda.is_current_stream_capturing():
             raise Refused(
                 "a CUDA graph is being captured, and its replays would overwrite this row; "
@@ -119,17 +121,17 @@ class DeviceCopies:
 
         Args:
             word: Index of the first word, which holds PENDING, as do the following.
-            values: Tensors of devices that were prepared, and deferred values; sorted by `place`.
+            values: Tensors of prepared devices, and deferred values; sorted by `place`.
 
         Raises:
-            Exception: Whatever CUDA says; then call `give_up`.
+            Exception: An error of CUDA. Call `give_up` then.
         """
         for device, group in groupby(values, key=_device):
             members = list(group)
-            if device is None:  # not of torch, which may not be there
+            if device is None:  # deferred values, which do not need torch
                 for index, value in enumerate(members, word):
                     if isinstance(value, Deferred):
-                        self.pending.add(index, 1, _one(value.poll))
+                        self.pending.add(index, 1, _as_sequence(value.poll))
             else:
                 self.copy_tensors(word, device, [value.tensor for value in members if isinstance(value, DeviceValue)])
             word += len(members)
@@ -142,10 +144,10 @@ class DeviceCopies:
         Args:
             counts_at: Index of the first word of the counts.
             statistics_at: Index of the first word of the statistics, which holds PENDING, as do the following.
-            counted: Counts and statistics, on devices that were prepared; each contiguous, of a multiple of 8 bytes.
+            counted: Counts and statistics on prepared devices. Each tensor is contiguous and has a multiple of 8 bytes.
 
         Raises:
-            Exception: Whatever a device says.
+            Exception: An error of a device.
         """
         statistics_to_copy = []
         for counts, statistics in counted:
@@ -160,7 +162,7 @@ class DeviceCopies:
             self.copy_words(word, statistics)
 
     def copy_words(self, word: int, words: "torch.Tensor") -> None:
-        """Launch the copy of a whole tensor of a CUDA device; as `copy_distributions`."""
+        """Launch the copy of a whole tensor of a CUDA device. Never waits."""
         import torch
 
         assert self._host is not None
@@ -168,29 +170,29 @@ class DeviceCopies:
         self._host[word : word + len(flat)].copy_(flat, non_blocking=True)
 
     def give_up(self, word: int, number: int) -> None:
-        """Say that values that `copy` was to fill in, and that have not come, will not."""
+        """Mark the values of `copy` that have not arrived as lost."""
         self._gave_up = True
         for index in range(word, word + number):
             if self._words[index] == PENDING:
                 self._words[index] = LOST
 
     def close(self) -> None:
-        """Copy no more. What is on its way still arrives; then the memory can be given back, as `page_locking.retire` says."""
+        """Stop copying. Copies that have been launched still arrive; then the memory can be released (`page_locking.retire`)."""
         if self._host is not None:
             retire(self._host, self._is_quiet)
         for mapped in self._mapped.values():
             mapped.retire()
 
     def _is_quiet(self) -> bool:
-        """Whether everything that was launched has been stored in the ring."""
+        """Whether all launched copies have been stored in the ring."""
         import torch
 
         assert self._host is not None
         return not self._gave_up and not bool((self._host.view(torch.int64) == PENDING).any())
 
     def is_settled(self, values: Iterable[object]) -> bool:
-        """Whether values are plain tensors on one CUDA device, and it is known how they reach the ring."""
-        if not self._mapped:  # torch may not be there
+        """Whether values are plain tensors on one CUDA device whose trial has ended."""
+        if not self._mapped:  # torch may not be installed
             return False
         import torch
 
@@ -199,10 +201,10 @@ class DeviceCopies:
         return mapped is not None and mapped.verdict != "running"
 
     def copy_tensors(self, word: int, device: "torch.device", tensors: Sequence["torch.Tensor"]) -> None:
-        """`copy` for tensors of one device; equal dtypes are neighbours."""
+        """Launch the copies of tensors of one device, like `copy`. Tensors of equal dtypes must be neighbours."""
         import torch
 
-        with NoGradients():  # a loss that requires grad must not put the ring into its graph
+        with NoGradients():  # a loss that requires grad must not add the ring to its graph
             mapped = self._mapped.get(device)
             if mapped is None and device.type in EVENT_DEVICES:
                 self._events.copy(word, tensors)
@@ -223,7 +225,7 @@ class DeviceCopies:
         return device not in self._mapped and (device.type in EVENT_DEVICES or self._host is None)
 
     def _begin(self, device: "torch.device") -> None:
-        """Page-lock the ring at the first use of any CUDA device, and begin the trial of this one."""
+        """Page-lock the ring at the first use of any CUDA device, and begin the trial of this device."""
         if self._host is None and self._failure is None:
             self._page_lock(device)
         if self._failure is not None:
@@ -254,7 +256,7 @@ def _device(value: DeviceValue | Deferred) -> "torch.device | None":
     return value.tensor.device if isinstance(value, DeviceValue) else None
 
 
-def _one(poll: Callable[[], float | None]) -> Callable[[], Sequence[float] | None]:
+def _as_sequence(poll: Callable[[], float | None]) -> Callable[[], Sequence[float] | None]:
     def polled() -> Sequence[float] | None:
         value = poll()
         return None if value is None else (value,)

@@ -1,8 +1,8 @@
-"""Copies from devices whose stores into the ring cannot be seen there: Apple's (mps) and Intel's (xpu), and CUDA's where the
-ring cannot be page-locked.
+"""Copies from devices that cannot store into the ring: Apple's (mps) and Intel's (xpu), and CUDA's if the ring cannot be
+page-locked.
 
-Two launches for each dtype: `torch.stack`, and a copy to the host that does not block. Then an event is recorded, and the
-log calls that follow ask it whether it has happened. Until the next log call, or `finish`, the row is not delivered.
+Each dtype needs two launches: `torch.stack`, and a copy to the host that does not block. Then an event is recorded, and later
+log calls query it. The row is not delivered before the next log call, or `finish`.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 __all__ = ["EVENT_DEVICES", "Event", "EventCopies", "copy_to_host", "record_event"]
 
 EVENT_DEVICES: Final = ("mps", "xpu")
-"""Types of the devices that are always read like this."""
+"""Types of the devices that are always read by means of events."""
 
 
 class Event(Protocol):
     """A point in a device's stream."""
 
     def query(self) -> bool:
-        """Whether the device has got there. Does not wait."""
+        """Whether the device has reached the point. Does not wait."""
         ...
 
 
 def record_event(device: "torch.device") -> Event:
-    """An event at the end of a device's current stream."""
+    """Record an event at the end of a device's current stream."""
     import torch
 
     if device.type == "cuda":
-        return _Unseen(torch.cuda.current_stream(device).record_event())
+        return _CaptureSafeEvent(torch.cuda.current_stream(device).record_event())
     if device.type == "xpu":
         event: Event = torch.xpu.current_stream(device).record_event()
         return event
@@ -45,8 +45,8 @@ def record_event(device: "torch.device") -> Event:
     return generic
 
 
-class _Unseen:
-    """An event that can be asked while a CUDA graph is captured, on whatever thread."""
+class _CaptureSafeEvent:
+    """An event that any thread may query, even while a CUDA graph is captured."""
 
     def __init__(self, event: Event) -> None:
         self._event = event
@@ -57,24 +57,28 @@ class _Unseen:
 
 
 def copy_to_host(tensor: "torch.Tensor") -> "torch.Tensor":
-    """Launch the copy of a tensor to the host. What is returned holds it once an event after the copy has happened."""
+    """Launch the copy of a tensor to the host. Never waits.
+
+    Returns:
+        Tensor on the host. It holds the values once an event after the copy has been reached.
+    """
     import torch
 
-    # Only a copy to page-locked memory is asynchronous, but on Apple's devices, which share theirs with the host.
+    # Only a copy to page-locked memory is asynchronous, except on Apple's devices, which share the host's memory.
     pin = tensor.device.type in ("cuda", "xpu")
-    with unseen_by_captures() if tensor.is_cuda else nullcontext():  # page-locked memory may have to be allocated
+    with unseen_by_captures() if tensor.is_cuda else nullcontext():  # torch may have to allocate page-locked memory
         host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=pin)
     return host.copy_(tensor, non_blocking=True)
 
 
 class EventCopies:
-    """Copies of values into words of the ring, by way of host tensors. Any thread may call."""
+    """Copies values into words of the ring, through host tensors. Any thread may call it."""
 
     def __init__(self, pending: PendingValues, record: Callable[["torch.device"], Event] = record_event) -> None:
         """
         Args:
-            pending: Polls the events.
-            record: Makes an event after a batch of copies.
+            pending: Pending values, which poll the events.
+            record: Function that records an event after a batch of copies.
         """
         self._pending = pending
         self._record = record
@@ -84,7 +88,7 @@ class EventCopies:
 
         Args:
             word: Index of the first word, which holds PENDING, as do the following.
-            tensors: Equal dtypes are neighbours.
+            tensors: One-element tensors. Equal dtypes are neighbours.
         """
         import torch
 
@@ -100,25 +104,25 @@ class EventCopies:
         self._pending.add(word, len(tensors), poll)
 
     def copy_gathered(self, word: int, values: "torch.Tensor") -> None:
-        """Launch the copy of values that are floats in a tensor of shape (n,) already; otherwise as `copy`."""
+        """Launch the copy of a float tensor of shape (n,), like `copy`."""
         host, event = copy_to_host(values), self._record(values.device)
 
         def poll() -> list[float] | None:
-            found: list[float] | None = host.tolist() if event.query() else None
-            return found
+            numbers: list[float] | None = host.tolist() if event.query() else None
+            return numbers
 
         self._pending.add(word, len(values), poll)
 
     def copy_distributions(
         self, counts_at: int, counts: "torch.Tensor", statistics_at: int, statistics: "torch.Tensor"
     ) -> None:
-        """Launch the copies of distributions that one device has counted; otherwise as `copy`.
+        """Launch the copies of distributions that one device has counted, like `copy`.
 
         Args:
-            counts_at: Index of the first word of the counts, which nobody reads before the statistics are there.
-            counts: int32, contiguous, an even number of them.
+            counts_at: Index of the first word of the counts. No reader uses them before the statistics are there.
+            counts: Contiguous tensor of int32, with an even number of elements.
             statistics_at: Index of the first word of the statistics, which holds PENDING, as do the following.
-            statistics: Floats, contiguous.
+            statistics: Contiguous tensor of floats.
         """
         host_counts, host_statistics = copy_to_host(counts), copy_to_host(statistics)
         event = self._record(counts.device)
@@ -127,7 +131,7 @@ class EventCopies:
             if not event.query():
                 return None
             self._pending.store(counts_at, host_counts.numpy().tobytes())
-            found: list[float] = host_statistics.double().view(-1).tolist()
-            return found
+            numbers: list[float] = host_statistics.double().view(-1).tolist()
+            return numbers
 
         self._pending.add(statistics_at, statistics.numel(), poll)

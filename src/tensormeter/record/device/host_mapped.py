@@ -1,8 +1,8 @@
-"""Whether a device can store straight into the page-locked ring, tried out before it is relied upon.
+"""Tries out whether a device can store directly into the page-locked ring, before relying on it.
 
-The trial is launched when a device is first used, and looked at by later log calls; nothing waits for it. It stores a known
-value of each dtype into a page of shared memory like the ring's. Only after all of them have been seen there, and are right,
-is the ring written to in that way.
+The first use of a device launches the trial, and later log calls check it. Nothing waits for it. The trial stores a known value
+of each dtype into a page of shared memory like the ring's. Devices store into the ring only after all values have arrived there
+and are right.
 """
 
 import mmap
@@ -33,39 +33,39 @@ _TRIAL: Final = {
 
 
 class MappedRing:
-    """The ring as one device sees it.
+    """The ring in the address space of one device.
 
     Attributes:
-        view: The ring's words as a tensor on the device, once the trial has passed; None before, and if it has failed.
-        verdict: `passed`, `running`, or why there is none or it has failed.
+        view: Words of the ring as a tensor on the device, once the trial has passed; otherwise None.
+        verdict: `passed`, `running`, or the reason for no trial or a failed one.
     """
 
     def __init__(self, ring: "torch.Tensor", device: "torch.device", *, try_it: bool = True) -> None:
         """Launch the trial. Never raises, never waits.
 
         Args:
-            ring: The ring's words, float64, page-locked.
-            device: With its index.
-            try_it: False for no trial: the ring is not to be written to in that way.
+            ring: Page-locked words of the ring, float64.
+            device: Device, with its index.
+            try_it: Whether to run the trial. Without it, the device never stores directly into the ring.
         """
         self.view: torch.Tensor | None = None
         self._locked: torch.Tensor | None = None
         self.verdict = "running" if try_it else "none, as device_path says"
         if not try_it:
             return
-        # Shared anonymous memory is of the same kind as a file in /dev/shm.
+        # Shared anonymous memory is the same kind of memory as a file in /dev/shm.
         self._page = mmap.mmap(-1, mmap.PAGESIZE)
         self._words = memoryview(self._page).cast("q")
         self._values = memoryview(self._page).cast("d")
         self._ring_view: torch.Tensor | None = None
         try:
             self._launch(ring, device)
-        except Exception as error:  # a device that does not play along leaves the other way
+        except Exception as error:  # the slower path remains
             self.verdict = f"{error}" if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
 
     def look(self) -> None:
-        """See whether the trial is over. Costs a microsecond while it is not, and nothing afterwards."""
-        if self.verdict != "running" or not self._has_come():
+        """Check whether the trial has ended. It takes a microsecond while the trial runs, and nothing afterwards."""
+        if self.verdict != "running" or not self._has_arrived():
             return
         wrong = [name for i, (name, value) in enumerate(_TRIAL.items()) if self._values[i] != value]
         if wrong:
@@ -75,11 +75,11 @@ class MappedRing:
             self.view = self._ring_view
 
     def retire(self) -> None:
-        """Give the page of the trial back: see `page_locking.retire`. No value is to be stored by way of `view` any more."""
+        """Release the trial's page (see `page_locking.retire`). Do not store through `view` afterwards."""
         if self._locked is not None:
-            retire(self._locked, self._has_come)
+            retire(self._locked, self._has_arrived)
 
-    def _has_come(self) -> bool:
+    def _has_arrived(self) -> bool:
         return all(self._words[i] != PENDING for i in range(len(_TRIAL)))
 
     def _launch(self, ring: "torch.Tensor", device: "torch.device") -> None:
@@ -94,7 +94,7 @@ class MappedRing:
         trial = view_on_device(page, device)
         self._ring_view = view_on_device(ring, device)
         sources = [
-            torch.full((), value, dtype=getattr(torch, name), device=device)  # a kernel, no copy from the host
+            torch.full((), value, dtype=getattr(torch, name), device=device)  # a kernel, not a copy from the host
             for name, value in _TRIAL.items()
         ]
         with NoGradients():

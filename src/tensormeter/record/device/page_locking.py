@@ -1,8 +1,8 @@
-"""Page-locking memory with CUDA, so that devices can store into it while the processor goes on.
+"""Page-locks memory with CUDA, so that devices can store into it while the processor continues.
 
-Memory that is page-locked stays mapped. CUDA does not notice when it is unmapped: devices would go on storing into the pages
-that were there, and what is mapped at the same addresses later, such as the next run's ring, would count as page-locked
-already and never see a value.
+Page-locked memory must stay mapped, because CUDA does not notice when it is unmapped. Devices would continue to store into the
+old pages. Memory that is mapped at the same addresses later, such as the next run's ring, would count as page-locked and never
+receive a value.
 """
 
 import ctypes
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["is_in_memory", "page_lock", "retire", "unlock_retired", "view_on_device"]
 
 _PORTABLE: Final = 1
-"""cudaHostRegisterPortable: page-locked for every CUDA context, hence for every GPU of the process."""
+"""cudaHostRegisterPortable: page-locks the memory for every CUDA context, hence for every GPU of the process."""
 
 _MAPPED: Final = 2
-"""cudaHostRegisterMapped: in the devices' address space. With unified addressing, all page-locked memory is."""
+"""cudaHostRegisterMapped: maps the memory into the devices' address space. Unified addressing always does."""
 
 _ALREADY_REGISTERED: Final = 712
 """cudaErrorHostMemoryAlreadyRegistered."""
@@ -32,38 +32,38 @@ _HOST_POINTERS_WORK: Final = 91
 """cudaDevAttrCanUseHostPointerForRegisteredMem."""
 
 _locked: Final[dict[int, "torch.Tensor"]] = {}
-"""Memory that is page-locked, by its address: kept mapped by this."""
+"""Page-locked memory by its address. The reference keeps it mapped."""
 
 _retired: Final[dict[int, Callable[[], bool]]] = {}
-"""What of it is no longer used, with a function that tells whether all that devices were to store there has come."""
+"""Addresses of page-locked memory that is no longer used. The function returns whether all stores of devices have arrived."""
 
 
 def page_lock(memory: "torch.Tensor", device: "torch.device") -> None:
-    """Register a host tensor's memory, and keep it mapped. Takes milliseconds for a large one.
+    """Page-lock a host tensor's memory, and keep it mapped. A large tensor takes milliseconds.
 
-    It stays so until the process ends, or until it has been retired and `unlock_retired` is called.
-    Captures of CUDA graphs that are going on in other threads are not disturbed.
+    The memory stays page-locked until the process ends, or until `unlock_retired` is called after `retire`.
+    Captures of CUDA graphs in other threads are not disturbed.
 
     Args:
-        memory: On the host.
-        device: A CUDA device that the process uses: another one would get a context just for this, which takes hundreds of
-            megabytes of its memory. The registration is for all of them.
+        memory: Tensor on the host.
+        device: CUDA device that the process already uses. An unused device would get a context, which takes hundreds of
+            megabytes of its memory. The memory is page-locked for all devices.
 
     Raises:
-        Refused: CUDA does not let it be.
+        Refused: CUDA cannot page-lock the memory.
     """
     import torch
 
     runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     address, size = memory.data_ptr(), memory.numel() * memory.element_size()
-    ours = address in _locked
+    was_locked = address in _locked
     _locked[address] = memory
     with torch.cuda.device(device), unseen_by_captures():
         code = int(runtime.cudaHostRegister(address, size, _PORTABLE | _MAPPED))
     if code:
         clear_error()
-    if code == _ALREADY_REGISTERED and (ours or _locked.get(address) is not memory):
-        return  # done by a signal handler in between, or what one has interrupted
+    if code == _ALREADY_REGISTERED and (was_locked or _locked.get(address) is not memory):
+        return  # a signal handler, or the call that it interrupted, has done it
     if code:
         _locked.pop(address, None)
         raise Refused(f"memory could not be page-locked (cudaHostRegister: error {code})")
@@ -71,23 +71,23 @@ def page_lock(memory: "torch.Tensor", device: "torch.device") -> None:
 
 
 def retire(memory: "torch.Tensor", is_quiet: Callable[[], bool]) -> None:
-    """Say that memory is used no more. It stays page-locked until a later `unlock_retired`.
+    """Mark memory as unused. It stays page-locked until a later `unlock_retired`.
 
     Args:
-        memory: As given to `page_lock`; nothing is done if it has not been page-locked.
-        is_quiet: Tells whether all that devices were to store there has come. Until it does, the memory stays as it is.
+        memory: Tensor that was given to `page_lock`. Memory that is not page-locked is ignored.
+        is_quiet: Function that returns whether all stores of devices have arrived. Until then, the memory stays page-locked.
     """
     if memory.data_ptr() in _locked:
         _retired[memory.data_ptr()] = is_quiet
 
 
 def unlock_retired() -> None:
-    """Give memory that is used no more back. CUDA may wait for devices in here, so this is for the beginning of a run.
+    """Release retired memory. CUDA may wait for devices here, so call it at the beginning of a run.
 
-    At the end of a run, devices may be hanging, which is often why it ends.
+    At the end of a run, a device may hang; that is often the reason for the end.
     """
     for address, is_quiet in list(_retired.items()):
-        if not is_quiet() or _retired.pop(address, None) is None:  # another thread does it
+        if not is_quiet() or _retired.pop(address, None) is None:  # another thread releases it
             continue
         import torch
 
@@ -95,20 +95,20 @@ def unlock_retired() -> None:
         with unseen_by_captures():
             code = int(runtime.cudaHostUnregister(address))
         if code:
-            clear_error()  # it stays mapped for good
+            clear_error()  # the memory stays mapped until the process ends
         else:
             del _locked[address]
 
 
 def view_on_device(memory: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
-    """A tensor on a device whose storage is page-locked host memory: kernels that write to it write there.
+    """Make a tensor on a device whose storage is page-locked host memory. Kernels that write to the tensor write to the host.
 
     Args:
-        memory: Page-locked; float64, contiguous.
-        device: A CUDA device with its index.
+        memory: Page-locked, contiguous tensor of float64.
+        device: CUDA device, with its index.
 
     Raises:
-        Refused: The device reaches the memory under another address, or not at all; or this cannot be found out.
+        Refused: The device cannot address the memory, addresses it differently, or the address is unknown.
     """
     import torch
 
@@ -117,14 +117,16 @@ def view_on_device(memory: "torch.Tensor", device: "torch.device") -> "torch.Ten
         raise Refused("the CUDA runtime that torch uses was not found")
     pointer = memory.data_ptr()
     with torch.cuda.device(device):
-        same, seen = ctypes.c_int(0), ctypes.c_void_p(None)
+        same, device_pointer = ctypes.c_int(0), ctypes.c_void_p(None)
         code = runtime.cudaDeviceGetAttribute(ctypes.byref(same), _HOST_POINTERS_WORK, ctypes.c_int(device.index))
-        code = code or runtime.cudaHostGetDevicePointer(ctypes.byref(seen), ctypes.c_void_p(pointer), ctypes.c_uint(0))
+        code = code or runtime.cudaHostGetDevicePointer(
+            ctypes.byref(device_pointer), ctypes.c_void_p(pointer), ctypes.c_uint(0)
+        )
         if code:
             clear_error()
-            raise Refused(f"the device has no address for the memory (error {code})")
-        if not same.value or seen.value != pointer:  # a kernel that stored there would end the process
-            raise Refused("the device reaches host memory under other addresses only")
+            raise Refused(f"the device cannot address the memory (CUDA error {code})")
+        if not same.value or device_pointer.value != pointer:  # a kernel that stored there would end the process
+            raise Refused("the device addresses host memory differently from the host")
         with torch.inference_mode(mode=False):
             view = torch.as_tensor(_CudaArray(pointer, memory.numel()), device=device)
     if view.device != device or view.data_ptr() != pointer:
@@ -133,8 +135,9 @@ def view_on_device(memory: "torch.Tensor", device: "torch.device") -> "torch.Ten
 
 
 def is_in_memory(path: Path) -> bool:
-    """Whether a file is on a file system that lives in memory. Pages of ext4 or xfs must not be page-locked for devices:
-    they are corrupted under writeback.
+    """Whether a file is on a file system in memory.
+
+    Pages of ext4 or xfs must not be page-locked for devices, because writeback would corrupt them.
     """
     import psutil
 
@@ -144,7 +147,7 @@ def is_in_memory(path: Path) -> bool:
 
 
 class _CudaArray:
-    """The CUDA array interface, version 2, of float64 words somewhere."""
+    """The CUDA array interface, version 2, of float64 words at an address."""
 
     def __init__(self, pointer: int, words: int) -> None:
         self.__cuda_array_interface__ = {
@@ -156,7 +159,7 @@ class _CudaArray:
 
 
 def _forget_after_fork() -> None:
-    """A child cannot use CUDA, and what is page-locked is its parent's affair."""
+    """Forget retired memory in a forked child. The child cannot use CUDA, and only its parent may unlock the memory."""
     _retired.clear()
 
 

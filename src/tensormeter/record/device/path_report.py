@@ -1,4 +1,4 @@
-"""A check of the way that device values take, for people who want to know what works on their machine."""
+"""Checks how device values reach the ring on this machine, for `tensormeter doctor`."""
 
 import tempfile
 import threading
@@ -25,14 +25,14 @@ _VALUES: Final = {"float32": 1.5, "bfloat16": -2.0, "int64": 7.0, "bool": 1.0, "
 
 @dataclass(frozen=True)
 class DevicePath:
-    """What was found for one device.
+    """Result of the check for one device.
 
     Attributes:
-        device: As in `cuda:0`.
-        name: Of the product.
-        path: As in `DeviceCopies.paths`; or, by `works`, why nothing arrives.
+        device: Name of the device, such as `cuda:0`.
+        name: Name of the product.
+        path: Path of the values as in `DeviceCopies.paths`, or the failure if `works` is False.
         works: Whether values of every dtype arrived and were right.
-        synchronizes: Whether a copy made the host wait for the device, where that can be told; None where not.
+        synchronizes: Whether a copy made the host wait for the device; None if that is unknown.
     """
 
     device: str
@@ -45,15 +45,15 @@ class DevicePath:
 def device_path_report(
     directory: Path | None = None, timeout: float = 10.0, *, one_launch: bool = True
 ) -> list[DevicePath]:
-    """Try on each CUDA device whether its values reach a ring, and how. Waits for the devices; not for training loops.
+    """Check on each CUDA device whether its values reach a ring, and how. It waits for the devices: do not call it in training.
 
     Args:
-        directory: Where a ring is made for a moment; `/dev/shm`, if there is one, if None.
-        timeout: Seconds to wait for a value.
-        one_launch: As for `DeviceCopies`.
+        directory: Folder for a temporary ring. None means `/dev/shm`, or the default folder of `tempfile` without it.
+        timeout: Maximum number of seconds to wait for a value.
+        one_launch: Whether devices may store directly into the ring, as for `DeviceCopies`.
 
     Returns:
-        One for each device; none where torch is not installed or finds no device.
+        One result for each device. The list is empty if torch is not installed or finds no device.
     """
     try:
         import torch
@@ -61,7 +61,7 @@ def device_path_report(
         return []
     if not torch.cuda.is_available():
         return []
-    shared = Path("/dev/shm")  # noqa: S108 - a file of its own name in there
+    shared = Path("/dev/shm")  # noqa: S108 - the file gets a unique name
     parent = directory or (shared if shared.is_dir() else None)
     with tempfile.TemporaryDirectory(prefix="tensormeter-", dir=parent) as folder:
         try:
@@ -91,35 +91,35 @@ def _try(copies: DeviceCopies, ring: RingFile, device: "torch.device", timeout: 
         expected = [value.tensor.double().item() for value in values]
         word = ring.lanes[0][0] // 8 + 64
         synchronizes = False
-        for _ in range(2):  # the second time by the way that the trial has chosen
+        for _ in range(2):  # the second time on the path that the trial has chosen
             for index in range(len(values)):
                 ring.words[word + index] = PENDING
             synchronizes |= _synchronizes(lambda: copies.copy(word, values))
-            if not _wait(lambda: _have_come(copies, ring, word, len(values)), timeout):
+            if not _wait(lambda: _have_arrived(copies, ring, word, len(values)), timeout):
                 return _failed(device, f"no value arrived within {timeout:g} s")
-            found = [memoryview(ring.buffer).cast("d")[word + i] for i in range(len(values))]
-            if found != expected:
-                return _failed(device, f"expected {expected}, found {found}")
+            stored = [memoryview(ring.buffer).cast("d")[word + i] for i in range(len(values))]
+            if stored != expected:
+                return _failed(device, f"expected {expected}, found {stored}")
         return DevicePath(
             str(device), torch.cuda.get_device_name(device), copies.paths[str(device)], True, synchronizes
         )
-    except Exception as error:  # whatever CUDA says is the finding
+    except Exception as error:  # an error of CUDA is the result
         return _failed(device, f"{type(error).__name__}: {error}")
 
 
-def _have_come(copies: DeviceCopies, ring: RingFile, word: int, number: int) -> bool:
+def _have_arrived(copies: DeviceCopies, ring: RingFile, word: int, number: int) -> bool:
     copies.pending.look()
     return all(ring.words[word + i] != PENDING for i in range(number))
 
 
 def _synchronizes(action: Callable[[], None]) -> bool:
-    """Whether torch knows of a call in an action that waits for the device."""
+    """Whether torch reports a call of an action that waits for the device."""
     import torch
 
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")  # which warns itself that it does not see every synchronizing call
+        torch.cuda.set_sync_debug_mode("warn")  # warns that torch does not report every synchronizing call
         caught.clear()
         try:
             action()
@@ -143,7 +143,7 @@ def _device(index: int) -> "torch.device":
     return torch.device("cuda", index)
 
 
-def _failed(device: "torch.device", why: str) -> DevicePath:
+def _failed(device: "torch.device", reason: str) -> DevicePath:
     import torch
 
-    return DevicePath(str(device), torch.cuda.get_device_name(device), why, False, None)
+    return DevicePath(str(device), torch.cuda.get_device_name(device), reason, False, None)

@@ -1,7 +1,7 @@
-"""Words of the ring that this process fills in later, when the value has come to it.
+"""Words of the ring that this process stores later, when their values are available.
 
-For devices that cannot store into the ring by themselves, for JAX arrays, and for objects that hand out their value later.
-The threads that log look for what has come, as a part of their calls; there is no thread for it, and no call waits.
+They are for devices that cannot store into the ring, for JAX arrays, and for objects with a later value.
+Log calls poll the values on their threads. There is no separate thread, and no call waits.
 """
 
 import threading
@@ -14,30 +14,32 @@ from tensormeter.ring.format import LOST, PENDING
 
 __all__ = ["PendingValues"]
 
-_MOST_LOOKS: Final = 32
-"""Entries that one call looks at in vain, so that a log call does not get slower the more are pending."""
+_MAX_UNAVAILABLE: Final = 32
+"""Maximum number of unavailable entries that one call polls, so that many entries do not slow down a log call."""
 
 
 class _Entry(NamedTuple):
+    """Values for consecutive words of the ring."""
+
     word: int
     number: int
     poll: Callable[[], Sequence[float] | None]
 
 
 class PendingValues:
-    """Values that are to come, for one ring. Any thread may call; a signal handler may, too."""
+    """Pending values of one ring. Any thread and any signal handler may call it."""
 
     def __init__(
         self, ring: RingFile, on_failure: Callable[[Exception], None], on_add: Callable[[], None] = lambda: None
     ) -> None:
         """
         Args:
-            ring: Created by this process.
-            on_failure: Told of a value that will never come. It has been marked as lost, which the reader counts.
-            on_add: Told of whatever is added: somebody has to `look`.
+            ring: Ring that this process has created.
+            on_failure: Function that receives the error of a value that will never arrive. The reader counts it as lost.
+            on_add: Function that is called for each added value, so that `look` is called later.
         """
         self._words = ring.words
-        # A store through this view is one store of 8 bytes, which no reader sees half done.
+        # Assigning to this view is one store of 8 bytes, so no reader gets half a value.
         self._values = memoryview(ring.buffer).cast("d")
         self._bytes = memoryview(ring.buffer).cast("B")
         self._on_failure = on_failure
@@ -49,46 +51,47 @@ class PendingValues:
         return len(self._entries)
 
     def add(self, word: int, count: int, poll: Callable[[], Sequence[float] | None]) -> None:
-        """Fill in words when `poll` returns their values.
+        """Store words once `poll` returns their values.
 
         Args:
             word: Index of the first word, which holds PENDING, as do the following.
-            count: How many there are.
-            poll: Returns None as long as the values are not there. Never blocks. Raises if they will never be there.
+            count: Number of words.
+            poll: Function that returns the values, or None until they are available. It never blocks, and raises if there will
+                be no values.
         """
         self._entries.append(_Entry(word, count, poll))
         self._on_add()
 
     def store(self, word: int, content: bytes) -> None:
-        """Fill in words that nobody reads as long as others of their row are pending. For the use of a `poll`.
+        """Store words that no reader uses while other words of their row are pending. For a `poll` function.
 
         Args:
             word: Index of the first word.
-            content: Of the words.
+            content: Bytes of the words.
         """
         self._bytes[8 * word : 8 * word + len(content)] = content
 
     def look(self) -> None:
-        """Fill in what has come. Never waits: if another thread is at it, it is left to that one."""
+        """Store the values that are available. Never waits: if another thread is doing the same, this returns at once."""
         if not self._entries or not self._busy.acquire(blocking=False):
             return
         try:
-            vain = 0
+            unavailable = 0
             for entry in self._entries.copy():
                 if self._resolve(entry):
                     self._entries.remove(entry)
                 else:
-                    vain += 1
-                    if vain == _MOST_LOOKS:
+                    unavailable += 1
+                    if unavailable == _MAX_UNAVAILABLE:
                         return
         finally:
             self._busy.release()
 
     def settle(self, timeout: float) -> None:
-        """Wait for what is still to come, and give up what has not come in time. For the end of a run.
+        """Wait for the pending values, and mark those that do not arrive in time as lost. For the end of a run.
 
         Args:
-            timeout: Seconds.
+            timeout: Maximum number of seconds to wait.
         """
         deadline, pause = time.monotonic() + timeout, threading.Event()
         self.look()
@@ -100,16 +103,16 @@ class PendingValues:
         self._entries.clear()
 
     def _resolve(self, entry: _Entry) -> bool:
-        """Whether there is nothing left to do for an entry."""
+        """Poll an entry, and store its values. True if the entry is finished: its values are stored or lost."""
         try:
             values = entry.poll()
             if values is None:
                 return False
             for word, value in zip(range(entry.word, entry.word + entry.number), values, strict=True):
                 number = float(value)
-                # Every NaN becomes the usual one: one of another payload could be taken for a word that is pending.
+                # Every NaN becomes the usual one: another payload could look like PENDING.
                 self._values[word] = number if number == number else float("nan")  # noqa: PLR0124
-        except Exception as error:  # whatever the value's owner raises must not stop the program
+        except Exception as error:  # errors of the value's own code must not stop the program
             self._give_up(entry)
             self._on_failure(error)
         return True
