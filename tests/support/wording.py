@@ -33,7 +33,6 @@ NOT_YET = {
     "src/tensormeter/client",
     "src/tensormeter/instruments",
     "src/tensormeter/otlp",
-    "src/tensormeter/record/rows",
     "src/tensormeter/redaction",
     "src/tensormeter/resource",
     "src/tensormeter/sensors",

@@ -1,1 +1,1 @@
-"""Writing rows into the ring."""
+"""Writers of rows into the ring. This is the hot path."""

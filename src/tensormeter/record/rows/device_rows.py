@@ -1,7 +1,7 @@
-"""The short way of a row with values of a device: for a key set, and types, that have been logged before.
+"""A fast path for rows with values of a device, whose keys and types have been logged before.
 
-The general way asks of every value what it is. A writer knows what to expect, sees that it is so, claims the row and launches
-the copies; whatever is different, it leaves to the general way, having done nothing.
+The general path classifies every value. A writer only checks that the values have the expected types, claims the row and launches
+the copies. For other values it does nothing, and the general path handles them.
 """
 
 import struct
@@ -28,12 +28,12 @@ _INT64: Final = 1 << 63
 
 
 class DeviceWriter(NamedTuple):
-    """Two forms of the same.
+    """A writer in two forms.
 
     Attributes:
-        write: Writes a row of values at a step, an int of 64 bits, for whoever may write to the lane. Returns whether it has;
-            if not, nothing has happened.
-        log: Takes the place of `Recorder.log`.
+        write: Function that writes a row of values at a step of 64 bits. The calling thread must be allowed to write to the lane.
+            Returns False, without any effect, for unexpected values.
+        log: Function that replaces `Recorder.log`.
     """
 
     write: Callable[[Any, int], bool]
@@ -52,17 +52,18 @@ def make_device_writer(
     cost: LogTiming,
     notices: WarnOnce,
 ) -> DeviceWriter:
-    """
+    """Make a writer for rows with values of one device.
+
     Args:
-        lane: Where the rows go.
-        layout: Of the rows; first the columns of numbers, then `D` columns.
-        kinds: Of the numbers, as for `Lane.make_writer`.
-        tensors: Examples for the other columns, on one device; equal dtypes are neighbours.
-        copy: Given the word of the row's first value that is to come, and the tensors. Does not raise what a device says.
-        fallback: Called by `log` for every row that is not exactly so.
-        last_step: One int64, which keeps the step of the last row.
-        cost: Of calls of `log`.
-        notices: Told of calls of `log` that are slow.
+        lane: Lane of the rows.
+        layout: Layout of the rows: first the columns of numbers, then `D` columns.
+        kinds: Kinds of the numbers, as for `Lane.make_writer`.
+        tensors: Example tensors for the `D` columns, on one device. Equal dtypes are neighbours.
+        copy: Function that gets the row's first pending word and the tensors. It does not raise errors of the device.
+        fallback: Function that `log` calls for other values.
+        last_step: One int64 that holds the step of the last row.
+        cost: Durations of calls of `log`.
+        notices: Warnings of slow calls of `log`.
     """
     import torch
 
@@ -78,13 +79,13 @@ def make_device_writer(
     is_capturing = torch.cuda.is_current_stream_capturing
     get_ident, owner = threading.get_ident, lane.owner
 
-    def is_expected(found: Sequence[Any]) -> bool:
-        for kind, number in zip(kinds, found, strict=False):
+    def is_expected(row: Sequence[Any]) -> bool:
+        for kind, number in zip(kinds, row, strict=False):
             if number.__class__ is not (float if kind == "d" else int) or kind_of(number) != kind:
                 return False
             if kind == "q" and not -_INT64 <= number < _INT64:
                 return False
-        for dtype, value in zip(dtypes, found[hosts:], strict=True):
+        for dtype, value in zip(dtypes, row[hosts:], strict=True):
             if (
                 value.__class__ is not tensor_type
                 or value.dtype is not dtype
@@ -100,16 +101,16 @@ def make_device_writer(
         if values.__class__ is not dict or len(values) != count or cursor[1] == ABANDONED:
             return False
         try:
-            found = fetch(values)
-            if not is_expected(found):
+            row = fetch(values)
+            if not is_expected(row):
                 return False
-        except Exception:  # other keys; or CUDA is broken: the general way will say so
+        except Exception:  # other keys, or an error of CUDA, which the general path reports
             return False
-        word = write_words(layout, pack(*found[:hosts], *pending) if hosts else all_pending, step)
+        word = write_words(layout, pack(*row[:hosts], *pending) if hosts else all_pending, step)
         if word is None:
             return False
         last_step[0] = step
-        copy(word + hosts, found[hosts:])
+        copy(word + hosts, row[hosts:])
         return True
 
     def log(values: Any, step: Any = None, *, every: int | None = None, reduce: str | None = None) -> None:
@@ -131,4 +132,5 @@ def make_device_writer(
 
 
 def _only(name: str) -> Callable[[Any], tuple[Any]]:
+    """Make an `itemgetter` for a single name that returns a tuple."""
     return lambda values: (values[name],)

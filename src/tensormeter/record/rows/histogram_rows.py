@@ -1,13 +1,12 @@
-"""Rows with distributions in them, beside plain numbers.
+"""Writes rows with distributions, which may also have plain numbers.
 
-They are rare and large, so they take the slow path: what the row holds is put together first, then written by one call.
+Such rows are rare and large, so they use a slower path: the row's words are assembled first, and then written by one call.
 
-Counts on a CUDA device go into the row like this: the row is written, its statistics being `PENDING`; then, on the stream that
-counted, come two copies: first the counts of all distributions, then the statistics.
-A stream's copies are done one after the other, and what a device writes to the host's memory becomes visible in the order in
-which it is written. So who sees the statistics complete sees the counts complete, and the counts need no sentinel, of which
-there could be none: every pattern of bits is a count.
-From MPS and XPU devices both go to the host, and the log call that finds them there stores them in the same order.
+Counts on a CUDA device arrive in two steps. First the row is written, with its statistics `PENDING`. Then the stream that
+counted launches two copies: the counts of all distributions, and then the statistics.
+Copies on one stream complete in order, and a device's stores become visible on the host in order. So once the statistics have
+arrived, the counts have, too. The counts need no sentinel, and could have none, because every bit pattern is a valid count.
+MPS and XPU devices copy both to the host, and the log call that detects their arrival stores them in the same order.
 """
 
 import struct
@@ -35,11 +34,11 @@ Distributions = Mapping[str, Distribution]
 _PENDING: Final = struct.pack("<q", PENDING)
 
 _LARGEST_SHARE: Final = 4
-"""A row takes at most such a part of its lane, so that a lane that is drained a little has room for the next."""
+"""Divisor of a lane's size for the largest row, so that a lane has room for the next row once some rows have been read."""
 
 
 class HistogramRows:
-    """Writes rows of one ring. Thread-safe as far as the lanes are."""
+    """Writes rows with distributions to one ring. As thread-safe as the lanes."""
 
     def __init__(
         self,
@@ -50,11 +49,10 @@ class HistogramRows:
     ) -> None:
         """
         Args:
-            device: For the copies of device values.
-            tables: For counting on devices.
-            find_layout: Gives the layout of such columns, or None if there can be no more.
-            lose: Called with the lane, with what a device says when it refuses, and with the number of values that are not in
-                the row then.
+            device: Copies of device values.
+            tables: Tables that count on devices.
+            find_layout: Function that returns the layout of columns, or None if there are too many.
+            lose: Function that gets the lane, the error of a device, and the number of values that are lost.
         """
         self._device = device
         self._find_layout = find_layout
@@ -62,7 +60,13 @@ class HistogramRows:
         self._tables = tables
 
     def split(self, lane: Lane, numbers: int, distributions: Distributions) -> Iterator[dict[str, Distribution]]:
-        """The distributions in groups that each fit a row, if the first also has so many other values."""
+        """Split distributions into groups that each fit into a row.
+
+        Args:
+            lane: Lane of the rows.
+            numbers: Number of other values in the first row.
+            distributions: Distributions by name.
+        """
         group: dict[str, Distribution] = {}
         words = numbers
         for name, distribution in distributions.items():
@@ -82,10 +86,10 @@ class HistogramRows:
         distributions: Distributions,
         step: int,
     ) -> bool | None:
-        """Write one row, and launch what it takes to fill it.
+        """Write one row, and launch the copies that complete it.
 
         Returns:
-            Whether there was room; None if there can be no such row.
+            False if the lane has no room; None if the row is larger than the lane, or there are too many layouts.
         """
         columns: list[Column] = []
         words = bytearray()
@@ -120,7 +124,7 @@ class HistogramRows:
         layout = self._find_layout(columns)
         if layout is None:
             return None
-        try:  # before there is a row to fill, for this is what may fail: there may be no memory for it
+        try:  # count before the row is written, because the device may lack memory for it
             counted = [self._counts(run, table) for table, run in counting]
         except Exception as error:
             rest = {name: d for name, d in distributions.items() if isinstance(d, HostDistribution)}
@@ -141,33 +145,36 @@ class HistogramRows:
         return True
 
     def _counts(self, run: "_Run", table: Table) -> tuple["torch.Tensor", "torch.Tensor"]:
-        """Counts and statistics of a run, one after the other; counted now, unless they were before."""
+        """Return the concatenated counts and statistics of a run. Tensors that have not been counted are counted now."""
         import torch
 
-        tensors = [found.tensor for found in run.values() if isinstance(found, DeviceDistribution)]
+        tensors = [value.tensor for value in run.values() if isinstance(value, DeviceDistribution)]
         if tensors:
             return self._tables.count(tensors, table)
-        before = [found for found in run.values() if isinstance(found, CountedOnDevice)]
+        counted = [value for value in run.values() if isinstance(value, CountedOnDevice)]
         with torch.inference_mode(mode=False):
-            return torch.cat([found.counts for found in before]), torch.cat([found.statistics for found in before])
+            return torch.cat([value.counts for value in counted]), torch.cat([value.statistics for value in counted])
 
 
 _Run = Mapping[str, DeviceDistribution | CountedOnDevice]
-"""Distributions of one kind on one device in one table: what is counted and copied together."""
+"""Distributions of one kind on one device with one table. They are counted and copied together."""
 
 
 def _words_of(distribution: Distribution) -> int:
+    """Number of words of a distribution in a row."""
     if not isinstance(distribution, HostDistribution):
         return distribution.table.words + STATISTICS_WORDS
     return len(distribution.words) // 8 + (0 if distribution.code == EXPLICIT else STATISTICS_WORDS)
 
 
 def _runs(distributions: "_Run") -> list[tuple[Table, "_Run"]]:
+    """Group distributions on devices into runs, each with its table."""
+
     def key(item: tuple[str, DeviceDistribution | CountedOnDevice]) -> tuple[bool, str, str]:
-        found = item[1]
-        if isinstance(found, DeviceDistribution):
-            return False, str(found.tensor.device), found.table.code
-        return True, str(found.counts.device), found.table.code
+        value = item[1]
+        if isinstance(value, DeviceDistribution):
+            return False, str(value.tensor.device), value.table.code
+        return True, str(value.counts.device), value.table.code
 
     return [
         (items[0][1].table, dict(items))

@@ -1,14 +1,14 @@
 """One thread's part of the ring, and the writers that fill it.
 
-A writer is a function ``write(values, step)`` made for one set of keys and types, because this is the one place where
-nanoseconds count. It comes from C (`_writer.c`), or, where that could not be compiled, it is generated in Python: names and
-offsets are constants in its code, and a row costs one `struct` call.
-Whatever a writer does not expect (other keys, other types, no room, another thread) it hands to `fallback`.
+A writer is a function ``write(values, step)`` for one set of keys and types, because nanoseconds count here. C code
+(`_writer.c`) provides it. If that could not be compiled, the writer is generated in Python: names and offsets are constants in
+its code, and a row takes one `struct` call.
+For unexpected calls (other keys, other types, no room, another thread), a writer calls `fallback`.
 
-A lane belongs to one thread (but for the last, see `Recorder`), so nothing here takes a lock.
-It can be re-entered, by a signal handler that logs: the space of a row is claimed before it is written, and between the
-claim and the end of the write CPython runs no handler, because there is no call and no backward jump on that path before
-the C function that does the write. `Lane.make_room` keeps the same discipline.
+A lane belongs to one thread (except the last, see `Recorder`), so nothing here takes a lock.
+A signal handler that logs may re-enter a lane. A writer claims the space of a row before it writes the row. Between the claim and
+the end of the write, CPython runs no handler, because that path has no call and no backward jump before the C function that does
+the write. `Lane.make_room` follows the same rule.
 """
 
 import struct
@@ -49,17 +49,17 @@ except ImportError:
 __all__ = ["ABANDONED", "Lane", "Writer", "native_writers"]
 
 ABANDONED: Final = -1
-"""A lane's limit when its writers must not write any more: in a forked child, and after `finish`."""
+"""Limit of a lane whose writers must not write: in a forked child, and after `finish`."""
 
 _STRIDE: Final = 1 << 12
-"""Bytes between two looks at the reader's position, and at whether there is a reader, at most: some seventy rows of four floats."""
+"""Maximum number of bytes between two checks of the reader's position and of `on_stride`: about seventy rows of four floats."""
 
 _OFTEN: Final = 0.05
-"""Seconds between two looks; if they come sooner, more rows go between them. Where rows are rare, each one looks."""
+"""Seconds between two checks. If they come sooner, more rows go between them. Rows at longer intervals check each time."""
 
 
 class Writer(Protocol):
-    """Writes one row. Never blocks, never raises for what is in `values`."""
+    """Writes one row. Never blocks, and never raises because of `values`."""
 
     def __call__(
         self,
@@ -72,14 +72,17 @@ class Writer(Protocol):
 
 
 class Lane:
-    """The writing end of a lane.
+    """The writer's side of a lane.
 
     Attributes:
-        cursor: ``[offset, limit, mark]``: where in the file the next row goes, up to where rows may go without asking
-            `make_room`, and the mark of the next row less its layout. Shared with the writers.
-        size: Bytes for rows. A row of up to half of them always fits once everything has been read.
-        writers: By names, or an instrument's stream, and kinds.
-        device_writers: By names, in the order in which they are logged: see `device_writer`.
+        cursor: ``[offset, limit, mark]``, which the writers share: the offset of the next row in the file, the end of the space
+            that rows may use without `make_room`, and the mark of the next row less its layout.
+        size: Bytes for rows. A row of up to half of them always fits once all rows have been read.
+        writers: Writers by names (or an instrument's stream) and kinds.
+        device_writers: Writers of rows with device values, by names in the order of logging (see `device_rows`).
+        owner: Identifier of the only thread that may write; None for the shared lane.
+        reductions: Incomplete reductions of the lane's thread.
+        pools: Incomplete pools of distributions of the lane's thread.
     """
 
     def __init__(
@@ -87,11 +90,12 @@ class Lane:
     ) -> None:
         """
         Args:
-            ring: Created by this process.
-            index: Which of its lanes.
-            owner: Identifier of the only thread that may write, or None if the caller keeps writers apart by a lock.
-            on_stride: Called by each row where rows are 50 ms apart or more, and at most every 4 KiB of rows where they are many.
-            tables: For distributions of devices that are put together over steps.
+            ring: Ring that this process has created.
+            index: Index of the lane, from 0.
+            owner: Identifier of the only thread that may write, or None if callers hold a lock while they write.
+            on_stride: Function that is called by each row if rows are at least 50 ms apart, and less often if they are more
+                frequent, but at least once for 4 KiB of rows.
+            tables: Tables that count distributions on devices.
         """
         header, self.size = ring.lanes[index]
         self._start = header + LANE_HEADER_BYTES
@@ -103,7 +107,7 @@ class Lane:
         self._durations = ring.log_durations_offset(LogPath.DIRECT)
         self._cost = LogTiming(ring, LogPath.DIRECT)
         self._on_stride = on_stride
-        self._stride = 0  # bytes until the next look
+        self._stride = 0  # bytes until the next check
         self._looked = 0.0
         self._lap = 0  # position of the lane's start in this lap
         self.cursor = array("q", [self._start, self._start, 0])
@@ -114,24 +118,28 @@ class Lane:
         self.pools = Pools(tables)
 
     def lend(self, owner: int) -> None:
-        """Give the lane of a thread that has ended to another."""
+        """Assign the lane of a thread that has ended to another thread."""
         self.owner = owner
-        self.writers.clear()  # they check for the thread that they were generated for
+        self.writers.clear()  # they check for the previous thread
 
     @property
     def position(self) -> int:
-        """Bytes written to the lane so far, over all laps."""
+        """Number of bytes written to the lane so far, over all laps."""
         return self._lap + self.cursor[0] - self._start
 
     @property
     def is_closed(self) -> bool:
-        """Whether no more rows are written."""
+        """Whether the lane accepts no more rows."""
         return self.cursor[1] == ABANDONED
 
     def make_room(self, size: int) -> bool:
-        """Let the cursor's limit cover a row of `size` bytes. False: the reader is a whole lane behind."""
+        """Raise the cursor's limit so that it covers a row of `size` bytes.
+
+        Returns:
+            False if the lane is full because the reader is behind, or closed.
+        """
         now = monotonic()
-        # A handler that logs in between changes how soon the next look comes, and nothing else.
+        # A signal handler that logs in between only changes how soon the next check comes.
         if now - self._looked >= _OFTEN:
             self._stride = 0
         elif self._stride < _STRIDE:
@@ -139,18 +147,18 @@ class Lane:
             self._stride = min(self._stride, _STRIDE)
         self._looked = now
         extended = self._extend(size)
-        self._on_stride()  # also when the lane is full: that may be because there is no reader
+        self._on_stride()  # also if the lane is full, because there may be no reader
         return extended
 
     def _extend(self, size: int) -> bool:
-        # No call and no loop in here: a signal handler (which may log, or raise) runs before all of it or after.
+        # There is no call and no loop here, so a signal handler (which may log, or raise) runs before or after all of it.
         cursor, words = self.cursor, self._words
         if cursor[1] == ABANDONED:
             return False
         offset = cursor[0]
         free = self.size - (self._lap + offset - self._start - words[self._tail])
         room = self._end - offset
-        if room < size <= self.size and room <= free:  # though the row may not fit there before more has been read
+        if room < size <= self.size and room <= free:  # the row may still not fit until more has been read
             if room:
                 words[offset >> 3] = cursor[2] | WRAP
             self._lap += self.size
@@ -167,23 +175,23 @@ class Lane:
         return True
 
     def count(self, reason: Drop, number: int = 1) -> None:
-        """Count something that could not be recorded."""
+        """Count points that could not be recorded."""
         self._words[self._header + LaneWord.DROPS + reason] += number
 
     def close(self) -> None:
-        """Write no more rows, and say where the last one ended."""
+        """Stop writing, and store the position after the last row."""
         self.cursor[1] = ABANDONED
         self._words[self._header + LaneWord.HEAD] = self.position
 
     def abandon(self) -> None:
-        """In a forked child: the lane is the parent's. Make every writer that anyone kept fall back."""
+        """In a forked child, make all existing writers call their fallback. The lane belongs to the parent."""
         self.cursor[1] = ABANDONED
 
     def write_pending(self, layout: Layout, values: list[float], step: int) -> int | None:
         """Write a row whose `D` columns, which must be the last, are PENDING.
 
         Returns:
-            The word index of the first of them, or None when there was no room.
+            Word index of the first of them, or None if the lane has no room.
         """
         pending = [PENDING] * (len(layout.names) - len(values))
         words = struct.pack(f"<{layout.codes.replace('D', 'q')}", *values, *pending)
@@ -194,7 +202,7 @@ class Lane:
         """Write a row whose values are given as the bytes of its words.
 
         Returns:
-            The word index of the first value, or None when there was no room.
+            Word index of the first value, or None if the lane has no room.
         """
         size = layout.row_bytes
         row = _row(len(words))
@@ -208,18 +216,18 @@ class Lane:
         try:
             row.pack_into(self._buffer, offset, mark, now, step, words, mark)
         except BaseException:
-            self._cover(offset, size, mark)  # even if the row is whole: nobody would ever resolve it
+            self._cover(offset, size, mark)  # even if the row is complete: its pending values would never arrive
             raise
         return (offset >> 3) + 3
 
     def make_writer(self, layout: Layout, kinds: str, fallback: Writer, last_step: "array[int]") -> Writer:
-        """The function that writes rows of `layout` whose values are of `kinds`.
+        """Make the function that writes rows of a layout.
 
         Args:
-            layout: Without `D` columns.
-            kinds: For each column `d` (a float), `i` (an int that is exact as float64) or `q` (an int of 64 bits).
-            fallback: Called with the same arguments for every row that is not exactly so.
-            last_step: One int64, which keeps the step of the last row.
+            layout: Layout without `D` columns.
+            kinds: Kind of each column: `d` (a float), `i` (an int that is exact as float64) or `q` (an int of 64 bits).
+            fallback: Function that gets the arguments of each call with other keys, types or arguments.
+            last_step: One int64 that holds the step of the last row.
         """
         if not native_writers():
             return self._generate_writer(layout, kinds, fallback, last_step)
@@ -276,29 +284,30 @@ class Lane:
         return writer
 
     def _skip(self, offset: int, size: int, mark: int) -> None:
-        """Cover a claimed row whose writing failed, unless it had ended before the failure."""
+        """Cover a claimed row that could not be written, unless the row was complete before the failure."""
         if self._words[(offset + size >> 3) - 1] != mark:
             self._cover(offset, size, mark)
 
     def _cover(self, offset: int, size: int, mark: int) -> None:
+        """Write a SKIP mark over a row."""
         self._words[(offset >> 3) + 1] = size
         self._words[offset >> 3] = mark >> LAYOUT_BITS << LAYOUT_BITS | SKIP  # last, because it publishes
 
 
 def native_writers() -> bool:
-    """Whether writers come from C: it was compiled, and the machine's words are those of the ring."""
+    """Whether writers are C code: it has been compiled, and the machine is little-endian like the ring."""
     return _writer is not None and sys.byteorder == "little"
 
 
 @lru_cache(maxsize=1024)
 def _row(content: int) -> struct.Struct:
-    """Of a row with so many bytes of values."""
+    """Format of a row with a number of bytes of values."""
     return struct.Struct(f"<qqq{content}sq")
 
 
 @lru_cache(maxsize=1024)
 def _compiled(source: str) -> CodeType:
-    """Compiling takes half a millisecond; attribute sets of one instrument, and lanes, have the same source."""
+    """Compile the source of a writer, which takes half a millisecond. Attribute sets of an instrument, and lanes, share it."""
     return compile(source, __file__, "exec")
 
 
@@ -308,10 +317,10 @@ _CHECKS: Final = {
     "q": "{0}.__class__ is not int or not -9223372036854775808 <= {0} <= 9223372036854775807",
 }
 
-# One row. Order matters: time first, then claim, then write; see the module's text on signal handlers. (Leaving the loop is
-# no backward jump.)
-# One call in 64 or so is timed, which the last bits of its time decide; the row is whole by then, so a handler may run.
-# Of mappings only a plain dict: `values[key]` of a defaultdict would make up a value.
+# Writes one row. The order matters: read the time, claim the space, write the row. The module's docstring explains why. (Leaving
+# the loop is not a backward jump.)
+# The last bits of the time select about one call in 64, which is timed. The row is complete by then, so a handler may run.
+# Only a plain dict is accepted: `values[key]` of a defaultdict would create a value.
 _WRITER: Final = """\
 def log(values, step=None, *, every=None, reduce=None):
     now = time_ns()

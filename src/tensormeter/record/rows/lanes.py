@@ -1,7 +1,7 @@
-"""The lanes of a ring and the threads that they belong to.
+"""Assigns the lanes of a ring to threads.
 
-The first lane is for the thread that makes the recorder and never changes hands, because its writers are given away; the
-last is for all threads beyond the number of lanes, under a lock; the others are lent while a thread lives.
+The first lane always belongs to the thread that makes the recorder, because its writers are passed on. The last lane is for all
+threads beyond the number of lanes, under a lock. Each of the other lanes belongs to one thread until that thread ends.
 """
 
 import threading
@@ -15,19 +15,19 @@ __all__ = ["Lanes"]
 
 
 class Lanes:
-    """The writing ends of a ring's lanes, in order.
+    """The writers' side of a ring's lanes, in order.
 
     Attributes:
-        first: The one of the thread that made this.
-        shared: To be held while the last lane, which has no owner, is written.
+        first: Lane of the thread that has constructed this object.
+        shared: Lock to hold while writing to the last lane, which has no owner.
     """
 
     def __init__(self, ring: RingFile, on_stride: Callable[[], None], tables: DeviceTables) -> None:
         """
         Args:
-            ring: Created by this process.
-            on_stride: As for `Lane`.
-            tables: As for `Lane`.
+            ring: Ring that this process has created.
+            on_stride: Function for slower checks (see `Lane`).
+            tables: Tables that count on devices (see `Lane`).
         """
         last = len(ring.lanes) - 1
         owner = threading.get_ident()
@@ -44,7 +44,7 @@ class Lanes:
         return iter(self._lanes)
 
     def mine(self) -> Lane:
-        """Return the lane of this thread."""
+        """Return the lane of this thread, and assign one at its first call."""
         try:
             lease: _Lease = self._local.lease
         except AttributeError:
@@ -61,7 +61,7 @@ class Lanes:
 
 
 class _Lease:
-    """A thread's hold on a lane. It ends with the thread, whose `threading.local` is then cleared."""
+    """The assignment of a lane to a thread. It ends with the thread, because Python then clears its `threading.local`."""
 
     __slots__ = ("_free", "lane")
 

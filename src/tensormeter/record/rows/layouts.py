@@ -1,4 +1,4 @@
-"""The layouts of the rows that a process has logged: each is made known to the reader once, by the ring's dictionary."""
+"""Layouts of the rows that a process has logged. The ring's dictionary publishes each of them once to the reader."""
 
 import itertools
 import threading
@@ -14,24 +14,24 @@ from tensormeter.ring.layout import Column, Layout, Stream
 __all__ = ["Layouts"]
 
 _MAX_KEY_SETS: Final = 4096
-"""Beyond so many sets of keys, a row of a new set is written as one row a key, so that key sets need not be bounded."""
+"""Maximum number of key sets. A row of another key set is written as one row for each key, so programs need not limit them."""
 
 _MAX_WIDE_SETS: Final = 64
-"""The same for rows with distributions, whose layouts take hundreds of bytes for each: of a model with experts, say, every
-row may have gradients of others."""
+"""Maximum number of key sets with distributions, whose layouts have hundreds of bytes for each distribution. For example, each row
+of a model with experts may have gradients of different experts."""
 
 _NOT_FOR_STREAMS: Final = 1 / 4
-"""Share of the ring's dictionary that streams of instruments leave to rows."""
+"""Share of the ring's dictionary that is reserved for rows. Streams of instruments do not use it."""
 
 
 class Layouts:
-    """Layouts by what they hold. Any thread may ask, a signal handler too.
+    """Layouts by their contents. Any thread and any signal handler may call the methods.
 
-    None as an answer means that there can be no more such layouts: there are too many, or the dictionary is full.
+    The methods return None if there can be no more such layouts: there are too many, or the dictionary is full.
 
     Attributes:
-        rows: Of rows of plain gauges, by names and codes. To be read only.
-        changed: Names and attributes that are not Unicode text, and what stands for them, since it was last cleared.
+        rows: Layouts of rows of plain gauges, by names and codes. Read-only for callers.
+        changed: Replacements of names and attributes that are not Unicode text, since the caller last cleared it.
     """
 
     def __init__(self, ring: RingFile) -> None:
@@ -44,12 +44,12 @@ class Layouts:
         self._claims = threading.RLock()  # re-entered by a signal handler that logs
 
     def names(self) -> Iterator[str]:
-        """The names in rows of plain gauges so far."""
+        """Iterate over the names in rows of plain gauges so far."""
         for names, _ in list(self.rows):
             yield from names
 
     def of_row(self, names: tuple[str, ...], codes: str) -> Layout | None:
-        """Of a row of plain gauges."""
+        """Return the layout of a row of plain gauges."""
         layout = self.rows.get((names, codes))
         if layout is None:
             with self._claims:
@@ -62,13 +62,13 @@ class Layouts:
         return layout
 
     def of_distributions(self, columns: Sequence[Column]) -> Layout | None:
-        """Of a row with distributions; one alone has two columns."""
+        """Return the layout of a row with distributions. A single distribution has two columns."""
         if len(columns) > 2 and len(self._wide) >= _MAX_WIDE_SETS and tuple(columns) not in self._wide:
             return None
         return self.of_columns(columns)
 
     def of_columns(self, columns: Sequence[Column]) -> Layout | None:
-        """Of a row of columns of any kind."""
+        """Return the layout of a row of any columns."""
         key = tuple(columns)
         layout = self._wide.get(key)
         if layout is None:
@@ -81,9 +81,9 @@ class Layouts:
         return layout
 
     def of_stream(self, writer: Hashable, stream: Stream, code: str) -> Layout | None:
-        """The layout of an instrument's measurement, which has no step.
+        """Return the layout of an instrument's measurement, which has no step.
 
-        `writer` identifies the stream: attributes that compare equal (1, 1.0 and True) are different streams.
+        `writer` identifies the stream, because streams whose attributes compare equal (1, 1.0 and True) are different.
         """
         layout = self._streams.get((writer, code))
         if layout is None and self._ring.dictionary_left > _NOT_FOR_STREAMS:
@@ -102,7 +102,7 @@ class Layouts:
             return layout if self._ring.add_layout(written) else None
 
     def _as_unicode(self, layout: Layout) -> Layout:
-        """The layout as the reader is to know it: writers go by the names that were given, the reader by Unicode text."""
+        """Return the layout for the reader, whose names are Unicode text. Writers use the names that the caller gave."""
         if all(column.stream.name.isascii() and _is_plain(column.stream) for column in layout.columns):
             return layout
         written = [replace(column, stream=self._stream_as_unicode(column.stream)) for column in layout.columns]
@@ -118,7 +118,7 @@ class Layouts:
         return stream if written == stream else written
 
     def _written(self, given: Any) -> Any:
-        """Names, and what tells streams apart otherwise."""
+        """Convert a name, or the attributes and scope of a stream, to Unicode text."""
         if isinstance(given, tuple):
             return tuple(map(self._written, given))
         if not isinstance(given, str):

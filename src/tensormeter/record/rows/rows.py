@@ -1,8 +1,8 @@
-"""Writing rows of classified values: numbers, device values, distributions, measurements.
+"""Writes rows of classified values: numbers, device values, distributions, measurements.
 
-A row of numbers goes through the lane's writer for its names and kinds, which is made when there is none; values of devices
-are copied into a row that was written before them; rows with distributions are `wide`.
-What cannot be written is counted, and warned about once.
+The lane's writer for its names and kinds writes a row of numbers; the first such row makes the writer. Values of devices are
+copied into a row that has been written before. `HistogramRows` writes rows with distributions.
+Values that cannot be written are counted, and cause one warning.
 """
 
 from array import array
@@ -33,11 +33,11 @@ Devices = Mapping[str, DeviceValue | Deferred]
 _NO_STEP: Final = 0
 
 _MOST_DEVICE_WRITERS: Final = 256
-"""Key sets with values of devices that a lane remembers."""
+"""Maximum number of key sets with values of devices for which a lane keeps writers."""
 
 
 class Rows:
-    """Writes rows of one ring. Each call is made by whoever may write to the lane that it names."""
+    """Writes rows of one ring. The calling thread must be allowed to write to the lane of the call."""
 
     def __init__(
         self,
@@ -52,13 +52,13 @@ class Rows:
     ) -> None:
         """
         Args:
-            ring: Created by this process.
-            layouts: Of its rows.
-            device: For the copies of device values.
-            tables: For counting on devices.
-            notices: For what cannot be written.
-            fallback: Called by writers for what they do not expect.
-            last_step: One int64, which is set to the step of each row.
+            ring: Ring that this process has created.
+            layouts: Layouts of the ring's rows.
+            device: Copies of device values.
+            tables: Tables that count on devices.
+            notices: Warnings of values that cannot be written.
+            fallback: Function that writers call for unexpected arguments.
+            last_step: One int64 that holds the step of the last row.
         """
         self._ring_bytes = len(ring.buffer)
         self._layouts = layouts
@@ -70,10 +70,10 @@ class Rows:
         self._wide = HistogramRows(device, tables, layouts.of_distributions, self.lose)
 
     def write(self, lane: Lane, numbers: Numbers, devices: Devices, step: int) -> Writer | None:
-        """Write a row, or none if there is nothing for it.
+        """Write a row, or no row if there are no values.
 
         Returns:
-            The writer that will do for rows like this one, if there is one.
+            Writer for further rows with these names and kinds, or None.
         """
         if devices:
             self.write_devices(lane, numbers, devices, step)
@@ -81,8 +81,8 @@ class Rows:
         return self._write_numbers(lane, numbers, step) if numbers else None
 
     def write_devices(self, lane: Lane, numbers: Numbers, devices: Devices, step: int) -> None:
-        """Write a row some values of which are still to come."""
-        ordered, kinds, layout = self._of_devices(lane, numbers, devices)
+        """Write a row with values that devices store later."""
+        ordered, kinds, layout = self._order_devices(lane, numbers, devices)
         if layout is None:
             self.refuse(lane, next(iter(ordered)), len(kinds) + len(ordered))
             return
@@ -92,21 +92,22 @@ class Rows:
     def make_device_writer(
         self, lane: Lane, values: Mapping[str, object], numbers: Numbers, devices: Devices
     ) -> Writer | None:
-        """What writes further rows like one with values of devices that has just been written; None if nothing does.
-
-        The lane remembers it.
+        """Make a writer for further rows like a row with values of devices that has just been written.
 
         Args:
-            lane: Where.
-            values: The row's, as they were logged.
-            numbers: What of them is no device's.
-            devices: The others.
+            lane: Lane of the row, which keeps the writer.
+            values: Logged values of the row.
+            numbers: Host values among them.
+            devices: Device values among them.
+
+        Returns:
+            None if there can be no writer for such rows.
         """
         if not self._device.is_settled(values[name] for name in devices) or any(
             type(values[name]) is not type(number) for name, number in numbers.items()
         ):
             return None
-        ordered, kinds, layout = self._of_devices(lane, numbers, devices)
+        ordered, kinds, layout = self._order_devices(lane, numbers, devices)
         if layout is None:
             return None
         tensors = [value.tensor for value in ordered.values() if isinstance(value, DeviceValue)]
@@ -116,8 +117,8 @@ class Rows:
             layout,
             kinds,
             tensors,
-            lambda word, found: self._copy(
-                lane, word, len(found), lambda: self._device.copy_tensors(word, device, found)
+            lambda word, tensors: self._copy(
+                lane, word, len(tensors), lambda: self._device.copy_tensors(word, device, tensors)
             ),
             fallback=self._fallback,
             last_step=self._last_step,
@@ -132,7 +133,7 @@ class Rows:
     def write_distributions(
         self, lane: Lane, numbers: Numbers, devices: Devices, distributions: Distributions, step: int
     ) -> None:
-        """One row, or as many as the lane's size asks for; the first holds what is no distribution."""
+        """Write distributions as one row, or as several if the lane is small. The first row holds the other values."""
         for group in self._wide.split(lane, len(numbers) + len(devices), distributions):
             written = self._wide.write(lane, numbers, devices, group, step)
             if written is None and (len(group) > 1 or numbers or devices):
@@ -143,26 +144,26 @@ class Rows:
                 lane.count(Drop.TOO_MANY_LAYOUTS)
                 self._notices.once(
                     HistogramRows,
-                    "%r is not recorded: the ring of %d bytes is too small for such a distribution, or for so many different "
-                    "names: raise TENSORMETER_BUFFER_BYTES",
+                    "%r is not recorded: the ring of %d bytes is too small for this distribution, or for so many different "
+                    "names; raise TENSORMETER_BUFFER_BYTES",
                     next(iter(group)),
                     self._ring_bytes,
                 )
             elif not written:
-                self._full(lane, len(group) + len(numbers) + len(devices))
+                self._count_full(lane, len(group) + len(numbers) + len(devices))
             numbers, devices = {}, {}
         self._last_step[0] = step
 
     def write_words(self, lane: Lane, layout: Layout, words: bytes, step: int) -> None:
-        """Write a row that does not count for the steps of rows that name none, given as the bytes of its values."""
+        """Write a row, given as the bytes of its values, without advancing the step."""
         if lane.write_words(layout, words, step) is None:
-            self._full(lane, len(layout.names))
+            self._count_full(lane, len(layout.names))
 
     def write_measurement(self, lane: Lane, stream: "StreamWriter", number: float) -> Writer | None:
         """Write the measurement of an instrument.
 
         Returns:
-            The writer that will do for numbers like this one; None if it is not recorded.
+            Writer for further numbers of the same type; None if the measurement is not recorded.
         """
         code = "d" if type(number) is float else "q"
         layout = self._layouts.of_stream(stream, stream.stream, code)
@@ -175,16 +176,16 @@ class Rows:
             lane.writers[stream, code] = writer
         size = layout.row_bytes
         if lane.cursor[0] + size > lane.cursor[1] and not lane.make_room(size):
-            self._full(lane, 1)
+            self._count_full(lane, 1)
             return None
         writer({stream.name: number}, _NO_STEP)
         return writer
 
     def write_device_measurement(self, lane: Lane, stream: "StreamWriter", value: DeviceValue | Deferred) -> int | None:
-        """The same where the value is still to come.
+        """Write the measurement of an instrument whose value becomes available later.
 
         Returns:
-            The word of the ring that it will be in; None if it is not recorded.
+            Index of the ring's word for the value; None if the measurement is not recorded.
         """
         layout = self._layouts.of_stream(stream, stream.stream, "D")
         if layout is None:
@@ -193,19 +194,21 @@ class Rows:
         return self._write_copies(lane, layout, [], [value], _NO_STEP)
 
     def layout(self, lane: Lane, names: tuple[str, ...], codes: str) -> Layout | None:
-        """The layout of a row of plain gauges; None if there can be no more, or the row is larger than the lane."""
+        """Return the layout of a row of plain gauges; None if there are too many, or the row is larger than the lane."""
         return self._layouts.of_row(names, codes) if row_bytes(len(names)) <= lane.size else None
 
     def refuse(self, lane: Lane, name: str, number: int = 1) -> None:
-        """Count values for which there is no layout."""
+        """Count values without a layout, and warn once."""
         lane.count(Drop.TOO_MANY_LAYOUTS, number)
         self._notices.note(Drop.TOO_MANY_LAYOUTS, repr(name))
         self._notices.once(
-            Drop.TOO_MANY_LAYOUTS, "%r is not recorded: this process has logged too many different names", name
+            Drop.TOO_MANY_LAYOUTS,
+            "%r is not recorded: this process has logged too many different names; log fewer",
+            name,
         )
 
     def lose(self, lane: Lane, error: Exception, number: int) -> None:
-        """Count device values that are in no row. The error is the device's own: the program will meet it again."""
+        """Count device values that are in no row, and warn once. The program's own calls will raise the device's error again."""
         if number:
             lane.count(Drop.DEVICE_UNFINISHED, number)
         self._notices.once(DeviceCopies, "device values are lost: %s", error)
@@ -217,18 +220,18 @@ class Rows:
         if writer is None:
             layout = self.layout(lane, names, kinds.replace("i", "d"))
             if layout is None:
-                return self._write_apart(lane, numbers, step)
+                return self._write_separately(lane, numbers, step)
             writer = lane.make_writer(layout, kinds, self._fallback, self._last_step)
             lane.writers[names, kinds] = writer
         size = row_bytes(len(names))
         if lane.cursor[0] + size > lane.cursor[1] and not lane.make_room(size):
-            self._full(lane, len(numbers))
+            self._count_full(lane, len(numbers))
             return None
         writer(numbers, step)
         return writer
 
-    def _write_apart(self, lane: Lane, numbers: Numbers, step: int) -> Writer | None:
-        """One row a value: for rows larger than their lane, and key sets beyond the number that is kept."""
+    def _write_separately(self, lane: Lane, numbers: Numbers, step: int) -> Writer | None:
+        """Write one row for each value, if the row is larger than its lane or there are too many key sets."""
         writer = None
         if len(numbers) > 1:
             for name, number in numbers.items():
@@ -237,10 +240,10 @@ class Rows:
             self.refuse(lane, next(iter(numbers)))
         return writer
 
-    def _of_devices(
+    def _order_devices(
         self, lane: Lane, numbers: Numbers, devices: Devices
     ) -> tuple[dict[str, DeviceValue | Deferred], str, Layout | None]:
-        """The values of devices in the order of their columns, the numbers' kinds, and the layout if there can be one."""
+        """Return the device values in the order of their columns, the kinds of the numbers, and the layout or None."""
         ordered = dict(sorted(devices.items(), key=lambda item: place(item[1])))
         kinds = "".join(map(kind_of, numbers.values()))
         return ordered, kinds, self.layout(lane, (*numbers, *ordered), kinds.replace("i", "d") + "D" * len(ordered))
@@ -253,16 +256,16 @@ class Rows:
         devices: Sequence[DeviceValue | Deferred],
         step: int,
     ) -> int | None:
-        """Write a row whose last values come from devices; returns the word of the first of those."""
+        """Write a row whose last values come from devices, and return the word of the first of them."""
         word = lane.write_pending(layout, values, step)
         if word is None:
-            self._full(lane, len(layout.names))
+            self._count_full(lane, len(layout.names))
             return None
         self._copy(lane, word, len(devices), lambda: self._device.copy(word, devices))
         return word
 
     def _copy(self, lane: Lane, word: int, number: int, launch: Callable[[], None]) -> None:
-        """Launch copies into words of a row; if that fails, say that the values will not come."""
+        """Launch copies into words of a row. If that fails, mark the values as lost."""
         try:
             launch()
         except BaseException as error:
@@ -271,12 +274,13 @@ class Rows:
                 raise
             self.lose(lane, error, 0)  # the reader counts them
 
-    def _full(self, lane: Lane, points: int) -> None:
-        if lane.is_closed:  # meanwhile, by another thread or a signal handler
+    def _count_full(self, lane: Lane, points: int) -> None:
+        """Count points for which the lane has no room, and warn once."""
+        if lane.is_closed:  # another thread or a signal handler has closed it meanwhile
             return
         lane.count(Drop.RING_FULL, points)
         self._notices.once(
             Drop.RING_FULL,
-            "the ring of %d bytes is full, rows are dropped: raise TENSORMETER_BUFFER_BYTES, or see whether the agent runs",
+            "the ring of %d bytes is full, rows are dropped: raise TENSORMETER_BUFFER_BYTES, or check that the agent runs",
             self._ring_bytes,
         )
