@@ -67,7 +67,7 @@ from tensormeter.otlp.encode import encode_events, encode_metrics
 from tensormeter.otlp.media import Image
 from tensormeter.server.store.sqlite.store import SqliteStore
 
-store = SqliteStore(Path(sys.argv[1]), fold_points=600, fold_interval=0.2, durability=sys.argv[2])
+store = SqliteStore(Path(sys.argv[1]), flush_points=600, flush_interval=0.2, durability=sys.argv[2])
 for number in range(int(sys.argv[3])):
     times = np.arange(number * 20 + 1, number * 20 + 21)
     gauge = Gauge("v", times.astype(np.uint64), times.astype(np.float64))

@@ -57,7 +57,7 @@ def watched(tmp_path):
 
     class Watched:
         now = 0.0
-        store = SqliteStore(tmp_path / "store", fold_points=1 << 60, fold_interval=3600)
+        store = SqliteStore(tmp_path / "store", flush_points=1 << 60, flush_interval=3600)
 
         def rows(self, first, losses, process="p", run="r"):
             steps = np.arange(first, first + len(losses))
@@ -91,7 +91,7 @@ def test_the_watcher_raises_alerts_once(watched):
     assert nan.body["message"] == "train/loss: the value is nan"
     assert (spike.body["value"], spike.body["process"], spike.time) == (9.0, "p", T0 + 30 * SECOND)
     watched.now += 61
-    watched.store.fold()
+    watched.store.flush()
     watched.rows(33, [1.0] * 30 + [math.nan])
     watched.watcher.check()
     assert watched.alerts() == [("spike", 30), ("nan", 32), ("nan", 63)]

@@ -26,8 +26,8 @@ from tensormeter.server.store.models.points import Blobs, Column
 from tensormeter.server.store.rules.ingest_series import arrivals_of
 from tensormeter.server.store.rules.media import MediaError, take_media
 from tensormeter.server.store.rules.totals import Totals
-from tensormeter.server.store.sqlite.points.segment_reader import chunk_points
-from tensormeter.server.store.sqlite.points.segments import encode_chunk, full_chunk
+from tensormeter.server.store.sqlite.points.segment_reader import segment_points
+from tensormeter.server.store.sqlite.points.segments import encode_segment, segment_capacity
 
 T0 = 1_750_000_000_000_000_000
 LIMIT = 1 << 16
@@ -230,9 +230,9 @@ def _logs() -> ExportLogsServiceRequest:
 
 def _check_column(kind_text: str, points: Column) -> None:
     kind = parse_kind(kind_text)
-    for first in range(0, len(points), full_chunk(points)):
-        piece = points[first : first + full_chunk(points)]
-        again = chunk_points(encode_chunk(piece))
+    for first in range(0, len(points), segment_capacity(points)):
+        piece = points[first : first + segment_capacity(points)]
+        again = segment_points(encode_segment(piece))
         assert all(np.array_equal(*pair) for pair in zip(again.arrays(), piece.arrays(), strict=True))
     if not isinstance(points, Blobs):
         totals = Totals.of(points)

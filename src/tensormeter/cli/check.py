@@ -31,10 +31,10 @@ def check(context: click.Context, directory: Path | None, store: str | None, *, 
         summary = "ClickHouse checked the tables of the database"
         counts: dict[str, int] = {}
     else:
-        from tensormeter.server.store.sqlite.integrity.missing_file import absent_store
+        from tensormeter.server.store.sqlite.integrity.missing_file import missing_store
 
         file = store_folder(directory) / "tensormeter.db"
-        absent = absent_store(file)
+        absent = missing_store(file)
         if absent is not None:
             damaged = _report([("", absent)], as_json=as_json)
             counts, summary = {}, "checked nothing"
@@ -65,13 +65,13 @@ def _sqlite(file: Path, *, full: bool, as_json: bool) -> tuple[int, dict[str, in
     from tensormeter.server.store.models.errors import DamagedError
     from tensormeter.server.store.sqlite.integrity.inspection import Inspection, open_read_only
     from tensormeter.server.store.sqlite.integrity.wal_check import lost_transactions
-    from tensormeter.server.store.sqlite.transaction import is_suspicion
+    from tensormeter.server.store.sqlite.transaction import may_be_damage
 
     lost = lost_transactions(file)
     try:
         connection = open_read_only(file)
     except StoreError as error:
-        if not isinstance(error, DamagedError) and not is_suspicion(error.__cause__):
+        if not isinstance(error, DamagedError) and not may_be_damage(error.__cause__):
             raise
         return _report([("", str(error))], as_json=as_json), {}, "checked nothing"
     with closing(connection):

@@ -25,7 +25,7 @@ def compact(directory: Path | None) -> None:
 
     done = compact_store(store_folder(directory))
     click.echo(
-        f"{done.chunks_before:,} chunks are {done.chunks_after:,} now, "
+        f"{done.segments_before:,} segments are {done.segments_after:,} now, "
         f"{done.bytes_before:,} bytes are {done.bytes_after:,}"
     )
     if done.damaged:

@@ -25,7 +25,7 @@ from tensormeter.server.query.ranks.grid import Aggregates, RankGrid
 from tensormeter.server.query.ranks.statistics import rank_statistics
 from tensormeter.server.store import NotFoundError, RunRef, TooManyPointsError
 from tensormeter.server.store.clickhouse import ClickHouseStore, parse_address
-from tensormeter.server.store.sqlite.points.segments import CHUNK_POINTS
+from tensormeter.server.store.sqlite.points.segments import SEGMENT_POINTS
 from tensormeter.server.store.sqlite.store import SqliteStore
 
 T0 = 1_750_000_000 * 10**9
@@ -184,14 +184,14 @@ def test_lines_are_those_of_all_points(store, monkeypatch):
 
 def test_long_series_are_taken_by_samples(store):
     """No value is lost, and nobody reads every point."""
-    n = 3 * CHUNK_POINTS + 500
+    n = 3 * SEGMENT_POINTS + 500
     chaos = np.random.default_rng(0)
     for rank in range(3):
         values = np.sin(np.arange(n) / 200_000) + 0.01 * chaos.standard_normal(n) + 0.1 * rank
         if rank == 1:
             values[123_456], values[-1] = -50.0, 60.0
         append(store, "long", rank, range(n), values)
-    store.fold()
+    store.flush()
     memory, ref = RankCache(), RunRef("long", "p")
     for x in ("step", "time"):
         query = RunQuery(("v",), Axis.parse(x), max_points=100)

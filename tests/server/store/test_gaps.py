@@ -25,7 +25,7 @@ from tensormeter.server.query.points.request import RunQuery
 from tensormeter.server.query.points.sampled import query_points
 from tensormeter.server.store import PointRange, RunRef, Selection
 from tensormeter.server.store.rules.gaps import MAX_GAPS
-from tensormeter.server.store.sqlite.points.segments import CHUNK_POINTS
+from tensormeter.server.store.sqlite.points.segments import SEGMENT_POINTS
 from tensormeter.server.store.sqlite.retention import Retention
 from tensormeter.server.store.sqlite.store import SqliteStore
 
@@ -185,7 +185,7 @@ def open_store(tmp_path):
     opened = []
 
     def open_store(**options):
-        opened.append(SqliteStore(tmp_path / "store", fold_points=1 << 60, fold_interval=3600, **options))
+        opened.append(SqliteStore(tmp_path / "store", flush_points=1 << 60, flush_interval=3600, **options))
         return opened[-1]
 
     yield open_store
@@ -220,11 +220,11 @@ def test_the_newest_gaps_of_a_series_are_kept(open_store, tmp_path):
 def test_lines_made_of_samples_break(open_store, monkeypatch):
     monkeypatch.setattr("tensormeter.server.query.points.sampled.WHOLE_POINTS", 1000)
     store = open_store()
-    n = 4 * CHUNK_POINTS
+    n = 4 * SEGMENT_POINTS
     for part in np.array_split(np.arange(1, n + 1), 4):
         append(store, [(int(second), float(second)) for second in part if second != n // 2])
     append(store, [(n // 2, None)])
-    store.fold()
+    store.flush()
     blocks = [one.blocks for one in store.thin(RunRef("r"), Selection(["load"]), PointRange(), 50)]
     assert all(one is not None for one in blocks)
     found = line(store, max_points=100)

@@ -129,7 +129,7 @@ from tensormeter.otlp.batch import Batch, Histogram, Sum
 from tensormeter.otlp.encode import encode_metrics
 from tensormeter.server.store.sqlite.store import SqliteStore
 
-store = SqliteStore(Path(sys.argv[1]), fold_points=60, fold_interval=0.001)
+store = SqliteStore(Path(sys.argv[1]), flush_points=60, flush_interval=0.001)
 index = int(sys.argv[2])
 while True:
     times = np.arange(index * 20 + 1, index * 20 + 21)
@@ -142,7 +142,7 @@ while True:
 
 
 def test_kill_in_mid_fold(tmp_path):
-    """The store alone, folding all the time: kills land between and inside folds."""
+    """The store alone, flushing all the time: kills land between and inside folds."""
     from tensormeter.server.store import RunRef, Selection
     from tensormeter.server.store.sqlite.store import SqliteStore
 

@@ -208,7 +208,7 @@ def test_a_disk_that_fails_when_the_server_starts_and_when_it_stops(mounted, sta
 
 def test_a_file_system_that_cannot_sync_any_more(mounted, make, tmp_path):
     disk = mounted()
-    store = SqliteStore(tmp_path / "data", fold_interval=3600)
+    store = SqliteStore(tmp_path / "data", flush_interval=3600)
     store.append_metrics([batch(make, 0)], payload=encode_metrics([batch(make, 0)]))
     disk.behave(refuse=["fsync"])
     store._work_in_background()
@@ -216,7 +216,7 @@ def test_a_file_system_that_cannot_sync_any_more(mounted, make, tmp_path):
     store._work_in_background()
     assert store.problem() is None
     store.append_metrics([batch(make, 1)], payload=encode_metrics([batch(make, 1)]))
-    store.fold()
+    store.flush()
     assert store.run(RunRef("odd")).points == 2 * ROWS * 2
     store.close()
 

@@ -177,7 +177,7 @@ def append(store, make, index):
 
 def test_the_log_stays_small_while_reads_overlap(tmp_path, make, monkeypatch):
     monkeypatch.setattr("tensormeter.server.store.sqlite.disk.free_space._LOG_BYTES", 1 << 20)
-    store = SqliteStore(tmp_path / "store", fold_interval=3600)
+    store = SqliteStore(tmp_path / "store", flush_interval=3600)
     readers = [sqlite3.connect(tmp_path / "store" / "tensormeter.db", isolation_level=None) for _ in range(2)]
     log, largest = tmp_path / "store" / "tensormeter.db-wal", 0
     for index in range(120):
@@ -203,7 +203,7 @@ def test_the_log_stays_small_while_reads_overlap(tmp_path, make, monkeypatch):
 def test_a_snapshot_that_is_kept_for_too_long_puts_requests_off(tmp_path, make, monkeypatch, eventually):
     monkeypatch.setattr("tensormeter.server.store.sqlite.disk.free_space._LOG_BYTES", 128 << 10)
     monkeypatch.setattr("tensormeter.server.store.sqlite.disk.free_space._MIB", 128 << 10)
-    store = SqliteStore(tmp_path / "store", fold_interval=3600)
+    store = SqliteStore(tmp_path / "store", flush_interval=3600)
     append(store, make, 0)
     with closing(sqlite3.connect(tmp_path / "store" / "tensormeter.db", isolation_level=None)) as reader:
         reader.execute("BEGIN")
@@ -224,10 +224,10 @@ def test_a_snapshot_that_is_kept_for_too_long_puts_requests_off(tmp_path, make, 
 
 
 def test_requests_leave_the_room_that_a_checkpoint_needs(tmp_path, make, monkeypatch):
-    store = SqliteStore(tmp_path / "store", fold_interval=3600)
+    store = SqliteStore(tmp_path / "store", flush_interval=3600)
     append(store, make, 0)
     free = 300 << 10
-    monkeypatch.setattr(store._room._reserve, "room", lambda: (free, 0))
+    monkeypatch.setattr(store._space._reserve, "room", lambda: (free, 0))
     with pytest.raises(StoreError, match="is full"):
         append(store, make, 1)
     assert "is full" in store.problem()

@@ -77,7 +77,7 @@ def open_store(request, tmp_path_factory):
     """Opens the module's store, again after it was closed."""
     if request.param == "sqlite":
         folder = tmp_path_factory.mktemp("store")
-        return lambda: SqliteStore(folder, fold_points=1 << 60, fold_interval=3600)
+        return lambda: SqliteStore(folder, flush_points=1 << 60, flush_interval=3600)
     port = request.getfixturevalue("clickhouse")
     address = parse_address(f"clickhouse://127.0.0.1:{port}/contract", {})
     return lambda: ClickHouseStore(address, commit_interval=0)
@@ -116,9 +116,9 @@ def test_the_first_of_equal_times_wins(client):
     client.append([4, 5], [3, 3])
     expected = [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 3)]
     assert client.read() == expected
-    client.store.fold()
+    client.store.flush()
     client.append([1, 5], [7.0, 7.0])
-    client.store.fold()
+    client.store.flush()
     assert client.read() == expected
     assert client.store.metrics(client.ref)[0].last == 3
     summary = client.summary()
@@ -177,7 +177,7 @@ def test_one_batch_from_many_threads_at_once(client):
             st.lists(
                 st.tuples(st.integers(1, 30), st.one_of(st.integers(-5, 5), st.floats(-5, 5))), min_size=1, max_size=8
             ),
-            st.sampled_from(["fold", "reopen"]),
+            st.sampled_from(["flush", "reopen"]),
         ),
         max_size=8,
     ),
@@ -187,8 +187,8 @@ def test_any_history_reads_like_a_dictionary(held, open_store, history):
     model = {}
     for action in history:
         client = Client(held[0], run)
-        if action == "fold":
-            client.store.fold()
+        if action == "flush":
+            client.store.flush()
         elif action == "reopen":
             held[0].close()
             held[0] = open_store()
@@ -204,7 +204,7 @@ def test_any_history_reads_like_a_dictionary(held, open_store, history):
             assert [type(value) for _, value in found] == [type(model[time]) for time, _ in found]
             assert client.store.metrics(client.ref)[0].last == model[max(model)]
     if model:
-        held[0].fold()
+        held[0].flush()
         summary = Client(held[0], run).summary()
         assert (summary.count, summary.min, summary.max) == (len(model), min(model.values()), max(model.values()))
         assert summary.mean == pytest.approx(sum(model.values()) / len(model), abs=1e-9)
@@ -218,10 +218,10 @@ def test_shuffled_and_split_batches_give_the_same_series(client):
         part, order = order[: chaos.randrange(1, 200)], order[chaos.randrange(1, 100) :]
         client.append(part, [time / 7 for time in part])
         if chaos.random() < 0.4:
-            client.store.fold()
+            client.store.flush()
     client.append(range(1, 501), [time / 7 for time in range(1, 501)])
     assert client.read() == [(time, time / 7) for time in range(1, 501)]
-    client.store.fold()
+    client.store.flush()
     assert client.store.run(client.ref).points == 500
     assert client.summary().mean == pytest.approx(sum(range(1, 501)) / 7 / 500)
 
@@ -287,7 +287,7 @@ def test_distributions_come_back(client):
         ("q", None, 2),
     }
     client.send(Histogram("h", times, *about, np.array([1.0]), buckets))
-    client.store.fold()
+    client.store.flush()
     assert client.store.run(client.ref).points == 4
 
 
@@ -301,7 +301,7 @@ def test_steps_of_last_values(client):
     for _ in range(2):
         assert {metric.metric: metric.last_step for metric in client.store.metrics(client.ref)} == expected
         assert {name: part.last_step for name, part in client.store.run(client.ref).summary.items()} == expected
-        client.store.fold()
+        client.store.flush()
 
 
 def test_summaries_of_odd_numbers(client):
@@ -320,7 +320,7 @@ def test_summaries_of_odd_numbers(client):
         table = client.store.table(client.project, fields)
         row = [table.columns[field][table.columns["name"].index(client.run_id)] for field in fields]
         assert row == [client.run_id, math.inf, None, 2**60 + 1]
-        client.store.fold()
+        client.store.flush()
 
 
 def test_a_run_from_start_to_end(client):
@@ -523,7 +523,7 @@ def test_deleted_until_it_starts_anew(client):
     assert client.append([later], [1.0]).rejected == 1
     assert client.start(later).rejected == 0
     assert client.append([later + 1, later + 2], [5.0, 6.0]).rejected == 0
-    client.store.fold()
+    client.store.flush()
     run = client.store.run(client.ref)
     assert (run.name, run.points, run.created) == (client.run_id, 2, later)
     assert client.read() == [(later + 1, 5.0), (later + 2, 6.0)]

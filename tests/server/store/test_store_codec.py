@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tensormeter.errors import StoreError
 from tensormeter.server.store.models.points import Points, steps_at
-from tensormeter.server.store.sqlite.points.segments import CHUNK_POINTS, Segment, decode_chunk, encode_chunk
+from tensormeter.server.store.sqlite.points.segments import SEGMENT_POINTS, Segment, decode_segment, encode_segment
 
 INT64 = st.integers(-(1 << 63), (1 << 63) - 1)
 TIME = st.integers(1, (1 << 63) - 2)
@@ -35,34 +35,34 @@ def same(left, right):
 @settings(max_examples=200, deadline=None)
 @given(points())
 def test_a_chunk_comes_back_bit_for_bit(original):
-    chunk = encode_chunk(original)
+    chunk = encode_segment(original)
     assert (chunk.n, chunk.t_min, chunk.t_max) == (len(original), original.times[0], original.times[-1])
-    assert same(decode_chunk(chunk), original)
+    assert same(decode_segment(chunk), original)
 
 
 def test_a_full_chunk_is_small():
-    n = CHUNK_POINTS
+    n = SEGMENT_POINTS
     rng = np.random.default_rng(0)
     times = 1_750_000_000_000_000_000 + np.cumsum(rng.integers(900_000, 1_100_000, n))
     values = (np.exp(-np.arange(n) / 2e4) + 0.05 * rng.standard_normal(n)).astype(np.float32).astype(np.float64)
-    chunk = encode_chunk(Points.of(times, values))
-    assert same(decode_chunk(chunk), Points.of(times, values))
+    chunk = encode_segment(Points.of(times, values))
+    assert same(decode_segment(chunk), Points.of(times, values))
     assert len(chunk.times) + len(chunk.words) < 6 * n
-    steps = encode_chunk(Points.of(times, np.arange(n)))
+    steps = encode_segment(Points.of(times, np.arange(n)))
     assert len(steps.words) < n / 10
 
 
 @settings(max_examples=200, deadline=None)
 @given(points(), st.data())
 def test_damage_is_an_error_or_other_points_but_never_worse(original, data):
-    chunk = encode_chunk(original)
+    chunk = encode_segment(original)
     name = data.draw(st.sampled_from(["times", "words", "integers"]))
     blob = bytearray(getattr(chunk, name))
     if blob:
         blob[data.draw(st.integers(0, len(blob) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     fields = {field: getattr(chunk, field) for field in Segment.__dataclass_fields__} | {name: bytes(blob)}
     try:
-        found = decode_chunk(Segment(**fields))
+        found = decode_segment(Segment(**fields))
     except StoreError:
         return
     assert len(found) == len(original)
@@ -99,7 +99,7 @@ def test_steps_are_joined_by_time():
     assert steps_at(Points.concat([]), np.array([1]))[1].tolist() == [False]
 
 
-@pytest.mark.parametrize("size", [1, CHUNK_POINTS])
+@pytest.mark.parametrize("size", [1, SEGMENT_POINTS])
 def test_sizes_of_chunks(size):
     original = Points.of(np.arange(1, size + 1), np.arange(size) / 3)
-    assert same(decode_chunk(encode_chunk(original)), original)
+    assert same(decode_segment(encode_segment(original)), original)

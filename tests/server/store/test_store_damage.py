@@ -43,7 +43,7 @@ def test_damaged_stores_raise_store_errors_only(tmp_path, make):
         for call in (damaged.run, damaged.processes, damaged.metrics, damaged.losses, damaged.events):
             check_only_store_errors(call, ref)
         check_only_store_errors(damaged.read, ref, Selection(["loss"]))
-        check_only_store_errors(damaged.fold)
+        check_only_store_errors(damaged.flush)
         damaged.close()
 
 

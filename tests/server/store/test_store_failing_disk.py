@@ -18,7 +18,7 @@ from tensormeter.server.store.sqlite.disk.filesystem_trial import FileSystem
 from tensormeter.server.store.sqlite.integrity import start_check
 from tensormeter.server.store.sqlite.integrity.damage import Damage
 from tensormeter.server.store.sqlite.integrity.start_check import StartCheck
-from tensormeter.server.store.sqlite.integrity.suspicion import Suspicion
+from tensormeter.server.store.sqlite.integrity.suspicion import DamageVerifier
 from tensormeter.server.store.sqlite.store import SqliteStore
 from tensormeter.server.store.sqlite.tables import commit_log
 
@@ -38,10 +38,10 @@ def points(store):
 @pytest.fixture
 def folder(tmp_path, make):
     """Of a store with requests in its journal."""
-    store = SqliteStore(tmp_path / "data", fold_interval=3600)
+    store = SqliteStore(tmp_path / "data", flush_interval=3600)
     for index in range(3):
         append(store, make, index)
-    store._folder.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    store._flusher.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     content = (tmp_path / "data" / "tensormeter.db").read_bytes()
     store.close()
     (tmp_path / "data" / "tensormeter.db").write_bytes(content)
@@ -55,7 +55,7 @@ def store_on(odd_disk):
 
     def open_store(**options):
         disk = odd_disk(**options)
-        stores.append(SqliteStore(disk.path / "data", fold_interval=3600))
+        stores.append(SqliteStore(disk.path / "data", flush_interval=3600))
         return disk, stores[-1]
 
     yield open_store
@@ -89,14 +89,14 @@ def test_a_disk_that_fails_during_the_check_at_the_start_is_no_damage(
     odd_disk, make, eventually, monkeypatch, caplog, manners
 ):
     disk = odd_disk(maps=False)  # so that each read asks the disk
-    store = SqliteStore(disk.path / "data", fold_interval=3600)
+    store = SqliteStore(disk.path / "data", flush_interval=3600)
     for index in range(20):
         append(store, make, index)
     store.close()
     monkeypatch.setattr(start_check, "_AGAIN", 0.01)
     caplog.set_level("INFO")
     damage, file = Damage(), disk.path / "data" / "tensormeter.db"
-    suspicion = Suspicion(file, lambda: sqlite3.connect(file))
+    suspicion = DamageVerifier(file, lambda: sqlite3.connect(file))
     disk.behave(**manners)
     check = StartCheck(file, FileSystem(maps=False), damage, suspicion.read)
     if "rate" not in manners:
@@ -138,7 +138,7 @@ def test_nothing_is_promised_once_the_file_system_cannot_sync(store_on, make, ev
 
 def test_a_journal_row_that_the_disk_fails_to_read_for_a_moment_is_not_set_aside(folder, monkeypatch):
     calls = failing_once(monkeypatch, commit_log, "_payload")
-    store = SqliteStore(folder, fold_interval=3600)
+    store = SqliteStore(folder, flush_interval=3600)
     assert len(calls) == 4
     assert store.problem() is None
     assert points(store) == 6 * ROWS
@@ -153,36 +153,36 @@ def test_a_store_whose_disk_cannot_read_the_journal_does_not_open_and_loses_noth
 
     with monkeypatch.context() as patch:
         failing_once(patch, commit_log, "_payload")
-        patch.setattr(Suspicion, "read", fail)
+        patch.setattr(DamageVerifier, "read", fail)
         with pytest.raises(StoreError, match="the disk cannot read"):
-            SqliteStore(folder, fold_interval=3600)
-    store = SqliteStore(folder, fold_interval=3600)
+            SqliteStore(folder, flush_interval=3600)
+    store = SqliteStore(folder, flush_interval=3600)
     assert points(store) == 6 * ROWS
     store.close()
 
 
 def test_a_fold_waits_until_it_is_known_whether_a_chunk_is_damaged(folder, make, eventually, monkeypatch):
-    store = SqliteStore(folder, fold_interval=3600)
-    store.fold()
+    store = SqliteStore(folder, flush_interval=3600)
+    store.flush()
     for index in range(3, 7):  # more than the chunk has, so that they are merged with it
         append(store, make, index)
-    failing_once(monkeypatch, compaction, "find_chunks")
+    failing_once(monkeypatch, compaction, "find_segments")
     with pytest.raises(StoreUnavailableError, match="checks whether the file is damaged"):
-        store.fold()
+        store.flush()
     eventually(lambda: store.problem() is None)
-    store.fold()
+    store.flush()
     assert store.problem() is None
     assert points(store) == 14 * ROWS
     store.close()
 
 
 def test_what_looks_damaged_while_the_disk_fails_is_read_again_before_it_is_reported(folder, monkeypatch):
-    store = SqliteStore(folder, fold_interval=3600)
-    store.fold()
+    store = SqliteStore(folder, flush_interval=3600)
+    store.flush()
     store.close()
     with closing(sqlite3.connect(folder / "tensormeter.db", isolation_level=None)) as database:
         database.execute("UPDATE chunk SET words = zeroblob(length(words))")
-    store = SqliteStore(folder, fold_interval=3600)
+    store = SqliteStore(folder, flush_interval=3600)
     store._start_check.wait()
     monkeypatch.setattr(queries, "_DOUBT", 3600)
     store._failed_at = time.monotonic()

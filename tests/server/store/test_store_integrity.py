@@ -59,7 +59,7 @@ def times(first, count):
 @pytest.fixture(scope="module")
 def small_chunks():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segments, "CHUNK_POINTS", 2048)
+        patch.setattr(segments, "SEGMENT_POINTS", 2048)
         patch.setattr(points_query, "WHOLE_POINTS", 5000)
         yield
 
@@ -68,7 +68,7 @@ def small_chunks():
 def image(tmp_path_factory, small_chunks):
     """A store file with something of everything, some of it in the journal only."""
     folder = tmp_path_factory.mktemp("image")
-    store = SqliteStore(folder / "store", fold_interval=3600)
+    store = SqliteStore(folder / "store", flush_interval=3600)
     noise = np.random.default_rng(1)
     for run in ("long", "other"):
         values = noise.random(N)
@@ -92,13 +92,13 @@ def image(tmp_path_factory, small_chunks):
     histogram = Histogram("weights", when, when, counts, ones, ones, ones, np.array([0.1, 0.2, 0.3]), buckets)
     send_metrics(store, "other", histogram)
     send_metrics(store, JOURNAL, Gauge("loss", times(0, 50), noise.random(50)))
-    store.fold()
+    store.flush()
     for first in (50, 60, 70):
         send_metrics(store, JOURNAL, Gauge("loss", times(first, 10), noise.random(10)))
     send_events(
         store, JOURNAL, Event("tensormeter.run.start", T0), Event("tensormeter.run.end", T0 + 99, {"state": "finished"})
     )
-    store._folder.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    store._flusher.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     shutil.copy(folder / "store" / "tensormeter.db", folder / "image.db")
     store.close()
     return folder / "image.db"
@@ -266,7 +266,7 @@ def test_damage_at_rest_is_an_error_or_changes_no_answer(tmp_path, image, small_
     whole = tmp_path / "whole"
     whole.mkdir()
     shutil.copy(image, whole / "tensormeter.db")
-    store = SqliteStore(whole, fold_interval=3600)
+    store = SqliteStore(whole, flush_interval=3600)
     digest = store.events(RunRef("long"), name="tensormeter.media")[0].body["x"]["digest"]
     expected = answers(store, digest)
     assert {status for status, _ in expected.values()} == {200, 404}  # one run has no picture
@@ -288,7 +288,7 @@ def test_damage_at_rest_is_an_error_or_changes_no_answer(tmp_path, image, small_
             file.write_bytes(damage(image.read_bytes(), instants))
         tried += 1
         try:
-            store = SqliteStore(folder, fold_interval=3600)
+            store = SqliteStore(folder, flush_interval=3600)
         except StoreError:
             continue
         try:
@@ -400,7 +400,7 @@ def test_a_damaged_chunk_is_left_out_of_charts_and_named(damaged_copy, small_chu
     folder = damaged_copy(
         f"UPDATE chunk SET t_max = t_max + 1 WHERE seq = 1 AND series IN {SERIES.format('long', 'epoch')}"
     )
-    store = SqliteStore(folder, fold_interval=3600)
+    store = SqliteStore(folder, flush_interval=3600)
     app = create_app(store, ServerConfig())
     query = {"runs": ["long", "other"], "metrics": ["loss", "epoch"], "x": "time", "max_points": 2000}
     status, document = ask(app, "/api/v1/query", query)
@@ -424,7 +424,7 @@ def test_a_damaged_chunk_is_left_out_of_charts_and_named(damaged_copy, small_chu
 
 
 def test_a_damaged_run_is_left_out_of_lists_and_named(damaged_copy, small_chunks):
-    store = SqliteStore(damaged_copy("UPDATE run SET notes = 'other' WHERE run_id = 'long'"), fold_interval=3600)
+    store = SqliteStore(damaged_copy("UPDATE run SET notes = 'other' WHERE run_id = 'long'"), flush_interval=3600)
     app = create_app(store, ServerConfig())
     status, document = ask(app, "/api/v1/runs?sort=id")
     assert (status, [run["id"] for run in document["runs"]]) == (200, [JOURNAL, "other"])
@@ -437,11 +437,11 @@ def test_points_go_on_behind_a_damaged_chunk(damaged_copy, small_chunks):
     folder = damaged_copy(
         f"UPDATE chunk SET words = zeroblob(9) WHERE {where} AND seq = (SELECT max(seq) FROM chunk WHERE {where})"
     )
-    store = SqliteStore(folder, fold_interval=3600)
+    store = SqliteStore(folder, flush_interval=3600)
     for first in (N, N + 1000):
         fresh = Gauge("fresh", times(first, 1000), np.ones(1000))
         send_metrics(store, "long", fresh, Gauge("loss", times(first, 1000), np.arange(1000) / 7))
-        store.fold()
+        store.flush()
     assert store.pending_points() == 0
     assert "'loss' of run 'long'" in store.problem()
     ref = RunRef("long", "demo")
@@ -456,11 +456,11 @@ def test_points_go_on_behind_a_damaged_chunk(damaged_copy, small_chunks):
 
 def test_a_damaged_request_in_the_journal_does_not_keep_the_server_from_starting(damaged_copy, small_chunks, image):
     folder = damaged_copy("UPDATE journal SET payload = zeroblob(30) WHERE seq = (SELECT min(seq) + 1 FROM journal)")
-    store = SqliteStore(folder, fold_interval=3600)
+    store = SqliteStore(folder, flush_interval=3600)
     assert "journal row" in store.problem()
     (series,) = store.read(RunRef(JOURNAL), Selection(["loss"])).series
     assert len(series.points) == 70
-    store.fold()
+    store.flush()
     store.close()
     done = check(folder)
     assert (done.returncode, "damaged: damaged " in done.stdout) == (1, True)
@@ -468,7 +468,7 @@ def test_a_damaged_request_in_the_journal_does_not_keep_the_server_from_starting
 
 def test_missing_requests_in_the_journal_are_said(damaged_copy, small_chunks):
     folder = damaged_copy("DELETE FROM journal WHERE seq = (SELECT min(seq) + 1 FROM journal)")
-    store = SqliteStore(folder, fold_interval=3600)
+    store = SqliteStore(folder, flush_interval=3600)
     assert "missing" in store.problem()
     store.close()
 
@@ -479,9 +479,9 @@ def test_damage_of_a_row_is_kept_when_the_row_is_written(damaged_copy, small_chu
         "UPDATE run SET created = created - 1000 WHERE run_id = 'long'",
         "UPDATE summary SET total = 1e9 WHERE metric = 'epoch'",
     )
-    store = SqliteStore(folder, fold_interval=3600)
+    store = SqliteStore(folder, flush_interval=3600)
     send_metrics(store, "long", Gauge("epoch", times(N, 10), np.ones(10)))
-    store.fold()
+    store.flush()
     for call in (store.run, store.metrics):
         with pytest.raises(StoreError, match="damaged"):
             call(RunRef("long", "demo"))
@@ -495,7 +495,7 @@ def test_retention_deletes_nothing_because_of_a_flipped_bit(damaged_copy, small_
     folder = damaged_copy(
         "UPDATE run SET updated = 1 WHERE run_id = 'long'", "UPDATE run SET deleted = 1 WHERE run_id = 'other'"
     )
-    store = SqliteStore(folder, fold_interval=3600, retention=Retention(max_age=3600 * 24 * 365 * 200))
+    store = SqliteStore(folder, flush_interval=3600, retention=Retention(max_age=3600 * 24 * 365 * 200))
     store._work_in_background()
     store.close()
     with closing(open_read_only(folder / "tensormeter.db")) as connection:
@@ -555,7 +555,7 @@ def test_a_store_is_checked_when_it_is_opened(tmp_path, image, small_chunks):
     content[(page - 1) * size + 3 : (page - 1) * size + 5] = bytes(2)  # the index has no entries any more
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "tensormeter.db").write_bytes(content)
-    store = SqliteStore(tmp_path / "store", fold_interval=3600)
+    store = SqliteStore(tmp_path / "store", flush_interval=3600)
     store._start_check.wait()
     assert "SQLite's integrity check" in store.problem()
     with pytest.raises(StoreError, match="events may be missing"):
@@ -581,7 +581,7 @@ def test_an_inspection_reads_past_what_cannot_be_read(tmp_path, image):
 
 def test_an_inspection_of_batches_out_of_order_ends(tmp_path):
     """The last id that is read at once comes before all others, so the next ones that come after it are the same again."""
-    store = SqliteStore(tmp_path, fold_interval=3600)
+    store = SqliteStore(tmp_path, flush_interval=3600)
     for number in range(_MANY + 100):
         batch = Batch(resource("run"), [Gauge("loss", times(number, 1), np.array([0.5]))])
         store.append_metrics([batch], payload=encode_metrics([batch]), batch_id=f"batch-{number:04}")

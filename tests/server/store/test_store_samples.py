@@ -24,7 +24,7 @@ from tensormeter.server.store import PointRange, RunRef, Selection, TooManyPoint
 from tensormeter.server.store.models.rollup_blocks import BLOCK_POINTS, Blocks
 from tensormeter.server.store.sqlite.maintenance import compact
 from tensormeter.server.store.sqlite.points import rollups, segments
-from tensormeter.server.store.sqlite.points.segments import CHUNK_POINTS
+from tensormeter.server.store.sqlite.points.segments import SEGMENT_POINTS
 from tensormeter.server.store.sqlite.store import SqliteStore
 
 REF = RunRef("r")
@@ -36,7 +36,7 @@ def open_store(tmp_path):
     opened = []
 
     def open_store(**options):
-        opened.append(SqliteStore(tmp_path / "store", **{"fold_points": 1 << 60, "fold_interval": 3600} | options))
+        opened.append(SqliteStore(tmp_path / "store", **{"flush_points": 1 << 60, "flush_interval": 3600} | options))
         return opened[-1]
 
     yield open_store
@@ -73,7 +73,7 @@ def blocks_of(store, window=PointRange(by_step=True), **more):  # noqa: B008
     return found.blocks
 
 
-N = 17 * CHUNK_POINTS + 1000
+N = 17 * SEGMENT_POINTS + 1000
 
 
 def noise(n=N):
@@ -85,9 +85,9 @@ def test_a_chart_of_many_points_reads_few(open_store, query):
     values = noise()
     values[777_777] = 50.0
     append(store, np.arange(1, N + 1), values)
-    store.fold()
+    store.flush()
     assert query("SELECT count(*) FROM sample") == [(2 * 17,)]
-    blocks = blocks_of(store, limit=2 * CHUNK_POINTS)
+    blocks = blocks_of(store, limit=2 * SEGMENT_POINTS)
     assert blocks.counts.sum() == N
     assert blocks.counts.max() == 8 * BLOCK_POINTS
     for x in ("step", "time"):
@@ -104,14 +104,14 @@ def test_a_chart_of_many_points_reads_few(open_store, query):
 def test_a_point_that_is_late_or_far_away_is_counted(open_store, query):
     store = open_store()
     times = np.delete(np.arange(1, N + 1), 500_000)
-    append(store, times[: 9 * CHUNK_POINTS], np.zeros(9 * CHUNK_POINTS))
-    store.fold()
+    append(store, times[: 9 * SEGMENT_POINTS], np.zeros(9 * SEGMENT_POINTS))
+    store.flush()
     append(store, [500_001], [7.0])
-    assert (chart(store).total, chart(store).y.max()) == (9 * CHUNK_POINTS + 1, 7.0)
+    assert (chart(store).total, chart(store).y.max()) == (9 * SEGMENT_POINTS + 1, 7.0)
     # Folded together with what comes after all others, it makes a chunk that is as long as the run.
-    append(store, times[9 * CHUNK_POINTS :], np.zeros(len(times) - 9 * CHUNK_POINTS))
-    store.fold()
-    assert blocks_of(store, limit=4 * CHUNK_POINTS).counts.sum() == N
+    append(store, times[9 * SEGMENT_POINTS :], np.zeros(len(times) - 9 * SEGMENT_POINTS))
+    store.flush()
+    assert blocks_of(store, limit=4 * SEGMENT_POINTS).counts.sum() == N
     series = chart(store)
     assert (series.total, series.y.max(), series.x[series.y.argmax()]) == (N, 7.0, 500_001)
 
@@ -121,7 +121,7 @@ def test_points_answer_where_samples_cannot(open_store, query):
     steps = np.arange(1, N + 1)
     steps[N // 2 :] -= 1000  # it went back
     append(store, np.arange(1, N + 1), noise(), steps)
-    store.fold()
+    store.flush()
     assert store.thin(REF, Selection(["v"]), PointRange(by_step=True), 100) is None
     assert chart(store).total == N
     assert np.all(np.diff(chart(store).x) >= 0)
@@ -133,9 +133,9 @@ def test_points_answer_where_samples_cannot(open_store, query):
 
 def test_points_without_steps(open_store, query):
     store = open_store()
-    steps = np.arange(1, N - CHUNK_POINTS)
+    steps = np.arange(1, N - SEGMENT_POINTS)
     append(store, np.arange(1, N + 1), noise(), steps)
-    store.fold()
+    store.flush()
     assert chart(store).total == len(steps)
     assert blocks_of(store).counts.sum() == len(steps)
     assert chart(store, "time").total == N
@@ -148,8 +148,8 @@ def test_samples_of_stores_that_have_none(open_store, query, eventually, tmp_pat
     store = open_store()
     append(store, np.arange(1, N + 1), noise())
     with monkeypatch.context() as patch:
-        patch.setattr(SqliteStore, "_sample", lambda _: False)  # as if it were killed now
-        store.fold()
+        patch.setattr(SqliteStore, "_build_rollups", lambda _: False)  # as if it were killed now
+        store.flush()
         expected = chart(store)
         store.close()
     assert query("SELECT count(*) FROM sample") == [(0,)]
@@ -165,9 +165,9 @@ def test_samples_of_stores_that_have_none(open_store, query, eventually, tmp_pat
 
 def test_compacting_makes_samples_and_deleting_takes_them_away(open_store, query, tmp_path):
     store = open_store()
-    for part in np.array_split(np.arange(1, 2 * CHUNK_POINTS + 1), 5):
+    for part in np.array_split(np.arange(1, 2 * SEGMENT_POINTS + 1), 5):
         append(store, part, np.zeros(len(part)))
-        store.fold()
+        store.flush()
     store.close()
     compact(tmp_path / "store")
     assert query("SELECT count(*) FROM sample") == [(4,)]
@@ -176,7 +176,7 @@ def test_compacting_makes_samples_and_deleting_takes_them_away(open_store, query
     ) == [(4,)]
     store = open_store()
     store.delete(REF)
-    store.fold()
+    store.flush()
     assert query("SELECT count(*) FROM sample") == [(0,)]
 
 
@@ -184,14 +184,14 @@ def test_a_damaged_chunk_keeps_others_from_nothing(open_store, query, tmp_path, 
     store = open_store()
     append(store, np.arange(1, N + 1), noise())
     with monkeypatch.context() as patch:
-        patch.setattr(SqliteStore, "_sample", lambda _: False)
-        store.fold()
+        patch.setattr(SqliteStore, "_build_rollups", lambda _: False)
+        store.flush()
     with closing(sqlite3.connect(tmp_path / "store" / "tensormeter.db", isolation_level=None)) as connection:
         connection.execute("UPDATE chunk SET words = x'00' WHERE id = (SELECT min(id) FROM chunk)")
     store.close()
     store = open_store()
     append(store, [N + 1], [1.0])
-    store.fold()
+    store.flush()
     assert query("SELECT count(*) FROM journal") == [(0,)]
     assert "damaged" in store.problem()
     assert query("SELECT count(*) FROM sample")[0][0] > 0
@@ -236,7 +236,7 @@ def test_buckets_of_blocks_are_buckets_of_points(numbers, size, joined, max_poin
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    store = SqliteStore(tmp_path_factory.mktemp("shared"), fold_points=1 << 60, fold_interval=3600)
+    store = SqliteStore(tmp_path_factory.mktemp("shared"), flush_points=1 << 60, flush_interval=3600)
     yield store
     store.close()
 
@@ -282,13 +282,13 @@ def test_samples_say_what_all_points_say(shared, history, x, attempt, bounds, ma
     run = f"samples-{secrets.token_hex(8)}"
     ref = RunRef(run)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segments, "CHUNK_POINTS", 32)
+        patch.setattr(segments, "SEGMENT_POINTS", 32)
         patch.setattr(rollups, "BLOCK_POINTS", 4)
         patch.setattr(rollups, "_JOINED", 2)
         patch.setattr(query_points_module, "WHOLE_POINTS", 0)
         for piece in history:
             if piece is None:
-                shared.fold()
+                shared.flush()
                 continue
             process, number, rank, times, steps, stepped, values = piece
             resource = {"tensormeter.run.id": run, "service.instance.id": process}

@@ -1,4 +1,4 @@
-"""The SQLite store by itself: folding, merging, replaying, refusing."""
+"""The SQLite store by itself: flushing, merging, replaying, refusing."""
 
 import os
 import sqlite3
@@ -17,7 +17,7 @@ from tensormeter.otlp.decode import decode_metrics
 from tensormeter.otlp.encode import encode_metrics
 from tensormeter.server.store import NotFoundError, RunRef, Selection, StoreUnavailableError, TooManyPointsError
 from tensormeter.server.store.sqlite import read_priority
-from tensormeter.server.store.sqlite.points.segments import CHUNK_POINTS
+from tensormeter.server.store.sqlite.points.segments import SEGMENT_POINTS
 from tensormeter.server.store.sqlite.store import SqliteStore
 
 
@@ -27,7 +27,7 @@ def open_store(tmp_path):
     opened = []
 
     def open_store(folder="store", **options):
-        opened.append(SqliteStore(tmp_path / folder, **{"fold_points": 1 << 60, "fold_interval": 3600} | options))
+        opened.append(SqliteStore(tmp_path / folder, **{"flush_points": 1 << 60, "flush_interval": 3600} | options))
         return opened[-1]
 
     yield open_store
@@ -63,20 +63,20 @@ def test_folding_moves_points_from_the_journal_to_chunks(open_store, query):
     append(store, [3], [3.0])
     assert query("SELECT count(*) FROM journal") == [(2,)]
     before = (read(store), store.run(RunRef("r")).points, store.metrics(RunRef("r")))
-    store.fold()
+    store.flush()
     assert query("SELECT count(*) FROM journal") == [(0,)]
     assert query("SELECT n, t_min, t_max FROM chunk") == [(3, 1, 3)]
     assert (read(store), store.run(RunRef("r")).points, store.metrics(RunRef("r"))) == before
-    store.fold()
+    store.flush()
     assert query("SELECT count(*) FROM chunk") == [(1,)]
 
 
 def test_replay_after_closing_without_a_fold(open_store, query, monkeypatch):
     store = open_store()
     append(store, [1, 2], [1.0, 2.0])
-    store.fold()
+    store.flush()
     append(store, [3], [3], batch_id="three")
-    monkeypatch.setattr(SqliteStore, "fold", lambda _: None)
+    monkeypatch.setattr(SqliteStore, "flush", lambda _: None)
     store.close()
     monkeypatch.undo()
     assert query("SELECT count(*) FROM journal") == [(1,)]
@@ -93,15 +93,15 @@ def test_small_chunks_are_merged_and_full_ones_left_alone(open_store, query):
     store = open_store()
     for i in range(100):
         append(store, [i + 1], [float(i)])
-        store.fold()
+        store.flush()
     sizes = [n for (n,) in query("SELECT n FROM chunk ORDER BY seq")]
     assert sum(sizes) == 100
     assert sizes == [64, 32, 4]  # as the digits of a binary counter
-    n = 2 * CHUNK_POINTS + 10
+    n = 2 * SEGMENT_POINTS + 10
     append(store, np.arange(101, 101 + n), np.arange(n) / 2)
-    store.fold()
+    store.flush()
     sizes = [n for (n,) in query("SELECT n FROM chunk ORDER BY seq")]
-    assert sizes == [CHUNK_POINTS, CHUNK_POINTS, 110]
+    assert sizes == [SEGMENT_POINTS, SEGMENT_POINTS, 110]
     assert read(store)[100:] == [(101 + i, i / 2) for i in range(n)]
     assert [value for _, value in read(store, start=50, stop=103)] == [*map(float, range(49, 100)), 0.0, 0.5]
 
@@ -109,17 +109,17 @@ def test_small_chunks_are_merged_and_full_ones_left_alone(open_store, query):
 def test_the_first_of_equal_times_wins_wherever_it_is(open_store, query):
     store = open_store()
     append(store, [1, 2, 3], [1.0, 1.0, 1.0])
-    store.fold()
+    store.flush()
     append(store, [3, 2, 4, 4], [2.0, 2.0, 2.0, 9.0])
     append(store, [4, 5], [3, 3])
     expected = [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 3)]
     assert read(store) == expected
-    store.fold()
+    store.flush()
     assert read(store) == expected
     assert store.run(RunRef("r")).points == 5
     assert query("SELECT sum(n) FROM chunk") == [(5,)]
     append(store, [1, 5], [7.0, 7.0])
-    store.fold()
+    store.flush()
     assert read(store) == expected
     assert store.metrics(RunRef("r"))[0].last == 3
 
@@ -131,19 +131,19 @@ def test_the_first_of_equal_times_wins_wherever_it_is(open_store, query):
             st.lists(
                 st.tuples(st.integers(1, 30), st.one_of(st.integers(-5, 5), st.floats(-5, 5))), min_size=1, max_size=8
             ),
-            st.sampled_from(["fold", "reopen"]),
+            st.sampled_from(["flush", "reopen"]),
         ),
         max_size=25,
     ),
 )
 def test_any_history_reads_like_a_dictionary(tmp_path_factory, history):
     folder = tmp_path_factory.mktemp("history")
-    options = {"fold_points": 1 << 60, "fold_interval": 3600}
+    options = {"flush_points": 1 << 60, "flush_interval": 3600}
     store = SqliteStore(folder, **options)
     model = {}
     for action in history:
-        if action == "fold":
-            store.fold()
+        if action == "flush":
+            store.flush()
         elif action == "reopen":
             store.close()
             store = SqliteStore(folder, **options)
@@ -160,7 +160,7 @@ def test_any_history_reads_like_a_dictionary(tmp_path_factory, history):
 
 
 def test_readers_see_every_point_once_while_it_is_folded(open_store):
-    store = open_store(fold_points=1, fold_interval=0.001)
+    store = open_store(flush_points=1, flush_interval=0.001)
     append(store, [1], [1.0])
     stop = threading.Event()
     failures = []
@@ -196,7 +196,7 @@ def test_steps_of_last_values_come_from_chunks_and_memory(open_store):
     for _ in range(2):
         steps = {metric.metric: metric.last_step for metric in store.metrics(RunRef("r"))}
         assert steps == {STEP_METRIC: 999, "early": 16, "late": 999, "never": None}
-        store.fold()
+        store.flush()
 
 
 def test_limits(open_store, monkeypatch):
@@ -209,7 +209,7 @@ def test_limits(open_store, monkeypatch):
     with pytest.raises(StoreUnavailableError, match="40 points wait"):
         append(store, [41], [0.0])
     assert read(store, start=41) == []
-    store.fold()
+    store.flush()
     append(store, [41], [0.0])
     monkeypatch.setattr("tensormeter.server.store.rules.limits.MAX_SERIES_PER_RUN", 2)
     assert append(store, [1], [1.0], name="second").rejected == 0
@@ -221,19 +221,19 @@ def test_limits(open_store, monkeypatch):
 
 
 def test_a_fold_that_fails_loses_nothing_and_is_reported(open_store, monkeypatch, eventually, caplog):
-    store = open_store(fold_points=1, fold_interval=0.01)
+    store = open_store(flush_points=1, flush_interval=0.01)
     failing = threading.Event()
     failing.set()
     from tensormeter.server.store.sqlite import store as sqlite
 
-    apply_folds = sqlite.apply_folds
+    apply_flush = sqlite.apply_flush
 
     def maybe(connection, folds, upto):
-        apply_folds(connection, folds, upto)
+        apply_flush(connection, folds, upto)
         if failing.is_set():
             raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(sqlite, "apply_folds", maybe)
+    monkeypatch.setattr(sqlite, "apply_flush", maybe)
     append(store, [1], [1.0])
     eventually(store.problem)
     assert "disk is full" in store.problem()
@@ -296,7 +296,7 @@ def test_files_that_are_not_ours(open_store, tmp_path, query):
 def test_damage_is_named(open_store, query, tmp_path):
     store = open_store()
     append(store, [1], [1.0])
-    store.fold()
+    store.flush()
     with closing(sqlite3.connect(tmp_path / "store" / "tensormeter.db", isolation_level=None)) as connection:
         connection.execute("UPDATE chunk SET words = x'00'")
     with pytest.raises(StoreError, match="damaged"):
@@ -309,22 +309,22 @@ def test_folding_stands_aside_for_readers_but_not_for_ever(open_store, monkeypat
     append(store, [1], [1.0])
     monkeypatch.setattr(read_priority, "_WAIT", 1e6)
     done = []
-    folding = threading.Thread(target=lambda: (store.fold(), done.append("folded")))
+    flushing = threading.Thread(target=lambda: (store.flush(), done.append("flushed")))
     with store._reader():
-        folding.start()
-        eventually(lambda: store._precedence._changed._waiters)
+        flushing.start()
+        eventually(lambda: store._read_priority._changed._waiters)
         done.append("read")
-    folding.join()
-    assert done == ["read", "folded"]
+    flushing.join()
+    assert done == ["read", "flushed"]
     append(store, [2], [2.0])
     monkeypatch.setattr(read_priority, "_WAIT", 0.001)
     with store._reader():
-        store.fold()
+        store.flush()
     append(store, [3], [3.0])
     monkeypatch.setattr(read_priority, "_WAIT", 1e6)
     store._max_pending_points = 1  # it is high time
     with store._reader():
-        store.fold()
+        store.flush()
     assert read(store) == [(1, 1.0), (2, 2.0), (3, 3.0)]
 
 
@@ -339,7 +339,7 @@ def test_a_store_that_cannot_be_opened_leaves_no_file_open(tmp_path, monkeypatch
         raise failure
 
     with monkeypatch.context() as patch:
-        patch.setattr("tensormeter.server.store.sqlite.store.find_unsampled", fail)
+        patch.setattr("tensormeter.server.store.sqlite.store.find_missing_rollups", fail)
         with pytest.raises(StoreError) as caught:
             SqliteStore(tmp_path)
     names = [os.readlink(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd") if is_open(number)]

@@ -17,7 +17,7 @@ from tensormeter.server.store import NotFoundError, RunChanges, RunRef, Selectio
 from tensormeter.server.store.models.points import Points
 from tensormeter.server.store.sqlite import migration, retention
 from tensormeter.server.store.sqlite.maintenance import back_up, compact
-from tensormeter.server.store.sqlite.points.segments import encode_chunk
+from tensormeter.server.store.sqlite.points.segments import encode_segment
 from tensormeter.server.store.sqlite.retention import Retention
 from tensormeter.server.store.sqlite.store import SqliteStore
 
@@ -83,7 +83,7 @@ def open_store(tmp_path):
     opened = []
 
     def open_store(**options):
-        opened.append(SqliteStore(tmp_path / "store", **{"fold_points": 1 << 60, "fold_interval": 3600} | options))
+        opened.append(SqliteStore(tmp_path / "store", **{"flush_points": 1 << 60, "flush_interval": 3600} | options))
         return opened[-1]
 
     yield open_store
@@ -113,8 +113,8 @@ def write_version_1(file):
             "INSERT INTO run VALUES (7, 'default', 'r', 'a run', '{\"lr\":1}', 5, 5, 99, 2, 8)",
         )
         old.execute("INSERT INTO process VALUES (3, 7, 'p', '{\"host.name\":\"h\"}', 5, 50, 'crashed')")
-        steps = encode_chunk(Points.of(np.arange(10, 14), np.arange(4)))
-        numbers = encode_chunk(Points.of(np.arange(10, 14), np.array([4.0, np.nan, 1.0, 2.0])))
+        steps = encode_segment(Points.of(np.arange(10, 14), np.arange(4)))
+        numbers = encode_segment(Points.of(np.arange(10, 14), np.array([4.0, np.nan, 1.0, 2.0])))
         last = np.array([2.0]).view(np.int64)[0]
         for series, metric, chunk, word, integer in ((1, STEP_METRIC, steps, 3, 1), (2, "v", numbers, int(last), 0)):
             old.execute(
@@ -142,7 +142,7 @@ def test_a_store_of_version_1_is_brought_up_to_date(tmp_path, open_store, query,
     assert append(store, [14], [9.0], batch_id="b").duplicate
     append(store, [15], [10.0])
     assert query("SELECT max(seq) FROM journal") == [(41,)]
-    store.fold()
+    store.flush()
     assert store.run(RunRef("r")).summary["v"].count == 6
     assert query("PRAGMA foreign_key_check") == []
     assert query("PRAGMA integrity_check") == [("ok",)]
@@ -183,7 +183,7 @@ def test_retention_by_age(open_store, query, monkeypatch):
         connection.execute("UPDATE run SET updated = 1, tally = NULL WHERE run_id IN ('old', 'kept')")
         connection.commit()
     append(store, [2**62], [3.0], run="live")
-    store.fold()
+    store.flush()
     store._work_in_background()
     with pytest.raises(NotFoundError):
         store.run(RunRef("old"))
@@ -212,17 +212,17 @@ def test_retention_by_size_takes_the_oldest_that_ended(open_store):
 
 
 def test_deleting_while_points_are_in_memory_and_in_chunks(open_store, query, monkeypatch):
-    monkeypatch.setattr(retention, "_CHUNKS", 1)
+    monkeypatch.setattr(retention, "_SEGMENTS", 1)
     store = open_store()
     for i in range(1, 6):
         append(store, [i], [float(i)], name=f"m{i}")
-        store.fold()
+        store.flush()
     append(store, [9], [9.0])
     events(store, Event("x", 5, {"a": 1}))
     store.delete(RunRef("r"))
     assert append(store, [10], [10.0]).rejected == 1
     append(store, [1], [1.0], run="other")
-    store.fold()
+    store.flush()
     for table in ("chunk", "series", "process", "summary", "run"):
         assert query(f"SELECT count(*) FROM {table}")[0][0] == (1 if table != "event" else 0)
     assert query("SELECT count(*) FROM event") == [(0,)]
@@ -233,10 +233,10 @@ def test_compacting_and_backing_up(open_store, query, tmp_path):
     store = open_store()
     for i in range(1, 40):
         append(store, [i], [float(i)])
-        store.fold()
+        store.flush()
         append(store, [i], [float(i)], name=f"m{i}", run="big")
     store.delete(RunRef("big"))
-    store.fold()
+    store.flush()
     append(store, [100], [100.0])
     copy = tmp_path / "copy"
     copy.mkdir()
@@ -248,7 +248,7 @@ def test_compacting_and_backing_up(open_store, query, tmp_path):
     store.close()
     expected = [*map(float, range(1, 40)), 100.0, 101.0]
     done = compact(tmp_path / "store")
-    assert done.chunks_after == 1 < done.chunks_before
+    assert done.segments_after == 1 < done.segments_before
     assert done.bytes_after <= done.bytes_before
     assert query("SELECT n FROM chunk") == [(41,)]
     assert values(open_store()) == expected
@@ -276,7 +276,7 @@ def test_the_commands(open_store, tmp_path):
     store.close()
     done = subprocess.run([*command, "compact", *data], capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "chunks" in done.stdout
+    assert "segments" in done.stdout
 
 
 def without_seals(old):
@@ -300,12 +300,12 @@ def test_rows_of_a_store_of_version_6_get_their_seals_when_they_are_written(open
     assert (values(store), store.run(RunRef("r")).config) == ([1.0, 2.0], {"lr": 1})
     append(store, [3], [3.0])
     append(store, [1], [1.0], name="other")
-    store.fold()
+    store.flush()
     assert (values(store), store.run(RunRef("r")).summary["v"].count) == ([1.0, 2.0, 3.0], 3)
     for table, column in (("run", "tally"), ("series", "seal"), ("series", "directory"), ("summary", "seal")):
         assert query(f"SELECT count(*) FROM {table} WHERE {column} IS NULL") == [(0,)]
     append(store, [4, 5], [4.0, 5.0])
-    store.fold()
+    store.flush()
     assert query("SELECT count(*) FROM chunk WHERE seal IS NULL") == [(0,)]
     store.close()
 

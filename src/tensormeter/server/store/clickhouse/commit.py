@@ -37,10 +37,10 @@ from tensormeter.server.store.models.points import Points
 from tensormeter.server.store.models.runs import Receipt
 from tensormeter.server.store.models.series import NO_GAPS
 from tensormeter.server.store.rules import limits
-from tensormeter.server.store.rules.events import Prepared, key_and_step, prepare_event, refusal, trim_config
+from tensormeter.server.store.rules.events import PreparedEvent, key_and_step, prepare_event, refusal, trim_config
 from tensormeter.server.store.rules.gaps import gap_times
 from tensormeter.server.store.rules.ingest_series import Arrival
-from tensormeter.server.store.rules.lifecycle import news_of
+from tensormeter.server.store.rules.lifecycle import lifecycle_update
 from tensormeter.server.store.rules.limits import DELETED
 from tensormeter.server.store.rules.resource_identity import Source, identify
 
@@ -200,7 +200,7 @@ class Commit:
         event, why = trim_config(event)
         if why is not None:
             request.rejections[why] += 1
-        prepared: Prepared | str = reason if reason is not None else prepare_event(event)
+        prepared: PreparedEvent | str = reason if reason is not None else prepare_event(event)
         run = None
         if not isinstance(prepared, str):
             run = tombstones.run(source, moment, starts=event.name == RUN_START)
@@ -211,7 +211,7 @@ class Commit:
         number = self._last_number
         process = self._process(run, source)
         process.add_times(moment, 0)
-        process.add_news(news_of(event), moment, number)
+        process.add_news(lifecycle_update(event), moment, number)
         if event.name == RUN_HEARTBEAT:
             return
         self._eventful.add(run)
@@ -317,7 +317,7 @@ class Commit:
         return process
 
 
-def event_row(run: int, process: str, event: Event, prepared: Prepared, *, time: int, number: int) -> list[object]:
+def event_row(run: int, process: str, event: Event, prepared: PreparedEvent, *, time: int, number: int) -> list[object]:
     """A row of the table `event`."""
     key, step = key_and_step(event)
     return [

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tensormeter.server.store.models.points import Points, beginning
-from tensormeter.server.store.rules.lifecycle import News
+from tensormeter.server.store.rules.lifecycle import LifecycleUpdate
 from tensormeter.server.store.rules.resource_identity import Source
 
 __all__ = ["COLUMNS", "NEVER", "ProcessUpdate"]
@@ -73,7 +73,7 @@ class ProcessUpdate:
         if start is not None:
             self.first_step, self.began = min(self.first_step, start[0]), min(self.began, start[1])
 
-    def add_news(self, news: News, time: int, number: int) -> None:
+    def add_news(self, news: LifecycleUpdate, time: int, number: int) -> None:
         """Add the news of an event."""
         if news.losses is not None:
             self.losses = number, news.losses

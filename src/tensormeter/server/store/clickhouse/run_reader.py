@@ -17,7 +17,7 @@ from tensormeter.server.store.clickhouse.process_updates import NEVER
 from tensormeter.server.store.models.errors import AmbiguousRunError, NotFoundError
 from tensormeter.server.store.models.points import Points, steps_at
 from tensormeter.server.store.models.runs import ProcessAttempt, ProjectSummary, RunRef, RunSummary, RunTable, State
-from tensormeter.server.store.rules.lifecycle import NUMBERED, Life, present_state, run_life
+from tensormeter.server.store.rules.lifecycle import NUMBERED, ProcessLifecycle, present_state, run_lifecycle
 from tensormeter.server.store.rules.run_fields import PARTS, dig, summary_fields, summary_of
 from tensormeter.server.store.rules.totals import Totals
 
@@ -242,8 +242,8 @@ class Runs:
     def _run(self, row: Sequence[Any], annotations: Mapping[str, tuple[Any, int]], now: int) -> RunSummary:
         _, project, run_id, name, created, first_start, updated, newest, turned, config, *rest = row
         tags, group, notes, lives, losses = rest
-        state, attempt, ended = run_life(
-            [Life(a, s or None, e or None, how or None, bool(n)) for a, s, e, how, n in lives]
+        state, attempt, ended = run_lifecycle(
+            [ProcessLifecycle(a, s or None, e or None, how or None, bool(n)) for a, s, e, how, n in lives]
         )
         stalled, since = annotations.get("stalled", (False, 0))
         present = present_state(

@@ -331,7 +331,7 @@ class ClickHouseStore:
         """See `Store`. Requests to ClickHouse have a time limit."""
         return None
 
-    def fold(self) -> None:
+    def flush(self) -> None:
         """See `Store`. ClickHouse merges by itself."""
         self._check_open()
 

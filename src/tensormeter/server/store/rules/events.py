@@ -24,7 +24,7 @@ from tensormeter.server.store.models.runs import StoredEvent
 from tensormeter.server.store.rules.media import Media, MediaError, take_media
 from tensormeter.server.store.rules.resource_identity import MAX_NAME
 
-__all__ = ["Prepared", "key_and_step", "prepare_event", "record_of", "refusal", "stored_event", "trim_config"]
+__all__ = ["PreparedEvent", "key_and_step", "prepare_event", "record_of", "refusal", "stored_event", "trim_config"]
 
 
 _LIMITS: Final = {
@@ -47,7 +47,7 @@ _IDENTITY: Final = ("severity_number", "severity_text", "trace_id", "span_id")
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedEvent:
     """An event as a store keeps it.
 
     Attributes:
@@ -65,7 +65,7 @@ class Prepared:
     images: Sequence[Media]
 
 
-def prepare_event(event: Event) -> Prepared | str:
+def prepare_event(event: Event) -> PreparedEvent | str:
     """An event as it is stored, or why it is refused."""
     try:
         kept, images = take_media(event.body)
@@ -82,7 +82,7 @@ def prepare_event(event: Event) -> Prepared | str:
     told_apart = {name: fields[name] for name in _IDENTITY if name in fields}
     if told_apart:  # otherwise the digest is that of versions that stored body and attributes only
         content += f"\0{canonical_json(told_apart)}"
-    return Prepared(body, attributes, record, hashlib.sha256(content.encode()).digest(), images)
+    return PreparedEvent(body, attributes, record, hashlib.sha256(content.encode()).digest(), images)
 
 
 def trim_config(event: Event) -> tuple[Event, str | None]:

@@ -11,12 +11,12 @@ from tensormeter.server.store.models.runs import State
 
 __all__ = [
     "NUMBERED",
-    "Life",
-    "News",
-    "news_of",
+    "LifecycleUpdate",
+    "ProcessLifecycle",
+    "lifecycle_update",
     "present_state",
     "process_state",
-    "run_life",
+    "run_lifecycle",
 ]
 
 
@@ -29,7 +29,7 @@ _MAX_TAGS: Final = 100
 
 
 @dataclass(frozen=True)
-class Life:
+class ProcessLifecycle:
     """A process's attempt, the times of its latest start and end, how it ended, and whether its sender numbers attempts."""
 
     attempt: int
@@ -50,7 +50,7 @@ class Life:
 
 
 @dataclass(frozen=True)
-class News:
+class LifecycleUpdate:
     """What an event says about its run and process; None where it says nothing. What is JSON is canonical.
 
     Attributes:
@@ -70,7 +70,7 @@ class News:
     notes: str | None = None
 
 
-def news_of(event: Event) -> News:
+def lifecycle_update(event: Event) -> LifecycleUpdate:
     """Read an event."""
     details = event.body if isinstance(event.body, Mapping) else {}
     dropped = details.get("dropped")
@@ -79,19 +79,19 @@ def news_of(event: Event) -> News:
         losses = canonical_json({str(reason): n for reason, n in dropped.items() if isinstance(n, int)})
     if event.name == RUN_END:
         state = details.get("state", "finished")
-        return News(losses, end_state=state if state in _END_STATES else "failed")
+        return LifecycleUpdate(losses, end_state=state if state in _END_STATES else "failed")
     if event.name not in (RUN_START, RUN_CONFIG):
-        return News(losses)
+        return LifecycleUpdate(losses)
     given = details.get("config")
     config = canonical_json(given) if isinstance(given, Mapping) and given else None
     if event.name == RUN_CONFIG:
-        return News(losses, config=config)
+        return LifecycleUpdate(losses, config=config)
     tags = details.get("tags")
     group, notes = details.get("group"), details.get("notes")
     texts = None
     if isinstance(tags, Sequence) and not isinstance(tags, str | bytes):
         texts = canonical_json([tag for tag in tags if isinstance(tag, str)][:_MAX_TAGS])
-    return News(
+    return LifecycleUpdate(
         losses,
         starts=True,
         config=config,
@@ -101,12 +101,12 @@ def news_of(event: Event) -> News:
     )
 
 
-def run_life(lives: Sequence[Life]) -> tuple[State, int, int | None]:
+def run_lifecycle(processes: Sequence[ProcessLifecycle]) -> tuple[State, int, int | None]:
     """State, attempt and end of a run, from its processes."""
-    attempt, members = _latest_attempt(lives)
-    gone = [life.gone for life in members if life.state is not None]
+    attempt, members = _latest_attempt(processes)
+    gone = [process.gone for process in members if process.state is not None]
     ended = max((time for time in gone if time is not None), default=None) if None not in gone else None
-    return _run_state(life.state for life in members), attempt, ended
+    return _run_state(process.state for process in members), attempt, ended
 
 
 def present_state(state: State, updated: int, *, stalled: bool, now: int, stall_after: float) -> State:
@@ -123,21 +123,23 @@ def process_state(started: int | None, ended: int | None, end_state: str | None)
     return None if started is None else "running"
 
 
-def _latest_attempt(lives: Sequence[Life]) -> tuple[int, Sequence[Life]]:
+def _latest_attempt(processes: Sequence[ProcessLifecycle]) -> tuple[int, Sequence[ProcessLifecycle]]:
     """The number of the latest attempt, and its processes.
 
     Where no sender numbers attempts, one begins with a start after the ends of all that were there before. Where they do, a
     process may start after others have crashed.
     """
-    attempt = max((life.attempt for life in lives), default=1)
-    if any(life.numbered for life in lives):
-        return attempt, [life for life in lives if life.attempt == attempt]
-    started = sorted((life for life in lives if life.started is not None), key=lambda life: life.started or 0)
-    members: list[Life] = [life for life in lives if life.started is None]
-    for life in started:
-        if members and all(other.gone is not None and other.gone < (life.started or 0) for other in members):
+    attempt = max((process.attempt for process in processes), default=1)
+    if any(process.numbered for process in processes):
+        return attempt, [process for process in processes if process.attempt == attempt]
+    started = sorted(
+        (process for process in processes if process.started is not None), key=lambda process: process.started or 0
+    )
+    members: list[ProcessLifecycle] = [process for process in processes if process.started is None]
+    for process in started:
+        if members and all(other.gone is not None and other.gone < (process.started or 0) for other in members):
             attempt, members = attempt + 1, []
-        members.append(life)
+        members.append(process)
     return attempt, members
 
 

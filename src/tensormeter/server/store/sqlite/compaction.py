@@ -19,20 +19,20 @@ from tensormeter.server.store.models.errors import DamagedError
 from tensormeter.server.store.models.points import Column, Newest, Points, newest
 from tensormeter.server.store.rules.totals import Totals
 from tensormeter.server.store.sqlite.integrity.seals import directory_of
-from tensormeter.server.store.sqlite.points.memtable import HeadView, Layer
-from tensormeter.server.store.sqlite.points.segment_reader import chunk_points
-from tensormeter.server.store.sqlite.points.segment_rows import Span, find_chunks, insert_chunks, spans
-from tensormeter.server.store.sqlite.points.segments import Segment, encode_chunk, full_chunk
-from tensormeter.server.store.sqlite.points.step_lookup import StepFinder
+from tensormeter.server.store.sqlite.points.memtable import BufferSnapshot, MemtableSnapshot
+from tensormeter.server.store.sqlite.points.segment_reader import segment_points
+from tensormeter.server.store.sqlite.points.segment_rows import Span, find_segments, insert_segments, spans
+from tensormeter.server.store.sqlite.points.segments import Segment, encode_segment, segment_capacity
+from tensormeter.server.store.sqlite.points.step_lookup import StepLookup
 from tensormeter.server.store.sqlite.tables import commit_log
 from tensormeter.server.store.sqlite.tables.summaries import add_totals
 from tensormeter.server.store.sqlite.transaction import CHANGED
 
-__all__ = ["Fold", "apply_folds", "filled", "plan_folds"]
+__all__ = ["SeriesFlush", "apply_flush", "full_segments", "plan_flush"]
 
 
 @dataclass(frozen=True)
-class Fold:
+class SeriesFlush:
     """What folding changes in one series.
 
     Attributes:
@@ -49,7 +49,7 @@ class Fold:
     run: int
     metric: str
     first: int
-    chunks: Sequence[Segment]
+    segments: Sequence[Segment]
     directory: int
     added: int
     newest: Newest
@@ -57,12 +57,12 @@ class Fold:
     totals: Totals | None
 
 
-def plan_folds(
+def plan_flush(
     connection: sqlite3.Connection,
-    layer: Layer,
-    give_way: Callable[[], None],
+    snapshot: MemtableSnapshot,
+    yield_to_readers: Callable[[], None],
     report: Callable[[DamagedError], None],
-) -> list[Fold]:
+) -> list[SeriesFlush]:
     """Read what is needed and encode what is to be written; writes nothing.
 
     Args:
@@ -71,95 +71,102 @@ def plan_folds(
         give_way: Called before each series.
         report: Called with damage that is come upon. A damaged chunk stays as it is, and points go into new ones after it.
     """
-    steps = StepFinder(connection, [layer])
-    folds = []
-    for series, head in layer.series.items():
-        give_way()
-        fold = _plan(connection, steps, series, head, report)
-        if fold is not None:
-            folds.append(fold)
-    return folds
+    steps = StepLookup(connection, [snapshot])
+    flushes = []
+    for series, buffer in snapshot.series.items():
+        yield_to_readers()
+        flush = _plan(connection, steps, series, buffer, report)
+        if flush is not None:
+            flushes.append(flush)
+    return flushes
 
 
-def apply_folds(connection: sqlite3.Connection, folds: Sequence[Fold], upto: int) -> None:
+def apply_flush(connection: sqlite3.Connection, flushes: Sequence[SeriesFlush], upto: int) -> None:
     """Write folds and retire the journal rows that they came from; inside the caller's transaction."""
-    connection.executemany("DELETE FROM chunk WHERE series = ? AND seq >= ?", [(f.series, f.first) for f in folds])
-    insert_chunks(connection, ((f.series, f.first + i, chunk) for f in folds for i, chunk in enumerate(f.chunks)))
+    connection.executemany("DELETE FROM chunk WHERE series = ? AND seq >= ?", [(f.series, f.first) for f in flushes])
+    insert_segments(
+        connection, ((f.series, f.first + i, segment) for f in flushes for i, segment in enumerate(f.segments))
+    )
     connection.executemany(
         "UPDATE series SET points = points + ?, directory = ? WHERE id = ?",
-        [(fold.added, fold.directory, fold.series) for fold in folds],
+        [(flush.added, flush.directory, flush.series) for flush in flushes],
     )
     connection.executemany(
         "UPDATE series SET last_time = ?, last_word = ?, last_integer = ?, last_step = ?"
         " WHERE id = ? AND ifnull(last_time, 0) < ?",
-        [(*fold.newest, fold.last_step, fold.series, fold.newest[0]) for fold in folds],
+        [(*flush.newest, flush.last_step, flush.series, flush.newest[0]) for flush in flushes],
     )
     added: Counter[int] = Counter()
     totals: dict[tuple[int, str], list[Totals]] = defaultdict(list)
-    for fold in folds:
-        added[fold.run] += fold.added
-        if fold.totals is not None:
-            totals[fold.run, fold.metric].append(fold.totals)
+    for flush in flushes:
+        added[flush.run] += flush.added
+        if flush.totals is not None:
+            totals[flush.run, flush.metric].append(flush.totals)
     connection.executemany("UPDATE run SET points = points + ? WHERE id = ?", [(n, run) for run, n in added.items()])
     for (run, metric), parts in totals.items():
         add_totals(connection, run, metric, Totals.merge(parts))
     commit_log.retire(connection, upto)
 
 
-def filled(folds: Sequence[Fold]) -> list[tuple[int, int]]:
+def full_segments(flushes: Sequence[SeriesFlush]) -> list[tuple[int, int]]:
     """(series, order number) of the full chunks of numbers that folds have made."""
-    return [(fold.series, fold.first + i) for fold in folds for i, chunk in enumerate(fold.chunks) if chunk.is_full]
+    return [
+        (flush.series, flush.first + i)
+        for flush in flushes
+        for i, segment in enumerate(flush.segments)
+        if segment.is_full
+    ]
 
 
 def _plan(
     connection: sqlite3.Connection,
-    steps: StepFinder,
+    steps: StepLookup,
     series: int,
-    head: HeadView,
+    buffer: BufferSnapshot,
     report: Callable[[DamagedError], None],
-) -> Fold | None:
-    points = type(head.parts[0]).concat(head.parts).distinct()
-    chunks = _Chunks(connection, series, type(points), report)
+) -> SeriesFlush | None:
+    points = type(buffer.parts[0]).concat(buffer.parts).distinct()
+    segments = _SeriesSegments(connection, series, type(points), report)
     start, stop = int(points.times[0]), int(points.times[-1])
-    for span in chunks.spans:
+    for span in segments.spans:
         if span.t_max >= start and span.t_min <= stop:
-            known = chunks.points(span)
+            known = segments.points(span)
             if known is not None:
                 points = points[~np.isin(points.times, known.times)]
     if not len(points):
         return None
     added, latest = len(points), newest(points)
     try:
-        step = steps.at(head.process, latest[0])
+        step = steps.at(buffer.process, latest[0])
     except DamagedError as error:
         report(error)
         step = None
     totals = Totals.of(points, step) if isinstance(points, Points) else None
-    first, pieces = _merge(chunks, points)
-    directory = chunks.directory(first, pieces)
-    return Fold(series, head.run, head.metric, first, pieces, directory, added, latest, step, totals)
+    first, pieces = _merge(segments, points)
+    directory = segments.directory(first, pieces)
+    return SeriesFlush(series, buffer.run, buffer.metric, first, pieces, directory, added, latest, step, totals)
 
 
-def _merge(chunks: "_Chunks", points: Column) -> tuple[int, list[Segment]]:
+def _merge(segments: "_SeriesSegments", points: Column) -> tuple[int, list[Segment]]:
     """New chunks out of points and the youngest chunks, and the order number of the first."""
-    full = full_chunk(points)
-    first = chunks.spans[-1].seq + 1 if chunks.spans else 0
+    full = segment_capacity(points)
+    first = segments.spans[-1].seq + 1 if segments.spans else 0
     merged = len(points)
     parts = [points]
-    for span in reversed(chunks.spans):
+    for span in reversed(segments.spans):
         if span.n > merged or span.n >= full:
             break
-        known = chunks.points(span)
+        known = segments.points(span)
         if known is None:  # damaged: what can be read of it is for a person to say
             break
         parts.insert(0, known)
         first, merged = span.seq, merged + span.n
     if len(parts) > 1:
         points = type(points).concat(parts).distinct()
-    return first, [encode_chunk(points[i : i + full]) for i in range(0, len(points), full)]
+    return first, [encode_segment(points[i : i + full]) for i in range(0, len(points), full)]
 
 
-class _Chunks:
+class _SeriesSegments:
     """The chunks of one series, read once, without those that are damaged."""
 
     def __init__(
@@ -191,13 +198,13 @@ class _Chunks:
     def directory(self, first: int, added: Sequence[Segment]) -> int:
         """The checksum of all chunks, once those from `first` on have been replaced. Damage stays in it."""
         kept = [astuple(span) for span in self.spans if span.seq < first]
-        new = [(first + i, chunk.n, chunk.t_min, chunk.t_max) for i, chunk in enumerate(added)]
+        new = [(first + i, segment.n, segment.t_min, segment.t_max) for i, segment in enumerate(added)]
         return directory_of(kept + new) ^ self._damage
 
     def _points(self, span: Span) -> Column | None:
         try:
-            (chunk,) = find_chunks(self._connection, self._series, [span])
-            found = chunk_points(chunk)
+            (segment,) = find_segments(self._connection, self._series, [span])
+            found = segment_points(segment)
         except DamagedError as error:
             self._report(error)
             return None

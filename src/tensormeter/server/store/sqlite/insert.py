@@ -11,21 +11,21 @@ from tensormeter.server.store.rules.events import refusal, trim_config
 from tensormeter.server.store.rules.ingest_series import Arrival, Rejections
 from tensormeter.server.store.rules.limits import DELETED
 from tensormeter.server.store.rules.resource_identity import Source, identify
-from tensormeter.server.store.sqlite.points.memtable import Placed
+from tensormeter.server.store.sqlite.points.memtable import SeriesPoints
 from tensormeter.server.store.sqlite.tables.catalog import Catalog
 from tensormeter.server.store.sqlite.tables.events import insert_event
 from tensormeter.server.store.sqlite.tables.run_state import refresh_run
 
-__all__ = ["insert_events", "place_arrivals"]
+__all__ = ["insert_events", "locate_arrivals"]
 
 
-def place_arrivals(
+def locate_arrivals(
     catalog: Catalog,
     arrivals: Sequence[Arrival],
     received: int,
     rejections: Rejections,
     check: Check = no_check,
-) -> list[Placed]:
+) -> list[SeriesPoints]:
     """Find or create the rows that arrivals belong to; inside a transaction, which ends if `check` raises."""
     spans: dict[Source, tuple[int, int]] = {}
     for arrival in arrivals:
@@ -37,7 +37,7 @@ def place_arrivals(
     for source, span in spans.items():
         check()
         rows[source] = catalog.process(source, span, received)
-    placed: list[Placed] = []
+    located: list[SeriesPoints] = []
     for arrival in arrivals:
         check()
         row = rows[arrival.source]
@@ -48,8 +48,8 @@ def place_arrivals(
         if series is None:
             rejections[f"run has more than {limits.MAX_SERIES_PER_RUN} series"] += len(arrival.points)
         else:
-            placed.append(Placed(*row, series, arrival.metric, arrival.points))
-    return placed
+            located.append(SeriesPoints(*row, series, arrival.metric, arrival.points))
+    return located
 
 
 def insert_events(

@@ -13,18 +13,18 @@ from typing import Final
 from tensormeter.errors import StoreError
 from tensormeter.server.store.models.errors import DamagedError, StoreUnavailableError, SuspectedDamageError
 from tensormeter.server.store.models.points import Column
-from tensormeter.server.store.sqlite.integrity.damage import named
-from tensormeter.server.store.sqlite.integrity.missing_file import absent_store
+from tensormeter.server.store.sqlite.integrity.damage import name_damage
+from tensormeter.server.store.sqlite.integrity.missing_file import missing_store
 from tensormeter.server.store.sqlite.integrity.seals import seal_changes
-from tensormeter.server.store.sqlite.points.rollups import find_unsampled, insert_samples, sample_chunks
-from tensormeter.server.store.sqlite.points.segment_reader import chunk_points
-from tensormeter.server.store.sqlite.points.segment_rows import find_chunks, insert_chunks, spans, update_directory
-from tensormeter.server.store.sqlite.points.segments import encode_chunk, full_chunk
+from tensormeter.server.store.sqlite.points.rollups import build_rollups, find_missing_rollups, insert_rollups
+from tensormeter.server.store.sqlite.points.segment_reader import segment_points
+from tensormeter.server.store.sqlite.points.segment_rows import find_segments, insert_segments, spans, update_directory
+from tensormeter.server.store.sqlite.points.segments import encode_segment, segment_capacity
 from tensormeter.server.store.sqlite.schema import connect, holder_of
 from tensormeter.server.store.sqlite.store import SqliteStore
 from tensormeter.server.store.sqlite.transaction import mapped_errors, writing
 
-__all__ = ["Compaction", "back_up", "compact"]
+__all__ = ["CompactionResult", "back_up", "compact"]
 
 _FILE: Final = "tensormeter.db"
 _PAGES: Final = 1024
@@ -37,17 +37,17 @@ _BACKUP_PATIENCE: Final = 30.0
 
 
 @dataclass(frozen=True)
-class Compaction:
+class CompactionResult:
     """What compacting did: chunks and bytes of the file before and after, and damaged series, which were left as they are."""
 
-    chunks_before: int
-    chunks_after: int
+    segments_before: int
+    segments_after: int
     bytes_before: int
     bytes_after: int
     damaged: int = 0
 
 
-def compact(folder: Path) -> Compaction:
+def compact(folder: Path) -> CompactionResult:
     """Fold what is in the journal, merge the chunks of each series into as few as can be, and give free space back.
 
     No server may use the folder. The file is written anew, so there must be room for a second one. A kill at any instant loses
@@ -56,31 +56,31 @@ def compact(folder: Path) -> Compaction:
     Raises:
         StoreError: The folder is in use, there is no store in it, or it cannot be written to.
     """
-    file = _existing(folder)
-    store = SqliteStore(folder, fold_interval=3600)
+    file = _store_file(folder)
+    store = SqliteStore(folder, flush_interval=3600)
     try:
-        store.fold()
+        store.flush()
         before = file.stat().st_size
         connection = connect(file)
         try:
             seal_changes(connection)
-            with _naming_holder(file), mapped_errors("compact"):
-                chunks = _count(connection)
+            with _name_holder(file), mapped_errors("compact"):
+                segments = _count(connection)
                 damaged = 0
                 for (series,) in connection.execute("SELECT DISTINCT series FROM chunk").fetchall():
                     try:
                         _merge(connection, series)
                     except (DamagedError, SuspectedDamageError) as error:
                         damaged += 1
-                        found = named(connection, error) if isinstance(error, DamagedError) else error.__cause__
+                        found = name_damage(connection, error) if isinstance(error, DamagedError) else error.__cause__
                         _log.warning("tensormeter: not compacted: series %d: %s", series, found)
-                for wanted in find_unsampled(connection):
+                for wanted in find_missing_rollups(connection):
                     try:
-                        samples = sample_chunks(connection, [wanted])
+                        rollups = build_rollups(connection, [wanted])
                     except (DamagedError, SuspectedDamageError):
                         continue
                     with writing(connection):
-                        insert_samples(connection, samples)
+                        insert_rollups(connection, rollups)
                 after = _count(connection)
                 connection.execute("VACUUM")
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
@@ -88,7 +88,7 @@ def compact(folder: Path) -> Compaction:
             connection.close()
     finally:
         store.close()
-    return Compaction(chunks, after, before, file.stat().st_size, damaged)
+    return CompactionResult(segments, after, before, file.stat().st_size, damaged)
 
 
 def back_up(folder: Path, target: Path) -> int:
@@ -99,7 +99,7 @@ def back_up(folder: Path, target: Path) -> int:
     Raises:
         StoreError: There is no store in the folder, there is a file at `target`, or it cannot be written.
     """
-    file = _existing(folder)
+    file = _store_file(folder)
     try:
         # Exclusively, and for the user only: what runs log is theirs.
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
@@ -109,7 +109,7 @@ def back_up(folder: Path, target: Path) -> int:
         source = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
         copy = sqlite3.connect(target)
         try:
-            with _naming_holder(file), mapped_errors("copy"):
+            with _name_holder(file), mapped_errors("copy"):
                 source.execute(
                     "BEGIN"
                 )  # one snapshot: a busy server would otherwise make the copy begin again and again
@@ -129,7 +129,7 @@ def back_up(folder: Path, target: Path) -> int:
 
 
 @contextmanager
-def _naming_holder(file: Path) -> Iterator[None]:
+def _name_holder(file: Path) -> Iterator[None]:
     """Say in the error who has locked the store, if somebody has."""
     try:
         yield
@@ -157,19 +157,19 @@ def _merge(connection: sqlite3.Connection, series: int) -> None:
     """Merge the chunks of a series. Raises DamagedError: one is damaged; nothing was changed."""
     known = spans(connection, series)
     read: list[tuple[int, Column]] = []
-    for span, chunk in zip(known, find_chunks(connection, series, known), strict=True):
-        points = chunk_points(chunk)
-        if read or span.n != full_chunk(points):  # what is full already, at the beginning, stays as it is
+    for span, segment in zip(known, find_segments(connection, series, known), strict=True):
+        points = segment_points(segment)
+        if read or span.n != segment_capacity(points):  # what is full already, at the beginning, stays as it is
             read.append((span.seq, points))
     if len(read) < 2:
         return
     points = type(read[0][1]).concat([points for _, points in read]).distinct()
-    full = full_chunk(points)
-    merged = [encode_chunk(points[i : i + full]) for i in range(0, len(points), full)]
+    full = segment_capacity(points)
+    merged = [encode_segment(points[i : i + full]) for i in range(0, len(points), full)]
     first = read[0][0]
     with writing(connection):
         connection.execute("DELETE FROM chunk WHERE series = ? AND seq >= ?", (series, first))
-        insert_chunks(connection, ((series, first + i, chunk) for i, chunk in enumerate(merged)))
+        insert_segments(connection, ((series, first + i, segment) for i, segment in enumerate(merged)))
         update_directory(connection, series)
 
 
@@ -177,11 +177,11 @@ def _count(connection: sqlite3.Connection) -> int:
     return int(connection.execute("SELECT count(*) FROM chunk").fetchone()[0])
 
 
-def _existing(folder: Path) -> Path:
+def _store_file(folder: Path) -> Path:
     file = folder / _FILE
-    absent = absent_store(file)
-    if absent is not None:
-        raise StoreError(absent)
+    missing = missing_store(file)
+    if missing is not None:
+        raise StoreError(missing)
     if not file.is_file():
         raise StoreError(f"there is no store in {folder}; give the server's data folder with --data")
     return file

@@ -7,12 +7,12 @@ from typing import Final
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.server.store.models.points import beginning
 from tensormeter.server.store.rules.totals import Totals
-from tensormeter.server.store.sqlite.points.segments import Segment, decode_chunk
+from tensormeter.server.store.sqlite.points.segments import Segment, decode_segment
 from tensormeter.server.store.sqlite.tables.summaries import add_totals
 
 __all__ = ["migrate"]
 
-_CHUNK: Final = "n, t_min, t_max, kind, times, words, integers"
+_SEGMENT_COLUMNS: Final = "n, t_min, t_max, kind, times, words, integers"
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def migrate(connection: sqlite3.Connection, version: int, schema: str, target: i
             _from_5(connection, schema)
             _from_6(connection, schema)
         if version < 3:
-            _beginnings(connection)
+            _first_steps(connection)
         connection.execute(f"PRAGMA user_version = {target}")
         connection.execute("COMMIT")
     except BaseException:
@@ -85,7 +85,9 @@ def _from_1(connection: sqlite3.Connection, schema: str) -> None:
     connection.execute(
         f"INSERT INTO series ({common}, kind, scope) SELECT {common}, 'gauge', '' FROM old_series",
     )
-    connection.execute(f"INSERT INTO chunk (id, series, seq, {_CHUNK}) SELECT id, series, seq, {_CHUNK} FROM old_chunk")
+    connection.execute(
+        f"INSERT INTO chunk (id, series, seq, {_SEGMENT_COLUMNS}) SELECT id, series, seq, {_SEGMENT_COLUMNS} FROM old_chunk"
+    )
     connection.execute(
         "INSERT INTO event (id, run, process, time, name, digest, body, attributes)"
         " SELECT old_event.id, run, process.id, time, name, digest, body, attributes"
@@ -145,7 +147,7 @@ def _from_6(connection: sqlite3.Connection, schema: str) -> None:
         connection.execute(statement)
 
 
-def _beginnings(connection: sqlite3.Connection) -> None:
+def _first_steps(connection: sqlite3.Connection) -> None:
     rows = connection.execute(
         "SELECT process.id, series.id FROM series JOIN process ON process.id = series.process"
         " WHERE metric = ? AND attempt > 1 AND kind = 'gauge'",
@@ -153,9 +155,9 @@ def _beginnings(connection: sqlite3.Connection) -> None:
     ).fetchall()
     for process, series in rows:
         for row in connection.execute(
-            f"SELECT {_CHUNK} FROM chunk WHERE series = ? ORDER BY seq", (series,)
+            f"SELECT {_SEGMENT_COLUMNS} FROM chunk WHERE series = ? ORDER BY seq", (series,)
         ).fetchall():
-            began = beginning(decode_chunk(Segment(*row)))
+            began = beginning(decode_segment(Segment(*row)))
             if began is not None:
                 connection.execute(
                     "UPDATE process SET first_step = min(ifnull(first_step, ?1), ?1), began = min(ifnull(began, ?2), ?2)"
@@ -176,8 +178,8 @@ def _summaries(connection: sqlite3.Connection) -> None:
         "SELECT run, metric, series.id FROM series JOIN process ON process.id = series.process",
     ).fetchall()
     for run, metric, series in rows:
-        chunks = connection.execute(f"SELECT {_CHUNK} FROM chunk WHERE series = ? ORDER BY seq", (series,))
-        totals = [Totals.of(decode_chunk(Segment(*row))) for row in chunks]
+        segments = connection.execute(f"SELECT {_SEGMENT_COLUMNS} FROM chunk WHERE series = ? ORDER BY seq", (series,))
+        totals = [Totals.of(decode_segment(Segment(*row))) for row in segments]
         if totals:
             add_totals(connection, run, metric, Totals.merge(totals))
     connection.execute(

@@ -6,8 +6,9 @@ import sqlite3
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,12 +33,11 @@ from tensormeter.server.store.models.runs import (
     StoredEvent,
 )
 from tensormeter.server.store.models.series import MetricSummary, Reading, Selection, Thinned
-from tensormeter.server.store.sqlite.cursor import Cursor
 from tensormeter.server.store.sqlite.disk.filesystem_trial import FileSystem
-from tensormeter.server.store.sqlite.integrity.damage import Damage, leaving_out, named
-from tensormeter.server.store.sqlite.integrity.suspicion import Suspicion
+from tensormeter.server.store.sqlite.integrity.damage import Damage, name_damage, skip_damaged
+from tensormeter.server.store.sqlite.integrity.suspicion import DamageVerifier
 from tensormeter.server.store.sqlite.points.gaps import has_new_gaps, read_gaps
-from tensormeter.server.store.sqlite.points.memtable import Layer, Memtable
+from tensormeter.server.store.sqlite.points.memtable import Memtable, MemtableSnapshot
 from tensormeter.server.store.sqlite.points.rollups import read_thinned
 from tensormeter.server.store.sqlite.points.series_reader import find_attempts, find_series, new_series, read_series
 from tensormeter.server.store.sqlite.read_priority import ReadPriority
@@ -58,11 +58,32 @@ _DOUBT: Final = 5.0
 
 _LATELY: Final = 24 * 3600 * 10**9
 
+_UNKNOWN: Final = -1
+
+
+@dataclass(frozen=True)
+class _Cursor:
+    """How far somebody has read: the last journal row and the last event. As text it means nothing to others."""
+
+    seq: int
+    event: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The inverse of `str`. What is not a cursor of ours, or is from another store, counts as unknown."""
+        seq, _, event = text.partition(".")
+        if not (seq.isascii() and seq.isdecimal() and event.isascii() and event.isdecimal() and len(text) < 40):
+            return cls(_UNKNOWN, 0)
+        return cls(int(seq), min(int(event), (1 << 63) - 1))
+
+    def __str__(self) -> str:
+        return f"{self.seq}.{self.event}"
+
 
 class SqliteQueries:
     """What a `SqliteStore` answers. See the interface for threads and errors."""
 
-    def __init__(self, file: Path, filesystem: FileSystem, heads: Memtable, stall_after: float) -> None:
+    def __init__(self, file: Path, filesystem: FileSystem, buffers: Memtable, stall_after: float) -> None:
         """Open connections for reading.
 
         Args:
@@ -71,15 +92,15 @@ class SqliteQueries:
             heads: What is not in the file's chunks yet.
             stall_after: Seconds without any sign of life after which a run that has not ended counts as stalled.
         """
-        self._heads = heads
+        self._memtable = buffers
         self._stall_after = stall_after
         self._damage = Damage()
         self._file = file
         self._filesystem = filesystem
         self._failed_at = -math.inf
-        self._suspicion = Suspicion(file, self._connect_reader)
+        self._verifier = DamageVerifier(file, self._connect_reader)
         self._closed = False
-        self._precedence = ReadPriority()
+        self._read_priority = ReadPriority()
         self._readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
         for _ in range(READERS):
             self._readers.put(self._connect_reader())
@@ -92,31 +113,31 @@ class SqliteQueries:
     def table(self, project: str | None, fields: Sequence[str], check: Check = no_check) -> RunTable:
         """See `Store`."""
         with self._reader() as connection:
-            layers = self._heads.layers(None, metrics=runs.metrics_needed(fields))
+            snapshots = self._memtable.snapshots(None, metrics=runs.metrics_needed(fields))
             with reading(connection):
                 return runs.load_table(
-                    connection, _unfolded(connection, layers), project, fields, self._stall_after, check=check
+                    connection, _unflushed(connection, snapshots), project, fields, self._stall_after, check=check
                 )
 
     def runs(
         self, runs_: Sequence[int], metrics: Sequence[str] | None = None, damaged: list[str] | None = None
     ) -> list[RunSummary]:
         """See `Store`."""
-        with self._reader() as connection, self._noting(damaged):
-            layers = self._heads.layers(set(runs_))
+        with self._reader() as connection, self._recording_damage(damaged):
+            snapshots = self._memtable.snapshots(set(runs_))
             with reading(connection):
-                layers = _unfolded(connection, layers)
+                snapshots = _unflushed(connection, snapshots)
                 there = [run for run in runs_ if self._check_complete(connection, run, damaged)]
-                found = runs.load_runs(connection, layers, there, metrics, self._stall_after, damaged=damaged)
-        if damaged is not None and not self._damage.is_catalog_sound:  # nothing new, so not for `_noting`
+                found = runs.load_runs(connection, snapshots, there, metrics, self._stall_after, damaged=damaged)
+        if damaged is not None and not self._damage.is_catalog_sound:  # nothing new, so not for `_recording_damage`
             damaged.append(f"{self._damage.structure or 'rows of the catalog are damaged'}; filters may miss runs")
         return found
 
     def run(self, ref: RunRef) -> RunSummary:
         """See `Store`."""
-        with self._snapshot(ref) as (connection, layers, run):
+        with self._snapshot(ref) as (connection, snapshots, run):
             self._check_complete(connection, run)
-            found = runs.load_runs(connection, layers, [run], None, self._stall_after)
+            found = runs.load_runs(connection, snapshots, [run], None, self._stall_after)
         if not found:  # deleted in between
             raise NotFoundError(f"there is no run {ref.run_id!r}; list the runs to see their ids")
         return found[0]
@@ -137,13 +158,15 @@ class SqliteQueries:
 
     def metrics(self, ref: RunRef) -> list[MetricSummary]:
         """See `Store`."""
-        with self._snapshot(ref) as (connection, layers, run):
-            return listing.list_metrics(connection, layers, run)
+        with self._snapshot(ref) as (connection, snapshots, run):
+            return listing.list_metrics(connection, snapshots, run)
 
     def read(self, ref: RunRef, selection: Selection) -> Reading:
         """See `Store`."""
-        with self._reader() as connection, self._noting(selection.damaged):
-            seq = self._heads.last()  # before anything is read: what comes meanwhile is then seen twice, and not never
+        with self._reader() as connection, self._recording_damage(selection.damaged):
+            seq = (
+                self._memtable.last()
+            )  # before anything is read: what comes meanwhile is then seen twice, and not never
             with reading(connection):
                 run = find_run(connection, *_names(ref))
                 self._check_complete(connection, run, selection.damaged)
@@ -152,30 +175,30 @@ class SqliteQueries:
                 )
                 rows = find_series(connection, run, selection)
                 attempts, changed = find_attempts(connection, run)
-                cursor = str(Cursor(seq, last_event(connection)))
+                cursor = str(_Cursor(seq, last_event(connection)))
                 wanted = {row[0] for row in rows}
-                known = None if selection.after is None else Cursor.parse(selection.after).seq
+                known = None if selection.after is None else _Cursor.parse(selection.after).seq
                 if known is not None and selection.gaps and has_new_gaps(connection, wanted, known):
                     known = None
             if known is not None and changed <= known:
-                parts = self._heads.since(run, known, wanted)
+                parts = self._memtable.since(run, known, wanted)
                 if parts is not None:
                     return Reading(new_series(rows, parts, selection), cursor, False, started, attempts)
-            layers = self._heads.layers({run}, wanted)
+            snapshots = self._memtable.snapshots({run}, wanted)
             with reading(connection):
-                layers = _unfolded(connection, layers)
-                found = read_series(connection, layers, rows, selection)
+                snapshots = _unflushed(connection, snapshots)
+                found = read_series(connection, snapshots, rows, selection)
             return Reading(found, cursor, True, started, attempts)
 
     def thin(self, ref: RunRef, selection: Selection, window: PointRange, blocks: int) -> list[Thinned] | None:
         """See `Store`."""
-        with self._snapshot(ref) as (connection, layers, run), self._noting(selection.damaged):
+        with self._snapshot(ref) as (connection, snapshots, run), self._recording_damage(selection.damaged):
             self._check_complete(connection, run, selection.damaged)
             rows = find_series(connection, run, selection)
             gaps: Mapping[int, NDArray[np.int64]] = {}
             if selection.gaps:
                 gaps = read_gaps(connection, (row[0] for row in rows), window.start, window.stop, selection.limit)
-            return read_thinned(connection, layers, rows, window, selection, blocks=blocks, gaps=gaps)
+            return read_thinned(connection, snapshots, rows, window, selection, blocks=blocks, gaps=gaps)
 
     def events(
         self,
@@ -225,14 +248,14 @@ class SqliteQueries:
     def changes(self, after: str | None, refs: Sequence[RunRef] | None = None) -> Changes:
         """See `Store`."""
         with self._reader() as connection:
-            seq = self._heads.last()
+            seq = self._memtable.last()
             with reading(connection):
-                cursor = str(Cursor(seq, last_event(connection)))
+                cursor = str(_Cursor(seq, last_event(connection)))
                 if after is None:
                     return Changes(cursor, [])
-                wanted = None if refs is None else _existing(connection, refs)
-                since = Cursor.parse(after)
-                grown = self._heads.grown(since.seq, wanted)
+                wanted = None if refs is None else _existing_runs(connection, refs)
+                since = _Cursor.parse(after)
+                grown = self._memtable.grown(since.seq, wanted)
                 rows = connection.execute("SELECT DISTINCT run FROM event WHERE id > ?", (since.event,))
                 eventful = {row[0] for row in rows}
                 if wanted is None:
@@ -248,7 +271,7 @@ class SqliteQueries:
     def alerts(self, after: int, limit: int) -> list[tuple[RunRef, StoredEvent]]:
         """See `Store`."""
         damaged: list[str] = []
-        with self._reader() as connection, self._noting(damaged), reading(connection):
+        with self._reader() as connection, self._recording_damage(damaged), reading(connection):
             return read_alerts(connection, after, limit, damaged)
 
     @contextmanager
@@ -256,19 +279,19 @@ class SqliteQueries:
         self._check_open()
         connection = self._readers.get()
         try:
-            with self._watched(), self._precedence.reading():
+            with self._checking_damage(), self._read_priority.reading():
                 yield connection
         except StoreUnavailableError as error:
             if isinstance(error.__cause__, sqlite3.Error):
                 self._failed_at = time.monotonic()
-            connection = self._renewed(connection)
+            connection = self._reconnected(connection)
             raise
         except DamagedError as error:
             if self._is_doubtful():
-                connection = self._renewed(connection)
+                connection = self._reconnected(connection)
                 raise StoreUnavailableError(f"{error}; the disk fails, so it is read again later") from error
-            found = named(connection, error)
-            if str(found) != self._suspicion.confirmed:
+            found = name_damage(connection, error)
+            if str(found) != self._verifier.confirmed:
                 self._damage.add(found)
             raise found from error
         finally:
@@ -283,7 +306,7 @@ class SqliteQueries:
         if self._damage.is_catalog_sound:
             return True
         found: list[str] = []
-        with leaving_out(connection, None if damaged is None else found):
+        with skip_damaged(connection, None if damaged is None else found):
             check_series(connection, run)
         if damaged is not None:
             damaged += [text for text in found if text not in damaged]
@@ -291,12 +314,12 @@ class SqliteQueries:
 
     def _is_doubtful(self) -> bool:
         """Whether the disk has just failed to read, so that what looks damaged may be whole."""
-        if self._suspicion.confirmed is not None:
+        if self._verifier.confirmed is not None:
             return False
-        return self._suspicion.problem() is not None or time.monotonic() < self._failed_at + _DOUBT
+        return self._verifier.problem() is not None or time.monotonic() < self._failed_at + _DOUBT
 
     @contextmanager
-    def _noting(self, damaged: list[str] | None) -> Iterator[None]:
+    def _recording_damage(self, damaged: list[str] | None) -> Iterator[None]:
         """Remember damage that the block leaves out.
 
         Raises:
@@ -312,7 +335,7 @@ class SqliteQueries:
             self._damage.add(DamagedError(text))
 
     @contextmanager
-    def _watched(self) -> Iterator[None]:
+    def _checking_damage(self) -> Iterator[None]:
         """Have damage that SQLite reports inside checked before it counts as damage.
 
         Raises:
@@ -321,15 +344,15 @@ class SqliteQueries:
         try:
             yield
         except SuspectedDamageError as error:
-            self._suspicion.suspect(str(error))
-            if self._suspicion.confirmed is not None:
-                raise DamagedError(self._suspicion.confirmed, named=True) from error
+            self._verifier.suspect(str(error))
+            if self._verifier.confirmed is not None:
+                raise DamagedError(self._verifier.confirmed, named=True) from error
             raise
 
     def _connect_reader(self) -> sqlite3.Connection:
         return connect(self._file, read_only=True, filesystem=self._filesystem)
 
-    def _renewed(self, connection: sqlite3.Connection) -> sqlite3.Connection:
+    def _reconnected(self, connection: sqlite3.Connection) -> sqlite3.Connection:
         """A new connection instead of one that could not read: its descriptors may be stale. The same if there is none."""
         try:
             fresh = self._connect_reader()
@@ -339,14 +362,14 @@ class SqliteQueries:
         return fresh
 
     @contextmanager
-    def _snapshot(self, ref: RunRef) -> Iterator[tuple[sqlite3.Connection, list[Layer], int]]:
+    def _snapshot(self, ref: RunRef) -> Iterator[tuple[sqlite3.Connection, list[MemtableSnapshot], int]]:
         """A run, and one consistent view of it in memory and in the file."""
         with self._reader() as connection:
             with reading(connection):
                 run = find_run(connection, *_names(ref))
-            layers = self._heads.layers({run})
+            snapshots = self._memtable.snapshots({run})
             with reading(connection):
-                yield connection, _unfolded(connection, layers), run
+                yield connection, _unflushed(connection, snapshots), run
 
     def _mark(self, name: str) -> int:
         with self._reader() as connection, reading(connection):
@@ -366,11 +389,11 @@ def _names(ref: RunRef) -> tuple[str, str | None]:
     return ref.run_id, ref.project
 
 
-def _unfolded(connection: sqlite3.Connection, layers: Sequence[Layer]) -> list[Layer]:
-    return [layer for layer in layers if not commit_log.is_folded(connection, layer.upto)]
+def _unflushed(connection: sqlite3.Connection, snapshots: Sequence[MemtableSnapshot]) -> list[MemtableSnapshot]:
+    return [snapshot for snapshot in snapshots if not commit_log.is_flushed(connection, snapshot.upto)]
 
 
-def _existing(connection: sqlite3.Connection, refs: Sequence[RunRef]) -> set[int]:
+def _existing_runs(connection: sqlite3.Connection, refs: Sequence[RunRef]) -> set[int]:
     found: set[int] = set()
     for ref in refs:
         rows = connection.execute(

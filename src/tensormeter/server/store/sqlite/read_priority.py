@@ -43,7 +43,7 @@ class ReadPriority:
                 self._last = time.monotonic()
                 self._changed.notify()
 
-    def give_way(self) -> None:
+    def yield_to_readers(self) -> None:
         """To be called between two steps of work: blocks while somebody reads, up to 50 ms."""
         now = time.monotonic()
         if now < self._until:

@@ -14,7 +14,7 @@ __all__ = ["Retention", "deleted_runs", "expired_runs", "purge_some", "remove_ol
 Report = Callable[[DamagedError], None]
 """Called with damage that is come upon."""
 
-_CHUNKS: Final = 64
+_SEGMENTS: Final = 64
 """Chunks that one transaction removes: ingest waits for it."""
 
 KEEP: Final = "keep"
@@ -51,10 +51,10 @@ def purge_some(connection: sqlite3.Connection, run: int) -> bool:
     series = "SELECT series.id FROM series JOIN process ON process.id = series.process WHERE process.run = ?"
     processes = "SELECT id FROM process WHERE run = ?"
     for statement in (
-        f"DELETE FROM chunk WHERE id IN (SELECT id FROM chunk WHERE series IN ({series}) LIMIT {_CHUNKS})",
-        f"DELETE FROM gap WHERE id IN (SELECT id FROM gap WHERE series IN ({series}) LIMIT {100 * _CHUNKS})",
-        f"DELETE FROM event WHERE id IN (SELECT id FROM event WHERE run = ? LIMIT {100 * _CHUNKS})",
-        f"DELETE FROM media WHERE rowid IN (SELECT rowid FROM media WHERE run = ? LIMIT {_CHUNKS})",
+        f"DELETE FROM chunk WHERE id IN (SELECT id FROM chunk WHERE series IN ({series}) LIMIT {_SEGMENTS})",
+        f"DELETE FROM gap WHERE id IN (SELECT id FROM gap WHERE series IN ({series}) LIMIT {100 * _SEGMENTS})",
+        f"DELETE FROM event WHERE id IN (SELECT id FROM event WHERE run = ? LIMIT {100 * _SEGMENTS})",
+        f"DELETE FROM media WHERE rowid IN (SELECT rowid FROM media WHERE run = ? LIMIT {_SEGMENTS})",
         "DELETE FROM summary WHERE run = ?",
         f"DELETE FROM series WHERE process IN ({processes})",
         "DELETE FROM process WHERE run = ?",
@@ -75,7 +75,7 @@ def remove_old_points(connection: sqlite3.Connection, before: int, report: Repor
         " FROM chunk JOIN series ON series.id = chunk.series"
         " JOIN process ON process.id = series.process JOIN run ON run.id = process.run"
         f" WHERE chunk.t_max < ? AND {_unprotected()} LIMIT ?",
-        (before, _CHUNKS),
+        (before, _SEGMENTS),
     ).fetchall()
     sound = {*_sound(connection, {row[3] for row in found}, report)}
     known: dict[int, set[Span]] = {}

@@ -38,23 +38,28 @@ from tensormeter.server.store.protocol import STALL_AFTER
 from tensormeter.server.store.rules.batch_digest import digest
 from tensormeter.server.store.rules.gaps import gaps_of
 from tensormeter.server.store.rules.ingest_series import Arrival, Rejections, arrivals_of
-from tensormeter.server.store.sqlite.compaction import apply_folds, filled, plan_folds
-from tensormeter.server.store.sqlite.disk.checkpoint import Log
-from tensormeter.server.store.sqlite.disk.disk_state import Disk
+from tensormeter.server.store.sqlite.compaction import apply_flush, full_segments, plan_flush
+from tensormeter.server.store.sqlite.disk.checkpoint import WriteAheadLog
+from tensormeter.server.store.sqlite.disk.disk_state import DiskMonitor
 from tensormeter.server.store.sqlite.disk.durability import LogSyncer
 from tensormeter.server.store.sqlite.disk.filesystem_trial import FileSystem
-from tensormeter.server.store.sqlite.disk.free_space import Room
+from tensormeter.server.store.sqlite.disk.free_space import FreeSpace
 from tensormeter.server.store.sqlite.folder_lock import FolderLock
-from tensormeter.server.store.sqlite.insert import insert_events, place_arrivals
-from tensormeter.server.store.sqlite.integrity.damage import named
-from tensormeter.server.store.sqlite.integrity.missing_file import absent_store
+from tensormeter.server.store.sqlite.insert import insert_events, locate_arrivals
+from tensormeter.server.store.sqlite.integrity.damage import name_damage
+from tensormeter.server.store.sqlite.integrity.missing_file import missing_store
 from tensormeter.server.store.sqlite.integrity.seals import seal_changes
 from tensormeter.server.store.sqlite.integrity.start_check import StartCheck
 from tensormeter.server.store.sqlite.integrity.suspicion import unreadable
 from tensormeter.server.store.sqlite.integrity.wal_check import keep_damaged_log, lost_transactions
 from tensormeter.server.store.sqlite.points.gaps import insert_gaps
 from tensormeter.server.store.sqlite.points.memtable import Memtable
-from tensormeter.server.store.sqlite.points.rollups import Unsampled, find_unsampled, insert_samples, sample_chunks
+from tensormeter.server.store.sqlite.points.rollups import (
+    SegmentKey,
+    build_rollups,
+    find_missing_rollups,
+    insert_rollups,
+)
 from tensormeter.server.store.sqlite.private_folder import tighten_files
 from tensormeter.server.store.sqlite.queries import SqliteQueries
 from tensormeter.server.store.sqlite.retention import (
@@ -66,14 +71,14 @@ from tensormeter.server.store.sqlite.retention import (
 )
 from tensormeter.server.store.sqlite.schema import connect, prepare
 from tensormeter.server.store.sqlite.tables import commit_log
-from tensormeter.server.store.sqlite.tables.annotations import update_run
 from tensormeter.server.store.sqlite.tables.catalog import Catalog, find_run
 from tensormeter.server.store.sqlite.tables.events import insert_event
-from tensormeter.server.store.sqlite.transaction import is_suspicion, mapped_errors, reading, writing
+from tensormeter.server.store.sqlite.tables.runs import update_run
+from tensormeter.server.store.sqlite.transaction import mapped_errors, may_be_damage, reading, writing
 
 __all__ = ["SqliteStore"]
 
-_SAMPLED_AT_ONCE: Final = 16
+_ROLLUPS_AT_ONCE: Final = 16
 """Chunks whose samples one transaction writes: ingest waits for it."""
 
 _RECOVERY: Final = "recovery"
@@ -91,8 +96,8 @@ class SqliteStore(SqliteQueries):
         self,
         folder: Path,
         *,
-        fold_points: int = 1_000_000,
-        fold_interval: float = 30.0,
+        flush_points: int = 1_000_000,
+        flush_interval: float = 30.0,
         max_pending_points: int = 8_000_000,
         stall_after: float = STALL_AFTER,
         retention: Retention | None = None,
@@ -112,22 +117,22 @@ class SqliteStore(SqliteQueries):
         Raises:
             StoreError: The folder is in use or cannot be written to, or the file is gone, damaged or of a newer version.
         """
-        self._fold_points = fold_points
+        self._flush_points = flush_points
         self._max_pending_points = max_pending_points
         self._retention = retention or Retention()
-        self._folding = threading.Lock()
+        self._flushing = threading.Lock()
         self._writing = threading.Lock()
         self._problem: str | None = None
         self._durability: ServerDurability = durability
         self._lock = FolderLock(folder)
         try:
             self._file = file = folder / "tensormeter.db"
-            absent = absent_store(file)
-            if absent is not None:
-                raise StoreError(absent)
+            missing = missing_store(file)
+            if missing is not None:
+                raise StoreError(missing)
             tighten_files(folder)
-            self._room = Room(file)
-            self._log = Log(file, self._room)
+            self._space = FreeSpace(file)
+            self._log = WriteAheadLog(file, self._space)
             lost = lost_transactions(file)
             if lost is not None and written_before_boot(file.with_name(f"{file.name}-wal")):
                 _log.warning(
@@ -140,7 +145,7 @@ class SqliteStore(SqliteQueries):
             self._filesystem = filesystem
             self._with_reserve(lambda: prepare(file, filesystem))
             self._writer = self._with_reserve(self._connect_writer)
-            self._folder = self._with_reserve(self._connect)
+            self._flusher = self._with_reserve(self._connect)
             self._stale = False
             self._catalog = Catalog(self._writer)
             super().__init__(file, filesystem, Memtable(), stall_after)
@@ -151,23 +156,23 @@ class SqliteStore(SqliteQueries):
             with suppress(sqlite3.Error):  # before requests take the room
                 self._with_reserve(lambda: self._log.empty(self._writer))
             self._replay()
-            self._unsampled: deque[Unsampled] = deque(find_unsampled(self._folder))
+            self._missing_rollups: deque[SegmentKey] = deque(find_missing_rollups(self._flusher))
             self.syncer = LogSyncer(file, self._carry_over)
             self.syncer.start(durability, syncs=filesystem.syncs)
         except (sqlite3.Error, UnicodeDecodeError) as error:
             self._abandon()
             raise StoreError(
-                unreadable(file) or f"cannot open the store in {folder}: {error}{self._room.hint()}"
+                unreadable(file) or f"cannot open the store in {folder}: {error}{self._space.hint()}"
             ) from error
         except BaseException:
             self._abandon()
             raise
-        self._room.keep()
-        self._disk = Disk(folder, self._room)
-        self._start_check = StartCheck(file, filesystem, self._damage, self._suspicion.read)
-        self._background = Background("tensormeter-fold", self._work_in_background, fold_interval)
+        self._space.keep()
+        self._disk = DiskMonitor(folder, self._space)
+        self._start_check = StartCheck(file, filesystem, self._damage, self._verifier.read)
+        self._background = Background("tensormeter-fold", self._work_in_background, flush_interval)
         self._disk.watch(self._background.wake)
-        if self._unsampled:
+        if self._missing_rollups:
             self._background.wake()
 
     def append_metrics(
@@ -185,7 +190,7 @@ class SqliteStore(SqliteQueries):
         del batches  # the caller may have given them up
         content = digest("metrics", payload)
         compressed = commit_log.compress(payload)
-        with self._settled(), self._writing:
+        with self._made_durable(), self._writing:
             self._check_open()
             self._check_pending(sum(len(arrival.points) for arrival in arrivals))
             self._check_room(len(compressed), sum(len(arrival.points) for arrival in arrivals))
@@ -194,17 +199,17 @@ class SqliteStore(SqliteQueries):
                     known = commit_log.find_batch(self._writer, batch_id, content)
                     if known is not None:
                         return known
-                placed = place_arrivals(self._catalog, arrivals, received, rejections, check)
+                located = locate_arrivals(self._catalog, arrivals, received, rejections, check)
                 receipt = Receipt(rejections.total(), rejections.describe("data point"))
                 if batch_id is not None:
                     commit_log.record_batch(self._writer, batch_id, content, receipt)
-                seq = commit_log.append(self._writer, compressed) if placed else 0
+                seq = commit_log.append(self._writer, compressed) if located else 0
                 if gaps:
-                    insert_gaps(self._writer, gaps, seq or self._heads.last() + 1, check)
-                self._catalog.note_beginnings(arrivals, seq)
-            if placed:
-                self._heads.append(seq, placed)
-        if self._heads.pending() >= self._room.fold_points(self._fold_points):
+                    insert_gaps(self._writer, gaps, seq or self._memtable.last() + 1, check)
+                self._catalog.record_first_steps(arrivals, seq)
+            if located:
+                self._memtable.append(seq, located)
+        if self._memtable.pending() >= self._space.flush_points(self._flush_points):
             self._background.wake()
         return receipt
 
@@ -220,7 +225,7 @@ class SqliteStore(SqliteQueries):
         received = time.time_ns()
         content = digest("logs", payload)
         rejections = Rejections()
-        with self._settled(), self._writing:
+        with self._made_durable(), self._writing:
             self._check_open()
             self._check_room(len(payload), 0)
             with self._transaction():
@@ -244,7 +249,7 @@ class SqliteStore(SqliteQueries):
 
         def delete() -> None:
             with self._change(ref) as run:
-                self._catalog.delete(run, time.time_ns(), self._heads.last())
+                self._catalog.delete(run, time.time_ns(), self._memtable.last())
 
         self._with_reserve(delete, self._empty_log)
         self._background.wake()
@@ -272,14 +277,14 @@ class SqliteStore(SqliteQueries):
 
     def pending_points(self) -> int:
         """Points in memory and in the journal that are not in chunks yet."""
-        return self._heads.pending()
+        return self._memtable.pending()
 
     def problem(self) -> str | None:
         """See `Store`. Damage that was come upon is said until the store is opened anew."""
         return (
-            "; ".join(filter(None, (self._damage.text(), self._suspicion.confirmed)))
+            "; ".join(filter(None, (self._damage.text(), self._verifier.confirmed)))
             or self._disk.problem()
-            or self._suspicion.problem()
+            or self._verifier.problem()
             or self._problem
             or self.syncer.problem()
         )
@@ -288,7 +293,7 @@ class SqliteStore(SqliteQueries):
         """See `Store`."""
         return self._disk.stalled()
 
-    def fold(self) -> None:
+    def flush(self) -> None:
         """Fold now what is in memory, remove what is to be removed, and sample chunks that are full.
 
         Runs by itself on the background thread; tests call it to get there sooner.
@@ -296,23 +301,23 @@ class SqliteStore(SqliteQueries):
         Raises:
             StoreError: It could not be written; it stays in memory and in the journal.
         """
-        with self._folding:
+        with self._flushing:
             self._renew_folder()
             with self._writing:  # between a commit and its append, what is in memory is less than the journal
-                layer = self._heads.freeze()
-                with self._watched(), mapped_errors("read"):
+                snapshot = self._memtable.freeze()
+                with self._checking_damage(), mapped_errors("read"):
                     # Nothing of theirs will come any more, so what this fold does not take in is in chunks already.
                     deleted = deleted_runs(self._writer, self._damage.add)
-            if layer is not None:
-                with self._watched(), reading(self._folder):
-                    folds = plan_folds(self._folder, layer, self._give_way, self._note)
+            if snapshot is not None:
+                with self._checking_damage(), reading(self._flusher):
+                    flushes = plan_flush(self._flusher, snapshot, self._yield_to_readers, self._note_damage)
                 with self._writing, self._transaction():
-                    apply_folds(self._writer, folds, layer.upto)
-                self._heads.discard()
-                self._unsampled.extend(filled(folds))
+                    apply_flush(self._writer, flushes, snapshot.upto)
+                self._memtable.discard()
+                self._missing_rollups.extend(full_segments(flushes))
             self._remove(deleted)
-            sampled = self._sample()
-            if layer is not None or deleted or sampled:
+            sampled = self._build_rollups()
+            if snapshot is not None or deleted or sampled:
                 self._checkpoint()
 
     def close(self) -> None:
@@ -325,21 +330,21 @@ class SqliteStore(SqliteQueries):
         self._background.stop()
         self.syncer.close()
         try:
-            self.fold()
+            self.flush()
         except StoreUnavailableError as error:
             _log.warning("tensormeter: %s; the newest points stay in the journal, for the next start", error)
         except StoreError:
             _log.exception("tensormeter: the store keeps its newest points in its journal")
         self._disk.stop()
         self._close_readers()
-        self._folder.close()
+        self._flusher.close()
         self._writer.close()
-        self._suspicion.close()
+        self._verifier.close()
         self._lock.release()
 
     def _abandon(self) -> None:
         """Close the connections of a store that could not be opened, and give the folder back."""
-        for name in ("_writer", "_folder"):
+        for name in ("_writer", "_flusher"):
             if hasattr(self, name):
                 getattr(self, name).close()
         if hasattr(self, "_readers"):
@@ -348,28 +353,28 @@ class SqliteStore(SqliteQueries):
         self._lock.release()
 
     def _replay(self) -> None:
-        self._heads.begin(commit_log.folded(self._folder))
-        for seq, found in commit_log.replay(self._folder):
+        self._memtable.begin(commit_log.flushed(self._flusher))
+        for seq, found in commit_log.replay(self._flusher):
             try:
-                payload = self._second_look(seq, found) if isinstance(found, DamagedError) else found
+                payload = self._reread(seq, found) if isinstance(found, DamagedError) else found
                 arrivals, _ = arrivals_of(decode_metrics(payload))
             except (DamagedError, EncodingError) as error:
                 self._damage.add(error)
-                self._set_aside(seq, remove=True)
+                self._quarantine(seq, remove=True)
                 continue
-            homeless: list[Arrival] = []
-            self._heads.append(seq, self._catalog.place(seq, arrivals, homeless))
-            if homeless:
-                points, one = sum(len(arrival.points) for arrival in homeless), homeless[0]
+            orphans: list[Arrival] = []
+            self._memtable.append(seq, self._catalog.place(seq, arrivals, orphans))
+            if orphans:
+                points, one = sum(len(arrival.points) for arrival in orphans), orphans[0]
                 self._damage.add(
                     DamagedError(
                         f"damaged: {points} points of journal row {seq} belong to rows that cannot be found, such as metric "
                         f"{one.metric!r} of run {one.source.run_id!r}; they are missing, and kept in the table `damaged`"
                     )
                 )
-                self._set_aside(seq, remove=False)
+                self._quarantine(seq, remove=False)
 
-    def _second_look(self, seq: int, error: DamagedError) -> bytes:
+    def _reread(self, seq: int, error: DamagedError) -> bytes:
         """Read a journal row again, on a new connection: the disk may have failed for a moment.
 
         Raises:
@@ -377,8 +382,8 @@ class SqliteStore(SqliteQueries):
             StoreError: The disk cannot read it.
         """
         try:
-            if is_suspicion(error.__cause__):
-                self._suspicion.read()
+            if may_be_damage(error.__cause__):
+                self._verifier.read()
             with closing(self._connect_reader()) as connection:
                 payload = commit_log.find_payload(connection, seq)
         except (OSError, sqlite3.OperationalError) as failure:
@@ -389,18 +394,18 @@ class SqliteStore(SqliteQueries):
             raise error
         return payload
 
-    def _set_aside(self, seq: int, *, remove: bool) -> None:
+    def _quarantine(self, seq: int, *, remove: bool) -> None:
         try:
             with writing(self._writer):
-                commit_log.set_aside(self._writer, seq, remove=remove)
+                commit_log.quarantine(self._writer, seq, remove=remove)
         except StoreError as error:
             _log.warning("tensormeter: journal row %d cannot be set aside: %s", seq, error)
 
     def _work_in_background(self) -> None:
         try:
             self._with_reserve(self._expire, self._empty_log)
-            self._with_reserve(self.fold, self._empty_log)
-            if self._room.tight:
+            self._with_reserve(self.flush, self._empty_log)
+            if self._space.tight:
                 self._empty_log()
             if self._disk.failing:
                 self.mark(_RECOVERY, time.time_ns())
@@ -413,7 +418,7 @@ class SqliteStore(SqliteQueries):
                 self._disk.failed(error)
         else:
             self._problem = None
-        self._room.keep()
+        self._space.keep()
 
     def _expire(self) -> None:
         """Delete what retention does not allow any more."""
@@ -423,37 +428,37 @@ class SqliteStore(SqliteQueries):
         with self._writing, self._transaction():
             for run in expired_runs(self._writer, before, self._retention.max_bytes, self._damage.add):
                 _log.warning("tensormeter: retention deletes run %d", run)
-                self._catalog.delete(run, time.time_ns(), self._heads.last())
+                self._catalog.delete(run, time.time_ns(), self._memtable.last())
         if before is not None:
             more = True
             while more:
                 with self._writing, self._transaction():
                     more = remove_old_points(self._writer, before, self._damage.add)
 
-    def _sample(self) -> bool:
+    def _build_rollups(self) -> bool:
         """Make samples of chunks; whether any were to be made. What a closing store leaves over is made when it is opened."""
-        some = bool(self._unsampled)
-        while self._unsampled and not self._closed:
-            self._give_way()
-            wanted = [*islice(self._unsampled, _SAMPLED_AT_ONCE)]
+        some = bool(self._missing_rollups)
+        while self._missing_rollups and not self._closed:
+            self._yield_to_readers()
+            wanted = [*islice(self._missing_rollups, _ROLLUPS_AT_ONCE)]
             try:
-                with self._watched(), reading(self._folder):
-                    samples = sample_chunks(self._folder, wanted)
+                with self._checking_damage(), reading(self._flusher):
+                    rollups = build_rollups(self._flusher, wanted)
             except StoreUnavailableError:
                 raise
             except StoreError as error:  # one of them is damaged; the others can be read point by point
-                self._note(error)
-                samples = []
+                self._note_damage(error)
+                rollups = []
             with self._writing, self._transaction():
-                insert_samples(self._writer, samples)
+                insert_rollups(self._writer, rollups)
             for _ in wanted:
-                self._unsampled.popleft()
-            if self._heads.pending() >= self._fold_points:
+                self._missing_rollups.popleft()
+            if self._memtable.pending() >= self._flush_points:
                 self._background.wake()
                 break
         return some
 
-    def _note(self, error: StoreError) -> None:
+    def _note_damage(self, error: StoreError) -> None:
         """Remember damage that the folding thread has come upon.
 
         Raises:
@@ -461,14 +466,14 @@ class SqliteStore(SqliteQueries):
         """
         if self._is_doubtful():
             raise StoreUnavailableError(f"cannot read the store: {error}; the disk fails, so it is read again later")
-        if is_suspicion(error.__cause__) and self._suspicion.confirmed is None:
+        if may_be_damage(error.__cause__) and self._verifier.confirmed is None:
             raise SuspectedDamageError(f"cannot read the store: {error}; the server checks whether the file is damaged")
-        self._damage.add(named(self._folder, error) if isinstance(error, DamagedError) else error)
+        self._damage.add(name_damage(self._flusher, error) if isinstance(error, DamagedError) else error)
 
-    def _give_way(self) -> None:
+    def _yield_to_readers(self) -> None:
         """Let readers go first, unless it is high time."""
-        if not self._closed and self._heads.pending() < self._max_pending_points // 2:
-            self._precedence.give_way()
+        if not self._closed and self._memtable.pending() < self._max_pending_points // 2:
+            self._read_priority.yield_to_readers()
 
     def _remove(self, deleted: Sequence[int]) -> None:
         for run in deleted:
@@ -481,7 +486,7 @@ class SqliteStore(SqliteQueries):
     def _transaction(self) -> Iterator[None]:
         try:
             self._renew_writer()
-            with self._watched(), writing(self._writer):
+            with self._checking_damage(), writing(self._writer):
                 yield
         except StoreUnavailableError as error:
             self._catalog.forget()
@@ -495,7 +500,7 @@ class SqliteStore(SqliteQueries):
         self._disk.worked()
 
     @contextmanager
-    def _settled(self) -> Iterator[None]:
+    def _made_durable(self) -> Iterator[None]:
         """What is committed inside is durable afterwards, if the store's durability says so. No lock may be held."""
         yield
         if self._durability == "always":
@@ -531,7 +536,7 @@ class SqliteStore(SqliteQueries):
     def _renew_folder(self) -> None:
         if self._disk.failing:
             with mapped_errors("open"):
-                old, self._folder = self._folder, self._connect()
+                old, self._flusher = self._flusher, self._connect()
                 old.close()
 
     def _leave_out_syncs(self, error: StoreError) -> None:
@@ -544,14 +549,14 @@ class SqliteStore(SqliteQueries):
                 self._filesystem = replace(self._filesystem, syncs=False)
                 with self._writing:
                     self._writer.execute(f"PRAGMA synchronous = {self._filesystem.synchronous}")
-                self._folder.execute(f"PRAGMA synchronous = {self._filesystem.synchronous}")
+                self._flusher.execute(f"PRAGMA synchronous = {self._filesystem.synchronous}")
                 self._background.wake()
 
     def _checkpoint(self) -> None:
         with mapped_errors("checkpoint"):
-            if not self._room.tight:
-                self._folder.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-        if self._room.tight:
+            if not self._space.tight:
+                self._flusher.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        if self._space.tight:
             self._empty_log()
 
     def _empty_log(self) -> None:
@@ -568,21 +573,21 @@ class SqliteStore(SqliteQueries):
         try:
             return work()
         except (StoreError, sqlite3.Error) as error:
-            if not self._room.is_short(error):
+            if not self._space.is_short(error):
                 raise
-        self._room.give()
+        self._space.give()
         prepare()
         return work()
 
     @contextmanager
     def _change(self, ref: RunRef) -> Iterator[int]:
-        with self._settled(), self._writing:
+        with self._made_durable(), self._writing:
             self._check_open()
             with self._transaction():
                 yield find_run(self._writer, ref.run_id, ref.project)
 
     def _check_pending(self, points: int) -> None:
-        pending = self._heads.pending()
+        pending = self._memtable.pending()
         if pending and pending + points > self._max_pending_points:
             self._background.wake()
             raise StoreUnavailableError(f"{pending} points wait to be written to disk; send this request again later")
@@ -592,7 +597,7 @@ class SqliteStore(SqliteQueries):
         try:
             with mapped_errors("write to"):
                 self._log.shorten(self._writer)
-                self._room.admit(self._writer, size, self._heads.pending() + points)
+                self._space.admit(self._writer, size, self._memtable.pending() + points)
         except StoreFullError:
             self._background.wake()
             raise

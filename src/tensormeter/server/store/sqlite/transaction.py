@@ -13,7 +13,7 @@ from tensormeter.server.store.models.errors import (
     SuspectedDamageError,
 )
 
-__all__ = ["CHANGED", "describe", "is_suspicion", "mapped_errors", "primary_code", "reading", "writing"]
+__all__ = ["CHANGED", "describe", "mapped_errors", "may_be_damage", "primary_code", "reading", "writing"]
 
 _SUSPECTED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 """Primary codes for damage. SQLite gives the first one also when the disk cannot read a page (EIO)."""
@@ -68,7 +68,7 @@ def mapped_errors(verb: str) -> Iterator[None]:
         unavailable = StoreFullError if primary_code(error) == sqlite3.SQLITE_FULL else StoreUnavailableError
         raise unavailable(f"cannot {verb} the store: {describe(error)}") from error
     except (sqlite3.DatabaseError, *CHANGED) as error:
-        if is_suspicion(error):
+        if may_be_damage(error):
             raise SuspectedDamageError(
                 f"cannot {verb} the store: {describe(error)}; the server checks whether the file is damaged"
             ) from error
@@ -83,7 +83,7 @@ def primary_code(error: BaseException | None) -> int:
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
-def is_suspicion(error: BaseException | None) -> bool:
+def may_be_damage(error: BaseException | None) -> bool:
     """Whether an error of SQLite says that the file is damaged, which may come from a disk that failed to read it."""
     return isinstance(error, sqlite3.DatabaseError) and primary_code(error) in _SUSPECTED
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Final
 
 from tensormeter.server.store.models.errors import StoreUnavailableError
-from tensormeter.server.store.sqlite.disk.free_space import Room
+from tensormeter.server.store.sqlite.disk.free_space import FreeSpace
 
-__all__ = ["Log"]
+__all__ = ["WriteAheadLog"]
 
 _PAGE: Final = 4096
 _WAIT_FROM: Final = 2
@@ -26,13 +26,13 @@ _PAUSE: Final = 10.0
 """Seconds after writers have waited for readers in vain before they do it again."""
 
 
-class Log:
+class WriteAheadLog:
     """The write-ahead log of one store. For the thread that holds the lock on writing; calls block for the disk."""
 
-    def __init__(self, file: Path, room: Room) -> None:
+    def __init__(self, file: Path, room: FreeSpace) -> None:
         """Of the database `file`; `room` sets its usual size."""
         self._path = file.with_name(f"{file.name}-wal")
-        self._room = room
+        self._space = room
         self._usual: tuple[sqlite3.Connection, int] | None = None
         self._next_wait = 0.0
 
@@ -43,7 +43,7 @@ class Log:
             StoreUnavailableError: It is far too long, because something keeps an old snapshot.
             sqlite3.Error: The disk refuses.
         """
-        usual = self._room.log_bytes
+        usual = self._space.log_bytes
         if self._usual is None or self._usual[0] is not writer or self._usual[1] != usual:
             writer.execute(f"PRAGMA wal_autocheckpoint = {usual // _PAGE}")
             writer.execute(f"PRAGMA journal_size_limit = {usual}")

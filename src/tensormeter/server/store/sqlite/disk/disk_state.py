@@ -15,9 +15,9 @@ from typing import Final
 from tensormeter.disk.private import open_file
 from tensormeter.server.store.background import Background
 from tensormeter.server.store.sqlite.disk.filesystem_trial import FULL
-from tensormeter.server.store.sqlite.disk.free_space import Room
+from tensormeter.server.store.sqlite.disk.free_space import FreeSpace
 
-__all__ = ["Disk"]
+__all__ = ["DiskMonitor"]
 
 _STALLED: Final = 5.0
 """Seconds after which one operation on the disk counts as not answered."""
@@ -36,10 +36,10 @@ _MUCH: Final = 256 << 10
 _log: Final = logging.getLogger(__name__)
 
 
-class Disk:
+class DiskMonitor:
     """Watches the disk of a store from `watch` until `stop`. Nothing blocks except `stop`, which waits for a second at most."""
 
-    def __init__(self, folder: Path, room: Room) -> None:
+    def __init__(self, folder: Path, room: FreeSpace) -> None:
         """Name the disk.
 
         Args:
@@ -48,7 +48,7 @@ class Disk:
         """
         self._folder = folder
         self._path = folder / "probe"
-        self._room = room
+        self._space = room
         self._on_change: Callable[[], None] = _ignore
         self._stopping = False
         self._wake = threading.Event()
@@ -99,7 +99,7 @@ class Disk:
 
     def problem(self) -> str | None:
         """What is wrong with the disk, for people, or None."""
-        return self.stalled() or self._room.problem() or self._error or self._failure
+        return self.stalled() or self._space.problem() or self._error or self._failure
 
     def stop(self) -> None:
         """End the thread, or leave it behind if the disk does not answer."""
@@ -122,7 +122,7 @@ class Disk:
         was_wrong = self._error is not None or self._failure is not None
         self._asked = time.monotonic()
         try:
-            regained = self._room.look()
+            regained = self._space.look()
             if not worked or was_wrong:
                 self._write()
             self._error, self._full = None, False
@@ -139,7 +139,7 @@ class Disk:
         if self._error is None and (regained or was_wrong or self._retry):
             self._retry = False
             self._on_change()  # a commit there shows whether all is well
-        return not worked and self._error is None and self._failure is None and self._room.problem() is None
+        return not worked and self._error is None and self._failure is None and self._space.problem() is None
 
     def _write(self) -> None:
         """Write a small file; more of it if there was no room before. It is not synced, which takes long on a busy disk.

@@ -13,7 +13,7 @@ from tensormeter.disk.reserve import Reserve
 from tensormeter.server.store.models.errors import StoreFullError
 from tensormeter.server.store.sqlite.transaction import primary_code
 
-__all__ = ["Room"]
+__all__ = ["FreeSpace"]
 
 _MIB: Final = 1 << 20
 
@@ -26,7 +26,7 @@ _LEAST: Final = 256 << 10
 _PAGES: Final = 128 << 10
 """Bytes of pages that a request changes next to what it brings."""
 
-_FOLD_BYTES: Final = 32
+_FLUSH_BYTES: Final = 32
 """Bytes that the fold of a point writes at most: 17 for itself, and as much for points in young chunks that it joins."""
 
 _LOG_BYTES: Final = 64 * _MIB
@@ -34,7 +34,7 @@ _RESERVE_BYTES: Final = 16 * _MIB
 _PARTS: Final = 16
 
 
-class Room:
+class FreeSpace:
     """The room that a store has on its disk. Any thread may use one; calls block for the disk unless they say otherwise."""
 
     def __init__(self, file: Path) -> None:
@@ -61,9 +61,9 @@ class Room:
         """Whether the store gives unused room back as soon as it can. Does not block."""
         return self._share < _LOG_BYTES
 
-    def fold_points(self, most: int) -> int:
+    def flush_points(self, most: int) -> int:
         """Points in memory that make a fold due, `most` if there is enough room. Does not block."""
-        return min(most, 2 * self._share // _FOLD_BYTES) if self.tight else most
+        return min(most, 2 * self._share // _FLUSH_BYTES) if self.tight else most
 
     def look(self) -> bool:
         """Find out how much room there is. Returns whether the disk was full and is not any more."""
@@ -98,8 +98,8 @@ class Room:
         )
         checkpoint = max(0, pages * page - _size(self._file))
         written = size + _PAGES
-        folded = points * _FOLD_BYTES
-        needed = checkpoint + written + folded + max(0, written + folded - unused * page)
+        flushed = points * _FLUSH_BYTES
+        needed = checkpoint + written + flushed + max(0, written + flushed - unused * page)
         self._free = free
         if free < written or free + kept < needed:
             self._lacking = needed

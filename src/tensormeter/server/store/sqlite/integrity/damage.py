@@ -9,7 +9,7 @@ from typing import Final
 
 from tensormeter.server.store.models.errors import DamagedError
 
-__all__ = ["Damage", "leaving_out", "name_series", "named"]
+__all__ = ["Damage", "name_damage", "name_series", "skip_damaged"]
 
 _MOST: Final = 1000
 """Texts that are kept."""
@@ -47,7 +47,7 @@ class Damage:
         return f"the store: {first}{more}"
 
 
-def named(connection: sqlite3.Connection, error: DamagedError) -> DamagedError:
+def name_damage(connection: sqlite3.Connection, error: DamagedError) -> DamagedError:
     """The error with the names of its run and metric, as far as they can be read, and what to do."""
     if error.named:
         return error
@@ -61,14 +61,14 @@ def named(connection: sqlite3.Connection, error: DamagedError) -> DamagedError:
 
 
 @contextmanager
-def leaving_out(connection: sqlite3.Connection, damaged: list[str] | None) -> Iterator[None]:
+def skip_damaged(connection: sqlite3.Connection, damaged: list[str] | None) -> Iterator[None]:
     """Append to `damaged` what is come upon inside, and go on after the block; if it is None, raise it."""
     try:
         yield
     except DamagedError as error:
         if damaged is None:
             raise
-        text = str(named(connection, error))
+        text = str(name_damage(connection, error))
         if text not in damaged:
             damaged.append(text)
 

@@ -9,7 +9,7 @@ __all__ = ["APPLICATION_ID", "header_fault", "version_of_tables"]
 APPLICATION_ID: Final = 0x746D7472
 """The text "tmtr"."""
 
-_BROUGHT: Final = (
+_INTRODUCED: Final = (
     ("journal", "payload"),
     ("summary", "metric"),
     ("process", "began_seq"),
@@ -50,24 +50,26 @@ def header_fault(connection: sqlite3.Connection, schema: str) -> str | None:
     tables = _version_of(there, expected)
     is_ours = application == APPLICATION_ID
     if tables is None:
-        if is_ours and version <= len(_BROUGHT):
+        if is_ours and version <= len(_INTRODUCED):
             return f"its header says schema {version}, and it does not have the tables of that"
         return None
     if not is_ours:
         return f"its header has the application id {application:#x}, and a store has {APPLICATION_ID:#x}"
-    if version == tables or (version > tables and there != expected and tables == len(_BROUGHT)):
+    if version == tables or (version > tables and there != expected and tables == len(_INTRODUCED)):
         return None
-    doubt = " (if a newer tensormeter wrote it, upgrade)" if version > len(_BROUGHT) else ""
+    doubt = " (if a newer tensormeter wrote it, upgrade)" if version > len(_INTRODUCED) else ""
     return f"its header says schema {version}, and it has the tables of schema {tables}{doubt}"
 
 
 def _version_of(there: _Columns, expected: _Columns) -> int | None:
     known = 0
-    for table, column in _BROUGHT:
+    for table, column in _INTRODUCED:
         if column not in there.get(table, ()):
             break
         known += 1
-    if known == len(_BROUGHT) and any(columns - there.get(table, frozenset()) for table, columns in expected.items()):
+    if known == len(_INTRODUCED) and any(
+        columns - there.get(table, frozenset()) for table, columns in expected.items()
+    ):
         return None
     return known or None
 

@@ -25,12 +25,12 @@ from tensormeter.server.store.sqlite.integrity.damage import name_series
 from tensormeter.server.store.sqlite.integrity.file_header import header_fault, version_of_tables
 from tensormeter.server.store.sqlite.integrity.seals import ROW_SEALS, RowSeal, is_sound
 from tensormeter.server.store.sqlite.points import rollups
-from tensormeter.server.store.sqlite.points.segment_reader import chunk_points
-from tensormeter.server.store.sqlite.points.segment_rows import CHUNK, chunk_of, spans
+from tensormeter.server.store.sqlite.points.segment_reader import segment_points
+from tensormeter.server.store.sqlite.points.segment_rows import SEGMENT_COLUMNS, parse_segment, spans
 from tensormeter.server.store.sqlite.points.segments import decompress_words
 from tensormeter.server.store.sqlite.schema import SCHEMA, SCHEMA_VERSION, holder_of
 from tensormeter.server.store.sqlite.tables.events import SEALED
-from tensormeter.server.store.sqlite.transaction import CHANGED, describe, is_suspicion, primary_code, reading
+from tensormeter.server.store.sqlite.transaction import CHANGED, describe, may_be_damage, primary_code, reading
 
 __all__ = ["SMALL", "Finding", "Inspection", "open_read_only"]
 
@@ -68,7 +68,7 @@ class Finding:
         return f"{self.about}: {self.what}" if self.about else self.what
 
 
-class _UnsoundError(Exception):
+class _DamagedRowError(Exception):
     """A row is damaged, for this reason."""
 
 
@@ -104,7 +104,7 @@ def open_read_only(file: Path, filesystem: FileSystem = _COMPLETE) -> sqlite3.Co
         if connection is not None:
             connection.close()
         kind = (
-            StoreUnavailableError if isinstance(error, sqlite3.OperationalError) or is_suspicion(error) else StoreError
+            StoreUnavailableError if isinstance(error, sqlite3.OperationalError) or may_be_damage(error) else StoreError
         )
         raise kind(f"cannot open the store {file}: {error}{holder_of(file, error)}") from error
     if SCHEMA_VERSION not in (version, tables):
@@ -126,7 +126,7 @@ class Inspection:
         unsealed: Rows without a checksum, by table: they were written by a version that had none.
     """
 
-    def __init__(self, connection: sqlite3.Connection, give_way: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, connection: sqlite3.Connection, yield_to_readers: Callable[[], None] = lambda: None) -> None:
         """Prepare.
 
         Args:
@@ -134,7 +134,7 @@ class Inspection:
             give_way: Called between two reads; what it raises ends the inspection.
         """
         self._connection = connection
-        self._give_way = give_way
+        self._yield_to_readers = yield_to_readers
         self._is_readable = True
         self.counts: Counter[str] = Counter()
         self.unsealed: Counter[str] = Counter()
@@ -173,7 +173,7 @@ class Inspection:
         pages, size = (self._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
         tables: Sequence[str] = ("",) if full or pages * size <= most else [f"('{table}')" for table in _CATALOG]
         for table in tables:
-            self._give_way()
+            self._yield_to_readers()
             try:
                 for (text,) in self._connection.execute(f"PRAGMA integrity_check{table}"):
                     if text != "ok":
@@ -194,16 +194,16 @@ class Inspection:
     def contents(self) -> Iterator[Finding]:
         """Chunks and their samples, gaps, events, media, batches and the journal."""
         joined = "sample LEFT JOIN chunk ON chunk.id = sample.chunk"
-        columns = ", ".join(f"sample.{name.strip()}" for name in rollups.SAMPLE.split(","))
+        columns = ", ".join(f"sample.{name.strip()}" for name in rollups.ROLLUP_COLUMNS.split(","))
         yield from self._parts(
-            self._rows("chunk", "chunk.id", f"id, {CHUNK}", self._check_chunk, _FEW),
-            self._rows(joined, "sample.chunk", f"{columns}, chunk.series, seq, chunk.seal", self._check_sample, 64),
+            self._rows("chunk", "chunk.id", f"id, {SEGMENT_COLUMNS}", self._check_segment, _FEW),
+            self._rows(joined, "sample.chunk", f"{columns}, chunk.series, seq, chunk.seal", self._check_rollup, 64),
             self._rows("gap", "id", "id, series, time, seq, seal", self._check_gap),
             self._rows("event", "id", f"id, {SEALED}, seal", self._check_event, 64),
             self._rows("media", "rowid", "rowid, run, digest, content_type, data", self._check_media, 2),
             self._batches(),
             self._rows("journal", "seq", "seq, payload, seal", self._check_journal, _FEW),
-            self._rows("damaged", "seq", "seq", self._check_set_aside),
+            self._rows("damaged", "seq", "seq", self._check_quarantined),
         )
 
     def _parts(self, *parts: Iterator[Finding]) -> Iterator[Finding]:
@@ -238,7 +238,7 @@ class Inspection:
     def _summaries(self, seal: RowSeal) -> Iterator[Finding]:
         runs = [row[0] for row in self._connection.execute("SELECT id FROM run")]
         for run in runs:
-            self._give_way()
+            self._yield_to_readers()
             with reading(self._connection):
                 rows = self._connection.execute(
                     f"SELECT {seal.selection} FROM summary WHERE run = ?", (run,)
@@ -247,13 +247,13 @@ class Inspection:
                 self.counts["summary"] += 1
                 try:
                     self._sound("summary", row[-1], *row[:-1])
-                except _UnsoundError as error:
+                except _DamagedRowError as error:
                     yield Finding(f"summary: {error}", f"metric {row[1]!r} of {self._name_run(run)}")
 
     def _batches(self) -> Iterator[Finding]:
         last = ""
         while True:
-            self._give_way()
+            self._yield_to_readers()
             try:
                 rows = self._connection.execute(
                     "SELECT id, digest, rejected, message, seal FROM batch WHERE id > ? ORDER BY id LIMIT ?",
@@ -268,7 +268,7 @@ class Inspection:
                 self.counts["batch"] += 1
                 try:
                     self._sound("batch", row[-1], *row[:-1])
-                except _UnsoundError as error:
+                except _DamagedRowError as error:
                     yield Finding(f"batch {row[0]!r}: {error}")
             if not rows:
                 return
@@ -292,7 +292,7 @@ class Inspection:
         last, step = -1, 0
         top = self._top(key, name)
         while last < top:
-            self._give_way()
+            self._yield_to_readers()
             try:
                 with reading(self._connection):
                     rows = self._connection.execute(
@@ -331,7 +331,7 @@ class Inspection:
             except DamagedError as error:
                 about = "" if error.series is None else name_series(self._connection, error.series)
                 yield Finding(f"{error}", about or self._about(table, row))
-            except (_UnsoundError, *CHANGED) as error:
+            except (_DamagedRowError, *CHANGED) as error:
                 yield Finding(f"{table} {row[0]}: {error}", self._about(table, row))
 
     def _about(self, table: str, row: Sequence[Any]) -> str:
@@ -361,7 +361,7 @@ class Inspection:
         if seal is None:
             self.unsealed[table] += 1
         elif not is_sound(seal, *values):
-            raise _UnsoundError("the checksum does not match")
+            raise _DamagedRowError("the checksum does not match")
 
     def _check_run(self, row: Sequence[Any]) -> None:
         run, counted = row
@@ -370,35 +370,48 @@ class Inspection:
         ).fetchone()
         deleted = self._connection.execute("SELECT deleted FROM run WHERE id = ?", (run,)).fetchone()
         if there != counted and deleted is not None and not deleted[0]:
-            raise _UnsoundError(f"{counted} series were written, and there are {there}")
+            raise _DamagedRowError(f"{counted} series were written, and there are {there}")
 
     def _check_series(self, row: Sequence[Any]) -> None:
         series, points, process = row
         there = spans(self._connection, series)
         total = sum(span.n for span in there)
         if total != points:
-            raise _UnsoundError(f"{points} points were written to chunks, and there are {total}")
+            raise _DamagedRowError(f"{points} points were written to chunks, and there are {total}")
         if self._connection.execute("SELECT 1 FROM process WHERE id = ?", (process,)).fetchone() is None:
-            raise _UnsoundError(f"there is no process {process}")
+            raise _DamagedRowError(f"there is no process {process}")
 
-    def _check_chunk(self, row: Sequence[Any]) -> None:
+    def _check_segment(self, row: Sequence[Any]) -> None:
         if row[-1] is None:
             self.unsealed["chunk"] += 1
-        chunk = chunk_of(row[1:])
-        points = chunk_points(chunk)
+        segment = parse_segment(row[1:])
+        points = segment_points(segment)
         times = points.times
-        if len(times) != chunk.n or times[0] != chunk.t_min or np.any(times[1:] <= times[:-1]):
-            raise _UnsoundError("its times are not in order")
+        if len(times) != segment.n or times[0] != segment.t_min or np.any(times[1:] <= times[:-1]):
+            raise _DamagedRowError("its times are not in order")
         if self._connection.execute("SELECT 1 FROM series WHERE id = ?", (row[1],)).fetchone() is None:
-            raise _UnsoundError(f"there is no series {row[1]}")
+            raise _DamagedRowError(f"there is no series {row[1]}")
 
-    def _check_sample(self, row: Sequence[Any]) -> None:
-        chunk, step_min, step_max, ascending, coarse, fine, seal, coarse_seal, fine_seal, series, seq, chunk_seal = row
+    def _check_rollup(self, row: Sequence[Any]) -> None:
+        (
+            segment,
+            step_min,
+            step_max,
+            ascending,
+            coarse,
+            fine,
+            seal,
+            coarse_seal,
+            fine_seal,
+            series,
+            seq,
+            segment_seal,
+        ) = row
         if series is None:
-            raise _UnsoundError("there is no such chunk")
-        self._sound("sample", seal, chunk, series, seq, chunk_seal, step_min, step_max, ascending)
-        if not is_sound(coarse_seal, chunk, coarse) or not is_sound(fine_seal, chunk, fine):
-            raise _UnsoundError("the checksum does not match")
+            raise _DamagedRowError("there is no such chunk")
+        self._sound("sample", seal, segment, series, seq, segment_seal, step_min, step_max, ascending)
+        if not is_sound(coarse_seal, segment, coarse) or not is_sound(fine_seal, segment, fine):
+            raise _DamagedRowError("the checksum does not match")
         for blob in (coarse, decompress_words(fine)):
             Blocks.decode(np.frombuffer(blob, "<i8").reshape(1, Blocks.ROWS, -1))
 
@@ -413,24 +426,24 @@ class Inspection:
             "SELECT count(*) FROM process WHERE id = ? AND run = ?", (row[2], row[1])
         ).fetchone()
         if not there:
-            raise _UnsoundError(f"there is no process {row[2]} in run {row[1]}")
+            raise _DamagedRowError(f"there is no process {row[2]} in run {row[1]}")
 
     def _check_media(self, row: Sequence[Any]) -> None:
         _, _, digest, content_type, data = row
         if hashlib.sha256(data).hexdigest() != digest:
-            raise _UnsoundError(f"its bytes do not have the SHA-256 {digest}")
+            raise _DamagedRowError(f"its bytes do not have the SHA-256 {digest}")
         if not is_of_type(data, content_type):
-            raise _UnsoundError(f"it is not of the type {content_type}")
+            raise _DamagedRowError(f"it is not of the type {content_type}")
 
     def _check_journal(self, row: Sequence[Any]) -> None:
         self._sound("journal", row[-1], row[1])
         try:
             decode_metrics(zstandard.decompress(row[1]))
         except (zstandard.ZstdError, EncodingError) as error:
-            raise _UnsoundError(str(error)) from None
+            raise _DamagedRowError(str(error)) from None
 
-    def _check_set_aside(self, row: Sequence[Any]) -> None:
-        raise _UnsoundError(
+    def _check_quarantined(self, row: Sequence[Any]) -> None:
+        raise _DamagedRowError(
             "a request of this journal row could not be read when the server started; its points are missing"
         )
 
@@ -438,11 +451,11 @@ class Inspection:
 def _is_damage(error: BaseException | None) -> bool:
     """Whether a statement that is right fails because of what is in the file."""
     is_text = isinstance(error, CHANGED) or "decode to UTF-8" in str(error)
-    return is_text or is_suspicion(error) or primary_code(error) == sqlite3.SQLITE_ERROR
+    return is_text or may_be_damage(error) or primary_code(error) == sqlite3.SQLITE_ERROR
 
 
 def _parse(text: str | bytes, what: str) -> None:
     try:
         json.loads(text)
     except ValueError as error:
-        raise _UnsoundError(f"{what}: {error}") from None
+        raise _DamagedRowError(f"{what}: {error}") from None

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-__all__ = ["absent_store"]
+__all__ = ["missing_store"]
 
 
-def absent_store(file: Path) -> str | None:
+def missing_store(file: Path) -> str | None:
     """Why no new store may be made in place of a database that is missing or empty, for people; None if one may, or if it is there.
 
     To be asked before SQLite opens the file, also for reading: SQLite deletes the log of an empty database. The log is written after the

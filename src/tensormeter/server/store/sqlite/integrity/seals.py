@@ -150,13 +150,13 @@ ROW_SEALS: Final = (RUN_TEXTS, RUN_TALLY, PROCESS, RESOURCE, SERIES, SUMMARY)
 def seal_changes(connection: sqlite3.Connection) -> None:
     """Seal the rows that change whenever this connection writes them."""
     connection.create_function("seal_of", -1, checksum, deterministic=True)
-    connection.create_function("seal_again", -1, _again, deterministic=True)
+    connection.create_function("seal_again", -1, _reseal, deterministic=True)
     for seal in ROW_SEALS:
         for statement in seal.triggers():
             connection.execute(statement)
 
 
-def _again(seal: int | None, *values: Value) -> int:
+def _reseal(seal: int | None, *values: Value) -> int:
     half = len(values) // 2
     fresh = checksum(*values[half:])
     if not isinstance(seal, int):

@@ -15,7 +15,7 @@ from typing import Final
 
 from tensormeter.server.store.background import Background
 
-__all__ = ["Suspicion", "unreadable"]
+__all__ = ["DamageVerifier", "unreadable"]
 
 _PIECE: Final = 1 << 20
 _PAUSE: Final = 5.0
@@ -27,7 +27,7 @@ _UNREADABLE: Final = "error code="
 _log: Final = logging.getLogger(__name__)
 
 
-class Suspicion:
+class DamageVerifier:
     """What is known about damage of a store. Any thread may use it; the check runs on a thread of its own, if there is ever one."""
 
     def __init__(self, file: Path, connect: Callable[[], sqlite3.Connection]) -> None:

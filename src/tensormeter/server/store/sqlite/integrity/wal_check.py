@@ -75,15 +75,15 @@ def _inspect(log: BinaryIO, header: bytes, size: int) -> str | None:
         content = log.read(count * (_FRAME + page))
         count = len(content) // (_FRAME + page)
         rows = np.frombuffer(content, np.uint8, count * (_FRAME + page)).reshape(count, _FRAME + page)
-        heads = np.ascontiguousarray(rows[:, :_FRAME]).view(">u4")
+        frame_headers = np.ascontiguousarray(rows[:, :_FRAME]).view(">u4")
         if is_broken_at == 0 and first == 0:  # what the header says of its frames is in doubt as well
-            salts = int(heads[0][2]), int(heads[0][3])
+            salts = int(frame_headers[0][2]), int(frame_headers[0][3])
         sums = None
         if is_broken_at is None:
             sums = word_sums(np.concatenate((rows[:, :8], rows[:, _FRAME:]), axis=1), big=big)
         for index in range(count):
             number = first + index + 1
-            _, committed, frame_1, frame_2, *frame_sum = heads[index].tolist()
+            _, committed, frame_1, frame_2, *frame_sum = frame_headers[index].tolist()
             if is_broken_at is None:
                 assert sums is not None
                 state = sums[index].after(state)

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from tensormeter.server.store.models.points import Column, Newest, Points, newest
 from tensormeter.server.store.rules.totals import Totals
 
-__all__ = ["HeadView", "Layer", "Memtable", "Placed"]
+__all__ = ["BufferSnapshot", "Memtable", "MemtableSnapshot", "SeriesPoints"]
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class SeriesPoints:
     """Points, and the rows of the catalog that they belong to. `points` is not empty."""
 
     run: int
@@ -25,7 +25,7 @@ class Placed:
     points: Column
 
 
-class Memo:
+class TotalsCache:
     """What a reader has worked out about a head, for the next one: `value`, of the first `parts` of its parts."""
 
     __slots__ = ("value",)
@@ -35,7 +35,7 @@ class Memo:
 
 
 @dataclass(slots=True)
-class _Head:
+class _SeriesBuffer:
     """Points of one series, in order of arrival; `seqs` are the journal rows that they came in."""
 
     process: int
@@ -44,22 +44,22 @@ class _Head:
     seqs: list[int]
     n: int
     newest: Newest
-    memo: Memo = field(default_factory=Memo)
-    view: "HeadView | None" = None  # of what it holds now, if anybody has asked
+    totals_cache: TotalsCache = field(default_factory=TotalsCache)
+    snapshot: "BufferSnapshot | None" = None  # of what it holds now, if anybody has asked
 
 
 @dataclass(slots=True)
 class _Table:
     """Heads by run and series, and by metric, and the last journal row that went into them."""
 
-    runs: dict[int, dict[int, _Head]] = field(default_factory=dict)
-    metrics: dict[str, dict[int, tuple[int, _Head]]] = field(default_factory=dict)
+    runs: dict[int, dict[int, _SeriesBuffer]] = field(default_factory=dict)
+    metrics: dict[str, dict[int, tuple[int, _SeriesBuffer]]] = field(default_factory=dict)
     points: Counter[int] = field(default_factory=Counter)
     upto: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class HeadView:
+class BufferSnapshot:
     """What a head held at one moment."""
 
     run: int
@@ -68,23 +68,23 @@ class HeadView:
     parts: tuple[Column, ...]
     n: int
     newest: Newest
-    memo: Memo
+    totals_cache: TotalsCache
 
     def totals(self) -> Totals | None:
         """Of all parts; None if they are no numbers."""
-        done, known = self.memo.value or (0, None)
+        done, known = self.totals_cache.value or (0, None)
         if done < len(self.parts):
             fresh = [part for part in self.parts[done:] if isinstance(part, Points)]
             if not fresh:
                 return None
             added = Totals.of(Points.concat(fresh))
             known = added if known is None else Totals.merge((known, added))
-            self.memo.value = len(self.parts), known
+            self.totals_cache.value = len(self.parts), known
         return known
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class MemtableSnapshot:
     """Heads at one moment.
 
     Attributes:
@@ -94,7 +94,7 @@ class Layer:
     """
 
     upto: int
-    series: Mapping[int, HeadView]
+    series: Mapping[int, BufferSnapshot]
     points: Mapping[int, int]
 
 
@@ -111,7 +111,7 @@ class Memtable:
         self._lock = threading.Lock()
         self._active = _Table()
         self._frozen: _Table | None = None
-        self._folded = _Table()
+        self._flushed = _Table()
         self._floor = 0
         self._last = 0
 
@@ -120,51 +120,51 @@ class Memtable:
         with self._lock:
             self._floor = self._last = seq
 
-    def append(self, seq: int, arrivals: Iterable[Placed]) -> None:
+    def append(self, seq: int, arrivals: Iterable[SeriesPoints]) -> None:
         """Add what journal row `seq` holds."""
         with self._lock:
             table = self._active
             table.upto = self._last = seq
-            for placed in arrivals:
-                points = placed.points
-                table.points[placed.run] += len(points)
-                heads = table.runs.setdefault(placed.run, {})
-                head = heads.get(placed.series)
+            for located in arrivals:
+                points = located.points
+                table.points[located.run] += len(points)
+                buffers = table.runs.setdefault(located.run, {})
+                buffer = buffers.get(located.series)
                 last = newest(points)
-                if head is None:
-                    head = _Head(placed.process, placed.metric, [points], [seq], len(points), last)
-                    heads[placed.series] = head
-                    table.metrics.setdefault(placed.metric, {})[placed.series] = placed.run, head
+                if buffer is None:
+                    buffer = _SeriesBuffer(located.process, located.metric, [points], [seq], len(points), last)
+                    buffers[located.series] = buffer
+                    table.metrics.setdefault(located.metric, {})[located.series] = located.run, buffer
                     continue
-                head.parts.append(points)
-                head.seqs.append(seq)
-                head.n += len(points)
-                head.view = None
-                if last[0] > head.newest[0]:
-                    head.newest = last
+                buffer.parts.append(points)
+                buffer.seqs.append(seq)
+                buffer.n += len(points)
+                buffer.snapshot = None
+                if last[0] > buffer.newest[0]:
+                    buffer.newest = last
 
-    def freeze(self) -> Layer | None:
+    def freeze(self) -> MemtableSnapshot | None:
         """Everything that is to be folded next, or None if there is nothing. The same again until `discard`."""
         with self._lock:
             if self._frozen is None and self._active.upto:
                 self._frozen, self._active = self._active, _Table()
             if self._frozen is None:
                 return None
-            return _view(self._frozen, None, None)
+            return _snapshot_of_runs(self._frozen, None, None)
 
     def discard(self) -> None:
         """Forget the frozen table: it is in chunks now."""
         with self._lock:
             if self._frozen is not None:
-                self._floor = max(self._floor, self._folded.upto)
-                self._folded, self._frozen = self._frozen, None
+                self._floor = max(self._floor, self._flushed.upto)
+                self._flushed, self._frozen = self._frozen, None
 
-    def layers(
+    def snapshots(
         self,
         runs: Collection[int] | None = (),
         series: Collection[int] | None = None,
         metrics: Collection[str] | None = None,
-    ) -> list[Layer]:
+    ) -> list[MemtableSnapshot]:
         """What is in memory now, oldest first: heads of `runs` (None: all), and counts of all runs.
 
         Only of these `series`, if given; or, of all runs, only of these `metrics`.
@@ -174,7 +174,7 @@ class Memtable:
         """
         with self._lock:
             return [
-                _view(table, runs, series) if metrics is None else _view_metrics(table, metrics)
+                _snapshot_of_runs(table, runs, series) if metrics is None else _snapshot_of_metrics(table, metrics)
                 for table in (self._frozen, self._active)
                 if table is not None and table.upto
             ]
@@ -192,9 +192,9 @@ class Memtable:
                 return None
             found: dict[int, tuple[Column, ...]] = {}
             for table in self._tables(after):
-                for row, head in table.runs.get(run, {}).items():
-                    if head.seqs[-1] > after and (series is None or row in series):
-                        new = tuple(part for part, seq in zip(head.parts, head.seqs, strict=True) if seq > after)
+                for row, buffer in table.runs.get(run, {}).items():
+                    if buffer.seqs[-1] > after and (series is None or row in series):
+                        new = tuple(part for part, seq in zip(buffer.parts, buffer.seqs, strict=True) if seq > after)
                         found[row] = found.get(row, ()) + new
             return found
 
@@ -206,7 +206,7 @@ class Memtable:
             found: dict[int, set[str]] = {}
             for table in self._tables(after):
                 for run in table.runs if runs is None else runs:
-                    names = {head.metric for head in table.runs.get(run, {}).values() if head.seqs[-1] > after}
+                    names = {buffer.metric for buffer in table.runs.get(run, {}).values() if buffer.seqs[-1] > after}
                     if names:
                         found.setdefault(run, set()).update(names)
             return found
@@ -217,30 +217,32 @@ class Memtable:
             return self._active.points.total() + (self._frozen.points.total() if self._frozen else 0)
 
     def _tables(self, after: int) -> list[_Table]:
-        tables = (self._folded, self._frozen, self._active)
+        tables = (self._flushed, self._frozen, self._active)
         return [table for table in tables if table is not None and table.upto > after]
 
 
-def _view(table: _Table, runs: Iterable[int] | None, wanted: Collection[int] | None) -> Layer:
-    heads = {
-        series: _view_head(run, head)
+def _snapshot_of_runs(table: _Table, runs: Iterable[int] | None, wanted: Collection[int] | None) -> MemtableSnapshot:
+    buffers = {
+        series: _snapshot_of_buffer(run, buffer)
         for run in (table.runs if runs is None else runs)
-        for series, head in table.runs.get(run, {}).items()
+        for series, buffer in table.runs.get(run, {}).items()
         if wanted is None or series in wanted
     }
-    return Layer(table.upto, heads, dict(table.points))
+    return MemtableSnapshot(table.upto, buffers, dict(table.points))
 
 
-def _view_metrics(table: _Table, metrics: Iterable[str]) -> Layer:
-    heads = {
-        series: _view_head(run, head)
+def _snapshot_of_metrics(table: _Table, metrics: Iterable[str]) -> MemtableSnapshot:
+    buffers = {
+        series: _snapshot_of_buffer(run, buffer)
         for metric in metrics
-        for series, (run, head) in table.metrics.get(metric, {}).items()
+        for series, (run, buffer) in table.metrics.get(metric, {}).items()
     }
-    return Layer(table.upto, heads, dict(table.points))
+    return MemtableSnapshot(table.upto, buffers, dict(table.points))
 
 
-def _view_head(run: int, head: _Head) -> HeadView:
-    if head.view is None:
-        head.view = HeadView(run, head.process, head.metric, tuple(head.parts), head.n, head.newest, head.memo)
-    return head.view
+def _snapshot_of_buffer(run: int, buffer: _SeriesBuffer) -> BufferSnapshot:
+    if buffer.snapshot is None:
+        buffer.snapshot = BufferSnapshot(
+            run, buffer.process, buffer.metric, tuple(buffer.parts), buffer.n, buffer.newest, buffer.totals_cache
+        )
+    return buffer.snapshot

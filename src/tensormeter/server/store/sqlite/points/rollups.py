@@ -22,26 +22,32 @@ from tensormeter.server.store.models.points import Points, steps_at
 from tensormeter.server.store.models.rollup_blocks import BLOCK_POINTS, FIRST, LAST, Blocks
 from tensormeter.server.store.models.series import NO_GAPS, Selection, Thinned
 from tensormeter.server.store.rules.limits import check_limit
-from tensormeter.server.store.sqlite.integrity.damage import leaving_out
+from tensormeter.server.store.sqlite.integrity.damage import skip_damaged
 from tensormeter.server.store.sqlite.integrity.seals import checksum, verify
 from tensormeter.server.store.sqlite.points import segments
-from tensormeter.server.store.sqlite.points.memtable import Layer
-from tensormeter.server.store.sqlite.points.segment_rows import CHUNK, Span, chunk_of, find_chunks, spans
-from tensormeter.server.store.sqlite.points.segments import compress_words, decode_chunk, decompress_words
+from tensormeter.server.store.sqlite.points.memtable import MemtableSnapshot
+from tensormeter.server.store.sqlite.points.segment_rows import (
+    SEGMENT_COLUMNS,
+    Span,
+    find_segments,
+    parse_segment,
+    spans,
+)
+from tensormeter.server.store.sqlite.points.segments import compress_words, decode_segment, decompress_words
 from tensormeter.server.store.sqlite.points.series_reader import SeriesRow
 
-__all__ = ["Unsampled", "find_unsampled", "read_thinned", "sample_chunks"]
+__all__ = ["SegmentKey", "build_rollups", "find_missing_rollups", "read_thinned"]
 
 _JOINED: Final = 8
 """Fine blocks in a coarse one."""
 
-SAMPLE: Final = "chunk, step_min, step_max, ascending, coarse, fine, seal, coarse_seal, fine_seal"
+ROLLUP_COLUMNS: Final = "chunk, step_min, step_max, ascending, coarse, fine, seal, coarse_seal, fine_seal"
 """Columns of the table `sample`."""
 
 _CACHED: Final = 4
 """Chunks of steps that are kept decoded: metrics of a process were folded together, so they share them."""
 
-Unsampled = tuple[int, int]
+SegmentKey = tuple[int, int]
 """(series, order within the series) of a full chunk of numbers without samples."""
 
 
@@ -49,7 +55,7 @@ Unsampled = tuple[int, int]
 class _Full:
     """A full chunk that has samples. `steps`: the lowest and the highest, if all points have one."""
 
-    chunk: int
+    segment: int
     seq: int
     n: int
     times: tuple[int, int]
@@ -61,27 +67,27 @@ class _UnorderedError(Exception):
     """Steps are not in the order of time, or not plain: only points can say."""
 
 
-def find_unsampled(connection: sqlite3.Connection) -> list[Unsampled]:
+def find_missing_rollups(connection: sqlite3.Connection) -> list[SegmentKey]:
     """Full chunks of numbers without samples, as older versions and kills leave them."""
     rows = connection.execute(
         "SELECT chunk.series, chunk.seq FROM chunk LEFT JOIN sample ON sample.chunk = chunk.id"
         " WHERE chunk.n >= ? AND sample.chunk IS NULL ORDER BY chunk.series, chunk.seq",
-        (segments.CHUNK_POINTS,),
+        (segments.SEGMENT_POINTS,),
     )
     return [(series, seq) for series, seq in rows]
 
 
-def sample_chunks(connection: sqlite3.Connection, wanted: Sequence[Unsampled]) -> list[tuple[object, ...]]:
+def build_rollups(connection: sqlite3.Connection, wanted: Sequence[SegmentKey]) -> list[tuple[object, ...]]:
     """Rows for the table `sample`, of those chunks that are still there; writes nothing."""
     found: list[tuple[object, ...]] = []
     steps: _Steps | None = None
     for series, seq in wanted:
         row = connection.execute(
-            f"SELECT id, {CHUNK} FROM chunk WHERE series = ? AND seq = ?", (series, seq)
+            f"SELECT id, {SEGMENT_COLUMNS} FROM chunk WHERE series = ? AND seq = ?", (series, seq)
         ).fetchone()
-        if row is None or not (chunk := chunk_of(row[1:])).is_full:
+        if row is None or not (segment := parse_segment(row[1:])).is_full:
             continue
-        points = decode_chunk(chunk)
+        points = decode_segment(segment)
         process = _process_of(connection, series)
         if steps is None or steps.process != process:
             steps = _Steps(connection, (), process)
@@ -103,20 +109,20 @@ def sample_chunks(connection: sqlite3.Connection, wanted: Sequence[Unsampled]) -
     return found
 
 
-def insert_samples(connection: sqlite3.Connection, rows: Sequence[tuple[object, ...]]) -> None:
-    """Write what `sample_chunks` made; inside the caller's transaction.
+def insert_rollups(connection: sqlite3.Connection, rows: Sequence[tuple[object, ...]]) -> None:
+    """Write what `build_rollups` made; inside the caller's transaction.
 
     A chunk that has been removed meanwhile is passed over.
     """
     connection.executemany(
-        f"INSERT OR REPLACE INTO sample ({SAMPLE}) SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9 WHERE EXISTS (SELECT 1 FROM chunk WHERE id = ?1)",
+        f"INSERT OR REPLACE INTO sample ({ROLLUP_COLUMNS}) SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9 WHERE EXISTS (SELECT 1 FROM chunk WHERE id = ?1)",
         rows,
     )
 
 
 def read_thinned(
     connection: sqlite3.Connection,
-    layers: Sequence[Layer],
+    snapshots: Sequence[MemtableSnapshot],
     rows: Sequence[SeriesRow],
     window: PointRange,
     selection: Selection,
@@ -131,16 +137,16 @@ def read_thinned(
     """
     for row in rows:
         selection.check()
-        if _is_sampled(connection, row[0]):
+        if _has_rollups(connection, row[0]):
             break
     else:
         return None
-    thinner = _Thinner(connection, layers, window, blocks, selection.limit - sum(map(len, gaps.values())))
+    thinner = _Thinner(connection, snapshots, window, blocks, selection.limit - sum(map(len, gaps.values())))
     try:
         found: list[Thinned] = []
         for row in rows:
             selection.check()
-            with leaving_out(connection, selection.damaged):
+            with skip_damaged(connection, selection.damaged):
                 found += [replace(one, gaps=gaps.get(row[0], NO_GAPS)) for one in thinner.series(row)]
         return found
     except _UnorderedError:
@@ -151,10 +157,15 @@ class _Thinner:
     """Reads series one after another, within one limit."""
 
     def __init__(
-        self, connection: sqlite3.Connection, layers: Sequence[Layer], window: PointRange, blocks: int, limit: int
+        self,
+        connection: sqlite3.Connection,
+        snapshots: Sequence[MemtableSnapshot],
+        window: PointRange,
+        blocks: int,
+        limit: int,
     ) -> None:
         self._connection = connection
-        self._layers = layers
+        self._layers = snapshots
         self._window = window
         self._blocks = blocks
         self._limit = limit
@@ -168,9 +179,9 @@ class _Thinner:
         if self._window.by_step and steps is None:
             return
         window = self._window if steps is not None else replace(self._window, begins={})
-        full, loose = self._divide(series, process, window)
+        full, loose = self._select_segments(series, process, window)
         points = self._read(series, loose, metric)
-        full, points = self._apart(series, full, points, metric)
+        full, points = self._split_overlapping(series, full, points, metric)
         stepped: NDArray[np.int64] | None = None
         if steps is not None:
             logged, known = steps.at(points.times)
@@ -199,7 +210,7 @@ class _Thinner:
             raise _UnorderedError
         return self._steps if self._steps.any() else None
 
-    def _divide(self, series: int, process: str, window: PointRange) -> tuple[list[_Full], list[int]]:
+    def _select_segments(self, series: int, process: str, window: PointRange) -> tuple[list[_Full], list[int]]:
         """Full chunks that are wanted as a whole and lie apart; order numbers of those that must be looked into."""
         full: list[_Full] = []
         loose: list[int] = []
@@ -210,11 +221,11 @@ class _Thinner:
             (series,),
         ).fetchall()
         known = {span.seq: span for span in spans(self._connection, series)}
-        for chunk, seq, n, t_min, t_max, sampled, step_min, step_max, ascending, chunk_seal, seal in rows:
+        for segment, seq, n, t_min, t_max, sampled, step_min, step_max, ascending, segment_seal, seal in rows:
             if known.pop(seq, None) != Span(seq, n, t_min, t_max):
                 raise DamagedError(f"chunk {seq} of series {series}: it is not where the index has it", series=series)
             if sampled is not None:
-                about = (chunk, series, seq, chunk_seal, step_min, step_max, ascending)
+                about = (segment, series, seq, segment_seal, step_min, step_max, ascending)
                 verify(f"samples of chunk {seq} of series {series}", seal, *about, series=series)
             steps = None if step_min is None else (step_min, step_max)
             taken = window.takes(process, (t_min, t_max), steps)
@@ -223,7 +234,7 @@ class _Thinner:
             if not taken or sampled is None:
                 loose.append(seq)
                 continue
-            one = _Full(chunk, seq, n, (t_min, t_max), steps, bool(ascending))
+            one = _Full(segment, seq, n, (t_min, t_max), steps, bool(ascending))
             total += n
             while full and full[-1].times[1] >= t_min:
                 # Of two that overlap, the one that is longer in time is looked into: few points of it are far from the others.
@@ -240,7 +251,9 @@ class _Thinner:
             return [], loose + [one.seq for one in full]
         return full, loose
 
-    def _apart(self, series: int, full: Sequence[_Full], points: Points, metric: str) -> tuple[list[_Full], Points]:
+    def _split_overlapping(
+        self, series: int, full: Sequence[_Full], points: Points, metric: str
+    ) -> tuple[list[_Full], Points]:
         """Those full chunks between whose times there are no points, and the points with those of the others."""
         apart: list[_Full] = []
         mixed: list[_Full] = []
@@ -248,18 +261,18 @@ class _Thinner:
             first, last = np.searchsorted(points.times, [one.times[0], one.times[1] + 1])
             (mixed if last > first else apart).append(one)
         if mixed:
-            stored = self._read(series, [one.seq for one in mixed], metric, heads=False)
+            stored = self._read(series, [one.seq for one in mixed], metric, buffers=False)
             points = Points.concat([stored, points]).distinct()
         return apart, points
 
-    def _read(self, series: int, seqs: Sequence[int], metric: str, *, heads: bool = True) -> Points:
-        held = [layer.series[series] for layer in self._layers if series in layer.series] if heads else []
+    def _read(self, series: int, seqs: Sequence[int], metric: str, *, buffers: bool = True) -> Points:
+        held = [snapshot.series[series] for snapshot in self._layers if series in snapshot.series] if buffers else []
         asked = {*seqs}
         wanted = [span for span in spans(self._connection, series) if span.seq in asked]
-        self._looked_at += sum(span.n for span in wanted) + sum(head.n for head in held)
+        self._looked_at += sum(span.n for span in wanted) + sum(buffer.n for buffer in held)
         check_limit(self._looked_at, self._limit, [metric])
-        parts = [decode_chunk(chunk) for chunk in find_chunks(self._connection, series, wanted)]
-        parts += [part for head in held for part in head.parts if isinstance(part, Points)]
+        parts = [decode_segment(segment) for segment in find_segments(self._connection, series, wanted)]
+        parts += [part for buffer in held for part in buffer.parts if isinstance(part, Points)]
         return Points.concat(parts).distinct()
 
     def _join(self, series: int, full: Sequence[_Full], points: Points, steps: NDArray[np.int64] | None) -> Blocks:
@@ -268,7 +281,7 @@ class _Thinner:
         if by_step and not all(one.ascending for one in full):
             raise _UnorderedError
         coarse = sum(one.n for one in full) >= self._blocks * BLOCK_POINTS * _JOINED
-        parts = [_read_blocks(self._connection, series, [one.chunk for one in full], coarse=coarse)]
+        parts = [_read_blocks(self._connection, series, [one.segment for one in full], coarse=coarse)]
         edges = np.searchsorted(points.times, [one.times[0] for one in full])
         size = BLOCK_POINTS * (_JOINED if coarse else 1)
         for index in np.split(np.arange(len(points)), edges):
@@ -292,7 +305,7 @@ class _Steps:
         ambiguous: Several series say what step it is.
     """
 
-    def __init__(self, connection: sqlite3.Connection, layers: Sequence[Layer], process: int) -> None:
+    def __init__(self, connection: sqlite3.Connection, snapshots: Sequence[MemtableSnapshot], process: int) -> None:
         self.process = process
         self._connection = connection
         rows = connection.execute(
@@ -306,13 +319,13 @@ class _Steps:
         parts: list[Points] = []
         if self._series is not None:
             self._spans = {span.seq: span for span in spans(connection, self._series)}
-            held = [layer.series[self._series] for layer in layers if self._series in layer.series]
-            parts = [part for head in held for part in head.parts if isinstance(part, Points)]
-        self._heads = Points.concat(parts).distinct()
+            held = [snapshot.series[self._series] for snapshot in snapshots if self._series in snapshot.series]
+            parts = [part for buffer in held for part in buffer.parts if isinstance(part, Points)]
+        self._memtable = Points.concat(parts).distinct()
 
     def any(self) -> bool:
         """Whether there are any steps."""
-        return bool(self._spans) or len(self._heads) > 0
+        return bool(self._spans) or len(self._memtable) > 0
 
     def at(self, times: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """See `steps_at`; `times` ascend. Raises _UnorderedError: there are steps that are no integers."""
@@ -320,21 +333,21 @@ class _Steps:
         for span in self._spans.values():
             index = int(np.searchsorted(times, span.t_min))
             if index < len(times) and times[index] <= span.t_max:
-                parts.append(self._chunk(span))
+                parts.append(self._segment(span))
         if len(times):
-            first, last = np.searchsorted(self._heads.times, [times[0], times[-1] + 1])
-            parts.append(self._heads[first:last])
+            first, last = np.searchsorted(self._memtable.times, [times[0], times[-1] + 1])
+            parts.append(self._memtable[first:last])
         steps = Points.concat(parts).distinct()
         if not steps.integers.all():
             raise _UnorderedError
         return steps_at(steps, times)
 
-    def _chunk(self, span: Span) -> Points:
+    def _segment(self, span: Span) -> Points:
         points = self._cache.get(span.seq)
         if points is None:
             assert self._series is not None
-            (chunk,) = find_chunks(self._connection, self._series, [span])
-            points = self._cache[span.seq] = decode_chunk(chunk)
+            (segment,) = find_segments(self._connection, self._series, [span])
+            points = self._cache[span.seq] = decode_segment(segment)
             if len(self._cache) > _CACHED:
                 self._cache.popitem(last=False)
         return points
@@ -344,9 +357,11 @@ def _read_blocks(connection: sqlite3.Connection, series: int, wanted: Sequence[i
     """The samples of some chunks of a series, not necessarily in their order."""
     name = "coarse" if coarse else "fine"
     by_size: dict[int, list[bytes]] = defaultdict(list)
-    for chunk in wanted:
-        blob, seal = connection.execute(f"SELECT {name}, {name}_seal FROM sample WHERE chunk = ?", (chunk,)).fetchone()
-        verify(f"samples of series {series}", seal, chunk, blob, series=series)
+    for segment in wanted:
+        blob, seal = connection.execute(
+            f"SELECT {name}, {name}_seal FROM sample WHERE chunk = ?", (segment,)
+        ).fetchone()
+        verify(f"samples of series {series}", seal, segment, blob, series=series)
         if not coarse:
             blob = decompress_words(blob)
         by_size[len(blob)].append(blob)
@@ -357,7 +372,7 @@ def _read_blocks(connection: sqlite3.Connection, series: int, wanted: Sequence[i
     )
 
 
-def _is_sampled(connection: sqlite3.Connection, series: int) -> bool:
+def _has_rollups(connection: sqlite3.Connection, series: int) -> bool:
     found = connection.execute(
         "SELECT EXISTS (SELECT 1 FROM chunk JOIN sample ON sample.chunk = chunk.id WHERE series = ?)", (series,)
     )
@@ -368,5 +383,5 @@ def _process_of(connection: sqlite3.Connection, series: int) -> int:
     return int(connection.execute("SELECT process FROM series WHERE id = ?", (series,)).fetchone()[0])
 
 
-def _duration(chunk: _Full) -> int:
-    return chunk.times[1] - chunk.times[0]
+def _duration(segment: _Full) -> int:
+    return segment.times[1] - segment.times[0]

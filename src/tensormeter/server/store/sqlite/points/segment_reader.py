@@ -8,18 +8,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensormeter.server.store.models.points import Blobs, Column, Points
-from tensormeter.server.store.sqlite.points.memtable import Layer
-from tensormeter.server.store.sqlite.points.segment_rows import find_chunks, spans
-from tensormeter.server.store.sqlite.points.segments import Segment, decode_blobs, decode_chunk
+from tensormeter.server.store.sqlite.points.memtable import MemtableSnapshot
+from tensormeter.server.store.sqlite.points.segment_rows import find_segments, spans
+from tensormeter.server.store.sqlite.points.segments import Segment, decode_blobs, decode_segment
 
-__all__ = ["chunk_points", "chunks", "count_points", "read_at", "read_points"]
+__all__ = ["count_points", "read_at", "read_points", "segment_points"]
 
 _BLOBS: Final = 3
 _FIRST_TIME: Final = 0
 _AFTER_LAST_TIME: Final = (1 << 63) - 1
 
 
-def chunks(connection: sqlite3.Connection, series: int, start: int | None, stop: int | None) -> Iterator[Segment]:
+def _find_segments_between(
+    connection: sqlite3.Connection, series: int, start: int | None, stop: int | None
+) -> Iterator[Segment]:
     """The chunks of a series that may hold points with start <= time < stop, in order of arrival.
 
     Raises:
@@ -27,17 +29,17 @@ def chunks(connection: sqlite3.Connection, series: int, start: int | None, stop:
     """
     low, high = _bounds(start, stop)
     wanted = [span for span in spans(connection, series) if span.t_max >= low and span.t_min < high]
-    return find_chunks(connection, series, wanted)
+    return find_segments(connection, series, wanted)
 
 
-def chunk_points(chunk: Segment) -> Column:
-    """The points of a chunk of any kind; errors as for `decode_chunk`."""
-    return decode_blobs(chunk) if chunk.kind == _BLOBS else decode_chunk(chunk)
+def segment_points(segment: Segment) -> Column:
+    """The points of a chunk of any kind; errors as for `decode_segment`."""
+    return decode_blobs(segment) if segment.kind == _BLOBS else decode_segment(segment)
 
 
 def read_points(
     connection: sqlite3.Connection,
-    layers: Sequence[Layer],
+    snapshots: Sequence[MemtableSnapshot],
     series: int,
     start: int | None = None,
     stop: int | None = None,
@@ -45,10 +47,10 @@ def read_points(
     numeric: bool = True,
 ) -> Column:
     """The points of a series with start <= time < stop, by time, each time once."""
-    parts = [chunk_points(chunk) for chunk in chunks(connection, series, start, stop)]
-    for layer in layers:
-        if series in layer.series:
-            parts.extend(layer.series[series].parts)
+    parts = [segment_points(segment) for segment in _find_segments_between(connection, series, start, stop)]
+    for snapshot in snapshots:
+        if series in snapshot.series:
+            parts.extend(snapshot.series[series].parts)
     points: Column = Points.concat(parts) if numeric else Blobs.concat(parts)  # type: ignore[arg-type]
     points = points.distinct()
     if start is None and stop is None:
@@ -59,7 +61,7 @@ def read_points(
 
 def count_points(
     connection: sqlite3.Connection,
-    layers: Sequence[Layer],
+    snapshots: Sequence[MemtableSnapshot],
     series: int,
     start: int | None = None,
     stop: int | None = None,
@@ -67,12 +69,12 @@ def count_points(
     """How many points `read_points` has to look at: no fewer than it returns. Raises DamagedError."""
     low, high = _bounds(start, stop)
     stored = sum(span.n for span in spans(connection, series) if span.t_max >= low and span.t_min < high)
-    return stored + sum(layer.series[series].n for layer in layers if series in layer.series)
+    return stored + sum(snapshot.series[series].n for snapshot in snapshots if series in snapshot.series)
 
 
 def read_at(
     connection: sqlite3.Connection,
-    layers: Sequence[Layer],
+    snapshots: Sequence[MemtableSnapshot],
     series: int,
     times: NDArray[np.int64],
 ) -> Points:
@@ -82,10 +84,10 @@ def read_at(
         index = int(np.searchsorted(times, span.t_min))
         if index < len(times) and times[index] <= span.t_max:
             wanted.append(span)
-    parts = [decode_chunk(chunk) for chunk in find_chunks(connection, series, wanted)]
-    for layer in layers:
-        if series in layer.series:
-            parts.extend(part for part in layer.series[series].parts if isinstance(part, Points))
+    parts = [decode_segment(segment) for segment in find_segments(connection, series, wanted)]
+    for snapshot in snapshots:
+        if series in snapshot.series:
+            parts.extend(part for part in snapshot.series[series].parts if isinstance(part, Points))
     return Points.concat(parts).distinct()
 
 

@@ -9,10 +9,19 @@ from tensormeter.server.store.models.errors import DamagedError
 from tensormeter.server.store.sqlite.integrity.seals import checksum, directory_of, verify
 from tensormeter.server.store.sqlite.points.segments import Segment
 
-__all__ = ["CHUNK", "Span", "chunk_of", "find_chunk", "find_chunks", "insert_chunks", "spans", "update_directory"]
+__all__ = [
+    "SEGMENT_COLUMNS",
+    "Span",
+    "find_segment",
+    "find_segments",
+    "insert_segments",
+    "parse_segment",
+    "spans",
+    "update_directory",
+]
 
-CHUNK: Final = "series, seq, n, t_min, t_max, kind, times, words, integers, seal"
-"""Columns that `chunk_of` takes."""
+SEGMENT_COLUMNS: Final = "series, seq, n, t_min, t_max, kind, times, words, integers, seal"
+"""Columns that `parse_segment` takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +34,8 @@ class Span:
     t_max: int
 
 
-def chunk_of(row: Sequence[object]) -> Segment:
-    """A chunk from the columns `CHUNK`.
+def parse_segment(row: Sequence[object]) -> Segment:
+    """A chunk from the columns `SEGMENT_COLUMNS`.
 
     Raises:
         DamagedError: It is not as it was written.
@@ -38,13 +47,15 @@ def chunk_of(row: Sequence[object]) -> Segment:
     return Segment(n, t_min, t_max, kind, times, words, integers, number)  # type: ignore[arg-type]
 
 
-def find_chunk(connection: sqlite3.Connection, series: int, seq: int) -> Segment | None:
+def find_segment(connection: sqlite3.Connection, series: int, seq: int) -> Segment | None:
     """One chunk, if it is there. Raises DamagedError."""
-    row = connection.execute(f"SELECT {CHUNK} FROM chunk WHERE series = ? AND seq = ?", (series, seq)).fetchone()
-    return None if row is None else chunk_of(row)
+    row = connection.execute(
+        f"SELECT {SEGMENT_COLUMNS} FROM chunk WHERE series = ? AND seq = ?", (series, seq)
+    ).fetchone()
+    return None if row is None else parse_segment(row)
 
 
-def find_chunks(connection: sqlite3.Connection, series: int, wanted: Sequence[Span]) -> Iterator[Segment]:
+def find_segments(connection: sqlite3.Connection, series: int, wanted: Sequence[Span]) -> Iterator[Segment]:
     """Some of `spans`, in their order.
 
     Raises:
@@ -53,24 +64,25 @@ def find_chunks(connection: sqlite3.Connection, series: int, wanted: Sequence[Sp
     if not wanted:
         return
     first, last = wanted[0].seq, wanted[-1].seq
-    run: Iterator[Segment | None] = (find_chunk(connection, series, span.seq) for span in wanted)
+    run: Iterator[Segment | None] = (find_segment(connection, series, span.seq) for span in wanted)
     if last - first + 1 == len(wanted):
         rows = connection.execute(
-            f"SELECT {CHUNK} FROM chunk WHERE series = ? AND seq BETWEEN ? AND ? ORDER BY seq", (series, first, last)
+            f"SELECT {SEGMENT_COLUMNS} FROM chunk WHERE series = ? AND seq BETWEEN ? AND ? ORDER BY seq",
+            (series, first, last),
         )
-        run = map(chunk_of, rows)
+        run = map(parse_segment, rows)
     for span in wanted:
-        chunk = next(run, None)
-        if chunk is None or (chunk.n, chunk.t_min, chunk.t_max) != (span.n, span.t_min, span.t_max):
+        segment = next(run, None)
+        if segment is None or (segment.n, segment.t_min, segment.t_max) != (span.n, span.t_min, span.t_max):
             raise DamagedError(f"chunk {span.seq} of series {series}: it is not where the index has it", series=series)
-        yield chunk
+        yield segment
 
 
-def insert_chunks(connection: sqlite3.Connection, rows: Iterable[tuple[int, int, Segment]]) -> None:
+def insert_segments(connection: sqlite3.Connection, rows: Iterable[tuple[int, int, Segment]]) -> None:
     """Write chunks, each with its series and its order number in it; inside the caller's transaction."""
     columns = [(series, seq, c.n, c.t_min, c.t_max, c.kind, c.times, c.words, c.integers) for series, seq, c in rows]
     connection.executemany(
-        f"INSERT INTO chunk ({CHUNK}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        f"INSERT INTO chunk ({SEGMENT_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [(*row, checksum(*row)) for row in columns],
     )
 

@@ -18,20 +18,20 @@ from tensormeter.server.store.models.errors import DamagedError
 from tensormeter.server.store.models.points import Blobs, Column, Points
 
 __all__ = [
-    "CHUNK_POINTS",
+    "SEGMENT_POINTS",
     "Segment",
     "compress_words",
     "decode_blobs",
-    "decode_chunk",
+    "decode_segment",
     "decompress_words",
-    "encode_chunk",
-    "full_chunk",
+    "encode_segment",
+    "segment_capacity",
 ]
 
-CHUNK_POINTS: Final = 65_536
+SEGMENT_POINTS: Final = 65_536
 """Points in one chunk, at most: half a MiB of words, decoded in about a millisecond."""
 
-CHUNK_BLOBS: Final = 1024
+SEGMENT_BLOBS: Final = 1024
 """Distributions in one chunk, at most: some hundred bytes each."""
 
 _FLOATS, _INTEGERS, _MIXED, _BLOBS = 0, 1, 2, 3
@@ -67,16 +67,16 @@ class Segment:
     @property
     def is_full(self) -> bool:
         """Whether it has as many numbers as a chunk takes: it will never change."""
-        return self.kind != _BLOBS and self.n >= CHUNK_POINTS
+        return self.kind != _BLOBS and self.n >= SEGMENT_POINTS
 
 
-def full_chunk(points: Column) -> int:
+def segment_capacity(points: Column) -> int:
     """How many points of this kind a chunk takes."""
-    return CHUNK_BLOBS if isinstance(points, Blobs) else CHUNK_POINTS
+    return SEGMENT_BLOBS if isinstance(points, Blobs) else SEGMENT_POINTS
 
 
-def encode_chunk(points: Column) -> Segment:
-    """Encode 1 to `full_chunk` points, which must be by ascending time."""
+def encode_segment(points: Column) -> Segment:
+    """Encode 1 to `segment_capacity` points, which must be by ascending time."""
     kind, words, integers = _BLOBS, b"", b""
     if isinstance(points, Blobs):
         lengths = np.array([len(blob) for blob in points.blobs], "<u4")
@@ -98,49 +98,49 @@ def encode_chunk(points: Column) -> Segment:
     )
 
 
-def decode_chunk(chunk: Segment) -> Points:
+def decode_segment(segment: Segment) -> Points:
     """The numbers of a chunk, bit for bit.
 
     Raises:
         DamagedError: The bytes are not such a chunk.
     """
-    with _about(chunk):
-        words = _decompress(chunk.words, chunk.n)
-        if chunk.kind == _MIXED:
-            packed = np.frombuffer(_inflate(chunk.integers, (chunk.n + 7) // 8), np.uint8)
-            integers = np.unpackbits(packed, count=chunk.n).view(np.bool_)
+    with _about(segment):
+        words = _decompress(segment.words, segment.n)
+        if segment.kind == _MIXED:
+            packed = np.frombuffer(_inflate(segment.integers, (segment.n + 7) // 8), np.uint8)
+            integers = np.unpackbits(packed, count=segment.n).view(np.bool_)
         else:
-            integers = np.full(chunk.n, chunk.kind == _INTEGERS)
-        return Points(_times(chunk), words, integers)
+            integers = np.full(segment.n, segment.kind == _INTEGERS)
+        return Points(_times(segment), words, integers)
 
 
-def decode_blobs(chunk: Segment) -> Blobs:
-    """The distributions of a chunk; errors as for `decode_chunk`."""
-    with _about(chunk):
-        packed = _inflate(chunk.words, None)
-        lengths = np.frombuffer(packed[: 4 * chunk.n], "<u4")
-        ends = np.cumsum(lengths, dtype=np.int64) + 4 * chunk.n
-        if len(lengths) != chunk.n or ends[-1] != len(packed):
+def decode_blobs(segment: Segment) -> Blobs:
+    """The distributions of a chunk; errors as for `decode_segment`."""
+    with _about(segment):
+        packed = _inflate(segment.words, None)
+        lengths = np.frombuffer(packed[: 4 * segment.n], "<u4")
+        ends = np.cumsum(lengths, dtype=np.int64) + 4 * segment.n
+        if len(lengths) != segment.n or ends[-1] != len(packed):
             raise DamagedError("a chunk: lengths")
         starts = ends - lengths
         pairs = zip(starts.tolist(), ends.tolist(), strict=True)
-        return Blobs.of(_times(chunk), [packed[start:end] for start, end in pairs])
+        return Blobs.of(_times(segment), [packed[start:end] for start, end in pairs])
 
 
-def _times(chunk: Segment) -> NDArray[np.int64]:
-    times: NDArray[np.int64] = np.cumsum(_decompress(chunk.times, chunk.n)) + chunk.t_min
-    if len(times) and times[-1] != chunk.t_max:
+def _times(segment: Segment) -> NDArray[np.int64]:
+    times: NDArray[np.int64] = np.cumsum(_decompress(segment.times, segment.n)) + segment.t_min
+    if len(times) and times[-1] != segment.t_max:
         raise DamagedError("a chunk: its last time")
     return times
 
 
 @contextmanager
-def _about(chunk: Segment) -> Iterator[None]:
+def _about(segment: Segment) -> Iterator[None]:
     """Say in errors whose chunk it is."""
     try:
         yield
     except DamagedError as error:
-        raise DamagedError(str(error), series=chunk.series) from None
+        raise DamagedError(str(error), series=segment.series) from None
 
 
 def compress_words(words: NDArray[np.int64]) -> bytes:
@@ -149,7 +149,7 @@ def compress_words(words: NDArray[np.int64]) -> bytes:
 
 
 def decompress_words(blob: bytes) -> bytes:
-    """The bytes of what `compress_words` was given; errors as for `decode_chunk`."""
+    """The bytes of what `compress_words` was given; errors as for `decode_segment`."""
     planes = np.frombuffer(_inflate(blob, None), np.uint8)
     if len(planes) % 8:
         raise DamagedError("samples: length")

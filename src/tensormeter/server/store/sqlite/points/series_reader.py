@@ -14,10 +14,10 @@ from tensormeter.server.store.models.points import Blobs, Column, Points
 from tensormeter.server.store.models.runs import ProcessAttempt
 from tensormeter.server.store.models.series import NO_GAPS, Selection, Series
 from tensormeter.server.store.rules.limits import check_limit
-from tensormeter.server.store.sqlite.integrity.damage import leaving_out
+from tensormeter.server.store.sqlite.integrity.damage import skip_damaged
 from tensormeter.server.store.sqlite.integrity.seals import PROCESS, SERIES
 from tensormeter.server.store.sqlite.points.gaps import read_gaps
-from tensormeter.server.store.sqlite.points.memtable import Layer
+from tensormeter.server.store.sqlite.points.memtable import MemtableSnapshot
 from tensormeter.server.store.sqlite.points.segment_reader import count_points, read_points
 
 __all__ = ["SeriesRow", "find_attempts", "find_series", "new_series", "read_series"]
@@ -38,7 +38,7 @@ def find_series(connection: sqlite3.Connection, run: int, selection: Selection) 
     known: set[int] = set()
     for *row, process in rows:
         series, number, metric, kind, scope, attributes, unit, *_ = row
-        with leaving_out(connection, selection.damaged):
+        with skip_damaged(connection, selection.damaged):
             SERIES.verify(row, f"the row of series {series}", series=series)
             if number not in known:
                 about = connection.execute(
@@ -71,7 +71,7 @@ def find_attempts(connection: sqlite3.Connection, run: int) -> tuple[dict[str, P
 
 def read_series(
     connection: sqlite3.Connection,
-    layers: Sequence[Layer],
+    snapshots: Sequence[MemtableSnapshot],
     rows: Sequence[SeriesRow],
     selection: Selection,
 ) -> list[Series]:
@@ -85,8 +85,8 @@ def read_series(
     sound: list[SeriesRow] = []
     for row in rows:
         selection.check()
-        with leaving_out(connection, selection.damaged):
-            total += count_points(connection, layers, row[0], start, stop)
+        with skip_damaged(connection, selection.damaged):
+            total += count_points(connection, snapshots, row[0], start, stop)
             sound.append(row)
     check_limit(total, selection.limit, {row[2] for row in rows})
     gaps: Mapping[int, NDArray[np.int64]] = {}
@@ -96,8 +96,8 @@ def read_series(
     found = []
     for row in sound:
         selection.check()
-        with leaving_out(connection, selection.damaged):
-            points = read_points(connection, layers, row[0], start, stop, numeric=selection.numeric)
+        with skip_damaged(connection, selection.damaged):
+            points = read_points(connection, snapshots, row[0], start, stop, numeric=selection.numeric)
             if len(points):
                 found.append(replace(_series(row, points), gaps=gaps.get(row[0], NO_GAPS)))
     return found

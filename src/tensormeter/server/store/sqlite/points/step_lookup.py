@@ -8,25 +8,25 @@ from numpy.typing import NDArray
 
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.server.store.models.points import Points, steps_at
-from tensormeter.server.store.sqlite.points.memtable import Layer
+from tensormeter.server.store.sqlite.points.memtable import MemtableSnapshot
 from tensormeter.server.store.sqlite.points.segment_reader import read_at
 
-__all__ = ["StepFinder"]
+__all__ = ["StepLookup"]
 
 
-class StepFinder:
+class StepLookup:
     """Looks up single steps, first in memory, then in chunks. For one snapshot and one thread."""
 
-    def __init__(self, connection: sqlite3.Connection, layers: Sequence[Layer]) -> None:
+    def __init__(self, connection: sqlite3.Connection, snapshots: Sequence[MemtableSnapshot]) -> None:
         self._connection = connection
-        self._layers = layers
+        self._layers = snapshots
         self._rows: dict[int, list[int]] = {}
         self._memory: dict[int, Points] = {}
-        self._heads: dict[int, list[int]] = {}
-        for layer in layers:
-            for series, head in layer.series.items():
-                if head.metric == STEP_METRIC:
-                    self._heads.setdefault(head.process, []).append(series)
+        self._memtable: dict[int, list[int]] = {}
+        for snapshot in snapshots:
+            for series, buffer in snapshot.series.items():
+                if buffer.metric == STEP_METRIC:
+                    self._memtable.setdefault(buffer.process, []).append(series)
 
     def at(self, process: int, time: int) -> int | None:
         """The step at exactly this time, or None."""
@@ -44,10 +44,10 @@ class StepFinder:
         if points is None:
             parts = [
                 part
-                for layer in self._layers
-                for series in self._heads.get(process, ())
-                if series in layer.series
-                for part in layer.series[series].parts
+                for snapshot in self._layers
+                for series in self._memtable.get(process, ())
+                if series in snapshot.series
+                for part in snapshot.series[series].parts
                 if isinstance(part, Points)
             ]
             points = self._memory[process] = Points.concat(parts).distinct()

@@ -12,7 +12,7 @@ from tensormeter.server.store.rules import limits
 from tensormeter.server.store.rules.ingest_series import Arrival
 from tensormeter.server.store.rules.resource_identity import Source
 from tensormeter.server.store.sqlite.integrity.seals import RUN_TALLY
-from tensormeter.server.store.sqlite.points.memtable import Placed
+from tensormeter.server.store.sqlite.points.memtable import SeriesPoints
 
 __all__ = ["Catalog", "find_run"]
 
@@ -47,7 +47,7 @@ class Catalog:
         self._connection = connection
         self._processes: dict[tuple[str, str, str], _Process] = {}
         self._series: dict[tuple[int, str, str, str, str], int] = {}
-        self._beginnings: dict[tuple[str, str, str], tuple[int, int]] = {}
+        self._first_steps: dict[tuple[str, str, str], tuple[int, int]] = {}
         self._known_tombstones: dict[tuple[str, str], _Tombstone] | None = None
 
     def forget(self, connection: sqlite3.Connection | None = None) -> None:
@@ -58,7 +58,7 @@ class Catalog:
         """
         self._processes.clear()
         self._series.clear()
-        self._beginnings.clear()
+        self._first_steps.clear()
         self._known_tombstones = None
         self._connection = connection or self._connection
 
@@ -80,7 +80,7 @@ class Catalog:
             starts: Whether it says that the run starts, which brings a deleted one back.
             points: Whether it sent points.
         """
-        if self._is_dead(source, times[0], starts=starts):
+        if self._is_deleted(source, times[0], starts=starts):
             return None
         time, newest = times
         key = (source.project, source.run_id, source.process)
@@ -111,7 +111,7 @@ class Catalog:
         self._processes[key] = _Process(run, process, source.name, source.resource)
         return run, process
 
-    def note_beginnings(self, arrivals: Iterable[Arrival], seq: int) -> None:
+    def record_first_steps(self, arrivals: Iterable[Arrival], seq: int) -> None:
         """Remember where processes of later attempts begin, and the journal row that said so."""
         for arrival in arrivals:
             source = arrival.source
@@ -121,7 +121,7 @@ class Catalog:
             if found is None:
                 continue
             key = (source.project, source.run_id, source.process)
-            known = self._beginnings.get(key)
+            known = self._first_steps.get(key)
             if known is None or found[0] < known[0] or found[1] < known[1]:
                 row = self._connection.execute(
                     "UPDATE process SET first_step = min(ifnull(first_step, ?1), ?1), began = min(ifnull(began, ?2), ?2),"
@@ -130,7 +130,7 @@ class Catalog:
                     (*found, seq, *key),
                 ).fetchone()
                 if row is not None:
-                    self._beginnings[key] = row
+                    self._first_steps[key] = row
 
     def series(self, run: int, process: int, arrival: Arrival) -> int | None:
         """The row of a series, or None if the run has too many to get another."""
@@ -150,11 +150,11 @@ class Catalog:
         assert created is not None
         return self._remember_series(process, arrival, created)
 
-    def place(self, seq: int, arrivals: Iterable[Arrival], homeless: list[Arrival]) -> Iterable[Placed]:
+    def place(self, seq: int, arrivals: Iterable[Arrival], orphans: list[Arrival]) -> Iterable[SeriesPoints]:
         """Arrivals of journal row `seq` at their rows: what a replay needs.
 
         Those of deleted runs, and of series that their run had no room for, are left out. Others whose rows are not there are
-        appended to `homeless`: the catalog is damaged.
+        appended to `orphans`: the catalog is damaged.
         """
         for arrival in arrivals:
             source = arrival.source
@@ -169,18 +169,18 @@ class Catalog:
                     key,
                 ).fetchone()
                 if row is None:
-                    homeless.append(arrival)
+                    orphans.append(arrival)
                     continue
                 # No name and resource: whatever is sent next is written to the rows.
                 self._processes[key] = _Process(row[0], row[1], "", "")
             known = self._processes[key]
             series = self._find_series(known.process, arrival)
             if series is not None:
-                yield Placed(known.run, known.process, series, arrival.metric, arrival.points)
-            elif not self._is_crowded(known.run):
-                homeless.append(arrival)
+                yield SeriesPoints(known.run, known.process, series, arrival.metric, arrival.points)
+            elif not self._is_full(known.run):
+                orphans.append(arrival)
 
-    def _is_crowded(self, run: int) -> bool:
+    def _is_full(self, run: int) -> bool:
         """Whether a run can have no more series."""
         row = self._connection.execute("SELECT series FROM run WHERE id = ?", (run,)).fetchone()
         return row is not None and row[0] >= limits.MAX_SERIES_PER_RUN
@@ -203,7 +203,7 @@ class Catalog:
             self._known_tombstones = {(row[0], row[1]): _Tombstone(row[2], row[3], bool(row[4])) for row in rows}
         return self._known_tombstones
 
-    def _is_dead(self, source: Source, time: int, *, starts: bool) -> bool:
+    def _is_deleted(self, source: Source, time: int, *, starts: bool) -> bool:
         tombstone = self._tombstones.get((source.project, source.run_id))
         if tombstone is None or tombstone.revived:
             return False

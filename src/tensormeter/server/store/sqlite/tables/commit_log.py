@@ -13,7 +13,17 @@ from tensormeter.server.store.models.errors import BatchConflictError, DamagedEr
 from tensormeter.server.store.models.runs import Receipt
 from tensormeter.server.store.sqlite.integrity.seals import checksum, is_sound
 
-__all__ = ["append", "compress", "find_batch", "folded", "is_folded", "record_batch", "replay", "retire", "set_aside"]
+__all__ = [
+    "append",
+    "compress",
+    "find_batch",
+    "flushed",
+    "is_flushed",
+    "quarantine",
+    "record_batch",
+    "replay",
+    "retire",
+]
 
 
 def compress(payload: bytes) -> bytes:
@@ -62,13 +72,13 @@ def retire(connection: sqlite3.Connection, upto: int) -> None:
     connection.execute("DELETE FROM journal WHERE seq <= ?", (upto,))
 
 
-def is_folded(connection: sqlite3.Connection, upto: int) -> bool:
+def is_flushed(connection: sqlite3.Connection, upto: int) -> bool:
     """Whether every payload up to this number has been retired."""
     row = connection.execute("SELECT EXISTS (SELECT 1 FROM journal WHERE seq <= ?)", (upto,)).fetchone()
     return not row[0]
 
 
-def folded(connection: sqlite3.Connection) -> int:
+def flushed(connection: sqlite3.Connection) -> int:
     """The last number of a payload before the first that is in no chunk yet."""
     first = connection.execute("SELECT min(seq) FROM journal").fetchone()[0]
     if first is not None:
@@ -107,7 +117,7 @@ def find_payload(connection: sqlite3.Connection, seq: int) -> bytes | None:
     return _payload(connection, seq) if _exists(connection, seq) else None
 
 
-def set_aside(connection: sqlite3.Connection, seq: int, *, remove: bool) -> None:
+def quarantine(connection: sqlite3.Connection, seq: int, *, remove: bool) -> None:
     """Keep a payload that cannot be replayed; inside the caller's transaction.
 
     Args:

@@ -11,7 +11,7 @@ from tensormeter.server.store.models.errors import MAX_ANSWER_TEXT, DamagedError
 from tensormeter.server.store.models.runs import EventPage, RunRef, StoredEvent
 from tensormeter.server.store.rules.events import DIGEST, key_and_step, prepare_event, stored_event
 from tensormeter.server.store.rules.media import is_of_type
-from tensormeter.server.store.sqlite.integrity.damage import leaving_out
+from tensormeter.server.store.sqlite.integrity.damage import skip_damaged
 from tensormeter.server.store.sqlite.integrity.seals import PROCESS, checksum, verify
 from tensormeter.server.store.sqlite.tables.run_state import apply_event
 
@@ -118,7 +118,7 @@ def read_alerts(
     )
     found = []
     for row in rows:
-        with leaving_out(connection, damaged):
+        with skip_damaged(connection, damaged):
             found.append((RunRef(row[0], row[1]), _sealed_event(row[2:])))
     return found
 

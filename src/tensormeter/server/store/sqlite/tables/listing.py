@@ -14,8 +14,8 @@ from tensormeter.server.store.models.runs import ProcessSummary, ProjectSummary
 from tensormeter.server.store.models.series import MetricSummary
 from tensormeter.server.store.rules.lifecycle import process_state
 from tensormeter.server.store.sqlite.integrity.seals import PROCESS, RESOURCE, SERIES
-from tensormeter.server.store.sqlite.points.memtable import Layer
-from tensormeter.server.store.sqlite.points.step_lookup import StepFinder
+from tensormeter.server.store.sqlite.points.memtable import MemtableSnapshot
+from tensormeter.server.store.sqlite.points.step_lookup import StepLookup
 
 __all__ = ["check_series", "list_losses", "list_metrics", "list_processes", "list_projects"]
 
@@ -57,13 +57,15 @@ def _processes(connection: sqlite3.Connection, run: int, columns: str) -> Iterat
         yield row
 
 
-def list_metrics(connection: sqlite3.Connection, layers: Sequence[Layer], run: int) -> list[MetricSummary]:
+def list_metrics(
+    connection: sqlite3.Connection, snapshots: Sequence[MemtableSnapshot], run: int
+) -> list[MetricSummary]:
     """Every series of a run, by metric, process and attributes."""
     rows = _series(connection, run)
     for _ in _processes(connection, run, PROCESS.selection):
         pass
-    steps = StepFinder(connection, layers)
-    return [_metric(row, layers, steps) for row in rows]
+    steps = StepLookup(connection, snapshots)
+    return [_metric(row, snapshots, steps) for row in rows]
 
 
 def check_series(connection: sqlite3.Connection, run: int) -> None:
@@ -90,18 +92,18 @@ def _verify(row: Sequence[Any]) -> None:
     SERIES.verify(row[: len(SERIES.columns) + 1], f"the row of series {row[0]}", series=row[0])
 
 
-def _metric(row: Sequence[Any], layers: Sequence[Layer], steps: StepFinder) -> MetricSummary:
+def _metric(row: Sequence[Any], snapshots: Sequence[MemtableSnapshot], steps: StepLookup) -> MetricSummary:
     _verify(row)
     series, process, metric, kind_text, scope, attributes, unit, description, points, *last = row[: len(SERIES.columns)]
     name, attempt = row[-2:]
     newest: Newest | None = None if last[0] is None else (last[0], last[1], bool(last[2]))
     step = last[3]
-    for layer in layers:
-        head = layer.series.get(series)
-        if head is not None:
-            points += head.n
-            if newest is None or head.newest[0] > newest[0]:  # of several at one time, the one that arrived first
-                newest = head.newest
+    for snapshot in snapshots:
+        buffer = snapshot.series.get(series)
+        if buffer is not None:
+            points += buffer.n
+            if newest is None or buffer.newest[0] > newest[0]:  # of several at one time, the one that arrived first
+                newest = buffer.newest
                 step = steps.at(process, newest[0])
     kind = parse_kind(kind_text)
     return MetricSummary(

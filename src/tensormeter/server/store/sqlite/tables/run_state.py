@@ -3,7 +3,7 @@
 import sqlite3
 
 from tensormeter.otlp.batch import Event
-from tensormeter.server.store.rules.lifecycle import NUMBERED, Life, news_of, run_life
+from tensormeter.server.store.rules.lifecycle import NUMBERED, ProcessLifecycle, lifecycle_update, run_lifecycle
 from tensormeter.server.store.sqlite.integrity.seals import PROCESS, is_sound
 
 __all__ = ["apply_event", "refresh_run"]
@@ -15,26 +15,26 @@ def apply_event(connection: sqlite3.Connection, run: int, process: int, event: E
     Returns:
         Whether the run needs `refresh_run` afterwards, once after all events of a request: it reads all processes of the run.
     """
-    news = news_of(event)
-    if news.losses is not None:
-        connection.execute("UPDATE process SET losses = ? WHERE id = ?", (news.losses, process))
-    if news.config is not None:
+    update = lifecycle_update(event)
+    if update.losses is not None:
+        connection.execute("UPDATE process SET losses = ? WHERE id = ?", (update.losses, process))
+    if update.config is not None:
         connection.execute(
             "UPDATE run SET config = ?, config_time = ? WHERE id = ? AND config_time <= ?",
-            (news.config, time, run, time),
+            (update.config, time, run, time),
         )
-    if news.starts:
+    if update.starts:
         connection.execute("UPDATE process SET started = max(ifnull(started, 0), ?) WHERE id = ?", (time, process))
         connection.execute("UPDATE run SET started = min(ifnull(started, ?), ?) WHERE id = ?", (time, time, run))
-        for column, value in (("tags", news.tags), ("grp", news.group), ("notes", news.notes)):
+        for column, value in (("tags", update.tags), ("grp", update.group), ("notes", update.notes)):
             if value is not None:  # what a user has changed stays
                 connection.execute(f"UPDATE run SET {column} = ifnull({column}, ?) WHERE id = ?", (value, run))
-    elif news.end_state is not None:
+    elif update.end_state is not None:
         connection.execute(
             "UPDATE process SET ended = ?, end_state = ? WHERE id = ? AND ifnull(ended, 0) <= ?",
-            (time, news.end_state, process, time),
+            (time, update.end_state, process, time),
         )
-    return news.starts or news.end_state is not None
+    return update.starts or update.end_state is not None
 
 
 def refresh_run(connection: sqlite3.Connection, run: int) -> None:
@@ -42,11 +42,11 @@ def refresh_run(connection: sqlite3.Connection, run: int) -> None:
     rows = connection.execute(
         f"SELECT instr(resource, ?) > 0, {PROCESS.selection} FROM process WHERE run = ?", (NUMBERED, run)
     ).fetchall()
-    lives = [Life(row[4], row[5], row[6], row[7], bool(row[0])) for row in rows]
-    started = min((life.started for life in lives if life.started is not None), default=None)
+    processes = [ProcessLifecycle(row[4], row[5], row[6], row[7], bool(row[0])) for row in rows]
+    started = min((process.started for process in processes if process.started is not None), default=None)
     connection.execute(
         "UPDATE run SET state = ?, attempt = ?, ended = ?, started = ifnull(started, ?), stalled = 0 WHERE id = ?",
-        (*run_life(lives), started, run),
+        (*run_lifecycle(processes), started, run),
     )
     if not all(is_sound(row[-1], *row[1:-1]) for row in rows):  # what is made of damage is damaged
         connection.execute("UPDATE run SET tally = tally + 1 WHERE id = ?", (run,))

@@ -13,16 +13,17 @@ import numpy as np
 
 from tensormeter.otlp.batch import STEP_METRIC
 from tensormeter.otlp.check import Check, no_check
-from tensormeter.server.store.models.runs import RunSummary, RunTable, State
+from tensormeter.server.store.models.canonical_json import canonical_json
+from tensormeter.server.store.models.runs import RunChanges, RunSummary, RunTable, State
 from tensormeter.server.store.rules.lifecycle import present_state
 from tensormeter.server.store.rules.run_fields import PARTS, dig, summary_fields, summary_of
 from tensormeter.server.store.rules.totals import Totals
-from tensormeter.server.store.sqlite.integrity.damage import leaving_out
+from tensormeter.server.store.sqlite.integrity.damage import skip_damaged
 from tensormeter.server.store.sqlite.integrity.seals import PROCESS, RUN_TALLY, RUN_TEXTS, SUMMARY
-from tensormeter.server.store.sqlite.points.memtable import Layer
-from tensormeter.server.store.sqlite.points.step_lookup import StepFinder
+from tensormeter.server.store.sqlite.points.memtable import MemtableSnapshot
+from tensormeter.server.store.sqlite.points.step_lookup import StepLookup
 
-__all__ = ["RUN_FIELDS", "load_runs", "load_states", "load_table", "metrics_needed"]
+__all__ = ["RUN_FIELDS", "load_runs", "load_states", "load_table", "metrics_needed", "update_run"]
 
 _SUMMARY_COLUMNS: Final = "count, numbers, total, minimum, maximum, last_time, last_word, last_integer, last_step"
 
@@ -78,7 +79,7 @@ RUN_FIELDS: Final = frozenset({*_BASE, "state", "points"})
 
 def load_runs(
     connection: sqlite3.Connection,
-    layers: Sequence[Layer],
+    snapshots: Sequence[MemtableSnapshot],
     runs: Sequence[int],
     metrics: Collection[str] | None,
     stall_after: float,
@@ -90,22 +91,22 @@ def load_runs(
     Raises:
         DamagedError: What is stored of one is damaged, and `damaged` is None; else the text is appended to that.
     """
-    steps = StepFinder(connection, layers)
+    steps = StepLookup(connection, snapshots)
     memory: dict[int, dict[str, list[Totals]]] = defaultdict(lambda: defaultdict(list))
     if metrics is None or metrics:
-        for run, metric, totals in _in_memory(layers, steps, metrics):
+        for run, metric, totals in _in_memory(snapshots, steps, metrics):
             memory[run][metric].append(totals)
     now = time.time_ns()
     found: list[RunSummary] = []
     for run in runs:
-        with leaving_out(connection, damaged):
-            found += _load(connection, layers, run, metrics, memory.get(run, {}), now=now, stall_after=stall_after)
+        with skip_damaged(connection, damaged):
+            found += _load(connection, snapshots, run, metrics, memory.get(run, {}), now=now, stall_after=stall_after)
     return found
 
 
 def _load(
     connection: sqlite3.Connection,
-    layers: Sequence[Layer],
+    snapshots: Sequence[MemtableSnapshot],
     run: int,
     metrics: Collection[str] | None,
     memory: Mapping[str, Sequence[Totals]],
@@ -147,7 +148,7 @@ def _load(
         notes=texts["notes"] or "",
         archived=bool(tally["archived"]),
         config=json.loads(texts["config"]),
-        points=tally["points"] + sum(layer.points.get(run, 0) for layer in layers),
+        points=tally["points"] + sum(snapshot.points.get(run, 0) for snapshot in snapshots),
         processes=row[-1],
         lost=_lost(connection, run),
         summary={metric: summary_of(stored[metric]) for metric in sorted(stored)},
@@ -188,7 +189,7 @@ def load_states(connection: sqlite3.Connection, runs: Collection[int], stall_aft
 
 def load_table(
     connection: sqlite3.Connection,
-    layers: Sequence[Layer],
+    snapshots: Sequence[MemtableSnapshot],
     project: str | None,
     fields: Sequence[str],
     stall_after: float,
@@ -222,13 +223,15 @@ def load_table(
                 for state, updated, stalled in triples
             ]
         elif name == "points":
-            folded = zip(runs, stored["points"], strict=True)
-            columns[name] = [points + sum(layer.points.get(run, 0) for layer in layers) for run, points in folded]
+            flushed = zip(runs, stored["points"], strict=True)
+            columns[name] = [
+                points + sum(snapshot.points.get(run, 0) for snapshot in snapshots) for run, points in flushed
+            ]
         elif group == "config" and rest:
             columns[name] = _config_column(connection, project, rest, runs, check)
     for metric, parts in summary_fields(fields).items():
         check()
-        found = _summary_parts(connection, layers, metric, parts)
+        found = _summary_parts(connection, snapshots, metric, parts)
         for part in parts:
             columns[f"summary.{metric}.{part}"] = [*map(found[part].get, runs)]
     return RunTable(runs, columns)
@@ -271,14 +274,14 @@ def _checked(rows: Iterable[_T], check: Check) -> Iterator[_T]:
 
 def _summary_parts(
     connection: sqlite3.Connection,
-    layers: Sequence[Layer],
+    snapshots: Sequence[MemtableSnapshot],
     metric: str,
     parts: Sequence[str],
 ) -> dict[str, dict[int, Any]]:
     """Parts of the summaries of one metric, by part and run: column by column, for there may be many runs."""
-    steps = StepFinder(connection, layers) if "last_step" in parts else None
+    steps = StepLookup(connection, snapshots) if "last_step" in parts else None
     fresh: dict[int, list[Totals]] = defaultdict(list)
-    for run, _, totals in _in_memory(layers, steps, (metric,)):
+    for run, _, totals in _in_memory(snapshots, steps, (metric,)):
         fresh[run].append(totals)
     # What is in memory is merged with all that is stored; by itself, that can be read in part.
     needed = (
@@ -327,19 +330,19 @@ def _stored(connection: sqlite3.Connection, run: int, metrics: Collection[str] |
 
 
 def _in_memory(
-    layers: Sequence[Layer],
-    steps: StepFinder | None,
+    snapshots: Sequence[MemtableSnapshot],
+    steps: StepLookup | None,
     metrics: Collection[str] | None,
 ) -> list[tuple[int, str, Totals]]:
     """(run, metric, totals) of heads, one entry a series."""
     found = []
-    for layer in layers:
-        for head in layer.series.values():
-            totals = head.totals() if metrics is None or head.metric in metrics else None
+    for snapshot in snapshots:
+        for buffer in snapshot.series.values():
+            totals = buffer.totals() if metrics is None or buffer.metric in metrics else None
             if totals is not None:
                 if steps is not None:
-                    totals = replace(totals, last_step=steps.at(head.process, totals.last_time))
-                found.append((head.run, head.metric, totals))
+                    totals = replace(totals, last_step=steps.at(buffer.process, totals.last_time))
+                found.append((buffer.run, buffer.metric, totals))
     return found
 
 
@@ -357,3 +360,17 @@ def _totals(row: Sequence[Any]) -> Totals:
         bool(integer),
         step,
     )
+
+
+def update_run(connection: sqlite3.Connection, run: int, changes: RunChanges) -> None:
+    """Write changes; inside the caller's transaction."""
+    columns = {
+        "title": changes.name,
+        "tags": None if changes.tags is None else canonical_json(list(changes.tags)),
+        "notes": changes.notes,
+        "grp": changes.group,
+        "archived": changes.archived,
+    }
+    for column, value in columns.items():
+        if value is not None:
+            connection.execute(f"UPDATE run SET {column} = ? WHERE id = ?", (value, run))
