@@ -1,7 +1,7 @@
-"""The experiment server's store: one interface, and the plain values that cross it.
+"""The store of the server: one interface, and the plain values that cross it.
 
-`protocol` defines the interface, `models` the values. `SqliteStore` (package `sqlite`) is the implementation that ships; the one
-in `clickhouse` serves many servers.
+`protocol` defines the interface and `models` the values. There are two implementations: `SqliteStore` (package `sqlite`) for one
+server, and the package `clickhouse` for many servers.
 """
 
 from tensormeter.server.store.models.errors import (

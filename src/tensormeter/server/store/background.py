@@ -1,4 +1,4 @@
-"""A thread that does one thing again and again, when asked to or after an interval."""
+"""A thread that repeats a task, on request or after an interval."""
 
 import logging
 import threading
@@ -12,16 +12,16 @@ _log = logging.getLogger(__name__)
 
 
 class Background:
-    """Calls `work` on a daemon thread of its own, one call at a time, from construction until `stop`."""
+    """Calls `work` on a daemon thread, one call at a time, from construction until `stop`."""
 
     def __init__(self, name: str, work: Callable[[], None], interval: float) -> None:
         """Start the thread.
 
         Args:
-            name: Of the thread.
-            work: What to do. What it raises is logged, and it is called again after the interval. That the store cannot be
-                used now is logged once, in one line, until it can be used again.
-            interval: Seconds between two calls if nobody calls `wake`.
+            name: Name of the thread.
+            work: Task to repeat. After an exception, which is logged, it is called again after the interval. While the store is
+                unavailable, the log has only one line about it.
+            interval: Seconds between two calls without `wake`.
         """
         self._work = work
         self._interval = interval
@@ -35,7 +35,7 @@ class Background:
         self._wake.set()
 
     def stop(self) -> None:
-        """Return once no call is under way and none will follow."""
+        """Wait for the present call, and prevent further calls."""
         self._stopping = True
         self._wake.set()
         self._thread.join()

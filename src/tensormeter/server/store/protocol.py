@@ -1,18 +1,16 @@
 """The interface of a store.
 
 A store keeps runs, their processes, their series of points and their events.
-`SqliteStore` (module `sqlite`) is the implementation that ships.
 
-What every implementation promises:
+Every implementation promises:
 
-- A batch is stored whole or not at all, and it is durable against the death of the process when `append_*` returns.
+- A batch is stored whole or not at all. When `append_*` returns, the batch survives the death of the process.
 - A batch id is stored once. The same id with another payload is refused.
-- A series is (project, run, process, metric, kind, scope, attributes), and a point of it is unique by its time. Where two
-  batches carry the same point, the one that arrived first wins; that is what makes senders without batch ids safe to retry.
-- What `append_*` has accepted is visible to the next read.
+- A series is (project, run, process, metric, kind, scope, attributes), and the time identifies a point in it. If two
+  batches contain the same point, the first one wins. So senders without batch ids can retry safely.
+- The next read returns everything that `append_*` has accepted.
 
-What the API makes of points (axes, sampling, statistics over processes) and of lists of runs (filters, order) is none of a
-store's business: it hands out columns.
+A store returns columns. Axes, sampling, statistics over processes, and filters and order of lists of runs are up to the API.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,22 +37,23 @@ from tensormeter.server.store.models.series import MetricSummary, Reading, Selec
 __all__ = ["STALL_AFTER", "Store"]
 
 STALL_AFTER: Final = 300.0
-"""Seconds without any sign of life after which a run that has not ended counts as stalled."""
+"""Seconds without points and events after which a run that has not ended counts as stalled."""
 
 
 class Store(Protocol):
-    """Threads: every method blocks on the disk and may be called on any thread, by any number at once.
+    """Keeps runs and answers queries about them.
 
-    Reads do not wait for `append_*`, nor the other way round, beyond moments of work in memory.
-    Whoever opened the store closes it, once, after the last call.
+    Threads: every method blocks on the disk and may be called on any thread, by any number of threads at once. Reads and
+    `append_*` do not wait for each other, except for short work in memory. The owner of the store closes it once, after the last
+    call.
 
     Attributes:
-        syncer: Knows what survives a loss of power; None if the store does not say.
+        syncer: Makes commits durable and reports their durability; None if the store does not report it.
 
     Raises:
-        StoreUnavailableError: From any method: not now; the same call may succeed later.
+        StoreUnavailableError: From any method: it failed for now; the same call may succeed later.
         NotFoundError, AmbiguousRunError: From any method that takes a `RunRef`.
-        DamagedError: From any method: what was asked for is damaged. What is not can still be read.
+        DamagedError: From any method: the requested data is damaged. Other data can still be read.
     """
 
     @property
@@ -73,13 +72,13 @@ class Store(Protocol):
         """Store the points of one request, once.
 
         Args:
-            batches: The points.
-            payload: The `ExportMetricsServiceRequest` that `decode_metrics` made `batches` of.
-            batch_id: Names the request over retries; None if the sender gave no name.
-            check: Called again and again before the commit; whatever it raises ends the call, and nothing is stored.
+            batches: Decoded points.
+            payload: `ExportMetricsServiceRequest` that `decode_metrics` decoded to `batches`.
+            batch_id: Name of the request, the same in every retry; None if the sender does not name its requests.
+            check: Callable that is called often before the commit; an exception of it ends the call, and nothing is stored.
 
         Raises:
-            BatchConflictError: `batch_id` is known with another payload.
+            BatchConflictError: `batch_id` was stored with another payload.
         """
         ...
 
@@ -95,75 +94,78 @@ class Store(Protocol):
         ...
 
     def projects(self) -> list[ProjectSummary]:
-        """All projects, by name."""
+        """Return all projects, by name."""
         ...
 
     def table(self, project: str | None, fields: Sequence[str], check: Check = no_check) -> RunTable:
-        """Fields of all runs of a project, or of all projects, in no particular order.
+        """Return fields of all runs of a project, or of all projects, in no particular order.
 
         Args:
-            fields: Names of `RunSummary`'s attributes (but `config` and `summary`), `config.KEY` with dots that go into
+            project: Name of the project; None for all projects.
+            fields: Names of `RunSummary`'s attributes (except `config` and `summary`), `config.KEY` with dots that lead into
                 nested objects, and `summary.METRIC.PART` with the parts of `Summary`.
-            check: Called for each field, and now and then within one; whatever it raises ends the work.
+            check: Callable for each field, and now and then within one; an exception of it ends the work.
         """
         ...
 
     def runs(
         self, runs: Sequence[int], metrics: Sequence[str] | None = None, damaged: list[str] | None = None
     ) -> list[RunSummary]:
-        """Runs of a `RunTable`, in the order asked for, without those that are gone by now.
+        """Return runs of a `RunTable`, in the given order, without runs that were deleted meanwhile.
 
         Args:
-            metrics: Whose summaries are wanted; None: all.
-            damaged: Runs that are damaged are left out, and a text about each appended here; None: they are an error.
+            runs: Numbers of the runs, see `RunTable`.
+            metrics: Metrics whose summaries are returned; None for all.
+            damaged: List that a message is appended to for each damaged run, which is left out; None to raise an error instead.
         """
         ...
 
     def run(self, ref: RunRef) -> RunSummary:
-        """One run, with all summaries."""
+        """Return one run, with all summaries."""
         ...
 
     def processes(self, ref: RunRef) -> list[ProcessSummary]:
-        """The processes of a run, in the order in which they were first seen."""
+        """Return the processes of a run, in the order in which they first appeared."""
         ...
 
     def losses(self, ref: RunRef) -> Mapping[str, int]:
-        """What the processes of a run said they had to drop: counts by reason."""
+        """Return the number of items that the processes of a run dropped, by reason."""
         ...
 
     def update(self, ref: RunRef, changes: RunChanges) -> None:
-        """Change what users say about a run. What is sent for the run later does not overwrite it."""
+        """Apply a user's changes to a run. Events that arrive later do not overwrite them."""
         ...
 
     def delete(self, ref: RunRef) -> None:
-        """Delete a run. It is gone at once; what still arrives for it is refused until it is started anew."""
+        """Delete a run. It disappears at once; points and events that arrive later are refused until the run starts again."""
         ...
 
     def metrics(self, ref: RunRef) -> list[MetricSummary]:
-        """Every series of a run, by metric, process and attributes."""
+        """Return every series of a run, by metric, process and attributes."""
         ...
 
     def read(self, ref: RunRef, selection: Selection) -> Reading:
-        """Points of a run.
+        """Read points of a run.
 
         Raises:
-            TooManyPointsError: More than the selection's limit; the message says how to ask for less.
+            TooManyPointsError: The read needs more points than the limit of the selection; the message names ways to narrow it.
         """
         ...
 
     def thin(self, ref: RunRef, selection: Selection, window: PointRange, blocks: int) -> list[Thinned] | None:
-        """Series of numbers that are too long to read every point of, by metric, process and attributes; none without points.
+        """Read series of numbers that are too long to read every point, by metric, process and attributes; none without points.
 
         Args:
-            selection: Of numbers. Its range and cursor do not count; points in blocks are not looked at.
-            window: Which points.
-            blocks: How many blocks a series is cut into, at least; one that is not long enough for that is given in points.
+            ref: Run to read.
+            selection: Selection of numbers. Its range and cursor are ignored. Points inside blocks do not count towards its limit.
+            window: Points to read.
+            blocks: Minimum number of blocks of a series. Shorter series are returned as points.
 
         Returns:
-            None if only points can answer: there is nothing but short series, or steps are not in the order of time.
+            None if only points can answer: all series are short, or steps are not in the order of time.
 
         Raises:
-            TooManyPointsError: As for `read`.
+            TooManyPointsError: See `read`.
         """
         ...
 
@@ -179,59 +181,63 @@ class Store(Protocol):
         before: tuple[int, int] | None = None,
         max_body: int | None = None,
     ) -> EventPage:
-        """Events of a run, the newest first.
+        """Return events of a run, the newest first.
 
         Args:
-            name: Only of this name; a last `*` stands for anything.
-            key: Only those whose attribute `tensormeter.key` is this.
-            start: Only with time >= start.
-            stop: Only with time < stop.
-            limit: How many at most. There are fewer where their bodies would be more than `MAX_ANSWER_TEXT` together.
-            before: Only those that come after the event of this time and id in the list.
-            max_body: Bodies of more characters as JSON are None; None for no limit.
+            ref: Run to read.
+            name: Name of the events; a `*` at its end stands for any text.
+            key: Value of the events' attribute `tensormeter.key`.
+            start: Earliest time, in nanoseconds since the Unix epoch.
+            stop: End of the range of times, exclusive.
+            limit: Maximum number of events. There are fewer if their bodies together would exceed `MAX_ANSWER_TEXT`.
+            before: Time and id of an event; only later entries of the list are returned.
+            max_body: Maximum number of characters of a body as JSON; longer bodies are None. None for no limit.
         """
         ...
 
     def media(self, ref: RunRef, digest: str) -> tuple[str, bytes]:
-        """Content type and bytes of an image of a run.
+        """Return content type and bytes of an image of a run.
 
         Raises:
-            NotFoundError: There is none.
+            NotFoundError: The run has no image with this digest.
         """
         ...
 
     def changes(self, after: str | None, runs: Sequence[RunRef] | None = None) -> Changes:
-        """What is new since a cursor, of these runs or of all; runs that do not exist are passed over.
+        """Return the changes since a cursor, of these runs or of all; runs that do not exist are left out.
 
-        If the store does not know any more what has changed since, it names every run asked for, or every one that
-        something arrived for lately, with no metrics. Without `after` it only says where it is.
+        A store remembers changes for some time only. For an older cursor, it names every requested run, or every run with recent
+        points or events, without metrics. Without `after`, it returns only its present cursor.
         """
         ...
 
     def raise_alert(self, run: RunRef, event: Event) -> None:
-        """Store an event that the server itself adds to a run, beside those of the run's first process."""
+        """Add an event that the server created to a run, as an event of the run's first process."""
         ...
 
     def mark_stalled(self, run: RunRef, *, stalled: bool) -> None:
-        """Say that a run makes no steps, or does again. Its own start or end takes it back."""
+        """Set or clear the mark that a run makes no steps. Start and end of the run clear it, too."""
         ...
 
     def alerts(self, after: int, limit: int) -> list[tuple[RunRef, StoredEvent]]:
-        """Alerts (events named `tensormeter.alert`) of all runs with an id greater than `after`, the oldest first."""
+        """Return alerts (events named `tensormeter.alert`) of all runs with an id greater than `after`, the oldest first."""
         ...
 
     def mark(self, name: str, value: int | None = None) -> int:
-        """A number that outlives the process, 0 at first: sets it to `value`, if given, and returns it."""
+        """Return a number that outlives the process, 0 at first; set it to `value` before, if given."""
         ...
 
     def problem(self) -> str | None:
-        """What is wrong with the store at the moment, for people, or None. Never raises and never blocks."""
+        """Return a message for people about the present problem of the store, or None. Never raises and never blocks."""
         ...
 
     def stalled(self) -> str | None:
-        """Why no method would return now, for people, or None: the disk does not answer. Never raises and never blocks."""
+        """Return a message for people if the disk does not respond, so that no method would return now, or None.
+
+        Never raises and never blocks.
+        """
         ...
 
     def close(self) -> None:
-        """Finish what is under way and release the folder. Blocks until everything is on disk."""
+        """Finish pending work and release the folder. Blocks until everything is on disk."""
         ...

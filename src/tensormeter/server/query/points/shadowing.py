@@ -2,7 +2,7 @@
 
 A preempted run continues from its last checkpoint, so it logs some steps again. An attempt shadows the steps from its first
 step on that attempts with lower numbers logged before it began. Shadowed points are not deleted; a query can ask for them.
-Points that were logged after the attempt began are of concurrent processes and are not shadowed, whatever the attempt. Points
+Points that were logged after the attempt began are of concurrent processes and are not shadowed, regardless of their attempt. Points
 without a step (metrics of the machine, instruments) repeat nothing and are never shadowed.
 """
 

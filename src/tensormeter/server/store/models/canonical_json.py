@@ -1,4 +1,4 @@
-"""Anything OTLP can carry as JSON that is always valid, and equal for equal values."""
+"""JSON of OTLP values: valid for every value, and equal for equal values."""
 
 import base64
 import json
@@ -13,8 +13,8 @@ _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separato
 
 
 def json_value(value: Any) -> Any:
-    """An OTLP value as JSON values: bytes in base64, and the numbers that JSON lacks as protobuf's JSON writes them."""
-    if type(value) in _PLAIN:  # nearly all of them; matching them one class after another takes longer than the rest
+    """Convert an OTLP value to JSON values: bytes to base64, and NaN and infinities to the names that protobuf's JSON uses."""
+    if type(value) in _PLAIN:  # nearly all values; matching classes one after another would take longer
         return value
     match value:
         case float() if not math.isfinite(value):
@@ -30,5 +30,5 @@ def json_value(value: Any) -> Any:
 
 
 def canonical_json(value: Any) -> str:
-    """One text for one value: sorted keys, no spaces."""
+    """Encode a value with sorted keys and no spaces, so that equal values have equal texts."""
     return _ENCODER.encode(json_value(value))

@@ -14,12 +14,12 @@ DURABILITIES: Final[tuple[ServerDurability, ...]] = get_args(ServerDurability)
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a store has come.
+    """Number of commits, and how many of them are durable.
 
     Attributes:
-        epoch: Names this opening of the store; random.
+        epoch: Random name of this opening of the store.
         committed: Number of the last commit.
-        durable: Number of the last commit that survives a loss of power, with all before it.
+        durable: Number of the last commit that survives a loss of power, as do all before it.
     """
 
     epoch: str
@@ -28,12 +28,12 @@ class Progress:
 
 
 class Syncer(Protocol):
-    """Makes commits durable, and reports how far it has come. Methods may be called on any thread."""
+    """Makes commits durable and reports its progress. Methods may be called on any thread."""
 
     def progress(self) -> Progress | None:
-        """How far commits are durable; None if the disk cannot promise anything. Never blocks."""
+        """Return how far commits are durable; None if the disk cannot promise anything. Never blocks."""
         ...
 
     def sync(self, timeout: float) -> Progress | None:
-        """Sync all that is committed now, for at most `timeout` seconds, and return how far that went."""
+        """Sync all present commits, for at most `timeout` seconds, and return the progress."""
         ...

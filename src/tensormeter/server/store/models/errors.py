@@ -1,4 +1,4 @@
-"""What a store can answer instead of what was asked for."""
+"""Errors of a store."""
 
 from typing import Final
 
@@ -18,15 +18,15 @@ __all__ = [
 ]
 
 MAX_ANSWER_TEXT: Final = 32 << 20
-"""Characters of JSON that one read of events decodes: they take several times the memory then."""
+"""Maximum number of characters of JSON that one read of events decodes. Decoded, they take several times that memory."""
 
 
 class DamagedError(StoreError):
-    """Something stored is not as it was written. It is not served; everything else is.
+    """Stored data has changed since it was written. Only the damaged data is not returned.
 
     Attributes:
-        series: Row of the series that it belongs to, if it is one's.
-        named: Whether the message says which run it is about.
+        series: Row of the series that the damaged data belongs to, if any.
+        named: Whether the message names the run.
     """
 
     def __init__(self, message: str, *, series: int | None = None, named: bool = False) -> None:
@@ -36,35 +36,35 @@ class DamagedError(StoreError):
 
 
 class NotFoundError(StoreError):
-    """There is no such run."""
+    """The requested run or image does not exist."""
 
 
 class AmbiguousRunError(StoreError):
-    """Several projects have a run of this id, and none was named."""
+    """Several projects have a run with this id, and the request names no project."""
 
 
 class BatchConflictError(StoreError):
-    """A batch id came a second time, with another payload."""
+    """A batch id was used again with another payload."""
 
     def __init__(self, batch_id: str) -> None:
         super().__init__(f"batch {batch_id!r} was stored with another payload; send this one under a new id")
 
 
 class TooManyPointsError(StoreError):
-    """A read would return more points than the store's limit."""
+    """A read needs more points than the limit allows."""
 
 
 class TooManySeriesError(TooManyPointsError):
-    """More series than one answer may have: a higher limit of points does not help."""
+    """An answer would have too many series: a higher limit of points does not help."""
 
 
 class StoreUnavailableError(StoreError):
-    """The store cannot do this now, and may be able to later: disk full, too much waiting to be written, closing."""
+    """The store cannot do this now, but may later: the disk is full, too many points wait to be written, or it is closing."""
 
 
 class StoreFullError(StoreUnavailableError):
-    """There is no room on the disk for this."""
+    """The disk has no room for this."""
 
 
 class SuspectedDamageError(StoreUnavailableError):
-    """SQLite calls the file damaged. After an I/O error it does so too, so the store checks the file before it reports damage."""
+    """SQLite reports damage. It also does so after an I/O error, so the store checks the file before it reports damage."""

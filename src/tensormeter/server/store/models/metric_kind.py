@@ -1,4 +1,4 @@
-"""Kinds of series, as the store names them: OTLP's kind, and for those that add up, how."""
+"""Kinds of series, as the store names them: OTLP's kind, its temporality, and whether sums are monotonic."""
 
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -12,7 +12,13 @@ KindName = Literal["gauge", "sum", "histogram", "exponential_histogram", "summar
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind. `temporality` is "delta", "cumulative" or "unspecified"; it and `monotonic` are None where they mean nothing."""
+    """A kind of series.
+
+    Attributes:
+        name: Kind as in OTLP.
+        temporality: "delta", "cumulative" or "unspecified"; None for kinds without one.
+        monotonic: Whether a sum never falls; None for kinds other than sums.
+    """
 
     name: KindName
     temporality: str | None = None
@@ -25,7 +31,7 @@ class Kind:
 
 
 def kind_of(series: Series) -> str:
-    """One word or several: `gauge`, `sum cumulative monotonic`, `histogram delta`. Part of a series's identity."""
+    """Return the kind of a series as text, which is part of its identity: `gauge`, `sum cumulative monotonic`, `histogram delta`."""
     match series:
         case Gauge():
             return "gauge"
@@ -42,7 +48,7 @@ def kind_of(series: Series) -> str:
 
 
 def parse_kind(text: str) -> Kind:
-    """The inverse of `kind_of`."""
+    """Parse a text of `kind_of`."""
     name, *rest = text.split()
     temporality = rest[0] if rest else None
     return Kind(cast("KindName", name), temporality, len(rest) > 1 if name == "sum" else None)

@@ -1,4 +1,4 @@
-"""Which points of a run a reader wants: within ranges, and not shadowed by a later attempt."""
+"""The points of a run that a reader asks for: within ranges, and not shadowed by a later attempt."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,15 +11,15 @@ __all__ = ["PointRange", "kept"]
 
 @dataclass(frozen=True)
 class PointRange:
-    """Ranges of time and of steps, and where later attempts begin.
+    """Ranges of time and of steps, and the beginnings of later attempts.
 
     Attributes:
-        start: Only points with time >= start, in nanoseconds since the Unix epoch.
-        stop: Only points with time < stop.
-        by_step: Only points with a step.
-        first_step: Only points with step >= first_step; only if `by_step`.
-        last_step: Only points with step < last_step; only if `by_step`.
-        begins: For processes that are shadowed: (step, time) where each later attempt begins.
+        start: Earliest time, in nanoseconds since the Unix epoch; None for no bound.
+        stop: End of the range of times, exclusive; None for no bound.
+        by_step: True for points with a step only.
+        first_step: Lowest step; requires `by_step`.
+        last_step: End of the range of steps, exclusive; requires `by_step`.
+        begins: (step, time) at which each later attempt begins, by shadowed process.
     """
 
     start: int | None = None
@@ -30,62 +30,62 @@ class PointRange:
     begins: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
 
     def needs_steps(self, process: str) -> bool:
-        """Whether it depends on steps which points of a process are wanted."""
+        """Return whether the selection of a process's points depends on their steps."""
         return self.by_step or process in self.begins
 
     def takes(self, process: str, times: tuple[int, int], steps: tuple[int, int] | None) -> bool | None:
-        """Whether points between two times are wanted: all, none, or, as None, one has to look at each.
+        """Return whether points between two times are selected: all (True), none (False), or some (None).
 
         Args:
-            process: Whose points.
-            times: The earliest and the latest.
-            steps: The lowest and the highest step, if each of them has one; None: it is not known.
+            process: Process of the points.
+            times: Earliest and latest time.
+            steps: Lowest and highest step if every point has one; None if the steps are unknown.
         """
-        (first, last), found = times, True
+        (first, last), is_inside = times, True
         if (self.start is not None and last < self.start) or (self.stop is not None and first >= self.stop):
             return False
         if (self.start is not None and first < self.start) or (self.stop is not None and last >= self.stop):
-            found = False
+            is_inside = False
         if self.by_step:
             if steps is None:
                 return None
             low, high = steps
-            after, before = self.first_step, self.last_step
-            if (after is not None and high < after) or (before is not None and low >= before):
+            start, stop = self.first_step, self.last_step
+            if (start is not None and high < start) or (stop is not None and low >= stop):
                 return False
-            if (after is not None and low < after) or (before is not None and high >= before):
-                found = False
+            if (start is not None and low < start) or (stop is not None and high >= stop):
+                is_inside = False
         for step, began in self.begins.get(process, ()):
             if first >= began or (steps is not None and steps[1] < step):
                 continue
             if steps is not None and steps[0] >= step and last < began:
                 return False
-            found = False
-        return found or None
+            is_inside = False
+        return is_inside or None
 
     def mask(
         self, process: str, times: NDArray[np.int64], steps: NDArray[np.int64], stepped: NDArray[np.bool_]
     ) -> NDArray[np.bool_]:
-        """Which points of a process are wanted.
+        """Return a mask of the selected points of a process.
 
         Args:
-            process: Whose points.
-            times: All arrays are of shape (n,).
-            steps: Logged at these times, where `stepped`.
-            stepped: Whether there was one.
+            process: Process of the points.
+            times: Times of the points. All arrays have the shape (n,).
+            steps: Steps logged at these times, valid where `stepped` is True.
+            stepped: Whether a step was logged at each time.
         """
-        found = kept(times, steps, stepped, self.begins.get(process, ()))
+        mask = kept(times, steps, stepped, self.begins.get(process, ()))
         if self.start is not None:
-            found &= times >= self.start
+            mask &= times >= self.start
         if self.stop is not None:
-            found &= times < self.stop
+            mask &= times < self.stop
         if self.by_step:
-            found &= stepped
+            mask &= stepped
             if self.first_step is not None:
-                found &= steps >= self.first_step
+                mask &= steps >= self.first_step
             if self.last_step is not None:
-                found &= steps < self.last_step
-        return found
+                mask &= steps < self.last_step
+        return mask
 
 
 def kept(
@@ -94,12 +94,12 @@ def kept(
     stepped: NDArray[np.bool_],
     begins: Iterable[tuple[int, int]],
 ) -> NDArray[np.bool_]:
-    """Which points of a process no later attempt shadows; arguments as for `PointRange.mask`.
+    """Return a mask of the points of a process that no later attempt shadows; arguments as for `PointRange.mask`.
 
     Args:
-        begins: (step, time) where each later attempt begins.
+        begins: (step, time) at which each later attempt begins.
     """
-    found = np.ones(len(times), np.bool_)
+    mask = np.ones(len(times), np.bool_)
     for step, began in begins:
-        found &= ~(stepped & (steps >= step) & (times < began))
-    return found
+        mask &= ~(stepped & (steps >= step) & (times < began))
+    return mask

@@ -1,4 +1,4 @@
-"""Points in columns, as the store holds them: numbers that are floats or integers, or whole distributions."""
+"""Points in columns, as the store keeps them: numbers that are floats or integers, or whole distributions."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ _Index = slice | NDArray[np.bool_] | NDArray[np.intp]
 
 @dataclass(frozen=True, eq=False)
 class Column(ABC):
-    """n points of one series. The arrays are never written to after construction, so they may be shared by threads.
+    """The n points of one series. The arrays are never written to after construction, so threads may share them.
 
     Attributes:
         times: int64, shape (n,): nanoseconds since the Unix epoch, greater than 0.
@@ -25,22 +25,22 @@ class Column(ABC):
 
     @abstractmethod
     def arrays(self) -> tuple[NDArray[Any], ...]:
-        """All arrays, each of length n, in the order of the constructor's arguments."""
+        """Return all arrays, each of length n, in the order of the constructor's arguments."""
 
     @classmethod
     @abstractmethod
     def empty(cls) -> Self:
-        """No points."""
+        """Return a column without points."""
 
     @classmethod
     def concat(cls, parts: Iterable[Self]) -> Self:
-        """All points of the parts, in their order."""
-        listed = list(parts)
-        if len(listed) == 1:
-            return listed[0]
-        if not listed:
+        """Return all points of the parts, in their order."""
+        columns = list(parts)
+        if len(columns) == 1:
+            return columns[0]
+        if not columns:
             return cls.empty()
-        return cls(*map(np.concatenate, zip(*(part.arrays() for part in listed), strict=True)))
+        return cls(*map(np.concatenate, zip(*(column.arrays() for column in columns), strict=True)))
 
     def __len__(self) -> int:
         return len(self.times)
@@ -49,7 +49,7 @@ class Column(ABC):
         return type(self)(*(array[index] for array in self.arrays()))
 
     def distinct(self) -> Self:
-        """The points by ascending time; of points with the same time, the first."""
+        """Return the points by ascending time; of points with the same time, the first."""
         if len(self.times) < 2 or np.all(self.times[1:] > self.times[:-1]):
             return self
         ordered = self[np.argsort(self.times, kind="stable")]
@@ -58,11 +58,11 @@ class Column(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Points(Column):
-    """Numbers. They are kept as their 64 bits, so that a NaN keeps its payload, -0.0 its sign, and an int64 all its digits.
+    """Numbers as their 64 bits, which keep the payload of a NaN, the sign of -0.0 and all digits of an int64.
 
     Attributes:
         words: int64, shape (n,): the bits of a float64, or an int64.
-        integers: bool, shape (n,): which of the words are int64.
+        integers: bool, shape (n,): True where the word is an int64.
     """
 
     words: NDArray[np.int64]
@@ -70,20 +70,20 @@ class Points(Column):
 
     @classmethod
     def of(cls, times: NDArray[np.int64], values: NDArray[np.float64] | NDArray[np.int64]) -> "Points":
-        """Points with values of one kind."""
+        """Create points with values of one type."""
         return cls(times, values.view(np.int64), np.full(len(times), values.dtype.kind == "i"))
 
     @classmethod
     def empty(cls) -> "Points":
-        """No points."""
+        """Return a column without points."""
         return cls(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.bool_))
 
     def arrays(self) -> tuple[NDArray[Any], ...]:
-        """Times, words, integers."""
+        """Return times, words and integers."""
         return self.times, self.words, self.integers
 
     def floats(self) -> NDArray[np.float64]:
-        """The values as float64: integers outside 53 bits are rounded."""
+        """Return the values as float64; integers of more than 53 bits are rounded."""
         if not self.integers.any():
             return self.words.view(np.float64)
         if self.integers.all():
@@ -91,7 +91,7 @@ class Points(Column):
         return np.where(self.integers, self.words.astype(np.float64), self.words.view(np.float64))
 
     def values(self) -> list[int | float]:
-        """The values as Python numbers, each of its own kind."""
+        """Return the values as Python numbers, int or float."""
         numbers: list[int | float]
         if self.integers.all():
             numbers = self.words.tolist()
@@ -114,26 +114,26 @@ class Blobs(Column):
 
     @classmethod
     def of(cls, times: NDArray[np.int64], blobs: Sequence[bytes]) -> "Blobs":
-        """Points from a list."""
+        """Create points from a list of bytes."""
         column = np.empty(len(blobs), np.object_)
         column[:] = blobs
         return cls(times, column)
 
     @classmethod
     def empty(cls) -> "Blobs":
-        """No points."""
+        """Return a column without points."""
         return cls(np.empty(0, np.int64), np.empty(0, np.object_))
 
     def arrays(self) -> tuple[NDArray[Any], ...]:
-        """Times, blobs."""
+        """Return times and blobs."""
         return self.times, self.blobs
 
 
 def steps_at(steps: Points, times: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """The steps logged at exactly these times: (step or 0, whether there is one), shapes (n,).
+    """Return the steps logged at exactly these times: (step or 0, whether there is one), shapes (n,).
 
     Args:
-        steps: Points of `tensormeter.step`, by distinct ascending time. One that is not a whole number says nothing.
+        steps: Points of `tensormeter.step`, by distinct ascending time. Values that are not whole numbers are ignored.
         times: int64, shape (n,).
     """
     words, known = steps.words, steps.integers
@@ -145,7 +145,7 @@ def steps_at(steps: Points, times: NDArray[np.int64]) -> tuple[NDArray[np.int64]
             known = known | whole
     if not len(words):
         return np.zeros(len(times), np.int64), np.zeros(len(times), np.bool_)
-    if np.array_equal(steps.times, times):  # a metric of every row: the usual case, and four times as fast
+    if np.array_equal(steps.times, times):  # the usual case, a metric that every row has; four times as fast
         return np.where(known, words, 0), known
     index = np.minimum(np.searchsorted(steps.times, times), len(words) - 1)
     stepped = (steps.times[index] == times) & known[index]
@@ -153,7 +153,7 @@ def steps_at(steps: Points, times: NDArray[np.int64]) -> tuple[NDArray[np.int64]
 
 
 def beginning(steps: Points) -> tuple[int, int] | None:
-    """The lowest step among points of `tensormeter.step`, and the earliest time of any; None if there is no step."""
+    """Return the lowest step among points of `tensormeter.step` and the earliest time of any step; None if there is no step."""
     logged, stepped = steps_at(steps, steps.times)
     if not stepped.any():
         return None
@@ -165,7 +165,7 @@ Newest = tuple[int, int, bool]
 
 
 def newest(points: Column) -> Newest:
-    """The point with the latest time; of several, the first. `points` must not be empty."""
+    """Return the point with the latest time; of several, the first. `points` must not be empty."""
     index = int(points.times.argmax())
     if isinstance(points, Points):
         return int(points.times[index]), int(points.words[index]), bool(points.integers[index])

@@ -1,4 +1,4 @@
-"""The plain values that cross the interface of a store."""
+"""Runs, processes and events as they cross the interface of a store."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,12 +27,12 @@ State = Literal["running", "finished", "failed", "crashed", "preempted", "stalle
 
 @dataclass(frozen=True)
 class Receipt:
-    """What became of a batch.
+    """The result of storing a batch.
 
     Attributes:
-        rejected: Points or events in it that the store refused for good; everything else is stored.
-        message: Why, for people; "" if nothing was refused.
-        duplicate: The batch was there already and nothing was stored again; the rest is as it was the first time.
+        rejected: Number of points or events that the store refused for good; all others are stored.
+        message: Reasons, for people; "" if nothing was refused.
+        duplicate: Whether the batch had been stored before. Nothing is stored again; the other fields are those of the first time.
     """
 
     rejected: int = 0
@@ -42,7 +42,13 @@ class Receipt:
 
 @dataclass(frozen=True)
 class ProjectSummary:
-    """A project. `updated` is when something last arrived for it, in nanoseconds since the Unix epoch."""
+    """A project.
+
+    Attributes:
+        project: Name of the project.
+        runs: Number of its runs.
+        updated: Time of the last arrival of points or events, in nanoseconds since the Unix epoch.
+    """
 
     project: str
     runs: int
@@ -51,7 +57,7 @@ class ProjectSummary:
 
 @dataclass(frozen=True)
 class RunRef:
-    """A run, by name; `project` may be None where no two projects have a run of this id."""
+    """A reference to a run; `project` may be None if only one project has a run with this id."""
 
     run_id: str
     project: str | None = None
@@ -62,8 +68,8 @@ class ProcessSummary:
     """A process of a run.
 
     Attributes:
-        state: None while the process has neither started nor ended by an event of its own.
-        started: Unix time in nanoseconds of its latest start; None if it sent none.
+        state: State; None before the process has sent its first start or end.
+        started: Time of its latest start, in nanoseconds since the Unix epoch; None if it sent none.
     """
 
     process: str
@@ -75,13 +81,13 @@ class ProcessSummary:
 
 @dataclass(frozen=True)
 class ProcessAttempt:
-    """Where a process stands in a run that was attempted several times.
+    """The attempt of a process, in a run with several attempts.
 
     Attributes:
-        number: Of the attempt, from 1.
-        first_step: The lowest step that it logged; None if it is of attempt 1, or logged no steps.
-        began: When it logged its earliest step, in nanoseconds since the Unix epoch; 0 where there is no `first_step`.
-        rank: None if it has none.
+        number: Number of the attempt, from 1.
+        first_step: Lowest step that the process logged; None for attempt 1 and for processes without steps.
+        began: Time of its earliest step, in nanoseconds since the Unix epoch; 0 without `first_step`.
+        rank: Rank of the process, or None.
     """
 
     number: int
@@ -92,14 +98,14 @@ class ProcessAttempt:
 
 @dataclass(frozen=True)
 class Summary:
-    """The numbers of one metric of a run, over its processes and attribute sets.
+    """A summary of the numbers of one metric of a run, over its processes and attributes.
 
     Attributes:
-        last: The value with the latest time.
-        min: NaN if there are none but NaN, or, of one run, if series differ in unit or kind; so are `max` and `mean`.
-        count: Points. One that was resent without a batch id counts twice until the store has folded it.
-        last_step: The step logged at the time of `last`, or None.
-        last_time: Nanoseconds since the Unix epoch.
+        last: Value with the latest time.
+        min: Lowest value. `min`, `max` and `mean` are NaN if all values are NaN, or if series of one run differ in unit or kind.
+        count: Number of points. A point that was resent without a batch id counts twice until the store has flushed it.
+        last_step: Step logged at the time of `last`, or None.
+        last_time: Time of `last`, in nanoseconds since the Unix epoch.
     """
 
     last: int | float
@@ -116,17 +122,17 @@ class RunSummary:
     """A run. Times are nanoseconds since the Unix epoch.
 
     Attributes:
-        name: As a user named it, or else as it was sent.
+        name: Name that a user gave, or else the name that was sent.
         created: Time of its earliest point or event.
         started: Time of its earliest start, or else `created`.
-        ended: Time of its latest end; None while it goes on.
-        updated: When something last arrived for it, by the server's clock.
-        newest: Time of its latest point, or when it arrived if that was earlier, as with clocks that are fast; 0 if there is none.
-        config: From the latest `tensormeter.run.start` or `tensormeter.run.config` that carries one, as JSON values.
-        points: Stored points of all its series, those of `tensormeter.step` among them; resent ones as for `Summary`.
-        processes: How many.
-        lost: What they said they had to drop, for whatever reason.
-        summary: By metric; only what was asked for.
+        ended: Time of its latest end; None while it is running.
+        updated: Time of the last arrival of points or events, by the server's clock.
+        newest: Time of its latest point, or the time of its arrival if that is earlier (a sender's clock is fast); 0 without points.
+        config: Configuration from the latest `tensormeter.run.start` or `tensormeter.run.config` with one, as JSON values.
+        points: Number of stored points of all its series, including `tensormeter.step`; for resent points see `Summary`.
+        processes: Number of its processes.
+        lost: Number of items that its processes reported as dropped, for any reason.
+        summary: Summaries by metric; only those that were requested.
     """
 
     project: str
@@ -152,7 +158,7 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class RunChanges:
-    """What a user changes of a run; None leaves it as it is."""
+    """A user's changes to a run; None leaves a field as it is."""
 
     name: str | None = None
     tags: Sequence[str] | None = None
@@ -166,8 +172,8 @@ class RunTable:
     """Some fields of many runs, in columns of equal length, for filtering and sorting.
 
     Attributes:
-        runs: The store's own numbers of the runs, for `Store.runs`.
-        columns: By field; None where a run has no such thing.
+        runs: The store's numbers of the runs, for `Store.runs`.
+        columns: Values by field; None for runs without a value.
     """
 
     runs: Sequence[int]
@@ -176,12 +182,12 @@ class RunTable:
 
 @dataclass(frozen=True)
 class StoredEvent:
-    """An event; bytes of images are replaced by their digests, see `media`.
+    """An event. Images in the body are replaced by their digests, see `Store.media`.
 
     Attributes:
-        record: Fields of the log record next to these, where it has them: `severity_number`, `severity_text`, `trace_id`,
-            `span_id` (hexadecimal), `flags`, `observed_time`, and `scope` (`name`, `version`, `attributes`).
-        size: Characters of the body as JSON.
+        record: Other fields of the log record, if it has them: `severity_number`, `severity_text`, `trace_id`, `span_id`
+            (hexadecimal), `flags`, `observed_time`, and `scope` (`name`, `version`, `attributes`).
+        size: Number of characters of the body as JSON.
     """
 
     id: int
@@ -199,7 +205,7 @@ class EventPage(list[StoredEvent]):
     """Events, the newest first.
 
     Attributes:
-        more: Whether there may be older ones, for which the limit, or the size of an answer, left no room.
+        more: Whether the limit, or the maximum size of an answer, may have cut off older events.
     """
 
     def __init__(self, events: Iterable[StoredEvent], *, more: bool) -> None:
@@ -209,7 +215,7 @@ class EventPage(list[StoredEvent]):
 
 @dataclass(frozen=True)
 class Change:
-    """What is new about a run: the metrics that have grown, its present state, and whether it has new events."""
+    """The changes of a run: metrics with new points, its present state, and whether it has new events."""
 
     run: RunRef
     metrics: Sequence[str]
@@ -219,7 +225,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Changes:
-    """What is new since a cursor, and the cursor to ask with next time."""
+    """The changes since a cursor, and the cursor for the next query."""
 
     cursor: str
     changes: Sequence[Change]

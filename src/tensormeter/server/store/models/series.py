@@ -16,7 +16,7 @@ from tensormeter.server.store.models.runs import ProcessAttempt
 __all__ = ["MAX_READ_POINTS", "NO_GAPS", "MetricSummary", "Reading", "Selection", "Series", "Thinned"]
 
 MAX_READ_POINTS: Final = 20_000_000
-"""Points that one read looks at, at most."""
+"""Maximum number of points that one read looks at."""
 
 
 NO_GAPS: Final[NDArray[np.int64]] = np.empty(0, np.int64)
@@ -24,7 +24,14 @@ NO_GAPS: Final[NDArray[np.int64]] = np.empty(0, np.int64)
 
 @dataclass(frozen=True)
 class MetricSummary:
-    """One series of a run; `last*` are None if it has no points, `last` also if they are distributions. `scope` as in `Series`."""
+    """One series of a run.
+
+    Attributes:
+        last: Latest value; None for distributions and without points.
+        last_time: Time of the latest point, in nanoseconds since the Unix epoch; None without points.
+        last_step: Step of the latest point, or None.
+        scope: Instrumentation scope, see `Series`.
+    """
 
     metric: str
     kind: Kind
@@ -45,9 +52,9 @@ class Series:
     """Points of one series by ascending, distinct time.
 
     Attributes:
-        scope: The instrumentation scope: its name, or if it has attributes, JSON of a list of name and attributes; "" for
-            what tensormeter itself records, and for senders that name no scope.
-        gaps: int64, ascending: times at which the sender said that there is no value, if they were asked for. The line is
+        scope: Name of the instrumentation scope, or, if the scope has attributes, JSON of a list of name and attributes. "" for
+            tensormeter's own series, and for senders that name no scope.
+        gaps: int64, ascending: times at which the sender reported that there is no value, if gaps were requested. The line is
             interrupted there.
     """
 
@@ -63,20 +70,20 @@ class Series:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which points of a run are to be read.
+    """A selection of points of a run.
 
     Attributes:
-        metrics: Names; those that the run does not have are passed over.
-        process: Only of this process.
-        numeric: Numbers (`Points`), or else distributions (`Blobs`).
-        start: Only points with time >= start.
-        stop: Only points with time < stop.
-        after: Only points that arrived after this cursor, if the store still knows which, and no attempt has turned out
-            to begin earlier since; else all.
-        limit: Points to look at, at most, and gaps among them.
-        gaps: Whether gaps are wanted. Then also gaps that arrived after the cursor make it read all.
-        check: Called for each series; whatever it raises ends the read.
-        damaged: What is damaged of the series asked for is left out, and a text about it appended here; None: it is an error.
+        metrics: Names of the metrics; names that the run does not have are ignored.
+        process: Id of a process; None for all.
+        numeric: True for numbers (`Points`), False for distributions (`Blobs`).
+        start: Earliest time, in nanoseconds since the Unix epoch.
+        stop: End of the range of times, exclusive.
+        after: Cursor: only points that arrived after it are read, if the store still remembers them, and no attempt was found to
+            begin earlier since; else all points are read.
+        limit: Maximum number of points and gaps to look at.
+        gaps: Whether to read gaps. New gaps after the cursor also make the read return all points.
+        check: Callable for each series; an exception of it ends the read.
+        damaged: List that a message is appended to for each damaged part, which is left out; None to raise an error instead.
     """
 
     metrics: Sequence[str]
@@ -93,14 +100,14 @@ class Selection:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What a read of points found.
+    """The result of a read of points.
 
     Attributes:
-        series: By metric, process and attributes; none without points.
-        cursor: Names the state that was read, for a later read with `after`. Opaque.
+        series: Series by metric, process and attributes; none without points.
+        cursor: Opaque name of the state that was read, for a later read with `after`.
         complete: False if these are only the points that arrived after a cursor.
-        started: Of the run.
-        attempts: Of the run's processes; empty if all are of attempt 1.
+        started: Start of the run, in nanoseconds since the Unix epoch.
+        attempts: Attempts of the run's processes; empty if all are of attempt 1.
     """
 
     series: Sequence[Series]
@@ -112,13 +119,14 @@ class Reading:
 
 @dataclass(frozen=True, eq=False)
 class Thinned:
-    """A series of numbers as it is needed to draw it: either blocks of points, or points with their steps.
+    """A series of numbers for drawing: blocks of points, or points with their steps.
 
     Attributes:
-        scope: As in `Series`; so are `gaps`.
-        points: By ascending, distinct time; None if there are blocks.
-        steps: int64, shape (n,): logged at the times of points; 0 if they were not asked for. None if there are blocks.
-        blocks: By ascending time; if steps were asked for, also by ascending step. None if there are points.
+        scope: Instrumentation scope, see `Series`.
+        points: Points by ascending, distinct time; None if there are blocks.
+        steps: int64, shape (n,): steps logged at the times of the points; 0 if not requested. None if there are blocks.
+        blocks: Blocks by ascending time, and by ascending step if steps were requested. None if there are points.
+        gaps: Gaps, see `Series`.
     """
 
     process: str

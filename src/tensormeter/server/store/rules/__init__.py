@@ -1,1 +1,1 @@
-"""Decisions that all stores make alike."""
+"""Rules that all stores apply."""

@@ -1,4 +1,4 @@
-"""Digests that tell whether two batches of one id are the same."""
+"""Digests of requests, to compare two batches with the same id."""
 
 import hashlib
 
@@ -6,7 +6,7 @@ __all__ = ["digest"]
 
 
 def digest(signal: str, payload: bytes) -> bytes:
-    """Names the content of a request, however it was compressed on the way."""
+    """Return the digest of a request's signal and payload, which does not depend on its compression in transit."""
     hashed = hashlib.sha256(signal.encode() + b"\0")
     hashed.update(payload)
     return hashed.digest()

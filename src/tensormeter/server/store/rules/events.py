@@ -1,4 +1,4 @@
-"""Events: stored as they come, without the images in them, which have a table of their own."""
+"""Rules for events: limits, images, digests and the stored form."""
 
 import hashlib
 import json
@@ -29,33 +29,33 @@ __all__ = ["PreparedEvent", "key_and_step", "prepare_event", "record_of", "refus
 
 _LIMITS: Final = {
     TEXT_EVENT: ("text", TEXT_BYTES + ENVELOPE_BYTES),
-    # A cell that JSON has no number for stands in quotes here: what passes the client must pass.
+    # JSON writes a cell such as NaN in quotes. A table that passes the client's check must pass this one.
     TABLE_EVENT: ("table", TABLE_BYTES + 2 * TABLE_CELLS + ENVELOPE_BYTES),
 }
-"""What an event of a name is called, and its largest size as JSON, without images; EVENT_BYTES for the others."""
+"""Noun for an event of a name, and its maximum size as JSON without images; other events have EVENT_BYTES."""
 
 DIGEST: Final = re.compile("[0-9a-f]{64}")
 
 _LONGEST_KEY: Final = 100
-"""Characters of a key that a reason names."""
+"""Maximum number of characters of a key in a reason."""
 
 _MOST_NAMED: Final = 3
 
 
 _IDENTITY: Final = ("severity_number", "severity_text", "trace_id", "span_id")
-"""Fields that tell records apart which have the same time, name, body and attributes."""
+"""Fields that distinguish records with the same time, name, body and attributes."""
 
 
 @dataclass(frozen=True)
 class PreparedEvent:
-    """An event as a store keeps it.
+    """An event in its stored form.
 
     Attributes:
         body: Canonical JSON, without images.
         attributes: Canonical JSON.
-        record: The other fields of the log record, as canonical JSON; see `record_of`.
-        digest: SHA-256 of what tells the event from others of its name and time.
-        images: What was in the body.
+        record: Other fields of the log record, as canonical JSON; see `record_of`.
+        digest: SHA-256 that distinguishes the event from others with its name and time.
+        images: Images of the body.
     """
 
     body: str
@@ -66,48 +66,48 @@ class PreparedEvent:
 
 
 def prepare_event(event: Event) -> PreparedEvent | str:
-    """An event as it is stored, or why it is refused."""
+    """Convert an event to its stored form, or return the reason for its refusal."""
     try:
-        kept, images = take_media(event.body)
+        content, images = take_media(event.body)
     except MediaError as error:
         return str(error)
-    body, attributes, fields = canonical_json(kept), canonical_json(event.attributes), record_of(event)
+    body, attributes, fields = canonical_json(content), canonical_json(event.attributes), record_of(event)
     record = canonical_json(fields)
-    what, limit = _LIMITS.get(event.name, ("event", EVENT_BYTES))
+    noun, limit = _LIMITS.get(event.name, ("event", EVENT_BYTES))
     size = sum(len(text) if text.isascii() else len(text.encode()) for text in (body, attributes, record))
     if size > limit:
         key, _ = key_and_step(event)
-        return too_large(size, limit, f"{what} {(key or event.name)[:_LONGEST_KEY]!r}", "send it in parts")
-    content = f"{body}\0{attributes}"
-    told_apart = {name: fields[name] for name in _IDENTITY if name in fields}
-    if told_apart:  # otherwise the digest is that of versions that stored body and attributes only
-        content += f"\0{canonical_json(told_apart)}"
-    return PreparedEvent(body, attributes, record, hashlib.sha256(content.encode()).digest(), images)
+        return too_large(size, limit, f"{noun} {(key or event.name)[:_LONGEST_KEY]!r}", "send it in parts")
+    identity = f"{body}\0{attributes}"
+    fields_of_identity = {name: fields[name] for name in _IDENTITY if name in fields}
+    if fields_of_identity:  # without them, the digest equals that of versions that stored body and attributes only
+        identity += f"\0{canonical_json(fields_of_identity)}"
+    return PreparedEvent(body, attributes, record, hashlib.sha256(identity.encode()).digest(), images)
 
 
 def trim_config(event: Event) -> tuple[Event, str | None]:
-    """An event of a run whose configuration fits the limit; equal events become equal ones.
+    """Shorten the configuration in an event of a run to its limit. The result is the same for equal events.
 
     Returns:
-        The event, and why values are left out of its configuration; None if none is.
+        The event, and the reason if values of its configuration were left out, or None.
     """
     details = event.body if isinstance(event.body, Mapping) else {}
     config = details.get("config")
     if event.name not in (RUN_START, RUN_CONFIG) or not isinstance(config, Mapping):
         return event, None
-    kept, left_out = fit(json_value(config), CONFIG_BYTES)
+    fitting, left_out = fit(json_value(config), CONFIG_BYTES)
     if not left_out:
         return event, None
     names = ", ".join(value.name[:_LONGEST_KEY] for value in left_out[:_MOST_NAMED])
     more = ", ..." if len(left_out) > _MOST_NAMED else ""
     reason = f"the configuration is larger than {CONFIG_BYTES >> 20} MiB as JSON: left out {names}{more}"
-    return replace(event, body={**details, "config": kept}), reason
+    return replace(event, body={**details, "config": fitting}), reason
 
 
 def record_of(event: Event) -> dict[str, Any]:
-    """The fields of a log record next to name, time, body and attributes; only those that it has."""
+    """Return the fields of a log record other than name, time, body and attributes; only those that it has."""
     scope = event.scope
-    about_scope = {"name": scope.name, "version": scope.version, "attributes": dict(scope.attributes)}
+    scope_fields = {"name": scope.name, "version": scope.version, "attributes": dict(scope.attributes)}
     fields = {
         "severity_number": event.severity_number,
         "severity_text": event.severity_text,
@@ -115,34 +115,34 @@ def record_of(event: Event) -> dict[str, Any]:
         "span_id": event.span_id,
         "flags": event.flags,
         "observed_time": 0 if event.observed_time == event.time else event.observed_time,
-        "scope": {name: value for name, value in about_scope.items() if value},
+        "scope": {name: value for name, value in scope_fields.items() if value},
     }
     return {name: value for name, value in fields.items() if value}
 
 
 def stored_event(row: Sequence[Any], max_body: int | None = None) -> StoredEvent:
-    """An event from its columns: id, time, name, step, process, attributes, body, record.
+    """Create an event from its columns: id, time, name, step, process, attributes, body, record.
 
     Args:
-        row: The columns.
-        max_body: As for `Store.events`.
+        row: Columns of the event.
+        max_body: Maximum size of the body, see `Store.events`.
     """
     number, time, name, step, process, attributes, body, record = row
     size = len(body or "")
     shown = body if max_body is None or size <= max_body else "null"
-    found, content, fields = (json.loads(text or "{}") for text in (attributes, shown, record))
-    return StoredEvent(number, time, name, step, process, found, content, fields, size)
+    shown_attributes, content, fields = (json.loads(text or "{}") for text in (attributes, shown, record))
+    return StoredEvent(number, time, name, step, process, shown_attributes, content, fields, size)
 
 
 def key_and_step(event: Event) -> tuple[str | None, int | None]:
-    """What an event is filtered by."""
+    """Return key and step of an event, which queries filter by."""
     attributes = event.attributes
     key, step = attributes.get(MEDIA_KEY), attributes.get(STEP_METRIC)
     return key if isinstance(key, str) else None, step if isinstance(step, int) else None
 
 
 def refusal(event: Event, moment: int) -> str | None:
-    """Why an event at this time cannot be stored, whatever it says; None if it can."""
+    """Return the reason why an event at this time cannot be stored; None if it can."""
     if moment >= 1 << 63:
         return "time is above 2^63 - 1 ns"
     if len(event.name) > MAX_NAME:

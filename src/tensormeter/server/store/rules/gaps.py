@@ -13,15 +13,15 @@ from tensormeter.server.store.rules.ingest_series import Arrival, arrivals_of
 __all__ = ["MAX_GAPS", "gap_times", "gaps_of"]
 
 MAX_GAPS: Final = 10_000
-"""Gaps of one series that are kept: the newest."""
+"""Maximum number of gaps of one series; the newest are kept."""
 
 
 def gaps_of(batches: Sequence[Batch], check: Check = no_check) -> list[Arrival]:
-    """The gaps of batches that can be stored, as arrivals: of their points the times count."""
-    found, _ = arrivals_of([Batch(batch.resource, batch.gaps) for batch in batches if batch.gaps], check)
-    return found
+    """Return the gaps of batches that can be stored, as arrivals whose values do not count."""
+    arrivals, _ = arrivals_of([Batch(batch.resource, batch.gaps) for batch in batches if batch.gaps], check)
+    return arrivals
 
 
 def gap_times(arrival: Arrival) -> NDArray[np.int64]:
-    """The newest times of one of `gaps_of`, ascending and distinct."""
+    """Return the newest times of one result of `gaps_of`, ascending and distinct."""
     return np.unique(arrival.points.times)[-MAX_GAPS:]

@@ -1,4 +1,4 @@
-"""What of a decoded request can be stored, series by series, and what cannot and why."""
+"""Sorting the points of a decoded request into series that can be stored, and reasons for the others."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from tensormeter.server.store.rules.resource_identity import MAX_NAME, Source, i
 __all__ = ["Arrival", "Rejections", "arrivals_of"]
 
 MAX_ATTRIBUTES_JSON: Final = 16_384
-"""Characters in the attributes of one series, as JSON."""
+"""Maximum number of characters in the attributes of one series, as JSON."""
 
 MAX_DISTRIBUTION_BYTES: Final = 65_536
-"""Bytes of one histogram or summary in protobuf, without attributes."""
+"""Maximum number of bytes of one histogram or summary in protobuf, without attributes."""
 
-_LAST_TIME: Final = (1 << 63) - 2  # the year 2262; SQLite and NumPy both end there, and a range needs one past it
+_LAST_TIME: Final = (1 << 63) - 2  # the year 2262: the maximum of SQLite and NumPy, less one for the end of a range
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,9 @@ class Arrival:
     """Points of one series of one source.
 
     Attributes:
-        kind: As `kind_of` names it.
-        scope: "" for tensormeter's own, else the instrumentation scope as text.
-        attributes: As canonical JSON.
+        kind: Kind, see `kind_of`.
+        scope: Instrumentation scope as text; "" for tensormeter's own.
+        attributes: Canonical JSON.
     """
 
     source: Source
@@ -47,24 +47,24 @@ class Arrival:
 
 
 class Rejections(Counter[str]):
-    """How many items were refused, by reason."""
+    """Number of refused items, by reason."""
 
     def describe(self, noun: str) -> str:
-        """For people: "3 data points: time is missing; 1 data point: ..."; "" if nothing was refused."""
+        """Return a text for people: "3 data points: time is missing; 1 data point: ..."; "" if nothing was refused."""
         return "; ".join(f"{count} {noun}{'' if count == 1 else 's'}: {reason}" for reason, count in self.items())
 
 
 def arrivals_of(batches: Sequence[Batch], check: Check = no_check) -> tuple[list[Arrival], Rejections]:
-    """Sort out what can be stored. Depends on nothing but the batches, so that a replay comes out the same.
+    """Sort out the points that can be stored. The result depends only on the batches, so a replay gives the same result.
 
     Args:
-        batches: The points of one request.
-        check: Called for each resource and series; whatever it raises ends the work.
+        batches: Points of one request.
+        check: Callable for each resource and series; an exception of it ends the work.
     """
     arrivals: list[Arrival] = []
     rejections = Rejections()
     scopes: dict[int, str] = {}
-    """Texts of scopes by identity: all series of a scope share the object, and its attributes may be many."""
+    """Texts of scopes by identity: all series of a scope share one object, which may have many attributes."""
     for batch in batches:
         check()
         source = identify(batch.resource)
@@ -84,19 +84,19 @@ def arrivals_of(batches: Sequence[Batch], check: Check = no_check) -> tuple[list
                 rejections[f"metric name or scope is longer than {MAX_NAME} characters"] += len(series.times)
             elif len(attributes) > MAX_ATTRIBUTES_JSON:
                 rejections[f"attributes are longer than {MAX_ATTRIBUTES_JSON} characters as JSON"] += len(series.times)
-            elif isinstance(series, Histogram) and (reason := _misfit(series)):
+            elif isinstance(series, Histogram) and (reason := _bucket_fault(series)):
                 rejections[reason] += len(series.times)
             else:
                 points = _timed(_column(series, rejections), rejections)
                 if len(points):
                     unit, description = series.unit[:MAX_NAME], series.description[:MAX_NAME]
-                    about = (series.name, kind_of(series), scope, attributes, unit, description)
-                    arrivals.append(Arrival(source, *about, points))
+                    identity = (series.name, kind_of(series), scope, attributes, unit, description)
+                    arrivals.append(Arrival(source, *identity, points))
     return arrivals, rejections
 
 
-def _misfit(series: Histogram) -> str:
-    """What is wrong with the buckets of a histogram, "" if nothing."""
+def _bucket_fault(series: Histogram) -> str:
+    """Return the fault of a histogram's buckets, or ""."""
     bounds, counts = len(series.bounds), series.buckets.shape[1]
     if counts != (bounds + 1 if counts else bounds):
         return (
@@ -132,7 +132,7 @@ def _timed(points: Column, rejections: Rejections) -> Column:
 
 
 def _scope(scope: Scope) -> str:
-    """What tells the series of two scopes apart: name and attributes. A new version goes on with the old series."""
+    """Return the text that identifies a scope: name and attributes. The series continue in a new version of the scope."""
     if scope.attributes:
         return canonical_json([scope.name, dict(scope.attributes)])
     return "" if scope.name == SCOPE.name else scope.name

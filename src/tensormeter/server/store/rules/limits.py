@@ -12,7 +12,7 @@ def check_limit(total: int, limit: int, metrics: Collection[str]) -> None:
     """Refuse a read of more than `limit` points.
 
     Raises:
-        TooManyPointsError: It is one.
+        TooManyPointsError: There are more.
     """
     if total > limit:
         names = sorted(metrics)
@@ -23,9 +23,9 @@ def check_limit(total: int, limit: int, metrics: Collection[str]) -> None:
         )
 
 
-DELETED: Final = "the run was deleted; start it anew, or under another id"
-"""Why something is refused that was sent for a run after somebody had deleted it."""
+DELETED: Final = "the run was deleted; start it again, or under another id"
+"""Reason for refusing points and events of a deleted run."""
 
 
 MAX_SERIES_PER_RUN: Final = 100_000
-"""Past this, new series of a run are refused: somebody put an id or a step into a name or an attribute."""
+"""Number of series above which new series of a run are refused. The usual cause is an id or a step in a name or an attribute."""

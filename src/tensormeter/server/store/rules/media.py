@@ -1,4 +1,4 @@
-"""Images in the bodies of events: taken out, checked, and stored by the hash of their bytes."""
+"""Images in the bodies of events: extracted, checked, and stored by the hash of their bytes."""
 
 import hashlib
 from collections.abc import Mapping
@@ -15,16 +15,16 @@ _SIGNATURES: Final = {
     "image/gif": lambda data: data.startswith((b"GIF87a", b"GIF89a")),
     "image/webp": lambda data: data.startswith(b"RIFF") and data[8:12] == b"WEBP",
 }
-"""The types that are stored, and how their bytes begin. No SVG: it can carry scripts."""
+"""Content types that are stored, and the test for their first bytes. SVG is refused because it can contain scripts."""
 
 
 class MediaError(ValueError):
-    """An image that is not stored; the message says why."""
+    """An image cannot be stored; the message has the reason."""
 
 
 @dataclass(frozen=True)
 class Media:
-    """Bytes to be shown by a browser; `digest` is their SHA-256 in hex."""
+    """An image; `digest` is the SHA-256 of its bytes in hex."""
 
     digest: str
     content_type: str
@@ -32,35 +32,35 @@ class Media:
 
 
 def take_media(body: Any) -> tuple[Any, list[Media]]:
-    """The body with a reference in place of each image, and the images.
+    """Return the body with a reference in place of each image, and the images.
 
     An image is a mapping with bytes under "data" and their type under "content_type".
 
     Raises:
-        MediaError: One is too large, or not of a type that is stored.
+        MediaError: An image is too large, or its type is not stored.
     """
-    found: list[Media] = []
-    return _take(body, found), found
+    images: list[Media] = []
+    return _take(body, images), images
 
 
-def _take(value: Any, found: list[Media]) -> Any:
+def _take(value: Any, images: list[Media]) -> Any:
     if isinstance(value, Mapping):
         data, content_type = value.get("data"), value.get("content_type")
         if isinstance(data, bytes) and content_type is not None:
             media = _check(data, content_type)
-            found.append(media)
-            if len(found) > TABLE_IMAGES:
+            images.append(media)
+            if len(images) > TABLE_IMAGES:
                 raise MediaError(f"more than {TABLE_IMAGES} images in one event")
-            rest = {key: _take(item, found) for key, item in value.items() if key != "data"}
+            rest = {key: _take(item, images) for key, item in value.items() if key != "data"}
             return rest | {"digest": media.digest, "size": len(data)}
-        return {key: _take(item, found) for key, item in value.items()}
+        return {key: _take(item, images) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_take(item, found) for item in value]
+        return [_take(item, images) for item in value]
     return value
 
 
 def is_of_type(data: bytes, content_type: object) -> bool:
-    """Whether bytes are an image of a type that is stored."""
+    """Return whether bytes are an image of a type that is stored."""
     matches = _SIGNATURES.get(content_type) if isinstance(content_type, str) else None
     return matches is not None and matches(data)
 

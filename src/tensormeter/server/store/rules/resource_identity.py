@@ -1,4 +1,4 @@
-"""Where telemetry comes from: project, run and process, read off the attributes of a resource."""
+"""The source of telemetry: project, run and process, from the attributes of a resource."""
 
 import hashlib
 from collections.abc import Mapping
@@ -13,17 +13,19 @@ from tensormeter.settings import IDENTIFIER
 __all__ = ["Source", "identify"]
 
 MAX_NAME: Final = 1024
-"""Characters in the name of a project, run, process, metric or event."""
+"""Maximum number of characters in the name of a project, run, process, metric or event."""
 
 MAX_RESOURCE_JSON: Final = 65_536
-"""Characters in the attributes of one resource, as JSON."""
+"""Maximum number of characters in the attributes of one resource, as JSON."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One process of one run; `resource` is all of its attributes, as canonical JSON.
+    """One process of one run.
 
-    `derived` says that the sender named no run, and the id was made from its resource.
+    Attributes:
+        resource: All attributes of the resource, as canonical JSON.
+        derived: Whether the sender named no run, so that its id was derived from the resource.
     """
 
     project: str
@@ -36,10 +38,10 @@ class Source:
 
 
 def identify(attributes: Mapping[str, Attribute]) -> Source | str:
-    """The source that a resource describes, or the reason why the store cannot keep it.
+    """Return the source that a resource describes, or the reason why the store cannot keep it.
 
-    A sender that knows nothing of tensormeter gets a run per `service.name` and `service.instance.id`, or, if it does
-    not say which instance it is, a run per distinct resource.
+    A sender that is not aware of tensormeter gets a run for each `service.name` and `service.instance.id`, or, without an instance
+    id, a run for each distinct resource.
     """
     resource = canonical_json(attributes)
     service = _text(attributes, SERVICE_NAME)
@@ -58,8 +60,8 @@ def identify(attributes: Mapping[str, Attribute]) -> Source | str:
     if len(resource) > MAX_RESOURCE_JSON:
         return f"resource attributes are longer than {MAX_RESOURCE_JSON} characters as JSON"
     attempt = attributes.get(RUN_ATTEMPT)
-    known = attempt if isinstance(attempt, int) and 1 <= attempt < 1 << 31 else 1
-    return Source(project, run_id, name, instance, resource, known, derived)
+    number = attempt if isinstance(attempt, int) and 1 <= attempt < 1 << 31 else 1
+    return Source(project, run_id, name, instance, resource, number, derived)
 
 
 def _text(attributes: Mapping[str, Attribute], key: str) -> str:

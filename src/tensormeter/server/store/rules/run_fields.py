@@ -1,4 +1,4 @@
-"""Fields of runs for lists: values inside configurations and parts of summaries."""
+"""Fields of runs in lists: values inside configurations and parts of summaries."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,21 +10,21 @@ from tensormeter.server.store.rules.totals import Totals
 __all__ = ["PARTS", "dig", "summary_fields", "summary_of"]
 
 PARTS: Final = {"min": "minimum", "max": "maximum"}
-"""Parts of a summary that are called otherwise in `Totals`."""
+"""Parts of a summary that have another name in `Totals`."""
 
 
 def summary_fields(fields: Sequence[str]) -> dict[str, list[str]]:
-    """The parts of summaries that are asked for, by metric."""
-    found: dict[str, list[str]] = defaultdict(list)
+    """Return the requested parts of summaries, by metric."""
+    parts_of: dict[str, list[str]] = defaultdict(list)
     for name in fields:
         if name.startswith("summary."):
             metric, _, part = name.removeprefix("summary.").rpartition(".")
-            found[metric].append(part)
-    return found
+            parts_of[metric].append(part)
+    return parts_of
 
 
 def dig(config: Any, key: str) -> Any:
-    """What a configuration has under a key with dots in it, or else along a path; None if nothing."""
+    """Return the value of a configuration under a key with dots in it, or else along a path; None if there is none."""
     if isinstance(config, Mapping) and key in config:
         return config[key]
     for part in key.split("."):
@@ -35,7 +35,7 @@ def dig(config: Any, key: str) -> Any:
 
 
 def summary_of(totals: Totals) -> Summary:
-    """As the interface has it."""
+    """Convert totals to the summary that crosses the interface."""
     return Summary(
         last=totals.last,
         min=totals.minimum,

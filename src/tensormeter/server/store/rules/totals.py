@@ -1,4 +1,4 @@
-"""Summaries of metrics: count, extremes, mean and last value, added up as points are folded."""
+"""Summaries of metrics: count, extremes, mean and last value, which can be merged."""
 
 import math
 import struct
@@ -16,13 +16,13 @@ _WORD, _FLOAT = struct.Struct("q"), struct.Struct("d")
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What is known of some numbers.
+    """Statistics of some numbers.
 
     Attributes:
-        count: Points.
-        numbers: Points that are not NaN; `total`, `minimum` and `maximum` are about them, NaN if there are none.
-        last_time: Of the latest point; `last_word`, `last_integer` and `last_step` are about it.
-        last_step: None if no step was logged at that time, or it is not known yet.
+        count: Number of points.
+        numbers: Number of points that are not NaN. `total`, `minimum` and `maximum` are about these; NaN if there are none.
+        last_time: Time of the latest point; `last_word`, `last_integer` and `last_step` are about that point.
+        last_step: Step logged at that time; None if there is none, or it is not known yet.
     """
 
     count: int
@@ -37,7 +37,7 @@ class Totals:
 
     @classmethod
     def of(cls, points: Points, last_step: int | None = None) -> "Totals":
-        """Of points, not empty."""
+        """Calculate the statistics of points; there must be at least part."""
         values = points.floats()
         index = int(points.times.argmax())
         with np.errstate(all="ignore"):
@@ -64,18 +64,18 @@ class Totals:
 
     @classmethod
     def merge(cls, totals: Iterable["Totals"]) -> "Totals":
-        """Of several, not none; of equal last times the first wins."""
-        listed = list(totals)
-        if len(listed) == 1:
-            return listed[0]
-        last = max(listed, key=lambda one: one.last_time)
-        with_numbers = [one for one in listed if one.numbers]
+        """Merge at least one; of equal last times, the first wins."""
+        parts = list(totals)
+        if len(parts) == 1:
+            return parts[0]
+        last = max(parts, key=lambda part: part.last_time)
+        with_numbers = [part for part in parts if part.numbers]
         return cls(
-            sum(one.count for one in listed),
-            sum(one.numbers for one in listed),
-            sum(one.total for one in with_numbers),
-            min((one.minimum for one in with_numbers), default=math.nan),
-            max((one.maximum for one in with_numbers), default=math.nan),
+            sum(part.count for part in parts),
+            sum(part.numbers for part in parts),
+            sum(part.total for part in with_numbers),
+            min((part.minimum for part in with_numbers), default=math.nan),
+            max((part.maximum for part in with_numbers), default=math.nan),
             last.last_time,
             last.last_word,
             last.last_integer,
@@ -83,17 +83,17 @@ class Totals:
         )
 
     def without_statistics(self) -> "Totals":
-        """Without sum and extremes, which mean nothing where series differ in unit or kind."""
+        """Remove sum and extremes, which are meaningless if series differ in unit or kind."""
         return replace(self, total=math.nan, minimum=math.nan, maximum=math.nan)
 
     @property
     def mean(self) -> float:
-        """NaN if there are no numbers."""
+        """Mean; NaN if there are no numbers."""
         return self.total / self.numbers if self.numbers else math.nan
 
     @property
     def last(self) -> int | float:
-        """The latest value."""
+        """Latest value."""
         if self.last_integer:
             return self.last_word
         number: float = _FLOAT.unpack(_WORD.pack(self.last_word))[0]
